@@ -1,0 +1,1 @@
+"""What a reward model is. Knows no HTTP, no metrics, no optimizer."""

@@ -1,0 +1,94 @@
+"""One table of backends, name -> loader, imported only when asked for.
+
+A backend turns a `ModelSpec` into a `LoadedModel`: a `Scorer`, the encoding that belongs to it, and what
+is known of both. This module itself needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from model.calibration import Calibration
+from model.contract import ContractReport, ScoringContract
+from model.conversation import Sample
+from model.encoding import Encoded, Truncation
+from model.scorer import HeadScores, Scorer
+
+BACKENDS: dict[str, str] = {
+    "torch": "model.backends.torch:load",
+    "echo": "model.backends.echo:load",
+}
+
+
+class LoadError(Exception):
+    """This model cannot be served; the message says why and what to do."""
+
+
+class ContractBroken(LoadError):
+    """The model is not what its contract says; `report` has every broken clause."""
+
+    def __init__(self, report: ContractReport) -> None:
+        super().__init__("\n".join(str(b) for b in report.breaches))
+        self.report = report
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What the operator asked for. `model` empty: the embedded default."""
+
+    model: str = ""
+    device: str = "auto"
+    dtype: str = "auto"
+    engine: Literal["auto", "padded"] = "auto"
+    contract: Literal["strict", "warn"] = "strict"
+    max_input_tokens: int | None = None
+    truncation: Truncation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What is loaded. `heads` are (name, weight): raw = sum of weight * value over the heads."""
+
+    name: str
+    architecture: str
+    backend: str
+    engine: str
+    dtype: str
+    device: str
+    heads: tuple[tuple[str, float], ...]
+    n_parameters: int
+    max_tokens: int
+
+    def raw(self, scores: HeadScores) -> float:
+        """The weighted sum of the heads: the raw score before anything else happens to it."""
+        return sum(weight * scores[name] for name, weight in self.heads)
+
+
+class Encode(Protocol):
+    """Sample -> ids. Thread-safe. Raise `SampleError` for a sample that cannot be scored."""
+
+    def __call__(self, sample: Sample) -> Encoded:
+        """Encode one sample."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is ready to score, and what it said about itself."""
+
+    identity: Identity
+    scorer: Scorer
+    encode: Encode
+    contract: ScoringContract
+    report: ContractReport
+    calibration: Calibration | None
+
+
+def load(backend: str, spec: ModelSpec) -> LoadedModel:
+    """Load `spec` with the named backend. Raise `LoadError` (`ContractBroken` in strict mode)."""
+    module, _, function = BACKENDS[backend].partition(":")
+    loader: Callable[[ModelSpec], LoadedModel] = getattr(importlib.import_module(module), function)
+    return loader(spec)

@@ -1,0 +1,114 @@
+"""A model without weights, for tests, load generators and drills.
+
+Bytes are tokens and the score is a fixed function of the ids, so every reply can be checked. Two
+environment-free knobs sit in the model name: `echo:delay_ms=5` sleeps that long a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+
+from model.backends import Identity, LoadedModel, LoadError, ModelSpec
+from model.calibration import Calibration
+from model.contract import ContractReport, ScoringContract
+from model.conversation import EmptyResponse, InputTooLong, Sample, TokenOutOfVocabulary, check_text
+from model.encoding import Encoded
+from model.scorer import BatchScores, TokenBatch
+
+VOCAB_SIZE = 256
+END_ID = 0
+MAX_TOKENS = 32_768
+
+
+def echo_score(ids: Sequence[int]) -> float:
+    """The score of a row: a number in [-2, 2) that depends on every id and on their order."""
+    digest = hashlib.blake2b(b",".join(str(i).encode() for i in ids), digest_size=4).digest()
+    return int.from_bytes(digest, "big") / 2**30 - 2.0
+
+
+class EchoScorer:
+    """Answers `echo_score` for every row, after `delay_s`."""
+
+    def __init__(self, delay_s: float = 0.0) -> None:
+        self._delay_s = delay_s
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest row."""
+        return MAX_TOKENS
+
+    def score(self, batch: TokenBatch) -> BatchScores:
+        """One entry a row, in order."""
+        if self._delay_s:
+            time.sleep(self._delay_s)
+        return BatchScores(tuple({"score": echo_score(row)} for row in batch.rows), tokens_computed=batch.n_tokens)
+
+    def cost(self, lengths: Sequence[int]) -> int:
+        """Nothing is padded."""
+        return sum(lengths)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class EchoEncoder:
+    """UTF-8 bytes as ids: contents joined by newlines, then the end id."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+
+    def __call__(self, sample: Sample) -> Encoded:
+        """Encode one sample; the same refusals as a real encoder has."""
+        missing_end = sample.finish_reason == "length"
+        if sample.input_ids is not None:
+            for i, token in enumerate(sample.input_ids):
+                if not 0 <= token < VOCAB_SIZE:
+                    raise TokenOutOfVocabulary(f"input_ids[{i}] is {token}", index=i, id=token, vocab_size=VOCAB_SIZE)
+            ids, n_prompt = sample.input_ids, 0
+        elif sample.text is not None:
+            check_text(sample.text)
+            ids, n_prompt = tuple(sample.text.encode()), 0
+        else:
+            messages = sample.conversation()
+            for message in messages:
+                check_text(message.content)
+            prompt = "\n".join(m.content for m in messages[:-1]).encode() + b"\n"
+            ids, n_prompt = tuple(prompt + messages[-1].content.encode()), len(prompt)
+        if not ids:
+            raise EmptyResponse("the response is empty")
+        ids = ids if missing_end else (*ids, END_ID)
+        excess = len(ids) - self._max_tokens
+        if excess > n_prompt:
+            raise InputTooLong(n=len(ids) - n_prompt, limit=self._max_tokens)
+        if excess > 0:
+            return Encoded(ids[excess:], n_prompt - excess, truncated=True, missing_end=missing_end)
+        return Encoded(ids, n_prompt, missing_end=missing_end)
+
+
+def load(spec: ModelSpec) -> LoadedModel:
+    """`ModelSpec(model="echo")` or `"echo:delay_ms=5"`."""
+    max_tokens = min(MAX_TOKENS, spec.max_input_tokens or MAX_TOKENS)
+    contract = ScoringContract(
+        template="", template_digest="", bos_id=None, end_text="\0", end_ids=(END_ID,), template_tail="",
+        truncation="prompt_left", max_tokens=max_tokens, pad_id=END_ID, tokenizer_digest="bytes", weights_digest="none",
+        head_digest="none", dtype="float32", heads=(("score", 1.0),), origin="inferred",
+    )  # fmt: skip
+    return LoadedModel(
+        identity=Identity("echo", "Echo", "echo", "none", "float32", "cpu", (("score", 1.0),), 0, max_tokens),
+        scorer=EchoScorer(_delay_s(spec.model)),
+        encode=EchoEncoder(max_tokens),
+        contract=contract,
+        report=ContractReport("inferred", (), 0, None),
+        calibration=Calibration(mean=0.0, std=1.1547005, cap_low=-1.6, cap_high=1.6, source="echo: uniform on [-2, 2)"),
+    )
+
+
+def _delay_s(name: str) -> float:
+    key, _, value = name.removeprefix("echo").removeprefix(":").partition("=")
+    if not key:
+        return 0.0
+    if key != "delay_ms":
+        raise LoadError(f"unknown echo option {key!r}; known is delay_ms")
+    return float(value) / 1000

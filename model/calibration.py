@@ -1,0 +1,82 @@
+"""The frozen statistics that turn a raw score into a normalised one, and where they come from.
+
+They are fitted once, on held-out data, by `training.calibrate`, and travel with the checkpoint as
+`calibration.json`. Standard library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "calibration.json"
+REFERENCE_QUANTILES: tuple[float, ...] = (0.001, 0.005, 0.01, *(i / 20 for i in range(1, 20)), 0.99, 0.995, 0.999)
+
+
+class CalibrationError(Exception):
+    """The statistics are missing or make no sense; the message says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Statistics of raw scores on held-out reference responses.
+
+    `mean` and `std` are of the raw score. `temperature` divides score differences in the
+    Bradley-Terry probability. `cap_low` and `cap_high` are in units of the normalised score.
+    `length_slope` is the least-squares slope of the normalised score on log(tokens), information
+    only. `quantiles` maps a probability to the raw score below which that share lies. `n` is the number
+    of responses and `data_digest` says which.
+    """
+
+    mean: float
+    std: float
+    temperature: float = 1.0
+    cap_low: float | None = None
+    cap_high: float | None = None
+    length_slope: float | None = None
+    quantiles: tuple[tuple[float, float], ...] = ()
+    n: int = 0
+    data_digest: str = ""
+    source: str = "fitted"
+
+    def __post_init__(self) -> None:
+        """Raise `CalibrationError` naming the field that makes no sense."""
+        for name in ("mean", "std", "temperature"):
+            if not math.isfinite(getattr(self, name)):
+                raise CalibrationError(f"calibration: {name} is {getattr(self, name)}, it must be finite")
+        for name in ("std", "temperature"):
+            if getattr(self, name) <= 0:
+                raise CalibrationError(f"calibration: {name} is {getattr(self, name)}, it must be above zero")
+        if self.cap_low is not None and self.cap_high is not None and self.cap_low >= self.cap_high:
+            raise CalibrationError(f"calibration: cap_low {self.cap_low} is not below cap_high {self.cap_high}")
+
+    @property
+    def digest(self) -> str:
+        """`sha256:...` of the content; the same statistics have the same digest."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write `calibration.json` into a checkpoint folder."""
+        (folder / FILE_NAME).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Calibration | None:
+        """Read `calibration.json`, or None where there is none. Raise `CalibrationError` if it is unreadable."""
+        path = folder / FILE_NAME
+        if not path.is_file():
+            return None
+        try:
+            raw: dict[str, Any] = json.loads(path.read_text())
+            known = {f.name for f in fields(cls)}
+            unknown = sorted(set(raw) - known)
+            if unknown:
+                raise CalibrationError(f"{FILE_NAME}: unknown fields {unknown}; is it from a newer version?")
+            raw["quantiles"] = tuple((float(p), float(q)) for p, q in raw.get("quantiles", ()))
+            return cls(**raw)
+        except (TypeError, ValueError) as error:
+            raise CalibrationError(f"{FILE_NAME} is unreadable: {error}. Run `reward-train calibrate` again.") from error

@@ -1,0 +1,300 @@
+"""ScoringContract: everything that must be equal for a score to mean the same in training and serving.
+
+Training writes it beside the weights; the server verifies it at load, clause by clause, before it
+says that it is ready. Standard library only: the facts of a loaded model arrive as plain values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from model.conversation import Message, Sample
+
+FILE_NAME = "scoring_contract.json"
+N_PROBES = 16
+FORMAT = 1
+
+Origin = Literal["written", "inferred"]
+
+
+class ContractUnreadable(Exception):
+    """`scoring_contract.json` is there and cannot be understood."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A golden sample: what it encodes to and what it scored when the contract was written (float32).
+
+    `tolerance` is the largest difference in raw score that the writer accepts in float32.
+    """
+
+    sample: dict[str, Any]
+    ids: tuple[int, ...]
+    score: float
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is observed of a model that is loaded right now: the left side of every comparison."""
+
+    template_digest: str
+    bos_id: int | None
+    end_text: str
+    end_ids: tuple[int, ...]
+    pad_id: int
+    tokenizer_digest: str
+    weights_digest: str
+    head_digest: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringContract:
+    """The clauses. `template` is kept in full, so that a lost one can be put back."""
+
+    template: str
+    template_digest: str
+    bos_id: int | None
+    end_text: str
+    end_ids: tuple[int, ...]
+    template_tail: str
+    truncation: str
+    max_tokens: int
+    pad_id: int
+    tokenizer_digest: str
+    weights_digest: str
+    head_digest: str
+    dtype: str
+    heads: tuple[tuple[str, float], ...]
+    probes: tuple[Probe, ...] = ()
+    dtype_tolerance: tuple[tuple[str, float], ...] = ()
+    origin: Origin = "written"
+    format: int = FORMAT
+
+    @property
+    def digest(self) -> str:
+        """`sha256:...` of all clauses and probes; named in every reply."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+    def tolerance_for(self, dtype: str, probe: Probe) -> float:
+        """How far a probe may be off when it is served in `dtype`, in units of the raw score."""
+        return max(probe.tolerance, dict(self.dtype_tolerance).get(dtype, 0.0))
+
+    def save(self, folder: Path) -> None:
+        """Write `scoring_contract.json` into a checkpoint folder."""
+        (folder / FILE_NAME).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=True) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> ScoringContract | None:
+        """Read `scoring_contract.json`, or None where there is none. Raise `ContractUnreadable`."""
+        path = folder / FILE_NAME
+        if not path.is_file():
+            return None
+        try:
+            raw: dict[str, Any] = json.loads(path.read_text())
+            if raw.get("format") != FORMAT:
+                raise ContractUnreadable(f"{FILE_NAME} has format {raw.get('format')!r}; this version reads {FORMAT}")
+            unknown = sorted(set(raw) - {f.name for f in fields(cls)})
+            if unknown:
+                raise ContractUnreadable(f"{FILE_NAME}: unknown clauses {unknown}")
+            raw["end_ids"] = tuple(raw["end_ids"])
+            raw["heads"] = tuple((str(n), float(w)) for n, w in raw["heads"])
+            raw["dtype_tolerance"] = tuple((str(d), float(t)) for d, t in raw["dtype_tolerance"])
+            raw["probes"] = tuple(Probe(p["sample"], tuple(p["ids"]), p["score"], p["tolerance"]) for p in raw["probes"])
+            return cls(**raw)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ContractUnreadable(f"{FILE_NAME} is unreadable: {error!r}. Export the checkpoint again.") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Breach:
+    """One broken clause: which, what was found, and how to mend it."""
+
+    clause: str
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        """One line for a log or a terminal."""
+        return f"contract clause {self.clause!r} is broken: {self.message} Remedy: {self.remedy}"
+
+
+@dataclass(frozen=True, slots=True)
+class ContractReport:
+    """The outcome of a verification, as `GET /model` and `reward-check` show it.
+
+    `max_probe_error` is the largest |score now - score in the contract|, None without probes.
+    """
+
+    origin: Origin
+    breaches: tuple[Breach, ...]
+    n_probes: int
+    max_probe_error: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether no clause is broken."""
+        return not self.breaches
+
+
+def verify(
+    contract: ScoringContract,
+    facts: Facts,
+    probe_ids: tuple[tuple[int, ...], ...],
+    probe_scores: tuple[float, ...],
+) -> ContractReport:
+    """Compare a loaded model with its contract. `probe_ids` and `probe_scores` are in the contract's order.
+
+    Clauses that explain a difference are named rather than their consequences: where ids differ the
+    scores are not compared, and scores that differ are put down to the head, the weights or the dtype,
+    whichever changed.
+    """
+    breaches = _encoding_breaches(contract, facts)
+    for i, (probe, ids) in enumerate(zip(contract.probes, probe_ids, strict=True)):
+        if ids != probe.ids and not breaches:
+            breaches.append(_ids_breach(i, probe, ids))
+    breaches += _weight_breaches(contract, facts)
+    errors = [abs(now - p.score) for p, now in zip(contract.probes, probe_scores, strict=True)]
+    ids_equal = all(ids == p.ids for p, ids in zip(contract.probes, probe_ids, strict=True))
+    if ids_equal and not breaches:
+        breaches += _score_breaches(contract, facts, errors)
+    return ContractReport(contract.origin, tuple(breaches), len(contract.probes), max(errors, default=None))
+
+
+def _encoding_breaches(contract: ScoringContract, facts: Facts) -> list[Breach]:
+    found: list[Breach] = []
+    restore = "put back the tokenizer files that training wrote, or export the checkpoint again."
+    if facts.template_digest != contract.template_digest:
+        found.append(
+            Breach(
+                "template",
+                f"the chat template is {facts.template_digest[:19]}, training used {contract.template_digest[:19]}.",
+                "restore the template from the field `template` of scoring_contract.json.",
+            )
+        )
+    if facts.bos_id != contract.bos_id:
+        found.append(Breach("bos", f"BOS is {facts.bos_id}, training used {contract.bos_id}.", restore))
+    if (facts.end_text, facts.end_ids) != (contract.end_text, contract.end_ids):
+        found.append(
+            Breach(
+                "eos",
+                f"a response ends with {facts.end_text!r} {facts.end_ids}, training used {contract.end_text!r} "
+                f"{contract.end_ids}.",
+                restore,
+            )
+        )
+    if facts.pad_id != contract.pad_id:
+        found.append(
+            Breach(
+                "pad",
+                f"the pad token is {facts.pad_id}, training used {contract.pad_id}.",
+                f"set pad_token_id to {contract.pad_id} in config.json and in the tokenizer.",
+            )
+        )
+    if facts.tokenizer_digest != contract.tokenizer_digest:
+        found.append(
+            Breach(
+                "tokenizer",
+                f"the tokenizer is {facts.tokenizer_digest[:19]}, training used {contract.tokenizer_digest[:19]}.",
+                restore,
+            )
+        )
+    return found
+
+
+def _weight_breaches(contract: ScoringContract, facts: Facts) -> list[Breach]:
+    found: list[Breach] = []
+    if facts.head_digest != contract.head_digest:
+        found.append(
+            Breach(
+                "head",
+                f"the value head is {facts.head_digest[:19]}, training wrote {contract.head_digest[:19]}.",
+                "put back the head that training wrote (score.weight and reward_heads.safetensors).",
+            )
+        )
+    if facts.weights_digest != contract.weights_digest:
+        found.append(
+            Breach(
+                "weights",
+                f"the backbone is {facts.weights_digest[:19]}, training wrote {contract.weights_digest[:19]}.",
+                "put back the weights that training wrote, or export a contract for these.",
+            )
+        )
+    return found
+
+
+def _ids_breach(i: int, probe: Probe, ids: tuple[int, ...]) -> Breach:
+    at = next((k for k, (a, b) in enumerate(zip(ids, probe.ids, strict=False)) if a != b), min(len(ids), len(probe.ids)))
+    return Breach(
+        "encoding",
+        f"probe {i} encodes to {len(ids)} ids, training had {len(probe.ids)}; the first difference is at {at}.",
+        "serve with the versions of transformers and tokenizers that training used, or export the contract again.",
+    )
+
+
+def _score_breaches(contract: ScoringContract, facts: Facts, errors: list[float]) -> list[Breach]:
+    worst = max(range(len(errors)), key=errors.__getitem__, default=None)
+    if worst is None:
+        return []
+    # NaN compares false with everything: it must count as broken.
+    bad = [i for i, e in enumerate(errors) if not e <= contract.tolerance_for(facts.dtype, contract.probes[i])]
+    if not bad:
+        return []
+    allowed = contract.tolerance_for(facts.dtype, contract.probes[worst])
+    what = f"{len(bad)} of {len(errors)} probes are off, the worst (probe {worst}) by {errors[worst]:.3g}; {allowed:.3g} is allowed"
+    if facts.dtype != contract.dtype:
+        return [
+            Breach(
+                "dtype",
+                f"{what} when served in {facts.dtype}; training scored in {contract.dtype}.",
+                f"serve with REWARD_DTYPE={contract.dtype}.",
+            )
+        ]
+    return [
+        Breach(
+            "scores",
+            f"{what}, though weights, head and ids are the same.",
+            "check the versions of torch and transformers and the attention kernel; `reward-check` prints both sides.",
+        )
+    ]
+
+
+def sample_to_dict(sample: Sample) -> dict[str, Any]:
+    """A probe's sample as the wire would carry it."""
+    out: dict[str, Any] = {}
+    if isinstance(sample.prompt, str):
+        out["prompt"] = sample.prompt
+    elif sample.prompt is not None:
+        out["prompt"] = [asdict(m) for m in sample.prompt]
+    if sample.response is not None:
+        out["response"] = sample.response
+    if sample.messages is not None:
+        out["messages"] = [asdict(m) for m in sample.messages]
+    if sample.text is not None:
+        out["text"] = sample.text
+    if sample.input_ids is not None:
+        out["input_ids"] = list(sample.input_ids)
+    if sample.finish_reason != "stop":
+        out["finish_reason"] = sample.finish_reason
+    return out
+
+
+def sample_from_dict(raw: dict[str, Any]) -> Sample:
+    """The inverse of `sample_to_dict`."""
+    prompt = raw.get("prompt")
+    messages = raw.get("messages")
+    ids = raw.get("input_ids")
+    return Sample(
+        prompt=tuple(Message(**m) for m in prompt) if isinstance(prompt, list) else prompt,
+        response=raw.get("response"),
+        messages=tuple(Message(**m) for m in messages) if messages is not None else None,
+        text=raw.get("text"),
+        input_ids=tuple(ids) if ids is not None else None,
+        finish_reason=raw.get("finish_reason", "stop"),
+    )

@@ -1,0 +1,141 @@
+"""What a caller asks to have scored, and what can be wrong with it.
+
+A `Sample` is exactly one of four forms: prompt + response, messages, text that the caller has
+rendered already, or token ids. Standard library only; knows nothing of tokenizers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[str, ...] = ("system", "user", "assistant", "tool")
+
+FinishReason = Literal["stop", "length"]
+
+
+class SampleError(Exception):
+    """This sample cannot be scored; its neighbours can.
+
+    `code` is stable and part of the wire format; `details` carries the numbers that matter.
+    """
+
+    code = "invalid_sample"
+
+    def __init__(self, message: str, **details: int | float | str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+
+class AmbiguousSample(SampleError):
+    """Not exactly one of the four forms."""
+
+    code = "ambiguous_sample"
+
+
+class EmptyPrompt(SampleError):
+    """There is no prompt to answer."""
+
+    code = "empty_prompt"
+
+
+class EmptyResponse(SampleError):
+    """There is no response to score."""
+
+    code = "empty_response"
+
+
+class InvalidMessages(SampleError):
+    """Unknown role, no assistant turn at the end, or an order that the template refuses."""
+
+    code = "invalid_messages"
+
+
+class InvalidText(SampleError):
+    """Text that no tokenizer can read: lone surrogates."""
+
+    code = "invalid_text"
+
+
+class TokenOutOfVocabulary(SampleError):
+    """A token id that the model has no embedding for."""
+
+    code = "token_out_of_vocabulary"
+
+
+class InputTooLong(SampleError):
+    """Longer than the limit even after the prompt was cut as far as the contract allows."""
+
+    code = "input_too_long"
+
+    def __init__(self, *, n: int, limit: int, what: str = "sample") -> None:
+        super().__init__(f"the {what} has {n} tokens; the limit is {limit}", n=n, limit=limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One conversation whose last assistant turn is to be scored.
+
+    Exactly one form is given: `prompt` with `response`, `messages`, `text` or `input_ids`. A `prompt`
+    that is a string is one user turn. `finish_reason="length"` says that the policy was cut off, so no
+    end token is added.
+    """
+
+    prompt: str | tuple[Message, ...] | None = None
+    response: str | None = None
+    messages: tuple[Message, ...] | None = None
+    text: str | None = None
+    input_ids: tuple[int, ...] | None = None
+    finish_reason: FinishReason = "stop"
+
+    def __post_init__(self) -> None:
+        """Raise `AmbiguousSample` unless exactly one form is given."""
+        pair = self.prompt is not None or self.response is not None
+        forms = [pair, self.messages is not None, self.text is not None, self.input_ids is not None]
+        if sum(forms) != 1 or (pair and (self.prompt is None or self.response is None)):
+            raise AmbiguousSample(
+                "give exactly one of: prompt and response; messages; text; input_ids", n_forms=sum(forms)
+            )
+
+    def conversation(self) -> tuple[Message, ...]:
+        """The messages of the first two forms, the response last. Raise `SampleError` if they make no sense."""
+        if self.messages is not None:
+            messages = self.messages
+        elif self.prompt is not None and self.response is not None:
+            prompt = (Message("user", self.prompt),) if isinstance(self.prompt, str) else self.prompt
+            messages = (*prompt, Message("assistant", self.response))
+        else:
+            raise AmbiguousSample("rendered text and token ids have no messages")
+        _check(messages)
+        return messages
+
+
+def _check(messages: tuple[Message, ...]) -> None:
+    for i, message in enumerate(messages):
+        if message.role not in ROLES:
+            # The role is named by its place: what the caller wrote there may be part of a conversation.
+            raise InvalidMessages(f"message {i} has an unknown role; known are {', '.join(ROLES)}", index=i)
+    if len(messages) < 2 or messages[-1].role != "assistant":
+        raise InvalidMessages("the last of at least two messages must be the assistant's: the turn to score")
+    if not messages[-1].content:
+        raise EmptyResponse("the response is empty: there is no token to read a score at")
+    if all(not m.content for m in messages[:-1]):
+        raise EmptyPrompt("the prompt is empty")
+
+
+def check_text(text: str) -> None:
+    """Raise `InvalidText` when `text` is no valid Unicode (a lone surrogate)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidText(f"lone surrogate at character {error.start}", at=error.start) from None

@@ -1,0 +1,315 @@
+"""Sample -> Encoded token ids. The one owner, for training and for serving alike.
+
+Everything that may differ between two encoders is in `EncodingPolicy`, which is part of the
+`ScoringContract`. Knows a tokenizer, no model, no HTTP.
+
+Rules, in the order in which they are applied:
+- a conversation is rendered with the chat template, as a whole, and tokenised as a whole;
+- BOS is there exactly once or not at all, as the policy says, whatever the text already held;
+- the sequence ends with the end ids that training used; a response that was cut off
+  (`finish_reason="length"`) gets none and is flagged `missing_end`;
+- whitespace is never stripped, except the template's own after the end token where the policy says so;
+- what is too long is cut from the left of the prompt; the response and its ending are never cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from model.conversation import (
+    EmptyResponse,
+    InputTooLong,
+    InvalidMessages,
+    Message,
+    Sample,
+    TokenOutOfVocabulary,
+    check_text,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Truncation = Literal["prompt_left", "error"]
+_PROBE_USER = "What is two plus two?"
+_PROBE_RESPONSE = "Four, of course"
+# Tokenisers work on characters before they work on tokens. No vocabulary in use averages more characters a
+# token than this, so a longer text is refused unread instead of being tokenised for seconds.
+_MAX_CHARS_PER_TOKEN = 64
+
+
+class EncodingPolicyError(Exception):
+    """This tokenizer cannot say how its conversations begin or end; the message names the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingPolicy:
+    """How text becomes ids. Equal policies and equal tokenizers give equal ids.
+
+    `bos_id` None: no BOS anywhere. `end_text` is what closes a scored turn; `end_ids` are its tokens.
+    `template_tail` is all that the template writes after the content of the last turn: `end_text` and,
+    in some templates, whitespace that the policy leaves out. `response_start` is what the template
+    writes before an assistant's content; it finds the response in rendered text.
+    """
+
+    bos_id: int | None
+    end_text: str
+    end_ids: tuple[int, ...]
+    template_tail: str
+    response_start: str
+    response_start_ids: tuple[int, ...]
+    template: str
+    max_tokens: int
+    vocab_size: int
+    truncation: Truncation = "prompt_left"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What the network reads. `n_prompt` counts the ids before the response's first."""
+
+    ids: tuple[int, ...]
+    n_prompt: int
+    truncated: bool = False
+    missing_end: bool = False
+
+
+class Encoder:
+    """A tokenizer under a policy. Thread-safe; the same text gives the same ids in every process."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> None:
+        self.policy = policy
+        # The backend tokenizer is `Sync` and keeps no state between calls; the Python wrapper sets padding
+        # and truncation on it, which is not safe from several threads.
+        self._fast = tokenizer._tokenizer
+        self._fast.no_padding()
+        self._fast.no_truncation()
+        self._fast.encode_special_tokens = False
+        self._render = _Renderer(tokenizer, policy.template)
+
+    def __call__(self, sample: Sample, *, max_tokens: int | None = None) -> Encoded:
+        """Encode one sample. Raise `SampleError` (with a code and numbers) if it cannot be scored."""
+        limit = self.policy.max_tokens if max_tokens is None else min(max_tokens, self.policy.max_tokens)
+        if sample.input_ids is not None:
+            encoded = self._from_ids(sample.input_ids, sample.finish_reason == "length")
+        else:
+            text, n_prompt_chars, missing_end = self._text(sample)
+            if len(text) > limit * _MAX_CHARS_PER_TOKEN:
+                text, n_prompt_chars = self._shorten(text, n_prompt_chars, limit)
+                encoded = replace(self._from_text(text, n_prompt_chars, missing_end), truncated=True)
+            else:
+                encoded = self._from_text(text, n_prompt_chars, missing_end)
+        return self._fit(encoded, limit)
+
+    # -- text ---------------------------------------------------------------------------------------------
+
+    def _text(self, sample: Sample) -> tuple[str, int, bool]:
+        """Text with its ending settled, how many characters are prompt, and whether the end is missing."""
+        end, cut = self.policy.end_text, sample.finish_reason == "length"
+        if sample.text is not None:
+            check_text(sample.text)
+            body, closed = self._unclosed(sample.text)
+            start = body.rfind(self.policy.response_start) if self.policy.response_start else -1
+            n_prompt_chars = start + len(self.policy.response_start) if start >= 0 else 0
+            if n_prompt_chars >= len(body):
+                raise EmptyResponse("the response is empty: there is no token to read a score at")
+            missing = cut and not closed
+            return (body if missing else body + end), n_prompt_chars, missing
+        messages = sample.conversation()
+        for message in messages:
+            check_text(message.content)
+        # A policy's text often still carries its own end token; the template writes it again.
+        content = messages[-1].content.removesuffix(end.strip()) if end.strip() else messages[-1].content
+        closed = content != messages[-1].content
+        if not content:
+            raise EmptyResponse("the response is empty: there is no token to read a score at")
+        prompt = self._render(messages[:-1], add_generation_prompt=True)
+        full = self._render((*messages[:-1], Message("assistant", content)), add_generation_prompt=False)
+        body = full.removesuffix(self.policy.template_tail)
+        n_prompt_chars = len(prompt) if body.startswith(prompt) else max(0, body.rfind(content))
+        missing = cut and not closed
+        return (body if missing else body + end), n_prompt_chars, missing
+
+    def _unclosed(self, text: str) -> tuple[str, bool]:
+        """Rendered text without its ending, however the caller wrote it, and whether it had one."""
+        for ending in (self.policy.template_tail, self.policy.end_text, self.policy.end_text.strip()):
+            if ending and text.endswith(ending):
+                return text.removesuffix(ending), True
+        return text, False
+
+    def _shorten(self, text: str, n_prompt_chars: int, limit: int) -> tuple[str, int]:
+        """Drop prompt characters that could never fit. The tokens that stay are those of a long prompt's tail."""
+        keep = limit * _MAX_CHARS_PER_TOKEN
+        n_response = len(text) - n_prompt_chars
+        if self.policy.truncation == "error" or n_response > keep:
+            # A lower bound: nothing was tokenised.
+            raise InputTooLong(n=len(text) // _MAX_CHARS_PER_TOKEN, limit=limit, what="text, at the very least,")
+        drop = len(text) - keep
+        return text[drop:], n_prompt_chars - drop
+
+    def _from_text(self, text: str, n_prompt_chars: int, missing_end: bool) -> Encoded:
+        encoding = self._fast.encode(text, add_special_tokens=False)
+        ids: list[int] = encoding.ids
+        n_prompt = 0
+        if n_prompt_chars:
+            ends = [span[1] for span in encoding.offsets]
+            n_prompt = next((i for i, end in enumerate(ends) if end > n_prompt_chars), len(ends))
+        return self._with_bos(Encoded(tuple(ids), n_prompt, missing_end=missing_end))
+
+    # -- ids ----------------------------------------------------------------------------------------------
+
+    def _from_ids(self, ids: tuple[int, ...], cut: bool) -> Encoded:
+        if not ids:
+            raise EmptyResponse("input_ids is empty: there is no token to read a score at")
+        for i, token in enumerate(ids):
+            if not 0 <= token < self.policy.vocab_size:
+                raise TokenOutOfVocabulary(
+                    f"input_ids[{i}] is {token}; the vocabulary has {self.policy.vocab_size} tokens",
+                    index=i, id=token, vocab_size=self.policy.vocab_size,
+                )  # fmt: skip
+        end = self.policy.end_ids
+        missing = ids[-len(end) :] != end
+        if missing and not cut:
+            ids, missing = (*ids, *end), False
+        start = _rfind(ids, self.policy.response_start_ids)
+        n_prompt = start + len(self.policy.response_start_ids) if start >= 0 else 0
+        if n_prompt >= len(ids) - (0 if missing else len(end)):
+            raise EmptyResponse("the response is empty: there is no token to read a score at")
+        return self._with_bos(Encoded(ids, n_prompt, missing_end=missing))
+
+    def _with_bos(self, encoded: Encoded) -> Encoded:
+        """BOS exactly once, or not at all. Never doubled."""
+        bos, ids = self.policy.bos_id, encoded.ids
+        n_leading = 0
+        if bos is not None:
+            while n_leading < len(ids) and ids[n_leading] == bos:
+                n_leading += 1
+            if n_leading == 1:
+                return encoded
+            ids = (bos, *ids[n_leading:])
+            return replace(encoded, ids=ids, n_prompt=max(0, encoded.n_prompt - n_leading) + 1)
+        return encoded
+
+    # -- length -------------------------------------------------------------------------------------------
+
+    def _fit(self, encoded: Encoded, limit: int) -> Encoded:
+        n, head = len(encoded.ids), 0 if self.policy.bos_id is None else 1
+        excess = n - limit
+        if excess <= 0:
+            return encoded
+        if self.policy.truncation == "error":
+            raise InputTooLong(n=n, limit=limit)
+        if excess > encoded.n_prompt - head:
+            n_response = n - encoded.n_prompt
+            raise InputTooLong(n=n_response + head, limit=limit, what="response" if encoded.n_prompt else "sample")
+        ids = encoded.ids[:head] + encoded.ids[head + excess :]
+        return replace(encoded, ids=ids, n_prompt=encoded.n_prompt - excess, truncated=True)
+
+
+class _Renderer:
+    """The chat template of a tokenizer, with its failures as `InvalidMessages`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+        self._tokenizer, self._template = tokenizer, template
+
+    def __call__(self, messages: tuple[Message, ...], *, add_generation_prompt: bool) -> str:
+        if not self._template:
+            return _plain(messages)
+        conversation = [{"role": m.role, "content": m.content} for m in messages]
+        try:
+            rendered: str = self._tokenizer.apply_chat_template(
+                conversation,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except Exception as error:  # jinja2 errors: the template's own raise_exception among them
+            raise InvalidMessages(f"the chat template refuses these messages: {error}") from None
+        return rendered
+
+
+def _plain(messages: tuple[Message, ...]) -> str:
+    """Without a template: contents one after the other, as TRL and RLHFlow train text-only reward models."""
+    return "".join(m.content for m in messages)
+
+
+def infer_policy(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int,
+    vocab_size: int,
+    strip_tail_whitespace: bool,
+    truncation: Truncation = "prompt_left",
+) -> EncodingPolicy:
+    """The policy that this tokenizer and its chat template imply.
+
+    `strip_tail_whitespace=True` reads the score at the end token itself (what our training does), False
+    at the last token that the template writes (what a plain `apply_chat_template` gives, so the right
+    guess for a checkpoint of others). Raise `EncodingPolicyError` where no end token can be found.
+    """
+    template = _template_of(tokenizer)
+    render = _Renderer(tokenizer, template)
+    user, answer = Message("user", _PROBE_USER), Message("assistant", _PROBE_RESPONSE)
+    full = render((user, answer), add_generation_prompt=False)
+    tail = full.rpartition(_PROBE_RESPONSE)[2]
+    end = tail.rstrip() if strip_tail_whitespace else tail
+    if not end.strip():
+        if not tokenizer.eos_token:
+            raise EncodingPolicyError("the tokenizer has neither an EOS token nor a template that closes a turn")
+        end = tokenizer.eos_token
+    prompt = render((user,), add_generation_prompt=True) if template else ""
+    start = prompt.rpartition(_PROBE_USER)[2] if template else ""
+    fast = tokenizer._tokenizer
+    return EncodingPolicy(
+        bos_id=_bos(tokenizer, full),
+        end_text=end,
+        end_ids=tuple(fast.encode(end, add_special_tokens=False).ids),
+        template_tail=tail,
+        response_start=start,
+        response_start_ids=tuple(fast.encode(start, add_special_tokens=False).ids),
+        template=template,
+        max_tokens=max_tokens,
+        vocab_size=vocab_size,
+        truncation=truncation,
+    )
+
+
+def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    template: Any = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default", "")
+    return template or ""
+
+
+def _bos(tokenizer: PreTrainedTokenizerBase, rendered: str) -> int | None:
+    """BOS is used where the template writes it, or where the tokenizer adds it to plain text."""
+    bos: int | None = tokenizer.bos_token_id
+    if bos is None:
+        return None
+    if tokenizer.bos_token and rendered.startswith(tokenizer.bos_token):
+        # ChatML-like templates of some models begin with a token that is also called BOS (`<|im_start|>`):
+        # there it opens every turn and is no beginning of sequence, so it stays the template's business.
+        opens_every_turn = rendered.count(tokenizer.bos_token) > 1
+        return None if opens_every_turn else bos
+    added = tokenizer("x", add_special_tokens=True)["input_ids"]
+    return bos if added and added[0] == bos else None
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """`sha256:...` of what decides how text becomes ids: vocabulary, merges, normaliser, special tokens."""
+    state = json.loads(tokenizer._tokenizer.to_str())
+    for key in ("padding", "truncation", "post_processor"):
+        # None of the three is used: rows are never padded or truncated here, and no special token is added.
+        state.pop(key, None)
+    text = json.dumps(state, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _rfind(ids: tuple[int, ...], needle: tuple[int, ...]) -> int:
+    """Where `needle` begins for the last time in `ids`, or -1."""
+    n = len(needle)
+    if not n:
+        return -1
+    return next((i for i in range(len(ids) - n, -1, -1) if ids[i : i + n] == needle), -1)

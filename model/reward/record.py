@@ -1,0 +1,24 @@
+"""The record that walks through the reward pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """One score on its way to the trainer. All three numbers are kept and returned.
+
+    `raw` is what the value head said, `normalized` is (raw - mean) / std or None where nothing was
+    normalised, `value` is what the trainer gets. `notes` says what each stage did.
+    """
+
+    raw: float
+    value: float
+    normalized: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, raw: float) -> Reward:
+        """A reward at the start of the pipeline."""
+        return cls(raw=raw, value=raw)
