@@ -297,6 +297,11 @@ def _bos(tokenizer: PreTrainedTokenizerBase, rendered: str) -> int | None:
     return bos if added and added[0] == bos else None
 
 
+def template_digest(template: str) -> str:
+    """`sha256:...` of a chat template's text."""
+    return "sha256:" + hashlib.sha256(template.encode()).hexdigest()
+
+
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """`sha256:...` of what decides how text becomes ids: vocabulary, merges, normaliser, special tokens."""
     state = json.loads(tokenizer._tokenizer.to_str())

@@ -1,0 +1,157 @@
+"""The torch backend: loads a checkpoint, holds it to its contract, scores left-padded batches.
+
+Knows nothing of requests or queues. Shapes: B rows, T tokens, H heads.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from model.backends import ContractBroken, Identity, LoadedModel, LoadError, ModelSpec
+from model.calibration import CalibrationError
+from model.checkpoint import Checkpoint, CheckpointError, read
+from model.contract import ContractReport, ContractUnreadable, ScoringContract, sample_from_dict, verify
+from model.encoding import Encoder, EncodingPolicyError
+from model.network import RewardNetwork
+from model.padding import left_pad
+from model.scorer import BatchScores, HeadScores, OutOfMemory, ScorerError, TokenBatch
+
+
+class PaddedScorer:
+    """One forward a batch, padded on the left to its longest row."""
+
+    def __init__(self, network: RewardNetwork, *, pad_id: int, max_tokens: int) -> None:
+        self._network, self._pad_id, self._max_tokens = network, pad_id, max_tokens
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest row."""
+        return self._max_tokens
+
+    @torch.inference_mode()
+    def score(self, batch: TokenBatch) -> BatchScores:
+        """Score every row, in order. Raise `OutOfMemory` or `ScorerError`."""
+        ids_BT, mask_BT = left_pad(batch.rows, self._pad_id)
+        device = self._network.device
+        padding = ids_BT.numel() - batch.n_tokens
+        try:
+            out = self._network(ids_BT.to(device), mask_BT.to(device) if padding else None)
+            scores_BH = out.scores_BH.cpu().tolist()
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(f"{ids_BT.numel()} token positions do not fit: {error}") from error
+        except RuntimeError as error:
+            if "can't allocate memory" in str(error):  # what the CPU allocator says; it has no type of its own
+                raise OutOfMemory(f"{ids_BT.numel()} token positions do not fit") from error
+            raise ScorerError(f"the forward failed: {error}") from error
+        names = self._network.head_names
+        rows: tuple[HeadScores, ...] = tuple(dict(zip(names, row, strict=True)) for row in scores_BH)
+        return BatchScores(rows, tokens_computed=batch.n_tokens, tokens_padding=padding)
+
+    def cost(self, lengths: Sequence[int]) -> int:
+        """Rows times the longest row."""
+        return len(lengths) * max(lengths, default=0)
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        del self._network
+
+
+def load(spec: ModelSpec) -> LoadedModel:
+    """Load a checkpoint for serving. Raise `LoadError`, in strict mode `ContractBroken` too."""
+    device = _device(spec.device)
+    try:
+        checkpoint = read(spec.model or _default(), dtype=spec.dtype, device=device)
+    except (CheckpointError, ContractUnreadable, CalibrationError, EncodingPolicyError) as error:
+        raise LoadError(str(error)) from error
+    checkpoint = _limited(checkpoint, spec)
+    encoder = checkpoint.encoder
+    contract = checkpoint.contract or _inferred(checkpoint)
+    max_tokens = checkpoint.policy.max_tokens
+    scorer = PaddedScorer(checkpoint.network, pad_id=checkpoint.pad_id, max_tokens=max_tokens)
+    identity = _identity(checkpoint, spec, device)
+    report = check_contract(contract, checkpoint, encoder, scorer, identity)
+    if spec.contract == "strict" and not report.holds:
+        raise ContractBroken(report)
+    return LoadedModel(identity, scorer, encoder, contract, report, checkpoint.calibration)
+
+
+def check_contract(
+    contract: ScoringContract, checkpoint: Checkpoint, encoder: Encoder, scorer: PaddedScorer, identity: Identity
+) -> ContractReport:
+    """Encode and score the probes through the very path that requests take, and compare every clause."""
+    if checkpoint.facts is None:
+        raise LoadError("a model in training has no contract to check")
+    encode = functools.partial(encoder, max_tokens=contract.max_tokens)
+    ids = tuple(encode(sample_from_dict(p.sample)).ids for p in contract.probes)
+    # Scores are of the ids that training saw: a broken tokenizer must not hide what the weights are worth.
+    rows = [scorer.score(TokenBatch((p.ids,))).rows[0] for p in contract.probes]
+    return verify(contract, checkpoint.facts, ids, tuple(identity.raw(row) for row in rows))
+
+
+def _identity(checkpoint: Checkpoint, spec: ModelSpec, device: str) -> Identity:
+    network = checkpoint.network
+    return Identity(
+        name=spec.model or "default",
+        architecture=checkpoint.architecture,
+        backend="torch",
+        engine="padded",
+        dtype=str(next(network.backbone.parameters()).dtype).removeprefix("torch."),
+        device=device,
+        heads=tuple(zip(network.head_names, network.head_weights, strict=True)),
+        n_parameters=sum(p.numel() for p in network.parameters()),
+        max_tokens=checkpoint.policy.max_tokens,
+    )
+
+
+def _limited(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:
+    policy = checkpoint.policy
+    limit = spec.max_input_tokens or policy.max_tokens
+    if limit > policy.max_tokens:
+        raise LoadError(
+            f"REWARD_MAX_INPUT_TOKENS={limit} is more than this checkpoint can read ({policy.max_tokens}). Lower it."
+        )
+    return replace(
+        checkpoint, policy=replace(policy, max_tokens=limit, truncation=spec.truncation or policy.truncation)
+    )
+
+
+def _inferred(checkpoint: Checkpoint) -> ScoringContract:
+    """The contract of a checkpoint that has none: what its own files imply. It holds by construction and says so."""
+    if checkpoint.facts is None:
+        raise LoadError("a model in training has no contract")
+    facts, policy, network = checkpoint.facts, checkpoint.policy, checkpoint.network
+    return ScoringContract(
+        template=policy.template,
+        template_digest=facts.template_digest,
+        bos_id=facts.bos_id,
+        end_text=facts.end_text,
+        end_ids=facts.end_ids,
+        template_tail=policy.template_tail,
+        truncation=policy.truncation,
+        max_tokens=policy.max_tokens,
+        pad_id=facts.pad_id,
+        tokenizer_digest=facts.tokenizer_digest,
+        weights_digest=facts.weights_digest,
+        head_digest=facts.head_digest,
+        dtype=facts.dtype,
+        heads=tuple(zip(network.head_names, network.head_weights, strict=True)),
+        origin="inferred",
+    )
+
+
+def _device(asked: str) -> str:
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise LoadError(f"REWARD_DEVICE={asked}, but torch sees no CUDA device here. Use auto or cpu.")
+    return asked
+
+
+def _default() -> str:
+    from model.default import FOLDER
+
+    return str(FOLDER)

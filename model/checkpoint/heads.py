@@ -1,0 +1,165 @@
+"""Where a value head may be, one reader a format. A head that is missing is refused, never made up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from model.checkpoint import weights
+from model.checkpoint.record import CheckpointError
+from model.network import SINGLE_HEAD, hidden_size
+
+HEADS_FILE = "reward_heads.safetensors"
+_VALUE_HEAD_FILES = ("value_head.safetensors", "value_head.bin")
+_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+HEAD_TENSORS = ("score.", "v_head.", "value_head.", "lm_head.", "classifier.")
+"""How tensors that belong to some head, not to the backbone, begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Value heads as they were found: weights `(H, D)`, biases `(H,)`, names and what each counts.
+
+    `tensors` names those of the checkpoint's tensors that they came from.
+    """
+
+    weight_HD: Tensor
+    bias_H: Tensor | None = None
+    names: tuple[str, ...] = SINGLE_HEAD
+    weights: tuple[float, ...] | None = None
+    tensors: tuple[str, ...] = ()
+
+
+def find_head(folder: Path, config: Any) -> tuple[str, Head]:
+    """The value head and the format it was found in. Raise `CheckpointError` if there is none that was trained."""
+    for form, reader in HEAD_READERS.items():
+        head = reader(folder, config)
+        if head is not None:
+            return form, _checked(head, config, folder)
+    raise CheckpointError(
+        f"{folder} has no value head (looked for: {', '.join(HEAD_READERS)}). A freshly initialised one would score noise. "
+        "If this is a language model, train a reward model from it: reward-train --config FILE --set model.path=..."
+    )
+
+
+def adapter_files(folder: Path) -> list[Path]:
+    """The tensors of a LoRA adapter; empty where there are none."""
+    return [folder / name for name in _ADAPTER_FILES if (folder / name).is_file()][:1]
+
+
+def _own(folder: Path, config: Any) -> Head | None:
+    path = folder / HEADS_FILE
+    if not path.is_file():
+        return None
+    with safe_open(str(path), framework="pt") as file:
+        listed = json.loads((file.metadata() or {}).get("reward_heads", "[]"))
+        stored = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (not a dict)
+    names = tuple(str(h["name"]) for h in listed)
+    lost = [n for n in names if n not in stored]
+    if lost or not names:
+        raise CheckpointError(f"{path}: the heads {lost or 'themselves'} are missing from the file")
+    head = Head(
+        torch.stack([stored[n] for n in names]), None, names, tuple(float(h["weight"]) for h in listed), ("score.weight",)
+    )
+    _same_as_score(head, folder)
+    return head
+
+
+def _same_as_score(head: Head, folder: Path) -> None:
+    """Other engines read `score.weight`; it must be the weighted sum of our heads, or two truths would be served."""
+    score = weights.find_tensors(weights.weight_files(folder), ("score.weight",)).get("score.weight")
+    if score is None:
+        return
+    combined_1D = torch.tensor(head.weights, dtype=torch.float32)[None] @ head.weight_HD
+    if not torch.allclose(score.float(), combined_1D, rtol=1e-2 if score.dtype != torch.float32 else 1e-5, atol=1e-6):
+        raise CheckpointError(
+            f"{folder}: score.weight is not the weighted sum of the heads in {HEADS_FILE}. One of the two was changed; put back "
+            "what training wrote, or export the checkpoint again."
+        )
+
+
+def _sequence_classification(folder: Path, config: Any) -> Head | None:
+    if not any(a.endswith("ForSequenceClassification") for a in config.architectures or ()):
+        return None
+    found = _linear(weights.weight_files(folder), "score")
+    if found is None:
+        raise CheckpointError(
+            f"{folder} says {config.architectures[0]} but has no score.weight: its head would be freshly initialised. "
+            "Save the model together with its head."
+        )
+    return _named(found, config)
+
+
+def _named(head: Head, config: Any) -> Head:
+    """Several labels are reward heads only if the checkpoint says what each counts."""
+    n_labels = len(head.weight_HD)
+    if n_labels == 1:
+        return head
+    names = tuple(str(config.id2label[i]) for i in range(n_labels))
+    counts = getattr(config, "reward_head_weights", None)
+    if counts is None:
+        raise CheckpointError(
+            f"the checkpoint has {n_labels} labels ({', '.join(names[:4])}) and says nowhere what each counts for: it may be a "
+            "classifier. If they are reward heads, set reward_head_weights in config.json, one number a label."
+        )
+    ordered = [counts[n] for n in names] if isinstance(counts, dict) else counts
+    return Head(head.weight_HD, head.bias_H, names, tuple(map(float, ordered)), head.tensors)
+
+
+def _openrlhf(folder: Path, config: Any) -> Head | None:
+    prefix = getattr(config, "value_head_prefix", None)
+    if not prefix:
+        return None
+    found = _linear(weights.weight_files(folder), prefix)
+    if found is None:
+        raise CheckpointError(f"config.json says value_head_prefix={prefix!r}, but no file has {prefix}.weight")
+    return found
+
+
+def _value_head(folder: Path, config: Any) -> Head | None:
+    """`v_head.summary` of LLaMA-Factory (a file of its own) and TRL (among the weights)."""
+    files = [folder / name for name in _VALUE_HEAD_FILES if (folder / name).is_file()]
+    return _linear([*files, *weights.weight_files(folder)], "v_head.summary")
+
+
+def _adapter(folder: Path, config: Any) -> Head | None:
+    """PEFT keeps `modules_to_save` beside the low-rank matrices."""
+    found = _linear(adapter_files(folder), "base_model.model.score")
+    return found and _named(found, config)
+
+
+HEAD_READERS: dict[str, Callable[[Path, Any], Head | None]] = {
+    "rewardserve": _own,
+    "adapter": _adapter,
+    "sequence_classification": _sequence_classification,
+    "openrlhf": _openrlhf,
+    "value_head": _value_head,
+}
+
+
+def _linear(files: list[Path], name: str) -> Head | None:
+    found = weights.find_tensors(files, (f"{name}.weight", f"{name}.bias"))
+    if f"{name}.weight" not in found:
+        return None
+    bias = found.get(f"{name}.bias")
+    return Head(found[f"{name}.weight"].float(), None if bias is None else bias.float(), tensors=tuple(sorted(found)))
+
+
+def _checked(head: Head, config: Any, folder: Path) -> Head:
+    width = hidden_size(config)
+    if head.weight_HD.ndim != 2 or head.weight_HD.shape[1] != width:
+        shape = tuple(head.weight_HD.shape)
+        raise CheckpointError(f"{folder}: the value head has shape {shape}, the backbone is {width} wide")
+    if not bool(torch.isfinite(head.weight_HD).all()):
+        raise CheckpointError(f"{folder}: the value head holds NaN or infinity")
+    if not bool(head.weight_HD.any()):
+        raise CheckpointError(f"{folder}: the value head is all zeros: it was never trained")
+    return head

@@ -1,0 +1,269 @@
+"""From a folder or a hub name to a `Checkpoint`: config, backbone, head, tokenizer, sidecars."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from model.calibration import Calibration
+from model.checkpoint import weights
+from model.checkpoint.bases import BASES
+from model.checkpoint.heads import HEAD_TENSORS, Head, adapter_files, find_head
+from model.checkpoint.record import DTYPES, Checkpoint, CheckpointError
+from model.contract import Facts, ScoringContract
+from model.encoding import EncodingPolicy, infer_policy, template_digest, tokenizer_digest
+from model.network import SINGLE_HEAD, RewardNetwork, attention_for
+
+ADAPTER_CONFIG = "adapter_config.json"
+_HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja"]
+
+
+def read(
+    path_or_name: str, *, dtype: str = "auto", device: str = "cpu", strip_tail_whitespace: bool = False
+) -> Checkpoint:
+    """Read a reward model, for serving or for further training. Raise `CheckpointError`.
+
+    `dtype` "auto": what the contract was written in, else what the checkpoint is stored in.
+    `strip_tail_whitespace` is what to assume where there is no contract: False reads the score at the last token
+    that the chat template writes, as a plain `apply_chat_template` gives it.
+    """
+    folder = resolve(path_or_name)
+    base = _base_of(folder)
+    config = read_config(base)
+    contract = ScoringContract.load(folder)
+    form, head = find_head(folder, config)
+    chosen = _choose_dtype(dtype, config, contract)
+    backbone = _load_backbone(base, config, chosen)
+    if base != folder:
+        form, backbone = f"adapter ({form} head)", _merge_adapter(backbone, folder, head)
+    network = RewardNetwork(backbone, head.weight_HD, head.names, head.weights, head.bias_H).to(device).eval()
+    tokenizer = read_tokenizer(folder if (folder / "tokenizer.json").is_file() else base)
+    policy = _policy(tokenizer, network, contract, strip_tail_whitespace=strip_tail_whitespace)
+    pad_id = _pad_id(config, tokenizer, policy)
+    files = [*weights.weight_files(base), *([] if base == folder else adapter_files(folder))]
+    facts = Facts(
+        template_digest=template_digest(policy.template),
+        bos_id=policy.bos_id,
+        end_text=policy.end_text,
+        end_ids=policy.end_ids,
+        pad_id=pad_id,
+        tokenizer_digest=tokenizer_digest(tokenizer),
+        weights_digest=weights.digest(files, without=head.tensors),
+        head_digest=weights.tensor_digest(network.combined_head()[0]),
+        dtype=chosen,
+    )
+    calibration = Calibration.load(folder) or _config_calibration(config)
+    return Checkpoint(network, tokenizer, policy, pad_id, form, folder, calibration, contract, facts)
+
+
+def read_backbone(
+    path_or_name: str,
+    *,
+    dtype: str = "float32",
+    head_names: Sequence[str] = SINGLE_HEAD,
+    head_weights: Sequence[float] | None = None,
+    n_layers: int | None = None,
+) -> Checkpoint:
+    """Read a language model (an SFT model, say) and put fresh heads on it, for training only.
+
+    `n_layers`: keep the first so many decoder layers. Raise `CheckpointError`.
+    """
+    folder = resolve(path_or_name)
+    config = read_config(folder)
+    if n_layers is not None:
+        _keep_layers(config, n_layers)
+    backbone = _load_backbone(folder, config, dtype, whole=n_layers is None)
+    tokenizer = read_tokenizer(folder)
+    network = RewardNetwork.create(backbone, head_names, head_weights)
+    policy = _policy(tokenizer, network, None, strip_tail_whitespace=True)
+    return Checkpoint(network, tokenizer, policy, _pad_id(config, tokenizer, policy), "language_model", folder)
+
+
+def resolve(path_or_name: str) -> Path:
+    """A folder for a path, a packaged base or a hub name. Raise `CheckpointError` where there is none."""
+    family, _, variant = path_or_name.partition(":")
+    if family in BASES:
+        return BASES[family](variant)
+    path = Path(path_or_name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_absolute() or path_or_name.startswith((".", "~")) or path_or_name.count("/") != 1:
+        raise CheckpointError(f"{path_or_name!r} is not a folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path_or_name, allow_patterns=_HUB_PATTERNS))
+    except Exception as error:  # the hub's errors have no common base: network, names, permissions
+        raise CheckpointError(f"{path_or_name!r} is no folder here, and the hub does not give it: {error}") from error
+
+
+def read_config(folder: Path) -> Any:
+    """The configuration of a model. Raise `CheckpointError`."""
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} has no config.json: it is not a model")
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # whatever a foreign config.json makes the library say
+        raise CheckpointError(f"{folder}/config.json is unreadable: {error}") from error
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model. Raise `CheckpointError` unless it is a fast one."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise CheckpointError(f"{folder} has no tokenizer that loads: {error}") from error
+    if not tokenizer.is_fast:
+        raise CheckpointError(f"{folder}: a fast tokenizer (tokenizer.json) is needed")
+    return tokenizer
+
+
+def _base_of(folder: Path) -> Path:
+    """The folder with the full weights: of an adapter its base model's, else this one."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return folder
+    name = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+    if not name:
+        raise CheckpointError(f"{folder}/{ADAPTER_CONFIG} names no base_model_name_or_path")
+    return resolve(name)
+
+
+def _load_backbone(folder: Path, config: Any, dtype: str, *, whole: bool = True) -> Any:
+    """The decoder, every tensor of it from the files; `whole=False`: the files may hold more layers than are wanted."""
+    from transformers import AutoModel
+
+    if dtype not in DTYPES:
+        raise CheckpointError(f"unknown dtype {dtype!r}; known are {', '.join(DTYPES)}")
+    try:
+        with _quiet_loading():
+            backbone, info = AutoModel.from_pretrained(
+                folder,
+                config=config,
+                dtype=DTYPES[dtype],
+                attn_implementation=attention_for(config),
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise CheckpointError(f"the weights in {folder} do not load: {error}") from error
+    broken = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if broken:
+        raise CheckpointError(
+            f"{folder}: {len(broken)} tensors of the backbone are missing or have another shape ({broken[0]}, ...). They would "
+            "be random: the checkpoint is incomplete or its config.json is of another model."
+        )
+    lost = sorted(k for k in info["unexpected_keys"] if not any(part in f"{k}." for part in HEAD_TENSORS))
+    if lost and whole:
+        raise CheckpointError(f"{folder}: {len(lost)} tensors belong nowhere in this architecture ({lost[0]}, ...)")
+    return backbone
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """The library reports our value head as unexpected and draws a progress bar; we say what matters ourselves."""
+    from transformers.utils import logging as library
+
+    log = logging.getLogger("transformers.modeling_utils")
+    level, bar = log.level, library.is_progress_bar_enabled()
+    log.setLevel(logging.ERROR)
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        if bar:
+            library.enable_progress_bar()
+
+
+def _merge_adapter(backbone: Any, folder: Path, head: Head) -> Any:
+    """The backbone with a LoRA adapter folded into its weights."""
+    from peft import PeftConfig, PeftModel
+
+    lora = PeftConfig.from_pretrained(str(folder))
+    lora.task_type, lora.modules_to_save = None, None  # a plain wrapper; the head is read by us
+    names = [n for path in adapter_files(folder) for n in weights.tensor_names(path)]
+    if not names:
+        raise CheckpointError(f"{folder} has an {ADAPTER_CONFIG} but no adapter_model.safetensors")
+    inside = f"base_model.model.{backbone.base_model_prefix}."
+    model = _Holder(backbone) if any(n.startswith(inside) for n in names) else backbone
+    try:
+        merged = PeftModel.from_pretrained(model, str(folder), config=lora).merge_and_unload(safe_merge=True)
+    except Exception as error:
+        raise CheckpointError(f"the adapter in {folder} does not fit its base model: {error}") from error
+    return getattr(merged, backbone.base_model_prefix) if isinstance(merged, _Holder) else merged
+
+
+class _Holder(nn.Module):
+    """Adapters of `XForSequenceClassification` and `XForCausalLM` name their modules one level further in."""
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        self.config = backbone.config
+        setattr(self, backbone.base_model_prefix, backbone)
+
+
+def _choose_dtype(asked: str, config: Any, contract: ScoringContract | None) -> str:
+    if asked != "auto":
+        return asked
+    if contract is not None:
+        return contract.dtype
+    stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    return stored if stored in DTYPES else "float32"
+
+
+def _policy(
+    tokenizer: Any, network: RewardNetwork, contract: ScoringContract | None, *, strip_tail_whitespace: bool = False
+) -> EncodingPolicy:
+    """What the tokenizer implies today; the contract only says where the score is read and how long a row may be."""
+    vocab_size = network.backbone.get_input_embeddings().num_embeddings  # type: ignore[operator, union-attr]
+    max_tokens = _max_positions(network.config)
+    if contract is None:
+        return infer_policy(
+            tokenizer, max_tokens=max_tokens, vocab_size=vocab_size, strip_tail_whitespace=strip_tail_whitespace
+        )
+    return infer_policy(
+        tokenizer,
+        max_tokens=contract.max_tokens,
+        vocab_size=vocab_size,
+        strip_tail_whitespace=contract.end_text == contract.end_text.rstrip(),
+        truncation=contract.truncation,
+    )
+
+
+def _max_positions(config: Any) -> int:
+    text = config.get_text_config()
+    return int(getattr(text, "max_position_embeddings", None) or 4096)
+
+
+def _pad_id(config: Any, tokenizer: Any, policy: EncodingPolicy) -> int:
+    """The pad token of the checkpoint. Rows are masked, so any id gives the same scores here; other engines look for it."""
+    for known in (config.get_text_config().pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if known is not None:
+            return int(known)
+    return policy.end_ids[-1]
+
+
+def _config_calibration(config: Any) -> Calibration | None:
+    """OpenRLHF's `mean` and `std`; 0 and 1 are its defaults and say that nothing was fitted."""
+    mean, std = getattr(config, "mean", None), getattr(config, "std", None)
+    if mean is None or std is None or (mean == 0 and std == 1):
+        return None
+    return Calibration(mean=float(mean), std=float(std), source="config.json (mean, std)")
+
+
+def _keep_layers(config: Any, n_layers: int) -> None:
+    text = config.get_text_config()
+    if not 0 < n_layers <= text.num_hidden_layers:
+        raise CheckpointError(f"n_layers={n_layers}: the model has {text.num_hidden_layers} layers")
+    text.num_hidden_layers = n_layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:n_layers]

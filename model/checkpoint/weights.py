@@ -1,0 +1,112 @@
+"""Tensors in files: which there are, reading a few of them by name, and digests of what is on disk.
+
+Knows safetensors and torch's pickles (weights only); knows no architecture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_BLOCK = 1 << 24
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a model's tensors, safetensors first; empty where there are none."""
+    for index in _INDEXES:
+        if (folder / index).is_file():
+            names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
+            return [folder / name for name in names]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+    return []
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The names of the tensors in one file, in order."""
+    if path.suffix == ".safetensors":
+        return [name for name, _ in _header(path)[0]]
+    return list(_unpickle(path))
+
+
+def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Some tensors of one file, as they are stored."""
+    if path.suffix == ".safetensors":
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in names}
+    stored = _unpickle(path)
+    return {name: stored[name] for name in names}
+
+
+def find_tensors(files: Iterable[Path], wanted: Iterable[str]) -> dict[str, Tensor]:
+    """Those of the wanted tensors that are in any of these files."""
+    wanted = set(wanted)
+    found: dict[str, Tensor] = {}
+    for path in files:
+        here = [name for name in tensor_names(path) if name in wanted]
+        if here:
+            found |= read_tensors(path, here)
+    return found
+
+
+def digest(files: Iterable[Path], *, without: Iterable[str] = ()) -> str:
+    """`sha256:...` over name, type, shape and bytes of every tensor, except those named in `without`.
+
+    Independent of how the tensors are spread over files. A pickle counts as one block of bytes.
+    """
+    skip = set(without)
+    with ThreadPoolExecutor(max_workers=8) as pool:  # hashlib lets go of the GIL: shards are read side by side
+        lines = sorted(line for part in pool.map(lambda p: _file_lines(p, skip), files) for line in part)
+    return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """`sha256:...` of one tensor's shape and float32 values."""
+    plain = tensor.detach().float().contiguous().cpu()
+    return "sha256:" + hashlib.sha256(str(tuple(plain.shape)).encode() + plain.numpy().tobytes()).hexdigest()
+
+
+def _file_lines(path: Path, skip: set[str]) -> list[str]:
+    if path.suffix != ".safetensors":
+        return [f"{path.suffix} {_hash_range(path, 0, path.stat().st_size)}"]
+    entries, data_start = _header(path)
+    lines = []
+    for name, entry in entries:
+        if name in skip:
+            continue
+        begin, end = entry["data_offsets"]
+        lines.append(f"{name} {entry['dtype']} {entry['shape']} {_hash_range(path, data_start + begin, end - begin)}")
+    return lines
+
+
+def _header(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], int]:
+    """The entries of a safetensors file and where its data begins (8 bytes of length, then JSON)."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return [(name, entry) for name, entry in header.items() if name != "__metadata__"], 8 + length
+
+
+def _hash_range(path: Path, begin: int, length: int) -> str:
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(begin)
+        while length > 0 and (block := file.read(min(_BLOCK, length))):
+            sha.update(block)
+            length -= len(block)
+    return sha.hexdigest()
+
+
+def _unpickle(path: Path) -> dict[str, Tensor]:
+    stored: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return stored

@@ -1,0 +1,155 @@
+"""Writes the one layout that transformers, TRL, vLLM, SGLang and OpenRLHF load unchanged, and its contract."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from model.calibration import Calibration
+from model.checkpoint.heads import HEADS_FILE
+from model.checkpoint.reading import read
+from model.checkpoint.record import CheckpointError
+from model.contract import FILE_NAME, Probe, ScoringContract, sample_to_dict
+from model.conversation import Sample
+from model.encoding import EncodingPolicy
+from model.network import RewardNetwork
+
+REDUCED_MARGIN = 4.0
+SCORE_TOLERANCE = 1e-3
+"""How far a float32 probe may be off on another machine, in standard deviations of the raw score: kernels differ."""
+
+
+def write(
+    folder: Path | str,
+    network: RewardNetwork,
+    tokenizer: Any,
+    *,
+    policy: EncodingPolicy,
+    calibration: Calibration | None = None,
+) -> int:
+    """Write weights, heads, tokenizer, config and calibration. Return the pad token's id, which is not the end token's.
+
+    Raise `CheckpointError` for a head with a bias: the layout has no place for it.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    head_1D, bias = network.combined_head()
+    if bias:
+        raise CheckpointError(f"the head has a bias ({bias:.3g}): subtract it from the calibration's mean and set it to zero")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    pad_id = ensure_pad(network, tokenizer, policy)
+    config = copy.deepcopy(network.config)
+    config.num_labels = 1
+    config.problem_type = "regression"
+    config.pad_token_id = pad_id
+    config.get_text_config().pad_token_id = pad_id
+    config.value_head_prefix = "score"
+    config.mean, config.std = (calibration.mean, calibration.std) if calibration else (0.0, 1.0)
+    with torch.device("meta"):
+        whole = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config)
+    setattr(whole, whole.base_model_prefix, network.backbone)
+    whole.score = torch.nn.Linear(head_1D.shape[1], 1, bias=False)
+    whole.score.weight.data = head_1D.float().cpu()
+    whole.config = config
+    whole.save_pretrained(folder)
+    write_heads(folder, network)
+    tokenizer.save_pretrained(folder)
+    if calibration is not None:
+        calibration.save(folder)
+    return pad_id
+
+
+def write_heads(folder: Path | str, network: RewardNetwork) -> None:
+    """Write every head by name, with what it counts in the raw score."""
+    listed = [{"name": n, "weight": w} for n, w in zip(network.head_names, network.head_weights, strict=True)]
+    tensors = {n: w.detach().float().cpu().clone() for n, w in zip(network.head_names, network.heads.weight, strict=True)}
+    save_file(tensors, Path(folder) / HEADS_FILE, metadata={"reward_heads": json.dumps(listed)})
+
+
+def ensure_pad(network: RewardNetwork, tokenizer: Any, policy: EncodingPolicy) -> int:
+    """A pad token that never ends a sequence, given to the tokenizer.
+
+    Engines that look for "the last token that is not padding" would otherwise skip the end token and read one too early.
+    An unused special token serves; only where there is none a new one is added and the embedding grows.
+    """
+    taken = {*policy.end_ids, tokenizer.eos_token_id, tokenizer.bos_token_id, None}
+    if tokenizer.pad_token_id in taken:
+        taken |= _in_template(tokenizer, policy)
+        special = [i for i, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
+        spare = [i for i in special if i not in taken]
+        if spare:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
+        else:
+            tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+            if len(tokenizer) > network.backbone.get_input_embeddings().num_embeddings:  # type: ignore[operator, union-attr]
+                network.backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # type: ignore[operator]
+    pad_id = int(tokenizer.pad_token_id)
+    network.config.get_text_config().pad_token_id = pad_id
+    return pad_id
+
+
+def _in_template(tokenizer: Any, policy: EncodingPolicy) -> set[int]:
+    return {i for text in (policy.template_tail, policy.response_start) for i in tokenizer._tokenizer.encode(text).ids}
+
+
+def write_contract(
+    folder: Path | str,
+    *,
+    probes: Sequence[Sample],
+    max_tokens: int | None = None,
+    strip_tail_whitespace: bool = True,
+) -> ScoringContract:
+    """Read a checkpoint back from disk, score the probes one by one in float32, and write `scoring_contract.json`.
+
+    They are scored in bfloat16 as well: `REDUCED_MARGIN` times the worst error there is the tolerance for serving in it
+    (and in float16, which is finer). `max_tokens` None: as many as the model has positions. Raise `CheckpointError`.
+    """
+    folder = Path(folder)
+    (folder / FILE_NAME).unlink(missing_ok=True)
+    checkpoint = read(str(folder), dtype="float32", strip_tail_whitespace=strip_tail_whitespace)
+    if checkpoint.facts is None:
+        raise CheckpointError(f"{folder} is not a finished checkpoint")
+    policy, facts = checkpoint.policy, checkpoint.facts
+    limit = min(max_tokens or policy.max_tokens, policy.max_tokens)
+    ids = [checkpoint.encoder(sample, max_tokens=limit).ids for sample in probes]
+    scores = [score_alone(checkpoint.network, row) for row in ids]
+    scale = float(torch.tensor(scores).std()) if len(scores) > 1 else 1.0
+    tolerance = max(SCORE_TOLERANCE * scale, 1e-5)
+    reduced = read(str(folder), dtype="bfloat16", strip_tail_whitespace=strip_tail_whitespace)
+    worst = max((abs(score_alone(reduced.network, row) - s) for row, s in zip(ids, scores, strict=True)), default=0.0)
+    contract = ScoringContract(
+        template=policy.template,
+        template_digest=facts.template_digest,
+        bos_id=policy.bos_id,
+        end_text=policy.end_text,
+        end_ids=policy.end_ids,
+        template_tail=policy.template_tail,
+        truncation=policy.truncation,
+        max_tokens=limit,
+        pad_id=checkpoint.pad_id,
+        tokenizer_digest=facts.tokenizer_digest,
+        weights_digest=facts.weights_digest,
+        head_digest=facts.head_digest,
+        dtype="float32",
+        heads=tuple(zip(checkpoint.network.head_names, checkpoint.network.head_weights, strict=True)),
+        probes=tuple(
+            Probe(sample_to_dict(p), row, score, tolerance) for p, row, score in zip(probes, ids, scores, strict=True)
+        ),
+        dtype_tolerance=tuple((name, max(REDUCED_MARGIN * worst, tolerance)) for name in ("bfloat16", "float16")),
+    )
+    contract.save(folder)
+    return contract
+
+
+@torch.inference_mode()
+def score_alone(network: RewardNetwork, ids: Sequence[int]) -> float:
+    """The raw score of one row by itself, no padding, no company: what every other path is compared with."""
+    ids_BT = torch.tensor([list(ids)], device=network.device)
+    return float(network.raw(network(ids_BT).scores_BH)[0])

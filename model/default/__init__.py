@@ -1,0 +1,5 @@
+"""The embedded default reward model: a small adapter with two heads over a trunk that a package ships."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "checkpoint"

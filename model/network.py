@@ -1,0 +1,152 @@
+"""RewardNetwork: a causal decoder with a linear value head, read at the last real token.
+
+Knows tensors; knows no files, no text and no optimizer.
+Shapes: B rows, T tokens, D hidden width, H heads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.padding import last_index, position_ids
+
+SINGLE_HEAD = ("score",)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkOutput:
+    """What one forward gives: `scores_BH` in float32, the hidden state they were read from, MoE's `aux_loss`."""
+
+    scores_BH: Tensor
+    last_hidden_BD: Tensor
+    aux_loss: Tensor | None
+
+
+class RewardNetwork(nn.Module):
+    """`backbone` + `Linear(hidden, heads)` in float32.
+
+    `head_weights` make one raw score of several heads: `raw = scores @ head_weights`. `bias_H` is zero for everything
+    that we train; value heads of others (`v_head.summary`) have one, and it is part of their score.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head_weight_HD: Tensor,
+        head_names: Sequence[str] = SINGLE_HEAD,
+        head_weights: Sequence[float] | None = None,
+        head_bias_H: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        n_heads, width = head_weight_HD.shape
+        if len(head_names) != n_heads or len(set(head_names)) != n_heads:
+            raise ValueError(f"{n_heads} heads need {n_heads} different names, got {list(head_names)}")
+        if head_weights is None and n_heads > 1:
+            raise ValueError(f"{n_heads} heads need a weight each to make one reward of them")
+        if head_weights is not None and len(head_weights) != n_heads:
+            raise ValueError(f"{n_heads} heads need {n_heads} weights, got {len(head_weights)}")
+        self.backbone = backbone
+        self.heads = nn.Linear(width, n_heads, bias=False, dtype=torch.float32)
+        self.heads.weight.data.copy_(head_weight_HD)
+        bias_H = torch.zeros(n_heads) if head_bias_H is None else head_bias_H.detach().float()
+        self.register_buffer("bias_H", bias_H, persistent=False)
+        self.head_names = tuple(head_names)
+        self.head_weights = tuple(map(float, head_weights)) if head_weights is not None else (1.0,)
+
+    @classmethod
+    def create(
+        cls, backbone: nn.Module, head_names: Sequence[str] = SINGLE_HEAD, head_weights: Sequence[float] | None = None
+    ) -> RewardNetwork:
+        """A fresh head for training, N(0, 1/(D+1)) (Stiennon et al. 2020). Never served: `checkpoint.read` refuses it."""
+        width = hidden_size(backbone.config)
+        weights = head_weights if head_weights is not None or len(head_names) == 1 else [1.0] * len(head_names)
+        return cls(backbone, torch.randn(len(head_names), width) / (width + 1) ** 0.5, head_names, weights)
+
+    @property
+    def config(self) -> Any:
+        """The backbone's configuration."""
+        return self.backbone.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the head is; the backbone may be spread."""
+        return self.heads.weight.device
+
+    def hidden(self, input_ids_BT: Tensor, mask_BT: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """The last hidden state at every token, `(B, T, D)`, and the router logits of a MoE in training."""
+        routed = self.training and router_loss_weight(self.config) > 0
+        full_BT = torch.ones_like(input_ids_BT) if mask_BT is None else mask_BT
+        out = self.backbone(
+            input_ids=input_ids_BT,
+            # Without padding no mask is passed: the attention kernels are then free to be purely causal.
+            attention_mask=mask_BT,
+            position_ids=position_ids(full_BT),
+            use_cache=False,
+            **({"output_router_logits": True} if routed else {}),
+        )
+        return out.last_hidden_state, getattr(out, "router_logits", None) if routed else None
+
+    def values(self, input_ids_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+        """The value of every head at every token, `(B, T, H)` in float32."""
+        hidden_BTD, _ = self.hidden(input_ids_BT, mask_BT)
+        return self._head(hidden_BTD)
+
+    def forward(self, input_ids_BT: Tensor, mask_BT: Tensor | None = None) -> NetworkOutput:
+        """Score each row at its last real token. `mask_BT` None: no row is padded. Padding may be on either side."""
+        hidden_BTD, router_logits = self.hidden(input_ids_BT, mask_BT)
+        rows_B = torch.arange(len(hidden_BTD), device=hidden_BTD.device)
+        last_B = last_index(mask_BT).to(hidden_BTD.device) if mask_BT is not None else -1
+        last_BD = hidden_BTD[rows_B, last_B]
+        return NetworkOutput(self._head(last_BD), last_BD, self._aux_loss(router_logits, mask_BT))
+
+    def raw(self, scores_BH: Tensor) -> Tensor:
+        """The weighted sum of the heads, `(B,)`."""
+        return scores_BH @ scores_BH.new_tensor(self.head_weights)
+
+    def combined_head(self) -> tuple[Tensor, float]:
+        """The one linear head, `(1, D)`, and the bias that give `raw` directly."""
+        weights_H = self.heads.weight.new_tensor(self.head_weights)
+        return (weights_H @ self.heads.weight)[None].detach(), float(weights_H @ self.bias_H.to(weights_H.device))
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        # A value head in bfloat16 has steps of 0.06 at |score| = 8: it is float32 under autocast too.
+        guard = torch.autocast(hidden.device.type, enabled=False) if hidden.device.type != "meta" else contextlib.nullcontext()
+        with guard:
+            scores: Tensor = self.heads(hidden.float()) + self.bias_H.to(hidden.device)
+        return scores
+
+    def _aux_loss(self, router_logits: tuple[Tensor, ...] | None, mask_BT: Tensor | None) -> Tensor | None:
+        """Load balancing of a mixture of experts, already times its coefficient (Switch Transformer, eq. 4-6)."""
+        if not router_logits:
+            return None
+        from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+        config = self.config
+        n_experts = getattr(config, "num_local_experts", None) or config.num_experts
+        loss: Tensor = load_balancing_loss_func(router_logits, n_experts, config.num_experts_per_tok, mask_BT)
+        return router_loss_weight(config) * loss
+
+
+def hidden_size(config: Any) -> int:
+    """The width of the last hidden state; multimodal configurations keep it in their text part."""
+    return int(config.get_text_config().hidden_size)
+
+
+def router_loss_weight(config: Any) -> float:
+    """The coefficient of a MoE's load-balancing loss; 0 for a dense model."""
+    return float(getattr(config, "router_aux_loss_coef", 0.0) or 0.0)
+
+
+def attention_for(config: Any) -> str | None:
+    """The attention implementation that is right for this architecture; None: the library's choice.
+
+    Gemma-2 caps its attention logits; the fused kernel of torch leaves that out without a word
+    (Skywork's Gemma-2 reward models degrade under it), so those run in plain attention.
+    """
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
