@@ -79,4 +79,6 @@ class Calibration:
             raw["quantiles"] = tuple((float(p), float(q)) for p, q in raw.get("quantiles", ()))
             return cls(**raw)
         except (TypeError, ValueError) as error:
-            raise CalibrationError(f"{FILE_NAME} is unreadable: {error}. Run `reward-train calibrate` again.") from error
+            raise CalibrationError(
+                f"{FILE_NAME} is unreadable: {error}. Run `reward-train calibrate` again."
+            ) from error

@@ -18,6 +18,7 @@ FILE_NAME = "scoring_contract.json"
 N_PROBES = 16
 FORMAT = 1
 
+Truncation = Literal["prompt_left", "error"]
 Origin = Literal["written", "inferred"]
 
 
@@ -63,7 +64,7 @@ class ScoringContract:
     end_text: str
     end_ids: tuple[int, ...]
     template_tail: str
-    truncation: str
+    truncation: Truncation
     max_tokens: int
     pad_id: int
     tokenizer_digest: str
@@ -106,7 +107,9 @@ class ScoringContract:
             raw["end_ids"] = tuple(raw["end_ids"])
             raw["heads"] = tuple((str(n), float(w)) for n, w in raw["heads"])
             raw["dtype_tolerance"] = tuple((str(d), float(t)) for d, t in raw["dtype_tolerance"])
-            raw["probes"] = tuple(Probe(p["sample"], tuple(p["ids"]), p["score"], p["tolerance"]) for p in raw["probes"])
+            raw["probes"] = tuple(
+                Probe(p["sample"], tuple(p["ids"]), p["score"], p["tolerance"]) for p in raw["probes"]
+            )
             return cls(**raw)
         except (KeyError, TypeError, ValueError) as error:
             raise ContractUnreadable(f"{FILE_NAME} is unreadable: {error!r}. Export the checkpoint again.") from error
@@ -230,7 +233,9 @@ def _weight_breaches(contract: ScoringContract, facts: Facts) -> list[Breach]:
 
 
 def _ids_breach(i: int, probe: Probe, ids: tuple[int, ...]) -> Breach:
-    at = next((k for k, (a, b) in enumerate(zip(ids, probe.ids, strict=False)) if a != b), min(len(ids), len(probe.ids)))
+    at = next(
+        (k for k, (a, b) in enumerate(zip(ids, probe.ids, strict=False)) if a != b), min(len(ids), len(probe.ids))
+    )
     return Breach(
         "encoding",
         f"probe {i} encodes to {len(ids)} ids, training had {len(probe.ids)}; the first difference is at {at}.",

@@ -17,8 +17,9 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from model.contract import Truncation
 from model.conversation import (
     EmptyResponse,
     InputTooLong,
@@ -32,7 +33,6 @@ from model.conversation import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Truncation = Literal["prompt_left", "error"]
 _PROBE_USER = "What is two plus two?"
 _PROBE_RESPONSE = "Four, of course"
 # Tokenisers work on characters before they work on tokens. No vocabulary in use averages more characters a

@@ -116,7 +116,11 @@ class RewardNetwork(nn.Module):
 
     def _head(self, hidden: Tensor) -> Tensor:
         # A value head in bfloat16 has steps of 0.06 at |score| = 8: it is float32 under autocast too.
-        guard = torch.autocast(hidden.device.type, enabled=False) if hidden.device.type != "meta" else contextlib.nullcontext()
+        guard = (
+            torch.autocast(hidden.device.type, enabled=False)
+            if hidden.device.type != "meta"
+            else contextlib.nullcontext()
+        )
         with guard:
             scores: Tensor = self.heads(hidden.float()) + self.bias_H.to(hidden.device)
         return scores

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from model.calibration import Calibration
-from model.contract import ContractReport, ScoringContract
+from model.contract import ContractReport, ScoringContract, Truncation
 from model.conversation import Sample
-from model.encoding import Encoded, Truncation
+from model.encoding import Encoded
 from model.scorer import HeadScores, Scorer
 
 BACKENDS: dict[str, str] = {

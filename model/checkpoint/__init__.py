@@ -5,8 +5,8 @@ weights; OpenRLHF; a causal language model with a separate value head (LLaMA-Fac
 with its head over a base model. A head that is missing is refused: a freshly initialised one scores noise.
 """
 
-from model.checkpoint.reading import Checkpoint, read, read_backbone
-from model.checkpoint.record import DTYPES, CheckpointError
+from model.checkpoint.reading import read, read_backbone
+from model.checkpoint.record import DTYPES, Checkpoint, CheckpointError
 from model.checkpoint.writing import write, write_contract, write_heads
 
 __all__ = ["DTYPES", "Checkpoint", "CheckpointError", "read", "read_backbone", "write", "write_contract", "write_heads"]

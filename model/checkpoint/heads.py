@@ -67,7 +67,11 @@ def _own(folder: Path, config: Any) -> Head | None:
     if lost or not names:
         raise CheckpointError(f"{path}: the heads {lost or 'themselves'} are missing from the file")
     head = Head(
-        torch.stack([stored[n] for n in names]), None, names, tuple(float(h["weight"]) for h in listed), ("score.weight",)
+        torch.stack([stored[n] for n in names]),
+        None,
+        names,
+        tuple(float(h["weight"]) for h in listed),
+        ("score.weight",),
     )
     _same_as_score(head, folder)
     return head

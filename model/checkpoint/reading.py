@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,7 +144,7 @@ def _load_backbone(folder: Path, config: Any, dtype: str, *, whole: bool = True)
     if dtype not in DTYPES:
         raise CheckpointError(f"unknown dtype {dtype!r}; known are {', '.join(DTYPES)}")
     try:
-        with _quiet_loading():
+        with quiet_transformers():
             backbone, info = AutoModel.from_pretrained(
                 folder,
                 config=config,
@@ -168,18 +167,17 @@ def _load_backbone(folder: Path, config: Any, dtype: str, *, whole: bool = True)
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """The library reports our value head as unexpected and draws a progress bar; we say what matters ourselves."""
     from transformers.utils import logging as library
 
-    log = logging.getLogger("transformers.modeling_utils")
-    level, bar = log.level, library.is_progress_bar_enabled()
-    log.setLevel(logging.ERROR)
+    level, bar = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity_error()
     library.disable_progress_bar()
     try:
         yield
     finally:
-        log.setLevel(level)
+        library.set_verbosity(level)
         if bar:
             library.enable_progress_bar()
 
@@ -224,7 +222,7 @@ def _policy(
     tokenizer: Any, network: RewardNetwork, contract: ScoringContract | None, *, strip_tail_whitespace: bool = False
 ) -> EncodingPolicy:
     """What the tokenizer implies today; the contract only says where the score is read and how long a row may be."""
-    vocab_size = network.backbone.get_input_embeddings().num_embeddings  # type: ignore[operator, union-attr]
+    vocab_size = network.backbone.get_input_embeddings().num_embeddings
     max_tokens = _max_positions(network.config)
     if contract is None:
         return infer_policy(

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from model.calibration import Calibration
 from model.checkpoint.heads import HEADS_FILE
-from model.checkpoint.reading import read
+from model.checkpoint.reading import quiet_transformers, read
 from model.checkpoint.record import CheckpointError
 from model.contract import FILE_NAME, Probe, ScoringContract, sample_to_dict
 from model.conversation import Sample
@@ -41,7 +41,9 @@ def write(
 
     head_1D, bias = network.combined_head()
     if bias:
-        raise CheckpointError(f"the head has a bias ({bias:.3g}): subtract it from the calibration's mean and set it to zero")
+        raise CheckpointError(
+            f"the head has a bias ({bias:.3g}): subtract it from the calibration's mean and set it to zero"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pad_id = ensure_pad(network, tokenizer, policy)
@@ -58,7 +60,8 @@ def write(
     whole.score = torch.nn.Linear(head_1D.shape[1], 1, bias=False)
     whole.score.weight.data = head_1D.float().cpu()
     whole.config = config
-    whole.save_pretrained(folder)
+    with quiet_transformers():
+        whole.save_pretrained(folder)
     write_heads(folder, network)
     tokenizer.save_pretrained(folder)
     if calibration is not None:
@@ -69,7 +72,9 @@ def write(
 def write_heads(folder: Path | str, network: RewardNetwork) -> None:
     """Write every head by name, with what it counts in the raw score."""
     listed = [{"name": n, "weight": w} for n, w in zip(network.head_names, network.head_weights, strict=True)]
-    tensors = {n: w.detach().float().cpu().clone() for n, w in zip(network.head_names, network.heads.weight, strict=True)}
+    tensors = {
+        n: w.detach().float().cpu().clone() for n, w in zip(network.head_names, network.heads.weight, strict=True)
+    }
     save_file(tensors, Path(folder) / HEADS_FILE, metadata={"reward_heads": json.dumps(listed)})
 
 
@@ -88,8 +93,8 @@ def ensure_pad(network: RewardNetwork, tokenizer: Any, policy: EncodingPolicy) -
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
         else:
             tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-            if len(tokenizer) > network.backbone.get_input_embeddings().num_embeddings:  # type: ignore[operator, union-attr]
-                network.backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # type: ignore[operator]
+            if len(tokenizer) > network.backbone.get_input_embeddings().num_embeddings:
+                network.backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     pad_id = int(tokenizer.pad_token_id)
     network.config.get_text_config().pad_token_id = pad_id
     return pad_id

@@ -72,7 +72,9 @@ def tiny_tokenizer(
 def tiny_config(architecture: str, vocab_size: int, **overrides: Any) -> Any:
     """A configuration of an architecture with two layers and a width of 32."""
     tokens = {"bos_token_id": 3, "eos_token_id": 2, "pad_token_id": 4}
-    return AutoConfig.for_model(architecture, **{**tokens, **ARCHITECTURES[architecture], "vocab_size": vocab_size, **overrides})
+    return AutoConfig.for_model(
+        architecture, **{**tokens, **ARCHITECTURES[architecture], "vocab_size": vocab_size, **overrides}
+    )
 
 
 def randomize(module: torch.nn.Module, seed: int = 0) -> None:

@@ -1,0 +1,63 @@
+"""`reward-check CHECKPOINT`: read a checkpoint, verify its contract, print what a server would say.
+
+Exit code 0: it can be served. 1: it cannot, and why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+
+from model.backends import LoadedModel, LoadError, ModelSpec, load
+from model.calibration import Calibration
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command-line entry."""
+    parser = argparse.ArgumentParser(prog="reward-check", description=__doc__)
+    parser.add_argument("checkpoint", nargs="?", default="", help="folder or hub name; empty: the embedded default")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    given = parser.parse_args(argv)
+    spec = ModelSpec(model=given.checkpoint, device=given.device, dtype=given.dtype, contract="warn")
+    try:
+        loaded = load("torch", spec)
+    except LoadError as error:
+        print(f"cannot be served: {error}", file=sys.stderr)
+        return 1
+    print(describe(loaded))
+    return 0 if loaded.report.holds else 1
+
+
+def describe(loaded: LoadedModel) -> str:
+    """The facts of a loaded model, a line each."""
+    identity, contract, report = loaded.identity, loaded.contract, loaded.report
+    calibration = loaded.calibration
+    lines = [
+        f"model         {identity.name} ({identity.architecture}, {identity.n_parameters:,} parameters, {identity.dtype})",
+        f"heads         {', '.join(f'{name} x {weight:.4g}' for name, weight in identity.heads)}",
+        f"max tokens    {identity.max_tokens}",
+        f"ends with     {contract.end_text!r} {list(contract.end_ids)}, BOS {contract.bos_id}, pad {contract.pad_id}",
+        f"calibration   {_calibration_line(calibration)}",
+        f"contract      {contract.origin}, {contract.digest}",
+        f"probes        {report.n_probes}, largest difference {report.max_probe_error}",
+    ]
+    lines += [f"BROKEN        {breach}" for breach in report.breaches]
+    if contract.origin == "inferred":
+        lines.append(
+            "note          no scoring_contract.json: the contract is inferred from the files and proves nothing"
+        )
+    elif report.holds:
+        lines.append("ok            every clause holds")
+    return "\n".join(lines)
+
+
+def _calibration_line(calibration: Calibration | None) -> str:
+    if calibration is None:
+        return "none: rewards are raw"
+    return str(replace(calibration, quantiles=())).removeprefix("Calibration")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
