@@ -1,0 +1,149 @@
+"""Pairs -> one left-padded forward, each distinct sequence once, and which pairs ride together.
+
+Chosen and rejected are rows of one rectangle; a text that several pairs of the batch share is one row, and its
+score is fanned out to them.
+Shapes: P pairs, B distinct rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from model.padding import left_pad
+from training.config import OptimConfig
+from training.sequences import PairTable
+
+Batch = dict[str, Tensor]
+Rows = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
+
+
+class PairNumbers(Dataset[int]):
+    """The pairs of a table by number; the collator looks them up."""
+
+    def __init__(self, n_pairs: int) -> None:
+        self._n_pairs = n_pairs
+
+    def __len__(self) -> int:
+        """The number of pairs."""
+        return self._n_pairs
+
+    def __getitem__(self, number: int) -> int:
+        """The number itself."""
+        return number
+
+
+def token_rows(table: PairTable, pad_id: int) -> Rows:
+    """Sequence numbers -> `(input_ids_BT, mask_BT)`, left-padded."""
+    return lambda numbers: left_pad([table.sequences[n].ids for n in numbers], pad_id)
+
+
+def cached_rows(numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Sequence numbers as rows of one: for a network that looks its features up."""
+    rows_B1 = torch.tensor(numbers, dtype=torch.int64)[:, None]
+    return rows_B1, torch.ones_like(rows_B1)
+
+
+class Collator:
+    """Numbers of pairs -> a batch. `chosen` and `rejected` say which row each pair reads."""
+
+    def __init__(self, table: PairTable, head_names: Sequence[str], rows: Rows) -> None:
+        self._table, self._rows = table, rows
+        number_of_head = {name: i for i, name in enumerate(head_names)}
+        self._head_of_pair = [number_of_head[pair.head] for pair in table.pairs]
+
+    def __call__(self, numbers: Sequence[int]) -> Batch:
+        """One batch; every distinct sequence is one row, in the order of first use."""
+        table = self._table
+        row_of: dict[int, int] = {}
+        chosen = [row_of.setdefault(table.chosen[n], len(row_of)) for n in numbers]
+        rejected = [row_of.setdefault(table.rejected[n], len(row_of)) for n in numbers]
+        input_ids_BT, mask_BT = self._rows(list(row_of))
+        return {
+            "input_ids": input_ids_BT,
+            "attention_mask": mask_BT,
+            "chosen": torch.tensor(chosen),
+            "rejected": torch.tensor(rejected),
+            "head": torch.tensor([self._head_of_pair[n] for n in numbers]),
+            "margin": torch.tensor([table.pairs[n].margin for n in numbers]),
+            "weight": torch.tensor([table.pairs[n].weight for n in numbers]),
+            "pair": torch.tensor(list(numbers)),
+        }
+
+
+class PairBatches(Sampler[list[int]]):
+    """Batches of pair numbers; their order is a function of the seed and the epoch alone.
+
+    The number of batches is the same every epoch and divisible by `n_ranks`: ranks that take an unequal number
+    of steps wait for each other for ever.
+    """
+
+    def __init__(self, table: PairTable, config: OptimConfig, *, seed: int, n_ranks: int = 1) -> None:
+        self._n_pairs, self._config, self._seed = len(table), config, seed
+        self._epoch = 0
+        self._packed = pack(table, config.batch_sequences, seed) if config.batching == "grouped" else None
+        n = len(self._packed) if self._packed is not None else -(-self._n_pairs // config.batch_pairs)
+        self._n_batches = -(-n // n_ranks) * n_ranks
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration is."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        """The number of batches in an epoch, over all ranks."""
+        return self._n_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The batches of this epoch."""
+        batches = self._batches(np.random.default_rng([self._seed, self._epoch]))
+        repeated = (batches[i % len(batches)] for i in range(self._n_batches))
+        yield from repeated
+
+    def _batches(self, rng: np.random.Generator) -> list[list[int]]:
+        if self._packed is not None:
+            return [self._packed[i] for i in rng.permutation(len(self._packed))]
+        order, size = rng.permutation(self._n_pairs).tolist(), self._config.batch_pairs
+        return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def pack(table: PairTable, max_sequences: int, seed: int) -> list[list[int]]:
+    """Batches that keep the pairs of a group together, at most `max_sequences` distinct sequences each.
+
+    Groups are laid one after the other, in a random order, into batches. Which groups share a batch is settled
+    once; from epoch to epoch the batches change places.
+    """
+    of_group: dict[str, list[int]] = {}
+    for number, pair in enumerate(table.pairs):
+        of_group.setdefault(pair.group, []).append(number)
+    units = [unit for pairs in of_group.values() for unit in _tiles(table, pairs, max_sequences)]
+    batches: list[list[int]] = []
+    riding: set[int] = set()
+    for i in np.random.default_rng(seed).permutation(len(units)):
+        needs = _sequences_of(table, units[i])
+        if batches and len(riding | needs) <= max_sequences:
+            batches[-1].extend(units[i])
+            riding |= needs
+        else:
+            batches.append(list(units[i]))
+            riding = needs
+    return batches
+
+
+def _tiles(table: PairTable, pairs: Sequence[int], max_sequences: int) -> list[list[int]]:
+    """A group that is too large in tiles of its matrix of comparisons, half the budget a side."""
+    if len(_sequences_of(table, pairs)) <= max_sequences:
+        return [list(pairs)]
+    place = {s: i // (max_sequences // 2) for i, s in enumerate(sorted(_sequences_of(table, pairs)))}
+    tiles: dict[tuple[int, int], list[int]] = {}
+    for n in pairs:
+        a, b = sorted((place[table.chosen[n]], place[table.rejected[n]]))
+        tiles.setdefault((a, b), []).append(n)
+    return list(tiles.values())
+
+
+def _sequences_of(table: PairTable, pairs: Sequence[int]) -> set[int]:
+    return {s for n in pairs for s in (table.chosen[n], table.rejected[n])}

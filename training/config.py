@@ -1,0 +1,264 @@
+"""What a training run is told, as frozen records, and which values make no sense.
+
+Knows no file format and no torch: `recipe` reads YAML and `--set`, the other rooms are handed their section.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+class ConfigError(Exception):
+    """A setting is unknown or makes no sense; the message names the field, the value and the remedy."""
+
+
+def _require(ok: bool, name: str, value: object, rule: str) -> None:
+    if not ok:
+        raise ConfigError(f"{name} is {value!r}; it must be {rule}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Which weights training starts from. `start: backbone` is an SFT model (fresh head), `reward` a reward model.
+
+    `head_weights` weigh the *normalised* heads in the one reward. `n_layers` keeps only the first layers of the
+    trunk. `head_init` is for a fresh head: `random`, or `logistic`: the ridge-penalised logistic regression of
+    each head on the frozen trunk's features, which full and LoRA training then go on from.
+    """
+
+    path: str
+    start: Literal["backbone", "reward"] = "backbone"
+    heads: tuple[str, ...] = ("score",)
+    head_weights: tuple[float, ...] = ()
+    head_init: Literal["random", "logistic"] = "random"
+    head_l2: float = 1e-3
+    n_layers: int | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` naming field and value."""
+        _require(bool(self.path), "model.path", self.path, "a folder or a hub name")
+        _require(len(self.heads) > 0, "model.heads", self.heads, "at least one name")
+        _require(len(set(self.heads)) == len(self.heads), "model.heads", self.heads, "names that differ")
+        _require(
+            len(self.head_weights) in (0, len(self.heads)),
+            "model.head_weights", self.head_weights, f"empty or {len(self.heads)} numbers, one a head",
+        )  # fmt: skip
+        _require(self.head_l2 > 0, "model.head_l2", self.head_l2, "above zero")
+        _require(self.n_layers is None or self.n_layers > 0, "model.n_layers", self.n_layers, "above zero")
+        fresh = self.start == "backbone"
+        _require(fresh or self.head_init == "random", "model.head_init", self.head_init, "left out with start: reward")
+
+    @property
+    def weight_of_head(self) -> tuple[float, ...]:
+        """One weight a head; all 1 where none is given."""
+        return self.head_weights or tuple(1.0 for _ in self.heads)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceConfig:
+    """One source of preference pairs: a JSONL(.gz) or Parquet file, or the name or folder of a `datasets` data set.
+
+    `head` names the head that these pairs train; empty: the first. A string `prompt` is one user turn
+    (`strings: turn`), or text that the response simply follows, without a template (`raw`). `context: prepend`
+    puts the passages of the `context` column before the first user turn.
+    """
+
+    path: str
+    name: str = ""
+    split: str = "train"
+    subset: str | None = None
+    head: str = ""
+    weight: float = 1.0
+    max_pairs: int | None = None
+    strings: Literal["turn", "raw"] = "turn"
+    context: Literal["ignore", "prepend"] = "ignore"
+    prompt_key: str = "prompt"
+    chosen_key: str = "chosen"
+    rejected_key: str = "rejected"
+    margin_key: str = "margin"
+    group_key: str = "group"
+    source_key: str = "source"
+    context_key: str = "context"
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` naming field and value."""
+        _require(bool(self.path), "data.sources.path", self.path, "a file, a folder or a hub name")
+        _require(self.weight > 0, "data.sources.weight", self.weight, "above zero")
+        _require(self.max_pairs is None or self.max_pairs > 0, "data.sources.max_pairs", self.max_pairs, "above zero")
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """The pairs, and which groups of them are held out.
+
+    A group is held out when `int(sha256(f"{salt}:{group}")) mod 10000 < 10000 * eval_fraction`, so it stays where
+    it is when others come or go. With `eval_sources` everything in `sources` is for training, less the groups
+    that `eval_sources` also has.
+    """
+
+    sources: tuple[SourceConfig, ...]
+    eval_sources: tuple[SourceConfig, ...] = ()
+    eval_fraction: float = 0.1
+    salt: str = "rewardserve"
+    on_bad_row: Literal["raise", "skip"] = "raise"
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` naming field and value."""
+        _require(len(self.sources) > 0, "data.sources", self.sources, "at least one source")
+        _require(0 <= self.eval_fraction < 1, "data.eval_fraction", self.eval_fraction, "in [0, 1)")
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingConfig:
+    """The longest sequence. Longer ones lose the left of their prompt; a pair that still does not fit is dropped."""
+
+    max_tokens: int = 1024
+    truncation: Literal["prompt_left", "error"] = "prompt_left"
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` naming field and value."""
+        _require(self.max_tokens > 1, "encoding.max_tokens", self.max_tokens, "above one")
+
+
+@dataclass(frozen=True, slots=True)
+class LossConfig:
+    """Which loss of `losses.LOSSES`, and its coefficients. `centring` 0.01 keeps rewards near zero (TRL, Eisenstein)."""
+
+    name: str = "logsigmoid"
+    label_smoothing: float = 0.0
+    centring: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` naming field and value."""
+        _require(0 <= self.label_smoothing < 0.5, "loss.label_smoothing", self.label_smoothing, "in [0, 0.5)")
+        _require(self.centring >= 0, "loss.centring", self.centring, "zero or above")
+
+
+@dataclass(frozen=True, slots=True)
+class OptimConfig:
+    """The optimizer and the batches.
+
+    `batch_pairs` pairs a step and rank in `shuffled` batches. In `grouped` batches the pairs of one prompt ride
+    together, up to `batch_sequences` distinct sequences; a text in forty pairs then costs one forward an epoch.
+    `head_lr` None: the same as `lr`. `ema` is the decay of the weight average that is exported; 0: no average.
+    """
+
+    lr: float = 1e-5
+    head_lr: float | None = None
+    weight_decay: float = 0.0
+    epochs: float = 1.0
+    max_steps: int = -1
+    batching: Literal["shuffled", "grouped"] = "shuffled"
+    batch_pairs: int = 16
+    batch_sequences: int = 64
+    accumulate: int = 1
+    schedule: str = "linear"
+    warmup: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
+    ema: float = 0.0
+    optimizer: str = "adamw_torch"
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` naming field and value."""
+        _require(self.lr > 0, "optim.lr", self.lr, "above zero")
+        _require(self.head_lr is None or self.head_lr > 0, "optim.head_lr", self.head_lr, "above zero")
+        _require(self.epochs > 0, "optim.epochs", self.epochs, "above zero")
+        _require(self.batch_pairs > 0, "optim.batch_pairs", self.batch_pairs, "above zero")
+        _require(self.batch_sequences > 1, "optim.batch_sequences", self.batch_sequences, "above one")
+        _require(self.accumulate > 0, "optim.accumulate", self.accumulate, "above zero")
+        _require(self.warmup >= 0, "optim.warmup", self.warmup, "a share below 1, or a number of steps")
+        _require(0 <= self.ema < 1, "optim.ema", self.ema, "in [0, 1)")
+
+
+@dataclass(frozen=True, slots=True)
+class MethodConfig:
+    """Which weights learn: all (`full`), low-rank adapters and the head (`lora`), or the head alone (`frozen`).
+
+    `targets` are module names, or `all-linear`; `layers` limits the adapters to these layers.
+    `frozen` computes every distinct sequence once and trains the heads on the cached features.
+    """
+
+    name: Literal["full", "lora", "frozen"] = "full"
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("all-linear",)
+    layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` naming field and value."""
+        _require(self.rank > 0, "method.rank", self.rank, "above zero")
+        _require(0 <= self.dropout < 1, "method.dropout", self.dropout, "in [0, 1)")
+        _require(len(self.targets) > 0, "method.targets", self.targets, "at least one module name or all-linear")
+
+
+@dataclass(frozen=True, slots=True)
+class OutputConfig:
+    """Where the run writes: `checkpoint/`, `report.html`, `logs/` (TensorBoard), `steps/` (to resume from)."""
+
+    folder: str
+    resume: bool = False
+    save_steps: int = 500
+    keep: int = 2
+    log_steps: int = 10
+    adapter: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` naming field and value."""
+        _require(bool(self.folder), "output.folder", self.folder, "a folder")
+        _require(self.save_steps > 0, "output.save_steps", self.save_steps, "above zero")
+        _require(self.log_steps > 0, "output.log_steps", self.log_steps, "above zero")
+        _require(self.keep > 0, "output.keep", self.keep, "above zero")
+
+
+@dataclass(frozen=True, slots=True)
+class EvalConfig:
+    """How held-out pairs are judged. `steps` 0: only before and after training."""
+
+    steps: int = 0
+    batch_tokens: int = 16384
+    bootstrap: int = 1000
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` naming field and value."""
+        _require(self.steps >= 0, "eval.steps", self.steps, "zero or above")
+        _require(self.batch_tokens > 0, "eval.batch_tokens", self.batch_tokens, "above zero")
+        _require(self.bootstrap > 0, "eval.bootstrap", self.bootstrap, "above zero")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportConfig:
+    """What is shipped. `probes` names a JSONL of samples where the data's licence does not allow shipping text."""
+
+    probes: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One run, whole."""
+
+    model: ModelConfig
+    data: DataConfig
+    output: OutputConfig
+    encoding: EncodingConfig = field(default_factory=EncodingConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` where two sections contradict each other."""
+        for source in (*self.data.sources, *self.data.eval_sources):
+            if source.head and source.head not in self.model.heads:
+                raise ConfigError(
+                    f"source {source.path!r} trains head {source.head!r}; model.heads are {list(self.model.heads)}"
+                )
+        if self.method.name == "frozen" and self.optim.gradient_checkpointing:
+            raise ConfigError("optim.gradient_checkpointing has nothing to save with method.name: frozen; leave it out")

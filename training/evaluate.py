@@ -1,0 +1,200 @@
+"""How good a head is on held-out pairs, beside what counting characters achieves on the very same pairs.
+
+Pure functions of arrays (numpy only); knows no network, no file.
+Shapes: P pairs, N responses, H heads, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.calibrate import sigmoid, temperature
+from training.sequences import PairTable
+
+Floats = NDArray[np.float64]
+N_BINS = 15
+COMBINED = "(combined)"
+ALL = "(all)"
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Scored pairs of one slice. `chars` are lengths of the responses' texts; `group` numbers the groups.
+
+    `score_N` and `tokens_N` are of the distinct responses of the slice.
+    """
+
+    head: str
+    source: str
+    chosen_P: Floats
+    rejected_P: Floats
+    chosen_chars_P: Floats
+    rejected_chars_P: Floats
+    group_P: Floats
+    score_N: Floats
+    tokens_N: Floats
+
+    @property
+    def diff_P(self) -> Floats:  # noqa: N802 - a shape suffix, as everywhere
+        """Chosen minus rejected."""
+        return self.chosen_P - self.rejected_P
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """One line of the report. A tie counts half. `accuracy_low` and `_high`: bootstrap over groups, 95 %.
+
+    `longer` and `shorter` are the accuracies of choosing the longer or the shorter text. The `_calibrated`
+    figures use a temperature that was fitted on the other half of the groups (`temperature`: on all of them).
+    """
+
+    head: str
+    source: str
+    n_pairs: int
+    n_groups: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    longer: float
+    shorter: float
+    margin: float
+    nll: float
+    ece: float
+    temperature: float
+    nll_calibrated: float
+    ece_calibrated: float
+    length_pearson: float
+    length_spearman: float
+
+
+def judge(judged: Judged, *, n_bootstrap: int = 1000) -> Metrics:
+    """All figures of one slice."""
+    diff_P = judged.diff_P
+    won_P = wins(diff_P)
+    low, high = bootstrap_accuracy(won_P, judged.group_P, n_bootstrap)
+    longer_P = wins(judged.chosen_chars_P - judged.rejected_chars_P)
+    cooled_P = cross_fitted(diff_P, judged.group_P)
+    log_tokens_N = np.log(judged.tokens_N)
+    return Metrics(
+        head=judged.head,
+        source=judged.source,
+        n_pairs=len(diff_P),
+        n_groups=len(np.unique(judged.group_P)),
+        accuracy=float(won_P.mean()),
+        accuracy_low=low,
+        accuracy_high=high,
+        longer=float(longer_P.mean()),
+        shorter=float(1 - longer_P.mean()),
+        margin=float(diff_P.mean()),
+        nll=nll(diff_P),
+        ece=ece(diff_P),
+        temperature=temperature(diff_P),
+        nll_calibrated=nll(cooled_P),
+        ece_calibrated=ece(cooled_P),
+        length_pearson=pearson(judged.score_N, log_tokens_N),
+        length_spearman=pearson(ranks(judged.score_N), ranks(log_tokens_N)),
+    )
+
+
+def slices(table: PairTable, scores_NH: Floats, head_names: Sequence[str], weights: Sequence[float]) -> list[Judged]:
+    """Each head on the pairs that are its own, by source and together; of several heads the combined score on all."""
+    heads = np.array([p.head for p in table.pairs])
+    sources = np.array([p.source for p in table.pairs])
+    found: list[Judged] = []
+    for h, head in enumerate(head_names):
+        own_P = heads == head
+        names = sorted(set(sources[own_P].tolist()))
+        for name in names:
+            found.append(_slice(table, scores_NH[:, h], own_P & (sources == name), head, name))
+        if len(names) > 1:
+            found.append(_slice(table, scores_NH[:, h], own_P, head, ALL))
+    if len(head_names) > 1 and len(table):
+        found.append(_slice(table, scores_NH @ np.asarray(weights), np.ones(len(table), dtype=bool), COMBINED, ALL))
+    return found
+
+
+def _slice(table: PairTable, score_N: Floats, in_P: Floats, head: str, source: str) -> Judged:
+    numbers = np.flatnonzero(in_P).tolist()
+    chosen, rejected = ([side[i] for i in numbers] for side in (table.chosen, table.rejected))
+    used = sorted({*chosen, *rejected})
+    number_of_group: dict[str, int] = {}
+    return Judged(
+        head=head,
+        source=source,
+        chosen_P=score_N[chosen],
+        rejected_P=score_N[rejected],
+        chosen_chars_P=np.array([len(table.pairs[i].chosen_text) for i in numbers]),
+        rejected_chars_P=np.array([len(table.pairs[i].rejected_text) for i in numbers]),
+        group_P=np.array([number_of_group.setdefault(table.pairs[i].group, len(number_of_group)) for i in numbers]),
+        score_N=score_N[used],
+        tokens_N=np.array([table.sequences[s].n_response for s in used]),
+    )
+
+
+# -- figures ----------------------------------------------------------------------------------------------
+
+
+def wins(diff_P: Floats) -> Floats:
+    """1 where the difference is positive, 0 where it is negative, one half where it is zero."""
+    return 0.5 * (1 + np.sign(diff_P))
+
+
+def nll(diff_P: Floats) -> float:
+    """Mean of `log(1 + exp(-diff))`: what a pair costs under Bradley-Terry."""
+    return float(np.logaddexp(0, -diff_P).mean())
+
+
+def ece(diff_P: Floats, n_bins: int = N_BINS) -> float:
+    """Expected calibration error of `sigmoid(|diff|)` over bins of equal mass."""
+    return float(
+        sum(n * abs(confidence - accuracy) for confidence, accuracy, n in reliability(diff_P, n_bins)) / len(diff_P)
+    )
+
+
+def reliability(diff_P: Floats, n_bins: int = N_BINS) -> list[tuple[float, float, int]]:
+    """(mean confidence, accuracy, n) of each of `n_bins` bins of equal mass, by rising confidence."""
+    confidence_P, won_P = sigmoid(np.abs(diff_P)), wins(diff_P)
+    order = np.argsort(confidence_P, kind="stable")
+    bins = [b for b in np.array_split(order, n_bins) if len(b)]
+    return [(float(confidence_P[b].mean()), float(won_P[b].mean()), len(b)) for b in bins]
+
+
+def cross_fitted(diff_P: Floats, group_P: Floats) -> Floats:
+    """Differences over a temperature that their own group had no part in: two halves of the groups, each for the other."""
+    half_P = group_P % 2 == 0
+    out_P = np.array(diff_P, dtype=float)
+    for mine_P in (half_P, ~half_P):
+        if mine_P.any() and (~mine_P).any():
+            out_P[mine_P] = diff_P[mine_P] / temperature(diff_P[~mine_P])
+    return out_P
+
+
+def bootstrap_accuracy(won_P: Floats, group_P: Floats, n: int, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of the accuracy when whole groups are drawn with replacement: pairs of one prompt are no
+    independent evidence."""
+    _, number_P = np.unique(group_P, return_inverse=True)
+    won_G = np.bincount(number_P, weights=won_P)
+    size_G = np.bincount(number_P)
+    rng = np.random.default_rng(seed)
+    drawn = [rng.integers(len(size_G), size=len(size_G)) for _ in range(n)]
+    accuracies = [won_G[d].sum() / size_G[d].sum() for d in drawn]
+    low, high = np.quantile(accuracies, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def pearson(x_N: Floats, y_N: Floats) -> float:
+    """The correlation coefficient; 0 where either does not vary."""
+    x, y = x_N - x_N.mean(), y_N - y_N.mean()
+    norm = float(np.sqrt((x**2).sum() * (y**2).sum()))
+    return float((x * y).sum() / norm) if norm > 0 else 0.0
+
+
+def ranks(x_N: Floats) -> Floats:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, inverse, counts = np.unique(x_N, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]

@@ -1,0 +1,101 @@
+"""The finished checkpoint: weights, calibration, contract with golden probes, adapter, report data.
+
+Knows `model.checkpoint`'s layout through its two functions, and no optimizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from model.calibration import Calibration
+from model.checkpoint import Checkpoint, write, write_contract, write_heads
+from model.contract import N_PROBES, ScoringContract, sample_from_dict
+from model.conversation import Sample, SampleError
+from training.config import ConfigError
+from training.methods import merge
+from training.sequences import PairTable, TokenSequence
+
+REPORT = "training_report.json"
+_VERSIONS = ("torch", "transformers", "tokenizers", "peft", "accelerate", "datasets", "numpy", "rewardserve")
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def checkpoint(
+    folder: Path, trained: Checkpoint, calibration: Calibration | None, probes: Sequence[Sample]
+) -> ScoringContract:
+    """Write the one layout, adapters merged, and its contract; the scores in it come from what was read back."""
+    merge(trained.network)
+    write(folder, trained.network, trained.tokenizer, policy=trained.policy, calibration=calibration)
+    policy = trained.policy
+    return write_contract(
+        folder,
+        probes=probes,
+        max_tokens=policy.max_tokens,
+        strip_tail_whitespace=policy.end_text == policy.end_text.rstrip(),
+    )
+
+
+def adapter(folder: Path, trained: Checkpoint, base: str) -> None:
+    """Write the LoRA adapter with its head over `base`, as peft's sequence-classification layout. Before `checkpoint`."""
+    import peft
+
+    backbone: Any = trained.network.backbone
+    if not isinstance(backbone, peft.PeftModel):
+        raise ConfigError("there is no adapter to write: method.name is not lora")
+    backbone.save_pretrained(str(folder))
+    # Our adapters sit on the bare trunk; a classification model holds the trunk one name further in.
+    inner = "base_model.model."
+    outer = f"{inner}{backbone.get_base_model().base_model_prefix}."
+    tensors = {n.replace(inner, outer, 1): t for n, t in load_file(folder / _ADAPTER_WEIGHTS).items()}
+    head_1D, _ = trained.network.combined_head()
+    tensors[f"{inner}score.weight"] = head_1D.float().cpu().contiguous()
+    save_file(tensors, folder / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"], "base_model_name_or_path": base}
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_heads(folder, trained.network)
+    trained.tokenizer.save_pretrained(folder)
+
+
+def choose_probes(table: PairTable, n: int = N_PROBES) -> list[Sample]:
+    """`n` held-out samples whose lengths are spread evenly from the shortest to the longest."""
+    by_length = sorted(table.sequences, key=lambda s: (len(s.ids), s.ids))
+    if len(by_length) <= n:
+        return [s.sample for s in by_length]
+    return [_at(by_length, i / (n - 1)).sample for i in range(n)]
+
+
+def _at(ordered: Sequence[TokenSequence], share: float) -> TokenSequence:
+    return ordered[round(share * (len(ordered) - 1))]
+
+
+def read_probes(path: Path) -> list[Sample]:
+    """Samples that may be shipped: one JSON object a line, as on the wire. Raise `ConfigError`."""
+    try:
+        lines = [line for line in path.read_text().splitlines() if line.strip()]
+        return [sample_from_dict(json.loads(line)) for line in lines]
+    except (OSError, ValueError, TypeError, AttributeError, SampleError) as error:
+        raise ConfigError(f"export.probes: {path} holds no samples: {error}") from error
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """Write `training_report.json` beside the weights."""
+    (folder / REPORT).write_text(json.dumps(report, indent=1, default=str) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """The packages that made these weights."""
+    return {name: found for name in _VERSIONS if (found := _version(name))}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except ImportError:
+        return None

@@ -1,0 +1,64 @@
+"""What a pair costs: one float32 value a pair. Only the step reduces.
+
+Knows scores and margins; knows no heads, no batches and no network. Every loss is finite for every finite input,
+in every dtype: `exp` is never taken of something large.
+Shapes: P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.config import ConfigError, LossConfig
+
+PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def logsigmoid(chosen_P: Tensor, rejected_P: Tensor, margin_P: Tensor) -> Tensor:
+    """`-logsigmoid(chosen - rejected - margin)`: Bradley-Terry, with the margin of Llama 2 (2307.09288, eq. 2)."""
+    return -F.logsigmoid(_float(chosen_P) - _float(rejected_P) - _float(margin_P))
+
+
+def logexp(chosen_P: Tensor, rejected_P: Tensor, margin_P: Tensor) -> Tensor:
+    """`log(1 + exp(rejected - chosen))`: the same loss without a margin (OpenRLHF's LogExp), as a softplus."""
+    return F.softplus(_float(rejected_P) - _float(chosen_P))
+
+
+LOSSES: dict[str, PairLoss] = {"logsigmoid": logsigmoid, "logexp": logexp}
+
+
+def smoothed(loss: PairLoss, share: float, chosen_P: Tensor, rejected_P: Tensor, margin_P: Tensor) -> Tensor:
+    """cDPO's label smoothing: with probability `share` the label was the wrong way round.
+
+    The margin belongs to the label, so a swapped label is not asked for one.
+    """
+    swapped_P = loss(rejected_P, chosen_P, margin_P * 0)
+    return (1 - share) * loss(chosen_P, rejected_P, margin_P) + share * swapped_P
+
+
+def centring(chosen_P: Tensor, rejected_P: Tensor) -> Tensor:
+    """`(chosen + rejected)^2`: Bradley-Terry fixes differences only, this pins the level (Eisenstein 2312.09244)."""
+    return (_float(chosen_P) + _float(rejected_P)) ** 2
+
+
+def pair_loss(config: LossConfig) -> PairLoss:
+    """The loss that the recipe asks for, with its smoothing and centring. Raise `ConfigError` for an unknown name."""
+    if config.name not in LOSSES:
+        raise ConfigError(f"loss.name is {config.name!r}; known are {', '.join(LOSSES)}")
+    loss = LOSSES[config.name]
+    if config.label_smoothing:
+        loss = partial(smoothed, loss, config.label_smoothing)
+    return partial(_centred, loss, config.centring) if config.centring else loss
+
+
+def _centred(loss: PairLoss, coefficient: float, chosen_P: Tensor, rejected_P: Tensor, margin_P: Tensor) -> Tensor:
+    return loss(chosen_P, rejected_P, margin_P) + coefficient * centring(chosen_P, rejected_P)
+
+
+def _float(x: Tensor) -> Tensor:
+    """float32, or float64 where a test asks for it: half precision cannot hold a difference of large scores."""
+    return x if x.dtype.itemsize >= 4 else x.float()

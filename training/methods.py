@@ -1,0 +1,84 @@
+"""Which weights learn: the whole network, low-rank adapters with the head, or the head on cached features.
+
+Shapes: N sequences, B rows, D width, H heads, P pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.network import NetworkOutput, RewardNetwork
+from training.config import ConfigError, MethodConfig
+from training.sequences import PairTable
+
+
+class CachedNetwork(nn.Module):
+    """The heads of a network over hidden states that were computed once. A row of `input_ids` is a sequence's number."""
+
+    def __init__(self, network: RewardNetwork, hidden_ND: Tensor) -> None:
+        super().__init__()
+        self.heads = network.heads
+        self.register_buffer("hidden_ND", hidden_ND, persistent=False)
+
+    def forward(self, numbers_B1: Tensor, mask_B1: Tensor | None = None) -> NetworkOutput:
+        """The values of the heads, as the network itself would give them."""
+        last_BD = self.hidden_ND[numbers_B1[:, 0]]
+        with torch.autocast(last_BD.device.type, enabled=False):
+            return NetworkOutput(self.heads(last_BD), last_BD, None)
+
+
+def adapt(network: RewardNetwork, config: MethodConfig) -> None:
+    """Wrap the backbone in low-rank adapters, in place; they and the head learn, the trunk does not."""
+    import peft
+
+    targets = list(config.targets)
+    lora = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        layers_to_transform=list(config.layers) or None,
+        bias="none",
+    )
+    network.backbone = peft.get_peft_model(network.backbone, lora)
+    network.heads.requires_grad_(True)
+
+
+def merge(network: RewardNetwork) -> None:
+    """Fold the adapters into the trunk, in place. Without adapters nothing happens."""
+    import peft
+
+    if isinstance(network.backbone, peft.PeftModel):
+        network.backbone = network.backbone.merge_and_unload()
+
+
+def fit_logistic(hidden_ND: Tensor, table: PairTable, head: str, *, l2: float) -> Tensor:
+    """The weights `(D,)` that minimise `mean(weight * softplus(-(h_c - h_r) @ w)) + l2/2 |w * scale|^2`.
+
+    Convex, so there is one answer: LBFGS in float64 from zero. `scale` is the standard deviation of each
+    feature's difference: the penalty does not depend on the unit of a feature.
+    """
+    numbers = [i for i, pair in enumerate(table.pairs) if pair.head == head]
+    if not numbers:
+        raise ConfigError(f"head {head!r} has no training pair; model.head_init: logistic needs some")
+    chosen, rejected = ([side[i] for i in numbers] for side in (table.chosen, table.rejected))
+    diff_PD = (hidden_ND[chosen] - hidden_ND[rejected]).double()
+    scale_D = diff_PD.square().mean(0).sqrt().clamp_min(1e-12)
+    weight_P = diff_PD.new_tensor([table.pairs[i].weight for i in numbers])
+    return _logistic(diff_PD / scale_D, weight_P / weight_P.sum(), l2).div(scale_D).float()
+
+
+def _logistic(x_PD: Tensor, weight_P: Tensor, l2: float) -> Tensor:
+    w_D = x_PD.new_zeros(x_PD.shape[1], requires_grad=True)
+    solver = torch.optim.LBFGS([w_D], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        solver.zero_grad()
+        loss = (weight_P * F.softplus(-(x_PD @ w_D))).sum() + l2 / 2 * w_D.square().sum()
+        loss.backward()
+        return loss
+
+    solver.step(objective)
+    return w_D.detach()

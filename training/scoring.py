@@ -1,0 +1,62 @@
+"""What a network says of many sequences: its heads, or the hidden states they read.
+
+Rows are sorted by length and batched by a budget of tokens; the result is in the order asked for.
+Shapes: N sequences, B rows of one batch, D width, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from model.network import NetworkOutput, RewardNetwork
+from model.padding import left_pad
+
+
+def score(
+    network: RewardNetwork, rows: Sequence[Sequence[int]], *, pad_id: int, batch_tokens: int, label: str = "scoring"
+) -> np.ndarray:
+    """The raw value of every head for every row, `(N, H)` float64."""
+    scores_NH = np.zeros((len(rows), len(network.head_names)))
+    for places, out in _forwards(network, rows, pad_id, batch_tokens, label):
+        scores_NH[places] = out.scores_BH.double().cpu().numpy()
+    return scores_NH
+
+
+def last_hidden(network: RewardNetwork, rows: Sequence[Sequence[int]], *, pad_id: int, batch_tokens: int) -> Tensor:
+    """The hidden state that the heads read, for every row, `(N, D)` float32 on the CPU."""
+    hidden_ND = torch.zeros(len(rows), network.heads.in_features)
+    for places, out in _forwards(network, rows, pad_id, batch_tokens, "features of the frozen trunk"):
+        hidden_ND[places] = out.last_hidden_BD.float().cpu()
+    return hidden_ND
+
+
+def plan(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Which rows share a forward: rows of like length, at most `batch_tokens` with the padding, at least one row."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        # Sorted by falling length, the first row of a batch is its width.
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= batch_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def _forwards(
+    network: RewardNetwork, rows: Sequence[Sequence[int]], pad_id: int, batch_tokens: int, label: str
+) -> Iterator[tuple[list[int], NetworkOutput]]:
+    was_training = network.training
+    network.eval()
+    batches = plan([len(r) for r in rows], batch_tokens)
+    try:
+        with torch.no_grad():
+            for places in track(batches, description=label, transient=True):
+                ids_BT, mask_BT = left_pad([rows[i] for i in places], pad_id)
+                yield places, network(ids_BT.to(network.device), mask_BT.to(network.device))
+    finally:
+        network.train(was_training)

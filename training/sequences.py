@@ -1,0 +1,117 @@
+"""Pairs of conversations -> pairs of token sequences, each distinct sequence kept once.
+
+Nine thousand pairs may compare a thousand texts; what is equal is encoded, forwarded and cached once.
+Knows the encoder, no torch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from model.conversation import InputTooLong, Sample, SampleError
+from model.encoding import Encoded, Encoder
+from training.data import Pair
+
+Ids = tuple[int, ...]
+
+
+class EncodingFailed(Exception):
+    """Pairs that the encoder refuses for another reason than their length."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """One distinct sequence: its ids, how many belong to the response, and the first sample that gave it."""
+
+    ids: Ids
+    n_response: int
+    sample: Sample
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PairTable:
+    """Pairs over distinct sequences: pair `i` compares `sequences[chosen[i]]` with `sequences[rejected[i]]`.
+
+    `dropped` counts, by reason, the pairs that are not here.
+    """
+
+    pairs: tuple[Pair, ...]
+    sequences: tuple[TokenSequence, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+    dropped: dict[str, int]
+
+    def __len__(self) -> int:
+        """The number of pairs."""
+        return len(self.pairs)
+
+
+def encode(pairs: Sequence[Pair], encoder: Encoder) -> PairTable:
+    """Encode every distinct sample once. Raise `EncodingFailed` naming the first pairs the encoder refuses."""
+    shelf = _Shelf(encoder)
+    kept: list[tuple[Pair, int, int]] = []
+    dropped: Counter[str] = Counter()
+    refused: list[str] = []
+    for pair in pairs:
+        try:
+            chosen, rejected = shelf.place(pair.chosen), shelf.place(pair.rejected)
+        except InputTooLong:
+            dropped["too_long"] += 1
+        except SampleError as error:
+            refused.append(f"{pair.id}: {error.message}")
+        else:
+            if chosen == rejected:
+                dropped["same_tokens"] += 1
+            else:
+                kept.append((pair, chosen, rejected))
+    if refused:
+        raise EncodingFailed(f"{len(refused)} pairs cannot be encoded:\n  " + "\n  ".join(refused[:20]))
+    return _table(kept, shelf.sequences, dict(dropped))
+
+
+class _Shelf:
+    """Distinct sequences in the order of their first use."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.sequences: list[TokenSequence] = []
+        self._encoder = encoder
+        self._of_sample: dict[Sample, int | InputTooLong] = {}
+        self._of_ids: dict[Ids, int] = {}
+
+    def place(self, sample: Sample) -> int:
+        """The number of this sample's sequence. Raise `SampleError`."""
+        known = self._of_sample.get(sample)
+        if known is None:
+            try:
+                known = self._put(sample, self._encoder(sample))
+            except InputTooLong as error:
+                known = error
+            self._of_sample[sample] = known
+        if isinstance(known, InputTooLong):
+            raise known
+        return known
+
+    def _put(self, sample: Sample, encoded: Encoded) -> int:
+        at = self._of_ids.setdefault(encoded.ids, len(self.sequences))
+        if at == len(self.sequences):
+            n_response = len(encoded.ids) - encoded.n_prompt
+            self.sequences.append(TokenSequence(encoded.ids, n_response, sample, encoded.truncated))
+        return at
+
+
+def _table(
+    kept: Sequence[tuple[Pair, int, int]], sequences: Sequence[TokenSequence], dropped: dict[str, int]
+) -> PairTable:
+    """Only the sequences that a kept pair uses, renumbered."""
+    used = sorted({s for _, c, r in kept for s in (c, r)})
+    number = {old: new for new, old in enumerate(used)}
+    return PairTable(
+        pairs=tuple(p for p, _, _ in kept),
+        sequences=tuple(sequences[old] for old in used),
+        chosen=tuple(number[c] for _, c, _ in kept),
+        rejected=tuple(number[r] for _, _, r in kept),
+        dropped=dropped,
+    )

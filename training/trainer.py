@@ -1,0 +1,324 @@
+"""The step: scores of a batch, one loss a pair, reduced here and nowhere else. On `transformers.Trainer`.
+
+What accelerate launches (DDP, FSDP, DeepSpeed) reaches this file through the Trainer; there is no cluster code here.
+Knows batches and networks; no text, no files but the step checkpoints.
+Shapes: P pairs, B rows, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from training.collate import Batch, Collator, PairBatches, PairNumbers
+from training.config import Config, ConfigError
+from training.losses import PairLoss, pair_loss
+from training.sequences import PairTable
+
+COMPLETE = "complete"
+_WEIGHTS = "model.safetensors"
+_EMA = "ema.safetensors"
+_WATCHED = ("accuracy", "margin", "reward_chosen", "reward_rejected")
+
+Judge = Callable[[], dict[str, float]]
+
+
+class NonFiniteLoss(Exception):
+    """The loss of a step is NaN or infinite; the message names the step and the rows."""
+
+
+@dataclass
+class Watch:
+    """Sums since the last log line: each watched quantity times its pairs, and the number of pairs."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    n_pairs: int = 0
+
+    def add(self, chosen_P: Tensor, rejected_P: Tensor) -> None:
+        """Count one batch. Stays on the device: nothing waits here."""
+        won_P = (chosen_P > rejected_P).float() + 0.5 * (chosen_P == rejected_P).float()
+        values = (won_P, chosen_P - rejected_P, chosen_P, rejected_P)
+        for name, value_P in zip(_WATCHED, values, strict=True):
+            self.sums[name] = self.sums.get(name, value_P.new_zeros(())) + value_P.detach().sum()
+        self.n_pairs += len(chosen_P)
+
+    def packed(self) -> Tensor | None:
+        """Sums and count as one vector, for a sum over ranks; None when nothing was watched."""
+        if not self.n_pairs:
+            return None
+        sums = [self.sums[name].double() for name in _WATCHED]
+        return torch.stack([*sums, sums[0].new_tensor(self.n_pairs)])
+
+
+class RewardTrainer(Trainer):
+    """`transformers.Trainer` for pairs. `judge` gives the held-out metrics whenever the recipe asks for them."""
+
+    # Our loss is divided by the weight of the whole accumulated batch already.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        network: nn.Module,
+        table: PairTable,
+        collator: Collator,
+        config: Config,
+        *,
+        judge: Judge | None,
+        steps: Path,
+    ) -> None:
+        args = arguments(config, steps, evaluates=judge is not None)
+        self.table, self.recipe, self.judge = table, config, judge
+        self._loss: PairLoss = pair_loss(config.loss)
+        self._watch = Watch()
+        super().__init__(
+            model=network,
+            args=args,
+            data_collator=collator,
+            train_dataset=PairNumbers(len(table)),
+            eval_dataset=PairNumbers(0),
+        )
+        self.batches = PairBatches(table, config.optim, seed=config.seed, n_ranks=self.accelerator.num_processes)
+        self.add_callback(_EpochOrder(self.batches))
+        if config.optim.ema:
+            self._refuse_sharded_average()
+            self.add_callback(WeightAverage(network, config.optim.ema))
+        self.add_callback(_MarkComplete())
+
+    def log_to_tensorboard(self, folder: Path) -> None:
+        """Write the curves for TensorBoard; on the first process alone."""
+        if self.is_world_process_zero():
+            from torch.utils.tensorboard import SummaryWriter
+            from transformers.integrations import TensorBoardCallback
+
+            self.add_callback(TensorBoardCallback(SummaryWriter(str(folder))))
+
+    # -- batches ------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[Batch]:
+        """Our own batches: `grouped` ones differ in size, which the stock sampler cannot express."""
+        loader: DataLoader[Batch] = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            pin_memory=torch.cuda.is_available(),
+        )
+        prepared: DataLoader[Batch] = self.accelerator.prepare(loader)
+        return prepared
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
+        """The weight of all pairs of this step: every micro-batch, every rank."""
+        weight = torch.stack([b["weight"].sum() for b in batch_samples]).sum().to(device)
+        total: Tensor = self.accelerator.gather(weight.reshape(1)).sum()
+        return total
+
+    # -- loss ---------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Any:
+        """The weighted mean of the pair losses over the whole step, plus a MoE's load-balancing loss."""
+        out = model(inputs["input_ids"], inputs["attention_mask"])
+        chosen_P = out.scores_BH[inputs["chosen"], inputs["head"]]
+        rejected_P = out.scores_BH[inputs["rejected"], inputs["head"]]
+        loss_P = self._loss(chosen_P, rejected_P, inputs["margin"])
+        self._refuse_non_finite(loss_P, inputs)
+        self._watch.add(chosen_P.detach(), rejected_P.detach())
+        weight_P = inputs["weight"]
+        total = weight_P.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = (loss_P * weight_P).sum() / total
+        if out.aux_loss is not None:
+            loss = loss + out.aux_loss * weight_P.sum() / total
+        # Ranks average their gradients; `total` is over all of them.
+        loss = loss * self.accelerator.num_processes
+        return (loss, out) if return_outputs else loss
+
+    def _refuse_non_finite(self, loss_P: Tensor, inputs: Batch) -> None:
+        bad_P = ~torch.isfinite(loss_P.detach())
+        if not bool(bad_P.any()):
+            return
+        rows = [self.table.pairs[int(n)].id for n in inputs["pair"][bad_P].tolist()]
+        broken = [n for n, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())]
+        cause = (
+            f"weights are not finite already ({', '.join(broken[:3])}): the step before broke them. " if broken else ""
+        )
+        raise NonFiniteLoss(
+            f"step {self.state.global_step + 1}: the loss of {len(rows)} pairs is not finite. {cause}"
+            f"Rows: {', '.join(rows[:20])}. Lower optim.lr, or use optim.precision: bf16 instead of fp16."
+        )
+
+    # -- optimizer ----------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Three groups: weights with decay, weights without (norms, biases), and the head with a rate of its own."""
+        if self.optimizer is None:
+            module = self.model if model is None else model
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, module)
+            self.optimizer = kind(self._groups(module), **options)
+        return self.optimizer
+
+    def _groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        decays = set(self.get_decay_parameter_names(module))
+        learning = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        head = [p for n, p in learning if _is_head(n)]
+        rest = [(n, p) for n, p in learning if not _is_head(n)]
+        optim = self.recipe.optim
+        groups = [
+            {"params": [p for n, p in rest if n in decays], "weight_decay": optim.weight_decay},
+            {"params": [p for n, p in rest if n not in decays], "weight_decay": 0.0},
+            {"params": head, "weight_decay": optim.weight_decay, "lr": optim.head_lr or optim.lr},
+        ]
+        return [g for g in groups if g["params"]]
+
+    # -- logs and evaluation ------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add accuracy, margin and mean rewards since the last line, over all ranks."""
+        packed = self._watch.packed() if "loss" in logs else None
+        if packed is not None:
+            *sums, n_pairs = self.accelerator.reduce(packed, reduction="sum").tolist()
+            logs = {**logs, **{name: s / n_pairs for name, s in zip(_WATCHED, sums, strict=True)}}
+            self._watch = Watch()
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The held-out metrics. Every rank computes them all: simple, and right where weights are sharded."""
+        metrics = {f"eval_{k}": v for k, v in (self.judge() if self.judge else {}).items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # -- step checkpoints ---------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Only what learns: a LoRA run does not write its base model again at every checkpoint."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = self.model.state_dict() if state_dict is None else state_dict
+        learning = {n for n, p in self.model.named_parameters() if p.requires_grad}
+        save_file({n: t.contiguous() for n, t in state.items() if n in learning}, folder / _WEIGHTS)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Silent: the weights that do not learn are missing from a step checkpoint on purpose."""
+
+    def _refuse_sharded_average(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ConfigError("optim.ema needs whole weights on every rank; set optim.ema: 0 under FSDP or DeepSpeed")
+
+
+def arguments(config: Config, steps: Path, *, evaluates: bool) -> TrainingArguments:
+    """The recipe in the words of `transformers.TrainingArguments`."""
+    optim, output = config.optim, config.output
+    args = TrainingArguments(
+        output_dir=str(steps),
+        per_device_train_batch_size=optim.batch_pairs,
+        gradient_accumulation_steps=optim.accumulate,
+        num_train_epochs=optim.epochs,
+        max_steps=optim.max_steps,
+        learning_rate=optim.lr,
+        weight_decay=optim.weight_decay,
+        lr_scheduler_type=optim.schedule,
+        warmup_steps=optim.warmup,
+        max_grad_norm=optim.max_grad_norm,
+        optim=optim.optimizer,
+        bf16=optim.precision == "bf16",
+        fp16=optim.precision == "fp16",
+        seed=config.seed,
+        logging_steps=output.log_steps,
+        logging_first_step=True,
+        # A NaN is never averaged away: `compute_loss` stops the run.
+        logging_nan_inf_filter=False,
+        save_steps=output.save_steps,
+        save_total_limit=output.keep,
+        eval_strategy="steps" if evaluates and config.eval.steps else "no",
+        eval_steps=config.eval.steps or None,
+        remove_unused_columns=False,
+        accelerator_config={"even_batches": False},
+        report_to=[],
+        disable_tqdm=None,
+    )
+    # Plain `python` on a machine of several GPUs would scatter rows that pairs share. Use accelerate launch.
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
+
+
+def last_complete(steps: Path) -> Path | None:
+    """The newest step checkpoint that was written to its end: a kill in the middle of a save leaves half of one."""
+    found = [p.parent for p in steps.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+def load_weights(network: nn.Module, folder: Path) -> None:
+    """Put the weights of a step checkpoint, averaged where the run averaged, into `network`."""
+    averaged = folder / _EMA
+    state = load_file(averaged if averaged.is_file() else folder / _WEIGHTS)
+    unexpected = network.load_state_dict(state, strict=False).unexpected_keys
+    if unexpected:
+        raise ConfigError(f"{folder} was written by another recipe: this network has no {unexpected[0]}")
+
+
+class WeightAverage(TrainerCallback):
+    """An exponential moving average of the weights that learn; it replaces them when training ends."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self._network, self._decay = network, decay
+        self._average: dict[str, Tensor] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start from the weights, or from the average that the resumed run had."""
+        at = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _EMA
+        saved = load_file(at) if state.global_step and at.is_file() else {}
+        self._average = {n: saved.get(n, p.detach()).to(p.device, torch.float32).clone() for n, p in self._learning()}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One step of the average; in the first steps the decay is smaller, so that the start is forgotten."""
+        decay = min(self._decay, (1 + state.global_step) / (10 + state.global_step))
+        for name, weight in self._learning():
+            self._average[name].lerp_(weight.detach().float(), 1 - decay)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Beside the weights, so that a resumed run goes on averaging."""
+        if state.is_world_process_zero:
+            save_file(self._average, Path(args.output_dir) / f"checkpoint-{state.global_step}" / _EMA)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The averaged weights are the result."""
+        with torch.no_grad():
+            for name, weight in self._learning():
+                weight.copy_(self._average[name])
+
+    def _learning(self) -> Sequence[tuple[str, nn.Parameter]]:
+        return [(n, p) for n, p in self._network.named_parameters() if p.requires_grad]
+
+
+class _EpochOrder(TrainerCallback):
+    """Tells the batches which epoch it is, also in a resumed run, where wrappers of the loader hide them."""
+
+    def __init__(self, batches: PairBatches) -> None:
+        self._batches = batches
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """`state.epoch` counts in fractions while an epoch runs."""
+        self._batches.set_epoch(int(state.epoch or 0))
+
+
+class _MarkComplete(TrainerCallback):
+    """The last file of a step checkpoint. Added last, so that every other callback has written its own."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Everything before it is on disk."""
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+def _is_head(name: str) -> bool:
+    return "heads" in name.split(".")
