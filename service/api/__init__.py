@@ -1,0 +1,1 @@
+"""The wire: JSON in, records to `scoring`, records back, JSON out."""

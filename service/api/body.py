@@ -1,0 +1,76 @@
+"""The bytes of a body -> JSON -> a checked request. Says what is wrong and where, never what was written there.
+
+A body is read once and parsed once. What Python's parser lets through beyond JSON is refused here:
+NaN, Infinity, and nesting or numbers without end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from service.errors import InvalidJson, InvalidRequest, UnsupportedMediaType
+
+M = TypeVar("M", bound=BaseModel)
+
+_LONGEST_FIELD = 120
+
+
+async def read(request: Request, schema: type[M]) -> M:
+    """The body as `schema`. Raise `UnsupportedMediaType`, `BodyTooLarge`, `InvalidJson` or `InvalidRequest`."""
+    _check_media_type(request)
+    return check(parse(await request.body()), schema)
+
+
+def parse(body: bytes) -> Any:
+    """Strict JSON. Raise `InvalidJson` with the place, without the text around it."""
+    try:
+        return json.loads(body, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise InvalidJson(f"the body is not JSON: {error.msg}", line=error.lineno, column=error.colno) from None
+    except RecursionError:
+        raise InvalidJson("the body is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise InvalidJson("the body is not UTF-8", at=error.start) from None
+    except ValueError:
+        raise InvalidJson("the body has a number of absurd length") from None
+
+
+def check(value: Any, schema: type[M]) -> M:
+    """`value` as `schema`. Raise `InvalidRequest` naming the JSON path of the first offence."""
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        # Of the branches of a union, the one that got furthest is the one that the caller meant.
+        chosen = max(found, key=lambda e: len(_path(e["loc"])))
+        field = _json_path(_path(chosen["loc"]))
+        raise InvalidRequest(f"{field}: {chosen['msg']}", field=field, n_errors=len(found)) from None
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply", field="$") from None
+
+
+def _check_media_type(request: Request) -> None:
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise UnsupportedMediaType("send the body as content-type: application/json")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType("send the body uncompressed")
+
+
+def _refuse_constant(name: str) -> None:
+    raise InvalidJson(f"the body has {name}, which is not JSON")
+
+
+def _path(loc: Sequence[int | str]) -> tuple[int | str, ...]:
+    """Without the names that pydantic gives to the branches of a union."""
+    return tuple(step for step in loc if step not in ("str", "list[MessageIn]"))
+
+
+def _json_path(path: Sequence[int | str]) -> str:
+    text = "$" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    return text[:_LONGEST_FIELD].removeprefix("$.")

@@ -1,0 +1,71 @@
+"""What `/docs` says about bodies and errors. Bodies are read by hand, so FastAPI cannot know by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service.api.schemas import CompareRequest, ErrorReply, ScoreRequest
+
+_REF = "#/components/schemas/{model}"
+_ERRORS: dict[int, str] = {
+    400: "`invalid_json`",
+    401: "`unauthorized`: no key, or a wrong one",
+    413: "`body_too_large`, or `request_too_large` for all seats together",
+    415: "`unsupported_media_type`",
+    422: "`invalid_request` with the JSON path of the offending field, `too_many_samples`",
+    429: "`overloaded`, where the operator has chosen 429",
+    500: "`internal`: a bug in the server",
+    503: "`overloaded`, `loading` or `shutting_down`; see Retry-After",
+    504: "`deadline_exceeded`: the time given in x-deadline-ms is over",
+}
+_DEADLINE = {
+    "name": "x-deadline-ms", "in": "header", "required": False, "schema": {"type": "integer", "minimum": 0},
+    "description": "milliseconds after which the answer is of no use",
+}  # fmt: skip
+
+
+def operation(body: type[BaseModel]) -> dict[str, Any]:
+    """Arguments for a route that reads `body`: its documentation, and every error that it may answer."""
+    content = {"application/json": {"schema": {"$ref": _REF.format(model=body.__name__)}}}
+    return {
+        "responses": errors(),
+        "openapi_extra": {"requestBody": {"required": True, "content": content}, "parameters": [_DEADLINE]},
+    }
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """These errors, or all, with an example each."""
+    return {status: _error(status, _ERRORS[status]) for status in statuses or _ERRORS}
+
+
+def install(app: FastAPI) -> None:
+    """Make the schemas of the bodies part of the OpenAPI document."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                routes=app.routes,
+                tags=app.openapi_tags,
+            )
+            _, bodies = models_json_schema(
+                [(ScoreRequest, "validation"), (CompareRequest, "validation")], ref_template=_REF
+            )
+            schema.setdefault("components", {}).setdefault("schemas", {}).update(bodies["$defs"])
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents
+
+
+def _error(status: int, text: str) -> dict[str, Any]:
+    code = text.split("`")[1]
+    example = {"error": {"code": code, "message": "what happened, and the numbers that matter beside it"}}
+    return {"model": ErrorReply, "description": text, "content": {"application/json": {"example": example}}}

@@ -1,0 +1,108 @@
+"""`/livez`, `/readyz`, `/metrics` and `GET /model`: how the server is, and what it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from service.api import docs
+from service.api.replies import json_response, model_fields
+from service.api.stage import Bounds, Served, Stage
+from service.errors import BatcherStopped
+
+OPEN_PATHS: frozenset[str] = frozenset({"/livez", "/readyz", "/metrics"})
+"""Answered without a key: orchestrators and Prometheus have none."""
+
+
+def health_routes(stage: Stage, bounds: Bounds, render_metrics: Callable[[], bytes], metrics_type: str) -> APIRouter:
+    """The routes that describe."""
+    router = APIRouter(tags=["health"])
+
+    @router.get("/livez", responses=docs.errors(500))
+    async def livez() -> Response:
+        """200 while the process can do its work; otherwise it should be started anew."""
+        if not stage.is_alive:
+            raise BatcherStopped("nobody drives the scorer. This is a bug in the server.")
+        return json_response({"status": "alive"})
+
+    @router.get("/readyz", responses=docs.errors(503))
+    async def readyz() -> Response:
+        """200 while `/score` is answered; 503 `loading` before, `shutting_down` after."""
+        served = stage.served()
+        return json_response({"status": "ready", "model": served.loaded.identity.name, "model_epoch": served.epoch})
+
+    @router.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Prometheus text."""
+        return Response(render_metrics(), media_type=metrics_type)
+
+    @router.get("/model", responses=docs.errors(401, 503))
+    async def model() -> Response:
+        """What is loaded, what it was verified against, and what one may ask of it."""
+        return json_response(describe(stage.served(), bounds))
+
+    return router
+
+
+def describe(served: Served, bounds: Bounds) -> dict[str, Any]:
+    """The reply of `GET /model`."""
+    loaded, identity = served.loaded, served.loaded.identity
+    batching = served.batching()
+    return {
+        **model_fields(served),
+        "identity": {
+            "name": identity.name,
+            "architecture": identity.architecture,
+            "n_parameters": identity.n_parameters,
+            "heads": [{"name": name, "weight": weight} for name, weight in identity.heads],
+        },
+        "backend": {
+            "name": identity.backend,
+            "engine": identity.engine,
+            "device": identity.device,
+            "dtype": identity.dtype,
+        },
+        "contract_report": {
+            "origin": loaded.report.origin,
+            "holds": loaded.report.holds,
+            "breaches": [asdict(breach) for breach in loaded.report.breaches],
+            "n_probes": loaded.report.n_probes,
+            "max_probe_error": loaded.report.max_probe_error,
+        },
+        "contract_clauses": _clauses(served),
+        "calibration_data": None if loaded.calibration is None else asdict(loaded.calibration),
+        "pipeline": {
+            "digest": served.pipeline.digest,
+            "normalizes": served.pipeline.normalizes,
+            "shape": served.pipeline.shape,
+            "cap_low": served.pipeline.cap_low,
+            "cap_high": served.pipeline.cap_high,
+        },
+        "limits": {
+            "max_input_tokens": identity.max_tokens,
+            **asdict(bounds),
+            "batching_max_tokens": batching.max_tokens,
+            "batching_linger_ms": 1000 * batching.linger_s,
+        },
+    }
+
+
+def _clauses(served: Served) -> dict[str, Any]:
+    contract = served.loaded.contract
+    return {
+        "template_digest": contract.template_digest,
+        "bos_id": contract.bos_id,
+        "end_text": contract.end_text,
+        "end_ids": list(contract.end_ids),
+        "pad_id": contract.pad_id,
+        "truncation": contract.truncation,
+        "max_tokens": contract.max_tokens,
+        "dtype": contract.dtype,
+        "tokenizer_digest": contract.tokenizer_digest,
+        "weights_digest": contract.weights_digest,
+        "head_digest": contract.head_digest,
+    }

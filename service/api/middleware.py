@@ -1,0 +1,145 @@
+"""What happens around every request: its id, its key, the limit of its body, its line in log and metrics.
+
+Pure ASGI, each a callable around the next. Knows nothing of scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.problems import internal, problem
+from service.clock import Clock
+from service.errors import BodyTooLarge, Unauthorized
+
+REQUEST_ID_HEADER = "x-request-id"
+_TIDY_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+@dataclass(slots=True)
+class RequestSeen:
+    """One answered request, for the access log and the metrics. `facts` come from the route."""
+
+    request_id: str
+    method: str
+    route: str
+    status: int = 0
+    seconds: float = 0.0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    bug: Exception | None = None
+
+
+class Witness:
+    """Outermost. Gives every request an id, an end and a record; a bug becomes a 500 in our shape.
+
+    `routes` are the paths that exist; all others share one label, or a port scan would fill the registry.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, routes: frozenset[str], clock: Clock, tell: Callable[[RequestSeen], None]
+    ) -> None:
+        self._app = app
+        self._routes = routes
+        self._clock = clock
+        self._tell = tell
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on whatever is no HTTP."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_at = self._clock.now()
+        seen = self._begin(scope)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                seen.status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = seen.request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            seen.bug = error
+            if not seen.status:
+                await internal()(scope, receive, send_with_id)
+        finally:
+            seen.seconds = self._clock.now() - started_at
+            seen.facts = scope["state"].get("facts", {})
+            self._tell(seen)
+
+    def _begin(self, scope: Scope) -> RequestSeen:
+        asked = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        request_id = asked if _TIDY_ID.fullmatch(asked) else uuid.uuid4().hex
+        path = scope["path"]
+        scope.setdefault("state", {})
+        # A path that we do not know may hold anything, so it is not written down.
+        return RequestSeen(request_id, scope["method"], path if path in self._routes else "other")
+
+
+class KeyCheck:
+    """Lets in who brings one of the keys. Without keys, everybody."""
+
+    def __init__(self, app: ASGIApp, *, keys: frozenset[str], open_paths: frozenset[str]) -> None:
+        self._app = app
+        self._digests = tuple(_digest(key.encode()) for key in keys)
+        self._open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse with 401, or pass on."""
+        if scope["type"] != "http" or not self._digests or scope["path"] in self._open_paths or self._holds(scope):
+            await self._app(scope, receive, send)
+        else:
+            await problem(Unauthorized("send a valid key as Authorization: Bearer KEY"))(scope, receive, send)
+
+    def _holds(self, scope: Scope) -> bool:
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        offered = _digest(key.strip().encode("latin-1"))
+        # Every key is compared, in constant time, so that the time of an answer tells nothing.
+        matches = [hmac.compare_digest(offered, ours) for ours in self._digests]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+class BodyLimit:
+    """Stops reading a body at the limit, whatever its headers promised."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse at once where the length is announced, else while it streams."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdigit() and int(announced) > self._max_bytes:
+            await problem(self._too_large())(scope, receive, send)
+            return
+        n_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal n_bytes
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            if n_bytes > self._max_bytes:
+                raise self._too_large()
+            return message
+
+        await self._app(scope, counted, send)
+
+    def _too_large(self) -> BodyTooLarge:
+        limit = self._max_bytes
+        return BodyTooLarge(f"the body is larger than {limit} bytes: split the request", limit=limit)
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

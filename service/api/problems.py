@@ -1,0 +1,53 @@
+"""Every error as the one JSON shape `{"error": {"code", "message", ...numbers}}`.
+
+One table for what the framework itself says no to; the rest brings its code and status along.
+"""
+
+from __future__ import annotations
+
+import math
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.responses import Response
+
+from service.api.replies import json_response
+from service.errors import Overloaded, RequestRefused, ServiceError, Unauthorized
+
+FRAMEWORK_CODES: dict[int, str] = {404: "not_found", 405: "method_not_allowed"}
+
+
+def problem(error: ServiceError, status: int | None = None) -> Response:
+    """The reply for an error, `Retry-After` included."""
+    headers: dict[str, str] = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, Unauthorized):
+        headers["www-authenticate"] = "Bearer"
+    body = {"error": {"code": error.code, "message": error.message, **error.details}}
+    return json_response(body, status or error.status, headers)
+
+
+def internal() -> Response:
+    """What a caller learns of a bug of ours: nothing but that it is one."""
+    return problem(ServiceError("this is a bug in the server; its log has the request id"))
+
+
+def install(app: FastAPI, overload_status: int) -> None:
+    """Answer `RequestRefused` and the framework's own errors in our shape."""
+
+    async def refused(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestRefused)
+        return problem(error, overload_status if isinstance(error, Overloaded) else None)
+
+    async def framework(request: Request, error: Exception) -> Response:
+        assert isinstance(error, StarletteHTTPException)
+        code = FRAMEWORK_CODES.get(error.status_code, "http_error")
+        message = f"{HTTPStatus(error.status_code).phrase}: {request.method} on this path; see /docs"
+        return json_response(
+            {"error": {"code": code, "message": message}}, error.status_code, dict(error.headers or {})
+        )
+
+    app.add_exception_handler(RequestRefused, refused)
+    app.add_exception_handler(StarletteHTTPException, framework)

@@ -1,0 +1,114 @@
+"""Records -> the JSON of a reply. `schemas` describes the same shapes for readers.
+
+Replies are plain dicts, written once: checking our own numbers against a schema would cost more than
+making them, and the tests do it anyway.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.responses import Response
+
+from service.api.stage import Served
+from service.errors import Failure
+from service.scoring import Compared, Scored
+
+
+def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """ASCII on the wire, so that even a lone surrogate in an id comes back as it was sent. NaN is refused."""
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    return Response(text, status_code=status, headers=headers, media_type="application/json")
+
+
+def score_reply(served: Served, ids: Sequence[str], results: Sequence[Scored]) -> dict[str, Any]:
+    """The reply of `POST /score`."""
+    named_heads = len(served.loaded.identity.heads) > 1
+    return {
+        **model_fields(served),
+        "rewards": [None if r.reward is None else r.reward.value for r in results],
+        "results": [result(i, r, named_heads) for i, r in zip(ids, results, strict=True)],
+        **_totals(results),
+    }
+
+
+def compare_reply(served: Served, ids: Sequence[str], results: Sequence[Compared]) -> dict[str, Any]:
+    """The reply of `POST /compare`."""
+    return {
+        **model_fields(served),
+        "results": [_compared(i, r) for i, r in zip(ids, results, strict=True)],
+        **_totals([part for r in results for part in r.parts]),
+    }
+
+
+def model_fields(served: Served) -> dict[str, Any]:
+    """Which model said it."""
+    calibration = served.loaded.calibration
+    return {
+        "model": served.loaded.identity.name,
+        "model_epoch": served.epoch,
+        "contract": served.loaded.contract.digest,
+        "calibration": None if calibration is None else calibration.digest,
+    }
+
+
+def result(sample_id: str, scored: Scored, named_heads: bool) -> dict[str, Any]:
+    """One entry of `results`. Every field is always there, `heads` where the model has several."""
+    reward = scored.reward
+    fields: dict[str, Any] = {
+        "id": sample_id,
+        "reward": None if reward is None else reward.value,
+        "raw": None if reward is None else reward.raw,
+        "normalized": None if reward is None else reward.normalized,
+    }
+    if named_heads:
+        fields["heads"] = None if scored.heads is None else dict(scored.heads)
+    return fields | {
+        "notes": [] if reward is None else list(reward.notes),
+        "flags": [],
+        "tokens": scored.n_tokens,
+        "truncated": scored.truncated,
+        "missing_end": scored.missing_end,
+        "cached": False,
+        "error": failure(scored.failure),
+    }
+
+
+def failure(why: Failure | None) -> dict[str, Any] | None:
+    """An error of one sample or comparison."""
+    return None if why is None else {"code": why.code, "message": why.message, **why.details}
+
+
+def _compared(comparison_id: str, compared: Compared) -> dict[str, Any]:
+    ranked = compared.ranked
+    return {
+        "id": comparison_id,
+        "ranking": None if ranked is None else list(ranked.ranking),
+        "winner": None if ranked is None else ranked.winner,
+        "raw": None if ranked is None else list(ranked.raw),
+        "probabilities": None if ranked is None else [list(row) for row in ranked.probabilities],
+        "margin": None if ranked is None else ranked.margin,
+        "error": failure(compared.failure),
+    }
+
+
+def _totals(results: Sequence[Scored]) -> dict[str, Any]:
+    done = [r for r in results if r.reward is not None]
+    return {
+        "usage": {
+            "samples": len(results),
+            "tokens": sum(r.n_tokens or 0 for r in done),
+            "tokens_computed": round(sum(r.n_computed for r in done)),
+        },
+        "timing_ms": {
+            "encode": _longest_ms(r.encode_s for r in done),
+            "queue": _longest_ms(r.queue_s for r in done),
+            "forward": _longest_ms(r.forward_s for r in done),
+        },
+    }
+
+
+def _longest_ms(seconds: Any) -> float:
+    return round(1000 * max(seconds, default=0.0), 3)

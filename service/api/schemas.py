@@ -1,0 +1,206 @@
+"""Our own wire format, as pydantic models: what is read strictly, and what the documentation shows.
+
+Nothing here leaves `service.api`: `to_sample` and its like turn a checked request into plain records.
+Replies are built as plain dicts by `replies`; the reply models describe them for `/docs` and for the tests.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from model.conversation import Message, Sample, SampleError
+from service.scoring import Asked, Comparison
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Name = Annotated[str, Field(max_length=256)]
+
+
+class Asking(BaseModel):
+    """What callers send: types are not converted, unknown fields are refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class MessageIn(Asking):
+    """One turn of a conversation."""
+
+    role: str = Field(description="system, user, assistant or tool; another one is that sample's own error")
+    content: str
+
+
+class SampleIn(Asking):
+    """One conversation to score. Give exactly one of: prompt and response; messages; text; input_ids."""
+
+    id: Name | None = Field(None, description="comes back in the reply; default: the index")
+    prompt: str | list[MessageIn] | None = Field(None, description="one user turn, or a list of messages")
+    response: str | None = None
+    messages: list[MessageIn] | None = Field(None, description="the last one is the assistant's: it is scored")
+    text: str | None = Field(None, description="already rendered by the caller")
+    input_ids: list[int] | None = Field(None, description="already tokenised by the caller")
+    finish_reason: Literal["stop", "length"] = Field("stop", description="length: cut off, no end token is added")
+
+
+class ScoreRequest(Asking):
+    """Samples to score, and the run and step of the training that they belong to."""
+
+    run: Name | None = None
+    step: int | None = Field(None, ge=0)
+    samples: list[SampleIn] = Field(min_length=1)
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "run": "ppo-7",
+                    "step": 120,
+                    "samples": [
+                        {"id": "a", "prompt": "What is two plus two?", "response": "Four.", "finish_reason": "stop"},
+                        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]},
+                        {"text": "already rendered by the caller"},
+                        {"input_ids": [1, 2, 3]},
+                    ],
+                }
+            ]
+        }
+    )
+
+
+class ComparisonIn(Asking):
+    """One prompt and the responses to rank."""
+
+    id: Name | None = Field(None, description="comes back in the reply; default: the index")
+    prompt: str | list[MessageIn]
+    responses: list[str] = Field(min_length=2, max_length=16)
+
+
+class CompareRequest(Asking):
+    """Comparisons to make. `tie_margin` is in units of the raw score."""
+
+    run: Name | None = None
+    step: int | None = Field(None, ge=0)
+    tie_margin: Finite = Field(0.0, ge=0.0)
+    comparisons: list[ComparisonIn] = Field(min_length=1)
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"comparisons": [{"id": "q", "prompt": "Why?", "responses": ["No.", "Because."]}]}]
+        }
+    )
+
+
+class ErrorOut(BaseModel):
+    """Why something was refused. The numbers that matter stand beside the message."""
+
+    model_config = ConfigDict(extra="allow")
+
+    code: str
+    message: str
+
+
+class ErrorReply(BaseModel):
+    """Every error has this shape."""
+
+    error: ErrorOut
+
+
+class ResultOut(BaseModel):
+    """What became of one sample. A sample with an error has null where a number would be."""
+
+    id: str
+    reward: float | None
+    raw: float | None
+    normalized: float | None
+    heads: dict[str, float] | None = Field(None, description="only where the model has more than one head")
+    notes: list[str]
+    flags: list[str]
+    tokens: int | None
+    truncated: bool
+    missing_end: bool
+    cached: bool
+    error: ErrorOut | None
+
+
+class UsageOut(BaseModel):
+    """Sums over the samples that have a score. `tokens_computed` is smaller where prefixes were shared."""
+
+    samples: int
+    tokens: int
+    tokens_computed: int
+
+
+class TimingOut(BaseModel):
+    """The longest of each stage over the samples of the request, in milliseconds."""
+
+    encode: float
+    queue: float
+    forward: float
+
+
+class ModelOut(BaseModel):
+    """Which model said it."""
+
+    model: str
+    model_epoch: int
+    contract: str
+    calibration: str | None
+
+
+class ScoreReply(ModelOut):
+    """Rewards in the order of the request."""
+
+    rewards: list[float | None]
+    results: list[ResultOut]
+    usage: UsageOut
+    timing_ms: TimingOut
+
+
+class ComparedOut(BaseModel):
+    """What became of one comparison. One bad response makes it an error."""
+
+    id: str
+    ranking: list[int] | None
+    winner: int | None = Field(description="null inside the tie margin")
+    raw: list[float] | None
+    probabilities: list[list[float]] | None = Field(description="[i][j]: that response i is better than j")
+    margin: float | None = Field(description="raw score of the best above the second")
+    error: ErrorOut | None
+
+
+class CompareReply(ModelOut):
+    """Results in the order of the request."""
+
+    results: list[ComparedOut]
+    usage: UsageOut
+    timing_ms: TimingOut
+
+
+def to_sample(sample: SampleIn) -> Asked:
+    """A `Sample`, or the reason why this is none."""
+    try:
+        return Sample(
+            prompt=to_prompt(sample.prompt),
+            response=sample.response,
+            messages=None if sample.messages is None else _messages(sample.messages),
+            text=sample.text,
+            input_ids=None if sample.input_ids is None else tuple(sample.input_ids),
+            finish_reason=sample.finish_reason,
+        )
+    except SampleError as error:
+        return error
+
+
+def to_comparison(comparison: ComparisonIn) -> Comparison:
+    """The plain record of a comparison."""
+    prompt = comparison.prompt
+    return Comparison(prompt if isinstance(prompt, str) else _messages(prompt), tuple(comparison.responses))
+
+
+def to_prompt(prompt: str | list[MessageIn] | None) -> Any:
+    """A prompt as `Sample` wants it."""
+    return _messages(prompt) if isinstance(prompt, list) else prompt
+
+
+def _messages(messages: list[MessageIn]) -> tuple[Message, ...]:
+    return tuple(Message(m.role, m.content) for m in messages)

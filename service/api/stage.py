@@ -1,0 +1,66 @@
+"""What the routes may serve from right now: nothing yet, one loaded model, or one that is being closed.
+
+Written by `app`, read by the routes. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from model.backends import LoadedModel
+from model.reward import Pipeline
+from service.batching.planner import Limits
+from service.errors import Loading, ShuttingDown
+from service.scoring import Scoring
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one request may ask for, and what the house can hold; told by `GET /model`."""
+
+    max_samples_per_request: int
+    max_body_bytes: int
+    admission_max_samples: int
+    admission_max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model in service. `epoch` counts the models that this process has served."""
+
+    loaded: LoadedModel
+    scoring: Scoring
+    pipeline: Pipeline
+    epoch: int
+    batching: Callable[[], Limits]
+    is_alive: Callable[[], bool]
+
+
+class Stage:
+    """Empty at first, then `open` with a model, in the end `close`d."""
+
+    def __init__(self) -> None:
+        self._served: Served | None = None
+        self._closing = False
+
+    def open(self, served: Served) -> None:
+        """Serve this model from now on."""
+        self._served = served
+
+    def close(self) -> None:
+        """Refuse new work from now on."""
+        self._closing = True
+
+    @property
+    def is_alive(self) -> bool:
+        """False once the process cannot serve any more and should be started anew."""
+        return self._served is None or self._closing or self._served.is_alive()
+
+    def served(self) -> Served:
+        """The model in service. Raise `Loading` or `ShuttingDown`."""
+        if self._closing:
+            raise ShuttingDown("this server is shutting down; send the request to another one", retry_after_s=1.0)
+        if self._served is None:
+            raise Loading("the model is still loading; try again soon", retry_after_s=2.0)
+        return self._served

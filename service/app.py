@@ -1,0 +1,315 @@
+"""The composition root: the only file that knows every room. It builds them, opens them, and closes them.
+
+The socket is up before the model is: `/livez` answers at once, `/readyz` when there is a model. A model
+loads in a thread of its own that is never waited for, because nothing can interrupt it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from model.backends import LoadedModel, load
+from model.reward import Pipeline, build_pipeline
+from service.admission import Admission
+from service.api import docs, problems
+from service.api.health import OPEN_PATHS, health_routes
+from service.api.middleware import BodyLimit, KeyCheck, RequestSeen, Witness
+from service.api.routes import scoring_routes
+from service.api.stage import Bounds, Served, Stage
+from service.batching.batcher import BatchDone, Batcher
+from service.batching.planner import Limits
+from service.clock import Clock, MonotonicClock
+from service.encoder import Encoder
+from service.observability import logs
+from service.observability.metrics import CONTENT_TYPE, Metrics
+from service.scoring import Rooms, Scoring
+from service.settings import ModelSettings, ServeSettings
+
+T = TypeVar("T")
+
+FIRST_EPOCH = 1
+_LONGEST_CLOSING_S = 5.0
+"""For answers that are being written when everything else is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """Everything that is there before the model is."""
+
+    settings: ServeSettings
+    stage: Stage
+    admission: Admission
+    metrics: Metrics
+    clock: Clock
+    log: logs.Logger
+    app: FastAPI
+
+
+# -- building ---------------------------------------------------------------------------------------------------
+
+
+def build_house(settings: ServeSettings, keys: frozenset[str]) -> House:
+    """The HTTP side, complete but for the model. Needs a running event loop."""
+    clock, metrics, stage = MonotonicClock(), Metrics(), Stage()
+    log = logs.logger("api")
+    admission = Admission(settings.admission.max_samples, settings.admission.max_tokens, clock)
+    bounds = Bounds(
+        settings.max_samples_per_request, settings.max_body_bytes, admission.max_samples, admission.max_tokens
+    )
+    app = FastAPI(title="RewardServe", version="0.1.0", description="Serve reward models to RLHF training.")
+    routers = scoring_routes(stage, bounds, clock), health_routes(stage, bounds, metrics.render, CONTENT_TYPE)
+    for router in routers:
+        app.include_router(router)
+    docs.install(app)
+    problems.install(app, settings.overload_status)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(KeyCheck, keys=keys, open_paths=OPEN_PATHS)
+    own = {route.path for router in routers for route in router.routes if isinstance(route, APIRoute)}
+    routes = frozenset(own | {"/docs", "/openapi.json"})
+    app.add_middleware(Witness, routes=routes, clock=clock, tell=_tell_of_requests(metrics, log))
+    return House(settings, stage, admission, metrics, clock, log, app)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The rooms that exist once a model is loaded."""
+
+    loaded: LoadedModel
+    pipeline: Pipeline
+    encoder: Encoder
+    batcher: Batcher
+    scoring: Scoring
+
+    async def stop(self) -> None:
+        """Finish what was accepted, then free the model."""
+        await self.batcher.stop()
+        self.encoder.close()
+        self.loaded.scorer.close()
+
+
+def load_model(settings: ModelSettings) -> tuple[LoadedModel, Pipeline]:
+    """The model and the pipeline for its scores. Raise `LoadError` or `PipelineError`. Takes its time."""
+    loaded = load(settings.backend, settings.model_spec())
+    return loaded, build_pipeline(loaded.calibration, settings.reward_settings())
+
+
+def build_engine(
+    settings: ModelSettings,
+    loaded: LoadedModel,
+    pipeline: Pipeline,
+    admission: Admission,
+    metrics: Metrics,
+    clock: Clock,
+) -> Engine:
+    """The rooms around a loaded model. The batcher is running when this returns."""
+    log = logs.logger("batcher")
+    limits = Limits(settings.batching.max_tokens, settings.batching.linger_ms / 1000)
+    encoder = Encoder(loaded.encode, settings.encoder_threads, lambda error: log.error("encoder_bug", exc_info=error))
+    batcher = Batcher(loaded.scorer, limits, clock, _tell_of_batches(metrics, log))
+    temperature = loaded.calibration.temperature if loaded.calibration else 1.0
+    rooms = Rooms(admission, encoder, batcher, pipeline, metrics, clock)
+    metrics.model_ready(_labels(loaded, pipeline), FIRST_EPOCH, loaded.calibration, pipeline)
+    metrics.watch_queue(lambda: batcher.n_samples, lambda: batcher.n_tokens)
+    batcher.start()
+    return Engine(loaded, pipeline, encoder, batcher, Scoring(rooms, loaded.identity, temperature))
+
+
+def _labels(loaded: LoadedModel, pipeline: Pipeline) -> dict[str, str]:
+    identity = loaded.identity
+    return {
+        "name": identity.name,
+        "architecture": identity.architecture,
+        "backend": identity.backend,
+        "engine": identity.engine,
+        "dtype": identity.dtype,
+        "device": identity.device,
+        "contract": loaded.contract.digest,
+        "calibration": loaded.calibration.digest if loaded.calibration else "",
+        "pipeline": pipeline.digest,
+    }
+
+
+def _tell_of_requests(metrics: Metrics, log: logs.Logger) -> Callable[[RequestSeen], None]:
+    def tell(seen: RequestSeen) -> None:
+        metrics.observe_request(seen.route, seen.status, seen.seconds)
+        facts = {k: v for k, v in seen.facts.items() if v is not None}
+        line = {"request_id": seen.request_id, "method": seen.method, "route": seen.route, "status": seen.status,
+                "ms": round(1000 * seen.seconds, 3), **facts}  # fmt: skip
+        if seen.bug is not None:
+            log.error("request_bug", **line, exc_info=seen.bug)
+        elif seen.route in OPEN_PATHS:
+            log.debug("request", **line)  # an orchestrator asks every few seconds
+        else:
+            log.info("request", **line)
+
+    return tell
+
+
+def _tell_of_batches(metrics: Metrics, log: logs.Logger) -> Callable[[BatchDone], None]:
+    def tell(done: BatchDone) -> None:
+        if done.outcome == "ok":
+            metrics.observe_batch(done.n_rows, done.n_tokens, done.n_computed, done.n_padding, done.forward_s)
+            metrics.observe_queue(done.queue_s)
+        elif done.outcome == "out_of_memory":
+            log.warning("batch_out_of_memory", rows=done.n_rows, tokens=done.n_tokens, budget=done.max_tokens)
+        else:
+            log.error(f"batch_{done.outcome}", rows=done.n_rows, tokens=done.n_tokens, exc_info=done.error)
+
+    return tell
+
+
+# -- running ----------------------------------------------------------------------------------------------------
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves signals to `serve`: uvicorn alone stops listening before it drains, and dies of the signal."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(
+    settings: ServeSettings, keys: frozenset[str], listening: socket.socket, say: Callable[[str], None]
+) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what was accepted. Raise `LoadError` or `PipelineError`.
+
+    Raise `TimeoutError` when accepted work was not finished within the drain timeout.
+    """
+    house = build_house(settings, keys)
+    stop = _stop_event()
+    asyncio.get_running_loop().set_exception_handler(_tell_of_stray_exceptions(house.log))
+    server = _Uvicorn(uvicorn.Config(house.app, log_config=None, access_log=False, server_header=False, lifespan="off"))
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    try:
+        engine = await _load_unless_stopped(house, stop)
+        if engine is not None:
+            say(_start_line(listening, engine.loaded))
+            await _unless_dead(stop, serving)
+            await _drain(house, engine)
+    finally:
+        server.should_exit = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(serving, _LONGEST_CLOSING_S)
+
+
+async def _load_unless_stopped(house: House, stop: asyncio.Event) -> Engine | None:
+    """The rooms around the loaded model, or None when the process was told to stop first."""
+    loading = _in_daemon_thread(lambda: load_model(house.settings), "loader")
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((loading, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            house.stage.close()
+            return None
+        loaded, pipeline = loading.result()
+    finally:
+        stopped.cancel()
+    engine = build_engine(house.settings, loaded, pipeline, house.admission, house.metrics, house.clock)
+    for breach in loaded.report.breaches:
+        house.log.warning("contract_broken", clause=breach.clause, message=breach.message, remedy=breach.remedy)
+    house.stage.open(
+        Served(
+            loaded,
+            engine.scoring,
+            pipeline,
+            FIRST_EPOCH,
+            lambda: engine.batcher.limits,
+            lambda: engine.batcher.is_alive,
+        )
+    )
+    return engine
+
+
+async def _drain(house: House, engine: Engine) -> None:
+    """Refuse new work, answer everything accepted. The socket stays open, so that a refusal can be read."""
+    house.stage.close()
+    house.admission.close()
+    house.log.info("draining", samples=house.admission.n_samples)
+    try:
+        async with asyncio.timeout(house.settings.drain_timeout_s):
+            await house.admission.empty.wait()
+            await engine.stop()
+    except TimeoutError:
+        house.log.error("drain_timeout", samples=house.admission.n_samples, seconds=house.settings.drain_timeout_s)
+        raise
+
+
+async def _unless_dead(stop: asyncio.Event, serving: asyncio.Task[Any]) -> None:
+    """Wait for the signal, or for the end of a server that ended by itself."""
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((stopped, serving), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+
+
+def _stop_event() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; a second SIGINT ends the process at once."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(130)
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, on_signal)
+    return stop
+
+
+def _tell_of_stray_exceptions(log: logs.Logger) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """asyncio would print the exception, words and all; they may quote a conversation."""
+
+    def tell(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        log.error("stray_exception", exc_info=context.get("exception"))
+
+    return tell
+
+
+def _in_daemon_thread(work: Callable[[], T], name: str) -> asyncio.Future[T]:
+    """The future result of `work`. Unlike with an executor, the process may end while it runs."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]  # T may itself be None
+
+    def run() -> None:
+        try:
+            result, error = work(), None
+        except BaseException as raised:
+            result, error = None, raised
+        with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
+def _start_line(listening: socket.socket, loaded: LoadedModel) -> str:
+    host, port = listening.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    identity = loaded.identity
+    return (
+        f"RewardServe is ready: {identity.name} ({identity.architecture}, {identity.backend}, {identity.device}, "
+        f"{identity.dtype}) on http://{host}:{port}  -  POST /score, docs at /docs"
+    )

@@ -1,0 +1,1 @@
+"""Who rides together through the network, and the task that drives."""

@@ -1,0 +1,311 @@
+"""One task owns the waiting room, asks the planner who rides, and drives.
+
+The forward runs on a thread of its own, one at a time. Every ticket ends: with its scores, with an error
+of its own, with a refusal, or because its caller left. Knows nothing of HTTP, samples or metrics; what
+became of each batch is told to `on_batch`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from model.scorer import BatchScores, HeadScores, OutOfMemory, Scorer, ScorerError, TokenBatch
+from service.batching.planner import Limits, Ticket, plan
+from service.clock import Clock
+from service.errors import (
+    BatcherStopped,
+    DeadlineExceeded,
+    OutOfMemoryForRow,
+    RowFailed,
+    ScoreNotFinite,
+    ScorerBug,
+    ScorerFailed,
+    ServiceError,
+    ShuttingDown,
+)
+
+BatchOutcome = Literal["ok", "out_of_memory", "failed", "bug"]
+
+_MORE_FAILURES = 8
+"""How many failed forwards a batch may cost beyond those that finding one poisonous row takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowScored:
+    """The raw heads of one row, and what it took. `n_computed` is its share of the tokens computed."""
+
+    heads: HeadScores
+    queue_s: float
+    forward_s: float
+    n_computed: float
+
+
+RowOutcome = RowScored | RowFailed
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDone:
+    """One forward, as the metrics and the log see it. `queue_s` has one entry a row."""
+
+    outcome: BatchOutcome
+    n_rows: int
+    n_tokens: int
+    n_computed: int
+    n_padding: int
+    forward_s: float
+    queue_s: tuple[float, ...]
+    max_tokens: int
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entry:
+    """A ticket with what it stands for: the ids, and the future that its caller waits for."""
+
+    ticket: Ticket
+    ids: tuple[int, ...]
+    outcome: asyncio.Future[RowOutcome]
+
+
+class Batcher:
+    """Start it, let callers `score`, stop it. All methods belong to one event loop."""
+
+    def __init__(self, scorer: Scorer, limits: Limits, clock: Clock, on_batch: Callable[[BatchDone], None]) -> None:
+        self._scorer = scorer
+        self._limits = limits
+        self._clock = clock
+        self._on_batch = on_batch
+        self._waiting: dict[int, _Entry] = {}
+        self._riding: list[_Entry] = []
+        self._next_id = 0
+        self._coming = 0
+        self._closed = False
+        self._changed = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scorer")
+        self._task: asyncio.Task[None] | None = None
+
+    # -- what callers and operators see ---------------------------------------------------------------------
+
+    @property
+    def n_samples(self) -> int:
+        """How many rows wait for a seat in a batch."""
+        return len(self._waiting)
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens wait."""
+        return sum(e.ticket.n_tokens for e in self._waiting.values())
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of now: running out of memory lowers the budget."""
+        return self._limits
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether somebody drives. False before `start`, after `stop`, and after a bug of ours."""
+        return self._task is not None and not self._task.done()
+
+    def start(self) -> None:
+        """Begin to drive."""
+        self._task = asyncio.create_task(self._drive(), name="batcher")
+
+    async def stop(self) -> None:
+        """Take nothing new, finish everything accepted, then end. Cancelling this refuses what is left."""
+        self._closed = True
+        self._changed.set()
+        try:
+            if self._task is not None:
+                await asyncio.gather(self._task, return_exceptions=True)
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    @contextmanager
+    def expecting(self, n_rows: int) -> Iterator[None]:
+        """While the body runs, `n_rows` are on their way: worth waiting for, as long as the linger allows."""
+        self._coming += n_rows
+        try:
+            yield
+        finally:
+            self._coming -= n_rows
+            self._changed.set()
+
+    async def score(self, rows: Sequence[tuple[int, ...]], deadline: float = math.inf) -> list[RowOutcome]:
+        """One outcome a row, in order. Raise `DeadlineExceeded`, `ShuttingDown` or `BatcherStopped` for all."""
+        if self._closed:
+            raise ShuttingDown("this server is shutting down; send the request to another one", retry_after_s=1.0)
+        if not self.is_alive:
+            raise BatcherStopped("nobody drives the scorer. This is a bug in the server.")
+        entries = [self._join(ids, deadline) for ids in rows]
+        self._changed.set()
+        try:
+            return [await entry.outcome for entry in entries]
+        finally:
+            for entry in entries:
+                self._leave(entry)
+
+    # -- the waiting room -----------------------------------------------------------------------------------
+
+    def _join(self, ids: tuple[int, ...], deadline: float) -> _Entry:
+        ticket = Ticket(self._next_id, len(ids), self._clock.now(), deadline)
+        self._next_id += 1
+        entry = _Entry(ticket, ids, asyncio.get_running_loop().create_future())
+        self._waiting[ticket.ticket_id] = entry
+        return entry
+
+    def _leave(self, entry: _Entry) -> None:
+        """Give the seat back. A row that is riding finishes its ride, and nobody waits for it."""
+        self._waiting.pop(entry.ticket.ticket_id, None)
+        if entry.outcome.done() and not entry.outcome.cancelled():
+            entry.outcome.exception()  # retrieved: asyncio would complain of a refusal that nobody awaited
+        entry.outcome.cancel()
+
+    # -- the drive ------------------------------------------------------------------------------------------
+
+    async def _drive(self) -> None:
+        try:
+            while not (self._closed and not self._waiting):
+                await self._step()
+        except asyncio.CancelledError:
+            self._refuse_all(ShuttingDown("this server has shut down before the request was scored"))
+            raise
+        except Exception as error:
+            self._report("bug", self._riding, error=error)
+            self._refuse_all(
+                BatcherStopped(f"the batcher died of {type(error).__name__}. This is a bug in the server.")
+            )
+
+    async def _step(self) -> None:
+        self._changed.clear()
+        tickets = [e.ticket for e in self._waiting.values()]
+        coming = 0 if self._closed else self._coming
+        todo = plan(tickets, self._limits, self._scorer.cost, self._clock.now(), coming=coming)
+        for ticket in todo.expired:
+            _refuse(self._waiting.pop(ticket.ticket_id), DeadlineExceeded("the deadline passed in the queue"))
+        if todo.batch:
+            self._riding = [self._waiting.pop(t.ticket_id) for t in todo.batch]
+            await self._ride(self._riding)
+            self._riding = []
+        else:
+            await self._clock.wait(self._changed, todo.look_again_at)
+
+    async def _ride(self, entries: Sequence[_Entry]) -> None:
+        """Score a batch; one that fails is halved, until what fails is a single row or has failed too often."""
+        groups = [entries]
+        failures_left = _MORE_FAILURES + 2 * len(entries).bit_length()
+        while groups:
+            group = groups.pop()
+            try:
+                await self._forward(group)
+            except ScorerBug as error:
+                _settle_all(group, error)
+            except Exception as error:
+                failures_left -= 1
+                if isinstance(error, OutOfMemory):
+                    self._lower_budget(group)
+                if len(group) == 1 or failures_left <= 0:
+                    _settle_all(group, _row_error(error, group))
+                else:
+                    middle = len(group) // 2
+                    groups += [group[middle:], group[:middle]]
+
+    async def _forward(self, group: Sequence[_Entry]) -> None:
+        """Score one group and release its rows. Raise what the scorer raised, or `ScorerBug`."""
+        started_at = self._clock.now()
+        batch = TokenBatch(tuple(e.ids for e in group))
+        try:
+            loop = asyncio.get_running_loop()
+            scores = await loop.run_in_executor(self._thread, self._scorer.score, batch)
+            if len(scores.rows) != len(group):
+                raise ScorerBug(
+                    f"scorer returned {len(scores.rows)} scores for {len(group)} rows. This is a bug in the backend.",
+                    n_scores=len(scores.rows), n_rows=len(group),
+                )  # fmt: skip
+        except Exception as error:
+            self._report(_outcome_of(error), group, self._clock.now() - started_at, error=error)
+            raise
+        forward_s = self._clock.now() - started_at
+        self._report("ok", group, forward_s, scores)
+        for entry, heads in zip(group, scores.rows, strict=True):
+            share = scores.tokens_computed * entry.ticket.n_tokens / batch.n_tokens
+            _settle(entry, _checked(heads, started_at - entry.ticket.arrived_at, forward_s, share))
+
+    def _lower_budget(self, group: Sequence[_Entry]) -> None:
+        """What did not fit once will not fit again. A lone row says nothing about the budget of several."""
+        if len(group) > 1:
+            half = self._scorer.cost([e.ticket.n_tokens for e in group]) // 2
+            self._limits = replace(self._limits, max_tokens=max(1, min(half, self._limits.max_tokens)))
+
+    def _report(
+        self,
+        outcome: BatchOutcome,
+        group: Sequence[_Entry],
+        forward_s: float = 0.0,
+        scores: BatchScores | None = None,
+        error: Exception | None = None,
+    ) -> None:
+        started_at = self._clock.now() - forward_s
+        self._on_batch(
+            BatchDone(
+                outcome=outcome,
+                n_rows=len(group),
+                n_tokens=sum(e.ticket.n_tokens for e in group),
+                n_computed=scores.tokens_computed if scores else 0,
+                n_padding=scores.tokens_padding if scores else 0,
+                forward_s=forward_s,
+                queue_s=tuple(started_at - e.ticket.arrived_at for e in group),
+                max_tokens=self._limits.max_tokens,
+                error=error,
+            )
+        )
+
+    def _refuse_all(self, error: ServiceError) -> None:
+        self._closed = self._closed or isinstance(error, ShuttingDown)
+        for entry in (*self._riding, *self._waiting.values()):
+            _refuse(entry, error)
+        self._waiting.clear()
+        self._riding = []
+
+
+def _checked(heads: HeadScores, queue_s: float, forward_s: float, n_computed: float) -> RowOutcome:
+    if not all(math.isfinite(value) for value in heads.values()):
+        return ScoreNotFinite("the model's score for this sample is NaN or infinite")
+    return RowScored(heads, queue_s, forward_s, n_computed)
+
+
+def _outcome_of(error: Exception) -> BatchOutcome:
+    if isinstance(error, OutOfMemory):
+        return "out_of_memory"
+    return "failed" if isinstance(error, ScorerError) else "bug"
+
+
+def _row_error(error: Exception, group: Sequence[_Entry]) -> RowFailed:
+    n_tokens = max(e.ticket.n_tokens for e in group)
+    if isinstance(error, OutOfMemory):
+        return OutOfMemoryForRow(
+            f"this sample of {n_tokens} tokens does not fit on the device even alone; lower REWARD_MAX_INPUT_TOKENS",
+            n_tokens=n_tokens,
+        )
+    # The backend's words go to the log, not to the caller: they may be about anything.
+    return ScorerFailed(f"the backend raised {type(error).__name__} for this sample")
+
+
+def _settle_all(group: Sequence[_Entry], outcome: RowFailed) -> None:
+    for entry in group:
+        _settle(entry, outcome)
+
+
+def _settle(entry: _Entry, outcome: RowOutcome) -> None:
+    if not entry.outcome.done():
+        entry.outcome.set_result(outcome)
+
+
+def _refuse(entry: _Entry, error: ServiceError) -> None:
+    if not entry.outcome.done():
+        entry.outcome.set_exception(error)

@@ -1,0 +1,46 @@
+"""Runs the model's own encoding on a few threads, away from the event loop.
+
+Knows nothing of what is encoded or why; what cannot be encoded is that sample's own error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from model.backends import Encode
+from model.conversation import Sample, SampleError
+from model.encoding import Encoded
+from service.errors import EncodingFailed, RowFailed
+
+
+class Encoder:
+    """A thread pool around `encode`. `on_bug` hears of exceptions that no encoder should raise."""
+
+    def __init__(self, encode: Encode, n_threads: int, on_bug: Callable[[Exception], None]) -> None:
+        self._encode = encode
+        self._on_bug = on_bug
+        self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="encoder")
+
+    async def encode(self, samples: Sequence[Sample]) -> list[Encoded | SampleError | RowFailed]:
+        """One entry a sample, in order, and no exception for any of them."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._encode_all, samples)
+
+    def close(self) -> None:
+        """Begin nothing new; do not wait for what is running."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _encode_all(self, samples: Sequence[Sample]) -> list[Encoded | SampleError | RowFailed]:
+        return [self._encode_one(sample) for sample in samples]
+
+    def _encode_one(self, sample: Sample) -> Encoded | SampleError | RowFailed:
+        try:
+            return self._encode(sample)
+        except SampleError as error:
+            return error
+        except Exception as error:
+            # Its text may hold a piece of the conversation, so it is neither sent nor logged.
+            self._on_bug(error)
+            return EncodingFailed(f"the encoder raised {type(error).__name__}. This is a bug in the encoder.")

@@ -1,0 +1,168 @@
+"""Everything the service says no with: a stable code, an HTTP status, a message and the numbers.
+
+    ServiceError
+    ├─ RequestRefused   the request as a whole is answered with `status`
+    └─ RowFailed        one sample is answered with an error; its neighbours are scored
+
+`model.conversation.SampleError` is the third kind, raised by whoever reads a sample; like `RowFailed`
+it belongs to one sample. A message never holds a part of a conversation or a key. Knows no HTTP library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from model.conversation import SampleError
+
+Detail = int | float | str
+
+
+class ServiceError(Exception):
+    """`details` are the numbers that whoever reads the message can act on."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, **details: Detail) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+        self.details = details
+
+
+class RequestRefused(ServiceError):
+    """The request as a whole is refused."""
+
+
+class InvalidRequest(RequestRefused):
+    """Wrong types, unknown or missing fields. `field` is the JSON path of the first offender."""
+
+    code = "invalid_request"
+    status = 422
+
+
+class TooManySamples(RequestRefused):
+    """More samples than one request may hold."""
+
+    code = "too_many_samples"
+    status = 422
+
+
+class InvalidJson(RequestRefused):
+    """The body is no JSON: broken, NaN or Infinity, nested beyond reason."""
+
+    code = "invalid_json"
+    status = 400
+
+
+class UnsupportedMediaType(RequestRefused):
+    """The body says that it is something else than plain JSON."""
+
+    code = "unsupported_media_type"
+    status = 415
+
+
+class BodyTooLarge(RequestRefused):
+    """More bytes than this server reads."""
+
+    code = "body_too_large"
+    status = 413
+
+
+class RequestTooLarge(RequestRefused):
+    """Larger than all seats together: it could never be admitted, so trying again is no use."""
+
+    code = "request_too_large"
+    status = 413
+
+
+class Unauthorized(RequestRefused):
+    """No key, or not one of ours."""
+
+    code = "unauthorized"
+    status = 401
+
+
+class Overloaded(RequestRefused):
+    """All seats are taken. The operator may prefer 429 over 503."""
+
+    code = "overloaded"
+    status = 503
+
+
+class Loading(RequestRefused):
+    """The model is not there yet."""
+
+    code = "loading"
+    status = 503
+
+
+class ShuttingDown(RequestRefused):
+    """Accepted work is finished; new work goes elsewhere."""
+
+    code = "shutting_down"
+    status = 503
+
+
+class DeadlineExceeded(RequestRefused):
+    """The caller's own deadline has passed."""
+
+    code = "deadline_exceeded"
+    status = 504
+
+
+class BatcherStopped(RequestRefused):
+    """The task that owns the queue has died. A bug of ours; `/livez` says so too."""
+
+    code = "batcher_stopped"
+    status = 500
+
+
+class RowFailed(ServiceError):
+    """One sample has no score. It is never given another number instead."""
+
+
+class OutOfMemoryForRow(RowFailed):
+    """A batch of this row alone does not fit on the device."""
+
+    code = "out_of_memory"
+
+
+class ScorerFailed(RowFailed):
+    """The backend raised, for this row alone."""
+
+    code = "scorer_failed"
+
+
+class ScorerBug(RowFailed):
+    """The backend answered with the wrong number of scores or without a head that it has."""
+
+    code = "scorer_bug"
+
+
+class ScoreNotFinite(RowFailed):
+    """The score, or the reward made of it, is NaN or infinite."""
+
+    code = "score_not_finite"
+
+
+class EncodingFailed(RowFailed):
+    """The encoder raised something other than a `SampleError`. A bug of ours."""
+
+    code = "encoding_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one sample or comparison has no result, as the wire carries it."""
+
+    code: str
+    message: str
+    details: Mapping[str, Detail]
+
+    @classmethod
+    def of(cls, error: SampleError | ServiceError) -> Failure:
+        """What an error says, without the exception."""
+        return cls(error.code, error.message, error.details)

@@ -1,0 +1,1 @@
+"""What operators see: metrics and logs. Never a conversation, never a key."""

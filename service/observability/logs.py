@@ -1,0 +1,69 @@
+"""Structured logs on stderr, as JSON or as text. Never a conversation, never a key.
+
+An exception of others may quote what it choked on, so of those only the type and the places in the code
+are written. What uvicorn, asyncio and the libraries log passes through the same rule.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from typing import Any, Literal
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, Processor
+
+LogFormat = Literal["json", "text"]
+Logger = FilteringBoundLogger
+
+
+def configure(level: str, fmt: LogFormat) -> None:
+    """Set up structlog, and the standard library's logging for everybody else, once a process."""
+    number = getattr(logging, level.upper())
+    shared: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        exceptions_without_words,
+    ]
+    renderer: Processor = (
+        structlog.processors.JSONRenderer() if fmt == "json" else structlog.dev.ConsoleRenderer(colors=False)
+    )
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    own = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(own)
+    logging.root.handlers = [handler]
+    # Libraries have much to say and little of it is ours; their warnings are worth a line.
+    logging.root.setLevel(max(number, logging.WARNING))
+
+
+def logger(name: str) -> Logger:
+    """A logger whose lines carry `room`."""
+    bound: Logger = structlog.get_logger(room=name)
+    return bound
+
+
+def exceptions_without_words(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """Replace `exc_info` by the type of the exception and the places it came through."""
+    found = event.pop("exc_info", None)
+    if found is True:
+        found = sys.exc_info()
+    error = found[1] if isinstance(found, tuple) else found
+    if isinstance(error, BaseException):
+        event["error"] = type(error).__name__
+        event["places"] = places(error)
+    return event
+
+
+def places(error: BaseException) -> list[str]:
+    """`file:line function` for every frame, innermost last. No source lines, no values, no message."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]

@@ -1,0 +1,259 @@
+"""The story of one request: admit, encode, batch, read the raw score, make the reward, tell the metrics.
+
+Knows nothing of HTTP. One bad sample gets an error of its own; what concerns the whole request is raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from model.backends import Identity
+from model.conversation import Message, Sample, SampleError
+from model.encoding import Encoded
+from model.reward import Pipeline, Reward
+from model.scorer import HeadScores
+from service.admission import Admission
+from service.batching.batcher import Batcher, RowOutcome, RowScored
+from service.clock import Clock
+from service.encoder import Encoder
+from service.errors import DeadlineExceeded, Failure, RowFailed, ScoreNotFinite, ScorerBug
+from service.observability.metrics import Metrics
+
+T = TypeVar("T")
+Asked = Sample | SampleError
+"""A sample, or why there is none."""
+
+_CHUNK = 16
+"""Samples that one encoder thread takes at a time; the first chunk may ride while the next is encoded."""
+
+_CHARS_PER_TOKEN = 4
+"""English text with the vocabularies in use; admission needs a size before anything is encoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What became of one sample. Either `reward` or `failure` is there, never both."""
+
+    reward: Reward | None = None
+    heads: HeadScores | None = None
+    n_tokens: int | None = None
+    n_computed: float = 0.0
+    truncated: bool = False
+    missing_end: bool = False
+    encode_s: float = 0.0
+    queue_s: float = 0.0
+    forward_s: float = 0.0
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One prompt, and the responses to rank."""
+
+    prompt: str | tuple[Message, ...]
+    responses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Responses by falling raw score. `probabilities[i][j]`: that i is better than j, by Bradley-Terry.
+
+    `winner` is None where the best two are not further apart than the tie margin.
+    """
+
+    ranking: tuple[int, ...]
+    winner: int | None
+    raw: tuple[float, ...]
+    probabilities: tuple[tuple[float, ...], ...]
+    margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What became of one comparison: a ranking, or the failure of its first bad response."""
+
+    ranked: Ranked | None
+    failure: Failure | None
+    parts: tuple[Scored, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """The rooms that a request walks through."""
+
+    admission: Admission
+    encoder: Encoder
+    batcher: Batcher
+    pipeline: Pipeline
+    metrics: Metrics
+    clock: Clock
+
+
+class Scoring:
+    """One loaded model, ready to answer."""
+
+    def __init__(self, rooms: Rooms, identity: Identity, temperature: float) -> None:
+        self._rooms = rooms
+        self._identity = identity
+        self._temperature = temperature
+
+    async def score(self, samples: Sequence[Asked], deadline: float = math.inf) -> list[Scored]:
+        """One entry a sample, in order. Raise `RequestRefused` when there can be no answer at all."""
+        n_tokens = sum(self._estimate(s) for s in samples)
+        chunks = [samples[i : i + _CHUNK] for i in range(0, len(samples), _CHUNK)]
+        with self._rooms.admission.enter(len(samples), n_tokens):
+            async with _until(deadline, self._rooms.clock):
+                answered = await _all_or_none(self._score_chunk(chunk, deadline) for chunk in chunks)
+        results = [result for chunk in answered for result in chunk]
+        for result in results:
+            self._rooms.metrics.observe_sample(_outcome(result), result.n_tokens, result.reward)
+        return results
+
+    async def compare(
+        self, comparisons: Sequence[Comparison], tie_margin: float = 0.0, deadline: float = math.inf
+    ) -> list[Compared]:
+        """One entry a comparison, in order. Raise `RequestRefused` when there can be no answer at all.
+
+        Equal responses are scored once, and in an order that does not depend on how they were listed, so
+        neither doubles nor the order of responses change anything.
+        """
+        distinct = [sorted(set(c.responses)) for c in comparisons]
+        pairs = zip(comparisons, distinct, strict=True)
+        samples = [Sample(prompt=c.prompt, response=text) for c, texts in pairs for text in texts]
+        scored = iter(await self.score(samples, deadline))
+        results = []
+        for comparison, texts in zip(comparisons, distinct, strict=True):
+            by_text = {text: next(scored) for text in texts}
+            results.append(self._rank(comparison, by_text, tie_margin))
+        return results
+
+    # -- one chunk ------------------------------------------------------------------------------------------
+
+    async def _score_chunk(self, samples: Sequence[Asked], deadline: float) -> list[Scored]:
+        started_at = self._rooms.clock.now()
+        with self._rooms.batcher.expecting(len(samples)):
+            encoded = await self._encode(samples)
+        encode_s = self._rooms.clock.now() - started_at
+        rows = [e.ids for e in encoded if isinstance(e, Encoded)]
+        outcomes = iter(await self._rooms.batcher.score(rows, deadline) if rows else [])
+        return [
+            self._finish(e, next(outcomes), encode_s) if isinstance(e, Encoded) else Scored(failure=Failure.of(e))
+            for e in encoded
+        ]
+
+    async def _encode(self, samples: Sequence[Asked]) -> list[Encoded | SampleError | RowFailed]:
+        good = [s for s in samples if isinstance(s, Sample)]
+        encoded = iter(await self._rooms.encoder.encode(good) if good else [])
+        return [next(encoded) if isinstance(s, Sample) else s for s in samples]
+
+    def _finish(self, encoded: Encoded, outcome: RowOutcome, encode_s: float) -> Scored:
+        """From the heads of a row to the finished record."""
+        if isinstance(outcome, RowFailed):
+            return Scored(failure=Failure.of(outcome), n_tokens=len(encoded.ids))
+        try:
+            reward = self._reward(outcome)
+        except RowFailed as error:
+            return Scored(failure=Failure.of(error), n_tokens=len(encoded.ids))
+        return Scored(
+            reward=reward,
+            heads=outcome.heads,
+            n_tokens=len(encoded.ids),
+            n_computed=outcome.n_computed,
+            truncated=encoded.truncated,
+            missing_end=encoded.missing_end,
+            encode_s=encode_s,
+            queue_s=outcome.queue_s,
+            forward_s=outcome.forward_s,
+        )
+
+    def _reward(self, row: RowScored) -> Reward:
+        try:
+            raw = self._identity.raw(row.heads)
+        except KeyError as error:
+            raise ScorerBug(f"scorer left out the head {error}. This is a bug in the backend.") from None
+        # Finite heads may still overflow in the sum, and a finite sum in the division by a tiny std.
+        if not math.isfinite(raw) or not math.isfinite((reward := self._rooms.pipeline(raw)).value):
+            raise ScoreNotFinite("the reward made of this sample's score is NaN or infinite")
+        return reward
+
+    def _estimate(self, sample: Asked) -> int:
+        """About how many tokens a sample will be, at least one, at most what the model reads."""
+        if isinstance(sample, SampleError):
+            return 1
+        n = len(sample.input_ids) if sample.input_ids is not None else _n_chars(sample) // _CHARS_PER_TOKEN
+        return min(max(1, n), self._identity.max_tokens)
+
+    # -- one comparison -------------------------------------------------------------------------------------
+
+    def _rank(self, comparison: Comparison, by_text: dict[str, Scored], tie_margin: float) -> Compared:
+        parts = tuple(by_text.values())
+        raw: list[float] = []
+        for i, text in enumerate(comparison.responses):
+            scored = by_text[text]
+            if scored.reward is None:
+                return Compared(None, _at_response(scored.failure, i), parts)
+            raw.append(scored.reward.raw)
+        return Compared(rank(raw, self._temperature, tie_margin), None, parts)
+
+
+def rank(raw: Sequence[float], temperature: float, tie_margin: float) -> Ranked:
+    """Rank uncapped raw scores. P(i beats j) = sigmoid((raw_i - raw_j) / temperature), Bradley-Terry (1952)."""
+    ranking = sorted(range(len(raw)), key=lambda i: (-raw[i], i))
+    margin = raw[ranking[0]] - raw[ranking[1]]
+    return Ranked(
+        ranking=tuple(ranking),
+        winner=ranking[0] if margin > tie_margin else None,
+        raw=tuple(raw),
+        probabilities=tuple(tuple(_sigmoid((a - b) / temperature) for b in raw) for a in raw),
+        margin=margin,
+    )
+
+
+def _sigmoid(x: float) -> float:
+    """Without overflow for any finite x."""
+    return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
+
+
+def _at_response(failure: Failure | None, index: int) -> Failure | None:
+    if failure is None:
+        return None
+    return Failure(failure.code, f"response {index}: {failure.message}", {**failure.details, "response": index})
+
+
+def _outcome(result: Scored) -> str:
+    return "ok" if result.failure is None else result.failure.code
+
+
+def _n_chars(sample: Sample) -> int:
+    if sample.text is not None:
+        return len(sample.text)
+    turns = sample.messages or (sample.prompt if isinstance(sample.prompt, tuple) else ())
+    prompt = len(sample.prompt) if isinstance(sample.prompt, str) else 0
+    return prompt + len(sample.response or "") + sum(len(m.content) for m in turns)
+
+
+@asynccontextmanager
+async def _until(deadline: float, clock: Clock) -> AsyncIterator[None]:
+    """A block that is left with `DeadlineExceeded` when its time is over."""
+    left_s = None if deadline == math.inf else max(0.0, deadline - clock.now())
+    try:
+        async with asyncio.timeout(left_s):
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded("the deadline passed before every sample was scored") from None
+
+
+async def _all_or_none(parts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run all at once. When one raises, or the caller leaves, the others are cancelled and awaited."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

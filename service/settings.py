@@ -1,0 +1,230 @@
+"""What an operator can set, by `REWARD_*` environment or by flag, and what makes no sense together.
+
+Only `app` and the entry points see these classes: a room is handed its numbers. Flags are the lower-case
+tails of the variables, with hyphens: `REWARD_BATCHING__MAX_TOKENS` is `--batching.max-tokens`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict, SettingsError
+
+from model.backends import BACKENDS, ModelSpec
+from model.reward import RewardSettings
+
+S = TypeVar("S", bound="ModelSettings")
+
+ENV_PREFIX = "REWARD_"
+USAGE_ERROR = 2
+
+
+class Batching(BaseModel):
+    """How rows share a batch."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    # Neither of the two is measured yet.
+    max_tokens: int = Field(
+        2048, gt=0, description="token budget of a batch, padding included; a longer row rides alone"
+    )
+    linger_ms: float = Field(2.0, ge=0.0, le=10_000.0, description="longest wait for company that is on its way")
+
+
+class AdmissionSeats(BaseModel):
+    """How much may be in the house at one time."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_samples: int = Field(4096, gt=0, description="samples in flight, over all requests")
+    max_tokens: int = Field(1_048_576, gt=0, description="tokens in flight, estimated from the characters")
+
+
+class ModelSettings(BaseSettings):
+    """Which model, how it runs, and what is done to its scores: shared by reward-serve and reward-score."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        extra="forbid",
+    )
+
+    model: str = Field("", description="checkpoint folder or hub name; empty: the embedded default")
+    backend: str = Field("torch", description=f"one of {', '.join(BACKENDS)}")
+    engine: Literal["auto", "padded"] = Field("auto", description="how the torch backend lays out a batch")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the network's weights")
+    contract: Literal["strict", "warn"] = Field("strict", description="warn: serve although the contract is broken")
+    normalize: bool | None = Field(None, description="on or off; default: on where statistics exist")
+    shape: Literal["none", "cap", "softcap"] | None = Field(None, description="default: softcap where caps exist")
+    cap_low: float | None = Field(None, allow_inf_nan=False, description="in units of the value that the cap sees")
+    cap_high: float | None = Field(None, allow_inf_nan=False, description="in units of the value that the cap sees")
+    max_input_tokens: int | None = Field(None, gt=0, description="longest sample; default: what the model reads")
+    truncation: Literal["prompt_left", "error"] | None = Field(None, description="default: as the contract says")
+    batching: Batching = Batching()
+    encoder_threads: int = Field(min(4, os.cpu_count() or 1), gt=0, le=64, description="threads that tokenise")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info")
+    log_format: Literal["json", "text"] = Field("text")
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        """Raise ValueError in words, with the remedy."""
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend={self.backend} is unknown. Set REWARD_BACKEND to one of {', '.join(BACKENDS)}.")
+        longest, budget = self.max_input_tokens, self.batching.max_tokens
+        # The default budget is no opinion about the longest row; one that was set is.
+        if longest is not None and longest > budget and "max_tokens" in self.batching.model_fields_set:
+            raise ValueError(
+                f"max_input_tokens={longest} exceeds batching.max_tokens={budget}: such a row would never fit the "
+                f"budget. Raise REWARD_BATCHING__MAX_TOKENS or lower REWARD_MAX_INPUT_TOKENS."
+            )
+        if self.cap_low is not None and self.cap_high is not None and self.cap_low >= self.cap_high:
+            raise ValueError(
+                f"cap_low={self.cap_low} is not below cap_high={self.cap_high}. Mend REWARD_CAP_LOW or REWARD_CAP_HIGH."
+            )
+        if self.shape == "none" and (self.cap_low is not None or self.cap_high is not None):
+            raise ValueError(
+                "shape=none, but a cap is set. Drop REWARD_CAP_LOW and REWARD_CAP_HIGH, or set REWARD_SHAPE."
+            )
+        return self
+
+    def model_spec(self) -> ModelSpec:
+        """What `model.backends.load` is asked for."""
+        return ModelSpec(
+            model=self.model,
+            device=self.device,
+            dtype=self.dtype,
+            engine=self.engine,
+            contract=self.contract,
+            max_input_tokens=self.max_input_tokens,
+            truncation=self.truncation,
+        )
+
+    def reward_settings(self) -> RewardSettings:
+        """What `build_pipeline` is asked for."""
+        return RewardSettings(self.normalize, self.shape, self.cap_low, self.cap_high)
+
+
+class ServeSettings(ModelSettings):
+    """Everything that reward-serve can be told."""
+
+    host: str = Field("127.0.0.1", description="bind address")
+    port: int = Field(8000, ge=0, le=65_535, description="bind port; 0: a free one")
+    admission: AdmissionSeats = AdmissionSeats()
+    overload_status: Literal[503, 429] = Field(503, description="what an overloaded server answers")
+    max_samples_per_request: int = Field(1024, gt=0, description="more than these are refused with 422")
+    max_body_bytes: int = Field(64 * 2**20, gt=0, description="larger bodies are refused with 413")
+    keys_file: Path | None = Field(None, description="API keys, one a line; empty: open, on loopback only")
+    allow_open: bool = Field(False, description="serve without keys on other addresses than loopback")
+    drain_timeout_s: float = Field(60.0, gt=0, description="longest wait for accepted work at shutdown")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_from_text(cls, values: Any) -> Any:
+        """The environment has text only, and a Literal of numbers does not convert by itself."""
+        if isinstance(values, dict) and str(values.get("overload_status", "")).isdigit():
+            values = {**values, "overload_status": int(values["overload_status"])}
+        if isinstance(values, dict) and values.get("keys_file") == "":
+            values = {**values, "keys_file": None}
+        return values
+
+    @model_validator(mode="after")
+    def _is_not_open_by_accident(self) -> Self:
+        """Raise ValueError in words, with the remedy."""
+        if self.keys_file is None and not self.allow_open and not is_loopback(self.host):
+            raise ValueError(
+                f"host={self.host} is reachable from other machines and there are no keys. Set REWARD_KEYS_FILE, bind "
+                f"to 127.0.0.1, or set REWARD_ALLOW_OPEN=1 if anybody may use this server."
+            )
+        if self.max_samples_per_request > self.admission.max_samples:
+            raise ValueError(
+                f"max_samples_per_request={self.max_samples_per_request} exceeds admission.max_samples="
+                f"{self.admission.max_samples}: such a request could never be admitted. Raise "
+                f"REWARD_ADMISSION__MAX_SAMPLES or lower REWARD_MAX_SAMPLES_PER_REQUEST."
+            )
+        if self.max_input_tokens is not None and self.max_input_tokens > self.admission.max_tokens:
+            raise ValueError(
+                f"max_input_tokens={self.max_input_tokens} exceeds admission.max_tokens={self.admission.max_tokens}: "
+                f"such a sample could never be admitted. Raise REWARD_ADMISSION__MAX_TOKENS or lower "
+                f"REWARD_MAX_INPUT_TOKENS."
+            )
+        return self
+
+    def read_keys(self) -> frozenset[str]:
+        """The keys of `keys_file`; empty lines and lines that begin with # do not count. Raise `SettingsError`."""
+        if self.keys_file is None:
+            return frozenset()
+        try:
+            lines = [line.strip() for line in self.keys_file.read_text().splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"REWARD_KEYS_FILE={self.keys_file} cannot be read: {type(error).__name__}.") from None
+        keys = frozenset(line for line in lines if line and not line.startswith("#"))
+        if not keys:
+            raise SettingsError(f"REWARD_KEYS_FILE={self.keys_file} has no key in it. Write one a line.")
+        return keys
+
+
+class BulkSettings(ModelSettings):
+    """Everything that reward-score can be told."""
+
+    source: CliPositionalArg[Path] = Field(description="samples, one JSON object a line, as in POST /score")
+    target: CliPositionalArg[Path] = Field(description="results, one a line, in the same order; continued if it exists")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def from_command_line(settings: type[S], program: str, arguments: Sequence[str]) -> S:
+    """Settings from flags, then environment, then defaults. Print what is wrong and exit with 2."""
+    try:
+        return settings(_cli_parse_args=[_hyphens(a) for a in arguments], _cli_prog_name=program)
+    except ValidationError as error:
+        complain(program, [_in_words(e) for e in error.errors(include_url=False)])
+    except SettingsError as error:
+        complain(program, [str(error)])
+    sys.exit(USAGE_ERROR)
+
+
+def complain(program: str, lines: Sequence[str]) -> None:
+    """Say what is wrong, on stderr."""
+    for line in lines:
+        print(f"{program}: {line}", file=sys.stderr)
+
+
+def unknown_variables(settings: type[BaseSettings], environment: Mapping[str, str]) -> list[str]:
+    """`REWARD_*` variables that no setting reads: usually misspelt."""
+    known = {(ENV_PREFIX + name).upper() for name in settings.model_fields}
+    return sorted(v for v in environment if v.startswith(ENV_PREFIX) and v.partition("__")[0] not in known)
+
+
+def _hyphens(argument: str) -> str:
+    """`--max_input_tokens=3` is as good as `--max-input-tokens=3`."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _in_words(error: Mapping[str, Any]) -> str:
+    """One line for one pydantic error: variable, flag, what is wrong, what was given."""
+    path = [str(step) for step in error["loc"]]
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not path:
+        return message
+    variable = ENV_PREFIX + "__".join(path).upper()
+    flag = "--" + ".".join(path).replace("_", "-")
+    return f"{variable} ({flag}): {message}, not {error['input']!r}"
