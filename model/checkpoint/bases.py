@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from model.checkpoint.record import CheckpointError
+
 
 def _smollm2(variant: str) -> Path:
-    from model.default.trunk import ensure_trunk
+    from model.default.trunk import TrunkError, ensure_trunk
 
-    return ensure_trunk(int(variant))
+    try:
+        return ensure_trunk(int(variant))
+    except (TrunkError, ValueError) as error:
+        raise CheckpointError(f"smollm2-135m-instruct:{variant}: {error}") from error
 
 
 BASES: dict[str, Callable[[str], Path]] = {"smollm2-135m-instruct": _smollm2}

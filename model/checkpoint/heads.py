@@ -20,9 +20,6 @@ HEADS_FILE = "reward_heads.safetensors"
 _VALUE_HEAD_FILES = ("value_head.safetensors", "value_head.bin")
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
-HEAD_TENSORS = ("score.", "v_head.", "value_head.", "lm_head.", "classifier.")
-"""How tensors that belong to some head, not to the backbone, begin."""
-
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -105,7 +102,7 @@ def _sequence_classification(folder: Path, config: Any) -> Head | None:
 def _named(head: Head, config: Any) -> Head:
     """Several labels are reward heads only if the checkpoint says what each counts."""
     n_labels = len(head.weight_HD)
-    if n_labels == 1:
+    if n_labels == 1 or head.weight_HD.ndim != 2:
         return head
     names = tuple(str(config.id2label[i]) for i in range(n_labels))
     counts = getattr(config, "reward_head_weights", None)

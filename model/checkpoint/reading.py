@@ -13,7 +13,7 @@ from torch import nn
 from model.calibration import Calibration
 from model.checkpoint import weights
 from model.checkpoint.bases import BASES
-from model.checkpoint.heads import HEAD_TENSORS, Head, adapter_files, find_head
+from model.checkpoint.heads import Head, adapter_files, find_head
 from model.checkpoint.record import DTYPES, Checkpoint, CheckpointError
 from model.contract import Facts, ScoringContract
 from model.encoding import EncodingPolicy, infer_policy, template_digest, tokenizer_digest
@@ -160,7 +160,9 @@ def _load_backbone(folder: Path, config: Any, dtype: str, *, whole: bool = True)
             f"{folder}: {len(broken)} tensors of the backbone are missing or have another shape ({broken[0]}, ...). They would "
             "be random: the checkpoint is incomplete or its config.json is of another model."
         )
-    lost = sorted(k for k in info["unexpected_keys"] if not any(part in f"{k}." for part in HEAD_TENSORS))
+    # Heads of whatever kind are nobody's children here; a layer too many is the backbone's own.
+    children = {name for name, _ in backbone.named_children()}
+    lost = sorted(k for k in info["unexpected_keys"] if children.intersection(k.split(".")[:2]))
     if lost and whole:
         raise CheckpointError(f"{folder}: {len(lost)} tensors belong nowhere in this architecture ({lost[0]}, ...)")
     return backbone

