@@ -63,10 +63,11 @@ def head_weights(scores_NH: Floats, targets_H: Sequence[float]) -> tuple[float, 
 
 
 def temperature(diff_P: Floats) -> float:
-    """The T > 0 that minimises the mean of `log(1 + exp(-diff / T))`.
+    """The T > 0 that minimises the mean negative log-likelihood of the labels under `sigmoid(diff / T)`.
 
-    Convex in a = 1/T: the derivative `-mean(diff * sigmoid(-a diff))` rises with a, so bisection finds its root.
-    Pairs that are all won (or mostly lost) have no finite optimum; then the end of the range is returned.
+    The labels are Platt's (1999): `(n + 1) / (n + 2)` instead of 1 for n pairs, or pairs that are all won would ask
+    for T = 0. Convex in a = 1/T: the derivative `mean(diff * (sigmoid(a diff) - label))` rises with a, so bisection
+    finds its root. Where most are lost there is none, and the end of the range is returned.
     """
     scale = float(np.abs(diff_P).mean()) if len(diff_P) else 0.0
     if scale == 0:
@@ -89,9 +90,12 @@ def slope(x_N: Floats, y_N: Floats) -> float:
 
 
 def _nll_slope(diff_P: Floats, a: float) -> float:
-    return -float((diff_P * sigmoid(-a * diff_P)).mean())
+    label = (len(diff_P) + 1) / (len(diff_P) + 2)
+    slope_P: Floats = diff_P * (sigmoid(a * diff_P) - label)
+    return float(slope_P.mean())
 
 
 def sigmoid(x: Floats) -> Floats:
     """`1 / (1 + exp(-x))`; through tanh, which never overflows."""
-    return 0.5 * (1 + np.tanh(0.5 * x))
+    y: Floats = 0.5 * (1 + np.tanh(0.5 * x))
+    return y

@@ -5,6 +5,8 @@ Shapes: N sequences, B rows, D width, H heads, P pairs.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,7 +44,10 @@ def adapt(network: RewardNetwork, config: MethodConfig) -> None:
         layers_to_transform=list(config.layers) or None,
         bias="none",
     )
-    network.backbone = peft.get_peft_model(network.backbone, lora)
+    with warnings.catch_warnings():
+        # peft asks transformers by a name that transformers is about to drop.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        network.backbone = peft.get_peft_model(network.backbone, lora)
     network.heads.requires_grad_(True)
 
 

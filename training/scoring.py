@@ -10,11 +10,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from model.network import NetworkOutput, RewardNetwork
 from model.padding import left_pad
+
+_console = Console(stderr=True)
 
 
 def score(
@@ -55,7 +58,7 @@ def _forwards(
     batches = plan([len(r) for r in rows], batch_tokens)
     try:
         with torch.no_grad():
-            for places in track(batches, description=label, transient=True):
+            for places in track(batches, label, console=_console, transient=True, disable=not _console.is_terminal):
                 ids_BT, mask_BT = left_pad([rows[i] for i in places], pad_id)
                 yield places, network(ids_BT.to(network.device), mask_BT.to(network.device))
     finally:

@@ -7,6 +7,7 @@ Shapes: P pairs, B rows, H heads.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
 from training.collate import Batch, Collator, PairBatches, PairNumbers
 from training.config import Config, ConfigError
@@ -61,6 +62,8 @@ class Watch:
 class RewardTrainer(Trainer):
     """`transformers.Trainer` for pairs. `judge` gives the held-out metrics whenever the recipe asks for them."""
 
+    optimizer: torch.optim.Optimizer | None
+    control: TrainerControl
     # Our loss is divided by the weight of the whole accumulated batch already.
     loss_is_scaled_for_ga = True
 
@@ -244,7 +247,7 @@ def arguments(config: Config, steps: Path, *, evaluates: bool) -> TrainingArgume
         remove_unused_columns=False,
         accelerator_config={"even_batches": False},
         report_to=[],
-        disable_tqdm=None,
+        disable_tqdm=not sys.stderr.isatty(),
     )
     # Plain `python` on a machine of several GPUs would scatter rows that pairs share. Use accelerate launch.
     args._n_gpu = min(args.n_gpu, 1)
