@@ -6,6 +6,7 @@ Shapes: N responses, P pairs, H heads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -74,12 +75,12 @@ def temperature(diff_P: Floats) -> float:
         return 1.0
     low, high = 1 / _RANGE[1], 1 / _RANGE[0]
     for _ in range(200):
-        middle = (low * high) ** 0.5
+        middle = math.sqrt(low * high)
         if _nll_slope(diff_P / scale, middle) < 0:
             low = middle
         else:
             high = middle
-    return scale / (low * high) ** 0.5
+    return scale / math.sqrt(low * high)
 
 
 def slope(x_N: Floats, y_N: Floats) -> float:
@@ -91,11 +92,10 @@ def slope(x_N: Floats, y_N: Floats) -> float:
 
 def _nll_slope(diff_P: Floats, a: float) -> float:
     label = (len(diff_P) + 1) / (len(diff_P) + 2)
-    slope_P: Floats = diff_P * (sigmoid(a * diff_P) - label)
-    return float(slope_P.mean())
+    return float((diff_P * (sigmoid(a * diff_P) - label)).mean())
 
 
 def sigmoid(x: Floats) -> Floats:
     """`1 / (1 + exp(-x))`; through tanh, which never overflows."""
-    y: Floats = 0.5 * (1 + np.tanh(0.5 * x))
-    return y
+    squashed: Floats = 0.5 * (1 + np.tanh(0.5 * x))
+    return squashed

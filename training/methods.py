@@ -35,13 +35,11 @@ def adapt(network: RewardNetwork, config: MethodConfig) -> None:
     """Wrap the backbone in low-rank adapters, in place; they and the head learn, the trunk does not."""
     import peft
 
-    targets = list(config.targets)
     lora = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules="all-linear" if targets == ["all-linear"] else targets,
-        layers_to_transform=list(config.layers) or None,
+        target_modules=_targets(network.backbone, config),
         bias="none",
     )
     with warnings.catch_warnings():
@@ -49,6 +47,28 @@ def adapt(network: RewardNetwork, config: MethodConfig) -> None:
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         network.backbone = peft.get_peft_model(network.backbone, lora)
     network.heads.requires_grad_(True)
+
+
+def _targets(backbone: nn.Module, config: MethodConfig) -> list[str]:
+    """The modules that get an adapter, by their last name, or in full where only some layers do.
+
+    peft's own `layers_to_transform` looks for a name in front of `layers`, which a bare trunk does not have.
+    """
+    linear = [n for n, m in backbone.named_modules() if isinstance(m, nn.Linear)]
+    wanted = {n.rpartition(".")[2] for n in linear} if config.targets == ("all-linear",) else set(config.targets)
+    if not config.layers:
+        return sorted(wanted)
+    chosen = [n for n in linear if n.rpartition(".")[2] in wanted and _layer_of(n) in config.layers]
+    missing = sorted(set(config.layers) - {_layer_of(n) for n in linear})
+    if missing or not chosen:
+        raise ConfigError(
+            f"method.layers {list(config.layers)} with targets {sorted(wanted)}: layers {missing} are not there"
+        )
+    return chosen
+
+
+def _layer_of(name: str) -> int | None:
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 def merge(network: RewardNetwork) -> None:

@@ -6,6 +6,7 @@ The only room that knows all the others.
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -213,7 +214,10 @@ def _wrap(config: Config, start: Checkpoint) -> None:
     elif config.method.name == "frozen":
         network.backbone.requires_grad_(False)
     if config.optim.gradient_checkpointing:
-        network.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings():
+            # Renamed within transformers 5; the old name works in all of it.
+            warnings.filterwarnings("ignore", "`gradient_checkpointing_enable`", FutureWarning)
+            network.backbone.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _judge_while_training(config: Config, start: Checkpoint, table: PairTable) -> Judge:

@@ -220,8 +220,19 @@ class RewardTrainer(Trainer):
 
 def arguments(config: Config, steps: Path, *, evaluates: bool) -> TrainingArguments:
     """The recipe in the words of `transformers.TrainingArguments`."""
+    try:
+        args = _arguments(config, steps, evaluates=evaluates)
+    except ValueError as error:
+        # A schedule, optimizer or precision that does not exist here; the library names it.
+        raise ConfigError(f"optim: {error}") from error
+    # Plain `python` on a machine of several GPUs would scatter rows that pairs share. Use accelerate launch.
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
+
+
+def _arguments(config: Config, steps: Path, *, evaluates: bool) -> TrainingArguments:
     optim, output = config.optim, config.output
-    args = TrainingArguments(
+    return TrainingArguments(
         output_dir=str(steps),
         per_device_train_batch_size=optim.batch_pairs,
         gradient_accumulation_steps=optim.accumulate,
@@ -248,10 +259,8 @@ def arguments(config: Config, steps: Path, *, evaluates: bool) -> TrainingArgume
         accelerator_config={"even_batches": False},
         report_to=[],
         disable_tqdm=not sys.stderr.isatty(),
+        use_cpu=not torch.cuda.is_available(),
     )
-    # Plain `python` on a machine of several GPUs would scatter rows that pairs share. Use accelerate launch.
-    args._n_gpu = min(args.n_gpu, 1)
-    return args
 
 
 def last_complete(steps: Path) -> Path | None:

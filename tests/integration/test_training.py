@@ -1,0 +1,286 @@
+"""The whole of `reward-train`, from a file of pairs to a folder that another library loads."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from model.calibration import Calibration
+from model.checkpoint import read
+from model.contract import ScoringContract, sample_from_dict, verify
+from model.padding import left_pad, position_ids
+from tests.support import training_world as world
+from training import scoring
+from training.__main__ import main
+
+FULL = {"optim": {"lr": 3e-3, "epochs": 2, "batch_pairs": 16}}
+METHODS = {
+    "full": FULL,
+    "lora": {"method": {"name": "lora", "rank": 4}, "optim": {"lr": 1e-2, "epochs": 2}},
+    "frozen": {"method": {"name": "frozen"}, "model": {"head_init": "logistic"}, "optim": {"lr": 1e-3, "epochs": 2}},
+    "grouped": {"optim": {"lr": 3e-3, "epochs": 3, "batching": "grouped", "batch_sequences": 24, "ema": 0.9}},
+}
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory):
+    return world.language_model(tmp_path_factory.mktemp("sft"))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return world.write_jsonl(tmp_path_factory.mktemp("data") / "pairs.jsonl", world.planted_rows(400))
+
+
+def recipe_for(folder, sft, pairs, **sections):
+    model = {"path": str(sft), **sections.pop("model", {})}
+    data = {"sources": [{"path": str(pairs)}], "eval_fraction": 0.25, **sections.pop("data", {})}
+    output = {"folder": str(folder / "out"), "log_steps": 5, **sections.pop("output", {})}
+    base = {"model": model, "data": data, "encoding": {"max_tokens": 128}, "output": output, "eval": {"bootstrap": 50}}
+    return world.recipe_file(folder / "recipe.yaml", **(base | sections))
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def trained(request, tmp_path_factory, sft, pairs):
+    folder = tmp_path_factory.mktemp(request.param)
+    assert main(["--config", str(recipe_for(folder, sft, pairs, **METHODS[request.param]))]) == 0
+    return folder / "out"
+
+
+def report_of(out):
+    return json.loads((out / "checkpoint" / "training_report.json").read_text())
+
+
+def test_it_learns_the_planted_preference_on_groups_it_never_saw(trained):
+    report = report_of(trained)
+    (line,) = report["metrics"]
+    assert line["accuracy"] > 0.9
+    assert report["before"][0]["accuracy"] < 0.8
+    assert line["n_groups"] + 30 == 40
+    assert report["training pairs"] + report["held-out pairs"] == 400
+
+
+def test_the_folder_scores_the_same_in_plain_transformers(trained):
+    """Left-padded batch, position ids from the mask, `AutoModelForSequenceClassification`: nothing of ours."""
+    contract = ScoringContract.load(trained / "checkpoint")
+    plain = AutoModelForSequenceClassification.from_pretrained(trained / "checkpoint", dtype=torch.float32).eval()
+    ids, mask = left_pad([p.ids for p in contract.probes], plain.config.pad_token_id)
+    with torch.no_grad():
+        logits = plain(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask)).logits[:, 0]
+    assert logits.tolist() == pytest.approx([p.score for p in contract.probes], abs=1e-5)
+    assert plain.config.pad_token_id not in contract.end_ids
+
+
+def test_plain_transformers_encodes_a_conversation_to_the_same_ids(trained):
+    contract = ScoringContract.load(trained / "checkpoint")
+    tok = AutoTokenizer.from_pretrained(trained / "checkpoint")
+    for probe in contract.probes:
+        conversation = [{"role": m.role, "content": m.content} for m in sample_from_dict(probe.sample).conversation()]
+        text = tok.apply_chat_template(conversation, tokenize=False).rstrip("\n")
+        assert tuple(tok(text, add_special_tokens=False)["input_ids"]) == probe.ids
+
+
+def test_the_contract_holds_when_read_back_and_its_probes_are_spread_over_lengths(trained):
+    checkpoint = read(str(trained / "checkpoint"), dtype="float32")
+    contract, encoder = checkpoint.contract, checkpoint.encoder
+    ids = tuple(encoder(sample_from_dict(p.sample)).ids for p in contract.probes)
+    scores = scoring.score(checkpoint.network, ids, pad_id=checkpoint.pad_id, batch_tokens=512)
+    raw = tuple((scores @ checkpoint.network.head_weights).tolist())
+    report = verify(contract, checkpoint.facts, ids, raw)
+    assert report.holds, [str(b) for b in report.breaches]
+    assert len(contract.probes) == 16
+    lengths = [len(p.ids) for p in contract.probes]
+    assert lengths == sorted(lengths)
+    assert lengths[-1] > lengths[0]
+
+
+def test_the_calibration_is_of_the_held_out_responses(trained):
+    calibration = Calibration.load(trained / "checkpoint")
+    report = report_of(trained)
+    config = json.loads((trained / "checkpoint" / "config.json").read_text())
+    assert calibration.data_digest == report["held-out data"]
+    assert (config["mean"], config["std"]) == (calibration.mean, calibration.std)
+    assert 100 < calibration.n <= 200
+    assert calibration.cap_low < 0 < calibration.cap_high
+
+
+def test_everything_a_run_owes_is_there(trained):
+    assert list((trained / "logs").glob("events.*"))
+    assert "<!doctype html>" in (trained / "report.html").read_text()
+    assert list((trained / "steps").glob("checkpoint-*/complete"))
+    report = report_of(trained)
+    assert report["training data"].startswith("sha256:")
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["recipe"]["data"]["salt"] == "rewardserve"
+    assert report["contract"] == ScoringContract.load(trained / "checkpoint").digest
+
+
+def test_the_lora_adapter_alone_scores_as_the_merged_checkpoint(trained):
+    if not (trained / "adapter").is_dir():
+        pytest.skip("only LoRA writes an adapter")
+    contract = ScoringContract.load(trained / "checkpoint")
+    scores = [p.score for p in contract.probes]
+    ours = read(str(trained / "adapter"), dtype="float32")
+    got = scoring.score(ours.network, [p.ids for p in contract.probes], pad_id=ours.pad_id, batch_tokens=512)
+    assert got[:, 0].tolist() == pytest.approx(scores, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_peft_alone_loads_the_adapter_with_its_head(trained):
+    if not (trained / "adapter").is_dir():
+        pytest.skip("only LoRA writes an adapter")
+    from peft import AutoPeftModelForSequenceClassification
+
+    contract = ScoringContract.load(trained / "checkpoint")
+    model = AutoPeftModelForSequenceClassification.from_pretrained(trained / "adapter", num_labels=1).eval()
+    with torch.no_grad():
+        got = [model.base_model.model.model(torch.tensor([p.ids])).last_hidden_state[0, -1] for p in contract.probes]
+        scores = [model.base_model.model.score(h).item() for h in got]
+    assert scores == pytest.approx([p.score for p in contract.probes], abs=1e-4)
+
+
+# -- the other verbs --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, sft, pairs):
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = recipe_for(folder, sft, pairs, optim={"lr": 3e-3, "max_steps": 30}, output={"save_steps": 10})
+    assert main(["train", "--config", str(recipe)]) == 0
+    return folder
+
+
+def test_evaluate_finds_what_training_reported(finished, tmp_path, capsys):
+    out = f"output.folder={tmp_path}"
+    checkpoint = str(finished / "out" / "checkpoint")
+    assert main(["evaluate", "--config", str(finished / "recipe.yaml"), "--checkpoint", checkpoint, "--set", out]) == 0
+    (line,) = json.loads((tmp_path / "evaluation.json").read_text())
+    (expected,) = report_of(finished / "out")["metrics"]
+    for key in ("accuracy", "nll", "margin", "length_spearman", "longer"):
+        assert line[key] == pytest.approx(expected[key], abs=1e-5)
+    assert "longer wins" in capsys.readouterr().out
+
+
+def test_calibrate_writes_statistics_of_other_data_and_the_same_scores(finished, tmp_path):
+    other = world.write_jsonl(tmp_path / "other.jsonl", world.planted_rows(80, seed=9, n_groups=80))
+    args = [
+        "calibrate",
+        "--config",
+        str(finished / "recipe.yaml"),
+        "--checkpoint",
+        str(finished / "out" / "checkpoint"),
+    ]
+    sets = [f"output.folder={tmp_path / 'new'}", f"data.sources.0.path={other}", "data.eval_fraction=0.9"]
+    assert main([*args, *(x for s in sets for x in ("--set", s))]) == 0
+    old, new = finished / "out" / "checkpoint", tmp_path / "new" / "checkpoint"
+    assert Calibration.load(new).data_digest != Calibration.load(old).data_digest
+    rows = [p.ids for p in ScoringContract.load(old).probes]
+    scores = [scoring.score(read(str(f)).network, rows, pad_id=0, batch_tokens=512)[:, 0].tolist() for f in (old, new)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+
+def test_export_finishes_a_run_from_its_last_whole_step(finished, tmp_path):
+    import shutil
+
+    shutil.copytree(finished / "out" / "steps", tmp_path / "steps")
+    assert main(["export", "--config", str(finished / "recipe.yaml"), "--set", f"output.folder={tmp_path}"]) == 0
+    scores = [[p.score for p in ScoringContract.load(f / "checkpoint").probes] for f in (finished / "out", tmp_path)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_a_folder_in_use_is_neither_overwritten_nor_resumed_by_another_recipe(finished, capsys):
+    recipe = str(finished / "recipe.yaml")
+    assert main(["--config", recipe]) == 2
+    assert "output.resume=true" in capsys.readouterr().err
+    assert main(["--config", recipe, "--set", "output.resume=true", "--set", "seed=5"]) == 2
+    assert "another recipe: seed" in capsys.readouterr().err
+
+
+def test_training_goes_on_from_a_reward_model(finished, tmp_path, pairs):
+    start = finished / "out" / "checkpoint"
+    recipe = recipe_for(tmp_path, start, pairs, model={"start": "reward"}, optim={"lr": 1e-6, "max_steps": 1})
+    assert main(["--config", str(recipe)]) == 0
+    report = report_of(tmp_path / "out")
+    (expected,) = report_of(finished / "out")["metrics"]
+    assert report["before"][0]["nll"] == pytest.approx(expected["nll"], abs=1e-4)
+
+
+def test_two_heads_learn_opposite_tastes_and_their_sum_is_of_normalised_heads(tmp_path, sft):
+    kind = world.write_jsonl(tmp_path / "kind.jsonl", world.planted_rows(200))
+    short = [
+        {
+            **r,
+            "chosen": " " + " ".join(r["chosen"].split()[:2]),
+            "rejected": r["rejected"] + " table" * 4,
+            "group": f"h{i % 40}",
+        }
+        for i, r in enumerate(world.planted_rows(200, seed=3, good="stone", bad="stone"))
+    ]
+    brief = world.write_jsonl(tmp_path / "brief.jsonl", short)
+    probes = world.write_jsonl(tmp_path / "probes.jsonl", [{"prompt": "q", "response": f"r{i}"} for i in range(4)])
+    sources = [
+        {"path": str(kind), "head": "kind", "name": "kind"},
+        {"path": str(brief), "head": "brief", "name": "brief"},
+    ]
+    recipe = recipe_for(
+        tmp_path, sft, kind,
+        model={"heads": ["kind", "brief"], "head_weights": [2, 1], "head_init": "logistic", "n_layers": 1},
+        data={"sources": sources}, method={"name": "lora", "layers": [0]}, optim={"lr": 3e-3, "epochs": 3},
+        export={"probes": str(probes)},
+    )  # fmt: skip
+    assert main(["--config", str(recipe)]) == 0
+    report = report_of(tmp_path / "out")
+    lines = {(m["head"], m["source"]): m for m in report["metrics"]}
+    assert lines["kind", "kind"]["accuracy"] > 0.9
+    assert lines["brief", "brief"]["accuracy"] > 0.9
+    assert ("(combined)", "(all)") in lines
+    checkpoint = read(str(tmp_path / "out" / "checkpoint"))
+    assert checkpoint.network.head_names == ("kind", "brief")
+    assert [p.sample["response"] for p in checkpoint.contract.probes] == ["r0", "r1", "r2", "r3"]
+    ids = [(5, 6, 7, 2), (9, 8, 2)]
+    by_head = scoring.score(checkpoint.network, ids, pad_id=0, batch_tokens=64)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "checkpoint").eval()
+    logits = [plain(torch.tensor([row])).logits[0, 0].item() for row in ids]
+    assert (by_head @ checkpoint.network.head_weights).tolist() == pytest.approx(logits, abs=1e-4)
+    assert checkpoint.calibration.std == pytest.approx(checkpoint.calibration.std)
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_is_one_line_and_exit_code_2(tmp_path, sft, pairs, capsys):
+    recipe = str(recipe_for(tmp_path, sft, pairs))
+    for override, says in {
+        "optim.lrr=1": "did you mean 'optim.lr'",
+        "data.sources.0.path=gone.jsonl": "is no file",
+        "model.path=/gone": "not a folder",
+        "model.start=reward": "head",
+        "encoding.max_tokens=3": "none of",
+        "data.eval_fraction=0.0001": "",
+        "loss.name=hinge": "logsigmoid, logexp",
+        "model.n_layers=9": "2 layers",
+        "optim.schedule=sometimes": "sometimes",
+        "optim.optimizer=sgdd": "sgdd",
+    }.items():
+        if says:
+            assert main(["--config", recipe, "--set", override]) == 2, override
+            assert says in capsys.readouterr().err
+
+
+def test_without_held_out_pairs_there_is_no_calibration_and_it_says_so(tmp_path, sft, pairs):
+    recipe = recipe_for(tmp_path, sft, pairs, data={"eval_fraction": 0}, optim={"max_steps": 1})
+    assert main(["--config", str(recipe)]) == 0
+    assert Calibration.load(tmp_path / "out" / "checkpoint") is None
+    assert report_of(tmp_path / "out")["calibration"] is None
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_mixed_precision_trains_and_exports_float32_scores(tmp_path, sft, pairs, precision):
+    recipe = recipe_for(tmp_path, sft, pairs, optim={"lr": 3e-3, "max_steps": 40, "precision": precision,
+                                                    "gradient_checkpointing": True})  # fmt: skip
+    assert main(["--config", str(recipe)]) == 0
+    assert report_of(tmp_path / "out")["metrics"][0]["accuracy"] > 0.9

@@ -1,0 +1,270 @@
+"""The step: what is summed, what is divided by, what learns, and what stops the run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.network import NetworkOutput, RewardNetwork
+from tests.unit.training.test_batches import table_of
+from training import recipe, scoring
+from training.collate import Collator, cached_rows, token_rows
+from training.config import ConfigError
+from training.losses import logsigmoid
+from training.methods import CachedNetwork, adapt, fit_logistic, merge
+from training.sequences import PairTable
+from training.trainer import NonFiniteLoss, RewardTrainer, last_complete, load_weights
+
+COMPARISONS = [(0, 1), (2, 1), (3, 0), (4, 5), (1, 5), (2, 4), (3, 5)]
+
+
+def config(*overrides, folder="unused"):
+    base = {"model": {"path": "m"}, "data": {"sources": [{"path": "d"}]}, "output": {"folder": folder, "log_steps": 1}}
+    return recipe.parse(base, ["optim.batch_pairs=7", "optim.max_steps=1", "optim.schedule=constant", *overrides])
+
+
+class Linear(torch.nn.Module):
+    """A network whose score of a row is `heads(features[number])`: everything about it can be written by hand."""
+
+    def __init__(self, n=6, width=3, heads=1, aux=None):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("features", torch.randn(n, width, generator=generator))
+        self.heads = torch.nn.Linear(width, heads, bias=False)
+        self.heads.weight.data = torch.randn(heads, width, generator=generator)
+        self.trunk = torch.nn.Linear(width, width)
+        self.trunk.weight.data = torch.randn(width, width, generator=generator)
+        self.trunk.bias.data.zero_()
+        self.aux = aux
+
+    def forward(self, ids, mask):
+        last = self.features[ids[:, 0]] + self.trunk(self.features[ids[:, 0]]) * 0.1
+        aux = None if self.aux is None else self.aux * self.trunk.weight.sum()
+        return NetworkOutput(self.heads(last), last, aux)
+
+
+def with_pairs(table, **values):
+    from dataclasses import replace
+
+    changed = tuple(replace(p, **{k: v[i] for k, v in values.items()}) for i, p in enumerate(table.pairs))
+    return PairTable(changed, table.sequences, table.chosen, table.rejected, {})
+
+
+def trainer_of(network, table, cfg, tmp_path, heads=("score",), judge=None):
+    return RewardTrainer(
+        network, table, Collator(table, heads, cached_rows), cfg, judge=judge, steps=tmp_path / "steps"
+    )
+
+
+def weights(network):
+    return {n: p.detach().clone() for n, p in network.named_parameters()}
+
+
+@pytest.mark.parametrize(("pairs", "accumulate"), [(7, 1), (1, 7), (3, 3), (2, 4)])
+def test_one_step_is_the_same_however_the_batch_is_cut(pairs, accumulate, tmp_path):
+    """7 pairs in micro-batches of 3, 3 and 1 must weigh each pair alike: the mean of means would not."""
+    weight = [1.0, 2.0, 1.0, 0.5, 1.0, 3.0, 1.0]
+    table = with_pairs(table_of(COMPARISONS), weight=weight, margin=[0.1 * i for i in range(7)])
+    network = Linear()
+    reference = Linear()
+    cfg = config(f"optim.batch_pairs={pairs}", f"optim.accumulate={accumulate}", "optim.optimizer=sgd", "optim.lr=0.5",
+                 "optim.max_grad_norm=0")  # fmt: skip
+    trainer_of(network, table, cfg, tmp_path).train()
+
+    scores = reference(torch.arange(6)[:, None], None).scores_BH[:, 0]
+    loss = logsigmoid(
+        scores[list(table.chosen)], scores[list(table.rejected)], torch.tensor([0.1 * i for i in range(7)])
+    )
+    w = torch.tensor(weight)
+    ((loss * w).sum() / w.sum()).backward()
+    for name, p in reference.named_parameters():
+        assert torch.allclose(weights(network)[name], p.detach() - 0.5 * p.grad, atol=1e-6), name
+
+
+@pytest.mark.parametrize("accumulate", [1, 7])
+def test_the_load_balancing_loss_is_added_once(accumulate, tmp_path):
+    network, plain = Linear(aux=0.3), Linear()
+    for net in (network, plain):
+        cfg = config(f"optim.batch_pairs={7 // accumulate}", f"optim.accumulate={accumulate}", "optim.optimizer=sgd",
+                     "optim.lr=1", "optim.max_grad_norm=0")  # fmt: skip
+        trainer_of(net, table_of(COMPARISONS), cfg, tmp_path / str(net.aux)).train()
+    moved = plain.trunk.weight - network.trunk.weight
+    assert torch.allclose(moved, torch.full_like(moved, 0.3), atol=1e-6)
+
+
+def test_each_pair_trains_the_head_of_its_source(tmp_path):
+    table = with_pairs(table_of(COMPARISONS), head=["a"] * 7)
+    network = Linear(heads=2)
+    before = weights(network)
+    trainer_of(network, table, config("optim.weight_decay=0"), tmp_path, heads=("a", "b")).train()
+    after = weights(network)
+    assert not torch.equal(after["heads.weight"][0], before["heads.weight"][0])
+    assert torch.equal(after["heads.weight"][1], before["heads.weight"][1])
+
+
+def test_the_head_has_its_own_rate(tmp_path):
+    trainer = trainer_of(Linear(), table_of(COMPARISONS), config("optim.lr=1e-4", "optim.head_lr=1e-2"), tmp_path)
+    groups = trainer.create_optimizer().param_groups
+    rate = {id(p): g["lr"] for g in groups for p in g["params"]}
+    assert {rate[id(p)] for n, p in trainer.model.named_parameters() if n.startswith("heads")} == {1e-2}
+    assert {rate[id(p)] for n, p in trainer.model.named_parameters() if n.startswith("trunk")} == {1e-4}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_rows(tmp_path):
+    network = Linear()
+    network.features[5] = float("nan")
+    cfg = config("optim.batch_pairs=1", "optim.max_steps=7")
+    trainer = trainer_of(network, table_of(COMPARISONS), cfg, tmp_path)
+    with pytest.raises(NonFiniteLoss, match=r"step \d: the loss of 1 pairs is not finite. Rows: f:[457]\. "):
+        trainer.train()
+
+
+def test_weights_that_broke_before_are_told_from_rows_that_break_now(tmp_path):
+    network = Linear()
+    network.trunk.weight.data[0, 0] = float("inf")
+    with pytest.raises(NonFiniteLoss, match=r"weights are not finite already \(trunk\.weight\)"):
+        trainer_of(network, table_of(COMPARISONS), config(), tmp_path).train()
+
+
+def test_logs_tell_accuracy_margin_and_mean_rewards_of_the_pairs(tmp_path):
+    network, table = Linear(), table_of(COMPARISONS)
+    scores = network(torch.arange(6)[:, None], None).scores_BH[:, 0].detach()
+    c, r = scores[list(table.chosen)], scores[list(table.rejected)]
+    trainer = trainer_of(network, table, config("optim.batch_pairs=2", "optim.accumulate=4"), tmp_path)
+    trainer.train()
+    line = next(line for line in trainer.state.log_history if "loss" in line)
+    assert line["accuracy"] == pytest.approx((c > r).float().mean().item())
+    assert line["margin"] == pytest.approx((c - r).mean().item(), abs=1e-6)
+    assert line["reward_chosen"] == pytest.approx(c.mean().item(), abs=1e-6)
+    assert line["loss"] == pytest.approx(logsigmoid(c, r, torch.zeros(7)).mean().item(), abs=1e-6)
+
+
+def test_the_weight_average_is_what_remains(tmp_path):
+    network = Linear()
+    cfg = config("optim.ema=0.5", "optim.max_steps=3", "optim.optimizer=sgd", "optim.lr=0.1")
+    trainer = trainer_of(network, table_of(COMPARISONS), cfg, tmp_path)
+    seen = [weights(network)]
+
+    class Spy(type(trainer.callback_handler.callbacks[0]).__mro__[-2]):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(weights(network))
+
+    trainer.add_callback(Spy())
+    trainer.train()
+    average = seen[0]["heads.weight"]
+    for step, now in enumerate(seen[1:]):
+        decay = min(0.5, (1 + step + 1) / (10 + step + 1))
+        average = decay * average + (1 - decay) * now["heads.weight"]
+    assert torch.allclose(network.heads.weight.detach(), average, atol=1e-6)
+
+
+def test_a_half_written_step_checkpoint_is_not_resumed_from(tmp_path):
+    cfg = config("optim.max_steps=12", "output.save_steps=5", "output.keep=9")
+    trainer_of(Linear(), table_of(COMPARISONS), cfg, tmp_path).train()
+    steps = tmp_path / "steps"
+    assert last_complete(steps).name == "checkpoint-12"
+    (steps / "checkpoint-12" / "complete").unlink()
+    assert last_complete(steps).name == "checkpoint-10"
+    assert last_complete(tmp_path / "nothing") is None
+
+
+def test_a_step_checkpoint_holds_only_what_learns_and_loads_back(tmp_path):
+    network = Linear()
+    network.trunk.requires_grad_(False)
+    trainer_of(network, table_of(COMPARISONS), config(), tmp_path).train()
+    fresh = Linear()
+    load_weights(fresh, last_complete(tmp_path / "steps"))
+    assert torch.equal(fresh.heads.weight, network.heads.weight)
+    from safetensors.torch import load_file
+
+    assert set(load_file(last_complete(tmp_path / "steps") / "model.safetensors")) == {"heads.weight"}
+    with pytest.raises(ConfigError, match="another recipe"):
+        load_weights(torch.nn.Linear(1, 1), last_complete(tmp_path / "steps"))
+
+
+# -- methods ----------------------------------------------------------------------------------------------
+
+
+def llama(layers=3):
+    from transformers import LlamaConfig, LlamaModel
+
+    torch.manual_seed(0)
+    cfg = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=layers, num_attention_heads=2,
+                      num_key_value_heads=1, max_position_embeddings=64, initializer_range=0.2)  # fmt: skip
+    return RewardNetwork.create(LlamaModel(cfg))
+
+
+ROWS = [[3, 4, 5], [6], [7, 8, 9, 10, 11, 12], [1, 2], [9, 9, 9, 9]]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 7, 1000])
+def test_scores_do_not_depend_on_who_shares_the_batch(batch_tokens):
+    network = llama().train()
+    alone = [network.eval()(torch.tensor([row])).scores_BH[0, 0].item() for row in ROWS]
+    network.train()
+    scores = scoring.score(network, ROWS, pad_id=0, batch_tokens=batch_tokens)
+    assert scores[:, 0] == pytest.approx(alone, abs=1e-5)
+    assert network.training
+
+
+def test_cached_features_give_the_scores_of_the_network():
+    network = llama()
+    hidden = scoring.last_hidden(network, ROWS, pad_id=0, batch_tokens=8)
+    cached = CachedNetwork(network, hidden)
+    out = cached(*cached_rows([2, 0]))
+    expected = scoring.score(network, ROWS, pad_id=0, batch_tokens=8)
+    assert out.scores_BH[:, 0].tolist() == pytest.approx([expected[2, 0], expected[0, 0]], abs=1e-5)
+
+
+def test_only_adapters_of_the_chosen_layers_and_the_head_learn():
+    network = llama()
+    adapt(network, config("method.name=lora", "method.layers=[1, 2]", "method.rank=2").method)
+    learning = [n for n, p in network.named_parameters() if p.requires_grad]
+    assert "heads.weight" in learning
+    assert all("lora_" in n for n in learning if n != "heads.weight")
+    assert {n.split("layers.")[1][0] for n in learning if "layers." in n} == {"1", "2"}
+
+
+def test_merging_the_adapters_changes_no_score():
+    network = llama()
+    adapt(network, config("method.name=lora", "method.rank=2").method)
+    for name, p in network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.2)
+    before = scoring.score(network, ROWS, pad_id=0, batch_tokens=8)
+    merge(network)
+    assert not any("lora" in n for n, _ in network.named_parameters())
+    assert scoring.score(network, ROWS, pad_id=0, batch_tokens=8) == pytest.approx(before, abs=1e-4)
+
+
+def test_the_logistic_head_is_where_the_gradient_of_its_objective_is_zero():
+    torch.manual_seed(0)
+    hidden = torch.randn(6, 4) * torch.tensor([1.0, 10.0, 0.1, 1.0])
+    table = with_pairs(table_of(COMPARISONS), weight=[1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 4.0])
+    w = fit_logistic(hidden, table, "score", l2=0.01).double().requires_grad_()
+    diff = (hidden[list(table.chosen)] - hidden[list(table.rejected)]).double()
+    weight = torch.tensor([p.weight for p in table.pairs], dtype=torch.float64)
+    loss = (weight / weight.sum() * torch.nn.functional.softplus(-diff @ w)).sum()
+    scale = diff.square().mean(0).sqrt()
+    (loss + 0.005 * (w * scale).square().sum()).backward()
+    assert w.grad.div(scale).abs().max() < 1e-5
+    with pytest.raises(ConfigError, match="no training pair"):
+        fit_logistic(hidden, table, "other", l2=0.01)
+
+
+def test_a_batch_of_tokens_gives_each_pair_what_two_single_rows_give():
+    """Concatenated, de-duplicated and left-padded, or one at a time: the same loss, and the same gradient."""
+    table = table_of([(0, 1), (2, 1), (3, 0), (3, 2)])
+    batch = Collator(table, ("score",), token_rows(table, 0))([0, 1, 2, 3])
+    together, apart = llama(), llama()
+    apart.load_state_dict(together.state_dict())
+    out = together(batch["input_ids"], batch["attention_mask"]).scores_BH[:, 0]
+    logsigmoid(out[batch["chosen"]], out[batch["rejected"]], batch["margin"]).sum().backward()
+    total = 0.0
+    for c, r in zip(table.chosen, table.rejected, strict=True):
+        pair = [apart(torch.tensor([table.sequences[s].ids])).scores_BH[:, 0] for s in (c, r)]
+        total = total + logsigmoid(*pair, torch.zeros(1)).sum()
+    total.backward()
+    for (name, p), q in zip(together.named_parameters(), apart.parameters(), strict=True):
+        if p.grad is not None:
+            assert torch.allclose(p.grad, q.grad, atol=1e-5), name
