@@ -150,7 +150,7 @@ def router_loss_weight(config: Any) -> float:
 def attention_for(config: Any) -> str | None:
     """The attention implementation that is right for this architecture; None: the library's choice.
 
-    Gemma-2 caps its attention logits; the fused kernel of torch leaves that out without a word
-    (Skywork's Gemma-2 reward models degrade under it), so those run in plain attention.
+    Gemma-2 caps its attention logits. Early transformers 5 sends it to the fused kernel of torch, which leaves that out
+    without a word, so it is sent to plain attention here.
     """
     return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None

@@ -45,7 +45,9 @@ def test_caps_hold_and_are_noted(calibration, settings, raw):
     if pipeline.cap_low is not None:
         assert pipeline.cap_low <= reward.value <= pipeline.cap_high
     seen = reward.normalized if pipeline.normalizes else raw
-    assert bool(reward.notes) == (reward.value != seen)
+    soft = "soft" if pipeline.shape == "softcap" else ""
+    side = (f"{soft}capped_high",) if reward.value < seen else (f"{soft}capped_low",) if reward.value > seen else ()
+    assert reward.notes == side
 
 
 @given(calibrations, settings_, finite)
