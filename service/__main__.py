@@ -48,9 +48,12 @@ def run(settings: ServeSettings) -> int:
     except OSError as error:
         complain(PROGRAM, [f"cannot listen on {settings.host}:{settings.port}: {error.strerror}. Set REWARD_PORT."])
         return FAILED
+    say(f"RewardServe is listening on {url(listening)} while the model loads")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings, keys, listening, say))
+            runner.run(
+                serve(settings, keys, listening, lambda what: say(f"RewardServe is ready: {what} on {url(listening)}"))
+            )
     except (LoadError, PipelineError, CalibrationError) as error:
         complain(PROGRAM, ["this model cannot be served.", *str(error).splitlines()])
         return FAILED
@@ -68,6 +71,12 @@ def bind(host: str, port: int) -> socket.socket:
     listening.bind(address)
     listening.listen(2048)
     return listening
+
+
+def url(listening: socket.socket) -> str:
+    """Where to find it, the port that was chosen included."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def say(line: str) -> None:

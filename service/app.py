@@ -20,8 +20,9 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from model.backends import LoadedModel, load
+from model.backends import Identity, LoadedModel, load
 from model.reward import Pipeline, build_pipeline
+from model.scorer import ScorerError
 from service.admission import Admission
 from service.api import docs, problems
 from service.api.health import OPEN_PATHS, health_routes
@@ -166,7 +167,9 @@ def _tell_of_batches(metrics: Metrics, log: logs.Logger) -> Callable[[BatchDone]
         elif done.outcome == "out_of_memory":
             log.warning("batch_out_of_memory", rows=done.n_rows, tokens=done.n_tokens, budget=done.max_tokens)
         else:
-            log.error(f"batch_{done.outcome}", rows=done.n_rows, tokens=done.n_tokens, exc_info=done.error)
+            # Only a backend's own words are written down: those of any other exception may quote anything.
+            said = str(done.error)[:500] if isinstance(done.error, ScorerError) else ""
+            log.error(f"batch_{done.outcome}", rows=done.n_rows, tokens=done.n_tokens, said=said, exc_info=done.error)
 
     return tell
 
@@ -187,7 +190,8 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted. Raise `LoadError` or `PipelineError`.
 
-    Raise `TimeoutError` when accepted work was not finished within the drain timeout.
+    `say` is told what is served once it is ready. Raise `TimeoutError` when accepted work was not finished
+    within the drain timeout.
     """
     house = build_house(settings, keys)
     stop = _stop_event()
@@ -197,7 +201,7 @@ async def serve(
     try:
         engine = await _load_unless_stopped(house, stop)
         if engine is not None:
-            say(_start_line(listening, engine.loaded))
+            say(_in_words(engine.loaded.identity))
             await _unless_dead(stop, serving)
             await _drain(house, engine)
     finally:
@@ -245,6 +249,7 @@ async def _drain(house: House, engine: Engine) -> None:
             await engine.stop()
     except TimeoutError:
         house.log.error("drain_timeout", samples=house.admission.n_samples, seconds=house.settings.drain_timeout_s)
+        await engine.batcher.give_up()
         raise
 
 
@@ -305,11 +310,6 @@ def _in_daemon_thread(work: Callable[[], T], name: str) -> asyncio.Future[T]:
     return future
 
 
-def _start_line(listening: socket.socket, loaded: LoadedModel) -> str:
-    host, port = listening.getsockname()[:2]
-    host = f"[{host}]" if ":" in host else host
-    identity = loaded.identity
-    return (
-        f"RewardServe is ready: {identity.name} ({identity.architecture}, {identity.backend}, {identity.device}, "
-        f"{identity.dtype}) on http://{host}:{port}  -  POST /score, docs at /docs"
-    )
+def _in_words(identity: Identity) -> str:
+    where = f"{identity.backend} on {identity.device}, {identity.dtype}"
+    return f"{identity.name} ({identity.architecture}, {where}; POST /score, docs at /docs)"

@@ -61,7 +61,7 @@ class BatchDone:
     forward_s: float
     queue_s: tuple[float, ...]
     max_tokens: int
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,6 +126,12 @@ class Batcher:
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
+    async def give_up(self) -> None:
+        """Take nothing new and refuse everything that is not finished. A forward that runs is not waited for."""
+        if self._task is not None:
+            self._task.cancel()
+        await self.stop()
+
     @contextmanager
     def expecting(self, n_rows: int) -> Iterator[None]:
         """While the body runs, `n_rows` are on their way: worth waiting for, as long as the linger allows."""
@@ -169,17 +175,21 @@ class Batcher:
     # -- the drive ------------------------------------------------------------------------------------------
 
     async def _drive(self) -> None:
+        end: ServiceError = ShuttingDown("this server has shut down before the request was scored")
+        cause: BaseException | None = None
         try:
             while not (self._closed and not self._waiting):
                 await self._step()
         except asyncio.CancelledError:
-            self._refuse_all(ShuttingDown("this server has shut down before the request was scored"))
             raise
-        except Exception as error:
-            self._report("bug", self._riding, error=error)
-            self._refuse_all(
-                BatcherStopped(f"the batcher died of {type(error).__name__}. This is a bug in the server.")
-            )
+        except BaseException as error:
+            end = BatcherStopped(f"the batcher died of {type(error).__name__}. This is a bug in the server.")
+            cause = error
+        finally:
+            riders, self._riding = self._riding, []
+            self._refuse_all(riders, end)
+        if cause is not None:
+            self._report("bug", riders, error=cause)
 
     async def _step(self) -> None:
         self._changed.clear()
@@ -201,40 +211,43 @@ class Batcher:
         failures_left = _MORE_FAILURES + 2 * len(entries).bit_length()
         while groups:
             group = groups.pop()
-            try:
-                await self._forward(group)
-            except ScorerBug as error:
-                _settle_all(group, error)
-            except Exception as error:
-                failures_left -= 1
-                if isinstance(error, OutOfMemory):
-                    self._lower_budget(group)
-                if len(group) == 1 or failures_left <= 0:
-                    _settle_all(group, _row_error(error, group))
-                else:
-                    middle = len(group) // 2
-                    groups += [group[middle:], group[:middle]]
+            started_at = self._clock.now()
+            scores = await self._forward(group)
+            seconds = self._clock.now() - started_at
+            if isinstance(scores, BatchScores) and len(scores.rows) == len(group):
+                self._release(group, scores, started_at, seconds)
+                continue
+            error = scores if isinstance(scores, BaseException) else _wrong_number(scores, group)
+            failures_left -= 1
+            self._report(_outcome_of(error), group, seconds, error=error)
+            if isinstance(error, OutOfMemory):
+                self._lower_budget(group)
+            if len(group) == 1 or failures_left <= 0 or isinstance(error, ScorerBug):
+                _settle_all(group, _row_error(error, group))
+            else:
+                middle = len(group) // 2
+                groups += [group[middle:], group[:middle]]
 
-    async def _forward(self, group: Sequence[_Entry]) -> None:
-        """Score one group and release its rows. Raise what the scorer raised, or `ScorerBug`."""
-        started_at = self._clock.now()
+    async def _forward(self, group: Sequence[_Entry]) -> BatchScores | BaseException:
+        """What the scorer says on its thread, or what it raises."""
         batch = TokenBatch(tuple(e.ids for e in group))
-        try:
-            loop = asyncio.get_running_loop()
-            scores = await loop.run_in_executor(self._thread, self._scorer.score, batch)
-            if len(scores.rows) != len(group):
-                raise ScorerBug(
-                    f"scorer returned {len(scores.rows)} scores for {len(group)} rows. This is a bug in the backend.",
-                    n_scores=len(scores.rows), n_rows=len(group),
-                )  # fmt: skip
-        except Exception as error:
-            self._report(_outcome_of(error), group, self._clock.now() - started_at, error=error)
-            raise
-        forward_s = self._clock.now() - started_at
-        self._report("ok", group, forward_s, scores)
+
+        def score() -> BatchScores | BaseException:
+            # Returned, not raised: a future cannot carry every exception (a StopIteration would never arrive).
+            try:
+                return self._scorer.score(batch)
+            except BaseException as error:
+                return error
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, score)
+
+    def _release(self, group: Sequence[_Entry], scores: BatchScores, started_at: float, forward_s: float) -> None:
+        """Give every row of a finished forward its scores."""
+        n_tokens = sum(e.ticket.n_tokens for e in group)
         for entry, heads in zip(group, scores.rows, strict=True):
-            share = scores.tokens_computed * entry.ticket.n_tokens / batch.n_tokens
+            share = scores.tokens_computed * entry.ticket.n_tokens / n_tokens
             _settle(entry, _checked(heads, started_at - entry.ticket.arrived_at, forward_s, share))
+        self._report("ok", group, forward_s, scores)
 
     def _lower_budget(self, group: Sequence[_Entry]) -> None:
         """What did not fit once will not fit again. A lone row says nothing about the budget of several."""
@@ -248,7 +261,7 @@ class Batcher:
         group: Sequence[_Entry],
         forward_s: float = 0.0,
         scores: BatchScores | None = None,
-        error: Exception | None = None,
+        error: BaseException | None = None,
     ) -> None:
         started_at = self._clock.now() - forward_s
         self._on_batch(
@@ -265,27 +278,37 @@ class Batcher:
             )
         )
 
-    def _refuse_all(self, error: ServiceError) -> None:
-        self._closed = self._closed or isinstance(error, ShuttingDown)
-        for entry in (*self._riding, *self._waiting.values()):
+    def _refuse_all(self, riders: Sequence[_Entry], error: ServiceError) -> None:
+        for entry in (*riders, *self._waiting.values()):
             _refuse(entry, error)
         self._waiting.clear()
-        self._riding = []
+
+
+def _wrong_number(scores: BatchScores, group: Sequence[_Entry]) -> ScorerBug:
+    return ScorerBug(
+        f"scorer returned {len(scores.rows)} scores for {len(group)} rows. This is a bug in the backend.",
+        n_scores=len(scores.rows), n_rows=len(group),
+    )  # fmt: skip
 
 
 def _checked(heads: HeadScores, queue_s: float, forward_s: float, n_computed: float) -> RowOutcome:
-    if not all(math.isfinite(value) for value in heads.values()):
-        return ScoreNotFinite("the model's score for this sample is NaN or infinite")
+    try:
+        if not all(math.isfinite(value) for value in heads.values()):
+            return ScoreNotFinite("the model's score for this sample is NaN or infinite")
+    except (AttributeError, TypeError):
+        return ScorerBug(f"scorer returned {type(heads).__name__} for a row. This is a bug in the backend.")
     return RowScored(heads, queue_s, forward_s, n_computed)
 
 
-def _outcome_of(error: Exception) -> BatchOutcome:
+def _outcome_of(error: BaseException) -> BatchOutcome:
     if isinstance(error, OutOfMemory):
         return "out_of_memory"
     return "failed" if isinstance(error, ScorerError) else "bug"
 
 
-def _row_error(error: Exception, group: Sequence[_Entry]) -> RowFailed:
+def _row_error(error: BaseException, group: Sequence[_Entry]) -> RowFailed:
+    if isinstance(error, RowFailed):
+        return error
     n_tokens = max(e.ticket.n_tokens for e in group)
     if isinstance(error, OutOfMemory):
         return OutOfMemoryForRow(

@@ -1,0 +1,270 @@
+"""How a real server starts, fills up, lets callers go and ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from model.backends.echo import echo_score
+from tests.support.service_server import Server, drill, run_to_end
+
+GOOD = {"prompt": "hi", "response": "yes"}
+
+
+def score_of(text):
+    return echo_score((*text.encode(), 0))
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """A named pipe: `enter` returns when the server waits inside, `leave` lets it go on."""
+
+    class Gate:
+        path = str(tmp_path / "gate")
+        _pipe = None
+
+        def enter(self):
+            self._pipe = open(self.path, "wb")  # noqa: SIM115  # closing it is what opens the gate
+
+        def leave(self):
+            if self._pipe is not None:
+                self._pipe.close()
+
+    os.mkfifo(Gate.path)
+    built = Gate()
+    yield built
+    built.leave()
+
+
+@pytest.fixture
+def crowd():
+    with ThreadPoolExecutor(16) as pool:
+        yield pool
+
+
+def code(response):
+    return response.status_code, response.json()["error"]["code"]
+
+
+# -- starting -----------------------------------------------------------------------------------------------
+
+
+def test_before_the_model_is_there_the_server_lives_but_is_not_ready(gate):
+    with drill(f"load-waits:{gate.path}", wait_for=None) as server:
+        gate.enter()
+        assert server.client.get("/livez").status_code == 200
+        assert code(server.client.get("/readyz")) == (503, "loading")
+        refused = server.score(GOOD)
+        assert code(refused) == (503, "loading")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert code(server.client.get("/model")) == (503, "loading")
+        assert server.client.get("/metrics").status_code == 200
+        gate.leave()
+        server.wait_for("is ready")
+        assert server.client.get("/readyz").status_code == 200
+        assert server.score(GOOD).status_code == 200
+
+
+def test_a_server_that_is_told_to_stop_while_it_loads_stops(gate):
+    with drill(f"load-waits:{gate.path}", wait_for=None) as server:
+        gate.enter()
+        server.signal()
+        assert server.ended() == 0
+        gate.leave()
+
+
+def test_a_model_that_cannot_be_loaded_is_said_in_words_and_ends_the_process():
+    exit_code, said = run_to_end(
+        "--port=0", "--backend=drill", "--model=load-fails:the head is missing. Export it again.",
+        module="tests.support.service_backends",
+    )  # fmt: skip
+    assert exit_code == 1
+    assert "the head is missing. Export it again." in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "env", "words"),
+    [
+        (["--no-such-flag=1"], {}, "unrecognized arguments"),
+        (["--port=hundred"], {}, "REWARD_PORT (--port)"),
+        (["--backend=nonsense"], {}, "REWARD_BACKEND"),
+        (["--shape=banana"], {}, "REWARD_SHAPE"),
+        (["--batching.max-tokens=0"], {}, "REWARD_BATCHING__MAX_TOKENS"),
+        ([], {"REWARD_BATCHING__MAX_TOKENS": "many"}, "REWARD_BATCHING__MAX_TOKENS (--batching.max-tokens)"),
+        (["--max-input-tokens=4096", "--batching.max-tokens=1024"], {}, "max_input_tokens=4096 exceeds"),
+        (["--host=0.0.0.0"], {}, "REWARD_ALLOW_OPEN=1"),
+        (["--keys-file=/no/such/file"], {}, "REWARD_KEYS_FILE"),
+        (["--cap-low=2", "--cap-high=1"], {}, "is not below"),
+        (["--overload-status=500"], {}, "REWARD_OVERLOAD_STATUS"),
+    ],
+)
+def test_settings_that_make_no_sense_are_said_in_words_with_exit_code_2(flags, env, words):
+    exit_code, said = run_to_end("--backend=echo", *flags, env=env)
+    assert exit_code == 2
+    assert words in said
+    assert "Traceback" not in said
+
+
+def test_a_shape_that_the_calibration_cannot_support_is_refused_at_start():
+    exit_code, said = run_to_end("--backend=echo", "--port=0", "--model=echo:speed=9")
+    assert (exit_code, "unknown echo option" in said, "Traceback" in said) == (1, True, False)
+
+
+def test_a_port_that_is_taken_is_said_in_words():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        exit_code, said = run_to_end("--backend=echo", f"--port={taken.getsockname()[1]}")
+    assert (exit_code, "cannot listen on 127.0.0.1" in said, "Traceback" in said) == (1, True, False)
+
+
+def test_settings_of_the_environment_arrive_and_misspelt_ones_are_named():
+    env = {"REWARD_MAX_INPUT_TOKENS": "77", "REWARD_NORMALIZE": "off", "REWARD_SHAPE": "none",
+           "REWARD_BATCHING__LINGER_MS": "0", "REWARD_MAX_INPUT_TOKEN": "3"}  # fmt: skip
+    with Server("--backend=echo", env=env) as server:
+        model = server.client.get("/model").json()
+        assert model["limits"]["max_input_tokens"] == 77
+        assert (model["pipeline"]["normalizes"], model["pipeline"]["shape"]) == (False, "none")
+        assert "REWARD_MAX_INPUT_TOKEN is no setting" in server.log
+        (result,) = server.score(GOOD).json()["results"]
+        assert result["reward"] == result["raw"]
+        assert result["normalized"] is None
+
+
+# -- keys ---------------------------------------------------------------------------------------------------
+
+
+def test_with_keys_only_who_has_one_is_answered(tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("# team a\nfirst-key\n\nsecond-key\n")
+    with Server("--backend=echo", f"--keys-file={keys}", "--host=127.0.0.1") as server:
+        for key in ("first-key", "second-key"):
+            assert server.score(GOOD, authorization=f"Bearer {key}").status_code == 200
+        for wrong in ("Bearer third-key", "Bearer first-key x", "Basic first-key", "first-key", "Bearer", "# team a"):
+            refused = server.score(GOOD, authorization=wrong)
+            assert code(refused) == (401, "unauthorized")
+            assert refused.headers["www-authenticate"] == "Bearer"
+        assert code(server.score(GOOD)) == (401, "unauthorized")
+        assert code(server.client.get("/model")) == (401, "unauthorized")
+        assert server.client.get("/docs").status_code == 401
+        for path in ("/livez", "/readyz", "/metrics"):
+            assert server.client.get(path).status_code == 200
+        server.signal()
+        assert server.ended() == 0
+        assert "first-key" not in server.log
+        assert "third-key" not in server.log
+
+
+# -- full houses, late callers, callers who leave -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [503, 429])
+def test_a_full_house_refuses_at_once_and_says_when_to_come_again(gate, crowd, status):
+    flags = ["--admission.max-samples=2", "--max-samples-per-request=2", f"--overload-status={status}"]
+    with drill(f"forward-waits:{gate.path}", *flags) as server:
+        inside = crowd.submit(server.score, GOOD, GOOD)
+        gate.enter()
+        refused = server.score(GOOD)
+        assert code(refused) == (status, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["samples_in_flight"] == 2
+        gate.leave()
+        assert inside.result().status_code == 200
+        assert server.score(GOOD).status_code == 200
+
+
+def test_a_request_larger_than_the_house_is_refused_for_good():
+    with Server("--backend=echo", "--admission.max-tokens=100", "--max-input-tokens=60") as server:
+        refused = server.score(*[{"text": "x" * 1000}] * 2)
+        assert code(refused) == (413, "request_too_large")
+        assert "retry-after" not in refused.headers
+        assert refused.json()["error"]["n_tokens"] == 120
+
+
+def test_who_is_late_gets_504_while_the_forward_is_still_held(gate, crowd):
+    with drill(f"forward-waits:{gate.path}") as server:
+        inside = crowd.submit(server.score, GOOD)
+        gate.enter()
+        assert code(server.score(GOOD, x_deadline_ms="50")) == (504, "deadline_exceeded")
+        assert server.metric("reward_queue_samples") == 0
+        gate.leave()
+        assert inside.result().status_code == 200
+
+
+def test_who_hangs_up_leaves_the_queue_and_frees_the_seat(gate, crowd):
+    with drill(f"forward-waits:{gate.path}", "--admission.max-samples=2", "--max-samples-per-request=2") as server:
+        inside = crowd.submit(server.score, GOOD)
+        gate.enter()
+        body = json.dumps({"samples": [GOOD]}).encode()
+        host, port = server.url.removeprefix("http://").split(":")
+        leaver = socket.create_connection((host, int(port)))
+        leaver.sendall(b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        wait_until(lambda: server.metric("reward_queue_samples") == 1)
+        assert code(server.score(GOOD)) == (503, "overloaded")
+        leaver.close()
+        wait_until(lambda: server.metric("reward_queue_samples") == 0)
+        assert server.metric("reward_requests_total", route="/score", code="499") == 1
+        after = crowd.submit(server.score, GOOD)
+        wait_until(lambda: server.metric("reward_queue_samples") == 1)
+        gate.leave()
+        assert [inside.result().status_code, after.result().status_code] == [200, 200]
+
+
+# -- ending -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_under_load_everything_accepted_is_answered(gate, crowd, number):
+    with drill(f"forward-waits:{gate.path}", "--batching.max-tokens=64") as server:
+        asked = {i: [{"id": f"{i}/{k}", "text": f"text {i} {k}"} for k in range(5)] for i in range(12)}
+        first = crowd.submit(server.score, *asked[0])
+        gate.enter()
+        answers = {0: first} | {i: crowd.submit(server.score, *asked[i]) for i in range(1, 12)}
+        wait_until(lambda: server.metric("reward_queue_samples") == 55)
+        server.signal(number)
+        wait_until(lambda: server.client.get("/readyz").status_code == 503)
+        assert code(server.client.get("/readyz")) == (503, "shutting_down")
+        assert code(server.score(GOOD)) == (503, "shutting_down")
+        assert server.client.get("/livez").status_code == 200
+        gate.leave()
+        for i, answer in answers.items():
+            response = answer.result()
+            assert response.status_code == 200
+            assert [r["id"] for r in response.json()["results"]] == [s["id"] for s in asked[i]]
+            assert [r["raw"] for r in response.json()["results"]] == [score_of(s["text"]) for s in asked[i]]
+        assert server.ended() == 0
+
+
+def test_what_is_not_finished_in_time_is_given_up_with_exit_code_1(gate, crowd):
+    with drill(f"forward-waits:{gate.path}", "--drain-timeout-s=0.2") as server:
+        held = crowd.submit(server.score, GOOD)
+        gate.enter()
+        server.signal()
+        assert server.ended() == 1
+        assert "REWARD_DRAIN_TIMEOUT_S" in server.log
+        assert code(held.result()) == (503, "shutting_down")
+        gate.leave()
+
+
+def test_an_idle_server_ends_at_once_with_exit_code_0():
+    with Server("--backend=echo") as server:
+        server.score(GOOD)
+        server.signal()
+        assert server.ended() == 0
+        with pytest.raises(httpx.ConnectError):
+            server.client.get("/livez")
+
+
+def wait_until(condition):
+    """Ask again until it is so: every question is a request to the server, so this is no busy loop of ours."""
+    for _ in range(2000):
+        if condition():
+            return
+        threading.Event().wait(0.002)
+    raise AssertionError("it never came to be")

@@ -1,0 +1,88 @@
+"""Backends for drills with real server processes: held at a gate, failing to load, failing to score.
+
+`python -m tests.support.service_backends` is `reward-serve` with one more backend, `drill`. Its model name
+says what goes wrong: `load-waits:FIFO`, `load-fails:WORDS`, `forward-waits:FIFO`, `raises:WORDS`,
+`nan:`, `too-few:`, `bug-in-encoder:WORDS`, `two-heads:`. A gate is a named pipe: whoever opens it for writing
+knows that the server is inside, and lets it go on by closing it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from model.backends import BACKENDS, LoadedModel, LoadError, ModelSpec, echo
+from model.scorer import BatchScores, ScorerError, TokenBatch
+from tests.support.service_fakes import FakeScorer, one_too_few, right_scores, scores_with
+
+
+def pass_gate(fifo: str) -> None:
+    """Wait until somebody has opened the pipe for writing and closed it."""
+    Path(fifo).read_bytes()
+
+
+def load(spec: ModelSpec) -> LoadedModel:
+    kind, _, words = spec.model.partition(":")
+    loaded = echo.load(replace(spec, model="echo"))
+    if kind == "load-waits":
+        pass_gate(words)
+    elif kind == "load-fails":
+        raise LoadError(words)
+    elif kind == "bug-in-encoder":
+        return replace(loaded, encode=_Choking(words))
+    elif kind == "two-heads":
+        heads = (("convincing", 2.0), ("harmless", 0.5))
+        return replace(loaded, identity=replace(loaded.identity, heads=heads), scorer=FakeScorer(_two_heads))
+    elif kind in BEHAVIOURS:
+        return replace(loaded, scorer=FakeScorer(BEHAVIOURS[kind](words)))
+    return loaded
+
+
+class _Choking:
+    def __init__(self, words):
+        self._words = words
+
+    def __call__(self, sample):
+        raise ValueError(f"{self._words}: {sample!r}")
+
+
+def _two_heads(batch: TokenBatch) -> BatchScores:
+    rows = tuple({"convincing": s["score"], "harmless": 1.0} for s in right_scores(batch).rows)
+    return BatchScores(rows, batch.n_tokens)
+
+
+def _first_forward_waits(fifo):
+    passed = []
+
+    def behave(batch: TokenBatch) -> BatchScores:
+        if not passed:
+            passed.append(True)
+            pass_gate(fifo)
+        return right_scores(batch)
+
+    return behave
+
+
+def _raises(words):
+    def behave(batch: TokenBatch) -> BatchScores:
+        # What a library might do: quote what it choked on.
+        text = bytes(batch.rows[0][:-1]).decode(errors="replace")
+        raise (ScorerError("device-side assert") if words == "ScorerError" else RuntimeError(f"cannot read {text!r}"))
+
+    return behave
+
+
+BEHAVIOURS = {
+    "forward-waits": _first_forward_waits,
+    "raises": _raises,
+    "nan": lambda _: scores_with(math.nan, lambda row: True),
+    "too-few": lambda _: one_too_few,
+}
+
+
+if __name__ == "__main__":
+    from service.__main__ import main
+
+    BACKENDS["drill"] = "tests.support.service_backends:load"
+    main()

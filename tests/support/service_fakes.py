@@ -1,0 +1,123 @@
+"""A clock that stands still, and scorers that do what a scorer should not."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+
+from model.backends.echo import echo_score
+from model.scorer import BatchScores, OutOfMemory, ScorerError, TokenBatch
+
+PATIENCE_S = 10.0
+
+
+class StillClock:
+    """Time passes when a test says so. `waiting` counts those who wait for it."""
+
+    def __init__(self, at: float = 1000.0) -> None:
+        self._now = at
+        self._alarms: list[tuple[float, asyncio.Event]] = []
+
+    def now(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        self._now += seconds
+        for until, alarm in self._alarms:
+            if until <= self._now:
+                alarm.set()
+
+    async def wait(self, event: asyncio.Event, until: float | None) -> None:
+        if event.is_set() or (until is not None and until <= self._now):
+            return
+        alarm = asyncio.Event()
+        entry = (float("inf") if until is None else until, alarm)
+        self._alarms.append(entry)
+        waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(alarm.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._alarms.remove(entry)
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+
+class FakeScorer:
+    """Answers like echo, remembers what it was asked, and costs what a padded batch costs."""
+
+    max_tokens = 1_000_000
+
+    def __init__(self, behave: Callable[[TokenBatch], BatchScores] | None = None) -> None:
+        self.batches: list[TokenBatch] = []
+        self._behave = behave or right_scores
+
+    def score(self, batch: TokenBatch) -> BatchScores:
+        self.batches.append(batch)
+        return self._behave(batch)
+
+    def cost(self, lengths: Sequence[int]) -> int:
+        return len(lengths) * max(lengths)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class GatedScorer(FakeScorer):
+    """Stands still in the forward until the gate is opened."""
+
+    def __init__(self, behave: Callable[[TokenBatch], BatchScores] | None = None) -> None:
+        super().__init__(behave)
+        self.gate = threading.Event()
+        self._inside = threading.Semaphore(0)
+
+    def score(self, batch: TokenBatch) -> BatchScores:
+        self._inside.release()
+        assert self.gate.wait(PATIENCE_S), "nobody opened the gate"
+        return super().score(batch)
+
+    async def entered(self) -> None:
+        """Return when one more forward has begun."""
+        assert await asyncio.to_thread(self._inside.acquire, timeout=PATIENCE_S), "no forward began"
+
+
+def right_scores(batch: TokenBatch) -> BatchScores:
+    rows = tuple({"score": echo_score(row)} for row in batch.rows)
+    return BatchScores(rows, tokens_computed=batch.n_tokens, tokens_padding=0)
+
+
+def one_too_few(batch: TokenBatch) -> BatchScores:
+    return BatchScores(right_scores(batch).rows[1:], batch.n_tokens)
+
+
+def scores_with(value: float, where: Callable[[tuple[int, ...]], bool]) -> Callable[[TokenBatch], BatchScores]:
+    """Right scores but for the rows that are meant."""
+
+    def behave(batch: TokenBatch) -> BatchScores:
+        rows = tuple({"score": value if where(r) else echo_score(r)} for r in batch.rows)
+        return BatchScores(rows, batch.n_tokens)
+
+    return behave
+
+
+def no_memory_above(n_rows: int) -> Callable[[TokenBatch], BatchScores]:
+    def behave(batch: TokenBatch) -> BatchScores:
+        if len(batch) > n_rows:
+            raise OutOfMemory("too many rows")
+        return right_scores(batch)
+
+    return behave
+
+
+def poisoned_by(
+    where: Callable[[tuple[int, ...]], bool], error: BaseException | None = None
+) -> Callable[[TokenBatch], BatchScores]:
+    """Raises whenever a row that is meant is in the batch."""
+
+    def behave(batch: TokenBatch) -> BatchScores:
+        if any(where(row) for row in batch.rows):
+            raise error or ScorerError("device-side assert")
+        return right_scores(batch)
+
+    return behave

@@ -1,0 +1,108 @@
+"""Real server processes on free ports of the loopback, and their ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 30.0
+LISTENING = re.compile(r"listening on (http://\S+)")
+READY = re.compile(r"is ready")
+
+
+class Server:
+    """`reward-serve` with these flags. Everything that it writes is kept in `lines`."""
+
+    def __init__(self, *flags, module="service", env=None, wait_for=READY):
+        command = [sys.executable, "-m", module, "--port=0", *flags]
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=clean | (env or {}), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        self.lines: list[str] = []
+        self._new: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.url = self._find(LISTENING).group(1)
+        if wait_for is not None:
+            self._find(wait_for)
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE_S)
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.lines.append(line)
+            self._new.put(line)
+        self._new.put(None)
+
+    def _find(self, pattern):
+        """The first line not looked at yet that matches. Blocks; fails when the process ends before it."""
+        while (line := self._new.get(timeout=PATIENCE_S)) is not None:
+            if found := pattern.search(line):
+                return found
+        raise AssertionError(f"the server ended without saying {pattern.pattern!r}:\n{self.log}")
+
+    def wait_for(self, pattern):
+        return self._find(re.compile(pattern))
+
+    @property
+    def log(self):
+        return "".join(self.lines)
+
+    def score(self, *samples, **headers):
+        body = json.dumps({"samples": list(samples)})  # ASCII: httpx's own cannot write a lone surrogate
+        named = {k.replace("_", "-"): v for k, v in headers.items()}
+        return self.client.post("/score", content=body, headers={"content-type": "application/json"} | named)
+
+    def metric(self, name, **labels):
+        from prometheus_client.parser import text_string_to_metric_families
+
+        text = self.client.get("/metrics").text
+        found = [s for family in text_string_to_metric_families(text) for s in family.samples if s.name == name]
+        return sum(s.value for s in found if labels.items() <= s.labels.items())
+
+    def signal(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+
+    def ended(self):
+        """The exit code."""
+        code = self.process.wait(PATIENCE_S)
+        self._reader.join(PATIENCE_S)
+        return code
+
+    def close(self):
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.ended()
+        self.process.stderr.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+
+def drill(model, *flags, **kwargs):
+    """A server whose model does what `tests.support.service_backends` says."""
+    return Server("--backend=drill", f"--model={model}", *flags, module="tests.support.service_backends", **kwargs)
+
+
+def run_to_end(*flags, module="service", env=None):
+    """A server that is expected to end by itself: its exit code and what it said."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *flags], cwd=ROOT, env=clean | (env or {}), capture_output=True, text=True,
+        timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stderr

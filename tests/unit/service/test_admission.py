@@ -1,0 +1,111 @@
+"""Seats: all of a request or none, and given back whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.admission import Admission
+from service.errors import Overloaded, RequestTooLarge, ShuttingDown
+from tests.support.service_fakes import StillClock
+
+
+def house(max_samples=10, max_tokens=100, clock=None):
+    return Admission(max_samples, max_tokens, clock or StillClock())
+
+
+def taken(admission):
+    return admission.n_samples, admission.n_tokens
+
+
+def test_seats_are_held_while_inside_and_given_back_after():
+    admission = house()
+    with admission.enter(3, 30):
+        assert taken(admission) == (3, 30)
+        assert not admission.empty.is_set()
+    assert taken(admission) == (0, 0)
+    assert admission.empty.is_set()
+
+
+@pytest.mark.parametrize("size", [(8, 1), (1, 80)])
+def test_who_does_not_fit_beside_the_others_gets_no_seat_at_all(size):
+    admission = house()
+    with admission.enter(3, 30):
+        with pytest.raises(Overloaded) as refused, admission.enter(*size):
+            pass
+        assert taken(admission) == (3, 30)
+    assert refused.value.details["samples_in_flight"] == 3
+
+
+@pytest.mark.parametrize("size", [(11, 1), (1, 101)])
+def test_who_could_never_fit_is_told_so_even_when_the_house_is_full(size):
+    admission = house()
+    with admission.enter(10, 100), pytest.raises(RequestTooLarge) as refused, admission.enter(*size):
+        pass
+    assert refused.value.retry_after_s is None
+
+
+def test_an_exception_gives_the_seats_back():
+    admission = house()
+    with pytest.raises(ZeroDivisionError), admission.enter(3, 30):
+        _ = 1 / 0
+    assert taken(admission) == (0, 0)
+
+
+async def test_a_cancelled_guest_gives_the_seats_back():
+    admission = house()
+
+    async def stay():
+        with admission.enter(3, 30):
+            await asyncio.Event().wait()
+
+    guest = asyncio.create_task(stay())
+    await asyncio.sleep(0)
+    assert taken(admission) == (3, 30)
+    guest.cancel()
+    await asyncio.gather(guest, return_exceptions=True)
+    assert taken(admission) == (0, 0)
+
+
+def test_a_closed_house_lets_guests_finish_and_nobody_in():
+    admission = house()
+    with admission.enter(1, 1):
+        admission.close()
+        with pytest.raises(ShuttingDown), admission.enter(1, 1):
+            pass
+        assert not admission.empty.is_set()
+    assert admission.empty.is_set()
+
+
+def test_retry_after_follows_how_long_guests_stay():
+    clock = StillClock()
+    admission = house(clock=clock)
+    for _ in range(100):
+        with admission.enter(1, 1):
+            clock.advance(7.0)
+    with admission.enter(10, 10), pytest.raises(Overloaded) as refused, admission.enter(1, 1):
+        pass
+    assert refused.value.retry_after_s == 7.0
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 12), st.integers(1, 120)), max_size=40))
+def test_the_house_never_holds_more_than_it_has_seats_for(steps):
+    admission, inside = house(), []
+    for leaves, n_samples, n_tokens in steps:
+        if leaves and inside:
+            permit, *_ = inside.pop(0)
+            permit.__exit__(None, None, None)
+        permit = admission.enter(n_samples, n_tokens)
+        fits = admission.n_samples + n_samples <= 10 and admission.n_tokens + n_tokens <= 100
+        if fits:
+            permit.__enter__()
+            inside.append((permit, n_samples, n_tokens))
+        else:
+            with pytest.raises((Overloaded, RequestTooLarge)):
+                permit.__enter__()
+        assert taken(admission) == (sum(n for _, n, _ in inside), sum(n for *_, n in inside))
+        assert admission.n_samples <= 10
+        assert admission.n_tokens <= 100
