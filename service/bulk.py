@@ -44,6 +44,7 @@ FAILED = 1
 INTERRUPTED = 130
 _WINDOW = 512
 """Lines that are sorted by length together."""
+_LINE_START = b'{"id":'
 _WINDOWS_IN_FLIGHT = 2
 """While one is written and the next is encoded, the scorer has work."""
 
@@ -127,17 +128,21 @@ def run(settings: BulkSettings) -> int:
 
 
 def prepare(target: Path, marks: Marks, source: Path) -> int:
-    """Cut off a half-written last line and count the complete ones. Raise `NotContinuable`."""
+    """Cut off a half-written last line and count the complete ones. Raise `NotContinuable`, touching nothing."""
     if not target.exists():
         return 0
-    with target.open("r+b") as out:
-        n_done, end, last = 0, 0, b""
+    n_done, end, last, half = 0, 0, b"", b""
+    with target.open("rb") as out:
         for line in out:
             if line.endswith(b"\n"):
                 n_done, end, last = n_done + 1, end + len(line), line
-        out.truncate(end)
+            else:
+                half = line
     if n_done:
         _check_continuable(target, last, _nth(source, n_done - 1), marks)
+    elif not half.startswith(_LINE_START[: len(half)]):
+        raise NotContinuable(f"{target} was not written by {PROGRAM}; name another file.")
+    os.truncate(target, end)
     return n_done
 
 

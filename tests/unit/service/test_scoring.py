@@ -1,0 +1,190 @@
+"""The story of one request, in one process, with real rooms and a scorer that can be nasty."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.backends import ModelSpec, echo
+from model.backends.echo import echo_score
+from model.conversation import InvalidText, Sample
+from model.reward import RewardSettings, build_pipeline
+from model.scorer import BatchScores
+from service.admission import Admission
+from service.batching.batcher import Batcher
+from service.batching.planner import Limits
+from service.clock import MonotonicClock
+from service.encoder import Encoder
+from service.errors import BatcherStopped, DeadlineExceeded, Overloaded
+from service.observability.metrics import Metrics
+from service.scoring import Comparison, Rooms, Scoring, rank
+from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, poisoned_by, scores_with
+
+RAW = st.floats(-1e6, 1e6)
+
+
+@pytest.fixture
+async def open_house():
+    """Builds scoring with all its rooms, and audits on the way out that no permit, ticket or task is left."""
+    built = []
+
+    def build(scorer=None, *, encode=None, std=1.0, heads=(("score", 1.0),), max_samples=100):
+        clock, metrics, bugs = MonotonicClock(), Metrics(), []
+        loaded = echo.load(ModelSpec())
+        calibration = replace(loaded.calibration, std=std, temperature=2.0)
+        pipeline = build_pipeline(calibration, RewardSettings(shape="none"))
+        metrics.model_ready(dict.fromkeys(METRIC_LABELS, ""), 1, calibration, pipeline)
+        batcher = Batcher(scorer or FakeScorer(), Limits(10_000, 0.0), clock, lambda done: None)
+        rooms = Rooms(
+            Admission(max_samples, 1_000_000, clock),
+            Encoder(encode or loaded.encode, 2, bugs.append),
+            batcher, pipeline, metrics, clock,
+        )  # fmt: skip
+        batcher.start()
+        built.append((rooms, scorer))
+        scoring = Scoring(rooms, replace(loaded.identity, heads=heads), calibration.temperature)
+        scoring.rooms, scoring.bugs = rooms, bugs
+        return scoring
+
+    yield build
+    for rooms, scorer in built:
+        if isinstance(scorer, GatedScorer):
+            scorer.gate.set()
+        await asyncio.wait_for(rooms.batcher.stop(), PATIENCE_S)
+        rooms.encoder.close()
+        assert (rooms.admission.n_samples, rooms.admission.n_tokens, rooms.batcher.n_samples) == (0, 0, 0)
+        assert rooms.batcher._coming == 0
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+METRIC_LABELS = ("name", "architecture", "backend", "engine", "dtype", "device", "contract", "calibration", "pipeline")
+TEXTS = [f"text {i}" for i in range(50)]
+
+
+def score_of(text):
+    return echo_score((*text.encode(), 0))
+
+
+def codes(results):
+    return [r.failure.code if r.failure else "ok" for r in results]
+
+
+async def test_samples_of_many_chunks_come_back_in_order(open_house):
+    results = await open_house().score([Sample(text=t) for t in TEXTS])
+    assert [r.reward.raw for r in results] == [score_of(t) for t in TEXTS]
+    assert all(r.reward.normalized == r.reward.raw for r in results)
+    assert sum(r.n_computed for r in results) == pytest.approx(sum(r.n_tokens for r in results))
+
+
+async def test_bad_samples_have_errors_of_their_own(open_house):
+    asked = [Sample(text="a"), InvalidText("no"), Sample(text="\ud800"), Sample(input_ids=(999,)), Sample(text="b")]
+    results = await open_house().score(asked)
+    assert codes(results) == ["ok", "invalid_text", "invalid_text", "token_out_of_vocabulary", "ok"]
+
+
+async def test_an_encoder_bug_is_an_error_of_its_sample_and_is_reported_once(open_house):
+    loaded = echo.load(ModelSpec())
+
+    def encode(sample):
+        if sample.text == "bad":
+            raise ValueError("bad")
+        return loaded.encode(sample)
+
+    scoring = open_house(encode=encode)
+    results = await scoring.score([Sample(text="good"), Sample(text="bad")])
+    assert codes(results) == ["ok", "encoding_failed"]
+    assert "bad" not in results[1].failure.message
+    assert len(scoring.bugs) == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e308])
+async def test_a_reward_that_is_no_number_is_an_error_and_never_a_number(open_house, value):
+    """1e308 is finite, but not any more when it is divided by a tiny standard deviation."""
+    bad = tuple(b"bad\0")
+    scoring = open_house(FakeScorer(scores_with(value, bad.__eq__)), std=1e-3)
+    results = await scoring.score([Sample(text="good"), Sample(text="bad")])
+    assert codes(results) == ["ok", "score_not_finite"]
+    assert results[1].reward is None
+
+
+async def test_finite_heads_whose_sum_is_not_finite_are_an_error(open_house):
+    scorer = FakeScorer(lambda batch: BatchScores(({"a": 1e308, "b": 1e308},) * len(batch), batch.n_tokens))
+    results = await open_house(scorer, heads=(("a", 1.0), ("b", 1.0))).score([Sample(text="x")])
+    assert codes(results) == ["score_not_finite"]
+
+
+async def test_a_head_that_is_left_out_is_a_bug_of_the_backend(open_house):
+    results = await open_house(heads=(("score", 1.0), ("harmless", 1.0))).score([Sample(text="x")])
+    assert codes(results) == ["scorer_bug"]
+
+
+async def test_a_poisonous_sample_is_alone_with_its_error(open_house):
+    bad = tuple(b"text 7\0")
+    results = await open_house(FakeScorer(poisoned_by(bad.__eq__))).score([Sample(text=t) for t in TEXTS])
+    assert [i for i, c in enumerate(codes(results)) if c == "scorer_failed"] == [7]
+
+
+async def test_a_late_request_is_refused_as_a_whole_and_frees_its_seats(open_house):
+    scorer = GatedScorer()
+    scoring = open_house(scorer)
+    with pytest.raises(DeadlineExceeded):
+        await scoring.score([Sample(text=t) for t in TEXTS], deadline=scoring.rooms.clock.now() + 0.02)
+    assert scoring.rooms.admission.n_samples == 0
+    assert scoring.rooms.batcher.n_samples == 0
+
+
+async def test_a_cancelled_request_frees_its_seats_at_once(open_house):
+    scorer = GatedScorer()
+    scoring = open_house(scorer)
+    request = asyncio.create_task(scoring.score([Sample(text=t) for t in TEXTS]))
+    await scorer.entered()
+    with pytest.raises(Overloaded):
+        await scoring.score([Sample(text="x")] * 60)
+    request.cancel()
+    await asyncio.gather(request, return_exceptions=True)
+    assert scoring.rooms.admission.n_samples == 0
+    scorer.gate.set()
+    assert codes(await scoring.score([Sample(text="x")] * 60)) == ["ok"] * 60
+
+
+async def test_when_the_batcher_dies_the_request_is_refused_not_forgotten(open_house):
+    scorer = FakeScorer()
+    scorer.cost = lambda lengths: None
+    with pytest.raises(BatcherStopped):
+        await asyncio.wait_for(open_house(scorer).score([Sample(text=t) for t in TEXTS]), PATIENCE_S)
+
+
+async def test_a_comparison_uses_the_uncapped_raw_score_and_the_calibrated_temperature(open_house):
+    (compared,) = await open_house(std=5.0).compare([Comparison("p", ("alpha", "beta"))])
+    raw = [score_of("p\nalpha"), score_of("p\nbeta")]
+    assert compared.ranked.raw == tuple(raw)
+    assert compared.ranked.probabilities[0][1] == pytest.approx(1 / (1 + math.exp(-(raw[0] - raw[1]) / 2.0)))
+
+
+@given(raw=st.lists(RAW, min_size=2, max_size=16), temperature=st.floats(0.01, 100), margin=st.floats(0, 10))
+def test_every_ranking_is_consistent(raw, temperature, margin):
+    ranked = rank(raw, temperature, margin)
+    assert sorted(ranked.ranking) == list(range(len(raw)))
+    assert [raw[i] for i in ranked.ranking] == sorted(raw, reverse=True)
+    assert (ranked.winner is None) == (ranked.margin <= margin)
+    assert ranked.winner in (None, ranked.ranking[0])
+    for i, row in enumerate(ranked.probabilities):
+        assert row[i] == 0.5
+        for j, p in enumerate(row):
+            assert 0.0 <= p <= 1.0
+            assert p + ranked.probabilities[j][i] == pytest.approx(1.0)
+            assert (p >= 0.5) == (raw[i] >= raw[j]) or math.isclose(p, 0.5)
+
+
+@given(raw=st.lists(RAW, min_size=2, max_size=8, unique=True), data=st.data())
+def test_the_order_of_responses_has_no_effect(raw, data):
+    order = data.draw(st.permutations(range(len(raw))))
+    one, other = rank(raw, 1.0, 0.0), rank([raw[i] for i in order], 1.0, 0.0)
+    assert [order[i] for i in other.ranking] == list(one.ranking)
+    assert one.margin == other.margin
+    assert order[other.winner] == one.winner

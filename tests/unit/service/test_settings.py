@@ -1,0 +1,120 @@
+"""What an operator can set, and how it is said when it makes no sense."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic_settings import SettingsError
+
+from model.backends import ModelSpec
+from model.reward import RewardSettings
+from service.settings import (
+    BulkSettings,
+    ServeSettings,
+    from_command_line,
+    is_loopback,
+    unknown_variables,
+)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch):
+    import os
+
+    for name in [n for n in os.environ if n.startswith("REWARD_")]:
+        monkeypatch.delenv(name)
+
+
+def parsed(*flags):
+    return from_command_line(ServeSettings, "reward-serve", flags)
+
+
+def complaint(capsys, *flags, settings=ServeSettings):
+    with pytest.raises(SystemExit) as end:
+        from_command_line(settings, "reward-serve", flags)
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_the_defaults_are_those_of_the_design():
+    s = parsed()
+    assert (s.host, s.port, s.backend, s.engine, s.contract) == ("127.0.0.1", 8000, "torch", "auto", "strict")
+    assert (s.batching.max_tokens, s.batching.linger_ms, s.overload_status) == (2048, 2.0, 503)
+    assert s.model_spec() == ModelSpec()
+    assert s.reward_settings() == RewardSettings()
+    assert s.max_body_bytes == 64 * 2**20
+
+
+def test_flags_and_environment_say_the_same_and_flags_win(monkeypatch):
+    monkeypatch.setenv("REWARD_BATCHING__MAX_TOKENS", "4096")
+    monkeypatch.setenv("REWARD_ADMISSION__MAX_SAMPLES", "5000")
+    monkeypatch.setenv("REWARD_NORMALIZE", "off")
+    monkeypatch.setenv("REWARD_OVERLOAD_STATUS", "429")
+    monkeypatch.setenv("REWARD_PORT", "1")
+    s = parsed("--batching.max-tokens", "512", "--contract=warn", "--port=2")
+    assert (s.batching.max_tokens, s.admission.max_samples, s.normalize, s.overload_status) == (512, 5000, False, 429)
+    assert (s.contract, s.port) == ("warn", 2)
+
+
+def test_underscores_in_flags_are_as_good_as_hyphens():
+    assert parsed("--max_input_tokens=7", "--batching.max_tokens=8").batching.max_tokens == 8
+
+
+def test_on_and_off_are_understood():
+    assert [parsed(f"--normalize={word}").normalize for word in ("on", "off")] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--port=x"], "REWARD_PORT (--port)"),
+        (["--port=70000"], "less than or equal to 65535"),
+        (["--batching.linger-ms=-1"], "REWARD_BATCHING__LINGER_MS (--batching.linger-ms)"),
+        (["--device=tpu"], "REWARD_DEVICE"),
+        (["--cap-low=nan"], "REWARD_CAP_LOW"),
+        (["--shape=none", "--cap-high=1"], "shape=none, but a cap is set"),
+        (["--max-samples-per-request=9999"], "REWARD_ADMISSION__MAX_SAMPLES"),
+        (["--max-input-tokens=2000000"], "REWARD_ADMISSION__MAX_TOKENS"),
+        (["--backend=jax"], "torch, echo"),
+        (["--host=192.168.0.1"], "REWARD_KEYS_FILE"),
+        (["stray"], "unrecognized arguments: stray"),
+    ],
+)
+def test_what_makes_no_sense_is_said_with_its_remedy(capsys, flags, words):
+    assert words in complaint(capsys, *flags)
+
+
+def test_all_complaints_come_at_once(capsys):
+    said = complaint(capsys, "--port=x", "--shape=y")
+    assert "REWARD_PORT" in said
+    assert "REWARD_SHAPE" in said
+
+
+def test_without_keys_only_this_machine_may_ask_unless_the_operator_says_so(tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    assert parsed("--host=0.0.0.0", "--allow-open=1").allow_open
+    assert parsed("--host=0.0.0.0", f"--keys-file={keys}").read_keys() == {"secret"}
+    assert [is_loopback(h) for h in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "0.0.0.0", "::", "example.org")] == [
+        True, True, True, True, False, False, False,
+    ]  # fmt: skip
+
+
+def test_a_keys_file_without_a_key_locks_nobody_out_silently(tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("# only a comment\n\n")
+    with pytest.raises(SettingsError, match="has no key"):
+        parsed(f"--keys-file={keys}").read_keys()
+
+
+def test_an_empty_keys_file_variable_means_none(monkeypatch):
+    monkeypatch.setenv("REWARD_KEYS_FILE", "")
+    assert parsed().read_keys() == frozenset()
+
+
+def test_misspelt_variables_are_found():
+    environment = {"REWARD_PORTS": "1", "REWARD_PORT": "1", "REWARD_BATCHING__MAX_TOKENS": "1", "HOME": "/"}
+    assert unknown_variables(ServeSettings, environment) == ["REWARD_PORTS"]
+
+
+def test_a_bulk_run_needs_both_files(capsys):
+    assert "TARGET" in complaint(capsys, "in.jsonl", settings=BulkSettings).upper()
