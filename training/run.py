@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from model.calibration import Calibration
 from model.checkpoint import Checkpoint, read, read_backbone
@@ -49,13 +50,16 @@ def train(config: Config) -> Path:
     before = _metrics(config, *_judge(config, start, tables.held_out))
     features = _features(config, start, tables.train)
     _initialise_heads(config, start, tables.train, features)
-    _fit(config, start, tables, features, folder, resume_from)
-    return finish(config, start, tables, before, folder)
+    trained = _fit(config, start, tables, features, folder, resume_from)
+    if trained is not None:
+        finish(config, trained, tables, before, folder)
+    _process().wait_for_everyone()
+    return folder / "checkpoint"
 
 
 def evaluate_checkpoint(config: Config, path: str) -> tuple[list[Metrics], Path]:
     """Judge an existing reward model on the recipe's held-out pairs; write a report. Return figures and its path."""
-    checkpoint = _with_limits(config, read(path, dtype="float32", device=_device()))
+    checkpoint = _with_limits(config, read(path, dtype="float32", device=str(_process().device)))
     tables = encode(_on_its_heads(config, checkpoint), checkpoint)
     judged, _ = _judge(config, checkpoint, tables.held_out)
     metrics = [evaluate.judge(j, n_bootstrap=config.eval.bootstrap) for j in judged]
@@ -69,7 +73,7 @@ def evaluate_checkpoint(config: Config, path: str) -> tuple[list[Metrics], Path]
 
 def calibrate_checkpoint(config: Config, path: str) -> Path:
     """Fit the calibration of an existing reward model on the recipe's held-out pairs; write it as a new checkpoint."""
-    checkpoint = _with_limits(config, read(path, dtype="float32", device=_device()))
+    checkpoint = _with_limits(config, read(path, dtype="float32", device=str(_process().device)))
     tables = encode(_on_its_heads(config, checkpoint), checkpoint)
     return finish(config, checkpoint, tables, [], Path(config.output.folder))
 
@@ -107,7 +111,7 @@ def begin(config: Config) -> Checkpoint:
             raise ConfigError(f"{wanted.path} has heads {checkpoint.network.head_names}; model.heads is {wanted.heads}")
         # A constant has no part in any difference, and the layout has no place for it.
         checkpoint.network.bias_H.zero_()
-    checkpoint.network.to(_device())
+    checkpoint.network.to(_process().device)
     return _with_limits(config, checkpoint)
 
 
@@ -133,8 +137,9 @@ def _on_its_heads(config: Config, checkpoint: Checkpoint) -> Config:
     return replace(config, model=replace(config.model, heads=names, head_weights=checkpoint.network.head_weights))
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _process() -> PartialState:
+    """This process among those that accelerate or torchrun started; alone, the first of one."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def _where_to_resume(config: Config, folder: Path) -> Path | None:
@@ -152,8 +157,9 @@ def _where_to_resume(config: Config, folder: Path) -> Path | None:
         raise ConfigError(
             f"{folder} was begun by another recipe: {', '.join(changed)} differ. Choose another output.folder."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(now, indent=1) + "\n")
+    if _process().is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(now, indent=1) + "\n")
     return found
 
 
@@ -187,7 +193,8 @@ def _fit(
     features: torch.Tensor | None,
     folder: Path,
     resume_from: Path | None,
-) -> None:
+) -> Checkpoint | None:
+    """Train. The first process gets the trained weights, whole; the others None."""
     network, table = start.network, tables.train
     rows: Rows
     if config.method.name == "frozen" and features is not None:
@@ -201,9 +208,23 @@ def _fit(
     trainer = RewardTrainer(module, table, collator, config, judge=judge, steps=folder / "steps")
     trainer.log_to_tensorboard(folder / "logs")
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    return _whole(config, start, trainer)
+
+
+def _whole(config: Config, start: Checkpoint, trainer: RewardTrainer) -> Checkpoint | None:
+    """What was trained, in one piece and without the Trainer's wrappers, on the first process."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        # The shards are gathered by all; a fresh network takes them.
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        if not trainer.is_world_process_zero():
+            return None
+        start = begin(config)
+        _wrap(config, start)
+        start.network.load_state_dict(state)
+        return start
     # Under mixed precision the Trainer leaves its autocast on the network; what is exported is scored without.
-    trainer.accelerator.unwrap_model(module, keep_fp32_wrapper=False)
-    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    return start if trainer.is_world_process_zero() else None
 
 
 def _wrap(config: Config, start: Checkpoint) -> None:

@@ -13,10 +13,11 @@ from model.checkpoint import read
 from model.contract import ScoringContract, sample_from_dict, verify
 from model.padding import left_pad, position_ids
 from tests.support import training_world as world
-from training import scoring
+from training import run, scoring
 from training.__main__ import main
+from training.recipe import load
 
-FULL = {"optim": {"lr": 3e-3, "epochs": 2, "batch_pairs": 16}}
+FULL = {"optim": {"lr": 3e-3, "epochs": 2, "batch_pairs": 16}, "eval": {"steps": 15, "bootstrap": 50}}
 METHODS = {
     "full": FULL,
     "lora": {"method": {"name": "lora", "rank": 4}, "optim": {"lr": 1e-2, "epochs": 2}},
@@ -110,7 +111,9 @@ def test_the_calibration_is_of_the_held_out_responses(trained):
 def test_everything_a_run_owes_is_there(trained):
     assert list((trained / "logs").glob("events.*"))
     assert "<!doctype html>" in (trained / "report.html").read_text()
-    assert list((trained / "steps").glob("checkpoint-*/complete"))
+    (last,) = (path.parent for path in (trained / "steps").glob("checkpoint-*/complete"))
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    assert {"loss", "accuracy", "margin", "reward_chosen", "reward_rejected", "learning_rate"} <= set(history[0])
     report = report_of(trained)
     assert report["training data"].startswith("sha256:")
     assert report["versions"]["torch"] == torch.__version__
@@ -118,9 +121,8 @@ def test_everything_a_run_owes_is_there(trained):
     assert report["contract"] == ScoringContract.load(trained / "checkpoint").digest
 
 
+@pytest.mark.parametrize("trained", ["lora"], indirect=True)
 def test_the_lora_adapter_alone_scores_as_the_merged_checkpoint(trained):
-    if not (trained / "adapter").is_dir():
-        pytest.skip("only LoRA writes an adapter")
     contract = ScoringContract.load(trained / "checkpoint")
     scores = [p.score for p in contract.probes]
     ours = read(str(trained / "adapter"), dtype="float32")
@@ -128,11 +130,10 @@ def test_the_lora_adapter_alone_scores_as_the_merged_checkpoint(trained):
     assert got[:, 0].tolist() == pytest.approx(scores, abs=1e-4)
 
 
+@pytest.mark.parametrize("trained", ["lora"], indirect=True)
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_peft_alone_loads_the_adapter_with_its_head(trained):
-    if not (trained / "adapter").is_dir():
-        pytest.skip("only LoRA writes an adapter")
     from peft import AutoPeftModelForSequenceClassification
 
     contract = ScoringContract.load(trained / "checkpoint")
@@ -246,7 +247,9 @@ def test_two_heads_learn_opposite_tastes_and_their_sum_is_of_normalised_heads(tm
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "checkpoint").eval()
     logits = [plain(torch.tensor([row])).logits[0, 0].item() for row in ids]
     assert (by_head @ checkpoint.network.head_weights).tolist() == pytest.approx(logits, abs=1e-4)
-    assert checkpoint.calibration.std == pytest.approx(checkpoint.calibration.std)
+    held_out = run.encode(load(recipe), checkpoint).held_out.sequences
+    spread = scoring.score(checkpoint.network, [s.ids for s in held_out], pad_id=0, batch_tokens=4096).std(axis=0)
+    assert spread * checkpoint.network.head_weights == pytest.approx([2, 1], rel=1e-4)
 
 
 # -- what goes wrong --------------------------------------------------------------------------------------
@@ -283,4 +286,8 @@ def test_mixed_precision_trains_and_exports_float32_scores(tmp_path, sft, pairs,
     recipe = recipe_for(tmp_path, sft, pairs, optim={"lr": 3e-3, "max_steps": 40, "precision": precision,
                                                     "gradient_checkpointing": True})  # fmt: skip
     assert main(["--config", str(recipe)]) == 0
-    assert report_of(tmp_path / "out")["metrics"][0]["accuracy"] > 0.9
+    (line,) = report_of(tmp_path / "out")["metrics"]
+    assert line["accuracy"] > 0.9
+    assert main(["evaluate", "--config", str(recipe)]) == 0
+    (again,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert again["margin"] == pytest.approx(line["margin"], rel=1e-5), "the autocast of training is gone"

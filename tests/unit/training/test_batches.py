@@ -73,6 +73,11 @@ def test_what_does_not_fit_is_dropped_and_counted_and_what_is_cut_is_flagged(enc
     assert used == set(range(len(table.sequences)))
 
 
+def test_two_texts_of_the_same_tokens_are_no_pair(encoder):
+    table = sequences.encode(pairs_of([{"prompt": "q", "chosen": "yes", "rejected": "yes<|im_end|>"}]), encoder)
+    assert (len(table), table.dropped, table.sequences) == (0, {"same_tokens": 1}, ())
+
+
 def test_a_pair_the_template_refuses_is_named(encoder):
     tok = tokenizer()
     tok.chat_template = "{% if messages|length > 2 %}{{ raise_exception('one turn') }}{% endif %}" + tok.chat_template

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from model.network import NetworkOutput, RewardNetwork
 from tests.unit.training.test_batches import table_of
 from training import recipe, scoring
-from training.collate import Collator, cached_rows, token_rows
+from training.collate import Collator, PairBatches, cached_rows, token_rows
 from training.config import ConfigError
 from training.losses import logsigmoid
 from training.methods import CachedNetwork, adapt, fit_logistic, merge
 from training.sequences import PairTable
-from training.trainer import NonFiniteLoss, RewardTrainer, last_complete, load_weights
+from training.trainer import NonFiniteLoss, RewardTrainer, _EpochOrder, last_complete, load_weights
 
 COMPARISONS = [(0, 1), (2, 1), (3, 0), (4, 5), (1, 5), (2, 4), (3, 5)]
 
@@ -180,6 +182,21 @@ def test_a_step_checkpoint_holds_only_what_learns_and_loads_back(tmp_path):
     assert set(load_file(last_complete(tmp_path / "steps") / "model.safetensors")) == {"heads.weight"}
     with pytest.raises(ConfigError, match="another recipe"):
         load_weights(torch.nn.Linear(1, 1), last_complete(tmp_path / "steps"))
+
+
+def test_a_resumed_epoch_has_its_own_order_however_the_loader_is_wrapped():
+    """Across ranks, two wrappers of accelerate hide the batches from the Trainer's own `set_epoch`."""
+    table = table_of([(i, i + 1) for i in range(30)])
+
+    def order(epoch):
+        batches = PairBatches(table, config("optim.batch_pairs=3").optim, seed=0)
+        if epoch is not None:
+            _EpochOrder(batches).on_epoch_begin(None, SimpleNamespace(epoch=epoch), None)
+        return list(batches)
+
+    assert order(1.5) == order(1.0)
+    assert order(1.5) != order(0)
+    assert order(None) == order(0.3)
 
 
 # -- methods ----------------------------------------------------------------------------------------------

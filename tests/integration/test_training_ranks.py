@@ -1,0 +1,58 @@
+"""Two processes train what one process trains with twice the accumulation."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model.contract import ScoringContract
+from tests.support import training_world as world
+from training.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def recipe_in(folder: Path, sft: Path, pairs: Path, **optim: float) -> Path:
+    folder.mkdir()
+    return world.recipe_file(
+        folder / "recipe.yaml",
+        model={"path": str(sft)},
+        # No pair is held out: 96 pairs are 12 batches of 8, so no batch is repeated to make the ranks even.
+        data={"sources": [{"path": str(pairs)}], "eval_fraction": 0},
+        encoding={"max_tokens": 128},
+        optim={"lr": 1e-3, "max_steps": 10, "batch_pairs": 8, **optim},
+        output={"folder": str(folder / "out"), "log_steps": 1},
+    )
+
+
+def curve(folder: Path) -> list[tuple[float, float]]:
+    (state,) = (folder / "out" / "steps").glob("checkpoint-*/trainer_state.json")
+    return [(line["loss"], line["accuracy"]) for line in json.loads(state.read_text())["log_history"] if "loss" in line]
+
+
+@pytest.mark.slow
+def test_two_ranks_walk_the_path_of_one(tmp_path):
+    sft = world.language_model(tmp_path / "sft")
+    rows = [{**row, "margin": 0.1 * (i % 5)} for i, row in enumerate(world.planted_rows(96))]
+    pairs = world.write_jsonl(tmp_path / "pairs.jsonl", rows)
+    assert main(["--config", str(recipe_in(tmp_path / "one", sft, pairs, accumulate=2))]) == 0
+    two = recipe_in(tmp_path / "two", sft, pairs)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = subprocess.run(
+        [*launch, "-m", "training", "--config", str(two)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert len(curve(tmp_path / "one")) == 10
+    for ours, theirs in zip(curve(tmp_path / "two"), curve(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    scores = [
+        [p.score for p in ScoringContract.load(tmp_path / n / "out" / "checkpoint").probes] for n in ("one", "two")
+    ]
+    assert scores[1] == pytest.approx(scores[0], abs=1e-5)
