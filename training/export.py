@@ -41,13 +41,16 @@ def checkpoint(
     )
 
 
-def adapter(folder: Path, trained: Checkpoint, base: str) -> None:
-    """Write the LoRA adapter with its head over `base`, as peft's sequence-classification layout. Before `checkpoint`."""
+def has_adapter(trained: Checkpoint) -> bool:
+    """Whether the backbone still wears its low-rank adapters."""
     import peft
 
+    return isinstance(trained.network.backbone, peft.PeftModel)
+
+
+def adapter(folder: Path, trained: Checkpoint, base: str) -> None:
+    """Write the LoRA adapter with its head over `base`, as peft's sequence-classification layout. Before `checkpoint`."""
     backbone: Any = trained.network.backbone
-    if not isinstance(backbone, peft.PeftModel):
-        raise ConfigError("there is no adapter to write: method.name is not lora")
     backbone.save_pretrained(str(folder))
     # Our adapters sit on the bare trunk; a classification model holds the trunk one name further in.
     inner = "base_model.model."

@@ -29,6 +29,7 @@ def logexp(chosen_P: Tensor, rejected_P: Tensor, margin_P: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, PairLoss] = {"logsigmoid": logsigmoid, "logexp": logexp}
+USES_MARGIN = ("logsigmoid",)
 
 
 def smoothed(loss: PairLoss, share: float, chosen_P: Tensor, rejected_P: Tensor, margin_P: Tensor) -> Tensor:

@@ -1,43 +1,32 @@
 """The story of one run, readable aloud: read, encode, hold out, train, judge, calibrate, export, report.
 
-The only room that knows all the others.
+The only room that knows all the others. `finish` has the second half.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 
-from model.calibration import Calibration
 from model.checkpoint import Checkpoint, read, read_backbone
-from model.conversation import Sample
-from training import calibrate, data, evaluate, export, recipe, report, scoring, sequences
+from training import data, evaluate, recipe, report, scoring, sequences
 from training.collate import Collator, Rows, cached_rows, token_rows
 from training.config import Config, ConfigError
-from training.evaluate import Judged, Metrics
+from training.evaluate import Metrics
+from training.finish import Tables, facts_of, figures, finish, judge, summary
+from training.losses import USES_MARGIN
 from training.methods import CachedNetwork, adapt, fit_logistic
 from training.sequences import PairTable
-from training.trainer import Judge, RewardTrainer, last_complete, load_weights
+from training.trainer import RewardTrainer, last_complete, load_weights
 
 _RECIPE = "recipe.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """The encoded pairs of a run, and what was read to get them."""
-
-    split: data.Split
-    train: PairTable
-    held_out: PairTable
 
 
 def train(config: Config) -> Path:
@@ -47,12 +36,12 @@ def train(config: Config) -> Path:
     resume_from = _where_to_resume(config, folder)
     start = begin(config)
     tables = encode(config, start)
-    before = _metrics(config, *_judge(config, start, tables.held_out))
+    before = figures(config, judge(config, start, tables.held_out))
     features = _features(config, start, tables.train)
     _initialise_heads(config, start, tables.train, features)
     trained = _fit(config, start, tables, features, folder, resume_from)
     if trained is not None:
-        finish(config, trained, tables, before, folder)
+        finish(config, trained, tables, folder, verb="train", before=before)
     _process().wait_for_everyone()
     return folder / "checkpoint"
 
@@ -60,12 +49,12 @@ def train(config: Config) -> Path:
 def evaluate_checkpoint(config: Config, path: str) -> tuple[list[Metrics], Path]:
     """Judge an existing reward model on the recipe's held-out pairs; write a report. Return figures and its path."""
     checkpoint = _with_limits(config, read(path, dtype="float32", device=str(_process().device)))
-    tables = encode(_on_its_heads(config, checkpoint), checkpoint)
-    judged, _ = _judge(config, checkpoint, tables.held_out)
-    metrics = [evaluate.judge(j, n_bootstrap=config.eval.bootstrap) for j in judged]
+    tables = encode(_own_heads(config, checkpoint), checkpoint)
+    judged = judge(config, checkpoint, tables.held_out)
+    metrics = figures(config, judged)
     page = Path(config.output.folder) / "evaluation.html"
     report.write(
-        page, report.Page(f"Evaluation of {path}", _facts(config, tables), metrics, (), judged, recipe.plain(config))
+        page, report.Page(f"Evaluation of {path}", facts_of(config, tables), metrics, (), judged, recipe.plain(config))
     )
     (page.with_suffix(".json")).write_text(json.dumps([asdict(m) for m in metrics], indent=1) + "\n")
     return metrics, page
@@ -74,8 +63,9 @@ def evaluate_checkpoint(config: Config, path: str) -> tuple[list[Metrics], Path]
 def calibrate_checkpoint(config: Config, path: str) -> Path:
     """Fit the calibration of an existing reward model on the recipe's held-out pairs; write it as a new checkpoint."""
     checkpoint = _with_limits(config, read(path, dtype="float32", device=str(_process().device)))
-    tables = encode(_on_its_heads(config, checkpoint), checkpoint)
-    return finish(config, checkpoint, tables, [], Path(config.output.folder))
+    _without_constant(checkpoint)
+    own = _own_heads(config, checkpoint)
+    return finish(own, checkpoint, encode(own, checkpoint), Path(config.output.folder), verb="calibrate")
 
 
 def export_last_step(config: Config) -> Path:
@@ -88,7 +78,7 @@ def export_last_step(config: Config) -> Path:
     tables = encode(config, start)
     _wrap(config, start)
     load_weights(start.network, step)
-    return finish(config, start, tables, [], folder)
+    return finish(config, start, tables, folder, verb="export")
 
 
 # -- begin ------------------------------------------------------------------------------------------------
@@ -109,8 +99,7 @@ def begin(config: Config) -> Checkpoint:
         checkpoint = read(wanted.path, dtype=wanted.dtype)
         if checkpoint.network.head_names != wanted.heads:
             raise ConfigError(f"{wanted.path} has heads {checkpoint.network.head_names}; model.heads is {wanted.heads}")
-        # A constant has no part in any difference, and the layout has no place for it.
-        checkpoint.network.bias_H.zero_()
+        _without_constant(checkpoint)
     checkpoint.network.to(_process().device)
     return _with_limits(config, checkpoint)
 
@@ -131,10 +120,16 @@ def _with_limits(config: Config, checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, policy=policy)
 
 
-def _on_its_heads(config: Config, checkpoint: Checkpoint) -> Config:
-    """The recipe for a model that exists: its heads are what they are."""
+def _own_heads(config: Config, checkpoint: Checkpoint) -> Config:
+    """The recipe for a model that exists: its heads are what they are; the recipe may still weigh them."""
     names = checkpoint.network.head_names
-    return replace(config, model=replace(config.model, heads=names, head_weights=checkpoint.network.head_weights))
+    weights = config.model.head_weights if len(config.model.head_weights) == len(names) else ()
+    return replace(config, model=replace(config.model, heads=names, head_weights=weights))
+
+
+def _without_constant(checkpoint: Checkpoint) -> None:
+    """Drop a head's bias, in place: it has no part in any difference, and the layout has no place for it."""
+    checkpoint.network.bias_H.zero_()
 
 
 def _process() -> PartialState:
@@ -196,6 +191,7 @@ def _fit(
 ) -> Checkpoint | None:
     """Train. The first process gets the trained weights, whole; the others None."""
     network, table = start.network, tables.train
+    _refuse_lost_margins(config, table)
     rows: Rows
     if config.method.name == "frozen" and features is not None:
         module: torch.nn.Module = CachedNetwork(network, features)
@@ -204,8 +200,8 @@ def _fit(
         _wrap(config, start)
         module, rows = network, token_rows(table, start.pad_id)
     collator = Collator(table, network.head_names, rows)
-    judge = _judge_while_training(config, start, tables.held_out) if len(tables.held_out) else None
-    trainer = RewardTrainer(module, table, collator, config, judge=judge, steps=folder / "steps")
+    judge_now = partial(_judge_now, config, start, tables.held_out) if len(tables.held_out) else None
+    trainer = RewardTrainer(module, table, collator, config, judge=judge_now, steps=folder / "steps")
     trainer.log_to_tensorboard(folder / "logs")
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     return _whole(config, start, trainer)
@@ -241,101 +237,18 @@ def _wrap(config: Config, start: Checkpoint) -> None:
             network.backbone.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def _judge_while_training(config: Config, start: Checkpoint, table: PairTable) -> Judge:
-    def judge() -> dict[str, float]:
-        judged, _ = _judge(config, start, table)
-        lines = [evaluate.judge(j, n_bootstrap=1) for j in judged]
-        return {f"{m.head}/{m.source}/{k}": getattr(m, k) for m in lines for k in ("accuracy", "nll", "margin")}
-
-    return judge
-
-
-# -- finish -----------------------------------------------------------------------------------------------
-
-
-def finish(config: Config, trained: Checkpoint, tables: Tables, before: Sequence[Metrics], folder: Path) -> Path:
-    """Judge on the held-out pairs, calibrate, export and report."""
-    trained.network.requires_grad_(False).eval()
-    judged, scores_NH = _judge(config, trained, tables.held_out)
-    calibration = _calibrate(config, trained, tables.held_out, scores_NH)
-    if len(trained.network.head_names) > 1:
-        # The weights of the heads are settled only now; the combined score is judged with them.
-        judged = evaluate.slices(tables.held_out, scores_NH, trained.network.head_names, trained.network.head_weights)
-    metrics = _metrics(config, judged, scores_NH)
-    out = folder / "checkpoint"
-    if config.method.name == "lora" and config.output.adapter and hasattr(trained.network.backbone, "peft_config"):
-        export.adapter(folder / "adapter", trained, base=str(trained.folder.resolve()))
-    contract = export.checkpoint(out, trained, calibration, _probes(config, tables))
-    facts = _facts(config, tables)
-    page = {
-        **facts,
-        "contract": contract.digest,
-        "calibration": calibration.digest if calibration else None,
-        "heads": dict(zip(trained.network.head_names, trained.network.head_weights, strict=True)),
-    }
-    export.write_report(out, page | {"metrics": _plain(metrics), "before": _plain(before), "recipe": recipe.plain(config),
-                                     "versions": export.versions()})  # fmt: skip
-    report.write(
-        folder / "report.html",
-        report.Page(f"Reward model {folder.name}", page, metrics, before, judged, recipe.plain(config)),
-    )
-    return out
-
-
-def _judge(config: Config, checkpoint: Checkpoint, table: PairTable) -> tuple[list[Judged], evaluate.Floats]:
-    network = checkpoint.network
-    scores_NH = scoring.score(
-        network, _rows(table), pad_id=checkpoint.pad_id, batch_tokens=config.eval.batch_tokens, label="held-out pairs"
-    )
-    return evaluate.slices(table, scores_NH, network.head_names, network.head_weights), scores_NH
-
-
-def _metrics(config: Config, judged: Sequence[Judged], _: evaluate.Floats) -> list[Metrics]:
-    return [evaluate.judge(j, n_bootstrap=config.eval.bootstrap) for j in judged]
-
-
-def _calibrate(config: Config, trained: Checkpoint, table: PairTable, scores_NH: evaluate.Floats) -> Calibration | None:
-    """The calibration on held-out responses; several heads get their weights first. None without held-out pairs."""
-    if not len(table):
-        return None
-    network = trained.network
-    if len(network.head_names) > 1:
-        network.head_weights = calibrate.head_weights(scores_NH, config.model.weight_of_head)
-    raw_N = scores_NH @ network.head_weights
-    diff_P = raw_N[list(table.chosen)] - raw_N[list(table.rejected)]
-    tokens_N = np.array([s.n_response for s in table.sequences])
-    return calibrate.fit(raw_N, tokens_N, diff_P, data_digest=data.digest(table.pairs))
-
-
-def _probes(config: Config, tables: Tables) -> list[Sample]:
-    if config.export.probes:
-        return export.read_probes(Path(config.export.probes))
-    table = tables.held_out if len(tables.held_out) else tables.train
-    return export.choose_probes(table)
+def _judge_now(config: Config, start: Checkpoint, table: PairTable) -> dict[str, float]:
+    return dict(summary([evaluate.judge(j, n_bootstrap=1) for j in judge(config, start, table)]))
 
 
 def _rows(table: PairTable) -> list[tuple[int, ...]]:
     return [s.ids for s in table.sequences]
 
 
-def _facts(config: Config, tables: Tables) -> dict[str, Any]:
-    """What was trained on: counts, and digests of the data."""
-    split = tables.split
-    dropped = Counter(tables.train.dropped) + Counter(tables.held_out.dropped)
-    return {
-        "started from": f"{config.model.path} ({config.model.start})",
-        "method": config.method.name,
-        "rows read": split.n_rows,
-        "rows skipped": len(split.bad),
-        "training pairs": len(tables.train),
-        "training sequences": len(tables.train.sequences),
-        "held-out pairs": len(tables.held_out),
-        "pairs dropped": dict(dropped),
-        "sequences truncated": sum(s.truncated for t in (tables.train, tables.held_out) for s in t.sequences),
-        "training data": data.digest(tables.train.pairs),
-        "held-out data": data.digest(tables.held_out.pairs),
-    }
-
-
-def _plain(metrics: Sequence[Metrics]) -> list[dict[str, Any]]:
-    return [asdict(m) for m in metrics]
+def _refuse_lost_margins(config: Config, table: PairTable) -> None:
+    n = sum(p.margin != 0 for p in table.pairs)
+    if n and config.loss.name not in USES_MARGIN:
+        raise ConfigError(
+            f"{n} pairs have a margin, and loss.name: {config.loss.name} knows none. Use {', '.join(USES_MARGIN)}, or "
+            "set margin_key of the source to a column that is not there."
+        )

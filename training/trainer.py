@@ -272,6 +272,8 @@ def last_complete(steps: Path) -> Path | None:
 def load_weights(network: nn.Module, folder: Path) -> None:
     """Put the weights of a step checkpoint, averaged where the run averaged, into `network`."""
     averaged = folder / _EMA
+    if not averaged.is_file() and not (folder / _WEIGHTS).is_file():
+        raise ConfigError(f"{folder} holds shards, not whole weights: go on with it (output.resume=true) instead")
     state = load_file(averaged if averaged.is_file() else folder / _WEIGHTS)
     unexpected = network.load_state_dict(state, strict=False).unexpected_keys
     if unexpected:

@@ -250,6 +250,12 @@ def test_two_heads_learn_opposite_tastes_and_their_sum_is_of_normalised_heads(tm
     held_out = run.encode(load(recipe), checkpoint).held_out.sequences
     spread = scoring.score(checkpoint.network, [s.ids for s in held_out], pad_id=0, batch_tokens=4096).std(axis=0)
     assert spread * checkpoint.network.head_weights == pytest.approx([2, 1], rel=1e-4)
+    # Calibrated again, in place: the weights are of the normalised heads as before, not divided twice.
+    assert main(["calibrate", "--config", str(recipe)]) == 0
+    again = read(str(tmp_path / "out" / "checkpoint"))
+    assert again.network.head_weights == pytest.approx(checkpoint.network.head_weights, rel=1e-3)
+    assert again.calibration.mean == pytest.approx(checkpoint.calibration.mean, rel=1e-3, abs=1e-4)
+    assert not (tmp_path / "out" / "checkpoint.new").exists()
 
 
 # -- what goes wrong --------------------------------------------------------------------------------------
@@ -272,6 +278,22 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(tmp_path, sft, pairs, capsys)
         if says:
             assert main(["--config", recipe, "--set", override]) == 2, override
             assert says in capsys.readouterr().err
+
+
+def test_a_run_that_breaks_stops_with_exit_code_3_and_names_rows(tmp_path, sft, pairs, capsys):
+    recipe = recipe_for(tmp_path, sft, pairs, optim={"lr": 1e30, "max_steps": 20, "max_grad_norm": 0})
+    assert main(["--config", str(recipe)]) == 3
+    said = capsys.readouterr().err
+    assert "weights are not finite already" in said
+    assert f"{pairs}:" in said
+    assert not (tmp_path / "out" / "checkpoint").exists()
+
+
+def test_margins_are_not_dropped_in_silence(tmp_path, sft, capsys):
+    rows = [{**r, "margin": 1.0} for r in world.planted_rows(40)]
+    pairs = world.write_jsonl(tmp_path / "margins.jsonl", rows)
+    assert main(["--config", str(recipe_for(tmp_path, sft, pairs, loss={"name": "logexp"}))]) == 2
+    assert "knows none" in capsys.readouterr().err
 
 
 def test_without_held_out_pairs_there_is_no_calibration_and_it_says_so(tmp_path, sft, pairs):

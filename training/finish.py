@@ -1,0 +1,146 @@
+"""From trained weights to what a run owes: figures, calibration, checkpoint with contract, adapter, report.
+
+Decides nothing about training; is handed a network whose weights are settled.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.calibration import Calibration
+from model.checkpoint import Checkpoint
+from model.conversation import Sample
+from training import calibrate, data, evaluate, export, recipe, report, scoring
+from training.config import Config
+from training.evaluate import Floats, Judged, Metrics
+from training.sequences import PairTable
+
+_N_BAD_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The encoded pairs of a run, and what was read to get them."""
+
+    split: data.Split
+    train: PairTable
+    held_out: PairTable
+
+
+def finish(
+    config: Config, trained: Checkpoint, tables: Tables, folder: Path, *, verb: str, before: Sequence[Metrics] = ()
+) -> Path:
+    """Judge on the held-out pairs, calibrate, export and report. Return the checkpoint's folder."""
+    network = trained.network.requires_grad_(False).eval()
+    scores_NH = score(config, trained, tables.held_out)
+    # The weights of several heads are settled only here; the combined score is judged with them.
+    calibration = _calibrate(config, trained, tables.held_out, scores_NH)
+    judged = evaluate.slices(tables.held_out, scores_NH, network.head_names, network.head_weights)
+    metrics = figures(config, judged)
+    _export_adapter(config, trained, folder)
+    out = folder / "checkpoint"
+    facts = {"made by": f"reward-train {verb}", **facts_of(config, tables)}
+    contract_digest = _export(out, trained, calibration, _probes(config, tables))
+    page = facts | {"contract": contract_digest, "calibration": calibration.digest if calibration else None}
+    page |= {"heads": dict(zip(network.head_names, network.head_weights, strict=True))}
+    details = {
+        "metrics": [asdict(m) for m in metrics],
+        "before": [asdict(m) for m in before],
+        "bad rows": [str(b) for b in tables.split.bad[:_N_BAD_SHOWN]],
+        "recipe": recipe.plain(config),
+        "versions": export.versions(),
+    }
+    export.write_report(out, page | details)
+    title = f"Reward model {folder.resolve().name}"
+    report.write(folder / "report.html", report.Page(title, page, metrics, before, judged, recipe.plain(config)))
+    return out
+
+
+def score(config: Config, checkpoint: Checkpoint, table: PairTable) -> Floats:
+    """Every head on every distinct sequence of a table, `(N, H)`."""
+    rows, budget = [s.ids for s in table.sequences], config.eval.batch_tokens
+    return scoring.score(
+        checkpoint.network, rows, pad_id=checkpoint.pad_id, batch_tokens=budget, label="held-out pairs"
+    )
+
+
+def judge(config: Config, checkpoint: Checkpoint, table: PairTable) -> list[Judged]:
+    """The scored pairs of a table, slice by slice."""
+    network = checkpoint.network
+    return evaluate.slices(table, score(config, checkpoint, table), network.head_names, network.head_weights)
+
+
+def figures(config: Config, judged: Sequence[Judged]) -> list[Metrics]:
+    """One line of figures a slice."""
+    return [evaluate.judge(j, n_bootstrap=config.eval.bootstrap) for j in judged]
+
+
+def facts_of(config: Config, tables: Tables) -> dict[str, Any]:
+    """What was read, kept and dropped: counts, and digests of the data."""
+    split, dropped = tables.split, Counter(tables.train.dropped) + Counter(tables.held_out.dropped)
+    return {
+        "model": f"{config.model.path} ({config.model.start})",
+        "method": config.method.name,
+        "rows read": split.n_rows,
+        "rows skipped": len(split.bad),
+        "training pairs": len(tables.train),
+        "training sequences": len(tables.train.sequences),
+        "held-out pairs": len(tables.held_out),
+        "held-out groups": len({p.group for p in tables.held_out.pairs}),
+        "pairs dropped": dict(dropped),
+        "sequences truncated": sum(s.truncated for t in (tables.train, tables.held_out) for s in t.sequences),
+        "training data": data.digest(tables.train.pairs),
+        "held-out data": data.digest(tables.held_out.pairs),
+    }
+
+
+def _calibrate(config: Config, trained: Checkpoint, table: PairTable, scores_NH: Floats) -> Calibration | None:
+    """The calibration on held-out responses; several heads get their weights first. None without held-out pairs."""
+    if not len(table):
+        return None
+    network = trained.network
+    if len(network.head_names) > 1:
+        network.head_weights = calibrate.head_weights(scores_NH, config.model.weight_of_head)
+    raw_N = scores_NH @ network.head_weights
+    diff_P = raw_N[list(table.chosen)] - raw_N[list(table.rejected)]
+    tokens_N = np.array([s.n_response for s in table.sequences])
+    return calibrate.fit(raw_N, tokens_N, diff_P, data_digest=data.digest(table.pairs))
+
+
+def _export(out: Path, trained: Checkpoint, calibration: Calibration | None, probes: Sequence[Sample]) -> str:
+    """Write the checkpoint beside its place, then put it there: no half of one is ever at `out`.
+
+    The weights being written may be mapped from the very files that are replaced (`calibrate` in place).
+    """
+    new = out.with_name(out.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    contract = export.checkpoint(new, trained, calibration, probes)
+    shutil.rmtree(out, ignore_errors=True)
+    new.rename(out)
+    return contract.digest
+
+
+def _export_adapter(config: Config, trained: Checkpoint, folder: Path) -> None:
+    """The adapter alone, over the model that training started from; a trunk that was cut is no model to name."""
+    if config.output.adapter and config.model.n_layers is None and export.has_adapter(trained):
+        local = Path(config.model.path)
+        export.adapter(folder / "adapter", trained, base=str(local.resolve()) if local.is_dir() else config.model.path)
+
+
+def _probes(config: Config, tables: Tables) -> list[Sample]:
+    if config.export.probes:
+        return export.read_probes(Path(config.export.probes))
+    return export.choose_probes(tables.held_out if len(tables.held_out) else tables.train)
+
+
+def summary(metrics: Sequence[Metrics]) -> Mapping[str, float]:
+    """The figures that are worth a curve while training runs."""
+    names = ("accuracy", "nll", "margin")
+    return {f"{m.head}/{m.source}/{name}": getattr(m, name) for m in metrics for name in names}
