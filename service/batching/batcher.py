@@ -117,7 +117,7 @@ class Batcher:
         self._task = asyncio.create_task(self._drive(), name="batcher")
 
     async def stop(self) -> None:
-        """Take nothing new, finish everything accepted, then end. Cancelling this refuses what is left."""
+        """Take no new rows, finish those that are here, then end. Cancelling this refuses what is left."""
         self._closed = True
         self._changed.set()
         try:
@@ -194,8 +194,7 @@ class Batcher:
     async def _step(self) -> None:
         self._changed.clear()
         tickets = [e.ticket for e in self._waiting.values()]
-        coming = 0 if self._closed else self._coming
-        todo = plan(tickets, self._limits, self._scorer.cost, self._clock.now(), coming=coming)
+        todo = plan(tickets, self._limits, self._scorer.cost, self._clock.now(), coming=self._coming)
         for ticket in todo.expired:
             _refuse(self._waiting.pop(ticket.ticket_id), DeadlineExceeded("the deadline passed in the queue"))
         if todo.batch:

@@ -74,7 +74,8 @@ def _age(ticket: Ticket) -> tuple[float, int]:
 def _ride_with_oldest(alive: Sequence[Ticket], limits: Limits, cost: Cost) -> tuple[Ticket, ...]:
     """The oldest and the n nearest to it in length, longest first. `alive` is sorted by age."""
     oldest = alive[0]
-    nearest = sorted(alive, key=lambda t: (t is not oldest, abs(t.n_tokens - oldest.n_tokens), _age(t)))
+    # The oldest itself comes first: at distance 0, and older than its equals.
+    nearest = sorted(alive, key=lambda t: (abs(t.n_tokens - oldest.n_tokens), _age(t)))
     lengths = [t.n_tokens for t in nearest]
 
     def fits(n: int) -> bool:

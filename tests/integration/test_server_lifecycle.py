@@ -241,6 +241,27 @@ def test_told_to_stop_under_load_everything_accepted_is_answered(gate, crowd, nu
         assert server.ended() == 0
 
 
+def test_who_is_still_being_encoded_when_the_server_is_told_to_stop_is_answered_too(gate, crowd):
+    with drill(f"encoder-waits:{gate.path}", "--encoder-threads=1") as server:
+        accepted = crowd.submit(server.score, *[GOOD] * 40)
+        gate.enter()
+        server.signal()
+        wait_until(lambda: server.client.get("/readyz").status_code == 503)
+        gate.leave()
+        assert [r["raw"] for r in accepted.result().json()["results"]] == [score_of("hi\nyes")] * 40
+        assert server.ended() == 0
+
+
+def test_when_the_batcher_has_died_the_server_says_so_and_asks_to_be_started_anew():
+    with drill("bad-cost:") as server:
+        assert server.client.get("/livez").status_code == 200
+        assert code(server.score(GOOD)) == (500, "batcher_stopped")
+        assert code(server.score(GOOD)) == (500, "batcher_stopped")
+        assert code(server.client.get("/livez")) == (500, "batcher_stopped")
+        server.signal()
+        assert server.ended() == 0
+
+
 def test_what_is_not_finished_in_time_is_given_up_with_exit_code_1(gate, crowd):
     with drill(f"forward-waits:{gate.path}", "--drain-timeout-s=0.2") as server:
         held = crowd.submit(server.score, GOOD)

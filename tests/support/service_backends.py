@@ -2,8 +2,8 @@
 
 `python -m tests.support.service_backends` is `reward-serve` with one more backend, `drill`. Its model name
 says what goes wrong: `load-waits:FIFO`, `load-fails:WORDS`, `forward-waits:FIFO`, `raises:WORDS`,
-`nan:`, `too-few:`, `bug-in-encoder:WORDS`, `two-heads:`. A gate is a named pipe: whoever opens it for writing
-knows that the server is inside, and lets it go on by closing it.
+`nan:`, `too-few:`, `bug-in-encoder:WORDS`, `encoder-waits:FIFO`,
+`bad-cost:`, `two-heads:`. A gate is a named pipe: whoever opens it for writing knows that the server is inside, and lets it go on by closing it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,27 @@ def load(spec: ModelSpec) -> LoadedModel:
         raise LoadError(words)
     elif kind == "bug-in-encoder":
         return replace(loaded, encode=_Choking(words))
+    elif kind == "encoder-waits":
+        return replace(loaded, encode=_FirstWaits(words, loaded.encode))
     elif kind == "two-heads":
         heads = (("convincing", 2.0), ("harmless", 0.5))
         return replace(loaded, identity=replace(loaded.identity, heads=heads), scorer=FakeScorer(_two_heads))
+    elif kind == "bad-cost":
+        return replace(loaded, scorer=_CostsNothing())
     elif kind in BEHAVIOURS:
         return replace(loaded, scorer=FakeScorer(BEHAVIOURS[kind](words)))
     return loaded
+
+
+class _FirstWaits:
+    def __init__(self, fifo, encode):
+        self._fifo, self._encode, self._passed = fifo, encode, False
+
+    def __call__(self, sample):
+        if not self._passed:
+            self._passed = True
+            pass_gate(self._fifo)
+        return self._encode(sample)
 
 
 class _Choking:
@@ -45,6 +60,11 @@ class _Choking:
 
     def __call__(self, sample):
         raise ValueError(f"{self._words}: {sample!r}")
+
+
+class _CostsNothing(FakeScorer):
+    def cost(self, lengths):
+        raise ZeroDivisionError
 
 
 def _two_heads(batch: TokenBatch) -> BatchScores:

@@ -22,7 +22,7 @@ from service.clock import MonotonicClock
 from service.encoder import Encoder
 from service.errors import BatcherStopped, DeadlineExceeded, Overloaded
 from service.observability.metrics import Metrics
-from service.scoring import Comparison, Rooms, Scoring, rank
+from service.scoring import Comparison, Rooms, Scoring, _all_or_none, rank
 from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, poisoned_by, scores_with
 
 RAW = st.floats(-1e6, 1e6)
@@ -164,6 +164,33 @@ async def test_a_comparison_uses_the_uncapped_raw_score_and_the_calibrated_tempe
     raw = [score_of("p\nalpha"), score_of("p\nbeta")]
     assert compared.ranked.raw == tuple(raw)
     assert compared.ranked.probabilities[0][1] == pytest.approx(1 / (1 + math.exp(-(raw[0] - raw[1]) / 2.0)))
+
+
+async def test_the_scorer_sees_the_same_rows_in_whatever_order_responses_are_listed(open_house):
+    """Rounding may depend on who rides beside whom, so the batch is the same too."""
+    seen = []
+    for texts in (("alpha", "beta", "gamma"), ("gamma", "beta", "alpha", "beta")):
+        scorer = FakeScorer()
+        await open_house(scorer).compare([Comparison("p", texts)])
+        seen.append([b.rows for b in scorer.batches])
+    assert seen[0] == seen[1]
+
+
+async def test_when_one_part_raises_the_others_are_cancelled_and_awaited():
+    ends = []
+
+    async def waits():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ends.append("cancelled")
+
+    async def raises():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(_all_or_none([waits(), raises(), waits()]), PATIENCE_S)
+    assert ends == ["cancelled", "cancelled"]
 
 
 @given(raw=st.lists(RAW, min_size=2, max_size=16), temperature=st.floats(0.01, 100), margin=st.floats(0, 10))
