@@ -32,7 +32,7 @@ class ModelConfig:
     heads: tuple[str, ...] = ("score",)
     head_weights: tuple[float, ...] = ()
     head_init: Literal["random", "logistic"] = "random"
-    head_l2: float = 1e-3
+    head_l2: float = 0.1
     n_layers: int | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
