@@ -69,7 +69,12 @@ def build_house(settings: ServeSettings, keys: frozenset[str]) -> House:
     bounds = Bounds(
         settings.max_samples_per_request, settings.max_body_bytes, admission.max_samples, admission.max_tokens
     )
-    app = FastAPI(title="RewardServe", version="0.1.0", description="Serve reward models to RLHF training.")
+    app = FastAPI(
+        title="RewardServe",
+        version="0.1.0",
+        description="Serve reward models to RLHF training.",
+        redirect_slashes=False,
+    )
     routers = scoring_routes(stage, bounds, clock), health_routes(stage, bounds, metrics.render, CONTENT_TYPE)
     for router in routers:
         app.include_router(router)

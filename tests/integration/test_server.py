@@ -255,6 +255,7 @@ def test_other_ways_to_be_wrong_have_codes_too(server):
     )
     assert code(client.get("/score")) == (405, "method_not_allowed")
     assert code(client.get("/nowhere")) == (404, "not_found")
+    assert code(client.post("/score/", content=body, headers=JSON)) == (404, "not_found")
     assert code(post(server, body.encode(), x_deadline_ms="soon")) == (422, "invalid_request")
     assert code(post(server, body.encode(), x_deadline_ms="0")) == (504, "deadline_exceeded")
     one = {"comparisons": [{"prompt": "p", "responses": ["alone"]}]}

@@ -2,8 +2,8 @@
 
 `python -m tests.support.service_backends` is `reward-serve` with one more backend, `drill`. Its model name
 says what goes wrong: `load-waits:FIFO`, `load-fails:WORDS`, `forward-waits:FIFO`, `raises:WORDS`,
-`nan:`, `too-few:`, `bug-in-encoder:WORDS`, `encoder-waits:FIFO`,
-`bad-cost:`, `two-heads:`. A gate is a named pipe: whoever opens it for writing knows that the server is inside, and lets it go on by closing it.
+`nan:`, `too-few:`, `bug-in-encoder:WORDS`, `encoder-waits:FIFO`, `bad-cost:`, `two-heads:`. A gate is a
+named pipe: whoever opens it for writing knows that the server is inside, and lets it go on by closing it.
 """
 
 from __future__ import annotations

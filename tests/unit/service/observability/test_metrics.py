@@ -1,0 +1,86 @@
+"""The table, and what is counted where."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from model.calibration import Calibration
+from model.reward import Reward, RewardSettings, build_pipeline
+from service.observability.metrics import PREFIX, TABLE, Metrics, score_buckets
+
+# DESIGN, section 4; the trip wires have theirs when they exist.
+OF_THE_DESIGN = {
+    "requests_total": {"route", "code"}, "request_seconds": {"route"}, "samples_total": {"outcome"},
+    "tokens_total": {"kind"}, "queue_samples": set(), "queue_tokens": set(), "queue_seconds": set(),
+    "batch_samples": set(), "batch_tokens": set(), "forward_seconds": set(), "raw_score": set(), "value": set(),
+    "capped_total": {"side"}, "model_epoch": set(),
+}  # fmt: skip
+CALIBRATION = Calibration(mean=3.0, std=2.0, cap_low=-1.0, cap_high=1.0)
+
+
+def ready(calibration=CALIBRATION, **settings):
+    metrics = Metrics()
+    pipeline = build_pipeline(calibration, RewardSettings(**settings))
+    info = next(row.labels for row in TABLE if row.name == "model_info")
+    metrics.model_ready(dict.fromkeys(info, "x"), 1, calibration, pipeline)
+    return metrics, pipeline
+
+
+def samples(metrics, name):
+    families = text_string_to_metric_families(metrics.render().decode())
+    return [s for f in families for s in f.samples if s.name == PREFIX + name]
+
+
+def edges(metrics, name):
+    return [float(s.labels["le"]) for s in samples(metrics, f"{name}_bucket")][:-1]
+
+
+def test_names_and_labels_are_those_of_the_design():
+    table = {row.name: set(row.labels) for row in TABLE if row.name != "model_info"}
+    assert table == OF_THE_DESIGN
+
+
+def test_score_histograms_have_41_buckets_five_standard_deviations_to_each_side():
+    metrics, _ = ready()
+    assert edges(metrics, "raw_score") == pytest.approx([3.0 + 2.0 * (-5 + k / 4) for k in range(41)])
+    assert edges(metrics, "value") == pytest.approx([-5 + k / 4 for k in range(41)])
+    assert len(score_buckets(None)) == 41
+
+
+def test_without_normalisation_the_reward_has_the_buckets_of_the_raw_score():
+    metrics, _ = ready(normalize=False, shape="none")
+    assert edges(metrics, "value") == edges(metrics, "raw_score")
+
+
+@pytest.mark.parametrize("shape", ["cap", "softcap"])
+def test_capped_rewards_are_counted_by_side(shape):
+    metrics, pipeline = ready(shape=shape)
+    for raw in (100.0, 100.0, -100.0, 3.0):
+        metrics.observe_sample("ok", 5, pipeline(raw))
+    assert {s.labels["side"]: s.value for s in samples(metrics, "capped_total")} == {"high": 2, "low": 1}
+
+
+def test_a_failed_sample_never_enters_a_score_histogram():
+    metrics, _ = ready()
+    metrics.observe_sample("score_not_finite", 5, None)
+    metrics.observe_sample("ok", 7, Reward.of(1.0))
+    assert [s.value for s in samples(metrics, "raw_score_count")] == [1]
+    assert {s.labels["outcome"]: s.value for s in samples(metrics, "samples_total")} == {"ok": 1, "score_not_finite": 1}
+    assert {s.labels["kind"]: s.value for s in samples(metrics, "tokens_total")} == {"received": 12}
+
+
+def test_what_the_backend_did_not_compute_was_shared():
+    metrics, _ = ready()
+    metrics.observe_batch(n_samples=4, n_tokens=100, n_computed=40, n_padding=3, seconds=0.01)
+    kinds = {s.labels["kind"]: s.value for s in samples(metrics, "tokens_total")}
+    assert kinds == {"computed": 40, "padding": 3, "shared": 60}
+
+
+def test_the_queue_is_read_when_somebody_looks():
+    metrics, _ = ready()
+    queue = [1, 2]
+    metrics.watch_queue(lambda: len(queue), lambda: sum(queue))
+    queue.append(10)
+    assert [s.value for s in samples(metrics, "queue_samples")] == [3]
+    assert [s.value for s in samples(metrics, "queue_tokens")] == [13]
