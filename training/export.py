@@ -32,13 +32,7 @@ def checkpoint(
     """Write the one layout, adapters merged, and its contract; the scores in it come from what was read back."""
     merge(trained.network)
     write(folder, trained.network, trained.tokenizer, policy=trained.policy, calibration=calibration)
-    policy = trained.policy
-    return write_contract(
-        folder,
-        probes=probes,
-        max_tokens=policy.max_tokens,
-        strip_tail_whitespace=policy.end_text == policy.end_text.rstrip(),
-    )
+    return _contract(folder, trained, probes)
 
 
 def has_adapter(trained: Checkpoint) -> bool:
@@ -48,8 +42,13 @@ def has_adapter(trained: Checkpoint) -> bool:
     return isinstance(trained.network.backbone, peft.PeftModel)
 
 
-def adapter(folder: Path, trained: Checkpoint, base: str) -> None:
-    """Write the LoRA adapter with its head over `base`, as peft's sequence-classification layout. Before `checkpoint`."""
+def adapter(
+    folder: Path, trained: Checkpoint, base: str, calibration: Calibration | None, probes: Sequence[Sample]
+) -> None:
+    """Write the LoRA adapter with its head over `base`, in peft's sequence-classification layout, with its contract.
+
+    To be called before `checkpoint`, which merges the adapter away.
+    """
     backbone: Any = trained.network.backbone
     backbone.save_pretrained(str(folder))
     # Our adapters sit on the bare trunk; a classification model holds the trunk one name further in.
@@ -64,6 +63,19 @@ def adapter(folder: Path, trained: Checkpoint, base: str) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     write_heads(folder, trained.network)
     trained.tokenizer.save_pretrained(folder)
+    if calibration is not None:
+        calibration.save(folder)
+    _contract(folder, trained, probes)
+
+
+def _contract(folder: Path, trained: Checkpoint, probes: Sequence[Sample]) -> ScoringContract:
+    policy = trained.policy
+    return write_contract(
+        folder,
+        probes=probes,
+        max_tokens=policy.max_tokens,
+        strip_tail_whitespace=policy.end_text == policy.end_text.rstrip(),
+    )
 
 
 def choose_probes(table: PairTable, n: int = N_PROBES) -> list[Sample]:

@@ -44,10 +44,12 @@ def finish(
     calibration = _calibrate(config, trained, tables.held_out, scores_NH)
     judged = evaluate.slices(tables.held_out, scores_NH, network.head_names, network.head_weights)
     metrics = figures(config, judged)
-    _export_adapter(config, trained, folder)
+    probes = _probes(config, tables)
+    if config.output.adapter and config.model.n_layers is None and export.has_adapter(trained):
+        export.adapter(folder / "adapter", trained, _base_name(config), calibration, probes)
     out = folder / "checkpoint"
     facts = {"made by": f"reward-train {verb}", **facts_of(config, tables)}
-    contract_digest = _export(out, trained, calibration, _probes(config, tables))
+    contract_digest = _export(out, trained, calibration, probes)
     page = facts | {"contract": contract_digest, "calibration": calibration.digest if calibration else None}
     page |= {"heads": dict(zip(network.head_names, network.head_weights, strict=True))}
     details = {
@@ -127,11 +129,10 @@ def _export(out: Path, trained: Checkpoint, calibration: Calibration | None, pro
     return contract.digest
 
 
-def _export_adapter(config: Config, trained: Checkpoint, folder: Path) -> None:
-    """The adapter alone, over the model that training started from; a trunk that was cut is no model to name."""
-    if config.output.adapter and config.model.n_layers is None and export.has_adapter(trained):
-        local = Path(config.model.path)
-        export.adapter(folder / "adapter", trained, base=str(local.resolve()) if local.is_dir() else config.model.path)
+def _base_name(config: Config) -> str:
+    """How an adapter names the model that training started from. (A trunk that was cut is no model to name.)"""
+    local = Path(config.model.path)
+    return str(local.resolve()) if local.is_dir() else config.model.path
 
 
 def _probes(config: Config, tables: Tables) -> list[Sample]:

@@ -128,4 +128,6 @@ def _plot_reliability(axes: Any, judged: Judged) -> None:
 
 def _plot_length(axes: Any, judged: Judged) -> None:
     axes.scatter(judged.tokens_N, judged.score_N, s=6, alpha=0.4, color=_LINE, linewidths=0)
-    axes.set(title="Reward and length", xlabel="tokens of the response", ylabel="raw score", xscale="log")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.set(title="Reward and length", xlabel="tokens of the response", ylabel="raw score")

@@ -126,6 +126,8 @@ def test_the_lora_adapter_alone_scores_as_the_merged_checkpoint(trained):
     contract = ScoringContract.load(trained / "checkpoint")
     scores = [p.score for p in contract.probes]
     ours = read(str(trained / "adapter"), dtype="float32")
+    assert ours.calibration == Calibration.load(trained / "checkpoint")
+    assert [p.ids for p in ours.contract.probes] == [p.ids for p in contract.probes]
     got = scoring.score(ours.network, [p.ids for p in contract.probes], pad_id=ours.pad_id, batch_tokens=512)
     assert got[:, 0].tolist() == pytest.approx(scores, abs=1e-4)
 
