@@ -30,6 +30,7 @@ from service.api.middleware import BodyLimit, KeyCheck, RequestSeen, Witness
 from service.api.routes import scoring_routes
 from service.api.stage import Bounds, Served, Stage
 from service.batching.batcher import BatchDone, Batcher
+from service.batching.noise import numeric_noise
 from service.batching.planner import Limits
 from service.clock import Clock, MonotonicClock
 from service.encoder import Encoder
@@ -104,6 +105,11 @@ class Engine:
         await self.batcher.stop()
         self.encoder.close()
         self.loaded.scorer.close()
+
+
+def measure_noise(loaded: LoadedModel) -> float | None:
+    """See `numeric_noise`; the contract's probes are the rows. Takes a few forwards, which warm the model up."""
+    return numeric_noise(loaded.scorer, loaded.identity.raw, [probe.ids for probe in loaded.contract.probes])
 
 
 def load_model(settings: ModelSettings) -> tuple[LoadedModel, Pipeline]:
@@ -217,14 +223,19 @@ async def serve(
 
 async def _load_unless_stopped(house: House, stop: asyncio.Event) -> Engine | None:
     """The rooms around the loaded model, or None when the process was told to stop first."""
-    loading = _in_daemon_thread(lambda: load_model(house.settings), "loader")
+
+    def load_and_measure() -> tuple[LoadedModel, Pipeline, float | None]:
+        loaded, pipeline = load_model(house.settings)
+        return loaded, pipeline, measure_noise(loaded)
+
+    loading = _in_daemon_thread(load_and_measure, "loader")
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((loading, stopped), return_when=asyncio.FIRST_COMPLETED)
         if not loading.done():
             house.stage.close()
             return None
-        loaded, pipeline = loading.result()
+        loaded, pipeline, noise = loading.result()
     finally:
         stopped.cancel()
     engine = build_engine(house.settings, loaded, pipeline, house.admission, house.metrics, house.clock)
@@ -232,12 +243,13 @@ async def _load_unless_stopped(house: House, stop: asyncio.Event) -> Engine | No
         house.log.warning("contract_broken", clause=breach.clause, message=breach.message, remedy=breach.remedy)
     house.stage.open(
         Served(
-            loaded,
-            engine.scoring,
-            pipeline,
-            FIRST_EPOCH,
-            lambda: engine.batcher.limits,
-            lambda: engine.batcher.is_alive,
+            loaded=loaded,
+            scoring=engine.scoring,
+            pipeline=pipeline,
+            epoch=FIRST_EPOCH,
+            numeric_noise=noise,
+            batching=lambda: engine.batcher.limits,
+            is_alive=lambda: engine.batcher.is_alive,
         )
     )
     return engine

@@ -73,6 +73,7 @@ def describe(served: Served, bounds: Bounds) -> dict[str, Any]:
             "n_probes": loaded.report.n_probes,
             "max_probe_error": loaded.report.max_probe_error,
         },
+        "numeric_noise": served.numeric_noise,
         "contract_clauses": _clauses(served),
         "calibration_data": None if loaded.calibration is None else asdict(loaded.calibration),
         "pipeline": {

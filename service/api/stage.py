@@ -27,12 +27,16 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model in service. `epoch` counts the models that this process has served."""
+    """A model in service. `epoch` counts the models that this process has served.
+
+    `numeric_noise` is by how much a raw score may depend on the rest of its batch; None: not measured.
+    """
 
     loaded: LoadedModel
     scoring: Scoring
     pipeline: Pipeline
     epoch: int
+    numeric_noise: float | None
     batching: Callable[[], Limits]
     is_alive: Callable[[], bool]
 
