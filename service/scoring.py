@@ -176,8 +176,10 @@ class Scoring:
             raw = self._identity.raw(row.heads)
         except KeyError as error:
             raise ScorerBug(f"scorer left out the head {error}. This is a bug in the backend.") from None
-        # Finite heads may still overflow in the sum, and a finite sum in the division by a tiny std.
-        if not math.isfinite(raw) or not math.isfinite((reward := self._rooms.pipeline(raw)).value):
+        # Finite heads may still overflow in the sum, and a finite sum in the division by a tiny std, which a
+        # soft cap would then make finite again: each of the three numbers is looked at.
+        reward = self._rooms.pipeline(raw)
+        if not all(math.isfinite(x) for x in (raw, reward.normalized or 0.0, reward.value)):
             raise ScoreNotFinite("the reward made of this sample's score is NaN or infinite")
         return reward
 

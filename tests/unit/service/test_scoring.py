@@ -33,11 +33,11 @@ async def open_house():
     """Builds scoring with all its rooms, and audits on the way out that no permit, ticket or task is left."""
     built = []
 
-    def build(scorer=None, *, encode=None, std=1.0, heads=(("score", 1.0),), max_samples=100):
+    def build(scorer=None, *, encode=None, std=1.0, heads=(("score", 1.0),), max_samples=100, shape="none"):
         clock, metrics, bugs = MonotonicClock(), Metrics(), []
         loaded = echo.load(ModelSpec())
         calibration = replace(loaded.calibration, std=std, temperature=2.0)
-        pipeline = build_pipeline(calibration, RewardSettings(shape="none"))
+        pipeline = build_pipeline(calibration, RewardSettings(shape=shape))
         metrics.model_ready(dict.fromkeys(METRIC_LABELS, ""), 1, calibration, pipeline)
         batcher = Batcher(scorer or FakeScorer(), Limits(10_000, 0.0), clock, lambda done: None)
         rooms = Rooms(
@@ -102,11 +102,12 @@ async def test_an_encoder_bug_is_an_error_of_its_sample_and_is_reported_once(ope
     assert len(scoring.bugs) == 1
 
 
+@pytest.mark.parametrize("shape", ["none", "cap", "softcap"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e308])
-async def test_a_reward_that_is_no_number_is_an_error_and_never_a_number(open_house, value):
-    """1e308 is finite, but not any more when it is divided by a tiny standard deviation."""
+async def test_a_reward_that_is_no_number_is_an_error_and_never_a_number(open_house, value, shape):
+    """1e308 is finite, but not any more when it is divided by a tiny standard deviation; a cap must not hide that."""
     bad = tuple(b"bad\0")
-    scoring = open_house(FakeScorer(scores_with(value, bad.__eq__)), std=1e-3)
+    scoring = open_house(FakeScorer(scores_with(value, bad.__eq__)), std=1e-3, shape=shape)
     results = await scoring.score([Sample(text="good"), Sample(text="bad")])
     assert codes(results) == ["ok", "score_not_finite"]
     assert results[1].reward is None
