@@ -24,7 +24,8 @@ from training.finish import Tables, facts_of, figures, finish, judge, summary
 from training.losses import USES_MARGIN
 from training.methods import CachedNetwork, adapt, fit_logistic
 from training.sequences import PairTable
-from training.trainer import RewardTrainer, last_complete, load_weights
+from training.steps import last_complete, load_weights
+from training.trainer import RewardTrainer
 
 _RECIPE = "recipe.json"
 

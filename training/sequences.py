@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from model.conversation import InputTooLong, Sample, SampleError
 from model.encoding import Encoded, Encoder
-from training.data import Pair
+from training.pairs import Pair
 
 Ids = tuple[int, ...]
 

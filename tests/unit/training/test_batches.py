@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from model.conversation import Sample
 from model.encoding import Encoder, infer_policy
 from tests.support.training_world import planted_rows, tokenizer
-from training import data, sequences, sources
+from training import pairs, sequences, sources
 from training.collate import Collator, PairBatches, cached_rows, pack, token_rows
 from training.config import OptimConfig, SourceConfig
 from training.sequences import EncodingFailed, PairTable, TokenSequence
 
 
 def pairs_of(rows):
-    return [data.to_pair(sources.Row("f", i, row), SourceConfig("f"), "score") for i, row in enumerate(rows, 1)]
+    return [pairs.to_pair(sources.Row("f", i, row), SourceConfig("f"), "score") for i, row in enumerate(rows, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,9 @@ def table_of(comparisons, groups=None, n=None):
 
 
 def test_every_pair_is_encoded_as_the_server_would_encode_it(encoder):
-    pairs = pairs_of(planted_rows(20))
-    table = sequences.encode(pairs, encoder)
-    assert table.pairs == tuple(pairs)
+    planted = pairs_of(planted_rows(20))
+    table = sequences.encode(planted, encoder)
+    assert table.pairs == tuple(planted)
     for pair, c, r in zip(table.pairs, table.chosen, table.rejected, strict=True):
         assert table.sequences[c].ids == encoder(pair.chosen).ids
         assert table.sequences[r].ids == encoder(pair.rejected).ids
@@ -151,8 +151,8 @@ def test_an_epoch_is_a_function_of_seed_and_epoch_and_every_rank_takes_as_many_s
 
 def test_heads_margins_and_weights_travel_with_their_pairs():
     rows = planted_rows(2)
-    a = data.to_pair(sources.Row("f", 1, {**rows[0], "margin": 2}), SourceConfig("f", weight=3.0), "harmless")
-    b = data.to_pair(sources.Row("f", 2, rows[1]), SourceConfig("f"), "convincing")
+    a = pairs.to_pair(sources.Row("f", 1, {**rows[0], "margin": 2}), SourceConfig("f", weight=3.0), "harmless")
+    b = pairs.to_pair(sources.Row("f", 2, rows[1]), SourceConfig("f"), "convincing")
     plain = table_of([(0, 1), (1, 2)])
     table = PairTable((a, b), plain.sequences, plain.chosen, plain.rejected, {})
     batch = Collator(table, ("convincing", "harmless"), token_rows(table, 0))([1, 0])

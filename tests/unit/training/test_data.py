@@ -15,7 +15,8 @@ from model.conversation import Message, Sample
 from tests.support.training_world import planted_rows, write_jsonl
 from training import data, sources
 from training.config import ConfigError, DataConfig, SourceConfig
-from training.data import DataError, FieldError, is_held_out, to_pair
+from training.data import DataError, is_held_out
+from training.pairs import FieldError, to_pair
 
 USER, CHOSEN, REJECTED = (
     {"role": "user", "content": "hi"},

@@ -15,7 +15,8 @@ from training.config import ConfigError
 from training.losses import logsigmoid
 from training.methods import CachedNetwork, adapt, fit_logistic, merge
 from training.sequences import PairTable
-from training.trainer import NonFiniteLoss, RewardTrainer, _EpochOrder, last_complete, load_weights
+from training.steps import EpochOrder, last_complete, load_weights
+from training.trainer import NonFiniteLoss, RewardTrainer
 
 COMPARISONS = [(0, 1), (2, 1), (3, 0), (4, 5), (1, 5), (2, 4), (3, 5)]
 
@@ -191,7 +192,7 @@ def test_a_resumed_epoch_has_its_own_order_however_the_loader_is_wrapped():
     def order(epoch):
         batches = PairBatches(table, config("optim.batch_pairs=3").optim, seed=0)
         if epoch is not None:
-            _EpochOrder(batches).on_epoch_begin(None, SimpleNamespace(epoch=epoch), None)
+            EpochOrder(batches).on_epoch_begin(None, SimpleNamespace(epoch=epoch), None)
         return list(batches)
 
     assert order(1.5) == order(1.0)

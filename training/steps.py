@@ -1,0 +1,93 @@
+"""Step checkpoints: which of them are whole, what is in them, and the callbacks that write beside the weights.
+
+Knows files and weights; no loss and no data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from training.collate import PairBatches
+from training.config import ConfigError
+
+COMPLETE = "complete"
+WEIGHTS = "model.safetensors"
+_EMA = "ema.safetensors"
+
+
+def last_complete(steps: Path) -> Path | None:
+    """The newest step checkpoint that was written to its end: a kill in the middle of a save leaves half of one."""
+    found = [p.parent for p in steps.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+def load_weights(network: nn.Module, folder: Path) -> None:
+    """Put the weights of a step checkpoint, averaged where the run averaged, into `network`."""
+    averaged = folder / _EMA
+    if not averaged.is_file() and not (folder / WEIGHTS).is_file():
+        raise ConfigError(f"{folder} holds shards, not whole weights: go on with it (output.resume=true) instead")
+    state = load_file(averaged if averaged.is_file() else folder / WEIGHTS)
+    unexpected = network.load_state_dict(state, strict=False).unexpected_keys
+    if unexpected:
+        raise ConfigError(f"{folder} was written by another recipe: this network has no {unexpected[0]}")
+
+
+class WeightAverage(TrainerCallback):
+    """An exponential moving average of the weights that learn; it replaces them when training ends."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self._network, self._decay = network, decay
+        self._average: dict[str, Tensor] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start from the weights, or from the average that the resumed run had."""
+        at = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _EMA
+        saved = load_file(at) if state.global_step and at.is_file() else {}
+        self._average = {n: saved.get(n, p.detach()).to(p.device, torch.float32).clone() for n, p in self._learning()}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One step of the average; in the first steps the decay is smaller, so that the start is forgotten."""
+        decay = min(self._decay, (1 + state.global_step) / (10 + state.global_step))
+        for name, weight in self._learning():
+            self._average[name].lerp_(weight.detach().float(), 1 - decay)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Beside the weights, so that a resumed run goes on averaging."""
+        if state.is_world_process_zero:
+            save_file(self._average, Path(args.output_dir) / f"checkpoint-{state.global_step}" / _EMA)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The averaged weights are the result."""
+        with torch.no_grad():
+            for name, weight in self._learning():
+                weight.copy_(self._average[name])
+
+    def _learning(self) -> Sequence[tuple[str, nn.Parameter]]:
+        return [(n, p) for n, p in self._network.named_parameters() if p.requires_grad]
+
+
+class EpochOrder(TrainerCallback):
+    """Tells the batches which epoch it is, also in a resumed run, where wrappers of the loader hide them."""
+
+    def __init__(self, batches: PairBatches) -> None:
+        self._batches = batches
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """`state.epoch` counts in fractions while an epoch runs."""
+        self._batches.set_epoch(int(state.epoch or 0))
+
+
+class MarkComplete(TrainerCallback):
+    """The last file of a step checkpoint. Added last, so that every other callback has written its own."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Everything before it is on disk."""
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
