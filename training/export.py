@@ -32,7 +32,7 @@ def checkpoint(
     """Write the one layout, adapters merged, and its contract; the scores in it come from what was read back."""
     merge(trained.network)
     write(folder, trained.network, trained.tokenizer, policy=trained.policy, calibration=calibration)
-    return _contract(folder, trained, probes)
+    return contract(folder, trained, probes)
 
 
 def has_adapter(trained: Checkpoint) -> bool:
@@ -42,12 +42,10 @@ def has_adapter(trained: Checkpoint) -> bool:
     return isinstance(trained.network.backbone, peft.PeftModel)
 
 
-def adapter(
-    folder: Path, trained: Checkpoint, base: str, calibration: Calibration | None, probes: Sequence[Sample]
-) -> None:
-    """Write the LoRA adapter with its head over `base`, in peft's sequence-classification layout, with its contract.
+def adapter(folder: Path, trained: Checkpoint, base: str, calibration: Calibration | None) -> None:
+    """Write the LoRA adapter with its head over `base`, in peft's sequence-classification layout.
 
-    To be called before `checkpoint`, which merges the adapter away.
+    To be called before `checkpoint`, which merges the adapter away; `contract` completes the folder.
     """
     backbone: Any = trained.network.backbone
     backbone.save_pretrained(str(folder))
@@ -65,10 +63,10 @@ def adapter(
     trained.tokenizer.save_pretrained(folder)
     if calibration is not None:
         calibration.save(folder)
-    _contract(folder, trained, probes)
 
 
-def _contract(folder: Path, trained: Checkpoint, probes: Sequence[Sample]) -> ScoringContract:
+def contract(folder: Path, trained: Checkpoint, probes: Sequence[Sample]) -> ScoringContract:
+    """Write the contract of a folder under the policy of training. Raise `CheckpointError` if it cannot be read back."""
     policy = trained.policy
     return write_contract(
         folder,

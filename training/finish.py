@@ -45,8 +45,9 @@ def finish(
     judged = evaluate.slices(tables.held_out, scores_NH, network.head_names, network.head_weights)
     metrics = figures(config, judged)
     probes = _probes(config, tables)
-    if config.output.adapter and config.model.n_layers is None and export.has_adapter(trained):
-        export.adapter(folder / "adapter", trained, _base_name(config), calibration, probes)
+    adapter = config.output.adapter and config.model.n_layers is None and export.has_adapter(trained)
+    if adapter:
+        export.adapter(folder / "adapter", trained, _base_name(config), calibration)
     out = folder / "checkpoint"
     facts = {"made by": f"reward-train {verb}", **facts_of(config, tables)}
     contract_digest = _export(out, trained, calibration, probes)
@@ -62,6 +63,9 @@ def finish(
     export.write_report(out, page | details)
     title = f"Reward model {folder.resolve().name}"
     report.write(folder / "report.html", report.Page(title, page, metrics, before, judged, recipe.plain(config)))
+    if adapter:
+        # Last: an adapter that cannot be read back over its base must not cost the run its checkpoint.
+        export.contract(folder / "adapter", trained, probes)
     return out
 
 
