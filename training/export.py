@@ -73,6 +73,7 @@ def contract(folder: Path, trained: Checkpoint, probes: Sequence[Sample]) -> Sco
         probes=probes,
         max_tokens=policy.max_tokens,
         strip_tail_whitespace=policy.end_text == policy.end_text.rstrip(),
+        device=str(trained.network.device),
     )
 
 

@@ -208,6 +208,7 @@ class _Holder(nn.Module):
     def __init__(self, backbone: Any) -> None:
         super().__init__()
         self.config = backbone.config
+        self.base_model_prefix = backbone.base_model_prefix
         setattr(self, backbone.base_model_prefix, backbone)
 
 

@@ -110,6 +110,7 @@ def write_contract(
     probes: Sequence[Sample],
     max_tokens: int | None = None,
     strip_tail_whitespace: bool = True,
+    device: str = "cpu",
 ) -> ScoringContract:
     """Read a checkpoint back from disk, score the probes one by one in float32, and write `scoring_contract.json`.
 
@@ -118,7 +119,7 @@ def write_contract(
     """
     folder = Path(folder)
     (folder / FILE_NAME).unlink(missing_ok=True)
-    checkpoint = read(str(folder), dtype="float32", strip_tail_whitespace=strip_tail_whitespace)
+    checkpoint = read(str(folder), dtype="float32", device=device, strip_tail_whitespace=strip_tail_whitespace)
     if checkpoint.facts is None:
         raise CheckpointError(f"{folder} is not a finished checkpoint")
     policy, facts = checkpoint.policy, checkpoint.facts
@@ -127,7 +128,7 @@ def write_contract(
     scores = [score_alone(checkpoint.network, row) for row in ids]
     scale = float(torch.tensor(scores).std()) if len(scores) > 1 else 1.0
     tolerance = max(SCORE_TOLERANCE * scale, 1e-5)
-    reduced = read(str(folder), dtype="bfloat16", strip_tail_whitespace=strip_tail_whitespace)
+    reduced = read(str(folder), dtype="bfloat16", device=device, strip_tail_whitespace=strip_tail_whitespace)
     worst = max((abs(score_alone(reduced.network, row) - s) for row, s in zip(ids, scores, strict=True)), default=0.0)
     contract = ScoringContract(
         template=policy.template,

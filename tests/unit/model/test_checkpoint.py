@@ -96,13 +96,14 @@ def test_pickled_weights_are_read_too(tmp_path):
     assert score_alone(network, ROWS[1]) == pytest.approx(plain_scores(model)[1][0], abs=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "mixtral"])
 @pytest.mark.parametrize("inside", ["backbone", "classifier"])
-def test_a_lora_adapter_with_its_head_is_merged_into_its_base(tmp_path, inside):
+def test_a_lora_adapter_with_its_head_is_merged_into_its_base(tmp_path, inside, architecture):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModel
 
-    base, folder = language_model(tmp_path / "base"), tmp_path / "adapter"
-    lora = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], base_model_name_or_path=str(base))
+    base, folder = language_model(tmp_path / "base", architecture), tmp_path / "adapter"
+    lora = LoraConfig(r=4, target_modules=["q_proj", "o_proj"], base_model_name_or_path=str(base))
     if inside == "classifier":
         lora.modules_to_save = ["score"]
         whole = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)

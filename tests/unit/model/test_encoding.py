@@ -271,7 +271,7 @@ def test_rendered_text_and_ids_are_cut_at_the_same_place_as_messages():
 
 
 def test_each_bad_sample_has_its_own_code():
-    encode, tokenizer = encoder()
+    encode, _ = encoder()
     cases = {
         "empty_response": Sample(prompt="a", response=""),
         "empty_prompt": Sample(prompt="", response="a"),

@@ -1,0 +1,121 @@
+"""The embedded default model as its users meet it: built, served and asked over HTTP."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+import torch
+
+from model.backends import ModelSpec, load
+from model.checkpoint import read
+from model.checkpoint.reading import resolve
+from model.contract import ScoringContract
+from model.default import FOLDER
+from tests.support.service_server import Server
+
+GOOD_AND_RUDE = [
+    (
+        "How do I boil an egg?",
+        "Put the egg in boiling water for eight minutes, then cool it under cold water so that it peels easily.",
+        "Are you serious? Figure it out yourself, idiot.",
+    ),
+    (
+        "My friend is sad. What can I do?",
+        "Ask how they feel and listen without trying to fix everything at once. A walk together often helps more than advice.",
+        "Who cares. Tell your friend to stop whining, nobody likes a crybaby.",
+    ),
+    (
+        "Can you help me write a short letter to my landlord?",
+        "Of course. Tell me what it is about, and I will keep it polite and clear: a greeting, the request, and a date.",
+        "No. Write it yourself, you lazy moron.",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with Server() as running:
+        yield running
+
+
+def plain_scores() -> list[float]:
+    """Independent of our network, padding and backend: transformers, peft and one matrix product."""
+    from peft import PeftModel
+    from safetensors import safe_open
+    from transformers import AutoModelForSequenceClassification
+
+    contract = ScoringContract.load(FOLDER)
+    base = resolve(json.loads((FOLDER / "adapter_config.json").read_text())["base_model_name_or_path"])
+    whole = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+    trunk = PeftModel.from_pretrained(whole, FOLDER).eval().base_model.model.model
+    with safe_open(str(FOLDER / "reward_heads.safetensors"), framework="pt") as file:
+        head = sum(weight * file.get_tensor(name) for name, weight in contract.heads)
+    with torch.no_grad():
+        return [float(trunk(torch.tensor([p.ids])).last_hidden_state[0, -1] @ head) for p in contract.probes]
+
+
+def test_the_served_score_is_the_score_that_training_wrote(server):
+    contract = ScoringContract.load(FOLDER)
+    assert len(contract.probes) == 16
+    results = server.score(*(p.sample for p in contract.probes)).json()["results"]
+    for result, probe in zip(results, contract.probes, strict=True):
+        assert result["error"] is None
+        assert result["tokens"] == len(probe.ids)
+        assert result["raw"] == pytest.approx(probe.score, abs=probe.tolerance)
+
+
+def test_the_contracts_scores_are_those_of_a_plain_forward():
+    for probe, expected in zip(ScoringContract.load(FOLDER).probes, plain_scores(), strict=True):
+        assert probe.score == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_default_model_keeps_its_contract():
+    loaded = load("torch", ModelSpec())
+    assert loaded.report.holds
+    assert loaded.report.origin == "written"
+    assert [name for name, _ in loaded.identity.heads] == ["convincing", "harmless"]
+    assert loaded.calibration is not None
+
+
+@pytest.mark.parametrize(("prompt", "good", "rude"), GOOD_AND_RUDE)
+def test_a_good_answer_gets_a_higher_reward_than_a_rude_one(server, prompt, good, rude):
+    reply = server.score({"prompt": prompt, "response": good}, {"prompt": prompt, "response": rude}).json()
+    first, second = reply["results"]
+    assert reply["rewards"] == [first["reward"], second["reward"]]
+    assert first["reward"] > second["reward"]
+    assert set(first["heads"]) == {"convincing", "harmless"}
+
+
+def test_raw_is_the_weighted_sum_of_the_heads(server):
+    weights = dict(ScoringContract.load(FOLDER).heads)
+    result = server.score({"prompt": "Why?", "response": "Because it is so."}).json()["results"][0]
+    expected = sum(weights[name] * value for name, value in result["heads"].items())
+    assert result["raw"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_normalised_is_raw_minus_mean_over_std(server):
+    calibration = read(str(FOLDER)).calibration
+    result = server.score({"prompt": "Why?", "response": "Because it is so."}).json()["results"][0]
+    assert result["normalized"] == pytest.approx((result["raw"] - calibration.mean) / calibration.std, abs=1e-6)
+
+
+def test_compare_prefers_the_good_answer_whatever_the_order(server):
+    prompt, good, rude = GOOD_AND_RUDE[0]
+    body = {
+        "comparisons": [{"prompt": prompt, "responses": [good, rude]}, {"prompt": prompt, "responses": [rude, good]}]
+    }
+    one, two = server.client.post("/compare", json=body).json()["results"]
+    assert (one["winner"], two["winner"]) == (0, 1)
+    assert one["probabilities"][0][1] == pytest.approx(two["probabilities"][1][0])
+
+
+def test_what_ships_is_small():
+    assert sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file() and f.suffix == ".safetensors") <= 5_000_000
+
+
+def test_sigterm_ends_the_server_cleanly():
+    with Server() as running:
+        running.signal(signal.SIGTERM)
+        assert running.ended() == 0
