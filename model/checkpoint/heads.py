@@ -52,12 +52,23 @@ def adapter_files(folder: Path) -> list[Path]:
     return [folder / name for name in _ADAPTER_FILES if (folder / name).is_file()][:1]
 
 
+def base_of_heads(folder: Path) -> str | None:
+    """The language model that the heads in this folder sit on, where they are a reward model of their own."""
+    path = folder / HEADS_FILE
+    return _metadata(path).get("base_model_name_or_path") if path.is_file() else None
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(str(path), framework="pt") as file:
+        return file.metadata() or {}
+
+
 def _own(folder: Path, config: Any) -> Head | None:
     path = folder / HEADS_FILE
     if not path.is_file():
         return None
+    listed = json.loads(_metadata(path).get("reward_heads", "[]"))
     with safe_open(str(path), framework="pt") as file:
-        listed = json.loads((file.metadata() or {}).get("reward_heads", "[]"))
         stored = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (not a dict)
     names = tuple(str(h["name"]) for h in listed)
     lost = [n for n in names if n not in stored]

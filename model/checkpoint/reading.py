@@ -13,7 +13,7 @@ from torch import nn
 from model.calibration import Calibration
 from model.checkpoint import weights
 from model.checkpoint.bases import BASES
-from model.checkpoint.heads import Head, adapter_files, find_head
+from model.checkpoint.heads import adapter_files, base_of_heads, find_head
 from model.checkpoint.record import DTYPES, Checkpoint, CheckpointError
 from model.contract import Facts, ScoringContract
 from model.encoding import EncodingPolicy, infer_policy, template_digest, tokenizer_digest
@@ -39,13 +39,13 @@ def read(
     form, head = find_head(folder, config)
     chosen = _choose_dtype(dtype, config, contract)
     backbone = _load_backbone(base, config, chosen)
-    if base != folder:
-        form, backbone = f"adapter ({form} head)", _merge_adapter(backbone, folder, head)
+    if (folder / ADAPTER_CONFIG).is_file():
+        form, backbone = f"adapter ({form} head)", _merge_adapter(backbone, folder)
     network = RewardNetwork(backbone, head.weight_HD, head.names, head.weights, head.bias_H).to(device).eval()
     tokenizer = read_tokenizer(folder if (folder / "tokenizer.json").is_file() else base)
     policy = _policy(tokenizer, network, contract, strip_tail_whitespace=strip_tail_whitespace)
     pad_id = _pad_id(config, tokenizer, policy)
-    files = [*weights.weight_files(base), *([] if base == folder else adapter_files(folder))]
+    files = [*weights.weight_files(base), *adapter_files(folder)]
     facts = Facts(
         template_digest=template_digest(policy.template),
         bos_id=policy.bos_id,
@@ -128,13 +128,14 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def _base_of(folder: Path) -> Path:
-    """The folder with the full weights: of an adapter its base model's, else this one."""
-    if not (folder / ADAPTER_CONFIG).is_file():
-        return folder
-    name = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
-    if not name:
-        raise CheckpointError(f"{folder}/{ADAPTER_CONFIG} names no base_model_name_or_path")
-    return resolve(name)
+    """The folder with the full weights: of an adapter or of bare heads their base model's, else this one."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        name = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+        if not name:
+            raise CheckpointError(f"{folder}/{ADAPTER_CONFIG} names no base_model_name_or_path")
+        return resolve(name)
+    name = base_of_heads(folder)
+    return resolve(name) if name else folder
 
 
 def _load_backbone(folder: Path, config: Any, dtype: str, *, whole: bool = True) -> Any:
@@ -184,7 +185,7 @@ def quiet_transformers() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-def _merge_adapter(backbone: Any, folder: Path, head: Head) -> Any:
+def _merge_adapter(backbone: Any, folder: Path) -> Any:
     """The backbone with a LoRA adapter folded into its weights."""
     from peft import PeftConfig, PeftModel
 

@@ -69,13 +69,19 @@ def write(
     return pad_id
 
 
-def write_heads(folder: Path | str, network: RewardNetwork) -> None:
-    """Write every head by name, with what it counts in the raw score."""
+def write_heads(folder: Path | str, network: RewardNetwork, *, base: str | None = None) -> None:
+    """Write every head by name, with what it counts in the raw score.
+
+    With `base` (a folder, a packaged base or a hub name) the folder is a reward model of its own: these heads over that
+    language model, as it is.
+    """
     listed = [{"name": n, "weight": w} for n, w in zip(network.head_names, network.head_weights, strict=True)]
+    metadata = {"reward_heads": json.dumps(listed), **({"base_model_name_or_path": base} if base else {})}
     tensors = {
         n: w.detach().float().cpu().clone() for n, w in zip(network.head_names, network.heads.weight, strict=True)
     }
-    save_file(tensors, Path(folder) / HEADS_FILE, metadata={"reward_heads": json.dumps(listed)})
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_file(tensors, Path(folder) / HEADS_FILE, metadata=metadata)
 
 
 def ensure_pad(network: RewardNetwork, tokenizer: Any, policy: EncodingPolicy) -> int:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from model.checkpoint import CheckpointError, read, read_backbone, write
+from model.checkpoint import CheckpointError, read, read_backbone, write, write_contract, write_heads
 from model.checkpoint.weights import digest, weight_files
 from model.checkpoint.writing import score_alone
 from tests.support.checkpoints import (
@@ -128,6 +128,19 @@ def test_a_lora_adapter_with_its_head_is_merged_into_its_base(tmp_path, inside, 
             out = model(torch.tensor([row]))
         expected = out.logits[0, 0] if inside == "classifier" else out.last_hidden_state[0, -1] @ head[0]
         assert score_alone(checkpoint.network, row) == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_bare_heads_over_a_base_model_are_a_reward_model(tmp_path):
+    base = language_model(tmp_path / "base")
+    start = read_backbone(str(base), head_names=("a", "b"), head_weights=(0.5, 2.0))
+    write_heads(tmp_path / "heads", start.network, base=str(base))
+    contract = write_contract(tmp_path / "heads", probes=PROBES)
+    assert sum(f.stat().st_size for f in (tmp_path / "heads").glob("*.safetensors")) < 1000
+    again = read(str(tmp_path / "heads"))
+    assert again.network.head_names == ("a", "b")
+    assert again.contract == contract
+    for row in ROWS:
+        assert score_alone(again.network, row) == pytest.approx(score_alone(start.network.eval(), row), abs=1e-6)
 
 
 # -- refusing ---------------------------------------------------------------------------------------------------------
