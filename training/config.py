@@ -24,7 +24,8 @@ class ModelConfig:
 
     `head_weights` weigh the *normalised* heads in the one reward. `n_layers` keeps only the first layers of the
     trunk. `head_init` is for a fresh head: `random`, or `logistic`: the ridge-penalised logistic regression of
-    each head on the frozen trunk's features, which full and LoRA training then go on from.
+    each head on the frozen trunk's features, which full and LoRA training then go on from. `head_l2` is its ridge:
+    one number, or one a head.
     """
 
     path: str
@@ -32,7 +33,7 @@ class ModelConfig:
     heads: tuple[str, ...] = ("score",)
     head_weights: tuple[float, ...] = ()
     head_init: Literal["random", "logistic"] = "random"
-    head_l2: float = 0.1
+    head_l2: tuple[float, ...] = (0.1,)
     n_layers: int | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
@@ -45,7 +46,11 @@ class ModelConfig:
             len(self.head_weights) in (0, len(self.heads)),
             "model.head_weights", self.head_weights, f"empty or {len(self.heads)} numbers, one a head",
         )  # fmt: skip
-        _require(self.head_l2 > 0, "model.head_l2", self.head_l2, "above zero")
+        _require(
+            len(self.head_l2) in (1, len(self.heads)),
+            "model.head_l2", self.head_l2, f"one number, or {len(self.heads)}, one a head",
+        )  # fmt: skip
+        _require(all(l2 > 0 for l2 in self.head_l2), "model.head_l2", self.head_l2, "above zero")
         _require(self.n_layers is None or self.n_layers > 0, "model.n_layers", self.n_layers, "above zero")
         fresh = self.start == "backbone"
         _require(fresh or self.head_init == "random", "model.head_init", self.head_init, "left out with start: reward")
@@ -54,6 +59,11 @@ class ModelConfig:
     def weight_of_head(self) -> tuple[float, ...]:
         """One weight a head; all 1 where none is given."""
         return self.head_weights or tuple(1.0 for _ in self.heads)
+
+    @property
+    def l2_of_head(self) -> tuple[float, ...]:
+        """One ridge a head."""
+        return self.head_l2 if len(self.head_l2) == len(self.heads) else self.head_l2 * len(self.heads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +153,7 @@ class OptimConfig:
 
     `batch_pairs` pairs a step and rank in `shuffled` batches. In `grouped` batches the pairs of one prompt ride
     together, up to `batch_sequences` distinct sequences; a text in forty pairs then costs one forward an epoch.
+    `epochs` 0: no step at all, the heads stay as they were initialised.
     `head_lr` None: the same as `lr`. `ema` is the decay of the weight average that is exported; 0: no average.
     """
 
@@ -167,7 +178,8 @@ class OptimConfig:
         """Raise `ConfigError` naming field and value."""
         _require(self.lr > 0, "optim.lr", self.lr, "above zero")
         _require(self.head_lr is None or self.head_lr > 0, "optim.head_lr", self.head_lr, "above zero")
-        _require(self.epochs > 0, "optim.epochs", self.epochs, "above zero")
+        _require(self.epochs >= 0, "optim.epochs", self.epochs, "zero or above")
+        _require(self.max_steps < 1 or self.epochs > 0, "optim.max_steps", self.max_steps, "left out with epochs: 0")
         _require(self.batch_pairs > 0, "optim.batch_pairs", self.batch_pairs, "above zero")
         _require(self.batch_sequences > 1, "optim.batch_sequences", self.batch_sequences, "above one")
         _require(self.accumulate > 0, "optim.accumulate", self.accumulate, "above zero")
@@ -260,5 +272,10 @@ class Config:
                 raise ConfigError(
                     f"source {source.path!r} trains head {source.head!r}; model.heads are {list(self.model.heads)}"
                 )
+        if self.optim.epochs == 0 and self.model.head_init == "random":
+            raise ConfigError(
+                "optim.epochs is 0 and model.head_init is 'random': nothing would be learnt. Set model.head_init: "
+                "logistic with a backbone; with a reward model, `reward-train calibrate` is what goes without steps."
+            )
         if self.method.name == "frozen" and self.optim.gradient_checkpointing:
             raise ConfigError("optim.gradient_checkpointing has nothing to save with method.name: frozen; leave it out")

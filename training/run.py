@@ -125,7 +125,9 @@ def _own_heads(config: Config, checkpoint: Checkpoint) -> Config:
     """The recipe for a model that exists: its heads are what they are; the recipe may still weigh them."""
     names = checkpoint.network.head_names
     weights = config.model.head_weights if len(config.model.head_weights) == len(names) else ()
-    return replace(config, model=replace(config.model, heads=names, head_weights=weights))
+    return replace(
+        config, model=replace(config.model, heads=names, head_weights=weights, head_l2=config.model.head_l2[:1])
+    )
 
 
 def _without_constant(checkpoint: Checkpoint) -> None:
@@ -178,8 +180,8 @@ def _initialise_heads(config: Config, start: Checkpoint, table: PairTable, featu
     if config.model.head_init == "random" or features is None:
         return
     heads = start.network.heads.weight
-    for h, name in enumerate(start.network.head_names):
-        heads.data[h] = fit_logistic(features, table, name, l2=config.model.head_l2).to(heads.device)
+    for h, (name, l2) in enumerate(zip(start.network.head_names, config.model.l2_of_head, strict=True)):
+        heads.data[h] = fit_logistic(features, table, name, l2=l2).to(heads.device)
 
 
 def _fit(
@@ -190,9 +192,11 @@ def _fit(
     folder: Path,
     resume_from: Path | None,
 ) -> Checkpoint | None:
-    """Train. The first process gets the trained weights, whole; the others None."""
+    """Train, with `epochs: 0` not at all. The first process gets the weights, whole; the others None."""
     network, table = start.network, tables.train
     _refuse_lost_margins(config, table)
+    if config.optim.epochs == 0:
+        return start if _process().is_main_process else None
     rows: Rows
     if config.method.name == "frozen" and features is not None:
         module: torch.nn.Module = CachedNetwork(network, features)

@@ -15,6 +15,7 @@ from model.padding import left_pad, position_ids
 from tests.support import training_world as world
 from training import run, scoring
 from training.__main__ import main
+from training.methods import fit_logistic
 from training.recipe import load
 
 FULL = {"optim": {"lr": 3e-3, "epochs": 2, "batch_pairs": 16}, "eval": {"steps": 15, "bootstrap": 50}}
@@ -144,6 +145,46 @@ def test_peft_alone_loads_the_adapter_with_its_head(trained):
         got = [model.base_model.model.model(torch.tensor([p.ids])).last_hidden_state[0, -1] for p in contract.probes]
         scores = [model.base_model.model.score(h).item() for h in got]
     assert scores == pytest.approx([p.score for p in contract.probes], abs=1e-4)
+
+
+# -- no gradient steps ------------------------------------------------------------------------------------
+
+
+def two_sources(folder):
+    """Two heads with opposite tastes over the same words: what one calls good, the other calls bad."""
+    kind = world.write_jsonl(folder / "kind.jsonl", world.planted_rows(200))
+    rude = [{**r, "group": f"h{r['group']}"} for r in world.planted_rows(160, seed=3, good=world.BAD, bad=world.GOOD)]
+    return [
+        {"path": str(kind), "head": "kind", "name": "kind"},
+        {"path": str(world.write_jsonl(folder / "rude.jsonl", rude)), "head": "rude", "name": "rude"},
+    ]
+
+
+HEADS_ALONE = {"heads": ["kind", "rude"], "head_weights": [2, 1], "head_init": "logistic", "head_l2": [0.01, 1]}
+
+
+@pytest.fixture(scope="module")
+def convex(tmp_path_factory, sft, pairs):
+    folder = tmp_path_factory.mktemp("convex")
+    recipe = recipe_for(
+        folder, sft, pairs, model=HEADS_ALONE, data={"sources": two_sources(folder)},
+        method={"name": "frozen"}, optim={"epochs": 0},
+    )  # fmt: skip
+    assert main(["--config", str(recipe)]) == 0
+    return folder
+
+
+def test_without_steps_every_head_is_its_own_convex_solution(convex):
+    config = load(convex / "recipe.yaml")
+    start = run.begin(config)
+    table = run.encode(config, start).train
+    hidden = scoring.last_hidden(start.network, [s.ids for s in table.sequences], pad_id=start.pad_id, batch_tokens=999)
+    trained = read(str(convex / "out" / "checkpoint"))
+    for name, l2, weight in zip(("kind", "rude"), (0.01, 1.0), trained.network.heads.weight, strict=True):
+        expected = fit_logistic(hidden, table, name, l2=l2)
+        assert weight.tolist() == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-5)
+    assert not (convex / "out" / "steps").exists()
+    assert trained.network.heads.weight[1].norm() < trained.network.heads.weight[0].norm(), "the larger ridge"
 
 
 # -- the other verbs --------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,9 @@ def test_a_minimal_recipe_has_defaults_everywhere_else():
         ("optim.precision=no", lambda c: c.optim.precision == "no"),
         ("data.sources.0.max_pairs=null", lambda c: c.data.sources[0].max_pairs is None),
         ("model.heads=[a, b]", lambda c: c.model.weight_of_head == (1.0, 1.0)),
+        ("model.heads=[a, b]", lambda c: c.model.l2_of_head == (0.1, 0.1)),
+        ("model={path: m, heads: [a, b], head_l2: 2}", lambda c: c.model.l2_of_head == (2.0, 2.0)),
+        ("model={path: m, heads: [a, b], head_l2: [2, 1e-3]}", lambda c: c.model.l2_of_head == (2.0, 0.001)),
     ],
 )
 def test_set_overrides_a_nested_key(override, read):
@@ -55,10 +59,15 @@ def test_set_overrides_a_nested_key(override, read):
         ("model.path.deeper=1", "has no parts"),
         ("model.head_weights=[1, 2]", "one a head"),
         ("model.heads=[a, a]", "names that differ"),
+        ("model.head_l2=[1, 2]", "model.head_l2 is (1.0, 2.0); it must be one number"),
+        ("model.head_l2=0", "above zero"),
+        ("optim.epochs=0", "nothing would be learnt"),
+        ("optim.epochs=-1", "zero or above"),
+        ("optim={epochs: 0, max_steps: 5}", "left out with epochs: 0"),
     ],
 )
 def test_what_is_wrong_is_named(override, says):
-    with pytest.raises(ConfigError, match=says.replace("[", r"\[")):
+    with pytest.raises(ConfigError, match=re.escape(says)):
         recipe.parse(MINIMAL, [override])
 
 
