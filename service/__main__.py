@@ -3,10 +3,19 @@
 0 after a clean shutdown, 1 when the model cannot be served or the port cannot be had, 2 for bad settings.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
-import asyncio
 import os
+import signal
+
+# The imports below take half a second, in which a signal would end the process by its default action and look
+# like a crash. Nothing has been accepted yet, so there is nothing to finish; the event loop's own handlers take
+# these two places later.
+for _number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(_number, lambda *_: os._exit(0))
+
+import asyncio
 import socket
 import sys
 

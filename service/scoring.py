@@ -200,11 +200,18 @@ class Scoring:
             if scored.reward is None:
                 return Compared(None, _at_response(scored.failure, i), parts)
             raw.append(scored.reward.raw)
-        return Compared(rank(raw, self._temperature, tie_margin), None, parts)
+        ranked = rank(raw, self._temperature, tie_margin)
+        if not math.isfinite(ranked.margin):
+            error = ScoreNotFinite("the two best scores are further apart than a float can say")
+            return Compared(None, Failure.of(error), parts)
+        return Compared(ranked, None, parts)
 
 
 def rank(raw: Sequence[float], temperature: float, tie_margin: float) -> Ranked:
-    """Rank uncapped raw scores. P(i beats j) = sigmoid((raw_i - raw_j) / temperature), Bradley-Terry (1952)."""
+    """Rank uncapped raw scores. P(i beats j) = sigmoid((raw_i - raw_j) / temperature), Bradley-Terry (1952).
+
+    Finite scores may be so far apart that `margin` is infinite; the probabilities are right even then.
+    """
     ranking = sorted(range(len(raw)), key=lambda i: (-raw[i], i))
     margin = raw[ranking[0]] - raw[ranking[1]]
     return Ranked(
@@ -217,7 +224,7 @@ def rank(raw: Sequence[float], temperature: float, tie_margin: float) -> Ranked:
 
 
 def _sigmoid(x: float) -> float:
-    """Without overflow for any finite x."""
+    """Without overflow for any x that is a number."""
     return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
 
 

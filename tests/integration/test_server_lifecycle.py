@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +15,7 @@ import httpx
 import pytest
 
 from model.backends.echo import echo_score
-from tests.support.service_server import Server, drill, run_to_end
+from tests.support.service_server import PATIENCE_S, ROOT, Server, drill, run_to_end
 
 GOOD = {"prompt": "hi", "response": "yes"}
 
@@ -78,6 +80,18 @@ def test_a_server_that_is_told_to_stop_while_it_loads_stops(gate):
         server.signal()
         assert server.ended() == 0
         gate.leave()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("start", [["-m", "service"], ["-c", "from service.__main__ import main; main()"]])
+def test_a_process_that_is_told_to_stop_while_it_still_imports_ends_with_exit_code_0(gate, tmp_path, start, number):
+    (tmp_path / "uvloop.py").write_text(f"open({gate.path!r}, 'rb').read()")  # found before the real one
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, *start], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+    gate.enter()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, said) == (0, b"")
 
 
 def test_a_model_that_cannot_be_loaded_is_said_in_words_and_ends_the_process():

@@ -26,6 +26,7 @@ from service.scoring import Comparison, Rooms, Scoring, _all_or_none, rank
 from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, poisoned_by, scores_with
 
 RAW = st.floats(-1e6, 1e6)
+ANY_RAW = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @pytest.fixture
@@ -167,6 +168,21 @@ async def test_a_comparison_uses_the_uncapped_raw_score_and_the_calibrated_tempe
     assert compared.ranked.probabilities[0][1] == pytest.approx(1 / (1 + math.exp(-(raw[0] - raw[1]) / 2.0)))
 
 
+async def test_scores_too_far_apart_for_a_float_are_an_error_of_their_comparison_alone(open_house):
+    """1e308 - -1e308 is infinite. What lies far behind the best two has the right probability all the same."""
+    values = {b"p\nhigh\0": 1e308, b"p\nalso high\0": 0.9e308, b"p\nlow\0": -1e308}
+    scorer = FakeScorer(
+        lambda batch: BatchScores(tuple({"score": values.get(bytes(r), 0.0)} for r in batch.rows), batch.n_tokens)
+    )
+    asked = [Comparison("p", responses) for responses in (("high", "low"), ("also high", "high", "low"), ("a", "b"))]
+    far, near, even = await open_house(scorer).compare(asked)
+    assert (far.ranked, far.failure.code) == (None, "score_not_finite")
+    assert near.ranked.ranking == (1, 0, 2)
+    assert near.ranked.probabilities[1][2] == 1.0
+    assert near.ranked.probabilities[2][1] == 0.0
+    assert even.failure is None
+
+
 async def test_the_scorer_sees_the_same_rows_in_whatever_order_responses_are_listed(open_house):
     """Rounding may depend on who rides beside whom, so the batch is the same too."""
     seen = []
@@ -207,6 +223,13 @@ def test_every_ranking_is_consistent(raw, temperature, margin):
             assert 0.0 <= p <= 1.0
             assert p + ranked.probabilities[j][i] == pytest.approx(1.0)
             assert (p >= 0.5) == (raw[i] >= raw[j]) or math.isclose(p, 0.5)
+
+
+@given(raw=st.lists(ANY_RAW, min_size=2, max_size=16), temperature=st.floats(1e-300, 1e300))
+def test_probabilities_are_numbers_whatever_finite_scores_they_are_made_of(raw, temperature):
+    ranked = rank(raw, temperature, 0.0)
+    assert all(0.0 <= p <= 1.0 for row in ranked.probabilities for p in row)
+    assert ranked.margin >= 0.0
 
 
 @given(raw=st.lists(RAW, min_size=2, max_size=8, unique=True), data=st.data())
