@@ -29,8 +29,9 @@ from service.api.health import OPEN_PATHS, health_routes
 from service.api.middleware import BodyLimit, KeyCheck, RequestSeen, Witness
 from service.api.routes import scoring_routes
 from service.api.stage import Bounds, Served, Stage
-from service.batching.batcher import BatchDone, Batcher
+from service.batching.batcher import Batcher
 from service.batching.noise import numeric_noise
+from service.batching.outcomes import BatchDone
 from service.batching.planner import Limits
 from service.clock import Clock, MonotonicClock
 from service.encoder import Encoder
@@ -175,7 +176,9 @@ def _tell_of_batches(metrics: Metrics, log: logs.Logger) -> Callable[[BatchDone]
         if done.outcome == "ok":
             metrics.observe_batch(done.n_rows, done.n_tokens, done.n_computed, done.n_padding, done.forward_s)
             metrics.observe_queue(done.queue_s)
-        elif done.outcome == "out_of_memory":
+            return
+        metrics.observe_failure(done.outcome)
+        if done.outcome == "out_of_memory":
             log.warning("batch_out_of_memory", rows=done.n_rows, tokens=done.n_tokens, budget=done.max_tokens)
         else:
             # Only a backend's own words are written down: those of any other exception may quote anything.
@@ -250,6 +253,7 @@ async def _load_unless_stopped(house: House, stop: asyncio.Event) -> Engine | No
             numeric_noise=noise,
             batching=lambda: engine.batcher.limits,
             is_alive=lambda: engine.batcher.is_alive,
+            n_failing=lambda: engine.batcher.n_failing,
         )
     )
     return engine

@@ -99,6 +99,13 @@ class Loading(RequestRefused):
     status = 503
 
 
+class ScorerFailing(RequestRefused):
+    """Batch after batch has failed. `/readyz` says so; whoever asks for scores all the same is answered."""
+
+    code = "scorer_failing"
+    status = 503
+
+
 class ShuttingDown(RequestRefused):
     """Accepted work is finished; new work goes elsewhere."""
 

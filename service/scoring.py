@@ -18,7 +18,8 @@ from model.encoding import Encoded
 from model.reward import Pipeline, Reward
 from model.scorer import HeadScores
 from service.admission import Admission
-from service.batching.batcher import Batcher, RowOutcome, RowScored
+from service.batching.batcher import Batcher
+from service.batching.outcomes import RowOutcome, RowScored
 from service.clock import Clock
 from service.encoder import Encoder
 from service.errors import DeadlineExceeded, Failure, RowFailed, ScoreNotFinite, ScorerBug

@@ -20,7 +20,7 @@ _ERRORS: dict[int, str] = {
     422: "`invalid_request` with the JSON path of the offending field, `too_many_samples`",
     429: "`overloaded`, where the operator has chosen 429",
     500: "`internal`: a bug in the server",
-    503: "`overloaded`, `loading` or `shutting_down`; see Retry-After",
+    503: "`overloaded`, `loading` or `shutting_down`, and `scorer_failing` of /readyz; see Retry-After",
     504: "`deadline_exceeded`: the time given in x-deadline-ms is over",
 }
 _DEADLINE = {

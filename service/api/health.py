@@ -12,7 +12,7 @@ from starlette.responses import Response
 from service.api import docs
 from service.api.replies import json_response, model_fields
 from service.api.stage import Bounds, Served, Stage
-from service.errors import BatcherStopped
+from service.errors import BatcherStopped, ScorerFailing
 
 OPEN_PATHS: frozenset[str] = frozenset({"/livez", "/readyz", "/metrics"})
 """Answered without a key: orchestrators and Prometheus have none."""
@@ -31,8 +31,10 @@ def health_routes(stage: Stage, bounds: Bounds, render_metrics: Callable[[], byt
 
     @router.get("/readyz", responses=docs.errors(503))
     async def readyz() -> Response:
-        """200 while `/score` is answered; 503 `loading` before, `shutting_down` after."""
+        """200 while `/score` is of use; 503 `loading` before, `scorer_failing` in trouble, `shutting_down` after."""
         served = stage.served()
+        if n := served.n_failing():
+            raise ScorerFailing(f"{n} batches in a row have failed; see the log", retry_after_s=30.0, failed_batches=n)
         return json_response({"status": "ready", "model": served.loaded.identity.name, "model_epoch": served.epoch})
 
     @router.get("/metrics", response_class=Response)

@@ -29,7 +29,8 @@ class Bounds:
 class Served:
     """A model in service. `epoch` counts the models that this process has served.
 
-    `numeric_noise` is by how much a raw score may depend on the rest of its batch; None: not measured.
+    `n_failing` is how many batches in a row have failed, once that is alarming. `numeric_noise` is by how much
+    a raw score may depend on the rest of its batch; None: not measured.
     """
 
     loaded: LoadedModel
@@ -39,6 +40,7 @@ class Served:
     numeric_noise: float | None
     batching: Callable[[], Limits]
     is_alive: Callable[[], bool]
+    n_failing: Callable[[], int]
 
 
 class Stage:

@@ -13,55 +13,30 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from model.scorer import BatchScores, HeadScores, OutOfMemory, Scorer, ScorerError, TokenBatch
+from model.scorer import BatchScores, OutOfMemory, Scorer, TokenBatch
+from service.batching.outcomes import (
+    BatchDone,
+    BatchOutcome,
+    RowOutcome,
+    RowScored,
+    checked,
+    outcome_of,
+    row_error,
+    wrong_number,
+)
 from service.batching.planner import Limits, Ticket, plan
 from service.clock import Clock
-from service.errors import (
-    BatcherStopped,
-    DeadlineExceeded,
-    OutOfMemoryForRow,
-    RowFailed,
-    ScoreNotFinite,
-    ScorerBug,
-    ScorerFailed,
-    ServiceError,
-    ShuttingDown,
-)
-
-BatchOutcome = Literal["ok", "out_of_memory", "failed", "bug"]
+from service.errors import BatcherStopped, DeadlineExceeded, RowFailed, ScorerBug, ServiceError, ShuttingDown
 
 _MORE_FAILURES = 8
 """How many failed forwards a batch may cost beyond those that finding one poisonous row takes."""
 
+FAILING_AFTER = 8
+"""So many batches in a row without one score are no accident of their rows."""
 
-@dataclass(frozen=True, slots=True)
-class RowScored:
-    """The raw heads of one row, and what it took. `n_computed` is its share of the tokens computed."""
-
-    heads: HeadScores
-    queue_s: float
-    forward_s: float
-    n_computed: float
-
-
-RowOutcome = RowScored | RowFailed
-
-
-@dataclass(frozen=True, slots=True)
-class BatchDone:
-    """One forward, as the metrics and the log see it. `queue_s` has one entry a row."""
-
-    outcome: BatchOutcome
-    n_rows: int
-    n_tokens: int
-    n_computed: int
-    n_padding: int
-    forward_s: float
-    queue_s: tuple[float, ...]
-    max_tokens: int
-    error: BaseException | None = None
+_FAILING_FOR_S = 30.0
+"""Whoever is not ready is sent no work, and without work no batch can show that the trouble has passed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +58,8 @@ class Batcher:
         self._on_batch = on_batch
         self._waiting: dict[int, _Entry] = {}
         self._riding: list[_Entry] = []
+        self._failed_in_a_row = 0
+        self._failed_at = -math.inf
         self._next_id = 0
         self._coming = 0
         self._closed = False
@@ -111,6 +88,15 @@ class Batcher:
     def is_alive(self) -> bool:
         """Whether somebody drives. False before `start`, after `stop`, and after a bug of ours."""
         return self._task is not None and not self._task.done()
+
+    @property
+    def n_failing(self) -> int:
+        """How many batches in a row had not one score, while that says something of the scorer; otherwise 0.
+
+        It does from `FAILING_AFTER` on, until a row is scored, or until nothing was tried for a while.
+        """
+        is_fresh = self._clock.now() < self._failed_at + _FAILING_FOR_S
+        return self._failed_in_a_row if self._failed_in_a_row >= FAILING_AFTER and is_fresh else 0
 
     def start(self) -> None:
         """Begin to drive."""
@@ -199,13 +185,22 @@ class Batcher:
             _refuse(self._waiting.pop(ticket.ticket_id), DeadlineExceeded("the deadline passed in the queue"))
         if todo.batch:
             self._riding = [self._waiting.pop(t.ticket_id) for t in todo.batch]
-            await self._ride(self._riding)
+            self._remember(await self._ride(self._riding))
             self._riding = []
         else:
             await self._clock.wait(self._changed, todo.look_again_at)
 
-    async def _ride(self, entries: Sequence[_Entry]) -> None:
-        """Score a batch; one that fails is halved, until what fails is a single row or has failed too often."""
+    def _remember(self, any_score: bool) -> None:
+        self._failed_in_a_row = 0 if any_score else self._failed_in_a_row + 1
+        if not any_score:
+            self._failed_at = self._clock.now()
+
+    async def _ride(self, entries: Sequence[_Entry]) -> bool:
+        """Score a batch; one that fails is halved, until what fails is a single row or has failed too often.
+
+        Whether any row has a score.
+        """
+        any_score = False
         groups = [entries]
         failures_left = _MORE_FAILURES + 2 * len(entries).bit_length()
         while groups:
@@ -214,18 +209,19 @@ class Batcher:
             scores = await self._forward(group)
             seconds = self._clock.now() - started_at
             if isinstance(scores, BatchScores) and len(scores.rows) == len(group):
-                self._release(group, scores, started_at, seconds)
+                any_score |= self._release(group, scores, started_at, seconds)
                 continue
-            error = scores if isinstance(scores, BaseException) else _wrong_number(scores, group)
+            error = scores if isinstance(scores, BaseException) else wrong_number(len(scores.rows), len(group))
             failures_left -= 1
-            self._report(_outcome_of(error), group, seconds, error=error)
+            self._report(outcome_of(error), group, seconds, error=error)
             if isinstance(error, OutOfMemory):
                 self._lower_budget(group)
             if len(group) == 1 or failures_left <= 0 or isinstance(error, ScorerBug):
-                _settle_all(group, _row_error(error, group))
+                _settle_all(group, row_error(error, [e.ticket.n_tokens for e in group]))
             else:
                 middle = len(group) // 2
                 groups += [group[middle:], group[:middle]]
+        return any_score
 
     async def _forward(self, group: Sequence[_Entry]) -> BatchScores | BaseException:
         """What the scorer says on its thread, or what it raises."""
@@ -240,13 +236,17 @@ class Batcher:
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, score)
 
-    def _release(self, group: Sequence[_Entry], scores: BatchScores, started_at: float, forward_s: float) -> None:
-        """Give every row of a finished forward its scores."""
+    def _release(self, group: Sequence[_Entry], scores: BatchScores, started_at: float, forward_s: float) -> bool:
+        """Give every row of a finished forward its scores. Whether there are any."""
         n_tokens = sum(e.ticket.n_tokens for e in group)
+        any_score = False
         for entry, heads in zip(group, scores.rows, strict=True):
             share = scores.tokens_computed * entry.ticket.n_tokens / n_tokens
-            _settle(entry, _checked(heads, started_at - entry.ticket.arrived_at, forward_s, share))
+            outcome = checked(heads, started_at - entry.ticket.arrived_at, forward_s, share)
+            any_score |= isinstance(outcome, RowScored)
+            _settle(entry, outcome)
         self._report("ok", group, forward_s, scores)
+        return any_score
 
     def _lower_budget(self, group: Sequence[_Entry]) -> None:
         """What did not fit once will not fit again. A lone row says nothing about the budget of several."""
@@ -281,41 +281,6 @@ class Batcher:
         for entry in (*riders, *self._waiting.values()):
             _refuse(entry, error)
         self._waiting.clear()
-
-
-def _wrong_number(scores: BatchScores, group: Sequence[_Entry]) -> ScorerBug:
-    return ScorerBug(
-        f"scorer returned {len(scores.rows)} scores for {len(group)} rows. This is a bug in the backend.",
-        n_scores=len(scores.rows), n_rows=len(group),
-    )  # fmt: skip
-
-
-def _checked(heads: HeadScores, queue_s: float, forward_s: float, n_computed: float) -> RowOutcome:
-    try:
-        if not all(math.isfinite(value) for value in heads.values()):
-            return ScoreNotFinite("the model's score for this sample is NaN or infinite")
-    except (AttributeError, TypeError):
-        return ScorerBug(f"scorer returned {type(heads).__name__} for a row. This is a bug in the backend.")
-    return RowScored(heads, queue_s, forward_s, n_computed)
-
-
-def _outcome_of(error: BaseException) -> BatchOutcome:
-    if isinstance(error, OutOfMemory):
-        return "out_of_memory"
-    return "failed" if isinstance(error, ScorerError) else "bug"
-
-
-def _row_error(error: BaseException, group: Sequence[_Entry]) -> RowFailed:
-    if isinstance(error, RowFailed):
-        return error
-    n_tokens = max(e.ticket.n_tokens for e in group)
-    if isinstance(error, OutOfMemory):
-        return OutOfMemoryForRow(
-            f"this sample of {n_tokens} tokens does not fit on the device even alone; lower REWARD_MAX_INPUT_TOKENS",
-            n_tokens=n_tokens,
-        )
-    # The backend's words go to the log, not to the caller: they may be about anything.
-    return ScorerFailed(f"the backend raised {type(error).__name__} for this sample")
 
 
 def _settle_all(group: Sequence[_Entry], outcome: RowFailed) -> None:

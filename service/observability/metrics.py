@@ -48,6 +48,7 @@ TABLE: tuple[Row, ...] = (
     Row("batch_samples", "histogram", "Rows in a batch.", (), _COUNTS),
     Row("batch_tokens", "histogram", "Real tokens in a batch.", (), _TOKENS),
     Row("forward_seconds", "histogram", "One forward through the network.", (), _SECONDS),
+    Row("batch_failures_total", "counter", "Forwards that gave no scores: out_of_memory, failed, or bug.", ("reason",)),
     Row("raw_score", "histogram", "Raw scores."),
     Row("value", "histogram", "Rewards as sent."),
     Row("capped_total", "counter", "Rewards that a cap has changed.", ("side",)),
@@ -121,6 +122,10 @@ class Metrics:
         self._tokens("computed", n_computed)
         self._tokens("padding", n_padding)
         self._tokens("shared", max(0, n_tokens - n_computed))
+
+    def observe_failure(self, reason: str) -> None:
+        """A forward gave no scores. Its rows may have been tried again in smaller batches."""
+        self._counters["batch_failures_total"].labels(reason=reason).inc()
 
     def observe_queue(self, seconds: Sequence[float]) -> None:
         """Rows left the queue for a batch."""

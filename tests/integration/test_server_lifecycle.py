@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from model.backends.echo import echo_score
+from service.batching.batcher import FAILING_AFTER
 from tests.support.service_server import PATIENCE_S, ROOT, Server, drill, run_to_end
 
 GOOD = {"prompt": "hi", "response": "yes"}
@@ -274,6 +275,20 @@ def test_when_the_batcher_has_died_the_server_says_so_and_asks_to_be_started_ane
         assert code(server.client.get("/livez")) == (500, "batcher_stopped")
         server.signal()
         assert server.ended() == 0
+
+
+def test_a_scorer_that_fails_every_batch_is_not_ready_and_still_answers():
+    with drill("raises:ScorerError") as server:
+        for _ in range(FAILING_AFTER):
+            assert server.client.get("/readyz").status_code == 200
+            (result,) = server.score(GOOD).json()["results"]
+            assert result["error"]["code"] == "scorer_failed"
+        refused = server.client.get("/readyz")
+        assert code(refused) == (503, "scorer_failing")
+        assert refused.json()["error"]["failed_batches"] == FAILING_AFTER
+        assert server.client.get("/livez").status_code == 200
+        assert server.score(GOOD).status_code == 200
+        assert server.metric("reward_batch_failures_total", reason="failed") == FAILING_AFTER + 1
 
 
 def test_what_is_not_finished_in_time_is_given_up_with_exit_code_1(gate, crowd):

@@ -9,7 +9,8 @@ import pytest
 
 from model.backends.echo import echo_score
 from model.scorer import OutOfMemory, ScorerError
-from service.batching.batcher import Batcher, RowScored
+from service.batching.batcher import FAILING_AFTER, Batcher
+from service.batching.outcomes import RowScored
 from service.batching.planner import Limits
 from service.errors import (
     BatcherStopped,
@@ -147,6 +148,45 @@ async def test_a_broken_backend_is_not_asked_without_end(drive):
     outcomes = await batcher.score(rows)
     assert all(isinstance(o, ScorerFailed) for o in outcomes)
     assert len(scorer.batches) < 60
+
+
+async def fail(batcher, times):
+    for _ in range(times):
+        await batcher.score(ROWS[3:4])
+
+
+@pytest.mark.parametrize(
+    "behave", [poisoned_by(IS_BAD), poisoned_by(IS_BAD, SystemExit(3)), scores_with(math.nan, IS_BAD)]
+)
+async def test_batch_after_batch_without_a_score_is_a_failing_scorer_until_one_row_is_scored(drive, behave):
+    batcher = drive(FakeScorer(behave))
+    await fail(batcher, FAILING_AFTER - 1)
+    assert batcher.n_failing == 0
+    await fail(batcher, 1)
+    assert batcher.n_failing == FAILING_AFTER
+    await batcher.score(ROWS)  # one bad row among good ones
+    assert batcher.n_failing == 0
+    await fail(batcher, FAILING_AFTER - 1)
+    assert batcher.n_failing == 0, "a success counts from the beginning"
+
+
+async def test_a_single_batch_of_many_bad_rows_is_no_failing_scorer(drive):
+    """Finding them takes more failed forwards than there may be failed batches."""
+    batcher = drive(FakeScorer(poisoned_by(lambda row: row[0] < 40)))
+    await batcher.score([(i + 1,) for i in range(64)])
+    assert [b.outcome for b in batcher.told].count("failed") > FAILING_AFTER
+    assert batcher.n_failing == 0
+
+
+async def test_a_failing_scorer_that_nobody_asks_is_given_another_chance(drive):
+    batcher = drive(FakeScorer(poisoned_by(IS_BAD)))
+    await fail(batcher, FAILING_AFTER)
+    batcher.clock.advance(29.9)
+    assert batcher.n_failing == FAILING_AFTER
+    batcher.clock.advance(0.1)
+    assert batcher.n_failing == 0
+    await fail(batcher, 1)
+    assert batcher.n_failing == FAILING_AFTER + 1, "one more failure is enough then"
 
 
 async def test_one_score_too_few_fails_all_and_is_not_tried_again(drive):
