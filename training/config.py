@@ -211,7 +211,10 @@ class MethodConfig:
 
 @dataclass(frozen=True, slots=True)
 class OutputConfig:
-    """Where the run writes: `checkpoint/`, `report.html`, `logs/` (TensorBoard), `steps/` (to resume from)."""
+    """Where the run writes: `checkpoint/`, `report.html`, `logs/` (TensorBoard), `steps/` (to resume from).
+
+    `adapter`: also what was learnt alone, over the base model by name: `adapter/` of LoRA, `heads/` of a frozen trunk.
+    """
 
     folder: str
     resume: bool = False

@@ -6,6 +6,7 @@ Knows `model.checkpoint`'s layout through its two functions, and no optimizer.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -61,6 +62,15 @@ def adapter(folder: Path, trained: Checkpoint, base: str, calibration: Calibrati
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     write_heads(folder, trained.network)
     trained.tokenizer.save_pretrained(folder)
+    if calibration is not None:
+        calibration.save(folder)
+
+
+def heads(folder: Path, trained: Checkpoint, base: str, calibration: Calibration | None) -> None:
+    """Write the heads alone over `base`, a few kilobytes; the base has the tokenizer. `contract` completes the folder."""
+    # What an earlier run left (its calibration, its contract) does not speak for these heads.
+    shutil.rmtree(folder, ignore_errors=True)
+    write_heads(folder, trained.network, base=base)
     if calibration is not None:
         calibration.save(folder)
 

@@ -61,11 +61,18 @@ def finish(
         "versions": export.versions(),
     }
     export.write_report(out, page | details)
+    if _heads_alone(config, trained):
+        base = _base_name(config)
+        export.heads(folder / "heads", trained, base, calibration)
+        # Its contract comes last and is another one; the scores in it are the same.
+        export.write_report(folder / "heads", page | details | {"base": base, "contract": None})
     title = f"Reward model {folder.resolve().name}"
     report.write(folder / "report.html", report.Page(title, page, metrics, before, judged, recipe.plain(config)))
     if adapter:
         # Last: an adapter that cannot be read back over its base must not cost the run its checkpoint.
         export.contract(folder / "adapter", trained, probes)
+    if _heads_alone(config, trained):
+        export.contract(folder / "heads", trained, probes)
     return out
 
 
@@ -137,6 +144,12 @@ def _base_name(config: Config) -> str:
     """How an adapter names the model that training started from. (A trunk that was cut is no model to name.)"""
     local = Path(config.model.path)
     return str(local.resolve()) if local.is_dir() else config.model.path
+
+
+def _heads_alone(config: Config, trained: Checkpoint) -> bool:
+    """Whether the trunk is the base as it is, with full weights where its name leads to."""
+    untouched = config.method.name == "frozen" and config.model.n_layers is None
+    return config.output.adapter and untouched and (trained.folder / "config.json").is_file()
 
 
 def _probes(config: Config, tables: Tables) -> list[Sample]:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from model.calibration import Calibration
+from model.check import main as check
 from model.checkpoint import read
 from model.contract import ScoringContract, sample_from_dict, verify
 from model.padding import left_pad, position_ids
@@ -185,6 +186,26 @@ def test_without_steps_every_head_is_its_own_convex_solution(convex):
         assert weight.tolist() == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-5)
     assert not (convex / "out" / "steps").exists()
     assert trained.network.heads.weight[1].norm() < trained.network.heads.weight[0].norm(), "the larger ridge"
+
+
+def test_the_heads_alone_score_as_the_merged_checkpoint(convex, capsys):
+    alone, merged = (read(str(convex / "out" / name), dtype="float32") for name in ("heads", "checkpoint"))
+    probes = merged.contract.probes
+    rows = [p.ids for p in probes]
+    by_head = [scoring.score(c.network, rows, pad_id=c.pad_id, batch_tokens=512) for c in (alone, merged)]
+    assert by_head[0] == pytest.approx(by_head[1], abs=1e-5)
+    assert [p.ids for p in alone.contract.probes] == rows
+    assert [p.score for p in alone.contract.probes] == pytest.approx([p.score for p in probes], abs=1e-5)
+    assert alone.contract.heads == merged.contract.heads
+    assert alone.calibration == merged.calibration
+    report = json.loads((convex / "out" / "heads" / "training_report.json").read_text())
+    assert report["base"] == report_of(convex / "out")["recipe"]["model"]["path"]
+    assert sorted(f.name for f in (convex / "out" / "heads").iterdir()) == [
+        "calibration.json", "reward_heads.safetensors", "scoring_contract.json", "training_report.json",
+    ]  # fmt: skip
+    assert sum(f.stat().st_size for f in (convex / "out" / "heads").iterdir()) < 100_000
+    assert check(["--device", "cpu", str(convex / "out" / "heads")]) == 0
+    assert "every clause holds" in capsys.readouterr().out
 
 
 # -- the other verbs --------------------------------------------------------------------------------------
