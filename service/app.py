@@ -26,7 +26,8 @@ from model.scorer import ScorerError
 from service.admission import Admission
 from service.api import docs, problems
 from service.api.health import OPEN_PATHS, health_routes
-from service.api.middleware import BodyLimit, KeyCheck, RequestSeen, Witness
+from service.api.intake import Intake, IntakeLimits
+from service.api.middleware import KeyCheck, RequestSeen, Witness
 from service.api.routes import scoring_routes
 from service.api.stage import Bounds, Served, Stage
 from service.batching.batcher import Batcher
@@ -83,8 +84,9 @@ def build_house(settings: ServeSettings, keys: frozenset[str]) -> House:
     docs.install(app)
     problems.install(app, settings.overload_status)
     # The last one added is the outermost.
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(KeyCheck, keys=keys, open_paths=OPEN_PATHS)
+    intake = IntakeLimits(settings.max_body_bytes, settings.max_body_bytes_in_flight, settings.body_timeout_s)
+    app.add_middleware(Intake, limits=intake)
     own = {route.path for router in routers for route in router.routes if isinstance(route, APIRoute)}
     routes = frozenset(own | {"/docs", "/openapi.json"})
     app.add_middleware(Witness, routes=routes, clock=clock, tell=_tell_of_requests(metrics, log))

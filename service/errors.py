@@ -71,6 +71,13 @@ class BodyTooLarge(RequestRefused):
     status = 413
 
 
+class BodyTimeout(RequestRefused):
+    """The body came too slowly."""
+
+    code = "body_timeout"
+    status = 408
+
+
 class RequestTooLarge(RequestRefused):
     """Larger than all seats together: it could never be admitted, so trying again is no use."""
 
@@ -111,6 +118,13 @@ class ShuttingDown(RequestRefused):
 
     code = "shutting_down"
     status = 503
+
+
+class CallerLeft(RequestRefused):
+    """Nobody waits for the answer any more. nginx's status for it is seen in metrics and logs only."""
+
+    code = "caller_left"
+    status = 499
 
 
 class DeadlineExceeded(RequestRefused):

@@ -124,6 +124,8 @@ class ServeSettings(ModelSettings):
     overload_status: Literal[503, 429] = Field(503, description="what an overloaded server answers")
     max_samples_per_request: int = Field(1024, gt=0, description="more than these are refused with 422")
     max_body_bytes: int = Field(64 * 2**20, gt=0, description="larger bodies are refused with 413")
+    max_body_bytes_in_flight: int = Field(256 * 2**20, gt=0, description="of all requests; beyond: overloaded")
+    body_timeout_s: float = Field(30.0, gt=0, description="longest wait for a whole body; beyond: 408")
     keys_file: Path | None = Field(None, description="API keys, one a line; empty: open, on loopback only")
     allow_open: bool = Field(False, description="serve without keys on other addresses than loopback")
     drain_timeout_s: float = Field(60.0, gt=0, description="longest wait for accepted work at shutdown")
@@ -139,7 +141,7 @@ class ServeSettings(ModelSettings):
         return values
 
     @model_validator(mode="after")
-    def _is_not_open_by_accident(self) -> Self:
+    def _is_safe_and_can_admit(self) -> Self:
         """Raise ValueError in words, with the remedy."""
         if self.keys_file is None and not self.allow_open and not is_loopback(self.host):
             raise ValueError(
@@ -151,6 +153,11 @@ class ServeSettings(ModelSettings):
                 f"max_samples_per_request={self.max_samples_per_request} exceeds admission.max_samples="
                 f"{self.admission.max_samples}: such a request could never be admitted. Raise "
                 f"REWARD_ADMISSION__MAX_SAMPLES or lower REWARD_MAX_SAMPLES_PER_REQUEST."
+            )
+        if self.max_body_bytes > self.max_body_bytes_in_flight:
+            raise ValueError(
+                f"max_body_bytes={self.max_body_bytes} exceeds max_body_bytes_in_flight={self.max_body_bytes_in_flight}: "
+                f"such a body could never be read. Raise REWARD_MAX_BODY_BYTES_IN_FLIGHT or lower REWARD_MAX_BODY_BYTES."
             )
         if self.max_input_tokens is not None and self.max_input_tokens > self.admission.max_tokens:
             raise ValueError(

@@ -15,6 +15,7 @@ _REF = "#/components/schemas/{model}"
 _ERRORS: dict[int, str] = {
     400: "`invalid_json`",
     401: "`unauthorized`: no key, or a wrong one",
+    408: "`body_timeout`",
     413: "`body_too_large`, or `request_too_large` for all seats together",
     415: "`unsupported_media_type`",
     422: "`invalid_request` with the JSON path of the offending field, `too_many_samples`",

@@ -1,6 +1,6 @@
-"""What happens around every request: its id, its key, the limit of its body, its line in log and metrics.
+"""What happens around every request: its id, its key, its line in log and metrics.
 
-Pure ASGI, each a callable around the next. Knows nothing of scores.
+Pure ASGI, each a callable around the next. Knows nothing of bodies and scores.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import internal, problem
 from service.clock import Clock
-from service.errors import BodyTooLarge, Unauthorized
+from service.errors import Unauthorized
 
 REQUEST_ID_HEADER = "x-request-id"
 _TIDY_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -106,39 +106,6 @@ class KeyCheck:
         # Every key is compared, in constant time, so that the time of an answer tells nothing.
         matches = [hmac.compare_digest(offered, ours) for ours in self._digests]
         return scheme.lower() == "bearer" and any(matches)
-
-
-class BodyLimit:
-    """Stops reading a body at the limit, whatever its headers promised."""
-
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse at once where the length is announced, else while it streams."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdigit() and int(announced) > self._max_bytes:
-            await problem(self._too_large())(scope, receive, send)
-            return
-        n_bytes = 0
-
-        async def counted() -> Message:
-            nonlocal n_bytes
-            message = await receive()
-            n_bytes += len(message.get("body", b""))
-            if n_bytes > self._max_bytes:
-                raise self._too_large()
-            return message
-
-        await self._app(scope, counted, send)
-
-    def _too_large(self) -> BodyTooLarge:
-        limit = self._max_bytes
-        return BodyTooLarge(f"the body is larger than {limit} bytes: split the request", limit=limit)
 
 
 def _digest(key: bytes) -> bytes:

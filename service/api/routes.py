@@ -23,13 +23,11 @@ from service.api.schemas import (
 )
 from service.api.stage import Bounds, Stage
 from service.clock import Clock
-from service.errors import InvalidRequest, TooManySamples
+from service.errors import CallerLeft, InvalidRequest, TooManySamples
 
 T = TypeVar("T")
 
 DEADLINE_HEADER = "x-deadline-ms"
-NOBODY_LISTENS = 499
-"""nginx's status for a caller who left: it is seen in metrics and logs only."""
 
 
 def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
@@ -46,7 +44,7 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
         note(request, run=asked.run, step=asked.step, samples=len(asked.samples))
         work = served.scoring.score([to_sample(s) for s in asked.samples], deadline)
         results = await while_connected(request, work)
-        return gone() if results is None else json_response(score_reply(served, _ids(asked.samples), results))
+        return json_response(score_reply(served, _ids(asked.samples), results))
 
     @router.post("/compare", response_model=CompareReply, **docs.operation(CompareRequest))
     async def compare(request: Request) -> Response:
@@ -59,7 +57,7 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
         note(request, run=asked.run, step=asked.step, samples=n_responses)
         work = served.scoring.compare([to_comparison(c) for c in asked.comparisons], asked.tie_margin, deadline)
         results = await while_connected(request, work)
-        return gone() if results is None else json_response(compare_reply(served, _ids(asked.comparisons), results))
+        return json_response(compare_reply(served, _ids(asked.comparisons), results))
 
     return router
 
@@ -80,22 +78,19 @@ def note(request: Request, **facts: Any) -> None:
     request.state.facts = facts
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of `work`, or None and no work done further once the caller has hung up."""
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`. Raise `CallerLeft`, and do no work further, once the caller has hung up."""
     working = asyncio.ensure_future(work)
     hung_up = asyncio.ensure_future(_hang_up(request))
     try:
         await asyncio.wait((working, hung_up), return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
+        if not working.done():
+            raise CallerLeft("the caller hung up before the answer was there")
+        return working.result()
     finally:
         hung_up.cancel()
         working.cancel()
         await asyncio.gather(working, hung_up, return_exceptions=True)
-
-
-def gone() -> Response:
-    """What is written when nobody listens any more."""
-    return Response(status_code=NOBODY_LISTENS)
 
 
 async def _hang_up(request: Request) -> None:

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -16,7 +15,7 @@ import pytest
 
 from model.backends.echo import echo_score
 from service.batching.batcher import FAILING_AFTER
-from tests.support.service_server import PATIENCE_S, ROOT, Server, drill, run_to_end
+from tests.support.service_server import PATIENCE_S, ROOT, Server, drill, run_to_end, wait_until
 
 GOOD = {"prompt": "hi", "response": "yes"}
 
@@ -309,12 +308,3 @@ def test_an_idle_server_ends_at_once_with_exit_code_0():
         assert server.ended() == 0
         with pytest.raises(httpx.ConnectError):
             server.client.get("/livez")
-
-
-def wait_until(condition):
-    """Ask again until it is so: every question is a request to the server, so this is no busy loop of ours."""
-    for _ in range(2000):
-        if condition():
-            return
-        threading.Event().wait(0.002)
-    raise AssertionError("it never came to be")

@@ -208,6 +208,14 @@ def test_the_heads_alone_score_as_the_merged_checkpoint(convex, capsys):
     assert "every clause holds" in capsys.readouterr().out
 
 
+def test_two_heads_are_also_judged_on_each_others_pairs(convex):
+    lines = {(m["head"], m["source"]): m for m in report_of(convex / "out")["cross-use"]}
+    assert set(lines) == {("kind", "rude"), ("rude", "kind"), ("(combined)", "kind"), ("(combined)", "rude")}
+    assert lines["kind", "rude"]["accuracy"] < 0.1, "the opposite taste"
+    assert lines["(combined)", "kind"]["accuracy"] > 0.5, "it weighs twice"
+    assert "Cross-use" in (convex / "out" / "report.html").read_text()
+
+
 # -- the other verbs --------------------------------------------------------------------------------------
 
 

@@ -106,3 +106,12 @@ def run_to_end(*flags, module="service", env=None):
         timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     return done.returncode, done.stderr
+
+
+def wait_until(condition):
+    """Ask again until it is so: every question is a request to the server, so this is no busy loop of ours."""
+    for _ in range(2000):
+        if condition():
+            return
+        threading.Event().wait(0.002)
+    raise AssertionError("it never came to be")

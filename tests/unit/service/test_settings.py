@@ -41,7 +41,7 @@ def test_the_defaults_are_those_of_the_design():
     assert (s.batching.max_tokens, s.batching.linger_ms, s.overload_status) == (2048, 2.0, 503)
     assert s.model_spec() == ModelSpec()
     assert s.reward_settings() == RewardSettings()
-    assert s.max_body_bytes == 64 * 2**20
+    assert (s.max_body_bytes, s.max_body_bytes_in_flight, s.body_timeout_s) == (64 * 2**20, 256 * 2**20, 30.0)
 
 
 def test_flags_and_environment_say_the_same_and_flags_win(monkeypatch):
@@ -73,6 +73,7 @@ def test_on_and_off_are_understood():
         (["--cap-low=nan"], "REWARD_CAP_LOW"),
         (["--shape=none", "--cap-high=1"], "shape=none, but a cap is set"),
         (["--max-samples-per-request=9999"], "REWARD_ADMISSION__MAX_SAMPLES"),
+        (["--max-body-bytes=1000000000"], "REWARD_MAX_BODY_BYTES_IN_FLIGHT"),
         (["--max-input-tokens=2000000"], "REWARD_ADMISSION__MAX_TOKENS"),
         (["--backend=jax"], "torch, echo"),
         (["--host=192.168.0.1"], "REWARD_KEYS_FILE"),
