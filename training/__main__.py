@@ -16,7 +16,7 @@ from training.config import Config, ConfigError
 from training.data import DataError
 from training.sequences import EncodingFailed
 
-VERBS = ("train", "evaluate", "calibrate", "export")
+VERBS = ("train", "evaluate", "calibrate", "export", "crossvalidate")
 _EXPECTED = (
     ConfigError,
     DataError,
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.insert(0, "train")
     options = _parser().parse_args(arguments)
     try:
-        _run(options.verb, recipe.load(Path(options.config), options.set), options.checkpoint)
+        _run(options.verb, recipe.load(Path(options.config), options.set), options.checkpoint, options.folds)
     except _EXPECTED as error:
         print(f"reward-train: {error}", file=sys.stderr)
         return 2
@@ -56,11 +56,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("verb", choices=VERBS, nargs="?", default="train")
     parser.add_argument("--config", required=True, help="the recipe, a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. optim.lr=1e-4")
+    parser.add_argument(
+        "--folds", type=int, default=5, help="crossvalidate: how many; as many as groups leaves one out"
+    )
     parser.add_argument("--checkpoint", help="evaluate, calibrate: the reward model to read")
     return parser
 
 
-def _run(verb: str, config: Config, checkpoint: str | None) -> None:
+def _run(verb: str, config: Config, checkpoint: str | None, n_folds: int) -> None:
     from training import run
 
     if verb in ("evaluate", "calibrate") and checkpoint is None:
@@ -69,6 +72,8 @@ def _run(verb: str, config: Config, checkpoint: str | None) -> None:
         print(f"checkpoint: {run.train(config)}")
     elif verb == "export":
         print(f"checkpoint: {run.export_last_step(config)}")
+    elif verb == "crossvalidate":
+        _crossvalidate(config, n_folds)
     elif verb == "calibrate":
         print(f"checkpoint: {run.calibrate_checkpoint(config, str(checkpoint))}")
     else:
@@ -76,6 +81,21 @@ def _run(verb: str, config: Config, checkpoint: str | None) -> None:
         for m in metrics:
             print(f"{m.head} {m.source}: accuracy {m.accuracy:.3f} of {m.n_pairs} pairs, longer wins {m.longer:.3f}")
         print(f"report: {page}")
+
+
+def _crossvalidate(config: Config, n_folds: int) -> None:
+    from training.crossvalidate import crossvalidate, spread
+
+    found = crossvalidate(config, n_folds)
+    for m, by_group in zip(found.metrics, found.by_group, strict=True):
+        print(
+            f"{m.head} {m.source}: accuracy {m.accuracy:.3f} [{m.accuracy_low:.3f}, {m.accuracy_high:.3f}] of {m.n_pairs} "
+            f"pairs in {m.n_groups} groups ({spread(by_group)} a group), longer wins {m.longer:.3f}, shorter "
+            f"{m.shorter:.3f}, NLL {m.nll:.3f}, ECE {m.ece:.3f}"
+        )
+    for m in found.crossed:
+        print(f"{m.head} on {m.source}: accuracy {m.accuracy:.3f} [{m.accuracy_low:.3f}, {m.accuracy_high:.3f}]")
+    print(f"report: {found.page}")
 
 
 if __name__ == "__main__":

@@ -117,6 +117,31 @@ def slices(table: PairTable, scores_NH: Floats, head_names: Sequence[str], weigh
     return found
 
 
+def cross_slices(
+    table: PairTable, scores_NH: Floats, head_names: Sequence[str], weights: Sequence[float]
+) -> list[Judged]:
+    """Each head on the pairs of the others, by source; and the combined score on each source."""
+    if len(head_names) < 2:
+        return []
+    heads = np.array([p.head for p in table.pairs])
+    sources = np.array([p.source for p in table.pairs])
+    found: list[Judged] = []
+    for h, head in enumerate(head_names):
+        foreign_P = heads != head
+        for name in sorted(set(sources[foreign_P].tolist())):
+            found.append(_slice(table, scores_NH[:, h], foreign_P & (sources == name), head, name))
+    score_N = scores_NH @ np.asarray(weights)
+    names = sorted(set(sources.tolist()))
+    return found + [_slice(table, score_N, sources == name, COMBINED, name) for name in names]
+
+
+def accuracy_by_group(judged: Judged) -> Floats:
+    """The accuracy of each group, `(G,)`."""
+    _, number_P = np.unique(judged.group_P, return_inverse=True)
+    won_G: Floats = np.bincount(number_P, weights=wins(judged.diff_P)) / np.bincount(number_P)
+    return won_G
+
+
 def _slice(table: PairTable, score_N: Floats, in_P: Floats, head: str, source: str) -> Judged:
     numbers = np.flatnonzero(in_P).tolist()
     chosen, rejected = ([side[i] for i in numbers] for side in (table.chosen, table.rejected))

@@ -44,6 +44,9 @@ def finish(
     calibration = _calibrate(config, trained, tables.held_out, scores_NH)
     judged = evaluate.slices(tables.held_out, scores_NH, network.head_names, network.head_weights)
     metrics = figures(config, judged)
+    crossed = figures(
+        config, evaluate.cross_slices(tables.held_out, scores_NH, network.head_names, network.head_weights)
+    )
     probes = _probes(config, tables)
     adapter = config.output.adapter and config.model.n_layers is None and export.has_adapter(trained)
     if adapter:
@@ -55,6 +58,7 @@ def finish(
     page |= {"heads": dict(zip(network.head_names, network.head_weights, strict=True))}
     details = {
         "metrics": [asdict(m) for m in metrics],
+        "cross-use": [asdict(m) for m in crossed],
         "before": [asdict(m) for m in before],
         "bad rows": [str(b) for b in tables.split.bad[:_N_BAD_SHOWN]],
         "recipe": recipe.plain(config),
@@ -67,7 +71,8 @@ def finish(
         # Its contract comes last and is another one; the scores in it are the same.
         export.write_report(folder / "heads", page | details | {"base": base, "contract": None})
     title = f"Reward model {folder.resolve().name}"
-    report.write(folder / "report.html", report.Page(title, page, metrics, before, judged, recipe.plain(config)))
+    shown = report.Page(title, page, metrics, before, judged, recipe.plain(config), crossed)
+    report.write(folder / "report.html", shown)
     if adapter:
         # Last: an adapter that cannot be read back over its base must not cost the run its checkpoint.
         export.contract(folder / "adapter", trained, probes)

@@ -33,7 +33,10 @@ _COLUMNS = ("head", "source", "pairs", "groups", "accuracy", "95 % interval", "l
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a report shows. `facts` are lines of the opening table; `recipe` is printed whole."""
+    """What a report shows. `facts` are lines of the opening table; `recipe` is printed whole.
+
+    `crossed`: each head on the pairs of the others, and the combined score on each source.
+    """
 
     title: str
     facts: Mapping[str, Any]
@@ -41,6 +44,7 @@ class Page:
     before: Sequence[Metrics]
     judged: Sequence[Judged]
     recipe: Mapping[str, Any]
+    crossed: Sequence[Metrics] = ()
 
 
 def write(path: Path, page: Page) -> None:
@@ -56,6 +60,13 @@ def render(page: Page) -> str:
         f'<img alt="rewards, reliability and length of {html.escape(j.head)}" src="data:image/png;base64,{plot(j)}">'
         for j in page.judged
     )
+    crossed = (
+        f"<h2>Cross-use</h2>{_table(page.crossed)}"
+        '<p class="note">Each head on the pairs of another, and the combined score on each source: what one head '
+        "makes of the other's preference. One half: nothing.</p>"
+        if page.crossed
+        else ""
+    )
     before = f"<h2>Before training</h2>{_table(page.before)}" if page.before else ""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(page.title)}</title>'
@@ -63,7 +74,7 @@ def render(page: Page) -> str:
         f"<h1>{html.escape(page.title)}</h1>{_facts(page.facts)}<h2>Held-out pairs</h2>{_table(page.metrics)}"
         '<p class="note">No group of these pairs was trained on. The interval draws whole groups. An accuracy in red '
         "does not exceed the better length rule on the same pairs. (T): after a temperature that was fitted on the other "
-        f"half of the groups.</p>{before}{plots}<h2>Recipe</h2>"
+        f"half of the groups.</p>{crossed}{before}{plots}<h2>Recipe</h2>"
         f"<pre>{html.escape(yaml.safe_dump(dict(page.recipe), sort_keys=False))}</pre></body></html>\n"
     )
 

@@ -20,7 +20,7 @@ from training import data, evaluate, recipe, report, scoring, sequences
 from training.collate import Collator, Rows, cached_rows, token_rows
 from training.config import Config, ConfigError
 from training.evaluate import Metrics
-from training.finish import Tables, facts_of, figures, finish, judge, summary
+from training.finish import Tables, facts_of, figures, finish, judge, score, summary
 from training.losses import USES_MARGIN
 from training.methods import CachedNetwork, adapt, fit_logistic
 from training.sequences import PairTable
@@ -38,9 +38,9 @@ def train(config: Config) -> Path:
     start = begin(config)
     tables = encode(config, start)
     before = figures(config, judge(config, start, tables.held_out))
-    features = _features(config, start, tables.train)
-    _initialise_heads(config, start, tables.train, features)
-    trained = _fit(config, start, tables, features, folder, resume_from)
+    hidden_ND = features(config, start, tables.train)
+    initialise_heads(config, start, tables.train, hidden_ND)
+    trained = fit(config, start, tables, hidden_ND, folder, resume_from)
     if trained is not None:
         finish(config, trained, tables, folder, verb="train", before=before)
     _process().wait_for_everyone()
@@ -51,12 +51,13 @@ def evaluate_checkpoint(config: Config, path: str) -> tuple[list[Metrics], Path]
     """Judge an existing reward model on the recipe's held-out pairs; write a report. Return figures and its path."""
     checkpoint = _with_limits(config, read(path, dtype="float32", device=str(_process().device)))
     tables = encode(_own_heads(config, checkpoint), checkpoint)
-    judged = judge(config, checkpoint, tables.held_out)
+    heads = checkpoint.network.head_names, checkpoint.network.head_weights
+    scores_NH = score(config, checkpoint, tables.held_out)
+    judged = evaluate.slices(tables.held_out, scores_NH, *heads)
     metrics = figures(config, judged)
-    page = Path(config.output.folder) / "evaluation.html"
-    report.write(
-        page, report.Page(f"Evaluation of {path}", facts_of(config, tables), metrics, (), judged, recipe.plain(config))
-    )
+    crossed = figures(config, evaluate.cross_slices(tables.held_out, scores_NH, *heads))
+    page, facts = Path(config.output.folder) / "evaluation.html", facts_of(config, tables)
+    report.write(page, report.Page(f"Evaluation of {path}", facts, metrics, (), judged, recipe.plain(config), crossed))
     (page.with_suffix(".json")).write_text(json.dumps([asdict(m) for m in metrics], indent=1) + "\n")
     return metrics, page
 
@@ -140,6 +141,11 @@ def _process() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
+def n_processes() -> int:
+    """How many processes accelerate or torchrun started."""
+    return int(_process().num_processes)
+
+
 def _where_to_resume(config: Config, folder: Path) -> Path | None:
     """The step checkpoint to go on from. A folder in use is never overwritten, nor resumed by another recipe."""
     steps, kept, now = folder / "steps", folder / _RECIPE, json.loads(json.dumps(_identity(config)))
@@ -169,14 +175,15 @@ def _identity(config: Config) -> dict[str, Any]:
 # -- train ------------------------------------------------------------------------------------------------
 
 
-def _features(config: Config, start: Checkpoint, table: PairTable) -> torch.Tensor | None:
+def features(config: Config, start: Checkpoint, table: PairTable) -> torch.Tensor | None:
     """The trunk's hidden states of every distinct training sequence, where something is to be fitted on them."""
     if config.method.name != "frozen" and config.model.head_init == "random":
         return None
     return scoring.last_hidden(start.network, _rows(table), pad_id=start.pad_id, batch_tokens=config.eval.batch_tokens)
 
 
-def _initialise_heads(config: Config, start: Checkpoint, table: PairTable, features: torch.Tensor | None) -> None:
+def initialise_heads(config: Config, start: Checkpoint, table: PairTable, features: torch.Tensor | None) -> None:
+    """The convex solution on these pairs, in place, where the recipe asks for it."""
     if config.model.head_init == "random" or features is None:
         return
     heads = start.network.heads.weight
@@ -184,7 +191,7 @@ def _initialise_heads(config: Config, start: Checkpoint, table: PairTable, featu
         heads.data[h] = fit_logistic(features, table, name, l2=l2).to(heads.device)
 
 
-def _fit(
+def fit(
     config: Config,
     start: Checkpoint,
     tables: Tables,

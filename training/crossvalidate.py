@@ -1,0 +1,181 @@
+"""The story of a cross-validation: every pair is judged once, by a model of the same recipe that never saw its group.
+
+`folds` says who is held out when; the steps of a run are those of `run`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from model.checkpoint import Checkpoint
+from training import data, evaluate, export, finish, folds, recipe, report, run
+from training.config import Config, ConfigError
+from training.evaluate import Floats, Metrics
+from training.finish import Tables
+from training.sequences import PairTable
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a cross-validation found: a line of figures and the accuracies of the groups, for each slice."""
+
+    metrics: tuple[Metrics, ...]
+    crossed: tuple[Metrics, ...]
+    by_group: tuple[tuple[float, ...], ...]
+    page: Path
+
+
+def crossvalidate(config: Config, n_folds: int) -> Result:
+    """Train and judge `n_folds` times; write `crossvalidation.json` and `.html`. Raise `ConfigError`."""
+    _refuse(config, n_folds)
+    # Every pair of the sources is held out once; the recipe's own held-out share has no part in it.
+    config = replace(config, data=replace(config.data, eval_fraction=0.0))
+    torch.manual_seed(config.seed)
+    start = run.begin(config)
+    tables = run.encode(config, start)
+    table = tables.train
+    fold_P = folds.deal(table.pairs, n_folds, config.data.salt)
+    folds.refuse_lonely_heads(table, fold_P, config.model.heads)
+    features = run.features(config, start, table)
+    fresh = _restored(start) if _is_cached(config) else _read_again(config)
+    del start
+    scores_of: dict[int, Floats] = {}
+    for fold in sorted(set(fold_P)):
+        held_in, held_out = folds.halves(table, fold_P, fold)
+        scores_NH = _scores(config, fresh(), replace(tables, train=held_in, held_out=held_out), table, features)
+        scores_of[fold] = folds.standardise(scores_NH, held_in, config.model.heads)
+    pooled, scores_NH = folds.pool(table, fold_P, scores_of)
+    return _report(config, tables, pooled, scores_NH, n_folds)
+
+
+def _refuse(config: Config, n_folds: int) -> None:
+    if n_folds < 2:
+        raise ConfigError(f"--folds is {n_folds}; it must be two or more")
+    if config.data.eval_sources:
+        raise ConfigError("crossvalidate holds out every pair of data.sources in turn; leave data.eval_sources out")
+    if run.n_processes() > 1:
+        raise ConfigError("crossvalidate runs in one process; start it without accelerate launch or torchrun")
+
+
+# -- one fold ---------------------------------------------------------------------------------------------
+
+
+def _is_cached(config: Config) -> bool:
+    """Whether the trunk never changes, so that one pass over it serves every fold."""
+    return config.method.name == "frozen"
+
+
+def _restored(start: Checkpoint) -> Callable[[], Checkpoint]:
+    """The same trunk for every fold, with the heads as they were."""
+    heads_HD = start.network.heads.weight.detach().clone()
+
+    def fresh() -> Checkpoint:
+        start.network.heads.weight.data.copy_(heads_HD)
+        return start
+
+    return fresh
+
+
+def _read_again(config: Config) -> Callable[[], Checkpoint]:
+    """The weights from disk for every fold, and the same fresh heads."""
+
+    def fresh() -> Checkpoint:
+        # A Trainer and its network refer to each other in circles: without this, two folds' weights are held at once.
+        gc.collect()
+        torch.manual_seed(config.seed)
+        return run.begin(config)
+
+    return fresh
+
+
+def _scores(
+    config: Config, start: Checkpoint, tables: Tables, table: PairTable, features: torch.Tensor | None
+) -> Floats:
+    """Train on one fold's pairs. What the heads then say of every sequence, `(N, H)`."""
+    run.initialise_heads(config, start, tables.train, features)
+    folder = Path(config.output.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder, prefix="fold-") as scratch:
+        trained = run.fit(config, start, tables, features, Path(scratch), None)
+    if trained is None:
+        raise RuntimeError("the only process got no weights back from its training. This is a bug in run.fit.")
+    if _is_cached(config) and features is not None:
+        weight_HD = trained.network.heads.weight.detach().float().cpu()
+        cached_NH: Floats = (features @ weight_HD.T).double().numpy()
+        return cached_NH
+    trained.network.requires_grad_(False).eval()
+    return finish.score(config, trained, table)
+
+
+# -- what it found ----------------------------------------------------------------------------------------
+
+
+def _report(config: Config, tables: Tables, pooled: PairTable, scores_NH: Floats, n_folds: int) -> Result:
+    names, weights = config.model.heads, config.model.weight_of_head
+    judged = evaluate.slices(pooled, scores_NH, names, weights)
+    crossed = finish.figures(config, evaluate.cross_slices(pooled, scores_NH, names, weights))
+    by_group = tuple(tuple(evaluate.accuracy_by_group(j).tolist()) for j in judged)
+    metrics = finish.figures(config, judged)
+    facts = _facts(config, tables, n_folds)
+    page = Path(config.output.folder) / "crossvalidation.html"
+    ranges = {f"accuracy of groups, {m.head} · {m.source}": spread(g) for m, g in zip(metrics, by_group, strict=True)}
+    shown = report.Page(
+        f"Cross-validation of {page.resolve().parent.name}", facts | ranges, metrics, (), judged,
+        recipe.plain(config), crossed,
+    )  # fmt: skip
+    report.write(page, shown)
+    plain = _plain(config, facts, metrics, by_group, crossed)
+    page.with_suffix(".json").write_text(json.dumps(plain, indent=1) + "\n")
+    return Result(tuple(metrics), tuple(crossed), by_group, page)
+
+
+def _facts(config: Config, tables: Tables, n_folds: int) -> dict[str, Any]:
+    table = tables.train
+    return {
+        "made by": f"reward-train crossvalidate --folds {n_folds}",
+        "model": f"{config.model.path} ({config.model.start})",
+        "method": config.method.name,
+        "rows read": tables.split.n_rows,
+        "rows skipped": len(tables.split.bad),
+        "pairs": len(table),
+        "sequences": len(table.sequences),
+        "groups": len({p.group for p in table.pairs}),
+        "pairs dropped": dict(table.dropped),
+        "sequences truncated": sum(s.truncated for s in table.sequences),
+        "data": data.digest(table.pairs),
+        "scale": "scores of a fold are over the standard deviation of the responses that its head was trained on",
+    }
+
+
+def _plain(
+    config: Config,
+    facts: dict[str, Any],
+    metrics: Sequence[Metrics],
+    by_group: Sequence[tuple[float, ...]],
+    crossed: Sequence[Metrics],
+) -> dict[str, Any]:
+    """The result as plain values. Groups have no names here: a group may be called by a text that is not ours to show."""
+    lines = [
+        asdict(m) | {"group_accuracy": {"low": min(g), "median": sorted(g)[len(g) // 2], "high": max(g)}}
+        for m, g in zip(metrics, by_group, strict=True)
+    ]
+    return {
+        "facts": facts,
+        "metrics": lines,
+        "cross-use": [asdict(m) for m in crossed],
+        "recipe": recipe.plain(config),
+        "versions": export.versions(),
+    }
+
+
+def spread(accuracy_G: Sequence[float]) -> str:
+    """The lowest and the highest accuracy of a group, in words."""
+    return f"{min(accuracy_G):.3f} to {max(accuracy_G):.3f}"

@@ -1,0 +1,94 @@
+"""Which pairs are held out together, and how the scores of different folds become comparable.
+
+Pure functions of tables and arrays; knows no network and no file.
+Shapes: P pairs, N sequences, H heads, F folds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from training.calibrate import NothingToFit
+from training.config import ConfigError
+from training.evaluate import Floats
+from training.pairs import Pair
+from training.sequences import PairTable, TokenSequence
+
+
+def deal(pairs: Sequence[Pair], n_folds: int, salt: str) -> tuple[int, ...]:
+    """The fold in which each pair is held out. A group is in one fold, whatever sources it comes from.
+
+    The groups of each source, in the order of `sha256(f"{salt}:{group}")`, are dealt round robin; with as many folds as
+    groups each is left out alone. A group that an earlier source dealt already stays, and counts for its fold.
+    """
+    of_source: dict[str, set[str]] = {}
+    for pair in pairs:
+        of_source.setdefault(pair.source, set()).add(pair.group)
+    fold_of: dict[str, int] = {}
+    for groups in of_source.values():
+        n_in = [0] * n_folds
+        for group in groups & fold_of.keys():
+            n_in[fold_of[group]] += 1
+        for group in sorted(groups - fold_of.keys(), key=lambda g: hashlib.sha256(f"{salt}:{g}".encode()).digest()):
+            # The emptiest fold, the first of equals: round robin, where no group came before.
+            fold_of[group] = n_in.index(min(n_in))
+            n_in[fold_of[group]] += 1
+    return tuple(fold_of[p.group] for p in pairs)
+
+
+def refuse_lonely_heads(table: PairTable, fold_P: Sequence[int], head_names: Sequence[str]) -> None:
+    """Raise `ConfigError` for a head that a fold would leave without a training pair."""
+    for head in head_names:
+        n = len({fold for fold, pair in zip(fold_P, table.pairs, strict=True) if pair.head == head})
+        if n < 2:
+            raise ConfigError(
+                f"head {head!r}: its pairs fall into {n} fold; cross-validation needs two. Give its source groups "
+                "(group_key), or more of them."
+            )
+
+
+def halves(table: PairTable, fold_P: Sequence[int], fold: int) -> tuple[PairTable, PairTable]:
+    """The pairs to train on and those held out, over the same numbered sequences: features stay where they are."""
+    return _subset(table, [f != fold for f in fold_P]), _subset(table, [f == fold for f in fold_P])
+
+
+def standardise(scores_NH: Floats, held_in: PairTable, head_names: Sequence[str]) -> Floats:
+    """Each head's scores over the deviation (and less the mean) of the responses it was trained on."""
+    out_NH = np.empty_like(scores_NH)
+    for h, head in enumerate(head_names):
+        numbers = [i for i, p in enumerate(held_in.pairs) if p.head == head]
+        seen_N = scores_NH[sorted({side[i] for side in (held_in.chosen, held_in.rejected) for i in numbers}), h]
+        if not seen_N.std() > 0:
+            raise NothingToFit(f"head {head!r} gives every response it was trained on the same score")
+        out_NH[:, h] = (scores_NH[:, h] - seen_N.mean()) / seen_N.std()
+    return out_NH
+
+
+def pool(table: PairTable, fold_P: Sequence[int], scores_of: Mapping[int, Floats]) -> tuple[PairTable, Floats]:
+    """One table and one array of scores in which every pair is scored by the fold that held it out.
+
+    A sequence that two folds hold out is there twice: it has two scores.
+    """
+    number: dict[tuple[int, int], int] = {}
+    chosen, rejected = (
+        tuple(number.setdefault((fold, s), len(number)) for fold, s in zip(fold_P, side, strict=True))
+        for side in (table.chosen, table.rejected)
+    )
+    sequences: tuple[TokenSequence, ...] = tuple(table.sequences[s] for _, s in number)
+    scores_NH = np.stack([scores_of[fold][s] for fold, s in number])
+    return replace(table, sequences=sequences, chosen=chosen, rejected=rejected), scores_NH
+
+
+def _subset(table: PairTable, keep_P: Sequence[bool]) -> PairTable:
+    numbers = [i for i, keep in enumerate(keep_P) if keep]
+    return PairTable(
+        pairs=tuple(table.pairs[i] for i in numbers),
+        sequences=table.sequences,
+        chosen=tuple(table.chosen[i] for i in numbers),
+        rejected=tuple(table.rejected[i] for i in numbers),
+        dropped={},
+    )
