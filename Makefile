@@ -6,7 +6,6 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL ?=
-CONFIG ?= training/recipes/default.yaml
 DATA ?= data
 WORKERS ?= 2
 # glibc gives the big activations back to the kernel after every batch and faults them in again; see DECISIONS.
@@ -52,7 +51,9 @@ bench: setup
 	@$(BIN)/python -m benchmarks.load
 
 train-default: setup
-	@$(BIN)/python -m training --config $(CONFIG) --set data.folder=$(DATA)
+	@$(BIN)/python -m training --config training/recipes/default.yaml \
+	  --set data.sources.0.path=$(DATA)/ukp.jsonl.gz --set data.sources.1.path=$(DATA)/hh.jsonl.gz
+	@echo "to ship it: cp runs/default/heads/* model/default/checkpoint/"
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

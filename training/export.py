@@ -82,6 +82,7 @@ def contract(folder: Path, trained: Checkpoint, probes: Sequence[Sample]) -> Sco
         folder,
         probes=probes,
         max_tokens=policy.max_tokens,
+        truncation=policy.truncation,
         strip_tail_whitespace=policy.end_text == policy.end_text.rstrip(),
         device=str(trained.network.device),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from model.calibration import Calibration
 from model.checkpoint.heads import HEADS_FILE
 from model.checkpoint.reading import quiet_transformers, read
 from model.checkpoint.record import CheckpointError
-from model.contract import FILE_NAME, Probe, ScoringContract, sample_to_dict
+from model.contract import FILE_NAME, Probe, ScoringContract, Truncation, sample_to_dict
 from model.conversation import Sample
-from model.encoding import EncodingPolicy
+from model.encoding import Encoder, EncodingPolicy
 from model.network import RewardNetwork
 
 REDUCED_MARGIN = 4.0
@@ -82,6 +83,13 @@ def write_heads(folder: Path | str, network: RewardNetwork, *, base: str | None 
     }
     Path(folder).mkdir(parents=True, exist_ok=True)
     save_file(tensors, Path(folder) / HEADS_FILE, metadata=metadata)
+    make_readable(Path(folder))
+
+
+def make_readable(folder: Path) -> None:
+    """safetensors leaves its files readable by their owner alone; a server often runs as somebody else."""
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)
 
 
 def ensure_pad(network: RewardNetwork, tokenizer: Any, policy: EncodingPolicy) -> int:
@@ -115,6 +123,7 @@ def write_contract(
     *,
     probes: Sequence[Sample],
     max_tokens: int | None = None,
+    truncation: Truncation = "prompt_left",
     strip_tail_whitespace: bool = True,
     device: str = "cpu",
 ) -> ScoringContract:
@@ -128,9 +137,11 @@ def write_contract(
     checkpoint = read(str(folder), dtype="float32", device=device, strip_tail_whitespace=strip_tail_whitespace)
     if checkpoint.facts is None:
         raise CheckpointError(f"{folder} is not a finished checkpoint")
-    policy, facts = checkpoint.policy, checkpoint.facts
-    limit = min(max_tokens or policy.max_tokens, policy.max_tokens)
-    ids = [checkpoint.encoder(sample, max_tokens=limit).ids for sample in probes]
+    facts = checkpoint.facts
+    limit = min(max_tokens or checkpoint.policy.max_tokens, checkpoint.policy.max_tokens)
+    policy = replace(checkpoint.policy, max_tokens=limit, truncation=truncation)
+    encode = Encoder(checkpoint.tokenizer, policy)
+    ids = [encode(sample).ids for sample in probes]
     scores = [score_alone(checkpoint.network, row) for row in ids]
     scale = float(torch.tensor(scores).std()) if len(scores) > 1 else 1.0
     tolerance = max(SCORE_TOLERANCE * scale, 1e-5)
@@ -144,7 +155,7 @@ def write_contract(
         end_ids=policy.end_ids,
         template_tail=policy.template_tail,
         truncation=policy.truncation,
-        max_tokens=limit,
+        max_tokens=policy.max_tokens,
         pad_id=checkpoint.pad_id,
         tokenizer_digest=facts.tokenizer_digest,
         weights_digest=facts.weights_digest,

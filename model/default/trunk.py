@@ -26,7 +26,9 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 PAD_TOKEN = "<|endoftext|>"  # the file says <|im_end|>, which ends every turn: a pad token must not
 DIGEST_FILE = "trunk.json"
 
-TRUNK_DIGESTS: dict[int, str] = {}
+TRUNK_DIGESTS: dict[int, str] = {
+    14: "sha256:eaf382752b5ac7f871175dda7bd290f45ccfb2d82abb5e839a162969cfe76144",
+}
 """Layers kept -> digest of the weights as `model.checkpoint.weights.digest` computes it."""
 
 
@@ -50,6 +52,7 @@ def ensure_trunk(n_layers: int, *, cache: Path | None = None) -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
+    building.chmod(0o755)
     try:
         _build(building, n_layers)
         try:
@@ -141,6 +144,7 @@ def _write_tokenizer(source: Path, folder: Path) -> None:
 
 def _check_result(folder: Path, n_layers: int) -> None:
     from model.checkpoint import weights
+    from model.checkpoint.writing import make_readable
 
     found = weights.digest(weights.weight_files(folder))
     expected = TRUNK_DIGESTS.get(n_layers, found)
@@ -149,4 +153,5 @@ def _check_result(folder: Path, n_layers: int) -> None:
             f"the trunk came out as {found[:19]}, the default model was trained on {expected[:19]}. The versions of gguf, "
             "transformers or torch unpack it differently; please report them."
         )
+    make_readable(folder)
     (folder / DIGEST_FILE).write_text(json.dumps({"digest": found, "layers": n_layers, "source": GGUF_SHA256}) + "\n")

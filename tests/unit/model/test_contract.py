@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from model.backends import ContractBroken, LoadError, ModelSpec, load
+from model.checkpoint import write_contract
 from model.contract import ContractUnreadable, ScoringContract, sample_from_dict, sample_to_dict
-from model.conversation import Message, Sample
+from model.conversation import InputTooLong, Message, Sample
 from tests.support.checkpoints import PROBES, edit_json, edit_tensor, reward_model, sequence_classifier
 from tests.support.tiny import LLAMA3_LIKE
 
@@ -157,6 +158,18 @@ def test_ids_that_differ_for_no_known_reason(folder):
         folder
     )
     assert "the first difference is at 4" in breaches(folder)["encoding"]
+
+
+def test_the_contracts_truncation_is_the_one_that_is_served(folder):
+    write_contract(folder, probes=PROBES[:2], max_tokens=90, truncation="error")
+    loaded = load("torch", ModelSpec(str(folder)))
+    assert loaded.contract.truncation == "error"
+    with pytest.raises(InputTooLong):
+        loaded.encode(Sample(prompt="a " * 200, response="b"))
+
+
+def test_every_file_of_a_checkpoint_can_be_read_by_another_user(folder):
+    assert {f.name for f in folder.iterdir() if f.stat().st_mode & 0o044 != 0o044} == set()
 
 
 def test_warn_goes_on_knowingly(folder):
