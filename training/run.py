@@ -37,7 +37,8 @@ def train(config: Config) -> Path:
     resume_from = _where_to_resume(config, folder)
     start = begin(config)
     tables = encode(config, start)
-    before = figures(config, judge(config, start, tables.held_out))
+    # A fresh head has nothing to be compared with.
+    before = figures(config, judge(config, start, tables.held_out)) if config.model.start == "reward" else []
     hidden_ND = features(config, start, tables.train)
     initialise_heads(config, start, tables.train, hidden_ND)
     trained = fit(config, start, tables, hidden_ND, folder, resume_from)
