@@ -69,7 +69,7 @@ def load(spec: ModelSpec) -> LoadedModel:
         raise LoadError(str(error)) from error
     checkpoint = _limited(checkpoint, spec)
     encoder = checkpoint.encoder
-    contract = checkpoint.contract or _inferred(checkpoint)
+    contract = checkpoint.contract or checkpoint.clauses("inferred")
     max_tokens = checkpoint.policy.max_tokens
     scorer = PaddedScorer(checkpoint.network, pad_id=checkpoint.pad_id, max_tokens=max_tokens)
     identity = _identity(checkpoint, spec, device)
@@ -116,30 +116,6 @@ def _limited(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:
         )
     return replace(
         checkpoint, policy=replace(policy, max_tokens=limit, truncation=spec.truncation or policy.truncation)
-    )
-
-
-def _inferred(checkpoint: Checkpoint) -> ScoringContract:
-    """The contract of a checkpoint that has none: what its own files imply. It holds by construction and says so."""
-    if checkpoint.facts is None:
-        raise LoadError("a model in training has no contract")
-    facts, policy, network = checkpoint.facts, checkpoint.policy, checkpoint.network
-    return ScoringContract(
-        template=policy.template,
-        template_digest=facts.template_digest,
-        bos_id=facts.bos_id,
-        end_text=facts.end_text,
-        end_ids=facts.end_ids,
-        template_tail=policy.template_tail,
-        truncation=policy.truncation,
-        max_tokens=policy.max_tokens,
-        pad_id=facts.pad_id,
-        tokenizer_digest=facts.tokenizer_digest,
-        weights_digest=facts.weights_digest,
-        head_digest=facts.head_digest,
-        dtype=facts.dtype,
-        heads=tuple(zip(network.head_names, network.head_weights, strict=True)),
-        origin="inferred",
     )
 
 

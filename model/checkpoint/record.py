@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from model.calibration import Calibration
-from model.contract import Facts, ScoringContract
+from model.contract import Facts, Origin, ScoringContract
 from model.encoding import Encoder, EncodingPolicy
 from model.network import RewardNetwork
 
@@ -51,3 +51,26 @@ class Checkpoint:
     def architecture(self) -> str:
         """The backbone's class, as a reader knows it."""
         return type(self.network.backbone).__name__
+
+    def clauses(self, origin: Origin) -> ScoringContract:
+        """The contract that this checkpoint keeps as it stands, without probes. Raise `CheckpointError` in training."""
+        facts, policy, network = self.facts, self.policy, self.network
+        if facts is None:
+            raise CheckpointError(f"{self.folder} is still in training: its weights are not settled")
+        return ScoringContract(
+            template=policy.template,
+            template_digest=facts.template_digest,
+            bos_id=facts.bos_id,
+            end_text=facts.end_text,
+            end_ids=facts.end_ids,
+            template_tail=policy.template_tail,
+            truncation=policy.truncation,
+            max_tokens=policy.max_tokens,
+            pad_id=facts.pad_id,
+            tokenizer_digest=facts.tokenizer_digest,
+            weights_digest=facts.weights_digest,
+            head_digest=facts.head_digest,
+            dtype=facts.dtype,
+            heads=tuple(zip(network.head_names, network.head_weights, strict=True)),
+            origin=origin,
+        )

@@ -18,7 +18,7 @@ from model.checkpoint.reading import quiet_transformers, read
 from model.checkpoint.record import CheckpointError
 from model.contract import FILE_NAME, Probe, ScoringContract, Truncation, sample_to_dict
 from model.conversation import Sample
-from model.encoding import Encoder, EncodingPolicy
+from model.encoding import EncodingPolicy
 from model.network import RewardNetwork
 
 REDUCED_MARGIN = 4.0
@@ -135,33 +135,16 @@ def write_contract(
     folder = Path(folder)
     (folder / FILE_NAME).unlink(missing_ok=True)
     checkpoint = read(str(folder), dtype="float32", device=device, strip_tail_whitespace=strip_tail_whitespace)
-    if checkpoint.facts is None:
-        raise CheckpointError(f"{folder} is not a finished checkpoint")
-    facts = checkpoint.facts
     limit = min(max_tokens or checkpoint.policy.max_tokens, checkpoint.policy.max_tokens)
-    policy = replace(checkpoint.policy, max_tokens=limit, truncation=truncation)
-    encode = Encoder(checkpoint.tokenizer, policy)
-    ids = [encode(sample).ids for sample in probes]
+    checkpoint = replace(checkpoint, policy=replace(checkpoint.policy, max_tokens=limit, truncation=truncation))
+    ids = [checkpoint.encoder(sample).ids for sample in probes]
     scores = [score_alone(checkpoint.network, row) for row in ids]
     scale = float(torch.tensor(scores).std()) if len(scores) > 1 else 1.0
     tolerance = max(SCORE_TOLERANCE * scale, 1e-5)
     reduced = read(str(folder), dtype="bfloat16", device=device, strip_tail_whitespace=strip_tail_whitespace)
     worst = max((abs(score_alone(reduced.network, row) - s) for row, s in zip(ids, scores, strict=True)), default=0.0)
-    contract = ScoringContract(
-        template=policy.template,
-        template_digest=facts.template_digest,
-        bos_id=policy.bos_id,
-        end_text=policy.end_text,
-        end_ids=policy.end_ids,
-        template_tail=policy.template_tail,
-        truncation=policy.truncation,
-        max_tokens=policy.max_tokens,
-        pad_id=checkpoint.pad_id,
-        tokenizer_digest=facts.tokenizer_digest,
-        weights_digest=facts.weights_digest,
-        head_digest=facts.head_digest,
-        dtype="float32",
-        heads=tuple(zip(checkpoint.network.head_names, checkpoint.network.head_weights, strict=True)),
+    contract = replace(
+        checkpoint.clauses("written"),
         probes=tuple(
             Probe(sample_to_dict(p), row, score, tolerance) for p, row, score in zip(probes, ids, scores, strict=True)
         ),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import signal
 
 import pytest
 import torch
+from safetensors import safe_open
+from transformers import AutoModel
 
 from model.backends import ModelSpec, load
 from model.checkpoint import read
@@ -41,17 +42,12 @@ def server():
 
 
 def plain_scores() -> list[float]:
-    """Independent of our network, padding and backend: transformers, peft and one matrix product."""
-    from peft import PeftModel
-    from safetensors import safe_open
-    from transformers import AutoModelForSequenceClassification
-
+    """Independent of our network, padding and backend: transformers' own model and one product with the head."""
     contract = ScoringContract.load(FOLDER)
-    base = resolve(json.loads((FOLDER / "adapter_config.json").read_text())["base_model_name_or_path"])
-    whole = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
-    trunk = PeftModel.from_pretrained(whole, FOLDER).eval().base_model.model.model
     with safe_open(str(FOLDER / "reward_heads.safetensors"), framework="pt") as file:
+        base = file.metadata()["base_model_name_or_path"]
         head = sum(weight * file.get_tensor(name) for name, weight in contract.heads)
+    trunk = AutoModel.from_pretrained(resolve(base), dtype=torch.float32).eval()
     with torch.no_grad():
         return [float(trunk(torch.tensor([p.ids])).last_hidden_state[0, -1] @ head) for p in contract.probes]
 
