@@ -35,8 +35,14 @@ GOOD_AND_RUDE = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def trunk():
+    """Built here where it is not in the user's cache: a server in a test has less patience than a user."""
+    return read(str(FOLDER))
+
+
 @pytest.fixture(scope="module")
-def server():
+def server(trunk):
     with Server() as running:
         yield running
 
