@@ -87,6 +87,8 @@ class Encoder:
         self._fast.no_padding()
         self._fast.no_truncation()
         self._fast.encode_special_tokens = False
+        tail = policy.template_tail if policy.template_tail.strip() else ""
+        self._tail_ids: tuple[int, ...] = tuple(self._fast.encode(tail, add_special_tokens=False).ids)
         self._render = _Renderer(tokenizer, policy.template)
 
     def __call__(self, sample: Sample, *, max_tokens: int | None = None) -> Encoded:
@@ -121,8 +123,7 @@ class Encoder:
         for message in messages:
             check_text(message.content)
         # A policy's text often still carries its own end token; the template writes it again.
-        content = messages[-1].content.removesuffix(end.strip()) if end.strip() else messages[-1].content
-        closed = content != messages[-1].content
+        content, closed = self._unclosed(messages[-1].content)
         if not content:
             raise EmptyResponse("the response is empty: there is no token to read a score at")
         prompt = self._render(messages[:-1], add_generation_prompt=True)
@@ -133,9 +134,9 @@ class Encoder:
         return (body if missing else body + end), n_prompt_chars, missing
 
     def _unclosed(self, text: str) -> tuple[str, bool]:
-        """Rendered text without its ending, however the caller wrote it, and whether it had one."""
+        """Text without its ending, however the caller wrote it, and whether it had one. Mere whitespace is no ending."""
         for ending in (self.policy.template_tail, self.policy.end_text, self.policy.end_text.strip()):
-            if ending and text.endswith(ending):
+            if ending.strip() and text.endswith(ending):
                 return text.removesuffix(ending), True
         return text, False
 
@@ -169,15 +170,25 @@ class Encoder:
                     f"input_ids[{i}] is {token}; the vocabulary has {self.policy.vocab_size} tokens",
                     index=i, id=token, vocab_size=self.policy.vocab_size,
                 )  # fmt: skip
-        end = self.policy.end_ids
-        missing = ids[-len(end) :] != end
-        if missing and not cut:
-            ids, missing = (*ids, *end), False
+        body, closed = self._unclosed_ids(ids)
+        missing = cut and not closed
+        ids = body if missing else body + self.policy.end_ids
         start = _rfind(ids, self.policy.response_start_ids)
         n_prompt = start + len(self.policy.response_start_ids) if start >= 0 else 0
-        if n_prompt >= len(ids) - (0 if missing else len(end)):
+        if n_prompt >= len(body):
             raise EmptyResponse("the response is empty: there is no token to read a score at")
         return self._with_bos(Encoded(ids, n_prompt, missing_end=missing))
+
+    def _unclosed_ids(self, ids: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
+        """Ids without their ending, and whether they had one: all that the template writes, or the beginning of it.
+
+        A policy stops at its end token, so what the template writes after that is often not there.
+        """
+        for ending in (self._tail_ids, self.policy.end_ids):
+            for n in range(len(ending), 0, -1):
+                if ids[-n:] == ending[:n]:
+                    return ids[:-n], True
+        return ids, False
 
     def _with_bos(self, encoded: Encoded) -> Encoded:
         """BOS exactly once, or not at all. Never doubled."""

@@ -144,12 +144,6 @@ def test_rendered_text_ends_as_in_training_however_the_caller_ended_it(ending, s
     assert not encoded.missing_end
 
 
-def test_a_response_that_carries_its_end_token_gets_no_second_one():
-    encode, _ = encoder()
-    plain = encode(Sample(prompt="a", response="b"))
-    assert encode(Sample(prompt="a", response="b<|im_end|>")) == plain
-
-
 def test_a_response_that_was_cut_off_has_no_end_token_and_is_flagged():
     encode, tokenizer = encoder()
     whole = encode(Sample(messages=CHAT))
@@ -172,10 +166,37 @@ def test_an_end_token_that_is_there_is_not_called_missing():
     assert not encode(Sample(prompt="a", response="b<|im_end|>", finish_reason="length")).missing_end
 
 
-def test_ids_without_the_end_token_get_it():
-    encode, _ = encoder()
-    whole = encode(Sample(messages=CHAT))
-    assert encode(Sample(input_ids=whole.ids[:-1])) == whole
+@pytest.mark.parametrize("strip", [True, False])
+@pytest.mark.parametrize("ending", ["", "<|im_end|>", "<|im_end|>\n"])
+@pytest.mark.parametrize("finish_reason", ["stop", "length"])
+def test_ids_end_as_in_training_however_the_caller_ended_them(ending, strip, finish_reason):
+    encode, tokenizer = encoder(strip=strip)
+    body = rendered(tokenizer).removesuffix("<|im_end|>\n")
+    ids = tuple(tokenizer(body + ending, add_special_tokens=False)["input_ids"])
+    encoded = encode(Sample(input_ids=ids, finish_reason=finish_reason))
+    if not ending and finish_reason == "length":
+        assert encoded.missing_end
+        assert encoded.ids == ids
+    else:
+        assert encoded == encode(Sample(messages=CHAT))
+
+
+@pytest.mark.parametrize("ending", ["<|im_end|>", "<|im_end|>\n"])
+def test_a_response_with_its_ending_gets_no_second_one(ending):
+    for strip in (True, False):
+        encode, _ = encoder(strip=strip)
+        assert encode(Sample(prompt="a", response="b" + ending)) == encode(Sample(prompt="a", response="b"))
+
+
+def test_trailing_newlines_of_a_response_are_text_and_no_ending():
+    encode, tokenizer = encoder()
+    assert tokenizer.decode(encode(Sample(prompt="a", response="b\n\n")).ids).endswith("b\n\n<|im_end|>")
+    encode, tokenizer = encoder(
+        CHATML.replace("<|im_end|>\n", "\n")
+    )  # a template that closes a turn with a newline only
+    assert tokenizer.decode(encode(Sample(prompt="a", response="b\n")).ids).endswith("b\n<|im_end|>")
+    ids = tuple(tokenizer("b\n", add_special_tokens=False)["input_ids"])
+    assert encode(Sample(input_ids=ids)).ids == (*ids, END)
 
 
 # -- whitespace -------------------------------------------------------------------------------------------------------
