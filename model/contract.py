@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -132,7 +133,7 @@ class Breach:
 class ContractReport:
     """The outcome of a verification, as `GET /model` and `reward-check` show it.
 
-    `max_probe_error` is the largest |score now - score in the contract|, None without probes.
+    `max_probe_error` is the largest |score now - score in the contract|, None where no probe could be scored.
     """
 
     origin: Origin
@@ -167,7 +168,8 @@ def verify(
     ids_equal = all(ids == p.ids for p, ids in zip(contract.probes, probe_ids, strict=True))
     if ids_equal and not breaches:
         breaches += _score_breaches(contract, facts, errors)
-    return ContractReport(contract.origin, tuple(breaches), len(contract.probes), max(errors, default=None))
+    finite = [e for e in errors if math.isfinite(e)]
+    return ContractReport(contract.origin, tuple(breaches), len(contract.probes), max(finite, default=None))
 
 
 def _encoding_breaches(contract: ScoringContract, facts: Facts) -> list[Breach]:

@@ -91,9 +91,9 @@ class Encoder:
         self._tail_ids: tuple[int, ...] = tuple(self._fast.encode(tail, add_special_tokens=False).ids)
         self._render = _Renderer(tokenizer, policy.template)
 
-    def __call__(self, sample: Sample, *, max_tokens: int | None = None) -> Encoded:
+    def __call__(self, sample: Sample) -> Encoded:
         """Encode one sample. Raise `SampleError` (with a code and numbers) if it cannot be scored."""
-        limit = self.policy.max_tokens if max_tokens is None else min(max_tokens, self.policy.max_tokens)
+        limit = self.policy.max_tokens
         if sample.input_ids is not None:
             encoded = self._from_ids(sample.input_ids, sample.finish_reason == "length")
         else:

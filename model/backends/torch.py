@@ -5,7 +5,6 @@ Knows nothing of requests or queues. Shapes: B rows, T tokens, H heads.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,7 +13,8 @@ import torch
 from model.backends import ContractBroken, Identity, LoadedModel, LoadError, ModelSpec
 from model.calibration import CalibrationError
 from model.checkpoint import Checkpoint, CheckpointError, read
-from model.contract import ContractReport, ContractUnreadable, ScoringContract, sample_from_dict, verify
+from model.contract import ContractReport, ContractUnreadable, Probe, ScoringContract, sample_from_dict, verify
+from model.conversation import SampleError
 from model.encoding import Encoder, EncodingPolicyError
 from model.network import RewardNetwork
 from model.padding import left_pad
@@ -43,7 +43,7 @@ class PaddedScorer:
             scores_BH = out.scores_BH.cpu().tolist()
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(f"{ids_BT.numel()} token positions do not fit: {error}") from error
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:  # an id beyond the embedding is an IndexError on a CPU
             if "can't allocate memory" in str(error):  # what the CPU allocator says; it has no type of its own
                 raise OutOfMemory(f"{ids_BT.numel()} token positions do not fit") from error
             raise ScorerError(f"the forward failed: {error}") from error
@@ -67,29 +67,45 @@ def load(spec: ModelSpec) -> LoadedModel:
         checkpoint = read(spec.model or _default(), dtype=spec.dtype, device=device)
     except (CheckpointError, ContractUnreadable, CalibrationError, EncodingPolicyError) as error:
         raise LoadError(str(error)) from error
-    checkpoint = _limited(checkpoint, spec)
-    encoder = checkpoint.encoder
     contract = checkpoint.contract or checkpoint.clauses("inferred")
-    max_tokens = checkpoint.policy.max_tokens
+    served = _limited(checkpoint, spec)
+    max_tokens = served.policy.max_tokens
     scorer = PaddedScorer(checkpoint.network, pad_id=checkpoint.pad_id, max_tokens=max_tokens)
-    identity = _identity(checkpoint, spec, device)
-    report = check_contract(contract, checkpoint, encoder, scorer, identity)
+    identity = _identity(served, spec, device)
+    # The contract is about what training encoded; the operator may serve shorter rows than that.
+    report = check_contract(contract, checkpoint, scorer, identity)
     if spec.contract == "strict" and not report.holds:
         raise ContractBroken(report)
-    return LoadedModel(identity, scorer, encoder, contract, report, checkpoint.calibration)
+    return LoadedModel(identity, scorer, served.encoder, contract, report, checkpoint.calibration)
 
 
 def check_contract(
-    contract: ScoringContract, checkpoint: Checkpoint, encoder: Encoder, scorer: PaddedScorer, identity: Identity
+    contract: ScoringContract, checkpoint: Checkpoint, scorer: PaddedScorer, identity: Identity
 ) -> ContractReport:
-    """Encode and score the probes through the very path that requests take, and compare every clause."""
+    """Encode and score the probes with the code that requests go through, and compare every clause."""
     if checkpoint.facts is None:
         raise LoadError("a model in training has no contract to check")
-    encode = functools.partial(encoder, max_tokens=contract.max_tokens)
-    ids = tuple(encode(sample_from_dict(p.sample)).ids for p in contract.probes)
+    encoder = checkpoint.encoder
+    ids = tuple(_ids_now(encoder, probe) for probe in contract.probes)
     # Scores are of the ids that training saw: a broken tokenizer must not hide what the weights are worth.
-    rows = [scorer.score(TokenBatch((p.ids,))).rows[0] for p in contract.probes]
-    return verify(contract, checkpoint.facts, ids, tuple(identity.raw(row) for row in rows))
+    scores = tuple(_score_now(scorer, identity, probe) for probe in contract.probes)
+    return verify(contract, checkpoint.facts, ids, scores)
+
+
+def _ids_now(encoder: Encoder, probe: Probe) -> tuple[int, ...]:
+    """What a probe encodes to today; nothing where it is refused, which no contract's ids are equal to."""
+    try:
+        return encoder(sample_from_dict(probe.sample)).ids
+    except SampleError:
+        return ()
+
+
+def _score_now(scorer: PaddedScorer, identity: Identity, probe: Probe) -> float:
+    """What a probe scores today; NaN where it cannot be scored, which is within no tolerance."""
+    try:
+        return identity.raw(scorer.score(TokenBatch((probe.ids,))).rows[0])
+    except ScorerError:
+        return float("nan")
 
 
 def _identity(checkpoint: Checkpoint, spec: ModelSpec, device: str) -> Identity:

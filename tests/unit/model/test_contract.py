@@ -188,12 +188,38 @@ def test_a_foreign_checkpoint_gets_an_inferred_contract_and_says_so(tmp_path):
     assert loaded.contract.digest.startswith("sha256:")
 
 
-def test_the_serving_limit_may_be_lower_than_the_contracts_but_not_higher(folder):
-    loaded = load("torch", ModelSpec(str(folder), max_input_tokens=100))
-    assert loaded.identity.max_tokens == 100
+@pytest.mark.parametrize("truncation", ["prompt_left", "error", None])
+def test_the_serving_limit_may_be_lower_than_the_probes_are_long(folder, truncation):
+    assert min(len(p.ids) for p in ScoringContract.load(folder).probes) > 12
+    loaded = load("torch", ModelSpec(str(folder), max_input_tokens=12, truncation=truncation))
     assert loaded.report.holds
+    assert loaded.identity.max_tokens == 12
+    with pytest.raises(InputTooLong):
+        loaded.encode(Sample(prompt="a", response="b " * 40))
+
+
+def test_the_serving_limit_may_not_be_higher_than_the_contracts(folder):
     with pytest.raises(LoadError, match="REWARD_MAX_INPUT_TOKENS=999"):
         load("torch", ModelSpec(str(folder), max_input_tokens=999))
+
+
+def test_a_probe_that_cannot_be_encoded_any_more_breaks_the_contract_by_name(folder):
+    contract = ScoringContract.load(folder)
+    refused = replace(contract.probes[0], sample={"prompt": "a", "response": ""})
+    replace(contract, probes=(refused, *contract.probes[1:])).save(folder)
+    assert "encodes to 0 ids" in breaches(folder)["encoding"]
+
+
+def test_a_probe_that_cannot_be_scored_any_more_breaks_the_contract_by_name(folder):
+    contract = ScoringContract.load(folder)
+    probe = contract.probes[0]
+    ids = (*probe.ids[:-1], 10**6)
+    broken = replace(probe, sample={"input_ids": list(probe.ids)}, ids=ids)
+    replace(contract, probes=(broken, *contract.probes[1:])).save(folder)
+    with pytest.raises(ContractBroken) as error:
+        load("torch", ModelSpec(str(folder)))
+    assert "encoding" in {b.clause for b in error.value.report.breaches}
+    assert error.value.report.max_probe_error < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,6 +42,13 @@ def encoder(
 
 def bos_encoder(**kw):
     return encoder(LLAMA3_LIKE, bos="<s>", **kw)
+
+
+def at_most(encode: Encoder, max_tokens: int) -> Encoder:
+    """The same encoder under a lower limit."""
+    lower = copy.copy(encode)
+    lower.policy = replace(encode.policy, max_tokens=max_tokens)
+    return lower
 
 
 CHAT = (Message("user", "What is two plus two?"), Message("assistant", "Four, of course."))
@@ -242,10 +252,10 @@ def test_truncation_cuts_the_prompts_left_and_never_the_response(make, n_prompt,
     sample = Sample(prompt="a " * (n_prompt % 60), response="b " * n_response)
     if len(response) + head > limit:
         with pytest.raises(InputTooLong) as error:
-            encode(sample, max_tokens=limit)
+            at_most(encode, limit)(sample)
         assert error.value.details == {"n": len(response) + head, "limit": limit}
         return
-    cut = encode(sample, max_tokens=limit)
+    cut = at_most(encode, limit)(sample)
     assert len(cut.ids) == min(limit, len(free.ids))
     assert cut.truncated == (len(free.ids) > limit)
     assert cut.ids[cut.n_prompt :] == response
@@ -283,9 +293,9 @@ def test_rendered_text_and_ids_are_cut_at_the_same_place_as_messages():
     encode, tokenizer = encoder()
     messages = (Message("user", "a " * 50), Message("assistant", "b"))
     whole = encode(Sample(messages=messages))
-    cut = encode(Sample(messages=messages), max_tokens=20)
-    assert encode(Sample(text=rendered(tokenizer, messages)), max_tokens=20) == cut
-    assert encode(Sample(input_ids=whole.ids), max_tokens=20) == cut
+    cut = at_most(encode, 20)(Sample(messages=messages))
+    assert at_most(encode, 20)(Sample(text=rendered(tokenizer, messages))) == cut
+    assert at_most(encode, 20)(Sample(input_ids=whole.ids)) == cut
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
@@ -371,6 +381,6 @@ def test_many_threads_encode_as_one_does():
 
     encode, _ = encoder()
     samples = [Sample(prompt=f"question {i}", response="answer " * (i % 13 + 1)) for i in range(200)]
-    expected = [encode(s, max_tokens=90) for s in samples]
+    expected = [at_most(encode, 90)(s) for s in samples]
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda s: encode(s, max_tokens=90), samples)) == expected
+        assert list(pool.map(at_most(encode, 90), samples)) == expected
