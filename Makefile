@@ -8,7 +8,7 @@ PORT ?= 8000
 MODEL ?=
 DATA ?= data
 WORKERS ?= 2
-# glibc gives the big activations back to the kernel after every batch and faults them in again; see DECISIONS.
+# glibc gives the big activations back to the kernel after every batch and faults them in again (mallopt(3)).
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 export MALLOC_TOP_PAD_ ?= 67108864

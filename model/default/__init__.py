@@ -1,4 +1,4 @@
-"""The embedded default reward model: a small adapter with two heads over a trunk that a package ships."""
+"""The embedded default reward model: two linear heads over a trunk that a package ships."""
 
 from pathlib import Path
 

