@@ -63,12 +63,20 @@ class Scorer(Protocol):
         """The longest row this model can read."""
         ...
 
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether tokens that rows of one batch begin with in common are computed once, and equal rows once."""
+        ...
+
     def score(self, batch: TokenBatch) -> BatchScores:
         """Score every row, in order. Raise `OutOfMemory`, another `ScorerError`, or return one entry a row."""
         ...
 
     def cost(self, lengths: Sequence[int]) -> int:
-        """Token positions that a batch of rows with these lengths would take, padding included."""
+        """Token positions that a batch of rows with these lengths would take, padding included.
+
+        Where prefixes are shared, a length is what the row adds to the batch; 0 for one that is there already.
+        """
         ...
 
     def close(self) -> None:

@@ -37,12 +37,18 @@ class ContractBroken(LoadError):
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What the operator asked for. `model` empty: the embedded default."""
+    """What the operator asked for. `model` empty: the embedded default.
+
+    `deterministic`: a row's score has the same bits whoever rides beside it. `prefix_cache_bytes` bounds the keys and
+    values that are carried from one batch to the next; 0: none are.
+    """
 
     model: str = ""
     device: str = "auto"
     dtype: str = "auto"
-    engine: Literal["auto", "padded"] = "auto"
+    engine: Literal["auto", "packed", "padded"] = "auto"
+    deterministic: bool = False
+    prefix_cache_bytes: int = 0
     contract: Literal["strict", "warn"] = "strict"
     max_input_tokens: int | None = None
     truncation: Truncation | None = None

@@ -45,6 +45,11 @@ class EchoScorer:
             time.sleep(self._delay_s)
         return BatchScores(tuple({"score": echo_score(row)} for row in batch.rows), tokens_computed=batch.n_tokens)
 
+    @property
+    def shares_prefixes(self) -> bool:
+        """No: every row is computed for itself."""
+        return False
+
     def cost(self, lengths: Sequence[int]) -> int:
         """Nothing is padded."""
         return sum(lengths)

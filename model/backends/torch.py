@@ -51,6 +51,11 @@ class PaddedScorer:
         rows: tuple[HeadScores, ...] = tuple(dict(zip(names, row, strict=True)) for row in scores_BH)
         return BatchScores(rows, tokens_computed=batch.n_tokens, tokens_padding=padding)
 
+    @property
+    def shares_prefixes(self) -> bool:
+        """No: every row is computed for itself."""
+        return False
+
     def cost(self, lengths: Sequence[int]) -> int:
         """Rows times the longest row."""
         return len(lengths) * max(lengths, default=0)

@@ -57,6 +57,10 @@ class FakeScorer:
         self.batches.append(batch)
         return self._behave(batch)
 
+    @property
+    def shares_prefixes(self) -> bool:
+        return False
+
     def cost(self, lengths: Sequence[int]) -> int:
         return len(lengths) * max(lengths)
 
