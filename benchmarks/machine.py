@@ -1,0 +1,88 @@
+"""This process and its machine: allocator settings, threads, clocks, facts for the record.
+
+Knows no engine and no server.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# glibc gives the big activations back to the kernel after every batch and faults them in again (mallopt(3)).
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "67108864",
+}
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What some work took. `cpu_s` is user + system time of all threads of this process."""
+
+    cpu_s: float
+    wall_s: float
+
+
+def measured(work: Callable[[], T]) -> tuple[T, Cost]:
+    """The result of `work` and what it took."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    result = work()
+    return result, Cost(time.process_time() - cpu, time.perf_counter() - wall)
+
+
+def environment(threads: int, *, malloc: bool) -> dict[str, str]:
+    """Our environment with so many compute threads, and with or without the allocator's settings."""
+    rest = {k: v for k, v in os.environ.items() if k not in MALLOC and k not in _THREADS}
+    return {**rest, **dict.fromkeys(_THREADS, str(threads)), **(MALLOC if malloc else {})}
+
+
+def run_again_with(threads: int, *, malloc: bool) -> None:
+    """Start this program anew unless it has these settings: the C library reads them once, before main."""
+    wanted = environment(threads, malloc=malloc)
+    if any(os.environ.get(k) != wanted.get(k) for k in (*MALLOC, *_THREADS)):
+        sys.stdout.flush()
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)  # noqa: S606
+
+
+def facts() -> dict[str, str | int | float]:
+    """What a reader of the figures must know. `load` is how busy the machine was before: others make figures noisy."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count() or 0,
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+        "transformers": _version("transformers"),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", "0")),
+        "malloc": "set" if all(os.environ.get(k) == v for k, v in MALLOC.items()) else "glibc's own",
+    }
+
+
+def peak_rss_mib() -> float:
+    """The most memory that this process ever held."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def _cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"

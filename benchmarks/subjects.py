@@ -1,0 +1,103 @@
+"""The engines under measurement: a loaded model and a way to cut a workload into batches for it.
+
+`naive` is what the common servers do; `sorted` is what a careful one does with the same model. The others are ours.
+Token ids in, scores out: nobody tokenises here. Knows no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import cutting
+from benchmarks.cutting import Batch, Row
+from model.backends.torch import PaddedScorer
+from model.checkpoint import Checkpoint, read
+from model.checkpoint.reading import quiet_transformers
+from model.padding import left_pad
+from model.scorer import Scorer, TokenBatch
+
+NAIVE_ROWS = 16
+SORTED_BUDGET = 2048
+Score = Callable[[Sequence[Row]], list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One engine: how it wants its batches, and what scores one of them."""
+
+    name: str
+    cut: Callable[[Sequence[Row]], list[Batch]]
+    score: Score
+
+    def run(self, rows: Sequence[Row]) -> list[float]:
+        """The score of every row, in order. Cutting is part of the work."""
+        scores = [float("nan")] * len(rows)
+        for batch in self.cut(rows):
+            for i, score in zip(batch, self.score([rows[i] for i in batch]), strict=True):
+                scores[i] = score
+        return scores
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The two forms of one model: as transformers gives it, and as our backend reads it."""
+
+    folder: Path
+
+    @cached_property
+    def plain(self) -> Any:
+        """`AutoModelForSequenceClassification` as it comes."""
+        from transformers import AutoModelForSequenceClassification
+
+        with quiet_transformers():
+            return AutoModelForSequenceClassification.from_pretrained(self.folder).eval()
+
+    @cached_property
+    def ours(self) -> Checkpoint:
+        """What our server reads."""
+        return read(str(self.folder))
+
+    @torch.inference_mode()
+    def left_padded(self, rows: Sequence[Row]) -> list[float]:
+        """One forward with an attention mask, and `logits`."""
+        ids_BT, mask_BT = left_pad(rows, self.plain.config.pad_token_id)
+        scores: list[float] = self.plain(input_ids=ids_BT, attention_mask=mask_BT).logits[:, 0].tolist()
+        return scores
+
+    @torch.inference_mode()
+    def alone(self, row: Row) -> float:
+        """The reference: one row, no padding, float32."""
+        return float(self.plain(input_ids=torch.tensor([row])).logits[0, 0])
+
+
+def naive(model: Loaded, budget: int) -> Subject:
+    """Batches of 16 in order of arrival, left-padded."""
+    return Subject("naive", partial(cutting.in_order_of_arrival, size=NAIVE_ROWS), model.left_padded)
+
+
+def sorted_by_length(model: Loaded, budget: int) -> Subject:
+    """The same model, rows of like length together, 2,048 positions a batch."""
+    return Subject("sorted", partial(cutting.by_length, budget=SORTED_BUDGET), model.left_padded)
+
+
+def padded(model: Loaded, budget: int) -> Subject:
+    """Our own reference path, cut in the same way."""
+    scorer = PaddedScorer(model.ours.network, pad_id=model.ours.pad_id, max_tokens=model.ours.policy.max_tokens)
+    return Subject("padded", partial(cutting.by_length, budget=SORTED_BUDGET), partial(_ours, scorer))
+
+
+def _ours(scorer: Scorer, rows: Sequence[Row]) -> list[float]:
+    return [row["score"] for row in scorer.score(TokenBatch(tuple(rows))).rows]
+
+
+SUBJECTS: dict[str, Callable[[Loaded, int], Subject]] = {
+    "naive": naive,
+    "sorted": sorted_by_length,
+    "padded": padded,
+}
