@@ -95,7 +95,7 @@ class RewardNetwork(nn.Module):
     def values(self, input_ids_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
         """The value of every head at every token, `(B, T, H)` in float32."""
         hidden_BTD, _ = self.hidden(input_ids_BT, mask_BT)
-        return self._head(hidden_BTD)
+        return self.values_of(hidden_BTD)
 
     def forward(self, input_ids_BT: Tensor, mask_BT: Tensor | None = None) -> NetworkOutput:
         """Score each row at its last real token. `mask_BT` None: no row is padded. Padding may be on either side."""
@@ -103,7 +103,7 @@ class RewardNetwork(nn.Module):
         rows_B = torch.arange(len(hidden_BTD), device=hidden_BTD.device)
         last_B = last_index(mask_BT).to(hidden_BTD.device) if mask_BT is not None else -1
         last_BD = hidden_BTD[rows_B, last_B]
-        return NetworkOutput(self._head(last_BD), last_BD, self._aux_loss(router_logits, mask_BT))
+        return NetworkOutput(self.values_of(last_BD), last_BD, self._aux_loss(router_logits, mask_BT))
 
     def raw(self, scores_BH: Tensor) -> Tensor:
         """The weighted sum of the heads, `(B,)`."""
@@ -114,7 +114,8 @@ class RewardNetwork(nn.Module):
         weights_H = self.heads.weight.new_tensor(self.head_weights)
         return (weights_H @ self.heads.weight)[None].detach(), float(weights_H @ self.bias_H.to(weights_H.device))
 
-    def _head(self, hidden: Tensor) -> Tensor:
+    def values_of(self, hidden: Tensor) -> Tensor:
+        """The value of every head for hidden states `(..., D)`: `(..., H)` in float32."""
         # A value head in bfloat16 has steps of 0.06 at |score| = 8: it is float32 under autocast too.
         guard = (
             torch.autocast(hidden.device.type, enabled=False)

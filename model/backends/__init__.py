@@ -56,7 +56,10 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What is loaded. `heads` are (name, weight): raw = sum of weight * value over the heads."""
+    """What is loaded. `heads` are (name, weight): raw = sum of weight * value over the heads.
+
+    `engine_notes` say what the engine does not do for this model, and why.
+    """
 
     name: str
     architecture: str
@@ -67,6 +70,7 @@ class Identity:
     heads: tuple[tuple[str, float], ...]
     n_parameters: int
     max_tokens: int
+    engine_notes: tuple[str, ...] = ()
 
     def raw(self, scores: HeadScores) -> float:
         """The weighted sum of the heads: the raw score before anything else happens to it."""

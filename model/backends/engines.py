@@ -1,0 +1,109 @@
+"""Which engine scores a network: packed wherever that gives the scores of a plain forward, else padded.
+
+Packing runs inside models that were not written for it. So before anybody is served, rows with everything that could go
+wrong in them (common beginnings, a row beyond the attention window, rows of one token) are scored by a plain forward
+of each row alone and by the engine, and an engine that is further off than padding is not used.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+
+from model.backends import LoadError, ModelSpec
+from model.backends.packed import PackedScorer, Unsupported
+from model.backends.padded import PaddedScorer
+from model.network import RewardNetwork
+from model.scorer import ScorerError, TokenBatch
+
+Engine = PackedScorer | PaddedScorer
+
+_TOLERANCE = {torch.float32: 1e-4}
+_HALF_TOLERANCE = 2e-2
+_MORE_THAN_PADDED = 4.0
+_LONGEST_WINDOW = 256
+"""A longer attention window is not gone beyond: the check would take longer than the load."""
+
+
+def choose(network: RewardNetwork, spec: ModelSpec, *, pad_id: int, max_tokens: int) -> tuple[Engine, tuple[str, ...]]:
+    """The engine, and in words what it does not do and why. Raise `LoadError` when packing is asked for and wrong."""
+    padded = PaddedScorer(network, pad_id=pad_id, max_tokens=max_tokens, one_by_one=spec.deterministic)
+    if spec.engine == "padded":
+        return padded, ()
+    rows = check_rows(network.config, max_tokens)
+    expected = _plain(network, rows)
+    allowed = max(
+        _tolerance(network) * max(1.0, expected.abs().max().item()), _MORE_THAN_PADDED * _error(padded, rows, expected)
+    )
+    notes: list[str] = []
+    for trim in (True, False):
+        try:
+            scorer = PackedScorer(
+                network,
+                max_tokens=max_tokens,
+                trim=trim,
+                one_by_one=spec.deterministic,
+                prefix_cache_bytes=spec.prefix_cache_bytes,
+            )
+        except Unsupported as error:
+            notes.append(_note(trim, str(error)))
+            continue
+        why_not = _objection(scorer, rows, expected, allowed)
+        if why_not is None:
+            return scorer, tuple(notes)
+        scorer.leave()
+        notes.append(_note(trim, why_not))
+    if spec.engine == "packed":
+        raise LoadError(f"REWARD_ENGINE=packed is not possible here: {notes[-1]}. Use auto or padded.")
+    return padded, tuple(notes[-1:])
+
+
+def check_rows(config: object, max_tokens: int) -> list[tuple[int, ...]]:
+    """Random rows, always the same ones: common beginnings, equal rows, a row of one token, one beyond the window."""
+    text = config.get_text_config()  # type: ignore[attr-defined]  # transformers is Any to mypy
+    rng = random.Random(17)
+    window = getattr(text, "sliding_window", None) or 0
+
+    def some(n: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(text.vocab_size) for _ in range(n))
+
+    prompt, other = some(40), some(24)
+    rows = [prompt + some(n) for n in (1, 6, 30)] + [other + some(11), some(1), some(17)]
+    rows += [rows[2] + some(5), rows[0]]
+    if window <= _LONGEST_WINDOW:
+        rows += [prompt + some(window + 3)]
+    return [row[:max_tokens] for row in rows]
+
+
+@torch.inference_mode()
+def _plain(network: RewardNetwork, rows: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    """`(rows, heads)`: each row alone, as transformers computes it."""
+    return torch.stack([network(torch.tensor([row], device=network.device)).scores_BH[0].cpu() for row in rows])
+
+
+def _objection(
+    scorer: PackedScorer, rows: Sequence[tuple[int, ...]], expected: torch.Tensor, allowed: float
+) -> str | None:
+    """Why this engine is not to be used, or None. Twice: the second time, beginnings come from the first."""
+    try:
+        error = max(_error(scorer, rows, expected) for _ in range(2))
+    except (Unsupported, ScorerError, TypeError, ValueError) as failed:
+        return str(failed)
+    if not error <= allowed:
+        return f"scores differ by {error:.1e} from those of a plain forward, {allowed:.1e} is allowed"
+    return None
+
+
+def _error(scorer: Engine, rows: Sequence[tuple[int, ...]], expected: torch.Tensor) -> float:
+    scored = scorer.score(TokenBatch(tuple(rows))).rows
+    return float((torch.tensor([list(heads.values()) for heads in scored]) - expected).abs().max())
+
+
+def _tolerance(network: RewardNetwork) -> float:
+    return _TOLERANCE.get(next(network.backbone.parameters()).dtype, _HALF_TOLERANCE)
+
+
+def _note(trim: bool, why: str) -> str:
+    return f"{'the last layer is computed whole' if trim else 'rows are padded'}: {why}"

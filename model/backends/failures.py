@@ -1,0 +1,23 @@
+"""What torch raises, in the words of the door: a batch that did not fit is not a batch that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from model.scorer import OutOfMemory, ScorerError
+
+
+@contextmanager
+def as_scorer_errors(n_tokens: int) -> Iterator[None]:
+    """Raise `OutOfMemory` or `ScorerError` in place of what the body raises; `n_tokens` is for the message."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(f"{n_tokens} token positions do not fit: {error}") from error
+    except (RuntimeError, IndexError) as error:  # an id beyond the embedding is an IndexError on a CPU
+        if "can't allocate memory" in str(error):  # what the CPU allocator says; it has no type of its own
+            raise OutOfMemory(f"{n_tokens} token positions do not fit") from error
+        raise ScorerError(f"the forward failed: {error}") from error

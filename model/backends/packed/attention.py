@@ -1,0 +1,176 @@
+"""What a layer's attention does while a packed row goes through the network.
+
+Registered with transformers' attention interface under one name; the `Forward` of the row comes along as a keyword of
+the model's forward, so nothing here is global. Knows plans and tensors, no rows and no requests.
+Shapes: N tokens of the packed row, Q queries, H query heads, G key heads, E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from model.backends.packed.kernels import Kernel, dense
+from model.backends.packed.layout import Keys, Layout, Plan
+
+NAME = "rewardserve_packed"
+KEYWORD = "rewardserve_forward"
+"""The keyword argument that carries a `Forward` from the model's forward to its attention."""
+
+KeysAndValues = tuple[Tensor, Tensor]
+"""Of one layer, each `(1, G, tokens, E)`, rotated."""
+
+_HARMLESS = frozenset({"position_ids", "cache_position", "use_cache", "past_key_values", "output_attentions",
+                       "output_hidden_states", "output_router_logits", "return_dict", "is_causal", "position_bias"})  # fmt: skip
+_LARGEST_FUSED_HEAD = 256
+
+
+class Unsupported(Exception):
+    """This architecture asks its attention for something that packing does not do."""
+
+
+class LastKeys(Exception):
+    """A signal, not an error. Carries the keys and values of the last layer out of it, before anything else of it is computed."""
+
+    def __init__(self, kv: KeysAndValues) -> None:
+        super().__init__()
+        self.kv = kv
+
+
+@dataclass(slots=True, eq=False)
+class Forward:
+    """One packed row on its way through the layers.
+
+    `given[i][layer]` are the keys and values of the i-th known beginning. What `kept` names is copied, layer by
+    layer, into `copies`. While `last_kv` is None and `stops` is set, the attention raises `LastKeys`; once it is
+    set, the scored tokens alone are the queries.
+    """
+
+    layout: Layout
+    kernel: Kernel
+    given: Sequence[Sequence[KeysAndValues]] = ()
+    kept: Sequence[tuple[Keys, ...]] = ()
+    copies: list[list[KeysAndValues]] = field(default_factory=list)
+    stops: bool = False
+    last_kv: KeysAndValues | None = None
+    layer: int = 0
+    windows_seen: set[int] = field(default_factory=set)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, softcap: float | None
+    ) -> Tensor:
+        """`(1, Q, H, E)`. Raise `LastKeys` where the last layer is asked for no more than those."""
+        if self.stops and self.last_kv is None:
+            raise LastKeys((key, value))
+        plan = self.layout.every
+        if self.last_kv is not None:
+            (key, value), plan = self.last_kv, self.layout.last
+        given = [layers[self.layer] for layers in self.given]
+        self._keep(key, value, given)
+        self.layer += 1
+        return attend(query, key, value, given, plan, self.kernel, scale=scale, window=window, softcap=softcap)
+
+    def _keep(self, key: Tensor, value: Tensor, given: Sequence[KeysAndValues]) -> None:
+        if not self.copies:
+            self.copies = [[] for _ in self.kept]
+        for chain, copy in zip(self.kept, self.copies, strict=True):
+            # `cat` copies: a view would hold the whole batch.
+            copy.append(_gather(chain, key, value, given))
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    given: Sequence[KeysAndValues],
+    plan: Plan,
+    kernel: Kernel,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """The attention of a whole plan, `(1, Q, H, E)`, with fused kernels wherever those are exact."""
+    fused = softcap is None and query.shape[-1] == value.shape[-1] <= _LARGEST_FUSED_HEAD
+    written_out = [o for o in plan.own if not fused or (window is not None and o.n_keys > window)]
+    out_QHE = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
+    if len(written_out) < len(plan.own):
+        _fused(out_QHE, query, key, value, given, plan, kernel, scale)
+    for own in written_out:
+        k, v = _gather(own.chain, key, value, given)
+        (a, b), first = own.queries, own.first_position
+        out = dense(query[:, :, a:b], k, v, first_position=first, scale=scale, window=window, softcap=softcap)
+        out_QHE[a:b] = out[0].transpose(0, 1)
+    return out_QHE[None]
+
+
+def _fused(
+    out_QHE: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    given: Sequence[KeysAndValues],
+    plan: Plan,
+    kernel: Kernel,
+    scale: float,
+) -> None:
+    """Each segment by itself, then what it sees before it: two softmaxes over parts of the keys are merged by the
+    log of their sums, `out = lerp(out_1, out_2, sigmoid(lse_2 - lse_1))`.
+    """
+    lse_HQ = torch.empty(query.shape[1], query.shape[2], dtype=torch.float32, device=query.device)
+    for own in plan.own:
+        (a, b), (c, d) = own.queries, own.keys
+        out, lse = kernel(query[:, :, a:b], key[:, :, c:d], value[:, :, c:d], b - a == d - c, scale)
+        out_QHE[a:b] = out[0].transpose(0, 1)
+        if plan.cross:
+            lse_HQ[:, a:b] = lse[0]
+    for cross in plan.cross:
+        (a, b), (k, v) = cross.queries, _of(cross.keys, key, value, given)
+        out, lse = kernel(query[:, :, a:b], k, v, False, scale)
+        share_QH1 = torch.sigmoid(lse[0] - lse_HQ[:, a:b]).transpose(0, 1)[..., None]
+        out_QHE[a:b] = torch.lerp(out_QHE[a:b].float(), out[0].transpose(0, 1).float(), share_QH1)
+        lse_HQ[:, a:b] = torch.logaddexp(lse[0], lse_HQ[:, a:b])
+
+
+def _of(keys: Keys, key: Tensor, value: Tensor, given: Sequence[KeysAndValues]) -> KeysAndValues:
+    k, v = (key, value) if keys.given is None else given[keys.given]
+    return k[:, :, keys.first : keys.last], v[:, :, keys.first : keys.last]
+
+
+def _gather(chain: Sequence[Keys], key: Tensor, value: Tensor, given: Sequence[KeysAndValues]) -> KeysAndValues:
+    parts = [_of(keys, key, value, given) for keys in chain]
+    return torch.cat([k for k, _ in parts], dim=2), torch.cat([v for _, v in parts], dim=2)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in every layer. Raise `Unsupported` for an argument that is not understood."""
+    forward = others.pop(KEYWORD, None)
+    if not isinstance(forward, Forward):
+        raise Unsupported(f"{type(module).__name__} does not hand the keywords of its forward to its attention")
+    strange = sorted(name for name, given in others.items() if given is not None and name not in _HARMLESS)
+    if strange or attention_mask is not None or dropout or others.get("is_causal") is False:
+        raise Unsupported(f"{type(module).__name__} asks for {', '.join(strange) or 'a mask, dropout or no causality'}")
+    if sliding_window:
+        forward.windows_seen.add(sliding_window)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return forward.attend(query, key, value, scale, sliding_window or None, softcap), None
+
+
+# No mask function is registered under this name, so transformers makes no mask.
+AttentionInterface.register(NAME, packed_attention)

@@ -1,0 +1,72 @@
+"""The last decoder layer, computed only for the tokens that are read.
+
+A value head reads one token a row, and in the last layer nothing but keys and values is needed of the others. The
+layer's own code is run twice: on all tokens up to its keys and values, where the attention stops it with `LastKeys`, and
+then on the scored tokens alone, with those keys and values. Nothing of the model is rewritten; whether it gives the same
+scores is checked at load.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.backends.packed.attention import KEYWORD, Forward, LastKeys, Unsupported
+
+
+def last_layer(backbone: nn.Module) -> nn.Module:
+    """The last of the decoder layers. Raise `Unsupported` where there is no one list of them."""
+    n_layers = backbone.config.get_text_config().num_hidden_layers
+    stacks = [m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
+    if len({type(layer) for stack in stacks for layer in stack}) != 1 or len(stacks) != 1:
+        raise Unsupported("its decoder layers are not one list of one kind")
+    return stacks[0][-1]
+
+
+class LastLayer:
+    """Stands before the layer's forward from `install` to `remove`."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = layer
+        self._forward = layer.forward
+
+    def install(self) -> None:
+        """From now on, a forward that brings a `Forward` along is cut short."""
+        self._layer.forward = self._cut_short
+
+    def remove(self) -> None:
+        """The layer is as it was."""
+        self._layer.__dict__.pop("forward", None)
+
+    def _cut_short(self, hidden_1ND: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The layer's output for the scored tokens, `(1, S, D)`."""
+        forward = kwargs.get(KEYWORD)
+        if not isinstance(forward, Forward):
+            return self._forward(hidden_1ND, *args, **kwargs)
+        forward.stops = True
+        try:
+            self._forward(hidden_1ND, *args, **kwargs)
+        except LastKeys as stop:
+            forward.last_kv = stop.kv
+        else:
+            raise Unsupported("its last layer has no attention")
+        scored_S = torch.tensor(forward.layout.scored, device=hidden_1ND.device)
+        n_tokens = hidden_1ND.shape[1]
+        few_args = _only(args, scored_S, n_tokens)
+        few_kwargs = {
+            name: value if name == KEYWORD else _only(value, scored_S, n_tokens) for name, value in kwargs.items()
+        }
+        return self._forward(hidden_1ND.index_select(1, scored_S), *few_args, **few_kwargs)
+
+
+def _only(value: Any, index_S: Tensor, n_tokens: int) -> Any:
+    """What a layer is handed for every token (rotary angles, positions), for these tokens only."""
+    if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[1] == n_tokens:
+        return value.index_select(1, index_S.to(value.device))
+    if isinstance(value, tuple | list):
+        return type(value)(_only(each, index_S, n_tokens) for each in value)
+    if isinstance(value, dict):
+        return {name: _only(each, index_S, n_tokens) for name, each in value.items()}
+    return value

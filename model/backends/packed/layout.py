@@ -1,0 +1,127 @@
+"""Where the segments of a batch lie in the one packed row, and who attends to what.
+
+Pure: ranges of integers. The packed row is all segments one after the other, N tokens; a *scored* token is the last one
+of a row, S of them. A segment attends causally to itself and fully to everything before it on its way from the root;
+its descendants lie right behind it, so one range of queries attends to one range of keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from model.backends.packed.tree import Row, Tree
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """A range of keys: of the packed row, or of the beginning `given` from an earlier batch."""
+
+    first: int
+    last: int
+    given: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """Queries that attend to the segment they are in, and its whole chain of keys, from position 0 on."""
+
+    queries: Range
+    keys: Range
+    chain: tuple[Keys, ...]
+    first_position: int  # of the queries; they are consecutive
+    n_keys: int  # of the chain
+
+
+@dataclass(frozen=True, slots=True)
+class Cross:
+    """Queries that attend to all of a segment before theirs."""
+
+    queries: Range
+    keys: Keys
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All attention of one layer: `own` first, then `cross` is merged into it."""
+
+    n_queries: int
+    own: tuple[Own, ...]
+    cross: tuple[Cross, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A tree whose rows all begin with the first `n_given` tokens of a beginning that is known already."""
+
+    tree: Tree
+    given: int | None = None
+    n_given: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The packed row: `ids` and `positions` of N tokens, `scored` indices of S tokens, `rows[i]` among those.
+
+    `every` is the plan in which all N tokens ask, `last` the one in which only the scored ones do.
+    """
+
+    ids: Row
+    positions: Row
+    scored: tuple[int, ...]
+    rows: tuple[int, ...]
+    every: Plan
+    last: Plan
+
+
+def lay_out(parts: Sequence[Part]) -> Layout:
+    """Put the trees behind one another. Rows are numbered through all parts."""
+    ids: list[int] = []
+    positions: list[int] = []
+    scored: list[int] = []
+    rows: list[int] = []
+    every: list[Own] = []
+    every_cross: list[Cross] = []
+    last: list[Own] = []
+    last_cross: list[Cross] = []
+    for part in parts:
+        segments, base, n_given = part.tree.segments, len(ids), part.n_given
+        starts = [base]
+        for segment in segments:
+            starts.append(starts[-1] + len(segment.ids))
+        is_end = set(part.tree.ends)
+        # How many scored tokens lie before segment i: the queries of the last layer.
+        scored_before = [len(scored)]
+        for i in range(len(segments)):
+            scored_before.append(scored_before[-1] + (i in is_end))
+        root = (Keys(0, n_given, part.given),) if n_given else ()
+        if root:
+            every_cross.append(Cross((base, starts[-1]), root[0]))
+            last_cross.append(Cross((scored_before[0], scored_before[-1]), root[0]))
+        chains: list[tuple[Keys, ...]] = []
+        for i, segment in enumerate(segments):
+            first, end = starts[i], starts[i + 1]
+            position = n_given + segment.start
+            chain = (*(root if segment.parent is None else chains[segment.parent]), Keys(first, end))
+            chains.append(chain)
+            every.append(Own((first, end), (first, end), chain, position, position + end - first))
+            if i in is_end:
+                at = scored_before[i]
+                last.append(Own((at, at + 1), (first, end), chain, position + end - first - 1, position + end - first))
+                scored.append(end - 1)
+            if segment.after > i + 1:
+                every_cross.append(Cross((end, starts[segment.after]), Keys(first, end)))
+                last_cross.append(Cross((scored_before[i + 1], scored_before[segment.after]), Keys(first, end)))
+            ids.extend(segment.ids)
+            positions.extend(range(position, position + end - first))
+        rows.extend(scored_before[end] for end in part.tree.ends)
+    return Layout(
+        ids=tuple(ids),
+        positions=tuple(positions),
+        scored=tuple(scored),
+        rows=tuple(rows),
+        every=Plan(len(ids), tuple(every), tuple(every_cross)),
+        last=Plan(len(scored), tuple(last), tuple(last_cross)),
+    )

@@ -1,0 +1,109 @@
+"""Keys and values of beginnings that come again, carried from one batch to the next, in a bounded number of bytes.
+
+A beginning is kept when it has been seen twice: by several rows of one batch, or by a row of this batch and one of
+those before. So a prompt costs no memory until somebody returns to it, and a row that nobody resembles costs none ever.
+Knows keys (see `tree.key_of`) and tensors, no network.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from model.backends.packed.attention import KeysAndValues
+from model.backends.packed.tree import ID_BYTES, n_common
+
+SHORTEST = 32
+"""Tokens. A shorter beginning is cheaper to compute than to look after."""
+
+_REMEMBERED_ROWS = 2048
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Beginning:
+    """The first tokens of some rows, and for each layer their keys and values."""
+
+    key: bytes
+    layers: tuple[KeysAndValues, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """What it holds."""
+        return len(self.key) + int(sum(k.nbytes + v.nbytes for k, v in self.layers))
+
+
+class Prefixes:
+    """The least recently used one goes first. Belongs to one thread."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.n_bytes = 0
+        self._kept: OrderedDict[bytes, Beginning] = OrderedDict()
+        self._sorted: list[bytes] = []
+        self._seen: list[bytes] = []
+        self._seen_order: deque[bytes] = deque()
+
+    def __len__(self) -> int:
+        """How many beginnings are kept."""
+        return len(self._kept)
+
+    def find(self, key: bytes) -> tuple[Beginning, int] | None:
+        """The kept beginning that has most in common with this row, and how many tokens; at least one is left over."""
+        best, most = _nearest(self._sorted, key)
+        most = min(most, len(key) // ID_BYTES - 1)
+        if best is None or most < SHORTEST:
+            return None
+        self._kept.move_to_end(best)
+        return self._kept[best], most
+
+    def returns_to(self, key: bytes) -> int:
+        """How many tokens this row begins with as some earlier row did; remembers the row."""
+        _, n = _nearest(self._seen, key)
+        at = bisect_left(self._seen, key)
+        if not (at < len(self._seen) and self._seen[at] == key):
+            insort(self._seen, key)
+            self._seen_order.append(key)
+            if len(self._seen_order) > _REMEMBERED_ROWS:
+                oldest = self._seen_order.popleft()
+                del self._seen[bisect_left(self._seen, oldest)]
+        return n
+
+    def keep(self, key: bytes, layers: Sequence[KeysAndValues]) -> None:
+        """Keep a beginning, in place of those that are the beginning of it, and let go of what is then too much."""
+        beginning = Beginning(key, tuple(layers))
+        if key in self._kept or beginning.n_bytes > self.max_bytes:
+            return
+        at = bisect_left(self._sorted, key)
+        while at > 0 and key.startswith(self._sorted[at - 1]):
+            at -= 1
+            self._let_go(self._sorted[at])
+        insort(self._sorted, key)
+        self._kept[key] = beginning
+        self.n_bytes += beginning.n_bytes
+        while self.n_bytes > self.max_bytes:
+            self._let_go(next(iter(self._kept)))
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._kept.clear()
+        self._sorted.clear()
+        self._seen.clear()
+        self._seen_order.clear()
+        self.n_bytes = 0
+
+    def _let_go(self, key: bytes) -> None:
+        self.n_bytes -= self._kept.pop(key).n_bytes
+        del self._sorted[bisect_left(self._sorted, key)]
+
+
+def _nearest(keys: Sequence[bytes], key: bytes) -> tuple[bytes | None, int]:
+    """Of sorted keys, the one that has most in common with `key` is one of its two neighbours."""
+    at = bisect_left(keys, key)
+    best, most = None, 0
+    for other in keys[max(0, at - 1) : at + 1]:
+        n = n_common(other, key)
+        if n > most:
+            best, most = other, n
+    return best, most

@@ -1,0 +1,240 @@
+"""Scores a batch as one packed row: no padding, common beginnings once, the last layer only where it is read.
+
+Knows the network and ids, no requests. Shapes: N tokens of the packed row, S scored tokens, D hidden width, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.backends.failures import as_scorer_errors
+from model.backends.packed.attention import KEYWORD, NAME, Forward, KeysAndValues, Unsupported
+from model.backends.packed.kernels import kernel_for
+from model.backends.packed.last_layer import LastLayer, last_layer
+from model.backends.packed.layout import Keys, Part, lay_out
+from model.backends.packed.prefixes import SHORTEST, Beginning, Prefixes
+from model.backends.packed.tree import ID_BYTES, Row, Tree, apart, key_of, n_common, plant
+from model.network import RewardNetwork
+from model.scorer import BatchScores, TokenBatch
+
+
+class PackedScorer:
+    """One packed forward a batch. Raise `Unsupported` where the architecture cannot be packed.
+
+    `share`: common beginnings and equal rows are computed once. `trim`: the last layer computes only what is read.
+    `one_by_one`: every row has a forward of its own, so its score has the same bits whoever rides beside it.
+    """
+
+    def __init__(
+        self,
+        network: RewardNetwork,
+        *,
+        max_tokens: int,
+        share: bool = True,
+        trim: bool = True,
+        one_by_one: bool = False,
+        prefix_cache_bytes: int = 0,
+    ) -> None:
+        self._network, self._max_tokens = network, max_tokens
+        self._shares = share and not one_by_one
+        self._one_by_one = one_by_one
+        self._prefixes = Prefixes(prefix_cache_bytes if self._shares else 0)
+        self._kernel = kernel_for(network.device)
+        self._lone_from = lone_from(network.config)
+        self._windowed = is_windowed(network.config)
+        self._last = LastLayer(last_layer(network.backbone)) if trim else None
+        self._with = network.config._attn_implementation
+        network.backbone.set_attn_implementation(NAME)
+        if network.config._attn_implementation != NAME:
+            raise Unsupported("its attention is not called through transformers' attention interface")
+        if self._last:
+            self._last.install()
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest row."""
+        return self._max_tokens
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether common beginnings are computed once."""
+        return self._shares
+
+    @property
+    def trims(self) -> bool:
+        """Whether the last layer computes only what is read."""
+        return self._last is not None
+
+    def score(self, batch: TokenBatch) -> BatchScores:
+        """Score every row, in order. Raise `OutOfMemory` or `ScorerError`."""
+        scores: list[Any] = [None] * len(batch)
+        n_computed = 0
+        names = self._network.head_names
+        with torch.inference_mode(), as_scorer_errors(batch.n_tokens):
+            for indices in self._forwards(batch.rows):
+                scores_H, n = self._score_together([batch.rows[i] for i in indices])
+                n_computed += n
+                for i, row in zip(indices, scores_H, strict=True):
+                    scores[i] = dict(zip(names, row, strict=True))
+        return BatchScores(tuple(scores), tokens_computed=n_computed)
+
+    def cost(self, lengths: Sequence[int]) -> int:
+        """Nothing is padded."""
+        return sum(lengths)
+
+    def close(self) -> None:
+        """Let go of the weights and of what was kept."""
+        self.leave()
+        self._prefixes.clear()
+        del self._network
+
+    def leave(self) -> None:
+        """The network is as it was before."""
+        if self._last:
+            self._last.remove()
+        self._network.backbone.set_attn_implementation(self._with)
+
+    # -- one forward ----------------------------------------------------------------------------------------
+
+    def _forwards(self, rows: Sequence[Row]) -> Iterator[list[int]]:
+        """Which rows go through the network together."""
+        if self._one_by_one:
+            yield from ([i] for i in range(len(rows)))
+            return
+        together = [i for i, row in enumerate(rows) if len(row) <= self._lone_from]
+        if together:
+            yield together
+        yield from ([i] for i, row in enumerate(rows) if len(row) > self._lone_from)
+
+    def _score_together(self, rows: Sequence[Row]) -> tuple[list[list[float]], int]:
+        """The heads of each row, and how many tokens that took."""
+        groups = self._grouped(rows)
+        parts, given = _parts(rows, groups, plant if self._shares else apart)
+        layout = lay_out(parts)
+        order = [i for _, indices in groups for i in indices]
+        chain_of = {i: layout.last.own[at].chain for i, at in zip(order, layout.rows, strict=True)}
+        kept = self._to_keep(rows, chain_of)
+        forward = Forward(layout, self._kernel, given, [chain for _, chain in kept])
+        heads = self._forward(forward).tolist()
+        for (key, _), layers in zip(kept, forward.copies, strict=True):
+            self._prefixes.keep(key, layers)
+        at_of = dict(zip(order, layout.rows, strict=True))
+        return [heads[at_of[i]] for i in range(len(rows))], len(layout.ids)
+
+    def _forward(self, forward: Forward) -> Tensor:
+        """`(S, H)` in float32."""
+        layout, device = forward.layout, self._network.device
+        ids_1N, positions_1N = (torch.tensor([x], dtype=torch.int64) for x in (layout.ids, layout.positions))
+        out = self._network.backbone(
+            input_ids=ids_1N.to(device),
+            position_ids=positions_1N.to(device),
+            use_cache=False,
+            **{KEYWORD: forward},
+        )
+        if self._windowed and not forward.windows_seen:
+            raise Unsupported("its layers do not say how far back they see")
+        hidden_1SD = out.last_hidden_state
+        if self._last is None:
+            hidden_1SD = hidden_1SD[:, torch.tensor(layout.scored, device=hidden_1SD.device)]
+        elif forward.last_kv is None:
+            raise Unsupported("its last layer did not run")
+        return self._network.values_of(hidden_1SD[0]).cpu()
+
+    # -- beginnings from earlier batches --------------------------------------------------------------------
+
+    def _grouped(self, rows: Sequence[Row]) -> list[tuple[Found, list[int]]]:
+        """Indices of rows by the known beginning that they have in common."""
+        if not self._prefixes.max_bytes:
+            return [(None, list(range(len(rows))))]
+        groups: dict[tuple[bytes, int], tuple[Found, list[int]]] = {}
+        for i, row in enumerate(rows):
+            found = self._prefixes.find(key_of(row))
+            name = (found[0].key, found[1]) if found else (b"", 0)
+            groups.setdefault(name, (found, []))[1].append(i)
+        return list(groups.values())
+
+    def _to_keep(
+        self, rows: Sequence[Row], chain_of: dict[int, tuple[Keys, ...]]
+    ) -> list[tuple[bytes, tuple[Keys, ...]]]:
+        """Beginnings that came for the second time, and where their keys are. Such as differ at their ends only
+        are kept as what they have in common.
+        """
+        if not self._prefixes.max_bytes:
+            return []
+        again: list[tuple[bytes, int]] = []
+        for i, row in enumerate(rows):
+            key = key_of(row)
+            n = self._prefixes.returns_to(key)
+            n_given = sum(k.last - k.first for k in chain_of[i] if k.given is not None)
+            if n >= n_given + SHORTEST:
+                again.append((key[: n * ID_BYTES], i))
+        kept: list[tuple[bytes, int]] = []
+        for key, i in sorted(again):
+            n = n_common(kept[-1][0], key) if kept else 0
+            if kept and n >= SHORTEST and 2 * n * ID_BYTES >= len(key):
+                kept[-1] = (key[: n * ID_BYTES], i)
+            else:
+                kept.append((key, i))
+        return [(key, _cut(chain_of[i], len(key) // ID_BYTES)) for key, i in kept]
+
+
+Found = tuple[Beginning, int] | None
+
+
+def _parts(
+    rows: Sequence[Row], groups: Sequence[tuple[Found, list[int]]], tree_of: Callable[[Sequence[Row]], Tree]
+) -> tuple[list[Part], list[Sequence[KeysAndValues]]]:
+    """A tree for each group, of what its rows do not have in common with their known beginning."""
+    parts: list[Part] = []
+    given: list[Sequence[KeysAndValues]] = []
+    for found, indices in groups:
+        n = found[1] if found else 0
+        tree = tree_of([rows[i][n:] for i in indices])
+        parts.append(Part(tree, len(given) if found else None, n))
+        if found:
+            given.append(found[0].layers)
+    return parts, given
+
+
+def _cut(chain: Sequence[Keys], n: int) -> tuple[Keys, ...]:
+    """The first n keys of a chain."""
+    out = []
+    for keys in chain:
+        out.append(replace(keys, last=min(keys.last, keys.first + n)))
+        n -= out[-1].last - out[-1].first
+        if not n:
+            break
+    return tuple(out)
+
+
+def lone_from(config: Any) -> float:
+    """Rows longer than this go through the network alone; infinity where the company of a row never matters.
+
+    With dynamic and LongRoPE scaling the rotary angles of a whole batch depend on its longest row.
+    """
+    config = config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
+    limits = [
+        kind.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+        or config.max_position_embeddings
+        for kind in kinds
+        if kind.get("rope_type", kind.get("type")) in ("dynamic", "longrope")
+    ]  # fmt: skip
+    return min(limits, default=math.inf)
+
+
+def is_windowed(config: Any) -> bool:
+    """Whether some layers see only the last tokens. Raise `Unsupported` for layers of yet another kind."""
+    config = config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or (["sliding_attention"] if window else []))
+    if strange := kinds - {"full_attention", "sliding_attention"}:
+        raise Unsupported(f"it has layers of {', '.join(sorted(strange))}")
+    return bool(window) and "sliding_attention" in kinds

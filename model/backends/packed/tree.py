@@ -1,0 +1,154 @@
+"""Rows of token ids -> a tree in which every common beginning stands once.
+
+Pure, standard library only: knows ids and lengths, no tensors. Common beginnings are found by the ids themselves,
+never by what a caller says about them. Rows that are equal become one; one row may end where others go on.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+Row = tuple[int, ...]
+
+ID_BYTES = array("i").itemsize
+
+_SPLIT_TOKENS = 8
+"""What it costs to compute a common beginning apart, in tokens that it must save: one more kernel call a layer."""
+
+_MERGE_SHARE = 1 / 32
+"""And for every token after it: merging what it sees of the beginning with what it sees of its own row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens that is computed once, at positions `start` to `start + len(ids)` of every row through it.
+
+    `parent` is the index of the segment before it, None at the beginning of a row; indices are in pre-order, so all
+    that follows from this segment is at `index + 1` to `after`.
+    """
+
+    ids: Row
+    start: int
+    parent: int | None
+    after: int
+
+    @property
+    def end(self) -> int:
+        """The position after its last token: how long a row is that ends here."""
+        return self.start + len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Segments in pre-order, and for each row the index of the segment that it ends with."""
+
+    segments: tuple[Segment, ...]
+    ends: tuple[int, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens are computed."""
+        return sum(len(s.ids) for s in self.segments)
+
+
+@dataclass(slots=True, eq=False)
+class _Node:
+    """A place where rows part or end. `row` is any row through it."""
+
+    row: Row
+    end: int
+    is_end: bool = False
+    children: list[_Node] = field(default_factory=list)
+    n_below: int = 0  # tokens of the rows through it, behind `end`
+
+    def is_worth(self, start: int) -> bool:
+        """Whether computing positions `start` to `end` once is worth the detour."""
+        n_ways = len(self.children) + self.is_end
+        return (self.end - start) * (n_ways - 1) >= _SPLIT_TOKENS + _MERGE_SHARE * self.n_below
+
+
+def apart(rows: Sequence[Row]) -> Tree:
+    """Every row for itself, equal ones too: nothing is shared."""
+    segments = tuple(Segment(row, 0, None, i + 1) for i, row in enumerate(rows))
+    return Tree(segments, tuple(range(len(rows))))
+
+
+def plant(rows: Sequence[Row]) -> Tree:
+    """The tree of these rows, none empty, with the common beginnings that are worth it."""
+    keys = [key_of(row) for row in rows]
+    by_key = dict(zip(keys, rows, strict=True))
+    segments, end_of = _emit(_radix(sorted(by_key), by_key))
+    return Tree(segments, tuple(end_of[row] for row in rows))
+
+
+def key_of(row: Sequence[int]) -> bytes:
+    """The ids at fixed width: sorted, rows with common beginnings are neighbours."""
+    return array("i", row).tobytes()
+
+
+def n_common(a: bytes, b: bytes) -> int:
+    """How many ids two keys begin with in common; a bisection, because comparing slices is one call of memcmp."""
+    low, high = 0, min(len(a), len(b)) // ID_BYTES
+    if a[: high * ID_BYTES] == b[: high * ID_BYTES]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[low * ID_BYTES : middle * ID_BYTES] == b[low * ID_BYTES : middle * ID_BYTES]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _radix(keys: Sequence[bytes], rows: dict[bytes, Row]) -> _Node:
+    """The radix tree of sorted distinct keys, from what neighbours have in common."""
+    root = _Node((), 0)
+    path = [root]  # from the root to the newest leaf
+    before = b""
+    for key in keys:
+        row, shared = rows[key], n_common(before, key)
+        left = None
+        while path[-1].end > shared:
+            left = path.pop()
+        if path[-1].end < shared and left is not None:
+            fork = _Node(row, shared, children=[left])
+            path[-1].children[-1] = fork
+            path.append(fork)
+        leaf = _Node(row, len(row), is_end=True)
+        path[-1].children.append(leaf)
+        path.append(leaf)
+        before = key
+    _count(root)
+    return root
+
+
+def _count(root: _Node) -> None:
+    order = [root]
+    for node in order:
+        order.extend(node.children)
+    for node in reversed(order):
+        node.n_below = sum(child.end - node.end + child.n_below for child in node.children)
+
+
+def _emit(root: _Node) -> tuple[tuple[Segment, ...], dict[Row, int]]:
+    """Segments in pre-order. A beginning that is not worth it is computed by each of its rows."""
+    found: list[tuple[Row, int, int | None]] = []  # ids, start, parent
+    end_of: dict[Row, int] = {}
+    todo: list[tuple[_Node, int, int | None]] = [(child, 0, None) for child in reversed(root.children)]
+    while todo:
+        node, start, parent = todo.pop()
+        stands = not node.children or node.is_worth(start)
+        if stands or node.is_end:
+            if node.is_end:
+                end_of[node.row[: node.end]] = len(found)
+            found.append((node.row[start : node.end], start, parent))
+        below = (node.end, len(found) - 1) if stands else (start, parent)
+        todo.extend((child, *below) for child in reversed(node.children))
+    after = list(range(1, len(found) + 1))
+    for i in range(len(found) - 1, -1, -1):
+        parent = found[i][2]
+        if parent is not None:
+            after[parent] = max(after[parent], after[i])
+    return tuple(Segment(*each, end) for each, end in zip(found, after, strict=True)), end_of

@@ -1,0 +1,101 @@
+"""Every architecture, packed and with shared beginnings: equal to a plain float32 forward of each row alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from model.backends import ModelSpec
+from model.backends.engines import choose
+from model.backends.packed import PackedScorer
+from model.network import RewardNetwork
+from model.scorer import TokenBatch
+from tests.support.tiny import ARCHITECTURES
+from tests.unit.model.test_network import TOLERANCE, VOCAB, alone, make, ragged_rows
+
+MANY_BYTES = 2**30
+WHOLE_LAST_LAYER = {"gpt2"}  # its attention gives the whole row its shape back
+WAYS = [(a, trim) for a in ARCHITECTURES for trim in (False, True) if not (trim and a in WHOLE_LAST_LAYER)]
+
+
+def rows_of_groups() -> list[list[int]]:
+    """Preamble, two prompts, five responses each; a response that is the beginning of another; one row twice."""
+    generator = torch.Generator().manual_seed(3)
+
+    def some(n: int) -> list[int]:
+        return torch.randint(5, VOCAB, (n,), generator=generator).tolist()
+
+    preamble = some(20)
+    rows = []
+    for n_prompt in (30, 45):
+        prompt = preamble + some(n_prompt)
+        rows += [prompt + some(n) for n in (1, 2, 13, 40)]
+        rows.append(rows[-1] + some(9))
+    return [*rows, rows[3], some(7)]
+
+
+@contextmanager
+def packed(network: RewardNetwork, **options) -> Iterator[PackedScorer]:
+    scorer = PackedScorer(network, max_tokens=256, **options)
+    try:
+        yield scorer
+    finally:
+        scorer.leave()
+
+
+def scores_of(scorer: PackedScorer, rows: list[list[int]]) -> torch.Tensor:
+    return torch.tensor([[row["score"]] for row in scorer.score(TokenBatch(tuple(map(tuple, rows)))).rows])
+
+
+@pytest.mark.parametrize(("architecture", "trim"), WAYS)
+def test_a_row_scores_the_same_in_a_packed_batch_as_alone(architecture: str, trim: bool):
+    network, rows = make(architecture), ragged_rows()
+    expected = torch.stack([alone(network, row) for row in rows])
+    with packed(network, share=False, trim=trim) as scorer:
+        scores = scores_of(scorer, rows)
+    assert expected.std() > 0.05, "the reference tells rows apart, or the comparison means nothing"
+    torch.testing.assert_close(scores, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(("architecture", "trim"), WAYS)
+def test_a_row_scores_the_same_with_shared_beginnings_as_alone(architecture: str, trim: bool):
+    network, rows = make(architecture), [*rows_of_groups(), *ragged_rows()]
+    expected = torch.stack([alone(network, row) for row in rows])
+    with packed(network, trim=trim) as scorer:
+        done = scorer.score(TokenBatch(tuple(map(tuple, rows))))
+    scores = torch.tensor([[row["score"]] for row in done.rows])
+    assert done.tokens_computed < 0.6 * sum(map(len, rows)), "something was shared"
+    torch.testing.assert_close(scores, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_row_scores_the_same_after_a_beginning_from_an_earlier_batch(architecture: str):
+    network, rows = make(architecture), rows_of_groups()
+    expected = torch.stack([alone(network, row) for row in rows])
+    n_computed = 0
+    with packed(network, trim=architecture not in WHOLE_LAST_LAYER, prefix_cache_bytes=MANY_BYTES) as scorer:
+        for row, score in zip(rows, expected, strict=True):  # one at a time: all that is shared comes from before
+            done = scorer.score(TokenBatch((tuple(row),)))
+            n_computed += done.tokens_computed
+            assert done.rows[0]["score"] == pytest.approx(score.item(), abs=TOLERANCE)
+        together = scores_of(scorer, rows)
+    assert n_computed < 0.85 * sum(map(len, rows)), "beginnings were carried over"
+    torch.testing.assert_close(together, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_is_packed_and_all_but_gpt2_trimmed(architecture: str):
+    scorer, notes = choose(make(architecture), ModelSpec(), pad_id=4, max_tokens=256)
+    assert isinstance(scorer, PackedScorer)
+    assert scorer.trims == (architecture not in WHOLE_LAST_LAYER) == (not notes)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_one_by_one_the_bits_of_a_score_do_not_depend_on_the_others(architecture: str):
+    scorer, _ = choose(make(architecture), ModelSpec(deterministic=True), pad_id=4, max_tokens=256)
+    rows = [tuple(row) for row in rows_of_groups()]
+    together = scorer.score(TokenBatch(tuple(rows))).rows
+    assert [scorer.score(TokenBatch((row,))).rows[0] for row in reversed(rows)] == list(reversed(together))
