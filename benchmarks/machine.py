@@ -53,7 +53,7 @@ def run_again_with(threads: int, *, malloc: bool) -> None:
     wanted = environment(threads, malloc=malloc)
     if any(os.environ.get(k) != wanted.get(k) for k in (*MALLOC, *_THREADS)):
         sys.stdout.flush()
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)  # noqa: S606
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)
 
 
 def facts() -> dict[str, str | int | float]:

@@ -169,7 +169,9 @@ def _spread_scores(model: Any, tokenizer: Tokenizer) -> None:
     import torch
 
     with torch.inference_mode():
-        hidden_ND = torch.stack([model.model(torch.tensor([ids])).last_hidden_state[0, -1] for ids in _probes(tokenizer)])
+        hidden_ND = torch.stack(
+            [model.model(torch.tensor([ids])).last_hidden_state[0, -1] for ids in _probes(tokenizer)]
+        )
         centred_ND = (hidden_ND - hidden_ND.mean(0)).double()
         mixed_D = torch.randn(len(centred_ND), dtype=torch.float64) @ centred_ND
         mean_D = torch.nn.functional.normalize(hidden_ND.mean(0).double(), dim=0)

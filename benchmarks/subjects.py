@@ -16,7 +16,8 @@ import torch
 
 from benchmarks import cutting
 from benchmarks.cutting import Batch, Row
-from model.backends.torch import PaddedScorer
+from model.backends.packed import PackedScorer
+from model.backends.padded import PaddedScorer
 from model.checkpoint import Checkpoint, read
 from model.checkpoint.reading import quiet_transformers
 from model.padding import left_pad
@@ -58,22 +59,21 @@ class Loaded:
         with quiet_transformers():
             return AutoModelForSequenceClassification.from_pretrained(self.folder).eval()
 
-    @cached_property
     def ours(self) -> Checkpoint:
-        """What our server reads."""
+        """What our server reads, a copy for each: an engine may change how its network attends."""
         return read(str(self.folder))
 
-    @torch.inference_mode()
     def left_padded(self, rows: Sequence[Row]) -> list[float]:
         """One forward with an attention mask, and `logits`."""
         ids_BT, mask_BT = left_pad(rows, self.plain.config.pad_token_id)
-        scores: list[float] = self.plain(input_ids=ids_BT, attention_mask=mask_BT).logits[:, 0].tolist()
+        with torch.inference_mode():
+            scores: list[float] = self.plain(input_ids=ids_BT, attention_mask=mask_BT).logits[:, 0].tolist()
         return scores
 
-    @torch.inference_mode()
     def alone(self, row: Row) -> float:
         """The reference: one row, no padding, float32."""
-        return float(self.plain(input_ids=torch.tensor([row])).logits[0, 0])
+        with torch.inference_mode():
+            return float(self.plain(input_ids=torch.tensor([row])).logits[0, 0])
 
 
 def naive(model: Loaded, budget: int) -> Subject:
@@ -88,8 +88,23 @@ def sorted_by_length(model: Loaded, budget: int) -> Subject:
 
 def padded(model: Loaded, budget: int) -> Subject:
     """Our own reference path, cut in the same way."""
-    scorer = PaddedScorer(model.ours.network, pad_id=model.ours.pad_id, max_tokens=model.ours.policy.max_tokens)
+    ours = model.ours()
+    scorer = PaddedScorer(ours.network, pad_id=ours.pad_id, max_tokens=ours.policy.max_tokens)
     return Subject("padded", partial(cutting.by_length, budget=SORTED_BUDGET), partial(_ours, scorer))
+
+
+def packed(model: Loaded, budget: int) -> Subject:
+    """Our packed path, every row for itself, in order of arrival."""
+    ours = model.ours()
+    scorer = PackedScorer(ours.network, max_tokens=ours.policy.max_tokens, share=False)
+    return Subject("packed", partial(cutting.by_tokens, budget=budget), partial(_ours, scorer))
+
+
+def shared(model: Loaded, budget: int) -> Subject:
+    """Our packed path; what rows of a batch begin with in common is computed once, and equal rows once."""
+    ours = model.ours()
+    scorer = PackedScorer(ours.network, max_tokens=ours.policy.max_tokens, share=True)
+    return Subject("shared", partial(cutting.by_prefix, budget=budget), partial(_ours, scorer))
 
 
 def _ours(scorer: Scorer, rows: Sequence[Row]) -> list[float]:
@@ -100,4 +115,6 @@ SUBJECTS: dict[str, Callable[[Loaded, int], Subject]] = {
     "naive": naive,
     "sorted": sorted_by_length,
     "padded": padded,
+    "packed": packed,
+    "shared": shared,
 }

@@ -1,0 +1,25 @@
+"""Figures as text: a table for eyes, one line for the facts. Knows no figure's meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Columns as wide as their widest; words to the left, numbers to the right."""
+    if not rows:
+        return "(nothing was measured)"
+    names = list(rows[0])
+    widths = {n: max(len(n), *(len(r[n]) for r in rows)) for n in names}
+    numeric = {n: all(r[n][:1].isdigit() or r[n][:1] in "-" for r in rows) for n in names}
+    lines = [{n: n for n in names}, {n: "-" * widths[n] for n in names}, *rows]
+    return "\n".join("  ".join(_cell(line[n], widths[n], numeric[n]) for n in names).rstrip() for line in lines)
+
+
+def facts(known: Mapping[str, object]) -> str:
+    """`name value` of each, on one line."""
+    return ", ".join(f"{name} {value}" for name, value in known.items())
+
+
+def _cell(text: str, width: int, numeric: bool) -> str:
+    return text.rjust(width) if numeric else text.ljust(width)
