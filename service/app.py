@@ -28,7 +28,7 @@ from service.api import docs, problems
 from service.api.health import OPEN_PATHS, health_routes
 from service.api.intake import Intake, IntakeLimits
 from service.api.middleware import KeyCheck, RequestSeen, Witness
-from service.api.routes import scoring_routes
+from service.api.routes import Straight, scoring_routes
 from service.api.stage import Bounds, Served, Stage
 from service.batching.batcher import Batcher
 from service.batching.noise import numeric_noise
@@ -84,6 +84,7 @@ def build_house(settings: ServeSettings, keys: frozenset[str]) -> House:
     docs.install(app)
     problems.install(app, settings.overload_status)
     # The last one added is the outermost.
+    app.add_middleware(Straight, router=routers[0], overload_status=settings.overload_status)
     app.add_middleware(KeyCheck, keys=keys, open_paths=OPEN_PATHS)
     intake = IntakeLimits(settings.max_body_bytes, settings.max_body_bytes_in_flight, settings.body_timeout_s)
     app.add_middleware(Intake, limits=intake)
@@ -212,7 +213,10 @@ async def serve(
     house = build_house(settings, keys)
     stop = _stop_event()
     asyncio.get_running_loop().set_exception_handler(_tell_of_stray_exceptions(house.log))
-    server = _Uvicorn(uvicorn.Config(house.app, log_config=None, access_log=False, server_header=False, lifespan="off"))
+    config = uvicorn.Config(
+        house.app, log_config=None, access_log=False, server_header=False, proxy_headers=False, lifespan="off"
+    )
+    server = _Uvicorn(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:
         engine = await _load_unless_stopped(house, stop)

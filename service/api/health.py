@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from service.api import docs
-from service.api.replies import json_response, model_fields
+from service.api.replies import json_response
 from service.api.stage import Bounds, Served, Stage
 from service.errors import BatcherStopped, ScorerFailing
 
@@ -55,7 +55,7 @@ def describe(served: Served, bounds: Bounds) -> dict[str, Any]:
     loaded, identity = served.loaded, served.loaded.identity
     batching = served.batching()
     return {
-        **model_fields(served),
+        **served.credits,
         "identity": {
             "name": identity.name,
             "architecture": identity.architecture,

@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.headers import header
 from service.api.problems import problem
 from service.errors import BodyTimeout, BodyTooLarge, CallerLeft, Overloaded
 
@@ -41,10 +41,9 @@ class Intake:
         if scope["type"] != "http" or not _has_body(scope):
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
         # Who waits for a go-ahead before sending would be given it, only to be refused.
-        body = _Body(receive, self._limits.timeout_s, can_linger="expect" not in headers)
-        announced = headers.get("content-length", "")
+        body = _Body(receive, self._limits.timeout_s, can_linger=header(scope, b"expect") is None)
+        announced = header(scope, b"content-length") or b""
 
         async def counted() -> Message:
             message = await body.receive()
@@ -110,7 +109,7 @@ class _Body:
             if message["type"] == "http.response.start" and not self._is_whole:
                 await self._linger()
                 if not self._is_whole:
-                    MutableHeaders(scope=message)["connection"] = "close"
+                    message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await send(message)
 
         return send_after_body
@@ -132,5 +131,4 @@ class _Body:
 
 
 def _has_body(scope: Scope) -> bool:
-    headers = Headers(scope=scope)
-    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+    return header(scope, b"transfer-encoding") is not None or header(scope, b"content-length") not in (None, b"0")

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import re
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.headers import header
 from service.api.problems import internal, problem
 from service.clock import Clock
 from service.errors import Unauthorized
 
-REQUEST_ID_HEADER = "x-request-id"
-_TIDY_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_ID_HEADER = b"x-request-id"
+_TIDY_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class Witness:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 seen.status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = seen.request_id
+                message["headers"] = [*message.get("headers", ()), (_ID_HEADER, seen.request_id.encode())]
             await send(message)
 
         try:
@@ -77,8 +77,8 @@ class Witness:
             self._tell(seen)
 
     def _begin(self, scope: Scope) -> RequestSeen:
-        asked = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-        request_id = asked if _TIDY_ID.fullmatch(asked) else uuid.uuid4().hex
+        asked = header(scope, _ID_HEADER)
+        request_id = asked.decode() if asked and _TIDY_ID.fullmatch(asked) else os.urandom(16).hex()
         path = scope["path"]
         scope.setdefault("state", {})
         # A path that we do not know may hold anything, so it is not written down.
@@ -101,11 +101,11 @@ class KeyCheck:
             await problem(Unauthorized("send a valid key as Authorization: Bearer KEY"))(scope, receive, send)
 
     def _holds(self, scope: Scope) -> bool:
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        offered = _digest(key.strip().encode("latin-1"))
+        scheme, _, key = (header(scope, b"authorization") or b"").partition(b" ")
+        offered = _digest(key.strip())
         # Every key is compared, in constant time, so that the time of an answer tells nothing.
         matches = [hmac.compare_digest(offered, ours) for ours in self._digests]
-        return scheme.lower() == "bearer" and any(matches)
+        return scheme.lower() == b"bearer" and any(matches)
 
 
 def _digest(key: bytes) -> bytes:

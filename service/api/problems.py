@@ -34,12 +34,17 @@ def internal() -> Response:
     return problem(ServiceError("this is a bug in the server; its log has the request id"))
 
 
+def refusal(error: RequestRefused, overload_status: int) -> Response:
+    """The reply for a request that is refused as a whole."""
+    return problem(error, overload_status if isinstance(error, Overloaded) else None)
+
+
 def install(app: FastAPI, overload_status: int) -> None:
     """Answer `RequestRefused` and the framework's own errors in our shape."""
 
     async def refused(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestRefused)
-        return problem(error, overload_status if isinstance(error, Overloaded) else None)
+        return refusal(error, overload_status)
 
     async def framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, StarletteHTTPException)

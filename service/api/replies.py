@@ -7,11 +7,13 @@ making them, and the tests do it anyway.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from starlette.responses import Response
 
+from service.api import wire
 from service.api.stage import Served
 from service.errors import Failure
 from service.scoring import Compared, Scored
@@ -23,35 +25,41 @@ def json_response(content: Any, status: int = 200, headers: dict[str, str] | Non
     return Response(text, status_code=status, headers=headers, media_type="application/json")
 
 
-def score_reply(served: Served, ids: Sequence[str], results: Sequence[Scored]) -> dict[str, Any]:
+def score_reply(served: Served, ids: Sequence[str], results: Sequence[Scored]) -> Response:
     """The reply of `POST /score`."""
     named_heads = len(served.loaded.identity.heads) > 1
-    return {
-        **model_fields(served),
-        "rewards": [None if r.reward is None else r.reward.value for r in results],
+    rewards = [None if r.reward is None else r.reward.value for r in results]
+    content = {
+        **served.credits,
+        "rewards": rewards,
         "results": [result(i, r, named_heads) for i, r in zip(ids, results, strict=True)],
         **_totals(results),
     }
+    return _fast_response(content, sum(filter(None, rewards)))
 
 
-def compare_reply(served: Served, ids: Sequence[str], results: Sequence[Compared]) -> dict[str, Any]:
+def compare_reply(served: Served, ids: Sequence[str], results: Sequence[Compared]) -> Response:
     """The reply of `POST /compare`."""
-    return {
-        **model_fields(served),
+    content = {
+        **served.credits,
         "results": [_compared(i, r) for i, r in zip(ids, results, strict=True)],
         **_totals([part for r in results for part in r.parts]),
     }
+    return _fast_response(content, sum(r.ranked.margin for r in results if r.ranked is not None))
 
 
-def model_fields(served: Served) -> dict[str, Any]:
-    """Which model said it."""
-    calibration = served.loaded.calibration
-    return {
-        "model": served.loaded.identity.name,
-        "model_epoch": served.epoch,
-        "contract": served.loaded.contract.digest,
-        "calibration": None if calibration is None else calibration.digest,
-    }
+def _fast_response(content: Any, checksum: float) -> Response:
+    """As `json_response`, at a quarter of its price. `checksum` is finite if the numbers that matter are.
+
+    The fast writer makes null of NaN and chokes on a lone surrogate; in both cases the careful one has the last word.
+    """
+    if not math.isfinite(checksum):
+        return json_response(content)
+    try:
+        text = wire.dumps(content)
+    except UnicodeEncodeError:
+        return json_response(content)
+    return Response(text, media_type="application/json")
 
 
 def result(sample_id: str, scored: Scored, named_heads: bool) -> dict[str, Any]:

@@ -1,16 +1,25 @@
-"""`POST /score` and `POST /compare`: read, ask `scoring`, answer. No decision about scores is made here."""
+"""`POST /score` and `POST /compare`: read, ask `scoring`, answer. No decision about scores is made here.
+
+FastAPI documents these routes. `Straight` calls them without its dispatch: they need nothing of dependencies or
+response models, and what those cost every request would be a tenth of the whole.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+import msgspec
 from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api import body, docs
-from service.api.replies import compare_reply, json_response, score_reply
+from service.api import body, docs, wire
+from service.api.headers import header
+from service.api.problems import refusal
+from service.api.replies import compare_reply, score_reply
 from service.api.schemas import (
     CompareReply,
     CompareRequest,
@@ -23,11 +32,18 @@ from service.api.schemas import (
 )
 from service.api.stage import Bounds, Stage
 from service.clock import Clock
-from service.errors import CallerLeft, InvalidRequest, TooManySamples
+from service.errors import CallerLeft, InvalidRequest, RequestRefused, TooManySamples
 
 T = TypeVar("T")
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 DEADLINE_HEADER = "x-deadline-ms"
+
+_UNWATCHED_S = 0.01
+"""An answer that is there so soon is written to a caller who may just have hung up; a longer one is watched over."""
+
+_scores = msgspec.json.Decoder(wire.ScoreRequest)
+_comparisons = msgspec.json.Decoder(wire.CompareRequest)
 
 
 def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
@@ -39,63 +55,115 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
         """Score samples. A bad sample gets `null` and an error of its own; its neighbours are scored."""
         deadline = read_deadline(request, clock)
         served = stage.served()
-        asked = await body.read(request, ScoreRequest)
+        asked = await body.read(request, _scores, ScoreRequest)
         _bound(len(asked.samples), bounds, "samples")
         note(request, run=asked.run, step=asked.step, samples=len(asked.samples))
         work = served.scoring.score([to_sample(s) for s in asked.samples], deadline)
         results = await while_connected(request, work)
-        return json_response(score_reply(served, _ids(asked.samples), results))
+        return score_reply(served, _ids(asked.samples), results)
 
     @router.post("/compare", response_model=CompareReply, **docs.operation(CompareRequest))
     async def compare(request: Request) -> Response:
         """Rank responses to one prompt. The order in which they are listed has no effect."""
         deadline = read_deadline(request, clock)
         served = stage.served()
-        asked = await body.read(request, CompareRequest)
+        asked = await body.read(request, _comparisons, CompareRequest)
         n_responses = sum(len(c.responses) for c in asked.comparisons)
         _bound(n_responses, bounds, "responses")
         note(request, run=asked.run, step=asked.step, samples=n_responses)
         work = served.scoring.compare([to_comparison(c) for c in asked.comparisons], asked.tie_margin, deadline)
         results = await while_connected(request, work)
-        return json_response(compare_reply(served, _ids(asked.comparisons), results))
+        return compare_reply(served, _ids(asked.comparisons), results)
 
     return router
 
 
+class Straight:
+    """Answers POST on these routes itself; everything else, a wrong method on them included, is the framework's."""
+
+    def __init__(self, app: ASGIApp, *, router: APIRouter, overload_status: int) -> None:
+        self._app = app
+        routes = [route for route in router.routes if isinstance(route, APIRoute)]
+        self._endpoints: dict[str, Endpoint] = {route.path: route.endpoint for route in routes}
+        self._overload_status = overload_status
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass on."""
+        endpoint = self._endpoints.get(scope["path"]) if scope["type"] == "http" else None
+        if endpoint is None or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        try:
+            response = await endpoint(Request(scope, receive))
+        except RequestRefused as error:
+            response = refusal(error, self._overload_status)
+        await response(scope, receive, send)
+
+
 def read_deadline(request: Request, clock: Clock) -> float:
     """When the caller stops waiting, on our clock, from `x-deadline-ms`. Raise `InvalidRequest`."""
-    text = request.headers.get(DEADLINE_HEADER)
+    text = header(request.scope, DEADLINE_HEADER.encode())
     if text is None:
         return float("inf")
     # Eleven digits are three years: more is a mistake, and `int` of a very long text is slow.
-    if not (text.isascii() and text.isdigit() and len(text) <= 11):
+    if not (text.isdigit() and len(text) <= 11):
         raise InvalidRequest(f"{DEADLINE_HEADER} must be a whole number of milliseconds", field=DEADLINE_HEADER)
     return clock.now() + int(text) / 1000
 
 
 def note(request: Request, **facts: Any) -> None:
     """Facts for the line that this request leaves in the access log."""
-    request.state.facts = facts
+    request.scope["state"]["facts"] = facts
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`. Raise `CallerLeft`, and do no work further, once the caller has hung up."""
-    working = asyncio.ensure_future(work)
-    hung_up = asyncio.ensure_future(_hang_up(request))
+    task = asyncio.current_task()
+    assert task is not None
+    n_cancelled = task.cancelling()
+    watch = _Watch(request, task)
     try:
-        await asyncio.wait((working, hung_up), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise CallerLeft("the caller hung up before the answer was there")
-        return working.result()
+        return await work
+    except asyncio.CancelledError:
+        # As in asyncio.timeout: a cancellation of our own is told from anybody else's by counting.
+        if watch.has_struck and task.uncancel() <= n_cancelled:
+            raise CallerLeft("the caller hung up before the answer was there") from None
+        raise
     finally:
-        hung_up.cancel()
-        working.cancel()
-        await asyncio.gather(working, hung_up, return_exceptions=True)
+        watch.end()
 
 
-async def _hang_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+class _Watch:
+    """Cancels the task that answers once nobody is there to be answered. Begins late: most answers are there first."""
+
+    def __init__(self, request: Request, task: asyncio.Task[Any]) -> None:
+        self.has_struck = False
+        self._request = request
+        self._task = task
+        self._watcher: asyncio.Task[None] | None = None
+        self._is_over = False
+        self._timer = asyncio.get_running_loop().call_later(_UNWATCHED_S, self._begin)
+
+    def _begin(self) -> None:
+        self._watcher = asyncio.create_task(self._hang_up())
+        self._watcher.add_done_callback(self._strike)
+
+    async def _hang_up(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+
+    def _strike(self, watcher: asyncio.Task[None]) -> None:
+        # Between the end of the watcher and this call the answer may have come: then its sending is left alone.
+        if not watcher.cancelled() and not self._is_over:
+            self.has_struck = True
+            self._task.cancel()
+
+    def end(self) -> None:
+        """There is nothing more to watch over."""
+        self._is_over = True
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
 
 
 def _bound(n: int, bounds: Bounds, what: str) -> None:
@@ -104,5 +172,5 @@ def _bound(n: int, bounds: Bounds, what: str) -> None:
         raise TooManySamples(f"{n} {what} in one request; the limit is {limit}: split it", n=n, limit=limit)
 
 
-def _ids(asked: Sequence[SampleIn | ComparisonIn]) -> list[str]:
+def _ids(asked: Sequence[SampleIn | wire.SampleIn | ComparisonIn | wire.ComparisonIn]) -> list[str]:
     return [str(i) if each.id is None else each.id for i, each in enumerate(asked)]

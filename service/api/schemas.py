@@ -6,11 +6,13 @@ Replies are built as plain dicts by `replies`; the reply models describe them fo
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.conversation import Message, Sample, SampleError
+from service.api import wire
 from service.scoring import Asked, Comparison
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -176,7 +178,7 @@ class CompareReply(ModelOut):
     timing_ms: TimingOut
 
 
-def to_sample(sample: SampleIn) -> Asked:
+def to_sample(sample: SampleIn | wire.SampleIn) -> Asked:
     """A `Sample`, or the reason why this is none."""
     try:
         return Sample(
@@ -191,16 +193,16 @@ def to_sample(sample: SampleIn) -> Asked:
         return error
 
 
-def to_comparison(comparison: ComparisonIn) -> Comparison:
+def to_comparison(comparison: ComparisonIn | wire.ComparisonIn) -> Comparison:
     """The plain record of a comparison."""
     prompt = comparison.prompt
     return Comparison(prompt if isinstance(prompt, str) else _messages(prompt), tuple(comparison.responses))
 
 
-def to_prompt(prompt: str | list[MessageIn] | None) -> Any:
+def to_prompt(prompt: str | Sequence[MessageIn | wire.MessageIn] | None) -> str | tuple[Message, ...] | None:
     """A prompt as `Sample` wants it."""
-    return _messages(prompt) if isinstance(prompt, list) else prompt
+    return prompt if prompt is None or isinstance(prompt, str) else _messages(prompt)
 
 
-def _messages(messages: list[MessageIn]) -> tuple[Message, ...]:
+def _messages(messages: Sequence[MessageIn | wire.MessageIn]) -> tuple[Message, ...]:
     return tuple(Message(m.role, m.content) for m in messages)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from model.backends import LoadedModel
 from model.reward import Pipeline
@@ -25,7 +26,7 @@ class Bounds:
     admission_max_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: they would leave no place for what is computed once
 class Served:
     """A model in service. `epoch` counts the models that this process has served.
 
@@ -41,6 +42,17 @@ class Served:
     batching: Callable[[], Limits]
     is_alive: Callable[[], bool]
     n_failing: Callable[[], int]
+
+    @cached_property
+    def credits(self) -> dict[str, str | int | None]:
+        """Which model said it: a part of every reply. Digests cost as much as a request does, and do not change."""
+        calibration = self.loaded.calibration
+        return {
+            "model": self.loaded.identity.name,
+            "model_epoch": self.epoch,
+            "contract": self.loaded.contract.digest,
+            "calibration": None if calibration is None else calibration.digest,
+        }
 
 
 class Stage:

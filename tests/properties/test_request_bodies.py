@@ -1,15 +1,19 @@
-"""Whatever the bytes are: a request comes out, or a refusal in our own words. Nothing else, ever."""
+"""Whatever the bytes are: a request comes out, or a refusal in our own words. Nothing else, ever.
+
+Bodies have two readers, a fast one and a careful one. What the fast one reads, the careful one reads to the same end.
+"""
 
 from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from model.conversation import Sample, SampleError
-from service.api import body
+from service.api import body, wire
 from service.api.schemas import CompareRequest, ScoreRequest, to_comparison, to_sample
 from service.errors import InvalidJson, InvalidRequest, RequestRefused
 
@@ -37,12 +41,111 @@ SAMPLES = st.fixed_dictionaries(
 )
 
 
+REQUESTS = st.fixed_dictionaries(
+    {"samples": st.lists(SAMPLES, max_size=3)},
+    optional={"run": TEXT | st.none(), "step": st.integers() | st.floats() | st.none()},
+)
+COMPARISONS = st.fixed_dictionaries(
+    {"prompt": TEXT | MESSAGES, "responses": st.lists(TEXT, max_size=4)}, optional={"id": TEXT | st.none()}
+)
+COMPARE_REQUESTS = st.fixed_dictionaries(
+    {"comparisons": st.lists(COMPARISONS, max_size=2)},
+    optional={"run": TEXT, "step": st.integers(), "tie_margin": st.floats() | st.integers() | JSONS},
+)
+READERS = {
+    "/score": (msgspec.json.Decoder(wire.ScoreRequest), ScoreRequest),
+    "/compare": (msgspec.json.Decoder(wire.CompareRequest), CompareRequest),
+}
+
+
+@st.composite
+def bodies(draw, requests):
+    """JSON in the many ways to write it, and then perhaps spoilt: what it means may change, or that it means anything."""
+    value = draw(requests)
+    written = json.dumps(
+        value, ensure_ascii=draw(st.booleans()), separators=draw(st.sampled_from([(",", ":"), (" ,\n", "\t:")]))
+    )
+    raw = written.encode("utf-8", "surrogatepass")
+    for _ in range(draw(st.integers(0, 2))):
+        at = draw(st.integers(0, len(raw)))
+        piece = draw(st.binary(max_size=2) | st.sampled_from(PIECES))
+        raw = raw[:at] + piece + raw[at + draw(st.integers(0, 2)) :]
+    return raw
+
+
+PIECES = [b'"', b"\\", b",", b":", b"{", b"}", b"[", b"]", b"0", b"1", b"-", b".", b"e", b"E9", b"true", b"null", b"NaN",
+          b"\\u0041", b"\\ud800", b"\\/", b"\x00", b"\x1f", b"\x7f", b"\xc3", b"\xef\xbb\xbf", b"\xed\xa0\x80", b" ", b"\r",
+          b"9" * 30, b'"id":"x",', b'"text":null,', b'"text":5,', b'"step":1,', b"1e400", b"1.0"]  # fmt: skip
+
+
+def plain(request):
+    """What a request says, whichever reader it came from."""
+    if isinstance(request, wire.ScoreRequest | ScoreRequest):
+        samples = [(s.id, told(outcome_of_sample, s)) for s in request.samples]
+        return request.run, request.step, samples
+    comparisons = [(c.id, to_comparison(c)) for c in request.comparisons]
+    return request.run, request.step, repr(request.tie_margin), comparisons
+
+
+def outcome_of_sample(sample):
+    made = to_sample(sample)
+    return (made.code, made.details) if isinstance(made, SampleError) else made
+
+
+def told(ask, *arguments):
+    """Equal for equal types only: 1, 1.0 and True are three things."""
+    return repr(ask(*arguments))
+
+
 def outcome(ask, *arguments):
     """What comes out, or the refusal. Any other exception is the failure that these tests look for."""
     try:
         return ask(*arguments)
     except RequestRefused as refusal:
         return refusal
+
+
+def assert_fast_is_careful(route, raw):
+    decoder, schema = READERS[route]
+    try:
+        fast = decoder.decode(raw)
+    except (ValueError, RecursionError):
+        return False
+    careful = outcome(lambda: body.check(body.parse(raw), schema))
+    assert not isinstance(careful, RequestRefused), careful
+    assert plain(fast) == plain(careful)
+    return True
+
+
+@given(bodies(REQUESTS))
+@example(b'{"samples":[{"input_ids":[-0]}]}')
+@example(b'{"samples":[{"input_ids":[1.0]}]}')
+@example(b'{"samples":[{"input_ids":[' + b"9" * 4000 + b"]}]}")
+@example(b'{"samples":[{"input_ids":[' + b"9" * 5000 + b"]}]}")
+@example(b'{"samples":[{"text":1,"text":"a"}]}')
+@example(b'{"samples":[{"te\\u0078t":"a"}],"samples":[{"text":"b"}]}')
+@example('{"samples":[{"text":"a"}]}'.encode("utf-16"))
+@example(b'{"samples":[{"prompt":' + b"[" * 5000)
+def test_what_the_fast_reader_accepts_as_samples_the_careful_one_accepts_with_equal_values(raw):
+    assert_fast_is_careful("/score", raw)
+
+
+@given(bodies(COMPARE_REQUESTS))
+@example(b'{"comparisons":[{"prompt":"a","responses":["b","c"]}],"tie_margin":1e999}')
+@example(b'{"comparisons":[{"prompt":"a","responses":["b","c"]}],"tie_margin":-0.0}')
+@example(b'{"comparisons":[{"prompt":"a","responses":["b","c"]}],"tie_margin":' + b"9" * 400 + b"}")
+@example(b'{"comparisons":[{"prompt":"a","responses":["b","c"]}],"tie_margin":9007199254740993}')
+def test_what_the_fast_reader_accepts_as_comparisons_the_careful_one_accepts_with_equal_values(raw):
+    assert_fast_is_careful("/compare", raw)
+
+
+@given(st.fixed_dictionaries({"samples": st.lists(SAMPLES, min_size=1, max_size=3)}))
+def test_what_the_careful_reader_accepts_the_fast_one_reads_unless_text_is_no_unicode(value):
+    careful = outcome(body.check, value, ScoreRequest)
+    raw = json.dumps(value).encode()
+    assume(not isinstance(careful, RequestRefused))
+    assume("\\ud" not in raw.decode())
+    assert assert_fast_is_careful("/score", raw)
 
 
 @given(st.binary(max_size=60) | JSONS.map(lambda j: json.dumps(j).encode()))
@@ -59,6 +162,7 @@ def test_any_json_is_a_request_or_refused_with_the_path_of_the_offence(value):
         assert asked.details["field"]
     else:
         assert all(isinstance(to_sample(s), Sample | SampleError) for s in asked.samples)
+        assert plain(asked) == plain(body.decode(json.dumps(value).encode(), *READERS["/score"]))
 
 
 @given(JSONS | st.fixed_dictionaries({"comparisons": st.lists(JSONS, max_size=3)}))
