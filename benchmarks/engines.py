@@ -93,7 +93,7 @@ def model_figures(name: str, given: argparse.Namespace) -> Iterator[Figures]:
         work = workloads.make(kind, tokenizer, given.scale or SCALES[name], given.seed)
         rows = [encode(pair.sample()).ids for pair in work.pairs]
         rounds, scores = measure(subjects, rows, given.rounds, peak)
-        reference = {i: loaded.alone(rows[i]) for i in spread(len(rows), N_REFERENCE)}
+        reference = {i: loaded.alone(rows[i]) for i in machine.spread(len(rows), N_REFERENCE)}
         for engine in rounds:
             error = max(abs(scores[engine][i] - score) for i, score in reference.items())
             yield figures_of(name, kind, engine, [len(row) for row in rows], rounds[engine], error)
@@ -165,11 +165,6 @@ def gemm(shape: models.Shape) -> Callable[[], float]:
         return max(_PEAK_LAYERS * flops / measured(layers)[1].cpu_s for _ in range(_PEAK_REPEATS))
 
     return best
-
-
-def spread(n: int, most: int) -> list[int]:
-    """At most so many numbers below n, evenly spaced."""
-    return sorted({i * n // most for i in range(most)})
 
 
 def _shown(f: Figures) -> dict[str, str]:

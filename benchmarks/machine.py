@@ -75,6 +75,11 @@ def peak_rss_mib() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
+def spread(n: int, most: int) -> list[int]:
+    """At most so many numbers below n, evenly spaced."""
+    return sorted({i * n // most for i in range(most)})
+
+
 def _cpu_name() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -1,0 +1,122 @@
+"""`python -m benchmarks.peers`: install, start, ask, compare.
+
+One server runs at a time, in rounds of the whole list, so that what else the machine does falls on all of them. A
+server is new in every round: what it keeps from one workload to the next it has earned in that round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks import machine, models, tables
+from benchmarks.peers import figures, infinity, litserve, mosec, ours, plain, rayserve, vllm
+from benchmarks.peers.figures import Run
+from benchmarks.peers.install import HOME, ROOT, NotInstalled, python_of
+from benchmarks.peers.processes import NotStarted, Server, free_port
+from benchmarks.peers.record import Launch, Peer
+from benchmarks.peers.scenes import SCENES, Rate, Scene, as_text, play, scenes
+from benchmarks.workloads import tokenizer_of
+
+PEERS: dict[str, Peer] = {
+    peer.name: peer
+    for peer in (ours.PEER, vllm.PEER, plain.PEER, infinity.PEER, litserve.PEER, mosec.PEER, rayserve.PEER)
+}
+# Those that every round has; the others are far enough behind for one round to tell.
+CLOSE = ("ours", "vllm")
+SCALES = {"m30": 0.125, "m150": 0.0625}
+
+
+def main() -> int:
+    """Command-line entry. Exit code 1 if a server could not be measured."""
+    given = _parser().parse_args()
+    machine.run_again_with(1, malloc=not given.no_malloc)
+    if given.quick:
+        given.rounds, given.scale = 1, given.scale or SCALES[given.model] / 4
+    given.peers = given.peers or (CLOSE if given.quick else PEERS)
+    HOME.mkdir(exist_ok=True)
+    cores = sorted(os.sched_getaffinity(0))
+    facts = {**machine.facts(), "model": given.model, "server_threads": given.threads, "form": given.form}
+    print(tables.facts(facts), flush=True)
+    acts = scenes(given.model, given.scenes, given.scale or SCALES[given.model], given.form, given.seed)
+    os.sched_setaffinity(0, cores[given.threads :] or cores)
+    absent: dict[str, str] = {}
+    runs = list(measure(given, acts, cores[: given.threads], absent))
+    records = figures.summary(runs)
+    print("\n" + tables.table([figures.shown(r) for r in records]))
+    for name, why in absent.items():
+        print(f"NOT MEASURED {name}: {why}")
+    if given.json:
+        record = {"facts": facts, "absent": absent, "figures": records, "runs": [asdict(r) for r in runs]}
+        given.json.write_text(json.dumps(record, indent=1) + "\n")
+    return 1 if absent else 0
+
+
+def measure(given: argparse.Namespace, acts: list[Scene], cores: list[int], absent: dict[str, str]) -> Iterator[Run]:
+    """Every run of every round. `absent` is told who cannot be measured, and why."""
+    rate = Rate(given.rate)
+    for n in range(given.rounds):
+        names = [name for name in given.peers if n == 0 or name in CLOSE]
+        for name in names[n % len(names) :] + names[: n % len(names)]:
+            if name in absent:
+                continue
+            try:
+                yield from one_server(PEERS[name], n, given, acts, cores, rate)
+            except (NotInstalled, NotStarted) as error:
+                absent[name] = str(error)
+
+
+def one_server(
+    peer: Peer, n: int, given: argparse.Namespace, acts: list[Scene], cores: list[int], rate: Rate
+) -> Iterator[Run]:
+    """All scenes with one server. Raise `NotInstalled` or `NotStarted`."""
+    if not peer.takes_ids:
+        decode = tokenizer_of(models.folder(given.model)).decode
+        acts = [as_text(scene, lambda ids: decode(ids, skip_special_tokens=False)) for scene in acts]
+    launch = Launch(python_of(peer), models.folder(given.model), free_port(), given.threads, HOME)
+    peer.prepare(launch)
+    env = {
+        **machine.environment(given.threads, malloc=not given.no_malloc),
+        "PYTHONPATH": str(ROOT),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        **peer.extras(launch),
+    }
+    log = HOME / f"{peer.name}.log"
+    with Server(peer.command(launch), env, cores, log, ROOT) as server:
+        base = f"http://127.0.0.1:{launch.port}"
+        ready_s = server.wait_until_ready(base + peer.ready)
+        print(f"round {n + 1}: {peer.name} ready after {ready_s:.0f} s", flush=True)
+        for scene in acts:
+            run = play(scene, base, peer, server, n, rate)
+            if run and scene.name:
+                print("  " + tables.facts(figures.brief(run)), flush=True)
+                yield run
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="Servers side by side.")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, help="default: all; with --quick: ours and vllm")
+    parser.add_argument("--model", choices=models.MODELS, default="m30")
+    parser.add_argument("--scenes", nargs="+", choices=SCENES, default=list(SCENES))
+    parser.add_argument("--rounds", type=int, default=3, help=f"of {' and '.join(CLOSE)}; the others have one")
+    parser.add_argument("--scale", type=float, help=f"share of the full size; default {SCALES}")
+    parser.add_argument("--threads", type=int, default=1, help="compute threads and cores of the server")
+    parser.add_argument("--form", choices=("text", "ids"), default="text", help="ids: where a server takes them")
+    parser.add_argument(
+        "--rate", type=float, help="pairs a second of `open`; default: 0.6 of the first server's single"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="ours and vLLM, one round, small")
+    parser.add_argument("--no-malloc", action="store_true", help="leave glibc's allocator as it comes")
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

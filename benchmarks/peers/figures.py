@@ -1,0 +1,134 @@
+"""From what one server did in one round to what is reported: rates, latencies, medians, ratios. Pure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+OURS = "ours"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One server, one workload, one round. Latencies are of requests, of which each has some pairs."""
+
+    peer: str
+    workload: str
+    round: int
+    pairs: int
+    cpu_s: float
+    wall_s: float
+    latencies_s: tuple[float, ...]
+    memory_mib: float
+    max_error: float
+    failures: tuple[str, ...] = ()
+
+    @property
+    def per_cpu_s(self) -> float:
+        """Pairs a CPU second of the server. A server that failed has no rate."""
+        return float("nan") if self.failures else self.pairs / max(self.cpu_s, 0.01)
+
+    @property
+    def per_wall_s(self) -> float:
+        """Pairs a second."""
+        return float("nan") if self.failures else self.pairs / self.wall_s
+
+    @property
+    def p50_s(self) -> float:
+        """The latency that half of the requests stay within."""
+        return statistics.median(self.latencies_s)
+
+    @property
+    def p99_s(self) -> float:
+        """The latency that 99 of 100 stay within; the worst where there are fewer."""
+        return sorted(self.latencies_s)[int(0.99 * (len(self.latencies_s) - 1) + 0.5)]
+
+
+_RATES = ("per_cpu_s", "per_wall_s")
+_LATENCIES = ("p50_s", "p99_s")
+
+
+def summary(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One record for each workload and server: medians over its rounds, the worst error, and ours against it.
+
+    A ratio above 1 says that ours is better: more pairs a second, or fewer seconds.
+    """
+    out = []
+    for (workload, peer), group in _grouped(runs):
+        ours = {r.round: r for r in runs if r.workload == workload and r.peer == OURS}
+        out.append(
+            {
+                "workload": workload,
+                "peer": peer,
+                "rounds": len(group),
+                "pairs": group[0].pairs,
+                **{name: _median(getattr(r, name) for r in group) for name in (*_RATES, *_LATENCIES)},
+                "memory_mib": max(r.memory_mib for r in group),
+                "max_error": max(r.max_error for r in group),
+                "failures": [failure for r in group for failure in r.failures],
+                **{f"ours_{n}": _median(ratio(n, ours[r.round], r) for r in group if r.round in ours) for n in _RATES},
+                **{
+                    f"ours_{n}": _median(ratio(n, r, ours[r.round]) for r in group if r.round in ours)
+                    for n in _LATENCIES
+                },
+            }
+        )
+    return out
+
+
+def ratio(name: str, above: Run, below: Run) -> float:
+    """One run's figure over another's."""
+    return float(getattr(above, name) / getattr(below, name))
+
+
+def brief(run: Run) -> dict[str, str]:
+    """A run on one line, for those who watch."""
+    return {
+        run.workload: f"{run.pairs} pairs",
+        "CPU": f"{run.cpu_s:.1f} s",
+        "wall": f"{run.wall_s:.1f} s",
+        "p50": f"{run.p50_s:.3f} s",
+        "error": f"{run.max_error:.0e}",
+        **({"FAILED": "; ".join(run.failures)} if run.failures else {}),
+    }
+
+
+def shown(record: dict[str, Any]) -> dict[str, str]:
+    """A record as a line of the table."""
+    failed = bool(record["failures"])
+    return {
+        "workload": record["workload"],
+        "server": record["peer"],
+        "pairs/CPU s": "failed" if failed else f"{record['per_cpu_s']:.2f}",
+        "pairs/s": "failed" if failed else f"{record['per_wall_s']:.2f}",
+        "p50 s": f"{record['p50_s']:.3f}",
+        "p99 s": f"{record['p99_s']:.3f}",
+        "MiB": f"{record['memory_mib']:.0f}",
+        "max error": f"{record['max_error']:.0e}",
+        "ours: CPU": f"{record['ours_per_cpu_s']:.2f}x",
+        "wall": f"{record['ours_per_wall_s']:.2f}x",
+        "p50": f"{record['ours_p50_s']:.2f}x",
+        "p99": f"{record['ours_p99_s']:.2f}x",
+        "rounds": str(record["rounds"]),
+    }
+
+
+def _grouped(runs: Sequence[Run]) -> Iterable[tuple[tuple[str, str], list[Run]]]:
+    """By workload, and by server within it, each in the order of its first appearance."""
+    workloads = list(dict.fromkeys(r.workload for r in runs))
+    peers = list(dict.fromkeys(r.peer for r in runs))
+
+    def place(r: Run) -> tuple[int, int]:
+        return workloads.index(r.workload), peers.index(r.peer)
+
+    for (w, p), group in groupby(sorted(runs, key=place), key=place):
+        yield (workloads[w], peers[p]), list(group)
+
+
+def _median(values: Iterable[float]) -> float:
+    """NaN where there is nothing to take it of."""
+    known = list(values)
+    return statistics.median(known) if known else float("nan")

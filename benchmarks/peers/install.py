@@ -1,0 +1,119 @@
+"""An environment of its own for each peer, under `.bench/` in the checkout, made once.
+
+Where packages come from is pip's configuration's business; it is read when it is needed and handed to uv.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.peers.record import Peer
+
+ROOT = Path(__file__).resolve().parents[2]
+HOME = ROOT / ".bench"
+_DONE = "installed.json"
+_TCMALLOC = "libtcmalloc_minimal.so.4"
+
+
+class NotInstalled(Exception):
+    """This peer is not to be had here; the message is the last that its installer said."""
+
+
+def same_libraries() -> tuple[str, ...]:
+    """Our own torch and transformers, so that a peer on them differs in nothing else."""
+    return tuple(f"{name}=={version(name).partition('+')[0]}" for name in ("torch", "transformers"))
+
+
+def python_of(peer: Peer) -> Path:
+    """The Python of this peer's environment, made if need be. Raise `NotInstalled`."""
+    if not peer.requirements:
+        return Path(sys.executable)
+    folder = HOME / peer.name
+    record = json.dumps([sys.version, *peer.requirements])
+    done = folder / _DONE
+    if not done.is_file() or done.read_text() != record:
+        print(f"installing {peer.name} into {folder.relative_to(ROOT)} (once)", flush=True)
+        _install(folder, peer)
+        done.write_text(record)
+    return folder / "bin" / "python"
+
+
+def _install(folder: Path, peer: Peer) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    _run([_uv(), "venv", "--quiet", "--python", sys.executable, folder])
+    _run([_uv(), "pip", "install", "--quiet", "--python", folder / "bin" / "python", *peer.requirements])
+    try:
+        if peer.finish:
+            peer.finish(folder)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise NotInstalled(_last_words(getattr(error, "stderr", "") or str(error))) from error
+
+
+@cache
+def _uv() -> Path:
+    """uv, which installs in seconds what takes pip minutes: the machine's own, else one in an environment of its own."""
+    found = shutil.which("uv")
+    if found:
+        return Path(found)
+    folder = HOME / "uv"
+    if not (folder / "bin" / "uv").is_file():
+        _run([sys.executable, "-m", "venv", folder])
+        _run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", "uv"])
+    return folder / "bin" / "uv"
+
+
+def _run(command: Sequence[str | Path]) -> None:
+    done = subprocess.run(command, env={**os.environ, **_sources()}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NotInstalled(_last_words(done.stderr))
+
+
+@cache
+def _sources() -> dict[str, str]:
+    """What pip is told about where packages are, in uv's words."""
+    told = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    ).stdout
+    known = {}
+    for line in told.splitlines():
+        name, _, value = line.partition("=")
+        known[name.rpartition(".")[2]] = value.strip("'\"")
+    links = {"UV_FIND_LINKS": known["find-links"].replace(" ", ",")} if "find-links" in known else {}
+    index = {"UV_DEFAULT_INDEX": known["index-url"]} if "index-url" in known else {}
+    return {"UV_HTTP_TIMEOUT": "180", **links, **index}
+
+
+@cache
+def tcmalloc() -> Path | None:
+    """The allocator that vLLM advises: the machine's own, else one unpacked from Debian's package, else none."""
+    for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"):
+        if (Path(folder) / _TCMALLOC).is_file():
+            return Path(folder) / _TCMALLOC
+    unpacked = HOME / "tcmalloc"
+    if not unpacked.is_dir() and shutil.which("apt-get") and shutil.which("dpkg"):
+        _unpack("libtcmalloc-minimal4", unpacked)
+    named = ctypes.util.find_library("tcmalloc_minimal")
+    found = sorted(unpacked.rglob(_TCMALLOC)) if unpacked.is_dir() else []
+    return found[0] if found else (Path(named) if named else None)
+
+
+def _unpack(package: str, into: Path) -> None:
+    """A Debian package's files, without installing it. Nothing happens where it is not to be had."""
+    into.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["apt-get", "download", package], cwd=into, capture_output=True, check=False)
+    for archive in into.glob("*.deb"):
+        subprocess.run(["dpkg", "-x", archive, into], capture_output=True, check=False)
+
+
+def _last_words(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines[-3:])[-400:] if lines else "no reason was given"

@@ -1,0 +1,17 @@
+"""FastAPI and transformers in the manner of OpenRLHF's `serve_rm`: what most trainers talk to today."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from benchmarks.peers.install import same_libraries
+from benchmarks.peers.record import Peer, rewards, script, texts_body
+
+PEER = Peer(
+    name="plain",
+    requirements=(*same_libraries(), "fastapi", "uvicorn[standard]"),
+    command=partial(script, "plain"),
+    path="/get_reward",
+    body=texts_body,
+    scores=rewards,
+)

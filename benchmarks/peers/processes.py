@@ -1,0 +1,142 @@
+"""A server and all the processes that it makes: started, counted, ended. Linux: everything is read from /proc."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PATIENCE_S = 300.0
+
+
+class NotStarted(Exception):
+    """The server did not become ready; the message is what it said last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One line of /proc. `cpu_s` counts its dead children too."""
+
+    pid: int
+    parent: int
+    session: int
+    cpu_s: float
+
+
+class Server:
+    """One server under measurement. Leaving the `with` ends it and everything that it started."""
+
+    def __init__(
+        self, command: Sequence[str | Path], env: Mapping[str, str], cores: Sequence[int], log: Path, home: Path
+    ) -> None:
+        pinned = ["taskset", "-c", ",".join(map(str, cores))] if shutil.which("taskset") else []
+        self._path, self._log = log, log.open("wb")
+        self._process = subprocess.Popen(
+            [*pinned, *map(str, command)],
+            env=dict(env),
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._seen = {self._process.pid}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def wait_until_ready(self, url: str) -> float:
+        """Seconds until `url` answered 200. Raise `NotStarted`."""
+        started = time.monotonic()
+        while time.monotonic() < started + _PATIENCE_S:
+            if self._process.poll() is not None:
+                raise NotStarted(f"it ended: {self.last_words()}")
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(url, timeout=5).status_code == httpx.codes.OK:
+                    return time.monotonic() - started
+            time.sleep(0.2)
+        raise NotStarted(f"not ready after {_PATIENCE_S:.0f} s: {self.last_words()}")
+
+    def cpu_s(self) -> float:
+        """User and system time of the whole tree so far."""
+        return sum(process.cpu_s for process in self._tree())
+
+    def memory_mib(self) -> float:
+        """Memory of the whole tree now; pages that processes share are counted once (PSS)."""
+        return sum(_pss_kib(process.pid) for process in self._tree()) / 1024
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        lines = [line.strip() for line in self._path.read_text(errors="replace").splitlines() if line.strip()]
+        return " ".join(lines[-3:])[-400:]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tree()
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(20)
+        for process in self._tree():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._log.close()
+
+    def _tree(self) -> list[Process]:
+        """Ours are: the first one, its session, and whatever descends from one that was ever seen to be ours."""
+        everyone = processes()
+        self._seen &= {p.pid for p in everyone}
+        self._seen |= {p.pid for p in everyone if p.session == self._process.pid}
+        grown = True
+        while grown:
+            children = {p.pid for p in everyone if p.parent in self._seen} - self._seen
+            self._seen |= children
+            grown = bool(children)
+        return [p for p in everyone if p.pid in self._seen]
+
+
+def processes() -> list[Process]:
+    """Everything that runs on this machine."""
+    out = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            with contextlib.suppress(OSError):
+                out.append(parse_stat((path / "stat").read_text()))
+    return out
+
+
+def parse_stat(line: str) -> Process:
+    """A line of /proc/PID/stat, proc_pid_stat(5). The command in brackets may hold anything."""
+    pid, _, rest = line.partition(" (")
+    fields = rest.rpartition(") ")[2].split()
+    return Process(int(pid), int(fields[1]), int(fields[3]), sum(map(int, fields[11:15])) / _TICKS)
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _pss_kib(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1])
+    return 0

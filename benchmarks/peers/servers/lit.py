@@ -1,0 +1,44 @@
+"""LitServe: up to 16 requests that arrive within 5 ms make a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import litserve  # type: ignore[import-not-found]
+
+from benchmarks.peers.servers.forward import BATCH, Forward, arguments
+
+
+class Reward(litserve.LitAPI):  # type: ignore[misc]
+    """One worker with the model."""
+
+    folder = ""
+
+    def setup(self, device: str) -> None:
+        """Load."""
+        self.forward = Forward(self.folder)
+
+    def batch(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Requests stay requests."""
+        return inputs
+
+    def predict(self, x: list[dict[str, Any]]) -> list[dict[str, list[float]]]:
+        """Score them together."""
+        return self.forward.many(x)
+
+    def unbatch(self, output: list[dict[str, list[float]]]) -> list[dict[str, list[float]]]:
+        """A reply each."""
+        return output
+
+
+def main() -> None:
+    """Serve."""
+    given = arguments()
+    api = Reward(max_batch_size=BATCH, batch_timeout=0.005)
+    api.folder = given.model
+    server = litserve.LitServer(api, accelerator="cpu", timeout=600)
+    server.run(host="127.0.0.1", port=given.port, generate_client_file=False, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""mosec: up to 16 requests that arrive within 5 ms make a batch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from mosec import Server, Worker  # type: ignore[import-not-found]
+
+from benchmarks.peers.servers.forward import BATCH, Forward
+
+FOLDER = "REWARD_MODEL_FOLDER"
+
+
+class Reward(Worker):  # type: ignore[misc]
+    """One worker with the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = Forward(os.environ[FOLDER])
+
+    def forward(self, data: list[dict[str, Any]]) -> list[dict[str, list[float]]]:
+        """Score the requests of a batch together."""
+        return self.score.many(data)
+
+
+def main() -> None:
+    """Serve. Its own argument parser reads the command line, so ours goes by the environment."""
+    os.environ.setdefault(FOLDER, sys.argv[sys.argv.index("--model") + 1])
+    port = sys.argv[sys.argv.index("--port") + 1]
+    sys.argv = [sys.argv[0], "--port", port]
+    server = Server()
+    server.append_worker(Reward, num=1, max_batch_size=BATCH, max_wait_time=5, timeout=600)
+    server.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""FastAPI with a forward inside `async def`, as in OpenRLHF: one request at a time, the loop stands still meanwhile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+
+from benchmarks.peers.servers.forward import Forward, arguments
+
+app = FastAPI()
+given = arguments()
+forward = Forward(given.model)
+
+
+@app.get("/health")
+async def health() -> dict[str, str]:
+    """It is loaded."""
+    return {"status": "ok"}
+
+
+@app.post("/get_reward")
+async def get_reward(request: Request) -> dict[str, Any]:
+    """Blocking on purpose: that is how it is done there."""
+    rewards = forward((await request.json())["query"])
+    return {"rewards": rewards, "scores": rewards, "extra_logs": {"dummy_scores": rewards}}
+
+
+if __name__ == "__main__":
+    uvicorn.run(app, host="127.0.0.1", port=given.port, log_level="warning")
