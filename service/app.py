@@ -31,8 +31,10 @@ from service.api.middleware import KeyCheck, RequestSeen, Witness
 from service.api.routes import Straight, scoring_routes
 from service.api.stage import Bounds, Served, Stage
 from service.batching.batcher import Batcher
+from service.batching.cache import ScoreCache
 from service.batching.noise import numeric_noise
 from service.batching.outcomes import BatchDone
+from service.batching.pace import STEPS, Pace
 from service.batching.planner import Limits
 from service.clock import Clock, MonotonicClock
 from service.encoder import Encoder
@@ -44,6 +46,9 @@ from service.settings import ModelSettings, ServeSettings
 T = TypeVar("T")
 
 FIRST_EPOCH = 1
+FIRST_BUDGET = {"cpu": 1024, "cuda": 8192}
+"""Tokens of a batch, by device, until the forwards themselves have said what they take."""
+LARGEST_BATCH_TOKENS = STEPS[-1]
 _LONGEST_CLOSING_S = 5.0
 """For answers that are being written when everything else is done."""
 
@@ -132,15 +137,32 @@ def build_engine(
 ) -> Engine:
     """The rooms around a loaded model. The batcher is running when this returns."""
     log = logs.logger("batcher")
-    limits = Limits(settings.batching.max_tokens, settings.batching.linger_ms / 1000)
     encoder = Encoder(loaded.encode, settings.encoder_threads, lambda error: log.error("encoder_bug", exc_info=error))
-    batcher = Batcher(loaded.scorer, limits, clock, _tell_of_batches(metrics, log))
+    batcher = _build_batcher(settings, loaded, clock, _tell_of_batches(metrics, log))
     temperature = loaded.calibration.temperature if loaded.calibration else 1.0
     rooms = Rooms(admission, encoder, batcher, pipeline, metrics, clock)
     metrics.model_ready(_labels(loaded, pipeline), FIRST_EPOCH, loaded.calibration, pipeline)
-    metrics.watch_queue(lambda: batcher.n_samples, lambda: batcher.n_tokens)
+    metrics.watch_queue(lambda: batcher.n_samples, lambda: batcher.n_tokens, lambda: batcher.limits.enough)
     batcher.start()
     return Engine(loaded, pipeline, encoder, batcher, Scoring(rooms, loaded.identity, temperature))
+
+
+def _build_batcher(
+    settings: ModelSettings, loaded: LoadedModel, clock: Clock, tell: Callable[[BatchDone], None]
+) -> Batcher:
+    fixed = settings.batching.max_tokens
+    return Batcher(
+        loaded.scorer,
+        Limits(fixed or LARGEST_BATCH_TOKENS, settings.batching.linger_ms / 1000),
+        clock,
+        tell,
+        pace=None if fixed else Pace.starting_at(_first_budget(loaded.identity.device)),
+        cache=ScoreCache(settings.cache.scores, FIRST_EPOCH),
+    )
+
+
+def _first_budget(device: str) -> int:
+    return FIRST_BUDGET.get(device.partition(":")[0], FIRST_BUDGET["cpu"])
 
 
 def _labels(loaded: LoadedModel, pipeline: Pipeline) -> dict[str, str]:
@@ -177,12 +199,14 @@ def _tell_of_requests(metrics: Metrics, log: logs.Logger) -> Callable[[RequestSe
 def _tell_of_batches(metrics: Metrics, log: logs.Logger) -> Callable[[BatchDone], None]:
     def tell(done: BatchDone) -> None:
         if done.outcome == "ok":
-            metrics.observe_batch(done.n_rows, done.n_tokens, done.n_computed, done.n_padding, done.forward_s)
+            metrics.observe_batch(
+                done.n_rows, done.n_row_tokens, done.n_tokens, done.n_computed, done.n_padding, done.forward_s
+            )
             metrics.observe_queue(done.queue_s)
             return
         metrics.observe_failure(done.outcome)
         if done.outcome == "out_of_memory":
-            log.warning("batch_out_of_memory", rows=done.n_rows, tokens=done.n_tokens, budget=done.max_tokens)
+            log.warning("batch_out_of_memory", rows=done.n_rows, tokens=done.n_tokens, budget=done.budget)
         else:
             # Only a backend's own words are written down: those of any other exception may quote anything.
             said = str(done.error)[:500] if isinstance(done.error, ScorerError) else ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Scored:
     n_computed: float = 0.0
     truncated: bool = False
     missing_end: bool = False
+    cached: bool = False
     encode_s: float = 0.0
     queue_s: float = 0.0
     forward_s: float = 0.0
@@ -111,8 +113,12 @@ class Scoring:
             async with _until(deadline, self._rooms.clock):
                 answered = await _all_or_none(self._score_chunk(chunk, deadline) for chunk in chunks)
         results = [result for chunk in answered for result in chunk]
-        for result in results:
-            self._rooms.metrics.observe_sample(_outcome(result), result.n_tokens, result.reward)
+        self._rooms.metrics.observe_samples(
+            outcomes=Counter(_outcome(r) for r in results),
+            n_tokens=sum(r.n_tokens or 0 for r in results),
+            n_cached_tokens=sum(r.n_tokens or 0 for r in results if r.cached),
+            rewards=[r.reward for r in results if r.reward is not None],
+        )
         return results
 
     async def compare(
@@ -167,6 +173,7 @@ class Scoring:
             n_computed=outcome.n_computed,
             truncated=encoded.truncated,
             missing_end=encoded.missing_end,
+            cached=outcome.cached,
             encode_s=encode_s,
             queue_s=outcome.queue_s,
             forward_s=outcome.forward_s,

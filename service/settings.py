@@ -30,12 +30,19 @@ class Batching(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    # Not measured at start: on a CPU the throughput is flat from 512 tokens on, and what neighbours on the machine
-    # do moves it more than the budget does. A fixed number at least is the same after every start.
-    max_tokens: int = Field(
-        2048, gt=0, description="token budget of a batch, padding included; a longer row rides alone"
+    max_tokens: int | None = Field(
+        None, gt=0, description="token budget of a batch; a longer row rides alone. Default: follows what forwards take"
     )
     linger_ms: float = Field(2.0, ge=0.0, le=10_000.0, description="longest wait for company that is on its way")
+
+
+class Cache(BaseModel):
+    """What is remembered of rows that were scored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    scores: int = Field(65_536, ge=0, description="rows whose exact repeat needs no forward, half a kB each; 0: none")
+    prefix_mib: int = Field(256, ge=0, description="keys and values of common beginnings, carried to the next batches")
 
 
 class AdmissionSeats(BaseModel):
@@ -61,7 +68,8 @@ class ModelSettings(BaseSettings):
 
     model: str = Field("", description="checkpoint folder or hub name; empty: the embedded default")
     backend: str = Field("torch", description=f"one of {', '.join(BACKENDS)}")
-    engine: Literal["auto", "padded"] = Field("auto", description="how the torch backend lays out a batch")
+    engine: Literal["auto", "packed", "padded"] = Field("auto", description="how the torch backend lays out a batch")
+    deterministic: bool = Field(False, description="a score has the same bits whatever else is in its batch; slower")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the network's weights")
     contract: Literal["strict", "warn"] = Field("strict", description="warn: serve although the contract is broken")
@@ -72,6 +80,7 @@ class ModelSettings(BaseSettings):
     max_input_tokens: int | None = Field(None, gt=0, description="longest sample; default: what the model reads")
     truncation: Literal["prompt_left", "error"] | None = Field(None, description="default: as the contract says")
     batching: Batching = Batching()
+    cache: Cache = Cache()
     encoder_threads: int = Field(min(4, os.cpu_count() or 1), gt=0, le=64, description="threads that tokenise")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info")
     log_format: Literal["json", "text"] = Field("text")
@@ -82,8 +91,7 @@ class ModelSettings(BaseSettings):
         if self.backend not in BACKENDS:
             raise ValueError(f"backend={self.backend} is unknown. Set REWARD_BACKEND to one of {', '.join(BACKENDS)}.")
         longest, budget = self.max_input_tokens, self.batching.max_tokens
-        # The default budget is no opinion about the longest row; one that was set is.
-        if longest is not None and longest > budget and "max_tokens" in self.batching.model_fields_set:
+        if longest is not None and budget is not None and longest > budget:
             raise ValueError(
                 f"max_input_tokens={longest} exceeds batching.max_tokens={budget}: such a row would never fit the "
                 f"budget. Raise REWARD_BATCHING__MAX_TOKENS or lower REWARD_MAX_INPUT_TOKENS."
@@ -105,6 +113,8 @@ class ModelSettings(BaseSettings):
             device=self.device,
             dtype=self.dtype,
             engine=self.engine,
+            deterministic=self.deterministic,
+            prefix_cache_bytes=self.cache.prefix_mib * 2**20,
             contract=self.contract,
             max_input_tokens=self.max_input_tokens,
             truncation=self.truncation,

@@ -89,6 +89,7 @@ def describe(served: Served, bounds: Bounds) -> dict[str, Any]:
             "max_input_tokens": identity.max_tokens,
             **asdict(bounds),
             "batching_max_tokens": batching.max_tokens,
+            "batching_budget_tokens": batching.enough,
             "batching_linger_ms": 1000 * batching.linger_s,
         },
     }

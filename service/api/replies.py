@@ -79,7 +79,7 @@ def result(sample_id: str, scored: Scored, named_heads: bool) -> dict[str, Any]:
         "tokens": scored.n_tokens,
         "truncated": scored.truncated,
         "missing_end": scored.missing_end,
-        "cached": False,
+        "cached": scored.cached,
         "error": failure(scored.failure),
     }
 

@@ -1,8 +1,8 @@
-"""One task owns the waiting room, asks the planner who rides, and drives.
+"""One task that asks the planner who rides, and drives.
 
-The forward runs on a thread of its own, one at a time. Every ticket ends: with its scores, with an error
-of its own, with a refusal, or because its caller left. Knows nothing of HTTP, samples or metrics; what
-became of each batch is told to `on_batch`.
+Forwards run on threads of their own, as many at a time as the scorer takes. A batch that fails is halved, so one
+bad row spoils nobody's ride. Knows nothing of HTTP, samples or metrics; what became of each batch is told to
+`on_batch`. Who waits for what is `room`'s.
 """
 
 from __future__ import annotations
@@ -12,22 +12,24 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from model.scorer import BatchScores, OutOfMemory, Scorer, TokenBatch
+from service.batching.cache import ScoreCache
 from service.batching.outcomes import (
     BatchDone,
     BatchOutcome,
     RowOutcome,
-    RowScored,
-    checked,
+    fault,
     outcome_of,
     row_error,
     wrong_number,
 )
-from service.batching.planner import Limits, Ticket, plan
+from service.batching.pace import Pace
+from service.batching.planner import Limits, lengths_added, plan
+from service.batching.room import Row, WaitingRoom
 from service.clock import Clock
-from service.errors import BatcherStopped, DeadlineExceeded, RowFailed, ScorerBug, ServiceError, ShuttingDown
+from service.errors import BatcherStopped, DeadlineExceeded, ScorerBug, ServiceError, ShuttingDown
 
 _MORE_FAILURES = 8
 """How many failed forwards a batch may cost beyond those that finding one poisonous row takes."""
@@ -39,50 +41,57 @@ _FAILING_FOR_S = 30.0
 """Whoever is not ready is sent no work, and without work no batch can show that the trouble has passed."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Entry:
-    """A ticket with what it stands for: the ids, and the future that its caller waits for."""
-
-    ticket: Ticket
-    ids: tuple[int, ...]
-    outcome: asyncio.Future[RowOutcome]
-
-
 class Batcher:
-    """Start it, let callers `score`, stop it. All methods belong to one event loop."""
+    """Start it, let callers `score`, stop it. All methods belong to one event loop.
 
-    def __init__(self, scorer: Scorer, limits: Limits, clock: Clock, on_batch: Callable[[BatchDone], None]) -> None:
+    `pace` None: the budget is the one of `limits`; otherwise it follows what forwards take. `cache` None: scores are
+    not remembered. `n_seats` forwards run at a time.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        limits: Limits,
+        clock: Clock,
+        on_batch: Callable[[BatchDone], None],
+        *,
+        pace: Pace | None = None,
+        cache: ScoreCache | None = None,
+        n_seats: int = 1,
+    ) -> None:
         self._scorer = scorer
         self._limits = limits
+        self._pace = pace
         self._clock = clock
         self._on_batch = on_batch
-        self._waiting: dict[int, _Entry] = {}
-        self._riding: list[_Entry] = []
+        self._room = WaitingRoom(ScoreCache(0, epoch=0) if cache is None else cache, scorer.shares_prefixes)
+        self._n_seats = n_seats
+        self._rides: dict[asyncio.Task[None], list[Row]] = {}
+        self._freed_at = -math.inf
         self._failed_in_a_row = 0
         self._failed_at = -math.inf
-        self._next_id = 0
         self._coming = 0
         self._closed = False
         self._changed = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scorer")
+        self._threads = ThreadPoolExecutor(n_seats, thread_name_prefix="scorer")
         self._task: asyncio.Task[None] | None = None
 
     # -- what callers and operators see ---------------------------------------------------------------------
 
     @property
     def n_samples(self) -> int:
-        """How many rows wait for a seat in a batch."""
-        return len(self._waiting)
+        """How many rows wait for a seat in a batch. Equal ones are one."""
+        return len(self._room)
 
     @property
     def n_tokens(self) -> int:
         """How many tokens wait."""
-        return sum(e.ticket.n_tokens for e in self._waiting.values())
+        return sum(ticket.n_tokens for ticket in self._room.tickets)
 
     @property
     def limits(self) -> Limits:
-        """The limits of now: running out of memory lowers the budget."""
-        return self._limits
+        """The limits of now: what forwards take moves the budget, running out of memory lowers its bound."""
+        return self._limits if self._pace is None else replace(self._limits, enough_tokens=self._pace.budget)
 
     @property
     def is_alive(self) -> bool:
@@ -110,7 +119,7 @@ class Batcher:
             if self._task is not None:
                 await asyncio.gather(self._task, return_exceptions=True)
         finally:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def give_up(self) -> None:
         """Take nothing new and refuse everything that is not finished. A forward that runs is not waited for."""
@@ -134,29 +143,14 @@ class Batcher:
             raise ShuttingDown("this server is shutting down; send the request to another one", retry_after_s=1.0)
         if not self.is_alive:
             raise BatcherStopped("nobody drives the scorer. This is a bug in the server.")
-        entries = [self._join(ids, deadline) for ids in rows]
-        self._changed.set()
+        call = self._room.join(rows, self._clock.now(), deadline)
         try:
-            return [await entry.outcome for entry in entries]
+            if call.n_open:
+                self._changed.set()
+                await call.answered
         finally:
-            for entry in entries:
-                self._leave(entry)
-
-    # -- the waiting room -----------------------------------------------------------------------------------
-
-    def _join(self, ids: tuple[int, ...], deadline: float) -> _Entry:
-        ticket = Ticket(self._next_id, len(ids), self._clock.now(), deadline)
-        self._next_id += 1
-        entry = _Entry(ticket, ids, asyncio.get_running_loop().create_future())
-        self._waiting[ticket.ticket_id] = entry
-        return entry
-
-    def _leave(self, entry: _Entry) -> None:
-        """Give the seat back. A row that is riding finishes its ride, and nobody waits for it."""
-        self._waiting.pop(entry.ticket.ticket_id, None)
-        if entry.outcome.done() and not entry.outcome.cancelled():
-            entry.outcome.exception()  # retrieved: asyncio would complain of a refusal that nobody awaited
-        entry.outcome.cancel()
+            self._room.leave(call)
+        return call.outcomes
 
     # -- the drive ------------------------------------------------------------------------------------------
 
@@ -164,135 +158,149 @@ class Batcher:
         end: ServiceError = ShuttingDown("this server has shut down before the request was scored")
         cause: BaseException | None = None
         try:
-            while not (self._closed and not self._waiting):
+            while not self._closed or self._room or self._rides:
                 await self._step()
+                self._end_rides()
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             end = BatcherStopped(f"the batcher died of {type(error).__name__}. This is a bug in the server.")
             cause = error
         finally:
-            riders, self._riding = self._riding, []
-            self._refuse_all(riders, end)
+            riders = [row for rows in self._rides.values() for row in rows]
+            for ride in self._rides:
+                ride.cancel()
+            await asyncio.gather(*self._rides, return_exceptions=True)
+            self._rides.clear()
+            self._room.refuse_all(end)
         if cause is not None:
-            self._report("bug", riders, error=cause)
+            self._on_batch(self._told("bug", riders, self._clock.now(), error=cause))
 
     async def _step(self) -> None:
+        """Start one ride, or wait until there is a reason to look again."""
+        if len(self._rides) == self._n_seats:
+            await asyncio.wait(self._rides, return_when=asyncio.FIRST_COMPLETED)
+            return
         self._changed.clear()
-        tickets = [e.ticket for e in self._waiting.values()]
-        todo = plan(tickets, self._limits, self._scorer.cost, self._clock.now(), coming=self._coming)
-        for ticket in todo.expired:
-            _refuse(self._waiting.pop(ticket.ticket_id), DeadlineExceeded("the deadline passed in the queue"))
+        now = self._clock.now()
+        for call in self._room.late(now):
+            self._room.refuse(call, DeadlineExceeded("the deadline passed in the queue"))
+        todo = plan(
+            self._room.tickets,
+            self._next_limits,
+            self._scorer.cost,
+            now,
+            shares=self._scorer.shares_prefixes,
+            coming=self._coming,
+            busy=bool(self._rides),
+        )
         if todo.batch:
-            self._riding = [self._waiting.pop(t.ticket_id) for t in todo.batch]
-            self._remember(await self._ride(self._riding))
-            self._riding = []
+            rows = self._room.depart(todo.batch)
+            ride = asyncio.create_task(self._ride(rows), name="ride")
+            ride.add_done_callback(lambda _: self._changed.set())
+            self._rides[ride] = rows
         else:
-            await self._clock.wait(self._changed, todo.look_again_at)
+            times = [at for at in (todo.look_again_at, self._room.next_deadline()) if at is not None]
+            await self._clock.wait(self._changed, min(times, default=None))
 
-    def _remember(self, any_score: bool) -> None:
-        self._failed_in_a_row = 0 if any_score else self._failed_in_a_row + 1
-        if not any_score:
-            self._failed_at = self._clock.now()
+    def _end_rides(self) -> None:
+        for ride in [ride for ride in self._rides if ride.done()]:
+            del self._rides[ride]
+            ride.result()  # a bug of ours ends the drive
 
-    async def _ride(self, entries: Sequence[_Entry]) -> bool:
-        """Score a batch; one that fails is halved, until what fails is a single row or has failed too often.
+    @property
+    def _next_limits(self) -> Limits:
+        return self._limits if self._pace is None else replace(self._limits, enough_tokens=self._pace.next_budget)
 
-        Whether any row has a score.
-        """
+    # -- one ride -------------------------------------------------------------------------------------------
+
+    async def _ride(self, rows: Sequence[Row]) -> None:
+        """Score a batch; one that fails is halved, until what fails is a single row or has failed too often."""
         any_score = False
-        groups = [entries]
-        failures_left = _MORE_FAILURES + 2 * len(entries).bit_length()
+        groups = [rows]
+        failures_left = _MORE_FAILURES + 2 * len(rows).bit_length()
         while groups:
             group = groups.pop()
             started_at = self._clock.now()
             scores = await self._forward(group)
-            seconds = self._clock.now() - started_at
+            now = self._clock.now()
+            # Where another forward was before it at the scorer, that one's time is not its own.
+            forward_s = now - max(started_at, self._freed_at)
+            self._freed_at = now
             if isinstance(scores, BatchScores) and len(scores.rows) == len(group):
-                any_score |= self._release(group, scores, started_at, seconds)
+                any_score |= self._release(group, scores, started_at, forward_s)
                 continue
             error = scores if isinstance(scores, BaseException) else wrong_number(len(scores.rows), len(group))
             failures_left -= 1
-            self._report(outcome_of(error), group, seconds, error=error)
             if isinstance(error, OutOfMemory):
-                self._lower_budget(group)
+                self._lower_bound(group)
+            self._on_batch(self._told(outcome_of(error), group, started_at, forward_s, error=error))
             if len(group) == 1 or failures_left <= 0 or isinstance(error, ScorerBug):
-                _settle_all(group, row_error(error, [e.ticket.n_tokens for e in group]))
+                failure = row_error(error, [row.ticket.n_tokens for row in group])
+                for row in group:
+                    self._room.fail(row, failure)
             else:
                 middle = len(group) // 2
                 groups += [group[middle:], group[:middle]]
-        return any_score
+        self._failed_in_a_row = 0 if any_score else self._failed_in_a_row + 1
+        if not any_score:
+            self._failed_at = self._clock.now()
 
-    async def _forward(self, group: Sequence[_Entry]) -> BatchScores | BaseException:
+    async def _forward(self, group: Sequence[Row]) -> BatchScores | BaseException:
         """What the scorer says on its thread, or what it raises."""
-        batch = TokenBatch(tuple(e.ids for e in group))
 
         def score() -> BatchScores | BaseException:
             # Returned, not raised: a future cannot carry every exception (a StopIteration would never arrive).
             try:
-                return self._scorer.score(batch)
+                return self._scorer.score(TokenBatch(tuple(row.ids for row in group)))
             except BaseException as error:
                 return error
 
-        return await asyncio.get_running_loop().run_in_executor(self._thread, score)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, score)
 
-    def _release(self, group: Sequence[_Entry], scores: BatchScores, started_at: float, forward_s: float) -> bool:
+    def _release(self, group: Sequence[Row], scores: BatchScores, started_at: float, forward_s: float) -> bool:
         """Give every row of a finished forward its scores. Whether there are any."""
-        n_tokens = sum(e.ticket.n_tokens for e in group)
+        n_taken = scores.tokens_computed + scores.tokens_padding
+        if self._pace is not None and n_taken > 0:
+            self._pace = self._pace.after(n_taken, forward_s)
+        done = self._told("ok", group, started_at, forward_s, scores)
+        a_token = scores.tokens_computed / done.n_row_tokens
         any_score = False
-        for entry, heads in zip(group, scores.rows, strict=True):
-            share = scores.tokens_computed * entry.ticket.n_tokens / n_tokens
-            outcome = checked(heads, started_at - entry.ticket.arrived_at, forward_s, share)
-            any_score |= isinstance(outcome, RowScored)
-            _settle(entry, outcome)
-        self._report("ok", group, forward_s, scores)
+        for row, heads in zip(group, scores.rows, strict=True):
+            if (error := fault(heads)) is not None:
+                self._room.fail(row, error)
+            else:
+                any_score = True
+                self._room.settle(row, heads, started_at, forward_s, a_token * row.ticket.n_tokens)
+        self._on_batch(done)
         return any_score
 
-    def _lower_budget(self, group: Sequence[_Entry]) -> None:
+    def _lower_bound(self, group: Sequence[Row]) -> None:
         """What did not fit once will not fit again. A lone row says nothing about the budget of several."""
         if len(group) > 1:
-            half = self._scorer.cost([e.ticket.n_tokens for e in group]) // 2
-            self._limits = replace(self._limits, max_tokens=max(1, min(half, self._limits.max_tokens)))
+            lengths = lengths_added([row.ticket for row in group], self._scorer.shares_prefixes)
+            half = max(1, self._scorer.cost(lengths) // 2)
+            self._limits = replace(self._limits, max_tokens=min(half, self._limits.max_tokens))
 
-    def _report(
+    def _told(
         self,
         outcome: BatchOutcome,
-        group: Sequence[_Entry],
+        group: Sequence[Row],
+        started_at: float,
         forward_s: float = 0.0,
         scores: BatchScores | None = None,
         error: BaseException | None = None,
-    ) -> None:
-        started_at = self._clock.now() - forward_s
-        self._on_batch(
-            BatchDone(
-                outcome=outcome,
-                n_rows=len(group),
-                n_tokens=sum(e.ticket.n_tokens for e in group),
-                n_computed=scores.tokens_computed if scores else 0,
-                n_padding=scores.tokens_padding if scores else 0,
-                forward_s=forward_s,
-                queue_s=tuple(started_at - e.ticket.arrived_at for e in group),
-                max_tokens=self._limits.max_tokens,
-                error=error,
-            )
+    ) -> BatchDone:
+        queue_s = tuple(max(0.0, started_at - call.arrived_at) for row in group for call in row.callers)
+        return BatchDone(
+            outcome=outcome,
+            n_rows=len(group),
+            n_row_tokens=sum(row.ticket.n_tokens for row in group),
+            n_tokens=sum(row.ticket.n_tokens for row in group for _ in row.callers),
+            n_computed=scores.tokens_computed if scores else 0,
+            n_padding=scores.tokens_padding if scores else 0,
+            forward_s=forward_s,
+            queue_s=queue_s,
+            budget=self.limits.enough,
+            error=error,
         )
-
-    def _refuse_all(self, riders: Sequence[_Entry], error: ServiceError) -> None:
-        for entry in (*riders, *self._waiting.values()):
-            _refuse(entry, error)
-        self._waiting.clear()
-
-
-def _settle_all(group: Sequence[_Entry], outcome: RowFailed) -> None:
-    for entry in group:
-        _settle(entry, outcome)
-
-
-def _settle(entry: _Entry, outcome: RowOutcome) -> None:
-    if not entry.outcome.done():
-        entry.outcome.set_result(outcome)
-
-
-def _refuse(entry: _Entry, error: ServiceError) -> None:
-    if not entry.outcome.done():
-        entry.outcome.set_exception(error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from model.scorer import HeadScores, OutOfMemory, ScorerError
 from service.errors import OutOfMemoryForRow, RowFailed, ScoreNotFinite, ScorerBug, ScorerFailed
@@ -16,14 +16,17 @@ from service.errors import OutOfMemoryForRow, RowFailed, ScoreNotFinite, ScorerB
 BatchOutcome = Literal["ok", "out_of_memory", "failed", "bug"]
 
 
-@dataclass(frozen=True, slots=True)
-class RowScored:
-    """The raw heads of one row, and what it took. `n_computed` is its share of the tokens computed."""
+class RowScored(NamedTuple):
+    """The raw heads of one row, and what it took. A named tuple: there is one for every row of every caller.
+
+    `n_computed` is its share of the tokens computed. `cached`: it was scored before, and nothing was computed.
+    """
 
     heads: HeadScores
     queue_s: float
     forward_s: float
     n_computed: float
+    cached: bool = False
 
 
 RowOutcome = RowScored | RowFailed
@@ -31,16 +34,21 @@ RowOutcome = RowScored | RowFailed
 
 @dataclass(frozen=True, slots=True)
 class BatchDone:
-    """One forward, as the metrics and the log see it. `queue_s` has one entry a row."""
+    """One forward, as the metrics and the log see it.
+
+    `n_rows` and `n_row_tokens` are what the scorer was given. Equal rows of several samples were given once:
+    `n_tokens` counts all of them, `queue_s` has an entry for each. `budget` is the one that is in force after it.
+    """
 
     outcome: BatchOutcome
     n_rows: int
+    n_row_tokens: int
     n_tokens: int
     n_computed: int
     n_padding: int
     forward_s: float
     queue_s: tuple[float, ...]
-    max_tokens: int
+    budget: int
     error: BaseException | None = None
 
 
@@ -52,14 +60,14 @@ def wrong_number(n_scores: int, n_rows: int) -> ScorerBug:
     )  # fmt: skip
 
 
-def checked(heads: HeadScores, queue_s: float, forward_s: float, n_computed: float) -> RowOutcome:
-    """The row's heads with what they took, unless they are no finite numbers."""
+def fault(heads: HeadScores) -> RowFailed | None:
+    """Why these are no scores, or None: all of them are finite numbers."""
     try:
-        if not all(math.isfinite(value) for value in heads.values()):
-            return ScoreNotFinite("the model's score for this sample is NaN or infinite")
+        if all(map(math.isfinite, heads.values())):
+            return None
     except (AttributeError, TypeError):
         return ScorerBug(f"scorer returned {type(heads).__name__} for a row. This is a bug in the backend.")
-    return RowScored(heads, queue_s, forward_s, n_computed)
+    return ScoreNotFinite("the model's score for this sample is NaN or infinite")
 
 
 def outcome_of(error: BaseException) -> BatchOutcome:

@@ -52,12 +52,12 @@ def test_a_score_reply_has_every_field_of_the_design_and_no_other(server):
         "run": "ppo-7",
         "step": 120,
         "samples": [
-            {"id": "a", "prompt": "hi", "response": "yes", "finish_reason": "stop"},
-            {"prompt": [{"role": "user", "content": "hi"}], "response": "yes"},
-            {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]},
-            {"text": "hi\nyes"},
-            {"input_ids": list(b"hi\nyes")},
-            {"prompt": "hi", "response": "yes", "finish_reason": "length"},
+            {"id": "a", "prompt": "hi", "response": "aye", "finish_reason": "stop"},
+            {"prompt": [{"role": "user", "content": "hi"}], "response": "aye"},
+            {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "aye"}]},
+            {"text": "hi\naye"},
+            {"input_ids": list(b"hi\naye")},
+            {"prompt": "hi", "response": "aye", "finish_reason": "length"},
             {"text": "x" * 3000},
         ],
     }
@@ -72,13 +72,19 @@ def test_a_score_reply_has_every_field_of_the_design_and_no_other(server):
         "id", "reward", "raw", "normalized", "notes", "flags", "tokens", "truncated", "missing_end", "cached", "error",
     ]  # fmt: skip
     assert [r["id"] for r in reply["results"]] == ["a", "1", "2", "3", "4", "5", "6"]
-    assert [r["raw"] for r in reply["results"][:5]] == [echo_score(bytes_of("hi\nyes"))] * 5
+    assert [r["raw"] for r in reply["results"][:5]] == [echo_score(bytes_of("hi\naye"))] * 5
     cut_off, too_long = reply["results"][5:]
-    assert (cut_off["raw"], cut_off["missing_end"]) == (echo_score(tuple(b"hi\nyes")), True)
+    assert (cut_off["raw"], cut_off["missing_end"]) == (echo_score(tuple(b"hi\naye")), True)
     assert (too_long["reward"], too_long["error"]["code"]) == (None, "input_too_long")
     assert (too_long["error"]["n"], too_long["error"]["limit"]) == (3001, 2000)
     assert reply["rewards"] == [r["reward"] for r in reply["results"]]
-    assert reply["usage"] == {"samples": 7, "tokens": 41, "tokens_computed": 41}
+    assert reply["usage"] == {"samples": 7, "tokens": 41, "tokens_computed": 13}, "five rows are equal: computed once"
+    cached_before = server.metric("reward_tokens_total", kind="cached")
+    again = post(server, request).json()
+    assert [r["cached"] for r in again["results"]] == [True] * 6 + [False]
+    assert [r["raw"] for r in again["results"]] == [r["raw"] for r in reply["results"]]
+    assert again["usage"] == {"samples": 7, "tokens": 41, "tokens_computed": 0}
+    assert server.metric("reward_tokens_total", kind="cached") == cached_before + 41
 
 
 def test_a_model_of_several_heads_names_them_and_adds_them_up():

@@ -215,16 +215,16 @@ def test_who_hangs_up_leaves_the_queue_and_frees_the_seat(gate, crowd):
     with drill(f"forward-waits:{gate.path}", "--admission.max-samples=2", "--max-samples-per-request=2") as server:
         inside = crowd.submit(server.score, GOOD)
         gate.enter()
-        body = json.dumps({"samples": [GOOD]}).encode()
+        body = json.dumps({"samples": [{"text": "leaving"}]}).encode()
         host, port = server.url.removeprefix("http://").split(":")
         leaver = socket.create_connection((host, int(port)))
         leaver.sendall(b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
         wait_until(lambda: server.metric("reward_queue_samples") == 1)
-        assert code(server.score(GOOD)) == (503, "overloaded")
+        assert code(server.score({"text": "more"})) == (503, "overloaded")
         leaver.close()
         wait_until(lambda: server.metric("reward_queue_samples") == 0)
         assert server.metric("reward_requests_total", route="/score", code="499") == 1
-        after = crowd.submit(server.score, GOOD)
+        after = crowd.submit(server.score, {"text": "staying"})
         wait_until(lambda: server.metric("reward_queue_samples") == 1)
         gate.leave()
         assert [inside.result().status_code, after.result().status_code] == [200, 200]

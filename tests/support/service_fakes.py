@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from model.backends.echo import echo_score
 from model.scorer import BatchScores, OutOfMemory, ScorerError, TokenBatch
@@ -89,6 +90,31 @@ class GatedScorer(FakeScorer):
 def right_scores(batch: TokenBatch) -> BatchScores:
     rows = tuple({"score": echo_score(row)} for row in batch.rows)
     return BatchScores(rows, tokens_computed=batch.n_tokens, tokens_padding=0)
+
+
+class SharingScorer(FakeScorer):
+    """Computes what rows begin with in common once."""
+
+    def score(self, batch: TokenBatch) -> BatchScores:
+        return replace(super().score(batch), tokens_computed=n_distinct_beginnings(batch.rows))
+
+    @property
+    def shares_prefixes(self) -> bool:
+        return True
+
+    def cost(self, lengths: Sequence[int]) -> int:
+        return sum(lengths)
+
+
+def n_distinct_beginnings(rows: Sequence[tuple[int, ...]]) -> int:
+    """The nodes of the tree of all beginnings: what is computed when nothing is computed twice."""
+    root, n = {}, 0
+    for row in rows:
+        node = root
+        for token in row:
+            n += token not in node
+            node = node.setdefault(token, {})
+    return n
 
 
 def one_too_few(batch: TokenBatch) -> BatchScores:

@@ -38,8 +38,9 @@ def complaint(capsys, *flags, settings=ServeSettings):
 def test_the_defaults_are_those_of_the_design():
     s = parsed()
     assert (s.host, s.port, s.backend, s.engine, s.contract) == ("127.0.0.1", 8000, "torch", "auto", "strict")
-    assert (s.batching.max_tokens, s.batching.linger_ms, s.overload_status) == (2048, 2.0, 503)
-    assert s.model_spec() == ModelSpec()
+    assert (s.batching.max_tokens, s.batching.linger_ms, s.overload_status) == (None, 2.0, 503)
+    assert (s.cache.scores, s.cache.prefix_mib) == (65_536, 256)
+    assert s.model_spec() == ModelSpec(prefix_cache_bytes=256 * 2**20)
     assert s.reward_settings() == RewardSettings()
     assert (s.max_body_bytes, s.max_body_bytes_in_flight, s.body_timeout_s) == (64 * 2**20, 256 * 2**20, 30.0)
 
@@ -53,6 +54,13 @@ def test_flags_and_environment_say_the_same_and_flags_win(monkeypatch):
     s = parsed("--batching.max-tokens", "512", "--contract=warn", "--port=2")
     assert (s.batching.max_tokens, s.admission.max_samples, s.normalize, s.overload_status) == (512, 5000, False, 429)
     assert (s.contract, s.port) == ("warn", 2)
+
+
+def test_how_the_model_runs_is_handed_on_to_the_backend(monkeypatch):
+    monkeypatch.setenv("REWARD_DETERMINISTIC", "1")
+    monkeypatch.setenv("REWARD_CACHE__PREFIX_MIB", "3")
+    spec = parsed("--engine=packed").model_spec()
+    assert (spec.engine, spec.deterministic, spec.prefix_cache_bytes) == ("packed", True, 3 * 2**20)
 
 
 def test_underscores_in_flags_are_as_good_as_hyphens():
@@ -76,6 +84,8 @@ def test_on_and_off_are_understood():
         (["--max-body-bytes=1000000000"], "REWARD_MAX_BODY_BYTES_IN_FLIGHT"),
         (["--max-input-tokens=2000000"], "REWARD_ADMISSION__MAX_TOKENS"),
         (["--backend=jax"], "torch, echo"),
+        (["--engine=sorted"], "REWARD_ENGINE"),
+        (["--cache.scores=-1"], "REWARD_CACHE__SCORES (--cache.scores)"),
         (["--host=192.168.0.1"], "REWARD_KEYS_FILE"),
         (["stray"], "unrecognized arguments: stray"),
     ],

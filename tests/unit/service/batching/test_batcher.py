@@ -11,6 +11,7 @@ from model.backends.echo import echo_score
 from model.scorer import OutOfMemory, ScorerError
 from service.batching.batcher import FAILING_AFTER, Batcher
 from service.batching.outcomes import RowScored
+from service.batching.pace import Pace
 from service.batching.planner import Limits
 from service.errors import (
     BatcherStopped,
@@ -25,6 +26,7 @@ from tests.support.service_fakes import (
     PATIENCE_S,
     FakeScorer,
     GatedScorer,
+    SharingScorer,
     StillClock,
     no_memory_above,
     one_too_few,
@@ -34,31 +36,6 @@ from tests.support.service_fakes import (
 
 ROWS = [(i, i + 1, i + 2) for i in range(10)]
 IS_BAD = ROWS[3].__eq__
-
-
-@pytest.fixture
-async def drive():
-    """Builds running batchers, and audits on the way out that no ticket, task or forward is left."""
-    built = []
-
-    def build(scorer, *, max_tokens=10_000, linger_s=0.0):
-        told = []
-        clock = StillClock()
-        batcher = Batcher(scorer, Limits(max_tokens, linger_s), clock, told.append)
-        batcher.start()
-        batcher.told, batcher.clock = told, clock
-        built.append((batcher, scorer))
-        return batcher
-
-    yield build
-    for batcher, scorer in built:
-        if isinstance(scorer, GatedScorer):
-            scorer.gate.set()
-        await asyncio.wait_for(batcher.stop(), PATIENCE_S)
-        assert (batcher.n_samples, batcher.n_tokens, batcher._riding, batcher._coming) == (0, 0, [], 0)
-        assert not batcher.is_alive
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    assert not left
 
 
 def raw(outcome):
@@ -304,5 +281,105 @@ async def test_what_became_of_a_batch_is_told_with_its_numbers(drive):
     batcher = drive(FakeScorer())
     await batcher.score(ROWS)
     (done,) = batcher.told
-    assert (done.outcome, done.n_rows, done.n_tokens, done.n_computed) == ("ok", 10, 30, 30)
+    assert (done.outcome, done.n_rows, done.n_row_tokens, done.n_tokens, done.n_computed) == ("ok", 10, 30, 30, 30)
     assert len(done.queue_s) == 10
+
+
+async def test_out_of_memory_bounds_what_rows_add_to_a_batch_where_beginnings_are_shared(drive):
+    rows = [(*range(100), i) for i in range(8)]
+    scorer = SharingScorer(no_memory_above(4))
+    batcher = drive(scorer)
+    assert [raw(o) for o in await batcher.score(rows)] == [echo_score(r) for r in rows]
+    assert batcher.limits.max_tokens == (100 + 8) // 2
+
+
+async def test_the_budget_follows_what_forwards_take_and_out_of_memory_bounds_it(drive):
+    def takes_a_second(batch):
+        batcher.clock.advance(1.0)
+        return no_memory_above(2)(batch)
+
+    batcher = drive(SharingScorer(takes_a_second), max_tokens=16384, pace=Pace.starting_at(1024))
+    for i in range(60):
+        await batcher.score([tuple(range(i, 2 * i + 100))])
+    assert (batcher.limits.enough, batcher.limits.max_tokens) == (512, 16384)
+    await batcher.score([(i,) * 50 for i in range(4)])
+    assert (batcher.limits.enough, batcher.limits.max_tokens) == (100, 100)
+    assert batcher.told[-1].budget == 100
+
+
+async def test_a_fixed_budget_is_fixed(drive):
+    batcher = drive(FakeScorer(), max_tokens=77)
+    for i in range(60):
+        await batcher.score([(i,)])
+    assert (batcher.limits.enough, batcher.limits.max_tokens) == (77, 77)
+
+
+# -- several forwards at a time -------------------------------------------------------------------------------
+
+
+async def test_with_two_seats_the_next_full_batch_is_at_the_scorer_while_one_runs(drive):
+    scorer = GatedScorer()
+    batcher = drive(scorer, max_tokens=6, n_seats=2)
+    calls = [await begun(batcher.score([row])) for row in ROWS[:5]]
+    await scorer.entered()
+    await scorer.entered()
+    assert (len(batcher._rides), batcher.n_samples) == (2, 1)
+    scorer.gate.set()
+    assert [raw((await call)[0]) for call in calls] == [echo_score(r) for r in ROWS[:5]]
+    assert sorted(len(b) for b in scorer.batches) == [1, 2, 2]
+
+
+async def test_beside_a_running_forward_a_batch_that_can_grow_waits(drive):
+    scorer = GatedScorer()
+    batcher = drive(scorer, max_tokens=6, n_seats=2)
+    first = await begun(batcher.score(ROWS[:1]))
+    await scorer.entered()
+    more = [await begun(batcher.score([row])) for row in ROWS[1:3]]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert (len(batcher._rides), batcher.n_samples) == (1, 2)
+    scorer.gate.set()
+    await asyncio.gather(first, *more)
+    assert [len(b) for b in scorer.batches] == [1, 2]
+
+
+async def test_with_two_seats_a_failure_of_one_ride_is_none_of_the_other(drive):
+    scorer = GatedScorer(poisoned_by(IS_BAD))
+    batcher = drive(scorer, max_tokens=9, n_seats=2)
+    call = await begun(batcher.score(ROWS))
+    for _ in range(2):
+        await scorer.entered()
+    scorer.gate.set()
+    outcomes = await call
+    assert [isinstance(o, ScorerFailed) for o in outcomes] == [IS_BAD(r) for r in ROWS]
+    assert batcher.n_failing == 0
+
+
+async def test_with_two_seats_a_stop_answers_everything_and_giving_up_refuses_both_rides(drive):
+    for end in ("stop", "give_up"):
+        scorer = GatedScorer()
+        batcher = drive(scorer, max_tokens=6, n_seats=2)
+        calls = [await begun(batcher.score([row])) for row in ROWS[:5]]
+        for _ in range(2):
+            await scorer.entered()
+        ending = await begun(getattr(batcher, end)())
+        if end == "stop":
+            scorer.gate.set()
+            assert [raw((await call)[0]) for call in calls] == [echo_score(r) for r in ROWS[:5]]
+        else:
+            for call in calls:
+                with pytest.raises(ShuttingDown):
+                    await call
+        await ending
+
+
+async def test_the_time_that_a_forward_waits_for_another_is_not_its_own(drive):
+    scorer = GatedScorer()
+    batcher = drive(scorer, max_tokens=3, n_seats=2)
+    calls = [await begun(batcher.score([row])) for row in ROWS[:3]]
+    for _ in range(2):
+        await scorer.entered()
+    batcher.clock.advance(1.0)
+    scorer.gate.set()
+    await asyncio.gather(*calls)
+    assert sorted(done.forward_s for done in batcher.told) == [0.0, 0.0, 1.0]

@@ -50,9 +50,3 @@ def test_nobody_lingers_for_nobody():
 def test_a_full_batch_does_not_wait():
     p = plan(room(60, 60, at=10.0), Limits(max_tokens=100, linger_s=9.0), padded, now=11.0, coming=5)
     assert riding(p) == [0]
-
-
-def test_the_next_deadline_is_a_reason_to_look_again():
-    late = Ticket(1, 100, 1.0, deadline=7.0)
-    p = plan([Ticket(0, 100, 0.0), late], NO_LINGER, padded, now=5.0)
-    assert (riding(p), p.waiting, p.look_again_at) == ([0], (late,), 7.0)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.calibration import Calibration
@@ -16,7 +19,7 @@ OF_THE_DESIGN = {
     "batch_samples": set(), "batch_tokens": set(), "forward_seconds": set(), "raw_score": set(), "value": set(),
     "capped_total": {"side"}, "model_epoch": set(),
 }  # fmt: skip
-BESIDE_THE_DESIGN = {"batch_failures_total": {"reason"}}
+BESIDE_THE_DESIGN = {"batch_failures_total": {"reason"}, "batch_budget_tokens": set()}
 CALIBRATION = Calibration(mean=3.0, std=2.0, cap_low=-1.0, cap_high=1.0)
 
 
@@ -57,31 +60,46 @@ def test_without_normalisation_the_reward_has_the_buckets_of_the_raw_score():
 @pytest.mark.parametrize("shape", ["cap", "softcap"])
 def test_capped_rewards_are_counted_by_side(shape):
     metrics, pipeline = ready(shape=shape)
-    for raw in (100.0, 100.0, -100.0, 3.0):
-        metrics.observe_sample("ok", 5, pipeline(raw))
+    metrics.observe_samples({"ok": 4}, 20, 0, [pipeline(raw) for raw in (100.0, 100.0, -100.0, 3.0)])
     assert {s.labels["side"]: s.value for s in samples(metrics, "capped_total")} == {"high": 2, "low": 1}
 
 
 def test_a_failed_sample_never_enters_a_score_histogram():
     metrics, _ = ready()
-    metrics.observe_sample("score_not_finite", 5, None)
-    metrics.observe_sample("ok", 7, Reward.of(1.0))
+    metrics.observe_samples({"ok": 1, "score_not_finite": 1}, 12, 7, [Reward.of(1.0)])
     assert [s.value for s in samples(metrics, "raw_score_count")] == [1]
     assert {s.labels["outcome"]: s.value for s in samples(metrics, "samples_total")} == {"ok": 1, "score_not_finite": 1}
-    assert {s.labels["kind"]: s.value for s in samples(metrics, "tokens_total")} == {"received": 12}
+    assert {s.labels["kind"]: s.value for s in samples(metrics, "tokens_total")} == {"received": 12, "cached": 7}
 
 
 def test_what_the_backend_did_not_compute_was_shared():
+    """Two samples of 20 tokens are equal, so the scorer was given 80 of the 100, and computed 40."""
     metrics, _ = ready()
-    metrics.observe_batch(n_samples=4, n_tokens=100, n_computed=40, n_padding=3, seconds=0.01)
+    metrics.observe_batch(n_rows=3, n_row_tokens=80, n_tokens=100, n_computed=40, n_padding=3, seconds=0.01)
     kinds = {s.labels["kind"]: s.value for s in samples(metrics, "tokens_total")}
     assert kinds == {"computed": 40, "padding": 3, "shared": 60}
+    assert [s.value for s in samples(metrics, "batch_tokens_sum")] == [80]
+
+
+@given(values=st.lists(st.floats(-50, 50) | st.sampled_from([-10.0, -9.5, 0.0, 3.0, 13.0])))
+def test_a_histogram_is_the_one_of_the_client_library(values):
+    metrics, _ = ready()
+    metrics.observe_samples({}, 0, 0, [Reward.of(v) for v in values])
+    registry = CollectorRegistry()
+    reference = Histogram(PREFIX + "raw_score", "Raw scores.", buckets=score_buckets(CALIBRATION), registry=registry)
+    for value in values:
+        reference.observe(value)
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    expected = [(s.name, s.labels, pytest.approx(s.value)) for f in families for s in f.samples]
+    ours = [s for part in ("bucket", "count", "sum") for s in samples(metrics, f"raw_score_{part}")]
+    assert [(s.name, s.labels, s.value) for s in ours] == expected
 
 
 def test_the_queue_is_read_when_somebody_looks():
     metrics, _ = ready()
     queue = [1, 2]
-    metrics.watch_queue(lambda: len(queue), lambda: sum(queue))
+    metrics.watch_queue(lambda: len(queue), lambda: sum(queue), lambda: 2 * sum(queue))
     queue.append(10)
     assert [s.value for s in samples(metrics, "queue_samples")] == [3]
     assert [s.value for s in samples(metrics, "queue_tokens")] == [13]
+    assert [s.value for s in samples(metrics, "batch_budget_tokens")] == [26]

@@ -1,0 +1,52 @@
+"""Scores of rows that were scored before, in bounded memory: an exact repeat needs no forward.
+
+Knows bytes and scores, no models: whoever puts another model into service hands in another epoch. Only
+scores that may be sent again belong here, never a failure.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from model.scorer import HeadScores
+
+_DIGEST_BYTES = 16  # among 2^40 rows, two would be taken for one with a probability of 2^-49
+
+
+def key_of(ids: Sequence[int]) -> bytes:
+    """The row itself in bytes, the same number for every token, so that common beginnings are common bytes."""
+    return array("I", ids).tobytes()
+
+
+class ScoreCache:
+    """The `n_rows` most recently used scores of one model. 0: remembers nothing. Belongs to one event loop."""
+
+    def __init__(self, n_rows: int, epoch: int) -> None:
+        self._n_rows = n_rows
+        self._salt = epoch.to_bytes(16, "big")
+        self._scores: OrderedDict[bytes, HeadScores] = OrderedDict()
+
+    def __len__(self) -> int:
+        """How many rows are remembered."""
+        return len(self._scores)
+
+    def name(self, key: bytes) -> bytes:
+        """What a row is known by: equal for equal rows of one epoch, different for all others."""
+        return blake2b(key, digest_size=_DIGEST_BYTES, salt=self._salt).digest()
+
+    def get(self, name: bytes) -> HeadScores | None:
+        """The scores of this row, if they are remembered."""
+        scores = self._scores.get(name)
+        if scores is not None:
+            self._scores.move_to_end(name)
+        return scores
+
+    def put(self, name: bytes, scores: HeadScores) -> None:
+        """Remember, and forget what was not asked for longest."""
+        self._scores[name] = scores
+        self._scores.move_to_end(name)
+        if len(self._scores) > self._n_rows:
+            self._scores.popitem(last=False)

@@ -1,0 +1,144 @@
+"""How long a forward of so many tokens takes, of late, and how large a batch should therefore be.
+
+    seconds = fixed + per_token * tokens
+
+The budget is the smallest step at which the fixed part is at most a twentieth of a batch: smaller ones waste
+time, larger ones only keep those waiting who are done. Pure: no clock, no randomness. Knows tokens and
+seconds, no scorers.
+
+On a shared machine the seconds of one and the same batch spread widely, so nothing is decided by a few of
+them. The budget moves one step at a time, and only when it would be wrong even if the fixed part were three
+standard errors off. Batches of one size would say nothing about it, so now and then there is a small one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+STEPS = (512, 1024, 2048, 4096, 8192, 16384)
+"""The budgets that there are, in tokens. On a CPU throughput is flat from 512 on; beyond the last one nothing is
+gained on any device that we know."""
+
+_FIXED_SHARE = 0.05
+_LONGEST_S = 0.5  # a step up must not make batches longer than this: who is done early waits for the rest
+_TOO_LONG_S = 0.75  # a step down is due. It ends well below `_LONGEST_S`, and so does not swing back
+_MEMORY = 0.98  # weight of the batch before: some fifty count
+_FEWEST = 32.0  # batches, by weight, that say anything; and the rest after a step
+_CAUTION = 3.0  # standard errors
+_OUTLIER = 3.0  # times what was expected: the machine was busy with something else
+_SMALL_EVERY = 8
+_SMALL = 4  # a small one has a fourth of the budget. The price is under 1 %: an eighth of a fixed part a batch
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What is known of late. `fixed_error` is the standard error of `fixed_s`; the means are of all batches."""
+
+    fixed_s: float
+    per_token_s: float
+    fixed_error_s: float
+    mean_inverse: float
+    mean_per_token_s: float
+
+    def seconds(self, n_tokens: float) -> float:
+        """How long a batch takes."""
+        return max(0.0, self.fixed_s + self.per_token_s * n_tokens)
+
+    def enough(self, errors: float) -> float:
+        """Tokens at which the fixed part, `errors` standard errors above what it seems to be, is small enough.
+
+        Whatever it is, the line goes through the mean of all batches, so what is not fixed is paid by the token.
+        """
+        fixed_s = self.fixed_s + errors * self.fixed_error_s
+        per_token_s = self.mean_per_token_s - fixed_s * self.mean_inverse
+        if fixed_s <= 0.0:
+            return 0.0
+        return math.inf if per_token_s <= 0.0 else fixed_s * (1.0 / _FIXED_SHARE - 1.0) / per_token_s
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The step of now, and weighted sums over the batches: how many, x = 1 / tokens, y = seconds / tokens.
+
+    y = per_token + fixed * x: in this form the spread of y is alike for large and for small batches, as least
+    squares want it.
+    """
+
+    step: int
+    n: float = 0.0
+    x: float = 0.0
+    y: float = 0.0
+    xx: float = 0.0
+    xy: float = 0.0
+    yy: float = 0.0
+    n_batches: int = 0
+    n_since_step: int = 0
+
+    @classmethod
+    def starting_at(cls, n_tokens: int) -> Pace:
+        """Nothing measured yet. `n_tokens` is one of `STEPS`."""
+        return cls(STEPS.index(n_tokens))
+
+    @property
+    def budget(self) -> int:
+        """Tokens that are enough for a batch."""
+        return STEPS[self.step]
+
+    @property
+    def next_budget(self) -> int:
+        """The same, or less where a small batch would tell something new."""
+        is_turn = self.n_batches % _SMALL_EVERY == _SMALL_EVERY - 1
+        return self.budget // _SMALL if is_turn and self._is_uniform else self.budget
+
+    def after(self, n_tokens: int, seconds: float) -> Pace:
+        """With one batch more, and perhaps a step further."""
+        x, y = 1.0 / n_tokens, seconds / n_tokens
+        if line := self.line:
+            expected = line.seconds(n_tokens) * x
+            y = min(max(y, expected / _OUTLIER), expected * _OUTLIER) if expected else y
+        m = _MEMORY
+        return Pace(
+            self.step,
+            m * self.n + 1.0, m * self.x + x, m * self.y + y, m * self.xx + x * x, m * self.xy + x * y, m * self.yy + y * y,
+            self.n_batches + 1, self.n_since_step + 1,
+        )._stepped()  # fmt: skip
+
+    @property
+    def line(self) -> Line | None:
+        """Least squares; None while there is too little to draw a line through."""
+        if self.n < _FEWEST:
+            return None
+        x, y = self.x / self.n, self.y / self.n
+        spread = self.xx / self.n - x * x
+        if spread <= 1e-9 * x * x:
+            return None
+        covariance = self.xy / self.n - x * y
+        fixed_s = covariance / spread
+        left_over = max(0.0, self.yy / self.n - y * y - fixed_s * covariance)
+        error = math.sqrt(left_over / spread / (self.n - 2.0))
+        return Line(fixed_s, y - fixed_s * x, error, x, y)
+
+    @property
+    def _is_uniform(self) -> bool:
+        """Whether the batches of late are much of a size."""
+        return self.n * self.xx < 1.5 * self.x * self.x
+
+    def _stepped(self) -> Pace:
+        line = self.line
+        if line is None or self.n_since_step < _FEWEST:
+            return self
+        step = _next_step(self.step, line)
+        return self if step == self.step else replace(self, step=step, n_since_step=0)
+
+
+def _next_step(step: int, line: Line) -> int:
+    """Up where more is surely needed and not too long, down where less is surely enough or a batch takes too long."""
+    if line.seconds(STEPS[step]) > _TOO_LONG_S:
+        return max(0, step - 1)
+    may_rise = step + 1 < len(STEPS) and line.seconds(STEPS[step + 1]) <= _LONGEST_S
+    if may_rise and line.enough(-_CAUTION) > STEPS[step]:
+        return step + 1
+    if step > 0 and line.enough(+_CAUTION) <= STEPS[step - 1]:
+        return step - 1
+    return step
