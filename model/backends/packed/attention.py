@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from model.backends.packed.kernels import Kernel, dense
-from model.backends.packed.layout import Keys, Layout, Plan
+from model.backends.packed.layout import Keys, Layout, Own, Plan
+from model.backends.packed.varlen import Calls, Varlen, attend_varlen, prepare
 
 NAME = "rewardserve_packed"
 KEYWORD = "rewardserve_forward"
@@ -46,6 +47,7 @@ class LastKeys(Exception):
 class Forward:
     """One packed row on its way through the layers.
 
+    With `varlen`, attention takes a few calls a layer, otherwise one of `kernel` a segment.
     `given[i][layer]` are the keys and values of the i-th known beginning. What `kept` names is copied, layer by
     layer, into `copies`. While `last_kv` is None and `stops` is set, the attention raises `LastKeys`; once it is
     set, the scored tokens alone are the queries.
@@ -53,6 +55,7 @@ class Forward:
 
     layout: Layout
     kernel: Kernel
+    varlen: Varlen | None = None
     given: Sequence[Sequence[KeysAndValues]] = ()
     kept: Sequence[tuple[Keys, ...]] = ()
     copies: list[list[KeysAndValues]] = field(default_factory=list)
@@ -60,6 +63,7 @@ class Forward:
     last_kv: KeysAndValues | None = None
     layer: int = 0
     windows_seen: set[int] = field(default_factory=set)
+    calls: dict[int, Calls] = field(default_factory=dict)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, softcap: float | None
@@ -73,7 +77,30 @@ class Forward:
         given = [layers[self.layer] for layers in self.given]
         self._keep(key, value, given)
         self.layer += 1
+        if self.varlen is not None and softcap is None and _fits(query, value) and not _beyond(plan, window):
+            return self._attend_varlen(query, key, value, given, plan, self.varlen, scale)
         return attend(query, key, value, given, plan, self.kernel, scale=scale, window=window, softcap=softcap)
+
+    def _attend_varlen(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        given: Sequence[KeysAndValues],
+        plan: Plan,
+        varlen: Varlen,
+        scale: float,
+    ) -> Tensor:
+        """The calls are prepared in the first layer."""
+        if id(plan) not in self.calls:
+            self.calls[id(plan)] = prepare(plan, key.shape[2], [k.shape[2] for k, _ in given], query.device)
+        if given:
+            key = torch.cat([key, *(k for k, _ in given)], dim=2)
+            value = torch.cat([value, *(v for _, v in given)], dim=2)
+        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+        out_QHE = torch.empty_like(query, memory_format=torch.contiguous_format)
+        attend_varlen(out_QHE, query, key, value, self.calls[id(plan)], varlen, scale)
+        return out_QHE[None]
 
     def _keep(self, key: Tensor, value: Tensor, given: Sequence[KeysAndValues]) -> None:
         if not self.copies:
@@ -96,8 +123,8 @@ def attend(
     softcap: float | None = None,
 ) -> Tensor:
     """The attention of a whole plan, `(1, Q, H, E)`, with fused kernels wherever those are exact."""
-    fused = softcap is None and query.shape[-1] == value.shape[-1] <= _LARGEST_FUSED_HEAD
-    written_out = [o for o in plan.own if not fused or (window is not None and o.n_keys > window)]
+    fused = softcap is None and _fits(query, value)
+    written_out = [o for o in plan.own if not fused] or _beyond(plan, window)
     out_QHE = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
     if len(written_out) < len(plan.own):
         _fused(out_QHE, query, key, value, given, plan, kernel, scale)
@@ -135,6 +162,16 @@ def _fused(
         share_QH1 = torch.sigmoid(lse[0] - lse_HQ[:, a:b]).transpose(0, 1)[..., None]
         out_QHE[a:b] = torch.lerp(out_QHE[a:b].float(), out[0].transpose(0, 1).float(), share_QH1)
         lse_HQ[:, a:b] = torch.logaddexp(lse[0], lse_HQ[:, a:b])
+
+
+def _fits(query: Tensor, value: Tensor) -> bool:
+    """Whether the fused kernels know heads of this width."""
+    return bool(query.shape[-1] == value.shape[-1] <= _LARGEST_FUSED_HEAD)
+
+
+def _beyond(plan: Plan, window: int | None) -> list[Own]:
+    """The segments that end beyond the window: some of their tokens do not see their whole row."""
+    return [own for own in plan.own if window is not None and own.n_keys > window]
 
 
 def _of(keys: Keys, key: Tensor, value: Tensor, given: Sequence[KeysAndValues]) -> KeysAndValues:

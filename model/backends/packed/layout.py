@@ -37,10 +37,11 @@ class Own:
 
 @dataclass(frozen=True, slots=True)
 class Cross:
-    """Queries that attend to all of a segment before theirs."""
+    """Queries that attend to all of a segment before theirs. Those of one `depth` have no query in common."""
 
     queries: Range
     keys: Keys
+    depth: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +99,8 @@ def lay_out(parts: Sequence[Part]) -> Layout:
             scored_before.append(scored_before[-1] + (i in is_end))
         root = (Keys(0, n_given, part.given),) if n_given else ()
         if root:
-            every_cross.append(Cross((base, starts[-1]), root[0]))
-            last_cross.append(Cross((scored_before[0], scored_before[-1]), root[0]))
+            every_cross.append(Cross((base, starts[-1]), root[0], 0))
+            last_cross.append(Cross((scored_before[0], scored_before[-1]), root[0], 0))
         chains: list[tuple[Keys, ...]] = []
         for i, segment in enumerate(segments):
             first, end = starts[i], starts[i + 1]
@@ -112,8 +113,10 @@ def lay_out(parts: Sequence[Part]) -> Layout:
                 last.append(Own((at, at + 1), (first, end), chain, position + end - first - 1, position + end - first))
                 scored.append(end - 1)
             if segment.after > i + 1:
-                every_cross.append(Cross((end, starts[segment.after]), Keys(first, end)))
-                last_cross.append(Cross((scored_before[i + 1], scored_before[segment.after]), Keys(first, end)))
+                every_cross.append(Cross((end, starts[segment.after]), Keys(first, end), len(chain)))
+                last_cross.append(
+                    Cross((scored_before[i + 1], scored_before[segment.after]), Keys(first, end), len(chain))
+                )
             ids.extend(segment.ids)
             positions.extend(range(position, position + end - first))
         rows.extend(scored_before[end] for end in part.tree.ends)

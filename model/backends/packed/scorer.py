@@ -20,6 +20,7 @@ from model.backends.packed.last_layer import LastLayer, last_layer
 from model.backends.packed.layout import Keys, Part, lay_out
 from model.backends.packed.prefixes import SHORTEST, Beginning, Prefixes
 from model.backends.packed.tree import ID_BYTES, Row, Tree, apart, key_of, n_common, plant
+from model.backends.packed.varlen import Varlen, flash_varlen
 from model.network import RewardNetwork
 from model.scorer import BatchScores, TokenBatch
 
@@ -45,7 +46,7 @@ class PackedScorer:
         self._shares = share and not one_by_one
         self._one_by_one = one_by_one
         self._prefixes = Prefixes(prefix_cache_bytes if self._shares else 0)
-        self._kernel = kernel_for(network.device)
+        self._kernel, self._varlen = kernel_for(network.device), varlen_for(network)
         self._lone_from = lone_from(network.config)
         self._windowed = is_windowed(network.config)
         self._last = LastLayer(last_layer(network.backbone)) if trim else None
@@ -120,7 +121,7 @@ class PackedScorer:
         order = [i for _, indices in groups for i in indices]
         chain_of = {i: layout.last.own[at].chain for i, at in zip(order, layout.rows, strict=True)}
         kept = self._to_keep(rows, chain_of)
-        forward = Forward(layout, self._kernel, given, [chain for _, chain in kept])
+        forward = Forward(layout, self._kernel, self._varlen, given, [chain for _, chain in kept])
         heads = self._forward(forward).tolist()
         for (key, _), layers in zip(kept, forward.copies, strict=True):
             self._prefixes.keep(key, layers)
@@ -228,6 +229,12 @@ def lone_from(config: Any) -> float:
         if kind.get("rope_type", kind.get("type")) in ("dynamic", "longrope")
     ]  # fmt: skip
     return min(limits, default=math.inf)
+
+
+def varlen_for(network: RewardNetwork) -> Varlen | None:
+    """On a CUDA device in half precision, flash attention over many segments at once; else None."""
+    half = next(network.backbone.parameters()).dtype in (torch.bfloat16, torch.float16)
+    return flash_varlen() if half and network.device.type == "cuda" else None
 
 
 def is_windowed(config: Any) -> bool:

@@ -99,3 +99,32 @@ def test_one_by_one_the_bits_of_a_score_do_not_depend_on_the_others(architecture
     rows = [tuple(row) for row in rows_of_groups()]
     together = scorer.score(TokenBatch(tuple(rows))).rows
     assert [scorer.score(TokenBatch((row,))).rows[0] for row in reversed(rows)] == list(reversed(together))
+
+
+def looped(query, key, value, call, is_causal, scale):
+    """What variable-length flash attention is documented to do, one segment after the other, in plain attention."""
+    n_repeat = query.shape[1] // key.shape[1]
+    outs, lses = [], []
+    for i in range(len(call.ends_q) - 1):
+        q = query[call.ends_q[i] : call.ends_q[i + 1]].transpose(0, 1)
+        k, v = (
+            x[call.ends_k[i] : call.ends_k[i + 1]].transpose(0, 1).repeat_interleave(n_repeat, 0) for x in (key, value)
+        )
+        scores = q @ k.transpose(1, 2) * scale
+        if is_causal:
+            scores = scores.masked_fill(torch.ones(scores.shape[1:]).triu(1).bool(), float("-inf"))
+        outs.append((scores.softmax(-1) @ v).transpose(0, 1))
+        lses.append(scores.logsumexp(-1))
+        assert q.shape[1] <= call.longest_q
+        assert k.shape[1] <= call.longest_k
+    return torch.cat(outs), torch.cat(lses, dim=1)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_row_scores_the_same_when_many_segments_share_a_kernel_call(architecture: str, monkeypatch):
+    monkeypatch.setattr("model.backends.packed.scorer.varlen_for", lambda network: looped)
+    network, rows = make(architecture), [*rows_of_groups(), *ragged_rows()]
+    expected = torch.stack([alone(network, row) for row in rows])
+    with packed(network, trim=architecture not in WHOLE_LAST_LAYER, prefix_cache_bytes=MANY_BYTES) as scorer:
+        for _ in range(2):  # the second time, beginnings come from the first
+            torch.testing.assert_close(scores_of(scorer, rows), expected, atol=TOLERANCE, rtol=0)
