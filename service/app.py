@@ -20,7 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from model.backends import Identity, LoadedModel, load
+from model.backends import Identity, LoadedModel, LoadError, load
 from model.reward import Pipeline, build_pipeline
 from model.scorer import ScorerError
 from service.admission import Admission
@@ -32,7 +32,7 @@ from service.api.routes import Straight, scoring_routes
 from service.api.stage import Bounds, Served, Stage
 from service.batching.batcher import Batcher
 from service.batching.cache import ScoreCache
-from service.batching.noise import numeric_noise
+from service.batching.noise import NumericNoise, numeric_noise
 from service.batching.outcomes import BatchDone
 from service.batching.pace import STEPS, Pace
 from service.batching.planner import Limits
@@ -116,9 +116,19 @@ class Engine:
         self.loaded.scorer.close()
 
 
-def measure_noise(loaded: LoadedModel) -> float | None:
-    """See `numeric_noise`; the contract's probes are the rows. Takes a few forwards, which warm the model up."""
-    return numeric_noise(loaded.scorer, loaded.identity.raw, [probe.ids for probe in loaded.contract.probes])
+def measure_noise(settings: ModelSettings, loaded: LoadedModel) -> NumericNoise | None:
+    """See `numeric_noise`; the contract's probes are the rows. Takes a few forwards, which warm the model up.
+
+    Raise `LoadError` where there is noise although none was promised.
+    """
+    noise = numeric_noise(loaded.scorer, loaded.identity.raw, [probe.ids for probe in loaded.contract.probes])
+    if settings.deterministic and noise is not None and noise.max > 0.0:
+        raise LoadError(
+            f"REWARD_DETERMINISTIC=1, but a score depends on what else is in its batch, by up to {noise.max:.1e} "
+            f"with the engine {loaded.identity.engine} in {loaded.identity.dtype} on {loaded.identity.device}. "
+            f"Set another REWARD_ENGINE, or REWARD_DETERMINISTIC=0."
+        )
+    return noise
 
 
 def load_model(settings: ModelSettings) -> tuple[LoadedModel, Pipeline]:
@@ -257,9 +267,9 @@ async def serve(
 async def _load_unless_stopped(house: House, stop: asyncio.Event) -> Engine | None:
     """The rooms around the loaded model, or None when the process was told to stop first."""
 
-    def load_and_measure() -> tuple[LoadedModel, Pipeline, float | None]:
+    def load_and_measure() -> tuple[LoadedModel, Pipeline, NumericNoise | None]:
         loaded, pipeline = load_model(house.settings)
-        return loaded, pipeline, measure_noise(loaded)
+        return loaded, pipeline, measure_noise(house.settings, loaded)
 
     loading = _in_daemon_thread(load_and_measure, "loader")
     stopped = asyncio.create_task(stop.wait())

@@ -103,6 +103,8 @@ def run(settings: BulkSettings) -> int:
         with settings.source.open("rb") as source:
             n_lines = sum(1 for _ in source)
         loaded, pipeline = app.load_model(settings)
+        if settings.deterministic:
+            app.measure_noise(settings, loaded)
         marks = Marks.of(loaded, pipeline)
         n_done = prepare(settings.target, marks, settings.source)
         asyncio.run(_score_file(settings, loaded, pipeline, n_done, n_lines))

@@ -53,7 +53,7 @@ def health_routes(stage: Stage, bounds: Bounds, render_metrics: Callable[[], byt
 def describe(served: Served, bounds: Bounds) -> dict[str, Any]:
     """The reply of `GET /model`."""
     loaded, identity = served.loaded, served.loaded.identity
-    batching = served.batching()
+    batching, noise = served.batching(), served.numeric_noise
     return {
         **served.credits,
         "identity": {
@@ -75,7 +75,7 @@ def describe(served: Served, bounds: Bounds) -> dict[str, Any]:
             "n_probes": loaded.report.n_probes,
             "max_probe_error": loaded.report.max_probe_error,
         },
-        "numeric_noise": served.numeric_noise,
+        "numeric_noise": noise and {"max": noise.max, "p99": noise.p99, "rows": noise.n_rows},
         "contract_clauses": _clauses(served),
         "calibration_data": None if loaded.calibration is None else asdict(loaded.calibration),
         "pipeline": {

@@ -11,6 +11,7 @@ from functools import cached_property
 
 from model.backends import LoadedModel
 from model.reward import Pipeline
+from service.batching.noise import NumericNoise
 from service.batching.planner import Limits
 from service.errors import Loading, ShuttingDown
 from service.scoring import Scoring
@@ -38,7 +39,7 @@ class Served:
     scoring: Scoring
     pipeline: Pipeline
     epoch: int
-    numeric_noise: float | None
+    numeric_noise: NumericNoise | None
     batching: Callable[[], Limits]
     is_alive: Callable[[], bool]
     n_failing: Callable[[], int]

@@ -6,21 +6,64 @@ difference between two scores that is no larger than this says nothing. Knows th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 from model.scorer import HeadScores, Scorer, ScorerError, TokenBatch
 
-MOST_ROWS = 4  # a few short forwards at start, not a benchmark
+_MOST_TOKENS = 4096  # a few seconds at start on a CPU, not a benchmark
+_GROUPINGS = 2
+_PASSES = 2 + _GROUPINGS  # each row goes through the network so many times
+
+Row = tuple[int, ...]
 
 
-def numeric_noise(scorer: Scorer, raw: Callable[[HeadScores], float], rows: Sequence[tuple[int, ...]]) -> float | None:
-    """The largest |alone - together| of raw scores over the shortest rows; None when nothing could be measured."""
-    shortest = sorted({row for row in rows if row}, key=lambda row: (len(row), row))[:MOST_ROWS]
-    if len(shortest) < 2:
+@dataclass(frozen=True, slots=True)
+class NumericNoise:
+    """|score alone - score in a batch| over `n_rows` rows, each in several batches: the largest, and the 99th percentile."""
+
+    max: float
+    p99: float
+    n_rows: int
+
+
+def numeric_noise(scorer: Scorer, raw: Callable[[HeadScores], float], rows: Sequence[Row]) -> NumericNoise | None:
+    """The noise over these rows, or over the shorter ones where all are too much work; None: it was not to be had."""
+    chosen = _affordable(rows)
+    if len(chosen) < 2:
         return None
     try:
-        together = scorer.score(TokenBatch(tuple(shortest))).rows
-        alone = [scorer.score(TokenBatch((row,))).rows[0] for row in shortest]
+        alone = {row: raw(scorer.score(TokenBatch((row,))).rows[0]) for row in chosen}
+        beside = [
+            abs(raw(heads) - alone[row])
+            for group in _groups(chosen)
+            for row, heads in zip(group, scorer.score(TokenBatch(group)).rows, strict=True)
+        ]
     except ScorerError:
         return None
-    return max(abs(raw(a) - raw(b)) for a, b in zip(alone, together, strict=True))
+    if not all(map(math.isfinite, beside)):
+        return None
+    beside.sort()
+    return NumericNoise(beside[-1], beside[math.ceil(0.99 * len(beside)) - 1], len(chosen))
+
+
+def _affordable(rows: Sequence[Row]) -> list[Row]:
+    """As many distinct ones as there is time for, the shortest first."""
+    by_length = sorted({row for row in rows if row}, key=lambda row: (len(row), row))
+    totals = accumulate(map(len, by_length))
+    return [row for row, total in zip(by_length, totals, strict=True) if total * _PASSES <= _MOST_TOKENS]
+
+
+def _groups(rows: Sequence[Row]) -> Iterator[tuple[Row, ...]]:
+    """All together, then small companies drawn by lot, the same ones at every start."""
+    yield tuple(rows)
+    lot = random.Random(17)
+    for _ in range(_GROUPINGS):
+        left = lot.sample(rows, len(rows))
+        while left:
+            n = lot.randint(2, 5)
+            yield tuple(left[:n])
+            left = left[n:]

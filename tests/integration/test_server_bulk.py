@@ -135,3 +135,9 @@ def test_files_that_are_not_there_are_said_in_words(tmp_path):
 def test_a_line_has_its_number_as_id_and_keeps_its_own():
     assert bulk.read_line(7, b'{"text": "x"}').sample_id == "7"
     assert bulk.read_line(7, b'{"id": "mine", "text": "x"}').sample_id == "mine"
+
+
+def test_a_promise_of_equal_bits_that_is_broken_scores_nothing(files):
+    source, target = files
+    exit_code, said = score_file(source, target, "--model=noisy:", "--deterministic=1", backend="drill")
+    assert (exit_code, "REWARD_DETERMINISTIC=1, but" in said, target.exists()) == (1, True, False)

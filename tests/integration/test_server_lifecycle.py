@@ -132,6 +132,20 @@ def test_a_shape_that_the_calibration_cannot_support_is_refused_at_start():
     assert (exit_code, "unknown echo option" in said, "Traceback" in said) == (1, True, False)
 
 
+def test_how_much_scores_depend_on_their_company_is_measured_and_told():
+    with drill("noisy:") as server:
+        assert server.client.get("/model").json()["numeric_noise"] == {"max": 1.75, "p99": 1.75, "rows": 8}
+
+
+BROKEN_PROMISE = "REWARD_DETERMINISTIC=1, but a score depends on what else is in its batch, by up to 1.8e+00"
+
+
+def test_a_promise_of_equal_bits_that_is_broken_ends_the_process_in_words():
+    flags = "--port=0", "--backend=drill", "--model=noisy:", "--deterministic=1"
+    exit_code, said = run_to_end(*flags, module="tests.support.service_backends")
+    assert (exit_code, BROKEN_PROMISE in said, "Traceback" in said) == (1, True, False)
+
+
 def test_a_port_that_is_taken_is_said_in_words():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         exit_code, said = run_to_end("--backend=echo", f"--port={taken.getsockname()[1]}")

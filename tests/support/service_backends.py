@@ -2,7 +2,7 @@
 
 `python -m tests.support.service_backends` is `reward-serve` with one more backend, `drill`. Its model name
 says what goes wrong: `load-waits:FIFO`, `load-fails:WORDS`, `forward-waits:FIFO`, `raises:WORDS`,
-`nan:`, `too-few:`, `bug-in-encoder:WORDS`, `encoder-waits:FIFO`, `bad-cost:`, `two-heads:`. A gate is a
+`nan:`, `too-few:`, `bug-in-encoder:WORDS`, `encoder-waits:FIFO`, `bad-cost:`, `two-heads:`, `noisy:`. A gate is a
 named pipe: whoever opens it for writing knows that the server is inside, and lets it go on by closing it.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from model.backends import BACKENDS, LoadedModel, LoadError, ModelSpec, echo
+from model.contract import Probe
 from model.scorer import BatchScores, ScorerError, TokenBatch
 from tests.support.service_fakes import FakeScorer, one_too_few, right_scores, scores_with
 
@@ -36,6 +37,9 @@ def load(spec: ModelSpec) -> LoadedModel:
     elif kind == "two-heads":
         heads = (("convincing", 2.0), ("harmless", 0.5))
         return replace(loaded, identity=replace(loaded.identity, heads=heads), scorer=FakeScorer(_two_heads))
+    elif kind == "noisy":
+        probes = tuple(Probe({"text": "x" * n}, (7,) * n, 0.0, 1.0) for n in range(1, 9))
+        return replace(loaded, scorer=FakeScorer(_by_company), contract=replace(loaded.contract, probes=probes))
     elif kind == "bad-cost":
         return replace(loaded, scorer=_CostsNothing())
     elif kind in BEHAVIOURS:
@@ -65,6 +69,10 @@ class _Choking:
 class _CostsNothing(FakeScorer):
     def cost(self, lengths):
         raise ZeroDivisionError
+
+
+def _by_company(batch: TokenBatch) -> BatchScores:
+    return BatchScores(({"score": 0.25 * len(batch)},) * len(batch), batch.n_tokens)
 
 
 def _two_heads(batch: TokenBatch) -> BatchScores:
