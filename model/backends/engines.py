@@ -20,9 +20,12 @@ from model.scorer import ScorerError, TokenBatch
 
 Engine = PackedScorer | PaddedScorer
 
-_TOLERANCE = {torch.float32: 1e-4}
-_HALF_TOLERANCE = 2e-2
-_MORE_THAN_PADDED = 4.0
+_TOLERANCE = 1e-4
+"""In float32, of scores of the size of 1."""
+
+_TIMES_PADDED = 4.0
+"""In half precision: as far off as padding puts a score, or a few times that."""
+
 _LONGEST_WINDOW = 256
 """A longer attention window is not gone beyond: the check would take longer than the load."""
 
@@ -34,9 +37,9 @@ def choose(network: RewardNetwork, spec: ModelSpec, *, pad_id: int, max_tokens: 
         return padded, ()
     rows = check_rows(network.config, max_tokens)
     expected = _plain(network, rows)
-    allowed = max(
-        _tolerance(network) * max(1.0, expected.abs().max().item()), _MORE_THAN_PADDED * _error(padded, rows, expected)
-    )
+    allowed = _TOLERANCE * max(1.0, float(expected.abs().max()))
+    if next(network.backbone.parameters()).dtype != torch.float32:
+        allowed = max(allowed, _TIMES_PADDED * _error(padded, rows, expected))
     notes: list[str] = []
     for trim in (True, False):
         try:
@@ -99,10 +102,6 @@ def _objection(
 def _error(scorer: Engine, rows: Sequence[tuple[int, ...]], expected: torch.Tensor) -> float:
     scored = scorer.score(TokenBatch(tuple(rows))).rows
     return float((torch.tensor([list(heads.values()) for heads in scored]) - expected).abs().max())
-
-
-def _tolerance(network: RewardNetwork) -> float:
-    return _TOLERANCE.get(next(network.backbone.parameters()).dtype, _HALF_TOLERANCE)
 
 
 def _note(trim: bool, why: str) -> str:

@@ -47,13 +47,15 @@ class LastKeys(Exception):
 class Forward:
     """One packed row on its way through the layers.
 
-    With `varlen`, attention takes a few calls a layer, otherwise one of `kernel` a segment.
+    `scored_S` are the layout's scored indices on the device. With `varlen`, attention takes a few calls a layer,
+    otherwise one of `kernel` a segment.
     `given[i][layer]` are the keys and values of the i-th known beginning. What `kept` names is copied, layer by
     layer, into `copies`. While `last_kv` is None and `stops` is set, the attention raises `LastKeys`; once it is
     set, the scored tokens alone are the queries.
     """
 
     layout: Layout
+    scored_S: Tensor
     kernel: Kernel
     varlen: Varlen | None = None
     given: Sequence[Sequence[KeysAndValues]] = ()
@@ -64,6 +66,13 @@ class Forward:
     layer: int = 0
     windows_seen: set[int] = field(default_factory=set)
     calls: dict[int, Calls] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Everything that the device needs to know is on its way there before the first layer."""
+        if self.varlen is not None:
+            given = [layers[0][0].shape[2] for layers in self.given]
+            for plan in (self.layout.every, self.layout.last):
+                self.calls[id(plan)] = prepare(plan, len(self.layout.ids), given, self.scored_S.device)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, softcap: float | None
@@ -91,9 +100,6 @@ class Forward:
         varlen: Varlen,
         scale: float,
     ) -> Tensor:
-        """The calls are prepared in the first layer."""
-        if id(plan) not in self.calls:
-            self.calls[id(plan)] = prepare(plan, key.shape[2], [k.shape[2] for k, _ in given], query.device)
         if given:
             key = torch.cat([key, *(k for k, _ in given)], dim=2)
             value = torch.cat([value, *(v for _, v in given)], dim=2)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from model.backends.packed.attention import KEYWORD, Forward, LastKeys, Unsupported
@@ -52,7 +51,7 @@ class LastLayer:
             forward.last_kv = stop.kv
         else:
             raise Unsupported("its last layer has no attention")
-        scored_S = torch.tensor(forward.layout.scored, device=hidden_1ND.device)
+        scored_S = forward.scored_S.to(hidden_1ND.device)  # the layers may be spread
         n_tokens = hidden_1ND.shape[1]
         few_args = _only(args, scored_S, n_tokens)
         few_kwargs = {

@@ -6,8 +6,9 @@ Knows the network and ids, no requests. Shapes: N tokens of the packed row, S sc
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from model.backends.packed.kernels import kernel_for
 from model.backends.packed.last_layer import LastLayer, last_layer
 from model.backends.packed.layout import Keys, Part, lay_out
 from model.backends.packed.prefixes import SHORTEST, Beginning, Prefixes
+from model.backends.packed.transfer import to_device
 from model.backends.packed.tree import ID_BYTES, Row, Tree, apart, key_of, n_common, plant
 from model.backends.packed.varlen import Varlen, flash_varlen
 from model.network import RewardNetwork
@@ -45,7 +47,8 @@ class PackedScorer:
         self._network, self._max_tokens = network, max_tokens
         self._shares = share and not one_by_one
         self._one_by_one = one_by_one
-        self._prefixes = Prefixes(prefix_cache_bytes if self._shares else 0)
+        self._network_lock, self._prefixes_lock = threading.Lock(), threading.Lock()
+        self.prefixes = Prefixes(prefix_cache_bytes if self._shares else 0)
         self._kernel, self._varlen = kernel_for(network.device), varlen_for(network)
         self._lone_from = lone_from(network.config)
         self._windowed = is_windowed(network.config)
@@ -72,6 +75,11 @@ class PackedScorer:
         """Whether the last layer computes only what is read."""
         return self._last is not None
 
+    @property
+    def concurrency(self) -> int:
+        """On CUDA a second batch is prepared and queued while one runs; a CPU has no time to spare."""
+        return 2 if self._network.device.type == "cuda" else 1
+
     def score(self, batch: TokenBatch) -> BatchScores:
         """Score every row, in order. Raise `OutOfMemory` or `ScorerError`."""
         scores: list[Any] = [None] * len(batch)
@@ -92,7 +100,7 @@ class PackedScorer:
     def close(self) -> None:
         """Let go of the weights and of what was kept."""
         self.leave()
-        self._prefixes.clear()
+        self.prefixes.clear()
         del self._network
 
     def leave(self) -> None:
@@ -115,47 +123,53 @@ class PackedScorer:
 
     def _score_together(self, rows: Sequence[Row]) -> tuple[list[list[float]], int]:
         """The heads of each row, and how many tokens that took."""
-        groups = self._grouped(rows)
-        parts, given = _parts(rows, groups, plant if self._shares else apart)
-        layout = lay_out(parts)
-        order = [i for _, indices in groups for i in indices]
-        chain_of = {i: layout.last.own[at].chain for i, at in zip(order, layout.rows, strict=True)}
-        kept = self._to_keep(rows, chain_of)
-        forward = Forward(layout, self._kernel, self._varlen, given, [chain for _, chain in kept])
-        heads = self._forward(forward).tolist()
-        for (key, _), layers in zip(kept, forward.copies, strict=True):
-            self._prefixes.keep(key, layers)
-        at_of = dict(zip(order, layout.rows, strict=True))
-        return [heads[at_of[i]] for i in range(len(rows))], len(layout.ids)
+        forward, prepared = self._prepare(rows)
+        with self._network_lock:
+            scores_SH = self._forward(forward, prepared)
+        heads = scores_SH.cpu().tolist()  # on CUDA this waits, while the next batch is already being queued
+        with self._prefixes_lock:
+            for (key, _), layers in zip(prepared.kept, forward.copies, strict=True):
+                self.prefixes.keep(key, layers)
+        return [heads[at] for at in prepared.at], len(forward.layout.ids)
 
-    def _forward(self, forward: Forward) -> Tensor:
-        """`(S, H)` in float32."""
-        layout, device = forward.layout, self._network.device
-        ids_1N, positions_1N = (torch.tensor([x], dtype=torch.int64) for x in (layout.ids, layout.positions))
+    def _prepare(self, rows: Sequence[Row]) -> tuple[Forward, Prepared]:
+        """All that can be done while another batch is in the network."""
+        with self._prefixes_lock:
+            groups = self._grouped(rows)
+            parts, given = _parts(rows, groups, plant if self._shares else apart)
+            layout = lay_out(parts)
+            order = [i for _, indices in groups for i in indices]
+            at_of = dict(zip(order, layout.rows, strict=True))
+            kept = self._to_keep(rows, {i: layout.last.own[at].chain for i, at in at_of.items()})
+        device = self._network.device
+        scored_S = to_device(layout.scored, device)
+        forward = Forward(layout, scored_S, self._kernel, self._varlen, given, [chain for _, chain in kept])
+        ids_1N, positions_1N = to_device(layout.ids, device)[None], to_device(layout.positions, device)[None]
+        return forward, Prepared(ids_1N, positions_1N, [at_of[i] for i in range(len(rows))], kept)
+
+    def _forward(self, forward: Forward, prepared: Prepared) -> Tensor:
+        """`(S, H)` in float32, on the device."""
         out = self._network.backbone(
-            input_ids=ids_1N.to(device),
-            position_ids=positions_1N.to(device),
-            use_cache=False,
-            **{KEYWORD: forward},
+            input_ids=prepared.ids_1N, position_ids=prepared.positions_1N, use_cache=False, **{KEYWORD: forward}
         )
         if self._windowed and not forward.windows_seen:
             raise Unsupported("its layers do not say how far back they see")
         hidden_1SD = out.last_hidden_state
         if self._last is None:
-            hidden_1SD = hidden_1SD[:, torch.tensor(layout.scored, device=hidden_1SD.device)]
+            hidden_1SD = hidden_1SD.index_select(1, forward.scored_S.to(hidden_1SD.device))
         elif forward.last_kv is None:
             raise Unsupported("its last layer did not run")
-        return self._network.values_of(hidden_1SD[0]).cpu()
+        return self._network.values_of(hidden_1SD[0].to(self._network.device))
 
     # -- beginnings from earlier batches --------------------------------------------------------------------
 
     def _grouped(self, rows: Sequence[Row]) -> list[tuple[Found, list[int]]]:
         """Indices of rows by the known beginning that they have in common."""
-        if not self._prefixes.max_bytes:
+        if not self.prefixes.max_bytes:
             return [(None, list(range(len(rows))))]
         groups: dict[tuple[bytes, int], tuple[Found, list[int]]] = {}
         for i, row in enumerate(rows):
-            found = self._prefixes.find(key_of(row))
+            found = self.prefixes.find(key_of(row))
             name = (found[0].key, found[1]) if found else (b"", 0)
             groups.setdefault(name, (found, []))[1].append(i)
         return list(groups.values())
@@ -166,12 +180,12 @@ class PackedScorer:
         """Beginnings that came for the second time, and where their keys are. Such as differ at their ends only
         are kept as what they have in common.
         """
-        if not self._prefixes.max_bytes:
+        if not self.prefixes.max_bytes:
             return []
         again: list[tuple[bytes, int]] = []
         for i, row in enumerate(rows):
             key = key_of(row)
-            n = self._prefixes.returns_to(key)
+            n = self.prefixes.returns_to(key)
             n_given = sum(k.last - k.first for k in chain_of[i] if k.given is not None)
             if n >= n_given + SHORTEST:
                 again.append((key[: n * ID_BYTES], i))
@@ -186,6 +200,16 @@ class PackedScorer:
 
 
 Found = tuple[Beginning, int] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """What goes into the network, where each row's score comes out, and which beginnings are to be kept."""
+
+    ids_1N: Tensor
+    positions_1N: Tensor
+    at: list[int]
+    kept: list[tuple[bytes, tuple[Keys, ...]]]
 
 
 def _parts(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from model.backends.packed.layout import Plan, Range
+from model.backends.packed.transfer import to_device
 
 Varlen = Callable[[Tensor, Tensor, Tensor, "Call", bool, float], tuple[Tensor, Tensor]]
 """(query, key, value, call, is_causal, scale) -> (output `(Q, H, E)`, log-sum-exp `(H, Q)`)."""
@@ -127,8 +128,8 @@ def _call(queries: Sequence[Range], keys: Sequence[Range], n_queries: int, n_key
 
 def _index(ranges: Sequence[Range], n: int, device: torch.device) -> Tensor | None:
     flat = [i for a, b in ranges for i in range(a, b)]
-    return None if flat == list(range(n)) else torch.tensor(flat, device=device)
+    return None if flat == list(range(n)) else to_device(flat, device)
 
 
 def _ends(ranges: Sequence[Range], device: torch.device) -> Tensor:
-    return torch.tensor([0, *accumulate(b - a for a, b in ranges)], dtype=torch.int32, device=device)
+    return to_device([0, *accumulate(b - a for a, b in ranges)], device, torch.int32)
