@@ -8,19 +8,22 @@ PORT ?= 8000
 MODEL ?=
 DATA ?= data
 WORKERS ?= 2
+BENCH ?=
 # glibc gives the big activations back to the kernel after every batch and faults them in again (mallopt(3)).
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 export MALLOC_TOP_PAD_ ?= 67108864
 
-.PHONY: help setup serve test check bench train-default clean
+.PHONY: help setup serve test check bench bench-peers bench-load train-default clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make serve          the server on $(HOST):$(PORT) with the default model (MODEL=, HOST=, PORT=)"
 	@echo "make test           all tests (WORKERS=2)"
 	@echo "make check          lint, types, import rules"
-	@echo "make bench          the load test: 32 clients, real text"
+	@echo "make bench          the engines side by side, under ten minutes (BENCH=--quick: under one)"
+	@echo "make bench-peers    this server and others side by side; installs them into .bench/ (BENCH=--quick)"
+	@echo "make bench-load     the load test: 32 clients, real text"
 	@echo "make train-default  train the default model again (DATA=folder with the preference files)"
 	@echo "make setup          only the virtual environment"
 
@@ -48,7 +51,13 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	@$(BIN)/python -m benchmarks.load
+	@$(BIN)/python -m benchmarks.engines $(BENCH)
+
+bench-peers: setup
+	@$(BIN)/python -m benchmarks.peers $(BENCH)
+
+bench-load: setup
+	@$(BIN)/python -m benchmarks.load $(BENCH)
 
 train-default: setup
 	@$(BIN)/python -m training --config training/recipes/default.yaml \

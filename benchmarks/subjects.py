@@ -104,7 +104,7 @@ def shared(model: Loaded, budget: int) -> Subject:
     """Our packed path; what rows of a batch begin with in common is computed once, and equal rows once."""
     ours = model.ours()
     scorer = PackedScorer(ours.network, max_tokens=ours.policy.max_tokens, share=True)
-    return Subject("shared", partial(cutting.by_prefix, budget=budget), partial(_ours, scorer))
+    return Subject("shared", partial(cutting.planned, budget=budget), partial(_ours, scorer))
 
 
 def _ours(scorer: Scorer, rows: Sequence[Row]) -> list[float]:

@@ -100,9 +100,11 @@ class Texts:
 def _counted_words(tokenizer: Tokenizer) -> tuple[list[str], list[int]]:
     """Short words of the corpus, and how many tokens end with each."""
     words = corpus().split()
-    counts = [len(e.ids) for e in tokenizer.encode_batch([" " + w for w in words], add_special_tokens=False)]
-    kept = [(w, n) for w, n in zip(words, counts, strict=True) if n <= _LONGEST_WORD]
-    return [w for w, _ in kept], list(accumulate(n for _, n in kept))
+    different = list(dict.fromkeys(words))
+    encoded = tokenizer.encode_batch_fast([" " + word for word in different], add_special_tokens=False)
+    n_tokens = {word: len(e.ids) for word, e in zip(different, encoded, strict=True)}
+    kept = [word for word in words if n_tokens[word] <= _LONGEST_WORD]
+    return kept, list(accumulate(n_tokens[word] for word in kept))
 
 
 def ragged(texts: Texts, scale: float) -> Workload:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -108,12 +109,16 @@ def shown(record: dict[str, Any]) -> dict[str, str]:
         "p99 s": f"{record['p99_s']:.3f}",
         "MiB": f"{record['memory_mib']:.0f}",
         "max error": f"{record['max_error']:.0e}",
-        "ours: CPU": f"{record['ours_per_cpu_s']:.2f}x",
-        "wall": f"{record['ours_per_wall_s']:.2f}x",
-        "p50": f"{record['ours_p50_s']:.2f}x",
-        "p99": f"{record['ours_p99_s']:.2f}x",
+        "ours: CPU": _times(record["ours_per_cpu_s"]),
+        "wall": _times(record["ours_per_wall_s"]),
+        "p50": _times(record["ours_p50_s"]),
+        "p99": _times(record["ours_p99_s"]),
         "rounds": str(record["rounds"]),
     }
+
+
+def _times(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}x"
 
 
 def _grouped(runs: Sequence[Run]) -> Iterable[tuple[tuple[str, str], list[Run]]]:

@@ -1,7 +1,8 @@
 """infinity-emb `/classify`: batches over requests, sorted by length.
 
-It refuses models of one label on that route and strips the end of a conversation on the other one, so it reads a copy
-of the model with a second label that is always zero. The copy says `regression`, so that no softmax is applied.
+It refuses models of one label on that route, so it reads a copy of the model with a second label that is always zero;
+`regression` in the configuration keeps it from applying a softmax. It strips every text, so the copy's tokenizer adds
+the newline again that a conversation ends with: the ids are those that everybody scores.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from benchmarks.peers.record import Launch, Peer, Text
 
 _WEIGHTS = "model.safetensors"
+_NEWLINE = "Ċ"  # as byte-level vocabularies write it
 
 
 def _command(launch: Launch) -> list[str | Path]:
@@ -40,13 +42,19 @@ def _copy(launch: Launch) -> Path:
 def _prepare(launch: Launch) -> None:
     import torch
     from safetensors.torch import load_file, save_file
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
 
     place = _copy(launch)
     if (place / _WEIGHTS).is_file():
         return
     place.mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(launch.model / name, place / name)
+    shutil.copy(launch.model / "tokenizer_config.json", place)
+    tokenizer = Tokenizer.from_file(str(launch.model / "tokenizer.json"))
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {_NEWLINE}", special_tokens=[(_NEWLINE, tokenizer.token_to_id(_NEWLINE))]
+    )
+    tokenizer.save(str(place / "tokenizer.json"))
     labels = {"id2label": {"0": "score", "1": "zero"}, "label2id": {"score": 0, "zero": 1}}
     config = {**json.loads((launch.model / "config.json").read_text()), **labels}
     (place / "config.json").write_text(json.dumps(config))

@@ -1,0 +1,106 @@
+"""What the served benchmark reports: whose processes are counted, how replies are judged, which way ratios point."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.peers import figures, scenes
+from benchmarks.peers.__main__ import PEERS
+from benchmarks.peers.client import Answer
+from benchmarks.peers.figures import Run
+from benchmarks.peers.processes import parse_stat, processes
+from benchmarks.peers.scenes import Scene
+from benchmarks.workloads import make
+from model.encoding import Encoder, infer_policy
+
+
+def run(peer, *, n=0, cpu=1.0, wall=1.0, latencies=(0.1, 0.2, 0.3), failures=()):
+    return Run(peer, "ragged", n, 60, cpu, wall, latencies, 100.0, 1e-6, failures)
+
+
+def test_ratios_say_by_how_much_ours_is_better_in_the_same_round():
+    runs = [run("ours", cpu=2.0, wall=3.0), run("vllm", cpu=5.0, wall=6.0, latencies=(0.2, 0.6, 0.9))]
+    runs += [run("ours", n=1, cpu=20.0, wall=30.0), run("vllm", n=1, cpu=50.0, wall=60.0, latencies=(0.2, 0.6, 0.9))]
+    theirs = next(r for r in figures.summary(runs) if r["peer"] == "vllm")
+    assert theirs["per_cpu_s"] == pytest.approx((60 / 5 + 60 / 50) / 2)
+    assert theirs["ours_per_cpu_s"] == pytest.approx(2.5)
+    assert theirs["ours_per_wall_s"] == pytest.approx(2.0)
+    assert theirs["ours_p50_s"] == pytest.approx(3.0)
+    assert theirs["ours_p99_s"] == pytest.approx(3.0)
+
+
+def test_a_server_that_failed_has_no_rate():
+    failed = figures.summary([run("ours"), run("mosec", failures=("408 ",))])[1]
+    assert math.isnan(failed["per_cpu_s"])
+    assert figures.shown(failed)["pairs/s"] == "failed"
+
+
+def test_percentiles_are_those_of_the_requests():
+    many = run("ours", latencies=tuple(i / 100 for i in range(1, 101)))
+    assert many.p50_s == pytest.approx(0.505)
+    assert many.p99_s == pytest.approx(0.99)
+
+
+def test_replies_are_compared_with_the_reference_pair_by_pair():
+    scene = Scene("ragged", (("a", "b"), ("c",)), 2, reference={0: 1.0, 2: -1.0})
+    peer = PEERS["plain"]
+    good = [Answer({"rewards": [1.0, 5.0]}, "", 0.1), Answer({"rewards": [-1.25]}, "", 0.1)]
+    assert scenes.judged(scene, good, peer) == (0.25, ())
+    short = [Answer({"rewards": [1.0]}, "", 0.1), Answer(None, "503 busy", 0.1)]
+    error, failures = scenes.judged(scene, short, peer)
+    assert math.isnan(error)
+    assert failures == ("503 busy", "1 scores for 2 texts")
+
+
+def test_what_is_sent_as_text_is_what_our_encoder_makes_of_prompt_and_response(tmp_path, tokenizer):
+    from transformers import AutoTokenizer
+
+    from benchmarks.models import _write_tokenizer
+
+    _write_tokenizer(tmp_path, tokenizer)
+    fast = AutoTokenizer.from_pretrained(tmp_path)
+    policy = infer_policy(fast, max_tokens=8192, vocab_size=len(fast), strip_tail_whitespace=False)
+    encode = Encoder(fast, policy)
+    for pair in make("ragged", tokenizer, 0.03).pairs:
+        ids = list(encode(pair.sample()).ids)
+        assert fast(scenes.rendered(pair), add_special_tokens=False)["input_ids"] == ids
+
+
+def test_a_repeat_sends_the_same_pairs_in_other_company(tokenizer):
+    requests = make("duplicates", tokenizer, 0.1).requests
+    again = scenes.shuffled(requests, seed=0)
+    assert [len(r) for r in again] == [len(r) for r in requests]
+    assert sorted(p.prompt for r in again for p in r) == sorted(p.prompt for r in requests for p in r)
+    assert again != requests
+
+
+def test_arrivals_of_the_open_loop_have_a_mean_distance_of_one():
+    moments = scenes.arrivals(4000, seed=0)
+    assert list(moments) == sorted(moments)
+    assert moments[-1] / len(moments) == pytest.approx(1.0, rel=0.05)
+
+
+def test_the_line_of_a_process_is_read_whatever_its_name_is():
+    fields = ["S", "1", "50", "40", *["0"] * 7, "100", "50", "25", "25"]
+    assert parse_stat(f"77 (a (b) c) {' '.join(fields)} 20 0").session == 40
+    parsed = parse_stat(f"77 (a (b) c) {' '.join(fields)} 20 0")
+    assert (parsed.pid, parsed.parent) == (77, 1)
+    assert parsed.cpu_s == pytest.approx(200 / os.sysconf("SC_CLK_TCK"))
+
+
+def test_processes_know_their_parents():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert next(p for p in processes() if p.pid == child.pid).parent == os.getpid()
+    finally:
+        child.communicate(b"\n", timeout=10)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_every_peer_says_where_it_comes_from(name):
+    assert PEERS[name].name == name
+    assert PEERS[name].requirements or name == "ours"
+    assert PEERS[name].path.startswith("/")
