@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from itertools import pairwise
+from math import isfinite
+from typing import Any, NamedTuple, TypeVar
 
 from model.backends import Identity
 from model.conversation import Message, Sample, SampleError
@@ -20,7 +22,7 @@ from model.reward import Pipeline, Reward
 from model.scorer import HeadScores
 from service.admission import Admission
 from service.batching.batcher import Batcher
-from service.batching.outcomes import RowOutcome, RowScored
+from service.batching.outcomes import RowOutcome
 from service.clock import Clock
 from service.encoder import Encoder
 from service.errors import DeadlineExceeded, Failure, RowFailed, ScoreNotFinite, ScorerBug
@@ -31,15 +33,18 @@ Asked = Sample | SampleError
 """A sample, or why there is none."""
 
 _CHUNK = 16
-"""Samples that one encoder thread takes at a time; the first chunk may ride while the next is encoded."""
+_LARGEST_CHUNK = 128
+"""Samples that one encoder thread takes at a time: more than the first number where they begin alike."""
 
 _CHARS_PER_TOKEN = 4
 """English text with the vocabularies in use; admission needs a size before anything is encoded."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """What became of one sample. Either `reward` or `failure` is there, never both."""
+class Scored(NamedTuple):
+    """What became of one sample. Either `reward` or `failure` is there, never both.
+
+    `cached`: an equal row was scored before, and nothing was computed. A named tuple: there is one for every sample.
+    """
 
     reward: Reward | None = None
     heads: HeadScores | None = None
@@ -107,16 +112,15 @@ class Scoring:
 
     async def score(self, samples: Sequence[Asked], deadline: float = math.inf) -> list[Scored]:
         """One entry a sample, in order. Raise `RequestRefused` when there can be no answer at all."""
-        n_tokens = sum(self._estimate(s) for s in samples)
-        chunks = [samples[i : i + _CHUNK] for i in range(0, len(samples), _CHUNK)]
+        n_tokens = sum(map(self._estimate, samples))
         with self._rooms.admission.enter(len(samples), n_tokens):
             async with _until(deadline, self._rooms.clock):
-                answered = await _all_or_none(self._score_chunk(chunk, deadline) for chunk in chunks)
+                answered = await _all_or_none([self._score_chunk(chunk, deadline) for chunk in _chunks(samples)])
         results = [result for chunk in answered for result in chunk]
         self._rooms.metrics.observe_samples(
-            outcomes=Counter(_outcome(r) for r in results),
-            n_tokens=sum(r.n_tokens or 0 for r in results),
-            n_cached_tokens=sum(r.n_tokens or 0 for r in results if r.cached),
+            outcomes=Counter([_outcome(r) for r in results]),
+            n_tokens=sum([r.n_tokens or 0 for r in results]),
+            n_cached_tokens=sum([r.n_tokens or 0 for r in results if r.cached]),
             rewards=[r.reward for r in results if r.reward is not None],
         )
         return results
@@ -160,34 +164,36 @@ class Scoring:
 
     def _finish(self, encoded: Encoded, outcome: RowOutcome, encode_s: float) -> Scored:
         """From the heads of a row to the finished record."""
+        n_tokens = len(encoded.ids)
         if isinstance(outcome, RowFailed):
-            return Scored(failure=Failure.of(outcome), n_tokens=len(encoded.ids))
+            return Scored(failure=Failure.of(outcome), n_tokens=n_tokens)
         try:
-            reward = self._reward(outcome)
+            reward = self._reward(outcome.heads)
         except RowFailed as error:
-            return Scored(failure=Failure.of(error), n_tokens=len(encoded.ids))
+            return Scored(failure=Failure.of(error), n_tokens=n_tokens)
+        heads, queue_s, forward_s, n_computed, cached = outcome
         return Scored(
-            reward=reward,
-            heads=outcome.heads,
-            n_tokens=len(encoded.ids),
-            n_computed=outcome.n_computed,
-            truncated=encoded.truncated,
-            missing_end=encoded.missing_end,
-            cached=outcome.cached,
-            encode_s=encode_s,
-            queue_s=outcome.queue_s,
-            forward_s=outcome.forward_s,
+            reward,
+            heads,
+            n_tokens,
+            n_computed,
+            encoded.truncated,
+            encoded.missing_end,
+            cached,
+            encode_s,
+            queue_s,
+            forward_s,
         )
 
-    def _reward(self, row: RowScored) -> Reward:
+    def _reward(self, heads: HeadScores) -> Reward:
         try:
-            raw = self._identity.raw(row.heads)
+            raw = self._identity.raw(heads)
         except KeyError as error:
             raise ScorerBug(f"scorer left out the head {error}. This is a bug in the backend.") from None
         # Finite heads may still overflow in the sum, and a finite sum in the division by a tiny std, which a
         # soft cap would then make finite again: each of the three numbers is looked at.
         reward = self._rooms.pipeline(raw)
-        if not all(math.isfinite(x) for x in (raw, reward.normalized or 0.0, reward.value)):
+        if not (isfinite(raw) and isfinite(reward.normalized or 0.0) and isfinite(reward.value)):
             raise ScoreNotFinite("the reward made of this sample's score is NaN or infinite")
         return reward
 
@@ -209,7 +215,7 @@ class Scoring:
                 return Compared(None, _at_response(scored.failure, i), parts)
             raw.append(scored.reward.raw)
         ranked = rank(raw, self._temperature, tie_margin)
-        if not math.isfinite(ranked.margin):
+        if not isfinite(ranked.margin):
             error = ScoreNotFinite("the two best scores are further apart than a float can say")
             return Compared(None, Failure.of(error), parts)
         return Compared(ranked, None, parts)
@@ -254,6 +260,30 @@ def _n_chars(sample: Sample) -> int:
     return prompt + len(sample.response or "") + sum(len(m.content) for m in turns)
 
 
+def _chunks(samples: Sequence[Asked]) -> list[Sequence[Asked]]:
+    """What one encoder thread takes at a time; one piece may ride while the next is encoded.
+
+    Samples that begin alike stay together: their prompt is encoded once, and had better be computed once. Ids cost
+    nothing to encode.
+    """
+    starts = [0]
+    for i in range(_CHUNK, len(samples)):
+        n = i - starts[-1]
+        if n >= _LARGEST_CHUNK or (n >= _CHUNK and not _belong_together(samples[i - 1], samples[i])):
+            starts.append(i)
+    return [samples[start:end] for start, end in pairwise([*starts, len(samples)])]
+
+
+def _belong_together(one: Asked, other: Asked) -> bool:
+    if not (isinstance(one, Sample) and isinstance(other, Sample)):
+        return False
+    if one.input_ids is not None:
+        return other.input_ids is not None
+    if one.messages:
+        return one.messages[:-1] == (other.messages or ())[:-1]
+    return one.prompt is not None and one.prompt == other.prompt
+
+
 @asynccontextmanager
 async def _until(deadline: float, clock: Clock) -> AsyncIterator[None]:
     """A block that is left with `DeadlineExceeded` when its time is over."""
@@ -265,8 +295,10 @@ async def _until(deadline: float, clock: Clock) -> AsyncIterator[None]:
         raise DeadlineExceeded("the deadline passed before every sample was scored") from None
 
 
-async def _all_or_none(parts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def _all_or_none(parts: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Run all at once. When one raises, or the caller leaves, the others are cancelled and awaited."""
+    if len(parts) == 1:
+        return [await parts[0]]
     tasks = [asyncio.create_task(part) for part in parts]
     try:
         return await asyncio.gather(*tasks)

@@ -74,7 +74,10 @@ class Identity:
 
     def raw(self, scores: HeadScores) -> float:
         """The weighted sum of the heads: the raw score before anything else happens to it."""
-        return sum(weight * scores[name] for name, weight in self.heads)
+        raw = 0.0
+        for name, weight in self.heads:
+            raw += weight * scores[name]
+        return raw
 
 
 class Encode(Protocol):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Reward:
+class Reward(NamedTuple):
     """One score on its way to the trainer. All three numbers are kept and returned.
 
     `raw` is what the value head said, `normalized` is (raw - mean) / std or None where nothing was
-    normalised, `value` is what the trainer gets. `notes` says what each stage did.
+    normalised, `value` is what the trainer gets. `notes` says what each stage did. A named tuple: every stage
+    makes one for every sample.
     """
 
     raw: float
@@ -21,4 +21,4 @@ class Reward:
     @classmethod
     def of(cls, raw: float) -> Reward:
         """A reward at the start of the pipeline."""
-        return cls(raw=raw, value=raw)
+        return cls(raw, raw)

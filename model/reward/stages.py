@@ -7,7 +7,7 @@ responses is better; a hard cap may make them equal.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from model.reward.record import Reward
 
@@ -24,7 +24,7 @@ class Normalize:
     def __call__(self, reward: Reward) -> Reward:
         """Set `normalized` and `value`."""
         z = (reward.value - self.mean) / self.std
-        return replace(reward, normalized=z, value=z)
+        return Reward(reward.raw, value=z, normalized=z, notes=reward.notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Cap:
     def __call__(self, reward: Reward) -> Reward:
         """Clip, and note which side was clipped."""
         if self.high is not None and reward.value > self.high:
-            return replace(reward, value=self.high, notes=(*reward.notes, "capped_high"))
+            return reward._replace(value=self.high, notes=(*reward.notes, "capped_high"))
         if self.low is not None and reward.value < self.low:
-            return replace(reward, value=self.low, notes=(*reward.notes, "capped_low"))
+            return reward._replace(value=self.low, notes=(*reward.notes, "capped_low"))
         return reward
 
 
@@ -60,10 +60,10 @@ class SoftCap:
         """Bend, and note which side was bent."""
         if self.high is not None and reward.value > self.high - self.width:
             bent = self._bend(reward.value - (self.high - self.width))
-            return replace(reward, value=self.high - self.width + bent, notes=(*reward.notes, "softcapped_high"))
+            return reward._replace(value=self.high - self.width + bent, notes=(*reward.notes, "softcapped_high"))
         if self.low is not None and reward.value < self.low + self.width:
             bent = self._bend(self.low + self.width - reward.value)
-            return replace(reward, value=self.low + self.width - bent, notes=(*reward.notes, "softcapped_low"))
+            return reward._replace(value=self.low + self.width - bent, notes=(*reward.notes, "softcapped_low"))
         return reward
 
     def _bend(self, excess: float) -> float:

@@ -291,16 +291,16 @@ class Batcher:
         scores: BatchScores | None = None,
         error: BaseException | None = None,
     ) -> BatchDone:
-        queue_s = tuple(max(0.0, started_at - call.arrived_at) for row in group for call in row.callers)
+        waiters = [(row.ticket.n_tokens, call.arrived_at) for row in group for call, _ in row.all_places]
         return BatchDone(
             outcome=outcome,
             n_rows=len(group),
-            n_row_tokens=sum(row.ticket.n_tokens for row in group),
-            n_tokens=sum(row.ticket.n_tokens for row in group for _ in row.callers),
+            n_row_tokens=sum([row.ticket.n_tokens for row in group]),
+            n_tokens=sum([n_tokens for n_tokens, _ in waiters]),
             n_computed=scores.tokens_computed if scores else 0,
             n_padding=scores.tokens_padding if scores else 0,
             forward_s=forward_s,
-            queue_s=queue_s,
+            queue_s=tuple([max(0.0, started_at - arrived_at) for _, arrived_at in waiters]),
             budget=self.limits.enough,
             error=error,
         )

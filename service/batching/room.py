@@ -9,7 +9,7 @@ nor batches nor the time; nothing here waits.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model.scorer import HeadScores
@@ -41,7 +41,7 @@ class Call:
             self.answered.set_result(None)
 
 
-_Place = tuple[Call, int]
+Place = tuple[Call, int]
 
 
 @dataclass(slots=True, eq=False)
@@ -54,13 +54,13 @@ class Row:
     ticket: Ticket
     ids: tuple[int, ...]
     name: bytes
-    places: list[_Place]
-    latecomers: list[_Place] | None = None
+    places: list[Place]
+    latecomers: list[Place] | None = None
 
     @property
-    def callers(self) -> Iterator[Call]:
-        """Everybody who waits for this row, once for every place."""
-        return (call for call, _ in (*self.places, *(self.latecomers or ())))
+    def all_places(self) -> list[Place]:
+        """Of everybody who waits for this row, latecomers too."""
+        return [*self.places, *self.latecomers] if self.latecomers else self.places
 
     def leave(self, call: Call) -> bool:
         """Forget this caller. Whether anybody is left."""
@@ -155,7 +155,7 @@ class WaitingRoom:
         """The scores of a row go to everybody who waits for it, and its price is split among them."""
         del self._rows[row.name]
         self._cache.put(row.name, heads)
-        places = [*row.places, *row.latecomers] if row.latecomers else row.places
+        places = row.all_places
         for call, place in places:
             queue_s = max(0.0, started_at - call.arrived_at)
             call.take(place, RowScored(heads, queue_s, forward_s, n_computed / len(places)))

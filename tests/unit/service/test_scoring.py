@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from model.backends import ModelSpec, echo
 from model.backends.echo import echo_score
-from model.conversation import InvalidText, Sample
+from model.conversation import InvalidText, Message, Sample
 from model.reward import RewardSettings, build_pipeline
 from model.scorer import BatchScores
 from service.admission import Admission
@@ -22,7 +23,7 @@ from service.clock import MonotonicClock
 from service.encoder import Encoder
 from service.errors import BatcherStopped, DeadlineExceeded, Overloaded
 from service.observability.metrics import Metrics
-from service.scoring import Comparison, Rooms, Scoring, _all_or_none, rank
+from service.scoring import Comparison, Rooms, Scoring, _all_or_none, _chunks, rank
 from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, poisoned_by, scores_with
 
 RAW = st.floats(-1e6, 1e6)
@@ -191,6 +192,44 @@ async def test_the_scorer_sees_the_same_rows_in_whatever_order_responses_are_lis
         await open_house(scorer).compare([Comparison("p", texts)])
         seen.append([b.rows for b in scorer.batches])
     assert seen[0] == seen[1]
+
+
+def asked(kind, prompt, answer):
+    user, assistant = Message("user", f"q{prompt}"), Message("assistant", f"a{answer}")
+    forms = {
+        "prompt": {"prompt": f"q{prompt}", "response": f"a{answer}"},
+        "messages": {"messages": (user, assistant)},
+        "text": {"text": f"q{prompt} a{answer}"},
+        "ids": {"input_ids": (prompt + 1, answer)},
+    }
+    return InvalidText("no") if kind == "bad" else Sample(**forms[kind])
+
+
+ASKED = st.builds(
+    asked, st.sampled_from(["prompt", "messages", "text", "ids", "bad"]), st.integers(0, 2), st.integers(0, 9)
+)
+RUNS = st.lists(st.tuples(ASKED, st.integers(1, 150)), max_size=12).map(
+    lambda runs: [s for s, n in runs for _ in range(n)]
+)
+
+
+@given(samples=RUNS)
+def test_samples_are_cut_into_chunks_between_prompts(samples):
+    chunks = _chunks(samples)
+    assert [s for chunk in chunks for s in chunk] == samples
+    assert all(len(chunk) <= 128 for chunk in chunks)
+    assert all(len(chunk) >= 16 for chunk in chunks[:-1])
+    for one, other in pairwise(chunks):
+        same_prompt = isinstance(one[-1], Sample) and one[-1] == other[0] and one[-1].text is None
+        assert not same_prompt or len(one) == 128
+
+
+@pytest.mark.parametrize("kind", ["prompt", "messages", "ids"])
+def test_a_group_of_responses_to_one_prompt_is_one_chunk(kind):
+    """Torn apart, its prompt would be encoded and computed twice."""
+    group = [asked(kind, 0, i) for i in range(64)]
+    strangers = [asked("text", 1, i) for i in range(20)]
+    assert [len(chunk) for chunk in _chunks([*group, *strangers])] == [64, 16, 4]
 
 
 async def test_when_one_part_raises_the_others_are_cancelled_and_awaited():
