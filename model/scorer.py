@@ -56,7 +56,7 @@ class BatchScores:
 
 
 class Scorer(Protocol):
-    """One loaded model. Called from one thread at a time."""
+    """One loaded model. Called from as many threads at a time as it says."""
 
     @property
     def max_tokens(self) -> int:
@@ -66,6 +66,11 @@ class Scorer(Protocol):
     @property
     def shares_prefixes(self) -> bool:
         """Whether tokens that rows of one batch begin with in common are computed once, and equal rows once."""
+        ...
+
+    @property
+    def concurrency(self) -> int:
+        """How many calls of `score` may run at one time. More than one: the next is prepared while one is computed."""
         ...
 
     def score(self, batch: TokenBatch) -> BatchScores:

@@ -46,6 +46,11 @@ class EchoScorer:
         return BatchScores(tuple({"score": echo_score(row)} for row in batch.rows), tokens_computed=batch.n_tokens)
 
     @property
+    def concurrency(self) -> int:
+        """One batch at a time."""
+        return 1
+
+    @property
     def shares_prefixes(self) -> bool:
         """No: every row is computed for itself."""
         return False

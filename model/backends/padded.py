@@ -49,6 +49,11 @@ class PaddedScorer:
             return out.scores_BH.cpu().tolist(), padding
 
     @property
+    def concurrency(self) -> int:
+        """One batch at a time."""
+        return 1
+
+    @property
     def shares_prefixes(self) -> bool:
         """No: every row is computed for itself."""
         return False

@@ -45,7 +45,7 @@ class Batcher:
     """Start it, let callers `score`, stop it. All methods belong to one event loop.
 
     `pace` None: the budget is the one of `limits`; otherwise it follows what forwards take. `cache` None: scores are
-    not remembered. `n_seats` forwards run at a time.
+    not remembered.
     """
 
     def __init__(
@@ -57,7 +57,6 @@ class Batcher:
         *,
         pace: Pace | None = None,
         cache: ScoreCache | None = None,
-        n_seats: int = 1,
     ) -> None:
         self._scorer = scorer
         self._limits = limits
@@ -65,7 +64,6 @@ class Batcher:
         self._clock = clock
         self._on_batch = on_batch
         self._room = WaitingRoom(ScoreCache(0, epoch=0) if cache is None else cache, scorer.shares_prefixes)
-        self._n_seats = n_seats
         self._rides: dict[asyncio.Task[None], list[Row]] = {}
         self._freed_at = -math.inf
         self._failed_in_a_row = 0
@@ -73,7 +71,7 @@ class Batcher:
         self._coming = 0
         self._closed = False
         self._changed = asyncio.Event()
-        self._threads = ThreadPoolExecutor(n_seats, thread_name_prefix="scorer")
+        self._threads = ThreadPoolExecutor(scorer.concurrency, thread_name_prefix="scorer")
         self._task: asyncio.Task[None] | None = None
 
     # -- what callers and operators see ---------------------------------------------------------------------
@@ -178,7 +176,7 @@ class Batcher:
 
     async def _step(self) -> None:
         """Start one ride, or wait until there is a reason to look again."""
-        if len(self._rides) == self._n_seats:
+        if len(self._rides) == self._scorer.concurrency:
             await asyncio.wait(self._rides, return_when=asyncio.FIRST_COMPLETED)
             return
         self._changed.clear()

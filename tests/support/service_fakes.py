@@ -49,6 +49,7 @@ class FakeScorer:
     """Answers like echo, remembers what it was asked, and costs what a padded batch costs."""
 
     max_tokens = 1_000_000
+    concurrency = 1
 
     def __init__(self, behave: Callable[[TokenBatch], BatchScores] | None = None) -> None:
         self.batches: list[TokenBatch] = []

@@ -319,7 +319,7 @@ async def test_a_fixed_budget_is_fixed(drive):
 
 async def test_with_two_seats_the_next_full_batch_is_at_the_scorer_while_one_runs(drive):
     scorer = GatedScorer()
-    batcher = drive(scorer, max_tokens=6, n_seats=2)
+    batcher = drive(scorer, max_tokens=6, concurrency=2)
     calls = [await begun(batcher.score([row])) for row in ROWS[:5]]
     await scorer.entered()
     await scorer.entered()
@@ -331,7 +331,7 @@ async def test_with_two_seats_the_next_full_batch_is_at_the_scorer_while_one_run
 
 async def test_beside_a_running_forward_a_batch_that_can_grow_waits(drive):
     scorer = GatedScorer()
-    batcher = drive(scorer, max_tokens=6, n_seats=2)
+    batcher = drive(scorer, max_tokens=6, concurrency=2)
     first = await begun(batcher.score(ROWS[:1]))
     await scorer.entered()
     more = [await begun(batcher.score([row])) for row in ROWS[1:3]]
@@ -345,7 +345,7 @@ async def test_beside_a_running_forward_a_batch_that_can_grow_waits(drive):
 
 async def test_with_two_seats_a_failure_of_one_ride_is_none_of_the_other(drive):
     scorer = GatedScorer(poisoned_by(IS_BAD))
-    batcher = drive(scorer, max_tokens=9, n_seats=2)
+    batcher = drive(scorer, max_tokens=9, concurrency=2)
     call = await begun(batcher.score(ROWS))
     for _ in range(2):
         await scorer.entered()
@@ -358,7 +358,7 @@ async def test_with_two_seats_a_failure_of_one_ride_is_none_of_the_other(drive):
 async def test_with_two_seats_a_stop_answers_everything_and_giving_up_refuses_both_rides(drive):
     for end in ("stop", "give_up"):
         scorer = GatedScorer()
-        batcher = drive(scorer, max_tokens=6, n_seats=2)
+        batcher = drive(scorer, max_tokens=6, concurrency=2)
         calls = [await begun(batcher.score([row])) for row in ROWS[:5]]
         for _ in range(2):
             await scorer.entered()
@@ -375,7 +375,7 @@ async def test_with_two_seats_a_stop_answers_everything_and_giving_up_refuses_bo
 
 async def test_the_time_that_a_forward_waits_for_another_is_not_its_own(drive):
     scorer = GatedScorer()
-    batcher = drive(scorer, max_tokens=3, n_seats=2)
+    batcher = drive(scorer, max_tokens=3, concurrency=2)
     calls = [await begun(batcher.score([row])) for row in ROWS[:3]]
     for _ in range(2):
         await scorer.entered()
