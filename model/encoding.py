@@ -10,14 +10,18 @@ Rules, in the order in which they are applied:
   (`finish_reason="length"`) gets none and is flagged `missing_end`;
 - whitespace is never stripped, except the template's own after the end token where the policy says so;
 - what is too long is cut from the left of the prompt; the response and its ending are never cut.
+
+Responses to one prompt share its rendering and most of its ids: both are remembered for a while, the ids only up to
+the last place where cutting the text provably changes no id (`seams`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from model.contract import Truncation
 from model.conversation import (
@@ -26,18 +30,27 @@ from model.conversation import (
     InvalidMessages,
     Message,
     Sample,
+    SampleError,
     TokenOutOfVocabulary,
     check_text,
 )
+from model.memo import Memo
+from model.seams import last_seam, seam_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _PROBE_USER = "What is two plus two?"
 _PROBE_RESPONSE = "Four, of course"
 # Tokenisers work on characters before they work on tokens. No vocabulary in use averages more characters a
 # token than this, so a longer text is refused unread instead of being tokenised for seconds.
 _MAX_CHARS_PER_TOKEN = 64
+
+MEMO_CHARS = 2_000_000
+"""Characters of prompts that an encoder remembers: a thousand prompts of two thousand, some twenty megabytes."""
 
 
 class EncodingPolicyError(Exception):
@@ -76,10 +89,37 @@ class Encoded:
     missing_end: bool = False
 
 
-class Encoder:
-    """A tokenizer under a policy. Thread-safe; the same text gives the same ids in every process."""
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A rendered prompt. `head` is what of it may be tokenised apart from all that follows."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> None:
+    text: str
+    head: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """Text with its ending settled, in two parts that are tokenised apart; the head may be empty.
+
+    `n_prompt_chars` counts the characters of the tail that are still prompt.
+    """
+
+    head: str
+    tail: str
+    n_prompt_chars: int
+    missing_end: bool
+    truncated: bool = False
+
+
+class Encoder:
+    """A tokenizer under a policy. Thread-safe; the same text gives the same ids in every process.
+
+    `memo_chars=0`: nothing is remembered and no text is cut. The ids are the same.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy, *, memo_chars: int = MEMO_CHARS
+    ) -> None:
         self.policy = policy
         # The backend tokenizer is `Sync` and keeps no state between calls; the Python wrapper sets padding
         # and truncation on it, which is not safe from several threads.
@@ -90,25 +130,35 @@ class Encoder:
         tail = policy.template_tail if policy.template_tail.strip() else ""
         self._tail_ids: tuple[int, ...] = tuple(self._fast.encode(tail, add_special_tokens=False).ids)
         self._render = _Renderer(tokenizer, policy.template)
+        # Of all seams only those that the template writes before every response are worth looking for.
+        tokens = seam_tokens(self._fast) if memo_chars else ()
+        self._seam_tokens = tuple(token for token in tokens if token in policy.response_start)
+        self._prompts: Memo[tuple[Message, ...], _Prompt] = Memo(memo_chars)
+        self._head_ids: Memo[str, tuple[int, ...]] = Memo(memo_chars)
 
     def __call__(self, sample: Sample) -> Encoded:
         """Encode one sample. Raise `SampleError` (with a code and numbers) if it cannot be scored."""
-        limit = self.policy.max_tokens
+        (encoded,) = self.many([sample])
+        if isinstance(encoded, SampleError):
+            raise encoded
+        return encoded
+
+    def many(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
+        """One entry a sample, in order, from one call of the tokenizer, which leaves Python to others meanwhile."""
+        read = [_or_error(self._read, sample) for sample in samples]
+        drafts = [each for each in read if isinstance(each, _Draft)]
+        encoded = iter(self._tokenize(drafts))
+        whole = [next(encoded) if isinstance(each, _Draft) else each for each in read]
+        return [each if isinstance(each, SampleError) else _or_error(self._fit, each) for each in whole]
+
+    def _read(self, sample: Sample) -> Encoded | _Draft:
         if sample.input_ids is not None:
-            encoded = self._from_ids(sample.input_ids, sample.finish_reason == "length")
-        else:
-            text, n_prompt_chars, missing_end = self._text(sample)
-            if len(text) > limit * _MAX_CHARS_PER_TOKEN:
-                text, n_prompt_chars = self._shorten(text, n_prompt_chars, limit)
-                encoded = replace(self._from_text(text, n_prompt_chars, missing_end), truncated=True)
-            else:
-                encoded = self._from_text(text, n_prompt_chars, missing_end)
-        return self._fit(encoded, limit)
+            return self._from_ids(sample.input_ids, sample.finish_reason == "length")
+        return self._shortened(self._text(sample))
 
     # -- text ---------------------------------------------------------------------------------------------
 
-    def _text(self, sample: Sample) -> tuple[str, int, bool]:
-        """Text with its ending settled, how many characters are prompt, and whether the end is missing."""
+    def _text(self, sample: Sample) -> _Draft:
         end, cut = self.policy.end_text, sample.finish_reason == "length"
         if sample.text is not None:
             check_text(sample.text)
@@ -117,21 +167,40 @@ class Encoder:
             n_prompt_chars = start + len(self.policy.response_start) if start >= 0 else 0
             if n_prompt_chars >= len(body):
                 raise EmptyResponse("the response is empty: there is no token to read a score at")
-            missing = cut and not closed
-            return (body if missing else body + end), n_prompt_chars, missing
-        messages = sample.conversation()
-        for message in messages:
-            check_text(message.content)
-        # A policy's text often still carries its own end token; the template writes it again.
-        content, closed = self._unclosed(messages[-1].content)
-        if not content:
-            raise EmptyResponse("the response is empty: there is no token to read a score at")
-        prompt = self._render(messages[:-1], add_generation_prompt=True)
-        full = self._render((*messages[:-1], Message("assistant", content)), add_generation_prompt=False)
-        body = full.removesuffix(self.policy.template_tail)
-        n_prompt_chars = len(prompt) if body.startswith(prompt) else max(0, body.rfind(content))
+            head = self._head(body[:n_prompt_chars])
+        else:
+            messages = sample.conversation()
+            known = self._prompts.get(messages[:-1])
+            for message in messages if known is None else messages[-1:]:
+                check_text(message.content)
+            # A policy's text often still carries its own end token; the template writes it again.
+            content, closed = self._unclosed(messages[-1].content)
+            if not content:
+                raise EmptyResponse("the response is empty: there is no token to read a score at")
+            prompt = known or self._remember(messages[:-1])
+            full = self._render((*messages[:-1], Message("assistant", content)), add_generation_prompt=False)
+            body = full.removesuffix(self.policy.template_tail)
+            n_prompt_chars = len(prompt.text) if body.startswith(prompt.text) else max(0, body.rfind(content))
+            head = self._shared_head(prompt.head, body[:n_prompt_chars])
         missing = cut and not closed
-        return (body if missing else body + end), n_prompt_chars, missing
+        return _Draft(head, body[len(head) :] + ("" if missing else end), n_prompt_chars - len(head), missing)
+
+    def _remember(self, messages: tuple[Message, ...]) -> _Prompt:
+        text = self._render(messages, add_generation_prompt=True)
+        prompt = _Prompt(text, self._head(text))
+        self._prompts.put(messages, prompt, len(text))
+        return prompt
+
+    def _head(self, prompt: str) -> str:
+        return prompt[: last_seam(prompt, self._seam_tokens)]
+
+    def _shared_head(self, head: str, prompt: str) -> str:
+        """The head of a rendered prompt, if this conversation begins with it and is at a seam after it.
+
+        A template may write more before a response that is to come than before one that is there.
+        """
+        is_shared = prompt.startswith(head) and prompt.startswith(self._seam_tokens, len(head))
+        return head if is_shared else ""
 
     def _unclosed(self, text: str) -> tuple[str, bool]:
         """Text without its ending, however the caller wrote it, and whether it had one. Mere whitespace is no ending."""
@@ -140,36 +209,56 @@ class Encoder:
                 return text.removesuffix(ending), True
         return text, False
 
-    def _shorten(self, text: str, n_prompt_chars: int, limit: int) -> tuple[str, int]:
+    def _shortened(self, draft: _Draft) -> _Draft:
         """Drop prompt characters that could never fit. The tokens that stay are those of a long prompt's tail."""
-        keep = limit * _MAX_CHARS_PER_TOKEN
-        n_response = len(text) - n_prompt_chars
-        if self.policy.truncation == "error" or n_response > keep:
+        limit = self.policy.max_tokens
+        n_chars, keep = len(draft.head) + len(draft.tail), limit * _MAX_CHARS_PER_TOKEN
+        if n_chars <= keep:
+            return draft
+        if self.policy.truncation == "error" or len(draft.tail) - draft.n_prompt_chars > keep:
             # A lower bound: nothing was tokenised.
-            raise InputTooLong(n=len(text) // _MAX_CHARS_PER_TOKEN, limit=limit, what="text, at the very least,")
-        drop = len(text) - keep
-        return text[drop:], n_prompt_chars - drop
+            raise InputTooLong(n=n_chars // _MAX_CHARS_PER_TOKEN, limit=limit, what="text, at the very least,")
+        text = (draft.head + draft.tail)[n_chars - keep :]
+        n_prompt_chars = len(draft.head) + draft.n_prompt_chars - (n_chars - keep)
+        return _Draft("", text, n_prompt_chars, draft.missing_end, truncated=True)
 
-    def _from_text(self, text: str, n_prompt_chars: int, missing_end: bool) -> Encoded:
-        encoding = self._fast.encode(text, add_special_tokens=False)
-        ids: list[int] = encoding.ids
+    def _tokenize(self, drafts: Sequence[_Draft]) -> list[Encoded]:
+        heads = {draft.head: self._head_ids.get(draft.head) for draft in drafts if draft.head}
+        unknown = [head for head, ids in heads.items() if ids is None]
+        encodings = self._encode([*unknown, *(draft.tail for draft in drafts)])
+        for head, encoding in zip(unknown, encodings, strict=False):
+            heads[head] = ids = tuple(encoding.ids)
+            self._head_ids.put(head, ids, len(head))
+        tails = encodings[len(unknown) :]
+        return [self._joined(d, heads.get(d.head) or (), tail) for d, tail in zip(drafts, tails, strict=True)]
+
+    def _encode(self, texts: list[str]) -> list[Any]:
+        # A batch may wake threads of the tokenizer's own: not for the head and the tail of a lone sample.
+        if len(texts) <= 2:
+            return [self._fast.encode(text, add_special_tokens=False) for text in texts]
+        encodings: list[Any] = self._fast.encode_batch(texts, add_special_tokens=False)
+        return encodings
+
+    def _joined(self, draft: _Draft, head_ids: tuple[int, ...], tail: Any) -> Encoded:
+        ids = head_ids + tuple(tail.ids)
         n_prompt = 0
-        if n_prompt_chars:
-            ends = [span[1] for span in encoding.offsets]
-            n_prompt = next((i for i, end in enumerate(ends) if end > n_prompt_chars), len(ends))
-        return self._with_bos(Encoded(tuple(ids), n_prompt, missing_end=missing_end))
+        if draft.head or draft.n_prompt_chars:
+            ends = (end for _, end in tail.offsets)
+            n_tail = next((i for i, end in enumerate(ends) if end > draft.n_prompt_chars), len(tail.ids))
+            n_prompt = len(head_ids) + n_tail
+        return self._with_bos(Encoded(ids, n_prompt, draft.truncated, draft.missing_end))
 
     # -- ids ----------------------------------------------------------------------------------------------
 
     def _from_ids(self, ids: tuple[int, ...], cut: bool) -> Encoded:
         if not ids:
             raise EmptyResponse("input_ids is empty: there is no token to read a score at")
-        for i, token in enumerate(ids):
-            if not 0 <= token < self.policy.vocab_size:
-                raise TokenOutOfVocabulary(
-                    f"input_ids[{i}] is {token}; the vocabulary has {self.policy.vocab_size} tokens",
-                    index=i, id=token, vocab_size=self.policy.vocab_size,
-                )  # fmt: skip
+        if min(ids) < 0 or max(ids) >= self.policy.vocab_size:
+            i, token = next((i, t) for i, t in enumerate(ids) if not 0 <= t < self.policy.vocab_size)
+            raise TokenOutOfVocabulary(
+                f"input_ids[{i}] is {token}; the vocabulary has {self.policy.vocab_size} tokens",
+                index=i, id=token, vocab_size=self.policy.vocab_size,
+            )  # fmt: skip
         body, closed = self._unclosed_ids(ids)
         missing = cut and not closed
         ids = body if missing else body + self.policy.end_ids
@@ -205,7 +294,8 @@ class Encoder:
 
     # -- length -------------------------------------------------------------------------------------------
 
-    def _fit(self, encoded: Encoded, limit: int) -> Encoded:
+    def _fit(self, encoded: Encoded) -> Encoded:
+        limit = self.policy.max_tokens
         n, head = len(encoded.ids), 0 if self.policy.bos_id is None else 1
         excess = n - limit
         if excess <= 0:
@@ -325,7 +415,18 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _rfind(ids: tuple[int, ...], needle: tuple[int, ...]) -> int:
     """Where `needle` begins for the last time in `ids`, or -1."""
+    found = at = -1
     n = len(needle)
-    if not n:
-        return -1
-    return next((i for i in range(len(ids) - n, -1, -1) if ids[i : i + n] == needle), -1)
+    # From the left, because `index` runs in C: the first of these ids is rare, it opens a turn.
+    for _ in range(ids.count(needle[0]) if n else 0):
+        at = ids.index(needle[0], at + 1)
+        if ids[at : at + n] == needle:
+            found = at
+    return found
+
+
+def _or_error(step: Callable[[T], R], value: T) -> R | SampleError:
+    try:
+        return step(value)
+    except SampleError as error:
+        return error

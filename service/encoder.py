@@ -6,6 +6,7 @@ Knows nothing of what is encoded or why; what cannot be encoded is that sample's
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,33 +15,55 @@ from model.conversation import Sample, SampleError
 from model.encoding import Encoded
 from service.errors import EncodingFailed, RowFailed
 
+_FEW_IDS = 16_384
+"""So many ids are checked in about half a millisecond: less than the event loop would lose to a thread and back."""
+
 
 class Encoder:
     """A thread pool around `encode`. `on_bug` hears of exceptions that no encoder should raise."""
 
-    def __init__(self, encode: Encode, n_threads: int, on_bug: Callable[[Exception], None]) -> None:
+    def __init__(self, encode: Encode, n_threads: int, on_bug: Callable[[BaseException], None]) -> None:
+        # Ours are the threads: left alone, the tokenizer would spread a batch over all cores, the scorer's included.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._encode = encode
         self._on_bug = on_bug
         self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="encoder")
 
     async def encode(self, samples: Sequence[Sample]) -> list[Encoded | SampleError | RowFailed]:
         """One entry a sample, in order, and no exception for any of them."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._encode_all, samples)
+        if _are_few_ids(samples):
+            return self._encode_all(samples)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode_all, samples)
 
     def close(self) -> None:
         """Begin nothing new; do not wait for what is running."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _encode_all(self, samples: Sequence[Sample]) -> list[Encoded | SampleError | RowFailed]:
-        return [self._encode_one(sample) for sample in samples]
+        try:
+            return [*self._encode.many(samples)]
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # a panic of a Rust library is no Exception
+            return [self._encode_one(sample) for sample in samples]  # whose fault was it?
 
     def _encode_one(self, sample: Sample) -> Encoded | SampleError | RowFailed:
         try:
             return self._encode(sample)
         except SampleError as error:
             return error
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             # Its text may hold a piece of the conversation, so it is neither sent nor logged.
             self._on_bug(error)
             return EncodingFailed(f"the encoder raised {type(error).__name__}. This is a bug in the encoder.")
+
+
+def _are_few_ids(samples: Sequence[Sample]) -> bool:
+    n_ids = 0
+    for sample in samples:
+        if sample.input_ids is None:
+            return False
+        n_ids += len(sample.input_ids)
+    return n_ids <= _FEW_IDS

@@ -7,13 +7,13 @@ is known of both. This module itself needs the standard library only.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from model.calibration import Calibration
 from model.contract import ContractReport, ScoringContract, Truncation
-from model.conversation import Sample
+from model.conversation import Sample, SampleError
 from model.encoding import Encoded
 from model.scorer import HeadScores, Scorer
 
@@ -81,10 +81,14 @@ class Identity:
 
 
 class Encode(Protocol):
-    """Sample -> ids. Thread-safe. Raise `SampleError` for a sample that cannot be scored."""
+    """Sample -> ids. Thread-safe."""
 
     def __call__(self, sample: Sample) -> Encoded:
-        """Encode one sample."""
+        """Encode one sample. Raise `SampleError` if it cannot be scored."""
+        ...
+
+    def many(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
+        """One entry a sample, in order."""
         ...
 
 

@@ -6,25 +6,27 @@ environment-free knobs sit in the model name: `echo:delay_ms=5` sleeps that long
 
 from __future__ import annotations
 
-import hashlib
+import struct
 import time
 from collections.abc import Sequence
+from hashlib import blake2b
 
 from model.backends import Identity, LoadedModel, LoadError, ModelSpec
 from model.calibration import Calibration
 from model.contract import ContractReport, ScoringContract
-from model.conversation import EmptyResponse, InputTooLong, Sample, TokenOutOfVocabulary, check_text
+from model.conversation import EmptyResponse, InputTooLong, Sample, SampleError, TokenOutOfVocabulary, check_text
 from model.encoding import Encoded
 from model.scorer import BatchScores, TokenBatch
 
 VOCAB_SIZE = 256
 END_ID = 0
+_END = (END_ID,)
 MAX_TOKENS = 32_768
 
 
 def echo_score(ids: Sequence[int]) -> float:
     """The score of a row: a number in [-2, 2) that depends on every id and on their order."""
-    digest = hashlib.blake2b(b",".join(str(i).encode() for i in ids), digest_size=4).digest()
+    digest = blake2b(struct.pack(f"<{len(ids)}I", *ids), digest_size=4).digest()
     return int.from_bytes(digest, "big") / 2**30 - 2.0
 
 
@@ -73,10 +75,7 @@ class EchoEncoder:
         """Encode one sample; the same refusals as a real encoder has."""
         missing_end = sample.finish_reason == "length"
         if sample.input_ids is not None:
-            for i, token in enumerate(sample.input_ids):
-                if not 0 <= token < VOCAB_SIZE:
-                    raise TokenOutOfVocabulary(f"input_ids[{i}] is {token}", index=i, id=token, vocab_size=VOCAB_SIZE)
-            ids, n_prompt = sample.input_ids, 0
+            ids, n_prompt = _checked(sample.input_ids), 0
         elif sample.text is not None:
             check_text(sample.text)
             ids, n_prompt = tuple(sample.text.encode()), 0
@@ -88,13 +87,33 @@ class EchoEncoder:
             ids, n_prompt = tuple(prompt + messages[-1].content.encode()), len(prompt)
         if not ids:
             raise EmptyResponse("the response is empty")
-        ids = ids if missing_end else (*ids, END_ID)
+        ids = ids if missing_end else ids + _END
         excess = len(ids) - self._max_tokens
         if excess > n_prompt:
             raise InputTooLong(n=len(ids) - n_prompt, limit=self._max_tokens)
         if excess > 0:
             return Encoded(ids[excess:], n_prompt - excess, truncated=True, missing_end=missing_end)
         return Encoded(ids, n_prompt, missing_end=missing_end)
+
+    def many(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
+        """One entry a sample, in order."""
+        return [self._one(sample) for sample in samples]
+
+    def _one(self, sample: Sample) -> Encoded | SampleError:
+        try:
+            return self(sample)
+        except SampleError as error:
+            return error
+
+
+def _checked(ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Raise `TokenOutOfVocabulary` naming the first id that is no byte."""
+    try:
+        bytes(ids)
+    except (ValueError, OverflowError):
+        i, token = next((i, token) for i, token in enumerate(ids) if not 0 <= token < VOCAB_SIZE)
+        raise TokenOutOfVocabulary(f"input_ids[{i}] is {token}", index=i, id=token, vocab_size=VOCAB_SIZE) from None
+    return ids
 
 
 def load(spec: ModelSpec) -> LoadedModel:

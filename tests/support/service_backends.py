@@ -57,6 +57,9 @@ class _FirstWaits:
             pass_gate(self._fifo)
         return self._encode(sample)
 
+    def many(self, samples):
+        return [self(sample) for sample in samples]
+
 
 class _Choking:
     def __init__(self, words):
@@ -64,6 +67,9 @@ class _Choking:
 
     def __call__(self, sample):
         raise ValueError(f"{self._words}: {sample!r}")
+
+    def many(self, samples):
+        return [self(sample) for sample in samples]
 
 
 class _CostsNothing(FakeScorer):

@@ -1,0 +1,43 @@
+"""What was worked out lately, bounded by its size. Knows nothing of what it keeps."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from threading import Lock
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Memo(Generic[K, V]):
+    """The most recently used values, at most `max_size` of whatever their sizes count. Thread-safe."""
+
+    def __init__(self, max_size: int) -> None:
+        self._max_size = max_size
+        self._size = 0
+        self._kept: OrderedDict[K, tuple[V, int]] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: K) -> V | None:
+        """The value, which is now the last one to be forgotten; or None."""
+        with self._lock:
+            found = self._kept.get(key)
+            if found is None:
+                return None
+            self._kept.move_to_end(key)
+            return found[0]
+
+    def put(self, key: K, value: V, size: int) -> None:
+        """Keep it, and forget the longest unused for it. What is larger than the bound is not kept at all."""
+        if size > self._max_size:
+            return
+        with self._lock:
+            if (old := self._kept.pop(key, None)) is not None:
+                self._size -= old[1]
+            self._kept[key] = value, size
+            self._size += size
+            while self._size > self._max_size:
+                _, (_, freed) = self._kept.popitem(last=False)
+                self._size -= freed

@@ -1,0 +1,75 @@
+"""Where a text may be cut in two so that the ids of the parts are the ids of the whole.
+
+A fast tokenizer looks for added tokens first, in the raw text, the leftmost and of those the longest; every piece
+between two of them is normalised, split and encoded for itself. So a text may be cut directly before an added token,
+provided that nothing reaches over the cut:
+- no added token may end in what this one begins with, or hold it further inside: it could begin before the cut;
+- the token must not take whitespace from its left (`lstrip`), begin with any, which the token before it could take
+  (`rstrip`), or be looked for in normalised text only;
+- none may depend on the characters beside it (`single_word`);
+- the parts of the pipeline must be known to work piece by piece. Metaspace, which may mark the first piece of a text,
+  does: the second part begins with the token, and its first piece of text is no more the first than in the whole.
+Where one of these cannot be shown, there is no seam. Knows the tokenizer's description of itself, and no text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+_PIECE_BY_PIECE = frozenset({
+    "BertNormalizer", "ByteLevel", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "Prepend", "Replace",
+    "Sequence", "Strip", "StripAccents",
+    "BertPreTokenizer", "CharDelimiterSplit", "Digits", "Metaspace", "Punctuation", "Split", "UnicodeScripts",
+    "Whitespace", "WhitespaceSplit",
+    "BPE", "Unigram", "WordLevel", "WordPiece",
+    "BertProcessing", "RobertaProcessing", "TemplateProcessing",
+})  # fmt: skip
+
+
+def seam_tokens(fast: Any) -> tuple[str, ...]:
+    """The added tokens of a `tokenizers.Tokenizer` before which a text may be cut. `fast` must match special tokens."""
+    added = fast.get_added_tokens_decoder().values()
+    if any(token.single_word for token in added) or not _is_piece_by_piece(fast):
+        return ()
+    raw = [token.content for token in added if not token.normalized]
+    return tuple(
+        token.content
+        for token in added
+        if not token.normalized
+        and not token.lstrip
+        and not token.content[:1].isspace()
+        and not any(_may_reach_into(other, token.content) for other in raw)
+    )
+
+
+def last_seam(text: str, tokens: Sequence[str]) -> int:
+    """Where the last of these tokens begins; 0: nowhere."""
+    return max(0, *(text.rfind(token) for token in tokens)) if tokens else 0
+
+
+def _may_reach_into(other: str, token: str) -> bool:
+    """Whether `other` may begin before an occurrence of `token` and end after its first character."""
+    return any(token.startswith(other[i:]) or other.startswith(token, i) for i in range(1, len(other)))
+
+
+def _is_piece_by_piece(fast: Any) -> bool:
+    try:
+        state = json.loads(fast.to_str())
+    except Exception:  # a part written in Python has no description
+        return False
+    parts = [state.get(name) for name in ("normalizer", "pre_tokenizer", "model", "post_processor")]
+    return not state["model"].get("dropout") and all(kind in _PIECE_BY_PIECE for kind in _kinds(parts))
+
+
+def _kinds(part: Any) -> Iterator[str]:
+    """The type of a part, and of all parts that it is made of."""
+    if isinstance(part, list):
+        for each in part:
+            yield from _kinds(each)
+    elif isinstance(part, dict):
+        if "type" in part:
+            yield part["type"]
+        for name in ("normalizers", "pretokenizers", "processors"):
+            yield from _kinds(part.get(name))
