@@ -64,7 +64,7 @@ def _prepare(launch: Launch) -> None:
 
 
 def _quiet(launch: Launch) -> Mapping[str, str]:
-    return {"INFINITY_ANONYMOUS_USAGE_STATS": "0", "HF_HUB_OFFLINE": "1"}
+    return {"INFINITY_ANONYMOUS_USAGE_STATS": "0"}
 
 
 def _body(texts: Sequence[Text]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def _settings(launch: Launch) -> Mapping[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": "2",
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{launch.threads - 1}" if launch.threads > 1 else "0",
         "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
+        "VLLM_CACHE_ROOT": str(launch.home / "vllm-cache"),
         **({"LD_PRELOAD": ":".join(preload)} if preload else {}),
     }
 
