@@ -9,10 +9,6 @@ MODEL ?=
 DATA ?= data
 WORKERS ?= 2
 BENCH ?=
-# glibc gives the big activations back to the kernel after every batch and faults them in again (mallopt(3)).
-export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
-export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
-export MALLOC_TOP_PAD_ ?= 67108864
 
 .PHONY: help setup serve test check bench bench-peers bench-load train-default clean
 .DEFAULT_GOAL := help

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from model.backends import ContractBroken, Identity, LoadedModel, LoadError, ModelSpec
+from model.backends.allocator import keep_big_blocks
 from model.backends.engines import Engine, choose
 from model.backends.packed import PackedScorer
 from model.calibration import CalibrationError
@@ -23,6 +24,7 @@ from model.scorer import ScorerError, TokenBatch
 def load(spec: ModelSpec) -> LoadedModel:
     """Load a checkpoint for serving. Raise `LoadError`, in strict mode `ContractBroken` too."""
     device = _device(spec.device)
+    keep_big_blocks()
     try:
         checkpoint = read(spec.model or _default(), dtype=spec.dtype, device=device)
     except (CheckpointError, ContractUnreadable, CalibrationError, EncodingPolicyError) as error:
