@@ -107,6 +107,46 @@ def shared(model: Loaded, budget: int) -> Subject:
     return Subject("shared", partial(cutting.planned, budget=budget), partial(_ours, scorer))
 
 
+def one_by_one(model: Loaded, budget: int) -> Subject:
+    """What `REWARD_DETERMINISTIC=1` costs: packed, and every row has a forward of its own."""
+    ours = model.ours()
+    scorer = PackedScorer(ours.network, max_tokens=ours.policy.max_tokens, one_by_one=True)
+    return Subject("one_by_one", partial(cutting.by_tokens, budget=budget), partial(_ours, scorer))
+
+
+def whole_last_layer(model: Loaded, budget: int) -> Subject:
+    """Packed, but the last layer is computed for every token."""
+    ours = model.ours()
+    scorer = PackedScorer(ours.network, max_tokens=ours.policy.max_tokens, share=False, trim=False)
+    return Subject("whole_last_layer", partial(cutting.by_tokens, budget=budget), partial(_ours, scorer))
+
+
+def bfloat16(model: Loaded, budget: int) -> Subject:
+    """Packed, with the network in bfloat16: fast where the CPU has instructions for it, and further off."""
+    ours = model.ours()
+    ours.network.backbone.to(torch.bfloat16)
+    scorer = PackedScorer(ours.network, max_tokens=ours.policy.max_tokens, share=False)
+    return Subject("bfloat16", partial(cutting.by_tokens, budget=budget), partial(_ours, scorer))
+
+
+def int8(model: Loaded, budget: int) -> Subject:
+    """Packed, with the weights of all linear layers in dynamic int8."""
+    ours = model.ours()
+    torch.backends.quantized.engine = "x86" if "x86" in torch.backends.quantized.supported_engines else "qnnpack"
+    ours.network.backbone = torch.ao.quantization.quantize_dynamic(ours.network.backbone, {torch.nn.Linear})
+    scorer = PackedScorer(ours.network, max_tokens=ours.policy.max_tokens, share=False)
+    return Subject("int8", partial(cutting.by_tokens, budget=budget), partial(_ours, scorer))
+
+
+def compiled(model: Loaded, budget: int) -> Subject:
+    """Packed, with the MLP of every layer through torch.compile: the rest changes its shape with every batch."""
+    ours = model.ours()
+    for layer in ours.network.backbone.layers:
+        layer.mlp = torch.compile(layer.mlp, dynamic=True)
+    scorer = PackedScorer(ours.network, max_tokens=ours.policy.max_tokens, share=False)
+    return Subject("compiled", partial(cutting.by_tokens, budget=budget), partial(_ours, scorer))
+
+
 def _ours(scorer: Scorer, rows: Sequence[Row]) -> list[float]:
     return [row["score"] for row in scorer.score(TokenBatch(tuple(rows))).rows]
 
@@ -117,4 +157,9 @@ SUBJECTS: dict[str, Callable[[Loaded, int], Subject]] = {
     "padded": padded,
     "packed": packed,
     "shared": shared,
+    "one_by_one": one_by_one,
+    "whole_last_layer": whole_last_layer,
+    "bfloat16": bfloat16,
+    "int8": int8,
+    "compiled": compiled,
 }
