@@ -34,6 +34,9 @@ from service.errors import BatcherStopped, DeadlineExceeded, ScorerBug, ServiceE
 _MORE_FAILURES = 8
 """How many failed forwards a batch may cost beyond those that finding one poisonous row takes."""
 
+_LONGEST_FAMILY = 4
+"""Budgets that a family may take that would be torn apart: everybody waits for a long batch."""
+
 FAILING_AFTER = 8
 """So many batches in a row without one score are no accident of their rows."""
 
@@ -89,7 +92,7 @@ class Batcher:
     @property
     def limits(self) -> Limits:
         """The limits of now: what forwards take moves the budget, running out of memory lowers its bound."""
-        return self._limits if self._pace is None else replace(self._limits, enough_tokens=self._pace.budget)
+        return self._limits if self._pace is None else self._paced(self._pace.budget, self._pace.budget)
 
     @property
     def is_alive(self) -> bool:
@@ -208,7 +211,11 @@ class Batcher:
 
     @property
     def _next_limits(self) -> Limits:
-        return self._limits if self._pace is None else replace(self._limits, enough_tokens=self._pace.next_budget)
+        return self._limits if self._pace is None else self._paced(self._pace.budget, self._pace.next_budget)
+
+    def _paced(self, budget: int, enough_tokens: int) -> Limits:
+        longest = min(self._limits.max_tokens, _LONGEST_FAMILY * budget)
+        return replace(self._limits, max_tokens=longest, enough_tokens=enough_tokens)
 
     # -- one ride -------------------------------------------------------------------------------------------
 

@@ -31,9 +31,6 @@ LEAST_SHARED = 16
 _STRETCH = 8
 """The pieces of a torn family compute their common beginning again each; it shall be at most an eighth of a piece."""
 
-_LONGEST_STRETCH = 4
-"""But everybody waits for a long batch, so no piece is longer than four that would be enough."""
-
 
 class Ticket(NamedTuple):
     """One row in the waiting room. Ids grow with age: whoever came earlier has the smaller one.
@@ -215,8 +212,7 @@ class _Boarding:
         return [self._kin[first].n_tokens - max(depth, 0), *rest]
 
     def _limit(self, depth: int) -> int:
-        enough = self._limits.enough
-        return min(self._limits.max_tokens, max(enough, min(_STRETCH * depth, _LONGEST_STRETCH * enough)))
+        return min(self._limits.max_tokens, max(self._limits.enough, _STRETCH * depth))
 
     def _relatives(self, member: int, above: int) -> Iterator[tuple[int, list[_Range]]]:
         """Ever fewer tokens, more than `above`, and who has so many in common with `member`: families, by age.

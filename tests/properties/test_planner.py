@@ -110,7 +110,7 @@ def test_a_batch_of_families_keeps_to_the_budget_and_exceeds_what_is_enough_only
     if len(batch) > 1:
         assert computed(batch) <= limits.max_tokens
         longest = max(in_common(ids_of(a), ids_of(b)) for a, b in combinations(batch, 2))
-        assert computed(batch) <= max(limits.enough, min(8 * longest, 4 * limits.enough))
+        assert computed(batch) <= max(limits.enough, 8 * longest)
 
 
 @given(tickets=families(min_size=2), limits=FAMILY_LIMITS)
@@ -131,7 +131,7 @@ def test_a_family_that_fits_in_a_batch_is_not_torn_apart(tickets, limits):
 )
 def test_a_family_that_does_not_fit_rides_in_as_few_pieces_as_possible(n_prompt, n_answer, n_rows, limits):
     waiting = [ticket(i, (*[1] * n_prompt, *[2 + i] * n_answer)) for i in range(n_rows)]
-    limit = min(limits.max_tokens, max(limits.enough, min(8 * n_prompt, 4 * limits.enough)))
+    limit = min(limits.max_tokens, max(limits.enough, 8 * n_prompt))
     a_piece = max(1, (limit - n_prompt) // n_answer)
     n_pieces = 0
     while waiting:
@@ -144,7 +144,7 @@ def test_the_turns_of_one_conversation_do_not_ride_alone_one_after_the_other(n_t
     """Each row begins with the whole one before it, so that every family in the chain is too large."""
     waiting = [ticket(i, tuple(range(n_turn * (i + 1)))) for i in range(n_turns)]
     longest, total = n_turn * n_turns, 0
-    limits = Limits(max(enough, longest), 0.0, max(enough, longest // 4))
+    limits = Limits(max(enough, longest), 0.0, enough)
     while waiting:
         p = plan(waiting, limits, packed, 0.0, shares=True)
         waiting, total = list(p.waiting), total + computed(p.batch)

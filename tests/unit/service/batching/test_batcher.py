@@ -301,7 +301,7 @@ async def test_the_budget_follows_what_forwards_take_and_out_of_memory_bounds_it
     batcher = drive(SharingScorer(takes_a_second), max_tokens=16384, pace=Pace.starting_at(1024))
     for i in range(60):
         await batcher.score([tuple(range(i, 2 * i + 100))])
-    assert (batcher.limits.enough, batcher.limits.max_tokens) == (512, 16384)
+    assert (batcher.limits.enough, batcher.limits.max_tokens) == (512, 4 * 512)
     await batcher.score([(i,) * 50 for i in range(4)])
     assert (batcher.limits.enough, batcher.limits.max_tokens) == (100, 100)
     assert batcher.told[-1].budget == 100
