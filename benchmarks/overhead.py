@@ -34,7 +34,7 @@ from model.backends.echo import END_ID, echo_score
 FORMS = ("ids", "text")
 SIZES = (1, 16, 64, 256)
 _SALT = "100,101,102,103"
-"""Four three-digit ids at the end of every sample, replaced in every request: equal in length, never equal twice."""
+"""Four three-digit ids at the start of every sample, replaced in every request: equal in length, never equal twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +155,10 @@ def body_of(case: Case, mean: int, rng: random.Random) -> bytes:
     for n in lengths(case.n_samples, mean, rng):
         if case.form == "ids":
             ids = [rng.randrange(1, 256) for _ in range(n - 4)]
-            samples.append({"input_ids": [*ids, *map(int, _SALT.split(","))]})
+            samples.append({"input_ids": [*map(int, _SALT.split(",")), *ids]})
         else:
-            text = " ".join(rng.choice(_WORDS) for _ in range(n // 5))
-            samples.append({"prompt": text[: n // 2], "response": f"{text[n // 2 : n - 15]},{_SALT}"})
+            text = " ".join(rng.choice(_WORDS) for _ in range(n // 4))
+            samples.append({"prompt": f"[{_SALT}] {text[: n // 2]}", "response": text[n // 2 : n - 18]})
     return json.dumps({"run": "overhead", "step": 1, "samples": samples}, separators=(",", ":")).encode()
 
 
@@ -177,8 +177,8 @@ class Bodies:
         """One more. All samples of a request share a salt; they differ in the rest."""
         self._n += 1
         digits = [100 + self._n // 156**k % 156 for k in range(4)]
-        salted = b",%d,%d,%d,%d" % tuple(digits)
-        body = self._templates[self._n % len(self._templates)].replace(b"," + _SALT.encode(), salted)
+        salted = b"[%d,%d,%d,%d" % tuple(digits)
+        body = self._templates[self._n % len(self._templates)].replace(b"[" + _SALT.encode(), salted)
         head = (
             f"POST /score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         )

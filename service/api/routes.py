@@ -39,7 +39,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 DEADLINE_HEADER = "x-deadline-ms"
 
-_UNWATCHED_S = 0.01
+_UNWATCHED_S = 0.05
 """An answer that is there so soon is written to a caller who may just have hung up; a longer one is watched over."""
 
 _scores = msgspec.json.Decoder(wire.ScoreRequest)
@@ -164,6 +164,7 @@ class _Watch:
         self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
+            self._watcher = None  # a task that knows us, whom we know, would wait for the garbage collector
 
 
 def _bound(n: int, bounds: Bounds, what: str) -> None:

@@ -15,14 +15,14 @@ Name = Annotated[str, msgspec.Meta(max_length=256)]
 Step = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class MessageIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class MessageIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """One turn."""
 
     role: str
     content: str
 
 
-class SampleIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SampleIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """One conversation to score."""
 
     id: Name | None = None
@@ -34,7 +34,7 @@ class SampleIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     finish_reason: Literal["stop", "length"] = "stop"
 
 
-class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """The body of `POST /score`."""
 
     samples: Annotated[list[SampleIn], msgspec.Meta(min_length=1)]
@@ -42,7 +42,7 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step: Step | None = None
 
 
-class ComparisonIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ComparisonIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """One prompt and the responses to rank."""
 
     prompt: str | list[MessageIn]
@@ -50,7 +50,7 @@ class ComparisonIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: Name | None = None
 
 
-class CompareRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CompareRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """The body of `POST /compare`."""
 
     comparisons: Annotated[list[ComparisonIn], msgspec.Meta(min_length=1)]

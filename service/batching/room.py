@@ -112,6 +112,7 @@ class WaitingRoom:
         for row in dict.fromkeys(call.rows) if call.n_open else ():
             if not row.leave(call) and self._waiting.pop(row.ticket.ticket_id, None) is not None:
                 del self._rows[row.name]
+        call.rows.clear()  # a call and its rows that know each other would wait for the garbage collector
 
     def refuse(self, call: Call, error: ServiceError) -> None:
         """Answer a caller with an error, and forget it."""

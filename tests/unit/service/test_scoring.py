@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -10,6 +11,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
 from model.backends import ModelSpec, echo
 from model.backends.echo import echo_score
@@ -18,6 +20,7 @@ from model.reward import RewardSettings, build_pipeline
 from model.scorer import BatchScores
 from service.admission import Admission
 from service.batching.batcher import Batcher
+from service.batching.cache import ScoreCache
 from service.batching.planner import Limits
 from service.clock import MonotonicClock
 from service.encoder import Encoder
@@ -35,13 +38,14 @@ async def open_house():
     """Builds scoring with all its rooms, and audits on the way out that no permit, ticket or task is left."""
     built = []
 
-    def build(scorer=None, *, encode=None, std=1.0, heads=(("score", 1.0),), max_samples=100, shape="none"):
+    def build(scorer=None, *, encode=None, std=1.0, heads=(("score", 1.0),), max_samples=100, shape="none", n_cached=0):
         clock, metrics, bugs = MonotonicClock(), Metrics(), []
         loaded = echo.load(ModelSpec())
         calibration = replace(loaded.calibration, std=std, temperature=2.0)
         pipeline = build_pipeline(calibration, RewardSettings(shape=shape))
         metrics.model_ready(dict.fromkeys(METRIC_LABELS, ""), 1, calibration, pipeline)
-        batcher = Batcher(scorer or FakeScorer(), Limits(10_000, 0.0), clock, lambda done: None)
+        cache = ScoreCache(n_cached, epoch=1)
+        batcher = Batcher(scorer or FakeScorer(), Limits(10_000, 0.0), clock, lambda done: None, cache=cache)
         rooms = Rooms(
             Admission(max_samples, 1_000_000, clock),
             Encoder(encode or loaded.encode, 2, bugs.append),
@@ -81,6 +85,30 @@ async def test_samples_of_many_chunks_come_back_in_order(open_house):
     assert [r.reward.raw for r in results] == [score_of(t) for t in TEXTS]
     assert all(r.reward.normalized == r.reward.raw for r in results)
     assert sum(r.n_computed for r in results) == pytest.approx(sum(r.n_tokens for r in results))
+
+
+async def test_an_exact_repeat_is_marked_costs_nothing_and_is_rewarded_like_the_first(open_house):
+    scoring = open_house(n_cached=10)
+    (first,) = await scoring.score([Sample(text="a")])
+    again, new = await scoring.score([Sample(text="a"), Sample(text="bb")])
+    assert [(r.cached, r.n_computed) for r in (first, again, new)] == [(False, 2), (True, 0), (False, 3)]
+    assert again.reward == first.reward
+
+
+async def test_a_request_is_counted_once_it_is_answered(open_house):
+    scoring = open_house(n_cached=10)
+    await scoring.score([Sample(text="a")])
+    await scoring.score([Sample(text="a"), Sample(text="bb"), Sample(text="a"), InvalidText("no")])
+    counted = {
+        (s.name, *s.labels.values()): s.value
+        for family in text_string_to_metric_families(scoring.rooms.metrics.render().decode())
+        for s in family.samples
+    }
+    assert counted["reward_samples_total", "ok"] == 4
+    assert counted["reward_samples_total", "invalid_text"] == 1
+    assert counted["reward_tokens_total", "received"] == 3 * 2 + 3
+    assert counted["reward_tokens_total", "cached"] == 2 * 2
+    assert counted["reward_raw_score_count",] == counted["reward_value_count",] == 4
 
 
 async def test_bad_samples_have_errors_of_their_own(open_house):
@@ -278,3 +306,18 @@ def test_the_order_of_responses_has_no_effect(raw, data):
     assert [order[i] for i in other.ranking] == list(one.ranking)
     assert one.margin == other.margin
     assert order[other.winner] == one.winner
+
+
+async def test_a_request_leaves_nothing_for_the_garbage_collector(open_house):
+    """It is told to look rarely: rows that knew their callers, who know them, would pile up."""
+    scoring = open_house()
+    for n in range(2):
+        gc.collect()
+        gc.disable()
+        try:
+            for i in range(10):
+                await scoring.score([Sample(text=f"{n} {i} {text}") for text in TEXTS])
+            n_left = gc.collect()
+        finally:
+            gc.enable()
+    assert n_left < 50, "of 500 rows"
