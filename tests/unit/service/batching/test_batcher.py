@@ -92,6 +92,18 @@ async def test_company_that_does_not_come_is_waited_for_no_longer_than_the_linge
         assert raw((await task)[0]) == echo_score(ROWS[0])
 
 
+async def test_who_is_late_before_the_company_has_come_is_refused_in_time(drive):
+    batcher = drive(FakeScorer(), linger_s=5.0)
+    with batcher.expecting(1):
+        late = await begun(batcher.score(ROWS[:1], batcher.clock.now() + 1.0))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        batcher.clock.advance(1.0)
+        with pytest.raises(DeadlineExceeded):
+            await asyncio.wait_for(late, PATIENCE_S)
+    assert batcher.told == []
+
+
 async def test_out_of_memory_halves_the_batch_and_lowers_the_budget(drive):
     scorer = FakeScorer(no_memory_above(3))
     batcher = drive(scorer)
@@ -335,7 +347,7 @@ async def test_beside_a_running_forward_a_batch_that_can_grow_waits(drive):
     first = await begun(batcher.score(ROWS[:1]))
     await scorer.entered()
     more = [await begun(batcher.score([row])) for row in ROWS[1:3]]
-    for _ in range(3):
+    for _ in range(20):
         await asyncio.sleep(0)
     assert (len(batcher._rides), batcher.n_samples) == (1, 2)
     scorer.gate.set()

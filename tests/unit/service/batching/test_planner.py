@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from service.batching.cache import key_of
 from service.batching.planner import Limits, Ticket, plan
 
 NO_LINGER = Limits(max_tokens=100, linger_s=0.0)
@@ -50,3 +53,59 @@ def test_nobody_lingers_for_nobody():
 def test_a_full_batch_does_not_wait():
     p = plan(room(60, 60, at=10.0), Limits(max_tokens=100, linger_s=9.0), padded, now=11.0, coming=5)
     assert riding(p) == [0]
+
+
+# -- families -------------------------------------------------------------------------------------------------
+
+
+def rows(*token_lists):
+    return [Ticket(i, len(ids), float(i), key_of(ids)) for i, ids in enumerate(token_lists)]
+
+
+def with_family(tickets, **limits):
+    return sorted(riding(plan(tickets, Limits(linger_s=0.0, **limits), sum, now=50.0, shares=True)))
+
+
+PREAMBLE = (*range(20),)
+PROMPT, OTHER_PROMPT = (*PREAMBLE, *range(100, 120)), (*PREAMBLE, *range(200, 220))
+
+
+def answers(prompt, n, length, first_token):
+    return [(*prompt, *[first_token + i] * length) for i in range(n)]
+
+
+def test_the_oldest_takes_its_closest_relatives_along_then_more_distant_ones():
+    tickets = rows((*PROMPT, 1), (7,) * 30, *answers(OTHER_PROMPT, 2, 5, 300), *answers(PROMPT, 2, 5, 400))
+    n_closest = len(PROMPT) + 1 + 2 * 5
+    assert with_family(tickets, max_tokens=n_closest) == [0, 4, 5]
+    assert with_family(tickets, max_tokens=n_closest + 20 + 2 * 5) == [0, 2, 3, 4, 5]
+    assert with_family(tickets, max_tokens=n_closest + 20 + 2 * 5 + 30) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("head", [(*PREAMBLE, *[1] * 40), (9,) * 60], ids=["a distant relative", "a stranger"])
+def test_a_family_that_has_a_batch_of_its_own_waits_for_it(head):
+    tickets = rows(head, *answers(PROMPT, 3, 20, 300))
+    assert with_family(tickets, max_tokens=100) == [0]
+    assert with_family(tickets[1:], max_tokens=100) == [1, 2, 3]
+
+
+def test_a_younger_family_that_fits_rides_before_an_older_one_that_does_not():
+    tickets = rows((9,) * 50, *answers(PROMPT, 3, 20, 300), *answers((*range(500, 540),), 2, 5, 600))
+    assert with_family(tickets, max_tokens=100) == [0, 4, 5]
+
+
+def test_of_a_conversation_that_fits_in_no_batch_as_many_turns_ride_as_fit():
+    tickets = rows(*(tuple(range(20 * turn)) for turn in range(1, 11)))
+    assert with_family(tickets, max_tokens=100) == [0, 1, 2, 3, 4]
+
+
+def test_a_long_prompt_may_take_a_batch_beyond_what_is_enough_and_a_short_one_may_not():
+    long, short = (*range(100),), (*range(20),)
+    assert with_family(rows(*answers(long, 8, 10, 300)), max_tokens=400, enough_tokens=100) == [*range(8)]
+    assert len(with_family(rows(*answers(short, 20, 10, 300)), max_tokens=400, enough_tokens=100)) == (160 - 20) // 10
+    assert len(with_family(rows(*answers(long, 40, 10, 300)), max_tokens=400, enough_tokens=100)) == (400 - 100) // 10
+
+
+def test_fewer_tokens_than_are_worth_it_make_no_family():
+    alike = [(*range(15), *[i] * 10) for i in range(4)]
+    assert with_family(rows(*alike), max_tokens=60) == [0, 1]
