@@ -51,7 +51,7 @@ class Pipeline:
 
     def __call__(self, raw: float) -> Reward:
         """Send one finite raw score through every stage."""
-        reward = Reward.of(raw)
+        reward = Reward(raw, raw)
         for stage in self.stages:
             reward = stage(reward)
         return reward

@@ -17,8 +17,3 @@ class Reward(NamedTuple):
     value: float
     normalized: float | None = None
     notes: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, raw: float) -> Reward:
-        """A reward at the start of the pipeline."""
-        return cls(raw, raw)

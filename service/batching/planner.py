@@ -4,9 +4,9 @@ A pure function of the waiting room, the limits and the time. It knows nothing o
 or metrics; `batcher` does what the plan says.
 
 The oldest ticket always rides, so nobody starves: behind k older tickets one waits for k batches at most.
-Where the scorer pads, it is joined by those nearest to it in length. Where the scorer computes a common
-beginning once, it is joined by its family: those that begin with the same tokens, the closest first, then
-the next oldest with theirs. A family that fits in a batch is never torn apart.
+Where the scorer pads, it is joined by those nearest to it in length, so that little is padded. Where the scorer
+computes a common beginning once, it is joined by its family: those that begin with the same tokens, the closest
+first, then the next oldest with theirs. A family that fits in a batch is never torn apart.
 """
 
 from __future__ import annotations
@@ -118,29 +118,30 @@ _key = attrgetter("key")
 _length = attrgetter("n_tokens")
 
 
-# -- rows that are padded or packed: alike in length ------------------------------------------------------------
+# -- rows that share nothing: alike in length ------------------------------------------------------------
 
 
 def _ride_with_alike(by_age: Sequence[Ticket], limits: Limits, cost: Cost) -> list[Ticket]:
-    """The oldest and the n nearest to it in length, longest first."""
-
-    def fits(rows: Sequence[Ticket]) -> bool:
-        lengths = [t.n_tokens for t in rows]
-        taken = cost(lengths)
-        return taken <= limits.enough and sum(lengths) >= (1.0 - limits.max_padding) * taken
-
-    if fits(by_age):
-        nearest, n = by_age, len(by_age)
-    else:
-        length = by_age[0].n_tokens
+    """The oldest and the n nearest to it in length, or in age where nothing is padded; longest first."""
+    lengths = [t.n_tokens for t in by_age]
+    nearest = by_age
+    if cost(lengths) > sum(lengths):
         # The oldest itself comes first: at distance 0, and older than its equals.
-        nearest = sorted(by_age, key=lambda t: abs(t.n_tokens - length))
-        n = _largest(lambda n: fits(nearest[:n]), len(nearest))
-    return sorted(nearest[:n], key=_length, reverse=True)
+        distances = [abs(n - lengths[0]) for n in lengths]
+        order = sorted(range(len(by_age)), key=distances.__getitem__)
+        nearest, lengths = [by_age[i] for i in order], [lengths[i] for i in order]
+
+    def fits(n: int) -> bool:
+        taken = cost(lengths[:n])
+        return taken <= limits.enough and sum(lengths[:n]) >= (1.0 - limits.max_padding) * taken
+
+    return sorted(nearest[: _largest(fits, len(nearest))], key=_length, reverse=True)
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:
-    """By bisection, some n in 1..most - 1 that fits while a larger one does not; 1 always counts."""
+    """By bisection, some n in 1..most that fits while a larger one that was tried does not; 1 always counts."""
+    if fits(most):
+        return most
     low, high = 1, most
     while high - low > 1:
         middle = (low + high) // 2

@@ -66,7 +66,7 @@ def test_capped_rewards_are_counted_by_side(shape):
 
 def test_a_failed_sample_never_enters_a_score_histogram():
     metrics, _ = ready()
-    metrics.observe_samples({"ok": 1, "score_not_finite": 1}, 12, 7, [Reward.of(1.0)])
+    metrics.observe_samples({"ok": 1, "score_not_finite": 1}, 12, 7, [Reward(1.0, 1.0)])
     assert [s.value for s in samples(metrics, "raw_score_count")] == [1]
     assert {s.labels["outcome"]: s.value for s in samples(metrics, "samples_total")} == {"ok": 1, "score_not_finite": 1}
     assert {s.labels["kind"]: s.value for s in samples(metrics, "tokens_total")} == {"received": 12, "cached": 7}
@@ -84,7 +84,7 @@ def test_what_the_backend_did_not_compute_was_shared():
 @given(values=st.lists(st.floats(-50, 50) | st.sampled_from([-10.0, -9.5, 0.0, 3.0, 13.0])))
 def test_a_histogram_is_the_one_of_the_client_library(values):
     metrics, _ = ready()
-    metrics.observe_samples({}, 0, 0, [Reward.of(v) for v in values])
+    metrics.observe_samples({}, 0, 0, [Reward(v, v) for v in values])
     registry = CollectorRegistry()
     reference = Histogram(PREFIX + "raw_score", "Raw scores.", buckets=score_buckets(CALIBRATION), registry=registry)
     for value in values:
