@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import uvicorn
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from starlette.types import ASGIApp
 
 from model.backends import Identity, LoadedModel, LoadError, load
 from model.reward import Pipeline, build_pipeline
@@ -29,6 +30,7 @@ from service.api import docs, problems
 from service.api.health import OPEN_PATHS, health_routes
 from service.api.intake import Intake, IntakeLimits
 from service.api.middleware import KeyCheck, RequestSeen, Witness
+from service.api.protocol import OneWriteProtocol
 from service.api.routes import Straight, scoring_routes
 from service.api.stage import Bounds, Served, Stage
 from service.batching.batcher import Batcher
@@ -67,7 +69,7 @@ class House:
     metrics: Metrics
     clock: Clock
     log: logs.Logger
-    app: FastAPI
+    app: ASGIApp
 
 
 # -- building ---------------------------------------------------------------------------------------------------
@@ -81,7 +83,7 @@ def build_house(settings: ServeSettings, keys: frozenset[str]) -> House:
     bounds = Bounds(
         settings.max_samples_per_request, settings.max_body_bytes, admission.max_samples, admission.max_tokens
     )
-    app = FastAPI(
+    api = FastAPI(
         title="RewardServe",
         version="0.1.0",
         description="Serve reward models to RLHF training.",
@@ -89,17 +91,17 @@ def build_house(settings: ServeSettings, keys: frozenset[str]) -> House:
     )
     routers = scoring_routes(stage, bounds, clock), health_routes(stage, bounds, metrics.render, CONTENT_TYPE)
     for router in routers:
-        app.include_router(router)
-    docs.install(app)
-    problems.install(app, settings.overload_status)
-    # The last one added is the outermost.
-    app.add_middleware(Straight, router=routers[0], overload_status=settings.overload_status)
-    app.add_middleware(KeyCheck, keys=keys, open_paths=OPEN_PATHS)
-    intake = IntakeLimits(settings.max_body_bytes, settings.max_body_bytes_in_flight, settings.body_timeout_s)
-    app.add_middleware(Intake, limits=intake)
+        api.include_router(router)
+    docs.install(api)
+    problems.install(api, settings.overload_status)
     own = {route.path for router in routers for route in router.routes if isinstance(route, APIRoute)}
     routes = frozenset(own | {"/docs", "/openapi.json"})
-    app.add_middleware(Witness, routes=routes, clock=clock, tell=_tell_of_requests(metrics, log))
+    intake = IntakeLimits(settings.max_body_bytes, settings.max_body_bytes_in_flight, settings.body_timeout_s)
+    # From the innermost to the outermost.
+    app: ASGIApp = Straight(api, router=routers[0], overload_status=settings.overload_status)
+    app = KeyCheck(app, keys=keys, open_paths=OPEN_PATHS)
+    app = Intake(app, limits=intake)
+    app = Witness(app, routes=routes, clock=clock, tell=_tell_of_requests(metrics, log))
     return House(settings, stage, admission, metrics, clock, log, app)
 
 
@@ -252,7 +254,13 @@ async def serve(
     stop = _stop_event()
     asyncio.get_running_loop().set_exception_handler(_tell_of_stray_exceptions(house.log))
     config = uvicorn.Config(
-        house.app, log_config=None, access_log=False, server_header=False, proxy_headers=False, lifespan="off"
+        house.app,
+        http=OneWriteProtocol,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="off",
     )
     server = _Uvicorn(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))

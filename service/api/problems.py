@@ -40,7 +40,7 @@ def refusal(error: RequestRefused, overload_status: int) -> Response:
 
 
 def install(app: FastAPI, overload_status: int) -> None:
-    """Answer `RequestRefused` and the framework's own errors in our shape."""
+    """Answer `RequestRefused`, the framework's own errors and bugs in our shape."""
 
     async def refused(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestRefused)
@@ -54,5 +54,9 @@ def install(app: FastAPI, overload_status: int) -> None:
             {"error": {"code": code, "message": message}}, error.status_code, dict(error.headers or {})
         )
 
+    async def bug(_request: Request, _error: Exception) -> Response:
+        return internal()
+
+    app.add_exception_handler(Exception, bug)  # answered here, told of by `Witness`: it is raised on
     app.add_exception_handler(RequestRefused, refused)
     app.add_exception_handler(StarletteHTTPException, framework)
