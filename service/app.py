@@ -35,7 +35,7 @@ from service.api.routes import Straight, scoring_routes
 from service.api.stage import Bounds, Served, Stage
 from service.batching.batcher import Batcher
 from service.batching.cache import ScoreCache
-from service.batching.noise import NumericNoise, numeric_noise
+from service.batching.noise import NumericNoise, made_up_rows, numeric_noise
 from service.batching.outcomes import BatchDone
 from service.batching.pace import STEPS, Pace
 from service.batching.planner import Limits
@@ -123,11 +123,15 @@ class Engine:
 
 
 def measure_noise(settings: ModelSettings, loaded: LoadedModel) -> NumericNoise | None:
-    """See `numeric_noise`; the contract's probes are the rows. Takes a few forwards, which warm the model up.
+    """See `numeric_noise`; the contract's probes are the rows, where it has some. Takes a few forwards, which warm the
+    model up; a backend without weights is not asked.
 
     Raise `LoadError` where there is noise although none was promised.
     """
-    noise = numeric_noise(loaded.scorer, loaded.identity.raw, [probe.ids for probe in loaded.contract.probes])
+    rows = [probe.ids for probe in loaded.contract.probes]
+    if not rows and loaded.identity.n_parameters:
+        rows = made_up_rows(loaded.identity.max_tokens)
+    noise = numeric_noise(loaded.scorer, loaded.identity.raw, rows)
     if settings.deterministic and noise is not None and noise.max > 0.0:
         raise LoadError(
             f"REWARD_DETERMINISTIC=1, but a score depends on what else is in its batch, by up to {noise.max:.1e} "
@@ -294,7 +298,7 @@ async def _load_unless_stopped(house: House, stop: asyncio.Event) -> Engine | No
     finally:
         stopped.cancel()
     engine = build_engine(house.settings, loaded, pipeline, house.admission, house.metrics, house.clock)
-    _spare_the_garbage_collector()
+    spare_the_garbage_collector()
     for breach in loaded.report.breaches:
         house.log.warning("contract_broken", clause=breach.clause, message=breach.message, remedy=breach.remedy)
     house.stage.open(
@@ -312,7 +316,7 @@ async def _load_unless_stopped(house: House, stop: asyncio.Event) -> Engine | No
     return engine
 
 
-def _spare_the_garbage_collector() -> None:
+def spare_the_garbage_collector() -> None:
     """What is loaded by now stays, and what requests are made of is freed by counting references.
 
     By default the collector looks through every row of ids several times for cycles that are not there: a fifth of all

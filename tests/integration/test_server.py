@@ -144,7 +144,7 @@ def test_the_model_is_described(server):
     assert reply["limits"]["max_input_tokens"] == 2000
     assert reply["contract_report"] | {"breaches": []} == reply["contract_report"]
     assert reply["contract"].startswith("sha256:")
-    assert reply["numeric_noise"] is None, "echo has no probes to measure with"
+    assert reply["numeric_noise"] is None, "echo has no weights to measure with"
 
 
 def test_a_request_id_comes_back_and_one_is_given_where_there_is_none(server):

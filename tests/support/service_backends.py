@@ -2,8 +2,9 @@
 
 `python -m tests.support.service_backends` is `reward-serve` with one more backend, `drill`. Its model name
 says what goes wrong: `load-waits:FIFO`, `load-fails:WORDS`, `forward-waits:FIFO`, `raises:WORDS`,
-`nan:`, `too-few:`, `bug-in-encoder:WORDS`, `encoder-waits:FIFO`, `bad-cost:`, `two-heads:`, `noisy:`. A gate is a
-named pipe: whoever opens it for writing knows that the server is inside, and lets it go on by closing it.
+`nan:`, `too-few:`, `bug-in-encoder:WORDS`, `encoder-waits:FIFO`, `bad-cost:`, `two-heads:`, `noisy:`,
+`noisy-without-probes:`. A gate is a named pipe: whoever opens it for writing knows that the server is inside, and
+lets it go on by closing it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def load(spec: ModelSpec) -> LoadedModel:
     elif kind == "noisy":
         probes = tuple(Probe({"text": "x" * n}, (7,) * n, 0.0, 1.0) for n in range(1, 9))
         return replace(loaded, scorer=FakeScorer(_by_company), contract=replace(loaded.contract, probes=probes))
+    elif kind == "noisy-without-probes":
+        return replace(loaded, scorer=FakeScorer(_by_company), identity=replace(loaded.identity, n_parameters=1))
     elif kind == "bad-cost":
         return replace(loaded, scorer=_CostsNothing())
     elif kind in BEHAVIOURS:

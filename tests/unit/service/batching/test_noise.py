@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
 from model.scorer import BatchScores
-from service.batching.noise import NumericNoise, numeric_noise
+from service.batching.noise import NumericNoise, made_up_rows, numeric_noise
 from tests.support.service_fakes import FakeScorer, no_memory_above, scores_with
 
 ROWS = [(i,) * n for i, n in enumerate((5, 1, 2, 9, 3, 7), start=1)]
@@ -41,6 +42,14 @@ def test_a_scorer_that_does_not_is_not():
     assert numeric_noise(scorer, raw, ROWS) == NumericNoise(0.0, 0.0, len(ROWS))
     companies = {batch.rows for batch in scorer.batches if 1 < len(batch) < len(ROWS)}
     assert len(companies) > 2, "rows are seen in more than one company"
+
+
+def test_without_probes_there_are_rows_that_every_model_can_read_and_has_time_for():
+    rows = made_up_rows(max_tokens=60)
+    assert {token for row in rows for token in row} <= set(range(1, 16))
+    assert max(map(len, rows)) == 60
+    assert numeric_noise(FakeScorer(), raw, made_up_rows(max_tokens=1000)).n_rows == 16
+    assert any(one[:16] == other[:16] for one, other in pairwise(rows)), "beginnings that can be shared"
 
 
 def test_long_rows_do_not_delay_the_start():
