@@ -10,7 +10,7 @@ DATA ?= data
 WORKERS ?= 2
 BENCH ?=
 
-.PHONY: help setup serve test check bench bench-peers bench-load train-default clean
+.PHONY: help setup serve test check bench bench-peers bench-overhead bench-load train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make check          lint, types, import rules"
 	@echo "make bench          the engines side by side, under ten minutes (BENCH=--quick: under one)"
 	@echo "make bench-peers    this server and others side by side; installs them into .bench/ (BENCH=--quick)"
+	@echo "make bench-overhead the server alone, without a model: requests a CPU second, and where the time goes"
 	@echo "make bench-load     the load test: 32 clients, real text"
 	@echo "make train-default  train the default model again (DATA=folder with the preference files)"
 	@echo "make setup          only the virtual environment"
@@ -51,6 +52,9 @@ bench: setup
 
 bench-peers: setup
 	@$(BIN)/python -m benchmarks.peers $(BENCH)
+
+bench-overhead: setup
+	@$(BIN)/python -m benchmarks.overhead $(BENCH)
 
 bench-load: setup
 	@$(BIN)/python -m benchmarks.load $(BENCH)

@@ -2,10 +2,11 @@
 
 Starts `python -m service --backend echo` on a free port of the loopback interface and keeps it busy over a few
 keep-alive connections with requests of 1, 16, 64 and 256 samples, once as token ids and once as text. No sample is ever
-sent twice, so no cache can answer. Every reply is a full one; of each its status, of some its content is checked.
+sent twice. Every reply is a full one; of each its status, of some its scores are checked.
 
 Requests are counted against the CPU seconds (user and system, every thread) of the server's process, so a client on
 another core and neighbours on the machine matter little. Cases are interleaved over the rounds; figures are medians.
+Then: where that time goes, room by room, and what tokenising costs beside the forward of a 150M model.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import socket
 import statistics
 import subprocess
@@ -22,27 +22,23 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
 import uvloop
 
+from benchmarks import machine, rooms, tables, tokenizing
+from benchmarks.traffic import Bodies, Case
 from model.backends.echo import END_ID, echo_score
 
 FORMS = ("ids", "text")
 SIZES = (1, 16, 64, 256)
-_SALT = "100,101,102,103"
-"""Four three-digit ids at the start of every sample, replaced in every request: equal in length, never equal twice."""
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One kind of request."""
-
-    form: str
-    n_samples: int
+TARGETS = {Case("ids", 1): 2500, Case("ids", 64): 500}
+"""Requests a CPU second."""
+_ROOMS_FOR = (1, 64)
+_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +54,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table."""
+    """One case, over all rounds."""
 
     form: str
     n_samples: int
@@ -68,41 +64,65 @@ class Row:
     us_per_sample: float
     kib_in: float
     kib_out: float
+    target: int | None
 
 
 def main() -> int:
-    """Command-line entry."""
-    given = _arguments()
-    cases = [Case(form, n) for form in given.forms for n in given.sizes]
-    loads: dict[Case, list[Load]] = {case: [] for case in cases}
-    with Server(given.flags) as server:
-        for round_ in range(given.rounds + 1):
-            for case in cases:
-                load = uvloop.run(drive(server, case, given, seed=round_))
-                if round_:  # the first round only warms up
-                    loads[case].append(load)
-    rows = [summary(case, loads[case]) for case in cases]
-    print(f"echo server, about {given.tokens} ids (or bytes of text) a sample, {given.connections} connections")
-    print_table(rows)
+    """Command-line entry. Exit code 1 if a target was missed."""
+    given, flags = _arguments()
+    print(tables.facts(machine.facts()))
+    rows = over_http(given, flags)
+    print(f"\necho backend, {given.tokens} ids (or characters) a sample, {given.connections} connections, full replies")
+    print(tables.table([_http_cells(row) for row in rows]))
+    by_room = [_by_room(row, given) for row in rows if row.form == "ids" and row.n_samples in _ROOMS_FOR]
+    print("\nwhere the CPU time of a request goes, in microseconds (token ids)")
+    print(tables.table([_room_cells(name, by_room) for name in by_room[0]["rooms"]]) if by_room else "(not asked for)")
+    prices = [] if given.no_tokenizing else tokenizing.prices(forward=given.forward)
+    print("\nwhat tokenising costs a sample, one core")
+    print(tables.table([_price_cells(price) for price in prices]))
     if given.json:
-        figures = {"tokens": given.tokens, "connections": given.connections, "http": [asdict(row) for row in rows]}
+        figures = {
+            "facts": machine.facts(),
+            "tokens": given.tokens,
+            "connections": given.connections,
+            "http": [asdict(row) for row in rows],
+            "rooms": by_room,
+            "tokenizing": [asdict(price) for price in prices],
+        }
         given.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 0
+    return 1 if any(row.target is not None and row.requests_per_cpu_s < row.target for row in rows) else 0
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def _arguments() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], epilog="flags that are not known here are the server's"
+    )
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="samples a request")
     parser.add_argument(
-        "--tokens", type=int, default=200, help="mean ids (or bytes of text) a sample; half to one and a half of it"
+        "--tokens", type=int, default=200, help="mean ids a sample; from a half to one and a half of it"
     )
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=2.0, help="of a case in a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-tokenizing", action="store_true", help="leave out the price of tokenising")
+    parser.add_argument("--forward", action="store_true", help="measure the 150M model's forward beside it (a minute)")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--flags", nargs="*", default=[], help="more flags for the server")
-    return parser.parse_args()
+    return parser.parse_known_args()
+
+
+def over_http(given: argparse.Namespace, flags: Sequence[str]) -> list[Row]:
+    """The real server, asked over real connections."""
+    cases = [Case(form, n) for form in given.forms for n in given.sizes]
+    loads: dict[Case, list[Load]] = {case: [] for case in cases}
+    with Server(flags) as server:
+        for round_ in range(given.rounds + 1):
+            for case in cases:
+                bodies = Bodies(case, given.tokens, seed=round_)
+                load = uvloop.run(drive(server, bodies, given.connections, given.seconds))
+                if round_:  # the first round only warms up
+                    loads[case].append(load)
+    return [summary(case, loads[case]) for case in cases]
 
 
 # -- the server -------------------------------------------------------------------------------------------------
@@ -111,12 +131,12 @@ def _arguments() -> argparse.Namespace:
 class Server:
     """The real thing, as a process of its own."""
 
-    def __init__(self, flags: list[str]) -> None:
+    def __init__(self, flags: Sequence[str]) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
-        command = [sys.executable, "-m", "service", "--port", str(self.port), "--backend", "echo", "--model", "echo"]
-        self.process = subprocess.Popen([*command, "--log-level", "warning", *flags], stderr=subprocess.DEVNULL)
+        own = ["--port", str(self.port), "--backend", "echo", "--model", "echo", "--log-level", "warning"]
+        self.process = subprocess.Popen([sys.executable, "-m", "service", *own, *flags], stderr=subprocess.DEVNULL)
 
     def __enter__(self) -> Server:
         """Wait until it is ready."""
@@ -133,7 +153,7 @@ class Server:
     def __exit__(self, *_: object) -> None:
         """End it."""
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(_PATIENCE_S)
 
     def cpu_s(self) -> float:
         """User and system time of all its threads."""
@@ -144,47 +164,6 @@ class Server:
 # -- the client -------------------------------------------------------------------------------------------------
 
 
-def lengths(n: int, mean: int, rng: random.Random) -> list[int]:
-    """Ragged: from half to one and a half of the mean."""
-    return [rng.randint(mean // 2, mean + mean // 2) for _ in range(n)]
-
-
-def body_of(case: Case, mean: int, rng: random.Random) -> bytes:
-    """A request with the salt still in it."""
-    samples: list[dict[str, object]] = []
-    for n in lengths(case.n_samples, mean, rng):
-        if case.form == "ids":
-            ids = [rng.randrange(1, 256) for _ in range(n - 4)]
-            samples.append({"input_ids": [*map(int, _SALT.split(",")), *ids]})
-        else:
-            text = " ".join(rng.choice(_WORDS) for _ in range(n // 4))
-            samples.append({"prompt": f"[{_SALT}] {text[: n // 2]}", "response": text[n // 2 : n - 18]})
-    return json.dumps({"run": "overhead", "step": 1, "samples": samples}, separators=(",", ":")).encode()
-
-
-_WORDS = Path(__file__).resolve().parent.parent.joinpath("ARCHITECTURE.md").read_text().split()
-
-
-class Bodies:
-    """Requests without end, none of which has a sample of an earlier one."""
-
-    def __init__(self, case: Case, mean: int, seed: int) -> None:
-        rng = random.Random(f"{case}{seed}")
-        self._templates = [body_of(case, mean, rng) for _ in range(max(2, 64 // case.n_samples))]
-        self._n = rng.randrange(156**3)
-
-    def next(self) -> bytes:
-        """One more. All samples of a request share a salt; they differ in the rest."""
-        self._n += 1
-        digits = [100 + self._n // 156**k % 156 for k in range(4)]
-        salted = b"[%d,%d,%d,%d" % tuple(digits)
-        body = self._templates[self._n % len(self._templates)].replace(b"[" + _SALT.encode(), salted)
-        head = (
-            f"POST /score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-        )
-        return head.encode() + body
-
-
 class Client(asyncio.Protocol):
     """One keep-alive connection with one request under way, until it is told to stop."""
 
@@ -192,37 +171,27 @@ class Client(asyncio.Protocol):
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.n_requests = self.n_bytes_in = self.n_bytes_out = 0
         self.stopping = False
-        self.sent = b""
         self._next_body = next_body
+        self._asked = b""
         self._reply = bytearray()
         self._length = -1
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask the first time."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         self._ask()
 
-    def _ask(self) -> None:
-        self.sent = self._next_body()
-        self.n_bytes_in += len(self.sent)
-        self._transport.write(self.sent)
-
     def data_received(self, data: bytes) -> None:
+        """Once the reply is whole, ask again."""
         self._reply += data
         if self._length < 0:
-            end = self._reply.find(b"\r\n\r\n")
-            if end < 0:
-                return
-            if not self._reply.startswith(b"HTTP/1.1 200"):
-                self._fail(f"the server said {bytes(self._reply[:300])!r}")
-                return
-            start = self._reply.index(b"content-length: ") + 16
-            self._length = end + 4 + int(self._reply[start : self._reply.index(b"\r\n", start)])
-        if len(self._reply) < self._length:
+            self._read_head()
+        if self._length < 0 or len(self._reply) < self._length:
             return
         self.n_requests += 1
         self.n_bytes_out += self._length
         if self.n_requests == 1:
-            check(self.sent, bytes(self._reply))
+            check(self._asked, bytes(self._reply).partition(b"\r\n\r\n")[2])
         self._reply.clear()
         self._length = -1
         if self.stopping:
@@ -232,39 +201,56 @@ class Client(asyncio.Protocol):
             self._ask()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Not before it was told to stop."""
         self._fail(f"the server closed the connection: {exc}")
+
+    def _ask(self) -> None:
+        self._asked = self._next_body()
+        head = "POST /score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        sent = (head % len(self._asked)).encode() + self._asked
+        self.n_bytes_in += len(sent)
+        self._transport.write(sent)
+
+    def _read_head(self) -> None:
+        end = self._reply.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        if not self._reply.startswith(b"HTTP/1.1 200"):
+            self._fail(f"the server said {bytes(self._reply[:300])!r}")
+            return
+        start = self._reply.index(b"content-length: ") + 16
+        self._length = end + 4 + int(self._reply[start : self._reply.index(b"\r\n", start)])
 
     def _fail(self, why: str) -> None:
         if not self.done.done():
             self.done.set_exception(RuntimeError(why))
 
 
-def check(request: bytes, reply: bytes) -> None:
+def check(asked: bytes, reply: bytes) -> None:
     """Raise unless every sample of the request has its own right score in the reply."""
-    asked = json.loads(request.partition(b"\r\n\r\n")[2])["samples"]
-    results = json.loads(reply.partition(b"\r\n\r\n")[2])["results"]
-    for i, (sample, result) in enumerate(zip(asked, results, strict=True)):
+    samples, results = json.loads(asked)["samples"], json.loads(reply)["results"]
+    for i, (sample, result) in enumerate(zip(samples, results, strict=True)):
         ids = sample.get("input_ids") or (sample["prompt"] + "\n" + sample["response"]).encode()
         if (result["id"], result["raw"]) != (str(i), echo_score((*ids, END_ID))):
             raise RuntimeError(f"sample {i} has a wrong answer: {result}")
 
 
-async def drive(server: Server, case: Case, given: argparse.Namespace, seed: int) -> Load:
+async def drive(server: Server, bodies: Bodies, connections: int, seconds: float) -> Load:
     """Keep the server busy for some seconds."""
-    bodies, loop = Bodies(case, given.tokens, seed), asyncio.get_running_loop()
+    loop = asyncio.get_running_loop()
     clients = [
-        (await loop.create_connection(lambda: Client(bodies.next), "127.0.0.1", server.port))[1]
-        for _ in range(given.connections)
+        (await loop.create_connection(lambda: Client(bodies.next_body), "127.0.0.1", server.port))[1]
+        for _ in range(connections)
     ]
     await asyncio.sleep(0.2)
     before = [(c.n_requests, c.n_bytes_in, c.n_bytes_out) for c in clients]
     cpu_s, started = server.cpu_s(), time.monotonic()
-    await asyncio.wait([c.done for c in clients], timeout=given.seconds)
+    await asyncio.wait([c.done for c in clients], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     cpu_s, wall_s = server.cpu_s() - cpu_s, time.monotonic() - started
     after = [(c.n_requests, c.n_bytes_in, c.n_bytes_out) for c in clients]
     for client in clients:
         client.stopping = True
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(_PATIENCE_S):
         await asyncio.gather(*(c.done for c in clients))
     n_requests, n_in, n_out = (sum(a[k] - b[k] for a, b in zip(after, before, strict=True)) for k in range(3))
     return Load(n_requests, cpu_s, wall_s, n_in, n_out)
@@ -273,7 +259,7 @@ async def drive(server: Server, case: Case, given: argparse.Namespace, seed: int
 # -- the figures ------------------------------------------------------------------------------------------------
 
 
-def summary(case: Case, loads: list[Load]) -> Row:
+def summary(case: Case, loads: Sequence[Load]) -> Row:
     """Medians over the rounds."""
     per_cpu_s = statistics.median(load.n_requests / load.cpu_s for load in loads)
     n_requests = sum(load.n_requests for load in loads)
@@ -286,19 +272,48 @@ def summary(case: Case, loads: list[Load]) -> Row:
         us_per_sample=round(1e6 / per_cpu_s / case.n_samples, 2),
         kib_in=round(sum(load.n_bytes_in for load in loads) / n_requests / 1024, 2),
         kib_out=round(sum(load.n_bytes_out for load in loads) / n_requests / 1024, 2),
+        target=TARGETS.get(case),
     )
 
 
-def print_table(rows: list[Row]) -> None:
-    """One line a case."""
-    print(
-        f"{'form':6}{'samples':>8}{'req/CPU s':>12}{'req/wall s':>12}{'us/request':>12}{'us/sample':>11}{'KiB in':>9}{'KiB out':>9}"
+def _by_room(row: Row, given: argparse.Namespace) -> dict[str, dict[str, float]]:
+    found = rooms.measure(Case(row.form, row.n_samples), given.tokens, given.connections)
+    rest = {"http": row.us_per_request - sum(found.values())}
+    return {"request": {"samples": row.n_samples}, "rooms": {name: round(us, 1) for name, us in (found | rest).items()}}
+
+
+def _http_cells(row: Row) -> dict[str, str]:
+    return {
+        "form": row.form,
+        "samples": str(row.n_samples),
+        "req/CPU s": f"{row.requests_per_cpu_s:,.0f}",
+        "target": "-" if row.target is None else f"{row.target:,}",
+        "req/wall s": f"{row.requests_per_wall_s:,.0f}",
+        "us/request": f"{row.us_per_request:,.0f}",
+        "us/sample": f"{row.us_per_sample:.1f}",
+        "KiB in": f"{row.kib_in:.1f}",
+        "KiB out": f"{row.kib_out:.1f}",
+    }
+
+
+def _room_cells(name: str, by_room: Sequence[dict[str, dict[str, float]]]) -> dict[str, str]:
+    us = {f"{found['request']['samples']:.0f} samples": f"{found['rooms'][name]:,.0f}" for found in by_room}
+    return (
+        {"room": name} | us | {"which is": rooms.MEANINGS.get(name, "sockets, uvicorn, the event loop; all the rest")}
     )
-    for row in rows:
-        print(
-            f"{row.form:6}{row.n_samples:8}{row.requests_per_cpu_s:12,.0f}{row.requests_per_wall_s:12,.0f}"
-            f"{row.us_per_request:12,.0f}{row.us_per_sample:11.1f}{row.kib_in:9.1f}{row.kib_out:9.1f}"
-        )
+
+
+def _price_cells(price: tokenizing.Price) -> dict[str, str]:
+    return {
+        "tokenizer": price.tokenizer,
+        "workload": price.workload,
+        "tokens": f"{price.tokens:.0f}",
+        "us/sample": f"{price.encode_us:.0f}",
+        "us/token": f"{price.encode_us / price.tokens:.2f}",
+        "plain us/sample": f"{price.plain_us:.0f}",
+        "forward ms": "-" if price.forward_ms is None else f"{price.forward_ms:,.0f}",
+        "of the forward": "-" if price.share is None else f"{100 * price.share:.3f} %",
+    }
 
 
 if __name__ == "__main__":

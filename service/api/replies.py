@@ -65,23 +65,18 @@ def _fast_response(content: Any, checksum: float) -> Response:
 def result(sample_id: str, scored: Scored, named_heads: bool) -> dict[str, Any]:
     """One entry of `results`. Every field is always there, `heads` where the model has several."""
     reward = scored.reward
-    fields: dict[str, Any] = {
-        "id": sample_id,
-        "reward": None if reward is None else reward.value,
-        "raw": None if reward is None else reward.raw,
-        "normalized": None if reward is None else reward.normalized,
-    }
+    value, raw, normalized = (None, None, None) if reward is None else (reward.value, reward.raw, reward.normalized)
+    fields: dict[str, Any] = {"id": sample_id, "reward": value, "raw": raw, "normalized": normalized}
     if named_heads:
         fields["heads"] = None if scored.heads is None else dict(scored.heads)
-    return fields | {
-        "notes": [] if reward is None else list(reward.notes),
-        "flags": [],
-        "tokens": scored.n_tokens,
-        "truncated": scored.truncated,
-        "missing_end": scored.missing_end,
-        "cached": scored.cached,
-        "error": failure(scored.failure),
-    }
+    fields["notes"] = () if reward is None else reward.notes
+    fields["flags"] = ()
+    fields["tokens"] = scored.n_tokens
+    fields["truncated"] = scored.truncated
+    fields["missing_end"] = scored.missing_end
+    fields["cached"] = scored.cached
+    fields["error"] = failure(scored.failure)
+    return fields
 
 
 def failure(why: Failure | None) -> dict[str, Any] | None:

@@ -1,0 +1,169 @@
+"""Where the CPU time of a request goes: each room of the server called by itself, in this process.
+
+The rooms are those of a real server on the echo backend, fed with requests that nobody has seen before, as many at a time
+as there would be connections. Times are CPU time of all threads. A room that calls others is charged with what is left
+when theirs is taken off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import uvloop
+
+from benchmarks.traffic import Bodies, Case
+from model.conversation import Sample, SampleError
+from model.encoding import Encoded
+from model.scorer import TokenBatch
+from service import app
+from service.api import body, wire
+from service.api.replies import score_reply
+from service.api.schemas import ScoreRequest, to_sample
+from service.api.stage import Served
+from service.observability import logs
+from service.settings import ServeSettings
+
+T = TypeVar("T")
+
+_REPEATS = 5
+_SAMPLES = 2_000  # so many in each repetition of each room, whatever the size of a request
+_decoder = msgspec.json.Decoder(wire.ScoreRequest)
+
+MEANINGS = {
+    "read": "the body -> samples",
+    "encode": "samples -> ids that are checked and ended",
+    "model": "the echo model itself",
+    "batch": "the waiting room, the planner, the way to the scorer's thread and back",
+    "account": "admission, deadline, reward, metrics of the samples",
+    "reply": "results -> JSON",
+    "around": "request id, key, body limits, watching the caller, metrics and log of the request",
+}
+
+
+def measure(case: Case, tokens: int, at_once: int) -> dict[str, float]:
+    """Microseconds of CPU a request, by room."""
+    return uvloop.run(_measure(case, tokens, at_once))
+
+
+async def _measure(case: Case, tokens: int, at_once: int) -> dict[str, float]:
+    house, engine, served = _open()
+    bodies = Bodies(case, tokens, seed=-1)
+    n = max(at_once, _SAMPLES // case.n_samples)
+
+    def fresh(upto: Callable[[bytes], T]) -> Callable[[], list[T]]:
+        return lambda: [upto(bodies.next_body()) for _ in range(n)]
+
+    async def whole(asked: bytes) -> None:
+        await _call(house.app, asked)
+
+    async def cost(work: Callable[[T], Awaitable[Any]], inputs: Callable[[], list[T]]) -> float:
+        return await _cost(work, inputs, at_once)
+
+    encode, score = engine.loaded.encode.many, engine.loaded.scorer.score
+    for _ in range(4):  # the budget of a batch finds its place, caches fill
+        await _cost(whole, fresh(lambda asked: asked), at_once)
+    total = await cost(whole, fresh(lambda asked: asked))
+    read = await cost(_now(_samples), fresh(lambda asked: asked))
+    encoded = await cost(_now(encode), fresh(_samples))
+    model = await cost(
+        _now(lambda rows: score(TokenBatch(tuple(rows)))), fresh(lambda asked: _rows(encode(_samples(asked))))
+    )
+    batched = await cost(engine.batcher.score, fresh(lambda asked: _rows(encode(_samples(asked)))))
+    scored = await cost(engine.scoring.score, fresh(_samples))
+    results = [await engine.scoring.score(_samples(bodies.next_body())) for _ in range(n)]
+    ids = [str(i) for i in range(case.n_samples)]
+    reply = await cost(_now(lambda found: score_reply(served, ids, found)), lambda: results)
+    await engine.stop()
+    return {
+        "read": read,
+        "encode": encoded,
+        "model": model,
+        "batch": batched - model,
+        "account": scored - batched - encoded,
+        "reply": reply,
+        "around": total - read - scored - reply,
+    }
+
+
+def _open() -> tuple[app.House, app.Engine, Served]:
+    settings = ServeSettings(backend="echo", model="echo", log_level="warning", _cli_parse_args=[])
+    logs.configure(settings.log_level, settings.log_format)
+    house = app.build_house(settings, frozenset())
+    loaded, pipeline = app.load_model(settings)
+    engine = app.build_engine(settings, loaded, pipeline, house.admission, house.metrics, house.clock)
+    app.spare_the_garbage_collector()
+    served = Served(
+        loaded=loaded,
+        scoring=engine.scoring,
+        pipeline=pipeline,
+        epoch=app.FIRST_EPOCH,
+        numeric_noise=None,
+        batching=lambda: engine.batcher.limits,
+        is_alive=lambda: True,
+        n_failing=lambda: 0,
+    )
+    house.stage.open(served)
+    return house, engine, served
+
+
+async def _cost(work: Callable[[T], Awaitable[Any]], inputs: Callable[[], list[T]], at_once: int) -> float:
+    """Microseconds of CPU a call, so many at a time; the median of some repetitions."""
+
+    async def one_after_the_other(mine: Iterable[T]) -> None:
+        for each in mine:
+            await work(each)
+
+    found = []
+    for _ in range(_REPEATS):
+        todo = inputs()
+        started = time.process_time()
+        await asyncio.gather(*(one_after_the_other(todo[i::at_once]) for i in range(at_once)))
+        found.append((time.process_time() - started) / len(todo))
+    return 1e6 * statistics.median(found)
+
+
+def _now(work: Callable[[T], Any]) -> Callable[[T], Awaitable[Any]]:
+    async def at_once(value: T) -> Any:
+        return work(value)
+
+    return at_once
+
+
+def _samples(asked: bytes) -> list[Sample]:
+    samples = [to_sample(sample) for sample in body.decode(asked, _decoder, ScoreRequest).samples]
+    return [sample for sample in samples if isinstance(sample, Sample)]
+
+
+def _rows(encoded: Sequence[Encoded | SampleError]) -> list[tuple[int, ...]]:
+    return [each.ids for each in encoded if isinstance(each, Encoded)]
+
+
+async def _call(application: Any, asked: bytes) -> None:
+    """One request through the whole application, without a network. Raise unless it is answered with 200."""
+    length = str(len(asked)).encode()
+    scope = {
+        "type": "http", "method": "POST", "path": "/score", "raw_path": b"/score", "query_string": b"", "root_path": "",
+        "scheme": "http", "http_version": "1.1", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1), "state": {},
+        "headers": [(b"host", b"x"), (b"content-type", b"application/json"), (b"content-length", length)],
+    }  # fmt: skip
+    message: dict[str, Any] | None = {"type": "http.request", "body": asked, "more_body": False}
+    stays = asyncio.get_running_loop().create_future()
+
+    async def receive() -> dict[str, Any]:
+        nonlocal message
+        if message is None:
+            await stays
+        came, message = message, None
+        assert came is not None
+        return came
+
+    async def send(reply: dict[str, Any]) -> None:
+        if reply.get("status", 200) != 200:
+            raise RuntimeError(f"the server said {reply['status']}")
+
+    await application(scope, receive, send)
