@@ -1,0 +1,59 @@
+"""The fast writer of replies says what the careful one says, and leaves to it what it cannot say."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.backends import ModelSpec, echo
+from model.reward import Reward, RewardSettings, build_pipeline
+from service.api.replies import json_response, result, score_reply
+from service.api.schemas import ScoreReply
+from service.api.stage import Served
+from service.errors import Failure
+from service.scoring import Scored
+
+LOADED = echo.load(ModelSpec())
+SERVED = Served(
+    loaded=LOADED, scoring=None, pipeline=build_pipeline(LOADED.calibration, RewardSettings()), epoch=1,
+    numeric_noise=None, batching=None, is_alive=lambda: True, n_failing=lambda: 0,
+)  # fmt: skip
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+REWARDS = st.builds(
+    Reward, raw=NUMBERS, value=NUMBERS, normalized=NUMBERS | st.none(), notes=st.sampled_from([(), ("capped_high",)])
+)
+TIMES = {"encode_s": st.just(0.001), "queue_s": st.just(0.0), "forward_s": st.just(0.2), "n_computed": st.just(2.5)}
+SCORED = st.builds(
+    Scored, reward=REWARDS, heads=NUMBERS.map(lambda x: {"score": x}), n_tokens=st.integers(1, 9), truncated=st.booleans(),
+    missing_end=st.booleans(), cached=st.booleans(), failure=st.none(), **TIMES,
+) | st.builds(
+    Scored, reward=st.none(), heads=st.none(), n_tokens=st.integers(1, 9) | st.none(), **TIMES,
+    failure=st.builds(Failure, st.just("input_too_long"), st.text(), st.just({"n": 5, "limit": 4})),
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.text(st.characters(codec=None), max_size=5), SCORED), min_size=1, max_size=4))
+def test_a_reply_says_every_number_and_every_id_as_it_is(pairs):
+    ids, results = [i for i, _ in pairs], [scored for _, scored in pairs]
+    reply = json.loads(score_reply(SERVED, ids, results).body)
+    careful = json.loads(json_response([result(i, scored, False) for i, scored in pairs]).body)
+    assert reply["results"] == careful
+    assert [r["id"] for r in reply["results"]] == ids
+    assert reply["rewards"] == [r["reward"] for r in careful]
+    ScoreReply.model_validate(reply, strict=True)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_reward_that_is_no_number_is_never_sent_as_if_there_were_none(bad):
+    good = Scored(Reward(1.0, 1.0), {"score": 1.0}, 3)
+    with pytest.raises(ValueError, match="JSON"):
+        score_reply(SERVED, ["a", "b"], [good, Scored(Reward(bad, bad), {"score": bad}, 3)])
+
+
+def test_rewards_whose_sum_is_too_large_for_a_float_are_sent_all_the_same():
+    huge = Scored(Reward(1e308, 1e308), {"score": 1e308}, 3)
+    assert json.loads(score_reply(SERVED, ["a", "b"], [huge, huge]).body)["rewards"] == [1e308, 1e308]
