@@ -55,6 +55,7 @@ def choose(network: RewardNetwork, spec: ModelSpec, *, pad_id: int, max_tokens: 
             continue
         why_not = _objection(scorer, rows, expected, allowed)
         if why_not is None:
+            scorer.settle()
             return scorer, tuple(notes)
         scorer.leave()
         notes.append(_note(trim, why_not))

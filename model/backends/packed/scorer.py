@@ -23,6 +23,7 @@ from model.backends.packed.prefixes import SHORTEST, Beginning, Prefixes
 from model.backends.packed.transfer import to_device
 from model.backends.packed.tree import ID_BYTES, Row, Tree, apart, key_of, n_common, plant
 from model.backends.packed.varlen import Varlen, flash_varlen
+from model.backends.packed.weights import PackedWeights
 from model.network import RewardNetwork
 from model.scorer import BatchScores, TokenBatch
 
@@ -32,6 +33,7 @@ class PackedScorer:
 
     `share`: common beginnings and equal rows are computed once. `trim`: the last layer computes only what is read.
     `one_by_one`: every row has a forward of its own, so its score has the same bits whoever rides beside it.
+    `prepack`: linear layers compute with weights that lie ready for the matrix kernel, where there is such a thing.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class PackedScorer:
         share: bool = True,
         trim: bool = True,
         one_by_one: bool = False,
+        prepack: bool = True,
         prefix_cache_bytes: int = 0,
     ) -> None:
         self._network, self._max_tokens = network, max_tokens
@@ -59,6 +62,9 @@ class PackedScorer:
             raise Unsupported("its attention is not called through transformers' attention interface")
         if self._last:
             self._last.install()
+        self._weights = PackedWeights(network.backbone) if prepack else None
+        if self._weights:
+            self._weights.install()
 
     @property
     def max_tokens(self) -> int:
@@ -104,10 +110,17 @@ class PackedScorer:
         del self._network
 
     def leave(self) -> None:
-        """The network is as it was before."""
+        """The network is as it was before. Not after `settle`."""
+        if self._weights:
+            self._weights.remove()
         if self._last:
             self._last.remove()
         self._network.backbone.set_attn_implementation(self._with)
+
+    def settle(self) -> None:
+        """This engine stays: let go of what only another one would need."""
+        if self._weights:
+            self._weights.release()
 
     # -- one forward ----------------------------------------------------------------------------------------
 
