@@ -70,6 +70,7 @@ def main() -> int:
     machine.run_again_with(given.threads, malloc=not given.no_malloc)
     if given.quick:
         given.models, given.rounds, given.scale = ["m30"], 1, given.scale or QUICK_SCALE
+        given.workloads = [kind for kind in given.workloads if kind != "long"]
     facts = machine.facts()
     print(tables.facts(facts), flush=True)
     figures: list[Figures] = []
@@ -193,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", type=int, default=1024, help="tokens a batch of our engines")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="one round of the small model, under a minute")
+    parser.add_argument("--quick", action="store_true", help="one small round of the small model, no long rows; under a minute")
     parser.add_argument("--no-malloc", action="store_true", help="leave glibc's allocator as it comes")
     parser.add_argument("--json", type=Path)
     return parser
