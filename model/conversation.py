@@ -101,10 +101,10 @@ class Sample:
     def __post_init__(self) -> None:
         """Raise `AmbiguousSample` unless exactly one form is given."""
         pair = self.prompt is not None or self.response is not None
-        forms = [pair, self.messages is not None, self.text is not None, self.input_ids is not None]
-        if sum(forms) != 1 or (pair and (self.prompt is None or self.response is None)):
+        n_forms = pair + (self.messages is not None) + (self.text is not None) + (self.input_ids is not None)
+        if n_forms != 1 or (pair and (self.prompt is None or self.response is None)):
             raise AmbiguousSample(
-                "give exactly one of: prompt and response; messages; text; input_ids", n_forms=sum(forms)
+                "give exactly one of: prompt and response; messages; text; input_ids", n_forms=n_forms
             )
 
     def conversation(self) -> tuple[Message, ...]:

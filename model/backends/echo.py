@@ -96,13 +96,13 @@ class EchoEncoder:
 
     def many(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
         """One entry a sample, in order."""
-        return [self._one(sample) for sample in samples]
-
-    def _one(self, sample: Sample) -> Encoded | SampleError:
-        try:
-            return self(sample)
-        except SampleError as error:
-            return error
+        encoded: list[Encoded | SampleError] = []
+        for sample in samples:
+            try:
+                encoded.append(self(sample))
+            except SampleError as error:
+                encoded.append(error)
+        return encoded
 
 
 def _checked(ids: tuple[int, ...]) -> tuple[int, ...]:

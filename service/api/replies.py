@@ -102,16 +102,16 @@ def _totals(results: Sequence[Scored]) -> dict[str, Any]:
     return {
         "usage": {
             "samples": len(results),
-            "tokens": sum(r.n_tokens or 0 for r in done),
-            "tokens_computed": round(sum(r.n_computed for r in done)),
+            "tokens": sum([r.n_tokens or 0 for r in done]),
+            "tokens_computed": round(sum([r.n_computed for r in done])),
         },
         "timing_ms": {
-            "encode": _longest_ms(r.encode_s for r in done),
-            "queue": _longest_ms(r.queue_s for r in done),
-            "forward": _longest_ms(r.forward_s for r in done),
+            "encode": _longest_ms([r.encode_s for r in done]),
+            "queue": _longest_ms([r.queue_s for r in done]),
+            "forward": _longest_ms([r.forward_s for r in done]),
         },
     }
 
 
-def _longest_ms(seconds: Any) -> float:
+def _longest_ms(seconds: Sequence[float]) -> float:
     return round(1000 * max(seconds, default=0.0), 3)

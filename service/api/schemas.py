@@ -180,14 +180,15 @@ class CompareReply(ModelOut):
 
 def to_sample(sample: SampleIn | wire.SampleIn) -> Asked:
     """A `Sample`, or the reason why this is none."""
+    messages, ids = sample.messages, sample.input_ids
     try:
         return Sample(
-            prompt=to_prompt(sample.prompt),
-            response=sample.response,
-            messages=None if sample.messages is None else _messages(sample.messages),
-            text=sample.text,
-            input_ids=None if sample.input_ids is None else tuple(sample.input_ids),
-            finish_reason=sample.finish_reason,
+            to_prompt(sample.prompt),
+            sample.response,
+            None if messages is None else _messages(messages),
+            sample.text,
+            None if ids is None else tuple(ids),
+            sample.finish_reason,
         )
     except SampleError as error:
         return error
