@@ -194,7 +194,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", type=int, default=1024, help="tokens a batch of our engines")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="one small round of the small model, no long rows; under a minute")
+    parser.add_argument(
+        "--quick", action="store_true", help="one small round of the small model, no long rows; under a minute"
+    )
     parser.add_argument("--no-malloc", action="store_true", help="leave glibc's allocator as it comes")
     parser.add_argument("--json", type=Path)
     return parser
