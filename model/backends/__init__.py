@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from model.backends.waiting import spin_briefly
 from model.calibration import Calibration
 from model.contract import ContractReport, ScoringContract, Truncation
 from model.conversation import Sample, SampleError
@@ -106,6 +107,7 @@ class LoadedModel:
 
 def load(backend: str, spec: ModelSpec) -> LoadedModel:
     """Load `spec` with the named backend. Raise `LoadError` (`ContractBroken` in strict mode)."""
+    spin_briefly()
     module, _, function = BACKENDS[backend].partition(":")
     loader: Callable[[ModelSpec], LoadedModel] = getattr(importlib.import_module(module), function)
     return loader(spec)
