@@ -1,8 +1,9 @@
 """What the server itself costs: requests a CPU second with a backend that has no weights.
 
-Starts `python -m service --backend echo` on a free port of the loopback interface and keeps it busy over a few
-keep-alive connections with requests of 1, 16, 64 and 256 samples, once as token ids and once as text. No sample is ever
-sent twice. Every reply is a full one; of each its status, of some its scores are checked.
+Starts `python -m service --backend echo` on a free port of the loopback interface and keeps it busy over keep-alive
+connections with requests of 1, 16, 64 and 256 samples, once as token ids and once as text: single samples from as many
+clients as in the other benchmarks, 32, larger requests from 4. No sample is ever sent twice. Every reply is a full one;
+of each its status, of some its scores are checked.
 
 Requests are counted against the CPU seconds (user and system, every thread) of the server's process, so a client on
 another core and neighbours on the machine matter little. Cases are interleaved over the rounds; figures are medians.
@@ -37,6 +38,7 @@ FORMS = ("ids", "text")
 SIZES = (1, 16, 64, 256)
 TARGETS = {Case("ids", 1): 2500, Case("ids", 64): 500}
 """Requests a CPU second."""
+SINGLE_CLIENTS, CLIENTS = 32, 4
 _ROOMS_FOR = (1, 64)
 _PATIENCE_S = 30.0
 
@@ -58,6 +60,7 @@ class Row:
 
     form: str
     n_samples: int
+    connections: int
     requests_per_cpu_s: float
     requests_per_wall_s: float
     us_per_request: float
@@ -72,7 +75,7 @@ def main() -> int:
     given, flags = _arguments()
     print(tables.facts(machine.facts()))
     rows = over_http(given, flags)
-    print(f"\necho backend, {given.tokens} ids (or characters) a sample, {given.connections} connections, full replies")
+    print(f"\necho backend, {given.tokens} ids (or characters) a sample, full replies")
     print(tables.table([_http_cells(row) for row in rows]))
     by_room = [_by_room(row, given) for row in rows if row.form == "ids" and row.n_samples in _ROOMS_FOR]
     print("\nwhere the CPU time of a request goes, in microseconds (token ids)")
@@ -84,7 +87,6 @@ def main() -> int:
         figures = {
             "facts": machine.facts(),
             "tokens": given.tokens,
-            "connections": given.connections,
             "http": [asdict(row) for row in rows],
             "rooms": by_room,
             "tokenizing": [asdict(price) for price in prices],
@@ -102,7 +104,7 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--tokens", type=int, default=200, help="mean ids a sample; from a half to one and a half of it"
     )
-    parser.add_argument("--connections", type=int, default=8)
+    parser.add_argument("--connections", type=int, help=f"default: {SINGLE_CLIENTS} for single samples, else {CLIENTS}")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a case in a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-tokenizing", action="store_true", help="leave out the price of tokenising")
@@ -119,10 +121,15 @@ def over_http(given: argparse.Namespace, flags: Sequence[str]) -> list[Row]:
         for round_ in range(given.rounds + 1):
             for case in cases:
                 bodies = Bodies(case, given.tokens, seed=round_)
-                load = uvloop.run(drive(server, bodies, given.connections, given.seconds))
+                load = uvloop.run(drive(server, bodies, _connections(case, given), given.seconds))
                 if round_:  # the first round only warms up
                     loads[case].append(load)
-    return [summary(case, loads[case]) for case in cases]
+    return [summary(case, _connections(case, given), loads[case]) for case in cases]
+
+
+def _connections(case: Case, given: argparse.Namespace) -> int:
+    n: int = given.connections or (SINGLE_CLIENTS if case.n_samples == 1 else CLIENTS)
+    return n
 
 
 # -- the server -------------------------------------------------------------------------------------------------
@@ -259,13 +266,14 @@ async def drive(server: Server, bodies: Bodies, connections: int, seconds: float
 # -- the figures ------------------------------------------------------------------------------------------------
 
 
-def summary(case: Case, loads: Sequence[Load]) -> Row:
+def summary(case: Case, connections: int, loads: Sequence[Load]) -> Row:
     """Medians over the rounds."""
     per_cpu_s = statistics.median(load.n_requests / load.cpu_s for load in loads)
     n_requests = sum(load.n_requests for load in loads)
     return Row(
         form=case.form,
         n_samples=case.n_samples,
+        connections=connections,
         requests_per_cpu_s=round(per_cpu_s, 1),
         requests_per_wall_s=round(statistics.median(load.n_requests / load.wall_s for load in loads), 1),
         us_per_request=round(1e6 / per_cpu_s, 1),
@@ -277,7 +285,7 @@ def summary(case: Case, loads: Sequence[Load]) -> Row:
 
 
 def _by_room(row: Row, given: argparse.Namespace) -> dict[str, dict[str, float]]:
-    found = rooms.measure(Case(row.form, row.n_samples), given.tokens, given.connections)
+    found = rooms.measure(Case(row.form, row.n_samples), given.tokens, row.connections)
     rest = {"http": row.us_per_request - sum(found.values())}
     return {"request": {"samples": row.n_samples}, "rooms": {name: round(us, 1) for name, us in (found | rest).items()}}
 
@@ -286,6 +294,7 @@ def _http_cells(row: Row) -> dict[str, str]:
     return {
         "form": row.form,
         "samples": str(row.n_samples),
+        "clients": str(row.connections),
         "req/CPU s": f"{row.requests_per_cpu_s:,.0f}",
         "target": "-" if row.target is None else f"{row.target:,}",
         "req/wall s": f"{row.requests_per_wall_s:,.0f}",

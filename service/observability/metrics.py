@@ -112,6 +112,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._counters = {r.name: self._counter(r) for r in TABLE if r.kind == "counter"}
+        self._children: dict[tuple[str, tuple[str, ...]], Counter] = {}
         self._gauges = {r.name: self._gauge(r) for r in TABLE if r.kind == "gauge"}
         self._by_route = {r.name: self._histogram(r) for r in TABLE if r.kind == "histogram" and r.labels}
         # The buckets of the scores are known when the model is.
@@ -145,7 +146,7 @@ class Metrics:
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         """A request has been answered."""
-        self._counters["requests_total"].labels(route=route, code=str(status)).inc()
+        self._count("requests_total", 1, route, str(status))
         self._by_route["request_seconds"].labels(route=route).observe(seconds)
 
     def observe_samples(
@@ -153,15 +154,14 @@ class Metrics:
     ) -> None:
         """A request has its rewards, and an error for every sample that has none; `outcomes` counts both."""
         for outcome, n in outcomes.items():
-            self._counters["samples_total"].labels(outcome=outcome).inc(n)
+            self._count("samples_total", n, outcome)
         self._tokens("received", n_tokens)
         self._tokens("cached", n_cached_tokens)
         self._tallies["raw_score"].observe_all([reward.raw for reward in rewards])
         self._tallies["value"].observe_all([reward.value for reward in rewards])
-        for reward in rewards:
-            if reward.notes:
-                for side in {_CAPS[note] for note in reward.notes if note in _CAPS}:
-                    self._counters["capped_total"].labels(side=side).inc()
+        sides = [{_CAPS[note] for note in reward.notes if note in _CAPS} for reward in rewards if reward.notes]
+        for side in set().union(*sides):
+            self._count("capped_total", sum([side in each for each in sides]), side)
 
     def observe_batch(
         self, n_rows: int, n_row_tokens: int, n_tokens: int, n_computed: int, n_padding: int, seconds: float
@@ -176,14 +176,21 @@ class Metrics:
 
     def observe_failure(self, reason: str) -> None:
         """A forward gave no scores. Its rows may have been tried again in smaller batches."""
-        self._counters["batch_failures_total"].labels(reason=reason).inc()
+        self._count("batch_failures_total", 1, reason)
 
     def observe_queue(self, seconds: Sequence[float]) -> None:
         """Rows left the queue for a batch."""
         self._tallies["queue_seconds"].observe_all(seconds)
 
     def _tokens(self, kind: str, n: int) -> None:
-        self._counters["tokens_total"].labels(kind=kind).inc(n)
+        self._count("tokens_total", n, kind)
+
+    def _count(self, name: str, n: int, *labels: str) -> None:
+        """Add to a counter. Its child is looked up here: the library takes longer to find it than to count."""
+        child = self._children.get((name, labels))
+        if child is None:
+            child = self._children[name, labels] = self._counters[name].labels(*labels)
+        child.inc(n)
 
     def _counter(self, row: Row) -> Counter:
         return Counter(PREFIX + row.name, row.help, row.labels, registry=self._registry)
