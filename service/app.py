@@ -22,7 +22,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
-from model.backends import Identity, LoadedModel, LoadError, load
+from model.backends import LoadedModel, LoadError, load
 from model.reward import Pipeline, build_pipeline
 from model.scorer import ScorerError
 from service.admission import Admission
@@ -271,7 +271,7 @@ async def serve(
     try:
         engine = await _load_unless_stopped(house, stop)
         if engine is not None:
-            say(_in_words(engine.loaded.identity))
+            say(_in_words(engine.loaded))
             await _unless_dead(stop, serving)
             await _drain(house, engine)
     finally:
@@ -299,6 +299,8 @@ async def _load_unless_stopped(house: House, stop: asyncio.Event) -> Engine | No
         stopped.cancel()
     engine = build_engine(house.settings, loaded, pipeline, house.admission, house.metrics, house.clock)
     spare_the_garbage_collector()
+    for note in loaded.identity.engine_notes:
+        house.log.info("engine_note", engine=loaded.identity.engine, note=note)
     for breach in loaded.report.breaches:
         house.log.warning("contract_broken", clause=breach.clause, message=breach.message, remedy=breach.remedy)
     house.stage.open(
@@ -399,6 +401,10 @@ def _in_daemon_thread(work: Callable[[], T], name: str) -> asyncio.Future[T]:
     return future
 
 
-def _in_words(identity: Identity) -> str:
+def _in_words(loaded: LoadedModel) -> str:
+    """What is served; in half precision, also what that costs in score."""
+    identity, error = loaded.identity, loaded.report.max_probe_error
     where = f"{identity.backend} on {identity.device}, {identity.dtype}"
+    if identity.dtype in ("bfloat16", "float16") and error is not None:
+        where += f", scores off by up to {error:.1e} on the contract's probes"
     return f"{identity.name} ({identity.architecture}, {where}; POST /score, docs at /docs)"

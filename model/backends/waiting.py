@@ -1,15 +1,15 @@
 """Compute threads that wait for one another, but not for long with the core held.
 
 torch's OpenMP threads spin between two products. Where somebody else needs a core (a neighbour, a CPU quota), they spin
-while the one they wait for does not run: a forward of 40 ms was seen to take 340 ms and five times its CPU seconds.
-With a short spin it takes about as long as before on idle cores, and suffers little on busy ones.
+while the one they wait for does not run. A short spin costs a lone row a little on idle cores and saves a batch beside
+others most of its time (DECISIONS).
 """
 
 from __future__ import annotations
 
 import os
 
-_SPINS = "5000"  # of 300,000 by default: some microseconds
+_SPINS = "5000"  # of 300,000 by default
 _OPERATORS_OWN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 

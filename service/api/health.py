@@ -65,6 +65,7 @@ def describe(served: Served, bounds: Bounds) -> dict[str, Any]:
         "backend": {
             "name": identity.backend,
             "engine": identity.engine,
+            "engine_notes": list(identity.engine_notes),
             "device": identity.device,
             "dtype": identity.dtype,
         },
