@@ -29,7 +29,9 @@ def files(tmp_path):
 
 
 def command(source, target, *flags, backend="echo"):
-    program = "from model.backends import BACKENDS; BACKENDS['drill'] = 'tests.support.service_backends:load'; "
+    # Whoever runs the tests in the background has SIGINT ignored, and children inherit that.
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += "from model.backends import BACKENDS; BACKENDS['drill'] = 'tests.support.service_backends:load'; "
     program += "from service.bulk import main; main()"
     return [sys.executable, "-c", program, str(source), str(target), f"--backend={backend}", *flags]
 
