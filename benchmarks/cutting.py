@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.batching.cache import key_of
+from model.keys import key_of
 from service.batching.planner import Limits, Ticket, plan
 
 Row = tuple[int, ...]

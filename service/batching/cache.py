@@ -6,19 +6,12 @@ scores that may be sent again belong here, never a failure.
 
 from __future__ import annotations
 
-from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
 from hashlib import blake2b
 
 from model.scorer import HeadScores
 
 _DIGEST_BYTES = 16  # among 2^40 rows, two would be taken for one with a probability of 2^-49
-
-
-def key_of(ids: Sequence[int]) -> bytes:
-    """The row itself in bytes, the same number for every token, so that common beginnings are common bytes."""
-    return array("I", ids).tobytes()
 
 
 class ScoreCache:

@@ -19,11 +19,10 @@ from itertools import pairwise
 from operator import attrgetter
 from typing import NamedTuple
 
+from model.keys import ID_BYTES, n_common
+
 Cost = Callable[[Sequence[int]], int]
 """Token positions that a batch of rows with these lengths takes. Not smaller for more rows."""
-
-KEY_BYTES = 4
-"""Of each token in the key of a ticket."""
 
 LEAST_SHARED = 16
 """Fewer tokens in common are no family: computing them twice costs less than keeping together."""
@@ -35,7 +34,7 @@ _STRETCH = 8
 class Ticket(NamedTuple):
     """One row in the waiting room. Ids grow with age: whoever came earlier has the smaller one.
 
-    `key` is the row itself, `KEY_BYTES` a token, so that sorted keys have common beginnings side by side.
+    `key` is the row itself in bytes (`model.keys`), so that sorted keys have common beginnings side by side.
     Only a scorer that shares prefixes needs it. `arrived_at` is in seconds. A named tuple: there is one for every row.
     """
 
@@ -247,20 +246,9 @@ def _shared_with_neighbour(kin: Sequence[Ticket]) -> list[int]:
 
 
 def _n_shared(a: bytes, b: bytes) -> int:
-    """How many tokens two keys begin with in common, 0 where it is no family.
-
-    By bisection over slices: those are compared at the speed of memcmp.
-    """
-    least = LEAST_SHARED * KEY_BYTES
-    most = min(len(a), len(b)) // KEY_BYTES
-    if most < LEAST_SHARED or a[:least] != b[:least]:
+    """How many tokens two keys begin with in common, 0 where it is no family."""
+    least = LEAST_SHARED * ID_BYTES
+    if a[:least] != b[:least]:  # nearly always: told apart at once
         return 0
-    same = LEAST_SHARED
-    while same < most:
-        middle = (same + most + 1) // 2
-        start, end = same * KEY_BYTES, middle * KEY_BYTES
-        if a[start:end] == b[start:end]:
-            same = middle
-        else:
-            most = middle - 1
-    return same
+    n = n_common(a, b)
+    return n if n >= LEAST_SHARED else 0

@@ -12,8 +12,9 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from model.keys import key_of
 from model.scorer import HeadScores
-from service.batching.cache import ScoreCache, key_of
+from service.batching.cache import ScoreCache
 from service.batching.outcomes import RowOutcome, RowScored
 from service.batching.planner import Ticket
 from service.errors import RowFailed, ServiceError

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from array import array
 from itertools import combinations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching.planner import KEY_BYTES, LEAST_SHARED, Limits, Plan, Ticket, lengths_added, plan
+from model.keys import ID_BYTES, key_of
+from service.batching.planner import LEAST_SHARED, Limits, Plan, Ticket, lengths_added, plan
 from tests.support.service_fakes import n_distinct_beginnings
 
 
@@ -58,7 +58,7 @@ def families(draw, min_size=0):
 
 
 def ticket(number, ids):
-    return Ticket(number, len(ids), float(number), array("I", ids).tobytes())
+    return Ticket(number, len(ids), float(number), key_of(ids))
 
 
 def ids_of(t):
@@ -199,5 +199,5 @@ def test_an_empty_room_has_nothing_to_look_at_again(shares):
     assert plan([], Limits(10, 0.0), padded, 0.0, shares=shares) == Plan((), (), None)
 
 
-def test_a_key_holds_every_token_in_as_many_bytes():
-    assert len(array("I", range(10)).tobytes()) == 10 * KEY_BYTES
+def test_a_key_holds_every_id_in_as_many_bytes():
+    assert len(key_of(range(10))) == 10 * ID_BYTES

@@ -26,8 +26,8 @@ KEYWORD = "rewardserve_forward"
 KeysAndValues = tuple[Tensor, Tensor]
 """Of one layer, each `(1, G, tokens, E)`, rotated."""
 
-_HARMLESS = frozenset({"position_ids", "cache_position", "use_cache", "past_key_values", "output_attentions",
-                       "output_hidden_states", "output_router_logits", "return_dict", "is_causal", "position_bias"})  # fmt: skip
+_HARMLESS = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions",
+                       "output_hidden_states", "output_router_logits", "return_dict", "is_causal"})  # fmt: skip
 _LARGEST_FUSED_HEAD = 256
 
 
@@ -64,7 +64,7 @@ class Forward:
     stops: bool = False
     last_kv: KeysAndValues | None = None
     layer: int = 0
-    windows_seen: set[int] = field(default_factory=set)
+    saw_window: bool = False
     calls: dict[int, Calls] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -209,8 +209,7 @@ def packed_attention(
     strange = sorted(name for name, given in others.items() if given is not None and name not in _HARMLESS)
     if strange or attention_mask is not None or dropout or others.get("is_causal") is False:
         raise Unsupported(f"{type(module).__name__} asks for {', '.join(strange) or 'a mask, dropout or no causality'}")
-    if sliding_window:
-        forward.windows_seen.add(sliding_window)
+    forward.saw_window |= bool(sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return forward.attend(query, key, value, scale, sliding_window or None, softcap), None
 

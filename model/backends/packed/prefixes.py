@@ -2,7 +2,7 @@
 
 A beginning is kept when it has been seen twice: by several rows of one batch, or by a row of this batch and one of
 those before. So a prompt costs no memory until somebody returns to it, and a row that nobody resembles costs none ever.
-Knows keys (see `tree.key_of`) and tensors, no network.
+Knows keys (see `model.keys`) and tensors, no network.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model.backends.packed.attention import KeysAndValues
-from model.backends.packed.tree import ID_BYTES, n_common
+from model.keys import ID_BYTES, n_common
 
 SHORTEST = 32
 """Tokens. A shorter beginning is cheaper to compute than to look after."""

@@ -21,9 +21,10 @@ from model.backends.packed.last_layer import LastLayer, last_layer
 from model.backends.packed.layout import Keys, Part, lay_out
 from model.backends.packed.prefixes import SHORTEST, Beginning, Prefixes
 from model.backends.packed.transfer import to_device
-from model.backends.packed.tree import ID_BYTES, Row, Tree, apart, key_of, n_common, plant
+from model.backends.packed.tree import Row, Tree, apart, plant
 from model.backends.packed.varlen import Varlen, flash_varlen
 from model.backends.packed.weights import PackedWeights
+from model.keys import ID_BYTES, key_of, n_common
 from model.network import RewardNetwork
 from model.scorer import BatchScores, TokenBatch
 
@@ -147,13 +148,14 @@ class PackedScorer:
 
     def _prepare(self, rows: Sequence[Row]) -> tuple[Forward, Prepared]:
         """All that can be done while another batch is in the network."""
+        keys = [key_of(row) for row in rows] if self.prefixes.max_bytes else []
         with self._prefixes_lock:
-            groups = self._grouped(rows)
+            groups = self._grouped(keys) or [(None, list(range(len(rows))))]
             parts, given = _parts(rows, groups, plant if self._shares else apart)
             layout = lay_out(parts)
             order = [i for _, indices in groups for i in indices]
             at_of = dict(zip(order, layout.rows, strict=True))
-            kept = self._to_keep(rows, {i: layout.last.own[at].chain for i, at in at_of.items()})
+            kept = self._to_keep(keys, {i: layout.last.own[at].chain for i, at in at_of.items()})
         device = self._network.device
         scored_S = to_device(layout.scored, device)
         forward = Forward(layout, scored_S, self._kernel, self._varlen, given, [chain for _, chain in kept])
@@ -165,7 +167,7 @@ class PackedScorer:
         out = self._network.backbone(
             input_ids=prepared.ids_1N, position_ids=prepared.positions_1N, use_cache=False, **{KEYWORD: forward}
         )
-        if self._windowed and not forward.windows_seen:
+        if self._windowed and not forward.saw_window:
             raise Unsupported("its layers do not say how far back they see")
         hidden_1SD = out.last_hidden_state
         if self._last is None:
@@ -176,28 +178,23 @@ class PackedScorer:
 
     # -- beginnings from earlier batches --------------------------------------------------------------------
 
-    def _grouped(self, rows: Sequence[Row]) -> list[tuple[Found, list[int]]]:
+    def _grouped(self, keys: Sequence[bytes]) -> list[tuple[Found, list[int]]]:
         """Indices of rows by the known beginning that they have in common."""
-        if not self.prefixes.max_bytes:
-            return [(None, list(range(len(rows))))]
         groups: dict[tuple[bytes, int], tuple[Found, list[int]]] = {}
-        for i, row in enumerate(rows):
-            found = self.prefixes.find(key_of(row))
+        for i, key in enumerate(keys):
+            found = self.prefixes.find(key)
             name = (found[0].key, found[1]) if found else (b"", 0)
             groups.setdefault(name, (found, []))[1].append(i)
         return list(groups.values())
 
     def _to_keep(
-        self, rows: Sequence[Row], chain_of: dict[int, tuple[Keys, ...]]
+        self, keys: Sequence[bytes], chain_of: dict[int, tuple[Keys, ...]]
     ) -> list[tuple[bytes, tuple[Keys, ...]]]:
         """Beginnings that came for the second time, and where their keys are. Such as differ at their ends only
         are kept as what they have in common.
         """
-        if not self.prefixes.max_bytes:
-            return []
         again: list[tuple[bytes, int]] = []
-        for i, row in enumerate(rows):
-            key = key_of(row)
+        for i, key in enumerate(keys):
             n = self.prefixes.returns_to(key)
             n_given = sum(k.last - k.first for k in chain_of[i] if k.given is not None)
             if n >= n_given + SHORTEST:

@@ -6,13 +6,12 @@ never by what a caller says about them. Rows that are equal become one; one row 
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-Row = tuple[int, ...]
+from model.keys import key_of, n_common
 
-ID_BYTES = array("i").itemsize
+Row = tuple[int, ...]
 
 _SPLIT_TOKENS = 8
 """What it costs to compute a common beginning apart, in tokens that it must save: one more kernel call a layer."""
@@ -81,25 +80,6 @@ def plant(rows: Sequence[Row]) -> Tree:
     by_key = dict(zip(keys, rows, strict=True))
     segments, end_of = _emit(_radix(sorted(by_key), by_key))
     return Tree(segments, tuple(end_of[row] for row in rows))
-
-
-def key_of(row: Sequence[int]) -> bytes:
-    """The ids at fixed width: sorted, rows with common beginnings are neighbours."""
-    return array("i", row).tobytes()
-
-
-def n_common(a: bytes, b: bytes) -> int:
-    """How many ids two keys begin with in common; a bisection, because comparing slices is one call of memcmp."""
-    low, high = 0, min(len(a), len(b)) // ID_BYTES
-    if a[: high * ID_BYTES] == b[: high * ID_BYTES]:
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if a[low * ID_BYTES : middle * ID_BYTES] == b[low * ID_BYTES : middle * ID_BYTES]:
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 def _radix(keys: Sequence[bytes], rows: dict[bytes, Row]) -> _Node:

@@ -11,6 +11,12 @@ import pytest
 from model.backends.waiting import spin_briefly
 
 
+def test_where_nobody_has_said_anything_they_spin_briefly(monkeypatch):
+    monkeypatch.setattr(os, "environ", {})
+    spin_briefly()
+    assert os.environ == {"GOMP_SPINCOUNT": "5000"}
+
+
 @pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
 def test_what_the_operator_has_set_stays(monkeypatch, name: str):
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from model.backends import LoadError, ModelSpec
 from model.backends.engines import check_rows, choose
+from model.backends.packed.attention import NAME
 from model.backends.packed.scorer import lone_from
 from model.backends.padded import PaddedScorer
 from model.scorer import OutOfMemory, ScorerError, TokenBatch
@@ -66,6 +69,31 @@ def test_a_window_that_the_layers_keep_to_themselves_is_padded():
     assert "do not say how far back they see" in notes[0]
 
 
+def test_an_argument_of_attention_that_nobody_here_knows_is_padded(monkeypatch):
+    network = make("llama")
+    attention = network.backbone.layers[0].self_attn
+    forward = type(attention).forward
+    monkeypatch.setattr(attention, "forward", partial(forward, attention, sink_of_ours=torch.zeros(1)))
+    scorer, notes = chosen(network)
+    assert isinstance(scorer, PaddedScorer)
+    assert "asks for sink_of_ours" in notes[0]
+
+
+def test_whatever_a_foreign_model_raises_in_the_check_it_is_padded():
+    class Theirs(Exception):
+        pass
+
+    def fails(*_args):
+        if network.config._attn_implementation == NAME:
+            raise Theirs("no")
+
+    network = make("llama")
+    network.backbone.layers[0].register_forward_pre_hook(fails)
+    scorer, notes = chosen(network)
+    assert isinstance(scorer, PaddedScorer)
+    assert "Theirs: no" in notes[0]
+
+
 def test_padded_is_what_one_gets_when_one_asks_for_it():
     scorer, notes = chosen(make("llama"), engine="padded")
     assert isinstance(scorer, PaddedScorer)
@@ -96,7 +124,6 @@ def test_with_dynamic_rotary_scaling_a_long_row_does_not_change_its_neighbours()
     assert lone_from(network.config) == 32
     rows = [[9, 8, 7, 6] * 3, list(range(5, 105)), [3, 5, 8] * 8]
     expected = torch.stack([alone(network, row) for row in rows])
-    assert (make("llama", max_position_embeddings=32).config.max_position_embeddings) == 32
     with packed(network) as scorer:
         scores = torch.tensor([[r["score"]] for r in scorer.score(TokenBatch(tuple(map(tuple, rows)))).rows])
     torch.testing.assert_close(scores, expected, atol=TOLERANCE, rtol=0)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching.cache import ScoreCache, key_of
+from model.keys import key_of
+from service.batching.cache import ScoreCache
 
 IDS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50)
 

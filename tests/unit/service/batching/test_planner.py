@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.batching.cache import key_of
+from model.keys import key_of
 from service.batching.planner import Limits, Ticket, plan
 
 NO_LINGER = Limits(max_tokens=100, linger_s=0.0)

@@ -1,0 +1,27 @@
+"""Rows of token ids as bytes: sorted, rows that begin alike are neighbours. Pure, standard library only."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+ID_BYTES = array("I").itemsize
+"""Of each id in a key."""
+
+
+def key_of(ids: Sequence[int]) -> bytes:
+    """The row itself in bytes, the same number for every id, so that common beginnings are common bytes."""
+    return array("I", ids).tobytes()
+
+
+def n_common(a: bytes, b: bytes) -> int:
+    """How many ids two keys begin with in common; a bisection, because comparing slices is one call of memcmp."""
+    same, most = 0, min(len(a), len(b)) // ID_BYTES
+    while same < most:
+        middle = (same + most + 1) // 2
+        start, end = same * ID_BYTES, middle * ID_BYTES
+        if a[start:end] == b[start:end]:
+            same = middle
+        else:
+            most = middle - 1
+    return same
