@@ -31,7 +31,7 @@ SCALES = {"m30": 0.125, "m150": 0.0625}
 SMALLER = {("m150", "grpo"): 0.03125}
 QUICK_SCALE = 0.03125
 WORKLOADS = ("ragged", "grpo", "duplicates", "long")
-ENGINES = ("naive", "sorted", "packed", "shared")
+ENGINES = ("naive", "sorted", "packed_highest", "shared_highest", "packed", "shared")
 BASE = "naive"
 N_REFERENCE = 24
 _PEAK_TOKENS, _PEAK_LAYERS, _PEAK_REPEATS = 1024, 2, 3
@@ -188,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description="Engines side by side.")
     parser.add_argument("--models", nargs="+", choices=models.MODELS, default=list(models.MODELS))
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--engines", nargs="+", default=list(ENGINES), help="also: padded")
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), help="see benchmarks/subjects.py for more")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, help=f"share of the full size; default {SCALES}")
     parser.add_argument("--budget", type=int, default=1024, help="tokens a batch of our engines")

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks import cutting
 from benchmarks.cutting import Batch, Row
+from model.backends import MatmulPrecision
 from model.backends.packed import PackedScorer
 from model.backends.padded import PaddedScorer
 from model.checkpoint import Checkpoint, read
@@ -88,78 +89,71 @@ def sorted_by_length(model: Loaded, budget: int) -> Subject:
 
 def padded(model: Loaded, budget: int) -> Subject:
     """Our own reference path, cut in the same way."""
-    ours = model.ours()
-    scorer = PaddedScorer(ours.network, pad_id=ours.pad_id, max_tokens=ours.policy.max_tokens)
+    checkpoint = model.ours()
+    scorer = PaddedScorer(checkpoint.network, pad_id=checkpoint.pad_id, max_tokens=checkpoint.policy.max_tokens)
     return Subject("padded", partial(cutting.by_length, budget=SORTED_BUDGET), partial(_ours, scorer))
 
 
-def packed(model: Loaded, budget: int) -> Subject:
-    """Our packed path, every row for itself, in order of arrival."""
-    ours = model.ours()
-    scorer = PackedScorer(ours.network, max_tokens=ours.policy.max_tokens, share=False)
-    return Subject("packed", partial(cutting.by_tokens, budget=budget), partial(_ours, scorer))
+def ours(
+    model: Loaded,
+    budget: int,
+    *,
+    name: str,
+    share: bool = False,
+    matmul_precision: MatmulPrecision = "highest",
+    change: Callable[[Any], None] = lambda network: None,
+    **options: Any,
+) -> Subject:
+    """Our packed path, in order of arrival, or as our server cuts batches where rows share beginnings."""
+    checkpoint = model.ours()
+    change(checkpoint.network)
+    scorer = PackedScorer(
+        checkpoint.network,
+        max_tokens=checkpoint.policy.max_tokens,
+        share=share,
+        matmul_precision=matmul_precision,
+        **options,
+    )
+    scorer.settle()
+    cut = cutting.planned if share else cutting.by_tokens
+    return Subject(name, partial(cut, budget=budget), partial(_ours, scorer))
 
 
-def shared(model: Loaded, budget: int) -> Subject:
-    """Our packed path; what rows of a batch begin with in common is computed once, and equal rows once."""
-    ours = model.ours()
-    scorer = PackedScorer(ours.network, max_tokens=ours.policy.max_tokens, share=True)
-    return Subject("shared", partial(cutting.planned, budget=budget), partial(_ours, scorer))
+def _in_bfloat16(network: Any) -> None:
+    network.backbone.to(torch.bfloat16)
 
 
-def one_by_one(model: Loaded, budget: int) -> Subject:
-    """What `REWARD_DETERMINISTIC=1` costs: packed, and every row has a forward of its own."""
-    ours = model.ours()
-    scorer = PackedScorer(ours.network, max_tokens=ours.policy.max_tokens, one_by_one=True)
-    return Subject("one_by_one", partial(cutting.by_tokens, budget=budget), partial(_ours, scorer))
-
-
-def whole_last_layer(model: Loaded, budget: int) -> Subject:
-    """Packed, but the last layer is computed for every token."""
-    ours = model.ours()
-    scorer = PackedScorer(ours.network, max_tokens=ours.policy.max_tokens, share=False, trim=False)
-    return Subject("whole_last_layer", partial(cutting.by_tokens, budget=budget), partial(_ours, scorer))
-
-
-def bfloat16(model: Loaded, budget: int) -> Subject:
-    """Packed, with the network in bfloat16: fast where the CPU has instructions for it, and further off."""
-    ours = model.ours()
-    ours.network.backbone.to(torch.bfloat16)
-    scorer = PackedScorer(ours.network, max_tokens=ours.policy.max_tokens, share=False)
-    return Subject("bfloat16", partial(cutting.by_tokens, budget=budget), partial(_ours, scorer))
-
-
-def int8(model: Loaded, budget: int) -> Subject:
-    """Packed, with the weights of all linear layers in dynamic int8."""
-    ours = model.ours()
+def _in_int8(network: Any) -> None:
     torch.backends.quantized.engine = "x86" if "x86" in torch.backends.quantized.supported_engines else "qnnpack"
-    ours.network.backbone = torch.ao.quantization.quantize_dynamic(ours.network.backbone, {torch.nn.Linear})
-    scorer = PackedScorer(ours.network, max_tokens=ours.policy.max_tokens, share=False)
-    return Subject("int8", partial(cutting.by_tokens, budget=budget), partial(_ours, scorer))
+    network.backbone = torch.ao.quantization.quantize_dynamic(network.backbone, {torch.nn.Linear})
 
 
-def compiled(model: Loaded, budget: int) -> Subject:
-    """Packed, with the MLP of every layer through torch.compile: the rest changes its shape with every batch."""
-    ours = model.ours()
-    for layer in ours.network.backbone.layers:
+def _with_compiled_mlps(network: Any) -> None:
+    for layer in network.backbone.layers:  # the rest changes its shape with every batch
         layer.mlp = torch.compile(layer.mlp, dynamic=True)
-    scorer = PackedScorer(ours.network, max_tokens=ours.policy.max_tokens, share=False)
-    return Subject("compiled", partial(cutting.by_tokens, budget=budget), partial(_ours, scorer))
 
 
 def _ours(scorer: Scorer, rows: Sequence[Row]) -> list[float]:
     return [row["score"] for row in scorer.score(TokenBatch(tuple(rows))).rows]
 
 
+_OURS: dict[str, dict[str, Any]] = {
+    # What our server does, and the same without one thing or the other.
+    "shared": {"share": True, "matmul_precision": "high"},
+    "packed": {"matmul_precision": "high"},
+    "shared_highest": {"share": True},
+    "packed_highest": {},
+    "plain_weights": {"prepack": False},
+    "whole_last_layer": {"trim": False},
+    "one_by_one": {"one_by_one": True},
+    # What it does not do, and what that would give.
+    "bfloat16": {"change": _in_bfloat16},
+    "int8": {"change": _in_int8},
+    "compiled": {"change": _with_compiled_mlps},
+}
 SUBJECTS: dict[str, Callable[[Loaded, int], Subject]] = {
     "naive": naive,
     "sorted": sorted_by_length,
     "padded": padded,
-    "packed": packed,
-    "shared": shared,
-    "one_by_one": one_by_one,
-    "whole_last_layer": whole_last_layer,
-    "bfloat16": bfloat16,
-    "int8": int8,
-    "compiled": compiled,
+    **{name: partial(ours, name=name, **options) for name, options in _OURS.items()},
 }

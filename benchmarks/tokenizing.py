@@ -83,12 +83,12 @@ def _us_a_sample(make: Callable[[], Encoder], samples: Sequence[Sample]) -> floa
 
 def _forward_ms(samples: Sequence[Sample]) -> float:
     """CPU time of the 150M model for one sample, by our fastest engine: common beginnings are computed once."""
-    from benchmarks.subjects import Loaded, shared
+    from benchmarks.subjects import SUBJECTS, Loaded
 
     folder = models.folder("m150")
     encode = workloads.encoder_of(folder)
     rows = [encode(sample).ids for sample in samples[:_FORWARD_ROWS]]
-    engine = shared(Loaded(folder), 1024)
+    engine = SUBJECTS["shared"](Loaded(folder), 1024)
     engine.run(rows[:2])
     started = time.process_time()
     engine.run(rows)

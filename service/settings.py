@@ -72,6 +72,9 @@ class ModelSettings(BaseSettings):
     deterministic: bool = Field(False, description="a score has the same bits whatever else is in its batch; slower")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the network's weights")
+    matmul_precision: Literal["high", "highest"] = Field(
+        "high", description="float32 on a CPU with AMX; high: three products of bfloat16 for one, off by some 1e-5"
+    )
     contract: Literal["strict", "warn"] = Field("strict", description="warn: serve although the contract is broken")
     normalize: bool | None = Field(None, description="on or off; default: on where statistics exist")
     shape: Literal["none", "cap", "softcap"] | None = Field(None, description="default: softcap where caps exist")
@@ -113,6 +116,7 @@ class ModelSettings(BaseSettings):
             device=self.device,
             dtype=self.dtype,
             engine=self.engine,
+            matmul_precision=self.matmul_precision,
             deterministic=self.deterministic,
             prefix_cache_bytes=self.cache.prefix_mib * 2**20,
             contract=self.contract,

@@ -24,6 +24,11 @@ BACKENDS: dict[str, str] = {
 }
 
 
+MatmulPrecision = Literal["highest", "high"]
+"""How float32 matrices are multiplied, in the words of `torch.set_float32_matmul_precision`: as float32, or as three
+products of bfloat16, where the CPU has a unit for that (see `native/amx.c`)."""
+
+
 class LoadError(Exception):
     """This model cannot be served; the message says why and what to do."""
 
@@ -48,6 +53,7 @@ class ModelSpec:
     device: str = "auto"
     dtype: str = "auto"
     engine: Literal["auto", "packed", "padded"] = "auto"
+    matmul_precision: MatmulPrecision = "high"
     deterministic: bool = False
     prefix_cache_bytes: int = 0
     contract: Literal["strict", "warn"] = "strict"
@@ -72,6 +78,7 @@ class Identity:
     n_parameters: int
     max_tokens: int
     engine_notes: tuple[str, ...] = ()
+    matmul_precision: MatmulPrecision = "highest"
 
     def raw(self, scores: HeadScores) -> float:
         """The weighted sum of the heads: the raw score before anything else happens to it."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from model.backends import LoadError, ModelSpec
+from model.backends import LoadError, MatmulPrecision, ModelSpec
 from model.backends.packed import PackedScorer, Unsupported
 from model.backends.padded import PaddedScorer
 from model.network import RewardNetwork
@@ -22,6 +22,9 @@ Engine = PackedScorer | PaddedScorer
 
 _TOLERANCE = 1e-4
 """In float32, of scores of the size of 1."""
+
+_SHARE_OF_HIGH = 0.25
+"""Of that, what matrix products of high precision may use up on these rows: others may turn out worse."""
 
 _TIMES_PADDED = 4.0
 """In half precision: as far off as padding puts a score, or a few times that."""
@@ -40,28 +43,41 @@ def choose(network: RewardNetwork, spec: ModelSpec, *, pad_id: int, max_tokens: 
     allowed = _TOLERANCE * max(1.0, float(expected.abs().max()))
     if next(network.backbone.parameters()).dtype != torch.float32:
         allowed = max(allowed, _TIMES_PADDED * _error(padded, rows, expected))
-    notes: list[str] = []
-    for trim in (True, False):
+    objections: dict[tuple[bool, MatmulPrecision], str] = {}
+    for trim, precision in _candidates(spec):
         try:
             scorer = PackedScorer(
                 network,
                 max_tokens=max_tokens,
                 trim=trim,
+                matmul_precision=precision,
                 one_by_one=spec.deterministic,
                 prefix_cache_bytes=spec.prefix_cache_bytes,
             )
         except (Unsupported, ValueError) as error:  # the library's own word for an attention that a model refuses
-            notes.append(_note(trim, str(error)))
+            objections[trim, precision] = str(error)
             continue
-        why_not = _objection(scorer, rows, expected, allowed)
+        got = scorer.matmul_precision
+        share = _SHARE_OF_HIGH if got == "high" else 1.0
+        why_not = objections.get((trim, got)) or _objection(scorer, rows, expected, share * allowed)
         if why_not is None:
             scorer.settle()
-            return scorer, tuple(notes)
+            whole = objections.get((trim, "high")) or scorer.precision_note
+            notes = {"the last layer is computed whole": objections.get((True, got)) if not trim else None,
+                     "float32 is multiplied as float32": whole if got != spec.matmul_precision else None}  # fmt: skip
+            return scorer, tuple(f"{what}: {why}" for what, why in notes.items() if why)
         scorer.leave()
-        notes.append(_note(trim, why_not))
+        objections[trim, got] = why_not
+    last = [*objections.values()][-1]
     if spec.engine == "packed":
-        raise LoadError(f"REWARD_ENGINE=packed is not possible here: {notes[-1]}. Use auto or padded.")
-    return padded, tuple(notes[-1:])
+        raise LoadError(f"REWARD_ENGINE=packed is not possible here: {last}. Use auto or padded.")
+    return padded, (f"rows are padded: {last}",)
+
+
+def _candidates(spec: ModelSpec) -> list[tuple[bool, MatmulPrecision]]:
+    """Whether the last layer is trimmed and how matrices are multiplied, the fastest first."""
+    precisions: tuple[MatmulPrecision, ...] = ("high", "highest") if spec.matmul_precision == "high" else ("highest",)
+    return [(trim, precision) for trim in (True, False) for precision in precisions]
 
 
 def check_rows(config: object, max_tokens: int) -> list[tuple[int, ...]]:
@@ -104,7 +120,3 @@ def _objection(
 def _error(scorer: Engine, rows: Sequence[tuple[int, ...]], expected: torch.Tensor) -> float:
     scored = scorer.score(TokenBatch(tuple(rows))).rows
     return float((torch.tensor([list(heads.values()) for heads in scored]) - expected).abs().max())
-
-
-def _note(trim: bool, why: str) -> str:
-    return f"{'the last layer is computed whole' if trim else 'rows are padded'}: {why}"

@@ -83,6 +83,7 @@ def _identity(checkpoint: Checkpoint, spec: ModelSpec, device: str, scorer: Engi
         n_parameters=sum(p.numel() for p in network.parameters()),
         max_tokens=checkpoint.policy.max_tokens,
         engine_notes=notes,
+        matmul_precision=scorer.matmul_precision if isinstance(scorer, PackedScorer) else "highest",
     )
 
 

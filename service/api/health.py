@@ -68,6 +68,7 @@ def describe(served: Served, bounds: Bounds) -> dict[str, Any]:
             "engine_notes": list(identity.engine_notes),
             "device": identity.device,
             "dtype": identity.dtype,
+            "matmul_precision": identity.matmul_precision,
         },
         "contract_report": {
             "origin": loaded.report.origin,

@@ -14,7 +14,7 @@ from tests.support.checkpoints import reward_model
 from tests.support.service_server import PATIENCE_S, ROOT, Server
 
 N_LINES = 1100
-SAME = 1e-5  # float32 kernels differ a little with the shape of the batch
+SAME = 1e-4  # kernels differ a little with the shape of the batch, and scores go up to 7 here
 WORDS = ["question", "answer", "alpha", "beta", "the", "two", "plus", "yes"]
 
 

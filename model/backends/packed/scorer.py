@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.backends import MatmulPrecision
 from model.backends.failures import as_scorer_errors
 from model.backends.packed.attention import KEYWORD, NAME, Forward, KeysAndValues, Unsupported
 from model.backends.packed.kernels import kernel_for
@@ -34,7 +35,8 @@ class PackedScorer:
 
     `share`: common beginnings and equal rows are computed once. `trim`: the last layer computes only what is read.
     `one_by_one`: every row has a forward of its own, so its score has the same bits whoever rides beside it.
-    `prepack`: linear layers compute with weights that lie ready for the matrix kernel, where there is such a thing.
+    `prepack`: linear layers compute with weights that lie ready for the matrix kernel, where there is such a thing;
+    `matmul_precision`: with which of two such kernels.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class PackedScorer:
         trim: bool = True,
         one_by_one: bool = False,
         prepack: bool = True,
+        matmul_precision: MatmulPrecision = "highest",
         prefix_cache_bytes: int = 0,
     ) -> None:
         self._network, self._max_tokens = network, max_tokens
@@ -63,7 +66,7 @@ class PackedScorer:
             raise Unsupported("its attention is not called through transformers' attention interface")
         if self._last:
             self._last.install()
-        self._weights = PackedWeights(network.backbone) if prepack else None
+        self._weights = PackedWeights(network.backbone, matmul_precision) if prepack else None
         if self._weights:
             self._weights.install()
 
@@ -81,6 +84,16 @@ class PackedScorer:
     def trims(self) -> bool:
         """Whether the last layer computes only what is read."""
         return self._last is not None
+
+    @property
+    def matmul_precision(self) -> MatmulPrecision:
+        """Of the linear layers, where they are float32: what was got of what was asked for."""
+        return self._weights.precision if self._weights else "highest"
+
+    @property
+    def precision_note(self) -> str | None:
+        """Why that is not what was asked for, if somebody could do something about it."""
+        return self._weights.note if self._weights else None
 
     @property
     def concurrency(self) -> int:

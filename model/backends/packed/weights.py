@@ -1,90 +1,116 @@
-"""Linear layers whose weights lie ready for the matrix kernel.
+"""Which layers of a network compute with packed weights, and with which kernel. Float32 on a CPU only.
 
-MKL brings the weights into the order of its kernel anew for every product; for a batch of some hundred tokens that is a
-tenth of the work. Here it is done once. The packed form serves any number of rows: what the packing is told of that
-number is a hint (as CTranslate2 and Marian use it). Float32 on a CPU with MKL only; elsewhere nothing is changed.
+Every kind of stand-in is compared with the layer that it stands for, once a shape, before it is used.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-_ROWS_HINT = 256
+from model.backends import MatmulPrecision
+from model.backends.native import Kernels, Unavailable, load
+from model.backends.packed.products import (
+    MklLinear,
+    RmsNorm,
+    SplitGatedMlp,
+    SplitLinear,
+    StandIn,
+    looks_gated,
+    looks_rms_normed,
+)
+
 _TRIED_ROWS = (1, 3, 64, 200, 257)
-_TOLERANCE = 1e-4  # of the largest value: the order of sums differs
+_TOLERANCE = {"highest": 1e-4, "high": 2e-4}
+"""Of the largest value. The order of sums differs; three products of bfloat16 are off by up to
+3 * 2^-16 of the sum of |x w|, and by a tenth of that on the whole."""
 
-
-@dataclass(slots=True, eq=False)
-class _Packed:
-    """One layer; stands in for its forward."""
-
-    layer: nn.Linear
-    weight: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """As `nn.Linear` does it, `(..., K) -> (..., N)`."""
-        rows = x.reshape(-1, x.shape[-1])
-        out: Tensor = torch.ops.mkl._mkl_linear(rows, self.weight, self.layer.weight, self.layer.bias, len(rows))
-        return out.view(*x.shape[:-1], -1)
+_WIDE = 4.0
+"""Inputs go beyond what a clamp or a saturated activation would let through unnoticed."""
 
 
 class PackedWeights:
-    """The linear layers of a network, from `install` to `remove`."""
+    """The layers of a network, from `install` to `remove`.
 
-    def __init__(self, backbone: nn.Module) -> None:
-        self._packed: list[_Packed] = []
-        if not _is_possible():
-            return
-        layers = [m for m in backbone.modules() if type(m) is nn.Linear and _is_plain(m.weight)]
-        if layers and all(_is_right(layer) for layer in {tuple(m.weight.shape): m for m in layers}.values()):
-            self._packed = [_Packed(layer, _pack(layer.weight)) for layer in layers]
+    `precision` is what was got of what was asked for, `note` says why where that is less than the operator might have.
+    """
+
+    def __init__(self, backbone: nn.Module, asked: MatmulPrecision) -> None:
+        self.precision: MatmulPrecision = "highest"
+        self.note: str | None = None
+        self._stand_ins: list[StandIn] = []
+        linears = [m for m in backbone.modules() if type(m) is nn.Linear and _is_plain(m.weight)]
+        if asked == "high" and linears:
+            try:
+                self._stand_ins = _native(backbone, linears, load())
+                self.precision = "high"
+            except Unavailable as error:
+                self.note = str(error) if error.tells else None
+        if not self._stand_ins and _mkl_is_there():
+            self._stand_ins = _all_or_none(linears, MklLinear, "highest")
 
     def __len__(self) -> int:
-        """How many layers; 0 where this is not possible, or was not right."""
-        return len(self._packed)
+        """How many stand-ins; 0 where this is not possible, or was not right."""
+        return len(self._stand_ins)
 
     def install(self) -> None:
         """From now on the layers compute with the packed weights."""
-        for each in self._packed:
-            each.layer.forward = each
+        for each in self._stand_ins:
+            each.module.forward = each
 
     def remove(self) -> None:
         """The layers are as they were. Not after `release`."""
-        for each in self._packed:
-            each.layer.__dict__.pop("forward", None)
+        for each in self._stand_ins:
+            each.module.__dict__.pop("forward", None)
 
     def release(self) -> None:
         """Let go of the unpacked weights, of which only the shape is left: a model is not to be held twice."""
-        for each in self._packed:
-            shape = each.layer.weight.shape
-            each.layer.weight = nn.Parameter(torch.empty(1).expand(shape), requires_grad=False)
+        for layer in (layer for each in self._stand_ins for layer in each.linears):
+            shape = layer.weight.shape
+            layer.weight = nn.Parameter(torch.empty(1).expand(shape), requires_grad=False)
 
 
-def _is_possible() -> bool:
-    return bool(torch.backends.mkl.is_available()) and hasattr(torch.ops.mkl, "_mkl_reorder_linear_weight")
+def _native(backbone: nn.Module, linears: Sequence[nn.Linear], kernels: Kernels) -> list[StandIn]:
+    """Gated MLPs as a whole, all other linear layers one by one, norms. Raise `Unavailable` where products are wrong."""
+    gated = [m for m in backbone.modules() if looks_gated(m) and all(_is_plain(p) for p in m.parameters())]
+    mlps = _all_or_none(gated, lambda mlp: SplitGatedMlp(mlp, kernels), "high")
+    covered = {id(layer) for mlp in mlps for layer in mlp.linears}
+    rest = [layer for layer in linears if id(layer) not in covered]
+    others = _all_or_none(rest, lambda layer: SplitLinear(layer, kernels), "high")
+    if rest and not others:
+        raise Unavailable("its kernels gave other products than torch", tells=True)
+    norms = [m for m in backbone.modules() if looks_rms_normed(m) and _is_plain(m.weight)]
+    as_it_is = _all_or_none(norms, lambda norm: RmsNorm(norm, kernels, 0.0), "highest")
+    less_one = _all_or_none(norms if not as_it_is else [], lambda norm: RmsNorm(norm, kernels, 1.0), "highest")
+    return [*mlps, *others, *as_it_is, *less_one]
+
+
+def _all_or_none(modules: Sequence[Any], make: Callable[[Any], StandIn], precision: MatmulPrecision) -> list[StandIn]:
+    """A stand-in for each, or none if that of one shape is not right."""
+    one_a_shape = {tuple(tuple(p.shape) for p in module.parameters()): module for module in modules}
+    if all(_is_right(module, make(module), precision) for module in one_a_shape.values()):
+        return [make(module) for module in modules]
+    return []
+
+
+@torch.inference_mode()
+def _is_right(module: nn.Module, stand_in: StandIn, precision: MatmulPrecision) -> bool:
+    """Whether the stand-in gives what the module gives, for few and many rows."""
+    for n in _TRIED_ROWS:
+        x = _WIDE * torch.linspace(-1.0, 1.0, n * stand_in.width).mul(7919.0).sin().view(n, -1)
+        expected = module(x)
+        allowed = _TOLERANCE[precision] * max(1e-6, float(expected.abs().max()))
+        if not torch.allclose(stand_in(x), expected, rtol=0.0, atol=allowed):
+            return False
+    return True
 
 
 def _is_plain(weight: Any) -> bool:
     return bool(weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous())
 
 
-@torch.inference_mode()
-def _is_right(layer: nn.Linear) -> bool:
-    """Whether the packed form gives the products of this shape for few and many rows."""
-    packed = _Packed(layer, _pack(layer.weight))
-    for n in _TRIED_ROWS:
-        x = torch.linspace(-1.0, 1.0, n * layer.in_features).sin().view(n, -1)
-        expected = F.linear(x, layer.weight, layer.bias)
-        if not torch.allclose(packed(x), expected, rtol=0.0, atol=_TOLERANCE * max(1e-6, float(expected.abs().max()))):
-            return False
-    return True
-
-
-def _pack(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkl._mkl_reorder_linear_weight(weight.detach(), _ROWS_HINT)
-    return packed
+def _mkl_is_there() -> bool:
+    return bool(torch.backends.mkl.is_available()) and hasattr(torch.ops.mkl, "_mkl_reorder_linear_weight")

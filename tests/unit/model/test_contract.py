@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from statistics import pstdev
 
 import pytest
 import torch
@@ -44,11 +45,17 @@ def breaches(folder: Path, **spec) -> dict[str, str]:
 
 
 def test_an_untouched_checkpoint_keeps_its_contract(folder):
-    loaded = load("torch", ModelSpec(str(folder)))
+    loaded = load("torch", ModelSpec(str(folder), matmul_precision="highest"))
     assert loaded.report.holds
     assert loaded.report.origin == "written"
     assert loaded.report.n_probes == 16
     assert loaded.report.max_probe_error < 1e-5
+
+
+def test_products_of_high_precision_stay_far_within_what_the_contract_allows(folder):
+    loaded = load("torch", ModelSpec(str(folder)))
+    spread = pstdev(probe.score for probe in loaded.contract.probes)
+    assert loaded.report.max_probe_error < 1e-3 * spread / 4
 
 
 def test_the_probes_hold_what_a_plain_forward_gives(folder):
@@ -142,7 +149,9 @@ def test_scores_that_differ_for_no_known_reason(folder):
     contract = ScoringContract.load(folder)
     probes = (replace(contract.probes[0], score=contract.probes[0].score + 0.1), *contract.probes[1:])
     replace(contract, probes=probes).save(folder)
-    assert "1 of 16 probes are off, the worst (probe 0) by 0.1" in breaches(folder)["scores"]
+    assert (
+        "1 of 16 probes are off, the worst (probe 0) by 0.1" in breaches(folder, matmul_precision="highest")["scores"]
+    )
 
 
 def test_a_score_that_is_not_a_number_never_passes(folder):
@@ -217,7 +226,7 @@ def test_a_probe_that_cannot_be_scored_any_more_breaks_the_contract_by_name(fold
     broken = replace(probe, sample={"input_ids": list(probe.ids)}, ids=ids)
     replace(contract, probes=(broken, *contract.probes[1:])).save(folder)
     with pytest.raises(ContractBroken) as error:
-        load("torch", ModelSpec(str(folder)))
+        load("torch", ModelSpec(str(folder), matmul_precision="highest"))
     assert "encoding" in {b.clause for b in error.value.report.breaches}
     assert error.value.report.max_probe_error < 1e-5
 

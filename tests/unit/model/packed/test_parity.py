@@ -94,6 +94,15 @@ def test_every_architecture_is_packed_and_all_but_gpt2_trimmed(architecture: str
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_engine_that_is_chosen_gives_the_scores_of_rows_alone(architecture: str):
+    network, rows = make(architecture), [*rows_of_groups(), *ragged_rows()]
+    expected = torch.stack([alone(network, row) for row in rows])
+    scorer, _ = choose(network, ModelSpec(prefix_cache_bytes=MANY_BYTES), pad_id=4, max_tokens=256)
+    for _ in range(2):
+        torch.testing.assert_close(scores_of(scorer, rows), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_one_by_one_the_bits_of_a_score_do_not_depend_on_the_others(architecture: str):
     scorer, _ = choose(make(architecture), ModelSpec(deterministic=True), pad_id=4, max_tokens=256)
     rows = [tuple(row) for row in rows_of_groups()]

@@ -8,11 +8,17 @@ from torch import nn
 
 from model.backends import ModelSpec
 from model.backends.engines import choose
+from model.backends.native import Unavailable
+from model.backends.packed import products, weights
 from model.backends.packed.weights import PackedWeights
 from model.scorer import TokenBatch
+from tests.support.machine import amx_is_missing
 from tests.unit.model.test_network import TOLERANCE, alone, make
 
 needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch was built without MKL")
+
+
+needs_amx = pytest.mark.skipif(**amx_is_missing())
 
 
 def layers(*, bias: bool) -> nn.Sequential:
@@ -27,7 +33,7 @@ def test_products_are_those_of_the_plain_layers_for_any_number_of_rows(rows: int
     network, x = layers(bias=bias), torch.randn(1, rows, 48)
     with torch.inference_mode():
         expected = network(x)
-        packed = PackedWeights(network)
+        packed = PackedWeights(network, "highest")
         packed.install()
         packed.release()
         torch.testing.assert_close(network(x), expected, atol=1e-5, rtol=1e-5)
@@ -39,20 +45,112 @@ def test_removed_the_layers_are_as_they_were():
     network, x = layers(bias=True), torch.randn(7, 48)
     with torch.inference_mode():
         expected = network(x)
-        packed = PackedWeights(network)
+        packed = PackedWeights(network, "highest")
         packed.install()
         packed.remove()
         assert torch.equal(network(x), expected)
 
 
-def test_a_packed_form_that_gives_other_products_is_not_used(monkeypatch):
-    monkeypatch.setattr("model.backends.packed.weights._pack", lambda weight: torch.zeros(1))
-    monkeypatch.setattr("model.backends.packed.weights._Packed.__call__", lambda self, x: self.layer(x) + 0.01)
-    assert len(PackedWeights(layers(bias=False))) == 0
+@needs_mkl
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_a_packed_form_that_gives_other_products_is_not_used(monkeypatch, precision):
+    for kind in (products.MklLinear, products.SplitLinear):
+        monkeypatch.setattr(kind, "__call__", lambda self, x: self.module(x) + 0.01)
+    packed = PackedWeights(layers(bias=False), precision)
+    assert len(packed) == 0
+    assert packed.precision == "highest"
+
+
+def gated(activation: type[nn.Module] = nn.SiLU, *, bias: bool = False, swapped: bool = False) -> nn.Module:
+    class Mlp(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate_proj, self.up_proj = nn.Linear(48, 100, bias=bias), nn.Linear(48, 100, bias=bias)
+            self.down_proj, self.act_fn = nn.Linear(100, 48, bias=bias), activation()
+
+        def forward(self, x):
+            gate, up = self.gate_proj(x), self.up_proj(x)
+            return self.down_proj(self.act_fn(up) * gate if swapped else self.act_fn(gate) * up)
+
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Linear(48, 48), Mlp()).eval()
+
+
+@needs_amx
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 33, 300])
+def test_a_gated_mlp_is_computed_as_a_whole(rows: int, bias: bool):
+    network, x = gated(bias=bias), torch.randn(2, rows, 48)
+    with torch.inference_mode():
+        expected = network(x)
+        packed = PackedWeights(network, "high")
+        packed.install()
+        packed.release()
+        torch.testing.assert_close(network(x), expected, atol=2e-5, rtol=2e-5)
+    assert (len(packed), packed.precision) == (2, "high"), "a layer, and the MLP in one"
+
+
+@needs_amx
+@pytest.mark.parametrize("other", [{"activation": nn.GELU}, {"swapped": True}])
+def test_an_mlp_of_the_same_parts_that_does_something_else_keeps_its_forward(other):
+    network, x = gated(**other), torch.randn(2, 9, 48)
+    with torch.inference_mode():
+        expected = network(x)
+        packed = PackedWeights(network, "high")
+        packed.install()
+        torch.testing.assert_close(network(x), expected, atol=2e-5, rtol=2e-5)
+    assert (len(packed), packed.precision) == (4, "high"), "layer by layer"
+
+
+class TinyRMSNorm(nn.Module):
+    """As Llama does it, or with `offset` as Gemma does."""
+
+    def __init__(self, offset: float, *, centred: bool = False) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.randn(48) * 0.1), 1e-5
+        self.offset, self.centred = offset, centred
+
+    def forward(self, x):
+        x = x - x.mean(-1, keepdim=True) if self.centred else x
+        return (self.weight + self.offset) * x * (x.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
+
+
+@needs_amx
+@pytest.mark.parametrize(
+    ("norm", "n"), [(TinyRMSNorm(0.0), 2), (TinyRMSNorm(1.0), 2), (TinyRMSNorm(0.0, centred=True), 1)]
+)
+def test_a_norm_is_computed_in_one_pass_where_it_is_one(norm: nn.Module, n: int):
+    torch.manual_seed(7)
+    network, x = nn.Sequential(norm, nn.Linear(48, 8)).eval(), torch.randn(3, 11, 48)
+    with torch.inference_mode():
+        expected = network(x)
+        packed = PackedWeights(network, "high")
+        packed.install()
+        torch.testing.assert_close(network(x), expected, atol=2e-5, rtol=2e-5)
+    assert len(packed) == n
+
+
+@needs_mkl
+def test_without_compiled_kernels_it_is_mkl_and_the_reason(monkeypatch):
+    def not_compiled():
+        raise Unavailable("not compiled", tells=True)
+
+    monkeypatch.setattr(weights, "load", not_compiled)
+    packed = PackedWeights(layers(bias=False), "high")
+    assert (len(packed), packed.precision, packed.note) == (2, "highest", "not compiled")
+
+
+@needs_mkl
+def test_a_cpu_that_has_no_amx_is_nothing_to_complain_about(monkeypatch):
+    def too_old():
+        raise Unavailable("no AMX", tells=False)
+
+    monkeypatch.setattr(weights, "load", too_old)
+    assert PackedWeights(layers(bias=False), "high").note is None
 
 
 def test_weights_in_half_precision_are_left_alone():
-    assert len(PackedWeights(layers(bias=False).to(torch.bfloat16))) == 0
+    assert len(PackedWeights(layers(bias=False).to(torch.bfloat16), "highest")) == 0
 
 
 @needs_mkl

@@ -1,0 +1,101 @@
+"""The kernels in C, where they were compiled at installation and this CPU has what they need.
+
+`amx.c` is compiled by setuptools as an optional extension: without a C compiler the installation goes on without it, and
+`load` says so. It is called through ctypes, which lets go of the interpreter's lock; nothing in it knows Python.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+_BLOCK, _STEP = 32, 32
+"""Columns and depth that packed weights are padded to."""
+
+
+class Unavailable(Exception):
+    """Why there are no kernels here. `tells`: whether the operator could do something about it."""
+
+    def __init__(self, message: str, *, tells: bool) -> None:
+        super().__init__(message)
+        self.tells = tells
+
+
+class Kernels:
+    """See `amx.c` for the algorithms and their errors. All tensors are float32 on the CPU; rows are dense in themselves."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        library.rs_scratch.restype = size
+        self._pack, self._linear, self._n_scratch = library.rs_pack, library.rs_linear, library.rs_scratch()
+        self._pack.argtypes, self._pack.restype = [pointer, size, size, pointer, ctypes.c_int], None
+        self._linear.argtypes = [
+            pointer,
+            pointer,
+            size,
+            pointer,
+            pointer,
+            pointer,
+            size,
+            size,
+            size,
+            pointer,
+            ctypes.c_int,
+        ]
+        self._linear.restype = None
+        self._norm = library.rs_rms_norm
+        self._norm.argtypes = [pointer, size, pointer, ctypes.c_float, pointer, size, size, ctypes.c_int]
+        self._norm.restype = None
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """A float32 weight `(N, K)` as the kernel reads it, in as many bytes (with N and K padded to 32)."""
+        n, k = weight.shape
+        weight = weight.detach().contiguous()
+        packed = torch.zeros(-(-n // _BLOCK) * -(-k // _STEP) * 2 * _BLOCK * _STEP, dtype=torch.bfloat16)
+        self._pack(weight.data_ptr(), n, k, packed.data_ptr(), torch.get_num_threads())
+        return packed
+
+    def linear(
+        self, x: Tensor, packed: Tensor, n: int, bias: Tensor | None = None, gate: Tensor | None = None
+    ) -> Tensor:
+        """`x (M, K) -> (M, N)` by three products of bfloat16; with a gate of x's shape and strides, of `silu(gate) * x`."""
+        (m, k), stride = x.shape, x.stride(0)
+        out = torch.empty(m, n)
+        scratch = torch.empty(self._n_scratch, dtype=torch.bfloat16)
+        self._linear(
+            x.data_ptr(), gate.data_ptr() if gate is not None else None, stride, packed.data_ptr(),
+            bias.data_ptr() if bias is not None else None, out.data_ptr(), m, n, k, scratch.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """`x (M, K) -> (M, K)`: `weight * x / sqrt(mean(x^2) + eps)`, row by row."""
+        m, k = x.shape
+        out = torch.empty(m, k)
+        self._norm(
+            x.data_ptr(), x.stride(0), weight.data_ptr(), eps, out.data_ptr(), m, k, torch.get_num_threads()
+        )  # fmt: skip
+        return out
+
+
+@cache
+def load() -> Kernels:
+    """The kernels. Raise `Unavailable`."""
+    spec = find_spec("model.backends.native._amx")
+    if spec is None or spec.origin is None:
+        raise Unavailable("its kernels were not compiled: there was no C compiler at installation", tells=True)
+    try:
+        library = ctypes.CDLL(spec.origin)
+    except OSError as error:
+        raise Unavailable(f"its kernels cannot be loaded: {error}", tells=True) from error
+    ready = library.rs_ready()
+    if ready < 0:
+        raise Unavailable("the operating system does not allow AMX", tells=True)
+    if not ready:
+        raise Unavailable("this CPU has no AMX", tells=False)
+    return Kernels(library)

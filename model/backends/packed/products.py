@@ -1,0 +1,129 @@
+"""Stand-ins for the forward of layers, whose weights lie in the order that a matrix kernel reads.
+
+`MklLinear`: MKL brings weights into the order of its kernel anew for every product; for a batch of some hundred tokens that
+is a tenth of the work. Here it is done once. The packed form serves any number of rows: what the packing is told of that
+number is a hint (as CTranslate2 and Marian use it).
+`SplitLinear` and `SplitGatedMlp`: three products of bfloat16 for one of float32, see `native/amx.c`.
+Shapes: M rows, K in, N out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from model.backends.native import Kernels
+
+_ROWS_HINT = 256
+
+
+class StandIn(Protocol):
+    """Takes the place of the forward of a module."""
+
+    @property
+    def module(self) -> Any:
+        """Whose forward it takes the place of."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Of its input."""
+        ...
+
+    @property
+    def linears(self) -> Sequence[Any]:
+        """The layers whose own weights are no longer needed."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """As the module does it."""
+        ...
+
+
+class MklLinear:
+    """`nn.Linear` with MKL's packed weights."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self.module, self.linears, self.width = layer, (layer,), layer.in_features
+        self._weight: Tensor = torch.ops.mkl._mkl_reorder_linear_weight(layer.weight.detach(), _ROWS_HINT)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`(..., K) -> (..., N)`."""
+        rows = x.reshape(-1, x.shape[-1])
+        layer = self.module
+        out: Tensor = torch.ops.mkl._mkl_linear(rows, self._weight, layer.weight, layer.bias, len(rows))
+        return out.view(*x.shape[:-1], -1)
+
+
+class SplitLinear:
+    """`nn.Linear` of float32 on the unit for bfloat16."""
+
+    def __init__(self, layer: nn.Linear, kernels: Kernels) -> None:
+        self.module, self.linears, self.width = layer, (layer,), layer.in_features
+        self._kernels, self._n, self._bias = kernels, layer.out_features, layer.bias
+        self._weight = kernels.pack(layer.weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`(..., K) -> (..., N)`."""
+        return self._kernels.linear(_rows(x), self._weight, self._n, self._bias).view(*x.shape[:-1], self._n)
+
+
+class SplitGatedMlp:
+    """`down(silu(gate(x)) * up(x))`: gate and up in one product, and what is between it and the next in that one."""
+
+    def __init__(self, mlp: Any, kernels: Kernels) -> None:
+        self.module, self.linears = mlp, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        self.width = mlp.gate_proj.in_features
+        self._kernels, self._between, self._n = kernels, mlp.gate_proj.out_features, mlp.down_proj.out_features
+        self._gate_up = kernels.pack(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]))
+        self._down = kernels.pack(mlp.down_proj.weight)
+        self._gate_up_bias = _both(mlp.gate_proj, mlp.up_proj)
+        self._down_bias = mlp.down_proj.bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`(..., K) -> (..., K)`."""
+        both = self._kernels.linear(_rows(x), self._gate_up, 2 * self._between, self._gate_up_bias)
+        gate, up = both[:, : self._between], both[:, self._between :]
+        return self._kernels.linear(up, self._down, self._n, self._down_bias, gate=gate).view(*x.shape[:-1], self._n)
+
+
+class RmsNorm:
+    """Root mean square normalisation in one pass; some models keep its weight less 1 (`offset`)."""
+
+    def __init__(self, norm: Any, kernels: Kernels, offset: float) -> None:
+        self.module, self.linears, self.width = norm, (), len(norm.weight)
+        self._kernels, self._eps = kernels, float(getattr(norm, "variance_epsilon", None) or norm.eps)
+        self._weight = norm.weight.detach() + offset
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`(..., K) -> (..., K)`."""
+        return self._kernels.rms_norm(_rows(x), self._weight, self._eps).view(x.shape)
+
+
+def looks_rms_normed(module: Any) -> bool:
+    """Whether a module calls itself a root mean square normalisation, and has one weight a column."""
+    names = [name for name, _ in module.named_parameters()]
+    has_eps = bool(getattr(module, "variance_epsilon", None) or getattr(module, "eps", None))
+    return type(module).__name__.endswith("RMSNorm") and names == ["weight"] and module.weight.dim() == 1 and has_eps
+
+
+def looks_gated(module: Any) -> bool:
+    """Whether a module has the parts of a gated MLP; that it puts them together in that way is another question."""
+    parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    return all(type(part) is nn.Linear for part in parts) and hasattr(module, "act_fn")
+
+
+def _rows(x: Tensor) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+def _both(gate: nn.Linear, up: nn.Linear) -> Tensor | None:
+    if gate.bias is None and up.bias is None:
+        return None
+    return torch.cat(
+        [torch.zeros(each.out_features) if each.bias is None else each.bias.detach() for each in (gate, up)]
+    )
