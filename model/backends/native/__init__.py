@@ -60,11 +60,17 @@ class Kernels:
         return packed
 
     def linear(
-        self, x: Tensor, packed: Tensor, n: int, bias: Tensor | None = None, gate: Tensor | None = None
+        self,
+        x: Tensor,
+        packed: Tensor,
+        n: int,
+        bias: Tensor | None = None,
+        gate: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """`x (M, K) -> (M, N)` by three products of bfloat16; with a gate of x's shape and strides, of `silu(gate) * x`."""
         (m, k), stride = x.shape, x.stride(0)
-        out = torch.empty(m, n)
+        out = torch.empty(m, n) if out is None else out
         scratch = torch.empty(self._n_scratch, dtype=torch.bfloat16)
         self._linear(
             x.data_ptr(), gate.data_ptr() if gate is not None else None, stride, packed.data_ptr(),
