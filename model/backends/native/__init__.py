@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _BLOCK, _STEP = 32, 32
-"""Columns and depth that packed weights are padded to."""
+"""Columns and depth that packed weights are filled up to."""
 
 
 class Unavailable(Exception):
@@ -50,12 +50,19 @@ class Kernels:
         self._norm = library.rs_rms_norm
         self._norm.argtypes = [pointer, size, pointer, ctypes.c_float, pointer, size, size, ctypes.c_int]
         self._norm.restype = None
+        self._attend, self._attend_work = library.rs_attend, library.rs_attend_work
+        self._attend.argtypes = [
+            pointer, size, size, size, size, size, ctypes.c_float, pointer, size, pointer, pointer, pointer, size,
+            pointer, pointer, pointer, size, ctypes.c_int,
+        ]  # fmt: skip
+        self._attend.restype = None
+        self._attend_work.argtypes, self._attend_work.restype = [size, size], size
 
     def pack(self, weight: Tensor) -> Tensor:
         """A float32 weight `(N, K)` as the kernel reads it, in as many bytes (with N and K padded to 32)."""
         n, k = weight.shape
         weight = weight.detach().contiguous()
-        packed = torch.zeros(-(-n // _BLOCK) * -(-k // _STEP) * 2 * _BLOCK * _STEP, dtype=torch.bfloat16)
+        packed = torch.empty(_steps(n) * _steps(k) * 2 * _BLOCK * _STEP, dtype=torch.bfloat16)
         self._pack(weight.data_ptr(), n, k, packed.data_ptr(), torch.get_num_threads())
         return packed
 
@@ -88,6 +95,31 @@ class Kernels:
         )  # fmt: skip
         return out
 
+    def attend(
+        self,
+        query_HQE: Tensor,
+        n_groups: int,
+        scale: float,
+        ranges_R8: Tensor,
+        segments_S4: Tensor,
+        chains: Tensor,
+        blocks_B2: Tensor,
+        n_columns: int,
+    ) -> Tensor:
+        """`(Q, H, E)`: attention of the segments of a packed row. The tables, int64, are those of `rs_attend` in `amx.c`."""
+        n_heads, n_queries, width = query_HQE.shape
+        out = torch.empty(n_queries, n_heads, width)
+        n_threads = torch.get_num_threads()
+        n_steps = int(ranges_R8[-1, -1]) + _steps(int(ranges_R8[-1, -2]))
+        packed = torch.empty(2 * n_steps * n_groups * _steps(width) * 2 * _BLOCK * _STEP, dtype=torch.bfloat16)
+        work = torch.empty(n_threads * self._attend_work(n_columns, width))
+        self._attend(
+            query_HQE.data_ptr(), query_HQE.stride(1), query_HQE.stride(0), n_heads, n_groups, width, scale,
+            ranges_R8.data_ptr(), len(ranges_R8), segments_S4.data_ptr(), chains.data_ptr(), blocks_B2.data_ptr(),
+            len(blocks_B2), out.data_ptr(), packed.data_ptr(), work.data_ptr(), n_columns, n_threads,
+        )  # fmt: skip
+        return out
+
 
 @cache
 def load() -> Kernels:
@@ -105,3 +137,7 @@ def load() -> Kernels:
     if not ready:
         raise Unavailable("this CPU has no AMX", tells=False)
     return Kernels(library)
+
+
+def _steps(n: int) -> int:
+    return -(-n // _STEP)

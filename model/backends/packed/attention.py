@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from model.backends.native import Kernels
+from model.backends.packed.chains import Tables, attend_chains, tables_of
 from model.backends.packed.kernels import Kernel, dense
 from model.backends.packed.layout import Keys, Layout, Own, Plan
 from model.backends.packed.varlen import Calls, Varlen, attend_varlen, prepare
@@ -47,8 +49,8 @@ class LastKeys(Exception):
 class Forward:
     """One packed row on its way through the layers.
 
-    `scored_S` are the layout's scored indices on the device. With `varlen`, attention takes a few calls a layer,
-    otherwise one of `kernel` a segment.
+    `scored_S` are the layout's scored indices on the device. With `varlen` attention takes a few calls a layer, with
+    `native` one, otherwise one of `kernel` a segment.
     `given[i][layer]` are the keys and values of the i-th known beginning. What `kept` names is copied, layer by
     layer, into `copies`. While `last_kv` is None and `stops` is set, the attention raises `LastKeys`; once it is
     set, the scored tokens alone are the queries.
@@ -58,6 +60,7 @@ class Forward:
     scored_S: Tensor
     kernel: Kernel
     varlen: Varlen | None = None
+    native: Kernels | None = None
     given: Sequence[Sequence[KeysAndValues]] = ()
     kept: Sequence[tuple[Keys, ...]] = ()
     copies: list[list[KeysAndValues]] = field(default_factory=list)
@@ -66,13 +69,16 @@ class Forward:
     layer: int = 0
     saw_window: bool = False
     calls: dict[int, Calls] = field(default_factory=dict)
+    tables: dict[int, Tables] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Everything that the device needs to know is on its way there before the first layer."""
-        if self.varlen is not None:
-            given = [layers[0][0].shape[2] for layers in self.given]
-            for plan in (self.layout.every, self.layout.last):
+        for plan in (self.layout.every, self.layout.last):
+            if self.varlen is not None:
+                given = [layers[0][0].shape[2] for layers in self.given]
                 self.calls[id(plan)] = prepare(plan, len(self.layout.ids), given, self.scored_S.device)
+            elif self.native is not None and (tables := tables_of(plan)) is not None:
+                self.tables[id(plan)] = tables
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, softcap: float | None
@@ -86,8 +92,15 @@ class Forward:
         given = [layers[self.layer] for layers in self.given]
         self._keep(key, value, given)
         self.layer += 1
-        if self.varlen is not None and softcap is None and _fits(query, value) and not _beyond(plan, window):
-            return self._attend_varlen(query, key, value, given, plan, self.varlen, scale)
+        if softcap is None and _fits(query, value) and not _beyond(plan, window):
+            if self.varlen is not None:
+                return self._attend_varlen(query, key, value, given, plan, self.varlen, scale)
+            if (
+                self.native is not None
+                and id(plan) in self.tables
+                and query.stride(3) == key.stride(3) == value.stride(3) == 1
+            ):
+                return attend_chains(self.native, query, key, value, given, self.tables[id(plan)], scale)
         return attend(query, key, value, given, plan, self.kernel, scale=scale, window=window, softcap=softcap)
 
     def _attend_varlen(

@@ -171,7 +171,8 @@ class PackedScorer:
             kept = self._to_keep(keys, {i: layout.last.own[at].chain for i, at in at_of.items()})
         device = self._network.device
         scored_S = to_device(layout.scored, device)
-        forward = Forward(layout, scored_S, self._kernel, self._varlen, given, [chain for _, chain in kept])
+        native = self._weights.kernels if self._weights else None
+        forward = Forward(layout, scored_S, self._kernel, self._varlen, native, given, [chain for _, chain in kept])
         ids_1N, positions_1N = to_device(layout.ids, device)[None], to_device(layout.positions, device)[None]
         return forward, Prepared(ids_1N, positions_1N, [at_of[i] for i in range(len(rows))], kept)
 

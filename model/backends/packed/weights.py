@@ -35,18 +35,21 @@ _WIDE = 4.0
 class PackedWeights:
     """The layers of a network, from `install` to `remove`.
 
-    `precision` is what was got of what was asked for, `note` says why where that is less than the operator might have.
+    `precision` is what was got of what was asked for, `note` says why where that is less than the operator might have;
+    `kernels` are those in C, where they are in use.
     """
 
     def __init__(self, backbone: nn.Module, asked: MatmulPrecision) -> None:
         self.precision: MatmulPrecision = "highest"
         self.note: str | None = None
+        self.kernels: Kernels | None = None
         self._stand_ins: list[StandIn] = []
         linears = [m for m in backbone.modules() if type(m) is nn.Linear and _is_plain(m.weight)]
         if asked == "high" and linears:
             try:
-                self._stand_ins = _native(backbone, linears, load())
-                self.precision = "high"
+                kernels = load()
+                self._stand_ins = _native(backbone, linears, kernels)
+                self.precision, self.kernels = "high", kernels
             except Unavailable as error:
                 self.note = str(error) if error.tells else None
         if not self._stand_ins and _mkl_is_there():

@@ -1,0 +1,92 @@
+"""The attention of a plan in one call a layer, by the kernels in C: each query sees its whole chain in one softmax.
+
+Where the other kernels attend to a segment and to what is before it apart and merge the two, this one walks along the chain.
+Shapes: Q queries, H query heads, G key heads, E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.backends.native import Kernels
+from model.backends.packed.layout import Keys, Plan
+
+_STEP = 32
+_MOST_COLUMNS = 16_384
+"""Of a chain, filled up: a block of queries keeps all its scores, 256 bytes a column and thread."""
+_LONGEST_CHAIN = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """A plan as the kernel reads it, made once for all layers. `ranges` still lack their addresses."""
+
+    ranges: tuple[Keys, ...]
+    steps_before: tuple[int, ...]
+    segments_S4: Tensor
+    chains: Tensor
+    blocks_B2: Tensor
+    n_columns: int
+
+
+def tables_of(plan: Plan) -> Tables | None:
+    """None for a plan that is more than the kernel takes."""
+    number: dict[Keys, int] = {}
+    steps_before: list[int] = []
+    segments: list[tuple[int, int, int, int]] = []
+    chains: list[int] = []
+    blocks: list[tuple[int, int]] = []
+    n_steps, most = 0, 0
+    for own in plan.own:
+        for keys in own.chain:
+            if keys not in number:
+                number[keys] = len(number)
+                steps_before.append(n_steps)
+                n_steps += _steps(keys)
+        (first, last), start = own.queries, len(chains)
+        blocks.extend((len(segments), at) for at in range(first, last, _STEP))
+        chains.extend(number[keys] for keys in own.chain)
+        segments.append((first, last, start, len(chains)))
+        most = max(most, sum(map(_steps, own.chain)))
+    if _STEP * most > _MOST_COLUMNS or max(len(own.chain) for own in plan.own) > _LONGEST_CHAIN:
+        return None
+    return Tables(
+        tuple(number),
+        tuple(steps_before),
+        torch.tensor(segments),
+        torch.tensor(chains),
+        torch.tensor(blocks),
+        _STEP * most,
+    )
+
+
+def attend_chains(
+    kernels: Kernels,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    given: Sequence[tuple[Tensor, Tensor]],
+    tables: Tables,
+    scale: float,
+) -> Tensor:
+    """`(1, Q, H, E)`. Everything else is `(1, heads, tokens, E)`, float32 on the CPU, dense in E."""
+    ranges = []
+    for keys, before in zip(tables.ranges, tables.steps_before, strict=True):
+        k, v = (key, value) if keys.given is None else given[keys.given]
+        ranges.append(
+            (k.data_ptr() + 4 * keys.first * k.stride(2), v.data_ptr() + 4 * keys.first * v.stride(2),
+             k.stride(2), k.stride(1), v.stride(2), v.stride(1), keys.last - keys.first, before)
+        )  # fmt: skip
+    out_QHE = kernels.attend(
+        query[0], key.shape[1], scale, torch.tensor(ranges), tables.segments_S4, tables.chains, tables.blocks_B2,
+        tables.n_columns,
+    )  # fmt: skip
+    return out_QHE[None]
+
+
+def _steps(keys: Keys) -> int:
+    return -(-(keys.last - keys.first) // _STEP)
