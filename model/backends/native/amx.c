@@ -76,9 +76,10 @@ static inline int thread_number(void) {
 #endif
 }
 
-/* e^v to 2 units in the last place: 2^n times Cephes' polynomial for what is left (Moshier, expf). */
+/* e^v to 2 units in the last place: 2^n times Cephes' polynomial for what is left (Moshier, expf). NaN stays NaN: of two
+ * operands of which one is none, minimum and maximum give the second. */
 AMX static inline __m512 exponential(__m512 v) {
-    v = _mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps(-87.3f)), _mm512_set1_ps(88.3f));
+    v = _mm512_min_ps(_mm512_set1_ps(88.3f), _mm512_max_ps(_mm512_set1_ps(-87.3f), v));
     __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(v, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), v);
     r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
