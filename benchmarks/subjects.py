@@ -144,8 +144,8 @@ _OURS: dict[str, dict[str, Any]] = {
     "shared_highest": {"share": True},
     "packed_highest": {},
     "plain_weights": {"prepack": False},
-    "whole_last_layer": {"trim": False},
-    "one_by_one": {"one_by_one": True},
+    "whole_last_layer": {"trim": False, "matmul_precision": "high"},
+    "one_by_one": {"one_by_one": True, "matmul_precision": "high"},
     # What it does not do, and what that would give.
     "bfloat16": {"change": _in_bfloat16},
     "int8": {"change": _in_int8},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -124,6 +125,8 @@ class Kernels:
 @cache
 def load() -> Kernels:
     """The kernels. Raise `Unavailable`."""
+    if not _cpu_has_amx():
+        raise Unavailable("this CPU has no AMX", tells=False)
     spec = find_spec("model.backends.native._amx")
     if spec is None or spec.origin is None:
         raise Unavailable("its kernels were not compiled: there was no C compiler at installation", tells=True)
@@ -135,8 +138,15 @@ def load() -> Kernels:
     if ready < 0:
         raise Unavailable("the operating system does not allow AMX", tells=True)
     if not ready:
-        raise Unavailable("this CPU has no AMX", tells=False)
+        raise Unavailable("this CPU has no AVX-512 beside its AMX", tells=False)
     return Kernels(library)
+
+
+def _cpu_has_amx() -> bool:
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
 
 
 def _steps(n: int) -> int:

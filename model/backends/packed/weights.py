@@ -25,8 +25,7 @@ from model.backends.packed.products import (
 
 _TRIED_ROWS = (1, 3, 64, 200, 257)
 _TOLERANCE = {"highest": 1e-4, "high": 2e-4}
-"""Of the largest value. The order of sums differs; three products of bfloat16 are off by up to
-3 * 2^-16 of the sum of |x w|, and by a tenth of that on the whole."""
+"""Of the largest value: the order of sums differs, and what was split is off by a little more (see `native/amx.c`)."""
 
 _WIDE = 4.0
 """Inputs go beyond what a clamp or a saturated activation would let through unnoticed."""
@@ -53,7 +52,7 @@ class PackedWeights:
             except Unavailable as error:
                 self.note = str(error) if error.tells else None
         if not self._stand_ins and _mkl_is_there():
-            self._stand_ins = _all_or_none(linears, MklLinear, "highest")
+            self._stand_ins = _right_ones(linears, "highest", MklLinear)
 
     def __len__(self) -> int:
         """How many stand-ins; 0 where this is not possible, or was not right."""
@@ -79,24 +78,29 @@ class PackedWeights:
 def _native(backbone: nn.Module, linears: Sequence[nn.Linear], kernels: Kernels) -> list[StandIn]:
     """Gated MLPs as a whole, all other linear layers one by one, norms. Raise `Unavailable` where products are wrong."""
     gated = [m for m in backbone.modules() if looks_gated(m) and all(_is_plain(p) for p in m.parameters())]
-    mlps = _all_or_none(gated, lambda mlp: SplitGatedMlp(mlp, kernels), "high")
+    mlps = _right_ones(gated, "high", lambda mlp: SplitGatedMlp(mlp, kernels))
     covered = {id(layer) for mlp in mlps for layer in mlp.linears}
     rest = [layer for layer in linears if id(layer) not in covered]
-    others = _all_or_none(rest, lambda layer: SplitLinear(layer, kernels), "high")
-    if rest and not others:
+    others = _right_ones(rest, "high", lambda layer: SplitLinear(layer, kernels))
+    if len(others) < len(rest):
         raise Unavailable("its kernels gave other products than torch", tells=True)
     norms = [m for m in backbone.modules() if looks_rms_normed(m) and _is_plain(m.weight)]
-    as_it_is = _all_or_none(norms, lambda norm: RmsNorm(norm, kernels, 0.0), "highest")
-    less_one = _all_or_none(norms if not as_it_is else [], lambda norm: RmsNorm(norm, kernels, 1.0), "highest")
-    return [*mlps, *others, *as_it_is, *less_one]
+    in_one_pass = _right_ones(
+        norms, "highest", lambda norm: RmsNorm(norm, kernels, 0.0), lambda norm: RmsNorm(norm, kernels, 1.0)
+    )
+    return [*mlps, *others, *in_one_pass]
 
 
-def _all_or_none(modules: Sequence[Any], make: Callable[[Any], StandIn], precision: MatmulPrecision) -> list[StandIn]:
-    """A stand-in for each, or none if that of one shape is not right."""
-    one_a_shape = {tuple(tuple(p.shape) for p in module.parameters()): module for module in modules}
-    if all(_is_right(module, make(module), precision) for module in one_a_shape.values()):
-        return [make(module) for module in modules]
-    return []
+def _right_ones(modules: Sequence[Any], precision: MatmulPrecision, *makers: Callable[[Any], StandIn]) -> list[StandIn]:
+    """Stand-ins for the modules of every kind and shape for which one of the makers makes the right thing."""
+    alike: dict[tuple[Any, ...], list[Any]] = {}
+    for module in modules:
+        alike.setdefault((type(module), *(tuple(p.shape) for p in module.parameters())), []).append(module)
+    found: list[StandIn] = []
+    for group in alike.values():
+        make = next((make for make in makers if _is_right(group[0], make(group[0]), precision)), None)
+        found += [make(module) for module in group] if make else []
+    return found
 
 
 @torch.inference_mode()
