@@ -12,6 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from model.backends.allocator import in_own_pages
 from model.backends.packed.attention import KeysAndValues
 from model.keys import ID_BYTES, n_common
 
@@ -72,9 +73,10 @@ class Prefixes:
 
     def keep(self, key: bytes, layers: Sequence[KeysAndValues]) -> None:
         """Keep a beginning, in place of those that are the beginning of it, and let go of what is then too much."""
-        beginning = Beginning(key, tuple(layers))
-        if key in self._kept or beginning.n_bytes > self.max_bytes:
+        if key in self._kept or Beginning(key, tuple(layers)).n_bytes > self.max_bytes:
             return
+        copies = iter(in_own_pages([x for layer in layers for x in layer]))
+        beginning = Beginning(key, tuple(zip(copies, copies, strict=True)))
         at = bisect_left(self._sorted, key)
         while at > 0 and key.startswith(self._sorted[at - 1]):
             at -= 1

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from model.backends.allocator import in_own_pages
 
 FAULTS = """
 import resource, torch
@@ -47,3 +51,47 @@ def test_the_pages_of_a_batch_are_faulted_in_once():
 
 def test_what_the_operator_has_set_stays():
     assert faults(set_it=True, MALLOC_TOP_PAD_="0")[0] is False
+
+
+KEPT = """
+import random, torch
+from model.backends.allocator import in_own_pages, keep_big_blocks
+keep_big_blocks()
+def rss(): return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+rng, kept = random.Random(1), []
+def batch():
+    n = rng.randrange(200, 2000)
+    activations = [torch.ones(n, 512) for _ in range(4)]
+    copies = [torch.ones(rng.randrange(50, 600), 256) for _ in range(12)]
+    kept.append({keep})
+    del kept[:-20]
+for _ in range(30): batch()
+before = rss()
+for _ in range(300): batch()
+print(rss() - before)
+"""
+
+
+def growth_mib(keep: str) -> float:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
+    done = subprocess.run(
+        [sys.executable, "-c", KEPT.format(keep=keep)], env=clean, capture_output=True, text=True, check=True
+    )
+    return float(done.stdout)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="only Linux says how much memory is resident")
+def test_what_is_kept_in_pages_of_its_own_does_not_make_the_heap_grow():
+    assert growth_mib("in_own_pages(copies)") < 30
+
+
+def test_copies_in_pages_of_their_own_are_the_same_and_outlive_each_other():
+    originals = [torch.arange(7), torch.randn(3, 5).to(torch.bfloat16), torch.randn(2, 1, 9), torch.zeros(0, 4)]
+    copies = in_own_pages(originals)
+    last = copies[2]
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(copies, originals, strict=True))
+    originals[2].zero_()
+    del copies
+    gc.collect()
+    assert last.abs().sum() > 0
+    last.add_(1)
