@@ -64,7 +64,9 @@ def _passes(name: str, mib: int, first: Sequence[list[Row]], second: Sequence[li
     """CPU seconds of either pass, a group a batch, with a fresh engine."""
     from benchmarks.subjects import Loaded, ours
 
-    engine = ours(Loaded(models.folder(name)), 0, name="ours", share=True, prefix_cache_bytes=mib * 2**20)
+    engine = ours(
+        Loaded(models.folder(name)), 0, name="ours", share=True, matmul_precision="high", prefix_cache_bytes=mib * 2**20
+    )
 
     def score_all(groups: Sequence[list[Row]]) -> None:
         for group in groups:
