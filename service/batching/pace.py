@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass, replace
 
 STEPS = (512, 1024, 2048, 4096, 8192, 16384)
-"""The budgets that there are, in tokens. On a CPU throughput is flat from 512 on; beyond the last one nothing is
+"""The budgets that there are, in tokens. On a CPU throughput is nearly flat from 1,024 on; beyond the last one nothing is
 gained on any device that we know."""
 
 _FIXED_SHARE = 0.05

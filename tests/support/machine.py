@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
+
 from model.backends.native import Unavailable, load
 
 
-def amx_is_missing() -> dict[str, object]:
-    """For `pytest.mark.skipif`: whether the kernels in C cannot run here, and why."""
+def _why_no_kernels() -> str:
     try:
         load()
     except Unavailable as why:
-        return {"condition": True, "reason": str(why)}
-    return {"condition": False, "reason": ""}
+        return str(why)
+    return ""
+
+
+needs_amx = pytest.mark.skipif(bool(_why_no_kernels()), reason=_why_no_kernels())
+"""The kernels in C need a CPU with AMX and a compiler at installation; what they stand in for is tested everywhere."""

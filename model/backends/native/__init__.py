@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_BLOCK, _STEP = 32, 32
-"""Columns and depth that packed weights are filled up to."""
+STEP = 32
+"""Rows, columns and depth of a block: what is packed is filled up to it."""
 
 
 class Unavailable(Exception):
@@ -63,7 +63,7 @@ class Kernels:
         """A float32 weight `(N, K)` as the kernel reads it, in as many bytes (with N and K padded to 32)."""
         n, k = weight.shape
         weight = weight.detach().contiguous()
-        packed = torch.empty(_steps(n) * _steps(k) * 2 * _BLOCK * _STEP, dtype=torch.bfloat16)
+        packed = torch.empty(steps_of(n) * steps_of(k) * 2 * STEP * STEP, dtype=torch.bfloat16)
         self._pack(weight.data_ptr(), n, k, packed.data_ptr(), torch.get_num_threads())
         return packed
 
@@ -111,8 +111,8 @@ class Kernels:
         n_heads, n_queries, width = query_HQE.shape
         out = torch.empty(n_queries, n_heads, width)
         n_threads = torch.get_num_threads()
-        n_steps = int(ranges_R8[-1, -1]) + _steps(int(ranges_R8[-1, -2]))
-        packed = torch.empty(2 * n_steps * n_groups * _steps(width) * 2 * _BLOCK * _STEP, dtype=torch.bfloat16)
+        n_steps = int(ranges_R8[-1, -1]) + steps_of(int(ranges_R8[-1, -2]))
+        packed = torch.empty(2 * n_steps * n_groups * steps_of(width) * 2 * STEP * STEP, dtype=torch.bfloat16)
         work = torch.empty(n_threads * self._attend_work(n_columns, width))
         self._attend(
             query_HQE.data_ptr(), query_HQE.stride(1), query_HQE.stride(0), n_heads, n_groups, width, scale,
@@ -149,5 +149,6 @@ def _cpu_has_amx() -> bool:
         return False
 
 
-def _steps(n: int) -> int:
-    return -(-n // _STEP)
+def steps_of(n: int) -> int:
+    """How many blocks n rows or columns take."""
+    return -(-n // STEP)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.backends.native import Kernels
+from model.backends.native import STEP, Kernels, steps_of
 from model.backends.packed.layout import Keys, Plan
 
-_STEP = 32
 _MOST_COLUMNS = 16_384
 """Of a chain, filled up: a block of queries keeps all its scores, 256 bytes a column and thread."""
 _LONGEST_CHAIN = 256
+"""Ranges, as in `amx.c`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,11 @@ def tables_of(plan: Plan) -> Tables | None:
                 steps_before.append(n_steps)
                 n_steps += _steps(keys)
         (first, last), start = own.queries, len(chains)
-        blocks.extend((len(segments), at) for at in range(first, last, _STEP))
+        blocks.extend((len(segments), at) for at in range(first, last, STEP))
         chains.extend(number[keys] for keys in own.chain)
         segments.append((first, last, start, len(chains)))
         most = max(most, sum(map(_steps, own.chain)))
-    if _STEP * most > _MOST_COLUMNS or max(len(own.chain) for own in plan.own) > _LONGEST_CHAIN:
+    if STEP * most > _MOST_COLUMNS or max(len(own.chain) for own in plan.own) > _LONGEST_CHAIN:
         return None
     return Tables(
         tuple(number),
@@ -60,7 +60,7 @@ def tables_of(plan: Plan) -> Tables | None:
         torch.tensor(segments),
         torch.tensor(chains),
         torch.tensor(blocks),
-        _STEP * most,
+        STEP * most,
     )
 
 
@@ -89,4 +89,4 @@ def attend_chains(
 
 
 def _steps(keys: Keys) -> int:
-    return -(-(keys.last - keys.first) // _STEP)
+    return steps_of(keys.last - keys.first)

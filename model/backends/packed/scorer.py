@@ -36,7 +36,7 @@ class PackedScorer:
     `share`: common beginnings and equal rows are computed once. `trim`: the last layer computes only what is read.
     `one_by_one`: every row has a forward of its own, so its score has the same bits whoever rides beside it.
     `prepack`: linear layers compute with weights that lie ready for the matrix kernel, where there is such a thing;
-    `matmul_precision`: with which of two such kernels.
+    `matmul_precision`: with MKL or with the kernels in C, which then do attention, gated MLPs and norms too.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class PackedScorer:
 
     @property
     def matmul_precision(self) -> MatmulPrecision:
-        """Of the linear layers, where they are float32: what was got of what was asked for."""
+        """What was got of what was asked for; it says something of float32 on a CPU only."""
         return self._weights.precision if self._weights else "highest"
 
     @property

@@ -1,4 +1,4 @@
-"""Which layers of a network compute with packed weights, and with which kernel. Float32 on a CPU only.
+"""Which layers of a network get a stand-in, with packed weights and which kernel. Float32 on a CPU only.
 
 Every kind of stand-in is compared with the layer that it stands for, once a shape, before it is used.
 """
@@ -32,7 +32,7 @@ _WIDE = 4.0
 
 
 class PackedWeights:
-    """The layers of a network, from `install` to `remove`.
+    """Stand-ins for linear layers of a network, with the kernels in C also for gated MLPs and norms: from `install` to `remove`.
 
     `precision` is what was got of what was asked for, `note` says why where that is less than the operator might have;
     `kernels` are those in C, where they are in use.

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.backends.native import load
-from tests.support.machine import amx_is_missing
+from tests.support.machine import needs_amx
 
-pytestmark = pytest.mark.skipif(**amx_is_missing())
+pytestmark = needs_amx
 
 SHARE = 3 * 2.0**-16
 """Of the sum of |x w|. Rounding to bfloat16 is off by at most 2^-8, so two parts are off by 2^-16: that is each factor's
@@ -102,13 +102,16 @@ def test_what_is_no_number_stays_in_its_row(bad: float):
     assert torch.equal(out[others], whole[others])
 
 
-def test_nothing_is_written_beside_the_product():
+def test_nothing_is_read_or_written_beside_the_rows():
     m, k, n = 37, 45, 51
     x, w = numbers(m, k, seed=1), load().pack(numbers(n, k, seed=2))
     expected = load().linear(x, w, n)
     wide = torch.full((m, k + 9), float("nan"))
     wide[:, :k] = x
-    assert torch.equal(load().linear(wide[:, :k], w, n), expected), "nor read beside the rows"
+    around = torch.full((m + 2, n), 7.0)
+    load().linear(wide[:, :k], w, n, out=around[1:-1])
+    assert torch.equal(around[1:-1], expected)
+    assert bool((around[[0, -1]] == 7.0).all())
 
 
 def test_the_process_has_one_openmp_runtime():

@@ -59,8 +59,9 @@ def test_flags_and_environment_say_the_same_and_flags_win(monkeypatch):
 def test_how_the_model_runs_is_handed_on_to_the_backend(monkeypatch):
     monkeypatch.setenv("REWARD_DETERMINISTIC", "1")
     monkeypatch.setenv("REWARD_CACHE__PREFIX_MIB", "3")
-    spec = parsed("--engine=packed").model_spec()
-    assert (spec.engine, spec.deterministic, spec.prefix_cache_bytes) == ("packed", True, 3 * 2**20)
+    spec = parsed("--engine=packed", "--matmul-precision=highest").model_spec()
+    assert (spec.engine, spec.matmul_precision) == ("packed", "highest")
+    assert (spec.deterministic, spec.prefix_cache_bytes) == (True, 3 * 2**20)
 
 
 def test_underscores_in_flags_are_as_good_as_hyphens():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,11 +11,11 @@ from model.backends.packed import chains
 from model.backends.packed.chains import attend_chains, tables_of
 from model.backends.packed.layout import Layout, Part, Plan, lay_out
 from model.backends.packed.tree import apart, plant
-from tests.support.machine import amx_is_missing
+from tests.support.machine import needs_amx
 from tests.unit.model.packed.test_parity import packed, scores_of
 from tests.unit.model.test_network import alone, make, ragged_rows
 
-pytestmark = pytest.mark.skipif(**amx_is_missing())
+pytestmark = needs_amx
 
 ROW = st.lists(st.integers(0, 2), min_size=1, max_size=90).map(tuple)
 ROWS = st.lists(ROW, min_size=1, max_size=6)

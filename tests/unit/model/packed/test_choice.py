@@ -7,12 +7,14 @@ from functools import partial
 import pytest
 import torch
 
-from model.backends import LoadError, ModelSpec
+from model.backends import LoadError, ModelSpec, engines
 from model.backends.engines import check_rows, choose
+from model.backends.packed import PackedScorer
 from model.backends.packed.attention import NAME
 from model.backends.packed.scorer import lone_from
 from model.backends.padded import PaddedScorer
 from model.scorer import OutOfMemory, ScorerError, TokenBatch
+from tests.support.machine import needs_amx
 from tests.support.tiny import tiny_config
 from tests.unit.model.packed.test_parity import packed
 from tests.unit.model.test_network import TOLERANCE, VOCAB, alone, make
@@ -92,6 +94,23 @@ def test_whatever_a_foreign_model_raises_in_the_check_it_is_padded():
     scorer, notes = chosen(network)
     assert isinstance(scorer, PaddedScorer)
     assert "Theirs: no" in notes[0]
+
+
+@needs_amx
+def test_products_that_put_scores_too_far_off_are_done_as_float32(monkeypatch):
+    monkeypatch.setattr(engines, "_SHARE_OF_HIGH", 0.0)
+    scorer, notes = chosen(make("llama"))
+    assert isinstance(scorer, PackedScorer)
+    assert (scorer.trims, scorer.matmul_precision) == (True, "highest")
+    assert len(notes) == 1
+    assert "float32 is multiplied as float32: scores differ" in notes[0]
+
+
+@needs_amx
+def test_how_matrices_are_multiplied_is_what_was_asked_for():
+    for asked in ("high", "highest"):
+        scorer, notes = chosen(make("llama"), matmul_precision=asked)
+        assert (scorer.matmul_precision, notes) == (asked, ())
 
 
 def test_padded_is_what_one_gets_when_one_asks_for_it():

@@ -6,19 +6,29 @@ import pytest
 import torch
 from torch import nn
 
-from model.backends import ModelSpec
+from model.backends import MatmulPrecision, ModelSpec
 from model.backends.engines import choose
 from model.backends.native import Unavailable
 from model.backends.packed import products, weights
 from model.backends.packed.weights import PackedWeights
 from model.scorer import TokenBatch
-from tests.support.machine import amx_is_missing
+from tests.support.machine import needs_amx
 from tests.unit.model.test_network import TOLERANCE, alone, make
 
 needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch was built without MKL")
 
 
-needs_amx = pytest.mark.skipif(**amx_is_missing())
+def computes_as_before(
+    network: nn.Module, x: torch.Tensor, precision: MatmulPrecision, tolerance: float
+) -> PackedWeights:
+    """Pack a network for good, compare what it gives with what it gave."""
+    with torch.inference_mode():
+        expected = network(x)
+        packed = PackedWeights(network, precision)
+        packed.install()
+        packed.release()
+        torch.testing.assert_close(network(x), expected, atol=tolerance, rtol=tolerance)
+    return packed
 
 
 def layers(*, bias: bool) -> nn.Sequential:
@@ -30,13 +40,7 @@ def layers(*, bias: bool) -> nn.Sequential:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rows", [1, 2, 5, 31, 64, 255, 256, 257, 1000])
 def test_products_are_those_of_the_plain_layers_for_any_number_of_rows(rows: int, bias: bool):
-    network, x = layers(bias=bias), torch.randn(1, rows, 48)
-    with torch.inference_mode():
-        expected = network(x)
-        packed = PackedWeights(network, "highest")
-        packed.install()
-        packed.release()
-        torch.testing.assert_close(network(x), expected, atol=1e-5, rtol=1e-5)
+    packed = computes_as_before(layers(bias=bias), torch.randn(1, rows, 48), "highest", 1e-5)
     assert len(packed) == 2
 
 
@@ -80,25 +84,14 @@ def gated(activation: type[nn.Module] = nn.SiLU, *, bias: bool = False, swapped:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rows", [1, 33, 300])
 def test_a_gated_mlp_is_computed_as_a_whole(rows: int, bias: bool):
-    network, x = gated(bias=bias), torch.randn(2, rows, 48)
-    with torch.inference_mode():
-        expected = network(x)
-        packed = PackedWeights(network, "high")
-        packed.install()
-        packed.release()
-        torch.testing.assert_close(network(x), expected, atol=2e-5, rtol=2e-5)
+    packed = computes_as_before(gated(bias=bias), torch.randn(2, rows, 48), "high", 2e-5)
     assert (len(packed), packed.precision) == (2, "high"), "a layer, and the MLP in one"
 
 
 @needs_amx
 @pytest.mark.parametrize("other", [{"activation": nn.GELU}, {"swapped": True}])
 def test_an_mlp_of_the_same_parts_that_does_something_else_keeps_its_forward(other):
-    network, x = gated(**other), torch.randn(2, 9, 48)
-    with torch.inference_mode():
-        expected = network(x)
-        packed = PackedWeights(network, "high")
-        packed.install()
-        torch.testing.assert_close(network(x), expected, atol=2e-5, rtol=2e-5)
+    packed = computes_as_before(gated(**other), torch.randn(2, 9, 48), "high", 2e-5)
     assert (len(packed), packed.precision) == (4, "high"), "layer by layer"
 
 
@@ -121,12 +114,8 @@ class TinyRMSNorm(nn.Module):
 )
 def test_a_norm_is_computed_in_one_pass_where_it_is_one(norm: nn.Module, n: int):
     torch.manual_seed(7)
-    network, x = nn.Sequential(norm, nn.Linear(48, 8)).eval(), torch.randn(3, 11, 48)
-    with torch.inference_mode():
-        expected = network(x)
-        packed = PackedWeights(network, "high")
-        packed.install()
-        torch.testing.assert_close(network(x), expected, atol=2e-5, rtol=2e-5)
+    network = nn.Sequential(norm, nn.Linear(48, 8)).eval()
+    packed = computes_as_before(network, torch.randn(3, 11, 48), "high", 2e-5)
     assert len(packed) == n
 
 
