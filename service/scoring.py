@@ -202,7 +202,8 @@ class Scoring:
         if isinstance(sample, SampleError):
             return 1
         n = len(sample.input_ids) if sample.input_ids is not None else _n_chars(sample) // _CHARS_PER_TOKEN
-        return min(max(1, n), self._identity.max_tokens)
+        most = self._identity.max_tokens
+        return n if 1 <= n <= most else min(max(1, n), most)
 
     # -- one comparison -------------------------------------------------------------------------------------
 

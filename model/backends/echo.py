@@ -6,7 +6,6 @@ environment-free knobs sit in the model name: `echo:delay_ms=5` sleeps that long
 
 from __future__ import annotations
 
-import struct
 import time
 from collections.abc import Sequence
 from zlib import crc32
@@ -16,6 +15,7 @@ from model.calibration import Calibration
 from model.contract import ContractReport, ScoringContract
 from model.conversation import EmptyResponse, InputTooLong, Sample, SampleError, TokenOutOfVocabulary, check_text
 from model.encoding import Encoded
+from model.keys import key_of
 from model.scorer import BatchScores, TokenBatch
 
 VOCAB_SIZE = 256
@@ -26,7 +26,7 @@ MAX_TOKENS = 32_768
 
 def echo_score(ids: Sequence[int]) -> float:
     """The score of a row: a number in [-2, 2), CRC-32 over the ids as little-endian words. Any other id changes it."""
-    return crc32(struct.pack(f"<{len(ids)}I", *ids)) / 2**30 - 2.0
+    return crc32(key_of(ids)) / 2**30 - 2.0
 
 
 class EchoScorer:

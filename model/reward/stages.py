@@ -37,9 +37,9 @@ class Cap:
     def __call__(self, reward: Reward) -> Reward:
         """Clip, and note which side was clipped."""
         if self.high is not None and reward.value > self.high:
-            return reward._replace(value=self.high, notes=(*reward.notes, "capped_high"))
+            return _moved(reward, self.high, "capped_high")
         if self.low is not None and reward.value < self.low:
-            return reward._replace(value=self.low, notes=(*reward.notes, "capped_low"))
+            return _moved(reward, self.low, "capped_low")
         return reward
 
 
@@ -60,12 +60,17 @@ class SoftCap:
         """Bend, and note which side was bent."""
         if self.high is not None and reward.value > self.high - self.width:
             bent = self._bend(reward.value - (self.high - self.width))
-            return reward._replace(value=self.high - self.width + bent, notes=(*reward.notes, "softcapped_high"))
+            return _moved(reward, self.high - self.width + bent, "softcapped_high")
         if self.low is not None and reward.value < self.low + self.width:
             bent = self._bend(self.low + self.width - reward.value)
-            return reward._replace(value=self.low + self.width - bent, notes=(*reward.notes, "softcapped_low"))
+            return _moved(reward, self.low + self.width - bent, "softcapped_low")
         return reward
 
     def _bend(self, excess: float) -> float:
         t = excess / self.width
         return self.width * (1.0 - 1.0 / (1.0 + t))
+
+
+def _moved(reward: Reward, value: float, note: str) -> Reward:
+    """As `_replace`, at half its price."""
+    return Reward(reward.raw, value, reward.normalized, (*reward.notes, note))

@@ -241,7 +241,7 @@ class Batcher:
                 self._lower_bound(group)
             self._on_batch(self._told(outcome_of(error), group, started_at, forward_s, error=error))
             if len(group) == 1 or failures_left <= 0 or isinstance(error, ScorerBug):
-                failure = row_error(error, [row.ticket.n_tokens for row in group])
+                failure = row_error(error, [row.n_tokens for row in group])
                 for row in group:
                     self._room.fail(row, failure)
             else:
@@ -253,11 +253,12 @@ class Batcher:
 
     async def _forward(self, group: Sequence[Row]) -> BatchScores | BaseException:
         """What the scorer says on its thread, or what it raises."""
+        batch = TokenBatch(tuple([row.ids for row in group]))
 
         def score() -> BatchScores | BaseException:
             # Returned, not raised: a future cannot carry every exception (a StopIteration would never arrive).
             try:
-                return self._scorer.score(TokenBatch(tuple(row.ids for row in group)))
+                return self._scorer.score(batch)
             except BaseException as error:
                 return error
 
@@ -276,14 +277,14 @@ class Batcher:
                 self._room.fail(row, error)
             else:
                 any_score = True
-                self._room.settle(row, heads, started_at, forward_s, a_token * row.ticket.n_tokens)
+                self._room.settle(row, heads, started_at, forward_s, a_token * row.n_tokens)
         self._on_batch(done)
         return any_score
 
     def _lower_bound(self, group: Sequence[Row]) -> None:
         """What did not fit once will not fit again. A lone row says nothing about the budget of several."""
         if len(group) > 1:
-            lengths = lengths_added([row.ticket for row in group], self._scorer.shares_prefixes)
+            lengths = lengths_added(group, self._scorer.shares_prefixes)
             half = max(1, self._scorer.cost(lengths) // 2)
             self._limits = replace(self._limits, max_tokens=min(half, self._limits.max_tokens))
 
@@ -296,16 +297,17 @@ class Batcher:
         scores: BatchScores | None = None,
         error: BaseException | None = None,
     ) -> BatchDone:
-        waiters = [(row.ticket.n_tokens, call.arrived_at) for row in group for call, _ in row.all_places]
+        waiters = [row.all_places for row in group]
+        queue_s = [started_at - call.arrived_at for places in waiters for call, _ in places]
         return BatchDone(
             outcome=outcome,
             n_rows=len(group),
-            n_row_tokens=sum([row.ticket.n_tokens for row in group]),
-            n_tokens=sum([n_tokens for n_tokens, _ in waiters]),
+            n_row_tokens=sum([row.n_tokens for row in group]),
+            n_tokens=sum([row.n_tokens * len(places) for row, places in zip(group, waiters, strict=True)]),
             n_computed=scores.tokens_computed if scores else 0,
             n_padding=scores.tokens_padding if scores else 0,
             forward_s=forward_s,
-            queue_s=tuple([max(0.0, started_at - arrived_at) for _, arrived_at in waiters]),
+            queue_s=tuple([seconds if seconds > 0.0 else 0.0 for seconds in queue_s]),
             budget=self.limits.enough,
             error=error,
         )

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import attrgetter
-from typing import NamedTuple
 
 from model.keys import ID_BYTES, n_common
 
@@ -31,17 +30,18 @@ _STRETCH = 8
 """The pieces of a torn family compute their common beginning again each; it shall be at most an eighth of a piece."""
 
 
-class Ticket(NamedTuple):
-    """One row in the waiting room. Ids grow with age: whoever came earlier has the smaller one.
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """What there is to know of a row in the waiting room. Whoever came earlier has the smaller `ticket_id`.
 
     `key` is the row itself in bytes (`model.keys`), so that sorted keys have common beginnings side by side.
-    Only a scorer that shares prefixes needs it. `arrived_at` is in seconds. A named tuple: there is one for every row.
+    Only a scorer that shares prefixes needs it. `arrived_at` is in seconds.
     """
 
     ticket_id: int
     n_tokens: int
     arrived_at: float
-    key: bytes = b""
+    key: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,13 +46,12 @@ Place = tuple[Call, int]
 
 
 @dataclass(slots=True, eq=False)
-class Row:
+class Row(Ticket):
     """A row in the house, and the places in the callers' answers that its outcome goes to.
 
     `latecomers` came while it was riding; None: it is not.
     """
 
-    ticket: Ticket
     ids: tuple[int, ...]
     name: bytes
     places: list[Place]
@@ -111,7 +110,7 @@ class WaitingRoom:
         elif not call.answered.cancelled():
             call.answered.exception()  # retrieved: asyncio would complain of a refusal that nobody awaited
         for row in dict.fromkeys(call.rows) if call.n_open else ():
-            if not row.leave(call) and self._waiting.pop(row.ticket.ticket_id, None) is not None:
+            if not row.leave(call) and self._waiting.pop(row.ticket_id, None) is not None:
                 del self._rows[row.name]
         call.rows.clear()  # a call and its rows that know each other would wait for the garbage collector
 
@@ -143,8 +142,8 @@ class WaitingRoom:
 
     @property
     def tickets(self) -> list[Ticket]:
-        """Of the rows that wait for a ride, the oldest first."""
-        return [row.ticket for row in self._waiting.values()]
+        """The rows that wait for a ride, the oldest first."""
+        return [*self._waiting.values()]
 
     def depart(self, tickets: Sequence[Ticket]) -> list[Row]:
         """These rows are riding from now on, until each has been settled or has failed."""
@@ -158,15 +157,15 @@ class WaitingRoom:
         del self._rows[row.name]
         self._cache.put(row.name, heads)
         places = row.all_places
+        n_computed /= len(places) or 1
         for call, place in places:
-            queue_s = max(0.0, started_at - call.arrived_at)
-            call.take(place, RowScored(heads, queue_s, forward_s, n_computed / len(places)))
+            queue_s = started_at - call.arrived_at  # negative for those who came during the ride
+            call.take(place, RowScored(heads, queue_s if queue_s > 0.0 else 0.0, forward_s, n_computed))
 
     def fail(self, row: Row, error: RowFailed) -> None:
         """Those who were on board are told. Whoever came during the ride had no try yet: for them the row waits again."""
         failed, row.places, row.latecomers = row.places, row.latecomers or [], None
         if row.places:
-            row.ticket = row.ticket._replace(ticket_id=self._next_id)
             self._wait(row)
         else:
             del self._rows[row.name]
@@ -174,12 +173,13 @@ class WaitingRoom:
             call.take(place, error)
 
     def _add(self, name: bytes, ids: tuple[int, ...], key: bytes, now: float) -> Row:
-        row = self._rows[name] = Row(Ticket(self._next_id, len(ids), now, key), ids, name, [])
+        row = self._rows[name] = Row(0, len(ids), now, key, ids, name, [])
         self._wait(row)
         return row
 
     def _wait(self, row: Row) -> None:
-        self._waiting[self._next_id] = row
+        row.ticket_id = self._next_id
+        self._waiting[row.ticket_id] = row
         self._next_id += 1
 
 

@@ -85,10 +85,11 @@ class _Tally(Collector):
 
     def observe_all(self, values: Iterable[float]) -> None:
         """Count each, in the bucket of the first edge that it does not exceed."""
-        edges, counts = self._edges, self._counts
+        edges, counts, total = self._edges, self._counts, self._sum
         for value in values:
             counts[bisect_left(edges, value)] += 1
-            self._sum += value
+            total += value
+        self._sum = total
 
     def collect(self) -> Iterator[Metric]:
         """What a scrape sees: with the samples that `Histogram` has, which leaves out a sum that may fall."""

@@ -40,7 +40,7 @@ FAMILY_LIMITS = st.builds(
 @st.composite
 def waiting_rooms(draw, min_size=0):
     rows = draw(st.lists(st.tuples(st.integers(1, 3_000), TIMES), min_size=min_size, max_size=30))
-    return [Ticket(i, n, at) for i, (n, at) in enumerate(rows)]
+    return [Ticket(i, n, at, b"") for i, (n, at) in enumerate(rows)]
 
 
 @st.composite

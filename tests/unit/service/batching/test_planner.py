@@ -15,7 +15,7 @@ def padded(lengths):
 
 
 def room(*lengths, at=0.0):
-    return [Ticket(i, n, at + i) for i, n in enumerate(lengths)]
+    return [Ticket(i, n, at + i, b"") for i, n in enumerate(lengths)]
 
 
 def riding(p):
