@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,26 @@ class CalibrationError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class HeadCalibration:
+    """Statistics of one head's raw values on the same responses."""
+
+    name: str
+    mean: float
+    std: float
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """Statistics of raw scores on held-out reference responses.
 
     `mean` and `std` are of the raw score. `temperature` divides score differences in the
     Bradley-Terry probability. `cap_low` and `cap_high` are in units of the normalised score.
-    `length_slope` is the least-squares slope of the normalised score on log(tokens), information
-    only. `quantiles` maps a probability to the raw score below which that share lies. `n` is the number
-    of responses and `data_digest` says which.
+    `length_slope` is the least-squares slope of the normalised score on log(tokens of the response), information
+    only; `length_curve` has the normalised score that is expected at a log length, by locally weighted regression, and
+    `log_length` is the median of those. `repetition_high` is the share of repeated token trigrams that 99 of 100
+    responses do not exceed. `quantiles` maps a probability to the raw score below which that share lies. `heads` are the
+    statistics of each head, where there are several. `n` is the number of responses and `data_digest` says which.
     """
 
     mean: float
@@ -38,6 +51,10 @@ class Calibration:
     cap_low: float | None = None
     cap_high: float | None = None
     length_slope: float | None = None
+    length_curve: tuple[tuple[float, float], ...] = ()
+    log_length: float | None = None
+    repetition_high: float | None = None
+    heads: tuple[HeadCalibration, ...] = ()
     quantiles: tuple[tuple[float, float], ...] = ()
     n: int = 0
     data_digest: str = ""
@@ -45,12 +62,15 @@ class Calibration:
 
     def __post_init__(self) -> None:
         """Raise `CalibrationError` naming the field that makes no sense."""
-        for name in ("mean", "std", "temperature"):
-            if not math.isfinite(getattr(self, name)):
-                raise CalibrationError(f"calibration: {name} is {getattr(self, name)}, it must be finite")
-        for name in ("std", "temperature"):
-            if getattr(self, name) <= 0:
-                raise CalibrationError(f"calibration: {name} is {getattr(self, name)}, it must be above zero")
+        for of, scale in (("", self), *((f"{head.name}.", head) for head in self.heads)):
+            for name in ("mean", "std", "temperature"):
+                if not math.isfinite(getattr(scale, name)):
+                    raise CalibrationError(f"calibration: {of}{name} is {getattr(scale, name)}, it must be finite")
+            for name in ("std", "temperature"):
+                if getattr(scale, name) <= 0:
+                    raise CalibrationError(f"calibration: {of}{name} is {getattr(scale, name)}, it must be above zero")
+        if any(a >= b for (a, _), (b, _) in pairwise(self.length_curve)):
+            raise CalibrationError("calibration: the knots of length_curve do not rise")
         if self.cap_low is not None and self.cap_high is not None and self.cap_low >= self.cap_high:
             raise CalibrationError(f"calibration: cap_low {self.cap_low} is not below cap_high {self.cap_high}")
 
@@ -76,7 +96,9 @@ class Calibration:
             unknown = sorted(set(raw) - known)
             if unknown:
                 raise CalibrationError(f"{FILE_NAME}: unknown fields {unknown}; is it from a newer version?")
-            raw["quantiles"] = tuple((float(p), float(q)) for p, q in raw.get("quantiles", ()))
+            for name in ("quantiles", "length_curve"):
+                raw[name] = tuple((float(x), float(y)) for x, y in raw.get(name, ()))
+            raw["heads"] = tuple(HeadCalibration(**head) for head in raw.get("heads", ()))
             return cls(**raw)
         except (TypeError, ValueError) as error:
             raise CalibrationError(

@@ -88,7 +88,8 @@ class Sample:
 
     Exactly one form is given: `prompt` with `response`, `messages`, `text` or `input_ids`. A `prompt`
     that is a string is one user turn. `finish_reason="length"` says that the policy was cut off, so no
-    end token is added.
+    end token is added. `reference_rewards` are raw scores of reference responses to the same prompt, for shapes that
+    compare with such.
     """
 
     prompt: str | tuple[Message, ...] | None = None
@@ -97,6 +98,7 @@ class Sample:
     text: str | None = None
     input_ids: tuple[int, ...] | None = None
     finish_reason: FinishReason = "stop"
+    reference_rewards: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise `AmbiguousSample` unless exactly one form is given."""

@@ -23,6 +23,7 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
 from model.backends import LoadedModel, LoadError, load
+from model.backends.ensemble import ensemble
 from model.reward import Pipeline, build_pipeline
 from model.scorer import ScorerError
 from service.admission import Admission
@@ -143,8 +144,12 @@ def measure_noise(settings: ModelSettings, loaded: LoadedModel) -> NumericNoise 
 
 def load_model(settings: ModelSettings) -> tuple[LoadedModel, Pipeline]:
     """The model and the pipeline for its scores. Raise `LoadError` or `PipelineError`. Takes its time."""
-    loaded = load(settings.backend, settings.model_spec())
-    return loaded, build_pipeline(loaded.calibration, settings.reward_settings())
+    named = settings.named_models()
+    if named:
+        loaded = ensemble([(name, load(settings.backend, settings.model_spec(model))) for name, model in named.items()])
+    else:
+        loaded = load(settings.backend, settings.model_spec())
+    return loaded, build_pipeline(loaded.opinions, settings.reward_settings())
 
 
 def build_engine(
@@ -159,12 +164,11 @@ def build_engine(
     log = logs.logger("batcher")
     encoder = Encoder(loaded.encode, settings.encoder_threads, lambda error: log.error("encoder_bug", exc_info=error))
     batcher = _build_batcher(settings, loaded, clock, _tell_of_batches(metrics, log))
-    temperature = loaded.calibration.temperature if loaded.calibration else 1.0
     rooms = Rooms(admission, encoder, batcher, pipeline, metrics, clock)
     metrics.model_ready(_labels(loaded, pipeline), FIRST_EPOCH, loaded.calibration, pipeline)
     metrics.watch_queue(lambda: batcher.n_samples, lambda: batcher.n_tokens, lambda: batcher.limits.enough)
     batcher.start()
-    return Engine(loaded, pipeline, encoder, batcher, Scoring(rooms, loaded.identity, temperature))
+    return Engine(loaded, pipeline, encoder, batcher, Scoring(rooms, loaded.identity.max_tokens))
 
 
 def _build_batcher(

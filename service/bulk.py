@@ -32,6 +32,7 @@ from service.admission import Admission
 from service.api import body
 from service.api.replies import result
 from service.api.schemas import SampleIn, to_sample
+from service.api.stage import Details
 from service.clock import MonotonicClock
 from service.errors import Failure, RequestRefused
 from service.observability import logs
@@ -195,13 +196,13 @@ async def _score_file(
     main_task = asyncio.current_task()
     if main_task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main_task.cancel)
-    named_heads = len(loaded.identity.heads) > 1
+    details = Details.of(loaded, pipeline)
     scored_by = Marks.of(loaded, pipeline).as_json()
     with settings.source.open("rb") as source, settings.target.open("ab") as out, _progress() as progress:
         bar = progress.add_task("scoring", total=n_lines, completed=n_done)
         async for lines, results in _in_order(engine.scoring, _windows(source, n_done)):
             for line, scored in zip(lines, results, strict=True):
-                row = {**result(line.sample_id, scored, named_heads), "scored_by": scored_by}
+                row = {**result(line.sample_id, scored, details), "scored_by": scored_by}
                 out.write(json.dumps(row, allow_nan=False, separators=(",", ":")).encode() + b"\n")
             out.flush()
             progress.advance(bar, len(lines))

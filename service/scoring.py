@@ -15,18 +15,18 @@ from itertools import pairwise
 from math import isfinite
 from typing import Any, NamedTuple, TypeVar
 
-from model.backends import Identity
 from model.conversation import Message, Sample, SampleError
 from model.encoding import Encoded
 from model.reward import Pipeline, Reward
 from model.scorer import HeadScores
 from service.admission import Admission
 from service.batching.batcher import Batcher
-from service.batching.outcomes import RowOutcome
+from service.batching.outcomes import RowOutcome, RowScored
 from service.clock import Clock
 from service.encoder import Encoder
-from service.errors import DeadlineExceeded, Failure, RowFailed, ScoreNotFinite, ScorerBug
+from service.errors import DeadlineExceeded, Failure, RowFailed, ScoreNotFinite
 from service.observability.metrics import Metrics
+from service.rewards import ScoredRow, rewards_of
 
 T = TypeVar("T")
 Asked = Sample | SampleError
@@ -105,10 +105,10 @@ class Rooms:
 class Scoring:
     """One loaded model, ready to answer."""
 
-    def __init__(self, rooms: Rooms, identity: Identity, temperature: float) -> None:
+    def __init__(self, rooms: Rooms, max_tokens: int) -> None:
         self._rooms = rooms
-        self._identity = identity
-        self._temperature = temperature
+        self._max_tokens = max_tokens
+        self._temperature = rooms.pipeline.combination.temperature
 
     async def score(self, samples: Sequence[Asked], deadline: float = math.inf) -> list[Scored]:
         """One entry a sample, in order. Raise `RequestRefused` when there can be no answer at all."""
@@ -151,58 +151,43 @@ class Scoring:
             encoded = await self._encode(samples)
         encode_s = self._rooms.clock.now() - started_at
         rows = [e.ids for e in encoded if isinstance(e, Encoded)]
-        outcomes = iter(await self._rooms.batcher.score(rows, deadline) if rows else [])
-        return [
-            self._finish(e, next(outcomes), encode_s) if isinstance(e, Encoded) else Scored(failure=Failure.of(e))
-            for e in encoded
-        ]
+        outcomes = await self._rooms.batcher.score(rows, deadline) if rows else []
+        left = iter(outcomes)
+        became = [next(left) if isinstance(e, Encoded) else e for e in encoded]
+        return self._finished(samples, encoded, became, encode_s)
 
     async def _encode(self, samples: Sequence[Asked]) -> list[Encoded | SampleError | RowFailed]:
         good = [s for s in samples if isinstance(s, Sample)]
         encoded = iter(await self._rooms.encoder.encode(good) if good else [])
         return [next(encoded) if isinstance(s, Sample) else s for s in samples]
 
-    def _finish(self, encoded: Encoded, outcome: RowOutcome, encode_s: float) -> Scored:
-        """From the heads of a row to the finished record."""
-        n_tokens = len(encoded.ids)
-        if isinstance(outcome, RowFailed):
-            return Scored(failure=Failure.of(outcome), n_tokens=n_tokens)
-        try:
-            reward = self._reward(outcome.heads)
-        except RowFailed as error:
-            return Scored(failure=Failure.of(error), n_tokens=n_tokens)
-        heads, queue_s, forward_s, n_computed, cached = outcome
-        return Scored(
-            reward,
-            heads,
-            n_tokens,
-            n_computed,
-            encoded.truncated,
-            encoded.missing_end,
-            cached,
-            encode_s,
-            queue_s,
-            forward_s,
-        )
-
-    def _reward(self, heads: HeadScores) -> Reward:
-        try:
-            raw = self._identity.raw(heads)
-        except KeyError as error:
-            raise ScorerBug(f"scorer left out the head {error}. This is a bug in the backend.") from None
-        # Finite heads may still overflow in the sum, and a finite sum in the division by a tiny std, which a
-        # soft cap would then make finite again: each of the three numbers is looked at.
-        reward = self._rooms.pipeline(raw)
-        if not (isfinite(raw) and isfinite(reward.normalized or 0.0) and isfinite(reward.value)):
-            raise ScoreNotFinite("the reward made of this sample's score is NaN or infinite")
-        return reward
+    def _finished(
+        self,
+        samples: Sequence[Asked],
+        encoded: Sequence[Encoded | SampleError | RowFailed],
+        outcomes: Sequence[RowOutcome | SampleError],
+        encode_s: float,
+    ) -> list[Scored]:
+        """From the heads of rows to finished records."""
+        scored = [
+            ScoredRow(sample, row, outcome[0])
+            for sample, row, outcome in zip(samples, encoded, outcomes, strict=True)
+            if isinstance(outcome, RowScored) and isinstance(row, Encoded) and isinstance(sample, Sample)
+        ]
+        rewards = iter(rewards_of(scored, self._rooms.pipeline) if scored else [])
+        return [
+            _finish(row, outcome, next(rewards), encode_s)
+            if isinstance(outcome, RowScored)
+            else Scored(failure=Failure.of(outcome), n_tokens=len(row.ids) if isinstance(row, Encoded) else None)
+            for row, outcome in zip(encoded, outcomes, strict=True)
+        ]
 
     def _estimate(self, sample: Asked) -> int:
         """About how many tokens a sample will be, at least one, at most what the model reads."""
         if isinstance(sample, SampleError):
             return 1
         n = len(sample.input_ids) if sample.input_ids is not None else _n_chars(sample) // _CHARS_PER_TOKEN
-        most = self._identity.max_tokens
+        most = self._max_tokens
         return n if 1 <= n <= most else min(max(1, n), most)
 
     # -- one comparison -------------------------------------------------------------------------------------
@@ -220,6 +205,17 @@ class Scoring:
             error = ScoreNotFinite("the two best scores are further apart than a float can say")
             return Compared(None, Failure.of(error), parts)
         return Compared(ranked, None, parts)
+
+
+def _finish(
+    encoded: Encoded | SampleError | RowFailed, outcome: RowScored, reward: Reward | RowFailed, encode_s: float
+) -> Scored:
+    assert isinstance(encoded, Encoded)
+    if isinstance(reward, RowFailed):
+        return Scored(failure=Failure.of(reward), n_tokens=len(encoded.ids))
+    ids, _, truncated, missing_end = encoded
+    heads, queue_s, forward_s, n_computed, cached = outcome
+    return Scored(reward, heads, len(ids), n_computed, truncated, missing_end, cached, encode_s, queue_s, forward_s)
 
 
 def rank(raw: Sequence[float], temperature: float, tie_margin: float) -> Ranked:

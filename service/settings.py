@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict, SettingsError
 
 from model.backends import BACKENDS, ModelSpec
-from model.reward import RewardSettings
+from model.reward import CombineSettings, PenaltySettings, RewardSettings
 
 S = TypeVar("S", bound="ModelSettings")
 
@@ -45,6 +45,33 @@ class Cache(BaseModel):
     prefix_mib: int = Field(256, ge=0, description="keys and values of common beginnings, carried to the next batches")
 
 
+class Combine(BaseModel):
+    """How several opinions become one reward."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    how: Literal["sum", "mean", "min", "softmin", "and"] | None = Field(
+        None, description="default: the weighted sum of a model's heads, the mean of several models"
+    )
+    beta: float = Field(0.5, ge=0.0, description="of softmin; 0: min, inf: the mean")
+    weights: dict[str, float] = Field({}, description="JSON, by head or model; default: those of the checkpoint")
+
+
+class Penalties(BaseModel):
+    """What is taken off a reward, in its own units; 0: nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    missing_end: float = Field(0.0, ge=0.0, allow_inf_nan=False, description="where the policy was cut off")
+    overlong: float = Field(0.0, ge=0.0, allow_inf_nan=False, description="reached at overlong_end")
+    overlong_start: int | None = Field(None, ge=0, description="tokens of the response from which it grows")
+    overlong_end: int | None = Field(None, gt=0, description="tokens of the response at which it is whole")
+    repetition: float = Field(0.0, ge=0.0, allow_inf_nan=False, description="where every trigram is a repeated one")
+    repetition_above: float | None = Field(
+        None, ge=0.0, lt=1.0, description="share of repeated trigrams that is usual; default: the calibration's"
+    )
+
+
 class AdmissionSeats(BaseModel):
     """How much may be in the house at one time."""
 
@@ -67,6 +94,7 @@ class ModelSettings(BaseSettings):
     )
 
     model: str = Field("", description="checkpoint folder or hub name; empty: the embedded default")
+    models: str = Field("", description="several at once, `name=model,name=model`; see combine")
     backend: str = Field("torch", description=f"one of {', '.join(BACKENDS)}")
     engine: Literal["auto", "packed", "padded"] = Field("auto", description="how the torch backend lays out a batch")
     deterministic: bool = Field(False, description="a score has the same bits whatever else is in its batch; slower")
@@ -77,7 +105,13 @@ class ModelSettings(BaseSettings):
     )
     contract: Literal["strict", "warn"] = Field("strict", description="warn: serve although the contract is broken")
     normalize: bool | None = Field(None, description="on or off; default: on where statistics exist")
-    shape: Literal["none", "cap", "softcap"] | None = Field(None, description="default: softcap where caps exist")
+    combine: Combine = Combine()
+    debias: float = Field(0.0, ge=0.0, le=1.0, description="share of what length alone is worth that is taken out")
+    penalties: Penalties = Penalties()
+    shape: Literal["none", "cap", "softcap", "par", "lsc"] | None = Field(
+        None, description="default: softcap where caps exist"
+    )
+    slope: float = Field(1.0, gt=0.0, allow_inf_nan=False, description="k of par and lsc, in log odds")
     cap_low: float | None = Field(None, allow_inf_nan=False, description="in units of the value that the cap sees")
     cap_high: float | None = Field(None, allow_inf_nan=False, description="in units of the value that the cap sees")
     max_input_tokens: int | None = Field(None, gt=0, description="longest sample; default: what the model reads")
@@ -93,6 +127,9 @@ class ModelSettings(BaseSettings):
         """Raise ValueError in words, with the remedy."""
         if self.backend not in BACKENDS:
             raise ValueError(f"backend={self.backend} is unknown. Set REWARD_BACKEND to one of {', '.join(BACKENDS)}.")
+        if self.models and self.model:
+            raise ValueError("model and models are both set. Set REWARD_MODEL or REWARD_MODELS.")
+        self.named_models()
         longest, budget = self.max_input_tokens, self.batching.max_tokens
         if longest is not None and budget is not None and longest > budget:
             raise ValueError(
@@ -103,16 +140,24 @@ class ModelSettings(BaseSettings):
             raise ValueError(
                 f"cap_low={self.cap_low} is not below cap_high={self.cap_high}. Mend REWARD_CAP_LOW or REWARD_CAP_HIGH."
             )
-        if self.shape == "none" and (self.cap_low is not None or self.cap_high is not None):
+        if self.shape in ("none", "par", "lsc") and (self.cap_low is not None or self.cap_high is not None):
             raise ValueError(
-                "shape=none, but a cap is set. Drop REWARD_CAP_LOW and REWARD_CAP_HIGH, or set REWARD_SHAPE."
+                f"shape={self.shape}, but a cap is set. Drop REWARD_CAP_LOW and REWARD_CAP_HIGH, or set REWARD_SHAPE."
             )
         return self
 
-    def model_spec(self) -> ModelSpec:
-        """What `model.backends.load` is asked for."""
+    def named_models(self) -> dict[str, str]:
+        """`models` by name; empty where there is one model. Raise ValueError in words."""
+        pairs = [pair.partition("=") for pair in self.models.split(",") if pair.strip()]
+        named = {name.strip(): model.strip() for name, _, model in pairs}
+        if self.models and (len(named) != len(pairs) or len(named) < 2 or not all(named) or not all(named.values())):
+            raise ValueError(f"models={self.models} is not a list of two or more `name=model`, with names that differ.")
+        return named
+
+    def model_spec(self, model: str | None = None) -> ModelSpec:
+        """What `model.backends.load` is asked for; of another model than that of the setting, if named."""
         return ModelSpec(
-            model=self.model,
+            model=self.model if model is None else model,
             device=self.device,
             dtype=self.dtype,
             engine=self.engine,
@@ -126,7 +171,16 @@ class ModelSettings(BaseSettings):
 
     def reward_settings(self) -> RewardSettings:
         """What `build_pipeline` is asked for."""
-        return RewardSettings(self.normalize, self.shape, self.cap_low, self.cap_high)
+        return RewardSettings(
+            normalize=self.normalize,
+            combine=CombineSettings(**dict(self.combine)),
+            debias=self.debias,
+            penalties=PenaltySettings(**dict(self.penalties)),
+            shape=self.shape,
+            cap_low=self.cap_low,
+            cap_high=self.cap_high,
+            slope=self.slope,
+        )
 
 
 class ServeSettings(ModelSettings):

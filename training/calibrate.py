@@ -1,4 +1,4 @@
-"""Fits the frozen statistics of a reward: level, scale, temperature, caps, length slope, reference quantiles.
+"""Fits the frozen statistics of a reward: level, scale, temperature, caps, length curve, reference quantiles.
 
 Everything is fitted on held-out responses. Pure functions of arrays; knows no network and no file.
 Shapes: N responses, P pairs, H heads.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.calibration import REFERENCE_QUANTILES, Calibration
+from model.calibration import REFERENCE_QUANTILES, Calibration, HeadCalibration
 
 Floats = NDArray[np.float64]
 CAP_QUANTILES = (0.001, 0.999)
@@ -20,36 +21,71 @@ CAP_QUANTILES = (0.001, 0.999)
 _RANGE = (1e-3, 1e3)
 
 
+_KNOTS = 40
+_SPAN = 0.3
+"""Share of the responses that a point of the length curve is fitted to."""
+_ENDS = (0.01, 0.99)
+"""Quantiles of the log length that the curve reaches to: beyond them it has too little to go by."""
+_USUAL_REPETITION = 0.99
+
+
 class NothingToFit(Exception):
     """Too few held-out responses, or scores that do not differ."""
 
 
-def fit(raw_N: Floats, tokens_N: Floats, diff_P: Floats, *, data_digest: str) -> Calibration:
-    """The calibration of raw scores on held-out responses, `diff_P` being chosen minus rejected on held-out pairs.
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """N held-out responses and P held-out pairs of them.
 
-    `tokens_N` counts each response's tokens. Raise `NothingToFit`.
+    `raw_N` is the score of the whole; `tokens_N` counts each response's tokens, `repetition_N` is the share of its trigrams
+    that came before in it. `diff_P` is chosen minus rejected. `heads_NH` and `head_diff_PH` are those of each head.
     """
+
+    raw_N: Floats
+    tokens_N: Floats
+    repetition_N: Floats
+    diff_P: Floats
+    head_names: Sequence[str]
+    heads_NH: Floats
+    head_diff_PH: Floats
+
+
+def fit(held_out: HeldOut, *, data_digest: str) -> Calibration:
+    """The calibration of a reward on held-out responses. Raise `NothingToFit`."""
+    raw_N, tokens_N = held_out.raw_N, held_out.tokens_N
     if len(raw_N) < 2 or not np.ptp(raw_N) > 0:
         raise NothingToFit(
             f"{len(raw_N)} held-out responses with {len(np.unique(raw_N))} different scores: nothing to calibrate on. "
             "Raise data.eval_fraction, or name data.eval_sources."
         )
     mean, std = float(raw_N.mean()), float(raw_N.std())
-    normalised_N = (raw_N - mean) / std
+    normalised_N, log_N = (raw_N - mean) / std, np.log(tokens_N)
     low, high = (float(q) for q in np.quantile(normalised_N, CAP_QUANTILES))
     return Calibration(
         mean=mean,
         std=std,
-        temperature=temperature(diff_P),
+        temperature=temperature(held_out.diff_P),
         cap_low=low if low < high else None,
         cap_high=high if low < high else None,
-        length_slope=slope(np.log(tokens_N), normalised_N),
+        length_slope=slope(log_N, normalised_N),
+        length_curve=length_curve(log_N, normalised_N),
+        log_length=float(np.median(log_N)),
+        repetition_high=float(np.quantile(held_out.repetition_N, _USUAL_REPETITION)),
+        heads=tuple(_heads(held_out)) if len(held_out.head_names) > 1 else (),
         quantiles=tuple(
             (p, float(q)) for p, q in zip(REFERENCE_QUANTILES, np.quantile(raw_N, REFERENCE_QUANTILES), strict=True)
         ),
         n=len(raw_N),
         data_digest=data_digest,
     )
+
+
+def _heads(held_out: HeldOut) -> list[HeadCalibration]:
+    columns = zip(held_out.head_names, held_out.heads_NH.T, held_out.head_diff_PH.T, strict=True)
+    return [
+        HeadCalibration(name, float(score_N.mean()), float(score_N.std()), temperature(diff_P))
+        for name, score_N, diff_P in columns
+    ]
 
 
 def head_weights(scores_NH: Floats, targets_H: Sequence[float]) -> tuple[float, ...]:
@@ -88,6 +124,30 @@ def slope(x_N: Floats, y_N: Floats) -> float:
     centred_N = x_N - x_N.mean()
     spread = float((centred_N**2).sum())
     return float((centred_N * (y_N - y_N.mean())).sum() / spread) if spread > 0 else 0.0
+
+
+def length_curve(log_N: Floats, normalised_N: Floats) -> tuple[tuple[float, float], ...]:
+    """E[normalised score | log length] at knots, by locally weighted linear regression (Cleveland 1979).
+
+    Tricube weights over the nearest 30 % of the responses. Where lengths do not vary there is one knot.
+    """
+    low, high = np.quantile(log_N, _ENDS)
+    n_near = max(2, math.ceil(_SPAN * len(log_N)))
+    knots = np.linspace(low, high, _KNOTS) if low < high else np.array([low])
+    return tuple((float(knot), _local_fit(float(knot), log_N, normalised_N, n_near)) for knot in knots)
+
+
+def _local_fit(at: float, x_N: Floats, y_N: Floats, n_near: int) -> float:
+    distance_N = np.abs(x_N - at)
+    reach = float(np.partition(distance_N, n_near - 1)[n_near - 1])
+    if reach <= 0.0:  # so many have this very length
+        return float(y_N[distance_N == 0.0].mean())
+    weight_N = np.clip(1.0 - (distance_N / reach) ** 3, 0.0, None) ** 3
+    total = weight_N.sum()
+    x, y = float((weight_N * x_N).sum() / total), float((weight_N * y_N).sum() / total)
+    spread = float((weight_N * (x_N - x) ** 2).sum())
+    tilt = float((weight_N * (x_N - x) * (y_N - y)).sum() / spread) if spread > 0 else 0.0
+    return y + tilt * (at - x)
 
 
 def _nll_slope(diff_P: Floats, a: float) -> float:

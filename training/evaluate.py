@@ -39,7 +39,7 @@ class Judged:
     tokens_N: Floats
 
     @property
-    def diff_P(self) -> Floats:  # noqa: N802 - a shape suffix, as everywhere
+    def diff_P(self) -> Floats:
         """Chosen minus rejected."""
         return self.chosen_P - self.rejected_P
 

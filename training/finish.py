@@ -17,6 +17,7 @@ import numpy as np
 from model.calibration import Calibration
 from model.checkpoint import Checkpoint
 from model.conversation import Sample
+from model.reward import repetition
 from training import calibrate, data, evaluate, export, recipe, report, scoring
 from training.config import Config
 from training.evaluate import Floats, Judged, Metrics
@@ -127,9 +128,17 @@ def _calibrate(config: Config, trained: Checkpoint, table: PairTable, scores_NH:
     if len(network.head_names) > 1:
         network.head_weights = calibrate.head_weights(scores_NH, config.model.weight_of_head)
     raw_N = scores_NH @ network.head_weights
-    diff_P = raw_N[list(table.chosen)] - raw_N[list(table.rejected)]
-    tokens_N = np.array([s.n_response for s in table.sequences])
-    return calibrate.fit(raw_N, tokens_N, diff_P, data_digest=data.digest(table.pairs))
+    chosen, rejected = list(table.chosen), list(table.rejected)
+    held_out = calibrate.HeldOut(
+        raw_N=raw_N,
+        tokens_N=np.array([s.n_response for s in table.sequences]),
+        repetition_N=np.array([repetition(s.ids[len(s.ids) - s.n_response :]) for s in table.sequences]),
+        diff_P=raw_N[chosen] - raw_N[rejected],
+        head_names=network.head_names,
+        heads_NH=scores_NH,
+        head_diff_PH=scores_NH[chosen] - scores_NH[rejected],
+    )
+    return calibrate.fit(held_out, data_digest=data.digest(table.pairs))
 
 
 def _export(out: Path, trained: Checkpoint, calibration: Calibration | None, probes: Sequence[Sample]) -> str:

@@ -16,6 +16,7 @@ from model.calibration import Calibration
 from model.contract import ContractReport, ScoringContract, Truncation
 from model.conversation import Sample, SampleError
 from model.encoding import Encoded
+from model.reward import Opinion
 from model.scorer import HeadScores, Scorer
 
 BACKENDS: dict[str, str] = {
@@ -102,7 +103,7 @@ class Encode(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is ready to score, and what it said about itself."""
+    """A model that is ready to score, and what it said about itself. `members` are those of an ensemble."""
 
     identity: Identity
     scorer: Scorer
@@ -110,6 +111,12 @@ class LoadedModel:
     contract: ScoringContract
     report: ContractReport
     calibration: Calibration | None
+    members: tuple[Opinion, ...] = ()
+
+    @property
+    def opinions(self) -> tuple[Opinion, ...]:
+        """What the reward pipeline is built on: the members of an ensemble, or the model itself."""
+        return self.members or (Opinion(self.identity.name, self.identity.heads, self.calibration),)
 
 
 def load(backend: str, spec: ModelSpec) -> LoadedModel:

@@ -1,24 +1,43 @@
 """Which stages a reward passes, in which order, built once at start and then a pure function.
 
-Fixed order: normalise, then shape (none, cap or softcap). Anything asked for that the calibration
-cannot support is an error at start, never a silent no-op.
+Fixed order: calibrate, combine, debias, penalties, shape. Anything asked for that the calibration cannot support is an
+error at start, never a silent no-op.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 from model.calibration import Calibration
-from model.reward.record import Reward
-from model.reward.stages import Cap, Normalize, SoftCap, Stage
+from model.reward.members import Combination, How, Member, Scale
+from model.reward.record import Batch, Reward
+from model.reward.settings import PenaltySettings, RewardSettings, Shape
+from model.reward.stages import (
+    Cap,
+    Debias,
+    LogSigmoid,
+    MissingEnd,
+    Overlong,
+    Par,
+    Repetition,
+    SoftCap,
+    Stage,
+    Values,
+)
+from model.scorer import HeadScores
 
-Shape = Literal["none", "cap", "softcap"]
-SHAPES: tuple[str, ...] = ("none", "cap", "softcap")
 SOFT_WIDTH = 0.125
 """Share of the distance between the caps over which a soft cap bends, on each side."""
+
+_LSC_QUANTILE = 0.85
+"""Of the frozen reference rewards, the one that a log-sigmoid compares with where the caller gives none."""
+
+_AGAIN = "Fit it with `reward-train calibrate`"
 
 
 class PipelineError(Exception):
@@ -26,64 +45,221 @@ class PipelineError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class RewardSettings:
-    """What the operator asked for. None: the default that the calibration supports.
+class Opinion:
+    """A loaded model as the pipeline sees it: its heads with their weights, and its frozen statistics."""
 
-    Caps are in units of the value that the stage sees: normalised where normalisation is on, else raw.
-    """
-
-    normalize: bool | None = None
-    shape: Shape | None = None
-    cap_low: float | None = None
-    cap_high: float | None = None
+    name: str
+    heads: tuple[tuple[str, float], ...]
+    calibration: Calibration | None
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """The stages in order. Calling it on a raw score gives the finished `Reward`."""
+    """The stages in order. Calling it on a batch gives a finished `Reward` for every sample.
 
+    `reads` names the columns of a batch that must be there. A sample's reward depends on its own entries only.
+    """
+
+    combination: Combination
     stages: tuple[Stage, ...]
     normalizes: bool
     shape: Shape
     cap_low: float | None
     cap_high: float | None
+    reads: frozenset[str]
     digest: str
 
-    def __call__(self, raw: float) -> Reward:
-        """Send one finite raw score through every stage."""
-        reward = Reward(raw, raw)
+    def __call__(self, batch: Batch) -> list[Reward]:
+        """Send every sample through every stage. Raise `KeyError` where a head is missing.
+
+        What is not finite stays so, or becomes so: the caller looks at the three numbers of a reward.
+        """
+        combined = self.combination(batch.heads)
+        values = combined.value
+        columns, notes = [values], dict[int, tuple[str, ...]]()
         for stage in self.stages:
-            reward = stage(reward)
+            values, said = stage(values, batch)
+            columns.append(values)
+            for i, note in said.items():
+                notes[i] = (*notes.get(i, ()), note)
+        return _rewards(combined.raw, columns, combined.value if self.normalizes else None, combined.spread, notes)
+
+    def one(self, heads: HeadScores, **columns: Any) -> Reward:
+        """The reward of a single sample; `columns` are its entries."""
+        (reward,) = self(Batch([heads], **{name: [entry] for name, entry in columns.items()}))
         return reward
 
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """What each entry of a reward's `changes` is of."""
+        return ("combined", *(stage.name for stage in self.stages))
 
-def build_pipeline(calibration: Calibration | None, settings: RewardSettings) -> Pipeline:
+    @property
+    def itemises(self) -> bool:
+        """Whether a reward is more than its normalised score in a shape."""
+        return len(self.combination.members) > 1 or any(stage.name != "shape" for stage in self.stages)
+
+
+def _rewards(
+    raw: Values,
+    columns: list[Values],
+    normalized: Values | None,
+    spread: Values | None,
+    notes: dict[int, tuple[str, ...]],
+) -> list[Reward]:
+    changes = [columns[0], *(_change(before, after) for before, after in pairwise(columns))]
+    nothing = [None] * len(raw)
+    rows = zip(raw, columns[-1], normalized or nothing, zip(*changes, strict=True), spread or nothing, strict=True)
+    if not notes:
+        return [Reward(r, value, z, (), change, apart) for r, value, z, change, apart in rows]
+    return [Reward(r, value, z, notes.get(i, ()), change, apart) for i, (r, value, z, change, apart) in enumerate(rows)]
+
+
+def _change(before: Values, after: Values) -> Values:
+    return [0.0] * len(before) if after is before else [b - a for a, b in zip(before, after, strict=True)]
+
+
+# -- building -------------------------------------------------------------------------------------------------------
+
+
+def build_pipeline(opinions: Sequence[Opinion], settings: RewardSettings) -> Pipeline:
     """The pipeline for these settings, or `PipelineError` naming the setting and the remedy."""
-    normalize = settings.normalize if settings.normalize is not None else calibration is not None
-    if normalize and calibration is None:
+    normalizes = settings.normalize if settings.normalize is not None else all(o.calibration for o in opinions)
+    if normalizes and (without := [o.name for o in opinions if o.calibration is None]):
         raise PipelineError(
-            "REWARD_NORMALIZE=on, but this checkpoint has no fitted statistics (calibration.json, or mean and std in "
+            f"REWARD_NORMALIZE=on, but {_named(without)} has no fitted statistics (calibration.json, or mean and std in "
             "config.json). Fit them with `reward-train calibrate`, or set REWARD_NORMALIZE=off."
         )
-    stages: list[Stage] = []
-    if normalize and calibration is not None:
-        stages.append(Normalize(calibration.mean, calibration.std))
-    low, high = _caps(calibration, settings, normalize)
+    combination = _combination(opinions, settings, normalizes)
+    # What is said of one model's scores as a whole is of no use to another combination of its heads.
+    calibration = opinions[0].calibration if combination.how == "sum" else None
+    low, high = _caps(calibration, settings, normalizes)
     shape: Shape = settings.shape if settings.shape is not None else _default_shape(low, high)
+    stages: list[Stage] = [*_debias(calibration, settings), *_penalties(calibration, settings.penalties)]
     if shape == "none":
         low = high = None
-    elif low is None and high is None:
-        raise PipelineError(
-            f"REWARD_SHAPE={shape} needs a cap: set REWARD_CAP_LOW or REWARD_CAP_HIGH, or use a checkpoint whose "
-            "calibration.json has caps."
-        )
-    elif shape == "cap":
-        stages.append(Cap(low, high))
+    elif shape in ("cap", "softcap"):
+        stages.append(_capping(shape, low, high))
     else:
-        stages.append(SoftCap(low, high, _soft_width(low, high)))
-    described = [{"stage": type(s).__name__, **asdict(s)} for s in stages]  # type: ignore[call-overload]
-    digest = "sha256:" + hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    return Pipeline(tuple(stages), normalize, shape, low, high, digest)
+        low = high = None
+        stages.append(_against_references(shape, calibration, combination, settings))
+    return Pipeline(
+        combination=combination,
+        stages=tuple(stages),
+        normalizes=normalizes,
+        shape=shape,
+        cap_low=low,
+        cap_high=high,
+        reads=frozenset(column for stage in stages for column in stage.reads),
+        digest=_digest(combination, stages),
+    )
+
+
+def _digest(combination: Combination, stages: Sequence[Stage]) -> str:
+    described = [asdict(combination), *({"stage": type(s).__name__, **asdict(s)} for s in stages)]  # type: ignore[call-overload]
+    return "sha256:" + hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+# -- who is asked ---------------------------------------------------------------------------------------------------
+
+
+def _combination(opinions: Sequence[Opinion], settings: RewardSettings, normalizes: bool) -> Combination:
+    asked = settings.combine
+    how: How = asked.how or ("sum" if len(opinions) == 1 else "mean")
+    if how == "sum" and len(opinions) > 1:
+        raise PipelineError("REWARD_COMBINE__HOW=sum is for the heads of one model. Use mean, min, softmin or and.")
+    if not asked.beta >= 0.0:
+        raise PipelineError(f"REWARD_COMBINE__BETA={asked.beta} is below zero")
+    if len(opinions) > 1 or how == "sum":
+        members = [_whole(opinion, normalizes) for opinion in opinions]
+    else:
+        members = [*_heads_of(opinions[0], normalizes)]
+    return Combination(_weighted(members, settings), how, asked.beta if how == "softmin" else 0.0)
+
+
+def _whole(opinion: Opinion, normalizes: bool) -> Member:
+    c = opinion.calibration
+    if c is None:
+        return Member(opinion.name, opinion.heads)
+    return Member(opinion.name, opinion.heads, _scale(c.mean, c.std, c.temperature, normalizes))
+
+
+def _heads_of(opinion: Opinion, normalizes: bool) -> Iterator[Member]:
+    """Each head as a member. Its weight is the one that it has in the sum of normalised heads."""
+    fitted = {head.name: head for head in opinion.calibration.heads} if opinion.calibration else {}
+    for name, weight in opinion.heads:
+        head = fitted.get(name)
+        if head is None and normalizes:
+            raise PipelineError(
+                f"REWARD_COMBINE__HOW needs statistics of each head, and {opinion.name} has none of {name}. {_AGAIN}, "
+                "or set REWARD_COMBINE__HOW=sum."
+            )
+        sign = -1.0 if weight < 0 else 1.0
+        mean, std, temperature = (head.mean, head.std, head.temperature) if head else (0.0, 1.0, 1.0)
+        scale = _scale(sign * mean, std, temperature, normalizes)
+        yield Member(name, ((name, sign),), scale, abs(weight) * std)
+
+
+def _scale(mean: float, std: float, temperature: float, normalizes: bool) -> Scale:
+    return Scale(mean, std, temperature) if normalizes else Scale(0.0, 1.0, temperature)
+
+
+def _weighted(members: Sequence[Member], settings: RewardSettings) -> tuple[Member, ...]:
+    """With the operator's weights, as shares of 1."""
+    asked = settings.combine.weights
+    if unknown := sorted(set(asked) - {member.name for member in members}):
+        raise PipelineError(
+            f"REWARD_COMBINE__WEIGHTS names {_named(unknown)}; members are {_named([m.name for m in members])}"
+        )
+    weights = [asked.get(member.name, member.weight) for member in members]
+    if min(weights) < 0.0 or not sum(weights) > 0.0:
+        raise PipelineError(f"REWARD_COMBINE__WEIGHTS: weights must be positive numbers, they are {weights}")
+    return tuple(replace(m, weight=weight / sum(weights)) for m, weight in zip(members, weights, strict=True))
+
+
+# -- what is taken out ----------------------------------------------------------------------------------------------
+
+
+def _debias(calibration: Calibration | None, settings: RewardSettings) -> list[Stage]:
+    gamma = settings.debias
+    if gamma == 0.0:
+        return []
+    if not 0.0 < gamma <= 1.0:
+        raise PipelineError(f"REWARD_DEBIAS={gamma} is not between 0 and 1")
+    if calibration is None or not calibration.length_curve or calibration.log_length is None:
+        raise PipelineError(f"REWARD_DEBIAS={gamma} needs the length curve of one calibrated model. {_AGAIN}.")
+    return [Debias(gamma, calibration.length_curve, calibration.log_length)]
+
+
+def _penalties(calibration: Calibration | None, asked: PenaltySettings) -> list[Stage]:
+    for name in ("missing_end", "overlong", "repetition"):
+        if not getattr(asked, name) >= 0.0:
+            raise PipelineError(
+                f"REWARD_PENALTIES__{name.upper()}={getattr(asked, name)}: what is taken off is positive"
+            )
+    stages: list[Stage] = [MissingEnd(asked.missing_end)] if asked.missing_end else []
+    if asked.overlong:
+        start, end = asked.overlong_start, asked.overlong_end
+        if start is None or end is None or not 0 <= start < end:
+            raise PipelineError(
+                f"REWARD_PENALTIES__OVERLONG={asked.overlong} needs REWARD_PENALTIES__OVERLONG_START (now {start}) below "
+                f"REWARD_PENALTIES__OVERLONG_END (now {end}), in tokens of the response"
+            )
+        stages.append(Overlong(asked.overlong, start, end))
+    if asked.repetition:
+        usual = asked.repetition_above
+        if usual is None and calibration is not None:
+            usual = calibration.repetition_high
+        if usual is None or not 0.0 <= usual < 1.0:
+            raise PipelineError(
+                f"REWARD_PENALTIES__REPETITION={asked.repetition} needs the share of repeated trigrams that is usual. "
+                f"{_AGAIN}, or set REWARD_PENALTIES__REPETITION_ABOVE to a share below 1."
+            )
+        stages.append(Repetition(asked.repetition, usual))
+    return stages
+
+
+# -- shapes ---------------------------------------------------------------------------------------------------------
 
 
 def _default_shape(low: float | None, high: float | None) -> Shape:
@@ -91,12 +267,12 @@ def _default_shape(low: float | None, high: float | None) -> Shape:
 
 
 def _caps(
-    calibration: Calibration | None, settings: RewardSettings, normalize: bool
+    calibration: Calibration | None, settings: RewardSettings, normalizes: bool
 ) -> tuple[float | None, float | None]:
     low, high = settings.cap_low, settings.cap_high
     if low is None and high is None and calibration is not None:
         low, high = calibration.cap_low, calibration.cap_high
-        if not normalize:
+        if not normalizes:
             low = None if low is None else calibration.mean + calibration.std * low
             high = None if high is None else calibration.mean + calibration.std * high
     if low is not None and high is not None and low >= high:
@@ -104,8 +280,42 @@ def _caps(
     return low, high
 
 
+def _capping(shape: Shape, low: float | None, high: float | None) -> Stage:
+    if low is None and high is None:
+        raise PipelineError(
+            f"REWARD_SHAPE={shape} needs a cap: set REWARD_CAP_LOW or REWARD_CAP_HIGH, or use a checkpoint whose "
+            "calibration.json has caps."
+        )
+    return Cap(low, high) if shape == "cap" else SoftCap(low, high, _soft_width(low, high))
+
+
 def _soft_width(low: float | None, high: float | None) -> float:
     if low is not None and high is not None:
         return (high - low) * SOFT_WIDTH
     # One open side leaves no distance to take a share of: one unit (a standard deviation when normalised).
     return 1.0
+
+
+def _against_references(
+    shape: Shape, calibration: Calibration | None, combination: Combination, settings: RewardSettings
+) -> Stage:
+    if calibration is None or not calibration.quantiles:
+        raise PipelineError(
+            f"REWARD_SHAPE={shape} needs reference rewards for samples that bring none, and there is no calibration of "
+            f"this reward with quantiles. {_AGAIN}."
+        )
+    if not settings.slope > 0.0:
+        raise PipelineError(f"REWARD_SLOPE={settings.slope} is not above zero")
+    scale = combination.members[0].scale
+    slope = settings.slope * combination.logit_scale
+    frozen = [((raw - scale.mean) / scale.std, p) for p, raw in calibration.quantiles]
+    if shape == "par":
+        # The ventiles weigh the same; the tails of the table are too thin to.
+        even = tuple(z for z, p in frozen if 0.05 <= p <= 0.95)
+        return Par(slope, even or tuple(z for z, _ in frozen), scale.mean, scale.std)
+    reference = min(frozen, key=lambda each: abs(each[1] - _LSC_QUANTILE))[0]
+    return LogSigmoid(slope, reference, scale.mean, scale.std)
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names)

@@ -86,6 +86,12 @@ def describe(served: Served, bounds: Bounds) -> dict[str, Any]:
             "shape": served.pipeline.shape,
             "cap_low": served.pipeline.cap_low,
             "cap_high": served.pipeline.cap_high,
+            "combine": served.pipeline.combination.how,
+            "members": [asdict(member) for member in served.pipeline.combination.members],
+            "stages": [
+                {"name": stage.name, "is": type(stage).__name__, **asdict(stage)}  # type: ignore[call-overload]
+                for stage in served.pipeline.stages
+            ],
         },
         "limits": {
             "max_input_tokens": identity.max_tokens,

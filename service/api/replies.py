@@ -14,7 +14,7 @@ from typing import Any
 from starlette.responses import Response
 
 from service.api import wire
-from service.api.stage import Served
+from service.api.stage import Details, Served
 from service.errors import Failure
 from service.scoring import Compared, Scored
 
@@ -27,12 +27,12 @@ def json_response(content: Any, status: int = 200, headers: dict[str, str] | Non
 
 def score_reply(served: Served, ids: Sequence[str], results: Sequence[Scored]) -> Response:
     """The reply of `POST /score`."""
-    named_heads = len(served.loaded.identity.heads) > 1
+    details = served.details
     rewards = [None if r.reward is None else r.reward.value for r in results]
     content = {
         **served.credits,
         "rewards": rewards,
-        "results": [result(i, r, named_heads) for i, r in zip(ids, results, strict=True)],
+        "results": [result(i, r, details) for i, r in zip(ids, results, strict=True)],
         **_totals(results),
     }
     return _fast_response(content, sum(filter(None, rewards)))
@@ -62,13 +62,15 @@ def _fast_response(content: Any, checksum: float) -> Response:
     return Response(text, media_type="application/json")
 
 
-def result(sample_id: str, scored: Scored, named_heads: bool) -> dict[str, Any]:
-    """One entry of `results`. Every field is always there, `heads` where the model has several."""
+def result(sample_id: str, scored: Scored, details: Details) -> dict[str, Any]:
+    """One entry of `results`. Every field is always there; `heads` and `stages` where `details` has some."""
     reward = scored.reward
     value, raw, normalized = (None, None, None) if reward is None else (reward.value, reward.raw, reward.normalized)
     fields: dict[str, Any] = {"id": sample_id, "reward": value, "raw": raw, "normalized": normalized}
-    if named_heads:
+    if details.heads:
         fields["heads"] = None if scored.heads is None else dict(scored.heads)
+    if details.stages:
+        fields["stages"] = None if reward is None else dict(zip(details.stages, reward.changes, strict=True))
     fields["notes"] = () if reward is None else reward.notes
     fields["flags"] = ()
     fields["tokens"] = scored.n_tokens

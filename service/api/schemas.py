@@ -42,6 +42,9 @@ class SampleIn(Asking):
     text: str | None = Field(None, description="already rendered by the caller")
     input_ids: list[int] | None = Field(None, description="already tokenised by the caller")
     finish_reason: Literal["stop", "length"] = Field("stop", description="length: cut off, no end token is added")
+    reference_rewards: list[Finite] = Field(
+        [], max_length=64, description="raw scores of reference responses to this prompt, for the shapes par and lsc"
+    )
 
 
 class ScoreRequest(Asking):
@@ -115,6 +118,9 @@ class ResultOut(BaseModel):
     raw: float | None
     normalized: float | None
     heads: dict[str, float] | None = Field(None, description="only where the model has more than one head")
+    stages: dict[str, float] | None = Field(
+        None, description="what each stage added, the sum is the reward; only where there are more than one and a shape"
+    )
     notes: list[str]
     flags: list[str]
     tokens: int | None
@@ -147,6 +153,7 @@ class ModelOut(BaseModel):
     model_epoch: int
     contract: str
     calibration: str | None
+    pipeline: str
 
 
 class ScoreReply(ModelOut):
@@ -189,6 +196,7 @@ def to_sample(sample: SampleIn | wire.SampleIn) -> Asked:
             sample.text,
             None if ids is None else tuple(ids),
             sample.finish_reason,
+            tuple(sample.reference_rewards),
         )
     except SampleError as error:
         return error

@@ -27,6 +27,19 @@ class Bounds:
     admission_max_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What a result tells beside its reward: the values of several heads, and what each stage of the pipeline added."""
+
+    heads: bool
+    stages: tuple[str, ...]
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, pipeline: Pipeline) -> Details:
+        """Nothing that the reward, the raw and the normalised score do not say already."""
+        return cls(len(loaded.identity.heads) > 1, pipeline.stage_names if pipeline.itemises else ())
+
+
 @dataclass(frozen=True)  # no slots: they would leave no place for what is computed once
 class Served:
     """A model in service. `epoch` counts the models that this process has served.
@@ -53,7 +66,13 @@ class Served:
             "model_epoch": self.epoch,
             "contract": self.loaded.contract.digest,
             "calibration": None if calibration is None else calibration.digest,
+            "pipeline": self.pipeline.digest,
         }
+
+    @cached_property
+    def details(self) -> Details:
+        """What its results tell."""
+        return Details.of(self.loaded, self.pipeline)
 
 
 class Stage:

@@ -66,7 +66,7 @@ def test_a_score_reply_has_every_field_of_the_design_and_no_other(server):
     assert response.status_code == 200
     schemas.ScoreReply.model_validate(reply, strict=True)
     assert list(reply) == [
-        "model", "model_epoch", "contract", "calibration", "rewards", "results", "usage", "timing_ms",
+        "model", "model_epoch", "contract", "calibration", "pipeline", "rewards", "results", "usage", "timing_ms",
     ]  # fmt: skip
     assert list(reply["results"][0]) == [
         "id", "reward", "raw", "normalized", "notes", "flags", "tokens", "truncated", "missing_end", "cached", "error",

@@ -20,7 +20,7 @@ from service.errors import InvalidJson, InvalidRequest, RequestRefused
 TEXT = st.text(st.characters(codec=None), max_size=8)  # lone surrogates included
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
 FIELDS = st.sampled_from(
-    ["run", "step", "samples", "id", "prompt", "response", "messages", "text", "input_ids", "finish_reason", "role",
+    ["run", "step", "samples", "id", "prompt", "response", "messages", "text", "input_ids", "finish_reason", "role", "reference_rewards",
      "content", "comparisons", "responses", "tie_margin"]
 ) | TEXT  # fmt: skip
 JSONS = st.recursive(
@@ -37,6 +37,7 @@ SAMPLES = st.fixed_dictionaries(
         "text": TEXT,
         "input_ids": st.lists(st.integers(), max_size=5),
         "finish_reason": st.sampled_from(["stop", "length", "other"]),
+        "reference_rewards": st.lists(st.floats() | st.integers(), max_size=3) | JSONS,
     },
 )
 

@@ -27,6 +27,7 @@ from service.encoder import Encoder
 from service.errors import BatcherStopped, DeadlineExceeded, Overloaded
 from service.observability.metrics import Metrics
 from service.scoring import Comparison, Rooms, Scoring, _all_or_none, _chunks, rank
+from tests.support.rewards import sole
 from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, poisoned_by, scores_with
 
 RAW = st.floats(-1e6, 1e6)
@@ -42,7 +43,7 @@ async def open_house():
         clock, metrics, bugs = MonotonicClock(), Metrics(), []
         loaded = echo.load(ModelSpec())
         calibration = replace(loaded.calibration, std=std, temperature=2.0)
-        pipeline = build_pipeline(calibration, RewardSettings(shape=shape))
+        pipeline = build_pipeline(sole(calibration, heads), RewardSettings(shape=shape))
         metrics.model_ready(dict.fromkeys(METRIC_LABELS, ""), 1, calibration, pipeline)
         cache = ScoreCache(n_cached, epoch=1)
         batcher = Batcher(scorer or FakeScorer(), Limits(10_000, 0.0), clock, lambda done: None, cache=cache)
@@ -53,7 +54,7 @@ async def open_house():
         )  # fmt: skip
         batcher.start()
         built.append((rooms, scorer))
-        scoring = Scoring(rooms, replace(loaded.identity, heads=heads), calibration.temperature)
+        scoring = Scoring(rooms, loaded.identity.max_tokens)
         scoring.rooms, scoring.bugs = rooms, bugs
         return scoring
 

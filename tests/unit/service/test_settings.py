@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from model.backends import ModelSpec
-from model.reward import RewardSettings
+from model.reward import CombineSettings, PenaltySettings, RewardSettings
 from service.settings import (
     BulkSettings,
     ServeSettings,
@@ -130,3 +131,33 @@ def test_misspelt_variables_are_found():
 
 def test_a_bulk_run_needs_both_files(capsys):
     assert "TARGET" in complaint(capsys, "in.jsonl", settings=BulkSettings).upper()
+
+
+@pytest.mark.parametrize("models", ["a=/x", "a", "a=/x,a=/y", "=/x,b=/y", "a=,b=/y"])
+def test_an_ensemble_is_a_list_of_names_and_models(models):
+    with pytest.raises(ValidationError, match="models="):
+        ServeSettings(models=models, _cli_parse_args=[])
+
+
+def test_the_models_of_an_ensemble_have_names():
+    settings = ServeSettings(models="a=/x, b=org/model=1", _cli_parse_args=[])
+    assert settings.named_models() == {"a": "/x", "b": "org/model=1"}
+    assert [settings.model_spec(model).model for model in settings.named_models().values()] == ["/x", "org/model=1"]
+    with pytest.raises(ValidationError, match="REWARD_MODEL or REWARD_MODELS"):
+        ServeSettings(model="/z", models="a=/x,b=/y", _cli_parse_args=[])
+
+
+def test_everything_of_the_reward_can_be_set_by_environment(monkeypatch):
+    for name, value in {
+        "COMBINE__HOW": "softmin", "COMBINE__BETA": "0.25", "COMBINE__WEIGHTS": '{"a": 2.0}', "DEBIAS": "0.5",
+        "PENALTIES__MISSING_END": "1.0", "PENALTIES__OVERLONG": "0.5", "PENALTIES__OVERLONG_START": "400",
+        "PENALTIES__OVERLONG_END": "500", "PENALTIES__REPETITION": "2", "SHAPE": "par", "SLOPE": "1.5",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"REWARD_{name}", value)
+    assert ServeSettings(_cli_parse_args=[]).reward_settings() == RewardSettings(
+        combine=CombineSettings("softmin", 0.25, {"a": 2.0}),
+        debias=0.5,
+        penalties=PenaltySettings(1.0, 0.5, 400, 500, 2.0),
+        shape="par",
+        slope=1.5,
+    )

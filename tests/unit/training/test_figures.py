@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,10 +127,16 @@ def test_no_group_sees_its_own_temperature():
 # -- calibration ------------------------------------------------------------------------------------------
 
 
+def held_out(raw, tokens, diff, heads=None):
+    heads = raw[:, None] if heads is None else heads
+    names = [f"head {i}" for i in range(heads.shape[1])]
+    return calibrate.HeldOut(raw, tokens, np.zeros(len(raw)), diff, names, heads, np.tile(diff[:, None], len(names)))
+
+
 def test_a_calibration_gives_mean_zero_and_deviation_one():
     rng = np.random.default_rng(2)
     raw, tokens = rng.normal(3, 2, 5_000), rng.integers(5, 200, 5_000)
-    c = calibrate.fit(raw, tokens, rng.normal(1, 1, 100), data_digest="d")
+    c = calibrate.fit(held_out(raw, tokens, rng.normal(1, 1, 100)), data_digest="d")
     z = (raw - c.mean) / c.std
     assert abs(z.mean()) < 1e-9
     assert z.std() == pytest.approx(1)
@@ -147,14 +154,52 @@ def test_with_its_weights_the_raw_score_is_the_sum_of_normalised_heads_but_for_a
     raw = scores @ np.array(calibrate.head_weights(scores, targets))
     normalised = ((scores - scores.mean(0)) / scores.std(0)) @ np.array(targets)
     assert np.ptp(raw - normalised) < 1e-9
-    c = calibrate.fit(raw, np.full(400, 9), np.ones(3), data_digest="")
+    c = calibrate.fit(held_out(raw, np.full(400, 9), np.ones(3), scores), data_digest="")
     assert (raw - c.mean) / c.std == pytest.approx(normalised / normalised.std())
+    assert [head.name for head in c.heads] == ["head 0", "head 1"]
+    assert [(h.mean, h.std) for h in c.heads] == [pytest.approx((s.mean(), s.std())) for s in scores.T]
+
+
+def test_the_length_curve_finds_what_length_is_worth():
+    rng = np.random.default_rng(5)
+    tokens = np.exp(rng.normal(4, 1, 4_000)).astype(int) + 1
+    worth = np.minimum(np.log(tokens), 4.5)  # grows, then bends
+    raw = 7 + 3 * (worth + rng.normal(0, 0.3, 4_000))
+    c = calibrate.fit(held_out(raw, tokens, np.ones(3)), data_digest="")
+    knots = np.array(c.length_curve)
+    assert len(knots) == 40
+    expected = (7 + 3 * np.minimum(knots[:, 0], 4.5) - c.mean) / c.std
+    assert np.abs(knots[:, 1] - expected).max() < 0.12, "0.1 is what the bend is rounded off by"
+    assert c.log_length == pytest.approx(np.median(np.log(tokens)))
+
+
+@pytest.mark.parametrize("x", [0.0, 0.4, 1.0])
+def test_the_length_curve_is_a_weighted_straight_line_at_each_place(x):
+    rng = np.random.default_rng(6)
+    lengths, z = rng.uniform(0, 1, 60), rng.normal(0, 1, 60)
+    near = np.argsort(np.abs(lengths - x))[:20]
+    reach = np.abs(lengths - x)[near].max()
+    weight = (1 - (np.abs(lengths[near] - x) / reach) ** 3) ** 3
+    slope, level = np.polyfit(lengths[near], z[near], 1, w=np.sqrt(weight))
+    assert calibrate._local_fit(x, lengths, z, 20) == pytest.approx(level + slope * x, abs=1e-6)
+
+
+def test_lengths_that_do_not_vary_have_a_curve_of_one_knot():
+    raw = np.array([1.0, 2.0, 3.0])
+    c = calibrate.fit(held_out(raw, np.full(3, 5), raw), data_digest="")
+    assert c.length_curve == ((pytest.approx(np.log(5)), pytest.approx(0.0)),)
+
+
+def test_what_repetition_is_usual_is_exceeded_by_one_in_a_hundred():
+    raw, repetition = np.arange(1000.0), np.linspace(0, 1, 1000)
+    c = calibrate.fit(replace(held_out(raw, np.full(1000, 5), raw), repetition_N=repetition), data_digest="")
+    assert np.mean(repetition > c.repetition_high) == pytest.approx(0.01, abs=0.001)
 
 
 @pytest.mark.parametrize("raw", [np.array([]), np.array([1.0]), np.array([2.0, 2.0, 2.0])])
 def test_there_must_be_something_to_calibrate_on(raw):
     with pytest.raises(NothingToFit, match=r"data\.eval_fraction"):
-        calibrate.fit(raw, np.ones(len(raw)), raw, data_digest="")
+        calibrate.fit(held_out(raw, np.ones(len(raw)), raw), data_digest="")
 
 
 def test_a_head_that_says_nothing_cannot_be_weighed():

@@ -19,7 +19,7 @@ from service.scoring import Scored
 
 LOADED = echo.load(ModelSpec())
 SERVED = Served(
-    loaded=LOADED, scoring=None, pipeline=build_pipeline(LOADED.calibration, RewardSettings()), epoch=1,
+    loaded=LOADED, scoring=None, pipeline=build_pipeline(LOADED.opinions, RewardSettings()), epoch=1,
     numeric_noise=None, batching=None, is_alive=lambda: True, n_failing=lambda: 0,
 )  # fmt: skip
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -40,7 +40,7 @@ SCORED = st.builds(
 def test_a_reply_says_every_number_and_every_id_as_it_is(pairs):
     ids, results = [i for i, _ in pairs], [scored for _, scored in pairs]
     reply = json.loads(score_reply(SERVED, ids, results).body)
-    careful = json.loads(json_response([result(i, scored, False) for i, scored in pairs]).body)
+    careful = json.loads(json_response([result(i, scored, SERVED.details) for i, scored in pairs]).body)
     assert reply["results"] == careful
     assert [r["id"] for r in reply["results"]] == ids
     assert reply["rewards"] == [r["reward"] for r in careful]

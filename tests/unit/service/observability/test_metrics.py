@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from model.calibration import Calibration
 from model.reward import Reward, RewardSettings, build_pipeline
 from service.observability.metrics import PREFIX, TABLE, Metrics, score_buckets
+from tests.support.rewards import reward_of, sole
 
 # DESIGN, section 4; the trip wires have theirs when they exist.
 OF_THE_DESIGN = {
@@ -25,7 +26,7 @@ CALIBRATION = Calibration(mean=3.0, std=2.0, cap_low=-1.0, cap_high=1.0)
 
 def ready(calibration=CALIBRATION, **settings):
     metrics = Metrics()
-    pipeline = build_pipeline(calibration, RewardSettings(**settings))
+    pipeline = build_pipeline(sole(calibration), RewardSettings(**settings))
     info = next(row.labels for row in TABLE if row.name == "model_info")
     metrics.model_ready(dict.fromkeys(info, "x"), 1, calibration, pipeline)
     return metrics, pipeline
@@ -60,7 +61,7 @@ def test_without_normalisation_the_reward_has_the_buckets_of_the_raw_score():
 @pytest.mark.parametrize("shape", ["cap", "softcap"])
 def test_capped_rewards_are_counted_by_side(shape):
     metrics, pipeline = ready(shape=shape)
-    metrics.observe_samples({"ok": 4}, 20, 0, [pipeline(raw) for raw in (100.0, 100.0, -100.0, 3.0)])
+    metrics.observe_samples({"ok": 4}, 20, 0, [reward_of(pipeline, raw) for raw in (100.0, 100.0, -100.0, 3.0)])
     assert {s.labels["side"]: s.value for s in samples(metrics, "capped_total")} == {"high": 2, "low": 1}
 
 

@@ -1,0 +1,155 @@
+"""Several models as one: every row is encoded once and scored by each of them.
+
+The heads of a member are named `member/head`. Members must read the same ids for the same sample, so whatever decides
+that must be equal in their contracts. Knows nothing of how opinions are combined.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from model.backends import Identity, LoadedModel, LoadError
+from model.contract import ContractReport, ScoringContract
+from model.reward import Opinion
+from model.scorer import BatchScores, HeadScores, Scorer, TokenBatch
+
+_ENCODING_CLAUSES = (
+    "template_digest",
+    "tokenizer_digest",
+    "bos_id",
+    "end_ids",
+    "template_tail",
+    "truncation",
+    "max_tokens",
+)
+"""What makes ids of a sample. `max_tokens` too: where a prompt is cut is a part of that."""
+
+
+class EnsembleScorer:
+    """Asks one member after the other. A row has the heads of all."""
+
+    def __init__(self, members: Sequence[tuple[str, Scorer]]) -> None:
+        self._members = tuple(members)
+        self._scorers = [scorer for _, scorer in members]
+
+    @property
+    def max_tokens(self) -> int:
+        """What the shortest-sighted member can read."""
+        return min(scorer.max_tokens for scorer in self._scorers)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether all of them do."""
+        return all(scorer.shares_prefixes for scorer in self._scorers)
+
+    @property
+    def concurrency(self) -> int:
+        """What the least of them takes."""
+        return min(scorer.concurrency for scorer in self._scorers)
+
+    def score(self, batch: TokenBatch) -> BatchScores:
+        """Every member's heads for every row. `tokens_computed` counts each member's forward."""
+        scored = [scorer.score(batch) for scorer in self._scorers]
+        for scores in scored:
+            if len(scores.rows) != len(batch):
+                return scores  # the batcher counts, and says which number is wrong
+        return BatchScores(
+            rows=tuple(self._merged(rows) for rows in zip(*(scores.rows for scores in scored), strict=True)),
+            tokens_computed=sum(scores.tokens_computed for scores in scored),
+            tokens_padding=sum(scores.tokens_padding for scores in scored),
+        )
+
+    def cost(self, lengths: Sequence[int]) -> int:
+        """The dearest member's: they run one after the other, so their batches are never in memory together."""
+        return max(scorer.cost(lengths) for scorer in self._scorers)
+
+    def close(self) -> None:
+        """Free what they hold."""
+        for scorer in self._scorers:
+            scorer.close()
+
+    def _merged(self, rows: tuple[HeadScores, ...]) -> HeadScores:
+        return {
+            head_name(member, head): value
+            for (member, _), heads in zip(self._members, rows, strict=True)
+            for head, value in heads.items()
+        }
+
+
+def head_name(member: str, head: str) -> str:
+    """What a member's head is called among those of all."""
+    return f"{member}/{head}"
+
+
+def ensemble(members: Sequence[tuple[str, LoadedModel]]) -> LoadedModel:
+    """One `LoadedModel` of several, by name. Raise `LoadError` where they would read different ids."""
+    (_, first), *others = members
+    for name, other in others:
+        for clause in _ENCODING_CLAUSES:
+            one, another = getattr(first.contract, clause), getattr(other.contract, clause)
+            if one != another:
+                raise LoadError(
+                    f"REWARD_MODELS: {name} and {members[0][0]} encode samples differently ({clause}: {another!r} and "
+                    f"{one!r}), so they cannot share a batch. Serve them apart, or train them on one tokenizer and template."
+                )
+    return LoadedModel(
+        identity=_identity(members),
+        scorer=EnsembleScorer([(name, loaded.scorer) for name, loaded in members]),
+        encode=first.encode,
+        contract=_contract(members),
+        report=_report(members),
+        calibration=None,
+        members=tuple(Opinion(name, _heads(name, loaded), loaded.calibration) for name, loaded in members),
+    )
+
+
+def _heads(name: str, loaded: LoadedModel) -> tuple[tuple[str, float], ...]:
+    return tuple((head_name(name, head), weight) for head, weight in loaded.identity.heads)
+
+
+def _identity(members: Sequence[tuple[str, LoadedModel]]) -> Identity:
+    identities = [loaded.identity for _, loaded in members]
+    return replace(
+        identities[0],
+        name="+".join(name for name, _ in members),
+        architecture=_each(i.architecture for i in identities),
+        engine=_each(i.engine for i in identities),
+        dtype=_each(i.dtype for i in identities),
+        heads=tuple(head for name, loaded in members for head in _heads(name, loaded)),
+        n_parameters=sum(i.n_parameters for i in identities),
+        max_tokens=min(i.max_tokens for i in identities),
+        engine_notes=tuple(f"{name}: {note}" for name, loaded in members for note in loaded.identity.engine_notes),
+    )
+
+
+def _contract(members: Sequence[tuple[str, LoadedModel]]) -> ScoringContract:
+    """The first one's encoding, with digests of the weights of all. The probes were each member's own, and are checked."""
+    contracts = [loaded.contract for _, loaded in members]
+    return replace(
+        contracts[0],
+        weights_digest=_digest([c.weights_digest for c in contracts]),
+        head_digest=_digest([c.head_digest for c in contracts]),
+        heads=tuple(head for name, loaded in members for head in _heads(name, loaded)),
+        probes=(),
+    )
+
+
+def _report(members: Sequence[tuple[str, LoadedModel]]) -> ContractReport:
+    reports = [loaded.report for _, loaded in members]
+    errors = [report.max_probe_error for report in reports if report.max_probe_error is not None]
+    return ContractReport(
+        origin="written" if all(report.origin == "written" for report in reports) else "inferred",
+        breaches=tuple(breach for report in reports for breach in report.breaches),
+        n_probes=sum(report.n_probes for report in reports),
+        max_probe_error=max(errors, default=None),
+    )
+
+
+def _digest(digests: Sequence[str]) -> str:
+    return "sha256:" + hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _each(words: Iterable[str]) -> str:
+    return "+".join(dict.fromkeys(words))

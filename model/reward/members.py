@@ -1,0 +1,152 @@
+"""Calibrate, then combine: from the named heads of a sample to one number.
+
+A member is what has a calibration of its own: a model, or a head of one. Each member's score is put on its frozen scale,
+then the members are combined. Pure; standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, expm1, inf, log1p, sqrt
+from typing import Literal
+
+from model.scorer import HeadScores
+
+How = Literal["sum", "mean", "min", "softmin", "and"]
+COMBINATIONS: tuple[How, ...] = ("sum", "mean", "min", "softmin", "and")
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The frozen statistics of one member's raw scores: z = (raw - mean) / std.
+
+    `temperature` divides raw differences in the Bradley-Terry probability.
+    """
+
+    mean: float
+    std: float
+    temperature: float = 1.0
+
+
+IDENTITY = Scale(0.0, 1.0)
+"""Of a member that is not normalised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One opinion: `raw` is the weighted sum of its heads. `weight` is its share among the members."""
+
+    name: str
+    heads: tuple[tuple[str, float], ...]
+    scale: Scale = IDENTITY
+    weight: float = 1.0
+
+    def raw(self, scores: HeadScores) -> float:
+        """Before anything else happens to it. Raise `KeyError` where a head is missing."""
+        raw = 0.0
+        for name, weight in self.heads:
+            raw += weight * scores[name]
+        return raw
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """Columns, one entry a sample. `spread` is None for a single member."""
+
+    raw: list[float]
+    value: list[float]
+    spread: list[float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """Members and how they become one. Their weights sum to 1; `beta` is that of softmin.
+
+    `sum` is for one member: its heads are summed with their weights, and the whole is put on its scale.
+    """
+
+    members: tuple[Member, ...]
+    how: How = "sum"
+    beta: float = 0.5
+
+    def __call__(self, heads: Sequence[HeadScores]) -> Combined:
+        """Calibrate and combine a column of samples. Raise `KeyError` where a head is missing."""
+        if self.how == "sum":
+            (member,) = self.members
+            raw = [member.raw(scores) for scores in heads]
+            mean, std = member.scale.mean, member.scale.std
+            return Combined(raw, [(score - mean) / std for score in raw])
+        raw_KB = [[member.raw(scores) for scores in heads] for member in self.members]
+        scales = [member.scale for member in self.members]
+        z_KB = [[(score - s.mean) / s.std for score in column] for s, column in zip(scales, raw_KB, strict=True)]
+        weights = [member.weight for member in self.members]
+        combine = COMBINE[self.how]
+        value = [combine(z_K, weights, self) for z_K in zip(*z_KB, strict=True)]
+        return Combined(value, value, [_spread(z_K) for z_K in zip(*z_KB, strict=True)])
+
+    @property
+    def temperature(self) -> float:
+        """What divides a difference of `raw` in the Bradley-Terry probability."""
+        return self.members[0].scale.temperature if self.how == "sum" else 1.0 / self.logit_scale
+
+    @property
+    def logit_scale(self) -> float:
+        """By what a difference of combined scores is multiplied to be the log odds of Bradley and Terry (1952)."""
+        return sum(m.weight * m.scale.std / m.scale.temperature for m in self.members)
+
+
+def mean(z_K: Sequence[float], weights: Sequence[float], _: Combination) -> float:
+    """The weighted mean."""
+    return sum([w * z for w, z in zip(weights, z_K, strict=True)])
+
+
+def least(z_K: Sequence[float], _weights: Sequence[float], _: Combination) -> float:
+    """Worst-case optimisation (Coste et al. 2310.02743): the lowest opinion counts."""
+    return min(z_K)
+
+
+def softmin(z_K: Sequence[float], weights: Sequence[float], how: Combination) -> float:
+    """`-beta log sum_k w_k exp(-z_k / beta)`: `min` for beta -> 0, the mean for beta -> infinity (exactly, at both).
+
+    To the second order it is mean - var / (2 beta), the uncertainty-weighted optimum of Coste et al. with
+    lambda = 1 / (2 beta). Written with the smallest z taken out, so that nothing overflows and a large beta loses nothing.
+    """
+    if how.beta == inf:
+        return mean(z_K, weights, how)
+    low = min(z_K)
+    if how.beta == 0.0:
+        return low
+    excess = sum([w * expm1((low - z) / how.beta) for w, z in zip(weights, z_K, strict=True)])
+    return low - how.beta * log1p(excess)
+
+
+def log_sigmoid_and(z_K: Sequence[float], weights: Sequence[float], how: Combination) -> float:
+    """`sum_k w_k log sigmoid((raw_k - mean_k) / T_k)`: near the log probability that an answer is good in every respect
+    (Wang et al. 2402.00742). Weights as they are: with equal ones it is that sum over the number of members.
+    """
+    scales = [member.scale for member in how.members]
+    return sum([w * log_sigmoid(z * s.std / s.temperature) for w, z, s in zip(weights, z_K, scales, strict=True)])
+
+
+COMBINE: Mapping[str, Callable[[Sequence[float], Sequence[float], Combination], float]] = {
+    "mean": mean,
+    "min": least,
+    "softmin": softmin,
+    "and": log_sigmoid_and,
+}
+
+
+def sigmoid(x: float) -> float:
+    """Without overflow for any x that is a number."""
+    return 1.0 / (1.0 + exp(-x)) if x >= 0 else exp(x) / (1.0 + exp(x))
+
+
+def log_sigmoid(x: float) -> float:
+    """`log(sigmoid(x))`, exact far out on either side."""
+    return -log1p(exp(-x)) if x >= 0 else x - log1p(exp(x))
+
+
+def _spread(z_K: Sequence[float]) -> float:
+    middle = sum(z_K) / len(z_K)
+    return sqrt(sum([(z - middle) ** 2 for z in z_K]) / len(z_K))

@@ -1,0 +1,74 @@
+"""The reward pipeline for the rows of a request: a reward for each, or the error of that row alone.
+
+Gives the pipeline the columns that it reads. Knows nothing of batches, requests or HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import NamedTuple
+
+from model.conversation import Sample
+from model.encoding import Encoded
+from model.reward import Batch, Pipeline, Reward, repetition
+from model.scorer import HeadScores
+from service.errors import RowFailed, ScoreNotFinite, ScorerBug
+
+
+class ScoredRow(NamedTuple):
+    """A sample whose row has its heads."""
+
+    sample: Sample
+    encoded: Encoded
+    heads: HeadScores
+
+    @property
+    def response(self) -> tuple[int, ...]:
+        """The ids of the response; none where it is not known where the response begins."""
+        ids, n_prompt = self.encoded.ids, self.encoded.n_prompt
+        return ids[n_prompt:] if n_prompt else ()
+
+
+def rewards_of(rows: Sequence[ScoredRow], pipeline: Pipeline) -> list[Reward | RowFailed]:
+    """One entry a row, in order, and no row's depends on another's."""
+    try:
+        rewards = pipeline(_batch(rows, pipeline))
+    except (KeyError, ArithmeticError, ValueError) as error:
+        if len(rows) > 1:  # whose fault was it?
+            return [each for row in rows for each in rewards_of([row], pipeline)]
+        return [_failure(error)]
+    # Finite heads may overflow in the sum, and a finite sum in the division by a tiny std, which a soft cap would
+    # then make finite again: each of the three numbers is looked at.
+    if isfinite(sum([r.raw + (r.normalized or 0.0) + r.value for r in rewards])):
+        return [*rewards]
+    return [reward if _is_finite(reward) else _not_finite() for reward in rewards]
+
+
+def _batch(rows: Sequence[ScoredRow], pipeline: Pipeline) -> Batch:
+    batch, reads = Batch([row.heads for row in rows]), pipeline.reads
+    if not reads:
+        return batch
+    if "lengths" in reads:
+        batch.lengths = [len(row.response) or None for row in rows]
+    if "missing_end" in reads:
+        batch.missing_end = [row.encoded.missing_end for row in rows]
+    if "repetition" in reads:
+        batch.repetition = [repetition(row.response) for row in rows]
+    if "references" in reads:
+        batch.references = [row.sample.reference_rewards for row in rows]
+    return batch
+
+
+def _failure(error: Exception) -> RowFailed:
+    if isinstance(error, KeyError):
+        return ScorerBug(f"scorer left out the head {error}. This is a bug in the backend.")
+    return _not_finite()
+
+
+def _not_finite() -> RowFailed:
+    return ScoreNotFinite("the reward made of this sample's score is NaN or infinite")
+
+
+def _is_finite(reward: Reward) -> bool:
+    return isfinite(reward.raw) and isfinite(reward.normalized or 0.0) and isfinite(reward.value)
