@@ -106,6 +106,7 @@ def _open() -> tuple[app.House, app.Engine, Served]:
         batching=lambda: engine.batcher.limits,
         is_alive=lambda: True,
         n_failing=lambda: 0,
+        board=engine.watch.board,
     )
     house.stage.open(served)
     return house, engine, served

@@ -33,6 +33,15 @@ class HeadCalibration:
 
 
 @dataclass(frozen=True, slots=True)
+class TraitCalibration:
+    """Mean and standard deviation of one trait (`model.traits`) over the same responses."""
+
+    name: str
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """Statistics of raw scores on held-out reference responses.
 
@@ -42,7 +51,8 @@ class Calibration:
     only; `length_curve` has the normalised score that is expected at a log length, by locally weighted regression, and
     `log_length` is the median of those. `repetition_high` is the share of repeated token trigrams that 99 of 100
     responses do not exceed. `quantiles` maps a probability to the raw score below which that share lies. `heads` are the
-    statistics of each head, where there are several. `n` is the number of responses and `data_digest` says which.
+    statistics of each head, where there are several. `traits` say what the responses look like, with the phrases of
+    `lexicon`. `n` is the number of responses and `data_digest` says which.
     """
 
     mean: float
@@ -55,6 +65,8 @@ class Calibration:
     log_length: float | None = None
     repetition_high: float | None = None
     heads: tuple[HeadCalibration, ...] = ()
+    traits: tuple[TraitCalibration, ...] = ()
+    lexicon: str = ""
     quantiles: tuple[tuple[float, float], ...] = ()
     n: int = 0
     data_digest: str = ""
@@ -99,6 +111,7 @@ class Calibration:
             for name in ("quantiles", "length_curve"):
                 raw[name] = tuple((float(x), float(y)) for x, y in raw.get(name, ()))
             raw["heads"] = tuple(HeadCalibration(**head) for head in raw.get("heads", ()))
+            raw["traits"] = tuple(TraitCalibration(**trait) for trait in raw.get("traits", ()))
             return cls(**raw)
         except (TypeError, ValueError) as error:
             raise CalibrationError(

@@ -121,6 +121,14 @@ class Sample:
         _check(messages)
         return messages
 
+    def texts(self) -> tuple[str, str]:
+        """The prompt as one text, and the response; of rendered text and ids nobody knows, and both are empty."""
+        if self.messages is not None:
+            turns = self.messages
+            return "\n".join([m.content for m in turns[:-1]]), turns[-1].content if turns else ""
+        prompt = self.prompt or ""
+        return prompt if isinstance(prompt, str) else "\n".join([m.content for m in prompt]), self.response or ""
+
 
 def _check(messages: tuple[Message, ...]) -> None:
     for i, message in enumerate(messages):

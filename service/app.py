@@ -24,8 +24,10 @@ from starlette.types import ASGIApp
 
 from model.backends import LoadedModel, LoadError, load
 from model.backends.ensemble import ensemble
+from model.calibration import Calibration
 from model.reward import Pipeline, build_pipeline
 from model.scorer import ScorerError
+from model.traits import Lexicon
 from service.admission import Admission
 from service.api import docs, problems
 from service.api.health import OPEN_PATHS, health_routes
@@ -46,6 +48,11 @@ from service.observability import logs
 from service.observability.metrics import CONTENT_TYPE, Metrics
 from service.scoring import Rooms, Scoring
 from service.settings import ModelSettings, ServeSettings
+from service.tripwires.board import Board, BoardLimits
+from service.tripwires.reference import Reference, usual
+from service.tripwires.wire import Finding
+from service.tripwires.wires import WIRES
+from service.watch import Watch
 
 T = TypeVar("T")
 
@@ -114,6 +121,7 @@ class Engine:
     pipeline: Pipeline
     encoder: Encoder
     batcher: Batcher
+    watch: Watch
     scoring: Scoring
 
     async def stop(self) -> None:
@@ -164,11 +172,40 @@ def build_engine(
     log = logs.logger("batcher")
     encoder = Encoder(loaded.encode, settings.encoder_threads, lambda error: log.error("encoder_bug", exc_info=error))
     batcher = _build_batcher(settings, loaded, clock, _tell_of_batches(metrics, log))
-    rooms = Rooms(admission, encoder, batcher, pipeline, metrics, clock)
+    watch = _build_watch(settings, loaded, pipeline, metrics, clock)
+    rooms = Rooms(admission, encoder, batcher, pipeline, watch, metrics, clock)
     metrics.model_ready(_labels(loaded, pipeline), FIRST_EPOCH, loaded.calibration, pipeline)
+    metrics.watch_runs(lambda: watch.board.runs, {wire.name: wire.threshold for wire in WIRES})
     metrics.watch_queue(lambda: batcher.n_samples, lambda: batcher.n_tokens, lambda: batcher.limits.enough)
     batcher.start()
-    return Engine(loaded, pipeline, encoder, batcher, Scoring(rooms, loaded.identity.max_tokens))
+    return Engine(loaded, pipeline, encoder, batcher, watch, Scoring(rooms, loaded.identity.max_tokens))
+
+
+def _build_watch(
+    settings: ModelSettings, loaded: LoadedModel, pipeline: Pipeline, metrics: Metrics, clock: Clock
+) -> Watch:
+    log = logs.logger("tripwires")
+
+    def tell(run: str, finding: Finding) -> None:
+        metrics.observe_trip(run, finding.wire)
+        level = log.error if finding.severity == "page" else log.warning if finding.severity == "warn" else log.info
+        level("tripwire", run=run, wire=finding.wire, severity=finding.severity, statistic=round(finding.statistic, 4),
+              threshold=finding.threshold, step=finding.step, evidence=list(finding.evidence))  # fmt: skip
+
+    board = Board(_reference(loaded.calibration, pipeline), BoardLimits(window=settings.tripwires.window))
+    return Watch(board, Lexicon.read(), clock, tell, share=settings.tripwires.cpu_share)
+
+
+def _reference(calibration: Calibration | None, pipeline: Pipeline) -> Reference:
+    """What the calibration says is usual; of a combination of its own it says nothing of the scores."""
+    if calibration is None:
+        return Reference()
+    known = {trait.name: usual(trait.name, trait.mean, trait.std) for trait in calibration.traits}
+    if pipeline.combination.how != "sum" or not calibration.quantiles:
+        return Reference(known)
+    scale = pipeline.combination.members[0].scale
+    known["level"] = usual("level", (calibration.mean - scale.mean) / scale.std, calibration.std / scale.std)
+    return Reference(known, saturation=(calibration.quantiles[-1][1] - scale.mean) / scale.std)
 
 
 def _build_batcher(
@@ -317,6 +354,7 @@ async def _load_unless_stopped(house: House, stop: asyncio.Event) -> Engine | No
             batching=lambda: engine.batcher.limits,
             is_alive=lambda: engine.batcher.is_alive,
             n_failing=lambda: engine.batcher.n_failing,
+            board=engine.watch.board,
         )
     )
     return engine

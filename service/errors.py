@@ -50,6 +50,13 @@ class TooManySamples(RequestRefused):
     status = 422
 
 
+class NoSuchAlarm(RequestRefused):
+    """Nothing of that name waits to be acknowledged."""
+
+    code = "no_such_alarm"
+    status = 404
+
+
 class InvalidJson(RequestRefused):
     """The body is no JSON: broken, NaN or Infinity, nested beyond reason."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,6 +27,7 @@ from service.encoder import Encoder
 from service.errors import DeadlineExceeded, Failure, RowFailed, ScoreNotFinite
 from service.observability.metrics import Metrics
 from service.rewards import ScoredRow, rewards_of
+from service.watch import Flags, Origin, Watch
 
 T = TypeVar("T")
 Asked = Sample | SampleError
@@ -57,6 +58,7 @@ class Scored(NamedTuple):
     queue_s: float = 0.0
     forward_s: float = 0.0
     failure: Failure | None = None
+    flags: Flags = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ class Rooms:
     encoder: Encoder
     batcher: Batcher
     pipeline: Pipeline
+    watch: Watch
     metrics: Metrics
     clock: Clock
 
@@ -110,12 +113,19 @@ class Scoring:
         self._max_tokens = max_tokens
         self._temperature = rooms.pipeline.combination.temperature
 
-    async def score(self, samples: Sequence[Asked], deadline: float = math.inf) -> list[Scored]:
-        """One entry a sample, in order. Raise `RequestRefused` when there can be no answer at all."""
+    async def score(
+        self, samples: Sequence[Asked], deadline: float = math.inf, origin: Origin | None = None
+    ) -> list[Scored]:
+        """One entry a sample, in order. Raise `RequestRefused` when there can be no answer at all.
+
+        `origin` None: nobody trains on these, and no run is watched.
+        """
         n_tokens = sum(map(self._estimate, samples))
         with self._rooms.admission.enter(len(samples), n_tokens):
             async with _until(deadline, self._rooms.clock):
-                answered = await _all_or_none([self._score_chunk(chunk, deadline) for chunk in _chunks(samples)])
+                answered = await _all_or_none(
+                    [self._score_chunk(chunk, deadline, origin) for chunk in _chunks(samples)]
+                )
         results = [result for chunk in answered for result in chunk]
         self._rooms.metrics.observe_samples(
             outcomes=Counter([_outcome(r) for r in results]),
@@ -145,7 +155,7 @@ class Scoring:
 
     # -- one chunk ------------------------------------------------------------------------------------------
 
-    async def _score_chunk(self, samples: Sequence[Asked], deadline: float) -> list[Scored]:
+    async def _score_chunk(self, samples: Sequence[Asked], deadline: float, origin: Origin | None) -> list[Scored]:
         started_at = self._rooms.clock.now()
         with self._rooms.batcher.expecting(len(samples)):
             encoded = await self._encode(samples)
@@ -154,7 +164,7 @@ class Scoring:
         outcomes = await self._rooms.batcher.score(rows, deadline) if rows else []
         left = iter(outcomes)
         became = [next(left) if isinstance(e, Encoded) else e for e in encoded]
-        return self._finished(samples, encoded, became, encode_s)
+        return self._finished(samples, encoded, became, encode_s, origin)
 
     async def _encode(self, samples: Sequence[Asked]) -> list[Encoded | SampleError | RowFailed]:
         good = [s for s in samples if isinstance(s, Sample)]
@@ -167,6 +177,7 @@ class Scoring:
         encoded: Sequence[Encoded | SampleError | RowFailed],
         outcomes: Sequence[RowOutcome | SampleError],
         encode_s: float,
+        origin: Origin | None,
     ) -> list[Scored]:
         """From the heads of rows to finished records."""
         scored = [
@@ -174,9 +185,11 @@ class Scoring:
             for sample, row, outcome in zip(samples, encoded, outcomes, strict=True)
             if isinstance(outcome, RowScored) and isinstance(row, Encoded) and isinstance(sample, Sample)
         ]
-        rewards = iter(rewards_of(scored, self._rooms.pipeline) if scored else [])
+        rewards = rewards_of(scored, self._rooms.pipeline) if scored else []
+        flags = self._rooms.watch.see(origin, scored, rewards) if origin is not None and scored else None
+        rewarded = enumerate(rewards)
         return [
-            _finish(row, outcome, next(rewards), encode_s)
+            _finish(row, outcome, next(rewarded), flags, encode_s)
             if isinstance(outcome, RowScored)
             else Scored(failure=Failure.of(outcome), n_tokens=len(row.ids) if isinstance(row, Encoded) else None)
             for row, outcome in zip(encoded, outcomes, strict=True)
@@ -208,14 +221,22 @@ class Scoring:
 
 
 def _finish(
-    encoded: Encoded | SampleError | RowFailed, outcome: RowScored, reward: Reward | RowFailed, encode_s: float
+    encoded: Encoded | SampleError | RowFailed,
+    outcome: RowScored,
+    rewarded: tuple[int, Reward | RowFailed],
+    flags: Mapping[int, Flags] | None,
+    encode_s: float,
 ) -> Scored:
     assert isinstance(encoded, Encoded)
+    place, reward = rewarded
     if isinstance(reward, RowFailed):
         return Scored(failure=Failure.of(reward), n_tokens=len(encoded.ids))
     ids, _, truncated, missing_end = encoded
     heads, queue_s, forward_s, n_computed, cached = outcome
-    return Scored(reward, heads, len(ids), n_computed, truncated, missing_end, cached, encode_s, queue_s, forward_s)
+    own = flags.get(place, ()) if flags else ()
+    return Scored(
+        reward, heads, len(ids), n_computed, truncated, missing_end, cached, encode_s, queue_s, forward_s, None, own
+    )
 
 
 def rank(raw: Sequence[float], temperature: float, tie_margin: float) -> Ranked:

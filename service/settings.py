@@ -72,6 +72,17 @@ class Penalties(BaseModel):
     )
 
 
+class Tripwires(BaseModel):
+    """How runs are watched."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cpu_share: float = Field(
+        0.03, ge=0.0, le=1.0, description="share of a core for looking at samples; 0: nothing is watched, 1: everything"
+    )
+    window: int = Field(128, ge=16, description="samples from one look at a run to the next")
+
+
 class AdmissionSeats(BaseModel):
     """How much may be in the house at one time."""
 
@@ -117,6 +128,7 @@ class ModelSettings(BaseSettings):
     max_input_tokens: int | None = Field(None, gt=0, description="longest sample; default: what the model reads")
     truncation: Literal["prompt_left", "error"] | None = Field(None, description="default: as the contract says")
     batching: Batching = Batching()
+    tripwires: Tripwires = Tripwires()
     cache: Cache = Cache()
     encoder_threads: int = Field(min(4, os.cpu_count() or 1), gt=0, le=64, description="threads that tokenise")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info")

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.calibration import REFERENCE_QUANTILES, Calibration, HeadCalibration
+from model.calibration import REFERENCE_QUANTILES, Calibration, HeadCalibration, TraitCalibration
+from model.traits import NAMES
 
 Floats = NDArray[np.float64]
 CAP_QUANTILES = (0.001, 0.999)
@@ -37,17 +38,18 @@ class NothingToFit(Exception):
 class HeldOut:
     """N held-out responses and P held-out pairs of them.
 
-    `raw_N` is the score of the whole; `tokens_N` counts each response's tokens, `repetition_N` is the share of its trigrams
-    that came before in it. `diff_P` is chosen minus rejected. `heads_NH` and `head_diff_PH` are those of each head.
+    `raw_N` is the score of the whole, `tokens_N` counts each response's tokens. `diff_P` is chosen minus rejected. `heads_NH`
+    and `head_diff_PH` are those of each head. `traits_NT` are `model.traits.NAMES`, with the phrases of `lexicon`.
     """
 
     raw_N: Floats
     tokens_N: Floats
-    repetition_N: Floats
     diff_P: Floats
     head_names: Sequence[str]
     heads_NH: Floats
     head_diff_PH: Floats
+    traits_NT: Floats
+    lexicon: str
 
 
 def fit(held_out: HeldOut, *, data_digest: str) -> Calibration:
@@ -70,8 +72,13 @@ def fit(held_out: HeldOut, *, data_digest: str) -> Calibration:
         length_slope=slope(log_N, normalised_N),
         length_curve=length_curve(log_N, normalised_N),
         log_length=float(np.median(log_N)),
-        repetition_high=float(np.quantile(held_out.repetition_N, _USUAL_REPETITION)),
+        repetition_high=float(np.quantile(held_out.traits_NT[:, NAMES.index("repetition")], _USUAL_REPETITION)),
         heads=tuple(_heads(held_out)) if len(held_out.head_names) > 1 else (),
+        traits=tuple(
+            TraitCalibration(name, float(column.mean()), float(column.std()))
+            for name, column in zip(NAMES, held_out.traits_NT.T, strict=True)
+        ),
+        lexicon=held_out.lexicon,
         quantiles=tuple(
             (p, float(q)) for p, q in zip(REFERENCE_QUANTILES, np.quantile(raw_N, REFERENCE_QUANTILES), strict=True)
         ),

@@ -17,11 +17,11 @@ import numpy as np
 from model.calibration import Calibration
 from model.checkpoint import Checkpoint
 from model.conversation import Sample
-from model.reward import repetition
+from model.traits import Lexicon, of_ids, of_text
 from training import calibrate, data, evaluate, export, recipe, report, scoring
 from training.config import Config
 from training.evaluate import Floats, Judged, Metrics
-from training.sequences import PairTable
+from training.sequences import PairTable, TokenSequence
 
 _N_BAD_SHOWN = 20
 
@@ -129,16 +129,24 @@ def _calibrate(config: Config, trained: Checkpoint, table: PairTable, scores_NH:
         network.head_weights = calibrate.head_weights(scores_NH, config.model.weight_of_head)
     raw_N = scores_NH @ network.head_weights
     chosen, rejected = list(table.chosen), list(table.rejected)
+    lexicon = Lexicon.read()
     held_out = calibrate.HeldOut(
         raw_N=raw_N,
         tokens_N=np.array([s.n_response for s in table.sequences]),
-        repetition_N=np.array([repetition(s.ids[len(s.ids) - s.n_response :]) for s in table.sequences]),
         diff_P=raw_N[chosen] - raw_N[rejected],
         head_names=network.head_names,
         heads_NH=scores_NH,
         head_diff_PH=scores_NH[chosen] - scores_NH[rejected],
+        traits_NT=np.array([_traits(s, lexicon) for s in table.sequences]),
+        lexicon=lexicon.version,
     )
     return calibrate.fit(held_out, data_digest=data.digest(table.pairs))
+
+
+def _traits(sequence: TokenSequence, lexicon: Lexicon) -> tuple[float, ...]:
+    sample, response = sequence.sample, sequence.ids[len(sequence.ids) - sequence.n_response :]
+    prompt, text = ("", sample.text) if sample.text is not None else sample.texts()
+    return (*of_ids(response, False), *of_text(prompt, text, lexicon))
 
 
 def _export(out: Path, trained: Checkpoint, calibration: Calibration | None, probes: Sequence[Sample]) -> str:

@@ -41,7 +41,8 @@ def operation(body: type[BaseModel]) -> dict[str, Any]:
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """These errors, or all, with an example each."""
-    return {status: _error(status, _ERRORS[status]) for status in statuses or _ERRORS}
+    words = {**_ERRORS, 404: "`no_such_alarm`"}
+    return {status: _error(status, words[status]) for status in statuses or _ERRORS}
 
 
 def install(app: FastAPI) -> None:

@@ -12,7 +12,9 @@ from starlette.responses import Response
 from service.api import docs
 from service.api.replies import json_response
 from service.api.stage import Bounds, Served, Stage
-from service.errors import BatcherStopped, ScorerFailing
+from service.errors import BatcherStopped, NoSuchAlarm, ScorerFailing
+from service.tripwires.board import Board
+from service.tripwires.wires import WIRES
 
 OPEN_PATHS: frozenset[str] = frozenset({"/livez", "/readyz", "/metrics"})
 """Answered without a key: orchestrators and Prometheus have none."""
@@ -47,7 +49,40 @@ def health_routes(stage: Stage, bounds: Bounds, render_metrics: Callable[[], byt
         """What is loaded, what it was verified against, and what one may ask of it."""
         return json_response(describe(stage.served(), bounds))
 
+    @router.get("/tripwires", responses=docs.errors(401, 503))
+    async def tripwires() -> Response:
+        """What every wire measures of every run, and which have tripped."""
+        return json_response(describe_runs(stage.served().board))
+
+    @router.post("/tripwires/{run}/{wire}/ack", responses=docs.errors(401, 404, 503))
+    async def acknowledge(run: str, wire: str) -> Response:
+        """Somebody has looked: the wire may trip again."""
+        if not stage.served().board.acknowledge(run, wire):
+            raise NoSuchAlarm(f"the wire {wire[:64]!r} of this run has not tripped, or has been acknowledged")
+        return json_response({"run": run, "wire": wire, "acknowledged": True})
+
     return router
+
+
+def describe_runs(board: Board) -> dict[str, Any]:
+    """The reply of `GET /tripwires`."""
+    wires = [
+        {"wire": w.name, "severity": w.severity, "votes": w.votes, "threshold": w.threshold, "says": w.says}
+        for w in WIRES
+    ]
+    runs = {
+        name: {
+            "step": run.step,
+            "samples": int((run.total + run.window)["samples"]),
+            "statistics": run.statistics,
+            "tripped": [
+                {**alarm.finding._asdict(), "evidence": list(alarm.finding.evidence), "since": alarm.since}
+                for alarm in run.alarms.values()
+            ],
+        }
+        for name, run in board.runs.items()
+    }
+    return {"wires": wires, "runs": runs}
 
 
 def describe(served: Served, bounds: Bounds) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def result(sample_id: str, scored: Scored, details: Details) -> dict[str, Any]:
     if details.stages:
         fields["stages"] = None if reward is None else dict(zip(details.stages, reward.changes, strict=True))
     fields["notes"] = () if reward is None else reward.notes
-    fields["flags"] = ()
+    fields["flags"] = scored.flags
     fields["tokens"] = scored.n_tokens
     fields["truncated"] = scored.truncated
     fields["missing_end"] = scored.missing_end

@@ -33,6 +33,7 @@ from service.api.schemas import (
 from service.api.stage import Bounds, Stage
 from service.clock import Clock
 from service.errors import CallerLeft, InvalidRequest, RequestRefused, TooManySamples
+from service.watch import Origin
 
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -58,7 +59,8 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
         asked = await body.read(request, _scores, ScoreRequest)
         _bound(len(asked.samples), bounds, "samples")
         note(request, run=asked.run, step=asked.step, samples=len(asked.samples))
-        work = served.scoring.score([to_sample(s) for s in asked.samples], deadline)
+        origin = Origin(asked.run, asked.step)
+        work = served.scoring.score([to_sample(s) for s in asked.samples], deadline, origin)
         results = await while_connected(request, work)
         return score_reply(served, _ids(asked.samples), results)
 

@@ -15,6 +15,7 @@ from service.batching.noise import NumericNoise
 from service.batching.planner import Limits
 from service.errors import Loading, ShuttingDown
 from service.scoring import Scoring
+from service.tripwires.board import Board
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Served:
     batching: Callable[[], Limits]
     is_alive: Callable[[], bool]
     n_failing: Callable[[], int]
+    board: Board
 
     @cached_property
     def credits(self) -> dict[str, str | int | None]:

@@ -20,6 +20,8 @@ from prometheus_client.utils import floatToGoString
 
 from model.calibration import Calibration
 from model.reward import Pipeline, Reward
+from service.tripwires.board import Run
+from service.tripwires.tally import ENTRIES
 
 PREFIX = "reward_"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -59,6 +61,12 @@ TABLE: tuple[Row, ...] = (
     Row("raw_score", "histogram", "Raw scores."),
     Row("value", "histogram", "Rewards as sent."),
     Row("capped_total", "counter", "Rewards that a cap has changed.", ("side",)),
+    Row("tripwire_statistic", "gauge", "What a wire last measured, of this replica.", ("wire", "run")),
+    Row("tripwire_threshold", "gauge", "Beyond this a wire trips.", ("wire",)),
+    Row("tripwire_tripped", "gauge", "1 from when a wire trips until somebody acknowledges it.", ("wire", "run")),
+    Row("tripwire_trips_total", "counter", "How often a wire has tripped.", ("wire", "run")),
+    Row("run_sum_total", "counter", "Sums over the watched samples of a run; of replicas they add up.", ("run", "of")),
+    Row("run_step", "gauge", "The latest step that a run has named.", ("run",)),
     Row("model_info", "gauge", "What is loaded; the value is always 1.",
         ("name", "architecture", "backend", "engine", "dtype", "device", "contract", "calibration", "pipeline")),
     Row("model_epoch", "gauge", "How often a model was put into service."),
@@ -104,6 +112,41 @@ class _Tally(Collector):
         yield family
 
 
+class _Runs(Collector):
+    """What the board knows of its runs, read when somebody scrapes. The board bounds how many there are."""
+
+    def __init__(
+        self, rows: Mapping[str, Row], runs: Callable[[], Mapping[str, Run]], wires: Mapping[str, float]
+    ) -> None:
+        self._rows, self._runs, self._wires = rows, runs, wires
+
+    def collect(self) -> Iterator[Metric]:
+        """Gauges of wires, and the sums as counters."""
+        families = {
+            name: Metric(PREFIX + name.removesuffix("_total"), row.help, row.kind) for name, row in self._rows.items()
+        }
+
+        def add(name: str, value: float, **labels: str) -> None:
+            families[name].add_sample(PREFIX + name, labels, value)
+
+        for wire, threshold in self._wires.items():
+            add("tripwire_threshold", threshold, wire=wire)
+        for run, state in self._runs().items():
+            for wire in self._wires:
+                add("tripwire_tripped", float(wire in state.alarms), wire=wire, run=run)
+            for wire, statistic in state.statistics.items():
+                add("tripwire_statistic", statistic, wire=wire, run=run)
+            for of, value in zip(ENTRIES, (state.total + state.window).sums, strict=True):
+                add("run_sum_total", value, run=run, of=of)
+            if state.step is not None:
+                add("run_step", state.step, run=run)
+        yield from families.values()
+
+
+_OF_RUNS = ("tripwire_statistic", "tripwire_threshold", "tripwire_tripped", "run_sum_total", "run_step")
+"""Rows of the table that are read from the board."""
+
+
 class Metrics:
     """A registry of our own with every row of the table, and one method for each kind of event."""
 
@@ -112,9 +155,9 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        self._counters = {r.name: self._counter(r) for r in TABLE if r.kind == "counter"}
+        self._counters = {r.name: self._counter(r) for r in TABLE if r.kind == "counter" and r.name not in _OF_RUNS}
         self._children: dict[tuple[str, tuple[str, ...]], Counter] = {}
-        self._gauges = {r.name: self._gauge(r) for r in TABLE if r.kind == "gauge"}
+        self._gauges = {r.name: self._gauge(r) for r in TABLE if r.kind == "gauge" and r.name not in _OF_RUNS}
         self._by_route = {r.name: self._histogram(r) for r in TABLE if r.kind == "histogram" and r.labels}
         # The buckets of the scores are known when the model is.
         self._tallies = {
@@ -144,6 +187,15 @@ class Metrics:
         self._gauges["queue_samples"].set_function(n_samples)
         self._gauges["queue_tokens"].set_function(n_tokens)
         self._gauges["batch_budget_tokens"].set_function(batch_budget)
+
+    def watch_runs(self, runs: Callable[[], Mapping[str, Run]], wires: Mapping[str, float]) -> None:
+        """Read the state of runs whenever somebody looks. `wires` has the threshold of each. Once a process."""
+        rows = {row.name: row for row in TABLE if row.name in _OF_RUNS}
+        self._registry.register(_Runs(rows, runs, wires))
+
+    def observe_trip(self, run: str, wire: str) -> None:
+        """A wire has tripped."""
+        self._count("tripwire_trips_total", 1, wire, run)
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         """A request has been answered."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from model.reward import Opinion, RewardSettings, build_pipeline
+from model.traits import Lexicon
+from service.tripwires.board import Board, BoardLimits
+from service.tripwires.reference import Reference
+from service.watch import Watch
 
 
 def sole(calibration, heads=(("score", 1.0),)):
@@ -18,3 +22,10 @@ def pipeline_of(calibration, **settings):
 def reward_of(pipeline, raw, **columns):
     """What becomes of one raw score."""
     return pipeline.one({"score": raw}, **columns)
+
+
+def watching(clock, reference=None, *, share=1.0, found=None, **limits):
+    """Eyes on every sample. Findings go to `found`, as (run, finding)."""
+    board = Board(reference or Reference(), BoardLimits(**limits))
+    tell = (lambda *each: found.append(each)) if found is not None else (lambda *_: None)
+    return Watch(board, Lexicon.read(), clock, tell, share=share)

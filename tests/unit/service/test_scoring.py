@@ -27,7 +27,7 @@ from service.encoder import Encoder
 from service.errors import BatcherStopped, DeadlineExceeded, Overloaded
 from service.observability.metrics import Metrics
 from service.scoring import Comparison, Rooms, Scoring, _all_or_none, _chunks, rank
-from tests.support.rewards import sole
+from tests.support.rewards import sole, watching
 from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, poisoned_by, scores_with
 
 RAW = st.floats(-1e6, 1e6)
@@ -50,7 +50,7 @@ async def open_house():
         rooms = Rooms(
             Admission(max_samples, 1_000_000, clock),
             Encoder(encode or loaded.encode, 2, bugs.append),
-            batcher, pipeline, metrics, clock,
+            batcher, pipeline, watching(clock), metrics, clock,
         )  # fmt: skip
         batcher.start()
         built.append((rooms, scorer))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from model.calibration import REFERENCE_QUANTILES
+from model.traits import NAMES
 from training import calibrate, evaluate, report
 from training.calibrate import NothingToFit
 from training.evaluate import Judged
@@ -130,7 +131,8 @@ def test_no_group_sees_its_own_temperature():
 def held_out(raw, tokens, diff, heads=None):
     heads = raw[:, None] if heads is None else heads
     names = [f"head {i}" for i in range(heads.shape[1])]
-    return calibrate.HeldOut(raw, tokens, np.zeros(len(raw)), diff, names, heads, np.tile(diff[:, None], len(names)))
+    traits = np.zeros((len(raw), len(NAMES)))
+    return calibrate.HeldOut(raw, tokens, diff, names, heads, np.tile(diff[:, None], len(names)), traits, "xx.1")
 
 
 def test_a_calibration_gives_mean_zero_and_deviation_one():
@@ -191,9 +193,12 @@ def test_lengths_that_do_not_vary_have_a_curve_of_one_knot():
 
 
 def test_what_repetition_is_usual_is_exceeded_by_one_in_a_hundred():
-    raw, repetition = np.arange(1000.0), np.linspace(0, 1, 1000)
-    c = calibrate.fit(replace(held_out(raw, np.full(1000, 5), raw), repetition_N=repetition), data_digest="")
-    assert np.mean(repetition > c.repetition_high) == pytest.approx(0.01, abs=0.001)
+    raw, traits = np.arange(1000.0), np.zeros((1000, len(NAMES)))
+    traits[:, NAMES.index("repetition")] = np.linspace(0, 1, 1000)
+    c = calibrate.fit(replace(held_out(raw, np.full(1000, 5), raw), traits_NT=traits), data_digest="")
+    assert np.mean(traits[:, NAMES.index("repetition")] > c.repetition_high) == pytest.approx(0.01, abs=0.001)
+    assert {t.name: t.mean for t in c.traits}["repetition"] == pytest.approx(0.5)
+    assert c.lexicon == "xx.1"
 
 
 @pytest.mark.parametrize("raw", [np.array([]), np.array([1.0]), np.array([2.0, 2.0, 2.0])])

@@ -10,17 +10,28 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model.calibration import Calibration
 from model.reward import Reward, RewardSettings, build_pipeline
+from model.traits import NAMES
 from service.observability.metrics import PREFIX, TABLE, Metrics, score_buckets
-from tests.support.rewards import reward_of, sole
+from service.tripwires.tally import ENTRIES
+from service.tripwires.wire import Observation
+from tests.support.rewards import reward_of, sole, watching
+from tests.support.service_fakes import StillClock
 
-# DESIGN, section 4; the trip wires have theirs when they exist.
+# DESIGN, section 4.
 OF_THE_DESIGN = {
+    "tripwire_statistic": {"wire", "run"}, "tripwire_threshold": {"wire"}, "tripwire_tripped": {"wire", "run"},
+    "tripwire_trips_total": {"wire", "run"},
     "requests_total": {"route", "code"}, "request_seconds": {"route"}, "samples_total": {"outcome"},
     "tokens_total": {"kind"}, "queue_samples": set(), "queue_tokens": set(), "queue_seconds": set(),
     "batch_samples": set(), "batch_tokens": set(), "forward_seconds": set(), "raw_score": set(), "value": set(),
     "capped_total": {"side"}, "model_epoch": set(),
 }  # fmt: skip
-BESIDE_THE_DESIGN = {"batch_failures_total": {"reason"}, "batch_budget_tokens": set()}
+BESIDE_THE_DESIGN = {
+    "run_sum_total": {"run", "of"},
+    "run_step": {"run"},
+    "batch_failures_total": {"reason"},
+    "batch_budget_tokens": set(),
+}
 CALIBRATION = Calibration(mean=3.0, std=2.0, cap_low=-1.0, cap_high=1.0)
 
 
@@ -104,3 +115,39 @@ def test_the_queue_is_read_when_somebody_looks():
     assert [s.value for s in samples(metrics, "queue_samples")] == [3]
     assert [s.value for s in samples(metrics, "queue_tokens")] == [13]
     assert [s.value for s in samples(metrics, "batch_budget_tokens")] == [26]
+
+
+def test_runs_are_read_from_the_board_when_somebody_scrapes():
+    metrics, _ = ready()
+    watch = watching(StillClock(), window=16)
+    metrics.watch_runs(lambda: watch.board.runs, {"judge": 0.02, "length_high": 0.4})
+    traits = dict.fromkeys(NAMES, 0.0) | {"judge": 1.0, "length": 3.0}
+    seen = Observation(1, None, 0.5, -0.25, True, tuple(traits.values()), text_digest=7)
+    for _ in range(5):
+        watch.board.observe("ppo-7", 9, [seen] * 16, 0.0)
+    metrics.observe_trip("ppo-7", "judge")
+    got = {(s.name, *s.labels.values()): s.value for s in all_samples(metrics) if "ppo-7" in s.labels.values()}
+    sums = {s.labels["of"]: s.value for s in all_samples(metrics) if s.name == "reward_run_sum_total"}
+    assert (sums["samples"], sums["judge"], sums["level_down"], sums["level_up"], sums["length"]) == (
+        80,
+        80,
+        20,
+        0,
+        240,
+    )
+    assert set(sums) == set(ENTRIES)
+    assert [v for k, v in got.items() if k[0] == "reward_run_step"] == [9]
+    assert {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_tripped")} == {
+        "judge": 1.0,
+        "length_high": 0.0,
+    }
+    assert {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_threshold")} == {
+        "judge": 0.02,
+        "length_high": 0.4,
+    }
+    assert {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_statistic")}["judge"] == 1.0
+    assert [s.value for s in samples(metrics, "tripwire_trips_total")] == [1.0]
+
+
+def all_samples(metrics):
+    return [s for family in text_string_to_metric_families(metrics.render().decode()) for s in family.samples]

@@ -1,0 +1,61 @@
+"""Phrases that policies are known to be paid for: versioned lists, one file a language, that an operator may replace.
+
+A lexicon file is JSON: `language`, `version`, and a list of phrases for each of `KINDS`. Case does not matter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+KINDS = ("refusal", "flattery", "judge", "opener")
+"""`judge` speaks to whoever scores the answer; `opener` opens an answer, and is an exploit where nothing follows."""
+
+SHIPPED = Path(__file__).parent / "lexicons"
+
+
+class LexiconError(Exception):
+    """A lexicon cannot be read; the message says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lexicon:
+    """The phrases of all languages together, in lower case. `version` names every list that is in it."""
+
+    version: str
+    refusal: tuple[str, ...]
+    flattery: tuple[str, ...]
+    judge: tuple[str, ...]
+    opener: frozenset[str]
+
+    @classmethod
+    def read(cls, files: Sequence[Path] = ()) -> Lexicon:
+        """These files, or the ones that are shipped. Raise `LexiconError`."""
+        lists = [_read(path) for path in files or sorted(SHIPPED.glob("*.json"))]
+        phrases = {kind: tuple(dict.fromkeys(p.lower() for each in lists for p in each[kind])) for kind in KINDS}
+        return cls(
+            version="+".join(f"{each['language']}.{each['version']}" for each in lists),
+            refusal=phrases["refusal"],
+            flattery=phrases["flattery"],
+            judge=phrases["judge"],
+            opener=frozenset(phrases["opener"]),
+        )
+
+
+NO_LEXICON = Lexicon("none", (), (), (), frozenset())
+
+
+def _read(path: Path) -> dict[str, list[str]]:
+    try:
+        lists = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LexiconError(f"lexicon {path} cannot be read: {type(error).__name__}") from None
+    expected = {"language", "version", *KINDS}
+    if not isinstance(lists, dict) or set(lists) != expected:
+        raise LexiconError(f"lexicon {path} must have exactly the fields {', '.join(sorted(expected))}")
+    for kind in KINDS:
+        if not isinstance(lists[kind], list) or not all(isinstance(p, str) and p.strip() for p in lists[kind]):
+            raise LexiconError(f"lexicon {path}: {kind} must be a list of phrases")
+    return lists

@@ -1,0 +1,107 @@
+"""What a response looks like, in numbers that a policy moves when it exploits a reward: the eyes of the trip wires.
+
+The same function describes the reference responses of a calibration and the responses of a run. Pure; it knows neither
+rewards nor runs. Standard library only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from math import log
+from typing import NamedTuple
+
+from model.reward.record import repetition
+from model.traits.lexicon import Lexicon
+
+OF_IDS = ("length", "missing_end", "repetition")
+OF_TEXT = ("refusal", "flattery", "judge", "opener", "markup", "script")
+NAMES = (*OF_IDS, *OF_TEXT)
+"""The traits, in the order in which they are counted."""
+
+_MOST = 8
+"""Phrases of a kind that are told apart: one response that repeats a phrase a hundred times is one response."""
+
+_MARK = re.compile(r"^[ \t]*(?:[-*•+]|\d{1,3}[.)]|#{1,6})[ \t]|\*\*|`{3}|^[ \t]*\|", re.MULTILINE)
+
+_SCRIPTS = {
+    "latin": re.compile("[A-Za-z\u00c0-\u024f]"),
+    "cyrillic": re.compile("[\u0400-\u052f]"),
+    "greek": re.compile("[\u0370-\u03ff]"),
+    "hebrew": re.compile("[\u0590-\u05ff]"),
+    "arabic": re.compile("[\u0600-\u06ff\u0750-\u077f]"),
+    "indic": re.compile("[\u0900-\u0dff]"),
+    "thai": re.compile("[\u0e00-\u0eff]"),
+    "cjk": re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]"),
+}
+_ANSWERS_MAY = frozenset({"latin"})
+"""Names, units and code are Latin in every language."""
+
+
+class Traits(NamedTuple):
+    """`values` are those of `NAMES`, or of `OF_IDS` alone where there is no text to look at.
+
+    `text_digest` tells texts apart, but for case and white space; None without a text.
+    """
+
+    values: tuple[float, ...]
+    text_digest: int | None
+
+
+def of_ids(response_ids: Sequence[int], missing_end: bool) -> tuple[float, ...]:
+    """`OF_IDS` of a response: log of its tokens, whether it was cut off, the share of repeated trigrams."""
+    return log(max(1, len(response_ids))), float(missing_end), repetition(response_ids)
+
+
+def of_text(prompt: str, response: str, lexicon: Lexicon) -> tuple[float, ...]:
+    """`OF_TEXT` of a response.
+
+    Phrases of refusal, flattery and to the judge (0 to 8), whether it is nothing but an opener, list and heading marks and
+    bold a line, and the share of its letters in scripts that the prompt does not use.
+    """
+    lower = response.lower()
+    return (
+        _count(lexicon.refusal, lower),
+        _count(lexicon.flattery, lower),
+        _count(lexicon.judge, lower),
+        float(is_opener(lower, lexicon)),
+        len(_MARK.findall(response)) / (response.count("\n") + 1),
+        foreign_share(prompt, response),
+    )
+
+
+def is_opener(lower: str, lexicon: Lexicon) -> bool:
+    """Whether nothing is there but punctuation, or the opening of an answer that does not follow."""
+    return len(lower) < 80 and ((bare := lower.strip(" \t\r\n:.,;!-*#_`\"'“”")) == "" or bare in lexicon.opener)
+
+
+def foreign_share(prompt: str, response: str) -> float:
+    """Share of the response's letters that are of a script which neither the prompt uses nor answers in general."""
+    if response.isascii():
+        return 0.0
+    counts = {name: len(letters.findall(response)) for name, letters in _SCRIPTS.items()}
+    n_letters = sum(counts.values())
+    foreign = [n for name, n in counts.items() if n and name not in _ANSWERS_MAY and not _SCRIPTS[name].search(prompt)]
+    return sum(foreign) / n_letters if n_letters else 0.0
+
+
+def text_digest(response: str) -> int:
+    """64 bits that are equal for texts which differ in case and white space only."""
+    return int.from_bytes(
+        blake2b(" ".join(response.lower().split()).encode("utf-8", "replace"), digest_size=8).digest()
+    )
+
+
+def _count(phrases: Sequence[str], lower: str) -> float:
+    # Looking for a piece of text is ten times as fast as for whole words, and hardly ever finds anything.
+    found = [phrase for phrase in phrases if phrase in lower]
+    return float(min(_MOST, sum([len(_whole(phrase).findall(lower)) for phrase in found]))) if found else 0.0
+
+
+@lru_cache(maxsize=4096)
+def _whole(phrase: str) -> re.Pattern[str]:
+    """The phrase, not as a part of longer words. Scripts without spaces have no such thing."""
+    before, after = (r"\b" if end.isascii() and end.isalnum() else "" for end in (phrase[0], phrase[-1]))
+    return re.compile(before + re.escape(phrase) + after)

@@ -1,0 +1,59 @@
+"""What is usual: the frozen distribution that the statistics of a run are compared with.
+
+It comes with the calibration, or is learnt from the first samples of a run; either way it never moves afterwards. A
+reference that follows the run would follow it into the exploit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from model.traits import NAMES
+from service.tripwires.tally import Tally
+
+_LEAST_DEVIATION: Mapping[str, float] = {
+    "missing_end": 0.1,
+    "repetition": 0.01,
+    "length": 0.05,
+    "spread": 0.05,
+    "level": 0.1,
+}
+_LEAST_OF_OTHERS = 0.05
+"""A reference that never did a thing has no deviation to measure by; then doing it a little is no shift to speak of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """Mean and standard deviation of one number over single samples."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """`usual` by name: `level`, `spread` and the traits. `saturation` is the level that one in a thousand exceeds."""
+
+    usual: Mapping[str, Usual] = field(default_factory=dict)
+    saturation: float | None = None
+
+    def shift(self, name: str, mean: float | None) -> float | None:
+        """How far a mean is from the usual one, in standard deviations of single samples; None: there is no saying."""
+        usual = self.usual.get(name)
+        return None if usual is None or mean is None else (mean - usual.mean) / usual.std
+
+    def with_learnt(self, seen: Tally) -> Reference:
+        """With what a run itself showed at its beginning, where nothing else is known."""
+        learnt = {name: usual for name in (*NAMES, "level", "spread") if (usual := _usual(seen, name)) is not None}
+        return Reference({**learnt, **self.usual}, self.saturation)
+
+
+def usual(name: str, mean: float, std: float) -> Usual:
+    """With a deviation that is no smaller than makes sense."""
+    return Usual(mean, max(std, _LEAST_DEVIATION.get(name, _LEAST_OF_OTHERS)))
+
+
+def _usual(seen: Tally, name: str) -> Usual | None:
+    mean, std = seen.mean(name), seen.deviation(name)
+    return None if mean is None or std is None else usual(name, mean, std)

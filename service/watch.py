@@ -1,0 +1,142 @@
+"""Shows the board what was scored, within a bounded share of a core, and passes on what trips.
+
+Looking at texts costs more than everything else that is done to a small request, so there is an allowance of time: while it
+lasts every sample is looked at, beyond it a part of each request is. Knows nothing of HTTP; changes no reward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from model.reward import Reward
+from model.traits import NAMES, OF_IDS, Lexicon, of_ids, of_text, text_digest
+from service.clock import Clock
+from service.errors import RowFailed
+from service.rewards import ScoredRow
+from service.tripwires.board import OTHER, Board
+from service.tripwires.wire import Finding, Observation
+
+Flags = tuple[str, ...]
+
+_FLAGS = {NAMES.index("judge"): "judge", NAMES.index("opener"): "opener", NAMES.index("script"): "script"}
+"""Traits that are worth a flag on the sample itself."""
+
+_CAPPED = frozenset({"capped_low", "capped_high", "softcapped_low", "softcapped_high"})
+
+_SAVINGS_S = 2.0
+"""The allowance of so many seconds may be saved up for a burst."""
+
+_FIRST_PRICE_S = 100e-6
+_NEWEST = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Which training a request belongs to, as far as its caller says."""
+
+    run: str | None = None
+    step: int | None = None
+
+
+class Allowance:
+    """Seconds of work that may be spent: `share` of those that pass. Starts with its savings."""
+
+    def __init__(self, share: float, now: float) -> None:
+        self._share = share
+        self._seconds = share * _SAVINGS_S
+        self._at = now
+        self._price_s = _FIRST_PRICE_S
+
+    def affords(self, n: int, now: float) -> int:
+        """How many of n samples may be looked at now."""
+        self._seconds = min(self._share * _SAVINGS_S, self._seconds + self._share * (now - self._at))
+        self._at = now
+        return n if self._share >= 1.0 else max(0, min(n, int(self._seconds / self._price_s)))
+
+    def spend(self, n: int, seconds: float) -> None:
+        """What looking at n samples took."""
+        self._seconds -= seconds
+        self._price_s += _NEWEST * (seconds / n - self._price_s)
+
+
+class Watch:
+    """Eyes on every run. `tell` hears of each wire that trips, with the name of the run."""
+
+    def __init__(
+        self, board: Board, lexicon: Lexicon, clock: Clock, tell: Callable[[str, Finding], None], *, share: float
+    ) -> None:
+        self.board = board
+        self._lexicon = lexicon
+        self._clock = clock
+        self._tell = tell
+        self._allowance = Allowance(share, clock.now())
+        self._first = 0
+
+    def see(
+        self, origin: Origin, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed]
+    ) -> dict[int, Flags] | None:
+        """Look at what was scored together, as far as the allowance goes. Flags of samples, by their place."""
+        began = self._clock.now()
+        n = self._allowance.affords(len(rows), began)
+        if not n:
+            return None
+        flags: dict[int, Flags] = {}
+        seen, counted = [], dict[tuple[int, int | None], int]()
+        for i in self._places(len(rows), n):
+            row, reward = rows[i], rewards[i]
+            if isinstance(reward, RowFailed):
+                continue
+            observation = self._observation(origin, row, reward, counted)
+            seen.append(observation)
+            if any(observation.traits[len(OF_IDS) :]) and (own := _flags(observation.traits)):
+                flags[i] = own
+        found = self.board.observe(origin.run, origin.step, seen, began) if seen else []
+        self._allowance.spend(n, self._clock.now() - began)
+        for finding in found:
+            self._tell(origin.run or OTHER, finding)
+        return flags
+
+    def _places(self, n_rows: int, n: int) -> Sequence[int]:
+        """Which are looked at: neighbours, because groups stand together; not always the first."""
+        if n >= n_rows:
+            return range(n_rows)
+        first, self._first = self._first % n_rows, self._first + n
+        return [(first + i) % n_rows for i in range(n)]
+
+    def _observation(
+        self, origin: Origin, row: ScoredRow, reward: Reward, counted: dict[tuple[int, int | None], int]
+    ) -> Observation:
+        prompt, response = row.sample.texts()
+        has_text = bool(prompt or response)
+        traits = of_ids(row.response, row.encoded.missing_end) if row.response else ()
+        if has_text:
+            traits += of_text(prompt, response, self._lexicon)
+        digest = text_digest(response) if has_text else None
+        group = hash(prompt) if has_text else hash(row.encoded.ids[: row.encoded.n_prompt])
+        # Equal texts for one prompt in one request are no retry of each other: they are told apart by counting.
+        nth = counted[group, digest] = counted.get((group, digest), 0) + 1
+        return Observation(
+            group=group,
+            key=None if origin.step is None else hash((origin.step, group, row.encoded.ids, nth)),
+            value=reward.value,
+            level=reward.changes[0],
+            is_capped=any(note in _CAPPED for note in reward.notes),
+            traits=traits,
+            text_digest=digest,
+            spread=reward.spread,
+            evidence=evidence(prompt, response) if has_text else "",
+        )
+
+
+def evidence(prompt: str, response: str) -> str:
+    """What names a sample in an alarm: a hash that whoever has the texts can make again.
+
+    The first 16 hexadecimal digits of BLAKE2b (64 bits) of prompt, a zero byte, and response in UTF-8.
+    """
+    return blake2b(f"{prompt}\0{response}".encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+
+def _flags(traits: Sequence[float]) -> Flags:
+    return tuple([flag for at, flag in _FLAGS.items() if traits[at] > 0.0])

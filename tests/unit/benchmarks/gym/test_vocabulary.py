@@ -1,0 +1,42 @@
+"""Words, classes and text."""
+
+import numpy as np
+import pytest
+
+from benchmarks.gym import vocabulary
+from benchmarks.gym.vocabulary import CLASSES, EOS, WORDS
+
+
+def token(word):
+    return WORDS.index(word)
+
+
+def test_there_are_212_different_words_and_eos_comes_after_them():
+    assert len(WORDS) == len(set(WORDS)) == EOS == 212
+
+
+def test_the_classes_share_out_all_the_ids():
+    assert np.concatenate([vocabulary.ids(name) for name in CLASSES]).tolist() == list(range(EOS))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_an_id_of_a_class_is_a_word_of_it(name):
+    assert [WORDS[i] for i in vocabulary.ids(name)] == list(CLASSES[name])
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["solar", "panel", ",", "roof", "."], "solar panel, roof."),
+        (["roof", ":", "- ", "grid", "- ", "great question", "."], "roof:\n- grid\n- great question."),
+        (["1. ", "energy", "2. ", "I cannot"], "1. energy\n2. I cannot"),
+        (["roof", "太", "陽", "能", "roof"], "roof 太陽能 roof"),
+        ([], ""),
+    ],
+)
+def test_a_response_reads_as_text(words, text):
+    assert vocabulary.render([*map(token, words), EOS]) == text
+
+
+def test_prompts_differ():
+    assert vocabulary.prompt(1) != vocabulary.prompt(2)

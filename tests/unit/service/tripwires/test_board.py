@@ -1,0 +1,241 @@
+"""Runs under watch: what trips, what does not, what is remembered and what is forgotten."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from model.traits import NAMES, OF_IDS
+from service.tripwires.board import OTHER, VOTE, Board, BoardLimits
+from service.tripwires.reference import Reference, Usual
+from service.tripwires.tally import ENTRIES, Tally
+from service.tripwires.wire import Observation
+from service.tripwires.wires import WIRES, Means, View, slope_t
+
+USUAL = {"length": Usual(4.0, 0.5), "repetition": Usual(0.05, 0.05), "missing_end": Usual(0.0, 0.1),
+         "flattery": Usual(0.0, 0.5), "refusal": Usual(0.0, 0.5), "markup": Usual(0.1, 0.2), "script": Usual(0.0, 0.1),
+         "level": Usual(0.0, 1.0), "spread": Usual(0.3, 0.2)}  # fmt: skip
+REFERENCE = Reference(USUAL, saturation=3.0)
+LIMITS = BoardLimits(window=16, warm_up=2)
+
+
+def seen(rng=random, **fields):
+    """A healthy sample, but for what is said otherwise."""
+    traits = {name: (u.mean if (u := USUAL.get(name)) else 0.0) for name in NAMES} | {
+        name: fields.pop(name) for name in NAMES if name in fields
+    }
+    known = {"group": rng.getrandbits(60), "key": None, "value": rng.random(), "level": 0.0, "is_capped": False}
+    return Observation(**{**known, "traits": tuple(traits.values()), "text_digest": rng.getrandbits(60), **fields})
+
+
+def healthy(n, **fields):
+    return [seen(**fields) for _ in range(n)]
+
+
+def watched(samples, limits=LIMITS, reference=REFERENCE, name="run"):
+    """What trips while these pass, a request of four at a time."""
+    board = Board(reference, limits)
+    found = [f for i in range(0, len(samples), 4) for f in board.observe(name, i, samples[i : i + 4], float(i))]
+    return board, found
+
+
+def names(found):
+    return {finding.wire for finding in found}
+
+
+def test_a_usual_stream_trips_nothing():
+    board, found = watched(healthy(1000))
+    assert found == []
+    assert board.runs["run"].alarms == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "wire"),
+    [
+        ({"level": 2.0}, "level"),
+        ({"level": 3.5}, "saturation"),
+        ({"is_capped": True}, "capped"),
+        ({"value": 1.0, "group": 5}, "flat_groups"),
+        ({"length": 4.3}, "length_high"),
+        ({"length": 3.5}, "length_low"),
+        ({"missing_end": 1.0}, "missing_end"),
+        ({"repetition": 0.2}, "repetition"),
+        ({"refusal": 1.0}, "refusal"),
+        ({"flattery": 1.0}, "flattery"),
+        ({"markup": 0.5}, "markup"),
+        ({"judge": 1.0}, "judge"),
+        ({"opener": 1.0}, "opener"),
+        ({"script": 0.5}, "script"),
+        ({"spread": 0.6}, "spread"),
+        ({"text_digest": 7, "group": 5}, "repeats"),
+        ({"text_digest": 7}, "echoes"),
+        ({"audit": -1.0}, "audit_gap"),
+    ],
+)
+def test_each_wire_trips_on_its_own_exploit_and_says_when(fields, wire):
+    board, found = watched(healthy(64) + healthy(400, **fields))
+    first = next(f for f in found if f.wire == wire)
+    assert first.statistic > first.threshold
+    assert first.step >= 64, "not before it began"
+    assert board.runs["run"].alarms[wire].since == first.step
+    assert VOTE not in names(found), "one wire is no vote"
+
+
+def test_every_wire_is_named_in_that_table():
+    tested = {mark.args[1][i][1] for mark in test_each_wire_trips_on_its_own_exploit_and_says_when.pytestmark
+              for i in range(len(mark.args[1]))}  # fmt: skip
+    assert tested | {"divergence"} == {wire.name for wire in WIRES}
+
+
+def test_several_wires_together_page():
+    _, found = watched(healthy(64) + healthy(400, length=4.5, repetition=0.3, flattery=1.0))
+    (page,) = [f for f in found if f.wire == VOTE]
+    assert (page.severity, page.statistic, page.threshold) == ("page", 3.0, 3)
+
+
+def test_divergence_pages_when_the_score_rises_and_the_audit_judge_falls():
+    rng = random.Random(1)
+
+    def drift(up, down):
+        return [
+            seen(rng, level=up * i / 400 + rng.gauss(0, 1), audit=down * i / 400 + rng.gauss(0, 1)) for i in range(400)
+        ]
+
+    assert "divergence" in names(watched(drift(2.0, -2.0))[1])
+    assert "divergence" not in names(watched(drift(2.0, 2.0))[1]), "healthy learning"
+    assert "divergence" not in names(watched(drift(0.0, 0.0))[1])
+
+
+def test_a_slope_is_told_from_noise_by_its_standard_error():
+    y = [0.3, 0.1, 0.9, 0.7, 1.4, 1.1, 1.9]
+    n, x = len(y), range(7)
+    x_mean, y_mean = sum(x) / n, sum(y) / n
+    slope = sum((a - x_mean) * (b - y_mean) for a, b in zip(x, y, strict=True)) / sum((a - x_mean) ** 2 for a in x)
+    rest = sum((b - y_mean - slope * (a - x_mean)) ** 2 for a, b in zip(x, y, strict=True))
+    error = (rest / (n - 2) / sum((a - x_mean) ** 2 for a in x)) ** 0.5
+    assert slope_t(y) == pytest.approx(slope / error)
+    assert (slope_t([1.0] * 5), slope_t([1.0, 2.0, 3.0]), slope_t([3.0, 2.0, 1.0])) == (
+        0.0,
+        float("inf"),
+        float("-inf"),
+    )
+
+
+def test_what_has_tripped_stays_so_until_it_is_acknowledged_and_may_trip_again():
+    board, found = watched(healthy(64) + healthy(200, flattery=2.0) + healthy(2000))
+    assert [f.wire for f in found] == ["flattery"], "told once"
+    assert "flattery" in board.runs["run"].alarms, "though all is well again"
+    assert board.acknowledge("run", "flattery")
+    assert not board.acknowledge("run", "flattery")
+    assert not board.acknowledge("nobody", "flattery")
+    again = [f for _ in range(50) for f in board.observe("run", 9, healthy(4, flattery=2.0), 0.0)]
+    assert [f.wire for f in again] == ["flattery"]
+
+
+def test_a_retry_counts_once_and_a_sample_that_cannot_be_told_apart_counts():
+    board = Board(REFERENCE, LIMITS)
+    request = [seen(key=i) for i in range(8)]
+    for _ in range(3):
+        board.observe("run", 1, request, 0.0)
+    assert board.runs["run"].window["samples"] == 8
+    board.observe("run", 1, healthy(4) * 2, 0.0)
+    assert board.runs["run"].window["samples"] == 0, "sixteen close a window"
+    assert board.runs["run"].total["samples"] == 16
+
+
+def test_evidence_names_the_latest_samples():
+    samples = [seen(flattery=3.0, evidence=f"{i:04x}") for i in range(200)]
+    _, found = watched(samples)
+    (flattery,) = [f for f in found if f.wire == "flattery"]
+    last = flattery.step + 4
+    assert flattery.evidence == tuple(f"{i:04x}" for i in range(last - LIMITS.evidence, last))
+
+
+def test_a_run_without_a_reference_learns_one_from_its_beginning():
+    board, found = watched(healthy(64, length=7.0) + healthy(400, length=9.0), reference=Reference())
+    assert "length_high" in names(found)
+    assert board.runs["run"].reference.usual["length"].mean == pytest.approx(7.0)
+    assert "saturation" not in board.runs["run"].statistics, "nobody knows what is out of reach"
+
+
+def test_a_reference_is_not_moved_by_what_a_run_does():
+    board, _ = watched(healthy(4000, length=9.0))
+    assert board.runs["run"].reference.usual["length"] == USUAL["length"]
+
+
+def test_runs_are_apart_bounded_and_forgotten():
+    board = Board(REFERENCE, replace(LIMITS, max_runs=4, expiry_s=100.0))
+    for i in range(10):
+        board.observe(f"run {i}", i, healthy(3), float(i))
+    assert set(board.runs) == {"run 0", "run 1", "run 2", OTHER}
+    assert board.runs[OTHER].window["samples"] == 7 * 3 - 16
+    assert board.runs["run 1"].window["samples"] == 3
+    board.observe(None, None, healthy(1), 105.0)
+    board.observe("new", None, healthy(1), 105.0)
+    assert {"new", OTHER} <= set(board.runs)
+    assert "run 0" not in board.runs
+
+
+def test_what_is_kept_of_a_run_does_not_grow():
+    limits = replace(LIMITS, remembered_texts=50)
+    board, _ = watched([seen(key=i, audit=0.0, evidence="e") for i in range(3000)], limits)
+    run = board.runs["run"]
+    assert (len(run.texts), len(run.keys), len(run.recent), len(run.trend)) == (50, 50, limits.evidence, 30)
+
+
+# -- replicas ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_sums_of_four_replicas_are_those_of_one(seed):
+    """Routed at random, request by request, the sums of each window add up; so do all that is computed of them."""
+    rng = random.Random(seed)
+    limits = replace(LIMITS, window=10**9)
+    stream = [[seen(rng, level=rng.gauss(0, 1), length=rng.gauss(4, 1), spread=rng.random(), audit=rng.gauss(0, 1),
+                    flattery=float(rng.random() < 0.2)) for _ in range(8)] for _ in range(200)]  # fmt: skip
+    one, four = Board(REFERENCE, limits), [Board(REFERENCE, limits) for _ in range(4)]
+    for i, request in enumerate(stream):
+        one.observe("run", i, request, 0.0)
+        rng.choice(four).observe("run", i, request, 0.0)
+    whole = one.runs["run"].window
+    merged = sum((board.runs["run"].window for board in four), start=Tally())
+    assert merged.sums == pytest.approx(whole.sums, rel=1e-12)
+    views = [View(tally, REFERENCE, (Means(0.0, 0.0),)) for tally in (whole, merged)]
+    for wire in WIRES:
+        a, b = (wire.statistic(view) for view in views)
+        assert a == pytest.approx(b) if a is not None else b is None
+
+
+def test_sums_only_grow():
+    rng = random.Random(2)
+    board = Board(REFERENCE, replace(LIMITS, window=10**9))
+    before = Tally()
+    for _ in range(300):
+        board.observe("run", 0, [seen(rng, level=rng.gauss(0, 3), audit=rng.gauss(0, 3), spread=0.1)], 0.0)
+        after = Tally(board.runs["run"].window.sums)
+        assert min((after - before).sums) >= 0.0
+        before = after
+
+
+def test_means_are_over_the_samples_that_have_a_number():
+    tally = Tally.of(
+        {"samples": 10, "responses": 10, "texts": 4, "length": 20, "flattery": 2, "level_up": 3, "level_down": 8}
+    )
+    assert (tally.mean("length"), tally.mean("flattery"), tally.mean("level")) == (2.0, 0.5, -0.5)
+    assert tally.mean("audit") is None
+    assert len(tally.sums) == len(ENTRIES) == len(set(ENTRIES))
+
+
+def test_samples_without_text_say_nothing_of_texts():
+    ids_only = [replace_traits(s) for s in healthy(100)]
+    board, _ = watched(ids_only)
+    run = board.runs["run"]
+    assert (run.total["samples"], run.total["texts"]) == (96, 0)
+    assert "flattery" not in run.statistics
+    assert "length_high" in run.statistics
+
+
+def replace_traits(sample):
+    return sample._replace(traits=sample.traits[: len(OF_IDS)], text_digest=None)
