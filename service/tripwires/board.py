@@ -174,7 +174,7 @@ class Board:
         view = View(run.smooth, run.reference, tuple(run.trend))
         run.statistics = {w.name: s for w in self._wires if (s := w.statistic(view)) is not None}
         over = [w for w in self._wires if run.statistics.get(w.name, w.threshold) > w.threshold]
-        n_votes = float(sum(wire.votes for wire in over))
+        n_votes = float(sum(wire.weight(run.statistics[wire.name]) for wire in over))
         run.statistics[VOTE] = n_votes
         found = [self._trip(run, w.name, w.severity, w.threshold, now) for w in over]
         if n_votes >= self._limits.votes_for_a_page:

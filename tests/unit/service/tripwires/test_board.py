@@ -12,7 +12,7 @@ from service.tripwires.board import OTHER, VOTE, Board, BoardLimits
 from service.tripwires.reference import Reference, Usual
 from service.tripwires.tally import ENTRIES, Tally
 from service.tripwires.wire import Observation
-from service.tripwires.wires import WIRES, Means, View, slope_t
+from service.tripwires.wires import WIRES, Means, View, Wire, slope_t
 
 USUAL = {"length": Usual(4.0, 0.5), "repetition": Usual(0.05, 0.05), "missing_end": Usual(0.0, 0.1),
          "flattery": Usual(0.0, 0.5), "refusal": Usual(0.0, 0.5), "markup": Usual(0.1, 0.2), "script": Usual(0.0, 0.1),
@@ -68,7 +68,7 @@ def test_a_usual_stream_trips_nothing():
         ({"judge": 1.0}, "judge"),
         ({"opener": 1.0}, "opener"),
         ({"script": 0.5}, "script"),
-        ({"spread": 0.6}, "spread"),
+        ({"spread": 0.9}, "spread"),
         ({"text_digest": 7, "group": 5}, "repeats"),
         ({"text_digest": 7}, "echoes"),
         ({"audit": -1.0}, "audit_gap"),
@@ -92,7 +92,14 @@ def test_every_wire_is_named_in_that_table():
 def test_several_wires_together_page():
     _, found = watched(healthy(64) + healthy(400, length=4.5, repetition=0.3, flattery=1.0))
     (page,) = [f for f in found if f.wire == VOTE]
-    assert (page.severity, page.statistic, page.threshold) == ("page", 3.0, 3)
+    assert (page.severity, page.threshold) == ("page", 3)
+    assert page.statistic >= 3.0
+
+
+def test_a_wire_has_one_vote_beyond_its_threshold_two_beyond_twice_as_much_and_none_without_a_say():
+    wire = Wire("w", lambda view: None, 0.4, votes=True)
+    assert [wire.weight(s) for s in (None, -9.0, 0.4, 0.41, 0.8, 0.81)] == [0, 0, 0, 1, 1, 2]
+    assert replace(wire, votes=False).weight(9.0) == 0
 
 
 def test_divergence_pages_when_the_score_rises_and_the_audit_judge_falls():
