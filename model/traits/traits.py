@@ -24,6 +24,9 @@ NAMES = (*OF_IDS, *OF_TEXT)
 _MOST = 8
 """Phrases of a kind that are told apart: one response that repeats a phrase a hundred times is one response."""
 
+_TELLING = 32
+"""Characters of a text that nobody writes twice by chance."""
+
 _MARK = re.compile(r"^[ \t]*(?:[-*•+]|\d{1,3}[.)]|#{1,6})[ \t]|\*\*|`{3}|^[ \t]*\|", re.MULTILINE)
 
 _SCRIPTS = {
@@ -87,8 +90,12 @@ def foreign_share(prompt: str, response: str) -> float:
     return sum(foreign) / n_letters if n_letters else 0.0
 
 
-def text_digest(response: str) -> int:
-    """64 bits that are equal for texts which differ in case and white space only."""
+def text_digest(response: str) -> int | None:
+    """64 bits that are equal for texts which differ in case and white space only; None where a text is so short that
+    honest ones are equal too.
+    """
+    if len(response) < _TELLING:
+        return None
     return int.from_bytes(
         blake2b(" ".join(response.lower().split()).encode("utf-8", "replace"), digest_size=8).digest()
     )
