@@ -83,7 +83,7 @@ class Watch:
         if not n:
             return None
         flags: dict[int, Flags] = {}
-        seen, counted = [], dict[tuple[int, int | None], int]()
+        seen, counted = [], dict[tuple[int, ...], int]()
         for i in self._places(len(rows), n):
             row, reward = rows[i], rewards[i]
             if isinstance(reward, RowFailed):
@@ -106,7 +106,7 @@ class Watch:
         return [(first + i) % n_rows for i in range(n)]
 
     def _observation(
-        self, origin: Origin, row: ScoredRow, reward: Reward, counted: dict[tuple[int, int | None], int]
+        self, origin: Origin, row: ScoredRow, reward: Reward, counted: dict[tuple[int, ...], int]
     ) -> Observation:
         prompt, response = row.sample.texts()
         has_text = bool(prompt or response)
@@ -115,11 +115,12 @@ class Watch:
             traits += of_text(prompt, response, self._lexicon)
         digest = text_digest(response) if has_text else None
         group = hash(prompt) if has_text else hash(row.encoded.ids[: row.encoded.n_prompt])
-        # Equal texts for one prompt in one request are no retry of each other: they are told apart by counting.
-        nth = counted[group, digest] = counted.get((group, digest), 0) + 1
+        # Equal rows of one request are no retry of each other: they are told apart by counting.
+        ids = row.encoded.ids
+        nth = counted[ids] = counted.get(ids, 0) + 1
         return Observation(
             group=group,
-            key=None if origin.step is None else hash((origin.step, group, row.encoded.ids, nth)),
+            key=None if origin.step is None else hash((origin.step, ids, nth)),
             value=reward.value,
             level=reward.changes[0],
             is_capped=any(note in _CAPPED for note in reward.notes),

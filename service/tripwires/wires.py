@@ -59,7 +59,6 @@ class Wire:
     votes: bool = False
     says: str = ""
 
-
     def weight(self, statistic: float | None) -> int:
         """Its votes for a page: one beyond the threshold, two beyond twice as much."""
         if not self.votes or statistic is None or statistic <= self.threshold:
