@@ -49,7 +49,7 @@ def run(settings: ServeSettings) -> int:
     for name in unknown_variables(ServeSettings, os.environ):
         complain(PROGRAM, [f"{name} is no setting of {PROGRAM} and is ignored; see {PROGRAM} --help"])
     try:
-        keys = settings.read_keys()
+        keys, webhook_secret = settings.read_keys(), settings.read_webhook_secret()
         listening = bind(settings.host, settings.port)
     except SettingsError as error:
         complain(PROGRAM, [str(error)])
@@ -60,8 +60,11 @@ def run(settings: ServeSettings) -> int:
     say(f"RewardServe is listening on {url(listening)} while the model loads")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            ready = f"on {url(listening)}"
             runner.run(
-                serve(settings, keys, listening, lambda what: say(f"RewardServe is ready: {what} on {url(listening)}"))
+                serve(
+                    settings, keys, listening, lambda what: say(f"RewardServe is ready: {what} {ready}"), webhook_secret
+                )
             )
     except (LoadError, PipelineError, CalibrationError) as error:
         complain(PROGRAM, ["this model cannot be served.", *str(error).splitlines()])

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -53,6 +53,7 @@ from service.tripwires.reference import Reference, usual
 from service.tripwires.wire import Finding
 from service.tripwires.wires import WIRES
 from service.watch import Watch
+from service.webhook import Webhook
 
 T = TypeVar("T")
 
@@ -167,12 +168,13 @@ def build_engine(
     admission: Admission,
     metrics: Metrics,
     clock: Clock,
+    webhook: Webhook | None = None,
 ) -> Engine:
     """The rooms around a loaded model. The batcher is running when this returns."""
     log = logs.logger("batcher")
     encoder = Encoder(loaded.encode, settings.encoder_threads, lambda error: log.error("encoder_bug", exc_info=error))
     batcher = _build_batcher(settings, loaded, clock, _tell_of_batches(metrics, log))
-    watch = _build_watch(settings, loaded, pipeline, metrics, clock)
+    watch = _build_watch(settings, loaded, pipeline, metrics, clock, webhook)
     rooms = Rooms(admission, encoder, batcher, pipeline, watch, metrics, clock)
     metrics.model_ready(_labels(loaded, pipeline), FIRST_EPOCH, loaded.calibration, pipeline)
     metrics.watch_runs(lambda: watch.board.runs, {wire.name: wire.threshold for wire in WIRES})
@@ -182,12 +184,21 @@ def build_engine(
 
 
 def _build_watch(
-    settings: ModelSettings, loaded: LoadedModel, pipeline: Pipeline, metrics: Metrics, clock: Clock
+    settings: ModelSettings,
+    loaded: LoadedModel,
+    pipeline: Pipeline,
+    metrics: Metrics,
+    clock: Clock,
+    webhook: Webhook | None,
 ) -> Watch:
     log = logs.logger("tripwires")
+    says = {wire.name: wire.says for wire in WIRES}
 
     def tell(run: str, finding: Finding) -> None:
         metrics.observe_trip(run, finding.wire)
+        if webhook is not None and finding.severity != "note":
+            webhook.tell({"run": run, **finding._asdict(), "says": says.get(finding.wire, "several wires together"),
+                          "model": loaded.identity.name, "model_epoch": FIRST_EPOCH, "pipeline": pipeline.digest})  # fmt: skip
         level = log.error if finding.severity == "page" else log.warning if finding.severity == "warn" else log.info
         level("tripwire", run=run, wire=finding.wire, severity=finding.severity, statistic=round(finding.statistic, 4),
               threshold=finding.threshold, step=finding.step, evidence=list(finding.evidence))  # fmt: skip
@@ -288,7 +299,11 @@ class _Uvicorn(uvicorn.Server):
 
 
 async def serve(
-    settings: ServeSettings, keys: frozenset[str], listening: socket.socket, say: Callable[[str], None]
+    settings: ServeSettings,
+    keys: frozenset[str],
+    listening: socket.socket,
+    say: Callable[[str], None],
+    webhook_secret: bytes | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted. Raise `LoadError` or `PipelineError`.
 
@@ -296,6 +311,7 @@ async def serve(
     within the drain timeout.
     """
     house = build_house(settings, keys)
+    webhook = _start_webhook(settings, webhook_secret)
     stop = _stop_event()
     asyncio.get_running_loop().set_exception_handler(_tell_of_stray_exceptions(house.log))
     config = uvicorn.Config(
@@ -310,18 +326,33 @@ async def serve(
     server = _Uvicorn(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:
-        engine = await _load_unless_stopped(house, stop)
+        engine = await _load_unless_stopped(house, stop, webhook)
         if engine is not None:
             say(_in_words(engine.loaded))
             await _unless_dead(stop, serving)
             await _drain(house, engine)
     finally:
+        if webhook is not None:
+            await webhook.stop()
         server.should_exit = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(serving, _LONGEST_CLOSING_S)
 
 
-async def _load_unless_stopped(house: House, stop: asyncio.Event) -> Engine | None:
+def _start_webhook(settings: ServeSettings, secret: bytes | None) -> Webhook | None:
+    if not settings.webhook_url:
+        return None
+    log = logs.logger("webhook")
+
+    def lost(alarm: Mapping[str, Any], why: str) -> None:
+        log.error("alarm_not_delivered", run=alarm["run"], wire=alarm["wire"], why=why)
+
+    webhook = Webhook(settings.webhook_url, secret, lost)
+    webhook.start()
+    return webhook
+
+
+async def _load_unless_stopped(house: House, stop: asyncio.Event, webhook: Webhook | None) -> Engine | None:
     """The rooms around the loaded model, or None when the process was told to stop first."""
 
     def load_and_measure() -> tuple[LoadedModel, Pipeline, NumericNoise | None]:
@@ -338,7 +369,7 @@ async def _load_unless_stopped(house: House, stop: asyncio.Event) -> Engine | No
         loaded, pipeline, noise = loading.result()
     finally:
         stopped.cancel()
-    engine = build_engine(house.settings, loaded, pipeline, house.admission, house.metrics, house.clock)
+    engine = build_engine(house.settings, loaded, pipeline, house.admission, house.metrics, house.clock, webhook)
     spare_the_garbage_collector()
     for note in loaded.identity.engine_notes:
         house.log.info("engine_note", engine=loaded.identity.engine, note=note)

@@ -206,6 +206,8 @@ class ServeSettings(ModelSettings):
     max_body_bytes: int = Field(64 * 2**20, gt=0, description="larger bodies are refused with 413")
     max_body_bytes_in_flight: int = Field(256 * 2**20, gt=0, description="of all requests; beyond: overloaded")
     body_timeout_s: float = Field(30.0, gt=0, description="longest wait for a whole body; beyond: 408")
+    webhook_url: str = Field("", pattern=r"^(https?://\S+)?$", description="receiver of alarms: JSON by POST, signed")
+    webhook_secret_file: Path | None = Field(None, description="what alarms are signed with; empty: they are not")
     keys_file: Path | None = Field(None, description="API keys, one a line; empty: open, on loopback only")
     allow_open: bool = Field(False, description="serve without keys on other addresses than loopback")
     drain_timeout_s: float = Field(60.0, gt=0, description="longest wait for accepted work at shutdown")
@@ -216,8 +218,10 @@ class ServeSettings(ModelSettings):
         """The environment has text only, and a Literal of numbers does not convert by itself."""
         if isinstance(values, dict) and str(values.get("overload_status", "")).isdigit():
             values = {**values, "overload_status": int(values["overload_status"])}
-        if isinstance(values, dict) and values.get("keys_file") == "":
-            values = {**values, "keys_file": None}
+        if isinstance(values, dict):
+            values = {
+                k: None if k in ("keys_file", "webhook_secret_file") and v == "" else v for k, v in values.items()
+            }
         return values
 
     @model_validator(mode="after")
@@ -259,6 +263,20 @@ class ServeSettings(ModelSettings):
         if not keys:
             raise SettingsError(f"REWARD_KEYS_FILE={self.keys_file} has no key in it. Write one a line.")
         return keys
+
+    def read_webhook_secret(self) -> bytes | None:
+        """The content of `webhook_secret_file` without white space at its ends. Raise `SettingsError`."""
+        if self.webhook_secret_file is None:
+            return None
+        try:
+            secret = self.webhook_secret_file.read_bytes().strip()
+        except OSError as error:
+            raise SettingsError(
+                f"REWARD_WEBHOOK_SECRET_FILE={self.webhook_secret_file} cannot be read: {type(error).__name__}."
+            ) from None
+        if not secret:
+            raise SettingsError(f"REWARD_WEBHOOK_SECRET_FILE={self.webhook_secret_file} is empty.")
+        return secret
 
 
 class BulkSettings(ModelSettings):
