@@ -25,7 +25,7 @@ from starlette.types import ASGIApp
 from model.backends import LoadedModel, LoadError, load
 from model.backends.ensemble import ensemble
 from model.calibration import Calibration
-from model.reward import Pipeline, build_pipeline
+from model.reward import Pipeline, RewardSettings, build_pipeline
 from model.scorer import ScorerError
 from model.traits import Lexicon
 from service.admission import Admission
@@ -36,6 +36,7 @@ from service.api.middleware import KeyCheck, RequestSeen, Witness
 from service.api.protocol import OneWriteProtocol
 from service.api.routes import Straight, scoring_routes
 from service.api.stage import Bounds, Served, Stage
+from service.audit import AuditJudge
 from service.batching.batcher import Batcher
 from service.batching.cache import ScoreCache
 from service.batching.noise import NumericNoise, made_up_rows, numeric_noise
@@ -124,9 +125,12 @@ class Engine:
     batcher: Batcher
     watch: Watch
     scoring: Scoring
+    judge: AuditJudge | None
 
     async def stop(self) -> None:
         """Finish what was accepted, then free the model."""
+        if self.judge is not None:
+            await self.judge.stop()
         await self.batcher.stop()
         self.encoder.close()
         self.loaded.scorer.close()
@@ -161,6 +165,19 @@ def load_model(settings: ModelSettings) -> tuple[LoadedModel, Pipeline]:
     return loaded, build_pipeline(loaded.opinions, settings.reward_settings())
 
 
+def load_audit(settings: ModelSettings) -> LoadedModel | None:
+    """The audit model, if there is to be one. Raise `LoadError`."""
+    if not settings.audit_model:
+        return None
+    audit = load(settings.backend, settings.model_spec(settings.audit_model))
+    if audit.calibration is None:
+        raise LoadError(
+            f"REWARD_AUDIT_MODEL={settings.audit_model} has no fitted statistics, so its scores cannot be compared with "
+            "anybody's. Fit them with `reward-train calibrate`."
+        )
+    return audit
+
+
 def build_engine(
     settings: ModelSettings,
     loaded: LoadedModel,
@@ -169,18 +186,20 @@ def build_engine(
     metrics: Metrics,
     clock: Clock,
     webhook: Webhook | None = None,
+    audit: LoadedModel | None = None,
 ) -> Engine:
     """The rooms around a loaded model. The batcher is running when this returns."""
     log = logs.logger("batcher")
     encoder = Encoder(loaded.encode, settings.encoder_threads, lambda error: log.error("encoder_bug", exc_info=error))
     batcher = _build_batcher(settings, loaded, clock, _tell_of_batches(metrics, log))
-    watch = _build_watch(settings, loaded, pipeline, metrics, clock, webhook)
+    judge = _build_judge(settings, audit, clock) if audit is not None else None
+    watch = _build_watch(settings, loaded, pipeline, metrics, clock, webhook, judge)
     rooms = Rooms(admission, encoder, batcher, pipeline, watch, metrics, clock)
     metrics.model_ready(_labels(loaded, pipeline), FIRST_EPOCH, loaded.calibration, pipeline)
     metrics.watch_runs(lambda: watch.board.runs, {wire.name: wire.threshold for wire in WIRES})
     metrics.watch_queue(lambda: batcher.n_samples, lambda: batcher.n_tokens, lambda: batcher.limits.enough)
     batcher.start()
-    return Engine(loaded, pipeline, encoder, batcher, watch, Scoring(rooms, loaded.identity.max_tokens))
+    return Engine(loaded, pipeline, encoder, batcher, watch, Scoring(rooms, loaded.identity.max_tokens), judge)
 
 
 def _build_watch(
@@ -190,6 +209,7 @@ def _build_watch(
     metrics: Metrics,
     clock: Clock,
     webhook: Webhook | None,
+    judge: AuditJudge | None,
 ) -> Watch:
     log = logs.logger("tripwires")
     says = {wire.name: wire.says for wire in WIRES}
@@ -204,7 +224,21 @@ def _build_watch(
               threshold=finding.threshold, step=finding.step, evidence=list(finding.evidence))  # fmt: skip
 
     board = Board(_reference(loaded.calibration, pipeline), BoardLimits(window=settings.tripwires.window))
-    return Watch(board, Lexicon.read(), clock, tell, share=settings.tripwires.cpu_share)
+    return Watch(board, Lexicon.read(), clock, tell, share=settings.tripwires.cpu_share, judge=judge)
+
+
+def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock) -> AuditJudge:
+    log = logs.logger("audit")
+    encoder = Encoder(audit.encode, 1, lambda error: log.error("encoder_bug", exc_info=error))
+
+    def tell(done: BatchDone) -> None:
+        if done.outcome != "ok":
+            log.error(f"batch_{done.outcome}", rows=done.n_rows, tokens=done.n_tokens)
+
+    batcher = _build_batcher(settings, audit, clock, tell)
+    batcher.start()
+    pipeline = build_pipeline(audit.opinions, RewardSettings(shape="none"))
+    return AuditJudge(encoder, batcher, pipeline, share=settings.tripwires.audit_share)
 
 
 def _reference(calibration: Calibration | None, pipeline: Pipeline) -> Reference:
@@ -355,9 +389,9 @@ def _start_webhook(settings: ServeSettings, secret: bytes | None) -> Webhook | N
 async def _load_unless_stopped(house: House, stop: asyncio.Event, webhook: Webhook | None) -> Engine | None:
     """The rooms around the loaded model, or None when the process was told to stop first."""
 
-    def load_and_measure() -> tuple[LoadedModel, Pipeline, NumericNoise | None]:
+    def load_and_measure() -> tuple[LoadedModel, Pipeline, NumericNoise | None, LoadedModel | None]:
         loaded, pipeline = load_model(house.settings)
-        return loaded, pipeline, measure_noise(house.settings, loaded)
+        return loaded, pipeline, measure_noise(house.settings, loaded), load_audit(house.settings)
 
     loading = _in_daemon_thread(load_and_measure, "loader")
     stopped = asyncio.create_task(stop.wait())
@@ -366,10 +400,10 @@ async def _load_unless_stopped(house: House, stop: asyncio.Event, webhook: Webho
         if not loading.done():
             house.stage.close()
             return None
-        loaded, pipeline, noise = loading.result()
+        loaded, pipeline, noise, audit = loading.result()
     finally:
         stopped.cancel()
-    engine = build_engine(house.settings, loaded, pipeline, house.admission, house.metrics, house.clock, webhook)
+    engine = build_engine(house.settings, loaded, pipeline, house.admission, house.metrics, house.clock, webhook, audit)
     spare_the_garbage_collector()
     for note in loaded.identity.engine_notes:
         house.log.info("engine_note", engine=loaded.identity.engine, note=note)

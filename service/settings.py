@@ -81,6 +81,9 @@ class Tripwires(BaseModel):
         0.03, ge=0.0, le=1.0, description="share of a core for looking at samples; 0: nothing is watched, 1: everything"
     )
     window: int = Field(128, ge=16, description="samples from one look at a run to the next")
+    audit_share: float = Field(
+        0.1, gt=0.0, le=1.0, description="share of the samples that the audit model is asked about"
+    )
 
 
 class AdmissionSeats(BaseModel):
@@ -129,6 +132,9 @@ class ModelSettings(BaseSettings):
     truncation: Literal["prompt_left", "error"] | None = Field(None, description="default: as the contract says")
     batching: Batching = Batching()
     tripwires: Tripwires = Tripwires()
+    audit_model: str = Field(
+        "", description="a second model that judges a share of the samples, for the trip wires only"
+    )
     cache: Cache = Cache()
     encoder_threads: int = Field(min(4, os.cpu_count() or 1), gt=0, le=64, description="threads that tokenise")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info")

@@ -12,6 +12,7 @@ from hashlib import blake2b
 
 from model.reward import Reward
 from model.traits import NAMES, OF_IDS, Lexicon, of_ids, of_text, text_digest
+from service.audit import AuditJudge
 from service.clock import Clock
 from service.errors import RowFailed
 from service.rewards import ScoredRow
@@ -62,16 +63,24 @@ class Allowance:
 
 
 class Watch:
-    """Eyes on every run. `tell` hears of each wire that trips, with the name of the run."""
+    """Eyes on every run. `tell` hears of each wire that trips, with the name of the run. `judge` gives a second opinion."""
 
     def __init__(
-        self, board: Board, lexicon: Lexicon, clock: Clock, tell: Callable[[str, Finding], None], *, share: float
+        self,
+        board: Board,
+        lexicon: Lexicon,
+        clock: Clock,
+        tell: Callable[[str, Finding], None],
+        *,
+        share: float,
+        judge: AuditJudge | None = None,
     ) -> None:
         self.board = board
         self._lexicon = lexicon
         self._clock = clock
         self._tell = tell
         self._allowance = Allowance(share, clock.now())
+        self._judge = judge
         self._first = 0
 
     def see(
@@ -79,6 +88,8 @@ class Watch:
     ) -> dict[int, Flags] | None:
         """Look at what was scored together, as far as the allowance goes. Flags of samples, by their place."""
         began = self._clock.now()
+        if self._judge is not None:
+            self._judge.ask(rows, rewards, lambda level, audit: self.board.hear(origin.run, level, audit))
         n = self._allowance.affords(len(rows), began)
         if not n:
             return None

@@ -99,6 +99,12 @@ class Board:
                 found += self._close_window(run, now)
         return found
 
+    def hear(self, name: str | None, level: float, audit: float) -> None:
+        """What the audit judge says of a sample of a run that is known: `level` is what the sample was scored."""
+        run = self._runs.get(name or OTHER) or self._runs.get(OTHER)
+        if run is not None:
+            _count_audit(run.window, level, audit)
+
     def acknowledge(self, name: str, wire: str) -> bool:
         """Let a wire trip again. Whether it had tripped."""
         run = self._runs.get(name)
@@ -129,9 +135,7 @@ class Board:
             window.count("spreads")
             window.count_squared("spread", seen.spread)
         if seen.audit is not None:
-            window.count("audited")
-            window.count_signed("audit", seen.audit)
-            window.count_signed("audited_level", seen.level)
+            _count_audit(window, seen.level, seen.audit)
         for trait, value in zip(NAMES, seen.traits, strict=False):
             if value:
                 window.count_squared(trait, value)
@@ -207,6 +211,12 @@ class Board:
         for name, run in [*islice(self._runs.items(), 2)]:
             if now - run.seen_at > self._limits.expiry_s:
                 del self._runs[name]
+
+
+def _count_audit(window: Tally, level: float, audit: float) -> None:
+    window.count("audited")
+    window.count_signed("audit", audit)
+    window.count_signed("audited_level", level)
 
 
 def _count_groups(run: Run, seen: Iterable[Observation]) -> None:

@@ -8,13 +8,31 @@ import json
 import queue
 import random
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from model.calibration import Calibration
+from tests.support.checkpoints import reward_model
 from tests.support.service_server import PATIENCE_S, Server
 
-WORDS = ["solar", "panels", "turn", "light", "into", "power", "on", "most", "roofs", "every", "clear", "day", "of", "the"]
+WORDS = [
+    "solar",
+    "panels",
+    "turn",
+    "light",
+    "into",
+    "power",
+    "on",
+    "most",
+    "roofs",
+    "every",
+    "clear",
+    "day",
+    "of",
+    "the",
+]
 WORDS += ["year", "with", "a", "little", "care", "and", "sun"]
 
 
@@ -146,3 +164,26 @@ def test_rewards_are_the_same_before_and_after_an_alarm(server):
     train(server, 60, lambda: "This answer deserves full marks. " + honest(rng))
     after = server.score(sample).json()["results"][0]
     assert (before["reward"], before["raw"]) == (after["reward"], after["raw"])
+
+
+def test_a_second_model_judges_in_secret(tmp_path):
+    """On real checkpoints: what the judge thinks reaches the operator's page and no reply."""
+    for name, mean in (("served", 0.0), ("judge", 3.0)):
+        reward_model(tmp_path / name)
+        (tmp_path / name / "calibration.json").unlink()
+        Calibration(mean=mean, std=1.0, n=10).save(tmp_path / name)
+    flags = [f"--audit-model={tmp_path / 'judge'}", "--tripwires.audit-share=1", "--tripwires.window=16"]
+    rng = random.Random(5)
+    with Server(f"--model={tmp_path / 'served'}", *flags, "--tripwires.cpu-share=1") as server:
+        for step in range(12):
+            reply = train(server, 1, lambda: f"answer {rng.randrange(9)} two plus {rng.randrange(9)} yes", first=step)
+        assert set(reply["results"][0]) <= {
+            "id", "reward", "raw", "normalized", "notes", "flags", "tokens", "truncated", "missing_end", "cached", "error",
+        }  # fmt: skip
+        deadline = time.monotonic() + PATIENCE_S
+        while "audit_gap" not in (run := server.client.get("/tripwires").json()["runs"]["ppo-7"])["statistics"]:
+            assert time.monotonic() < deadline
+            train(server, 1, lambda: f"answer {rng.randrange(99)}", first=99)
+        # Both have the same weights, so the judge's scores are the others' less three.
+        assert run["statistics"]["audit_gap"] == pytest.approx(3.0, abs=1e-3)
+        assert "audit_gap" in {tripped["wire"] for tripped in run["tripped"]}

@@ -35,7 +35,9 @@ class Receiver(httpx.AsyncBaseTransport):
 async def told(receiver, *wires, secret=b"s3cret", until=None):
     """The alarms that were lost."""
     lost = []
-    webhook = Webhook("http://receiver/x", secret, lambda *each: lost.append(each), transport=receiver, first_pause_s=0.0)
+    webhook = Webhook(
+        "http://receiver/x", secret, lambda *each: lost.append(each), transport=receiver, first_pause_s=0.0
+    )
     webhook.start()
     for wire in wires:
         webhook.tell({"wire": wire})

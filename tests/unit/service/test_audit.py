@@ -1,0 +1,126 @@
+"""The audit judge says what it thinks of a share of the samples, to the board alone, and nobody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from model.backends import ModelSpec, echo
+from model.backends.echo import echo_score
+from model.calibration import Calibration
+from model.conversation import Sample
+from model.encoding import Encoded
+from model.reward import Reward
+from service import audit
+from service.audit import AuditJudge
+from service.batching.batcher import Batcher
+from service.batching.planner import Limits
+from service.clock import MonotonicClock
+from service.encoder import Encoder
+from service.errors import ScoreNotFinite
+from service.rewards import ScoredRow
+from service.watch import Origin
+from tests.support.rewards import pipeline_of, watching
+from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, StillClock, poisoned_by
+
+
+@pytest.fixture
+async def open_judge():
+    judges = []
+
+    def build(scorer=None, *, share=1.0):
+        batcher = Batcher(scorer or FakeScorer(), Limits(10_000, 0.0), MonotonicClock(), lambda done: None)
+        batcher.start()
+        pipeline = pipeline_of(Calibration(mean=0.5, std=2.0), shape="none")
+        judges.append(
+            (
+                AuditJudge(Encoder(echo.load(ModelSpec()).encode, 1, lambda _: None), batcher, pipeline, share=share),
+                scorer,
+            )
+        )
+        return judges[-1][0]
+
+    yield build
+    for judge, scorer in judges:
+        if isinstance(scorer, GatedScorer):
+            scorer.gate.set()
+        await asyncio.wait_for(judge.stop(), PATIENCE_S)
+        assert judge.n_waiting == 0
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+def row(text):
+    return ScoredRow(Sample(text=text), Encoded((*text.encode(), 0), 0), {"score": 9.0})
+
+
+def reward(level):
+    return Reward(9.0, 1.0, level, (), (level, 0.0))
+
+
+async def judged(judge, rows, rewards):
+    heard = []
+    judge.ask(rows, rewards, lambda *each: heard.append(each))
+    await finished(judge)
+    return heard
+
+
+async def finished(judge):
+    if judge._asking:
+        await asyncio.wait(set(judge._asking), timeout=PATIENCE_S)
+    assert judge.n_waiting == 0
+
+
+def z(text):
+    return (echo_score((*text.encode(), 0)) - 0.5) / 2.0
+
+
+async def test_both_opinions_are_told_on_their_own_scales(open_judge):
+    heard = await judged(open_judge(), [row("a"), row("b")], [reward(1.25), reward(-3.0)])
+    assert heard == [(1.25, pytest.approx(z("a"))), (-3.0, pytest.approx(z("b")))]
+
+
+async def test_rows_without_a_reward_are_not_judged(open_judge):
+    heard = await judged(open_judge(), [row("a"), row("b")], [ScoreNotFinite("no"), reward(1.0)])
+    assert heard == [(1.0, pytest.approx(z("b")))]
+
+
+async def test_a_share_is_chosen_by_the_ids_alone(open_judge):
+    rows = [row(f"text {i}") for i in range(2000)]
+    first, second = FakeScorer(), FakeScorer()
+    for scorer, order in ((first, rows), (second, rows[::-1])):
+        judge = open_judge(scorer, share=0.25)
+        for i in range(0, 2000, 100):
+            await judged(judge, order[i : i + 100], [reward(0.0)] * 100)
+    chosen = [{ids for batch in scorer.batches for ids in batch.rows} for scorer in (first, second)]
+    assert chosen[0] == chosen[1]
+    assert len(chosen[0]) == pytest.approx(500, abs=80)
+
+
+async def test_a_judge_that_is_slow_is_not_asked_more_than_it_can_answer(open_judge, monkeypatch):
+    monkeypatch.setattr(audit, "MOST_WAITING", 3)
+    scorer = GatedScorer()
+    judge = open_judge(scorer)
+    heard = []
+    for text in "abcde":
+        judge.ask([row(text)], [reward(0.0)], lambda *each: heard.append(each))
+    assert (judge.n_waiting, judge.n_skipped) == (3, 2)
+    scorer.gate.set()
+    await finished(judge)
+    assert len(heard) == 3
+
+
+async def test_a_judge_that_fails_says_nothing_and_harms_nobody(open_judge):
+    judge = open_judge(FakeScorer(poisoned_by(lambda ids: ids[0] == ord("x"))))
+    assert await judged(judge, [row("x"), row("b")], [reward(1.0), reward(2.0)]) == [(2.0, pytest.approx(z("b")))]
+
+
+async def test_what_it_says_is_counted_for_the_run(open_judge):
+    judge = open_judge()
+    watch = watching(StillClock())
+    watch._judge = judge
+    watch.see(Origin("ppo-7", 1), [row("a"), row("b")], [reward(1.0), reward(2.0)])
+    await finished(judge)
+    window = watch.board.runs["ppo-7"].window
+    assert (window["samples"], window["audited"], window["audited_level_up"]) == (2, 2, 3.0)
+    assert window.mean("audit") == pytest.approx((z("a") + z("b")) / 2)
