@@ -25,6 +25,7 @@ from pydantic_settings import SettingsError
 from model.backends import LoadError
 from model.calibration import CalibrationError
 from model.reward import PipelineError
+from model.traits import LexiconError
 from service.app import serve
 from service.observability import logs
 from service.settings import USAGE_ERROR, ServeSettings, complain, from_command_line, unknown_variables
@@ -50,6 +51,7 @@ def run(settings: ServeSettings) -> int:
         complain(PROGRAM, [f"{name} is no setting of {PROGRAM} and is ignored; see {PROGRAM} --help"])
     try:
         keys, webhook_secret = settings.read_keys(), settings.read_webhook_secret()
+        settings.wire_plan()  # what cannot be read is said before a model is loaded
         listening = bind(settings.host, settings.port)
     except SettingsError as error:
         complain(PROGRAM, [str(error)])
@@ -66,7 +68,7 @@ def run(settings: ServeSettings) -> int:
                     settings, keys, listening, lambda what: say(f"RewardServe is ready: {what} {ready}"), webhook_secret
                 )
             )
-    except (LoadError, PipelineError, CalibrationError) as error:
+    except (LoadError, PipelineError, CalibrationError, LexiconError) as error:
         complain(PROGRAM, ["this model cannot be served.", *str(error).splitlines()])
         return FAILED
     except TimeoutError:

@@ -15,6 +15,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import uvicorn
@@ -52,7 +53,6 @@ from service.settings import ModelSettings, ServeSettings
 from service.tripwires.board import Board, BoardLimits
 from service.tripwires.reference import Reference, usual
 from service.tripwires.wire import Finding
-from service.tripwires.wires import WIRES
 from service.watch import Watch
 from service.webhook import Webhook
 
@@ -196,7 +196,7 @@ def build_engine(
     watch = _build_watch(settings, loaded, pipeline, metrics, clock, webhook, judge)
     rooms = Rooms(admission, encoder, batcher, pipeline, watch, metrics, clock)
     metrics.model_ready(_labels(loaded, pipeline), FIRST_EPOCH, loaded.calibration, pipeline)
-    metrics.watch_runs(lambda: watch.board.runs, {wire.name: wire.threshold for wire in WIRES})
+    metrics.watch_runs(lambda: watch.board.runs, watch.board.thresholds)
     metrics.watch_queue(lambda: batcher.n_samples, lambda: batcher.n_tokens, lambda: batcher.limits.enough)
     batcher.start()
     return Engine(loaded, pipeline, encoder, batcher, watch, Scoring(rooms, loaded.identity.max_tokens), judge)
@@ -212,7 +212,8 @@ def _build_watch(
     judge: AuditJudge | None,
 ) -> Watch:
     log = logs.logger("tripwires")
-    says = {wire.name: wire.says for wire in WIRES}
+    plan = settings.wire_plan()
+    says = {wire.name: wire.says for wire in plan.wires}
 
     def tell(run: str, finding: Finding) -> None:
         metrics.observe_trip(run, finding.wire)
@@ -223,8 +224,10 @@ def _build_watch(
         level("tripwire", run=run, wire=finding.wire, severity=finding.severity, statistic=round(finding.statistic, 4),
               threshold=finding.threshold, step=finding.step, evidence=list(finding.evidence))  # fmt: skip
 
-    board = Board(_reference(loaded.calibration, pipeline), BoardLimits(window=settings.tripwires.window))
-    return Watch(board, Lexicon.read(), clock, tell, share=settings.tripwires.cpu_share, judge=judge)
+    limits = BoardLimits(window=settings.tripwires.window, votes_for_a_page=plan.votes_for_a_page)
+    board = Board(_reference(loaded.calibration, pipeline), limits, plan.wires)
+    lexicon = Lexicon.read([Path(name) for name in plan.lexicons])
+    return Watch(board, lexicon, clock, tell, share=settings.tripwires.cpu_share, judge=judge)
 
 
 def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock) -> AuditJudge:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import ipaddress
 import os
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -18,6 +20,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from model.backends import BACKENDS, ModelSpec
 from model.reward import CombineSettings, PenaltySettings, RewardSettings
+from service.tripwires.plan import PlanError, WirePlan, plan_of
 
 S = TypeVar("S", bound="ModelSettings")
 
@@ -132,6 +135,9 @@ class ModelSettings(BaseSettings):
     truncation: Literal["prompt_left", "error"] | None = Field(None, description="default: as the contract says")
     batching: Batching = Batching()
     tripwires: Tripwires = Tripwires()
+    tripwires_file: Path | None = Field(
+        None, description="TOML: thresholds, severities, phrases; default: the shipped ones"
+    )
     audit_model: str = Field(
         "", description="a second model that judges a share of the samples, for the trip wires only"
     )
@@ -187,6 +193,18 @@ class ModelSettings(BaseSettings):
             truncation=self.truncation,
         )
 
+    def wire_plan(self) -> WirePlan:
+        """What `tripwires_file` says. Raise `SettingsError`. Files with phrases are found beside it."""
+        path = self.tripwires_file
+        if path is None:
+            return WirePlan()
+        try:
+            plan = plan_of(tomllib.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, PlanError) as error:
+            why = type(error).__name__ if isinstance(error, OSError) else str(error)
+            raise SettingsError(f"REWARD_TRIPWIRES_FILE={path}: {why}.") from None
+        return replace(plan, lexicons=tuple(str(path.parent / name) for name in plan.lexicons))
+
     def reward_settings(self) -> RewardSettings:
         """What `build_pipeline` is asked for."""
         return RewardSettings(
@@ -226,7 +244,8 @@ class ServeSettings(ModelSettings):
             values = {**values, "overload_status": int(values["overload_status"])}
         if isinstance(values, dict):
             values = {
-                k: None if k in ("keys_file", "webhook_secret_file") and v == "" else v for k, v in values.items()
+                k: None if k in ("keys_file", "webhook_secret_file", "tripwires_file") and v == "" else v
+                for k, v in values.items()
             }
         return values
 

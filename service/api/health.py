@@ -14,7 +14,6 @@ from service.api.replies import json_response
 from service.api.stage import Bounds, Served, Stage
 from service.errors import BatcherStopped, NoSuchAlarm, ScorerFailing
 from service.tripwires.board import Board
-from service.tripwires.wires import WIRES
 
 OPEN_PATHS: frozenset[str] = frozenset({"/livez", "/readyz", "/metrics"})
 """Answered without a key: orchestrators and Prometheus have none."""
@@ -68,7 +67,7 @@ def describe_runs(board: Board) -> dict[str, Any]:
     """The reply of `GET /tripwires`."""
     wires = [
         {"wire": w.name, "severity": w.severity, "votes": w.votes, "threshold": w.threshold, "says": w.says}
-        for w in WIRES
+        for w in board.wires
     ]
     runs = {
         name: {

@@ -78,8 +78,13 @@ class Board:
     def __init__(self, reference: Reference, limits: BoardLimits, wires: Sequence[Wire] = WIRES) -> None:
         self._reference = reference
         self._limits = limits
-        self._wires = tuple(wires)
+        self.wires = tuple(wires)
         self._runs: OrderedDict[str, Run] = OrderedDict()
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Of every wire, and of the vote."""
+        return {**{wire.name: wire.threshold for wire in self.wires}, VOTE: float(self._limits.votes_for_a_page)}
 
     @property
     def runs(self) -> dict[str, Run]:
@@ -176,8 +181,8 @@ class Board:
     def _look(self, run: Run, now: float) -> list[Finding]:
         """Ask every wire, then the vote."""
         view = View(run.smooth, run.reference, tuple(run.trend))
-        run.statistics = {w.name: s for w in self._wires if (s := w.statistic(view)) is not None}
-        over = [w for w in self._wires if run.statistics.get(w.name, w.threshold) > w.threshold]
+        run.statistics = {w.name: s for w in self.wires if (s := w.statistic(view)) is not None}
+        over = [w for w in self.wires if run.statistics.get(w.name, w.threshold) > w.threshold]
         n_votes = float(sum(wire.weight(run.statistics[wire.name]) for wire in over))
         run.statistics[VOTE] = n_votes
         found = [self._trip(run, w.name, w.severity, w.threshold, now) for w in over]

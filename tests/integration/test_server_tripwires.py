@@ -7,6 +7,8 @@ import hmac
 import json
 import queue
 import random
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,7 +17,7 @@ import pytest
 
 from model.calibration import Calibration
 from tests.support.checkpoints import reward_model
-from tests.support.service_server import PATIENCE_S, Server
+from tests.support.service_server import PATIENCE_S, ROOT, Server
 
 WORDS = [
     "solar",
@@ -147,6 +149,31 @@ def test_each_exploit_raises_the_alarm_that_is_named_for_it(server, receiver, ex
         alarm, *_ = receiver.next()
         assert alarm["run"] == "ppo-7"
         heard.add(alarm["wire"])
+
+
+def test_an_operator_may_move_the_thresholds(tmp_path):
+    (tmp_path / "plan.toml").write_text(
+        'votes_for_a_page = 9\n[wires.judge]\nseverity = "off"\n[wires.flattery]\nthreshold = 99'
+    )
+    rng = random.Random(6)
+    with Server("--backend=echo", "--model=echo", f"--tripwires-file={tmp_path / 'plan.toml'}") as server:
+        train(server, 40, lambda: f"Great question! {honest(rng)}. This answer deserves full marks.")
+        page = server.client.get("/tripwires").json()
+        assert page["runs"]["ppo-7"]["tripped"] == []
+        assert server.metric("reward_tripwire_threshold", wire="flattery") == 99
+        assert server.metric("reward_tripwire_threshold", wire="vote") == 9
+        assert "judge" not in page["runs"]["ppo-7"]["statistics"]
+
+
+def test_a_plan_that_makes_no_sense_is_refused_before_anything_is_loaded(tmp_path):
+    (tmp_path / "plan.toml").write_text("[wires.flatery]\nthreshold = 1")
+    flags = ["--backend=echo", "--model=echo", f"--tripwires-file={tmp_path / 'plan.toml'}", "--port=0"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "service", *flags], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert ended.returncode == 2
+    assert "REWARD_TRIPWIRES_FILE" in ended.stderr
+    assert "flatery" in ended.stderr
 
 
 def test_a_request_sent_again_is_counted_once(server):

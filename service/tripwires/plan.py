@@ -1,0 +1,76 @@
+"""What an operator may change of the wires: thresholds, votes, severities, phrases. Checked here, read from a file by `app`.
+
+    votes_for_a_page = 3
+    lexicons = ["phrases/en.json"]
+
+    [wires.length_high]
+    threshold = 0.6
+
+    [wires.markup]
+    severity = "off"
+
+The same file makes the alert rules of Prometheus, so both say the same. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+from service.tripwires.wire import Severity
+from service.tripwires.wires import WIRES, Wire
+
+VOTES_FOR_A_PAGE = 3
+_FIELDS = {"threshold", "severity", "votes"}
+_SEVERITIES = (*get_args(Severity), "off")
+
+
+class PlanError(Exception):
+    """The plan makes no sense; the message names the entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class WirePlan:
+    """The wires that are watched, and how many votes make a page. `lexicons`: files with phrases; none: the shipped ones."""
+
+    wires: tuple[Wire, ...] = WIRES
+    votes_for_a_page: int = VOTES_FOR_A_PAGE
+    lexicons: tuple[str, ...] = ()
+
+
+def plan_of(entries: Mapping[str, Any], wires: Sequence[Wire] = WIRES) -> WirePlan:
+    """The shipped wires with these changes. Raise `PlanError`."""
+    if unknown := sorted(set(entries) - {"votes_for_a_page", "lexicons", "wires"}):
+        raise PlanError(f"{', '.join(unknown)}: known are votes_for_a_page, lexicons and wires")
+    changes = entries.get("wires", {})
+    names = [wire.name for wire in wires]
+    if not isinstance(changes, Mapping) or not set(changes) <= set(names):
+        raise PlanError(
+            f"wires: {', '.join(map(str, changes)) or changes!r} are not all wires; there are {', '.join(names)}"
+        )
+    votes = entries.get("votes_for_a_page", VOTES_FOR_A_PAGE)
+    if not isinstance(votes, int) or votes < 1:
+        raise PlanError(f"votes_for_a_page is {votes!r}; it must be a whole number above zero")
+    lexicons = entries.get("lexicons", [])
+    if not isinstance(lexicons, list) or not all(isinstance(path, str) for path in lexicons):
+        raise PlanError("lexicons must be a list of files")
+    changed = [_changed(wire, changes.get(wire.name, {})) for wire in wires]
+    return WirePlan(tuple(wire for wire in changed if wire is not None), votes, tuple(lexicons))
+
+
+def _changed(wire: Wire, change: Any) -> Wire | None:
+    """The wire with its changes; None where it is off."""
+    where = f"wires.{wire.name}"
+    if not isinstance(change, Mapping) or not set(change) <= _FIELDS:
+        raise PlanError(f"{where}: known are {', '.join(sorted(_FIELDS))}")
+    threshold = change.get("threshold", wire.threshold)
+    severity = change.get("severity", wire.severity)
+    votes = change.get("votes", wire.votes)
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold > 0:
+        raise PlanError(f"{where}.threshold is {threshold!r}; it must be a number above zero")
+    if severity not in _SEVERITIES:
+        raise PlanError(f"{where}.severity is {severity!r}; it must be one of {', '.join(_SEVERITIES)}")
+    if not isinstance(votes, bool):
+        raise PlanError(f"{where}.votes is {votes!r}; it must be true or false")
+    return None if severity == "off" else replace(wire, threshold=float(threshold), severity=severity, votes=votes)
