@@ -134,5 +134,5 @@ WIRES: tuple[Wire, ...] = (
     Wire("echoes", _share("echoes"), 0.01, votes=True, says="the same text for different prompts"),
     Wire("spread", _shift("spread"), 2.25, votes=True, says="the members of the ensemble disagree"),
     Wire("audit_gap", gap, 0.8, votes=True, says="the score runs away from the audit judge's"),
-    Wire("divergence", divergence, 2.5, "page", says="the score rises while the audit judge's falls"),
+    Wire("divergence", divergence, 5.0, "page", says="the score rises while the audit judge's falls"),
 )

@@ -169,7 +169,12 @@ def test_a_plan_that_makes_no_sense_is_refused_before_anything_is_loaded(tmp_pat
     (tmp_path / "plan.toml").write_text("[wires.flatery]\nthreshold = 1")
     flags = ["--backend=echo", "--model=echo", f"--tripwires-file={tmp_path / 'plan.toml'}", "--port=0"]
     ended = subprocess.run(
-        [sys.executable, "-m", "service", *flags], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
+        [sys.executable, "-m", "service", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert ended.returncode == 2
     assert "REWARD_TRIPWIRES_FILE" in ended.stderr

@@ -40,9 +40,10 @@ def flatterer(base, push=4.0):
 
 
 @pytest.fixture(scope="module")
-def mixed(base, sampled):
-    """Responses of which some are far beyond what the base policy writes."""
-    return joined([sampled, flatterer(base).sample(np.random.default_rng(9), np.zeros(200, dtype=np.int64))])
+def mixed(base, sampled, world):
+    """Responses of which some score far beyond what the base policy writes."""
+    policy = climbed(base, world.network(0), world.labelled, world.against, 60, seed=1)
+    return joined([sampled, policy.sample(np.random.default_rng(9), np.zeros(200, dtype=np.int64))])
 
 
 def rewards_and_z(name, judges, responses):
@@ -182,6 +183,16 @@ def test_mining_finds_responses_that_the_base_policy_does_not_write(base, world)
     assert last.lengths_B.mean() > 1.3 * world.audited_base.left.lengths_B.mean()
 
 
+def test_mining_is_determined_by_its_seed(base, world):
+    def tokens(seed):
+        found = mined(base, world.network(0), world.labelled, world.against, seed, climb=2)
+        return found.left.tokens_BT.tobytes(), found.left_won_N.tobytes()
+
+    assert tokens(5) == tokens(5)
+    assert tokens(5)[0] != tokens(6)[0]
+    assert tokens(5)[1] != tokens(6)[1]
+
+
 def test_joining_and_drawing_keep_a_pair_together(world):
     both = together([world.labelled, world.audited_base])
     again = drawn(both, np.random.default_rng(0))
@@ -206,7 +217,7 @@ def test_every_row_has_a_name_of_its_own_and_a_jury_that_exists():
 
 
 def test_a_row_is_determined_by_its_seed(base, world):
-    few = [BY_NAME["raw"], BY_NAME["4 heads, min"], BY_NAME["mined"]]
+    few = [BY_NAME["raw"], BY_NAME["4 heads, min"], BY_NAME["audited base, softmin, KL .01"]]
     again = World(base, world.against, seed=5, n_pairs=1_500)
     other = World(base, world.against, seed=6, n_pairs=1_500)
     one, same, different = (runs_of(w, few, steps=12) for w in (world, again, other))
