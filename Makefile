@@ -10,7 +10,9 @@ DATA ?= data
 WORKERS ?= 2
 BENCH ?=
 
-.PHONY: help setup serve test check bench bench-peers bench-overhead bench-load train-default clean
+GYM ?=
+
+.PHONY: help setup serve test check bench bench-peers bench-overhead bench-load gym train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +23,7 @@ help:
 	@echo "make bench-peers    this server and others side by side; installs them into .bench/ (BENCH=--quick)"
 	@echo "make bench-overhead the server alone, without a model: requests a CPU second, and where the time goes"
 	@echo "make bench-load     the load test: 32 clients, real text"
+	@echo "make gym            over-optimisation with a known true reward: pipelines, and when the trip wires page"
 	@echo "make train-default  train the default model again (DATA=folder with the preference files)"
 	@echo "make setup          only the virtual environment"
 
@@ -58,6 +61,10 @@ bench-overhead: setup
 
 bench-load: setup
 	@$(BIN)/python -m benchmarks.load $(BENCH)
+
+gym: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gym.alarms $(GYM)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gym.rows
 
 train-default: setup
 	@$(BIN)/python -m training --config training/recipes/default.yaml \

@@ -14,11 +14,11 @@ from benchmarks.gym.outcomes import Run, paired, scaling_of
 from benchmarks.gym.policy import Policy
 from benchmarks.gym.proxy import panel
 from benchmarks.gym.responses import joined
-from benchmarks.gym.rewards import reference
+from benchmarks.gym.rewards import batch_of, reference
 from benchmarks.gym.rows import ROWS, reward_of, runs_of
 from benchmarks.gym.scaling import Scaling, fit_scaling
 from benchmarks.gym.training import by_gold, by_head
-from benchmarks.gym.vocabulary import ids
+from benchmarks.gym.vocabulary import EOS, ids
 
 BY_NAME = {row.name: row for row in ROWS}
 
@@ -42,7 +42,7 @@ def flatterer(base, push=4.0):
 @pytest.fixture(scope="module")
 def mixed(base, sampled, world):
     """Responses of which some score far beyond what the base policy writes."""
-    policy = climbed(base, world.network(0), world.labelled, world.against, 60, seed=1)
+    policy = climbed(base, world.network(0), world.labelled, world.against, 200, seed=1)
     return joined([sampled, policy.sample(np.random.default_rng(9), np.zeros(200, dtype=np.int64))])
 
 
@@ -107,6 +107,14 @@ def test_the_temperature_makes_held_out_margins_log_odds(world, judges):
     """Flips alone make the labels uncertain: a temperature of raw margins is at least 1, and not far from it."""
     (opinion,) = judges["one"].opinions
     assert 0.8 < opinion.calibration.temperature < 2.0
+
+
+def test_a_batch_counts_the_ending_where_there_was_one(sampled):
+    batch = batch_of(sampled, np.zeros((len(sampled), 2)), ("a", "b"))
+    assert batch.lengths == [len(row) for row in sampled.rows()]
+    assert batch.missing_end == [row[-1] != EOS for row in sampled.rows()]
+    assert 0 < sum(batch.missing_end) < len(sampled)
+    assert batch.heads[-1] == {"a": 0.0, "b": 0.0}
 
 
 @pytest.mark.parametrize("kind", ["heads", "backbones"])
