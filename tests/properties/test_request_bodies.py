@@ -20,7 +20,8 @@ from service.errors import InvalidJson, InvalidRequest, RequestRefused
 TEXT = st.text(st.characters(codec=None), max_size=8)  # lone surrogates included
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
 FIELDS = st.sampled_from(
-    ["run", "step", "samples", "id", "prompt", "response", "messages", "text", "input_ids", "finish_reason", "role", "reference_rewards",
+    ["run", "step", "samples", "id", "prompt", "response", "messages", "text", "input_ids", "finish_reason", "role",
+     "reference_rewards",
      "content", "comparisons", "responses", "tie_margin"]
 ) | TEXT  # fmt: skip
 JSONS = st.recursive(
