@@ -12,7 +12,7 @@ BENCH ?=
 
 GYM ?=
 
-.PHONY: help setup serve test check bench bench-peers bench-overhead bench-load gym train-default clean
+.PHONY: help setup serve test check bench bench-peers bench-overhead bench-watching bench-load gym train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make bench          the engines side by side, under ten minutes (BENCH=--quick: under one)"
 	@echo "make bench-peers    this server and others side by side; installs them into .bench/ (BENCH=--quick)"
 	@echo "make bench-overhead the server alone, without a model: requests a CPU second, and where the time goes"
+	@echo "make bench-watching what trip wires cost"
 	@echo "make bench-load     the load test: 32 clients, real text"
 	@echo "make gym            over-optimisation with a known true reward: pipelines, and when the trip wires page"
 	@echo "make train-default  train the default model again (DATA=folder with the preference files)"
@@ -58,6 +59,9 @@ bench-peers: setup
 
 bench-overhead: setup
 	@$(BIN)/python -m benchmarks.overhead $(BENCH)
+
+bench-watching: setup
+	@$(BIN)/python -m benchmarks.watching $(BENCH)
 
 bench-load: setup
 	@$(BIN)/python -m benchmarks.load $(BENCH)

@@ -81,7 +81,7 @@ class Tripwires(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     cpu_share: float = Field(
-        0.03, ge=0.0, le=1.0, description="share of a core for looking at samples; 0: nothing is watched, 1: everything"
+        0.02, ge=0.0, le=1.0, description="share of a core for looking at samples; 0: nothing is watched, 1: everything"
     )
     window: int = Field(128, ge=16, description="samples from one look at a run to the next")
     audit_share: float = Field(

@@ -52,9 +52,12 @@ class Allowance:
 
     def affords(self, n: int, now: float) -> int:
         """How many of n samples may be looked at now."""
-        self._seconds = min(self._share * _SAVINGS_S, self._seconds + self._share * (now - self._at))
+        self._seconds += self._share * (now - self._at)
         self._at = now
-        return n if self._share >= 1.0 else max(0, min(n, int(self._seconds / self._price_s)))
+        if self._seconds < self._price_s:
+            return n if self._share >= 1.0 else 0
+        self._seconds = min(self._share * _SAVINGS_S, self._seconds)
+        return n if self._share >= 1.0 else min(n, int(self._seconds / self._price_s))
 
     def spend(self, n: int, seconds: float) -> None:
         """What looking at n samples took."""
