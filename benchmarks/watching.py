@@ -15,9 +15,9 @@ import time
 import uvloop
 
 from benchmarks import machine, tables
+from benchmarks.models import corpus
 from benchmarks.overhead import CLIENTS, SINGLE_CLIENTS, Server, drive
 from benchmarks.traffic import Bodies, Case
-from benchmarks.models import corpus
 from model.conversation import Sample
 from model.encoding import Encoded
 from model.reward import Reward

@@ -225,7 +225,8 @@ def _build_watch(
               threshold=finding.threshold, step=finding.step, evidence=list(finding.evidence))  # fmt: skip
 
     limits = BoardLimits(window=settings.tripwires.window, votes_for_a_page=plan.votes_for_a_page)
-    board = Board(_reference(loaded.calibration, pipeline), limits, plan.wires)
+    known = _reference(loaded.calibration, pipeline) if settings.tripwires.reference == "calibration" else Reference()
+    board = Board(known, limits, plan.wires)
     lexicon = Lexicon.read([Path(name) for name in plan.lexicons])
     return Watch(board, lexicon, clock, tell, share=settings.tripwires.cpu_share, judge=judge)
 

@@ -84,6 +84,9 @@ class Tripwires(BaseModel):
         0.02, ge=0.0, le=1.0, description="share of a core for looking at samples; 0: nothing is watched, 1: everything"
     )
     window: int = Field(128, ge=16, description="samples from one look at a run to the next")
+    reference: Literal["run", "calibration"] = Field(
+        "run", description="what is usual: the first samples of each run, or what the model was calibrated on"
+    )
     audit_share: float = Field(
         0.1, gt=0.0, le=1.0, description="share of the samples that the audit model is asked about"
     )

@@ -53,7 +53,7 @@ def health_routes(stage: Stage, bounds: Bounds, render_metrics: Callable[[], byt
         """What every wire measures of every run, and which have tripped."""
         return json_response(describe_runs(stage.served().board))
 
-    @router.post("/tripwires/{run}/{wire}/ack", responses=docs.errors(401, 404, 503))
+    @router.post("/tripwires/{run:path}/{wire}/ack", responses=docs.errors(401, 404, 503))
     async def acknowledge(run: str, wire: str) -> Response:
         """Somebody has looked: the wire may trip again."""
         if not stage.served().board.acknowledge(run, wire):

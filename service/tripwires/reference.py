@@ -19,6 +19,9 @@ _LEAST_DEVIATION: Mapping[str, float] = {
     "spread": 0.05,
     "level": 0.1,
 }
+_ONE_IN_A_THOUSAND = 3.09
+"""Standard deviations that one in a thousand normal numbers exceeds: so many samples are not there to count them."""
+
 _LEAST_OF_OTHERS = 0.05
 """A reference that never did a thing has no deviation to measure by; then doing it a little is no shift to speak of."""
 
@@ -46,7 +49,10 @@ class Reference:
     def with_learnt(self, seen: Tally) -> Reference:
         """With what a run itself showed at its beginning, where nothing else is known."""
         learnt = {name: usual for name in (*NAMES, "level", "spread") if (usual := _usual(seen, name)) is not None}
-        return Reference({**learnt, **self.usual}, self.saturation)
+        saturation, level = self.saturation, learnt.get("level")
+        if saturation is None and level is not None:
+            saturation = level.mean + _ONE_IN_A_THOUSAND * level.std
+        return Reference({**learnt, **self.usual}, saturation)
 
 
 def usual(name: str, mean: float, std: float) -> Usual:

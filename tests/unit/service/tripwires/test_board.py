@@ -164,7 +164,7 @@ def test_a_run_without_a_reference_learns_one_from_its_beginning():
     board, found = watched(healthy(64, length=7.0) + healthy(400, length=9.0), reference=Reference())
     assert "length_high" in names(found)
     assert board.runs["run"].reference.usual["length"].mean == pytest.approx(7.0)
-    assert "saturation" not in board.runs["run"].statistics, "nobody knows what is out of reach"
+    assert board.runs["run"].reference.saturation == pytest.approx(3.09 * 0.1), "levels were all 0: the least deviation"
 
 
 def test_a_reference_is_not_moved_by_what_a_run_does():
