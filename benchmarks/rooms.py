@@ -21,6 +21,7 @@ from model.conversation import Sample, SampleError
 from model.encoding import Encoded
 from model.scorer import TokenBatch
 from service import app
+from service import engine as engines
 from service.api import body, wire
 from service.api.replies import score_reply
 from service.api.schemas import ScoreRequest, to_sample
@@ -90,18 +91,18 @@ async def _measure(case: Case, tokens: int, at_once: int) -> dict[str, float]:
     }
 
 
-def _open() -> tuple[app.House, app.Engine, Served]:
+def _open() -> tuple[app.House, engines.Engine, Served]:
     settings = ServeSettings(backend="echo", model="echo", log_level="warning", _cli_parse_args=[])
     logs.configure(settings.log_level, settings.log_format)
     house = app.build_house(settings, frozenset())
-    loaded, pipeline = app.load_model(settings)
-    engine = app.build_engine(settings, loaded, pipeline, house.admission, house.metrics, house.clock)
+    loaded, pipeline = engines.load_model(settings)
+    engine = engines.build_engine(settings, loaded, pipeline, house.admission, house.metrics, house.clock)
     app.spare_the_garbage_collector()
     served = Served(
         loaded=loaded,
         scoring=engine.scoring,
         pipeline=pipeline,
-        epoch=app.FIRST_EPOCH,
+        epoch=engines.FIRST_EPOCH,
         numeric_noise=None,
         batching=lambda: engine.batcher.limits,
         is_alive=lambda: True,

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from model.backends import LoadedModel, LoadError
 from model.calibration import CalibrationError
 from model.reward import Pipeline, PipelineError
-from service import app
+from service import engine as engines
 from service.admission import Admission
 from service.api import body
 from service.api.replies import result
@@ -103,9 +103,9 @@ def run(settings: BulkSettings) -> int:
     try:
         with settings.source.open("rb") as source:
             n_lines = sum(1 for _ in source)
-        loaded, pipeline = app.load_model(settings)
+        loaded, pipeline = engines.load_model(settings)
         if settings.deterministic:
-            app.measure_noise(settings, loaded)
+            engines.measure_noise(settings, loaded)
         marks = Marks.of(loaded, pipeline)
         n_done = prepare(settings.target, marks, settings.source)
         asyncio.run(_score_file(settings, loaded, pipeline, n_done, n_lines))
@@ -192,7 +192,7 @@ async def _score_file(
     clock = MonotonicClock()
     n_in_flight = _WINDOW * _WINDOWS_IN_FLIGHT
     admission = Admission(n_in_flight, n_in_flight * loaded.identity.max_tokens, clock)
-    engine = app.build_engine(settings, loaded, pipeline, admission, Metrics(), clock)
+    engine = engines.build_engine(settings, loaded, pipeline, admission, Metrics(), clock)
     main_task = asyncio.current_task()
     if main_task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main_task.cancel)

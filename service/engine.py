@@ -1,0 +1,235 @@
+"""The rooms that exist once a model is loaded: builds them around it, and tells metrics and log what they say.
+
+Knows every room but those that speak HTTP, and no HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.backends import LoadedModel, LoadError, load
+from model.backends.ensemble import ensemble
+from model.calibration import Calibration
+from model.reward import Pipeline, RewardSettings, build_pipeline
+from model.scorer import ScorerError
+from model.traits import Lexicon
+from service.admission import Admission
+from service.audit import AuditJudge
+from service.batching.batcher import Batcher
+from service.batching.cache import ScoreCache
+from service.batching.noise import NumericNoise, made_up_rows, numeric_noise
+from service.batching.outcomes import BatchDone
+from service.batching.pace import STEPS, Pace
+from service.batching.planner import Limits
+from service.clock import Clock
+from service.encoder import Encoder
+from service.observability import logs
+from service.observability.metrics import Metrics
+from service.scoring import Rooms, Scoring
+from service.settings import ModelSettings
+from service.tripwires.board import Board, BoardLimits
+from service.tripwires.reference import Reference, usual
+from service.tripwires.wire import Finding
+from service.watch import Watch
+from service.webhook import Webhook
+
+FIRST_EPOCH = 1
+FIRST_BUDGET = {"cpu": 1024, "cuda": 8192}
+"""Tokens of a batch, by device, until the forwards themselves have said what they take."""
+LARGEST_BATCH_TOKENS = STEPS[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The rooms that exist once a model is loaded."""
+
+    loaded: LoadedModel
+    pipeline: Pipeline
+    encoder: Encoder
+    batcher: Batcher
+    watch: Watch
+    scoring: Scoring
+    judge: AuditJudge | None
+
+    async def stop(self) -> None:
+        """Finish what was accepted, then free the model."""
+        if self.judge is not None:
+            await self.judge.stop()
+        await self.batcher.stop()
+        self.encoder.close()
+        self.loaded.scorer.close()
+
+
+def measure_noise(settings: ModelSettings, loaded: LoadedModel) -> NumericNoise | None:
+    """See `numeric_noise`; the contract's probes are the rows, where it has some. Takes a few forwards, which warm the
+    model up; a backend without weights is not asked.
+
+    Raise `LoadError` where there is noise although none was promised.
+    """
+    rows = [probe.ids for probe in loaded.contract.probes]
+    if not rows and loaded.identity.n_parameters:
+        rows = made_up_rows(loaded.identity.max_tokens)
+    noise = numeric_noise(loaded.scorer, loaded.identity.raw, rows)
+    if settings.deterministic and noise is not None and noise.max > 0.0:
+        raise LoadError(
+            f"REWARD_DETERMINISTIC=1, but a score depends on what else is in its batch, by up to {noise.max:.1e} "
+            f"with the engine {loaded.identity.engine} in {loaded.identity.dtype} on {loaded.identity.device}. "
+            f"Set another REWARD_ENGINE, or REWARD_DETERMINISTIC=0."
+        )
+    return noise
+
+
+def load_model(settings: ModelSettings) -> tuple[LoadedModel, Pipeline]:
+    """The model and the pipeline for its scores. Raise `LoadError` or `PipelineError`. Takes its time."""
+    named = settings.named_models()
+    if named:
+        loaded = ensemble([(name, load(settings.backend, settings.model_spec(model))) for name, model in named.items()])
+    else:
+        loaded = load(settings.backend, settings.model_spec())
+    return loaded, build_pipeline(loaded.opinions, settings.reward_settings())
+
+
+def load_audit(settings: ModelSettings) -> LoadedModel | None:
+    """The audit model, if there is to be one. Raise `LoadError`."""
+    if not settings.audit_model:
+        return None
+    audit = load(settings.backend, settings.model_spec(settings.audit_model))
+    if audit.calibration is None:
+        raise LoadError(
+            f"REWARD_AUDIT_MODEL={settings.audit_model} has no fitted statistics, so its scores cannot be compared with "
+            "anybody's. Fit them with `reward-train calibrate`."
+        )
+    return audit
+
+
+def build_engine(
+    settings: ModelSettings,
+    loaded: LoadedModel,
+    pipeline: Pipeline,
+    admission: Admission,
+    metrics: Metrics,
+    clock: Clock,
+    webhook: Webhook | None = None,
+    audit: LoadedModel | None = None,
+) -> Engine:
+    """The rooms around a loaded model. The batcher is running when this returns."""
+    log = logs.logger("batcher")
+    encoder = Encoder(loaded.encode, settings.encoder_threads, lambda error: log.error("encoder_bug", exc_info=error))
+    batcher = _build_batcher(settings, loaded, clock, _tell_of_batches(metrics, log))
+    judge = _build_judge(settings, audit, clock) if audit is not None else None
+    watch = _build_watch(settings, loaded, pipeline, metrics, clock, webhook, judge)
+    rooms = Rooms(admission, encoder, batcher, pipeline, watch, metrics, clock)
+    metrics.model_ready(_labels(loaded, pipeline), FIRST_EPOCH, loaded.calibration, pipeline)
+    metrics.watch_runs(lambda: watch.board.runs, watch.board.thresholds)
+    metrics.watch_queue(lambda: batcher.n_samples, lambda: batcher.n_tokens, lambda: batcher.limits.enough)
+    batcher.start()
+    return Engine(loaded, pipeline, encoder, batcher, watch, Scoring(rooms, loaded.identity.max_tokens), judge)
+
+
+def _build_watch(
+    settings: ModelSettings,
+    loaded: LoadedModel,
+    pipeline: Pipeline,
+    metrics: Metrics,
+    clock: Clock,
+    webhook: Webhook | None,
+    judge: AuditJudge | None,
+) -> Watch:
+    log = logs.logger("tripwires")
+    plan = settings.wire_plan()
+    says = {wire.name: wire.says for wire in plan.wires}
+
+    def tell(run: str, finding: Finding) -> None:
+        metrics.observe_trip(run, finding.wire)
+        if webhook is not None and finding.severity != "note":
+            webhook.tell({"run": run, **finding._asdict(), "says": says.get(finding.wire, "several wires together"),
+                          "model": loaded.identity.name, "model_epoch": FIRST_EPOCH, "pipeline": pipeline.digest})  # fmt: skip
+        level = log.error if finding.severity == "page" else log.warning if finding.severity == "warn" else log.info
+        level("tripwire", run=run, wire=finding.wire, severity=finding.severity, statistic=round(finding.statistic, 4),
+              threshold=finding.threshold, step=finding.step, evidence=list(finding.evidence))  # fmt: skip
+
+    limits = BoardLimits(window=settings.tripwires.window, votes_for_a_page=plan.votes_for_a_page)
+    known = _reference(loaded.calibration, pipeline) if settings.tripwires.reference == "calibration" else Reference()
+    board = Board(known, limits, plan.wires)
+    lexicon = Lexicon.read([Path(name) for name in plan.lexicons])
+    return Watch(board, lexicon, clock, tell, share=settings.tripwires.cpu_share, judge=judge)
+
+
+def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock) -> AuditJudge:
+    log = logs.logger("audit")
+    encoder = Encoder(audit.encode, 1, lambda error: log.error("encoder_bug", exc_info=error))
+
+    def tell(done: BatchDone) -> None:
+        if done.outcome != "ok":
+            log.error(f"batch_{done.outcome}", rows=done.n_rows, tokens=done.n_tokens)
+
+    batcher = _build_batcher(settings, audit, clock, tell)
+    batcher.start()
+    pipeline = build_pipeline(audit.opinions, RewardSettings(shape="none"))
+    return AuditJudge(encoder, batcher, pipeline, share=settings.tripwires.audit_share)
+
+
+def _reference(calibration: Calibration | None, pipeline: Pipeline) -> Reference:
+    """What the calibration says is usual; of a combination of its own it says nothing of the scores."""
+    if calibration is None:
+        return Reference()
+    known = {trait.name: usual(trait.name, trait.mean, trait.std) for trait in calibration.traits}
+    if pipeline.combination.how != "sum" or not calibration.quantiles:
+        return Reference(known)
+    scale = pipeline.combination.members[0].scale
+    known["level"] = usual("level", (calibration.mean - scale.mean) / scale.std, calibration.std / scale.std)
+    return Reference(known, saturation=(calibration.quantiles[-1][1] - scale.mean) / scale.std)
+
+
+def _build_batcher(
+    settings: ModelSettings, loaded: LoadedModel, clock: Clock, tell: Callable[[BatchDone], None]
+) -> Batcher:
+    fixed = settings.batching.max_tokens
+    return Batcher(
+        loaded.scorer,
+        Limits(fixed or LARGEST_BATCH_TOKENS, settings.batching.linger_ms / 1000),
+        clock,
+        tell,
+        pace=None if fixed else Pace.starting_at(_first_budget(loaded.identity.device)),
+        cache=ScoreCache(settings.cache.scores, FIRST_EPOCH),
+    )
+
+
+def _first_budget(device: str) -> int:
+    return FIRST_BUDGET.get(device.partition(":")[0], FIRST_BUDGET["cpu"])
+
+
+def _labels(loaded: LoadedModel, pipeline: Pipeline) -> dict[str, str]:
+    identity = loaded.identity
+    return {
+        "name": identity.name,
+        "architecture": identity.architecture,
+        "backend": identity.backend,
+        "engine": identity.engine,
+        "dtype": identity.dtype,
+        "device": identity.device,
+        "contract": loaded.contract.digest,
+        "calibration": loaded.calibration.digest if loaded.calibration else "",
+        "pipeline": pipeline.digest,
+    }
+
+
+def _tell_of_batches(metrics: Metrics, log: logs.Logger) -> Callable[[BatchDone], None]:
+    def tell(done: BatchDone) -> None:
+        if done.outcome == "ok":
+            metrics.observe_batch(
+                done.n_rows, done.n_row_tokens, done.n_tokens, done.n_computed, done.n_padding, done.forward_s
+            )
+            metrics.observe_queue(done.queue_s)
+            return
+        metrics.observe_failure(done.outcome)
+        if done.outcome == "out_of_memory":
+            log.warning("batch_out_of_memory", rows=done.n_rows, tokens=done.n_tokens, budget=done.budget)
+        else:
+            # Only a backend's own words are written down: those of any other exception may quote anything.
+            said = str(done.error)[:500] if isinstance(done.error, ScorerError) else ""
+            log.error(f"batch_{done.outcome}", rows=done.n_rows, tokens=done.n_tokens, said=said, exc_info=done.error)
+
+    return tell
