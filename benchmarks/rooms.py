@@ -108,6 +108,7 @@ def _open() -> tuple[app.House, engines.Engine, Served]:
         is_alive=lambda: True,
         n_failing=lambda: 0,
         board=engine.watch.board,
+        canaries=lambda: (),
     )
     house.stage.open(served)
     return house, engine, served

@@ -33,8 +33,9 @@ from service.api.protocol import OneWriteProtocol
 from service.api.routes import Straight, scoring_routes
 from service.api.stage import Bounds, Served, Stage
 from service.batching.noise import NumericNoise
+from service.canaries import Canaries
 from service.clock import Clock, MonotonicClock
-from service.engine import FIRST_EPOCH, Engine, build_engine, load_audit, load_model, measure_noise
+from service.engine import FIRST_EPOCH, Engine, build_engine, hatch, load_audit, load_model, measure_noise
 from service.observability import logs
 from service.observability.metrics import CONTENT_TYPE, Metrics
 from service.settings import ServeSettings
@@ -179,9 +180,10 @@ def _start_webhook(settings: ServeSettings, secret: bytes | None) -> Webhook | N
 async def _load_unless_stopped(house: House, stop: asyncio.Event, webhook: Webhook | None) -> Engine | None:
     """The rooms around the loaded model, or None when the process was told to stop first."""
 
-    def load_and_measure() -> tuple[LoadedModel, Pipeline, NumericNoise | None, LoadedModel | None]:
+    def load_and_measure() -> tuple[LoadedModel, Pipeline, NumericNoise | None, LoadedModel | None, Canaries]:
         loaded, pipeline = load_model(house.settings)
-        return loaded, pipeline, measure_noise(house.settings, loaded), load_audit(house.settings)
+        noise = measure_noise(house.settings, loaded)
+        return loaded, pipeline, noise, load_audit(house.settings), hatch(house.settings, loaded)
 
     loading = _in_daemon_thread(load_and_measure, "loader")
     stopped = asyncio.create_task(stop.wait())
@@ -190,10 +192,12 @@ async def _load_unless_stopped(house: House, stop: asyncio.Event, webhook: Webho
         if not loading.done():
             house.stage.close()
             return None
-        loaded, pipeline, noise, audit = loading.result()
+        loaded, pipeline, noise, audit, canaries = loading.result()
     finally:
         stopped.cancel()
-    engine = build_engine(house.settings, loaded, pipeline, house.admission, house.metrics, house.clock, webhook, audit)
+    engine = build_engine(
+        house.settings, loaded, pipeline, house.admission, house.metrics, house.clock, webhook, audit, canaries
+    )
     spare_the_garbage_collector()
     for note in loaded.identity.engine_notes:
         house.log.info("engine_note", engine=loaded.identity.engine, note=note)
@@ -210,6 +214,7 @@ async def _load_unless_stopped(house: House, stop: asyncio.Event, webhook: Webho
             is_alive=lambda: engine.batcher.is_alive,
             n_failing=lambda: engine.batcher.n_failing,
             board=engine.watch.board,
+            canaries=lambda: engine.canaries.latest,
         )
     )
     return engine

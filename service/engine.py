@@ -5,6 +5,7 @@ Knows every room but those that speak HTTP, and no HTTP.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +24,22 @@ from service.batching.noise import NumericNoise, made_up_rows, numeric_noise
 from service.batching.outcomes import BatchDone
 from service.batching.pace import STEPS, Pace
 from service.batching.planner import Limits
+from service.canaries import SHIPPED, Canaries, CanariesError
+from service.canaries import read as canary_pairs
 from service.clock import Clock
 from service.encoder import Encoder
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.scoring import Rooms, Scoring
 from service.settings import ModelSettings
-from service.tripwires.board import Board, BoardLimits
+from service.tripwires.board import CANARY, CANARY_CHANGE, Board, BoardLimits
 from service.tripwires.reference import Reference, usual
 from service.tripwires.wire import Finding
 from service.watch import Watch
 from service.webhook import Webhook
+
+CANARIES = "canaries"
+"""What canaries are reported as: they belong to the model, not to a run."""
 
 FIRST_EPOCH = 1
 FIRST_BUDGET = {"cpu": 1024, "cuda": 8192}
@@ -52,9 +58,12 @@ class Engine:
     watch: Watch
     scoring: Scoring
     judge: AuditJudge | None
+    canaries: Canaries
+    singing: asyncio.Task[None]
 
     async def stop(self) -> None:
         """Finish what was accepted, then free the model."""
+        self.singing.cancel()
         if self.judge is not None:
             await self.judge.stop()
         await self.batcher.stop()
@@ -104,6 +113,18 @@ def load_audit(settings: ModelSettings) -> LoadedModel | None:
     return audit
 
 
+def hatch(settings: ModelSettings, loaded: LoadedModel) -> Canaries:
+    """Canaries that have sung once. Raise `LoadError`. Takes a forward; a backend without weights has nothing to change."""
+    try:
+        known = canary_pairs(settings.tripwires.canaries_file or SHIPPED)
+    except CanariesError as error:
+        raise LoadError(f"REWARD_TRIPWIRES__CANARIES_FILE: {error}") from None
+    std = loaded.calibration.std if loaded.calibration else 1.0
+    canaries = Canaries(known if loaded.identity.n_parameters else [], loaded.encode, loaded.identity, std)
+    canaries.begin(lambda batch: [loaded.identity.raw(heads) for heads in loaded.scorer.score(batch).rows])
+    return canaries
+
+
 def build_engine(
     settings: ModelSettings,
     loaded: LoadedModel,
@@ -113,6 +134,7 @@ def build_engine(
     clock: Clock,
     webhook: Webhook | None = None,
     audit: LoadedModel | None = None,
+    canaries: Canaries | None = None,
 ) -> Engine:
     """The rooms around a loaded model. The batcher is running when this returns."""
     log = logs.logger("batcher")
@@ -125,7 +147,18 @@ def build_engine(
     metrics.watch_runs(lambda: watch.board.runs, watch.board.thresholds)
     metrics.watch_queue(lambda: batcher.n_samples, lambda: batcher.n_tokens, lambda: batcher.limits.enough)
     batcher.start()
-    return Engine(loaded, pipeline, encoder, batcher, watch, Scoring(rooms, loaded.identity.max_tokens), judge)
+    canaries = canaries or Canaries([], loaded.encode, loaded.identity, 1.0)
+    metrics.watch_canaries(lambda: {sung.name: sung.margin for sung in canaries.latest})
+
+    def changed(names: list[str], by: float) -> None:
+        watch.report(CANARIES, Finding(CANARY, "page", by, CANARY_CHANGE, None, tuple(names)))
+
+    singing = asyncio.create_task(
+        canaries.keep_singing(batcher, settings.tripwires.canaries_every_s, changed), name="canaries"
+    )
+    return Engine(
+        loaded, pipeline, encoder, batcher, watch, Scoring(rooms, loaded.identity.max_tokens), judge, canaries, singing
+    )
 
 
 def _build_watch(
@@ -139,7 +172,7 @@ def _build_watch(
 ) -> Watch:
     log = logs.logger("tripwires")
     plan = settings.wire_plan()
-    says = {wire.name: wire.says for wire in plan.wires}
+    says = {wire.name: wire.says for wire in plan.wires} | {CANARY: "the same model gives the same texts other scores"}
 
     def tell(run: str, finding: Finding) -> None:
         metrics.observe_trip(run, finding.wire)

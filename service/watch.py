@@ -112,6 +112,11 @@ class Watch:
             self._tell(origin.run or OTHER, finding)
         return flags
 
+    def report(self, run: str, finding: Finding) -> None:
+        """Pass on what another found, if it is news."""
+        if self.board.report(run, finding, self._clock.now()):
+            self._tell(run, finding)
+
     def _places(self, n_rows: int, n: int) -> Sequence[int]:
         """Which are looked at: neighbours, because groups stand together; not always the first."""
         if n >= n_rows:

@@ -51,7 +51,9 @@ def health_routes(stage: Stage, bounds: Bounds, render_metrics: Callable[[], byt
     @router.get("/tripwires", responses=docs.errors(401, 503))
     async def tripwires() -> Response:
         """What every wire measures of every run, and which have tripped."""
-        return json_response(describe_runs(stage.served().board))
+        served = stage.served()
+        canaries = [{"canary": sung.name, "margin": sung.margin} for sung in served.canaries()]
+        return json_response({**describe_runs(served.board), "canaries": canaries})
 
     @router.post("/tripwires/{run:path}/{wire}/ack", responses=docs.errors(401, 404, 503))
     async def acknowledge(run: str, wire: str) -> Response:
@@ -64,7 +66,7 @@ def health_routes(stage: Stage, bounds: Bounds, render_metrics: Callable[[], byt
 
 
 def describe_runs(board: Board) -> dict[str, Any]:
-    """The reply of `GET /tripwires`."""
+    """The reply of `GET /tripwires`, but for the canaries."""
     wires = [
         {"wire": w.name, "severity": w.severity, "votes": w.votes, "threshold": w.threshold, "says": w.says}
         for w in board.wires

@@ -5,7 +5,7 @@ Written by `app`, read by the routes. Knows nothing of HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +13,7 @@ from model.backends import LoadedModel
 from model.reward import Pipeline
 from service.batching.noise import NumericNoise
 from service.batching.planner import Limits
+from service.canaries import Sung
 from service.errors import Loading, ShuttingDown
 from service.scoring import Scoring
 from service.tripwires.board import Board
@@ -58,6 +59,7 @@ class Served:
     is_alive: Callable[[], bool]
     n_failing: Callable[[], int]
     board: Board
+    canaries: Callable[[], Sequence[Sung]]
 
     @cached_property
     def credits(self) -> dict[str, str | int | None]:

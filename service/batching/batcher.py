@@ -138,13 +138,18 @@ class Batcher:
             self._coming -= n_rows
             self._changed.set()
 
-    async def score(self, rows: Sequence[tuple[int, ...]], deadline: float = math.inf) -> list[RowOutcome]:
-        """One outcome a row, in order. Raise `DeadlineExceeded`, `ShuttingDown` or `BatcherStopped` for all."""
+    async def score(
+        self, rows: Sequence[tuple[int, ...]], deadline: float = math.inf, *, remembered: bool = True
+    ) -> list[RowOutcome]:
+        """One outcome a row, in order. Raise `DeadlineExceeded`, `ShuttingDown` or `BatcherStopped` for all.
+
+        `remembered` False: what a row scored before is of no interest, it is scored now.
+        """
         if self._closed:
             raise ShuttingDown("this server is shutting down; send the request to another one", retry_after_s=1.0)
         if not self.is_alive:
             raise BatcherStopped("nobody drives the scorer. This is a bug in the server.")
-        call = self._room.join(rows, self._clock.now(), deadline)
+        call = self._room.join(rows, self._clock.now(), deadline, remembered)
         try:
             if call.n_open:
                 self._changed.set()

@@ -83,13 +83,13 @@ class WaitingRoom:
 
     # -- callers --------------------------------------------------------------------------------------------
 
-    def join(self, rows: Sequence[tuple[int, ...]], now: float, deadline: float) -> Call:
-        """A caller with its rows, some of which may have an outcome at once. It must `leave`."""
+    def join(self, rows: Sequence[tuple[int, ...]], now: float, deadline: float, remembered: bool = True) -> Call:
+        """A caller with its rows, some of which may have an outcome at once, if they are `remembered`. It must `leave`."""
         call = Call(now, deadline, [_PENDING] * len(rows), asyncio.get_running_loop().create_future(), [])
         for place, ids in enumerate(rows):
             key = key_of(ids)
             name = self._cache.name(key)
-            if (heads := self._cache.get(name)) is not None:
+            if remembered and (heads := self._cache.get(name)) is not None:
                 call.outcomes[place] = RowScored(heads, 0.0, 0.0, 0.0, cached=True)
             else:
                 row = self._rows.get(name) or self._add(name, ids, key if self._with_keys else b"", now)

@@ -66,6 +66,7 @@ TABLE: tuple[Row, ...] = (
     Row("tripwire_tripped", "gauge", "1 from when a wire trips until somebody acknowledges it.", ("wire", "run")),
     Row("tripwire_trips_total", "counter", "How often a wire has tripped.", ("wire", "run")),
     Row("run_sum_total", "counter", "Sums over the watched samples of a run; of replicas they add up.", ("run", "of")),
+    Row("canary_margin", "gauge", "Raw score of an honest answer above that of an exploit.", ("canary",)),
     Row("run_step", "gauge", "The latest step that a run has named.", ("run",)),
     Row("model_info", "gauge", "What is loaded; the value is always 1.",
         ("name", "architecture", "backend", "engine", "dtype", "device", "contract", "calibration", "pipeline")),
@@ -143,8 +144,22 @@ class _Runs(Collector):
         yield from families.values()
 
 
-_OF_RUNS = ("tripwire_statistic", "tripwire_threshold", "tripwire_tripped", "run_sum_total", "run_step")
-"""Rows of the table that are read from the board."""
+class _Margins(Collector):
+    """What canaries sang last, read when somebody scrapes."""
+
+    def __init__(self, row: Row, margins: Callable[[], Mapping[str, float]]) -> None:
+        self._row, self._margins = row, margins
+
+    def collect(self) -> Iterator[Metric]:
+        """One gauge a canary."""
+        family = Metric(PREFIX + self._row.name, self._row.help, self._row.kind)
+        for canary, margin in self._margins().items():
+            family.add_sample(family.name, {"canary": canary}, margin)
+        yield family
+
+
+_READ = ("tripwire_statistic", "tripwire_threshold", "tripwire_tripped", "run_sum_total", "run_step", "canary_margin")
+"""Rows of the table that are read from elsewhere when somebody scrapes."""
 
 
 class Metrics:
@@ -155,9 +170,9 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        self._counters = {r.name: self._counter(r) for r in TABLE if r.kind == "counter" and r.name not in _OF_RUNS}
+        self._counters = {r.name: self._counter(r) for r in TABLE if r.kind == "counter" and r.name not in _READ}
         self._children: dict[tuple[str, tuple[str, ...]], Counter] = {}
-        self._gauges = {r.name: self._gauge(r) for r in TABLE if r.kind == "gauge" and r.name not in _OF_RUNS}
+        self._gauges = {r.name: self._gauge(r) for r in TABLE if r.kind == "gauge" and r.name not in _READ}
         self._by_route = {r.name: self._histogram(r) for r in TABLE if r.kind == "histogram" and r.labels}
         # The buckets of the scores are known when the model is.
         self._tallies = {
@@ -190,8 +205,13 @@ class Metrics:
 
     def watch_runs(self, runs: Callable[[], Mapping[str, Run]], wires: Mapping[str, float]) -> None:
         """Read the state of runs whenever somebody looks. `wires` has the threshold of each. Once a process."""
-        rows = {row.name: row for row in TABLE if row.name in _OF_RUNS}
+        rows = {row.name: row for row in TABLE if row.name in _READ}
         self._registry.register(_Runs(rows, runs, wires))
+
+    def watch_canaries(self, margins: Callable[[], Mapping[str, float]]) -> None:
+        """Read the margins of canaries whenever somebody looks. Once a process."""
+        row = next(row for row in TABLE if row.name == "canary_margin")
+        self._registry.register(_Margins(row, margins))
 
     def observe_trip(self, run: str, wire: str) -> None:
         """A wire has tripped."""

@@ -26,6 +26,12 @@ OTHER = "other"
 VOTE = "vote"
 """The wire that trips when several others have."""
 
+CANARY = "canary"
+"""The wire that trips when the same model gives canaries other scores: somebody or something has changed it."""
+
+CANARY_CHANGE = 0.01
+"""In standard deviations of raw scores: what kernels and batches do to a score is far below."""
+
 
 @dataclass(frozen=True, slots=True)
 class BoardLimits:
@@ -83,8 +89,9 @@ class Board:
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """Of every wire, and of the vote."""
-        return {**{wire.name: wire.threshold for wire in self.wires}, VOTE: float(self._limits.votes_for_a_page)}
+        """Of every wire, of the vote, and of the canaries."""
+        known = {wire.name: wire.threshold for wire in self.wires}
+        return {**known, VOTE: float(self._limits.votes_for_a_page), CANARY: CANARY_CHANGE}
 
     @property
     def runs(self) -> dict[str, Run]:
@@ -109,6 +116,15 @@ class Board:
         run = self._runs.get(name or OTHER) or self._runs.get(OTHER)
         if run is not None:
             _count_audit(run.window, level, audit)
+
+    def report(self, name: str, finding: Finding, now: float) -> bool:
+        """What another found about a run. Whether it is news: what has tripped stays so until it is acknowledged."""
+        run = self._run(name, now)
+        if finding.wire in run.alarms:
+            return False
+        run.statistics[finding.wire] = finding.statistic
+        run.alarms[finding.wire] = Alarm(finding, now)
+        return True
 
     def acknowledge(self, name: str, wire: str) -> bool:
         """Let a wire trip again. Whether it had tripped."""

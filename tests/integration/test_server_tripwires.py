@@ -17,7 +17,7 @@ import pytest
 
 from model.calibration import Calibration
 from tests.support.checkpoints import reward_model
-from tests.support.service_server import PATIENCE_S, ROOT, Server
+from tests.support.service_server import PATIENCE_S, ROOT, Server, drill
 
 WORDS = [
     "solar",
@@ -221,3 +221,19 @@ def test_a_second_model_judges_in_secret(tmp_path):
         # Both have the same weights, so the judge's scores are the others' less three.
         assert run["statistics"]["audit_gap"] == pytest.approx(3.0, abs=1e-3)
         assert "audit_gap" in {tripped["wire"] for tripped in run["tripped"]}
+
+
+def test_a_model_that_was_tampered_with_is_heard_by_its_canaries(receiver):
+    """The weights change in a running server; nobody need ask it anything."""
+    flags = ["--tripwires.canaries-every-s=0.05", f"--webhook-url={receiver.url}"]
+    with drill("tampered-after:40", *flags) as server:
+        alarm, *_ = receiver.next()
+        assert (alarm["wire"], alarm["severity"], alarm["run"]) == ("canary", "page", "canaries")
+        assert alarm["statistic"] > alarm["threshold"]
+        assert "flattery" in alarm["evidence"]
+        page = server.client.get("/tripwires").json()
+        assert [t["wire"] for t in page["runs"]["canaries"]["tripped"]] == ["canary"]
+        assert {c["canary"] for c in page["canaries"]} >= {"flattery", "injection"}
+        assert server.metric("reward_tripwire_tripped", wire="canary", run="canaries") == 1
+        assert server.client.post("/tripwires/canaries/canary/ack").status_code == 200
+        assert receiver.next()[0]["wire"] == "canary", "it is still another model"

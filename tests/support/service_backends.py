@@ -3,7 +3,8 @@
 `python -m tests.support.service_backends` is `reward-serve` with one more backend, `drill`. Its model name
 says what goes wrong: `load-waits:FIFO`, `load-fails:WORDS`, `forward-waits:FIFO`, `raises:WORDS`,
 `nan:`, `too-few:`, `bug-in-encoder:WORDS`, `encoder-waits:FIFO`, `bad-cost:`, `two-heads:`, `noisy:`,
-`noisy-without-probes:`. A gate is a named pipe: whoever opens it for writing knows that the server is inside, and
+`noisy-without-probes:`, `tampered-after:N`. A gate is a named pipe: whoever opens it for writing knows that the server is
+inside, and
 lets it go on by closing it.
 """
 
@@ -43,11 +44,27 @@ def load(spec: ModelSpec) -> LoadedModel:
         return replace(loaded, scorer=FakeScorer(_by_company), contract=replace(loaded.contract, probes=probes))
     elif kind == "noisy-without-probes":
         return replace(loaded, scorer=FakeScorer(_by_company), identity=replace(loaded.identity, n_parameters=1))
+    elif kind == "tampered-after":
+        return replace(loaded, scorer=_Tampered(int(words)), identity=replace(loaded.identity, n_parameters=1))
     elif kind == "bad-cost":
         return replace(loaded, scorer=_CostsNothing())
     elif kind in BEHAVIOURS:
         return replace(loaded, scorer=FakeScorer(BEHAVIOURS[kind](words)))
     return loaded
+
+
+class _Tampered(FakeScorer):
+    """Another model from the n-th batch on."""
+
+    def __init__(self, n):
+        super().__init__()
+        self._n = n
+
+    def score(self, batch):
+        scored = super().score(batch)
+        if len(self.batches) <= self._n:
+            return scored
+        return replace(scored, rows=tuple({"score": 1.0 - heads["score"]} for heads in scored.rows))
 
 
 class _FirstWaits:

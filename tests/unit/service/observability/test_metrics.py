@@ -29,6 +29,7 @@ OF_THE_DESIGN = {
 BESIDE_THE_DESIGN = {
     "run_sum_total": {"run", "of"},
     "run_step": {"run"},
+    "canary_margin": {"canary"},
     "batch_failures_total": {"reason"},
     "batch_budget_tokens": set(),
 }

@@ -1,0 +1,125 @@
+"""A private set of pairs, an honest answer and an exploit each, scored at start and again and again.
+
+What a model thinks of them is a figure of its worth: an exploit that scores above the honest answer is one that a policy will
+find. And it cannot change: other scores of the same weights mean that somebody or something has changed them. Knows the
+batcher's door; what it finds is told to `changed`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.backends import Encode, Identity
+from model.conversation import Sample, SampleError
+from model.scorer import ScorerError, TokenBatch
+from service.batching.batcher import Batcher
+from service.batching.outcomes import RowScored
+from service.errors import ServiceError
+from service.tripwires.board import CANARY_CHANGE
+
+SHIPPED = Path(__file__).parent / "tripwires" / "canaries.json"
+
+
+class CanariesError(Exception):
+    """The file of canaries cannot be used; the message says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A prompt with two answers; the honest one is to score higher."""
+
+    name: str
+    prompt: str
+    honest: str
+    exploit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sung:
+    """What one canary scored, raw."""
+
+    name: str
+    honest: float
+    exploit: float
+
+    @property
+    def margin(self) -> float:
+        """How far the honest answer is ahead; below zero, the exploit pays."""
+        return self.honest - self.exploit
+
+
+def read(path: Path = SHIPPED) -> list[Canary]:
+    """Raise `CanariesError`."""
+    try:
+        return [Canary(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise CanariesError(f"canaries {path} cannot be read: {type(error).__name__}") from None
+
+
+class Canaries:
+    """The pairs that this model can encode, and what they scored at the start.
+
+    `std` is the deviation of the model's raw scores: what a change is measured by.
+    """
+
+    def __init__(self, canaries: Sequence[Canary], encode: Encode, identity: Identity, std: float) -> None:
+        self._identity = identity
+        self._least = CANARY_CHANGE * std
+        rows: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        for canary in canaries:
+            with contextlib.suppress(SampleError):  # too long for this model, say
+                honest, exploit = (
+                    encode(Sample(prompt=canary.prompt, response=r)).ids for r in (canary.honest, canary.exploit)
+                )
+                rows[canary.name] = honest, exploit
+        self._rows = rows
+        self.first: tuple[Sung, ...] = ()
+        self.latest: tuple[Sung, ...] = ()
+
+    def begin(self, score: Callable[[TokenBatch], Sequence[float]]) -> None:
+        """Score them for the first time, with the model itself. They stay silent where it fails."""
+        if not self._rows:
+            return
+        flat = tuple(ids for pair in self._rows.values() for ids in pair)
+        with contextlib.suppress(ScorerError):
+            self.first = self.latest = self._paired(score(TokenBatch(flat)))
+
+    async def again(self, batcher: Batcher) -> list[str]:
+        """Score them once more, past every cache. The names of those whose scores have changed.
+
+        Raise `ServiceError` where there was no score to be had: that says nothing of the weights.
+        """
+        flat = [ids for pair in self._rows.values() for ids in pair]
+        outcomes = await batcher.score(flat, remembered=False) if self.first else []
+        if not outcomes or not all(isinstance(outcome, RowScored) for outcome in outcomes):
+            return []
+        self.latest = self._paired([self._identity.raw(o.heads) for o in outcomes if isinstance(o, RowScored)])
+        return [a.name for a, b in zip(self.first, self.latest, strict=True) if self._differ(a, b)]
+
+    async def keep_singing(self, batcher: Batcher, every_s: float, changed: Callable[[list[str], float], None]) -> None:
+        """For ever: `changed` hears of canaries that do not sing as at the start, and of the largest difference."""
+        while True:
+            await asyncio.sleep(every_s)
+            with contextlib.suppress(ServiceError):
+                if names := await self.again(batcher):
+                    changed(names, self.largest_change)
+
+    @property
+    def largest_change(self) -> float:
+        """Of any score since the start, in standard deviations of the model's raw scores."""
+        pairs = zip(self.first, self.latest, strict=True)
+        changes = [max(abs(a.honest - b.honest), abs(a.exploit - b.exploit)) for a, b in pairs]
+        return CANARY_CHANGE * max(changes, default=0.0) / self._least
+
+    def _paired(self, raw: Sequence[float]) -> tuple[Sung, ...]:
+        pairs = zip(self._rows, raw[::2], raw[1::2], strict=True)
+        return tuple(Sung(name, honest, exploit) for name, honest, exploit in pairs)
+
+    def _differ(self, a: Sung, b: Sung) -> bool:
+        # Written so that NaN differs from everything.
+        return not (abs(a.honest - b.honest) <= self._least and abs(a.exploit - b.exploit) <= self._least)

@@ -1,0 +1,121 @@
+"""Canaries sing at the start and again, past every cache, and whoever changes the model is heard."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from model.backends import ModelSpec, echo
+from model.scorer import BatchScores, ScorerError
+from service.batching.batcher import Batcher
+from service.batching.cache import ScoreCache
+from service.batching.planner import Limits
+from service.canaries import Canaries, CanariesError, Canary, read
+from service.clock import MonotonicClock
+from tests.support.service_fakes import PATIENCE_S, FakeScorer, right_scores, scores_with
+
+ECHO = echo.load(ModelSpec())
+PAIRS = [Canary("one", "why?", "because", ":"), Canary("two", "who?", "nobody", "!")]
+
+
+class Tampered(FakeScorer):
+    """Answers as it should, until `shift` is set."""
+
+    shift = 0.0
+
+    def score(self, batch):
+        rows = tuple({"score": heads["score"] + self.shift} for heads in super().score(batch).rows)
+        return BatchScores(rows, batch.n_tokens)
+
+
+@pytest.fixture
+async def batcher():
+    scorer = Tampered()
+    batcher = Batcher(scorer, Limits(10_000, 0.0), MonotonicClock(), lambda done: None, cache=ScoreCache(100, epoch=1))
+    batcher.start()
+    batcher.scorer = scorer
+    yield batcher
+    await asyncio.wait_for(batcher.stop(), PATIENCE_S)
+
+
+def hatched(scorer, pairs=PAIRS, std=2.0):
+    canaries = Canaries(pairs, ECHO.encode, ECHO.identity, std)
+    canaries.begin(lambda batch: [heads["score"] for heads in scorer.score(batch).rows])
+    return canaries
+
+
+def z(prompt, response):
+    return echo.echo_score((*f"{prompt}\n{response}".encode(), 0))
+
+
+async def test_margins_are_the_honest_answer_less_the_exploit(batcher):
+    canaries = hatched(batcher.scorer)
+    assert [sung.margin for sung in canaries.first] == [
+        z("why?", "because") - z("why?", ":"), z("who?", "nobody") - z("who?", "!"),
+    ]  # fmt: skip
+
+
+async def test_the_same_model_sings_the_same(batcher):
+    canaries = hatched(batcher.scorer)
+    assert await canaries.again(batcher) == []
+    assert canaries.largest_change == 0.0
+
+
+@pytest.mark.parametrize(("shift", "heard"), [(0.019, []), (0.021, ["one", "two"]), (float("nan"), [])])
+async def test_a_change_beyond_a_hundredth_of_a_deviation_is_heard_past_the_cache(batcher, shift, heard):
+    canaries = hatched(batcher.scorer)
+    assert await canaries.again(batcher) == []  # now every score is remembered
+    batcher.scorer.shift = shift
+    assert await canaries.again(batcher) == heard
+    if heard:
+        assert canaries.largest_change == pytest.approx(shift / 2.0)
+
+
+async def test_whoever_listens_is_told_again_and_again(batcher):
+    canaries, told, twice = hatched(batcher.scorer), [], asyncio.Event()
+
+    def changed(names, by):
+        told.append((names, by))
+        if len(told) == 2:
+            twice.set()
+
+    batcher.scorer.shift = 1.0
+    singing = asyncio.create_task(canaries.keep_singing(batcher, 0.001, changed))
+    await asyncio.wait_for(twice.wait(), PATIENCE_S)
+    singing.cancel()
+    assert told[0] == (["one", "two"], pytest.approx(0.5))
+
+
+async def test_a_model_that_fails_is_not_taken_for_another(batcher):
+    def fails(batch):
+        raise ScorerError("no")
+
+    assert hatched(FakeScorer(fails)).first == ()
+    canaries = hatched(batcher.scorer)
+    batcher.scorer._behave = scores_with(float("inf"), lambda ids: True)
+    assert await canaries.again(batcher) == []
+    batcher.scorer._behave = right_scores
+    assert await canaries.again(batcher) == []
+
+
+async def test_what_the_model_cannot_read_is_left_out(batcher):
+    canaries = hatched(batcher.scorer, [*PAIRS, Canary("empty", "why?", "because", "")])
+    assert [sung.name for sung in canaries.first] == ["one", "two"]
+    assert hatched(batcher.scorer, []).first == ()
+
+
+def test_the_shipped_ones_have_names_of_their_own_and_two_answers():
+    canaries = read()
+    assert len({canary.name for canary in canaries}) == len(canaries) >= 10
+    assert all(c.prompt and c.honest and c.exploit and c.honest != c.exploit for c in canaries)
+
+
+@pytest.mark.parametrize("content", ["", "{}x", '[{"name": "a"}]', "[1]"])
+def test_a_file_that_has_none_is_refused_by_name(tmp_path, content):
+    (tmp_path / "own.json").write_text(content)
+    with pytest.raises(CanariesError, match=r"own\.json"):
+        read(tmp_path / "own.json")
+    (tmp_path / "own.json").write_text(json.dumps([{"name": "a", "prompt": "b", "honest": "c", "exploit": "d"}]))
+    assert read(tmp_path / "own.json") == [Canary("a", "b", "c", "d")]
