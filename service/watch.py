@@ -56,7 +56,7 @@ class Allowance:
         self._at = now
         if self._seconds < self._price_s:
             return n if self._share >= 1.0 else 0
-        self._seconds = min(self._share * _SAVINGS_S, self._seconds)
+        self._seconds = min(max(self._share * _SAVINGS_S, self._price_s), self._seconds)
         return n if self._share >= 1.0 else min(n, int(self._seconds / self._price_s))
 
     def spend(self, n: int, seconds: float) -> None:

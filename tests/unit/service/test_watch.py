@@ -133,6 +133,13 @@ def test_an_allowance_may_be_saved_up_but_not_for_long():
     assert after_a_day == after_a_second > 0
 
 
+def test_a_small_allowance_is_enough_for_a_dear_sample_now_and_then():
+    allowance = Allowance(0.001, 0.0)
+    allowance.spend(1, 10.0)  # its price is now far above what may be saved up
+    n_looks = sum(bool(allowance.affords(5, 100.0 * i)) for i in range(1, 200))
+    assert n_looks > 0
+
+
 def test_nothing_is_looked_at_without_an_allowance_and_everything_with_a_whole_core():
     assert Allowance(0.0, 0.0).affords(10, 1e6) == 0
     whole = Allowance(1.0, 0.0)
