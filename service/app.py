@@ -183,7 +183,7 @@ async def _load_unless_stopped(house: House, stop: asyncio.Event, webhook: Webho
     def load_and_measure() -> tuple[LoadedModel, Pipeline, NumericNoise | None, LoadedModel | None, Canaries]:
         loaded, pipeline = load_model(house.settings)
         noise = measure_noise(house.settings, loaded)
-        return loaded, pipeline, noise, load_audit(house.settings), hatch(house.settings, loaded)
+        return loaded, pipeline, noise, load_audit(house.settings), hatch(house.settings, loaded, noise)
 
     loading = _in_daemon_thread(load_and_measure, "loader")
     stopped = asyncio.create_task(stop.wait())

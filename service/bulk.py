@@ -21,12 +21,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pydantic_settings import SettingsError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from model.backends import LoadedModel, LoadError
 from model.calibration import CalibrationError
 from model.reward import Pipeline, PipelineError
+from model.traits import LexiconError
 from service import engine as engines
 from service.admission import Admission
 from service.api import body
@@ -115,7 +117,7 @@ def run(settings: BulkSettings) -> int:
     except RequestRefused as error:
         complain(PROGRAM, [error.message, f"Run the same command again to continue {settings.target}."])
         return FAILED
-    except NotContinuable as error:
+    except (NotContinuable, SettingsError, LexiconError) as error:
         complain(PROGRAM, [str(error)])
         return USAGE_ERROR
     except OSError as error:

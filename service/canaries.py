@@ -20,7 +20,6 @@ from model.scorer import ScorerError, TokenBatch
 from service.batching.batcher import Batcher
 from service.batching.outcomes import RowScored
 from service.errors import ServiceError
-from service.tripwires.board import CANARY_CHANGE
 
 SHIPPED = Path(__file__).parent / "tripwires" / "canaries.json"
 
@@ -64,12 +63,12 @@ def read(path: Path = SHIPPED) -> list[Canary]:
 class Canaries:
     """The pairs that this model can encode, and what they scored at the start.
 
-    `std` is the deviation of the model's raw scores: what a change is measured by.
+    `allowed` is by how much a raw score may change without another model behind it.
     """
 
-    def __init__(self, canaries: Sequence[Canary], encode: Encode, identity: Identity, std: float) -> None:
+    def __init__(self, canaries: Sequence[Canary], encode: Encode, identity: Identity, allowed: float) -> None:
         self._identity = identity
-        self._least = CANARY_CHANGE * std
+        self._allowed = allowed
         rows: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         for canary in canaries:
             with contextlib.suppress(SampleError):  # too long for this model, say
@@ -111,10 +110,10 @@ class Canaries:
 
     @property
     def largest_change(self) -> float:
-        """Of any score since the start, in standard deviations of the model's raw scores."""
+        """Of any score since the start, in multiples of what is allowed."""
         pairs = zip(self.first, self.latest, strict=True)
         changes = [max(abs(a.honest - b.honest), abs(a.exploit - b.exploit)) for a, b in pairs]
-        return CANARY_CHANGE * max(changes, default=0.0) / self._least
+        return max(changes, default=0.0) / self._allowed
 
     def _paired(self, raw: Sequence[float]) -> tuple[Sung, ...]:
         pairs = zip(self._rows, raw[::2], raw[1::2], strict=True)
@@ -122,4 +121,4 @@ class Canaries:
 
     def _differ(self, a: Sung, b: Sung) -> bool:
         # Written so that NaN differs from everything.
-        return not (abs(a.honest - b.honest) <= self._least and abs(a.exploit - b.exploit) <= self._least)
+        return not (abs(a.honest - b.honest) <= self._allowed and abs(a.exploit - b.exploit) <= self._allowed)

@@ -41,6 +41,8 @@ from service.webhook import Webhook
 CANARIES = "canaries"
 """What canaries are reported as: they belong to the model, not to a run."""
 
+_CANARY_STDS, _CANARY_NOISES = 0.01, 4.0
+
 FIRST_EPOCH = 1
 FIRST_BUDGET = {"cpu": 1024, "cuda": 8192}
 """Tokens of a batch, by device, until the forwards themselves have said what they take."""
@@ -113,14 +115,18 @@ def load_audit(settings: ModelSettings) -> LoadedModel | None:
     return audit
 
 
-def hatch(settings: ModelSettings, loaded: LoadedModel) -> Canaries:
-    """Canaries that have sung once. Raise `LoadError`. Takes a forward; a backend without weights has nothing to change."""
+def hatch(settings: ModelSettings, loaded: LoadedModel, noise: NumericNoise | None) -> Canaries:
+    """Canaries that have sung once. Raise `LoadError`. Takes a forward; a backend without weights has nothing to change.
+
+    A score may change by a hundredth of a standard deviation, or by a few times the noise, which is larger in half precision.
+    """
     try:
         known = canary_pairs(settings.tripwires.canaries_file or SHIPPED)
     except CanariesError as error:
         raise LoadError(f"REWARD_TRIPWIRES__CANARIES_FILE: {error}") from None
     std = loaded.calibration.std if loaded.calibration else 1.0
-    canaries = Canaries(known if loaded.identity.n_parameters else [], loaded.encode, loaded.identity, std)
+    allowed = max(_CANARY_STDS * std, _CANARY_NOISES * noise.max if noise else 0.0)
+    canaries = Canaries(known if loaded.identity.n_parameters else [], loaded.encode, loaded.identity, allowed)
     canaries.begin(lambda batch: [loaded.identity.raw(heads) for heads in loaded.scorer.score(batch).rows])
     return canaries
 
@@ -175,7 +181,6 @@ def _build_watch(
     says = {wire.name: wire.says for wire in plan.wires} | {CANARY: "the same model gives the same texts other scores"}
 
     def tell(run: str, finding: Finding) -> None:
-        metrics.observe_trip(run, finding.wire)
         if webhook is not None and finding.severity != "note":
             webhook.tell({"run": run, **finding._asdict(), "says": says.get(finding.wire, "several wires together"),
                           "model": loaded.identity.name, "model_epoch": FIRST_EPOCH, "pipeline": pipeline.digest})  # fmt: skip

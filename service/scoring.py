@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from model.conversation import Message, Sample, SampleError
 from model.encoding import Encoded
-from model.reward import Pipeline, Reward
+from model.reward import Pipeline, Reward, sigmoid
 from model.scorer import HeadScores
 from service.admission import Admission
 from service.batching.batcher import Batcher
@@ -250,14 +250,9 @@ def rank(raw: Sequence[float], temperature: float, tie_margin: float) -> Ranked:
         ranking=tuple(ranking),
         winner=ranking[0] if margin > tie_margin else None,
         raw=tuple(raw),
-        probabilities=tuple(tuple(_sigmoid((a - b) / temperature) for b in raw) for a in raw),
+        probabilities=tuple(tuple(sigmoid((a - b) / temperature) for b in raw) for a in raw),
         margin=margin,
     )
-
-
-def _sigmoid(x: float) -> float:
-    """Without overflow for any x that is a number."""
-    return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
 
 
 def _at_response(failure: Failure | None, index: int) -> Failure | None:

@@ -16,7 +16,7 @@ from service.audit import AuditJudge
 from service.clock import Clock
 from service.errors import RowFailed
 from service.rewards import ScoredRow
-from service.tripwires.board import OTHER, Board
+from service.tripwires.board import Board
 from service.tripwires.wire import Finding, Observation
 
 Flags = tuple[str, ...]
@@ -92,7 +92,9 @@ class Watch:
         """Look at what was scored together, as far as the allowance goes. Flags of samples, by their place."""
         began = self._clock.now()
         if self._judge is not None:
-            self._judge.ask(rows, rewards, lambda level, audit: self.board.hear(origin.run, level, audit))
+            self._judge.ask(
+                rows, rewards, lambda level, audit: self.board.hear(origin.run, level, audit, self._clock.now())
+            )
         n = self._allowance.affords(len(rows), began)
         if not n:
             return None
@@ -109,7 +111,7 @@ class Watch:
         found = self.board.observe(origin.run, origin.step, seen, began) if seen else []
         self._allowance.spend(n, self._clock.now() - began)
         for finding in found:
-            self._tell(origin.run or OTHER, finding)
+            self._tell(self.board.kept_as(origin.run), finding)
         return flags
 
     def report(self, run: str, finding: Finding) -> None:

@@ -14,7 +14,6 @@ from typing import Literal
 from model.scorer import HeadScores
 
 How = Literal["sum", "mean", "min", "softmin", "and"]
-COMBINATIONS: tuple[How, ...] = ("sum", "mean", "min", "softmin", "and")
 
 
 @dataclass(frozen=True, slots=True)

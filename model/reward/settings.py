@@ -9,7 +9,6 @@ from typing import Literal
 from model.reward.members import How
 
 Shape = Literal["none", "cap", "softcap", "par", "lsc"]
-SHAPES: tuple[Shape, ...] = ("none", "cap", "softcap", "par", "lsc")
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ def text_digest(response: str) -> int | None:
 
 
 def _count(phrases: Sequence[str], lower: str) -> float:
-    # Looking for a piece of text is ten times as fast as for whole words, and hardly ever finds anything.
+    # Looking for a piece of text is far quicker than for whole words, and hardly ever finds anything.
     found = [phrase for phrase in phrases if phrase in lower]
     return float(min(_MOST, sum([len(_whole(phrase).findall(lower)) for phrase in found]))) if found else 0.0
 

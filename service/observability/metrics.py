@@ -139,6 +139,8 @@ class _Runs(Collector):
                 add("tripwire_statistic", statistic, wire=wire, run=run)
             for of, value in zip(ENTRIES, (state.total + state.window).sums, strict=True):
                 add("run_sum_total", value, run=run, of=of)
+            for wire, n in state.trips.items():
+                add("tripwire_trips_total", n, wire=wire, run=run)
             if state.step is not None:
                 add("run_step", state.step, run=run)
         yield from families.values()
@@ -158,7 +160,10 @@ class _Margins(Collector):
         yield family
 
 
-_READ = ("tripwire_statistic", "tripwire_threshold", "tripwire_tripped", "run_sum_total", "run_step", "canary_margin")
+_READ = (
+    "tripwire_statistic", "tripwire_threshold", "tripwire_tripped", "tripwire_trips_total",
+    "run_sum_total", "run_step", "canary_margin",
+)  # fmt: skip
 """Rows of the table that are read from elsewhere when somebody scrapes."""
 
 
@@ -212,10 +217,6 @@ class Metrics:
         """Read the margins of canaries whenever somebody looks. Once a process."""
         row = next(row for row in TABLE if row.name == "canary_margin")
         self._registry.register(_Margins(row, margins))
-
-    def observe_trip(self, run: str, wire: str) -> None:
-        """A wire has tripped."""
-        self._count("tripwire_trips_total", 1, wire, run)
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         """A request has been answered."""

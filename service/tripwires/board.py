@@ -29,8 +29,8 @@ VOTE = "vote"
 CANARY = "canary"
 """The wire that trips when the same model gives canaries other scores: somebody or something has changed it."""
 
-CANARY_CHANGE = 0.01
-"""In standard deviations of raw scores: what kernels and batches do to a score is far below."""
+CANARY_CHANGE = 1.0
+"""In multiples of what kernels and batches may do to a score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,6 @@ class Alarm:
 
     finding: Finding
     since: float
-    acknowledged: bool = False
 
 
 @dataclass(slots=True)
@@ -72,6 +71,7 @@ class Run:
     keys: OrderedDict[int, None] = field(default_factory=OrderedDict)
     recent: deque[str] = field(default_factory=deque)
     alarms: dict[str, Alarm] = field(default_factory=dict)
+    trips: Counter[str] = field(default_factory=Counter)
     statistics: dict[str, float] = field(default_factory=dict)
     n_windows: int = 0
     step: int | None = None
@@ -111,11 +111,13 @@ class Board:
                 found += self._close_window(run, now)
         return found
 
-    def hear(self, name: str | None, level: float, audit: float) -> None:
-        """What the audit judge says of a sample of a run that is known: `level` is what the sample was scored."""
-        run = self._runs.get(name or OTHER) or self._runs.get(OTHER)
-        if run is not None:
-            _count_audit(run.window, level, audit)
+    def hear(self, name: str | None, level: float, audit: float, now: float) -> None:
+        """What the audit judge says of a sample: `level` is what the sample was scored."""
+        _count_audit(self._run(name or OTHER, now).window, level, audit)
+
+    def kept_as(self, name: str | None) -> str:
+        """The name under which a run is kept: its own, or that of all others where there was no room."""
+        return name if name is not None and name in self._runs else OTHER
 
     def report(self, name: str, finding: Finding, now: float) -> bool:
         """What another found about a run. Whether it is news: what has tripped stays so until it is acknowledged."""
@@ -123,7 +125,7 @@ class Board:
         if finding.wire in run.alarms:
             return False
         run.statistics[finding.wire] = finding.statistic
-        run.alarms[finding.wire] = Alarm(finding, now)
+        _latch(run, finding, now)
         return True
 
     def acknowledge(self, name: str, wire: str) -> bool:
@@ -211,7 +213,7 @@ class Board:
         if wire in run.alarms:
             return None
         finding = Finding(wire, severity, run.statistics[wire], threshold, run.step, tuple(run.recent))
-        run.alarms[wire] = Alarm(finding, now)
+        _latch(run, finding, now)
         return finding
 
     # -- runs -------------------------------------------------------------------------------------------------------
@@ -232,6 +234,11 @@ class Board:
         for name, run in [*islice(self._runs.items(), 2)]:
             if now - run.seen_at > self._limits.expiry_s:
                 del self._runs[name]
+
+
+def _latch(run: Run, finding: Finding, now: float) -> None:
+    run.alarms[finding.wire] = Alarm(finding, now)
+    run.trips[finding.wire] += 1
 
 
 def _count_audit(window: Tally, level: float, audit: float) -> None:

@@ -5,10 +5,9 @@ Every entry only grows, so that each may be exported as a counter; a number with
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from math import sqrt
-from operator import add, sub
-from typing import Self
+from operator import add
 
 from model.traits import NAMES, OF_IDS, OF_TEXT
 
@@ -42,11 +41,6 @@ class Tally:
     def __init__(self, sums: Iterable[float] | None = None) -> None:
         self.sums: list[float] = [0.0] * len(ENTRIES) if sums is None else [*sums]
 
-    @classmethod
-    def of(cls, named: Mapping[str, float]) -> Self:
-        """From names; what is not named is 0."""
-        return cls(named.get(name, 0.0) for name in ENTRIES)
-
     def __getitem__(self, name: str) -> float:
         """An entry."""
         return self.sums[_AT[name]]
@@ -54,16 +48,6 @@ class Tally:
     def __add__(self, other: Tally) -> Tally:
         """What both have seen."""
         return Tally(map(add, self.sums, other.sums))
-
-    def __sub__(self, other: Tally) -> Tally:
-        """What came after `other`."""
-        return Tally(map(sub, self.sums, other.sums))
-
-    def __eq__(self, other: object) -> bool:
-        """Entry by entry."""
-        return isinstance(other, Tally) and self.sums == other.sums
-
-    __hash__ = None  # type: ignore[assignment]  # it changes
 
     def count(self, name: str, amount: float = 1.0) -> None:
         """Add to one entry."""

@@ -7,7 +7,6 @@ import pytest
 from model.conversation import Message, Sample
 from model.encoding import Encoded
 from model.reward import Reward
-from model.traits import NAMES, OF_IDS
 from service.errors import ScoreNotFinite
 from service.rewards import ScoredRow
 from service.tripwires.board import OTHER
@@ -155,7 +154,3 @@ def test_what_is_looked_at_moves_on_so_that_no_place_is_always_left_out():
     assert sorted({place for each in places for place in each}) == list(range(10))
     assert all(len(set(each)) == 4 for each in places)
     assert list(watch._places(3, 9)) == [0, 1, 2]
-
-
-def test_traits_come_in_the_order_of_their_names():
-    assert NAMES[: len(OF_IDS)] == OF_IDS

@@ -222,14 +222,13 @@ def test_sums_only_grow():
     for _ in range(300):
         board.observe("run", 0, [seen(rng, level=rng.gauss(0, 3), audit=rng.gauss(0, 3), spread=0.1)], 0.0)
         after = Tally(board.runs["run"].window.sums)
-        assert min((after - before).sums) >= 0.0
+        assert all(new >= old for new, old in zip(after.sums, before.sums, strict=True))
         before = after
 
 
 def test_means_are_over_the_samples_that_have_a_number():
-    tally = Tally.of(
-        {"samples": 10, "responses": 10, "texts": 4, "length": 20, "flattery": 2, "level_up": 3, "level_down": 8}
-    )
+    known = {"samples": 10, "responses": 10, "texts": 4, "length": 20, "flattery": 2, "level_up": 3, "level_down": 8}
+    tally = Tally(known.get(name, 0.0) for name in ENTRIES)
     assert (tally.mean("length"), tally.mean("flattery"), tally.mean("level")) == (2.0, 0.5, -0.5)
     assert tally.mean("audit") is None
     assert len(tally.sums) == len(ENTRIES) == len(set(ENTRIES))
@@ -246,3 +245,20 @@ def test_samples_without_text_say_nothing_of_texts():
 
 def replace_traits(sample):
     return sample._replace(traits=sample.traits[: len(OF_IDS)], text_digest=None)
+
+
+def test_a_run_for_which_there_was_no_room_is_known_by_the_name_it_is_kept_under():
+    board = Board(REFERENCE, replace(LIMITS, max_runs=3))
+    for i in range(5):
+        board.observe(f"run {i}", 0, healthy(1), 0.0)
+    assert [board.kept_as(name) for name in ("run 0", "run 1", "run 4", None)] == ["run 0", "run 1", OTHER, OTHER]
+    board.hear("run 4", 1.0, 2.0, 0.0)
+    assert (board.runs[OTHER].window["audited"], board.runs["run 0"].window["audited"]) == (1, 0)
+
+
+def test_every_trip_is_counted():
+    board, _ = watched(healthy(64) + healthy(200, flattery=2.0))
+    board.acknowledge("run", "flattery")
+    for _ in range(10):
+        board.observe("run", 0, healthy(16, flattery=2.0), 0.0)
+    assert board.runs["run"].trips["flattery"] == 2
