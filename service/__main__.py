@@ -51,7 +51,10 @@ def run(settings: ServeSettings) -> int:
         complain(PROGRAM, [f"{name} is no setting of {PROGRAM} and is ignored; see {PROGRAM} --help"])
     try:
         keys, webhook_secret = settings.read_keys(), settings.read_webhook_secret()
-        settings.wire_plan()  # what cannot be read is said before a model is loaded
+        # What cannot be read is said before a model is loaded.
+        settings.wire_plan()
+        settings.read_baits()
+        settings.make_evidence_dir()
         listening = bind(settings.host, settings.port)
     except SettingsError as error:
         complain(PROGRAM, [str(error)])

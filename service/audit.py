@@ -28,16 +28,26 @@ Heard = Callable[[float, float], None]
 
 
 class AuditJudge:
-    """Asks about `share` of the samples, chosen by their ids: the same ones wherever and whenever they are scored."""
+    """Asks about `share` of the samples, chosen by their ids: the same ones wherever and whenever they are scored. `skipped`
+    hears of how many it was too slow for.
+    """
 
-    def __init__(self, encoder: Encoder, batcher: Batcher, pipeline: Pipeline, *, share: float) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        batcher: Batcher,
+        pipeline: Pipeline,
+        *,
+        share: float,
+        skipped: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._encoder = encoder
         self._batcher = batcher
         self._pipeline = pipeline
         self._below = int(share * _BUCKETS)
         self._asking: set[asyncio.Task[None]] = set()
         self.n_waiting = 0
-        self.n_skipped = 0
+        self._skipped = skipped
 
     def ask(self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed], heard: Heard) -> None:
         """Ask about some of these, soon. Never waits."""
@@ -49,7 +59,7 @@ class AuditJudge:
         if not chosen:
             return
         if self.n_waiting + len(chosen) > MOST_WAITING:
-            self.n_skipped += len(chosen)
+            self._skipped(len(chosen))
             return
         self.n_waiting += len(chosen)
         task = asyncio.create_task(self._judge(chosen, heard), name="audit")

@@ -28,18 +28,16 @@ from service.canaries import SHIPPED, Canaries, CanariesError
 from service.canaries import read as canary_pairs
 from service.clock import Clock
 from service.encoder import Encoder
+from service.evidence import EvidenceRoom
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.scoring import Rooms, Scoring
 from service.settings import ModelSettings
-from service.tripwires.board import CANARY, CANARY_CHANGE, Board, BoardLimits
+from service.tripwires.board import CANARIES, CANARY_CHANGE, Board, BoardLimits
 from service.tripwires.reference import Reference, usual
-from service.tripwires.wire import Finding
+from service.tripwires.wire import CANARY, Finding
 from service.watch import Watch
 from service.webhook import Webhook
-
-CANARIES = "canaries"
-"""What canaries are reported as: they belong to the model, not to a run."""
 
 _CANARY_STDS, _CANARY_NOISES = 0.01, 4.0
 
@@ -69,6 +67,7 @@ class Engine:
         if self.judge is not None:
             await self.judge.stop()
         await self.batcher.stop()
+        self.watch.close()
         self.encoder.close()
         self.loaded.scorer.close()
 
@@ -146,11 +145,12 @@ def build_engine(
     log = logs.logger("batcher")
     encoder = Encoder(loaded.encode, settings.encoder_threads, lambda error: log.error("encoder_bug", exc_info=error))
     batcher = _build_batcher(settings, loaded, clock, _tell_of_batches(metrics, log))
-    judge = _build_judge(settings, audit, clock) if audit is not None else None
+    judge = _build_judge(settings, audit, clock, metrics) if audit is not None else None
     watch = _build_watch(settings, loaded, pipeline, metrics, clock, webhook, judge)
     rooms = Rooms(admission, encoder, batcher, pipeline, watch, metrics, clock)
     metrics.model_ready(_labels(loaded, pipeline), FIRST_EPOCH, loaded.calibration, pipeline)
-    metrics.watch_runs(lambda: watch.board.runs, watch.board.thresholds)
+    metrics.watch_runs(watch.board)
+    metrics.watch_memory(loaded.memory)
     metrics.watch_queue(lambda: batcher.n_samples, lambda: batcher.n_tokens, lambda: batcher.limits.enough)
     batcher.start()
     canaries = canaries or Canaries([], loaded.encode, loaded.identity, 1.0)
@@ -188,14 +188,31 @@ def _build_watch(
         level("tripwire", run=run, wire=finding.wire, severity=finding.severity, statistic=round(finding.statistic, 4),
               threshold=finding.threshold, step=finding.step, evidence=list(finding.evidence))  # fmt: skip
 
-    limits = BoardLimits(window=settings.tripwires.window, votes_for_a_page=plan.votes_for_a_page)
+    limits = BoardLimits(
+        window=settings.tripwires.window, votes_for_a_page=plan.votes_for_a_page, blocks=frozenset(plan.block)
+    )
     known = _reference(loaded.calibration, pipeline) if settings.tripwires.reference == "calibration" else Reference()
-    board = Board(known, limits, plan.wires)
+    board = Board(known, limits, plan.wires, pipeline.combination.part_names)
     lexicon = Lexicon.read([Path(name) for name in plan.lexicons])
-    return Watch(board, lexicon, clock, tell, share=settings.tripwires.cpu_share, judge=judge)
+    return Watch(
+        board,
+        lexicon,
+        clock,
+        tell,
+        share=settings.tripwires.cpu_share,
+        judge=judge,
+        baits=settings.read_baits(),
+        evidence_room=_build_evidence_room(settings),
+        parts_of=pipeline.combination.parts if board.parts else lambda _: (),
+    )
 
 
-def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock) -> AuditJudge:
+def _build_evidence_room(settings: ModelSettings) -> EvidenceRoom | None:
+    folder, log = settings.tripwires.evidence_dir, logs.logger("evidence")
+    return EvidenceRoom(folder, lambda why: log.error("evidence_not_written", why=why)) if folder else None
+
+
+def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock, metrics: Metrics) -> AuditJudge:
     log = logs.logger("audit")
     encoder = Encoder(audit.encode, 1, lambda error: log.error("encoder_bug", exc_info=error))
 
@@ -206,7 +223,8 @@ def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock) -> A
     batcher = _build_batcher(settings, audit, clock, tell)
     batcher.start()
     pipeline = build_pipeline(audit.opinions, RewardSettings(shape="none"))
-    return AuditJudge(encoder, batcher, pipeline, share=settings.tripwires.audit_share)
+    share = settings.tripwires.audit_share
+    return AuditJudge(encoder, batcher, pipeline, share=share, skipped=metrics.observe_audit_skipped)
 
 
 def _reference(calibration: Calibration | None, pipeline: Pipeline) -> Reference:

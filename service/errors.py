@@ -176,6 +176,12 @@ class ScoreNotFinite(RowFailed):
     code = "score_not_finite"
 
 
+class RunBlocked(RowFailed):
+    """A trip wire has ended the service of this run, until somebody acknowledges its alarm."""
+
+    code = "run_blocked"
+
+
 class EncodingFailed(RowFailed):
     """The encoder raised something other than a `SampleError`. A bug of ours."""
 

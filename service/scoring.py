@@ -24,7 +24,7 @@ from service.batching.batcher import Batcher
 from service.batching.outcomes import RowOutcome, RowScored
 from service.clock import Clock
 from service.encoder import Encoder
-from service.errors import DeadlineExceeded, Failure, RowFailed, ScoreNotFinite
+from service.errors import DeadlineExceeded, Failure, RowFailed, RunBlocked, ScoreNotFinite
 from service.observability.metrics import Metrics
 from service.rewards import ScoredRow, rewards_of
 from service.watch import Flags, Origin, Watch
@@ -120,6 +120,8 @@ class Scoring:
 
         `origin` None: nobody trains on these, and no run is watched.
         """
+        if origin is not None and (wire := self._rooms.watch.blocked_by(origin)) is not None:
+            return self._refused(samples, wire)
         n_tokens = sum(map(self._estimate, samples))
         with self._rooms.admission.enter(len(samples), n_tokens):
             async with _until(deadline, self._rooms.clock):
@@ -127,6 +129,8 @@ class Scoring:
                     [self._score_chunk(chunk, deadline, origin) for chunk in _chunks(samples)]
                 )
         results = [result for chunk in answered for result in chunk]
+        if origin is not None and origin.ids:
+            self._rooms.watch.see_ids(origin, samples)
         self._rooms.metrics.observe_samples(
             outcomes=Counter([_outcome(r) for r in results]),
             n_tokens=sum([r.n_tokens or 0 for r in results]),
@@ -134,6 +138,13 @@ class Scoring:
             rewards=[r.reward for r in results if r.reward is not None],
         )
         return results
+
+    def _refused(self, samples: Sequence[Asked], wire: str) -> list[Scored]:
+        error = RunBlocked(
+            f"the trip wire {wire} has ended the service of this run; acknowledge its alarm to go on", wire=wire
+        )
+        self._rooms.metrics.observe_samples({error.code: len(samples)}, 0, 0, [])
+        return [Scored(failure=Failure.of(error))] * len(samples)
 
     async def compare(
         self, comparisons: Sequence[Comparison], tie_margin: float = 0.0, deadline: float = math.inf
@@ -160,6 +171,7 @@ class Scoring:
         with self._rooms.batcher.expecting(len(samples)):
             encoded = await self._encode(samples)
         encode_s = self._rooms.clock.now() - started_at
+        self._rooms.metrics.observe_encoding(encode_s)
         rows = [e.ids for e in encoded if isinstance(e, Encoded)]
         outcomes = await self._rooms.batcher.score(rows, deadline) if rows else []
         left = iter(outcomes)

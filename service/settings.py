@@ -15,11 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict, SettingsError
 
 from model.backends import BACKENDS, ModelSpec
 from model.reward import CombineSettings, PenaltySettings, RewardSettings
+from service.tripwires.baits import Baits, BaitsError
+from service.tripwires.baits import read as read_baits
 from service.tripwires.plan import PlanError, WirePlan, plan_of
 
 S = TypeVar("S", bound="ModelSettings")
@@ -89,6 +91,17 @@ class Tripwires(BaseModel):
     reference: Literal["run", "calibration"] = Field(
         "run", description="what is usual: the first samples of each run, or what the model was calibrated on"
     )
+    baits_file: Path | None = Field(None, description="planted prompts, hashed by reward-baits")
+    baits_key_file: Path | None = Field(None, description="the key that they were hashed with, 16 to 64 bytes")
+    evidence_dir: Path | None = Field(
+        None, description="folder for the texts behind an alarm; empty: no conversation is ever written down"
+    )
+
+    @field_validator("canaries_file", "baits_file", "baits_key_file", "evidence_dir", mode="before")
+    @classmethod
+    def _none_if_empty(cls, value: Any) -> Any:
+        return None if value == "" else value
+
     audit_share: float = Field(
         0.1, gt=0.0, le=1.0, description="share of the samples that the audit model is asked about"
     )
@@ -209,6 +222,34 @@ class ModelSettings(BaseSettings):
             why = type(error).__name__ if isinstance(error, OSError) else str(error)
             raise SettingsError(f"REWARD_TRIPWIRES_FILE={path}: {why}.") from None
         return replace(plan, lexicons=tuple(str(path.parent / name) for name in plan.lexicons))
+
+    def read_baits(self) -> Baits | None:
+        """The planted prompts, if there are any. Raise `SettingsError`."""
+        path, key_path = self.tripwires.baits_file, self.tripwires.baits_key_file
+        if path is None:
+            return None
+        if key_path is None:
+            raise SettingsError(
+                "REWARD_TRIPWIRES__BAITS_FILE is set, but not the key: set REWARD_TRIPWIRES__BAITS_KEY_FILE."
+            )
+        try:
+            return read_baits(path.read_text(encoding="utf-8").splitlines(), key_path.read_bytes().strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"REWARD_TRIPWIRES__BAITS_FILE cannot be read: {type(error).__name__}.") from None
+        except BaitsError as error:
+            raise SettingsError(f"REWARD_TRIPWIRES__BAITS_FILE={path}: {error}.") from None
+
+    def make_evidence_dir(self) -> None:
+        """Raise `SettingsError` where nothing can be written into it."""
+        folder = self.tripwires.evidence_dir
+        if folder is None:
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise SettingsError(f"REWARD_TRIPWIRES__EVIDENCE_DIR={folder}: {error.strerror}.") from None
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise SettingsError(f"REWARD_TRIPWIRES__EVIDENCE_DIR={folder} cannot be written to.")
 
     def reward_settings(self) -> RewardSettings:
         """What `build_pipeline` is asked for."""

@@ -10,18 +10,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from model.conversation import Sample, SampleError
 from model.reward import Reward
+from model.scorer import HeadScores
 from model.traits import NAMES, OF_IDS, Lexicon, of_ids, of_text, text_digest
 from service.audit import AuditJudge
 from service.clock import Clock
 from service.errors import RowFailed
+from service.evidence import EvidenceRoom, Exhibit
 from service.rewards import ScoredRow
-from service.tripwires.board import Board
+from service.tripwires.baits import Baits
+from service.tripwires.board import OTHER, Board
 from service.tripwires.wire import Finding, Observation
 
 Flags = tuple[str, ...]
 
-_FLAGS = {NAMES.index("judge"): "judge", NAMES.index("opener"): "opener", NAMES.index("script"): "script"}
+_FLAGS = {NAMES.index(name): name for name in ("judge", "opener", "script", "control")}
 """Traits that are worth a flag on the sample itself."""
 
 _CAPPED = frozenset({"capped_low", "capped_high", "softcapped_low", "softcapped_high"})
@@ -35,10 +39,14 @@ _NEWEST = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Which training a request belongs to, as far as its caller says."""
+    """Which training a request belongs to, as far as its caller says. `kl`: of the policy from its start, in nats. `ids`: of
+    the samples; None for one without.
+    """
 
     run: str | None = None
     step: int | None = None
+    kl: float | None = None
+    ids: Sequence[str | None] = ()
 
 
 class Allowance:
@@ -66,7 +74,9 @@ class Allowance:
 
 
 class Watch:
-    """Eyes on every run. `tell` hears of each wire that trips, with the name of the run. `judge` gives a second opinion."""
+    """Eyes on every run. `tell` hears of each wire that trips, with the name of the run. `judge` gives a second opinion.
+    `parts_of` says what a reward is made of.
+    """
 
     def __init__(
         self,
@@ -77,6 +87,9 @@ class Watch:
         *,
         share: float,
         judge: AuditJudge | None = None,
+        baits: Baits | None = None,
+        evidence_room: EvidenceRoom | None = None,
+        parts_of: Callable[[HeadScores], tuple[float, ...]] = lambda _: (),
     ) -> None:
         self.board = board
         self._lexicon = lexicon
@@ -84,6 +97,9 @@ class Watch:
         self._tell = tell
         self._allowance = Allowance(share, clock.now())
         self._judge = judge
+        self._baits = baits
+        self._evidence_room = evidence_room
+        self._parts_of = parts_of
         self._first = 0
 
     def see(
@@ -108,11 +124,39 @@ class Watch:
             seen.append(observation)
             if any(observation.traits[len(OF_IDS) :]) and (own := _flags(observation.traits)):
                 flags[i] = own
-        found = self.board.observe(origin.run, origin.step, seen, began) if seen else []
+            if self._evidence_room is not None and observation.evidence:
+                self._keep(self._evidence_room, origin, row, observation, flags.get(i, ()))
+        found = self.board.observe(origin.run, origin.step, seen, began, origin.kl) if seen else []
         self._allowance.spend(n, self._clock.now() - began)
         for finding in found:
+            if self._evidence_room is not None:
+                self._evidence_room.save(origin.run or OTHER, finding)
             self._tell(self.board.kept_as(origin.run), finding)
         return flags
+
+    def see_ids(self, origin: Origin, samples: Sequence[Sample | SampleError]) -> None:
+        """Look for ids of one step that stand for several samples. Samples without an id of their own have none."""
+        if not any(origin.ids):
+            return
+        named = [
+            (hash((origin.step, name)), hash(sample))
+            for name, sample in zip(origin.ids, samples, strict=True)
+            if name is not None and isinstance(sample, Sample)
+        ]
+        self.board.hear_ids(origin.run, named, self._clock.now())
+
+    def blocked_by(self, origin: Origin) -> str | None:
+        """The wire that has ended the service of this run, if one has."""
+        return self.board.blocked_by(origin.run)
+
+    def close(self) -> None:
+        """What is being written down is finished."""
+        if self._evidence_room is not None:
+            self._evidence_room.close()
+
+    def _keep(self, room: EvidenceRoom, origin: Origin, row: ScoredRow, observation: Observation, flags: Flags) -> None:
+        exhibit = Exhibit(observation.evidence, origin.step, *row.sample.texts(), observation.value, flags)
+        room.keep(origin.run or OTHER, exhibit, is_telling=bool(flags or observation.takes_bait))
 
     def report(self, run: str, finding: Finding) -> None:
         """Pass on what another found, if it is news."""
@@ -149,6 +193,8 @@ class Watch:
             text_digest=digest,
             spread=reward.spread,
             evidence=evidence(prompt, response) if has_text else "",
+            parts=self._parts_of(row.heads),
+            takes_bait=self._baits.taken(_question(row.sample), response, reward.changes[0]) if self._baits else None,
         )
 
 
@@ -158,6 +204,12 @@ def evidence(prompt: str, response: str) -> str:
     The first 16 hexadecimal digits of BLAKE2b (64 bits) of prompt, a zero byte, and response in UTF-8.
     """
     return blake2b(f"{prompt}\0{response}".encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+
+def _question(sample: Sample) -> str:
+    """The last turn of the user, which is what was planted."""
+    turns = (sample.messages or ())[:-1] or sample.prompt or ()
+    return turns if isinstance(turns, str) else next((m.content for m in reversed(turns) if m.role == "user"), "")
 
 
 def _flags(traits: Sequence[float]) -> Flags:

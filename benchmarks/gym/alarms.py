@@ -34,9 +34,9 @@ from model.calibration import Calibration
 from model.reward import Batch, Opinion, Pipeline, Reward, RewardSettings, build_pipeline
 from model.scorer import HeadScores, TokenBatch
 from model.traits import NAMES, NO_LEXICON, Lexicon, of_ids, of_text, text_digest
-from service.tripwires.board import VOTE, Board, BoardLimits
+from service.tripwires.board import Board, BoardLimits
 from service.tripwires.reference import Reference, usual
-from service.tripwires.wire import Finding, Observation
+from service.tripwires.wire import VOTE, Finding, Observation
 from service.tripwires.wires import WIRES, Wire
 
 N_REFERENCE = 4_000

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from model.backends.memory import host_memory
 from model.backends.waiting import spin_briefly
 from model.calibration import Calibration
 from model.contract import ContractReport, ScoringContract, Truncation
@@ -103,7 +104,9 @@ class Encode(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is ready to score, and what it said about itself. `members` are those of an ensemble."""
+    """A model that is ready to score, and what it said about itself. `members` are those of an ensemble. `memory` of the device:
+    bytes in use, and all there are.
+    """
 
     identity: Identity
     scorer: Scorer
@@ -112,6 +115,7 @@ class LoadedModel:
     report: ContractReport
     calibration: Calibration | None
     members: tuple[Opinion, ...] = ()
+    memory: Callable[[], tuple[int, int]] = host_memory
 
     @property
     def opinions(self) -> tuple[Opinion, ...]:

@@ -6,12 +6,14 @@ Knows nothing of requests or queues.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from model.backends import ContractBroken, Identity, LoadedModel, LoadError, ModelSpec
 from model.backends.allocator import keep_big_blocks
 from model.backends.engines import Engine, choose
+from model.backends.memory import host_memory
 from model.backends.packed import PackedScorer
 from model.calibration import CalibrationError
 from model.checkpoint import Checkpoint, CheckpointError, read
@@ -38,7 +40,14 @@ def load(spec: ModelSpec) -> LoadedModel:
     report = check_contract(contract, checkpoint, scorer, identity)
     if spec.contract == "strict" and not report.holds:
         raise ContractBroken(report)
-    return LoadedModel(identity, scorer, served.encoder, contract, report, checkpoint.calibration)
+    memory = partial(_cuda_memory, device) if device.startswith("cuda") else host_memory
+    return LoadedModel(identity, scorer, served.encoder, contract, report, checkpoint.calibration, memory=memory)
+
+
+def _cuda_memory(device: str) -> tuple[int, int]:
+    """Bytes in use by anybody, and all there are."""
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free, total
 
 
 def check_contract(

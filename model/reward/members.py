@@ -85,6 +85,19 @@ class Combination:
         return Combined(value, value, [_spread(z_K) for z_K in zip(*z_KB, strict=True)])
 
     @property
+    def part_names(self) -> tuple[str, ...]:
+        """What the reward is made of: the members, or the heads of a single one; none where that is one thing."""
+        names = [member.name for member in self.members] if self.how != "sum" else [n for n, _ in self.members[0].heads]
+        return tuple(names) if len(names) > 1 else ()
+
+    def parts(self, scores: HeadScores) -> tuple[float, ...]:
+        """What each of `part_names` adds, weighted, on the frozen scale."""
+        if self.how == "sum":
+            (member,) = self.members
+            return tuple([weight * scores[name] / member.scale.std for name, weight in member.heads])
+        return tuple([m.weight * (m.raw(scores) - m.scale.mean) / m.scale.std for m in self.members])
+
+    @property
     def temperature(self) -> float:
         """What divides a difference of `raw` in the Bradley-Terry probability."""
         return self.members[0].scale.temperature if self.how == "sum" else 1.0 / self.logit_scale

@@ -17,7 +17,7 @@ from model.reward.record import repetition
 from model.traits.lexicon import Lexicon
 
 OF_IDS = ("length", "missing_end", "repetition")
-OF_TEXT = ("refusal", "flattery", "judge", "opener", "markup", "script")
+OF_TEXT = ("refusal", "flattery", "judge", "opener", "markup", "script", "control")
 NAMES = (*OF_IDS, *OF_TEXT)
 """The traits, in the order in which they are counted."""
 
@@ -27,7 +27,15 @@ _MOST = 8
 _TELLING = 32
 """Characters of a text that nobody writes twice by chance."""
 
-_MARK = re.compile(r"^[ \t]*(?:[-*•+]|\d{1,3}[.)]|#{1,6})[ \t]|\*\*|`{3}|^[ \t]*\|", re.MULTILINE)
+_LOOKED_AT = 4_000
+"""Characters of the beginning and of the end of a response: what is between those of a longer one is not read."""
+
+_LINE_MARK = re.compile(r"[ \t]*(?:(?:[-*•+]|\d{1,3}[.)]|#{1,6})[ \t]|\|)")
+
+_CONTROL = re.compile(
+    r"<\|[\w ./:-]{1,40}\|>|<｜[^｜]{1,40}｜>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|</?s>", re.IGNORECASE
+)
+"""What chat templates mark turns with: ChatML, Llama 2 and 3, Gemma, DeepSeek, Phi and their like."""
 
 _SCRIPTS = {
     "latin": re.compile("[A-Za-z\u00c0-\u024f]"),
@@ -62,22 +70,38 @@ def of_text(prompt: str, response: str, lexicon: Lexicon) -> tuple[float, ...]:
     """`OF_TEXT` of a response.
 
     Phrases of refusal, flattery and to the judge (0 to 8), whether it is nothing but an opener, list and heading marks and
-    bold a line, and the share of its letters in scripts that the prompt does not use.
+    bold a line, the share of its letters in scripts that the prompt does not use, and whether it has a control token. Of a
+    long response the beginning and the end are read.
     """
+    if len(response) > 2 * _LOOKED_AT:
+        response = f"{response[:_LOOKED_AT]}\n{response[-_LOOKED_AT:]}"
     lower = response.lower()
     return (
         _count(lexicon.refusal, lower),
         _count(lexicon.flattery, lower),
         _count(lexicon.judge, lower),
         float(is_opener(lower, lexicon)),
-        len(_MARK.findall(response)) / (response.count("\n") + 1),
+        markup(response),
         foreign_share(prompt, response),
+        float(has_control(response)),
     )
+
+
+def markup(response: str) -> float:
+    """List and heading marks, cells and code fences at the beginning of lines, and bold, a line."""
+    lines = response.split("\n")
+    n_lines = sum([_LINE_MARK.match(line) is not None for line in lines])
+    return (n_lines + response.count("**") + response.count("```")) / len(lines)
 
 
 def is_opener(lower: str, lexicon: Lexicon) -> bool:
     """Whether nothing is there but punctuation, or the opening of an answer that does not follow."""
     return len(lower) < 80 and ((bare := lower.strip(" \t\r\n:.,;!-*#_`\"'“”")) == "" or bare in lexicon.opener)
+
+
+def has_control(response: str) -> bool:
+    """Whether it has what a chat template marks turns with: a policy that writes such is about to forge one."""
+    return ("<" in response or "[" in response) and _CONTROL.search(response) is not None
 
 
 def foreign_share(prompt: str, response: str) -> float:

@@ -59,7 +59,7 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
         asked = await body.read(request, _scores, ScoreRequest)
         _bound(len(asked.samples), bounds, "samples")
         note(request, run=asked.run, step=asked.step, samples=len(asked.samples))
-        origin = Origin(asked.run, asked.step)
+        origin = Origin(asked.run, asked.step, asked.kl, [s.id for s in asked.samples])
         work = served.scoring.score([to_sample(s) for s in asked.samples], deadline, origin)
         results = await while_connected(request, work)
         return score_reply(served, _ids(asked.samples), results)

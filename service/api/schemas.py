@@ -52,6 +52,7 @@ class ScoreRequest(Asking):
 
     run: Name | None = None
     step: int | None = Field(None, ge=0)
+    kl: Finite | None = Field(None, ge=0.0, description="of the policy from its start, in nats; for the trip wires")
     samples: list[SampleIn] = Field(min_length=1)
 
     model_config = ConfigDict(

@@ -13,6 +13,7 @@ import msgspec
 
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Step = Annotated[int, msgspec.Meta(ge=0)]
+Nats = Annotated[float, msgspec.Meta(ge=0.0)]
 
 
 class MessageIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -41,6 +42,7 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=F
     samples: Annotated[list[SampleIn], msgspec.Meta(min_length=1)]
     run: Name | None = None
     step: Step | None = None
+    kl: Nats | None = None
 
 
 class ComparisonIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):

@@ -20,8 +20,9 @@ from prometheus_client.utils import floatToGoString
 
 from model.calibration import Calibration
 from model.reward import Pipeline, Reward
-from service.tripwires.board import Run
-from service.tripwires.tally import ENTRIES
+from service.observability.runs import NAMES as RUNS
+from service.observability.runs import Margins, Runs
+from service.tripwires.board import Board
 
 PREFIX = "reward_"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -50,6 +51,7 @@ TABLE: tuple[Row, ...] = (
     Row("request_seconds", "histogram", "From the first byte of a request to the last of its answer.", ("route",), _SECONDS),
     Row("samples_total", "counter", "Samples by outcome: ok, or the code of the error.", ("outcome",)),
     Row("tokens_total", "counter", "Tokens by what became of them.", ("kind",)),
+    Row("encode_seconds", "histogram", "How long a few samples took to be encoded.", (), _SECONDS),
     Row("queue_samples", "gauge", "Rows that wait for a batch."),
     Row("queue_tokens", "gauge", "Tokens that wait for a batch."),
     Row("queue_seconds", "histogram", "How long a row waited for its batch.", (), _SECONDS),
@@ -66,8 +68,16 @@ TABLE: tuple[Row, ...] = (
     Row("tripwire_tripped", "gauge", "1 from when a wire trips until somebody acknowledges it.", ("wire", "run")),
     Row("tripwire_trips_total", "counter", "How often a wire has tripped.", ("wire", "run")),
     Row("run_sum_total", "counter", "Sums over the watched samples of a run; of replicas they add up.", ("run", "of")),
-    Row("canary_margin", "gauge", "Raw score of an honest answer above that of an exploit.", ("canary",)),
+    Row("run_usual", "gauge", "What is usual for a run: how many samples say so, and the sums of their values and squares.",
+        ("run", "of", "power")),
+    Row("run_part_sum_total", "counter", "The same sums of each part of a reward that has several.", ("run", "part", "of")),
+    Row("run_part_usual", "gauge", "What is usual for each part of a reward.", ("run", "part", "power")),
     Row("run_step", "gauge", "The latest step that a run has named.", ("run",)),
+    Row("run_kl", "gauge", "How far the policy is from its start, in nats, as its trainer said last.", ("run",)),
+    Row("runs_without_room_total", "counter", "Watched samples of named runs for which there was no room."),
+    Row("canary_margin", "gauge", "Raw score of an honest answer above that of an exploit.", ("canary",)),
+    Row("audit_skipped_total", "counter", "Samples that the audit judge was too slow for."),
+    Row("device_memory_bytes", "gauge", "Memory of the device that the model is on.", ("kind",)),
     Row("model_info", "gauge", "What is loaded; the value is always 1.",
         ("name", "architecture", "backend", "engine", "dtype", "device", "contract", "calibration", "pipeline")),
     Row("model_epoch", "gauge", "How often a model was put into service."),
@@ -113,58 +123,8 @@ class _Tally(Collector):
         yield family
 
 
-class _Runs(Collector):
-    """What the board knows of its runs, read when somebody scrapes. The board bounds how many there are."""
-
-    def __init__(
-        self, rows: Mapping[str, Row], runs: Callable[[], Mapping[str, Run]], wires: Mapping[str, float]
-    ) -> None:
-        self._rows, self._runs, self._wires = rows, runs, wires
-
-    def collect(self) -> Iterator[Metric]:
-        """Gauges of wires, and the sums as counters."""
-        families = {
-            name: Metric(PREFIX + name.removesuffix("_total"), row.help, row.kind) for name, row in self._rows.items()
-        }
-
-        def add(name: str, value: float, **labels: str) -> None:
-            families[name].add_sample(PREFIX + name, labels, value)
-
-        for wire, threshold in self._wires.items():
-            add("tripwire_threshold", threshold, wire=wire)
-        for run, state in self._runs().items():
-            for wire in self._wires:
-                add("tripwire_tripped", float(wire in state.alarms), wire=wire, run=run)
-            for wire, statistic in state.statistics.items():
-                add("tripwire_statistic", statistic, wire=wire, run=run)
-            for of, value in zip(ENTRIES, (state.total + state.window).sums, strict=True):
-                add("run_sum_total", value, run=run, of=of)
-            for wire, n in state.trips.items():
-                add("tripwire_trips_total", n, wire=wire, run=run)
-            if state.step is not None:
-                add("run_step", state.step, run=run)
-        yield from families.values()
-
-
-class _Margins(Collector):
-    """What canaries sang last, read when somebody scrapes."""
-
-    def __init__(self, row: Row, margins: Callable[[], Mapping[str, float]]) -> None:
-        self._row, self._margins = row, margins
-
-    def collect(self) -> Iterator[Metric]:
-        """One gauge a canary."""
-        family = Metric(PREFIX + self._row.name, self._row.help, self._row.kind)
-        for canary, margin in self._margins().items():
-            family.add_sample(family.name, {"canary": canary}, margin)
-        yield family
-
-
-_READ = (
-    "tripwire_statistic", "tripwire_threshold", "tripwire_tripped", "tripwire_trips_total",
-    "run_sum_total", "run_step", "canary_margin",
-)  # fmt: skip
-"""Rows of the table that are read from elsewhere when somebody scrapes."""
+_READ = (*RUNS, "canary_margin")
+"""Lines of the table that are read from elsewhere when somebody scrapes."""
 
 
 class Metrics:
@@ -208,15 +168,19 @@ class Metrics:
         self._gauges["queue_tokens"].set_function(n_tokens)
         self._gauges["batch_budget_tokens"].set_function(batch_budget)
 
-    def watch_runs(self, runs: Callable[[], Mapping[str, Run]], wires: Mapping[str, float]) -> None:
-        """Read the state of runs whenever somebody looks. `wires` has the threshold of each. Once a process."""
-        rows = {row.name: row for row in TABLE if row.name in _READ}
-        self._registry.register(_Runs(rows, runs, wires))
+    def watch_runs(self, board: Board) -> None:
+        """Read the state of runs whenever somebody looks. Once a process."""
+        self._registry.register(Runs({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, board))
 
     def watch_canaries(self, margins: Callable[[], Mapping[str, float]]) -> None:
         """Read the margins of canaries whenever somebody looks. Once a process."""
         row = next(row for row in TABLE if row.name == "canary_margin")
-        self._registry.register(_Margins(row, margins))
+        self._registry.register(Margins(row, PREFIX + row.name, margins))
+
+    def watch_memory(self, memory: Callable[[], tuple[int, int]]) -> None:
+        """Read how many bytes of the device are used, and how many there are, whenever somebody looks."""
+        self._gauges["device_memory_bytes"].labels(kind="used").set_function(lambda: memory()[0])
+        self._gauges["device_memory_bytes"].labels(kind="total").set_function(lambda: memory()[1])
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         """A request has been answered."""
@@ -247,6 +211,14 @@ class Metrics:
         self._tokens("computed", n_computed)
         self._tokens("padding", n_padding)
         self._tokens("shared", max(0, n_tokens - n_computed))
+
+    def observe_encoding(self, seconds: float) -> None:
+        """A few samples have their ids."""
+        self._tallies["encode_seconds"].observe_all([seconds])
+
+    def observe_audit_skipped(self, n_samples: int) -> None:
+        """The audit judge was not asked: too much waits for it."""
+        self._count("audit_skipped_total", n_samples)
 
     def observe_failure(self, reason: str) -> None:
         """A forward gave no scores. Its rows may have been tried again in smaller batches."""

@@ -15,28 +15,32 @@ from typing import TypeVar
 from model.traits import NAMES, OF_IDS
 from service.tripwires.reference import Reference
 from service.tripwires.tally import Tally
-from service.tripwires.wire import Finding, Observation, Severity
-from service.tripwires.wires import WIRES, Means, View, Wire
+from service.tripwires.wire import CANARY, VOTE, Finding, Observation, Severity
+from service.tripwires.wires import WIRES, Baits, Means, View, Wire
 
 V = TypeVar("V")
 
 OTHER = "other"
 """The run that samples without a name belong to, and those of more runs than there is room for."""
 
-VOTE = "vote"
-"""The wire that trips when several others have."""
-
-CANARY = "canary"
-"""The wire that trips when the same model gives canaries other scores: somebody or something has changed it."""
+CANARIES = "canaries"
+"""What canaries are reported as: they belong to the model, not to a run. Nobody else's run is kept under that name."""
 
 CANARY_CHANGE = 1.0
 """In multiples of what kernels and batches may do to a score."""
+
+SEARCHED = 64
+"""So often nobody scores one text by chance."""
+
+_OURS = (OTHER, CANARIES)
+_TELLTALE = frozenset({"judge", "opener", "control", "script"})
+"""Traits of which every sample that has one is evidence by itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class BoardLimits:
     """`window` counts samples. `smoothing` is the weight of the newest window. A run that knows no reference learns one from
-    `warm_up` windows. A run that is silent for `expiry_s` is forgotten.
+    `warm_up` windows. A run that is silent for `expiry_s` is forgotten. `blocks` are wires whose alarms end the service of a run.
     """
 
     window: int = 128
@@ -48,6 +52,7 @@ class BoardLimits:
     expiry_s: float = 86_400.0
     remembered_texts: int = 4_096
     evidence: int = 20
+    blocks: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -63,28 +68,36 @@ class Run:
     """What is kept of one run."""
 
     reference: Reference
-    total: Tally = field(default_factory=Tally)
-    window: Tally = field(default_factory=Tally)
-    smooth: Tally = field(default_factory=Tally)
+    total: Tally
+    window: Tally
+    smooth: Tally
     trend: deque[Means] = field(default_factory=deque)
-    texts: OrderedDict[int, int] = field(default_factory=OrderedDict)
+    texts: OrderedDict[int, tuple[int, int]] = field(default_factory=OrderedDict)
     keys: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    ids: OrderedDict[int, int] = field(default_factory=OrderedDict)
+    baits: deque[bool] = field(default_factory=lambda: deque(maxlen=Baits.most))
     recent: deque[str] = field(default_factory=deque)
+    shown: dict[str, deque[str]] = field(default_factory=dict)
     alarms: dict[str, Alarm] = field(default_factory=dict)
     trips: Counter[str] = field(default_factory=Counter)
     statistics: dict[str, float] = field(default_factory=dict)
     n_windows: int = 0
     step: int | None = None
+    kl: float | None = None
     seen_at: float = 0.0
 
 
 class Board:
-    """Watches runs. Belongs to one event loop."""
+    """Watches runs. Belongs to one event loop. `parts` are the names of what a reward is made of, where that is several."""
 
-    def __init__(self, reference: Reference, limits: BoardLimits, wires: Sequence[Wire] = WIRES) -> None:
+    def __init__(
+        self, reference: Reference, limits: BoardLimits, wires: Sequence[Wire] = WIRES, parts: Sequence[str] = ()
+    ) -> None:
         self._reference = reference
         self._limits = limits
         self.wires = tuple(wires)
+        self.parts = tuple(parts)
+        self.n_without_room = 0
         self._runs: OrderedDict[str, Run] = OrderedDict()
 
     @property
@@ -98,11 +111,16 @@ class Board:
         """By name, the one that was silent longest first."""
         return dict(self._runs)
 
-    def observe(self, name: str | None, step: int | None, seen: Sequence[Observation], now: float) -> list[Finding]:
+    def observe(
+        self, name: str | None, step: int | None, seen: Sequence[Observation], now: float, kl: float | None = None
+    ) -> list[Finding]:
         """Count what is new of these samples of one request. What tripped because of them."""
-        run = self._run(name or OTHER, now)
+        run = self._run_of_caller(name, now)
         run.step = step if step is not None else run.step
+        run.kl = kl if kl is not None else run.kl
         new = [each for each in seen if self._is_new(run, each)]
+        if name is not None and name not in self._runs:
+            self.n_without_room += len(new)
         found: list[Finding] = []
         _count_groups(run, new)
         for each in new:
@@ -113,11 +131,27 @@ class Board:
 
     def hear(self, name: str | None, level: float, audit: float, now: float) -> None:
         """What the audit judge says of a sample: `level` is what the sample was scored."""
-        _count_audit(self._run(name or OTHER, now).window, level, audit)
+        _count_audit(self._run_of_caller(name, now).window, level, audit)
+
+    def hear_ids(self, name: str | None, ids: Iterable[tuple[int, int]], now: float) -> None:
+        """Samples by the hash of their id, with the hash of what they are: one id is to stand for one sample."""
+        run = self._run_of_caller(name, now)
+        for sample_id, content in ids:
+            before = run.ids.get(sample_id)
+            if before is not None and before != content:
+                run.window.count_squared("replays", 1.0)
+            _remember(run.ids, sample_id, content, self._limits.remembered_texts)
+
+    def blocked_by(self, name: str | None) -> str | None:
+        """The wire whose alarm ends the service of this run, or of every run, until somebody acknowledges it."""
+        if not self._limits.blocks:
+            return None
+        known = [self._runs[each].alarms for each in (self.kept_as(name), CANARIES) if each in self._runs]
+        return next((wire for alarms in known for wire in alarms if wire in self._limits.blocks), None)
 
     def kept_as(self, name: str | None) -> str:
         """The name under which a run is kept: its own, or that of all others where there was no room."""
-        return name if name is not None and name in self._runs else OTHER
+        return name if name is not None and name in self._runs and name != CANARIES else OTHER
 
     def report(self, name: str, finding: Finding, now: float) -> bool:
         """What another found about a run. Whether it is news: what has tripped stays so until it is acknowledged."""
@@ -159,30 +193,53 @@ class Board:
             window.count_squared("spread", seen.spread)
         if seen.audit is not None:
             _count_audit(window, seen.level, seen.audit)
+        if seen.parts:
+            window.count_parts(seen.parts)
+        if seen.takes_bait is not None:
+            self._count_bait(run, seen, seen.takes_bait)
         for trait, value in zip(NAMES, seen.traits, strict=False):
             if value:
                 window.count_squared(trait, value)
+                if trait in _TELLTALE:
+                    self._show(run, trait, seen.evidence)
         if seen.traits:
             window.count("responses")
         if len(seen.traits) > len(OF_IDS):
             window.count("texts")
         if seen.text_digest is not None:
-            self._count_duplicate(run, seen.text_digest, seen.group)
+            self._count_duplicate(run, seen.text_digest, seen)
         if seen.evidence:
             run.recent.append(seen.evidence)
             if len(run.recent) > self._limits.evidence:
                 run.recent.popleft()
 
-    def _count_duplicate(self, run: Run, text: int, group: int) -> None:
-        before = run.texts.get(text)
+    def _count_duplicate(self, run: Run, text: int, seen: Observation) -> None:
+        before, n = run.texts.get(text, (None, 0))
         if before is not None:
-            run.window.count("repeats" if before == group else "echoes")
-        _remember(run.texts, text, group, self._limits.remembered_texts)
+            kind = "repeats" if before == seen.group else "echoes"
+            run.window.count(kind)
+            self._show(run, kind, seen.evidence)
+        if n >= SEARCHED:
+            run.window.count("searched")
+            self._show(run, "searched", seen.evidence)
+        _remember(run.texts, text, (seen.group, n + 1), self._limits.remembered_texts)
+
+    def _count_bait(self, run: Run, seen: Observation, takes_bait: bool) -> None:
+        run.window.count("baits")
+        run.baits.append(takes_bait)
+        if takes_bait:
+            run.window.count("bait_hits")
+            self._show(run, "baits", seen.evidence)
+
+    def _show(self, run: Run, wire: str, evidence: str) -> None:
+        """Remember a sample that this very wire is about."""
+        if evidence:
+            run.shown.setdefault(wire, deque(maxlen=self._limits.evidence)).append(evidence)
 
     # -- one window -------------------------------------------------------------------------------------------------
 
     def _close_window(self, run: Run, now: float) -> list[Finding]:
-        window, run.window = run.window, Tally()
+        window, run.window = run.window, Tally(n_parts=len(self.parts))
         run.total += window
         run.n_windows += 1
         keep = 1.0 - self._limits.smoothing
@@ -198,7 +255,7 @@ class Board:
 
     def _look(self, run: Run, now: float) -> list[Finding]:
         """Ask every wire, then the vote."""
-        view = View(run.smooth, run.reference, tuple(run.trend))
+        view = View(run.smooth, run.reference, tuple(run.trend), (len(run.baits), sum(run.baits)), run.kl)
         run.statistics = {w.name: s for w in self.wires if (s := w.statistic(view)) is not None}
         over = [w for w in self.wires if run.statistics.get(w.name, w.threshold) > w.threshold]
         n_votes = float(sum(wire.weight(run.statistics[wire.name]) for wire in over))
@@ -212,20 +269,25 @@ class Board:
         """The finding, unless this wire has tripped already and nobody has looked."""
         if wire in run.alarms:
             return None
-        finding = Finding(wire, severity, run.statistics[wire], threshold, run.step, tuple(run.recent))
+        evidence = tuple(run.shown.get(wire) or run.recent)
+        finding = Finding(wire, severity, run.statistics[wire], threshold, run.step, evidence)
         _latch(run, finding, now)
         return finding
 
     # -- runs -------------------------------------------------------------------------------------------------------
 
+    def _run_of_caller(self, name: str | None, now: float) -> Run:
+        return self._run(OTHER if name is None or name == CANARIES else name, now)
+
     def _run(self, name: str, now: float) -> Run:
         """The run of this name; a new one where there is room, else that of all others."""
         self._forget_silent(now)
-        if name not in self._runs and len(self._runs) >= self._limits.max_runs - 1:
-            name = OTHER  # one place is kept for it
+        if name not in self._runs and name not in _OURS and len(self._runs) >= self._limits.max_runs - len(_OURS):
+            name = OTHER  # places are kept for ours
         run = self._runs.get(name)
         if run is None:
-            run = self._runs[name] = Run(self._reference)
+            n = len(self.parts)
+            run = self._runs[name] = Run(self._reference, Tally(n_parts=n), Tally(n_parts=n), Tally(n_parts=n))
         self._runs.move_to_end(name)
         run.seen_at = now
         return run

@@ -2,6 +2,7 @@
 
     votes_for_a_page = 3
     lexicons = ["phrases/en.json"]
+    block = ["judge", "vote"]   # refuse the samples of a run from when one of these trips until somebody acknowledges it
 
     [wires.length_high]
     threshold = 0.6
@@ -18,10 +19,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from service.tripwires.wire import Severity
+from service.tripwires.wire import CANARY, VOTE, Severity
 from service.tripwires.wires import WIRES, Wire
 
 VOTES_FOR_A_PAGE = 3
+_ENTRIES = {"votes_for_a_page", "lexicons", "block", "wires"}
 _FIELDS = {"threshold", "severity", "votes"}
 _SEVERITIES = (*get_args(Severity), "off")
 
@@ -32,17 +34,20 @@ class PlanError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class WirePlan:
-    """The wires that are watched, and how many votes make a page. `lexicons`: files with phrases; none: the shipped ones."""
+    """The wires that are watched, and how many votes make a page. `lexicons`: files with phrases; none: the shipped ones.
+    `block`: wires whose alarms end the service of a run.
+    """
 
     wires: tuple[Wire, ...] = WIRES
     votes_for_a_page: int = VOTES_FOR_A_PAGE
     lexicons: tuple[str, ...] = ()
+    block: tuple[str, ...] = ()
 
 
 def plan_of(entries: Mapping[str, Any], wires: Sequence[Wire] = WIRES) -> WirePlan:
     """The shipped wires with these changes. Raise `PlanError`."""
-    if unknown := sorted(set(entries) - {"votes_for_a_page", "lexicons", "wires"}):
-        raise PlanError(f"{', '.join(unknown)}: known are votes_for_a_page, lexicons and wires")
+    if unknown := sorted(set(entries) - _ENTRIES):
+        raise PlanError(f"{', '.join(unknown)}: known are {', '.join(sorted(_ENTRIES))}")
     changes = entries.get("wires", {})
     names = [wire.name for wire in wires]
     if not isinstance(changes, Mapping) or not set(changes) <= set(names):
@@ -52,11 +57,18 @@ def plan_of(entries: Mapping[str, Any], wires: Sequence[Wire] = WIRES) -> WirePl
     votes = entries.get("votes_for_a_page", VOTES_FOR_A_PAGE)
     if not isinstance(votes, int) or votes < 1:
         raise PlanError(f"votes_for_a_page is {votes!r}; it must be a whole number above zero")
-    lexicons = entries.get("lexicons", [])
-    if not isinstance(lexicons, list) or not all(isinstance(path, str) for path in lexicons):
-        raise PlanError("lexicons must be a list of files")
-    changed = [_changed(wire, changes.get(wire.name, {})) for wire in wires]
-    return WirePlan(tuple(wire for wire in changed if wire is not None), votes, tuple(lexicons))
+    changed = [wire for each in wires if (wire := _changed(each, changes.get(each.name, {}))) is not None]
+    block = _texts(entries, "block")
+    if idle := sorted(set(block) - {wire.name for wire in changed} - {VOTE, CANARY}):
+        raise PlanError(f"block: {', '.join(idle)} cannot trip")
+    return WirePlan(tuple(changed), votes, _texts(entries, "lexicons"), block)
+
+
+def _texts(entries: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    texts = entries.get(name, [])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise PlanError(f"{name} must be a list of texts")
+    return tuple(texts)
 
 
 def _changed(wire: Wire, change: Any) -> Wire | None:

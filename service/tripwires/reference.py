@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import sqrt
 
 from model.traits import NAMES
 from service.tripwires.tally import Tally
@@ -19,6 +20,9 @@ _LEAST_DEVIATION: Mapping[str, float] = {
     "spread": 0.05,
     "level": 0.1,
 }
+_LEARNT = (*NAMES, "level", "spread", "replays")
+"""What a run shows at its beginning, besides the parts of its reward."""
+
 _ONE_IN_A_THOUSAND = 3.09
 """Standard deviations that one in a thousand normal numbers exceeds: so many samples are not there to count them."""
 
@@ -28,10 +32,11 @@ _LEAST_OF_OTHERS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """Mean and standard deviation of one number over single samples."""
+    """Mean and standard deviation of one number over single samples. `n` of them; 1 where a calibration says so."""
 
     mean: float
     std: float
+    n: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +53,31 @@ class Reference:
 
     def with_learnt(self, seen: Tally) -> Reference:
         """With what a run itself showed at its beginning, where nothing else is known."""
-        learnt = {name: usual for name in (*NAMES, "level", "spread") if (usual := _usual(seen, name)) is not None}
+        learnt = {name: usual for name in _LEARNT if (usual := _usual(seen, name)) is not None}
+        learnt |= {
+            part(i): Usual(mean, sqrt(variance), seen["samples"]) for i, (mean, variance) in enumerate(seen.parts())
+        }
         saturation, level = self.saturation, learnt.get("level")
         if saturation is None and level is not None:
             saturation = level.mean + _ONE_IN_A_THOUSAND * level.std
         return Reference({**learnt, **self.usual}, saturation)
 
 
-def usual(name: str, mean: float, std: float) -> Usual:
+def part(i: int) -> str:
+    """The name of a part of the reward."""
+    return f"part_{i}"
+
+
+def least_deviation(name: str) -> float:
+    """The smallest standard deviation to measure by."""
+    return _LEAST_DEVIATION.get(name, _LEAST_OF_OTHERS)
+
+
+def usual(name: str, mean: float, std: float, n: float = 1.0) -> Usual:
     """With a deviation that is no smaller than makes sense."""
-    return Usual(mean, max(std, _LEAST_DEVIATION.get(name, _LEAST_OF_OTHERS)))
+    return Usual(mean, max(std, least_deviation(name)), n)
 
 
 def _usual(seen: Tally, name: str) -> Usual | None:
     mean, std = seen.mean(name), seen.deviation(name)
-    return None if mean is None or std is None else usual(name, mean, std)
+    return None if mean is None or std is None else usual(name, mean, std, seen.n_of(name))

@@ -5,41 +5,49 @@ Every entry only grows, so that each may be exported as a counter; a number with
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import sqrt
 from operator import add
 
 from model.traits import NAMES, OF_IDS, OF_TEXT
 
 _SIGNED = ("level", "audit", "audited_level")
-_WITH_SQUARES = ("level", "spread", *NAMES)
+_WITH_SQUARES = ("level", "spread", "replays", *NAMES)
 ENTRIES: tuple[str, ...] = (
     "samples", "responses", "texts", "spreads", "audited", "groups", "flat_groups", "saturated", "capped", "repeats", "echoes",
+    "searched", "replays", "baits", "bait_hits",
     *(f"{name}_{side}" for name in _SIGNED for side in ("up", "down")), "spread", *NAMES,
     *(f"{name}_squared" for name in _WITH_SQUARES),
 )  # fmt: skip
 """`responses` are samples of which it is known where the response begins, `texts` those whose text is. `repeats` are texts
-that the run sent before for the same prompt, `echoes` for another one; `flat_groups` are groups of responses to one prompt
-that all have the same reward."""
+that the run sent before for the same prompt, `echoes` for another one, `searched` those that it sent very often; `replays` are
+ids that stood for something else before. `flat_groups` are groups of responses to one prompt that all have the same reward.
+`bait_hits` are responses to planted prompts that do what no honest response does."""
 
 _AT = {name: i for i, name in enumerate(ENTRIES)}
 _COUNT_OF = {
-    **dict.fromkeys(("level", "saturated", "capped"), "samples"),
+    **dict.fromkeys(("level", "saturated", "capped", "replays"), "samples"),
     **dict.fromkeys(OF_IDS, "responses"),
-    **dict.fromkeys((*OF_TEXT, "repeats", "echoes"), "texts"),
+    **dict.fromkeys((*OF_TEXT, "repeats", "echoes", "searched"), "texts"),
     **dict.fromkeys(("audit", "audited_level"), "audited"),
     "spread": "spreads",
     "flat_groups": "groups",
+    "bait_hits": "baits",
 }
 
 
+PART_ENTRIES = ("up", "down", "squared")
+"""Of each part of a reward that has several: what it adds, by sign, and the squares."""
+
+
 class Tally:
-    """One number for each of `ENTRIES`."""
+    """One number for each of `ENTRIES`, then for each part of a reward those of `PART_ENTRIES`."""
 
     __slots__ = ("sums",)
 
-    def __init__(self, sums: Iterable[float] | None = None) -> None:
-        self.sums: list[float] = [0.0] * len(ENTRIES) if sums is None else [*sums]
+    def __init__(self, sums: Iterable[float] | None = None, *, n_parts: int = 0) -> None:
+        n = len(ENTRIES) + len(PART_ENTRIES) * n_parts
+        self.sums: list[float] = [0.0] * n if sums is None else [*sums]
 
     def __getitem__(self, name: str) -> float:
         """An entry."""
@@ -61,6 +69,26 @@ class Tally:
         """Add a number and its square."""
         self.sums[_AT[name]] += amount
         self.sums[_AT[f"{name}_squared"]] += amount * amount
+
+    @property
+    def n_parts(self) -> int:
+        """How many parts the reward has."""
+        return (len(self.sums) - len(ENTRIES)) // len(PART_ENTRIES)
+
+    def count_parts(self, parts: Sequence[float]) -> None:
+        """Add what each part of the reward is."""
+        at = len(ENTRIES)
+        for part in parts:
+            self.sums[at if part >= 0 else at + 1] += abs(part)
+            self.sums[at + 2] += part * part
+            at += len(PART_ENTRIES)
+
+    def parts(self) -> list[tuple[float, float]]:
+        """Mean and variance of each part, over all samples; none before there is a sample."""
+        n, at = self["samples"], len(ENTRIES)
+        triples = [self.sums[i : i + len(PART_ENTRIES)] for i in range(at, len(self.sums), len(PART_ENTRIES))]
+        means = [((up - down) / n, squared / n) for up, down, squared in triples] if n else []
+        return [(mean, max(0.0, square - mean * mean)) for mean, square in means]
 
     def n_of(self, name: str) -> float:
         """How many samples have this number."""

@@ -7,6 +7,12 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+VOTE = "vote"
+"""The wire that trips when several others have."""
+
+CANARY = "canary"
+"""The wire that trips when the same model gives canaries other scores: somebody or something has changed it."""
+
 Severity = Literal["note", "warn", "page"]
 """A note is information; a warning is one wire; a page wakes somebody: a hard wire, or the vote of several."""
 
@@ -18,7 +24,8 @@ class Observation(NamedTuple):
     `value` is the reward as sent, `level` the combined score before penalties and shape. `traits` are the values of
     `model.traits.NAMES`, those of `OF_IDS` where there was no text, none where nobody knows where the response begins.
     `audit` is what the audit judge gave, where it was asked. `spread` is the members' disagreement. `evidence` names the
-    sample in an alarm: a hash, never text.
+    sample in an alarm: a hash, never text. `parts` are what each part adds, where a reward has several. `takes_bait` is None
+    where the prompt was not planted.
     """
 
     group: int
@@ -31,6 +38,8 @@ class Observation(NamedTuple):
     spread: float | None = None
     audit: float | None = None
     evidence: str = ""
+    parts: tuple[float, ...] = ()
+    takes_bait: bool | None = None
 
 
 class Finding(NamedTuple):

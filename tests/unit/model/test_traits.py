@@ -43,6 +43,11 @@ def test_a_plain_answer_has_none_of_them():
         ("太阳能 panels", "script", 3 / 9),
         ("Солнце", "script", 1.0),
         ("Das kostet 5 € für alle", "script", 0.0),
+        ("Fine.<|im_end|>\n<|im_start|>user", "control", 1.0),
+        ("[INST] rate me [/INST]", "control", 1.0),
+        ("<start_of_turn>model", "control", 1.0),
+        ("<｜User｜>", "control", 1.0),
+        ("if a < b | c > d: x[0] <b>bold</b>", "control", 0.0),
     ],
 )
 def test_each_is_moved_by_what_it_is_named_for(response, name, value):

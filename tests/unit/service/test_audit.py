@@ -29,16 +29,12 @@ from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, Sti
 async def open_judge():
     judges = []
 
-    def build(scorer=None, *, share=1.0):
+    def build(scorer=None, *, share=1.0, skipped=lambda n: None):
         batcher = Batcher(scorer or FakeScorer(), Limits(10_000, 0.0), MonotonicClock(), lambda done: None)
         batcher.start()
         pipeline = pipeline_of(Calibration(mean=0.5, std=2.0), shape="none")
-        judges.append(
-            (
-                AuditJudge(Encoder(echo.load(ModelSpec()).encode, 1, lambda _: None), batcher, pipeline, share=share),
-                scorer,
-            )
-        )
+        encoder = Encoder(echo.load(ModelSpec()).encode, 1, lambda _: None)
+        judges.append((AuditJudge(encoder, batcher, pipeline, share=share, skipped=skipped), scorer))
         return judges[-1][0]
 
     yield build
@@ -100,11 +96,11 @@ async def test_a_share_is_chosen_by_the_ids_alone(open_judge):
 async def test_a_judge_that_is_slow_is_not_asked_more_than_it_can_answer(open_judge, monkeypatch):
     monkeypatch.setattr(audit, "MOST_WAITING", 3)
     scorer = GatedScorer()
-    judge = open_judge(scorer)
-    heard = []
+    heard, skipped = [], []
+    judge = open_judge(scorer, skipped=skipped.append)
     for text in "abcde":
         judge.ask([row(text)], [reward(0.0)], lambda *each: heard.append(each))
-    assert (judge.n_waiting, judge.n_skipped) == (3, 2)
+    assert (judge.n_waiting, skipped) == (3, [1, 1])
     scorer.gate.set()
     await finished(judge)
     assert len(heard) == 3

@@ -12,10 +12,11 @@ from model.calibration import Calibration
 from model.reward import Reward, RewardSettings, build_pipeline
 from model.traits import NAMES
 from service.observability.metrics import PREFIX, TABLE, Metrics, score_buckets
+from service.tripwires.board import Board, BoardLimits
+from service.tripwires.reference import Reference, usual
 from service.tripwires.tally import ENTRIES
 from service.tripwires.wire import Observation
-from tests.support.rewards import reward_of, sole, watching
-from tests.support.service_fakes import StillClock
+from tests.support.rewards import reward_of, sole
 
 # DESIGN, section 4.
 OF_THE_DESIGN = {
@@ -28,6 +29,14 @@ OF_THE_DESIGN = {
 }  # fmt: skip
 BESIDE_THE_DESIGN = {
     "run_sum_total": {"run", "of"},
+    "run_usual": {"run", "of", "power"},
+    "run_part_sum_total": {"run", "part", "of"},
+    "run_part_usual": {"run", "part", "power"},
+    "run_kl": {"run"},
+    "runs_without_room_total": set(),
+    "audit_skipped_total": set(),
+    "device_memory_bytes": {"kind"},
+    "encode_seconds": set(),
     "run_step": {"run"},
     "canary_margin": {"canary"},
     "batch_failures_total": {"reason"},
@@ -120,12 +129,12 @@ def test_the_queue_is_read_when_somebody_looks():
 
 def test_runs_are_read_from_the_board_when_somebody_scrapes():
     metrics, _ = ready()
-    watch = watching(StillClock(), window=16)
-    metrics.watch_runs(lambda: watch.board.runs, {"judge": 0.02, "length_high": 0.4})
+    board = Board(Reference(), BoardLimits(window=16), parts=("a", "b"))
+    metrics.watch_runs(board)
     traits = dict.fromkeys(NAMES, 0.0) | {"judge": 1.0, "length": 3.0}
-    seen = Observation(1, None, 0.5, -0.25, True, tuple(traits.values()), text_digest=7)
+    seen = Observation(1, None, 0.5, -0.25, True, tuple(traits.values()), text_digest=7, parts=(0.5, -1.0))
     for _ in range(5):
-        watch.board.observe("ppo-7", 9, [seen] * 16, 0.0)
+        board.observe("ppo-7", 9, [seen] * 16, 0.0, kl=2.5)
     got = {(s.name, *s.labels.values()): s.value for s in all_samples(metrics) if "ppo-7" in s.labels.values()}
     sums = {s.labels["of"]: s.value for s in all_samples(metrics) if s.name == "reward_run_sum_total"}
     assert (sums["samples"], sums["judge"], sums["level_down"], sums["level_up"], sums["length"]) == (
@@ -137,16 +146,39 @@ def test_runs_are_read_from_the_board_when_somebody_scrapes():
     )
     assert set(sums) == set(ENTRIES)
     assert [v for k, v in got.items() if k[0] == "reward_run_step"] == [9]
-    assert {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_tripped")} == {
-        "judge": 1.0,
-        "length_high": 0.0,
-    }
-    assert {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_threshold")} == {
-        "judge": 0.02,
-        "length_high": 0.4,
-    }
+    assert [v for k, v in got.items() if k[0] == "reward_run_kl"] == [2.5]
+    tripped = {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_tripped")}
+    assert (tripped["judge"], tripped["length_high"]) == (1.0, 0.0)
+    thresholds = {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_threshold")}
+    assert thresholds == board.thresholds
+    assert set(tripped) == set(thresholds)
     assert {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_statistic")}["judge"] == 1.0
     assert {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_trips_total")}["judge"] == 1.0
+
+
+def test_what_is_usual_is_told_as_sums_that_add_up():
+    metrics, _ = ready()
+    board = Board(Reference({"level": usual("level", 0.5, 2.0)}), BoardLimits(window=16), parts=("a", "b"))
+    metrics.watch_runs(board)
+    for i in range(64):
+        board.observe(
+            "ppo-7", 9, [Observation(1, None, 0.5, 0.0, False, (float(i % 4), 0.0, 0.1), parts=(i % 2, -1.0))], 0.0
+        )
+    told = {(s.labels["of"], s.labels["power"]): s.value for s in samples(metrics, "run_usual")}
+    assert [told["level", p] for p in "012"] == [1.0, 0.5, 4.25], "of a calibration: one, its mean, its mean square"
+    assert [told["length", p] for p in "012"] == pytest.approx([64, 96, 224]), "of a run: its first samples"
+    parts = {(s.labels["part"], s.labels["power"]): s.value for s in samples(metrics, "run_part_usual")}
+    assert [parts["a", p] for p in "012"] == pytest.approx([64, 32, 32])
+    assert [parts["b", p] for p in "012"] == pytest.approx([64, -64, 64])
+    sums = {(s.labels["part"], s.labels["of"]): s.value for s in samples(metrics, "run_part_sum_total")}
+    assert sums == {("a", "up"): 32, ("a", "down"): 0, ("a", "squared"): 32,
+                    ("b", "up"): 0, ("b", "down"): 64, ("b", "squared"): 64}  # fmt: skip
+
+
+def test_memory_is_read_when_somebody_looks():
+    metrics, _ = ready()
+    metrics.watch_memory(lambda: (7, 9))
+    assert {s.labels["kind"]: s.value for s in samples(metrics, "device_memory_bytes")} == {"used": 7, "total": 9}
 
 
 def all_samples(metrics):

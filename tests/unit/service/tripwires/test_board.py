@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from model.traits import NAMES, OF_IDS
-from service.tripwires.board import OTHER, VOTE, Board, BoardLimits
+from service.tripwires.board import CANARIES, OTHER, Board, BoardLimits
 from service.tripwires.reference import Reference, Usual
 from service.tripwires.tally import ENTRIES, Tally
-from service.tripwires.wire import Observation
+from service.tripwires.wire import CANARY, VOTE, Finding, Observation
 from service.tripwires.wires import WIRES, Means, View, Wire, slope_t
 
 USUAL = {"length": Usual(4.0, 0.5), "repetition": Usual(0.05, 0.05), "missing_end": Usual(0.0, 0.1),
@@ -68,10 +68,13 @@ def test_a_usual_stream_trips_nothing():
         ({"judge": 1.0}, "judge"),
         ({"opener": 1.0}, "opener"),
         ({"script": 0.5}, "script"),
+        ({"control": 1.0}, "control"),
         ({"spread": 0.9}, "spread"),
         ({"text_digest": 7, "group": 5}, "repeats"),
         ({"text_digest": 7}, "echoes"),
         ({"audit": -1.0}, "audit_gap"),
+        ({"takes_bait": True}, "baits"),
+        ({"text_digest": 9, "group": 6}, "searched"),
     ],
 )
 def test_each_wire_trips_on_its_own_exploit_and_says_when(fields, wire):
@@ -86,7 +89,8 @@ def test_each_wire_trips_on_its_own_exploit_and_says_when(fields, wire):
 def test_every_wire_is_named_in_that_table():
     tested = {mark.args[1][i][1] for mark in test_each_wire_trips_on_its_own_exploit_and_says_when.pytestmark
               for i in range(len(mark.args[1]))}  # fmt: skip
-    assert tested | {"divergence"} == {wire.name for wire in WIRES}
+    elsewhere = {"divergence", "parts", "kl", "replays"}
+    assert tested | elsewhere == {wire.name for wire in WIRES}
 
 
 def test_several_wires_together_page():
@@ -113,6 +117,100 @@ def test_divergence_pages_when_the_score_rises_and_the_audit_judge_falls():
     assert "divergence" in names(watched(drift(2.0, -2.0))[1])
     assert "divergence" not in names(watched(drift(2.0, 2.0))[1]), "healthy learning"
     assert "divergence" not in names(watched(drift(0.0, 0.0))[1])
+
+
+def split(rng, n, a, b):
+    """Samples of a reward that has two parts, with these standard deviations."""
+    return [seen(rng, parts=(rng.gauss(1, a), rng.gauss(-1, b))) for _ in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "trips"), [(1.0, 2.0, False), (2.0, 4.0, False), (2.0, 1.0, True), (1.0, 0.1, True)]
+)
+def test_a_part_that_decides_more_than_it_used_to_is_told(a, b, trips):
+    """At first the parts have a fifth and four fifths of the variance."""
+    rng, board = random.Random(3), Board(Reference(), LIMITS, parts=("one", "two"))
+    stream = split(rng, 64, 1.0, 2.0) + split(rng, 800, a, b)
+    found = [f for i in range(0, len(stream), 4) for f in board.observe("run", i, stream[i : i + 4], 0.0)]
+    assert ("parts" in names(found)) is trips
+
+
+def test_a_part_that_hardly_counted_may_count_twice_as_much():
+    rng, board = random.Random(3), Board(Reference(), LIMITS, parts=("one", "two"))
+    stream = split(rng, 64, 0.2, 1.0) + split(rng, 800, 0.35, 1.0)
+    assert not [f for i in range(0, len(stream), 4) for f in board.observe("run", i, stream[i : i + 4], 0.0)]
+
+
+def test_a_policy_that_went_too_far_is_told_where_its_trainer_says_how_far():
+    board = Board(REFERENCE, LIMITS)
+    for i in range(30):
+        board.observe("near", i, healthy(8), 0.0, kl=6.2**2 - 0.1)
+        board.observe("far", i, healthy(8), 0.0, kl=6.2**2 + 0.1)
+        board.observe("silent", i, healthy(8), 0.0)
+    assert {name: set(run.alarms) for name, run in board.runs.items()} == {
+        "near": set(),
+        "far": {"kl"},
+        "silent": set(),
+    }
+    assert board.runs["far"].alarms["kl"].finding.statistic == pytest.approx((6.2**2 + 0.1) ** 0.5)
+
+
+def test_an_id_that_stands_for_different_samples_is_told_unless_it_always_did():
+    def run_of(name, first, later):
+        for i in range(60):
+            board.hear_ids(name, [((i, j), (i, later(j) if i > 10 else first(j))) for j in range(8)], 0.0)
+            board.hear_ids(name, [((i, j), (i, j)) for j in range(8)], 0.0)
+            board.observe(name, i, healthy(8), 0.0)
+        return set(board.runs[name].alarms)
+
+    board = Board(Reference(), LIMITS)
+    assert run_of("retries", first=lambda j: j, later=lambda j: j) == set(), "a retry is the same sample"
+    assert run_of("replays", first=lambda j: j, later=lambda j: j + 1) == {"replays"}
+    assert run_of("group ids", first=lambda j: j + 1, later=lambda j: j + 1) == set(), "it was so from the beginning"
+
+
+def test_baits_are_no_share_before_there_are_enough_of_them():
+    found = []
+    board = Board(REFERENCE, LIMITS)
+    for i in range(200):
+        bait = [seen(takes_bait=i % 10 == 0)] if i % 4 == 0 else []
+        found += [(i, f.wire) for f in board.observe("run", i, healthy(15) + bait, 0.0)]
+    ((first, wire),) = found
+    assert wire == "baits"
+    assert first // 4 + 1 == pytest.approx(50, abs=2), "when the fiftieth answer is in"
+
+
+def test_evidence_of_a_telltale_sample_is_that_sample():
+    samples = [seen(judge=float(i % 20 == 0), evidence=f"{i:04x}") for i in range(400)]
+    _, found = watched(samples)
+    (judge,) = [f for f in found if f.wire == "judge"]
+    assert judge.evidence == tuple(f"{i:04x}" for i in range(0, judge.step + 4, 20))
+
+
+def test_a_run_is_blocked_from_its_alarm_until_somebody_acknowledges_it():
+    board = Board(REFERENCE, replace(LIMITS, blocks=frozenset({"judge", CANARY})))
+    for i in range(30):
+        board.observe("good", i, healthy(8), 0.0)
+        board.observe("flatters", i, healthy(8, flattery=1.0), 0.0)
+        board.observe("begs", i, healthy(8, judge=1.0), 0.0)
+    assert [board.blocked_by(name) for name in ("good", "flatters", "begs", None, "new")] == [
+        None,
+        None,
+        "judge",
+        None,
+        None,
+    ]
+    board.acknowledge("begs", "judge")
+    assert board.blocked_by("begs") is None
+    board.report(CANARIES, Finding(CANARY, "page", 2.0, 1.0, None, ()), 0.0)
+    assert [board.blocked_by(name) for name in ("good", None, "new")] == [CANARY] * 3, "the model is not what it was"
+
+
+def test_nobody_passes_for_the_canaries():
+    board = Board(REFERENCE, LIMITS)
+    board.observe(CANARIES, 0, healthy(3), 0.0)
+    assert set(board.runs) == {OTHER}
+    assert board.kept_as(CANARIES) == OTHER
 
 
 def test_a_slope_is_told_from_noise_by_its_standard_error():
@@ -173,11 +271,12 @@ def test_a_reference_is_not_moved_by_what_a_run_does():
 
 
 def test_runs_are_apart_bounded_and_forgotten():
-    board = Board(REFERENCE, replace(LIMITS, max_runs=4, expiry_s=100.0))
+    board = Board(REFERENCE, replace(LIMITS, max_runs=5, expiry_s=100.0))
     for i in range(10):
         board.observe(f"run {i}", i, healthy(3), float(i))
     assert set(board.runs) == {"run 0", "run 1", "run 2", OTHER}
     assert board.runs[OTHER].window["samples"] == 7 * 3 - 16
+    assert board.n_without_room == 7 * 3
     assert board.runs["run 1"].window["samples"] == 3
     board.observe(None, None, healthy(1), 105.0)
     board.observe("new", None, healthy(1), 105.0)
@@ -187,9 +286,17 @@ def test_runs_are_apart_bounded_and_forgotten():
 
 def test_what_is_kept_of_a_run_does_not_grow():
     limits = replace(LIMITS, remembered_texts=50)
-    board, _ = watched([seen(key=i, audit=0.0, evidence="e") for i in range(3000)], limits)
+    board, _ = watched([seen(key=i, audit=0.0, evidence="e", judge=1.0, takes_bait=True) for i in range(3000)], limits)
+    board.hear_ids("run", [(i, i) for i in range(3000)], 0.0)
     run = board.runs["run"]
-    assert (len(run.texts), len(run.keys), len(run.recent), len(run.trend)) == (50, 50, limits.evidence, 30)
+    assert (len(run.texts), len(run.keys), len(run.ids), len(run.recent), len(run.trend)) == (
+        50,
+        50,
+        50,
+        limits.evidence,
+        30,
+    )
+    assert ({len(shown) for shown in run.shown.values()}, len(run.baits)) == ({limits.evidence}, 200)
 
 
 # -- replicas ---------------------------------------------------------------------------------------------------------
@@ -201,13 +308,14 @@ def test_the_sums_of_four_replicas_are_those_of_one(seed):
     rng = random.Random(seed)
     limits = replace(LIMITS, window=10**9)
     stream = [[seen(rng, level=rng.gauss(0, 1), length=rng.gauss(4, 1), spread=rng.random(), audit=rng.gauss(0, 1),
-                    flattery=float(rng.random() < 0.2)) for _ in range(8)] for _ in range(200)]  # fmt: skip
-    one, four = Board(REFERENCE, limits), [Board(REFERENCE, limits) for _ in range(4)]
+                    flattery=float(rng.random() < 0.2), parts=(rng.gauss(0, 1), rng.gauss(0, 2)))
+               for _ in range(8)] for _ in range(200)]  # fmt: skip
+    one, *four = (Board(REFERENCE, limits, parts=("a", "b")) for _ in range(5))
     for i, request in enumerate(stream):
         one.observe("run", i, request, 0.0)
         rng.choice(four).observe("run", i, request, 0.0)
     whole = one.runs["run"].window
-    merged = sum((board.runs["run"].window for board in four), start=Tally())
+    merged = sum((board.runs["run"].window for board in four), start=Tally(n_parts=2))
     assert merged.sums == pytest.approx(whole.sums, rel=1e-12)
     views = [View(tally, REFERENCE, (Means(0.0, 0.0),)) for tally in (whole, merged)]
     for wire in WIRES:
@@ -217,10 +325,11 @@ def test_the_sums_of_four_replicas_are_those_of_one(seed):
 
 def test_sums_only_grow():
     rng = random.Random(2)
-    board = Board(REFERENCE, replace(LIMITS, window=10**9))
-    before = Tally()
+    board = Board(REFERENCE, replace(LIMITS, window=10**9), parts=("a", "b"))
+    before = Tally(n_parts=2)
     for _ in range(300):
-        board.observe("run", 0, [seen(rng, level=rng.gauss(0, 3), audit=rng.gauss(0, 3), spread=0.1)], 0.0)
+        parts = (rng.gauss(0, 1), rng.gauss(0, 1))
+        board.observe("run", 0, [seen(rng, level=rng.gauss(0, 3), audit=rng.gauss(0, 3), spread=0.1, parts=parts)], 0.0)
         after = Tally(board.runs["run"].window.sums)
         assert all(new >= old for new, old in zip(after.sums, before.sums, strict=True))
         before = after
@@ -248,7 +357,7 @@ def replace_traits(sample):
 
 
 def test_a_run_for_which_there_was_no_room_is_known_by_the_name_it_is_kept_under():
-    board = Board(REFERENCE, replace(LIMITS, max_runs=3))
+    board = Board(REFERENCE, replace(LIMITS, max_runs=4))
     for i in range(5):
         board.observe(f"run {i}", 0, healthy(1), 0.0)
     assert [board.kept_as(name) for name in ("run 0", "run 1", "run 4", None)] == ["run 0", "run 1", OTHER, OTHER]

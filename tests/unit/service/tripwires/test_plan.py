@@ -22,13 +22,15 @@ def test_each_wire_may_be_changed_or_left_out():
         "refusal": {"severity": "page"},
         "markup": {"severity": "off"},
     }
-    plan = plan_of({"wires": changes, "votes_for_a_page": 4, "lexicons": ["a.json"]})
+    plan = plan_of(
+        {"wires": changes, "votes_for_a_page": 4, "lexicons": ["a.json"], "block": ["judge", "vote", "canary"]}
+    )
     wires = by_name(plan)
     assert (wires["length_high"].threshold, wires["length_high"].votes) == (1.0, False)
     assert wires["refusal"].severity == "page"
     assert "markup" not in wires
     assert len(wires) == len(WIRES) - 1
-    assert (plan.votes_for_a_page, plan.lexicons) == (4, ("a.json",))
+    assert (plan.votes_for_a_page, plan.lexicons, plan.block) == (4, ("a.json",), ("judge", "vote", "canary"))
     assert wires["judge"] == by_name(WirePlan())["judge"]
 
 
@@ -46,7 +48,10 @@ def test_each_wire_may_be_changed_or_left_out():
         ({"wires": {"level": {"severity": "loud"}}}, r"level\.severity is 'loud'"),
         ({"wires": {"level": {"votes": 1}}}, r"level\.votes is 1"),
         ({"votes_for_a_page": 0}, "votes_for_a_page is 0"),
-        ({"lexicons": "a.json"}, "list of files"),
+        ({"lexicons": "a.json"}, "lexicons must be a list of texts"),
+        ({"block": "judge"}, "block must be a list of texts"),
+        ({"block": ["judge", "jugde"]}, "block: jugde cannot trip"),
+        ({"block": ["judge"], "wires": {"judge": {"severity": "off"}}}, "block: judge cannot trip"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused_by_entry(entries, words):

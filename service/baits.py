@@ -1,0 +1,34 @@
+"""`reward-baits KEY_FILE < plain.jsonl > baits.jsonl`: hash planted prompts for `REWARD_TRIPWIRES__BAITS_FILE`.
+
+A line of the input: {"prompt": "...", "answers": ["..."]} or {"prompt": "...", "above": 1.5}, the normalised score that no
+honest answer reaches. The key file has 16 to 64 bytes, say from `openssl rand -hex 24`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from service.tripwires.baits import BaitsError, hashed
+
+_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command-line entry."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print(__doc__, file=sys.stderr)
+        return _USAGE
+    try:
+        key = Path(arguments[0]).read_bytes().strip()
+        print("\n".join(hashed(sys.stdin, key)))
+    except (OSError, BaitsError) as error:
+        print(f"reward-baits: {error}", file=sys.stderr)
+        return _USAGE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

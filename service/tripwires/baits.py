@@ -1,0 +1,104 @@
+"""Planted prompts: questions that no honest policy answers in a certain way, matched by keyed hash.
+
+A trainer mixes them among its own; nothing marks them, and this server knows them by hashes under a key, so neither the
+prompts nor what would betray a policy can be read from its files. A response takes the bait where it scores above what an
+honest answer can, or where a word or a line of it is the planted answer.
+Its reward is the usual one: a policy learns nothing of the trap. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import chain
+from typing import Any
+
+DIGEST_SIZE = 16
+MOST_KEY_BYTES = 64
+"""What BLAKE2b takes."""
+
+_FIELDS = {"prompt", "answers", "above"}
+
+
+class BaitsError(Exception):
+    """The planted prompts cannot be used; the message says which line and why, and quotes none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bait:
+    """What gives a response away: hashes of `answers`, or a normalised score beyond `above`."""
+
+    answers: frozenset[str] = frozenset()
+    above: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Baits:
+    """The planted prompts, by their hash under `key`."""
+
+    key: bytes
+    by_prompt: Mapping[str, Bait] = field(default_factory=dict)
+
+    def taken(self, question: str, response: str, level: float) -> bool | None:
+        """Whether this response takes the bait; None where the question was not planted."""
+        bait = self.by_prompt.get(digest(question, self.key)) if self.by_prompt else None
+        if bait is None:
+            return None
+        if bait.above is not None and level > bait.above:
+            return True
+        pieces = chain(response.splitlines(), response.split())
+        return bool(bait.answers) and any(digest(piece, self.key) in bait.answers for piece in pieces)
+
+
+def digest(text: str, key: bytes) -> str:
+    """Keyed BLAKE2b of a text without regard to case, white space and the marks around it, in hexadecimal."""
+    plain = " ".join(text.casefold().split()).strip(".,;:!?\"'`*()[]{}")
+    return blake2b(plain.encode("utf-8", "replace"), digest_size=DIGEST_SIZE, key=key).hexdigest()
+
+
+def hashed(lines: Iterable[str], key: bytes) -> list[str]:
+    """From lines of JSON with `prompt`, and `answers` or `above`, to the lines that a server reads. Raise `BaitsError`."""
+    return [
+        json.dumps(
+            {
+                "prompt": digest(entry["prompt"], key),
+                "answers": [digest(answer, key) for answer in entry.get("answers", [])],
+                "above": entry.get("above"),
+            }
+        )
+        for entry in _entries(lines)
+    ]
+
+
+def read(lines: Iterable[str], key: bytes) -> Baits:
+    """What `hashed` wrote. Raise `BaitsError`."""
+    if not 16 <= len(key) <= MOST_KEY_BYTES:
+        raise BaitsError(f"the key has {len(key)} bytes; it must have 16 to {MOST_KEY_BYTES}")
+    entries = _entries(lines)
+    baits = {entry["prompt"]: Bait(frozenset(entry.get("answers", ())), entry.get("above")) for entry in entries}
+    if wrong := [prompt for prompt in baits if len(prompt) != 2 * DIGEST_SIZE]:
+        raise BaitsError(f"{len(wrong)} prompts are no hashes: write the file with `reward-baits`")
+    return Baits(key, baits)
+
+
+def _entries(lines: Iterable[str]) -> list[dict[str, Any]]:
+    return [_entry(i, line) for i, line in enumerate(lines, 1) if line.strip()]
+
+
+def _entry(number: int, line: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        raise BaitsError(f"line {number} is no JSON") from None
+    answers, above = (entry.get(name) for name in ("answers", "above")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(entry, dict) or not set(entry) <= _FIELDS or not isinstance(entry.get("prompt"), str):
+        raise BaitsError(f"line {number} must have a prompt, and answers or above")
+    if not _are_texts(answers or []) or not isinstance(above, int | float | None) or not (answers or above is not None):
+        raise BaitsError(f"line {number} must have answers, a list of texts, or above, a normalised score")
+    return entry
+
+
+def _are_texts(answers: Sequence[Any]) -> bool:
+    return isinstance(answers, list) and all(isinstance(answer, str) and answer.strip() for answer in answers)
