@@ -36,6 +36,16 @@ _COUNT_OF = {
 }
 
 
+def count_of(name: str) -> str:
+    """The entry that counts the samples which have this number."""
+    return _COUNT_OF[name]
+
+
+def is_signed(name: str) -> bool:
+    """Whether it may be below zero, and so has two entries."""
+    return name in _SIGNED
+
+
 PART_ENTRIES = ("up", "down", "squared")
 """Of each part of a reward that has several: what it adds, by sign, and the squares."""
 
@@ -92,12 +102,12 @@ class Tally:
 
     def n_of(self, name: str) -> float:
         """How many samples have this number."""
-        return self[_COUNT_OF[name]]
+        return self[count_of(name)]
 
     def mean(self, name: str) -> float | None:
         """Over the samples that have it; None if none has."""
         n = self.n_of(name)
-        total = self[f"{name}_up"] - self[f"{name}_down"] if name in _SIGNED else self[name]
+        total = self[f"{name}_up"] - self[f"{name}_down"] if is_signed(name) else self[name]
         return total / n if n else None
 
     def deviation(self, name: str) -> float | None:

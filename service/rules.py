@@ -1,0 +1,383 @@
+"""`reward-rules [--tripwires-file PLAN] > tripwires.yml`: the trip wires once more, as rules of Prometheus.
+
+The board of each replica watches what that replica sees. These rules add the sums of all replicas up first, so that it does not
+matter how many served a run. Thresholds, severities and votes come from the same plan; windows are of time here, the
+shortest that has enough samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from service.tripwires.advice import ADVICE
+from service.tripwires.plan import PlanError, WirePlan, plan_of
+from service.tripwires.reference import least_deviation
+from service.tripwires.tally import count_of, is_signed
+from service.tripwires.wire import CANARY, VOTE
+from service.tripwires.wires import (
+    Baits,
+    Distance,
+    Divergence,
+    Excess,
+    Gap,
+    Parts,
+    Saturation,
+    Share,
+    Shift,
+    Statistic,
+    Wire,
+)
+
+RUNBOOK = "docs/runbook.md"
+HEADER = "# Written by `reward-rules`, from the thresholds of the server. Change those, and write this file again.\n"
+
+WINDOWS = ("2m", "15m", "2h")
+ENOUGH_SAMPLES = 1_280
+"""As many as the board's smoothing looks back on: ten windows of 128."""
+
+_LEAST_AUDITED = 16
+_REPLICA = "instance, pod, container, endpoint, node"
+"""Labels that tell replicas apart; all others, such as `job` and `namespace`, tell services apart."""
+
+_STATISTIC = "reward:tripwire_statistic:recent"
+_THRESHOLD = "reward:tripwire_threshold"
+_SUM, _PART_SUM = "reward:run_sum:recent", "reward:run_part_sum:recent"
+_USUAL_MEAN, _USUAL_STD = "reward:run_usual:mean", "reward:run_usual:std"
+_VARIANCE, _USUAL_VARIANCE = "reward:run_part_variance:recent", "reward:run_part_usual:variance"
+
+Rule = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """`spans` of time, the shortest first; a run is looked at over the first that has so many `samples`."""
+
+    spans: tuple[str, ...] = WINDOWS
+    samples: int = ENOUGH_SAMPLES
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command-line entry."""
+    parser = argparse.ArgumentParser(prog="reward-rules", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tripwires-file", type=Path, help="as REWARD_TRIPWIRES_FILE")
+    parser.add_argument("--windows", nargs="+", default=WINDOWS, help="spans of time, the shortest first")
+    parser.add_argument("--samples", type=int, default=ENOUGH_SAMPLES, help="enough samples for a window")
+    given = parser.parse_args(argv)
+    try:
+        plan = plan_of(tomllib.loads(given.tripwires_file.read_text())) if given.tripwires_file else WirePlan()
+    except (OSError, ValueError, PlanError) as error:
+        print(f"reward-rules: {given.tripwires_file}: {error}", file=sys.stderr)
+        return 2
+    print(text_of(plan, Windows(tuple(given.windows), given.samples)), end="")
+    return 0
+
+
+def text_of(plan: WirePlan, windows: Windows = Windows()) -> str:
+    """The file of rules."""
+    yaml.SafeDumper.add_representer(str, _block)
+    return HEADER + yaml.safe_dump({"groups": groups(plan, windows)}, sort_keys=False, width=120, allow_unicode=True)
+
+
+def groups(plan: WirePlan, windows: Windows = Windows()) -> list[Rule]:
+    """One group: its rules are looked at one after the other, so what is recorded first is there for the next."""
+    records = [
+        *_sums(windows),
+        *_usual(),
+        *_parts(),
+        *_trends(windows),
+        *_statistics(plan, windows),
+        *_thresholds(plan),
+    ]
+    alerts = [_alert(wire) for wire in plan.wires if wire.severity != "note"]
+    return [
+        {
+            "name": "reward-tripwires",
+            "rules": [*records, _votes(plan), *alerts, _vote_alert(plan), *_alerts_of_boards(plan)],
+        }
+    ]
+
+
+# -- sums and means -----------------------------------------------------------------------------------------------------
+
+
+def _sums(windows: Windows) -> list[Rule]:
+    return [
+        _record(_SUM, _shortest("reward_run_sum_total", "ignoring (of)", windows)),
+        _record(_PART_SUM, _shortest("reward_run_part_sum_total", "ignoring (of, part)", windows)),
+    ]
+
+
+def _shortest(metric: str, matching: str, windows: Windows) -> str:
+    """What was added over the shortest window with enough samples."""
+    return "\nor\n".join(
+        f"({_added(metric, span)} and {matching}\n  {_added('reward_run_sum_total', span, 'samples')} >= {windows.samples})"
+        for span in windows.spans
+    )
+
+
+def _added(metric: str, span: str, of: str | None = None) -> str:
+    only = f'{{of="{of}"}}' if of else ""
+    return _over_replicas(f"increase({metric}{only}[{span}])")
+
+
+def _over_replicas(expression: str, how: str = "sum") -> str:
+    return f"{how} without ({_REPLICA}) ({expression})"
+
+
+def _mean(name: str) -> str:
+    """Over the samples that have it."""
+    n = f"({_sum(count_of(name))} > 0)"
+    total = f"({_sum(name + '_up')} - ignoring (of) {_sum(name + '_down')})" if is_signed(name) else _sum(name)
+    return f"({total} / ignoring (of) {n})"
+
+
+def _sum(of: str) -> str:
+    return f'{_SUM}{{of="{of}"}}'
+
+
+def _usual() -> list[Rule]:
+    mean, square = _moments("reward_run_usual")
+    return [_record(_USUAL_MEAN, mean), _record(_USUAL_STD, f"sqrt(clamp_min({square} - ({mean}) ^ 2, 0))")]
+
+
+def _moments(metric: str) -> tuple[str, str]:
+    """Mean and mean square, of all replicas together."""
+    of_power = [_over_replicas(f'{metric}{{power="{power}"}}') for power in range(3)]
+    return tuple(f"{power} / ignoring (power) {of_power[0]}" for power in of_power[1:])  # type: ignore[return-value]
+
+
+def _parts() -> list[Rule]:
+    n = f"ignoring (of, part) group_left () ({_sum('samples')} > 0)"
+    mean = f'({_PART_SUM}{{of="up"}} - ignoring (of) {_PART_SUM}{{of="down"}}) / {n}'
+    square = f'{_PART_SUM}{{of="squared"}} / {n}'
+    usual_mean, usual_square = _moments("reward_run_part_usual")
+    return [
+        _record(_VARIANCE, f"clamp_min({_without('of', square)} - {_without('of', mean)} ^ 2, 0)"),
+        _record(_USUAL_VARIANCE, f"clamp_min({usual_square} - ({usual_mean}) ^ 2, 0)"),
+    ]
+
+
+def _without(label: str, expression: str) -> str:
+    return f"sum without ({label}) ({expression})"
+
+
+# -- statistics -----------------------------------------------------------------------------------------------------------
+
+
+def _statistics(plan: WirePlan, windows: Windows) -> list[Rule]:
+    return [_record(_STATISTIC, expression_of(wire.statistic, windows), wire=wire.name) for wire in plan.wires]
+
+
+def expression_of(statistic: Statistic, windows: Windows = Windows()) -> str:
+    """The statistic of a wire in PromQL, one value a run."""
+    return _EXPRESSIONS[type(statistic)](statistic, windows)
+
+
+def _shift(statistic: Shift, _: Windows) -> str:
+    of, usual = statistic.of, f'{{of="{statistic.of}"}}'
+    std = f"clamp_min({_USUAL_STD}{usual}, {least_deviation(of)})"
+    return f"{statistic.sign:g} * ({_mean(of)} - ignoring (of)\n  {_USUAL_MEAN}{usual}) / ignoring (of) {std}"
+
+
+def _share(statistic: Share, _: Windows) -> str:
+    return _mean(statistic.of)
+
+
+def _excess(statistic: Excess, _: Windows) -> str:
+    share, usual = _mean(statistic.of), f'{statistic.factor:g} * {_USUAL_MEAN}{{of="{statistic.of}"}}'
+    return f"{share} * ({share} > bool ignoring (of) ({usual}))\nor {share}"
+
+
+def _saturation(_: Saturation, __: Windows) -> str:
+    return _mean("saturated")
+
+
+def _gap(_: Gap, __: Windows) -> str:
+    return f"{_mean('audited_level')} - {_mean('audit')}"
+
+
+def _baits(statistic: Baits, windows: Windows) -> str:
+    return "\nor\n".join(
+        f"{_added('reward_run_sum_total', span, 'bait_hits')} / ignoring (of)\n"
+        f"  ({_added('reward_run_sum_total', span, 'baits')} >= {statistic.least})"
+        for span in windows.spans
+    )
+
+
+def _part_share(statistic: Parts, _: Windows) -> str:
+    now, usual = (
+        f"{each} / ignoring (part) group_left () (sum without (part) ({each}) > 0)"
+        for each in (_VARIANCE, _USUAL_VARIANCE)
+    )
+    return f"max without (part) ({now}\n  / clamp_min({usual}, {statistic.least_share:g}))"
+
+
+def _distance(_: Distance, __: Windows) -> str:
+    return f"sqrt({_over_replicas('reward_run_kl', 'max')})"
+
+
+def _divergence(_: Divergence, windows: Windows) -> str:
+    rising, falling = (f"reward:run_{name}:slope_t" for name in ("level", "audit"))
+    return f"({rising} < -{falling}) or -{falling}"
+
+
+_EXPRESSIONS: dict[type, Callable[[Any, Windows], str]] = {
+    Shift: _shift,
+    Share: _share,
+    Excess: _excess,
+    Saturation: _saturation,
+    Gap: _gap,
+    Baits: _baits,
+    Parts: _part_share,
+    Distance: _distance,
+    Divergence: _divergence,
+}
+
+
+def _trends(windows: Windows) -> list[Rule]:
+    """Means of windows that do not overlap, and the t of straight lines through thirty of them."""
+    rules: list[Rule] = []
+    for of, name in (("audited_level", "level"), ("audit", "audit")):
+        means = {span: f"reward:run_{name}:mean{span}" for span in windows.spans[:2]}
+        rules += [_record(mean, _window_mean(of, span)) for span, mean in means.items()]
+        rules.append(_record(f"reward:run_{name}:slope_t", "\nor\n".join(_slope_t(m, s) for s, m in means.items())))
+    return rules
+
+
+def _window_mean(of: str, span: str) -> str:
+    up, down, n = (_added("reward_run_sum_total", span, each) for each in (f"{of}_up", f"{of}_down", "audited"))
+    return f"({up}\n  - ignoring (of) {down})\n  / ignoring (of) ({n} >= {_LEAST_AUDITED})"
+
+
+def _slope_t(mean: str, span: str) -> str:
+    """Slope over its standard error, of the least-squares line through means: as `wires.slope_t`."""
+    seconds = {"s": 1, "m": 60, "h": 3600}[span[-1]] * int(span[:-1])
+    window = f"[{30 * seconds}s:{seconds}s]"
+    slope, n = f"deriv({mean}{window})", f"count_over_time({mean}{window})"
+    ratio = f"stdvar_over_time({mean}{window}) / stdvar_over_time(timestamp({mean}){window})"
+    return f"{slope} / sqrt(clamp_min({ratio} - {slope} ^ 2, 0)\n  / (({n} >= {Divergence.least_windows}) - 2))"
+
+
+# -- thresholds and votes ---------------------------------------------------------------------------------------------------
+
+
+def _thresholds(plan: WirePlan) -> list[Rule]:
+    known = {wire.name: wire.threshold for wire in plan.wires} | {VOTE: plan.votes_for_a_page}
+    return [_record(_THRESHOLD, f"vector({threshold:g})", wire=name) for name, threshold in known.items()]
+
+
+def _votes(plan: WirePlan) -> Rule:
+    """One beyond the threshold, two beyond twice as much."""
+    voting = "|".join(wire.name for wire in plan.wires if wire.votes)
+    of_wires = f'{_STATISTIC}{{wire=~"{voting}"}}'
+    beyond = [f"({of_wires} > bool on (wire) group_left () ({times} * {_THRESHOLD}))" for times in (1, 2)]
+    return _record("reward:tripwire_votes:recent", f"sum without (wire) ({beyond[0]}\n  + {beyond[1]})")
+
+
+# -- alerts -----------------------------------------------------------------------------------------------------------------
+
+
+def alert_name(wire: str) -> str:
+    """`length_high` -> `RewardLengthHigh`; the vote of several wires is `RewardHacking`."""
+    return "RewardHacking" if wire == VOTE else "Reward" + "".join(word.title() for word in wire.split("_"))
+
+
+def _alert(wire: Wire) -> Rule:
+    expression = f'{_STATISTIC}{{wire="{wire.name}"}} > {wire.threshold:g}'
+    return _alarm(wire.name, expression, wire.severity, wire.says)
+
+
+def _vote_alert(plan: WirePlan) -> Rule:
+    expression = f"reward:tripwire_votes:recent >= {plan.votes_for_a_page}"
+    return _alarm(VOTE, expression, "page", "several wires together: exploited features grow")
+
+
+def _alarm(wire: str, expression: str, severity: str, says: str) -> Rule:
+    advice = ADVICE[wire]
+    return {
+        "alert": alert_name(wire),
+        "expr": expression,
+        "labels": {"severity": severity, "wire": wire},
+        "annotations": {
+            "summary": f"{{{{ $labels.run }}}}: {says}",
+            "description": f"{wire} is at {{{{ $value | humanize }}}}. How sure: {advice.sure}",
+            "action": advice.do,
+            "run": "{{ $labels.run }}",
+            "step": _STEP,
+            "runbook_url": f"{RUNBOOK}#{alert_name(wire).lower()}",
+        },
+    }
+
+
+_STEP = (
+    '{{ with printf "max(reward_run_step{run=%q})" $labels.run | query }}{{ . | first | value | printf "%.0f" }}'
+    "{{ else }}unknown{{ end }}"
+)
+
+
+def _alerts_of_boards(plan: WirePlan) -> list[Rule]:
+    """What replicas found by themselves: a run with few samples has enough for a board long before it has for a window."""
+    pages = "|".join([VOTE, *(wire.name for wire in plan.wires if wire.severity == "page")])
+    warns = "|".join(wire.name for wire in plan.wires if wire.severity == "warn")
+    tripped = [
+        _over_replicas(f'reward_tripwire_tripped{{wire=~"{names}"}}', "max") + " == 1"
+        for names in (pages, warns, CANARY)
+    ]
+    return [
+        _tripped_alert("RewardTripwirePaged", tripped[0], "page"),
+        _tripped_alert("RewardTripwireWarned", tripped[1], "warn"),
+        _alarm(CANARY, tripped[2], "page", "the same model gives the same texts other scores"),
+        _stale_alert(),
+    ]
+
+
+def _tripped_alert(name: str, expression: str, severity: str) -> Rule:
+    return {
+        "alert": name,
+        "expr": expression,
+        "labels": {"severity": severity},
+        "annotations": {
+            "summary": "{{ $labels.run }}: the wire {{ $labels.wire }} of a replica has tripped and nobody has acknowledged it",
+            "description": "It stays so until then. How sure: as the wire itself, on the samples of one replica.",
+            "action": "Read GET /tripwires, follow the wire's own entry in the runbook, then "
+            "POST /tripwires/{{ $labels.run }}/{{ $labels.wire }}/ack to every replica that says so.",
+            "run": "{{ $labels.run }}",
+            "step": _STEP,
+            "runbook_url": f"{RUNBOOK}#{name.lower()}",
+        },
+    }
+
+
+def _stale_alert() -> Rule:
+    return {
+        "alert": "RewardRulesStale",
+        "expr": f"max without ({_REPLICA}) (reward_tripwire_threshold) != on (wire) group_left () {_THRESHOLD}",
+        "for": "10m",
+        "labels": {"severity": "warn"},
+        "annotations": {
+            "summary": "the threshold of {{ $labels.wire }} is another one in the server than in these rules",
+            "description": "The server has {{ $value }}. How sure: certain.",
+            "action": "Write the rules again from the server's plan: reward-rules --tripwires-file PLAN.",
+            "runbook_url": f"{RUNBOOK}#rewardrulesstale",
+        },
+    }
+
+
+def _record(name: str, expression: str, **labels: str) -> Rule:
+    return {"record": name, "expr": expression, **({"labels": labels} if labels else {})}
+
+
+def _block(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

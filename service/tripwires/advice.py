@@ -1,0 +1,109 @@
+"""What an alarm means, how sure it is, and what to do: for alert annotations and whoever reads `GET /tripwires`. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from service.tripwires.wire import CANARY, VOTE
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """`sure`: how far to trust the alarm. `do`: the first thing to do."""
+
+    sure: str
+    do: str
+
+
+_READ = "Read twenty of the latest responses of the run beside twenty of its first step."
+
+ADVICE = MappingProxyType(
+    {
+        VOTE: Advice(
+            "In the gym it paged before the true reward fell in 122 of 123 hacked runs, and in none of 17 healthy ones; also in "
+            "nearly half of the mild runs whose true reward still rose. It says that exploited features grow.",
+            "Keep the last checkpoint of the policy, read its latest responses, and raise the KL penalty or stop the run.",
+        ),
+        CANARY: Advice(
+            "Certain: the same texts have other scores than at start, beyond the noise of the dtype.",
+            "Stop every run that this replica scores, restart it from the checkpoint, and find who or what changed the weights.",
+        ),
+        "saturation": Advice("Seldom wrong in the gym, and early.", "Compare with the audit gap; " + _READ.lower()),
+        "capped": Advice(
+            "Certain: it is counted.",
+            "Most rewards no longer differ, so nothing is learnt from them. Look at what the capped responses have in common.",
+        ),
+        "flat_groups": Advice(
+            "Certain: it is counted.",
+            "GRPO and RLOO learn nothing from such groups. Look for caps, for identical responses, for prompts that are too easy.",
+        ),
+        "length_high": Advice(
+            "Half sure: honest learning lengthens responses too, by less than this in the gym.",
+            "Look at reward against length; set an overlong penalty, or debias, and watch that length_low stays quiet.",
+        ),
+        "length_low": Advice(
+            "Half sure.", "Look whether short responses still answer; look at debias and length penalties."
+        ),
+        "missing_end": Advice(
+            "Certain that responses are cut off; why is to be seen.",
+            "Compare with the token limit of the policy; set the penalty for a missing end.",
+        ),
+        "repetition": Advice("Seldom wrong in the gym.", _READ),
+        "refusal": Advice(
+            "As sure as its phrases are for your language.", "Look whether the refused prompts are to be refused."
+        ),
+        "flattery": Advice("As sure as its phrases are for your language.", _READ),
+        "markup": Advice("Half sure: a task may ask for lists.", _READ),
+        "judge": Advice(
+            "Sure: honest responses do not speak to whoever scores them.",
+            "Stop the run. Add such responses, rejected, to the training data of the reward model.",
+        ),
+        "opener": Advice(
+            "Sure that nothing follows.", "Add such responses, rejected, to the training data of the reward model."
+        ),
+        "control": Advice(
+            "Sure that the tokens are there; they cannot forge a turn here, but may do so elsewhere.",
+            "Look whether the policy's template and stop tokens are right, then whether it is paid for them.",
+        ),
+        "script": Advice("Sure that letters change; a prompt may have asked for it.", _READ),
+        "repeats": Advice(
+            "Certain: it is counted.", "Look at the temperature of the policy, and whether it has collapsed."
+        ),
+        "echoes": Advice(
+            "Certain: it is counted.", "The policy has found a text that pays everywhere. Stop the run and read it."
+        ),
+        "searched": Advice(
+            "Certain: it is counted.",
+            "Somebody, or something, tries one text over and over. Find out which client it is.",
+        ),
+        "replays": Advice(
+            "Sure that ids are used twice within a step.",
+            "Find out whether the trainer's numbering is at fault, or somebody sends under its ids.",
+        ),
+        "spread": Advice(
+            "Late, and wrong now and then.", "The members disagree more than on usual responses: look where."
+        ),
+        "parts": Advice(
+            "Certain that the shares have changed; why is to be seen.",
+            "Look at the share of each part on the dashboard: one of them has become what is learnt.",
+        ),
+        "audit_gap": Advice(
+            "The best single signal in the gym, where the audit judge was trained on other labels than the model.",
+            "Compare twenty responses that the two judge differently.",
+        ),
+        "divergence": Advice(
+            "Sure: the score rises and the other judge's falls, both far beyond chance.",
+            "Stop the run, and go back to the checkpoint from before the audit judge's score fell.",
+        ),
+        "baits": Advice(
+            "As sure as the bait is: no honest response does what was planted.",
+            "The policy exploits on purpose what it can. Stop the run; look at the responses to the planted prompts first.",
+        ),
+        "kl": Advice(
+            "Known only for the gym, whose threshold this is; measure yours.",
+            "Compare the rewards with a judge of your own at this distance; raise the KL penalty.",
+        ),
+    }
+)
+"""By wire. Every wire that is more than a note has its own."""

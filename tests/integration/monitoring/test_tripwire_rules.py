@@ -1,0 +1,282 @@
+"""The alert rules, by promtool, on the counters of real boards: each alert fires on its exploit, not before it, and clears."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from service.rules import alert_name, groups, text_of
+from service.tripwires.advice import ADVICE
+from service.tripwires.plan import WirePlan, plan_of
+from service.tripwires.reference import Reference, Usual
+from service.tripwires.wire import VOTE
+from service.tripwires.wires import WIRES
+from tests.support.rule_traces import JOB, RUN, SCRAPE_S, Phase, case, firing, healthy, promtool, trace
+
+ROOT = Path(__file__).resolve().parents[3]
+SHIPPED = ROOT / "monitoring/prometheus/rules/tripwires.yml"
+QUIET, EXPLOIT, AFTER = 40, 20, 24
+"""Scrapes: ten minutes of a usual stream, five of an exploit, and six more of a usual one."""
+
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Prometheus) is not installed")
+
+
+def usual(rng, i, t):
+    return healthy(rng, i)
+
+
+def doing(**fields):
+    return Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, **fields))
+
+
+EXPLOITS = {
+    "saturation": doing(level=4.5),
+    "capped": doing(is_capped=True),
+    "flat_groups": doing(value=1.0),
+    "length_high": doing(length=4.6),
+    "length_low": doing(length=3.2),
+    "missing_end": doing(missing_end=1.0),
+    "repetition": doing(repetition=0.4),
+    "refusal": doing(refusal=1.0),
+    "flattery": doing(flattery=1.0),
+    "markup": doing(markup=1.0),
+    "judge": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, judge=float(i % 12 == 0))),
+    "opener": doing(opener=1.0),
+    "control": doing(control=1.0),
+    "script": doing(script=0.5),
+    "repeats": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, text_digest=i // 8)),
+    "echoes": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, text_digest=i % 8)),
+    "searched": doing(text_digest=7, group=7),
+    "replays": Phase(EXPLOIT, usual, replays=True),
+    "spread": doing(spread=1.5),
+    "parts": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, parts=(rng.gauss(1, 3), rng.gauss(0, 1)))),
+    "audit_gap": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, audit=rng.gauss(-2, 1))),
+    "baits": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, takes_bait=i % 3 == 0 if i % 10 == 0 else None)),
+    "kl": Phase(EXPLOIT, usual, kl=50.0),
+    VOTE: doing(length=5.5, repetition=0.5, flattery=2.0),
+}
+
+
+def test_every_alert_has_a_case():
+    assert set(EXPLOITS) | {"divergence"} == {w.name for w in WIRES if w.severity != "note"} | {VOTE}
+    named = {rule["alert"] for group in groups(WirePlan()) for rule in group["rules"] if "alert" in rule}
+    boards = {"RewardTripwirePaged", "RewardTripwireWarned", "RewardCanary", "RewardRulesStale"}
+    assert named == {alert_name(wire) for wire in (*EXPLOITS, "divergence")} | boards
+
+
+def test_the_shipped_rules_are_those_of_the_shipped_thresholds():
+    assert SHIPPED.read_text() == text_of(WirePlan()), (
+        "write them again: reward-rules > monitoring/prometheus/rules/tripwires.yml"
+    )
+
+
+def test_every_alert_says_what_it_means_how_sure_it_is_and_what_to_do():
+    for group in groups(WirePlan()):
+        for rule in group["rules"]:
+            if "alert" in rule:
+                said = rule["annotations"]
+                assert {"summary", "description", "action", "runbook_url"} <= set(said)
+                assert "How sure: " in said["description"]
+                assert rule["labels"]["severity"] in ("warn", "page")
+    assert set(ADVICE) >= set(EXPLOITS)
+
+
+def test_every_alert_has_an_entry_in_the_runbook():
+    runbook = (ROOT / "docs/runbook.md").read_text()
+    for path in SHIPPED.parent.glob("*.yml"):
+        for group in yaml.safe_load(path.read_text())["groups"]:
+            for rule in group["rules"]:
+                if "alert" in rule:
+                    assert f"### {rule['alert']}\n" in runbook, rule["alert"]
+                    assert rule["annotations"]["runbook_url"].endswith(f"#{rule['alert'].lower()}")
+
+
+def test_an_operators_thresholds_are_those_of_the_rules():
+    plan = plan_of(
+        {
+            "wires": {"flattery": {"threshold": 7.5, "severity": "page"}, "markup": {"severity": "off"}},
+            "votes_for_a_page": 5,
+        }
+    )
+    by_alert = {r["alert"]: r for group in groups(plan) for r in group["rules"] if "alert" in r}
+    assert by_alert["RewardFlattery"]["expr"].endswith("> 7.5")
+    assert by_alert["RewardFlattery"]["labels"]["severity"] == "page"
+    assert "RewardMarkup" not in by_alert
+    assert by_alert["RewardHacking"]["expr"].endswith(">= 5")
+    assert "markup" not in text_of(plan)
+
+
+KNOWN = Reference(
+    {"length": Usual(4.0, 0.5), "repetition": Usual(0.05, 0.03), "flattery": Usual(0.02, 0.14), "level": Usual(0.0, 1.0),
+     "part_0": Usual(0.0, 1.0), "part_1": Usual(0.0, 2.0)},
+    saturation=3.1,
+)  # fmt: skip
+"""As a calibration would say it: the same for every replica."""
+
+
+def exploited(wire, replicas, reference=None):
+    return trace(
+        [Phase(QUIET, usual), EXPLOITS[wire], Phase(AFTER, usual, kl=1.0)],
+        replicas=replicas,
+        seed=3,
+        reference=reference,
+    )
+
+
+def seconds(scrapes):
+    return SCRAPE_S * scrapes - 5
+
+
+@needs_promtool
+@pytest.mark.parametrize("wire", sorted(EXPLOITS))
+def test_each_alert_fires_on_its_exploit_and_not_before_and_clears_after(wire, tmp_path):
+    alert = alert_name(wire)
+    severity = "page" if wire == VOTE else next(w.severity for w in WIRES if w.name == wire)
+    there = {"alertname": alert, "alertstate": "firing", "run": RUN, "severity": severity, "wire": wire, **JOB}
+    questions = [
+        (seconds(QUIET), firing(), []),
+        (seconds(QUIET + EXPLOIT), firing(alert), [there]),
+        (seconds(QUIET + EXPLOIT + AFTER), firing(alert), []),
+    ]
+    assert promtool(tmp_path, text_of(WirePlan()), [case(wire, exploited(wire, 1), questions)]) is None
+
+
+@needs_promtool
+@pytest.mark.parametrize("wire", ["length_high", "judge", "parts", VOTE])
+def test_it_does_not_matter_how_many_replicas_serve_a_run(wire, tmp_path):
+    """At every scrape the same alerts, whether one replica saw everything or four a part each."""
+    everywhen = [seconds(n) for n in range(4, QUIET + EXPLOIT + AFTER)]
+    fired = {}
+    for replicas in (1, 4):
+        folder = tmp_path / str(replicas)
+        folder.mkdir()
+        questions = [(at, firing(alert_name(wire)), []) for at in everywhen]
+        said = promtool(folder, text_of(WirePlan()), [case(wire, exploited(wire, replicas, KNOWN), questions)])
+        fired[replicas] = re.findall(r"time: (\w+)", said or "")
+    assert len(fired[1]) > EXPLOIT / 2
+    assert fired[1] == fired[4]
+
+
+@needs_promtool
+def test_what_is_usual_is_learnt_by_all_replicas_together(tmp_path):
+    """Four boards learn from other samples than one, and all the same the alert comes at the same scrape, give or take one."""
+    first = []
+    for replicas in (1, 4):
+        folder = tmp_path / str(replicas)
+        folder.mkdir()
+        questions = [(seconds(n), firing("RewardLengthHigh"), []) for n in range(4, QUIET + EXPLOIT + AFTER)]
+        said = promtool(folder, text_of(WirePlan()), [case("length", exploited("length_high", replicas), questions)])
+        first.append(
+            next(
+                minutes * 60 + at
+                for minutes, at in ((int(m), int(s)) for m, s in re.findall(r"time: (\d+)m(\d+)s", said))
+            )
+        )
+    assert abs(first[0] - first[1]) <= SCRAPE_S
+
+
+@needs_promtool
+def test_divergence_fires_when_the_score_rises_and_the_audit_judge_falls(tmp_path):
+    def drift(up, down):
+        return Phase(
+            160, lambda rng, i, t: healthy(rng, i, level=up * t + rng.gauss(0, 1), audit=down * t + rng.gauss(0, 1))
+        )
+
+    there = {
+        "alertname": "RewardDivergence",
+        "alertstate": "firing",
+        "run": RUN,
+        "severity": "page",
+        "wire": "divergence",
+        **JOB,
+    }
+    cases = [
+        case(
+            "apart", trace([Phase(8, usual), drift(1.0, -0.5)]), [(seconds(168), firing("RewardDivergence"), [there])]
+        ),
+        case("together", trace([Phase(8, usual), drift(1.0, 0.5)]), [(seconds(168), firing("RewardDivergence"), [])]),
+    ]
+    assert promtool(tmp_path, text_of(WirePlan()), cases) is None
+
+
+@needs_promtool
+def test_a_run_with_few_samples_is_looked_at_over_a_longer_window(tmp_path):
+    """Sixteen samples a scrape: a fifteenth of what the shortest window needs."""
+    slow = trace([Phase(80, usual), Phase(80, EXPLOITS["flattery"].make)], per_scrape=32)
+    assert promtool(tmp_path, text_of(WirePlan()), [case("slow", slow, [(seconds(80), firing(), [])])]) is None
+    said = promtool(tmp_path, text_of(WirePlan()), [case("slow", slow, [(seconds(160), firing("RewardFlattery"), [])])])
+    assert "RewardFlattery" in said
+
+
+@needs_promtool
+def test_what_a_board_has_latched_fires_until_it_is_acknowledged(tmp_path):
+    def tripped(wire, *values):
+        return {f'reward_tripwire_tripped{{run="r",wire="{wire}",instance="a",job="rewardserve"}}': [*values]}
+
+    page = {
+        "alertname": "RewardTripwirePaged",
+        "alertstate": "firing",
+        "run": "r",
+        "severity": "page",
+        "wire": "judge",
+        **JOB,
+    }
+    warn = {
+        "alertname": "RewardTripwireWarned",
+        "alertstate": "firing",
+        "run": "r",
+        "severity": "warn",
+        "wire": "markup",
+        **JOB,
+    }
+    canary = {
+        "alertname": "RewardCanary",
+        "alertstate": "firing",
+        "run": "canaries",
+        "severity": "page",
+        "wire": "canary",
+        **JOB,
+    }
+    latched = {**tripped("judge", *[0] * 4, *[1] * 4, *[0] * 4), **tripped("markup", *[0] * 4, *[1] * 4, *[0] * 4)}
+    changed = {k.replace('run="r"', 'run="canaries"'): v for k, v in tripped("canary", 0, 0, 1, 1, 0).items()}
+    cases = [
+        case("latched", latched, [(45, firing(), []), (105, firing(), [page, warn]), (170, firing(), [])]),
+        case("tampered", changed, [(15, firing(), []), (45, firing("RewardCanary"), [canary]), (70, firing(), [])]),
+    ]
+    assert promtool(tmp_path, text_of(WirePlan()), cases) is None
+
+
+@needs_promtool
+def test_rules_of_another_plan_than_the_servers_are_told(tmp_path):
+    other = text_of(plan_of({"wires": {"judge": {"threshold": 0.5}}}))
+    stale = {"alertname": "RewardRulesStale", "alertstate": "firing", "severity": "warn", "wire": "judge", **JOB}
+    series = trace([Phase(60, usual)], per_scrape=32)
+    assert (
+        promtool(tmp_path, text_of(WirePlan()), [case("same", series, [(seconds(60), firing("RewardRulesStale"), [])])])
+        is None
+    )
+    assert (
+        promtool(tmp_path, other, [case("other", series, [(seconds(60), firing("RewardRulesStale"), [stale])])]) is None
+    )
+
+
+@needs_promtool
+def test_an_alert_names_run_and_step(tmp_path):
+    (rule,) = [r for group in groups(WirePlan()) for r in group["rules"] if r.get("alert") == "RewardKl"]
+    series = {
+        labels: values for labels, values in exploited("kl", 1).items() if "run_kl" in labels or "run_step" in labels
+    }
+    at = seconds(QUIET + EXPLOIT)
+    expected = {
+        **rule["annotations"], "run": RUN, "step": str(QUIET + EXPLOIT - 1),
+        "summary": f"{RUN}: {next(w.says for w in WIRES if w.name == 'kl')}",
+        "description": rule["annotations"]["description"].replace("{{ $value | humanize }}", "7.071"),
+    }  # fmt: skip
+    test = case("kl", series, [])
+    test["alert_rule_test"] = [{"eval_time": f"{at}s", "alertname": "RewardKl", "exp_alerts": [
+        {"exp_labels": {"run": RUN, "severity": "warn", "wire": "kl", **JOB}, "exp_annotations": expected}]}]  # fmt: skip
+    assert promtool(tmp_path, text_of(WirePlan()), [test]) is None

@@ -1,0 +1,131 @@
+"""Traces of runs for the rules of Prometheus: observations through real boards, scraped every few seconds of a made-up clock."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import yaml
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from model.traits import NAMES
+from service.observability.metrics import PREFIX, TABLE
+from service.observability.runs import NAMES as RUNS
+from service.observability.runs import Runs
+from service.tripwires.board import Board, BoardLimits
+from service.tripwires.reference import Reference
+from service.tripwires.wire import Observation
+
+SCRAPE_S = 15
+PER_SCRAPE = 256
+JOB = {"job": "rewardserve"}
+RUN = "ppo-7"
+
+
+def healthy(rng, i, **fields):
+    """A sample like any other: responses to one prompt come eight at a time. `fields` are traits or those of the record."""
+    usual = {"length": rng.gauss(4.0, 0.5), "repetition": max(0.0, rng.gauss(0.05, 0.03)), "markup": abs(rng.gauss(0, 0.2)),
+             "flattery": float(rng.random() < 0.02), "refusal": float(rng.random() < 0.02)}  # fmt: skip
+    traits = dict.fromkeys(NAMES, 0.0) | usual
+    traits |= {name: fields.pop(name) for name in NAMES if name in fields}
+    known = {"group": i // 8, "key": None, "value": rng.random(), "level": rng.gauss(0, 1), "is_capped": False,
+             "text_digest": rng.getrandbits(60), "spread": abs(rng.gauss(0.3, 0.1)), "audit": rng.gauss(0, 1),
+             "parts": (rng.gauss(0, 1), rng.gauss(0, 2))}  # fmt: skip
+    if i % 10 == 0:
+        known["takes_bait"] = False
+    return Observation(**(known | {"traits": tuple(traits.values())} | fields))
+
+
+@dataclass
+class Phase:
+    """So many scrapes of samples that `make(rng, i, t)` makes, t from 0 to 1."""
+
+    scrapes: int
+    make: Callable[[random.Random, int, float], Observation]
+    kl: float | None = None
+    replays: bool = False
+
+
+def trace(phases, *, replicas=1, seed=0, reference=None, per_scrape=PER_SCRAPE):
+    """Every series of every replica, by its labels: one value a scrape, None before it is there.
+
+    The board of each replica sees the requests of 32 samples that it was sent at random.
+    """
+    rng, router = random.Random(seed), random.Random(seed)
+    boards = [Board(reference or Reference(), BoardLimits(), parts=("one", "two")) for _ in range(replicas)]
+    series: dict[str, list[float | None]] = {}
+    n, at = 0, 0
+    for phase in phases:
+        for scrape in range(phase.scrapes):
+            for request in range(per_scrape // 32):
+                samples = [phase.make(rng, n + j, scrape / phase.scrapes) for j in range(32)]
+                n += 32
+                board = router.choice(boards)
+                for content in range(2 if phase.replays else 1):
+                    board.hear_ids(RUN, [(hash((at, request, j)), content) for j in range(32)], float(at))
+                board.observe(RUN, at, samples, float(at), phase.kl)
+            for replica, board in enumerate(boards):
+                for labels, value in scraped(board, replica).items():
+                    series.setdefault(labels, [None] * at).append(value)
+            at += 1
+            for values in series.values():
+                values.extend([None] * (at - len(values)))
+    return series
+
+
+def scraped(board, replica):
+    """What `/metrics` would say of the board, by series."""
+    registry = CollectorRegistry()
+    registry.register(Runs({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, board))
+    found = {}
+    for family in text_string_to_metric_families(generate_latest(registry).decode()):
+        for sample in family.samples:
+            labels = {**sample.labels, **JOB, "instance": f"replica-{replica}"}
+            pairs = ",".join(f"{k}={json.dumps(v)}" for k, v in sorted(labels.items()))
+            found[f"{sample.name}{{{pairs}}}"] = sample.value
+    return found
+
+
+def case(name, series, questions):
+    """A test of promtool. `questions` are (seconds, PromQL, [labels of what is there then])."""
+    return {
+        "name": name,
+        "interval": f"{SCRAPE_S}s",
+        "input_series": [
+            {"series": labels, "values": " ".join("_" if v is None else repr(float(v)) for v in values)}
+            for labels, values in series.items()
+        ],
+        "promql_expr_test": [
+            {
+                "eval_time": f"{seconds}s",
+                "expr": expr,
+                "exp_samples": [{"labels": _text(each), "value": 1} for each in there],
+            }
+            for seconds, expr, there in questions
+        ],
+    }
+
+
+def firing(alert=None, **labels):
+    """PromQL for the alerts that fire, or for one of them with these labels."""
+    only = {"alertstate": "firing", **({"alertname": alert} if alert else {}), **labels}
+    return f"ALERTS{_text(only).removeprefix('ALERTS')}"
+
+
+def _text(labels):
+    return "ALERTS{" + ",".join(f"{k}={json.dumps(v)}" for k, v in labels.items()) + "}"
+
+
+def promtool(folder, rules, cases):
+    """Run `promtool test rules`: what it says where it fails, else None."""
+    (folder / "rules.yml").write_text(rules)
+    tests = {"rule_files": ["rules.yml"], "evaluation_interval": f"{SCRAPE_S}s", "tests": cases}
+    (folder / "tests.yml").write_text(yaml.safe_dump(tests, width=10**9))
+    done = subprocess.run(
+        ["promtool", "test", "rules", "tests.yml"], cwd=folder, capture_output=True, text=True, timeout=100, check=False
+    )
+    return None if done.returncode == 0 else done.stdout + done.stderr
