@@ -136,7 +136,7 @@ async def serve(
     within the drain timeout.
     """
     house = build_house(settings, keys)
-    webhook = _start_webhook(settings, webhook_secret)
+    webhook = _start_webhook(settings, webhook_secret, house.metrics)
     stop = _stop_event()
     asyncio.get_running_loop().set_exception_handler(_tell_of_stray_exceptions(house.log))
     config = uvicorn.Config(
@@ -164,12 +164,13 @@ async def serve(
             await asyncio.wait_for(serving, _LONGEST_CLOSING_S)
 
 
-def _start_webhook(settings: ServeSettings, secret: bytes | None) -> Webhook | None:
+def _start_webhook(settings: ServeSettings, secret: bytes | None, metrics: Metrics) -> Webhook | None:
     if not settings.webhook_url:
         return None
     log = logs.logger("webhook")
 
     def lost(alarm: Mapping[str, Any], why: str) -> None:
+        metrics.observe_alarm_lost()
         log.error("alarm_not_delivered", run=alarm["run"], wire=alarm["wire"], why=why)
 
     webhook = Webhook(settings.webhook_url, secret, lost)

@@ -76,6 +76,7 @@ TABLE: tuple[Row, ...] = (
     Row("run_kl", "gauge", "How far the policy is from its start, in nats, as its trainer said last.", ("run",)),
     Row("runs_without_room_total", "counter", "Watched samples of named runs for which there was no room."),
     Row("canary_margin", "gauge", "Raw score of an honest answer above that of an exploit.", ("canary",)),
+    Row("alarms_lost_total", "counter", "Alarms that the webhook's receiver never had."),
     Row("audit_skipped_total", "counter", "Samples that the audit judge was too slow for."),
     Row("device_memory_bytes", "gauge", "Memory of the device that the model is on.", ("kind",)),
     Row("model_info", "gauge", "What is loaded; the value is always 1.",
@@ -127,6 +128,13 @@ _READ = (*RUNS, "canary_margin")
 """Lines of the table that are read from elsewhere when somebody scrapes."""
 
 
+_SELDOM = (
+    *(("samples_total", (outcome,)) for outcome in ("score_not_finite", "run_blocked")),
+    *(("batch_failures_total", (reason,)) for reason in ("out_of_memory", "failed", "bug")),
+)
+"""Counted from 0: the first time is what an alert is about, and of a series that begins with 1 nobody sees it rise."""
+
+
 class Metrics:
     """A registry of our own with every row of the table, and one method for each kind of event."""
 
@@ -139,6 +147,8 @@ class Metrics:
         self._children: dict[tuple[str, tuple[str, ...]], Counter] = {}
         self._gauges = {r.name: self._gauge(r) for r in TABLE if r.kind == "gauge" and r.name not in _READ}
         self._by_route = {r.name: self._histogram(r) for r in TABLE if r.kind == "histogram" and r.labels}
+        for name, labels in _SELDOM:
+            self._count(name, 0, *labels)
         # The buckets of the scores are known when the model is.
         self._tallies = {
             r.name: self._tally(r, r.buckets) for r in TABLE if r.kind == "histogram" and not r.labels and r.buckets
@@ -216,6 +226,10 @@ class Metrics:
         """A few samples have their ids."""
         self._tallies["encode_seconds"].observe_all([seconds])
 
+    def observe_alarm_lost(self) -> None:
+        """Nobody received an alarm."""
+        self._count("alarms_lost_total", 1)
+
     def observe_audit_skipped(self, n_samples: int) -> None:
         """The audit judge was not asked: too much waits for it."""
         self._count("audit_skipped_total", n_samples)
@@ -235,7 +249,8 @@ class Metrics:
         """Add to a counter. Its child is looked up here: the library takes longer to find it than to count."""
         child = self._children.get((name, labels))
         if child is None:
-            child = self._children[name, labels] = self._counters[name].labels(*labels)
+            counter = self._counters[name]
+            child = self._children[name, labels] = counter.labels(*labels) if labels else counter
         child.inc(n)
 
     def _counter(self, row: Row) -> Counter:

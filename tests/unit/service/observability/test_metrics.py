@@ -35,6 +35,7 @@ BESIDE_THE_DESIGN = {
     "run_kl": {"run"},
     "runs_without_room_total": set(),
     "audit_skipped_total": set(),
+    "alarms_lost_total": set(),
     "device_memory_bytes": {"kind"},
     "encode_seconds": set(),
     "run_step": {"run"},
@@ -90,7 +91,11 @@ def test_a_failed_sample_never_enters_a_score_histogram():
     metrics, _ = ready()
     metrics.observe_samples({"ok": 1, "score_not_finite": 1}, 12, 7, [Reward(1.0, 1.0)])
     assert [s.value for s in samples(metrics, "raw_score_count")] == [1]
-    assert {s.labels["outcome"]: s.value for s in samples(metrics, "samples_total")} == {"ok": 1, "score_not_finite": 1}
+    assert {s.labels["outcome"]: s.value for s in samples(metrics, "samples_total")} == {
+        "ok": 1,
+        "score_not_finite": 1,
+        "run_blocked": 0,
+    }
     assert {s.labels["kind"]: s.value for s in samples(metrics, "tokens_total")} == {"received": 12, "cached": 7}
 
 
