@@ -54,7 +54,7 @@ def run(settings: ServeSettings) -> int:
         # What cannot be read is said before a model is loaded.
         settings.wire_plan()
         settings.read_baits()
-        settings.make_evidence_dir()
+        settings.make_folders()
         listening = bind(settings.host, settings.port)
     except SettingsError as error:
         complain(PROGRAM, [str(error)])

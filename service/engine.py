@@ -6,6 +6,7 @@ Knows every room but those that speak HTTP, and no HTTP.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from service.encoder import Encoder
 from service.evidence import EvidenceRoom
 from service.observability import logs
 from service.observability.metrics import Metrics
+from service.references import References
 from service.scoring import Rooms, Scoring
 from service.settings import ModelSettings
 from service.tripwires.board import CANARIES, CANARY_CHANGE, Board, BoardLimits
@@ -60,6 +62,7 @@ class Engine:
     judge: AuditJudge | None
     canaries: Canaries
     singing: asyncio.Task[None]
+    papers: tuple[EvidenceRoom | References, ...] = ()
 
     async def stop(self) -> None:
         """Finish what was accepted, then free the model."""
@@ -67,7 +70,8 @@ class Engine:
         if self.judge is not None:
             await self.judge.stop()
         await self.batcher.stop()
-        self.watch.close()
+        for paper in self.papers:
+            paper.close()
         self.encoder.close()
         self.loaded.scorer.close()
 
@@ -146,7 +150,8 @@ def build_engine(
     encoder = Encoder(loaded.encode, settings.encoder_threads, lambda error: log.error("encoder_bug", exc_info=error))
     batcher = _build_batcher(settings, loaded, clock, _tell_of_batches(metrics, log))
     judge = _build_judge(settings, audit, clock, metrics) if audit is not None else None
-    watch = _build_watch(settings, loaded, pipeline, metrics, clock, webhook, judge)
+    room, references = _build_evidence_room(settings), _build_references(settings, loaded, pipeline)
+    watch = _build_watch(settings, loaded, pipeline, clock, webhook, judge, room, references)
     rooms = Rooms(admission, encoder, batcher, pipeline, watch, metrics, clock)
     metrics.model_ready(_labels(loaded, pipeline), FIRST_EPOCH, loaded.calibration, pipeline)
     metrics.watch_runs(watch.board)
@@ -163,7 +168,16 @@ def build_engine(
         canaries.keep_singing(batcher, settings.tripwires.canaries_every_s, changed), name="canaries"
     )
     return Engine(
-        loaded, pipeline, encoder, batcher, watch, Scoring(rooms, loaded.identity.max_tokens), judge, canaries, singing
+        loaded,
+        pipeline,
+        encoder,
+        batcher,
+        watch,
+        Scoring(rooms, loaded.identity.max_tokens),
+        judge,
+        canaries,
+        singing,
+        papers=tuple(paper for paper in (room, references) if paper is not None),
     )
 
 
@@ -171,10 +185,11 @@ def _build_watch(
     settings: ModelSettings,
     loaded: LoadedModel,
     pipeline: Pipeline,
-    metrics: Metrics,
     clock: Clock,
     webhook: Webhook | None,
     judge: AuditJudge | None,
+    room: EvidenceRoom | None,
+    references: References | None,
 ) -> Watch:
     log = logs.logger("tripwires")
     plan = settings.wire_plan()
@@ -192,7 +207,14 @@ def _build_watch(
         window=settings.tripwires.window, votes_for_a_page=plan.votes_for_a_page, blocks=frozenset(plan.block)
     )
     known = _reference(loaded.calibration, pipeline) if settings.tripwires.reference == "calibration" else Reference()
-    board = Board(known, limits, plan.wires, pipeline.combination.part_names)
+    board = Board(
+        known,
+        limits,
+        plan.wires,
+        pipeline.combination.part_names,
+        known=references.known if references else {},
+        learnt=references.keep if references else lambda *_: None,
+    )
     lexicon = Lexicon.read([Path(name) for name in plan.lexicons])
     return Watch(
         board,
@@ -202,9 +224,17 @@ def _build_watch(
         share=settings.tripwires.cpu_share,
         judge=judge,
         baits=settings.read_baits(),
-        evidence_room=_build_evidence_room(settings),
+        evidence_room=room,
         parts_of=pipeline.combination.parts if board.parts else lambda _: (),
     )
+
+
+def _build_references(settings: ModelSettings, loaded: LoadedModel, pipeline: Pipeline) -> References | None:
+    folder, log = settings.tripwires.state_dir, logs.logger("references")
+    if folder is None:
+        return None
+    served = hashlib.sha256(f"{loaded.contract.digest} {pipeline.digest}".encode()).hexdigest()
+    return References(folder, served, lambda why: log.error("references_not_kept", why=why))
 
 
 def _build_evidence_room(settings: ModelSettings) -> EvidenceRoom | None:

@@ -97,7 +97,11 @@ class Tripwires(BaseModel):
         None, description="folder for the texts behind an alarm; empty: no conversation is ever written down"
     )
 
-    @field_validator("canaries_file", "baits_file", "baits_key_file", "evidence_dir", mode="before")
+    state_dir: Path | None = Field(
+        None, description="folder in which what runs have shown to be usual outlives a restart; one for each replica"
+    )
+
+    @field_validator("canaries_file", "baits_file", "baits_key_file", "evidence_dir", "state_dir", mode="before")
     @classmethod
     def _none_if_empty(cls, value: Any) -> Any:
         return None if value == "" else value
@@ -239,17 +243,18 @@ class ModelSettings(BaseSettings):
         except BaitsError as error:
             raise SettingsError(f"REWARD_TRIPWIRES__BAITS_FILE={path}: {error}.") from None
 
-    def make_evidence_dir(self) -> None:
-        """Raise `SettingsError` where nothing can be written into it."""
-        folder = self.tripwires.evidence_dir
-        if folder is None:
-            return
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise SettingsError(f"REWARD_TRIPWIRES__EVIDENCE_DIR={folder}: {error.strerror}.") from None
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise SettingsError(f"REWARD_TRIPWIRES__EVIDENCE_DIR={folder} cannot be written to.")
+    def make_folders(self) -> None:
+        """Those of the trip wires. Raise `SettingsError` where nothing can be written into one."""
+        for name in ("evidence_dir", "state_dir"):
+            folder, variable = getattr(self.tripwires, name), f"{ENV_PREFIX}TRIPWIRES__{name.upper()}"
+            if folder is None:
+                continue
+            try:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError as error:
+                raise SettingsError(f"{variable}={folder}: {error.strerror}.") from None
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise SettingsError(f"{variable}={folder} cannot be written to.")
 
     def reward_settings(self) -> RewardSettings:
         """What `build_pipeline` is asked for."""

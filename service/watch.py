@@ -149,11 +149,6 @@ class Watch:
         """The wire that has ended the service of this run, if one has."""
         return self.board.blocked_by(origin.run)
 
-    def close(self) -> None:
-        """What is being written down is finished."""
-        if self._evidence_room is not None:
-            self._evidence_room.close()
-
     def _keep(self, room: EvidenceRoom, origin: Origin, row: ScoredRow, observation: Observation, flags: Flags) -> None:
         exhibit = Exhibit(observation.evidence, origin.step, *row.sample.texts(), observation.value, flags)
         room.keep(origin.run or OTHER, exhibit, is_telling=bool(flags or observation.takes_bait))

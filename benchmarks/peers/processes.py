@@ -69,6 +69,11 @@ class Server:
             time.sleep(0.2)
         raise NotStarted(f"not ready after {_PATIENCE_S:.0f} s: {self.last_words()}")
 
+    @property
+    def pid(self) -> int:
+        """Of the first process."""
+        return self._process.pid
+
     def cpu_s(self) -> float:
         """User and system time of the whole tree so far."""
         return sum(process.cpu_s for process in self._tree())

@@ -7,9 +7,10 @@ tripped until somebody acknowledges it. Pure: the time is passed in, and nothing
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from types import MappingProxyType
 from typing import TypeVar
 
 from model.traits import NAMES, OF_IDS
@@ -88,12 +89,23 @@ class Run:
 
 
 class Board:
-    """Watches runs. Belongs to one event loop. `parts` are the names of what a reward is made of, where that is several."""
+    """Watches runs. Belongs to one event loop. `parts` are the names of what a reward is made of, where that is several.
+    `known` is what runs of these names showed to be usual before; `learnt` hears of what another one does.
+    """
 
     def __init__(
-        self, reference: Reference, limits: BoardLimits, wires: Sequence[Wire] = WIRES, parts: Sequence[str] = ()
+        self,
+        reference: Reference,
+        limits: BoardLimits,
+        wires: Sequence[Wire] = WIRES,
+        parts: Sequence[str] = (),
+        *,
+        known: Mapping[str, Reference] = MappingProxyType({}),
+        learnt: Callable[[str, Reference], None] = lambda *_: None,
     ) -> None:
         self._reference = reference
+        self._known = known
+        self._learnt = learnt
         self._limits = limits
         self.wires = tuple(wires)
         self.parts = tuple(parts)
@@ -126,7 +138,7 @@ class Board:
         for each in new:
             self._count(run, each)
             if run.window["samples"] >= self._limits.window:
-                found += self._close_window(run, now)
+                found += self._close_window(self.kept_as(name), run, now)
         return found
 
     def hear(self, name: str | None, level: float, audit: float, now: float) -> None:
@@ -238,7 +250,7 @@ class Board:
 
     # -- one window -------------------------------------------------------------------------------------------------
 
-    def _close_window(self, run: Run, now: float) -> list[Finding]:
+    def _close_window(self, name: str, run: Run, now: float) -> list[Finding]:
         window, run.window = run.window, Tally(n_parts=len(self.parts))
         run.total += window
         run.n_windows += 1
@@ -251,6 +263,8 @@ class Board:
                 run.trend.popleft()
         if run.n_windows == self._limits.warm_up:
             run.reference = run.reference.with_learnt(run.total)
+            if name not in self._known:
+                self._learnt(name, run.reference)
         return self._look(run, now) if run.n_windows >= self._limits.warm_up else []
 
     def _look(self, run: Run, now: float) -> list[Finding]:
@@ -287,7 +301,8 @@ class Board:
         run = self._runs.get(name)
         if run is None:
             n = len(self.parts)
-            run = self._runs[name] = Run(self._reference, Tally(n_parts=n), Tally(n_parts=n), Tally(n_parts=n))
+            reference = self._known.get(name, self._reference)
+            run = self._runs[name] = Run(reference, Tally(n_parts=n), Tally(n_parts=n), Tally(n_parts=n))
         self._runs.move_to_end(name)
         run.seen_at = now
         return run

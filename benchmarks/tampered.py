@@ -1,0 +1,40 @@
+"""`reward-serve`, but SIGUSR1 changes the value head of the model that it serves: for drills, and for nothing else.
+
+python -m benchmarks.tampered --port 0
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import torch
+
+from model.backends import BACKENDS, LoadedModel, ModelSpec
+from model.backends import torch as backend
+from service.__main__ import main
+
+_SHARE = 0.05
+"""Of every weight of the heads that is added to it: a change that nobody sees in a plot of rewards."""
+
+_loaded: list[Any] = []
+
+
+def load(spec: ModelSpec) -> LoadedModel:
+    """As the torch backend."""
+    loaded = backend.load(spec)
+    _loaded.append(loaded.scorer._network)  # type: ignore[attr-defined]
+    return loaded
+
+
+def tamper(*_: object) -> None:
+    """Change the heads in memory."""
+    with torch.no_grad():
+        for network in _loaded:
+            network.heads.weight.mul_(1.0 + _SHARE)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGUSR1, tamper)
+    BACKENDS["torch"] = "__main__:load"
+    main()

@@ -1,0 +1,69 @@
+"""What is usual outlives the server, and nothing that is broken takes it down."""
+
+from __future__ import annotations
+
+import pytest
+
+from service import references
+from service.references import References
+from service.tripwires.board import Board, BoardLimits
+from service.tripwires.reference import Reference, Usual
+from tests.unit.service.tripwires.test_board import healthy
+
+USUAL = Reference({"length": Usual(4.0, 0.5, 512.0), "level": Usual(0.1, 1.0, 512.0)}, 3.2)
+
+
+def opened(folder, served="sha256:aa", failed=None):
+    return References(folder, served, (failed if failed is not None else []).append)
+
+
+def test_what_is_kept_is_there_after_a_restart(tmp_path):
+    kept = opened(tmp_path)
+    kept.keep("ppo 7/a", USUAL)
+    kept.close()
+    assert dict(opened(tmp_path).known) == {"ppo 7/a": USUAL}
+    assert dict(opened(tmp_path, "sha256:bb").known) == {}, "of another model it says nothing"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"r": 1}', '{"r": {"usual": 1, "saturation": 2}}',
+                                  '{"r": {"usual": {"length": {"mean": 1}}, "saturation": null}}'])  # fmt: skip
+def test_a_file_that_is_broken_is_told_and_replaced(tmp_path, text):
+    (tmp_path / "usual-aa.json").write_text(text)
+    failed = []
+    kept = opened(tmp_path, failed=failed)
+    assert len(failed) == 1
+    kept.keep("r", USUAL)
+    kept.close()
+    assert dict(opened(tmp_path).known) == {"r": USUAL}
+
+
+def test_a_folder_that_is_gone_takes_nothing_down(tmp_path):
+    failed = []
+    kept = opened(tmp_path / "gone", failed=failed)
+    kept.keep("r", USUAL)
+    kept.close()
+    assert len(failed) == 1
+
+
+def test_the_runs_that_were_kept_first_make_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(references, "MOST_RUNS", 3)
+    kept = opened(tmp_path)
+    for i in range(5):
+        kept.keep(f"run {i}", USUAL)
+    kept.close()
+    assert list(opened(tmp_path).known) == ["run 2", "run 3", "run 4"]
+
+
+def test_a_run_that_goes_on_after_a_restart_is_compared_with_its_own_beginning(tmp_path):
+    """A policy that was exploiting when the server went down is told of when it is up again."""
+    limits = BoardLimits(window=16, warm_up=2)
+
+    def serve(samples):
+        kept = opened(tmp_path)
+        board = Board(Reference(), limits, known=kept.known, learnt=kept.keep)
+        found = [f for i in range(0, len(samples), 4) for f in board.observe("run", i, samples[i : i + 4], 0.0)]
+        kept.close()
+        return {finding.wire for finding in found}
+
+    assert serve(healthy(64, length=4.0)) == set()
+    assert serve(healthy(400, length=4.5)) == {"length_high"}
