@@ -11,8 +11,9 @@ WORKERS ?= 2
 BENCH ?=
 
 GYM ?=
+DRILL ?=
 
-.PHONY: help setup serve test check bench bench-peers bench-overhead bench-watching bench-load gym train-default clean
+.PHONY: help setup serve test check bench bench-peers bench-overhead bench-watching bench-load gym drill rules train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +26,8 @@ help:
 	@echo "make bench-watching what trip wires cost"
 	@echo "make bench-load     the load test: 32 clients, real text"
 	@echo "make gym            over-optimisation with a known true reward: pipelines, and when the trip wires page"
+	@echo "make drill          real servers, Prometheus, Alertmanager: how soon an exploit is told (DRILL=--data FOLDER)"
+	@echo "make rules          write the alert rules again from the thresholds of the trip wires"
 	@echo "make train-default  train the default model again (DATA=folder with the preference files)"
 	@echo "make setup          only the virtual environment"
 
@@ -69,6 +72,12 @@ bench-load: setup
 gym: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gym.alarms $(GYM)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gym.rows
+
+drill: setup
+	@$(BIN)/python -m benchmarks.drill $(DRILL)
+
+rules: setup
+	@$(BIN)/python -m service.rules > monitoring/prometheus/rules/tripwires.yml
 
 train-default: setup
 	@$(BIN)/python -m training --config training/recipes/default.yaml \

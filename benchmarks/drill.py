@@ -16,6 +16,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -26,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,9 @@ from benchmarks.texts import samples
 from service.tripwires.baits import hashed
 
 ROOT = Path(__file__).resolve().parent.parent
-PROMPT, RESPONSE = 300, (40, 240)
+PROMPT, RESPONSE = 200, (40, 200)
 """Characters."""
+_SENTENCE_END = re.compile(r"(?<=[.!?]) +")
 PER_REQUEST = 8
 KEY = b"a key for drills, of no worth"
 BAIT = {"prompt": "Which word of this sentence was said by the fourth speaker?", "answers": ["zebra"]}
@@ -105,9 +108,9 @@ class Heard:
 def main() -> int:
     """Command-line entry. Exit code 1 if an alert was late, missing, or false."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder with preference files; default: our own pages")
+    parser.add_argument("--data", type=Path, required=True, help="folder with preference files: thousands of answers")
     parser.add_argument("--healthy-s", type=float, default=240.0, help="how long everybody is honest")
-    parser.add_argument("--rate", type=float, default=14.0, help="samples a second of each run")
+    parser.add_argument("--rate", type=float, default=12.0, help="samples a second of each run")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if missing := [name for name in ("prometheus", "prometheus-alertmanager") if shutil.which(name) is None]:
@@ -205,22 +208,20 @@ async def _stream(
         await asyncio.sleep(max(0.0, began + step * PER_REQUEST / rate - time.monotonic()))
 
 
-def _pool(data: Path | None) -> list[dict[str, Any]]:
-    """Short texts that all differ."""
+def _pool(data: Path) -> list[dict[str, Any]]:
+    """A sentence or two of real answers each, all different, in a fixed order."""
     low, high = RESPONSE
-    if data is None:
-        words = " ".join(each["response"] for each in samples(None, 400)).split()
-        rng = random.Random(0)
-        windows = [(at, rng.randint(12, 36)) for at in rng.sample(range(len(words) - 40), min(8000, len(words) - 40))]
-        return [{"prompt": f"Continue: {words[at]}", "response": " ".join(words[at : at + n])} for at, n in windows]
-    distinct = {each["response"]: each for each in samples(data, 40_000)}
-    return [
-        each
-        for each in distinct.values()
-        if low <= len(each["response"]) <= high
-        and len(json.dumps(each["prompt"])) <= PROMPT
-        and "[" not in each["response"]
-    ]
+    pieces: dict[str, dict[str, Any]] = {}
+    for each in samples(data, 40_000):
+        prompt = each["prompt"] if isinstance(each["prompt"], str) else each["prompt"][-1]["content"]
+        sentences = _SENTENCE_END.split(" ".join(each["response"].split()))
+        for first, second in zip_longest(sentences[::2], sentences[1::2], fillvalue=""):
+            text = f"{first} {second}".strip()
+            if low <= len(text) <= high and "[" not in text:
+                pieces.setdefault(text.lower(), {"prompt": prompt[-PROMPT:], "response": text})
+    pool = list(pieces.values())
+    random.Random(0).shuffle(pool)
+    return pool
 
 
 # -- the stack --------------------------------------------------------------------------------------------------------------

@@ -334,3 +334,16 @@ def test_the_parts_of_a_reward_are_counted_by_name():
         for part in ("convincing", "harmless"):
             sums = [server.metric("reward_run_part_sum_total", run="r", part=part, of=of) for of in ("up", "down")]
             assert sum(sums) > 0, part
+
+
+def test_a_restart_does_not_make_an_exploit_usual(tmp_path):
+    flags = (*WATCH_ALL, f"--tripwires.state-dir={tmp_path}")
+    rng = random.Random(10)
+    with Server(*flags) as server:
+        train(server, 20, lambda: honest(rng))
+        server.signal()
+        assert server.ended() == 0
+    with Server(*flags) as server:
+        train(server, 40, lambda: " ".join([honest(rng)] * 4), first=20)
+        tripped = {t["wire"] for t in server.client.get("/tripwires").json()["runs"]["ppo-7"]["tripped"]}
+        assert {"length_high", "repetition"} <= tripped
