@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from model.backends import LoadedModel, LoadError, load
@@ -35,6 +35,7 @@ from service.observability.metrics import Metrics
 from service.references import References
 from service.scoring import Rooms, Scoring
 from service.settings import ModelSettings
+from service.tripwires.advice import ADVICE
 from service.tripwires.board import CANARIES, CANARY_CHANGE, Board, BoardLimits
 from service.tripwires.reference import Reference, usual
 from service.tripwires.wire import CANARY, Finding
@@ -198,6 +199,7 @@ def _build_watch(
     def tell(run: str, finding: Finding) -> None:
         if webhook is not None and finding.severity != "note":
             webhook.tell({"run": run, **finding._asdict(), "says": says.get(finding.wire, "several wires together"),
+                          **asdict(ADVICE[finding.wire]),
                           "model": loaded.identity.name, "model_epoch": FIRST_EPOCH, "pipeline": pipeline.digest})  # fmt: skip
         level = log.error if finding.severity == "page" else log.warning if finding.severity == "warn" else log.info
         level("tripwire", run=run, wire=finding.wire, severity=finding.severity, statistic=round(finding.statistic, 4),

@@ -13,6 +13,7 @@ from service.api import docs
 from service.api.replies import json_response
 from service.api.stage import Bounds, Served, Stage
 from service.errors import BatcherStopped, NoSuchAlarm, ScorerFailing
+from service.tripwires.advice import ADVICE
 from service.tripwires.board import Board
 
 OPEN_PATHS: frozenset[str] = frozenset({"/livez", "/readyz", "/metrics"})
@@ -69,6 +70,7 @@ def describe_runs(board: Board) -> dict[str, Any]:
     """The reply of `GET /tripwires`, but for the canaries."""
     wires = [
         {"wire": w.name, "severity": w.severity, "votes": w.votes, "threshold": w.threshold, "says": w.says}
+        | (asdict(ADVICE[w.name]) if w.name in ADVICE else {})
         for w in board.wires
     ]
     runs = {

@@ -112,6 +112,7 @@ def test_an_exploit_is_flagged_counted_told_and_latched(server, receiver):
     assert (alarm["run"], alarm["severity"], alarm["model"]) == ("ppo-7", "page", "echo")
     assert 40 <= alarm["step"] <= 50, "within four hundred responses"
     assert alarm["statistic"] > alarm["threshold"]
+    assert "Stop the run" in alarm["do"]
     assert len(alarm["evidence"]) == 20
 
     (tripped,) = [t for t in server.client.get("/tripwires").json()["runs"]["ppo-7"]["tripped"] if t["wire"] == "judge"]
