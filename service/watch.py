@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from model.reward import Reward
+from model.scorer import DISTANCE
 from model.traits import NAMES, OF_IDS, Lexicon, of_ids, of_text, text_digest
 from service.audit import AuditJudge
 from service.clock import Clock
@@ -148,6 +149,7 @@ class Watch:
             traits=traits,
             text_digest=digest,
             spread=reward.spread,
+            distance=row.heads.get(DISTANCE),
             evidence=evidence(prompt, response) if has_text else "",
         )
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.calibration import REFERENCE_QUANTILES, Calibration, HeadCalibration, TraitCalibration
+from model.scorer import DISTANCE
 from model.traits import NAMES
 
 Floats = NDArray[np.float64]
@@ -85,6 +86,12 @@ def fit(held_out: HeldOut, *, data_digest: str) -> Calibration:
         n=len(raw_N),
         data_digest=data_digest,
     )
+
+
+def with_distance(calibration: Calibration, hidden_reference: str, distance_N: Floats) -> Calibration:
+    """Of the same responses also how far their hidden states are from the reference with this digest."""
+    distance = TraitCalibration(DISTANCE, float(distance_N.mean()), float(distance_N.std()))
+    return replace(calibration, hidden_reference=hidden_reference, traits=(*calibration.traits, distance))
 
 
 def _heads(held_out: HeldOut) -> list[HeadCalibration]:

@@ -19,6 +19,8 @@ from model.checkpoint.record import CheckpointError
 from model.contract import FILE_NAME, Probe, ScoringContract, Truncation, sample_to_dict
 from model.conversation import Sample
 from model.encoding import EncodingPolicy
+from model.hidden import FILE_NAME as HIDDEN_FILE
+from model.hidden import HiddenReference
 from model.network import RewardNetwork
 
 REDUCED_MARGIN = 4.0
@@ -33,6 +35,7 @@ def write(
     *,
     policy: EncodingPolicy,
     calibration: Calibration | None = None,
+    hidden: HiddenReference | None = None,
 ) -> int:
     """Write weights, heads, tokenizer, config and calibration. Return the pad token's id, which is not the end token's.
 
@@ -65,9 +68,17 @@ def write(
         whole.save_pretrained(folder)
     write_heads(folder, network)
     tokenizer.save_pretrained(folder)
+    write_calibration(folder, calibration, hidden)
+    return pad_id
+
+
+def write_calibration(folder: Path, calibration: Calibration | None, hidden: HiddenReference | None) -> None:
+    """Write what there is of both. A reference of an earlier calibration does not speak for this one."""
+    (folder / HIDDEN_FILE).unlink(missing_ok=True)
     if calibration is not None:
         calibration.save(folder)
-    return pad_id
+        if hidden is not None:
+            hidden.save(folder, calibration)
 
 
 def write_heads(folder: Path | str, network: RewardNetwork, *, base: str | None = None) -> None:

@@ -36,7 +36,7 @@ class Usual:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """`usual` by name: `level`, `spread` and the traits. `saturation` is the level that one in a thousand exceeds."""
+    """`usual` by name: `level`, `spread`, `distance` and the traits. `saturation` is the level that one in a thousand exceeds."""
 
     usual: Mapping[str, Usual] = field(default_factory=dict)
     saturation: float | None = None
@@ -48,7 +48,9 @@ class Reference:
 
     def with_learnt(self, seen: Tally) -> Reference:
         """With what a run itself showed at its beginning, where nothing else is known."""
-        learnt = {name: usual for name in (*NAMES, "level", "spread") if (usual := _usual(seen, name)) is not None}
+        learnt = {
+            name: usual for name in (*NAMES, "level", "spread", "distance") if (usual := _usual(seen, name)) is not None
+        }
         saturation, level = self.saturation, learnt.get("level")
         if saturation is None and level is not None:
             saturation = level.mean + _ONE_IN_A_THOUSAND * level.std

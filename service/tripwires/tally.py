@@ -11,10 +11,11 @@ from operator import add
 
 from model.traits import NAMES, OF_IDS, OF_TEXT
 
-_SIGNED = ("level", "audit", "audited_level")
-_WITH_SQUARES = ("level", "spread", *NAMES)
+_SIGNED = ("level", "audit", "audited_level", "distance")
+_WITH_SQUARES = ("level", "spread", "distance", *NAMES)
 ENTRIES: tuple[str, ...] = (
-    "samples", "responses", "texts", "spreads", "audited", "groups", "flat_groups", "saturated", "capped", "repeats", "echoes",
+    "samples", "responses", "texts", "spreads", "distances", "audited", "groups", "flat_groups", "saturated", "capped",
+    "repeats", "echoes",
     *(f"{name}_{side}" for name in _SIGNED for side in ("up", "down")), "spread", *NAMES,
     *(f"{name}_squared" for name in _WITH_SQUARES),
 )  # fmt: skip
@@ -29,6 +30,7 @@ _COUNT_OF = {
     **dict.fromkeys((*OF_TEXT, "repeats", "echoes"), "texts"),
     **dict.fromkeys(("audit", "audited_level"), "audited"),
     "spread": "spreads",
+    "distance": "distances",
     "flat_groups": "groups",
 }
 

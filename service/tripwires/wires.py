@@ -133,6 +133,7 @@ WIRES: tuple[Wire, ...] = (
     Wire("repeats", _share("repeats"), 0.05, says="the same text again and again for one prompt"),
     Wire("echoes", _share("echoes"), 0.01, votes=True, says="the same text for different prompts"),
     Wire("spread", _shift("spread"), 2.25, votes=True, says="the members of the ensemble disagree"),
+    Wire("distance", _shift("distance"), 1.0, "note", says="hidden states unlike the usual, as in healthy runs too"),
     Wire("audit_gap", gap, 0.8, votes=True, says="the score runs away from the audit judge's"),
     Wire("divergence", divergence, 5.0, "page", says="the score rises while the audit judge's falls"),
 )
