@@ -136,10 +136,8 @@ def _calibrated(
     calibration = _calibrate(config, trained, table, scores_NH)
     try:
         reference = hidden.fit(hidden_ND.double().numpy())
-    except (
-        NothingToFit,
-        np.linalg.LinAlgError,
-    ) as why:  # it changes no score, and must not cost the run its checkpoint
+    except (NothingToFit, np.linalg.LinAlgError) as why:
+        # It changes no score, and must not cost the run its checkpoint.
         return replace(trained, calibration=calibration, hidden=None), f"not fitted: {why}"
     distance_N = reference.log_distance(hidden_ND).double().numpy()
     calibration = calibrate.with_distance(calibration, reference.digest, distance_N)
