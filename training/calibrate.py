@@ -40,7 +40,8 @@ class HeldOut:
     """N held-out responses and P held-out pairs of them.
 
     `raw_N` is the score of the whole, `tokens_N` counts each response's tokens. `diff_P` is chosen minus rejected. `heads_NH`
-    and `head_diff_PH` are those of each head. `traits_NT` are `model.traits.NAMES`, with the phrases of `lexicon`.
+    are the scores of each head, `head_diffs` its differences on the pairs that are its own: what it makes of the others' says
+    nothing of how sure it may be. `traits_NT` are `model.traits.NAMES`, with the phrases of `lexicon`.
     """
 
     raw_N: Floats
@@ -48,7 +49,7 @@ class HeldOut:
     diff_P: Floats
     head_names: Sequence[str]
     heads_NH: Floats
-    head_diff_PH: Floats
+    head_diffs: Sequence[Floats]
     traits_NT: Floats
     lexicon: str
 
@@ -95,7 +96,7 @@ def with_distance(calibration: Calibration, hidden_reference: str, distance_N: F
 
 
 def _heads(held_out: HeldOut) -> list[HeadCalibration]:
-    columns = zip(held_out.head_names, held_out.heads_NH.T, held_out.head_diff_PH.T, strict=True)
+    columns = zip(held_out.head_names, held_out.heads_NH.T, held_out.head_diffs, strict=True)
     return [
         HeadCalibration(name, float(score_N.mean()), float(score_N.std()), temperature(diff_P))
         for name, score_N, diff_P in columns

@@ -152,6 +152,7 @@ def _calibrate(config: Config, trained: Checkpoint, table: PairTable, scores_NH:
         network.head_weights = calibrate.head_weights(scores_NH, config.model.weight_of_head)
     raw_N = scores_NH @ network.head_weights
     chosen, rejected = list(table.chosen), list(table.rejected)
+    diff_PH, label_P = scores_NH[chosen] - scores_NH[rejected], np.array([pair.head for pair in table.pairs])
     lexicon = Lexicon.read()
     held_out = calibrate.HeldOut(
         raw_N=raw_N,
@@ -159,7 +160,7 @@ def _calibrate(config: Config, trained: Checkpoint, table: PairTable, scores_NH:
         diff_P=raw_N[chosen] - raw_N[rejected],
         head_names=network.head_names,
         heads_NH=scores_NH,
-        head_diff_PH=scores_NH[chosen] - scores_NH[rejected],
+        head_diffs=[diff_PH[label_P == name, h] for h, name in enumerate(network.head_names)],
         traits_NT=np.array([_traits(s, lexicon) for s in table.sequences]),
         lexicon=lexicon.version,
     )

@@ -239,6 +239,12 @@ def test_two_heads_are_also_judged_on_each_others_pairs(convex):
     assert "Cross-use" in (convex / "out" / "report.html").read_text()
 
 
+def test_how_sure_a_head_may_be_is_said_by_the_pairs_that_are_its_own(convex):
+    lines = {m["head"]: m["temperature"] for m in report_of(convex / "out")["metrics"]}
+    fitted = {head.name: head.temperature for head in Calibration.load(convex / "out" / "checkpoint").heads}
+    assert fitted == pytest.approx({name: lines[name] for name in ("kind", "rude")}, rel=1e-6)
+
+
 # -- the other verbs --------------------------------------------------------------------------------------
 
 
