@@ -34,7 +34,7 @@ class HeadCalibration:
 
 @dataclass(frozen=True, slots=True)
 class TraitCalibration:
-    """Mean and standard deviation of one trait (`model.traits`) over the same responses."""
+    """Mean and standard deviation of one trait (`model.traits`), or of `distance`, over the same responses."""
 
     name: str
     mean: float
@@ -52,7 +52,8 @@ class Calibration:
     `log_length` is the median of those. `repetition_high` is the share of repeated token trigrams that 99 of 100
     responses do not exceed. `quantiles` maps a probability to the raw score below which that share lies. `heads` are the
     statistics of each head, where there are several. `traits` say what the responses look like, with the phrases of
-    `lexicon`. `n` is the number of responses and `data_digest` says which.
+    `lexicon`, and how far (`model.scorer.DISTANCE`) their hidden states lie from `hidden_reference`, which is the digest of
+    that file; empty where there is none. `n` is the number of responses and `data_digest` says which.
     """
 
     mean: float
@@ -67,6 +68,7 @@ class Calibration:
     heads: tuple[HeadCalibration, ...] = ()
     traits: tuple[TraitCalibration, ...] = ()
     lexicon: str = ""
+    hidden_reference: str = ""
     quantiles: tuple[tuple[float, float], ...] = ()
     n: int = 0
     data_digest: str = ""
@@ -89,7 +91,9 @@ class Calibration:
     @property
     def digest(self) -> str:
         """`sha256:...` of the content; the same statistics have the same digest."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        # Calibrations from before there was such a thing keep their digest.
+        known = {name: value for name, value in asdict(self).items() if name != "hidden_reference" or value}
+        text = json.dumps(known, sort_keys=True, separators=(",", ":"))
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
     def save(self, folder: Path) -> None:

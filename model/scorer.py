@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 HeadScores = Mapping[str, float]
-"""The raw value of each named head for one row. May hold NaN or infinity: the caller checks."""
+"""The raw value of each named head for one row. May hold NaN or infinity: the caller checks.
+
+Where the backend knows it, `DISTANCE` is one more entry. It is no head, and is not for those who are scored.
+"""
+
+DISTANCE = "distance"
+"""How unlike those of the calibration a row's hidden state is, as `model.hidden` measures it; always finite. No head may
+have this name."""
 
 
 class ScorerError(Exception):

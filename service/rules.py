@@ -24,10 +24,10 @@ from service.tripwires.tally import count_of, is_signed
 from service.tripwires.wire import CANARY, VOTE
 from service.tripwires.wires import (
     Baits,
-    Distance,
     Divergence,
     Excess,
     Gap,
+    KlRoot,
     Parts,
     Saturation,
     Share,
@@ -220,7 +220,7 @@ def _part_share(statistic: Parts, _: Windows) -> str:
     return f"max without (part) ({now}\n  / clamp_min({usual}, {statistic.least_share:g}))"
 
 
-def _distance(_: Distance, __: Windows) -> str:
+def _kl_root(_: KlRoot, __: Windows) -> str:
     return f"sqrt({_over_replicas('reward_run_kl', 'max')})"
 
 
@@ -237,7 +237,7 @@ _EXPRESSIONS: dict[type, Callable[[Any, Windows], str]] = {
     Gap: _gap,
     Baits: _baits,
     Parts: _part_share,
-    Distance: _distance,
+    KlRoot: _kl_root,
     Divergence: _divergence,
 }
 

@@ -12,7 +12,7 @@ from hashlib import blake2b
 
 from model.conversation import Sample, SampleError
 from model.reward import Reward
-from model.scorer import HeadScores
+from model.scorer import DISTANCE, HeadScores
 from model.traits import NAMES, OF_IDS, Lexicon, of_ids, of_text, text_digest
 from service.audit import AuditJudge
 from service.clock import Clock
@@ -187,6 +187,7 @@ class Watch:
             traits=traits,
             text_digest=digest,
             spread=reward.spread,
+            distance=row.heads.get(DISTANCE),
             evidence=evidence(prompt, response) if has_text else "",
             parts=self._parts_of(row.heads),
             takes_bait=self._baits.taken(_question(row.sample), response, reward.changes[0]) if self._baits else None,

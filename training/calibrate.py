@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.calibration import REFERENCE_QUANTILES, Calibration, HeadCalibration, TraitCalibration
+from model.scorer import DISTANCE
 from model.traits import NAMES
 
 Floats = NDArray[np.float64]
@@ -39,7 +40,8 @@ class HeldOut:
     """N held-out responses and P held-out pairs of them.
 
     `raw_N` is the score of the whole, `tokens_N` counts each response's tokens. `diff_P` is chosen minus rejected. `heads_NH`
-    and `head_diff_PH` are those of each head. `traits_NT` are `model.traits.NAMES`, with the phrases of `lexicon`.
+    are the scores of each head, `head_diffs` its differences on the pairs that are its own: what it makes of the others' says
+    nothing of how sure it may be. `traits_NT` are `model.traits.NAMES`, with the phrases of `lexicon`.
     """
 
     raw_N: Floats
@@ -47,7 +49,7 @@ class HeldOut:
     diff_P: Floats
     head_names: Sequence[str]
     heads_NH: Floats
-    head_diff_PH: Floats
+    head_diffs: Sequence[Floats]
     traits_NT: Floats
     lexicon: str
 
@@ -87,8 +89,14 @@ def fit(held_out: HeldOut, *, data_digest: str) -> Calibration:
     )
 
 
+def with_distance(calibration: Calibration, hidden_reference: str, distance_N: Floats) -> Calibration:
+    """Of the same responses also how far their hidden states are from the reference with this digest."""
+    distance = TraitCalibration(DISTANCE, float(distance_N.mean()), float(distance_N.std()))
+    return replace(calibration, hidden_reference=hidden_reference, traits=(*calibration.traits, distance))
+
+
 def _heads(held_out: HeldOut) -> list[HeadCalibration]:
-    columns = zip(held_out.head_names, held_out.heads_NH.T, held_out.head_diff_PH.T, strict=True)
+    columns = zip(held_out.head_names, held_out.heads_NH.T, held_out.head_diffs, strict=True)
     return [
         HeadCalibration(name, float(score_N.mean()), float(score_N.std()), temperature(diff_P))
         for name, score_N, diff_P in columns

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from model.scorer import DISTANCE
+
 
 class ConfigError(Exception):
     """A setting is unknown or makes no sense; the message names the field, the value and the remedy."""
@@ -42,6 +44,7 @@ class ModelConfig:
         _require(bool(self.path), "model.path", self.path, "a folder or a hub name")
         _require(len(self.heads) > 0, "model.heads", self.heads, "at least one name")
         _require(len(set(self.heads)) == len(self.heads), "model.heads", self.heads, "names that differ")
+        _require(DISTANCE not in self.heads, "model.heads", self.heads, f"names other than {DISTANCE!r}: it is taken")
         _require(
             len(self.head_weights) in (0, len(self.heads)),
             "model.head_weights", self.head_weights, f"empty or {len(self.heads)} numbers, one a head",

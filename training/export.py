@@ -14,8 +14,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from model.calibration import Calibration
-from model.checkpoint import Checkpoint, write, write_contract, write_heads
+from model.checkpoint import Checkpoint, write, write_calibration, write_contract, write_heads
 from model.contract import N_PROBES, ScoringContract, sample_from_dict
 from model.conversation import Sample, SampleError
 from training.config import ConfigError
@@ -27,12 +26,17 @@ _VERSIONS = ("torch", "transformers", "tokenizers", "peft", "accelerate", "datas
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-def checkpoint(
-    folder: Path, trained: Checkpoint, calibration: Calibration | None, probes: Sequence[Sample]
-) -> ScoringContract:
+def checkpoint(folder: Path, trained: Checkpoint, probes: Sequence[Sample]) -> ScoringContract:
     """Write the one layout, adapters merged, and its contract; the scores in it come from what was read back."""
     merge(trained.network)
-    write(folder, trained.network, trained.tokenizer, policy=trained.policy, calibration=calibration)
+    write(
+        folder,
+        trained.network,
+        trained.tokenizer,
+        policy=trained.policy,
+        calibration=trained.calibration,
+        hidden=trained.hidden,
+    )
     return contract(folder, trained, probes)
 
 
@@ -43,7 +47,7 @@ def has_adapter(trained: Checkpoint) -> bool:
     return isinstance(trained.network.backbone, peft.PeftModel)
 
 
-def adapter(folder: Path, trained: Checkpoint, base: str, calibration: Calibration | None) -> None:
+def adapter(folder: Path, trained: Checkpoint, base: str) -> None:
     """Write the LoRA adapter with its head over `base`, in peft's sequence-classification layout.
 
     To be called before `checkpoint`, which merges the adapter away; `contract` completes the folder.
@@ -62,17 +66,15 @@ def adapter(folder: Path, trained: Checkpoint, base: str, calibration: Calibrati
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     write_heads(folder, trained.network)
     trained.tokenizer.save_pretrained(folder)
-    if calibration is not None:
-        calibration.save(folder)
+    write_calibration(folder, trained.calibration, trained.hidden)
 
 
-def heads(folder: Path, trained: Checkpoint, base: str, calibration: Calibration | None) -> None:
+def heads(folder: Path, trained: Checkpoint, base: str) -> None:
     """Write the heads alone over `base`, a few kilobytes; the base has the tokenizer. `contract` completes the folder."""
     # What an earlier run left (its calibration, its contract) does not speak for these heads.
     shutil.rmtree(folder, ignore_errors=True)
     write_heads(folder, trained.network, base=base)
-    if calibration is not None:
-        calibration.save(folder)
+    write_calibration(folder, trained.calibration, trained.hidden)
 
 
 def contract(folder: Path, trained: Checkpoint, probes: Sequence[Sample]) -> ScoringContract:

@@ -8,17 +8,19 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from model.calibration import Calibration
 from model.checkpoint import Checkpoint
 from model.conversation import Sample
 from model.traits import Lexicon, of_ids, of_text
-from training import calibrate, data, evaluate, export, recipe, report, scoring
+from training import calibrate, data, evaluate, export, hidden, recipe, report, scoring
+from training.calibrate import NothingToFit
 from training.config import Config
 from training.evaluate import Floats, Judged, Metrics
 from training.sequences import PairTable, TokenSequence
@@ -40,9 +42,10 @@ def finish(
 ) -> Path:
     """Judge on the held-out pairs, calibrate, export and report. Return the checkpoint's folder."""
     network = trained.network.requires_grad_(False).eval()
-    scores_NH = score(config, trained, tables.held_out)
+    scores_NH, hidden_ND = _read(config, trained, tables.held_out)
     # The weights of several heads are settled only here; the combined score is judged with them.
-    calibration = _calibrate(config, trained, tables.held_out, scores_NH)
+    trained, about_hidden = _calibrated(config, trained, tables.held_out, scores_NH, hidden_ND)
+    calibration = trained.calibration
     judged = evaluate.slices(tables.held_out, scores_NH, network.head_names, network.head_weights)
     metrics = figures(config, judged)
     crossed = figures(
@@ -51,11 +54,12 @@ def finish(
     probes = _probes(config, tables)
     adapter = config.output.adapter and config.model.n_layers is None and export.has_adapter(trained)
     if adapter:
-        export.adapter(folder / "adapter", trained, _base_name(config), calibration)
+        export.adapter(folder / "adapter", trained, _base_name(config))
     out = folder / "checkpoint"
     facts = {"made by": f"reward-train {verb}", **facts_of(config, tables)}
-    contract_digest = _export(out, trained, calibration, probes)
+    contract_digest = _export(out, trained, probes)
     page = facts | {"contract": contract_digest, "calibration": calibration.digest if calibration else None}
+    page |= {"hidden states": about_hidden}
     page |= {"heads": dict(zip(network.head_names, network.head_weights, strict=True))}
     details = {
         "metrics": [asdict(m) for m in metrics],
@@ -68,7 +72,7 @@ def finish(
     export.write_report(out, page | details)
     if _heads_alone(config, trained):
         base = _base_name(config)
-        export.heads(folder / "heads", trained, base, calibration)
+        export.heads(folder / "heads", trained, base)
         # Its contract comes last and is another one; the scores in it are the same.
         export.write_report(folder / "heads", page | details | {"base": base, "contract": None})
     title = f"Reward model {folder.resolve().name}"
@@ -84,10 +88,13 @@ def finish(
 
 def score(config: Config, checkpoint: Checkpoint, table: PairTable) -> Floats:
     """Every head on every distinct sequence of a table, `(N, H)`."""
+    return _read(config, checkpoint, table)[0]
+
+
+def _read(config: Config, checkpoint: Checkpoint, table: PairTable) -> tuple[Floats, Tensor]:
+    """The scores, and the hidden states `(N, D)` that the heads have read."""
     rows, budget = [s.ids for s in table.sequences], config.eval.batch_tokens
-    return scoring.score(
-        checkpoint.network, rows, pad_id=checkpoint.pad_id, batch_tokens=budget, label="held-out pairs"
-    )
+    return scoring.read(checkpoint.network, rows, pad_id=checkpoint.pad_id, batch_tokens=budget, label="held-out pairs")
 
 
 def judge(config: Config, checkpoint: Checkpoint, table: PairTable) -> list[Judged]:
@@ -120,15 +127,32 @@ def facts_of(config: Config, tables: Tables) -> dict[str, Any]:
     }
 
 
-def _calibrate(config: Config, trained: Checkpoint, table: PairTable, scores_NH: Floats) -> Calibration | None:
-    """The calibration on held-out responses; several heads get their weights first. None without held-out pairs."""
+def _calibrated(
+    config: Config, trained: Checkpoint, table: PairTable, scores_NH: Floats, hidden_ND: Tensor
+) -> tuple[Checkpoint, str]:
+    """With what the held-out responses say, in place of what an earlier calibration said; and what became of hidden states."""
     if not len(table):
-        return None
+        return replace(trained, calibration=None, hidden=None), "nothing was held out"
+    calibration = _calibrate(config, trained, table, scores_NH)
+    try:
+        reference = hidden.fit(hidden_ND.double().numpy())
+    except (NothingToFit, np.linalg.LinAlgError) as why:
+        # It changes no score, and must not cost the run its checkpoint.
+        return replace(trained, calibration=calibration, hidden=None), f"not fitted: {why}"
+    distance_N = reference.log_distance(hidden_ND).double().numpy()
+    calibration = calibrate.with_distance(calibration, reference.digest, distance_N)
+    said = f"{len(reference.whitening_KD)} directions of {len(reference.mean_D)}, {len(hidden_ND)} responses"
+    return replace(trained, calibration=calibration, hidden=reference), said
+
+
+def _calibrate(config: Config, trained: Checkpoint, table: PairTable, scores_NH: Floats) -> Calibration:
+    """The calibration on held-out responses; several heads get their weights first."""
     network = trained.network
     if len(network.head_names) > 1:
         network.head_weights = calibrate.head_weights(scores_NH, config.model.weight_of_head)
     raw_N = scores_NH @ network.head_weights
     chosen, rejected = list(table.chosen), list(table.rejected)
+    diff_PH, label_P = scores_NH[chosen] - scores_NH[rejected], np.array([pair.head for pair in table.pairs])
     lexicon = Lexicon.read()
     held_out = calibrate.HeldOut(
         raw_N=raw_N,
@@ -136,7 +160,7 @@ def _calibrate(config: Config, trained: Checkpoint, table: PairTable, scores_NH:
         diff_P=raw_N[chosen] - raw_N[rejected],
         head_names=network.head_names,
         heads_NH=scores_NH,
-        head_diff_PH=scores_NH[chosen] - scores_NH[rejected],
+        head_diffs=[diff_PH[label_P == name, h] for h, name in enumerate(network.head_names)],
         traits_NT=np.array([_traits(s, lexicon) for s in table.sequences]),
         lexicon=lexicon.version,
     )
@@ -149,14 +173,14 @@ def _traits(sequence: TokenSequence, lexicon: Lexicon) -> tuple[float, ...]:
     return (*of_ids(response, False), *of_text(prompt, text, lexicon))
 
 
-def _export(out: Path, trained: Checkpoint, calibration: Calibration | None, probes: Sequence[Sample]) -> str:
+def _export(out: Path, trained: Checkpoint, probes: Sequence[Sample]) -> str:
     """Write the checkpoint beside its place, then put it there: no half of one is ever at `out`.
 
     The weights being written may be mapped from the very files that are replaced (`calibrate` in place).
     """
     new = out.with_name(out.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
-    contract = export.checkpoint(new, trained, calibration, probes)
+    contract = export.checkpoint(new, trained, probes)
     shutil.rmtree(out, ignore_errors=True)
     new.rename(out)
     return contract.digest

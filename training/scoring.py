@@ -24,18 +24,24 @@ def score(
     network: RewardNetwork, rows: Sequence[Sequence[int]], *, pad_id: int, batch_tokens: int, label: str = "scoring"
 ) -> np.ndarray:
     """The raw value of every head for every row, `(N, H)` float64."""
-    scores_NH = np.zeros((len(rows), len(network.head_names)))
-    for places, out in _forwards(network, rows, pad_id, batch_tokens, label):
-        scores_NH[places] = out.scores_BH.double().cpu().numpy()
-    return scores_NH
+    return read(network, rows, pad_id=pad_id, batch_tokens=batch_tokens, label=label)[0]
 
 
 def last_hidden(network: RewardNetwork, rows: Sequence[Sequence[int]], *, pad_id: int, batch_tokens: int) -> Tensor:
     """The hidden state that the heads read, for every row, `(N, D)` float32 on the CPU."""
+    return read(network, rows, pad_id=pad_id, batch_tokens=batch_tokens, label="features of the frozen trunk")[1]
+
+
+def read(
+    network: RewardNetwork, rows: Sequence[Sequence[int]], *, pad_id: int, batch_tokens: int, label: str
+) -> tuple[np.ndarray, Tensor]:
+    """What `score` and `last_hidden` give, of the same forwards."""
+    scores_NH = np.zeros((len(rows), len(network.head_names)))
     hidden_ND = torch.zeros(len(rows), network.heads.in_features)
-    for places, out in _forwards(network, rows, pad_id, batch_tokens, "features of the frozen trunk"):
+    for places, out in _forwards(network, rows, pad_id, batch_tokens, label):
+        scores_NH[places] = out.scores_BH.double().cpu().numpy()
         hidden_ND[places] = out.last_hidden_BD.float().cpu()
-    return hidden_ND
+    return scores_NH, hidden_ND
 
 
 def plan(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

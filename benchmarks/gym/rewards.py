@@ -88,7 +88,7 @@ def _calibration(models: Panel, scores_NH: FloatArray, weights_H: tuple[float, .
         diff_P=diff_PH @ np.asarray(weights_H),
         head_names=models.heads,
         heads_NH=scores_NH,
-        head_diff_PH=diff_PH,
+        head_diffs=[*diff_PH.T],
         traits_NT=against.traits_NT,
         lexicon=against.lexicon,
     )

@@ -15,8 +15,9 @@ import torch
 from model.backends import LoadError, MatmulPrecision, ModelSpec
 from model.backends.packed import PackedScorer, Unsupported
 from model.backends.padded import PaddedScorer
+from model.hidden import HiddenReference
 from model.network import RewardNetwork
-from model.scorer import TokenBatch
+from model.scorer import DISTANCE, TokenBatch
 
 Engine = PackedScorer | PaddedScorer
 
@@ -33,9 +34,11 @@ _LONGEST_WINDOW = 256
 """A longer attention window is not gone beyond: the check would take longer than the load."""
 
 
-def choose(network: RewardNetwork, spec: ModelSpec, *, pad_id: int, max_tokens: int) -> tuple[Engine, tuple[str, ...]]:
+def choose(
+    network: RewardNetwork, spec: ModelSpec, *, pad_id: int, max_tokens: int, hidden: HiddenReference | None = None
+) -> tuple[Engine, tuple[str, ...]]:
     """The engine, and in words what it does not do and why. Raise `LoadError` when packing is asked for and wrong."""
-    padded = PaddedScorer(network, pad_id=pad_id, max_tokens=max_tokens, one_by_one=spec.deterministic)
+    padded = PaddedScorer(network, pad_id=pad_id, max_tokens=max_tokens, hidden=hidden, one_by_one=spec.deterministic)
     if spec.engine == "padded":
         return padded, ()
     rows = check_rows(network.config, max_tokens)
@@ -49,6 +52,7 @@ def choose(network: RewardNetwork, spec: ModelSpec, *, pad_id: int, max_tokens: 
             scorer = PackedScorer(
                 network,
                 max_tokens=max_tokens,
+                hidden=hidden,
                 trim=trim,
                 matmul_precision=precision,
                 one_by_one=spec.deterministic,
@@ -119,4 +123,5 @@ def _objection(
 
 def _error(scorer: Engine, rows: Sequence[tuple[int, ...]], expected: torch.Tensor) -> float:
     scored = scorer.score(TokenBatch(tuple(rows))).rows
-    return float((torch.tensor([list(heads.values()) for heads in scored]) - expected).abs().max())
+    heads_BH = [[value for name, value in heads.items() if name != DISTANCE] for heads in scored]
+    return float((torch.tensor(heads_BH) - expected).abs().max())

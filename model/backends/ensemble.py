@@ -13,7 +13,7 @@ from dataclasses import replace
 from model.backends import Identity, LoadedModel, LoadError
 from model.contract import ContractReport, ScoringContract
 from model.reward import Opinion
-from model.scorer import BatchScores, HeadScores, Scorer, TokenBatch
+from model.scorer import DISTANCE, BatchScores, HeadScores, Scorer, TokenBatch
 
 _ENCODING_CLAUSES = (
     "template_digest",
@@ -28,7 +28,7 @@ _ENCODING_CLAUSES = (
 
 
 class EnsembleScorer:
-    """Asks one member after the other. A row has the heads of all."""
+    """Asks one member after the other. A row has the heads of all, and the mean of the distances that they know."""
 
     def __init__(self, members: Sequence[tuple[str, Scorer]]) -> None:
         self._members = tuple(members)
@@ -71,11 +71,16 @@ class EnsembleScorer:
             scorer.close()
 
     def _merged(self, rows: tuple[HeadScores, ...]) -> HeadScores:
-        return {
+        merged = {
             head_name(member, head): value
             for (member, _), heads in zip(self._members, rows, strict=True)
             for head, value in heads.items()
+            if head != DISTANCE
         }
+        if distances := [heads[DISTANCE] for heads in rows if DISTANCE in heads]:
+            # The largest would be that of whoever measures in the most directions.
+            merged[DISTANCE] = sum(distances) / len(distances)
+        return merged
 
 
 def head_name(member: str, head: str) -> str:

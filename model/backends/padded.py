@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 import torch
 
+from model.backends.columns import Columns
 from model.backends.failures import as_scorer_errors
+from model.hidden import HiddenReference
 from model.network import RewardNetwork
 from model.padding import left_pad
 from model.scorer import BatchScores, TokenBatch
@@ -18,11 +20,21 @@ from model.scorer import BatchScores, TokenBatch
 class PaddedScorer:
     """One forward a batch, padded on the left to its longest row.
 
-    `one_by_one`: every row has a forward of its own, so its score has the same bits whoever rides beside it.
+    `hidden`: rows are told how far they are from it. `one_by_one`: every row has a forward of its own, so its score has the
+    same bits whoever rides beside it.
     """
 
-    def __init__(self, network: RewardNetwork, *, pad_id: int, max_tokens: int, one_by_one: bool = False) -> None:
+    def __init__(
+        self,
+        network: RewardNetwork,
+        *,
+        pad_id: int,
+        max_tokens: int,
+        hidden: HiddenReference | None = None,
+        one_by_one: bool = False,
+    ) -> None:
         self._network, self._pad_id, self._max_tokens = network, pad_id, max_tokens
+        self._columns = Columns(network.head_names, hidden)
         self._one_by_one = one_by_one
 
     @property
@@ -34,19 +46,19 @@ class PaddedScorer:
         """Score every row, in order. Raise `OutOfMemory` or `ScorerError`."""
         groups = [[row] for row in batch.rows] if self._one_by_one else [batch.rows]
         done = [self._score_together(rows) for rows in groups]
-        names = self._network.head_names
-        rows = tuple(dict(zip(names, heads, strict=True)) for scores, _ in done for heads in scores)
+        names = self._columns.names
+        rows = tuple(dict(zip(names, values, strict=True)) for scores, _ in done for values in scores)
         return BatchScores(rows, tokens_computed=batch.n_tokens, tokens_padding=sum(padding for _, padding in done))
 
     @torch.inference_mode()
     def _score_together(self, rows: Sequence[tuple[int, ...]]) -> tuple[list[list[float]], int]:
-        """The heads of each row, and how many positions were padding."""
+        """The columns of each row, and how many positions were padding."""
         ids_BT, mask_BT = left_pad(rows, self._pad_id)
         device = self._network.device
         padding = ids_BT.numel() - sum(map(len, rows))
         with as_scorer_errors(ids_BT.numel()):
             out = self._network(ids_BT.to(device), mask_BT.to(device) if padding else None)
-            return out.scores_BH.cpu().tolist(), padding
+            return self._columns.of(out.scores_BH, out.last_hidden_BD).cpu().tolist(), padding
 
     @property
     def concurrency(self) -> int:

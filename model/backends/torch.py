@@ -34,7 +34,9 @@ def load(spec: ModelSpec) -> LoadedModel:
     contract = checkpoint.contract or checkpoint.clauses("inferred")
     served = _limited(checkpoint, spec)
     max_tokens = served.policy.max_tokens
-    scorer, notes = choose(checkpoint.network, spec, pad_id=checkpoint.pad_id, max_tokens=max_tokens)
+    scorer, notes = choose(
+        checkpoint.network, spec, pad_id=checkpoint.pad_id, max_tokens=max_tokens, hidden=checkpoint.hidden
+    )
     identity = _identity(served, spec, device, scorer, notes)
     # The contract is about what training encoded; the operator may serve shorter rows than that.
     report = check_contract(contract, checkpoint, scorer, identity)

@@ -7,6 +7,9 @@ with its head over a base model. A head that is missing is refused: a freshly in
 
 from model.checkpoint.reading import read, read_backbone
 from model.checkpoint.record import DTYPES, Checkpoint, CheckpointError
-from model.checkpoint.writing import write, write_contract, write_heads
+from model.checkpoint.writing import write, write_calibration, write_contract, write_heads
 
-__all__ = ["DTYPES", "Checkpoint", "CheckpointError", "read", "read_backbone", "write", "write_contract", "write_heads"]
+__all__ = [
+    "DTYPES", "Checkpoint", "CheckpointError", "read", "read_backbone", "write", "write_calibration", "write_contract",
+    "write_heads",
+]  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor
 from model.checkpoint import weights
 from model.checkpoint.record import CheckpointError
 from model.network import SINGLE_HEAD, hidden_size
+from model.scorer import DISTANCE
 
 HEADS_FILE = "reward_heads.safetensors"
 _VALUE_HEAD_FILES = ("value_head.safetensors", "value_head.bin")
@@ -170,6 +171,11 @@ def _checked(head: Head, config: Any, folder: Path) -> Head:
     if head.weight_HD.ndim != 2 or head.weight_HD.shape[1] != width:
         shape = tuple(head.weight_HD.shape)
         raise CheckpointError(f"{folder}: the value head has shape {shape}, the backbone is {width} wide")
+    if DISTANCE in head.names:
+        raise CheckpointError(
+            f"{folder}: a head is called {DISTANCE!r}, which is what the server calls how far a hidden state is from those of "
+            "the calibration. Give the head another name."
+        )
     if not bool(torch.isfinite(head.weight_HD).all()):
         raise CheckpointError(f"{folder}: the value head holds NaN or infinity")
     if not bool(head.weight_HD.any()):

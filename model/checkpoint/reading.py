@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from model import hidden
 from model.calibration import Calibration
 from model.checkpoint import weights
 from model.checkpoint.bases import BASES
@@ -17,7 +18,7 @@ from model.checkpoint.heads import adapter_files, base_of_heads, find_head
 from model.checkpoint.record import DTYPES, Checkpoint, CheckpointError
 from model.contract import Facts, ScoringContract
 from model.encoding import EncodingPolicy, infer_policy, template_digest, tokenizer_digest
-from model.network import SINGLE_HEAD, RewardNetwork, attention_for
+from model.network import SINGLE_HEAD, RewardNetwork, attention_for, hidden_size
 
 ADAPTER_CONFIG = "adapter_config.json"
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja"]
@@ -57,8 +58,21 @@ def read(
         head_digest=weights.tensor_digest(network.combined_head()[0]),
         dtype=chosen,
     )
-    calibration = Calibration.load(folder) or _config_calibration(config)
-    return Checkpoint(network, tokenizer, policy, pad_id, form, folder, calibration, contract, facts)
+    fitted = Calibration.load(folder)
+    reference = hidden.load(folder, fitted, hidden_size(config))
+    calibration = fitted or _config_calibration(config)
+    return Checkpoint(
+        network,
+        tokenizer,
+        policy,
+        pad_id,
+        form,
+        folder,
+        calibration,
+        contract,
+        facts,
+        reference and reference.to(device),
+    )
 
 
 def read_backbone(

@@ -11,6 +11,7 @@ import torch
 from model.calibration import Calibration
 from model.contract import Facts, Origin, ScoringContract
 from model.encoding import Encoder, EncodingPolicy
+from model.hidden import HiddenReference
 from model.network import RewardNetwork
 
 DTYPES: dict[str, torch.dtype] = {
@@ -29,7 +30,7 @@ class Checkpoint:
     """Everything that is needed to train or to serve one reward model.
 
     `format` says how it was read. `facts` and `contract` are None for a model in training: its weights are
-    not settled yet.
+    not settled yet. `hidden` is where the calibration's hidden states lie; None: nobody has fitted that.
     """
 
     network: RewardNetwork
@@ -41,6 +42,7 @@ class Checkpoint:
     calibration: Calibration | None = None
     contract: ScoringContract | None = None
     facts: Facts | None = None
+    hidden: HiddenReference | None = None
 
     @property
     def encoder(self) -> Encoder:

@@ -16,10 +16,15 @@ from model.calibration import Calibration
 from model.checkpoint.heads import HEADS_FILE
 from model.checkpoint.reading import quiet_transformers, read
 from model.checkpoint.record import CheckpointError
+from model.checkpoint.weights import tensor_names
 from model.contract import FILE_NAME, Probe, ScoringContract, Truncation, sample_to_dict
 from model.conversation import Sample
 from model.encoding import EncodingPolicy
+from model.hidden import FILE_NAME as HIDDEN_FILE
+from model.hidden import HiddenReference
 from model.network import RewardNetwork
+
+_WEIGHTS = "model.safetensors"
 
 REDUCED_MARGIN = 4.0
 SCORE_TOLERANCE = 1e-3
@@ -33,6 +38,7 @@ def write(
     *,
     policy: EncodingPolicy,
     calibration: Calibration | None = None,
+    hidden: HiddenReference | None = None,
 ) -> int:
     """Write weights, heads, tokenizer, config and calibration. Return the pad token's id, which is not the end token's.
 
@@ -63,11 +69,32 @@ def write(
     whole.config = config
     with quiet_transformers():
         whole.save_pretrained(folder)
+    _index(folder)
     write_heads(folder, network)
     tokenizer.save_pretrained(folder)
+    write_calibration(folder, calibration, hidden)
+    return pad_id
+
+
+def _index(folder: Path) -> None:
+    """Say which file has the weights, also where they are in one and transformers says nothing.
+
+    vLLM and SGLang take every safetensors file of a folder for weights, unless an index leaves it out.
+    """
+    if (folder / _WEIGHTS).is_file():
+        named = dict.fromkeys(tensor_names(folder / _WEIGHTS), _WEIGHTS)
+        (folder / f"{_WEIGHTS}.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": named}, indent=1) + "\n"
+        )
+
+
+def write_calibration(folder: Path, calibration: Calibration | None, hidden: HiddenReference | None) -> None:
+    """Write what there is of both. A reference of an earlier calibration does not speak for this one."""
+    (folder / HIDDEN_FILE).unlink(missing_ok=True)
     if calibration is not None:
         calibration.save(folder)
-    return pad_id
+        if hidden is not None:
+            hidden.save(folder, calibration)
 
 
 def write_heads(folder: Path | str, network: RewardNetwork, *, base: str | None = None) -> None:

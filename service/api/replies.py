@@ -68,7 +68,7 @@ def result(sample_id: str, scored: Scored, details: Details) -> dict[str, Any]:
     value, raw, normalized = (None, None, None) if reward is None else (reward.value, reward.raw, reward.normalized)
     fields: dict[str, Any] = {"id": sample_id, "reward": value, "raw": raw, "normalized": normalized}
     if details.heads:
-        fields["heads"] = None if scored.heads is None else dict(scored.heads)
+        fields["heads"] = scored.heads and {k: v for k, v in scored.heads.items() if k in details.heads}
     if details.stages:
         fields["stages"] = None if reward is None else dict(zip(details.stages, reward.changes, strict=True))
     fields["notes"] = () if reward is None else reward.notes

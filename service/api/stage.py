@@ -31,15 +31,19 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What a result tells beside its reward: the values of several heads, and what each stage of the pipeline added."""
+    """What a result tells beside its reward: the values of these heads, and what each stage of the pipeline added.
 
-    heads: bool
+    Whatever else the scorer says of a row is not the caller's business.
+    """
+
+    heads: frozenset[str]
     stages: tuple[str, ...]
 
     @classmethod
     def of(cls, loaded: LoadedModel, pipeline: Pipeline) -> Details:
         """Nothing that the reward, the raw and the normalised score do not say already."""
-        return cls(len(loaded.identity.heads) > 1, pipeline.stage_names if pipeline.itemises else ())
+        names = frozenset(name for name, _ in loaded.identity.heads)
+        return cls(names if len(names) > 1 else frozenset(), pipeline.stage_names if pipeline.itemises else ())
 
 
 @dataclass(frozen=True)  # no slots: they would leave no place for what is computed once

@@ -203,6 +203,10 @@ class Board:
         if seen.spread is not None:
             window.count("spreads")
             window.count_squared("spread", seen.spread)
+        if seen.distance is not None:
+            window.count("distances")
+            window.count_signed("distance", seen.distance)
+            window.count("distance_squared", seen.distance * seen.distance)
         if seen.audit is not None:
             _count_audit(window, seen.level, seen.audit)
         if seen.parts:

@@ -20,7 +20,7 @@ _LEAST_DEVIATION: Mapping[str, float] = {
     "spread": 0.05,
     "level": 0.1,
 }
-_LEARNT = (*NAMES, "level", "spread", "replays")
+_LEARNT = (*NAMES, "level", "spread", "distance", "replays")
 """What a run shows at its beginning, besides the parts of its reward."""
 
 _ONE_IN_A_THOUSAND = 3.09
@@ -41,7 +41,7 @@ class Usual:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """`usual` by name: `level`, `spread` and the traits. `saturation` is the level that one in a thousand exceeds."""
+    """`usual` by name: `level`, `spread`, `distance` and the traits. `saturation` is the level that one in a thousand exceeds."""
 
     usual: Mapping[str, Usual] = field(default_factory=dict)
     saturation: float | None = None

@@ -11,11 +11,11 @@ from operator import add
 
 from model.traits import NAMES, OF_IDS, OF_TEXT
 
-_SIGNED = ("level", "audit", "audited_level")
-_WITH_SQUARES = ("level", "spread", "replays", *NAMES)
+_SIGNED = ("level", "audit", "audited_level", "distance")
+_WITH_SQUARES = ("level", "spread", "distance", "replays", *NAMES)
 ENTRIES: tuple[str, ...] = (
-    "samples", "responses", "texts", "spreads", "audited", "groups", "flat_groups", "saturated", "capped", "repeats", "echoes",
-    "searched", "replays", "baits", "bait_hits",
+    "samples", "responses", "texts", "spreads", "distances", "audited", "groups", "flat_groups", "saturated", "capped",
+    "repeats", "echoes", "searched", "replays", "baits", "bait_hits",
     *(f"{name}_{side}" for name in _SIGNED for side in ("up", "down")), "spread", *NAMES,
     *(f"{name}_squared" for name in _WITH_SQUARES),
 )  # fmt: skip
@@ -31,6 +31,7 @@ _COUNT_OF = {
     **dict.fromkeys((*OF_TEXT, "repeats", "echoes", "searched"), "texts"),
     **dict.fromkeys(("audit", "audited_level"), "audited"),
     "spread": "spreads",
+    "distance": "distances",
     "flat_groups": "groups",
     "bait_hits": "baits",
 }

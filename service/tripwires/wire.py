@@ -23,9 +23,9 @@ class Observation(NamedTuple):
     `group` and `key` are hashes: of the prompt, and of what makes a retry the same sample (None: nobody can tell).
     `value` is the reward as sent, `level` the combined score before penalties and shape. `traits` are the values of
     `model.traits.NAMES`, those of `OF_IDS` where there was no text, none where nobody knows where the response begins.
-    `audit` is what the audit judge gave, where it was asked. `spread` is the members' disagreement. `evidence` names the
-    sample in an alarm: a hash, never text. `parts` are what each part adds, where a reward has several. `takes_bait` is None
-    where the prompt was not planted.
+    `audit` is what the audit judge gave, where it was asked. `spread` is the members' disagreement. `distance` is how unlike
+    those of the calibration its hidden state is, where the model knows. `evidence` names the sample in an alarm: a hash, never
+    text. `parts` are what each part adds, where a reward has several. `takes_bait` is None where the prompt was not planted.
     """
 
     group: int
@@ -36,6 +36,7 @@ class Observation(NamedTuple):
     traits: tuple[float, ...]
     text_digest: int | None = None
     spread: float | None = None
+    distance: float | None = None
     audit: float | None = None
     evidence: str = ""
     parts: tuple[float, ...] = ()

@@ -151,7 +151,7 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
-class Distance:
+class KlRoot:
     """The root of the KL divergence from the policy's start (Gao et al. 2210.10760), as the trainer says."""
 
     def __call__(self, view: View) -> float | None:
@@ -211,9 +211,10 @@ WIRES: tuple[Wire, ...] = (
     ),
     Wire("replays", Excess("replays"), 0.02, says="one id stands for different samples of one step"),
     Wire("spread", Shift("spread"), 2.25, votes=True, says="the members of the ensemble disagree"),
+    Wire("distance", Shift("distance"), 1.0, "note", says="hidden states unlike the usual, as in healthy runs too"),
     Wire("parts", Parts(), 2.0, says="one part of the reward decides more than it used to"),
     Wire("audit_gap", Gap(), 0.8, votes=True, says="the score runs away from the audit judge's"),
     Wire("divergence", Divergence(), 5.0, "page", says="the score rises while the audit judge's falls"),
     Wire("baits", Baits(), 0.02, "page", says="planted prompts are answered as no honest policy would"),
-    Wire("kl", Distance(), 6.2, says="the policy is further from its start than this reward can be trusted"),
+    Wire("kl", KlRoot(), 6.2, says="the policy is further from its start than this reward can be trusted"),
 )

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from model.calibration import Calibration
@@ -110,6 +111,26 @@ def test_the_calibration_is_of_the_held_out_responses(trained):
     assert calibration.cap_low < 0 < calibration.cap_high
 
 
+def test_how_usual_hidden_states_lie_travels_with_the_calibration(trained):
+    """Both from the file alone: the states of the held-out responses, as transformers gives them, and the distance."""
+    folder = trained / "checkpoint"
+    calibration, stored = Calibration.load(folder), load_file(folder / "hidden_reference.safetensors")
+    n_directions = calibration.n // 10
+    assert report_of(trained)["hidden states"] == f"{n_directions} directions of 32, {calibration.n} responses"
+    assert (stored["mean"].shape, stored["whitening"].shape) == ((32,), (n_directions, 32))
+    config = load(trained.parent / "recipe.yaml")
+    responses = run.encode(config, run.begin(config)).held_out.sequences
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        outs = [model(torch.tensor([s.ids]), output_hidden_states=True).hidden_states[-1][0, -1] for s in responses]
+    distances = ((torch.stack(outs) - stored["mean"]) @ stored["whitening"].T).square().sum(1).log()
+    usual = {trait.name: trait for trait in calibration.traits}["distance"]
+    assert (usual.mean, usual.std) == pytest.approx(
+        (float(distances.mean()), float(distances.std(correction=0))), abs=1e-3
+    )
+    assert read(str(folder)).hidden.digest == calibration.hidden_reference
+
+
 def test_everything_a_run_owes_is_there(trained):
     assert list((trained / "logs").glob("events.*"))
     assert "<!doctype html>" in (trained / "report.html").read_text()
@@ -129,6 +150,7 @@ def test_the_lora_adapter_alone_scores_as_the_merged_checkpoint(trained):
     scores = [p.score for p in contract.probes]
     ours = read(str(trained / "adapter"), dtype="float32")
     assert ours.calibration == Calibration.load(trained / "checkpoint")
+    assert ours.hidden.digest == ours.calibration.hidden_reference
     assert [p.ids for p in ours.contract.probes] == [p.ids for p in contract.probes]
     got = scoring.score(ours.network, [p.ids for p in contract.probes], pad_id=ours.pad_id, batch_tokens=512)
     assert got[:, 0].tolist() == pytest.approx(scores, abs=1e-4)
@@ -201,7 +223,8 @@ def test_the_heads_alone_score_as_the_merged_checkpoint(convex, capsys):
     report = json.loads((convex / "out" / "heads" / "training_report.json").read_text())
     assert report["base"] == report_of(convex / "out")["recipe"]["model"]["path"]
     assert sorted(f.name for f in (convex / "out" / "heads").iterdir()) == [
-        "calibration.json", "reward_heads.safetensors", "scoring_contract.json", "training_report.json",
+        "calibration.json", "hidden_reference.safetensors", "reward_heads.safetensors", "scoring_contract.json",
+        "training_report.json",
     ]  # fmt: skip
     assert sum(f.stat().st_size for f in (convex / "out" / "heads").iterdir()) < 100_000
     assert check(["--device", "cpu", str(convex / "out" / "heads")]) == 0
@@ -214,6 +237,12 @@ def test_two_heads_are_also_judged_on_each_others_pairs(convex):
     assert lines["kind", "rude"]["accuracy"] < 0.1, "the opposite taste"
     assert lines["(combined)", "kind"]["accuracy"] > 0.5, "it weighs twice"
     assert "Cross-use" in (convex / "out" / "report.html").read_text()
+
+
+def test_how_sure_a_head_may_be_is_said_by_the_pairs_that_are_its_own(convex):
+    lines = {m["head"]: m["temperature"] for m in report_of(convex / "out")["metrics"]}
+    fitted = {head.name: head.temperature for head in Calibration.load(convex / "out" / "checkpoint").heads}
+    assert fitted == pytest.approx({name: lines[name] for name in ("kind", "rude")}, rel=1e-6)
 
 
 # -- the other verbs --------------------------------------------------------------------------------------
@@ -254,6 +283,23 @@ def test_calibrate_writes_statistics_of_other_data_and_the_same_scores(finished,
     rows = [p.ids for p in ScoringContract.load(old).probes]
     scores = [scoring.score(read(str(f)).network, rows, pad_id=0, batch_tokens=512)[:, 0].tolist() for f in (old, new)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+
+def test_too_few_responses_say_nothing_of_hidden_states_and_the_report_says_so(finished, tmp_path):
+    few = world.write_jsonl(tmp_path / "few.jsonl", world.planted_rows(60, seed=9, n_groups=60))
+    sets = [f"output.folder={tmp_path / 'new'}", f"data.sources.0.path={few}", "data.eval_fraction=0.5"]
+    checkpoint = str(finished / "out" / "checkpoint")
+    recipe = str(finished / "recipe.yaml")
+    assert (finished / "out" / "checkpoint" / "hidden_reference.safetensors").is_file()
+    assert (
+        main(["calibrate", "--config", recipe, "--checkpoint", checkpoint, *(x for s in sets for x in ("--set", s))])
+        == 0
+    )
+    new = read(str(tmp_path / "new" / "checkpoint"))
+    assert (new.hidden, new.calibration.hidden_reference) == (None, "")
+    assert "distance" not in {trait.name for trait in new.calibration.traits}
+    assert not (tmp_path / "new" / "checkpoint" / "hidden_reference.safetensors").exists()
+    assert "held-out responses are too few" in report_of(tmp_path / "new")["hidden states"]
 
 
 def test_export_finishes_a_run_from_its_last_whole_step(finished, tmp_path):

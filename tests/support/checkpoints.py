@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from model.calibration import Calibration
-from model.checkpoint import read_backbone, write, write_contract
+from model.checkpoint import read, read_backbone, write, write_calibration, write_contract
 from model.conversation import Sample
+from model.hidden import HiddenReference
 from model.network import RewardNetwork
 from tests.support.tiny import CHATML, randomize, tiny_config, tiny_tokenizer
+from training import calibrate, hidden, scoring
 
 PROBES = [Sample(prompt=f"question {i} " * (1 + i % 3), response="an answer " * (1 + i % 5)) for i in range(16)]
 CALIBRATION = Calibration(mean=0.2, std=1.5, temperature=0.8, cap_low=-3.0, cap_high=3.0, n=100)
@@ -51,6 +54,22 @@ def reward_model(
     if contract:
         write_contract(folder, probes=PROBES)
     return checkpoint.network
+
+
+def hidden_reference(folder: Path, rows: Sequence[Sequence[int]] = ()) -> HiddenReference:
+    """Give a checkpoint that is there where the hidden states of these rows lie, as `reward-train calibrate` does.
+
+    Without rows: random ones.
+    """
+    network = read(str(folder), dtype="float32").network
+    generator = torch.Generator().manual_seed(11)
+    rows = rows or [torch.randint(5, 300, (n % 40 + 2,), generator=generator).tolist() for n in range(240)]
+    hidden_ND = scoring.last_hidden(network, rows, pad_id=0, batch_tokens=1024)
+    reference = hidden.fit(hidden_ND.double().numpy())
+    distance_N = reference.log_distance(hidden_ND).double().numpy()
+    calibration = Calibration.load(folder) or CALIBRATION
+    write_calibration(folder, calibrate.with_distance(calibration, reference.digest, distance_N), reference)
+    return reference
 
 
 def sequence_classifier(folder: Path, architecture: str = "llama", n_labels: int = 1) -> Any:

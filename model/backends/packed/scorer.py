@@ -1,6 +1,6 @@
 """Scores a batch as one packed row: no padding, common beginnings once, the last layer only where it is read.
 
-Knows the network and ids, no requests. Shapes: N tokens of the packed row, S scored tokens, D hidden width, H heads.
+Knows the network and ids, no requests. Shapes: N tokens of the packed row, S scored tokens, D hidden width, C columns of a score.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from model.backends import MatmulPrecision
+from model.backends.columns import Columns
 from model.backends.failures import as_scorer_errors
 from model.backends.packed.attention import KEYWORD, NAME, Forward, KeysAndValues, Unsupported
 from model.backends.packed.kernels import kernel_for
@@ -25,6 +26,7 @@ from model.backends.packed.transfer import to_device
 from model.backends.packed.tree import Row, Tree, apart, plant
 from model.backends.packed.varlen import Varlen, flash_varlen
 from model.backends.packed.weights import PackedWeights
+from model.hidden import HiddenReference
 from model.keys import ID_BYTES, key_of, n_common
 from model.network import RewardNetwork
 from model.scorer import BatchScores, TokenBatch
@@ -34,6 +36,7 @@ class PackedScorer:
     """One packed forward a batch. Raise `Unsupported` where the architecture cannot be packed.
 
     `share`: common beginnings and equal rows are computed once. `trim`: the last layer computes only what is read.
+    `hidden`: rows are told how far they are from it.
     `one_by_one`: every row has a forward of its own, so its score has the same bits whoever rides beside it.
     `prepack`: linear layers compute with weights that lie ready for the matrix kernel, where there is such a thing;
     `matmul_precision`: with MKL or with the kernels in C, which then do attention, gated MLPs and norms too.
@@ -44,6 +47,7 @@ class PackedScorer:
         network: RewardNetwork,
         *,
         max_tokens: int,
+        hidden: HiddenReference | None = None,
         share: bool = True,
         trim: bool = True,
         one_by_one: bool = False,
@@ -52,6 +56,7 @@ class PackedScorer:
         prefix_cache_bytes: int = 0,
     ) -> None:
         self._network, self._max_tokens = network, max_tokens
+        self._columns = Columns(network.head_names, hidden)
         self._shares = share and not one_by_one
         self._one_by_one = one_by_one
         self._network_lock, self._prefixes_lock = threading.Lock(), threading.Lock()
@@ -104,12 +109,12 @@ class PackedScorer:
         """Score every row, in order. Raise `OutOfMemory` or `ScorerError`."""
         scores: list[Any] = [None] * len(batch)
         n_computed = 0
-        names = self._network.head_names
+        names = self._columns.names
         with torch.inference_mode(), as_scorer_errors(batch.n_tokens):
             for indices in self._forwards(batch.rows):
-                scores_H, n = self._score_together([batch.rows[i] for i in indices])
+                columns, n = self._score_together([batch.rows[i] for i in indices])
                 n_computed += n
-                for i, row in zip(indices, scores_H, strict=True):
+                for i, row in zip(indices, columns, strict=True):
                     scores[i] = dict(zip(names, row, strict=True))
         return BatchScores(tuple(scores), tokens_computed=n_computed)
 
@@ -149,15 +154,15 @@ class PackedScorer:
         yield from ([i] for i, row in enumerate(rows) if len(row) > self._lone_from)
 
     def _score_together(self, rows: Sequence[Row]) -> tuple[list[list[float]], int]:
-        """The heads of each row, and how many tokens that took."""
+        """The columns of each row, and how many tokens that took."""
         forward, prepared = self._prepare(rows)
         with self._network_lock:
-            scores_SH = self._forward(forward, prepared)
-        heads = scores_SH.cpu().tolist()  # on CUDA this waits, while the next batch is already being queued
+            columns_SC = self._forward(forward, prepared)
+        columns = columns_SC.cpu().tolist()  # on CUDA this waits, while the next batch is already being queued
         with self._prefixes_lock:
             for (key, _), layers in zip(prepared.kept, forward.copies, strict=True):
                 self.prefixes.keep(key, layers)
-        return [heads[at] for at in prepared.at], len(forward.layout.ids)
+        return [columns[at] for at in prepared.at], len(forward.layout.ids)
 
     def _prepare(self, rows: Sequence[Row]) -> tuple[Forward, Prepared]:
         """All that can be done while another batch is in the network."""
@@ -177,7 +182,7 @@ class PackedScorer:
         return forward, Prepared(ids_1N, positions_1N, [at_of[i] for i in range(len(rows))], kept)
 
     def _forward(self, forward: Forward, prepared: Prepared) -> Tensor:
-        """`(S, H)` in float32, on the device."""
+        """`(S, C)` in float32, on the device."""
         out = self._network.backbone(
             input_ids=prepared.ids_1N, position_ids=prepared.positions_1N, use_cache=False, **{KEYWORD: forward}
         )
@@ -188,7 +193,8 @@ class PackedScorer:
             hidden_1SD = hidden_1SD.index_select(1, forward.scored_S.to(hidden_1SD.device))
         elif forward.last_kv is None:
             raise Unsupported("its last layer did not run")
-        return self._network.values_of(hidden_1SD[0].to(self._network.device))
+        hidden_SD = hidden_1SD[0].to(self._network.device)
+        return self._columns.of(self._network.values_of(hidden_SD), hidden_SD)
 
     # -- beginnings from earlier batches --------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from tests.support.checkpoints import (
     PROBES,
     edit_json,
     edit_tensor,
+    hidden_reference,
     language_model,
     openrlhf,
     reward_model,
@@ -264,6 +265,17 @@ def test_the_written_config_says_what_other_engines_look_for(tmp_path):
     tensors = load_file(tmp_path / "rm" / "model.safetensors")
     assert tensors["score.weight"].shape == (1, 32)
     assert "score.bias" not in tensors
+
+
+def test_who_takes_every_safetensors_file_for_weights_is_told_which_are_not(tmp_path):
+    """vLLM's rule, and SGLang's: of all such files in the folder those that the index names, where there is one."""
+    reward_model(tmp_path / "rm", heads={"good": 1.0, "kind": 0.5})
+    hidden_reference(tmp_path / "rm")
+    files = {path.name: set(load_file(path)) for path in (tmp_path / "rm").glob("*.safetensors")}
+    assert set(files) == {"model.safetensors", "reward_heads.safetensors", "hidden_reference.safetensors"}
+    named = json.loads((tmp_path / "rm" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert set(named.values()) == {"model.safetensors"}
+    assert set(named) == files["model.safetensors"]
 
 
 @pytest.mark.parametrize("pad", ["<|im_end|>", None], ids=["pad_is_end", "no_pad"])

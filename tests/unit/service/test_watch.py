@@ -50,6 +50,13 @@ def test_of_ids_alone_only_length_ending_and_repetition_are_known():
     assert sums["repetition"] == pytest.approx(0.5)
 
 
+def test_how_unlike_the_usual_a_hidden_state_is_is_counted_where_the_model_knows_it():
+    far, near = (row()._replace(heads={"score": 1.5, "distance": d}) for d in (4.0, -0.5))
+    sums = window(seen(far, near, row())[0])
+    assert (sums["samples"], sums["distances"], sums["distance_up"], sums["distance_down"]) == (3, 2, 4.0, 0.5)
+    assert sums["distance_squared"] == 16.25
+
+
 def test_rows_without_a_reward_are_not_counted():
     board, _ = seen(row(), row(), rewards=[ScoreNotFinite("no"), REWARD])
     assert window(board)["samples"] == 1

@@ -132,7 +132,7 @@ def held_out(raw, tokens, diff, heads=None):
     heads = raw[:, None] if heads is None else heads
     names = [f"head {i}" for i in range(heads.shape[1])]
     traits = np.zeros((len(raw), len(NAMES)))
-    return calibrate.HeldOut(raw, tokens, diff, names, heads, np.tile(diff[:, None], len(names)), traits, "xx.1")
+    return calibrate.HeldOut(raw, tokens, diff, names, heads, [diff] * len(names), traits, "xx.1")
 
 
 def test_a_calibration_gives_mean_zero_and_deviation_one():

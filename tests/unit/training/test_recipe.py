@@ -59,6 +59,7 @@ def test_set_overrides_a_nested_key(override, read):
         ("model.path.deeper=1", "has no parts"),
         ("model.head_weights=[1, 2]", "one a head"),
         ("model.heads=[a, a]", "names that differ"),
+        ("model.heads=[a, distance]", "it is taken"),
         ("model.head_l2=[1, 2]", "model.head_l2 is (1.0, 2.0); it must be one number"),
         ("model.head_l2=0", "above zero"),
         ("optim.epochs=0", "nothing would be learnt"),

@@ -16,7 +16,7 @@ from service.tripwires.wires import WIRES, Means, View, Wire, slope_t
 
 USUAL = {"length": Usual(4.0, 0.5), "repetition": Usual(0.05, 0.05), "missing_end": Usual(0.0, 0.1),
          "flattery": Usual(0.0, 0.5), "refusal": Usual(0.0, 0.5), "markup": Usual(0.1, 0.2), "script": Usual(0.0, 0.1),
-         "level": Usual(0.0, 1.0), "spread": Usual(0.3, 0.2)}  # fmt: skip
+         "level": Usual(0.0, 1.0), "spread": Usual(0.3, 0.2), "distance": Usual(-0.5, 0.5)}  # fmt: skip
 REFERENCE = Reference(USUAL, saturation=3.0)
 LIMITS = BoardLimits(window=16, warm_up=2)
 
@@ -70,6 +70,7 @@ def test_a_usual_stream_trips_nothing():
         ({"script": 0.5}, "script"),
         ({"control": 1.0}, "control"),
         ({"spread": 0.9}, "spread"),
+        ({"distance": 0.1}, "distance"),
         ({"text_digest": 7, "group": 5}, "repeats"),
         ({"text_digest": 7}, "echoes"),
         ({"audit": -1.0}, "audit_gap"),
@@ -91,6 +92,24 @@ def test_every_wire_is_named_in_that_table():
               for i in range(len(mark.args[1]))}  # fmt: skip
     elsewhere = {"divergence", "parts", "kl", "replays"}
     assert tested | elsewhere == {wire.name for wire in WIRES}
+
+
+def test_hidden_states_that_are_as_usual_trip_nothing_and_unlike_ones_are_a_note_without_a_vote():
+    rng = random.Random(4)
+
+    def states(n, mean):
+        return [seen(rng, distance=rng.gauss(mean, 0.5)) for _ in range(n)]
+
+    assert watched(states(2000, -0.5))[1] == []
+    assert watched(states(2000, -0.3))[1] == [], "a little further"
+    _, found = watched(states(64, -0.5) + states(400, 0.5) + healthy(400))
+    assert [(f.wire, f.severity) for f in found] == [("distance", "note")]
+    assert next(w for w in WIRES if w.name == "distance").weight(99.0) == 0
+
+
+def test_of_a_model_that_knows_no_distances_the_wire_says_nothing():
+    board, _ = watched(healthy(400))
+    assert "distance" not in board.runs["run"].statistics
 
 
 def test_several_wires_together_page():
@@ -307,8 +326,8 @@ def test_the_sums_of_four_replicas_are_those_of_one(seed):
     """Routed at random, request by request, the sums of each window add up; so do all that is computed of them."""
     rng = random.Random(seed)
     limits = replace(LIMITS, window=10**9)
-    stream = [[seen(rng, level=rng.gauss(0, 1), length=rng.gauss(4, 1), spread=rng.random(), audit=rng.gauss(0, 1),
-                    flattery=float(rng.random() < 0.2), parts=(rng.gauss(0, 1), rng.gauss(0, 2)))
+    stream = [[seen(rng, level=rng.gauss(0, 1), length=rng.gauss(4, 1), spread=rng.random(), distance=rng.gauss(0, 1),
+                    audit=rng.gauss(0, 1), flattery=float(rng.random() < 0.2), parts=(rng.gauss(0, 1), rng.gauss(0, 2)))
                for _ in range(8)] for _ in range(200)]  # fmt: skip
     one, *four = (Board(REFERENCE, limits, parts=("a", "b")) for _ in range(5))
     for i, request in enumerate(stream):
@@ -329,16 +348,19 @@ def test_sums_only_grow():
     before = Tally(n_parts=2)
     for _ in range(300):
         parts = (rng.gauss(0, 1), rng.gauss(0, 1))
-        board.observe("run", 0, [seen(rng, level=rng.gauss(0, 3), audit=rng.gauss(0, 3), spread=0.1, parts=parts)], 0.0)
+        numbers = {"level": rng.gauss(0, 3), "audit": rng.gauss(0, 3), "spread": 0.1, "distance": rng.gauss(0, 3)}
+        board.observe("run", 0, [seen(rng, **numbers, parts=parts)], 0.0)
         after = Tally(board.runs["run"].window.sums)
         assert all(new >= old for new, old in zip(after.sums, before.sums, strict=True))
         before = after
 
 
 def test_means_are_over_the_samples_that_have_a_number():
-    known = {"samples": 10, "responses": 10, "texts": 4, "length": 20, "flattery": 2, "level_up": 3, "level_down": 8}
+    known = {"samples": 10, "responses": 10, "texts": 4, "length": 20, "flattery": 2, "level_up": 3, "level_down": 8,
+             "distances": 2, "distance_up": 1, "distance_down": 4, "distance_squared": 8.5}  # fmt: skip
     tally = Tally(known.get(name, 0.0) for name in ENTRIES)
     assert (tally.mean("length"), tally.mean("flattery"), tally.mean("level")) == (2.0, 0.5, -0.5)
+    assert (tally.mean("distance"), tally.deviation("distance")) == (-1.5, pytest.approx(2**0.5))
     assert tally.mean("audit") is None
     assert len(tally.sums) == len(ENTRIES) == len(set(ENTRIES))
 
