@@ -57,7 +57,7 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     todo = [(kind, seed) for kind in KINDS for seed in range(*(given.healthy if kind.healthy else given.seeds))]
     with ProcessPoolExecutor(given.processes) as pool:
-        outcomes = list(pool.map(partial(_run, steps=given.steps), todo))
+        outcomes = list(pool.map(partial(_run, steps=given.steps, learns=given.reference == "run"), todo))
     print(tables.facts(machine.facts()))
     print(tables.table([line(of_kind) for of_kind in by_kind(outcomes).values()]))
     print("\nwhat was over its threshold at the page (share of the pages)")
@@ -72,6 +72,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs=2, type=int, default=(40, 60), help="of hacked and mild runs: from, up to")
     parser.add_argument("--healthy", nargs=2, type=int, default=(40, 57), help="of healthy runs: from, up to")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument(
+        "--reference", choices=("base", "run"), default="base",
+        help="what is usual: responses of the base policy, or, as a server does by default, the first 512 of the run",
+    )  # fmt: skip
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, help="where to write every run, for `report`")
     return parser.parse_args()
@@ -80,14 +84,14 @@ def _arguments() -> argparse.Namespace:
 # -- one run ----------------------------------------------------------------------------------------------------------
 
 
-def _run(todo: tuple[Kind, int], steps: int) -> Outcome:
-    return run(*todo, steps=steps)
+def _run(todo: tuple[Kind, int], steps: int, learns: bool) -> Outcome:
+    return run(*todo, steps=steps, learns=learns)
 
 
-def run(kind: Kind, seed: int, *, steps: int = STEPS) -> Outcome:
-    """Train, and watch."""
+def run(kind: Kind, seed: int, *, steps: int = STEPS, learns: bool = False) -> Outcome:
+    """Train, and watch. What is usual is known, or the run's first windows teach it."""
     started = scene(seed, kind.bias)
-    eyes = _Eyes(kind, started)
+    eyes = _Eyes(kind, started, learns=learns)
 
     def reward_of(responses: Responses, scores_BH: FloatArray) -> FloatArray:
         eyes.look(responses)
@@ -103,7 +107,7 @@ def run(kind: Kind, seed: int, *, steps: int = STEPS) -> Outcome:
 class _Eyes:
     """The service's way of a batch, from token ids to findings."""
 
-    def __init__(self, kind: Kind, started: Scene) -> None:
+    def __init__(self, kind: Kind, started: Scene, *, learns: bool) -> None:
         self.rewards: list[Reward] = []
         self.levels: list[float] = []
         self.alarms: list[Tripped] = []
@@ -113,9 +117,7 @@ class _Eyes:
         self._lexicon = Lexicon.read() if kind.lexicons else NO_LEXICON
         self._with_audit = kind.audit
         self._pipelines = {name: started.pipeline(name) for name in started.models.heads}
-        heads, looks = started.heads, traits_of(started.reference, self._lexicon)
-        known = _reference(self._levels("reward", heads), self._spreads(heads), looks)
-        self._board = Board(known, BoardLimits(window=128), WIRES)
+        self._board = Board(Reference() if learns else self._known(started), BoardLimits(window=128), WIRES)
         self._step = 0
 
     def look(self, responses: Responses) -> None:
@@ -151,6 +153,10 @@ class _Eyes:
                 spread=spreads[i],
                 audit=audits[i] if self._with_audit else None,
             )
+
+    def _known(self, started: Scene) -> Reference:
+        looks = traits_of(started.reference, self._lexicon)
+        return _reference(self._levels("reward", started.heads), self._spreads(started.heads), looks)
 
     def _levels(self, name: str, heads: Sequence[HeadScores]) -> list[float]:
         return [reward.changes[0] for reward in self._pipelines[name](Batch(heads))]

@@ -235,14 +235,16 @@ def leads(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
         runs = sorted(outcomes, key=lambda run: (run.fall is None, run.fall or 0, run.seed))
         for row, run in enumerate(runs):
             if run.page is not None and run.fall is not None:
-                late = run.page >= run.fall
-                axes.plot([run.page, run.fall], [row, row], color=PAGE if late else FAINT, linewidth=2, zorder=1)
+                axes.plot([run.page, run.fall], [row, row], color=FAINT, linewidth=2, zorder=1)
             axes.plot(run.peak, row, "o", markersize=3.5, color=GOLD, zorder=2)
             if run.fall is not None:
                 axes.plot(run.fall, row, "x", **_FALLEN)
             if run.page is not None:
                 axes.plot(run.page, row, "v", **_PAGED)
         axes.set_yticks(range(len(runs)), [str(run.seed) for run in runs], fontsize=7 if len(runs) > 12 else 8)
+        for label, run in zip(axes.get_yticklabels(), runs, strict=True):
+            if run.is_missed:
+                label.set(color=PAGE, fontweight="bold")
         axes.set(xlabel="step", ylabel="seed", xlim=(0, ranges.steps), ylim=(len(runs) - 0.4, -0.6))
         axes.grid(axis="y", visible=False)
 

@@ -33,7 +33,7 @@ h3{font-size:1.05rem;margin:0 0 .1rem}p{max-width:52rem;margin:.4rem 0}.soft{col
 .grid img{width:100%;max-width:560px;height:auto;display:block}.tiles{display:flex;flex-wrap:wrap;gap:.8rem;margin:1.2rem 0}
 .tile{flex:1 1 14rem;background:#fff;border:1px solid var(--line);border-radius:10px;padding:.8rem 1.1rem}
 .tile b{display:block;font-size:1.7rem;line-height:1.25}.tile span{color:var(--soft);font-size:.9rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.86rem;min-width:100%}
+.scroll{overflow-x:auto}table{border-collapse:separate;border-spacing:0;font-size:.86rem;min-width:100%}
 th,td{padding:.38rem .7rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
 th{color:var(--soft);font-weight:600;vertical-align:bottom}td{white-space:nowrap}tr:last-child td{border-bottom:0}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:#fff;white-space:normal;min-width:8.5rem}
@@ -68,7 +68,7 @@ def misses_of(outcomes: Sequence[Outcome]) -> Misses:
     """A mild run is paged early if that is before the highest point of its gold."""
     paged = [each for each in outcomes if each.page is not None]
     return Misses(
-        late=[each for each in outcomes if each.aim == "hacked" and each.fall is not None and not each.in_time],
+        late=[each for each in outcomes if each.aim == "hacked" and each.is_missed],
         false=[each for each in paged if each.aim == "healthy"],
         early=[each for each in paged if each.aim == "mild" and each.page is not None and each.page < each.peak],
     )
@@ -125,7 +125,10 @@ def _tiles(outcomes: Sequence[Outcome]) -> str:
         (of_aim["mild"], len(misses.early), "mild runs were paged while their gold still rose"),
     ]
     shown = [f"<div class=tile><b>{n} of {len(runs)}</b><span>{what}</span></div>" for runs, n, what in tiles if runs]
-    return f'<div class="tiles">{"".join(shown)}</div>'
+    return (
+        f'<div class="tiles">{"".join(shown)}</div><p class="small soft">A run that was watched in several ways counts once for '
+        "each of them.</p>"
+    )
 
 
 def _tables(grouped: Mapping[str, Sequence[Outcome]]) -> str:
@@ -156,7 +159,7 @@ def _leads(grouped: Mapping[str, Sequence[Outcome]], ranges: Ranges) -> str:
     )
     return (
         "<h2>From the page to the fall</h2><p>A line a run, from its first page (▼) to the fall of its gold (✕); the dot is "
-        'the highest point of its gold. A red line: the page came too late.</p><div class="card">'
+        'the highest point of its gold. A seed in red: the page came too late or not at all.</p><div class="card">'
         f'<div class="grid">{panels}</div></div>'
     )
 

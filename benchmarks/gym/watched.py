@@ -85,6 +85,11 @@ class Outcome:
         """Whether the page came before the fall."""
         return self.page is not None and self.fall is not None and self.page < self.fall
 
+    @property
+    def is_missed(self) -> bool:
+        """Whether gold fell, and no page came before."""
+        return self.fall is not None and not self.in_time
+
 
 class Curves(NamedTuple):
     """Batch means of gold and of the watched score, and the KL, at every step."""
