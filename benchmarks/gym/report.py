@@ -33,10 +33,10 @@ h3{font-size:1.05rem;margin:0 0 .1rem}p{max-width:52rem;margin:.4rem 0}.soft{col
 .grid img{width:100%;max-width:560px;height:auto;display:block}.tiles{display:flex;flex-wrap:wrap;gap:.8rem;margin:1.2rem 0}
 .tile{flex:1 1 14rem;background:#fff;border:1px solid var(--line);border-radius:10px;padding:.8rem 1.1rem}
 .tile b{display:block;font-size:1.7rem;line-height:1.25}.tile span{color:var(--soft);font-size:.9rem}
-.scroll{overflow-x:auto}table{border-collapse:separate;border-spacing:0;font-size:.86rem;min-width:100%}
-th,td{padding:.38rem .7rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
+.scroll{overflow-x:auto}table{border-collapse:separate;border-spacing:0;font-size:14px;line-height:20px;min-width:100%}
+th,td{padding:6px 11px;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
 th{color:var(--soft);font-weight:600;vertical-align:bottom}td{white-space:nowrap}tr:last-child td{border-bottom:0}
-th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:#fff;white-space:normal;min-width:8.5rem}
+th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:#fff;background-clip:padding-box;white-space:normal;min-width:8.5rem}
 table.words td:last-child,table.words th:last-child{text-align:left;white-space:normal}
 .legend{display:flex;flex-wrap:wrap;gap:.2rem 1.3rem;font-size:.9rem;margin:.8rem 0;padding:0;list-style:none}
 .legend i{font-style:normal;font-weight:700;margin-right:.35rem}code{background:#efefea;padding:.05rem .3rem;border-radius:4px}

@@ -32,7 +32,7 @@ def test_a_step_has_its_gold_its_score_and_its_kl(known):
 def test_longer_responses_warn_after_the_warm_up_and_no_wire_before(known):
     steps = {alarm.wire: alarm.step for alarm in known.alarms}
     assert {"length_high", "missing_end"} <= set(steps)
-    assert WARM_UP - 1 <= min(steps.values())
+    assert min(steps.values()) >= WARM_UP - 1
     assert (known.page, known.wires) == (None, ())
 
 
