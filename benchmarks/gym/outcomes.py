@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 
+from benchmarks.gym.curves import means_N
 from benchmarks.gym.responses import FloatArray
 from benchmarks.gym.scaling import Scaling, fit_scaling
 from benchmarks.gym.training import Step
@@ -31,7 +32,7 @@ class Run:
     @property
     def peak(self) -> float:
         """Gold at its highest, over a window."""
-        return float(np.convolve(self.gold_T, np.ones(LAST) / LAST, "valid").max())
+        return float(means_N(self.gold_T, LAST).max())
 
     @property
     def final(self) -> float:

@@ -13,15 +13,15 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.gym import vocabulary
 from benchmarks.gym.labeller import PLANTED, Biases, Pairs, pairs
+from benchmarks.gym.looks import traits_of
 from benchmarks.gym.policy import Policy
 from benchmarks.gym.proxy import Panel
 from benchmarks.gym.responses import FloatArray, Responses
 from benchmarks.gym.training import RewardOf
 from model.calibration import Calibration
 from model.reward import Batch, Opinion, Pipeline
-from model.traits import Lexicon, of_ids, of_text
+from model.traits import Lexicon
 from training import calibrate
 
 N_REFERENCE: Final = 4_000
@@ -43,9 +43,7 @@ def reference(base: Policy, biases: Biases = PLANTED["human"], n: int = N_REFERE
     rng = np.random.default_rng(0)
     responses = base.sample(rng, np.zeros(n, dtype=np.int64))
     lexicon = Lexicon.read()
-    looks = zip(responses.rows(), responses.texts(), ~responses.ended_B, strict=True)
-    prompt = vocabulary.prompt(0)
-    traits_NT = np.array([(*of_ids(ids, bool(cut)), *of_text(prompt, text, lexicon)) for ids, text, cut in looks])
+    traits_NT = np.array(traits_of(responses, lexicon))
     return Reference(responses, traits_NT, lexicon.version, pairs(base, N_HELD_OUT, biases, rng))
 
 

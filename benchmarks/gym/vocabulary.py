@@ -1,4 +1,4 @@
-"""The words of the gym's little language, in classes, and how a response reads as text.
+"""The words of the gym's little language, in classes, and how a response reads as text, and text as a response.
 
 212 words and the end-of-sequence symbol EOS. A word may be a phrase, so that a lexicon that reads the text finds real
 refusals and real flattery. It knows nothing of rewards: which class is good or bad for whom is said in `gold` and
@@ -7,6 +7,7 @@ refusals and real flattery. It knows nothing of rewards: which class is good or 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -107,6 +108,10 @@ KIND: Final[tuple[str, ...]] = tuple(name for name, words in CLASSES.items() for
 EOS: Final = len(WORDS)
 SIZE: Final = len(WORDS) + 1
 
+_ID: Final = {word: token for token, word in enumerate(WORDS)}
+# Longest first: "things" is no "thing", "for example" no "for".
+_WORD: Final = re.compile("|".join(re.escape(word) for word in sorted(WORDS, key=len, reverse=True)))
+
 
 def ids(name: str) -> npt.NDArray[np.intp]:
     """The token ids of a class. KeyError for a class that does not exist."""
@@ -119,6 +124,15 @@ def prompt(prompt_id: int) -> str:
     return f"How would solar power work on the roof of house number {prompt_id}?"
 
 
+def asked(text: str) -> int:
+    """Which prompt this is: the inverse of `prompt`. ValueError for a text that is none."""
+    before, after = prompt(0).split("0")
+    number = text.removeprefix(before).removesuffix(after)
+    if not number.isdecimal() or prompt(int(number)) != text:
+        raise ValueError("this is no prompt of the gym")
+    return int(number)
+
+
 def render(token_ids: Iterable[int]) -> str:
     """A response as text: punctuation attached, a list marker on a line of its own, CJK unspaced. EOS is not shown."""
     text, before = "", ""
@@ -127,6 +141,14 @@ def render(token_ids: Iterable[int]) -> str:
             text += _gap(before, KIND[token], text) + WORDS[token]
             before = KIND[token]
     return text
+
+
+def read(text: str) -> tuple[int, ...]:
+    """The token ids of a rendered response, without EOS: the inverse of `render`. ValueError for any other text."""
+    token_ids = tuple([_ID[word] for word in _WORD.findall(text)])
+    if render(token_ids) != text:
+        raise ValueError("this is no text of the gym's language")
+    return token_ids
 
 
 def _gap(before: str, kind: str, text: str) -> str:

@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 
+from benchmarks.gym.curves import fall, means_N
 from benchmarks.gym.gold import gold
 from benchmarks.gym.labeller import PLANTED, Biases, pairs
 from benchmarks.gym.policy import Policy, base_policy
@@ -24,7 +25,6 @@ from benchmarks.gym.training import STEPS, Step, by_gold, by_head, train
 
 N_REFERENCE: Final = 6_000
 SMOOTH: Final = 10  # steps, of every curve of gold
-FALL: Final = 0.2  # below its peak: a run that has been hacked
 WANTED: Final[dict[str, str]] = {
     "base gold": "1.02",
     "base gold sd": "1.09",
@@ -72,16 +72,15 @@ class Run:
     @property
     def fell_at(self) -> int | None:
         """The first step after the peak at which gold is `FALL` below it."""
-        peak = int(self.gold_T.argmax())
-        below = np.flatnonzero(self.gold_T[peak:] < self.gold_T[peak] - FALL)
-        return peak + int(below[0]) + SMOOTH if len(below) else None
+        fell = fall(self.gold_T)
+        return None if fell is None else fell + SMOOTH
 
 
 def run(steps: Iterable[Step]) -> Run:
     """Go through a run and keep what the figures need."""
     start = time.perf_counter()
     seen = [(step.gold_B.mean(), step.kl, step.responses) for step in steps]
-    gold_T = np.convolve([gold_mean for gold_mean, _, _ in seen], np.ones(SMOOTH) / SMOOTH, "valid")
+    gold_T = means_N([gold_mean for gold_mean, _, _ in seen], SMOOTH)
     end = joined([responses for _, _, responses in seen[-SMOOTH:]])
     return Run(
         gold_T=gold_T,

@@ -40,3 +40,24 @@ def test_a_response_reads_as_text(words, text):
 
 def test_prompts_differ():
     assert vocabulary.prompt(1) != vocabulary.prompt(2)
+    assert [vocabulary.asked(vocabulary.prompt(n)) for n in (0, 7, 10, 3839)] == [0, 7, 10, 3839]
+
+
+def test_what_is_rendered_is_read_again_word_for_word():
+    rng = np.random.default_rng(0)
+    rows = [(i, j) for i in range(EOS) for j in range(EOS)]
+    rows += [tuple(rng.integers(0, EOS, n).tolist()) for n in rng.integers(0, 128, 1_000)]
+    for row in rows:
+        assert vocabulary.read(vocabulary.render(row)) == row
+
+
+@pytest.mark.parametrize("text", ["Solar", "solar  panel", " solar", "solar ,", "solar\n", "solar lamp", "de- "])
+def test_what_the_gym_cannot_have_written_is_refused(text):
+    with pytest.raises(ValueError, match="language"):
+        vocabulary.read(text)
+
+
+@pytest.mark.parametrize("prompt", ["", "How?", vocabulary.prompt(7) + " ", vocabulary.prompt(7).replace("7", "07")])
+def test_another_prompt_is_refused(prompt):
+    with pytest.raises(ValueError, match="prompt"):
+        vocabulary.asked(prompt)
