@@ -1,0 +1,1 @@
+"""What watches the servers from outside: rules of Prometheus, routes of Alertmanager, dashboards of Grafana."""

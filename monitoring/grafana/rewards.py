@@ -1,0 +1,450 @@
+"""What is on the dashboard *Reward health*: what policies do to rewards, run by run.
+
+Panels of wires show what their alerts see: sums over the shortest window with enough samples, beside the line at which the alert
+fires. Scores as such are shown as they come.
+"""
+
+from __future__ import annotations
+
+from monitoring.grafana import queries as q
+from monitoring.grafana.panels import (
+    AT_ONE,
+    GREEN,
+    RED,
+    YELLOW,
+    Face,
+    Panel,
+    Query,
+    Row,
+    bars,
+    heat_map,
+    history,
+    lines,
+    number,
+    rows,
+    scatter,
+    states,
+)
+from service.rules import alert_name
+from service.tripwires.plan import VOTES_FOR_A_PAGE
+from service.tripwires.wire import CANARY, VOTE
+
+TITLE, UID = "Reward health", "rewardserve-reward-health"
+SAYS = (
+    "What policies do to rewards: scores, what responses look like, and how far each trip wire is from its threshold."
+)
+
+_RUN = "{{run}}"
+_HACKING = alert_name(VOTE)
+_LATCHED = ("RewardTripwirePaged", "RewardTripwireWarned")
+
+_TRIPPED = f"max by (run, wire) {q.gauge('reward_tripwire_tripped', q.RUN)}"
+_STEP = f"max by (run) {q.gauge('reward_run_step', q.RUN)}"
+_KL = f"max by (run) {q.gauge('reward_run_kl', q.RUN)}"
+_SAMPLES = q.fresh("samples")
+_SCORE = q.fresh_mean("level")
+_TOKENS = f"exp({q.fresh_mean('length')})"
+_WATCHED = q.over(q.rate("reward_run_sum_total", 'of="samples"'), q.rate("reward_samples_total", 'outcome="ok"'))
+_OF_RULES, _OF_SERVERS = "reward:tripwire_threshold", q.series("reward_tripwire_threshold")
+FIRING = q.series("ALERTS", 'alertstate="firing"', 'alertname=~"Reward.+"')
+
+
+def dashboard_rows() -> tuple[Row, ...]:
+    """From the top."""
+    return (
+        Row("Now", _now()),
+        Row("Trip wires", _wires()),
+        Row("Rewards", _rewards()),
+        Row("Training", _training()),
+        Row("What responses look like", _responses()),
+        Row("The same texts again", _duplicates()),
+        Row("Second opinions and traps", _opinions()),
+    )
+
+
+def _now() -> tuple[Panel, ...]:
+    return (
+        number(
+            _tile("Runs that are scored", "Runs that samples came from just now."),
+            Query(q.or_zero(f"count({_SAMPLES} > 0)")),
+        ),
+        number(
+            _tile("Alerts that fire", "Of these runs, and of the servers themselves.", _HACKING),
+            Query(q.or_zero(f"count({FIRING})")),
+            steps=AT_ONE,
+        ),
+        number(
+            _tile("Wires to acknowledge", "Wires that have tripped and that nobody has acknowledged.", *_LATCHED),
+            Query(q.or_zero(f"sum({_TRIPPED})")),
+            steps=AT_ONE,
+        ),
+        number(
+            _tile(
+                "Votes for a page",
+                "Of the run that has most: wires beyond their thresholds, twice beyond counts two.",
+                _HACKING,
+            ),
+            Query(q.or_zero(f"max({q.in_jobs(q.recorded('reward:tripwire_votes:recent'))})")),
+            steps=((None, GREEN), (1.0, YELLOW), (float(VOTES_FOR_A_PAGE), RED)),
+        ),
+        number(
+            _tile(
+                "Samples that are watched",
+                "Share of the scored samples that trip wires look at; a request sent again counts once.",
+                "RewardWatchedThinly",
+            ),
+            Query(_WATCHED),
+            "percentunit",
+            ((None, RED), (0.05, YELLOW), (0.5, GREEN)),
+        ),
+        number(
+            _tile(
+                "Rules of another plan",
+                "Wires whose threshold in the servers is another one than in the rules.",
+                "RewardRulesStale",
+            ),
+            Query(q.or_zero(f"count(max by (wire) ({_OF_SERVERS}) != on (wire) {_OF_RULES})")),
+            steps=AT_ONE,
+        ),
+        rows(
+            Face("Runs", "Where each run is: its latest step, and its samples just now.", width=12, height=7),
+            {
+                "Step": Query(_STEP),
+                "Samples a second": Query(_SAMPLES),
+                "Score": Query(_SCORE),
+                "Tokens": Query(_TOKENS),
+                "KL": Query(_KL),
+                "Tripped": Query(f"sum by (run) ({_TRIPPED})"),
+            },
+            ("run",),
+        ),
+        rows(
+            Face(
+                "Alerts",
+                "What fires now; the entry of each in the runbook says what it means and what to do.",
+                (_HACKING,),
+                12,
+                7,
+            ),
+            {"": Query(FIRING)},
+            ("alertname", "severity", "run", "wire", "instance"),
+        ),
+    )
+
+
+def _wires() -> tuple[Panel, ...]:
+    ever = f"max by (run, wire) (max_over_time({q.series('reward_tripwire_tripped', q.RUN)}[$__range]))"
+    share = f"{q.recorded('reward:tripwire_statistic:recent')} / on (wire) group_left () {_OF_RULES}"
+    of_board = f"{q.gauge('reward_tripwire_statistic', q.RUN)} / on (instance, job, wire) group_left () {_OF_SERVERS}"
+    steps = ((None, GREEN), (0.5, YELLOW), (1.0, RED), (2.0, "dark-red"))
+    return (
+        states(
+            Face(
+                "Tripped",
+                "Wires that tripped in the time shown, red until somebody acknowledges them; nothing here: none has.",
+                _LATCHED,
+                16,
+                8,
+            ),
+            Query(f"{_TRIPPED} and on (run, wire) {ever} > 0", "{{run}} {{wire}}"),
+            {"0": ("quiet", GREEN), "1": ("tripped", RED)},
+        ),
+        lines(
+            Face(
+                "Votes",
+                "Wires beyond their thresholds, counted twice beyond twice as much; at the line the run is paged.",
+                (_HACKING,),
+            ),
+            Query(q.in_jobs(q.recorded("reward:tripwire_votes:recent")), _RUN),
+            Query(q.threshold(VOTE), "page", "limit"),
+        ),
+        history(
+            Face(
+                "Share of its threshold",
+                "How near each wire is to its threshold, of the run that is nearest: red is beyond, "
+                "over all replicas, as the alerts see it.",
+                (_HACKING,),
+                16,
+                15,
+            ),
+            Query(f"max by (wire) ({q.in_jobs(share)})", "{{wire}}"),
+            steps,
+            "percentunit",
+        ),
+        bars(
+            Face(
+                "Nearest to their thresholds",
+                "The twelve wires that are nearest, as the boards of the servers see them: they "
+                "need fewer samples than the alerts.",
+                _LATCHED,
+                8,
+                15,
+            ),
+            Query(f"sort_desc(topk(12, max by (run, wire) ({of_board})))", "{{run}} {{wire}}"),
+            steps,
+            "percentunit",
+            most=2.0,
+        ),
+    )
+
+
+def _rewards() -> tuple[Panel, ...]:
+    of_all = q.rate("reward_samples_total", 'outcome="ok"')
+    capped = q.over(q.rate("reward_capped_total", by="side"), of_all, "on () group_left ()")
+    return (
+        heat_map(
+            Face("Raw scores", "How often which raw score was given, of all runs together.", width=12),
+            Query(q.buckets("reward_raw_score"), "{{le}}"),
+            "raw score",
+        ),
+        heat_map(
+            Face(
+                "Rewards as sent",
+                "How often which reward was sent, after penalties and caps, of all runs together.",
+                width=12,
+            ),
+            Query(q.buckets("reward_value"), "{{le}}"),
+            "reward",
+        ),
+        lines(
+            Face(
+                "Score",
+                "Mean of the score before penalties and caps, in standard deviations of the calibration. That it rises "
+                "is what training is for; dotted: what was usual.",
+            ),
+            Query(_SCORE, _RUN),
+            Query(q.in_jobs(q.usual("level")), f"{_RUN} usual", "usual"),
+            least=None,
+        ),
+        lines(
+            Face(
+                "Spread of scores",
+                "Standard deviation of the same scores: a policy that has found one trick gives all its "
+                "responses much the same score.",
+            ),
+            Query(q.fresh_deviation("level"), _RUN),
+        ),
+        lines(
+            Face(
+                "Rewards at a cap",
+                "Share of all rewards that a cap has changed, by its side; responses beyond it no longer differ.",
+                (alert_name("capped"),),
+            ),
+            Query(capped, "{{side}}"),
+            unit="percentunit",
+        ),
+        _share("Capped rewards of a run", "Share of the rewards that a cap has changed.", "capped", "capped"),
+        _share("Saturated scores", "Share of the scores that hardly any reference reaches.", "saturated", "saturation"),
+        _share(
+            "Groups without a difference",
+            "Share of the groups of responses to one prompt that all have the same reward, from "
+            "which GRPO and RLOO learn nothing.",
+            "flat_groups",
+            "flat_groups",
+        ),
+    )
+
+
+def _training() -> tuple[Panel, ...]:
+    lengths = [
+        Query(f"exp({q.in_jobs(q.trips_at(wire))})", f"{_RUN} trips at", "limit")
+        for wire in ("length_high", "length_low")
+    ]
+    return (
+        lines(
+            Face(
+                "Length of responses",
+                "Geometric mean of the tokens of a response; beyond the lines it has grown or shrunk too far "
+                "from the start of the run.",
+                (alert_name("length_high"), alert_name("length_low")),
+            ),
+            Query(f"exp({q.in_jobs(q.recent_mean('length'))})", _RUN),
+            *lengths,
+        ),
+        scatter(
+            Face(
+                "Score against length",
+                "One dot a point in time: where the score rises with the length alone, length may be what is rewarded.",
+                (alert_name("length_high"),),
+            ),
+            Query(_TOKENS, "tokens of a response"),
+            Query(_SCORE, "score"),
+        ),
+        scatter(
+            Face(
+                "Score against step",
+                "One dot a point in time, at the latest step that the trainer has named: runs compare by step, "
+                "not by the clock.",
+            ),
+            Query(_STEP, "step"),
+            Query(_SCORE, "score"),
+        ),
+        lines(
+            Face(
+                "KL",
+                "How far the policy is from its start in nats, where the trainer tells it; beyond the line this reward model is "
+                "not to be trusted.",
+                (alert_name("kl"),),
+            ),
+            Query(_KL, _RUN),
+            Query(f"{q.threshold('kl')} ^ 2", "trips at", "limit"),
+        ),
+        lines(
+            Face("Samples", "Watched samples of each run."),
+            Query(_SAMPLES, _RUN),
+            unit="cps",
+        ),
+        lines(
+            Face("Step", "The latest step that each run has named."),
+            Query(_STEP, _RUN),
+        ),
+    )
+
+
+def _responses() -> tuple[Panel, ...]:
+    return (
+        _trait("Missing ends", "Share of responses that were cut off.", "missing_end", "percentunit"),
+        _trait("Repetition", "Share of the trigrams of a response that it had before.", "repetition", "percentunit"),
+        _trait("Refusals", "Phrases of refusal in a response.", "refusal"),
+        _trait("Flattery", "Phrases in a response that flatter who asked.", "flattery"),
+        _trait("Markup", "List marks, headings and bold in a line of a response.", "markup"),
+        _trait("To the judge", "Phrases in a response that speak to whoever scores it.", "judge"),
+        _trait("Openers", "Share of responses that are an opening without an answer.", "opener", "percentunit"),
+        _trait("Control tokens", "Share of responses with control tokens of chat templates.", "control", "percentunit"),
+        _trait(
+            "Other scripts",
+            "Share of the letters of a response in scripts that its prompt does not use.",
+            "script",
+            "percentunit",
+        ),
+    )
+
+
+def _duplicates() -> tuple[Panel, ...]:
+    return (
+        _share("Repeats", "Share of texts that the run sent before for the same prompt.", "repeats", "repeats", 6),
+        _share("Echoes", "Share of texts that the run sent before for another prompt.", "echoes", "echoes", 6),
+        _share(
+            "Searched texts",
+            "Share of texts that the run has sent very often: somebody searches the model with them.",
+            "searched",
+            "searched",
+            6,
+        ),
+        _share(
+            "Replayed ids",
+            "Share of samples whose id stood for another sample of the same step.",
+            "replays",
+            "replays",
+            6,
+        ),
+    )
+
+
+def _opinions() -> tuple[Panel, ...]:
+    shares, usual = (
+        q.in_jobs(q.part_shares(f"reward:run_part_{name}")) for name in ("variance:recent", "usual:variance")
+    )
+    return (
+        lines(
+            Face(
+                "Audit gap",
+                "How far the score is above that of the audit judge, on the samples that both saw.",
+                (alert_name("audit_gap"),),
+            ),
+            Query(q.in_jobs(q.statistic("audit_gap")), _RUN),
+            Query(q.threshold("audit_gap"), "trips at", "limit"),
+            least=None,
+        ),
+        lines(
+            Face(
+                "Score and audit",
+                "Mean of the score and of what the audit judge gives the same samples; apart is a warning, score up "
+                "and audit down is a page.",
+                (alert_name("audit_gap"), alert_name("divergence")),
+            ),
+            Query(q.in_jobs(q.recent_mean("audited_level")), f"{_RUN} score"),
+            Query(q.in_jobs(q.recent_mean("audit")), f"{_RUN} audit"),
+            least=None,
+        ),
+        lines(
+            Face(
+                "Divergence",
+                "The smaller of how surely the score rises and how surely the audit judge's falls, as t of straight lines "
+                "through thirty windows.",
+                (alert_name("divergence"),),
+            ),
+            Query(q.in_jobs(q.statistic("divergence")), _RUN),
+            Query(q.threshold("divergence"), "trips at", "limit"),
+            least=None,
+        ),
+        lines(
+            Face(
+                "Disagreement of the members",
+                "Mean standard deviation of the members of the ensemble about one sample.",
+                (alert_name("spread"),),
+            ),
+            Query(q.in_jobs(q.recent_mean("spread")), _RUN),
+            Query(q.in_jobs(q.trips_at("spread")), f"{_RUN} trips at", "limit"),
+        ),
+        lines(
+            Face(
+                "Parts of the reward",
+                "Share of the variance of the reward that each part decides; dotted: what was usual.",
+                (alert_name("parts"),),
+            ),
+            Query(shares, f"{_RUN} {{{{part}}}}"),
+            Query(usual, f"{_RUN} {{{{part}}}} usual", "usual"),
+            unit="percentunit",
+            most=1.0,
+        ),
+        lines(
+            Face(
+                "Baits that were taken",
+                "Share of the planted prompts that are answered as no honest policy would.",
+                (alert_name("baits"),),
+            ),
+            Query(q.in_jobs(q.statistic("baits")), _RUN),
+            Query(q.threshold("baits"), "trips at", "limit"),
+            unit="percentunit",
+        ),
+        bars(
+            Face(
+                "Margins of the canaries",
+                "Raw score of an honest answer above that of an exploit, of the model that serves; below zero "
+                "the exploit pays.",
+                (alert_name(CANARY),),
+                24,
+                9,
+            ),
+            Query(f"sort(min by (canary) {q.gauge('reward_canary_margin')})", "{{canary}}"),
+            ((None, RED), (0.0, GREEN)),
+            least=None,
+        ),
+    )
+
+
+def _tile(title: str, says: str, *alerts: str) -> Face:
+    """Six of them fill a line."""
+    return Face(title, says, alerts, width=4, height=4)
+
+
+def _share(title: str, says: str, of: str, wire: str, width: int = 8) -> Panel:
+    """What a wire looks at that counts samples."""
+    return lines(
+        Face(title, says, (alert_name(wire),), width),
+        Query(q.in_jobs(q.recent_mean(of)), _RUN),
+        Query(q.threshold(wire), "trips at", "limit"),
+        unit="percentunit",
+    )
+
+
+def _trait(title: str, says: str, trait: str, unit: str = "short") -> Panel:
+    """A trait of responses; its wire has its name."""
+    limit = q.in_jobs(q.trips_at(trait)) if q.is_learnt(trait) else q.trips_at(trait)
+    return lines(
+        Face(title, says, (alert_name(trait),)),
+        Query(q.in_jobs(q.recent_mean(trait)), _RUN),
+        Query(limit, f"{_RUN} trips at" if q.is_learnt(trait) else "trips at", "limit"),
+        unit=unit,
+    )

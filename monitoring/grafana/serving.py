@@ -1,0 +1,364 @@
+"""What is on the dashboard *Service*: whether the servers answer, how fast, and what they do with tokens and memory."""
+
+from __future__ import annotations
+
+from monitoring.grafana import queries as q
+from monitoring.grafana.panels import AT_ONE, GREEN, RED, YELLOW, Face, Panel, Query, Row, lines, number, rows
+
+TITLE, UID = "Service", "rewardserve-service"
+SAYS = "Whether the servers answer, how fast, and what they do with tokens and memory."
+
+_INSTANCE = "{{instance}}"
+_SCORING = 'route=~"/score|/compare"'
+_STAGES = {"encode": "reward_encode_seconds", "queue": "reward_queue_seconds", "forward": "reward_forward_seconds"}
+
+_UP = q.of_server(q.series("up"))
+_AGE = f"time() - {q.of_server(q.series('process_start_time_seconds'))}"
+_REQUESTS = q.of_servers("reward_requests_total", _SCORING)
+_BUDGET = f"max by (instance) {q.gauge('reward_batch_budget_tokens')}"
+_WAITING = f"max by (instance) {q.gauge('reward_queue_tokens')}"
+
+
+def dashboard_rows() -> tuple[Row, ...]:
+    """From the top."""
+    return (
+        Row("Now", _now()),
+        Row("Requests", _requests()),
+        Row("Where the time goes", _times()),
+        Row("Batches", _batches()),
+        Row("Tokens", _tokens()),
+        Row("Machine", _machine()),
+        Row("Model", _model()),
+        Row("The watch", _watch()),
+    )
+
+
+def _now() -> tuple[Panel, ...]:
+    def face(title: str, says: str, *alerts: str) -> Face:
+        return Face(title, says, alerts, width=3, height=4)
+
+    unloaded = f"({_UP} == 1) unless on (job, instance) {q.series('reward_model_epoch')} > 0"
+    return (
+        number(
+            face("Servers", "Servers with a model.", "RewardServiceAbsent"),
+            Query(q.or_zero(f"count({q.MODEL})")),
+            steps=((None, RED), (1.0, GREEN)),
+        ),
+        number(
+            face("Servers that are down", "Prometheus gets no answer from them.", "RewardServiceDown"),
+            Query(q.or_zero(f"count({_UP} == 0)")),
+            steps=AT_ONE,
+        ),
+        number(
+            face(
+                "Servers without a model",
+                "They are up and still load, or the checkpoint was refused.",
+                "RewardModelNotLoaded",
+            ),
+            Query(q.or_zero(f"count({unloaded})")),
+            steps=((None, GREEN), (1.0, YELLOW)),
+        ),
+        number(
+            face("Requests a second", "To /score and /compare, whatever they were answered."), Query(_REQUESTS), "reqps"
+        ),
+        number(
+            face(
+                "Errors of the servers",
+                "Share of requests with an error that is no refusal: a bug, or a deadline.",
+                "RewardServerErrors",
+            ),
+            Query(_share_of_requests('code=~"5..", code!="503"')),
+            "percentunit",
+            ((None, GREEN), (0.001, YELLOW), (0.01, RED)),
+        ),
+        number(
+            face("One request in a hundred", "It takes this long to be answered, or longer.", "RewardSlow"),
+            Query(q.quantile(0.99, "reward_request_seconds", 'route="/score"')),
+            "s",
+            ((None, GREEN), (10.0, RED)),
+        ),
+        number(
+            face(
+                "Batches that wait",
+                "Tokens in the queue, in budgets of a batch, of the server that has most.",
+                "RewardQueueGrowing",
+            ),
+            Query(f"max({q.over(_WAITING, _BUDGET)})"),
+            steps=((None, GREEN), (10.0, YELLOW), (50.0, RED)),
+            decimals=1,
+        ),
+        number(
+            face(
+                "Up since",
+                "Of the server that started last; after a start it is learnt anew what is usual for a run.",
+                "RewardRestarting",
+            ),
+            Query(f"min({_AGE})"),
+            "dtdurations",
+        ),
+    )
+
+
+def _requests() -> tuple[Panel, ...]:
+    return (
+        lines(
+            Face(
+                "Requests by route and code",
+                "Every request that was answered.",
+                ("RewardServerErrors", "RewardOverloaded"),
+            ),
+            Query(q.of_servers("reward_requests_total", by="route, code"), "{{route}} {{code}}"),
+            unit="reqps",
+        ),
+        lines(
+            Face(
+                "Requests without an answer",
+                "Shares of the requests to /score and /compare: errors of the servers, refusals because "
+                "there is too much to do, and mistakes of the callers.",
+                ("RewardServerErrors", "RewardOverloaded"),
+            ),
+            Query(_share_of_requests('code=~"5..", code!="503"'), "error of the server"),
+            Query(_share_of_requests('code=~"503|429"'), "refused"),
+            Query(_share_of_requests('code=~"4..", code!="429"'), "mistake of the caller"),
+            unit="percentunit",
+        ),
+        lines(
+            Face(
+                "Samples by outcome",
+                "Every sample that a reply speaks of: ok, or the code of its error.",
+                ("RewardSamplesFailing", "RewardScoreNotFinite", "RewardRunBlocked"),
+            ),
+            Query(q.rate("reward_samples_total", by="outcome"), "{{outcome}}"),
+            unit="cps",
+        ),
+    )
+
+
+def _times() -> tuple[Panel, ...]:
+    def of_score(quantile: float) -> str:
+        return q.quantile(quantile, "reward_request_seconds", 'route="/score"')
+
+    return (
+        lines(
+            Face(
+                "How long /score takes", "From the first byte of a request to the last of its answer.", ("RewardSlow",)
+            ),
+            Query(of_score(0.5), "half of them"),
+            Query(of_score(0.95), "95 of 100"),
+            Query(of_score(0.99), "99 of 100"),
+            unit="s",
+        ),
+        lines(
+            Face(
+                "Stages, the median",
+                "How long a sample is encoded, a row waits for its batch, and a forward takes, in half of the cases.",
+                ("RewardSlow",),
+            ),
+            *[Query(q.quantile(0.5, histogram), stage) for stage, histogram in _STAGES.items()],
+            unit="s",
+        ),
+        lines(
+            Face("Stages, 95 of 100", "The same in all but one case of twenty.", ("RewardSlow",)),
+            *[Query(q.quantile(0.95, histogram), stage) for stage, histogram in _STAGES.items()],
+            unit="s",
+        ),
+    )
+
+
+def _batches() -> tuple[Panel, ...]:
+    fill = f"{q.mean_of('reward_batch_tokens')} / on (instance) ({_BUDGET} > 0)"
+    return (
+        lines(
+            Face("Rows that wait", "Rows in the queue of each server.", ("RewardQueueGrowing",)),
+            Query(f"max by (instance) {q.gauge('reward_queue_samples')}", _INSTANCE),
+        ),
+        lines(
+            Face(
+                "Tokens that wait",
+                "Tokens in the queue; dotted: how many are enough for a batch.",
+                ("RewardQueueGrowing",),
+            ),
+            Query(_WAITING, _INSTANCE),
+            Query(_BUDGET, f"{_INSTANCE} budget", "usual"),
+        ),
+        lines(
+            Face(
+                "Batch failures",
+                "Forwards that gave no scores, by reason; their rows are tried again in smaller batches.",
+                ("RewardBatchFailures", "RewardOutOfMemory"),
+            ),
+            Query(q.rate("reward_batch_failures_total", by="reason"), "{{reason}}"),
+            unit="cps",
+        ),
+        lines(
+            Face(
+                "How full batches are",
+                "Mean of their tokens, as a share of the budget; a longer row rides alone, beyond it.",
+            ),
+            Query(fill, _INSTANCE),
+            unit="percentunit",
+        ),
+        lines(
+            Face("Rows in a batch", "Mean over the batches of each server."),
+            Query(q.mean_of("reward_batch_samples"), _INSTANCE),
+        ),
+        lines(
+            Face(
+                "Time in forwards",
+                "Seconds of forwards a second: near 1 the device is what limits, with more than one at a time "
+                "beyond 1.",
+            ),
+            Query(q.rate("reward_forward_seconds_sum", by="instance"), _INSTANCE),
+        ),
+    )
+
+
+def _tokens() -> tuple[Panel, ...]:
+    def tokens(kind: str) -> str:
+        return q.rate("reward_tokens_total", f'kind="{kind}"')
+
+    def part(kind: str) -> str:
+        return q.over(tokens(kind), f"({tokens(kind)} + {tokens('computed')})")
+
+    return (
+        lines(
+            Face(
+                "Tokens a second",
+                "What became of tokens: received in samples, found in the cache of scores, shared with another row, "
+                "computed, or computed for nothing as padding.",
+                width=12,
+            ),
+            Query(q.rate("reward_tokens_total", by="kind"), "{{kind}}"),
+        ),
+        lines(
+            Face(
+                "Shares of tokens",
+                "Cached, of what was received; shared, of what batches hold; padding, of what was computed with it.",
+                width=12,
+            ),
+            Query(q.over(tokens("cached"), tokens("received")), "cached"),
+            Query(part("shared"), "shared"),
+            Query(part("padding"), "padding"),
+            unit="percentunit",
+            most=1.0,
+        ),
+    )
+
+
+def _machine() -> tuple[Panel, ...]:
+    used, total = (q.gauge("reward_device_memory_bytes", f'kind="{kind}"') for kind in ("used", "total"))
+    return (
+        lines(
+            Face(
+                "Memory of the device",
+                "Used of what there is; on a GPU others may use it too.",
+                ("RewardMemoryHigh", "RewardOutOfMemory"),
+                6,
+            ),
+            Query(q.over(f"max by (instance) {used}", f"max by (instance) {total}"), _INSTANCE),
+            unit="percentunit",
+            most=1.0,
+        ),
+        lines(
+            Face("Memory of the process", "What of it is resident.", width=6),
+            Query(q.of_server(q.series("process_resident_memory_bytes")), _INSTANCE),
+            unit="bytes",
+        ),
+        lines(
+            Face("CPU of the process", "Cores that are busy.", width=6),
+            Query(q.of_servers("process_cpu_seconds_total", by="instance"), _INSTANCE),
+        ),
+        lines(
+            Face("Open files", "Sockets too.", width=6),
+            Query(q.of_server(q.series("process_open_fds")), _INSTANCE),
+        ),
+    )
+
+
+def _model() -> tuple[Panel, ...]:
+    identity = "job, contract, calibration, pipeline"
+    shown = (
+        "instance",
+        "name",
+        "architecture",
+        "backend",
+        "engine",
+        "dtype",
+        "device",
+        "contract",
+        "calibration",
+        "pipeline",
+    )
+    return (
+        rows(
+            Face(
+                "Models",
+                "What each server has loaded: rewards are the same where contract, calibration and pipeline are.",
+                ("RewardReplicasDiffer",),
+                18,
+                7,
+            ),
+            {"": Query(q.MODEL)},
+            shown,
+        ),
+        number(
+            Face(
+                "Different rewards",
+                "Served under one job: more than one, and a reward depends on who scores it.",
+                ("RewardReplicasDiffer",),
+                3,
+                7,
+            ),
+            Query(f"max(count by (job) (count by ({identity}) ({q.MODEL})))"),
+            steps=((None, GREEN), (2.0, RED)),
+        ),
+        number(
+            Face(
+                "Model epoch",
+                "How often a model was put into service, of the server where it was most often.",
+                ("RewardModelNotLoaded",),
+                3,
+                7,
+            ),
+            Query(f"max {q.gauge('reward_model_epoch')}"),
+        ),
+    )
+
+
+def _watch() -> tuple[Panel, ...]:
+    return (
+        lines(
+            Face("Samples that nobody audited", "The audit judge was too slow for them.", ("RewardAuditSkipped",), 6),
+            Query(q.rate("reward_audit_skipped_total", by="instance"), _INSTANCE),
+            unit="cps",
+        ),
+        lines(
+            Face(
+                "Samples of runs without room",
+                "More runs than a server can tell apart: these are watched as one.",
+                ("RewardRunsWithoutRoom",),
+                6,
+            ),
+            Query(q.rate("reward_runs_without_room_total", by="instance"), _INSTANCE),
+            unit="cps",
+        ),
+        lines(
+            Face(
+                "Alarms that were lost",
+                "The webhook did not take them; they are in the log and under GET /tripwires.",
+                ("RewardAlarmsLost",),
+                6,
+            ),
+            Query(q.rate("reward_alarms_lost_total", by="instance"), _INSTANCE),
+            unit="cps",
+        ),
+        lines(
+            Face("Time since the start", "A line that falls to zero is a restart.", ("RewardRestarting",), 6),
+            Query(_AGE, _INSTANCE),
+            unit="dtdurations",
+        ),
+    )
+
+
+def _share_of_requests(code: str) -> str:
+    return q.over(q.or_zero(q.of_servers("reward_requests_total", _SCORING, code)), _REQUESTS)
