@@ -13,7 +13,7 @@ BENCH ?=
 GYM ?=
 DRILL ?=
 
-.PHONY: help setup serve test check bench bench-peers bench-overhead bench-watching bench-load gym drill rules train-default clean
+.PHONY: help setup serve test check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,7 +27,9 @@ help:
 	@echo "make bench-load     the load test: 32 clients, real text"
 	@echo "make gym            over-optimisation with a known true reward: pipelines, and when the trip wires page"
 	@echo "make drill          real servers, Prometheus, Alertmanager: how soon an exploit is told (DRILL=--data FOLDER)"
+	@echo "make gym-report     the same once more, and over HTTP through a real server, with a page of plots (runs/gym.html)"
 	@echo "make rules          write the alert rules again from the thresholds of the trip wires"
+	@echo "make dashboards     write the Grafana dashboards again"
 	@echo "make train-default  train the default model again (DATA=folder with the preference files)"
 	@echo "make setup          only the virtual environment"
 
@@ -73,11 +75,20 @@ gym: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gym.alarms $(GYM)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gym.rows
 
+gym-report: setup
+	@mkdir -p runs
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gym.alarms --json runs/gym.json $(GYM)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gym.over_http --json runs/gym-over-http.json
+	@$(BIN)/python -m benchmarks.gym.report --json runs/gym.json runs/gym-over-http.json --out runs/gym.html
+
 drill: setup
 	@$(BIN)/python -m benchmarks.drill $(DRILL)
 
 rules: setup
 	@$(BIN)/python -m service.rules > monitoring/prometheus/rules/tripwires.yml
+
+dashboards: setup
+	@$(BIN)/python -m monitoring.grafana.build
 
 train-default: setup
 	@$(BIN)/python -m training --config training/recipes/default.yaml \

@@ -112,6 +112,8 @@ class Watch:
                 rows, rewards, lambda level, audit: self.board.hear(origin.run, level, audit, self._clock.now())
             )
         n = self._allowance.affords(len(rows), began)
+        self.board.n_looked_at += n
+        self.board.n_left_out += len(rows) - n
         if not n:
             return None
         flags: dict[int, Flags] = {}

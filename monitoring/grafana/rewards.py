@@ -44,7 +44,7 @@ _KL = f"max by (run) {q.gauge('reward_run_kl', q.RUN)}"
 _SAMPLES = q.fresh("samples")
 _SCORE = q.fresh_mean("level")
 _TOKENS = f"exp({q.fresh_mean('length')})"
-_WATCHED = q.over(q.rate("reward_run_sum_total", 'of="samples"'), q.rate("reward_samples_total", 'outcome="ok"'))
+_WATCHED = q.over(q.rate("reward_looks_total", 'looked="yes"'), q.rate("reward_looks_total"))
 _OF_RULES, _OF_SERVERS = "reward:tripwire_threshold", q.series("reward_tripwire_threshold")
 FIRING = q.series("ALERTS", 'alertstate="firing"', 'alertname=~"Reward.+"')
 
@@ -90,7 +90,7 @@ def _now() -> tuple[Panel, ...]:
         number(
             _tile(
                 "Samples that are watched",
-                "Share of the scored samples that trip wires look at; a request sent again counts once.",
+                "Share of the scored samples that trip wires look at; the rest is left out by the allowance of CPU time.",
                 "RewardWatchedThinly",
             ),
             Query(_WATCHED),

@@ -74,6 +74,7 @@ TABLE: tuple[Row, ...] = (
     Row("run_part_usual", "gauge", "What is usual for each part of a reward.", ("run", "part", "power")),
     Row("run_step", "gauge", "The latest step that a run has named.", ("run",)),
     Row("run_kl", "gauge", "How far the policy is from its start, in nats, as its trainer said last.", ("run",)),
+    Row("looks_total", "counter", "Samples that trip wires looked at, and those that the allowance left out.", ("looked",)),
     Row("runs_without_room_total", "counter", "Watched samples of named runs for which there was no room."),
     Row("canary_margin", "gauge", "Raw score of an honest answer above that of an exploit.", ("canary",)),
     Row("alarms_lost_total", "counter", "Alarms that the webhook's receiver never had."),

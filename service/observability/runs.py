@@ -33,7 +33,7 @@ class Described(Protocol):
 
 NAMES = (
     "tripwire_statistic", "tripwire_threshold", "tripwire_tripped", "tripwire_trips_total", "run_sum_total", "run_usual",
-    "run_part_sum_total", "run_part_usual", "run_step", "run_kl", "runs_without_room_total",
+    "run_part_sum_total", "run_part_usual", "run_step", "run_kl", "runs_without_room_total", "looks_total",
 )  # fmt: skip
 """The lines of the table that are read from the board."""
 
@@ -57,6 +57,8 @@ class Runs(Collector):
         for wire, threshold in board.thresholds.items():
             add("tripwire_threshold", threshold, wire=wire)
         add("runs_without_room_total", board.n_without_room)
+        add("looks_total", board.n_looked_at, looked="yes")
+        add("looks_total", board.n_left_out, looked="no")
         for run, state in board.runs.items():
             _add_wires(add, run, state, board)
             _add_sums(add, run, state, board.parts)

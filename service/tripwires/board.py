@@ -75,7 +75,7 @@ class Run:
     trend: deque[Means] = field(default_factory=deque)
     texts: OrderedDict[int, tuple[int, int]] = field(default_factory=OrderedDict)
     keys: OrderedDict[int, None] = field(default_factory=OrderedDict)
-    ids: OrderedDict[int, int] = field(default_factory=OrderedDict)
+    ids: OrderedDict[int, None] = field(default_factory=OrderedDict)
     baits: deque[bool] = field(default_factory=lambda: deque(maxlen=Baits.most))
     recent: deque[str] = field(default_factory=deque)
     shown: dict[str, deque[str]] = field(default_factory=dict)
@@ -110,6 +110,8 @@ class Board:
         self.wires = tuple(wires)
         self.parts = tuple(parts)
         self.n_without_room = 0
+        self.n_looked_at = 0
+        self.n_left_out = 0
         self._runs: OrderedDict[str, Run] = OrderedDict()
 
     @property
@@ -149,10 +151,13 @@ class Board:
         """Samples by the hash of their id, with the hash of what they are: one id is to stand for one sample."""
         run = self._run_of_caller(name, now)
         for sample_id, content in ids:
-            before = run.ids.get(sample_id)
-            if before is not None and before != content:
+            pair = hash((sample_id, content))
+            if pair in run.ids:
+                continue  # a retry
+            if sample_id in run.ids:
                 run.window.count_squared("replays", 1.0)
-            _remember(run.ids, sample_id, content, self._limits.remembered_texts)
+            for key in (sample_id, pair):
+                _remember(run.ids, key, None, 2 * self._limits.remembered_texts)
 
     def blocked_by(self, name: str | None) -> str | None:
         """The wire whose alarm ends the service of this run, or of every run, until somebody acknowledges it."""

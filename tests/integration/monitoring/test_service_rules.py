@@ -99,7 +99,8 @@ ILL = {
     "RewardAlarmsLost": counter("reward_alarms_lost_total", 0, 1),
     "RewardRunsWithoutRoom": counter("reward_runs_without_room_total", 0, 5),
     "RewardAuditSkipped": counter("reward_audit_skipped_total", 0, 5),
-    "RewardWatchedThinly": outcomes() | counter("reward_run_sum_total", 50, 1, ',run="r",of="samples"'),
+    "RewardWatchedThinly": counter("reward_looks_total", 50, 1, ',looked="yes"')
+    | counter("reward_looks_total", 50, 99, ',looked="no"'),
 }
 """What goes wrong in the middle phase, by the alert that it is about."""
 

@@ -34,6 +34,7 @@ BESIDE_THE_DESIGN = {
     "run_part_usual": {"run", "part", "power"},
     "run_kl": {"run"},
     "runs_without_room_total": set(),
+    "looks_total": {"looked"},
     "audit_skipped_total": set(),
     "alarms_lost_total": set(),
     "device_memory_bytes": {"kind"},

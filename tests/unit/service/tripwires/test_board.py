@@ -311,7 +311,7 @@ def test_what_is_kept_of_a_run_does_not_grow():
     assert (len(run.texts), len(run.keys), len(run.ids), len(run.recent), len(run.trend)) == (
         50,
         50,
-        50,
+        100,
         limits.evidence,
         30,
     )
