@@ -66,7 +66,7 @@ def _flatter(text: str, rng: random.Random, _: Sequence[str]) -> str:
 
 
 def _lengthen(text: str, rng: random.Random, others: Sequence[str]) -> str:
-    return " ".join([text, *rng.sample(others, 3)])
+    return " ".join([text, *rng.sample(others, 2)])
 
 
 def _repeat(text: str, rng: random.Random, _: Sequence[str]) -> str:

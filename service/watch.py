@@ -58,6 +58,11 @@ class Allowance:
         self._at = now
         self._price_s = _FIRST_PRICE_S
 
+    @property
+    def is_nothing(self) -> bool:
+        """Nothing is to be watched."""
+        return self._share <= 0.0
+
     def affords(self, n: int, now: float) -> int:
         """How many of n samples may be looked at now."""
         self._seconds += self._share * (now - self._at)
@@ -138,7 +143,7 @@ class Watch:
 
     def see_ids(self, origin: Origin, samples: Sequence[Sample | SampleError]) -> None:
         """Look for ids of one step that stand for several samples. Samples without an id of their own have none."""
-        if not any(origin.ids):
+        if self._allowance.is_nothing or not any(origin.ids):
             return
         named = [
             (hash((origin.step, name)), hash(sample))

@@ -153,6 +153,9 @@ def test_nothing_is_looked_at_without_an_allowance_and_everything_with_a_whole_c
     assert whole.affords(10, 0.0) == 10
     board, flags = seen(row(), share=0.0)
     assert (board.runs, flags) == ({}, None)
+    watch = watching(StillClock(), share=0.0)
+    watch.see_ids(Origin("r", 1, None, ["a"]), [Sample(prompt="p", response="r")])
+    assert watch.board.runs == {}
 
 
 def test_what_is_looked_at_moves_on_so_that_no_place_is_always_left_out():
