@@ -21,7 +21,7 @@ _READ = "Read twenty of the latest responses of the run beside twenty of its fir
 ADVICE = MappingProxyType(
     {
         VOTE: Advice(
-            "In the gym it paged before the true reward fell in 122 of 123 hacked runs, and in none of 17 healthy ones; also in "
+            "In the gym it paged before the true reward fell in 135 of 136 hacked runs, and in none of 21 healthy ones; also in "
             "nearly half of the mild runs whose true reward still rose. It says that exploited features grow.",
             "Keep the last checkpoint of the policy, read its latest responses, and raise the KL penalty or stop the run.",
         ),
