@@ -56,7 +56,7 @@ def describe(loaded: LoadedModel) -> str:
 def _calibration_line(calibration: Calibration | None) -> str:
     if calibration is None:
         return "none: rewards are raw"
-    return str(replace(calibration, quantiles=())).removeprefix("Calibration")
+    return str(replace(calibration, quantiles=(), length_curve=())).removeprefix("Calibration")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import asdict
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoModel
 
 from model.backends import ModelSpec, load
@@ -14,6 +16,8 @@ from model.checkpoint import read
 from model.checkpoint.reading import resolve
 from model.contract import ScoringContract
 from model.default import FOLDER
+from model.scorer import TokenBatch
+from model.traits import NAMES, Lexicon
 from tests.support.service_server import Server
 
 GOOD_AND_RUDE = [
@@ -113,7 +117,55 @@ def test_compare_prefers_the_good_answer_whatever_the_order(server):
     assert one["probabilities"][0][1] == pytest.approx(two["probabilities"][1][0])
 
 
+def test_everything_that_training_can_fit_is_fitted():
+    calibration = read(str(FOLDER)).calibration
+    empty = [name for name, value in asdict(calibration).items() if value in (None, (), "", 0)]
+    assert empty == []
+    assert [head.name for head in calibration.heads] == ["convincing", "harmless"]
+    assert [trait.name for trait in calibration.traits] == [*NAMES, "distance"]
+    assert calibration.lexicon == Lexicon.read().version, (
+        "phrases that the server looks for are those that were counted"
+    )
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--debias=0.5", "--penalties.repetition=1"),
+        ("--combine.how=min",),
+        ("--combine.how=and", "--shape=none"),
+        ("--tripwires.reference=calibration",),
+    ],
+)
+def test_whatever_needs_a_calibration_is_served(trunk, flags):
+    prompt, good, rude = GOOD_AND_RUDE[0]
+    with Server(*flags) as server:
+        reply = server.score({"prompt": prompt, "response": good}, {"prompt": prompt, "response": rude})
+        assert all(isinstance(reward, float) for reward in reply.json()["rewards"])
+        assert "distance" not in reply.text
+
+
+def plain_distances(rows):
+    """Independent of our network and engines: transformers' hidden states, and the file's numbers."""
+    with safe_open(str(FOLDER / "reward_heads.safetensors"), framework="pt") as file:
+        trunk = AutoModel.from_pretrained(
+            resolve(file.metadata()["base_model_name_or_path"]), dtype=torch.float32
+        ).eval()
+    stored = load_file(FOLDER / "hidden_reference.safetensors")
+    with torch.no_grad():
+        outs = [trunk(torch.tensor([row]), output_hidden_states=True).hidden_states[-1][0, -1] for row in rows]
+    return [float(((h - stored["mean"]) @ stored["whitening"].T).square().sum().log()) for h in outs]
+
+
+def test_it_tells_its_server_how_far_a_hidden_state_is_from_those_of_the_calibration():
+    loaded = load("torch", ModelSpec(device="cpu"))
+    rows = tuple(probe.ids for probe in loaded.contract.probes)
+    told = [heads["distance"] for heads in loaded.scorer.score(TokenBatch(rows)).rows]
+    assert told == pytest.approx(plain_distances(rows), abs=2e-3)
+
+
 def test_what_ships_is_small():
+    assert (FOLDER / "hidden_reference.safetensors").stat().st_size < 200_000
     assert sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file() and f.suffix == ".safetensors") <= 5_000_000
 
 

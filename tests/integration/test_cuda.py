@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from model.backends import ModelSpec, load
 from model.contract import ScoringContract
-from model.scorer import TokenBatch
-from tests.support.checkpoints import reward_model
+from model.scorer import DISTANCE, TokenBatch
+from tests.support.checkpoints import hidden_reference, reward_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,6 +40,18 @@ def test_a_padded_batch_on_a_gpu_scores_as_each_row_alone_on_a_cpu(tmp_path):
 def test_reduced_precision_on_a_gpu_keeps_the_contracts_tolerance(tmp_path, dtype):
     reward_model(tmp_path / "rm")
     assert load("torch", ModelSpec(str(tmp_path / "rm"), device="cuda", dtype=dtype)).report.holds
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [("float32", 1e-2), ("bfloat16", 0.1)])
+@pytest.mark.parametrize("engine", ["packed", "padded"])
+def test_a_gpu_tells_the_distances_of_hidden_states_that_a_cpu_tells(tmp_path, engine, dtype, allowed):
+    reward_model(tmp_path / "rm")
+    hidden_reference(tmp_path / "rm")
+    rows = TokenBatch(tuple(p.ids for p in ScoringContract.load(tmp_path / "rm").probes))
+    spec = ModelSpec(str(tmp_path / "rm"), engine=engine)
+    there = load("torch", replace(spec, device="cuda", dtype=dtype)).scorer.score(rows).rows
+    here = load("torch", replace(spec, device="cpu", dtype="float32")).scorer.score(rows).rows
+    assert [row[DISTANCE] for row in there] == pytest.approx([row[DISTANCE] for row in here], abs=allowed)
 
 
 def test_a_batch_that_does_not_fit_is_out_of_memory_and_a_smaller_one_is_served(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 from model.backends import ModelSpec, echo
 from model.reward import Reward, RewardSettings, build_pipeline
+from model.scorer import DISTANCE
 from service.api.replies import json_response, result, score_reply
 from service.api.schemas import ScoreReply
-from service.api.stage import Served
+from service.api.stage import Details, Served
 from service.errors import Failure
 from service.scoring import Scored
 
@@ -57,3 +59,14 @@ def test_a_reward_that_is_no_number_is_never_sent_as_if_there_were_none(bad):
 def test_rewards_whose_sum_is_too_large_for_a_float_are_sent_all_the_same():
     huge = Scored(Reward(1e308, 1e308), {"score": 1e308}, 3)
     assert json.loads(score_reply(SERVED, ["a", "b"], [huge, huge]).body)["rewards"] == [1e308, 1e308]
+
+
+def test_a_reply_has_the_heads_of_the_model_and_nothing_else_that_its_scorer_says():
+    two = replace(LOADED, identity=replace(LOADED.identity, heads=(("good", 1.0), ("kind", 0.5))))
+    said = {"good": 1.0, "kind": 2.0, DISTANCE: 3.0}
+    assert result("a", Scored(Reward(1.0, 1.0), said, 3), Details.of(two, SERVED.pipeline))["heads"] == {
+        "good": 1.0,
+        "kind": 2.0,
+    }
+    assert result("a", Scored(failure=Failure("no", "no", {})), Details.of(two, SERVED.pipeline))["heads"] is None
+    assert "heads" not in result("a", Scored(Reward(1.0, 1.0), {"score": 1.0, DISTANCE: 3.0}, 3), SERVED.details)
