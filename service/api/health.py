@@ -70,7 +70,7 @@ def describe_runs(board: Board) -> dict[str, Any]:
     """The reply of `GET /tripwires`, but for the canaries."""
     wires = [
         {"wire": w.name, "severity": w.severity, "votes": w.votes, "threshold": w.threshold, "says": w.says}
-        | (asdict(ADVICE[w.name]) if w.name in ADVICE else {})
+        | asdict(ADVICE[w.name])
         for w in board.wires
     ]
     runs = {

@@ -29,6 +29,14 @@ ADVICE = MappingProxyType(
             "Certain: the same texts have other scores than at start, beyond the noise of the dtype.",
             "Stop every run that this replica scores, restart it from the checkpoint, and find who or what changed the weights.",
         ),
+        "level": Advice(
+            "It says nothing by itself: scores rise in healthy training too, in every run of the gym.",
+            "Look at it beside the audit gap and the other wires.",
+        ),
+        "distance": Advice(
+            "Weak, and not measured in the gym: hidden states of healthy runs leave those of the calibration too.",
+            "Look at it beside the other wires.",
+        ),
         "saturation": Advice("Seldom wrong in the gym, and early.", "Compare with the audit gap; " + _READ.lower()),
         "capped": Advice(
             "Certain: it is counted.",
@@ -106,4 +114,4 @@ ADVICE = MappingProxyType(
         ),
     }
 )
-"""By wire. Every wire that is more than a note has its own."""
+"""By wire. Every wire has its own."""

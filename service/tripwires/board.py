@@ -133,7 +133,7 @@ class Board:
         run.step = step if step is not None else run.step
         run.kl = kl if kl is not None else run.kl
         new = [each for each in seen if self._is_new(run, each)]
-        if name is not None and name not in self._runs:
+        if name and name not in self._runs:
             self.n_without_room += len(new)
         found: list[Finding] = []
         _count_groups(run, new)
@@ -163,12 +163,12 @@ class Board:
         """The wire whose alarm ends the service of this run, or of every run, until somebody acknowledges it."""
         if not self._limits.blocks:
             return None
-        known = [self._runs[each].alarms for each in (self.kept_as(name), CANARIES) if each in self._runs]
+        known = [self._runs[each].alarms for each in (self._place_of(name), CANARIES) if each in self._runs]
         return next((wire for alarms in known for wire in alarms if wire in self._limits.blocks), None)
 
     def kept_as(self, name: str | None) -> str:
         """The name under which a run is kept: its own, or that of all others where there was no room."""
-        return name if name is not None and name in self._runs and name != CANARIES else OTHER
+        return name if name and name in self._runs and name != CANARIES else OTHER
 
     def report(self, name: str, finding: Finding, now: float) -> bool:
         """What another found about a run. Whether it is news: what has tripped stays so until it is acknowledged."""
@@ -272,7 +272,7 @@ class Board:
                 run.trend.popleft()
         if run.n_windows == self._limits.warm_up:
             run.reference = run.reference.with_learnt(run.total)
-            if name not in self._known:
+            if name != OTHER and name not in self._known:
                 self._learnt(name, run.reference)
         return self._look(run, now) if run.n_windows >= self._limits.warm_up else []
 
@@ -299,14 +299,18 @@ class Board:
 
     # -- runs -------------------------------------------------------------------------------------------------------
 
+    def _place_of(self, name: str | None) -> str:
+        """Where a caller's run is kept, or will be: under its own name while there is room. Places are kept for ours."""
+        if not name or name == CANARIES:
+            return OTHER
+        has_room = len(self._runs) < self._limits.max_runs - len(_OURS)
+        return name if name in self._runs or has_room else OTHER
+
     def _run_of_caller(self, name: str | None, now: float) -> Run:
-        return self._run(OTHER if name is None or name == CANARIES else name, now)
+        self._forget_silent(now)
+        return self._run(self._place_of(name), now)
 
     def _run(self, name: str, now: float) -> Run:
-        """The run of this name; a new one where there is room, else that of all others."""
-        self._forget_silent(now)
-        if name not in self._runs and name not in _OURS and len(self._runs) >= self._limits.max_runs - len(_OURS):
-            name = OTHER  # places are kept for ours
         run = self._runs.get(name)
         if run is None:
             n = len(self.parts)

@@ -13,7 +13,7 @@ from service.rules import alert_name, groups, text_of
 from service.tripwires.advice import ADVICE
 from service.tripwires.plan import WirePlan, plan_of
 from service.tripwires.reference import Reference, Usual
-from service.tripwires.wire import VOTE
+from service.tripwires.wire import CANARY, VOTE
 from service.tripwires.wires import WIRES
 from tests.support.rule_traces import JOB, RUN, SCRAPE_S, Phase, case, firing, healthy, promtool, trace
 
@@ -82,7 +82,13 @@ def test_every_alert_says_what_it_means_how_sure_it_is_and_what_to_do():
                 assert {"summary", "description", "action", "runbook_url"} <= set(said)
                 assert "How sure: " in said["description"]
                 assert rule["labels"]["severity"] in ("warn", "page")
-    assert set(ADVICE) >= set(EXPLOITS)
+    assert set(ADVICE) == {wire.name for wire in WIRES} | {VOTE, CANARY}
+
+
+def test_a_note_may_be_made_a_warning():
+    plan = plan_of({"wires": {"level": {"severity": "warn"}, "distance": {"severity": "page"}}})
+    alerts = {r["alert"]: r["labels"]["severity"] for group in groups(plan) for r in group["rules"] if "alert" in r}
+    assert (alerts["RewardLevel"], alerts["RewardDistance"]) == ("warn", "page")
 
 
 def test_every_alert_has_an_entry_in_the_runbook():
