@@ -59,20 +59,10 @@ def read(
         dtype=chosen,
     )
     fitted = Calibration.load(folder)
-    reference = hidden.load(folder, fitted, hidden_size(config))
+    known = hidden.load(folder, fitted, hidden_size(config))
+    reference = known.to(device) if known is not None else None
     calibration = fitted or _config_calibration(config)
-    return Checkpoint(
-        network,
-        tokenizer,
-        policy,
-        pad_id,
-        form,
-        folder,
-        calibration,
-        contract,
-        facts,
-        reference and reference.to(device),
-    )
+    return Checkpoint(network, tokenizer, policy, pad_id, form, folder, calibration, contract, facts, reference)
 
 
 def read_backbone(
