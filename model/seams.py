@@ -4,8 +4,8 @@ A fast tokenizer looks for added tokens first, in the raw text, the leftmost and
 between two of them is normalised, split and encoded for itself. So a text may be cut directly before an added token,
 provided that nothing reaches over the cut:
 - no added token may end in what this one begins with, or hold it further inside: it could begin before the cut;
-- the token must not take whitespace from its left (`lstrip`), begin with any, which the token before it could take
-  (`rstrip`), or be looked for in normalised text only;
+- neither the token nor a longer one that begins with it may take whitespace from its left (`lstrip`); it must not begin with
+  any, which the token before it could take (`rstrip`), or be looked for in normalised text only;
 - none may depend on the characters beside it (`single_word`);
 - the parts of the pipeline must be known to work piece by piece. Metaspace, which may mark the first piece of a text,
   does: the second part begins with the token, and its first piece of text is no more the first than in the whole.
@@ -34,12 +34,13 @@ def seam_tokens(fast: Any) -> tuple[str, ...]:
     if any(token.single_word for token in added) or not _is_piece_by_piece(fast):
         return ()
     raw = [token.content for token in added if not token.normalized]
+    takers = [token.content for token in added if token.lstrip]
     return tuple(
         token.content
         for token in added
         if not token.normalized
-        and not token.lstrip
         and not token.content[:1].isspace()
+        and not any(taker.startswith(token.content) for taker in takers)
         and not any(_may_reach_into(other, token.content) for other in raw)
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -81,6 +81,10 @@ def ids_and_ends(tokenizer, text, offset=0):
 
 
 @settings(max_examples=500, deadline=None)
+@example(
+    kind="byte-level", trims_offsets=False, texts=["<b> <|a|>"],
+    added=[AddedToken("<|a|>", lstrip=True, special=True), AddedToken("<|", special=True, normalized=False)],
+)  # fmt: skip
 @given(
     kind=st.sampled_from(sorted(KINDS)),
     added=ADDED,
