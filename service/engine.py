@@ -35,7 +35,7 @@ from service.observability.metrics import Metrics
 from service.references import References
 from service.scoring import Rooms, Scoring
 from service.settings import ModelSettings
-from service.tripwires.advice import ADVICE
+from service.tripwires.advice import ADVICE, SAYS
 from service.tripwires.board import CANARIES, CANARY_CHANGE, Board, BoardLimits
 from service.tripwires.reference import Reference, usual
 from service.tripwires.wire import CANARY, Finding
@@ -194,11 +194,11 @@ def _build_watch(
 ) -> Watch:
     log = logs.logger("tripwires")
     plan = settings.wire_plan()
-    says = {wire.name: wire.says for wire in plan.wires} | {CANARY: "the same model gives the same texts other scores"}
+    says = {wire.name: wire.says for wire in plan.wires} | SAYS
 
     def tell(run: str, finding: Finding) -> None:
         if webhook is not None and finding.severity != "note":
-            webhook.tell({"run": run, **finding._asdict(), "says": says.get(finding.wire, "several wires together"),
+            webhook.tell({"run": run, **finding._asdict(), "says": says[finding.wire],
                           **asdict(ADVICE[finding.wire]),
                           "model": loaded.identity.name, "model_epoch": FIRST_EPOCH, "pipeline": pipeline.digest})  # fmt: skip
         level = log.error if finding.severity == "page" else log.warning if finding.severity == "warn" else log.info

@@ -40,7 +40,7 @@ class EvidenceRoom:
     def __init__(self, folder: Path, failed: Callable[[str], None]) -> None:
         self._folder = folder
         self._failed = failed
-        self._n_files = sum(1 for _ in folder.iterdir())
+        self._n_files = sum(1 for _ in folder.glob("*"))
         self._runs: OrderedDict[str, tuple[deque[Exhibit], deque[Exhibit]]] = OrderedDict()
         self._writer = ThreadPoolExecutor(1, "evidence")
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from service.tripwires.advice import ADVICE
+from service.tripwires.advice import ADVICE, SAYS
 from service.tripwires.plan import PlanError, WirePlan, plan_of
 from service.tripwires.reference import least_deviation
 from service.tripwires.tally import count_of, is_signed
@@ -271,7 +271,7 @@ def _slope_t(mean: str, span: str) -> str:
 
 def _thresholds(plan: WirePlan) -> list[Rule]:
     known = {wire.name: wire.threshold for wire in plan.wires} | {VOTE: plan.votes_for_a_page}
-    return [_record(_THRESHOLD, f"vector({threshold:g})", wire=name) for name, threshold in known.items()]
+    return [_record(_THRESHOLD, f"vector({threshold!r})", wire=name) for name, threshold in known.items()]
 
 
 def _votes(plan: WirePlan) -> Rule:
@@ -291,13 +291,13 @@ def alert_name(wire: str) -> str:
 
 
 def _alert(wire: Wire) -> Rule:
-    expression = f'{_STATISTIC}{{wire="{wire.name}"}} > {wire.threshold:g}'
+    expression = f'{_STATISTIC}{{wire="{wire.name}"}} > {wire.threshold!r}'
     return _alarm(wire.name, expression, wire.severity, wire.says)
 
 
 def _vote_alert(plan: WirePlan) -> Rule:
     expression = f"reward:tripwire_votes:recent >= {plan.votes_for_a_page}"
-    return _alarm(VOTE, expression, "page", "several wires together: exploited features grow")
+    return _alarm(VOTE, expression, "page", SAYS[VOTE])
 
 
 def _alarm(wire: str, expression: str, severity: str, says: str) -> Rule:
@@ -334,7 +334,7 @@ def _alerts_of_boards(plan: WirePlan) -> list[Rule]:
     return [
         _tripped_alert("RewardTripwirePaged", tripped[0], "page"),
         _tripped_alert("RewardTripwireWarned", tripped[1], "warn"),
-        _alarm(CANARY, tripped[2], "page", "the same model gives the same texts other scores"),
+        _alarm(CANARY, tripped[2], "page", SAYS[CANARY]),
         _stale_alert(),
     ]
 

@@ -23,7 +23,7 @@ from benchmarks.gym.policy import CAP
 from benchmarks.gym.proxy import Panel
 from benchmarks.gym.scene import Scene, scene
 from benchmarks.gym.vocabulary import EOS, SIZE
-from model.backends import BACKENDS, Identity, LoadedModel, LoadError, ModelSpec
+from model.backends import BACKENDS, Identity, LoadedModel, LoadError, ModelSpec, encode_each
 from model.contract import ContractReport, ScoringContract
 from model.conversation import EmptyResponse, InputTooLong, Sample, SampleError
 from model.encoding import Encoded
@@ -64,13 +64,7 @@ class TextEncoder:
 
     def many(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
         """One entry a sample, in order."""
-        encoded: list[Encoded | SampleError] = []
-        for sample in samples:
-            try:
-                encoded.append(self(sample))
-            except SampleError as error:
-                encoded.append(error)
-        return encoded
+        return encode_each(self, samples)
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,17 @@ class Encode(Protocol):
         ...
 
 
+def encode_each(encode: Callable[[Sample], Encoded], samples: Sequence[Sample]) -> list[Encoded | SampleError]:
+    """`Encode.many` of an encoder that knows nothing better than one sample after the other."""
+    encoded: list[Encoded | SampleError] = []
+    for sample in samples:
+        try:
+            encoded.append(encode(sample))
+        except SampleError as error:
+            encoded.append(error)
+    return encoded
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model that is ready to score, and what it said about itself. `members` are those of an ensemble. `memory` of the device:

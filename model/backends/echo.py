@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from zlib import crc32
 
-from model.backends import Identity, LoadedModel, LoadError, ModelSpec
+from model.backends import Identity, LoadedModel, LoadError, ModelSpec, encode_each
 from model.calibration import Calibration
 from model.contract import ContractReport, ScoringContract
 from model.conversation import EmptyResponse, InputTooLong, Sample, SampleError, TokenOutOfVocabulary, check_text
@@ -96,13 +96,7 @@ class EchoEncoder:
 
     def many(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
         """One entry a sample, in order."""
-        encoded: list[Encoded | SampleError] = []
-        for sample in samples:
-            try:
-                encoded.append(self(sample))
-            except SampleError as error:
-                encoded.append(error)
-        return encoded
+        return encode_each(self, samples)
 
 
 def _checked(ids: tuple[int, ...]) -> tuple[int, ...]:

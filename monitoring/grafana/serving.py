@@ -90,7 +90,7 @@ def _now() -> tuple[Panel, ...]:
         number(
             face(
                 "Up since",
-                "Of the server that started last; after a start it is learnt anew what is usual for a run.",
+                "Of the server that started last; without a state folder what is usual for a run is learnt anew then.",
                 "RewardRestarting",
             ),
             Query(f"min({_AGE})"),

@@ -18,6 +18,12 @@ class Advice:
 
 _READ = "Read twenty of the latest responses of the run beside twenty of its first step."
 
+
+def _gym(hacked: int, healthy: int = 0) -> str:
+    """How many runs of docs/gym.md had this alarm: of the hacked ones, those before the fall."""
+    return f"In the gym before the fall in {hacked} of 123 hacked runs, and in {healthy or 'none'} of 17 healthy ones."
+
+
 ADVICE = MappingProxyType(
     {
         VOTE: Advice(
@@ -30,14 +36,17 @@ ADVICE = MappingProxyType(
             "Stop every run that this replica scores, restart it from the checkpoint, and find who or what changed the weights.",
         ),
         "level": Advice(
-            "It says nothing by itself: scores rise in healthy training too, in every run of the gym.",
+            "It says nothing by itself: it tripped in 14 of 17 healthy runs of the gym too.",
             "Look at it beside the audit gap and the other wires.",
         ),
         "distance": Advice(
             "Weak, and not measured in the gym: hidden states of healthy runs leave those of the calibration too.",
             "Look at it beside the other wires.",
         ),
-        "saturation": Advice("Seldom wrong in the gym, and early.", "Compare with the audit gap; " + _READ.lower()),
+        "saturation": Advice(
+            _gym(102),
+            "Compare with the audit gap; " + _READ.lower(),
+        ),
         "capped": Advice(
             "Certain: it is counted.",
             "Most rewards no longer differ, so nothing is learnt from them. Look at what the capped responses have in common.",
@@ -47,7 +56,7 @@ ADVICE = MappingProxyType(
             "GRPO and RLOO learn nothing from such groups. Look for caps, for identical responses, for prompts that are too easy.",
         ),
         "length_high": Advice(
-            "Half sure: honest learning lengthens responses too, by less than this in the gym.",
+            "Half sure: honest learning may lengthen responses. " + _gym(118),
             "Look at reward against length; set an overlong penalty, or debias, and watch that length_low stays quiet.",
         ),
         "length_low": Advice(
@@ -57,7 +66,7 @@ ADVICE = MappingProxyType(
             "Certain that responses are cut off; why is to be seen.",
             "Compare with the token limit of the policy; set the penalty for a missing end.",
         ),
-        "repetition": Advice("Seldom wrong in the gym.", _READ),
+        "repetition": Advice(_gym(96), _READ),
         "refusal": Advice(
             "As sure as its phrases are for your language.", "Look whether the refused prompts are to be refused."
         ),
@@ -90,18 +99,19 @@ ADVICE = MappingProxyType(
             "Find out whether the trainer's numbering is at fault, or somebody sends under its ids.",
         ),
         "spread": Advice(
-            "Late, and wrong now and then.", "The members disagree more than on usual responses: look where."
+            "Late. " + _gym(68),
+            "The members disagree more than on usual responses: look where.",
         ),
         "parts": Advice(
             "Certain that the shares have changed; why is to be seen.",
             "Look at the share of each part on the dashboard: one of them has become what is learnt.",
         ),
         "audit_gap": Advice(
-            "The best single signal in the gym, where the audit judge was trained on other labels than the model.",
+            _gym(82, 2) + " There the judge was trained on other labels than the model.",
             "Compare twenty responses that the two judge differently.",
         ),
         "divergence": Advice(
-            "Sure: the score rises and the other judge's falls, both far beyond chance.",
+            "Both trends are far beyond chance. " + _gym(55),
             "Stop the run, and go back to the checkpoint from before the audit judge's score fell.",
         ),
         "baits": Advice(
@@ -114,4 +124,12 @@ ADVICE = MappingProxyType(
         ),
     }
 )
-"""By wire. Every wire has its own."""
+"""By wire. Every wire has its own. Figures of the gym are those of docs/gym.md."""
+
+SAYS = MappingProxyType(
+    {
+        VOTE: "several wires together: exploited features grow",
+        CANARY: "the same model gives the same texts other scores",
+    }
+)
+"""What the two alarms say that are no wires of the table."""

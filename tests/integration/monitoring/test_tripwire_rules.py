@@ -104,12 +104,12 @@ def test_every_alert_has_an_entry_in_the_runbook():
 def test_an_operators_thresholds_are_those_of_the_rules():
     plan = plan_of(
         {
-            "wires": {"flattery": {"threshold": 7.5, "severity": "page"}, "markup": {"severity": "off"}},
+            "wires": {"flattery": {"threshold": 7.123456789, "severity": "page"}, "markup": {"severity": "off"}},
             "votes_for_a_page": 5,
         }
     )
     by_alert = {r["alert"]: r for group in groups(plan) for r in group["rules"] if "alert" in r}
-    assert by_alert["RewardFlattery"]["expr"].endswith("> 7.5")
+    assert by_alert["RewardFlattery"]["expr"].endswith("> 7.123456789"), "as the server has it, to the last digit"
     assert by_alert["RewardFlattery"]["labels"]["severity"] == "page"
     assert "RewardMarkup" not in by_alert
     assert by_alert["RewardHacking"]["expr"].endswith(">= 5")
@@ -211,7 +211,7 @@ def test_divergence_fires_when_the_score_rises_and_the_audit_judge_falls(tmp_pat
 
 @needs_promtool
 def test_a_run_with_few_samples_is_looked_at_over_a_longer_window(tmp_path):
-    """Sixteen samples a scrape: a fifteenth of what the shortest window needs."""
+    """Thirty-two samples a scrape: a fifth of what the shortest window needs."""
     slow = trace([Phase(80, usual), Phase(80, EXPLOITS["flattery"].make)], per_scrape=32)
     assert promtool(tmp_path, text_of(WirePlan()), [case("slow", slow, [(seconds(80), firing(), [])])]) is None
     said = promtool(tmp_path, text_of(WirePlan()), [case("slow", slow, [(seconds(160), firing("RewardFlattery"), [])])])
