@@ -83,13 +83,29 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """What the caller's wire format says about how a sample is to be read.
+
+    `max_tokens`: shorter than what the model reads. `truncates` False: too long is an error, whatever the contract says.
+    `scores_empty`: an empty response is scored at its end token, for callers who know no word for a missing score.
+    """
+
+    max_tokens: int | None = None
+    truncates: bool = True
+    scores_empty: bool = False
+
+
+USUAL = Terms()
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One conversation whose last assistant turn is to be scored.
 
     Exactly one form is given: `prompt` with `response`, `messages`, `text` or `input_ids`. A `prompt`
     that is a string is one user turn. `finish_reason="length"` says that the policy was cut off, so no
     end token is added. `reference_rewards` are raw scores of reference responses to the same prompt, for shapes that
-    compare with such.
+    compare with such. `n_prompt_chars`: where the response begins in `text`, if the caller knows.
     """
 
     prompt: str | tuple[Message, ...] | None = None
@@ -99,6 +115,8 @@ class Sample:
     input_ids: tuple[int, ...] | None = None
     finish_reason: FinishReason = "stop"
     reference_rewards: tuple[float, ...] = ()
+    n_prompt_chars: int | None = None
+    terms: Terms = USUAL
 
     def __post_init__(self) -> None:
         """Raise `AmbiguousSample` unless exactly one form is given."""
@@ -118,11 +136,13 @@ class Sample:
             messages = (*prompt, Message("assistant", self.response))
         else:
             raise AmbiguousSample("rendered text and token ids have no messages")
-        _check(messages)
+        _check(messages, self.terms)
         return messages
 
     def texts(self) -> tuple[str, str]:
-        """The prompt as one text, and the response; of rendered text and ids nobody knows, and both are empty."""
+        """The prompt as one text, and the response; both are empty where nobody knows."""
+        if self.text is not None and self.n_prompt_chars is not None:
+            return self.text[: self.n_prompt_chars], self.text[self.n_prompt_chars :]
         if self.messages is not None:
             turns = self.messages
             return "\n".join([m.content for m in turns[:-1]]), turns[-1].content if turns else ""
@@ -130,14 +150,14 @@ class Sample:
         return prompt if isinstance(prompt, str) else "\n".join([m.content for m in prompt]), self.response or ""
 
 
-def _check(messages: tuple[Message, ...]) -> None:
+def _check(messages: tuple[Message, ...], terms: Terms) -> None:
     for i, message in enumerate(messages):
         if message.role not in ROLES:
             # The role is named by its place: what the caller wrote there may be part of a conversation.
             raise InvalidMessages(f"message {i} has an unknown role; known are {', '.join(ROLES)}", index=i)
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise InvalidMessages("the last of at least two messages must be the assistant's: the turn to score")
-    if not messages[-1].content:
+    if not messages[-1].content and not terms.scores_empty:
         raise EmptyResponse("the response is empty: there is no token to read a score at")
     if all(not m.content for m in messages[:-1]):
         raise EmptyPrompt("the prompt is empty")

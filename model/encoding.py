@@ -21,6 +21,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from model.contract import Truncation
@@ -31,6 +32,7 @@ from model.conversation import (
     Message,
     Sample,
     SampleError,
+    Terms,
     TokenOutOfVocabulary,
     check_text,
 )
@@ -151,12 +153,28 @@ class Encoder:
         drafts = [each for each in read if isinstance(each, _Draft)]
         encoded = iter(self._tokenize(drafts))
         whole = [next(encoded) if isinstance(each, _Draft) else each for each in read]
-        return [each if isinstance(each, SampleError) else _or_error(self._fit, each) for each in whole]
+        return [
+            each if isinstance(each, SampleError) else _or_error(partial(self._fit, each), sample.terms)
+            for sample, each in zip(samples, whole, strict=True)
+        ]
+
+    def texts(self, sample: Sample) -> tuple[str, str]:
+        """Prompt and response as whoever wrote them would show them, without the ending; empty where nobody knows."""
+        if sample.text is None:
+            prompt, response = sample.texts()
+            return prompt, self._unclosed(response)[0]
+        body, _ = self._unclosed(sample.text)
+        n = self._n_prompt_chars(sample, body)
+        return (body[:n], body[n:]) if n else ("", "")
+
+    def is_rendered(self, prompt: str) -> bool:
+        """Whether a prompt ends in what the template writes before a response."""
+        return prompt.endswith(self.policy.response_start)
 
     def _read(self, sample: Sample) -> Encoded | _Draft:
         if sample.input_ids is not None:
-            return self._from_ids(sample.input_ids, sample.finish_reason == "length")
-        return self._shortened(self._text(sample))
+            return self._from_ids(sample.input_ids, sample)
+        return self._shortened(self._text(sample), sample.terms)
 
     # -- text ---------------------------------------------------------------------------------------------
 
@@ -165,10 +183,9 @@ class Encoder:
         if sample.text is not None:
             check_text(sample.text)
             body, closed = self._unclosed(sample.text)
-            start = body.rfind(self.policy.response_start) if self.policy.response_start else -1
-            n_prompt_chars = start + len(self.policy.response_start) if start >= 0 else 0
+            n_prompt_chars = self._n_prompt_chars(sample, body)
             if n_prompt_chars >= len(body):
-                raise EmptyResponse("the response is empty: there is no token to read a score at")
+                _check_empty(sample, has_prompt=bool(body))
             head = self._head(body[:n_prompt_chars])
         else:
             messages = sample.conversation()
@@ -178,7 +195,7 @@ class Encoder:
             # A policy's text often still carries its own end token; the template writes it again.
             content, closed = self._unclosed(messages[-1].content)
             if not content:
-                raise EmptyResponse("the response is empty: there is no token to read a score at")
+                _check_empty(sample)
             prompt = known or self._remember(messages[:-1])
             full = self._render((*messages[:-1], Message("assistant", content)), add_generation_prompt=False)
             body = full.removesuffix(self.policy.template_tail)
@@ -186,6 +203,13 @@ class Encoder:
             head = self._shared_head(prompt.head, body[:n_prompt_chars])
         missing = cut and not closed
         return _Draft(head, body[len(head) :] + ("" if missing else end), n_prompt_chars - len(head), missing)
+
+    def _n_prompt_chars(self, sample: Sample, body: str) -> int:
+        """Where the response begins in rendered text: where its caller says so, or where the template begins one."""
+        if sample.n_prompt_chars is not None:
+            return min(sample.n_prompt_chars, len(body))
+        start = body.rfind(self.policy.response_start) if self.policy.response_start else -1
+        return start + len(self.policy.response_start) if start >= 0 else 0
 
     def _remember(self, messages: tuple[Message, ...]) -> _Prompt:
         text = self._render(messages, add_generation_prompt=True)
@@ -211,13 +235,13 @@ class Encoder:
                 return text.removesuffix(ending), True
         return text, False
 
-    def _shortened(self, draft: _Draft) -> _Draft:
+    def _shortened(self, draft: _Draft, terms: Terms) -> _Draft:
         """Drop prompt characters that could never fit. The tokens that stay are those of a long prompt's tail."""
-        limit = self.policy.max_tokens
+        limit = self._limit(terms)
         n_chars, keep = len(draft.head) + len(draft.tail), limit * _MAX_CHARS_PER_TOKEN
         if n_chars <= keep:
             return draft
-        if self.policy.truncation == "error" or len(draft.tail) - draft.n_prompt_chars > keep:
+        if not self._truncates(terms) or len(draft.tail) - draft.n_prompt_chars > keep:
             # A lower bound: nothing was tokenised.
             raise InputTooLong(n=n_chars // _MAX_CHARS_PER_TOKEN, limit=limit, what="text, at the very least,")
         text = (draft.head + draft.tail)[n_chars - keep :]
@@ -252,7 +276,7 @@ class Encoder:
 
     # -- ids ----------------------------------------------------------------------------------------------
 
-    def _from_ids(self, ids: tuple[int, ...], cut: bool) -> Encoded:
+    def _from_ids(self, ids: tuple[int, ...], sample: Sample) -> Encoded:
         if not ids:
             raise EmptyResponse("input_ids is empty: there is no token to read a score at")
         if min(ids) < 0 or max(ids) >= self.policy.vocab_size:
@@ -262,12 +286,12 @@ class Encoder:
                 index=i, id=token, vocab_size=self.policy.vocab_size,
             )  # fmt: skip
         body, closed = self._unclosed_ids(ids)
-        missing = cut and not closed
+        missing = sample.finish_reason == "length" and not closed
         ids = body if missing else body + self.policy.end_ids
         start = _rfind(ids, self.policy.response_start_ids)
         n_prompt = start + len(self.policy.response_start_ids) if start >= 0 else 0
         if n_prompt >= len(body):
-            raise EmptyResponse("the response is empty: there is no token to read a score at")
+            _check_empty(sample, has_prompt=bool(body))
         return self._with_bos(Encoded(ids, n_prompt, missing_end=missing))
 
     def _unclosed_ids(self, ids: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
@@ -296,19 +320,31 @@ class Encoder:
 
     # -- length -------------------------------------------------------------------------------------------
 
-    def _fit(self, encoded: Encoded) -> Encoded:
-        limit = self.policy.max_tokens
+    def _limit(self, terms: Terms) -> int:
+        return self.policy.max_tokens if terms.max_tokens is None else min(terms.max_tokens, self.policy.max_tokens)
+
+    def _truncates(self, terms: Terms) -> bool:
+        return terms.truncates and self.policy.truncation != "error"
+
+    def _fit(self, encoded: Encoded, terms: Terms) -> Encoded:
+        limit = self._limit(terms)
         n, head = len(encoded.ids), 0 if self.policy.bos_id is None else 1
         excess = n - limit
         if excess <= 0:
             return encoded
-        if self.policy.truncation == "error":
+        if not self._truncates(terms):
             raise InputTooLong(n=n, limit=limit)
         if excess > encoded.n_prompt - head:
             n_response = n - encoded.n_prompt
             raise InputTooLong(n=n_response + head, limit=limit, what="response" if encoded.n_prompt else "sample")
         ids = encoded.ids[:head] + encoded.ids[head + excess :]
         return encoded._replace(ids=ids, n_prompt=encoded.n_prompt - excess, truncated=True)
+
+
+def _check_empty(sample: Sample, *, has_prompt: bool = True) -> None:
+    """Raise `EmptyResponse` unless the response may be empty and is closed, so that its end token can be read."""
+    if not (sample.terms.scores_empty and sample.finish_reason == "stop" and has_prompt):
+        raise EmptyResponse("the response is empty: there is no token to read a score at")
 
 
 class _Renderer:

@@ -228,6 +228,7 @@ def _build_watch(
         baits=settings.read_baits(),
         evidence_room=room,
         parts_of=pipeline.combination.parts if board.parts else lambda _: (),
+        texts_of=loaded.encode.texts,
     )
 
 

@@ -306,6 +306,9 @@ def _belong_together(one: Asked, other: Asked) -> bool:
         return other.input_ids is not None
     if one.messages:
         return one.messages[:-1] == (other.messages or ())[:-1]
+    if one.text is not None:
+        n = one.n_prompt_chars or 0
+        return n > 0 and n == other.n_prompt_chars and one.text[:n] == (other.text or "")[:n]
     return one.prompt is not None and one.prompt == other.prompt
 
 

@@ -28,8 +28,6 @@ Flags = tuple[str, ...]
 _FLAGS = {NAMES.index(name): name for name in ("judge", "opener", "script", "control")}
 """Traits that are worth a flag on the sample itself."""
 
-_CAPPED = frozenset({"capped_low", "capped_high", "softcapped_low", "softcapped_high"})
-
 _SAVINGS_S = 2.0
 """The allowance of so many seconds may be saved up for a burst."""
 
@@ -80,7 +78,7 @@ class Allowance:
 
 class Watch:
     """Eyes on every run. `tell` hears of each wire that trips, with the name of the run. `judge` gives a second opinion.
-    `parts_of` says what a reward is made of.
+    `parts_of` says what a reward is made of, `texts_of` what is prompt and what is response.
     """
 
     def __init__(
@@ -95,6 +93,7 @@ class Watch:
         baits: Baits | None = None,
         evidence_room: EvidenceRoom | None = None,
         parts_of: Callable[[HeadScores], tuple[float, ...]] = lambda _: (),
+        texts_of: Callable[[Sample], tuple[str, str]] = Sample.texts,
     ) -> None:
         self.board = board
         self._lexicon = lexicon
@@ -105,6 +104,7 @@ class Watch:
         self._baits = baits
         self._evidence_room = evidence_room
         self._parts_of = parts_of
+        self._texts_of = texts_of
         self._first = 0
 
     def see(
@@ -157,7 +157,7 @@ class Watch:
         return self.board.blocked_by(origin.run)
 
     def _keep(self, room: EvidenceRoom, origin: Origin, row: ScoredRow, observation: Observation, flags: Flags) -> None:
-        exhibit = Exhibit(observation.evidence, origin.step, *row.sample.texts(), observation.value, flags)
+        exhibit = Exhibit(observation.evidence, origin.step, *self._texts_of(row.sample), observation.value, flags)
         room.keep(origin.run or OTHER, exhibit, is_telling=bool(flags or observation.takes_bait))
 
     def report(self, run: str, finding: Finding) -> None:
@@ -175,7 +175,7 @@ class Watch:
     def _observation(
         self, origin: Origin, row: ScoredRow, reward: Reward, counted: dict[tuple[int, ...], int]
     ) -> Observation:
-        prompt, response = row.sample.texts()
+        prompt, response = self._texts_of(row.sample)
         has_text = bool(prompt or response)
         traits = of_ids(row.response, row.encoded.missing_end) if row.response else ()
         if has_text:
@@ -190,7 +190,7 @@ class Watch:
             key=None if origin.step is None else hash((origin.step, ids, nth)),
             value=reward.value,
             level=reward.changes[0],
-            is_capped=any(note in _CAPPED for note in reward.notes),
+            is_capped=reward.is_capped,
             traits=traits,
             text_digest=digest,
             spread=reward.spread,

@@ -18,6 +18,7 @@ from torch import Tensor
 from model.calibration import Calibration
 from model.checkpoint import Checkpoint
 from model.conversation import Sample
+from model.encoding import Encoder
 from model.traits import Lexicon, of_ids, of_text
 from training import calibrate, data, evaluate, export, hidden, recipe, report, scoring
 from training.calibrate import NothingToFit
@@ -153,7 +154,7 @@ def _calibrate(config: Config, trained: Checkpoint, table: PairTable, scores_NH:
     raw_N = scores_NH @ network.head_weights
     chosen, rejected = list(table.chosen), list(table.rejected)
     diff_PH, label_P = scores_NH[chosen] - scores_NH[rejected], np.array([pair.head for pair in table.pairs])
-    lexicon = Lexicon.read()
+    lexicon, encoder = Lexicon.read(), trained.encoder
     held_out = calibrate.HeldOut(
         raw_N=raw_N,
         tokens_N=np.array([s.n_response for s in table.sequences]),
@@ -161,15 +162,16 @@ def _calibrate(config: Config, trained: Checkpoint, table: PairTable, scores_NH:
         head_names=network.head_names,
         heads_NH=scores_NH,
         head_diffs=[diff_PH[label_P == name, h] for h, name in enumerate(network.head_names)],
-        traits_NT=np.array([_traits(s, lexicon) for s in table.sequences]),
+        traits_NT=np.array([_traits(s, lexicon, encoder) for s in table.sequences]),
         lexicon=lexicon.version,
     )
     return calibrate.fit(held_out, data_digest=data.digest(table.pairs))
 
 
-def _traits(sequence: TokenSequence, lexicon: Lexicon) -> tuple[float, ...]:
+def _traits(sequence: TokenSequence, lexicon: Lexicon, encoder: Encoder) -> tuple[float, ...]:
     sample, response = sequence.sample, sequence.ids[len(sequence.ids) - sequence.n_response :]
-    prompt, text = ("", sample.text) if sample.text is not None else sample.texts()
+    prompt, text = encoder.texts(sample)
+    text = text or sample.text or ""
     return (*of_ids(response, False), *of_text(prompt, text, lexicon))
 
 

@@ -23,7 +23,7 @@ from benchmarks.gym.policy import CAP
 from benchmarks.gym.proxy import Panel
 from benchmarks.gym.scene import Scene, scene
 from benchmarks.gym.vocabulary import EOS, SIZE
-from model.backends import BACKENDS, Identity, LoadedModel, LoadError, ModelSpec, encode_each
+from model.backends import BACKENDS, Encode, Identity, LoadedModel, LoadError, ModelSpec, encode_each
 from model.contract import ContractReport, ScoringContract
 from model.conversation import EmptyResponse, InputTooLong, Sample, SampleError
 from model.encoding import Encoded
@@ -43,7 +43,7 @@ class NotInTheLanguage(SampleError):
     code = "not_in_the_language"
 
 
-class TextEncoder:
+class TextEncoder(Encode):
     """A prompt and a response as ids: `ASK`, the digits of the prompt's number, the words, EOS."""
 
     def __call__(self, sample: Sample) -> Encoded:

@@ -101,6 +101,14 @@ class Encode(Protocol):
         """One entry a sample, in order."""
         ...
 
+    def texts(self, sample: Sample) -> tuple[str, str]:
+        """Prompt and response as whoever wrote them would show them, without the ending; empty where nobody knows."""
+        return sample.texts()
+
+    def is_rendered(self, prompt: str) -> bool:
+        """Whether a prompt ends in what the template writes before a response: it was rendered by the caller."""
+        return False
+
 
 def encode_each(encode: Callable[[Sample], Encoded], samples: Sequence[Sample]) -> list[Encoded | SampleError]:
     """`Encode.many` of an encoder that knows nothing better than one sample after the other."""

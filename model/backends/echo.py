@@ -77,7 +77,7 @@ class EchoEncoder:
             ids, n_prompt = _checked(sample.input_ids), 0
         elif sample.text is not None:
             check_text(sample.text)
-            ids, n_prompt = tuple(sample.text.encode()), 0
+            ids, n_prompt = tuple(sample.text.encode()), len(sample.text[: sample.n_prompt_chars or 0].encode())
         else:
             messages = sample.conversation()
             for message in messages:
@@ -87,9 +87,10 @@ class EchoEncoder:
         if not ids:
             raise EmptyResponse("the response is empty")
         ids = ids if missing_end else ids + _END
-        excess = len(ids) - self._max_tokens
-        if excess > n_prompt:
-            raise InputTooLong(n=len(ids) - n_prompt, limit=self._max_tokens)
+        limit = min(self._max_tokens, sample.terms.max_tokens or self._max_tokens)
+        excess = len(ids) - limit
+        if excess > (n_prompt if sample.terms.truncates else 0):
+            raise InputTooLong(n=len(ids) - n_prompt, limit=limit)
         if excess > 0:
             return Encoded(ids[excess:], n_prompt - excess, truncated=True, missing_end=missing_end)
         return Encoded(ids, n_prompt, missing_end=missing_end)
@@ -97,6 +98,14 @@ class EchoEncoder:
     def many(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
         """One entry a sample, in order."""
         return encode_each(self, samples)
+
+    def texts(self, sample: Sample) -> tuple[str, str]:
+        """As the sample says."""
+        return sample.texts()
+
+    def is_rendered(self, prompt: str) -> bool:
+        """Prompts are rendered as `... newline`."""
+        return prompt.endswith("\n")
 
 
 def _checked(ids: tuple[int, ...]) -> tuple[int, ...]:

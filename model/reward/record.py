@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from model.scorer import HeadScores
 
+_CAPPED = frozenset({"capped_low", "capped_high", "softcapped_low", "softcapped_high"})
+
 
 class Reward(NamedTuple):
     """One score on its way to the trainer, with everything that was done to it.
@@ -25,6 +27,11 @@ class Reward(NamedTuple):
     notes: tuple[str, ...] = ()
     changes: tuple[float, ...] = ()
     spread: float | None = None
+
+    @property
+    def is_capped(self) -> bool:
+        """Whether a cap, hard or soft, took something off."""
+        return any(note in _CAPPED for note in self.notes)
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from model.backends import BACKENDS, LoadedModel, LoadError, ModelSpec, echo
+from model.backends import BACKENDS, Encode, LoadedModel, LoadError, ModelSpec, echo
 from model.contract import Probe
 from model.scorer import BatchScores, ScorerError, TokenBatch
 from tests.support.service_fakes import FakeScorer, one_too_few, right_scores, scores_with
@@ -67,7 +67,7 @@ class _Tampered(FakeScorer):
         return replace(scored, rows=tuple({"score": 1.0 - heads["score"]} for heads in scored.rows))
 
 
-class _FirstWaits:
+class _FirstWaits(Encode):
     def __init__(self, fifo, encode):
         self._fifo, self._encode, self._passed = fifo, encode, False
 
@@ -81,7 +81,7 @@ class _FirstWaits:
         return [self(sample) for sample in samples]
 
 
-class _Choking:
+class _Choking(Encode):
     def __init__(self, words):
         self._words = words
 

@@ -33,9 +33,14 @@ class Server:
         self._new: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = self._find(LISTENING).group(1)
-        if wait_for is not None:
-            self._find(wait_for)
+        try:
+            self.url = self._find(LISTENING).group(1)
+            if wait_for is not None:
+                self._find(wait_for)
+        except BaseException:  # whoever made us gets no server that could be ended later
+            self.process.kill()
+            self.ended()
+            raise
         self.client = httpx.Client(base_url=self.url, timeout=PATIENCE_S)
 
     def _read(self):
