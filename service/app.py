@@ -26,6 +26,8 @@ from model.backends import LoadedModel
 from model.reward import Pipeline
 from service.admission import Admission
 from service.api import docs, problems
+from service.api.dialects import DIALECTS
+from service.api.dialects.routes import dialect_routes
 from service.api.health import OPEN_PATHS, health_routes
 from service.api.intake import Intake, IntakeLimits
 from service.api.middleware import KeyCheck, RequestSeen, Witness
@@ -80,16 +82,20 @@ def build_house(settings: ServeSettings, keys: frozenset[str]) -> House:
         description="Serve reward models to RLHF training.",
         redirect_slashes=False,
     )
-    routers = scoring_routes(stage, bounds, clock), health_routes(stage, bounds, metrics.render, CONTENT_TYPE)
+    scoring = [
+        scoring_routes(stage, bounds, clock),
+        dialect_routes(DIALECTS, stage, bounds, clock, settings.overload_status),
+    ]
+    routers = [*scoring, health_routes(stage, bounds, metrics.render, CONTENT_TYPE)]
     for router in routers:
         api.include_router(router)
-    docs.install(api)
+    docs.install(api, [dialect.body for dialect in DIALECTS])
     problems.install(api, settings.overload_status)
     own = {route.path for router in routers for route in router.routes if isinstance(route, APIRoute)}
     routes = frozenset(own | {"/docs", "/openapi.json"})
     intake = IntakeLimits(settings.max_body_bytes, settings.max_body_bytes_in_flight, settings.body_timeout_s)
     # From the innermost to the outermost.
-    app: ASGIApp = Straight(api, router=routers[0], overload_status=settings.overload_status)
+    app: ASGIApp = Straight(api, routers=scoring, overload_status=settings.overload_status)
     app = KeyCheck(app, keys=keys, open_paths=OPEN_PATHS)
     app = Intake(app, limits=intake)
     app = Witness(app, routes=routes, clock=clock, tell=_tell_of_requests(metrics, log))

@@ -176,6 +176,27 @@ class ScoreNotFinite(RowFailed):
     code = "score_not_finite"
 
 
+class SampleRefused(RequestRefused):
+    """A sample cannot be scored, and the caller's wire format has no word for that: trying again is no use."""
+
+    code = "sample_refused"
+    status = 422
+
+
+class SampleFailed(RequestRefused):
+    """A sample has no score this time, and the caller's wire format has no word for that."""
+
+    code = "sample_failed"
+    status = 503
+
+
+class RunRefused(RequestRefused):
+    """A trip wire has ended the service of this run, and the caller's wire format has no word for that."""
+
+    code = "run_refused"
+    status = 403
+
+
 class RunBlocked(RowFailed):
     """A trip wire has ended the service of this run, until somebody acknowledges its alarm."""
 

@@ -20,6 +20,7 @@ from service.errors import InvalidJson, InvalidRequest, UnsupportedMediaType
 
 M = TypeVar("M", bound=BaseModel)
 W = TypeVar("W", bound=msgspec.Struct)
+F = TypeVar("F")
 
 _LONGEST_FIELD = 120
 
@@ -28,6 +29,22 @@ async def read(request: Request, decoder: msgspec.json.Decoder[W], schema: type[
     """The body as what `decoder` makes of it, or else as its twin. Raise as `decode` does, and `UnsupportedMediaType`."""
     _check_media_type(request)
     return decode(await request.body(), decoder, schema)
+
+
+async def read_foreign(request: Request, decoder: msgspec.json.Decoder[F]) -> F:
+    """The body as another's wire format: fields that nobody reads are let through. Raise as `read` does."""
+    _check_media_type(request)
+    content = await request.body()
+    try:
+        return decoder.decode(content)
+    except (ValueError, RecursionError):
+        try:
+            return msgspec.convert(parse(content), decoder.type)
+        except msgspec.ValidationError as error:
+            what, _, where = str(error).partition(" - at ")
+            raise InvalidRequest(what, field=where.strip("`")[:_LONGEST_FIELD] or "$") from None
+        except RecursionError:
+            raise InvalidRequest("the body is nested too deeply", field="$") from None
 
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[W], schema: type[M]) -> W | M:

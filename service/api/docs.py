@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
@@ -12,22 +14,32 @@ from pydantic.json_schema import models_json_schema
 from service.api.schemas import CompareRequest, ErrorReply, ScoreRequest
 
 _REF = "#/components/schemas/{model}"
+_REF_OF_STRUCT = "#/components/schemas/{name}"
 _ERRORS: dict[int, str] = {
     400: "`invalid_json`",
     401: "`unauthorized`: no key, or a wrong one",
+    403: "`run_refused`: a trip wire has ended the service of this run, in a wire format without errors of samples",
     408: "`body_timeout`",
     413: "`body_too_large`, or `request_too_large` for all seats together",
     415: "`unsupported_media_type`",
-    422: "`invalid_request` with the JSON path of the offending field, `too_many_samples`",
+    422: "`invalid_request` with the JSON path of the offending field, `too_many_samples`; `sample_refused` where a wire "
+    "format has no word for one sample's error",
     429: "`overloaded`, where the operator has chosen 429",
     500: "`internal`: a bug in the server",
-    503: "`overloaded`, `loading` or `shutting_down`, and `scorer_failing` of /readyz; see Retry-After",
+    503: "`overloaded`, `loading`, `shutting_down` or `sample_failed`, and `scorer_failing` of /readyz; see Retry-After",
     504: "`deadline_exceeded`: the time given in x-deadline-ms is over",
 }
 _DEADLINE = {
     "name": "x-deadline-ms", "in": "header", "required": False, "schema": {"type": "integer", "minimum": 0},
     "description": "milliseconds after which the answer is of no use",
 }  # fmt: skip
+_ORIGIN = [
+    {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
+    for name, schema, description in (
+        ("run", {"type": "string", "maxLength": 256}, "the training that this belongs to; or the header x-run"),
+        ("step", {"type": "integer", "minimum": 0}, "of that training; or the header x-step"),
+    )
+]
 
 
 def operation(body: type[BaseModel]) -> dict[str, Any]:
@@ -35,8 +47,20 @@ def operation(body: type[BaseModel]) -> dict[str, Any]:
     content = {"application/json": {"schema": {"$ref": _REF.format(model=body.__name__)}}}
     return {
         "responses": errors(),
-        "openapi_extra": {"requestBody": {"required": True, "content": content}, "parameters": [_DEADLINE]},
+        "openapi_extra": {"requestBody": {"required": True, "content": content}, "parameters": [_DEADLINE, *_ORIGIN]},
     }
+
+
+def foreign_operation(body: Any) -> dict[str, Any]:
+    """Arguments for a route of another's wire format: what it reads, and the errors that it may answer."""
+    (schema,), _ = msgspec.json.schema_components([body], ref_template=_REF_OF_STRUCT)
+    content = {"application/json": {"schema": schema}}
+    return {
+        "responses": errors(),
+        "openapi_extra": {
+            "requestBody": {"required": True, "content": content}, "parameters": [_DEADLINE, *_ORIGIN]
+        },
+    }  # fmt: skip
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -45,8 +69,8 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: _error(status, words[status]) for status in statuses or _ERRORS}
 
 
-def install(app: FastAPI) -> None:
-    """Make the schemas of the bodies part of the OpenAPI document."""
+def install(app: FastAPI, foreign: Sequence[Any] = ()) -> None:
+    """Make the schemas of the bodies part of the OpenAPI document; `foreign` are those of other wire formats."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -60,7 +84,8 @@ def install(app: FastAPI) -> None:
             _, bodies = models_json_schema(
                 [(ScoreRequest, "validation"), (CompareRequest, "validation")], ref_template=_REF
             )
-            schema.setdefault("components", {}).setdefault("schemas", {}).update(bodies["$defs"])
+            _, others = msgspec.json.schema_components(foreign, ref_template=_REF_OF_STRUCT)
+            schema.setdefault("components", {}).setdefault("schemas", {}).update(bodies["$defs"] | others)
             app.openapi_schema = schema
         return app.openapi_schema
 

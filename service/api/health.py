@@ -16,7 +16,7 @@ from service.errors import BatcherStopped, NoSuchAlarm, ScorerFailing
 from service.tripwires.advice import ADVICE
 from service.tripwires.board import Board
 
-OPEN_PATHS: frozenset[str] = frozenset({"/livez", "/readyz", "/metrics"})
+OPEN_PATHS: frozenset[str] = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 """Answered without a key: orchestrators and Prometheus have none."""
 
 
@@ -38,6 +38,23 @@ def health_routes(stage: Stage, bounds: Bounds, render_metrics: Callable[[], byt
         if n := served.n_failing():
             raise ScorerFailing(f"{n} batches in a row have failed; see the log", retry_after_s=30.0, failed_batches=n)
         return json_response({"status": "ready", "model": served.loaded.identity.name, "model_epoch": served.epoch})
+
+    @router.get("/health", responses=docs.errors(503))
+    async def health() -> Response:
+        """As `/readyz`, where vLLM, SGLang and text-embeddings-inference have it."""
+        return await readyz()
+
+    @router.get("/v1/models", responses=docs.errors(401, 503))
+    async def models() -> Response:
+        """The model as OpenAI's clients list models."""
+        identity = stage.served().loaded.identity
+        listed = {
+            "id": identity.name,
+            "object": "model",
+            "owned_by": "rewardserve",
+            "max_model_len": identity.max_tokens,
+        }
+        return json_response({"object": "list", "data": [listed]})
 
     @router.get("/metrics", response_class=Response)
     async def metrics() -> Response:

@@ -5,6 +5,7 @@ Pure ASGI, each a callable around the next. Knows nothing of bodies and scores.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import os
@@ -98,14 +99,29 @@ class KeyCheck:
         if scope["type"] != "http" or not self._digests or scope["path"] in self._open_paths or self._holds(scope):
             await self._app(scope, receive, send)
         else:
-            await problem(Unauthorized("send a valid key as Authorization: Bearer KEY"))(scope, receive, send)
+            await problem(
+                Unauthorized("send a valid key as Authorization: Bearer KEY, or in the URL as http://:KEY@host/")
+            )(scope, receive, send)
 
     def _holds(self, scope: Scope) -> bool:
-        scheme, _, key = (header(scope, b"authorization") or b"").partition(b" ")
-        offered = _digest(key.strip())
+        offered = _digest(_key(header(scope, b"authorization") or b""))
         # Every key is compared, in constant time, so that the time of an answer tells nothing.
         matches = [hmac.compare_digest(offered, ours) for ours in self._digests]
-        return scheme.lower() == b"bearer" and any(matches)
+        return any(matches)
+
+
+def _key(authorization: bytes) -> bytes:
+    """What stands after `Bearer`, or what `http://:KEY@host/` or `http://KEY@host/` makes of a URL; else nothing."""
+    scheme, _, rest = authorization.partition(b" ")
+    if scheme.lower() == b"bearer":
+        return rest.strip()
+    if scheme.lower() != b"basic":
+        return b""
+    try:
+        user, _, password = base64.b64decode(rest.strip(), validate=True).partition(b":")
+    except ValueError:
+        return b""
+    return password or user
 
 
 def _digest(key: bytes) -> bytes:

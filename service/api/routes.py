@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api import body, docs, wire
+from service.api import body, docs, origin, wire
 from service.api.headers import header
 from service.api.problems import refusal
 from service.api.replies import compare_reply, score_reply
@@ -56,11 +56,13 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
         """Score samples. A bad sample gets `null` and an error of its own; its neighbours are scored."""
         deadline = read_deadline(request, clock)
         served = stage.served()
+        said = origin.read(request.scope)
         asked = await body.read(request, _scores, ScoreRequest)
         _bound(len(asked.samples), bounds, "samples")
-        note(request, run=asked.run, step=asked.step, samples=len(asked.samples))
-        origin = Origin(asked.run, asked.step, asked.kl, [s.id for s in asked.samples])
-        work = served.scoring.score([to_sample(s) for s in asked.samples], deadline, origin)
+        run, step = asked.run or said.run, said.step if asked.step is None else asked.step
+        note(request, run=run, step=step, samples=len(asked.samples))
+        whence = Origin(run, step, asked.kl, [s.id for s in asked.samples])
+        work = served.scoring.score([to_sample(s) for s in asked.samples], deadline, whence)
         results = await while_connected(request, work)
         return score_reply(served, _ids(asked.samples), results)
 
@@ -83,9 +85,9 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
 class Straight:
     """Answers POST on these routes itself; everything else, a wrong method on them included, is the framework's."""
 
-    def __init__(self, app: ASGIApp, *, router: APIRouter, overload_status: int) -> None:
+    def __init__(self, app: ASGIApp, *, routers: Sequence[APIRouter], overload_status: int) -> None:
         self._app = app
-        routes = [route for route in router.routes if isinstance(route, APIRoute)]
+        routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
         self._endpoints: dict[str, Endpoint] = {route.path: route.endpoint for route in routes}
         self._overload_status = overload_status
 

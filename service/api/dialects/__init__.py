@@ -1,0 +1,21 @@
+"""The wire formats of trainers and of other servers, one file each: every one translates to the same scoring.
+
+`DIALECTS` is the table. A new one is a file with a `Dialect` in it, and a line here.
+"""
+
+from service.api.dialects import kserve, llamafactory, nemo_gym, openai, openrlhf, slime, tei, vllm
+from service.api.dialects.dialect import Dialect
+
+DIALECTS: tuple[Dialect, ...] = (
+    openrlhf.GET_REWARD,
+    slime.SLIME,
+    llamafactory.SCORE_EVALUATION,
+    vllm.CLASSIFY,
+    vllm.POOLING,
+    openai.EMBEDDINGS,
+    tei.PREDICT,
+    nemo_gym.VERIFY,
+    kserve.INFER,
+)
+
+__all__ = ["DIALECTS", "Dialect"]

@@ -1,0 +1,119 @@
+"""What a dialect is: how the body of a caller becomes samples, and how what became of them becomes his answer.
+
+Knows no caller in particular and does no scoring.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from starlette.responses import Response
+
+from model.conversation import Sample, SampleError, Terms
+from service.api.problems import refusal
+from service.api.stage import Served
+from service.errors import Failure, RequestRefused, RunBlocked, RunRefused, SampleFailed, SampleRefused
+from service.scoring import Asked, Scored
+
+Number = Literal["reward", "raw", "normalized"]
+"""Which of a sample's three numbers a caller gets: after the whole pipeline, as the value head said it, or in between."""
+
+NUMBERS: tuple[Number, ...] = ("reward", "raw", "normalized")
+
+SCORES_EMPTY = Terms(scores_empty=True)
+"""Policies do answer with nothing. Who knows no word for a missing score gets the score of that."""
+
+_TRANSIENT = frozenset({"out_of_memory", "scorer_failed", "scorer_bug", "score_not_finite", "encoding_failed"})
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What became of the samples of one request. `seconds` from the first byte of the request to now."""
+
+    served: Served
+    results: Sequence[Scored]
+    number: Number
+    options: Mapping[str, str]
+    seconds: float
+
+    @property
+    def numbers(self) -> list[float]:
+        """The number of every sample, in order. Raise `RequestRefused` for the first that has none."""
+        return [number_of(i, result, self.number) for i, result in enumerate(self.results)]
+
+    @property
+    def n_tokens(self) -> int:
+        """What the samples came to."""
+        return sum(result.n_tokens or 0 for result in self.results)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One wire format.
+
+    `body` is what its JSON is read as, by msgspec; `ask` makes samples of that, `answer` the JSON of the reply.
+    `number` is what its callers mean by a score, unless their URL says otherwise. `patience_s`: so long a request waits
+    for seats, because its caller gives up sooner than seats are free. `options` are query parameters of its own.
+    `null` is how one unscorable sample is told, for the table in the documentation.
+    """
+
+    path: str
+    callers: str
+    body: Any
+    ask: Callable[[Any, Served], list[Asked]]
+    answer: Callable[[Any, Answered], Any]
+    number: Number
+    null: str
+    patience_s: float = 0.0
+    options: frozenset[str] = frozenset()
+    headers: Callable[[Any, Answered], dict[str, str]] = lambda _body, _answered: {}
+    refuse: Callable[[RequestRefused, int], Response] = refusal
+
+
+def number_of(index: int, result: Scored, number: Number) -> float:
+    """One sample's number. Raise `RequestRefused` where it has none: a failure is never a number."""
+    if result.failure is not None:
+        raise refused_for(index, result.failure)
+    reward = result.reward
+    assert reward is not None
+    value = {"reward": reward.value, "raw": reward.raw, "normalized": reward.normalized}[number]
+    if value is None:
+        raise SampleRefused(
+            "value=normalized, but this model has no statistics to normalise with", reason="not_normalized"
+        )
+    return value
+
+
+def refused_for(index: int, failure: Failure) -> RequestRefused:
+    """The whole request, because of one of its samples, with a status that a caller reads rightly: try again, or don't."""
+    message = f"sample {index}: {failure.message}"
+    is_transient = failure.code in _TRANSIENT
+    kind = SampleFailed if is_transient else RunRefused if failure.code == RunBlocked.code else SampleRefused
+    details = {**failure.details, "sample": index, "reason": failure.code}
+    return kind(message, retry_after_s=1.0 if is_transient else None, **details)
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + exp(-x)), without overflow."""
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def sample_of(make: Callable[[], Sample]) -> Asked:
+    """A sample, or the reason why it is none."""
+    try:
+        return make()
+    except SampleError as error:
+        return error
+
+
+def spoken(prompt: str, response: str, served: Served, terms: Terms = SCORES_EMPTY) -> Asked:
+    """A prompt that may be rendered already, and a response to it.
+
+    A prompt that ends in what the template writes before a response is; any other one is a turn of the user.
+    """
+    if served.loaded.encode.is_rendered(prompt):
+        return Sample(text=prompt + response, n_prompt_chars=len(prompt), terms=terms)
+    return Sample(prompt=prompt, response=response, terms=terms)

@@ -1,0 +1,81 @@
+"""`POST /v2/models/reward_model/infer`: the KServe v2 protocol in JSON, as NeMo-Aligner's reward server named its tensors.
+
+In: `sentences` (BYTES), or `tokens` (INT64, padded on the right) with `sequence_lengths`. Out: `rewards` (FP32). Triton's
+clients send binary tensors unless told otherwise; those are refused by the content type.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from model.conversation import Sample
+from service.api.dialects.dialect import SCORES_EMPTY, Answered, Dialect
+from service.api.stage import Served
+from service.errors import InvalidRequest
+from service.scoring import Asked
+
+MODEL = "reward_model"
+
+
+class Tensor(msgspec.Struct, frozen=True, gc=False):
+    """`data` is flat, or nested as its shape says."""
+
+    name: str
+    shape: list[Annotated[int, msgspec.Meta(ge=0)]]
+    data: list[Any]
+    datatype: str = ""
+
+
+class InferRequest(msgspec.Struct, frozen=True, gc=False):
+    """One inference request."""
+
+    inputs: list[Tensor]
+    id: str | None = None
+
+
+def _ask(body: InferRequest, _served: Served) -> list[Asked]:
+    tensors = {tensor.name: _flat(tensor.data) for tensor in body.inputs}
+    if "sentences" in tensors:
+        return [Sample(text=_checked(text, str, "sentences"), terms=SCORES_EMPTY) for text in tensors["sentences"]]
+    if "tokens" in tensors and "sequence_lengths" in tensors:
+        return _of_tokens([_checked(i, int, "tokens") for i in tensors["tokens"]], tensors["sequence_lengths"])
+    raise InvalidRequest("send sentences, or tokens and sequence_lengths", field="inputs")
+
+
+def _of_tokens(ids: list[int], lengths: list[Any]) -> list[Asked]:
+    n_rows = len(lengths)
+    width = len(ids) // n_rows if n_rows else 0
+    n_ids = [_checked(n, int, "sequence_lengths") for n in lengths]
+    if width * n_rows != len(ids) or any(not 0 <= n <= width for n in n_ids):
+        raise InvalidRequest("tokens and sequence_lengths do not fit", field="inputs", n_ids=len(ids), n_rows=n_rows)
+    return [Sample(input_ids=tuple(ids[i * width : i * width + n]), terms=SCORES_EMPTY) for i, n in enumerate(n_ids)]
+
+
+def _flat(data: list[Any]) -> list[Any]:
+    return [each for part in data for each in _flat(part)] if any(isinstance(each, list) for each in data) else data
+
+
+def _checked(value: Any, kind: type, name: str) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise InvalidRequest(f"{name} holds something else than {kind.__name__}", field="inputs")
+    return value
+
+
+def _answer(body: InferRequest, answered: Answered) -> dict[str, Any]:
+    numbers = answered.numbers
+    rewards = {"name": "rewards", "datatype": "FP32", "shape": [len(numbers), 1], "data": numbers}
+    named = {} if body.id is None else {"id": body.id}
+    return {**named, "model_name": MODEL, "model_version": str(answered.served.epoch), "outputs": [rewards]}
+
+
+INFER = Dialect(
+    path=f"/v2/models/{MODEL}/infer",
+    callers="KServe v2 clients, old NeMo-Aligner actors in JSON",
+    body=InferRequest,
+    ask=_ask,
+    answer=_answer,
+    number="raw",
+    null="the request is refused",
+)

@@ -1,0 +1,53 @@
+"""`POST /v1/score/evaluation`: LLaMA-Factory's reward server, as its PPO trainer calls it (`reward_model_type: api`).
+
+Texts are decoded from ids with special tokens kept. Its client has no timeout, tries once, and ends with a KeyError on any
+answer without `scores` (`llamafactory/train/ppo/ppo_utils.py`): so a request waits for its seats here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from uuid import uuid4
+
+import msgspec
+
+from model.conversation import Sample, Terms
+from service.api.dialects.dialect import Answered, Dialect
+from service.api.stage import Served
+from service.scoring import Asked
+
+_PATIENCE_S = 600.0
+
+
+class ScoreEvaluationRequest(msgspec.Struct, frozen=True, gc=False):
+    """The fields of LLaMA-Factory's protocol; `messages` are whole texts."""
+
+    messages: Annotated[list[str], msgspec.Meta(min_length=1)]
+    model: str = ""
+    max_length: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+def _ask(body: ScoreEvaluationRequest, _served: Served) -> list[Asked]:
+    terms = Terms(max_tokens=body.max_length, scores_empty=True)
+    return [Sample(text=text, terms=terms) for text in body.messages]
+
+
+def _answer(body: ScoreEvaluationRequest, answered: Answered) -> dict[str, Any]:
+    return {
+        "id": f"scoreval-{uuid4().hex}",
+        "object": "score.evaluation",
+        "model": body.model or answered.served.loaded.identity.name,
+        "scores": answered.numbers,
+    }
+
+
+SCORE_EVALUATION = Dialect(
+    path="/v1/score/evaluation",
+    callers="LLaMA-Factory",
+    body=ScoreEvaluationRequest,
+    ask=_ask,
+    answer=_answer,
+    number="reward",
+    null="the request is refused",
+    patience_s=_PATIENCE_S,
+)

@@ -1,0 +1,89 @@
+"""`POST /v1/embeddings` as verl calls it of SGLang: the embedding of a text has one number, its raw score.
+
+Also what the formats of OpenAI's kind have in common: inputs as text or as ids, and usage.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from model.conversation import Sample, Terms
+from service.api.dialects.dialect import SCORES_EMPTY, Answered, Dialect
+from service.api.stage import Served
+from service.errors import InvalidRequest
+from service.scoring import Asked
+
+Id = Annotated[int, msgspec.Meta(ge=0)]
+Inputs = str | list[Any]
+"""A text, a list of texts, ids, or a list of lists of ids."""
+
+Encoding = Literal["float", "base64"]
+
+
+class EmbeddingsRequest(msgspec.Struct, frozen=True, gc=False):
+    """The fields of OpenAI's embeddings; `dimensions` and `user` mean nothing here."""
+
+    input: Inputs
+    model: str = ""
+    encoding_format: Encoding = "float"
+
+
+def samples_of(inputs: Inputs, terms: Terms, field: str = "input") -> list[Asked]:
+    """A sample for every input, in order. Raise `InvalidRequest` for a list of anything else."""
+    if isinstance(inputs, str):
+        return [Sample(text=inputs, terms=terms)]
+    if not inputs or all(isinstance(each, str) for each in inputs):
+        return [Sample(text=text, terms=terms) for text in inputs]
+    if _are_ids(inputs):
+        return [Sample(input_ids=tuple(inputs), terms=terms)]
+    if all(isinstance(each, list) and _are_ids(each) for each in inputs):
+        return [Sample(input_ids=tuple(ids), terms=terms) for ids in inputs]
+    raise InvalidRequest(f"{field} must be a text, texts, token ids or lists of token ids", field=field)
+
+
+def _are_ids(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+
+
+def vector(number: float, encoding: Encoding) -> list[float] | str:
+    """A vector of one number: a list, or little-endian float32 in base64."""
+    return [number] if encoding == "float" else base64.b64encode(struct.pack("<f", number)).decode()
+
+
+def usage(answered: Answered) -> dict[str, Any]:
+    """Tokens, under OpenAI's names."""
+    n = answered.n_tokens
+    return {"prompt_tokens": n, "total_tokens": n, "completion_tokens": 0, "prompt_tokens_details": None}
+
+
+def _ask(body: EmbeddingsRequest, _served: Served) -> list[Asked]:
+    return samples_of(body.input, SCORES_EMPTY)
+
+
+def _answer(body: EmbeddingsRequest, answered: Answered) -> dict[str, Any]:
+    data = [
+        {"object": "embedding", "index": i, "embedding": vector(number, body.encoding_format)}
+        for i, number in enumerate(answered.numbers)
+    ]
+    return {
+        "object": "list",
+        "model": body.model or answered.served.loaded.identity.name,
+        "data": data,
+        "usage": usage(answered),
+    }
+
+
+EMBEDDINGS = Dialect(
+    path="/v1/embeddings",
+    callers="verl with SGLang",
+    body=EmbeddingsRequest,
+    ask=_ask,
+    answer=_answer,
+    number="raw",
+    null="the request is refused",
+)

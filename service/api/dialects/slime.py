@@ -1,0 +1,61 @@
+"""`POST /slime`: slime's remote reward model, one sample a request.
+
+The whole JSON body becomes the sample's reward there: a bare number, or, with `?reward_key=NAME` here and
+`--reward-key NAME` there, an object that holds it under that name (`slime/rollout/rm_hub`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from model.conversation import Sample
+from service.api.dialects.dialect import SCORES_EMPTY, Answered, Dialect, sample_of, spoken
+from service.api.dialects.turns import turns_of
+from service.api.stage import Served
+from service.scoring import Asked
+
+
+class SlimeRequest(msgspec.Struct, frozen=True, gc=False):
+    """slime's fields; `label` is for rules, not for reward models."""
+
+    prompt: str | list[dict[str, Any]]
+    response: str
+
+
+def _ask(body: SlimeRequest, served: Served) -> list[Asked]:
+    if isinstance(body.prompt, str):
+        return [spoken(body.prompt, body.response, served)]
+    prompt = body.prompt
+    return [sample_of(lambda: Sample(prompt=turns_of(prompt), response=body.response, terms=SCORES_EMPTY))]
+
+
+def _answer(_body: SlimeRequest, answered: Answered) -> Any:
+    (number,) = answered.numbers
+    key = answered.options.get("reward_key")
+    if key is None:
+        return number
+    (result,) = answered.results
+    reward = result.reward
+    assert reward is not None
+    facts = {
+        "raw": reward.raw,
+        "normalized": reward.normalized,
+        "capped": reward.is_capped,
+        "flags": list(result.flags),
+        "truncated": result.truncated,
+    }
+    return {**facts, key: number}
+
+
+SLIME = Dialect(
+    path="/slime",
+    callers="slime",
+    body=SlimeRequest,
+    ask=_ask,
+    answer=_answer,
+    number="reward",
+    null="the request is refused",
+    options=frozenset({"reward_key"}),
+)

@@ -1,0 +1,123 @@
+"""`POST /predict`: text-embeddings-inference. A list of two texts is one pair there; a batch is a list of lists.
+
+A text is taken as rendered, a pair as a prompt and its response. As there, the default is a sigmoid of the score, and
+`raw_scores` gives the score itself. Errors have its schema, and timings are in its headers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from model.conversation import Sample, Terms
+from service.api.dialects.dialect import Answered, Dialect, sigmoid, spoken
+from service.api.dialects.vllm import LABEL
+from service.api.problems import problem
+from service.api.replies import json_response
+from service.api.stage import Served
+from service.errors import (
+    InvalidRequest,
+    Loading,
+    Overloaded,
+    RequestRefused,
+    SampleFailed,
+    SampleRefused,
+    ShuttingDown,
+)
+from service.scoring import Asked
+
+_BACKEND_STATUS = 424
+
+
+class PredictRequest(msgspec.Struct, frozen=True, gc=False):
+    """TEI's fields. `truncation_direction` has no effect: the end, at which the score is read, is never cut off."""
+
+    inputs: str | list[str | list[str]]
+    truncate: bool | None = None
+    raw_scores: bool = False
+
+
+def _is_batch(body: PredictRequest) -> bool:
+    return isinstance(body.inputs, list) and any(isinstance(each, list) for each in body.inputs)
+
+
+def _sequences(body: PredictRequest) -> list[list[str]]:
+    if isinstance(body.inputs, str):
+        return [[body.inputs]]
+    if _is_batch(body):
+        return [[each] if isinstance(each, str) else each for each in body.inputs]
+    return [[each for each in body.inputs if isinstance(each, str)]]
+
+
+def _ask(body: PredictRequest, served: Served) -> list[Asked]:
+    terms = Terms(truncates=body.truncate is not False, scores_empty=True)
+    return [_sample(sequence, terms, served) for sequence in _sequences(body)]
+
+
+def _sample(sequence: list[str], terms: Terms, served: Served) -> Asked:
+    match sequence:
+        case [text]:
+            return Sample(text=text, terms=terms)
+        case [prompt, response]:
+            return spoken(prompt, response, served, terms)
+        case _:
+            raise InvalidRequest(
+                "an input is a text or a pair of texts; a batch is a list of such lists", field="inputs"
+            )
+
+
+def _answer(body: PredictRequest, answered: Answered) -> Any:
+    numbers = answered.numbers if body.raw_scores else [sigmoid(number) for number in answered.numbers]
+    predictions = [[{"score": number, "label": LABEL}] for number in numbers]
+    return predictions if _is_batch(body) else predictions[0]
+
+
+def _headers(body: PredictRequest, answered: Answered) -> dict[str, str]:
+    total = _ms(answered.seconds)
+    return {
+        "x-compute-type": answered.served.loaded.identity.device,
+        "x-compute-time": total,
+        "x-compute-characters": str(sum(len(text) for sequence in _sequences(body) for text in sequence)),
+        "x-compute-tokens": str(answered.n_tokens),
+        "x-total-time": total,
+        "x-tokenization-time": _ms(max((r.encode_s for r in answered.results), default=0.0)),
+        "x-queue-time": _ms(max((r.queue_s for r in answered.results), default=0.0)),
+        "x-inference-time": _ms(max((r.forward_s for r in answered.results), default=0.0)),
+    }
+
+
+def _ms(seconds: float) -> str:
+    return str(round(1000 * seconds))
+
+
+def _refuse(error: RequestRefused, overload_status: int) -> Response:
+    """`{"error", "error_type"}` with TEI's statuses, our code beside it."""
+    kind, status = _KINDS.get(type(error), ("validation", error.status))
+    if isinstance(error, Overloaded):
+        status = overload_status
+    headers = {k: v for k, v in problem(error).headers.items() if k == "retry-after"}
+    return json_response({"error": error.message, "error_type": kind, "code": error.code}, status, headers)
+
+
+_KINDS: dict[type[RequestRefused], tuple[str, int]] = {
+    Overloaded: ("overloaded", Overloaded.status),
+    Loading: ("unhealthy", Loading.status),
+    ShuttingDown: ("unhealthy", ShuttingDown.status),
+    SampleFailed: ("backend", _BACKEND_STATUS),
+    SampleRefused: ("validation", SampleRefused.status),
+}
+
+
+PREDICT = Dialect(
+    path="/predict",
+    callers="clients of text-embeddings-inference",
+    body=PredictRequest,
+    ask=_ask,
+    answer=_answer,
+    number="raw",
+    null="the request is refused",
+    headers=_headers,
+    refuse=_refuse,
+)

@@ -1,0 +1,74 @@
+"""Which training a request belongs to, where its body has no place to say so: from its URL, or from its headers.
+
+Most trainers let a user set nothing but a URL. A key is never read from one: URLs end up in logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+from starlette.types import Scope
+
+from service.api.headers import header
+from service.errors import InvalidRequest
+
+LONGEST_NAME = 256
+_DIGITS = 18
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a URL and headers say beside the body. `options` are further query parameters, as they came."""
+
+    run: str | None
+    step: int | None
+    options: Mapping[str, str]
+
+
+NOTHING = Said(None, None, {})
+
+
+def read(scope: Scope, options: Collection[str] = ()) -> Said:
+    """`?run=` and `?step=`, else `x-run` and `x-step`. Raise `InvalidRequest` for a parameter that nobody reads."""
+    run, step = header(scope, b"x-run"), header(scope, b"x-step")
+    if run is None and step is None and not scope["query_string"]:
+        return NOTHING
+    asked = _query(scope["query_string"], {*options, "run", "step"})
+    said = {"run": _text(run), "step": _text(step), **asked}
+    return Said(_name(said["run"]), _step(said["step"]), {k: v for k, v in asked.items() if k in options})
+
+
+def _query(query: bytes, known: Collection[str]) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict")
+    except ValueError:
+        raise InvalidRequest("the query of the URL is not readable", field="query") from None
+    unknown = [name for name, _ in pairs if name not in known]
+    if unknown:
+        # Not named: whoever puts a key there should not find it in an answer, or in whatever keeps answers.
+        raise InvalidRequest(
+            f"the URL has a query parameter that is not read here; known are {', '.join(sorted(known))}. "
+            "A key goes into Authorization: Bearer, or http://:KEY@host/",
+            field="query", n_unknown=len(unknown),
+        )  # fmt: skip
+    return dict(pairs)
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "replace")
+
+
+def _name(run: str | None) -> str | None:
+    if run is not None and len(run) > LONGEST_NAME:
+        raise InvalidRequest(f"run is longer than {LONGEST_NAME} characters", field="run", n=len(run))
+    return run or None
+
+
+def _step(step: str | None) -> int | None:
+    if not step:
+        return None
+    if not (step.isascii() and step.isdigit() and len(step) <= _DIGITS):
+        raise InvalidRequest("step must be a whole number, at least 0", field="step")
+    return int(step)
