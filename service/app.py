@@ -95,7 +95,7 @@ def build_house(settings: ServeSettings, keys: frozenset[str]) -> House:
     routes = frozenset(own | {"/docs", "/openapi.json"})
     intake = IntakeLimits(settings.max_body_bytes, settings.max_body_bytes_in_flight, settings.body_timeout_s)
     # From the innermost to the outermost.
-    app: ASGIApp = Straight(api, routers=scoring, overload_status=settings.overload_status)
+    app: ASGIApp = Straight(api, routers=scoring, clock=clock, overload_status=settings.overload_status)
     app = KeyCheck(app, keys=keys, open_paths=OPEN_PATHS)
     app = Intake(app, limits=intake)
     app = Witness(app, routes=routes, clock=clock, tell=_tell_of_requests(metrics, log))

@@ -50,6 +50,13 @@ class TooManySamples(RequestRefused):
     status = 422
 
 
+class KeyReused(RequestRefused):
+    """An idempotency key that belongs to another body."""
+
+    code = "idempotency_key_reused"
+    status = 422
+
+
 class NoSuchAlarm(RequestRefused):
     """Nothing of that name waits to be acknowledged."""
 

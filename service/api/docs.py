@@ -33,6 +33,10 @@ _DEADLINE = {
     "name": "x-deadline-ms", "in": "header", "required": False, "schema": {"type": "integer", "minimum": 0},
     "description": "milliseconds after which the answer is of no use",
 }  # fmt: skip
+_IDEMPOTENCY = {
+    "name": "idempotency-key", "in": "header", "required": False, "schema": {"type": "string", "maxLength": 255},
+    "description": "a repeat with the same key gets the same answer, and is scored and counted once",
+}  # fmt: skip
 _ORIGIN = [
     {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
     for name, schema, description in (
@@ -47,7 +51,10 @@ def operation(body: type[BaseModel]) -> dict[str, Any]:
     content = {"application/json": {"schema": {"$ref": _REF.format(model=body.__name__)}}}
     return {
         "responses": errors(),
-        "openapi_extra": {"requestBody": {"required": True, "content": content}, "parameters": [_DEADLINE, *_ORIGIN]},
+        "openapi_extra": {
+            "requestBody": {"required": True, "content": content},
+            "parameters": [_DEADLINE, _IDEMPOTENCY, *_ORIGIN],
+        },
     }
 
 
@@ -58,7 +65,7 @@ def foreign_operation(body: Any) -> dict[str, Any]:
     return {
         "responses": errors(),
         "openapi_extra": {
-            "requestBody": {"required": True, "content": content}, "parameters": [_DEADLINE, *_ORIGIN]
+            "requestBody": {"required": True, "content": content}, "parameters": [_DEADLINE, _IDEMPOTENCY, *_ORIGIN]
         },
     }  # fmt: skip
 

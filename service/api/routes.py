@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api import body, docs, origin, wire
 from service.api.headers import header
+from service.api.idempotency import Idempotency
 from service.api.problems import refusal
 from service.api.replies import compare_reply, score_reply
 from service.api.schemas import (
@@ -85,11 +86,12 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
 class Straight:
     """Answers POST on these routes itself; everything else, a wrong method on them included, is the framework's."""
 
-    def __init__(self, app: ASGIApp, *, routers: Sequence[APIRouter], overload_status: int) -> None:
+    def __init__(self, app: ASGIApp, *, routers: Sequence[APIRouter], clock: Clock, overload_status: int) -> None:
         self._app = app
         routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
         self._endpoints: dict[str, Endpoint] = {route.path: route.endpoint for route in routes}
         self._overload_status = overload_status
+        self._idempotency = Idempotency(clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass on."""
@@ -98,7 +100,7 @@ class Straight:
             await self._app(scope, receive, send)
             return
         try:
-            response = await endpoint(Request(scope, receive))
+            response = await self._idempotency.once(Request(scope, receive), endpoint)
         except RequestRefused as error:
             response = refusal(error, self._overload_status)
         await response(scope, receive, send)

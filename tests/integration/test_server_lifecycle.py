@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -176,7 +177,19 @@ def test_with_keys_only_who_has_one_is_answered(tmp_path):
     with Server("--backend=echo", f"--keys-file={keys}", "--host=127.0.0.1") as server:
         for key in ("first-key", "second-key"):
             assert server.score(GOOD, authorization=f"Bearer {key}").status_code == 200
-        for wrong in ("Bearer third-key", "Bearer first-key x", "Basic first-key", "first-key", "Bearer", "# team a"):
+            for pair in (f":{key}", f"{key}:", f"anybody:{key}"):  # http://:KEY@host/, http://KEY@host/
+                basic = b64encode(pair.encode()).decode()
+                assert server.score(GOOD, authorization=f"Basic {basic}").status_code == 200
+        for wrong in (
+            "Bearer third-key",
+            "Bearer first-key x",
+            "Basic first-key",
+            "Basic Og==",
+            "Basic !",
+            "first-key",
+            "Bearer",
+            "# team a",
+        ):
             refused = server.score(GOOD, authorization=wrong)
             assert code(refused) == (401, "unauthorized")
             assert refused.headers["www-authenticate"] == "Bearer"

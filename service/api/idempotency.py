@@ -1,0 +1,126 @@
+"""A request that is sent again with the same `Idempotency-Key` gets the same answer, and is scored and counted once.
+
+Answers are remembered for a while, within a bound of bytes, in this process only; refusals are not, so that trying again
+is of use. A repeat that comes while the first is being answered waits for it. The header is that of the IETF's draft
+(draft-ietf-httpapi-idempotency-key-header). Belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.api.headers import header
+from service.clock import Clock
+from service.errors import InvalidRequest, KeyReused
+
+HEADER = b"idempotency-key"
+_LONGEST_KEY = 255
+_OK = 200
+
+
+_BESIDE_THE_BODY = 1024
+"""Bytes that an answer takes beside its own, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What was answered to a key, when, and to which body."""
+
+    response: Response
+    body_digest: bytes
+    at: float
+
+    @property
+    def n_bytes(self) -> int:
+        return len(self.response.body) + _BESIDE_THE_BODY
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """A key that is being answered."""
+
+    body_digest: bytes
+    is_over: asyncio.Event
+
+
+class Idempotency:
+    """Answers by key. At most `max_bytes` of them, none older than `max_age_s`."""
+
+    def __init__(self, clock: Clock, *, max_bytes: int = 64 * 2**20, max_age_s: float = 600.0) -> None:
+        self._clock = clock
+        self._max_bytes = max_bytes
+        self._max_age_s = max_age_s
+        self._coming: dict[bytes, _Coming] = {}
+        self._answers: OrderedDict[bytes, _Answer] = OrderedDict()
+        self._n_bytes = 0
+
+    async def once(self, request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        """`answer(request)`, or what it answered to the same key before. Raise what it raises, and `KeyReused`."""
+        offered = header(request.scope, HEADER)
+        if offered is None:
+            return await answer(request)
+        if not 0 < len(offered) <= _LONGEST_KEY:
+            raise InvalidRequest(f"an idempotency key has 1 to {_LONGEST_KEY} bytes", field="idempotency-key")
+        name, digest = _name(request, offered), hashlib.sha256(await request.body()).digest()
+        while (coming := self._coming.get(name)) is not None:
+            _check(coming.body_digest, digest)
+            await coming.is_over.wait()  # refused or given up: then the next one asks himself
+        self._let_go()
+        known = self._answers.get(name)
+        if known is None:
+            return await self._first(name, digest, request, answer)
+        _check(known.body_digest, digest)
+        return _again(known.response)
+
+    async def _first(
+        self, name: bytes, digest: bytes, request: Request, answer: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        coming = self._coming[name] = _Coming(digest, asyncio.Event())
+        try:
+            response = await answer(request)
+            if response.status_code == _OK:
+                self._keep(name, _Answer(response, digest, self._clock.now()))
+            return response
+        finally:
+            del self._coming[name]
+            coming.is_over.set()
+
+    def _keep(self, name: bytes, answer: _Answer) -> None:
+        self._answers[name] = answer
+        self._n_bytes += answer.n_bytes
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Forget the oldest answers beyond the bounds."""
+        oldest = self._clock.now() - self._max_age_s
+        while self._answers:
+            name, answer = next(iter(self._answers.items()))
+            if answer.at >= oldest and self._n_bytes <= self._max_bytes:
+                return
+            del self._answers[name]
+            self._n_bytes -= answer.n_bytes
+
+
+def _check(known: bytes, digest: bytes) -> None:
+    if known != digest:
+        raise KeyReused("this idempotency key was sent with another body before; every request has its own")
+
+
+def _name(request: Request, offered: bytes) -> bytes:
+    """A key is its sender's own, on one route."""
+    sender = header(request.scope, b"authorization") or b""
+    parts = (request.scope["path"].encode(), request.scope["query_string"], sender, offered)
+    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).digest()
+
+
+def _again(response: Response) -> Response:
+    return Response(
+        response.body, response.status_code, headers={"idempotency-replayed": "true"}, media_type=response.media_type
+    )
