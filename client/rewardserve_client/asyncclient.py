@@ -19,7 +19,7 @@ import httpx
 from rewardserve_client import replies
 from rewardserve_client.chunks import chunks_of
 from rewardserve_client.circuit import Circuit
-from rewardserve_client.configuration import Limits, key_from, urls_from
+from rewardserve_client.configuration import LONGEST_CALL_S, Limits, key_from, urls_from
 from rewardserve_client.course import Ask, Asking, Course, Means, R, attempts, refusal, seen_through
 from rewardserve_client.errors import MixedModels, RequestRefused, Unavailable
 from rewardserve_client.patience import Backoff, Luck
@@ -62,7 +62,7 @@ class AsyncRewardClient:
         url: str | Sequence[str] | None = None,
         *,
         api_key: str | None = None,
-        deadline_s: float = 300.0,
+        deadline_s: float = LONGEST_CALL_S,
         on_failure: OnFailure = "raise",
         on_mixed: OnMixed = "flag",
         limits: Limits | None = None,

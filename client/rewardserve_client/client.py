@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from rewardserve_client.asyncclient import AsyncRewardClient, OnFailure, OnMixed, Progress, World
-from rewardserve_client.configuration import Limits
+from rewardserve_client.configuration import LONGEST_CALL_S, Limits
 from rewardserve_client.patience import Backoff
 from rewardserve_client.records import Comparisons, Scores
 from rewardserve_client.samples import Sample
@@ -34,7 +34,7 @@ class RewardClient:
         url: str | Sequence[str] | None = None,
         *,
         api_key: str | None = None,
-        deadline_s: float = 300.0,
+        deadline_s: float = LONGEST_CALL_S,
         on_failure: OnFailure = "raise",
         on_mixed: OnMixed = "flag",
         limits: Limits | None = None,

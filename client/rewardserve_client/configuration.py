@@ -5,6 +5,7 @@ A key is never written into a message.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,10 @@ URL = "REWARDSERVE_URL"
 API_KEY = "REWARDSERVE_API_KEY"
 RUN = "REWARDSERVE_RUN"
 DEADLINE_S = "REWARDSERVE_DEADLINE_S"
+END_TEXT = "REWARDSERVE_END_TEXT"
+
+LONGEST_CALL_S = 300.0
+"""What a call may take where nobody says otherwise: a server that is started anew has loaded its model by then."""
 
 _KEY = re.compile(r"[\x21-\x7e]+")
 
@@ -67,19 +72,27 @@ def run_from(environment: Mapping[str, str] = os.environ) -> str | None:
     return environment.get(RUN) or None
 
 
-def deadline_from(environment: Mapping[str, str] = os.environ) -> float | None:
+def deadline_from(environment: Mapping[str, str] = os.environ) -> float:
     """Seconds that a call may take, for adapters that nobody passes them to. Raise `Misconfigured`."""
-    text = environment.get(DEADLINE_S)
     try:
-        return float(text) if text else None
+        seconds = float(environment.get(DEADLINE_S) or LONGEST_CALL_S)
     except ValueError:
-        raise Misconfigured(f"{DEADLINE_S} is no number of seconds") from None
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise Misconfigured(f"{DEADLINE_S} is no number of seconds")
+    return seconds
+
+
+def end_text_from(environment: Mapping[str, str] = os.environ) -> str | None:
+    """What a response of the policy ends with unless it was cut off, for adapters that see rendered text."""
+    return environment.get(END_TEXT) or None
 
 
 def _checked(url: str) -> str:
     try:
         parts = urlsplit(url)
         has_user = parts.username is not None or parts.password is not None
+        _ = parts.port  # read for its check
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.query or parts.fragment)
     except ValueError:
         good, has_user = False, False

@@ -19,17 +19,34 @@ _async_clients: dict[int, AsyncRewardClient] = {}
 
 def client() -> RewardClient:
     """The blocking one. Raise `Misconfigured` if the environment names no server."""
+    pid = os.getpid()
     with _lock:
-        return _clients.setdefault(os.getpid(), _clients.get(os.getpid()) or RewardClient(deadline_s=_deadline_s()))
+        if pid not in _clients:
+            _clients[pid] = RewardClient(deadline_s=deadline_from())
+        return _clients[pid]
 
 
 def async_client() -> AsyncRewardClient:
     """The asynchronous one. Raise `Misconfigured` if the environment names no server."""
+    pid = os.getpid()
     with _lock:
-        return _async_clients.setdefault(
-            os.getpid(), _async_clients.get(os.getpid()) or AsyncRewardClient(deadline_s=_deadline_s())
-        )
+        if pid not in _async_clients:
+            _async_clients[pid] = AsyncRewardClient(deadline_s=deadline_from())
+        return _async_clients[pid]
 
 
-def _deadline_s() -> float:
-    return deadline_from() or 300.0
+def forget() -> None:
+    """Hang up; the next call reads the environment again. Asynchronous connections end with their event loop."""
+    with _lock:
+        old = _clients.pop(os.getpid(), None)
+        _async_clients.pop(os.getpid(), None)
+    if old is not None:
+        old.close()
+
+
+def _new_lock() -> None:
+    global _lock  # a fork may have happened while another thread held it
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_lock)

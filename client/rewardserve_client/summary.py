@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rewardserve_client.errors import RunBlocked
+from rewardserve_client.errors import NotScored, RunBlocked
 from rewardserve_client.records import Result, Scores
 
 
@@ -43,18 +43,24 @@ def stop_if_blocked(scores: Scores) -> Scores:
     return scores
 
 
+def reward_of(result: Result) -> float:
+    """The reward, for trainers that cannot leave a sample out. Raise `NotScored` with the server's reason."""
+    if result.reward is None:
+        assert result.error is not None
+        raise NotScored(result.error.code, result.error.message)
+    return result.reward
+
+
 def numbers(result: Result) -> dict[str, float]:
-    """One scored sample as floats, for trainers that log numbers only. `normalized` is `raw` where there is none."""
-    assert result.reward is not None
-    assert result.raw is not None
+    """One scored sample as floats under fixed names, for trainers that log numbers only. NaN where there is none."""
     return {
-        "raw_reward": result.raw,
-        "normalized": result.raw if result.normalized is None else result.normalized,
+        "raw_reward": math.nan if result.raw is None else result.raw,
+        "normalized": math.nan if result.normalized is None else result.normalized,
         "capped": float(result.capped),
         "flagged": float(bool(result.flags)),
         "truncated": float(result.truncated),
         "missing_end": float(result.missing_end),
-        "scored": 1.0,
+        "scored": float(result.reward is not None),
     }
 
 

@@ -318,7 +318,7 @@ def test_comparisons_are_asked_for_in_chunks_that_count_responses():
 
     with NastyServer(otherwise=ranks) as server, client_of(server, limits=Limits(chunk_samples=4)) as client:
         done = client.compare([{"prompt": f"p{i}", "responses": ["a", "b"]} for i in range(5)], tie_margin=0.5)
-        assert [len(request.json["comparisons"]) for request in server.requests] == [2, 2, 1]
+        assert sorted(len(request.json["comparisons"]) for request in server.requests) == [1, 2, 2]
         assert {request.json["tie_margin"] for request in server.requests} == {0.5}
     assert [r.ranking for r in done.results] == [(0, 1)] * 5
 
