@@ -1,6 +1,6 @@
 """What is sent: a caller's sample or comparison -> its JSON, and the prompt that says where it belongs.
 
-What is in a sample is judged by the server. Here only what would spoil its neighbours is refused.
+What may be in a sample is the server's to say. Here only what cannot be sent is refused.
 """
 
 from __future__ import annotations
@@ -14,11 +14,6 @@ from typing import Any, NamedTuple
 from rewardserve_client.errors import Misconfigured
 
 Message = Mapping[str, Any]
-
-SAMPLE_FIELDS = frozenset(
-    {"id", "prompt", "response", "messages", "text", "input_ids", "finish_reason", "reference_rewards"}
-)
-COMPARISON_FIELDS = frozenset({"id", "prompt", "responses"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +72,16 @@ def kl_on_the_wire(kl: float | None) -> float | None:
 
 
 def _sample_item(place: int, sample: Sample | Mapping[str, Any], call: str) -> Item:
-    fields = _fields_of(sample) if isinstance(sample, Sample) else _known(sample, SAMPLE_FIELDS, place)
+    fields = _fields_of(sample) if isinstance(sample, Sample) else dict(sample)
     group = sample.group if isinstance(sample, Sample) else None
-    sample_id = fields.setdefault("id", f"{call}-{place}")
+    sample_id = _named(fields, place, call)
     written = _written(fields, place)
     return Item(place, sample_id, written, _group(fields) if group is None else _bytes(group))
 
 
 def _comparison_item(place: int, comparison: Mapping[str, Any], call: str) -> Item:
-    fields = _known(comparison, COMPARISON_FIELDS, place)
-    comparison_id = fields.setdefault("id", f"{call}-{place}")
+    fields = dict(comparison)
+    comparison_id = _named(fields, place, call)
     if not isinstance(fields.get("responses"), list | tuple):
         raise Misconfigured(f"comparison {place} has no list of responses")
     return Item(place, comparison_id, _written(fields, place), _group(fields), len(fields["responses"]))
@@ -106,15 +101,16 @@ def _fields_of(sample: Sample) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _known(given: Mapping[str, Any], names: frozenset[str], place: int) -> dict[str, Any]:
-    if unknown := sorted(str(name) for name in given if name not in names):
-        raise Misconfigured(f"sample {place} has unknown fields {unknown}; known are {sorted(names)}")
-    return {name: value for name, value in given.items() if value is not None}
+def _named(fields: dict[str, Any], place: int, call: str) -> str:
+    """The caller's id, or a new one that is entered into `fields`."""
+    if fields.get("id") is None:
+        fields["id"] = f"{call}-{place}"
+    if not isinstance(fields["id"], str):
+        raise Misconfigured(f"the id of sample {place} is no string")
+    return fields["id"]
 
 
 def _written(fields: Mapping[str, Any], place: int) -> bytes:
-    if not isinstance(fields["id"], str):
-        raise Misconfigured(f"the id of sample {place} is no string")
     try:
         return _dumps(fields)
     except (TypeError, ValueError) as error:
