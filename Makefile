@@ -12,8 +12,9 @@ BENCH ?=
 
 GYM ?=
 DRILL ?=
+SOAK ?=
 
-.PHONY: help setup serve test check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill rules dashboards train-default clean
+.PHONY: help setup serve test check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +29,7 @@ help:
 	@echo "make gym            over-optimisation with a known true reward: pipelines, and when the trip wires page"
 	@echo "make drill          real servers, Prometheus, Alertmanager: how soon an exploit is told (DRILL=--data FOLDER)"
 	@echo "make gym-report     the same once more, and over HTTP through a real server, with a page of plots (runs/gym.html)"
+	@echo "make soak           servers are killed under the client: no sample lost, doubled or made up (SOAK=--backend=torch)"
 	@echo "make rules          write the alert rules again from the thresholds of the trip wires"
 	@echo "make dashboards     write the Grafana dashboards again"
 	@echo "make train-default  train the default model again (DATA=folder with the preference files)"
@@ -83,6 +85,9 @@ gym-report: setup
 
 drill: setup
 	@$(BIN)/python -m benchmarks.drill $(DRILL)
+
+soak: setup
+	@$(BIN)/python -m benchmarks.soak $(SOAK)
 
 rules: setup
 	@$(BIN)/python -m service.rules > monitoring/prometheus/rules/tripwires.yml
