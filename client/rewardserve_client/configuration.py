@@ -1,0 +1,103 @@
+"""Addresses and key, from arguments or the environment, checked before anything is sent.
+
+A key is never written into a message.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from rewardserve_client.errors import Misconfigured
+
+URL = "REWARDSERVE_URL"
+API_KEY = "REWARDSERVE_API_KEY"
+RUN = "REWARDSERVE_RUN"
+DEADLINE_S = "REWARDSERVE_DEADLINE_S"
+END_TEXT = "REWARDSERVE_END_TEXT"
+
+LONGEST_CALL_S = 300.0
+"""What a call may take where nobody says otherwise: a server that is started anew has loaded its model by then."""
+
+_KEY = re.compile(r"[\x21-\x7e]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of a call is under way at one time.
+
+    `chunk_samples` and `chunk_bytes` bound one request, `chunks_at_once` one call, `connections` the whole client.
+    `attempt_s` is the longest that one attempt may take; `sample_retries` how often single samples are tried again.
+    """
+
+    chunk_samples: int = 64
+    chunk_bytes: int = 8 * 2**20
+    chunks_at_once: int = 8
+    connections: int = 64
+    attempt_s: float = 120.0
+    sample_retries: int = 2
+
+    def __post_init__(self) -> None:
+        """Raise `Misconfigured`."""
+        least = min(self.chunk_samples, self.chunk_bytes, self.chunks_at_once, self.connections)
+        if least < 1 or self.attempt_s <= 0 or self.sample_retries < 0:
+            raise Misconfigured(f"limits must be positive: {self}")
+
+
+def urls_from(given: str | Sequence[str] | None, environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """The servers, without doubles and trailing slashes. Raise `Misconfigured`."""
+    if given is None:
+        given = environment.get(URL, "")
+    listed = given.split(",") if isinstance(given, str) else given
+    urls = tuple(dict.fromkeys(_checked(url.strip()) for url in listed if url.strip()))
+    if not urls:
+        raise Misconfigured(f"no server: pass its URL, or set {URL} (several: separated by commas)")
+    return urls
+
+
+def key_from(given: str | None, environment: Mapping[str, str] = os.environ) -> str | None:
+    """The key, None where there is none. Raise `Misconfigured` for one that no header can carry."""
+    key = (environment.get(API_KEY, "") if given is None else given).strip()
+    if key and not _KEY.fullmatch(key):
+        raise Misconfigured(f"the API key (api_key or {API_KEY}) has characters that no header can carry")
+    return key or None
+
+
+def run_from(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The name of the run, for adapters that nobody passes one to."""
+    return environment.get(RUN) or None
+
+
+def deadline_from(environment: Mapping[str, str] = os.environ) -> float:
+    """Seconds that a call may take, for adapters that nobody passes them to. Raise `Misconfigured`."""
+    try:
+        seconds = float(environment.get(DEADLINE_S) or LONGEST_CALL_S)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise Misconfigured(f"{DEADLINE_S} is no number of seconds")
+    return seconds
+
+
+def end_text_from(environment: Mapping[str, str] = os.environ) -> str | None:
+    """What a response of the policy ends with unless it was cut off, for adapters that see rendered text."""
+    return environment.get(END_TEXT) or None
+
+
+def _checked(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        has_user = parts.username is not None or parts.password is not None
+        _ = parts.port  # read for its check
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.query or parts.fragment)
+    except ValueError:
+        good, has_user = False, False
+    if has_user:
+        raise Misconfigured("a server URL holds a user or a password: pass a key as api_key instead")
+    if not good:
+        raise Misconfigured(f"{url!r} is no http:// or https:// URL of a server")
+    return url.rstrip("/")

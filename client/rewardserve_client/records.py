@@ -1,0 +1,120 @@
+"""What comes back: a record for every sample, and what they say together. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+UNAVAILABLE = "unavailable"
+"""The code of a sample that no server answered for in time. All other codes are the server's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one sample has no reward. `code` is stable."""
+
+    code: str
+    message: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which model said it. `epoch` counts the models that one server process has served: it differs between replicas."""
+
+    model: str
+    epoch: int
+    contract: str
+    calibration: str | None
+    pipeline: str
+
+    @property
+    def meaning(self) -> tuple[str, str, str | None, str]:
+        """What must be equal for two rewards to mean the same."""
+        return self.model, self.contract, self.calibration, self.pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one sample. Either `reward` or `error` is there, never both."""
+
+    id: str
+    reward: float | None = None
+    raw: float | None = None
+    normalized: float | None = None
+    heads: Mapping[str, float] | None = None
+    stages: Mapping[str, float] | None = None
+    notes: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    tokens: int | None = None
+    truncated: bool = False
+    missing_end: bool = False
+    cached: bool = False
+    error: Failure | None = None
+    identity: Identity | None = None
+
+    @property
+    def capped(self) -> bool:
+        """Whether the reward was bent or cut by a cap of the server."""
+        return any("capped" in note for note in self.notes)
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What became of one comparison. `winner` is None inside the tie margin, and where there is an error."""
+
+    id: str
+    ranking: tuple[int, ...] | None = None
+    winner: int | None = None
+    raw: tuple[float, ...] | None = None
+    probabilities: tuple[tuple[float, ...], ...] | None = None
+    margin: float | None = None
+    error: Failure | None = None
+    identity: Identity | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Who answered. `identities` in the order of first appearance."""
+
+    results: tuple[Result, ...] | tuple[Compared, ...]
+
+    @property
+    def identities(self) -> tuple[Identity, ...]:
+        """Every model that made a part of this."""
+        return tuple(dict.fromkeys(r.identity for r in self.results if r.identity is not None))
+
+    @property
+    def model(self) -> Identity | None:
+        """The model that answered first; None where nobody did."""
+        return next(iter(self.identities), None)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether numbers of different meaning stand side by side here."""
+        return len({identity.meaning for identity in self.identities}) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Scores(Answers):
+    """One result a sample, in the order given."""
+
+    results: tuple[Result, ...]
+
+    @property
+    def rewards(self) -> list[float | None]:
+        """The rewards, in the order given; None for what could not be scored."""
+        return [r.reward for r in self.results]
+
+    @property
+    def failed(self) -> tuple[Result, ...]:
+        """Those without a reward."""
+        return tuple(r for r in self.results if r.error is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparisons(Answers):
+    """One result a comparison, in the order given."""
+
+    results: tuple[Compared, ...]

@@ -1,0 +1,197 @@
+"""The bytes of an answer -> records, or `BadAnswer`. Pure.
+
+Trusts nothing: an answer is taken only if it has one entry for every item, each with the id that was sent, each with
+a finite reward or an error and never both. A number that the server did not send comes out nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from rewardserve_client.records import Compared, Failure, Identity, Result
+from rewardserve_client.samples import Item
+
+
+class BadAnswer(Exception):
+    """The server said 200, but this is no answer to what was asked."""
+
+
+def scored(body: bytes, items: Sequence[Item]) -> list[Result]:
+    """The answer of `POST /score`, in the order of `items`."""
+    reply = _object(_parsed(body))
+    identity, results = _identity(reply), _list(reply, "results", len(items))
+    rewards = _list(reply, "rewards", len(items))
+    return [
+        _result(_object(result), reward, item, identity)
+        for result, reward, item in zip(results, rewards, items, strict=True)
+    ]
+
+
+def compared(body: bytes, items: Sequence[Item]) -> list[Compared]:
+    """The answer of `POST /compare`, in the order of `items`."""
+    reply = _object(_parsed(body))
+    identity, results = _identity(reply), _list(reply, "results", len(items))
+    return [_compared(_object(result), item, identity) for result, item in zip(results, items, strict=True)]
+
+
+def described(body: bytes) -> dict[str, Any]:
+    """The answer of `GET /model`."""
+    return dict(_object(_parsed(body)))
+
+
+def refused(body: bytes, status: int) -> Failure:
+    """What an answer other than 200 says; a proxy's page says nothing but its status."""
+    try:
+        error = _object(_object(_parsed(body))["error"])
+        return _failure(error)
+    except (BadAnswer, KeyError):
+        return Failure(f"http_{status}", "the answer is not the server's own; something in between sent it")
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        # Its message might quote the answer.
+        raise BadAnswer("the answer is no JSON") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def _result(result: Mapping[str, Any], reward: Any, item: Item, identity: Identity) -> Result:
+    _check_id(result, item)
+    if result.get("reward") != reward:
+        raise BadAnswer("a reward is said twice, and differently")
+    error = result.get("error")
+    if (error is None) == (reward is None):
+        raise BadAnswer("a sample has both a reward and an error, or neither")
+    return Result(
+        id=item.id,
+        reward=_number(reward),
+        raw=_number(result.get("raw")),
+        normalized=_number(result.get("normalized")),
+        heads=_numbers(result.get("heads")),
+        stages=_numbers(result.get("stages")),
+        notes=_words(result.get("notes")),
+        flags=_words(result.get("flags")),
+        tokens=_count(result.get("tokens")),
+        truncated=result.get("truncated") is True,
+        missing_end=result.get("missing_end") is True,
+        cached=result.get("cached") is True,
+        error=None if error is None else _failure(_object(error)),
+        identity=identity,
+    )
+
+
+def _compared(result: Mapping[str, Any], item: Item, identity: Identity) -> Compared:
+    _check_id(result, item)
+    if result.get("error") is not None:
+        return Compared(item.id, error=_failure(_object(result["error"])), identity=identity)
+    n = item.weight
+    ranking = tuple(_list(result, "ranking", n))
+    if sorted(_count(i) or 0 for i in ranking) != list(range(n)):
+        raise BadAnswer("a ranking does not name every response once")
+    winner = _count(result.get("winner"))
+    if winner is not None and not 0 <= winner < n:
+        raise BadAnswer("the winner is none of the responses")
+    return Compared(
+        id=item.id,
+        ranking=ranking,
+        winner=winner,
+        raw=_row(_list(result, "raw", n)),
+        probabilities=tuple(_row(_as_list(row, n)) for row in _list(result, "probabilities", n)),
+        margin=_must(_number(result.get("margin"))),
+        identity=identity,
+    )
+
+
+def _check_id(result: Mapping[str, Any], item: Item) -> None:
+    if result.get("id") != item.id:
+        raise BadAnswer("the answer is to other ids than were sent")
+
+
+def _identity(reply: Mapping[str, Any]) -> Identity:
+    calibration = reply.get("calibration")
+    return Identity(
+        model=_text(reply.get("model")),
+        epoch=_must(_count(reply.get("model_epoch"))),
+        contract=_text(reply.get("contract")),
+        calibration=None if calibration is None else _text(calibration),
+        pipeline=_text(reply.get("pipeline")),
+    )
+
+
+def _failure(error: Mapping[str, Any]) -> Failure:
+    details = {name: value for name, value in error.items() if name not in ("code", "message")}
+    return Failure(_text(error.get("code")), _text(error.get("message")), details)
+
+
+# -- one value ------------------------------------------------------------------------------------------------
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise BadAnswer("something that should be an object is none")
+    return value
+
+
+def _list(fields: Mapping[str, Any], name: str, n: int) -> list[Any]:
+    return _as_list(fields.get(name), n, name)
+
+
+def _as_list(value: Any, n: int, name: str = "a list") -> list[Any]:
+    if not isinstance(value, list):
+        raise BadAnswer(f"{name} is no list")
+    if len(value) != n:
+        raise BadAnswer(f"{name} has {len(value)} entries for {n} that were asked")
+    return value
+
+
+def _number(value: Any) -> float | None:
+    """Raise `BadAnswer` for what is neither a finite number nor None. A bool is no number."""
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise BadAnswer("something that should be a number is none")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise BadAnswer("a number is not finite")
+    return number
+
+
+def _must(value: Any) -> Any:
+    if value is None:
+        raise BadAnswer("a number is missing")
+    return value
+
+
+def _row(values: Sequence[Any]) -> tuple[float, ...]:
+    return tuple(_must(_number(value)) for value in values)
+
+
+def _count(value: Any) -> int | None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise BadAnswer("something that should be a count is none")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise BadAnswer("something that should be a text is none")
+    return value
+
+
+def _numbers(value: Any) -> dict[str, float] | None:
+    return None if value is None else {name: _must(_number(v)) for name, v in _object(value).items()}
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    return () if value is None else tuple(map(_text, value if isinstance(value, list) else [None]))

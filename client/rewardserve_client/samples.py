@@ -1,0 +1,139 @@
+"""What is sent: a caller's sample or comparison -> its JSON, and the prompt that says where it belongs.
+
+What may be in a sample is the server's to say. Here only what cannot be sent is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from rewardserve_client.errors import Misconfigured
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One conversation to score. Give exactly one of: prompt and response; messages; text; input_ids.
+
+    `finish_reason="length"` says that the policy was cut off. Samples with the same `group` go to the same server in
+    one request; default: the prompt, or the whole of a text whose prompt nobody knows.
+    """
+
+    prompt: str | Sequence[Message] | None = None
+    response: str | None = None
+    messages: Sequence[Message] | None = None
+    text: str | None = None
+    input_ids: Sequence[int] | None = None
+    finish_reason: str = "stop"
+    reference_rewards: Sequence[float] = ()
+    id: str | None = None
+    group: str | None = None
+
+
+class Item(NamedTuple):
+    """One sample or comparison on its way: its place in the call, its id, its JSON, where it belongs, what it counts."""
+
+    place: int
+    id: str
+    json: bytes
+    group: bytes
+    weight: int = 1
+
+
+def sample_items(samples: Iterable[Sample | Mapping[str, Any]], call: str) -> list[Item]:
+    """Samples without an id get one that no other call uses: `call` is part of it. Raise `Misconfigured`."""
+    return [_sample_item(i, sample, call) for i, sample in enumerate(samples)]
+
+
+def comparison_items(comparisons: Iterable[Mapping[str, Any]], call: str) -> list[Item]:
+    """As `sample_items`; a comparison weighs as much as it has responses."""
+    return [_comparison_item(i, comparison, call) for i, comparison in enumerate(comparisons)]
+
+
+def head(list_name: str, **fields: Any) -> bytes:
+    """The beginning of a body, up to the first item. Fields that are None are left out."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    return _dumps({**given, list_name: []})[:-2]
+
+
+def body(start: bytes, items: Sequence[Item]) -> bytes:
+    """A whole body."""
+    return start + b",".join([item.json for item in items]) + b"]}"
+
+
+def kl_on_the_wire(kl: float | None) -> float | None:
+    """An estimate of a KL divergence may be below zero, the divergence is not; what is no number is not sent."""
+    return None if kl is None or not math.isfinite(kl) else max(0.0, kl)
+
+
+def _sample_item(place: int, sample: Sample | Mapping[str, Any], call: str) -> Item:
+    fields = _fields_of(sample) if isinstance(sample, Sample) else dict(sample)
+    group = sample.group if isinstance(sample, Sample) else None
+    sample_id = _named(fields, place, call)
+    written = _written(fields, place)
+    return Item(place, sample_id, written, _group(fields) if group is None else _bytes(group))
+
+
+def _comparison_item(place: int, comparison: Mapping[str, Any], call: str) -> Item:
+    fields = dict(comparison)
+    comparison_id = _named(fields, place, call)
+    if not isinstance(fields.get("responses"), list | tuple):
+        raise Misconfigured(f"comparison {place} has no list of responses")
+    return Item(place, comparison_id, _written(fields, place), _group(fields), len(fields["responses"]))
+
+
+def _fields_of(sample: Sample) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "prompt": sample.prompt if isinstance(sample.prompt, str | None) else list(sample.prompt),
+        "response": sample.response,
+        "messages": None if sample.messages is None else list(sample.messages),
+        "text": sample.text,
+        "input_ids": None if sample.input_ids is None else [int(token) for token in sample.input_ids],
+        "finish_reason": sample.finish_reason,
+        "reference_rewards": [float(r) for r in sample.reference_rewards] or None,
+        "id": sample.id,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _named(fields: dict[str, Any], place: int, call: str) -> str:
+    """The caller's id, or a new one that is entered into `fields`."""
+    if fields.get("id") is None:
+        fields["id"] = f"{call}-{place}"
+    if not isinstance(fields["id"], str):
+        raise Misconfigured(f"the id of sample {place} is no string")
+    return fields["id"]
+
+
+def _written(fields: Mapping[str, Any], place: int) -> bytes:
+    try:
+        return _dumps(fields)
+    except (TypeError, ValueError) as error:
+        # The message of json.dumps names a type or says "out of range"; neither quotes what was given.
+        raise Misconfigured(f"sample {place} is no JSON: {error}") from None
+
+
+def _group(fields: Mapping[str, Any]) -> bytes:
+    """The prompt, the same bytes in whichever form it was given."""
+    prompt = fields.get("prompt")
+    if prompt is None and fields.get("messages"):
+        prompt = list(fields["messages"])[:-1]
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if prompt is not None:
+        return _dumps([[m.get("role"), m.get("content")] for m in prompt if isinstance(m, Mapping)])
+    return _dumps(fields.get("text") or fields.get("input_ids"))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _dumps(value: Any) -> bytes:
+    # ASCII: a lone surrogate in a text is the server's to refuse, for that sample alone.
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()

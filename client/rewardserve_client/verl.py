@@ -1,0 +1,85 @@
+"""The custom reward function of verl's reward loop, by path or as `pkg://rewardserve_client.verl`.
+
+    reward.custom_reward_function.path=pkg://rewardserve_client.verl  (name: compute_score)
+
+verl calls it once a sample. The prompt is not among its arguments: it is read from `extra_info["prompt"]`, which your
+data must carry (a text or a list of messages); the agent loop adds `raw_prompt` by itself. verl strips special tokens
+and does not say whether a response was cut off: `extra_info["finish_reason"]` may.
+
+A sample without a reward raises. The managers `naive`, `dapo`, `gdpo` and `remote` let that end the run;
+`rate_limited` would turn it into 0.0, so do not use that one. Every answer has the same keys, as verl demands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rewardserve_client import shared
+from rewardserve_client.configuration import run_from
+from rewardserve_client.errors import Misconfigured
+from rewardserve_client.records import Scores
+from rewardserve_client.samples import Sample
+from rewardserve_client.summary import numbers, reward_of, stop_if_blocked
+
+PROMPT_KEYS = ("prompt", "raw_prompt")
+
+
+async def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    run: str | None = None,
+    prompt_key: str | None = None,
+    **_given: Any,
+) -> dict[str, float]:
+    """`score` and what stands behind it, all floats. `run` and `prompt_key` may come from `reward_kwargs`.
+
+    Raise `NotScored`, or what `AsyncRewardClient.score` raises.
+    """
+    sample = sample_of(solution_str, extra_info or {}, prompt_key)
+    return answer_of(await shared.async_client().score([sample], run=run or run_from(), step=step_of(extra_info or {})))
+
+
+def compute_score_blocking(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    run: str | None = None,
+    prompt_key: str | None = None,
+    **_given: Any,
+) -> dict[str, float]:
+    """As `compute_score`, for the manager `remote`, which cannot await."""
+    sample = sample_of(solution_str, extra_info or {}, prompt_key)
+    return answer_of(shared.client().score([sample], run=run or run_from(), step=step_of(extra_info or {})))
+
+
+def sample_of(solution_str: str, extra_info: Mapping[str, Any], prompt_key: str | None = None) -> Sample:
+    """Raise `Misconfigured` where the data carries no prompt."""
+    keys = PROMPT_KEYS if prompt_key is None else (prompt_key,)
+    prompt = next((extra_info[key] for key in keys if extra_info.get(key) is not None), None)
+    if prompt is None:
+        raise Misconfigured(f"extra_info has no prompt under {' or '.join(keys)}: add it to your data")
+    finish_reason = "length" if extra_info.get("finish_reason") == "length" else "stop"
+    return Sample(prompt if isinstance(prompt, str) else _messages(prompt), solution_str, finish_reason=finish_reason)
+
+
+def step_of(extra_info: Mapping[str, Any]) -> int | None:
+    """The step of the weights that wrote the response, where the agent loop tells."""
+    step = extra_info.get("max_global_steps")
+    return int(step) if step is not None and int(step) >= 0 else None
+
+
+def answer_of(scores: Scores) -> dict[str, float]:
+    """The answer for one sample."""
+    [result] = stop_if_blocked(scores).results
+    return {"score": reward_of(result), **numbers(result)}
+
+
+def _messages(prompt: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    # A column of messages comes back from parquet as an array; only role and content are known to the server.
+    return [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in prompt]
