@@ -218,7 +218,7 @@ def main() -> int:
 def run(given: argparse.Namespace) -> dict[str, Any]:
     """One whole measurement."""
     model = f"echo:delay_ms={given.delay_ms}" if given.backend == "echo" else given.model
-    flags = (f"--backend={given.backend}", *PLAIN)
+    flags = (f"--backend={given.backend}", "--cache.scores=0", *PLAIN)  # what is remembered proves nothing
     houses = [House(flags, model) for _ in range(given.servers)]
     ledgers, counts = [Ledger() for _ in range(given.workers)], [Counter[str]() for _ in range(given.workers)]
     try:

@@ -228,6 +228,7 @@ class AsyncRewardClient:
         """The connections of the running loop: an httpx client must not be shared across loops."""
         loop = asyncio.get_running_loop()
         if loop not in self._lines:
+            self._drop_lines_of_closed_loops()
             self._lines[loop] = Line(
                 key=self._key,
                 connections=self._limits.connections,
@@ -237,6 +238,12 @@ class AsyncRewardClient:
                 transport=self._transport,
             )
         return self._lines[loop]
+
+    def _drop_lines_of_closed_loops(self) -> None:
+        """Their connections know their loop, so the weak dictionary alone would keep both for ever."""
+        for loop in list(self._lines):
+            if loop.is_closed():
+                del self._lines[loop]
 
     def _deadline(self, seconds: float | None) -> float:
         return self._world.now() + (self.deadline_s if seconds is None else seconds)

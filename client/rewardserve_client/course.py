@@ -112,8 +112,7 @@ def attempts(
     while (left_s := deadline - means.now()) > 0:
         url = means.circuit.pick(order, tried, means.now())
         if url is None:
-            soonest = None if None in hints else min(filter(None, hints), default=None)
-            pause = pause_s(n_rounds, soonest, left_s, means.backoff, means.luck)
+            pause = pause_s(n_rounds, _soonest(hints), left_s, means.backoff, means.luck)
             if pause is None:
                 break
             yield Wait(pause)
@@ -152,6 +151,12 @@ def _answered(chunk: Chunk, asking: Asking[R], means: Means) -> Course[list[R]]:
     done = yield from _answered(Chunk(order, first), asking, means)
     rest = yield from _answered(Chunk(order, second), asking, means)
     return done + rest
+
+
+def _soonest(hints: Sequence[float | None]) -> float | None:
+    """When the first of the servers of a round wants to be asked again; None where one of them names no time."""
+    known = [hint for hint in hints if hint is not None]
+    return min(known) if len(known) == len(hints) else None
 
 
 def _with(reasons: list[str], reason: str) -> list[str]:

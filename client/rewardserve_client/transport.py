@@ -19,6 +19,7 @@ from rewardserve_client.errors import Misconfigured
 from rewardserve_client.verdicts import Answer, Broken, Event
 
 _MOST_BYTES = 256 * 2**20
+_LONGEST_TOLD_S = 10**6  # servers read eleven digits of milliseconds
 _KEEPALIVE_S = 4.0  # shorter than the five seconds after which uvicorn closes an idle connection
 
 
@@ -104,7 +105,7 @@ class Line:
 def _headers(ask: Ask, seconds: float) -> dict[str, str]:
     if ask.body is None:
         return {}
-    left_ms = max(1, math.floor(1000 * seconds))
+    left_ms = max(1, math.floor(1000 * min(seconds, _LONGEST_TOLD_S)))
     return {"content-type": "application/json", "x-deadline-ms": str(left_ms), "idempotency-key": ask.key}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import multiprocessing
@@ -386,6 +387,24 @@ def test_one_asynchronous_client_serves_several_event_loops():
     with NastyServer() as server:
         client = AsyncRewardClient(server.url, backoff=QUICK)
         assert [asyncio.run(once()) for _ in range(3)] == [TRUTH] * 3
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_connections_of_closed_event_loops_are_let_go_of():
+    with NastyServer() as server:
+        client = AsyncRewardClient(server.url, backoff=QUICK)
+        for _ in range(4):
+            assert asyncio.run(client.score(SAMPLES)).rewards == TRUTH
+        assert len(client._lines) == 1
+        client._lines.clear()
+        gc.collect()
+
+
+def test_a_client_may_be_patient_without_end():
+    limits = Limits(attempt_s=float("inf"))
+    with NastyServer() as server, client_of(server, deadline_s=float("inf"), limits=limits) as client:
+        assert client.score(SAMPLES).rewards == TRUTH
+        assert len(server.requests[0].headers["x-deadline-ms"]) <= 11
 
 
 def test_many_threads_share_one_client():

@@ -151,6 +151,13 @@ def test_one_server_of_several_that_names_no_time_is_not_waited_for():
     assert world.waits == [0.0]
 
 
+def test_of_several_servers_that_name_a_time_the_soonest_is_waited_for():
+    world = World(says(503, "overloaded", "20"), says(503, "overloaded", "0"), says(503, "overloaded", "5"), luck=0.0)
+    world.drive(samples_of(1))
+    assert world.waits == [0.0]
+    assert world.urls[3] == ORDER[1]
+
+
 def test_a_retry_after_beyond_the_deadline_ends_it_at_once():
     world = World(says(503, "scorer_failing", "90"))
     [result] = world.drive(samples_of(1), order=ORDER[:1])
