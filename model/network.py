@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -110,9 +111,16 @@ class RewardNetwork(nn.Module):
         return scores_BH @ scores_BH.new_tensor(self.head_weights)
 
     def combined_head(self) -> tuple[Tensor, float]:
-        """The one linear head, `(1, D)`, and the bias that give `raw` directly."""
-        weights_H = self.heads.weight.new_tensor(self.head_weights)
-        return (weights_H @ self.heads.weight)[None].detach(), float(weights_H @ self.bias_H.to(weights_H.device))
+        """The one linear head, `(1, D)`, and the bias that give `raw` directly.
+
+        The same bits on every machine, because a contract names them: products and sums of float64, one by one, rounded
+        once. A matrix product in float32 differs from CPU to CPU in the last digit.
+        """
+        weights_H = torch.tensor(self.head_weights, dtype=torch.float64)
+        products_HD = weights_H[:, None] * self.heads.weight.detach().cpu().double()
+        head_D = reduce(torch.add, products_HD)
+        bias = reduce(torch.add, weights_H * self.bias_H.cpu().double())
+        return head_D[None].to(self.heads.weight), float(bias)
 
     def values_of(self, hidden: Tensor) -> Tensor:
         """The value of every head for hidden states `(..., D)`: `(..., H)` in float32."""

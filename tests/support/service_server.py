@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0  # a busy machine with slow cores takes its time to load a model
 LISTENING = re.compile(r"listening on (http://\S+)")
 READY = re.compile(r"is ready")
 

@@ -144,3 +144,19 @@ def test_heads_without_names_or_weights_are_refused():
         RewardNetwork(backbone, torch.randn(2, 32), ("a", "a"), (1, 1))
     with pytest.raises(ValueError, match="weight each"):
         RewardNetwork(backbone, torch.randn(2, 32), ("a", "b"))
+
+
+def test_the_combined_head_is_rounded_once_from_exact_arithmetic():
+    """A contract names its bits, and two CPUs must not disagree about them."""
+    from fractions import Fraction
+
+    head, weights = torch.randn(3, 32), (0.31735807837282165, 0.1326609263508714, -1.7)
+    network = RewardNetwork(make("llama").backbone, head, ("a", "b", "c"), weights)
+    exact = [sum(Fraction(w) * Fraction(x) for w, x in zip(weights, column, strict=True)) for column in head.T.tolist()]
+    assert network.combined_head()[0][0].tolist() == torch.tensor([float(x) for x in exact]).tolist()
+
+
+def test_a_single_head_is_combined_to_itself():
+    head = torch.tensor([[-0.0, 1e-42, 0.1]]).repeat(1, 11)[:, :32]
+    network = RewardNetwork(make("llama").backbone, head, ("score",), (1.0,))
+    assert network.combined_head()[0].numpy().tobytes() == head.numpy().tobytes()
