@@ -13,12 +13,13 @@ BENCH ?=
 GYM ?=
 DRILL ?=
 
-.PHONY: help setup serve test check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill rules dashboards train-default clean
+.PHONY: help setup serve test test-vllm check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make serve          the server on $(HOST):$(PORT) with the default model (MODEL=, HOST=, PORT=)"
 	@echo "make test           all tests (WORKERS=2)"
+	@echo "make test-vllm      the vllm backend against vLLM itself, on the CPU; installs it into .bench/ (minutes)"
 	@echo "make check          lint, types, import rules"
 	@echo "make bench          the engines side by side, under ten minutes (BENCH=--quick: under one)"
 	@echo "make bench-peers    this server and others side by side; installs them into .bench/ (BENCH=--quick)"
@@ -49,6 +50,11 @@ serve: setup
 
 test: setup
 	@$(BIN)/python -m pytest -n $(WORKERS)
+
+# The last line that the installer prints is the Python of vLLM's environment.
+test-vllm: setup
+	@$(BIN)/python -m tests.vllm.install
+	@"$$($(BIN)/python -m tests.vllm.install | tail -n 1)" -m pytest -n0 tests/vllm
 
 check: setup
 	$(BIN)/ruff check .

@@ -61,6 +61,17 @@ def hold_to_contract(
     return contract, report
 
 
+def refuse_what_files_break(spec: ModelSpec, checkpoint: Checkpoint) -> None:
+    """In strict mode raise `ContractBroken` for what needs no forward to be seen, before an engine takes its time to start."""
+    contract, facts = checkpoint.contract, checkpoint.facts
+    if contract is None or facts is None or spec.contract != "strict":
+        return
+    ids = tuple(_ids_now(checkpoint.encoder, probe) for probe in contract.probes)
+    report = verify(contract, facts, ids, tuple(probe.score for probe in contract.probes))
+    if not report.holds:
+        raise ContractBroken(report)
+
+
 def check_contract(
     contract: ScoringContract, checkpoint: Checkpoint, scorer: Scorer, identity: Identity
 ) -> ContractReport:

@@ -16,7 +16,7 @@ from pathlib import Path
 from model.backends import Identity, LoadedModel, LoadError, ModelSpec
 from model.backends import vllm_api as api
 from model.backends.guard import Guard
-from model.backends.serving import as_load_errors, folder_or_name, hold_to_contract, limited
+from model.backends.serving import as_load_errors, folder_or_name, hold_to_contract, limited, refuse_what_files_break
 from model.backends.vllm_scorer import Loop, VllmScorer
 from model.checkpoint import Checkpoint, CheckpointError, has_own_weights, outline, with_weights, write_labels
 
@@ -31,6 +31,7 @@ def load(spec: ModelSpec) -> LoadedModel:
     with as_load_errors():
         checkpoint = outline(folder_or_name(spec), dtype=spec.dtype)
     served = limited(checkpoint, spec)
+    refuse_what_files_break(spec, checkpoint)
     scorer = _start(checkpoint, spec, served.policy.max_tokens)
     try:
         identity = _identity(served, spec, version, device)
