@@ -14,12 +14,14 @@ GYM ?=
 DRILL ?=
 SOAK ?=
 
-.PHONY: help setup serve test check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak rules dashboards train-default clean
+.PHONY: help setup serve test test-vllm test-trainers check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make serve          the server on $(HOST):$(PORT) with the default model (MODEL=, HOST=, PORT=)"
 	@echo "make test           all tests (WORKERS=2)"
+	@echo "make test-vllm      the vllm backend against vLLM itself, on the CPU; installs it into .bench/ (minutes)"
+	@echo "make test-trainers  TRL, OpenRLHF, verl and LLaMA-Factory against a live server; installs them into .bench/"
 	@echo "make check          lint, types, import rules"
 	@echo "make bench          the engines side by side, under ten minutes (BENCH=--quick: under one)"
 	@echo "make bench-peers    this server and others side by side; installs them into .bench/ (BENCH=--quick)"
@@ -51,6 +53,16 @@ serve: setup
 
 test: setup
 	@$(BIN)/python -m pytest -n $(WORKERS)
+
+# The last line that the installer prints is the Python of vLLM's environment.
+test-vllm: setup
+	@$(BIN)/python -m tests.vllm.install
+	@"$$($(BIN)/python -m tests.vllm.install | tail -n 1)" -m pytest -n0 tests/vllm
+
+# As above; their own warnings are not ours to fail on.
+test-trainers: setup
+	@$(BIN)/python -m tests.trainers.install
+	@"$$($(BIN)/python -m tests.trainers.install | tail -n 1)" -m pytest -o filterwarnings=default tests/trainers
 
 check: setup
 	$(BIN)/ruff check .

@@ -80,6 +80,18 @@ class Scorer(Protocol):
         """How many calls of `score` may run at one time. More than one: the next is prepared while one is computed."""
         ...
 
+    @property
+    def streams(self) -> bool:
+        """Whether batches that run at one time are computed together. Then none is worth holding back for, and how long one
+        took says nothing of its size.
+        """
+        ...
+
+    @property
+    def is_alive(self) -> bool:
+        """False once nothing will be scored any more, and only another process can help."""
+        ...
+
     def score(self, batch: TokenBatch) -> BatchScores:
         """Score every row, in order. Raise `OutOfMemory`, another `ScorerError`, or return one entry a row."""
         ...

@@ -46,7 +46,7 @@ _CANARY_STDS, _CANARY_NOISES = 0.01, 4.0
 
 FIRST_EPOCH = 1
 FIRST_BUDGET = {"cpu": 1024, "cuda": 8192}
-"""Tokens of a batch, by device, until the forwards themselves have said what they take."""
+"""Tokens of a batch, by device, until the forwards themselves have said what they take; of a scorer that streams, for good."""
 LARGEST_BATCH_TOKENS = STEPS[-1]
 
 
@@ -74,7 +74,8 @@ class Engine:
         for paper in self.papers:
             paper.close()
         self.encoder.close()
-        self.loaded.scorer.close()
+        # Waits for processes, where the scorer has some: answers are being written meanwhile.
+        await asyncio.to_thread(self.loaded.scorer.close)
 
 
 def measure_noise(settings: ModelSettings, loaded: LoadedModel) -> NumericNoise | None:
@@ -275,13 +276,14 @@ def _reference(calibration: Calibration | None, pipeline: Pipeline) -> Reference
 def _build_batcher(
     settings: ModelSettings, loaded: LoadedModel, clock: Clock, tell: Callable[[BatchDone], None]
 ) -> Batcher:
-    fixed = settings.batching.max_tokens
+    fixed, first = settings.batching.max_tokens, _first_budget(loaded.identity.device)
+    keeps_budget = bool(fixed) or loaded.scorer.streams
     return Batcher(
         loaded.scorer,
-        Limits(fixed or LARGEST_BATCH_TOKENS, settings.batching.linger_ms / 1000),
+        Limits(fixed or LARGEST_BATCH_TOKENS, settings.batching.linger_ms / 1000, enough_tokens=fixed or first),
         clock,
         tell,
-        pace=None if fixed else Pace.starting_at(_first_budget(loaded.identity.device)),
+        pace=None if keeps_budget else Pace.starting_at(first),
         cache=ScoreCache(settings.cache.scores, FIRST_EPOCH),
     )
 

@@ -127,6 +127,13 @@ class ScorerFailing(RequestRefused):
     status = 503
 
 
+class ScorerDead(RequestRefused):
+    """The scorer will never score again: the process should be started anew. `/livez` says so."""
+
+    code = "scorer_dead"
+    status = 500
+
+
 class ShuttingDown(RequestRefused):
     """Accepted work is finished; new work goes elsewhere."""
 

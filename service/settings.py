@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict, SettingsError
 
-from model.backends import BACKENDS, ModelSpec
+from model.backends import BACKENDS, ModelSpec, VllmSpec
 from model.reward import CombineSettings, PenaltySettings, RewardSettings
 from service.tripwires.baits import Baits, BaitsError
 from service.tripwires.baits import read as read_baits
@@ -48,6 +48,23 @@ class Cache(BaseModel):
 
     scores: int = Field(65_536, ge=0, description="rows whose exact repeat needs no forward, half a kB each; 0: none")
     prefix_mib: int = Field(256, ge=0, description="keys and values of common beginnings, carried to the next batches")
+
+
+class Vllm(BaseModel):
+    """What is asked of vLLM's engine, where the backend is vllm."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tensor_parallel: int = Field(1, gt=0, description="GPUs that each layer is spread over")
+    pipeline_parallel: int = Field(1, gt=0, description="stages of layers, each on GPUs of its own")
+    gpu_memory_utilization: float | None = Field(
+        None, gt=0.0, le=1.0, description="share of a GPU's memory for one model; default: vLLM's"
+    )
+    max_num_seqs: int | None = Field(None, gt=0, description="rows in one forward; default: vLLM's")
+    eager: bool = Field(False, description="nothing is compiled or captured: starts sooner, scores more slowly")
+    patience_s: float = Field(
+        300.0, gt=0.0, description="rows wait and none has come back for so long: the engine counts as dead"
+    )
 
 
 class Combine(BaseModel):
@@ -164,6 +181,7 @@ class ModelSettings(BaseSettings):
         "", description="a second model that judges a share of the samples, for the trip wires only"
     )
     cache: Cache = Cache()
+    vllm: Vllm = Vllm()
     encoder_threads: int = Field(min(4, os.cpu_count() or 1), gt=0, le=64, description="threads that tokenise")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info")
     log_format: Literal["json", "text"] = Field("text")
@@ -213,6 +231,7 @@ class ModelSettings(BaseSettings):
             contract=self.contract,
             max_input_tokens=self.max_input_tokens,
             truncation=self.truncation,
+            vllm=VllmSpec(**dict(self.vllm)),
         )
 
     def wire_plan(self) -> WirePlan:

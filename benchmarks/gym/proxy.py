@@ -103,6 +103,8 @@ class Panel:
     max_tokens: int = CAP
     shares_prefixes: bool = False
     concurrency: int = 1
+    streams: bool = False
+    is_alive: bool = True
 
     @property
     def heads(self) -> tuple[str, ...]:

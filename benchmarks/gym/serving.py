@@ -75,6 +75,8 @@ class AnswerScorer:
     max_tokens: int = MAX_TOKENS
     shares_prefixes: bool = False
     concurrency: int = 1
+    streams: bool = False
+    is_alive: bool = True
 
     def score(self, batch: TokenBatch) -> BatchScores:
         """Score every row, in order. `ScorerError` for an id that is none, or a row without a response."""

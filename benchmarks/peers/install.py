@@ -5,13 +5,15 @@ Where packages come from is pip's configuration's business; it is read when it i
 
 from __future__ import annotations
 
+import ast
 import ctypes.util
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / ".bench"
 _DONE = "installed.json"
 _TCMALLOC = "libtcmalloc_minimal.so.4"
+_PLACES = ("global", "user", "site", "install", ":env:")
+"""Where pip is configured; a later one is heard rather than an earlier one."""
 
 
 class NotInstalled(Exception):
@@ -37,23 +41,63 @@ def python_of(peer: Peer) -> Path:
     """The Python of this peer's environment, made if need be. Raise `NotInstalled`."""
     if not peer.requirements:
         return Path(sys.executable)
-    folder = HOME / peer.name
-    record = json.dumps([sys.version, *peer.requirements])
+    return environment(peer.name, peer.requirements, finish=peer.finish)
+
+
+def environment(
+    name: str,
+    requirements: Sequence[str],
+    alone: Sequence[str] = (),
+    finish: Callable[[Path], None] | None = None,
+) -> Path:
+    """The Python of the environment of this name, made if need be. Raise `NotInstalled`.
+
+    `alone`: without what they depend on. `finish` is told the folder of a new one.
+    """
+    folder = HOME / name
+    record = json.dumps([sys.version, *requirements, *alone])
     done = folder / _DONE
     if not done.is_file() or done.read_text() != record:
-        print(f"installing {peer.name} into {folder.relative_to(ROOT)} (once)", flush=True)
-        _install(folder, peer)
+        print(f"installing {name} into {folder.relative_to(ROOT)} (once)", flush=True)
+        _install(folder, requirements, alone, finish)
         done.write_text(record)
     return folder / "bin" / "python"
 
 
-def _install(folder: Path, peer: Peer) -> None:
+def add(peer: Peer, requirements: Sequence[str], alone: Sequence[str] = ()) -> Path:
+    """The Python of a peer's environment with more in it; what is there already stays as it is. Raise `NotInstalled`.
+
+    `alone`: without what they depend on.
+    """
+    python = python_of(peer)
+    folder = HOME / peer.name
+    record, done = json.dumps([*requirements, *alone]), folder / "added.json"
+    if done.is_file() and done.read_text() == record:
+        return python
+    pip: list[str | Path] = [_uv(), "pip", "install", "--quiet", "--python", python]
+    there = subprocess.run([_uv(), "pip", "freeze", "--python", python], capture_output=True, text=True, check=True)
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as pins:
+        pins.write(there.stdout)
+        pins.flush()
+        _run([*pip, "--constraints", pins.name, *requirements])
+    if alone:
+        _run([*pip, "--no-deps", *alone])
+    done.write_text(record)
+    return python
+
+
+def _install(
+    folder: Path, requirements: Sequence[str], alone: Sequence[str], finish: Callable[[Path], None] | None
+) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     _run([_uv(), "venv", "--quiet", "--python", sys.executable, folder])
-    _run([_uv(), "pip", "install", "--quiet", "--python", folder / "bin" / "python", *peer.requirements])
+    pip: list[str | Path] = [_uv(), "pip", "install", "--quiet", "--python", folder / "bin" / "python"]
+    _run([*pip, *requirements])
+    if alone:
+        _run([*pip, "--no-deps", *alone])
     try:
-        if peer.finish:
-            peer.finish(folder)
+        if finish:
+            finish(folder)
     except (OSError, subprocess.CalledProcessError) as error:
         raise NotInstalled(_last_words(getattr(error, "stderr", "") or str(error))) from error
 
@@ -83,13 +127,23 @@ def _sources() -> dict[str, str]:
     told = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     ).stdout
-    known = {}
-    for line in told.splitlines():
+    return {"UV_HTTP_TIMEOUT": "180", **in_uvs_words(told)}
+
+
+def in_uvs_words(listed: str) -> dict[str, str]:
+    """Variables for uv that say what `pip config list` says. A setting may have several values, by spaces or lines."""
+    told: dict[tuple[str, str], list[str]] = {}
+    for line in listed.splitlines():
         name, _, value = line.partition("=")
-        known[name.rpartition(".")[2]] = value.strip("'\"")
-    links = {"UV_FIND_LINKS": known["find-links"].replace(" ", ",")} if "find-links" in known else {}
-    index = {"UV_DEFAULT_INDEX": known["index-url"]} if "index-url" in known else {}
-    return {"UV_HTTP_TIMEOUT": "180", **links, **index}
+        where, _, setting = name.rpartition(".")
+        told[where, setting] = str(ast.literal_eval(value)).split()
+    known = {setting: values for place in _PLACES for (where, setting), values in told.items() if where == place}
+    words = {"UV_FIND_LINKS": ",".join(known.get("find-links", ())),
+             "UV_DEFAULT_INDEX": " ".join(known.get("index-url", ())),
+             "UV_INDEX": " ".join(known.get("extra-index-url", ())),
+             # As pip does: the best version wherever it is.
+             "UV_INDEX_STRATEGY": "unsafe-best-match" if "extra-index-url" in known else ""}  # fmt: skip
+    return {name: value for name, value in words.items() if value}
 
 
 @cache

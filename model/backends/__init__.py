@@ -22,6 +22,7 @@ from model.scorer import HeadScores, Scorer
 
 BACKENDS: dict[str, str] = {
     "torch": "model.backends.torch:load",
+    "vllm": "model.backends.vllm_backend:load",
     "echo": "model.backends.echo:load",
 }
 
@@ -44,6 +45,20 @@ class ContractBroken(LoadError):
 
 
 @dataclass(frozen=True, slots=True)
+class VllmSpec:
+    """What is asked of vLLM's engine. None: what vLLM takes by itself. `patience_s`: rows wait, and nothing at all has come
+    back for so long: the engine is stuck.
+    """
+
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    gpu_memory_utilization: float | None = None
+    max_num_seqs: int | None = None
+    eager: bool = False
+    patience_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """What the operator asked for. `model` empty: the embedded default.
 
@@ -61,6 +76,7 @@ class ModelSpec:
     contract: Literal["strict", "warn"] = "strict"
     max_input_tokens: int | None = None
     truncation: Truncation | None = None
+    vllm: VllmSpec = VllmSpec()
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,16 @@ class EchoScorer:
         return 1
 
     @property
+    def streams(self) -> bool:
+        """No: one batch after the other."""
+        return False
+
+    @property
+    def is_alive(self) -> bool:
+        """It lives as long as this process."""
+        return True
+
+    @property
     def shares_prefixes(self) -> bool:
         """No: every row is computed for itself."""
         return False

@@ -49,6 +49,16 @@ class EnsembleScorer:
         """What the least of them takes."""
         return min(scorer.concurrency for scorer in self._scorers)
 
+    @property
+    def streams(self) -> bool:
+        """Whether all of them do."""
+        return all(scorer.streams for scorer in self._scorers)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether all of them are."""
+        return all(scorer.is_alive for scorer in self._scorers)
+
     def score(self, batch: TokenBatch) -> BatchScores:
         """Every member's heads for every row. `tokens_computed` counts each member's forward."""
         scored = [scorer.score(batch) for scorer in self._scorers]

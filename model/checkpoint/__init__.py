@@ -5,11 +5,11 @@ weights; OpenRLHF; a causal language model with a separate value head (LLaMA-Fac
 with its head over a base model. A head that is missing is refused: a freshly initialised one scores noise.
 """
 
-from model.checkpoint.reading import read, read_backbone
+from model.checkpoint.reading import has_own_weights, outline, read, read_backbone, with_weights
 from model.checkpoint.record import DTYPES, Checkpoint, CheckpointError
-from model.checkpoint.writing import write, write_calibration, write_contract, write_heads
+from model.checkpoint.writing import write, write_calibration, write_contract, write_heads, write_labels
 
 __all__ = [
-    "DTYPES", "Checkpoint", "CheckpointError", "read", "read_backbone", "write", "write_calibration", "write_contract",
-    "write_heads",
+    "DTYPES", "Checkpoint", "CheckpointError", "has_own_weights", "outline", "read", "read_backbone", "with_weights", "write",
+    "write_calibration", "write_contract", "write_heads", "write_labels",
 ]  # fmt: skip

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from model import hidden
@@ -33,16 +35,25 @@ def read(
     `strip_tail_whitespace` is what to assume where there is no contract: False reads the score at the last token
     that the chat template writes, as a plain `apply_chat_template` gives it.
     """
+    found = outline(path_or_name, dtype=dtype, strip_tail_whitespace=strip_tail_whitespace)
+    return with_weights(found, device=device)
+
+
+def outline(path_or_name: str, *, dtype: str = "auto", strip_tail_whitespace: bool = False) -> Checkpoint:
+    """All that `read` says of a checkpoint, but the backbone has shapes only (torch's meta device): it cannot compute.
+
+    For an engine that loads the weights by itself. The heads are there. Raise `CheckpointError`.
+    """
     folder = resolve(path_or_name)
     base = _base_of(folder)
     config = read_config(base)
     contract = ScoringContract.load(folder)
     form, head = find_head(folder, config)
-    chosen = _choose_dtype(dtype, config, contract)
-    backbone = _load_backbone(base, config, chosen)
     if (folder / ADAPTER_CONFIG).is_file():
-        form, backbone = f"adapter ({form} head)", _merge_adapter(backbone, folder)
-    network = RewardNetwork(backbone, head.weight_HD, head.names, head.weights, head.bias_H).to(device).eval()
+        form = f"adapter ({form} head)"
+    chosen = _choose_dtype(dtype, config, contract)
+    backbone = _outline_backbone(base, config, chosen)
+    network = RewardNetwork(backbone, head.weight_HD, head.names, head.weights, head.bias_H).eval()
     tokenizer = read_tokenizer(folder if (folder / "tokenizer.json").is_file() else base)
     policy = _policy(tokenizer, network, contract, strip_tail_whitespace=strip_tail_whitespace)
     pad_id = _pad_id(config, tokenizer, policy)
@@ -59,10 +70,24 @@ def read(
         dtype=chosen,
     )
     fitted = Calibration.load(folder)
-    known = hidden.load(folder, fitted, hidden_size(config))
-    reference = known.to(device) if known is not None else None
+    reference = hidden.load(folder, fitted, hidden_size(config))
     calibration = fitted or _config_calibration(config)
     return Checkpoint(network, tokenizer, policy, pad_id, form, folder, calibration, contract, facts, reference)
+
+
+def with_weights(outlined: Checkpoint, *, device: str = "cpu") -> Checkpoint:
+    """The checkpoint of an `outline` with its backbone, on a device. Raise `CheckpointError`."""
+    folder, known = outlined.folder, outlined.network
+    if outlined.facts is None:
+        raise CheckpointError(f"{folder} is still in training: its weights are not settled")
+    base = _base_of(folder)
+    backbone = _load_backbone(base, read_config(base), outlined.facts.dtype)
+    if (folder / ADAPTER_CONFIG).is_file():
+        backbone = _merge_adapter(backbone, folder)
+    heads = known.heads.weight.detach()
+    network = RewardNetwork(backbone, heads, known.head_names, known.head_weights, known.bias_H).to(device).eval()
+    reference = outlined.hidden.to(device) if outlined.hidden is not None else None
+    return replace(outlined, network=network, hidden=reference)
 
 
 def read_backbone(
@@ -131,6 +156,11 @@ def read_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def has_own_weights(folder: Path) -> bool:
+    """Whether the whole model is in this folder: it is no adapter and no heads over another one."""
+    return _base_of(folder) == folder
+
+
 def _base_of(folder: Path) -> Path:
     """The folder with the full weights: of an adapter or of bare heads their base model's, else this one."""
     if (folder / ADAPTER_CONFIG).is_file():
@@ -146,14 +176,12 @@ def _load_backbone(folder: Path, config: Any, dtype: str, *, whole: bool = True)
     """The decoder, every tensor of it from the files; `whole=False`: the files may hold more layers than are wanted."""
     from transformers import AutoModel
 
-    if dtype not in DTYPES:
-        raise CheckpointError(f"unknown dtype {dtype!r}; known are {', '.join(DTYPES)}")
     try:
         with quiet_transformers():
             backbone, info = AutoModel.from_pretrained(
                 folder,
                 config=config,
-                dtype=DTYPES[dtype],
+                dtype=_torch_dtype(dtype),
                 attn_implementation=attention_for(config),
                 output_loading_info=True,
             )
@@ -171,6 +199,24 @@ def _load_backbone(folder: Path, config: Any, dtype: str, *, whole: bool = True)
     if lost and whole:
         raise CheckpointError(f"{folder}: {len(lost)} tensors belong nowhere in this architecture ({lost[0]}, ...)")
     return backbone
+
+
+def _outline_backbone(folder: Path, config: Any, dtype: str) -> Any:
+    """The decoder without its numbers."""
+    from transformers import AutoModel
+
+    chosen = _torch_dtype(dtype)
+    try:
+        with torch.device("meta"), quiet_transformers():
+            return AutoModel.from_config(config, dtype=chosen, attn_implementation=attention_for(config))
+    except Exception as error:
+        raise CheckpointError(f"no model can be made of {folder}/config.json: {error}") from error
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise CheckpointError(f"unknown dtype {name!r}; known are {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 @contextmanager

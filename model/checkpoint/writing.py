@@ -44,8 +44,6 @@ def write(
 
     Raise `CheckpointError` for a head with a bias: the layout has no place for it.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-
     head_1D, bias = network.combined_head()
     if bias:
         raise CheckpointError(
@@ -55,25 +53,43 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     pad_id = ensure_pad(network, tokenizer, policy)
     config = copy.deepcopy(network.config)
-    config.num_labels = 1
-    config.problem_type = "regression"
     config.pad_token_id = pad_id
     config.get_text_config().pad_token_id = pad_id
     config.value_head_prefix = "score"
     config.mean, config.std = (calibration.mean, calibration.std) if calibration else (0.0, 1.0)
-    with torch.device("meta"):
-        whole = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config)
-    setattr(whole, whole.base_model_prefix, network.backbone)
-    whole.score = torch.nn.Linear(head_1D.shape[1], 1, bias=False)
-    whole.score.weight.data = head_1D.float().cpu()
-    whole.config = config
-    with quiet_transformers():
-        whole.save_pretrained(folder)
-    _index(folder)
+    _write_classifier(folder, network, config, head_1D)
     write_heads(folder, network)
     tokenizer.save_pretrained(folder)
     write_calibration(folder, calibration, hidden)
     return pad_id
+
+
+def write_labels(folder: Path | str, network: RewardNetwork) -> None:
+    """Write config and weights of a sequence classifier whose labels are the heads, in order, for an engine that can read
+    nothing else. The biases of heads are left out; there is no tokenizer.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_classifier(folder, network, copy.deepcopy(network.config), network.heads.weight.detach())
+
+
+def _write_classifier(folder: Path, network: RewardNetwork, config: Any, labels_LD: torch.Tensor) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    n_labels, width = labels_LD.shape
+    config.num_labels = n_labels
+    config.problem_type = "regression"
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise CheckpointError(f"transformers has no sequence classifier for {type(config).__name__}")
+    with torch.device("meta"):
+        whole = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config)
+    setattr(whole, whole.base_model_prefix, network.backbone)
+    whole.score = torch.nn.Linear(width, n_labels, bias=False)
+    whole.score.weight.data = labels_LD.float().cpu()
+    whole.config = config
+    with quiet_transformers():
+        whole.save_pretrained(folder)
+    _index(folder)
 
 
 def _index(folder: Path) -> None:

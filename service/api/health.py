@@ -12,7 +12,7 @@ from starlette.responses import Response
 from service.api import docs
 from service.api.replies import json_response
 from service.api.stage import Bounds, Served, Stage
-from service.errors import BatcherStopped, NoSuchAlarm, ScorerFailing
+from service.errors import BatcherStopped, NoSuchAlarm, ScorerDead, ScorerFailing
 from service.tripwires.advice import ADVICE
 from service.tripwires.board import Board
 
@@ -29,12 +29,16 @@ def health_routes(stage: Stage, bounds: Bounds, render_metrics: Callable[[], byt
         """200 while the process can do its work; otherwise it should be started anew."""
         if not stage.is_alive:
             raise BatcherStopped("nobody drives the scorer. This is a bug in the server.")
+        if stage.is_scorer_dead:
+            raise ScorerDead("the scorer has died and cannot be revived; start this process anew, the log says more")
         return json_response({"status": "alive"})
 
     @router.get("/readyz", responses=docs.errors(503))
     async def readyz() -> Response:
         """200 while `/score` is of use; 503 `loading` before, `scorer_failing` in trouble, `shutting_down` after."""
         served = stage.served()
+        if stage.is_scorer_dead:
+            raise ScorerFailing("the scorer has died; see the log")
         if n := served.n_failing():
             raise ScorerFailing(f"{n} batches in a row have failed; see the log", retry_after_s=30.0, failed_batches=n)
         return json_response({"status": "ready", "model": served.loaded.identity.name, "model_epoch": served.epoch})

@@ -103,6 +103,11 @@ class Stage:
         """False once the process cannot serve any more and should be started anew."""
         return self._served is None or self._closing or self._served.is_alive()
 
+    @property
+    def is_scorer_dead(self) -> bool:
+        """Whether the model in service will never score again. While closing nobody asks any more."""
+        return self._served is not None and not self._closing and not self._served.loaded.scorer.is_alive
+
     def served(self) -> Served:
         """The model in service. Raise `Loading` or `ShuttingDown`."""
         if self._closing:

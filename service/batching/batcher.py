@@ -198,7 +198,7 @@ class Batcher:
             now,
             shares=self._scorer.shares_prefixes,
             coming=self._coming,
-            busy=bool(self._rides),
+            busy=bool(self._rides) and not self._scorer.streams,
         )
         if todo.batch:
             rows = self._room.depart(todo.batch)
@@ -235,7 +235,7 @@ class Batcher:
             scores = await self._forward(group)
             now = self._clock.now()
             # Where another forward was before it at the scorer, that one's time is not its own.
-            forward_s = now - max(started_at, self._freed_at)
+            forward_s = now - (started_at if self._scorer.streams else max(started_at, self._freed_at))
             self._freed_at = now
             if isinstance(scores, BatchScores) and len(scores.rows) == len(group):
                 any_score |= self._release(group, scores, started_at, forward_s)

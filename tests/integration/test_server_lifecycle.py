@@ -305,6 +305,19 @@ def test_when_the_batcher_has_died_the_server_says_so_and_asks_to_be_started_ane
         assert server.ended() == 0
 
 
+def test_when_the_scorer_has_died_the_server_says_so_and_asks_to_be_started_anew():
+    with drill("dies-after:1", "--cache.scores=0") as server:
+        assert server.client.get("/readyz").status_code == server.client.get("/livez").status_code == 200
+        (result,) = server.score(GOOD).json()["results"]
+        assert result["raw"] == score_of("hi\nyes")
+        assert code(server.client.get("/livez")) == (500, "scorer_dead")
+        assert code(server.client.get("/readyz")) == (503, "scorer_failing")
+        (result,) = server.score(GOOD).json()["results"]
+        assert (result["reward"], result["error"]["code"]) == (None, "scorer_failed")
+        server.signal()
+        assert server.ended() == 0
+
+
 def test_a_scorer_that_fails_every_batch_is_not_ready_and_still_answers():
     with drill("raises:ScorerError") as server:
         for _ in range(FAILING_AFTER):

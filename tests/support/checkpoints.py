@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,16 @@ CALIBRATION = Calibration(mean=0.2, std=1.5, temperature=0.8, cap_low=-3.0, cap_
 
 
 def language_model(
-    folder: Path, architecture: str = "llama", *, template: str | None = CHATML, **tokenizer: Any
+    folder: Path,
+    architecture: str = "llama",
+    *,
+    template: str | None = CHATML,
+    shape: Mapping[str, Any] | None = None,
+    **tokenizer: Any,
 ) -> Path:
     """An SFT model: a causal language model with a chat template and no value head."""
     fast = tiny_tokenizer(template, **tokenizer)
-    model = AutoModelForCausalLM.from_config(tiny_config(architecture, len(fast)))
+    model = AutoModelForCausalLM.from_config(tiny_config(architecture, len(fast), **(shape or {})))
     randomize(model)
     model.save_pretrained(folder)
     fast.save_pretrained(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 
 from model.backends.native import Unavailable, load
@@ -14,6 +16,8 @@ def _why_no_kernels() -> str:
         return str(why)
     return ""
 
+
+needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM: `make test-vllm` has it")
 
 needs_amx = pytest.mark.skipif(bool(_why_no_kernels()), reason=_why_no_kernels())
 """The kernels in C need a CPU with AMX and a compiler at installation; what they stand in for is tested everywhere."""

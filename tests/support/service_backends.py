@@ -3,9 +3,8 @@
 `python -m tests.support.service_backends` is `reward-serve` with one more backend, `drill`. Its model name
 says what goes wrong: `load-waits:FIFO`, `load-fails:WORDS`, `forward-waits:FIFO`, `raises:WORDS`,
 `nan:`, `too-few:`, `bug-in-encoder:WORDS`, `encoder-waits:FIFO`, `bad-cost:`, `two-heads:`, `noisy:`,
-`noisy-without-probes:`, `tampered-after:N`. A gate is a named pipe: whoever opens it for writing knows that the server is
-inside, and
-lets it go on by closing it.
+`noisy-without-probes:`, `tampered-after:N`, `dies-after:N`. A gate is a named pipe: whoever opens it for writing knows
+that the server is inside, and lets it go on by closing it.
 """
 
 from __future__ import annotations
@@ -46,6 +45,8 @@ def load(spec: ModelSpec) -> LoadedModel:
         return replace(loaded, scorer=FakeScorer(_by_company), identity=replace(loaded.identity, n_parameters=1))
     elif kind == "tampered-after":
         return replace(loaded, scorer=_Tampered(int(words)), identity=replace(loaded.identity, n_parameters=1))
+    elif kind == "dies-after":
+        return replace(loaded, scorer=_Mortal(int(words)))
     elif kind == "bad-cost":
         return replace(loaded, scorer=_CostsNothing())
     elif kind in BEHAVIOURS:
@@ -65,6 +66,23 @@ class _Tampered(FakeScorer):
         if len(self.batches) <= self._n:
             return scored
         return replace(scored, rows=tuple({"score": 1.0 - heads["score"]} for heads in scored.rows))
+
+
+class _Mortal(FakeScorer):
+    """Dead after the n-th batch."""
+
+    def __init__(self, n):
+        super().__init__()
+        self._n = n
+
+    @property
+    def is_alive(self):
+        return len(self.batches) < self._n
+
+    def score(self, batch):
+        if not self.is_alive:
+            raise ScorerError("dead")
+        return super().score(batch)
 
 
 class _FirstWaits(Encode):

@@ -50,6 +50,8 @@ class FakeScorer:
 
     max_tokens = 1_000_000
     concurrency = 1
+    streams = False
+    is_alive = True
 
     def __init__(self, behave: Callable[[TokenBatch], BatchScores] | None = None) -> None:
         self.batches: list[TokenBatch] = []

@@ -23,7 +23,8 @@ READY = re.compile(r"is ready")
 class Server:
     """`reward-serve` with these flags. Everything that it writes is kept in `lines`."""
 
-    def __init__(self, *flags, module="service", env=None, wait_for=READY):
+    def __init__(self, *flags, module="service", env=None, wait_for=READY, patience_s=PATIENCE_S):
+        self._patience_s = patience_s
         command = [sys.executable, "-m", module, "--port=0", *flags]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
         self.process = subprocess.Popen(
@@ -41,7 +42,7 @@ class Server:
             self.process.kill()
             self.ended()
             raise
-        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE_S)
+        self.client = httpx.Client(base_url=self.url, timeout=patience_s)
 
     def _read(self):
         for line in self.process.stderr:
@@ -51,7 +52,7 @@ class Server:
 
     def _find(self, pattern):
         """The first line not looked at yet that matches. Blocks; fails when the process ends before it."""
-        while (line := self._new.get(timeout=PATIENCE_S)) is not None:
+        while (line := self._new.get(timeout=self._patience_s)) is not None:
             if found := pattern.search(line):
                 return found
         raise AssertionError(f"the server ended without saying {pattern.pattern!r}:\n{self.log}")
@@ -80,7 +81,7 @@ class Server:
 
     def ended(self):
         """The exit code."""
-        code = self.process.wait(PATIENCE_S)
+        code = self.process.wait(self._patience_s)
         self._reader.join(PATIENCE_S)
         return code
 
@@ -103,12 +104,12 @@ def drill(model, *flags, **kwargs):
     return Server("--backend=drill", f"--model={model}", *flags, module="tests.support.service_backends", **kwargs)
 
 
-def run_to_end(*flags, module="service", env=None):
+def run_to_end(*flags, module="service", env=None, patience_s=PATIENCE_S):
     """A server that is expected to end by itself: its exit code and what it said."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
     done = subprocess.run(
         [sys.executable, "-m", module, *flags], cwd=ROOT, env=clean | (env or {}), capture_output=True, text=True,
-        timeout=PATIENCE_S, check=False,
+        timeout=patience_s, check=False,
     )  # fmt: skip
     return done.returncode, done.stderr
 

@@ -33,6 +33,8 @@ _TEXT: dict[str, Any] = {
     "head_dim": 8,
     "max_position_embeddings": 256,
 }
+ROOMY: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+"""For engines whose attention knows no narrower heads."""
 _MOE = {"num_experts_per_tok": 2, "router_aux_loss_coef": 0.02}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": _TEXT,

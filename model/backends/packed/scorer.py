@@ -86,6 +86,16 @@ class PackedScorer:
         return self._shares
 
     @property
+    def streams(self) -> bool:
+        """No: one batch after the other."""
+        return False
+
+    @property
+    def is_alive(self) -> bool:
+        """It lives as long as this process."""
+        return True
+
+    @property
     def trims(self) -> bool:
         """Whether the last layer computes only what is read."""
         return self._last is not None

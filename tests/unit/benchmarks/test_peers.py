@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks.peers import figures, scenes
+from benchmarks.peers import figures, install, scenes
 from benchmarks.peers.__main__ import PEERS
 from benchmarks.peers.client import Answer
 from benchmarks.peers.figures import Run
@@ -97,6 +97,27 @@ def test_processes_know_their_parents():
         assert next(p for p in processes() if p.pid == child.pid).parent == os.getpid()
     finally:
         child.communicate(b"\n", timeout=10)
+
+
+def test_uv_is_told_what_pip_is_told():
+    """As `pip config list` prints it: several values by spaces, or by lines, which are written with an n."""
+    listed = "\n".join(
+        [
+            ":env:.find-links='/from/the/environment'",
+            r"global.extra-index-url='\nhttps://a.example/simple\nhttps://b.example/simple'",
+            "global.find-links='/from/a/file'",
+            "global.index-url='https://c.example/simple?a=b'",
+            "user.cert='/etc/cert'",
+        ]
+    )
+    assert install.in_uvs_words(listed) == {
+        "UV_FIND_LINKS": "/from/the/environment",
+        "UV_DEFAULT_INDEX": "https://c.example/simple?a=b",
+        "UV_INDEX": "https://a.example/simple https://b.example/simple",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+    }
+    assert install.in_uvs_words("global.find-links='/a /b'") == {"UV_FIND_LINKS": "/a,/b"}
+    assert install.in_uvs_words("") == {}
 
 
 @pytest.mark.parametrize("name", PEERS)

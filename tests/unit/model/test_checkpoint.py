@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from model.checkpoint import CheckpointError, read, read_backbone, write, write_contract, write_heads
+from model.checkpoint import CheckpointError, outline, read, read_backbone, write, write_contract, write_heads
 from model.checkpoint.weights import digest, weight_files
 from model.checkpoint.writing import score_alone
 from tests.support.checkpoints import (
@@ -344,3 +344,21 @@ def test_the_weights_digest_sees_one_bit_and_leaves_the_head_out(tmp_path):
 
     edit_tensor(files[0], "model.layers.0.mlp.up_proj.weight", flip)
     assert digest(files, without=["score.weight"]) != without
+
+
+# -- without the weights ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [reward_model, sequence_classifier, openrlhf])
+def test_an_outline_says_all_that_reading_says_and_loads_no_backbone(tmp_path, make):
+    make(tmp_path / "rm")
+    outlined, whole = outline(str(tmp_path / "rm")), read(str(tmp_path / "rm"))
+    assert {p.device.type for p in outlined.network.backbone.parameters()} == {"meta"}
+    assert outlined.facts == whole.facts
+    assert outlined.policy == whole.policy
+    assert (outlined.format, outlined.pad_id) == (whole.format, whole.pad_id)
+    assert (outlined.contract, outlined.calibration) == (whole.contract, whole.calibration)
+    assert outlined.architecture == whole.architecture
+    assert torch.equal(outlined.network.heads.weight, whole.network.heads.weight)
+    shapes = [{n: p.shape for n, p in c.network.named_parameters()} for c in (outlined, whole)]
+    assert shapes[0] == shapes[1]

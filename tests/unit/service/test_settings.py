@@ -85,7 +85,7 @@ def test_on_and_off_are_understood():
         (["--max-samples-per-request=9999"], "REWARD_ADMISSION__MAX_SAMPLES"),
         (["--max-body-bytes=1000000000"], "REWARD_MAX_BODY_BYTES_IN_FLIGHT"),
         (["--max-input-tokens=2000000"], "REWARD_ADMISSION__MAX_TOKENS"),
-        (["--backend=jax"], "torch, echo"),
+        (["--backend=jax"], "torch, vllm, echo"),
         (["--engine=sorted"], "REWARD_ENGINE"),
         (["--cache.scores=-1"], "REWARD_CACHE__SCORES (--cache.scores)"),
         (["--host=192.168.0.1"], "REWARD_KEYS_FILE"),

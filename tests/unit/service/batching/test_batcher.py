@@ -355,6 +355,24 @@ async def test_beside_a_running_forward_a_batch_that_can_grow_waits(drive):
     assert [len(b) for b in scorer.batches] == [1, 2]
 
 
+async def test_a_scorer_that_streams_is_given_at_once_what_there_is(drive):
+    scorer = GatedScorer()
+    scorer.streams = True
+    batcher = drive(scorer, max_tokens=100, concurrency=3)
+    calls = []
+    for row in ROWS[:3]:
+        calls.append(await begun(batcher.score([row])))
+        await scorer.entered()
+    last = await begun(batcher.score([ROWS[3]]))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert (len(batcher._rides), batcher.n_samples) == (3, 1)
+    batcher.clock.advance(4.0)
+    scorer.gate.set()
+    assert [raw((await call)[0]) for call in (*calls, last)] == [echo_score(r) for r in ROWS[:4]]
+    assert [done.forward_s for done in batcher.told] == [4.0, 4.0, 4.0, 0.0]  # each its own time, beside the others
+
+
 async def test_with_two_seats_a_failure_of_one_ride_is_none_of_the_other(drive):
     scorer = GatedScorer(poisoned_by(IS_BAD))
     batcher = drive(scorer, max_tokens=9, concurrency=2)

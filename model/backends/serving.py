@@ -1,0 +1,101 @@
+"""What every backend does with a checkpoint: reads it, shortens its rows, and holds what it loaded to the contract.
+
+Knows no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from model.backends import ContractBroken, Identity, LoadError, ModelSpec
+from model.calibration import CalibrationError
+from model.checkpoint import Checkpoint, CheckpointError
+from model.contract import ContractReport, ContractUnreadable, Probe, ScoringContract, sample_from_dict, verify
+from model.conversation import SampleError
+from model.encoding import Encoder, EncodingPolicyError
+from model.scorer import Scorer, ScorerError, TokenBatch
+
+
+@contextmanager
+def as_load_errors() -> Iterator[None]:
+    """Raise `LoadError` in place of what reading a checkpoint raises."""
+    try:
+        yield
+    except (CheckpointError, ContractUnreadable, CalibrationError, EncodingPolicyError) as error:
+        raise LoadError(str(error)) from error
+
+
+def folder_or_name(spec: ModelSpec) -> str:
+    """Where the model is; the embedded default where none is named."""
+    from model.default import FOLDER
+
+    return spec.model or str(FOLDER)
+
+
+def limited(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:
+    """The checkpoint with the length and the truncation that the operator wants. Raise `LoadError`."""
+    policy = checkpoint.policy
+    limit = spec.max_input_tokens or policy.max_tokens
+    if limit > policy.max_tokens:
+        raise LoadError(
+            f"REWARD_MAX_INPUT_TOKENS={limit} is more than this checkpoint can read ({policy.max_tokens}). Lower it."
+        )
+    return replace(
+        checkpoint, policy=replace(policy, max_tokens=limit, truncation=spec.truncation or policy.truncation)
+    )
+
+
+def hold_to_contract(
+    spec: ModelSpec, checkpoint: Checkpoint, scorer: Scorer, identity: Identity
+) -> tuple[ScoringContract, ContractReport]:
+    """The contract, an inferred one where there is none, and what it says. In strict mode raise `ContractBroken`.
+
+    The contract is about what training encoded; the operator may serve shorter rows than that.
+    """
+    contract = checkpoint.contract or checkpoint.clauses("inferred")
+    report = check_contract(contract, checkpoint, scorer, identity)
+    if spec.contract == "strict" and not report.holds:
+        raise ContractBroken(report)
+    return contract, report
+
+
+def refuse_what_files_break(spec: ModelSpec, checkpoint: Checkpoint) -> None:
+    """In strict mode raise `ContractBroken` for what needs no forward to be seen, before an engine takes its time to start."""
+    contract, facts = checkpoint.contract, checkpoint.facts
+    if contract is None or facts is None or spec.contract != "strict":
+        return
+    ids = tuple(_ids_now(checkpoint.encoder, probe) for probe in contract.probes)
+    report = verify(contract, facts, ids, tuple(probe.score for probe in contract.probes))
+    if not report.holds:
+        raise ContractBroken(report)
+
+
+def check_contract(
+    contract: ScoringContract, checkpoint: Checkpoint, scorer: Scorer, identity: Identity
+) -> ContractReport:
+    """Encode and score the probes with the code that requests go through, and compare every clause."""
+    if checkpoint.facts is None:
+        raise LoadError("a model in training has no contract to check")
+    encoder = checkpoint.encoder
+    ids = tuple(_ids_now(encoder, probe) for probe in contract.probes)
+    # Scores are of the ids that training saw: a broken tokenizer must not hide what the weights are worth.
+    scores = tuple(_score_now(scorer, identity, probe) for probe in contract.probes)
+    return verify(contract, checkpoint.facts, ids, scores)
+
+
+def _ids_now(encoder: Encoder, probe: Probe) -> tuple[int, ...]:
+    """What a probe encodes to today; nothing where it is refused, which no contract's ids are equal to."""
+    try:
+        return encoder(sample_from_dict(probe.sample)).ids
+    except SampleError:
+        return ()
+
+
+def _score_now(scorer: Scorer, identity: Identity, probe: Probe) -> float:
+    """What a probe scores today; NaN where it cannot be scored, which is within no tolerance."""
+    try:
+        return identity.raw(scorer.score(TokenBatch((probe.ids,))).rows[0])
+    except ScorerError:
+        return float("nan")

@@ -1,0 +1,195 @@
+"""All that we use of vLLM, and the only place that knows its names.
+
+Read in the sources of 0.20.0 and run with 0.32.0: the V1 engine, its pooling runner, requests of token ids. What a later
+version calls otherwise is mended here. `Engine` is what the rest knows of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Protocol
+
+from model.backends import LoadError, VllmSpec
+from model.scorer import OutOfMemory, ScorerError
+
+_DEFAULTS = {
+    # The server has threads and sockets, which a forked engine would inherit.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+"""What the operator has set stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """What the engine says of one row: the values of the labels, and how many tokens were not computed again."""
+
+    values: tuple[float, ...]
+    n_cached: int
+
+
+class Engine(Protocol):
+    """A running engine. All methods belong to the event loop that it was started on; `is_dead` may be read anywhere."""
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether its processes have ended."""
+        ...
+
+    async def pool(self, ids: Sequence[int], name: str) -> Pooled:
+        """The raw values of one row, whose name is its own. Raise what vLLM raises. Cancelling gives the row up."""
+        ...
+
+    def shutdown(self) -> None:
+        """End its processes. Blocks for seconds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What an engine is started with. `one_by_one`: every row has a forward of its own, and nothing is kept."""
+
+    folder: Path
+    dtype: str
+    max_tokens: int
+    keeps_prefixes: bool
+    one_by_one: bool
+    asked: VllmSpec
+
+
+def version() -> str:
+    """vLLM's. Raise `LoadError` where it is not installed."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    try:
+        import vllm
+    except ImportError as error:
+        raise LoadError(
+            f"REWARD_BACKEND=vllm needs vLLM, which does not import here: {error}. Install rewardserve[vllm]."
+        ) from error
+    return str(vllm.__version__)
+
+
+def device() -> str:
+    """What vLLM computes on here: it is decided by its build, `cpu` or `cuda` or another."""
+    from vllm.platforms import current_platform
+
+    return str(current_platform.device_type)
+
+
+async def start(spec: EngineSpec, tell_of_process: Callable[[int], None]) -> Engine:
+    """A running engine on the current event loop. Its processes are told of as they start. Raise what vLLM raises."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    with _telling_of_processes(tell_of_process):
+        return _Engine(AsyncLLM.from_engine_args(AsyncEngineArgs(**_arguments(spec))))
+
+
+def _arguments(spec: EngineSpec) -> dict[str, Any]:
+    from vllm.config import PoolerConfig
+
+    asked = {
+        "gpu_memory_utilization": spec.asked.gpu_memory_utilization,
+        "max_num_seqs": 1 if spec.one_by_one else spec.asked.max_num_seqs,
+        # A row that is computed in pieces would be cut by who is before it.
+        "enable_chunked_prefill": False if spec.one_by_one else None,
+        "max_num_batched_tokens": spec.max_tokens if spec.one_by_one else None,
+    }
+    return {
+        "model": str(spec.folder),
+        "runner": "pooling",
+        "convert": "classify",
+        "pooler_config": PoolerConfig(pooling_type="LAST", use_activation=False),
+        "skip_tokenizer_init": True,
+        "dtype": spec.dtype,
+        "max_model_len": spec.max_tokens,
+        "enable_prefix_caching": spec.keeps_prefixes and not spec.one_by_one,
+        "tensor_parallel_size": spec.asked.tensor_parallel,
+        "pipeline_parallel_size": spec.asked.pipeline_parallel,
+        "enforce_eager": spec.asked.eager,
+        "disable_log_stats": True,
+        **{name: value for name, value in asked.items() if value is not None},
+    }
+
+
+class _Engine:
+    """vLLM's asynchronous engine of version 1."""
+
+    def __init__(self, llm: Any) -> None:
+        from vllm import PoolingParams
+
+        self._llm = llm
+        self._params = PoolingParams(task="classify", use_activation=False)
+
+    @property
+    def is_dead(self) -> bool:
+        return bool(self._llm.errored)
+
+    async def pool(self, ids: Sequence[int], name: str) -> Pooled:
+        # With a type these are the engine's own input, and nothing is left to be tokenised.
+        prompt: Mapping[str, Any] = {"type": "token", "prompt_token_ids": list(ids)}
+        last: Any = None
+        async for said in self._llm.encode(prompt, self._params.clone(), name):
+            last = said
+        if last is None or not last.finished:
+            raise ScorerError("vLLM ended a row without a score")
+        if (error := getattr(last, "error", None)) is not None:  # in later versions
+            raise ScorerError(f"vLLM gave a row up: {error}")
+        return Pooled(tuple(map(float, last.outputs.data.tolist())), int(last.num_cached_tokens or 0))
+
+    def shutdown(self) -> None:
+        self._llm.shutdown()
+
+
+def scorer_error(error: BaseException) -> ScorerError:
+    """What vLLM raises, in the words of the door."""
+    if isinstance(error, ScorerError):
+        return error
+    chain = list(_causes(error))
+    if any("OutOfMemory" in type(cause).__name__ or "out of memory" in str(cause) for cause in chain):
+        return OutOfMemory("vLLM has run out of memory")
+    if any(type(cause).__name__ == "EngineDeadError" for cause in chain):
+        return ScorerError("vLLM's engine has died; what it said last is in the log")
+    # Its words may quote a prompt.
+    return ScorerError(f"vLLM raised {' from '.join(type(cause).__name__ for cause in chain)}")
+
+
+def load_error(error: BaseException, spec: EngineSpec) -> LoadError:
+    """Why an engine did not start, with the remedies that an operator has."""
+    said = str(error).strip().splitlines()
+    return LoadError(
+        f"vLLM cannot serve this model: {said[0] if said else type(error).__name__} (vLLM's own log, above, says more). "
+        f"If it is short of memory: lower REWARD_MAX_INPUT_TOKENS={spec.max_tokens}, change "
+        f"REWARD_VLLM__GPU_MEMORY_UTILIZATION, or spread the model over more GPUs with REWARD_VLLM__TENSOR_PARALLEL="
+        f"{spec.asked.tensor_parallel}. If it does not know the architecture: REWARD_BACKEND=torch."
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@contextmanager
+def _telling_of_processes(tell: Callable[[int], None]) -> Iterator[None]:
+    """Tell the pid of every process that multiprocessing starts while the body runs: at once, not when the engine is ready."""
+    start = BaseProcess.start
+
+    def start_and_tell(self: BaseProcess) -> None:
+        start(self)
+        if self.pid is not None:
+            tell(self.pid)
+
+    BaseProcess.start = start_and_tell  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        BaseProcess.start = start  # type: ignore[method-assign]

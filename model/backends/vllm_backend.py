@@ -1,0 +1,158 @@
+"""The vLLM backend: vLLM does the forward, we encode under the contract and hold the scores to it.
+
+vLLM loads the weights by itself, in processes of its own; what there is to know of a checkpoint is read beside that, without
+them. A checkpoint of a kind that vLLM cannot read is written once more for it, into a temporary folder that is gone when the
+engine is there. Knows `vllm_api`, and neither requests nor queues.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from model.backends import Identity, LoadedModel, LoadError, ModelSpec
+from model.backends import vllm_api as api
+from model.backends.guard import Guard
+from model.backends.serving import as_load_errors, folder_or_name, hold_to_contract, limited, refuse_what_files_break
+from model.backends.vllm_scorer import Loop, VllmScorer
+from model.checkpoint import Checkpoint, CheckpointError, has_own_weights, outline, with_weights, write_labels
+
+_UNPROVED = "the checkpoint has no contract with probes, so the scores of this engine were compared with nothing"
+_REWRITTEN = "vLLM does not read a checkpoint of this kind: it was written again for it"
+_NO_DISTANCE = "vLLM gives scores alone: how far a hidden state is from those of the calibration is not known"
+
+
+def load(spec: ModelSpec) -> LoadedModel:
+    """Start an engine for a checkpoint. Raise `LoadError`, in strict mode `ContractBroken` too."""
+    version, device = api.version(), _device(spec)
+    with as_load_errors():
+        checkpoint = outline(folder_or_name(spec), dtype=spec.dtype)
+    served = limited(checkpoint, spec)
+    refuse_what_files_break(spec, checkpoint)
+    scorer = _start(checkpoint, spec, served.policy.max_tokens)
+    try:
+        identity = _identity(served, spec, version, device)
+        contract, report = hold_to_contract(spec, checkpoint, scorer, identity)
+    except BaseException:
+        scorer.close()
+        raise
+    return LoadedModel(identity, scorer, served.encoder, contract, report, checkpoint.calibration)
+
+
+def _device(spec: ModelSpec) -> str:
+    """What vLLM computes on. Raise `LoadError` if that is not what was asked for."""
+    asked, device = spec.device, api.device()
+    if asked not in ("auto", device):
+        raise LoadError(
+            f"REWARD_DEVICE={asked}, but this build of vLLM computes on {device}, on the devices that it sees: leave "
+            f"REWARD_DEVICE at auto, and choose GPUs with CUDA_VISIBLE_DEVICES."
+        )
+    return device
+
+
+def _start(checkpoint: Checkpoint, spec: ModelSpec, max_tokens: int) -> VllmScorer:
+    """A scorer with a running engine. Raise `LoadError`; no process is left then."""
+    network = checkpoint.network
+    with ExitStack() as undo:
+        guard = Guard()
+        undo.callback(guard.close)
+        loop = Loop()
+        undo.callback(loop.close)
+        with _readable(checkpoint, guard) as folder:
+            wanted = api.EngineSpec(
+                folder=folder,
+                dtype=str(network.backbone.dtype).removeprefix("torch."),
+                max_tokens=max([max_tokens, *_probe_lengths(checkpoint)]),
+                keeps_prefixes=spec.prefix_cache_bytes > 0,
+                one_by_one=spec.deterministic,
+                asked=spec.vllm,
+            )
+            try:
+                engine: api.Engine = loop.submit(api.start(wanted, guard.end)).result()
+            except Exception as error:
+                raise api.load_error(error, wanted) from error
+        undo.pop_all()
+    return VllmScorer(
+        engine,
+        loop,
+        network.head_names,
+        _biases(checkpoint),
+        max_tokens=max_tokens,
+        shares=wanted.keeps_prefixes and not wanted.one_by_one,
+        patience_s=spec.vllm.patience_s,
+        after=guard.close,
+    )
+
+
+def _probe_lengths(checkpoint: Checkpoint) -> list[int]:
+    """The operator may serve shorter rows than training encoded; the probes are scored all the same."""
+    return [len(probe.ids) for probe in checkpoint.contract.probes] if checkpoint.contract else []
+
+
+def _biases(checkpoint: Checkpoint) -> list[float]:
+    """What vLLM does not add: folders in which a head has a bias are written again for it, without."""
+    biases: list[float] = checkpoint.network.bias_H.tolist()
+    return biases
+
+
+@contextmanager
+def _readable(checkpoint: Checkpoint, guard: Guard) -> Iterator[Path]:
+    """A folder that vLLM loads, with a label for each head: the checkpoint's own, or a temporary one. Raise `LoadError`."""
+    if is_readable(checkpoint):
+        yield checkpoint.folder
+        return
+    folder = Path(tempfile.mkdtemp(prefix="rewardserve-vllm-"))
+    guard.remove(folder)
+    try:
+        with as_load_errors():
+            try:
+                write_labels(folder, with_weights(checkpoint).network)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{checkpoint.folder} ({checkpoint.format}) has to be written again for vLLM, which failed: "
+                    f"{error.strerror}. Set TMPDIR to where there is room for all of its weights."
+                ) from error
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_readable(checkpoint: Checkpoint) -> bool:
+    """Whether vLLM loads this checkpoint as it is, and gives the heads themselves."""
+    network = checkpoint.network
+    if not has_own_weights(checkpoint.folder) or bool(network.bias_H.any()):
+        return False
+    if checkpoint.format == "sequence_classification":
+        return True
+    # Of several heads of ours, what others read is the sum alone.
+    return checkpoint.format == "rewardserve" and network.head_weights == (1.0,)
+
+
+def _identity(checkpoint: Checkpoint, spec: ModelSpec, version: str, device: str) -> Identity:
+    network = checkpoint.network
+    return Identity(
+        name=spec.model or "default",
+        architecture=checkpoint.architecture,
+        backend="vllm",
+        engine=f"vllm {version}",
+        dtype=str(network.backbone.dtype).removeprefix("torch."),
+        device=device,
+        heads=tuple(zip(network.head_names, network.head_weights, strict=True)),
+        n_parameters=sum(p.numel() for p in network.parameters()),
+        max_tokens=checkpoint.policy.max_tokens,
+        engine_notes=_notes(checkpoint),
+    )
+
+
+def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What an operator should know of this engine."""
+    is_proved = checkpoint.contract is not None and bool(checkpoint.contract.probes)
+    notes = {
+        _UNPROVED: not is_proved,
+        f"{_REWRITTEN} ({checkpoint.format})": not is_readable(checkpoint),
+        _NO_DISTANCE: checkpoint.hidden is not None,
+    }
+    return tuple(note for note, applies in notes.items() if applies)

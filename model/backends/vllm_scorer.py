@@ -1,0 +1,185 @@
+"""The door to an engine that batches by itself: rows go in as they come, whoever is done first comes back first.
+
+The engine lives on an event loop on a thread of its own. A caller hands all rows of its batch over at once and waits on its
+own thread, never for ever: either its rows come back, or the engine is dead, or nothing at all has come back for so long that
+the engine counts as dead. Knows `vllm_api.Engine` and not vLLM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from model.backends.vllm_api import Engine, Pooled, scorer_error
+from model.scorer import BatchScores, ScorerError, TokenBatch
+
+T = TypeVar("T")
+
+IN_FLIGHT = 8
+"""Batches at a time. With the budget of a batch on its device, the engine has a few forwards ahead of it: none waits for us,
+and what waits here can still be refused or ride with its family."""
+
+_LOST_AFTER = 4.0
+"""Patiences after which a batch is given up although others come back."""
+
+_LONGEST_SHUTDOWN_S = 30.0
+
+
+class Loop:
+    """An event loop on a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """What becomes of some work. Raise `ScorerError` after `close`."""
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError as error:
+            work.close()
+            raise ScorerError("the engine has been shut down") from error
+
+    def close(self) -> None:
+        """Cancel what runs, so that everybody is answered, and end the thread."""
+        with contextlib.suppress(TimeoutError):
+            self.submit(_cancel_the_others()).result(_LONGEST_SHUTDOWN_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_LONGEST_SHUTDOWN_S)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+
+class VllmScorer:
+    """Scores rows by a running engine. `biases` are added to the labels, which have the names of heads."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        loop: Loop,
+        names: Sequence[str],
+        biases: Sequence[float],
+        *,
+        max_tokens: int,
+        shares: bool,
+        patience_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._engine, self._loop, self._after = engine, loop, after
+        self._names, self._biases = tuple(names), tuple(biases)
+        self._max_tokens, self._shares = max_tokens, shares
+        self._patience_s, self._clock = patience_s, clock
+        self._heard_at = clock()
+        self._is_stuck = self._is_closed = False
+        self._numbers = itertools.count()
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest row."""
+        return self._max_tokens
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether the engine keeps beginnings: families that arrive together find theirs there."""
+        return self._shares
+
+    @property
+    def concurrency(self) -> int:
+        """Several: the engine computes them together."""
+        return IN_FLIGHT
+
+    @property
+    def streams(self) -> bool:
+        """Yes: the engine batches by itself."""
+        return True
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine's processes are there and answer."""
+        return not (self._is_stuck or self._is_closed or self._engine.is_dead)
+
+    def cost(self, lengths: Sequence[int]) -> int:
+        """Nothing is padded."""
+        return sum(lengths)
+
+    def score(self, batch: TokenBatch) -> BatchScores:
+        """Score every row, in order. Raise `OutOfMemory` or `ScorerError`."""
+        if not self.is_alive:
+            raise ScorerError("vLLM's engine is dead")
+        pooled = self._wait(self._loop.submit(self._pool(batch.rows)))
+        return BatchScores(
+            tuple(map(self._heads, pooled)),
+            tokens_computed=sum(len(row) - said.n_cached for row, said in zip(batch.rows, pooled, strict=True)),
+        )
+
+    def close(self) -> None:
+        """End the engine and its processes; rows in flight are refused."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        # Whatever the library says when it is asked to end: `after` ends its processes.
+        with contextlib.suppress(Exception):
+            self._loop.submit(_shut(self._engine)).result(_LONGEST_SHUTDOWN_S)
+        self._loop.close()
+        self._after()
+
+    def _heads(self, pooled: Pooled) -> dict[str, float]:
+        if len(pooled.values) != len(self._names):
+            raise ScorerError(f"vLLM gave {len(pooled.values)} values for the {len(self._names)} heads of a row")
+        return {name: v + bias for name, v, bias in zip(self._names, pooled.values, self._biases, strict=True)}
+
+    # -- on the engine's loop -------------------------------------------------------------------------------
+
+    async def _pool(self, rows: Sequence[tuple[int, ...]]) -> list[Pooled]:
+        """All rows at once. If one fails nothing is known of the others, and they are given up."""
+        tasks = [asyncio.create_task(self._one(row)) for row in rows]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _one(self, row: tuple[int, ...]) -> Pooled:
+        pooled = await self._engine.pool(row, f"row-{next(self._numbers)}")
+        self._heard_at = self._clock()
+        return pooled
+
+    # -- on the caller's thread -----------------------------------------------------------------------------
+
+    def _wait(self, coming: Future[list[Pooled]]) -> list[Pooled]:
+        began = self._clock()
+        while True:
+            now = self._clock()
+            stuck_at = max(began, self._heard_at) + self._patience_s
+            lost_at = began + _LOST_AFTER * self._patience_s
+            if now >= min(stuck_at, lost_at):
+                coming.cancel()
+                self._is_stuck |= now >= stuck_at
+                raise ScorerError(
+                    f"vLLM has not answered for {now - began:.0f} s (REWARD_VLLM__PATIENCE_S={self._patience_s:g})"
+                    + (" and counts as dead" if self._is_stuck else "")
+                )
+            try:
+                return coming.result(min(stuck_at, lost_at) - now)
+            except Exception as error:
+                if coming.done():
+                    raise scorer_error(error) from error
+
+
+async def _shut(engine: Engine) -> None:
+    engine.shutdown()
+
+
+async def _cancel_the_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

@@ -1,0 +1,75 @@
+"""Engines that stand in for vLLM's: one that really reads the folder it is given, and one that does what a test says."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from model.backends.vllm_api import EngineSpec, Pooled
+
+PATIENCE_S = 30.0
+
+
+class ReadingEngine:
+    """What vLLM does with a folder, by transformers: a label for each row of `score.weight`, nothing else added."""
+
+    def __init__(self, spec: EngineSpec, off_by: float = 0.0) -> None:
+        self.spec, self.off_by = spec, off_by
+        self.files = sorted(path.name for path in spec.folder.iterdir())
+        dtype = getattr(torch, spec.dtype)
+        self._model = AutoModelForSequenceClassification.from_pretrained(spec.folder, dtype=dtype).eval()
+        self.is_dead = False
+
+    @torch.inference_mode()
+    async def pool(self, ids: Sequence[int], name: str) -> Pooled:
+        assert len(ids) <= self.spec.max_tokens
+        logits = self._model(torch.tensor([list(ids)])).logits[0].float()
+        return Pooled(tuple((logits + self.off_by).tolist()), 0)
+
+    def shutdown(self) -> None:
+        assert not self.is_dead, "once is enough"
+        self.is_dead = True
+
+
+class GatedEngine:
+    """Answers a row with its first id when the row is let go; `gives` may say otherwise. `here` are rows that wait."""
+
+    def __init__(self, gives=None) -> None:
+        self.is_dead = False
+        self.here: dict[tuple[int, ...], asyncio.Future[None]] = {}
+        self.given_up: list[tuple[int, ...]] = []
+        self.names: list[str] = []
+        self.n_shutdowns = 0
+        self._came = threading.Semaphore(0)
+        self._gives = gives or (lambda ids: Pooled((float(ids[0]),), n_cached=len(ids) - 1))
+
+    async def pool(self, ids: Sequence[int], name: str) -> Pooled:
+        self.names.append(name)
+        gate = self.here[tuple(ids)] = asyncio.get_running_loop().create_future()
+        self._came.release()
+        try:
+            await gate
+        except asyncio.CancelledError:
+            self.given_up.append(tuple(ids))
+            raise
+        return self._gives(ids)
+
+    def wait_for(self, n_rows: int) -> None:
+        """Return when so many more rows have come."""
+        for _ in range(n_rows):
+            assert self._came.acquire(timeout=PATIENCE_S), "no row came"
+
+    def let_go(self, ids: Sequence[int], error: BaseException | None = None) -> None:
+        gate = self.here.pop(tuple(ids))
+        if error is None:
+            gate.get_loop().call_soon_threadsafe(gate.set_result, None)
+        else:
+            gate.get_loop().call_soon_threadsafe(gate.set_exception, error)
+
+    def shutdown(self) -> None:
+        self.n_shutdowns += 1
+        self.is_dead = True
