@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 
 from datasets import load_dataset
-from rewardserve_client.trl import reward_function
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
+
+from rewardserve_client.trl import reward_function
 
 
 def main() -> None:

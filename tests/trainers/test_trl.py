@@ -30,11 +30,11 @@ RUNS = ROOT / "runs" / "trainers"
 
 def grpo(folder: Path, policy: Path, rewards, steps: int, **changes):
     """A GRPO run of a tiny policy on the CPU; the trainer after it."""
-    settings = dict(
-        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=GROUP * PROMPTS, num_generations=GROUP,
-        max_completion_length=16, learning_rate=5e-3, beta=0.0, logging_steps=1, use_cpu=True, bf16=False, report_to=[],
-        save_strategy="no", seed=0, disable_tqdm=True, log_completions=False,
-    )  # fmt: skip
+    settings = {
+        "output_dir": str(folder), "max_steps": steps, "per_device_train_batch_size": GROUP * PROMPTS,
+        "num_generations": GROUP, "max_completion_length": 16, "learning_rate": 5e-3, "beta": 0.0, "logging_steps": 1,
+        "use_cpu": True, "bf16": False, "report_to": [], "save_strategy": "no", "seed": 0, "disable_tqdm": True,
+    }  # fmt: skip
     trainer = GRPOTrainer(
         model=str(policy),
         reward_funcs=rewards,
@@ -144,20 +144,13 @@ def trained_by_trl(tmp_path_factory):
         }
         for question in QUESTIONS
     ]
+    settings = {
+        "output_dir": str(folder / "out"), "max_steps": 10, "per_device_train_batch_size": 4, "learning_rate": 1e-3,
+        "use_cpu": True, "bf16": False, "report_to": [], "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1,
+    }  # fmt: skip
     trainer = RewardTrainer(
         model=model,
-        args=RewardConfig(
-            output_dir=str(folder / "out"),
-            max_steps=10,
-            per_device_train_batch_size=4,
-            learning_rate=1e-3,
-            use_cpu=True,
-            bf16=False,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
-            logging_steps=1,
-        ),  # fmt: skip
+        args=RewardConfig(**settings),
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(pairs),
     )
