@@ -77,7 +77,8 @@ class AsyncRewardClient:
         self._on_failure = on_failure
         self._on_mixed = on_mixed
         self._limits = limits or Limits()
-        self._verify = verify
+        # Reading the certificates takes so long that it would be missed from the deadline of the first call in every loop.
+        self._verify = httpx.create_ssl_context() if verify is True and transport is None else verify
         self._transport = transport
         self._world = world or World()
         self._means = Means(

@@ -108,7 +108,7 @@ def attempts(
 ) -> Course[Good[T] | Refused | TooLarge | GaveUp]:
     """One request, sent until there is an answer that ends it: to every server that is up, then a pause, then again."""
     key, n_rounds, tried, hints = means.new_key(), 0, set[str](), list[float | None]()
-    reasons = ["the deadline passed before anything was sent"]
+    reasons: list[str] = []
     while (left_s := deadline - means.now()) > 0:
         url = means.circuit.pick(order, tried, means.now())
         if url is None:
@@ -129,7 +129,7 @@ def attempts(
             means.circuit.fails(url, means.now(), verdict.retry_after_s)
         hints.append(verdict.retry_after_s)
         reasons = _with(reasons, f"{verdict.reason} ({url})")
-    return GaveUp("; before that ".join(reasons))
+    return GaveUp("; before that ".join(reasons) or "the deadline passed before anything was sent")
 
 
 def _answered(chunk: Chunk, asking: Asking[R], means: Means) -> Course[list[R]]:
@@ -160,8 +160,8 @@ def _soonest(hints: Sequence[float | None]) -> float | None:
 
 
 def _with(reasons: list[str], reason: str) -> list[str]:
-    """The newest first, and the one before that differs: the last attempt may only have had too little time."""
-    return [reason, *[r for r in reasons if r != reason and "(" in r][:1]]
+    """The newest first, and two before that differ: the last attempts may only have had too little time."""
+    return [reason, *[r for r in reasons if r != reason][:2]]
 
 
 _PLACE = re.compile(r"(?:samples|comparisons)\[(\d+)\]")
