@@ -191,3 +191,47 @@ def test_the_asynchronous_client_scores_as_the_blocking_one(server):
         return [reward for part in parts for reward in part.rewards]
 
     assert asyncio.run(once()) == truth_of(samples_of(400))
+
+
+class Eavesdropper:
+    """A way to a server on which the first answers get lost: they are read to their end, and the caller is cut off."""
+
+    def __init__(self, server, n_lost):
+        self._server, self._n_lost, self.keys = server, n_lost, []
+
+    async def __aenter__(self):
+        self._listening = await asyncio.start_server(self._pass_on, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._listening.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *exc):
+        self._listening.close()
+        await self._listening.wait_closed()
+
+    async def _pass_on(self, reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        fields = dict(line.lower().split(b": ", 1) for line in head.splitlines()[1:] if line)
+        body = await reader.readexactly(int(fields[b"content-length"]))
+        self.keys.append(fields[b"idempotency-key"])
+        host, port = self._server.url.removeprefix("http://").split(":")
+        there, back = await asyncio.open_connection(host, int(port))
+        back.write(head.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n") + body)
+        answer = await there.read()
+        back.close()
+        if len(self.keys) > self._n_lost:
+            writer.write(answer)
+            await writer.drain()
+        writer.close()
+
+
+async def test_an_answer_that_was_lost_is_given_again_and_counted_once(server):
+    def n_scored():
+        return server.metric("reward_samples_total", outcome="ok")
+
+    asked, before = samples_of(30, start=5_000), n_scored()
+    async with Eavesdropper(server, n_lost=2) as way, AsyncRewardClient(way.url, backoff=QUICK) as client:
+        scores = await client.score(asked, run="lossy")
+    assert scores.rewards == truth_of(asked)
+    assert len(way.keys) == 3
+    assert len(set(way.keys)) == 1
+    assert n_scored() == before + 30
