@@ -96,6 +96,8 @@ class Terms:
 
 
 USUAL = Terms()
+SCORES_EMPTY = Terms(scores_empty=True)
+"""Policies do answer with nothing. Who knows no word for a missing score gets the score of that."""
 
 
 @dataclass(frozen=True, slots=True)

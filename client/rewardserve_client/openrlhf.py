@@ -26,7 +26,7 @@ def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence
     """
     end = end_text_from()
     samples = [
-        Sample(text=query, group=prompt, finish_reason=_finish_reason(query, end))
+        Sample(text=query, group=prompt, finish_reason=_finish_reason(query, end), score_empty=True)
         for query, prompt in zip(queries, prompts, strict=True)
     ]
     results = stop_if_blocked(shared.client().score(samples, run=run_from())).results

@@ -20,7 +20,8 @@ Message = Mapping[str, Any]
 class Sample:
     """One conversation to score. Give exactly one of: prompt and response; messages; text; input_ids.
 
-    `finish_reason="length"` says that the policy was cut off. Samples with the same `group` go to the same server in
+    `finish_reason="length"` says that the policy was cut off. `score_empty`: an empty response is scored at its end token
+    instead of refused, for trainers that stop at a missing reward. Samples with the same `group` go to the same server in
     one request; default: the prompt, or the whole of a text whose prompt nobody knows.
     """
 
@@ -33,6 +34,7 @@ class Sample:
     reference_rewards: Sequence[float] = ()
     id: str | None = None
     group: str | None = None
+    score_empty: bool = False
 
 
 class Item(NamedTuple):
@@ -96,6 +98,7 @@ def _fields_of(sample: Sample) -> dict[str, Any]:
         "input_ids": None if sample.input_ids is None else [int(token) for token in sample.input_ids],
         "finish_reason": sample.finish_reason,
         "reference_rewards": [float(r) for r in sample.reference_rewards] or None,
+        "score_empty": sample.score_empty or None,
         "id": sample.id,
     }
     return {name: value for name, value in fields.items() if value is not None}

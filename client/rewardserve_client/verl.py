@@ -65,7 +65,8 @@ def sample_of(solution_str: str, extra_info: Mapping[str, Any], prompt_key: str 
     if prompt is None:
         raise Misconfigured(f"extra_info has no prompt under {' or '.join(keys)}: add it to your data")
     finish_reason = "length" if extra_info.get("finish_reason") == "length" else "stop"
-    return Sample(prompt if isinstance(prompt, str) else _messages(prompt), solution_str, finish_reason=finish_reason)
+    asked = prompt if isinstance(prompt, str) else _messages(prompt)
+    return Sample(asked, solution_str, finish_reason=finish_reason, score_empty=True)
 
 
 def step_of(extra_info: Mapping[str, Any]) -> int | None:

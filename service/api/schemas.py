@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from model.conversation import Message, Sample, SampleError
+from model.conversation import SCORES_EMPTY, USUAL, Message, Sample, SampleError
 from service.api import wire
 from service.scoring import Asked, Comparison
 
@@ -45,6 +45,7 @@ class SampleIn(Asking):
     reference_rewards: list[Finite] = Field(
         [], max_length=64, description="raw scores of reference responses to this prompt, for the shapes par and lsc"
     )
+    score_empty: bool = Field(False, description="score an empty response at its end token, instead of refusing it")
 
 
 class ScoreRequest(Asking):
@@ -198,6 +199,7 @@ def to_sample(sample: SampleIn | wire.SampleIn) -> Asked:
             None if ids is None else tuple(ids),
             sample.finish_reason,
             tuple(sample.reference_rewards),
+            terms=SCORES_EMPTY if sample.score_empty else USUAL,
         )
     except SampleError as error:
         return error

@@ -34,6 +34,7 @@ class SampleIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False
     input_ids: tuple[int, ...] | None = None
     finish_reason: Literal["stop", "length"] = "stop"
     reference_rewards: Annotated[tuple[float, ...], msgspec.Meta(max_length=64)] = ()
+    score_empty: bool = False
 
 
 class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):

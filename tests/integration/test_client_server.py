@@ -11,7 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from model.backends.echo import echo_score
-from rewardserve_client import AsyncRewardClient, Backoff, Limits, RequestRefused, RewardClient, Unavailable
+from rewardserve_client import (
+    AsyncRewardClient,
+    Backoff,
+    Limits,
+    RequestRefused,
+    RewardClient,
+    Sample,
+    Unavailable,
+)
 from rewardserve_client.trl import blocking_reward_function
 from tests.support.service_server import Server, drill
 
@@ -235,3 +243,12 @@ async def test_an_answer_that_was_lost_is_given_again_and_counted_once(server):
     assert len(way.keys) == 3
     assert len(set(way.keys)) == 1
     assert n_scored() == before + 30
+
+
+def test_an_empty_response_is_scored_only_if_the_sample_says_so(server):
+    with RewardClient(server.url) as client:
+        refused, scored = client.score(
+            [Sample(prompt="hi", response=""), Sample(prompt="hi", response="", score_empty=True)]
+        ).results
+    assert refused.reward is None
+    assert scored.raw == score_of("hi\n")

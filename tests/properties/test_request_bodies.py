@@ -22,6 +22,7 @@ LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
 FIELDS = st.sampled_from(
     ["run", "step", "samples", "id", "prompt", "response", "messages", "text", "input_ids", "finish_reason", "role",
      "reference_rewards",
+     "score_empty",
      "content", "comparisons", "responses", "tie_margin"]
 ) | TEXT  # fmt: skip
 JSONS = st.recursive(
@@ -38,6 +39,7 @@ SAMPLES = st.fixed_dictionaries(
         "text": TEXT,
         "input_ids": st.lists(st.integers(), max_size=5),
         "finish_reason": st.sampled_from(["stop", "length", "other"]),
+        "score_empty": st.booleans() | JSONS,
         "reference_rewards": st.lists(st.floats() | st.integers(), max_size=3) | JSONS,
     },
 )

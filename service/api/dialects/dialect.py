@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from starlette.responses import Response
 
-from model.conversation import Sample, SampleError, Terms
+from model.conversation import SCORES_EMPTY, Sample, SampleError, Terms
 from service.api.problems import refusal
 from service.api.stage import Served
 from service.errors import Failure, RequestRefused, RunBlocked, RunRefused, SampleFailed, SampleRefused
@@ -22,9 +22,6 @@ Number = Literal["reward", "raw", "normalized"]
 """Which of a sample's three numbers a caller gets: after the whole pipeline, as the value head said it, or in between."""
 
 NUMBERS: tuple[Number, ...] = ("reward", "raw", "normalized")
-
-SCORES_EMPTY = Terms(scores_empty=True)
-"""Policies do answer with nothing. Who knows no word for a missing score gets the score of that."""
 
 _TRANSIENT = frozenset({"out_of_memory", "scorer_failed", "scorer_bug", "score_not_finite", "encoding_failed"})
 

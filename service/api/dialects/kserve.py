@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from model.conversation import Sample
-from service.api.dialects.dialect import SCORES_EMPTY, Answered, Dialect
+from model.conversation import SCORES_EMPTY, Sample
+from service.api.dialects.dialect import Answered, Dialect
 from service.api.stage import Served
 from service.errors import InvalidRequest
 from service.scoring import Asked

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from model.conversation import FinishReason, InvalidMessages, Message, Sample
-from service.api.dialects.dialect import SCORES_EMPTY, Answered, Dialect, number_of, refused_for, sample_of
+from model.conversation import SCORES_EMPTY, FinishReason, InvalidMessages, Message, Sample
+from service.api.dialects.dialect import Answered, Dialect, number_of, refused_for, sample_of
 from service.api.dialects.turns import text_of, turns_of
 from service.api.stage import Served
 from service.errors import Failure, InvalidRequest, SampleRefused

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from model.conversation import Sample
-from service.api.dialects.dialect import SCORES_EMPTY, Answered, Dialect, spoken
+from model.conversation import SCORES_EMPTY, Sample
+from service.api.dialects.dialect import Answered, Dialect, spoken
 from service.api.stage import Served
 from service.errors import InvalidRequest
 from service.scoring import Asked, Scored

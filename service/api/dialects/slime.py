@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from model.conversation import Sample
-from service.api.dialects.dialect import SCORES_EMPTY, Answered, Dialect, sample_of, spoken
+from model.conversation import SCORES_EMPTY, Sample
+from service.api.dialects.dialect import Answered, Dialect, sample_of, spoken
 from service.api.dialects.turns import turns_of
 from service.api.stage import Served
 from service.scoring import Asked

@@ -13,8 +13,8 @@ from uuid import uuid4
 
 import msgspec
 
-from model.conversation import FinishReason, Sample, Terms
-from service.api.dialects.dialect import SCORES_EMPTY, Answered, Dialect, sample_of, sigmoid
+from model.conversation import SCORES_EMPTY, FinishReason, Sample, Terms
+from service.api.dialects.dialect import Answered, Dialect, sample_of, sigmoid
 from service.api.dialects.openai import Encoding, Inputs, samples_of, usage, vector
 from service.api.dialects.turns import turns_of
 from service.api.stage import Served

@@ -226,7 +226,7 @@ def test_verl_gets_floats_under_a_fixed_set_of_keys(environment, server, functio
     assert (
         answer["score"]
         == answer["raw_reward"]
-        == true_reward({"prompt": "p", "response": "r", "finish_reason": "stop"})
+        == true_reward({"prompt": "p", "response": "r", "finish_reason": "stop", "score_empty": True})
     )
     assert {k: server.requests[0].json[k] for k in ("run", "step")} == {"run": "run-7", "step": 4}
 
@@ -241,7 +241,7 @@ def test_verl_reads_messages_from_wherever_the_prompt_is(environment, server):
         run="mine",
     )
     assert sent(server)[0]["prompt"] == [{"role": "user", "content": "u"}]
-    assert sent(server, 1) == [{"prompt": "u", "response": "r", "finish_reason": "length"}]
+    assert sent(server, 1) == [{"prompt": "u", "response": "r", "finish_reason": "length", "score_empty": True}]
     assert server.requests[1].json["run"] == "mine"
     assert "step" not in server.requests[0].json
 
@@ -277,7 +277,10 @@ def test_verl_asks_for_many_samples_at_once(environment, server):
         ])  # fmt: skip
 
     server.tricks = [resets, error(500, "internal")]
-    expected = [true_reward({"prompt": "p", "response": f"r{i}", "finish_reason": "stop"}) for i in range(40)]
+    expected = [
+        true_reward({"prompt": "p", "response": f"r{i}", "finish_reason": "stop", "score_empty": True})
+        for i in range(40)
+    ]
     assert [answer["score"] for answer in run(many())] == expected
 
 
@@ -287,7 +290,7 @@ def test_verl_asks_for_many_samples_at_once(environment, server):
 def test_openrlhf_loads_it_by_path_and_gets_a_number_for_one_sample(environment, server):
     function = loaded_by_path(rewardserve_client.openrlhf).reward_func
     answer = asyncio.run(asyncio.to_thread(function, ["<u>hi<a>yo<end>"], ["<u>hi<a>"], ["label"]))
-    expected = true_reward({"text": "<u>hi<a>yo<end>", "finish_reason": "stop"})
+    expected = true_reward({"text": "<u>hi<a>yo<end>", "finish_reason": "stop", "score_empty": True})
     assert answer["rewards"] == answer["scores"] == expected
     assert sorted(["score", *answer["extra_logs"]]) == KEYS
     assert {type(value) for value in answer["extra_logs"].values()} == {float}
@@ -295,7 +298,7 @@ def test_openrlhf_loads_it_by_path_and_gets_a_number_for_one_sample(environment,
 
 def test_openrlhf_several_samples_give_lists(environment, server):
     answer = rewardserve_client.openrlhf.reward_func(["a", "b"], ["p", "p"], [None, None])
-    assert answer["rewards"] == [true_reward({"text": t, "finish_reason": "stop"}) for t in "ab"]
+    assert answer["rewards"] == [true_reward({"text": t, "finish_reason": "stop", "score_empty": True}) for t in "ab"]
     assert answer["extra_logs"]["scored"] == [1.0, 1.0]
     assert rewardserve_client.openrlhf.reward_func([], [], []) == {"rewards": [], "scores": [], "extra_logs": {}}
 
