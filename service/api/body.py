@@ -34,17 +34,29 @@ async def read(request: Request, decoder: msgspec.json.Decoder[W], schema: type[
 async def read_foreign(request: Request, decoder: msgspec.json.Decoder[F]) -> F:
     """The body as another's wire format: fields that nobody reads are let through. Raise as `read` does."""
     _check_media_type(request)
-    content = await request.body()
+    return decode_foreign(await request.body(), decoder)
+
+
+def decode_foreign(content: bytes, decoder: msgspec.json.Decoder[F]) -> F:
+    """Fast if possible, else slowly and with the reason. Raise `InvalidJson` or `InvalidRequest`."""
     try:
         return decoder.decode(content)
     except (ValueError, RecursionError):
         try:
             return msgspec.convert(parse(content), decoder.type)
         except msgspec.ValidationError as error:
-            what, _, where = str(error).partition(" - at ")
-            raise InvalidRequest(what, field=where.strip("`")[:_LONGEST_FIELD] or "$") from None
+            raise _without_words(error) from None
+        except UnicodeEncodeError:  # where a text is no field of a record
+            raise InvalidRequest("a text holds a lone surrogate", field="$") from None
         except RecursionError:
             raise InvalidRequest("the body is nested too deeply", field="$") from None
+
+
+def _without_words(error: msgspec.ValidationError) -> InvalidRequest:
+    """What is wrong and where. The library quotes what was written where one of a few words belongs."""
+    what, at, where = str(error).rpartition(" - at ")
+    what, where = (what, where.strip("`")[:_LONGEST_FIELD]) if at else (where, "$")
+    return InvalidRequest(what.partition(" '")[0], field=where)
 
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[W], schema: type[M]) -> W | M:
