@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 
@@ -42,6 +42,5 @@ def eventually(condition: Callable[[], object], patience_s: float = PATIENCE_S) 
                 return True
         except psutil.NoSuchProcess:
             pass
-        os.sched_yield()
-        time.sleep(0.05)
+        threading.Event().wait(0.05)
     return False

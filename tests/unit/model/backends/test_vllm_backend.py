@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from model.backends import ContractBroken, LoadError, ModelSpec, VllmSpec, load, vllm_api
 from model.checkpoint import read_backbone, write_heads
@@ -54,6 +54,13 @@ def several_labels(folder: Path) -> None:
     edit_json(folder / "config.json", reward_head_weights=[1.0, 0.5, -1.0])
 
 
+def a_label_with_a_bias(folder: Path) -> None:
+    """vLLM would add it by itself, or not, as its version has it."""
+    sequence_classifier(folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "score.bias": torch.tensor([0.7])}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def an_adapter(folder: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModel
@@ -81,6 +88,7 @@ CHECKPOINTS = {
     "ours of several heads": (lambda folder: reward_model(folder, heads={"a": 0.5, "b": 1.0}), False),
     "ours of one head that counts double": (lambda folder: reward_model(folder, heads={"a": 2.0}), False),
     "a classifier": (sequence_classifier, True),
+    "a classifier with a bias": (a_label_with_a_bias, False),
     "several labels": (several_labels, True),
     "OpenRLHF's": (openrlhf, False),
     "a value head of its own": (lambda folder: value_head(folder, separate=True), False),
