@@ -138,11 +138,15 @@ async def test_a_sample_that_cannot_be_scored_is_never_a_number(server, caller):
     assert await left_with(caller, server.url, "too long " * 40, Waits()) == caller.unscorable
 
 
+@pytest.fixture(scope="module", params=["raises:ScorerError", "nan:"])
+def failing(request):
+    with drill(request.param) as server:
+        yield server
+
+
 @by_caller
-@pytest.mark.parametrize("trouble", ["raises:ScorerError", "nan:"])
-async def test_a_failing_scorer_is_never_a_number(trouble, caller):
-    with drill(trouble) as server:
-        failed = await left_with(caller, server.url, RESPONSE, Waits())
+async def test_a_failing_scorer_is_never_a_number(failing, caller):
+    failed = await left_with(caller, failing.url, RESPONSE, Waits())
     assert failed == ("raises" if caller.unscorable == "masked" else caller.unscorable)
 
 
