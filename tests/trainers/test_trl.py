@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -179,3 +182,17 @@ def test_our_checkpoint_is_a_sequence_classifier_to_transformers_with_our_scores
     served = raw_server.score(*({"input_ids": row} for row in rows)).json()["results"]
     assert [result["raw"] for result in served] == pytest.approx([by_hand.raw_of_ids(row) for row in rows], abs=1e-4)
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_the_example_trains(server, policy_folder, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": [{"role": "user", "content": q}]}) + "\n" for q in QUESTIONS))
+    command = [sys.executable, ROOT / "examples" / "trl" / "grpo.py", "--cpu", "--steps=2", "--run=example"]
+    done = subprocess.run(
+        [*command, f"--policy={policy_folder}", f"--data={prompts}"],
+        cwd=tmp_path, env={**os.environ, "REWARDSERVE_URL": server.url, "PYTHONPATH": str(ROOT / "client")},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "rewards/rewardserve/mean" in done.stdout
+    assert server.client.get("/tripwires").json()["runs"]["example"]["samples"] > 0

@@ -41,7 +41,7 @@ async def client(seen):
     api.include_router(straight)
     problems.install(api, overload_status=429)
     app = Witness(
-        Straight(api, router=straight, overload_status=429),
+        Straight(api, routers=[straight], clock=MonotonicClock(), overload_status=429),
         routes=frozenset({"/score", "/full", "/model"}), clock=MonotonicClock(), tell=seen.append,
     )  # fmt: skip
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
