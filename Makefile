@@ -62,7 +62,7 @@ test-vllm: setup
 # As above; their own warnings are not ours to fail on.
 test-trainers: setup
 	@$(BIN)/python -m tests.trainers.install
-	@"$$($(BIN)/python -m tests.trainers.install | tail -n 1)" -m pytest -o filterwarnings=default tests/trainers
+	@"$$($(BIN)/python -m tests.trainers.install | tail -n 1)" -m pytest -o filterwarnings=default -o timeout=900 tests/trainers
 
 check: setup
 	$(BIN)/ruff check .

@@ -370,7 +370,12 @@ async def test_a_scorer_that_streams_is_given_at_once_what_there_is(drive):
     batcher.clock.advance(4.0)
     scorer.gate.set()
     assert [raw((await call)[0]) for call in (*calls, last)] == [echo_score(r) for r in ROWS[:4]]
-    assert sorted(done.forward_s for done in batcher.told) == [0.0, 4.0, 4.0, 4.0]  # each its own time, beside the others
+    assert sorted(done.forward_s for done in batcher.told) == [
+        0.0,
+        4.0,
+        4.0,
+        4.0,
+    ]  # each its own time, beside the others
 
 
 async def test_with_two_seats_a_failure_of_one_ride_is_none_of_the_other(drive):
