@@ -5,6 +5,8 @@ Written by `app`, read by the routes. Knows nothing of HTTP.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,7 +90,7 @@ class Stage:
 
     def __init__(self) -> None:
         self._served: Served | None = None
-        self._closing = False
+        self._is_closing = asyncio.Event()
 
     def open(self, served: Served) -> None:
         """Serve this model from now on."""
@@ -96,7 +98,16 @@ class Stage:
 
     def close(self) -> None:
         """Refuse new work from now on."""
-        self._closing = True
+        self._is_closing.set()
+
+    async def pause(self, seconds: float) -> None:
+        """Return after so long, or at once when this closes."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._is_closing.wait(), seconds)
+
+    @property
+    def _closing(self) -> bool:
+        return self._is_closing.is_set()
 
     @property
     def is_alive(self) -> bool:

@@ -6,6 +6,7 @@ The clients in `callers` are written from what the trainers do; the server is a 
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 
 import httpx
@@ -158,6 +159,20 @@ async def test_a_masked_episode_has_a_failure_class_and_the_lowest_reward_beside
     assert said["error"]["limit"] == 64
     assert answer.reward == server.client.get("/model").json()["pipeline"]["cap_low"]
     assert said["_ng_task_index"] == 7
+
+
+def test_text_embeddings_inference_has_its_timings_and_its_errors(server, failing):
+    answer = server.client.post("/predict", json={"inputs": [["one"], ["two", "three"]], "raw_scores": True})
+    timings = {name: int(value) for name, value in answer.headers.items() if name.endswith("-time")}
+    assert set(timings) == {f"x-{what}-time" for what in ("compute", "total", "tokenization", "queue", "inference")}
+    assert answer.headers["x-compute-characters"] == "11"
+    assert answer.headers["x-compute-tokens"] == str(len("one") + 1 + len("two\nthree") + 1)
+    single = server.client.post("/predict", json={"inputs": "one"}).json()
+    assert single == [{"score": pytest.approx(1 / (1 + math.exp(-echo_raw("one")))), "label": "LABEL_0"}]
+    too_long = server.client.post("/predict", json={"inputs": "x" * 100, "truncate": False})
+    assert (too_long.status_code, too_long.json()["error_type"]) == (422, "validation")
+    failed = failing.client.post("/predict", json={"inputs": "one"})
+    assert (failed.status_code, failed.json()["error_type"]) == (424, "backend")
 
 
 # -- tries ------------------------------------------------------------------------------------------------------------

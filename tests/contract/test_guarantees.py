@@ -229,3 +229,23 @@ async def test_without_seats_a_caller_is_told_at_once_unless_he_gives_up_too_soo
                 await caller.ask(server.url, RESPONSE, wait)
             gate.close()
         assert occupant.result().status_code == 200
+
+
+def test_who_waits_for_a_seat_is_refused_at_once_when_the_server_shuts_down(tmp_path):
+    fifo = tmp_path / "gate"
+    os.mkfifo(fifo)
+    with (
+        drill(f"forward-waits:{fifo}", "--admission.max-samples=1", "--max-samples-per-request=1") as server,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        occupant = pool.submit(server.score, {"text": "occupies the only seat"})
+        gate = open(fifo, "wb")  # noqa: SIM115  # returns when the forward waits inside
+        body = {"model": "m", "messages": ["waits for a seat"]}
+        waiting = pool.submit(server.client.post, "/v1/score/evaluation", json=body)
+        assert not futures.wait([waiting], timeout=0.5).done
+        server.signal()
+        refused = waiting.result()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        gate.close()
+        assert occupant.result().status_code == 200
+        assert server.ended() == 0

@@ -5,7 +5,6 @@ Knows no caller in particular; each is a `Dialect` of the table.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -70,7 +69,7 @@ async def _answer(
         note(request, run=said.run, step=said.step, samples=len(samples))
         return served, await _score(served, samples, deadline, Origin(said.run, said.step))
 
-    patience = _Patience(min(deadline, began + dialect.patience_s), clock)
+    patience = _Patience(min(deadline, began + dialect.patience_s), clock, stage)
     served, results = await while_connected(request, patience.insist(scored))
     answered = Answered(served, results, number, said.options, clock.now() - began)
     reply = dialect.answer(content, answered)
@@ -98,9 +97,10 @@ def _bound(n: int, bounds: Bounds) -> None:
 class _Patience:
     """Asks again for a caller who would not, until a time."""
 
-    def __init__(self, until: float, clock: Clock) -> None:
+    def __init__(self, until: float, clock: Clock, stage: Stage) -> None:
         self._until = until
         self._clock = clock
+        self._stage = stage
 
     async def insist(self, work: Callable[[], Awaitable[T]]) -> T:
         """The result of `work`, as soon as there are seats and a model. Raise what it raises in the end."""
@@ -111,4 +111,4 @@ class _Patience:
                 wait_s = error.retry_after_s or 1.0
                 if self._clock.now() + wait_s > self._until:
                     raise
-            await asyncio.sleep(wait_s)
+            await self._stage.pause(wait_s)  # a server that shuts down refuses at once whoever waits
