@@ -17,6 +17,9 @@ import torch
 from tests.contract.test_callers import Refusing
 from tests.support.service_server import Server
 
+if importlib.machinery.PathFinder.find_spec("openrlhf") is None:
+    pytest.skip("needs OpenRLHF, verl and LLaMA-Factory: run `make test-trainers`", allow_module_level=True)
+
 MESSAGES = [{"role": "user", "content": "What is two plus two?"}, {"role": "assistant", "content": "Four, of course."}]
 
 
@@ -24,8 +27,6 @@ def without_its_parents(target: str):
     """The module, its parent packages being nothing but places."""
     parents = [target.rsplit(".", n)[0] for n in range(target.count("."), 0, -1)]
     spec = importlib.machinery.PathFinder.find_spec(parents[0])
-    if spec is None:
-        pytest.skip(f"needs {parents[0]}: run `make test-trainers`")
     for name in parents:
         if name not in sys.modules:
             package = types.ModuleType(name)
@@ -103,7 +104,7 @@ def test_openrlhf_is_left_with_none_after_five_tries(by_hand):
 
 def verl_worker(address, tokenizer, engine):
     """A reward-loop worker that knows this address and nothing else."""
-    loop = pytest.importorskip("verl.experimental.reward_loop.reward_loop", reason="needs verl: `make test-trainers`")
+    loop = importlib.import_module("verl.experimental.reward_loop.reward_loop")
     worker = object.__new__(loop.RewardLoopWorker)
     worker.reward_router_address = address
     worker.input_tokenizer = worker.reward_model_tokenizer = tokenizer
