@@ -14,7 +14,7 @@ from starlette.types import Scope
 from service.api.headers import header
 from service.errors import InvalidRequest
 
-LONGEST_NAME = 256
+_LONGEST_NAME = 256
 _DIGITS = 18
 
 
@@ -61,8 +61,8 @@ def _text(value: bytes | None) -> str | None:
 
 
 def _name(run: str | None) -> str | None:
-    if run is not None and len(run) > LONGEST_NAME:
-        raise InvalidRequest(f"run is longer than {LONGEST_NAME} characters", field="run", n=len(run))
+    if run is not None and len(run) > _LONGEST_NAME:
+        raise InvalidRequest(f"run is longer than {_LONGEST_NAME} characters", field="run", n=len(run))
     return run or None
 
 

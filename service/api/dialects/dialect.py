@@ -54,7 +54,6 @@ class Dialect:
     `body` is what its JSON is read as, by msgspec; `ask` makes samples of that, `answer` the JSON of the reply.
     `number` is what its callers mean by a score, unless their URL says otherwise. `patience_s`: so long a request waits
     for seats, because its caller gives up sooner than seats are free. `options` are query parameters of its own.
-    `null` is how one unscorable sample is told, for the table in the documentation.
     """
 
     path: str
@@ -63,7 +62,6 @@ class Dialect:
     ask: Callable[[Any, Served], list[Asked]]
     answer: Callable[[Any, Answered], Any]
     number: Number
-    null: str
     patience_s: float = 0.0
     options: frozenset[str] = frozenset()
     headers: Callable[[Any, Answered], dict[str, str]] = lambda _body, _answered: {}

@@ -77,5 +77,4 @@ INFER = Dialect(
     ask=_ask,
     answer=_answer,
     number="raw",
-    null="the request is refused",
 )

@@ -48,6 +48,5 @@ SCORE_EVALUATION = Dialect(
     ask=_ask,
     answer=_answer,
     number="reward",
-    null="the request is refused",
     patience_s=_PATIENCE_S,
 )

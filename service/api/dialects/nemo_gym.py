@@ -109,5 +109,4 @@ VERIFY = Dialect(
     ask=_ask,
     answer=_answer,
     number="reward",
-    null="`mask_sample: true`, and a failure class",
 )

@@ -85,5 +85,4 @@ EMBEDDINGS = Dialect(
     ask=_ask,
     answer=_answer,
     number="raw",
-    null="the request is refused",
 )

@@ -91,6 +91,5 @@ GET_REWARD = Dialect(
     ask=_ask,
     answer=_answer,
     number="reward",
-    null="the request is refused",
     patience_s=_PATIENCE_S,
 )

@@ -56,6 +56,5 @@ SLIME = Dialect(
     ask=_ask,
     answer=_answer,
     number="reward",
-    null="the request is refused",
     options=frozenset({"reward_key"}),
 )

@@ -117,7 +117,6 @@ PREDICT = Dialect(
     ask=_ask,
     answer=_answer,
     number="raw",
-    null="the request is refused",
     headers=_headers,
     refuse=_refuse,
 )

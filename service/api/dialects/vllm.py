@@ -161,7 +161,6 @@ CLASSIFY = Dialect(
     ask=_ask,
     answer=_answer_classify,
     number="raw",
-    null="the request is refused",
 )
 
 POOLING = Dialect(
@@ -171,5 +170,4 @@ POOLING = Dialect(
     ask=_ask_pooling,
     answer=_answer_pooling,
     number="raw",
-    null="the request is refused",
 )
