@@ -1,7 +1,7 @@
 """What an attempt means: take it, try again, make it smaller, or give it up. Pure.
 
-Scoring changes nothing that counts on the server, so whatever may pass is tried again; what will be refused as long
-as the request is what it is, never.
+A server that is asked twice under one key answers from memory and counts nothing twice, so whatever may pass is tried
+again; what will be refused as long as the request is what it is, never.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
         served = stage.served()
         said = origin.read(request.scope)
         asked = await body.read(request, _scores, ScoreRequest)
-        _bound(len(asked.samples), bounds, "samples")
+        bound(len(asked.samples), bounds, "samples")
         run, step = asked.run or said.run, said.step if asked.step is None else asked.step
         note(request, run=run, step=step, samples=len(asked.samples))
         whence = Origin(run, step, asked.kl, [s.id for s in asked.samples])
@@ -74,7 +74,7 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
         served = stage.served()
         asked = await body.read(request, _comparisons, CompareRequest)
         n_responses = sum(len(c.responses) for c in asked.comparisons)
-        _bound(n_responses, bounds, "responses")
+        bound(n_responses, bounds, "responses")
         note(request, run=asked.run, step=asked.step, samples=n_responses)
         work = served.scoring.compare([to_comparison(c) for c in asked.comparisons], asked.tie_margin, deadline)
         results = await while_connected(request, work)
@@ -173,7 +173,8 @@ class _Watch:
             self._watcher = None  # a task that knows us, whom we know, would wait for the garbage collector
 
 
-def _bound(n: int, bounds: Bounds, what: str) -> None:
+def bound(n: int, bounds: Bounds, what: str) -> None:
+    """Raise `TooManySamples` for more than one request may hold."""
     limit = bounds.max_samples_per_request
     if n > limit:
         raise TooManySamples(f"{n} {what} in one request; the limit is {limit}: split it", n=n, limit=limit)

@@ -11,11 +11,11 @@ import re
 
 import httpx
 import pytest
-from aiohttp import web
 
 from model.backends.echo import echo_score
 from tests.contract import callers
 from tests.contract.table import CALLERS, PROMPT, RESPONSE, TEXT, gym_episode
+from tests.support.refusing import Refusing
 from tests.support.service_server import ROOT, Server, drill
 
 KEY = "k-0123456789"
@@ -176,31 +176,6 @@ def test_text_embeddings_inference_has_its_timings_and_its_errors(server, failin
 
 
 # -- tries ------------------------------------------------------------------------------------------------------------
-
-
-class Refusing:
-    """A server that says no with one status. Not ours: what is looked at is the caller."""
-
-    def __init__(self, status):
-        self.n = 0
-        self._status = status
-
-    async def __aenter__(self):
-        async def refuse(_request):
-            self.n += 1
-            return web.json_response({"error": {}, "error_type": ""}, status=self._status)
-
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", refuse)
-        self._runner = web.AppRunner(app)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-        return self
-
-    async def __aexit__(self, *exc):
-        await self._runner.cleanup()
 
 
 @by_caller

@@ -12,7 +12,6 @@ import pytest
 
 pytest.importorskip("trl", reason="needs TRL: run `make test-trainers`")
 
-import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer
@@ -181,7 +180,6 @@ def test_our_checkpoint_is_a_sequence_classifier_to_transformers_with_our_scores
     rows = [by_hand.ids([{"role": "user", "content": q}, {"role": "assistant", "content": "Yes."}]) for q in QUESTIONS]
     served = raw_server.score(*({"input_ids": row} for row in rows)).json()["results"]
     assert [result["raw"] for result in served] == pytest.approx([by_hand.raw_of_ids(row) for row in rows], abs=1e-4)
-    assert torch.get_default_dtype() == torch.float32
 
 
 def test_the_example_trains(server, policy_folder, tmp_path):

@@ -82,7 +82,7 @@ def _answer(body: Body, answered: Answered) -> Body:
 
 
 def _masked(failure: Failure, answered: Answered) -> Body:
-    lowest = answered.served.pipeline.cap_low
+    lowest = answered.served.pipeline.cap_low if answered.number == "reward" else None
     refused = refused_for(0, failure)
     if lowest is None or not isinstance(refused, SampleRefused):
         raise refused

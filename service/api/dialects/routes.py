@@ -15,10 +15,10 @@ from starlette.responses import Response
 from service.api import body, docs, origin
 from service.api.dialects.dialect import NUMBERS, Answered, Dialect, Number
 from service.api.replies import json_response
-from service.api.routes import Endpoint, note, read_deadline, while_connected
+from service.api.routes import Endpoint, bound, note, read_deadline, while_connected
 from service.api.stage import Bounds, Served, Stage
 from service.clock import Clock
-from service.errors import InvalidRequest, Loading, Overloaded, RequestRefused, TooManySamples
+from service.errors import InvalidRequest, Loading, Overloaded, RequestRefused
 from service.scoring import Asked, Scored
 from service.watch import Origin
 
@@ -65,7 +65,7 @@ async def _answer(
     async def scored() -> tuple[Served, Sequence[Scored]]:
         served = stage.served()
         samples = dialect.ask(content, served)
-        _bound(len(samples), bounds)
+        bound(len(samples), bounds, "samples")
         note(request, run=said.run, step=said.step, samples=len(samples))
         return served, await _score(served, samples, deadline, Origin(said.run, said.step))
 
@@ -86,12 +86,6 @@ def _number(asked: str | None, dialect: Dialect) -> Number:
     if asked not in NUMBERS:
         raise InvalidRequest(f"value must be one of {', '.join(NUMBERS)}", field="value")
     return asked
-
-
-def _bound(n: int, bounds: Bounds) -> None:
-    limit = bounds.max_samples_per_request
-    if n > limit:
-        raise TooManySamples(f"{n} samples in one request; the limit is {limit}: split it", n=n, limit=limit)
 
 
 class _Patience:

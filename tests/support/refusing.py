@@ -1,0 +1,30 @@
+"""A server that refuses everything, to see what a caller makes of it."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+
+class Refusing:
+    """A server that says no with one status. Not ours: what is looked at is the caller."""
+
+    def __init__(self, status):
+        self.n = 0
+        self._status = status
+
+    async def __aenter__(self):
+        async def refuse(_request):
+            self.n += 1
+            return web.json_response({"error": {}, "error_type": ""}, status=self._status)
+
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", refuse)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(self, *exc):
+        await self._runner.cleanup()
