@@ -27,7 +27,9 @@ from service.api.replies import score_reply
 from service.api.schemas import ScoreRequest, to_sample
 from service.api.stage import Served
 from service.observability import logs
+from service.roster import Source
 from service.settings import ServeSettings
+from service.succession import Succession, spare_the_garbage_collector
 
 T = TypeVar("T")
 
@@ -96,22 +98,10 @@ def _open() -> tuple[app.House, engines.Engine, Served]:
     logs.configure(settings.log_level, settings.log_format)
     house = app.build_house(settings, frozenset())
     loaded, pipeline = engines.load_model(settings)
-    engine = engines.build_engine(settings, loaded, pipeline, house.admission, house.metrics, house.clock)
-    app.spare_the_garbage_collector()
-    served = Served(
-        loaded=loaded,
-        scoring=engine.scoring,
-        pipeline=pipeline,
-        epoch=engines.FIRST_EPOCH,
-        numeric_noise=None,
-        batching=lambda: engine.batcher.limits,
-        is_alive=lambda: True,
-        n_failing=lambda: 0,
-        board=engine.watch.board,
-        canaries=lambda: (),
-    )
-    house.stage.open(served)
-    return house, engine, served
+    commons = engines.build_commons(settings, house.admission, house.metrics, house.clock)
+    succession = Succession(commons, house.stage, engines.Prepared(loaded, pipeline), Source(model="echo"), keep=0)
+    spare_the_garbage_collector()
+    return house, succession.serving.engine, succession.serving.served
 
 
 async def _cost(work: Callable[[T], Awaitable[Any]], inputs: Callable[[], list[T]], at_once: int) -> float:

@@ -22,12 +22,12 @@ from model.conversation import Sample
 from model.encoding import Encoded
 from model.reward import Reward
 from model.traits import Lexicon
-from service.app import spare_the_garbage_collector
 from service.clock import MonotonicClock
 from service.rewards import ScoredRow
+from service.succession import spare_the_garbage_collector
 from service.tripwires.board import Board, BoardLimits
-from service.tripwires.reference import Reference
-from service.watch import Origin, Watch
+from service.tripwires.reference import Yardstick
+from service.watch import Allowance, Origin, Watch
 
 CASES = (Case("text", 1), Case("text", 64), Case("ids", 64))
 MOST = 0.05
@@ -88,8 +88,9 @@ def _look_us(n_chars: int) -> float:
         ids = tuple(rng.randrange(30_000) for _ in range(n_chars // 4))
         rows.append(ScoredRow(Sample(prompt="why?", response=text), Encoded((1, *ids), 1), {"score": 0.0}))
     reward = Reward(0.0, 0.0, 0.0, (), (0.0, 0.0))
-    board = Board(Reference(), BoardLimits())
-    watch = Watch(board, Lexicon.read(), MonotonicClock(), lambda *_: None, share=1.0)
+    yardstick, clock = Yardstick(), MonotonicClock()
+    board = Board(yardstick, BoardLimits())
+    watch = Watch(board, yardstick, Lexicon.read(), clock, lambda *_: None, allowance=Allowance(1.0, clock.now()))
     spare_the_garbage_collector()  # as the server does
     took = []
     for step in range(20):

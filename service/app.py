@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import signal
 import socket
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -23,9 +21,9 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
 from model.backends import LoadedModel
-from model.reward import Pipeline
 from service.admission import Admission
 from service.api import docs, problems
+from service.api.admin import admin_routes
 from service.api.dialects import DIALECTS
 from service.api.dialects.routes import dialect_routes
 from service.api.health import OPEN_PATHS, health_routes
@@ -33,20 +31,16 @@ from service.api.intake import Intake, IntakeLimits
 from service.api.middleware import KeyCheck, RequestSeen, Witness
 from service.api.protocol import OneWriteProtocol
 from service.api.routes import Straight, scoring_routes
-from service.api.stage import Bounds, Served, Stage
-from service.batching.noise import NumericNoise
-from service.canaries import Canaries
+from service.api.stage import Bounds, Stage
 from service.clock import Clock, MonotonicClock
-from service.engine import FIRST_EPOCH, Engine, build_engine, hatch, load_audit, load_model, measure_noise
+from service.engine import Prepared, build_commons, load_audit, prepare
+from service.lookout import Fingerprint, fingerprint, keep_looking
 from service.observability import logs
 from service.observability.metrics import CONTENT_TYPE, Metrics
+from service.roster import Source
 from service.settings import ServeSettings
+from service.succession import Succession, in_daemon_thread, spare_the_garbage_collector
 from service.webhook import Webhook
-
-T = TypeVar("T")
-
-_FEW_OBJECTS = 50_000
-"""More than what a house full of samples is made of, so that only what is left behind calls the garbage collector."""
 
 _LONGEST_CLOSING_S = 5.0
 """For answers that are being written when everything else is done."""
@@ -86,7 +80,7 @@ def build_house(settings: ServeSettings, keys: frozenset[str]) -> House:
         scoring_routes(stage, bounds, clock),
         dialect_routes(DIALECTS, stage, bounds, clock, settings.overload_status),
     ]
-    routers = [*scoring, health_routes(stage, bounds, metrics.render, CONTENT_TYPE)]
+    routers = [*scoring, health_routes(stage, bounds, metrics.render, CONTENT_TYPE), admin_routes(stage)]
     for router in routers:
         api.include_router(router)
     docs.install(api, [dialect.body for dialect in DIALECTS])
@@ -157,11 +151,13 @@ async def serve(
     server = _Uvicorn(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:
-        engine = await _load_unless_stopped(house, stop, webhook)
-        if engine is not None:
-            say(_in_words(engine.loaded))
-            await _unless_dead(stop, serving)
-            await _drain(house, engine)
+        known = fingerprint(settings.watched_folders())
+        succession = await _load_unless_stopped(house, stop, webhook)
+        if succession is not None:
+            say(_in_words(succession.serving.engine.loaded))
+            async with _looking_out(settings, succession, known):
+                await _unless_dead(stop, serving)
+            await _drain(house, succession)
     finally:
         if webhook is not None:
             await webhook.stop()
@@ -184,61 +180,32 @@ def _start_webhook(settings: ServeSettings, secret: bytes | None, metrics: Metri
     return webhook
 
 
-async def _load_unless_stopped(house: House, stop: asyncio.Event, webhook: Webhook | None) -> Engine | None:
-    """The rooms around the loaded model, or None when the process was told to stop first."""
+async def _load_unless_stopped(house: House, stop: asyncio.Event, webhook: Webhook | None) -> Succession | None:
+    """The first model in service, or None when the process was told to stop first."""
+    settings = house.settings
 
-    def load_and_measure() -> tuple[LoadedModel, Pipeline, NumericNoise | None, LoadedModel | None, Canaries]:
-        loaded, pipeline = load_model(house.settings)
-        noise = measure_noise(house.settings, loaded)
-        return loaded, pipeline, noise, load_audit(house.settings), hatch(house.settings, loaded, noise)
+    def load() -> tuple[Prepared, LoadedModel | None]:
+        return prepare(settings), load_audit(settings)
 
-    loading = _in_daemon_thread(load_and_measure, "loader")
+    loading = in_daemon_thread(load, "loader")
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((loading, stopped), return_when=asyncio.FIRST_COMPLETED)
         if not loading.done():
             house.stage.close()
             return None
-        loaded, pipeline, noise, audit, canaries = loading.result()
+        prepared, audit = loading.result()
     finally:
         stopped.cancel()
-    engine = build_engine(
-        house.settings, loaded, pipeline, house.admission, house.metrics, house.clock, webhook, audit, canaries
-    )
+    commons = build_commons(settings, house.admission, house.metrics, house.clock, webhook, audit)
+    source = Source(settings.model, settings.models)
+    succession = Succession(commons, house.stage, prepared, source, settings.swap.keep)
+    house.stage.manage(succession)
     spare_the_garbage_collector()
-    for note in loaded.identity.engine_notes:
-        house.log.info("engine_note", engine=loaded.identity.engine, note=note)
-    for breach in loaded.report.breaches:
-        house.log.warning("contract_broken", clause=breach.clause, message=breach.message, remedy=breach.remedy)
-    house.stage.open(
-        Served(
-            loaded=loaded,
-            scoring=engine.scoring,
-            pipeline=pipeline,
-            epoch=FIRST_EPOCH,
-            numeric_noise=noise,
-            batching=lambda: engine.batcher.limits,
-            is_alive=lambda: engine.batcher.is_alive,
-            n_failing=lambda: engine.batcher.n_failing,
-            board=engine.watch.board,
-            canaries=lambda: engine.canaries.latest,
-        )
-    )
-    return engine
+    return succession
 
 
-def spare_the_garbage_collector() -> None:
-    """What is loaded by now stays, and what requests are made of is freed by counting references.
-
-    By default the collector looks through every row of ids several times for cycles that are not there: a fifth of all
-    CPU time of the server itself. Looking through what a model is made of stops everything for a moment.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_FEW_OBJECTS, *gc.get_threshold()[1:])
-
-
-async def _drain(house: House, engine: Engine) -> None:
+async def _drain(house: House, succession: Succession) -> None:
     """Refuse new work, answer everything accepted. The socket stays open, so that a refusal can be read."""
     house.stage.close()
     house.admission.close()
@@ -246,11 +213,32 @@ async def _drain(house: House, engine: Engine) -> None:
     try:
         async with asyncio.timeout(house.settings.drain_timeout_s):
             await house.admission.empty.wait()
-            await engine.stop()
+            await succession.close()
     except TimeoutError:
         house.log.error("drain_timeout", samples=house.admission.n_samples, seconds=house.settings.drain_timeout_s)
-        await engine.batcher.give_up()
+        await succession.give_up()
         raise
+
+
+@contextlib.asynccontextmanager
+async def _looking_out(settings: ServeSettings, succession: Succession, known: Fingerprint) -> AsyncIterator[None]:
+    """While the body runs, SIGHUP and another checkpoint where the model is are followed by a load."""
+    loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+
+    def load_again() -> None:
+        task = asyncio.create_task(succession.load_again(), name="load again")
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, load_again)
+    if settings.swap.watch_s:
+        looking = keep_looking(settings.watched_folders(), known, settings.swap.watch_s, succession.load_again)
+        tasks.add(asyncio.create_task(looking, name="lookout"))
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def _unless_dead(stop: asyncio.Event, serving: asyncio.Task[Any]) -> None:
@@ -283,31 +271,6 @@ def _tell_of_stray_exceptions(log: logs.Logger) -> Callable[[asyncio.AbstractEve
         log.error("stray_exception", exc_info=context.get("exception"))
 
     return tell
-
-
-def _in_daemon_thread(work: Callable[[], T], name: str) -> asyncio.Future[T]:
-    """The future result of `work`. Unlike with an executor, the process may end while it runs."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]  # T may itself be None
-
-    def run() -> None:
-        try:
-            result, error = work(), None
-        except BaseException as raised:
-            result, error = None, raised
-        with contextlib.suppress(RuntimeError):  # the loop may be closed by now
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return future
 
 
 def _in_words(loaded: LoadedModel) -> str:

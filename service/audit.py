@@ -6,20 +6,14 @@ only. Knows nothing of HTTP.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 
-from model.conversation import Sample
-from model.encoding import Encoded
 from model.reward import Pipeline, Reward
 from service.batching.batcher import Batcher
-from service.batching.outcomes import RowScored
 from service.encoder import Encoder
-from service.errors import RowFailed, ServiceError
-from service.rewards import ScoredRow, rewards_of
-
-MOST_WAITING = 1_024
-"""Samples that wait for the judge; beyond them it is not asked: it may be slower than those who are judged."""
+from service.errors import RowFailed
+from service.opinion import SecondOpinion
+from service.rewards import ScoredRow
 
 _BUCKETS = 2**20
 
@@ -29,7 +23,7 @@ Heard = Callable[[float, float], None]
 
 class AuditJudge:
     """Asks about `share` of the samples, chosen by their ids: the same ones wherever and whenever they are scored. `skipped`
-    hears of how many it was too slow for.
+    hears of how many it was too slow for. `close` ends the model behind it.
     """
 
     def __init__(
@@ -40,14 +34,13 @@ class AuditJudge:
         *,
         share: float,
         skipped: Callable[[int], None] = lambda _: None,
+        close: Callable[[], None] = lambda: None,
     ) -> None:
         self._encoder = encoder
         self._batcher = batcher
-        self._pipeline = pipeline
         self._below = int(share * _BUCKETS)
-        self._asking: set[asyncio.Task[None]] = set()
-        self.n_waiting = 0
-        self._skipped = skipped
+        self._close = close
+        self.opinion = SecondOpinion(encoder, batcher, pipeline, skipped)
 
     def ask(self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed], heard: Heard) -> None:
         """Ask about some of these, soon. Never waits."""
@@ -58,33 +51,17 @@ class AuditJudge:
         ]
         if not chosen:
             return
-        if self.n_waiting + len(chosen) > MOST_WAITING:
-            self._skipped(len(chosen))
-            return
-        self.n_waiting += len(chosen)
-        task = asyncio.create_task(self._judge(chosen, heard), name="audit")
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
+
+        def hear(judged: Sequence[Reward | None]) -> None:
+            for (_, level), reward in zip(chosen, judged, strict=True):
+                if reward is not None:
+                    heard(level, reward.changes[0])
+
+        self.opinion.ask([sample for sample, _ in chosen], hear)
 
     async def stop(self) -> None:
         """Nobody waits for what is being judged."""
-        for task in self._asking:
-            task.cancel()
-        await asyncio.gather(*self._asking, return_exceptions=True)
+        await self.opinion.stop()
         await self._batcher.give_up()
         self._encoder.close()
-
-    async def _judge(self, chosen: Sequence[tuple[Sample, float]], heard: Heard) -> None:
-        try:
-            encoded = await self._encoder.encode([sample for sample, _ in chosen])
-            known = [(c, e) for c, e in zip(chosen, encoded, strict=True) if isinstance(e, Encoded)]
-            outcomes = await self._batcher.score([e.ids for _, e in known]) if known else []
-        except ServiceError:
-            return  # what cannot be judged now was judged by somebody else already
-        finally:
-            self.n_waiting -= len(chosen)
-        done = [(c, e, o) for (c, e), o in zip(known, outcomes, strict=True) if isinstance(o, RowScored)]
-        judged = rewards_of([ScoredRow(c[0], e, o.heads) for c, e, o in done], self._pipeline) if done else []
-        for ((_, level), _, _), reward in zip(done, judged, strict=True):
-            if isinstance(reward, Reward):
-                heard(level, reward.changes[0])
+        self._close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from model.backends import LoadedModel, LoadError, load
@@ -36,46 +36,110 @@ from service.references import References
 from service.scoring import Rooms, Scoring
 from service.settings import ModelSettings
 from service.tripwires.advice import ADVICE, SAYS
+from service.tripwires.baits import Baits
 from service.tripwires.board import CANARIES, CANARY_CHANGE, Board, BoardLimits
-from service.tripwires.reference import Reference, usual
+from service.tripwires.reference import Reference, Yardstick, usual
 from service.tripwires.wire import CANARY, Finding
-from service.watch import Watch
+from service.watch import Allowance, Watch
 from service.webhook import Webhook
 
 _CANARY_STDS, _CANARY_NOISES = 0.01, 4.0
 
-FIRST_EPOCH = 1
+_NO_EPOCH = 0
+"""Of the audit judge, which nobody is served by."""
+
 FIRST_BUDGET = {"cpu": 1024, "cuda": 8192}
 """Tokens of a batch, by device, until the forwards themselves have said what they take; of a scorer that streams, for good."""
 LARGEST_BATCH_TOKENS = STEPS[-1]
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """The rooms that exist once a model is loaded."""
+class Commons:
+    """What all models of a process have in common, however many are loaded."""
+
+    settings: ModelSettings
+    admission: Admission
+    metrics: Metrics
+    clock: Clock
+    board: Board
+    allowance: Allowance
+    lexicon: Lexicon
+    baits: Baits | None = None
+    evidence_room: EvidenceRoom | None = None
+    webhook: Webhook | None = None
+    judge: AuditJudge | None = None
+
+    async def close(self) -> None:
+        """When no model scores any more."""
+        if self.judge is not None:
+            await self.judge.stop()
+        if self.evidence_room is not None:
+            self.evidence_room.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A loaded model that has been measured, but has no rooms around it yet."""
 
     loaded: LoadedModel
     pipeline: Pipeline
+    noise: NumericNoise | None = None
+    canaries: Canaries | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The rooms around one loaded model."""
+
+    epoch: int
+    loaded: LoadedModel
+    pipeline: Pipeline
+    noise: NumericNoise | None
     encoder: Encoder
     batcher: Batcher
     watch: Watch
     scoring: Scoring
-    judge: AuditJudge | None
     canaries: Canaries
     singing: asyncio.Task[None]
-    papers: tuple[EvidenceRoom | References, ...] = ()
+    references: References | None = None
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Which model this is, for metrics."""
+        identity = self.loaded.identity
+        return {
+            "name": identity.name,
+            "architecture": identity.architecture,
+            "backend": identity.backend,
+            "engine": identity.engine,
+            "dtype": identity.dtype,
+            "device": identity.device,
+            "contract": self.loaded.contract.digest,
+            "calibration": self.loaded.calibration.digest if self.loaded.calibration else "",
+            "pipeline": self.pipeline.digest,
+            "epoch": str(self.epoch),
+        }
 
     async def stop(self) -> None:
         """Finish what was accepted, then free the model."""
         self.singing.cancel()
-        if self.judge is not None:
-            await self.judge.stop()
         await self.batcher.stop()
-        for paper in self.papers:
-            paper.close()
+        if self.references is not None:
+            self.references.close()
         self.encoder.close()
         # Waits for processes, where the scorer has some: answers are being written meanwhile.
         await asyncio.to_thread(self.loaded.scorer.close)
+
+
+def prepare(settings: ModelSettings) -> Prepared:
+    """Load a model and measure it. Raise `LoadError`, `PipelineError` or `CalibrationError`. Takes its time."""
+    loaded, pipeline = load_model(settings)
+    try:
+        noise = measure_noise(settings, loaded)
+        return Prepared(loaded, pipeline, noise, hatch(settings, loaded, noise))
+    except BaseException:
+        loaded.scorer.close()
+        raise
 
 
 def measure_noise(settings: ModelSettings, loaded: LoadedModel) -> NumericNoise | None:
@@ -136,32 +200,47 @@ def hatch(settings: ModelSettings, loaded: LoadedModel, noise: NumericNoise | No
     return canaries
 
 
-def build_engine(
+def build_commons(
     settings: ModelSettings,
-    loaded: LoadedModel,
-    pipeline: Pipeline,
     admission: Admission,
     metrics: Metrics,
     clock: Clock,
     webhook: Webhook | None = None,
     audit: LoadedModel | None = None,
-    canaries: Canaries | None = None,
-) -> Engine:
+) -> Commons:
+    """What every engine of this process shares. Once a process. Raise `LexiconError`."""
+    plan = settings.wire_plan()
+    limits = BoardLimits(
+        window=settings.tripwires.window, votes_for_a_page=plan.votes_for_a_page, blocks=frozenset(plan.block)
+    )
+    board = Board(Yardstick(), limits, plan.wires)
+    metrics.watch_runs(board, clock.now)
+    return Commons(
+        settings,
+        admission,
+        metrics,
+        clock,
+        board,
+        Allowance(settings.tripwires.cpu_share, clock.now()),
+        Lexicon.read([Path(name) for name in plan.lexicons]),
+        settings.read_baits(),
+        _build_evidence_room(settings),
+        webhook,
+        _build_judge(settings, audit, clock, metrics) if audit is not None else None,
+    )
+
+
+def build_engine(commons: Commons, prepared: Prepared, epoch: int) -> Engine:
     """The rooms around a loaded model. The batcher is running when this returns."""
-    log = logs.logger("batcher")
+    settings, metrics, clock = commons.settings, commons.metrics, commons.clock
+    loaded, pipeline, log = prepared.loaded, prepared.pipeline, logs.logger("batcher")
     encoder = Encoder(loaded.encode, settings.encoder_threads, lambda error: log.error("encoder_bug", exc_info=error))
-    batcher = _build_batcher(settings, loaded, clock, _tell_of_batches(metrics, log))
-    judge = _build_judge(settings, audit, clock, metrics) if audit is not None else None
-    room, references = _build_evidence_room(settings), _build_references(settings, loaded, pipeline)
-    watch = _build_watch(settings, loaded, pipeline, clock, webhook, judge, room, references)
-    rooms = Rooms(admission, encoder, batcher, pipeline, watch, metrics, clock)
-    metrics.model_ready(_labels(loaded, pipeline), FIRST_EPOCH, loaded.calibration, pipeline)
-    metrics.watch_runs(watch.board)
-    metrics.watch_memory(loaded.memory)
-    metrics.watch_queue(lambda: batcher.n_samples, lambda: batcher.n_tokens, lambda: batcher.limits.enough)
+    batcher = _build_batcher(settings, loaded, clock, _tell_of_batches(metrics, log), epoch)
+    references = _build_references(settings, loaded, pipeline)
+    watch = _build_watch(commons, prepared, references, epoch)
+    metrics.model_loaded(epoch, loaded.calibration, pipeline)
     batcher.start()
-    canaries = canaries or Canaries([], loaded.encode, loaded.identity, 1.0)
-    metrics.watch_canaries(lambda: {sung.name: sung.margin for sung in canaries.latest})
+    canaries = prepared.canaries or Canaries([], loaded.encode, loaded.identity, 1.0)
 
     def changed(names: list[str], by: float) -> None:
         watch.report(CANARIES, Finding(CANARY, "page", by, CANARY_CHANGE, None, tuple(names)))
@@ -169,66 +248,52 @@ def build_engine(
     singing = asyncio.create_task(
         canaries.keep_singing(batcher, settings.tripwires.canaries_every_s, changed), name="canaries"
     )
+    rooms = Rooms(epoch, commons.admission, encoder, batcher, pipeline, watch, metrics, clock)
     return Engine(
+        epoch,
         loaded,
         pipeline,
+        prepared.noise,
         encoder,
         batcher,
         watch,
         Scoring(rooms, loaded.identity.max_tokens),
-        judge,
         canaries,
         singing,
-        papers=tuple(paper for paper in (room, references) if paper is not None),
+        references,
     )
 
 
-def _build_watch(
-    settings: ModelSettings,
-    loaded: LoadedModel,
-    pipeline: Pipeline,
-    clock: Clock,
-    webhook: Webhook | None,
-    judge: AuditJudge | None,
-    room: EvidenceRoom | None,
-    references: References | None,
-) -> Watch:
-    log = logs.logger("tripwires")
-    plan = settings.wire_plan()
-    says = {wire.name: wire.says for wire in plan.wires} | SAYS
+def _build_watch(commons: Commons, prepared: Prepared, references: References | None, epoch: int) -> Watch:
+    log, settings = logs.logger("tripwires"), commons.settings
+    loaded, pipeline, webhook = prepared.loaded, prepared.pipeline, commons.webhook
+    says = {wire.name: wire.says for wire in commons.board.wires} | SAYS
 
     def tell(run: str, finding: Finding) -> None:
         if webhook is not None and finding.severity != "note":
             webhook.tell({"run": run, **finding._asdict(), "says": says[finding.wire],
                           **asdict(ADVICE[finding.wire]),
-                          "model": loaded.identity.name, "model_epoch": FIRST_EPOCH, "pipeline": pipeline.digest})  # fmt: skip
+                          "model": loaded.identity.name, "model_epoch": epoch, "pipeline": pipeline.digest})  # fmt: skip
         level = log.error if finding.severity == "page" else log.warning if finding.severity == "warn" else log.info
         level("tripwire", run=run, wire=finding.wire, severity=finding.severity, statistic=round(finding.statistic, 4),
               threshold=finding.threshold, step=finding.step, evidence=list(finding.evidence))  # fmt: skip
 
-    limits = BoardLimits(
-        window=settings.tripwires.window, votes_for_a_page=plan.votes_for_a_page, blocks=frozenset(plan.block)
-    )
     known = _reference(loaded.calibration, pipeline) if settings.tripwires.reference == "calibration" else Reference()
-    board = Board(
-        known,
-        limits,
-        plan.wires,
-        pipeline.combination.part_names,
-        known=references.known if references else {},
-        learnt=references.keep if references else lambda *_: None,
-    )
-    lexicon = Lexicon.read([Path(name) for name in plan.lexicons])
+    parts = pipeline.combination.part_names
+    yardstick = Yardstick(known, tuple(parts))
+    if references is not None:
+        yardstick = replace(yardstick, known=references.known, learnt=references.keep)
     return Watch(
-        board,
-        lexicon,
-        clock,
+        commons.board,
+        yardstick,
+        commons.lexicon,
+        commons.clock,
         tell,
-        share=settings.tripwires.cpu_share,
-        judge=judge,
-        baits=settings.read_baits(),
-        evidence_room=room,
-        parts_of=pipeline.combination.parts if board.parts else lambda _: (),
+        allowance=commons.allowance,
+        judge=commons.judge,
+        baits=commons.baits,
+        evidence_room=commons.evidence_room,
+        parts_of=pipeline.combination.parts if parts else lambda _: (),
         texts_of=loaded.encode.texts,
     )
 
@@ -254,11 +319,18 @@ def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock, metr
         if done.outcome != "ok":
             log.error(f"batch_{done.outcome}", rows=done.n_rows, tokens=done.n_tokens)
 
-    batcher = _build_batcher(settings, audit, clock, tell)
+    batcher = _build_batcher(settings, audit, clock, tell, _NO_EPOCH)
     batcher.start()
     pipeline = build_pipeline(audit.opinions, RewardSettings(shape="none"))
     share = settings.tripwires.audit_share
-    return AuditJudge(encoder, batcher, pipeline, share=share, skipped=metrics.observe_audit_skipped)
+    return AuditJudge(
+        encoder,
+        batcher,
+        pipeline,
+        share=share,
+        skipped=metrics.observe_audit_skipped,
+        close=audit.scorer.close,
+    )
 
 
 def _reference(calibration: Calibration | None, pipeline: Pipeline) -> Reference:
@@ -274,7 +346,7 @@ def _reference(calibration: Calibration | None, pipeline: Pipeline) -> Reference
 
 
 def _build_batcher(
-    settings: ModelSettings, loaded: LoadedModel, clock: Clock, tell: Callable[[BatchDone], None]
+    settings: ModelSettings, loaded: LoadedModel, clock: Clock, tell: Callable[[BatchDone], None], epoch: int
 ) -> Batcher:
     fixed, first = settings.batching.max_tokens, _first_budget(loaded.identity.device)
     keeps_budget = bool(fixed) or loaded.scorer.streams
@@ -284,27 +356,12 @@ def _build_batcher(
         clock,
         tell,
         pace=None if keeps_budget else Pace.starting_at(first),
-        cache=ScoreCache(settings.cache.scores, FIRST_EPOCH),
+        cache=ScoreCache(settings.cache.scores, epoch),
     )
 
 
 def _first_budget(device: str) -> int:
     return FIRST_BUDGET.get(device.partition(":")[0], FIRST_BUDGET["cpu"])
-
-
-def _labels(loaded: LoadedModel, pipeline: Pipeline) -> dict[str, str]:
-    identity = loaded.identity
-    return {
-        "name": identity.name,
-        "architecture": identity.architecture,
-        "backend": identity.backend,
-        "engine": identity.engine,
-        "dtype": identity.dtype,
-        "device": identity.device,
-        "contract": loaded.contract.digest,
-        "calibration": loaded.calibration.digest if loaded.calibration else "",
-        "pipeline": pipeline.digest,
-    }
 
 
 def _tell_of_batches(metrics: Metrics, log: logs.Logger) -> Callable[[BatchDone], None]:

@@ -155,6 +155,48 @@ class DeadlineExceeded(RequestRefused):
     status = 504
 
 
+class DigestNotServed(RequestRefused):
+    """The caller wants to be scored by one model alone, and that one is not here."""
+
+    code = "digest_not_served"
+    status = 409
+
+
+class EpochGone(RequestRefused):
+    """What an operator has pinned a run to, or asks for, is not loaded."""
+
+    code = "epoch_gone"
+    status = 409
+
+
+class EpochInUse(RequestRefused):
+    """A model that serves, or that runs are pinned to, cannot be let go of."""
+
+    code = "epoch_in_use"
+    status = 409
+
+
+class LoadInProgress(RequestRefused):
+    """One model is being loaded at a time."""
+
+    code = "load_in_progress"
+    status = 409
+
+
+class NothingToRollBack(RequestRefused):
+    """No other model was in service before this one."""
+
+    code = "nothing_to_roll_back"
+    status = 409
+
+
+class ModelRefused(RequestRefused):
+    """A model that was to follow the one in service cannot be served; the message says why. The other one serves on."""
+
+    code = "model_refused"
+    status = 422
+
+
 class BatcherStopped(RequestRefused):
     """The task that owns the queue has died. A bug of ours; `/livez` says so too."""
 

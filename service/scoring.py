@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
@@ -27,6 +27,7 @@ from service.encoder import Encoder
 from service.errors import DeadlineExceeded, Failure, RowFailed, RunBlocked, ScoreNotFinite
 from service.observability.metrics import Metrics
 from service.rewards import ScoredRow, rewards_of
+from service.shadow import Shadow
 from service.watch import Flags, Origin, Watch
 
 T = TypeVar("T")
@@ -94,8 +95,9 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
-    """The rooms that a request walks through."""
+    """The rooms that a request walks through; `epoch` is that of the model behind them."""
 
+    epoch: int
     admission: Admission
     encoder: Encoder
     batcher: Batcher
@@ -106,10 +108,17 @@ class Rooms:
 
 
 class Scoring:
-    """One loaded model, ready to answer."""
+    """One loaded model, ready to answer. `n_inside` calls are being answered; `idle` is set while there is none.
+
+    `shadow` is another model that scores a share of the same samples, for comparison only.
+    """
 
     def __init__(self, rooms: Rooms, max_tokens: int) -> None:
         self._rooms = rooms
+        self.shadow: Shadow | None = None
+        self.n_inside = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
         self._max_tokens = max_tokens
         self._temperature = rooms.pipeline.combination.temperature
 
@@ -120,10 +129,12 @@ class Scoring:
 
         `origin` None: nobody trains on these, and no run is watched.
         """
-        if origin is not None and (wire := self._rooms.watch.blocked_by(origin)) is not None:
-            return self._refused(samples, wire)
+        if origin is not None:
+            if (wire := self._rooms.watch.blocked_by(origin)) is not None:
+                return self._refused(samples, wire)
+            self._rooms.watch.begin(origin)
         n_tokens = sum(map(self._estimate, samples))
-        with self._rooms.admission.enter(len(samples), n_tokens):
+        with self._inside(), self._rooms.admission.enter(len(samples), n_tokens):
             async with _until(deadline, self._rooms.clock):
                 answered = await _all_or_none(
                     [self._score_chunk(chunk, deadline, origin) for chunk in _chunks(samples)]
@@ -132,6 +143,7 @@ class Scoring:
         if origin is not None and origin.ids:
             self._rooms.watch.see_ids(origin, samples)
         self._rooms.metrics.observe_samples(
+            self._rooms.epoch,
             outcomes=Counter([_outcome(r) for r in results]),
             n_tokens=sum([r.n_tokens or 0 for r in results]),
             n_cached_tokens=sum([r.n_tokens or 0 for r in results if r.cached]),
@@ -143,7 +155,7 @@ class Scoring:
         error = RunBlocked(
             f"the trip wire {wire} has ended the service of this run; acknowledge its alarm to go on", wire=wire
         )
-        self._rooms.metrics.observe_samples({error.code: len(samples)}, 0, 0, [])
+        self._rooms.metrics.observe_samples(self._rooms.epoch, {error.code: len(samples)}, 0, 0, [])
         return [Scored(failure=Failure.of(error))] * len(samples)
 
     async def compare(
@@ -163,6 +175,17 @@ class Scoring:
             by_text = {text: next(scored) for text in texts}
             results.append(self._rank(comparison, by_text, tie_margin))
         return results
+
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        self.n_inside += 1
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self.n_inside -= 1
+            if not self.n_inside:
+                self.idle.set()
 
     # -- one chunk ------------------------------------------------------------------------------------------
 
@@ -199,6 +222,8 @@ class Scoring:
         ]
         rewards = rewards_of(scored, self._rooms.pipeline) if scored else []
         flags = self._rooms.watch.see(origin, scored, rewards) if origin is not None and scored else None
+        if self.shadow is not None and scored:
+            self.shadow.ask(scored, rewards)
         rewarded = enumerate(rewards)
         return [
             _finish(row, outcome, next(rewarded), flags, encode_s)

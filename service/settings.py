@@ -137,6 +137,21 @@ class AdmissionSeats(BaseModel):
     max_tokens: int = Field(1_048_576, gt=0, description="tokens in flight, estimated from the characters")
 
 
+class Swap(BaseModel):
+    """How one model follows another while the server runs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    keep: int = Field(
+        1, ge=0, description="models that left service and stay in memory, so that a rollback is immediate"
+    )
+    watch_s: float = Field(
+        0.0,
+        ge=0.0,
+        description="look so often whether `model` leads to another checkpoint, and load that; 0: on SIGHUP only",
+    )
+
+
 class ModelSettings(BaseSettings):
     """Which model, how it runs, and what is done to its scores: shared by reward-serve and reward-score."""
 
@@ -295,6 +310,7 @@ class ServeSettings(ModelSettings):
     host: str = Field("127.0.0.1", description="bind address")
     port: int = Field(8000, ge=0, le=65_535, description="bind port; 0: a free one")
     admission: AdmissionSeats = AdmissionSeats()
+    swap: Swap = Swap()
     overload_status: Literal[503, 429] = Field(503, description="what an overloaded server answers")
     max_samples_per_request: int = Field(1024, gt=0, description="more than these are refused with 422")
     max_body_bytes: int = Field(64 * 2**20, gt=0, description="larger bodies are refused with 413")
@@ -327,6 +343,11 @@ class ServeSettings(ModelSettings):
                 f"host={self.host} is reachable from other machines and there are no keys. Set REWARD_KEYS_FILE, bind "
                 f"to 127.0.0.1, or set REWARD_ALLOW_OPEN=1 if anybody may use this server."
             )
+        if self.swap.watch_s and not all(folder.is_dir() for folder in self.watched_folders()):
+            raise ValueError(
+                f"swap.watch_s={self.swap.watch_s:g}, but the model is no folder that could be watched. Set REWARD_MODEL to a "
+                f"folder, or to a link that leads to one, or drop REWARD_SWAP__WATCH_S."
+            )
         if self.max_samples_per_request > self.admission.max_samples:
             raise ValueError(
                 f"max_samples_per_request={self.max_samples_per_request} exceeds admission.max_samples="
@@ -345,6 +366,10 @@ class ServeSettings(ModelSettings):
                 f"REWARD_MAX_INPUT_TOKENS."
             )
         return self
+
+    def watched_folders(self) -> list[Path]:
+        """The folder of each model."""
+        return [Path(each) for each in self.named_models().values() or [self.model or "the default model"]]
 
     def read_keys(self) -> frozenset[str]:
         """The keys of `keys_file`; empty lines and lines that begin with # do not count. Raise `SettingsError`."""

@@ -21,6 +21,7 @@ from service.evidence import EvidenceRoom, Exhibit
 from service.rewards import ScoredRow
 from service.tripwires.baits import Baits
 from service.tripwires.board import OTHER, Board
+from service.tripwires.reference import Yardstick
 from service.tripwires.wire import Finding, Observation
 
 Flags = tuple[str, ...]
@@ -77,18 +78,21 @@ class Allowance:
 
 
 class Watch:
-    """Eyes on every run. `tell` hears of each wire that trips, with the name of the run. `judge` gives a second opinion.
-    `parts_of` says what a reward is made of, `texts_of` what is prompt and what is response.
+    """Eyes on what one model scores. Board and allowance are those of the whole server, `yardstick` is the model's own.
+
+    `tell` hears of each wire that trips, with the name of the run. `judge` gives a second opinion. `parts_of` says what a
+    reward is made of, `texts_of` what is prompt and what is response.
     """
 
     def __init__(
         self,
         board: Board,
+        yardstick: Yardstick,
         lexicon: Lexicon,
         clock: Clock,
         tell: Callable[[str, Finding], None],
         *,
-        share: float,
+        allowance: Allowance,
         judge: AuditJudge | None = None,
         baits: Baits | None = None,
         evidence_room: EvidenceRoom | None = None,
@@ -96,16 +100,22 @@ class Watch:
         texts_of: Callable[[Sample], tuple[str, str]] = Sample.texts,
     ) -> None:
         self.board = board
+        self.yardstick = yardstick
         self._lexicon = lexicon
         self._clock = clock
         self._tell = tell
-        self._allowance = Allowance(share, clock.now())
+        self._allowance = allowance
         self._judge = judge
         self._baits = baits
         self._evidence_room = evidence_room
         self._parts_of = parts_of
         self._texts_of = texts_of
         self._first = 0
+
+    def begin(self, origin: Origin) -> None:
+        """Samples of this run are about to be scored by this model."""
+        if not self._allowance.is_nothing:
+            self.board.measure(origin.run, self.yardstick, self._clock.now())
 
     def see(
         self, origin: Origin, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed]
@@ -133,7 +143,7 @@ class Watch:
                 flags[i] = own
             if self._evidence_room is not None and observation.evidence:
                 self._keep(self._evidence_room, origin, row, observation, flags.get(i, ()))
-        found = self.board.observe(origin.run, origin.step, seen, began, origin.kl) if seen else []
+        found = self.board.observe(origin.run, origin.step, seen, began, origin.kl, self.yardstick) if seen else []
         self._allowance.spend(n, self._clock.now() - began)
         for finding in found:
             if self._evidence_room is not None:

@@ -31,7 +31,7 @@ from model.reward import Batch, Reward
 from model.scorer import HeadScores
 from model.traits import NAMES, NO_LEXICON, Lexicon, text_digest
 from service.tripwires.board import Board, BoardLimits
-from service.tripwires.reference import Reference, usual
+from service.tripwires.reference import Reference, Yardstick, usual
 from service.tripwires.wire import VOTE, Finding, Observation
 from service.tripwires.wires import WIRES
 
@@ -117,7 +117,9 @@ class _Eyes:
         self._lexicon = Lexicon.read() if kind.lexicons else NO_LEXICON
         self._with_audit = kind.audit
         self._pipelines = {name: started.pipeline(name) for name in started.models.heads}
-        self._board = Board(Reference() if learns else self._known(started), BoardLimits(window=128), WIRES, _MEMBERS)
+        self._board = Board(
+            Yardstick(Reference() if learns else self._known(started), _MEMBERS), BoardLimits(window=128), WIRES
+        )
         self._step = 0
 
     def look(self, responses: Responses) -> None:

@@ -13,7 +13,7 @@ from service.tripwires.tally import count_of, is_signed
 from service.tripwires.wires import WIRES, Shift
 
 JOB, RUN = 'job=~"$job"', 'run=~"$run"'
-MODEL = 'reward_model_info{job=~"$job", name=~"$model"}'
+MODEL = 'reward_model_info{job=~"$job", state="serving", name=~"$model"}'
 SPAN = "$__rate_interval"
 
 _STATISTICS = {wire.name: wire.statistic for wire in WIRES}
@@ -34,7 +34,7 @@ def served(vector: str) -> str:
 
 def of_server(vector: str) -> str:
     """As `served`, and of servers that have no model yet."""
-    return f'({vector} unless on (instance, job) reward_model_info{{{JOB}, name!~"$model"}})'
+    return f'({vector} unless on (instance, job) reward_model_info{{{JOB}, state="serving", name!~"$model"}})'
 
 
 def gauge(metric: str, *matchers: str) -> str:

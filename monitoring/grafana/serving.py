@@ -315,7 +315,7 @@ def _model() -> tuple[Panel, ...]:
         number(
             Face(
                 "Model epoch",
-                "How often a model was put into service, of the server where it was most often.",
+                "Which of the models that a server has loaded, one after the other, is in service; of the server with most.",
                 ("RewardModelNotLoaded",),
                 3,
                 7,

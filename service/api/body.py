@@ -37,6 +37,12 @@ async def read_foreign(request: Request, decoder: msgspec.json.Decoder[F]) -> F:
     return decode_foreign(await request.body(), decoder)
 
 
+async def read_seldom(request: Request, schema: type[M]) -> M:
+    """The body of what is asked so seldom that it has no twin. Raise as `read` does."""
+    _check_media_type(request)
+    return check(parse(await request.body()), schema)
+
+
 def decode_foreign(content: bytes, decoder: msgspec.json.Decoder[F]) -> F:
     """Fast if possible, else slowly and with the reason. Raise `InvalidJson` or `InvalidRequest`."""
     try:

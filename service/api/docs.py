@@ -20,6 +20,7 @@ _ERRORS: dict[int, str] = {
     401: "`unauthorized`: no key, or a wrong one",
     403: "`run_refused`: a trip wire has ended the service of this run, in a wire format without errors of samples",
     408: "`body_timeout`",
+    409: "`digest_not_served` or `epoch_gone`: the model that the request wants, or that its run is pinned to, is not loaded",
     413: "`body_too_large`, or `request_too_large` for all seats together",
     415: "`unsupported_media_type`",
     422: "`invalid_request` with the JSON path of the offending field, `too_many_samples`; `sample_refused` where a wire "
@@ -42,6 +43,11 @@ _ORIGIN = [
     for name, schema, description in (
         ("run", {"type": "string", "maxLength": 256}, "the training that this belongs to; or the header x-run"),
         ("step", {"type": "integer", "minimum": 0}, "of that training; or the header x-step"),
+        (
+            "only",
+            {"type": "string"},
+            "digests of the one model that may answer, as replies have them; or the header x-only",
+        ),
     )
 ]
 
@@ -55,6 +61,15 @@ def operation(body: type[BaseModel]) -> dict[str, Any]:
             "requestBody": {"required": True, "content": content},
             "parameters": [_DEADLINE, _IDEMPOTENCY, *_ORIGIN],
         },
+    }
+
+
+def admin_operation(body: type[BaseModel], *statuses: int) -> dict[str, Any]:
+    """Arguments for a route of an operator that reads `body`."""
+    content = {"application/json": {"schema": body.model_json_schema()}}
+    return {
+        "responses": errors(400, 401, 403, 415, *statuses, 503),
+        "openapi_extra": {"requestBody": {"required": True, "content": content}},
     }
 
 

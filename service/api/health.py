@@ -97,7 +97,7 @@ def describe_runs(board: Board) -> dict[str, Any]:
     runs = {
         name: {
             "step": run.step,
-            "samples": int((run.total + run.window)["samples"]),
+            "samples": int(run.counted["samples"]),
             "statistics": run.statistics,
             "tripped": [
                 {**alarm.finding._asdict(), "evidence": list(alarm.finding.evidence), "since": alarm.since}

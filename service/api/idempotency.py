@@ -115,8 +115,8 @@ def _check(known: bytes, digest: bytes) -> None:
 
 def _name(request: Request, offered: bytes) -> bytes:
     """A key is its sender's own, on one route."""
-    sender = header(request.scope, b"authorization") or b""
-    parts = (request.scope["path"].encode(), request.scope["query_string"], sender, offered)
+    sender, only = (header(request.scope, name) or b"" for name in (b"authorization", b"x-only"))
+    parts = (request.scope["path"].encode(), request.scope["query_string"], sender, only, offered)
     return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).digest()
 
 

@@ -5,6 +5,7 @@ Most trainers let a user set nothing but a URL. A key is never read from one: UR
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
@@ -16,28 +17,37 @@ from service.errors import InvalidRequest
 
 _LONGEST_NAME = 256
 _DIGITS = 18
+_MOST_DIGESTS = 3
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a URL and headers say beside the body. `options` are further query parameters, as they came."""
+    """What a URL and headers say beside the body. `options` are further query parameters, as they came.
+
+    `only` are digests of the one model that may answer.
+    """
 
     run: str | None
     step: int | None
     options: Mapping[str, str]
+    only: tuple[str, ...] = ()
 
 
 NOTHING = Said(None, None, {})
 
 
 def read(scope: Scope, options: Collection[str] = ()) -> Said:
-    """`?run=` and `?step=`, else `x-run` and `x-step`. Raise `InvalidRequest` for a parameter that nobody reads."""
-    run, step = header(scope, b"x-run"), header(scope, b"x-step")
-    if run is None and step is None and not scope["query_string"]:
+    """`?run=`, `?step=` and `?only=`, else `x-run`, `x-step` and `x-only`. Raise `InvalidRequest` for a parameter that nobody
+    reads.
+    """
+    run, step, only = header(scope, b"x-run"), header(scope, b"x-step"), header(scope, b"x-only")
+    if run is None and step is None and only is None and not scope["query_string"]:
         return NOTHING
-    asked = _query(scope["query_string"], {*options, "run", "step"})
-    said = {"run": _text(run), "step": _text(step), **asked}
-    return Said(_name(said["run"]), _step(said["step"]), {k: v for k, v in asked.items() if k in options})
+    asked = _query(scope["query_string"], {*options, "run", "step", "only"})
+    said = {"run": _text(run), "step": _text(step), "only": _text(only), **asked}
+    others = {k: v for k, v in asked.items() if k in options}
+    return Said(_name(said["run"]), _step(said["step"]), others, _digests(said["only"]))
 
 
 def _query(query: bytes, known: Collection[str]) -> dict[str, str]:
@@ -64,6 +74,16 @@ def _name(run: str | None) -> str | None:
     if run is not None and len(run) > _LONGEST_NAME:
         raise InvalidRequest(f"run is longer than {_LONGEST_NAME} characters", field="run", n=len(run))
     return run or None
+
+
+def _digests(only: str | None) -> tuple[str, ...]:
+    digests = tuple(each.strip() for each in (only or "").split(",") if each.strip())
+    if len(digests) > _MOST_DIGESTS or not all(_DIGEST.fullmatch(each) for each in digests):
+        raise InvalidRequest(
+            "only must be one to three digests as replies have them, sha256: and 64 hexadecimal digits, with commas between",
+            field="only",
+        )
+    return digests
 
 
 def _step(step: str | None) -> int | None:

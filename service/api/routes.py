@@ -56,12 +56,13 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
     async def score(request: Request) -> Response:
         """Score samples. A bad sample gets `null` and an error of its own; its neighbours are scored."""
         deadline = read_deadline(request, clock)
-        served = stage.served()
+        stage.served()  # refused before a body is read that nobody could answer
         said = origin.read(request.scope)
         asked = await body.read(request, _scores, ScoreRequest)
         bound(len(asked.samples), bounds, "samples")
         run, step = asked.run or said.run, said.step if asked.step is None else asked.step
-        note(request, run=run, step=step, samples=len(asked.samples))
+        served = stage.served_for(run, said.only)
+        note(request, run=run, step=step, samples=len(asked.samples), epoch=served.epoch)
         whence = Origin(run, step, asked.kl, [s.id for s in asked.samples])
         work = served.scoring.score([to_sample(s) for s in asked.samples], deadline, whence)
         results = await while_connected(request, work)
@@ -71,11 +72,14 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
     async def compare(request: Request) -> Response:
         """Rank responses to one prompt. The order in which they are listed has no effect."""
         deadline = read_deadline(request, clock)
-        served = stage.served()
+        stage.served()
+        said = origin.read(request.scope)
         asked = await body.read(request, _comparisons, CompareRequest)
         n_responses = sum(len(c.responses) for c in asked.comparisons)
         bound(n_responses, bounds, "responses")
-        note(request, run=asked.run, step=asked.step, samples=n_responses)
+        run, step = asked.run or said.run, said.step if asked.step is None else asked.step
+        served = stage.served_for(run, said.only)
+        note(request, run=run, step=step, samples=n_responses, epoch=served.epoch)
         work = served.scoring.compare([to_comparison(c) for c in asked.comparisons], asked.tie_margin, deadline)
         results = await while_connected(request, work)
         return compare_reply(served, _ids(asked.comparisons), results)

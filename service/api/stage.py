@@ -1,4 +1,4 @@
-"""What the routes may serve from right now: nothing yet, one loaded model, or one that is being closed.
+"""What the routes may serve from right now: nothing yet, one loaded model or several, or none because all is being closed.
 
 Written by `app`, read by the routes. Knows nothing of HTTP.
 """
@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
+from typing import Protocol
 
 from model.backends import LoadedModel
 from model.reward import Pipeline
 from service.batching.noise import NumericNoise
 from service.batching.planner import Limits
 from service.canaries import Sung
-from service.errors import Loading, ShuttingDown
+from service.errors import DigestNotServed, EpochGone, Loading, ShuttingDown
+from service.roster import Overview, Source
 from service.scoring import Scoring
 from service.tripwires.board import Board
 
@@ -50,7 +53,7 @@ class Details:
 
 @dataclass(frozen=True)  # no slots: they would leave no place for what is computed once
 class Served:
-    """A model in service. `epoch` counts the models that this process has served.
+    """A model in service. `epoch` counts the models that this process has loaded.
 
     `n_failing` is how many batches in a row have failed, once that is alarming. `numeric_noise` is by how much
     a raw score may depend on the rest of its batch; None: not measured.
@@ -79,10 +82,44 @@ class Served:
             "pipeline": self.pipeline.digest,
         }
 
+    def has(self, digests: Sequence[str]) -> bool:
+        """Whether each of these is the digest of its contract, calibration or pipeline."""
+        credits = self.credits
+        return all(digest in (credits["contract"], credits["calibration"], credits["pipeline"]) for digest in digests)
+
     @cached_property
     def details(self) -> Details:
         """What its results tell."""
         return Details.of(self.loaded, self.pipeline)
+
+
+class Models(Protocol):
+    """What an operator can do with the models of a process; `service.succession` does it."""
+
+    @property
+    def overview(self) -> Overview:
+        """Which are loaded, and what for."""
+        ...
+
+    async def load(self, source: Source, *, shadow: float = 0.0, pin: Collection[str] | None = ()) -> int:
+        """Load beside the one in service, then switch or compare."""
+        ...
+
+    def activate(self, epoch: int) -> None:
+        """Put a loaded model into service."""
+        ...
+
+    async def roll_back(self) -> int:
+        """Back to the one before."""
+        ...
+
+    def retire(self, epoch: int) -> None:
+        """Let go of one that is not in service."""
+        ...
+
+    def pin(self, run: str, epoch: int | None) -> None:
+        """Only this model answers the run."""
+        ...
 
 
 class Stage:
@@ -90,11 +127,29 @@ class Stage:
 
     def __init__(self) -> None:
         self._served: Served | None = None
+        self._models: Models | None = None
+        self._by_epoch: Mapping[int, Served] = {}
+        self._pins: Mapping[str, int] = {}
         self._is_closing = asyncio.Event()
 
-    def open(self, served: Served) -> None:
-        """Serve this model from now on."""
+    def manage(self, models: Models) -> None:
+        """From now on an operator may change what is served."""
+        self._models = models
+
+    def models(self) -> Models:
+        """Those of this process. Raise `Loading` or `ShuttingDown`."""
+        self.served()
+        if self._models is None:
+            raise Loading("the model is still loading; try again soon", retry_after_s=2.0)
+        return self._models
+
+    def open(
+        self, served: Served, others: Sequence[Served] = (), pins: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
+        """Serve this model from now on, and others to those who ask for one of them. `pins`: epochs of runs by name."""
         self._served = served
+        self._by_epoch = {each.epoch: each for each in (served, *others)}
+        self._pins = pins
 
     def close(self) -> None:
         """Refuse new work from now on."""
@@ -118,6 +173,28 @@ class Stage:
     def is_scorer_dead(self) -> bool:
         """Whether the model in service will never score again. While closing nobody asks any more."""
         return self._served is not None and not self._closing and not self._served.loaded.scorer.is_alive
+
+    def served_for(self, run: str | None, only: Sequence[str] = ()) -> Served:
+        """The model that answers a request of this run. Raise as `served`, `DigestNotServed` and `EpochGone`.
+
+        `only` are digests, as replies have them, of the one model that the caller wants to be answered by. No request is ever
+        answered by a model that its caller or an operator has ruled out.
+        """
+        served = self.served()
+        pinned = None if run is None else self._pins.get(run)
+        if pinned is not None:
+            if pinned not in self._by_epoch:
+                raise EpochGone("the model that this run is pinned to is not loaded", pinned_epoch=pinned)
+            served = self._by_epoch[pinned]
+        if served.has(only):
+            return served
+        same = [each for each in self._by_epoch.values() if each.has(only)]
+        if not same or pinned is not None:
+            raise DigestNotServed(
+                "the model that this request wants to be scored by is not in service; see GET /model",
+                model_epoch=served.epoch,
+            )
+        return max(same, key=lambda each: each.epoch)
 
     def served(self) -> Served:
         """The model in service. Raise `Loading` or `ShuttingDown`."""

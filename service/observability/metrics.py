@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import inf
+from types import MappingProxyType
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
@@ -60,8 +61,8 @@ TABLE: tuple[Row, ...] = (
     Row("batch_budget_tokens", "gauge", "Tokens that are enough for a batch, as of now."),
     Row("forward_seconds", "histogram", "One forward through the network.", (), _SECONDS),
     Row("batch_failures_total", "counter", "Forwards that gave no scores: out_of_memory, failed, or bug.", ("reason",)),
-    Row("raw_score", "histogram", "Raw scores."),
-    Row("value", "histogram", "Rewards as sent."),
+    Row("raw_score", "histogram", "Raw scores, by the model that gave them.", ("epoch",)),
+    Row("value", "histogram", "Rewards as sent, by the model that gave them.", ("epoch",)),
     Row("capped_total", "counter", "Rewards that a cap has changed.", ("side",)),
     Row("tripwire_statistic", "gauge", "What a wire last measured, of this replica.", ("wire", "run")),
     Row("tripwire_threshold", "gauge", "Beyond this a wire trips.", ("wire",)),
@@ -72,6 +73,8 @@ TABLE: tuple[Row, ...] = (
         ("run", "of", "power")),
     Row("run_part_sum_total", "counter", "The same sums of each part of a reward that has several.", ("run", "part", "of")),
     Row("run_part_usual", "gauge", "What is usual for each part of a reward.", ("run", "part", "power")),
+    Row("run_measured_seconds", "gauge", "How long a run has been scored by its present model, where it had another one before.",
+        ("run",)),
     Row("run_step", "gauge", "The latest step that a run has named.", ("run",)),
     Row("run_kl", "gauge", "How far the policy is from its start, in nats, as its trainer said last.", ("run",)),
     Row("looks_total", "counter", "Samples that trip wires looked at, and those that the allowance left out.", ("looked",)),
@@ -80,9 +83,17 @@ TABLE: tuple[Row, ...] = (
     Row("alarms_lost_total", "counter", "Alarms that the webhook's receiver never had."),
     Row("audit_skipped_total", "counter", "Samples that the audit judge was too slow for."),
     Row("device_memory_bytes", "gauge", "Memory of the device that the model is on.", ("kind",)),
-    Row("model_info", "gauge", "What is loaded; the value is always 1.",
-        ("name", "architecture", "backend", "engine", "dtype", "device", "contract", "calibration", "pipeline")),
-    Row("model_epoch", "gauge", "How often a model was put into service."),
+    Row("model_info", "gauge", "What is loaded, and what it is loaded for; the value is always 1.",
+        ("name", "architecture", "backend", "engine", "dtype", "device", "contract", "calibration", "pipeline",
+         "epoch", "state")),
+    Row("model_epoch", "gauge", "Which of the models that this process has loaded is in service."),
+    Row("model_loads_total", "counter", "Models that were to follow the one in service, by what came of it.", ("outcome",)),
+    Row("shadow_samples_total", "counter", "Samples that a model in the shadow scored too, or was too slow for.", ("outcome",)),
+    Row("shadow_pairs_total", "counter", "Pairs of responses to one prompt, by whether shadow and service order them alike.",
+        ("order",)),
+    Row("shadow_agreement", "gauge", "Share of the pairs that the shadow orders as the service does.", ("epoch",)),
+    Row("shadow_shift", "gauge", "Mean reward of the shadow above that of the service.", ("epoch",)),
+    Row("shadow_correlation", "gauge", "Pearson's, of the rewards of shadow and service.", ("epoch",)),
 )  # fmt: skip
 
 _CAPS: Mapping[str, str] = {
@@ -94,13 +105,13 @@ _CAPS: Mapping[str, str] = {
 
 
 class _Tally(Collector):
-    """A histogram without labels for what is counted once a sample: a tenth of the price of `Histogram`.
+    """A histogram for what is counted once a sample: a tenth of the price of `Histogram`. Its labels are fixed.
 
     That one takes two locks for every value. Ours belongs to the event loop, as do those who read it.
     """
 
-    def __init__(self, row: Row, edges: Sequence[float]) -> None:
-        self._row, self._edges = row, tuple(edges)
+    def __init__(self, row: Row, edges: Sequence[float], labels: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._row, self._edges, self._labels = row, tuple(edges), dict(labels)
         self._counts = [0] * (len(self._edges) + 1)
         self._sum = 0.0
 
@@ -113,16 +124,39 @@ class _Tally(Collector):
         self._sum = total
 
     def collect(self) -> Iterator[Metric]:
-        """What a scrape sees: with the samples that `Histogram` has, which leaves out a sum that may fall."""
-        name = PREFIX + self._row.name
-        family = Metric(name, self._row.help, "histogram")
+        """What a scrape sees of it."""
+        family = Metric(PREFIX + self._row.name, self._row.help, "histogram")
+        self.add_to(family)
+        yield family
+
+    def add_to(self, family: Metric) -> None:
+        """The samples that `Histogram` has, which leaves out a sum that may fall."""
+        name, labels = family.name, self._labels
         for edge, n in zip((*self._edges, inf), accumulate(self._counts), strict=True):
             le = floatToGoString(edge)  # type: ignore[no-untyped-call]
-            family.add_sample(f"{name}_bucket", {"le": le}, n)
-        family.add_sample(f"{name}_count", {}, sum(self._counts))
+            family.add_sample(f"{name}_bucket", {**labels, "le": le}, n)
+        family.add_sample(f"{name}_count", labels, sum(self._counts))
         if self._edges[0] >= 0:
-            family.add_sample(f"{name}_sum", {}, self._sum)
+            family.add_sample(f"{name}_sum", labels, self._sum)
+
+
+class _ByEpoch(Collector):
+    """One histogram of scores for each model that is loaded: each has buckets of its own."""
+
+    def __init__(self, row: Row) -> None:
+        self._row = row
+        self.tallies: dict[int, _Tally] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        """What a scrape sees: one family."""
+        family = Metric(PREFIX + self._row.name, self._row.help, "histogram")
+        for tally in self.tallies.values():
+            tally.add_to(family)
         yield family
+
+    def begin(self, epoch: int, edges: Sequence[float]) -> None:
+        """A model of this epoch may score."""
+        self.tallies[epoch] = _Tally(self._row, edges, {"epoch": str(epoch)})
 
 
 _READ = (*RUNS, "canary_margin")
@@ -132,6 +166,7 @@ _READ = (*RUNS, "canary_margin")
 _SELDOM = (
     *(("samples_total", (outcome,)) for outcome in ("score_not_finite", "run_blocked")),
     *(("batch_failures_total", (reason,)) for reason in ("out_of_memory", "failed", "bug")),
+    *(("model_loads_total", (outcome,)) for outcome in ("ok", "refused")),
 )
 """Counted from 0: the first time is what an alert is about, and of a series that begins with 1 nobody sees it rise."""
 
@@ -147,29 +182,54 @@ class Metrics:
         self._counters = {r.name: self._counter(r) for r in TABLE if r.kind == "counter" and r.name not in _READ}
         self._children: dict[tuple[str, tuple[str, ...]], Counter] = {}
         self._gauges = {r.name: self._gauge(r) for r in TABLE if r.kind == "gauge" and r.name not in _READ}
-        self._by_route = {r.name: self._histogram(r) for r in TABLE if r.kind == "histogram" and r.labels}
+        self._by_route = {r.name: self._histogram(r) for r in TABLE if r.kind == "histogram" and r.labels == ("route",)}
+        self._by_epoch = {r.name: self._scores(r) for r in TABLE if r.kind == "histogram" and r.labels == ("epoch",)}
         for name, labels in _SELDOM:
             self._count(name, 0, *labels)
-        # The buckets of the scores are known when the model is.
-        self._tallies = {
-            r.name: self._tally(r, r.buckets) for r in TABLE if r.kind == "histogram" and not r.labels and r.buckets
-        }
+        self._tallies = {r.name: self._tally(r, r.buckets) for r in TABLE if r.kind == "histogram" and not r.labels}
 
     def render(self) -> bytes:
         """The text that `GET /metrics` answers."""
         return generate_latest(self._registry)
 
-    def model_ready(
-        self, info: Mapping[str, str], epoch: int, calibration: Calibration | None, pipeline: Pipeline
-    ) -> None:
-        """A model is in service: name it, and give the score histograms their buckets. Once a process."""
-        self._gauges["model_info"].labels(**info).set(1)
-        self._gauges["model_epoch"].set(epoch)
+    def model_loaded(self, epoch: int, calibration: Calibration | None, pipeline: Pipeline) -> None:
+        """A model may score: give the histograms of its scores their buckets."""
         raw_edges = score_buckets(calibration)
-        for row in TABLE:
-            if row.kind == "histogram" and not row.buckets:
-                edges = _Z_EDGES if row.name == "value" and pipeline.normalizes else raw_edges
-                self._tallies[row.name] = self._tally(row, edges)
+        for name, scores in self._by_epoch.items():
+            scores.begin(epoch, _Z_EDGES if name == "value" and pipeline.normalizes else raw_edges)
+
+    def model_gone(self, epoch: int) -> None:
+        """It will not score again."""
+        for scores in self._by_epoch.values():
+            del scores.tallies[epoch]
+
+    def models_are(self, serving: int, infos: Iterable[Mapping[str, str]]) -> None:
+        """Name what is loaded, and the epoch in service."""
+        self._gauges["model_info"].clear()
+        for info in infos:
+            self._gauges["model_info"].labels(**info).set(1)
+        self._gauges["model_epoch"].set(serving)
+
+    def observe_load(self, outcome: str) -> None:
+        """A model was to follow the one in service: ok, or refused."""
+        self._count("model_loads_total", 1, outcome)
+
+    def observe_shadow(self, outcome: str, n_samples: int, pairs: Mapping[str, int]) -> None:
+        """A model in the shadow has scored some samples too, or was too slow for them; `pairs` by their order."""
+        self._count("shadow_samples_total", n_samples, outcome)
+        for order, n in pairs.items():
+            self._count("shadow_pairs_total", n, order)
+
+    def shadow_is(self, epoch: int, figures: Mapping[str, float | None]) -> None:
+        """What the comparison of this model with the one in service says so far; what there is no saying is not shown."""
+        for name, value in figures.items():
+            if value is not None:
+                self._gauges[f"shadow_{name}"].labels(epoch=str(epoch)).set(value)
+
+    def shadow_gone(self) -> None:
+        """Nothing is compared any more."""
+        for name in ("agreement", "shift", "correlation"):
+            self._gauges[f"shadow_{name}"].clear()
 
     def watch_queue(
         self, n_samples: Callable[[], int], n_tokens: Callable[[], int], batch_budget: Callable[[], int]
@@ -179,9 +239,9 @@ class Metrics:
         self._gauges["queue_tokens"].set_function(n_tokens)
         self._gauges["batch_budget_tokens"].set_function(batch_budget)
 
-    def watch_runs(self, board: Board) -> None:
-        """Read the state of runs whenever somebody looks. Once a process."""
-        self._registry.register(Runs({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, board))
+    def watch_runs(self, board: Board, now: Callable[[], float]) -> None:
+        """Read the state of runs whenever somebody looks; `now` is the clock of the board. Once a process."""
+        self._registry.register(Runs({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, board, now))
 
     def watch_canaries(self, margins: Callable[[], Mapping[str, float]]) -> None:
         """Read the margins of canaries whenever somebody looks. Once a process."""
@@ -199,15 +259,15 @@ class Metrics:
         self._by_route["request_seconds"].labels(route=route).observe(seconds)
 
     def observe_samples(
-        self, outcomes: Mapping[str, int], n_tokens: int, n_cached_tokens: int, rewards: Sequence[Reward]
+        self, epoch: int, outcomes: Mapping[str, int], n_tokens: int, n_cached_tokens: int, rewards: Sequence[Reward]
     ) -> None:
-        """A request has its rewards, and an error for every sample that has none; `outcomes` counts both."""
+        """A request has its rewards from one model, and an error for every sample that has none; `outcomes` counts both."""
         for outcome, n in outcomes.items():
             self._count("samples_total", n, outcome)
         self._tokens("received", n_tokens)
         self._tokens("cached", n_cached_tokens)
-        self._tallies["raw_score"].observe_all([reward.raw for reward in rewards])
-        self._tallies["value"].observe_all([reward.value for reward in rewards])
+        self._by_epoch["raw_score"].tallies[epoch].observe_all([reward.raw for reward in rewards])
+        self._by_epoch["value"].tallies[epoch].observe_all([reward.value for reward in rewards])
         sides = [{_CAPS[note] for note in reward.notes if note in _CAPS} for reward in rewards if reward.notes]
         for side in set().union(*sides):
             self._count("capped_total", sum([side in each for each in sides]), side)
@@ -262,6 +322,11 @@ class Metrics:
 
     def _histogram(self, row: Row) -> Histogram:
         return Histogram(PREFIX + row.name, row.help, row.labels, buckets=row.buckets, registry=self._registry)
+
+    def _scores(self, row: Row) -> _ByEpoch:
+        scores = _ByEpoch(row)
+        self._registry.register(scores)
+        return scores
 
     def _tally(self, row: Row, edges: Sequence[float]) -> _Tally:
         tally = _Tally(row, edges)

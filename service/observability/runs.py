@@ -33,7 +33,8 @@ class Described(Protocol):
 
 NAMES = (
     "tripwire_statistic", "tripwire_threshold", "tripwire_tripped", "tripwire_trips_total", "run_sum_total", "run_usual",
-    "run_part_sum_total", "run_part_usual", "run_step", "run_kl", "runs_without_room_total", "looks_total",
+    "run_part_sum_total", "run_part_usual", "run_measured_seconds", "run_step", "run_kl", "runs_without_room_total",
+    "looks_total",
 )  # fmt: skip
 """The lines of the table that are read from the board."""
 
@@ -41,8 +42,8 @@ NAMES = (
 class Runs(Collector):
     """The state of every run. The board bounds how many there are."""
 
-    def __init__(self, rows: Mapping[str, Described], prefix: str, board: Board) -> None:
-        self._rows, self._prefix, self._board = rows, prefix, board
+    def __init__(self, rows: Mapping[str, Described], prefix: str, board: Board, now: Callable[[], float]) -> None:
+        self._rows, self._prefix, self._board, self._now = rows, prefix, board, now
 
     def collect(self) -> Iterator[Metric]:
         """What a scrape sees."""
@@ -61,8 +62,10 @@ class Runs(Collector):
         add("looks_total", board.n_left_out, looked="no")
         for run, state in board.runs.items():
             _add_wires(add, run, state, board)
-            _add_sums(add, run, state, board.parts)
-            _add_usual(add, run, state, board.parts)
+            _add_sums(add, run, state)
+            _add_usual(add, run, state)
+            if state.measured_at is not None:
+                add("run_measured_seconds", self._now() - state.measured_at, run=run)
             if state.step is not None:
                 add("run_step", state.step, run=run)
             if state.kl is not None:
@@ -82,17 +85,17 @@ def _add_wires(add: Add, run: str, state: Run, board: Board) -> None:
         add("tripwire_trips_total", n, wire=wire, run=run)
 
 
-def _add_sums(add: Add, run: str, state: Run, parts: tuple[str, ...]) -> None:
-    sums = iter((state.total + state.window).sums)
+def _add_sums(add: Add, run: str, state: Run) -> None:
+    sums = iter(state.counted.sums)
     for of in ENTRIES:
         add("run_sum_total", next(sums), run=run, of=of)
-    for name in parts:
+    for name in state.yardstick.parts:
         for of in PART_ENTRIES:
             add("run_part_sum_total", next(sums), run=run, part=name, of=of)
 
 
-def _add_usual(add: Add, run: str, state: Run, parts: tuple[str, ...]) -> None:
-    named = {part(i): name for i, name in enumerate(parts)}
+def _add_usual(add: Add, run: str, state: Run) -> None:
+    named = {part(i): name for i, name in enumerate(state.yardstick.parts)}
     for of, usual in state.reference.usual.items():
         for power, value in enumerate(_powers(usual)):
             if of in named:

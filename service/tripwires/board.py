@@ -7,14 +7,13 @@ tripped until somebody acknowledges it. Pure: the time is passed in, and nothing
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from types import MappingProxyType
 from typing import TypeVar
 
 from model.traits import NAMES, OF_IDS
-from service.tripwires.reference import Reference
+from service.tripwires.reference import Reference, Yardstick
 from service.tripwires.tally import Tally
 from service.tripwires.wire import CANARY, VOTE, Finding, Observation, Severity
 from service.tripwires.wires import WIRES, Baits, Means, View, Wire
@@ -66,12 +65,17 @@ class Alarm:
 
 @dataclass(slots=True)
 class Run:
-    """What is kept of one run."""
+    """What is kept of one run. `total` and `window` were measured by `yardstick`, since `measured_at` where there was another one
+    before; what that one has measured is in `before`.
+    """
 
+    yardstick: Yardstick
     reference: Reference
     total: Tally
     window: Tally
     smooth: Tally
+    before: Tally
+    measured_at: float | None = None
     trend: deque[Means] = field(default_factory=deque)
     texts: OrderedDict[int, tuple[int, int]] = field(default_factory=OrderedDict)
     keys: OrderedDict[int, None] = field(default_factory=OrderedDict)
@@ -87,28 +91,19 @@ class Run:
     kl: float | None = None
     seen_at: float = 0.0
 
+    @property
+    def counted(self) -> Tally:
+        """Everything, by whatever it was measured."""
+        return self.before + self.total + self.window
+
 
 class Board:
-    """Watches runs. Belongs to one event loop. `parts` are the names of what a reward is made of, where that is several.
-    `known` is what runs of these names showed to be usual before; `learnt` hears of what another one does.
-    """
+    """Watches runs. Belongs to one event loop. `yardstick` is for the runs of whom nobody says by what they are measured."""
 
-    def __init__(
-        self,
-        reference: Reference,
-        limits: BoardLimits,
-        wires: Sequence[Wire] = WIRES,
-        parts: Sequence[str] = (),
-        *,
-        known: Mapping[str, Reference] = MappingProxyType({}),
-        learnt: Callable[[str, Reference], None] = lambda *_: None,
-    ) -> None:
-        self._reference = reference
-        self._known = known
-        self._learnt = learnt
+    def __init__(self, yardstick: Yardstick, limits: BoardLimits, wires: Sequence[Wire] = WIRES) -> None:
+        self.yardstick = yardstick
         self._limits = limits
         self.wires = tuple(wires)
-        self.parts = tuple(parts)
         self.n_without_room = 0
         self.n_looked_at = 0
         self.n_left_out = 0
@@ -125,11 +120,30 @@ class Board:
         """By name, the one that was silent longest first."""
         return dict(self._runs)
 
+    def measure(self, name: str | None, yardstick: Yardstick, now: float) -> None:
+        """From now on this run's rewards are another model's, if they are: what is usual is learnt anew, and alarms stay."""
+        place = self._place_of(name)
+        run = self._runs.get(place)
+        if run is not None and run.yardstick is not yardstick:
+            _measure_anew(run, place, yardstick, now)
+
     def observe(
-        self, name: str | None, step: int | None, seen: Sequence[Observation], now: float, kl: float | None = None
+        self,
+        name: str | None,
+        step: int | None,
+        seen: Sequence[Observation],
+        now: float,
+        kl: float | None = None,
+        by: Yardstick | None = None,
     ) -> list[Finding]:
-        """Count what is new of these samples of one request. What tripped because of them."""
-        run = self._run_of_caller(name, now)
+        """Count what is new of these samples of one request. What tripped because of them.
+
+        Samples whose rewards are not of the model that the run is measured by are left out: they were on their way when it
+        changed.
+        """
+        run = self._run_of_caller(name, now, by)
+        if by is not None and run.yardstick is not by:
+            return []
         run.step = step if step is not None else run.step
         run.kl = kl if kl is not None else run.kl
         new = [each for each in seen if self._is_new(run, each)]
@@ -260,7 +274,7 @@ class Board:
     # -- one window -------------------------------------------------------------------------------------------------
 
     def _close_window(self, name: str, run: Run, now: float) -> list[Finding]:
-        window, run.window = run.window, Tally(n_parts=len(self.parts))
+        window, run.window = run.window, Tally(n_parts=run.window.n_parts)
         run.total += window
         run.n_windows += 1
         keep = 1.0 - self._limits.smoothing
@@ -272,8 +286,8 @@ class Board:
                 run.trend.popleft()
         if run.n_windows == self._limits.warm_up:
             run.reference = run.reference.with_learnt(run.total)
-            if name != OTHER and name not in self._known:
-                self._learnt(name, run.reference)
+            if name != OTHER and name not in run.yardstick.known:
+                run.yardstick.learnt(name, run.reference)
         return self._look(run, now) if run.n_windows >= self._limits.warm_up else []
 
     def _look(self, run: Run, now: float) -> list[Finding]:
@@ -306,16 +320,17 @@ class Board:
         has_room = len(self._runs) < self._limits.max_runs - len(_OURS)
         return name if name in self._runs or has_room else OTHER
 
-    def _run_of_caller(self, name: str | None, now: float) -> Run:
+    def _run_of_caller(self, name: str | None, now: float, yardstick: Yardstick | None = None) -> Run:
         self._forget_silent(now)
-        return self._run(self._place_of(name), now)
+        return self._run(self._place_of(name), now, yardstick)
 
-    def _run(self, name: str, now: float) -> Run:
+    def _run(self, name: str, now: float, yardstick: Yardstick | None = None) -> Run:
         run = self._runs.get(name)
         if run is None:
-            n = len(self.parts)
-            reference = self._known.get(name, self._reference)
-            run = self._runs[name] = Run(reference, Tally(n_parts=n), Tally(n_parts=n), Tally(n_parts=n))
+            yardstick = yardstick or self.yardstick
+            total, window, smooth, before = (Tally(n_parts=len(yardstick.parts)) for _ in range(4))
+            reference = yardstick.known.get(name, yardstick.reference)
+            run = self._runs[name] = Run(yardstick, reference, total, window, smooth, before)
         self._runs.move_to_end(name)
         run.seen_at = now
         return run
@@ -324,6 +339,20 @@ class Board:
         for name, run in [*islice(self._runs.items(), 2)]:
             if now - run.seen_at > self._limits.expiry_s:
                 del self._runs[name]
+
+
+def _measure_anew(run: Run, name: str, yardstick: Yardstick, now: float) -> None:
+    """Texts, alarms and counters are the run's own and stay; a counter never falls."""
+    n = len(yardstick.parts)
+    counted = run.counted
+    run.before = counted if run.yardstick.parts == yardstick.parts else counted.with_new_parts(n)
+    run.total, run.window, run.smooth = (Tally(n_parts=n) for _ in range(3))
+    run.yardstick, run.reference = yardstick, yardstick.known.get(name, yardstick.reference)
+    run.trend.clear()
+    run.statistics.clear()
+    run.n_windows = 0
+    if counted["samples"]:
+        run.measured_at = now
 
 
 def _latch(run: Run, finding: Finding, now: float) -> None:

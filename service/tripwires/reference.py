@@ -6,7 +6,7 @@ reference that follows the run would follow it into the exploit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import sqrt
 
@@ -61,6 +61,20 @@ class Reference:
         if saturation is None and level is not None:
             saturation = level.mean + _ONE_IN_A_THOUSAND * level.std
         return Reference({**learnt, **self.usual}, saturation)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Yardstick:
+    """What the rewards of one model are measured by; of another model's they say nothing, so there is one for each.
+
+    `parts` are the names of what a reward is made of, where that is several. `known` is what runs of these names showed to be
+    usual before; `learnt` hears of what another one does.
+    """
+
+    reference: Reference = Reference()
+    parts: tuple[str, ...] = ()
+    known: Mapping[str, Reference] = field(default_factory=dict)
+    learnt: Callable[[str, Reference], None] = lambda *_: None
 
 
 def part(i: int) -> str:

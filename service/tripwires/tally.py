@@ -81,6 +81,10 @@ class Tally:
         self.sums[_AT[name]] += amount
         self.sums[_AT[f"{name}_squared"]] += amount * amount
 
+    def with_new_parts(self, n_parts: int) -> Tally:
+        """What does not depend on what a reward is made of, and nothing yet of so many parts."""
+        return Tally(self.sums[: len(ENTRIES)] + [0.0] * (len(PART_ENTRIES) * n_parts))
+
     @property
     def n_parts(self) -> int:
         """How many parts the reward has."""

@@ -47,12 +47,13 @@ def reward_model(
     heads: dict[str, float] | None = None,
     contract: bool = True,
     template: str | None = CHATML,
+    seed: int = 0,
     **tokenizer: Any,
 ) -> RewardNetwork:
-    """Our own layout, as training writes it."""
+    """Our own layout, as training writes it. Another `seed`: another head."""
     sft = language_model(folder.parent / f"{folder.name}-sft", architecture, template=template, **tokenizer)
     names = heads or {"score": 1.0}
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     checkpoint = read_backbone(str(sft), head_names=tuple(names), head_weights=tuple(names.values()))
     checkpoint.network.heads.weight.data.normal_()
     write(folder, checkpoint.network.eval(), checkpoint.tokenizer, policy=checkpoint.policy, calibration=CALIBRATION)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from model.reward import Opinion, RewardSettings, build_pipeline
 from model.traits import Lexicon
 from service.tripwires.board import Board, BoardLimits
-from service.tripwires.reference import Reference
-from service.watch import Watch
+from service.tripwires.reference import Reference, Yardstick
+from service.watch import Allowance, Watch
 
 
 def sole(calibration, heads=(("score", 1.0),)):
@@ -26,6 +26,7 @@ def reward_of(pipeline, raw, **columns):
 
 def watching(clock, reference=None, *, share=1.0, found=None, **limits):
     """Eyes on every sample. Findings go to `found`, as (run, finding)."""
-    board = Board(reference or Reference(), BoardLimits(**limits))
+    yardstick = Yardstick(reference or Reference())
+    board = Board(yardstick, BoardLimits(**limits))
     tell = (lambda *each: found.append(each)) if found is not None else (lambda *_: None)
-    return Watch(board, Lexicon.read(), clock, tell, share=share)
+    return Watch(board, yardstick, Lexicon.read(), clock, tell, allowance=Allowance(share, clock.now()))

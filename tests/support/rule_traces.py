@@ -17,7 +17,7 @@ from service.observability.metrics import PREFIX, TABLE
 from service.observability.runs import NAMES as RUNS
 from service.observability.runs import Runs
 from service.tripwires.board import Board, BoardLimits
-from service.tripwires.reference import Reference
+from service.tripwires.reference import Reference, Yardstick
 from service.tripwires.wire import Observation
 
 SCRAPE_S = 15
@@ -56,7 +56,7 @@ def trace(phases, *, replicas=1, seed=0, reference=None, per_scrape=PER_SCRAPE):
     The board of each replica sees the requests of 32 samples that it was sent at random.
     """
     rng, router = random.Random(seed), random.Random(seed)
-    boards = [Board(reference or Reference(), BoardLimits(), parts=("one", "two")) for _ in range(replicas)]
+    boards = [Board(Yardstick(reference or Reference(), ("one", "two")), BoardLimits()) for _ in range(replicas)]
     series: dict[str, list[float | None]] = {}
     n, at = 0, 0
     for phase in phases:

@@ -63,17 +63,17 @@ async def _answer(
     content = await body.read_foreign(request, decoder)
 
     async def scored() -> tuple[Served, Sequence[Scored]]:
-        served = stage.served()
+        served = stage.served_for(said.run, said.only)
         samples = dialect.ask(content, served)
         bound(len(samples), bounds, "samples")
-        note(request, run=said.run, step=said.step, samples=len(samples))
+        note(request, run=said.run, step=said.step, samples=len(samples), epoch=served.epoch)
         return served, await _score(served, samples, deadline, Origin(said.run, said.step))
 
     patience = _Patience(min(deadline, began + dialect.patience_s), clock, stage)
     served, results = await while_connected(request, patience.insist(scored))
     answered = Answered(served, results, number, said.options, clock.now() - began)
     reply = dialect.answer(content, answered)
-    return json_response(reply, headers=dialect.headers(content, answered))
+    return json_response(reply, headers={"x-model-epoch": str(served.epoch), **dialect.headers(content, answered)})
 
 
 async def _score(served: Served, samples: Sequence[Asked], deadline: float, origin: Origin) -> Sequence[Scored]:

@@ -12,7 +12,7 @@ from model.calibration import Calibration
 from model.conversation import Sample
 from model.encoding import Encoded
 from model.reward import Reward
-from service import audit
+from service import opinion
 from service.audit import AuditJudge
 from service.batching.batcher import Batcher
 from service.batching.planner import Limits
@@ -42,7 +42,7 @@ async def open_judge():
         if isinstance(scorer, GatedScorer):
             scorer.gate.set()
         await asyncio.wait_for(judge.stop(), PATIENCE_S)
-        assert judge.n_waiting == 0
+        assert judge.opinion.n_waiting == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
@@ -62,9 +62,9 @@ async def judged(judge, rows, rewards):
 
 
 async def finished(judge):
-    if judge._asking:
-        await asyncio.wait(set(judge._asking), timeout=PATIENCE_S)
-    assert judge.n_waiting == 0
+    if judge.opinion.asking:
+        await asyncio.wait(set(judge.opinion.asking), timeout=PATIENCE_S)
+    assert judge.opinion.n_waiting == 0
 
 
 def z(text):
@@ -94,13 +94,13 @@ async def test_a_share_is_chosen_by_the_ids_alone(open_judge):
 
 
 async def test_a_judge_that_is_slow_is_not_asked_more_than_it_can_answer(open_judge, monkeypatch):
-    monkeypatch.setattr(audit, "MOST_WAITING", 3)
+    monkeypatch.setattr(opinion, "MOST_WAITING", 3)
     scorer = GatedScorer()
     heard, skipped = [], []
     judge = open_judge(scorer, skipped=skipped.append)
     for text in "abcde":
         judge.ask([row(text)], [reward(0.0)], lambda *each: heard.append(each))
-    assert (judge.n_waiting, skipped) == (3, [1, 1])
+    assert (judge.opinion.n_waiting, skipped) == (3, [1, 1])
     scorer.gate.set()
     await finished(judge)
     assert len(heard) == 3

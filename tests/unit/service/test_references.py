@@ -7,7 +7,7 @@ import pytest
 from service import references
 from service.references import References
 from service.tripwires.board import Board, BoardLimits
-from service.tripwires.reference import Reference, Usual
+from service.tripwires.reference import Reference, Usual, Yardstick
 from tests.unit.service.tripwires.test_board import healthy
 
 USUAL = Reference({"length": Usual(4.0, 0.5, 512.0), "level": Usual(0.1, 1.0, 512.0)}, 3.2)
@@ -60,7 +60,7 @@ def test_a_run_that_goes_on_after_a_restart_is_compared_with_its_own_beginning(t
 
     def serve(samples):
         kept = opened(tmp_path)
-        board = Board(Reference(), limits, known=kept.known, learnt=kept.keep)
+        board = Board(Yardstick(known=kept.known, learnt=kept.keep), limits)
         found = [f for i in range(0, len(samples), 4) for f in board.observe("run", i, samples[i : i + 4], 0.0)]
         kept.close()
         return {finding.wire for finding in found}

@@ -44,10 +44,11 @@ async def open_house():
         loaded = echo.load(ModelSpec())
         calibration = replace(loaded.calibration, std=std, temperature=2.0)
         pipeline = build_pipeline(sole(calibration, heads), RewardSettings(shape=shape))
-        metrics.model_ready(dict.fromkeys(METRIC_LABELS, ""), 1, calibration, pipeline)
+        metrics.model_loaded(1, calibration, pipeline)
         cache = ScoreCache(n_cached, epoch=1)
         batcher = Batcher(scorer or FakeScorer(), Limits(10_000, 0.0), clock, lambda done: None, cache=cache)
         rooms = Rooms(
+            1,
             Admission(max_samples, 1_000_000, clock),
             Encoder(encode or loaded.encode, 2, bugs.append),
             batcher, pipeline, watching(clock), metrics, clock,
@@ -69,7 +70,6 @@ async def open_house():
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-METRIC_LABELS = ("name", "architecture", "backend", "engine", "dtype", "device", "contract", "calibration", "pipeline")
 TEXTS = [f"text {i}" for i in range(50)]
 
 
@@ -109,7 +109,7 @@ async def test_a_request_is_counted_once_it_is_answered(open_house):
     assert counted["reward_samples_total", "invalid_text"] == 1
     assert counted["reward_tokens_total", "received"] == 3 * 2 + 3
     assert counted["reward_tokens_total", "cached"] == 2 * 2
-    assert counted["reward_raw_score_count",] == counted["reward_value_count",] == 4
+    assert counted["reward_raw_score_count", "1"] == counted["reward_value_count", "1"] == 4
 
 
 async def test_bad_samples_have_errors_of_their_own(open_house):

@@ -13,7 +13,7 @@ from model.reward import Reward, RewardSettings, build_pipeline
 from model.traits import NAMES
 from service.observability.metrics import PREFIX, TABLE, Metrics, score_buckets
 from service.tripwires.board import Board, BoardLimits
-from service.tripwires.reference import Reference, usual
+from service.tripwires.reference import Reference, Yardstick, usual
 from service.tripwires.tally import ENTRIES
 from service.tripwires.wire import Observation
 from tests.support.rewards import reward_of, sole
@@ -24,10 +24,20 @@ OF_THE_DESIGN = {
     "tripwire_trips_total": {"wire", "run"},
     "requests_total": {"route", "code"}, "request_seconds": {"route"}, "samples_total": {"outcome"},
     "tokens_total": {"kind"}, "queue_samples": set(), "queue_tokens": set(), "queue_seconds": set(),
-    "batch_samples": set(), "batch_tokens": set(), "forward_seconds": set(), "raw_score": set(), "value": set(),
+    "batch_samples": set(), "batch_tokens": set(), "forward_seconds": set(),
     "capped_total": {"side"}, "model_epoch": set(),
 }  # fmt: skip
 BESIDE_THE_DESIGN = {
+    # Several models may be loaded, each with buckets of its own.
+    "raw_score": {"epoch"},
+    "value": {"epoch"},
+    "model_loads_total": {"outcome"},
+    "shadow_samples_total": {"outcome"},
+    "shadow_pairs_total": {"order"},
+    "shadow_agreement": {"epoch"},
+    "shadow_shift": {"epoch"},
+    "shadow_correlation": {"epoch"},
+    "run_measured_seconds": {"run"},
     "run_sum_total": {"run", "of"},
     "run_usual": {"run", "of", "power"},
     "run_part_sum_total": {"run", "part", "of"},
@@ -50,8 +60,7 @@ CALIBRATION = Calibration(mean=3.0, std=2.0, cap_low=-1.0, cap_high=1.0)
 def ready(calibration=CALIBRATION, **settings):
     metrics = Metrics()
     pipeline = build_pipeline(sole(calibration), RewardSettings(**settings))
-    info = next(row.labels for row in TABLE if row.name == "model_info")
-    metrics.model_ready(dict.fromkeys(info, "x"), 1, calibration, pipeline)
+    metrics.model_loaded(1, calibration, pipeline)
     return metrics, pipeline
 
 
@@ -84,13 +93,13 @@ def test_without_normalisation_the_reward_has_the_buckets_of_the_raw_score():
 @pytest.mark.parametrize("shape", ["cap", "softcap"])
 def test_capped_rewards_are_counted_by_side(shape):
     metrics, pipeline = ready(shape=shape)
-    metrics.observe_samples({"ok": 4}, 20, 0, [reward_of(pipeline, raw) for raw in (100.0, 100.0, -100.0, 3.0)])
+    metrics.observe_samples(1, {"ok": 4}, 20, 0, [reward_of(pipeline, raw) for raw in (100.0, 100.0, -100.0, 3.0)])
     assert {s.labels["side"]: s.value for s in samples(metrics, "capped_total")} == {"high": 2, "low": 1}
 
 
 def test_a_failed_sample_never_enters_a_score_histogram():
     metrics, _ = ready()
-    metrics.observe_samples({"ok": 1, "score_not_finite": 1}, 12, 7, [Reward(1.0, 1.0)])
+    metrics.observe_samples(1, {"ok": 1, "score_not_finite": 1}, 12, 7, [Reward(1.0, 1.0)])
     assert [s.value for s in samples(metrics, "raw_score_count")] == [1]
     assert {s.labels["outcome"]: s.value for s in samples(metrics, "samples_total")} == {
         "ok": 1,
@@ -112,15 +121,42 @@ def test_what_the_backend_did_not_compute_was_shared():
 @given(values=st.lists(st.floats(-50, 50) | st.sampled_from([-10.0, -9.5, 0.0, 3.0, 13.0])))
 def test_a_histogram_is_the_one_of_the_client_library(values):
     metrics, _ = ready()
-    metrics.observe_samples({}, 0, 0, [Reward(v, v) for v in values])
+    metrics.observe_samples(1, {}, 0, 0, [Reward(v, v) for v in values])
     registry = CollectorRegistry()
-    reference = Histogram(PREFIX + "raw_score", "Raw scores.", buckets=score_buckets(CALIBRATION), registry=registry)
+    reference = Histogram(
+        PREFIX + "raw_score", "Raw scores.", ["epoch"], buckets=score_buckets(CALIBRATION), registry=registry
+    ).labels(epoch="1")
     for value in values:
         reference.observe(value)
     families = text_string_to_metric_families(generate_latest(registry).decode())
     expected = [(s.name, s.labels, pytest.approx(s.value)) for f in families for s in f.samples]
     ours = [s for part in ("bucket", "count", "sum") for s in samples(metrics, f"raw_score_{part}")]
     assert [(s.name, s.labels, s.value) for s in ours] == expected
+
+
+def test_each_loaded_model_has_score_histograms_of_its_own_until_it_is_gone():
+    metrics, pipeline = ready()
+    other = Calibration(mean=100.0, std=1.0)
+    metrics.model_loaded(2, other, pipeline)
+    metrics.observe_samples(2, {"ok": 1}, 3, 0, [Reward(100.0, 0.5)])
+    counts = {s.labels["epoch"]: s.value for s in samples(metrics, "raw_score_count")}
+    assert counts == {"1": 0, "2": 1}
+    of_two = [float(s.labels["le"]) for s in samples(metrics, "raw_score_bucket") if s.labels["epoch"] == "2"]
+    assert of_two[:-1] == list(score_buckets(other))
+    metrics.model_gone(2)
+    assert {s.labels["epoch"] for s in samples(metrics, "raw_score_count")} == {"1"}
+
+
+def test_what_is_loaded_is_named_and_what_is_not_any_more_is_not():
+    metrics, _ = ready()
+    labels = next(row.labels for row in TABLE if row.name == "model_info")
+    infos = [dict.fromkeys(labels, "x") | {"epoch": e, "state": s} for e, s in (("1", "standby"), ("2", "serving"))]
+    metrics.models_are(2, infos)
+    metrics.models_are(2, infos[1:])
+    assert [(s.labels["epoch"], s.labels["state"], s.value) for s in samples(metrics, "model_info")] == [
+        ("2", "serving", 1)
+    ]
+    assert [s.value for s in samples(metrics, "model_epoch")] == [2]
 
 
 def test_the_queue_is_read_when_somebody_looks():
@@ -135,8 +171,8 @@ def test_the_queue_is_read_when_somebody_looks():
 
 def test_runs_are_read_from_the_board_when_somebody_scrapes():
     metrics, _ = ready()
-    board = Board(Reference(), BoardLimits(window=16), parts=("a", "b"))
-    metrics.watch_runs(board)
+    board = Board(Yardstick(parts=("a", "b")), BoardLimits(window=16))
+    metrics.watch_runs(board, lambda: 0.0)
     traits = dict.fromkeys(NAMES, 0.0) | {"judge": 1.0, "length": 3.0}
     seen = Observation(1, None, 0.5, -0.25, True, tuple(traits.values()), text_digest=7, parts=(0.5, -1.0))
     for _ in range(5):
@@ -164,8 +200,8 @@ def test_runs_are_read_from_the_board_when_somebody_scrapes():
 
 def test_what_is_usual_is_told_as_sums_that_add_up():
     metrics, _ = ready()
-    board = Board(Reference({"level": usual("level", 0.5, 2.0)}), BoardLimits(window=16), parts=("a", "b"))
-    metrics.watch_runs(board)
+    board = Board(Yardstick(Reference({"level": usual("level", 0.5, 2.0)}), ("a", "b")), BoardLimits(window=16))
+    metrics.watch_runs(board, lambda: 0.0)
     for i in range(64):
         board.observe(
             "ppo-7", 9, [Observation(1, None, 0.5, 0.0, False, (float(i % 4), 0.0, 0.1), parts=(i % 2, -1.0))], 0.0

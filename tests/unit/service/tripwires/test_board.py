@@ -9,7 +9,7 @@ import pytest
 
 from model.traits import NAMES, OF_IDS
 from service.tripwires.board import CANARIES, OTHER, Board, BoardLimits
-from service.tripwires.reference import Reference, Usual
+from service.tripwires.reference import Reference, Usual, Yardstick
 from service.tripwires.tally import ENTRIES, Tally
 from service.tripwires.wire import CANARY, VOTE, Finding, Observation
 from service.tripwires.wires import WIRES, Means, View, Wire, slope_t
@@ -36,7 +36,7 @@ def healthy(n, **fields):
 
 def watched(samples, limits=LIMITS, reference=REFERENCE, name="run"):
     """What trips while these pass, a request of four at a time."""
-    board = Board(reference, limits)
+    board = Board(Yardstick(reference), limits)
     found = [f for i in range(0, len(samples), 4) for f in board.observe(name, i, samples[i : i + 4], float(i))]
     return board, found
 
@@ -148,20 +148,20 @@ def split(rng, n, a, b):
 )
 def test_a_part_that_decides_more_than_it_used_to_is_told(a, b, trips):
     """At first the parts have a fifth and four fifths of the variance."""
-    rng, board = random.Random(3), Board(Reference(), LIMITS, parts=("one", "two"))
+    rng, board = random.Random(3), Board(Yardstick(Reference(), ("one", "two")), LIMITS)
     stream = split(rng, 64, 1.0, 2.0) + split(rng, 800, a, b)
     found = [f for i in range(0, len(stream), 4) for f in board.observe("run", i, stream[i : i + 4], 0.0)]
     assert ("parts" in names(found)) is trips
 
 
 def test_a_part_that_hardly_counted_may_count_twice_as_much():
-    rng, board = random.Random(3), Board(Reference(), LIMITS, parts=("one", "two"))
+    rng, board = random.Random(3), Board(Yardstick(Reference(), ("one", "two")), LIMITS)
     stream = split(rng, 64, 0.2, 1.0) + split(rng, 800, 0.35, 1.0)
     assert not [f for i in range(0, len(stream), 4) for f in board.observe("run", i, stream[i : i + 4], 0.0)]
 
 
 def test_a_policy_that_went_too_far_is_told_where_its_trainer_says_how_far():
-    board = Board(REFERENCE, LIMITS)
+    board = Board(Yardstick(REFERENCE), LIMITS)
     for i in range(30):
         board.observe("near", i, healthy(8), 0.0, kl=6.2**2 - 0.1)
         board.observe("far", i, healthy(8), 0.0, kl=6.2**2 + 0.1)
@@ -182,7 +182,7 @@ def test_an_id_that_stands_for_different_samples_is_told_unless_it_always_did():
             board.observe(name, i, healthy(8), 0.0)
         return set(board.runs[name].alarms)
 
-    board = Board(Reference(), LIMITS)
+    board = Board(Yardstick(Reference()), LIMITS)
     assert run_of("retries", first=lambda j: j, later=lambda j: j) == set(), "a retry is the same sample"
     assert run_of("replays", first=lambda j: j, later=lambda j: j + 1) == {"replays"}
     assert run_of("group ids", first=lambda j: j + 1, later=lambda j: j + 1) == set(), "it was so from the beginning"
@@ -190,7 +190,7 @@ def test_an_id_that_stands_for_different_samples_is_told_unless_it_always_did():
 
 def test_baits_are_no_share_before_there_are_enough_of_them():
     found = []
-    board = Board(REFERENCE, LIMITS)
+    board = Board(Yardstick(REFERENCE), LIMITS)
     for i in range(200):
         bait = [seen(takes_bait=i % 10 == 0)] if i % 4 == 0 else []
         found += [(i, f.wire) for f in board.observe("run", i, healthy(15) + bait, 0.0)]
@@ -207,7 +207,7 @@ def test_evidence_of_a_telltale_sample_is_that_sample():
 
 
 def test_a_run_is_blocked_from_its_alarm_until_somebody_acknowledges_it():
-    board = Board(REFERENCE, replace(LIMITS, blocks=frozenset({"judge", CANARY})))
+    board = Board(Yardstick(REFERENCE), replace(LIMITS, blocks=frozenset({"judge", CANARY})))
     for i in range(30):
         board.observe("good", i, healthy(8), 0.0)
         board.observe("flatters", i, healthy(8, flattery=1.0), 0.0)
@@ -229,7 +229,7 @@ def test_a_run_is_blocked_from_its_alarm_until_somebody_acknowledges_it():
 
 
 def test_nobody_passes_for_the_canaries():
-    board = Board(REFERENCE, LIMITS)
+    board = Board(Yardstick(REFERENCE), LIMITS)
     board.observe(CANARIES, 0, healthy(3), 0.0)
     assert set(board.runs) == {OTHER}
     assert board.kept_as(CANARIES) == OTHER
@@ -262,7 +262,7 @@ def test_what_has_tripped_stays_so_until_it_is_acknowledged_and_may_trip_again()
 
 
 def test_a_retry_counts_once_and_a_sample_that_cannot_be_told_apart_counts():
-    board = Board(REFERENCE, LIMITS)
+    board = Board(Yardstick(REFERENCE), LIMITS)
     request = [seen(key=i) for i in range(8)]
     for _ in range(3):
         board.observe("run", 1, request, 0.0)
@@ -293,7 +293,7 @@ def test_a_reference_is_not_moved_by_what_a_run_does():
 
 
 def test_runs_are_apart_bounded_and_forgotten():
-    board = Board(REFERENCE, replace(LIMITS, max_runs=5, expiry_s=100.0))
+    board = Board(Yardstick(REFERENCE), replace(LIMITS, max_runs=5, expiry_s=100.0))
     for i in range(10):
         board.observe(f"run {i}", i, healthy(3), float(i))
     assert set(board.runs) == {"run 0", "run 1", "run 2", OTHER}
@@ -332,7 +332,7 @@ def test_the_sums_of_four_replicas_are_those_of_one(seed):
     stream = [[seen(rng, level=rng.gauss(0, 1), length=rng.gauss(4, 1), spread=rng.random(), distance=rng.gauss(0, 1),
                     audit=rng.gauss(0, 1), flattery=float(rng.random() < 0.2), parts=(rng.gauss(0, 1), rng.gauss(0, 2)))
                for _ in range(8)] for _ in range(200)]  # fmt: skip
-    one, *four = (Board(REFERENCE, limits, parts=("a", "b")) for _ in range(5))
+    one, *four = (Board(Yardstick(REFERENCE, ("a", "b")), limits) for _ in range(5))
     for i, request in enumerate(stream):
         one.observe("run", i, request, 0.0)
         rng.choice(four).observe("run", i, request, 0.0)
@@ -347,7 +347,7 @@ def test_the_sums_of_four_replicas_are_those_of_one(seed):
 
 def test_sums_only_grow():
     rng = random.Random(2)
-    board = Board(REFERENCE, replace(LIMITS, window=10**9), parts=("a", "b"))
+    board = Board(Yardstick(REFERENCE, ("a", "b")), replace(LIMITS, window=10**9))
     before = Tally(n_parts=2)
     for _ in range(300):
         parts = (rng.gauss(0, 1), rng.gauss(0, 1))
@@ -382,7 +382,7 @@ def replace_traits(sample):
 
 
 def test_a_run_for_which_there_was_no_room_is_known_by_the_name_it_is_kept_under():
-    board = Board(REFERENCE, replace(LIMITS, max_runs=4))
+    board = Board(Yardstick(REFERENCE), replace(LIMITS, max_runs=4))
     for i in range(5):
         board.observe(f"run {i}", 0, healthy(1), 0.0)
     assert [board.kept_as(name) for name in ("run 0", "run 1", "run 4", None)] == ["run 0", "run 1", OTHER, OTHER]

@@ -1,0 +1,113 @@
+"""`/admin/...`: what an operator does with the models of a running server. Needs a key with the scope admin, where there are keys.
+
+Reads what is asked, asks `succession`, answers with what is loaded now. No decision about models is made here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Literal, Self
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.responses import Response
+
+from service.api import body, docs
+from service.api.replies import json_response
+from service.api.stage import Models, Stage
+from service.roster import Source
+
+
+class LoadRequest(BaseModel):
+    """The body of `POST /admin/models`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(
+        "", description="checkpoint folder or hub name, as the server finds it; empty: the default model"
+    )
+    models: str = Field("", description="instead, several at once: `name=model,name=model`")
+    shadow: float = Field(
+        0.0, ge=0.0, le=1.0, description="share of the prompts to score beside the service; 0: switch at once"
+    )
+    pin: Literal["active"] | list[str] = Field(
+        [], description="runs that stay with the model they have; active: all of now"
+    )
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Self:
+        if self.model and self.models:
+            raise ValueError("model and models are both given")
+        return self
+
+
+class EpochRequest(BaseModel):
+    """Which loaded model is meant."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    epoch: int = Field(ge=1)
+
+
+class PinRequest(BaseModel):
+    """The body of `POST /admin/pins`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: str = Field(min_length=1, max_length=256)
+    epoch: int | None = Field(ge=1, description="null: the model in service, whichever that is")
+
+
+def admin_routes(stage: Stage) -> APIRouter:
+    """The routes that change what is served."""
+    router = APIRouter(prefix="/admin", tags=["admin"])
+
+    @router.get("/models", responses=docs.errors(401, 403, 503))
+    async def models() -> Response:
+        """Which models are loaded, which serves, what a shadow has shown, and which runs are pinned."""
+        return _overview(stage.models())
+
+    @router.post("/models", **docs.admin_operation(LoadRequest, 409, 422))
+    async def load(request: Request) -> Response:
+        """Load a model beside the one in service, verify it, and switch between two batches; or compare first.
+
+        Answered when it serves, or with `model_refused` and the reason when it cannot: then nothing has changed.
+        """
+        asked = await body.read_seldom(request, LoadRequest)
+        known = stage.models()
+        pin = None if asked.pin == "active" else asked.pin
+        epoch = await known.load(Source(asked.model, asked.models), shadow=asked.shadow, pin=pin)
+        return _overview(known, epoch=epoch)
+
+    @router.post("/models/activate", **docs.admin_operation(EpochRequest, 409, 422))
+    async def activate(request: Request) -> Response:
+        """Put a loaded model into service: the shadow, or one that stands by."""
+        asked, known = await body.read_seldom(request, EpochRequest), stage.models()
+        known.activate(asked.epoch)
+        return _overview(known, epoch=asked.epoch)
+
+    @router.post("/models/rollback", responses=docs.errors(401, 403, 409, 422, 503))
+    async def rollback() -> Response:
+        """Back to the model that was in service before; loaded again if it has been let go of."""
+        known = stage.models()
+        return _overview(known, epoch=await known.roll_back())
+
+    @router.post("/models/retire", **docs.admin_operation(EpochRequest, 409, 422))
+    async def retire(request: Request) -> Response:
+        """Let go of a model that is not in service."""
+        asked, known = await body.read_seldom(request, EpochRequest), stage.models()
+        known.retire(asked.epoch)
+        return _overview(known)
+
+    @router.post("/pins", **docs.admin_operation(PinRequest, 409, 422))
+    async def pin(request: Request) -> Response:
+        """Let only one model answer a run, whatever is in service; or end that."""
+        asked, known = await body.read_seldom(request, PinRequest), stage.models()
+        known.pin(asked.run, asked.epoch)
+        return _overview(known)
+
+    return router
+
+
+def _overview(models: Models, **facts: Any) -> Response:
+    return json_response({**facts, **asdict(models.overview)})

@@ -1,0 +1,377 @@
+"""One model follows another in a real server: under load, by every way that leads to it, and not where it must not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+
+import httpx
+import pytest
+
+from model.backends import ModelSpec, load
+from model.conversation import Sample
+from model.scorer import TokenBatch
+from tests.support.checkpoints import edit_json, reward_model
+from tests.support.service_server import Server, drill, run_to_end, wait_until
+
+N_CLIENTS, N_SWAPS = 32, 20
+TEXTS = [f"question {i} and what may be said of it" for i in range(60)]
+FLAGS = ("--dtype=float32", "--cache.scores=512")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Two models with equal encodings and other heads, and the score of every text by either, each row alone."""
+    folder = tmp_path_factory.mktemp("swap")
+    for seed, name in enumerate(("one", "two")):
+        reward_model(folder / name, seed=seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scores(checkpoints):
+    found = {}
+    for name in ("one", "two"):
+        loaded = load("torch", ModelSpec(model=str(checkpoints / name), dtype="float32", device="cpu", engine="padded"))
+        for text in TEXTS:
+            ids = loaded.encode(Sample(prompt=text, response="an answer to it")).ids
+            found[name, text] = loaded.identity.raw(loaded.scorer.score(TokenBatch((ids,))).rows[0])
+    return found
+
+
+@pytest.fixture(scope="module")
+def shared_server(checkpoints):
+    with Server(f"--model={checkpoints / 'one'}", *FLAGS) as running:
+        yield running
+
+
+@pytest.fixture
+def server(shared_server, checkpoints):
+    """A server in which the model `one` has just been put into service; `now` is its epoch."""
+    for run in overview(shared_server)["pins"]:
+        admin(shared_server, "pins", run=run, epoch=None)
+    shared_server.now = admin(shared_server, "models", model=str(checkpoints / "one")).json()["epoch"]
+    return shared_server
+
+
+def admin(server, to, **body):
+    return server.client.post(f"/admin/{to}", json=body)
+
+
+def overview(server):
+    return server.client.get("/admin/models").json()
+
+
+def raw_of(server, text, **extra):
+    headers = extra.pop("headers", {})
+    body = {"samples": [{"prompt": text, "response": "an answer to it"}], **extra}
+    return server.client.post("/score", json=body, headers=headers)
+
+
+def close(score):
+    return pytest.approx(score, abs=1e-4)
+
+
+# -- under load -----------------------------------------------------------------------------------------------------
+
+
+async def test_no_request_is_lost_and_none_is_answered_by_another_model_than_it_names(server, checkpoints, scores):
+    """32 clients, 20 swaps. Half of the texts come again and again, so the cache is asked too."""
+    first, name_of = server.now, {server.now: "one"}
+    loads_before = server.metric("reward_model_loads_total", outcome="ok")
+    gone_before = server.log.count("model_let_go")
+    failures, wrong, n_by_epoch, is_over = [], [], dict[int, int](), asyncio.Event()
+    rng = random.Random(7)
+
+    async def client(http, i):
+        while not is_over.is_set():
+            texts = [TEXTS[rng.randrange(4 if rng.random() < 0.5 else len(TEXTS))] for _ in range(rng.randint(1, 6))]
+            samples = [{"prompt": text, "response": "an answer to it"} for text in texts]
+            answer = await http.post("/score", json={"run": f"run-{i % 4}", "samples": samples})
+            if answer.status_code != 200 or None in answer.json()["rewards"]:
+                failures.append(answer.text)
+                continue
+            said = answer.json()
+            n_by_epoch[said["model_epoch"]] = n_by_epoch.get(said["model_epoch"], 0) + 1
+            name = name_of[said["model_epoch"]]
+            pairs = zip(texts, said["results"], strict=True)
+            wrong.extend((name, text) for text, r in pairs if abs(r["raw"] - scores[name, text]) > 1e-4)
+
+    async def swap(http):
+        for i in range(N_SWAPS):
+            # A client may see the new epoch before this task sees that it is there.
+            name = name_of[first + i + 1] = ("two", "one")[i % 2]
+            answer = await http.post("/admin/models", json={"model": str(checkpoints / name)})
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["epoch"] == first + i + 1
+        is_over.set()
+
+    limits = httpx.Limits(max_connections=N_CLIENTS + 1)
+    async with httpx.AsyncClient(base_url=server.url, timeout=60.0, limits=limits) as http:
+        await asyncio.gather(swap(http), *(client(http, i) for i in range(N_CLIENTS)))
+
+    assert failures == []
+    assert wrong == []
+    assert len(n_by_epoch) == N_SWAPS + 1
+    left = overview(server)
+    assert [m["epoch"] for m in left["models"]] == [first + N_SWAPS, first + N_SWAPS - 1]
+    assert {m["requests_in_flight"] for m in left["models"]} == {0}
+    wait_until(lambda: server.log.count("model_let_go") >= gone_before + N_SWAPS - 1)
+    assert server.metric("reward_model_loads_total", outcome="ok") == loads_before + N_SWAPS
+    assert "bug" not in server.log
+
+
+# -- one after the other ----------------------------------------------------------------------------------------------
+
+
+def test_the_new_model_answers_with_its_own_name_and_scores_and_a_rollback_brings_the_old_one_back(
+    server, checkpoints, scores
+):
+    text = TEXTS[0]
+    first = raw_of(server, text).json()
+    assert (first["model_epoch"], first["results"][0]["raw"]) == (server.now, close(scores["one", text]))
+    admin(server, "models", model=str(checkpoints / "two"))
+    second = raw_of(server, text).json()
+    assert (second["model_epoch"], second["results"][0]["raw"]) == (server.now + 1, close(scores["two", text]))
+    assert second["contract"] != first["contract"]
+    assert server.client.get("/readyz").json()["model_epoch"] == server.now + 1
+    assert server.metric("reward_model_epoch") == server.now + 1
+    assert server.metric("reward_model_info", state="serving", contract=second["contract"]) == 1
+
+    back = admin(server, "models/rollback").json()
+    assert (back["epoch"], back["serving"]) == (server.now, server.now)
+    third = raw_of(server, text).json()
+    assert third["results"][0] | {"cached": False} == first["results"][0] | {"cached": False}
+    assert third["results"][0]["cached"]  # it is the same model: what it said before still holds
+
+
+def test_a_rollback_to_what_was_let_go_of_loads_it_again(checkpoints, scores):
+    with Server(f"--model={checkpoints / 'one'}", *FLAGS, "--swap.keep=0") as server:
+        admin(server, "models", model=str(checkpoints / "two"))
+        assert [m["epoch"] for m in overview(server)["models"]] == [2]  # keep=0
+        assert admin(server, "models/rollback").json()["epoch"] == 3
+        answer = raw_of(server, TEXTS[1]).json()
+        assert (answer["model_epoch"], answer["results"][0]["raw"]) == (3, close(scores["one", TEXTS[1]]))
+        assert admin(server, "models/rollback").json()["error"]["code"] == "nothing_to_roll_back"
+
+
+def test_a_model_that_breaks_its_contract_never_serves_and_the_old_one_serves_on(server, checkpoints, tmp_path, scores):
+    shutil.copytree(checkpoints / "two", tmp_path / "broken")
+    edit_json(tmp_path / "broken" / "scoring_contract.json", end_text="<|somewhere else|>")
+    refused_before = server.metric("reward_model_loads_total", outcome="refused")
+    refused = admin(server, "models", model=str(tmp_path / "broken"))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "model_refused")
+    assert "end" in refused.json()["error"]["message"]
+    now = overview(server)
+    assert (now["serving"], now["loading"]) == (server.now, None)
+    assert now["refused"]["source"] == str(tmp_path / "broken")
+    assert server.metric("reward_model_loads_total", outcome="refused") == refused_before + 1
+    assert raw_of(server, TEXTS[2]).json()["results"][0]["raw"] == close(scores["one", TEXTS[2]])
+    # And the way is free for a whole one.
+    assert admin(server, "models", model=str(checkpoints / "two")).status_code == 200
+
+
+def test_what_an_operator_writes_wrongly_is_said_to_him(server):
+    cases = {
+        "nowhere": admin(server, "models", model="/nowhere/at/all"),
+        "both": admin(server, "models", model="a", models="b=c,d=e"),
+        "one of several": admin(server, "models", models="a=b"),
+        "an epoch that is not": admin(server, "models/activate", epoch=999),
+        "the one in service": admin(server, "models/retire", epoch=server.now),
+        "a field that is not": admin(server, "models", path="x"),
+        "a pin to nothing": admin(server, "pins", run="a", epoch=999),
+    }
+    codes = {what: (answer.status_code, answer.json()["error"]["code"]) for what, answer in cases.items()}
+    assert codes == {
+        "nowhere": (422, "model_refused"),
+        "both": (422, "invalid_request"),
+        "one of several": (422, "invalid_request"),
+        "an epoch that is not": (409, "epoch_gone"),
+        "the one in service": (409, "epoch_in_use"),
+        "a field that is not": (422, "invalid_request"),
+        "a pin to nothing": (409, "epoch_gone"),
+    }
+
+
+# -- pins -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_model_of_a_pinned_run_does_not_change_under_it(server, checkpoints, scores):
+    text = TEXTS[3]
+    for _ in range(2):
+        raw_of(server, text, run="ppo-7", step=1)
+        raw_of(server, text, run="grpo-2", step=1)
+    admin(server, "pins", run="ppo-7", epoch=server.now)
+    for name in ("two", "one", "two"):
+        admin(server, "models", model=str(checkpoints / name))
+    assert [m["epoch"] for m in overview(server)["models"]] == [server.now + 3, server.now + 2, server.now]
+    pinned, other = raw_of(server, text, run="ppo-7").json(), raw_of(server, text, run="grpo-2").json()
+    assert (pinned["model_epoch"], pinned["results"][0]["raw"]) == (server.now, close(scores["one", text]))
+    assert (other["model_epoch"], other["results"][0]["raw"]) == (server.now + 3, close(scores["two", text]))
+    foreign = server.client.post("/get_reward?run=ppo-7", json={"query": [text], "prompts": [""]})
+    assert foreign.headers["x-model-epoch"] == str(server.now)
+    assert admin(server, "models/retire", epoch=server.now).json()["error"]["code"] == "epoch_in_use"
+
+    admin(server, "pins", run="ppo-7", epoch=None)
+    assert raw_of(server, text, run="ppo-7").json()["model_epoch"] == server.now + 3
+    assert [m["epoch"] for m in overview(server)["models"]] == [server.now + 3, server.now + 2]
+
+
+def test_all_runs_of_now_may_stay_with_their_model_while_new_ones_get_the_new_one(server, checkpoints):
+    raw_of(server, TEXTS[4], run="old", step=1)
+    admin(server, "models", model=str(checkpoints / "two"), pin="active")
+    assert overview(server)["pins"]["old"] == server.now
+    assert raw_of(server, TEXTS[4], run="old").json()["model_epoch"] == server.now
+    assert raw_of(server, TEXTS[4], run="new").json()["model_epoch"] == server.now + 1
+
+
+def test_who_names_the_only_model_he_takes_is_scored_by_it_or_by_none(server, checkpoints, scores):
+    text = TEXTS[5]
+    first = raw_of(server, text).json()
+    only = f"{first['contract']},{first['pipeline']}"
+    admin(server, "models", model=str(checkpoints / "two"))
+    by_header = raw_of(server, text, headers={"x-only": only}).json()
+    assert (by_header["model_epoch"], by_header["results"][0]["raw"]) == (server.now, close(scores["one", text]))
+    by_url = server.client.post(f"/get_reward?only={first['contract']}", json={"query": [text], "prompts": [""]})
+    assert by_url.headers["x-model-epoch"] == str(server.now)
+    admin(server, "models/retire", epoch=server.now)
+    refused = raw_of(server, text, headers={"x-only": only})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "digest_not_served")
+    assert raw_of(server, text, headers={"x-only": "sha256:1"}).json()["error"]["code"] == "invalid_request"
+
+
+# -- shadow -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_shadow_scores_beside_and_is_seen_by_nobody_but_the_operator(server, checkpoints, scores):
+    scored_before = server.metric("reward_samples_total", outcome="ok")
+    loaded = admin(server, "models", model=str(checkpoints / "two"), shadow=1.0).json()
+    shadow_epoch = server.now + 1
+    assert {m["epoch"]: m["state"] for m in loaded["models"]}.items() >= {
+        server.now: "serving", shadow_epoch: "shadow"}.items()  # fmt: skip
+    for text in TEXTS[:12]:
+        answer = server.client.post("/compare", json={"comparisons": [
+            {"prompt": text, "responses": ["an answer to it", "no"]}]})  # fmt: skip
+        assert answer.json()["model_epoch"] == server.now
+
+    def shadow():
+        return next(m for m in overview(server)["models"] if m["state"] == "shadow")["shadow"]
+
+    wait_until(lambda: shadow()["samples"] == 24)
+    seen = shadow()
+    assert sum(seen["pairs"].values()) == 12
+    assert server.metric("reward_shadow_samples_total", outcome="compared") == 24
+    assert server.metric("reward_shadow_agreement", epoch=str(shadow_epoch)) == pytest.approx(seen["agreement"])
+    assert server.metric("reward_samples_total", outcome="ok") == scored_before + 24  # those of callers, and no others
+
+    promoted = admin(server, "models/activate", epoch=shadow_epoch).json()
+    assert (promoted["serving"], promoted["models"][0]["shadow"]) == (shadow_epoch, None)
+    assert "reward_shadow_shift{" not in server.client.get("/metrics").text
+    assert raw_of(server, TEXTS[0]).json()["results"][0]["raw"] == close(scores["two", TEXTS[0]])
+
+
+def test_a_shadow_that_fails_spoils_nothing():
+    with drill("echo") as server:
+        assert admin(server, "models", model="nan:", shadow=1.0).status_code == 200
+        answers = [server.score({"text": f"text {i}"}).json() for i in range(10)]
+        assert all(answer["rewards"][0] is not None for answer in answers)
+        assert server.client.get("/readyz").status_code == 200
+
+
+# -- a load that takes its time ---------------------------------------------------------------------------------------
+
+
+def test_while_one_model_is_loaded_others_wait_and_everybody_is_answered(tmp_path):
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    with drill("echo") as server, httpx.Client(base_url=server.url, timeout=0.5) as impatient:
+        with pytest.raises(httpx.ReadTimeout):  # whoever asked may leave: it is loaded all the same
+            impatient.post("/admin/models", json={"model": f"load-waits:{gate}"})
+        assert overview(server)["loading"]["source"] == f"load-waits:{gate}"
+        assert admin(server, "models", model="echo").json()["error"]["code"] == "load_in_progress"
+        assert server.score({"text": "a"}).json()["model_epoch"] == 1
+        gate.write_bytes(b"")
+        wait_until(lambda: overview(server)["serving"] == 2)
+        assert server.score({"text": "a"}).json()["model_epoch"] == 2
+
+
+def test_sigterm_does_not_wait_for_a_model_that_is_being_loaded(tmp_path):
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    with drill("echo") as server, httpx.Client(base_url=server.url, timeout=0.5) as impatient:
+        with pytest.raises(httpx.ReadTimeout):
+            impatient.post("/admin/models", json={"model": f"load-waits:{gate}"})
+        server.signal()
+        assert server.ended() == 0
+
+
+# -- SIGHUP and the watched folder ------------------------------------------------------------------------------------
+
+
+def link(path, target):
+    """As an exporter does it: beside, then in one step."""
+    draft = path.with_name("draft")
+    draft.symlink_to(target)
+    os.replace(draft, path)
+
+
+def test_sighup_loads_what_the_model_s_path_leads_to_now(checkpoints, tmp_path, scores):
+    current = tmp_path / "current"
+    link(current, checkpoints / "one")
+    with Server(f"--model={current}", *FLAGS) as server:
+        link(current, checkpoints / "two")
+        assert raw_of(server, TEXTS[0]).json()["results"][0]["raw"] == close(scores["one", TEXTS[0]])
+        server.signal(signal.SIGHUP)
+        server.wait_for("model_serving")
+        assert raw_of(server, TEXTS[0]).json()["results"][0]["raw"] == close(scores["two", TEXTS[0]])
+
+
+def test_a_watched_folder_is_followed_and_what_is_half_written_is_not(checkpoints, tmp_path, scores):
+    current = tmp_path / "current"
+    link(current, checkpoints / "one")
+    with Server(f"--model={current}", *FLAGS, "--swap.watch-s=0.2") as server:
+        half = tmp_path / "half"
+        shutil.copytree(checkpoints / "two", half)
+        weights = half / "model.safetensors"
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[: len(whole) // 2])
+        link(current, half)
+        server.wait_for("model_refused")
+        assert raw_of(server, TEXTS[0]).json()["results"][0]["raw"] == close(scores["one", TEXTS[0]])
+        weights.write_bytes(whole)
+        server.wait_for("model_serving")
+        assert raw_of(server, TEXTS[0]).json()["results"][0]["raw"] == close(scores["two", TEXTS[0]])
+        assert server.metric("reward_model_loads_total", outcome="refused") >= 1
+
+
+def test_to_watch_what_is_no_folder_is_refused_at_start():
+    code, said = run_to_end("--backend=echo", "--model=echo", "--swap.watch-s=1")
+    assert code == 2
+    assert "REWARD_SWAP__WATCH_S" in said
+
+
+# -- watched runs -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_usual_for_a_run_is_learnt_anew_and_its_counters_never_fall(server, checkpoints):
+    def samples_of(run):
+        return server.metric("reward_run_sum_total", run=run, of="samples")
+
+    def fill(n, step):
+        for i in range(0, n, 16):
+            texts = [f"{step} {i} {j}" for j in range(16)]
+            body = [{"prompt": text, "response": "an answer"} for text in texts]
+            assert server.client.post("/score", json={"run": "ppo-8", "step": step, "samples": body}).status_code == 200
+
+    fill(64, 1)
+    seen = samples_of("ppo-8")
+    assert seen > 0
+    assert 'reward_run_measured_seconds{run="ppo-8"' not in server.client.get("/metrics").text
+    admin(server, "models", model=str(checkpoints / "two"))
+    fill(64, 2)
+    assert samples_of("ppo-8") > seen
+    assert 'reward_run_measured_seconds{run="ppo-8"' in server.client.get("/metrics").text
+    assert server.client.get("/tripwires").json()["runs"]["ppo-8"]["samples"] == samples_of("ppo-8")
