@@ -14,6 +14,8 @@ import signal
 # these two places later.
 for _number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(_number, lambda *_: os._exit(0))
+# It asks for the model to be loaded anew, which is what is being done anyway.
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 import asyncio
 import socket

@@ -124,8 +124,20 @@ def _shortest(metric: str, matching: str, windows: Windows) -> str:
 
 
 def _added(metric: str, span: str, of: str | None = None) -> str:
+    """What was added over a span, unless the run has got another model within it: then it would be the rewards of two."""
     only = f'{{of="{of}"}}' if of else ""
-    return _over_replicas(f"increase({metric}{only}[{span}])")
+    return (
+        f"({_over_replicas(f'increase({metric}{only}[{span}])')} unless ignoring (of, part) {_is_new(_seconds(span))})"
+    )
+
+
+def _is_new(seconds: int) -> str:
+    """Runs that have got another model within so many seconds, at one of their replicas."""
+    return f"({_over_replicas('reward_run_measured_seconds', 'min')} < {seconds})"
+
+
+def _seconds(span: str) -> int:
+    return {"s": 1, "m": 60, "h": 3600}[span[-1]] * int(span[:-1])
 
 
 def _over_replicas(expression: str, how: str = "sum") -> str:
@@ -259,11 +271,12 @@ def _window_mean(of: str, span: str) -> str:
 
 def _slope_t(mean: str, span: str) -> str:
     """Slope over its standard error, of the least-squares line through means: as `wires.slope_t`."""
-    seconds = {"s": 1, "m": 60, "h": 3600}[span[-1]] * int(span[:-1])
+    seconds = _seconds(span)
     window = f"[{30 * seconds}s:{seconds}s]"
     slope, n = f"deriv({mean}{window})", f"count_over_time({mean}{window})"
     ratio = f"stdvar_over_time({mean}{window}) / stdvar_over_time(timestamp({mean}){window})"
-    return f"{slope} / sqrt(clamp_min({ratio} - {slope} ^ 2, 0)\n  / (({n} >= {Divergence.least_windows}) - 2))"
+    t = f"{slope} / sqrt(clamp_min({ratio} - {slope} ^ 2, 0)\n  / (({n} >= {Divergence.least_windows}) - 2))"
+    return f"({t}\n  unless {_is_new(30 * seconds)})"
 
 
 # -- thresholds and votes ---------------------------------------------------------------------------------------------------

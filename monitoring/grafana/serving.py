@@ -322,6 +322,31 @@ def _model() -> tuple[Panel, ...]:
             ),
             Query(f"max {q.gauge('reward_model_epoch')}"),
         ),
+        lines(
+            Face(
+                "Models that were to follow",
+                "Since the start: how many were put beside the one in service, and how many were refused.",
+                ("RewardModelRefused",),
+                8,
+            ),
+            Query(f"sum by (outcome) {q.gauge('reward_model_loads_total')}", "{{outcome}}"),
+        ),
+        lines(
+            Face(
+                "A shadow and the model in service",
+                "Share of the pairs of responses to one prompt that both order alike, and the correlation of their rewards.",
+                width=8,
+            ),
+            Query(f"min by (instance) {q.gauge('reward_shadow_agreement')}", "agreement at {{instance}}"),
+            Query(f"min by (instance) {q.gauge('reward_shadow_correlation')}", "correlation at {{instance}}"),
+            least=None,
+            most=1.0,
+        ),
+        lines(
+            Face("How far a shadow's rewards lie above", "Mean over the samples that both have scored.", width=8),
+            Query(f"max by (instance) {q.gauge('reward_shadow_shift')}", _INSTANCE),
+            least=None,
+        ),
     )
 
 

@@ -48,6 +48,7 @@ class Phase:
     make: Callable[[random.Random, int, float], Observation]
     kl: float | None = None
     replays: bool = False
+    model: int = 0
 
 
 def trace(phases, *, replicas=1, seed=0, reference=None, per_scrape=PER_SCRAPE):
@@ -56,7 +57,8 @@ def trace(phases, *, replicas=1, seed=0, reference=None, per_scrape=PER_SCRAPE):
     The board of each replica sees the requests of 32 samples that it was sent at random.
     """
     rng, router = random.Random(seed), random.Random(seed)
-    boards = [Board(Yardstick(reference or Reference(), ("one", "two")), BoardLimits()) for _ in range(replicas)]
+    models = {phase.model: Yardstick(reference or Reference(), ("one", "two")) for phase in phases}
+    boards = [Board(models[phases[0].model], BoardLimits()) for _ in range(replicas)]
     series: dict[str, list[float | None]] = {}
     n, at = 0, 0
     for phase in phases:
@@ -64,12 +66,13 @@ def trace(phases, *, replicas=1, seed=0, reference=None, per_scrape=PER_SCRAPE):
             for request in range(per_scrape // 32):
                 samples = [phase.make(rng, n + j, scrape / phase.scrapes) for j in range(32)]
                 n += 32
-                board = router.choice(boards)
+                board, now = router.choice(boards), float(at * SCRAPE_S)
+                board.measure(RUN, models[phase.model], now)
                 for content in range(2 if phase.replays else 1):
-                    board.hear_ids(RUN, [(hash((at, request, j)), content) for j in range(32)], float(at))
-                board.observe(RUN, at, samples, float(at), phase.kl)
+                    board.hear_ids(RUN, [(hash((at, request, j)), content) for j in range(32)], now)
+                board.observe(RUN, at, samples, now, phase.kl)
             for replica, board in enumerate(boards):
-                for labels, value in scraped(board, replica).items():
+                for labels, value in scraped(board, replica, float(at * SCRAPE_S)).items():
                     series.setdefault(labels, [None] * at).append(value)
             at += 1
             for values in series.values():
@@ -77,10 +80,10 @@ def trace(phases, *, replicas=1, seed=0, reference=None, per_scrape=PER_SCRAPE):
     return series
 
 
-def scraped(board, replica):
+def scraped(board, replica, now):
     """What `/metrics` would say of the board, by series."""
     registry = CollectorRegistry()
-    registry.register(Runs({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, board))
+    registry.register(Runs({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, board, lambda: now))
     found = {}
     for family in text_string_to_metric_families(generate_latest(registry).decode()):
         for sample in family.samples:

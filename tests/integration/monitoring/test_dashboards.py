@@ -190,6 +190,8 @@ def test_a_real_prometheus_answers_every_query_with_what_its_panel_says(tmp_path
         Prometheus(tmp_path, [server.url], [tmp_path / "tripwires.yml", RULES / "service.yml"]) as prometheus,
         Trainers(server.url) as trainers,
     ):
+        shadow = {"model": str(tmp_path / "served"), "shadow": 1.0}
+        server.client.post("/admin/models", json=shadow).raise_for_status()
         # The slowest of all: a straight line needs twelve windows.
         prometheus.wait_for('reward:tripwire_statistic:recent{wire="divergence"}', 60)
         every_query_is_answered(prometheus)

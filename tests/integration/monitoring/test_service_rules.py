@@ -65,9 +65,9 @@ def starts():
 
 
 def two_replicas():
-    labels = ',contract="c",calibration="d",pipeline="e"'
+    labels = ',state="serving",contract="c",calibration="d",pipeline="e"'
     other = {
-        f'reward_model_info{{job="rewardserve",instance="b",contract="c",calibration="d",pipeline="{pipeline}"}}': [
+        f'reward_model_info{{job="rewardserve",instance="b",state="serving",contract="c",calibration="d",pipeline="{pipeline}"}}': [
             1 if there else None
         ]
         * SPAN
@@ -94,6 +94,7 @@ ILL = {
     "RewardQueueGrowing": gauge("reward_queue_tokens", 100, 10**6) | gauge("reward_batch_budget_tokens", 8192, 8192),
     "RewardMemoryHigh": gauge("reward_device_memory_bytes", 50, 99, ',kind="used"')
     | gauge("reward_device_memory_bytes", 100, 100, ',kind="total"'),
+    "RewardModelRefused": counter("reward_model_loads_total", 0, 1, ',outcome="refused"'),
     "RewardReplicasDiffer": two_replicas(),
     "RewardRestarting": starts(),
     "RewardAlarmsLost": counter("reward_alarms_lost_total", 0, 1),

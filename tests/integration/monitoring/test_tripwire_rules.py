@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,18 @@ EXPLOITS = {
     "kl": Phase(EXPLOIT, usual, kl=50.0),
     VOTE: doing(length=5.5, repetition=0.5, flattery=2.0),
 }
+
+
+@needs_promtool
+def test_a_run_that_gets_another_model_is_not_compared_with_what_was_usual_for_the_one_before(tmp_path):
+    """Its rewards lie elsewhere from then on, and those of both models are never taken for one stream."""
+    rules = text_of(plan_of({"wires": {"level": {"severity": "page"}}}))
+    before = Phase(QUIET, lambda rng, i, t: healthy(rng, i, level=rng.gauss(0, 1)))
+    drifted = Phase(QUIET, lambda rng, i, t: healthy(rng, i, level=rng.gauss(6, 2)))
+    silent = [((QUIET + n) * SCRAPE_S, firing("RewardLevel"), []) for n in (2, 6, 10, 20, 35)]
+    another = trace([before, replace(drifted, model=1)], replicas=2)
+    assert promtool(tmp_path, rules, [case("another model", another, silent)]) is None
+    assert promtool(tmp_path, rules, [case("the same model", trace([before, drifted], replicas=2), silent)]) is not None
 
 
 def test_every_alert_has_a_case():
