@@ -106,6 +106,7 @@ def _open() -> tuple[app.House, engines.Engine, Served]:
         numeric_noise=None,
         batching=lambda: engine.batcher.limits,
         is_alive=lambda: True,
+        scorer_state=lambda: "well",
         n_failing=lambda: 0,
         board=engine.watch.board,
         canaries=lambda: (),

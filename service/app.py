@@ -203,8 +203,9 @@ async def _load_unless_stopped(house: House, stop: asyncio.Event, webhook: Webho
     finally:
         stopped.cancel()
     engine = build_engine(
-        house.settings, loaded, pipeline, house.admission, house.metrics, house.clock, webhook, audit, canaries
-    )
+        house.settings, loaded, pipeline, house.admission, house.metrics, house.clock, webhook, audit, canaries,
+        house.settings.scorer_timeout_s,
+    )  # fmt: skip
     spare_the_garbage_collector()
     for note in loaded.identity.engine_notes:
         house.log.info("engine_note", engine=loaded.identity.engine, note=note)
@@ -219,6 +220,7 @@ async def _load_unless_stopped(house: House, stop: asyncio.Event, webhook: Webho
             numeric_noise=noise,
             batching=lambda: engine.batcher.limits,
             is_alive=lambda: engine.batcher.is_alive,
+            scorer_state=lambda: engine.batcher.scorer_state,
             n_failing=lambda: engine.batcher.n_failing,
             board=engine.watch.board,
             canaries=lambda: engine.canaries.latest,

@@ -25,6 +25,7 @@ from service.batching.noise import NumericNoise, made_up_rows, numeric_noise
 from service.batching.outcomes import BatchDone
 from service.batching.pace import STEPS, Pace
 from service.batching.planner import Limits
+from service.batching.watchdog import ScorerState, Watchdog
 from service.canaries import SHIPPED, Canaries, CanariesError
 from service.canaries import read as canary_pairs
 from service.clock import Clock
@@ -146,11 +147,14 @@ def build_engine(
     webhook: Webhook | None = None,
     audit: LoadedModel | None = None,
     canaries: Canaries | None = None,
+    scorer_timeout_s: float = 0.0,
 ) -> Engine:
-    """The rooms around a loaded model. The batcher is running when this returns."""
+    """The rooms around a loaded model. The batcher is running when this returns. `scorer_timeout_s` 0: a forward may take
+    for ever."""
     log = logs.logger("batcher")
     encoder = Encoder(loaded.encode, settings.encoder_threads, lambda error: log.error("encoder_bug", exc_info=error))
-    batcher = _build_batcher(settings, loaded, clock, _tell_of_batches(metrics, log))
+    watchdog = Watchdog(scorer_timeout_s) if scorer_timeout_s else None
+    batcher = _build_batcher(settings, loaded, clock, _tell_of_batches(metrics, log), watchdog, _tell_of_scorer(log))
     judge = _build_judge(settings, audit, clock, metrics) if audit is not None else None
     room, references = _build_evidence_room(settings), _build_references(settings, loaded, pipeline)
     watch = _build_watch(settings, loaded, pipeline, clock, webhook, judge, room, references)
@@ -158,6 +162,7 @@ def build_engine(
     metrics.model_ready(_labels(loaded, pipeline), FIRST_EPOCH, loaded.calibration, pipeline)
     metrics.watch_runs(watch.board)
     metrics.watch_memory(loaded.memory)
+    metrics.watch_scorer(lambda: batcher.scorer_state != "well")
     metrics.watch_queue(lambda: batcher.n_samples, lambda: batcher.n_tokens, lambda: batcher.limits.enough)
     batcher.start()
     canaries = canaries or Canaries([], loaded.encode, loaded.identity, 1.0)
@@ -274,7 +279,12 @@ def _reference(calibration: Calibration | None, pipeline: Pipeline) -> Reference
 
 
 def _build_batcher(
-    settings: ModelSettings, loaded: LoadedModel, clock: Clock, tell: Callable[[BatchDone], None]
+    settings: ModelSettings,
+    loaded: LoadedModel,
+    clock: Clock,
+    tell: Callable[[BatchDone], None],
+    watchdog: Watchdog | None = None,
+    tell_of_scorer: Callable[[ScorerState], None] = lambda state: None,
 ) -> Batcher:
     fixed, first = settings.batching.max_tokens, _first_budget(loaded.identity.device)
     keeps_budget = bool(fixed) or loaded.scorer.streams
@@ -285,6 +295,8 @@ def _build_batcher(
         tell,
         pace=None if keeps_budget else Pace.starting_at(first),
         cache=ScoreCache(settings.cache.scores, FIRST_EPOCH),
+        watchdog=watchdog,
+        on_state=tell_of_scorer,
     )
 
 
@@ -305,6 +317,14 @@ def _labels(loaded: LoadedModel, pipeline: Pipeline) -> dict[str, str]:
         "calibration": loaded.calibration.digest if loaded.calibration else "",
         "pipeline": pipeline.digest,
     }
+
+
+def _tell_of_scorer(log: logs.Logger) -> Callable[[ScorerState], None]:
+    def tell(state: ScorerState) -> None:
+        level = log.info if state == "well" else log.error
+        level("scorer_state", state=state)
+
+    return tell
 
 
 def _tell_of_batches(metrics: Metrics, log: logs.Logger) -> Callable[[BatchDone], None]:

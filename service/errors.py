@@ -127,6 +127,13 @@ class ScorerFailing(RequestRefused):
     status = 503
 
 
+class ScorerHanging(RequestRefused):
+    """A forward has not come back in time. Nobody is kept waiting for it; it may still come back."""
+
+    code = "scorer_hanging"
+    status = 503
+
+
 class ScorerDead(RequestRefused):
     """The scorer will never score again: the process should be started anew. `/livez` says so."""
 

@@ -304,6 +304,9 @@ class ServeSettings(ModelSettings):
     webhook_secret_file: Path | None = Field(None, description="what alarms are signed with; empty: they are not")
     keys_file: Path | None = Field(None, description="API keys, one a line; empty: open, on loopback only")
     allow_open: bool = Field(False, description="serve without keys on other addresses than loopback")
+    scorer_timeout_s: float = Field(
+        60.0, ge=0.0, allow_inf_nan=False, description="longest forward; beyond: nobody waits for it; 0: any"
+    )
     drain_timeout_s: float = Field(60.0, gt=0, description="longest wait for accepted work at shutdown")
 
     @model_validator(mode="before")

@@ -60,6 +60,7 @@ TABLE: tuple[Row, ...] = (
     Row("batch_budget_tokens", "gauge", "Tokens that are enough for a batch, as of now."),
     Row("forward_seconds", "histogram", "One forward through the network.", (), _SECONDS),
     Row("batch_failures_total", "counter", "Forwards that gave no scores: out_of_memory, failed, or bug.", ("reason",)),
+    Row("scorer_hanging", "gauge", "1 while a forward does not come back and everybody is refused."),
     Row("raw_score", "histogram", "Raw scores."),
     Row("value", "histogram", "Rewards as sent."),
     Row("capped_total", "counter", "Rewards that a cap has changed.", ("side",)),
@@ -178,6 +179,10 @@ class Metrics:
         self._gauges["queue_samples"].set_function(n_samples)
         self._gauges["queue_tokens"].set_function(n_tokens)
         self._gauges["batch_budget_tokens"].set_function(batch_budget)
+
+    def watch_scorer(self, hangs: Callable[[], bool]) -> None:
+        """Ask whether forwards come back whenever somebody looks."""
+        self._gauges["scorer_hanging"].set_function(hangs)
 
     def watch_runs(self, board: Board) -> None:
         """Read the state of runs whenever somebody looks. Once a process."""
