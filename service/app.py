@@ -10,12 +10,14 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -31,7 +33,7 @@ from service.api.dialects.routes import dialect_routes
 from service.api.health import OPEN_PATHS, health_routes
 from service.api.intake import Intake, IntakeLimits
 from service.api.middleware import KeyCheck, RequestSeen, Witness
-from service.api.protocol import OneWriteProtocol
+from service.api.protocol import ConnectionLimits, Connections, OneWriteProtocol
 from service.api.routes import Straight, scoring_routes
 from service.api.stage import Bounds, Served, Stage
 from service.batching.noise import NumericNoise
@@ -47,6 +49,9 @@ T = TypeVar("T")
 
 _FEW_OBJECTS = 50_000
 """More than what a house full of samples is made of, so that only what is left behind calls the garbage collector."""
+
+_MOST_CONNECTIONS = 8192
+"""Some 100 MB of buffers and objects if all of them are busy."""
 
 _LONGEST_CLOSING_S = 5.0
 """For answers that are being written when everything else is done."""
@@ -147,7 +152,12 @@ async def serve(
     asyncio.get_running_loop().set_exception_handler(_tell_of_stray_exceptions(house.log))
     config = uvicorn.Config(
         house.app,
-        http=OneWriteProtocol,
+        http=cast(
+            Any,
+            partial(OneWriteProtocol, shared=Connections(_limits(settings), house.metrics.observe_connection_ended)),
+        ),
+        ws="none",
+        timeout_keep_alive=cast(int, settings.keep_alive_s),  # any number of seconds will do
         log_config=None,
         access_log=False,
         server_header=False,
@@ -168,6 +178,13 @@ async def serve(
         server.should_exit = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(serving, _LONGEST_CLOSING_S)
+
+
+def _limits(settings: ServeSettings) -> ConnectionLimits:
+    """Of connections; a part of the file descriptors is for everything else."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    n = settings.max_connections or min(_MOST_CONNECTIONS, max(1, descriptors * 3 // 4))
+    return ConnectionLimits(n, settings.head_timeout_s, settings.body_timeout_s)
 
 
 def _start_webhook(settings: ServeSettings, secret: bytes | None, metrics: Metrics) -> Webhook | None:

@@ -92,6 +92,27 @@ class BodyTimeout(RequestRefused):
     status = 408
 
 
+class HeadTimeout(RequestRefused):
+    """The head of a request came too slowly."""
+
+    code = "head_timeout"
+    status = 408
+
+
+class HeadTooLarge(RequestRefused):
+    """More bytes of head than this server reads."""
+
+    code = "head_too_large"
+    status = 431
+
+
+class InvalidHttp(RequestRefused):
+    """Bytes that are no request."""
+
+    code = "invalid_http"
+    status = 400
+
+
 class RequestTooLarge(RequestRefused):
     """Larger than all seats together: it could never be admitted, so trying again is no use."""
 

@@ -49,6 +49,7 @@ class Row:
 TABLE: tuple[Row, ...] = (
     Row("requests_total", "counter", "Requests answered.", ("route", "code")),
     Row("request_seconds", "histogram", "From the first byte of a request to the last of its answer.", ("route",), _SECONDS),
+    Row("connections_ended_total", "counter", "Connections that the server ended against the client's will, by why.", ("why",)),
     Row("samples_total", "counter", "Samples by outcome: ok, or the code of the error.", ("outcome",)),
     Row("tokens_total", "counter", "Tokens by what became of them.", ("kind",)),
     Row("encode_seconds", "histogram", "How long a few samples took to be encoded.", (), _SECONDS),
@@ -202,6 +203,10 @@ class Metrics:
         """A request has been answered."""
         self._count("requests_total", 1, route, str(status))
         self._by_route["request_seconds"].labels(route=route).observe(seconds)
+
+    def observe_connection_ended(self, why: str) -> None:
+        """A client was too slow, too many, or did not speak HTTP."""
+        self._count("connections_ended_total", 1, why)
 
     def observe_samples(
         self, outcomes: Mapping[str, int], n_tokens: int, n_cached_tokens: int, rewards: Sequence[Reward]
