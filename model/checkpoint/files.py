@@ -25,7 +25,8 @@ def check_files(folder: Path) -> None:
             is_whole(path)
         except _NotWhole as error:
             raise CheckpointError(
-                f"{path} is unreadable: {error}. The checkpoint was not copied or written to its end, or was changed: copy it again."
+                f"{path} is unreadable: {error}. The checkpoint was not copied or written to its end, or was changed: "
+                "copy it again."
             ) from None
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
