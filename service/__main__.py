@@ -18,6 +18,7 @@ for _number in (signal.SIGTERM, signal.SIGINT):
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 import asyncio
+import resource
 import socket
 import sys
 
@@ -48,6 +49,7 @@ def main() -> None:
 
 def run(settings: ServeSettings) -> int:
     """Serve until told to stop. The exit code."""
+    raise_descriptor_limit()
     logs.configure(settings.log_level, settings.log_format)
     for name in unknown_variables(ServeSettings, os.environ):
         complain(PROGRAM, [f"{name} is no setting of {PROGRAM} and is ignored; see {PROGRAM} --help"])
@@ -80,6 +82,12 @@ def run(settings: ServeSettings) -> int:
         complain(PROGRAM, [f"accepted work was not finished within REWARD_DRAIN_TIMEOUT_S={settings.drain_timeout_s}"])
         return FAILED
     return 0
+
+
+def raise_descriptor_limit() -> None:
+    """As many connections as may be had: a shell's soft limit is for programs that use select()."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def bind(host: str, port: int) -> socket.socket:

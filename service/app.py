@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -29,7 +31,7 @@ from service.api.dialects.routes import dialect_routes
 from service.api.health import OPEN_PATHS, health_routes
 from service.api.intake import Intake, IntakeLimits
 from service.api.middleware import KeyCheck, RequestSeen, Witness
-from service.api.protocol import OneWriteProtocol
+from service.api.protocol import ConnectionLimits, Connections, OneWriteProtocol
 from service.api.routes import Straight, scoring_routes
 from service.api.stage import Bounds, Stage
 from service.clock import Clock, MonotonicClock
@@ -41,6 +43,9 @@ from service.roster import Source
 from service.settings import ServeSettings
 from service.succession import Succession, in_daemon_thread, spare_the_garbage_collector
 from service.webhook import Webhook
+
+_MOST_CONNECTIONS = 8192
+"""Some 100 MB of buffers and objects if all of them are busy."""
 
 _LONGEST_CLOSING_S = 5.0
 """For answers that are being written when everything else is done."""
@@ -141,7 +146,12 @@ async def serve(
     asyncio.get_running_loop().set_exception_handler(_tell_of_stray_exceptions(house.log))
     config = uvicorn.Config(
         house.app,
-        http=OneWriteProtocol,
+        http=cast(
+            Any,
+            partial(OneWriteProtocol, shared=Connections(_limits(settings), house.metrics.observe_connection_ended)),
+        ),
+        ws="none",
+        timeout_keep_alive=cast(int, settings.keep_alive_s),  # any number of seconds will do
         log_config=None,
         access_log=False,
         server_header=False,
@@ -164,6 +174,13 @@ async def serve(
         server.should_exit = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(serving, _LONGEST_CLOSING_S)
+
+
+def _limits(settings: ServeSettings) -> ConnectionLimits:
+    """Of connections; a part of the file descriptors is for everything else."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    n = settings.max_connections or min(_MOST_CONNECTIONS, max(1, descriptors * 3 // 4))
+    return ConnectionLimits(n, settings.head_timeout_s, settings.body_timeout_s)
 
 
 def _start_webhook(settings: ServeSettings, secret: bytes | None, metrics: Metrics) -> Webhook | None:
@@ -197,7 +214,9 @@ async def _load_unless_stopped(house: House, stop: asyncio.Event, webhook: Webho
         prepared, audit = loading.result()
     finally:
         stopped.cancel()
-    commons = build_commons(settings, house.admission, house.metrics, house.clock, webhook, audit)
+    commons = build_commons(
+        settings, house.admission, house.metrics, house.clock, webhook, audit, settings.scorer_timeout_s
+    )
     source = Source(settings.model, settings.models)
     succession = Succession(commons, house.stage, prepared, source, settings.swap.keep)
     house.stage.manage(succession)

@@ -25,6 +25,7 @@ from service.batching.noise import NumericNoise, made_up_rows, numeric_noise
 from service.batching.outcomes import BatchDone
 from service.batching.pace import STEPS, Pace
 from service.batching.planner import Limits
+from service.batching.watchdog import ScorerState, Watchdog
 from service.canaries import SHIPPED, Canaries, CanariesError
 from service.canaries import read as canary_pairs
 from service.clock import Clock
@@ -68,6 +69,7 @@ class Commons:
     evidence_room: EvidenceRoom | None = None
     webhook: Webhook | None = None
     judge: AuditJudge | None = None
+    scorer_timeout_s: float = 0.0
 
     async def close(self) -> None:
         """When no model scores any more."""
@@ -207,8 +209,12 @@ def build_commons(
     clock: Clock,
     webhook: Webhook | None = None,
     audit: LoadedModel | None = None,
+    scorer_timeout_s: float = 0.0,
 ) -> Commons:
-    """What every engine of this process shares. Once a process. Raise `LexiconError`."""
+    """What every engine of this process shares. Once a process. `scorer_timeout_s` 0: a forward may take for ever.
+
+    Raise `LexiconError`.
+    """
     plan = settings.wire_plan()
     limits = BoardLimits(
         window=settings.tripwires.window, votes_for_a_page=plan.votes_for_a_page, blocks=frozenset(plan.block)
@@ -227,6 +233,7 @@ def build_commons(
         _build_evidence_room(settings),
         webhook,
         _build_judge(settings, audit, clock, metrics) if audit is not None else None,
+        scorer_timeout_s,
     )
 
 
@@ -235,7 +242,9 @@ def build_engine(commons: Commons, prepared: Prepared, epoch: int) -> Engine:
     settings, metrics, clock = commons.settings, commons.metrics, commons.clock
     loaded, pipeline, log = prepared.loaded, prepared.pipeline, logs.logger("batcher")
     encoder = Encoder(loaded.encode, settings.encoder_threads, lambda error: log.error("encoder_bug", exc_info=error))
-    batcher = _build_batcher(settings, loaded, clock, _tell_of_batches(metrics, log), epoch)
+    watchdog = Watchdog(commons.scorer_timeout_s) if commons.scorer_timeout_s else None
+    tell_of_batches, tell_of_scorer = _tell_of_batches(metrics, log), _tell_of_scorer(log)
+    batcher = _build_batcher(settings, loaded, clock, tell_of_batches, epoch, watchdog, tell_of_scorer)
     references = _build_references(settings, loaded, pipeline)
     watch = _build_watch(commons, prepared, references, epoch)
     metrics.model_loaded(epoch, loaded.calibration, pipeline)
@@ -346,7 +355,13 @@ def _reference(calibration: Calibration | None, pipeline: Pipeline) -> Reference
 
 
 def _build_batcher(
-    settings: ModelSettings, loaded: LoadedModel, clock: Clock, tell: Callable[[BatchDone], None], epoch: int
+    settings: ModelSettings,
+    loaded: LoadedModel,
+    clock: Clock,
+    tell: Callable[[BatchDone], None],
+    epoch: int,
+    watchdog: Watchdog | None = None,
+    tell_of_scorer: Callable[[ScorerState], None] = lambda state: None,
 ) -> Batcher:
     fixed, first = settings.batching.max_tokens, _first_budget(loaded.identity.device)
     keeps_budget = bool(fixed) or loaded.scorer.streams
@@ -357,11 +372,21 @@ def _build_batcher(
         tell,
         pace=None if keeps_budget else Pace.starting_at(first),
         cache=ScoreCache(settings.cache.scores, epoch),
+        watchdog=watchdog,
+        on_state=tell_of_scorer,
     )
 
 
 def _first_budget(device: str) -> int:
     return FIRST_BUDGET.get(device.partition(":")[0], FIRST_BUDGET["cpu"])
+
+
+def _tell_of_scorer(log: logs.Logger) -> Callable[[ScorerState], None]:
+    def tell(state: ScorerState) -> None:
+        level = log.info if state == "well" else log.error
+        level("scorer_state", state=state)
+
+    return tell
 
 
 def _tell_of_batches(metrics: Metrics, log: logs.Logger) -> Callable[[BatchDone], None]:

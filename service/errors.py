@@ -92,6 +92,27 @@ class BodyTimeout(RequestRefused):
     status = 408
 
 
+class HeadTimeout(RequestRefused):
+    """The head of a request came too slowly."""
+
+    code = "head_timeout"
+    status = 408
+
+
+class HeadTooLarge(RequestRefused):
+    """More bytes of head than this server reads."""
+
+    code = "head_too_large"
+    status = 431
+
+
+class InvalidHttp(RequestRefused):
+    """Bytes that are no request."""
+
+    code = "invalid_http"
+    status = 400
+
+
 class RequestTooLarge(RequestRefused):
     """Larger than all seats together: it could never be admitted, so trying again is no use."""
 
@@ -124,6 +145,13 @@ class ScorerFailing(RequestRefused):
     """Batch after batch has failed. `/readyz` says so; whoever asks for scores all the same is answered."""
 
     code = "scorer_failing"
+    status = 503
+
+
+class ScorerHanging(RequestRefused):
+    """A forward has not come back in time. Nobody is kept waiting for it; it may still come back."""
+
+    code = "scorer_hanging"
     status = 503
 
 

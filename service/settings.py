@@ -316,10 +316,18 @@ class ServeSettings(ModelSettings):
     max_body_bytes: int = Field(64 * 2**20, gt=0, description="larger bodies are refused with 413")
     max_body_bytes_in_flight: int = Field(256 * 2**20, gt=0, description="of all requests; beyond: overloaded")
     body_timeout_s: float = Field(30.0, gt=0, description="longest wait for a whole body; beyond: 408")
+    head_timeout_s: float = Field(10.0, gt=0, description="longest wait for the head of a request; beyond: 408")
+    keep_alive_s: float = Field(30.0, gt=0, description="how long a connection may be silent between two requests")
+    max_connections: int | None = Field(
+        None, gt=0, description="beyond, the longest silent one makes room; default: what file descriptors allow, 8192"
+    )
     webhook_url: str = Field("", pattern=r"^(https?://\S+)?$", description="receiver of alarms: JSON by POST, signed")
     webhook_secret_file: Path | None = Field(None, description="what alarms are signed with; empty: they are not")
     keys_file: Path | None = Field(None, description="API keys, one a line; empty: open, on loopback only")
     allow_open: bool = Field(False, description="serve without keys on other addresses than loopback")
+    scorer_timeout_s: float = Field(
+        60.0, ge=0.0, allow_inf_nan=False, description="longest forward; beyond: nobody waits for it; 0: any"
+    )
     drain_timeout_s: float = Field(60.0, gt=0, description="longest wait for accepted work at shutdown")
 
     @model_validator(mode="before")

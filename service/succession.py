@@ -68,6 +68,7 @@ class Succession:
             lambda: self.serving.engine.batcher.limits.enough,
         )
         commons.metrics.watch_memory(self._memory)
+        commons.metrics.watch_scorer(lambda: self.serving.engine.batcher.scorer_state != "well")
         commons.metrics.watch_canaries(lambda: {sung.name: sung.margin for sung in self.serving.engine.canaries.latest})
         self._show()
 
@@ -326,6 +327,7 @@ def served_by(engine: Engine, commons: Commons) -> Served:
         numeric_noise=engine.noise,
         batching=lambda: engine.batcher.limits,
         is_alive=lambda: engine.batcher.is_alive,
+        scorer_state=lambda: engine.batcher.scorer_state,
         n_failing=lambda: engine.batcher.n_failing,
         board=commons.board,
         canaries=lambda: engine.canaries.latest,

@@ -5,6 +5,7 @@ Knows no engine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +18,9 @@ from model.conversation import SampleError
 from model.encoding import Encoder, EncodingPolicyError
 from model.scorer import Scorer, ScorerError, TokenBatch
 
+_ANY_IDS = (1, 2, 3, 4)
+"""Every vocabulary has these."""
+
 
 @contextmanager
 def as_load_errors() -> Iterator[None]:
@@ -25,6 +29,10 @@ def as_load_errors() -> Iterator[None]:
         yield
     except (CheckpointError, ContractUnreadable, CalibrationError, EncodingPolicyError) as error:
         raise LoadError(str(error)) from error
+    except SampleError as error:
+        raise LoadError(
+            f"the checkpoint's chat template is broken: {error}. Restore it, or the tokenizer's."
+        ) from error
 
 
 def folder_or_name(spec: ModelSpec) -> str:
@@ -56,6 +64,11 @@ def hold_to_contract(
     """
     contract = checkpoint.contract or checkpoint.clauses("inferred")
     report = check_contract(contract, checkpoint, scorer, identity)
+    if spec.contract == "strict" and not contract.probes and not math.isfinite(_score_of(scorer, identity, _ANY_IDS)):
+        raise LoadError(
+            f"{identity.name} gives no finite score, not even for a few plain tokens: its weights are damaged, or "
+            f"{identity.dtype} cannot hold its numbers. Copy it again, or set REWARD_DTYPE."
+        )
     if spec.contract == "strict" and not report.holds:
         raise ContractBroken(report)
     return contract, report
@@ -81,7 +94,7 @@ def check_contract(
     encoder = checkpoint.encoder
     ids = tuple(_ids_now(encoder, probe) for probe in contract.probes)
     # Scores are of the ids that training saw: a broken tokenizer must not hide what the weights are worth.
-    scores = tuple(_score_now(scorer, identity, probe) for probe in contract.probes)
+    scores = tuple(_score_of(scorer, identity, probe.ids) for probe in contract.probes)
     return verify(contract, checkpoint.facts, ids, scores)
 
 
@@ -93,9 +106,9 @@ def _ids_now(encoder: Encoder, probe: Probe) -> tuple[int, ...]:
         return ()
 
 
-def _score_now(scorer: Scorer, identity: Identity, probe: Probe) -> float:
-    """What a probe scores today; NaN where it cannot be scored, which is within no tolerance."""
+def _score_of(scorer: Scorer, identity: Identity, ids: tuple[int, ...]) -> float:
+    """What a row scores today; NaN where it cannot be scored, which is within no tolerance."""
     try:
-        return identity.raw(scorer.score(TokenBatch((probe.ids,))).rows[0])
+        return identity.raw(scorer.score(TokenBatch((ids,))).rows[0])
     except ScorerError:
         return float("nan")

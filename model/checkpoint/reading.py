@@ -16,6 +16,7 @@ from model import hidden
 from model.calibration import Calibration
 from model.checkpoint import weights
 from model.checkpoint.bases import BASES
+from model.checkpoint.files import check_files
 from model.checkpoint.heads import adapter_files, base_of_heads, find_head
 from model.checkpoint.record import DTYPES, Checkpoint, CheckpointError
 from model.contract import Facts, ScoringContract
@@ -45,7 +46,10 @@ def outline(path_or_name: str, *, dtype: str = "auto", strip_tail_whitespace: bo
     For an engine that loads the weights by itself. The heads are there. Raise `CheckpointError`.
     """
     folder = resolve(path_or_name)
+    check_files(folder)
     base = _base_of(folder)
+    if base != folder:
+        check_files(base)
     config = read_config(base)
     contract = ScoringContract.load(folder)
     form, head = find_head(folder, config)
@@ -103,6 +107,7 @@ def read_backbone(
     `n_layers`: keep the first so many decoder layers. Raise `CheckpointError`.
     """
     folder = resolve(path_or_name)
+    check_files(folder)
     config = read_config(folder)
     if n_layers is not None:
         _keep_layers(config, n_layers)

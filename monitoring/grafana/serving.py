@@ -184,10 +184,12 @@ def _batches() -> tuple[Panel, ...]:
         lines(
             Face(
                 "Batch failures",
-                "Forwards that gave no scores, by reason; their rows are tried again in smaller batches.",
-                ("RewardBatchFailures", "RewardOutOfMemory"),
+                "Forwards that gave no scores, by reason; their rows are tried again in smaller batches. 1 in `hangs`: one does "
+                "not come back.",
+                ("RewardBatchFailures", "RewardOutOfMemory", "RewardScorerHanging"),
             ),
             Query(q.rate("reward_batch_failures_total", by="reason"), "{{reason}}"),
+            Query(f"max by (instance) {q.gauge('reward_scorer_hanging')}", f"{_INSTANCE} hangs"),
             unit="cps",
         ),
         lines(

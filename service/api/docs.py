@@ -27,7 +27,8 @@ _ERRORS: dict[int, str] = {
     "format has no word for one sample's error",
     429: "`overloaded`, where the operator has chosen 429",
     500: "`internal`: a bug in the server",
-    503: "`overloaded`, `loading`, `shutting_down` or `sample_failed`, and `scorer_failing` of /readyz; see Retry-After",
+    503: "`overloaded`, `loading`, `scorer_hanging`, `shutting_down` or `sample_failed`, and `scorer_failing` of /readyz; see "
+    "Retry-After",
     504: "`deadline_exceeded`: the time given in x-deadline-ms is over",
 }
 _DEADLINE = {

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from service.api import docs
 from service.api.replies import json_response
 from service.api.stage import Bounds, Served, Stage
+from service.batching.batcher import hanging
 from service.errors import BatcherStopped, NoSuchAlarm, ScorerDead, ScorerFailing
 from service.tripwires.advice import ADVICE
 from service.tripwires.board import Board
@@ -30,13 +31,15 @@ def health_routes(stage: Stage, bounds: Bounds, render_metrics: Callable[[], byt
         if not stage.is_alive:
             raise BatcherStopped("nobody drives the scorer. This is a bug in the server.")
         if stage.is_scorer_dead:
-            raise ScorerDead("the scorer has died and cannot be revived; start this process anew, the log says more")
+            raise ScorerDead("the scorer has died, or hangs for good; start this process anew, the log says more")
         return json_response({"status": "alive"})
 
     @router.get("/readyz", responses=docs.errors(503))
     async def readyz() -> Response:
-        """200 while `/score` is of use; 503 `loading` before, `scorer_failing` in trouble, `shutting_down` after."""
+        """200 while `/score` is of use; 503 `loading` before, `scorer_failing`, `scorer_hanging`, `shutting_down` after."""
         served = stage.served()
+        if served.scorer_state() != "well":
+            raise hanging()
         if stage.is_scorer_dead:
             raise ScorerFailing("the scorer has died; see the log")
         if n := served.n_failing():

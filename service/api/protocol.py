@@ -1,35 +1,179 @@
-"""uvicorn's HTTP protocol, with one write to the socket for an answer instead of two.
+"""uvicorn's HTTP protocol: one write for an answer instead of two, and an ending for every connection.
 
 uvicorn writes the head of an answer and then its body, and uvloop passes each on at once. A write that wakes up the
 client is the dearest thing that a small request does.
+
+uvicorn waits for ever for a head that does not come and for a reader who does not read. Here each connection that owes us
+something has a time limit, and all of them together have a bound. Bodies are `intake`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.api.problems import problem
+from service.errors import HeadTimeout, HeadTooLarge, InvalidHttp, Overloaded, RequestRefused
 
 _FINAL_HEAD = b"HTTP/1.1 "
 _INTERIM_HEAD = b"HTTP/1.1 1"
 """`100 Continue` is waited for: it is not held back."""
 
+MAX_HEAD_BYTES = 65_536
+
+Ended = Literal["slow_head", "large_head", "slow_reader", "displaced", "crowded", "invalid_http"]
+"""Why we ended a connection that its client did not."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Of all connections, and of the time for a head, and for an answer to be read once it has been written."""
+
+    max_connections: int
+    head_timeout_s: float
+    read_timeout_s: float
+
+
+class Connections:
+    """What all connections share: their bound, and which of them owe us a request, the longest waiting first."""
+
+    def __init__(self, limits: ConnectionLimits, tell: Callable[[Ended], None]) -> None:
+        self.limits = limits
+        self.tell = tell
+        self.owing: dict[OneWriteProtocol, None] = {}
+
+    def displace(self) -> bool:
+        """End the connection that has owed us a request for longest. False: all of them are at work."""
+        if (longest := next(iter(self.owing), None)) is None:
+            return False
+        self.tell("displaced")
+        longest.transport.close()
+        del self.owing[longest]
+        return True
+
 
 class OneWriteProtocol(HttpToolsProtocol):
-    """Everything as in uvicorn, over a `Corked` transport."""
+    """Everything as in uvicorn, over a `Corked` transport, within limits.
+
+    A connection is `_serving` from the end of a head to the end of the answer; otherwise it owes us a request. Before
+    the first byte of its first request, and from the first byte of any other, there is time for the whole head.
+    """
+
+    def __init__(self, *args: Any, shared: Connections, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._all = shared
+        self._serving = False
+        self._in_head = False
+        self._n_head_bytes = 0
+        self._head_timer = _Timer(self.loop, shared.limits.head_timeout_s, self._give_up_head)
+        self._read_timer = _Timer(self.loop, shared.limits.read_timeout_s, self._give_up_reader)
+
+    # -- the connection -------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client is there."""
-        super().connection_made(cast(asyncio.Transport, Corked(cast(asyncio.Transport, transport), self.loop)))
+        """A client is there. Where there are too many, the one that has been silent for longest makes room."""
+        corked = Corked(cast(asyncio.Transport, transport), self.loop, self._all.limits.read_timeout_s)
+        super().connection_made(cast(asyncio.Transport, corked))
+        if len(self.connections) > self._all.limits.max_connections and not self._all.displace():
+            self._end("crowded", Overloaded("there are too many connections; try again later", retry_after_s=1.0))
+            return
+        self._all.owing[self] = None
+        self._head_timer.start()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is over."""
+        super().connection_lost(exc)
+        self._all.owing.pop(self, None)
+        self._head_timer.stop()
+        self._read_timer.stop()
+
+    def data_received(self, data: bytes) -> None:
+        """Some of a request, or of several."""
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._in_head:
+            self._n_head_bytes += len(data)
+            if self._n_head_bytes > MAX_HEAD_BYTES:
+                error = HeadTooLarge(f"the head is larger than {MAX_HEAD_BYTES} bytes", limit=MAX_HEAD_BYTES)
+                self._end("large_head", error)
+        if not self._serving:
+            self._head_timer.start()  # uvicorn's own timer for silence has just been unset
+
+    def on_message_begin(self) -> None:
+        """The first byte of a head."""
+        super().on_message_begin()
+        self._in_head, self._n_head_bytes = True, 0
+
+    def on_headers_complete(self) -> None:
+        """A whole head."""
+        super().on_headers_complete()
+        self._in_head, self._serving = False, True
+        self._all.owing.pop(self, None)
+        self._head_timer.stop()
+
+    def on_response_complete(self) -> None:
+        """An answer has been written."""
+        super().on_response_complete()
+        if (
+            not self.transport.is_closing() and self.cycle.response_complete
+        ):  # otherwise the next request is here already
+            self._serving = False
+            self._all.owing[self] = None
+            if self._in_head:
+                self._head_timer.start()
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as we write."""
+        super().pause_writing()
+        self._read_timer.start()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        super().resume_writing()
+        self._read_timer.stop()
+
+    # -- endings --------------------------------------------------------------------------------------------
+
+    def send_400_response(self, msg: str) -> None:
+        """The answer to what is no HTTP."""
+        self._end("invalid_http", InvalidHttp("this is no HTTP request"))
+
+    def _give_up_head(self) -> None:
+        if self.transport.is_closing():
+            return
+        seconds = self._all.limits.head_timeout_s
+        error = HeadTimeout(f"the head was not here within {seconds:g} s", timeout_s=seconds)
+        self._end("slow_head", error if self._in_head else None)
+
+    def _give_up_reader(self) -> None:
+        self._all.tell("slow_reader")
+        self.transport.abort()
+
+    def _end(self, why: Ended, error: RequestRefused | None) -> None:
+        """Close, with an answer if there is a question that it could belong to."""
+        self._all.tell(why)
+        if error is not None and not self._serving:
+            answer = problem(error)
+            lines = [b"%s: %s\r\n" % header for header in (*answer.raw_headers, (b"connection", b"close"))]
+            self.transport.write(b"".join([STATUS_LINE[answer.status_code], *lines, b"\r\n", bytes(answer.body)]))
+        self.transport.close()
 
 
 class Corked:
-    """A transport that keeps the head of an answer until the next write, at most until the event loop comes round."""
+    """A transport that keeps the head of an answer until the next write, at most until the event loop comes round.
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    Closed, it waits `patience_s` for what was written to be read.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, patience_s: float) -> None:
         self._transport = transport
         self._loop = loop
+        self._patience_s = patience_s
         self._head = b""
 
     def write(self, data: bytes) -> None:
@@ -46,6 +190,8 @@ class Corked:
     def close(self) -> None:
         """Send what was kept, then close."""
         self._flush()
+        if self._transport.get_write_buffer_size():
+            self._loop.call_later(self._patience_s, self._transport.abort)
         self._transport.close()
 
     def __getattr__(self, name: str) -> Any:
@@ -56,3 +202,22 @@ class Corked:
         head, self._head = self._head, b""
         if head and not self._transport.is_closing():
             self._transport.write(head)
+
+
+class _Timer:
+    """Rings once, so long after it was started, unless it is stopped before."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, ring: Callable[[], None]) -> None:
+        self._loop, self._seconds, self._ring = loop, seconds, ring
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Nothing, where it is running already."""
+        if self._handle is None:
+            self._handle = self._loop.call_later(self._seconds, self._ring)
+
+    def stop(self) -> None:
+        """From now on it may be started again."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None

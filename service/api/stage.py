@@ -17,6 +17,7 @@ from model.backends import LoadedModel
 from model.reward import Pipeline
 from service.batching.noise import NumericNoise
 from service.batching.planner import Limits
+from service.batching.watchdog import ScorerState
 from service.canaries import Sung
 from service.errors import DigestNotServed, EpochGone, Loading, ShuttingDown
 from service.roster import Overview, Source
@@ -55,8 +56,8 @@ class Details:
 class Served:
     """A model in service. `epoch` counts the models that this process has loaded.
 
-    `n_failing` is how many batches in a row have failed, once that is alarming. `numeric_noise` is by how much
-    a raw score may depend on the rest of its batch; None: not measured.
+    `scorer_state` is whether forwards come back, `n_failing` how many batches in a row have failed, once that is alarming.
+    `numeric_noise` is by how much a raw score may depend on the rest of its batch; None: not measured.
     """
 
     loaded: LoadedModel
@@ -66,6 +67,7 @@ class Served:
     numeric_noise: NumericNoise | None
     batching: Callable[[], Limits]
     is_alive: Callable[[], bool]
+    scorer_state: Callable[[], ScorerState]
     n_failing: Callable[[], int]
     board: Board
     canaries: Callable[[], Sequence[Sung]]
@@ -172,7 +174,9 @@ class Stage:
     @property
     def is_scorer_dead(self) -> bool:
         """Whether the model in service will never score again. While closing nobody asks any more."""
-        return self._served is not None and not self._closing and not self._served.loaded.scorer.is_alive
+        if self._served is None or self._closing:
+            return False
+        return not self._served.loaded.scorer.is_alive or self._served.scorer_state() == "lost"
 
     def served_for(self, run: str | None, only: Sequence[str] = ()) -> Served:
         """The model that answers a request of this run. Raise as `served`, `DigestNotServed` and `EpochGone`.

@@ -28,8 +28,9 @@ from service.batching.outcomes import (
 from service.batching.pace import Pace
 from service.batching.planner import Limits, lengths_added, plan
 from service.batching.room import Row, WaitingRoom
+from service.batching.watchdog import ScorerState, Watchdog
 from service.clock import Clock
-from service.errors import BatcherStopped, DeadlineExceeded, ScorerBug, ServiceError, ShuttingDown
+from service.errors import BatcherStopped, DeadlineExceeded, ScorerBug, ScorerHanging, ServiceError, ShuttingDown
 
 _MORE_FAILURES = 8
 """How many failed forwards a batch may cost beyond those that finding one poisonous row takes."""
@@ -48,7 +49,7 @@ class Batcher:
     """Start it, let callers `score`, stop it. All methods belong to one event loop.
 
     `pace` None: the budget is the one of `limits`; otherwise it follows what forwards take. `cache` None: scores are
-    not remembered.
+    not remembered. `watchdog` None: a forward may take for ever; `on_state` hears how the scorer is when that changes.
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class Batcher:
         *,
         pace: Pace | None = None,
         cache: ScoreCache | None = None,
+        watchdog: Watchdog | None = None,
+        on_state: Callable[[ScorerState], None] = lambda state: None,
     ) -> None:
         self._scorer = scorer
         self._limits = limits
@@ -68,6 +71,10 @@ class Batcher:
         self._on_batch = on_batch
         self._room = WaitingRoom(ScoreCache(0, epoch=0) if cache is None else cache, scorer.shares_prefixes)
         self._rides: dict[asyncio.Task[None], list[Row]] = {}
+        self._watchdog = watchdog
+        self._on_state = on_state
+        self._state: ScorerState = "well"
+        self._begun: dict[object, float] = {}  # forwards under way, by the watchdog's clock
         self._freed_at = -math.inf
         self._failed_in_a_row = 0
         self._failed_at = -math.inf
@@ -76,6 +83,7 @@ class Batcher:
         self._changed = asyncio.Event()
         self._threads = ThreadPoolExecutor(scorer.concurrency, thread_name_prefix="scorer")
         self._task: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     # -- what callers and operators see ---------------------------------------------------------------------
 
@@ -108,18 +116,32 @@ class Batcher:
         is_fresh = self._clock.now() < self._failed_at + _FAILING_FOR_S
         return self._failed_in_a_row if self._failed_in_a_row >= FAILING_AFTER and is_fresh else 0
 
+    @property
+    def scorer_state(self) -> ScorerState:
+        """Whether forwards come back. While they do not, everybody is refused."""
+        return self._state
+
     def start(self) -> None:
         """Begin to drive."""
         self._task = asyncio.create_task(self._drive(), name="batcher")
+        if self._watchdog is not None:
+            self._watching = asyncio.create_task(self._watch(self._watchdog.look_every_s), name="watchdog")
 
     async def stop(self) -> None:
-        """Take no new rows, finish those that are here, then end. Cancelling this refuses what is left."""
+        """Take no new rows, finish those that are here, then end. Cancelling this refuses what is left.
+
+        A forward that hangs is not waited for: nobody else waits for it either.
+        """
         self._closed = True
         self._changed.set()
+        self._leave_if_hanging()
         try:
             if self._task is not None:
                 await asyncio.gather(self._task, return_exceptions=True)
         finally:
+            if self._watching is not None:
+                self._watching.cancel()
+                await asyncio.gather(self._watching, return_exceptions=True)
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def give_up(self) -> None:
@@ -141,7 +163,7 @@ class Batcher:
     async def score(
         self, rows: Sequence[tuple[int, ...]], deadline: float = math.inf, *, remembered: bool = True
     ) -> list[RowOutcome]:
-        """One outcome a row, in order. Raise `DeadlineExceeded`, `ShuttingDown` or `BatcherStopped` for all.
+        """One outcome a row, in order. Raise `DeadlineExceeded`, `ShuttingDown`, `ScorerHanging` or `BatcherStopped` for all.
 
         `remembered` False: what a row scored before is of no interest, it is scored now.
         """
@@ -149,6 +171,8 @@ class Batcher:
             raise ShuttingDown("this server is shutting down; send the request to another one", retry_after_s=1.0)
         if not self.is_alive:
             raise BatcherStopped("nobody drives the scorer. This is a bug in the server.")
+        if self._state != "well":
+            raise hanging()
         call = self._room.join(rows, self._clock.now(), deadline, remembered)
         try:
             if call.n_open:
@@ -267,7 +291,45 @@ class Batcher:
             except BaseException as error:
                 return error
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, score)
+        with self._watched():
+            return await asyncio.get_running_loop().run_in_executor(self._threads, score)
+
+    # -- forwards that do not come back -----------------------------------------------------------------------
+
+    async def _watch(self, every_s: float) -> None:
+        never = asyncio.Event()
+        while True:
+            await self._clock.wait(never, self._clock.now() + every_s)
+            self._look()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """While the body runs, a forward is under way."""
+        forward = object()
+        self._begun[forward] = self._look()
+        try:
+            yield
+        finally:
+            del self._begun[forward]
+            self._look()
+
+    def _look(self) -> float:
+        """See how the scorer is; when it begins to hang, nobody waits for it any longer. The watchdog's time."""
+        if self._watchdog is None:
+            return 0.0
+        self._watchdog = self._watchdog.looks(self._clock.now())
+        state = self._watchdog.state(self._begun.values(), self._scorer.concurrency)
+        if state != self._state:
+            self._state = state
+            self._on_state(state)
+            if state == "hanging":
+                self._room.refuse_callers(hanging())
+                self._leave_if_hanging()
+        return self._watchdog.awake_s
+
+    def _leave_if_hanging(self) -> None:
+        if self._closed and self._state != "well" and self._task is not None:
+            self._task.cancel()
 
     def _release(self, group: Sequence[Row], scores: BatchScores, started_at: float, forward_s: float) -> bool:
         """Give every row of a finished forward its scores. Whether there are any."""
@@ -316,3 +378,11 @@ class Batcher:
             budget=self.limits.enough,
             error=error,
         )
+
+
+def hanging() -> ScorerHanging:
+    """What is said while forwards do not come back."""
+    return ScorerHanging(
+        "a forward has been under way for longer than REWARD_SCORER_TIMEOUT_S; nothing is scored until it comes back",
+        retry_after_s=5.0,
+    )

@@ -122,9 +122,13 @@ class WaitingRoom:
 
     def refuse_all(self, error: ServiceError) -> None:
         """Answer everybody with an error. Nobody and nothing is left, neither waiting nor riding."""
+        self.refuse_callers(error)
+        self._rows.clear()
+
+    def refuse_callers(self, error: ServiceError) -> None:
+        """Answer everybody with an error. Rows that are riding may still finish their ride, for nobody."""
         for call in tuple(self._calls):
             self.refuse(call, error)
-        self._rows.clear()
 
     def late(self, now: float) -> list[Call]:
         """Callers whose deadline has come."""

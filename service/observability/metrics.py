@@ -50,6 +50,7 @@ class Row:
 TABLE: tuple[Row, ...] = (
     Row("requests_total", "counter", "Requests answered.", ("route", "code")),
     Row("request_seconds", "histogram", "From the first byte of a request to the last of its answer.", ("route",), _SECONDS),
+    Row("connections_ended_total", "counter", "Connections that the server ended against the client's will, by why.", ("why",)),
     Row("samples_total", "counter", "Samples by outcome: ok, or the code of the error.", ("outcome",)),
     Row("tokens_total", "counter", "Tokens by what became of them.", ("kind",)),
     Row("encode_seconds", "histogram", "How long a few samples took to be encoded.", (), _SECONDS),
@@ -61,6 +62,7 @@ TABLE: tuple[Row, ...] = (
     Row("batch_budget_tokens", "gauge", "Tokens that are enough for a batch, as of now."),
     Row("forward_seconds", "histogram", "One forward through the network.", (), _SECONDS),
     Row("batch_failures_total", "counter", "Forwards that gave no scores: out_of_memory, failed, or bug.", ("reason",)),
+    Row("scorer_hanging", "gauge", "1 while a forward does not come back and everybody is refused."),
     Row("raw_score", "histogram", "Raw scores, by the model that gave them.", ("epoch",)),
     Row("value", "histogram", "Rewards as sent, by the model that gave them.", ("epoch",)),
     Row("capped_total", "counter", "Rewards that a cap has changed.", ("side",)),
@@ -239,6 +241,10 @@ class Metrics:
         self._gauges["queue_tokens"].set_function(n_tokens)
         self._gauges["batch_budget_tokens"].set_function(batch_budget)
 
+    def watch_scorer(self, hangs: Callable[[], bool]) -> None:
+        """Ask whether forwards come back whenever somebody looks."""
+        self._gauges["scorer_hanging"].set_function(hangs)
+
     def watch_runs(self, board: Board, now: Callable[[], float]) -> None:
         """Read the state of runs whenever somebody looks; `now` is the clock of the board. Once a process."""
         self._registry.register(Runs({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, board, now))
@@ -257,6 +263,10 @@ class Metrics:
         """A request has been answered."""
         self._count("requests_total", 1, route, str(status))
         self._by_route["request_seconds"].labels(route=route).observe(seconds)
+
+    def observe_connection_ended(self, why: str) -> None:
+        """A client was too slow, too many, or did not speak HTTP."""
+        self._count("connections_ended_total", 1, why)
 
     def observe_samples(
         self, epoch: int, outcomes: Mapping[str, int], n_tokens: int, n_cached_tokens: int, rewards: Sequence[Reward]

@@ -332,6 +332,39 @@ def test_a_scorer_that_fails_every_batch_is_not_ready_and_still_answers():
         assert server.metric("reward_batch_failures_total", reason="failed") == FAILING_AFTER + 1
 
 
+def test_a_forward_that_does_not_come_back_keeps_nobody_waiting_and_all_is_well_when_it_does(gate, crowd):
+    with drill(f"forward-waits:{gate.path}", "--scorer-timeout-s=0.5") as server:
+        waiting = [crowd.submit(server.score, GOOD), crowd.submit(server.score, {"text": "another"})]
+        gate.enter()
+        for answer in waiting:
+            refused = answer.result()
+            assert code(refused) == (503, "scorer_hanging")
+            assert int(refused.headers["retry-after"]) >= 1
+        assert code(server.client.get("/readyz")) == (503, "scorer_hanging")
+        assert code(server.score(GOOD)) == (503, "scorer_hanging")
+        assert server.metric("reward_scorer_hanging") == 1
+        wait_until(lambda: server.client.get("/livez").status_code == 500)
+        assert code(server.client.get("/livez")) == (500, "scorer_dead")
+        gate.leave()
+        wait_until(lambda: server.client.get("/readyz").status_code == 200)
+        assert server.client.get("/livez").status_code == 200
+        assert server.metric("reward_scorer_hanging") == 0
+        (result,) = server.score(GOOD).json()["results"]
+        assert result["raw"] == score_of("hi\nyes")
+        states = [line.split("state=")[1].split()[0] for line in server.lines if "scorer_state" in line]
+        assert states == ["hanging", "lost", "well"]
+
+
+def test_a_server_whose_scorer_hangs_still_ends_when_it_is_told_to(gate, crowd):
+    with drill(f"forward-waits:{gate.path}", "--scorer-timeout-s=0.5", "--drain-timeout-s=30") as server:
+        held = crowd.submit(server.score, GOOD)
+        gate.enter()
+        server.signal()
+        assert code(held.result()) == (503, "scorer_hanging")
+        assert server.ended() == 0
+        gate.leave()
+
+
 def test_what_is_not_finished_in_time_is_given_up_with_exit_code_1(gate, crowd):
     with drill(f"forward-waits:{gate.path}", "--drain-timeout-s=0.2") as server:
         held = crowd.submit(server.score, GOOD)

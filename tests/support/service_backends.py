@@ -3,13 +3,16 @@
 `python -m tests.support.service_backends` is `reward-serve` with one more backend, `drill`. Its model name
 says what goes wrong: `load-waits:FIFO`, `load-fails:WORDS`, `forward-waits:FIFO`, `raises:WORDS`,
 `nan:`, `too-few:`, `bug-in-encoder:WORDS`, `encoder-waits:FIFO`, `bad-cost:`, `two-heads:`, `noisy:`,
-`noisy-without-probes:`, `tampered-after:N`, `dies-after:N`. A gate is a named pipe: whoever opens it for writing knows
-that the server is inside, and lets it go on by closing it.
+`noisy-without-probes:`, `tampered-after:N`, `dies-after:N`, `no-memory-above:N` (rows; torch's own error),
+`eats-above:N` (rows; takes a gigabyte), `time-jumps:SECONDS` (the wall clock, with every forward). A gate is a named
+pipe: whoever opens it for writing knows that the server is inside, and lets it go on by closing it.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,7 +148,46 @@ def _raises(words):
     return behave
 
 
+def _no_memory_above(n):
+    """As torch and our translation of its errors have it."""
+    from model.backends.failures import as_scorer_errors
+
+    def behave(batch: TokenBatch) -> BatchScores:
+        import torch
+
+        with as_scorer_errors(batch.n_tokens):
+            if len(batch) > int(n):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return right_scores(batch)
+
+    return behave
+
+
+def _eats_above(n):
+    def behave(batch: TokenBatch) -> BatchScores:
+        if len(batch) > int(n):
+            bytearray(os.urandom(1 << 20)) * 1024  # touched, so that it is really there
+        return right_scores(batch)
+
+    return behave
+
+
+def _time_jumps(seconds):
+    """`time.time` of the whole process, as if somebody had set the clock: to and fro with every forward."""
+    real, jumps = time.time, []
+    time.time = lambda: real() + (float(seconds) if len(jumps) % 2 else 0.0)
+
+    def behave(batch: TokenBatch) -> BatchScores:
+        jumps.append(True)
+        return right_scores(batch)
+
+    return behave
+
+
 BEHAVIOURS = {
+    "no-memory-above": _no_memory_above,
+    "eats-above": _eats_above,
+    "time-jumps": _time_jumps,
     "forward-waits": _first_forward_waits,
     "raises": _raises,
     "nan": lambda _: scores_with(math.nan, lambda row: True),

@@ -23,9 +23,9 @@ READY = re.compile(r"is ready")
 class Server:
     """`reward-serve` with these flags. Everything that it writes is kept in `lines`."""
 
-    def __init__(self, *flags, module="service", env=None, wait_for=READY, patience_s=PATIENCE_S):
+    def __init__(self, *flags, module="service", env=None, wait_for=READY, patience_s=PATIENCE_S, port=0):
         self._patience_s = patience_s
-        command = [sys.executable, "-m", module, "--port=0", *flags]
+        command = [sys.executable, "-m", module, f"--port={port}", *flags]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=clean | (env or {}), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True

@@ -89,6 +89,7 @@ ILL = {
     "RewardSamplesFailing": outcomes(input_too_long=5),
     "RewardScoreNotFinite": outcomes(score_not_finite=0.1),
     "RewardRunBlocked": outcomes(run_blocked=1),
+    "RewardScorerHanging": gauge("reward_scorer_hanging", 0, 1),
     "RewardBatchFailures": counter("reward_batch_failures_total", 0, 1, ',reason="failed"'),
     "RewardOutOfMemory": counter("reward_batch_failures_total", 0, 1, ',reason="out_of_memory"'),
     "RewardQueueGrowing": gauge("reward_queue_tokens", 100, 10**6) | gauge("reward_batch_budget_tokens", 8192, 8192),

@@ -35,6 +35,9 @@ class Transport:
     def is_closing(self):
         return self.closed
 
+    def get_write_buffer_size(self):
+        return 0
+
     def pause_reading(self):
         self.paused = True
 
@@ -57,7 +60,7 @@ class Soon:
 @pytest.fixture
 def corked():
     transport, loop = Transport(), Soon()
-    return Corked(transport, loop), transport, loop
+    return Corked(transport, loop, 30.0), transport, loop
 
 
 def test_an_answer_is_one_write(corked):
@@ -109,7 +112,7 @@ def test_all_else_is_the_transports_own(corked):
 @given(st.lists(st.sampled_from([HEAD, CONTINUE, b"body", b"", b"HTTP/1.1 ", "turn"])))
 def test_every_byte_is_written_once_and_in_order_by_the_next_turn_of_the_loop(steps):
     transport, loop = Transport(), Soon()
-    cork, expected = Corked(transport, loop), b""
+    cork, expected = Corked(transport, loop, 30.0), b""
     for step in steps:
         if step == "turn":
             loop.come_round()
@@ -124,7 +127,7 @@ def test_every_byte_is_written_once_and_in_order_by_the_next_turn_of_the_loop(st
 
 async def test_a_real_event_loop_will_do():
     transport = Transport()
-    cork = Corked(transport, asyncio.get_running_loop())
+    cork = Corked(transport, asyncio.get_running_loop(), 30.0)
     cork.write(HEAD)
     await asyncio.sleep(0)
     assert transport.writes == [HEAD]

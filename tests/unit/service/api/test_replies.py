@@ -22,7 +22,8 @@ from service.scoring import Scored
 LOADED = echo.load(ModelSpec())
 SERVED = Served(
     loaded=LOADED, scoring=None, pipeline=build_pipeline(LOADED.opinions, RewardSettings()), epoch=1,
-    numeric_noise=None, batching=None, is_alive=lambda: True, n_failing=lambda: 0, board=None, canaries=None,
+    numeric_noise=None, batching=None, is_alive=lambda: True, scorer_state=lambda: "well", n_failing=lambda: 0,
+    board=None, canaries=None,
 )  # fmt: skip
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 REWARDS = st.builds(

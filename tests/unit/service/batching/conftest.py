@@ -17,13 +17,13 @@ async def drive():
     """Builds running batchers, and audits on the way out that no ticket, task or forward is left."""
     built = []
 
-    def build(scorer, *, max_tokens=10_000, linger_s=0.0, n_cached=0, pace=None, concurrency=1):
+    def build(scorer, *, max_tokens=10_000, linger_s=0.0, n_cached=0, pace=None, concurrency=1, **watched):
         told = []
         clock = StillClock()
         scorer.concurrency = concurrency
         batcher = Batcher(
             scorer, Limits(max_tokens, linger_s), clock, told.append,
-            pace=pace, cache=ScoreCache(n_cached, epoch=1),
+            pace=pace, cache=ScoreCache(n_cached, epoch=1), **watched,
         )  # fmt: skip
         batcher.start()
         batcher.told, batcher.clock = told, clock

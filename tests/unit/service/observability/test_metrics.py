@@ -53,6 +53,8 @@ BESIDE_THE_DESIGN = {
     "canary_margin": {"canary"},
     "batch_failures_total": {"reason"},
     "batch_budget_tokens": set(),
+    "scorer_hanging": set(),
+    "connections_ended_total": {"why"},
 }
 CALIBRATION = Calibration(mean=3.0, std=2.0, cap_low=-1.0, cap_high=1.0)
 

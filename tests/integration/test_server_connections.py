@@ -1,0 +1,192 @@
+"""Clients that are slow on purpose: every connection has an ending, and honest clients do not notice."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from contextlib import ExitStack
+
+import pytest
+
+from tests.integration.test_server_intake import answer, connection, is_closed
+from tests.support.service_server import Server, drill, wait_until
+
+HEAD_S, ROOM = 1.0, 12
+BODY = json.dumps({"samples": [{"text": "x"}]}).encode()
+REQUEST = b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY
+
+
+@pytest.fixture(scope="module")
+def server():
+    limits = f"--head-timeout-s={HEAD_S}", "--keep-alive-s=2", "--body-timeout-s=2", f"--max-connections={ROOM}"
+    with Server("--backend=echo", *limits) as running:
+        yield running
+
+
+@pytest.fixture
+def raw(server):
+    with connection(server) as opened:
+        yield opened
+
+
+def ended(server, why):
+    return server.metric("reward_connections_ended_total", why=why)
+
+
+def ask(server):
+    with connection(server) as honest:
+        honest.sendall(REQUEST)
+        return answer(honest)
+
+
+def drip(raw, data, every_s=0.05):
+    """One byte after the other, until it is all there or there is something to read."""
+    raw.settimeout(every_s)
+    for i in range(len(data)):
+        try:
+            raw.sendall(data[i : i + 1])
+            raw.recv(1, socket.MSG_PEEK)
+            break
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            break
+    raw.settimeout(60.0)
+
+
+# -- heads ------------------------------------------------------------------------------------------------------
+
+
+def test_a_head_that_comes_byte_by_byte_is_refused_in_time_and_its_connection_closed(raw):
+    drip(raw, REQUEST)
+    status, headers, code = answer(raw)
+    assert (status, code, headers["connection"]) == (408, "head_timeout", "close")
+    assert is_closed(raw)
+
+
+@pytest.mark.parametrize("first", [b"", b"\r\n", b"\r\n\r\n"])
+def test_who_says_nothing_is_hung_up_on_without_a_word(raw, first):
+    raw.sendall(first)
+    assert is_closed(raw)
+
+
+def test_the_second_head_of_a_connection_has_no_more_time_than_the_first(raw):
+    raw.sendall(REQUEST)
+    assert answer(raw)[0] == 200
+    drip(raw, REQUEST)
+    assert answer(raw)[::2] == (408, "head_timeout")
+    assert is_closed(raw)
+
+
+def test_empty_lines_do_not_keep_an_idle_connection(raw):
+    raw.sendall(REQUEST)
+    assert answer(raw)[0] == 200
+    drip(raw, b"\r\n" * 100)
+    assert is_closed(raw)
+
+
+def test_a_connection_that_is_silent_between_requests_is_kept_for_a_while_and_then_closed(raw):
+    for _ in range(2):
+        raw.sendall(REQUEST)
+        assert answer(raw)[0] == 200
+    assert is_closed(raw)
+
+
+def test_a_head_without_end_is_refused_however_fast_it_comes(raw):
+    raw.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\nx: ")
+    try:
+        for _ in range(40):
+            raw.sendall(b"a" * 65_536)
+    except ConnectionError:
+        return  # refused so soon that nobody read on
+    assert answer(raw)[::2] == (431, "head_too_large")
+    assert is_closed(raw)
+
+
+def test_a_long_head_within_the_bound_is_read(raw):
+    raw.sendall(REQUEST.replace(b"host: x", b"host: x\r\nx-long: " + b"a" * 60_000))
+    assert answer(raw)[0] == 200
+
+
+def test_what_is_no_http_is_refused_in_our_own_words(raw):
+    raw.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 is how TLS begins\r\n\r\n")
+    assert answer(raw)[::2] == (400, "invalid_http")
+    assert is_closed(raw)
+
+
+def test_two_requests_at_once_are_answered_in_order_and_the_half_of_a_third_is_not_waited_for(raw):
+    raw.sendall(REQUEST + REQUEST + REQUEST[:20])
+    assert [answer(raw)[0] for _ in range(2)] == [200, 200]
+    assert answer(raw)[::2] == (408, "head_timeout")
+
+
+def test_a_websocket_is_not_opened(raw):
+    raw.sendall(
+        b"GET /score HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+        b"sec-websocket-key: x\r\nsec-websocket-version: 13\r\n\r\n"
+    )
+    assert answer(raw)[::2] == (405, "method_not_allowed")
+
+
+# -- too many ---------------------------------------------------------------------------------------------------
+
+
+def test_where_there_are_too_many_connections_the_silent_ones_make_room(server):
+    with ExitStack() as stack:
+        silent = [stack.enter_context(connection(server)) for _ in range(3 * ROOM)]
+        for each in silent[::2]:
+            each.sendall(b"POST /score HTT")
+        assert [ask(server)[0] for _ in range(ROOM)] == [200] * ROOM
+        assert ended(server, "displaced") >= 2 * ROOM
+        assert is_closed(silent[0])
+
+
+def test_where_all_connections_are_at_work_the_next_is_refused_in_words_and_told_to_come_again():
+    n = 3
+    with Server("--backend=echo", f"--max-connections={n}", "--body-timeout-s=30") as server, ExitStack() as stack:
+        busy = [stack.enter_context(connection(server)) for _ in range(n)]
+        for each in busy:
+            each.sendall(REQUEST[:-1])
+
+        def refusal():
+            with connection(server) as late:
+                late.sendall(REQUEST)
+                return answer(late)
+
+        wait_until(lambda: refusal()[0] == 503)
+        status, headers, code = refusal()
+        assert (status, code, headers["retry-after"], headers["connection"]) == (503, "overloaded", "1", "close")
+        for each in busy:
+            each.sendall(REQUEST[-1:])
+            assert answer(each)[0] == 200
+        assert ask(server)[0] == 200
+
+
+# -- readers, and those who vanish --------------------------------------------------------------------------------
+
+
+def test_who_does_not_read_the_answer_is_let_go_of(server):
+    body = json.dumps({"samples": [{"id": "i" * 200 + str(i), "text": "x"} for i in range(1024)]}).encode()
+    host, port = server.url.removeprefix("http://").split(":")
+    before = ended(server, "slow_reader")
+    with socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.connect((host, int(port)))
+        request = b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+        reader.sendall(request * 8)
+        wait_until(lambda: ended(server, "slow_reader") == before + 1)
+        assert ask(server)[0] == 200
+
+
+def test_who_closes_its_half_has_left_and_frees_its_seat(tmp_path):
+    os.mkfifo(tmp_path / "gate")
+    with drill(
+        f"forward-waits:{tmp_path / 'gate'}", "--admission.max-samples=1", "--max-samples-per-request=1"
+    ) as server:
+        with connection(server) as half:
+            half.sendall(REQUEST)
+            with open(tmp_path / "gate", "wb"):
+                half.shutdown(socket.SHUT_WR)
+                wait_until(lambda: server.metric("reward_requests_total", route="/score", code="499") == 1)
+        wait_until(lambda: server.score({"text": "next"}).status_code == 200)
