@@ -69,12 +69,12 @@ def main() -> int:
 async def run(given: argparse.Namespace) -> dict[str, Any]:
     """One whole measurement."""
     pool = samples(given.data, given.texts)
-    port = _free_port()
-    server = _start(port, given)
+    port = free_port()
+    server = start(port, given.backend, given.model)
     url = f"http://127.0.0.1:{port}"
     try:
-        await _ready(url, server)
-        tally, rss = Tally(), [_rss_mib(server.pid)]
+        await ready(url, server)
+        tally, rss = Tally(), [rss_mib(server.pid)]
         stop = time.monotonic() + given.seconds
         limits = httpx.Limits(max_connections=given.clients + 4)
         async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
@@ -112,20 +112,11 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _start(port: int, given: argparse.Namespace) -> subprocess.Popen[bytes]:
-    model = given.model or ("echo" if given.backend == "echo" else "")
-    command = [
-        sys.executable,
-        "-m",
-        "service",
-        "--port",
-        str(port),
-        "--backend",
-        given.backend,
-        "--log-level",
-        "warning",
-    ]
-    return subprocess.Popen([*command, "--model", model] if model else command)
+def start(port: int, backend: str, model: str, *flags: str) -> subprocess.Popen[bytes]:
+    """A server; its log goes where ours does."""
+    named = model or ("echo" if backend == "echo" else "")
+    command = [sys.executable, "-m", "service", f"--port={port}", f"--backend={backend}", "--log-level=warning", *flags]
+    return subprocess.Popen([*command, f"--model={named}"] if named else command)
 
 
 async def _client(
@@ -213,7 +204,8 @@ async def _terminate_under_load(
     }
 
 
-async def _ready(url: str, server: subprocess.Popen[bytes]) -> None:
+async def ready(url: str, server: subprocess.Popen[bytes]) -> None:
+    """Returns when the server takes requests. Raise SystemExit."""
     async with httpx.AsyncClient(base_url=url) as http:
         for _ in range(1200):
             if server.poll() is not None:
@@ -230,10 +222,11 @@ async def _ready(url: str, server: subprocess.Popen[bytes]) -> None:
 async def _watch(pid: int, rss: list[float]) -> None:
     while True:
         await asyncio.sleep(1.0)
-        rss.append(_rss_mib(pid))
+        rss.append(rss_mib(pid))
 
 
-def _rss_mib(pid: int) -> float:
+def rss_mib(pid: int) -> float:
+    """Memory of a process that is resident."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return round(int(line.split()[1]) / 1024, 1)
@@ -249,7 +242,8 @@ def _metric(text: str, name: str) -> float:
     return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(name)), 0.0)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Of the loopback."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]

@@ -396,3 +396,62 @@ def test_every_trip_is_counted():
     for _ in range(10):
         board.observe("run", 0, healthy(16, flattery=2.0), 0.0)
     assert board.runs["run"].trips["flattery"] == 2
+
+
+# -- another model ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_gets_another_model_learns_anew_what_is_usual_and_keeps_its_alarms_and_its_sums():
+    rng, one, two = random.Random(5), Yardstick(), Yardstick()
+    board = Board(one, LIMITS)
+    for i in range(20):
+        board.measure("run", one, 0.0)
+        board.observe("run", i, [seen(rng, level=rng.gauss(0, 1)) for _ in range(8)], 0.0, by=one)
+    board.report("run", Finding("judge", "page", 1.0, 0.5, 3, ()), 0.0)
+    before = board.runs["run"].counted["samples"]
+    old = board.runs["run"].reference
+    board.measure("run", two, 7.0)
+    assert board.runs["run"].measured_at == 7.0
+    for i in range(20, 40):
+        board.measure("run", two, 8.0)
+        found = board.observe("run", i, [seen(rng, level=rng.gauss(9, 1)) for _ in range(8)], 8.0, by=two)
+        assert "level" not in names(found)
+    run = board.runs["run"]
+    assert run.counted["samples"] == before + 160
+    assert set(run.alarms) == {"judge"}
+    assert run.reference.usual["level"].mean == pytest.approx(9.0, abs=0.5)
+    assert old.usual["level"].mean == pytest.approx(0.0, abs=0.5)
+
+
+def test_what_was_on_its_way_when_the_model_changed_is_left_out():
+    one, two = Yardstick(), Yardstick()
+    board = Board(one, LIMITS)
+    board.observe("run", 1, healthy(8), 0.0, by=one)
+    board.measure("run", two, 1.0)
+    board.observe("run", 1, healthy(8), 1.0, by=one)
+    assert board.runs["run"].counted["samples"] == 8
+    board.observe("run", 1, healthy(8), 1.0, by=two)
+    assert board.runs["run"].counted["samples"] == 16
+
+
+@pytest.mark.parametrize("parts", [("a", "b"), ("c",), ()])
+def test_sums_never_fall_when_a_reward_is_made_of_other_parts(parts):
+    rng, one, two = random.Random(5), Yardstick(parts=("a", "b")), Yardstick(parts=parts)
+    board = Board(one, LIMITS)
+    board.observe("run", 1, [seen(rng, parts=(1.0, 2.0)) for _ in range(40)], 0.0, by=one)
+    before = board.runs["run"].counted
+    board.measure("run", two, 1.0)
+    after = board.runs["run"].counted
+    assert after.n_parts == len(parts)
+    assert after.sums[: len(ENTRIES)] == before.sums[: len(ENTRIES)]
+    board.observe("run", 2, [seen(rng, parts=(1.0,) * len(parts)) for _ in range(40)], 1.0, by=two)
+    assert board.runs["run"].counted["samples"] == 80
+
+
+def test_a_run_that_has_not_begun_is_nobody_s_and_has_no_change_to_tell_of():
+    board = Board(Yardstick(), LIMITS)
+    two = Yardstick()
+    board.measure("run", two, 1.0)
+    assert board.runs == {}
+    board.observe("run", 1, healthy(8), 1.0, by=two)
+    assert board.runs["run"].measured_at is None
