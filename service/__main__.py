@@ -19,7 +19,6 @@ signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 import asyncio
 import resource
-import socket
 import sys
 
 import uvloop
@@ -31,6 +30,7 @@ from model.reward import PipelineError
 from model.traits import LexiconError
 from service.app import serve
 from service.observability import logs
+from service.ports import bind, url
 from service.settings import USAGE_ERROR, ServeSettings, complain, from_command_line, unknown_variables
 
 PROGRAM = "reward-serve"
@@ -53,28 +53,35 @@ def run(settings: ServeSettings) -> int:
     logs.configure(settings.log_level, settings.log_format)
     for name in unknown_variables(ServeSettings, os.environ):
         complain(PROGRAM, [f"{name} is no setting of {PROGRAM} and is ignored; see {PROGRAM} --help"])
+    port = settings.port
     try:
         keys, webhook_secret = settings.read_keys(), settings.read_webhook_secret()
         # What cannot be read is said before a model is loaded.
         settings.wire_plan()
         settings.read_baits()
         settings.make_folders()
-        listening = bind(settings.host, settings.port)
+        listening, shared = bind(settings.host, port), None
+        if settings.shared_port is not None:
+            port = settings.shared_port
+            shared = bind(settings.host, port, shared=True)
     except SettingsError as error:
         complain(PROGRAM, [str(error)])
         return USAGE_ERROR
     except OSError as error:
-        complain(PROGRAM, [f"cannot listen on {settings.host}:{settings.port}: {error.strerror}. Set REWARD_PORT."])
+        complain(
+            PROGRAM,
+            [f"cannot listen on {settings.host}:{port}: {error.strerror}. Set REWARD_PORT or REWARD_SHARED_PORT."],
+        )
         return FAILED
     say(f"RewardServe is listening on {url(listening)} while the model loads")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             ready = f"on {url(listening)}"
-            runner.run(
-                serve(
-                    settings, keys, listening, lambda what: say(f"RewardServe is ready: {what} {ready}"), webhook_secret
-                )
-            )
+
+            def say_what(is_served: str) -> None:
+                say(f"RewardServe is ready: {is_served} {ready}")
+
+            runner.run(serve(settings, keys, listening, say_what, webhook_secret, shared))
     except (LoadError, PipelineError, CalibrationError, LexiconError) as error:
         complain(PROGRAM, ["this model cannot be served.", *str(error).splitlines()])
         return FAILED
@@ -88,22 +95,6 @@ def raise_descriptor_limit() -> None:
     """As many connections as may be had: a shell's soft limit is for programs that use select()."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raise OSError when the address is taken or not ours."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listening = socket.socket(family, kind, protocol)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind(address)
-    listening.listen(2048)
-    return listening
-
-
-def url(listening: socket.socket) -> str:
-    """Where to find it, the port that was chosen included."""
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def say(line: str) -> None:

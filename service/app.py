@@ -134,11 +134,13 @@ async def serve(
     listening: socket.socket,
     say: Callable[[str], None],
     webhook_secret: bytes | None = None,
+    shared: socket.socket | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted. Raise `LoadError` or `PipelineError`.
 
-    `say` is told what is served once it is ready. Raise `TimeoutError` when accepted work was not finished
-    within the drain timeout.
+    `shared` is bound to a port that replicas share, and listened on only while there is a model.
+    `say` is told what is served once it is ready. Raise `TimeoutError` when accepted work was not finished within the drain
+    timeout.
     """
     house = build_house(settings, keys)
     webhook = _start_webhook(settings, webhook_secret, house.metrics)
@@ -165,7 +167,7 @@ async def serve(
         succession = await _load_unless_stopped(house, stop, webhook)
         if succession is not None:
             say(_in_words(succession.serving.engine.loaded))
-            async with _looking_out(settings, succession, known):
+            async with _looking_out(settings, succession, known), _listening_on(shared, server):
                 await _unless_dead(stop, serving)
             await _drain(house, succession)
     finally:
@@ -258,6 +260,27 @@ async def _looking_out(settings: ServeSettings, succession: Succession, known: F
     finally:
         for task in tasks:
             task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _listening_on(shared: socket.socket | None, server: _Uvicorn) -> AsyncIterator[None]:
+    """While the body runs, connections to a port that replicas of one machine share are taken too.
+
+    Whoever loads or drains is not among those whom the kernel may choose. Connections that are made by then stay.
+    """
+    if shared is None:
+        yield
+        return
+    config = server.config
+
+    def protocol() -> asyncio.Protocol:
+        return config.http_protocol_class(config=config, server_state=server.server_state, app_state={})  # type: ignore[call-arg]
+
+    listener = await asyncio.get_running_loop().create_server(protocol, sock=shared, ssl=config.ssl)
+    try:
+        yield
+    finally:
+        listener.close()
 
 
 async def _unless_dead(stop: asyncio.Event, serving: asyncio.Task[Any]) -> None:

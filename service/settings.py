@@ -309,6 +309,9 @@ class ServeSettings(ModelSettings):
 
     host: str = Field("127.0.0.1", description="bind address")
     port: int = Field(8000, ge=0, le=65_535, description="bind port; 0: a free one")
+    shared_port: int | None = Field(
+        None, ge=1, le=65_535, description="listen here too once there is a model; replicas of one machine may share it"
+    )
     admission: AdmissionSeats = AdmissionSeats()
     swap: Swap = Swap()
     overload_status: Literal[503, 429] = Field(503, description="what an overloaded server answers")

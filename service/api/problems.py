@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
 from service.api.replies import json_response
-from service.errors import Overloaded, RequestRefused, ServiceError, Unauthorized
+from service.errors import Overloaded, RequestRefused, ServiceError, ShuttingDown, Unauthorized
 
 FRAMEWORK_CODES: dict[int, str] = {404: "not_found", 405: "method_not_allowed"}
 
@@ -23,6 +23,8 @@ def problem(error: ServiceError, status: int | None = None) -> Response:
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, ShuttingDown):
+        headers["connection"] = "close"  # the next one leads to another replica
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
     body = {"error": {"code": error.code, "message": error.message, **error.details}}
