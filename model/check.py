@@ -43,6 +43,7 @@ def describe(loaded: LoadedModel) -> str:
         f"contract      {contract.origin}, {contract.digest}",
         f"probes        {report.n_probes}, largest difference {report.max_probe_error}",
     ]
+    lines += [f"note          {note}" for note in identity.engine_notes]
     lines += [f"BROKEN        {breach}" for breach in report.breaches]
     if contract.origin == "inferred":
         lines.append(

@@ -83,7 +83,7 @@ class ModelSpec:
 class Identity:
     """What is loaded. `heads` are (name, weight): raw = sum of weight * value over the heads.
 
-    `engine_notes` say what the engine does not do for this model, and why.
+    `engine_notes` say what the engine does not do for this model, and why, and what is weak about the model itself.
     """
 
     name: str

@@ -155,4 +155,4 @@ def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
         f"{_REWRITTEN} ({checkpoint.format})": not is_readable(checkpoint),
         _NO_DISTANCE: checkpoint.hidden is not None,
     }
-    return tuple(note for note, applies in notes.items() if applies)
+    return (*(note for note, applies in notes.items() if applies), *checkpoint.encoder.notes)
