@@ -160,6 +160,7 @@ class ModelSettings(BaseSettings):
         "high", description="float32 on a CPU with AMX; high: three products of bfloat16 for one, off by some 1e-5"
     )
     contract: Literal["strict", "warn"] = Field("strict", description="warn: serve although the contract is broken")
+    allow_pickle: bool = Field(False, description="read weights that are no safetensors; only from whom you trust")
     normalize: bool | None = Field(None, description="on or off; default: on where statistics exist")
     combine: Combine = Combine()
     debias: float = Field(0.0, ge=0.0, le=1.0, description="share of what length alone is worth that is taken out")
@@ -231,6 +232,7 @@ class ModelSettings(BaseSettings):
             contract=self.contract,
             max_input_tokens=self.max_input_tokens,
             truncation=self.truncation,
+            allow_pickle=self.allow_pickle,
             vllm=VllmSpec(**dict(self.vllm)),
         )
 

@@ -23,7 +23,7 @@ def load(spec: ModelSpec) -> LoadedModel:
     device = _device(spec.device)
     keep_big_blocks()
     with as_load_errors():
-        checkpoint = read(folder_or_name(spec), dtype=spec.dtype, device=device)
+        checkpoint = read(folder_or_name(spec), dtype=spec.dtype, device=device, allow_pickle=spec.allow_pickle)
     served = limited(checkpoint, spec)
     max_tokens = served.policy.max_tokens
     scorer, notes = choose(

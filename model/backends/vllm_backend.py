@@ -29,7 +29,7 @@ def load(spec: ModelSpec) -> LoadedModel:
     """Start an engine for a checkpoint. Raise `LoadError`, in strict mode `ContractBroken` too."""
     version, device = api.version(), _device(spec)
     with as_load_errors():
-        checkpoint = outline(folder_or_name(spec), dtype=spec.dtype)
+        checkpoint = outline(folder_or_name(spec), dtype=spec.dtype, allow_pickle=spec.allow_pickle)
     served = limited(checkpoint, spec)
     refuse_what_files_break(spec, checkpoint)
     scorer = _start(checkpoint, spec, served.policy.max_tokens)
