@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ from service.api.dialects import DIALECTS
 from service.api.dialects.routes import dialect_routes
 from service.api.health import OPEN_PATHS, health_routes
 from service.api.intake import Intake, IntakeLimits
-from service.api.middleware import KeyCheck, RequestSeen, Witness
+from service.api.middleware import Access, KeyCheck, RequestSeen, Witness
 from service.api.protocol import OneWriteProtocol
 from service.api.routes import Straight, scoring_routes
 from service.api.stage import Bounds, Served, Stage
@@ -38,9 +38,10 @@ from service.batching.noise import NumericNoise
 from service.canaries import Canaries
 from service.clock import Clock, MonotonicClock
 from service.engine import FIRST_EPOCH, Engine, build_engine, hatch, load_audit, load_model, measure_noise
+from service.keyring import KeyFile, KeyRing
 from service.observability import logs
 from service.observability.metrics import CONTENT_TYPE, Metrics
-from service.settings import ServeSettings
+from service.settings import ServeSettings, is_loopback
 from service.webhook import Webhook
 
 T = TypeVar("T")
@@ -68,7 +69,7 @@ class House:
 # -- building ---------------------------------------------------------------------------------------------------
 
 
-def build_house(settings: ServeSettings, keys: frozenset[str]) -> House:
+def build_house(settings: ServeSettings, keys: KeyRing) -> House:
     """The HTTP side, complete but for the model. Needs a running event loop."""
     clock, metrics, stage = MonotonicClock(), Metrics(), Stage()
     log = logs.logger("api")
@@ -96,10 +97,24 @@ def build_house(settings: ServeSettings, keys: frozenset[str]) -> House:
     intake = IntakeLimits(settings.max_body_bytes, settings.max_body_bytes_in_flight, settings.body_timeout_s)
     # From the innermost to the outermost.
     app: ASGIApp = Straight(api, routers=scoring, clock=clock, overload_status=settings.overload_status)
-    app = KeyCheck(app, keys=keys, open_paths=OPEN_PATHS)
+    key_file = KeyFile(settings.keys_file, keys, clock, _tell_of_keys(log, keys))
+    access = Access(OPEN_PATHS, settings.metrics_key_required, is_loopback(settings.host))
+    app = KeyCheck(app, ring=key_file.ring, access=access, clock=clock)
     app = Intake(app, limits=intake)
     app = Witness(app, routes=routes, clock=clock, tell=_tell_of_requests(metrics, log))
     return House(settings, stage, admission, metrics, clock, log, app)
+
+
+def _tell_of_keys(log: logs.Logger, keys: KeyRing) -> Callable[[Sequence[str], str | None], None]:
+    def tell(names: Sequence[str], why: str | None) -> None:
+        if why is None:
+            log.info("keys_read", keys=names)
+        else:
+            log.error("keys_file_is_broken", why=why, kept=names)
+
+    for warning in keys.warnings():
+        log.warning("keys", warning=warning)
+    return tell
 
 
 def _tell_of_requests(metrics: Metrics, log: logs.Logger) -> Callable[[RequestSeen], None]:
@@ -131,7 +146,7 @@ class _Uvicorn(uvicorn.Server):
 
 async def serve(
     settings: ServeSettings,
-    keys: frozenset[str],
+    keys: KeyRing,
     listening: socket.socket,
     say: Callable[[str], None],
     webhook_secret: bytes | None = None,

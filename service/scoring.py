@@ -26,6 +26,7 @@ from service.clock import Clock
 from service.encoder import Encoder
 from service.errors import DeadlineExceeded, Failure, RowFailed, RunBlocked, ScoreNotFinite
 from service.observability.metrics import Metrics
+from service.quota import charge_tokens
 from service.rewards import ScoredRow, rewards_of
 from service.watch import Flags, Origin, Watch
 
@@ -124,6 +125,9 @@ class Scoring:
             return self._refused(samples, wire)
         n_tokens = sum(map(self._estimate, samples))
         with self._rooms.admission.enter(len(samples), n_tokens):
+            charge_tokens(
+                n_tokens
+            )  # not before there are seats: whoever finds none asks again, and is not to pay twice
             async with _until(deadline, self._rooms.clock):
                 answered = await _all_or_none(
                     [self._score_chunk(chunk, deadline, origin) for chunk in _chunks(samples)]

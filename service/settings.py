@@ -20,6 +20,8 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from model.backends import BACKENDS, ModelSpec, VllmSpec
 from model.reward import CombineSettings, PenaltySettings, RewardSettings
+from service.keyring import KeyRing, KeysError
+from service.keyring import read as read_keys
 from service.tripwires.baits import Baits, BaitsError
 from service.tripwires.baits import read as read_baits
 from service.tripwires.plan import PlanError, WirePlan, plan_of
@@ -304,7 +306,8 @@ class ServeSettings(ModelSettings):
     body_timeout_s: float = Field(30.0, gt=0, description="longest wait for a whole body; beyond: 408")
     webhook_url: str = Field("", pattern=r"^(https?://\S+)?$", description="receiver of alarms: JSON by POST, signed")
     webhook_secret_file: Path | None = Field(None, description="what alarms are signed with; empty: they are not")
-    keys_file: Path | None = Field(None, description="API keys, one a line; empty: open, on loopback only")
+    keys_file: Path | None = Field(None, description="API keys, see reward-keys; empty: open, on loopback only")
+    metrics_key_required: bool = Field(False, description="/metrics needs a key with the scope metrics")
     allow_open: bool = Field(False, description="serve without keys on other addresses than loopback")
     drain_timeout_s: float = Field(60.0, gt=0, description="longest wait for accepted work at shutdown")
 
@@ -329,6 +332,11 @@ class ServeSettings(ModelSettings):
                 f"host={self.host} is reachable from other machines and there are no keys. Set REWARD_KEYS_FILE, bind "
                 f"to 127.0.0.1, or set REWARD_ALLOW_OPEN=1 if anybody may use this server."
             )
+        if self.metrics_key_required and self.keys_file is None:
+            raise ValueError(
+                "metrics_key_required is set, but there are no keys. Set REWARD_KEYS_FILE, or drop "
+                "REWARD_METRICS_KEY_REQUIRED."
+            )
         if self.max_samples_per_request > self.admission.max_samples:
             raise ValueError(
                 f"max_samples_per_request={self.max_samples_per_request} exceeds admission.max_samples="
@@ -348,18 +356,14 @@ class ServeSettings(ModelSettings):
             )
         return self
 
-    def read_keys(self) -> frozenset[str]:
-        """The keys of `keys_file`; empty lines and lines that begin with # do not count. Raise `SettingsError`."""
+    def read_keys(self) -> KeyRing:
+        """The keys of `keys_file`; none where there is no file. Raise `SettingsError`."""
         if self.keys_file is None:
-            return frozenset()
+            return KeyRing()
         try:
-            lines = [line.strip() for line in self.keys_file.read_text().splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"REWARD_KEYS_FILE={self.keys_file} cannot be read: {type(error).__name__}.") from None
-        keys = frozenset(line for line in lines if line and not line.startswith("#"))
-        if not keys:
-            raise SettingsError(f"REWARD_KEYS_FILE={self.keys_file} has no key in it. Write one a line.")
-        return keys
+            return read_keys(self.keys_file)
+        except KeysError as error:
+            raise SettingsError(f"REWARD_KEYS_FILE={self.keys_file}: {error}.") from None
 
     def read_webhook_secret(self) -> bytes | None:
         """The content of `webhook_secret_file` without white space at its ends. Raise `SettingsError`."""
