@@ -55,6 +55,7 @@ def run(settings: ServeSettings) -> int:
         settings.wire_plan()
         settings.read_baits()
         settings.make_folders()
+        scheme = "http" if settings.tls_files() is None else "https"
         listening = bind(settings.host, settings.port)
     except SettingsError as error:
         complain(PROGRAM, [str(error)])
@@ -62,10 +63,10 @@ def run(settings: ServeSettings) -> int:
     except OSError as error:
         complain(PROGRAM, [f"cannot listen on {settings.host}:{settings.port}: {error.strerror}. Set REWARD_PORT."])
         return FAILED
-    say(f"RewardServe is listening on {url(listening)} while the model loads")
+    say(f"RewardServe is listening on {url(listening, scheme)} while the model loads")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            ready = f"on {url(listening)}"
+            ready = f"on {url(listening, scheme)}"
             runner.run(
                 serve(
                     settings, keys, listening, lambda what: say(f"RewardServe is ready: {what} {ready}"), webhook_secret
@@ -90,10 +91,10 @@ def bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-def url(listening: socket.socket) -> str:
+def url(listening: socket.socket, scheme: str) -> str:
     """Where to find it, the port that was chosen included."""
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def say(line: str) -> None:

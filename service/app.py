@@ -42,6 +42,7 @@ from service.keyring import KeyFile, KeyRing
 from service.observability import logs
 from service.observability.metrics import CONTENT_TYPE, Metrics
 from service.settings import ServeSettings, is_loopback
+from service.tls import Certificate
 from service.webhook import Webhook
 
 T = TypeVar("T")
@@ -117,6 +118,16 @@ def _tell_of_keys(log: logs.Logger, keys: KeyRing) -> Callable[[Sequence[str], s
     return tell
 
 
+def _tell_of_certificates(log: logs.Logger) -> Callable[[str | None], None]:
+    def tell(why: str | None) -> None:
+        if why is None:
+            log.info("certificate_read")
+        else:
+            log.error("certificate_is_broken", why=why)
+
+    return tell
+
+
 def _tell_of_requests(metrics: Metrics, log: logs.Logger) -> Callable[[RequestSeen], None]:
     def tell(seen: RequestSeen) -> None:
         metrics.observe_request(seen.route, seen.status, seen.seconds)
@@ -169,6 +180,9 @@ async def serve(
         proxy_headers=False,
         lifespan="off",
     )
+    if (files := settings.tls_files()) is not None:
+        config.load()
+        config.ssl = Certificate(files, house.clock, _tell_of_certificates(house.log)).context
     server = _Uvicorn(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:

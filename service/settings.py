@@ -22,6 +22,7 @@ from model.backends import BACKENDS, ModelSpec, VllmSpec
 from model.reward import CombineSettings, PenaltySettings, RewardSettings
 from service.keyring import KeyRing, KeysError
 from service.keyring import read as read_keys
+from service.tls import TlsError, TlsFiles, context_of
 from service.tripwires.baits import Baits, BaitsError
 from service.tripwires.baits import read as read_baits
 from service.tripwires.plan import PlanError, WirePlan, plan_of
@@ -309,6 +310,9 @@ class ServeSettings(ModelSettings):
     keys_file: Path | None = Field(None, description="API keys, see reward-keys; empty: open, on loopback only")
     metrics_key_required: bool = Field(False, description="/metrics needs a key with the scope metrics")
     allow_open: bool = Field(False, description="serve without keys on other addresses than loopback")
+    tls_cert_file: Path | None = Field(None, description="certificate chain in PEM; empty: no TLS")
+    tls_key_file: Path | None = Field(None, description="its key in PEM, without a password")
+    tls_client_ca_file: Path | None = Field(None, description="who has no certificate of these is not talked to")
     drain_timeout_s: float = Field(60.0, gt=0, description="longest wait for accepted work at shutdown")
 
     @model_validator(mode="before")
@@ -318,10 +322,7 @@ class ServeSettings(ModelSettings):
         if isinstance(values, dict) and str(values.get("overload_status", "")).isdigit():
             values = {**values, "overload_status": int(values["overload_status"])}
         if isinstance(values, dict):
-            values = {
-                k: None if k in ("keys_file", "webhook_secret_file", "tripwires_file") and v == "" else v
-                for k, v in values.items()
-            }
+            values = {k: None if v == "" and k.endswith("_file") else v for k, v in values.items()}
         return values
 
     @model_validator(mode="after")
@@ -331,6 +332,12 @@ class ServeSettings(ModelSettings):
             raise ValueError(
                 f"host={self.host} is reachable from other machines and there are no keys. Set REWARD_KEYS_FILE, bind "
                 f"to 127.0.0.1, or set REWARD_ALLOW_OPEN=1 if anybody may use this server."
+            )
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("a certificate needs its key. Set REWARD_TLS_CERT_FILE and REWARD_TLS_KEY_FILE, or none.")
+        if self.tls_client_ca_file is not None and self.tls_cert_file is None:
+            raise ValueError(
+                "tls_client_ca_file is set, but there is no TLS. Set REWARD_TLS_CERT_FILE and REWARD_TLS_KEY_FILE."
             )
         if self.metrics_key_required and self.keys_file is None:
             raise ValueError(
@@ -364,6 +371,17 @@ class ServeSettings(ModelSettings):
             return read_keys(self.keys_file)
         except KeysError as error:
             raise SettingsError(f"REWARD_KEYS_FILE={self.keys_file}: {error}.") from None
+
+    def tls_files(self) -> TlsFiles | None:
+        """The files of the certificate; None: no TLS. Raise `SettingsError` where they are none."""
+        if self.tls_cert_file is None or self.tls_key_file is None:
+            return None
+        files = TlsFiles(self.tls_cert_file, self.tls_key_file, self.tls_client_ca_file)
+        try:
+            context_of(files)
+        except TlsError as error:
+            raise SettingsError(f"REWARD_TLS_CERT_FILE: {error}.") from None
+        return files
 
     def read_webhook_secret(self) -> bytes | None:
         """The content of `webhook_secret_file` without white space at its ends. Raise `SettingsError`."""
