@@ -26,6 +26,7 @@ from service.api import body, wire
 from service.api.replies import score_reply
 from service.api.schemas import ScoreRequest, to_sample
 from service.api.stage import Served
+from service.keyring import KeyRing
 from service.observability import logs
 from service.roster import Source
 from service.settings import ServeSettings
@@ -96,7 +97,7 @@ async def _measure(case: Case, tokens: int, at_once: int) -> dict[str, float]:
 def _open() -> tuple[app.House, engines.Engine, Served]:
     settings = ServeSettings(backend="echo", model="echo", log_level="warning", _cli_parse_args=[])
     logs.configure(settings.log_level, settings.log_format)
-    house = app.build_house(settings, frozenset())
+    house = app.build_house(settings, KeyRing())
     loaded, pipeline = engines.load_model(settings)
     commons = engines.build_commons(settings, house.admission, house.metrics, house.clock)
     succession = Succession(commons, house.stage, engines.Prepared(loaded, pipeline), Source(model="echo"), keep=0)

@@ -19,8 +19,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", nargs="?", default="", help="folder or hub name; empty: the embedded default")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument("--allow-pickle", action="store_true", help="read weights that are no safetensors")
     given = parser.parse_args(argv)
-    spec = ModelSpec(model=given.checkpoint, device=given.device, dtype=given.dtype, contract="warn")
+    spec = ModelSpec(
+        model=given.checkpoint,
+        device=given.device,
+        dtype=given.dtype,
+        contract="warn",
+        allow_pickle=given.allow_pickle,
+    )
     try:
         loaded = load("torch", spec)
     except LoadError as error:
@@ -43,6 +50,7 @@ def describe(loaded: LoadedModel) -> str:
         f"contract      {contract.origin}, {contract.digest}",
         f"probes        {report.n_probes}, largest difference {report.max_probe_error}",
     ]
+    lines += [f"note          {note}" for note in identity.engine_notes]
     lines += [f"BROKEN        {breach}" for breach in report.breaches]
     if contract.origin == "inferred":
         lines.append(

@@ -5,6 +5,8 @@ Everything that may differ between two encoders is in `EncodingPolicy`, which is
 
 Rules, in the order in which they are applied:
 - a conversation is rendered with the chat template, as a whole, and tokenised as a whole;
+- control tokens are the template's, or stand in what the caller has rendered; in a message, and in a response whose
+  beginning the caller names, they are text (`controls`), except for the one that ends the response;
 - BOS is there exactly once or not at all, as the policy says, whatever the text already held;
 - the sequence ends with the end ids that training used; a response that was cut off
   (`finish_reason="length"`) gets none and is flagged `missing_end`;
@@ -19,12 +21,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from model.contract import Truncation
+from model.controls import Controls, Hidden
 from model.conversation import (
     EmptyResponse,
     InputTooLong,
@@ -47,6 +51,13 @@ R = TypeVar("R")
 
 _PROBE_USER = "What is two plus two?"
 _PROBE_RESPONSE = "Four, of course"
+_WORDS = ("Alpha", "Bravo", "Charlie", "Delta")
+_TALKS = (
+    ("user", "assistant", "user", "assistant"),
+    ("system", "user", "assistant"),
+    ("user", "assistant", "tool", "assistant"),
+)
+"""What a template is asked for, to see what it writes around contents."""
 # Tokenisers work on characters before they work on tokens. No vocabulary in use averages more characters a
 # token than this, so a longer text is refused unread instead of being tokenised for seconds.
 _MAX_CHARS_PER_TOKEN = 64
@@ -95,17 +106,22 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """A rendered prompt. `head` is what of it may be tokenised apart from all that follows."""
+    """A rendered prompt. `head` is what of it may be tokenised apart from all that follows.
+
+    `is_quoting`: a message in it quotes a control token, so that all of this is of no use.
+    """
 
     text: str
     head: str
+    is_quoting: bool
 
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
     """Text with its ending settled, in two parts that are tokenised apart; the head may be empty.
 
-    `n_prompt_chars` counts the characters of the tail that are still prompt.
+    `n_prompt_chars` counts the characters of the tail that are still prompt. `hidden`: control tokens that are only quoted
+    have stand-ins in the tail; then there is no head.
     """
 
     head: str
@@ -113,12 +129,13 @@ class _Draft:
     n_prompt_chars: int
     missing_end: bool
     truncated: bool = False
+    hidden: Hidden | None = None
 
 
 class Encoder:
     """A tokenizer under a policy. Thread-safe; the same text gives the same ids in every process.
 
-    `memo_chars=0`: nothing is remembered and no text is cut. The ids are the same.
+    `memo_chars=0`: nothing is remembered and no text is cut. The ids are the same. `notes`: what is weak about this template.
     """
 
     def __init__(
@@ -131,9 +148,19 @@ class Encoder:
         self._fast.no_padding()
         self._fast.no_truncation()
         self._fast.encode_special_tokens = False
+        self._bos = tokenizer.bos_token if policy.bos_id is not None else None
         tail = policy.template_tail if policy.template_tail.strip() else ""
         self._tail_ids: tuple[int, ...] = tuple(self._fast.encode(tail, add_special_tokens=False).ids)
         self._render = _Renderer(tokenizer, policy.template)
+        talks = [_pieces(self._render, roles) for roles in _TALKS]
+        joints = [piece for talk in talks for piece in talk]
+        added = self._fast.get_added_tokens_decoder()
+        written = {i for piece in joints for i in self._fast.encode(piece, add_special_tokens=False).ids if i in added}
+        try:
+            self._controls = Controls(self._fast, written, joints)
+        except ValueError as error:
+            raise EncodingPolicyError(f"text cannot be kept apart from control tokens: {error}") from error
+        self.notes = _notes(self._controls, talks[0]) if policy.template else ()
         # Of all seams only those that the template writes before every response are worth looking for.
         tokens = seam_tokens(self._fast) if memo_chars else ()
         self._seam_tokens = tuple(token for token in tokens if token in policy.response_start)
@@ -150,9 +177,16 @@ class Encoder:
     def many(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
         """One entry a sample, in order, from one call of the tokenizer, which leaves Python to others meanwhile."""
         read = [_or_error(self._read, sample) for sample in samples]
-        drafts = [each for each in read if isinstance(each, _Draft)]
+        drafts = [each for each in read if isinstance(each, _Draft) and each.hidden is None]
         encoded = iter(self._tokenize(drafts))
-        whole = [next(encoded) if isinstance(each, _Draft) else each for each in read]
+        whole = [
+            each
+            if not isinstance(each, _Draft)
+            else next(encoded)
+            if each.hidden is None
+            else self._tokenize_hidden(each)
+            for each in read
+        ]
         return [
             each if isinstance(each, SampleError) else _or_error(partial(self._fit, each), sample.terms)
             for sample, each in zip(samples, whole, strict=True)
@@ -179,14 +213,19 @@ class Encoder:
     # -- text ---------------------------------------------------------------------------------------------
 
     def _text(self, sample: Sample) -> _Draft:
-        end, cut = self.policy.end_text, sample.finish_reason == "length"
+        hidden = None
         if sample.text is not None:
             check_text(sample.text)
             body, closed = self._unclosed(sample.text)
             n_prompt_chars = self._n_prompt_chars(sample, body)
             if n_prompt_chars >= len(body):
                 _check_empty(sample, has_prompt=bool(body))
-            head = self._head(body[:n_prompt_chars])
+            if sample.n_prompt_chars is not None:
+                hidden = self._hide_response(body, n_prompt_chars)
+            if hidden is None:
+                head = self._head(body[:n_prompt_chars])
+            else:
+                body, head = body[:n_prompt_chars] + hidden.texts[0], ""
         else:
             messages = sample.conversation()
             known = self._prompts.get(messages[:-1])
@@ -197,12 +236,33 @@ class Encoder:
             if not content:
                 _check_empty(sample)
             prompt = known or self._remember(messages[:-1])
-            full = self._render((*messages[:-1], Message("assistant", content)), add_generation_prompt=False)
-            body = full.removesuffix(self.policy.template_tail)
+            messages = (*messages[:-1], Message("assistant", content))
+            if prompt.is_quoting or self._controls.are_quoted(content):
+                messages, hidden = self._hide(messages)
+                prompt = _Prompt(self._render(messages[:-1], add_generation_prompt=True), "", is_quoting=True)
+            full = self._render(messages, add_generation_prompt=False)
+            body, content = full.removesuffix(self.policy.template_tail), messages[-1].content
             n_prompt_chars = len(prompt.text) if body.startswith(prompt.text) else max(0, body.rfind(content))
             head = self._shared_head(prompt.head, body[:n_prompt_chars])
-        missing = cut and not closed
-        return _Draft(head, body[len(head) :] + ("" if missing else end), n_prompt_chars - len(head), missing)
+        missing = sample.finish_reason == "length" and not closed
+        tail = body[len(head) :] + ("" if missing else self.policy.end_text)
+        return _Draft(head, tail, n_prompt_chars - len(head), missing, hidden=hidden)
+
+    def _hide(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], Hidden]:
+        """A conversation with stand-ins for the control tokens that it quotes."""
+        texts = [message.content for message in messages]
+        if not self.policy.template and self._bos:
+            while texts[0].startswith(self._bos):  # it will be there exactly once, and who wrote it does not matter
+                texts[0] = texts[0].removeprefix(self._bos)
+        hidden = self._controls.hide(texts)
+        return tuple(Message(m.role, text) for m, text in zip(messages, hidden.texts, strict=True)), hidden
+
+    def _hide_response(self, body: str, n_prompt_chars: int) -> Hidden | None:
+        """The response of rendered text with stand-ins for the control tokens that it quotes; None: it quotes none."""
+        prompt, response = body[:n_prompt_chars], body[n_prompt_chars:]
+        if not self._controls.are_quoted(response) and not self._controls.reach_over(prompt, response):
+            return None
+        return self._controls.hide([response], beside=prompt, is_joined=True)
 
     def _n_prompt_chars(self, sample: Sample, body: str) -> int:
         """Where the response begins in rendered text: where its caller says so, or where the template begins one."""
@@ -213,7 +273,7 @@ class Encoder:
 
     def _remember(self, messages: tuple[Message, ...]) -> _Prompt:
         text = self._render(messages, add_generation_prompt=True)
-        prompt = _Prompt(text, self._head(text))
+        prompt = _Prompt(text, self._head(text), any(self._controls.are_quoted(m.content) for m in messages))
         self._prompts.put(messages, prompt, len(text))
         return prompt
 
@@ -246,7 +306,7 @@ class Encoder:
             raise InputTooLong(n=n_chars // _MAX_CHARS_PER_TOKEN, limit=limit, what="text, at the very least,")
         text = (draft.head + draft.tail)[n_chars - keep :]
         n_prompt_chars = len(draft.head) + draft.n_prompt_chars - (n_chars - keep)
-        return _Draft("", text, n_prompt_chars, draft.missing_end, truncated=True)
+        return _Draft("", text, n_prompt_chars, draft.missing_end, truncated=True, hidden=draft.hidden)
 
     def _tokenize(self, drafts: Sequence[_Draft]) -> list[Encoded]:
         heads = {draft.head: self._head_ids.get(draft.head) for draft in drafts if draft.head}
@@ -257,6 +317,14 @@ class Encoder:
             self._head_ids.put(head, ids, len(head))
         tails = encodings[len(unknown) :]
         return [self._joined(d, heads.get(d.head) or (), tail) for d, tail in zip(drafts, tails, strict=True)]
+
+    def _tokenize_hidden(self, draft: _Draft) -> Encoded:
+        """The ids of text that quotes control tokens: each of them as the text that it is."""
+        assert draft.hidden is not None
+        ids, ends = self._controls.encode(draft.tail, draft.hidden)
+        n_prompt_chars = len(draft.hidden.restore(draft.tail[: max(0, draft.n_prompt_chars)]))
+        n_prompt = _n_until(ends, n_prompt_chars, len(ids)) if n_prompt_chars else 0
+        return self._with_bos(Encoded(tuple(ids), n_prompt, draft.truncated, draft.missing_end))
 
     def _encode(self, texts: list[str]) -> list[Any]:
         # A batch may wake threads of the tokenizer's own: not for the head and the tail of a lone sample.
@@ -270,8 +338,7 @@ class Encoder:
         n_prompt = 0
         if draft.head or draft.n_prompt_chars:
             ends = (end for _, end in tail.offsets)
-            n_tail = next((i for i, end in enumerate(ends) if end > draft.n_prompt_chars), len(tail.ids))
-            n_prompt = len(head_ids) + n_tail
+            n_prompt = len(head_ids) + _n_until(ends, draft.n_prompt_chars, len(tail.ids))
         return self._with_bos(Encoded(ids, n_prompt, draft.truncated, draft.missing_end))
 
     # -- ids ----------------------------------------------------------------------------------------------
@@ -449,6 +516,33 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
         state.pop(key, None)
     text = json.dumps(state, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _pieces(render: _Renderer, roles: Sequence[str]) -> tuple[str, ...]:
+    """What the template writes before, between and after the contents of such a conversation; nothing if it refuses one."""
+    messages = tuple(Message(role, _WORDS[i]) for i, role in enumerate(roles))
+    try:
+        texts = [render(messages, add_generation_prompt=False), render(messages[:-1], add_generation_prompt=True)]
+    except InvalidMessages:
+        return ()
+    return tuple(piece for text in texts for piece in re.split("|".join(_WORDS), text))
+
+
+def _notes(controls: Controls, talk: Sequence[str]) -> tuple[str, ...]:
+    """What an operator should know of the template: a turn that begins with plain text can be imitated by plain text."""
+    plain = [mark for piece in talk[1 : len(_TALKS[0])] if (mark := controls.unmarked(piece)) is not None]
+    if not plain:
+        return ()
+    marks = ", ".join(dict.fromkeys(repr(mark) for mark in plain))
+    return (
+        f"turns can be imitated: the chat template begins them with plain text ({marks}), and what a conversation says is "
+        "plain text too",
+    )
+
+
+def _n_until(ends: Iterable[int], n_chars: int, n_ids: int) -> int:
+    """How many ids end within so many characters."""
+    return next((i for i, end in enumerate(ends) if end > n_chars), n_ids)
 
 
 def _rfind(ids: tuple[int, ...], needle: tuple[int, ...]) -> int:

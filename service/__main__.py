@@ -60,6 +60,7 @@ def run(settings: ServeSettings) -> int:
         settings.wire_plan()
         settings.read_baits()
         settings.make_folders()
+        scheme = "http" if settings.tls_files() is None else "https"
         listening, shared = bind(settings.host, port), None
         if settings.shared_port is not None:
             port = settings.shared_port
@@ -73,10 +74,10 @@ def run(settings: ServeSettings) -> int:
             [f"cannot listen on {settings.host}:{port}: {error.strerror}. Set REWARD_PORT or REWARD_SHARED_PORT."],
         )
         return FAILED
-    say(f"RewardServe is listening on {url(listening)} while the model loads")
+    say(f"RewardServe is listening on {url(listening, scheme)} while the model loads")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            ready = f"on {url(listening)}"
+            ready = f"on {url(listening, scheme)}"
 
             def say_what(is_served: str) -> None:
                 say(f"RewardServe is ready: {is_served} {ready}")

@@ -12,7 +12,7 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -30,18 +30,20 @@ from service.api.dialects import DIALECTS
 from service.api.dialects.routes import dialect_routes
 from service.api.health import OPEN_PATHS, health_routes
 from service.api.intake import Intake, IntakeLimits
-from service.api.middleware import KeyCheck, RequestSeen, Witness
+from service.api.middleware import Access, KeyCheck, RequestSeen, Witness
 from service.api.protocol import ConnectionLimits, Connections, OneWriteProtocol
 from service.api.routes import Straight, scoring_routes
 from service.api.stage import Bounds, Stage
 from service.clock import Clock, MonotonicClock
 from service.engine import Prepared, build_commons, load_audit, prepare
+from service.keyring import KeyFile, KeyRing
 from service.lookout import Fingerprint, fingerprint, keep_looking
 from service.observability import logs
 from service.observability.metrics import CONTENT_TYPE, Metrics
 from service.roster import Source
-from service.settings import ServeSettings
+from service.settings import ServeSettings, is_loopback
 from service.succession import Succession, in_daemon_thread, spare_the_garbage_collector
+from service.tls import Certificate
 from service.webhook import Webhook
 
 _MOST_CONNECTIONS = 8192
@@ -67,7 +69,7 @@ class House:
 # -- building ---------------------------------------------------------------------------------------------------
 
 
-def build_house(settings: ServeSettings, keys: frozenset[str]) -> House:
+def build_house(settings: ServeSettings, keys: KeyRing) -> House:
     """The HTTP side, complete but for the model. Needs a running event loop."""
     clock, metrics, stage = MonotonicClock(), Metrics(), Stage()
     log = logs.logger("api")
@@ -95,10 +97,34 @@ def build_house(settings: ServeSettings, keys: frozenset[str]) -> House:
     intake = IntakeLimits(settings.max_body_bytes, settings.max_body_bytes_in_flight, settings.body_timeout_s)
     # From the innermost to the outermost.
     app: ASGIApp = Straight(api, routers=scoring, clock=clock, overload_status=settings.overload_status)
-    app = KeyCheck(app, keys=keys, open_paths=OPEN_PATHS)
+    key_file = KeyFile(settings.keys_file, keys, clock, _tell_of_keys(log, keys))
+    access = Access(OPEN_PATHS, settings.metrics_key_required, is_loopback(settings.host))
+    app = KeyCheck(app, ring=key_file.ring, access=access, clock=clock)
     app = Intake(app, limits=intake)
     app = Witness(app, routes=routes, clock=clock, tell=_tell_of_requests(metrics, log))
     return House(settings, stage, admission, metrics, clock, log, app)
+
+
+def _tell_of_keys(log: logs.Logger, keys: KeyRing) -> Callable[[Sequence[str], str | None], None]:
+    def tell(names: Sequence[str], why: str | None) -> None:
+        if why is None:
+            log.info("keys_read", keys=names)
+        else:
+            log.error("keys_file_is_broken", why=why, kept=names)
+
+    for warning in keys.warnings():
+        log.warning("keys", warning=warning)
+    return tell
+
+
+def _tell_of_certificates(log: logs.Logger) -> Callable[[str | None], None]:
+    def tell(why: str | None) -> None:
+        if why is None:
+            log.info("certificate_read")
+        else:
+            log.error("certificate_is_broken", why=why)
+
+    return tell
 
 
 def _tell_of_requests(metrics: Metrics, log: logs.Logger) -> Callable[[RequestSeen], None]:
@@ -130,7 +156,7 @@ class _Uvicorn(uvicorn.Server):
 
 async def serve(
     settings: ServeSettings,
-    keys: frozenset[str],
+    keys: KeyRing,
     listening: socket.socket,
     say: Callable[[str], None],
     webhook_secret: bytes | None = None,
@@ -160,6 +186,9 @@ async def serve(
         proxy_headers=False,
         lifespan="off",
     )
+    if (files := settings.tls_files()) is not None:
+        config.load()
+        config.ssl = Certificate(files, house.clock, _tell_of_certificates(house.log)).context
     server = _Uvicorn(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:

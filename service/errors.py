@@ -127,6 +127,27 @@ class Unauthorized(RequestRefused):
     status = 401
 
 
+class Forbidden(RequestRefused):
+    """A good key, but not for this. `scope` is what it lacks."""
+
+    code = "forbidden"
+    status = 403
+
+
+class AdminNeedsKey(RequestRefused):
+    """Without keys only this machine may administrate."""
+
+    code = "admin_needs_key"
+    status = 403
+
+
+class RateLimited(RequestRefused):
+    """This key has had what it may have for now. Nobody else is concerned."""
+
+    code = "rate_limited"
+    status = 429
+
+
 class Overloaded(RequestRefused):
     """All seats are taken. The operator may prefer 429 over 503."""
 

@@ -26,6 +26,7 @@ from service.clock import Clock
 from service.encoder import Encoder
 from service.errors import DeadlineExceeded, Failure, RowFailed, RunBlocked, ScoreNotFinite
 from service.observability.metrics import Metrics
+from service.quota import charge_tokens
 from service.rewards import ScoredRow, rewards_of
 from service.shadow import Shadow
 from service.watch import Flags, Origin, Watch
@@ -135,6 +136,8 @@ class Scoring:
             self._rooms.watch.begin(origin)
         n_tokens = sum(map(self._estimate, samples))
         with self._inside(), self._rooms.admission.enter(len(samples), n_tokens):
+            # Not before there are seats: whoever finds none asks again, and is not to pay twice.
+            charge_tokens(n_tokens)
             async with _until(deadline, self._rooms.clock):
                 answered = await _all_or_none(
                     [self._score_chunk(chunk, deadline, origin) for chunk in _chunks(samples)]

@@ -20,6 +20,9 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from model.backends import BACKENDS, ModelSpec, VllmSpec
 from model.reward import CombineSettings, PenaltySettings, RewardSettings
+from service.keyring import KeyRing, KeysError
+from service.keyring import read as read_keys
+from service.tls import TlsError, TlsFiles, context_of
 from service.tripwires.baits import Baits, BaitsError
 from service.tripwires.baits import read as read_baits
 from service.tripwires.plan import PlanError, WirePlan, plan_of
@@ -175,6 +178,7 @@ class ModelSettings(BaseSettings):
         "high", description="float32 on a CPU with AMX; high: three products of bfloat16 for one, off by some 1e-5"
     )
     contract: Literal["strict", "warn"] = Field("strict", description="warn: serve although the contract is broken")
+    allow_pickle: bool = Field(False, description="read weights that are no safetensors; only from whom you trust")
     normalize: bool | None = Field(None, description="on or off; default: on where statistics exist")
     combine: Combine = Combine()
     debias: float = Field(0.0, ge=0.0, le=1.0, description="share of what length alone is worth that is taken out")
@@ -246,6 +250,7 @@ class ModelSettings(BaseSettings):
             contract=self.contract,
             max_input_tokens=self.max_input_tokens,
             truncation=self.truncation,
+            allow_pickle=self.allow_pickle,
             vllm=VllmSpec(**dict(self.vllm)),
         )
 
@@ -326,11 +331,15 @@ class ServeSettings(ModelSettings):
     )
     webhook_url: str = Field("", pattern=r"^(https?://\S+)?$", description="receiver of alarms: JSON by POST, signed")
     webhook_secret_file: Path | None = Field(None, description="what alarms are signed with; empty: they are not")
-    keys_file: Path | None = Field(None, description="API keys, one a line; empty: open, on loopback only")
+    keys_file: Path | None = Field(None, description="API keys, see reward-keys; empty: open, on loopback only")
+    metrics_key_required: bool = Field(False, description="/metrics needs a key with the scope metrics")
     allow_open: bool = Field(False, description="serve without keys on other addresses than loopback")
     scorer_timeout_s: float = Field(
         60.0, ge=0.0, allow_inf_nan=False, description="longest forward; beyond: nobody waits for it; 0: any"
     )
+    tls_cert_file: Path | None = Field(None, description="certificate chain in PEM; empty: no TLS")
+    tls_key_file: Path | None = Field(None, description="its key in PEM, without a password")
+    tls_client_ca_file: Path | None = Field(None, description="who has no certificate of these is not talked to")
     drain_timeout_s: float = Field(60.0, gt=0, description="longest wait for accepted work at shutdown")
 
     @model_validator(mode="before")
@@ -340,10 +349,7 @@ class ServeSettings(ModelSettings):
         if isinstance(values, dict) and str(values.get("overload_status", "")).isdigit():
             values = {**values, "overload_status": int(values["overload_status"])}
         if isinstance(values, dict):
-            values = {
-                k: None if k in ("keys_file", "webhook_secret_file", "tripwires_file") and v == "" else v
-                for k, v in values.items()
-            }
+            values = {k: None if v == "" and k.endswith("_file") else v for k, v in values.items()}
         return values
 
     @model_validator(mode="after")
@@ -358,6 +364,17 @@ class ServeSettings(ModelSettings):
             raise ValueError(
                 f"swap.watch_s={self.swap.watch_s:g}, but the model is no folder that could be watched. Set REWARD_MODEL to a "
                 f"folder, or to a link that leads to one, or drop REWARD_SWAP__WATCH_S."
+            )
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("a certificate needs its key. Set REWARD_TLS_CERT_FILE and REWARD_TLS_KEY_FILE, or none.")
+        if self.tls_client_ca_file is not None and self.tls_cert_file is None:
+            raise ValueError(
+                "tls_client_ca_file is set, but there is no TLS. Set REWARD_TLS_CERT_FILE and REWARD_TLS_KEY_FILE."
+            )
+        if self.metrics_key_required and self.keys_file is None:
+            raise ValueError(
+                "metrics_key_required is set, but there are no keys. Set REWARD_KEYS_FILE, or drop "
+                "REWARD_METRICS_KEY_REQUIRED."
             )
         if self.max_samples_per_request > self.admission.max_samples:
             raise ValueError(
@@ -382,18 +399,25 @@ class ServeSettings(ModelSettings):
         """The folder of each model."""
         return [Path(each) for each in self.named_models().values() or [self.model or "the default model"]]
 
-    def read_keys(self) -> frozenset[str]:
-        """The keys of `keys_file`; empty lines and lines that begin with # do not count. Raise `SettingsError`."""
+    def read_keys(self) -> KeyRing:
+        """The keys of `keys_file`; none where there is no file. Raise `SettingsError`."""
         if self.keys_file is None:
-            return frozenset()
+            return KeyRing()
         try:
-            lines = [line.strip() for line in self.keys_file.read_text().splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"REWARD_KEYS_FILE={self.keys_file} cannot be read: {type(error).__name__}.") from None
-        keys = frozenset(line for line in lines if line and not line.startswith("#"))
-        if not keys:
-            raise SettingsError(f"REWARD_KEYS_FILE={self.keys_file} has no key in it. Write one a line.")
-        return keys
+            return read_keys(self.keys_file)
+        except KeysError as error:
+            raise SettingsError(f"REWARD_KEYS_FILE={self.keys_file}: {error}.") from None
+
+    def tls_files(self) -> TlsFiles | None:
+        """The files of the certificate; None: no TLS. Raise `SettingsError` where they are none."""
+        if self.tls_cert_file is None or self.tls_key_file is None:
+            return None
+        files = TlsFiles(self.tls_cert_file, self.tls_key_file, self.tls_client_ca_file)
+        try:
+            context_of(files)
+        except TlsError as error:
+            raise SettingsError(f"REWARD_TLS_CERT_FILE: {error}.") from None
+        return files
 
     def read_webhook_secret(self) -> bytes | None:
         """The content of `webhook_secret_file` without white space at its ends. Raise `SettingsError`."""

@@ -50,7 +50,7 @@ def train(config: Config) -> Path:
 
 def evaluate_checkpoint(config: Config, path: str) -> tuple[list[Metrics], Path]:
     """Judge an existing reward model on the recipe's held-out pairs; write a report. Return figures and its path."""
-    checkpoint = _with_limits(config, read(path, dtype="float32", device=str(_process().device)))
+    checkpoint = _with_limits(config, _read(config, path))
     tables = encode(_own_heads(config, checkpoint), checkpoint)
     heads = checkpoint.network.head_names, checkpoint.network.head_weights
     scores_NH = score(config, checkpoint, tables.held_out)
@@ -65,7 +65,7 @@ def evaluate_checkpoint(config: Config, path: str) -> tuple[list[Metrics], Path]
 
 def calibrate_checkpoint(config: Config, path: str) -> Path:
     """Fit the calibration of an existing reward model on the recipe's held-out pairs; write it as a new checkpoint."""
-    checkpoint = _with_limits(config, read(path, dtype="float32", device=str(_process().device)))
+    checkpoint = _with_limits(config, _read(config, path))
     _without_constant(checkpoint)
     own = _own_heads(config, checkpoint)
     return finish(own, checkpoint, encode(own, checkpoint), Path(config.output.folder), verb="calibrate")
@@ -97,9 +97,10 @@ def begin(config: Config) -> Checkpoint:
             head_names=wanted.heads,
             head_weights=wanted.weight_of_head,
             n_layers=wanted.n_layers,
+            allow_pickle=wanted.allow_pickle,
         )
     else:
-        checkpoint = read(wanted.path, dtype=wanted.dtype)
+        checkpoint = read(wanted.path, dtype=wanted.dtype, allow_pickle=wanted.allow_pickle)
         if checkpoint.network.head_names != wanted.heads:
             raise ConfigError(f"{wanted.path} has heads {checkpoint.network.head_names}; model.heads is {wanted.heads}")
         _without_constant(checkpoint)
@@ -115,6 +116,10 @@ def encode(config: Config, start: Checkpoint) -> Tables:
     if not len(train_table):
         raise data.DataError(f"none of {len(split.train)} training pairs is left: {train_table.dropped}")
     return Tables(split, train_table, sequences.encode(split.held_out, encoder))
+
+
+def _read(config: Config, path: str) -> Checkpoint:
+    return read(path, dtype="float32", device=str(_process().device), allow_pickle=config.model.allow_pickle)
 
 
 def _with_limits(config: Config, checkpoint: Checkpoint) -> Checkpoint:
@@ -170,7 +175,9 @@ def _where_to_resume(config: Config, folder: Path) -> Path | None:
 
 def _identity(config: Config) -> dict[str, Any]:
     """What must be equal for two runs to be the same run: all but where they write and how often."""
-    return {k: v for k, v in recipe.plain(config).items() if k not in ("output", "eval", "export")}
+    plain = recipe.plain(config)
+    plain["model"].pop("allow_pickle")  # a file is read, or it is not: the weights are the same
+    return {k: v for k, v in plain.items() if k not in ("output", "eval", "export")}
 
 
 # -- train ------------------------------------------------------------------------------------------------

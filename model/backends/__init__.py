@@ -63,7 +63,7 @@ class ModelSpec:
     """What the operator asked for. `model` empty: the embedded default.
 
     `deterministic`: a row's score has the same bits whoever rides beside it. `prefix_cache_bytes` bounds the keys and
-    values that are carried from one batch to the next; 0: none are.
+    values that are carried from one batch to the next; 0: none are. `allow_pickle`: weights need not be safetensors.
     """
 
     model: str = ""
@@ -76,6 +76,7 @@ class ModelSpec:
     contract: Literal["strict", "warn"] = "strict"
     max_input_tokens: int | None = None
     truncation: Truncation | None = None
+    allow_pickle: bool = False
     vllm: VllmSpec = VllmSpec()
 
 
@@ -83,7 +84,7 @@ class ModelSpec:
 class Identity:
     """What is loaded. `heads` are (name, weight): raw = sum of weight * value over the heads.
 
-    `engine_notes` say what the engine does not do for this model, and why.
+    `engine_notes` say what the engine does not do for this model, and why, and what is weak about the model itself.
     """
 
     name: str

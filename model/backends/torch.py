@@ -23,16 +23,17 @@ def load(spec: ModelSpec) -> LoadedModel:
     device = _device(spec.device)
     keep_big_blocks()
     with as_load_errors():
-        checkpoint = read(folder_or_name(spec), dtype=spec.dtype, device=device)
+        checkpoint = read(folder_or_name(spec), dtype=spec.dtype, device=device, allow_pickle=spec.allow_pickle)
     served = limited(checkpoint, spec)
     max_tokens = served.policy.max_tokens
     scorer, notes = choose(
         checkpoint.network, spec, pad_id=checkpoint.pad_id, max_tokens=max_tokens, hidden=checkpoint.hidden
     )
-    identity = _identity(served, spec, device, scorer, notes)
+    encode = served.encoder
+    identity = _identity(served, spec, device, scorer, (*notes, *encode.notes))
     contract, report = hold_to_contract(spec, checkpoint, scorer, identity)
     memory = partial(_cuda_memory, device) if device.startswith("cuda") else host_memory
-    return LoadedModel(identity, scorer, served.encoder, contract, report, checkpoint.calibration, memory=memory)
+    return LoadedModel(identity, scorer, encode, contract, report, checkpoint.calibration, memory=memory)
 
 
 def _cuda_memory(device: str) -> tuple[int, int]:

@@ -108,6 +108,7 @@ def _arguments(spec: EngineSpec) -> dict[str, Any]:
         "convert": "classify",
         "pooler_config": PoolerConfig(pooling_type="LAST", use_activation=False),
         "skip_tokenizer_init": True,
+        "trust_remote_code": False,
         "dtype": spec.dtype,
         "max_model_len": spec.max_tokens,
         "enable_prefix_caching": spec.keeps_prefixes and not spec.one_by_one,

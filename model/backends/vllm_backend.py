@@ -29,7 +29,7 @@ def load(spec: ModelSpec) -> LoadedModel:
     """Start an engine for a checkpoint. Raise `LoadError`, in strict mode `ContractBroken` too."""
     version, device = api.version(), _device(spec)
     with as_load_errors():
-        checkpoint = outline(folder_or_name(spec), dtype=spec.dtype)
+        checkpoint = outline(folder_or_name(spec), dtype=spec.dtype, allow_pickle=spec.allow_pickle)
     served = limited(checkpoint, spec)
     refuse_what_files_break(spec, checkpoint)
     scorer = _start(checkpoint, spec, served.policy.max_tokens)
@@ -155,4 +155,4 @@ def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
         f"{_REWRITTEN} ({checkpoint.format})": not is_readable(checkpoint),
         _NO_DISTANCE: checkpoint.hidden is not None,
     }
-    return tuple(note for note, applies in notes.items() if applies)
+    return (*(note for note, applies in notes.items() if applies), *checkpoint.encoder.notes)

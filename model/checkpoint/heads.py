@@ -53,6 +53,11 @@ def adapter_files(folder: Path) -> list[Path]:
     return [folder / name for name in _ADAPTER_FILES if (folder / name).is_file()][:1]
 
 
+def value_head_files(folder: Path) -> list[Path]:
+    """The tensors of a value head in a file of its own; empty where there are none."""
+    return [folder / name for name in _VALUE_HEAD_FILES if (folder / name).is_file()][:1]
+
+
 def base_of_heads(folder: Path) -> str | None:
     """The language model that the heads in this folder sit on, where they are a reward model of their own."""
     path = folder / HEADS_FILE
@@ -139,8 +144,7 @@ def _openrlhf(folder: Path, config: Any) -> Head | None:
 
 def _value_head(folder: Path, config: Any) -> Head | None:
     """`v_head.summary` of LLaMA-Factory (a file of its own) and TRL (among the weights)."""
-    files = [folder / name for name in _VALUE_HEAD_FILES if (folder / name).is_file()]
-    return _linear([*files, *weights.weight_files(folder)], "v_head.summary")
+    return _linear([*value_head_files(folder), *weights.weight_files(folder)], "v_head.summary")
 
 
 def _adapter(folder: Path, config: Any) -> Head | None:

@@ -17,39 +17,50 @@ from model.calibration import Calibration
 from model.checkpoint import weights
 from model.checkpoint.bases import BASES
 from model.checkpoint.files import check_files
-from model.checkpoint.heads import adapter_files, base_of_heads, find_head
+from model.checkpoint.heads import adapter_files, base_of_heads, find_head, value_head_files
 from model.checkpoint.record import DTYPES, Checkpoint, CheckpointError
 from model.contract import Facts, ScoringContract
 from model.encoding import EncodingPolicy, infer_policy, template_digest, tokenizer_digest
 from model.network import SINGLE_HEAD, RewardNetwork, attention_for, hidden_size
 
 ADAPTER_CONFIG = "adapter_config.json"
-_HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja"]
+_HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_PICKLES = ["*.bin"]
 
 
 def read(
-    path_or_name: str, *, dtype: str = "auto", device: str = "cpu", strip_tail_whitespace: bool = False
+    path_or_name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    strip_tail_whitespace: bool = False,
+    allow_pickle: bool = False,
 ) -> Checkpoint:
     """Read a reward model, for serving or for further training. Raise `CheckpointError`.
 
+    No code that comes with a checkpoint is ever run. `allow_pickle`: weights need not be safetensors.
     `dtype` "auto": what the contract was written in, else what the checkpoint is stored in.
     `strip_tail_whitespace` is what to assume where there is no contract: False reads the score at the last token
     that the chat template writes, as a plain `apply_chat_template` gives it.
     """
-    found = outline(path_or_name, dtype=dtype, strip_tail_whitespace=strip_tail_whitespace)
+    found = outline(path_or_name, dtype=dtype, strip_tail_whitespace=strip_tail_whitespace, allow_pickle=allow_pickle)
     return with_weights(found, device=device)
 
 
-def outline(path_or_name: str, *, dtype: str = "auto", strip_tail_whitespace: bool = False) -> Checkpoint:
+def outline(
+    path_or_name: str, *, dtype: str = "auto", strip_tail_whitespace: bool = False, allow_pickle: bool = False
+) -> Checkpoint:
     """All that `read` says of a checkpoint, but the backbone has shapes only (torch's meta device): it cannot compute.
 
     For an engine that loads the weights by itself. The heads are there. Raise `CheckpointError`.
     """
-    folder = resolve(path_or_name)
+    folder = resolve(path_or_name, allow_pickle=allow_pickle)
     check_files(folder)
-    base = _base_of(folder)
+    base = _base_of(folder, allow_pickle=allow_pickle)
     if base != folder:
         check_files(base)
+    parts = [*adapter_files(folder), *value_head_files(folder), *weights.weight_files(folder)]
+    weights.refuse_pickles([*parts, *weights.weight_files(base)], allowed=allow_pickle)
     config = read_config(base)
     contract = ScoringContract.load(folder)
     form, head = find_head(folder, config)
@@ -101,13 +112,15 @@ def read_backbone(
     head_names: Sequence[str] = SINGLE_HEAD,
     head_weights: Sequence[float] | None = None,
     n_layers: int | None = None,
+    allow_pickle: bool = False,
 ) -> Checkpoint:
     """Read a language model (an SFT model, say) and put fresh heads on it, for training only.
 
     `n_layers`: keep the first so many decoder layers. Raise `CheckpointError`.
     """
-    folder = resolve(path_or_name)
+    folder = resolve(path_or_name, allow_pickle=allow_pickle)
     check_files(folder)
+    weights.refuse_pickles(weights.weight_files(folder), allowed=allow_pickle)
     config = read_config(folder)
     if n_layers is not None:
         _keep_layers(config, n_layers)
@@ -118,8 +131,11 @@ def read_backbone(
     return Checkpoint(network, tokenizer, policy, _pad_id(config, tokenizer, policy), "language_model", folder)
 
 
-def resolve(path_or_name: str) -> Path:
-    """A folder for a path, a packaged base or a hub name. Raise `CheckpointError` where there is none."""
+def resolve(path_or_name: str, *, allow_pickle: bool = False) -> Path:
+    """A folder for a path, a packaged base or a hub name. Raise `CheckpointError` where there is none.
+
+    What is not wanted is not downloaded either: no code, and pickles only where they are allowed.
+    """
     family, _, variant = path_or_name.partition(":")
     if family in BASES:
         return BASES[family](variant)
@@ -131,7 +147,7 @@ def resolve(path_or_name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path_or_name, allow_patterns=_HUB_PATTERNS))
+        return Path(snapshot_download(path_or_name, allow_patterns=[*_HUB_PATTERNS, *(_PICKLES * allow_pickle)]))
     except Exception as error:  # the hub's errors have no common base: network, names, permissions
         raise CheckpointError(f"{path_or_name!r} is no folder here, and the hub does not give it: {error}") from error
 
@@ -143,8 +159,9 @@ def read_config(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: it is not a model")
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a foreign config.json makes the library say
+        _refuse_code(error, folder)
         raise CheckpointError(f"{folder}/config.json is unreadable: {error}") from error
 
 
@@ -153,12 +170,22 @@ def read_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
+        _refuse_code(error, folder)
         raise CheckpointError(f"{folder} has no tokenizer that loads: {error}") from error
     if not tokenizer.is_fast:
         raise CheckpointError(f"{folder}: a fast tokenizer (tokenizer.json) is needed")
     return tokenizer
+
+
+def _refuse_code(error: Exception, folder: Path) -> None:
+    """Where the library misses permission to run a checkpoint's own code: there is none. Raise `CheckpointError`."""
+    if "trust_remote_code" in str(error):
+        raise CheckpointError(
+            f"{folder} needs code that it brings along (auto_map), and such code is never run here. Serve a model whose "
+            "architecture and tokenizer transformers knows by itself."
+        ) from error
 
 
 def has_own_weights(folder: Path) -> bool:
@@ -166,15 +193,15 @@ def has_own_weights(folder: Path) -> bool:
     return _base_of(folder) == folder
 
 
-def _base_of(folder: Path) -> Path:
+def _base_of(folder: Path, *, allow_pickle: bool = False) -> Path:
     """The folder with the full weights: of an adapter or of bare heads their base model's, else this one."""
     if (folder / ADAPTER_CONFIG).is_file():
         name = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
         if not name:
             raise CheckpointError(f"{folder}/{ADAPTER_CONFIG} names no base_model_name_or_path")
-        return resolve(name)
+        return resolve(name, allow_pickle=allow_pickle)
     name = base_of_heads(folder)
-    return resolve(name) if name else folder
+    return resolve(name, allow_pickle=allow_pickle) if name else folder
 
 
 def _load_backbone(folder: Path, config: Any, dtype: str, *, whole: bool = True) -> Any:
@@ -186,11 +213,16 @@ def _load_backbone(folder: Path, config: Any, dtype: str, *, whole: bool = True)
             backbone, info = AutoModel.from_pretrained(
                 folder,
                 config=config,
+                trust_remote_code=False,
+                # Pickles were allowed, or these files would have been refused before.
+                use_safetensors=True if weights.are_safe(weights.weight_files(folder)) else None,
+                weights_only=True,
                 dtype=_torch_dtype(dtype),
                 attn_implementation=attention_for(config),
                 output_loading_info=True,
             )
     except Exception as error:
+        _refuse_code(error, folder)
         raise CheckpointError(f"the weights in {folder} do not load: {error}") from error
     broken = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if broken:
@@ -213,8 +245,11 @@ def _outline_backbone(folder: Path, config: Any, dtype: str) -> Any:
     chosen = _torch_dtype(dtype)
     try:
         with torch.device("meta"), quiet_transformers():
-            return AutoModel.from_config(config, dtype=chosen, attn_implementation=attention_for(config))
+            return AutoModel.from_config(
+                config, trust_remote_code=False, dtype=chosen, attn_implementation=attention_for(config)
+            )
     except Exception as error:
+        _refuse_code(error, folder)
         raise CheckpointError(f"no model can be made of {folder}/config.json: {error}") from error
 
 
@@ -246,6 +281,8 @@ def _merge_adapter(backbone: Any, folder: Path) -> Any:
 
     lora = PeftConfig.from_pretrained(str(folder))
     lora.task_type, lora.modules_to_save = None, None  # a plain wrapper; the head is read by us
+    if getattr(lora, "megatron_config", None):
+        lora.megatron_config = None  # peft would import whatever module megatron_core names
     names = [n for path in adapter_files(folder) for n in weights.tensor_names(path)]
     if not names:
         raise CheckpointError(f"{folder} has an {ADAPTER_CONFIG} but no adapter_model.safetensors")

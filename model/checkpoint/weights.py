@@ -1,6 +1,7 @@
 """Tensors in files: which there are, reading a few of them by name, and digests of what is on disk.
 
-Knows safetensors and torch's pickles (weights only); knows no architecture.
+Knows safetensors and torch's pickles; knows no architecture. A pickle is a program: `refuse_pickles` is asked before any
+file is opened, and one that the operator allows is read by torch's reader of weights only, which runs nothing.
 """
 
 from __future__ import annotations
@@ -16,20 +17,37 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+from model.checkpoint.record import CheckpointError
+
+_FORMS = (("model.safetensors.index.json", "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
 _BLOCK = 1 << 24
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a model's tensors, safetensors first; empty where there are none."""
-    for index in _INDEXES:
+    for index, single in _FORMS:
         if (folder / index).is_file():
             names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
             return [folder / name for name in names]
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return [folder / name]
+        if (folder / single).is_file():
+            return [folder / single]
     return []
+
+
+def are_safe(files: Iterable[Path]) -> bool:
+    """Whether none of these files is a pickle."""
+    return all(path.suffix == ".safetensors" for path in files)
+
+
+def refuse_pickles(files: Iterable[Path], *, allowed: bool) -> None:
+    """Raise `CheckpointError` where a file is something else than safetensors and the operator has not allowed that."""
+    pickled = [path for path in files if path.suffix != ".safetensors"]
+    if pickled and not allowed:
+        raise CheckpointError(
+            f"{pickled[0]} is a pickle, which can hold a program instead of weights. Save the model as safetensors "
+            "(save_pretrained does), or allow pickles from a source that you trust: REWARD_ALLOW_PICKLE=1 for a server and "
+            "reward-score, --allow-pickle for reward-check, model.allow_pickle=true for reward-train."
+        )
 
 
 def tensor_names(path: Path) -> list[str]:
@@ -108,5 +126,10 @@ def _hash_range(path: Path, begin: int, length: int) -> str:
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:
-    stored: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        stored: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # UnpicklingError where there is more than weights, others where it is no pickle
+        raise CheckpointError(
+            f"{path} holds something else than weights, or is broken: nothing of it was run"
+        ) from error
     return stored

@@ -6,8 +6,6 @@ Pure ASGI, each a callable around the next. Knows nothing of bodies and scores.
 from __future__ import annotations
 
 import base64
-import hashlib
-import hmac
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -19,9 +17,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.headers import header
 from service.api.problems import internal, problem
 from service.clock import Clock
-from service.errors import Unauthorized
+from service.errors import AdminNeedsKey, Forbidden, RequestRefused, Unauthorized
+from service.keyring import Key, KeyRing
+from service.quota import UNLIMITED, Account, pays
 
 _ID_HEADER = b"x-request-id"
+_METRICS, _ADMIN = "/metrics", "/admin/"
 _TIDY_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -74,7 +75,9 @@ class Witness:
                 await internal()(scope, receive, send_with_id)
         finally:
             seen.seconds = self._clock.now() - started_at
-            seen.facts = scope["state"].get("facts", {})
+            # The name of the key, never the key.
+            named = {"key": scope["state"]["key"]} if "key" in scope["state"] else {}
+            seen.facts = {**scope["state"].get("facts", {}), **named}
             self._tell(seen)
 
     def _begin(self, scope: Scope) -> RequestSeen:
@@ -86,28 +89,77 @@ class Witness:
         return RequestSeen(request_id, scope["method"], path if path in self._routes else "other")
 
 
-class KeyCheck:
-    """Lets in who brings one of the keys. Without keys, everybody."""
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What needs a key. `is_loopback`: only this machine reaches the server."""
 
-    def __init__(self, app: ASGIApp, *, keys: frozenset[str], open_paths: frozenset[str]) -> None:
+    open_paths: frozenset[str]
+    metrics_need_key: bool
+    is_loopback: bool
+
+    def scope(self, method: str, path: str) -> str | None:
+        """The scope that a key must have for this; None: no key is needed."""
+        if path == _METRICS:
+            return "metrics" if self.metrics_need_key else None
+        if path in self.open_paths:
+            return None
+        # An acknowledged alarm lets a blocked run go on. The run's own key must not be able to do that.
+        is_ack = method == "POST" and path.startswith("/tripwires/") and path.endswith("/ack")
+        return "admin" if is_ack or path.startswith(_ADMIN) else "score"
+
+
+class KeyCheck:
+    """Lets in who brings a key that is good for what he asks. Without keys, everybody, but for administration."""
+
+    def __init__(self, app: ASGIApp, *, ring: Callable[[], KeyRing], access: Access, clock: Clock) -> None:
         self._app = app
-        self._digests = tuple(_digest(key.encode()) for key in keys)
-        self._open_paths = open_paths
+        self._ring = ring
+        self._access = access
+        self._clock = clock
+        self._accounts: dict[str, Account] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse with 401, or pass on."""
-        if scope["type"] != "http" or not self._digests or scope["path"] in self._open_paths or self._holds(scope):
-            await self._app(scope, receive, send)
+        """Refuse with 401, 403 or 429, or pass on."""
+        needed = self._access.scope(scope["method"], scope["path"]) if scope["type"] == "http" else None
+        try:
+            if needed is not None:
+                self._check(scope, needed)
+        except RequestRefused as error:
+            await problem(error)(scope, receive, send)
         else:
-            await problem(
-                Unauthorized("send a valid key as Authorization: Bearer KEY, or in the URL as http://:KEY@host/")
-            )(scope, receive, send)
+            await self._app(scope, receive, send)
 
-    def _holds(self, scope: Scope) -> bool:
-        offered = _digest(_key(header(scope, b"authorization") or b""))
-        # Every key is compared, in constant time, so that the time of an answer tells nothing.
-        matches = [hmac.compare_digest(offered, ours) for ours in self._digests]
-        return any(matches)
+    def _check(self, scope: Scope, needed: str) -> None:
+        ring = self._ring()
+        if not ring.keys:
+            self._check_keyless(scope)
+            return
+        key = ring.find(_key(header(scope, b"authorization") or b""))
+        if key is None:
+            raise Unauthorized("send a valid key as Authorization: Bearer KEY, or in the URL as http://:KEY@host/")
+        scope["state"]["key"] = key.name
+        if needed not in key.scopes:
+            raise Forbidden(f"this needs a key with the scope {needed}: see reward-keys", scope=needed)
+        account = self._account(key) if key.limits != UNLIMITED else None
+        if account is not None:
+            account.take("requests", 1)
+        # Said for everybody: the task of a pipelined request begins in the context of the one before it.
+        pays(account)
+
+    def _check_keyless(self, scope: Scope) -> None:
+        # A page that a browser on this machine shows can send requests to it too; they have an origin.
+        is_here = self._access.is_loopback and header(scope, b"origin") is None
+        if scope["path"].startswith(_ADMIN) and not is_here:
+            raise AdminNeedsKey(
+                "without keys only programs on the server's own machine may do this: set REWARD_KEYS_FILE"
+            )
+
+    def _account(self, key: Key) -> Account:
+        """What the key has taken of late, also where the file was read again meanwhile."""
+        account = self._accounts.get(key.name)
+        if account is None or account.limits != key.limits:
+            account = self._accounts[key.name] = Account(key.limits, self._clock)
+        return account
 
 
 def _key(authorization: bytes) -> bytes:
@@ -122,7 +174,3 @@ def _key(authorization: bytes) -> bytes:
     except ValueError:
         return b""
     return password or user
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()

@@ -204,6 +204,39 @@ def test_with_keys_only_who_has_one_is_answered(tmp_path):
         assert "third-key" not in server.log
 
 
+def test_keys_change_while_the_server_runs_and_the_log_names_them(tmp_path):
+    path = tmp_path / "keys"
+
+    def made(name, *arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", "service.keys", name, str(path), *arguments],
+            capture_output=True, text=True, cwd=ROOT, check=True,
+        )  # fmt: skip
+        return {"authorization": f"Bearer {done.stdout.strip()}"}
+
+    trainer, operator = made("ppo-7", "--requests-per-s=0.001", "--burst-s=1"), made("ops", "--scopes=admin")
+    ack = "/tripwires/ppo-7/judge/ack"
+    with Server("--backend=echo", f"--keys-file={path}", "--log-format=json") as server:
+        assert server.score(GOOD, **trainer).status_code == 200
+        limited = server.score(GOOD, **trainer)
+        assert code(limited) == (429, "rate_limited")
+        assert int(limited.headers["retry-after"]) > 900
+        assert code(server.score(GOOD, **operator)) == (403, "forbidden")
+        assert code(server.client.post(ack, headers=trainer)) == (403, "forbidden")
+        assert code(server.client.post(ack, headers=operator)) == (404, "no_such_alarm")
+        new = made("ppo-8")
+        wait_until(lambda: server.score(GOOD, **new).status_code == 200)
+        path.write_text("broken sha256:nothing score\n")
+        # Nobody looks at the file but who is asked something.
+        wait_until(lambda: server.score(GOOD, **new).status_code == 200 and "keys_file_is_broken" in server.log)
+        server.signal()
+        assert server.ended() == 0
+    lines = [json.loads(line) for line in server.lines if line.startswith("{")]
+    named = [(line.get("key"), line["status"]) for line in lines if line.get("route") == "/score"]
+    assert named[:3] == [("ppo-7", 200), ("ppo-7", 429), ("ops", 403)]
+    assert all(key["authorization"].split()[1] not in server.log for key in (trainer, operator, new))
+
+
 # -- full houses, late callers, callers who leave -----------------------------------------------------------
 
 

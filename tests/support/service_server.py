@@ -16,14 +16,14 @@ import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0  # a busy machine with slow cores takes its time to load a model
-LISTENING = re.compile(r"listening on (http://\S+)")
+LISTENING = re.compile(r"listening on (https?://\S+)")
 READY = re.compile(r"is ready")
 
 
 class Server:
-    """`reward-serve` with these flags. Everything that it writes is kept in `lines`."""
+    """`reward-serve` with these flags. Everything that it writes is kept in `lines`. `tls`: how the client verifies it."""
 
-    def __init__(self, *flags, module="service", env=None, wait_for=READY, patience_s=PATIENCE_S, port=0):
+    def __init__(self, *flags, module="service", env=None, wait_for=READY, patience_s=PATIENCE_S, port=0, tls=True):
         self._patience_s = patience_s
         command = [sys.executable, "-m", module, f"--port={port}", *flags]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
@@ -42,7 +42,7 @@ class Server:
             self.process.kill()
             self.ended()
             raise
-        self.client = httpx.Client(base_url=self.url, timeout=patience_s)
+        self.client = httpx.Client(base_url=self.url, timeout=patience_s, verify=tls)
 
     def _read(self):
         for line in self.process.stderr:

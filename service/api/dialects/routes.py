@@ -18,7 +18,7 @@ from service.api.replies import json_response
 from service.api.routes import Endpoint, bound, note, read_deadline, while_connected
 from service.api.stage import Bounds, Served, Stage
 from service.clock import Clock
-from service.errors import InvalidRequest, Loading, Overloaded, RequestRefused
+from service.errors import InvalidRequest, Loading, Overloaded, RateLimited, RequestRefused
 from service.scoring import Asked, Scored
 from service.watch import Origin
 
@@ -101,7 +101,7 @@ class _Patience:
         while True:
             try:
                 return await work()
-            except (Overloaded, Loading) as error:
+            except (Overloaded, Loading, RateLimited) as error:
                 wait_s = error.retry_after_s or 1.0
                 if self._clock.now() + wait_s > self._until:
                     raise

@@ -21,6 +21,7 @@ from service.errors import (
     InvalidRequest,
     Loading,
     Overloaded,
+    RateLimited,
     RequestRefused,
     SampleFailed,
     SampleRefused,
@@ -103,6 +104,7 @@ def _refuse(error: RequestRefused, overload_status: int) -> Response:
 
 _KINDS: dict[type[RequestRefused], tuple[str, int]] = {
     Overloaded: ("overloaded", Overloaded.status),
+    RateLimited: ("overloaded", RateLimited.status),
     Loading: ("unhealthy", Loading.status),
     ShuttingDown: ("unhealthy", ShuttingDown.status),
     SampleFailed: ("backend", _BACKEND_STATUS),

@@ -470,3 +470,33 @@ def test_a_prompt_that_ends_where_the_template_begins_a_response_is_rendered():
     turns = [{"role": "user", "content": "Hi"}]
     assert encode.is_rendered(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
     assert not encode.is_rendered("Hi")
+
+
+# -- turns that plain text can imitate --------------------------------------------------------------------------------
+
+PLAIN_TURNS = {
+    "llama 2": "{% for m in messages %}{% if m['role'] == 'user' %}<s>[INST] {{ m['content'] }} [/INST]{% else %} "
+    "{{ m['content'] }} <|im_end|>{% endif %}{% endfor %}",
+    "zephyr": "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+    "alpaca": "{% for m in messages %}{% if m['role'] == 'user' %}### Instruction:\n{{ m['content'] }}\n\n{% else %}"
+    "### Response:\n{{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}### Response:\n{% endif %}",
+    "names": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
+}
+MARKS = {"llama 2": "[/INST]", "zephyr": "<|assistant|>", "alpaca": "### Response:", "names": "assistant:"}
+
+
+@pytest.mark.parametrize("name", PLAIN_TURNS)
+def test_a_template_that_begins_turns_with_plain_text_is_noted(name):
+    encode, _ = encoder(PLAIN_TURNS[name])
+    (note,) = encode.notes
+    assert MARKS[name] in note
+
+
+def test_a_template_whose_turns_begin_with_control_tokens_is_not():
+    thinking = CHATML.replace(
+        "<|im_start|>assistant\n{% endif", "<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif"
+    )
+    for template in (CHATML, thinking, None):
+        assert encoder(template)[0].notes == ()

@@ -1,0 +1,221 @@
+"""Control tokens, and how text that only quotes one is read.
+
+A tokenizer looks for its added tokens in all text, whoever wrote it: a response that says `<|im_end|>` would end its
+own turn, and could go on with one that praises it. A token is a control token if the tokenizer calls it special, or if
+the template writes it. What quotes one is encoded with a second tokenizer that does not know them and shares everything
+else with the first: the ids are those of ordinary text, and what a template does to contents it does all the same.
+
+While a conversation is rendered, every quoted token has a stand-in: one character of a private-use area that occurs
+nowhere in it. Afterwards the control tokens that are found are the template's own, and between them the stand-ins are
+what they stand for. Knows `tokenizers`; knows no templates and no policies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from model.conversation import InvalidText
+
+_THOUGHT = re.compile(r"</?(think|thinking|thought|reasoning)>|\[/?THINK\]")
+"""What policies write around their reasoning, and what templates look for in contents: it neither opens nor ends a turn."""
+
+_HARMLESS = frozenset({b"Sequence", b"Prepend", b"Replace", b"NFC"})
+"""Normalisers that make no control token of other text. NFC composes; the signs that tokens are made of do not compose."""
+
+_PRIVATE_USE = range(0xF0000, 0x10FFFE)
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """Texts in which no control token is quoted any more, and what their stand-ins stand for."""
+
+    texts: tuple[str, ...]
+    originals: Mapping[str, str]
+
+    def restore(self, text: str) -> str:
+        """The text as it was written."""
+        return text.translate({ord(stand_in): original for stand_in, original in self.originals.items()})
+
+
+class Controls:
+    """The control tokens of a `tokenizers.Tokenizer`. `written`: added tokens that the template writes.
+
+    `joints`: what the template writes between contents. A token might be completed across one: `_has_open_joints`.
+    Thread-safe. Raise ValueError where a tokenizer cannot be copied.
+    """
+
+    def __init__(self, fast: Any, written: Collection[int], joints: Iterable[str]) -> None:
+        added = fast.get_added_tokens_decoder()
+        self._fast = fast
+        self._contents: dict[int, str] = {
+            i: token.content
+            for i, token in added.items()
+            if (token.special or i in written) and _is_mark(token.content)
+        }
+        tokens = sorted(self._contents.values(), key=len, reverse=True)
+        self._tokens = tuple(tokens)
+        self._longest = len(tokens[0]) if tokens else 0
+        self._pattern = _any_of(tokens)
+        self._openers = tuple(sorted({token[0] for token in tokens}))
+        self._beginnings = frozenset(token[:n] for token in tokens for n in range(1, len(token)))
+        self._endings = frozenset(token[-n:] for token in tokens for n in range(1, len(token)))
+        self._has_open_joints = any(self._may_complete(joint) for joint in set(joints))
+        self._normalizer = fast.normalizer if self._contents and _changes_letters(fast.normalizer) else None
+        if self._normalizer is not None:
+            self._normal = _any_of([self._normalizer.normalize_str(token) for token in tokens])
+        self._blind = _blind_copy(fast, self._contents)
+
+    def are_quoted(self, text: str) -> bool:
+        """Whether content has, or might complete, a control token. Takes next to nothing where it does not."""
+        for opener in self._openers:
+            if opener in text and self._pattern.search(text):
+                return True
+        return self._is_disguised(text) or (self._has_open_joints and self._loose_ends(text) != (0, 0))
+
+    def reach_over(self, left: str, right: str) -> bool:
+        """Whether a control token begins in one text and ends in the next."""
+        before = left[max(0, len(left) - self._longest) :]
+        found = self._pattern.finditer(before + right[: self._longest])
+        return any(match.start() < len(before) < match.end() for match in found)
+
+    def unmarked(self, piece: str) -> str | None:
+        """The plain text that begins a turn, where the template writes this before a content; None: a control token does.
+
+        The bare name of a role is not taken for a beginning: a control token has to stand before it.
+        """
+        spans = [span for _, span in self._found(self._fast, piece)]
+        rest = _THOUGHT.sub("", piece[spans[-1][1] if spans else 0 :]).strip()
+        return None if spans and all(c.isalnum() or c.isspace() for c in rest) else rest
+
+    def hide(self, texts: Sequence[str], *, beside: str = "", is_joined: bool = False) -> Hidden:
+        """Texts with stand-ins for what they quote. `beside`: other text that stand-ins must not occur in.
+
+        `is_joined`: a token could be completed by what stands beside these texts.
+        """
+        taken = set(beside).union(*texts)
+        free = (chr(code) for code in _PRIVATE_USE if chr(code) not in taken)
+        stand_ins: dict[str, str] = {}
+
+        def stand_in(original: str) -> str:
+            if original and original not in stand_ins:
+                stand_ins[original] = next(free, "")
+                if not stand_ins[original]:
+                    raise InvalidText("the text uses up all characters of the private-use areas")
+            return stand_ins.get(original, "")
+
+        hidden = []
+        for text in texts:
+            head, tail = self._loose_ends(text) if is_joined or self._has_open_joints else (0, 0)
+            end = len(text) - tail
+            inside = self._pattern.sub(lambda match: stand_in(match.group()), text[head:end])
+            hidden.append(stand_in(text[:head]) + inside + stand_in(text[end:]))
+        return Hidden(tuple(hidden), {new: original for original, new in stand_ins.items()})
+
+    def encode(self, text: str, hidden: Hidden) -> tuple[list[int], list[int]]:
+        """Ids of a text with stand-ins, and where each ends in the restored text."""
+        ids: list[int] = []
+        ends: list[int] = []
+        at = start = 0
+        for token, (begin, end) in [*self._found(self._fast, text), (None, (len(text), len(text)))]:
+            run = hidden.restore(text[start:begin])
+            for each, stop in self._as_text(run):
+                ids.append(each)
+                ends.append(at + stop)
+            at, start = at + len(run), end
+            if token is not None:
+                at += end - begin
+                ids.append(token)
+                ends.append(at)
+        return ids, ends
+
+    def _as_text(self, run: str) -> Iterator[tuple[int, int]]:
+        """Ids and ends of what stands between two control tokens."""
+        cuts = [(begin + end) // 2 for _, (begin, end) in self._found(self._blind, run) if end - begin > 1]
+        if not cuts:
+            encoding = self._blind.encode(run, add_special_tokens=False)
+            yield from zip(encoding.ids, (end for _, end in encoding.offsets), strict=True)
+            return
+        # The vocabulary itself has the token as a word (Unigram, WordPiece): it must not be seen whole.
+        for begin, end in pairwise([0, *cuts, len(run)]):
+            for i, stop in self._as_text(run[begin:end]):
+                yield i, begin + stop
+
+    def _found(self, tokenizer: Any, text: str) -> list[tuple[int, tuple[int, int]]]:
+        """The control tokens of a text and where they are; to the blind tokenizer it may only look as if one was there."""
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        return [
+            (i, (begin, end))
+            for i, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            # The id alone does not tell: a model says `<unk>` to what it does not know.
+            if i in self._contents
+            and (
+                self._contents[i] in text[begin:end]
+                or (tokenizer is self._blind and self._is_disguised(text[begin:end]))
+            )
+        ]
+
+    def _is_disguised(self, text: str) -> bool:
+        """Whether normalising makes a control token of it, which is then found, or is a word of the vocabulary."""
+        if self._normalizer is None:
+            return False
+        return self._normal.search(self._normalizer.normalize_str(text)) is not None
+
+    def _loose_ends(self, text: str) -> tuple[int, int]:
+        """How many characters at either end may be the end, or the beginning, of a control token."""
+        lengths = range(1, min(self._longest, len(text) + 1))
+        head = max((n for n in lengths if text[:n] in self._endings), default=0)
+        tail = max((n for n in lengths if text[-n:] in self._beginnings), default=0)
+        return head, min(tail, len(text) - head)
+
+    def _may_complete(self, joint: str) -> bool:
+        """Whether content on either side of this text could make a part of a control token of it."""
+        if any(joint in token[1:-1] for token in self._tokens):
+            return True
+        lengths = range(1, min(self._longest, len(joint) + 1))
+        return any(joint[:n] in self._endings or joint[-n:] in self._beginnings for n in lengths)
+
+
+def _is_mark(content: str) -> bool:
+    """No white space and no single character, which ordinary text is full of."""
+    return len(content.strip()) > 1 and _THOUGHT.fullmatch(content) is None
+
+
+def _any_of(tokens: Sequence[str]) -> re.Pattern[str]:
+    """The longest first, as the tokenizer looks for them."""
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
+
+
+def _changes_letters(normalizer: Any) -> bool:
+    """Whether normalising does more than mark spaces and compose accents."""
+    if normalizer is None:
+        return False
+    try:
+        kinds = set(re.findall(rb'"type":"(\w+)"', normalizer.__getstate__()))
+    except Exception:  # a part written in Python has no description
+        return True
+    return not kinds <= _HARMLESS
+
+
+def _blind_copy(fast: Any, controls: Mapping[int, str]) -> Any:
+    """A tokenizer with the same vocabulary and the same parts that reads control tokens as text."""
+    from tokenizers import AddedToken, Tokenizer
+
+    copy = Tokenizer(fast.model)  # shared: a vocabulary may take a hundred megabytes
+    if fast.normalizer is not None:
+        copy.normalizer = fast.normalizer
+    if fast.pre_tokenizer is not None:
+        copy.pre_tokenizer = fast.pre_tokenizer
+    added = sorted(fast.get_added_tokens_decoder().items())
+    flags = ("single_word", "lstrip", "rstrip", "normalized")
+    copy.add_tokens([
+        AddedToken(token.content, special=i in controls, **{flag: getattr(token, flag) for flag in flags}) for i, token in added
+    ])  # fmt: skip
+    wrong = [token.content for i, token in added if copy.token_to_id(token.content) != i]
+    if wrong:
+        raise ValueError(f"a copy of the tokenizer gives other ids to its added tokens ({wrong[0]!r}, ...)")
+    copy.encode_special_tokens = True
+    return copy

@@ -1,0 +1,170 @@
+"""Files of keys: what is read, what is refused without quoting it, what a change does, and what `reward-keys` writes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service import keys
+from service.keyring import SCOPES, KeyFile, KeyRing, KeysError, line_of, parse, read
+from service.quota import UNLIMITED, Limits
+from tests.support.service_fakes import StillClock
+
+SECRET = "rwd_a-key-that-nobody-guesses"
+
+
+def hashed(name: str, key: str, rest: str = "score") -> str:
+    return f"{name} sha256:{hashlib.sha256(key.encode()).hexdigest()} {rest}\n"
+
+
+def test_a_line_is_a_name_a_digest_scopes_and_limits():
+    ring = parse("# team a\n\n" + hashed("ppo", SECRET, "score,metrics  requests_per_s=5 tokens_per_s=2e4 burst_s=3"))
+    key = ring.find(SECRET.encode())
+    assert key is not None
+    assert (key.name, key.scopes, key.limits) == ("ppo", {"score", "metrics"}, Limits(5, 20_000, 3))
+    assert ring.find(b"another") is None
+    assert ring.find(b"") is None
+    assert ring.find(hashlib.sha256(SECRET.encode()).hexdigest().encode()) is None, "a digest is no key"
+    assert list(ring.warnings()) == []
+
+
+def test_a_line_of_one_word_is_a_key_as_such_with_a_warning():
+    ring = parse(f"{SECRET}\nshort\n")
+    key = ring.find(SECRET.encode())
+    assert key.scopes == {"score", "metrics"}
+    assert key.limits == UNLIMITED
+    plain, short = ring.warnings()
+    assert "not hashed" in plain
+    assert "line-2" in short
+    assert SECRET not in plain + short
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "# nothing\n", "ppo xyzzy score", "ppo sha256:xyzzy score", "ppo sha256:" + "0" * 62 + " score", "sha256:" + "0" * 64,
+        hashed("ppo", "xyzzy", "score,root"), hashed("ppo", "xyzzy", ""), hashed("ppo", "xyzzy", "score, admin"),
+        hashed("ppo", "xyzzy", "score tokens_per_s=0"), hashed("ppo", "xyzzy", "score tokens_per_s=nan"),
+        hashed("ppo", "xyzzy", "score tokens_per_s=inf"), hashed("ppo", "xyzzy", "score tokens=3"),
+        hashed("ppo", "xyzzy", "score tokens_per_s=xyzzy"), hashed("ppo", "xyzzy") + hashed("ppo", "other"),
+        hashed("ppo", "xyzzy") + hashed("ppo2", "xyzzy"), hashed("ppo", "xyzzy") + "xyzzy", hashed("ppo", ""),
+        hashed("p" * 65, "x"),
+    ],
+)  # fmt: skip
+def test_what_is_no_file_of_keys_is_refused_and_not_quoted(text):
+    with pytest.raises(KeysError) as refused:
+        parse(text)
+    assert "xyzzy" not in str(refused.value)
+
+
+@given(
+    st.frozensets(st.sampled_from(SCOPES), min_size=1),
+    st.builds(Limits, st.none() | st.sampled_from([1.0, 0.5, 300.0]), st.none() | st.just(1e5), st.sampled_from([10.0, 1.0])),
+)  # fmt: skip
+def test_what_is_written_is_read(scopes, limits):
+    (key,) = parse(line_of("a-name", SECRET, scopes, limits)).keys
+    assert (key.name, key.scopes, key.limits) == ("a-name", scopes, limits)
+    assert parse(line_of("a-name", SECRET, scopes, limits)).find(SECRET.encode()) == key
+
+
+# -- a file that changes ----------------------------------------------------------------------------------------------
+
+
+class Told(list):
+    def __call__(self, names, why):
+        self.append((list(names), why))
+
+
+@pytest.fixture
+def world(tmp_path):
+    path, clock, told = tmp_path / "keys", StillClock(), Told()
+    path.write_text(hashed("old", "old-key"))
+    return path, clock, told, KeyFile(path, read(path), clock, told)
+
+
+def test_a_file_that_changes_is_read_again_within_a_second(world):
+    path, clock, told, keys = world
+    path.write_text(hashed("new", "new-key") + hashed("old", "old-key"))
+    assert keys.ring().find(b"new-key") is None, "not at every request"
+    clock.advance(1.0)
+    assert keys.ring().find(b"new-key").name == "new"
+    path.write_text(hashed("new", "new-key"))
+    clock.advance(1.0)
+    assert keys.ring().find(b"old-key") is None
+    assert told == [(["new", "old"], None), (["new"], None)]
+
+
+@pytest.mark.parametrize(
+    "break_it", [lambda p: p.write_text("ppo sha256:xyzzy score"), lambda p: p.write_text(""), os.remove]
+)
+def test_a_file_that_is_broken_keeps_the_keys_and_says_so_once(world, break_it):
+    path, clock, told, keys = world
+    break_it(path)
+    for _ in range(3):
+        clock.advance(1.0)
+        assert keys.ring().find(b"old-key").name == "old"
+    ((names, why),) = told
+    assert names == ["old"]
+    assert why
+    assert "xyzzy" not in why
+    path.write_text(hashed("new", "new-key"))
+    clock.advance(1.0)
+    assert keys.ring().find(b"new-key") is not None
+
+
+def test_a_file_that_another_takes_the_place_of_is_read_again(world):
+    path, clock, _, keys = world
+    beside = path.with_name("beside")
+    beside.write_text(hashed("old", "new-key"))
+    os.utime(beside, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    os.replace(beside, path)
+    clock.advance(1.0)
+    assert keys.ring().find(b"new-key") is not None
+
+
+def test_without_a_file_there_are_no_keys():
+    assert KeyFile(None, KeyRing(), StillClock(), Told()).ring().keys == ()
+
+
+# -- reward-keys ------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_printed_once_and_only_its_digest_is_kept(tmp_path, capsys):
+    path = tmp_path / "keys"
+    assert keys.main(["ppo", str(path)]) == 0
+    assert keys.main(["ops", str(path), "--scopes=score,admin", "--requests-per-s=2", "--tokens-per-s=1000"]) == 0
+    first, second = capsys.readouterr().out.split()
+    assert first != second
+    assert len(first) > 40
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert first not in path.read_text()
+    ring = read(path)
+    assert ring.find(first.encode()).scopes == {"score"}
+    assert ring.find(second.encode()).scopes == {"score", "admin"}
+    assert ring.find(second.encode()).limits == Limits(2, 1000)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["ppo"], ["ops", "--scopes=root"], ["two words"], ["x", "--tokens-per-s=-1"], ["x", "--scopes="]]
+)
+def test_nothing_is_added_that_would_break_the_file(tmp_path, capsys, arguments):
+    path = tmp_path / "keys"
+    path.write_text(hashed("ppo", SECRET).rstrip())
+    before = path.read_text()
+    assert keys.main([arguments[0], str(path), *arguments[1:]]) == 2
+    assert path.read_text() == before
+    said = capsys.readouterr()
+    assert said.out == "", "no key is shown that was not kept"
+    assert "reward-keys" in said.err
+
+
+def test_a_file_without_a_last_newline_is_gone_on_with_on_a_line_of_its_own(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text(hashed("ppo", SECRET).rstrip())
+    assert keys.main(["ops", str(path)]) == 0
+    assert [key.name for key in read(path).keys] == ["ppo", "ops"]
