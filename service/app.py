@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -168,6 +168,29 @@ async def serve(
         server.should_exit = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(serving, _LONGEST_CLOSING_S)
+
+
+@contextlib.asynccontextmanager
+async def open_house(
+    settings: ServeSettings, keys: frozenset[str], webhook_secret: bytes | None = None
+) -> AsyncIterator[tuple[House, Engine]]:
+    """A house with its model in service, for whoever has a socket and signals of his own. Whoever leaves waits for
+    what was accepted.
+
+    Raise what `serve` raises.
+    """
+    house = build_house(settings, keys)
+    webhook = _start_webhook(settings, webhook_secret, house.metrics)
+    try:
+        engine = await _load_unless_stopped(house, asyncio.Event(), webhook)
+        assert engine is not None, "nobody told it to stop"
+        try:
+            yield house, engine
+        finally:
+            await _drain(house, engine)
+    finally:
+        if webhook is not None:
+            await webhook.stop()
 
 
 def _start_webhook(settings: ServeSettings, secret: bytes | None, metrics: Metrics) -> Webhook | None:
