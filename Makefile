@@ -14,7 +14,7 @@ GYM ?=
 DRILL ?=
 SOAK ?=
 
-.PHONY: help setup serve test test-vllm test-trainers check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak rules dashboards train-default clean
+.PHONY: help setup serve test test-vllm test-trainers test-ray check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak rules k8s-rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make test           all tests (WORKERS=2)"
 	@echo "make test-vllm      the vllm backend against vLLM itself, on the CPU; installs it into .bench/ (minutes)"
 	@echo "make test-trainers  TRL, OpenRLHF, verl and LLaMA-Factory against a live server; installs them into .bench/"
+	@echo "make test-ray       the server on Ray Serve, with replicas that follow the queue; installs Ray into .bench/"
 	@echo "make check          lint, types, import rules"
 	@echo "make bench          the engines side by side, under ten minutes (BENCH=--quick: under one)"
 	@echo "make bench-peers    this server and others side by side; installs them into .bench/ (BENCH=--quick)"
@@ -33,6 +34,7 @@ help:
 	@echo "make gym-report     the same once more, and over HTTP through a real server, with a page of plots (runs/gym.html)"
 	@echo "make soak           servers are killed under the client: no sample lost, doubled or made up (SOAK=--backend=torch)"
 	@echo "make rules          write the alert rules again from the thresholds of the trip wires"
+	@echo "make k8s-rules      write the alert rules again for the Prometheus of a Kubernetes cluster"
 	@echo "make dashboards     write the Grafana dashboards again"
 	@echo "make train-default  train the default model again (DATA=folder with the preference files)"
 	@echo "make setup          only the virtual environment"
@@ -63,6 +65,11 @@ test-vllm: setup
 test-trainers: setup
 	@$(BIN)/python -m tests.trainers.install
 	@"$$($(BIN)/python -m tests.trainers.install | tail -n 1)" -m pytest -o filterwarnings=default -o timeout=900 tests/trainers
+
+# As above; Ray's own warnings are not ours to fail on.
+test-ray: setup
+	@$(BIN)/python -m tests.ray_serve.install
+	@"$$($(BIN)/python -m tests.ray_serve.install | tail -n 1)" -m pytest -n0 -o filterwarnings=default -o timeout=600 tests/ray_serve
 
 check: setup
 	$(BIN)/ruff check .
@@ -103,6 +110,9 @@ soak: setup
 
 rules: setup
 	@$(BIN)/python -m service.rules > monitoring/prometheus/rules/tripwires.yml
+
+k8s-rules: setup
+	@$(BIN)/python -m k8s.rules
 
 dashboards: setup
 	@$(BIN)/python -m monitoring.grafana.build

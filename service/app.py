@@ -207,6 +207,29 @@ async def serve(
             await asyncio.wait_for(serving, _LONGEST_CLOSING_S)
 
 
+@contextlib.asynccontextmanager
+async def open_house(
+    settings: ServeSettings, keys: KeyRing, webhook_secret: bytes | None = None
+) -> AsyncIterator[tuple[House, Succession]]:
+    """A house with its model in service, for whoever has a socket and signals of his own. Whoever leaves waits for
+    what was accepted.
+
+    Raise what `serve` raises.
+    """
+    house = build_house(settings, keys)
+    webhook = _start_webhook(settings, webhook_secret, house.metrics)
+    try:
+        succession = await _load_unless_stopped(house, asyncio.Event(), webhook)
+        assert succession is not None, "nobody told it to stop"
+        try:
+            yield house, succession
+        finally:
+            await _drain(house, succession)
+    finally:
+        if webhook is not None:
+            await webhook.stop()
+
+
 def _limits(settings: ServeSettings) -> ConnectionLimits:
     """Of connections; a part of the file descriptors is for everything else."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

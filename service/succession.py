@@ -64,7 +64,7 @@ class Succession:
         self._roster = Roster((self._settle_in(first, source),))
         commons.metrics.watch_queue(
             lambda: sum(each.engine.batcher.n_samples for each in self._tenures.values()),
-            lambda: sum(each.engine.batcher.n_tokens for each in self._tenures.values()),
+            lambda: self.n_queued_tokens,
             lambda: self.serving.engine.batcher.limits.enough,
         )
         commons.metrics.watch_memory(self._memory)
@@ -76,6 +76,11 @@ class Succession:
     def serving(self) -> Tenure:
         """The model in service."""
         return self._tenures[self._roster.serving]
+
+    @property
+    def n_queued_tokens(self) -> int:
+        """Tokens that wait for a batch, of any model."""
+        return sum(each.engine.batcher.n_tokens for each in self._tenures.values())
 
     @property
     def overview(self) -> Overview:

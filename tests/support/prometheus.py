@@ -18,14 +18,18 @@ JOB = "rewardserve"
 
 
 class Prometheus:
-    """Scrapes these servers every `scrape`, and looks at the rules as often. Its data lies in `folder`."""
+    """Scrapes these servers every `scrape`, and looks at the rules as often. Its data lies in `folder`.
 
-    def __init__(self, folder, servers, rules, scrape="250ms"):
+    `labels` are those that whoever discovers servers gives to all that is scraped of them.
+    """
+
+    def __init__(self, folder, servers, rules, scrape="250ms", labels=None):
+        targets = [url.removeprefix("http://") for url in servers]
         config = {
             "global": {"scrape_interval": scrape, "scrape_timeout": scrape, "evaluation_interval": scrape},
             "rule_files": [str(path) for path in rules],
             "scrape_configs": [
-                {"job_name": JOB, "static_configs": [{"targets": [url.removeprefix("http://") for url in servers]}]}
+                {"job_name": JOB, "static_configs": [{"targets": targets, "labels": labels or {}}]},
             ],
         }
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))

@@ -1,11 +1,11 @@
 """Backends for drills with real server processes: held at a gate, failing to load, failing to score.
 
 `python -m tests.support.service_backends` is `reward-serve` with one more backend, `drill`. Its model name
-says what goes wrong: `load-waits:FIFO`, `load-fails:WORDS`, `forward-waits:FIFO`, `raises:WORDS`,
-`nan:`, `too-few:`, `bug-in-encoder:WORDS`, `encoder-waits:FIFO`, `bad-cost:`, `two-heads:`, `noisy:`,
-`noisy-without-probes:`, `tampered-after:N`, `dies-after:N`, `no-memory-above:N` (rows; torch's own error),
-`eats-above:N` (rows; takes a gigabyte), `time-jumps:SECONDS` (the wall clock, with every forward). A gate is a named
-pipe: whoever opens it for writing knows that the server is inside, and lets it go on by closing it.
+says what goes wrong: `load-waits:FIFO`, `load-fails:WORDS`, `forward-waits:FIFO` (the first forward),
+`waits-while-there-is:FIFO` (each), `raises:WORDS`, `nan:`, `too-few:`, `bug-in-encoder:WORDS`, `encoder-waits:FIFO`,
+`bad-cost:`, `two-heads:`, `noisy:`, `noisy-without-probes:`, `tampered-after:N`, `dies-after:N`, `no-memory-above:N` (rows;
+torch's own error), `eats-above:N` (rows; takes a gigabyte), `time-jumps:SECONDS` (the wall clock, with every forward). A gate
+is a named pipe: whoever opens it for writing knows that the server is inside, and lets it go on by closing it.
 """
 
 from __future__ import annotations
@@ -139,6 +139,15 @@ def _first_forward_waits(fifo):
     return behave
 
 
+def _waits_while_there_is(fifo):
+    def behave(batch: TokenBatch) -> BatchScores:
+        if Path(fifo).exists():
+            pass_gate(fifo)
+        return right_scores(batch)
+
+    return behave
+
+
 def _raises(words):
     def behave(batch: TokenBatch) -> BatchScores:
         # What a library might do: quote what it choked on.
@@ -189,6 +198,7 @@ BEHAVIOURS = {
     "eats-above": _eats_above,
     "time-jumps": _time_jumps,
     "forward-waits": _first_forward_waits,
+    "waits-while-there-is": _waits_while_there_is,
     "raises": _raises,
     "nan": lambda _: scores_with(math.nan, lambda row: True),
     "too-few": lambda _: one_too_few,

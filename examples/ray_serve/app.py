@@ -1,0 +1,97 @@
+"""RewardServe on Ray Serve: every replica is the whole server but for its socket, which is Ray's.
+
+    serve run examples.ray_serve.app:application max_replicas=4
+
+Settings are the server's own, from the environment of the replicas; host and port mean nothing here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from pydantic_settings import SettingsError
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from starlette.types import ASGIApp
+
+from examples.ray_serve.policy import QUEUE_TOKENS, FollowQueue
+from service.app import open_house
+from service.observability import logs
+from service.settings import ServeSettings
+
+
+class Scale(BaseModel):
+    """What `serve run` may be told, as NAME=VALUE."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    min_replicas: int = 1
+    max_replicas: int = 4
+    tokens_per_replica: int = 4000
+    """One replica for so many tokens that wait; k8s/README.md says how to find the number."""
+    upscale_delay_s: float = 5.0
+    downscale_delay_s: float = 600.0
+    look_back_period_s: float = 15.0
+    """Longer than the 10 s after which replicas tell the controller."""
+    cpus: float = 1.0
+    gpus: float = 0.0
+    drain_s: float = 75.0
+    """More than REWARD_DRAIN_TIMEOUT_S: after it Ray kills the replica."""
+
+
+@serve.deployment(name="rewardserve")
+@serve.ingress()
+class Replica:
+    """Ready once the model is; gone once everything that it has accepted is answered."""
+
+    async def __init__(self) -> None:
+        settings = ServeSettings()
+        logs.configure(settings.log_level, settings.log_format)
+        keys = settings.read_keys()
+        if not keys and not settings.allow_open:
+            raise SettingsError(
+                "who can reach Ray's proxy is not known here. Set REWARD_KEYS_FILE, or REWARD_ALLOW_OPEN=1 if anybody "
+                "may use this server."
+            )
+        self._opened = open_house(settings, keys, settings.read_webhook_secret())
+        self._house, self._models = await self._opened.__aenter__()
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Ray asks for it when the constructor is done."""
+        return self._house.app
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the policy sees of this replica."""
+        return {QUEUE_TOKENS: float(self._models.n_queued_tokens)}
+
+    async def check_health(self) -> None:
+        """As `/livez`: raise when the replica should be started anew."""
+        if not self._house.stage.is_alive or self._house.stage.is_scorer_dead:
+            raise RuntimeError("nobody scores here any more; the log says why")
+
+    async def __del__(self) -> None:
+        """Ray calls and awaits it when the replica is to go. One that was never ready has nothing to close."""
+        if hasattr(self, "_house"):
+            await self._opened.__aexit__(None, None, None)
+
+
+def application(scale: Scale) -> Any:
+    """What `serve run` deploys."""
+    autoscaling = AutoscalingConfig(
+        min_replicas=scale.min_replicas,
+        max_replicas=scale.max_replicas,
+        upscale_delay_s=scale.upscale_delay_s,
+        downscale_delay_s=scale.downscale_delay_s,
+        look_back_period_s=scale.look_back_period_s,
+        policy=AutoscalingPolicy(
+            policy_function=FollowQueue, policy_kwargs={"tokens_per_replica": scale.tokens_per_replica}
+        ),
+    )
+    return Replica.options(
+        # Admission says no, in words; Ray would let five requests in and keep the others waiting.
+        max_ongoing_requests=4096,
+        autoscaling_config=autoscaling,
+        graceful_shutdown_timeout_s=scale.drain_s,
+        ray_actor_options={"num_cpus": scale.cpus, "num_gpus": scale.gpus},
+    ).bind()

@@ -1,0 +1,1 @@
+"""Manifests for Kubernetes. The only code here writes one of them."""
