@@ -60,6 +60,7 @@ def run(settings: ServeSettings) -> int:
         settings.wire_plan()
         settings.read_baits()
         settings.make_folders()
+        settings.watched_folders()
         scheme = "http" if settings.tls_files() is None else "https"
         listening, shared = bind(settings.host, port), None
         if settings.shared_port is not None:

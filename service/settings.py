@@ -360,11 +360,6 @@ class ServeSettings(ModelSettings):
                 f"host={self.host} is reachable from other machines and there are no keys. Set REWARD_KEYS_FILE, bind "
                 f"to 127.0.0.1, or set REWARD_ALLOW_OPEN=1 if anybody may use this server."
             )
-        if self.swap.watch_s and not all(folder.is_dir() for folder in self.watched_folders()):
-            raise ValueError(
-                f"swap.watch_s={self.swap.watch_s:g}, but the model is no folder that could be watched. Set REWARD_MODEL to a "
-                f"folder, or to a link that leads to one, or drop REWARD_SWAP__WATCH_S."
-            )
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError("a certificate needs its key. Set REWARD_TLS_CERT_FILE and REWARD_TLS_KEY_FILE, or none.")
         if self.tls_client_ca_file is not None and self.tls_cert_file is None:
@@ -396,8 +391,16 @@ class ServeSettings(ModelSettings):
         return self
 
     def watched_folders(self) -> list[Path]:
-        """The folder of each model."""
-        return [Path(each) for each in self.named_models().values() or [self.model or "the default model"]]
+        """The folder of each model, where they are to be watched. Raise `SettingsError` for what is none."""
+        if not self.swap.watch_s:
+            return []
+        models = [Path(each) for each in self.named_models().values() or [self.model]]
+        if not all(str(model) != "." and model.is_dir() for model in models):
+            raise SettingsError(
+                f"REWARD_SWAP__WATCH_S={self.swap.watch_s:g}, but the model is no folder that could be watched. Set "
+                f"REWARD_MODEL to a folder, or to a link that leads to one, or drop REWARD_SWAP__WATCH_S."
+            )
+        return models
 
     def read_keys(self) -> KeyRing:
         """The keys of `keys_file`; none where there is no file. Raise `SettingsError`."""

@@ -133,8 +133,10 @@ def orders_of(both: Sequence[tuple[tuple[int, ...], Pair]]) -> dict[str, int]:
     found = {"same": 0, "other": 0, "tied": 0}
     for group in groups.values():
         for (served_a, shadow_a), (served_b, shadow_b) in combinations(group[:_LARGEST_GROUP], 2):
-            product = (served_a - served_b) * (shadow_a - shadow_b)
-            found["same" if product > 0 else "other" if product < 0 else "tied"] += 1
+            if served_a == served_b or shadow_a == shadow_b:
+                found["tied"] += 1
+            else:
+                found["same" if (served_a > served_b) == (shadow_a > shadow_b) else "other"] += 1
     return found
 
 

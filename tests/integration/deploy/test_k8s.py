@@ -38,9 +38,6 @@ pytestmark = needs_kubectl
 EVERY = (*SERVING, *TRAINING)
 VERSIONS = ("1.32", "1.37")
 CUSTOM = {"ScaledObject", "ServiceMonitor", "PrometheusRule", "PyTorchJob"}
-COMING = {"REWARD_SWAP__WATCH_S"} - {"REWARD_" + name.upper() + "__WATCH_S" for name in ServeSettings.model_fields}
-"""Settings that the manifests name before the server knows them. Empty once it does."""
-
 LONGEST_ANNOTATION = 262_144
 """Bytes of the annotation in which `kubectl apply` keeps a copy of the object."""
 
@@ -107,13 +104,12 @@ def test_kubectl_apply_can_keep_its_copy_of_every_object(folder):
 @pytest.mark.parametrize("folder", SERVING)
 def test_the_server_takes_every_variable_and_value(folder, monkeypatch):
     wanted = settings_of(built(folder))
-    assert unknown_variables(ServeSettings, {name: "" for name in wanted if name not in COMING}) == []
+    assert unknown_variables(ServeSettings, wanted) == []
     for name, value in wanted.items():
-        if name not in COMING:
-            monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name, value)
     settings = ServeSettings()
     for name in wanted:
-        if name.startswith("REWARD_") and name not in COMING:
+        if name.startswith("REWARD_"):
             first, *rest = name.removeprefix("REWARD_").lower().split("__")
             found = getattr(settings, first)
             for step in rest:
