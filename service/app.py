@@ -30,6 +30,7 @@ from service.admission import Admission
 from service.api import docs, problems
 from service.api.dialects import DIALECTS
 from service.api.dialects.routes import dialect_routes
+from service.api.door import Door
 from service.api.health import OPEN_PATHS, health_routes
 from service.api.intake import Intake, IntakeLimits
 from service.api.middleware import KeyCheck, RequestSeen, Witness
@@ -68,6 +69,7 @@ class House:
     clock: Clock
     log: logs.Logger
     app: ASGIApp
+    door: Door
 
 
 # -- building ---------------------------------------------------------------------------------------------------
@@ -99,12 +101,16 @@ def build_house(settings: ServeSettings, keys: frozenset[str]) -> House:
     own = {route.path for router in routers for route in router.routes if isinstance(route, APIRoute)}
     routes = frozenset(own | {"/docs", "/openapi.json"})
     intake = IntakeLimits(settings.max_body_bytes, settings.max_body_bytes_in_flight, settings.body_timeout_s)
+    # The others wait for seats, or say no in words of their own.
+    plain = {d.path for d in DIALECTS if not d.patience_s and d.refuse is problems.refusal}
+    may_close = {"/score", "/compare"} | plain
+    door = Door(frozenset(may_close), admission, lambda path, status: metrics.observe_request(path, status, 0.0))
     # From the innermost to the outermost.
-    app: ASGIApp = Straight(api, routers=scoring, clock=clock, overload_status=settings.overload_status)
+    app: ASGIApp = Straight(api, routers=scoring, clock=clock, overload_status=settings.overload_status, door=door)
     app = KeyCheck(app, keys=keys, open_paths=OPEN_PATHS)
     app = Intake(app, limits=intake)
     app = Witness(app, routes=routes, clock=clock, tell=_tell_of_requests(metrics, log))
-    return House(settings, stage, admission, metrics, clock, log, app)
+    return House(settings, stage, admission, metrics, clock, log, app, door)
 
 
 def _tell_of_requests(metrics: Metrics, log: logs.Logger) -> Callable[[RequestSeen], None]:
@@ -154,7 +160,10 @@ async def serve(
         house.app,
         http=cast(
             Any,
-            partial(OneWriteProtocol, shared=Connections(_limits(settings), house.metrics.observe_connection_ended)),
+            partial(
+                OneWriteProtocol,
+                shared=Connections(_limits(settings), house.metrics.observe_connection_ended, house.door),
+            ),
         ),
         ws="none",
         timeout_keep_alive=cast(int, settings.keep_alive_s),  # any number of seconds will do
