@@ -69,6 +69,11 @@ class Server:
         return False
 
     @property
+    def pid(self) -> int:
+        """Of its one process."""
+        return self._process.pid
+
+    @property
     def cpu_s(self) -> float:
         """Of all its threads, so far."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
