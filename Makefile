@@ -13,8 +13,10 @@ BENCH ?=
 GYM ?=
 DRILL ?=
 SOAK ?=
+MEMORY ?=
+OVERLOAD ?=
 
-.PHONY: help setup serve test test-vllm test-trainers test-ray check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak rules k8s-rules dashboards train-default clean
+.PHONY: help setup serve test test-vllm test-trainers test-ray test-faults test-fuzz check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload rules k8s-rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +25,8 @@ help:
 	@echo "make test-vllm      the vllm backend against vLLM itself, on the CPU; installs it into .bench/ (minutes)"
 	@echo "make test-trainers  TRL, OpenRLHF, verl and LLaMA-Factory against a live server; installs them into .bench/"
 	@echo "make test-ray       the server on Ray Serve, with replicas that follow the queue; installs Ray into .bench/"
+	@echo "make test-faults    slow crowds, full disks, killers in the kernel: what needs root or minutes (skips what is missing)"
+	@echo "make test-fuzz      a hundred thousand bodies, and schemathesis over the OpenAPI document (minutes)"
 	@echo "make check          lint, types, import rules"
 	@echo "make bench          the engines side by side, under ten minutes (BENCH=--quick: under one)"
 	@echo "make bench-peers    this server and others side by side; installs them into .bench/ (BENCH=--quick)"
@@ -33,6 +37,8 @@ help:
 	@echo "make drill          real servers, Prometheus, Alertmanager: how soon an exploit is told (DRILL=--data FOLDER)"
 	@echo "make gym-report     the same once more, and over HTTP through a real server, with a page of plots (runs/gym.html)"
 	@echo "make soak           servers are killed under the client: no sample lost, doubled or made up (SOAK=--backend=torch)"
+	@echo "make soak-memory    half an hour of mixed load: does memory stay flat? (MEMORY=--minutes=5)"
+	@echo "make overload       ten times more work than the server can do, for a minute (OVERLOAD=--backend=echo)"
 	@echo "make rules          write the alert rules again from the thresholds of the trip wires"
 	@echo "make k8s-rules      write the alert rules again for the Prometheus of a Kubernetes cluster"
 	@echo "make dashboards     write the Grafana dashboards again"
@@ -71,6 +77,16 @@ test-ray: setup
 	@$(BIN)/python -m tests.ray_serve.install
 	@"$$($(BIN)/python -m tests.ray_serve.install | tail -n 1)" -m pytest -n0 -o filterwarnings=default -o timeout=600 tests/ray_serve
 
+# Root, slowhttptest, libfaketime and cgroups are used where they are; every skipped test says what it lacks.
+test-faults: setup
+	@TEST_FAULTS=1 $(BIN)/python -m pytest -n0 tests/integration/test_server_kills.py tests/integration/test_server_connections.py \
+	  tests/integration/test_slow_crowds.py tests/integration/test_server_memory.py tests/integration/test_server_clock.py \
+	  tests/integration/test_disk_full.py tests/unit/model/test_damaged_checkpoints.py
+
+test-fuzz: setup
+	@$(BIN)/python -m tests.fuzz.install
+	@FUZZ_BODIES=100000 $(BIN)/python -m pytest -n0 tests/fuzz
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -107,6 +123,12 @@ drill: setup
 
 soak: setup
 	@$(BIN)/python -m benchmarks.soak $(SOAK)
+
+soak-memory: setup
+	@$(BIN)/python -m benchmarks.memory $(MEMORY)
+
+overload: setup
+	@$(BIN)/python -m benchmarks.overload $(OVERLOAD)
 
 rules: setup
 	@$(BIN)/python -m service.rules > monitoring/prometheus/rules/tripwires.yml

@@ -55,7 +55,7 @@ def measure(case: Case, tokens: int, at_once: int) -> dict[str, float]:
 
 
 async def _measure(case: Case, tokens: int, at_once: int) -> dict[str, float]:
-    house, engine, served = _open()
+    house, engine, served = open_house()
     bodies = Bodies(case, tokens, seed=-1)
     n = max(at_once, _SAMPLES // case.n_samples)
 
@@ -94,7 +94,8 @@ async def _measure(case: Case, tokens: int, at_once: int) -> dict[str, float]:
     }
 
 
-def _open() -> tuple[app.House, engines.Engine, Served]:
+def open_house() -> tuple[app.House, engines.Engine, Served]:
+    """A whole server in this process, with the echo backend, open for requests. Needs a running event loop."""
     settings = ServeSettings(backend="echo", model="echo", log_level="warning", _cli_parse_args=[])
     logs.configure(settings.log_level, settings.log_format)
     house = app.build_house(settings, KeyRing())

@@ -16,11 +16,12 @@ from service.clock import Clock
 from service.errors import Overloaded, RequestTooLarge, ShuttingDown
 
 _LONGEST_RETRY_AFTER_S = 30.0
+_NEARLY = 0.9
 _STAY_WEIGHT = 0.1  # of the newest stay in the running mean: some ten requests are remembered
 
 
 class Admission:
-    """Counts who is in. `empty` is set while nobody is."""
+    """Counts who is in, and who has left. `empty` is set while nobody is in."""
 
     def __init__(self, max_samples: int, max_tokens: int, clock: Clock) -> None:
         self.max_samples = max_samples
@@ -32,6 +33,12 @@ class Admission:
         self._clock = clock
         self._closed = False
         self._mean_stay_s = 0.0
+        self.n_left = 0
+
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether nine seats in ten are taken, of samples or of tokens."""
+        return self.n_samples >= _NEARLY * self.max_samples or self.n_tokens >= _NEARLY * self.max_tokens
 
     def close(self) -> None:
         """Let nobody in any more. Those who are in may finish."""
@@ -47,6 +54,7 @@ class Admission:
             yield
         finally:
             self._move(-n_samples, -n_tokens)
+            self.n_left += 1
             self._mean_stay_s += _STAY_WEIGHT * (self._clock.now() - entered_at - self._mean_stay_s)
 
     def _check(self, n_samples: int, n_tokens: int) -> None:

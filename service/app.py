@@ -28,6 +28,7 @@ from service.api import docs, problems
 from service.api.admin import admin_routes
 from service.api.dialects import DIALECTS
 from service.api.dialects.routes import dialect_routes
+from service.api.door import Door
 from service.api.health import OPEN_PATHS, health_routes
 from service.api.intake import Intake, IntakeLimits
 from service.api.middleware import Access, KeyCheck, RequestSeen, Witness
@@ -64,6 +65,7 @@ class House:
     clock: Clock
     log: logs.Logger
     app: ASGIApp
+    door: Door
 
 
 # -- building ---------------------------------------------------------------------------------------------------
@@ -95,14 +97,18 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
     own = {route.path for router in routers for route in router.routes if isinstance(route, APIRoute)}
     routes = frozenset(own | {"/docs", "/openapi.json"})
     intake = IntakeLimits(settings.max_body_bytes, settings.max_body_bytes_in_flight, settings.body_timeout_s)
+    # The others wait for seats, or say no in words of their own.
+    plain = {d.path for d in DIALECTS if not d.patience_s and d.refuse is problems.refusal}
+    may_close = {"/score", "/compare"} | plain
+    door = Door(frozenset(may_close), admission, lambda path, status: metrics.observe_request(path, status, 0.0))
     # From the innermost to the outermost.
-    app: ASGIApp = Straight(api, routers=scoring, clock=clock, overload_status=settings.overload_status)
+    app: ASGIApp = Straight(api, routers=scoring, clock=clock, overload_status=settings.overload_status, door=door)
     key_file = KeyFile(settings.keys_file, keys, clock, _tell_of_keys(log, keys))
     access = Access(OPEN_PATHS, settings.metrics_key_required, is_loopback(settings.host))
     app = KeyCheck(app, ring=key_file.ring, access=access, clock=clock)
     app = Intake(app, limits=intake)
     app = Witness(app, routes=routes, clock=clock, tell=_tell_of_requests(metrics, log))
-    return House(settings, stage, admission, metrics, clock, log, app)
+    return House(settings, stage, admission, metrics, clock, log, app, door)
 
 
 def _tell_of_keys(log: logs.Logger, keys: KeyRing) -> Callable[[Sequence[str], str | None], None]:
@@ -176,7 +182,10 @@ async def serve(
         house.app,
         http=cast(
             Any,
-            partial(OneWriteProtocol, shared=Connections(_limits(settings), house.metrics.observe_connection_ended)),
+            partial(
+                OneWriteProtocol,
+                shared=Connections(_limits(settings), house.metrics.observe_connection_ended, house.door),
+            ),
         ),
         ws="none",
         timeout_keep_alive=cast(int, settings.keep_alive_s),  # any number of seconds will do

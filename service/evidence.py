@@ -79,4 +79,5 @@ class EvidenceRoom:
                 for exhibit in exhibits:
                     out.write(json.dumps({"wire": finding.wire, **asdict(exhibit)}) + "\n")
         except OSError as error:
+            (self._folder / name).unlink(missing_ok=True)  # half of it would be taken for all
             self._failed(f"{type(error).__name__}: {error.strerror}")

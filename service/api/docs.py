@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from pydantic.json_schema import models_json_schema
 
 from service.api.schemas import CompareRequest, ErrorReply, ScoreRequest
@@ -53,6 +53,14 @@ _ORIGIN = [
 ]
 
 
+class _AnyError(BaseModel):
+    """Why something was refused, in the shape that this wire format has for it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    error: str | dict[str, Any]
+
+
 def operation(body: type[BaseModel]) -> dict[str, Any]:
     """Arguments for a route that reads `body`: its documentation, and every error that it may answer."""
     content = {"application/json": {"schema": {"$ref": _REF.format(model=body.__name__)}}}
@@ -74,12 +82,16 @@ def admin_operation(body: type[BaseModel], *statuses: int) -> dict[str, Any]:
     }
 
 
-def foreign_operation(body: Any) -> dict[str, Any]:
-    """Arguments for a route of another's wire format: what it reads, and the errors that it may answer."""
+def foreign_operation(body: Any, *, own_refusals: bool = False) -> dict[str, Any]:
+    """Arguments for a route of another's wire format: what it reads, and the errors that it may answer.
+
+    `own_refusals`: in a shape of its own, but for those that are refused before anybody knows the format.
+    """
     (schema,), _ = msgspec.json.schema_components([body], ref_template=_REF_OF_STRUCT)
     content = {"application/json": {"schema": schema}}
+    said = {status: {**error, "model": _AnyError} if own_refusals else error for status, error in errors().items()}
     return {
-        "responses": errors(),
+        "responses": said,
         "openapi_extra": {
             "requestBody": {"required": True, "content": content}, "parameters": [_DEADLINE, _IDEMPOTENCY, *_ORIGIN]
         },

@@ -81,12 +81,17 @@ class Witness:
             self._tell(seen)
 
     def _begin(self, scope: Scope) -> RequestSeen:
-        asked = header(scope, _ID_HEADER)
-        request_id = asked.decode() if asked and _TIDY_ID.fullmatch(asked) else os.urandom(16).hex()
         path = scope["path"]
         scope.setdefault("state", {})
         # A path that we do not know may hold anything, so it is not written down.
-        return RequestSeen(request_id, scope["method"], path if path in self._routes else "other")
+        return RequestSeen(
+            request_id(header(scope, _ID_HEADER)), scope["method"], path if path in self._routes else "other"
+        )
+
+
+def request_id(asked: bytes | None) -> str:
+    """The one that the caller gave, if it is tidy, else a new one."""
+    return asked.decode() if asked and _TIDY_ID.fullmatch(asked) else os.urandom(16).hex()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from service.api.door import Door
+from service.api.middleware import request_id
 from service.api.problems import problem
 from service.errors import HeadTimeout, HeadTooLarge, InvalidHttp, Overloaded, RequestRefused
 
@@ -41,9 +44,10 @@ class ConnectionLimits:
 class Connections:
     """What all connections share: their bound, and which of them owe us a request, the longest waiting first."""
 
-    def __init__(self, limits: ConnectionLimits, tell: Callable[[Ended], None]) -> None:
+    def __init__(self, limits: ConnectionLimits, tell: Callable[[Ended], None], door: Door) -> None:
         self.limits = limits
         self.tell = tell
+        self.door = door
         self.owing: dict[OneWriteProtocol, None] = {}
 
     def displace(self) -> bool:
@@ -68,6 +72,7 @@ class OneWriteProtocol(HttpToolsProtocol):
         self._all = shared
         self._serving = False
         self._in_head = False
+        self._refusal: Response | None = None
         self._n_head_bytes = 0
         self._head_timer = _Timer(self.loop, shared.limits.head_timeout_s, self._give_up_head)
         self._read_timer = _Timer(self.loop, shared.limits.read_timeout_s, self._give_up_reader)
@@ -101,8 +106,8 @@ class OneWriteProtocol(HttpToolsProtocol):
             if self._n_head_bytes > MAX_HEAD_BYTES:
                 error = HeadTooLarge(f"the head is larger than {MAX_HEAD_BYTES} bytes", limit=MAX_HEAD_BYTES)
                 self._end("large_head", error)
-        if not self._serving:
-            self._head_timer.start()  # uvicorn's own timer for silence has just been unset
+        if not self._serving and self.timeout_keep_alive_task is None:
+            self._head_timer.start()  # uvicorn's own timer for silence has been unset
 
     def on_message_begin(self) -> None:
         """The first byte of a head."""
@@ -110,11 +115,30 @@ class OneWriteProtocol(HttpToolsProtocol):
         self._in_head, self._n_head_bytes = True, 0
 
     def on_headers_complete(self) -> None:
-        """A whole head."""
+        """A whole head. Where it is turned away, its body is thrown away as it comes, in the time of a head."""
+        self._in_head = False
+        if (answer := self._turned_away()) is not None:
+            self._refusal = answer
+            return
         super().on_headers_complete()
-        self._in_head, self._serving = False, True
+        self._serving = True
         self._all.owing.pop(self, None)
         self._head_timer.stop()
+
+    def on_body(self, body: bytes) -> None:
+        """Some of a body."""
+        if self._refusal is None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The end of a body; whoever was turned away is told now, and may ask again."""
+        if self._refusal is None:
+            super().on_message_complete()
+            return
+        self._head_timer.stop()
+        self._write(self._refusal, closes=not self.parser.should_keep_alive())
+        self._refusal = None
+        self._idle_since_answer()
 
     def on_response_complete(self) -> None:
         """An answer has been written."""
@@ -158,10 +182,32 @@ class OneWriteProtocol(HttpToolsProtocol):
         """Close, with an answer if there is a question that it could belong to."""
         self._all.tell(why)
         if error is not None and not self._serving:
-            answer = problem(error)
-            lines = [b"%s: %s\r\n" % header for header in (*answer.raw_headers, (b"connection", b"close"))]
-            self.transport.write(b"".join([STATUS_LINE[answer.status_code], *lines, b"\r\n", bytes(answer.body)]))
+            self._write(problem(error), closes=True)
         self.transport.close()
+
+    def _turned_away(self) -> Response | None:
+        """The answer, if this is a request for which there is no seat. Who waits for a go-ahead is asked in first."""
+        if self._serving or self.expect_100_continue or self.parser.get_method() != b"POST":
+            return None
+        length = next((value for name, value in self.headers if name == b"content-length"), b"")
+        if not length.isdigit():
+            return None
+        return self._all.door.turns_away(self.url.partition(b"?")[0], int(length))
+
+    def _write(self, answer: Response, *, closes: bool) -> None:
+        asked = next((value for name, value in self.headers or () if name == b"x-request-id"), b"")
+        headers = [*answer.raw_headers, (b"x-request-id", request_id(asked).encode())]
+        lines = [b"%s: %s\r\n" % header for header in headers + [(b"connection", b"close")] * closes]
+        self.transport.write(b"".join([STATUS_LINE[answer.status_code], *lines, b"\r\n", bytes(answer.body)]))
+
+    def _idle_since_answer(self) -> None:
+        """As uvicorn does after an answer of the application."""
+        if self.parser.should_keep_alive():
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        else:
+            self.transport.close()
 
 
 class Corked:

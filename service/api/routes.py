@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api import body, docs, origin, wire
+from service.api.door import Door
 from service.api.headers import header
 from service.api.idempotency import Idempotency
 from service.api.problems import refusal
@@ -33,7 +34,7 @@ from service.api.schemas import (
 )
 from service.api.stage import Bounds, Stage
 from service.clock import Clock
-from service.errors import CallerLeft, InvalidRequest, RequestRefused, TooManySamples
+from service.errors import CallerLeft, InvalidRequest, Overloaded, RequestRefused, TooManySamples
 from service.watch import Origin
 
 T = TypeVar("T")
@@ -90,11 +91,14 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
 class Straight:
     """Answers POST on these routes itself; everything else, a wrong method on them included, is the framework's."""
 
-    def __init__(self, app: ASGIApp, *, routers: Sequence[APIRouter], clock: Clock, overload_status: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, routers: Sequence[APIRouter], clock: Clock, overload_status: int, door: Door
+    ) -> None:
         self._app = app
         routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
         self._endpoints: dict[str, Endpoint] = {route.path: route.endpoint for route in routes}
         self._overload_status = overload_status
+        self._door = door
         self._idempotency = Idempotency(clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,6 +111,8 @@ class Straight:
             response = await self._idempotency.once(Request(scope, receive), endpoint)
         except RequestRefused as error:
             response = refusal(error, self._overload_status)
+            if isinstance(error, Overloaded):
+                self._door.found_no_seat(int(header(scope, b"content-length") or 0), response)
         await response(scope, receive, send)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from typing import Any, Literal
+from contextlib import suppress
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
@@ -32,7 +33,7 @@ def configure(level: str, fmt: LogFormat) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Unbreakable(sys.stderr))),
         cache_logger_on_first_use=False,
     )
     own = structlog.stdlib.ProcessorFormatter(
@@ -43,6 +44,23 @@ def configure(level: str, fmt: LogFormat) -> None:
     logging.root.handlers = [handler]
     # Libraries have much to say and little of it is ours; their warnings are worth a line.
     logging.root.setLevel(max(number, logging.WARNING))
+
+
+class _Unbreakable:
+    """A stream that may be full or gone: a line that cannot be written is no reason to fail a request."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        """Or not."""
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        """Or not."""
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def logger(name: str) -> Logger:

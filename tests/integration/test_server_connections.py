@@ -190,3 +190,51 @@ def test_who_closes_its_half_has_left_and_frees_its_seat(tmp_path):
                 half.shutdown(socket.SHUT_WR)
                 wait_until(lambda: server.metric("reward_requests_total", route="/score", code="499") == 1)
         wait_until(lambda: server.score({"text": "next"}).status_code == 200)
+
+
+# -- at the door of a full house --------------------------------------------------------------------------------
+
+
+def test_in_a_full_house_the_second_refusal_reads_no_body_and_is_like_the_first(tmp_path):
+    gate = str(tmp_path / "gate")
+    os.mkfifo(gate)
+    flags = ["--admission.max-samples=1", "--max-samples-per-request=1", "--log-level=info"]
+    with drill(f"forward-waits:{gate}", *flags) as server, connection(server) as inside, connection(server) as late:
+        inside.sendall(REQUEST)
+        with open(gate, "wb"):
+            wait_until(lambda: server.metric("reward_queue_samples") == 0)
+            told = []
+            for i in range(4):
+                late.sendall(REQUEST.replace(b"host: x", b"host: x\r\nx-request-id: late-%d" % i))
+                told.append(answer(late))
+            assert [(status, code) for status, _, code in told] == [(503, "overloaded")] * 4
+            assert [headers.pop("x-request-id") for _, headers, _ in told] == [f"late-{i}" for i in range(4)]
+            assert all(int(headers["retry-after"]) >= 1 and "connection" not in headers for _, headers, _ in told)
+            assert server.metric("reward_requests_total", route="/score", code="503") == 4
+            assert server.log.count("request_id=late-") == 1, "the others were turned away before the house"
+        assert answer(inside)[0] == 200
+        late.sendall(REQUEST)
+        assert answer(late)[0] == 200
+
+
+def test_who_is_turned_away_and_wants_no_more_is_hung_up_on(tmp_path):
+    gate = str(tmp_path / "gate")
+    os.mkfifo(gate)
+    with (
+        drill(f"forward-waits:{gate}", "--admission.max-samples=1", "--max-samples-per-request=1") as server,
+        connection(server) as inside,
+    ):
+        inside.sendall(REQUEST)
+        with open(gate, "wb"):
+            assert ask(server)[0] == 503
+            with connection(server) as last:
+                last.sendall(REQUEST.replace(b"host: x", b"host: x\r\nconnection: close"))
+                status, headers, _ = answer(last)
+                assert (status, headers["connection"]) == (503, "close")
+                assert is_closed(last)
+            with connection(server) as dripping:
+                head, _, body = REQUEST.partition(b"\r\n\r\n")
+                dripping.sendall(head + b"\r\n\r\n" + body[:5])
+                dripping.sendall(body[5:])
+                assert answer(dripping)[0] == 503
+        assert answer(inside)[0] == 200

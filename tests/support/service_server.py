@@ -114,9 +114,9 @@ def run_to_end(*flags, module="service", env=None, patience_s=PATIENCE_S):
     return done.returncode, done.stderr
 
 
-def wait_until(condition):
+def wait_until(condition, seconds=4.0):
     """Ask again until it is so: every question is a request to the server, so this is no busy loop of ours."""
-    for _ in range(2000):
+    for _ in range(int(seconds * 500)):
         if condition():
             return
         threading.Event().wait(0.002)

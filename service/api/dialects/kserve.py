@@ -54,7 +54,12 @@ def _of_tokens(ids: list[int], lengths: list[Any]) -> list[Asked]:
 
 
 def _flat(data: list[Any]) -> list[Any]:
-    return [each for part in data for each in _flat(part)] if any(isinstance(each, list) for each in data) else data
+    """What is in the innermost lists, in order; without recursion, which deep enough a body would exhaust."""
+    while any(isinstance(each, list) for each in data):
+        if not all(isinstance(each, list) for each in data):
+            raise InvalidRequest("data is nested unevenly", field="inputs")
+        data = [each for part in data for each in part]
+    return data
 
 
 def _checked(value: Any, kind: type, name: str) -> Any:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from service.api import body, docs, origin
 from service.api.dialects.dialect import NUMBERS, Answered, Dialect, Number
+from service.api.problems import refusal
 from service.api.replies import json_response
 from service.api.routes import Endpoint, bound, note, read_deadline, while_connected
 from service.api.stage import Bounds, Served, Stage
@@ -36,7 +37,7 @@ def dialect_routes(
             _endpoint(dialect, stage, bounds, clock, overload_status),
             methods=["POST"],
             summary=f"As {dialect.callers} call it",
-            **docs.foreign_operation(dialect.body),
+            **docs.foreign_operation(dialect.body, own_refusals=dialect.refuse is not refusal),
         )
     return router
 

@@ -7,13 +7,16 @@ import pytest
 from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
 
+from service.admission import Admission
 from service.api import problems
+from service.api.door import Door
 from service.api.middleware import Witness
 from service.api.routes import Straight
 from service.clock import MonotonicClock
 from service.errors import Overloaded
 
 SECRET = "xyzzy"
+OPEN = Door(frozenset(), Admission(1, 1, MonotonicClock()), lambda path, status: None)
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ async def client(seen):
     api.include_router(straight)
     problems.install(api, overload_status=429)
     app = Witness(
-        Straight(api, routers=[straight], clock=MonotonicClock(), overload_status=429),
+        Straight(api, routers=[straight], clock=MonotonicClock(), overload_status=429, door=OPEN),
         routes=frozenset({"/score", "/full", "/model"}), clock=MonotonicClock(), tell=seen.append,
     )  # fmt: skip
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)

@@ -1,0 +1,159 @@
+"""Half an hour of mixed load: does the server's memory stay flat?
+
+Starts a real server on the loopback and sends it, from a few clients, what a long life brings: every wire format, texts that
+never come again, callers that hang up in the middle, bodies that are no JSON, samples that cannot be scored, many runs.
+Writes down its resident memory every second and, over the second half, by how many MiB an hour it grows: the slope of a
+least-squares line. Caches fill in the first half; they are made small so that they do. Exit code 1 if it grew faster
+than `--most`, or if anything but an answer came back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvloop
+
+from benchmarks.overload import Server
+from benchmarks.tables import table
+
+CALLS: dict[str, Any] = {
+    "/score": lambda text: {
+        "run": f"run-{hash(text) % 50}",
+        "step": 1,
+        "samples": [{"prompt": text[:20], "response": text}] * 4,
+    },
+    "/compare": lambda text: {"comparisons": [{"prompt": "p", "responses": [text, text[::-1]]}]},
+    "/get_reward": lambda text: {"query": [text, text + "!"], "prompts": [text[:10], text[:10]]},
+    "/slime": lambda text: {"prompt": text[:10], "response": text},
+    "/v1/score/evaluation": lambda text: {"model": "m", "messages": [text]},
+    "/classify": lambda text: {"model": "m", "input": text},
+    "/pooling": lambda text: {"model": "m", "input": text},
+    "/v1/embeddings": lambda text: {"model": "m", "input": text},
+    "/predict": lambda text: {"inputs": text},
+    "/v2/models/reward_model/infer": lambda text: {
+        "inputs": [{"name": "sentences", "shape": [1], "datatype": "BYTES", "data": [text]}]
+    },
+}
+"""A body for each route, made of a text that never comes again."""
+
+
+def main() -> int:
+    """Command-line entry. Exit code 1 if it did not hold."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--backend", choices=("torch", "echo"), default="echo")
+    parser.add_argument(
+        "--per-second", type=float, default=0.0, help="requests of all clients; 0: as many as there can be"
+    )
+    parser.add_argument("--most", type=float, default=10.0, help="MiB an hour that are not yet a leak")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    figures = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(measure(given))
+    print(table([{"what": name, "is": str(value)} for name, value in figures.items()]))
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return 1 if figures["wrong"] else 0
+
+
+async def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """One whole measurement."""
+    flags = (f"--backend={given.backend}", "--cache.scores=4096", "--cache.prefix-mib=16")
+    with Server(*flags) as server:
+        ended, until = Counter[str](), time.monotonic() + 60 * given.minutes
+        clients = [asyncio.create_task(_client(server.port, i, until, given, ended)) for i in range(given.clients)]
+        track = await _rss_track(server.pid, until)
+        await asyncio.gather(*clients)
+    return _figures(track, ended, given.most)
+
+
+async def _rss_track(pid: int, until: float) -> list[tuple[float, float]]:
+    """(seconds, MiB), once a second."""
+    track, began = [], time.monotonic()
+    while (now := time.monotonic()) < until:
+        track.append((now - began, _rss_mib(pid)))
+        await asyncio.sleep(1.0)
+    return track
+
+
+def _rss_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+async def _client(port: int, number: int, until: float, given: argparse.Namespace, ended: Counter[str]) -> None:
+    luck, n = random.Random(number), 0
+    pause_s = given.clients / given.per_second if given.per_second else 0.0
+    while time.monotonic() < until:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            for _ in range(luck.randint(1, 50)):
+                n += 1
+                path = luck.choice(list(CALLS))
+                text = f"{number} {n} " + " ".join(str(luck.random()) for _ in range(luck.randint(0, 30)))
+                body = _spoilt(json.dumps(CALLS[path](text)).encode(), luck)
+                leaves = luck.randrange(50) == 0
+                status = await _ask(reader, writer, path, body, luck, leaves=leaves)
+                ended[status] += 1
+                if leaves:
+                    break
+                await asyncio.sleep(pause_s)
+        except (OSError, asyncio.IncompleteReadError) as error:
+            ended[type(error).__name__] += 1
+        finally:
+            writer.close()
+
+
+def _spoilt(body: bytes, luck: random.Random) -> bytes:
+    """One in twenty is no JSON, one in twenty has a field that nobody knows."""
+    chance = luck.randrange(20)
+    return body[: len(body) // 2] if chance == 0 else b'{"nobody knows": 1}' if chance == 1 else body
+
+
+async def _ask(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    path: str,
+    body: bytes,
+    luck: random.Random,
+    *,
+    leaves: bool,
+) -> str:
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    if leaves:  # anywhere in the request, or just after it
+        writer.write((head + body)[: luck.randint(1, len(head) + len(body))])
+        return "hung up"
+    writer.write(head + body)
+    answer = (await reader.readuntil(b"\r\n\r\n")).lower()
+    await reader.readexactly(int(answer.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+    return answer.split()[1].decode()
+
+
+def _figures(track: list[tuple[float, float]], ended: Counter[str], most: float) -> dict[str, Any]:
+    half = track[len(track) // 2 :]
+    slope = float(np.polyfit([s / 3600 for s, _ in half], [mib for _, mib in half], 1)[0])
+    strange = {how: n for how, n in ended.items() if how not in ("200", "400", "422", "503", "hung up")}
+    return {
+        "minutes": round(track[-1][0] / 60, 1),
+        "requests": sum(ended.values()),
+        "RSS, MiB: start, half, end": [round(track[i][1], 1) for i in (0, len(track) // 2, -1)],
+        "RSS, MiB: highest of the first and of the second half": [
+            round(max(mib for _, mib in part), 1) for part in (track[: len(track) // 2], half)
+        ],
+        "slope of the second half, MiB an hour": round(slope, 2),
+        "what became of them": dict(ended),
+        "wrong": [f"grows by {slope:.1f} MiB an hour"] * (slope > most) + [f"came back: {strange}"] * bool(strange),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
