@@ -19,7 +19,7 @@ import httpx
 from rewardserve_client import replies
 from rewardserve_client.chunks import chunks_of
 from rewardserve_client.circuit import Circuit
-from rewardserve_client.configuration import LONGEST_CALL_S, Limits, key_from, urls_from
+from rewardserve_client.configuration import LONGEST_CALL_S, Limits, key_from, only_from, urls_from
 from rewardserve_client.course import Ask, Asking, Course, Means, R, attempts, refusal, seen_through
 from rewardserve_client.errors import MixedModels, RequestRefused, Unavailable
 from rewardserve_client.patience import Backoff, Luck
@@ -54,7 +54,8 @@ class AsyncRewardClient:
     `deadline_s` is the default of every call and bounds all of its attempts and waits together. `on_failure="none"`:
     samples that no server answered for in time get None and the error `unavailable`, instead of an exception for the
     whole call. `on_mixed="raise"`: a call whose rewards come from models that differ raises `MixedModels`; by default
-    it says so in `is_mixed` and in one line of the log.
+    it says so in `is_mixed` and in one line of the log. `only`: digests of the one model that may answer, as
+    `Identity` has them; any other server refuses with `digest_not_served`.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class AsyncRewardClient:
         url: str | Sequence[str] | None = None,
         *,
         api_key: str | None = None,
+        only: str | Sequence[str] | None = None,
         deadline_s: float = LONGEST_CALL_S,
         on_failure: OnFailure = "raise",
         on_mixed: OnMixed = "flag",
@@ -74,6 +76,7 @@ class AsyncRewardClient:
         self.urls = urls_from(url)
         self.deadline_s = deadline_s
         self._key = key_from(api_key)
+        self._only = only_from(only)
         self._on_failure = on_failure
         self._on_mixed = on_mixed
         self._limits = limits or Limits()
@@ -232,6 +235,7 @@ class AsyncRewardClient:
             self._drop_lines_of_closed_loops()
             self._lines[loop] = Line(
                 key=self._key,
+                only=self._only,
                 connections=self._limits.connections,
                 attempt_s=self._limits.attempt_s,
                 now=self._world.now,

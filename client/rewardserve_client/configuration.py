@@ -16,6 +16,7 @@ from rewardserve_client.errors import Misconfigured
 
 URL = "REWARDSERVE_URL"
 API_KEY = "REWARDSERVE_API_KEY"
+ONLY = "REWARDSERVE_ONLY"
 RUN = "REWARDSERVE_RUN"
 DEADLINE_S = "REWARDSERVE_DEADLINE_S"
 END_TEXT = "REWARDSERVE_END_TEXT"
@@ -24,6 +25,7 @@ LONGEST_CALL_S = 300.0
 """What a call may take where nobody says otherwise: a server that is started anew has loaded its model by then."""
 
 _KEY = re.compile(r"[\x21-\x7e]+")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,17 @@ def key_from(given: str | None, environment: Mapping[str, str] = os.environ) -> 
     if key and not _KEY.fullmatch(key):
         raise Misconfigured(f"the API key (api_key or {API_KEY}) has characters that no header can carry")
     return key or None
+
+
+def only_from(given: str | Sequence[str] | None, environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Digests of the only model that may answer, none where any may. Raise `Misconfigured` for what is no digest."""
+    if given is None:
+        given = environment.get(ONLY, "")
+    listed = given.split(",") if isinstance(given, str) else given
+    digests = tuple(each.strip() for each in listed if each.strip())
+    if not all(_DIGEST.fullmatch(each) for each in digests):
+        raise Misconfigured(f"only (or {ONLY}) has digests as replies have them: sha256: and 64 hexadecimal digits")
+    return digests
 
 
 def run_from(environment: Mapping[str, str] = os.environ) -> str | None:

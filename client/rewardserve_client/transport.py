@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import httpx
@@ -20,7 +20,7 @@ from rewardserve_client.verdicts import Answer, Broken, Event
 
 _MOST_BYTES = 256 * 2**20
 _LONGEST_TOLD_S = 10**6  # servers read eleven digits of milliseconds
-_KEEPALIVE_S = 4.0  # shorter than the five seconds after which uvicorn closes an idle connection
+_KEEPALIVE_S = 4.0  # shorter than any server or proxy waits for the next request on an idle connection
 
 
 class Line:
@@ -30,6 +30,7 @@ class Line:
         self,
         *,
         key: str | None,
+        only: Sequence[str],
         connections: int,
         attempt_s: float,
         now: Callable[[], float],
@@ -42,6 +43,8 @@ class Line:
         headers = {"user-agent": f"rewardserve-client/{_version()}", "accept": "application/json"}
         if key is not None:
             headers["authorization"] = f"Bearer {key}"
+        if only:
+            headers["x-only"] = ",".join(only)
         self._http = httpx.AsyncClient(
             headers=headers,
             timeout=None,  # asyncio.timeout below bounds the whole of an attempt; httpx would bound only its parts

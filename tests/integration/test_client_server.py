@@ -15,6 +15,7 @@ from rewardserve_client import (
     AsyncRewardClient,
     Backoff,
     Limits,
+    Misconfigured,
     RequestRefused,
     RewardClient,
     Sample,
@@ -125,6 +126,19 @@ def test_a_key_is_asked_for_and_sent(tmp_path):
         with RewardClient(locked.url, api_key="sk-right") as client:
             assert client.score(samples_of(1)).rewards == truth_of(samples_of(1))
         assert "sk-" not in locked.log
+
+
+def test_who_takes_one_model_alone_is_scored_by_it_or_told_that_it_is_not_there(server, monkeypatch):
+    with RewardClient(server.url) as client:
+        (known,) = client.score(samples_of(3)).identities
+    monkeypatch.setenv("REWARDSERVE_ONLY", f"{known.contract},{known.pipeline}")
+    with RewardClient(server.url) as client:
+        assert client.score(samples_of(3)).rewards == pytest.approx(truth_of(samples_of(3)))
+    with RewardClient(server.url, only="sha256:" + "0" * 64) as client, pytest.raises(RequestRefused) as refused:
+        client.score(samples_of(3))
+    assert refused.value.code == "digest_not_served"
+    with pytest.raises(Misconfigured):
+        RewardClient(server.url, only="the newest")
 
 
 def test_a_full_house_is_waited_for():
