@@ -29,12 +29,18 @@ def _this_process_is_no_server(monkeypatch):
     gc.set_threshold(*threshold)
 
 
+def opened(**settings):
+    """A house with these settings; there are no keys."""
+    read = ServeSettings(**settings)
+    return open_house(read, read.read_keys())
+
+
 def caller(house):
     return httpx.AsyncClient(transport=httpx.ASGITransport(house.app), base_url="http://house")
 
 
 async def test_it_scores_while_it_is_open_and_refuses_in_words_afterwards():
-    async with open_house(ServeSettings(backend="echo"), frozenset()) as (house, _), caller(house) as http:
+    async with opened(backend="echo") as (house, _), caller(house) as http:
         assert (await http.get("/readyz")).status_code == 200
         assert len((await http.post("/score", json=BODY)).json()["rewards"]) == 1
     async with caller(house) as http:
@@ -53,12 +59,12 @@ async def test_leaving_waits_for_what_was_accepted(tmp_path):
             may_go_on.wait(30.0)
 
     holding = asyncio.create_task(asyncio.to_thread(hold))
-    opened = open_house(ServeSettings(backend="drill", model=f"forward-waits:{gate}"), frozenset())
-    house, engine = await opened.__aenter__()
+    door = opened(backend="drill", model=f"forward-waits:{gate}")
+    house, _ = await door.__aenter__()
     async with caller(house) as http:
         asked = asyncio.create_task(http.post("/score", json=BODY))
         await asyncio.wait_for(inside.wait(), 30.0)
-        leaving = asyncio.create_task(opened.__aexit__(None, None, None))
+        leaving = asyncio.create_task(door.__aexit__(None, None, None))
         await house.stage.pause(30.0)  # returns at once when it closes
         assert (await http.get("/readyz")).status_code == 503
         assert not asked.done()
@@ -67,10 +73,10 @@ async def test_leaving_waits_for_what_was_accepted(tmp_path):
         await asyncio.wait_for(leaving, 30.0)
         assert (await asked).status_code == 200
     await holding
-    assert engine.batcher.n_samples == 0
+    assert house.admission.n_samples == 0
 
 
 async def test_a_model_that_cannot_be_served_is_said_at_the_door():
     with pytest.raises(LoadError, match="no such weights"):
-        async with open_house(ServeSettings(backend="drill", model="load-fails:no such weights"), frozenset()):
+        async with opened(backend="drill", model="load-fails:no such weights"):
             pytest.fail("there is nothing to open")
