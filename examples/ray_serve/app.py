@@ -48,12 +48,13 @@ class Replica:
     async def __init__(self) -> None:
         settings = ServeSettings()
         logs.configure(settings.log_level, settings.log_format)
+        keys = settings.read_keys()
         if settings.keys_file is None and not settings.allow_open:
             raise SettingsError(
                 "who can reach Ray's proxy is not known here. Set REWARD_KEYS_FILE, or REWARD_ALLOW_OPEN=1 if anybody "
                 "may use this server."
             )
-        self._opened = open_house(settings, settings.read_keys(), settings.read_webhook_secret())
+        self._opened = open_house(settings, keys, settings.read_webhook_secret())
         self._house, self._engine = await self._opened.__aenter__()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
