@@ -49,7 +49,7 @@ class Replica:
         settings = ServeSettings()
         logs.configure(settings.log_level, settings.log_format)
         keys = settings.read_keys()
-        if not keys and not settings.allow_open:
+        if settings.keys_file is None and not settings.allow_open:
             raise SettingsError(
                 "who can reach Ray's proxy is not known here. Set REWARD_KEYS_FILE, or REWARD_ALLOW_OPEN=1 if anybody "
                 "may use this server."

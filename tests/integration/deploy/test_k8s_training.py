@@ -46,9 +46,14 @@ def here(command, rank, port, config):
     return arguments
 
 
+def test_every_pod_of_both_jobs_runs_the_same_command():
+    said = [here(command, 1, 29500, "recipe") for folder in JOBS for command in commands(built(folder))]
+    assert len(said) == 3
+    assert said == [said[0]] * 3
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", JOBS)
-def test_two_nodes_meet_and_train_one_model(folder, tmp_path):
+def test_two_nodes_meet_and_train_one_model(tmp_path):
     sft = world.language_model(tmp_path / "sft")
     pairs = world.write_jsonl(tmp_path / "pairs.jsonl", world.planted_rows(32))
     config = world.recipe_file(
@@ -61,7 +66,7 @@ def test_two_nodes_meet_and_train_one_model(folder, tmp_path):
     )
     own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    port, command = free_port(), commands(built(folder))[0]
+    port, command = free_port(), commands(built(JOBS[0]))[0]
     nodes = [
         subprocess.Popen(here(command, rank, port, config), cwd=tmp_path, env={**os.environ, **own, "PATH": path},
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -104,6 +109,15 @@ def test_all_pods_of_the_indexed_job_run_at_once_and_find_the_first_by_its_name(
     name = the(objects, "Job")["metadata"]["name"]
     assert f"--master-addr={name}-0.{service['metadata']['name']}" in command
     assert job["backoffLimit"] % job["completions"] == 0, "whole attempts"
+
+
+@pytest.mark.parametrize("folder", JOBS)
+def test_pods_of_a_job_reach_each_other_and_nobody_else_reaches_them(folder):
+    policy = the(built(folder), "NetworkPolicy")["spec"]
+    own = {"podSelector": policy["podSelector"]}
+    assert policy["ingress"] == [{"from": [own]}]
+    assert {"to": [own]} in policy["egress"], "on every port: torch chooses them"
+    assert all("ports" in way_out for way_out in policy["egress"] if way_out != {"to": [own]})
 
 
 @pytest.mark.parametrize("folder", JOBS)

@@ -1,0 +1,82 @@
+"""The server for those who bring their own socket: `open_house` scores while it is open, and finishes what it has accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+
+import httpx
+import pytest
+
+from model.backends import BACKENDS, LoadError
+from service.app import open_house
+from service.settings import ServeSettings
+
+BODY = {"samples": [{"prompt": "What is two plus two?", "response": "Four."}]}
+
+
+@pytest.fixture(autouse=True)
+def _this_process_is_no_server(monkeypatch):
+    """What is done to the garbage collector of a server is undone; settings of the machine are not read."""
+    for name in [name for name in os.environ if name.startswith("REWARD_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setitem(BACKENDS, "drill", "tests.support.service_backends:load")
+    threshold = gc.get_threshold()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*threshold)
+
+
+def opened(**settings):
+    """A house with these settings; there are no keys."""
+    read = ServeSettings(**settings)
+    return open_house(read, read.read_keys())
+
+
+def caller(house):
+    return httpx.AsyncClient(transport=httpx.ASGITransport(house.app), base_url="http://house")
+
+
+async def test_it_scores_while_it_is_open_and_refuses_in_words_afterwards():
+    async with opened(backend="echo") as (house, _), caller(house) as http:
+        assert (await http.get("/readyz")).status_code == 200
+        assert len((await http.post("/score", json=BODY)).json()["rewards"]) == 1
+    async with caller(house) as http:
+        refused = await http.post("/score", json=BODY)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+
+
+async def test_leaving_waits_for_what_was_accepted(tmp_path):
+    os.mkfifo(gate := tmp_path / "gate")
+    inside, may_go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def hold():
+        with gate.open("wb"):  # returns once the forward is at the gate
+            loop.call_soon_threadsafe(inside.set)
+            may_go_on.wait(30.0)
+
+    holding = asyncio.create_task(asyncio.to_thread(hold))
+    door = opened(backend="drill", model=f"forward-waits:{gate}")
+    house, _ = await door.__aenter__()
+    async with caller(house) as http:
+        asked = asyncio.create_task(http.post("/score", json=BODY))
+        await asyncio.wait_for(inside.wait(), 30.0)
+        leaving = asyncio.create_task(door.__aexit__(None, None, None))
+        await house.stage.pause(30.0)  # returns at once when it closes
+        assert (await http.get("/readyz")).status_code == 503
+        assert not asked.done()
+        assert not leaving.done()
+        may_go_on.set()
+        await asyncio.wait_for(leaving, 30.0)
+        assert (await asked).status_code == 200
+    await holding
+    assert house.admission.n_samples == 0
+
+
+async def test_a_model_that_cannot_be_served_is_said_at_the_door():
+    with pytest.raises(LoadError, match="no such weights"):
+        async with opened(backend="drill", model="load-fails:no such weights"):
+            pytest.fail("there is nothing to open")
