@@ -78,7 +78,7 @@ test-faults: setup
 
 test-fuzz: setup
 	@$(BIN)/python -m tests.fuzz.install
-	@FUZZ_BODIES=100000 $(BIN)/python -m pytest -n0 tests/fuzz
+	@FUZZ_BODIES=100000 $(BIN)/python -m pytest -n $(WORKERS) tests/fuzz
 
 check: setup
 	$(BIN)/ruff check .

@@ -104,7 +104,7 @@ def test_a_template_that_is_cut_off_is_said_so(folder):
     assert "chat template is broken" in refused(folder)
 
 
-@pytest.mark.parametrize("at", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("at", [0.4, 0.8])
 def test_one_bit_of_the_weights_breaks_the_contract_by_the_name_of_its_clause(folder, at):
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
