@@ -91,7 +91,7 @@ test-faults: setup
 
 test-fuzz: setup
 	@$(BIN)/python -m tests.fuzz.install
-	@FUZZ_BODIES=100000 $(BIN)/python -m pytest -n0 tests/fuzz
+	@FUZZ_BODIES=100000 $(BIN)/python -m pytest -n $(WORKERS) tests/fuzz
 
 # As above, but torch is not needed here: it is in the image.
 test-docker: setup

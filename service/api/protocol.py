@@ -42,7 +42,7 @@ class ConnectionLimits:
 
 
 class Connections:
-    """What all connections share: their bound, and which of them owe us a request, the longest waiting first."""
+    """What all connections share: their bound, and which of them owe us a request or the rest of one, the longest first."""
 
     def __init__(self, limits: ConnectionLimits, tell: Callable[[Ended], None], door: Door) -> None:
         self.limits = limits
@@ -51,7 +51,7 @@ class Connections:
         self.owing: dict[OneWriteProtocol, None] = {}
 
     def displace(self) -> bool:
-        """End the connection that has owed us a request for longest. False: all of them are at work."""
+        """End the connection that has owed us a whole request for longest. False: all of them wait for us."""
         if (longest := next(iter(self.owing), None)) is None:
             return False
         self.tell("displaced")
@@ -112,6 +112,7 @@ class OneWriteProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a head."""
         super().on_message_begin()
+        self._owes_since_now()
         self._in_head, self._n_head_bytes = True, 0
 
     def on_headers_complete(self) -> None:
@@ -122,7 +123,6 @@ class OneWriteProtocol(HttpToolsProtocol):
             return
         super().on_headers_complete()
         self._serving = True
-        self._all.owing.pop(self, None)
         self._head_timer.stop()
 
     def on_body(self, body: bytes) -> None:
@@ -133,6 +133,7 @@ class OneWriteProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The end of a body; whoever was turned away is told now, and may ask again."""
         if self._refusal is None:
+            self._all.owing.pop(self, None)
             super().on_message_complete()
             return
         self._head_timer.stop()
@@ -147,7 +148,7 @@ class OneWriteProtocol(HttpToolsProtocol):
             not self.transport.is_closing() and self.cycle.response_complete
         ):  # otherwise the next request is here already
             self._serving = False
-            self._all.owing[self] = None
+            self._owes_since_now()
             if self._in_head:
                 self._head_timer.start()
 
@@ -185,6 +186,10 @@ class OneWriteProtocol(HttpToolsProtocol):
             self._write(problem(error), closes=True)
         self.transport.close()
 
+    def _owes_since_now(self) -> None:
+        self._all.owing.pop(self, None)
+        self._all.owing[self] = None
+
     def _turned_away(self) -> Response | None:
         """The answer, if this is a request for which there is no seat. Who waits for a go-ahead is asked in first."""
         if self._serving or self.expect_100_continue or self.parser.get_method() != b"POST":
@@ -202,6 +207,7 @@ class OneWriteProtocol(HttpToolsProtocol):
 
     def _idle_since_answer(self) -> None:
         """As uvicorn does after an answer of the application."""
+        self._owes_since_now()
         if self.parser.should_keep_alive():
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from model.backends.echo import echo_score
+from tests.support.machine import in_test_faults
 from tests.support.service_server import Server, drill, wait_until
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
@@ -40,6 +41,7 @@ def test_a_wall_clock_that_jumps_moves_no_deadline_and_no_figure(jump):
         assert server.client.get("/readyz").status_code == server.client.get("/livez").status_code == 200
 
 
+@in_test_faults
 @pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed (Debian: faketime)")
 def test_a_machine_whose_clock_is_set_to_and_fro_serves_on(tmp_path):
     offset = tmp_path / "offset"

@@ -142,23 +142,32 @@ def test_where_there_are_too_many_connections_the_silent_ones_make_room(server):
         assert is_closed(silent[0])
 
 
-def test_where_all_connections_are_at_work_the_next_is_refused_in_words_and_told_to_come_again():
-    n = 3
-    with Server("--backend=echo", f"--max-connections={n}", "--body-timeout-s=30") as server, ExitStack() as stack:
+def test_those_who_let_us_wait_for_their_bodies_make_room_too(server):
+    with ExitStack() as stack:
+        slow = [stack.enter_context(connection(server)) for _ in range(ROOM)]
+        for each in slow:
+            each.sendall(REQUEST[:-1])
+        assert [ask(server)[0] for _ in range(ROOM)] == [200] * ROOM
+        assert is_closed(slow[0])
+
+
+def test_where_everybody_waits_for_an_answer_the_next_is_refused_in_words_and_told_to_come_again(tmp_path):
+    n, gate = 3, str(tmp_path / "gate")
+    os.mkfifo(gate)
+    with drill(f"forward-waits:{gate}", f"--max-connections={n}") as server, ExitStack() as stack:
         busy = [stack.enter_context(connection(server)) for _ in range(n)]
         for each in busy:
-            each.sendall(REQUEST[:-1])
+            each.sendall(REQUEST)
+        with open(gate, "wb"):
 
-        def refusal():
-            with connection(server) as late:
-                late.sendall(REQUEST)
-                return answer(late)
+            def refusal():
+                with connection(server) as late:
+                    late.sendall(REQUEST)
+                    return answer(late)
 
-        wait_until(lambda: refusal()[0] == 503)
-        status, headers, code = refusal()
-        assert (status, code, headers["retry-after"], headers["connection"]) == (503, "overloaded", "1", "close")
+            status, headers, code = refusal()
+            assert (status, code, headers["retry-after"], headers["connection"]) == (503, "overloaded", "1", "close")
         for each in busy:
-            each.sendall(REQUEST[-1:])
             assert answer(each)[0] == 200
         assert ask(server)[0] == 200
 
@@ -211,10 +220,12 @@ def test_in_a_full_house_the_second_refusal_reads_no_body_and_is_like_the_first(
             assert [headers.pop("x-request-id") for _, headers, _ in told] == [f"late-{i}" for i in range(4)]
             assert all(int(headers["retry-after"]) >= 1 and "connection" not in headers for _, headers, _ in told)
             assert server.metric("reward_requests_total", route="/score", code="503") == 4
-            assert server.log.count("request_id=late-") == 1, "the others were turned away before the house"
         assert answer(inside)[0] == 200
         late.sendall(REQUEST)
         assert answer(late)[0] == 200
+        server.signal()
+        assert server.ended() == 0
+        assert server.log.count("request_id=late-") == 1, "the others were turned away before the house"
 
 
 def test_who_is_turned_away_and_wants_no_more_is_hung_up_on(tmp_path):

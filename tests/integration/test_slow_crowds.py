@@ -47,14 +47,16 @@ def test_honest_clients_go_on_scoring_under(attack, tmp_path, capsys):
         during = goodput(crowd, SECONDS - 6)
         attackers.wait(120)
         after = goodput(crowd, 5)
-        slow = max(crowd.book.seconds)
+        slow, counts = max(crowd.book.seconds), crowd.book.counts
         ends = {why: server.metric("reward_connections_ended_total", why=why)
                 for why in ("displaced", "slow_head", "slow_reader", "crowded")}  # fmt: skip
         with capsys.disabled():
             print(f"\n{attack}: goodput {before:.0f}, {during:.0f}, {after:.0f} a second before, during, after; "
-                  f"longest {slow:.2f} s; {dict(crowd.book.counts)}; ended {ends}")  # fmt: skip
+                  f"longest {slow:.2f} s; {dict(counts)}; ended {ends}")  # fmt: skip
         server.signal()
         assert server.ended() == 0
     assert crowd.book.wrong == []
-    assert during > 0.5 * before, "honest clients are starved"
-    assert crowd.book.counts["broken"] + crowd.book.counts["unreachable"] <= 8
+    # The attackers and whoever else is on this machine take their share of the same cores.
+    assert during > 0.25 * before, "honest clients are starved"
+    assert slow < 5.0
+    assert counts.total() - counts["answered"] < 0.01 * counts["answered"]
