@@ -176,6 +176,7 @@ async def serve(
         http=OneWriteProtocol,
         log_config=None,
         access_log=False,
+        ws="none",
         server_header=False,
         proxy_headers=False,
         lifespan="off",

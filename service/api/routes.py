@@ -51,6 +51,7 @@ _comparisons = msgspec.json.Decoder(wire.CompareRequest)
 def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
     """The routes that score."""
     router = APIRouter(tags=["scoring"])
+    parts = body.Parts.of(bounds.max_samples_per_request, bounds.admission_max_tokens)
 
     @router.post("/score", response_model=ScoreReply, **docs.operation(ScoreRequest))
     async def score(request: Request) -> Response:
@@ -58,7 +59,7 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
         deadline = read_deadline(request, clock)
         served = stage.served()
         said = origin.read(request.scope)
-        asked = await body.read(request, _scores, ScoreRequest)
+        asked = await body.read(request, _scores, ScoreRequest, parts)
         bound(len(asked.samples), bounds, "samples")
         run, step = asked.run or said.run, said.step if asked.step is None else asked.step
         note(request, run=run, step=step, samples=len(asked.samples))
@@ -72,7 +73,7 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
         """Rank responses to one prompt. The order in which they are listed has no effect."""
         deadline = read_deadline(request, clock)
         served = stage.served()
-        asked = await body.read(request, _comparisons, CompareRequest)
+        asked = await body.read(request, _comparisons, CompareRequest, parts)
         n_responses = sum(len(c.responses) for c in asked.comparisons)
         bound(n_responses, bounds, "responses")
         note(request, run=asked.run, step=asked.step, samples=n_responses)
