@@ -22,7 +22,7 @@ help:
 	@echo "make test           all tests (WORKERS=2)"
 	@echo "make test-vllm      the vllm backend against vLLM itself, on the CPU; installs it into .bench/ (minutes)"
 	@echo "make test-trainers  TRL, OpenRLHF, verl and LLaMA-Factory against a live server; installs them into .bench/"
-	@echo "make check          lint, types, import rules"
+	@echo "make check          lint, types, import rules, known vulnerabilities of dependencies"
 	@echo "make bench          the engines side by side, under ten minutes (BENCH=--quick: under one)"
 	@echo "make bench-peers    this server and others side by side; installs them into .bench/ (BENCH=--quick)"
 	@echo "make bench-overhead the server alone, without a model: requests a CPU second, and where the time goes"
@@ -69,6 +69,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=client $(BIN)/lint-imports
+	$(BIN)/python -m tests.dependencies
 
 bench: setup
 	@$(BIN)/python -m benchmarks.engines $(BENCH)
