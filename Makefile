@@ -33,7 +33,7 @@ help:
 	@echo "make up             secrets, image, docker compose up: server, Prometheus, Alertmanager, Grafana"
 	@echo "make secrets        only the files in secrets/ that docker-compose.yml wants"
 	@echo "make image          only the image (VARIANT=cpu, cuda or vllm; TARGET=serve or train)"
-	@echo "make check          lint, types, import rules"
+	@echo "make check          lint, types, import rules, known vulnerabilities of dependencies"
 	@echo "make bench          the engines side by side, under ten minutes (BENCH=--quick: under one)"
 	@echo "make bench-peers    this server and others side by side; installs them into .bench/ (BENCH=--quick)"
 	@echo "make bench-overhead the server alone, without a model: requests a CPU second, and where the time goes"
@@ -121,6 +121,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=client $(BIN)/lint-imports
+	$(BIN)/python -m tests.dependencies
 
 bench: setup
 	@$(BIN)/python -m benchmarks.engines $(BENCH)

@@ -8,7 +8,9 @@ NaN, Infinity, and nesting or numbers without end.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,18 +25,73 @@ W = TypeVar("W", bound=msgspec.Struct)
 F = TypeVar("F")
 
 _LONGEST_FIELD = 120
+_MOST_FIELDS = 64
+"""No object of ours has so many; each one too many costs a kilobyte of words that say so."""
+
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)  # possessive: it remembers no way back
 
 
-async def read(request: Request, decoder: msgspec.json.Decoder[W], schema: type[M]) -> W | M:
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """How many parts a body may be made of. A byte of JSON can become a hundred bytes of memory, or a thousand where it is
+    wrong, so they are counted first.
+    """
+
+    containers: int
+    strings: int
+    values: int
+
+    @classmethod
+    def of(cls, max_samples: int, max_tokens: int) -> Parts:
+        """Room for many turns a sample, and for several times the ids that could be admitted, padding included."""
+        containers = max(100_000, 100 * max_samples)
+        return cls(containers, 4 * containers, 4 * containers + 8 * max_tokens)
+
+
+async def read(request: Request, decoder: msgspec.json.Decoder[W], schema: type[M], parts: Parts) -> W | M:
     """The body as what `decoder` makes of it, or else as its twin. Raise as `decode` does, and `UnsupportedMediaType`."""
     _check_media_type(request)
-    return decode(await request.body(), decoder, schema)
+    content = await request.body()
+    check_parts(content, parts)
+    return decode(content, decoder, schema)
 
 
-async def read_foreign(request: Request, decoder: msgspec.json.Decoder[F]) -> F:
+async def read_foreign(request: Request, decoder: msgspec.json.Decoder[F], parts: Parts) -> F:
     """The body as another's wire format: fields that nobody reads are let through. Raise as `read` does."""
     _check_media_type(request)
-    return decode_foreign(await request.body(), decoder)
+    content = await request.body()
+    check_parts(content, parts)
+    return decode_foreign(content, decoder)
+
+
+def check_parts(content: bytes, most: Parts) -> None:
+    """Raise `InvalidRequest` for more parts than a request can be made of. Takes next to nothing where there are few."""
+    n_containers = content.count(b"{") + content.count(b"[")
+    if (
+        n_containers <= most.containers
+        and content.count(b'"') <= 2 * most.strings
+        and content.count(b",") + n_containers <= most.values
+    ):
+        return
+    # Texts are full of such signs too: what is within strings does not count.
+    containers = strings = values = at = 0
+    for string in _STRING.finditer(content):
+        strings += 1
+        if string.start() > at:
+            n = content.count(b"{", at, string.start()) + content.count(b"[", at, string.start())
+            containers += n
+            values += n + content.count(b",", at, string.start())
+            if containers > most.containers or strings > most.strings or values > most.values:
+                break
+        at = string.end()
+    else:
+        n = content.count(b"{", at) + content.count(b"[", at)
+        containers, values = containers + n, values + n + content.count(b",", at)
+    if containers > most.containers or strings > most.strings or values > most.values:
+        raise InvalidRequest(
+            "the body is made of more parts than a request can be: split it", field="$",
+            max_containers=most.containers, max_strings=most.strings, max_values=most.values,
+        )  # fmt: skip
 
 
 async def read_seldom(request: Request, schema: type[M]) -> M:
@@ -71,13 +128,13 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[W], schema: type[M]) -> W 
         return decoder.decode(body)
     except (ValueError, RecursionError):
         # Its words are no help to a caller, and there is what it refuses and we do not: a lone surrogate, UTF-16.
-        return check(parse(body), schema)
+        return check(parse(body, hook=_few_fields), schema)
 
 
-def parse(body: bytes) -> Any:
+def parse(body: bytes, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """Strict JSON. Raise `InvalidJson` with the place, without the text around it."""
     try:
-        return json.loads(body, parse_constant=_refuse_constant)
+        return json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=hook)
     except json.JSONDecodeError as error:
         raise InvalidJson(f"the body is not JSON: {error.msg}", line=error.lineno, column=error.colno) from None
     except RecursionError:
@@ -108,6 +165,12 @@ def _check_media_type(request: Request) -> None:
         raise UnsupportedMediaType("send the body as content-type: application/json")
     if coding is not None and coding.lower() != b"identity":
         raise UnsupportedMediaType("send the body uncompressed")
+
+
+def _few_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > _MOST_FIELDS:
+        raise InvalidRequest(f"an object of the body has {len(pairs)} fields", field="$", n=len(pairs))
+    return dict(pairs)
 
 
 def _refuse_constant(name: str) -> None:

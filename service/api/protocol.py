@@ -27,6 +27,7 @@ _INTERIM_HEAD = b"HTTP/1.1 1"
 """`100 Continue` is waited for: it is not held back."""
 
 MAX_HEAD_BYTES = 65_536
+MAX_HEADERS = 128
 
 Ended = Literal["slow_head", "large_head", "slow_reader", "displaced", "crowded", "invalid_http"]
 """Why we ended a connection that its client did not."""
@@ -60,6 +61,10 @@ class Connections:
         return True
 
 
+class _HeadTooLarge(Exception):
+    """Raised into the parser, which gives up then."""
+
+
 class OneWriteProtocol(HttpToolsProtocol):
     """Everything as in uvicorn, over a `Corked` transport, within limits.
 
@@ -74,6 +79,7 @@ class OneWriteProtocol(HttpToolsProtocol):
         self._in_head = False
         self._refusal: Response | None = None
         self._n_head_bytes = 0
+        self._n_pending = 0
         self._head_timer = _Timer(self.loop, shared.limits.head_timeout_s, self._give_up_head)
         self._read_timer = _Timer(self.loop, shared.limits.read_timeout_s, self._give_up_reader)
 
@@ -97,15 +103,15 @@ class OneWriteProtocol(HttpToolsProtocol):
         self._read_timer.stop()
 
     def data_received(self, data: bytes) -> None:
-        """Some of a request, or of several."""
+        """Some of a request, or of several. A header that is not over yet is kept by the parser, where nobody sees it."""
+        was_in_head = self._in_head
         super().data_received(data)
         if self.transport.is_closing():
             return
-        if self._in_head:
-            self._n_head_bytes += len(data)
-            if self._n_head_bytes > MAX_HEAD_BYTES:
-                error = HeadTooLarge(f"the head is larger than {MAX_HEAD_BYTES} bytes", limit=MAX_HEAD_BYTES)
-                self._end("large_head", error)
+        if was_in_head and self._in_head:
+            self._n_pending += len(data)
+            if self._n_pending > MAX_HEAD_BYTES:
+                self._end_large_head()
         if not self._serving and self.timeout_keep_alive_task is None:
             self._head_timer.start()  # uvicorn's own timer for silence has been unset
 
@@ -113,7 +119,19 @@ class OneWriteProtocol(HttpToolsProtocol):
         """The first byte of a head."""
         super().on_message_begin()
         self._owes_since_now()
-        self._in_head, self._n_head_bytes = True, 0
+        self._in_head, self._n_head_bytes, self._n_pending = True, 0, 0
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of it."""
+        self._count_head(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        self._count_head(len(name) + len(value))
+        if len(self.headers) >= MAX_HEADERS:
+            raise _HeadTooLarge
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """A whole head. Where it is turned away, its body is thrown away as it comes, in the time of a head."""
@@ -165,8 +183,24 @@ class OneWriteProtocol(HttpToolsProtocol):
     # -- endings --------------------------------------------------------------------------------------------
 
     def send_400_response(self, msg: str) -> None:
-        """The answer to what is no HTTP."""
-        self._end("invalid_http", InvalidHttp("this is no HTTP request"))
+        """What the parser gave up."""
+        if self._n_head_bytes > MAX_HEAD_BYTES or (self._in_head and len(self.headers) >= MAX_HEADERS):
+            self._end_large_head()
+        else:
+            self._end("invalid_http", InvalidHttp("this is no HTTP request"))
+
+    def _count_head(self, n_bytes: int) -> None:
+        self._n_head_bytes += n_bytes
+        if self._n_head_bytes > MAX_HEAD_BYTES:
+            raise _HeadTooLarge
+
+    def _end_large_head(self) -> None:
+        error = HeadTooLarge(
+            f"the head has more than {MAX_HEADERS} headers, or is larger than {MAX_HEAD_BYTES} bytes",
+            max_headers=MAX_HEADERS,
+            limit=MAX_HEAD_BYTES,
+        )
+        self._end("large_head", error)
 
     def _give_up_head(self) -> None:
         if self.transport.is_closing():

@@ -52,6 +52,7 @@ _comparisons = msgspec.json.Decoder(wire.CompareRequest)
 def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
     """The routes that score."""
     router = APIRouter(tags=["scoring"])
+    parts = body.Parts.of(bounds.max_samples_per_request, bounds.admission_max_tokens)
 
     @router.post("/score", response_model=ScoreReply, **docs.operation(ScoreRequest))
     async def score(request: Request) -> Response:
@@ -59,7 +60,7 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
         deadline = read_deadline(request, clock)
         stage.served()  # refused before a body is read that nobody could answer
         said = origin.read(request.scope)
-        asked = await body.read(request, _scores, ScoreRequest)
+        asked = await body.read(request, _scores, ScoreRequest, parts)
         bound(len(asked.samples), bounds, "samples")
         run, step = asked.run or said.run, said.step if asked.step is None else asked.step
         served = stage.served_for(run, said.only)
@@ -75,7 +76,7 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
         deadline = read_deadline(request, clock)
         stage.served()
         said = origin.read(request.scope)
-        asked = await body.read(request, _comparisons, CompareRequest)
+        asked = await body.read(request, _comparisons, CompareRequest, parts)
         n_responses = sum(len(c.responses) for c in asked.comparisons)
         bound(n_responses, bounds, "responses")
         run, step = asked.run or said.run, said.step if asked.step is None else asked.step

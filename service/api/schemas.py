@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from model.conversation import SCORES_EMPTY, USUAL, Message, Sample, SampleError
 from service.api import wire
@@ -17,6 +17,15 @@ from service.scoring import Asked, Comparison
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(max_length=256)]
+
+
+class _FirstError(FailFast):
+    """One offence is enough to refuse a list: a million of them would be described at a kilobyte each."""
+
+    __hash__ = object.__hash__  # a part of a union must have one
+
+
+_FIRST = _FirstError()
 
 
 class Asking(BaseModel):
@@ -36,11 +45,15 @@ class SampleIn(Asking):
     """One conversation to score. Give exactly one of: prompt and response; messages; text; input_ids."""
 
     id: Name | None = Field(None, description="comes back in the reply; default: the index")
-    prompt: str | list[MessageIn] | None = Field(None, description="one user turn, or a list of messages")
+    prompt: str | Annotated[list[MessageIn], _FIRST] | None = Field(
+        None, description="one user turn, or a list of messages"
+    )
     response: str | None = None
-    messages: list[MessageIn] | None = Field(None, description="the last one is the assistant's: it is scored")
+    messages: Annotated[list[MessageIn], _FIRST] | None = Field(
+        None, description="the last one is the assistant's: it is scored"
+    )
     text: str | None = Field(None, description="already rendered by the caller")
-    input_ids: list[int] | None = Field(None, description="already tokenised by the caller")
+    input_ids: Annotated[list[int], _FIRST] | None = Field(None, description="already tokenised by the caller")
     finish_reason: Literal["stop", "length"] = Field("stop", description="length: cut off, no end token is added")
     reference_rewards: list[Finite] = Field(
         [], max_length=64, description="raw scores of reference responses to this prompt, for the shapes par and lsc"
@@ -54,7 +67,7 @@ class ScoreRequest(Asking):
     run: Name | None = None
     step: int | None = Field(None, ge=0)
     kl: Finite | None = Field(None, ge=0.0, description="of the policy from its start, in nats; for the trip wires")
-    samples: list[SampleIn] = Field(min_length=1)
+    samples: Annotated[list[SampleIn], _FIRST] = Field(min_length=1)
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -78,8 +91,8 @@ class ComparisonIn(Asking):
     """One prompt and the responses to rank."""
 
     id: Name | None = Field(None, description="comes back in the reply; default: the index")
-    prompt: str | list[MessageIn]
-    responses: list[str] = Field(min_length=2, max_length=16)
+    prompt: str | Annotated[list[MessageIn], _FIRST]
+    responses: Annotated[list[str], _FIRST] = Field(min_length=2, max_length=16)
 
 
 class CompareRequest(Asking):
@@ -88,7 +101,7 @@ class CompareRequest(Asking):
     run: Name | None = None
     step: int | None = Field(None, ge=0)
     tie_margin: Finite = Field(0.0, ge=0.0)
-    comparisons: list[ComparisonIn] = Field(min_length=1)
+    comparisons: Annotated[list[ComparisonIn], _FIRST] = Field(min_length=1)
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -58,10 +58,11 @@ async def _answer(
     dialect: Dialect, decoder: msgspec.json.Decoder[Any], request: Request, stage: Stage, bounds: Bounds, clock: Clock
 ) -> Response:
     began = clock.now()
+    parts = body.Parts.of(bounds.max_samples_per_request, bounds.admission_max_tokens)
     deadline = read_deadline(request, clock)
     said = origin.read(request.scope, {*dialect.options, "value"})
     number = _number(said.options.get("value"), dialect)
-    content = await body.read_foreign(request, decoder)
+    content = await body.read_foreign(request, decoder, parts)
 
     async def scored() -> tuple[Served, Sequence[Scored]]:
         served = stage.served_for(said.run, said.only)

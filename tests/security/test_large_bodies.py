@@ -1,0 +1,112 @@
+"""What a body costs in memory is bounded, whatever it holds; without the bounds, 16 MiB cost five gigabytes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.api import body, wire
+from service.api.dialects import DIALECTS
+from service.api.schemas import ScoreRequest
+from service.errors import InvalidRequest, RequestRefused
+from tests.security.large_bodies import LARGE
+from tests.support.service_server import ROOT
+
+MIB = 2**20
+SIZE = 16 * MIB
+SMALL = body.Parts(containers=20, strings=40, values=60)
+
+MEASURE = """
+import resource, sys
+from tests.security import test_large_bodies as here
+sent = here.LARGE[sys.argv[1]](here.SIZE)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+here.read_by_all(sent)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def read_by_all(sent: bytes) -> None:
+    """As the routes read it; a dialect of each kind of type."""
+    parts = body.Parts.of(1024, 2**20)
+    decoders = [(msgspec.json.Decoder(wire.ScoreRequest), lambda d: body.decode(sent, d, ScoreRequest))]
+    decoders += [(msgspec.json.Decoder(each.body), lambda d: body.decode_foreign(sent, d)) for each in DIALECTS]
+    for decoder, read in decoders:
+        try:
+            body.check_parts(sent, parts)
+            read(decoder)
+        except RequestRefused:
+            pass
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_body_of_little_meaning_costs_little_memory(name):
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, name], cwd=ROOT, capture_output=True, text=True, check=True, timeout=110
+    )
+    assert int(done.stdout) / 1024 < 200
+
+
+def many_small(n_samples: int) -> bytes:
+    return json.dumps({"samples": [{"prompt": "{[,]}" * 50, "response": '"' * 20} for _ in range(n_samples)]}).encode()
+
+
+def test_what_stands_in_texts_is_not_counted():
+    body.check_parts(many_small(5), SMALL)
+    with pytest.raises(InvalidRequest, match="more parts") as refused:
+        body.check_parts(many_small(30), SMALL)
+    assert refused.value.details["max_containers"] == 20
+
+
+JSONS = st.recursive(
+    st.text() | st.integers() | st.none(),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(), inner, max_size=6),
+    max_leaves=40,
+)
+
+
+def counted(value) -> tuple[int, int]:
+    """Containers and strings, by walking what was parsed."""
+    if isinstance(value, str):
+        return 0, 1
+    if not isinstance(value, list | dict):
+        return 0, 0
+    inside = [*value, *value.values()] if isinstance(value, dict) else value
+    found = [counted(each) for each in inside]
+    return 1 + sum(c for c, _ in found), sum(s for _, s in found)
+
+
+@given(value=JSONS, most=st.integers(0, 30), ascii_only=st.booleans())
+def test_parts_are_counted_as_a_parser_finds_them(value, most, ascii_only):
+    sent = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    containers, strings = counted(value)
+    for limits, is_too_much in (
+        (body.Parts(most, 10**6, 10**6), containers > most),
+        (body.Parts(10**6, most, 10**6), strings > most and sent.count(b'"') > 2 * most),
+    ):
+        try:
+            body.check_parts(sent, limits)
+        except InvalidRequest:
+            assert is_too_much
+        else:
+            assert not is_too_much
+
+
+def test_a_request_of_the_largest_usual_shape_is_read():
+    turns = [{"role": "user", "content": "[" * 100}, {"role": "assistant", "content": '{",'}] * 20
+    body.check_parts(json.dumps({"samples": [{"messages": turns}] * 1024}).encode(), body.Parts.of(1024, 2**20))
+    ids = json.dumps({"samples": [{"input_ids": list(range(1024))}] * 1024}).encode()
+    body.check_parts(ids, body.Parts.of(1024, 2**20))
+
+
+def test_an_object_of_many_fields_is_refused_in_few_words():
+    sent = json.dumps({f"field-{i}": i for i in range(10_000)}).encode()
+    with pytest.raises(InvalidRequest) as refused:
+        body.decode(sent, msgspec.json.Decoder(wire.ScoreRequest), ScoreRequest)
+    assert refused.value.details == {"field": "$", "n": 10_000}
