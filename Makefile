@@ -109,7 +109,7 @@ secrets/%:
 
 # rewardserve:0.1.0 is what serves on a CPU; other variants and targets are named behind the version.
 image:
-	docker build --target $(TARGET) --build-arg VARIANT=$(VARIANT) --build-arg PIP_INDEX_URL --build-arg PIP_EXTRA_INDEX_URL \
+	DOCKER_BUILDKIT=1 docker build --target $(TARGET) --build-arg VARIANT=$(VARIANT) --build-arg PIP_INDEX_URL --build-arg PIP_EXTRA_INDEX_URL \
 	  --build-arg PIP_FIND_LINKS --build-arg PIP_TRUSTED_HOST --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" \
 	  -t rewardserve:0.1.0$(if $(filter train,$(TARGET)),-train)$(if $(filter-out cpu,$(VARIANT)),-$(VARIANT)) .
 

@@ -158,6 +158,10 @@ def _local_fit(at: float, x_N: Floats, y_N: Floats, n_near: int) -> float:
     if reach <= 0.0:  # so many have this very length
         return float(y_N[distance_N == 0.0].mean())
     weight_N = np.clip(1.0 - (distance_N / reach) ** 3, 0.0, None) ** 3
+    if (
+        not weight_N.any()
+    ):  # all of the nearest are equally far, where the weights end: few lengths, and `at` between two
+        weight_N = (distance_N <= reach).astype(float)
     total = weight_N.sum()
     x, y = float((weight_N * x_N).sum() / total), float((weight_N * y_N).sum() / total)
     spread = float((weight_N * (x_N - x) ** 2).sum())

@@ -175,6 +175,14 @@ def test_the_length_curve_finds_what_length_is_worth():
     assert c.log_length == pytest.approx(np.median(np.log(tokens)))
 
 
+def test_the_length_curve_has_a_number_everywhere_where_only_few_lengths_occur():
+    log_N = np.log(np.repeat([6.0, 7.0], 20))
+    knots = calibrate.length_curve(log_N, np.repeat([-1.0, 1.0], 20))
+    assert [y for _, y in knots] == sorted(y for _, y in knots), "rises with length, as the two groups do"
+    assert (knots[0][1], knots[-1][1]) == (pytest.approx(-1.0), pytest.approx(1.0))
+    assert np.isfinite(knots).all()
+
+
 @pytest.mark.parametrize("x", [0.0, 0.4, 1.0])
 def test_the_length_curve_is_a_weighted_straight_line_at_each_place(x):
     rng = np.random.default_rng(6)
