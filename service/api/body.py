@@ -66,6 +66,8 @@ async def read_foreign(request: Request, decoder: msgspec.json.Decoder[F], parts
 
 def check_parts(content: bytes, most: Parts) -> None:
     """Raise `InvalidRequest` for more parts than a request can be made of. Takes next to nothing where there are few."""
+    if len(content) <= min(most.containers, most.strings, most.values):
+        return
     n_containers = content.count(b"{") + content.count(b"[")
     if (
         n_containers <= most.containers
