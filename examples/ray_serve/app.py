@@ -5,8 +5,7 @@
 Settings are the server's own, from the environment of the replicas; host and port mean nothing here.
 """
 
-from __future__ import annotations
-
+# No annotations from the future here: `serve run` looks for the class that `application` takes, not for its name.
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict

@@ -138,6 +138,16 @@ def test_replicas_come_while_tokens_wait_and_go_when_none_do(world):
     world.wait_until(lambda: world.replicas() == {"RUNNING": 1})
 
 
+def test_serve_run_can_be_told_how_far_to_scale():
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+
+    from examples.ray_serve.app import application
+
+    call_user_app_builder_with_args_if_necessary(application, {"max_replicas": "3"})
+    with pytest.raises(ValueError, match="replicas"):
+        call_user_app_builder_with_args_if_necessary(application, {"replicas": "3"})
+
+
 async def test_without_keys_it_must_be_said_that_anybody_may_use_it(monkeypatch):
     from examples.ray_serve.app import Replica
 
