@@ -44,7 +44,7 @@ class Parts:
     @classmethod
     def of(cls, max_samples: int, max_tokens: int) -> Parts:
         """Room for many turns a sample, and for several times the ids that could be admitted, padding included."""
-        containers = max(100_000, 100 * max_samples)
+        containers = max(250_000, 100 * max_samples)
         return cls(containers, 4 * containers, 4 * containers + 8 * max_tokens)
 
 

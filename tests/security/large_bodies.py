@@ -15,7 +15,7 @@ def of_keys(n_bytes: int) -> bytes:
     return b"{" + b",".join(b'"%d":0' % i for i in range(10**6, 10**6 + n_bytes // 12)) + b"}"
 
 
-BRACKETS = b'{"samples":[{"text":"' + b"[" * 200_000
+BRACKETS = b'{"samples":[{"text":"' + b"[" * 300_000
 
 LARGE: dict[str, Callable[[int], bytes]] = {
     "brackets": filled(b"", b"[", b""),
@@ -33,8 +33,8 @@ LARGE: dict[str, Callable[[int], bytes]] = {
     "fields": of_keys,
     "escapes": filled(b'{"samples":[{"text":"', b'\\"', b'"}]}'),
     "brackets in a text, and samples": filled(
-        b'{"samples":[{"text":"' + b"[" * 200_000 + b'"},', b'{"text":""},', b'{"text":""}]}'
+        b'{"samples":[{"text":"' + b"[" * 300_000 + b'"},', b'{"text":""},', b'{"text":""}]}'
     ),
-    "brackets in a text, and texts": filled(b'{"zz":["' + b"[" * 200_000 + b'",', b'"",', b'""]}'),
-    "brackets in a text, and many names": filled(b'{"a":"' + b"[" * 200_000 + b'"', b',"a":0', b"}"),
+    "brackets in a text, and texts": filled(b'{"zz":["' + b"[" * 300_000 + b'",', b'"",', b'""]}'),
+    "brackets in a text, and many names": filled(b'{"a":"' + b"[" * 300_000 + b'"', b',"a":0', b"}"),
 }
