@@ -26,6 +26,8 @@ import httpx
 from benchmarks.load import free_port, ready, rss_mib, start
 from benchmarks.texts import samples
 
+Raws = list[float | None]
+
 SAME_SCORE = 2e-3  # float32 kernels differ a little with the shape of the batch
 
 
@@ -91,7 +93,7 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
 
 async def _truths(
     http: httpx.AsyncClient, pool: list[dict[str, Any]], models: tuple[str, str]
-) -> tuple[list[float], list[float]]:
+) -> tuple[Raws, Raws]:
     """What each of the models says of every text, nobody else asking. Afterwards A serves, under an even epoch."""
     found = []
     for model in (models[1], models[0]):
@@ -113,7 +115,7 @@ async def _swap(http: httpx.AsyncClient, model: str, seen: Seen) -> float:
 async def _client(
     http: httpx.AsyncClient,
     pool: list[dict[str, Any]],
-    truths: tuple[list[float], list[float]],
+    truths: tuple[Raws, Raws],
     seed: int,
     seen: Seen,
     n_swaps: int,
@@ -135,8 +137,13 @@ async def _client(
             seen.wrong.append(f"epoch {epoch}")
         truth = truths[(epoch - 3) % 2]
         for pick, result in zip(picks, said["results"], strict=True):
-            if result["raw"] is None or abs(result["raw"] - truth[pick]) > SAME_SCORE:
+            if not _same(result["raw"], truth[pick]):
                 seen.wrong.append(f"text {pick} by epoch {epoch}: {result['raw']}, not {truth[pick]}")
+
+
+def _same(raw: float | None, truth: float | None) -> bool:
+    """A text that a model cannot read has no score, with either."""
+    return raw == truth if raw is None or truth is None else abs(raw - truth) <= SAME_SCORE
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:

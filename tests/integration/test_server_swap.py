@@ -14,6 +14,8 @@ import pytest
 from model.backends import ModelSpec, load
 from model.conversation import Sample
 from model.scorer import TokenBatch
+from service.keyring import line_of
+from service.quota import UNLIMITED
 from tests.support.checkpoints import edit_json, reward_model
 from tests.support.service_server import Server, drill, run_to_end, wait_until
 
@@ -375,3 +377,25 @@ def test_what_is_usual_for_a_run_is_learnt_anew_and_its_counters_never_fall(serv
     assert samples_of("ppo-8") > seen
     assert 'reward_run_measured_seconds{run="ppo-8"' in server.client.get("/metrics").text
     assert server.client.get("/tripwires").json()["runs"]["ppo-8"]["samples"] == samples_of("ppo-8")
+
+
+# -- who may ----------------------------------------------------------------------------------------------------------
+
+
+def test_only_a_key_for_administration_changes_what_is_served(tmp_path):
+    keys = {"trainer": frozenset({"score"}), "operator": frozenset({"admin"})}
+    lines = [line_of(name, f"{name}-{'k' * 32}", scopes, UNLIMITED) for name, scopes in keys.items()]
+    (tmp_path / "keys").write_text("\n".join(lines))
+    with drill("echo", f"--keys-file={tmp_path / 'keys'}") as server:
+
+        def told(method, path, name=None):
+            headers = {"authorization": f"Bearer {name}-{'k' * 32}"} if name else {}
+            answer = server.client.request(method, path, json={"model": "echo"}, headers=headers)
+            return answer.status_code, answer.json().get("error", {}).get("code")
+
+        assert told("POST", "/admin/models") == (401, "unauthorized")
+        assert told("POST", "/admin/models", "trainer") == (403, "forbidden")
+        assert told("GET", "/admin/models", "trainer") == (403, "forbidden")
+        assert server.client.get("/metrics").text.count('reward_model_loads_total{outcome="ok"} 0.0') == 1
+        assert told("POST", "/admin/models", "operator") == (200, None)
+        assert told("GET", "/model", "operator") == (403, "forbidden")
