@@ -101,11 +101,17 @@ test-docker: setup
 # The container's user is not the one that makes these files: they can be read by all, but not the folder that they are in.
 secrets: secrets/keys secrets/grafana-password
 
-secrets/%:
+# Of a key only its digest stands in secrets/keys.
+secrets/keys:
+	@mkdir -p -m 700 secrets
+	@umask 077; $(PYTHON) -m service.keys trainer $@ > secrets/trainer.key
+	@umask 077; $(PYTHON) -m service.keys operator $@ --scopes=score,admin > secrets/operator.key
+	@chmod 644 $@
+
+secrets/grafana-password:
 	@mkdir -p -m 700 secrets
 	@$(PYTHON) -c "import secrets; open('$@', 'w').write(secrets.token_urlsafe(32) + '\n')"
 	@chmod 644 $@
-	@echo "made $@"
 
 # rewardserve:0.1.0 is what serves on a CPU; other variants and targets are named behind the version.
 image:

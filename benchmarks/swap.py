@@ -91,9 +91,7 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
     return _figures(seen, loads, rss, wall, server.returncode)
 
 
-async def _truths(
-    http: httpx.AsyncClient, pool: list[dict[str, Any]], models: tuple[str, str]
-) -> tuple[Raws, Raws]:
+async def _truths(http: httpx.AsyncClient, pool: list[dict[str, Any]], models: tuple[str, str]) -> tuple[Raws, Raws]:
     """What each of the models says of every text, nobody else asking. Afterwards A serves, under an even epoch."""
     found = []
     for model in (models[1], models[0]):

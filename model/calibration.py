@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -83,6 +84,9 @@ class Calibration:
             for name in ("std", "temperature"):
                 if getattr(scale, name) <= 0:
                     raise CalibrationError(f"calibration: {of}{name} is {getattr(scale, name)}, it must be above zero")
+        for name, value in asdict(self).items():
+            if not all(map(math.isfinite, _numbers(value))):
+                raise CalibrationError(f"calibration: {name} has a number in it that is not finite")
         if any(a >= b for (a, _), (b, _) in pairwise(self.length_curve)):
             raise CalibrationError("calibration: the knots of length_curve do not rise")
         if self.cap_low is not None and self.cap_high is not None and self.cap_low >= self.cap_high:
@@ -121,3 +125,13 @@ class Calibration:
             raise CalibrationError(
                 f"{FILE_NAME} is unreadable: {error}. Run `reward-train calibrate` again."
             ) from error
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """Every number in a field, however deep."""
+    if isinstance(value, float | int):
+        yield value
+    elif isinstance(value, dict):
+        yield from (number for each in value.values() for number in _numbers(each))
+    elif isinstance(value, list | tuple):
+        yield from (number for each in value for number in _numbers(each))

@@ -25,7 +25,7 @@ class Stack:
         self.engine, self.told = engine, told
         self._checkout = checkout
         self._files = ("--file", str(checkout / "docker-compose.yml"), "--file", str(override))
-        self.key = (checkout / "secrets/keys").read_text().strip()
+        self.key = (checkout / "secrets/trainer.key").read_text().strip()
         self.server, self.prometheus, self.receiver = (
             httpx.Client(base_url=f"http://127.0.0.1:{told[port]}", timeout=60.0)
             for port in ("PORT", "PROMETHEUS_PORT", "RECEIVER_PORT")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -121,12 +123,25 @@ def test_what_is_usual_for_a_run_outlives_the_container(stack):
     assert usual, "learnt before the restart"
 
 
-def test_a_new_key_counts_after_the_container_is_made_anew(stack, with_secrets):
-    file = with_secrets / "secrets/keys"
-    file.write_text(f"{stack.key}\nthe-next-key\n")
-    stack.compose("up", "--detach", "--no-build", "--pull", "never", "--wait", "--force-recreate", "rewardserve")
-    assert stack.score(EGG, key="the-next-key").status_code == 200
+def test_a_new_key_counts_while_the_server_runs(stack, with_secrets):
+    add = [sys.executable, "-m", "service.keys", "next", str(with_secrets / "secrets/keys")]
+    key = subprocess.run(add, cwd=with_secrets, check=True, capture_output=True, text=True).stdout.strip()
+    wait_for(lambda: stack.score(EGG, key=key).status_code == 200)
     assert stack.score(EGG).status_code == 200
+
+
+def test_another_model_takes_over_by_the_key_of_the_operator(stack, with_secrets):
+    def swap(whose):
+        key = (with_secrets / f"secrets/{whose}.key").read_text().strip()
+        headers = {"authorization": f"Bearer {key}"}
+        return stack.server.post("/admin/models", json={"model": ""}, headers=headers, timeout=300.0)
+
+    before = stack.score(EGG).json()
+    assert swap("trainer").status_code == 403
+    assert swap("operator").raise_for_status().json()["serving"] == before["model_epoch"] + 1
+    after = stack.score(EGG).json()
+    assert after["model_epoch"] == before["model_epoch"] + 1
+    assert after["rewards"] == pytest.approx(before["rewards"], abs=1e-3)
 
 
 def test_docker_stop_is_a_clean_end(stack):

@@ -450,10 +450,12 @@ def test_settings_that_differ_have_different_digests():
         {"mean": 0.0, "std": 1.0, "temperature": -1.0},
         {"mean": 0.0, "std": 1.0, "heads": (HeadCalibration("a", 0.0, 0.0),)},
         {"mean": 0.0, "std": 1.0, "length_curve": ((1.0, 0.0), (1.0, 1.0))},
+        {"mean": 0.0, "std": 1.0, "length_curve": ((1.0, 0.0), (2.0, float("nan")))},
+        {"mean": 0.0, "std": 1.0, "quantiles": ((0.5, float("inf")),)},
     ],
 )
 def test_a_calibration_that_makes_no_sense_is_refused(fields):
-    with pytest.raises(CalibrationError, match=r"mean|std|temperature|length_curve"):
+    with pytest.raises(CalibrationError, match=r"mean|std|temperature|length_curve|quantiles"):
         Calibration(**fields)
 
 
