@@ -210,6 +210,7 @@ async def _score_file(
             out.flush()
             progress.advance(bar, len(lines))
     await engine.stop()
+    await commons.close()
 
 
 async def _in_order(scoring: Scoring, windows: Iterator[list[Line]]) -> Any:

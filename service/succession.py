@@ -152,6 +152,7 @@ class Succession:
         for tenure in self._tenures.values():
             await _stop(tenure)
         await asyncio.gather(*self._leaving, return_exceptions=True)
+        await self._commons.close()
 
     async def give_up(self) -> None:
         """Refuse everything that is not finished."""
