@@ -93,9 +93,11 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
     for router in routers:
         api.include_router(router)
     docs.install(api, [dialect.body for dialect in DIALECTS])
-    problems.install(api, settings.overload_status)
-    own = {route.path for router in routers for route in router.routes if isinstance(route, APIRoute)}
-    routes = frozenset(own | {"/docs", "/openapi.json"})
+    methods: dict[str, set[str]] = {}
+    for route in [route for router in routers for route in router.routes if isinstance(route, APIRoute)]:
+        methods.setdefault(route.path, set()).update(route.methods or ())
+    problems.install(api, settings.overload_status, methods)
+    routes = frozenset({*methods, "/docs", "/openapi.json"})
     intake = IntakeLimits(settings.max_body_bytes, settings.max_body_bytes_in_flight, settings.body_timeout_s)
     # The others wait for seats, or say no in words of their own.
     plain = {d.path for d in DIALECTS if not d.patience_s and d.refuse is problems.refusal}

@@ -6,6 +6,7 @@ One table for what the framework itself says no to; the rest brings its code and
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -41,8 +42,11 @@ def refusal(error: RequestRefused, overload_status: int) -> Response:
     return problem(error, overload_status if isinstance(error, Overloaded) else None)
 
 
-def install(app: FastAPI, overload_status: int) -> None:
-    """Answer `RequestRefused`, the framework's own errors and bugs in our shape."""
+def install(app: FastAPI, overload_status: int, methods: Mapping[str, Collection[str]]) -> None:
+    """Answer `RequestRefused`, the framework's own errors and bugs in our shape.
+
+    `methods` of each path: of one with several routes, the framework names those of the first.
+    """
 
     async def refused(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestRefused)
@@ -52,9 +56,10 @@ def install(app: FastAPI, overload_status: int) -> None:
         assert isinstance(error, StarletteHTTPException)
         code = FRAMEWORK_CODES.get(error.status_code, "http_error")
         message = f"{HTTPStatus(error.status_code).phrase}: {request.method} on this path; see /docs"
-        return json_response(
-            {"error": {"code": code, "message": message}}, error.status_code, dict(error.headers or {})
-        )
+        headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and request.url.path in methods:
+            headers["allow"] = ", ".join(sorted(methods[request.url.path]))
+        return json_response({"error": {"code": code, "message": message}}, error.status_code, headers)
 
     async def bug(_request: Request, _error: Exception) -> Response:
         return internal()

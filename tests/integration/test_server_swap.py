@@ -399,3 +399,8 @@ def test_only_a_key_for_administration_changes_what_is_served(tmp_path):
         assert server.client.get("/metrics").text.count('reward_model_loads_total{outcome="ok"} 0.0') == 1
         assert told("POST", "/admin/models", "operator") == (200, None)
         assert told("GET", "/model", "operator") == (403, "forbidden")
+
+
+def test_a_path_with_two_methods_names_both_to_whoever_tries_a_third(server):
+    refused = server.client.request("OPTIONS", "/admin/models")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, POST")

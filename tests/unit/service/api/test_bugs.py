@@ -42,7 +42,7 @@ async def client(seen):
         raise ValueError(SECRET)
 
     api.include_router(straight)
-    problems.install(api, overload_status=429)
+    problems.install(api, overload_status=429, methods={})
     app = Witness(
         Straight(api, routers=[straight], clock=MonotonicClock(), overload_status=429, door=OPEN),
         routes=frozenset({"/score", "/full", "/model"}), clock=MonotonicClock(), tell=seen.append,
