@@ -4,8 +4,8 @@ Starts a real server on the loopback and sends it, from a few clients, what a lo
 never come again, callers that hang up in the middle, bodies that are no JSON, samples that cannot be scored, a few runs.
 Writes down its resident memory every second and, over the second half, by how many MiB an hour it grows: the slope of a
 least-squares line. Caches fill in the first half; they are made small so that they do. Of each of up to 32 runs the board
-remembers texts and ids, some 3 MiB: that bound would take hours to fill, so there are four runs. Exit code 1 if it grew
-faster than `--most`, or if anything but an answer came back.
+remembers texts and ids, some 3 MiB: that bound would take hours to fill, so there are four runs and every sample is watched.
+Exit code 1 if it grew faster than `--most`, or if anything but an answer came back.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> int:
 
 async def measure(given: argparse.Namespace) -> dict[str, Any]:
     """One whole measurement."""
-    flags = (f"--backend={given.backend}", "--cache.scores=4096", "--cache.prefix-mib=16")
+    flags = (f"--backend={given.backend}", "--cache.scores=4096", "--cache.prefix-mib=16", "--tripwires.cpu-share=1")
     with Server(*flags) as server:
         ended, until = Counter[str](), time.monotonic() + 60 * given.minutes
         clients = [asyncio.create_task(_client(server.port, i, until, given, ended)) for i in range(given.clients)]
