@@ -10,13 +10,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
 import random
 import signal
-import socket
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -25,6 +21,8 @@ from typing import Any
 
 import httpx
 
+from benchmarks.served import Server
+from benchmarks.tables import report
 from benchmarks.texts import samples
 
 SAME_REWARD = 2e-3  # float32 kernels differ a little with the shape of the batch
@@ -59,40 +57,29 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     figures = asyncio.run(run(given))
-    for name, value in figures.items():
-        print(f"{name:32} {value}")
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 1 if figures["wrong"] or figures["exit_code"] != 0 else 0
+    return report(figures, given.json)
 
 
 async def run(given: argparse.Namespace) -> dict[str, Any]:
     """One whole measurement."""
     pool = samples(given.data, given.texts)
-    port = free_port()
-    server = start(port, given.backend, given.model)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        await ready(url, server)
-        tally, rss = Tally(), [rss_mib(server.pid)]
+    model = given.model or ("echo" if given.backend == "echo" else "")
+    with Server(f"--backend={given.backend}", *([f"--model={model}"] if model else []), aloud=True) as server:
+        tally, rss = Tally(), [server.rss_mib()]
         stop = time.monotonic() + given.seconds
         limits = httpx.Limits(max_connections=given.clients + 4)
-        async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
+        async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as http:
             clients = [
                 asyncio.create_task(_client(http, pool, given.largest, i, stop, tally)) for i in range(given.clients)
             ]
-            watch = asyncio.create_task(_watch(server.pid, rss))
-            started, cpu = time.monotonic(), _cpu_s(server.pid)
+            watch = asyncio.create_task(_watch(server, rss))
+            started, cpu = time.monotonic(), server.cpu_s()
             await asyncio.sleep(given.seconds)
-            cpu, wall = _cpu_s(server.pid) - cpu, time.monotonic() - started
+            cpu, wall = server.cpu_s() - cpu, time.monotonic() - started
             await asyncio.gather(*clients)
             watch.cancel()
             counted = (await http.get("/metrics")).text
-        drained = await _terminate_under_load(url, server, pool, given)
-    finally:
-        if server.poll() is None:
-            server.kill()
-        server.wait()
+        drained = await _terminate_under_load(server, pool, given)
     return {
         "requests": len(tally.latencies_s),
         "samples": tally.n_samples,
@@ -102,21 +89,13 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
         "latency_p99_s": round(sorted(tally.latencies_s)[int(0.99 * len(tally.latencies_s))], 3),
         "refused": tally.n_refused,
         "worst_same_text_difference": tally.worst_difference,
-        "rss_mib_start_middle_end": [rss[0], rss[len(rss) // 2], rss[-1]],
+        "rss_mib_start_middle_end": [round(rss[i], 1) for i in (0, len(rss) // 2, -1)],
         "tokens": {
             k: _metric(counted, f'reward_tokens_total{{kind="{k}"}}') for k in ("received", "computed", "padding")
         },
         "sigterm": drained,
-        "exit_code": server.returncode,
         "wrong": tally.wrong[:5] + drained.pop("wrong"),
     }
-
-
-def start(port: int, backend: str, model: str, *flags: str) -> subprocess.Popen[bytes]:
-    """A server; its log goes where ours does."""
-    named = model or ("echo" if backend == "echo" else "")
-    command = [sys.executable, "-m", "service", f"--port={port}", f"--backend={backend}", "--log-level=warning", *flags]
-    return subprocess.Popen([*command, f"--model={named}"] if named else command)
 
 
 async def _client(
@@ -161,7 +140,7 @@ def _check(reply: httpx.Response, picks: list[int], tally: Tally) -> None:
 
 
 async def _terminate_under_load(
-    url: str, server: subprocess.Popen[bytes], pool: list[dict[str, Any]], given: argparse.Namespace
+    server: Server, pool: list[dict[str, Any]], given: argparse.Namespace
 ) -> dict[str, Any]:
     """Send requests, send SIGTERM while they are in flight, count how each one ended.
 
@@ -170,7 +149,7 @@ async def _terminate_under_load(
     """
     tally, rng = Tally(), random.Random(99)
     limits = httpx.Limits(max_connections=2 * given.clients)
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
+    async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as http:
 
         async def one(*, may_find_it_closed: bool) -> None:
             picks = [rng.randrange(len(pool)) for _ in range(rng.randint(1, given.largest))]
@@ -188,11 +167,11 @@ async def _terminate_under_load(
 
         before = [asyncio.create_task(one(may_find_it_closed=False)) for _ in range(given.clients)]
         await asyncio.sleep(0.5)
-        server.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal.SIGTERM)
         after = [asyncio.create_task(one(may_find_it_closed=True)) for _ in range(given.clients)]
         await asyncio.gather(*before, *after)
-    await asyncio.to_thread(server.wait, 120)
-    wrong = tally.wrong[:5]
+    exit_code = await asyncio.to_thread(server.process.wait, 120)
+    wrong = tally.wrong[:5] + [f"it ended with {exit_code}"] * bool(exit_code)
     if tally.n_cut_off:
         wrong.append(f"{tally.n_cut_off} accepted requests were cut off")
     return {
@@ -204,50 +183,14 @@ async def _terminate_under_load(
     }
 
 
-async def ready(url: str, server: subprocess.Popen[bytes]) -> None:
-    """Returns when the server takes requests. Raise SystemExit."""
-    async with httpx.AsyncClient(base_url=url) as http:
-        for _ in range(1200):
-            if server.poll() is not None:
-                raise SystemExit(f"the server ended with {server.returncode} before it was ready")
-            try:
-                if (await http.get("/readyz")).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            await asyncio.sleep(0.1)
-    raise SystemExit("the server did not become ready in 120 s")
-
-
-async def _watch(pid: int, rss: list[float]) -> None:
+async def _watch(server: Server, rss: list[float]) -> None:
     while True:
         await asyncio.sleep(1.0)
-        rss.append(rss_mib(pid))
-
-
-def rss_mib(pid: int) -> float:
-    """Memory of a process that is resident."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return round(int(line.split()[1]) / 1024, 1)
-    return 0.0
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        rss.append(server.rss_mib())
 
 
 def _metric(text: str, name: str) -> float:
     return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(name)), 0.0)
-
-
-def free_port() -> int:
-    """Of the loopback."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from benchmarks.overload import Server
-from benchmarks.tables import table
+from benchmarks.served import Server
+from benchmarks.tables import report
 
 CALLS: dict[str, Any] = {
     "/score": lambda text: {
@@ -60,10 +60,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     figures = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(measure(given))
-    print(table([{"what": name, "is": str(value)} for name, value in figures.items()]))
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 1 if figures["wrong"] else 0
+    return report(figures, given.json)
 
 
 async def measure(given: argparse.Namespace) -> dict[str, Any]:
@@ -72,23 +69,18 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
     with Server(*flags) as server:
         ended, until = Counter[str](), time.monotonic() + 60 * given.minutes
         clients = [asyncio.create_task(_client(server.port, i, until, given, ended)) for i in range(given.clients)]
-        track = await _rss_track(server.pid, until)
+        track = await _rss_track(server, until)
         await asyncio.gather(*clients)
     return _figures(track, ended, given.most)
 
 
-async def _rss_track(pid: int, until: float) -> list[tuple[float, float]]:
+async def _rss_track(server: Server, until: float) -> list[tuple[float, float]]:
     """(seconds, MiB), once a second."""
     track, began = [], time.monotonic()
     while (now := time.monotonic()) < until:
-        track.append((now - began, _rss_mib(pid)))
+        track.append((now - began, server.rss_mib()))
         await asyncio.sleep(1.0)
     return track
-
-
-def _rss_mib(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 async def _client(port: int, number: int, until: float, given: argparse.Namespace, ended: Counter[str]) -> None:

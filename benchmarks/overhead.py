@@ -15,14 +15,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import socket
 import statistics
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +26,7 @@ from typing import cast
 import uvloop
 
 from benchmarks import machine, rooms, tables, tokenizing
+from benchmarks.served import Server
 from benchmarks.traffic import Bodies, Case
 from model.backends.echo import END_ID, echo_score
 
@@ -41,6 +37,7 @@ TARGETS = {Case("ids", 1): 2500, Case("ids", 64): 500}
 SINGLE_CLIENTS, CLIENTS = 32, 4
 _ROOMS_FOR = (1, 64)
 _PATIENCE_S = 30.0
+ECHO = ("--backend=echo", "--model=echo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +114,7 @@ def over_http(given: argparse.Namespace, flags: Sequence[str]) -> list[Row]:
     """The real server, asked over real connections."""
     cases = [Case(form, n) for form in given.forms for n in given.sizes]
     loads: dict[Case, list[Load]] = {case: [] for case in cases}
-    with Server(flags) as server:
+    with Server(*ECHO, *flags) as server:
         for round_ in range(given.rounds + 1):
             for case in cases:
                 bodies = Bodies(case, given.tokens, seed=round_)
@@ -130,42 +127,6 @@ def over_http(given: argparse.Namespace, flags: Sequence[str]) -> list[Row]:
 def _connections(case: Case, given: argparse.Namespace) -> int:
     n: int = given.connections or (SINGLE_CLIENTS if case.n_samples == 1 else CLIENTS)
     return n
-
-
-# -- the server -------------------------------------------------------------------------------------------------
-
-
-class Server:
-    """The real thing, as a process of its own."""
-
-    def __init__(self, flags: Sequence[str]) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
-        own = ["--port", str(self.port), "--backend", "echo", "--model", "echo", "--log-level", "warning"]
-        self.process = subprocess.Popen([sys.executable, "-m", "service", *own, *flags], stderr=subprocess.DEVNULL)
-
-    def __enter__(self) -> Server:
-        """Wait until it is ready."""
-        for _ in range(600):
-            if self.process.poll() is not None:
-                raise SystemExit(f"the server ended with {self.process.returncode} before it was ready")
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz"):
-                    return self
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.1)
-        raise SystemExit("the server did not become ready in 60 s")
-
-    def __exit__(self, *_: object) -> None:
-        """End it."""
-        self.process.terminate()
-        self.process.wait(_PATIENCE_S)
-
-    def cpu_s(self) -> float:
-        """User and system time of all its threads."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 # -- the client -------------------------------------------------------------------------------------------------

@@ -12,25 +12,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-import httpx
 import uvloop
 
-from benchmarks.peers.processes import free_port
-from benchmarks.tables import table
+from benchmarks.served import Server
+from benchmarks.tables import report
 
 LEAST_SHARE = 0.9
-CLOCK_HZ = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -48,50 +42,6 @@ class Seen:
     def goodput(self, since_s: float, until_s: float) -> float:
         """Samples a second that were answered in this part of the phase."""
         return sum(n for at, n in self.scored if since_s <= at < until_s) / (until_s - since_s)
-
-
-class Server:
-    """`reward-serve` with these flags, until the end of the block."""
-
-    def __init__(self, *flags: str) -> None:
-        self.port = free_port()
-        command = [sys.executable, "-m", "service", f"--port={self.port}", "--log-level=warning", "--cache.scores=0"]
-        self._process = subprocess.Popen([*command, *flags], stderr=subprocess.DEVNULL)
-        until = time.monotonic() + 300.0
-        while not self._is_ready():
-            if self._process.poll() is not None or time.monotonic() > until:
-                raise SystemExit("the server did not become ready")
-            time.sleep(0.1)
-
-    def _is_ready(self) -> bool:
-        with suppress(httpx.HTTPError):
-            return httpx.get(f"http://127.0.0.1:{self.port}/readyz", timeout=5.0).is_success
-        return False
-
-    @property
-    def pid(self) -> int:
-        """Of its one process."""
-        return self._process.pid
-
-    @property
-    def cpu_s(self) -> float:
-        """Of all its threads, so far."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / CLOCK_HZ
-
-    def __enter__(self) -> Self:
-        """For `with`."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing is left running."""
-        self._process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(60.0)
-        self._process.kill()
-        self._process.wait()
 
 
 class Crowd:
@@ -196,15 +146,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     figures = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(measure(given))
-    print(table([{"what": name, "is": str(value)} for name, value in figures.items()]))
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 1 if figures["wrong"] else 0
+    return report(figures, given.json)
 
 
 async def measure(given: argparse.Namespace) -> dict[str, Any]:
     """One whole measurement."""
-    flags = [f"--backend={given.backend}"]
+    flags = [f"--backend={given.backend}", "--cache.scores=0"]
     if given.backend == "echo":
         flags += [f"--model={given.model or 'echo:delay_ms=20'}", "--batching.max-tokens=4096"]
     elif given.model:
@@ -216,9 +163,12 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
     with Server(*flags, *seats_flags) as server:
         crowd = Crowd(server.port, given.samples, given.words, seats // given.samples + given.connections)
         await keep_busy(crowd, 4, 2.0)
-        used, own = server.cpu_s, time.process_time()
+        used, own = server.cpu_s(), time.process_time()
         seen, sent = await flood(crowd, given.times * peak / given.samples, given.seconds)
-        cpu = {"server": (server.cpu_s - used) / given.seconds, "clients": (time.process_time() - own) / given.seconds}
+        cpu = {
+            "server": (server.cpu_s() - used) / given.seconds,
+            "clients": (time.process_time() - own) / given.seconds,
+        }
         after = await keep_busy(crowd, max(2, seats // given.samples // 2), 10.0)
     return _figures(given, peak, seats, seen, sent, cpu, after, crowd.n_connections)
 

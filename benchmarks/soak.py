@@ -28,6 +28,7 @@ from typing import Any, Self
 
 import httpx
 
+from benchmarks.peers.processes import free_port
 from benchmarks.tables import table
 from model.backends.echo import echo_score
 from rewardserve_client import AsyncRewardClient, Backoff, RewardClient, Scores
@@ -80,7 +81,7 @@ class House:
     """One server process after the other on one port."""
 
     def __init__(self, flags: Sequence[str], env_model: str) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.exit_codes: Counter[str] = Counter()
         self._command = [sys.executable, "-m", "service", f"--port={self.port}", f"--model={env_model}", *flags]
@@ -337,13 +338,6 @@ def figures(
         "longest call, s": round(max(ledger.longest_call_s for ledger in ledgers), 2),
         "wrong": wrong,
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

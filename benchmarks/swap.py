@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -23,7 +21,8 @@ from typing import Any
 
 import httpx
 
-from benchmarks.load import free_port, ready, rss_mib, start
+from benchmarks.served import Server
+from benchmarks.tables import report
 from benchmarks.texts import samples
 
 Raws = list[float | None]
@@ -54,24 +53,18 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     figures = asyncio.run(run(given))
-    for name, value in figures.items():
-        print(f"{name:32} {value}")
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 1 if figures["wrong"] or figures["exit_code"] != 0 else 0
+    return report(figures, given.json)
 
 
 async def run(given: argparse.Namespace) -> dict[str, Any]:
     """One whole measurement."""
     pool, models = samples(None, given.texts), (given.model, given.other or given.model)
-    port = free_port()
-    url, server = f"http://127.0.0.1:{port}", start(port, "torch", given.model, "--cache.scores=0")
-    try:
-        await ready(url, server)
+    flags = ["--backend=torch", "--cache.scores=0", *([f"--model={given.model}"] if given.model else [])]
+    with Server(*flags, aloud=True) as server:
         limits = httpx.Limits(max_connections=given.clients + 4)
-        async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
+        async with httpx.AsyncClient(base_url=server.url, timeout=600, limits=limits) as http:
             truths = await _truths(http, pool, models)
-            seen, rss, loads = Seen(), [rss_mib(server.pid)], list[float]()
+            seen, rss, loads = Seen(), [server.rss_mib()], list[float]()
             clients = [
                 asyncio.create_task(_client(http, pool, truths, i, seen, given.swaps)) for i in range(given.clients)
             ]
@@ -79,16 +72,13 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
             for i in range(given.swaps):
                 await asyncio.sleep(given.rest)
                 loads.append(await _swap(http, models[(i + 1) % 2], seen))
-                rss.append(rss_mib(server.pid))
+                rss.append(server.rss_mib())
             await asyncio.sleep(given.rest)
             seen.is_over = True
             await asyncio.gather(*clients)
             wall = time.monotonic() - began
-        server.terminate()
-        await asyncio.to_thread(server.wait, 60)
-    finally:
-        _end(server)
-    return _figures(seen, loads, rss, wall, server.returncode)
+        exit_code = await asyncio.to_thread(server.end)
+    return _figures(seen, loads, rss, wall, exit_code)
 
 
 async def _truths(http: httpx.AsyncClient, pool: list[dict[str, Any]], models: tuple[str, str]) -> tuple[Raws, Raws]:
@@ -144,12 +134,6 @@ def _same(raw: float | None, truth: float | None) -> bool:
     return raw == truth if raw is None or truth is None else abs(raw - truth) <= SAME_SCORE
 
 
-def _end(server: subprocess.Popen[bytes]) -> None:
-    if server.poll() is None:
-        server.kill()
-    server.wait()
-
-
 def _figures(seen: Seen, loads: list[float], rss: list[float], wall: float, exit_code: int) -> dict[str, Any]:
     times = sorted(at for at, _, _ in seen.at)
     gaps = [b - a for a, b in pairwise(times)]
@@ -163,9 +147,8 @@ def _figures(seen: Seen, loads: list[float], rss: list[float], wall: float, exit
         "latency_s_p50_p99_max": _quantiles(calm),
         "latency_s_while_loading": _quantiles(busy),
         "longest_without_an_answer_s": round(max(gaps), 3),
-        "rss_mib": [rss[0], *rss[1 :: max(1, len(rss) // 6)], rss[-1]],
-        "exit_code": exit_code,
-        "wrong": seen.wrong[:5],
+        "rss_mib": [round(mib, 1) for mib in (rss[0], *rss[1 :: max(1, len(rss) // 6)], rss[-1])],
+        "wrong": seen.wrong[:5] + [f"it ended with {exit_code}"] * bool(exit_code),
     }
 
 

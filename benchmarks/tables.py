@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
@@ -19,6 +21,14 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 def facts(known: Mapping[str, object]) -> str:
     """`name value` of each, on one line."""
     return ", ".join(f"{name} {value}" for name, value in known.items())
+
+
+def report(figures: Mapping[str, object], file: Path | None) -> int:
+    """Print a line a figure, and write them into `file`. The exit code: 1 if anything is listed under `wrong`."""
+    print(table([{"what": name, "is": str(value)} for name, value in figures.items()]))
+    if file:
+        file.write_text(json.dumps(figures, indent=1) + "\n")
+    return 1 if figures["wrong"] else 0
 
 
 def _cell(text: str, width: int, numeric: bool) -> str:

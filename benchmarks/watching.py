@@ -16,7 +16,8 @@ import uvloop
 
 from benchmarks import machine, tables
 from benchmarks.models import corpus
-from benchmarks.overhead import CLIENTS, SINGLE_CLIENTS, Server, drive
+from benchmarks.overhead import CLIENTS, ECHO, SINGLE_CLIENTS, drive
+from benchmarks.served import Server
 from benchmarks.traffic import Bodies, Case
 from model.conversation import Sample
 from model.encoding import Encoded
@@ -42,7 +43,7 @@ def main() -> int:
     rates: dict[tuple[Case, bool], list[float]] = {}
     for round_ in range(given.rounds):
         for watched in (False, True):
-            with Server([] if watched else _OFF) as server:
+            with Server(*ECHO, *([] if watched else _OFF)) as server:
                 for case in CASES:
                     rates.setdefault((case, watched), []).append(_rate(server, case, given.seconds, round_))
     shares = {

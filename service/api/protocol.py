@@ -162,13 +162,13 @@ class OneWriteProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """An answer has been written."""
         super().on_response_complete()
-        if (
-            not self.transport.is_closing() and self.cycle.response_complete
-        ):  # otherwise the next request is here already
-            self._serving = False
-            self._owes_since_now()
-            if self._in_head:
-                self._head_timer.start()
+        is_next_here = not self.cycle.response_complete
+        if self.transport.is_closing() or is_next_here:
+            return
+        self._serving = False
+        self._owes_since_now()
+        if self._in_head:
+            self._head_timer.start()
 
     def pause_writing(self) -> None:
         """The client does not read as fast as we write."""

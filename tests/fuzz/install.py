@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.peers.install import HOME, NotInstalled, environment
+from benchmarks.peers.install import HOME, environment
+from tests.support.environments import told
 
 PROGRAM = HOME / "fuzz" / "bin" / "st"
 
 
 def main() -> int:
     """The exit code."""
-    try:
-        environment("fuzz", ("schemathesis>=4.32,<5",))
-    except NotInstalled as error:
-        print(f"schemathesis cannot be installed here: {error}", file=sys.stderr)
-        return 1
-    print(PROGRAM)
-    return 0
+    return told("schemathesis", lambda: environment("fuzz", ["schemathesis>=4.32,<5"]).with_name(PROGRAM.name))
 
 
 if __name__ == "__main__":

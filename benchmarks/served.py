@@ -1,0 +1,77 @@
+"""Our own server as a process on a free port of the loopback: started, measured, ended. Linux: figures are read from /proc."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from benchmarks.peers.processes import free_port
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PATIENCE_S = 300.0
+_END_S = 120.0
+
+
+class Server:
+    """`reward-serve` with these flags, until the end of the block, which begins once it takes requests.
+
+    What it says is heard where ours is if `aloud`.
+    """
+
+    def __init__(self, *flags: str, aloud: bool = False) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        command = [sys.executable, "-m", "service", f"--port={self.port}", "--log-level=warning", *flags]
+        self.process = subprocess.Popen(command, stderr=None if aloud else subprocess.DEVNULL)
+
+    @property
+    def pid(self) -> int:
+        """Of its one process."""
+        return self.process.pid
+
+    def cpu_s(self) -> float:
+        """User and system time of all its threads, so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    def rss_mib(self) -> float:
+        """Memory that is resident."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+    def end(self) -> int:
+        """SIGTERM, and its exit code. Raise `subprocess.TimeoutExpired`."""
+        self.process.terminate()
+        return self.process.wait(_END_S)
+
+    def __enter__(self) -> Self:
+        """Wait until it is ready. Raise SystemExit."""
+        until = time.monotonic() + _PATIENCE_S
+        while not self._is_ready():
+            if self.process.poll() is not None or time.monotonic() > until:
+                self.__exit__(None, None, None)
+                raise SystemExit(f"the server did not become ready (exit code {self.process.returncode})")
+            time.sleep(0.1)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is left running."""
+        with suppress(subprocess.TimeoutExpired):
+            self.end()
+        self.process.kill()
+        self.process.wait()
+
+    def _is_ready(self) -> bool:
+        with suppress(httpx.HTTPError):
+            return httpx.get(f"{self.url}/readyz", timeout=5.0).is_success
+        return False
