@@ -66,6 +66,7 @@ serve: setup
 	@REWARD_MODEL="$(MODEL)" REWARD_HOST="$(HOST)" REWARD_PORT="$(PORT)" exec $(BIN)/python -m service
 
 test: setup
+	@$(BIN)/python -m compileall -qq model service training client tests  # for the hundreds of processes that they start
 	@$(BIN)/python -m pytest -n $(WORKERS)
 
 # The last line that the installer prints is the Python of vLLM's environment.

@@ -104,6 +104,7 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--connections", type=int, help=f"default: {SINGLE_CLIENTS} for single samples, else {CLIENTS}")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a case in a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--room-samples", type=int, default=2_000, help="in each repetition of each room")
     parser.add_argument("--no-tokenizing", action="store_true", help="leave out the price of tokenising")
     parser.add_argument("--forward", action="store_true", help="measure the 150M model's forward beside it (a minute)")
     parser.add_argument("--json", type=Path)
@@ -246,7 +247,7 @@ def summary(case: Case, connections: int, loads: Sequence[Load]) -> Row:
 
 
 def _by_room(row: Row, given: argparse.Namespace) -> dict[str, dict[str, float]]:
-    found = rooms.measure(Case(row.form, row.n_samples), given.tokens, row.connections)
+    found = rooms.measure(Case(row.form, row.n_samples), given.tokens, row.connections, given.room_samples)
     rest = {"http": row.us_per_request - sum(found.values())}
     return {"request": {"samples": row.n_samples}, "rooms": {name: round(us, 1) for name, us in (found | rest).items()}}
 

@@ -1,5 +1,10 @@
 """What holds for all tests."""
 
+import os
+
+# Tests share the cores with each other and with the servers that they start; threads of OpenMP spin while they wait for a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
 

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import yaml
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client import CollectorRegistry
 
 from model.traits import NAMES
 from service.observability.metrics import PREFIX, TABLE
@@ -85,7 +84,7 @@ def scraped(board, replica, now):
     registry = CollectorRegistry()
     registry.register(Runs({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, board, lambda: now))
     found = {}
-    for family in text_string_to_metric_families(generate_latest(registry).decode()):
+    for family in registry.collect():
         for sample in family.samples:
             labels = {**sample.labels, **JOB, "instance": f"replica-{replica}"}
             pairs = ",".join(f"{k}={json.dumps(v)}" for k, v in sorted(labels.items()))
