@@ -67,7 +67,7 @@ serve: setup
 
 test: setup
 	@$(BIN)/python -m compileall -qq model service training client tests  # for the hundreds of processes that they start
-	@$(BIN)/python -m pytest -n $(WORKERS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal  # a file's fixtures are made once, by the worker that has it
 
 # The last line that the installer prints is the Python of vLLM's environment.
 test-vllm: setup

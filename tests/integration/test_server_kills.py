@@ -43,7 +43,7 @@ def test_killed_under_load_nobody_is_given_a_number_that_was_not_scored(moment):
         server.signal(signal.SIGKILL)
         assert server.ended() == -signal.SIGKILL
     assert crowd.book.wrong == []
-    assert set(crowd.book.counts) == {"answered", "broken", "unreachable"}
+    assert {"answered", "broken"} <= set(crowd.book.counts) <= {"answered", "broken", "unreachable"}
 
 
 @in_test_faults
