@@ -17,6 +17,9 @@ _OBJECTS = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_c
             "generation_config.json", "scoring_contract.json", "calibration.json", "*.index.json")  # fmt: skip
 """Read as JSON objects, by us or by transformers."""
 
+_MAX_HEADER_BYTES = 100_000_000
+"""What the safetensors library reads at most."""
+
 
 def check_files(folder: Path) -> None:
     """Raise `CheckpointError` with the file that is not whole, and what is wrong with it."""
@@ -68,6 +71,8 @@ def _safetensors(path: Path) -> None:
         length = int.from_bytes(file.read(8), "little")
         if not 8 < 8 + length <= size:
             raise _NotWhole(f"{'it is empty' if not size else 'it is cut off in its header'} ({size} bytes)")
+        if length > _MAX_HEADER_BYTES:
+            raise _NotWhole(f"its header would have {length} bytes, and may have {_MAX_HEADER_BYTES}")
         header = _parsed(file.read(length))
     try:
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]

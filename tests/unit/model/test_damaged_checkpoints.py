@@ -71,6 +71,13 @@ def test_weights_that_lack_their_last_bytes_are_told_by_their_size(folder, cut):
     assert f"{len(data) - cut} bytes, but its header tells of {len(data)}" in refused(folder)
 
 
+def test_a_header_that_cannot_be_one_is_not_read(folder):
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.write((2**30).to_bytes(8, "little"))
+        file.truncate(2**31)
+    assert "its header would have 1073741824 bytes" in refused(folder)
+
+
 def test_a_shard_that_is_missing_is_named(folder):
     (folder / "model.safetensors").unlink()
     assert "it names model.safetensors, which is not there" in refused(folder)
