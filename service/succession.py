@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from model.backends import LoadError
+from model.backends.memory import give_back_free_memory
 from model.calibration import CalibrationError
 from model.reward import PipelineError
 from service.api.stage import Served, Stage
@@ -279,6 +280,7 @@ class Succession:
         self._commons.metrics.model_gone(epoch)
         del tenure
         gc.collect()  # what counting references leaves behind; what was there at the start is spared
+        await asyncio.to_thread(give_back_free_memory)
         self._log.info("model_let_go", epoch=epoch)
 
     def _described(self, epoch: int) -> Loaded:

@@ -62,6 +62,16 @@ async def test_what_is_let_go_of_is_freed(succession):
     assert first() is None
 
 
+async def test_its_memory_goes_back_to_the_kernel_and_only_when_it_has_gone(succession, monkeypatch):
+    first, told = weakref.ref(succession.serving.engine.batcher), []
+    monkeypatch.setattr("service.succession.give_back_free_memory", lambda: told.append(first()))
+    await succession.load(ECHO)
+    assert told == []
+    await succession.load(ECHO)
+    await settled(succession)
+    assert told == [None]
+
+
 async def test_whoever_is_inside_is_answered_by_the_model_that_he_was_let_in_to(succession):
     served = succession.stage.served_for(None)
     asked = asyncio.create_task(served.scoring.score([Sample(text="a")]))
