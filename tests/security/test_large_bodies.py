@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 
 import msgspec
@@ -95,6 +96,20 @@ def test_parts_are_counted_as_a_parser_finds_them(value, most, ascii_only):
             assert is_too_much
         else:
             assert not is_too_much
+
+
+async def test_whoever_has_to_be_counted_long_is_counted_beside_the_event_loop(monkeypatch):
+    counted_by, count = [], body.check_parts
+    monkeypatch.setattr(
+        body, "check_parts", lambda *given: (counted_by.append(threading.current_thread()), count(*given))
+    )
+    await body._check_parts(b'{"samples":[]}', SMALL)
+    assert counted_by == []
+    await body._check_parts(many_small(5), SMALL)
+    with pytest.raises(InvalidRequest, match="more parts"):
+        await body._check_parts(many_small(30), SMALL)
+    assert len(counted_by) == 2
+    assert threading.current_thread() not in counted_by
 
 
 def test_a_request_of_the_largest_usual_shape_is_read():
