@@ -42,12 +42,14 @@ def connection(server):
 
 
 def answer(raw):
-    """One response: status, headers, error code or None."""
-    stream = raw.makefile("rb")
+    """One response, and no byte of the next: status, headers, error code or None."""
+    stream = raw.makefile("rb", buffering=0)
     status = int(stream.readline().split()[1])
     headers = dict(line.decode().strip().split(": ", 1) for line in iter(stream.readline, b"\r\n"))
-    reply = json.loads(stream.read(int(headers["content-length"])))
-    return status, headers, reply.get("error", {}).get("code")
+    length, body = int(headers["content-length"]), b""
+    while len(body) < length and (piece := stream.read(length - len(body))):
+        body += piece
+    return status, headers, json.loads(body).get("error", {}).get("code")
 
 
 def drip(raw):
