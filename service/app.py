@@ -207,7 +207,7 @@ async def serve(
         succession = await _load_unless_stopped(house, stop, webhook)
         if succession is not None:
             say(_in_words(succession.serving.engine.loaded))
-            async with _looking_out(settings, succession, known), _listening_on(shared, server):
+            async with _looking_out(house, succession, known), _listening_on(shared, server):
                 await _unless_dead(stop, serving)
             await _drain(house, succession)
     finally:
@@ -305,7 +305,7 @@ async def _drain(house: House, succession: Succession) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _looking_out(settings: ServeSettings, succession: Succession, known: Fingerprint) -> AsyncIterator[None]:
+async def _looking_out(house: House, succession: Succession, known: Fingerprint) -> AsyncIterator[None]:
     """While the body runs, SIGHUP and another checkpoint where the model is are followed by a load."""
     loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
 
@@ -313,10 +313,16 @@ async def _looking_out(settings: ServeSettings, succession: Succession, known: F
         task = asyncio.create_task(succession.load_again(), name="load again")
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+        task.add_done_callback(logs.tell_of_death)
 
     loop.add_signal_handler(signal.SIGHUP, load_again)
-    if settings.swap.watch_s:
-        looking = keep_looking(settings.watched_folders(), known, settings.swap.watch_s, succession.load_again)
+    if every_s := house.settings.swap.watch_s:
+
+        def failed(error: Exception) -> None:
+            house.log.error("lookout_failed", exc_info=error)
+
+        folders = house.settings.watched_folders()
+        looking = keep_looking(folders, known, every_s, succession.load_again, failed)
         tasks.add(asyncio.create_task(looking, name="lookout"))
     try:
         yield

@@ -257,6 +257,7 @@ def build_engine(commons: Commons, prepared: Prepared, epoch: int) -> Engine:
     singing = asyncio.create_task(
         canaries.keep_singing(batcher, settings.tripwires.canaries_every_s, changed), name="canaries"
     )
+    singing.add_done_callback(logs.tell_of_death)
     rooms = Rooms(epoch, commons.admission, encoder, batcher, pipeline, watch, metrics, clock)
     return Engine(
         epoch,

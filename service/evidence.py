@@ -6,6 +6,7 @@ files. Knows nothing of wires; changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -40,7 +41,7 @@ class EvidenceRoom:
     def __init__(self, folder: Path, failed: Callable[[str], None]) -> None:
         self._folder = folder
         self._failed = failed
-        self._n_files = sum(1 for _ in folder.glob("*"))
+        self._number = self._n_files = sum(1 for _ in folder.glob("*"))
         self._runs: OrderedDict[str, tuple[deque[Exhibit], deque[Exhibit]]] = OrderedDict()
         self._writer = ThreadPoolExecutor(1, "evidence")
 
@@ -62,22 +63,30 @@ class EvidenceRoom:
             self._failed(f"there are {MOST_FILES} files of evidence already")
             return
         self._n_files += 1
-        self._writer.submit(self._write, self._name(run, finding), finding, named)
+        self._writer.submit(self._write, run, finding, named)
 
     def close(self) -> None:
         """Write what is to be written."""
         self._writer.shutdown()
 
-    def _name(self, run: str, finding: Finding) -> str:
+    def _write(self, run: str, finding: Finding, exhibits: Collection[Exhibit]) -> None:
         safe = re.sub(r"[^\w.-]+", "_", run)[:80]
-        return f"{self._n_files:04d}-{safe}-{finding.wire}-{finding.step}.jsonl"
-
-    def _write(self, name: str, finding: Finding, exhibits: Collection[Exhibit]) -> None:
         try:
-            handle = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                for exhibit in exhibits:
-                    out.write(json.dumps({"wire": finding.wire, **asdict(exhibit)}) + "\n")
+            path, handle = self._new_file(f"{safe}-{finding.wire}-{finding.step}.jsonl")
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as out:
+                    for exhibit in exhibits:
+                        out.write(json.dumps({"wire": finding.wire, **asdict(exhibit)}) + "\n")
+            except OSError:
+                path.unlink(missing_ok=True)  # half of it would be taken for all
+                raise
         except OSError as error:
-            (self._folder / name).unlink(missing_ok=True)  # half of it would be taken for all
             self._failed(f"{type(error).__name__}: {error.strerror}")
+
+    def _new_file(self, name: str) -> tuple[Path, int]:
+        """One that nobody has written, before a restart or beside us."""
+        while True:
+            self._number += 1
+            path = self._folder / f"{self._number:04d}-{name}"
+            with contextlib.suppress(FileExistsError):
+                return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

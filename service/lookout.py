@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
@@ -16,19 +17,19 @@ Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 
 def fingerprint(paths: Sequence[Path]) -> Fingerprint:
-    """Of everything that these lead to. Empty where one of them leads nowhere."""
-    found: list[tuple[str, int, int, int]] = []
-    for path in paths:
-        folder = Path(os.path.realpath(path))
-        files = sorted(each for each in folder.rglob("*") if each.is_file()) if folder.is_dir() else []
-        if not files:
-            return ()
-        try:
-            stats = [(file, file.stat()) for file in files]
-        except OSError:
-            return ()  # it is being replaced at this very moment
-        found += [(str(file), stat.st_ino, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
-    return tuple(found)
+    """Of everything that these lead to. Empty where one of them leads nowhere, or is being replaced at this very moment."""
+    try:
+        found = [_of_folder(Path(os.path.realpath(path))) for path in paths]
+    except OSError:
+        return ()
+    return tuple(chain.from_iterable(found)) if all(found) else ()
+
+
+def _of_folder(folder: Path) -> Fingerprint:
+    if not folder.is_dir():
+        return ()
+    stats = [(file, file.stat()) for file in sorted(folder.rglob("*")) if file.is_file()]
+    return tuple((str(file), stat.st_ino, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
 
 
 class Lookout:
@@ -48,11 +49,21 @@ class Lookout:
 
 
 async def keep_looking(
-    paths: Sequence[Path], known: Fingerprint, every_s: float, news: Callable[[], Awaitable[None]]
+    paths: Sequence[Path],
+    known: Fingerprint,
+    every_s: float,
+    news: Callable[[], Awaitable[None]],
+    failed: Callable[[Exception], None],
 ) -> None:
-    """For ever: `news` is awaited for every new checkpoint. The looks are on a thread: a network's folder may hang."""
+    """For ever: `news` is awaited for every new checkpoint. The looks are on a thread: a network's folder may hang.
+
+    `failed` hears of what nobody foresaw, such as no thread to be had; it looks on.
+    """
     lookout = Lookout(known)
     while True:
         await asyncio.sleep(every_s)
-        if lookout.is_news(await asyncio.to_thread(fingerprint, paths)):
-            await news()
+        try:
+            if lookout.is_news(await asyncio.to_thread(fingerprint, paths)):
+                await news()
+        except Exception as error:
+            failed(error)

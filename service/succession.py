@@ -150,14 +150,14 @@ class Succession:
         """Every model finishes what it has, and is freed. One that is being loaded is not waited for."""
         if self._load is not None:
             self._load.cancel()
-        for tenure in self._tenures.values():
+        for tenure in tuple(self._tenures.values()):  # an operator may still retire one
             await _stop(tenure)
         await asyncio.gather(*self._leaving, return_exceptions=True)
         await self._commons.close()
 
     async def give_up(self) -> None:
         """Refuse everything that is not finished."""
-        for tenure in self._tenures.values():
+        for tenure in tuple(self._tenures.values()):
             await tenure.engine.batcher.give_up()
         for task in self._leaving:
             task.cancel()
@@ -257,6 +257,7 @@ class Succession:
             task = asyncio.create_task(self._let_go(self._tenures.pop(epoch)), name="let go")
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
+            task.add_done_callback(logs.tell_of_death)
 
     def _show(self) -> None:
         """Tell the routes and the metrics."""

@@ -98,7 +98,7 @@ class Webhook:
                 await asyncio.sleep(self._first_pause_s * 2 ** (i - 1))
             try:
                 response = await self._client.post(self._url, content=body, headers=headers)
-            except httpx.HTTPError as error:
+            except Exception as error:  # whatever it is, those behind this one must not wait for ever
                 why_not = type(error).__name__
                 continue
             if response.is_success:

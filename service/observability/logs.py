@@ -6,6 +6,7 @@ are written. What uvicorn, asyncio and the libraries log passes through the same
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import traceback
@@ -67,6 +68,12 @@ def logger(name: str) -> Logger:
     """A logger whose lines carry `room`."""
     bound: Logger = structlog.get_logger(room=name)
     return bound
+
+
+def tell_of_death(task: asyncio.Task[Any]) -> None:
+    """A done callback for tasks that nobody waits for: asyncio speaks of what ended them only when they are forgotten."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger("tasks").error("task_died", task=task.get_name(), exc_info=error)
 
 
 def exceptions_without_words(_logger: Any, _method: str, event: EventDict) -> EventDict:

@@ -73,6 +73,18 @@ def test_files_are_bounded_and_what_is_not_written_is_told(tmp_path, monkeypatch
     assert len(EvidenceRoom(tmp_path, failed.append)._runs) == 0
 
 
+def test_a_file_that_is_there_already_is_left_as_it_is(tmp_path):
+    theirs = tmp_path / "0002-team_ppo_7-judge-7.jsonl"
+    theirs.write_text("{}")  # of before a restart, and the first was deleted; or of a replica
+    failed = []
+    room = room_with(tmp_path, exhibit("e3"), failed=failed)
+    room.save("team/ppo 7", JUDGE)
+    room.close()
+    assert failed == []
+    assert sorted(written(tmp_path)) == [theirs.name, "0003-team_ppo_7-judge-7.jsonl"]
+    assert theirs.read_text() == "{}"
+
+
 def test_a_folder_that_is_gone_takes_nothing_down(tmp_path):
     folder, failed = tmp_path / "gone", []
     folder.mkdir()

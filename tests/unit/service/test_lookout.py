@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import threading
+from contextlib import asynccontextmanager
+
+import pytest
 
 from service.lookout import Lookout, fingerprint, keep_looking
 
@@ -63,6 +68,37 @@ def test_what_is_empty_or_not_there_has_no_fingerprint(tmp_path):
     assert fingerprint([tmp_path / "empty"]) == fingerprint([tmp_path / "nowhere"]) == ()
 
 
+def test_a_checkpoint_that_is_being_deleted_and_written_raises_nothing(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    done = threading.Event()
+
+    def write_and_delete():
+        while not done.is_set():
+            for i in range(20):
+                (tmp_path / "shards" / str(i)).mkdir(parents=True)
+                (tmp_path / "shards" / str(i) / "model.safetensors").write_text("x")
+            shutil.rmtree(tmp_path / "shards")
+
+    writer = threading.Thread(target=write_and_delete)
+    writer.start()
+    try:
+        for _ in range(500):
+            fingerprint([tmp_path])
+    finally:
+        done.set()
+        writer.join()
+
+
+@asynccontextmanager
+async def looking(folder, news, failed=pytest.fail):
+    task = asyncio.create_task(keep_looking([folder], KNOWN, 0.001, news, failed))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_news_are_told(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     told = asyncio.Event()
@@ -70,10 +106,26 @@ async def test_news_are_told(tmp_path):
     async def news():
         told.set()
 
-    task = asyncio.create_task(keep_looking([tmp_path], KNOWN, 0.001, news))
-    await asyncio.wait_for(told.wait(), 10.0)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    async with looking(tmp_path, news):
+        await asyncio.wait_for(told.wait(), 10.0)
+
+
+async def test_after_a_failure_that_nobody_foresaw_it_looks_on(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    failures, told = [], asyncio.Event()
+
+    async def news():
+        if not failures:
+            raise RuntimeError("can't start new thread")
+        told.set()
+
+    def failed(error):
+        failures.append(error)
+        (tmp_path / "config.json").write_text("{ }")
+
+    async with looking(tmp_path, news, failed):
+        await asyncio.wait_for(told.wait(), 10.0)
+    assert [str(error) for error in failures] == ["can't start new thread"]
 
 
 def _link_to(folder, target):

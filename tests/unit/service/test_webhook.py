@@ -60,7 +60,10 @@ async def test_without_a_secret_nothing_is_signed():
     assert SIGNATURE_HEADER not in receiver.requests[0].headers
 
 
-@pytest.mark.parametrize("trouble", [503, 429, 408, httpx.ConnectError("no"), httpx.ReadTimeout("slow")])
+@pytest.mark.parametrize(
+    "trouble",
+    [503, 429, 408, httpx.ConnectError("no"), httpx.ReadTimeout("slow"), RuntimeError("can't start new thread")],
+)
 async def test_a_receiver_in_trouble_is_told_again(trouble):
     receiver = Receiver(trouble, trouble)
     assert await told(receiver, "a", "b") == []
