@@ -150,7 +150,7 @@ class Succession:
         """Every model finishes what it has, and is freed. One that is being loaded is not waited for."""
         if self._load is not None:
             self._load.cancel()
-        for tenure in tuple(self._tenures.values()):  # an operator may still retire one
+        for tenure in tuple(self._tenures.values()):  # a SIGHUP may still change them
             await _stop(tenure)
         await asyncio.gather(*self._leaving, return_exceptions=True)
         await self._commons.close()
