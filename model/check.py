@@ -20,6 +20,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument("--allow-pickle", action="store_true", help="read weights that are no safetensors")
+    parser.add_argument(
+        "--template-date",
+        metavar="YYYY-MM-DD",
+        help="date for a chat template that asks for it, where no contract has one",
+    )
     given = parser.parse_args(argv)
     spec = ModelSpec(
         model=given.checkpoint,
@@ -27,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         dtype=given.dtype,
         contract="warn",
         allow_pickle=given.allow_pickle,
+        template_date=given.template_date,
     )
     try:
         loaded = load("torch", spec)
@@ -46,6 +52,7 @@ def describe(loaded: LoadedModel) -> str:
         f"heads         {', '.join(f'{name} x {weight:.4g}' for name, weight in identity.heads)}",
         f"max tokens    {identity.max_tokens}",
         f"ends with     {contract.end_text!r} {list(contract.end_ids)}, BOS {contract.bos_id}, pad {contract.pad_id}",
+        *([f"template date {contract.template_date}"] if contract.template_date else []),
         f"calibration   {_calibration_line(calibration)}",
         f"contract      {contract.origin}, {contract.digest}",
         f"probes        {report.n_probes}, largest difference {report.max_probe_error}",

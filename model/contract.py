@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, fields
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,11 +54,15 @@ class Facts:
     weights_digest: str
     head_digest: str
     dtype: str
+    template_date: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringContract:
-    """The clauses. `template` is kept in full, so that a lost one can be put back."""
+    """The clauses. `template` is kept in full, so that a lost one can be put back.
+
+    `template_date`: the ISO date that a template which asks for the date is given, on any day; None: it asks for none.
+    """
 
     template: str
     template_digest: str
@@ -75,6 +80,7 @@ class ScoringContract:
     heads: tuple[tuple[str, float], ...]
     probes: tuple[Probe, ...] = ()
     dtype_tolerance: tuple[tuple[str, float], ...] = ()
+    template_date: str | None = None
     origin: Origin = "written"
     format: int = FORMAT
 
@@ -105,6 +111,7 @@ class ScoringContract:
             unknown = sorted(set(raw) - {f.name for f in fields(cls)})
             if unknown:
                 raise ContractUnreadable(f"{FILE_NAME}: unknown clauses {unknown}")
+            _check_date(raw.get("template_date"))
             raw["end_ids"] = tuple(raw["end_ids"])
             raw["heads"] = tuple((str(n), float(w)) for n, w in raw["heads"])
             raw["dtype_tolerance"] = tuple((str(d), float(t)) for d, t in raw["dtype_tolerance"])
@@ -114,6 +121,18 @@ class ScoringContract:
             return cls(**raw)
         except (KeyError, TypeError, ValueError) as error:
             raise ContractUnreadable(f"{FILE_NAME} is unreadable: {error!r}. Export the checkpoint again.") from error
+
+
+def _check_date(value: object) -> None:
+    """Raise ValueError unless this is null or an ISO date."""
+    if value is None:
+        return
+    try:
+        is_date = date.fromisoformat(str(value)).isoformat() == value
+    except ValueError:
+        is_date = False
+    if not is_date:
+        raise ValueError(f"template_date is {value!r}, and a date is written YYYY-MM-DD")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +200,14 @@ def _encoding_breaches(contract: ScoringContract, facts: Facts) -> list[Breach]:
                 "template",
                 f"the chat template is {facts.template_digest[:19]}, training used {contract.template_digest[:19]}.",
                 "restore the template from the field `template` of scoring_contract.json.",
+            )
+        )
+    elif facts.template_date != contract.template_date:
+        found.append(
+            Breach(
+                "date",
+                f"the chat template is given the date {facts.template_date}, the contract says {contract.template_date}.",
+                "export the checkpoint again, or set template_date in scoring_contract.json to the date of training.",
             )
         )
     if facts.bos_id != contract.bos_id:

@@ -10,6 +10,7 @@ Rules, in the order in which they are applied:
 - BOS is there exactly once or not at all, as the policy says, whatever the text already held;
 - the sequence ends with the end ids that training used; a response that was cut off
   (`finish_reason="length"`) gets none and is flagged `missing_end`;
+- a template that asks for the date is given the same one for ever (`template`);
 - whitespace is never stripped, except the template's own after the end token where the policy says so;
 - what is too long is cut from the left of the prompt; the response and its ending are never cut.
 
@@ -42,6 +43,7 @@ from model.conversation import (
 )
 from model.memo import Memo
 from model.seams import last_seam, seam_tokens
+from model.template import ChatTemplate, EncodingPolicyError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,10 +68,6 @@ MEMO_CHARS = 2_000_000
 """Characters of prompts that an encoder remembers: a thousand prompts of two thousand, some twenty megabytes."""
 
 
-class EncodingPolicyError(Exception):
-    """This tokenizer cannot say how its conversations begin or end; the message names the remedy."""
-
-
 @dataclass(frozen=True, slots=True)
 class EncodingPolicy:
     """How text becomes ids. Equal policies and equal tokenizers give equal ids.
@@ -77,7 +75,8 @@ class EncodingPolicy:
     `bos_id` None: no BOS anywhere. `end_text` is what closes a scored turn; `end_ids` are its tokens.
     `template_tail` is all that the template writes after the content of the last turn: `end_text` and,
     in some templates, whitespace that the policy leaves out. `response_start` is what the template
-    writes before an assistant's content; it finds the response in rendered text.
+    writes before an assistant's content; it finds the response in rendered text. `template_date`: ISO date
+    at which the template's clock stands still; None: the template asks for no date.
     """
 
     bos_id: int | None
@@ -90,6 +89,7 @@ class EncodingPolicy:
     max_tokens: int
     vocab_size: int
     truncation: Truncation = "prompt_left"
+    template_date: str | None = None
 
 
 class Encoded(NamedTuple):
@@ -151,16 +151,18 @@ class Encoder:
         self._bos = tokenizer.bos_token if policy.bos_id is not None else None
         tail = policy.template_tail if policy.template_tail.strip() else ""
         self._tail_ids: tuple[int, ...] = tuple(self._fast.encode(tail, add_special_tokens=False).ids)
-        self._render = _Renderer(tokenizer, policy.template)
+        self._render = ChatTemplate(tokenizer, policy.template, policy.template_date)
         talks = [_pieces(self._render, roles) for roles in _TALKS]
         joints = [piece for talk in talks for piece in talk]
+        for joint in joints:
+            self._render.check_addresses(joint)
         added = self._fast.get_added_tokens_decoder()
         written = {i for piece in joints for i in self._fast.encode(piece, add_special_tokens=False).ids if i in added}
         try:
             self._controls = Controls(self._fast, written, joints)
         except ValueError as error:
             raise EncodingPolicyError(f"text cannot be kept apart from control tokens: {error}") from error
-        self.notes = _notes(self._controls, talks[0]) if policy.template else ()
+        self.notes = (*_date_notes(policy), *(_notes(self._controls, talks[0]) if policy.template else ()))
         # Of all seams only those that the template writes before every response are worth looking for.
         tokens = seam_tokens(self._fast) if memo_chars else ()
         self._seam_tokens = tuple(token for token in tokens if token in policy.response_start)
@@ -414,33 +416,6 @@ def _check_empty(sample: Sample, *, has_prompt: bool = True) -> None:
         raise EmptyResponse("the response is empty: there is no token to read a score at")
 
 
-class _Renderer:
-    """The chat template of a tokenizer, with its failures as `InvalidMessages`."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
-        self._tokenizer, self._template = tokenizer, template
-
-    def __call__(self, messages: tuple[Message, ...], *, add_generation_prompt: bool) -> str:
-        if not self._template:
-            return _plain(messages)
-        conversation = [{"role": m.role, "content": m.content} for m in messages]
-        try:
-            rendered: str = self._tokenizer.apply_chat_template(
-                conversation,
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except Exception as error:  # jinja2 errors: the template's own raise_exception among them
-            raise InvalidMessages(f"the chat template refuses these messages: {error}") from None
-        return rendered
-
-
-def _plain(messages: tuple[Message, ...]) -> str:
-    """Without a template: contents one after the other, as TRL and RLHFlow train text-only reward models."""
-    return "".join(m.content for m in messages)
-
-
 def infer_policy(
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -448,17 +423,20 @@ def infer_policy(
     vocab_size: int,
     strip_tail_whitespace: bool,
     truncation: Truncation = "prompt_left",
+    template_date: str | None = None,
 ) -> EncodingPolicy:
     """The policy that this tokenizer and its chat template imply.
 
     `strip_tail_whitespace=True` reads the score at the end token itself (what our training does), False
     at the last token that the template writes (what a plain `apply_chat_template` gives, so the right
-    guess for a checkpoint of others). Raise `EncodingPolicyError` where no end token can be found.
+    guess for a checkpoint of others). `template_date`: what to tell a template that asks for the date; None: `STATED_DATE`.
+    Raise `EncodingPolicyError` where no end token can be found, or where the template is no function of the conversation.
     """
     template = _template_of(tokenizer)
-    render = _Renderer(tokenizer, template)
+    render = ChatTemplate(tokenizer, template, template_date)
     user, answer = Message("user", _PROBE_USER), Message("assistant", _PROBE_RESPONSE)
     full = render((user, answer), add_generation_prompt=False)
+    render.check_addresses(full)
     tail = full.rpartition(_PROBE_RESPONSE)[2]
     end = tail.rstrip() if strip_tail_whitespace else tail
     if not end.strip():
@@ -479,6 +457,7 @@ def infer_policy(
         max_tokens=max_tokens,
         vocab_size=vocab_size,
         truncation=truncation,
+        template_date=render.date_that_is_asked_for,
     )
 
 
@@ -518,7 +497,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
-def _pieces(render: _Renderer, roles: Sequence[str]) -> tuple[str, ...]:
+def _pieces(render: ChatTemplate, roles: Sequence[str]) -> tuple[str, ...]:
     """What the template writes before, between and after the contents of such a conversation; nothing if it refuses one."""
     messages = tuple(Message(role, _WORDS[i]) for i, role in enumerate(roles))
     try:
@@ -526,6 +505,17 @@ def _pieces(render: _Renderer, roles: Sequence[str]) -> tuple[str, ...]:
     except InvalidMessages:
         return ()
     return tuple(piece for text in texts for piece in re.split("|".join(_WORDS), text))
+
+
+def _date_notes(policy: EncodingPolicy) -> tuple[str, ...]:
+    """Where a template asks for the date: which one it is given."""
+    if policy.template_date is None:
+        return ()
+    return (
+        f"the chat template asks for the date: it is always given {policy.template_date}, so that a score does not change at "
+        "midnight. A plain apply_chat_template writes today's date, and so do other engines that render it: their scores "
+        "of the same conversation may differ",
+    )
 
 
 def _notes(controls: Controls, talk: Sequence[str]) -> tuple[str, ...]:

@@ -179,6 +179,11 @@ class ModelSettings(BaseSettings):
     )
     contract: Literal["strict", "warn"] = Field("strict", description="warn: serve although the contract is broken")
     allow_pickle: bool = Field(False, description="read weights that are no safetensors; only from whom you trust")
+    template_date: str | None = Field(
+        None,
+        pattern=r"^\d{4}-\d{2}-\d{2}$",
+        description="YYYY-MM-DD: given to a chat template that asks for the date, where no contract has one; default: 2024-07-26",
+    )
     normalize: bool | None = Field(None, description="on or off; default: on where statistics exist")
     combine: Combine = Combine()
     debias: float = Field(0.0, ge=0.0, le=1.0, description="share of what length alone is worth that is taken out")
@@ -251,6 +256,7 @@ class ModelSettings(BaseSettings):
             max_input_tokens=self.max_input_tokens,
             truncation=self.truncation,
             allow_pickle=self.allow_pickle,
+            template_date=self.template_date,
             vllm=VllmSpec(**dict(self.vllm)),
         )
 

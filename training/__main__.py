@@ -9,7 +9,7 @@ from pathlib import Path
 
 from model.calibration import CalibrationError
 from model.checkpoint import CheckpointError
-from model.encoding import EncodingPolicyError
+from model.template import EncodingPolicyError
 from training import recipe
 from training.calibrate import NothingToFit
 from training.config import Config, ConfigError

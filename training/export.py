@@ -86,6 +86,7 @@ def contract(folder: Path, trained: Checkpoint, probes: Sequence[Sample]) -> Sco
         max_tokens=policy.max_tokens,
         truncation=policy.truncation,
         strip_tail_whitespace=policy.end_text == policy.end_text.rstrip(),
+        template_date=policy.template_date,
         device=str(trained.network.device),
     )
 

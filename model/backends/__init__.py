@@ -64,6 +64,7 @@ class ModelSpec:
 
     `deterministic`: a row's score has the same bits whoever rides beside it. `prefix_cache_bytes` bounds the keys and
     values that are carried from one batch to the next; 0: none are. `allow_pickle`: weights need not be safetensors.
+    `template_date`: for a checkpoint without a contract, the ISO date that a template which asks for it is given.
     """
 
     model: str = ""
@@ -77,6 +78,7 @@ class ModelSpec:
     max_input_tokens: int | None = None
     truncation: Truncation | None = None
     allow_pickle: bool = False
+    template_date: str | None = None
     vllm: VllmSpec = VllmSpec()
 
 

@@ -17,6 +17,7 @@ from model.scorer import DISTANCE, BatchScores, HeadScores, Scorer, TokenBatch
 
 _ENCODING_CLAUSES = (
     "template_digest",
+    "template_date",
     "tokenizer_digest",
     "bos_id",
     "end_ids",

@@ -9,14 +9,16 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from model.backends import ContractBroken, Identity, LoadError, ModelSpec
 from model.calibration import CalibrationError
 from model.checkpoint import Checkpoint, CheckpointError
 from model.contract import ContractReport, ContractUnreadable, Probe, ScoringContract, sample_from_dict, verify
 from model.conversation import SampleError
-from model.encoding import Encoder, EncodingPolicyError
+from model.encoding import Encoder
 from model.scorer import Scorer, ScorerError, TokenBatch
+from model.template import EncodingPolicyError
 
 _ANY_IDS = (1, 2, 3, 4)
 """Every vocabulary has these."""
@@ -40,6 +42,11 @@ def folder_or_name(spec: ModelSpec) -> str:
     from model.default import FOLDER
 
     return spec.model or str(FOLDER)
+
+
+def how_to_read(spec: ModelSpec) -> dict[str, Any]:
+    """What an operator says of a checkpoint, as arguments of `read` and `outline`."""
+    return {"dtype": spec.dtype, "allow_pickle": spec.allow_pickle, "template_date": spec.template_date}
 
 
 def limited(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:

@@ -14,7 +14,7 @@ from model.backends.allocator import keep_big_blocks
 from model.backends.engines import Engine, choose
 from model.backends.memory import host_memory
 from model.backends.packed import PackedScorer
-from model.backends.serving import as_load_errors, folder_or_name, hold_to_contract, limited
+from model.backends.serving import as_load_errors, folder_or_name, hold_to_contract, how_to_read, limited
 from model.checkpoint import Checkpoint, read
 
 
@@ -23,7 +23,7 @@ def load(spec: ModelSpec) -> LoadedModel:
     device = _device(spec.device)
     keep_big_blocks()
     with as_load_errors():
-        checkpoint = read(folder_or_name(spec), dtype=spec.dtype, device=device, allow_pickle=spec.allow_pickle)
+        checkpoint = read(folder_or_name(spec), device=device, **how_to_read(spec))
     served = limited(checkpoint, spec)
     max_tokens = served.policy.max_tokens
     scorer, notes = choose(

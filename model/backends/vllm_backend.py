@@ -16,7 +16,14 @@ from pathlib import Path
 from model.backends import Identity, LoadedModel, LoadError, ModelSpec
 from model.backends import vllm_api as api
 from model.backends.guard import Guard
-from model.backends.serving import as_load_errors, folder_or_name, hold_to_contract, limited, refuse_what_files_break
+from model.backends.serving import (
+    as_load_errors,
+    folder_or_name,
+    hold_to_contract,
+    how_to_read,
+    limited,
+    refuse_what_files_break,
+)
 from model.backends.vllm_scorer import Loop, VllmScorer
 from model.checkpoint import Checkpoint, CheckpointError, has_own_weights, outline, with_weights, write_labels
 
@@ -29,7 +36,7 @@ def load(spec: ModelSpec) -> LoadedModel:
     """Start an engine for a checkpoint. Raise `LoadError`, in strict mode `ContractBroken` too."""
     version, device = api.version(), _device(spec)
     with as_load_errors():
-        checkpoint = outline(folder_or_name(spec), dtype=spec.dtype, allow_pickle=spec.allow_pickle)
+        checkpoint = outline(folder_or_name(spec), **how_to_read(spec))
     served = limited(checkpoint, spec)
     refuse_what_files_break(spec, checkpoint)
     scorer = _start(checkpoint, spec, served.policy.max_tokens)

@@ -35,20 +35,33 @@ def read(
     device: str = "cpu",
     strip_tail_whitespace: bool = False,
     allow_pickle: bool = False,
+    template_date: str | None = None,
 ) -> Checkpoint:
     """Read a reward model, for serving or for further training. Raise `CheckpointError`.
 
     No code that comes with a checkpoint is ever run. `allow_pickle`: weights need not be safetensors.
     `dtype` "auto": what the contract was written in, else what the checkpoint is stored in.
     `strip_tail_whitespace` is what to assume where there is no contract: False reads the score at the last token
-    that the chat template writes, as a plain `apply_chat_template` gives it.
+    that the chat template writes, as a plain `apply_chat_template` gives it. `template_date`, as well: the ISO date that a
+    template which asks for the date is given; None: a stated one.
     """
-    found = outline(path_or_name, dtype=dtype, strip_tail_whitespace=strip_tail_whitespace, allow_pickle=allow_pickle)
+    found = outline(
+        path_or_name,
+        dtype=dtype,
+        strip_tail_whitespace=strip_tail_whitespace,
+        allow_pickle=allow_pickle,
+        template_date=template_date,
+    )
     return with_weights(found, device=device)
 
 
 def outline(
-    path_or_name: str, *, dtype: str = "auto", strip_tail_whitespace: bool = False, allow_pickle: bool = False
+    path_or_name: str,
+    *,
+    dtype: str = "auto",
+    strip_tail_whitespace: bool = False,
+    allow_pickle: bool = False,
+    template_date: str | None = None,
 ) -> Checkpoint:
     """All that `read` says of a checkpoint, but the backbone has shapes only (torch's meta device): it cannot compute.
 
@@ -70,7 +83,9 @@ def outline(
     backbone = _outline_backbone(base, config, chosen)
     network = RewardNetwork(backbone, head.weight_HD, head.names, head.weights, head.bias_H).eval()
     tokenizer = read_tokenizer(folder if (folder / "tokenizer.json").is_file() else base)
-    policy = _policy(tokenizer, network, contract, strip_tail_whitespace=strip_tail_whitespace)
+    policy = _policy(
+        tokenizer, network, contract, strip_tail_whitespace=strip_tail_whitespace, template_date=template_date
+    )
     pad_id = _pad_id(config, tokenizer, policy)
     files = [*weights.weight_files(base), *adapter_files(folder)]
     facts = Facts(
@@ -83,6 +98,7 @@ def outline(
         weights_digest=weights.digest(files, without=head.tensors),
         head_digest=weights.tensor_digest(network.combined_head()[0]),
         dtype=chosen,
+        template_date=policy.template_date,
     )
     fitted = Calibration.load(folder)
     reference = hidden.load(folder, fitted, hidden_size(config))
@@ -315,14 +331,23 @@ def _choose_dtype(asked: str, config: Any, contract: ScoringContract | None) -> 
 
 
 def _policy(
-    tokenizer: Any, network: RewardNetwork, contract: ScoringContract | None, *, strip_tail_whitespace: bool = False
+    tokenizer: Any,
+    network: RewardNetwork,
+    contract: ScoringContract | None,
+    *,
+    strip_tail_whitespace: bool = False,
+    template_date: str | None = None,
 ) -> EncodingPolicy:
-    """What the tokenizer implies today; the contract only says where the score is read and how long a row may be."""
+    """What the tokenizer implies; the contract only says where the score is read, which date it is and how long a row may be."""
     vocab_size = network.backbone.get_input_embeddings().num_embeddings
     max_tokens = _max_positions(network.config)
     if contract is None:
         return infer_policy(
-            tokenizer, max_tokens=max_tokens, vocab_size=vocab_size, strip_tail_whitespace=strip_tail_whitespace
+            tokenizer,
+            max_tokens=max_tokens,
+            vocab_size=vocab_size,
+            strip_tail_whitespace=strip_tail_whitespace,
+            template_date=template_date,
         )
     return infer_policy(
         tokenizer,
@@ -330,6 +355,7 @@ def _policy(
         vocab_size=vocab_size,
         strip_tail_whitespace=contract.end_text == contract.end_text.rstrip(),
         truncation=contract.truncation,
+        template_date=contract.template_date,
     )
 
 

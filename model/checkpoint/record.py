@@ -74,5 +74,6 @@ class Checkpoint:
             head_digest=facts.head_digest,
             dtype=facts.dtype,
             heads=tuple(zip(network.head_names, network.head_weights, strict=True)),
+            template_date=facts.template_date,
             origin=origin,
         )

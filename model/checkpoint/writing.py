@@ -168,6 +168,7 @@ def write_contract(
     max_tokens: int | None = None,
     truncation: Truncation = "prompt_left",
     strip_tail_whitespace: bool = True,
+    template_date: str | None = None,
     device: str = "cpu",
 ) -> ScoringContract:
     """Read a checkpoint back from disk, score the probes one by one in float32, and write `scoring_contract.json`.
@@ -177,14 +178,15 @@ def write_contract(
     """
     folder = Path(folder)
     (folder / FILE_NAME).unlink(missing_ok=True)
-    checkpoint = read(str(folder), dtype="float32", device=device, strip_tail_whitespace=strip_tail_whitespace)
+    how: dict[str, Any] = {"strip_tail_whitespace": strip_tail_whitespace, "template_date": template_date}
+    checkpoint = read(str(folder), dtype="float32", device=device, **how)
     limit = min(max_tokens or checkpoint.policy.max_tokens, checkpoint.policy.max_tokens)
     checkpoint = replace(checkpoint, policy=replace(checkpoint.policy, max_tokens=limit, truncation=truncation))
     ids = [checkpoint.encoder(sample).ids for sample in probes]
     scores = [score_alone(checkpoint.network, row) for row in ids]
     scale = float(torch.tensor(scores).std()) if len(scores) > 1 else 1.0
     tolerance = max(SCORE_TOLERANCE * scale, 1e-5)
-    reduced = read(str(folder), dtype="bfloat16", device=device, strip_tail_whitespace=strip_tail_whitespace)
+    reduced = read(str(folder), dtype="bfloat16", device=device, **how)
     worst = max((abs(score_alone(reduced.network, row) - s) for row, s in zip(ids, scores, strict=True)), default=0.0)
     contract = replace(
         checkpoint.clauses("written"),

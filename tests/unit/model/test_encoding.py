@@ -21,7 +21,8 @@ from model.conversation import (
     Terms,
     TokenOutOfVocabulary,
 )
-from model.encoding import Encoder, EncodingPolicyError, infer_policy, tokenizer_digest
+from model.encoding import Encoder, infer_policy, tokenizer_digest
+from model.template import EncodingPolicyError
 from tests.support.tiny import CHATML, LLAMA3_LIKE, tiny_tokenizer
 
 END, BOS = 2, 3
