@@ -77,6 +77,8 @@ class SourceConfig:
     `head` names the head that these pairs train; empty: the first. A string `prompt` is one user turn
     (`strings: turn`), or text that the response simply follows, without a template (`raw`). `context: prepend`
     puts the passages of the `context` column before the first user turn.
+    The keys name columns. A named column is in every row; a default name may be in none (but chosen and rejected are
+    always there). null: no such column is read; without a prompt column, chosen and rejected are whole conversations.
     """
 
     path: str
@@ -88,13 +90,13 @@ class SourceConfig:
     max_pairs: int | None = None
     strings: Literal["turn", "raw"] = "turn"
     context: Literal["ignore", "prepend"] = "ignore"
-    prompt_key: str = "prompt"
+    prompt_key: str | None = "prompt"
     chosen_key: str = "chosen"
     rejected_key: str = "rejected"
-    margin_key: str = "margin"
-    group_key: str = "group"
-    source_key: str = "source"
-    context_key: str = "context"
+    margin_key: str | None = "margin"
+    group_key: str | None = "group"
+    source_key: str | None = "source"
+    context_key: str | None = "context"
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""

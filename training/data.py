@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from model.contract import sample_to_dict
-from training import sources
+from training import columns, sources
 from training.config import DataConfig, SourceConfig
 from training.pairs import FieldError, Pair, to_pair
 
@@ -98,14 +98,14 @@ def read_source(source: SourceConfig, *, head: str, salt: str = "", cache: str |
     """All pairs of one source, at most `max_pairs` of them (those with the lowest digest), and its bad rows."""
     pairs: list[Pair] = []
     bad: list[BadRow] = []
-    n_rows = 0
-    for row in sources.read(source, cache):
-        n_rows += 1
+    rows = list(sources.read(source, cache))
+    found = columns.layout(rows, source)
+    for row in rows:
         try:
-            pairs.append(to_pair(row, source, head))
+            pairs.append(to_pair(row, found, head))
         except FieldError as error:
             bad.append(BadRow(row.file, row.line, error.field, str(error)))
-    return Pairs(tuple(_at_most(pairs, source.max_pairs, salt)), n_rows, tuple(bad))
+    return Pairs(tuple(_at_most(pairs, source.max_pairs, salt)), len(rows), tuple(bad))
 
 
 def _read_all(all_sources: Iterable[SourceConfig], config: DataConfig, default_head: str) -> Pairs:

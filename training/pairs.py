@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from model.conversation import Message, Sample, SampleError, check_text
+from training import turns
+from training.columns import Layout, common_text
 from training.config import SourceConfig
 from training.sources import Row
+
+MAX_MARGIN = 1e6
+_NO_USER = "there is no prompt, and chosen and rejected begin with no turn of a user that they share"
 
 
 class FieldError(Exception):
@@ -56,28 +60,39 @@ class _Sides:
     prompt_key: str
 
 
-def to_pair(row: Row, source: SourceConfig, head: str) -> Pair:
+def to_pair(row: Row, layout: Layout, head: str) -> Pair:
     """The pair of one row. Raise `FieldError`."""
     if row.values is None:
         raise FieldError("row", row.error)
-    sides = _sides(row.values, source)
+    values, source = row.values, layout.source
+    sides = _sides(values, layout)
     if sides.chosen == sides.rejected:
         raise FieldError(source.rejected_key, "is equal to the chosen response: nothing was preferred")
     for key, sample in ((source.chosen_key, sides.chosen), (source.rejected_key, sides.rejected)):
         _check_sample(sample, key)
-    group = row.values.get(source.group_key)
+    group = _value(values, source.group_key, layout)
     return Pair(
         id=f"{row.file}:{row.line}",
-        source=source.name or str(row.values.get(source.source_key) or source.path),
+        source=source.name or str(_value(values, source.source_key, layout) or source.path),
         group=str(group) if group is not None else hashlib.sha256(sides.prompt_key.encode("utf-8")).hexdigest()[:16],
         head=head,
         chosen=sides.chosen,
         rejected=sides.rejected,
         chosen_text=sides.chosen_text,
         rejected_text=sides.rejected_text,
-        margin=_margin(row.values.get(source.margin_key), source.margin_key),
+        margin=_margin(_value(values, source.margin_key, layout), str(source.margin_key)),
         weight=source.weight,
     )
+
+
+def _value(values: dict[str, Any], key: str | None, layout: Layout) -> Any:
+    """The value of a column; None where the source has no such column. Raise `FieldError` where only this row has none."""
+    value = None if key is None else values.get(key)
+    if key is not None and value is None:
+        n = layout.n_with.get(key, 0)
+        has = ", ".join(sorted(str(k) for k, v in values.items() if v is not None))
+        raise FieldError(key, f"is missing; {n} of the {layout.n_rows} rows have it, this one has {has or 'nothing'}")
+    return value
 
 
 def _check_sample(sample: Sample, field: str) -> None:
@@ -94,36 +109,45 @@ def _check_sample(sample: Sample, field: str) -> None:
 def _margin(value: Any, field: str) -> float:
     if value is None:
         return 0.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise FieldError(field, f"is {value!r}; a margin is a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_MARGIN:
+        raise FieldError(field, f"is {str(value)[:40]!r}; a margin is a number from {-MAX_MARGIN:g} to {MAX_MARGIN:g}")
     return float(value)
 
 
-def _sides(values: dict[str, Any], source: SourceConfig) -> _Sides:
+def _sides(values: dict[str, Any], layout: Layout) -> _Sides:
     """Which of TRL's formats this row is written in, read accordingly."""
-    prompt = values.get(source.prompt_key)
-    chosen = _side(values, source.chosen_key)
-    rejected = _side(values, source.rejected_key)
-    if isinstance(chosen, str) != isinstance(rejected, str):
-        raise FieldError(source.rejected_key, "one of chosen and rejected is a string and the other is messages")
-    if prompt is not None:
-        start = _prompt(prompt, source)
-        return _explicit(_with_context(start, values, source), chosen, rejected, source)
+    source = layout.source
+    prompt = _value(values, source.prompt_key, layout)
+    chosen = _side(values, source.chosen_key, layout)
+    rejected = _side(values, source.rejected_key, layout)
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if prompt is None:
+            return _implicit_text(chosen, rejected, layout)
+        return _explicit_text(_prompt(prompt, source), chosen, rejected, values, layout)
     if isinstance(chosen, str) or isinstance(rejected, str):
-        return _implicit_text(str(chosen), str(rejected))
-    return _implicit_messages(chosen, rejected)
+        raise FieldError(source.rejected_key, "one of chosen and rejected is a string and the other is messages")
+    if prompt is None:
+        return _implicit_messages(chosen, rejected, layout)
+    return _explicit_messages(_prompt(prompt, source), chosen, rejected, values, layout)
 
 
-def _side(values: dict[str, Any], field: str) -> str | tuple[Message, ...]:
-    value = values.get(field)
-    if value is None:
-        raise FieldError(field, f"is missing; the row has {', '.join(sorted(values))}")
+def _side(values: dict[str, Any], field: str, layout: Layout) -> str | tuple[Message, ...]:
+    value = _value(values, field, layout)
     if isinstance(value, str):
         if not value:
             raise FieldError(field, "is empty")
-        _check_utf8(value, field)
+        _check_text(value, field)
         return value
     return _messages(value, field)
+
+
+def _check_text(text: str, field: str) -> None:
+    """Raise `FieldError` for text that no tokenizer can read, and for messages that were written as text."""
+    if turns.is_messages_as_text(text):
+        raise FieldError(
+            field, "is a list of messages that was written as text; give the list itself, in JSONL or Parquet"
+        )
+    _check_utf8(text, field)
 
 
 def _check_utf8(text: str, field: str) -> None:
@@ -149,57 +173,90 @@ def _messages(value: Any, field: str) -> tuple[Message, ...]:
 
 
 def _prompt(value: Any, source: SourceConfig) -> str | tuple[Message, ...]:
+    field = str(source.prompt_key)
     if isinstance(value, str):
-        _check_utf8(value, source.prompt_key)
-        return value if source.strings == "raw" else (Message("user", value),)
-    return _messages(value, source.prompt_key)
+        _check_text(value, field)
+        return value
+    return _messages(value, field)
 
 
-def _with_context(
-    prompt: str | tuple[Message, ...], values: dict[str, Any], source: SourceConfig
-) -> str | tuple[Message, ...]:
-    context = values.get(source.context_key)
-    if source.context == "ignore" or context is None:
+def _context(values: dict[str, Any], layout: Layout) -> str | None:
+    """The passages to put before the prompt, where the recipe asks for them."""
+    key = layout.source.context_key
+    context = _value(values, key, layout)
+    if context is not None and not isinstance(context, str):
+        raise FieldError(str(key), f"is a {type(context).__name__}; it must be text")
+    return context
+
+
+def _with_context(prompt: tuple[Message, ...], context: str | None) -> tuple[Message, ...]:
+    if context is None:
         return prompt
-    if not isinstance(context, str):
-        raise FieldError(source.context_key, f"is a {type(context).__name__}; it must be text")
-    if isinstance(prompt, str):
-        return f"{context}\n\n{prompt}"
     at = next((i for i, m in enumerate(prompt) if m.role == "user"), 0)
     asked = Message(prompt[at].role, f"{context}\n\n{prompt[at].content}")
     return (*prompt[:at], asked, *prompt[at + 1 :])
 
 
-def _explicit(
-    prompt: str | tuple[Message, ...],
-    chosen: str | tuple[Message, ...],
-    rejected: str | tuple[Message, ...],
-    source: SourceConfig,
+def _explicit_text(
+    prompt: str | tuple[Message, ...], chosen: str, rejected: str, values: dict[str, Any], layout: Layout
 ) -> _Sides:
-    if isinstance(prompt, str):
-        if not isinstance(chosen, str) or not isinstance(rejected, str):
-            raise FieldError(source.chosen_key, "strings: raw joins a prompt with a response; both must be text")
-        return _Sides(Sample(text=prompt + chosen), Sample(text=prompt + rejected), chosen, rejected, prompt)
-    side: Callable[[str | tuple[Message, ...]], Sample] = lambda answer: _answered(prompt, answer)  # noqa: E731
-    return _Sides(side(chosen), side(rejected), _said(prompt, chosen), _said(prompt, rejected), _key(prompt))
+    """A prompt and two texts that answer it."""
+    context, asked_text = _context(values, layout), prompt if isinstance(prompt, str) else turns.last_asked(prompt)
+    answers = _without_prompt(asked_text, chosen, rejected, layout)
+    if isinstance(prompt, str) and layout.source.strings == "raw":
+        before = prompt if context is None else f"{context}\n\n{prompt}"
+        texts = [Sample(text=before + answer) for answer in answers]
+        return _Sides(texts[0], texts[1], *answers, before)
+    asked = _with_context((Message("user", prompt),) if isinstance(prompt, str) else prompt, context)
+    samples = [Sample(prompt=asked, response=answer) for answer in answers]
+    return _Sides(samples[0], samples[1], *answers, _key(asked))
 
 
-def _answered(prompt: tuple[Message, ...], answer: str | tuple[Message, ...]) -> Sample:
-    """The prompt with its answer. Some data sets repeat the prompt at the front of the answer."""
-    if isinstance(answer, str):
-        return Sample(prompt=prompt, response=answer)
-    after = answer[len(prompt) :] if answer[: len(prompt)] == prompt else answer
-    return Sample(messages=(*prompt, *after))
+def _without_prompt(prompt: str, chosen: str, rejected: str, layout: Layout) -> tuple[str, str]:
+    """The answers alone: where all of a source begin with their prompt, what comes after it."""
+    field = layout.source.chosen_key
+    chosen_rest, rejected_rest = turns.cut(prompt, chosen), turns.cut(prompt, rejected)
+    if chosen_rest is not None and rejected_rest is not None:
+        if layout.repeats:
+            return chosen_rest, rejected_rest
+        if turns.is_long(prompt):
+            raise FieldError(
+                field, "chosen and rejected begin with the prompt, and not all rows do: leave it out of them"
+            )
+    if turns.holds(prompt, common_text(chosen, rejected)):
+        raise FieldError(
+            field,
+            "chosen and rejected are rendered conversations with the prompt in them: leave it out of them, or read them "
+            "whole (prompt_key: null)",
+        )
+    return chosen, rejected
 
 
-def _said(prompt: tuple[Message, ...], answer: str | tuple[Message, ...]) -> str:
-    if isinstance(answer, str):
-        return answer
-    after = answer[len(prompt) :] if answer[: len(prompt)] == prompt else answer
-    return "\n".join(m.content for m in after)
+def _explicit_messages(
+    prompt: str | tuple[Message, ...],
+    chosen: tuple[Message, ...],
+    rejected: tuple[Message, ...],
+    values: dict[str, Any],
+    layout: Layout,
+) -> _Sides:
+    """A prompt and two lists of messages, which may repeat it."""
+    if isinstance(prompt, str) and layout.source.strings == "raw":
+        raise FieldError(layout.source.chosen_key, "strings: raw joins a prompt with a response; both must be text")
+    try:
+        own, *answers = turns.split(prompt, chosen, rejected)
+    except turns.TurnsMismatch as error:
+        raise FieldError(layout.source.chosen_key, str(error)) from None
+    if all(len(answer) == 1 for answer in answers):
+        _without_prompt(turns.last_asked(own), answers[0][0].content, answers[1][0].content, layout)
+    asked = _with_context(own, _context(values, layout))
+    samples = [Sample(messages=(*asked, *answer)) for answer in answers]
+    texts = ["\n".join(m.content for m in answer) for answer in answers]
+    return _Sides(samples[0], samples[1], texts[0], texts[1], _key(asked))
 
 
-def _implicit_messages(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> _Sides:
+def _implicit_messages(chosen: tuple[Message, ...], rejected: tuple[Message, ...], layout: Layout) -> _Sides:
+    if layout.implicit == "found" and not turns.is_conversation(chosen, rejected):
+        raise FieldError(layout.source.chosen_key, _NO_USER)
     n = _n_common(chosen, rejected)
     prompt = chosen[:n]
     texts = ["\n".join(m.content for m in side[n:]) for side in (chosen, rejected)]
@@ -207,12 +264,14 @@ def _implicit_messages(chosen: tuple[Message, ...], rejected: tuple[Message, ...
     return _Sides(Sample(messages=chosen), Sample(messages=rejected), texts[0], texts[1], key)
 
 
-def _implicit_text(chosen: str, rejected: str) -> _Sides:
+def _implicit_text(chosen: str, rejected: str, layout: Layout) -> _Sides:
     """Rendered conversations. The prompt is their common beginning, back to the last `Assistant:` or line end.
 
     Two responses often begin alike; cut at the character, the prompt of one question would differ from row to row.
     """
-    common = chosen[: _n_common(chosen, rejected)]
+    common = common_text(chosen, rejected)
+    if layout.implicit == "found" and not turns.is_rendered(common):
+        raise FieldError(layout.source.chosen_key, _NO_USER)
     turn = common.rfind("Assistant:")
     n = turn + len("Assistant:") if turn >= 0 else common.rfind("\n") + 1
     key = common[:n] or "\n".join(sorted((chosen, rejected)))

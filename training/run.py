@@ -270,5 +270,5 @@ def _refuse_lost_margins(config: Config, table: PairTable) -> None:
     if n and config.loss.name not in USES_MARGIN:
         raise ConfigError(
             f"{n} pairs have a margin, and loss.name: {config.loss.name} knows none. Use {', '.join(USES_MARGIN)}, or "
-            "set margin_key of the source to a column that is not there."
+            "set margin_key: null in the source, which leaves margins out."
         )

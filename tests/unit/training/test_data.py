@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from model.conversation import Message, Sample
 from tests.support.training_world import planted_rows, write_jsonl
-from training import data, sources
+from training import columns, data, sources
 from training.config import ConfigError, DataConfig, SourceConfig
 from training.data import DataError, is_held_out
 from training.pairs import FieldError, to_pair
@@ -27,7 +27,7 @@ PROMPT = (Message("user", "hi"),)
 
 
 def pair(values, **source):
-    return to_pair(sources.Row("f", 1, values), SourceConfig("f", **source), "score")
+    return to_pair(row := sources.Row("f", 1, values), columns.layout([row], SourceConfig("f", **source)), "score")
 
 
 SAME_PAIR = {
@@ -80,7 +80,6 @@ def test_margin_group_source_and_context_are_read():
 
 
 BAD = {
-    "chosen missing": ({"prompt": "hi", "rejected": "no"}, "chosen"),
     "equal": ({"prompt": "hi", "chosen": "no", "rejected": "no"}, "rejected"),
     "equal across forms": ({"prompt": "hi", "chosen": [USER, CHOSEN], "rejected": [USER, CHOSEN]}, "rejected"),
     "empty response": ({"prompt": "hi", "chosen": "", "rejected": "no"}, "chosen"),

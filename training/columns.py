@@ -1,0 +1,128 @@
+"""Which columns the rows of a source have, and whether they are those that the recipe names.
+
+A column that the recipe names is in every row, or the source is refused. Knows the rows of one source; no file, no pair.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from model.conversation import Message
+from training import turns
+from training.config import ConfigError, SourceConfig
+from training.sources import Row
+
+_DEFAULT = {f.name: f.default for f in fields(SourceConfig) if f.name.endswith("_key")}
+_REQUIRED = ("chosen_key", "rejected_key")
+_ASKED = ("instruction", "question", "query", "input", "context", "messages", "conversation", "text", "post")
+"""What other data sets call the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The columns of one source. `source` has None for a column that is not read.
+
+    `implicit`: without a prompt column, whole conversations are `declared` by the recipe or were `found` in the rows.
+    `repeats`: every answer is a text that begins with its prompt. `unread`: columns that nothing is read from.
+    """
+
+    source: SourceConfig
+    n_rows: int
+    n_with: Mapping[str, int]
+    implicit: Literal["", "declared", "found"] = ""
+    repeats: bool = False
+    unread: tuple[str, ...] = ()
+
+
+def layout(rows: Sequence[Row], source: SourceConfig) -> Layout:
+    """Look at all rows. Raise `ConfigError` for a named column that none of them has."""
+    values = [row.values for row in rows if row.values is not None]
+    n_with = Counter(key for row in values for key, value in row.items() if value is not None)
+    if not values:
+        return Layout(source, 0, n_with)
+    keys: dict[str, Any] = {
+        name: _present(name, getattr(source, name), n_with, len(values), source) for name in _DEFAULT
+    }
+    if source.context == "ignore":
+        keys["context_key"] = None
+    found = replace(source, **keys)
+    implicit: Literal["", "declared", "found"] = ""
+    if found.prompt_key is None:
+        implicit = "declared" if source.prompt_key is None else "found"
+        if implicit == "found" and not any(_is_whole(row, found) for row in values):
+            raise ConfigError(_no_prompt(n_with, len(values), source))
+    unread = tuple(sorted(set(map(str, n_with)) - {key for key in keys.values() if key}))
+    return Layout(found, len(values), n_with, implicit, _repeats(values, found), unread)
+
+
+def _present(name: str, key: str | None, n_with: Counter[str], n_rows: int, source: SourceConfig) -> str | None:
+    """The column to read; None for a default name that no row has. Raise `ConfigError` for one that was named."""
+    if key is None or n_with[key]:
+        return key
+    needed = name in _REQUIRED or (name == "context_key" and source.context == "prepend")
+    if key == _DEFAULT[name] and not needed:
+        return None
+    if name == "context_key" and source.context == "ignore":
+        return None
+    near = difflib.get_close_matches(key, list(map(str, n_with)), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    null = "" if name in _REQUIRED else f" ({name}: null reads no such column.)"
+    raise ConfigError(
+        f"data source {source.path!r}: {name} is {key!r}, and none of the {n_rows} rows has it{hint} "
+        f"Their columns: {_names(n_with)}.{null}"
+    )
+
+
+def _no_prompt(n_with: Counter[str], n_rows: int, source: SourceConfig) -> str:
+    near = next((name for name in _ASKED if n_with[name]), None)
+    near = near or next(iter(difflib.get_close_matches(str(source.prompt_key), list(map(str, n_with)), n=1)), None)
+    name_it = f"Name it (prompt_key: {near})" if near else "Name it (prompt_key)"
+    return (
+        f"data source {source.path!r}: none of the {n_rows} rows has the column {source.prompt_key!r}, and chosen and "
+        f"rejected do not begin with the turns of one user: responses would be trained without their prompt. {name_it}, "
+        f"or write prompt_key: null where chosen and rejected are whole. Their columns: {_names(n_with)}."
+    )
+
+
+def _names(n_with: Mapping[str, int]) -> str:
+    return ", ".join(sorted(map(str, n_with)))
+
+
+def _is_whole(row: dict[str, Any], source: SourceConfig) -> bool:
+    chosen, rejected = row.get(str(source.chosen_key)), row.get(str(source.rejected_key))
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        return turns.is_rendered(common_text(chosen, rejected))
+    sides = [_as_messages(side) for side in (chosen, rejected)]
+    return all(sides) and turns.is_conversation(*sides)
+
+
+def _as_messages(value: Any) -> tuple[Message, ...]:
+    """The messages of a list of them; empty for anything else. What is wrong with a row is said where its pair is made."""
+    items = value if isinstance(value, list) else []
+    if not all(isinstance(i, dict) and isinstance(i.get("role"), str) for i in items):
+        return ()
+    return tuple(Message(i["role"], str(i.get("content"))) for i in items)
+
+
+def common_text(a: str, b: str) -> str:
+    """What both texts begin with."""
+    n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return a[:n]
+
+
+def _repeats(values: Sequence[dict[str, Any]], source: SourceConfig) -> bool:
+    """Whether chosen and rejected are texts in every row, and begin with the prompt or its last question."""
+    some_long = False
+    for row in values:
+        sides = [row.get(str(key)) for key in (source.chosen_key, source.rejected_key)]
+        chosen, rejected = (side if isinstance(side, str) else "" for side in sides)
+        prompt = row.get(str(source.prompt_key))
+        prompt = prompt if isinstance(prompt, str) else turns.last_asked(_as_messages(prompt))
+        if turns.cut(prompt, chosen) is None or turns.cut(prompt, rejected) is None:
+            return False
+        some_long = some_long or turns.is_long(prompt)
+    return some_long

@@ -1,0 +1,153 @@
+"""Prompt and answers -> one conversation, where data sets repeat the prompt inside the answers.
+
+Pure functions of messages. Two turns are equal when their roles are and their words are; blanks do not count.
+"""
+
+from __future__ import annotations
+
+import re
+
+from model.conversation import Message
+
+Messages = tuple[Message, ...]
+_ROLE_MARKERS = re.compile(
+    r"<[^<>]*>|\[/?inst\]|\b(human|user|prompter|assistant|gpt|bot|ai|system|question|answer|h|u|q|a|s)\b\s*:"
+)
+_RENDERED = (
+    re.compile(r"(?:^|\n)\s*(?:Human|User|Prompter)\s*:.*\n\s*(?:Assistant|Bot|AI|GPT)\s*:", re.DOTALL),
+    re.compile(r"\[INST\].*\[/INST\]", re.DOTALL),
+    re.compile(r"<[^<>\n]*>\s*(?:user|human|prompter)\b.*<[^<>\n]*>\s*(?:assistant|model|gpt)\b", re.DOTALL | re.IGNORECASE),
+    re.compile(r"<\|(?:user|prompter)\|>.*<\|(?:assistant|system)\|>", re.DOTALL),
+)  # fmt: skip
+_MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
+LONG_PROMPT_WORDS = 4
+"""A prompt of fewer words may well be how an answer begins ("Hi")."""
+
+
+class TurnsMismatch(Exception):
+    """The answers hold a conversation that is not the prompt's; the message says how they differ."""
+
+
+def split(prompt: str | Messages, chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
+    """The turns of the prompt, once, and the turns of each answer after it. Raise `TurnsMismatch`."""
+    (own, chosen_rest), (other, rejected_rest) = _place(prompt, chosen), _place(prompt, rejected)
+    if not _same(own, other):
+        raise TurnsMismatch("chosen and rejected repeat the prompt with different turns before or in it")
+    return own, chosen_rest, rejected_rest
+
+
+def is_conversation(chosen: Messages, rejected: Messages) -> bool:
+    """Whether both begin with the same turns, a user's among them, so that the prompt is in them without doubt."""
+    n = next(
+        (i for i, (x, y) in enumerate(zip(chosen, rejected, strict=False)) if x != y), min(len(chosen), len(rejected))
+    )
+    return chosen[0].role in ("system", "user") and any(m.role == "user" for m in chosen[:n])
+
+
+def is_rendered(common: str) -> bool:
+    """Whether the beginning that two texts share shows a user's turn and the start of an answer."""
+    return any(pattern.search(common) for pattern in _RENDERED)
+
+
+def is_messages_as_text(text: str) -> bool:
+    """Whether a text is the JSON or the Python spelling of a list of messages."""
+    return bool(_MESSAGES_AS_TEXT.match(text))
+
+
+def last_asked(prompt: Messages) -> str:
+    """The last turn of the user; empty where there is none."""
+    return next((m.content for m in reversed(prompt) if m.role == "user"), "")
+
+
+def holds(prompt: str, common: str) -> bool:
+    """Whether the beginning that two texts share is a rendered conversation with this prompt in it."""
+    return bool(_words(prompt)) and _words(prompt) in _words(common) and is_rendered(common)
+
+
+def cut(prompt: str, answer: str) -> str | None:
+    """The answer after the prompt that it begins with, blanks around the prompt aside; None where it does not."""
+    if answer.startswith(prompt) and prompt:
+        return answer[len(prompt) :]
+    bare, begun = prompt.strip(), answer.lstrip()
+    return begun[len(bare) :] if bare and begun.startswith(bare) else None
+
+
+def is_long(prompt: str) -> bool:
+    """Whether an answer that begins with this prompt repeats it, rather than happens to begin alike."""
+    return len(prompt.split()) >= LONG_PROMPT_WORDS
+
+
+def _place(prompt: str | Messages, answer: Messages) -> tuple[Messages, Messages]:
+    """The prompt's turns and the rest of one answer."""
+    turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    found = _overlap(turns, answer) or _inside(turns, answer)
+    if found is None and isinstance(prompt, str):
+        found = _rendered_inside(prompt, answer)
+    if found is None and _follows(turns, answer):
+        found = turns, answer
+    if found is None:
+        roles = ", ".join(m.role for m in answer)
+        raise TurnsMismatch(
+            f"is a conversation of its own ({roles}), and the prompt is not among its turns: leave the prompt's turns out "
+            "of it, or make them equal"
+        )
+    return found
+
+
+def _overlap(prompt: Messages, answer: Messages) -> tuple[Messages, Messages] | None:
+    """The answer begins with the last turns of the prompt, with as many as possible."""
+    for n in range(min(len(prompt), len(answer) - 1), 0, -1):
+        if _same(prompt[-n:], answer[:n]):
+            return prompt, answer[n:]
+    return None
+
+
+def _inside(prompt: Messages, answer: Messages) -> tuple[Messages, Messages] | None:
+    """The prompt is in the middle of the answer: a system turn, or earlier turns, come before it."""
+    for end in range(len(prompt) + 1, len(answer)):
+        if _same(prompt, answer[end - len(prompt) : end]):
+            return answer[:end], answer[end:]
+    return None
+
+
+def _rendered_inside(prompt: str, answer: Messages) -> tuple[Messages, Messages] | None:
+    """A prompt that is the text of several turns of the answer, with nothing but the names of roles between them."""
+    for n in range(len(answer) - 1, 0, -1):
+        if answer[n - 1].role == "user" and _is_text_of(_words(prompt), answer[:n]):
+            return answer[:n], answer[n:]
+    return None
+
+
+def _is_text_of(text: str, turns: Messages) -> bool:
+    left, at = "", 0
+    for turn in turns:
+        content = _words(turn.content)
+        found = text.find(content, at)
+        if found < 0:
+            return False
+        left += text[at:found] + " "
+        at = found + len(content)
+    return not re.search(r"\w", _ROLE_MARKERS.sub("", left + text[at:]))
+
+
+def _follows(prompt: Messages, answer: Messages) -> bool:
+    """Whether the answer goes on where the prompt ends, and asks nothing again that the prompt has asked."""
+    if any(m.role == "system" for m in answer):
+        return False
+    asked = {_words(m.content) for m in prompt if m.role == "user"}
+    if any(m.role == "user" and _words(m.content) in asked for m in answer):
+        return False
+    last, first = prompt[-1], answer[0]
+    if last.role == "assistant" and first.role == "assistant":
+        return not _words(first.content).startswith(_words(last.content))
+    return first.role not in ("user", "system") or last.role not in ("user", "tool")
+
+
+def _same(left: Messages, right: Messages) -> bool:
+    return len(left) == len(right) and all(
+        a.role == b.role and _words(a.content) == _words(b.content) for a, b in zip(left, right, strict=True)
+    )
+
+
+def _words(text: str) -> str:
+    return " ".join(text.casefold().split())
