@@ -30,7 +30,7 @@ def build(folder):
         ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 0, done.stderr
-    return [each for each in yaml.safe_load_all(done.stdout) if each]
+    return [each for each in yaml.load_all(done.stdout, yaml.CSafeLoader) if each]
 
 
 def of_kind(objects, kind):
