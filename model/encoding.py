@@ -7,6 +7,7 @@ Rules, in the order in which they are applied:
 - a conversation is rendered with the chat template, as a whole, and tokenised as a whole;
 - control tokens are the template's, or stand in what the caller has rendered; in a message, and in a response whose
   beginning the caller names, they are text (`controls`), except for the one that ends the response;
+- an id that the model has no embedding for is that sample's own error;
 - BOS is there exactly once or not at all, as the policy says, whatever the text already held;
 - the sequence ends with the end ids that training used; a response that was cut off
   (`finish_reason="length"`) gets none and is flagged `missing_end`;
@@ -63,6 +64,8 @@ _TALKS = (
 # Tokenisers work on characters before they work on tokens. No vocabulary in use averages more characters a
 # token than this, so a longer text is refused unread instead of being tokenised for seconds.
 _MAX_CHARS_PER_TOKEN = 64
+
+_N_NAMED = 5
 
 MEMO_CHARS = 2_000_000
 """Characters of prompts that an encoder remembers: a thousand prompts of two thousand, some twenty megabytes."""
@@ -162,7 +165,13 @@ class Encoder:
             self._controls = Controls(self._fast, written, joints)
         except ValueError as error:
             raise EncodingPolicyError(f"text cannot be kept apart from control tokens: {error}") from error
-        self.notes = (*_date_notes(policy), *(_notes(self._controls, talks[0]) if policy.template else ()))
+        beyond = _beyond_table(self._fast, policy.vocab_size)
+        self._may_lack_embeddings = bool(beyond)
+        self.notes = (
+            *_vocabulary_notes(beyond, policy.vocab_size),
+            *_date_notes(policy),
+            *(_notes(self._controls, talks[0]) if policy.template else ()),
+        )
         # Of all seams only those that the template writes before every response are worth looking for.
         tokens = seam_tokens(self._fast) if memo_chars else ()
         self._seam_tokens = tuple(token for token in tokens if token in policy.response_start)
@@ -190,7 +199,7 @@ class Encoder:
             for each in read
         ]
         return [
-            each if isinstance(each, SampleError) else _or_error(partial(self._fit, each), sample.terms)
+            each if isinstance(each, SampleError) else _or_error(partial(self._checked, each), sample.terms)
             for sample, each in zip(samples, whole, strict=True)
         ]
 
@@ -387,6 +396,18 @@ class Encoder:
             return encoded._replace(ids=ids, n_prompt=max(0, encoded.n_prompt - n_leading) + 1)
         return encoded
 
+    def _checked(self, encoded: Encoded, terms: Terms) -> Encoded:
+        """Within the limit, and every id with an embedding. Raise `InputTooLong` or `TokenOutOfVocabulary`."""
+        fitting = self._fit(encoded, terms)
+        if self._may_lack_embeddings and max(fitting.ids) >= (n_rows := self.policy.vocab_size):
+            i, token = next((i, token) for i, token in enumerate(fitting.ids) if token >= n_rows)
+            raise TokenOutOfVocabulary(
+                f"token {i} of the sample has id {token}, and the model has no embedding for it: its table has {n_rows} rows. "
+                "Take that token out of the text, or serve the model with the tokenizer that it was trained with.",
+                index=i, id=token, vocab_size=n_rows,
+            )  # fmt: skip
+        return fitting
+
     # -- length -------------------------------------------------------------------------------------------
 
     def _limit(self, terms: Terms) -> int:
@@ -446,19 +467,32 @@ def infer_policy(
     prompt = render((user,), add_generation_prompt=True) if template else ""
     start = prompt.rpartition(_PROBE_USER)[2] if template else ""
     fast = tokenizer._tokenizer
+    bos_id, end_ids, start_ids = _bos(tokenizer, full), _ids(fast, end), _ids(fast, start)
+    always = {*_ids(fast, full), *end_ids, *start_ids, *(() if bos_id is None else (bos_id,))}
+    lost = [fast.id_to_token(i) for i in sorted(always) if i >= vocab_size]
+    if lost:
+        raise EncodingPolicyError(
+            f"the tokenizer or its chat template puts {lost[0]!r} into every sample, and the model has no embedding for it: "
+            f"its table has {vocab_size} rows. Put back the tokenizer that the model was trained with, or resize the "
+            "embeddings of the model and train them."
+        )
     return EncodingPolicy(
-        bos_id=_bos(tokenizer, full),
+        bos_id=bos_id,
         end_text=end,
-        end_ids=tuple(fast.encode(end, add_special_tokens=False).ids),
+        end_ids=end_ids,
         template_tail=tail,
         response_start=start,
-        response_start_ids=tuple(fast.encode(start, add_special_tokens=False).ids),
+        response_start_ids=start_ids,
         template=template,
         max_tokens=max_tokens,
         vocab_size=vocab_size,
         truncation=truncation,
         template_date=render.date_that_is_asked_for,
     )
+
+
+def _ids(fast: Any, text: str) -> tuple[int, ...]:
+    return tuple(fast.encode(text, add_special_tokens=False).ids)
 
 
 def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -505,6 +539,22 @@ def _pieces(render: ChatTemplate, roles: Sequence[str]) -> tuple[str, ...]:
     except InvalidMessages:
         return ()
     return tuple(piece for text in texts for piece in re.split("|".join(_WORDS), text))
+
+
+def _beyond_table(fast: Any, n_rows: int) -> list[tuple[int, str]]:
+    """The tokens that text can become and that have no embedding, by id."""
+    return sorted((i, token) for token, i in fast.get_vocab(with_added_tokens=True).items() if i >= n_rows)
+
+
+def _vocabulary_notes(beyond: Sequence[tuple[int, str]], n_rows: int) -> tuple[str, ...]:
+    if not beyond:
+        return ()
+    named = ", ".join(f"{token!r} ({i})" for i, token in beyond[:_N_NAMED])
+    more = f" and {len(beyond) - _N_NAMED} more" if len(beyond) > _N_NAMED else ""
+    return (
+        f"the tokenizer has {len(beyond)} tokens that the model has no embedding for; its table has {n_rows} rows: {named}{more}. "
+        "A sample with one of them is refused (token_out_of_vocabulary)",
+    )
 
 
 def _date_notes(policy: EncodingPolicy) -> tuple[str, ...]:

@@ -96,9 +96,7 @@ def _compiled(template: str) -> Any:
     try:
         return _compile_jinja_template(template)
     except Exception as error:  # jinja2's syntax errors; whatever a foreign template makes it say
-        raise EncodingPolicyError(
-            f"the chat template is no template: {error}. Restore it, or the tokenizer's."
-        ) from None
+        raise EncodingPolicyError(f"the chat template is broken: {error} Restore it, or the tokenizer's.") from None
 
 
 def _names(compiled: Any, template: str) -> tuple[frozenset[str], frozenset[str]]:

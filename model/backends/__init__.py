@@ -87,6 +87,7 @@ class Identity:
     """What is loaded. `heads` are (name, weight): raw = sum of weight * value over the heads.
 
     `engine_notes` say what the engine does not do for this model, and why, and what is weak about the model itself.
+    `vocab_size`: rows of the embedding table.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Identity:
     n_parameters: int
     max_tokens: int
     engine_notes: tuple[str, ...] = ()
+    vocab_size: int = 0
     matmul_precision: MatmulPrecision = "highest"
 
     def raw(self, scores: HeadScores) -> float:

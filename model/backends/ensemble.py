@@ -113,7 +113,8 @@ def ensemble(members: Sequence[tuple[str, LoadedModel]]) -> LoadedModel:
     return LoadedModel(
         identity=_identity(members),
         scorer=EnsembleScorer([(name, loaded.scorer) for name, loaded in members]),
-        encode=first.encode,
+        # Equal clauses give equal ids; what a member has no embedding for is refused by the one with the smallest table.
+        encode=min((loaded for _, loaded in members), key=lambda loaded: loaded.identity.vocab_size).encode,
         contract=_contract(members),
         report=_report(members),
         calibration=None,
@@ -136,6 +137,7 @@ def _identity(members: Sequence[tuple[str, LoadedModel]]) -> Identity:
         heads=tuple(head for name, loaded in members for head in _heads(name, loaded)),
         n_parameters=sum(i.n_parameters for i in identities),
         max_tokens=min(i.max_tokens for i in identities),
+        vocab_size=min(i.vocab_size for i in identities),
         engine_notes=tuple(f"{name}: {note}" for name, loaded in members for note in loaded.identity.engine_notes),
     )
 

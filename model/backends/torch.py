@@ -54,6 +54,7 @@ def _identity(checkpoint: Checkpoint, spec: ModelSpec, device: str, scorer: Engi
         heads=tuple(zip(network.head_names, network.head_weights, strict=True)),
         n_parameters=sum(p.numel() for p in network.parameters()),
         max_tokens=checkpoint.policy.max_tokens,
+        vocab_size=checkpoint.policy.vocab_size,
         engine_notes=notes,
         matmul_precision=scorer.matmul_precision if isinstance(scorer, PackedScorer) else "highest",
     )

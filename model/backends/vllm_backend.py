@@ -150,6 +150,7 @@ def _identity(checkpoint: Checkpoint, spec: ModelSpec, version: str, device: str
         heads=tuple(zip(network.head_names, network.head_weights, strict=True)),
         n_parameters=sum(p.numel() for p in network.parameters()),
         max_tokens=checkpoint.policy.max_tokens,
+        vocab_size=checkpoint.policy.vocab_size,
         engine_notes=_notes(checkpoint),
     )
 

@@ -365,9 +365,12 @@ def _max_positions(config: Any) -> int:
 
 
 def _pad_id(config: Any, tokenizer: Any, policy: EncodingPolicy) -> int:
-    """The pad token of the checkpoint. Rows are masked, so any id gives the same scores here; other engines look for it."""
+    """The pad token of the checkpoint. Rows are masked, so any id gives the same scores here; other engines look for it.
+
+    It has an embedding, even where the one that the tokenizer names has none.
+    """
     for known in (config.get_text_config().pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if known is not None:
+        if known is not None and 0 <= int(known) < policy.vocab_size:
             return int(known)
     return policy.end_ids[-1]
 

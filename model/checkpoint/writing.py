@@ -136,21 +136,22 @@ def make_readable(folder: Path) -> None:
 
 
 def ensure_pad(network: RewardNetwork, tokenizer: Any, policy: EncodingPolicy) -> int:
-    """A pad token that never ends a sequence, given to the tokenizer.
+    """A pad token that never ends a sequence and has an embedding, given to the tokenizer.
 
     Engines that look for "the last token that is not padding" would otherwise skip the end token and read one too early.
     An unused special token serves; only where there is none a new one is added and the embedding grows.
     """
     taken = {*policy.end_ids, tokenizer.eos_token_id, tokenizer.bos_token_id, None}
-    if tokenizer.pad_token_id in taken:
+    n_rows = network.backbone.get_input_embeddings().num_embeddings
+    if tokenizer.pad_token_id in taken or tokenizer.pad_token_id >= n_rows:
         taken |= _in_template(tokenizer, policy)
         special = [i for i, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
-        spare = [i for i in special if i not in taken]
+        spare = [i for i in special if i not in taken and i < n_rows]
         if spare:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
         else:
             tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-            if len(tokenizer) > network.backbone.get_input_embeddings().num_embeddings:
+            if len(tokenizer) > n_rows:
                 network.backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     pad_id = int(tokenizer.pad_token_id)
     network.config.get_text_config().pad_token_id = pad_id
