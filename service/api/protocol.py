@@ -5,15 +5,20 @@ client is the dearest thing that a small request does.
 
 uvicorn waits for ever for a head that does not come and for a reader who does not read. Here each connection that owes us
 something has a time limit, and all of them together have a bound. Bodies are `intake`'s.
+
+A request whose head can be read in two ways is refused, since a proxy may have read it in the other one: RFC 9112, sections 3
+and 6. Upgrades are ignored (RFC 9110, 7.8), trailers are dropped (6.5.1).
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import httptools
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -28,6 +33,19 @@ _INTERIM_HEAD = b"HTTP/1.1 1"
 
 MAX_HEAD_BYTES = 65_536
 MAX_HEADERS = 128
+
+_SINGULAR = frozenset(
+    {b"host", b"authorization", b"content-type", b"content-encoding", b"origin", b"idempotency-key"}
+    | {b"x-run", b"x-step", b"x-only", b"x-deadline-ms"}
+)
+"""Headers that are read here and have one value. The parser itself refuses a second Content-Length or Transfer-Encoding."""
+
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+"""RFC 3986, 3.2.2 and 3.2.3, but for the comma, which joins the values of two headers."""
+
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+_NO_TRAILER = _FRAMING | {b"connection", b"proxy-connection", b"upgrade"}
+"""The parser acts on these wherever they stand."""
 
 Ended = Literal["slow_head", "large_head", "slow_reader", "displaced", "crowded", "invalid_http"]
 """Why we ended a connection that its client did not."""
@@ -65,11 +83,18 @@ class _HeadTooLarge(Exception):
     """Raised into the parser, which gives up then."""
 
 
+class _Ambiguous(Exception):
+    """Raised into the parser, which gives up then: this head can be read in two ways."""
+
+
 class OneWriteProtocol(HttpToolsProtocol):
     """Everything as in uvicorn, over a `Corked` transport, within limits.
 
     A connection is `_serving` from the end of a head to the end of the answer; otherwise it owes us a request. Before
     the first byte of its first request, and from the first byte of any other, there is time for the whole head.
+
+    httptools takes what follows the head of an upgrade for another protocol. There the body is read by a new parser, which is
+    given a head with the same framing first; of that head (`_is_replay`) no callback has an effect.
     """
 
     def __init__(self, *args: Any, shared: Connections, **kwargs: Any) -> None:
@@ -77,6 +102,12 @@ class OneWriteProtocol(HttpToolsProtocol):
         self._all = shared
         self._serving = False
         self._in_head = False
+        self._in_request = False
+        self._is_upgrade = False
+        self._is_replay = False
+        self._fault: str | None = None
+        self._last_error: RequestRefused | None = None
+        self._known_host = b""
         self._refusal: Response | None = None
         self._n_head_bytes = 0
         self._n_pending = 0
@@ -103,38 +134,88 @@ class OneWriteProtocol(HttpToolsProtocol):
         self._read_timer.stop()
 
     def data_received(self, data: bytes) -> None:
-        """Some of a request, or of several. A header that is not over yet is kept by the parser, where nobody sees it."""
-        was_in_head = self._in_head
-        super().data_received(data)
-        if self.transport.is_closing():
+        """Some of a request, or of several. `_n_pending` counts bytes that led to no callback: a header, a trailer or an
+        extension of a chunk that is not over yet is kept by the parser.
+        """
+        if self._last_error is not None:
             return
-        if was_in_head and self._in_head:
-            self._n_pending += len(data)
-            if self._n_pending > MAX_HEAD_BYTES:
-                self._end_large_head()
-        if not self._serving and self.timeout_keep_alive_task is None:
+        self._unset_keepalive_if_required()
+        self._n_pending += len(data)
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+        if self.transport.is_closing() or self._last_error is not None:
+            return
+        if self._in_request and self._n_pending > MAX_HEAD_BYTES:
+            self._end_large_head()
+        elif not self._serving and self.timeout_keep_alive_task is None:
             self._head_timer.start()  # uvicorn's own timer for silence has been unset
+
+    def _parse(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while True:
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+                if self._is_upgrade:
+                    self._ignore_upgrade()
+
+    def _ignore_upgrade(self) -> None:
+        """The head of a request that asks for another protocol has been read: the rest of it is read as that of any other."""
+        framing = [b"%s: %s\r\n" % header for header in self.headers if header[0] in _FRAMING]
+        closing = [] if self.parser.should_keep_alive() else [b"connection: close\r\n"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        self._is_upgrade, self._is_replay = False, True
+        self.parser.feed_data(b"".join([b"POST / HTTP/1.1\r\n", *framing, *closing, b"\r\n"]))
 
     def on_message_begin(self) -> None:
         """The first byte of a head."""
+        if self._is_replay:
+            return
+        if self.transport.is_closing():
+            raise _Ambiguous  # nothing is read behind a request that was the last one
         super().on_message_begin()
         self._owes_since_now()
-        self._in_head, self._n_head_bytes, self._n_pending = True, 0, 0
+        self._in_head = self._in_request = True
+        self._n_head_bytes, self._n_pending = 0, 0
 
     def on_url(self, url: bytes) -> None:
         """A piece of it."""
+        if self._is_replay:
+            return
         self._count_head(len(url))
-        super().on_url(url)
+        self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """One header; or one trailer, which is counted and dropped: nothing that is read here may come in one."""
+        if self._is_replay:
+            return
         self._count_head(len(name) + len(value))
+        name = name.lower()
+        if not self._in_head:
+            if name in _NO_TRAILER:
+                self._refuse_head(f"{name.decode()} cannot be a trailer")
+            return
         if len(self.headers) >= MAX_HEADERS:
             raise _HeadTooLarge
-        super().on_header(name, value)
+        if name in _SINGULAR and any(name == known for known, _ in self.headers):
+            self._refuse_head(f"the header {name.decode()} is there twice")
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """A whole head. Where it is turned away, its body is thrown away as it comes, in the time of a head."""
+        if self._is_replay:
+            self._is_replay = False
+            return
+        self._n_pending = 0
+        self._check_head()
+        self._is_upgrade = self.parser.should_upgrade()
         self._in_head = False
         if (answer := self._turned_away()) is not None:
             self._refusal = answer
@@ -145,11 +226,15 @@ class OneWriteProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Some of a body."""
+        self._n_pending = 0
         if self._refusal is None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The end of a body; whoever was turned away is told now, and may ask again."""
+        if self._is_upgrade:
+            return  # the parser does not see the body of an upgrade
+        self._in_request = False
         if self._refusal is None:
             self._all.owing.pop(self, None)
             super().on_message_complete()
@@ -161,11 +246,15 @@ class OneWriteProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """An answer has been written."""
+        is_next_here = bool(self.pipeline)
         super().on_response_complete()
-        is_next_here = not self.cycle.response_complete
         if self.transport.is_closing() or is_next_here:
             return
         self._serving = False
+        if self._last_error is not None:
+            self._write(problem(self._last_error), closes=True)
+            self.transport.close()
+            return
         self._owes_since_now()
         if self._in_head:
             self._head_timer.start()
@@ -187,7 +276,45 @@ class OneWriteProtocol(HttpToolsProtocol):
         if self._n_head_bytes > MAX_HEAD_BYTES or (self._in_head and len(self.headers) >= MAX_HEADERS):
             self._end_large_head()
         else:
-            self._end("invalid_http", InvalidHttp("this is no HTTP request"))
+            self._end("invalid_http", InvalidHttp(self._fault or "this is no HTTP request"))
+
+    def _check_head(self) -> None:
+        version: str = self.parser.get_http_version()
+        host: bytes | None = None
+        for name, value in self.headers:
+            if name == b"host":
+                host = value
+            elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version != "1.1"):
+                self._refuse_head("Transfer-Encoding can be chunked only, and in HTTP/1.1 only")
+        if version not in ("1.1", "1.0"):
+            self._refuse_head("this server speaks HTTP/1.1 and HTTP/1.0")
+        if self.parser.get_method() == b"CONNECT":
+            self._refuse_head("this server is no proxy: there is no CONNECT")
+        if host is None and version == "1.1":
+            self._refuse_head("the header host is missing")
+        if host is not None and host != self._known_host:
+            if not _HOST.fullmatch(host):
+                self._refuse_head("the header host is no name or address with a port")
+            self._known_host = host
+        if not self.url.startswith(b"/") or b"#" in self.url:
+            self._read_target()
+
+    def _read_target(self) -> None:
+        """An absolute target takes the place of Host, as RFC 9112 (3.2.2) says."""
+        if b"#" in self.url:
+            self._refuse_head("the target of a request has no fragment")
+        if self.url == b"*" and self.parser.get_method() == b"OPTIONS":
+            return
+        target = httptools.parse_url(self.url)
+        host = self.url.partition(b"://")[2].partition(b"/")[0].partition(b"?")[0]
+        if target.schema not in (b"http", b"https") or not target.host or not _HOST.fullmatch(host):
+            self._refuse_head("the target of a request is a path or a URL with http or https")
+        self.headers[:] = [(b"host", host), *(header for header in self.headers if header[0] != b"host")]
+        self.url = (target.path or b"/") + (b"" if target.query is None else b"?" + target.query)
+
+    def _refuse_head(self, fault: str) -> None:
+        self._fault = fault
+        raise _Ambiguous
 
     def _count_head(self, n_bytes: int) -> None:
         self._n_head_bytes += n_bytes
@@ -214,8 +341,19 @@ class OneWriteProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def _end(self, why: Ended, error: RequestRefused | None) -> None:
-        """Close, with an answer if there is a question that it could belong to."""
+        """Close, with an answer if there is a question that it could belong to, once what came before it is answered."""
+        if self.transport.is_closing():
+            return
         self._all.tell(why)
+        if error is not None and self._serving and (self._in_head or self.pipeline):
+            if not self._in_head:
+                self.pipeline.popleft()  # the broken request itself, which has not been begun
+            self._last_error = error
+            return
+        if error is not None and self._serving and not self.cycle.response_started:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            self._serving = False
         if error is not None and not self._serving:
             self._write(problem(error), closes=True)
         self.transport.close()

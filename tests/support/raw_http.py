@@ -1,0 +1,95 @@
+"""Bytes to a server over a socket, and every response that comes back."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import dataclass
+
+PATIENCE_S = 60.0
+LAST = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx-request-id: the-last-one\r\nconnection: close\r\n\r\n"
+"""A request that ends the connection: whatever stands before it has been answered by then."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One response."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    def header(self, name):
+        return next((value for each, value in self.headers if each == name), None)
+
+    @property
+    def code(self):
+        return json.loads(self.body).get("error", {}).get("code")
+
+    @property
+    def is_last(self):
+        """Whether this answers `LAST`."""
+        return self.header("x-request-id") == "the-last-one"
+
+
+def address(url):
+    host, port = url.partition("://")[2].rstrip("/").split(":")
+    return host, int(port)
+
+
+def exchange(url, *pieces):
+    """Send the pieces one after the other, and read until the server closes. The responses."""
+    with socket.create_connection(address(url), timeout=PATIENCE_S) as raw:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            for piece in pieces:
+                raw.sendall(piece)
+        except ConnectionError:
+            pass  # refused before all of it was sent
+        return replies(raw)
+
+
+def replies(raw):
+    """All responses until the connection ends."""
+    received = b""
+    try:
+        while piece := raw.recv(65_536):
+            received += piece
+    except ConnectionResetError:  # closed on bytes of ours that were not read
+        pass
+    return parse(received)
+
+
+def parse(received):
+    """The responses in a stream of bytes, which must hold nothing else."""
+    found = []
+    while received:
+        head, end, received = received.partition(b"\r\n\r\n")
+        assert end, f"half a head: {head[:200]!r}"
+        status_line, *lines = head.decode("latin-1").split("\r\n")
+        version, status = status_line.split(" ")[:2]
+        assert version == "HTTP/1.1", status_line
+        if status == "100":
+            continue
+        headers = [(name.lower(), value) for name, _, value in (line.partition(": ") for line in lines)]
+        length = int(dict(headers)["content-length"])
+        assert len(received) >= length, "half a body"
+        found.append(Reply(int(status), headers, received[:length]))
+        received = received[length:]
+    return found
+
+
+def request(method="POST", path="/score", body=b"", *lines, host=b"localhost", framing=None, version=b"1.1"):
+    """The bytes of a request. `lines` are further headers; `framing` replaces the Content-Length."""
+    head = [b"%s %s HTTP/%s" % (method.encode(), path if isinstance(path, bytes) else path.encode(), version)]
+    if host is not None:
+        head.append(b"host: " + host)
+    if framing is None and (body or method == "POST"):
+        head.append(b"content-length: %d" % len(body))
+    head += [framing] if framing else []
+    return b"\r\n".join([*head, *lines, b"", b""]) + body
+
+
+def chunked(body, trailers=b"", extension=b""):
+    """A body as chunks."""
+    return b"%x%s\r\n%s\r\n0\r\n%s\r\n" % (len(body), extension, body, trailers)
