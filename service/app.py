@@ -104,7 +104,14 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
     may_close = {"/score", "/compare"} | plain
     door = Door(frozenset(may_close), admission, lambda path, status: metrics.observe_request(path, status, 0.0))
     # From the innermost to the outermost.
-    app: ASGIApp = Straight(api, routers=scoring, clock=clock, overload_status=settings.overload_status, door=door)
+    app: ASGIApp = Straight(
+        api,
+        routers=scoring,
+        clock=clock,
+        overload_status=settings.overload_status,
+        door=door,
+        is_blocked=stage.is_blocked,
+    )
     key_file = KeyFile(settings.keys_file, keys, clock, _tell_of_keys(log, keys))
     access = Access(OPEN_PATHS, settings.metrics_key_required, is_loopback(settings.host))
     app = KeyCheck(app, ring=key_file.ring, access=access, clock=clock)

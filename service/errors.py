@@ -134,6 +134,13 @@ class Forbidden(RequestRefused):
     status = 403
 
 
+class RunNotAllowed(RequestRefused):
+    """This key may not send samples of this run: it is bound to others, or another key is bound to this one."""
+
+    code = "run_not_allowed"
+    status = 403
+
+
 class AdminNeedsKey(RequestRefused):
     """Without keys only this machine may administrate."""
 

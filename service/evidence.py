@@ -1,26 +1,33 @@
 """Keeps the texts behind an alarm, where an operator has asked for that: a file an alarm, readable by its owner only.
 
-Off unless a folder is named, because the texts are conversations. What is kept in memory is bounded, and so is the number of
-files. Knows nothing of wires; changes nothing.
+Off unless a folder is named, because the texts are conversations. A text is kept in memory as long as an alarm could name its
+hash, within a bound of bytes for all of them; the number of files is bounded too. Knows nothing of wires; changes nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-from collections import OrderedDict, deque
-from collections.abc import Callable, Collection
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 
+from service.files import remove_stale_drafts, write_whole
 from service.tripwires.wire import Finding
 
 MOST_FILES = 1_000
-_KEPT = 20
-_MOST_RUNS = 32
+MOST_CHARS = 64 * 2**20
+"""Characters of texts in memory, over all runs."""
+
+_TIDY_FROM = 512
+"""Texts of one run from which those that no alarm can name any more are let go."""
+
+_MOST_RUNS = 64
+_LONGEST_NAME = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,33 +41,64 @@ class Exhibit:
     reward: float
     flags: tuple[str, ...]
 
+    @property
+    def n_chars(self) -> int:
+        return len(self.prompt) + len(self.response)
+
 
 class EvidenceRoom:
-    """The latest samples of each run, and the latest with a flag. `failed` hears of files that could not be written."""
+    """The texts of each run that its alarms may name. `failed` hears of files and texts that are not there, and why."""
 
     def __init__(self, folder: Path, failed: Callable[[str], None]) -> None:
         self._folder = folder
         self._failed = failed
-        self._number = self._n_files = sum(1 for _ in folder.glob("*"))
-        self._runs: OrderedDict[str, tuple[deque[Exhibit], deque[Exhibit]]] = OrderedDict()
+        remove_stale_drafts(folder)
+        self._number = self._n_files = sum(not path.name.startswith(".") for path in folder.glob("*"))
+        self._runs: OrderedDict[str, OrderedDict[str, Exhibit]] = OrderedDict()
+        self._n_chars = 0
         self._writer = ThreadPoolExecutor(1, "evidence")
 
-    def keep(self, run: str, exhibit: Exhibit, *, is_telling: bool) -> None:
-        """Remember a sample for a while."""
-        kept = self._runs.setdefault(run, (deque(maxlen=_KEPT), deque(maxlen=_KEPT)))
-        kept[is_telling].append(exhibit)
+    def keep(self, run: str, exhibits: Iterable[Exhibit]) -> None:
+        """Remember samples, until `tidy` is told that no alarm can name them."""
+        kept = self._runs.setdefault(run, OrderedDict())
         self._runs.move_to_end(run)
-        if len(self._runs) > _MOST_RUNS:
-            self._runs.popitem(last=False)
+        for exhibit in exhibits:
+            self._drop(kept, exhibit.evidence)
+            kept[exhibit.evidence] = exhibit
+            self._n_chars += exhibit.n_chars
+
+    def tidy(self, run: str, named: Callable[[], Collection[str]]) -> None:
+        """Let go of texts of this run that are not `named` once there are many, and of the oldest beyond the bound."""
+        kept = self._runs.get(run)
+        if kept is None:
+            return
+        if len(kept) > _TIDY_FROM or self._n_chars > MOST_CHARS:
+            still = named()
+            for evidence in [each for each in kept if each not in still]:
+                self._drop(kept, evidence)
+        while self._runs and (len(self._runs) > _MOST_RUNS or self._n_chars > MOST_CHARS):
+            name, oldest = next(iter(self._runs.items()))
+            if oldest and len(self._runs) <= _MOST_RUNS:
+                self._drop(oldest, next(iter(oldest)))
+            else:
+                self._n_chars -= sum(each.n_chars for each in oldest.values())
+                del self._runs[name]
 
     def save(self, run: str, finding: Finding) -> None:
         """Write down, soon, what the alarm is about. Never waits."""
-        plain, telling = self._runs.get(run, ((), ()))
-        named = [each for each in (*telling, *plain) if each.evidence in finding.evidence]
+        if not finding.evidence:
+            return
+        kept = self._runs.get(run) or OrderedDict[str, Exhibit]()
+        named = [kept[each] for each in dict.fromkeys(finding.evidence) if each in kept]
+        if missing := [each for each in finding.evidence if each not in kept]:
+            self._failed(
+                f"{len(missing)} of {len(finding.evidence)} texts that the alarm {finding.wire} names are not kept any more: "
+                f"all texts together may have {MOST_CHARS} characters"
+            )
         if not named:
             return
         if self._n_files >= MOST_FILES:
-            self._failed(f"there are {MOST_FILES} files of evidence already")
+            self._failed(f"there are {MOST_FILES} files of evidence already; move them elsewhere")
             return
         self._n_files += 1
         self._writer.submit(self._write, run, finding, named)
@@ -69,24 +107,30 @@ class EvidenceRoom:
         """Write what is to be written."""
         self._writer.shutdown()
 
-    def _write(self, run: str, finding: Finding, exhibits: Collection[Exhibit]) -> None:
-        safe = re.sub(r"[^\w.-]+", "_", run)[:80]
-        try:
-            path, handle = self._new_file(f"{safe}-{finding.wire}-{finding.step}.jsonl")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as out:
-                    for exhibit in exhibits:
-                        out.write(json.dumps({"wire": finding.wire, **asdict(exhibit)}) + "\n")
-            except OSError:
-                path.unlink(missing_ok=True)  # half of it would be taken for all
-                raise
-        except OSError as error:
-            self._failed(f"{type(error).__name__}: {error.strerror}")
+    def _drop(self, kept: OrderedDict[str, Exhibit], evidence: str) -> None:
+        if (old := kept.pop(evidence, None)) is not None:
+            self._n_chars -= old.n_chars
 
-    def _new_file(self, name: str) -> tuple[Path, int]:
-        """One that nobody has written, before a restart or beside us."""
+    def _write(self, run: str, finding: Finding, exhibits: Collection[Exhibit]) -> None:
+        lines = [json.dumps({"run": run, "wire": finding.wire, **asdict(exhibit)}) + "\n" for exhibit in exhibits]
+        step = "" if finding.step is None else f"-{finding.step}"[:20]
+        name = f"{tidy_name(run)}-{finding.wire}{step}.jsonl"
+        try:
+            self._write_new(name, "".join(lines).encode())
+        except Exception as error:  # a thread that dies of one alarm would lose the next
+            self._failed(f"{type(error).__name__}: {getattr(error, 'strerror', None) or 'not written'}")
+
+    def _write_new(self, name: str, data: bytes) -> None:
+        """As a file that nobody has written, before a restart or beside us."""
         while True:
             self._number += 1
-            path = self._folder / f"{self._number:04d}-{name}"
             with contextlib.suppress(FileExistsError):
-                return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                return write_whole(self._folder / f"{self._number:04d}-{name}", data, replaces=False)
+
+
+def tidy_name(name: str) -> str:
+    """A part of a file name for any name: ASCII letters, digits, `.`, `_` and `-`, bounded, different for different names."""
+    tidy = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+    if tidy == name and len(name) <= _LONGEST_NAME:
+        return name
+    return f"{tidy[:_LONGEST_NAME]}-{blake2b(name.encode('utf-8', 'surrogatepass'), digest_size=4).hexdigest()}"

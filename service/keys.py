@@ -1,4 +1,5 @@
-"""`reward-keys NAME FILE [--scopes=score,admin,metrics] [--requests-per-s=N] [--tokens-per-s=N] [--burst-s=N]`: make an API key.
+"""`reward-keys NAME FILE [--scopes=score,admin,metrics] [--requests-per-s=N] [--tokens-per-s=N] [--burst-s=N] [--runs=A,B*]
+[--owner=NAME]`: make an API key.
 
 The key is printed, once; its digest is added to the file, which `REWARD_KEYS_FILE` names. A server that runs takes it up
 within a second or two. To take a key back, delete its line.
@@ -30,11 +31,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests-per-s", type=float, help="more are answered with 429")
     parser.add_argument("--tokens-per-s", type=float, help="more are answered with 429")
     parser.add_argument("--burst-s", type=float, default=BURST_S, help="so many seconds' worth may come at once")
+    parser.add_argument(
+        "--runs",
+        default="",
+        help="with commas: runs that this key may send, and no other key that is not bound to them; A*: all that begin so",
+    )
+    parser.add_argument(
+        "--owner", default="", help="of the runs that it sends: keys of one owner share runs; default: the key's name"
+    )
     given = parser.parse_args(argv)
     key = _MARK + secrets.token_urlsafe(32)
     limits = Limits(given.requests_per_s, given.tokens_per_s, given.burst_s)
     try:
-        add(given.file, line_of(given.name, key, frozenset(given.scopes.split(",")), limits), given.scopes)
+        runs = given.runs.split(",") if given.runs else ()
+        line = line_of(given.name, key, frozenset(given.scopes.split(",")), limits, runs, given.owner)
+        add(given.file, line, given.scopes)
     except (OSError, UnicodeDecodeError, KeysError) as error:
         print(f"reward-keys: {given.file}: {error}", file=sys.stderr)
         return _USAGE

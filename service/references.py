@@ -7,15 +7,19 @@ conversation and no wire.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 
+from service.files import read_bounded, remove_stale_drafts, set_aside, write_whole
 from service.tripwires.reference import Reference, Usual
 
 MOST_RUNS = 1_000
+MOST_BYTES = 64 * 2**20
+_LARGEST = 1e100
+"""Of any number: its square is still one."""
 
 
 class References:
@@ -24,6 +28,7 @@ class References:
     def __init__(self, folder: Path, served: str, failed: Callable[[str], None]) -> None:
         self._path = folder / f"usual-{served.rpartition(':')[2][:16]}.json"
         self._failed = failed
+        remove_stale_drafts(folder)
         self._known = self._read()
         self._writer = ThreadPoolExecutor(1, "references")
 
@@ -46,19 +51,27 @@ class References:
 
     def _read(self) -> dict[str, Reference]:
         try:
-            kept = json.loads(self._path.read_text(encoding="utf-8"))
+            kept = json.loads(read_bounded(self._path, MOST_BYTES))
             return {run: _reference(each) for run, each in kept.items()}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            self._failed(f"{self._path.name} cannot be read: {type(error).__name__}")
-            return {}
+        except OSError as error:
+            self._failed(f"{self._path.name} cannot be read: {error.strerror}")
+        except (
+            Exception
+        ) as error:  # wrong types, no numbers, half a file, nested without end: whatever it is, it is no reference
+            self._failed(f"{self._path.name} is damaged ({type(error).__name__}) and is set aside: {self._set_aside()}")
+        return {}
+
+    def _set_aside(self) -> str:
+        try:
+            return set_aside(self._path).name
+        except OSError as error:
+            return str(error.strerror)
 
     def _write(self, text: str) -> None:
-        draft = self._path.with_suffix(".new")
         try:
-            draft.write_text(text, encoding="utf-8")
-            os.replace(draft, self._path)
+            write_whole(self._path, text.encode())
         except OSError as error:
             self._failed(f"{self._path.name} cannot be written: {error.strerror}")
 
@@ -70,6 +83,15 @@ def _plain(reference: Reference) -> dict[str, object]:
 
 def _reference(kept: dict[str, object]) -> Reference:
     usual, saturation = kept["usual"], kept["saturation"]
-    if not isinstance(usual, dict) or not isinstance(saturation, float | int | None):
+    if not isinstance(usual, dict) or not all(name.isascii() and name.isidentifier() for name in usual):
         raise TypeError("no reference")
-    return Reference({name: Usual(**each) for name, each in usual.items()}, saturation)
+    known = {name: Usual(**{of: _number(value) for of, value in each.items()}) for name, each in usual.items()}
+    if any(each.std <= 0 or each.n < 0 for each in known.values()):
+        raise ValueError("no deviation")
+    return Reference(known, None if saturation is None else _number(saturation))
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or abs(value) > _LARGEST:
+        raise TypeError("no number")
+    return float(value)

@@ -132,7 +132,7 @@ class Scoring:
         """
         if origin is not None:
             if (wire := self._rooms.watch.blocked_by(origin)) is not None:
-                return self._refused(samples, wire)
+                return [self._refused(len(samples), wire)] * len(samples)
             self._rooms.watch.begin(origin)
         n_tokens = sum(map(self._estimate, samples))
         with self._inside(), self._rooms.admission.enter(len(samples), n_tokens):
@@ -154,21 +154,34 @@ class Scoring:
         )
         return results
 
-    def _refused(self, samples: Sequence[Asked], wire: str) -> list[Scored]:
+    def is_blocked(self, origin: Origin) -> bool:
+        """Whether a trip wire has ended the service of this run."""
+        return self._rooms.watch.blocked_by(origin) is not None
+
+    def _refused(self, n: int, wire: str) -> Scored:
         error = RunBlocked(
             f"the trip wire {wire} has ended the service of this run; acknowledge its alarm to go on", wire=wire
         )
-        self._rooms.metrics.observe_samples(self._rooms.epoch, {error.code: len(samples)}, 0, 0, [])
-        return [Scored(failure=Failure.of(error))] * len(samples)
+        self._rooms.metrics.observe_samples(self._rooms.epoch, {error.code: n}, 0, 0, [])
+        return Scored(failure=Failure.of(error))
 
     async def compare(
-        self, comparisons: Sequence[Comparison], tie_margin: float = 0.0, deadline: float = math.inf
+        self,
+        comparisons: Sequence[Comparison],
+        tie_margin: float = 0.0,
+        deadline: float = math.inf,
+        origin: Origin | None = None,
     ) -> list[Compared]:
         """One entry a comparison, in order. Raise `RequestRefused` when there can be no answer at all.
+
+        `origin`: a run that is blocked gets no rankings either. Comparisons are not watched.
 
         Equal responses are scored once, and in an order that does not depend on how they were listed, so
         neither doubles nor the order of responses change anything.
         """
+        if origin is not None and (wire := self._rooms.watch.blocked_by(origin)) is not None:
+            refused = self._refused(sum(len(c.responses) for c in comparisons), wire)
+            return [Compared(None, refused.failure, (refused,) * len(c.responses)) for c in comparisons]
         distinct = [sorted(set(c.responses)) for c in comparisons]
         pairs = zip(comparisons, distinct, strict=True)
         samples = [Sample(prompt=c.prompt, response=text) for c, texts in pairs for text in texts]

@@ -186,7 +186,7 @@ class Succession:
             self._tenures[epoch].shadow = self._shadow_of(self._tenures[epoch].engine, shadow)
             self._change(roster.with_shadow(epoch))
         else:
-            runs = self._commons.board.runs if pin is None else pin
+            runs = {run.name for run in self._commons.board.runs.values() if run.name} if pin is None else pin
             stay = {run: roster.pins.get(run, roster.serving) for run in runs if run not in (OTHER, CANARIES)}
             self._change(roster.pinned(stay).activated(epoch))
         return epoch

@@ -20,7 +20,7 @@ from service.errors import RowFailed
 from service.evidence import EvidenceRoom, Exhibit
 from service.rewards import ScoredRow
 from service.tripwires.baits import Baits
-from service.tripwires.board import OTHER, Board
+from service.tripwires.board import Board
 from service.tripwires.reference import Yardstick
 from service.tripwires.wire import Finding, Observation
 
@@ -39,13 +39,16 @@ _NEWEST = 0.1
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Which training a request belongs to, as far as its caller says. `kl`: of the policy from its start, in nats. `ids`: of
-    the samples; None for one without.
+    the samples; None for one without. `owner`: whose key sent it, "" where there are no keys; `is_bound`: that key may send
+    certain runs only.
     """
 
     run: str | None = None
     step: int | None = None
     kl: float | None = None
     ids: Sequence[str | None] = ()
+    owner: str = ""
+    is_bound: bool = False
 
 
 class Allowance:
@@ -115,7 +118,7 @@ class Watch:
     def begin(self, origin: Origin) -> None:
         """Samples of this run are about to be scored by this model."""
         if not self._allowance.is_nothing:
-            self.board.measure(origin.run, self.yardstick, self._clock.now())
+            self.board.measure(origin.run, self.yardstick, self._clock.now(), origin.owner)
 
     def see(
         self, origin: Origin, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed]
@@ -123,16 +126,14 @@ class Watch:
         """Look at what was scored together, as far as the allowance goes. Flags of samples, by their place."""
         began = self._clock.now()
         if self._judge is not None:
-            self._judge.ask(
-                rows, rewards, lambda level, audit: self.board.hear(origin.run, level, audit, self._clock.now())
-            )
+            self._judge.ask(rows, rewards, lambda level, audit: self._hear(origin, level, audit))
         n = self._allowance.affords(len(rows), began)
         self.board.n_looked_at += n
         self.board.n_left_out += len(rows) - n
         if not n:
             return None
         flags: dict[int, Flags] = {}
-        seen, counted = [], dict[tuple[int, ...], int]()
+        seen, exhibits, counted = [], list[Exhibit](), dict[tuple[int, ...], int]()
         for i in self._places(len(rows), n):
             row, reward = rows[i], rewards[i]
             if isinstance(reward, RowFailed):
@@ -142,14 +143,25 @@ class Watch:
             if any(observation.traits[len(OF_IDS) :]) and (own := _flags(observation.traits)):
                 flags[i] = own
             if self._evidence_room is not None and observation.evidence:
-                self._keep(self._evidence_room, origin, row, observation, flags.get(i, ()))
-        found = self.board.observe(origin.run, origin.step, seen, began, origin.kl, self.yardstick) if seen else []
+                exhibits.append(self._exhibit(origin, row, observation, flags.get(i, ())))
+        found = self._observe(origin, seen, began) if seen else []
         self._allowance.spend(n, self._clock.now() - began)
+        run = self.board.kept_as(origin.run, origin.owner)
+        if self._evidence_room is not None:
+            self._evidence_room.keep(run, exhibits)
         for finding in found:
             if self._evidence_room is not None:
-                self._evidence_room.save(origin.run or OTHER, finding)
-            self._tell(self.board.kept_as(origin.run), finding)
+                self._evidence_room.save(run, finding)
+            self._tell(run, finding)
+        if self._evidence_room is not None and exhibits:
+            self._evidence_room.tidy(run, lambda: self.board.named(run))
         return flags
+
+    def _observe(self, origin: Origin, seen: Sequence[Observation], now: float) -> list[Finding]:
+        return self.board.observe(origin.run, origin.step, seen, now, origin.kl, self.yardstick, origin.owner)
+
+    def _hear(self, origin: Origin, level: float, audit: float) -> None:
+        self.board.hear(origin.run, level, audit, self._clock.now(), origin.owner)
 
     def see_ids(self, origin: Origin, samples: Sequence[Sample | SampleError]) -> None:
         """Look for ids of one step that stand for several samples. Samples without an id of their own have none."""
@@ -160,15 +172,14 @@ class Watch:
             for name, sample in zip(origin.ids, samples, strict=True)
             if name is not None and isinstance(sample, Sample)
         ]
-        self.board.hear_ids(origin.run, named, self._clock.now())
+        self.board.hear_ids(origin.run, named, self._clock.now(), origin.owner)
 
     def blocked_by(self, origin: Origin) -> str | None:
         """The wire that has ended the service of this run, if one has."""
-        return self.board.blocked_by(origin.run)
+        return self.board.blocked_by(origin.run, origin.owner, is_bound=origin.is_bound)
 
-    def _keep(self, room: EvidenceRoom, origin: Origin, row: ScoredRow, observation: Observation, flags: Flags) -> None:
-        exhibit = Exhibit(observation.evidence, origin.step, *self._texts_of(row.sample), observation.value, flags)
-        room.keep(origin.run or OTHER, exhibit, is_telling=bool(flags or observation.takes_bait))
+    def _exhibit(self, origin: Origin, row: ScoredRow, observation: Observation, flags: Flags) -> Exhibit:
+        return Exhibit(observation.evidence, origin.step, *self._texts_of(row.sample), observation.value, flags)
 
     def report(self, run: str, finding: Finding) -> None:
         """Pass on what another found, if it is news."""

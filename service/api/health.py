@@ -99,6 +99,7 @@ def describe_runs(board: Board) -> dict[str, Any]:
     ]
     runs = {
         name: {
+            "owner": run.owner or None,
             "step": run.step,
             "samples": int(run.counted["samples"]),
             "statistics": run.statistics,
@@ -107,7 +108,7 @@ def describe_runs(board: Board) -> dict[str, Any]:
                 for alarm in run.alarms.values()
             ],
         }
-        for name, run in board.runs.items()
+        for name, run in (board.parked | board.runs).items()
     }
     return {"wires": wires, "runs": runs}
 

@@ -1,7 +1,8 @@
 """A request that is sent again with the same `Idempotency-Key` gets the same answer, and is scored and counted once.
 
 Answers are remembered for a while, within a bound of bytes, in this process only; refusals are not, so that trying again
-is of use. A repeat that comes while the first is being answered waits for it. The header is that of the IETF's draft
+is of use. The answer to a run that a trip wire has blocked meanwhile is not given again: the request is answered anew, which is a
+refusal. A repeat that comes while the first is being answered waits for it. The header is that of the IETF's draft
 (draft-ietf-httpapi-idempotency-key-header). Belongs to one event loop.
 """
 
@@ -19,6 +20,7 @@ from starlette.responses import Response
 from service.api.headers import header
 from service.clock import Clock
 from service.errors import InvalidRequest, KeyReused
+from service.watch import Origin
 
 HEADER = b"idempotency-key"
 _LONGEST_KEY = 255
@@ -36,6 +38,7 @@ class _Answer:
     response: Response
     body_digest: bytes
     at: float
+    origin: Origin | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -51,12 +54,20 @@ class _Coming:
 
 
 class Idempotency:
-    """Answers by key. At most `max_bytes` of them, none older than `max_age_s`."""
+    """Answers by key. At most `max_bytes` of them, none older than `max_age_s`, none of a run that `is_blocked`."""
 
-    def __init__(self, clock: Clock, *, max_bytes: int = 64 * 2**20, max_age_s: float = 600.0) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        max_bytes: int = 64 * 2**20,
+        max_age_s: float = 600.0,
+        is_blocked: Callable[[Origin], bool] = lambda _: False,
+    ) -> None:
         self._clock = clock
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
+        self._is_blocked = is_blocked
         self._coming: dict[bytes, _Coming] = {}
         self._answers: OrderedDict[bytes, _Answer] = OrderedDict()
         self._n_bytes = 0
@@ -74,9 +85,10 @@ class Idempotency:
             await coming.is_over.wait()  # refused or given up: then the next one asks himself
         self._let_go()
         known = self._answers.get(name)
-        if known is None:
+        if known is not None:
+            _check(known.body_digest, digest)
+        if known is None or (known.origin is not None and self._is_blocked(known.origin)):
             return await self._first(name, digest, request, answer)
-        _check(known.body_digest, digest)
         return _again(known.response)
 
     async def _first(
@@ -85,14 +97,17 @@ class Idempotency:
         coming = self._coming[name] = _Coming(digest, asyncio.Event())
         try:
             response = await answer(request)
-            if response.status_code == _OK:
-                self._keep(name, _Answer(response, digest, self._clock.now()))
+            origin = request.scope.get("state", {}).get("origin")
+            if response.status_code == _OK and (origin is None or not self._is_blocked(origin)):
+                self._keep(name, _Answer(response, digest, self._clock.now(), origin))
             return response
         finally:
             del self._coming[name]
             coming.is_over.set()
 
     def _keep(self, name: bytes, answer: _Answer) -> None:
+        if (old := self._answers.pop(name, None)) is not None:
+            self._n_bytes -= old.n_bytes
         self._answers[name] = answer
         self._n_bytes += answer.n_bytes
         self._let_go()

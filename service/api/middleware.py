@@ -142,7 +142,7 @@ class KeyCheck:
         key = ring.find(_key(header(scope, b"authorization") or b""))
         if key is None:
             raise Unauthorized("send a valid key as Authorization: Bearer KEY, or in the URL as http://:KEY@host/")
-        scope["state"]["key"] = key.name
+        scope["state"]["key"], scope["state"]["caller"] = key.name, ring.caller(key)
         if needed not in key.scopes:
             raise Forbidden(f"this needs a key with the scope {needed}: see reward-keys", scope=needed)
         account = self._account(key) if key.limits != UNLIMITED else None

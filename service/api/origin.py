@@ -6,14 +6,16 @@ Most trainers let a user set nothing but a URL. A key is never read from one: UR
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 from starlette.types import Scope
 
 from service.api.headers import header
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, RunNotAllowed
+from service.keyring import ANYBODY, Caller
+from service.watch import Origin
 
 _LONGEST_NAME = 256
 _DIGITS = 18
@@ -48,6 +50,24 @@ def read(scope: Scope, options: Collection[str] = ()) -> Said:
     said = {"run": _text(run), "step": _text(step), "only": _text(only), **asked}
     others = {k: v for k, v in asked.items() if k in options}
     return Said(_name(said["run"]), _step(said["step"]), others, _digests(said["only"]))
+
+
+def of(
+    scope: Scope, run: str | None, step: int | None, kl: float | None = None, ids: Sequence[str | None] = ()
+) -> Origin:
+    """Which training this request belongs to, whose it is, and whether its key may send it. Raise `RunNotAllowed`.
+
+    A key that is bound to one run sends that one where it names none. What is found is noted beside the request, so that an answer
+    that is remembered can be held to a block.
+    """
+    caller: Caller = scope["state"].get("caller", ANYBODY)
+    run = run or caller.runs.sole
+    if run is not None and not caller.may_send(run):
+        why = "is bound to other runs" if caller.runs else "is not bound to this run, and another key is"
+        raise RunNotAllowed(f"this key {why}: send another run, or see runs= in docs/security.md", field="run")
+    origin = Origin(run, step, kl, ids, caller.owner, bool(caller.runs))
+    scope["state"]["origin"] = origin
+    return origin
 
 
 def _query(query: bytes, known: Collection[str]) -> dict[str, str]:

@@ -62,10 +62,10 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
         said = origin.read(request.scope)
         asked = await body.read(request, _scores, ScoreRequest, parts)
         bound(len(asked.samples), bounds, "samples")
-        run, step = asked.run or said.run, said.step if asked.step is None else asked.step
-        served = stage.served_for(run, said.only)
-        note(request, run=run, step=step, samples=len(asked.samples), epoch=served.epoch)
-        whence = Origin(run, step, asked.kl, [s.id for s in asked.samples])
+        step = said.step if asked.step is None else asked.step
+        whence = origin.of(request.scope, asked.run or said.run, step, asked.kl, [s.id for s in asked.samples])
+        served = stage.served_for(whence.run, said.only)
+        note(request, run=whence.run, step=step, samples=len(asked.samples), epoch=served.epoch)
         work = served.scoring.score([to_sample(s) for s in asked.samples], deadline, whence)
         results = await while_connected(request, work)
         return score_reply(served, _ids(asked.samples), results)
@@ -79,10 +79,10 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
         asked = await body.read(request, _comparisons, CompareRequest, parts)
         n_responses = sum(len(c.responses) for c in asked.comparisons)
         bound(n_responses, bounds, "responses")
-        run, step = asked.run or said.run, said.step if asked.step is None else asked.step
-        served = stage.served_for(run, said.only)
-        note(request, run=run, step=step, samples=n_responses, epoch=served.epoch)
-        work = served.scoring.compare([to_comparison(c) for c in asked.comparisons], asked.tie_margin, deadline)
+        whence = origin.of(request.scope, asked.run or said.run, said.step if asked.step is None else asked.step)
+        served = stage.served_for(whence.run, said.only)
+        note(request, run=whence.run, step=whence.step, samples=n_responses, epoch=served.epoch)
+        work = served.scoring.compare([to_comparison(c) for c in asked.comparisons], asked.tie_margin, deadline, whence)
         results = await while_connected(request, work)
         return compare_reply(served, _ids(asked.comparisons), results)
 
@@ -93,14 +93,21 @@ class Straight:
     """Answers POST on these routes itself; everything else, a wrong method on them included, is the framework's."""
 
     def __init__(
-        self, app: ASGIApp, *, routers: Sequence[APIRouter], clock: Clock, overload_status: int, door: Door
+        self,
+        app: ASGIApp,
+        *,
+        routers: Sequence[APIRouter],
+        clock: Clock,
+        overload_status: int,
+        door: Door,
+        is_blocked: Callable[[Origin], bool] = lambda _: False,
     ) -> None:
         self._app = app
         routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
         self._endpoints: dict[str, Endpoint] = {route.path: route.endpoint for route in routes}
         self._overload_status = overload_status
         self._door = door
-        self._idempotency = Idempotency(clock)
+        self._idempotency = Idempotency(clock, is_blocked=is_blocked)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass on."""

@@ -23,6 +23,7 @@ from service.errors import DigestNotServed, EpochGone, Loading, ShuttingDown
 from service.roster import Overview, Source
 from service.scoring import Scoring
 from service.tripwires.board import Board
+from service.watch import Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,10 @@ class Stage:
                 model_epoch=served.epoch,
             )
         return max(same, key=lambda each: each.epoch)
+
+    def is_blocked(self, origin: Origin) -> bool:
+        """Whether a trip wire has ended the service of this run."""
+        return self._served is not None and self._served.scoring.is_blocked(origin)
 
     def served(self) -> Served:
         """The model in service. Raise `Loading` or `ShuttingDown`."""

@@ -106,7 +106,7 @@ def _add_usual(add: Add, run: str, state: Run) -> None:
 
 def _powers(usual: Usual) -> tuple[float, float, float]:
     """Sums of the powers 0, 1 and 2 over the samples that say what is usual."""
-    return usual.n, usual.n * usual.mean, usual.n * (usual.mean**2 + usual.std**2)
+    return usual.n, usual.n * usual.mean, usual.n * (usual.mean * usual.mean + usual.std * usual.std)
 
 
 class Margins(Collector):

@@ -33,6 +33,12 @@ SEARCHED = 64
 """So often nobody scores one text by chance."""
 
 _OURS = (OTHER, CANARIES)
+_NOBODY = ("", "")
+"""Owner and name of samples that have neither."""
+
+_SILENT, _LEARNING, _PROTECTED = range(3)
+_MOST_PARKED = 256
+"""Blocked runs of one owner whose state has made room for other runs; their alarms are kept."""
 _TELLTALE = frozenset({"judge", "opener", "control", "script"})
 """Traits of which every sample that has one is evidence by itself."""
 
@@ -40,7 +46,8 @@ _TELLTALE = frozenset({"judge", "opener", "control", "script"})
 @dataclass(frozen=True, slots=True)
 class BoardLimits:
     """`window` counts samples. `smoothing` is the weight of the newest window. A run that knows no reference learns one from
-    `warm_up` windows. A run that is silent for `expiry_s` is forgotten. `blocks` are wires whose alarms end the service of a run.
+    `warm_up` windows. A run that is silent for `expiry_s` is forgotten. A run that has its reference and was not silent for
+    `protected_s` does not make room for another run of the same owner. `blocks` are wires whose alarms end the service of a run.
     """
 
     window: int = 128
@@ -50,6 +57,7 @@ class BoardLimits:
     trend_windows: int = 30
     max_runs: int = 32
     expiry_s: float = 86_400.0
+    protected_s: float = 3_600.0
     remembered_texts: int = 4_096
     evidence: int = 20
     blocks: frozenset[str] = frozenset()
@@ -66,7 +74,8 @@ class Alarm:
 @dataclass(slots=True)
 class Run:
     """What is kept of one run. `total` and `window` were measured by `yardstick`, since `measured_at` where there was another one
-    before; what that one has measured is in `before`.
+    before; what that one has measured is in `before`. `owner` is the key that sent it, "" where there are no keys; `name` is
+    "" for samples that name no run.
     """
 
     yardstick: Yardstick
@@ -90,6 +99,13 @@ class Run:
     step: int | None = None
     kl: float | None = None
     seen_at: float = 0.0
+    owner: str = ""
+    name: str = ""
+
+    @property
+    def known_as(self) -> str:
+        """The key of this run's reference among those that outlive a restart. Names of keys hold no space."""
+        return f"{self.owner} {self.name}" if self.owner else self.name
 
     @property
     def counted(self) -> Tally:
@@ -98,7 +114,13 @@ class Run:
 
 
 class Board:
-    """Watches runs. Belongs to one event loop. `yardstick` is for the runs of whom nobody says by what they are measured."""
+    """Watches runs. Belongs to one event loop. `yardstick` is for the runs of whom nobody says by what they are measured.
+
+    A run is known by its owner and its name: runs of two owners are two runs, whatever they are called. It is kept under a label:
+    its name, or `NAME@OWNER` where another owner's run had that label first; `other`, or `other@OWNER`, without a name. When
+    all places are taken a new run takes one from the owner that has most; among the runs of its own owner from one that was
+    silent for long, then from one that has not shown yet what is usual. Where none of these can go, it shares `other`.
+    """
 
     def __init__(self, yardstick: Yardstick, limits: BoardLimits, wires: Sequence[Wire] = WIRES) -> None:
         self.yardstick = yardstick
@@ -108,6 +130,8 @@ class Board:
         self.n_looked_at = 0
         self.n_left_out = 0
         self._runs: OrderedDict[str, Run] = OrderedDict()
+        self._labels: dict[tuple[str, str], str] = {}
+        self._parked: OrderedDict[str, Run] = OrderedDict()
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -120,12 +144,16 @@ class Board:
         """By name, the one that was silent longest first."""
         return dict(self._runs)
 
-    def measure(self, name: str | None, yardstick: Yardstick, now: float) -> None:
+    @property
+    def parked(self) -> dict[str, Run]:
+        """Blocked runs whose state has made room for others: their alarms and counters."""
+        return dict(self._parked)
+
+    def measure(self, name: str | None, yardstick: Yardstick, now: float, owner: str = "") -> None:
         """From now on this run's rewards are another model's, if they are: what is usual is learnt anew, and alarms stay."""
-        place = self._place_of(name)
-        run = self._runs.get(place)
+        run = self._runs.get(self._label_for(_key(name, owner), now))
         if run is not None and run.yardstick is not yardstick:
-            _measure_anew(run, place, yardstick, now)
+            _measure_anew(run, yardstick, now)
 
     def observe(
         self,
@@ -135,35 +163,36 @@ class Board:
         now: float,
         kl: float | None = None,
         by: Yardstick | None = None,
+        owner: str = "",
     ) -> list[Finding]:
         """Count what is new of these samples of one request. What tripped because of them.
 
         Samples whose rewards are not of the model that the run is measured by are left out: they were on their way when it
         changed.
         """
-        run = self._run_of_caller(name, now, by)
+        run = self._run_of_caller(name, owner, now, by)
         if by is not None and run.yardstick is not by:
             return []
         run.step = step if step is not None else run.step
         run.kl = kl if kl is not None else run.kl
         new = [each for each in seen if self._is_new(run, each)]
-        if name and name not in self._runs:
+        if _key(name, owner) not in self._labels and (name or owner):
             self.n_without_room += len(new)
         found: list[Finding] = []
         _count_groups(run, new)
         for each in new:
             self._count(run, each)
             if run.window["samples"] >= self._limits.window:
-                found += self._close_window(self.kept_as(name), run, now)
+                found += self._close_window(run, now)
         return found
 
-    def hear(self, name: str | None, level: float, audit: float, now: float) -> None:
+    def hear(self, name: str | None, level: float, audit: float, now: float, owner: str = "") -> None:
         """What the audit judge says of a sample: `level` is what the sample was scored."""
-        _count_audit(self._run_of_caller(name, now).window, level, audit)
+        _count_audit(self._run_of_caller(name, owner, now).window, level, audit)
 
-    def hear_ids(self, name: str | None, ids: Iterable[tuple[int, int]], now: float) -> None:
+    def hear_ids(self, name: str | None, ids: Iterable[tuple[int, int]], now: float, owner: str = "") -> None:
         """Samples by the hash of their id, with the hash of what they are: one id is to stand for one sample."""
-        run = self._run_of_caller(name, now)
+        run = self._run_of_caller(name, owner, now)
         for sample_id, content in ids:
             pair = hash((sample_id, content))
             if pair in run.ids:
@@ -173,30 +202,50 @@ class Board:
             for key in (sample_id, pair):
                 _remember(run.ids, key, None, 2 * self._limits.remembered_texts)
 
-    def blocked_by(self, name: str | None) -> str | None:
-        """The wire whose alarm ends the service of this run, or of every run, until somebody acknowledges it."""
-        if not self._limits.blocks:
-            return None
-        known = [self._runs[each].alarms for each in (self._place_of(name), CANARIES) if each in self._runs]
-        return next((wire for alarms in known for wire in alarms if wire in self._limits.blocks), None)
+    def blocked_by(self, name: str | None, owner: str = "", *, is_bound: bool = False) -> str | None:
+        """The wire whose alarm ends the service of this run, or of every run, until somebody acknowledges it.
 
-    def kept_as(self, name: str | None) -> str:
-        """The name under which a run is kept: its own, or that of all others where there was no room."""
-        return name if name and name in self._runs and name != CANARIES else OTHER
+        `is_bound`: the owner may send certain runs only. Then samples without a run, and runs that are not known yet, are
+        refused while any run of the owner is blocked: they would be its way out.
+        """
+        blocks = self._limits.blocks
+        if not blocks:
+            return None
+        key = _key(name, owner)
+        runs = [self._runs[CANARIES]] if CANARIES in self._runs else []
+        own = self._known(key)
+        if own is not None:
+            runs.append(own)
+        if is_bound and (own is None or not own.name):
+            runs += [run for run in (*self._runs.values(), *self._parked.values()) if run.owner == owner]
+        return next((wire for run in runs for wire in run.alarms if wire in blocks), None)
+
+    def kept_as(self, name: str | None, owner: str = "") -> str:
+        """The label of a run: its own, or that of all others where there was no room."""
+        return self._labels.get(_key(name, owner), OTHER)
+
+    def named(self, label: str) -> set[str]:
+        """The evidence that an alarm of this run could name from now on. At most `limits.evidence` a wire that shows some."""
+        run = self._runs.get(label)
+        return set() if run is None else {each for shown in (run.recent, *run.shown.values()) for each in shown}
 
     def report(self, name: str, finding: Finding, now: float) -> bool:
-        """What another found about a run. Whether it is news: what has tripped stays so until it is acknowledged."""
-        run = self._run(name, now)
+        """What another found about one of our own runs. Whether it is news: what has tripped stays so until acknowledged."""
+        run = self._run(name, _NOBODY, now)
         if finding.wire in run.alarms:
             return False
         run.statistics[finding.wire] = finding.statistic
         _latch(run, finding, now)
         return True
 
-    def acknowledge(self, name: str, wire: str) -> bool:
+    def acknowledge(self, label: str, wire: str) -> bool:
         """Let a wire trip again. Whether it had tripped."""
-        run = self._runs.get(name)
-        return run is not None and run.alarms.pop(wire, None) is not None
+        run = self._runs.get(label) or self._parked.get(label)
+        if run is None or run.alarms.pop(wire, None) is None:
+            return False
+        if label in self._parked and not self._is_blocked(run):
+            self._forget(label, self._parked)
+        return True
 
     # -- one sample -------------------------------------------------------------------------------------------------
 
@@ -273,7 +322,7 @@ class Board:
 
     # -- one window -------------------------------------------------------------------------------------------------
 
-    def _close_window(self, name: str, run: Run, now: float) -> list[Finding]:
+    def _close_window(self, run: Run, now: float) -> list[Finding]:
         window, run.window = run.window, Tally(n_parts=run.window.n_parts)
         run.total += window
         run.n_windows += 1
@@ -286,8 +335,8 @@ class Board:
                 run.trend.popleft()
         if run.n_windows == self._limits.warm_up:
             run.reference = run.reference.with_learnt(run.total)
-            if name != OTHER and name not in run.yardstick.known:
-                run.yardstick.learnt(name, run.reference)
+            if (run.owner or run.name) and run.known_as not in run.yardstick.known:
+                run.yardstick.learnt(run.known_as, run.reference)
         return self._look(run, now) if run.n_windows >= self._limits.warm_up else []
 
     def _look(self, run: Run, now: float) -> list[Finding]:
@@ -313,41 +362,122 @@ class Board:
 
     # -- runs -------------------------------------------------------------------------------------------------------
 
-    def _place_of(self, name: str | None) -> str:
-        """Where a caller's run is kept, or will be: under its own name while there is room. Places are kept for ours."""
-        if not name or name == CANARIES:
+    def _label_for(self, key: tuple[str, str], now: float) -> str:
+        """Where samples of this run are kept, or will be: in a place of its own if there is one, else in `other`."""
+        if key == _NOBODY:
             return OTHER
-        has_room = len(self._runs) < self._limits.max_runs - len(_OURS)
-        return name if name in self._runs or has_room else OTHER
+        if (label := self._labels.get(key)) in self._runs:
+            return str(label)
+        if self._is_full and self._evictable(key[0], now) is None:
+            return OTHER
+        return label or self._new_label(*key)
 
-    def _run_of_caller(self, name: str | None, now: float, yardstick: Yardstick | None = None) -> Run:
+    def _new_label(self, owner: str, name: str) -> str:
+        wanted = f"{name or OTHER}@{owner}" if owner and (not name or self._is_taken(name)) else name
+        label, n = wanted, 1
+        while self._is_taken(label):
+            n += 1
+            label = f"{wanted}#{n}"
+        return label
+
+    def _is_taken(self, label: str) -> bool:
+        return label in _OURS or label in self._runs or label in self._parked
+
+    def _known(self, key: tuple[str, str]) -> Run | None:
+        """The run of this owner and name. Overflow of one owner is not answered for by another: `other` is nobody's alone."""
+        label = OTHER if key == _NOBODY else self._labels.get(key)
+        if label is None and not key[0]:
+            label = OTHER if self._is_full else None
+        return None if label is None else self._runs.get(label) or self._parked.get(label)
+
+    def _run_of_caller(self, name: str | None, owner: str, now: float, yardstick: Yardstick | None = None) -> Run:
         self._forget_silent(now)
-        return self._run(self._place_of(name), now, yardstick)
+        key = _key(name, owner)
+        label = self._label_for(key, now)
+        return self._run(label, _NOBODY if label == OTHER else key, now, yardstick)
 
-    def _run(self, name: str, now: float, yardstick: Yardstick | None = None) -> Run:
-        run = self._runs.get(name)
+    def _run(self, label: str, key: tuple[str, str], now: float, yardstick: Yardstick | None = None) -> Run:
+        run = self._runs.get(label)
         if run is None:
-            yardstick = yardstick or self.yardstick
-            total, window, smooth, before = (Tally(n_parts=len(yardstick.parts)) for _ in range(4))
-            reference = yardstick.known.get(name, yardstick.reference)
-            run = self._runs[name] = Run(yardstick, reference, total, window, smooth, before)
-        self._runs.move_to_end(name)
+            if label not in _OURS:
+                self._make_room(key[0], now)
+                self._labels[key] = label
+            parked = self._parked.pop(label) if label in self._parked else None
+            run = self._runs[label] = parked or _new_run(key, yardstick or self.yardstick)
+        self._runs.move_to_end(label)
         run.seen_at = now
         return run
 
+    @property
+    def _is_full(self) -> bool:
+        return sum(label not in _OURS for label in self._runs) >= self._limits.max_runs - len(_OURS)
+
+    def _make_room(self, owner: str, now: float) -> None:
+        if self._is_full and (label := self._evictable(owner, now)) is not None:
+            self._forget(label, self._runs)
+
+    def _evictable(self, owner: str, now: float) -> str | None:
+        """The run that a new one of this owner takes the place of; None: there is none that can go."""
+        runs = [(label, run) for label, run in self._runs.items() if label not in _OURS]
+        counts = Counter(run.owner for _, run in runs)
+        most = max(counts.values(), default=0)
+        takes_from_others = counts[owner] + 1 < most
+        losers = {o for o, n in counts.items() if n == most} if takes_from_others or not counts[owner] else {owner}
+        ranked = [(self._rank(run, now), label) for label, run in runs if run.owner in losers]
+        if not ranked:
+            return None
+        (rank, *_), label = min(ranked)
+        return label if takes_from_others or rank != _PROTECTED else None
+
+    def _rank(self, run: Run, now: float) -> tuple[int, float, float]:
+        """Runs with a lower rank go first."""
+        if now - run.seen_at > self._limits.protected_s:
+            return _SILENT, run.seen_at, 0.0
+        if run.n_windows < self._limits.warm_up:
+            return _LEARNING, run.counted["samples"], run.seen_at
+        return _PROTECTED, run.seen_at, 0.0
+
+    def _is_blocked(self, run: Run) -> bool:
+        return not self._limits.blocks.isdisjoint(run.alarms)
+
+    def _forget(self, label: str, where: OrderedDict[str, Run]) -> None:
+        """Let go of a run; of a blocked one all but its alarms and counters, so that its block outlives it."""
+        run = where.pop(label)
+        if where is not self._runs or not self._is_blocked(run):
+            self._labels.pop((run.owner, run.name), None)
+            return
+        for each in (run.trend, run.texts, run.keys, run.ids, run.baits, run.recent, run.shown, run.statistics):
+            each.clear()
+        self._parked[label] = run
+        of_owner = [each for each, parked in self._parked.items() if parked.owner == run.owner]
+        if len(of_owner) > _MOST_PARKED:
+            self._forget(of_owner[0], self._parked)
+
     def _forget_silent(self, now: float) -> None:
-        for name, run in [*islice(self._runs.items(), 2)]:
+        for label, run in [*islice(self._runs.items(), 2)]:
             if now - run.seen_at > self._limits.expiry_s:
-                del self._runs[name]
+                self._forget(label, self._runs)
 
 
-def _measure_anew(run: Run, name: str, yardstick: Yardstick, now: float) -> None:
+def _key(name: str | None, owner: str) -> tuple[str, str]:
+    """Owner and name of a run; our own names are no names that a caller can give."""
+    return owner, "" if not name or name in _OURS else name
+
+
+def _new_run(key: tuple[str, str], yardstick: Yardstick) -> Run:
+    total, window, smooth, before = (Tally(n_parts=len(yardstick.parts)) for _ in range(4))
+    run = Run(yardstick, yardstick.reference, total, window, smooth, before, owner=key[0], name=key[1])
+    run.reference = yardstick.known.get(run.known_as, run.reference)
+    return run
+
+
+def _measure_anew(run: Run, yardstick: Yardstick, now: float) -> None:
     """Texts, alarms and counters are the run's own and stay; a counter never falls."""
     n = len(yardstick.parts)
     counted = run.counted
     run.before = counted if run.yardstick.parts == yardstick.parts else counted.with_new_parts(n)
     run.total, run.window, run.smooth = (Tally(n_parts=n) for _ in range(3))
-    run.yardstick, run.reference = yardstick, yardstick.known.get(name, yardstick.reference)
+    run.yardstick, run.reference = yardstick, yardstick.known.get(run.known_as, yardstick.reference)
     run.trend.clear()
     run.statistics.clear()
     run.n_windows = 0

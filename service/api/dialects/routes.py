@@ -61,15 +61,16 @@ async def _answer(
     parts = body.Parts.of(bounds.max_samples_per_request, bounds.admission_max_tokens)
     deadline = read_deadline(request, clock)
     said = origin.read(request.scope, {*dialect.options, "value"})
+    whence = origin.of(request.scope, said.run, said.step)
     number = _number(said.options.get("value"), dialect)
     content = await body.read_foreign(request, decoder, parts)
 
     async def scored() -> tuple[Served, Sequence[Scored]]:
-        served = stage.served_for(said.run, said.only)
+        served = stage.served_for(whence.run, said.only)
         samples = dialect.ask(content, served)
         bound(len(samples), bounds, "samples")
-        note(request, run=said.run, step=said.step, samples=len(samples), epoch=served.epoch)
-        return served, await _score(served, samples, deadline, Origin(said.run, said.step))
+        note(request, run=whence.run, step=whence.step, samples=len(samples), epoch=served.epoch)
+        return served, await _score(served, samples, deadline, whence)
 
     patience = _Patience(min(deadline, began + dialect.patience_s), clock, stage)
     served, results = await while_connected(request, patience.insist(scored))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
+
+import pytest
 
 from service import evidence
 from service.evidence import EvidenceRoom, Exhibit
 from service.tripwires.wire import Finding
 
+SAFE = "team_ppo_7-" + hashlib.blake2b(b"team/ppo 7", digest_size=4).hexdigest()
 JUDGE = Finding("judge", "page", 0.1, 0.02, 7, ("e3", "e5"))
 
 
@@ -18,8 +22,7 @@ def exhibit(name, **fields):
 
 def room_with(tmp_path, *exhibits, failed=None):
     room = EvidenceRoom(tmp_path, (failed if failed is not None else []).append)
-    for each in exhibits:
-        room.keep("team/ppo 7", each, is_telling=bool(each.flags))
+    room.keep("team/ppo 7", exhibits)
     return room
 
 
@@ -32,9 +35,10 @@ def test_an_alarm_writes_down_the_samples_that_it_names(tmp_path):
     room.save("team/ppo 7", JUDGE)
     room.close()
     ((name, rows),) = written(tmp_path).items()
-    assert name == "0001-team_ppo_7-judge-7.jsonl"
+    assert name == f"0001-{SAFE}-judge-7.jsonl"
     assert {row["evidence"] for row in rows} == {"e3", "e5"}
-    assert rows[0] == {"wire": "judge", "evidence": "e5", "step": 7, "prompt": "prompt of e5", "response": "response",
+    assert rows[1] == {"run": "team/ppo 7", "wire": "judge", "evidence": "e5", "step": 7, "prompt": "prompt of e5",
+                       "response": "response",
                        "reward": 0.5, "flags": ["judge"]}  # fmt: skip
 
 
@@ -46,19 +50,55 @@ def test_nobody_but_the_owner_may_read_it(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_flagged_sample_outlives_a_stream_of_plain_ones(tmp_path):
-    room = room_with(tmp_path, exhibit("e5", flags=("judge",)), *(exhibit(f"x{i}") for i in range(500)))
+def test_a_text_is_kept_as_long_as_an_alarm_can_name_its_hash(tmp_path):
+    room = room_with(tmp_path, exhibit("e3"), exhibit("e5"))
+    for i in range(5_000):
+        room.keep("team/ppo 7", [exhibit(f"x{i}")])
+        room.tidy("team/ppo 7", lambda i=i: {"e3", "e5", f"x{i}"})
+    assert len(room._runs["team/ppo 7"]) < 1_000, "what no alarm can name is let go"
     room.save("team/ppo 7", JUDGE)
     room.close()
-    assert [row["evidence"] for rows in written(tmp_path).values() for row in rows] == ["e5"]
+    assert [row["evidence"] for rows in written(tmp_path).values() for row in rows] == ["e3", "e5"]
 
 
-def test_an_alarm_without_its_samples_writes_nothing(tmp_path):
-    room = room_with(tmp_path, exhibit("e9"))
+def test_texts_are_bounded_in_memory_and_the_log_says_which_alarm_lacks_some(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "MOST_CHARS", 1_000)
+    failed = []
+    room = room_with(tmp_path, failed=failed)
+    for i in range(300):
+        room.keep(f"run {i % 3}", [exhibit(f"e{i}")])
+        room.tidy(f"run {i % 3}", lambda: {f"e{i}" for i in range(300)})
+        assert room._n_chars == sum(e.n_chars for kept in room._runs.values() for e in kept.values()) <= 1_000
+    room.save("run 0", Finding("echoes", "page", 1.0, 0.5, 3, ("e0", "e297")))
+    room.close()
+    ((why),) = failed
+    assert "1 of 2 texts that the alarm echoes names" in why
+    assert [row["evidence"] for rows in written(tmp_path).values() for row in rows] == ["e297"]
+
+
+def test_an_alarm_without_its_samples_writes_nothing_and_says_so(tmp_path):
+    failed = []
+    room = room_with(tmp_path, exhibit("e9"), failed=failed)
     room.save("team/ppo 7", JUDGE)
     room.save("another run", JUDGE)
     room.close()
     assert written(tmp_path) == {}
+    assert ["2 of 2" in why for why in failed] == [True, True]
+
+
+@pytest.mark.parametrize("run", ["я" * 300, "a" * 10_000, "../../etc/passwd", "\ud800", "a\0b", ".", "", "\x1b[31m"])
+def test_any_name_of_a_run_makes_a_file_name(tmp_path, run):
+    failed = []
+    room = EvidenceRoom(tmp_path, failed.append)
+    room.keep(run, [exhibit("e3")])
+    room.save(run, Finding("judge", "page", 0.1, 0.02, 10**400, ("e3",)))
+    room.close()
+    assert failed == []
+    ((name, rows),) = written(tmp_path).items()
+    assert len(name) < 128
+    assert name.isascii()
+    assert name.replace("\n", "").isprintable()
+    assert rows[0]["run"] == run
 
 
 def test_files_are_bounded_and_what_is_not_written_is_told(tmp_path, monkeypatch):
@@ -69,19 +109,19 @@ def test_files_are_bounded_and_what_is_not_written_is_told(tmp_path, monkeypatch
         room.save("team/ppo 7", JUDGE)
     room.close()
     assert len(written(tmp_path)) == 3
-    assert len(failed) == 2
+    assert sum("3 files of evidence" in why for why in failed) == 2
     assert len(EvidenceRoom(tmp_path, failed.append)._runs) == 0
 
 
 def test_a_file_that_is_there_already_is_left_as_it_is(tmp_path):
-    theirs = tmp_path / "0002-team_ppo_7-judge-7.jsonl"
+    theirs = tmp_path / f"0002-{SAFE}-judge-7.jsonl"
     theirs.write_text("{}")  # of before a restart, and the first was deleted; or of a replica
     failed = []
     room = room_with(tmp_path, exhibit("e3"), failed=failed)
     room.save("team/ppo 7", JUDGE)
     room.close()
-    assert failed == []
-    assert sorted(written(tmp_path)) == [theirs.name, "0003-team_ppo_7-judge-7.jsonl"]
+    assert len(failed) == 1, "of the other text"
+    assert sorted(written(tmp_path)) == [theirs.name, f"0003-{SAFE}-judge-7.jsonl"]
     assert theirs.read_text() == "{}"
 
 
@@ -92,12 +132,14 @@ def test_a_folder_that_is_gone_takes_nothing_down(tmp_path):
     folder.rmdir()
     room.save("team/ppo 7", JUDGE)
     room.close()
-    assert len(failed) == 1
-    assert "No such file" in failed[0]
+    (why, _) = failed
+    assert "1 of 2 texts" in why
+    assert "No such file" in failed[1]
 
 
 def test_no_more_runs_are_kept_than_there_is_room_for(tmp_path):
     room = EvidenceRoom(tmp_path, [].append)
     for i in range(100):
-        room.keep(f"run {i}", exhibit("e"), is_telling=False)
-    assert len(room._runs) == 32
+        room.keep(f"run {i}", [exhibit("e")])
+        room.tidy(f"run {i}", lambda: {"e"})
+    assert len(room._runs) == 64

@@ -53,7 +53,11 @@ def test_a_line_of_one_word_is_a_key_as_such_with_a_warning():
         hashed("ppo", "xyzzy", "score tokens_per_s=inf"), hashed("ppo", "xyzzy", "score tokens=3"),
         hashed("ppo", "xyzzy", "score tokens_per_s=xyzzy"), hashed("ppo", "xyzzy") + hashed("ppo", "other"),
         hashed("ppo", "xyzzy") + hashed("ppo2", "xyzzy"), hashed("ppo", "xyzzy") + "xyzzy", hashed("ppo", ""),
-        hashed("p" * 65, "x"),
+        hashed("p" * 65, "x"), hashed("ppo", "xyzzy", "score runs="), hashed("ppo", "xyzzy", "score runs=*"),
+        hashed("ppo", "xyzzy", "score runs=a*b"), hashed("ppo", "xyzzy", "score runs=a,"),
+        hashed("ppo", "xyzzy", "score runs=a runs=b"),
+        hashed("ppo", "xyzzy", "score owner="), hashed("ppo", "xyzzy", "score owner=" + "o" * 65),
+        hashed("ppo", "xyzzy", "score runs=" + ",".join(map(str, range(65)))),
     ],
 )  # fmt: skip
 def test_what_is_no_file_of_keys_is_refused_and_not_quoted(text):
@@ -70,6 +74,30 @@ def test_what_is_written_is_read(scopes, limits):
     (key,) = parse(line_of("a-name", SECRET, scopes, limits)).keys
     assert (key.name, key.scopes, key.limits) == ("a-name", scopes, limits)
     assert parse(line_of("a-name", SECRET, scopes, limits)).find(SECRET.encode()) == key
+
+
+def test_a_key_may_be_bound_to_runs_and_these_runs_to_it():
+    ring = parse(
+        hashed("a", "a-key", "score runs=ppo-7,sweep-*")
+        + hashed("b", "b-key", "score")
+        + hashed("c", "c-key", "score runs=dpo-1")
+    )
+    a, b, c = (ring.caller(ring.find(f"{each}-key".encode())) for each in "abc")
+    runs = ("ppo-7", "ppo-70", "sweep-", "sweep-1", "dpo-1", "new")
+    assert [a.may_send(run) for run in runs] == [True, False, True, True, False, False]
+    assert [b.may_send(run) for run in runs] == [False, True, False, False, False, True]
+    assert [c.may_send(run) for run in runs] == [False, False, False, False, True, False]
+    assert (a.runs.sole, b.runs.sole, c.runs.sole) == (None, None, "dpo-1")
+
+
+def test_keys_of_one_owner_share_their_runs():
+    ring = parse(
+        hashed("old", "old-key", "score owner=team-a")
+        + hashed("new", "new-key", "score owner=team-a")
+        + hashed("b", "b-key")
+    )
+    owners = [ring.caller(ring.find(key)).owner for key in (b"old-key", b"new-key", b"b-key")]
+    assert owners == ["team-a", "team-a", "b"]
 
 
 # -- a file that changes ----------------------------------------------------------------------------------------------
@@ -147,6 +175,9 @@ def test_a_key_is_printed_once_and_only_its_digest_is_kept(tmp_path, capsys):
     assert ring.find(first.encode()).scopes == {"score"}
     assert ring.find(second.encode()).scopes == {"score", "admin"}
     assert ring.find(second.encode()).limits == Limits(2, 1000)
+    assert keys.main(["sweep", str(path), "--runs=ppo-7,sweep-*", "--owner=team-a"]) == 0
+    caller = read(path).caller(read(path).find(capsys.readouterr().out.strip().encode()))
+    assert (caller.owner, caller.may_send("sweep-1"), caller.may_send("other")) == ("team-a", True, False)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from service import references
@@ -11,6 +13,11 @@ from service.tripwires.reference import Reference, Usual, Yardstick
 from tests.unit.service.tripwires.test_board import healthy
 
 USUAL = Reference({"length": Usual(4.0, 0.5, 512.0), "level": Usual(0.1, 1.0, 512.0)}, 3.2)
+
+
+def made_of(mean="1.0", std="1.0", n="1.0", saturation="null", name="length"):
+    usual = f'{{"{name}": {{"mean": {mean}, "std": {std}, "n": {n}}}}}'
+    return f'{{"r": {{"usual": {usual}, "saturation": {saturation}}}}}'
 
 
 def opened(folder, served="sha256:aa", failed=None):
@@ -26,15 +33,35 @@ def test_what_is_kept_is_there_after_a_restart(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"r": 1}', '{"r": {"usual": 1, "saturation": 2}}',
-                                  '{"r": {"usual": {"length": {"mean": 1}}, "saturation": null}}'])  # fmt: skip
-def test_a_file_that_is_broken_is_told_and_replaced(tmp_path, text):
+                                  '{"r": {"usual": {"length": {"mean": 1}}, "saturation": null}}',
+                                  *[made_of(mean=each) for each in ('"x"', "null", "[]", "NaN", "1e999", "1e200", "true")],
+                                  made_of(mean="1" + "0" * 400), made_of(mean="1" + "0" * 5000),
+                                  *[made_of(std=each) for each in ('"x"', "0", "-1", "Infinity")], made_of(n="-1"),
+                                  made_of(saturation='"x"'), made_of(name="\\ud800"), made_of(name="a b"),
+                                  '{"r": ' + "[" * 200_000, "[" * 200_000, '{"r": {"usual": ', "\0\0\0"])  # fmt: skip
+def test_a_file_that_is_broken_is_told_set_aside_and_replaced(tmp_path, text):
     (tmp_path / "usual-aa.json").write_text(text)
     failed = []
     kept = opened(tmp_path, failed=failed)
-    assert len(failed) == 1
+    ((why),) = failed
+    assert "set aside" in why
+    assert (tmp_path / "usual-aa.json.broken").read_text() == text
     kept.keep("r", USUAL)
     kept.close()
     assert dict(opened(tmp_path).known) == {"r": USUAL}
+
+
+def test_a_file_that_is_far_too_large_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(references, "MOST_BYTES", 100)
+    (tmp_path / "usual-aa.json").write_text(made_of() + " " * 100)
+    failed = []
+    assert dict(opened(tmp_path, failed=failed).known) == {}
+    assert "set aside" in failed[0]
+
+
+def test_a_pipe_in_place_of_the_file_holds_nothing_up(tmp_path):
+    os.mkfifo(tmp_path / "usual-aa.json")
+    assert dict(opened(tmp_path).known) == {}
 
 
 def test_a_folder_that_is_gone_takes_nothing_down(tmp_path):

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from service.api.idempotency import Idempotency
 from service.errors import InvalidRequest, KeyReused, Overloaded
+from service.watch import Origin
 from tests.support.service_fakes import StillClock
 
 
@@ -124,3 +125,21 @@ async def test_answers_are_forgotten_by_age_and_by_bytes():
         await room.once(request(key), answer)
     assert (await room.once(request("c"), answer)).body.strip() == b"3"
     assert (await room.once(request("a"), answer)).body.strip() == b"4"
+
+
+async def test_an_answer_to_a_run_that_was_blocked_meanwhile_is_not_given_again():
+    blocked, answer = set(), Counting()
+    room = Idempotency(StillClock(), is_blocked=lambda origin: origin.run in blocked)
+
+    def of_run(run):
+        asked = request()
+        asked.scope["state"] = {"origin": Origin(run)}
+        return asked
+
+    await room.once(of_run("ppo-7"), answer)
+    blocked.add("ppo-7")
+    assert [(await room.once(of_run("ppo-7"), answer)).body for _ in range(2)] == [b"2", b"3"], (
+        "a refusal is not remembered"
+    )
+    blocked.clear()
+    assert (await room.once(of_run("ppo-7"), answer)).body == b"1", "the alarm was acknowledged"

@@ -292,18 +292,99 @@ def test_a_reference_is_not_moved_by_what_a_run_does():
     assert board.runs["run"].reference.usual["length"] == USUAL["length"]
 
 
+def ready(board, name, now, **owner):
+    """A run that has shown what is usual for it."""
+    board.observe(name, 0, healthy(LIMITS.window * LIMITS.warm_up), now, **owner)
+
+
 def test_runs_are_apart_bounded_and_forgotten():
     board = Board(Yardstick(REFERENCE), replace(LIMITS, max_runs=5, expiry_s=100.0))
-    for i in range(10):
-        board.observe(f"run {i}", i, healthy(3), float(i))
-    assert set(board.runs) == {"run 0", "run 1", "run 2", OTHER}
-    assert board.runs[OTHER].window["samples"] == 7 * 3 - 16
-    assert board.n_without_room == 7 * 3
-    assert board.runs["run 1"].window["samples"] == 3
+    for i in range(3):
+        ready(board, f"run {i}", float(i))
+    board.observe("late", 3, healthy(3), 3.0)
+    assert set(board.runs) == {"run 0", "run 1", "run 2", OTHER}, "three runs that train are not forgotten for a fourth"
+    assert board.runs[OTHER].window["samples"] == board.n_without_room == 3
     board.observe(None, None, healthy(1), 105.0)
     board.observe("new", None, healthy(1), 105.0)
     assert {"new", OTHER} <= set(board.runs)
     assert "run 0" not in board.runs
+
+
+def test_a_new_run_takes_the_place_of_one_that_was_silent_for_long_then_of_one_that_has_shown_little():
+    limits = replace(LIMITS, max_runs=5, protected_s=50.0)
+    board = Board(Yardstick(REFERENCE), limits)
+    for i in range(3):
+        ready(board, f"run {i}", 10.0 * i)
+    board.observe("a", 0, healthy(9), 51.5)
+    assert set(board.runs) == {"run 1", "run 2", "a"}, "run 0 was silent for 51.5 s"
+    board.observe("b", 0, healthy(2), 51.6)
+    board.observe("c", 0, healthy(2), 51.7)
+    assert {"run 1", "run 2"} <= set(board.runs)
+    ready(board, "run 1", 60.0)
+    ready(board, "run 2", 60.0)
+    board.observe("d", 0, healthy(1), 61.0)
+    assert set(board.runs) == {"run 1", "run 2", "d"}
+
+
+def test_three_thousand_names_of_one_key_take_no_place_from_a_run_of_another():
+    board = Board(Yardstick(REFERENCE), LIMITS)
+    board.observe("first", 0, healthy(1), 0.0, owner="victim")
+    for i in range(3000):
+        board.observe(f"junk {i}", 0, healthy(1), 0.0, owner="flood")
+    board.observe("second", 0, healthy(5), 1.0, owner="victim")
+    assert {run.name: run.owner for run in board.runs.values() if run.owner == "victim"} == dict.fromkeys(
+        ("first", "second"), "victim"
+    )
+    assert len(board.runs) <= LIMITS.max_runs
+    for i in range(40):  # now with runs that count as much as any
+        ready(board, f"junk {i}", 2.0, owner="flood")
+    board.observe("third", 0, healthy(5), 3.0, owner="victim")
+    assert sum(run.owner == "victim" for run in board.runs.values()) == 3
+    assert len(board._labels) <= LIMITS.max_runs, "what is forgotten leaves nothing behind"
+
+
+def test_runs_of_two_keys_are_two_runs_whatever_they_are_called():
+    board = Board(Yardstick(REFERENCE), replace(LIMITS, blocks=frozenset({"judge"})))
+    board.observe("ppo", 0, healthy(4), 0.0, owner="a")
+    for i in range(20):
+        board.observe("ppo", i, healthy(8, judge=1.0), 0.0, owner="b")
+        board.observe(None, i, healthy(8, judge=1.0), 0.0, owner="b")
+    board.observe(None, 0, healthy(4), 0.0, owner="a")
+    assert set(board.runs) == {"ppo", "ppo@b", "other@a", "other@b"}
+    assert [board.blocked_by(name, owner) for owner in "ab" for name in ("ppo", None)] == [None, None, "judge", "judge"]
+    assert board.kept_as("ppo", "b") == "ppo@b"
+    assert board.acknowledge("ppo@b", "judge")
+    assert not board.acknowledge("ppo", "judge")
+    board.observe("ppo@b", 0, healthy(1), 0.0, owner="c")
+    assert board.kept_as("ppo@b", "c") not in ("ppo", "ppo@b"), "no name makes a run pass for another's"
+
+
+def test_a_block_outlives_the_place_of_its_run_and_its_silence():
+    board = Board(Yardstick(REFERENCE), replace(LIMITS, max_runs=5, expiry_s=100.0, blocks=frozenset({"judge"})))
+    for i in range(20):
+        board.observe("begs", i, healthy(8, judge=1.0), 0.0, owner="a")
+    for i in range(40):
+        board.observe(f"junk {i}", 0, healthy(1), 200.0 + i, owner="a")
+    assert "begs" not in board.runs
+    assert "judge" in board.parked["begs"].alarms
+    assert board.blocked_by("begs", "a") == "judge"
+    board.observe("begs", 21, healthy(8), 300.0, owner="a")  # what was on its way when the alarm came
+    assert board.blocked_by("begs", "a") == "judge"
+    assert board.acknowledge("begs", "judge")
+    assert board.blocked_by("begs", "a") is None
+
+
+def test_a_key_that_may_send_certain_runs_has_no_other_name_to_go_on_under():
+    board = Board(Yardstick(REFERENCE), replace(LIMITS, blocks=frozenset({"judge"})))
+    board.observe("sweep-2", 0, healthy(8), 0.0, owner="a")
+    for i in range(20):
+        board.observe("sweep-1", i, healthy(8, judge=1.0), 0.0, owner="a")
+    names_of_a = ("sweep-1", "sweep-2", "sweep-3", None)
+    assert [board.blocked_by(n, "a", is_bound=True) for n in names_of_a] == ["judge", None, "judge", "judge"]
+    assert [board.blocked_by(n, "a") for n in names_of_a] == ["judge", None, None, None], (
+        "without that a name is enough"
+    )
+    assert [board.blocked_by(n, "b", is_bound=True) for n in names_of_a] == [None] * 4
 
 
 def test_what_is_kept_of_a_run_does_not_grow():
@@ -384,7 +465,7 @@ def replace_traits(sample):
 def test_a_run_for_which_there_was_no_room_is_known_by_the_name_it_is_kept_under():
     board = Board(Yardstick(REFERENCE), replace(LIMITS, max_runs=4))
     for i in range(5):
-        board.observe(f"run {i}", 0, healthy(1), 0.0)
+        ready(board, f"run {i}", 0.0)
     assert [board.kept_as(name) for name in ("run 0", "run 1", "run 4", None)] == ["run 0", "run 1", OTHER, OTHER]
     board.hear("run 4", 1.0, 2.0, 0.0)
     assert (board.runs[OTHER].window["audited"], board.runs["run 0"].window["audited"]) == (1, 0)

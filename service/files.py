@@ -1,0 +1,69 @@
+"""Write small files so that a reader sees all of one or none of it, and read back what may be damaged.
+
+Knows nothing of what the files hold.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+_DRAFT_SUFFIX = ".part"
+_STALE_S = 3_600.0
+
+
+def write_whole(path: Path, data: bytes, *, mode: int = 0o600, replaces: bool = True) -> None:
+    """Write a file that survives a crash as a whole or not at all. Raise `OSError`; then nothing of it is left.
+
+    `replaces=False`: raise `FileExistsError` where the path exists.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=".", suffix=_DRAFT_SUFFIX, dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as draft:
+            os.fchmod(descriptor, mode)
+            draft.write(data)
+            draft.flush()
+            os.fsync(descriptor)
+        if not replaces:
+            os.close(
+                os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            )  # takes the name; no hard links on every disk
+        os.replace(name, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise
+    with suppress(OSError):  # some file systems cannot sync a folder
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """The content of a regular file. Raise `OSError`, or `ValueError` for one that is larger or no regular file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO has no writer to wait for
+    with os.fdopen(descriptor, "rb") as file:
+        data = file.read(max_bytes + 1)
+    if data is None or len(data) > max_bytes:
+        raise ValueError(f"more than {max_bytes} bytes")
+    return data
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file to `NAME.broken`, in place of an earlier one. Raise `OSError`."""
+    aside = path.with_name(path.name + ".broken")
+    os.replace(path, aside)
+    return aside
+
+
+def remove_stale_drafts(folder: Path) -> None:
+    """Delete what a process that was killed had half written, an hour ago or longer."""
+    for draft in folder.glob(f".*{_DRAFT_SUFFIX}"):
+        with suppress(OSError):
+            if time.time() - draft.stat().st_mtime > _STALE_S:
+                draft.unlink()
