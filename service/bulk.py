@@ -2,21 +2,28 @@
 
 One line in, one line out, in the same order; a line that cannot be scored gets an error in its place. OUT
 is only ever appended to, so what was interrupted can be continued: complete lines are kept, a half-written
-last one is cut off. Every line says which model and which settings made it, and a file is never continued
-with others.
+last one is cut off. Every line says which model and which settings made it, and has a digest of IN up to its own line: a file
+is never continued with another model, other settings, or an input that has changed. One process at a time writes it.
+
+Exit codes: 0 every line has a score, 1 no model, 2 wrong settings or files, 3 some lines have an error, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import fcntl
+import hashlib
 import json
 import math
 import os
 import signal
+import stat
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,10 +47,11 @@ from service.errors import Failure, RequestRefused
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.scoring import Scored, Scoring
-from service.settings import USAGE_ERROR, BulkSettings, complain, from_command_line
+from service.settings import USAGE_ERROR, BulkSettings, ModelSettings, complain, from_command_line
 
 PROGRAM = "reward-score"
 FAILED = 1
+SOME_FAILED = 3
 INTERRUPTED = 130
 _WINDOW = 512
 """Lines that are sorted by length together."""
@@ -58,18 +66,28 @@ class NotContinuable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """Who made a line: equal marks mean that two scores may stand in one file."""
+    """Who made a line: equal marks mean that two scores may stand in one file.
+
+    `settings` is a digest of what changes a score and is no part of contract or pipeline: limits, numerics, a broken contract.
+    """
 
     model: str
     contract: str
     calibration: str | None
     pipeline: str
+    settings: str
 
     @classmethod
-    def of(cls, loaded: LoadedModel, pipeline: Pipeline) -> Marks:
+    def of(cls, loaded: LoadedModel, pipeline: Pipeline, settings: ModelSettings) -> Marks:
         """The marks of a loaded model and its settings."""
         calibration = loaded.calibration.digest if loaded.calibration else None
-        return cls(loaded.identity.name, loaded.contract.digest, calibration, pipeline.digest)
+        identity = loaded.identity
+        others = [
+            identity.backend, identity.engine, identity.dtype, identity.device.partition(":")[0], identity.matmul_precision,
+            identity.max_tokens, settings.truncation, settings.deterministic, [str(each) for each in loaded.report.breaches],
+        ]  # fmt: skip
+        digest = "sha256:" + hashlib.sha256(json.dumps(others).encode()).hexdigest()
+        return cls(identity.name, loaded.contract.digest, calibration, pipeline.digest, digest)
 
     def as_json(self) -> dict[str, Any]:
         """The field `scored_by` of a line."""
@@ -78,16 +96,18 @@ class Marks:
             "contract": self.contract,
             "calibration": self.calibration,
             "pipeline": self.pipeline,
+            "settings": self.settings,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of input: a sample with its id, or why it is none."""
+    """One line of input: a sample with its id, or why it is none. `input_digest`: of all lines up to this one."""
 
     sample_id: str
     sample: SampleIn | None
     failure: Failure | None = None
+    input_digest: str = ""
 
 
 def main() -> None:
@@ -103,14 +123,16 @@ def run(settings: BulkSettings) -> int:
     """Score the file. The exit code."""
     logs.configure(settings.log_level, settings.log_format)
     try:
-        with settings.source.open("rb") as source:
-            n_lines = sum(1 for _ in source)
-        loaded, pipeline = engines.load_model(settings)
-        if settings.deterministic:
-            engines.measure_noise(settings, loaded)
-        marks = Marks.of(loaded, pipeline)
-        n_done = prepare(settings.target, marks, settings.source)
-        asyncio.run(_score_file(settings, loaded, pipeline, n_done, n_lines))
+        n_lines = count_lines(settings.source, settings.target)
+        out = Output(settings.target)
+        with contextlib.closing(out):
+            loaded, pipeline = engines.load_model(settings)
+            if settings.deterministic:
+                engines.measure_noise(settings, loaded)
+            out.resume(Marks.of(loaded, pipeline, settings), settings.source)
+            asyncio.run(_score_file(settings, loaded, pipeline, out, n_lines))
+        say_summary(out)
+        return SOME_FAILED if out.failed else 0
     except (LoadError, PipelineError, CalibrationError) as error:
         complain(PROGRAM, ["this model cannot be served.", *str(error).splitlines()])
         return FAILED
@@ -121,53 +143,149 @@ def run(settings: BulkSettings) -> int:
         complain(PROGRAM, [str(error)])
         return USAGE_ERROR
     except OSError as error:
-        complain(PROGRAM, [f"{error.filename}: {error.strerror}"])
+        again = f" Complete lines are kept: run the same command again to continue {settings.target}."
+        complain(
+            PROGRAM, [f"{error.filename}: {error.strerror}." + again * (error.errno in (errno.ENOSPC, errno.EDQUOT))]
+        )
         return USAGE_ERROR
     except (KeyboardInterrupt, asyncio.CancelledError):
         complain(PROGRAM, [f"interrupted. Run the same command again to continue {settings.target}."])
         return INTERRUPTED
-    return 0
+
+
+def say_summary(out: Output) -> None:
+    """How many lines have a score, and what became of the others."""
+    n_failed = out.failed.total()
+    reasons = ", ".join(f"{code} {n}" for code, n in sorted(out.failed.items()))
+    complain(
+        PROGRAM,
+        [
+            f"{out.n_done} lines: {out.n_done - n_failed} scored, {n_failed} without a score"
+            + f" ({reasons})" * bool(reasons)
+        ],
+    )
+
+
+def count_lines(source: Path, target: Path) -> int:
+    """The lines of IN. Raise `NotContinuable` where it is no file that can be read twice, `OSError` where it is not there."""
+    if not stat.S_ISREG(source.stat().st_mode):
+        raise NotContinuable(f"{source} is no regular file.")
+    if target.exists() and source.samefile(target):
+        raise NotContinuable(f"{source} is both IN and OUT; name another file for the results.")
+    with source.open("rb") as lines:
+        return sum(1 for _ in lines)
 
 
 # -- the two files ----------------------------------------------------------------------------------------------
 
 
-def prepare(target: Path, marks: Marks, source: Path) -> int:
-    """Cut off a half-written last line and count the complete ones. Raise `NotContinuable`, touching nothing."""
-    if not target.exists():
-        return 0
-    n_done, end, last, half = 0, 0, b"", b""
-    with target.open("rb") as out:
-        for line in out:
-            if line.endswith(b"\n"):
-                n_done, end, last = n_done + 1, end + len(line), line
-            else:
-                half = line
-    if n_done:
-        _check_continuable(target, last, _nth(source, n_done - 1), marks)
-    elif not half.startswith(_LINE_START[: len(half)]):
-        raise NotContinuable(f"{target} was not written by {PROGRAM}; name another file.")
-    os.truncate(target, end)
-    return n_done
+class Output:
+    """OUT: locked against a second process, as long as this object lives, whatever ends the process; only complete lines stay.
+
+    `n_done` lines were there, `failed` of them without a score.
+    """
+
+    def __init__(self, target: Path) -> None:
+        """Raise `NotContinuable` for what is no file of ours alone, `OSError` where it cannot be opened."""
+        self._target = target
+        # Not blocking: a pipe has no reader to wait for.
+        self._descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        self.n_done = self._end = 0
+        self.failed: Counter[str] = Counter()
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            raise NotContinuable(f"{target} is no regular file; name another one.")
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NotContinuable(
+                f"{target} is being written by another {PROGRAM}; wait for it, or name another file."
+            ) from None
+
+    def resume(self, marks: Marks, source: Path) -> None:
+        """Count the complete lines and cut off a half-written last one. Raise `NotContinuable`, touching nothing."""
+        n_done, end, half = 0, 0, b""
+        digest, last = InputDigest(), None
+        failed: Counter[str] = Counter()
+        with self._target.open("rb") as out, source.open("rb") as lines:
+            for line in out:
+                if not line.endswith(b"\n"):
+                    half = line
+                    break
+                last = _written(self._target, line)
+                text = next(lines, None)
+                if text is None:
+                    raise NotContinuable(
+                        f"{self._target} belongs to another input: it has {n_done + 1} lines, {source} has {n_done}."
+                    )
+                digest.add(text)
+                if last["input_digest"] != digest.hex:
+                    raise NotContinuable(
+                        f"{self._target} belongs to another input: line {n_done + 1} of {source} is not the one that was scored. "
+                        "Name another file, or delete it."
+                    )
+                failed.update([last["error"]["code"]] if last["error"] else [])
+                n_done, end = n_done + 1, end + len(line)
+        if last is not None:
+            _check_marks(self._target, last["scored_by"], marks)
+        elif not half.startswith(_LINE_START[: len(half)]):
+            raise NotContinuable(f"{self._target} was not written by {PROGRAM}; name another file.")
+        os.ftruncate(self._descriptor, end)
+        self.n_done, self._end, self.failed = n_done, end, failed
+
+    def append(self, lines: bytes) -> None:
+        """Write complete lines. Raise `OSError`; then none of what failed is left half there."""
+        os.lseek(self._descriptor, self._end, os.SEEK_SET)
+        rest = memoryview(lines)
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError as error:
+            whole = lines[: len(lines) - len(rest)].rpartition(b"\n")
+            self._end += len(whole[0]) + len(whole[1])
+            os.ftruncate(self._descriptor, self._end)
+            raise OSError(error.errno, error.strerror, str(self._target)) from None
+        self._end += len(lines)
+
+    def close(self) -> None:
+        """Let go of the lock, with all lines on the disk."""
+        with contextlib.suppress(OSError):
+            os.fsync(self._descriptor)
+        os.close(self._descriptor)
 
 
-def _check_continuable(target: Path, last: bytes, asked: Line | None, marks: Marks) -> None:
+class InputDigest:
+    """SHA-256 of the lines of IN up to here, without their line endings."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+
+    def add(self, line: bytes) -> None:
+        """One more line."""
+        self._sha256.update(line.rstrip(b"\r\n") + b"\n")
+
+    @property
+    def hex(self) -> str:
+        """As a line of OUT has it."""
+        return self._sha256.hexdigest()
+
+
+def _written(target: Path, line: bytes) -> dict[str, Any]:
     try:
-        done = json.loads(last)
-        made_by, sample_id = done["scored_by"], done["id"]
-    except (ValueError, KeyError, TypeError):
+        done: dict[str, Any] = json.loads(line)
+        _ = done["scored_by"], done["input_digest"], done["error"] and done["error"]["code"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise NotContinuable(f"{target} was not written by {PROGRAM}; name another file.") from None
-    if made_by != marks.as_json():
-        raise NotContinuable(
-            f"{target} was scored by another model or other settings; name another file, or delete it."
-        )
-    if asked is None or asked.sample_id != sample_id:
-        raise NotContinuable(f"{target} belongs to another input: its last line is about another sample.")
+    return done
 
 
-def _nth(source: Path, n: int) -> Line | None:
-    with source.open("rb") as lines:
-        return next((read_line(n, text) for text in islice(lines, n, n + 1)), None)
+def _check_marks(target: Path, made_by: Any, marks: Marks) -> None:
+    now = marks.as_json()
+    if made_by == now:
+        return
+    changed = sorted(name for name in now if not isinstance(made_by, dict) or made_by.get(name) != now[name])
+    raise NotContinuable(
+        f"{target} was scored by another model or other settings ({', '.join(changed)}); name another file, or delete it."
+    )
 
 
 def read_line(number: int, text: bytes) -> Line:
@@ -180,16 +298,24 @@ def read_line(number: int, text: bytes) -> Line:
 
 
 def _windows(source: BinaryIO, n_done: int) -> Iterator[list[Line]]:
-    numbered = islice(enumerate(source), n_done, None)
-    while window := [read_line(number, text) for number, text in islice(numbered, _WINDOW)]:
+    digest = InputDigest()
+    for text in islice(source, n_done):
+        digest.add(text)
+    numbered = enumerate(source, n_done)
+    while window := [_digested(read_line(number, text), text, digest) for number, text in islice(numbered, _WINDOW)]:
         yield window
+
+
+def _digested(line: Line, text: bytes, digest: InputDigest) -> Line:
+    digest.add(text)
+    return replace(line, input_digest=digest.hex)
 
 
 # -- scoring ----------------------------------------------------------------------------------------------------
 
 
 async def _score_file(
-    settings: BulkSettings, loaded: LoadedModel, pipeline: Pipeline, n_done: int, n_lines: int
+    settings: BulkSettings, loaded: LoadedModel, pipeline: Pipeline, out: Output, n_lines: int
 ) -> None:
     clock = MonotonicClock()
     n_in_flight = _WINDOW * _WINDOWS_IN_FLIGHT
@@ -200,14 +326,18 @@ async def _score_file(
     if main_task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main_task.cancel)
     details = Details.of(loaded, pipeline)
-    scored_by = Marks.of(loaded, pipeline).as_json()
-    with settings.source.open("rb") as source, settings.target.open("ab") as out, _progress() as progress:
-        bar = progress.add_task("scoring", total=n_lines, completed=n_done)
-        async for lines, results in _in_order(engine.scoring, _windows(source, n_done)):
-            for line, scored in zip(lines, results, strict=True):
-                row = {**result(line.sample_id, scored, details), "scored_by": scored_by}
-                out.write(json.dumps(row, allow_nan=False, separators=(",", ":")).encode() + b"\n")
-            out.flush()
+    scored_by = Marks.of(loaded, pipeline, settings).as_json()
+    with settings.source.open("rb") as source, _progress() as progress:
+        bar = progress.add_task("scoring", total=n_lines, completed=out.n_done)
+        async for lines, results in _in_order(engine.scoring, _windows(source, out.n_done)):
+            rows = [
+                {**result(line.sample_id, scored, details), "input_digest": line.input_digest, "scored_by": scored_by}
+                for line, scored in zip(lines, results, strict=True)
+            ]
+            texts = [json.dumps(row, allow_nan=False, separators=(",", ":")) + "\n" for row in rows]
+            out.append("".join(texts).encode())
+            out.n_done += len(lines)
+            out.failed.update(scored.failure.code for scored in results if scored.failure is not None)
             progress.advance(bar, len(lines))
     await engine.stop()
     await commons.close()

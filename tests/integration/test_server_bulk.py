@@ -12,6 +12,7 @@ import pytest
 
 from model.backends.echo import echo_score
 from service import bulk
+from tests.support.full_disk import SmallDisk, why_none
 from tests.support.service_server import PATIENCE_S, ROOT
 
 N_LINES = 1300
@@ -66,7 +67,9 @@ def test_a_bad_line_is_an_error_in_its_place(files):
     source.write_text(
         '{"id": "a", "text": "x"}\nnonsense\n\n{"text": 5}\n{"input_ids": [999]}\n{"text": "\\ud800"}\n{"text": "y"}'
     )
-    assert score_file(source, target)[0] == 0
+    exit_code, said = score_file(source, target)
+    assert exit_code == 3
+    assert "7 lines: 2 scored, 5 without a score (invalid_json 2, invalid_request 1, invalid_text 1" in said
     assert [(r["id"], r["error"] and r["error"]["code"]) for r in rows(target)] == [
         ("a", None), ("1", "invalid_json"), ("2", "invalid_json"), ("3", "invalid_request"),
         ("4", "token_out_of_vocabulary"), ("5", "invalid_text"), ("6", None),
@@ -112,6 +115,8 @@ def test_a_file_is_never_continued_with_other_settings_or_another_input(files):
     score_file(source, target)
     before = target.read_bytes()
     exit_code, said = score_file(source, target, "--shape=none")
+    assert (exit_code, "another model or other settings (pipeline)" in said) == (2, True)
+    exit_code, said = score_file(source, target, "--max-input-tokens=50")
     assert (exit_code, "another model or other settings" in said) == (2, True)
     source.write_text('{"id": "other", "text": "x"}\n' * N_LINES)
     exit_code, said = score_file(source, target)
@@ -120,6 +125,93 @@ def test_a_file_is_never_continued_with_other_settings_or_another_input(files):
     assert score_file(source, target)[0] == 2
     assert target.read_text() == "dear diary\n"
     target.write_bytes(before)
+
+
+@pytest.mark.parametrize("changed", [0, 600, N_LINES - 1])
+def test_a_file_is_not_continued_when_a_line_of_its_input_has_changed(files, changed):
+    source, target = files
+    score_file(source, target)
+    before = target.read_bytes()
+    lines = source.read_bytes().splitlines(keepends=True)
+    lines[changed] = b'{"text": "another"}\n'
+    source.write_bytes(b"".join(lines))
+    exit_code, said = score_file(source, target)
+    assert (exit_code, f"line {changed + 1} of " in said) == (2, True)
+    source.write_bytes(b"".join(lines[:5]))
+    exit_code, said = score_file(source, target)
+    assert (exit_code, "another input" in said) == (2, True)
+    assert target.read_bytes() == before
+
+
+def test_an_input_that_has_grown_is_gone_on_with(files):
+    source, target = files
+    whole = source.read_bytes()
+    source.write_bytes(whole.rstrip(b"\n"))
+    score_file(source, target)
+    source.write_bytes(whole + b'{"text": "one more"}\n')
+    exit_code, said = score_file(source, target)
+    assert (exit_code, f"{N_LINES + 1} lines: {N_LINES + 1} scored, 0 without" in said) == (0, True)
+    assert rows(target)[-1]["raw"] == score_of("one more")
+
+
+def test_lines_that_failed_before_are_counted_when_a_file_is_continued(files):
+    source, target = files
+    source.write_text('nonsense\n{"text": "x"}\n{"text": "y"}\n')
+    score_file(source, target)
+    lines = target.read_bytes().splitlines(keepends=True)
+    target.write_bytes(b"".join(lines[:2]))
+    exit_code, said = score_file(source, target)
+    assert (exit_code, "3 lines: 2 scored, 1 without a score (invalid_json 1)" in said) == (3, True)
+
+
+def test_a_second_process_on_the_same_output_is_refused_and_a_killed_one_leaves_no_lock(files, tmp_path):
+    source, target = files
+    score_file(source, tmp_path / "undisturbed")
+    fifo = tmp_path / "gate"
+    os.mkfifo(fifo)
+    first = subprocess.Popen(command(source, target, f"--model=forward-waits:{fifo}", backend="drill"), cwd=ROOT)
+    with open(fifo, "wb"):  # opened once the first one is computing
+        link = tmp_path / "link"
+        link.symlink_to(target)
+        for name in (target, link):
+            exit_code, said = score_file(source, name)
+            assert (exit_code, "being written by another" in said) == (2, True)
+        first.kill()
+        first.wait(PATIENCE_S)
+    assert score_file(source, target)[0] == 0
+    assert target.read_bytes() == (tmp_path / "undisturbed").read_bytes()
+
+
+def test_an_input_cannot_be_its_own_output_and_a_pipe_is_no_file(files, tmp_path):
+    source, _ = files
+    before = source.read_bytes()
+    exit_code, said = score_file(source, source)
+    assert (exit_code, "both IN and OUT" in said) == (2, True)
+    assert source.read_bytes() == before
+    os.mkfifo(tmp_path / "pipe")
+    assert score_file(tmp_path / "pipe", tmp_path / "out")[0] == 2
+    assert score_file(source, tmp_path / "pipe")[0] == 2
+
+
+@pytest.mark.skipif(bool(why_none()), reason=why_none())
+def test_a_full_disk_leaves_complete_lines_and_says_how_to_go_on(files, tmp_path):
+    source, target = files
+    score_file(source, target)
+    with SmallDisk(tmp_path / "disk", 0.25) as disk:
+        out = disk.folder / "out.jsonl"
+        exit_code, said = score_file(source, out)
+        assert (exit_code, "No space left" in said, "again to continue" in said, "Traceback" in said) == (
+            2,
+            True,
+            True,
+            False,
+        )
+        part = out.read_bytes()
+        assert part.endswith(b"\n")
+        assert target.read_bytes().startswith(part)
+        (tmp_path / "moved").write_bytes(part)
+    assert score_file(source, tmp_path / "moved")[0] == 0
+    assert (tmp_path / "moved").read_bytes() == target.read_bytes()
 
 
 def test_a_foreign_file_without_a_line_ending_is_not_eaten(files):
@@ -142,4 +234,4 @@ def test_a_line_has_its_number_as_id_and_keeps_its_own():
 def test_a_promise_of_equal_bits_that_is_broken_scores_nothing(files):
     source, target = files
     exit_code, said = score_file(source, target, "--model=noisy:", "--deterministic=1", backend="drill")
-    assert (exit_code, "REWARD_DETERMINISTIC=1, but" in said, target.exists()) == (1, True, False)
+    assert (exit_code, "REWARD_DETERMINISTIC=1, but" in said, target.read_bytes()) == (1, True, b"")
