@@ -6,16 +6,20 @@ the template writes it. What quotes one is encoded with a second tokenizer that 
 else with the first: the ids are those of ordinary text, and what a template does to contents it does all the same.
 
 While a conversation is rendered, every quoted token has a stand-in: one character of a private-use area that occurs
-nowhere in it. Afterwards the control tokens that are found are the template's own, and between them the stand-ins are
-what they stand for. Knows `tokenizers`; knows no templates and no policies.
+nowhere in it. Afterwards the control tokens that are found are the template's own. They get aliases, which only the second
+tokenizer knows, the stand-ins get back their text, and the whole is encoded at once: a piece of text is encoded by what
+stands before it (whether it is the first, which white space a token takes), so the template's own words keep their ids.
+Knows `tokenizers`; knows no templates and no policies.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import secrets
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from model.conversation import InvalidText
@@ -27,6 +31,9 @@ _HARMLESS = frozenset({b"Sequence", b"Prepend", b"Replace", b"NFC"})
 """Normalisers that make no control token of other text. NFC composes; the signs that tokens are made of do not compose."""
 
 _PRIVATE_USE = range(0xF0000, 0x10FFFE)
+
+_SYMBOLS = "".join(map(chr, range(0x101D0, 0x101FC)))
+"""Of the Phaistos disc: no normaliser in use changes or drops them, and they are parts of no word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,7 @@ class Controls:
 
         The bare name of a role is not taken for a beginning: a control token has to stand before it.
         """
-        spans = [span for _, span in self._found(self._fast, piece)]
+        spans = [span for _, span in self._found(piece)]
         rest = _THOUGHT.sub("", piece[spans[-1][1] if spans else 0 :]).strip()
         return None if spans and all(c.isalnum() or c.isspace() for c in rest) else rest
 
@@ -117,46 +124,56 @@ class Controls:
 
     def encode(self, text: str, hidden: Hidden) -> tuple[list[int], list[int]]:
         """Ids of a text with stand-ins, and where each ends in the restored text."""
+        parts: list[_Part] = []
+        start = 0
+        for token, (begin, end) in self._found(text):
+            content = self._contents[token]
+            # White space that the token takes stays beside it, and is taken by its alias.
+            at = text.index(content, begin, end)
+            parts += [_text(hidden.restore(text[start:at])), _Part(self._blind.alias_of[token], len(content))]
+            start = at + len(content)
+        parts.append(_text(hidden.restore(text[start:])))
+        return self._as_text(parts)
+
+    def _as_text(self, parts: list[_Part]) -> tuple[list[int], list[int]]:
+        """Ids and ends of parts in which only aliases are control tokens."""
+        written = "".join(part.written for part in parts)
+        encoding = self._blind.tokenizer.encode(written, add_special_tokens=False)
+        # The vocabulary itself has the token as a word (Unigram, WordPiece): it must not be seen whole.
+        cuts = [
+            (begin + end) // 2
+            for i, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            if i in self._contents and end - begin > 1 and self._is_quoted(i, written[begin:end])
+        ]
+        if cuts:
+            return self._as_text(_cut(parts, cuts, self._blind.cut))
+        begins = [0, *accumulate(len(part.written) for part in parts)]
+        restored = [0, *accumulate(part.n_restored for part in parts)]
         ids: list[int] = []
         ends: list[int] = []
-        at = start = 0
-        for token, (begin, end) in [*self._found(self._fast, text), (None, (len(text), len(text)))]:
-            run = hidden.restore(text[start:begin])
-            for each, stop in self._as_text(run):
-                ids.append(each)
-                ends.append(at + stop)
-            at, start = at + len(run), end
-            if token is not None:
-                at += end - begin
-                ids.append(token)
-                ends.append(at)
+        for i, (_, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if i == self._blind.cut_id:
+                continue
+            ids.append(self._blind.control_of.get(i, i))
+            at = bisect_right(begins, end) - 1
+            inside = end - begins[at]
+            is_text = at < len(parts) and len(parts[at].written) == parts[at].n_restored
+            ends.append(restored[at] + inside if is_text or not inside else restored[at + 1])
         return ids, ends
 
-    def _as_text(self, run: str) -> Iterator[tuple[int, int]]:
-        """Ids and ends of what stands between two control tokens."""
-        cuts = [(begin + end) // 2 for _, (begin, end) in self._found(self._blind, run) if end - begin > 1]
-        if not cuts:
-            encoding = self._blind.encode(run, add_special_tokens=False)
-            yield from zip(encoding.ids, (end for _, end in encoding.offsets), strict=True)
-            return
-        # The vocabulary itself has the token as a word (Unigram, WordPiece): it must not be seen whole.
-        for begin, end in pairwise([0, *cuts, len(run)]):
-            for i, stop in self._as_text(run[begin:end]):
-                yield i, begin + stop
-
-    def _found(self, tokenizer: Any, text: str) -> list[tuple[int, tuple[int, int]]]:
-        """The control tokens of a text and where they are; to the blind tokenizer it may only look as if one was there."""
-        encoding = tokenizer.encode(text, add_special_tokens=False)
+    def _found(self, text: str) -> list[tuple[int, tuple[int, int]]]:
+        """The control tokens of a text and where they are, with the white space that they take."""
+        encoding = self._fast.encode(text, add_special_tokens=False)
         return [
             (i, (begin, end))
             for i, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True)
             # The id alone does not tell: a model says `<unk>` to what it does not know.
-            if i in self._contents
-            and (
-                self._contents[i] in text[begin:end]
-                or (tokenizer is self._blind and self._is_disguised(text[begin:end]))
-            )
+            if i in self._contents and self._contents[i] in text[begin:end]
         ]
+
+    def _is_quoted(self, token: int, text: str) -> bool:
+        """Whether the vocabulary has taken this text for the control token."""
+        return self._contents[token] in text or self._is_disguised(text)
 
     def _is_disguised(self, text: str) -> bool:
         """Whether normalising makes a control token of it, which is then found, or is a word of the vocabulary."""
@@ -200,8 +217,48 @@ def _changes_letters(normalizer: Any) -> bool:
     return not kinds <= _HARMLESS
 
 
-def _blind_copy(fast: Any, controls: Mapping[int, str]) -> Any:
-    """A tokenizer with the same vocabulary and the same parts that reads control tokens as text."""
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What the second tokenizer reads, and how many characters of the restored text that is."""
+
+    written: str
+    n_restored: int
+
+
+def _text(run: str) -> _Part:
+    return _Part(run, len(run))
+
+
+def _cut(parts: Sequence[_Part], cuts: Sequence[int], cut: str) -> list[_Part]:
+    """The parts with a cut at these places of what is written, each of which is inside a text."""
+    out: list[_Part] = []
+    start = 0
+    for part in parts:
+        end = start + len(part.written)
+        inside = [at - start for at in cuts if start < at < end]
+        for begin, stop in pairwise([0, *inside, len(part.written)]):
+            out += [_Part(cut, 0)] * (begin > 0)
+            out.append(_text(part.written[begin:stop]) if inside else part)
+        start = end
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Blind:
+    """A tokenizer with the same vocabulary and the same parts that reads control tokens as text, and their aliases as them.
+
+    `cut` is a token that is left out of the ids: what stands on either side of it is encoded apart.
+    """
+
+    tokenizer: Any
+    alias_of: Mapping[int, str]
+    control_of: Mapping[int, int]
+    cut: str
+    cut_id: int
+
+
+def _blind_copy(fast: Any, controls: Mapping[int, str]) -> _Blind:
+    """Raise ValueError where a tokenizer cannot be copied."""
     from tokenizers import AddedToken, Tokenizer
 
     copy = Tokenizer(fast.model)  # shared: a vocabulary may take a hundred megabytes
@@ -210,12 +267,30 @@ def _blind_copy(fast: Any, controls: Mapping[int, str]) -> Any:
     if fast.pre_tokenizer is not None:
         copy.pre_tokenizer = fast.pre_tokenizer
     added = sorted(fast.get_added_tokens_decoder().items())
-    flags = ("single_word", "lstrip", "rstrip", "normalized")
-    copy.add_tokens([
-        AddedToken(token.content, special=i in controls, **{flag: getattr(token, flag) for flag in flags}) for i, token in added
-    ])  # fmt: skip
+    copy.add_tokens([AddedToken(token.content, special=i in controls, **_flags(token)) for i, token in added])
     wrong = [token.content for i, token in added if copy.token_to_id(token.content) != i]
     if wrong:
         raise ValueError(f"a copy of the tokenizer gives other ids to its added tokens ({wrong[0]!r}, ...)")
+    # Drawn anew in every process, so that no text can hold one.
+    alias_of = {i: _secret() for i in controls}
+    cut = _secret()
+    copy.add_tokens([AddedToken(alias_of[i], special=False, **_flags(token)) for i, token in added if i in controls])
+    copy.add_tokens([AddedToken(cut, special=False, normalized=False)])
+    id_of: dict[str, int] = {token.content: i for i, token in copy.get_added_tokens_decoder().items()}
+    control_of = {id_of[alias]: i for i, alias in alias_of.items()}
     copy.encode_special_tokens = True
-    return copy
+    for alias_id, i in control_of.items():
+        found, real = (
+            t.encode(text, add_special_tokens=False).ids for t, text in ((copy, alias_of[i]), (fast, controls[i]))
+        )
+        if (alias_id in found) != (i in real):
+            raise ValueError(f"its normaliser changes the alias of {controls[i]!r}")
+    return _Blind(copy, alias_of, control_of, cut, id_of[cut])
+
+
+def _flags(token: Any) -> dict[str, bool]:
+    return {flag: getattr(token, flag) for flag in ("single_word", "lstrip", "rstrip", "normalized")}
+
+
+def _secret() -> str:
+    return "".join(secrets.choice(_SYMBOLS) for _ in range(16))
