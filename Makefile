@@ -18,7 +18,7 @@ SOAK ?=
 MEMORY ?=
 OVERLOAD ?=
 
-.PHONY: help setup serve test test-vllm test-trainers test-ray test-faults test-fuzz test-docker image secrets up check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload rules k8s-rules dashboards train-default clean
+.PHONY: help setup serve test test-vllm test-trainers test-cuda-dry test-ray test-faults test-fuzz test-docker image secrets up check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload rules k8s-rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make test           all tests (WORKERS=2)"
 	@echo "make test-vllm      the vllm backend against vLLM itself, on the CPU; installs it into .bench/ (minutes)"
 	@echo "make test-trainers  TRL, OpenRLHF, verl and LLaMA-Factory against a live server; installs them into .bench/"
+	@echo "make test-cuda-dry  the CUDA path on a device that computes nothing; installs torch's CUDA build into .bench/ (5 GB)"
 	@echo "make test-ray       the server on Ray Serve, with replicas that follow the queue; installs Ray into .bench/"
 	@echo "make test-faults    slow crowds, full disks, killers in the kernel: what needs root or minutes (skips what is missing)"
 	@echo "make test-fuzz      a hundred thousand bodies, and schemathesis over the OpenAPI document (minutes)"
@@ -78,6 +79,11 @@ test-vllm: setup
 test-trainers: setup
 	@$(BIN)/python -m tests.trainers.install
 	@"$$($(BIN)/python -m tests.trainers.install | tail -n 1)" -m pytest -o filterwarnings=default -o timeout=900 tests/trainers
+
+# As above; no GPU and no driver is needed.
+test-cuda-dry: setup
+	@$(BIN)/python -m tests.cuda_dry.install
+	@"$$($(BIN)/python -m tests.cuda_dry.install | tail -n 1)" -m pytest -n0 -o filterwarnings=default tests/cuda_dry
 
 # As above; Ray's own warnings are not ours to fail on.
 test-ray: setup

@@ -49,17 +49,19 @@ def environment(
     requirements: Sequence[str],
     alone: Sequence[str] = (),
     finish: Callable[[Path], None] | None = None,
+    local_builds: bool = True,
 ) -> Path:
     """The Python of the environment of this name, made if need be. Raise `NotInstalled`.
 
-    `alone`: without what they depend on. `finish` is told the folder of a new one.
+    `alone`: without what they depend on. `finish` is told the folder of a new one. `local_builds=False` ignores the
+    folders of wheels that pip is configured with: they may hold a CPU build of torch where the index has the CUDA build.
     """
     folder = HOME / name
     record = json.dumps([sys.version, *requirements, *alone])
     done = folder / _DONE
     if not done.is_file() or done.read_text() != record:
         print(f"installing {name} into {folder.relative_to(ROOT)} (once)", flush=True)
-        _install(folder, requirements, alone, finish)
+        _install(folder, requirements, alone, finish, local_builds)
         done.write_text(record)
     return folder / "bin" / "python"
 
@@ -87,12 +89,16 @@ def add(peer: Peer, requirements: Sequence[str], alone: Sequence[str] = ()) -> P
 
 
 def _install(
-    folder: Path, requirements: Sequence[str], alone: Sequence[str], finish: Callable[[Path], None] | None
+    folder: Path,
+    requirements: Sequence[str],
+    alone: Sequence[str],
+    finish: Callable[[Path], None] | None,
+    local_builds: bool,
 ) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     _run([_uv(), "venv", "--quiet", "--python", sys.executable, folder])
     pip: list[str | Path] = [_uv(), "pip", "install", "--quiet", "--python", folder / "bin" / "python"]
-    _run([*pip, *requirements])
+    _run([*pip, *requirements], local_builds=local_builds)
     if alone:
         _run([*pip, "--no-deps", *alone])
     try:
@@ -115,8 +121,9 @@ def _uv() -> Path:
     return folder / "bin" / "uv"
 
 
-def _run(command: Sequence[str | Path]) -> None:
-    done = subprocess.run(command, env={**os.environ, **_sources()}, capture_output=True, text=True, check=False)
+def _run(command: Sequence[str | Path], *, local_builds: bool = True) -> None:
+    sources = {name: value for name, value in _sources().items() if local_builds or name != "UV_FIND_LINKS"}
+    done = subprocess.run(command, env={**os.environ, **sources}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise NotInstalled(_last_words(done.stderr))
 

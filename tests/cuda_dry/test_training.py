@@ -1,0 +1,77 @@
+"""Steps of training on a CUDA device that checks devices, dtypes and shapes: our Trainer, its batches, loss and optimizer.
+
+torch's backward asks the driver for a context, so gradients are zeros made for every weight; we write no backward of our own.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from unittest import mock
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from tests.cuda_dry.device import fake_cuda, make
+from tests.support.tiny import ARCHITECTURES
+from tests.unit.model.test_network import ragged_rows
+from tests.unit.training.test_batches import table_of
+from tests.unit.training.test_trainer import COMPARISONS, config
+from training import scoring
+from training.collate import Collator, token_rows
+from training.trainer import RewardTrainer
+
+FOUND = {"is_available": True, "device_count": 1, "set_device": None, "is_bf16_supported": True, "current_device": 0,
+         "empty_cache": None, "synchronize": None, "manual_seed_all": None}  # fmt: skip
+
+
+@pytest.fixture
+def found_device():
+    """torch says that there is one device; accelerate has looked for none before, and forgets this one afterwards."""
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ))
+        for name, answer in FOUND.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, lambda *_, answer=answer, **__: answer))
+        # Fake weights cannot be swapped for their copies; the network is made on the device, and each call checks where it is.
+        stack.enter_context(mock.patch.object(torch.nn.Module, "to", lambda self, *_, **__: self))
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+        yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.usefixtures("found_device")
+def test_steps_of_training_run_on_a_gpu(architecture, precision, tmp_path, monkeypatch):
+    table = table_of(COMPARISONS)
+    recipe = config("optim.max_steps=2", "optim.batch_pairs=3", "optim.accumulate=2", "optim.ema=0.9",
+                    f"optim.precision={precision}")  # fmt: skip
+    with fake_cuda(torch.float32):
+        network = make(architecture, torch.float32).train()
+        collator = Collator(table, ("score",), token_rows(table, 4))
+
+        def backward(loss: torch.Tensor, *_: object, **__: object) -> None:
+            assert (loss.dtype, loss.device.type, loss.shape) == (torch.float32, "cuda", ())
+            assert loss.requires_grad
+            for parameter in network.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+
+        monkeypatch.setattr(torch.Tensor, "backward", backward)
+        trainer = RewardTrainer(network, table, collator, recipe, judge=None, steps=tmp_path / "steps")
+        trainer.args.save_strategy = "no"  # there are no values to write
+        assert trainer.args.device.type == "cuda"
+        trainer.train()
+        moments = [trainer.optimizer.state[parameter]["exp_avg"] for parameter in network.parameters()]
+        assert {(moment.device.type, moment.dtype) for moment in moments} == {("cuda", torch.float32)}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "mixtral"])
+def test_evaluation_and_features_of_a_frozen_base_run_on_a_gpu(architecture):
+    with fake_cuda():
+        network = make(architecture, torch.bfloat16)
+        scores_NH, hidden_ND = scoring.read(network, ragged_rows(), pad_id=4, batch_tokens=64, label="scoring")
+        assert (scores_NH.shape, scores_NH.dtype) == ((len(ragged_rows()), 1), "float64")
+        assert (hidden_ND.device.type, hidden_ND.dtype) == ("cpu", torch.float32)
