@@ -20,6 +20,7 @@ from benchmarks import models, workloads
 from model.conversation import Sample
 from model.default import trunk
 from model.encoding import Encoded, Encoder, infer_policy
+from model.layout_rules import LAYOUT_RULES
 
 WORKLOADS = ("ragged", "grpo")
 _SCALE = 0.5
@@ -61,7 +62,7 @@ def prices(*, forward: bool) -> list[Price]:
 
 def _price(name: str, workload: str, tokenizer: Any, samples: list[Sample], forward_ms: float | None) -> Price:
     policy = infer_policy(
-        tokenizer, max_tokens=models.MAX_TOKENS, vocab_size=len(tokenizer), strip_tail_whitespace=True
+        tokenizer, max_tokens=models.MAX_TOKENS, vocab_size=len(tokenizer), rule=LAYOUT_RULES["language_model"]
     )
     # An encoder that has not seen these prompts yet, for every repetition.
     encode_us = _us_a_sample(lambda: Encoder(tokenizer, policy), samples)

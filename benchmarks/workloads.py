@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from benchmarks.models import corpus
 from model.conversation import Sample
 from model.encoding import Encoder, infer_policy
+from model.layout_rules import LAYOUT_RULES
 
 PROMPT, RESPONSE = (20, 400), (10, 300)
 GROUP_PROMPT, GROUP_RESPONSE = (200, 600), (20, 200)
@@ -176,7 +177,7 @@ def encoder_of(folder: Path) -> Encoder:
         tokenizer,
         max_tokens=config.max_position_embeddings,
         vocab_size=config.vocab_size,
-        strip_tail_whitespace=False,  # what a plain apply_chat_template gives
+        rule=LAYOUT_RULES["value_head"],  # what a plain apply_chat_template gives
     )
     return Encoder(tokenizer, policy)
 

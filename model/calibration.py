@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,15 @@ class Calibration:
         known = {name: value for name, value in asdict(self).items() if name != "hidden_reference" or value}
         text = json.dumps(known, sort_keys=True, separators=(",", ":"))
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+    def shifted(self, by: float, by_head: Mapping[str, float]) -> Calibration:
+        """The same statistics where every raw score is higher by a constant, and every head's by its own."""
+        return replace(
+            self,
+            mean=self.mean + by,
+            quantiles=tuple((share, score + by) for share, score in self.quantiles),
+            heads=tuple(replace(head, mean=head.mean + by_head.get(head.name, 0.0)) for head in self.heads),
+        )
 
     def save(self, folder: Path) -> None:
         """Write `calibration.json` into a checkpoint folder."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
+from typing import get_args
 
 from model.backends import LoadedModel, LoadError, ModelSpec, load
 from model.calibration import Calibration
+from model.layout_rules import Ending, ReadsAt
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,6 +27,16 @@ def main(argv: list[str] | None = None) -> int:
         metavar="YYYY-MM-DD",
         help="date for a chat template that asks for it, where no contract has one",
     )
+    parser.add_argument(
+        "--ending",
+        choices=get_args(Ending),
+        help="how a row ends, where no contract says it; default: as the layout's trainer does",
+    )
+    parser.add_argument(
+        "--reads-at",
+        choices=get_args(ReadsAt),
+        help="where the score is read, where no contract says it; default: the same",
+    )
     given = parser.parse_args(argv)
     spec = ModelSpec(
         model=given.checkpoint,
@@ -33,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         contract="warn",
         allow_pickle=given.allow_pickle,
         template_date=given.template_date,
+        ending=given.ending,
+        reads_at=given.reads_at,
     )
     try:
         loaded = load("torch", spec)
@@ -52,6 +66,7 @@ def describe(loaded: LoadedModel) -> str:
         f"heads         {', '.join(f'{name} x {weight:.4g}' for name, weight in identity.heads)}",
         f"max tokens    {identity.max_tokens}",
         f"ends with     {contract.end_text!r} {list(contract.end_ids)}, BOS {contract.bos_id}, pad {contract.pad_id}",
+        f"score         {identity.score_position}",
         *([f"template date {contract.template_date}"] if contract.template_date else []),
         f"calibration   {_calibration_line(calibration)}",
         f"contract      {contract.origin}, {contract.digest}",

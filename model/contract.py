@@ -12,16 +12,24 @@ import math
 from dataclasses import asdict, dataclass, fields
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from model.conversation import Message, Sample
+from model.layout_rules import BosWithoutTemplate, Ending, LayoutRule, ReadsAt
 
 FILE_NAME = "scoring_contract.json"
 N_PROBES = 16
-FORMAT = 1
+FORMAT = 2
 
 Truncation = Literal["prompt_left", "error"]
 Origin = Literal["written", "inferred"]
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "ending": get_args(Ending),
+    "reads_at": get_args(ReadsAt),
+    "bos_without_template": get_args(BosWithoutTemplate),
+}
 
 
 class ContractUnreadable(Exception):
@@ -62,6 +70,8 @@ class ScoringContract:
     """The clauses. `template` is kept in full, so that a lost one can be put back.
 
     `template_date`: the ISO date that a template which asks for the date is given, on any day; None: it asks for none.
+    `ending` and `reads_at` say how a row ends and where its score is read (`layout_rules`); `skip_id` is the pad token that
+    `last_non_pad` leaves out. `bos_without_template` matters where `template` is empty.
     """
 
     template: str
@@ -70,6 +80,10 @@ class ScoringContract:
     end_text: str
     end_ids: tuple[int, ...]
     template_tail: str
+    ending: Ending
+    reads_at: ReadsAt
+    skip_id: int | None
+    bos_without_template: BosWithoutTemplate
     truncation: Truncation
     max_tokens: int
     pad_id: int
@@ -89,6 +103,12 @@ class ScoringContract:
         """`sha256:...` of all clauses and probes; named in every reply."""
         text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def rule(self) -> LayoutRule:
+        """How a row ends and where its score is read."""
+        reason = "scoring_contract.json says so"
+        return LayoutRule(self.ending, self.reads_at, self.bos_without_template, reason)
 
     def tolerance_for(self, dtype: str, probe: Probe) -> float:
         """How far a probe may be off when it is served in `dtype`, in units of the raw score."""
@@ -112,6 +132,9 @@ class ScoringContract:
             if unknown:
                 raise ContractUnreadable(f"{FILE_NAME}: unknown clauses {unknown}")
             _check_date(raw.get("template_date"))
+            for clause, known in _CHOICES.items():
+                if raw[clause] not in known:
+                    raise ValueError(f"{clause} is {raw[clause]!r}; known are {', '.join(known)}")
             raw["end_ids"] = tuple(raw["end_ids"])
             raw["heads"] = tuple((str(n), float(w)) for n, w in raw["heads"])
             raw["dtype_tolerance"] = tuple((str(d), float(t)) for d, t in raw["dtype_tolerance"])

@@ -12,7 +12,8 @@ Rules, in the order in which they are applied:
 - the sequence ends with the end ids that training used; a response that was cut off
   (`finish_reason="length"`) gets none and is flagged `missing_end`;
 - a template that asks for the date is given the same one for ever (`template`);
-- whitespace is never stripped, except the template's own after the end token where the policy says so;
+- whitespace is never stripped, except where the trainer of the layout does (`layout_rules`);
+- the score is read at the last token of a row: pad tokens at the end, which transformers' classifiers skip, are left out;
 - what is too long is cut from the left of the prompt; the response and its ending are never cut.
 
 Responses to one prompt share its rendering and most of its ids: both are remembered for a while, the ids only up to
@@ -42,6 +43,7 @@ from model.conversation import (
     TokenOutOfVocabulary,
     check_text,
 )
+from model.layout_rules import LAYOUT_RULES, LayoutRule
 from model.memo import Memo
 from model.seams import last_seam, seam_tokens
 from model.template import ChatTemplate, EncodingPolicyError
@@ -75,10 +77,10 @@ MEMO_CHARS = 2_000_000
 class EncodingPolicy:
     """How text becomes ids. Equal policies and equal tokenizers give equal ids.
 
-    `bos_id` None: no BOS anywhere. `end_text` is what closes a scored turn; `end_ids` are its tokens.
-    `template_tail` is all that the template writes after the content of the last turn: `end_text` and,
-    in some templates, whitespace that the policy leaves out. `response_start` is what the template
-    writes before an assistant's content; it finds the response in rendered text. `template_date`: ISO date
+    `bos_id` None: no BOS anywhere. `end_text` is what closes a scored turn, by the `rule` of the layout; `end_ids` are its
+    tokens; both may be empty. `template_tail` is all that the template writes after the content of the last turn.
+    `skip_id`: the id that is left out at the end of a row (`reads_at: last_non_pad`); None: none is. `response_start` is
+    what the template writes before an assistant's content; it finds the response in rendered text. `template_date`: ISO date
     at which the template's clock stands still; None: the template asks for no date.
     """
 
@@ -93,6 +95,13 @@ class EncodingPolicy:
     vocab_size: int
     truncation: Truncation = "prompt_left"
     template_date: str | None = None
+    rule: LayoutRule = LAYOUT_RULES["language_model"]
+    skip_id: int | None = None
+
+    @property
+    def strips_newlines(self) -> bool:
+        """Whether newlines at the end of a response go with the template's own."""
+        return self.rule.ending == "eos" and not self.template_tail.strip("\n")
 
 
 class Encoded(NamedTuple):
@@ -152,8 +161,13 @@ class Encoder:
         self._fast.no_truncation()
         self._fast.encode_special_tokens = False
         self._bos = tokenizer.bos_token if policy.bos_id is not None else None
-        tail = policy.template_tail if policy.template_tail.strip() else ""
-        self._tail_ids: tuple[int, ...] = tuple(self._fast.encode(tail, add_special_tokens=False).ids)
+        self._control_ids = _control_ids(self._fast)
+        self._closings = self._find_closings()
+        self._closing_ids = [_ids(self._fast, closing) for closing in self._closings]
+        tail = policy.template_tail if policy.rule.ending in ("template", "template_or_eos") else ""
+        self._plain_tail = tail if self._control_ids.isdisjoint(_ids(self._fast, tail)) else ""
+        self._plain_tail_ids = _ids(self._fast, self._plain_tail)
+        self._skip = tokenizer.convert_ids_to_tokens(policy.skip_id) if policy.skip_id is not None else None
         self._render = ChatTemplate(tokenizer, policy.template, policy.template_date)
         talks = [_pieces(self._render, roles) for roles in _TALKS]
         joints = [piece for talk in talks for piece in talk]
@@ -208,7 +222,7 @@ class Encoder:
         if sample.text is None:
             prompt, response = sample.texts()
             return prompt, self._unclosed(response)[0]
-        body, _ = self._unclosed(sample.text)
+        body, _ = self._unclosed_rendering(sample.text)
         n = self._n_prompt_chars(sample, body)
         return (body[:n], body[n:]) if n else ("", "")
 
@@ -221,13 +235,20 @@ class Encoder:
             return self._from_ids(sample.input_ids, sample)
         return self._shortened(self._text(sample), sample.terms)
 
+    def _find_closings(self) -> tuple[str, ...]:
+        """The texts that a caller may have closed a turn with: those with a control token, the longest first."""
+        whole = (self.policy.template_tail, self.policy.end_text)
+        texts = {part for text in whole for part in (text, text.rstrip(), text.strip())}
+        closing = [text for text in texts if not self._control_ids.isdisjoint(_ids(self._fast, text))]
+        return tuple(sorted(closing, key=lambda text: (-len(text), text)))
+
     # -- text ---------------------------------------------------------------------------------------------
 
     def _text(self, sample: Sample) -> _Draft:
         hidden = None
         if sample.text is not None:
             check_text(sample.text)
-            body, closed = self._unclosed(sample.text)
+            body, closed = self._unclosed_rendering(sample.text)
             n_prompt_chars = self._n_prompt_chars(sample, body)
             if n_prompt_chars >= len(body):
                 _check_empty(sample, has_prompt=bool(body))
@@ -256,6 +277,10 @@ class Encoder:
             n_prompt_chars = len(prompt.text) if body.startswith(prompt.text) else max(0, body.rfind(content))
             head = self._shared_head(prompt.head, body[:n_prompt_chars])
         missing = sample.finish_reason == "length" and not closed
+        if self.policy.strips_newlines and not missing:
+            body = body.rstrip("\n")
+            head = head if body.startswith(head) else ""
+            n_prompt_chars = min(n_prompt_chars, len(body))
         tail = body[len(head) :] + ("" if missing else self.policy.end_text)
         return _Draft(head, tail, n_prompt_chars - len(head), missing, hidden=hidden)
 
@@ -299,12 +324,22 @@ class Encoder:
         is_shared = prompt.startswith(head) and prompt.startswith(self._seam_tokens, len(head))
         return head if is_shared else ""
 
-    def _unclosed(self, text: str) -> tuple[str, bool]:
-        """Text without its ending, however the caller wrote it, and whether it had one. Mere whitespace is no ending."""
-        for ending in (self.policy.template_tail, self.policy.end_text, self.policy.end_text.strip()):
-            if ending.strip() and text.endswith(ending):
-                return text.removesuffix(ending), True
-        return text, False
+    def _unclosed(self, content: str) -> tuple[str, bool]:
+        """A response without its ending, however the caller wrote it, and whether it had one. Plain text is no ending."""
+        for closing in self._closings:
+            if content.endswith(closing):
+                return content.removesuffix(closing), True
+        return content, False
+
+    def _unclosed_rendering(self, text: str) -> tuple[str, bool]:
+        """The same of what the caller has rendered: there, plain text that the template ends with is its ending too."""
+        is_padded = self._skip is not None and text.endswith(self._skip)
+        while self._skip is not None and text.endswith(self._skip):
+            text = text.removesuffix(self._skip)
+        body, closed = self._unclosed(text)
+        if not closed and self._plain_tail and body.endswith(self._plain_tail):
+            return body.removesuffix(self._plain_tail), self._plain_tail == self.policy.end_text
+        return body, closed or (is_padded and self._skip in self._closings)
 
     def _shortened(self, draft: _Draft, terms: Terms) -> _Draft:
         """Drop prompt characters that could never fit. The tokens that stay are those of a long prompt's tail."""
@@ -363,25 +398,45 @@ class Encoder:
                 f"input_ids[{i}] is {token}; the vocabulary has {self.policy.vocab_size} tokens",
                 index=i, id=token, vocab_size=self.policy.vocab_size,
             )  # fmt: skip
-        body, closed = self._unclosed_ids(ids)
+        skip = self.policy.skip_id
+        if skip is not None and set(ids) == {skip}:
+            return Encoded(ids[:1], 0)  # transformers reads the first token of a row of nothing but padding
+        body, ending, closed = self._unclosed_ids(ids)
         missing = sample.finish_reason == "length" and not closed
-        ids = body if missing else body + self.policy.end_ids
+        ids = body if missing else body + ending
         start = _rfind(ids, self.policy.response_start_ids)
         n_prompt = start + len(self.policy.response_start_ids) if start >= 0 else 0
         if n_prompt >= len(body):
             _check_empty(sample, has_prompt=bool(body))
         return self._with_bos(Encoded(ids, n_prompt, missing_end=missing))
 
-    def _unclosed_ids(self, ids: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
-        """Ids without their ending, and whether they had one: all that the template writes, or the beginning of it.
+    def _unclosed_ids(self, ids: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
+        """Ids without their ending, what must follow, and whether they had one: all that closes a row, or the beginning of it.
 
         A policy stops at its end token, so what the template writes after that is often not there.
         """
-        for ending in (self._tail_ids, self.policy.end_ids):
-            for n in range(len(ending), 0, -1):
-                if ids[-n:] == ending[:n]:
-                    return ids[:-n], True
-        return ids, False
+        end, skip = self.policy.end_ids, self.policy.skip_id
+        n_padding = next(i for i, token in enumerate(reversed(ids)) if token != skip) if skip is not None else 0
+        ids = ids[: len(ids) - n_padding]
+        if end and ids[-len(end) :] == end:
+            return ids[: -len(end)], end, True
+        if not self._is_control(end) and self._says(ids, self.policy.end_text):
+            return ids, (), True  # its plain text is one token with the end of the response
+        if self._plain_tail and ids[-len(self._plain_tail_ids) :] == self._plain_tail_ids:
+            return ids[: -len(self._plain_tail_ids)], end, False
+        for closing in self._closing_ids:
+            for n in range(len(closing), 0, -1):
+                if ids[-n:] == closing[:n] and any(token in self._control_ids for token in closing[:n]):
+                    return ids[:-n], end, True
+        return ids, end, n_padding > 0 and skip in end
+
+    def _is_control(self, ids: tuple[int, ...]) -> bool:
+        return all(token in self._control_ids for token in ids)
+
+    def _says(self, ids: tuple[int, ...], text: str) -> bool:
+        """Whether ids end with this text, whichever tokens it is made of."""
+        n = len(self.policy.end_ids) + 2
+        return bool(self._fast.decode(list(ids[-n:]), skip_special_tokens=False).endswith(text))
 
     def _with_bos(self, encoded: Encoded) -> Encoded:
         """BOS exactly once, or not at all. Never doubled."""
@@ -416,7 +471,15 @@ class Encoder:
     def _truncates(self, terms: Terms) -> bool:
         return terms.truncates and self.policy.truncation != "error"
 
+    def _unpadded(self, encoded: Encoded) -> Encoded:
+        """Without pad tokens at the end: a causal model gives the token before them the same score without them."""
+        ids, n = encoded.ids, len(encoded.ids)
+        while n > 1 and ids[n - 1] == self.policy.skip_id:
+            n -= 1
+        return encoded if n == len(ids) else encoded._replace(ids=ids[:n], n_prompt=min(encoded.n_prompt, n))
+
     def _fit(self, encoded: Encoded, terms: Terms) -> Encoded:
+        encoded = self._unpadded(encoded)
         limit = self._limit(terms)
         n, head = len(encoded.ids), 0 if self.policy.bos_id is None else 1
         excess = n - limit
@@ -442,32 +505,31 @@ def infer_policy(
     *,
     max_tokens: int,
     vocab_size: int,
-    strip_tail_whitespace: bool,
+    rule: LayoutRule,
+    pad_id: int | None = None,
+    template: str | None = None,
     truncation: Truncation = "prompt_left",
     template_date: str | None = None,
 ) -> EncodingPolicy:
-    """The policy that this tokenizer and its chat template imply.
+    """The policy that this tokenizer and its chat template imply under the rule of a layout.
 
-    `strip_tail_whitespace=True` reads the score at the end token itself (what our training does), False
-    at the last token that the template writes (what a plain `apply_chat_template` gives, so the right
-    guess for a checkpoint of others). `template_date`: what to tell a template that asks for the date; None: `STATED_DATE`.
-    Raise `EncodingPolicyError` where no end token can be found, or where the template is no function of the conversation.
+    `pad_id`: `pad_token_id` of the model's configuration. `template`: in place of the tokenizer's; "" joins contents.
+    `template_date`: what to tell a template that asks for the date; None: `STATED_DATE`. Raise `EncodingPolicyError` where
+    no end token can be found, or where the template is no function of the conversation.
     """
-    template = _template_of(tokenizer)
+    if template is None:
+        template = _template_of(tokenizer)
     render = ChatTemplate(tokenizer, template, template_date)
     user, answer = Message("user", _PROBE_USER), Message("assistant", _PROBE_RESPONSE)
     full = render((user, answer), add_generation_prompt=False)
     render.check_addresses(full)
     tail = full.rpartition(_PROBE_RESPONSE)[2]
-    end = tail.rstrip() if strip_tail_whitespace else tail
-    if not end.strip():
-        if not tokenizer.eos_token:
-            raise EncodingPolicyError("the tokenizer has neither an EOS token nor a template that closes a turn")
-        end = tokenizer.eos_token
+    fast = tokenizer._tokenizer
+    end = _end_of(tokenizer, tail, rule, has_template=bool(template))
     prompt = render((user,), add_generation_prompt=True) if template else ""
     start = prompt.rpartition(_PROBE_USER)[2] if template else ""
-    fast = tokenizer._tokenizer
-    bos_id, end_ids, start_ids = _bos(tokenizer, full), _ids(fast, end), _ids(fast, start)
+    bos_id = _bos(tokenizer, full) if template else _bos_of_text(tokenizer, rule)
+    end_ids, start_ids = _ids(fast, end), _ids(fast, start)
     always = {*_ids(fast, full), *end_ids, *start_ids, *(() if bos_id is None else (bos_id,))}
     lost = [fast.id_to_token(i) for i in sorted(always) if i >= vocab_size]
     if lost:
@@ -488,11 +550,81 @@ def infer_policy(
         vocab_size=vocab_size,
         truncation=truncation,
         template_date=render.date_that_is_asked_for,
+        rule=rule,
+        skip_id=pad_id if rule.reads_at == "last_non_pad" else None,
     )
 
 
 def _ids(fast: Any, text: str) -> tuple[int, ...]:
     return tuple(fast.encode(text, add_special_tokens=False).ids)
+
+
+def describe_position(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> str:
+    """In words: at which token of a finished response the score is read, and why."""
+    end, n_skipped = policy.end_ids, 0
+    while n_skipped < len(end) and end[-1 - n_skipped] == policy.skip_id:
+        n_skipped += 1
+    kept = end[: len(end) - n_skipped]
+    name = (
+        f"token {kept[-1]} `{tokenizer.decode([kept[-1]])}`".replace("\n", "\\n")
+        if kept
+        else "the response's last token"
+    )
+    if n_skipped:
+        skipped = tokenizer.decode([end[-1]])
+        where = f"the last before `{skipped}`, which ends a turn and is skipped because pad_token_id is {end[-1]} too"
+    elif not kept:
+        where = "after which the rendering has nothing"
+    else:
+        where = _place(policy)
+    return f"reads the score at {name}, {where}, because {policy.rule.reason}"
+
+
+def _place(policy: EncodingPolicy) -> str:
+    """Where the last token of the ending stands in what the template writes."""
+    tail, end = policy.template_tail, policy.end_text
+    if end == tail:
+        return "the last of the rendering"
+    if tail.startswith(end):
+        left_out = tail.removeprefix(end)
+        is_newline = not left_out.strip("\n")
+        return f"the last of the rendering without {'its newline' if is_newline else f'the {left_out!r} after it'}"
+    return "which is added to the rendering" if policy.template else "which is added to the text"
+
+
+def _end_of(tokenizer: PreTrainedTokenizerBase, tail: str, rule: LayoutRule, *, has_template: bool) -> str:
+    """What closes a row after the response, where the template writes `tail` there. Raise `EncodingPolicyError`."""
+    encoding = tokenizer._tokenizer.encode(tail, add_special_tokens=False)
+    controls = _control_ids(tokenizer._tokenizer)
+    ends = [end for token, (_, end) in zip(encoding.ids, encoding.offsets, strict=True) if token in controls]
+    if rule.ending == "eos":
+        tail = tail.rstrip("\n")
+        eos = _eos(tokenizer)
+        return tail if tail.endswith(eos) else f"{tail} {eos}"
+    if rule.ending == "end_token":
+        return tail[: ends[-1]] if ends else tail.rstrip() + _eos(tokenizer)
+    if not has_template:
+        return _eos(tokenizer) + _added_after_text(tokenizer)
+    return tail + _eos(tokenizer) if rule.ending == "template_or_eos" and not ends else tail
+
+
+def _eos(tokenizer: PreTrainedTokenizerBase) -> str:
+    if not tokenizer.eos_token:
+        raise EncodingPolicyError("the tokenizer has neither an EOS token nor a template that closes a turn")
+    return str(tokenizer.eos_token)
+
+
+def _added_after_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The special tokens that the tokenizer adds after plain text by itself."""
+    whole = tokenizer("x", add_special_tokens=True)["input_ids"]
+    plain = tokenizer("x", add_special_tokens=False)["input_ids"]
+    n_before = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), len(whole))
+    return "".join(tokenizer.convert_ids_to_tokens(whole[n_before + len(plain) :]))
+
+
+def _control_ids(fast: Any) -> frozenset[int]:
+    """Added tokens that are more than white space."""
+    return frozenset(i for i, token in fast.get_added_tokens_decoder().items() if token.content.strip())
 
 
 def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -503,15 +635,20 @@ def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _bos(tokenizer: PreTrainedTokenizerBase, rendered: str) -> int | None:
-    """BOS is used where the template writes it, or where the tokenizer adds it to plain text."""
-    bos: int | None = tokenizer.bos_token_id
-    if bos is None:
+    """BOS is there where the template writes it: what a tokenizer adds to plain text is not added to a rendering."""
+    if tokenizer.bos_token_id is None or not rendered.startswith(str(tokenizer.bos_token)):
         return None
-    if tokenizer.bos_token and rendered.startswith(tokenizer.bos_token):
-        # ChatML-like templates of some models begin with a token that is also called BOS (`<|im_start|>`):
-        # there it opens every turn and is no beginning of sequence, so it stays the template's business.
-        opens_every_turn = rendered.count(tokenizer.bos_token) > 1
-        return None if opens_every_turn else bos
+    # ChatML-like templates of some models begin with a token that is also called BOS (`<|im_start|>`):
+    # there it opens every turn and is no beginning of sequence, so it stays the template's business.
+    opens_every_turn = rendered.count(str(tokenizer.bos_token)) > 1
+    return None if opens_every_turn else int(tokenizer.bos_token_id)
+
+
+def _bos_of_text(tokenizer: PreTrainedTokenizerBase, rule: LayoutRule) -> int | None:
+    """BOS of text without a template: where the tokenizer adds it and the trainer of the layout lets it."""
+    bos: int | None = tokenizer.bos_token_id
+    if bos is None or rule.bos_without_template == "none":
+        return None
     added = tokenizer("x", add_special_tokens=True)["input_ids"]
     return bos if added and added[0] == bos else None
 

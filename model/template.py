@@ -69,6 +69,10 @@ class ChatTemplate:
             raise InvalidMessages(f"the chat template refuses these messages: {error}") from None
         return rendered
 
+    def clock(self, form: str) -> str:
+        """What a template that asks for the date in this format is given."""
+        return self._clock.strftime(form)
+
     def check_addresses(self, rendered: str) -> None:
         """Raise `EncodingPolicyError` for a memory address in the text of a conversation that holds none."""
         found = _ADDRESS.search(rendered)
@@ -77,6 +81,19 @@ class ChatTemplate:
                 "the chat template writes the memory address of an object, which is another one in every process: a filter or "
                 "a function is printed where its result is meant (`| list`, or a call, is missing). Mend the template."
             )
+
+
+def clock_formats(template: str) -> tuple[str, ...] | None:
+    """The formats in which a template asks for the date; None: one of them is not written in the template."""
+    from jinja2 import nodes
+
+    calls = [
+        node
+        for node in _compiled(template).environment.parse(template).find_all(nodes.Call)
+        if isinstance(node.node, nodes.Name) and node.node.name == _CLOCK
+    ]
+    written = [call.args[0].value for call in calls if len(call.args) == 1 and isinstance(call.args[0], nodes.Const)]
+    return tuple(dict.fromkeys(written)) if len(written) == len(calls) else None
 
 
 def parse_date(text: str) -> date:

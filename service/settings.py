@@ -184,6 +184,13 @@ class ModelSettings(BaseSettings):
         pattern=r"^\d{4}-\d{2}-\d{2}$",
         description="YYYY-MM-DD: given to a chat template that asks for the date, where no contract has one; default: 2024-07-26",
     )
+    ending: Literal["template", "template_or_eos", "end_token", "eos"] | None = Field(
+        None, description="how a row ends, where no contract says it; default: as the trainer of the layout ends it"
+    )
+    reads_at: Literal["last", "last_non_pad"] | None = Field(
+        None,
+        description="token of a row at which the score is read, where no contract says it; default: as that trainer",
+    )
     normalize: bool | None = Field(None, description="on or off; default: on where statistics exist")
     combine: Combine = Combine()
     debias: float = Field(0.0, ge=0.0, le=1.0, description="share of what length alone is worth that is taken out")
@@ -257,6 +264,8 @@ class ModelSettings(BaseSettings):
             truncation=self.truncation,
             allow_pickle=self.allow_pickle,
             template_date=self.template_date,
+            ending=self.ending,
+            reads_at=self.reads_at,
             vllm=VllmSpec(**dict(self.vllm)),
         )
 

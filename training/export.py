@@ -14,7 +14,17 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint import Checkpoint, write, write_calibration, write_contract, write_heads
+from model.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    choose_pad,
+    exported_template,
+    exported_tokenizer,
+    write,
+    write_calibration,
+    write_contract,
+    write_heads,
+)
 from model.contract import N_PROBES, ScoringContract, sample_from_dict
 from model.conversation import Sample, SampleError
 from training.config import ConfigError
@@ -65,30 +75,42 @@ def adapter(folder: Path, trained: Checkpoint, base: str) -> None:
     config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"], "base_model_name_or_path": base}
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     write_heads(folder, trained.network)
-    trained.tokenizer.save_pretrained(folder)
+    tokenizer = exported_tokenizer(trained.tokenizer, trained.policy)
+    choose_pad(tokenizer, trained.policy)
+    tokenizer.save_pretrained(folder)
     write_calibration(folder, trained.calibration, trained.hidden)
 
 
 def heads(folder: Path, trained: Checkpoint, base: str) -> None:
-    """Write the heads alone over `base`, a few kilobytes; the base has the tokenizer. `contract` completes the folder."""
+    """Write the heads alone over `base`, and the chat template; the base has the tokenizer. `contract` completes the folder."""
     # What an earlier run left (its calibration, its contract) does not speak for these heads.
     shutil.rmtree(folder, ignore_errors=True)
-    write_heads(folder, trained.network, base=base)
+    template = exported_template(trained.tokenizer, trained.policy)
+    write_heads(folder, trained.network, base=base, template=template)
     write_calibration(folder, trained.calibration, trained.hidden)
 
 
 def contract(folder: Path, trained: Checkpoint, probes: Sequence[Sample]) -> ScoringContract:
     """Write the contract of a folder under the policy of training. Raise `CheckpointError` if it cannot be read back."""
     policy = trained.policy
-    return write_contract(
+    written = write_contract(
         folder,
         probes=probes,
         max_tokens=policy.max_tokens,
         truncation=policy.truncation,
-        strip_tail_whitespace=policy.end_text == policy.end_text.rstrip(),
+        ending="template",  # the exported template ends where the score is read
+        reads_at="last",
         template_date=policy.template_date,
         device=str(trained.network.device),
     )
+    encode = trained.encoder
+    for i, (sample, probe) in enumerate(zip(probes, written.probes, strict=True)):
+        if encode(sample).ids != probe.ids:
+            raise CheckpointError(
+                f"{folder}: probe {i} has other tokens when the checkpoint is read back than it had in training. The exported "
+                "tokenizer or chat template does not write what training encoded; please report the model's name."
+            )
+    return written
 
 
 def choose_probes(table: PairTable, n: int = N_PROBES) -> list[Sample]:

@@ -6,6 +6,7 @@ The only room that knows all the others. `finish` has the second half.
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from model.checkpoint import Checkpoint, read, read_backbone
+from model.checkpoint import Checkpoint, read, read_backbone, without_bias
 from training import data, evaluate, recipe, report, scoring, sequences
 from training.collate import Collator, Rows, cached_rows, token_rows
 from training.config import Config, ConfigError
@@ -65,8 +66,7 @@ def evaluate_checkpoint(config: Config, path: str) -> tuple[list[Metrics], Path]
 
 def calibrate_checkpoint(config: Config, path: str) -> Path:
     """Fit the calibration of an existing reward model on the recipe's held-out pairs; write it as a new checkpoint."""
-    checkpoint = _with_limits(config, _read(config, path))
-    _without_constant(checkpoint)
+    checkpoint = _without_bias(_with_limits(config, _read(config, path)))
     own = _own_heads(config, checkpoint)
     return finish(own, checkpoint, encode(own, checkpoint), Path(config.output.folder), verb="calibrate")
 
@@ -103,7 +103,7 @@ def begin(config: Config) -> Checkpoint:
         checkpoint = read(wanted.path, dtype=wanted.dtype, allow_pickle=wanted.allow_pickle)
         if checkpoint.network.head_names != wanted.heads:
             raise ConfigError(f"{wanted.path} has heads {checkpoint.network.head_names}; model.heads is {wanted.heads}")
-        _without_constant(checkpoint)
+        checkpoint = _without_bias(checkpoint)
     checkpoint.network.to(_process().device)
     return _with_limits(config, checkpoint)
 
@@ -137,9 +137,12 @@ def _own_heads(config: Config, checkpoint: Checkpoint) -> Config:
     )
 
 
-def _without_constant(checkpoint: Checkpoint) -> None:
-    """Drop a head's bias, in place: it has no part in any difference, and the layout has no place for it."""
-    checkpoint.network.bias_H.zero_()
+def _without_bias(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without its heads' biases, which no difference has a part of; said on the console."""
+    checkpoint, note = without_bias(checkpoint)
+    if note and _process().is_main_process:
+        print(f"reward-train: {note}", file=sys.stderr)
+    return checkpoint
 
 
 def _process() -> PartialState:

@@ -17,6 +17,7 @@ from model.calibration import Calibration
 from model.contract import ContractReport, ScoringContract, Truncation
 from model.conversation import Sample, SampleError
 from model.encoding import Encoded
+from model.layout_rules import Ending, ReadsAt
 from model.reward import Opinion
 from model.scorer import HeadScores, Scorer
 
@@ -64,7 +65,8 @@ class ModelSpec:
 
     `deterministic`: a row's score has the same bits whoever rides beside it. `prefix_cache_bytes` bounds the keys and
     values that are carried from one batch to the next; 0: none are. `allow_pickle`: weights need not be safetensors.
-    `template_date`: for a checkpoint without a contract, the ISO date that a template which asks for it is given.
+    For a checkpoint without a contract: `template_date` is the ISO date that a template which asks for it is given;
+    `ending` and `reads_at` say how a row ends and where its score is read, in place of the layout's rule.
     """
 
     model: str = ""
@@ -79,6 +81,8 @@ class ModelSpec:
     truncation: Truncation | None = None
     allow_pickle: bool = False
     template_date: str | None = None
+    ending: Ending | None = None
+    reads_at: ReadsAt | None = None
     vllm: VllmSpec = VllmSpec()
 
 
@@ -88,6 +92,7 @@ class Identity:
 
     `engine_notes` say what the engine does not do for this model, and why, and what is weak about the model itself.
     `vocab_size`: rows of the embedding table.
+    `score_position` says in words at which token the score is read, and why.
     """
 
     name: str
@@ -101,6 +106,7 @@ class Identity:
     max_tokens: int
     engine_notes: tuple[str, ...] = ()
     vocab_size: int = 0
+    score_position: str = ""
     matmul_precision: MatmulPrecision = "highest"
 
     def raw(self, scores: HeadScores) -> float:

@@ -22,6 +22,8 @@ _ENCODING_CLAUSES = (
     "bos_id",
     "end_ids",
     "template_tail",
+    "ending",
+    "skip_id",
     "truncation",
     "max_tokens",
 )

@@ -46,7 +46,20 @@ def folder_or_name(spec: ModelSpec) -> str:
 
 def how_to_read(spec: ModelSpec) -> dict[str, Any]:
     """What an operator says of a checkpoint, as arguments of `read` and `outline`."""
-    return {"dtype": spec.dtype, "allow_pickle": spec.allow_pickle, "template_date": spec.template_date}
+    return {
+        "dtype": spec.dtype,
+        "allow_pickle": spec.allow_pickle,
+        "template_date": spec.template_date,
+        "ending": spec.ending,
+        "reads_at": spec.reads_at,
+    }
+
+
+def rule_notes(spec: ModelSpec, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Whether the operator has asked for an ending or a reading position that a written contract forbids."""
+    if checkpoint.contract is None or (spec.ending is None and spec.reads_at is None):
+        return ()
+    return ("the settings of ending and reading position do not apply: the checkpoint's contract is binding",)
 
 
 def limited(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:

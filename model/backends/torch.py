@@ -14,7 +14,7 @@ from model.backends.allocator import keep_big_blocks
 from model.backends.engines import Engine, choose
 from model.backends.memory import host_memory
 from model.backends.packed import PackedScorer
-from model.backends.serving import as_load_errors, folder_or_name, hold_to_contract, how_to_read, limited
+from model.backends.serving import as_load_errors, folder_or_name, hold_to_contract, how_to_read, limited, rule_notes
 from model.checkpoint import Checkpoint, read
 
 
@@ -30,7 +30,7 @@ def load(spec: ModelSpec) -> LoadedModel:
         checkpoint.network, spec, pad_id=checkpoint.pad_id, max_tokens=max_tokens, hidden=checkpoint.hidden
     )
     encode = served.encoder
-    identity = _identity(served, spec, device, scorer, (*notes, *encode.notes))
+    identity = _identity(served, spec, device, scorer, (*notes, *rule_notes(spec, checkpoint), *encode.notes))
     contract, report = hold_to_contract(spec, checkpoint, scorer, identity)
     memory = partial(_cuda_memory, device) if device.startswith("cuda") else host_memory
     return LoadedModel(identity, scorer, encode, contract, report, checkpoint.calibration, memory=memory)
@@ -56,6 +56,7 @@ def _identity(checkpoint: Checkpoint, spec: ModelSpec, device: str, scorer: Engi
         max_tokens=checkpoint.policy.max_tokens,
         vocab_size=checkpoint.policy.vocab_size,
         engine_notes=notes,
+        score_position=checkpoint.score_position,
         matmul_precision=scorer.matmul_precision if isinstance(scorer, PackedScorer) else "highest",
     )
 

@@ -23,6 +23,7 @@ from model.backends.serving import (
     how_to_read,
     limited,
     refuse_what_files_break,
+    rule_notes,
 )
 from model.backends.vllm_scorer import Loop, VllmScorer
 from model.checkpoint import Checkpoint, CheckpointError, has_own_weights, outline, with_weights, write_labels
@@ -151,7 +152,8 @@ def _identity(checkpoint: Checkpoint, spec: ModelSpec, version: str, device: str
         n_parameters=sum(p.numel() for p in network.parameters()),
         max_tokens=checkpoint.policy.max_tokens,
         vocab_size=checkpoint.policy.vocab_size,
-        engine_notes=_notes(checkpoint),
+        engine_notes=(*_notes(checkpoint), *rule_notes(spec, checkpoint)),
+        score_position=checkpoint.score_position,
     )
 
 

@@ -156,8 +156,8 @@ def _adapter(folder: Path, config: Any) -> Head | None:
 HEAD_READERS: dict[str, Callable[[Path, Any], Head | None]] = {
     "rewardserve": _own,
     "adapter": _adapter,
+    "openrlhf": _openrlhf,  # its key in config.json names the trainer, also where the architecture was renamed
     "sequence_classification": _sequence_classification,
-    "openrlhf": _openrlhf,
     "value_head": _value_head,
 }
 

@@ -21,9 +21,12 @@ from model.checkpoint.heads import adapter_files, base_of_heads, find_head, valu
 from model.checkpoint.record import DTYPES, Checkpoint, CheckpointError
 from model.contract import Facts, ScoringContract
 from model.encoding import EncodingPolicy, infer_policy, template_digest, tokenizer_digest
+from model.layout_rules import LAYOUT_RULES, Ending, LayoutRule, ReadsAt
 from model.network import SINGLE_HEAD, RewardNetwork, attention_for, hidden_size
 
 ADAPTER_CONFIG = "adapter_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+"""As transformers calls it. Beside an adapter or bare heads without a tokenizer it replaces the base model's."""
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _PICKLES = ["*.bin"]
 
@@ -33,24 +36,25 @@ def read(
     *,
     dtype: str = "auto",
     device: str = "cpu",
-    strip_tail_whitespace: bool = False,
     allow_pickle: bool = False,
     template_date: str | None = None,
+    ending: Ending | None = None,
+    reads_at: ReadsAt | None = None,
 ) -> Checkpoint:
     """Read a reward model, for serving or for further training. Raise `CheckpointError`.
 
     No code that comes with a checkpoint is ever run. `allow_pickle`: weights need not be safetensors.
     `dtype` "auto": what the contract was written in, else what the checkpoint is stored in.
-    `strip_tail_whitespace` is what to assume where there is no contract: False reads the score at the last token
-    that the chat template writes, as a plain `apply_chat_template` gives it. `template_date`, as well: the ISO date that a
-    template which asks for the date is given; None: a stated one.
+    Where there is no contract: `template_date` is the ISO date that a template which asks for the date is given (None: a
+    stated one); `ending` and `reads_at` replace what the layout's trainer does (`layout_rules`).
     """
     found = outline(
         path_or_name,
         dtype=dtype,
-        strip_tail_whitespace=strip_tail_whitespace,
         allow_pickle=allow_pickle,
         template_date=template_date,
+        ending=ending,
+        reads_at=reads_at,
     )
     return with_weights(found, device=device)
 
@@ -59,9 +63,10 @@ def outline(
     path_or_name: str,
     *,
     dtype: str = "auto",
-    strip_tail_whitespace: bool = False,
     allow_pickle: bool = False,
     template_date: str | None = None,
+    ending: Ending | None = None,
+    reads_at: ReadsAt | None = None,
 ) -> Checkpoint:
     """All that `read` says of a checkpoint, but the backbone has shapes only (torch's meta device): it cannot compute.
 
@@ -77,15 +82,20 @@ def outline(
     config = read_config(base)
     contract = ScoringContract.load(folder)
     form, head = find_head(folder, config)
+    rule = contract.rule if contract is not None else _rule_of(form, ending, reads_at)
     if (folder / ADAPTER_CONFIG).is_file():
         form = f"adapter ({form} head)"
     chosen = _choose_dtype(dtype, config, contract)
     backbone = _outline_backbone(base, config, chosen)
     network = RewardNetwork(backbone, head.weight_HD, head.names, head.weights, head.bias_H).eval()
-    tokenizer = read_tokenizer(folder if (folder / "tokenizer.json").is_file() else base)
-    policy = _policy(
-        tokenizer, network, contract, strip_tail_whitespace=strip_tail_whitespace, template_date=template_date
-    )
+    has_tokenizer = (folder / "tokenizer.json").is_file()
+    tokenizer = read_tokenizer(folder if has_tokenizer else base)
+    if not has_tokenizer and (folder / CHAT_TEMPLATE).is_file():
+        tokenizer.chat_template = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
+    # TRL gives the classifier the tokenizer's pad token; an adapter is saved without the configuration that says so.
+    trainers_pad = tokenizer.pad_token_id if (folder / ADAPTER_CONFIG).is_file() and has_tokenizer else None
+    skip_id = trainers_pad if trainers_pad is not None else config.get_text_config().pad_token_id
+    policy = _policy(tokenizer, network, contract, rule, skip_id, template_date)
     pad_id = _pad_id(config, tokenizer, policy)
     files = [*weights.weight_files(base), *adapter_files(folder)]
     facts = Facts(
@@ -143,7 +153,7 @@ def read_backbone(
     backbone = _load_backbone(folder, config, dtype, whole=n_layers is None)
     tokenizer = read_tokenizer(folder)
     network = RewardNetwork.create(backbone, head_names, head_weights)
-    policy = _policy(tokenizer, network, None, strip_tail_whitespace=True)
+    policy = _policy(tokenizer, network, None, LAYOUT_RULES["language_model"], None, None)
     return Checkpoint(network, tokenizer, policy, _pad_id(config, tokenizer, policy), "language_model", folder)
 
 
@@ -330,15 +340,25 @@ def _choose_dtype(asked: str, config: Any, contract: ScoringContract | None) -> 
     return stored if stored in DTYPES else "float32"
 
 
+def _rule_of(layout: str, ending: Ending | None, reads_at: ReadsAt | None) -> LayoutRule:
+    """What the layout's trainer does, with the operator's changes."""
+    rule = LAYOUT_RULES[layout]
+    if ending is None and reads_at is None:
+        return rule
+    return LayoutRule(
+        ending or rule.ending, reads_at or rule.reads_at, rule.bos_without_template, "the operator has set it so"
+    )
+
+
 def _policy(
     tokenizer: Any,
     network: RewardNetwork,
     contract: ScoringContract | None,
-    *,
-    strip_tail_whitespace: bool = False,
-    template_date: str | None = None,
+    rule: LayoutRule,
+    skip_id: int | None,
+    template_date: str | None,
 ) -> EncodingPolicy:
-    """What the tokenizer implies; the contract only says where the score is read, which date it is and how long a row may be."""
+    """What the tokenizer implies under a rule; a contract also says what is skipped, which date it is, how long a row is."""
     vocab_size = network.backbone.get_input_embeddings().num_embeddings
     max_tokens = _max_positions(network.config)
     if contract is None:
@@ -346,14 +366,16 @@ def _policy(
             tokenizer,
             max_tokens=max_tokens,
             vocab_size=vocab_size,
-            strip_tail_whitespace=strip_tail_whitespace,
+            rule=rule,
+            pad_id=skip_id,
             template_date=template_date,
         )
     return infer_policy(
         tokenizer,
         max_tokens=contract.max_tokens,
         vocab_size=vocab_size,
-        strip_tail_whitespace=contract.end_text == contract.end_text.rstrip(),
+        rule=rule,
+        pad_id=contract.skip_id,
         truncation=contract.truncation,
         template_date=contract.template_date,
     )
@@ -372,7 +394,7 @@ def _pad_id(config: Any, tokenizer: Any, policy: EncodingPolicy) -> int:
     for known in (config.get_text_config().pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id):
         if known is not None and 0 <= int(known) < policy.vocab_size:
             return int(known)
-    return policy.end_ids[-1]
+    return policy.end_ids[-1] if policy.end_ids else 0
 
 
 def _config_calibration(config: Any) -> Calibration | None:

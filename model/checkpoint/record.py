@@ -10,7 +10,7 @@ import torch
 
 from model.calibration import Calibration
 from model.contract import Facts, Origin, ScoringContract
-from model.encoding import Encoder, EncodingPolicy
+from model.encoding import Encoder, EncodingPolicy, describe_position
 from model.hidden import HiddenReference
 from model.network import RewardNetwork
 
@@ -54,6 +54,11 @@ class Checkpoint:
         """The backbone's class, as a reader knows it."""
         return type(self.network.backbone).__name__
 
+    @property
+    def score_position(self) -> str:
+        """In words: at which token the score is read, and why."""
+        return describe_position(self.tokenizer, self.policy)
+
     def clauses(self, origin: Origin) -> ScoringContract:
         """The contract that this checkpoint keeps as it stands, without probes. Raise `CheckpointError` in training."""
         facts, policy, network = self.facts, self.policy, self.network
@@ -66,6 +71,10 @@ class Checkpoint:
             end_text=facts.end_text,
             end_ids=facts.end_ids,
             template_tail=policy.template_tail,
+            ending=policy.rule.ending,
+            reads_at=policy.rule.reads_at,
+            skip_id=policy.skip_id,
+            bos_without_template=policy.rule.bos_without_template,
             truncation=policy.truncation,
             max_tokens=policy.max_tokens,
             pad_id=facts.pad_id,

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from model.calibration import Calibration
+from model.checkpoint.exporting import choose_pad, exported_tokenizer
 from model.checkpoint.heads import HEADS_FILE
-from model.checkpoint.reading import quiet_transformers, read
+from model.checkpoint.reading import CHAT_TEMPLATE, quiet_transformers, read
 from model.checkpoint.record import CheckpointError
 from model.checkpoint.weights import tensor_names
 from model.contract import FILE_NAME, Probe, ScoringContract, Truncation, sample_to_dict
@@ -22,6 +23,7 @@ from model.conversation import Sample
 from model.encoding import EncodingPolicy
 from model.hidden import FILE_NAME as HIDDEN_FILE
 from model.hidden import HiddenReference
+from model.layout_rules import Ending, ReadsAt
 from model.network import RewardNetwork
 
 _WEIGHTS = "model.safetensors"
@@ -51,6 +53,7 @@ def write(
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = exported_tokenizer(tokenizer, policy)
     pad_id = ensure_pad(network, tokenizer, policy)
     config = copy.deepcopy(network.config)
     config.pad_token_id = pad_id
@@ -113,11 +116,13 @@ def write_calibration(folder: Path, calibration: Calibration | None, hidden: Hid
             hidden.save(folder, calibration)
 
 
-def write_heads(folder: Path | str, network: RewardNetwork, *, base: str | None = None) -> None:
+def write_heads(
+    folder: Path | str, network: RewardNetwork, *, base: str | None = None, template: str | None = None
+) -> None:
     """Write every head by name, with what it counts in the raw score.
 
     With `base` (a folder, a packaged base or a hub name) the folder is a reward model of its own: these heads over that
-    language model, as it is.
+    language model, as it is, with `template` in place of its chat template.
     """
     listed = [{"name": n, "weight": w} for n, w in zip(network.head_names, network.head_weights, strict=True)]
     metadata = {"reward_heads": json.dumps(listed), **({"base_model_name_or_path": base} if base else {})}
@@ -126,6 +131,8 @@ def write_heads(folder: Path | str, network: RewardNetwork, *, base: str | None 
     }
     Path(folder).mkdir(parents=True, exist_ok=True)
     save_file(tensors, Path(folder) / HEADS_FILE, metadata=metadata)
+    if template is not None:
+        (Path(folder) / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
     make_readable(Path(folder))
 
 
@@ -141,25 +148,13 @@ def ensure_pad(network: RewardNetwork, tokenizer: Any, policy: EncodingPolicy) -
     Engines that look for "the last token that is not padding" would otherwise skip the end token and read one too early.
     An unused special token serves; only where there is none a new one is added and the embedding grows.
     """
-    taken = {*policy.end_ids, tokenizer.eos_token_id, tokenizer.bos_token_id, None}
-    n_rows = network.backbone.get_input_embeddings().num_embeddings
-    if tokenizer.pad_token_id in taken or tokenizer.pad_token_id >= n_rows:
-        taken |= _in_template(tokenizer, policy)
-        special = [i for i, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
-        spare = [i for i in special if i not in taken and i < n_rows]
-        if spare:
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
-        else:
-            tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-            if len(tokenizer) > n_rows:
-                network.backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if not choose_pad(tokenizer, policy):
+        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+        if len(tokenizer) > network.backbone.get_input_embeddings().num_embeddings:
+            network.backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     pad_id = int(tokenizer.pad_token_id)
     network.config.get_text_config().pad_token_id = pad_id
     return pad_id
-
-
-def _in_template(tokenizer: Any, policy: EncodingPolicy) -> set[int]:
-    return {i for text in (policy.template_tail, policy.response_start) for i in tokenizer._tokenizer.encode(text).ids}
 
 
 def write_contract(
@@ -168,7 +163,8 @@ def write_contract(
     probes: Sequence[Sample],
     max_tokens: int | None = None,
     truncation: Truncation = "prompt_left",
-    strip_tail_whitespace: bool = True,
+    ending: Ending | None = None,
+    reads_at: ReadsAt | None = None,
     template_date: str | None = None,
     device: str = "cpu",
 ) -> ScoringContract:
@@ -179,7 +175,7 @@ def write_contract(
     """
     folder = Path(folder)
     (folder / FILE_NAME).unlink(missing_ok=True)
-    how: dict[str, Any] = {"strip_tail_whitespace": strip_tail_whitespace, "template_date": template_date}
+    how: dict[str, Any] = {"ending": ending, "reads_at": reads_at, "template_date": template_date}
     checkpoint = read(str(folder), dtype="float32", device=device, **how)
     limit = min(max_tokens or checkpoint.policy.max_tokens, checkpoint.policy.max_tokens)
     checkpoint = replace(checkpoint, policy=replace(checkpoint.policy, max_tokens=limit, truncation=truncation))

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from model.conversation import Message, Sample, SampleError
 from model.default import trunk
 from model.encoding import Encoder, infer_policy
+from model.layout_rules import LAYOUT_RULES
 from tests.support.tiny import CHATML, LLAMA3_LIKE, tiny_tokenizer
 
 BRACKETS = (
@@ -63,7 +64,11 @@ def encoders(kind, strip, max_tokens, truncation):
     """One that remembers much, one that forgets soon, and one that remembers nothing. They live through all examples."""
     tokenizer = _tokenizer(kind)
     policy = infer_policy(
-        tokenizer, max_tokens=max_tokens, vocab_size=len(tokenizer), strip_tail_whitespace=strip, truncation=truncation
+        tokenizer,
+        max_tokens=max_tokens,
+        vocab_size=len(tokenizer),
+        rule=LAYOUT_RULES["language_model" if strip else "value_head"],
+        truncation=truncation,
     )
     return (
         Encoder(tokenizer, policy),

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from model.contract import sample_to_dict
 from model.conversation import InvalidMessages, Message, Sample
 from model.encoding import Encoder, infer_policy
+from model.layout_rules import LAYOUT_RULES
 from tests.security.attacks import BENIGN, attacks
 from tests.security.families import FAMILIES, Family, byte_level, turn_tokens
 
@@ -27,7 +28,12 @@ CASES = [(name, attack) for name, family in FAMILIES.items() for attack in attac
 def world(name: str, strip: bool = True, memo_chars: int = 2_000_000) -> tuple[Family, Encoder]:
     family = FAMILIES[name]
     tokenizer = family.tokenizer()
-    policy = infer_policy(tokenizer, max_tokens=40_000, vocab_size=len(tokenizer), strip_tail_whitespace=strip)
+    policy = infer_policy(
+        tokenizer,
+        max_tokens=40_000,
+        vocab_size=len(tokenizer),
+        rule=LAYOUT_RULES["language_model" if strip else "value_head"],
+    )
     return family, Encoder(tokenizer, policy, memo_chars=memo_chars)
 
 
@@ -109,7 +115,7 @@ def test_without_a_template_no_two_contents_make_a_control_token_together():
     family = FAMILIES["qwen"]
     tokenizer = family.tokenizer()
     tokenizer.chat_template = None
-    policy = infer_policy(tokenizer, max_tokens=4_000, vocab_size=len(tokenizer), strip_tail_whitespace=True)
+    policy = infer_policy(tokenizer, max_tokens=4_000, vocab_size=len(tokenizer), rule=LAYOUT_RULES["language_model"])
     encode = Encoder(tokenizer, policy)
     end = tokenizer.eos_token_id
     for n in range(1, len(family.ends)):
@@ -139,7 +145,7 @@ def test_a_vocabulary_that_has_the_control_token_as_a_word_does_not_give_it(text
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.add_special_tokens(["</s>", "<unk>"])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
-    policy = infer_policy(fast, max_tokens=100, vocab_size=40, strip_tail_whitespace=True)
+    policy = infer_policy(fast, max_tokens=100, vocab_size=40, rule=LAYOUT_RULES["language_model"])
     encode = Encoder(fast, policy)
     assert encode(Sample(prompt=text, response=text + "y")).ids.count(1) == 1
     assert encode(Sample(prompt="éa", response="é</s>y")).ids.count(0) == 2, (
@@ -153,7 +159,7 @@ def test_tokens_that_are_looked_for_in_normalised_text_have_no_disguise():
     tokenizer.add_special_tokens([AddedToken("<|end|>", special=True, normalized=True)])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
     fast.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|end|>{% endfor %}"
-    policy = infer_policy(fast, max_tokens=1000, vocab_size=len(fast), strip_tail_whitespace=True)
+    policy = infer_policy(fast, max_tokens=1000, vocab_size=len(fast), rule=LAYOUT_RULES["language_model"])
     encode = Encoder(fast, policy)
     end = fast.eos_token_id
     assert tokenizer.encode("＜｜ＥＮＤ｜＞").ids == [end]

@@ -15,6 +15,7 @@ from benchmarks.peers.processes import parse_stat, processes
 from benchmarks.peers.scenes import Scene
 from benchmarks.workloads import make
 from model.encoding import Encoder, infer_policy
+from model.layout_rules import LAYOUT_RULES
 
 
 def run(peer, *, n=0, cpu=1.0, wall=1.0, latencies=(0.1, 0.2, 0.3), failures=()):
@@ -62,7 +63,7 @@ def test_what_is_sent_as_text_is_what_our_encoder_makes_of_prompt_and_response(t
 
     _write_tokenizer(tmp_path, tokenizer)
     fast = AutoTokenizer.from_pretrained(tmp_path)
-    policy = infer_policy(fast, max_tokens=8192, vocab_size=len(fast), strip_tail_whitespace=False)
+    policy = infer_policy(fast, max_tokens=8192, vocab_size=len(fast), rule=LAYOUT_RULES["value_head"])
     encode = Encoder(fast, policy)
     for pair in make("ragged", tokenizer, 0.03).pairs:
         ids = list(encode(pair.sample()).ids)

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from model.backends import ContractBroken, LoadError, ModelSpec, load
 from model.checkpoint import write_contract
-from model.contract import ContractUnreadable, ScoringContract, sample_from_dict, sample_to_dict
+from model.contract import FORMAT, ContractUnreadable, ScoringContract, sample_from_dict, sample_to_dict
 from model.conversation import InputTooLong, Message, Sample
 from tests.support.checkpoints import PROBES, edit_json, edit_tensor, reward_model, sequence_classifier
 from tests.support.tiny import LLAMA3_LIKE
@@ -95,7 +95,9 @@ def test_eos(folder):
 
 def test_eos_where_the_template_does_not_close_a_turn(tmp_path):
     folder = tmp_path / "rm"
-    reward_model(folder, template=None)
+    reward_model(folder, template=None, contract=False)
+    (folder / "chat_template.jinja").unlink()  # ours writes the end token, whatever the tokenizer calls EOS
+    write_contract(folder, probes=PROBES)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.eos_token = "<|endoftext|>"
     tokenizer.save_pretrained(folder)
@@ -235,8 +237,8 @@ def test_a_probe_that_cannot_be_scored_any_more_breaks_the_contract_by_name(fold
     ("text", "message"),
     [
         ("{", "unreadable"),
-        ('{"format": 2}', "format 2"),
-        ('{"format": 1, "colour": 3}', "colour"),
+        ('{"format": 99}', "format 99"),
+        (f'{{"format": {FORMAT}, "colour": 3}}', "colour"),
         ("{}", "format None"),
     ],
 )

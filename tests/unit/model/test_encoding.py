@@ -22,6 +22,7 @@ from model.conversation import (
     TokenOutOfVocabulary,
 )
 from model.encoding import Encoder, infer_policy, tokenizer_digest
+from model.layout_rules import LAYOUT_RULES
 from model.template import EncodingPolicyError
 from tests.support.tiny import CHATML, LLAMA3_LIKE, tiny_tokenizer
 
@@ -37,7 +38,11 @@ def encoder(
 ):
     tokenizer = tiny_tokenizer(template, **tok)
     policy = infer_policy(
-        tokenizer, max_tokens=max_tokens, vocab_size=320, strip_tail_whitespace=strip, truncation=truncation
+        tokenizer,
+        max_tokens=max_tokens,
+        vocab_size=320,
+        rule=LAYOUT_RULES["language_model" if strip else "value_head"],
+        truncation=truncation,
     )
     return Encoder(tokenizer, policy), tokenizer
 
@@ -366,7 +371,7 @@ def test_a_tokenizer_that_cannot_end_a_turn_is_refused():
     tokenizer = tiny_tokenizer(None)
     tokenizer.eos_token = None
     with pytest.raises(EncodingPolicyError):
-        infer_policy(tokenizer, max_tokens=10, vocab_size=320, strip_tail_whitespace=True)
+        infer_policy(tokenizer, max_tokens=10, vocab_size=320, rule=LAYOUT_RULES["language_model"])
 
 
 def test_the_digest_of_a_tokenizer_follows_its_vocabulary_and_nothing_that_is_unused():

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
 from model.backends import LoadError, ModelSpec, load
@@ -15,6 +16,7 @@ from model.checkpoint import CheckpointError, read, write_contract
 from model.contract import ContractUnreadable, ScoringContract
 from model.conversation import Message, Sample
 from model.encoding import Encoder, infer_policy
+from model.layout_rules import LAYOUT_RULES
 from model.template import STATED_DATE, EncodingPolicyError
 from tests.support.checkpoints import PROBES, edit_json, language_model, reward_model, sequence_classifier
 from tests.support.tiny import CHATML, tiny_tokenizer
@@ -54,7 +56,7 @@ def today(monkeypatch):
 
 def encoder(template: str, **policy) -> Encoder:
     tokenizer = tiny_tokenizer(template)
-    policy = infer_policy(tokenizer, max_tokens=400, vocab_size=320, strip_tail_whitespace=True, **policy)
+    policy = infer_policy(tokenizer, max_tokens=400, vocab_size=320, rule=LAYOUT_RULES["language_model"], **policy)
     return Encoder(tokenizer, policy)
 
 
@@ -138,9 +140,27 @@ def test_a_template_that_is_no_template_is_refused_in_words():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("dated") / "rm"
-    reward_model(folder, template=LLAMA32)
+    return dated(tmp_path_factory.mktemp("dated") / "rm")
+
+
+def dated(folder: Path) -> Path:
+    """A checkpoint whose template asks for the date: not as we export it, which writes the date into the template."""
+    reward_model(folder, template=LLAMA32, contract=False)
+    (folder / "chat_template.jinja").write_text(LLAMA32)
+    write_contract(folder, probes=PROBES)
     return folder
+
+
+def test_an_exported_template_has_the_date_of_training_in_plain_transformers(tmp_path, today):
+    reward_model(tmp_path / "rm", template=LLAMA32)
+    contract = ScoringContract.load(tmp_path / "rm")
+    assert contract.template_date is None
+    for day in DAYS:
+        today(day)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "rm")
+        text = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+        assert "26 Jul 2024" in text
+        assert load("torch", ModelSpec(str(tmp_path / "rm"))).report.holds
 
 
 def test_a_contract_of_ours_holds_on_another_day(written, today):
@@ -169,8 +189,7 @@ def test_the_date_of_a_contract_is_the_one_that_is_served(written, tmp_path):
 
 
 def test_a_contract_without_a_date_for_a_template_that_asks_for_it_is_broken(tmp_path):
-    folder = tmp_path / "rm"
-    reward_model(folder, template=LLAMA32)
+    folder = dated(tmp_path / "rm")
     contract = json.loads((folder / "scoring_contract.json").read_text())
     del contract["template_date"]
     (folder / "scoring_contract.json").write_text(json.dumps(contract))
@@ -214,10 +233,13 @@ def test_training_from_a_language_model_takes_the_stated_date(tmp_path, today):
 def test_a_contract_that_is_written_again_keeps_the_date_of_training(tmp_path):
     folder = tmp_path / "rm"
     reward_model(folder, template=LLAMA32, contract=False)
+    (folder / "chat_template.jinja").write_text(LLAMA32)
     write_contract(folder, probes=PROBES[:2], template_date="2025-02-01")
     start = read(str(folder))
     assert start.policy.template_date == "2025-02-01"
-    assert export.contract(folder, start, PROBES[:2]).template_date == "2025-02-01"
+    again = export.checkpoint(tmp_path / "again", start, PROBES[:2])
+    assert again.template_date is None
+    assert "01 Feb 2025" in again.template
 
 
 def test_the_word_random_alone_is_no_random_number():

@@ -14,6 +14,7 @@ from model.backends.ensemble import ensemble
 from model.checkpoint import outline, read, read_backbone, write
 from model.conversation import Message, Sample, TokenOutOfVocabulary
 from model.encoding import Encoded, Encoder, infer_policy
+from model.layout_rules import LAYOUT_RULES
 from model.scorer import TokenBatch
 from model.template import EncodingPolicyError
 from tests.support.checkpoints import edit_json, language_model, reward_model, sequence_classifier
@@ -83,7 +84,7 @@ def test_a_note_names_the_tokens_beyond_the_table(extended):
 def test_a_long_list_of_such_tokens_is_cut_short(tmp_path):
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens([f"<extra_{i}>" for i in range(400)])
-    policy = infer_policy(tokenizer, max_tokens=100, vocab_size=ROWS, strip_tail_whitespace=True)
+    policy = infer_policy(tokenizer, max_tokens=100, vocab_size=ROWS, rule=LAYOUT_RULES["language_model"])
     [note] = Encoder(tokenizer, policy).notes
     assert "400 tokens" in note
     assert len(note) < 500
@@ -138,7 +139,7 @@ def test_a_bos_token_beyond_the_table_is_refused(tmp_path):
     tokenizer = tiny_tokenizer("{{ bos_token }}" + CHATML)
     tokenizer.add_special_tokens({"bos_token": EXTRA})
     with pytest.raises(EncodingPolicyError, match=EXTRA):
-        infer_policy(tokenizer, max_tokens=100, vocab_size=ROWS, strip_tail_whitespace=True)
+        infer_policy(tokenizer, max_tokens=100, vocab_size=ROWS, rule=LAYOUT_RULES["language_model"])
 
 
 @pytest.mark.parametrize("engine", ["padded", "packed"])

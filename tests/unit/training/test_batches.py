@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from model.conversation import Sample
 from model.encoding import Encoder, infer_policy
+from model.layout_rules import LAYOUT_RULES
 from tests.support.training_world import planted_rows, tokenizer
 from training import columns, pairs, sequences, sources
 from training.collate import Collator, PairBatches, cached_rows, pack, token_rows
@@ -25,7 +26,7 @@ def pairs_of(rows):
 @pytest.fixture(scope="module")
 def encoder():
     tok = tokenizer()
-    return Encoder(tok, infer_policy(tok, max_tokens=40, vocab_size=len(tok), strip_tail_whitespace=True))
+    return Encoder(tok, infer_policy(tok, max_tokens=40, vocab_size=len(tok), rule=LAYOUT_RULES["language_model"]))
 
 
 def table_of(comparisons, groups=None, n=None):
@@ -83,7 +84,7 @@ def test_two_texts_of_the_same_tokens_are_no_pair(encoder):
 def test_a_pair_the_template_refuses_is_named(encoder):
     tok = tokenizer()
     tok.chat_template = "{% if messages|length > 2 %}{{ raise_exception('one turn') }}{% endif %}" + tok.chat_template
-    strict = Encoder(tok, infer_policy(tok, max_tokens=40, vocab_size=len(tok), strip_tail_whitespace=True))
+    strict = Encoder(tok, infer_policy(tok, max_tokens=40, vocab_size=len(tok), rule=LAYOUT_RULES["language_model"]))
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     with pytest.raises(EncodingFailed, match=r"f:1: .*one turn"):
         sequences.encode(pairs_of([{"prompt": turns, "chosen": "yes", "rejected": "no"}]), strict)

@@ -1,0 +1,178 @@
+"""The tokenizer that goes with exported weights: its chat template ends where the score is read.
+
+Other programs render a conversation with that template and read the score at its last token. So the template of the base
+model is wrapped: what it writes after that token is left out, what training adds is added, its clock stands still. Knows
+no weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from model.checkpoint.record import Checkpoint, CheckpointError
+from model.conversation import InvalidMessages, Message
+from model.encoding import EncodingPolicy
+from model.template import ChatTemplate, clock_formats
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def without_bias(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
+    """The checkpoint without the biases of its heads, in place, its calibration moved along; and a note, empty without a bias.
+
+    `score` of transformers' classifiers has no bias, and every program that loads what we write would leave it out.
+    """
+    network, calibration = checkpoint.network, checkpoint.calibration
+    bias = network.combined_head()[1]
+    by_head = dict(zip(network.head_names, (-network.bias_H).tolist(), strict=True))
+    network.bias_H.zero_()
+    if not bias:
+        return checkpoint, ""
+    took = "The mean of the calibration moves with them, so" if calibration is not None else "It is a constant:"
+    note = (
+        f"the value head has a bias of {bias:.6g}, for which transformers' layout has no place: raw scores are {bias:.6g} lower "
+        f"than before. {took} differences and ranks are the same{', and normalised scores' if calibration is not None else ''}."
+    )
+    moved = calibration.shifted(-bias, by_head) if calibration is not None else None
+    return replace(checkpoint, calibration=moved), note
+
+
+_JOINED = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+_CONVERSATIONS: tuple[tuple[tuple[str, str], ...], ...] = (
+    (("user", "Alpha"), ("assistant", "Bravo")),
+    (("system", "Charlie"), ("user", "Alpha"), ("assistant", "Bravo\n")),
+    (("user", "Alpha\n\n"), ("assistant", "Bravo"), ("user", " Delta "), ("assistant", " Echo\n\n ")),
+)
+"""What the wrapped template is compared on with the one inside it."""
+
+
+def exported_tokenizer(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> PreTrainedTokenizerBase:
+    """A copy whose chat template writes the rows of this policy, and whose EOS is what they end with, if that is a token.
+
+    Raise `CheckpointError` where the template cannot be wrapped.
+    """
+    exported = copy.deepcopy(tokenizer)
+    exported.chat_template = exported_template(tokenizer, policy)
+    kept = _kept_ids(policy)
+    if kept and kept[-1] in tokenizer._tokenizer.get_added_tokens_decoder():
+        # OpenRLHF appends EOS unless a rendering ends with it.
+        exported.eos_token = tokenizer.convert_ids_to_tokens(kept[-1])
+    return exported
+
+
+def choose_pad(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> bool:
+    """Give the tokenizer a pad token that never ends a row, unless it has one. False: no special token is free."""
+    taken = {*policy.end_ids, tokenizer.eos_token_id, tokenizer.bos_token_id, None}
+    n_rows = policy.vocab_size  # of the embeddings
+    if tokenizer.pad_token_id not in taken and tokenizer.pad_token_id < n_rows:
+        return True
+    for text in (policy.template_tail, policy.response_start):
+        taken |= set(tokenizer._tokenizer.encode(text).ids)
+    special = [i for i, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
+    spare = [i for i in special if i not in taken and i < n_rows]
+    if spare:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
+    return bool(spare)
+
+
+def exported_template(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> str:
+    """The chat template that writes what this policy encodes. Raise `CheckpointError` where the policy's cannot be wrapped."""
+    prefix = str(tokenizer.bos_token) if not policy.template and policy.bos_id is not None else ""
+    end = _kept_text(tokenizer, policy)
+    if policy.template and end == policy.template_tail and policy.template_date is None and not policy.strips_newlines:
+        return policy.template
+    template = _wrapped(tokenizer, policy, prefix, end)
+    _compare(tokenizer, policy, template, prefix, end)
+    return template
+
+
+def _wrapped(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy, prefix: str, end: str) -> str:
+    # Jinja drops one newline at the end of a template, which is no longer the end here; `+` keeps white space beside tags.
+    original = (policy.template or _JOINED).removesuffix("\n")
+    tail = policy.template_tail
+    body = f"(rendered[:-{len(tail)}] if rendered.endswith({_literal(tail)}) else rendered)" if tail else "rendered"
+    if policy.strips_newlines:
+        body = "rendered.rstrip('\\n')"
+    return (
+        _clock(tokenizer, policy)
+        + f"{{%- set rendered +%}}{original}{{%+ endset -%}}\n"
+        + (f"{{{{- {_literal(prefix)} -}}}}\n" if prefix else "")
+        + "{%- if not add_generation_prompt and messages and messages[-1]['role'] == 'assistant' -%}\n"
+        + f"{{{{- {body} -}}}}{{{{- {_literal(end)} -}}}}\n"
+        + "{%- else -%}\n{{- rendered -}}\n{%- endif -%}"
+    )
+
+
+def _clock(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> str:
+    """A clock that stands still, for each format in which the template asks for the date."""
+    if policy.template_date is None:
+        return ""
+    formats = clock_formats(policy.template)
+    if formats is None:
+        raise CheckpointError(
+            "the chat template computes the format in which it asks for the date, so the date cannot be written into the "
+            "exported template. Put the date of training into the template, then train again."
+        )
+    clock = ChatTemplate(tokenizer, policy.template, policy.template_date).clock
+    known = ", ".join(f"{_literal(each)}: {_literal(clock(each))}" for each in formats)
+    return f"{{%- macro strftime_now(format) -%}}{{{{- {{{known}}}[format] -}}}}{{%- endmacro -%}}\n"
+
+
+def _compare(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy, template: str, prefix: str, end: str) -> None:
+    """Raise `CheckpointError` unless the wrapped template writes what it should for every conversation that the inner one takes."""
+    inner = ChatTemplate(tokenizer, policy.template, policy.template_date)
+    outer = ChatTemplate(tokenizer, template)
+    if outer.date_that_is_asked_for is not None:
+        raise CheckpointError("the exported chat template still asks for the date of the day")
+    for conversation in _CONVERSATIONS:
+        messages = tuple(Message(role, content) for role, content in conversation)
+        prompt = _rendered(inner, messages[:-1], add_generation_prompt=True)
+        full = _rendered(inner, messages, add_generation_prompt=False)
+        if prompt is None or full is None:
+            continue
+        body = full.removesuffix(policy.template_tail)
+        expected = (body.rstrip("\n") if policy.strips_newlines else body) + end
+        if (
+            outer(messages[:-1], add_generation_prompt=True) != prefix + prompt
+            or outer(messages, add_generation_prompt=False) != prefix + expected
+        ):
+            raise CheckpointError(
+                "the chat template cannot be wrapped: inside another template it writes something else. Simplify it, or "
+                "let it end at the token that ends a turn."
+            )
+
+
+def _rendered(template: ChatTemplate, messages: Sequence[Message], *, add_generation_prompt: bool) -> str | None:
+    try:
+        return template(messages, add_generation_prompt=add_generation_prompt)
+    except InvalidMessages:
+        return None
+
+
+def _kept_ids(policy: EncodingPolicy) -> tuple[int, ...]:
+    """The ending as far as the score is read: without pad tokens that are skipped."""
+    ids = policy.end_ids
+    while ids and ids[-1] == policy.skip_id:
+        ids = ids[:-1]
+    return ids
+
+
+def _kept_text(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> str:
+    text = policy.end_text
+    if policy.skip_id is not None:
+        skipped = str(tokenizer.convert_ids_to_tokens(policy.skip_id))
+        while skipped and text.endswith(skipped):
+            text = text.removesuffix(skipped)
+    return text
+
+
+def _literal(text: str) -> str:
+    """A string of Jinja."""
+    for character, escaped in (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
+        text = text.replace(character, escaped)
+    return f"'{text}'"

@@ -1,0 +1,133 @@
+"""`reward-export CHECKPOINT [FOLDER]`: write a reward model in the layout that other programs load, with its contract.
+
+Without FOLDER only `scoring_contract.json` is written again, beside the weights: after a change of its format, or to bind
+a checkpoint of another trainer to what `reward-check` says of it. The probes are those of the contract that is there,
+those of `--probes`, or some plain conversations.
+
+Exit code 0: written. 1: not, and why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from model.calibration import CalibrationError
+from model.checkpoint import Checkpoint, CheckpointError, read, without_bias, write, write_contract
+from model.checkpoint.reading import resolve
+from model.checkpoint.writing import score_alone
+from model.contract import FILE_NAME, N_PROBES, ContractUnreadable, sample_from_dict
+from model.conversation import Sample, SampleError
+from model.layout_rules import Ending, ReadsAt
+from model.template import EncodingPolicyError
+
+TOLERANCE = 1e-4
+"""How far a raw score may be off when the written checkpoint is read back, in float32."""
+
+_PROMPTS = ("Why is the sky blue?", "Name three fruits.", "Write one line about the sea.", "Is 91 a prime number?")
+_RESPONSES = (
+    "Yes.",
+    "I do not know.\nPlease ask somebody else, and tell me what you have learnt!",
+    "Apples, pears, and - where I live - plums. 1, 2, 3: that makes three.",
+    "Of course. " * 12,
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command-line entry."""
+    given = _parser().parse_args(argv)
+    how: dict[str, Any] = {"ending": given.ending, "reads_at": given.reads_at, "template_date": given.template_date}
+    try:
+        probes = _probes(given.checkpoint, given.probes, given.allow_pickle)
+        if given.folder is None:
+            written = rewrite_contract(resolve(given.checkpoint), probes, **how)
+            print(f"contract      {written}")
+        else:
+            checkpoint = read(given.checkpoint, dtype="float32", allow_pickle=given.allow_pickle, **how)
+            print(f"contract      {export(checkpoint, Path(given.folder), probes)}")
+            print(f"checkpoint    {given.folder}")
+    except (
+        CheckpointError, ContractUnreadable, CalibrationError, EncodingPolicyError, SampleError, OSError, ValueError
+    ) as error:  # fmt: skip
+        print(f"cannot be exported: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def export(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> str:
+    """Write a checkpoint in our layout and return its contract's digest. Raise `CheckpointError` if it scores otherwise."""
+    if folder.exists() and any(folder.iterdir()):
+        raise CheckpointError(f"{folder} is not empty: choose another folder")
+    checkpoint, note = without_bias(checkpoint)
+    if note:
+        print(f"note          {note}")
+    encode, network = checkpoint.encoder, checkpoint.network
+    expected = [score_alone(network, encode(probe).ids) for probe in probes]
+    write(
+        folder,
+        network,
+        checkpoint.tokenizer,
+        policy=checkpoint.policy,
+        calibration=checkpoint.calibration,
+        hidden=checkpoint.hidden,
+    )
+    policy = checkpoint.policy
+    written = write_contract(
+        folder,
+        probes=probes,
+        max_tokens=policy.max_tokens,
+        truncation=policy.truncation,
+        ending="template",
+        reads_at="last",
+    )
+    worst = max((abs(probe.score - score) for probe, score in zip(written.probes, expected, strict=True)), default=0.0)
+    if not worst <= TOLERANCE:
+        raise CheckpointError(f"{folder} scores otherwise when it is read back: a probe is off by {worst:.3g}")
+    return written.digest
+
+
+def rewrite_contract(folder: Path, probes: Sequence[Sample], **how: Any) -> str:
+    """Write the contract of a folder again, at the limits of the one that is there, and return its digest."""
+    old = _old_contract(folder)
+    limits = {key: old[key] for key in ("max_tokens", "truncation") if key in old}
+    for clause in ("ending", "reads_at", "template_date"):
+        how[clause] = how[clause] or old.get(clause)
+    return write_contract(folder, probes=probes, **limits, **how).digest
+
+
+def _probes(name: str, path: str | None, allow_pickle: bool) -> list[Sample]:
+    if path is not None:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        return [sample_from_dict(json.loads(line)) for line in lines if line.strip()]
+    kept = _old_contract(resolve(name, allow_pickle=allow_pickle)).get("probes", [])
+    plain = [Sample(prompt=prompt, response=response) for prompt in _PROMPTS for response in _RESPONSES]
+    return [sample_from_dict(probe["sample"]) for probe in kept] or plain[:N_PROBES]
+
+
+def _old_contract(folder: Path) -> dict[str, Any]:
+    """The contract that is there, of whichever format."""
+    path = folder / FILE_NAME
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="reward-export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", help="folder or hub name of any reward model that can be served")
+    parser.add_argument("folder", nargs="?", help="where to write; left out: only the contract, beside the weights")
+    parser.add_argument("--probes", help="JSON lines, a sample each as for POST /score: golden samples of the contract")
+    parser.add_argument("--allow-pickle", action="store_true", help="read weights that are no safetensors")
+    parser.add_argument("--template-date", metavar="YYYY-MM-DD", help="as for reward-check")
+    parser.add_argument("--ending", choices=get_args(Ending), help="as for reward-check")
+    parser.add_argument("--reads-at", choices=get_args(ReadsAt), help="as for reward-check")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

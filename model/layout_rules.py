@@ -1,0 +1,67 @@
+"""How a sequence ends and where its score is read, for each checkpoint layout: what the trainer of the layout does.
+
+One table. A checkpoint with a written contract is read as its contract says; a checkpoint without one gets the rule of its
+layout. Standard library only; knows no tokenizer and no files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Ending = Literal["template", "template_or_eos", "end_token", "eos"]
+"""What closes a row after the response:
+
+- `template`: all that the chat template writes, and nothing else. Without a template: EOS.
+- `template_or_eos`: the same, and EOS where the template writes no control token after the response.
+- `end_token`: what the template writes up to its last control token. EOS where it writes none.
+- `eos`: newlines at the end of the rendering are removed; a space and EOS follow unless it ends with EOS.
+"""
+
+ReadsAt = Literal["last", "last_non_pad"]
+"""`last`: the last token of the row. `last_non_pad`: the last token whose id is not `pad_token_id` of config.json."""
+
+BosWithoutTemplate = Literal["tokenizer", "none"]
+"""BOS of text without a chat template: as the tokenizer adds special tokens, or none. A template writes its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutRule:
+    """One row of the table. `reason` completes "..., because"."""
+
+    ending: Ending
+    reads_at: ReadsAt
+    bos_without_template: BosWithoutTemplate
+    reason: str
+
+
+LAYOUT_RULES: dict[str, LayoutRule] = {
+    "rewardserve": LayoutRule(
+        "end_token", "last", "tokenizer",
+        "the layout is RewardServe's, whose training reads the score at the token that ends a turn",
+    ),
+    "language_model": LayoutRule(
+        "end_token", "last", "tokenizer",
+        "reward-train reads the score at the token that ends a turn",
+    ),
+    "sequence_classification": LayoutRule(
+        "template", "last_non_pad", "tokenizer",
+        "the layout is transformers' sequence classification, whose class reads the last token that is not pad_token_id",
+    ),
+    "adapter": LayoutRule(
+        "template", "last_non_pad", "tokenizer",
+        "the layout is PEFT's adapter of a sequence classifier, whose class reads the last token that is not pad_token_id",
+    ),
+    "openrlhf": LayoutRule(
+        "eos", "last", "none",
+        "the layout is OpenRLHF's, whose dataset removes newlines at the end and makes EOS the last token",
+    ),
+    "value_head": LayoutRule(
+        "template_or_eos", "last", "tokenizer",
+        "the layout is the value head of TRL and LLaMA-Factory, whose trainer reads the last token of the row",
+    ),
+}  # fmt: skip
+"""Layout -> rule. Sources: transformers `GenericForSequenceClassification.forward`; TRL `RewardTrainer._prepare_dataset`
+(EOS is appended to text without a template, and the tokenizer adds its special tokens); OpenRLHF
+`datasets/reward_dataset.py` and `models/model.py`; LLaMA-Factory `data/processor/pairwise.py` (`efficient_eos`) and
+`train/rm/trainer.py` (`attention_mask.sum() - 1`)."""
