@@ -26,11 +26,12 @@ from model.backends import LoadedModel
 from service.admission import Admission
 from service.api import docs, problems
 from service.api.admin import admin_routes
-from service.api.dialects import DIALECTS
-from service.api.dialects.routes import dialect_routes
+from service.api.dialects import DIALECTS, pairs
+from service.api.dialects.routes import DialectPolicy, dialect_routes, endpoint_of
 from service.api.door import Door
 from service.api.health import OPEN_PATHS, health_routes
 from service.api.intake import Intake, IntakeLimits
+from service.api.kserve_health import kserve_health_routes
 from service.api.middleware import Access, KeyCheck, RequestSeen, Witness
 from service.api.protocol import ConnectionLimits, Connections, OneWriteProtocol
 from service.api.routes import Straight, scoring_routes
@@ -85,11 +86,19 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
         description="Serve reward models to RLHF training.",
         redirect_slashes=False,
     )
+    aliases = settings.aliases()
+    policy = DialectPolicy(settings.overload_status, aliases, {"on_failure": settings.verify_on_failure})
+    score_pairs = endpoint_of(pairs.SCORE, stage, bounds, clock, policy)
     scoring = [
-        scoring_routes(stage, bounds, clock),
-        dialect_routes(DIALECTS, stage, bounds, clock, settings.overload_status),
+        scoring_routes(stage, bounds, clock, pairs.has_pairs, score_pairs),
+        dialect_routes(DIALECTS, stage, bounds, clock, policy),
     ]
-    routers = [*scoring, health_routes(stage, bounds, metrics.render, CONTENT_TYPE), admin_routes(stage)]
+    routers = [
+        *scoring,
+        kserve_health_routes(stage, aliases),
+        health_routes(stage, bounds, metrics.render, CONTENT_TYPE, aliases),
+        admin_routes(stage),
+    ]
     for router in routers:
         api.include_router(router)
     docs.install(api, [dialect.body for dialect in DIALECTS])

@@ -57,6 +57,13 @@ class KeyReused(RequestRefused):
     status = 422
 
 
+class ModelNotServed(RequestRefused):
+    """A request names another model than the one that would score it."""
+
+    code = "model_not_served"
+    status = 404
+
+
 class NoSuchAlarm(RequestRefused):
     """Nothing of that name waits to be acknowledged."""
 

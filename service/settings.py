@@ -334,6 +334,14 @@ class ServeSettings(ModelSettings):
     )
     admission: AdmissionSeats = AdmissionSeats()
     swap: Swap = Swap()
+    model_aliases: str = Field(
+        "",
+        description="names, with commas between, accepted as `model` beside the served one; others are refused with 404",
+    )
+    verify_on_failure: Literal["mask", "refuse"] = Field(
+        "mask",
+        description="of POST /verify (NeMo-Gym), where an episode has no score: a masked reply, or an error status",
+    )
     overload_status: Literal[503, 429] = Field(503, description="what an overloaded server answers")
     max_samples_per_request: int = Field(1024, gt=0, description="more than these are refused with 422")
     max_body_bytes: int = Field(64 * 2**20, gt=0, description="larger bodies are refused with 413")
@@ -404,6 +412,10 @@ class ServeSettings(ModelSettings):
                 f"REWARD_MAX_INPUT_TOKENS."
             )
         return self
+
+    def aliases(self) -> frozenset[str]:
+        """`model_aliases` as a set of names."""
+        return frozenset(name.strip() for name in self.model_aliases.split(",") if name.strip())
 
     def watched_folders(self) -> list[Path]:
         """The folder of each model, where they are to be watched. Raise `SettingsError` for what is none."""

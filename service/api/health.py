@@ -1,4 +1,4 @@
-"""`/livez`, `/readyz`, `/metrics` and `GET /model`: how the server is, and what it serves."""
+"""`/livez`, `/readyz`, `/metrics` and `GET /model`: how the server is, and what it serves; the same as others ask for it."""
 
 from __future__ import annotations
 
@@ -10,40 +10,36 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from service.api import docs
+from service.api.dialects.dialect import check_model, not_found_as_openai
 from service.api.replies import json_response
 from service.api.stage import Bounds, Served, Stage
 from service.batching.batcher import hanging
-from service.errors import BatcherStopped, NoSuchAlarm, ScorerDead, ScorerFailing
+from service.errors import BatcherStopped, ModelNotServed, NoSuchAlarm, ScorerDead, ScorerFailing
 from service.tripwires.advice import ADVICE
 from service.tripwires.board import Board
 
-OPEN_PATHS: frozenset[str] = frozenset({"/livez", "/readyz", "/health", "/metrics"})
+OPEN_PATHS: frozenset[str] = frozenset(
+    {"/livez", "/readyz", "/health", "/metrics", "/v2/health/live", "/v2/health/ready"}
+)
 """Answered without a key: orchestrators and Prometheus have none."""
 
 
-def health_routes(stage: Stage, bounds: Bounds, render_metrics: Callable[[], bytes], metrics_type: str) -> APIRouter:
-    """The routes that describe."""
+def health_routes(
+    stage: Stage, bounds: Bounds, render_metrics: Callable[[], bytes], metrics_type: str, aliases: frozenset[str]
+) -> APIRouter:
+    """The routes that describe. `aliases` are names of the model beside its own."""
     router = APIRouter(tags=["health"])
 
     @router.get("/livez", responses=docs.errors(500))
     async def livez() -> Response:
         """200 while the process can do its work; otherwise it should be started anew."""
-        if not stage.is_alive:
-            raise BatcherStopped("nobody drives the scorer. This is a bug in the server.")
-        if stage.is_scorer_dead:
-            raise ScorerDead("the scorer has died, or hangs for good; start this process anew, the log says more")
+        check_alive(stage)
         return json_response({"status": "alive"})
 
     @router.get("/readyz", responses=docs.errors(503))
     async def readyz() -> Response:
         """200 while `/score` is of use; 503 `loading` before, `scorer_failing`, `scorer_hanging`, `shutting_down` after."""
-        served = stage.served()
-        if served.scorer_state() != "well":
-            raise hanging()
-        if stage.is_scorer_dead:
-            raise ScorerFailing("the scorer has died; see the log")
-        if n := served.n_failing():
-            raise ScorerFailing(f"{n} batches in a row have failed; see the log", retry_after_s=30.0, failed_batches=n)
+        served = check_ready(stage)
         return json_response({"status": "ready", "model": served.loaded.identity.name, "model_epoch": served.epoch})
 
     @router.get("/health", responses=docs.errors(503))
@@ -54,14 +50,17 @@ def health_routes(stage: Stage, bounds: Bounds, render_metrics: Callable[[], byt
     @router.get("/v1/models", responses=docs.errors(401, 503))
     async def models() -> Response:
         """The model as OpenAI's clients list models."""
-        identity = stage.served().loaded.identity
-        listed = {
-            "id": identity.name,
-            "object": "model",
-            "owned_by": "rewardserve",
-            "max_model_len": identity.max_tokens,
-        }
-        return json_response({"object": "list", "data": [listed]})
+        return json_response({"object": "list", "data": [_listed(stage.served())]})
+
+    @router.get("/v1/models/{model:path}", responses=docs.errors(401, 404, 503))
+    async def openai_model(model: str) -> Response:
+        """One model as OpenAI's clients ask for it: the served one, by its name or an alias."""
+        served = stage.served()
+        try:
+            check_model(model, served, aliases)
+        except ModelNotServed as error:
+            return not_found_as_openai(error)
+        return json_response(_listed(served))
 
     @router.get("/metrics", response_class=Response)
     async def metrics() -> Response:
@@ -88,6 +87,38 @@ def health_routes(stage: Stage, bounds: Bounds, render_metrics: Callable[[], byt
         return json_response({"run": run, "wire": wire, "acknowledged": True})
 
     return router
+
+
+def _listed(served: Served) -> dict[str, Any]:
+    """A model as OpenAI lists one."""
+    identity = served.loaded.identity
+    return {
+        "id": identity.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "rewardserve",
+        "max_model_len": identity.max_tokens,
+    }
+
+
+def check_alive(stage: Stage) -> None:
+    """Raise `RequestRefused` where the process should be started anew."""
+    if not stage.is_alive:
+        raise BatcherStopped("the batching task has stopped. This is a bug in the server.")
+    if stage.is_scorer_dead:
+        raise ScorerDead("the scorer has died, or hangs for good; start this process anew, the log says more")
+
+
+def check_ready(stage: Stage) -> Served:
+    """The model in service. Raise `RequestRefused` with the reason why it would not answer well right now."""
+    served = stage.served()
+    if served.scorer_state() != "well":
+        raise hanging()
+    if stage.is_scorer_dead:
+        raise ScorerFailing("the scorer has died; see the log")
+    if n := served.n_failing():
+        raise ScorerFailing(f"{n} batches in a row have failed; see the log", retry_after_s=30.0, failed_batches=n)
+    return served
 
 
 def describe_runs(board: Board) -> dict[str, Any]:

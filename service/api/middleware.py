@@ -75,6 +75,7 @@ class Witness:
                 await internal()(scope, receive, send_with_id)
         finally:
             seen.seconds = self._clock.now() - started_at
+            seen.route = scope["state"].get("route", seen.route)
             # The name of the key, never the key.
             named = {"key": scope["state"]["key"]} if "key" in scope["state"] else {}
             seen.facts = {**scope["state"].get("facts", {}), **named}

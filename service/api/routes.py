@@ -49,8 +49,10 @@ _scores = msgspec.json.Decoder(wire.ScoreRequest)
 _comparisons = msgspec.json.Decoder(wire.CompareRequest)
 
 
-def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
-    """The routes that score."""
+def scoring_routes(
+    stage: Stage, bounds: Bounds, clock: Clock, has_pairs: Callable[[bytes], bool], score_pairs: Endpoint
+) -> APIRouter:
+    """The routes that score. A body that `has_pairs` is another server's: `score_pairs` answers it."""
     router = APIRouter(tags=["scoring"])
     parts = body.Parts.of(bounds.max_samples_per_request, bounds.admission_max_tokens)
 
@@ -59,8 +61,15 @@ def scoring_routes(stage: Stage, bounds: Bounds, clock: Clock) -> APIRouter:
         """Score samples. A bad sample gets `null` and an error of its own; its neighbours are scored."""
         deadline = read_deadline(request, clock)
         stage.served()  # refused before a body is read that nobody could answer
-        said = origin.read(request.scope)
-        asked = await body.read(request, _scores, ScoreRequest, parts)
+        said = origin.read(request.scope, {"value"})
+        try:
+            asked = await body.read(request, _scores, ScoreRequest, parts)
+        except InvalidRequest:
+            if has_pairs(await request.body()):
+                return await score_pairs(request)
+            raise
+        if said.options:
+            raise InvalidRequest("value is for other wire formats: the results here have all numbers", field="value")
         bound(len(asked.samples), bounds, "samples")
         step = said.step if asked.step is None else asked.step
         whence = origin.of(request.scope, asked.run or said.run, step, asked.kl, [s.id for s in asked.samples])
@@ -105,14 +114,15 @@ class Straight:
         self._app = app
         routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
         self._endpoints: dict[str, Endpoint] = {route.path: route.endpoint for route in routes}
+        self._patterns = [route for route in routes if "{" in route.path]
         self._overload_status = overload_status
         self._door = door
         self._idempotency = Idempotency(clock, is_blocked=is_blocked)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass on."""
-        endpoint = self._endpoints.get(scope["path"]) if scope["type"] == "http" else None
-        if endpoint is None or scope["method"] != "POST":
+        endpoint = self._endpoint(scope) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if endpoint is None:
             await self._app(scope, receive, send)
             return
         try:
@@ -122,6 +132,18 @@ class Straight:
             if isinstance(error, Overloaded):
                 self._door.found_no_seat(int(header(scope, b"content-length") or 0), response)
         await response(scope, receive, send)
+
+    def _endpoint(self, scope: Scope) -> Endpoint | None:
+        found = self._endpoints.get(scope["path"])
+        if found is not None:
+            return found
+        for route in self._patterns:
+            matched = route.path_regex.fullmatch(scope["path"])
+            if matched:
+                scope["path_params"] = matched.groupdict()
+                scope["state"]["route"] = route.path_format
+                return route.endpoint
+        return None
 
 
 def read_deadline(request: Request, clock: Clock) -> float:

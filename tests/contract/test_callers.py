@@ -35,7 +35,7 @@ class Waits:
 
 @pytest.fixture(scope="module")
 def server():
-    with Server("--backend=echo", "--max-input-tokens=64") as server:
+    with Server("--backend=echo", "--max-input-tokens=64", "--model-aliases=rm") as server:
         yield server
 
 
@@ -43,7 +43,7 @@ def server():
 def locked(tmp_path_factory):
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(KEY)
-    with Server("--backend=echo", f"--keys-file={keys}") as server:
+    with Server("--backend=echo", f"--keys-file={keys}", "--model-aliases=rm") as server:
         yield server
 
 
@@ -141,7 +141,7 @@ async def test_a_sample_that_cannot_be_scored_is_never_a_number(server, caller):
 
 @pytest.fixture(scope="module", params=["raises:ScorerError", "nan:"])
 def failing(request):
-    with drill(request.param) as server:
+    with drill(request.param, "--model-aliases=rm") as server:
         yield server
 
 
@@ -155,6 +155,9 @@ async def test_a_masked_episode_has_a_failure_class_and_the_lowest_reward_beside
     answer = await callers.nemo_gym(server.url, *gym_episode("too long " * 40))
     said = answer.model_extra
     assert said["mask_sample"] is True
+    assert said["instance_config"]["mask_sample"] is True
+    assert said["failure_kind"] == "rewardserve:input_too_long"
+    assert "64" in said["failure_reason"]
     assert said["_ng_failure_class"] == "reward_input_too_long"
     assert said["error"]["limit"] == 64
     assert answer.reward == server.client.get("/model").json()["pipeline"]["cap_low"]

@@ -3,7 +3,7 @@
 `DIALECTS` is the table. A new one is a file with a `Dialect` in it, and a line here.
 """
 
-from service.api.dialects import kserve, llamafactory, nemo_gym, openai, openrlhf, slime, tei, vllm
+from service.api.dialects import kserve, llamafactory, nemo_gym, openai, openrlhf, pairs, slime, tei, vllm
 from service.api.dialects.dialect import Dialect
 
 DIALECTS: tuple[Dialect, ...] = (
@@ -11,10 +11,14 @@ DIALECTS: tuple[Dialect, ...] = (
     slime.SLIME,
     llamafactory.SCORE_EVALUATION,
     vllm.CLASSIFY,
+    vllm.CLASSIFY_V1,
     vllm.POOLING,
+    pairs.SCORE,
+    *pairs.RERANKS,
     openai.EMBEDDINGS,
     tei.PREDICT,
     nemo_gym.VERIFY,
+    kserve.INFER_VERSION,  # first: a name may hold slashes
     kserve.INFER,
 )
 

@@ -1,22 +1,34 @@
-"""`POST /v2/models/reward_model/infer`: the KServe v2 protocol in JSON, as NeMo-Aligner's reward server named its tensors.
+"""`POST /v2/models/NAME/infer`: the KServe v2 protocol in JSON, with the tensors of NeMo-Aligner's reward server.
 
-In: `sentences` (BYTES), or `tokens` (INT64, padded on the right) with `sequence_lengths`. Out: `rewards` (FP32). Triton's
-clients send binary tensors unless told otherwise; those are refused by the content type.
+NAME is the served model, an alias, or `reward_model`, which NeMo-Aligner's clients send. In: `sentences` (BYTES), or `tokens`
+(INT64, padded on the right) with `sequence_lengths`. Out: `rewards` (FP32). Triton's clients send binary tensors unless told
+otherwise; those are refused by the content type. An error is a text, as the protocol has it, with its code and numbers beside.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import msgspec
+from starlette.responses import Response
 
 from model.conversation import SCORES_EMPTY, Sample
 from service.api.dialects.dialect import Answered, Dialect
+from service.api.problems import problem
+from service.api.replies import json_response
 from service.api.stage import Served
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, Overloaded, RequestRefused
 from service.scoring import Asked
 
-MODEL = "reward_model"
+FIXED_NAMES = frozenset({"reward_model"})
+"""What NeMo-Aligner's clients call every model."""
+
+TENSORS = {
+    "inputs": [{"name": "sentences", "datatype": "BYTES", "shape": [-1, 1]}],
+    "outputs": [{"name": "rewards", "datatype": "FP32", "shape": [-1, 1]}],
+}
+"""What `GET /v2/models/NAME` says of the tensors that every client can send."""
 
 
 class Tensor(msgspec.Struct, frozen=True, gc=False):
@@ -72,14 +84,27 @@ def _answer(body: InferRequest, answered: Answered) -> dict[str, Any]:
     numbers = answered.numbers
     rewards = {"name": "rewards", "datatype": "FP32", "shape": [len(numbers), 1], "data": numbers}
     named = {} if body.id is None else {"id": body.id}
-    return {**named, "model_name": MODEL, "model_version": str(answered.served.epoch), "outputs": [rewards]}
+    return {**named, "model_name": answered.model, "model_version": str(answered.served.epoch), "outputs": [rewards]}
+
+
+def refusal_in_words(error: RequestRefused, overload_status: int) -> Response:
+    """The protocol's reply for an error."""
+    status = overload_status if isinstance(error, Overloaded) else error.status
+    headers = {k: v for k, v in problem(error).headers.items() if k in ("retry-after", "connection")}
+    return json_response({"error": error.message, "code": error.code, **error.details}, status, headers)
 
 
 INFER = Dialect(
-    path=f"/v2/models/{MODEL}/infer",
+    path="/v2/models/{model:path}/infer",
     callers="KServe v2 clients, old NeMo-Aligner actors in JSON",
     body=InferRequest,
     ask=_ask,
     answer=_answer,
     number="raw",
+    refuse=refusal_in_words,
+    fixed_names=FIXED_NAMES,
+    not_served=lambda error: refusal_in_words(error, error.status),
 )
+
+INFER_VERSION = replace(INFER, path="/v2/models/{model:path}/versions/{version}/infer")
+"""As `INFER`, by one version of the model or not at all."""

@@ -1,7 +1,8 @@
 """`POST /v1/score/evaluation`: LLaMA-Factory's reward server, as its PPO trainer calls it (`reward_model_type: api`).
 
-Texts are decoded from ids with special tokens kept. Its client has no timeout, tries once, and ends with a KeyError on any
-answer without `scores` (`llamafactory/train/ppo/ppo_utils.py`): so a request waits for its seats here.
+Texts are decoded from ids with special tokens kept. Its client always sends `"model": "model"`, which is taken for no name. It
+has no timeout, tries once, and ends with a KeyError on any answer without `scores` (`llamafactory/train/ppo/ppo_utils.py`): so
+a request waits for its seats here.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class ScoreEvaluationRequest(msgspec.Struct, frozen=True, gc=False):
     """The fields of LLaMA-Factory's protocol; `messages` are whole texts."""
 
     messages: Annotated[list[str], msgspec.Meta(min_length=1)]
-    model: str = ""
+    model: str | None = None
     max_length: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
@@ -32,11 +33,11 @@ def _ask(body: ScoreEvaluationRequest, _served: Served) -> list[Asked]:
     return [Sample(text=text, terms=terms) for text in body.messages]
 
 
-def _answer(body: ScoreEvaluationRequest, answered: Answered) -> dict[str, Any]:
+def _answer(_body: ScoreEvaluationRequest, answered: Answered) -> dict[str, Any]:
     return {
         "id": f"scoreval-{uuid4().hex}",
         "object": "score.evaluation",
-        "model": body.model or answered.served.loaded.identity.name,
+        "model": answered.model,
         "scores": answered.numbers,
     }
 
@@ -49,4 +50,6 @@ SCORE_EVALUATION = Dialect(
     answer=_answer,
     number="reward",
     patience_s=_PATIENCE_S,
+    model=lambda body: body.model,
+    fixed_names=frozenset({"model"}),
 )

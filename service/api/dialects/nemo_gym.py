@@ -1,13 +1,17 @@
 """`POST /verify`: a resources server of NeMo-Gym, one episode a request, in the shapes of OpenAI's Responses.
 
-The reply is the request with `reward`, `reward_components` and `mask_sample` beside it (`nemo_gym/base_resources_server`).
-Gym demands a number even where there is none. An episode that cannot be scored is masked, and named a failure in the way
-that keeps it out of Gym's results; the number beside the mask is the lowest that this server gives, so that an agent which
-looks at no mask cannot gain by failing. Where there is no lowest, the request is refused.
+The reply is the request with `reward` and `mask_sample` beside it (`nemo_gym/base_resources_server`). Gym demands a number
+even where there is none. An episode that cannot be scored is masked: at the top level, where Gym has the mask since it has
+`failure_kind` and `failure_reason`, and in `instance_config`, where NeMo-RL reads it (`_extract_mask_sample_flags`). The number
+beside the mask is the lowest that this server gives, so that an agent which looks at no mask cannot gain by failing. Where
+there is no lowest, or `?on_failure=refuse` or the setting behind it says so, the request is refused.
+
+NeMo-RL ends a run whose `reward` is not the sum of its `reward_components`, so these are sent where they add up to it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from model.conversation import SCORES_EMPTY, FinishReason, InvalidMessages, Message, Sample
@@ -72,34 +76,61 @@ def _message(index: int, item: object, role: str | None = None) -> dict[str, Any
 def _answer(body: Body, answered: Answered) -> Body:
     (result,) = answered.results
     if result.failure is not None:
-        return {**body, **_masked(result.failure, answered)}
+        return {**body, **_masked(body, result.failure, answered)}
+    # Whoever masked the episode before it came here knew why.
+    is_masked = body.get("mask_sample") is True or _instance_config(body).get("mask_sample") is True
+    said = {"failure_kind": body.get("failure_kind"), "failure_reason": body.get("failure_reason")}
+    components = _components(result, answered)
     return {
         **body,
         "reward": number_of(0, result, answered.number),
-        "reward_components": _components(result, answered),
-        "mask_sample": False,
+        **({"reward_components": components} if components else {}),
+        **_mask(body, is_masked),
+        **said,
     }
 
 
-def _masked(failure: Failure, answered: Answered) -> Body:
+def _mask(body: Body, is_masked: bool) -> Body:
+    config = {**_instance_config(body), "mask_sample": is_masked}
+    return {"mask_sample": is_masked, "instance_config": config}
+
+
+def _instance_config(body: Body) -> Mapping[str, Any]:
+    """What the episode was made of, where the body has that as an object."""
+    config = body.get("instance_config")
+    return config if isinstance(config, dict) else {}
+
+
+def _masked(body: Body, failure: Failure, answered: Answered) -> Body:
+    if answered.options.get("on_failure") == "refuse":
+        raise refused_for(0, failure)
     lowest = answered.served.pipeline.cap_low if answered.number == "reward" else None
     refused = refused_for(0, failure)
     if lowest is None or not isinstance(refused, SampleRefused):
         raise refused
     return {
         "reward": lowest,
-        "reward_components": {},
-        "mask_sample": True,
+        **_mask(body, True),
+        "failure_kind": f"rewardserve:{failure.code}",
+        "failure_reason": failure.message,
         _FAILURE_CLASS: f"reward_{failure.code}",
         "error": {"code": failure.code, "message": failure.message, **failure.details},
     }
 
 
 def _components(result: Scored, answered: Answered) -> dict[str, float]:
-    """The heads by name where there are several, else the raw score: the same keys for every episode."""
-    assert result.reward is not None
-    heads = answered.served.details.heads
-    return {name: value for name, value in (result.heads or {}).items() if name in heads} or {"raw": result.reward.raw}
+    """What each head adds to the number, by name, where the number is their weighted sum and there are several; else nothing.
+
+    The same for every episode of a server: GDPO wants the same objectives for each.
+    """
+    served = answered.served
+    pipeline, heads = served.pipeline, served.loaded.identity.heads
+    is_raw = answered.number == "raw" or (
+        answered.number == "reward" and not pipeline.normalizes and not pipeline.stages
+    )
+    if len(heads) < 2 or not is_raw or pipeline.combination.how != "sum" or result.heads is None:
+        return {}
+    return {name: weight * result.heads[name] for name, weight in heads}
 
 
 VERIFY = Dialect(
@@ -109,4 +140,5 @@ VERIFY = Dialect(
     ask=_ask,
     answer=_answer,
     number="reward",
+    options={"on_failure": frozenset({"mask", "refuse"})},
 )

@@ -29,7 +29,7 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True, gc=False):
     """The fields of OpenAI's embeddings; `dimensions` and `user` mean nothing here."""
 
     input: Inputs
-    model: str = ""
+    model: str | None = None
     encoding_format: Encoding = "float"
 
 
@@ -72,7 +72,7 @@ def _answer(body: EmbeddingsRequest, answered: Answered) -> dict[str, Any]:
     ]
     return {
         "object": "list",
-        "model": body.model or answered.served.loaded.identity.name,
+        "model": answered.model,
         "data": data,
         "usage": usage(answered),
     }
@@ -85,4 +85,5 @@ EMBEDDINGS = Dialect(
     ask=_ask,
     answer=_answer,
     number="raw",
+    model=lambda body: body.model,
 )

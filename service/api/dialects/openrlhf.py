@@ -28,6 +28,7 @@ class GetRewardRequest(msgspec.Struct, frozen=True, gc=False):
     query: list[str] | None = None
     prompts: list[str] | None = None
     responses: list[str] | None = None
+    model: str | None = None
 
 
 def _ask(body: GetRewardRequest, served: Served) -> list[Asked]:
@@ -92,4 +93,5 @@ GET_REWARD = Dialect(
     answer=_answer,
     number="reward",
     patience_s=_PATIENCE_S,
+    model=lambda body: body.model,
 )

@@ -5,36 +5,53 @@ Knows no caller in particular; each is a `Dialect` of the table.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api import body, docs, origin
-from service.api.dialects.dialect import NUMBERS, Answered, Dialect, Number
+from service.api.dialects.dialect import NUMBERS, Answered, Dialect, Number, check_model, check_version
 from service.api.problems import refusal
 from service.api.replies import json_response
 from service.api.routes import Endpoint, bound, note, read_deadline, while_connected
 from service.api.stage import Bounds, Served, Stage
 from service.clock import Clock
-from service.errors import InvalidRequest, Loading, Overloaded, RateLimited, RequestRefused
+from service.errors import InvalidRequest, Loading, ModelNotServed, Overloaded, RateLimited, RequestRefused
 from service.scoring import Asked, Scored
 from service.watch import Origin
 
 T = TypeVar("T")
 
+_DEFAULT_NAMES = frozenset({"default"})
+"""SGLang's clients send this where their user has named no model."""
+
+
+@dataclass(frozen=True, slots=True)
+class DialectPolicy:
+    """What an operator has chosen for all wire formats.
+
+    `aliases` are names of the model beside its own; `options` the values of query parameters that a URL leaves out.
+    """
+
+    overload_status: int = Overloaded.status
+    aliases: frozenset[str] = frozenset()
+    options: Mapping[str, str] = field(default_factory=dict)
+
 
 def dialect_routes(
-    dialects: Sequence[Dialect], stage: Stage, bounds: Bounds, clock: Clock, overload_status: int
+    dialects: Sequence[Dialect], stage: Stage, bounds: Bounds, clock: Clock, policy: DialectPolicy
 ) -> APIRouter:
     """A route for each."""
     router = APIRouter(tags=["dialects"])
     for dialect in dialects:
         router.add_api_route(
             dialect.path,
-            _endpoint(dialect, stage, bounds, clock, overload_status),
+            endpoint_of(dialect, stage, bounds, clock, policy),
             methods=["POST"],
             summary=f"As {dialect.callers} call it",
             **docs.foreign_operation(dialect.body, own_refusals=dialect.refuse is not refusal),
@@ -42,20 +59,29 @@ def dialect_routes(
     return router
 
 
-def _endpoint(dialect: Dialect, stage: Stage, bounds: Bounds, clock: Clock, overload_status: int) -> Endpoint:
+def endpoint_of(dialect: Dialect, stage: Stage, bounds: Bounds, clock: Clock, policy: DialectPolicy) -> Endpoint:
+    """The endpoint of one wire format."""
     decoder = msgspec.json.Decoder(dialect.body)
 
     async def endpoint(request: Request) -> Response:
         try:
-            return await _answer(dialect, decoder, request, stage, bounds, clock)
+            return await _answer(dialect, decoder, request, stage, bounds, clock, policy)
+        except ModelNotServed as error:
+            return dialect.not_served(error)
         except RequestRefused as error:
-            return dialect.refuse(error, overload_status)
+            return dialect.refuse(error, policy.overload_status)
 
     return endpoint
 
 
 async def _answer(
-    dialect: Dialect, decoder: msgspec.json.Decoder[Any], request: Request, stage: Stage, bounds: Bounds, clock: Clock
+    dialect: Dialect,
+    decoder: msgspec.json.Decoder[Any],
+    request: Request,
+    stage: Stage,
+    bounds: Bounds,
+    clock: Clock,
+    policy: DialectPolicy,
 ) -> Response:
     began = clock.now()
     parts = body.Parts.of(bounds.max_samples_per_request, bounds.admission_max_tokens)
@@ -63,10 +89,16 @@ async def _answer(
     said = origin.read(request.scope, {*dialect.options, "value"})
     whence = origin.of(request.scope, said.run, said.step)
     number = _number(said.options.get("value"), dialect)
+    _check_options(said.options, dialect)
     content = await body.read_foreign(request, decoder, parts)
+    is_activated = _is_activated(dialect, content, has_value="value" in said.options)
+    accepted = policy.aliases | dialect.fixed_names | _DEFAULT_NAMES
+    named = request.path_params.get("model") or dialect.model(content)
 
     async def scored() -> tuple[Served, Sequence[Scored]]:
         served = stage.served_for(whence.run, said.only)
+        check_model(named, served, accepted)
+        check_version(request.path_params.get("version"), served)
         samples = dialect.ask(content, served)
         bound(len(samples), bounds, "samples")
         note(request, run=whence.run, step=whence.step, samples=len(samples), epoch=served.epoch)
@@ -74,9 +106,11 @@ async def _answer(
 
     patience = _Patience(min(deadline, began + dialect.patience_s), clock, stage)
     served, results = await while_connected(request, patience.insist(scored))
-    answered = Answered(served, results, number, said.options, clock.now() - began)
+    options = {**policy.options, **said.options}
+    answered = Answered(served, results, number, options, clock.now() - began, is_activated)
     reply = dialect.answer(content, answered)
-    return json_response(reply, headers={"x-model-epoch": str(served.epoch), **dialect.headers(content, answered)})
+    about = {"x-model-name": _as_header(answered.model), "x-model-epoch": str(served.epoch)}
+    return json_response(reply, headers={**about, **dialect.headers(content, answered)})
 
 
 async def _score(served: Served, samples: Sequence[Asked], deadline: float, origin: Origin) -> Sequence[Scored]:
@@ -89,6 +123,28 @@ def _number(asked: str | None, dialect: Dialect) -> Number:
     if asked not in NUMBERS:
         raise InvalidRequest(f"value must be one of {', '.join(NUMBERS)}", field="value")
     return asked
+
+
+def _check_options(given: Mapping[str, str], dialect: Dialect) -> None:
+    for name, values in dialect.options.items():
+        if values and given.get(name, next(iter(values))) not in values:
+            raise InvalidRequest(f"{name} must be one of {', '.join(sorted(values))}", field=name)
+
+
+def _is_activated(dialect: Dialect, content: Any, *, has_value: bool) -> bool:
+    """Whether the caller gets a sigmoid. A URL that says which number is meant, means that number as it is."""
+    asked = dialect.activation(content)
+    if asked and has_value:
+        raise InvalidRequest(
+            "?value= asks for a number as it is, and the body for an activation of it: send one of the two",
+            field="value",
+        )
+    return dialect.activates(content) and not has_value if asked is None else asked
+
+
+def _as_header(name: str) -> str:
+    """A name in ASCII, percent-encoded where it must be: any name of a folder can be that of a model."""
+    return quote(name, safe=" /:+@,;=()[]!")
 
 
 class _Patience:

@@ -22,6 +22,7 @@ class SlimeRequest(msgspec.Struct, frozen=True, gc=False):
 
     prompt: str | list[dict[str, Any]]
     response: str
+    model: str | None = None
 
 
 def _ask(body: SlimeRequest, served: Served) -> list[Asked]:
@@ -40,6 +41,7 @@ def _answer(_body: SlimeRequest, answered: Answered) -> Any:
     reward = result.reward
     assert reward is not None
     facts = {
+        "model": answered.model,
         "raw": reward.raw,
         "normalized": reward.normalized,
         "capped": reward.is_capped,
@@ -56,5 +58,6 @@ SLIME = Dialect(
     ask=_ask,
     answer=_answer,
     number="reward",
-    options=frozenset({"reward_key"}),
+    options={"reward_key": frozenset()},
+    model=lambda body: body.model,
 )

@@ -1,7 +1,7 @@
 """`POST /predict`: text-embeddings-inference. A list of two texts is one pair there; a batch is a list of lists.
 
-A text is taken as rendered, a pair as a prompt and its response. As there, the default is a sigmoid of the score, and
-`raw_scores` gives the score itself. Errors have its schema, and timings are in its headers.
+A text is taken as rendered, a pair as a prompt and its response. As there, the default is a sigmoid of the raw score, and
+`raw_scores` gives the score itself; so does a URL with `?value=`. Errors have its schema, and timings are in its headers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import msgspec
 from starlette.responses import Response
 
 from model.conversation import Sample, Terms
-from service.api.dialects.dialect import Answered, Dialect, sigmoid, spoken
+from service.api.dialects.dialect import Answered, Dialect, spoken
 from service.api.dialects.vllm import LABEL
 from service.api.problems import problem
 from service.api.replies import json_response
@@ -37,7 +37,8 @@ class PredictRequest(msgspec.Struct, frozen=True, gc=False):
 
     inputs: str | list[str | list[str]]
     truncate: bool | None = None
-    raw_scores: bool = False
+    raw_scores: bool | None = None
+    model: str | None = None
 
 
 def _is_batch(body: PredictRequest) -> bool:
@@ -70,8 +71,7 @@ def _sample(sequence: list[str], terms: Terms, served: Served) -> Asked:
 
 
 def _answer(body: PredictRequest, answered: Answered) -> Any:
-    numbers = answered.numbers if body.raw_scores else [sigmoid(number) for number in answered.numbers]
-    predictions = [[{"score": number, "label": LABEL}] for number in numbers]
+    predictions = [[{"score": number, "label": LABEL}] for number in answered.numbers]
     return predictions if _is_batch(body) else predictions[0]
 
 
@@ -121,4 +121,8 @@ PREDICT = Dialect(
     number="raw",
     headers=_headers,
     refuse=_refuse,
+    model=lambda body: body.model,
+    not_served=lambda error: _refuse(error, error.status),
+    activation=lambda body: None if body.raw_scores is None else not body.raw_scores,
+    activates=lambda _body: True,
 )

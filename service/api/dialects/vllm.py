@@ -8,13 +8,14 @@ Special tokens, template and truncation are the contract's: the end token, at wh
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import msgspec
 
 from model.conversation import SCORES_EMPTY, FinishReason, Sample, Terms
-from service.api.dialects.dialect import Answered, Dialect, sample_of, sigmoid
+from service.api.dialects.dialect import Answered, Dialect, sample_of
 from service.api.dialects.openai import Encoding, Inputs, samples_of, usage, vector
 from service.api.dialects.turns import turns_of
 from service.api.stage import Served
@@ -28,7 +29,7 @@ LABEL = "LABEL_0"
 class PoolingRequest(msgspec.Struct, frozen=True, gc=False):
     """The fields of both servers that mean something for one score.
 
-    Accepted and of no effect: `model`, `user`, `priority`, `cache_salt`, `add_special_tokens`, `truncation_side`,
+    Accepted and of no effect: `user`, `priority`, `cache_salt`, `add_special_tokens`, `truncation_side`,
     `padding`. A template of the caller's own is refused: the score would not be the one that was trained.
     """
 
@@ -36,7 +37,7 @@ class PoolingRequest(msgspec.Struct, frozen=True, gc=False):
     messages: list[dict[str, Any]] | None = None
     text: str | list[str] | None = None
     input_ids: list[Any] | None = None
-    model: str = ""
+    model: str | None = None
     request_id: str = ""
     use_activation: bool | None = None
     activation: bool | None = None
@@ -57,10 +58,10 @@ class PoolingRequest(msgspec.Struct, frozen=True, gc=False):
         return self.text is not None or self.input_ids is not None
 
     @property
-    def wants_activation(self) -> bool:
-        """`use_activation`, or one of the names that it had."""
+    def wants_activation(self) -> bool | None:
+        """`use_activation`, or one of the names that it had; of one score each means the sigmoid there."""
         asked = [self.use_activation, self.activation, self.softmax]
-        return next((each for each in asked if each is not None), False)
+        return next((each for each in asked if each is not None), None)
 
     @property
     def terms(self) -> Terms:
@@ -93,8 +94,7 @@ def _answer_classify(body: PoolingRequest, answered: Answered) -> Any:
     if body.is_sglang:
         return _sglang(body, answered)
     data = [
-        {"index": i, "label": LABEL, "probs": [number], "num_classes": 1}
-        for i, number in enumerate(_activated(body, answered))
+        {"index": i, "label": LABEL, "probs": [number], "num_classes": 1} for i, number in enumerate(answered.numbers)
     ]
     return _vllm(body, answered, "classify", data)
 
@@ -134,13 +134,9 @@ def _ask_pooling(body: PoolingRequest, served: Served) -> list[Asked]:
 def _answer_pooling(body: PoolingRequest, answered: Answered) -> Any:
     data = [
         {"index": i, "object": "pooling", "data": vector(number, body.encoding_format)}
-        for i, number in enumerate(_activated(body, answered))
+        for i, number in enumerate(answered.numbers)
     ]
     return _vllm(body, answered, "pool", data)
-
-
-def _activated(body: PoolingRequest, answered: Answered) -> list[float]:
-    return [sigmoid(number) for number in answered.numbers] if body.wants_activation else answered.numbers
 
 
 def _vllm(body: PoolingRequest, answered: Answered, kind: str, data: list[dict[str, Any]]) -> dict[str, Any]:
@@ -148,7 +144,7 @@ def _vllm(body: PoolingRequest, answered: Answered, kind: str, data: list[dict[s
         "id": f"{kind}-{body.request_id or uuid4().hex}",
         "object": "list",
         "created": int(time.time()),
-        "model": body.model or answered.served.loaded.identity.name,
+        "model": answered.model,
         "data": data,
         "usage": usage(answered),
     }
@@ -161,7 +157,12 @@ CLASSIFY = Dialect(
     ask=_ask,
     answer=_answer_classify,
     number="raw",
+    model=lambda body: body.model,
+    activation=lambda body: body.wants_activation,
 )
+
+CLASSIFY_V1 = replace(CLASSIFY, path="/v1/classify", callers="clients of SGLang")
+"""SGLang's reply has a softmax there, which is 1 for one score: here it is what `/classify` gives."""
 
 POOLING = Dialect(
     path="/pooling",
@@ -170,4 +171,6 @@ POOLING = Dialect(
     ask=_ask_pooling,
     answer=_answer_pooling,
     number="raw",
+    model=lambda body: body.model,
+    activation=lambda body: body.wants_activation,
 )

@@ -1,0 +1,149 @@
+"""What NeMo-RL does with replies of `/verify`: its check of components and its reading of masks, written out.
+
+From `nemo_rl/environments/nemo_gym.py` (`extract_reward_components`, `validate_reward_components_match_scalar`) and
+`nemo_rl/experience/rollouts.py` (`_extract_mask_sample_flags`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tests.support.checkpoints import reward_model
+from tests.support.service_server import Server, drill
+
+HEADS = {"convincing": 1.5, "harmless": -0.25}
+
+
+def components_of(result):
+    components = result.get("reward_components")
+    if not components:
+        return None
+    return {str(name): float(score) for name, score in components.items()}
+
+
+def check_components(results):
+    """Raises ValueError, which ends the training run."""
+    for i, result in enumerate(results):
+        components = components_of(result)
+        if components is None:
+            continue
+        scalar, total = float(result["reward"]), sum(components.values())
+        if not math.isclose(scalar, total, rel_tol=1e-5, abs_tol=1e-6):
+            raise ValueError(f"NeMo Gym verify result {i} has reward={scalar} but its components sum to {total}")
+
+
+def masks_of(results):
+    return [bool((result.get("instance_config") or {}).get("mask_sample", False)) for result in results]
+
+
+def test_the_checks_are_those_of_nemo_rl():
+    check_components([{"reward": 1.5000001, "reward_components": {"a": 1.0, "b": 0.5}}, {"reward": 2.0}])
+    with pytest.raises(ValueError, match="result 1"):
+        check_components([{"reward": 0.0}, {"reward": 2.0, "reward_components": {"a": 1.0, "b": 0.5}}])
+    assert masks_of([{}, {"instance_config": None}, {"instance_config": {"mask_sample": True}}]) == [False, False, True]
+
+
+def episode(response, **more):
+    said = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": response}]}
+    asked = {"input": [{"role": "user", "content": "What is two plus two?"}]}
+    return {"responses_create_params": asked, "response": {"object": "response", "output": [said]}, **more}
+
+
+def verified(server, body, query=""):
+    answer = server.client.post(f"/verify{query}", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@pytest.fixture(scope="module", params=["one head", "two heads"])
+def folder(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gym") / "model"
+    reward_model(folder, heads=HEADS if request.param == "two heads" else None)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "flags", [(), ("--normalize=off", "--shape=none"), ("--shape=none", "--penalties.missing-end=1")]
+)
+def test_nemo_rl_finds_nothing_wrong_with_any_reply(folder, flags):
+    is_raw = "--normalize=off" in flags
+    with Server(f"--model={folder}", "--device=cpu", "--dtype=float32", *flags) as server:
+        has_two = len(server.client.get("/model").json()["identity"]["heads"]) == 2
+        for query in ["", "?value=raw", *([] if is_raw else ["?value=normalized"])]:
+            results = [verified(server, episode(text), query) for text in ("Four.", "Five, of course.", "", "x" * 30)]
+            check_components(results)
+            assert masks_of(results) == [False] * 4
+            is_sum = has_two and (query == "?value=raw" or (query == "" and is_raw))
+            names = {frozenset(components_of(result) or ()) for result in results}
+            assert names == {frozenset(HEADS) if is_sum else frozenset()}  # GDPO wants the same for every episode
+
+
+def test_a_component_is_the_weighted_value_of_its_head(tmp_path):
+    reward_model(tmp_path / "model", heads=HEADS)
+    with Server(f"--model={tmp_path / 'model'}", "--device=cpu", "--dtype=float32") as server:
+        body = episode("Four.")
+        (result,) = server.score({"prompt": "What is two plus two?", "response": "Four."}).json()["results"]
+        answer = verified(server, body, "?value=raw")
+        assert answer["reward"] == pytest.approx(result["raw"], rel=1e-6)
+        assert answer["reward_components"] == pytest.approx(
+            {name: weight * result["heads"][name] for name, weight in HEADS.items()}, rel=1e-6
+        )
+
+
+@pytest.fixture(scope="module")
+def short():
+    with Server("--backend=echo", "--max-input-tokens=64") as server:
+        yield server
+
+
+def test_a_failed_episode_is_masked_in_every_place_that_is_read(short):
+    answer = verified(short, episode("too long " * 40, instance_config={"id": 7}))
+    assert masks_of([answer]) == [True]
+    assert answer["mask_sample"] is True
+    assert answer["instance_config"] == {"id": 7, "mask_sample": True}
+    assert answer["failure_kind"] == "rewardserve:input_too_long"
+    assert "64" in answer["failure_reason"]
+    check_components([answer])
+    assert components_of(answer) is None
+
+
+def test_a_scored_episode_says_that_it_is_not_masked(short):
+    answer = verified(short, episode("fine"))
+    assert masks_of([answer]) == [False]
+    assert (answer["mask_sample"], answer["failure_kind"], answer["failure_reason"]) == (False, None, None)
+
+
+@pytest.mark.parametrize("config", [None, "a text", [1], 3])
+def test_an_instance_config_that_is_no_object_is_replaced_by_one(short, config):
+    assert masks_of([verified(short, episode("fine", instance_config=config))]) == [False]
+
+
+@pytest.mark.parametrize("masked", [{"mask_sample": True}, {"instance_config": {"mask_sample": True}}])
+def test_what_was_masked_before_stays_masked(short, masked):
+    answer = verified(short, episode("fine", failure_kind="agent_timeout", failure_reason="late", **masked))
+    assert masks_of([answer]) == [True]
+    assert answer["mask_sample"] is True
+    assert (answer["failure_kind"], answer["failure_reason"]) == ("agent_timeout", "late")
+
+
+def test_a_server_may_refuse_instead_of_masking(short):
+    body = episode("too long " * 40)
+    refused = short.client.post("/verify?on_failure=refuse", json=body)
+    assert (refused.status_code, refused.json()["error"]["reason"]) == (422, "input_too_long")
+    assert short.client.post("/verify?on_failure=maybe", json=body).status_code == 422
+    with Server("--backend=echo", "--max-input-tokens=64", "--verify-on-failure=refuse") as server:
+        assert server.client.post("/verify", json=body).status_code == 422
+        assert verified(server, body, "?on_failure=mask")["mask_sample"] is True
+
+
+def test_without_a_lowest_reward_an_episode_is_refused():
+    with Server("--backend=echo", "--max-input-tokens=64", "--shape=none") as server:
+        assert server.client.post("/verify", json=episode("too long " * 40)).status_code == 422
+
+
+def test_what_may_pass_is_an_error_status_and_no_mask():
+    with drill("raises:ScorerError") as server:
+        refused = server.client.post("/verify", json=episode("fine"))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "sample_failed")
