@@ -35,6 +35,10 @@ BODIES = {
     "/pooling": {"input": [TEXT]},
     "/v1/embeddings": {"input": TEXT},
     "/predict": {"inputs": TEXT},
+    "/v1/classify": {"input": TEXT},
+    "/score": {"text_1": "a", "text_2": TEXT},
+    "/v1/score": {"query": "a", "items": [TEXT]},
+    "/rerank": {"query": "a", "documents": [TEXT]},
     "/v2/models/reward_model/infer": {
         "inputs": [{"name": "sentences", "shape": [1], "datatype": "BYTES", "data": [TEXT]}]
     },

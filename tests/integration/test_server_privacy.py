@@ -42,12 +42,29 @@ DIALECT_BODIES = {
         {"input": MARKER, "chat_template": MARKER},
         {"text": [MARKER], "input_ids": [[MARKER]]},
     ],
+    "/v1/classify": [{"input": MARKER, "model": MARKER}],
+    "/v1/score": [
+        {"text_1": MARKER, "text_2": [MARKER, MARKER]},
+        {"query": MARKER, "items": [MARKER]},
+        {"text_1": MARKER, "text_2": MARKER, "model": MARKER},
+        {"query": MARKER, "items": [[MARKER]]},
+    ],
+    "/rerank": [
+        {"query": MARKER, "documents": [MARKER]},
+        {"query": MARKER, "texts": [MARKER]},
+        {"query": MARKER, "documents": [MARKER], "instruct": MARKER},
+    ],
+    "/v1/rerank": [{"query": MARKER, "documents": [{"text": MARKER}], "model": MARKER}],
+    "/v2/rerank": [{"query": MARKER, "documents": [{MARKER: MARKER}]}],
     "/pooling": [{"messages": TURNS, "task": MARKER}, {"input": [[MARKER]]}],
     "/v1/embeddings": [{"input": [MARKER]}, {"input": MARKER, "encoding_format": MARKER}],
     "/predict": [{"inputs": [[MARKER, MARKER]]}, {"inputs": [[MARKER] * 3]}],
     "/verify": [
         {"responses_create_params": {"input": MARKER}, "response": {"output": [{"type": MARKER}]}},
         {"responses_create_params": {"input": TURNS}, "response": {"output": TURNS[1:]}},
+    ],
+    "/v2/models/reward_model/versions/1/infer": [
+        {"inputs": [{"name": "sentences", "shape": [1], "datatype": "BYTES", "data": [MARKER]}]},
     ],
     "/v2/models/reward_model/infer": [
         {"inputs": [{"name": "sentences", "shape": [1], "datatype": "BYTES", "data": [MARKER]}]},
@@ -114,7 +131,8 @@ def test_the_log_never_quotes_a_conversation(model, log_format):
 
 
 def test_every_dialect_is_spoken_of_it():
-    assert set(DIALECT_BODIES) == {dialect.path for dialect in DIALECTS}
+    paths = {dialect.path.replace("{model:path}", "reward_model").replace("{version}", "1") for dialect in DIALECTS}
+    assert set(DIALECT_BODIES) == paths
 
 
 def test_neither_a_conversation_nor_a_key_is_in_what_keys_and_quotas_say(tmp_path):

@@ -20,9 +20,18 @@ from tests.security.families import FAMILIES
 from tests.security.test_control_tokens import controls_of, world
 from tests.support.service_server import ROOT
 
-PATHS = {dialect.path: dialect for dialect in DIALECTS}
-WHOLE_TEXT = {"/v1/score/evaluation", "/v1/embeddings", "/v2/models/reward_model/infer", "/pooling"}
-"""These have no field for a response (`/pooling` and `/classify` have `messages` beside their whole texts)."""
+PATHS = {
+    dialect.path.replace("{model:path}", "NAME"): dialect for dialect in DIALECTS if "{version}" not in dialect.path
+}
+WHOLE_TEXT = {
+    "/v1/score/evaluation",
+    "/v1/embeddings",
+    "/v2/models/NAME/infer",
+    "/pooling",
+    "/classify",
+    "/v1/classify",
+}
+"""These have no field for a response (`/pooling`, `/classify` and `/v1/classify` have `messages` beside their whole texts)."""
 
 
 def turn(role: str, content: object) -> dict:
@@ -47,6 +56,15 @@ FORMS = {
     "/classify, developer and function": lambda p, r, _: {
         "messages": [turn("developer", p), turn("user", p), turn("assistant", p), turn("function", p), turn("assistant", r)]
     },
+    "/v1/classify, messages": lambda p, r, _: {"messages": [turn("user", p), turn("assistant", r)]},
+    "/v1/score, texts": lambda p, r, rendered: {"text_1": [p, rendered], "text_2": [r, r]},
+    "/v1/score, queries and documents": lambda p, r, _: {"queries": p, "documents": [r, {"text": r}]},
+    "/v1/score, query and items": lambda p, r, rendered: {"query": p, "items": [r, r]},
+    "/v1/score, an item first": lambda p, r, _: {"query": r, "items": [p], "item_first": True},
+    "/rerank, documents": lambda p, r, _: {"query": p, "documents": [r, {"content": [{"type": "text", "text": r}]}]},
+    "/rerank, texts": lambda _, r, rendered: {"query": rendered, "texts": [r]},
+    "/v1/rerank, documents": lambda p, r, _: {"query": p, "documents": [r]},
+    "/v2/rerank, documents": lambda p, r, _: {"query": p, "documents": [r]},
     "/pooling, messages": lambda p, r, _: {"messages": [turn("user", p), turn("assistant", r)]},
     "/predict, a pair": lambda p, r, _: {"inputs": [p, r]},
     "/predict, pairs": lambda p, r, rendered: {"inputs": [[p, r], [rendered, r]]},
