@@ -55,7 +55,7 @@ def run(settings: ServeSettings) -> int:
         complain(PROGRAM, [f"{name} is no setting of {PROGRAM} and is ignored; see {PROGRAM} --help"])
     port = settings.port
     try:
-        keys, webhook_secret = settings.read_keys(), settings.read_webhook_secret()
+        keys, webhook_secrets = settings.read_keys(), settings.read_webhook_secrets()
         # What cannot be read is said before a model is loaded.
         settings.wire_plan()
         settings.read_baits()
@@ -83,7 +83,7 @@ def run(settings: ServeSettings) -> int:
             def say_what(is_served: str) -> None:
                 say(f"RewardServe is ready: {is_served} {ready}")
 
-            runner.run(serve(settings, keys, listening, say_what, webhook_secret, shared))
+            runner.run(serve(settings, keys, listening, say_what, webhook_secrets, shared))
     except (LoadError, PipelineError, CalibrationError, LexiconError) as error:
         complain(PROGRAM, ["this model cannot be served.", *str(error).splitlines()])
         return FAILED

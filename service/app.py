@@ -183,7 +183,7 @@ async def serve(
     keys: KeyRing,
     listening: socket.socket,
     say: Callable[[str], None],
-    webhook_secret: bytes | None = None,
+    webhook_secrets: Sequence[str] = (),
     shared: socket.socket | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted. Raise `LoadError` or `PipelineError`.
@@ -193,7 +193,7 @@ async def serve(
     timeout.
     """
     house = build_house(settings, keys)
-    webhook = _start_webhook(settings, webhook_secret, house.metrics)
+    webhook = _start_webhook(settings, webhook_secrets, house.metrics)
     stop = _stop_event()
     asyncio.get_running_loop().set_exception_handler(_tell_of_stray_exceptions(house.log))
     config = uvicorn.Config(
@@ -236,7 +236,7 @@ async def serve(
 
 @contextlib.asynccontextmanager
 async def open_house(
-    settings: ServeSettings, keys: KeyRing, webhook_secret: bytes | None = None
+    settings: ServeSettings, keys: KeyRing, webhook_secrets: Sequence[str] = ()
 ) -> AsyncIterator[tuple[House, Succession]]:
     """A house with its model in service, for whoever has a socket and signals of his own. Whoever leaves waits for
     what was accepted.
@@ -244,7 +244,7 @@ async def open_house(
     Raise what `serve` raises.
     """
     house = build_house(settings, keys)
-    webhook = _start_webhook(settings, webhook_secret, house.metrics)
+    webhook = _start_webhook(settings, webhook_secrets, house.metrics)
     try:
         succession = await _load_unless_stopped(house, asyncio.Event(), webhook)
         assert succession is not None, "nobody told it to stop"
@@ -264,16 +264,29 @@ def _limits(settings: ServeSettings) -> ConnectionLimits:
     return ConnectionLimits(n, settings.head_timeout_s, settings.body_timeout_s)
 
 
-def _start_webhook(settings: ServeSettings, secret: bytes | None, metrics: Metrics) -> Webhook | None:
+@dataclass(frozen=True, slots=True)
+class _WebhookReport:
+    """What becomes of alarms, in metrics and log."""
+
+    metrics: Metrics
+    log: logs.Logger
+
+    def lost(self, alarm: Mapping[str, Any], why: str) -> None:
+        self.metrics.observe_alarm_lost()
+        self.log.error("alarm_not_delivered", run=alarm["run"], wire=alarm["wire"], why=why)
+
+    def delayed(self, why: str, n_waiting: int) -> None:
+        self.log.warning("alarm_delayed", why=why, waiting=n_waiting)
+
+    def not_kept(self, why: str) -> None:
+        self.log.error("alarms_not_kept", why=why)
+
+
+def _start_webhook(settings: ServeSettings, secrets: Sequence[str], metrics: Metrics) -> Webhook | None:
     if not settings.webhook_url:
         return None
-    log = logs.logger("webhook")
-
-    def lost(alarm: Mapping[str, Any], why: str) -> None:
-        metrics.observe_alarm_lost()
-        log.error("alarm_not_delivered", run=alarm["run"], wire=alarm["wire"], why=why)
-
-    webhook = Webhook(settings.webhook_url, secret, lost)
+    report = _WebhookReport(metrics, logs.logger("webhook"))
+    webhook = Webhook(settings.webhook_url, secrets, report, folder=settings.tripwires.state_dir)
     webhook.start()
     return webhook
 

@@ -6,6 +6,7 @@ tails of the variables, with hyphens: `REWARD_BATCHING__MAX_TOKENS` is `--batchi
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import os
 import sys
@@ -20,6 +21,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from model.backends import BACKENDS, ModelSpec, VllmSpec
 from model.reward import CombineSettings, PenaltySettings, RewardSettings
+from service.files import read_bounded
 from service.keyring import KeyRing, KeysError
 from service.keyring import read as read_keys
 from service.tls import TlsError, TlsFiles, context_of
@@ -31,6 +33,7 @@ S = TypeVar("S", bound="ModelSettings")
 
 ENV_PREFIX = "REWARD_"
 USAGE_ERROR = 2
+_MOST_SECRET_BYTES = 4_096
 
 
 class Batching(BaseModel):
@@ -118,7 +121,8 @@ class Tripwires(BaseModel):
     )
 
     state_dir: Path | None = Field(
-        None, description="folder in which what runs have shown to be usual outlives a restart; one for each replica"
+        None,
+        description="folder for what outlives a restart: what is usual for runs, alarms that wait for the webhook; one a replica",
     )
 
     @field_validator("canaries_file", "baits_file", "baits_key_file", "evidence_dir", "state_dir", mode="before")
@@ -352,8 +356,10 @@ class ServeSettings(ModelSettings):
     max_connections: int | None = Field(
         None, gt=0, description="beyond, the longest silent one makes room; default: what file descriptors allow, 8192"
     )
-    webhook_url: str = Field("", pattern=r"^(https?://\S+)?$", description="receiver of alarms: JSON by POST, signed")
-    webhook_secret_file: Path | None = Field(None, description="what alarms are signed with; empty: they are not")
+    webhook_url: str = Field("", pattern=r"^(https?://\S+)?$", description="receiver of alarms: JSON by POST")
+    webhook_secret_file: Path | None = Field(
+        None, description="whsec_... of Standard Webhooks, a line each; every one signs; empty: alarms are not signed"
+    )
     keys_file: Path | None = Field(None, description="API keys, see reward-keys; empty: open, on loopback only")
     metrics_key_required: bool = Field(False, description="/metrics needs a key with the scope metrics")
     allow_open: bool = Field(False, description="serve without keys on other addresses than loopback")
@@ -449,19 +455,21 @@ class ServeSettings(ModelSettings):
             raise SettingsError(f"REWARD_TLS_CERT_FILE: {error}.") from None
         return files
 
-    def read_webhook_secret(self) -> bytes | None:
-        """The content of `webhook_secret_file` without white space at its ends. Raise `SettingsError`."""
-        if self.webhook_secret_file is None:
-            return None
+    def read_webhook_secrets(self) -> tuple[str, ...]:
+        """The secrets in `webhook_secret_file`, a line each, as Standard Webhooks writes them. Raise `SettingsError`."""
+        path = self.webhook_secret_file
+        if path is None:
+            return ()
         try:
-            secret = self.webhook_secret_file.read_bytes().strip()
-        except OSError as error:
+            secrets = tuple(read_bounded(path, _MOST_SECRET_BYTES).decode("ascii").split())
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"REWARD_WEBHOOK_SECRET_FILE={path} cannot be read: {type(error).__name__}.") from None
+        if not secrets or not all(_is_webhook_secret(each) for each in secrets):
             raise SettingsError(
-                f"REWARD_WEBHOOK_SECRET_FILE={self.webhook_secret_file} cannot be read: {type(error).__name__}."
-            ) from None
-        if not secret:
-            raise SettingsError(f"REWARD_WEBHOOK_SECRET_FILE={self.webhook_secret_file} is empty.")
-        return secret
+                f"REWARD_WEBHOOK_SECRET_FILE={path}: a line is whsec_ and 24 to 64 random bytes in base64. Make one: "
+                'echo "whsec_$(openssl rand -base64 32)"'
+            )
+        return secrets
 
 
 class BulkSettings(ModelSettings):
@@ -469,6 +477,14 @@ class BulkSettings(ModelSettings):
 
     source: CliPositionalArg[Path] = Field(description="samples, one JSON object a line, as in POST /score")
     target: CliPositionalArg[Path] = Field(description="results, one a line, in the same order; continued if it exists")
+
+
+def _is_webhook_secret(text: str) -> bool:
+    prefix, _, encoded = text.partition("_")
+    try:
+        return prefix == "whsec" and 24 <= len(base64.b64decode(encoded, validate=True)) <= 64
+    except ValueError:
+        return False
 
 
 def is_loopback(host: str) -> bool:

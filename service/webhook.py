@@ -1,114 +1,241 @@
-"""Tells a receiver of alarms, signed, and again until it has heard: nobody reads dashboards at night.
+"""Delivers alarms to a receiver, signed as Standard Webhooks (standardwebhooks.com), and again until they have arrived.
 
-A bounded number of alarms wait; the oldest is dropped first, and said so. Knows neither wires nor scores.
+A bounded number of alarms wait, for a day at most; the oldest is dropped first, and logged. Where a folder is named, what waits
+outlives the process. Knows neither wires nor scores.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import json
+import random
+import time
+import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import isfinite
+from pathlib import Path
+from typing import Any, Protocol
 
 import httpx
+import standardwebhooks
 
-SIGNATURE_HEADER = "x-reward-signature"
-"""`sha256=` and the HMAC-SHA256 of the body under the shared secret, in hexadecimal. Not there without a secret."""
+from service.files import read_bounded, remove_stale_drafts, set_aside, write_whole
 
-TRIES = 6
+FILE_NAME = "webhook.json"
 _FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 60.0
+_LONGEST_WAIT_S = 86_400.0
 _TIMEOUT_S = 5.0
 _MOST_WAITING = 1_000
-_LAST_WORDS_S = 3.0
+_MOST_BYTES = 64 * 2**20
+_CLOSING_S = 3.0
+_REFUSALS = frozenset({400, 405, 410, 413, 414, 415, 422, 431})
+"""Answers to this very message, which would be the same tomorrow. 401, 403 and 404 come from receivers that are being set up."""
+
+
+class WebhookReport(Protocol):
+    """What becomes of alarms, for log and metrics."""
+
+    def lost(self, alarm: Mapping[str, Any], why: str) -> None:
+        """The receiver will never have this alarm."""
+        ...
+
+    def delayed(self, why: str, n_waiting: int) -> None:
+        """The first failure of several: it is tried again."""
+        ...
+
+    def not_kept(self, why: str) -> None:
+        """What waits cannot be written, or could not be read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """An alarm on its way. `id` is the same in every attempt; `since`: Unix time at which it was raised."""
+
+    id: str
+    since: float
+    alarm: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """How a POST ended. `why` is empty when it arrived. `was_answered`: the receiver is there, and had trouble with this one."""
+
+    why: str = ""
+    is_final: bool = False
+    was_answered: bool = False
+    retry_after_s: float = 0.0
+
+
+async def sleep_or_wake(seconds: float, wake: asyncio.Event) -> None:
+    """Return after so long, or when `wake` is set anew."""
+    wake.clear()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(wake.wait(), seconds)
 
 
 class Webhook:
-    """POSTs one JSON object an alarm to `url`, in order. `lost` hears of those that nobody received, and why."""
+    """POSTs one JSON object an alarm to `url`, in order as long as nothing fails. `secrets`: `whsec_...`, each of them signs.
+
+    `folder` keeps what waits over a restart. `now` is Unix time; `pick` chooses a float between two.
+    """
 
     def __init__(
         self,
         url: str,
-        secret: bytes | None,
-        lost: Callable[[Mapping[str, Any], str], None],
+        secrets: Sequence[str],
+        report: WebhookReport,
         *,
+        folder: Path | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
-        first_pause_s: float = _FIRST_PAUSE_S,
+        now: Callable[[], float] = time.time,
+        pick: Callable[[float, float], float] = random.uniform,
+        sleep: Callable[[float, asyncio.Event], Awaitable[None]] = sleep_or_wake,
     ) -> None:
         self._url = url
-        self._secret = secret
-        self._lost = lost
-        self._first_pause_s = first_pause_s
+        self._signers = [standardwebhooks.Webhook(secret) for secret in secrets]
+        self._report = report
+        self._path = None if folder is None else folder / FILE_NAME
+        self._now, self._pick, self._sleep = now, pick, sleep
         self._client = httpx.AsyncClient(timeout=_TIMEOUT_S, transport=transport, trust_env=False)
-        self._waiting: deque[Mapping[str, Any]] = deque()
-        self._changed = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._task: asyncio.Task[None] | None = None
+        self._waiting: deque[Message] = deque()
+        self._n_failed = 0
+        self._changed, self._idle, self._unsaved = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin to deliver."""
-        self._task = asyncio.create_task(self._deliver(), name="webhook")
+        """Begin to deliver, with what waited when the last process ended."""
+        if self._path is not None:
+            remove_stale_drafts(self._path.parent)
+            self._waiting.extend(self._read(self._path))
+            self._tasks.append(asyncio.create_task(self._keep(self._path), name="webhook queue"))
+        if not self._waiting:
+            self._idle.set()
+        self._tasks.append(asyncio.create_task(self._deliver(), name="webhook"))
 
     def tell(self, alarm: Mapping[str, Any]) -> None:
         """Deliver this soon. Never waits."""
-        self._waiting.append(alarm)
+        self._waiting.append(Message(f"msg_{uuid.uuid4().hex}", self._now(), alarm))
         if len(self._waiting) > _MOST_WAITING:
-            self._lost(self._waiting.popleft(), "too many alarms wait for the receiver")
+            self._report.lost(self._waiting.popleft().alarm, "too many alarms wait for the receiver")
         self._idle.clear()
         self._changed.set()
+        self._unsaved.set()
 
     async def stop(self) -> None:
-        """Deliver what waits, if that is quick; say what is lost."""
-        if self._task is None:
+        """Deliver what waits, if that is quick; the rest is kept for the next start, or lost."""
+        if not self._tasks:
             return
-        try:
-            await asyncio.wait_for(self._idle.wait(), _LAST_WORDS_S)
-        except TimeoutError:
-            for alarm in self._waiting:
-                self._lost(alarm, "the server ended")
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), _CLOSING_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        is_kept = self._path is not None and self._write(self._path, self._text())
+        if not is_kept:
+            for message in self._waiting:
+                self._report.lost(message.alarm, "the server ended")
         await self._client.aclose()
+
+    # -- delivering -------------------------------------------------------------------------------------------------
 
     async def _deliver(self) -> None:
         while True:
             while self._waiting:
-                alarm = self._waiting[0]
-                why_not = await self._post(alarm)
-                if self._waiting and self._waiting[0] is alarm:  # it may have been dropped meanwhile
-                    self._waiting.popleft()
-                    if why_not is not None:
-                        self._lost(alarm, why_not)
+                await self._try(self._waiting[0])
             self._idle.set()
             self._changed.clear()
             await self._changed.wait()
 
-    async def _post(self, alarm: Mapping[str, Any]) -> str | None:
-        """Why it did not arrive, or None."""
-        body = json.dumps(alarm, separators=(",", ":")).encode()
-        headers = {"content-type": "application/json"}
-        if self._secret is not None:
-            headers[SIGNATURE_HEADER] = sign(body, self._secret)
-        why_not = ""
-        for i in range(TRIES):
-            if i:
-                await asyncio.sleep(self._first_pause_s * 2 ** (i - 1))
-            try:
-                response = await self._client.post(self._url, content=body, headers=headers)
-            except Exception as error:  # whatever it is, those behind this one must not wait for ever
-                why_not = type(error).__name__
-                continue
-            if response.is_success:
-                return None
-            why_not = f"the receiver answered {response.status_code}"
-            if 400 <= response.status_code < 500 and response.status_code not in (408, 429):
-                return why_not  # it will say so again
-        return why_not
+    async def _try(self, message: Message) -> None:
+        attempt = await self._post(message)
+        is_first = bool(self._waiting) and self._waiting[0] is message  # it may have been dropped meanwhile
+        if not attempt.why or attempt.is_final or self._now() - message.since > _LONGEST_WAIT_S:
+            self._n_failed = 0
+            if is_first:
+                self._waiting.popleft()
+                self._unsaved.set()
+                if attempt.why:
+                    self._report.lost(message.alarm, attempt.why)
+            return
+        self._n_failed += 1
+        if self._n_failed == 1:
+            self._report.delayed(attempt.why, len(self._waiting))
+        await self._pause(attempt)
+        if attempt.was_answered and self._waiting and self._waiting[0] is message:
+            self._waiting.rotate(-1)  # the others need not wait for one that the receiver chokes on
+
+    async def _pause(self, attempt: Attempt) -> None:
+        """Back off. A new alarm is tried at once where it was only another one that failed."""
+        longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self._n_failed - 1, 30))
+        seconds = max(self._pick(longest / 2, longest), min(attempt.retry_after_s, _LONGEST_PAUSE_S))
+        is_only_this_one = attempt.was_answered and not attempt.retry_after_s
+        await self._sleep(seconds, self._changed if is_only_this_one else asyncio.Event())
+
+    async def _post(self, message: Message) -> Attempt:
+        body = json.dumps(message.alarm, separators=(",", ":"))
+        sent_at = datetime.fromtimestamp(int(self._now()), UTC)
+        headers = {
+            "content-type": "application/json",
+            "webhook-id": message.id,
+            "webhook-timestamp": str(int(sent_at.timestamp())),
+        }
+        if self._signers:
+            headers["webhook-signature"] = " ".join(each.sign(message.id, sent_at, body) for each in self._signers)
+        try:
+            response = await self._client.post(self._url, content=body.encode(), headers=headers)
+        except Exception as error:  # whatever it is, it is no reason to stop delivering
+            return Attempt(type(error).__name__)
+        if response.is_success:
+            return Attempt()
+        why = f"the receiver answered {response.status_code}"
+        after = response.headers.get("retry-after", "")
+        retry_after_s = float(after) if after.isascii() and after.isdigit() and len(after) < 10 else 0.0
+        return Attempt(why, response.status_code in _REFUSALS, True, retry_after_s)
+
+    # -- over a restart ---------------------------------------------------------------------------------------------
+
+    async def _keep(self, path: Path) -> None:
+        """Write what waits whenever it has changed; changes that come meanwhile are written together."""
+        while True:
+            await self._unsaved.wait()
+            self._unsaved.clear()
+            await asyncio.to_thread(self._write, path, self._text())
+
+    def _text(self) -> str:
+        return json.dumps([{"id": m.id, "since": m.since, "alarm": m.alarm} for m in self._waiting])
+
+    def _write(self, path: Path, text: str) -> bool:
+        try:
+            write_whole(path, text.encode())
+        except OSError as error:
+            self._report.not_kept(f"{path.name} cannot be written: {error.strerror}")
+            return False
+        return True
+
+    def _read(self, path: Path) -> list[Message]:
+        try:
+            return [_message(each) for each in json.loads(read_bounded(path, _MOST_BYTES))][-_MOST_WAITING:]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            self._report.not_kept(f"{path.name} cannot be read: {error.strerror}")
+        except Exception as error:  # wrong types, half a file, nested without end
+            with suppress(OSError):
+                set_aside(path)
+            self._report.not_kept(f"{path.name} is damaged ({type(error).__name__}) and is set aside")
+        return []
 
 
-def sign(body: bytes, secret: bytes) -> str:
-    """What `SIGNATURE_HEADER` has for this body."""
-    return "sha256=" + hmac.new(secret, body, hashlib.sha256).hexdigest()
+def _message(kept: Mapping[str, Any]) -> Message:
+    """What `_text` wrote. Raise for anything else."""
+    name, since, alarm = kept["id"], float(kept["since"]), kept["alarm"]
+    is_id = isinstance(name, str) and name.isascii() and name.isprintable() and 0 < len(name) <= 64
+    if not (is_id and isfinite(since) and isinstance(alarm["run"], str) and isinstance(alarm["wire"], str)):
+        raise ValueError("no alarm")
+    return Message(name, since, alarm)

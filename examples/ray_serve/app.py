@@ -53,7 +53,7 @@ class Replica:
                 "who can reach Ray's proxy is not known here. Set REWARD_KEYS_FILE, or REWARD_ALLOW_OPEN=1 if anybody "
                 "may use this server."
             )
-        self._opened = open_house(settings, keys, settings.read_webhook_secret())
+        self._opened = open_house(settings, keys, settings.read_webhook_secrets())
         self._house, self._models = await self._opened.__aenter__()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+import base64
 import json
 import queue
 import random
@@ -14,6 +13,7 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import standardwebhooks
 
 from model.calibration import Calibration
 from tests.support.checkpoints import reward_model
@@ -38,6 +38,9 @@ WORDS = [
 WORDS += ["year", "with", "a", "little", "care", "and", "sun"]
 
 
+SECRET = "whsec_" + base64.b64encode(b"hush" * 8).decode()
+
+
 class Receiver:
     """Hears alarms on the loopback interface, and keeps them."""
 
@@ -47,7 +50,7 @@ class Receiver:
         class Ear(BaseHTTPRequestHandler):
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["content-length"]))
-                heard.put((json.loads(body), self.headers["x-reward-signature"], body))
+                heard.put((json.loads(body), dict(self.headers), body))
                 self.send_response(204)
                 self.end_headers()
 
@@ -75,7 +78,7 @@ def receiver():
 
 @pytest.fixture
 def server(receiver, tmp_path):
-    (tmp_path / "secret").write_text("hush\n")
+    (tmp_path / "secret").write_text(SECRET + "\n")
     flags = [f"--webhook-url={receiver.url}", f"--webhook-secret-file={tmp_path / 'secret'}", "--tripwires.cpu-share=1"]
     with Server("--backend=echo", "--model=echo", *flags) as server:
         yield server
@@ -105,8 +108,8 @@ def test_an_exploit_is_flagged_counted_told_and_latched(server, receiver):
     assert reply["results"][0]["flags"] == ["judge"]
     told = {}
     while "judge" not in told:
-        alarm, signature, body = receiver.next()
-        assert signature == "sha256=" + hmac.new(b"hush", body, hashlib.sha256).hexdigest()
+        alarm, headers, body = receiver.next()
+        assert standardwebhooks.Webhook(SECRET).verify(body, headers) == alarm
         told[alarm["wire"]] = alarm
     alarm = told["judge"]
     assert (alarm["run"], alarm["severity"], alarm["model"]) == ("ppo-7", "page", "echo")

@@ -1,100 +1,283 @@
-"""An alarm arrives, signed and in order, or somebody is told that it did not."""
+"""An alarm arrives, signed, however long its receiver is away, or the log says that it did not."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import json
 
 import httpx
 import pytest
+import standardwebhooks
 
-from service.webhook import SIGNATURE_HEADER, TRIES, Webhook, sign
+from service import webhook as module
+from service.webhook import FILE_NAME, Webhook
 from tests.support.service_fakes import PATIENCE_S
+
+KEY = b"0123456789abcdef0123456789abcdef"
+SECRET = "whsec_" + base64.b64encode(KEY).decode()
+NOW = 1_800_000_000.0
 
 
 class Receiver(httpx.AsyncBaseTransport):
     """Answers with these statuses, one after the other, and with 200 from then on. An exception is raised."""
 
-    def __init__(self, *answers):
-        self.answers, self.requests = list(answers), []
+    def __init__(self, *answers, after=None):
+        self.answers, self.requests, self.after = list(answers), [], after
 
     async def handle_async_request(self, request):
         self.requests.append(request)
         answer = self.answers.pop(0) if self.answers else 200
         if isinstance(answer, Exception):
             raise answer
-        return httpx.Response(answer)
+        return httpx.Response(answer, headers={"retry-after": self.after} if self.after else None)
 
     @property
     def heard(self):
         return [json.loads(request.content)["wire"] for request in self.requests]
 
 
-async def told(receiver, *wires, secret=b"s3cret", until=None):
-    """The alarms that were lost."""
-    lost = []
+class Report:
+    """What was lost, delayed and not kept."""
+
+    def __init__(self):
+        self.losses, self.delays, self.broken = [], [], []
+
+    def lost(self, alarm, why):
+        self.losses.append((alarm["wire"], why))
+
+    def delayed(self, why, n_waiting):
+        self.delays.append((why, n_waiting))
+
+    def not_kept(self, why):
+        self.broken.append(why)
+
+
+class Pauses(list):
+    """Pauses that take no time; how long each would have been is kept."""
+
+    async def __call__(self, seconds, wake):
+        self.append(seconds)
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def paused():
+    return Pauses()
+
+
+async def told(receiver, *wires, secrets=(SECRET,), now=lambda: NOW, pick=lambda low, high: high, sleep=None, **kwargs):
+    """What became of these alarms."""
+    report = Report()
     webhook = Webhook(
-        "http://receiver/x", secret, lambda *each: lost.append(each), transport=receiver, first_pause_s=0.0
+        "http://receiver/x",
+        secrets,
+        report,
+        transport=receiver,
+        now=now,
+        pick=pick,
+        sleep=Pauses() if sleep is None else sleep,
+        **kwargs,
     )
     webhook.start()
     for wire in wires:
-        webhook.tell({"wire": wire})
+        webhook.tell({"run": "ppo-7", "wire": wire})
     await asyncio.wait_for(webhook.stop(), PATIENCE_S)
-    return lost
+    return report
 
 
-async def test_alarms_arrive_in_order_and_signed():
+async def test_alarms_arrive_in_order_and_signed_as_standard_webhooks():
     receiver = Receiver()
-    assert await told(receiver, "a", "b") == []
+    assert (await told(receiver, "a", "b")).losses == []
     assert receiver.heard == ["a", "b"]
+    ids = set()
     for request in receiver.requests:
-        expected = hmac.new(b"s3cret", request.content, hashlib.sha256).hexdigest()
-        assert request.headers[SIGNATURE_HEADER] == f"sha256={expected}" == sign(request.content, b"s3cret")
+        name, at = request.headers["webhook-id"], request.headers["webhook-timestamp"]
+        expected = hmac.new(KEY, f"{name}.{at}.".encode() + request.content, hashlib.sha256).digest()
+        assert request.headers["webhook-signature"] == "v1," + base64.b64encode(expected).decode()
+        assert at == str(int(NOW))
+        ids.add(name)
+    assert len(ids) == 2
+
+
+async def test_the_library_of_the_standard_takes_what_is_sent_and_no_changed_body():
+    import time
+
+    receiver = Receiver()
+    await told(receiver, "a", now=time.time)
+    (request,) = receiver.requests
+    theirs = standardwebhooks.Webhook(SECRET)
+    assert theirs.verify(request.content, dict(request.headers))["wire"] == "a"
+    with pytest.raises(standardwebhooks.WebhookVerificationError):
+        theirs.verify(request.content.replace(b'"a"', b'"b"'), dict(request.headers))
+
+
+async def test_while_secrets_are_changed_both_sign():
+    receiver, new = Receiver(), "whsec_" + base64.b64encode(b"n" * 32).decode()
+    await told(receiver, "a", secrets=(SECRET, new))
+    assert len(receiver.requests[0].headers["webhook-signature"].split(" ")) == 2
+
+
+async def test_a_new_alarm_ends_the_pause_of_another_one_only():
+    """What waits because of one message wakes up for the next; what waits for the receiver does not."""
+    for trouble, wakes in ((500, True), (httpx.ConnectError("away"), False)):
+        begun = asyncio.Event()
+
+        async def sleep(_seconds, wake, begun=begun):
+            wake.clear()
+            begun.set()
+            await wake.wait()
+
+        receiver = Receiver(trouble)
+        webhook = Webhook("http://receiver/x", (), Report(), transport=receiver, sleep=sleep)
+        webhook.start()
+        webhook.tell({"run": "r", "wire": "a"})
+        await asyncio.wait_for(begun.wait(), PATIENCE_S)
+        webhook.tell({"run": "r", "wire": "b"})
+        if wakes:
+            await asyncio.wait_for(webhook._idle.wait(), PATIENCE_S)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert receiver.heard == (["a", "b", "a"] if wakes else ["a"])
+        for task in webhook._tasks:
+            task.cancel()
+        await webhook._client.aclose()
 
 
 async def test_without_a_secret_nothing_is_signed():
     receiver = Receiver()
-    await told(receiver, "a", secret=None)
-    assert SIGNATURE_HEADER not in receiver.requests[0].headers
+    await told(receiver, "a", secrets=())
+    assert "webhook-signature" not in receiver.requests[0].headers
 
 
 @pytest.mark.parametrize(
     "trouble",
-    [503, 429, 408, httpx.ConnectError("no"), httpx.ReadTimeout("slow"), RuntimeError("can't start new thread")],
+    [503, 429, 408, 404, 401, 302, httpx.ConnectError("no"), httpx.ReadTimeout("slow"), RuntimeError("no thread")],
 )
-async def test_a_receiver_in_trouble_is_told_again(trouble):
+async def test_a_receiver_in_trouble_is_told_again_under_the_same_id(paused, trouble):
     receiver = Receiver(trouble, trouble)
-    assert await told(receiver, "a", "b") == []
-    assert receiver.heard == ["a", "a", "a", "b"]
+    report = await told(receiver, "a", sleep=paused)
+    assert (report.losses, receiver.heard, len(report.delays)) == ([], ["a", "a", "a"], 1)
+    assert len({request.headers["webhook-id"] for request in receiver.requests}) == 1
 
 
-async def test_a_receiver_that_refuses_is_not_asked_again():
-    receiver = Receiver(404)
-    assert await told(receiver, "a", "b") == [({"wire": "a"}, "the receiver answered 404")]
+async def test_pauses_grow_within_bounds_and_are_spread(paused):
+    receiver = Receiver(*[httpx.ConnectError("away")] * 12)
+    picked = []
+
+    def pick(low, high):
+        picked.append((low, high))
+        return low
+
+    assert (await told(receiver, "a", "b", pick=pick, sleep=paused)).losses == []
+    assert [high for _, high in picked] == [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]
+    assert all(low == high / 2 for low, high in picked)
+    assert paused == [low for low, _ in picked]
+    assert receiver.heard[-2:] == ["a", "b"], "in order, after minutes of a receiver that is away"
+
+
+async def test_a_receiver_says_when_to_come_again_and_is_believed_within_bounds(paused):
+    await told(Receiver(503, after="7"), "a", sleep=paused)
+    await told(Receiver(503, after="99999"), "a", sleep=paused)
+    await told(Receiver(503, after="Wed, 21 Oct 2026 07:28:00 GMT"), "a", sleep=paused)
+    assert paused == [7.0, 60.0, 0.5]
+
+
+@pytest.mark.parametrize("status", [400, 410, 413, 422])
+async def test_a_message_that_is_refused_for_itself_is_lost_at_once(status):
+    receiver = Receiver(status)
+    assert (await told(receiver, "a", "b")).losses == [("a", f"the receiver answered {status}")]
     assert receiver.heard == ["a", "b"]
 
 
-async def test_after_so_many_tries_an_alarm_is_lost_and_the_next_one_delivered():
-    receiver = Receiver(*[500] * TRIES)
-    assert await told(receiver, "a", "b") == [({"wire": "a"}, "the receiver answered 500")]
-    assert receiver.heard == ["a"] * TRIES + ["b"]
+async def test_one_that_the_receiver_chokes_on_holds_no_other_up(paused):
+    class Choking(Receiver):
+        async def handle_async_request(self, request):
+            self.answers = [500] * (b'"a"' in request.content and len(self.requests) < 40)
+            return await super().handle_async_request(request)
+
+    receiver = Choking()
+    assert (await told(receiver, "a", "b", "c", sleep=paused)).losses == []
+    assert receiver.heard[:3] == ["a", "b", "c"]
+
+
+async def test_after_a_day_an_alarm_is_lost(paused):
+    times = iter([NOW] * 4 + [NOW + 90_000] * 20)
+    report = await told(Receiver(*[503] * 3), "a", now=lambda: next(times), sleep=paused)
+    assert report.losses == [("a", "the receiver answered 503")]
 
 
 async def test_too_many_are_dropped_from_the_oldest_on(monkeypatch):
     monkeypatch.setattr("service.webhook._MOST_WAITING", 2)
     receiver = Receiver()
-    lost = await told(receiver, "a", "b", "c")
-    assert [alarm["wire"] for alarm, _ in lost] == ["a"]
+    report = await told(receiver, "a", "b", "c")
+    assert [wire for wire, _ in report.losses] == ["a"]
     assert receiver.heard == ["b", "c"]
 
 
+class Deaf(httpx.AsyncBaseTransport):
+    async def handle_async_request(self, request):
+        await asyncio.Event().wait()
+
+
 async def test_what_is_left_at_the_end_is_said(monkeypatch):
-    monkeypatch.setattr("service.webhook._LAST_WORDS_S", 0.05)
+    monkeypatch.setattr("service.webhook._CLOSING_S", 0.01)
+    assert (await told(Deaf(), "a", "b")).losses == [(w, "the server ended") for w in "ab"]
 
-    class Deaf(httpx.AsyncBaseTransport):
-        async def handle_async_request(self, request):
-            await asyncio.sleep(PATIENCE_S)
 
-    assert await told(Deaf(), "a", "b") == [({"wire": w}, "the server ended") for w in "ab"]
+# -- over a restart ---------------------------------------------------------------------------------------------------
+
+
+async def test_what_waits_is_delivered_after_a_restart_under_its_id(monkeypatch, tmp_path):
+    monkeypatch.setattr("service.webhook._CLOSING_S", 0.01)
+    assert (await told(Deaf(), "a", "b", folder=tmp_path)).losses == []
+    (first, second) = json.loads((tmp_path / FILE_NAME).read_text())
+    monkeypatch.setattr("service.webhook._CLOSING_S", PATIENCE_S)
+    receiver = Receiver()
+    assert (await told(receiver, "c", folder=tmp_path)).losses == []
+    assert receiver.heard == ["a", "b", "c"]
+    assert [request.headers["webhook-id"] for request in receiver.requests[:2]] == [first["id"], second["id"]]
+    assert json.loads((tmp_path / FILE_NAME).read_text()) == []
+
+
+async def test_what_waits_is_on_the_disk_before_the_process_ends(monkeypatch, tmp_path):
+    written = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def write(path, data, real=module.write_whole):
+        real(path, data)
+        if b'"a"' in data:
+            loop.call_soon_threadsafe(written.set)
+
+    monkeypatch.setattr(module, "write_whole", write)
+    webhook = Webhook("http://receiver/x", (), Report(), transport=Deaf(), folder=tmp_path)
+    webhook.start()
+    webhook.tell({"run": "r", "wire": "a"})
+    await asyncio.wait_for(written.wait(), PATIENCE_S)  # no `stop`: it may be killed
+    assert json.loads((tmp_path / FILE_NAME).read_text())[0]["alarm"]["wire"] == "a"
+    monkeypatch.setattr("service.webhook._CLOSING_S", 0.01)
+    await webhook.stop()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[", "{", "[1]", "[" * 100_000, '[{"id": 1, "since": 1, "alarm": {"run": "r", "wire": "w"}}]',
+     '[{"id": "a\\r\\nx: y", "since": 1, "alarm": {"run": "r", "wire": "w"}}]', '[{"id": "a", "since": "x", "alarm": {}}]',
+     '[{"id": "a", "since": NaN, "alarm": {"run": "r", "wire": "w"}}]', '[{"id": "a", "since": 1, "alarm": []}]'],
+)  # fmt: skip
+async def test_a_damaged_file_is_set_aside_and_delivery_goes_on(tmp_path, text):
+    (tmp_path / FILE_NAME).write_text(text)
+    receiver = Receiver()
+    report = await told(receiver, "a", folder=tmp_path)
+    assert receiver.heard == ["a"]
+    assert "set aside" in report.broken[0]
+    assert (tmp_path / (FILE_NAME + ".broken")).exists()
+
+
+async def test_a_folder_that_cannot_be_written_stops_no_delivery(tmp_path):
+    receiver = Receiver()
+    report = await told(receiver, "a", folder=tmp_path / "gone")
+    assert receiver.heard == ["a"]
+    assert report.broken
