@@ -23,6 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument("--allow-pickle", action="store_true", help="read weights that are no safetensors")
     parser.add_argument(
+        "--ignore-checkpoint-code", action="store_true", help="read a checkpoint that names code of its own without it"
+    )
+    parser.add_argument(
         "--template-date",
         metavar="YYYY-MM-DD",
         help="date for a chat template that asks for it, where no contract has one",
@@ -44,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         dtype=given.dtype,
         contract="warn",
         allow_pickle=given.allow_pickle,
+        ignore_checkpoint_code=given.ignore_checkpoint_code,
         template_date=given.template_date,
         ending=given.ending,
         reads_at=given.reads_at,

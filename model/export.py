@@ -40,7 +40,12 @@ _RESPONSES = (
 def main(argv: list[str] | None = None) -> int:
     """Command-line entry."""
     given = _parser().parse_args(argv)
-    how: dict[str, Any] = {"ending": given.ending, "reads_at": given.reads_at, "template_date": given.template_date}
+    how: dict[str, Any] = {
+        "ending": given.ending,
+        "reads_at": given.reads_at,
+        "template_date": given.template_date,
+        "ignore_checkpoint_code": given.ignore_checkpoint_code,
+    }
     try:
         probes = _probes(given.checkpoint, given.probes, given.allow_pickle)
         if given.folder is None:
@@ -123,6 +128,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", nargs="?", help="where to write; left out: only the contract, beside the weights")
     parser.add_argument("--probes", help="JSON lines, a sample each as for POST /score: golden samples of the contract")
     parser.add_argument("--allow-pickle", action="store_true", help="read weights that are no safetensors")
+    parser.add_argument(
+        "--ignore-checkpoint-code", action="store_true", help="read a checkpoint that names code of its own without it"
+    )
     parser.add_argument("--template-date", metavar="YYYY-MM-DD", help="as for reward-check")
     parser.add_argument("--ending", choices=get_args(Ending), help="as for reward-check")
     parser.add_argument("--reads-at", choices=get_args(ReadsAt), help="as for reward-check")

@@ -183,6 +183,9 @@ class ModelSettings(BaseSettings):
     )
     contract: Literal["strict", "warn"] = Field("strict", description="warn: serve although the contract is broken")
     allow_pickle: bool = Field(False, description="read weights that are no safetensors; only from whom you trust")
+    ignore_checkpoint_code: bool = Field(
+        False, description="read a checkpoint that names code of its own (auto_map) without it; never is it run"
+    )
     template_date: str | None = Field(
         None,
         pattern=r"^\d{4}-\d{2}-\d{2}$",
@@ -267,6 +270,7 @@ class ModelSettings(BaseSettings):
             max_input_tokens=self.max_input_tokens,
             truncation=self.truncation,
             allow_pickle=self.allow_pickle,
+            ignore_checkpoint_code=self.ignore_checkpoint_code,
             template_date=self.template_date,
             ending=self.ending,
             reads_at=self.reads_at,

@@ -27,7 +27,8 @@ class ModelConfig:
     `head_weights` weigh the *normalised* heads in the one reward. `n_layers` keeps only the first layers of the
     trunk. `head_init` is for a fresh head: `random`, or `logistic`: the ridge-penalised logistic regression of
     each head on the frozen trunk's features, which full and LoRA training then go on from. `head_l2` is its ridge:
-    one number, or one a head. `allow_pickle`: the weights need not be safetensors.
+    one number, or one a head. `allow_pickle`: the weights need not be safetensors. `ignore_checkpoint_code`: a model that names
+    code of its own (auto_map) is read without it.
     """
 
     path: str
@@ -38,6 +39,7 @@ class ModelConfig:
     head_l2: tuple[float, ...] = (0.1,)
     n_layers: int | None = None
     allow_pickle: bool = False
+    ignore_checkpoint_code: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     def __post_init__(self) -> None:

@@ -101,6 +101,7 @@ def contract(folder: Path, trained: Checkpoint, probes: Sequence[Sample]) -> Sco
         ending="template",  # the exported template ends where the score is read
         reads_at="last",
         template_date=policy.template_date,
+        ignore_checkpoint_code=True,  # as training has, or it would not have begun
         device=str(trained.network.device),
     )
     encode = trained.encoder

@@ -98,9 +98,15 @@ def begin(config: Config) -> Checkpoint:
             head_weights=wanted.weight_of_head,
             n_layers=wanted.n_layers,
             allow_pickle=wanted.allow_pickle,
+            ignore_checkpoint_code=wanted.ignore_checkpoint_code,
         )
     else:
-        checkpoint = read(wanted.path, dtype=wanted.dtype, allow_pickle=wanted.allow_pickle)
+        checkpoint = read(
+            wanted.path,
+            dtype=wanted.dtype,
+            allow_pickle=wanted.allow_pickle,
+            ignore_checkpoint_code=wanted.ignore_checkpoint_code,
+        )
         if checkpoint.network.head_names != wanted.heads:
             raise ConfigError(f"{wanted.path} has heads {checkpoint.network.head_names}; model.heads is {wanted.heads}")
         checkpoint = _without_bias(checkpoint)
@@ -119,7 +125,13 @@ def encode(config: Config, start: Checkpoint) -> Tables:
 
 
 def _read(config: Config, path: str) -> Checkpoint:
-    return read(path, dtype="float32", device=str(_process().device), allow_pickle=config.model.allow_pickle)
+    return read(
+        path,
+        dtype="float32",
+        device=str(_process().device),
+        allow_pickle=config.model.allow_pickle,
+        ignore_checkpoint_code=config.model.ignore_checkpoint_code,
+    )
 
 
 def _with_limits(config: Config, checkpoint: Checkpoint) -> Checkpoint:
@@ -179,7 +191,8 @@ def _where_to_resume(config: Config, folder: Path) -> Path | None:
 def _identity(config: Config) -> dict[str, Any]:
     """What must be equal for two runs to be the same run: all but where they write and how often."""
     plain = recipe.plain(config)
-    plain["model"].pop("allow_pickle")  # a file is read, or it is not: the weights are the same
+    for setting in ("allow_pickle", "ignore_checkpoint_code"):
+        plain["model"].pop(setting)  # a file is read, or it is not: the weights are the same
     return {k: v for k, v in plain.items() if k not in ("output", "eval", "export")}
 
 

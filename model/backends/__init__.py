@@ -65,6 +65,7 @@ class ModelSpec:
 
     `deterministic`: a row's score has the same bits whoever rides beside it. `prefix_cache_bytes` bounds the keys and
     values that are carried from one batch to the next; 0: none are. `allow_pickle`: weights need not be safetensors.
+    `ignore_checkpoint_code`: a checkpoint that names code of its own is read without it.
     For a checkpoint without a contract: `template_date` is the ISO date that a template which asks for it is given;
     `ending` and `reads_at` say how a row ends and where its score is read, in place of the layout's rule.
     """
@@ -80,6 +81,7 @@ class ModelSpec:
     max_input_tokens: int | None = None
     truncation: Truncation | None = None
     allow_pickle: bool = False
+    ignore_checkpoint_code: bool = False
     template_date: str | None = None
     ending: Ending | None = None
     reads_at: ReadsAt | None = None

@@ -52,6 +52,7 @@ def how_to_read(spec: ModelSpec) -> dict[str, Any]:
         "template_date": spec.template_date,
         "ending": spec.ending,
         "reads_at": spec.reads_at,
+        "ignore_checkpoint_code": spec.ignore_checkpoint_code,
     }
 
 

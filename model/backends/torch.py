@@ -30,7 +30,9 @@ def load(spec: ModelSpec) -> LoadedModel:
         checkpoint.network, spec, pad_id=checkpoint.pad_id, max_tokens=max_tokens, hidden=checkpoint.hidden
     )
     encode = served.encoder
-    identity = _identity(served, spec, device, scorer, (*notes, *rule_notes(spec, checkpoint), *encode.notes))
+    identity = _identity(
+        served, spec, device, scorer, (*notes, *checkpoint.notes, *rule_notes(spec, checkpoint), *encode.notes)
+    )
     contract, report = hold_to_contract(spec, checkpoint, scorer, identity)
     memory = partial(_cuda_memory, device) if device.startswith("cuda") else host_memory
     return LoadedModel(identity, scorer, encode, contract, report, checkpoint.calibration, memory=memory)

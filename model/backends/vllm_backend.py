@@ -152,7 +152,7 @@ def _identity(checkpoint: Checkpoint, spec: ModelSpec, version: str, device: str
         n_parameters=sum(p.numel() for p in network.parameters()),
         max_tokens=checkpoint.policy.max_tokens,
         vocab_size=checkpoint.policy.vocab_size,
-        engine_notes=(*_notes(checkpoint), *rule_notes(spec, checkpoint)),
+        engine_notes=(*_notes(checkpoint), *checkpoint.notes, *rule_notes(spec, checkpoint)),
         score_position=checkpoint.score_position,
     )
 

@@ -57,6 +57,7 @@ def exported_tokenizer(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolic
     Raise `CheckpointError` where the template cannot be wrapped.
     """
     exported = copy.deepcopy(tokenizer)
+    exported.init_kwargs.pop("auto_map", None)
     exported.chat_template = exported_template(tokenizer, policy)
     kept = _kept_ids(policy)
     if kept and kept[-1] in tokenizer._tokenizer.get_added_tokens_decoder():

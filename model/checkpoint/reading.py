@@ -16,6 +16,7 @@ from model import hidden
 from model.calibration import Calibration
 from model.checkpoint import weights
 from model.checkpoint.bases import BASES
+from model.checkpoint.code import refuse_code
 from model.checkpoint.files import check_files
 from model.checkpoint.heads import adapter_files, base_of_heads, find_head, value_head_files
 from model.checkpoint.record import DTYPES, Checkpoint, CheckpointError
@@ -40,10 +41,12 @@ def read(
     template_date: str | None = None,
     ending: Ending | None = None,
     reads_at: ReadsAt | None = None,
+    ignore_checkpoint_code: bool = False,
 ) -> Checkpoint:
     """Read a reward model, for serving or for further training. Raise `CheckpointError`.
 
-    No code that comes with a checkpoint is ever run. `allow_pickle`: weights need not be safetensors.
+    No code that comes with a checkpoint is ever run; one that names such code is refused, unless `ignore_checkpoint_code` says
+    that the classes of transformers compute the same. `allow_pickle`: weights need not be safetensors.
     `dtype` "auto": what the contract was written in, else what the checkpoint is stored in.
     Where there is no contract: `template_date` is the ISO date that a template which asks for the date is given (None: a
     stated one); `ending` and `reads_at` replace what the layout's trainer does (`layout_rules`).
@@ -55,6 +58,7 @@ def read(
         template_date=template_date,
         ending=ending,
         reads_at=reads_at,
+        ignore_checkpoint_code=ignore_checkpoint_code,
     )
     return with_weights(found, device=device)
 
@@ -67,6 +71,7 @@ def outline(
     template_date: str | None = None,
     ending: Ending | None = None,
     reads_at: ReadsAt | None = None,
+    ignore_checkpoint_code: bool = False,
 ) -> Checkpoint:
     """All that `read` says of a checkpoint, but the backbone has shapes only (torch's meta device): it cannot compute.
 
@@ -79,8 +84,9 @@ def outline(
         check_files(base)
     parts = [*adapter_files(folder), *value_head_files(folder), *weights.weight_files(folder)]
     weights.refuse_pickles([*parts, *weights.weight_files(base)], allowed=allow_pickle)
-    config = read_config(base)
     contract = ScoringContract.load(folder)
+    notes = refuse_code([folder, base], ignored=ignore_checkpoint_code, has_contract=contract is not None)
+    config = read_config(base)
     form, head = find_head(folder, config)
     rule = contract.rule if contract is not None else _rule_of(form, ending, reads_at)
     if (folder / ADAPTER_CONFIG).is_file():
@@ -113,7 +119,7 @@ def outline(
     fitted = Calibration.load(folder)
     reference = hidden.load(folder, fitted, hidden_size(config))
     calibration = fitted or _config_calibration(config)
-    return Checkpoint(network, tokenizer, policy, pad_id, form, folder, calibration, contract, facts, reference)
+    return Checkpoint(network, tokenizer, policy, pad_id, form, folder, calibration, contract, facts, reference, notes)
 
 
 def with_weights(outlined: Checkpoint, *, device: str = "cpu") -> Checkpoint:
@@ -139,6 +145,7 @@ def read_backbone(
     head_weights: Sequence[float] | None = None,
     n_layers: int | None = None,
     allow_pickle: bool = False,
+    ignore_checkpoint_code: bool = False,
 ) -> Checkpoint:
     """Read a language model (an SFT model, say) and put fresh heads on it, for training only.
 
@@ -147,6 +154,7 @@ def read_backbone(
     folder = resolve(path_or_name, allow_pickle=allow_pickle)
     check_files(folder)
     weights.refuse_pickles(weights.weight_files(folder), allowed=allow_pickle)
+    refuse_code([folder], ignored=ignore_checkpoint_code, has_contract=False)
     config = read_config(folder)
     if n_layers is not None:
         _keep_layers(config, n_layers)

@@ -31,6 +31,7 @@ class Checkpoint:
 
     `format` says how it was read. `facts` and `contract` are None for a model in training: its weights are
     not settled yet. `hidden` is where the calibration's hidden states lie; None: nobody has fitted that.
+    `notes`: what an operator should know of its files.
     """
 
     network: RewardNetwork
@@ -43,6 +44,7 @@ class Checkpoint:
     contract: ScoringContract | None = None
     facts: Facts | None = None
     hidden: HiddenReference | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def encoder(self) -> Encoder:

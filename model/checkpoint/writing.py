@@ -79,6 +79,9 @@ def write_labels(folder: Path | str, network: RewardNetwork) -> None:
 def _write_classifier(folder: Path, network: RewardNetwork, config: Any, labels_LD: torch.Tensor) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+    for name in ("auto_map", "custom_pipelines"):  # code that the base model has named: here it is transformers' own
+        for part in (config, config.get_text_config()):
+            part.__dict__.pop(name, None)
     n_labels, width = labels_LD.shape
     config.num_labels = n_labels
     config.problem_type = "regression"
@@ -166,6 +169,7 @@ def write_contract(
     ending: Ending | None = None,
     reads_at: ReadsAt | None = None,
     template_date: str | None = None,
+    ignore_checkpoint_code: bool = False,
     device: str = "cpu",
 ) -> ScoringContract:
     """Read a checkpoint back from disk, score the probes one by one in float32, and write `scoring_contract.json`.
@@ -174,8 +178,15 @@ def write_contract(
     (and in float16, which is finer). `max_tokens` None: as many as the model has positions. Raise `CheckpointError`.
     """
     folder = Path(folder)
+    # A contract that is there stands for code that its base names and that nobody runs.
+    ignored = ignore_checkpoint_code or (folder / FILE_NAME).is_file()
     (folder / FILE_NAME).unlink(missing_ok=True)
-    how: dict[str, Any] = {"ending": ending, "reads_at": reads_at, "template_date": template_date}
+    how: dict[str, Any] = {
+        "ending": ending,
+        "reads_at": reads_at,
+        "template_date": template_date,
+        "ignore_checkpoint_code": ignored,
+    }
     checkpoint = read(str(folder), dtype="float32", device=device, **how)
     limit = min(max_tokens or checkpoint.policy.max_tokens, checkpoint.policy.max_tokens)
     checkpoint = replace(checkpoint, policy=replace(checkpoint.policy, max_tokens=limit, truncation=truncation))

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from model import check
-from model.checkpoint import CheckpointError, outline, read, read_backbone
+from model.backends import ModelSpec, load
+from model.checkpoint import CheckpointError, outline, read, read_backbone, write
 from service.settings import BulkSettings, ServeSettings
-from tests.support.checkpoints import edit_json, language_model, sequence_classifier, value_head
+from tests.support.checkpoints import edit_json, language_model, reward_model, sequence_classifier, value_head
 
 HELP = "REWARD_ALLOW_PICKLE=1"
 
@@ -173,8 +174,10 @@ def test_an_architecture_that_only_its_own_code_knows_is_refused(tmp_path, sprun
     sequence_classifier(folder)
     with_code(folder, sprung)
     edit_json(folder / "config.json", model_type="mine", architectures=["MineForSequenceClassification"])
-    with pytest.raises(CheckpointError, match="never run here"):
+    with pytest.raises(CheckpointError, match="never run"):
         reader(str(folder))
+    with pytest.raises(CheckpointError, match="never run here"):
+        reader(str(folder), ignore_checkpoint_code=True)
 
 
 def test_a_tokenizer_that_only_its_own_code_knows_is_refused(tmp_path, sprung):
@@ -182,15 +185,110 @@ def test_a_tokenizer_that_only_its_own_code_knows_is_refused(tmp_path, sprung):
     sequence_classifier(folder)
     with_code(folder, sprung)
     edit_json(folder / "tokenizer_config.json", tokenizer_class="MineTokenizer")
-    with pytest.raises(CheckpointError, match="never run here"):
+    with pytest.raises(CheckpointError, match="never run"):
         read(str(folder))
+    with pytest.raises(CheckpointError, match="never run here"):
+        read(str(folder), ignore_checkpoint_code=True)
 
 
-def test_a_known_architecture_is_read_by_the_librarys_code_whatever_it_brings_along(tmp_path, sprung):
+NAMED = {
+    "its classifier": ("config.json", {"auto_map": {"AutoModelForSequenceClassification": "modeling_mine.Mine"}}),
+    "another class": ("config.json", {"auto_map": {"AutoModelForCausalLM": "modeling_mine.Mine"}}),
+    "its configuration": ("config.json", {"auto_map": {"AutoConfig": "somebody/repo--configuration_mine.Mine"}}),
+    "a part of it": ("config.json", {"text_config": {"auto_map": {"AutoModel": "modeling_mine.Mine"}}}),
+    "a text": ("config.json", {"auto_map": "modeling_mine.Mine"}),
+    "a pipeline": (
+        "config.json",
+        {"custom_pipelines": {"reward": {"impl": "modeling_mine.Mine", "pt": ["AutoModel"]}}},
+    ),
+    "its tokenizer": ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": [None, "modeling_mine.Mine"]}}),
+}
+
+
+@pytest.mark.parametrize("named", NAMED)
+def test_code_that_a_checkpoint_names_is_not_replaced_in_silence(tmp_path, sprung, named):
     folder = tmp_path / "model"
     sequence_classifier(folder)
     with_code(folder, sprung)
-    assert type(read(str(folder)).network.backbone).__module__.startswith("transformers.")
+    edit_json(folder / "config.json", auto_map=None)
+    edit_json(folder / "tokenizer_config.json", auto_map=None)
+    file, entry = NAMED[named]
+    edit_json(folder / file, **entry)
+    for reader in (read, outline, read_backbone):
+        with pytest.raises(CheckpointError) as error:
+            reader(str(folder))
+        for word in ("mine.Mine", file, "never run", "REWARD_IGNORE_CHECKPOINT_CODE=1", "model.ignore_checkpoint_code"):
+            assert word in str(error.value)
+
+
+def test_by_setting_it_is_read_by_the_librarys_code_and_a_note_says_so(tmp_path, sprung, monkeypatch, capsys):
+    folder = tmp_path / "model"
+    sequence_classifier(folder)
+    with_code(folder, sprung)
+    assert check.main([str(folder)]) == 1
+    assert "modeling_mine.Mine" in capsys.readouterr().err
+    for reader in (read, outline):
+        checkpoint = reader(str(folder), ignore_checkpoint_code=True)
+        assert type(checkpoint.network.backbone).__module__.startswith("transformers.")
+        [note] = checkpoint.notes
+        assert "AutoModelForSequenceClassification = modeling_mine.Mine" in note
+        assert "ignored by setting" in note
+    assert check.main([str(folder), "--ignore-checkpoint-code"]) == 0
+    assert "ignored by setting" in capsys.readouterr().out
+    assert read_backbone(str(folder), ignore_checkpoint_code=True).format == "language_model"
+    monkeypatch.setenv("REWARD_IGNORE_CHECKPOINT_CODE", "1")
+    assert ServeSettings().model_spec().ignore_checkpoint_code
+    assert BulkSettings(source="a", target="b").model_spec().ignore_checkpoint_code
+    monkeypatch.delenv("REWARD_IGNORE_CHECKPOINT_CODE")
+    assert not ServeSettings().model_spec().ignore_checkpoint_code
+
+
+def test_an_adapter_over_a_base_with_code_of_its_own_is_refused(tmp_path, sprung):
+    folder = tmp_path / "model"
+    lora_adapter(folder)
+    base = Path(json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"])
+    edit_json(base / "config.json", auto_map={"AutoModel": "modeling_mine.Mine"})
+    with pytest.raises(CheckpointError, match=r"modeling_mine\.Mine"):
+        read(str(folder))
+    assert read(str(folder), ignore_checkpoint_code=True).notes
+
+
+def test_an_adapter_that_was_trained_around_code_of_its_own_is_refused(tmp_path):
+    folder = tmp_path / "model"
+    lora_adapter(folder)
+    mapping = {"base_model_class": "Mine", "parent_library": "transformers_modules.repo.modeling_mine"}
+    edit_json(folder / "adapter_config.json", auto_mapping=mapping)
+    with pytest.raises(CheckpointError, match=r"modeling_mine"):
+        read(str(folder))
+
+
+def test_empty_names_and_modules_of_the_library_are_no_code(tmp_path):
+    folder = tmp_path / "model"
+    lora_adapter(folder)
+    mapping = {"base_model_class": "LlamaModel", "parent_library": "transformers.models.llama.modeling_llama"}
+    edit_json(folder / "adapter_config.json", auto_mapping=mapping)
+    base = Path(json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"])
+    edit_json(base / "tokenizer_config.json", auto_map={})
+    edit_json(base / "config.json", auto_map={}, custom_pipelines={})
+    assert read(str(folder)).notes == ()
+
+
+def test_a_contract_with_probes_stands_for_the_code_that_is_ignored(tmp_path, sprung):
+    """Its probes were scored without that code, and are scored again at load."""
+    folder = tmp_path / "model"
+    reward_model(folder)
+    with_code(folder, sprung)
+    loaded = load("torch", ModelSpec(str(folder)))
+    assert loaded.report.holds
+    assert any("modeling_mine.Mine" in note for note in loaded.identity.engine_notes)
+
+
+def test_what_we_write_names_no_code(tmp_path, sprung):
+    language_model(tmp_path / "sft")
+    with_code(tmp_path / "sft", sprung)
+    start = read_backbone(str(tmp_path / "sft"), ignore_checkpoint_code=True)
+    write(tmp_path / "rm", start.network, start.tokenizer, policy=start.policy)
+    assert read(str(tmp_path / "rm")).notes == ()
 
 
 def test_an_adapter_names_no_module_to_import(tmp_path, sprung, monkeypatch):

@@ -1,0 +1,80 @@
+"""Which code of its own a checkpoint names (`auto_map`). Such code is never run: what it computes is not known here.
+
+Reads JSON files, which `files` has found whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from model.checkpoint.record import CheckpointError
+
+_FILES = ("config.json", "tokenizer_config.json", "adapter_config.json")
+_REMOTE = "transformers_modules"
+"""The package that transformers makes of code that it has downloaded with a checkpoint; PEFT notes it in an adapter."""
+
+
+def refuse_code(folders: Iterable[Path], *, ignored: bool, has_contract: bool) -> tuple[str, ...]:
+    """Notes about the code that these folders name. Raise `CheckpointError` where it may matter and is not to be ignored.
+
+    A written contract has golden probes of the scores, so what is computed without that code is compared with what was trained.
+    """
+    named = [each for folder in dict.fromkeys(folders) for each in _named_code(folder)]
+    if not named:
+        return ()
+    listed = "; ".join(dict.fromkeys(named))
+    if not (ignored or has_contract):
+        raise CheckpointError(
+            f"the checkpoint names code of its own: {listed}. Such code is never run, and the classes of transformers that would "
+            "be taken instead may compute another score. Save the model with a class that transformers has, and without auto_map. "
+            "If its score is the one of transformers' own class, let the code be ignored: REWARD_IGNORE_CHECKPOINT_CODE=1 for a "
+            "server and reward-score, --ignore-checkpoint-code for reward-check, model.ignore_checkpoint_code=true for "
+            "reward-train."
+        )
+    why = "by setting" if ignored else "as the contract was written without it"
+    return (f"the checkpoint names code of its own, which is ignored {why}: {listed}",)
+
+
+def _named_code(folder: Path) -> Iterator[str]:
+    """`AutoClass = module.Class in file`, for each."""
+    for name in _FILES:
+        path = folder / name
+        if path.is_file():
+            for what, reference in _references(json.loads(path.read_bytes())):
+                yield f"{what} = {reference} in {path}"
+
+
+def _references(config: Any) -> Iterator[tuple[str, str]]:
+    """What is named at any depth: a model may be made of several."""
+    waiting = [config]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list):
+            waiting += part
+        elif isinstance(part, dict):
+            yield from _entries(part.get("auto_map"), "auto_map")
+            for task, pipeline in _entries_of(part.get("custom_pipelines")):
+                if isinstance(pipeline, dict) and isinstance(pipeline.get("impl"), str):
+                    yield f"pipeline {task}", pipeline["impl"]
+            library = _entries_of(part.get("auto_mapping"))
+            yield from ((what, str(name)) for what, name in library if str(name).startswith(_REMOTE))
+            waiting += [value for key, value in part.items() if key not in ("auto_map", "custom_pipelines")]
+
+
+def _entries_of(value: Any) -> list[tuple[str, Any]]:
+    return [(str(key), each) for key, each in value.items()] if isinstance(value, dict) else []
+
+
+def _entries(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Names of classes: a text, a list of texts and nulls, or an object of such."""
+    if isinstance(value, str) and value:
+        yield name, value
+    elif isinstance(value, list):
+        for each in value:
+            yield from _entries(each, name)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from _entries(each, str(key))
