@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
-import standardwebhooks
 
 from service.files import read_bounded, remove_stale_drafts, set_aside, write_whole
 
@@ -50,6 +49,14 @@ class WebhookReport(Protocol):
 
     def not_kept(self, why: str) -> None:
         """What waits cannot be written, or could not be read."""
+        ...
+
+
+class Signer(Protocol):
+    """What is needed of `standardwebhooks.Webhook`."""
+
+    def sign(self, msg_id: str, timestamp: datetime, data: str) -> str:
+        """The header `webhook-signature`."""
         ...
 
 
@@ -98,7 +105,7 @@ class Webhook:
         sleep: Callable[[float, asyncio.Event], Awaitable[None]] = sleep_or_wake,
     ) -> None:
         self._url = url
-        self._signers = [standardwebhooks.Webhook(secret) for secret in secrets]
+        self._signers = [_signer(secret) for secret in secrets]
         self._report = report
         self._path = None if folder is None else folder / FILE_NAME
         self._now, self._pick, self._sleep = now, pick, sleep
@@ -230,6 +237,13 @@ class Webhook:
                 set_aside(path)
             self._report.not_kept(f"{path.name} is damaged ({type(error).__name__}) and is set aside")
         return []
+
+
+def _signer(secret: str) -> Signer:
+    from standardwebhooks import Webhook as StandardWebhook  # where nothing is signed it is not needed
+
+    signer: Signer = StandardWebhook(secret)
+    return signer
 
 
 def _message(kept: Mapping[str, Any]) -> Message:

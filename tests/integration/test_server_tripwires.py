@@ -13,7 +13,6 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-import standardwebhooks
 
 from model.calibration import Calibration
 from tests.support.checkpoints import reward_model
@@ -98,6 +97,8 @@ def train(server, n_steps, respond, *, run="ppo-7", first=0):
 
 
 def test_an_exploit_is_flagged_counted_told_and_latched(server, receiver):
+    from standardwebhooks import Webhook as StandardWebhook
+
     rng = random.Random(1)
     reply = train(server, 40, lambda: honest(rng))
     assert {flag for r in reply["results"] for flag in r["flags"]} == set()
@@ -109,7 +110,7 @@ def test_an_exploit_is_flagged_counted_told_and_latched(server, receiver):
     told = {}
     while "judge" not in told:
         alarm, headers, body = receiver.next()
-        assert standardwebhooks.Webhook(SECRET).verify(body, headers) == alarm
+        assert StandardWebhook(SECRET).verify(body, headers) == alarm
         told[alarm["wire"]] = alarm
     alarm = told["judge"]
     assert (alarm["run"], alarm["severity"], alarm["model"]) == ("ppo-7", "page", "echo")
