@@ -13,6 +13,7 @@ from typing import get_args
 from model.backends import LoadedModel, LoadError, ModelSpec, load
 from model.calibration import Calibration
 from model.layout_rules import Ending, ReadsAt
+from model.printable import printable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,9 +56,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         loaded = load("torch", spec)
     except LoadError as error:
-        print(f"cannot be served: {error}", file=sys.stderr)
+        print(printable(f"cannot be served: {error}", keep="\n"), file=sys.stderr)
         return 1
-    print(describe(loaded))
+    print(printable(describe(loaded), keep="\n"))
     return 0 if loaded.report.holds else 1
 
 

@@ -23,6 +23,7 @@ from model.checkpoint.writing import score_alone
 from model.contract import FILE_NAME, N_PROBES, ContractUnreadable, sample_from_dict
 from model.conversation import Sample, SampleError
 from model.layout_rules import Ending, ReadsAt
+from model.printable import printable
 from model.template import EncodingPolicyError
 
 TOLERANCE = 1e-4
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     except (
         CheckpointError, ContractUnreadable, CalibrationError, EncodingPolicyError, SampleError, OSError, ValueError
     ) as error:  # fmt: skip
-        print(f"cannot be exported: {error}", file=sys.stderr)
+        print(printable(f"cannot be exported: {error}", keep="\n"), file=sys.stderr)
         return 1
     return 0
 
@@ -69,7 +70,7 @@ def export(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> st
         raise CheckpointError(f"{folder} is not empty: choose another folder")
     checkpoint, note = without_bias(checkpoint)
     if note:
-        print(f"note          {note}")
+        print(printable(f"note          {note}"))
     encode, network = checkpoint.encoder, checkpoint.network
     expected = [score_alone(network, encode(probe).ids) for probe in probes]
     write(

@@ -26,6 +26,7 @@ from pydantic_settings import SettingsError
 
 from model.backends import LoadError
 from model.calibration import CalibrationError
+from model.printable import printable
 from model.reward import PipelineError
 from model.traits import LexiconError
 from service.app import serve
@@ -101,7 +102,7 @@ def raise_descriptor_limit() -> None:
 
 def say(line: str) -> None:
     """For whoever started the server, whatever the log's format and level."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

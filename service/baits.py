@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.printable import printable
 from service.tripwires.baits import BaitsError, hashed
 
 _USAGE = 2
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         key = Path(arguments[0]).read_bytes().strip()
         print("\n".join(hashed(sys.stdin, key)))
     except (OSError, BaitsError) as error:
-        print(f"reward-baits: {error}", file=sys.stderr)
+        print(printable(f"reward-baits: {error}"), file=sys.stderr)
         return _USAGE
     return 0
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.printable import printable
 from service.keyring import SCOPES, KeysError, line_of, parse
 from service.quota import BURST_S, Limits
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = line_of(given.name, key, frozenset(given.scopes.split(",")), limits, runs, given.owner)
         add(given.file, line, given.scopes)
     except (OSError, UnicodeDecodeError, KeysError) as error:
-        print(f"reward-keys: {given.file}: {error}", file=sys.stderr)
+        print(printable(f"reward-keys: {given.file}: {error}"), file=sys.stderr)
         return _USAGE
     print(key)
     print(f"reward-keys: {given.name} was added to {given.file}; the key is shown only now", file=sys.stderr)

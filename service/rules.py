@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from model.printable import printable
 from service.tripwires.advice import ADVICE, SAYS
 from service.tripwires.plan import PlanError, WirePlan, plan_of
 from service.tripwires.reference import least_deviation
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         plan = plan_of(tomllib.loads(given.tripwires_file.read_text())) if given.tripwires_file else WirePlan()
     except (OSError, ValueError, PlanError) as error:
-        print(f"reward-rules: {given.tripwires_file}: {error}", file=sys.stderr)
+        print(printable(f"reward-rules: {given.tripwires_file}: {error}"), file=sys.stderr)
         return 2
     print(text_of(plan, Windows(tuple(given.windows), given.samples)), end="")
     return 0

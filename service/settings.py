@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict, SettingsError
 
 from model.backends import BACKENDS, ModelSpec, VllmSpec
+from model.printable import printable
 from model.reward import CombineSettings, PenaltySettings, RewardSettings
 from service.files import read_bounded
 from service.keyring import KeyRing, KeysError
@@ -513,7 +514,7 @@ def from_command_line(settings: type[S], program: str, arguments: Sequence[str])
 def complain(program: str, lines: Sequence[str]) -> None:
     """Say what is wrong, on stderr."""
     for line in lines:
-        print(f"{program}: {line}", file=sys.stderr)
+        print(f"{program}: {printable(line)}", file=sys.stderr)
 
 
 def unknown_variables(settings: type[BaseSettings], environment: Mapping[str, str]) -> list[str]:

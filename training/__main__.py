@@ -9,6 +9,7 @@ from pathlib import Path
 
 from model.calibration import CalibrationError
 from model.checkpoint import CheckpointError
+from model.printable import printable
 from model.template import EncodingPolicyError
 from training import recipe
 from training.calibrate import NothingToFit
@@ -37,14 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _run(options.verb, recipe.load(Path(options.config), options.set), options.checkpoint, options.folds)
     except _EXPECTED as error:
-        print(f"reward-train: {error}", file=sys.stderr)
+        print(printable(f"reward-train: {error}", keep="\n"), file=sys.stderr)
         return 2
     except Exception as error:
         from training.trainer import NonFiniteLoss
 
         if not isinstance(error, NonFiniteLoss):
             raise
-        print(f"reward-train: {error}", file=sys.stderr)
+        print(printable(f"reward-train: {error}", keep="\n"), file=sys.stderr)
         return 3
     return 0
 

@@ -1,4 +1,4 @@
-"""Structured logs on stderr, as JSON or as text. Never a conversation, never a key.
+"""Structured logs on stderr, as JSON or as text, an event a line. Never a conversation, never a key.
 
 An exception of others may quote what it choked on, so of those only the type and the places in the code
 are written. What uvicorn, asyncio and the libraries log passes through the same rule.
@@ -16,6 +16,8 @@ from typing import Any, Literal, TextIO, cast
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
+from model.printable import printable
+
 LogFormat = Literal["json", "text"]
 Logger = FilteringBoundLogger
 
@@ -28,9 +30,7 @@ def configure(level: str, fmt: LogFormat) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         exceptions_without_words,
     ]
-    renderer: Processor = (
-        structlog.processors.JSONRenderer() if fmt == "json" else structlog.dev.ConsoleRenderer(colors=False)
-    )
+    renderer: Processor = structlog.processors.JSONRenderer() if fmt == "json" else _as_text
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -45,6 +45,14 @@ def configure(level: str, fmt: LogFormat) -> None:
     logging.root.handlers = [handler]
     # Libraries have much to say and little of it is ours; their warnings are worth a line.
     logging.root.setLevel(max(number, logging.WARNING))
+
+
+_console = structlog.dev.ConsoleRenderer(colors=False)
+
+
+def _as_text(logger: Any, method: str, event: EventDict) -> str:
+    """One line for a terminal. Names, paths and errors in it may come from anywhere and steer nothing."""
+    return printable(str(_console(logger, method, event)))
 
 
 class _Unbreakable:

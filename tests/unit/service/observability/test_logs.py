@@ -1,10 +1,12 @@
-"""What is logged of a task that nobody waits for."""
+"""What is logged of a task that nobody waits for, and what text of others can do in a log: nothing."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from service.observability import logs
@@ -33,3 +35,46 @@ async def test_a_task_that_dies_of_an_exception_is_told_while_it_is_remembered()
 @pytest.mark.parametrize("seconds", [0.0, 60.0])
 async def test_one_that_ends_or_is_cancelled_is_not(seconds):
     assert await end_of(asyncio.sleep(seconds)) == []
+
+
+NASTY = {
+    "escape": "\x1b[2J\x1b]0;owned\x07", "c1": "\x9b31m", "newline": "a\nlevel=error event=forged", "return": "a\rforged",
+    "delete": "a\x7f\b\b", "nothing": "a\0b", "bidi": "user\u202egnp.exe\u2066", "separators": "a\u2028b\u2029c\u0085d",
+    "no width": "a\u200bb\ufeff", "surrogate": "\ud800",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
+@pytest.mark.parametrize("how", ["value", "list", "nested", "event", "key", "object", "foreign", "error"])
+def test_the_text_log_steers_no_terminal_and_forges_no_line(capsys, text, how):
+    class Named:
+        def __repr__(self):
+            return text
+
+    handlers, level = logging.root.handlers, logging.root.level
+    try:
+        logs.configure("info", "text")
+        log = logs.logger("api")
+        if how == "foreign":
+            logging.getLogger("theirs").error("%s and %r", text, {text: 1})
+        elif how == "error":
+            try:
+                raise (
+                    type(f"Bad{text}", (Exception,), {})(text)
+                    if "\0" not in text and "\ud800" not in text
+                    else ValueError(text)
+                )
+            except Exception:
+                log.error("failed", exc_info=True)
+        elif how == "event":
+            log.info(text)
+        else:
+            value = {"value": text, "list": ["x", text], "nested": {"a": (text,)}, "object": Named(), "key": 1}[how]
+            log.info("request", **{text if how == "key" else "run": value})
+        said = capsys.readouterr().err
+    finally:
+        structlog.reset_defaults()
+        logging.root.handlers, logging.root.level = handlers, level
+    assert said.endswith("\n")
+    assert said[:-1].isprintable(), said
+    assert len(said) > 20
