@@ -14,6 +14,7 @@ from rewardserve_client.errors import (
     RewardClientError,
     RunBlocked,
     Unavailable,
+    WrongType,
 )
 from rewardserve_client.patience import Backoff
 from rewardserve_client.records import Compared, Comparisons, Failure, Identity, Result, Scores
@@ -39,4 +40,5 @@ __all__ = [
     "Scores",
     "Unavailable",
     "World",
+    "WrongType",
 ]

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import ssl
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 from weakref import WeakKeyDictionary
 
 import httpx
 
 from rewardserve_client import replies
+from rewardserve_client.arguments import (
+    check_callable,
+    check_choice,
+    check_text,
+    check_type,
+    kl_of,
+    margin,
+    seconds,
+    step_of,
+)
 from rewardserve_client.chunks import chunks_of
 from rewardserve_client.circuit import Circuit
 from rewardserve_client.configuration import LONGEST_CALL_S, Limits, key_from, only_from, urls_from
@@ -24,7 +35,8 @@ from rewardserve_client.course import Ask, Asking, Course, Means, R, attempts, r
 from rewardserve_client.errors import MixedModels, RequestRefused, Unavailable
 from rewardserve_client.patience import Backoff, Luck
 from rewardserve_client.records import UNAVAILABLE, Answers, Compared, Comparisons, Identity, Result, Scores
-from rewardserve_client.samples import Item, Sample, comparison_items, head, kl_on_the_wire, sample_items
+from rewardserve_client.samples import Item, Sample, comparison_items, head, sample_items
+from rewardserve_client.silence import Silence
 from rewardserve_client.transport import Line
 from rewardserve_client.verdicts import Answer, Event, Good, Refused, TooLarge
 
@@ -35,6 +47,7 @@ Progress = Callable[[int, int], None]
 
 OnFailure = Literal["raise", "none"]
 OnMixed = Literal["flag", "raise"]
+ON_FAILURE, ON_MIXED = get_args(OnFailure), get_args(OnMixed)
 
 _log = logging.getLogger("rewardserve_client")
 
@@ -74,7 +87,12 @@ class AsyncRewardClient:
         world: World | None = None,
     ) -> None:
         self.urls = urls_from(url)
-        self.deadline_s = deadline_s
+        self.deadline_s = seconds("deadline_s", deadline_s)
+        check_choice("on_failure", on_failure, ON_FAILURE)
+        check_choice("on_mixed", on_mixed, ON_MIXED)
+        check_type("limits", limits, (Limits, type(None)), "a Limits")
+        check_type("backoff", backoff, (Backoff, type(None)), "a Backoff")
+        check_type("verify", verify, (bool, ssl.SSLContext), "a bool or an ssl.SSLContext")
         self._key = key_from(api_key)
         self._only = only_from(only)
         self._on_failure = on_failure
@@ -84,6 +102,7 @@ class AsyncRewardClient:
         self._verify = httpx.create_ssl_context() if verify is True and transport is None else verify
         self._transport = transport
         self._world = world or World()
+        self._silence = Silence(self.urls, self._limits.warn_after_s)
         self._means = Means(
             circuit=Circuit(),
             backoff=backoff or Backoff(),
@@ -91,6 +110,7 @@ class AsyncRewardClient:
             now=self._world.now,
             luck=self._world.luck,
             new_key=self._world.new_key,
+            tried=lambda url, reason: self._silence.tried(url, reason, self._world.now()),
         )
         self._lines: WeakKeyDictionary[asyncio.AbstractEventLoop, Line] = WeakKeyDictionary()
         self._last: Identity | None = None
@@ -117,7 +137,7 @@ class AsyncRewardClient:
         items = sample_items(samples, self._world.new_key())
         asking = Asking(
             path="/score",
-            head=head("samples", run=run, step=step, kl=kl_on_the_wire(kl)),
+            head=_origin("samples", run, step, kl=kl_of(kl)),
             deadline=self._deadline(deadline_s),
             read=replies.scored,
             failed=lambda item, failure: Result(item.id, error=failure),
@@ -140,7 +160,7 @@ class AsyncRewardClient:
         items = comparison_items(comparisons, self._world.new_key())
         asking = Asking(
             path="/compare",
-            head=head("comparisons", run=run, step=step, tie_margin=tie_margin),
+            head=_origin("comparisons", run, step, tie_margin=margin("tie_margin", tie_margin)),
             deadline=self._deadline(deadline_s),
             read=replies.compared,
             failed=lambda item, failure: Compared(item.id, error=failure),
@@ -150,8 +170,10 @@ class AsyncRewardClient:
 
     async def model(self, *, deadline_s: float | None = None) -> dict[str, Any]:
         """What `GET /model` of the first server that answers says. Raise `RequestRefused` or `Unavailable`."""
-        course = attempts(self.urls, "/model", None, replies.described, self._deadline(deadline_s), self._means)
-        end = await self._drive(course)
+        deadline = self._deadline(deadline_s)
+        course = attempts(self.urls, "/model", None, replies.described, deadline, self._means)
+        with self._warned_of_silence(deadline):
+            end = await self._drive(course)
         if isinstance(end, Good):
             return end.value
         if isinstance(end, Refused):
@@ -162,7 +184,7 @@ class AsyncRewardClient:
 
     async def ready(self, *, timeout_s: float = 5.0) -> bool:
         """Whether at least one server is ready to score right now. Asks each once and never raises for a failure."""
-        deadline = self._world.now() + timeout_s
+        deadline = self._world.now() + seconds("timeout_s", timeout_s)
         asked = [self._line().send(Ask(url, "/readyz", None, "", deadline)) for url in self.urls]
         return any(isinstance(event, Answer) and event.status == 200 for event in await _all_or_none(asked))
 
@@ -188,6 +210,9 @@ class AsyncRewardClient:
         self, items: Sequence[Item], asking: Asking[R], on_failure: OnFailure | None, on_progress: Progress | None
     ) -> list[R]:
         """One record an item. Raise `Unavailable` as soon as one chunk has no answer, where that is wanted."""
+        if on_failure is not None:
+            check_choice("on_failure", on_failure, ON_FAILURE)
+        check_callable("on_progress", on_progress)
         raises = (on_failure or self._on_failure) == "raise"
         chunks = chunks_of(
             items,
@@ -210,8 +235,29 @@ class AsyncRewardClient:
                 on_progress(len(records), len(items))
 
         courses = [(seen_through(chunk, asking, self._means), [i.place for i in chunk.items]) for chunk in chunks]
-        await _all_or_none([see_through(course, places) for course, places in courses])
+        with self._warned_of_silence(asking.deadline):
+            await _all_or_none([see_through(course, places) for course, places in courses])
         return [records[i] for i in range(len(items))]
+
+    @contextlib.contextmanager
+    def _warned_of_silence(self, deadline: float) -> Iterator[None]:
+        """While the body runs, the log says from time to time that no server answers."""
+        loop, began_at = asyncio.get_running_loop(), self._world.now()
+        timer: asyncio.TimerHandle | None = None
+
+        def look() -> None:
+            nonlocal timer
+            warning = self._silence.warning(began_at, deadline, self._world.now())
+            if warning is not None:
+                _log.warning("%s", warning)
+            timer = loop.call_later(self._silence.warn_after_s, look)
+
+        timer = loop.call_later(self._silence.warn_after_s, look)
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     async def _drive(self, course: Course[T]) -> T:
         """Do what the course says until it is over."""
@@ -250,8 +296,8 @@ class AsyncRewardClient:
             if loop.is_closed():
                 del self._lines[loop]
 
-    def _deadline(self, seconds: float | None) -> float:
-        return self._world.now() + (self.deadline_s if seconds is None else seconds)
+    def _deadline(self, given_s: float | None) -> float:
+        return self._world.now() + (self.deadline_s if given_s is None else seconds("deadline_s", given_s))
 
     def _checked(self, answers: A) -> A:
         """Notice when the model is another one than before, or several at once."""
@@ -262,6 +308,12 @@ class AsyncRewardClient:
         if answers.is_mixed and self._on_mixed == "raise":
             raise MixedModels(f"the rewards of one call come from {len(answers.identities)} models")
         return answers
+
+
+def _origin(list_name: str, run: str | None, step: int | None, **more: Any) -> bytes:
+    """The beginning of a body. Raise `WrongType` or `Misconfigured`."""
+    check_text("run", run)
+    return head(list_name, run=run, step=step_of(step), **more)
 
 
 async def _all_or_none(parts: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from rewardserve_client.arguments import check_listed, check_text, check_type, seconds
 from rewardserve_client.errors import Misconfigured
 
 URL = "REWARDSERVE_URL"
@@ -33,7 +34,8 @@ class Limits:
     """How much of a call is under way at one time.
 
     `chunk_samples` and `chunk_bytes` bound one request, `chunks_at_once` one call, `connections` the whole client.
-    `attempt_s` is the longest that one attempt may take; `sample_retries` how often single samples are tried again.
+    `attempt_s` is the longest that one attempt may take; `sample_retries` how often single samples are tried again;
+    `warn_after_s` when a call without an answer says so in the log.
     """
 
     chunk_samples: int = 64
@@ -42,11 +44,15 @@ class Limits:
     connections: int = 64
     attempt_s: float = 120.0
     sample_retries: int = 2
+    warn_after_s: float = 5.0
 
     def __post_init__(self) -> None:
         """Raise `Misconfigured`."""
+        for name in ("chunk_samples", "chunk_bytes", "chunks_at_once", "connections", "sample_retries"):
+            check_type(f"limits.{name}", getattr(self, name), int, "a whole number")
+        times_s = [seconds(f"limits.{name}", getattr(self, name)) for name in ("attempt_s", "warn_after_s")]
         least = min(self.chunk_samples, self.chunk_bytes, self.chunks_at_once, self.connections)
-        if least < 1 or self.attempt_s <= 0 or self.sample_retries < 0:
+        if least < 1 or min(times_s) <= 0 or self.sample_retries < 0:
             raise Misconfigured(f"limits must be positive: {self}")
 
 
@@ -54,7 +60,7 @@ def urls_from(given: str | Sequence[str] | None, environment: Mapping[str, str] 
     """The servers, without doubles and trailing slashes. Raise `Misconfigured`."""
     if given is None:
         given = environment.get(URL, "")
-    listed = given.split(",") if isinstance(given, str) else given
+    listed = given.split(",") if isinstance(given, str) else _texts("url", given)
     urls = tuple(dict.fromkeys(_checked(url.strip()) for url in listed if url.strip()))
     if not urls:
         raise Misconfigured(f"no server: pass its URL, or set {URL} (several: separated by commas)")
@@ -63,6 +69,7 @@ def urls_from(given: str | Sequence[str] | None, environment: Mapping[str, str] 
 
 def key_from(given: str | None, environment: Mapping[str, str] = os.environ) -> str | None:
     """The key, None where there is none. Raise `Misconfigured` for one that no header can carry."""
+    check_text("api_key", given)
     key = (environment.get(API_KEY, "") if given is None else given).strip()
     if key and not _KEY.fullmatch(key):
         raise Misconfigured(f"the API key (api_key or {API_KEY}) has characters that no header can carry")
@@ -73,11 +80,19 @@ def only_from(given: str | Sequence[str] | None, environment: Mapping[str, str] 
     """Digests of the only model that may answer, none where any may. Raise `Misconfigured` for what is no digest."""
     if given is None:
         given = environment.get(ONLY, "")
-    listed = given.split(",") if isinstance(given, str) else given
+    listed = given.split(",") if isinstance(given, str) else _texts("only", given)
     digests = tuple(each.strip() for each in listed if each.strip())
     if not all(_DIGEST.fullmatch(each) for each in digests):
         raise Misconfigured(f"only (or {ONLY}) has digests as replies have them: sha256: and 64 hexadecimal digits")
     return digests
+
+
+def _texts(name: str, given: Sequence[str]) -> list[str]:
+    check_listed(name, given, "strings")
+    listed = list(given)
+    for i, each in enumerate(listed):
+        check_type(f"{name}[{i}]", each, str, "a string")
+    return listed
 
 
 def run_from(environment: Mapping[str, str] = os.environ) -> str | None:

@@ -58,7 +58,7 @@ Course = Generator[Ask | Wait, Event | None, T]
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What every course of a client shares."""
+    """What every course of a client shares. `tried` is told the address of each attempt, and why it gave no answer."""
 
     circuit: Circuit
     backoff: Backoff
@@ -66,6 +66,7 @@ class Means:
     now: Callable[[], float]
     luck: Luck
     new_key: Callable[[], str]
+    tried: Callable[[str, str | None], None] = lambda _url, _reason: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,9 @@ def attempts(
         verdict = judge(event, read)
         if not isinstance(verdict, TryAgain):
             means.circuit.works(url)
+            means.tried(url, None)
             return verdict
+        means.tried(url, verdict.reason)
         if verdict.is_servers:
             means.circuit.fails(url, means.now(), verdict.retry_after_s)
         hints.append(verdict.retry_after_s)

@@ -17,6 +17,10 @@ class Misconfigured(RewardClientError, ValueError):
     """An argument or an environment variable that cannot be used."""
 
 
+class WrongType(Misconfigured, TypeError):
+    """An argument of a type that cannot be used."""
+
+
 class RequestRefused(RewardClientError):
     """The server will never take this request: wrong key, wrong fields, wrong path. Trying again is no use.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+_MOST_SHOWN = 4
 
 UNAVAILABLE = "unavailable"
 """The code of a sample that no server answered for in time. All other codes are the server's."""
@@ -74,11 +77,22 @@ class Compared:
     identity: Identity | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Answers:
     """Who answered. `identities` in the order of first appearance."""
 
     results: tuple[Result, ...] | tuple[Compared, ...]
+
+    def __repr__(self) -> str:
+        """How many there are, how many failed and why, and who answered; of hundreds of results no more than that."""
+        codes = Counter(r.error.code for r in self.results if r.error is not None)
+        failed = ", ".join(f"{code} {n}" for code, n in codes.most_common(_MOST_SHOWN))
+        model = self.model.model if self.model is not None else None
+        shown = [f"{len(self.results)} results", *self._shown(), f"failed: {failed or 'none'}", f"model={model!r}"]
+        return f"<{type(self).__name__}: {', '.join(shown)}>"
+
+    def _shown(self) -> list[str]:
+        return []
 
     @property
     def identities(self) -> tuple[Identity, ...]:
@@ -96,7 +110,7 @@ class Answers:
         return len({identity.meaning for identity in self.identities}) > 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Scores(Answers):
     """One result a sample, in the order given."""
 
@@ -107,13 +121,17 @@ class Scores(Answers):
         """The rewards, in the order given; None for what could not be scored."""
         return [r.reward for r in self.results]
 
+    def _shown(self) -> list[str]:
+        first = ", ".join("None" if r.reward is None else f"{r.reward:.4g}" for r in self.results[:_MOST_SHOWN])
+        return [f"rewards [{first}{', ...' if len(self.results) > _MOST_SHOWN else ''}]"]
+
     @property
     def failed(self) -> tuple[Result, ...]:
         """Those without a reward."""
         return tuple(r for r in self.results if r.error is not None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Comparisons(Answers):
     """One result a comparison, in the order given."""
 

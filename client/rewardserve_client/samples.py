@@ -6,12 +6,15 @@ What may be in a sample is the server's to say. Here only what cannot be sent is
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from rewardserve_client.errors import Misconfigured
+from rewardserve_client.arguments import check_listed, check_text, check_type
+from rewardserve_client.errors import Misconfigured, WrongType
+
+T = TypeVar("T")
 
 Message = Mapping[str, Any]
 
@@ -49,11 +52,13 @@ class Item(NamedTuple):
 
 def sample_items(samples: Iterable[Sample | Mapping[str, Any]], call: str) -> list[Item]:
     """Samples without an id get one that no other call uses: `call` is part of it. Raise `Misconfigured`."""
+    check_listed("samples", samples, "Sample records or dicts")
     return [_sample_item(i, sample, call) for i, sample in enumerate(samples)]
 
 
 def comparison_items(comparisons: Iterable[Mapping[str, Any]], call: str) -> list[Item]:
     """As `sample_items`; a comparison weighs as much as it has responses."""
+    check_listed("comparisons", comparisons, "dicts")
     return [_comparison_item(i, comparison, call) for i, comparison in enumerate(comparisons)]
 
 
@@ -68,13 +73,9 @@ def body(start: bytes, items: Sequence[Item]) -> bytes:
     return start + b",".join([item.json for item in items]) + b"]}"
 
 
-def kl_on_the_wire(kl: float | None) -> float | None:
-    """An estimate of a KL divergence may be below zero, the divergence is not; what is no number is not sent."""
-    return None if kl is None or not math.isfinite(kl) else max(0.0, kl)
-
-
 def _sample_item(place: int, sample: Sample | Mapping[str, Any], call: str) -> Item:
-    fields = _fields_of(sample) if isinstance(sample, Sample) else dict(sample)
+    check_type(f"samples[{place}]", sample, (Sample, Mapping), "a Sample or a dict")
+    fields = _fields_of(sample, place) if isinstance(sample, Sample) else dict(sample)
     group = sample.group if isinstance(sample, Sample) else None
     sample_id = _named(fields, place, call)
     written = _written(fields, place)
@@ -82,6 +83,7 @@ def _sample_item(place: int, sample: Sample | Mapping[str, Any], call: str) -> I
 
 
 def _comparison_item(place: int, comparison: Mapping[str, Any], call: str) -> Item:
+    check_type(f"comparisons[{place}]", comparison, Mapping, "a dict")
     fields = dict(comparison)
     comparison_id = _named(fields, place, call)
     if not isinstance(fields.get("responses"), list | tuple):
@@ -89,19 +91,38 @@ def _comparison_item(place: int, comparison: Mapping[str, Any], call: str) -> It
     return Item(place, comparison_id, _written(fields, place), _group(fields), len(fields["responses"]))
 
 
-def _fields_of(sample: Sample) -> dict[str, Any]:
+def _fields_of(sample: Sample, place: int) -> dict[str, Any]:
+    where = f"samples[{place}]"
+    for name in ("response", "text", "finish_reason", "id", "group"):
+        check_text(f"{where}.{name}", getattr(sample, name))
+    for name, expected in (("prompt", "messages, or one text"), ("messages", "messages")):
+        turns = getattr(sample, name)
+        if turns is not None and not (name == "prompt" and isinstance(turns, str)):
+            check_listed(f"{where}.{name}", turns, expected)
+    check_type(f"{where}.score_empty", sample.score_empty, bool, "a bool")
     fields: dict[str, Any] = {
         "prompt": sample.prompt if isinstance(sample.prompt, str | None) else list(sample.prompt),
         "response": sample.response,
         "messages": None if sample.messages is None else list(sample.messages),
         "text": sample.text,
-        "input_ids": None if sample.input_ids is None else [int(token) for token in sample.input_ids],
+        "input_ids": None
+        if sample.input_ids is None
+        else _numbers(f"{where}.input_ids", sample.input_ids, operator.index),
         "finish_reason": sample.finish_reason,
-        "reference_rewards": [float(r) for r in sample.reference_rewards] or None,
+        "reference_rewards": _numbers(f"{where}.reference_rewards", sample.reference_rewards, float) or None,
         "score_empty": sample.score_empty or None,
         "id": sample.id,
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _numbers(name: str, values: Iterable[Any], convert: Callable[[Any], T]) -> list[T]:
+    """As the wire has them; of NumPy and the like too. Raise `WrongType`."""
+    check_listed(name, values, "numbers")
+    try:
+        return [convert(value) for value in values]
+    except (TypeError, ValueError):
+        raise WrongType(f"{name} holds something else than numbers") from None
 
 
 def _named(fields: dict[str, Any], place: int, call: str) -> str:
@@ -124,13 +145,13 @@ def _written(fields: Mapping[str, Any], place: int) -> bytes:
 def _group(fields: Mapping[str, Any]) -> bytes:
     """The prompt, the same bytes in whichever form it was given."""
     prompt = fields.get("prompt")
-    if prompt is None and fields.get("messages"):
-        prompt = list(fields["messages"])[:-1]
+    if prompt is None and isinstance(fields.get("messages"), list | tuple):
+        prompt = fields["messages"][:-1]
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
-    if prompt is not None:
+    if isinstance(prompt, list | tuple):
         return _dumps([[m.get("role"), m.get("content")] for m in prompt if isinstance(m, Mapping)])
-    return _dumps(fields.get("text") or fields.get("input_ids"))
+    return _dumps(fields.get("text") or fields.get("input_ids") or prompt)
 
 
 def _bytes(text: str) -> bytes:

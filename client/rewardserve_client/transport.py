@@ -20,6 +20,7 @@ from rewardserve_client.verdicts import Answer, Broken, Event
 
 _MOST_BYTES = 256 * 2**20
 _LONGEST_TOLD_S = 10**6  # servers read eleven digits of milliseconds
+_CONNECT_S = 5.0  # three tries of TCP; a host that is not there drops packets and says nothing
 _KEEPALIVE_S = 4.0  # shorter than any server or proxy waits for the next request on an idle connection
 
 
@@ -47,7 +48,8 @@ class Line:
             headers["x-only"] = ",".join(only)
         self._http = httpx.AsyncClient(
             headers=headers,
-            timeout=None,  # asyncio.timeout below bounds the whole of an attempt; httpx would bound only its parts
+            # asyncio.timeout below bounds the whole of an attempt; httpx bounds only its parts, of which one is of use.
+            timeout=httpx.Timeout(None, connect=_CONNECT_S),
             limits=httpx.Limits(
                 max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_KEEPALIVE_S
             ),
@@ -79,6 +81,8 @@ class Line:
             return Broken("no whole answer in time")
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL):
             raise Misconfigured("a URL or a header that cannot be sent") from None
+        except httpx.ConnectError as error:
+            return Broken(f"ConnectError: {str(error)[:120]}")  # the system's words for it: no request was made yet
         except httpx.HTTPError as error:
             # Only its kind: the request that it carries along holds the key.
             return Broken(type(error).__name__)

@@ -1,0 +1,46 @@
+"""When a client says that no server answers: after some seconds without an answer, then at growing intervals. Pure.
+
+A call without this would be silent until its deadline, which is minutes away, where only the port is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_SLOW = 6
+"""An answer that is awaited without any failure may only be slow: it takes so many times longer until that is said."""
+
+
+class Silence:
+    """What all calls of one client know of servers that do not answer. Times are seconds of the caller's clock."""
+
+    def __init__(self, urls: Sequence[str], warn_after_s: float) -> None:
+        self.warn_after_s = warn_after_s
+        self._urls = tuple(urls)
+        self._reasons: dict[str, str] = {}
+        self._answered_at = float("-inf")
+        self._interval_s = warn_after_s
+        self._next_at = float("-inf")
+
+    def tried(self, url: str, reason: str | None, now: float) -> None:
+        """What became of one attempt; no reason: an answer."""
+        if reason is not None:
+            self._reasons[url] = reason
+            return
+        self._reasons.pop(url, None)
+        self._answered_at = now
+        self._interval_s, self._next_at = self.warn_after_s, float("-inf")
+
+    def warning(self, began_at: float, deadline: float, now: float) -> str | None:
+        """What is to be said now about a call that began then; None: nothing, or it was said a short while ago."""
+        silent_s = now - max(began_at, self._answered_at)
+        least_s = self.warn_after_s if self._reasons else _SLOW * self.warn_after_s
+        if silent_s < least_s or now < self._next_at:
+            return None
+        self._next_at = now + self._interval_s
+        self._interval_s *= 2
+        why = "; ".join(f"{url}: {reason}" for url, reason in self._reasons.items())
+        return (
+            f"no answer for {silent_s:.0f} s from {why or ', '.join(self._urls)}. Is the address right, and is the server "
+            f"running? Trying for another {max(0.0, deadline - now):.0f} s"
+        )
