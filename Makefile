@@ -12,13 +12,14 @@ BENCH ?=
 VARIANT ?= cpu
 TARGET ?= serve
 
+AREAS ?=
 GYM ?=
 DRILL ?=
 SOAK ?=
 MEMORY ?=
 OVERLOAD ?=
 
-.PHONY: help setup serve test test-vllm test-trainers test-cuda-dry test-ray test-faults test-fuzz test-docker image secrets up check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload rules k8s-rules dashboards train-default clean
+.PHONY: help setup serve test test-vllm test-trainers test-cuda-dry test-ray test-faults test-fuzz test-mutants test-docker image secrets up check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload rules k8s-rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +31,7 @@ help:
 	@echo "make test-ray       the server on Ray Serve, with replicas that follow the queue; installs Ray into .bench/"
 	@echo "make test-faults    slow crowds, full disks, killers in the kernel: what needs root or minutes (skips what is missing)"
 	@echo "make test-fuzz      a hundred thousand bodies, and schemathesis over the OpenAPI document (minutes)"
+	@echo "make test-mutants   are mutants of the code noticed by its tests? an hour and more (AREAS=keyring); installs mutmut into .bench/"
 	@echo "make test-docker    the image and docker compose, for real; needs root and dockerd (minutes)"
 	@echo "make up             secrets, image, docker compose up: server, Prometheus, Alertmanager, Grafana"
 	@echo "make secrets        only the files in secrets/ that docker-compose.yml wants"
@@ -99,6 +101,10 @@ test-faults: setup
 test-fuzz: setup
 	@$(BIN)/python -m tests.fuzz.install
 	@FUZZ_BODIES=100000 $(BIN)/python -m pytest -n $(WORKERS) tests/fuzz
+
+test-mutants: setup
+	@$(BIN)/python -m tests.mutants.install
+	@"$$($(BIN)/python -m tests.mutants.install | tail -n 1)" -m tests.mutants $(AREAS)
 
 # As above, but torch is not needed here: it is in the image.
 test-docker: setup

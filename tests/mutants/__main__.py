@@ -1,0 +1,167 @@
+"""Run mutmut over the areas of `areas`, and compare the mutants that survive with those that `survivors.toml` explains.
+
+Each area is mutated in a copy of the working tree under `.bench/mutants/`; results of unchanged functions are kept there from one
+run to the next. The exit code is 1 where an area has less than 95 % of its mutants killed, or a survivor without a reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.peers.install import ROOT
+from tests.mutants.areas import AREAS, Area
+
+REASONS = Path(__file__).with_name("survivors.toml")
+HOME = ROOT / ".bench" / "mutants"
+LEAST_KILLED = 0.95
+_SURVIVED = (0, 5, 33)
+"""mutmut's exit codes: every test passed, or none reaches the mutant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survivor:
+    """A change of one function that no test noticed; named by what changed, not by a number that other changes shift."""
+
+    function: str
+    was: str
+    now: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of one area."""
+
+    n_mutants: int
+    survivors: tuple[Survivor, ...]
+
+    @property
+    def killed(self) -> float:
+        """The share of mutants that some test noticed."""
+        return 1 - len(self.survivors) / self.n_mutants if self.n_mutants else 0.0
+
+
+def main() -> int:
+    """Command-line entry."""
+    given = _parser().parse_args()
+    explained = reasons()
+    found: set[Survivor] = set()
+    failed = False
+    for name in given.areas or AREAS:
+        outcome = run(name, AREAS[name])
+        found.update(outcome.survivors)
+        strange = [survivor for survivor in outcome.survivors if survivor not in explained]
+        n_killed = outcome.n_mutants - len(outcome.survivors)
+        print(f"{name}: {n_killed} of {outcome.n_mutants} mutants killed ({outcome.killed:.1%})", flush=True)
+        for survivor in strange:
+            print(_as_toml(survivor), flush=True)
+        failed |= outcome.killed < LEAST_KILLED or bool(strange)
+    if not given.areas and (stale := [survivor for survivor in explained if survivor not in found]):
+        print(f"{REASONS.name} explains mutants that are killed by now, or are none:", *map(_as_toml, stale), sep="\n")
+        failed = True
+    return int(failed)
+
+
+def run(name: str, area: Area) -> Outcome:
+    """Mutate one area and run its tests. Raise `RuntimeError` with mutmut's last words where it cannot."""
+    folder = HOME / name
+    _copy_tree(folder)
+    with (folder / "pyproject.toml").open("a") as file:
+        file.write(_configuration(area))
+    mutmut = Path(sys.executable).with_name("mutmut")
+    command = [mutmut, "run", "--max-children", str(os.cpu_count() or 1)]
+    # The checkout must not be on the path beside the mutated copy.
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    codes = _exit_codes(folder)
+    if not codes or None in codes.values():
+        raise RuntimeError(f"mutmut stopped in {name}: {(done.stdout + done.stderr)[-2000:]}")
+    survived = [mutant for mutant, code in codes.items() if code in _SURVIVED]
+    return Outcome(len(codes), tuple(_survivor(mutmut, folder, mutant) for mutant in survived))
+
+
+def reasons() -> dict[Survivor, str]:
+    """What `survivors.toml` says of each mutant that may survive."""
+    listed = tomllib.loads(REASONS.read_text()).get("survivor", [])
+    return {Survivor(each["function"], each["was"], each["now"]): each["reason"] for each in listed}
+
+
+def _copy_tree(folder: Path) -> None:
+    """The working tree as git sees it, with what is built in place. The client's package stands at the top, as it is imported."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split("\0")  # fmt: skip
+    built = (path.relative_to(ROOT) for path in (ROOT / "model").rglob("*.so"))
+    for path in [Path(each) for each in listed if each] + list(built):
+        if (ROOT / path).is_file():
+            parts = path.parts[1:] if path.parts[0] == "client" else path.parts
+            target = folder.joinpath(*parts) if "rewardserve_client" in parts else folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / path, target)
+
+
+def _configuration(area: Area) -> str:
+    top = sorted({Path(file).parts[0] for file in area.files} | {"model", "service", "training", "rewardserve_client"})
+    others = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    beside = sorted(others - {*top, "tests", "client"})
+    return f"""
+[tool.mutmut]
+source_paths = {json.dumps(top)}
+only_mutate = {json.dumps(area.files)}
+also_copy = {json.dumps(beside)}
+pytest_add_cli_args = ["-n0", "-p", "no:cacheprovider"]
+pytest_add_cli_args_test_selection = {json.dumps(area.tests)}
+"""
+
+
+def _exit_codes(folder: Path) -> dict[str, int | None]:
+    codes: dict[str, int | None] = {}
+    for path in (folder / "mutants").rglob("*.meta"):
+        codes.update(json.loads(path.read_text())["exit_code_by_key"])
+    return codes
+
+
+def _survivor(mutmut: Path, folder: Path, mutant: str) -> Survivor:
+    shown = subprocess.run([mutmut, "show", mutant], cwd=folder, capture_output=True, text=True, check=False).stdout
+    lines = shown.splitlines()
+    was, now = (
+        " ".join(line[1:].strip() for line in lines if line.startswith(sign) and not line.startswith(sign * 3))
+        for sign in "-+"
+    )
+    return Survivor(_function(mutant), was, now)
+
+
+def _function(mutant: str) -> str:
+    """`service.keyring.xǁKeyRingǁwarnings__mutmut_5` -> `service.keyring.KeyRing.warnings`."""
+    module, _, name = mutant.rpartition("__mutmut_")[0].rpartition(".")
+    return f"{module}.{re.sub('^x_', '', name.removeprefix('xǁ')).replace('ǁ', '.')}"
+
+
+def _as_toml(survivor: Survivor) -> str:
+    fields = {"function": survivor.function, "was": survivor.was, "now": survivor.now, "reason": ""}
+    return "[[survivor]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in fields.items())
+
+
+def _area(name: str) -> str:
+    if name not in AREAS:
+        raise argparse.ArgumentTypeError(f"no area is called {name!r}; there are {', '.join(AREAS)}")
+    return name
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("areas", nargs="*", metavar="AREA", type=_area, help=f"of {', '.join(AREAS)}; all by default")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Which code is mutated, and by which tests its mutants must be noticed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """Files to mutate, and the tests of which those that reach a mutant are run for it."""
+
+    files: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+AREAS = {
+    "keyring": Area(("service/keyring.py",), ("tests/unit/service/test_keyring.py",)),
+    "quota": Area(
+        ("service/quota.py", "service/buckets.py"),
+        ("tests/unit/service/test_buckets.py", "tests/unit/service/api/test_key_check.py"),
+    ),
+    "limits": Area(
+        ("service/api/intake.py", "service/api/body.py"),
+        ("tests/unit/service/api", "tests/properties/test_request_bodies.py"),
+    ),
+    "contract": Area(("model/contract.py",), ("tests/unit/model/test_contract.py",)),
+    "encoding": Area(
+        ("model/encoding.py",),
+        (
+            "tests/unit/model/test_encoding.py",
+            "tests/properties/test_encoding_memo.py",
+            "tests/properties/test_quoted_tokens.py",
+        ),
+    ),
+    "padding": Area(("model/padding.py",), ("tests/unit/model/test_network.py",)),
+    "losses": Area(("training/losses.py",), ("tests/properties/test_losses.py",)),
+    "reward": Area(("model/reward/*.py",), ("tests/properties/test_reward_pipeline.py",)),
+    "planner": Area(
+        ("service/batching/planner.py",),
+        ("tests/unit/service/batching/test_planner.py", "tests/properties/test_planner.py"),
+    ),
+    "tree": Area(
+        ("model/backends/packed/tree.py",),
+        ("tests/properties/test_tree.py", "tests/unit/model/packed/test_varlen.py"),
+    ),
+    "tripwires": Area(
+        ("service/tripwires/*.py",), ("tests/unit/service/tripwires", "tests/unit/service/test_watch.py")
+    ),
+    "client": Area(
+        (
+            "rewardserve_client/circuit.py",
+            "rewardserve_client/course.py",
+            "rewardserve_client/patience.py",
+            "rewardserve_client/verdicts.py",
+        ),
+        ("tests/unit/client",),
+    ),
+}

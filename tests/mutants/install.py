@@ -1,0 +1,19 @@
+"""`python -m tests.mutants.install`: the environment of `make test-mutants`, made once; prints its Python."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.peers.install import environment, same_libraries
+from model.default.trunk import PACKAGE
+from tests.support.environments import project, told
+
+
+def main() -> int:
+    """The exit code."""
+    wanted = [*project("", extra="train"), *same_libraries(), "mutmut==3.8.1"]
+    return told("mutmut", lambda: environment("mutmut", wanted, (PACKAGE,)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
