@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ class RewardNetwork(nn.Module):
             raise ValueError(f"{n_heads} heads need a weight each to make one reward of them")
         if head_weights is not None and len(head_weights) != n_heads:
             raise ValueError(f"{n_heads} heads need {n_heads} weights, got {len(head_weights)}")
-        self.backbone = backbone
+        self.backbone = forget_lengths(backbone)
         self.heads = nn.Linear(width, n_heads, bias=False, dtype=torch.float32)
         self.heads.weight.data.copy_(head_weight_HD)
         bias_H = torch.zeros(n_heads) if head_bias_H is None else head_bias_H.detach().float()
@@ -65,7 +65,7 @@ class RewardNetwork(nn.Module):
         cls, backbone: nn.Module, head_names: Sequence[str] = SINGLE_HEAD, head_weights: Sequence[float] | None = None
     ) -> RewardNetwork:
         """A fresh head for training, N(0, 1/(D+1)) (Stiennon et al. 2020). Never served: `checkpoint.read` refuses it."""
-        width = hidden_size(backbone.config)
+        width = hidden_width(backbone)
         weights = head_weights if head_weights is not None or len(head_names) == 1 else [1.0] * len(head_names)
         return cls(backbone, torch.randn(len(head_names), width) / (width + 1) ** 0.5, head_names, weights)
 
@@ -82,15 +82,12 @@ class RewardNetwork(nn.Module):
     def hidden(self, input_ids_BT: Tensor, mask_BT: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """The last hidden state at every token, `(B, T, D)`, and the router logits of a MoE in training."""
         routed = self.training and router_loss_weight(self.config) > 0
-        full_BT = torch.ones_like(input_ids_BT) if mask_BT is None else mask_BT
-        out = self.backbone(
-            input_ids=input_ids_BT,
-            # Without padding no mask is passed: the attention kernels are then free to be purely causal.
-            attention_mask=mask_BT,
-            position_ids=position_ids(full_BT),
-            use_cache=False,
-            **({"output_router_logits": True} if routed else {}),
-        )
+        asked: dict[str, Any] = {"use_cache": False, **({"output_router_logits": True} if routed else {})}
+        # Without padding neither mask nor positions are passed: kernels are free to be purely causal, and a model whose
+        # positions do not begin at 0 counts them by itself.
+        if mask_BT is not None:
+            asked |= {"attention_mask": mask_BT, "position_ids": position_ids(mask_BT)}
+        out = self.backbone(input_ids=input_ids_BT, **asked)
         return out.last_hidden_state, getattr(out, "router_logits", None) if routed else None
 
     def values(self, input_ids_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
@@ -146,9 +143,45 @@ class RewardNetwork(nn.Module):
         return router_loss_weight(config) * loss
 
 
-def hidden_size(config: Any) -> int:
-    """The width of the last hidden state; multimodal configurations keep it in their text part."""
-    return int(config.get_text_config().hidden_size)
+@torch.no_grad()
+def hidden_width(backbone: nn.Module) -> int:
+    """The width of the last hidden state: of a forward of two tokens, which works on the meta device too.
+
+    It is not always `hidden_size`: OPT may project to `word_embed_proj_dim`, Reformer has two streams. Where a model cannot
+    compute without numbers, it is what the configuration says.
+    """
+    text = backbone.config.get_text_config()
+    ids_BT = torch.zeros(1, 2, dtype=torch.int64, device=next(backbone.parameters()).device)
+    was_training = backbone.training
+    try:
+        return int(backbone.eval()(input_ids=ids_BT, use_cache=False).last_hidden_state.shape[-1])
+    except Exception:  # of a foreign model: routing to experts needs numbers, for one
+        return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
+    finally:
+        backbone.train(was_training)
+
+
+def forget_lengths(backbone: nn.Module) -> nn.Module:
+    """The same module, whose rotary embeddings no longer remember the longest row that they have seen.
+
+    With dynamic NTK scaling transformers keeps the angles of the longest row for every row after it that is longer than the
+    first training's (`dynamic_rope_update`): a score would depend on what was scored before.
+    """
+    for module in backbone.modules():
+        kinds = getattr(module, "rope_type", None)
+        if "dynamic" in str(kinds) and hasattr(module, "original_max_seq_len"):
+            prefixes = [f"{layer_type}_" for layer_type in kinds] if isinstance(kinds, dict) else [""]
+            module.register_forward_pre_hook(partial(_start_anew, prefixes))
+    return backbone
+
+
+def _start_anew(prefixes: Sequence[str], rotary: Any, _arguments: Any) -> None:
+    for prefix in prefixes:
+        name = f"{prefix}max_seq_len_cached"
+        if hasattr(rotary, f"{prefix}original_inv_freq") and hasattr(rotary, name):
+            original = getattr(rotary, f"{prefix}original_inv_freq")
+            rotary.register_buffer(f"{prefix}inv_freq", original, persistent=False)
+            setattr(rotary, name, rotary.original_max_seq_len)
 
 
 def router_loss_weight(config: Any) -> float:

@@ -5,12 +5,15 @@ Knows the network and ids, no requests. Shapes: B rows, T tokens, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
 from model.backends.columns import Columns
 from model.backends.failures import as_scorer_errors
+from model.backends.lengths import LengthSides
 from model.hidden import HiddenReference
 from model.network import RewardNetwork
 from model.padding import left_pad
@@ -18,7 +21,7 @@ from model.scorer import BatchScores, TokenBatch
 
 
 class PaddedScorer:
-    """One forward a batch, padded on the left to its longest row.
+    """One forward a batch, padded on the left to its longest row; one for each side of a length at which angles change.
 
     `hidden`: rows are told how far they are from it. `one_by_one`: every row has a forward of its own, so its score has the
     same bits whoever rides beside it.
@@ -36,6 +39,15 @@ class PaddedScorer:
         self._network, self._pad_id, self._max_tokens = network, pad_id, max_tokens
         self._columns = Columns(network.head_names, hidden)
         self._one_by_one = one_by_one
+        self._sides = LengthSides.of_config(network.config)
+
+    @property
+    def name(self) -> str:
+        """Of the engine."""
+        return "one_by_one" if self._one_by_one else "padded"
+
+    def forget(self) -> None:
+        """Nothing is kept from earlier batches."""
 
     @property
     def max_tokens(self) -> int:
@@ -44,11 +56,29 @@ class PaddedScorer:
 
     def score(self, batch: TokenBatch) -> BatchScores:
         """Score every row, in order. Raise `OutOfMemory` or `ScorerError`."""
-        groups = [[row] for row in batch.rows] if self._one_by_one else [batch.rows]
-        done = [self._score_together(rows) for rows in groups]
-        names = self._columns.names
-        rows = tuple(dict(zip(names, values, strict=True)) for scores, _ in done for values in scores)
-        return BatchScores(rows, tokens_computed=batch.n_tokens, tokens_padding=sum(padding for _, padding in done))
+        values: list[Any] = [None] * len(batch)
+        n_padding = 0
+        for indices in self._forwards(batch.rows):
+            columns, padding = self._score_together([batch.rows[i] for i in indices])
+            n_padding += padding
+            for i, row in zip(indices, columns, strict=True):
+                # What is padded may have been at fault: 0 * NaN is NaN.
+                if len(indices) > 1 and not all(map(math.isfinite, row)):
+                    values[i] = self._score_together([batch.rows[i]])[0][0]
+                else:
+                    values[i] = row
+        rows = tuple(dict(zip(self._columns.names, row, strict=True)) for row in values)
+        return BatchScores(rows, tokens_computed=batch.n_tokens, tokens_padding=n_padding)
+
+    def _forwards(self, rows: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
+        """Which rows go through the network together."""
+        if self._one_by_one:
+            yield from ([i] for i in range(len(rows)))
+            return
+        sides: dict[int, list[int]] = {}
+        for i, row in enumerate(rows):
+            sides.setdefault(self._sides.of(len(row)), []).append(i)
+        yield from sides.values()
 
     @torch.inference_mode()
     def _score_together(self, rows: Sequence[tuple[int, ...]]) -> tuple[list[list[float]], int]:
@@ -81,8 +111,8 @@ class PaddedScorer:
         return False
 
     def cost(self, lengths: Sequence[int]) -> int:
-        """Rows times the longest row."""
-        return len(lengths) * max(lengths, default=0)
+        """Rows times the longest row, or the rows alone where each has its own forward."""
+        return sum(lengths) if self._one_by_one else len(lengths) * max(lengths, default=0)
 
     def close(self) -> None:
         """Let go of the weights."""

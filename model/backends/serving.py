@@ -17,6 +17,7 @@ from model.checkpoint import Checkpoint, CheckpointError
 from model.contract import ContractReport, ContractUnreadable, Probe, ScoringContract, sample_from_dict, verify
 from model.conversation import SampleError
 from model.encoding import Encoder
+from model.positions import longest_row
 from model.scorer import Scorer, ScorerError, TokenBatch
 from model.template import EncodingPolicyError
 
@@ -67,12 +68,27 @@ def limited(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:
     """The checkpoint with the length and the truncation that the operator wants. Raise `LoadError`."""
     policy = checkpoint.policy
     limit = spec.max_input_tokens or policy.max_tokens
-    if limit > policy.max_tokens:
+    if limit > policy.max_tokens and not names_no_length(checkpoint):
         raise LoadError(
             f"REWARD_MAX_INPUT_TOKENS={limit} is more than this checkpoint can read ({policy.max_tokens}). Lower it."
         )
     return replace(
         checkpoint, policy=replace(policy, max_tokens=limit, truncation=spec.truncation or policy.truncation)
+    )
+
+
+def names_no_length(checkpoint: Checkpoint) -> bool:
+    """Whether neither the contract nor the model says how long a row may be, so that the operator may."""
+    return checkpoint.contract is None and longest_row(checkpoint.network.backbone) is None
+
+
+def length_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What an operator should know of the longest row."""
+    if not names_no_length(checkpoint):
+        return ()
+    return (
+        f"the model names no longest row: up to {checkpoint.policy.max_tokens} tokens are taken "
+        "(REWARD_MAX_INPUT_TOKENS changes that)",
     )
 
 

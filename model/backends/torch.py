@@ -14,7 +14,15 @@ from model.backends.allocator import keep_big_blocks
 from model.backends.engines import Engine, choose
 from model.backends.memory import host_memory
 from model.backends.packed import PackedScorer
-from model.backends.serving import as_load_errors, folder_or_name, hold_to_contract, how_to_read, limited, rule_notes
+from model.backends.serving import (
+    as_load_errors,
+    folder_or_name,
+    hold_to_contract,
+    how_to_read,
+    length_notes,
+    limited,
+    rule_notes,
+)
 from model.checkpoint import Checkpoint, read
 
 
@@ -31,7 +39,11 @@ def load(spec: ModelSpec) -> LoadedModel:
     )
     encode = served.encoder
     identity = _identity(
-        served, spec, device, scorer, (*notes, *checkpoint.notes, *rule_notes(spec, checkpoint), *encode.notes)
+        served,
+        spec,
+        device,
+        scorer,
+        (*notes, *length_notes(served), *checkpoint.notes, *rule_notes(spec, checkpoint), *encode.notes),
     )
     contract, report = hold_to_contract(spec, checkpoint, scorer, identity)
     memory = partial(_cuda_memory, device) if device.startswith("cuda") else host_memory
@@ -50,7 +62,7 @@ def _identity(checkpoint: Checkpoint, spec: ModelSpec, device: str, scorer: Engi
         name=spec.model or "default",
         architecture=checkpoint.architecture,
         backend="torch",
-        engine="packed" if isinstance(scorer, PackedScorer) else "padded",
+        engine=scorer.name,
         dtype=str(next(network.backbone.parameters()).dtype).removeprefix("torch."),
         device=device,
         heads=tuple(zip(network.head_names, network.head_weights, strict=True)),

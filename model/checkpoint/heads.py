@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.checkpoint import weights
 from model.checkpoint.record import CheckpointError
-from model.network import SINGLE_HEAD, hidden_size
+from model.network import SINGLE_HEAD
 from model.scorer import DISTANCE
 
 HEADS_FILE = "reward_heads.safetensors"
@@ -36,12 +36,15 @@ class Head:
     tensors: tuple[str, ...] = ()
 
 
-def find_head(folder: Path, config: Any) -> tuple[str, Head]:
-    """The value head and the format it was found in. Raise `CheckpointError` if there is none that was trained."""
+def find_head(folder: Path, config: Any, width: int) -> tuple[str, Head]:
+    """The value head and the format it was found in. Raise `CheckpointError` if there is none that was trained.
+
+    `width` is that of the backbone's last hidden state.
+    """
     for form, reader in HEAD_READERS.items():
         head = reader(folder, config)
         if head is not None:
-            return form, _checked(head, config, folder)
+            return form, _checked(head, width, folder)
     raise CheckpointError(
         f"{folder} has no value head (looked for: {', '.join(HEAD_READERS)}). A freshly initialised one would score noise. "
         "If this is a language model, train a reward model from it: reward-train --config FILE --set model.path=..."
@@ -170,11 +173,12 @@ def _linear(files: list[Path], name: str) -> Head | None:
     return Head(found[f"{name}.weight"].float(), None if bias is None else bias.float(), tensors=tuple(sorted(found)))
 
 
-def _checked(head: Head, config: Any, folder: Path) -> Head:
-    width = hidden_size(config)
+def _checked(head: Head, width: int, folder: Path) -> Head:
     if head.weight_HD.ndim != 2 or head.weight_HD.shape[1] != width:
         shape = tuple(head.weight_HD.shape)
-        raise CheckpointError(f"{folder}: the value head has shape {shape}, the backbone is {width} wide")
+        raise CheckpointError(
+            f"{folder}: the value head has shape {shape}, the backbone's last hidden state is {width} wide"
+        )
     if DISTANCE in head.names:
         raise CheckpointError(
             f"{folder}: a head is called {DISTANCE!r}, which is what the server calls how far a hidden state is from those of "

@@ -23,7 +23,8 @@ from model.checkpoint.record import DTYPES, Checkpoint, CheckpointError
 from model.contract import Facts, ScoringContract
 from model.encoding import EncodingPolicy, infer_policy, template_digest, tokenizer_digest
 from model.layout_rules import LAYOUT_RULES, Ending, LayoutRule, ReadsAt
-from model.network import SINGLE_HEAD, RewardNetwork, attention_for, hidden_size
+from model.network import SINGLE_HEAD, RewardNetwork, attention_for, hidden_width
+from model.positions import UNNAMED_LENGTH, longest_row, table_size
 
 ADAPTER_CONFIG = "adapter_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -87,12 +88,13 @@ def outline(
     contract = ScoringContract.load(folder)
     notes = refuse_code([folder, base], ignored=ignore_checkpoint_code, has_contract=contract is not None)
     config = read_config(base)
-    form, head = find_head(folder, config)
+    chosen = _choose_dtype(dtype, config, contract)
+    backbone = _outline_backbone(base, config, chosen)
+    width = hidden_width(backbone)
+    form, head = find_head(folder, config, width)
     rule = contract.rule if contract is not None else _rule_of(form, ending, reads_at)
     if (folder / ADAPTER_CONFIG).is_file():
         form = f"adapter ({form} head)"
-    chosen = _choose_dtype(dtype, config, contract)
-    backbone = _outline_backbone(base, config, chosen)
     network = RewardNetwork(backbone, head.weight_HD, head.names, head.weights, head.bias_H).eval()
     has_tokenizer = (folder / "tokenizer.json").is_file()
     tokenizer = read_tokenizer(folder if has_tokenizer else base)
@@ -117,7 +119,7 @@ def outline(
         template_date=policy.template_date,
     )
     fitted = Calibration.load(folder)
-    reference = hidden.load(folder, fitted, hidden_size(config))
+    reference = hidden.load(folder, fitted, width)
     calibration = fitted or _config_calibration(config)
     return Checkpoint(network, tokenizer, policy, pad_id, form, folder, calibration, contract, facts, reference, notes)
 
@@ -368,7 +370,7 @@ def _policy(
 ) -> EncodingPolicy:
     """What the tokenizer implies under a rule; a contract also says what is skipped, which date it is, how long a row is."""
     vocab_size = network.backbone.get_input_embeddings().num_embeddings
-    max_tokens = _max_positions(network.config)
+    max_tokens = longest_row(network.backbone) or UNNAMED_LENGTH
     if contract is None:
         return infer_policy(
             tokenizer,
@@ -380,18 +382,13 @@ def _policy(
         )
     return infer_policy(
         tokenizer,
-        max_tokens=contract.max_tokens,
+        max_tokens=min(contract.max_tokens, table_size(network.backbone) or contract.max_tokens),
         vocab_size=vocab_size,
         rule=rule,
         pad_id=contract.skip_id,
         truncation=contract.truncation,
         template_date=contract.template_date,
     )
-
-
-def _max_positions(config: Any) -> int:
-    text = config.get_text_config()
-    return int(getattr(text, "max_position_embeddings", None) or 4096)
 
 
 def _pad_id(config: Any, tokenizer: Any, policy: EncodingPolicy) -> int:

@@ -8,7 +8,7 @@ Knows keys (see `model.keys`) and tensors, no network.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,56 +36,68 @@ class Beginning:
 
 
 class Prefixes:
-    """The least recently used one goes first. Belongs to one thread."""
+    """The least recently used one goes first. Belongs to one thread.
+
+    Keys of different `side`s (see `LengthSides`) are of different numbers: nothing is shared between sides.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.n_bytes = 0
-        self._kept: OrderedDict[bytes, Beginning] = OrderedDict()
-        self._sorted: list[bytes] = []
-        self._seen: list[bytes] = []
-        self._seen_order: deque[bytes] = deque()
+        self._kept: OrderedDict[tuple[int, bytes], Beginning] = OrderedDict()
+        self._sorted: defaultdict[int, list[bytes]] = defaultdict(list)
+        self._seen: defaultdict[int, list[bytes]] = defaultdict(list)
+        self._seen_order: deque[tuple[int, bytes]] = deque()
 
     def __len__(self) -> int:
         """How many beginnings are kept."""
         return len(self._kept)
 
-    def find(self, key: bytes) -> tuple[Beginning, int] | None:
+    def find(self, key: bytes, side: int = 0) -> tuple[Beginning, int] | None:
         """The kept beginning that has most in common with this row, and how many tokens; at least one is left over."""
-        best, most = _nearest(self._sorted, key)
+        best, most = _nearest(self._sorted[side], key)
         most = min(most, len(key) // ID_BYTES - 1)
         if best is None or most < SHORTEST:
             return None
-        self._kept.move_to_end(best)
-        return self._kept[best], most
+        self._kept.move_to_end((side, best))
+        return self._kept[side, best], most
 
-    def returns_to(self, key: bytes) -> int:
+    def returns_to(self, key: bytes, side: int = 0) -> int:
         """How many tokens this row begins with as some earlier row did; remembers the row."""
-        _, n = _nearest(self._seen, key)
-        at = bisect_left(self._seen, key)
-        if not (at < len(self._seen) and self._seen[at] == key):
-            insort(self._seen, key)
-            self._seen_order.append(key)
+        seen = self._seen[side]
+        _, n = _nearest(seen, key)
+        at = bisect_left(seen, key)
+        if not (at < len(seen) and seen[at] == key):
+            seen.insert(at, key)
+            self._seen_order.append((side, key))
             if len(self._seen_order) > _REMEMBERED_ROWS:
-                oldest = self._seen_order.popleft()
-                del self._seen[bisect_left(self._seen, oldest)]
+                its_side, oldest = self._seen_order.popleft()
+                del self._seen[its_side][bisect_left(self._seen[its_side], oldest)]
         return n
 
-    def keep(self, key: bytes, layers: Sequence[KeysAndValues]) -> None:
+    def keep(self, key: bytes, layers: Sequence[KeysAndValues], side: int = 0) -> None:
         """Keep a beginning, in place of those that are the beginning of it, and let go of what is then too much."""
-        if key in self._kept or Beginning(key, tuple(layers)).n_bytes > self.max_bytes:
+        if (side, key) in self._kept or Beginning(key, tuple(layers)).n_bytes > self.max_bytes:
             return
         copies = iter(in_own_pages([x for layer in layers for x in layer]))
         beginning = Beginning(key, tuple(zip(copies, copies, strict=True)))
-        at = bisect_left(self._sorted, key)
-        while at > 0 and key.startswith(self._sorted[at - 1]):
+        kept = self._sorted[side]
+        at = bisect_left(kept, key)
+        while at > 0 and key.startswith(kept[at - 1]):
             at -= 1
-            self._let_go(self._sorted[at])
-        insort(self._sorted, key)
-        self._kept[key] = beginning
+            self.drop(kept[at], side)
+        insort(kept, key)
+        self._kept[side, key] = beginning
         self.n_bytes += beginning.n_bytes
         while self.n_bytes > self.max_bytes:
-            self._let_go(next(iter(self._kept)))
+            oldest_side, oldest = next(iter(self._kept))
+            self.drop(oldest, oldest_side)
+
+    def drop(self, key: bytes, side: int = 0) -> None:
+        """Let go of a beginning, if it is kept."""
+        if (beginning := self._kept.pop((side, key), None)) is not None:
+            self.n_bytes -= beginning.n_bytes
+            del self._sorted[side][bisect_left(self._sorted[side], key)]
 
     def clear(self) -> None:
         """Let go of everything."""
@@ -94,10 +106,6 @@ class Prefixes:
         self._seen.clear()
         self._seen_order.clear()
         self.n_bytes = 0
-
-    def _let_go(self, key: bytes) -> None:
-        self.n_bytes -= self._kept.pop(key).n_bytes
-        del self._sorted[bisect_left(self._sorted, key)]
 
 
 def _nearest(keys: Sequence[bytes], key: bytes) -> tuple[bytes | None, int]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from model.backends import MatmulPrecision
 from model.backends.columns import Columns
 from model.backends.failures import as_scorer_errors
+from model.backends.lengths import LengthSides
 from model.backends.packed.attention import KEYWORD, NAME, Forward, KeysAndValues, Unsupported
 from model.backends.packed.kernels import kernel_for
 from model.backends.packed.last_layer import LastLayer, last_layer
@@ -62,18 +63,32 @@ class PackedScorer:
         self._network_lock, self._prefixes_lock = threading.Lock(), threading.Lock()
         self.prefixes = Prefixes(prefix_cache_bytes if self._shares else 0)
         self._kernel, self._varlen = kernel_for(network.device), varlen_for(network)
-        self._lone_from = lone_from(network.config)
+        self._sides = LengthSides.of_config(network.config)
         self._windowed = is_windowed(network.config)
         self._last = LastLayer(last_layer(network.backbone)) if trim else None
         self._with = network.config._attn_implementation
-        network.backbone.set_attn_implementation(NAME)
-        if network.config._attn_implementation != NAME:
-            raise Unsupported("its attention is not called through transformers' attention interface")
+        try:
+            network.backbone.set_attn_implementation(NAME)
+            if network.config._attn_implementation != NAME:
+                raise Unsupported("its attention is not called through transformers' attention interface")
+        except Exception:
+            network.backbone.set_attn_implementation(self._with)
+            raise
         if self._last:
             self._last.install()
         self._weights = PackedWeights(network.backbone, matmul_precision) if prepack else None
         if self._weights:
             self._weights.install()
+
+    @property
+    def name(self) -> str:
+        """Of the engine."""
+        return "packed"
+
+    def forget(self) -> None:
+        """Let go of everything that was kept from earlier batches."""
+        with self._prefixes_lock:
+            self.prefixes.clear()
 
     @property
     def max_tokens(self) -> int:
@@ -121,8 +136,8 @@ class PackedScorer:
         n_computed = 0
         names = self._columns.names
         with torch.inference_mode(), as_scorer_errors(batch.n_tokens):
-            for indices in self._forwards(batch.rows):
-                columns, n = self._score_together([batch.rows[i] for i in indices])
+            for side, indices in self._forwards(batch.rows):
+                columns, n = self._score_together([batch.rows[i] for i in indices], side)
                 n_computed += n
                 for i, row in zip(indices, columns, strict=True):
                     scores[i] = dict(zip(names, row, strict=True))
@@ -153,43 +168,51 @@ class PackedScorer:
 
     # -- one forward ----------------------------------------------------------------------------------------
 
-    def _forwards(self, rows: Sequence[Row]) -> Iterator[list[int]]:
-        """Which rows go through the network together."""
-        if self._one_by_one:
-            yield from ([i] for i in range(len(rows)))
-            return
-        together = [i for i, row in enumerate(rows) if len(row) <= self._lone_from]
-        if together:
-            yield together
-        yield from ([i] for i, row in enumerate(rows) if len(row) > self._lone_from)
+    def _forwards(self, rows: Sequence[Row]) -> Iterator[tuple[int, list[int]]]:
+        """Which rows go through the network together: those of one side, which is told."""
+        sides: dict[int, list[int]] = {}
+        for i, row in enumerate(rows):
+            sides.setdefault(self._sides.of(len(row)), []).append(i)
+        for side, indices in sides.items():
+            yield from ((side, [i]) for i in indices) if self._one_by_one else ((side, indices),)
 
-    def _score_together(self, rows: Sequence[Row]) -> tuple[list[list[float]], int]:
-        """The columns of each row, and how many tokens that took."""
-        forward, prepared = self._prepare(rows)
+    def _score_together(self, rows: Sequence[Row], side: int, *, fresh: bool = False) -> tuple[list[list[float]], int]:
+        """The columns of each row, and how many tokens that took. `fresh`: nothing is taken from earlier batches nor kept.
+
+        A row whose score is not finite is computed again, alone: what it has in common with others may be at fault.
+        """
+        forward, prepared = self._prepare(rows, side, fresh=fresh)
         with self._network_lock:
             columns_SC = self._forward(forward, prepared)
-        columns = columns_SC.cpu().tolist()  # on CUDA this waits, while the next batch is already being queued
-        with self._prefixes_lock:
-            for (key, _), layers in zip(prepared.kept, forward.copies, strict=True):
-                self.prefixes.keep(key, layers)
-        return [columns[at] for at in prepared.at], len(forward.layout.ids)
+        of_scored = columns_SC.cpu().tolist()  # on CUDA this waits, while the next batch is already being queued
+        columns, n_computed = [of_scored[at] for at in prepared.at], len(forward.layout.ids)
+        failed = [i for i, row in enumerate(columns) if not all(map(math.isfinite, row))]
+        self._keep(forward, prepared, side, [key_of(rows[i]) for i in failed])
+        if not fresh and (len(rows) > 1 or forward.given):
+            for i in failed:
+                (columns[i],), n = self._score_together([rows[i]], side, fresh=True)
+                n_computed += n
+                if all(map(math.isfinite, columns[i])):
+                    self._drop_beginning_of(i, prepared, side)
+        return columns, n_computed
 
-    def _prepare(self, rows: Sequence[Row]) -> tuple[Forward, Prepared]:
+    def _prepare(self, rows: Sequence[Row], side: int, *, fresh: bool) -> tuple[Forward, Prepared]:
         """All that can be done while another batch is in the network."""
-        keys = [key_of(row) for row in rows] if self.prefixes.max_bytes else []
+        keeps = self.prefixes.max_bytes and side >= 0 and not fresh
+        keys = [key_of(row) for row in rows] if keeps else []
         with self._prefixes_lock:
-            groups = self._grouped(keys) or [(None, list(range(len(rows))))]
+            groups = self._grouped(keys, side) or [(None, list(range(len(rows))))]
             parts, given = _parts(rows, groups, plant if self._shares else apart)
             layout = lay_out(parts)
             order = [i for _, indices in groups for i in indices]
             at_of = dict(zip(order, layout.rows, strict=True))
-            kept = self._to_keep(keys, {i: layout.last.own[at].chain for i, at in at_of.items()})
+            kept = self._to_keep(keys, side, {i: layout.last.own[at].chain for i, at in at_of.items()})
         device = self._network.device
         scored_S = to_device(layout.scored, device)
         native = self._weights.kernels if self._weights else None
         forward = Forward(layout, scored_S, self._kernel, self._varlen, native, given, [chain for _, chain in kept])
         ids_1N, positions_1N = to_device(layout.ids, device)[None], to_device(layout.positions, device)[None]
-        return forward, Prepared(ids_1N, positions_1N, [at_of[i] for i in range(len(rows))], kept)
+        return forward, Prepared(ids_1N, positions_1N, [at_of[i] for i in range(len(rows))], kept, groups)
 
     def _forward(self, forward: Forward, prepared: Prepared) -> Tensor:
         """`(S, C)` in float32, on the device."""
@@ -208,24 +231,38 @@ class PackedScorer:
 
     # -- beginnings from earlier batches --------------------------------------------------------------------
 
-    def _grouped(self, keys: Sequence[bytes]) -> list[tuple[Found, list[int]]]:
+    def _keep(self, forward: Forward, prepared: Prepared, side: int, failed: Sequence[bytes]) -> None:
+        """Keep what is to be kept: finite numbers, and nothing that a row of the `failed` ones begins with."""
+        for (key, _), layers in zip(prepared.kept, forward.copies, strict=True):
+            if not any(each.startswith(key) for each in failed) and _is_finite(layers):
+                with self._prefixes_lock:
+                    self.prefixes.keep(key, layers, side)
+
+    def _drop_beginning_of(self, i: int, prepared: Prepared, side: int) -> None:
+        """The i-th row is finite without the kept beginning that it was given: that one is not used again."""
+        for found, indices in prepared.groups:
+            if found and i in indices:
+                with self._prefixes_lock:
+                    self.prefixes.drop(found[0].key, side)
+
+    def _grouped(self, keys: Sequence[bytes], side: int) -> list[tuple[Found, list[int]]]:
         """Indices of rows by the known beginning that they have in common."""
         groups: dict[tuple[bytes, int], tuple[Found, list[int]]] = {}
         for i, key in enumerate(keys):
-            found = self.prefixes.find(key)
+            found = self.prefixes.find(key, side)
             name = (found[0].key, found[1]) if found else (b"", 0)
             groups.setdefault(name, (found, []))[1].append(i)
         return list(groups.values())
 
     def _to_keep(
-        self, keys: Sequence[bytes], chain_of: dict[int, tuple[Keys, ...]]
+        self, keys: Sequence[bytes], side: int, chain_of: dict[int, tuple[Keys, ...]]
     ) -> list[tuple[bytes, tuple[Keys, ...]]]:
         """Beginnings that came for the second time, and where their keys are. Such as differ at their ends only
         are kept as what they have in common.
         """
         again: list[tuple[bytes, int]] = []
         for i, key in enumerate(keys):
-            n = self.prefixes.returns_to(key)
+            n = self.prefixes.returns_to(key, side)
             n_given = sum(k.last - k.first for k in chain_of[i] if k.given is not None)
             if n >= n_given + SHORTEST:
                 again.append((key[: n * ID_BYTES], i))
@@ -244,12 +281,17 @@ Found = tuple[Beginning, int] | None
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """What goes into the network, where each row's score comes out, and which beginnings are to be kept."""
+    """What goes into the network, where each row's score comes out, which beginnings are to be kept and which were given."""
 
     ids_1N: Tensor
     positions_1N: Tensor
     at: list[int]
     kept: list[tuple[bytes, tuple[Keys, ...]]]
+    groups: Sequence[tuple[Found, list[int]]]
+
+
+def _is_finite(layers: Sequence[KeysAndValues]) -> bool:
+    return bool(torch.stack([x.isfinite().all().cpu() for layer in layers for x in layer]).all())
 
 
 def _parts(
@@ -276,23 +318,6 @@ def _cut(chain: Sequence[Keys], n: int) -> tuple[Keys, ...]:
         if not n:
             break
     return tuple(out)
-
-
-def lone_from(config: Any) -> float:
-    """Rows longer than this go through the network alone; infinity where the company of a row never matters.
-
-    With dynamic and LongRoPE scaling the rotary angles of a whole batch depend on its longest row.
-    """
-    config = config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
-    limits = [
-        kind.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-        or config.max_position_embeddings
-        for kind in kinds
-        if kind.get("rope_type", kind.get("type")) in ("dynamic", "longrope")
-    ]  # fmt: skip
-    return min(limits, default=math.inf)
 
 
 def varlen_for(network: RewardNetwork) -> Varlen | None:

@@ -7,11 +7,12 @@ from functools import partial
 import pytest
 import torch
 
-from model.backends import LoadError, ModelSpec, engines
-from model.backends.engines import check_rows, choose
+from model.backends import LoadError, ModelSpec, engine_check
+from model.backends.engine_check import check_rows
+from model.backends.engines import choose
+from model.backends.lengths import LengthSides
 from model.backends.packed import PackedScorer
 from model.backends.packed.attention import NAME
-from model.backends.packed.scorer import lone_from
 from model.backends.padded import PaddedScorer
 from model.scorer import OutOfMemory, ScorerError, TokenBatch
 from tests.support.machine import needs_amx
@@ -30,12 +31,18 @@ def leaks_between_rows(network) -> None:
     layer.register_forward_pre_hook(lambda _, args: (args[0] + 0.5 * args[0].roll(1, dims=1), *args[1:]))
 
 
-def test_a_model_whose_tokens_meet_outside_of_attention_is_padded():
+@pytest.mark.parametrize("engine", ["auto", "padded"])
+def test_a_model_whose_tokens_meet_outside_of_attention_has_a_forward_for_every_row(engine):
     network = make("llama")
     leaks_between_rows(network)
-    scorer, notes = chosen(network)
-    assert isinstance(scorer, PaddedScorer)
-    assert "rows are padded: scores differ" in notes[0]
+    rows = [(5, 6, 7), tuple(range(5, 45)), (9,)]
+    expected = [float(alone(network, list(row))) for row in rows]
+    scorer, notes = chosen(network, engine=engine)
+    assert (scorer.name, notes[0]) == ("one_by_one", "every row has a forward of its own")
+    assert any("rows are not padded: scores differ" in note for note in notes)
+    done = scorer.score(TokenBatch(tuple(rows)))
+    assert [heads["score"] for heads in done.rows] == pytest.approx(expected, abs=1e-6)
+    assert (done.tokens_padding, scorer.cost([3, 40, 1])) == (0, 44)
 
 
 def test_packed_that_was_asked_for_and_is_not_possible_is_refused_in_words():
@@ -98,7 +105,7 @@ def test_whatever_a_foreign_model_raises_in_the_check_it_is_padded():
 
 @needs_amx
 def test_products_that_put_scores_too_far_off_are_done_as_float32(monkeypatch):
-    monkeypatch.setattr(engines, "_SHARE_OF_HIGH", 0.0)
+    monkeypatch.setattr(engine_check, "_TOLERANCE_HIGH", 0.0)
     scorer, notes = chosen(make("llama"))
     assert isinstance(scorer, PackedScorer)
     assert (scorer.trims, scorer.matmul_precision) == (True, "highest")
@@ -129,18 +136,18 @@ def test_a_deterministic_padded_engine_scores_row_by_row():
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])
 def test_the_rows_of_the_check_go_beyond_a_short_window_and_stay_within_the_limit(architecture):
     config = tiny_config(architecture, VOCAB)
-    rows = check_rows(config, 64)
+    rows = check_rows(config, 64).rows
     assert max(map(len, rows)) <= 64
     assert min(map(len, rows)) == 1
     assert max(map(len, rows)) > (getattr(config, "sliding_window", None) or 0)
-    assert check_rows(config, 64) == rows
+    assert check_rows(config, 64).rows == rows
 
 
 def test_with_dynamic_rotary_scaling_a_long_row_does_not_change_its_neighbours():
     # The angles of a whole forward follow its longest row, so a long row goes alone.
     scaling = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
     network = make("llama", max_position_embeddings=32, rope_parameters=scaling)
-    assert lone_from(network.config) == 32
+    assert LengthSides.of_config(network.config).limits == (32,)
     rows = [[9, 8, 7, 6] * 3, list(range(5, 105)), [3, 5, 8] * 8]
     expected = torch.stack([alone(network, row) for row in rows])
     with packed(network) as scorer:

@@ -1,0 +1,207 @@
+"""The check that every engine passes before it scores: rows, what a plain forward says of them, and how far off is too far.
+
+The truth is what transformers computes for one row alone, without mask and positions, by a model that has seen no other.
+Knows networks and scorers, and nothing of how an engine is chosen. Shapes: R rows, H heads.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from model.backends import LoadError
+from model.backends.lengths import special_lengths
+from model.network import RewardNetwork
+from model.scorer import DISTANCE, BatchScores, TokenBatch
+
+Row = tuple[int, ...]
+
+_TOLERANCE = 2e-5
+"""Of the largest score, or of 1 where that is larger."""
+
+_TOLERANCE_HIGH = 2.5e-5
+"""The same where float32 is multiplied as three products of bfloat16."""
+
+_TIMES_ROUNDING = 4.0
+"""In half precision: so many times what rounding alone changes."""
+
+_ALWAYS_BEYOND = 256
+"""Tokens. Rows go beyond every special length up to this one, and beyond longer ones while that is affordable."""
+
+_MOST_WORK = {"cpu": (2e10, 4_608), "cuda": (1e14, 17_000)}
+"""Parameters times tokens for rows beyond longer lengths, and the longest of them. A second or two."""
+
+
+class Checked(Protocol):
+    """An engine that can be checked."""
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether something may be kept between batches."""
+        ...
+
+    def score(self, batch: TokenBatch) -> BatchScores:
+        """Score every row, in order."""
+        ...
+
+    def forget(self) -> None:
+        """Let go of everything that was kept between batches."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRows:
+    """Rows to compare; `short` and `long` ones of them begin alike. No row goes beyond the `unchecked` lengths."""
+
+    rows: tuple[Row, ...]
+    short: tuple[Row, ...]
+    long: tuple[Row, ...]
+    unchecked: tuple[int, ...] = ()
+
+
+def affordable(network: RewardNetwork) -> Callable[[int], bool]:
+    """Whether rows may go beyond a length; each that may uses up some of what there is."""
+    left, longest = _MOST_WORK.get(network.device.type, _MOST_WORK["cpu"])
+    n_parameters = sum(p.numel() for p in network.parameters())
+
+    def may_go_beyond(length: int) -> bool:
+        nonlocal left
+        if length <= _ALWAYS_BEYOND:
+            return True
+        work = n_parameters * 4.0 * length
+        if length > longest or work > left:
+            return False
+        left -= work
+        return True
+
+    return may_go_beyond
+
+
+def check_rows(config: Any, max_tokens: int, may_go_beyond: Callable[[int], bool] = lambda n: n <= 256) -> CheckRows:
+    """Random rows, always the same ones: common beginnings, equal rows, one token, both sides of every special length."""
+    n_ids = config.get_text_config().vocab_size
+    draw = random.Random(17)
+
+    def some(n: int) -> Row:
+        return tuple(draw.randrange(n_ids) for _ in range(n))
+
+    prompt, other = some(40), some(24)
+    family = [prompt + some(n) for n in (1, 6, 30)]
+    rows = [*family, other + some(11), some(1), some(17), family[2] + some(5), family[0]]
+    short, long = family[:2], [family[2], rows[6]]
+    unchecked = []
+    for length in special_lengths(config):
+        if length >= max_tokens:
+            continue
+        if not may_go_beyond(length):
+            unchecked.append(length)
+            continue
+        # Up to the length, just beyond it, and twice more from there, the longer one first.
+        whole = (prompt + some(length))[:length]
+        beyond = [whole + some(n) for n in (1, 19, 7)]
+        rows += [whole, *beyond]
+        short += [whole]
+        long += beyond
+    cut = [tuple(row[:max_tokens] for row in each) for each in (rows, short, long)]
+    return CheckRows(cut[0], cut[1], cut[2], tuple(unchecked))
+
+
+class Truth:
+    """Plain forwards of some rows, and engines compared with them. Raise `LoadError` where there is no one truth."""
+
+    def __init__(self, network: RewardNetwork, rows: CheckRows) -> None:
+        self._network, self._rows = network, rows
+        self._expected: dict[Row, Tensor] = {}
+        by_length = sorted(set(rows.rows), key=len)
+        middle, longest = by_length[len(by_length) // 2], by_length[-1]
+        try:
+            # One of middle length before the longest and after it: a model that remembers rows is found out.
+            for row in dict.fromkeys((middle, longest, *by_length)):
+                self._expected[row] = self._plain(row)
+            again = [(row, self._plain(row)) for row in (middle, longest)]
+            half = next(network.backbone.parameters()).dtype != torch.float32
+            rounding = self._rounding(by_length[:6]) if half else 0.0
+        except Exception as error:  # of somebody else's model, which may raise anything
+            raise LoadError(
+                f"{type(network.backbone).__name__} cannot be served: transformers' own forward of a row of random tokens raised "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        finite = [float(x.abs().max()) for x in self._expected.values() if x.isfinite().all()]
+        self._scale = max([1.0, *finite])
+        self._slack = _TIMES_ROUNDING * rounding
+        off = max(_distance(self._expected[row], scores_H) for row, scores_H in again)
+        if not off <= self._allowed(is_high=False):
+            raise LoadError(
+                f"{type(network.backbone).__name__} cannot be served: its score of a row changes by {off:.1e} with the rows "
+                "that were scored before it"
+            )
+
+    def objection(self, engine: Checked, *, is_high: bool = False) -> str | None:
+        """Why this engine is not to be used, or None. Nothing is left behind in it."""
+        rows, short, long = self._rows.rows, self._rows.short, self._rows.long
+        # In each pair the second batch finds what was kept of the first.
+        batches = [[long, rows], [short, rows]] if engine.shares_prefixes else [[rows]]
+        allowed = self._allowed(is_high=is_high)
+        for sequence in batches:
+            try:
+                off = max([self._error(engine, batch) for batch in sequence])
+            except Exception as failed:  # as above; another engine may do without what failed here
+                return f"{type(failed).__name__}: {failed}"
+            finally:
+                engine.forget()
+            if not off <= allowed:
+                return f"scores differ by {off:.1e} from those of a plain forward, {allowed:.1e} is allowed"
+        return None
+
+    def _allowed(self, *, is_high: bool) -> float:
+        return max((_TOLERANCE_HIGH if is_high else _TOLERANCE) * self._scale, self._slack)
+
+    def _error(self, engine: Checked, rows: Sequence[Row]) -> float:
+        scored = engine.score(TokenBatch(tuple(rows))).rows
+        scores_RH = [torch.tensor([v for name, v in heads.items() if name != DISTANCE]) for heads in scored]
+        return max(_distance(self._expected[row], scores_H) for row, scores_H in zip(rows, scores_RH, strict=True))
+
+    @torch.inference_mode()
+    def _plain(self, row: Row) -> Tensor:
+        """`(H,)`: the row alone, as transformers computes it."""
+        network = self._network
+        out = network.backbone(input_ids=torch.tensor([row], device=network.device), use_cache=False)
+        return network.values_of(out.last_hidden_state[0, -1].to(network.device)).cpu()
+
+    def _rounding(self, rows: Sequence[Row]) -> float:
+        """How far scores move when the output of every layer is off by one unit in the last place, up or down by lot."""
+        with _rounded_otherwise(self._network.backbone):
+            moved = [_distance(self._expected[row], self._plain(row)) for row in rows]
+        return max([x for x in moved if x < float("inf")], default=0.0)
+
+
+def _distance(expected_H: Tensor, scores_H: Tensor) -> float:
+    """The largest difference; infinite where only one of the two is finite. Rows without a score are alike."""
+    if not bool(expected_H.isfinite().all()):
+        return float("inf") if bool(scores_H.isfinite().all()) else 0.0
+    return float((expected_H - scores_H).abs().nan_to_num(nan=float("inf")).max())
+
+
+@contextmanager
+def _rounded_otherwise(backbone: nn.Module) -> Iterator[None]:
+    generators: dict[torch.device, torch.Generator] = {}
+
+    def hook(_module: nn.Module, _arguments: Any, out: Any) -> Any:
+        if not isinstance(out, Tensor) or not out.is_floating_point():
+            return out
+        generator = generators.setdefault(out.device, torch.Generator(out.device).manual_seed(17))
+        sign = torch.randint(0, 2, out.shape, generator=generator, device=out.device, dtype=torch.int8) * 2 - 1
+        return out * (1 + torch.finfo(out.dtype).eps * sign).to(out.dtype)
+
+    handles = [m.register_forward_hook(hook) for m in backbone.modules() if not any(m.children())]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

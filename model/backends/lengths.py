@@ -1,0 +1,88 @@
+"""Lengths at which a model computes something else: which rows may share what depends on the length of the whole row.
+
+With LongRoPE every key of a row depends on which side of one length the whole row is; with dynamic NTK scaling, beyond
+one length, on the length itself. A sliding window or an attention chunk is a length too, but only of what a token sees:
+keys before it stay as they are. Read from the configuration; knows no tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_FIXED_ROPE = frozenset({"default", "linear", "yarn", "llama3", "proportional", "mrope", "su_static"})
+"""Rotary angles that depend on the position alone."""
+
+_LENGTH_NAMES = re.compile(r"window|chunk|local_attention|original_max_position|floor|block_size|sliding")
+_NO_LENGTH = re.compile(r"layers|pattern|every|num_|n_|ratio|norm|type|use_|max_window_layers")
+
+
+@dataclass(frozen=True, slots=True)
+class LengthSides:
+    """Rows of one side may share a forward and keys. `fixed`: angles change once, beyond each of these lengths.
+
+    `growing_from`: beyond it, they are other ones for every length.
+    """
+
+    fixed: tuple[int, ...] = ()
+    growing_from: float = math.inf
+
+    @classmethod
+    def of_config(cls, config: Any) -> LengthSides:
+        """By the rotary scaling of every layer type. A kind of scaling that is not known counts as growing."""
+        text = config.get_text_config()
+        fixed: set[int] = set()
+        growing = math.inf
+        for rope in _ropes(text):
+            kind = str(rope.get("rope_type", rope.get("type", "default")))
+            longest = int(getattr(text, "max_position_embeddings", None) or 0)
+            named = {int(n) for of in (rope, vars(text)) if (n := of.get("original_max_position_embeddings"))}
+            if kind == "longrope" or any(str(name).startswith("long_") for name in rope):
+                fixed |= named or {longest}
+            elif kind not in _FIXED_ROPE:
+                growing = min([growing, longest, *named])
+        return cls(tuple(sorted(fixed)), growing)
+
+    def of(self, n_tokens: int) -> int:
+        """The side of a row of this length; negative where only rows of the very same length are on it."""
+        if n_tokens > self.growing_from:
+            return -n_tokens
+        return sum(n_tokens > limit for limit in self.fixed)
+
+    @property
+    def limits(self) -> tuple[int, ...]:
+        """The lengths after which another side begins."""
+        return (*self.fixed, *((int(self.growing_from),) if self.growing_from < math.inf else ()))
+
+
+def special_lengths(config: Any) -> tuple[int, ...]:
+    """All lengths that the configuration names, after which something may be computed otherwise, ascending."""
+    text = config.get_text_config()
+    found = set(LengthSides.of_config(config).limits)
+    for path, value in _numbers(text.to_dict()):
+        if _LENGTH_NAMES.search(path) and not _NO_LENGTH.search(path):
+            found.add(value)
+    return tuple(sorted(n for n in found if n > 1))
+
+
+def _ropes(text: Any) -> Iterator[Mapping[str, Any]]:
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = getattr(text, name, None)
+        if isinstance(rope, Mapping):
+            yield rope
+            yield from (each for each in rope.values() if isinstance(each, Mapping))
+
+
+def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, int]]:
+    """Every whole number in a nested configuration, with the name that it has there; numbers in lists too."""
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from _numbers(each, str(name))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _numbers(each, path)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield path, value

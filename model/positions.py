@@ -1,0 +1,51 @@
+"""How long a row a backbone reads: by every name that configurations have for it, and by the real size of position tables.
+
+Works on the meta device. Knows no weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+UNNAMED_LENGTH = 4096
+"""Tokens, for models that name no longest position and have none (recurrent ones, some with ALiBi)."""
+
+_NAMES = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "max_seq_length", "seq_length", "seq_len",
+    "n_ctx", "context_length", "model_max_length", "max_target_positions", "max_decoder_position_embeddings",
+    "max_text_positions",
+)  # fmt: skip
+"""In the order of trust. Configurations translate some of them by themselves (`attribute_map`)."""
+
+_TABLE = re.compile(r"(?:^|[._])(?:wpe|pos|positions?|positional)(?:[._]|$)")
+_OTHER_TABLE = re.compile(r"rel|vision|image|audio|encoder\.")
+
+
+def longest_row(backbone: Any) -> int | None:
+    """The longest row in tokens; None where the model names none and has no position table."""
+    text = backbone.config.get_text_config()
+    numbers = (getattr(text, name, None) for name in _NAMES)
+    named = next((int(n) for n in numbers if isinstance(n, int | float) and n > 0), None)
+    found = [n for n in (named, table_size(backbone)) if n is not None]
+    return min(found, default=None)
+
+
+def table_size(backbone: Any) -> int | None:
+    """How many positions the smallest learned position table has; None where there is no table."""
+    return min(_sizes(backbone), default=None)
+
+
+def _sizes(backbone: Any) -> Iterator[int]:
+    is_multimodal = backbone.config.get_text_config() is not backbone.config
+    for path, module in backbone.named_modules():
+        if not isinstance(module, nn.Embedding) or not _TABLE.search(path.rpartition(".")[2]):
+            continue
+        if _OTHER_TABLE.search(path) or (is_multimodal and not re.search(r"text|language", path)):
+            continue
+        # OPT, BART and BioGPT begin at 2; RoBERTa and its kin one after the padding index.
+        unused = int(getattr(module, "offset", 0)) + (0 if module.padding_idx is None else module.padding_idx + 1)
+        yield module.num_embeddings - unused
