@@ -291,7 +291,7 @@ class Prepared:
 
 
 def _is_finite(layers: Sequence[KeysAndValues]) -> bool:
-    return bool(torch.stack([x.isfinite().all().cpu() for layer in layers for x in layer]).all())
+    return all(torch.stack([x.isfinite().all().cpu() for layer in layers for x in layer]).tolist())
 
 
 def _parts(
