@@ -7,6 +7,7 @@ engine is there. Knows `vllm_api`, and neither requests nor queues.
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from model.backends import Identity, LoadedModel, LoadError, ModelSpec
 from model.backends import vllm_api as api
 from model.backends.guard import Guard
+from model.backends.lengths import LengthSides
 from model.backends.serving import (
     as_load_errors,
     folder_or_name,
@@ -39,6 +41,7 @@ def load(spec: ModelSpec) -> LoadedModel:
     with as_load_errors():
         checkpoint = outline(folder_or_name(spec), **how_to_read(spec))
     served = limited(checkpoint, spec)
+    _refuse_length_switches(served)
     refuse_what_files_break(spec, checkpoint)
     scorer = _start(checkpoint, spec, served.policy.max_tokens)
     try:
@@ -59,6 +62,27 @@ def _device(spec: ModelSpec) -> str:
             f"REWARD_DEVICE at auto, and choose GPUs with CUDA_VISIBLE_DEVICES."
         )
     return device
+
+
+def _refuse_length_switches(checkpoint: Checkpoint) -> None:
+    """Raise `LoadError` where rotary angles depend on the length of a row: vLLM has one set of angles for all rows.
+
+    It takes the long factors of LongRoPE for every row once its longest row may be long, and scales dynamic NTK for the longest
+    row that there can be.
+    """
+    sides, longest = LengthSides.of_config(checkpoint.network.config), checkpoint.policy.max_tokens
+    crossed = [limit for limit in sides.fixed if limit < longest]
+    if crossed:
+        raise LoadError(
+            f"in this model rotary angles depend on whether a row is longer than {crossed[0]} tokens (LongRoPE), but vLLM takes "
+            f"one set for all rows: shorter ones would have other scores. Set REWARD_MAX_INPUT_TOKENS={crossed[0]}, or "
+            "REWARD_BACKEND=torch."
+        )
+    if sides.growing_from < math.inf:
+        raise LoadError(
+            "in this model rotary angles depend on the length of a row (dynamic NTK), but vLLM takes one set for all rows: "
+            "scores would be other ones. Set REWARD_BACKEND=torch."
+        )
 
 
 def _start(checkpoint: Checkpoint, spec: ModelSpec, max_tokens: int) -> VllmScorer:

@@ -146,6 +146,33 @@ def test_a_checkpoint_without_a_contract_is_served_and_says_that_nothing_was_com
     loaded.scorer.close()
 
 
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "factor": 2.0, "rope_theta": 1e4,
+            "original_max_position_embeddings": 128}  # fmt: skip
+
+
+def test_longrope_is_served_only_on_one_side_of_its_length(vllm, tmp_path):
+    # vLLM: use_long_rope = max_model_len > original_max_position_embeddings, for every row.
+    sequence_classifier(tmp_path / "rm", "phi3")
+    edit_json(tmp_path / "rm" / "config.json", rope_parameters=LONGROPE, original_max_position_embeddings=128)
+    with pytest.raises(
+        LoadError, match="longer than 128 tokens .* REWARD_MAX_INPUT_TOKENS=128, or REWARD_BACKEND=torch"
+    ):
+        load("vllm", ModelSpec(str(tmp_path / "rm")))
+    assert vllm.engines == []
+    loaded = load("vllm", ModelSpec(str(tmp_path / "rm"), max_input_tokens=128))
+    assert loaded.identity.max_tokens == 128
+    loaded.scorer.close()
+
+
+def test_dynamic_ntk_scaling_is_refused_before_an_engine_is_started(vllm, tmp_path):
+    sequence_classifier(tmp_path / "rm")
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    edit_json(tmp_path / "rm" / "config.json", rope_parameters=rope)
+    with pytest.raises(LoadError, match="dynamic NTK"):
+        load("vllm", ModelSpec(str(tmp_path / "rm")))
+    assert vllm.engines == []
+
+
 def test_that_distances_are_not_known_is_said(vllm, tmp_path):
     reward_model(tmp_path / "rm")
     hidden_reference(tmp_path / "rm")
