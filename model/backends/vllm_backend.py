@@ -70,7 +70,8 @@ def _refuse_length_switches(checkpoint: Checkpoint) -> None:
     It takes the long factors of LongRoPE for every row once its longest row may be long, and scales dynamic NTK for the longest
     row that there can be.
     """
-    sides, longest = LengthSides.of_config(checkpoint.network.config), checkpoint.policy.max_tokens
+    sides = LengthSides.of_config(checkpoint.network.config)
+    longest = max([checkpoint.policy.max_tokens, *_probe_lengths(checkpoint)])
     crossed = [limit for limit in sides.fixed if limit < longest]
     if crossed:
         raise LoadError(
