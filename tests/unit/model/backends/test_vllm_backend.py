@@ -155,7 +155,7 @@ def test_longrope_is_served_only_on_one_side_of_its_length(vllm, tmp_path):
     sequence_classifier(tmp_path / "rm", "phi3")
     edit_json(tmp_path / "rm" / "config.json", rope_parameters=LONGROPE, original_max_position_embeddings=128)
     with pytest.raises(
-        LoadError, match="longer than 128 tokens .* REWARD_MAX_INPUT_TOKENS=128, or REWARD_BACKEND=torch"
+        LoadError, match=r"longer than 128 tokens .* REWARD_MAX_INPUT_TOKENS=128, or REWARD_BACKEND=torch"
     ):
         load("vllm", ModelSpec(str(tmp_path / "rm")))
     assert vllm.engines == []
