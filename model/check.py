@@ -3,7 +3,12 @@
 Exit code 0: it can be served. 1: it cannot, and why.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from model.shortage import explain_shortage
+
+explain_shortage("reward-check")
 
 import argparse
 import sys

@@ -17,6 +17,11 @@ for _number in (signal.SIGTERM, signal.SIGINT):
 # It asks for the model to be loaded anew, which is what is being done anyway.
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
+from model.shortage import explain_shortage
+
+PROGRAM = "reward-serve"
+explain_shortage(PROGRAM, least_descriptors=64)
+
 import asyncio
 import resource
 import sys
@@ -34,7 +39,6 @@ from service.observability import logs
 from service.ports import bind, url
 from service.settings import USAGE_ERROR, ServeSettings, complain, from_command_line, unknown_variables
 
-PROGRAM = "reward-serve"
 FAILED = 1
 
 

@@ -8,7 +8,13 @@ is never continued with another model, other settings, or an input that has chan
 Exit codes: 0 every line has a score, 1 no model, 2 wrong settings or files, 3 some lines have an error, 130 interrupted.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from model.shortage import explain_shortage, in_words
+
+PROGRAM = "reward-score"
+explain_shortage(PROGRAM)
 
 import asyncio
 import contextlib
@@ -49,7 +55,6 @@ from service.observability.metrics import Metrics
 from service.scoring import Scored, Scoring
 from service.settings import USAGE_ERROR, BulkSettings, ModelSettings, complain, from_command_line
 
-PROGRAM = "reward-score"
 FAILED = 1
 SOME_FAILED = 3
 INTERRUPTED = 130
@@ -143,6 +148,9 @@ def run(settings: BulkSettings) -> int:
         complain(PROGRAM, [str(error)])
         return USAGE_ERROR
     except OSError as error:
+        if error.filename is None:
+            complain(PROGRAM, [f"{in_words(error) or error.strerror}."])
+            return FAILED
         again = f" Complete lines are kept: run the same command again to continue {settings.target}."
         complain(
             PROGRAM, [f"{error.filename}: {error.strerror}." + again * (error.errno in (errno.ENOSPC, errno.EDQUOT))]

@@ -19,6 +19,7 @@ from model.backends import LoadError
 from model.backends.memory import give_back_free_memory
 from model.calibration import CalibrationError
 from model.reward import PipelineError
+from model.shortage import in_words
 from service.api.stage import Served, Stage
 from service.engine import Commons, Engine, Prepared, build_engine, prepare
 from service.errors import EpochGone, EpochInUse, InvalidRequest, LoadInProgress, ModelRefused, NothingToRollBack
@@ -204,7 +205,11 @@ class Succession:
             prepared = await in_daemon_thread(lambda: prepare(settings), "loader")
         except Exception as error:
             # Only what was written for an operator is passed on; any other exception may quote anything.
-            why = str(error) if isinstance(error, REFUSALS) else f"{type(error).__name__}; the log says where"
+            why = (
+                str(error)
+                if isinstance(error, REFUSALS)
+                else in_words(error) or f"{type(error).__name__}; the log says where"
+            )
             self._refused = Refused(str(source), why, _now())
             self._commons.metrics.observe_load("refused")
             self._log.error("model_refused", source=str(source), why=why.splitlines(), exc_info=error)

@@ -1,6 +1,11 @@
 """`reward-train`: the command line. Parses, calls one verb of `run`, turns errors into one line and exit code 2."""
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from model.shortage import explain_shortage
+
+explain_shortage("reward-train")
 
 import argparse
 import sys
