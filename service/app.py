@@ -18,21 +18,23 @@ from functools import partial
 from typing import Any, cast
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from model.backends import LoadedModel
 from service.admission import Admission
 from service.api import docs, problems
+from service.api.access import OPEN_PATHS, Access, same_route
 from service.api.admin import admin_routes
 from service.api.dialects import DIALECTS, pairs
 from service.api.dialects.routes import DialectPolicy, dialect_routes, endpoint_of
 from service.api.door import Door
-from service.api.health import OPEN_PATHS, health_routes
+from service.api.health import health_routes
 from service.api.intake import Intake, IntakeLimits
 from service.api.kserve_health import kserve_health_routes
-from service.api.middleware import Access, KeyCheck, RequestSeen, Witness
+from service.api.middleware import KeyCheck, RequestSeen, Witness
 from service.api.protocol import ConnectionLimits, Connections, OneWriteProtocol
 from service.api.routes import Straight, scoring_routes
 from service.api.stage import Bounds, Stage
@@ -85,6 +87,7 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
         version="0.1.0",
         description="Serve reward models to RLHF training.",
         redirect_slashes=False,
+        dependencies=[Depends(same_route)],
     )
     aliases = settings.aliases()
     policy = DialectPolicy(settings.overload_status, aliases, {"on_failure": settings.verify_on_failure})
@@ -104,9 +107,8 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
     docs.install(api, [dialect.body for dialect in DIALECTS])
     methods: dict[str, set[str]] = {}
     for route in [route for router in routers for route in router.routes if isinstance(route, APIRoute)]:
-        methods.setdefault(route.path, set()).update(route.methods or ())
+        methods.setdefault(route.path_format, set()).update(route.methods or ())
     problems.install(api, settings.overload_status, methods)
-    routes = frozenset({*methods, "/docs", "/openapi.json"})
     intake = IntakeLimits(settings.max_body_bytes, settings.max_body_bytes_in_flight, settings.body_timeout_s)
     # The others wait for seats, or say no in words of their own.
     plain = {d.path for d in DIALECTS if not d.patience_s and d.refuse is problems.refusal}
@@ -122,10 +124,13 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
         is_blocked=stage.is_blocked,
     )
     key_file = KeyFile(settings.keys_file, keys, clock, _tell_of_keys(log, keys))
-    access = Access(OPEN_PATHS, settings.metrics_key_required, is_loopback(settings.host))
-    app = KeyCheck(app, ring=key_file.ring, access=access, clock=clock)
+    app = KeyCheck(app, ring=key_file.ring, is_loopback=is_loopback(settings.host), clock=clock)
     app = Intake(app, limits=intake)
-    app = Witness(app, routes=routes, clock=clock, tell=_tell_of_requests(metrics, log))
+    declared = [route for router in routers for route in router.routes]
+    access = Access(
+        [*declared, *(route for route in api.routes if type(route) is Route)], settings.metrics_key_required
+    )
+    app = Witness(app, access=access, clock=clock, tell=_tell_of_requests(metrics, log))
     return House(settings, stage, admission, metrics, clock, log, app, door)
 
 

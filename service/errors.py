@@ -99,6 +99,13 @@ class BodyTimeout(RequestRefused):
     status = 408
 
 
+class InvalidPath(RequestRefused):
+    """A path that no log could show: control characters, line separators, or no UTF-8."""
+
+    code = "invalid_path"
+    status = 400
+
+
 class HeadTimeout(RequestRefused):
     """The head of a request came too slowly."""
 

@@ -6,31 +6,38 @@ Reads what is asked, asks `succession`, answers with what is loaded now. No deci
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
 from service.api import body, docs
-from service.api.replies import json_response
+from service.api.names import LONGEST_NAME, check_run
+from service.api.replies import facts_response
 from service.api.stage import Models, Stage
+from service.api.wire import MOST_STEPS
 from service.roster import Source
+
+ModelName = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Run = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
+Epoch = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+MOST_PINS = 1024
 
 
 class LoadRequest(BaseModel):
     """The body of `POST /admin/models`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid")
 
-    model: str = Field(
+    model: ModelName = Field(
         "", description="checkpoint folder or hub name, as the server finds it; empty: the default model"
     )
-    models: str = Field("", description="instead, several at once: `name=model,name=model`")
+    models: ModelName = Field("", description="instead, several at once: `name=model,name=model`")
     shadow: float = Field(
         0.0, ge=0.0, le=1.0, description="share of the prompts to score beside the service; 0: switch at once"
     )
-    pin: Literal["active"] | list[str] = Field(
+    pin: Literal["active"] | Annotated[list[Run], Field(max_length=MOST_PINS)] = Field(
         [], description="runs that stay with the model they have; active: all of now"
     )
 
@@ -44,18 +51,18 @@ class LoadRequest(BaseModel):
 class EpochRequest(BaseModel):
     """Which loaded model is meant."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid")
 
-    epoch: int = Field(ge=1)
+    epoch: Epoch
 
 
 class PinRequest(BaseModel):
     """The body of `POST /admin/pins`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid")
 
-    run: str = Field(min_length=1, max_length=256)
-    epoch: int | None = Field(ge=1, description="null: the model in service, whichever that is")
+    run: Run
+    epoch: Epoch | None = Field(description="null: the model in service, whichever that is")
 
 
 def admin_routes(stage: Stage) -> APIRouter:
@@ -75,7 +82,7 @@ def admin_routes(stage: Stage) -> APIRouter:
         """
         asked = await body.read_seldom(request, LoadRequest)
         known = stage.models()
-        pin = None if asked.pin == "active" else asked.pin
+        pin = None if asked.pin == "active" else [check_run(run) for run in asked.pin]
         epoch = await known.load(Source(asked.model, asked.models), shadow=asked.shadow, pin=pin)
         return _overview(known, epoch=epoch)
 
@@ -103,11 +110,11 @@ def admin_routes(stage: Stage) -> APIRouter:
     async def pin(request: Request) -> Response:
         """Let only one model answer a run, whatever is in service; or end that."""
         asked, known = await body.read_seldom(request, PinRequest), stage.models()
-        known.pin(asked.run, asked.epoch)
+        known.pin(check_run(asked.run), asked.epoch)
         return _overview(known)
 
     return router
 
 
 def _overview(models: Models, **facts: Any) -> Response:
-    return json_response({**facts, **asdict(models.overview)})
+    return facts_response({**facts, **asdict(models.overview)})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,12 +20,13 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from service.api.headers import header
-from service.errors import InvalidJson, InvalidRequest, UnsupportedMediaType
+from service.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedMediaType
 
 M = TypeVar("M", bound=BaseModel)
 W = TypeVar("W", bound=msgspec.Struct)
 F = TypeVar("F")
 
+_MOST_SELDOM_BYTES = 1_048_576
 _LONGEST_FIELD = 120
 _MOST_FIELDS = 64
 """No object of ours has so many; each one too many costs a kilobyte of words that say so."""
@@ -107,9 +109,12 @@ def check_parts(content: bytes, most: Parts) -> None:
 
 
 async def read_seldom(request: Request, schema: type[M]) -> M:
-    """The body of what is asked so seldom that it has no twin. Raise as `read` does."""
+    """The body of what is asked so seldom that it has no twin, and is small. Raise as `read` does, and `BodyTooLarge`."""
     _check_media_type(request)
-    return check(parse(await request.body()), schema)
+    content = await request.body()
+    if len(content) > _MOST_SELDOM_BYTES:
+        raise BodyTooLarge(f"this body is larger than {_MOST_SELDOM_BYTES} bytes", limit=_MOST_SELDOM_BYTES)
+    return check(parse(content), schema)
 
 
 def decode_foreign(content: bytes, decoder: msgspec.json.Decoder[F]) -> F:
@@ -118,7 +123,7 @@ def decode_foreign(content: bytes, decoder: msgspec.json.Decoder[F]) -> F:
         return decoder.decode(content)
     except (ValueError, RecursionError):
         try:
-            return msgspec.convert(parse(content), decoder.type)
+            return msgspec.convert(parse(content, number=_finite), decoder.type)
         except msgspec.ValidationError as error:
             raise _without_words(error) from None
         except UnicodeEncodeError:  # where a text is no field of a record
@@ -143,10 +148,14 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[W], schema: type[M]) -> W 
         return check(parse(body, hook=_few_fields), schema)
 
 
-def parse(body: bytes, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+def parse(
+    body: bytes,
+    hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    number: Callable[[str], float] | None = None,
+) -> Any:
     """Strict JSON. Raise `InvalidJson` with the place, without the text around it."""
     try:
-        return json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=hook)
+        return json.loads(body, parse_constant=_refuse_constant, parse_float=number, object_pairs_hook=hook)
     except json.JSONDecodeError as error:
         raise InvalidJson(f"the body is not JSON: {error.msg}", line=error.lineno, column=error.colno) from None
     except RecursionError:
@@ -183,6 +192,13 @@ def _few_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(pairs) > _MOST_FIELDS:
         raise InvalidRequest(f"an object of the body has {len(pairs)} fields", field="$", n=len(pairs))
     return dict(pairs)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise InvalidJson("the body has a number that is too large for 64 bits")
+    return number
 
 
 def _refuse_constant(name: str) -> None:

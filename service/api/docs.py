@@ -11,12 +11,14 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict
 from pydantic.json_schema import models_json_schema
 
+from service.api.names import LONGEST_NAME
 from service.api.schemas import CompareRequest, ErrorReply, ScoreRequest
+from service.api.wire import MOST_STEPS
 
 _REF = "#/components/schemas/{model}"
 _REF_OF_STRUCT = "#/components/schemas/{name}"
 _ERRORS: dict[int, str] = {
-    400: "`invalid_json`",
+    400: "`invalid_json`; `invalid_path` or `invalid_http` for what is no request",
     401: "`unauthorized`: no key, or a wrong one",
     403: "`run_refused`: a trip wire has ended the service of this run, in a wire format without errors of samples",
     408: "`body_timeout`",
@@ -42,8 +44,12 @@ _IDEMPOTENCY = {
 _ORIGIN = [
     {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
     for name, schema, description in (
-        ("run", {"type": "string", "maxLength": 256}, "the training that this belongs to; or the header x-run"),
-        ("step", {"type": "integer", "minimum": 0}, "of that training; or the header x-step"),
+        (
+            "run",
+            {"type": "string", "maxLength": LONGEST_NAME},
+            "the training that this belongs to; or the header x-run",
+        ),
+        ("step", {"type": "integer", "minimum": 0, "maximum": MOST_STEPS}, "of that training; or the header x-step"),
         (
             "only",
             {"type": "string"},

@@ -10,18 +10,14 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from service.api import docs
+from service.api.access import ACKNOWLEDGE, METRICS
 from service.api.dialects.dialect import check_model, not_found_as_openai
-from service.api.replies import json_response
+from service.api.replies import facts_response, json_response
 from service.api.stage import Bounds, Served, Stage
 from service.batching.batcher import hanging
 from service.errors import BatcherStopped, ModelNotServed, NoSuchAlarm, ScorerDead, ScorerFailing
 from service.tripwires.advice import ADVICE
 from service.tripwires.board import Board
-
-OPEN_PATHS: frozenset[str] = frozenset(
-    {"/livez", "/readyz", "/health", "/metrics", "/v2/health/live", "/v2/health/ready"}
-)
-"""Answered without a key: orchestrators and Prometheus have none."""
 
 
 def health_routes(
@@ -62,7 +58,7 @@ def health_routes(
             return not_found_as_openai(error)
         return json_response(_listed(served))
 
-    @router.get("/metrics", response_class=Response)
+    @router.get(METRICS, response_class=Response)
     async def metrics() -> Response:
         """Prometheus text."""
         return Response(render_metrics(), media_type=metrics_type)
@@ -70,16 +66,16 @@ def health_routes(
     @router.get("/model", responses=docs.errors(401, 503))
     async def model() -> Response:
         """What is loaded, what it was verified against, and what one may ask of it."""
-        return json_response(describe(stage.served(), bounds))
+        return facts_response(describe(stage.served(), bounds))
 
     @router.get("/tripwires", responses=docs.errors(401, 503))
     async def tripwires() -> Response:
         """What every wire measures of every run, and which have tripped."""
         served = stage.served()
         canaries = [{"canary": sung.name, "margin": sung.margin} for sung in served.canaries()]
-        return json_response({**describe_runs(served.board), "canaries": canaries})
+        return facts_response({**describe_runs(served.board), "canaries": canaries})
 
-    @router.post("/tripwires/{run:path}/{wire}/ack", responses=docs.errors(401, 404, 503))
+    @router.post(ACKNOWLEDGE, responses=docs.errors(401, 404, 503))
     async def acknowledge(run: str, wire: str) -> Response:
         """Somebody has looked: the wire may trip again."""
         if not stage.served().board.acknowledge(run, wire):

@@ -14,6 +14,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.access import Access, Known, check_path
 from service.api.headers import header
 from service.api.problems import internal, problem
 from service.clock import Clock
@@ -22,7 +23,9 @@ from service.keyring import Key, KeyRing
 from service.quota import UNLIMITED, Account, pays
 
 _ID_HEADER = b"x-request-id"
-_METRICS, _ADMIN = "/metrics", "/admin/"
+_NO_ROUTE = "score"
+"""The scope that is needed to be told that a path is no route's."""
+
 _TIDY_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -40,16 +43,14 @@ class RequestSeen:
 
 
 class Witness:
-    """Outermost. Gives every request an id, an end and a record; a bug becomes a 500 in our shape.
+    """Outermost. Gives every request an id, its route, an end and a record; a bug becomes a 500 in our shape.
 
-    `routes` are the paths that exist; all others share one label, or a port scan would fill the registry.
+    Paths that are no route's share one label, or a port scan would fill the registry.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, routes: frozenset[str], clock: Clock, tell: Callable[[RequestSeen], None]
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, access: Access, clock: Clock, tell: Callable[[RequestSeen], None]) -> None:
         self._app = app
-        self._routes = routes
+        self._access = access
         self._clock = clock
         self._tell = tell
 
@@ -59,7 +60,8 @@ class Witness:
             await self._app(scope, receive, send)
             return
         started_at = self._clock.now()
-        seen = self._begin(scope)
+        seen = RequestSeen(request_id(header(scope, _ID_HEADER)), scope["method"], "other")
+        state = scope.setdefault("state", {})
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -68,6 +70,9 @@ class Witness:
             await send(message)
 
         try:
+            known = state["route"] = self._access.find(scope)
+            if known is not None:  # otherwise the path may hold anything, so it is not written down
+                seen.route = known.path
             await self._app(scope, receive, send_with_id)
         except Exception as error:
             seen.bug = error
@@ -75,19 +80,10 @@ class Witness:
                 await internal()(scope, receive, send_with_id)
         finally:
             seen.seconds = self._clock.now() - started_at
-            seen.route = scope["state"].get("route", seen.route)
             # The name of the key, never the key.
-            named = {"key": scope["state"]["key"]} if "key" in scope["state"] else {}
-            seen.facts = {**scope["state"].get("facts", {}), **named}
+            named = {"key": state["key"]} if "key" in state else {}
+            seen.facts = {**state.get("facts", {}), **named}
             self._tell(seen)
-
-    def _begin(self, scope: Scope) -> RequestSeen:
-        path = scope["path"]
-        scope.setdefault("state", {})
-        # A path that we do not know may hold anything, so it is not written down.
-        return RequestSeen(
-            request_id(header(scope, _ID_HEADER)), scope["method"], path if path in self._routes else "other"
-        )
 
 
 def request_id(asked: bytes | None) -> str:
@@ -95,50 +91,35 @@ def request_id(asked: bytes | None) -> str:
     return asked.decode() if asked and _TIDY_ID.fullmatch(asked) else os.urandom(16).hex()
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
-    """What needs a key. `is_loopback`: only this machine reaches the server."""
-
-    open_paths: frozenset[str]
-    metrics_need_key: bool
-    is_loopback: bool
-
-    def scope(self, method: str, path: str) -> str | None:
-        """The scope that a key must have for this; None: no key is needed."""
-        if path == _METRICS:
-            return "metrics" if self.metrics_need_key else None
-        if path in self.open_paths:
-            return None
-        # An acknowledged alarm lets a blocked run go on. The run's own key must not be able to do that.
-        is_ack = method == "POST" and path.startswith("/tripwires/") and path.endswith("/ack")
-        return "admin" if is_ack or path.startswith(_ADMIN) else "score"
-
-
 class KeyCheck:
     """Lets in who brings a key that is good for what he asks. Without keys, everybody, but for administration."""
 
-    def __init__(self, app: ASGIApp, *, ring: Callable[[], KeyRing], access: Access, clock: Clock) -> None:
+    def __init__(self, app: ASGIApp, *, ring: Callable[[], KeyRing], is_loopback: bool, clock: Clock) -> None:
         self._app = app
         self._ring = ring
-        self._access = access
+        self._is_loopback = is_loopback
         self._clock = clock
         self._accounts: dict[str, Account] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse with 401, 403 or 429, or pass on."""
-        needed = self._access.scope(scope["method"], scope["path"]) if scope["type"] == "http" else None
         try:
-            if needed is not None:
-                self._check(scope, needed)
+            if scope["type"] == "http":
+                self._check(scope, scope["state"]["route"])
         except RequestRefused as error:
             await problem(error)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    def _check(self, scope: Scope, needed: str) -> None:
+    def _check(self, scope: Scope, route: Known | None) -> None:
+        if route is None or route.pattern is not None:
+            check_path(scope)
+        needed = _NO_ROUTE if route is None else route.scope
+        if needed is None:
+            return
         ring = self._ring()
         if not ring.keys:
-            self._check_keyless(scope)
+            self._check_keyless(scope, route)
             return
         key = ring.find(_key(header(scope, b"authorization") or b""))
         if key is None:
@@ -152,10 +133,10 @@ class KeyCheck:
         # Said for everybody: the task of a pipelined request begins in the context of the one before it.
         pays(account)
 
-    def _check_keyless(self, scope: Scope) -> None:
+    def _check_keyless(self, scope: Scope, route: Known | None) -> None:
         # A page that a browser on this machine shows can send requests to it too; they have an origin.
-        is_here = self._access.is_loopback and header(scope, b"origin") is None
-        if scope["path"].startswith(_ADMIN) and not is_here:
+        is_here = self._is_loopback and header(scope, b"origin") is None
+        if route is not None and route.is_admin and not is_here:
             raise AdminNeedsKey(
                 "without keys only programs on the server's own machine may do this: set REWARD_KEYS_FILE"
             )

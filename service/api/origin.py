@@ -13,12 +13,13 @@ from urllib.parse import parse_qsl
 from starlette.types import Scope
 
 from service.api.headers import header
+from service.api.names import check_run
+from service.api.wire import MOST_STEPS
 from service.errors import InvalidRequest, RunNotAllowed
 from service.keyring import ANYBODY, Caller
 from service.watch import Origin
 
-_LONGEST_NAME = 256
-_DIGITS = 18
+_DIGITS = len(str(MOST_STEPS))
 _MOST_DIGESTS = 3
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -47,21 +48,22 @@ def read(scope: Scope, options: Collection[str] = ()) -> Said:
     if run is None and step is None and only is None and not scope["query_string"]:
         return NOTHING
     asked = _query(scope["query_string"], {*options, "run", "step", "only"})
-    said = {"run": _text(run), "step": _text(step), "only": _text(only), **asked}
+    said = {"run": _text(run, "x-run"), "step": _text(step, "x-step"), "only": _text(only, "x-only"), **asked}
     others = {k: v for k, v in asked.items() if k in options}
-    return Said(_name(said["run"]), _step(said["step"]), others, _digests(said["only"]))
+    return Said(said["run"] or None, _step(said["step"]), others, _digests(said["only"]))
 
 
 def of(
     scope: Scope, run: str | None, step: int | None, kl: float | None = None, ids: Sequence[str | None] = ()
 ) -> Origin:
-    """Which training this request belongs to, whose it is, and whether its key may send it. Raise `RunNotAllowed`.
+    """Which training this request belongs to, whose it is, and whether its key may send it. Raise `InvalidRequest` for the name
+    of a run, wherever it was said, and `RunNotAllowed`.
 
     A key that is bound to one run sends that one where it names none. What is found is noted beside the request, so that an answer
     that is remembered can be held to a block.
     """
     caller: Caller = scope["state"].get("caller", ANYBODY)
-    run = run or caller.runs.sole
+    run = check_run(run) if run else caller.runs.sole
     if run is not None and not caller.may_send(run):
         why = "is bound to other runs" if caller.runs else "is not bound to this run, and another key is"
         raise RunNotAllowed(f"this key {why}: send another run, or see runs= in docs/security.md", field="run")
@@ -83,17 +85,17 @@ def _query(query: bytes, known: Collection[str]) -> dict[str, str]:
             "A key goes into Authorization: Bearer, or http://:KEY@host/",
             field="query", n_unknown=len(unknown),
         )  # fmt: skip
-    return dict(pairs)
+    asked = dict(pairs)
+    if len(asked) < len(pairs):
+        raise InvalidRequest("the URL has a query parameter twice", field="query", n=len(pairs) - len(asked))
+    return asked
 
 
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("utf-8", "replace")
-
-
-def _name(run: str | None) -> str | None:
-    if run is not None and len(run) > _LONGEST_NAME:
-        raise InvalidRequest(f"run is longer than {_LONGEST_NAME} characters", field="run", n=len(run))
-    return run or None
+def _text(value: bytes | None, name: str) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{name} is not UTF-8: send it percent-encoded in the URL", field=name) from None
 
 
 def _digests(only: str | None) -> tuple[str, ...]:
@@ -109,6 +111,6 @@ def _digests(only: str | None) -> tuple[str, ...]:
 def _step(step: str | None) -> int | None:
     if not step:
         return None
-    if not (step.isascii() and step.isdigit() and len(step) <= _DIGITS):
-        raise InvalidRequest("step must be a whole number, at least 0", field="step")
+    if not (step.isascii() and step.isdigit() and len(step) <= _DIGITS and int(step) <= MOST_STEPS):
+        raise InvalidRequest(f"step must be a whole number from 0 to {MOST_STEPS}", field="step", limit=MOST_STEPS)
     return int(step)

@@ -57,8 +57,9 @@ def install(app: FastAPI, overload_status: int, methods: Mapping[str, Collection
         code = FRAMEWORK_CODES.get(error.status_code, "http_error")
         message = f"{HTTPStatus(error.status_code).phrase}: {request.method} on this path; see /docs"
         headers = {name.lower(): value for name, value in (error.headers or {}).items()}
-        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and request.url.path in methods:
-            headers["allow"] = ", ".join(sorted(methods[request.url.path]))
+        known = request.scope["state"]["route"]
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and known is not None and known.path in methods:
+            headers["allow"] = ", ".join(sorted(methods[known.path]))
         return json_response({"error": {"code": code, "message": message}}, error.status_code, headers)
 
     async def bug(_request: Request, _error: Exception) -> Response:

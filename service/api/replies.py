@@ -25,6 +25,11 @@ def json_response(content: Any, status: int = 200, headers: dict[str, str] | Non
     return Response(text, status_code=status, headers=headers, media_type="application/json")
 
 
+def facts_response(content: Any) -> Response:
+    """As `json_response`, for numbers that nobody trains on: null for those that are not finite."""
+    return _fast_response(content, 0.0)
+
+
 def score_reply(served: Served, ids: Sequence[str], results: Sequence[Scored]) -> Response:
     """The reply of `POST /score`."""
     details = served.details

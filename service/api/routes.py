@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api import body, docs, origin, wire
+from service.api.access import Known
 from service.api.door import Door
 from service.api.headers import header
 from service.api.idempotency import Idempotency
@@ -113,18 +114,20 @@ class Straight:
     ) -> None:
         self._app = app
         routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
-        self._endpoints: dict[str, Endpoint] = {route.path: route.endpoint for route in routes}
-        self._patterns = [route for route in routes if "{" in route.path]
+        self._endpoints: dict[str, Endpoint] = {route.path_format: route.endpoint for route in routes}
         self._overload_status = overload_status
         self._door = door
         self._idempotency = Idempotency(clock, is_blocked=is_blocked)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass on."""
-        endpoint = self._endpoint(scope) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if endpoint is None:
+        known: Known | None = scope["state"]["route"] if scope["type"] == "http" else None
+        endpoint = None if known is None else self._endpoints.get(known.path)
+        if known is None or endpoint is None or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
+        if known.pattern is not None:
+            scope["path_params"] = known.parameters(scope)
         try:
             response = await self._idempotency.once(Request(scope, receive), endpoint)
         except RequestRefused as error:
@@ -132,18 +135,6 @@ class Straight:
             if isinstance(error, Overloaded):
                 self._door.found_no_seat(int(header(scope, b"content-length") or 0), response)
         await response(scope, receive, send)
-
-    def _endpoint(self, scope: Scope) -> Endpoint | None:
-        found = self._endpoints.get(scope["path"])
-        if found is not None:
-            return found
-        for route in self._patterns:
-            matched = route.path_regex.fullmatch(scope["path"])
-            if matched:
-                scope["path_params"] = matched.groupdict()
-                scope["state"]["route"] = route.path_format
-                return route.endpoint
-        return None
 
 
 def read_deadline(request: Request, clock: Clock) -> float:

@@ -15,7 +15,9 @@ from model.conversation import SCORES_EMPTY, USUAL, Message, Sample, SampleError
 from service.api import wire
 from service.scoring import Asked, Comparison
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+RawScore = Annotated[float, Field(ge=-wire.LARGEST, le=wire.LARGEST, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0.0, le=wire.LARGEST, allow_inf_nan=False)]
+Step = Annotated[int, Field(ge=0, le=wire.MOST_STEPS)]
 Name = Annotated[str, Field(max_length=256)]
 
 
@@ -55,7 +57,7 @@ class SampleIn(Asking):
     text: str | None = Field(None, description="already rendered by the caller")
     input_ids: Annotated[list[int], _FIRST] | None = Field(None, description="already tokenised by the caller")
     finish_reason: Literal["stop", "length"] = Field("stop", description="length: cut off, no end token is added")
-    reference_rewards: list[Finite] = Field(
+    reference_rewards: list[RawScore] = Field(
         [], max_length=64, description="raw scores of reference responses to this prompt, for the shapes par and lsc"
     )
     score_empty: bool = Field(False, description="score an empty response at its end token, instead of refusing it")
@@ -65,8 +67,8 @@ class ScoreRequest(Asking):
     """Samples to score, and the run and step of the training that they belong to."""
 
     run: Name | None = None
-    step: int | None = Field(None, ge=0)
-    kl: Finite | None = Field(None, ge=0.0, description="of the policy from its start, in nats; for the trip wires")
+    step: Step | None = None
+    kl: Amount | None = Field(None, description="of the policy from its start, in nats; for the trip wires")
     samples: Annotated[list[SampleIn], _FIRST] = Field(min_length=1)
 
     model_config = ConfigDict(
@@ -99,8 +101,8 @@ class CompareRequest(Asking):
     """Comparisons to make. `tie_margin` is in units of the raw score."""
 
     run: Name | None = None
-    step: int | None = Field(None, ge=0)
-    tie_margin: Finite = Field(0.0, ge=0.0)
+    step: Step | None = None
+    tie_margin: Amount = 0.0
     comparisons: Annotated[list[ComparisonIn], _FIRST] = Field(min_length=1)
 
     model_config = ConfigDict(

@@ -12,8 +12,19 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 Name = Annotated[str, msgspec.Meta(max_length=256)]
-Step = Annotated[int, msgspec.Meta(ge=0)]
-Nats = Annotated[float, msgspec.Meta(ge=0.0)]
+MOST_STEPS = 2**53 - 1
+"""The largest whole number that every reader of JSON has."""
+
+LARGEST = 1e9
+"""Of every other number of a body, with either sign: its square, and sums over a run, are far from any bound."""
+
+MOST_TOKENS = 2**31 - 1
+
+Step = Annotated[int, msgspec.Meta(ge=0, le=MOST_STEPS)]
+Nats = Annotated[float, msgspec.Meta(ge=0.0, le=LARGEST)]
+Margin = Annotated[float, msgspec.Meta(ge=0.0, le=LARGEST)]
+RawScore = Annotated[float, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
+Tokens = Annotated[int, msgspec.Meta(ge=1, le=MOST_TOKENS)]
 
 
 class MessageIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -33,7 +44,7 @@ class SampleIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False
     text: str | None = None
     input_ids: tuple[int, ...] | None = None
     finish_reason: Literal["stop", "length"] = "stop"
-    reference_rewards: Annotated[tuple[float, ...], msgspec.Meta(max_length=64)] = ()
+    reference_rewards: Annotated[tuple[RawScore, ...], msgspec.Meta(max_length=64)] = ()
     score_empty: bool = False
 
 
@@ -60,7 +71,7 @@ class CompareRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc
     comparisons: Annotated[list[ComparisonIn], msgspec.Meta(min_length=1)]
     run: Name | None = None
     step: Step | None = None
-    tie_margin: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
+    tie_margin: Margin = 0.0
 
 
 _encoder = msgspec.json.Encoder()

@@ -21,6 +21,7 @@ from prometheus_client.utils import floatToGoString
 
 from model.calibration import Calibration
 from model.reward import Pipeline, Reward
+from service.observability import logs
 from service.observability.runs import NAMES as RUNS
 from service.observability.runs import Margins, Runs
 from service.tripwires.board import Board
@@ -82,6 +83,7 @@ TABLE: tuple[Row, ...] = (
     Row("looks_total", "counter", "Samples that trip wires looked at, and those that the allowance left out.", ("looked",)),
     Row("runs_without_room_total", "counter", "Watched samples of named runs for which there was no room."),
     Row("canary_margin", "gauge", "Raw score of an honest answer above that of an exploit.", ("canary",)),
+    Row("collector_failures_total", "counter", "Parts of the metrics that a scrape could not read and left out.", ("part",)),
     Row("alarms_lost_total", "counter", "Alarms that the webhook's receiver never had."),
     Row("audit_skipped_total", "counter", "Samples that the audit judge was too slow for."),
     Row("device_memory_bytes", "gauge", "Memory of the device that the model is on.", ("kind",)),
@@ -161,6 +163,30 @@ class _ByEpoch(Collector):
         self.tallies[epoch] = _Tally(self._row, edges, {"epoch": str(epoch)})
 
 
+class _Registry(CollectorRegistry):
+    """Keeps its collectors in order, so that each can be read by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.collectors: list[Collector] = []
+
+    def register(self, collector: Collector) -> None:
+        """As there."""
+        super().register(collector)
+        self.collectors.append(collector)
+
+
+class _Sole(CollectorRegistry):
+    """What `generate_latest` takes: one collector."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+
+    def collect(self) -> Iterable[Metric]:
+        """Its families."""
+        return self._collector.collect()
+
+
 _READ = (*RUNS, "canary_margin")
 """Lines of the table that are read from elsewhere when somebody scrapes."""
 
@@ -179,7 +205,8 @@ class Metrics:
     def __init__(self) -> None:
         # Otherwise there is one more series for each, which nobody reads.
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._registry = CollectorRegistry()
+        self._registry = _Registry()
+        self._failing: set[str] = set()
         ProcessCollector(registry=self._registry)
         self._counters = {r.name: self._counter(r) for r in TABLE if r.kind == "counter" and r.name not in _READ}
         self._children: dict[tuple[str, tuple[str, ...]], Counter] = {}
@@ -191,8 +218,26 @@ class Metrics:
         self._tallies = {r.name: self._tally(r, r.buckets) for r in TABLE if r.kind == "histogram" and not r.labels}
 
     def render(self) -> bytes:
-        """The text that `GET /metrics` answers."""
-        return generate_latest(self._registry)
+        """The text that `GET /metrics` answers. What cannot be read is left out, counted, and logged when it begins to fail."""
+        failures = self._counters["collector_failures_total"]
+        parts = [self._render_part(each) for each in self._registry.collectors if each is not failures]
+        return b"".join([*parts, generate_latest(_Sole(failures))])
+
+    def _render_part(self, collector: Collector) -> bytes:
+        part = str(getattr(collector, "_name", type(collector).__name__))
+        try:
+            text = generate_latest(_Sole(collector))
+        except Exception as error:
+            self._failed(part, error)
+            return b""
+        self._failing.discard(part)
+        return text
+
+    def _failed(self, part: str, error: Exception) -> None:
+        self._count("collector_failures_total", 1, part)
+        if part not in self._failing:
+            self._failing.add(part)
+            logs.logger("metrics").error("collector_failed", part=part, exc_info=error)
 
     def model_loaded(self, epoch: int, calibration: Calibration | None, pipeline: Pipeline) -> None:
         """A model may score: give the histograms of its scores their buckets."""
@@ -247,7 +292,9 @@ class Metrics:
 
     def watch_runs(self, board: Board, now: Callable[[], float]) -> None:
         """Read the state of runs whenever somebody looks; `now` is the clock of the board. Once a process."""
-        self._registry.register(Runs({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, board, now))
+        self._registry.register(
+            Runs({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, board, now, self._failed)
+        )
 
     def watch_canaries(self, margins: Callable[[], Mapping[str, float]]) -> None:
         """Read the margins of canaries whenever somebody looks. Once a process."""

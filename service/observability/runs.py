@@ -16,6 +16,8 @@ from service.tripwires.board import Board, Run
 from service.tripwires.reference import Usual, part
 from service.tripwires.tally import ENTRIES, PART_ENTRIES
 
+Add = Callable[..., None]
+
 
 class Described(Protocol):
     """A line of the table of metrics."""
@@ -40,10 +42,17 @@ NAMES = (
 
 
 class Runs(Collector):
-    """The state of every run. The board bounds how many there are."""
+    """The state of every run. The board bounds how many there are. `failed(part, error)` is called for a run that is left out."""
 
-    def __init__(self, rows: Mapping[str, Described], prefix: str, board: Board, now: Callable[[], float]) -> None:
-        self._rows, self._prefix, self._board, self._now = rows, prefix, board, now
+    def __init__(
+        self,
+        rows: Mapping[str, Described],
+        prefix: str,
+        board: Board,
+        now: Callable[[], float],
+        failed: Callable[[str, Exception], None],
+    ) -> None:
+        self._rows, self._prefix, self._board, self._now, self._failed = rows, prefix, board, now, failed
 
     def collect(self) -> Iterator[Metric]:
         """What a scrape sees."""
@@ -52,8 +61,10 @@ class Runs(Collector):
             name: Metric(prefix + name.removesuffix("_total"), row.help, row.kind) for name, row in self._rows.items()
         }
 
+        samples: list[tuple[str, dict[str, str], float]] = []
+
         def add(name: str, value: float, **labels: str) -> None:
-            families[name].add_sample(prefix + name, labels, value)
+            samples.append((name, labels, float(value)))
 
         for wire, threshold in board.thresholds.items():
             add("tripwire_threshold", threshold, wire=wire)
@@ -61,19 +72,26 @@ class Runs(Collector):
         add("looks_total", board.n_looked_at, looked="yes")
         add("looks_total", board.n_left_out, looked="no")
         for run, state in board.runs.items():
-            _add_wires(add, run, state, board)
-            _add_sums(add, run, state)
-            _add_usual(add, run, state)
-            if state.measured_at is not None:
-                add("run_measured_seconds", self._now() - state.measured_at, run=run)
-            if state.step is not None:
-                add("run_step", state.step, run=run)
-            if state.kl is not None:
-                add("run_kl", state.kl, run=run)
+            n_before = len(samples)
+            try:
+                self._add_run(add, run, state)
+            except Exception as error:
+                del samples[n_before:]
+                self._failed("run", error)
+        for name, labels, value in samples:
+            families[name].add_sample(prefix + name, labels, value)
         yield from families.values()
 
-
-Add = Callable[..., None]
+    def _add_run(self, add: Add, run: str, state: Run) -> None:
+        _add_wires(add, run, state, self._board)
+        _add_sums(add, run, state)
+        _add_usual(add, run, state)
+        if state.measured_at is not None:
+            add("run_measured_seconds", self._now() - state.measured_at, run=run)
+        if state.step is not None:
+            add("run_step", state.step, run=run)
+        if state.kl is not None:
+            add("run_kl", state.kl, run=run)
 
 
 def _add_wires(add: Add, run: str, state: Run, board: Board) -> None:

@@ -143,7 +143,7 @@ class Parts:
         """The largest ratio of shares."""
         now = [variance for _, variance in view.smooth.parts()]
         known = [view.reference.usual.get(part(i)) for i in range(len(now))]
-        usual = [known_part.std**2 for known_part in known if known_part is not None]
+        usual = [known_part.std * known_part.std for known_part in known if known_part is not None]
         if len(usual) < max(1, len(now)) or not sum(now) > 0 or not sum(usual) > 0:
             return None
         pairs = zip(now, usual, strict=True)
@@ -183,7 +183,8 @@ def slope_t(y: Sequence[float]) -> float:
     x_mean, y_mean = (n - 1) / 2, sum(y) / n
     spread = n * (n * n - 1) / 12
     slope = sum([(i - x_mean) * (value - y_mean) for i, value in enumerate(y)]) / spread
-    residual = sum([(value - y_mean - slope * (i - x_mean)) ** 2 for i, value in enumerate(y)])
+    distances = [value - y_mean - slope * (i - x_mean) for i, value in enumerate(y)]
+    residual = sum([each * each for each in distances])  # inf where `**` would raise
     error = sqrt(residual / (n - 2) / spread)
     return slope / error if error > 0 else 0.0 if slope == 0 else float("inf") if slope > 0 else float("-inf")
 

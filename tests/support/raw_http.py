@@ -93,3 +93,51 @@ def request(method="POST", path="/score", body=b"", *lines, host=b"localhost", f
 def chunked(body, trailers=b"", extension=b""):
     """A body as chunks."""
     return b"%x%s\r\n%s\r\n0\r\n%s\r\n" % (len(body), extension, body, trailers)
+
+
+class Connection:
+    """A client that sends bytes as they are, one request after the other, and connects again where it was closed."""
+
+    def __init__(self, url):
+        self._address = address(url)
+        self._stream = None
+
+    def ask(self, head, *, is_head=False):
+        """The reply to one request."""
+        for is_second_try in (False, True):
+            if self._stream is None:
+                self._raw = socket.create_connection(self._address, timeout=PATIENCE_S)
+                self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._stream = self._raw.makefile("rb")
+            try:
+                self._raw.sendall(head)
+                return self._read(is_head)
+            except (ConnectionError, EOFError):
+                self._close()
+                if is_second_try:
+                    raise
+        raise AssertionError
+
+    def _read(self, is_head):
+        status_line = self._stream.readline()
+        if not status_line:
+            raise EOFError
+        status = int(status_line.split()[1])
+        lines = [line.decode("latin-1").rstrip("\r\n") for line in iter(self._stream.readline, b"\r\n")]
+        headers = [(name.lower(), value) for name, _, value in (line.partition(": ") for line in lines)]
+        reply = Reply(status, headers, b"" if is_head else self._stream.read(int(dict(headers)["content-length"])))
+        if reply.header("connection") == "close":
+            self._close()
+        return reply
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self._close()
+
+    def _close(self):
+        if self._stream is not None:
+            self._stream.close()
+            self._raw.close()
+        self._stream = None

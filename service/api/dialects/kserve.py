@@ -18,6 +18,7 @@ from service.api.dialects.dialect import Answered, Dialect
 from service.api.problems import problem
 from service.api.replies import json_response
 from service.api.stage import Served
+from service.api.wire import MOST_TOKENS
 from service.errors import InvalidRequest, Overloaded, RequestRefused
 from service.scoring import Asked
 
@@ -35,7 +36,7 @@ class Tensor(msgspec.Struct, frozen=True, gc=False):
     """`data` is flat, or nested as its shape says."""
 
     name: str
-    shape: list[Annotated[int, msgspec.Meta(ge=0)]]
+    shape: list[Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]]
     data: list[Any]
     datatype: str = ""
 

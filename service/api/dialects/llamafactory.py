@@ -15,6 +15,7 @@ import msgspec
 from model.conversation import Sample, Terms
 from service.api.dialects.dialect import Answered, Dialect
 from service.api.stage import Served
+from service.api.wire import Tokens
 from service.scoring import Asked
 
 _PATIENCE_S = 600.0
@@ -25,7 +26,7 @@ class ScoreEvaluationRequest(msgspec.Struct, frozen=True, gc=False):
 
     messages: Annotated[list[str], msgspec.Meta(min_length=1)]
     model: str | None = None
-    max_length: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    max_length: Tokens | None = None
 
 
 def _ask(body: ScoreEvaluationRequest, _served: Served) -> list[Asked]:

@@ -24,6 +24,7 @@ from service.api.dialects.dialect import Answered, Dialect, sample_of, spoken
 from service.api.dialects.openai import Id, usage
 from service.api.dialects.turns import text_of
 from service.api.stage import Served
+from service.api.wire import MOST_TOKENS
 from service.errors import InvalidRequest
 from service.scoring import Asked
 
@@ -31,7 +32,7 @@ Text = str | dict[str, Any]
 """A text, or an object with a `text` or with `content` in parts."""
 
 Texts = Text | list[Text]
-Limit = Annotated[int, msgspec.Meta(ge=-1)]
+Limit = Annotated[int, msgspec.Meta(ge=-1, le=MOST_TOKENS)]
 
 _THEIRS = ("text_1", "text_2", "queries", "documents", "items", "data_1", "data_2", "query")
 
@@ -70,7 +71,7 @@ class RerankRequest(msgspec.Struct, frozen=True, gc=False):
     query: Text
     documents: list[Text] | None = None
     texts: list[str] | None = None
-    top_n: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    top_n: Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)] | None = None
     return_documents: bool = True
     return_text: bool = False
     raw_scores: bool | None = None

@@ -19,6 +19,7 @@ from service.api.dialects.dialect import Answered, Dialect, sample_of
 from service.api.dialects.openai import Encoding, Inputs, samples_of, usage, vector
 from service.api.dialects.turns import turns_of
 from service.api.stage import Served
+from service.api.wire import MOST_TOKENS
 from service.errors import InvalidRequest
 from service.scoring import Asked
 
@@ -42,7 +43,7 @@ class PoolingRequest(msgspec.Struct, frozen=True, gc=False):
     use_activation: bool | None = None
     activation: bool | None = None
     softmax: bool | None = None
-    truncate_prompt_tokens: Annotated[int, msgspec.Meta(ge=-1)] | None = None
+    truncate_prompt_tokens: Annotated[int, msgspec.Meta(ge=-1, le=MOST_TOKENS)] | None = None
     add_generation_prompt: bool = False
     continue_final_message: bool = False
     chat_template: str | None = None

@@ -13,7 +13,7 @@ import yaml
 from pydantic_settings import SettingsError
 
 from k8s import rules
-from service.api.health import OPEN_PATHS
+from service.api.access import OPEN_PATHS
 from service.app import _LONGEST_CLOSING_S
 from service.settings import ServeSettings, unknown_variables
 from tests.support.manifests import (

@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from model.default.trunk import PACKAGE, cache_folder
-from service.api.health import OPEN_PATHS
+from service.api.access import OPEN_PATHS
 from service.settings import ServeSettings
 from tests.support.deploy import ROOT, compose, dockerfile, stages
 

@@ -6,9 +6,11 @@ import httpx
 import pytest
 from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
+from starlette.routing import Route
 
 from service.admission import Admission
 from service.api import problems
+from service.api.access import Access
 from service.api.door import Door
 from service.api.middleware import Witness
 from service.api.routes import Straight
@@ -43,9 +45,10 @@ async def client(seen):
 
     api.include_router(straight)
     problems.install(api, overload_status=429, methods={})
+    access = Access([*straight.routes, *(route for route in api.routes if isinstance(route, Route))])
     app = Witness(
         Straight(api, routers=[straight], clock=MonotonicClock(), overload_status=429, door=OPEN),
-        routes=frozenset({"/score", "/full", "/model"}), clock=MonotonicClock(), tell=seen.append,
+        access=access, clock=MonotonicClock(), tell=seen.append,
     )  # fmt: skip
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://here") as http:

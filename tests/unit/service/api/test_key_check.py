@@ -6,20 +6,33 @@ import hashlib
 
 import httpx
 import pytest
+from starlette.routing import Mount, Route
 
-from service.api.middleware import Access, KeyCheck
+from service.api.access import ACKNOWLEDGE, OPEN_PATHS, Access
+from service.api.middleware import KeyCheck
 from service.errors import RateLimited
 from service.keyring import KeyRing, parse
 from service.quota import charge_tokens
 from tests.support.service_fakes import StillClock
 
-OPEN = frozenset({"/livez", "/readyz", "/health", "/metrics"})
+ROUTES = [
+    *OPEN_PATHS,
+    ACKNOWLEDGE,
+    "/admin/models",
+    "/admin/models/new",
+    "/score",
+    "/get_reward",
+    "/model",
+    "/docs",
+    "/tripwires",
+]
 KEYS = {"train": "score", "ops": "admin", "prometheus": "metrics", "both": "score,admin",
         "slow": "score requests_per_s=2 burst_s=1", "small": "score tokens_per_s=100 burst_s=1"}  # fmt: skip
 RING = parse("".join(f"{n} sha256:{hashlib.sha256(n.encode()).hexdigest()} {rest}\n" for n, rest in KEYS.items()))
-ADMIN = [("GET", "/admin/models"), ("POST", "/admin/models/new"), ("POST", "/tripwires/ppo/7/judge/ack")]
+ADMIN = [("GET", "/admin/models"), ("POST", "/admin/models/new"), ("POST", "/tripwires/ppo/7/judge/ack"),
+         ("GET", "/tripwires/x/y/ack"), ("PUT", "/admin/models"), ("OPTIONS", "/tripwires/x/y/ack")]  # fmt: skip
 SCORE = [("POST", "/score"), ("POST", "/get_reward"), ("GET", "/model"), ("GET", "/docs"), ("GET", "/tripwires"), ("GET", "/no"),
-         ("POST", "/administer"), ("GET", "/tripwires/x/y/ack")]  # fmt: skip
+         ("POST", "/administer"), ("GET", "/admin/nothing"), ("POST", "/admin/models/")]  # fmt: skip
 
 
 class Behind:
@@ -38,13 +51,18 @@ class Behind:
 
 def house(ring=RING, *, metrics_need_key=False, is_loopback=False):
     behind, clock = Behind(), StillClock()
-    check = KeyCheck(behind, ring=lambda: ring, access=Access(OPEN, metrics_need_key, is_loopback), clock=clock)
+    check = KeyCheck(behind, ring=lambda: ring, is_loopback=is_loopback, clock=clock)
+    return client_of(check, metrics_need_key), behind, clock
+
+
+def client_of(check, metrics_need_key=False):
+    access = Access([Route(path, Behind()) for path in ROUTES], metrics_need_key)
 
     async def app(scope, receive, send):  # as `Witness` does
-        scope.setdefault("state", {})
+        scope.setdefault("state", {})["route"] = access.find(scope)
         await check(scope, receive, send)
 
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x"), behind, clock
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
 
 
 def as_(name, **headers):
@@ -80,7 +98,7 @@ async def test_everything_else_needs_the_scope_score(method, path):
 
 async def test_probes_are_open_and_metrics_are_unless_the_operator_closes_them():
     client, _, _ = house()
-    for path in OPEN:
+    for path in OPEN_PATHS:
         assert (await client.get(path)).status_code == 200
     client, _, _ = house(metrics_need_key=True)
     assert (await client.get("/livez")).status_code == 200
@@ -89,11 +107,40 @@ async def test_probes_are_open_and_metrics_are_unless_the_operator_closes_them()
     assert (await client.get("/metrics", headers=as_("prometheus"))).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/%61dmin/models", "/admin/../admin/models"])
+@pytest.mark.parametrize("path", ["/%61dmin/models", "/admin/../admin/models", "/tripwires/%2e%2e/x/ack"])
 async def test_no_spelling_of_a_path_needs_less(path):
     client, _, _ = house()
     answer = await client.get(path, headers=as_("train"))
     assert answer.status_code == 403
+
+
+@pytest.mark.parametrize(
+    "end", ["%0a", "%0D", "%00", "%c2%85", "%e2%80%a8", "%250a", "%25250a", "%7f", "%ff", "%e2%80%8b"]
+)
+@pytest.mark.parametrize("path", ["/admin/models", "/metrics", "/livez", "/tripwires/x/y/ack", "/score", "/no"])
+async def test_a_path_that_no_log_could_show_is_refused_whatever_the_key(path, end):
+    client, behind, _ = house()
+    for headers in ({}, as_("train"), as_("both")):
+        for spelt in (path + end, f"/{end}{path}", path.replace("s", f"s{end}", 1).replace("n", f"n{end}") + end):
+            answer = await client.get(spelt, headers=headers)
+            assert await told(answer) == (400, "invalid_path")
+    assert behind.seen == []
+
+
+@pytest.mark.parametrize("root", ["/rm", "/tripwires", "/livez"])
+async def test_a_mounted_application_needs_the_scopes_that_it_needs_by_itself(root):
+    client, _, _ = house()
+    client._transport.root_path = root
+    assert (await client.get(f"{root}/admin/models", headers=as_("train"))).status_code == 403
+    assert (await client.get(f"{root}/tripwires/x/y/ack", headers=as_("train"))).status_code == 403
+    assert (await client.get(f"{root}/livez")).status_code == 200
+    assert (await client.get(f"{root}/score", headers=as_("train"))).status_code == 200
+
+
+def test_what_has_no_path_of_its_own_is_refused_when_the_table_is_made():
+    for routes in ([Mount("/x", Behind())], [Route("/a/{b}", Behind()), Route("/a/c", Behind())]):
+        with pytest.raises(TypeError):
+            Access(routes)
 
 
 async def test_without_keys_everything_is_open_but_administration_from_elsewhere():
@@ -145,13 +192,7 @@ async def test_tokens_are_charged_where_they_are_known_and_to_whom_they_belong()
 async def test_a_key_whose_limits_stay_keeps_its_account_when_the_file_is_read_again():
     rings = [RING]
     behind, clock = Behind(), StillClock()
-    check = KeyCheck(behind, ring=lambda: rings[-1], access=Access(OPEN, False, True), clock=clock)
-
-    async def app(scope, receive, send):
-        scope.setdefault("state", {})
-        await check(scope, receive, send)
-
-    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
+    client = client_of(KeyCheck(behind, ring=lambda: rings[-1], is_loopback=True, clock=clock))
     for _ in range(2):
         await client.post("/score", headers=as_("slow"))
     rings.append(parse("".join(f"{n} sha256:{hashlib.sha256(n.encode()).hexdigest()} {r}\n" for n, r in KEYS.items())))

@@ -55,6 +55,7 @@ BESIDE_THE_DESIGN = {
     "batch_budget_tokens": set(),
     "scorer_hanging": set(),
     "connections_ended_total": {"why"},
+    "collector_failures_total": {"part"},
 }
 CALIBRATION = Calibration(mean=3.0, std=2.0, cap_low=-1.0, cap_high=1.0)
 
@@ -227,3 +228,34 @@ def test_memory_is_read_when_somebody_looks():
 
 def all_samples(metrics):
     return [s for family in text_string_to_metric_families(metrics.render().decode()) for s in family.samples]
+
+
+def test_what_cannot_be_read_is_left_out_and_counted_and_the_rest_is_there(capsys):
+    metrics, board = Metrics(), Board(Yardstick(), BoardLimits())
+    metrics.watch_runs(board, lambda: 0.0)
+    metrics.watch_queue(lambda: 3, lambda: 1 // 0, lambda: 5)
+    metrics.watch_canaries(lambda: {"a": 10**400})
+    for run in ("good", "bad", "also good"):
+        board.observe(run, 1, [Observation(1, None, 0.5, 0.5, False, ())], now=0.0)
+    board.runs["bad"].step = 10**400
+    for scrape in (1, 2):
+        values = scraped(metrics)
+        assert values["reward_queue_samples"] == 3
+        assert values["reward_batch_budget_tokens"] == 5
+        assert "reward_queue_tokens" not in values
+        assert {labels for labels in values if labels.startswith("reward_run_step")} == {
+            "reward_run_step{run=good}", "reward_run_step{run=also good}"}  # fmt: skip
+        assert not any("bad" in name for name in values)
+        for part in ("reward_queue_tokens", "run", "reward_canary_margin"):
+            assert values[f"reward_collector_failures_total{{part={part}}}"] == scrape
+    board.runs["bad"].step = 7
+    assert scraped(metrics)["reward_run_step{run=bad}"] == 7
+
+
+def scraped(metrics):
+    families = text_string_to_metric_families(metrics.render().decode())
+    return {
+        s.name + "".join(f"{{{k}={v}}}" for k, v in s.labels.items()): s.value
+        for family in families
+        for s in family.samples
+    }

@@ -1,0 +1,108 @@
+"""Which scope a key must have for a route. Decided by the route that a path matches, never by how the path is spelt.
+
+The table is made of the routes themselves, in their order; that the framework calls the one that was found is checked once more
+(`same_route`). A path that is no route's needs the scope `score`, and has nothing behind it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+from starlette._utils import get_route_path
+from starlette.requests import Request
+from starlette.routing import BaseRoute, Route
+from starlette.types import Scope
+
+from service.api.names import is_plain
+from service.errors import InvalidPath
+
+METRICS = "/metrics"
+ACKNOWLEDGE = "/tripwires/{run:path}/{wire}/ack"
+"""Lets a blocked run go on. The run's own key must not be able to do that."""
+
+OPEN_PATHS: frozenset[str] = frozenset({"/livez", "/readyz", "/health", METRICS, "/v2/health/live", "/v2/health/ready"})
+"""Answered without a key: orchestrators and Prometheus have none."""
+
+_ADMIN = "/admin/"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A route: its path with the names of its parameters, its methods, and the scope that a key must have; None: no key is needed.
+
+    `pattern` matches its paths, where it has parameters.
+    """
+
+    path: str
+    methods: frozenset[str]
+    scope: str | None
+    pattern: re.Pattern[str] | None = None
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether it changes what is served."""
+        return self.path.startswith(_ADMIN)
+
+    def parameters(self, scope: Scope) -> dict[str, str]:
+        """Those of a path that it matches."""
+        found = None if self.pattern is None else self.pattern.match(get_route_path(scope))
+        return {} if found is None else found.groupdict()
+
+
+class Access:
+    """All routes of an application. Raise `TypeError` for one whose paths cannot be listed, such as a mounted application."""
+
+    def __init__(self, routes: Iterable[BaseRoute], metrics_need_key: bool = False) -> None:
+        self._exact: dict[str, Known] = {}
+        self._patterns: list[tuple[re.Pattern[str], Known]] = []
+        for route in routes:
+            if not isinstance(route, Route):
+                raise TypeError(f"{route!r} is no route with a path")
+            scope, methods = _scope_of(route.path, metrics_need_key), frozenset(route.methods or ())
+            if route.param_convertors:
+                known = Known(route.path_format, methods, scope, route.path_regex)
+                self._patterns.append((route.path_regex, known))
+            else:
+                self._exact[route.path] = Known(route.path, methods, scope)
+        if any(pattern.match(path) for pattern, _ in self._patterns for path in self._exact):
+            raise TypeError("a path with parameters matches another route")
+
+    def find(self, scope: Scope) -> Known | None:
+        """The route of a request, as the framework finds it: the first that has its path and method, else its path."""
+        path: str = scope["path"]
+        if scope.get("root_path"):
+            path = get_route_path(scope)
+        known = self._exact.get(path)
+        if known is not None:
+            return known
+        found = [known for pattern, known in self._patterns if pattern.match(path)]
+        return next((known for known in found if scope["method"] in known.methods), found[0] if found else None)
+
+
+def same_route(request: Request) -> None:
+    """What the framework calls is what the scope was decided for. Raise `RuntimeError` where it is not, which is a bug."""
+    known: Known | None = request.scope["state"]["route"]
+    if known is None or known.path != request.scope["route"].path_format:
+        raise RuntimeError("another route was checked than is called")
+
+
+def _scope_of(path: str, metrics_need_key: bool) -> str | None:
+    if path == METRICS:
+        return "metrics" if metrics_need_key else None
+    if path in OPEN_PATHS:
+        return None
+    return "admin" if path == ACKNOWLEDGE or path.startswith(_ADMIN) else "score"
+
+
+def check_path(scope: Scope) -> None:
+    """Raise `InvalidPath` for characters that cannot be printed. A path that equals that of a route has none."""
+    if not is_plain(scope["path"]):
+        raise InvalidPath("the path has a character that cannot be printed, as such or percent-encoded")
+    if "\ufffd" in scope["path"]:  # put there for bytes that are no UTF-8
+        try:
+            unquote_to_bytes(scope.get("raw_path", b"")).decode()
+        except UnicodeDecodeError:
+            raise InvalidPath("the path is not UTF-8") from None

@@ -1,0 +1,44 @@
+"""Names of runs and paths of URLs: the characters that may stand in them.
+
+A run is shown in logs, alerts and pages, and is acknowledged by a URL that holds its name. So a name is accepted only if all of
+that works: printable characters, also after percent-decoding, however often.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import unquote
+
+from service.errors import InvalidRequest
+
+LONGEST_NAME = 256
+_MOST_DECODINGS = 8
+_DOTS = frozenset({".", ".."})
+"""As a part of a URL these are gone before a client sends it."""
+
+
+def is_plain(text: str) -> bool:
+    """Whether every character can be printed: no control or format characters, line separators, or lone surrogates.
+
+    Percent-encoded ones count, in as many layers as there are.
+    """
+    for _ in range(_MOST_DECODINGS):
+        if not text.isprintable():
+            return False
+        if "%" not in text or (decoded := unquote(text)) == text:
+            return True
+        text = decoded
+    return False
+
+
+def check_run(run: str) -> str:
+    """The name of a run. Raise `InvalidRequest` for one that could not be shown, or acknowledged by URL."""
+    if len(run) > LONGEST_NAME:
+        raise InvalidRequest(
+            f"run is longer than {LONGEST_NAME} characters", field="run", n=len(run), limit=LONGEST_NAME
+        )
+    if not is_plain(run) or run in _DOTS:
+        raise InvalidRequest(
+            "run has a character that cannot be printed, as such or percent-encoded, or is a dot: send a plain name",
+            field="run",
+        )
+    return run
