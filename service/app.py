@@ -35,6 +35,7 @@ from service.api.health import health_routes
 from service.api.intake import Intake, IntakeLimits
 from service.api.kserve_health import kserve_health_routes
 from service.api.middleware import KeyCheck, RequestSeen, Witness
+from service.api.pages import page_routes
 from service.api.protocol import ConnectionLimits, Connections, OneWriteProtocol
 from service.api.routes import Straight, scoring_routes
 from service.api.stage import Bounds, Stage
@@ -88,6 +89,8 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
         description="Serve reward models to RLHF training.",
         redirect_slashes=False,
         dependencies=[Depends(same_route)],
+        docs_url=None,
+        redoc_url=None,
     )
     aliases = settings.aliases()
     policy = DialectPolicy(settings.overload_status, aliases, {"on_failure": settings.verify_on_failure})
@@ -101,6 +104,7 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
         kserve_health_routes(stage, aliases),
         health_routes(stage, bounds, metrics.render, CONTENT_TYPE, aliases),
         admin_routes(stage),
+        page_routes(api.title),
     ]
     for router in routers:
         api.include_router(router)

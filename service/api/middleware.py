@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.access import Access, Known, check_path
 from service.api.headers import header
+from service.api.pages import CHALLENGE, is_page
 from service.api.problems import internal, problem
 from service.clock import Clock
 from service.errors import AdminNeedsKey, Forbidden, RequestRefused, Unauthorized
@@ -107,7 +108,10 @@ class KeyCheck:
             if scope["type"] == "http":
                 self._check(scope, scope["state"]["route"])
         except RequestRefused as error:
-            await problem(error)(scope, receive, send)
+            refused = problem(error)
+            if isinstance(error, Unauthorized) and is_page(scope["path"]):
+                refused.headers["www-authenticate"] = CHALLENGE  # a browser asks for nothing else
+            await refused(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -124,6 +128,7 @@ class KeyCheck:
         key = ring.find(_key(header(scope, b"authorization") or b""))
         if key is None:
             raise Unauthorized("send a valid key as Authorization: Bearer KEY, or in the URL as http://:KEY@host/")
+        _check_is_own_page(scope)
         scope["state"]["key"], scope["state"]["caller"] = key.name, ring.caller(key)
         if needed not in key.scopes:
             raise Forbidden(f"this needs a key with the scope {needed}: see reward-keys", scope=needed)
@@ -147,6 +152,20 @@ class KeyCheck:
         if account is None or account.limits != key.limits:
             account = self._accounts[key.name] = Account(key.limits, self._clock)
         return account
+
+
+def _check_is_own_page(scope: Scope) -> None:
+    """Raise `Forbidden` for a request that a page of another origin has sent.
+
+    A browser that has asked for a key adds it to every request to this server, also to those of other people's pages. Only
+    browsers send an origin, and none lets a page choose it.
+    """
+    origin = header(scope, b"origin")
+    if origin is None:
+        return
+    host = header(scope, b"host") or b""
+    if (header(scope, b"authorization") or b"")[:6].lower() == b"basic " and origin.partition(b"://")[2] != host:
+        raise Forbidden("a page of another origin has sent this with a key that a browser remembers: send it as Bearer")
 
 
 def _key(authorization: bytes) -> bytes:
