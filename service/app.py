@@ -108,7 +108,7 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
     ]
     for router in routers:
         api.include_router(router)
-    docs.install(api, [dialect.body for dialect in DIALECTS])
+    docs.install(api, [dialect.body for dialect in DIALECTS], OPEN_PATHS)
     methods: dict[str, set[str]] = {}
     for route in [route for router in routers for route in router.routes if isinstance(route, APIRoute)]:
         methods.setdefault(route.path_format, set()).update(route.methods or ())

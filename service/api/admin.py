@@ -53,7 +53,7 @@ class EpochRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    epoch: Epoch
+    epoch: Epoch = Field(description="number of the model, as GET /admin/models lists it")
 
 
 class PinRequest(BaseModel):
@@ -61,7 +61,7 @@ class PinRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    run: Run
+    run: Run = Field(description="name of the run")
     epoch: Epoch | None = Field(description="null: the model in service, whichever that is")
 
 
@@ -69,7 +69,7 @@ def admin_routes(stage: Stage) -> APIRouter:
     """The routes that change what is served."""
     router = APIRouter(prefix="/admin", tags=["admin"])
 
-    @router.get("/models", responses=docs.errors(401, 403, 503))
+    @router.get("/models", responses=docs.errors(503))
     async def models() -> Response:
         """Which models are loaded, which serves, what a shadow has shown, and which runs are pinned."""
         return _overview(stage.models())
@@ -93,7 +93,7 @@ def admin_routes(stage: Stage) -> APIRouter:
         known.activate(asked.epoch)
         return _overview(known, epoch=asked.epoch)
 
-    @router.post("/models/rollback", responses=docs.errors(401, 403, 409, 422, 503))
+    @router.post("/models/rollback", responses=docs.errors(409, 422, 503, words=docs.ADMIN))
     async def rollback() -> Response:
         """Back to the model that was in service before; loaded again if it has been let go of."""
         known = stage.models()

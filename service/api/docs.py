@@ -1,62 +1,99 @@
-"""What `/docs` says about bodies and errors. Bodies are read by hand, so FastAPI cannot know by itself."""
+"""The OpenAPI document: bodies, parameters and errors. Bodies are read by hand, so FastAPI cannot know them by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
+from service.api.field_docs import REPLIES, VERIFY, describe_fields
 from service.api.names import LONGEST_NAME
 from service.api.schemas import CompareRequest, ErrorReply, ScoreRequest
 from service.api.wire import MOST_STEPS
 
 _REF = "#/components/schemas/{model}"
 _REF_OF_STRUCT = "#/components/schemas/{name}"
+_PAIRS = "PairsRequest"
+
 _ERRORS: dict[int, str] = {
     400: "`invalid_json`; `invalid_path` or `invalid_http` for what is no request",
     401: "`unauthorized`: no key, or a wrong one",
-    403: "`run_refused`: a trip wire has ended the service of this run, in a wire format without errors of samples",
+    403: "`forbidden`: a key without the scope that this needs. `run_refused`: a trip wire has ended the service of this run, in a "
+    "wire format without errors of samples",
+    404: "`model_not_served`: the request names another model, or another version of it, than the one that would score it",
     408: "`body_timeout`",
     409: "`digest_not_served` or `epoch_gone`: the model that the request wants, or that its run is pinned to, is not loaded",
     413: "`body_too_large`, or `request_too_large` for all seats together",
     415: "`unsupported_media_type`",
-    422: "`invalid_request` with the JSON path of the offending field, `too_many_samples`; `sample_refused` where a wire "
-    "format has no word for one sample's error",
-    429: "`overloaded`, where the operator has chosen 429",
+    422: "`invalid_request` with the JSON path of the offending field, `too_many_samples`, `idempotency_key_reused`; "
+    "`sample_refused` where a wire format has no word for one sample's error",
+    429: "`rate_limited`: this key has had what it may have for now. `overloaded`, where the operator has chosen 429",
     500: "`internal`: a bug in the server",
     503: "`overloaded`, `loading`, `scorer_hanging`, `shutting_down` or `sample_failed`, and `scorer_failing` of /readyz; see "
     "Retry-After",
     504: "`deadline_exceeded`: the time given in x-deadline-ms is over",
 }
-_DEADLINE = {
-    "name": "x-deadline-ms", "in": "header", "required": False, "schema": {"type": "integer", "minimum": 0},
-    "description": "milliseconds after which the answer is of no use",
-}  # fmt: skip
-_IDEMPOTENCY = {
-    "name": "idempotency-key", "in": "header", "required": False, "schema": {"type": "string", "maxLength": 255},
-    "description": "a repeat with the same key gets the same answer, and is scored and counted once",
-}  # fmt: skip
+ADMIN = {
+    409: "`epoch_gone`, `epoch_in_use`, `load_in_progress` or `nothing_to_roll_back`",
+    422: "`model_refused` with the reason why the model cannot be served, or `invalid_request`",
+}
+"""What statuses of the routes of an operator mean."""
+
+_KEYED = (401, 403, 429)
+"""Every route that needs a key can answer these."""
+
+_STRING = {"type": "string"}
+
+
+def _parameter(place: str, name: str, schema: Mapping[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": place == "path", "schema": schema, "description": description}
+
+
+_TIMES = [
+    _parameter(
+        "header", "x-deadline-ms", {"type": "integer", "minimum": 0}, "milliseconds after which the answer is of no use"
+    ),
+    _parameter(
+        "header", "idempotency-key", {"type": "string", "maxLength": 255},
+        "a repeat with the same key gets the same answer, and is scored and counted once",
+    ),
+]  # fmt: skip
 _ORIGIN = [
-    {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
+    _parameter(place, prefix + name, schema, description)
     for name, schema, description in (
         (
             "run",
             {"type": "string", "maxLength": LONGEST_NAME},
-            "the training that this belongs to; or the header x-run",
+            "the training that this belongs to; the URL beats the header",
         ),
-        ("step", {"type": "integer", "minimum": 0, "maximum": MOST_STEPS}, "of that training; or the header x-step"),
         (
-            "only",
-            {"type": "string"},
-            "digests of the one model that may answer, as replies have them; or the header x-only",
+            "step",
+            {"type": "integer", "minimum": 0, "maximum": MOST_STEPS},
+            "step of that training; the URL beats the header",
         ),
+        ("only", _STRING, "digests of the one model that may answer, as replies have them, with commas between"),
     )
+    for place, prefix in (("query", ""), ("header", "x-"))
 ]
+_VALUE = _parameter(
+    "query", "value", {"type": "string", "enum": ["reward", "raw", "normalized"]},
+    "which number of a sample the reply has, as it is; default: see docs/trainers.md",
+)  # fmt: skip
+_OPTIONS = {
+    "reward_key": "the reply is an object with the number under this name, instead of a bare number (slime --reward-key)",
+    "on_failure": "mask: an episode without a score is masked; refuse: the reply is an error; default: the server's setting",
+}
+_IN_PATH = {
+    "model": "name of the model: the served one, an alias, a digest, or reward_model",
+    "version": "number of the model within this process, model_epoch in replies",
+    "run": "name of the run",
+    "wire": "name of the trip wire",
+}
 
 
 class _AnyError(BaseModel):
@@ -64,18 +101,22 @@ class _AnyError(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    error: str | dict[str, Any]
+    error: str | dict[str, Any] = Field(description="a text, or an object with a message")
 
 
-def operation(body: type[BaseModel]) -> dict[str, Any]:
-    """Arguments for a route that reads `body`: its documentation, and every error that it may answer."""
-    content = {"application/json": {"schema": {"$ref": _REF.format(model=body.__name__)}}}
+def operation(body: type[BaseModel], *, has_pairs: bool = False) -> dict[str, Any]:
+    """Arguments for a route that reads `body`: its documentation, and every error that it may answer.
+
+    `has_pairs`: it answers vLLM's text pairs too.
+    """
+    refs = [_REF.format(model=body.__name__)] + ([_REF_OF_STRUCT.format(name=_PAIRS)] if has_pairs else [])
+    schema = {"$ref": refs[0]} if len(refs) == 1 else {"anyOf": [{"$ref": ref} for ref in refs]}
+    examples = {f"example {i}": {"value": each} for i, each in enumerate(body.model_json_schema().get("examples", []))}
+    content = {"application/json": {"schema": schema, "examples": examples}}
+    parameters = [*_TIMES, *_ORIGIN, *([_VALUE] if has_pairs else [])]
     return {
-        "responses": errors(),
-        "openapi_extra": {
-            "requestBody": {"required": True, "content": content},
-            "parameters": [_DEADLINE, _IDEMPOTENCY, *_ORIGIN],
-        },
+        "responses": errors(*(status for status in _ERRORS if status != 404 or has_pairs)),
+        "openapi_extra": {"requestBody": {"required": True, "content": content}, "parameters": parameters},
     }
 
 
@@ -83,54 +124,88 @@ def admin_operation(body: type[BaseModel], *statuses: int) -> dict[str, Any]:
     """Arguments for a route of an operator that reads `body`."""
     content = {"application/json": {"schema": body.model_json_schema()}}
     return {
-        "responses": errors(400, 401, 403, 415, *statuses, 503),
+        "responses": errors(400, 408, 413, 415, *statuses, 503, words=ADMIN),
         "openapi_extra": {"requestBody": {"required": True, "content": content}},
     }
 
 
-def foreign_operation(body: Any, *, own_refusals: bool = False) -> dict[str, Any]:
+def foreign_operation(
+    path: str, body: Any, options: Iterable[str] = (), *, own_refusals: bool = False
+) -> dict[str, Any]:
     """Arguments for a route of another's wire format: what it reads, and the errors that it may answer.
 
     `own_refusals`: in a shape of its own, but for those that are refused before anybody knows the format.
     """
     (schema,), _ = msgspec.json.schema_components([body], ref_template=_REF_OF_STRUCT)
-    content = {"application/json": {"schema": schema}}
-    said = {status: {**error, "model": _AnyError} if own_refusals else error for status, error in errors().items()}
+    content = {"application/json": {"schema": VERIFY if schema.get("type") == "object" else schema}}
+    said = {
+        status: {**error, "model": _AnyError} if own_refusals else error for status, error in errors(*_ERRORS).items()
+    }
+    good = {"description": "Scores", "content": {"application/json": {"example": REPLIES[path]}}}
+    own = [_parameter("query", name, _STRING, _OPTIONS[name]) for name in sorted(options)]
+    in_path = [_parameter("path", name, _STRING, _IN_PATH[name]) for name in _IN_PATH if f"{{{name}" in path]
     return {
-        "responses": said,
+        "responses": {200: good, **said},
         "openapi_extra": {
-            "requestBody": {"required": True, "content": content}, "parameters": [_DEADLINE, _IDEMPOTENCY, *_ORIGIN]
+            "requestBody": {"required": True, "content": content},
+            "parameters": [*in_path, *_TIMES, *_ORIGIN, _VALUE, *own],
         },
-    }  # fmt: skip
+    }
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """These errors, or all, with an example each."""
-    words = {**_ERRORS, 404: "`no_such_alarm`"}
-    return {status: _error(status, words[status]) for status in statuses or _ERRORS}
+def errors(
+    *statuses: int, words: Mapping[int, str] | None = None, is_open: bool = False
+) -> dict[int | str, dict[str, Any]]:
+    """These errors with an example each, and those of every route that needs a key. `words`: what a status means here."""
+    said = {**_ERRORS, **(words or {})}
+    return {status: _error(status, said[status]) for status in sorted({*statuses, *(() if is_open else _KEYED)})}
 
 
-def install(app: FastAPI, foreign: Sequence[Any] = ()) -> None:
+def install(app: FastAPI, foreign: Sequence[Any] = (), open_paths: frozenset[str] = frozenset()) -> None:
     """Make the schemas of the bodies part of the OpenAPI document; `foreign` are those of other wire formats."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            schema = get_openapi(
-                title=app.title,
-                version=app.version,
-                description=app.description,
-                routes=app.routes,
-                tags=app.openapi_tags,
-            )
-            _, bodies = models_json_schema(
-                [(ScoreRequest, "validation"), (CompareRequest, "validation")], ref_template=_REF
-            )
-            _, others = msgspec.json.schema_components(foreign, ref_template=_REF_OF_STRUCT)
-            schema.setdefault("components", {}).setdefault("schemas", {}).update(bodies["$defs"] | others)
-            app.openapi_schema = schema
+            app.openapi_schema = _document(app, foreign, open_paths)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents
+
+
+def _document(app: FastAPI, foreign: Sequence[Any], open_paths: frozenset[str]) -> dict[str, Any]:
+    document = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
+    )
+    _, bodies = models_json_schema([(ScoreRequest, "validation"), (CompareRequest, "validation")], ref_template=_REF)
+    _, others = msgspec.json.schema_components(foreign, ref_template=_REF_OF_STRUCT)
+    for name, schema in others.items():
+        describe_fields(name, schema)
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    schemas.update(bodies["$defs"] | others)
+    # FastAPI adds its own error to every route with a parameter; ours are texts, which are never wrong.
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    components["securitySchemes"] = {
+        "key": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "an API key, where the server has keys; see reward-keys",
+        }
+    }
+    for path, operations in document["paths"].items():
+        for of_route in operations.values():
+            of_route["security"] = [] if path in open_paths else [{"key": []}, {}]
+            _tidy(of_route)
+    return document
+
+
+def _tidy(of_route: dict[str, Any]) -> None:
+    if "HTTPValidationError" in str(of_route["responses"].get("422", {}).get("content")):
+        del of_route["responses"]["422"]
+    for parameter in of_route.get("parameters", ()):
+        if parameter["in"] == "path":
+            parameter.setdefault("description", _IN_PATH[parameter["name"]])
 
 
 def _error(status: int, text: str) -> dict[str, Any]:

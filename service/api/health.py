@@ -19,6 +19,9 @@ from service.errors import BatcherStopped, ModelNotServed, NoSuchAlarm, ScorerDe
 from service.tripwires.advice import ADVICE
 from service.tripwires.board import Board
 
+LIVE = {500: "`batcher_stopped` or `scorer_dead`: start this process anew"}
+_METRICS = {401: "`unauthorized`, where the server demands a key with the scope metrics"}
+
 
 def health_routes(
     stage: Stage, bounds: Bounds, render_metrics: Callable[[], bytes], metrics_type: str, aliases: frozenset[str]
@@ -26,29 +29,29 @@ def health_routes(
     """The routes that describe. `aliases` are names of the model beside its own."""
     router = APIRouter(tags=["health"])
 
-    @router.get("/livez", responses=docs.errors(500))
+    @router.get("/livez", responses=docs.errors(500, words=LIVE, is_open=True))
     async def livez() -> Response:
         """200 while the process can do its work; otherwise it should be started anew."""
         check_alive(stage)
         return json_response({"status": "alive"})
 
-    @router.get("/readyz", responses=docs.errors(503))
+    @router.get("/readyz", responses=docs.errors(503, is_open=True))
     async def readyz() -> Response:
         """200 while `/score` is of use; 503 `loading` before, `scorer_failing`, `scorer_hanging`, `shutting_down` after."""
         served = check_ready(stage)
         return json_response({"status": "ready", "model": served.loaded.identity.name, "model_epoch": served.epoch})
 
-    @router.get("/health", responses=docs.errors(503))
+    @router.get("/health", responses=docs.errors(503, is_open=True))
     async def health() -> Response:
         """As `/readyz`, where vLLM, SGLang and text-embeddings-inference have it."""
         return await readyz()
 
-    @router.get("/v1/models", responses=docs.errors(401, 503))
+    @router.get("/v1/models", responses=docs.errors(503))
     async def models() -> Response:
         """The model as OpenAI's clients list models."""
         return json_response({"object": "list", "data": [_listed(stage.served())]})
 
-    @router.get("/v1/models/{model:path}", responses=docs.errors(401, 404, 503))
+    @router.get("/v1/models/{model:path}", responses=docs.errors(404, 503))
     async def openai_model(model: str) -> Response:
         """One model as OpenAI's clients ask for it: the served one, by its name or an alias."""
         served = stage.served()
@@ -58,24 +61,24 @@ def health_routes(
             return not_found_as_openai(error)
         return json_response(_listed(served))
 
-    @router.get(METRICS, response_class=Response)
+    @router.get(METRICS, response_class=Response, responses=docs.errors(words=_METRICS))
     async def metrics() -> Response:
         """Prometheus text."""
         return Response(render_metrics(), media_type=metrics_type)
 
-    @router.get("/model", responses=docs.errors(401, 503))
+    @router.get("/model", responses=docs.errors(503))
     async def model() -> Response:
         """What is loaded, what it was verified against, and what one may ask of it."""
         return facts_response(describe(stage.served(), bounds))
 
-    @router.get("/tripwires", responses=docs.errors(401, 503))
+    @router.get("/tripwires", responses=docs.errors(503))
     async def tripwires() -> Response:
         """What every wire measures of every run, and which have tripped."""
         served = stage.served()
         canaries = [{"canary": sung.name, "margin": sung.margin} for sung in served.canaries()]
         return facts_response({**describe_runs(served.board), "canaries": canaries})
 
-    @router.post(ACKNOWLEDGE, responses=docs.errors(401, 404, 503))
+    @router.post(ACKNOWLEDGE, responses=docs.errors(404, 503, words={404: "`no_such_alarm`"}))
     async def acknowledge(run: str, wire: str) -> Response:
         """Somebody has looked: the wire may trip again."""
         if not stage.served().board.acknowledge(run, wire):

@@ -57,7 +57,7 @@ def scoring_routes(
     router = APIRouter(tags=["scoring"])
     parts = body.Parts.of(bounds.max_samples_per_request, bounds.admission_max_tokens)
 
-    @router.post("/score", response_model=ScoreReply, **docs.operation(ScoreRequest))
+    @router.post("/score", response_model=ScoreReply, **docs.operation(ScoreRequest, has_pairs=True))
     async def score(request: Request) -> Response:
         """Score samples. A bad sample gets `null` and an error of its own; its neighbours are scored."""
         deadline = read_deadline(request, clock)

@@ -30,6 +30,10 @@ class _FirstError(FailFast):
 _FIRST = _FirstError()
 
 
+_RUN = "the training that this belongs to, for trip wires and dashboards; or ?run=, or the header x-run"
+_STEP = "step of that training; or ?step=, or the header x-step"
+
+
 class Asking(BaseModel):
     """What callers send: types are not converted, unknown fields are refused."""
 
@@ -40,7 +44,7 @@ class MessageIn(Asking):
     """One turn of a conversation."""
 
     role: str = Field(description="system, user, assistant or tool; another one is that sample's own error")
-    content: str
+    content: str = Field(description="the text of the turn")
 
 
 class SampleIn(Asking):
@@ -50,7 +54,7 @@ class SampleIn(Asking):
     prompt: str | Annotated[list[MessageIn], _FIRST] | None = Field(
         None, description="one user turn, or a list of messages"
     )
-    response: str | None = None
+    response: str | None = Field(None, description="the response to `prompt`: it is scored")
     messages: Annotated[list[MessageIn], _FIRST] | None = Field(
         None, description="the last one is the assistant's: it is scored"
     )
@@ -66,10 +70,12 @@ class SampleIn(Asking):
 class ScoreRequest(Asking):
     """Samples to score, and the run and step of the training that they belong to."""
 
-    run: Name | None = None
-    step: Step | None = None
+    run: Name | None = Field(None, description=_RUN)
+    step: Step | None = Field(None, description=_STEP)
     kl: Amount | None = Field(None, description="of the policy from its start, in nats; for the trip wires")
-    samples: Annotated[list[SampleIn], _FIRST] = Field(min_length=1)
+    samples: Annotated[list[SampleIn], _FIRST] = Field(
+        min_length=1, description="what to score; a bad sample has an error of its own and spoils no other"
+    )
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -93,17 +99,19 @@ class ComparisonIn(Asking):
     """One prompt and the responses to rank."""
 
     id: Name | None = Field(None, description="comes back in the reply; default: the index")
-    prompt: str | Annotated[list[MessageIn], _FIRST]
-    responses: Annotated[list[str], _FIRST] = Field(min_length=2, max_length=16)
+    prompt: str | Annotated[list[MessageIn], _FIRST] = Field(description="one user turn, or a list of messages")
+    responses: Annotated[list[str], _FIRST] = Field(
+        min_length=2, max_length=16, description="responses to the prompt, in any order"
+    )
 
 
 class CompareRequest(Asking):
     """Comparisons to make. `tie_margin` is in units of the raw score."""
 
-    run: Name | None = None
-    step: Step | None = None
-    tie_margin: Amount = 0.0
-    comparisons: Annotated[list[ComparisonIn], _FIRST] = Field(min_length=1)
+    run: Name | None = Field(None, description=_RUN)
+    step: Step | None = Field(None, description=_STEP)
+    tie_margin: Amount = Field(0.0, description="raw scores that differ by no more have no winner")
+    comparisons: Annotated[list[ComparisonIn], _FIRST] = Field(min_length=1, description="prompts with their responses")
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -117,89 +125,89 @@ class ErrorOut(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    code: str
-    message: str
+    code: str = Field(description="stable; what a program should look at")
+    message: str = Field(description="what happened and what helps, for people; holds nothing of a conversation")
 
 
 class ErrorReply(BaseModel):
     """Every error has this shape."""
 
-    error: ErrorOut
+    error: ErrorOut = Field(description="why the request was refused")
 
 
 class ResultOut(BaseModel):
     """What became of one sample. A sample with an error has null where a number would be."""
 
-    id: str
-    reward: float | None
-    raw: float | None
-    normalized: float | None
+    id: str = Field(description="as in the request, else the index")
+    reward: float | None = Field(description="after the whole pipeline: what to train on")
+    raw: float | None = Field(description="the weighted sum of the value heads")
+    normalized: float | None = Field(description="(raw - mean) / std of the calibration; null without one")
     heads: dict[str, float] | None = Field(None, description="only where the model has more than one head")
     stages: dict[str, float] | None = Field(
         None, description="what each stage added, the sum is the reward; only where there are more than one and a shape"
     )
-    notes: list[str]
-    flags: list[str]
-    tokens: int | None
-    truncated: bool
-    missing_end: bool
-    cached: bool
-    error: ErrorOut | None
+    notes: list[str] = Field(description="what the pipeline did, such as capped_high")
+    flags: list[str] = Field(description="what trip wires saw in this sample; never a change of the reward")
+    tokens: int | None = Field(description="of the encoded sample")
+    truncated: bool = Field(description="whether the left of the prompt was cut off")
+    missing_end: bool = Field(description="whether there is no end token, because the policy was cut off")
+    cached: bool = Field(description="whether the score came from the cache of exact repeats")
+    error: ErrorOut | None = Field(description="why there is no score; null where there is one")
 
 
 class UsageOut(BaseModel):
     """Sums over the samples that have a score. `tokens_computed` is smaller where prefixes were shared."""
 
-    samples: int
-    tokens: int
-    tokens_computed: int
+    samples: int = Field(description="samples of the request")
+    tokens: int = Field(description="of all samples that have a score")
+    tokens_computed: int = Field(description="of these, what was not shared, repeated or cached")
 
 
 class TimingOut(BaseModel):
     """The longest of each stage over the samples of the request, in milliseconds."""
 
-    encode: float
-    queue: float
-    forward: float
+    encode: float = Field(description="template and tokenizer")
+    queue: float = Field(description="from the encoded sample to its batch")
+    forward: float = Field(description="of the batch")
 
 
 class ModelOut(BaseModel):
     """Which model said it."""
 
-    model: str
-    model_epoch: int
-    contract: str
-    calibration: str | None
-    pipeline: str
+    model: str = Field(description="name of the model that scored: the path or hub name that was loaded")
+    model_epoch: int = Field(description="number of that model within this process")
+    contract: str = Field(description="digest of the scoring contract")
+    calibration: str | None = Field(description="digest of the calibration; null without one")
+    pipeline: str = Field(description="digest of the reward pipeline")
 
 
 class ScoreReply(ModelOut):
     """Rewards in the order of the request."""
 
-    rewards: list[float | None]
-    results: list[ResultOut]
-    usage: UsageOut
-    timing_ms: TimingOut
+    rewards: list[float | None] = Field(description="one a sample, in order; null where there is no score")
+    results: list[ResultOut] = Field(description="what became of each sample, in order")
+    usage: UsageOut = Field(description="sizes")
+    timing_ms: TimingOut = Field(description="times")
 
 
 class ComparedOut(BaseModel):
     """What became of one comparison. One bad response makes it an error."""
 
-    id: str
-    ranking: list[int] | None
+    id: str = Field(description="as in the request, else the index")
+    ranking: list[int] | None = Field(description="indices of the responses, the best first")
     winner: int | None = Field(description="null inside the tie margin")
-    raw: list[float] | None
+    raw: list[float] | None = Field(description="raw scores, in the order of the request")
     probabilities: list[list[float]] | None = Field(description="[i][j]: that response i is better than j")
     margin: float | None = Field(description="raw score of the best above the second")
-    error: ErrorOut | None
+    error: ErrorOut | None = Field(description="why there is no ranking; null where there is one")
 
 
 class CompareReply(ModelOut):
     """Results in the order of the request."""
 
-    results: list[ComparedOut]
-    usage: UsageOut
-    timing_ms: TimingOut
+    results: list[ComparedOut] = Field(description="what became of each comparison, in order")
+    usage: UsageOut = Field(description="sizes")
+    timing_ms: TimingOut = Field(description="times")
 
 
 def to_sample(sample: SampleIn | wire.SampleIn) -> Asked:

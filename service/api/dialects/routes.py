@@ -53,8 +53,10 @@ def dialect_routes(
             dialect.path,
             endpoint_of(dialect, stage, bounds, clock, policy),
             methods=["POST"],
-            summary=f"As {dialect.callers} call it",
-            **docs.foreign_operation(dialect.body, own_refusals=dialect.refuse is not refusal),
+            summary=f"For {dialect.callers}",
+            **docs.foreign_operation(
+                dialect.path, dialect.body, dialect.options, own_refusals=dialect.refuse is not refusal
+            ),
         )
     return router
 

@@ -1,0 +1,140 @@
+"""What the fields and replies of other wire formats mean, for the OpenAPI document. Their bodies are read by msgspec.
+
+A name means the same in every format, unless it is here with the name of its record before it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+FIELDS: dict[str, str] = {
+    "model": "name of the model; another one than the served, an alias or a digest is refused with 404; empty: any",
+    "request_id": "comes back within the id of the reply",
+    "use_activation": "true: the sigmoid of the raw score; default: the raw score",
+    "activation": "older name of use_activation",
+    "softmax": "oldest name of use_activation; of one score it means the sigmoid",
+    "truncate_prompt_tokens": "a lower limit in tokens: the left of the prompt is cut, never the end; -1: the model's own limit",
+    "max_tokens_per_query": "refused unless 0: use truncate_prompt_tokens",
+    "max_tokens_per_doc": "refused unless 0: use truncate_prompt_tokens",
+    "encoding_format": "float: numbers; base64: little-endian float32",
+    "truncate": "false: a text that is too long is refused; default: the left of the prompt is cut",
+    "raw_scores": "true: raw scores; default: their sigmoid, unless the URL has ?value=",
+    # OpenRLHF, align-anything
+    "GetRewardRequest.query": "whole conversations, decoded with special tokens (OpenRLHF)",
+    "GetRewardRequest.prompts": "the prompts of query, or of responses",
+    "GetRewardRequest.responses": "responses to prompts, in the same order (align-anything)",
+    # slime
+    "SlimeRequest.prompt": "a text, rendered or plain, or a list of messages",
+    "SlimeRequest.response": "the response to score",
+    # LLaMA-Factory
+    "ScoreEvaluationRequest.messages": "whole conversations, decoded with special tokens",
+    "ScoreEvaluationRequest.model": "the served model, an alias or a digest; `model`, which LLaMA-Factory always sends: any",
+    "ScoreEvaluationRequest.max_length": "a lower limit in tokens: the left of the prompt is cut, never the end",
+    # vLLM, SGLang
+    "input": "a text, a list of texts, token ids, or a list of lists of token ids; rendered already",
+    "PoolingRequest.messages": "a conversation; the last message is the assistant's and is scored (vLLM)",
+    "PoolingRequest.text": "a text or a list of texts, rendered already (SGLang)",
+    "PoolingRequest.input_ids": "token ids, or lists of them (SGLang)",
+    "add_generation_prompt": "refused if true: there is nothing to score after a generation prompt",
+    "continue_final_message": "true: the policy was cut off, so no end token is added",
+    "chat_template": "refused: the template is the contract's",
+    "chat_template_kwargs": "refused unless empty: the template is the contract's",
+    "task": "classify, reward or score, which are the same here; others are refused",
+    "embed_dtype": "float32",
+    "endianness": "of base64: little",
+    "text_1": "prompts: one text, or a list (vLLM)",
+    "text_2": "responses to text_1: one text, or a list (vLLM)",
+    "queries": "as text_1",
+    "PairsRequest.documents": "as text_2, with queries",
+    "data_1": "as text_1",
+    "data_2": "as text_2",
+    "PairsRequest.query": "the prompt of all items, as text or as token ids (SGLang)",
+    "items": "responses to query, as texts or as lists of token ids (SGLang); or to queries (vLLM)",
+    "item_first": "true: an item is the prompt, and the query the response",
+    "apply_softmax": "refused if true: a softmax over one score is always 1",
+    "label_token_ids": "refused unless empty: there are no probabilities of tokens",
+    "RerankRequest.query": "the prompt of all documents",
+    "RerankRequest.documents": "responses to rank: texts, or objects with a text",
+    "texts": "responses to rank (text-embeddings-inference)",
+    "top_n": "how many results to return; 0 or nothing: all",
+    "return_documents": "false: results without their documents",
+    "return_text": "true: results with their texts (text-embeddings-inference)",
+    "instruct": "refused unless empty: the template has no place for an instruction",
+    "instruction": "refused unless empty: the template has no place for an instruction",
+    # text-embeddings-inference
+    "PredictRequest.inputs": "a text, a pair of texts (prompt and response), or a list of such lists",
+    # KServe
+    "InferRequest.inputs": "the tensor sentences, or tokens and sequence_lengths",
+    "InferRequest.id": "comes back in the reply",
+    "Tensor.name": "sentences, tokens or sequence_lengths",
+    "Tensor.shape": "of data",
+    "Tensor.data": "flat, or nested as shape says",
+    "Tensor.datatype": "BYTES for sentences, INT64 for the others; not needed",
+}
+
+VERIFY: dict[str, Any] = {
+    "type": "object",
+    "required": ["responses_create_params", "response"],
+    "additionalProperties": True,
+    "properties": {
+        "responses_create_params": {
+            "type": "object",
+            "description": "the request to the policy, as of OpenAI's Responses: `input`, `instructions`",
+        },
+        "response": {"type": "object", "description": "the policy's response, as of OpenAI's Responses: `output`"},
+        "mask_sample": {"type": "boolean", "description": "true: the episode was masked before, and stays masked"},
+        "instance_config": {
+            "type": "object",
+            "description": "comes back with `mask_sample` in it, where NeMo-RL reads it",
+        },
+    },
+}
+"""The body of `/verify`, which is read as it came because it is echoed."""
+
+_USAGE = {"prompt_tokens": 12, "total_tokens": 12, "completion_tokens": 0, "prompt_tokens_details": None}
+_CLASSIFIED = {
+    "id": "classify-1", "object": "list", "created": 1795000000, "model": "/models/rm",
+    "data": [{"index": 0, "label": "LABEL_0", "probs": [1.93], "num_classes": 1}], "usage": _USAGE,
+}  # fmt: skip
+_RANKED = {
+    "id": "rerank-1", "model": "/models/rm", "usage": {"prompt_tokens": 24, "total_tokens": 24},
+    "results": [{"index": 1, "document": {"text": "Because."}, "relevance_score": 1.93}],
+}  # fmt: skip
+_INFERRED = {
+    "model_name": "/models/rm", "model_version": "1",
+    "outputs": [{"name": "rewards", "datatype": "FP32", "shape": [1, 1], "data": [1.93]}],
+}  # fmt: skip
+
+REPLIES: dict[str, Any] = {
+    "/get_reward": {"rewards": [0.41], "scores": [0.41], "extra_logs": {"raw_reward": [1.93], "capped": [0.0]}},
+    "/slime": 0.41,
+    "/v1/score/evaluation": {"id": "scoreval-1", "object": "score.evaluation", "model": "/models/rm", "scores": [0.41]},
+    "/classify": _CLASSIFIED,
+    "/v1/classify": _CLASSIFIED,
+    "/pooling": {
+        **_CLASSIFIED, "id": "pool-1", "data": [{"index": 0, "object": "pooling", "data": [1.93]}],
+    },
+    "/v1/score": {
+        **_CLASSIFIED, "id": "score-1", "data": [{"index": 0, "object": "score", "score": 1.93}],
+    },
+    "/rerank": _RANKED,
+    "/v1/rerank": _RANKED,
+    "/v2/rerank": _RANKED,
+    "/v1/embeddings": {
+        "object": "list", "model": "/models/rm", "usage": _USAGE,
+        "data": [{"object": "embedding", "index": 0, "embedding": [1.93]}],
+    },
+    "/predict": [{"score": 0.87, "label": "LABEL_0"}],
+    "/verify": {"reward": 0.41, "mask_sample": False, "instance_config": {"mask_sample": False}, "failure_kind": None},
+    "/v2/models/{model:path}/infer": _INFERRED,
+    "/v2/models/{model:path}/versions/{version}/infer": _INFERRED,
+}  # fmt: skip
+"""An example of a good reply to each."""
+
+
+def describe_fields(name: str, schema: dict[str, Any]) -> None:
+    """Give every field of a record its description, in place."""
+    for field, of_field in schema.get("properties", {}).items():
+        said = FIELDS.get(f"{name}.{field}", FIELDS.get(field))
+        if said is not None:
+            of_field.setdefault("description", said)

@@ -1,0 +1,192 @@
+"""The OpenAPI document says everything about every route, and its pages open without the internet, with keys too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+
+import httpx
+import pytest
+
+from service.api.dialects import DIALECTS
+from tests.support.service_server import Server, wait_until
+
+KEY, READER = "k-0123456789abcdef", "metrics-key-0123456789"
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+METHODS = ("get", "post", "put", "delete", "patch")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with Server("--backend=echo") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory):
+    from service.keyring import line_of
+    from service.quota import UNLIMITED
+
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    lines = [
+        line_of("all", KEY, frozenset({"score", "admin", "metrics"}), UNLIMITED),
+        line_of("reader", READER, frozenset({"metrics"}), UNLIMITED),
+    ]
+    keys.write_text("\n".join(lines) + "\n")
+    with Server("--backend=echo", f"--keys-file={keys}", "--metrics-key-required=1") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def document(server):
+    return server.client.get("/openapi.json").json()
+
+
+def operations(document):
+    return [(m, path, op) for path, item in document["paths"].items() for m, op in item.items() if m in METHODS]
+
+
+def properties(where, schema):
+    """Every field of a schema with its place, those of schemas within it too."""
+    if isinstance(schema, dict):
+        for name, field in (schema.get("properties") or {}).items():
+            yield f"{where}.{name}", field
+        for name, part in schema.items():
+            if name != "example" and name != "examples":
+                yield from properties(f"{where}.{name}", part)
+    elif isinstance(schema, list):
+        for i, part in enumerate(schema):
+            yield from properties(f"{where}[{i}]", part)
+
+
+def test_every_field_has_a_description(document):
+    named = list(properties("", document))
+    assert len(named) > 100
+    assert [place for place, field in named if len(field.get("description", "")) < 4] == []
+
+
+def test_every_record_and_route_says_what_it_is(document):
+    assert [name for name, schema in document["components"]["schemas"].items() if not schema.get("description")] == []
+    assert [path for _, path, op in operations(document) if not (op.get("summary") and op.get("tags"))] == []
+
+
+def test_every_parameter_has_a_description_and_every_one_of_the_path_is_there(document):
+    for method, path, op in operations(document):
+        parameters = op.get("parameters", [])
+        assert [p["name"] for p in parameters if not p.get("description")] == [], path
+        assert len({(p["in"], p["name"]) for p in parameters}) == len(parameters), path
+        in_path = {p["name"] for p in parameters if p["in"] == "path"}
+        assert in_path == {part[1:-1] for part in path.split("/") if part.startswith("{")}, (method, path)
+
+
+def test_what_urls_and_headers_say_is_documented_on_every_route_that_scores(document):
+    paths = {dialect.path.replace(":path", "") for dialect in DIALECTS} | {"/score"}
+    for path in paths:
+        names = {(p["in"], p["name"]) for p in document["paths"][path]["post"]["parameters"]}
+        assert {("query", n) for n in ("run", "step", "only", "value")} <= names, path
+        assert {("header", n) for n in ("x-run", "x-step", "x-only", "x-deadline-ms", "idempotency-key")} <= names, path
+    assert ("query", "reward_key") in {(p["in"], p["name"]) for p in document["paths"]["/slime"]["post"]["parameters"]}
+    assert ("query", "on_failure") in {(p["in"], p["name"]) for p in document["paths"]["/verify"]["post"]["parameters"]}
+
+
+def test_every_body_and_every_good_reply_is_documented(document):
+    for method, path, op in operations(document):
+        if method == "post" and not path.endswith(("/ack", "/rollback")):
+            schema = op["requestBody"]["content"]["application/json"]["schema"]
+            assert schema.get("$ref") or schema.get("anyOf") or schema.get("properties"), path
+    for dialect in DIALECTS:
+        good = document["paths"][dialect.path.replace(":path", "")]["post"]["responses"]["200"]
+        assert good["content"]["application/json"]["example"] is not None
+
+
+def test_every_route_names_its_errors_with_their_codes(document):
+    for _, path, op in operations(document):
+        errors = {status: r for status, r in op["responses"].items() if int(status) >= 400}
+        assert errors, path
+        assert all("`" in response["description"] for response in errors.values()), path
+        assert "HTTPValidationError" not in json.dumps(op)
+
+
+BAD = [b"", b"{", b"[]", b"{}", b'{"model": "other"}', b'{"samples": 1}', b"\xff"]
+
+
+def test_no_route_answers_with_a_status_that_it_does_not_name(document, locked):
+    def asked(method, path, **more):
+        filled = path
+        for name in ("model", "version", "run", "wire"):
+            filled = filled.replace(f"{{{name}}}", "x")
+        return httpx.request(method, locked.url + filled, timeout=60, **more)
+
+    bearer, reader = {"authorization": f"Bearer {KEY}"}, {"authorization": f"Bearer {READER}"}
+    for method, path, op in operations(document):
+        answers = [asked(method, path), asked(method, path, headers=reader), asked(method, path, headers=bearer)]
+        if method == "post":
+            answers += [
+                asked(method, path, content=content, headers=bearer | {"content-type": kind})
+                for content in BAD
+                for kind in ("application/json", "text/plain")
+            ]
+            answers.append(asked(method, path, json={}, headers=bearer | {"x-deadline-ms": "soon", "x-step": "-1"}))
+        for answer in answers:
+            assert str(answer.status_code) in op["responses"], (method, path, answer.status_code, answer.text)
+
+
+# -- pages ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/docs/assets/swagger-ui.css"])
+def test_a_browser_is_asked_for_a_key_as_a_password(locked, path):
+    asked = httpx.get(locked.url + path)
+    assert asked.status_code == 401
+    assert asked.headers["www-authenticate"].startswith('Basic realm="')
+    assert httpx.get(locked.url + path, auth=("anybody", KEY)).status_code == 200
+    assert httpx.get(locked.url + path, auth=("anybody", "wrong")).status_code == 401
+    assert httpx.get(f"{locked.url}/model").headers["www-authenticate"] == "Bearer"
+
+
+def test_a_page_of_another_origin_cannot_use_the_key_that_a_browser_remembers(locked):
+    own = {"origin": locked.url}
+    body = {"samples": [{"text": "t"}]}
+    auth = ("anybody", KEY)
+    assert httpx.post(f"{locked.url}/score", json=body, auth=auth, headers=own).status_code == 200
+    for origin in (
+        "http://evil.example",
+        "null",
+        locked.url.replace("127.0.0.1", "127.0.0.2"),
+        "https://x" + locked.url,
+    ):
+        for path in ("/score", "/admin/models/rollback", "/tripwires/a/b/ack"):
+            refused = httpx.post(locked.url + path, json=body, auth=auth, headers={"origin": origin})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+    bearer = {"authorization": f"Bearer {KEY}", "origin": "http://evil.example"}
+    assert httpx.post(f"{locked.url}/score", json=body, headers=bearer).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+def test_a_page_refers_to_this_server_alone(server, path):
+    page = server.client.get(path).text
+    assert "http://" not in page
+    assert "https://" not in page
+    assert server.client.get("/docs/assets/nothing.js").status_code == 404
+
+
+def shown(url, tmp_path):
+    """What a real browser without any network but the loopback has made of a page."""
+    flags = [
+        "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--virtual-time-budget=20000",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--dump-dom",
+    ]  # fmt: skip
+    done = subprocess.run([BROWSER, *flags, url], capture_output=True, text=True, timeout=110, check=True)
+    return done.stdout
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium: apt-get install chromium")
+@pytest.mark.parametrize(("path", "seen"), [("/docs", "opblock-summary"), ("/redoc", "operation/")])
+def test_a_browser_shows_every_route_without_the_internet(locked, document, tmp_path, path, seen):
+    dom = shown(locked.url.replace("http://", f"http://anybody:{KEY}@") + path, tmp_path)
+    assert seen in dom
+    for route in ("/score", "/get_reward", "/v1/rerank"):
+        assert route in dom.replace("\u200b", "").replace("<wbr>", "")
+    assert "Authorize" in dom or path == "/redoc"
+    wait_until(lambda: locked.client.get("/livez").status_code == 200)
