@@ -53,6 +53,19 @@ class InvalidMessages(SampleError):
     code = "invalid_messages"
 
 
+class UnsupportedField(SampleError):
+    """A field that is no part of the text that is scored, though a chat template may write what it holds."""
+
+    code = "unsupported_field"
+
+    def __init__(self, field: str, **details: int) -> None:
+        super().__init__(
+            f"{field} is not supported: what it holds would be missing from the text that is scored. Render the conversation "
+            "with the chat template of the reward model and send it as text, or leave the field out.",
+            field=field, **details,
+        )  # fmt: skip
+
+
 class InvalidText(SampleError):
     """Text that no tokenizer can read: lone surrogates."""
 

@@ -81,6 +81,8 @@ class SourceConfig:
     puts the passages of the `context` column before the first user turn.
     The keys name columns. A named column is in every row; a default name may be in none (but chosen and rejected are
     always there). null: no such column is read; without a prompt column, chosen and rejected are whole conversations.
+    A row with a column that belongs to the prompt and is not read (`system`, `tools`, `chat_template_kwargs`, `images`, ...) is a
+    bad row, unless `ignored_columns` names it.
     """
 
     path: str
@@ -99,6 +101,7 @@ class SourceConfig:
     group_key: str | None = "group"
     source_key: str | None = "source"
     context_key: str | None = "context"
+    ignored_columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""

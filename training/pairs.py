@@ -22,6 +22,13 @@ MAX_MARGIN = 1e6
 _NO_USER = "there is no prompt, and chosen and rejected begin with no turn of a user that they share"
 
 
+_OF_THE_PROMPT = (
+    "system", "system_prompt", "history", "tools", "documents", "chat_template", "chat_template_kwargs",
+    "image", "images", "video", "videos", "audio", "audios",
+)  # fmt: skip
+"""Columns of TRL's and LLaMA-Factory's formats that a template would write, or that a policy was shown."""
+
+
 class FieldError(Exception):
     """One field of one row makes no sense."""
 
@@ -65,6 +72,7 @@ def to_pair(row: Row, layout: Layout, head: str) -> Pair:
     if row.values is None:
         raise FieldError("row", row.error)
     values, source = row.values, layout.source
+    _refuse_unread_columns(values, source)
     sides = _sides(values, layout)
     if sides.chosen == sides.rejected:
         raise FieldError(source.rejected_key, "is equal to the chosen response: nothing was preferred")
@@ -93,6 +101,38 @@ def _value(values: dict[str, Any], key: str | None, layout: Layout) -> Any:
         has = ", ".join(sorted(str(k) for k, v in values.items() if v is not None))
         raise FieldError(key, f"is missing; {n} of the {layout.n_rows} rows have it, this one has {has or 'nothing'}")
     return value
+
+
+def _refuse_unread_columns(values: dict[str, Any], source: SourceConfig) -> None:
+    """Raise `FieldError` for a column that belongs to the prompt and is not read."""
+    keys = (
+        source.prompt_key,
+        source.chosen_key,
+        source.rejected_key,
+        source.margin_key,
+        source.group_key,
+        source.source_key,
+    )
+    known = {*keys, source.context_key, *source.ignored_columns}
+    for column in _OF_THE_PROMPT:
+        if column not in known and not _says_nothing(values.get(column)):
+            raise FieldError(
+                column,
+                "is not read, though it belongs to what the responses answer: make it a part of the prompt (a system message, "
+                "or rendered text), or name it in data.sources.ignored_columns",
+            )
+
+
+def _unread(item: dict[str, Any], known: Sequence[str]) -> str | None:
+    """The first field that is not known and says something."""
+    return next((str(name) for name, value in item.items() if name not in known and not _says_nothing(value)), None)
+
+
+def _says_nothing(value: Any, depth: int = 4) -> bool:
+    """Whether a field is as good as left out: null, empty, or made of such only, as Parquet fills up what some rows have."""
+    if isinstance(value, dict | list) and depth:
+        return all(_says_nothing(each, depth - 1) for each in (value.values() if isinstance(value, dict) else value))
+    return value is None or value in ("", [], {})
 
 
 def _check_sample(sample: Sample, field: str) -> None:
@@ -162,6 +202,13 @@ def _messages(value: Any, field: str) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
         raise FieldError(field, f"is a {type(value).__name__}; give text, or a list of messages")
     for i, item in enumerate(value):
+        unread = _unread(item, ("role", "content")) if isinstance(item, dict) else None
+        if unread is not None:
+            raise FieldError(
+                field,
+                f"message {i} has {unread[:40]}, which is not read: what a chat template writes of it would be missing. Render the "
+                "conversations and give text, or leave it out of the data",
+            )
         if (
             not isinstance(item, dict)
             or not isinstance(item.get("role"), str)

@@ -14,16 +14,18 @@ from typing import Any
 
 from rewardserve_client import shared
 from rewardserve_client.configuration import end_text_from, run_from
+from rewardserve_client.fields import refuse_columns
 from rewardserve_client.samples import Sample
 from rewardserve_client.summary import numbers, reward_of, stop_if_blocked
 
 
-def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[Any], **_given: Any) -> dict[str, Any]:
+def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[Any], **given: Any) -> dict[str, Any]:
     """`rewards` to train on, `scores` to filter by (the same), and numbers to log.
 
     Plain floats for one sample, as OpenRLHF makes a tensor of `[value]`; lists for several. `queries` are rendered
     already, with special tokens. Raise `NotScored`, or what `RewardClient.score` raises.
     """
+    refuse_columns(given, rendered=True)
     end = end_text_from()
     samples = [
         Sample(text=query, group=prompt, finish_reason=_finish_reason(query, end), score_empty=True)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from rewardserve_client.arguments import check_listed, check_text, check_type
 from rewardserve_client.errors import Misconfigured, WrongType
+from rewardserve_client.fields import without_empty_fields
 
 T = TypeVar("T")
 
@@ -78,6 +79,7 @@ def _sample_item(place: int, sample: Sample | Mapping[str, Any], call: str) -> I
     fields = _fields_of(sample, place) if isinstance(sample, Sample) else dict(sample)
     group = sample.group if isinstance(sample, Sample) else None
     sample_id = _named(fields, place, call)
+    _drop_empty_fields(fields)
     written = _written(fields, place)
     return Item(place, sample_id, written, _group(fields) if group is None else _bytes(group))
 
@@ -86,9 +88,17 @@ def _comparison_item(place: int, comparison: Mapping[str, Any], call: str) -> It
     check_type(f"comparisons[{place}]", comparison, Mapping, "a dict")
     fields = dict(comparison)
     comparison_id = _named(fields, place, call)
+    _drop_empty_fields(fields)
     if not isinstance(fields.get("responses"), list | tuple):
         raise Misconfigured(f"comparison {place} has no list of responses")
     return Item(place, comparison_id, _written(fields, place), _group(fields), len(fields["responses"]))
+
+
+def _drop_empty_fields(fields: dict[str, Any]) -> None:
+    """Data sets fill up the fields that some of their messages have: the server knows none but role and content."""
+    for name in ("prompt", "messages"):
+        if isinstance(fields.get(name), list | tuple):
+            fields[name] = without_empty_fields(fields[name])
 
 
 def _fields_of(sample: Sample, place: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from rewardserve_client.asyncclient import AsyncRewardClient
 from rewardserve_client.client import RewardClient
 from rewardserve_client.configuration import run_from
 from rewardserve_client.errors import Misconfigured
+from rewardserve_client.fields import plain_messages, refuse_columns
 from rewardserve_client.records import Scores
 from rewardserve_client.samples import Sample
 from rewardserve_client.summary import columns, stop_if_blocked, summary
@@ -50,8 +51,9 @@ def reward_function(
         trainer_state: Any = None,
         log_metric: Callable[[str, float], None] | None = None,
         log_extra: Callable[[str, list[Any]], None] | None = None,
-        **_columns: Any,
+        **data: Any,
     ) -> Rewards:
+        refuse_columns(data, rendered=rendered)
         asked = samples(prompts, completions, completion_ids, eos_token_id, rendered=rendered)
         origin = _origin(run, trainer_state, kl)
         scores = await (client or shared.async_client()).score(asked, **origin)
@@ -79,8 +81,9 @@ def blocking_reward_function(
         trainer_state: Any = None,
         log_metric: Callable[[str, float], None] | None = None,
         log_extra: Callable[[str, list[Any]], None] | None = None,
-        **_columns: Any,
+        **data: Any,
     ) -> Rewards:
+        refuse_columns(data, rendered=rendered)
         asked = samples(prompts, completions, completion_ids, eos_token_id, rendered=rendered)
         scores = (client or shared.client()).score(asked, **_origin(run, trainer_state, kl))
         return _told(scores, name, log_metric, log_extra)
@@ -108,27 +111,15 @@ def samples(
 
 def _sample(prompt: Text, completion: Text, finish_reason: str, *, rendered: bool) -> Sample:
     if not isinstance(completion, str):
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _messages(prompt)
-        return Sample(messages=[*turns, *_messages(completion)], finish_reason=finish_reason)
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else plain_messages(prompt)
+        return Sample(messages=[*turns, *plain_messages(completion)], finish_reason=finish_reason)
     if rendered:
         if not isinstance(prompt, str):
             raise Misconfigured("rendered=True is for prompts of plain text, and this one has messages")
         return Sample(text=prompt + completion, finish_reason=finish_reason, group=prompt)
-    return Sample(prompt if isinstance(prompt, str) else _messages(prompt), completion, finish_reason=finish_reason)
-
-
-def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    return [{"role": str(m["role"]), "content": _content(m.get("content"))} for m in messages]
-
-
-def _content(content: Any) -> str:
-    """The text of a message; it may come in parts. Raise `Misconfigured` for what no text can say."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    parts = [part for part in content if part.get("type") == "text"]
-    if len(parts) != len(content):
-        raise Misconfigured("a message holds something other than text, and the server scores text only")
-    return "".join(part["text"] for part in parts)
+    return Sample(
+        prompt if isinstance(prompt, str) else plain_messages(prompt), completion, finish_reason=finish_reason
+    )
 
 
 def _finish_reason(ids: Sequence[int], ends: frozenset[int]) -> str:

@@ -12,12 +12,13 @@ A sample without a reward raises. The managers `naive`, `dapo`, `gdpo` and `remo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rewardserve_client import shared
 from rewardserve_client.configuration import run_from
 from rewardserve_client.errors import Misconfigured
+from rewardserve_client.fields import plain_messages, refuse_columns
 from rewardserve_client.records import Scores
 from rewardserve_client.samples import Sample
 from rewardserve_client.summary import numbers, reward_of, stop_if_blocked
@@ -59,13 +60,14 @@ def compute_score_blocking(
 
 
 def sample_of(solution_str: str, extra_info: Mapping[str, Any], prompt_key: str | None = None) -> Sample:
-    """Raise `Misconfigured` where the data carries no prompt."""
+    """Raise `Misconfigured` where the data carries no prompt, or more than can be sent."""
+    refuse_columns(extra_info)
     keys = PROMPT_KEYS if prompt_key is None else (prompt_key,)
     prompt = next((extra_info[key] for key in keys if extra_info.get(key) is not None), None)
     if prompt is None:
         raise Misconfigured(f"extra_info has no prompt under {' or '.join(keys)}: add it to your data")
     finish_reason = "length" if extra_info.get("finish_reason") == "length" else "stop"
-    asked = prompt if isinstance(prompt, str) else _messages(prompt)
+    asked = prompt if isinstance(prompt, str) else plain_messages(prompt)
     return Sample(asked, solution_str, finish_reason=finish_reason, score_empty=True)
 
 
@@ -79,8 +81,3 @@ def answer_of(scores: Scores) -> dict[str, float]:
     """The answer for one sample."""
     [result] = stop_if_blocked(scores).results
     return {"score": reward_of(result), **numbers(result)}
-
-
-def _messages(prompt: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
-    # A column of messages comes back from parquet as an array; only role and content are known to the server.
-    return [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in prompt]

@@ -31,6 +31,16 @@ _LONGEST_FIELD = 120
 _MOST_FIELDS = 64
 """No object of ours has so many; each one too many costs a kilobyte of words that say so."""
 
+NOT_READ = (
+    "this field is not read here, and what it holds would be missing from the text that is scored. Render the conversation with "
+    "the chat template of the reward model and send the text, or leave the field out"
+)
+
+_LONGEST_NOTHING = 16
+"""Bytes of an empty list with some white space in it."""
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)  # possessive: it remembers no way back
 
 
@@ -59,12 +69,42 @@ async def read(request: Request, decoder: msgspec.json.Decoder[W], schema: type[
     return decode(content, decoder, schema)
 
 
-async def read_foreign(request: Request, decoder: msgspec.json.Decoder[F], parts: Parts) -> F:
-    """The body as another's wire format: fields that nobody reads are let through. Raise as `read` does."""
+async def read_foreign(
+    request: Request, decoder: msgspec.json.Decoder[F], parts: Parts, known: frozenset[str] | None
+) -> F:
+    """The body as another's wire format. Raise as `read` does, and as `check_fields`; `known` None: any field may be there."""
     _check_media_type(request)
     content = await request.body()
     await _check_parts(content, parts)
-    return decode_foreign(content, decoder)
+    decoded = decode_foreign(content, decoder)
+    if known is not None:
+        check_fields(content, known)
+    return decoded
+
+
+def check_fields(content: bytes, known: frozenset[str]) -> None:
+    """Raise `InvalidRequest` for a field of a JSON object that is not known, unless its value says nothing.
+
+    A field that is dropped in silence may be one that changes the text that is scored: tools, a template, a picture.
+    """
+    try:
+        given = {name: _short(raw) for name, raw in _fields.decode(content).items() if name not in known}
+    except (ValueError, RecursionError):  # what msgspec refuses and we do not: a lone surrogate, UTF-16
+        given = {name: value for name, value in parse(content).items() if name not in known}
+    for name, value in given.items():
+        if not says_nothing(value):
+            field = name[:_LONGEST_FIELD]
+            raise InvalidRequest(f"{field}: {NOT_READ}", field=field)
+
+
+def says_nothing(value: object) -> bool:
+    """Whether a field with this value is as good as left out: null, an empty text, list or object."""
+    return value is None or value in ("", [], {})
+
+
+def _short(raw: msgspec.Raw) -> Any:
+    """A value, as far as it could say nothing."""
+    return msgspec.json.decode(raw) if len(memoryview(raw)) <= _LONGEST_NOTHING else ...
 
 
 async def _check_parts(content: bytes, most: Parts) -> None:
@@ -175,7 +215,8 @@ def check(value: Any, schema: type[M]) -> M:
         # Of the branches of a union, the one that got furthest is the one that the caller meant.
         chosen = max(found, key=lambda e: len(_path(e["loc"])))
         field = _json_path(_path(chosen["loc"]))
-        raise InvalidRequest(f"{field}: {chosen['msg']}", field=field, n_errors=len(found)) from None
+        what = NOT_READ if chosen["type"] == "extra_forbidden" else chosen["msg"]
+        raise InvalidRequest(f"{field}: {what}", field=field, n_errors=len(found)) from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply", field="$") from None
 

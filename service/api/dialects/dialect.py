@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
 from starlette.responses import Response
 
 from model.conversation import SCORES_EMPTY, Sample, SampleError, Terms
@@ -87,6 +88,9 @@ class Dialect:
     for seats, because its caller gives up sooner than seats are free. `options` are query
     parameters of its own, with the values that they may have; none: any.
 
+    `unread`: fields of the format that change neither the text that is scored nor the reply; any other field that `body` has not
+    is refused, unless its value says nothing. None: `body` is read as it came, and `ask` looks at its fields.
+
     `model` is the name that a body gives the model; `fixed_names` are those that callers of this format send whatever is
     served; `not_served` is the reply to any other name. `activation` is whether a body asks for the sigmoid of the raw
     score, None where it does not say; `activates` is what that means then.
@@ -99,6 +103,7 @@ class Dialect:
     answer: Callable[[Any, Answered], Any]
     number: Number
     patience_s: float = 0.0
+    unread: frozenset[str] | None = frozenset()
     options: Mapping[str, frozenset[str]] = field(default_factory=dict)
     headers: Callable[[Any, Answered], dict[str, str]] = lambda _body, _answered: {}
     refuse: Callable[[RequestRefused, int], Response] = refusal
@@ -107,6 +112,13 @@ class Dialect:
     not_served: Callable[[ModelNotServed], Response] = not_found_as_vllm
     activation: Callable[[Any], bool | None] = lambda _body: None
     activates: Callable[[Any], bool] = lambda _body: False
+
+    @property
+    def known_fields(self) -> frozenset[str] | None:
+        """The fields that a body may have, or None: any."""
+        if self.unread is None:
+            return None
+        return self.unread.union(field.encode_name for field in msgspec.structs.fields(self.body))
 
 
 def check_model(asked: str | None, served: Served, accepted: Collection[str]) -> None:

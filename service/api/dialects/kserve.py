@@ -32,13 +32,17 @@ TENSORS = {
 """What `GET /v2/models/NAME` says of the tensors that every client can send."""
 
 
-class Tensor(msgspec.Struct, frozen=True, gc=False):
-    """`data` is flat, or nested as its shape says."""
+_INPUTS = ({"sentences"}, {"tokens", "sequence_lengths"})
+
+
+class Tensor(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """`data` is flat, or nested as its shape says. `parameters` are of how its bytes are sent."""
 
     name: str
     shape: list[Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]]
     data: list[Any]
     datatype: str = ""
+    parameters: dict[str, Any] | None = None
 
 
 class InferRequest(msgspec.Struct, frozen=True, gc=False):
@@ -50,11 +54,11 @@ class InferRequest(msgspec.Struct, frozen=True, gc=False):
 
 def _ask(body: InferRequest, _served: Served) -> list[Asked]:
     tensors = {tensor.name: _flat(tensor.data) for tensor in body.inputs}
+    if len(tensors) != len(body.inputs) or set(tensors) not in _INPUTS:
+        raise InvalidRequest("send sentences, or tokens and sequence_lengths, and no other tensor", field="inputs")
     if "sentences" in tensors:
         return [Sample(text=_checked(text, str, "sentences"), terms=SCORES_EMPTY) for text in tensors["sentences"]]
-    if "tokens" in tensors and "sequence_lengths" in tensors:
-        return _of_tokens([_checked(i, int, "tokens") for i in tensors["tokens"]], tensors["sequence_lengths"])
-    raise InvalidRequest("send sentences, or tokens and sequence_lengths", field="inputs")
+    return _of_tokens([_checked(i, int, "tokens") for i in tensors["tokens"]], tensors["sequence_lengths"])
 
 
 def _of_tokens(ids: list[int], lengths: list[Any]) -> list[Asked]:
@@ -102,6 +106,7 @@ INFER = Dialect(
     ask=_ask,
     answer=_answer,
     number="raw",
+    unread=frozenset({"outputs", "parameters"}),
     refuse=refusal_in_words,
     fixed_names=FIXED_NAMES,
     not_served=lambda error: refusal_in_words(error, error.status),

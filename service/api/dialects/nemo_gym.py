@@ -16,13 +16,25 @@ from typing import Any
 
 from model.conversation import SCORES_EMPTY, FinishReason, InvalidMessages, Message, Sample
 from service.api.dialects.dialect import Answered, Dialect, number_of, refused_for, sample_of
-from service.api.dialects.turns import text_of, turns_of
+from service.api.dialects.turns import refuse_unread, text_of, turns_of
 from service.api.stage import Served
 from service.errors import Failure, InvalidRequest, SampleRefused
 from service.scoring import Asked, Scored
 
 Body = dict[str, Any]
 """Echoed as it came, so it is read as it came."""
+
+_ASKED = frozenset({
+    "input", "instructions", "background", "include", "max_output_tokens", "max_tool_calls", "metadata", "model",
+    "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "reasoning", "safety_identifier", "service_tier",
+    "store", "stream", "stream_options", "temperature", "text", "tool_choice", "top_logprobs", "top_p", "truncation", "user",
+})  # fmt: skip
+"""What may be asked of a policy and is no part of its prompt; not: tools, prompt, conversation, previous_response_id."""
+
+_ITEM = frozenset({
+    "id", "phase", "status", "type", "generation_log_probs", "generation_token_ids", "prompt_token_ids", "routed_experts",
+})  # fmt: skip
+"""What an item has beside its role and its content; the last four are for training."""
 
 _FAILURE_CLASS = "_ng_failure_class"
 _NOT_SAID = frozenset({"reasoning"})
@@ -39,19 +51,21 @@ def _ask(body: Body, _served: Served) -> list[Asked]:
 
 def _sample(asked: dict[str, Any], response: dict[str, Any], finish: FinishReason) -> Sample:
     before = _before(asked)
+    refuse_unread({"tools": response.get("tools")}, (), "response", 0)
     messages = (*before, *_said(response.get("output"), len(before)))
     return Sample(messages=messages, finish_reason=finish, terms=SCORES_EMPTY)
 
 
 def _before(asked: dict[str, Any]) -> tuple[Message, ...]:
     """What the policy was given."""
+    refuse_unread(asked, _ASKED, "responses_create_params", 0)
     given, instructions = asked.get("input"), asked.get("instructions")
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
     if not isinstance(given, list):
         raise InvalidMessages("input is neither a text nor a list of messages")
     system = (Message("system", instructions),) if isinstance(instructions, str) and instructions else ()
-    return (*system, *turns_of([_message(i, item) for i, item in enumerate(given)]))
+    return (*system, *turns_of([_message(i, item) for i, item in enumerate(given)], _ITEM))
 
 
 def _said(output: object, n_before: int) -> tuple[Message, ...]:
@@ -59,9 +73,10 @@ def _said(output: object, n_before: int) -> tuple[Message, ...]:
     if not isinstance(output, list):
         raise InvalidMessages("output is no list")
     items = [item for item in output if not (isinstance(item, dict) and item.get("type") in _NOT_SAID)]
-    texts = [
-        text_of(n_before + i, _message(n_before + i, item, "assistant").get("content")) for i, item in enumerate(items)
-    ]
+    said = [_message(n_before + i, item, "assistant") for i, item in enumerate(items)]
+    for i, item in enumerate(said, n_before):
+        refuse_unread(item, _ITEM | {"role", "content"}, f"messages[{i}]", i)
+    texts = [text_of(i, item.get("content")) for i, item in enumerate(said, n_before)]
     return (Message("assistant", "\n\n".join(texts)),)
 
 
@@ -137,6 +152,7 @@ VERIFY = Dialect(
     path="/verify",
     callers="NeMo-Gym",
     body=Body,
+    unread=None,  # an episode carries the columns of its data set
     ask=_ask,
     answer=_answer,
     number="reward",

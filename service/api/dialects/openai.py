@@ -24,9 +24,15 @@ Inputs = str | list[Any]
 
 Encoding = Literal["float", "base64"]
 
+UNREAD = frozenset({
+    "user", "priority", "cache_salt", "extra_key", "add_special_tokens", "truncation_side", "padding",
+    "rid", "sampling_params", "log_metrics", "no_logs", "routing_key", "data_parallel_rank", "routed_dp_rank",
+})  # fmt: skip
+"""Of vLLM and SGLang: names, priorities and caches of a request. BOS, ending and truncation are the contract's."""
+
 
 class EmbeddingsRequest(msgspec.Struct, frozen=True, gc=False):
-    """The fields of OpenAI's embeddings; `dimensions` and `user` mean nothing here."""
+    """The fields of OpenAI's embeddings."""
 
     input: Inputs
     model: str | None = None
@@ -85,5 +91,6 @@ EMBEDDINGS = Dialect(
     ask=_ask,
     answer=_answer,
     number="raw",
+    unread=UNREAD | {"dimensions"},
     model=lambda body: body.model,
 )

@@ -23,7 +23,7 @@ _PATIENCE_S = 60.0
 
 
 class GetRewardRequest(msgspec.Struct, frozen=True, gc=False):
-    """Both callers' fields. `labels` and whatever else is there is not ours to read."""
+    """Both callers' fields."""
 
     query: list[str] | None = None
     prompts: list[str] | None = None
@@ -93,5 +93,6 @@ GET_REWARD = Dialect(
     answer=_answer,
     number="reward",
     patience_s=_PATIENCE_S,
+    unread=frozenset({"labels", "golden_response", "golden_responses"}),
     model=lambda body: body.model,
 )

@@ -21,8 +21,8 @@ import msgspec
 
 from model.conversation import Sample, Terms
 from service.api.dialects.dialect import Answered, Dialect, sample_of, spoken
-from service.api.dialects.openai import Id, usage
-from service.api.dialects.turns import text_of
+from service.api.dialects.openai import UNREAD, Id, usage
+from service.api.dialects.turns import refuse_unread, text_of
 from service.api.stage import Served
 from service.api.wire import MOST_TOKENS
 from service.errors import InvalidRequest
@@ -180,8 +180,12 @@ def _pair(i: int, prompt: Text, response: Text, served: Served, terms: Terms) ->
 
 
 def _text(i: int, text: Text) -> str:
-    """Raise `InvalidMessages` for what is no text."""
-    return text if isinstance(text, str) else text_of(i, text.get("content", text.get("text")))
+    """Raise `InvalidMessages` for what is no text, and `UnsupportedField`."""
+    if isinstance(text, str):
+        return text
+    name = "content" if "content" in text else "text"
+    refuse_unread(text, {name}, f"text {i}", i)
+    return text_of(i, text.get(name))
 
 
 def _listed(field: str, texts: Any) -> Sequence[Text]:
@@ -278,6 +282,7 @@ SCORE = Dialect(
     ask=_ask,
     answer=_answer,
     number="raw",
+    unread=UNREAD | {"truncation_direction"},
     model=lambda body: body.model,
     activation=lambda body: body.activation if body.use_activation is None else body.use_activation,
 )
@@ -289,6 +294,7 @@ RERANK = Dialect(
     ask=_ask_ranks,
     answer=_answer_ranks,
     number="raw",
+    unread=UNREAD | {"truncation_direction"},
     model=lambda body: body.model,
     activation=_wants_activation,
     activates=lambda body: body.is_tei,

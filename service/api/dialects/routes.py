@@ -63,11 +63,11 @@ def dialect_routes(
 
 def endpoint_of(dialect: Dialect, stage: Stage, bounds: Bounds, clock: Clock, policy: DialectPolicy) -> Endpoint:
     """The endpoint of one wire format."""
-    decoder = msgspec.json.Decoder(dialect.body)
+    decoder, known = msgspec.json.Decoder(dialect.body), dialect.known_fields
 
     async def endpoint(request: Request) -> Response:
         try:
-            return await _answer(dialect, decoder, request, stage, bounds, clock, policy)
+            return await _answer(dialect, decoder, known, request, stage, bounds, clock, policy)
         except ModelNotServed as error:
             return dialect.not_served(error)
         except RequestRefused as error:
@@ -79,6 +79,7 @@ def endpoint_of(dialect: Dialect, stage: Stage, bounds: Bounds, clock: Clock, po
 async def _answer(
     dialect: Dialect,
     decoder: msgspec.json.Decoder[Any],
+    known: frozenset[str] | None,
     request: Request,
     stage: Stage,
     bounds: Bounds,
@@ -92,7 +93,7 @@ async def _answer(
     whence = origin.of(request.scope, said.run, said.step)
     number = _number(said.options.get("value"), dialect)
     _check_options(said.options, dialect)
-    content = await body.read_foreign(request, decoder, parts)
+    content = await body.read_foreign(request, decoder, parts, known)
     is_activated = _is_activated(dialect, content, has_value="value" in said.options)
     accepted = policy.aliases | dialect.fixed_names | _DEFAULT_NAMES
     named = request.path_params.get("model") or dialect.model(content)

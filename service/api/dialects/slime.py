@@ -18,7 +18,7 @@ from service.scoring import Asked
 
 
 class SlimeRequest(msgspec.Struct, frozen=True, gc=False):
-    """slime's fields; `label` is for rules, not for reward models."""
+    """slime's fields."""
 
     prompt: str | list[dict[str, Any]]
     response: str
@@ -58,6 +58,7 @@ SLIME = Dialect(
     ask=_ask,
     answer=_answer,
     number="reward",
+    unread=frozenset({"label"}),
     options={"reward_key": frozenset()},
     model=lambda body: body.model,
 )

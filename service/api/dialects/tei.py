@@ -119,6 +119,7 @@ PREDICT = Dialect(
     ask=_ask,
     answer=_answer,
     number="raw",
+    unread=frozenset({"truncation_direction"}),
     headers=_headers,
     refuse=_refuse,
     model=lambda body: body.model,

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from model.conversation import InvalidMessages, Message
+from model.conversation import InvalidMessages, Message, UnsupportedField
+from service.api.body import says_nothing
 
 _SAME_ROLE = {"developer": "system", "function": "tool"}
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 
 
-def turns_of(messages: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
-    """Raise `InvalidMessages` for what is no text. Roles are checked by whoever makes a sample of them."""
-    return tuple(_turn(i, message) for i, message in enumerate(messages))
+_TURN = frozenset({"role", "content"})
+_PART = frozenset({"type", "text", "annotations", "logprobs", "cache_control"})
+"""What says nothing of a text part's text is there too: where it was cited from, how likely and how long it is kept."""
+
+_LONGEST_NAME = 60
 
 
-def _turn(index: int, message: Mapping[str, Any]) -> Message:
+def turns_of(messages: Sequence[Mapping[str, Any]], unread: frozenset[str] = frozenset()) -> tuple[Message, ...]:
+    """Raise `InvalidMessages` for what is no text, and `UnsupportedField` for a field that is neither read nor in `unread`.
+
+    Roles are checked by whoever makes a sample of them.
+    """
+    return tuple(_turn(i, message, unread) for i, message in enumerate(messages))
+
+
+def refuse_unread(given: Mapping[str, Any], known: Collection[str], where: str, index: int) -> None:
+    """Raise `UnsupportedField` for a field that is not known, unless its value says nothing."""
+    for name, value in given.items():
+        if name not in known and not says_nothing(value):
+            raise UnsupportedField(f"{where}.{name[:_LONGEST_NAME]}", index=index)
+
+
+def _turn(index: int, message: Mapping[str, Any], unread: frozenset[str]) -> Message:
+    refuse_unread(message, _TURN | unread, f"messages[{index}]", index)
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str):
         raise InvalidMessages(f"message {index} has no role", index=index)
@@ -24,7 +43,7 @@ def _turn(index: int, message: Mapping[str, Any]) -> Message:
 
 
 def text_of(index: int, content: object) -> str:
-    """The text of a message's content. Raise `InvalidMessages` where a part of it is none."""
+    """The text of a message's content. Raise `InvalidMessages` where a part of it is none, and `UnsupportedField`."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -34,4 +53,6 @@ def text_of(index: int, content: object) -> str:
     ]
     if any(not isinstance(text, str) for text in texts):
         raise InvalidMessages(f"message {index} has a part that is no text: only text is scored", index=index)
+    for n, part in enumerate(content):
+        refuse_unread(part, _PART, f"messages[{index}].content[{n}]", index)
     return "".join(str(text) for text in texts)

@@ -16,7 +16,7 @@ import msgspec
 
 from model.conversation import SCORES_EMPTY, FinishReason, Sample, Terms
 from service.api.dialects.dialect import Answered, Dialect, sample_of
-from service.api.dialects.openai import Encoding, Inputs, samples_of, usage, vector
+from service.api.dialects.openai import UNREAD, Encoding, Inputs, samples_of, usage, vector
 from service.api.dialects.turns import turns_of
 from service.api.stage import Served
 from service.api.wire import MOST_TOKENS
@@ -30,8 +30,7 @@ LABEL = "LABEL_0"
 class PoolingRequest(msgspec.Struct, frozen=True, gc=False):
     """The fields of both servers that mean something for one score.
 
-    Accepted and of no effect: `user`, `priority`, `cache_salt`, `add_special_tokens`, `truncation_side`,
-    `padding`. A template of the caller's own is refused: the score would not be the one that was trained.
+    A template of the caller's own is refused: the score would not be the one that was trained.
     """
 
     input: Inputs | None = None
@@ -72,6 +71,12 @@ class PoolingRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 def _ask(body: PoolingRequest, _served: Served) -> list[Asked]:
+    for field, value in (("chat_template", body.chat_template), ("chat_template_kwargs", body.chat_template_kwargs)):
+        if value:
+            raise InvalidRequest(
+                f"{field}: the chat template is the contract's, and is rendered as in training; send no other",
+                field=field,
+            )
     given = [each for each in (body.input, body.messages, body.text, body.input_ids) if each is not None]
     if len(given) != 1:
         raise InvalidRequest("send exactly one of input, messages, text, input_ids", field="input", n_given=len(given))
@@ -83,8 +88,6 @@ def _ask(body: PoolingRequest, _served: Served) -> list[Asked]:
 
 
 def _of_messages(body: PoolingRequest, messages: list[dict[str, Any]]) -> Asked:
-    if body.chat_template is not None or body.chat_template_kwargs:
-        raise InvalidRequest("the chat template is the contract's; send no other", field="chat_template")
     if body.add_generation_prompt:
         raise InvalidRequest("there is nothing to score after a generation prompt", field="add_generation_prompt")
     finish: FinishReason = "length" if body.continue_final_message else "stop"
@@ -158,6 +161,7 @@ CLASSIFY = Dialect(
     ask=_ask,
     answer=_answer_classify,
     number="raw",
+    unread=UNREAD,
     model=lambda body: body.model,
     activation=lambda body: body.wants_activation,
 )
@@ -172,6 +176,7 @@ POOLING = Dialect(
     ask=_ask_pooling,
     answer=_answer_pooling,
     number="raw",
+    unread=UNREAD,
     model=lambda body: body.model,
     activation=lambda body: body.wants_activation,
 )

@@ -87,6 +87,98 @@ def sent(server, n=0):
     return [{k: v for k, v in s.items() if k != "id"} for s in server.requests[n].json["samples"]]
 
 
+# -- what cannot be sent --------------------------------------------------------------------------------------
+
+CALLS = [{"type": "function", "function": {"name": "delete_all_files", "arguments": {"path": "/"}}}]
+UNSENT = {
+    "tool_calls": CALLS,
+    "function_call": {"name": "f", "arguments": "{}"},
+    "tool_call_id": "1",
+    "name": "Ada",
+    "reasoning_content": "hm",
+    "thinking": "hm",
+    "anything_new": 1,
+}
+COLUMNS = {
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "documents": [{"title": "t", "text": "x"}],
+    "chat_template_kwargs": {"enable_thinking": False},
+    "images": ["AA"],
+    "audio": "AA",
+}
+NOTHING = [None, float("nan"), "", [], {}, {"enable_thinking": None}, [None]]
+
+
+@pytest.mark.parametrize("make", [reward_function, blocking_reward_function])
+@pytest.mark.parametrize("field", UNSENT)
+def test_trl_refuses_a_field_of_a_message_that_the_server_would_not_see(environment, server, make, field):
+    user, answer = {"role": "user", "content": "p"}, {"role": "assistant", "content": ""}
+    extra = {field: UNSENT[field]}
+    for prompt, completion in (([user | extra], [answer | {"content": "a"}]), ([user], [answer | extra])):
+        with pytest.raises(Misconfigured, match=rf"messages\[0\]\.{field} cannot be sent"):
+            trl_call(make(), [prompt], [completion])
+    assert not server.requests
+
+
+@pytest.mark.parametrize("make", [reward_function, blocking_reward_function])
+@pytest.mark.parametrize("column", COLUMNS)
+def test_trl_refuses_a_column_that_the_server_would_not_see(environment, server, make, column):
+    messages = [{"role": "user", "content": "p"}], [{"role": "assistant", "content": "a"}]
+    with pytest.raises(Misconfigured, match=f"{column} cannot be sent"):
+        trl_call(make(), [messages[0]] * 2, [messages[1]] * 2, **{column: [None, COLUMNS[column]]})
+    assert not server.requests
+    if column in ("tools", "documents", "chat_template_kwargs"):
+        trl_call(make(rendered=True), ["<|user|>p", "<|user|>q"], ["a", "b"], **{column: [None, COLUMNS[column]]})
+        assert server.requests
+
+
+@pytest.mark.parametrize("make", [reward_function, blocking_reward_function])
+@pytest.mark.parametrize("nothing", NOTHING, ids=repr)
+def test_fields_that_say_nothing_are_left_out(environment, server, make, nothing):
+    extra, columns = dict.fromkeys(UNSENT, nothing), {column: [nothing] for column in COLUMNS}
+    prompt, completion = {"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}
+    rewards, _ = trl_call(make(), [[prompt | extra]], [[completion | extra]], **columns)
+    assert sent(server)[0]["messages"] == [prompt, completion]
+    assert rewards[0] is not None
+
+
+def test_messages_with_more_than_text_reach_the_server_as_they_are_and_without_their_empty_fields(server):
+    message = {"role": "user", "content": "p", "tool_calls": CALLS, "name": None, "refusal": None, "annotations": []}
+    with RewardClient([server.url]) as client:
+        client.score([{"messages": [message, {"role": "assistant", "content": "a", "tool_calls": []}]}])
+    asked = server.requests[0].json["samples"][0]["messages"]
+    assert asked == [{"role": "user", "content": "p", "tool_calls": CALLS}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize("field", UNSENT)
+def test_verl_refuses_a_field_of_a_message_that_the_server_would_not_see(environment, server, field):
+    turn = {"role": "user", "content": "p", field: UNSENT[field]}
+    with pytest.raises(Misconfigured, match=f"{field} cannot be sent"):
+        run(compute_score("d", "a", None, {"prompt": [turn]}))
+    assert not server.requests
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_verl_refuses_what_it_shows_a_policy_beside_the_prompt(environment, server, column):
+    with pytest.raises(Misconfigured, match=f"{column} cannot be sent"):
+        compute_score_blocking("d", "a", None, {"prompt": "p", column: COLUMNS[column]})
+
+
+def test_verl_reads_content_in_parts(environment, server):
+    parts = [{"type": "text", "text": "p", "image_url": None}, {"type": "text", "text": "q"}]
+    run(compute_score("d", "a", None, {"prompt": [{"role": "user", "content": parts, "name": None}]}))
+    assert sent(server)[0]["prompt"] == [{"role": "user", "content": "pq"}]
+    with pytest.raises(Misconfigured, match="other than text"):
+        run(compute_score("d", "a", None, {"prompt": [{"role": "user", "content": [{"type": "image"}]}]}))
+
+
+def test_openrlhf_refuses_pictures(environment, server):
+    reward_func = loaded_by_path(rewardserve_client.openrlhf).reward_func
+    with pytest.raises(Misconfigured, match="images cannot be sent"):
+        reward_func(["pa"], ["p"], [None], images=[["AA"]])
+    assert reward_func(["pa"], ["p"], [None], images=[[]])["rewards"]
+
+
 # -- TRL ----------------------------------------------------------------------------------------------------
 
 
@@ -129,8 +221,8 @@ def test_trl_tells_an_asynchronous_function_and_finds_a_name():
 def test_trl_messages_are_sent_whole_with_tools_between(environment, server):
     prompt = [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "u"}]}]
     completion = [
-        {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]},
-        {"role": "tool", "name": "f", "content": "t"},
+        {"role": "assistant", "content": None, "tool_calls": []},
+        {"role": "tool", "name": None, "content": "t"},
         {"role": "assistant", "content": "r"},
     ]
     trl_call(reward_function(), [prompt], [completion])
@@ -232,7 +324,7 @@ def test_verl_gets_floats_under_a_fixed_set_of_keys(environment, server, functio
 
 
 def test_verl_reads_messages_from_wherever_the_prompt_is(environment, server):
-    turns = [{"role": "user", "content": "u", "extra": 1}]
+    turns = [{"role": "user", "content": "u", "extra": None}]
     verl_call(compute_score, {"raw_prompt": turns, "max_global_steps": -1})
     verl_call(
         compute_score,
