@@ -9,7 +9,9 @@ explain_shortage("reward-train")
 
 import argparse
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from model.calibration import CalibrationError
@@ -20,6 +22,7 @@ from training import recipe
 from training.calibrate import NothingToFit
 from training.config import Config, ConfigError
 from training.data import DataError
+from training.errors import RunFailed, Stopped, explain
 from training.sequences import EncodingFailed
 
 VERBS = ("train", "evaluate", "calibrate", "export", "crossvalidate")
@@ -35,29 +38,71 @@ _EXPECTED = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Return the exit code: 0, or 2 when the recipe, the data or the model is at fault."""
+    """Run one verb. Return the exit code.
+
+    0; 2 when the recipe, the data or the model is at fault; 3 when the run broke (a loss that is not finite, disk, memory);
+    130 when a signal has stopped it.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0].startswith("--config") or arguments[0].startswith("--set"):
         arguments.insert(0, "train")
     options = _parser().parse_args(arguments)
+    config: Config | None = None
     try:
-        _run(options.verb, recipe.load(Path(options.config), options.set), options.checkpoint, options.folds)
+        with _without_tracebacks_of_threads():
+            config = recipe.load(Path(options.config), options.set)
+            _run(options.verb, config, options.checkpoint, options.folds)
     except _EXPECTED as error:
-        print(printable(f"reward-train: {error}", keep="\n"), file=sys.stderr)
-        return 2
+        return _end(2, str(error))
+    except RunFailed as error:
+        return _end(3, f"{error}{_how_to_go_on(config)}")
+    except (Stopped, KeyboardInterrupt) as error:
+        return _end(130, f"{error or 'stopped'}.{_how_to_go_on(config)}")
     except Exception as error:
-        from training.trainer import NonFiniteLoss
-
-        if not isinstance(error, NonFiniteLoss):
+        reason = explain(error)
+        if reason is None:
             raise
-        print(printable(f"reward-train: {error}", keep="\n"), file=sys.stderr)
-        return 3
+        return _end(3, f"{reason}{_how_to_go_on(config)}")
     return 0
+
+
+def _end(code: int, message: str) -> int:
+    print(printable(f"reward-train: {message}", keep="\n"), file=sys.stderr)
+    return code
+
+
+def _how_to_go_on(config: Config | None) -> str:
+    """Where a run that broke off can go on from."""
+    if config is None:
+        return ""
+    from training.steps import last_complete
+
+    step = last_complete(Path(config.output.folder) / "steps")
+    return f" Go on from {step.name} with --set output.resume=true." if step else " Nothing is saved yet to go on from."
+
+
+@contextmanager
+def _without_tracebacks_of_threads() -> Iterator[None]:
+    """A thread that writes logs hands its error to the main thread, which is where it is told."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs, /) -> None:
+        if not isinstance(args.exc_value, OSError):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="reward-train", description="Train, judge, calibrate and export reward models."
+        prog="reward-train",
+        description="Train, judge, calibrate and export reward models.",
+        epilog="Exit codes: 0; 2 the recipe, the data or the model is at fault; 3 the run broke (loss not finite, disk, "
+        "memory); 130 stopped by a signal. output.resume=true goes on from the last step checkpoint.",
     )
     parser.add_argument("verb", choices=VERBS, nargs="?", default="train")
     parser.add_argument("--config", required=True, help="the recipe, a YAML file")

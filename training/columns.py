@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ _DEFAULT = {f.name: f.default for f in fields(SourceConfig) if f.name.endswith("
 _REQUIRED = ("chosen_key", "rejected_key")
 _ASKED = ("instruction", "question", "query", "input", "context", "messages", "conversation", "text", "post")
 """What other data sets call the prompt."""
+_N_NAMES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,16 @@ def layout(rows: Sequence[Row], source: SourceConfig) -> Layout:
             raise ConfigError(_no_prompt(n_with, len(values), source))
     unread = tuple(sorted(set(map(str, n_with)) - {key for key in keys.values() if key}))
     return Layout(found, len(values), n_with, implicit, _repeats(values, found), unread)
+
+
+def notes(found: Layout) -> Iterator[str]:
+    """How the columns were read, where it is not by their names alone."""
+    if found.implicit:
+        yield f"no prompt column: chosen and rejected are read whole ({found.implicit})"
+    if found.repeats:
+        yield "chosen and rejected begin with their prompt: it is cut off there"
+    if found.unread:
+        yield f"columns that are not read: {', '.join(found.unread[:_N_NAMES])}{', ...' * (len(found.unread) > _N_NAMES)}"
 
 
 def _present(name: str, key: str | None, n_with: Counter[str], n_rows: int, source: SourceConfig) -> str | None:

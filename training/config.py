@@ -5,8 +5,8 @@ Knows no file format and no torch: `recipe` reads YAML and `--set`, the other ro
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from model.scorer import DISTANCE
 
@@ -15,9 +15,87 @@ class ConfigError(Exception):
     """A setting is unknown or makes no sense; the message names the field, the value and the remedy."""
 
 
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The numbers that a setting may have: from `low` to `high`, both included unless said otherwise."""
+
+    low: float
+    high: float
+    without_low: bool = False
+    without_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        """NaN is in no range."""
+        above = value > self.low if self.without_low else value >= self.low
+        below = value < self.high if self.without_high else value <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        """For an error message."""
+        low = f"above {self.low:g}" if self.without_low else f"at least {self.low:g}"
+        return f"{low} and {'below' if self.without_high else 'at most'} {self.high:g}"
+
+
+_COUNT = Range(1, 1e9)
+_POSITIVE = Range(0, 1e6, without_low=True)
+_SHARE = Range(0, 1, without_high=True)
+_RATE = Range(0, 100, without_low=True)
+RANGES: dict[str, Range] = {
+    "seed": Range(0, 2**32 - 1),
+    "model.head_weights": Range(-1e6, 1e6),
+    "model.head_l2": _POSITIVE,
+    "model.n_layers": Range(1, 1e5),
+    "data.sources.weight": _POSITIVE,
+    "data.sources.max_pairs": _COUNT,
+    "data.eval_fraction": _SHARE,
+    "data.max_dropped": Range(0, 1),
+    "encoding.max_tokens": Range(2, 1e8),
+    "loss.label_smoothing": Range(0, 0.5, without_high=True),
+    "loss.centring": Range(0, 1e3),
+    "optim.lr": _RATE,
+    "optim.head_lr": _RATE,
+    "optim.weight_decay": Range(0, 10),
+    "optim.epochs": Range(0, 1e5),
+    "optim.max_steps": Range(-1, 1e9),
+    "optim.batch_pairs": Range(1, 1e6),
+    "optim.batch_sequences": Range(2, 1e6),
+    "optim.accumulate": Range(1, 1e6),
+    "optim.warmup": Range(0, 1e9),
+    "optim.max_grad_norm": Range(0, 1e6),
+    "optim.ema": _SHARE,
+    "method.rank": Range(1, 65_536),
+    "method.alpha": _POSITIVE,
+    "method.dropout": _SHARE,
+    "method.layers": Range(0, 1e5),
+    "output.save_steps": _COUNT,
+    "output.keep": _COUNT,
+    "output.log_steps": _COUNT,
+    "eval.steps": Range(0, 1e9),
+    "eval.batch_tokens": Range(1, 1e8),
+    "eval.bootstrap": Range(1, 1e5),
+}
+"""Every number of a recipe. Beyond these a run would break, hang, or do nothing."""
+
+
+def shown(value: object) -> str:
+    """A value for an error message: cut, and on one line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _require(ok: bool, name: str, value: object, rule: str) -> None:
     if not ok:
-        raise ConfigError(f"{name} is {value!r}; it must be {rule}")
+        raise ConfigError(f"{name} is {shown(value)}; it must be {rule}")
+
+
+def _require_ranges(section: str, record: Any) -> None:
+    """Raise `ConfigError` for a number of this section that is out of its range."""
+    for f in fields(record):
+        name = f"{section}.{f.name}" if section else f.name
+        value = getattr(record, f.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                _require(number in RANGES[name], name, number, str(RANGES[name]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +103,10 @@ class ModelConfig:
     """Which weights training starts from. `start: backbone` is an SFT model (fresh head), `reward` a reward model.
 
     `head_weights` weigh the *normalised* heads in the one reward. `n_layers` keeps only the first layers of the
-    trunk. `head_init` is for a fresh head: `random`, or `logistic`: the ridge-penalised logistic regression of
-    each head on the frozen trunk's features, which full and LoRA training then go on from. `head_l2` is its ridge:
-    one number, or one a head. `allow_pickle`: the weights need not be safetensors. `ignore_checkpoint_code`: a model that names
-    code of its own (auto_map) is read without it.
+    trunk. `dtype` is that of the weights that do not learn; those that do are float32. `head_init` is for a fresh head:
+    `random`, or `logistic`: the ridge-penalised logistic regression of each head on the frozen trunk's features, which
+    full and LoRA training then go on from. `head_l2` is its ridge: one number, or one a head. `allow_pickle`: the weights
+    need not be safetensors. `ignore_checkpoint_code`: a model that names code of its own (auto_map) is read without it.
     """
 
     path: str
@@ -44,6 +122,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
+        _require_ranges("model", self)
         _require(bool(self.path), "model.path", self.path, "a folder or a hub name")
         _require(len(self.heads) > 0, "model.heads", self.heads, "at least one name")
         _require(len(set(self.heads)) == len(self.heads), "model.heads", self.heads, "names that differ")
@@ -56,8 +135,10 @@ class ModelConfig:
             len(self.head_l2) in (1, len(self.heads)),
             "model.head_l2", self.head_l2, f"one number, or {len(self.heads)}, one a head",
         )  # fmt: skip
-        _require(all(l2 > 0 for l2 in self.head_l2), "model.head_l2", self.head_l2, "above zero")
-        _require(self.n_layers is None or self.n_layers > 0, "model.n_layers", self.n_layers, "above zero")
+        _require(
+            len(self.head_weights) == 0 or any(self.head_weights),
+            "model.head_weights", self.head_weights, "other than zero for at least one head",
+        )  # fmt: skip
         fresh = self.start == "backbone"
         _require(fresh or self.head_init == "random", "model.head_init", self.head_init, "left out with start: reward")
 
@@ -105,9 +186,8 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
+        _require_ranges("data.sources", self)
         _require(bool(self.path), "data.sources.path", self.path, "a file, a folder or a hub name")
-        _require(self.weight > 0, "data.sources.weight", self.weight, "above zero")
-        _require(self.max_pairs is None or self.max_pairs > 0, "data.sources.max_pairs", self.max_pairs, "above zero")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +196,8 @@ class DataConfig:
 
     A group is held out when `int(sha256(f"{salt}:{group}")) mod 10000 < 10000 * eval_fraction`, so it stays where
     it is when others come or go. With `eval_sources` everything in `sources` is for training, less the groups
-    that `eval_sources` also has.
+    that `eval_sources` also has. A training pair with a response that a held-out pair also has, to the same prompt, is
+    left out whatever its group. `max_dropped`: the share of the rows of a source that may make no usable pair.
     """
 
     sources: tuple[SourceConfig, ...]
@@ -124,12 +205,13 @@ class DataConfig:
     eval_fraction: float = 0.1
     salt: str = "rewardserve"
     on_bad_row: Literal["raise", "skip"] = "raise"
+    max_dropped: float = 0.5
     cache: str | None = None
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
+        _require_ranges("data", self)
         _require(len(self.sources) > 0, "data.sources", self.sources, "at least one source")
-        _require(0 <= self.eval_fraction < 1, "data.eval_fraction", self.eval_fraction, "in [0, 1)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +223,7 @@ class EncodingConfig:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
-        _require(self.max_tokens > 1, "encoding.max_tokens", self.max_tokens, "above one")
+        _require_ranges("encoding", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +236,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
-        _require(0 <= self.label_smoothing < 0.5, "loss.label_smoothing", self.label_smoothing, "in [0, 0.5)")
-        _require(self.centring >= 0, "loss.centring", self.centring, "zero or above")
+        _require_ranges("loss", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,15 +268,13 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
-        _require(self.lr > 0, "optim.lr", self.lr, "above zero")
-        _require(self.head_lr is None or self.head_lr > 0, "optim.head_lr", self.head_lr, "above zero")
-        _require(self.epochs >= 0, "optim.epochs", self.epochs, "zero or above")
+        _require_ranges("optim", self)
+        _require(
+            self.max_steps != 0, "optim.max_steps", self.max_steps, "-1 (as many as the epochs have) or above zero"
+        )
+        whole = self.warmup < 1 or self.warmup == int(self.warmup)
+        _require(whole, "optim.warmup", self.warmup, "a share below 1, or a whole number of steps")
         _require(self.max_steps < 1 or self.epochs > 0, "optim.max_steps", self.max_steps, "left out with epochs: 0")
-        _require(self.batch_pairs > 0, "optim.batch_pairs", self.batch_pairs, "above zero")
-        _require(self.batch_sequences > 1, "optim.batch_sequences", self.batch_sequences, "above one")
-        _require(self.accumulate > 0, "optim.accumulate", self.accumulate, "above zero")
-        _require(self.warmup >= 0, "optim.warmup", self.warmup, "a share below 1, or a number of steps")
-        _require(0 <= self.ema < 1, "optim.ema", self.ema, "in [0, 1)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +294,7 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
-        _require(self.rank > 0, "method.rank", self.rank, "above zero")
-        _require(0 <= self.dropout < 1, "method.dropout", self.dropout, "in [0, 1)")
+        _require_ranges("method", self)
         _require(len(self.targets) > 0, "method.targets", self.targets, "at least one module name or all-linear")
 
 
@@ -236,10 +314,8 @@ class OutputConfig:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
+        _require_ranges("output", self)
         _require(bool(self.folder), "output.folder", self.folder, "a folder")
-        _require(self.save_steps > 0, "output.save_steps", self.save_steps, "above zero")
-        _require(self.log_steps > 0, "output.log_steps", self.log_steps, "above zero")
-        _require(self.keep > 0, "output.keep", self.keep, "above zero")
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,9 +328,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` naming field and value."""
-        _require(self.steps >= 0, "eval.steps", self.steps, "zero or above")
-        _require(self.batch_tokens > 0, "eval.batch_tokens", self.batch_tokens, "above zero")
-        _require(self.bootstrap > 0, "eval.bootstrap", self.bootstrap, "above zero")
+        _require_ranges("eval", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +355,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` where two sections contradict each other."""
+        _require_ranges("", self)
         for source in (*self.data.sources, *self.data.eval_sources):
             if source.head and source.head not in self.model.heads:
                 raise ConfigError(
@@ -290,6 +365,12 @@ class Config:
             raise ConfigError(
                 "optim.epochs is 0 and model.head_init is 'random': nothing would be learnt. Set model.head_init: "
                 "logistic with a backbone; with a reward model, `reward-train calibrate` is what goes without steps."
+            )
+        if self.method.name == "full" and self.model.dtype != "float32" and self.optim.epochs > 0:
+            raise ConfigError(
+                f"model.dtype is {self.model.dtype} with method.name: full: an update that is smaller than the last digit of a "
+                "weight is lost, so most weights would never change. Set model.dtype: float32 (optim.precision: bf16 computes "
+                "the forward in half precision), or method.name: lora, whose adapters are float32."
             )
         if self.method.name == "frozen" and self.optim.gradient_checkpointing:
             raise ConfigError("optim.gradient_checkpointing has nothing to save with method.name: frozen; leave it out")

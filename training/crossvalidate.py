@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,11 +15,14 @@ from typing import Any
 import torch
 
 from model.checkpoint import Checkpoint
-from training import data, evaluate, export, finish, folds, recipe, report, run
+from training import data, evaluate, export, finish, folds, leakage, output, recipe, report, run
 from training.config import Config, ConfigError
 from training.evaluate import Floats, Metrics
 from training.finish import Tables
 from training.sequences import PairTable
+from training.trainer import check_optimizer
+
+_MOST_FOLDS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,13 @@ class Result:
 def crossvalidate(config: Config, n_folds: int) -> Result:
     """Train and judge `n_folds` times; write `crossvalidation.json` and `.html`. Raise `ConfigError`."""
     _refuse(config, n_folds)
+    with output.locked(Path(config.output.folder)):
+        return _crossvalidate(config, n_folds)
+
+
+def _crossvalidate(config: Config, n_folds: int) -> Result:
+    clock = finish.Clock()
+    check_optimizer(config)
     # Every pair of the sources is held out once; the recipe's own held-out share has no part in it.
     config = replace(config, data=replace(config.data, eval_fraction=0.0))
     torch.manual_seed(config.seed)
@@ -48,17 +57,22 @@ def crossvalidate(config: Config, n_folds: int) -> Result:
     fresh = _restored(start) if _is_cached(config) else _read_again(config)
     del start
     scores_of: dict[int, Floats] = {}
+    n_leaked = 0
     for fold in sorted(set(fold_P)):
         held_in, held_out = folds.halves(table, fold_P, fold)
+        held_in, overlap = leakage.remove(held_in, held_out, renumber=False)
+        n_leaked += overlap.n_dropped
+        folds.refuse_empty(held_in, config.model.heads)
         scores_NH = _scores(config, fresh(), replace(tables, train=held_in, held_out=held_out), table, features)
         scores_of[fold] = folds.standardise(scores_NH, held_in, config.model.heads)
     pooled, scores_NH = folds.pool(table, fold_P, scores_of)
-    return _report(config, tables, pooled, scores_NH, n_folds)
+    facts = _facts(config, tables, n_folds) | {"pairs left out of a fold's training": n_leaked} | clock.facts()
+    return _report(config, facts, pooled, scores_NH, n_leaked)
 
 
 def _refuse(config: Config, n_folds: int) -> None:
-    if n_folds < 2:
-        raise ConfigError(f"--folds is {n_folds}; it must be two or more")
+    if not 2 <= n_folds <= _MOST_FOLDS:
+        raise ConfigError(f"--folds is {n_folds}; it must be two or more, and at most {_MOST_FOLDS}")
     if config.data.eval_sources:
         raise ConfigError("crossvalidate holds out every pair of data.sources in turn; leave data.eval_sources out")
     if run.n_processes() > 1:
@@ -102,9 +116,8 @@ def _scores(
     """Train on one fold's pairs. What the heads then say of every sequence, `(N, H)`."""
     run.initialise_heads(config, start, tables.train, features)
     folder = Path(config.output.folder)
-    folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix="fold-") as scratch:
-        trained = run.fit(config, start, tables, features, Path(scratch), None)
+        trained, _ = run.fit(config, start, tables, features, Path(scratch), None)
     if trained is None:
         raise RuntimeError("the only process got no weights back from its training. This is a bug in run.fit.")
     if _is_cached(config) and features is not None:
@@ -118,22 +131,23 @@ def _scores(
 # -- what it found ----------------------------------------------------------------------------------------
 
 
-def _report(config: Config, tables: Tables, pooled: PairTable, scores_NH: Floats, n_folds: int) -> Result:
+def _report(config: Config, facts: dict[str, Any], pooled: PairTable, scores_NH: Floats, n_leaked: int) -> Result:
     names, weights = config.model.heads, config.model.weight_of_head
     judged = evaluate.slices(pooled, scores_NH, names, weights)
     crossed = finish.figures(config, evaluate.cross_slices(pooled, scores_NH, names, weights))
     by_group = tuple(tuple(evaluate.accuracy_by_group(j).tolist()) for j in judged)
     metrics = finish.figures(config, judged)
-    facts = _facts(config, tables, n_folds)
     page = Path(config.output.folder) / "crossvalidation.html"
     ranges = {f"accuracy of groups, {m.head} · {m.source}": spread(g) for m, g in zip(metrics, by_group, strict=True)}
     shown = report.Page(
         f"Cross-validation of {page.resolve().parent.name}", facts | ranges, metrics, (), judged,
-        recipe.plain(config), crossed,
+        recipe.plain(config), crossed, independence=(
+            "Each pair was judged by a model that was trained on no pair of its group, and on no pair with one of its "
+            f"responses to the same prompt (blanks and case aside; {n_leaked} times a training pair was left out for that)."
+        ),
     )  # fmt: skip
     report.write(page, shown)
-    plain = _plain(config, facts, metrics, by_group, crossed)
-    page.with_suffix(".json").write_text(json.dumps(plain, indent=1) + "\n")
+    output.write_json(page.with_suffix(".json"), _plain(config, facts, metrics, by_group, crossed))
     return Result(tuple(metrics), tuple(crossed), by_group, page)
 
 

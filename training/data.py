@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from model.contract import sample_to_dict
@@ -40,36 +40,82 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """What was read: the pairs in the order of their sources, and the rows that were skipped."""
+    """What one source gave: its pairs, the rows that make none, and `n_spare` pairs beyond `max_pairs`.
 
+    `notes` say how the columns were read.
+    """
+
+    path: str
     pairs: tuple[Pair, ...]
     n_rows: int
     bad: tuple[BadRow, ...] = ()
+    n_spare: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Training and held-out pairs. They share no group."""
+    """Training and held-out pairs. They share no group: `n_same_group` pairs of `sources` went because of `eval_sources`."""
 
     train: tuple[Pair, ...]
     held_out: tuple[Pair, ...]
-    n_rows: int
-    bad: tuple[BadRow, ...]
+    read: tuple[Pairs, ...]
+    n_same_group: int = 0
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all sources."""
+        return sum(r.n_rows for r in self.read)
+
+    @property
+    def bad(self) -> tuple[BadRow, ...]:
+        """Rows that make no pair, of all sources."""
+        return tuple(b for r in self.read for b in r.bad)
 
 
 def load(config: DataConfig, default_head: str) -> Split:
     """Read every source and split. Raise `DataError` (bad rows, or nothing to train on) or `ConfigError`."""
     read = _read_all(config.sources, config, default_head)
+    pairs = [p for r in read for p in r.pairs]
     if config.eval_sources:
-        held = _read_all(config.eval_sources, config, default_head)
-        held_groups = {p.group for p in held.pairs}
-        train = tuple(p for p in read.pairs if p.group not in held_groups)
-        split = Split(train, held.pairs, read.n_rows + held.n_rows, read.bad + held.bad)
+        held_read = _read_all(config.eval_sources, config, default_head)
+        held = tuple(p for r in held_read for p in r.pairs)
+        held_groups = {p.group for p in held}
+        train = tuple(p for p in pairs if p.group not in held_groups)
+        split = Split(train, held, (*read, *held_read), n_same_group=len(pairs) - len(train))
     else:
-        split = Split(*_by_group(read.pairs, config), read.n_rows, read.bad)
+        split = Split(*_by_group(pairs, config), tuple(read))
+    _refuse_losses(split, config.max_dropped)
     if not split.train:
-        raise DataError(f"no pair is left to train on: {split.n_rows} rows, {len(split.held_out)} pairs held out")
+        raise DataError(
+            f"no pair is left to train on: {split.n_rows} rows, {len(split.bad)} make no pair, {len(split.held_out)} pairs "
+            f"held out, {split.n_same_group} in a group that is held out"
+        )
     return split
+
+
+def _refuse_losses(split: Split, max_dropped: float) -> None:
+    """Raise `DataError` for a source that makes too few pairs."""
+    for read in split.read:
+        if not read.n_rows:
+            raise DataError(f"data source {read.path!r} has no rows")
+        refuse_loss(read.path, read.n_rows, {"make no pair": len(read.bad)}, max_dropped)
+
+
+def refuse_loss(path: str, n_rows: int, lost: Mapping[str, int], max_dropped: float) -> None:
+    """Raise `DataError` where more of a source than `max_dropped` is lost, with the counts by reason."""
+    n = sum(lost.values())
+    if n > max_dropped * n_rows:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in lost.items() if count)
+        raise DataError(
+            f"{n} of the {n_rows} rows of {path!r} are lost: {reasons}. That is more than data.max_dropped "
+            f"({max_dropped:g}) allows; set it higher if that is meant."
+        )
+
+
+def origin(pair: Pair) -> str:
+    """The file or data set that a pair is from."""
+    return pair.id.rpartition(":")[0]
 
 
 def is_held_out(group: str, salt: str, fraction: float) -> bool:
@@ -105,15 +151,16 @@ def read_source(source: SourceConfig, *, head: str, salt: str = "", cache: str |
             pairs.append(to_pair(row, found, head))
         except FieldError as error:
             bad.append(BadRow(row.file, row.line, error.field, str(error)))
-    return Pairs(tuple(_at_most(pairs, source.max_pairs, salt)), len(rows), tuple(bad))
+    kept = tuple(_at_most(pairs, source.max_pairs, salt))
+    return Pairs(source.path, kept, len(rows), tuple(bad), len(pairs) - len(kept), tuple(columns.notes(found)))
 
 
-def _read_all(all_sources: Iterable[SourceConfig], config: DataConfig, default_head: str) -> Pairs:
+def _read_all(all_sources: Iterable[SourceConfig], config: DataConfig, default_head: str) -> list[Pairs]:
     read = [read_source(s, head=s.head or default_head, salt=config.salt, cache=config.cache) for s in all_sources]
     bad = tuple(b for r in read for b in r.bad)
     if bad and config.on_bad_row == "raise":
         raise DataError(_complaint(bad, n_rows=sum(r.n_rows for r in read)))
-    return Pairs(tuple(p for r in read for p in r.pairs), sum(r.n_rows for r in read), bad)
+    return read
 
 
 def _complaint(bad: Sequence[BadRow], n_rows: int) -> str:

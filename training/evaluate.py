@@ -16,7 +16,8 @@ from training.calibrate import sigmoid, temperature
 from training.sequences import PairTable
 
 Floats = NDArray[np.float64]
-N_BINS = 15
+MOST_BINS = 15
+PAIRS_A_BIN = 10
 COMBINED = "(combined)"
 ALL = "(all)"
 
@@ -173,15 +174,21 @@ def nll(diff_P: Floats) -> float:
     return float(np.logaddexp(0, -diff_P).mean())
 
 
-def ece(diff_P: Floats, n_bins: int = N_BINS) -> float:
+def n_bins_for(n_pairs: int) -> int:
+    """How many bins of equal mass so many pairs fill: with fewer than ten in a bin its accuracy is chance."""
+    return max(1, min(MOST_BINS, n_pairs // PAIRS_A_BIN))
+
+
+def ece(diff_P: Floats, n_bins: int | None = None) -> float:
     """Expected calibration error of `sigmoid(|diff|)` over bins of equal mass."""
     return float(
         sum(n * abs(confidence - accuracy) for confidence, accuracy, n in reliability(diff_P, n_bins)) / len(diff_P)
     )
 
 
-def reliability(diff_P: Floats, n_bins: int = N_BINS) -> list[tuple[float, float, int]]:
-    """(mean confidence, accuracy, n) of each of `n_bins` bins of equal mass, by rising confidence."""
+def reliability(diff_P: Floats, n_bins: int | None = None) -> list[tuple[float, float, int]]:
+    """(mean confidence, accuracy, n) of each bin of equal mass, by rising confidence; as many as the pairs fill."""
+    n_bins = n_bins or n_bins_for(len(diff_P))
     confidence_P, won_P = sigmoid(np.abs(diff_P)), wins(diff_P)
     order = np.argsort(confidence_P, kind="stable")
     bins = [b for b in np.array_split(order, n_bins) if len(b)]
@@ -205,7 +212,7 @@ def bootstrap_accuracy(won_P: Floats, group_P: Floats, n: int, seed: int = 0) ->
     won_G = np.bincount(number_P, weights=won_P)
     size_G = np.bincount(number_P)
     rng = np.random.default_rng(seed)
-    drawn = [rng.integers(len(size_G), size=len(size_G)) for _ in range(n)]
+    drawn = (rng.integers(len(size_G), size=len(size_G)) for _ in range(n))
     accuracies = [won_G[d].sum() / size_G[d].sum() for d in drawn]
     low, high = np.quantile(accuracies, [0.025, 0.975])
     return float(low), float(high)

@@ -6,7 +6,6 @@ Knows `model.checkpoint`'s layout through its two functions, and no optimizer.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -83,8 +82,6 @@ def adapter(folder: Path, trained: Checkpoint, base: str) -> None:
 
 def heads(folder: Path, trained: Checkpoint, base: str) -> None:
     """Write the heads alone over `base`, and the chat template; the base has the tokenizer. `contract` completes the folder."""
-    # What an earlier run left (its calibration, its contract) does not speak for these heads.
-    shutil.rmtree(folder, ignore_errors=True)
     template = exported_template(trained.tokenizer, trained.policy)
     write_heads(folder, trained.network, base=base, template=template)
     write_calibration(folder, trained.calibration, trained.hidden)

@@ -5,14 +5,17 @@ Decides nothing about training; is handed a network whose weights are settled.
 
 from __future__ import annotations
 
-import shutil
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from model.calibration import Calibration
@@ -20,9 +23,11 @@ from model.checkpoint import Checkpoint
 from model.conversation import Sample
 from model.encoding import Encoder
 from model.traits import Lexicon, of_ids, of_text
-from training import calibrate, data, evaluate, export, hidden, recipe, report, scoring
+from training import calibrate, data, evaluate, export, hidden, output, recipe, report, scoring
+from training.account import Account
 from training.calibrate import NothingToFit
 from training.config import Config
+from training.console import say, show
 from training.evaluate import Floats, Judged, Metrics
 from training.sequences import PairTable, TokenSequence
 
@@ -31,60 +36,138 @@ _N_BAD_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """The encoded pairs of a run, and what was read to get them."""
+    """The encoded pairs of a run, what was read to get them, and what became of every row."""
 
     split: data.Split
     train: PairTable
     held_out: PairTable
+    account: Account
 
 
-def finish(
-    config: Config, trained: Checkpoint, tables: Tables, folder: Path, *, verb: str, before: Sequence[Metrics] = ()
-) -> Path:
+class Clock:
+    """When a run began, and how long it has taken."""
+
+    def __init__(self) -> None:
+        self._date, self._began = datetime.now(UTC), time.monotonic()
+
+    def facts(self) -> dict[str, str]:
+        """Date, duration and machine, for a report."""
+        seconds = time.monotonic() - self._began
+        device = (
+            torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+        )
+        return {
+            "began": f"{self._date:%Y-%m-%d %H:%M} UTC",
+            "took": f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min",
+            "computed on": device,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """How the weights were made: the verb, since when, the figures `before` training, and the log of its steps."""
+
+    verb: str
+    clock: Clock
+    before: tuple[Metrics, ...] = ()
+    history: tuple[dict[str, float], ...] = ()
+
+
+def finish(config: Config, trained: Checkpoint, tables: Tables, folder: Path, made: Made) -> Path:
     """Judge on the held-out pairs, calibrate, export and report. Return the checkpoint's folder."""
     network = trained.network.requires_grad_(False).eval()
     scores_NH, hidden_ND = _read(config, trained, tables.held_out)
     # The weights of several heads are settled only here; the combined score is judged with them.
-    trained, about_hidden = _calibrated(config, trained, tables.held_out, scores_NH, hidden_ND)
+    trained, uncalibrated, about_hidden = _calibrated(config, trained, tables.held_out, scores_NH, hidden_ND, made.verb)
     calibration = trained.calibration
-    judged = evaluate.slices(tables.held_out, scores_NH, network.head_names, network.head_weights)
+    heads = network.head_names, network.head_weights
+    judged = evaluate.slices(tables.held_out, scores_NH, *heads)
     metrics = figures(config, judged)
-    crossed = figures(
-        config, evaluate.cross_slices(tables.held_out, scores_NH, network.head_names, network.head_weights)
-    )
+    crossed = figures(config, evaluate.cross_slices(tables.held_out, scores_NH, *heads))
     probes = _probes(config, tables)
-    adapter = config.output.adapter and config.model.n_layers is None and export.has_adapter(trained)
-    if adapter:
-        export.adapter(folder / "adapter", trained, _base_name(config))
-    out = folder / "checkpoint"
-    facts = {"made by": f"reward-train {verb}", **facts_of(config, tables)}
-    contract_digest = _export(out, trained, probes)
-    page = facts | {"contract": contract_digest, "calibration": calibration.digest if calibration else None}
-    page |= {"hidden states": about_hidden}
-    page |= {"heads": dict(zip(network.head_names, network.head_weights, strict=True))}
+    out, page = folder / "checkpoint", folder / "report.html"
+    facts = {"made by": f"reward-train {made.verb}", **facts_of(config, tables)}
+    facts |= {"calibration": calibration.digest if calibration else None, "hidden states": about_hidden}
+    facts |= {"not calibrated": uncalibrated} if uncalibrated else {}
+    facts |= {"heads": dict(zip(*heads, strict=True))} | made.clock.facts()
     details = {
         "metrics": [asdict(m) for m in metrics],
         "cross-use": [asdict(m) for m in crossed],
-        "before": [asdict(m) for m in before],
+        "before": [asdict(m) for m in made.before],
         "bad rows": [str(b) for b in tables.split.bad[:_N_BAD_SHOWN]],
         "recipe": recipe.plain(config),
         "versions": export.versions(),
     }
-    export.write_report(out, page | details)
-    if _heads_alone(config, trained):
-        base = _base_name(config)
-        export.heads(folder / "heads", trained, base)
-        # Its contract comes last and is another one; the scores in it are the same.
-        export.write_report(folder / "heads", page | details | {"base": base, "contract": None})
-    title = f"Reward model {folder.resolve().name}"
-    shown = report.Page(title, page, metrics, before, judged, recipe.plain(config), crossed)
-    report.write(folder / "report.html", shown)
-    if adapter:
-        # Last: an adapter that cannot be read back over its base must not cost the run its checkpoint.
-        export.contract(folder / "adapter", trained, probes)
-    if _heads_alone(config, trained):
-        export.contract(folder / "heads", trained, probes)
+    say(f"exporting to {out}")
+    with ExitStack() as late:
+        # Adapter and heads take their places last: one that cannot be read back must not cost the run its checkpoint.
+        alone = _export_alone(config, trained, folder, late)
+        with output.placed(out) as new:
+            contract = export.checkpoint(new, trained, probes)
+            export.write_report(new, facts | {"contract": contract.digest} | details)
+        facts |= {"contract": contract.digest}
+        shown = report.Page(
+            f"Reward model {folder.resolve().name}", facts | {"versions": export.versions()}, metrics, made.before, judged,
+            recipe.plain(config), crossed, made.history, independence(tables, None, config),
+        )  # fmt: skip
+        report.write(page, shown)
+        for line in _results(metrics, uncalibrated):
+            show(line)
+        show(f"report: {page}")
+        for part, base in alone:
+            # Its contract comes last and is another one; the scores in it are the same.
+            if base:
+                export.write_report(part, facts | details | {"base": base, "contract": None})
+            export.contract(part, trained, probes)
     return out
+
+
+def _export_alone(config: Config, trained: Checkpoint, folder: Path, late: ExitStack) -> list[tuple[Path, str | None]]:
+    """What was learnt alone, written to where it takes its place later: the adapter before it is merged, or the heads."""
+    if config.output.adapter and config.model.n_layers is None and export.has_adapter(trained):
+        new = late.enter_context(output.placed(folder / "adapter"))
+        export.adapter(new, trained, _base_name(config))
+        return [(new, None)]
+    if _heads_alone(config, trained):
+        new = late.enter_context(output.placed(folder / "heads"))
+        export.heads(new, trained, _base_name(config))
+        return [(new, _base_name(config))]
+    return []
+
+
+def _results(metrics: Sequence[Metrics], uncalibrated: str) -> Iterator[str]:
+    """The summary after training, a line a fact."""
+    for m in metrics:
+        yield (
+            f"held out, {m.head} {m.source}: accuracy {m.accuracy:.3f} [{m.accuracy_low:.3f}, {m.accuracy_high:.3f}] of "
+            f"{m.n_pairs:,} pairs in {m.n_groups:,} groups, mean margin {m.margin:.3g}; longer text wins {m.longer:.3f}"
+        )
+    if not metrics:
+        yield "held out: nothing, so no accuracy is known"
+    if uncalibrated:
+        yield f"not calibrated: {uncalibrated}"
+
+
+def independence(tables: Tables, checkpoint: Path | None, config: Config | None = None) -> str:
+    """What the report says of held-out pairs and training: no more than is known here.
+
+    `checkpoint`: a folder that was trained elsewhere, known by the digest of its training pairs or not at all.
+    """
+    shared = (
+        f"share no group with the {tables.account.n_train} training pairs of this recipe, and no response to the same prompt "
+        f"(blanks and case aside; {tables.account.n_leaked} training pairs were left out for that). "
+        f"{tables.account.n_same_prompt} of them answer a prompt that training has too, with other responses."
+    )
+    if checkpoint is None:
+        start = " What the reward model was trained on, from which this run started, is not known here."
+        return f"These pairs {shared}{start if config and config.model.start == 'reward' else ''}"
+    try:
+        then = json.loads((checkpoint / export.REPORT).read_text()).get("training data")
+    except (OSError, ValueError, AttributeError):
+        then = None
+    if then == data.digest(tables.train.pairs):
+        return f"By its report, this checkpoint was trained on the training pairs of this recipe. These pairs {shared}"
+    return "Whether this checkpoint was trained on these pairs is not known: its training data are not those of this recipe."
 
 
 def score(config: Config, checkpoint: Checkpoint, table: PairTable) -> Floats:
@@ -111,17 +194,22 @@ def figures(config: Config, judged: Sequence[Judged]) -> list[Metrics]:
 
 def facts_of(config: Config, tables: Tables) -> dict[str, Any]:
     """What was read, kept and dropped: counts, and digests of the data."""
-    split, dropped = tables.split, Counter(tables.train.dropped) + Counter(tables.held_out.dropped)
+    counts = tables.account
     return {
         "model": f"{config.model.path} ({config.model.start})",
         "method": config.method.name,
-        "rows read": split.n_rows,
-        "rows skipped": len(split.bad),
-        "training pairs": len(tables.train),
+        "rows read": counts.n_rows,
+        "rows skipped": counts.n_bad,
+        "pairs beyond max_pairs": counts.n_spare,
+        "pairs dropped": counts.dropped,
+        "pairs in a held-out group": counts.n_same_group,
+        "pairs with a held-out response": counts.n_leaked,
+        "training pairs": counts.n_train,
         "training sequences": len(tables.train.sequences),
-        "held-out pairs": len(tables.held_out),
-        "held-out groups": len({p.group for p in tables.held_out.pairs}),
-        "pairs dropped": dict(dropped),
+        "held-out pairs": counts.n_held_out,
+        "held-out groups": counts.n_groups,
+        "contradicting pairs": counts.n_contradicting,
+        "duplicate pairs": counts.n_duplicate,
         "sequences truncated": sum(s.truncated for t in (tables.train, tables.held_out) for s in t.sequences),
         "training data": data.digest(tables.train.pairs),
         "held-out data": data.digest(tables.held_out.pairs),
@@ -129,21 +217,27 @@ def facts_of(config: Config, tables: Tables) -> dict[str, Any]:
 
 
 def _calibrated(
-    config: Config, trained: Checkpoint, table: PairTable, scores_NH: Floats, hidden_ND: Tensor
-) -> tuple[Checkpoint, str]:
-    """With what the held-out responses say, in place of what an earlier calibration said; and what became of hidden states."""
+    config: Config, trained: Checkpoint, table: PairTable, scores_NH: Floats, hidden_ND: Tensor, verb: str
+) -> tuple[Checkpoint, str, str]:
+    """With what the held-out responses say, in place of what an earlier calibration said; why not; and of hidden states."""
     if not len(table):
-        return replace(trained, calibration=None, hidden=None), "nothing was held out"
-    calibration = _calibrate(config, trained, table, scores_NH)
+        return replace(trained, calibration=None, hidden=None), "nothing was held out", "nothing was held out"
+    try:
+        calibration = _calibrate(config, trained, table, scores_NH)
+    except NothingToFit as why:
+        if verb == "calibrate":
+            raise
+        # A run of hours must not be lost for want of a calibration; `reward-train calibrate` fits one later.
+        return replace(trained, calibration=None, hidden=None), str(why), "not fitted"
     try:
         reference = hidden.fit(hidden_ND.double().numpy())
     except (NothingToFit, np.linalg.LinAlgError) as why:
         # It changes no score, and must not cost the run its checkpoint.
-        return replace(trained, calibration=calibration, hidden=None), f"not fitted: {why}"
+        return replace(trained, calibration=calibration, hidden=None), "", f"not fitted: {why}"
     distance_N = reference.log_distance(hidden_ND).double().numpy()
     calibration = calibrate.with_distance(calibration, reference.digest, distance_N)
     said = f"{len(reference.whitening_KD)} directions of {len(reference.mean_D)}, {len(hidden_ND)} responses"
-    return replace(trained, calibration=calibration, hidden=reference), said
+    return replace(trained, calibration=calibration, hidden=reference), "", said
 
 
 def _calibrate(config: Config, trained: Checkpoint, table: PairTable, scores_NH: Floats) -> Calibration:
@@ -173,19 +267,6 @@ def _traits(sequence: TokenSequence, lexicon: Lexicon, encoder: Encoder) -> tupl
     prompt, text = encoder.texts(sample)
     text = text or sample.text or ""
     return (*of_ids(response, False), *of_text(prompt, text, lexicon))
-
-
-def _export(out: Path, trained: Checkpoint, probes: Sequence[Sample]) -> str:
-    """Write the checkpoint beside its place, then put it there: no half of one is ever at `out`.
-
-    The weights being written may be mapped from the very files that are replaced (`calibrate` in place).
-    """
-    new = out.with_name(out.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    contract = export.checkpoint(new, trained, probes)
-    shutil.rmtree(out, ignore_errors=True)
-    new.rename(out)
-    return contract.digest
 
 
 def _base_name(config: Config) -> str:

@@ -16,7 +16,7 @@ from training.calibrate import NothingToFit
 from training.config import ConfigError
 from training.evaluate import Floats
 from training.pairs import Pair
-from training.sequences import PairTable, TokenSequence
+from training.sequences import PairTable, TokenSequence, subset
 
 
 def deal(pairs: Sequence[Pair], n_folds: int, salt: str) -> tuple[int, ...]:
@@ -51,9 +51,20 @@ def refuse_lonely_heads(table: PairTable, fold_P: Sequence[int], head_names: Seq
             )
 
 
+def refuse_empty(held_in: PairTable, head_names: Sequence[str]) -> None:
+    """Raise `ConfigError` for a head of which no pair is left to train on."""
+    missing = sorted(set(head_names) - {pair.head for pair in held_in.pairs})
+    if missing:
+        raise ConfigError(
+            f"heads {missing}: in one fold every training pair has a response that is held out. Use fewer folds, or groups "
+            "that keep equal responses together (group_key)."
+        )
+
+
 def halves(table: PairTable, fold_P: Sequence[int], fold: int) -> tuple[PairTable, PairTable]:
     """The pairs to train on and those held out, over the same numbered sequences: features stay where they are."""
-    return _subset(table, [f != fold for f in fold_P]), _subset(table, [f == fold for f in fold_P])
+    held_in, held_out = (subset(table, [(f == fold) is held for f in fold_P], renumber=False) for held in (False, True))
+    return replace(held_in, dropped={}), replace(held_out, dropped={})
 
 
 def standardise(scores_NH: Floats, held_in: PairTable, head_names: Sequence[str]) -> Floats:
@@ -81,14 +92,3 @@ def pool(table: PairTable, fold_P: Sequence[int], scores_of: Mapping[int, Floats
     sequences: tuple[TokenSequence, ...] = tuple(table.sequences[s] for _, s in number)
     scores_NH = np.stack([scores_of[fold][s] for fold, s in number])
     return replace(table, sequences=sequences, chosen=chosen, rejected=rejected), scores_NH
-
-
-def _subset(table: PairTable, keep_P: Sequence[bool]) -> PairTable:
-    numbers = [i for i, keep in enumerate(keep_P) if keep]
-    return PairTable(
-        pairs=tuple(table.pairs[i] for i in numbers),
-        sequences=table.sequences,
-        chosen=tuple(table.chosen[i] for i in numbers),
-        rejected=tuple(table.rejected[i] for i in numbers),
-        dropped={},
-    )

@@ -72,10 +72,16 @@ def _layer_of(name: str) -> int | None:
 
 
 def merge(network: RewardNetwork) -> None:
-    """Fold the adapters into the trunk, in place. Without adapters nothing happens."""
+    """Fold the adapters into the trunk, in place and in float32. Without adapters nothing happens.
+
+    In half precision most of what was learnt would be rounded away: it is small beside the weights it is added to.
+    """
     import peft
 
     if isinstance(network.backbone, peft.PeftModel):
+        if any(p.dtype != torch.float32 for p in network.backbone.parameters()):
+            # Twice the memory, which a GPU may not have.
+            network.backbone = network.backbone.cpu().float()
         network.backbone = network.backbone.merge_and_unload()
 
 

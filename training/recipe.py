@@ -9,22 +9,85 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from training.config import Config, ConfigError
+from training.config import Config, ConfigError, shown
+
+_SIMILAR = 0.75
+_ELSEWHERE = {
+    "learning_rate": "optim.lr",
+    "num_train_epochs": "optim.epochs",
+    "num_epochs": "optim.epochs",
+    "per_device_train_batch_size": "optim.batch_pairs",
+    "batch_size": "optim.batch_pairs",
+    "gradient_accumulation_steps": "optim.accumulate",
+    "lr_scheduler_type": "optim.schedule",
+    "warmup_ratio": "optim.warmup",
+    "warmup_steps": "optim.warmup",
+    "bf16": "optim.precision",
+    "fp16": "optim.precision",
+    "optim": "optim.optimizer",
+    "max_length": "encoding.max_tokens",
+    "max_seq_length": "encoding.max_tokens",
+    "output_dir": "output.folder",
+    "model_name_or_path": "model.path",
+    "torch_dtype": "model.dtype",
+    "dataset_name": "data.sources",
+    "lora_r": "method.rank",
+    "r": "method.rank",
+    "lora_alpha": "method.alpha",
+    "lora_dropout": "method.dropout",
+    "target_modules": "method.targets",
+    "center_rewards_coefficient": "loss.centring",
+}
+"""What other trainers call our settings."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe and apply the overrides, in order. Raise `ConfigError`."""
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
+        raw = _yaml(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{path} is no recipe: {_in_words(error)}") from error
     return parse(raw, overrides)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as it is, but a key that is there twice is an error: the first of two sections would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping. Raise `ConstructorError` with the place of the second key."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable):
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key!r} is there twice; keep one of them", key_node.start_mark
+                    )
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _yaml(text: str | bytes) -> Any:
+    # A subclass of SafeLoader: it makes plain values only.
+    return yaml.load(text, Loader=_Loader)
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is no UTF-8 (byte {error.start})"
+    return " ".join(str(error).split())
 
 
 def parse(raw: Any, overrides: Sequence[str] = ()) -> Config:
@@ -36,7 +99,10 @@ def parse(raw: Any, overrides: Sequence[str] = ()) -> Config:
         if not equals:
             raise ConfigError(f"--set {override!r}: write key=value, for instance optim.lr=1e-4")
         raw = _put(raw, key.strip().split("."), _value(value), where="")
-    config: Config = _record(Config, raw, where="")
+    try:
+        config: Config = _record(Config, raw, where="")
+    except RecursionError:
+        raise ConfigError("the recipe is nested too deeply") from None
     return config
 
 
@@ -47,9 +113,9 @@ def plain(config: Config) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set: {text!r} is no YAML value: {error}") from error
+        return _yaml(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"--set: {shown(text)} is no YAML value: {_in_words(error)}") from error
 
 
 def _put(node: Any, path: list[str], value: Any, where: str) -> Any:
@@ -59,19 +125,19 @@ def _put(node: Any, path: list[str], value: Any, where: str) -> Any:
     key, rest = path[0], path[1:]
     here = f"{where}.{key}" if where else key
     if isinstance(node, list):
-        if not key.isdigit() or int(key) >= len(node):
+        if not key.isdecimal() or int(key) >= len(node):
             raise ConfigError(f"--set {here}: {where} is a list of {len(node)}; name one by its number, 0 is the first")
         return [_put(item, rest, value, here) if i == int(key) else item for i, item in enumerate(node)]
     if node is None:
         node = {}
     if not isinstance(node, dict):
-        raise ConfigError(f"--set {here}: {where} is {node!r} and has no parts")
+        raise ConfigError(f"--set {here}: {where} is {shown(node)} and has no parts")
     return {**node, key: _put(node.get(key), rest, value, here)}
 
 
 def _record(kind: Any, raw: Any, where: str) -> Any:
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where or 'recipe'} is {raw!r}; it must be a mapping")
+        raise ConfigError(f"{where or 'recipe'} is {shown(raw)}; it must be a mapping")
     types_of = typing.get_type_hints(kind)
     known = {f.name: f for f in dataclasses.fields(kind)}
     for key in raw:
@@ -88,8 +154,22 @@ def _join(where: str, key: str) -> str:
 
 
 def _unknown(full: str, key: str, known: list[str], where: str) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return f"unknown setting {full!r}; did you mean {_join(where, near[0])!r}? Known here: {', '.join(known)}"
+    """The nearest known setting is named only where it is near: a wrong hint is worse than none."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=_SIMILAR)
+    hint = _join(where, near[0]) if near else _ELSEWHERE.get(key) or _settings_called(key)
+    meant = f"; did you mean {hint!r}?" if hint else "."
+    return f"unknown setting {full!r}{meant} Known here: {', '.join(known)}"
+
+
+def _settings_called(key: str) -> str | None:
+    """The full name of a setting that stands in another section."""
+    sections = {f.name: typing.get_type_hints(Config)[f.name] for f in dataclasses.fields(Config)}
+    found = [
+        f"{name}.{key}"
+        for name, kind in sections.items()
+        if dataclasses.is_dataclass(kind) and key in {f.name for f in dataclasses.fields(kind)}
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _coerce(kind: Any, value: Any, where: str) -> Any:
@@ -101,7 +181,7 @@ def _coerce(kind: Any, value: Any, where: str) -> Any:
         # YAML 1.1 reads a bare `no` as false.
         value = "no" if value is False and "no" in args else value
         if value not in args:
-            raise ConfigError(f"{where} is {value!r}; it must be one of {', '.join(map(str, args))}")
+            raise ConfigError(f"{where} is {shown(value)}; it must be one of {', '.join(map(str, args))}")
         return value
     if origin is types.UnionType:
         if value is None:
@@ -120,6 +200,19 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
             return float(value)
         except (TypeError, ValueError):
             pass
+        except OverflowError:
+            raise ConfigError(f"{where} is {shown(value)}; no number is that large here") from None
+    elif kind is str and isinstance(value, str) and not _is_clean(value):
+        raise ConfigError(f"{where} is {shown(value)}; it has a character that no file and no text has")
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{where} is {value!r}; it must be of type {kind.__name__}")
+    raise ConfigError(f"{where} is {shown(value)}; it must be of type {kind.__name__}")
+
+
+def _is_clean(text: str) -> bool:
+    """No NUL, which ends a path, and no lone surrogate, which nothing can print."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text

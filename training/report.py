@@ -1,4 +1,4 @@
-"""One self-contained HTML file: what was trained on what, how good it is beside counting characters, three plots a head.
+"""One self-contained HTML file: what was trained on what, how good it is beside counting characters, and plots.
 
 Knows figures and tables; computes none of the metrics itself.
 """
@@ -16,26 +16,47 @@ from typing import Any
 import numpy as np
 import yaml
 
-from training.evaluate import Judged, Metrics, cross_fitted, reliability
+from training.evaluate import PAIRS_A_BIN, Judged, Metrics, cross_fitted, reliability
+from training.output import write_text
 
 _CHOSEN, _REJECTED, _LINE = "#2a7f62", "#c4533a", "#3b5b92"
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:76rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.2rem}table{border-collapse:collapse;font-size:.9rem}
-th,td{padding:.3rem .7rem;border-bottom:1px solid #ddd;text-align:right}th:first-child,td:first-child,
-th:nth-child(2),td:nth-child(2){text-align:left}.bad{color:#b03a1e;font-weight:600}img{max-width:100%}
-pre{background:#f6f6f4;padding:1rem;overflow:auto;font-size:.85rem}p.note{color:#555;max-width:56rem}
-.scroll{overflow-x:auto}
+h1{font-size:1.6rem;overflow-wrap:anywhere}h2{font-size:1.2rem;margin-top:2.2rem;overflow-wrap:anywhere}
+table{border-collapse:collapse;font-size:.9rem;width:100%}
+th,td{padding:.3rem .5rem;border-bottom:1px solid #ddd;text-align:right;vertical-align:top;overflow-wrap:anywhere}
+.figures th{overflow-wrap:normal}
+.facts td,.figures th:nth-child(-n+2),.figures td:nth-child(-n+2){text-align:left}.facts td:first-child{width:14rem}
+.bad{color:#b03a1e;font-weight:600}img{max-width:100%}td small{color:#555;display:block}
+pre{background:#f6f6f4;padding:1rem;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}
+p.note{color:#555;max-width:56rem}
+@media(max-width:60rem){
+.figures tr:first-child{display:none}.figures tr{display:block;border-bottom:2px solid #999;padding:.4rem 0}
+.figures td{display:flex;justify-content:space-between;gap:1rem;text-align:right!important}
+.figures td::before{content:attr(data-name);color:#555;text-align:left}.figures td small{display:inline}
+.facts td:first-child{width:7rem}
+}
 """
-_COLUMNS = ("head", "source", "pairs", "groups", "accuracy", "95 % interval", "longer wins", "shorter wins", "margin",
-            "NLL", "NLL (T)", "ECE", "ECE (T)", "T", "r(length)", "ρ(length)")  # fmt: skip
+_COLUMNS = (
+    "head",
+    "source",
+    "pairs (groups)",
+    "accuracy",
+    "longer / shorter wins",
+    "margin",
+    "NLL",
+    "ECE",
+    "T",
+    "r, ρ of length",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
     """What a report shows. `facts` are lines of the opening table; `recipe` is printed whole.
 
-    `crossed`: each head on the pairs of the others, and the combined score on each source.
+    `crossed`: each head on the pairs of the others, and the combined score on each source. `history` is the log of the
+    steps, empty where none was taken. `independence` says what is known of held-out pairs and training.
     """
 
     title: str
@@ -45,19 +66,20 @@ class Page:
     judged: Sequence[Judged]
     recipe: Mapping[str, Any]
     crossed: Sequence[Metrics] = ()
+    history: Sequence[Mapping[str, float]] = ()
+    independence: str = ""
 
 
 def write(path: Path, page: Page) -> None:
     """Write the report; it needs no other file and no network."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(page))
+    write_text(path, render(page))
 
 
 def render(page: Page) -> str:
     """The report as one HTML text."""
     plots = "".join(
         f"<h2>{html.escape(j.head)} · {html.escape(j.source)}</h2>"
-        f'<img alt="rewards, reliability and length of {html.escape(j.head)}" src="data:image/png;base64,{plot(j)}">'
+        f"{_image(plot(j), f'rewards, reliability and length of {j.head}')}"
         for j in page.judged
     )
     crossed = (
@@ -71,52 +93,124 @@ def render(page: Page) -> str:
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(page.title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
-        f"<h1>{html.escape(page.title)}</h1>{_facts(page.facts)}<h2>Held-out pairs</h2>{_table(page.metrics)}"
-        '<p class="note">No group of these pairs was trained on. The interval draws whole groups. An accuracy in red '
-        "does not exceed the better length rule on the same pairs. (T): after a temperature that was fitted on the other "
-        f"half of the groups.</p>{crossed}{before}{plots}<h2>Recipe</h2>"
-        f"<pre>{html.escape(yaml.safe_dump(dict(page.recipe), sort_keys=False))}</pre></body></html>\n"
+        f"<h1>{html.escape(page.title)}</h1>{_facts(page.facts)}{_curve(page)}<h2>Held-out pairs</h2>{_held_out(page)}"
+        f"{crossed}{before}{plots}<h2>Recipe</h2>"
+        f"<pre>{html.escape(yaml.safe_dump(dict(page.recipe), sort_keys=False, allow_unicode=True))}</pre></body></html>\n"
     )
 
 
+def _held_out(page: Page) -> str:
+    if not page.metrics:
+        return '<p class="note">No pair was held out, so no accuracy is known.</p>'
+    return (
+        f'{_table(page.metrics)}<p class="note">{html.escape(page.independence)} The interval (95 %) draws whole groups. An '
+        "accuracy in red does not exceed the better length rule on the same pairs. Of NLL and ECE the second figure is after "
+        "a temperature that was fitted on the other half of the groups.</p>"
+    )
+
+
+def _curve(page: Page) -> str:
+    steps = [line for line in page.history if "loss" in line]
+    if not steps:
+        return ""
+    return f"<h2>Training</h2>{_image(plot_curve(page.history), 'loss, accuracy and margin over the steps')}"
+
+
+def _image(png: str, alt: str) -> str:
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{png}">'
+
+
 def _facts(facts: Mapping[str, Any]) -> str:
-    rows = "".join(f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items())
-    return f"<table>{rows}</table>"
+    rows = "".join(
+        f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(in_words(v))}</td></tr>" for k, v in facts.items()
+    )
+    return f'<table class="facts">{rows}</table>'
+
+
+def in_words(value: Any) -> str:
+    """A value as a reader writes it: no brackets, quotes or `None` of the language."""
+    if value is None or (isinstance(value, Mapping | list | tuple) and not value):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(k).replace('_', ' ')} {in_words(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(in_words, value))
+    return str(value)
 
 
 def _table(metrics: Iterable[Metrics]) -> str:
     head = "".join(f"<th>{html.escape(c)}</th>" for c in _COLUMNS)
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(map(_line, metrics))}</table></div>'
+    return f'<table class="figures"><tr>{head}</tr>{"".join(map(_line, metrics))}</table>'
 
 
 def _line(m: Metrics) -> str:
-    mark = "" if m.accuracy > max(m.longer, m.shorter) else ' class="bad"'
-    cells = [m.n_pairs, m.n_groups]
-    figures = (m.longer, m.shorter, m.margin, m.nll, m.nll_calibrated, m.ece, m.ece_calibrated, m.temperature,
-               m.length_pearson, m.length_spearman)  # fmt: skip
-    return (
-        f"<tr><td>{html.escape(m.head)}</td><td>{html.escape(m.source)}</td>"
-        + "".join(f"<td>{c}</td>" for c in cells)
-        + f"<td{mark}>{m.accuracy:.3f}</td><td>{m.accuracy_low:.3f}–{m.accuracy_high:.3f}</td>"
-        + "".join(f"<td>{f:.3f}</td>" for f in figures)
-        + "</tr>"
-    )
+    mark = "" if m.accuracy > max(m.longer, m.shorter) else "bad"
+    interval = f"{m.accuracy_low:.3f}–{m.accuracy_high:.3f}"
+    cells = [
+        html.escape(m.head),
+        html.escape(m.source),
+        f"{m.n_pairs} ({m.n_groups})",
+        f'<span class="{mark}">{m.accuracy:.3f}</span> <small>{interval}</small>',
+        f"{m.longer:.3f} / {m.shorter:.3f}",
+        f"{m.margin:.3g}",
+        f"{m.nll:.3f} → {m.nll_calibrated:.3f}",
+        f"{m.ece:.3f} → {m.ece_calibrated:.3f}",
+        f"{m.temperature:.3g}",
+        f"{m.length_pearson:.2f}, {m.length_spearman:.2f}",
+    ]
+    names = zip(_COLUMNS, cells, strict=True)
+    return "<tr>" + "".join(f'<td data-name="{html.escape(name)}"><span>{c}</span></td>' for name, c in names) + "</tr>"
+
+
+# -- plots ------------------------------------------------------------------------------------------------
+
+
+def _figure(height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    # No pyplot: it keeps every figure in a global and asks the environment for a display.
+    return Figure(figsize=(13, height), layout="constrained")
+
+
+def _png(figure: Any) -> str:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    out = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(out)
+    return base64.b64encode(out.getvalue()).decode()
 
 
 def plot(judged: Judged) -> str:
     """Rewards of chosen and rejected, reliability before and after temperature, reward over length: base64 of a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # No pyplot: it keeps every figure in a global and asks the environment for a display.
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    figure = _figure(3.8)
     rewards, calibration, length = figure.subplots(1, 3)
     _plot_rewards(rewards, judged)
     _plot_reliability(calibration, judged)
     _plot_length(length, judged)
-    out = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(out)
-    return base64.b64encode(out.getvalue()).decode()
+    return _png(figure)
+
+
+def plot_curve(history: Sequence[Mapping[str, float]]) -> str:
+    """Loss, accuracy and margin of the training batches over the steps, and held-out accuracy where it was taken."""
+    figure = _figure(3.2)
+    for axes, name in zip(figure.subplots(1, 3), ("loss", "accuracy", "margin"), strict=True):
+        seen = [(line["step"], line[name]) for line in history if name in line and "loss" in line]
+        axes.plot(
+            *zip(*seen, strict=True), color=_LINE, linewidth=1.2, marker="o" if len(seen) < 3 else "", label="training"
+        )
+        end = f"/{'nll' if name == 'loss' else name}"
+        for key in sorted({k for line in history for k in line if k.startswith("eval_") and k.endswith(end)}):
+            held = [(line["step"], line[key]) for line in history if key in line]
+            label = f"held out, {key.removeprefix('eval_').removesuffix(end)}"
+            axes.plot(*zip(*held, strict=True), marker="o", markersize=3, linewidth=1, label=label)
+        axes.set(title=name.capitalize(), xlabel="step")
+        if len(axes.lines) > 1:
+            axes.legend(fontsize="small")
+    return _png(figure)
 
 
 def _plot_rewards(axes: Any, judged: Judged) -> None:
@@ -128,12 +222,20 @@ def _plot_rewards(axes: Any, judged: Judged) -> None:
 
 
 def _plot_reliability(axes: Any, judged: Judged) -> None:
+    n_pairs = len(judged.diff_P)
+    if n_pairs < 2 * PAIRS_A_BIN:
+        axes.set(title="Reliability")
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, f"{n_pairs} pairs are too few", ha="center", va="center", transform=axes.transAxes)
+        return
     axes.plot([0.5, 1], [0.5, 1], color="#bbb", linewidth=1)
     cooled_P = cross_fitted(judged.diff_P, judged.group_P)
+    bins = reliability(judged.diff_P)
     for diff_P, colour, label in ((judged.diff_P, _REJECTED, "as trained"), (cooled_P, _LINE, "after temperature")):
         confidence, accuracy, _ = zip(*reliability(diff_P), strict=True)
         axes.plot(confidence, accuracy, marker="o", markersize=4, color=colour, label=label)
-    axes.set(title="Reliability, 15 bins of equal mass", xlabel="confidence", ylabel="accuracy", ylim=(0, 1.02))
+    title = f"Reliability, {len(bins)} bins of {bins[-1][2]} pairs or one more"
+    axes.set(title=title, xlabel="confidence", ylabel="accuracy", ylim=(0, 1.02))
     axes.legend()
 
 

@@ -6,8 +6,8 @@ The only room that knows all the others. `finish` has the second half.
 from __future__ import annotations
 
 import json
-import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,17 +16,18 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from model.checkpoint import Checkpoint, read, read_backbone, without_bias
-from training import data, evaluate, recipe, report, scoring, sequences
+from model.checkpoint import Checkpoint, CheckpointError, read, read_backbone, without_bias
+from training import account, data, evaluate, hub, leakage, output, recipe, report, scoring, sequences
 from training.collate import Collator, Rows, cached_rows, token_rows
 from training.config import Config, ConfigError
+from training.console import say, show
 from training.evaluate import Metrics
-from training.finish import Tables, facts_of, figures, finish, judge, score, summary
+from training.finish import Clock, Made, Tables, facts_of, figures, finish, independence, judge, score, summary
 from training.losses import USES_MARGIN
 from training.methods import CachedNetwork, adapt, fit_logistic
 from training.sequences import PairTable
-from training.steps import last_complete, load_weights
-from training.trainer import RewardTrainer
+from training.steps import history_of, last_complete, load_weights
+from training.trainer import RewardTrainer, check_optimizer, stops_at_signals
 
 _RECIPE = "recipe.json"
 
@@ -35,53 +36,88 @@ def train(config: Config) -> Path:
     """Train, and write everything that a run writes. Return the checkpoint's folder."""
     torch.manual_seed(config.seed)
     folder = Path(config.output.folder)
-    resume_from = _where_to_resume(config, folder)
-    start = begin(config)
-    tables = encode(config, start)
-    # A fresh head has nothing to be compared with.
-    before = figures(config, judge(config, start, tables.held_out)) if config.model.start == "reward" else []
-    hidden_ND = features(config, start, tables.train)
-    initialise_heads(config, start, tables.train, hidden_ND)
-    trained = fit(config, start, tables, hidden_ND, folder, resume_from)
-    if trained is not None:
-        finish(config, trained, tables, folder, verb="train", before=before)
+    clock = Clock()
+    with _alone_in(folder):
+        resume_from = _where_to_resume(config, folder)
+        check_optimizer(config)
+        start = begin(config)
+        tables = encode(config, start)
+        # A fresh head has nothing to be compared with.
+        before = figures(config, judge(config, start, tables.held_out)) if config.model.start == "reward" else []
+        hidden_ND = features(config, start, tables.train)
+        initialise_heads(config, start, tables.train, hidden_ND)
+        trained, history = fit(config, start, tables, hidden_ND, folder, resume_from)
+        if trained is not None:
+            made = Made("train", clock, tuple(before), tuple(history))
+            finish(config, trained, tables, folder, made)
     _process().wait_for_everyone()
     return folder / "checkpoint"
 
 
 def evaluate_checkpoint(config: Config, path: str) -> tuple[list[Metrics], Path]:
     """Judge an existing reward model on the recipe's held-out pairs; write a report. Return figures and its path."""
+    clock = Clock()
     checkpoint = _with_limits(config, _read(config, path))
     tables = encode(_own_heads(config, checkpoint), checkpoint)
+    _require_held_out(tables, "evaluate")
     heads = checkpoint.network.head_names, checkpoint.network.head_weights
     scores_NH = score(config, checkpoint, tables.held_out)
     judged = evaluate.slices(tables.held_out, scores_NH, *heads)
     metrics = figures(config, judged)
     crossed = figures(config, evaluate.cross_slices(tables.held_out, scores_NH, *heads))
-    page, facts = Path(config.output.folder) / "evaluation.html", facts_of(config, tables)
-    report.write(page, report.Page(f"Evaluation of {path}", facts, metrics, (), judged, recipe.plain(config), crossed))
-    (page.with_suffix(".json")).write_text(json.dumps([asdict(m) for m in metrics], indent=1) + "\n")
+    folder = Path(config.output.folder)
+    page = folder / "evaluation.html"
+    facts = {"made by": f"reward-train evaluate --checkpoint {path}", **facts_of(config, tables), **clock.facts()}
+    shown = report.Page(
+        f"Evaluation of {path}", facts, metrics, (), judged, recipe.plain(config), crossed,
+        independence=independence(tables, checkpoint.folder),
+    )  # fmt: skip
+    report.write(page, shown)
+    output.write_json(page.with_suffix(".json"), [asdict(m) for m in metrics])
     return metrics, page
 
 
 def calibrate_checkpoint(config: Config, path: str) -> Path:
     """Fit the calibration of an existing reward model on the recipe's held-out pairs; write it as a new checkpoint."""
-    checkpoint = _without_bias(_with_limits(config, _read(config, path)))
-    own = _own_heads(config, checkpoint)
-    return finish(own, checkpoint, encode(own, checkpoint), Path(config.output.folder), verb="calibrate")
+    folder = Path(config.output.folder)
+    clock = Clock()
+    with _alone_in(folder):
+        if Path(path).resolve() != (folder / "checkpoint").resolve():
+            output.refuse_finished(folder)
+        checkpoint = _without_bias(_with_limits(config, _read(config, path)))
+        own = _own_heads(config, checkpoint)
+        tables = encode(own, checkpoint)
+        _require_held_out(tables, "calibrate")
+        return finish(own, checkpoint, tables, folder, Made("calibrate", clock))
 
 
 def export_last_step(config: Config) -> Path:
     """Finish a run that was stopped: the newest complete step checkpoint becomes the checkpoint."""
     folder = Path(config.output.folder)
-    step = last_complete(folder / "steps")
-    if step is None:
-        raise ConfigError(f"{folder / 'steps'} holds no complete step checkpoint; run `reward-train train` first")
-    start = begin(config)
-    tables = encode(config, start)
-    _wrap(config, start)
-    load_weights(start.network, step)
-    return finish(config, start, tables, folder, verb="export")
+    clock = Clock()
+    with _alone_in(folder):
+        step = last_complete(folder / "steps")
+        if step is None:
+            raise ConfigError(f"{folder / 'steps'} holds no complete step checkpoint; run `reward-train train` first")
+        output.refuse_finished(folder)
+        _refuse_other_recipe(config, folder)
+        start = begin(config)
+        tables = encode(config, start)
+        _wrap(config, start)
+        load_weights(start.network, step)
+        return finish(config, start, tables, folder, Made("export", clock, history=tuple(history_of(step))))
+
+
+def _alone_in(folder: Path) -> AbstractContextManager[None]:
+    """The lock of the folder, which the first process holds for all."""
+    return output.locked(folder) if _process().is_main_process else nullcontext()
+
+
+def _require_held_out(tables: Tables, verb: str) -> None:
+    if not len(tables.held_out):
+        raise data.DataError(
+            f"{verb} needs held-out pairs, and none is held out. Raise data.eval_fraction, or name data.eval_sources."
+        )
 
 
 # -- begin ------------------------------------------------------------------------------------------------
@@ -90,8 +126,23 @@ def export_last_step(config: Config) -> Path:
 def begin(config: Config) -> Checkpoint:
     """The weights that training starts from, on the device it runs on."""
     wanted = config.model
+    hub.announce_model(wanted.path)
+    try:
+        checkpoint = _start(config)
+    except CheckpointError as error:
+        if hub.is_hub_model(wanted.path) and hub.is_offline():
+            raise ConfigError(
+                f"model.path: {wanted.path!r} is no folder here. {hub.remedy('model', 'model.path')}"
+            ) from error
+        raise
+    checkpoint.network.to(_process().device)
+    return _with_limits(config, checkpoint)
+
+
+def _start(config: Config) -> Checkpoint:
+    wanted = config.model
     if wanted.start == "backbone":
-        checkpoint = read_backbone(
+        return read_backbone(
             wanted.path,
             dtype=wanted.dtype,
             head_names=wanted.heads,
@@ -100,28 +151,36 @@ def begin(config: Config) -> Checkpoint:
             allow_pickle=wanted.allow_pickle,
             ignore_checkpoint_code=wanted.ignore_checkpoint_code,
         )
-    else:
-        checkpoint = read(
-            wanted.path,
-            dtype=wanted.dtype,
-            allow_pickle=wanted.allow_pickle,
-            ignore_checkpoint_code=wanted.ignore_checkpoint_code,
-        )
-        if checkpoint.network.head_names != wanted.heads:
-            raise ConfigError(f"{wanted.path} has heads {checkpoint.network.head_names}; model.heads is {wanted.heads}")
-        checkpoint = _without_bias(checkpoint)
-    checkpoint.network.to(_process().device)
-    return _with_limits(config, checkpoint)
+    checkpoint = read(
+        wanted.path,
+        dtype=wanted.dtype,
+        allow_pickle=wanted.allow_pickle,
+        ignore_checkpoint_code=wanted.ignore_checkpoint_code,
+    )
+    if checkpoint.network.head_names != wanted.heads:
+        raise ConfigError(f"{wanted.path} has heads {checkpoint.network.head_names}; model.heads is {wanted.heads}")
+    return _without_bias(checkpoint)
 
 
 def encode(config: Config, start: Checkpoint) -> Tables:
     """Read the pairs, split them by group and encode both sides."""
     split = data.load(config.data, default_head=config.model.heads[0])
     encoder = start.encoder
-    train_table = sequences.encode(split.train, encoder)
+    train_table = sequences.encode(split.train, encoder, "training pairs")
+    held_out = sequences.encode(split.held_out, encoder, "held-out pairs")
+    account.refuse_losses(split, train_table, held_out, config.data.max_dropped)
     if not len(train_table):
         raise data.DataError(f"none of {len(split.train)} training pairs is left: {train_table.dropped}")
-    return Tables(split, train_table, sequences.encode(split.held_out, encoder))
+    kept, overlap = leakage.remove(train_table, held_out)
+    if not len(kept):
+        raise data.DataError(
+            f"none of {len(train_table)} training pairs is left: each has a response that is held out, under another group. "
+            "Hold out other pairs."
+        )
+    counts = account.account(split, kept, held_out, overlap)
+    for line in account.lines(counts):
+        show(line)
+    return Tables(split, kept, held_out, counts)
 
 
 def _read(config: Config, path: str) -> Checkpoint:
@@ -152,8 +211,8 @@ def _own_heads(config: Config, checkpoint: Checkpoint) -> Config:
 def _without_bias(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint without its heads' biases, which no difference has a part of; said on the console."""
     checkpoint, note = without_bias(checkpoint)
-    if note and _process().is_main_process:
-        print(f"reward-train: {note}", file=sys.stderr)
+    if note:
+        say(note)
     return checkpoint
 
 
@@ -169,23 +228,38 @@ def n_processes() -> int:
 
 def _where_to_resume(config: Config, folder: Path) -> Path | None:
     """The step checkpoint to go on from. A folder in use is never overwritten, nor resumed by another recipe."""
-    steps, kept, now = folder / "steps", folder / _RECIPE, json.loads(json.dumps(_identity(config)))
+    steps = folder / "steps"
     found = last_complete(steps)
     if found is not None and not config.output.resume:
         raise ConfigError(
             f"{folder} holds a run at {found.name} already. Go on from there with --set output.resume=true, "
             "or choose another output.folder."
         )
-    if found is not None and kept.is_file() and json.loads(kept.read_text()) != now:
+    if found is None:
+        output.refuse_finished(folder)
+    else:
+        _refuse_other_recipe(config, folder)
+    if _process().is_main_process:
+        output.write_json(folder / _RECIPE, _identity(config))
+    return found
+
+
+def _refuse_other_recipe(config: Config, folder: Path) -> None:
+    """Raise `ConfigError` where the steps in the folder were made by another recipe."""
+    kept, now = folder / _RECIPE, json.loads(json.dumps(_identity(config)))
+    try:
         then = json.loads(kept.read_text())
-        changed = sorted(k for k in {*now, *then} if now.get(k) != then.get(k))
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        raise ConfigError(
+            f"{kept} is unreadable ({error}): whether this recipe made the steps there is not known"
+        ) from error
+    changed = sorted(k for k in {*now, *then} if now.get(k) != then.get(k))
+    if changed:
         raise ConfigError(
             f"{folder} was begun by another recipe: {', '.join(changed)} differ. Choose another output.folder."
         )
-    if _process().is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(now, indent=1) + "\n")
-    return found
 
 
 def _identity(config: Config) -> dict[str, Any]:
@@ -222,12 +296,12 @@ def fit(
     features: torch.Tensor | None,
     folder: Path,
     resume_from: Path | None,
-) -> Checkpoint | None:
-    """Train, with `epochs: 0` not at all. The first process gets the weights, whole; the others None."""
+) -> tuple[Checkpoint | None, list[dict[str, float]]]:
+    """Train, with `epochs: 0` not at all. The first process gets the weights, whole, the others None; and the log."""
     network, table = start.network, tables.train
     _refuse_lost_margins(config, table)
     if config.optim.epochs == 0:
-        return start if _process().is_main_process else None
+        return (start if _process().is_main_process else None), []
     rows: Rows
     if config.method.name == "frozen" and features is not None:
         module: torch.nn.Module = CachedNetwork(network, features)
@@ -235,12 +309,14 @@ def fit(
     else:
         _wrap(config, start)
         module, rows = network, token_rows(table, start.pad_id)
+    _refuse_low_precision(module)
     collator = Collator(table, network.head_names, rows)
     judge_now = partial(_judge_now, config, start, tables.held_out) if len(tables.held_out) else None
     trainer = RewardTrainer(module, table, collator, config, judge=judge_now, steps=folder / "steps")
     trainer.log_to_tensorboard(folder / "logs")
-    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    return _whole(config, start, trainer)
+    with stops_at_signals(trainer):
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    return _whole(config, start, trainer), list(trainer.state.log_history)
 
 
 def _whole(config: Config, start: Checkpoint, trainer: RewardTrainer) -> Checkpoint | None:
@@ -279,6 +355,15 @@ def _judge_now(config: Config, start: Checkpoint, table: PairTable) -> dict[str,
 
 def _rows(table: PairTable) -> list[tuple[int, ...]]:
     return [s.ids for s in table.sequences]
+
+
+def _refuse_low_precision(module: torch.nn.Module) -> None:
+    """What learns is float32: in half precision, small updates round to nothing."""
+    low = [f"{n} ({p.dtype})" for n, p in module.named_parameters() if p.requires_grad and p.dtype != torch.float32]
+    if low:
+        raise ConfigError(
+            f"{len(low)} weights that learn are not float32: {', '.join(low[:3])}. Set model.dtype: float32."
+        )
 
 
 def _refuse_lost_margins(config: Config, table: PairTable) -> None:

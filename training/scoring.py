@@ -10,18 +10,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from model.network import NetworkOutput, RewardNetwork
 from model.padding import left_pad
-
-_console = Console(stderr=True)
+from training.console import progress
 
 
 def score(
-    network: RewardNetwork, rows: Sequence[Sequence[int]], *, pad_id: int, batch_tokens: int, label: str = "scoring"
+    network: RewardNetwork, rows: Sequence[Sequence[int]], *, pad_id: int, batch_tokens: int, label: str = "sequences"
 ) -> np.ndarray:
     """The raw value of every head for every row, `(N, H)` float64."""
     return read(network, rows, pad_id=pad_id, batch_tokens=batch_tokens, label=label)[0]
@@ -64,7 +61,7 @@ def _forwards(
     batches = plan([len(r) for r in rows], batch_tokens)
     try:
         with torch.no_grad():
-            for places in track(batches, label, console=_console, transient=True, disable=not _console.is_terminal):
+            for places in progress(batches, f"scoring {label}", len(rows), size=len, unit=" sequences"):
                 ids_BT, mask_BT = left_pad([rows[i] for i in places], pad_id)
                 yield places, network(ids_BT.to(network.device), mask_BT.to(network.device))
     finally:

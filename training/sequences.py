@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.conversation import InputTooLong, Sample, SampleError
 from model.encoding import Encoded, Encoder
+from training.console import progress
 from training.pairs import Pair
 
 Ids = tuple[int, ...]
@@ -49,13 +50,13 @@ class PairTable:
         return len(self.pairs)
 
 
-def encode(pairs: Sequence[Pair], encoder: Encoder) -> PairTable:
+def encode(pairs: Sequence[Pair], encoder: Encoder, label: str = "pairs") -> PairTable:
     """Encode every distinct sample once. Raise `EncodingFailed` naming the first pairs the encoder refuses."""
     shelf = _Shelf(encoder)
     kept: list[tuple[Pair, int, int]] = []
     dropped: Counter[str] = Counter()
     refused: list[str] = []
-    for pair in pairs:
+    for pair in progress(pairs, f"encoding {label}", len(pairs), unit=" pairs"):
         try:
             chosen, rejected = shelf.place(pair.chosen), shelf.place(pair.rejected)
         except InputTooLong:
@@ -70,6 +71,21 @@ def encode(pairs: Sequence[Pair], encoder: Encoder) -> PairTable:
     if refused:
         raise EncodingFailed(f"{len(refused)} pairs cannot be encoded:\n  " + "\n  ".join(refused[:20]))
     return _table(kept, shelf.sequences, dict(dropped))
+
+
+def subset(table: PairTable, keep_P: Sequence[bool], *, renumber: bool = True) -> PairTable:
+    """Some pairs of a table; without `renumber` over the same numbered sequences, so that features stay where they are."""
+    kept = [
+        (pair, c, r) for pair, c, r, keep in zip(table.pairs, table.chosen, table.rejected, keep_P, strict=True) if keep
+    ]
+    if renumber:
+        return _table(kept, table.sequences, table.dropped)
+    return replace(
+        table,
+        pairs=tuple(p for p, _, _ in kept),
+        chosen=tuple(c for _, c, _ in kept),
+        rejected=tuple(r for _, _, r in kept),
+    )
 
 
 class _Shelf:

@@ -1,25 +1,38 @@
 """Rows of a source, one at a time, with the place they came from.
 
-Reads JSONL(.gz) and Parquet files and whatever `datasets` loads. Knows nothing of what a row should hold.
+Reads JSONL, JSON arrays, CSV and TSV (each also gzipped) and Parquet files, and whatever `datasets` loads. A file that is
+cut off, or is not what its name says, is refused in words. Knows nothing of what a row should hold.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
-from collections.abc import Iterator
+import re
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from training import hub
 from training.config import ConfigError, SourceConfig
 
-_JSONL = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
+_GZIP_MAGIC = b"\x1f\x8b"
+_COMPRESSED = (".zst", ".bz2", ".xz", ".zip", ".lz4", ".br", ".7z", ".tar", ".tgz")
+_WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_CELL_CHARS = 2**31 - 1
+_UTF8_MARK = b"\xef\xbb\xbf"
+KNOWN = ".jsonl, .ndjson, .json, .csv, .tsv (each also .gz), .parquet"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: `file` and `line` (from 1) say where it is, `values` is None where `error` says why."""
+    """One row: `file` and `line` (from 1) say where it is, `values` is None where `error` says why.
+
+    In an array of JSON or a Parquet file, `line` is the number of the row.
+    """
 
     file: str
     line: int
@@ -28,61 +41,242 @@ class Row:
 
 
 def read(source: SourceConfig, cache: str | None = None) -> Iterator[Row]:
-    """The rows of a source in their order. Raise `ConfigError` where there is no such source."""
+    """The rows of a source in their order. Raise `ConfigError` where there is no such source, or it cannot be read."""
     path = Path(source.path)
-    if source.path.endswith(_JSONL):
-        _check_exists(path, source)
-        yield from _jsonl(path)
-    elif source.path.endswith(".parquet"):
-        _check_exists(path, source)
-        yield from _parquet(path)
-    else:
+    reader = _reader(path)
+    if reader is None:
         yield from _datasets(source, cache)
+        return
+    _check_is_file(path, source)
+    line = 0
+    try:
+        for row in reader(path, source):
+            line = row.line
+            yield row
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _unreadable(source, line, f"its gzip data ends too early or is damaged ({_first_line(error)})") from error
+    except csv.Error as error:
+        raise _unreadable(source, line, f"it is no well-formed table: {error}") from error
+    except OSError as error:
+        raise _unreadable(source, line, error.strerror or _first_line(error)) from error
 
 
-def _check_exists(path: Path, source: SourceConfig) -> None:
+def _reader(path: Path) -> Callable[[Path, SourceConfig], Iterator[Row]] | None:
+    """What reads a file of this name; None for a name that `datasets` may know. Raise `ConfigError` for other files."""
+    name = path.name.casefold()
+    kind = Path(name.removesuffix(".gz")).suffix
+    if kind == ".parquet" and name.endswith(".parquet"):
+        return _parquet
+    if kind in _READERS:
+        return _READERS[kind]
+    if name.endswith((*_COMPRESSED, ".gz")) and not path.is_dir():
+        raise ConfigError(
+            f"data source {str(path)!r}: no such compression is read; decompress it first. Read are {KNOWN}."
+        )
+    if path.is_file():
+        raise ConfigError(f"data source {str(path)!r} is a file of no kind that is read. Read are {KNOWN}.")
+    return None
+
+
+def _check_is_file(path: Path, source: SourceConfig) -> None:
+    if path.is_dir():
+        raise ConfigError(f"data source {source.path!r} is a folder; its name is that of a file. Name the file in it.")
     if not path.is_file():
         raise ConfigError(f"data source {source.path!r} is no file (looked in {path.parent.resolve()})")
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as raw:
-        for line, data in enumerate(raw, start=1):
+def _unreadable(source: SourceConfig, line: int, why: str) -> ConfigError:
+    place = f"after line {line}" if line else "from its beginning"
+    return ConfigError(f"data source {source.path!r} cannot be read {place}: {why}. Copy or write it again.")
+
+
+def _open(path: Path) -> IO[bytes]:
+    """The decompressed bytes. Raise `ConfigError` where name and content disagree, or for another encoding than UTF-8."""
+    with path.open("rb") as plain:
+        start = plain.read(4)
+    named, is_gzip = path.name.casefold().endswith(".gz"), start.startswith(_GZIP_MAGIC)
+    if named and start and not is_gzip:
+        raise ConfigError(f"data source {str(path)!r} is named .gz and is not gzipped: rename it, or copy it again")
+    if is_gzip and not named:
+        raise ConfigError(f"data source {str(path)!r} is gzipped: add .gz to its name")
+    opener: Any = gzip.open if named else open
+    file: IO[bytes] = opener(path, "rb")
+    if start.startswith(_WIDE_MARKS):
+        file.close()
+        raise ConfigError(f"data source {str(path)!r} is UTF-16; convert it to UTF-8 (iconv -f utf-16 -t utf-8)")
+    return file
+
+
+# -- JSON -------------------------------------------------------------------------------------------------
+
+
+def _jsonl(path: Path, source: SourceConfig) -> Iterator[Row]:
+    with _open(path) as lines:
+        for line, text in enumerate(lines, start=1):
+            data = text.removeprefix(_UTF8_MARK) if line == 1 else text
             if data.strip():
                 yield _json_row(str(path), line, data)
 
 
+def _json(path: Path, source: SourceConfig) -> Iterator[Row]:
+    """An array of objects, or, under the same name, JSONL."""
+    with _open(path) as file:
+        start = file.read(4096).removeprefix(_UTF8_MARK).lstrip()[:1]
+    if start == b"{":
+        yield from _jsonl(path, source)
+        return
+    with _open(path) as file:
+        data = file.read().removeprefix(_UTF8_MARK)
+    if not data.strip():
+        return
+    values, error = _parsed(data)
+    if not isinstance(values, list):
+        why = error or f"it holds a {type(values).__name__}"
+        raise ConfigError(f"data source {str(path)!r} is no JSON array of objects, and no JSONL: {why}")
+    for number, value in enumerate(values, start=1):
+        if isinstance(value, dict):
+            yield Row(str(path), number, value)
+        else:
+            yield Row(str(path), number, None, f"a row is an object, got {type(value).__name__}")
+
+
 def _json_row(file: str, line: int, data: bytes) -> Row:
-    try:
-        values = json.loads(data)
-    except ValueError as error:
-        return Row(file, line, None, f"no JSON: {error}")
+    values, error = _parsed(data)
+    if error:
+        return Row(file, line, None, error)
     if not isinstance(values, dict):
         return Row(file, line, None, f"a row is an object, got {type(values).__name__}")
     return Row(file, line, values)
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+class _RepeatedKey(ValueError):
+    """An object has one key twice, and one of the values would be lost."""
+
+
+def _parsed(data: bytes) -> tuple[Any, str]:
+    """The value, or what is wrong with it in words."""
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_object), ""
+    except UnicodeDecodeError as error:
+        return None, f"no UTF-8: byte {data[error.start]:#04x} at {error.start}; convert the file to UTF-8"
+    except _RepeatedKey as error:
+        return None, str(error)
+    except RecursionError:
+        return None, "no JSON: it is nested too deeply"
+    except ValueError as error:
+        return None, f"no JSON: {_first_line(error)}"
+
+
+def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(items)
+    if len(values) != len(items):
+        keys = [key for key, _ in items]
+        raise _RepeatedKey(f"the key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
+    return values
+
+
+# -- tables -----------------------------------------------------------------------------------------------
+
+
+def _csv(path: Path, source: SourceConfig) -> Iterator[Row]:
+    yield from _table(path, source, ",")
+
+
+def _tsv(path: Path, source: SourceConfig) -> Iterator[Row]:
+    yield from _table(path, source, "\t")
+
+
+def _table(path: Path, source: SourceConfig, delimiter: str) -> Iterator[Row]:
+    """Rows of a table with a header; an empty cell is no value. `strict`: a stray quote would swallow the rows after it."""
+    csv.field_size_limit(_CELL_CHARS)
+    with _open(path) as file:
+        lines = (_decoded(path, number, line) for number, line in enumerate(file, start=1))
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        header = next(reader, [])
+        if len(set(header)) != len(header):
+            twice = next(name for name in header if header.count(name) > 1)
+            raise ConfigError(f"data source {str(path)!r} has the column {twice!r} twice")
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                error = f"has {len(cells)} cells, and the header {len(header)}"
+                yield Row(str(path), reader.line_num, None, error)
+                continue
+            values: dict[str, Any] = {k: v if v else None for k, v in zip(header, cells, strict=True)}
+            yield Row(str(path), reader.line_num, _with_numbers(values, source))
+
+
+def _decoded(path: Path, number: int, line: bytes) -> str:
+    try:
+        return (line.removeprefix(_UTF8_MARK) if number == 1 else line).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"data source {str(path)!r}, line {number}: no UTF-8: byte {line[error.start]:#04x}; convert the file to UTF-8"
+        ) from None
+
+
+def _with_numbers(values: dict[str, Any], source: SourceConfig) -> dict[str, Any]:
+    """A table has texts only: a margin is read as the number that it spells."""
+    text = values.get(source.margin_key or "")
+    try:
+        return values if text is None else {**values, str(source.margin_key): float(text)}
+    except ValueError:
+        return values
+
+
+def _parquet(path: Path, source: SourceConfig) -> Iterator[Row]:
+    import pyarrow
     import pyarrow.parquet
 
     line = 0
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-        for values in batch.to_pylist():
-            line += 1
-            yield Row(str(path), line, values)
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for values in batch.to_pylist():
+                line += 1
+                yield Row(str(path), line, values)
+    except pyarrow.ArrowException as error:
+        raise _unreadable(source, line, f"it is no whole Parquet file ({_first_line(error)})") from error
+
+
+_READERS: dict[str, Callable[[Path, SourceConfig], Iterator[Row]]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": _tsv,
+}
+
+
+# -- data sets --------------------------------------------------------------------------------------------
 
 
 def _datasets(source: SourceConfig, cache: str | None) -> Iterator[Row]:
     import datasets
 
+    path = Path(source.path)
+    if not path.is_dir():
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path) or source.path.startswith("."):
+            raise ConfigError(f"data source {source.path!r} is no file and no folder (looked in {Path.cwd()})")
+        hub.announce("data set", source.path)
+    elif not any(path.iterdir()):
+        raise ConfigError(f"data source {source.path!r} is an empty folder")
     try:
-        if (Path(source.path) / "state.json").is_file() or (Path(source.path) / "dataset_dict.json").is_file():
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             loaded = datasets.load_from_disk(source.path)
             table = loaded[source.split] if isinstance(loaded, datasets.DatasetDict) else loaded
         else:
             table = datasets.load_dataset(source.path, source.subset, split=source.split, cache_dir=cache)
-    except (OSError, ValueError, KeyError, ConnectionError) as error:
-        raise ConfigError(f"data source {source.path!r} (split {source.split!r}) cannot be loaded: {error}") from error
-    for line, values in enumerate(table, start=1):
-        yield Row(source.path, line, dict(values))
+        for line, values in enumerate(table, start=1):
+            yield Row(source.path, line, dict(values))
+    except Exception as error:  # whatever a builder, a download or a file of somebody else's format raises
+        at_hub = hub.is_offline() and not path.is_dir()
+        raise ConfigError(
+            f"data source {source.path!r} (split {source.split!r}) cannot be loaded: {type(error).__name__}: "
+            f"{_first_line(error)} {hub.remedy('data set', 'data.sources.0.path') if at_hub else ''}".rstrip()
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

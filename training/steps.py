@@ -5,6 +5,8 @@ Knows files and weights; no loss and no data.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from transformers import TrainerCallback
 
 from training.collate import PairBatches
 from training.config import ConfigError
+from training.console import Lines, say
 
 COMPLETE = "complete"
 WEIGHTS = "model.safetensors"
@@ -28,12 +31,22 @@ def last_complete(steps: Path) -> Path | None:
     return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
 
+def history_of(step: Path) -> list[dict[str, float]]:
+    """The log of a run up to a step checkpoint."""
+    history: list[dict[str, float]] = json.loads((step / "trainer_state.json").read_text())["log_history"]
+    return history
+
+
 def load_weights(network: nn.Module, folder: Path) -> None:
     """Put the weights of a step checkpoint, averaged where the run averaged, into `network`."""
     averaged = folder / _EMA
     if not averaged.is_file() and not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder} holds shards, not whole weights: go on with it (output.resume=true) instead")
     state = load_file(averaged if averaged.is_file() else folder / WEIGHTS)
+    own = dict(network.named_parameters())
+    other = [name for name, tensor in state.items() if name in own and own[name].shape != tensor.shape]
+    if other:
+        raise ConfigError(f"{folder} was written by another recipe: {other[0]} has another shape")
     unexpected = network.load_state_dict(state, strict=False).unexpected_keys
     if unexpected:
         raise ConfigError(f"{folder} was written by another recipe: this network has no {unexpected[0]}")
@@ -85,9 +98,68 @@ class EpochOrder(TrainerCallback):
 
 
 class MarkComplete(TrainerCallback):
-    """The last file of a step checkpoint. Added last, so that every other callback has written its own."""
+    """The last file of a step checkpoint. Added last, so that every other callback has written its own.
+
+    Older checkpoints go only then: until it is there, the newest of them is what a resumed run would go on from.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Everything before it is on disk."""
-        if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        if not state.is_world_process_zero:
+            return
+        steps = Path(args.output_dir)
+        (steps / f"checkpoint-{state.global_step}" / COMPLETE).write_text("")
+        older = sorted(steps.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+        for folder in older[: -self._keep]:
+            # The mark goes first: half of a deleted checkpoint is no checkpoint.
+            (folder / COMPLETE).unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class StepLines(TrainerCallback):
+    """Without a terminal: a line at the start, now and then, at each evaluation and at the end."""
+
+    def __init__(self) -> None:
+        self._lines: Lines | None = None
+        self._note = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A resumed run begins where it was."""
+        self._lines = Lines("training", state.max_steps, " steps", done=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Remember the figures for the next line; those of held-out pairs are rare, and get one at once."""
+        logs = logs or {}
+        if "loss" in logs:
+            figures = [f"{name} {logs[name]:.3g}" for name in ("loss", "accuracy", "margin") if name in logs]
+            self._note = f": {', '.join(figures)}"
+        held_out = [
+            f"{name.removeprefix('eval_')} {value:.3f}" for name, value in logs.items() if name.endswith("/accuracy")
+        ]
+        if held_out:
+            say(f"held out at step {state.global_step:,}: {', '.join(held_out)}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One step more."""
+        if self._lines:
+            self._lines.advance(1, self._note)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The last figures."""
+        if self._lines:
+            self._lines.end(self._note or " ")
+
+
+class SignalStop(TrainerCallback):
+    """Once `requested`, the step that runs is the last: it is saved, and training ends."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask the Trainer for a checkpoint and for an end."""
+        if self.requested:
+            control.should_save = control.should_training_stop = True

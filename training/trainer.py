@@ -7,8 +7,11 @@ Shapes: P pairs, B rows, H heads.
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,21 +20,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerControl, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainingArguments, get_scheduler
+from transformers.trainer_callback import PrinterCallback
 
 from training.collate import Batch, Collator, PairBatches, PairNumbers
 from training.config import Config, ConfigError
+from training.console import say
+from training.errors import NonFiniteLoss, Stopped
 from training.losses import PairLoss, pair_loss
 from training.sequences import PairTable
-from training.steps import WEIGHTS, EpochOrder, MarkComplete, WeightAverage
+from training.steps import WEIGHTS, EpochOrder, MarkComplete, SignalStop, StepLines, WeightAverage
 
 _WATCHED = ("accuracy", "margin", "reward_chosen", "reward_rejected")
 
 Judge = Callable[[], dict[str, float]]
-
-
-class NonFiniteLoss(Exception):
-    """The loss of a step is NaN or infinite; the message names the step and the rows."""
 
 
 @dataclass
@@ -91,7 +93,10 @@ class RewardTrainer(Trainer):
         if config.optim.ema:
             self._refuse_sharded_average()
             self.add_callback(WeightAverage(network, config.optim.ema))
-        self.add_callback(MarkComplete())
+        if self.args.disable_tqdm:
+            self.remove_callback(PrinterCallback)
+            self.add_callback(StepLines())
+        self.add_callback(MarkComplete(config.output.keep))
 
     def log_to_tensorboard(self, folder: Path) -> None:
         """Write the curves for TensorBoard; on the first process alone."""
@@ -152,8 +157,16 @@ class RewardTrainer(Trainer):
         )
         raise NonFiniteLoss(
             f"step {self.state.global_step + 1}: the loss of {len(rows)} pairs is not finite. {cause}"
-            f"Rows: {', '.join(rows[:20])}. Lower optim.lr, or use optim.precision: bf16 instead of fp16."
+            f"Rows: {', '.join(rows[:20])}. {self._remedy_for_overflow()}"
         )
+
+    def _remedy_for_overflow(self) -> str:
+        """The most likely cause under this recipe: float16 ends at 65,504; else the steps are too large."""
+        if self.recipe.model.dtype == "float16":
+            return "model.dtype is float16, which overflows: use bfloat16 or float32."
+        if self.recipe.optim.precision == "fp16":
+            return "optim.precision is fp16, which overflows: use bf16 or no."
+        return "Lower optim.lr, or optim.head_lr."
 
     # -- optimizer ----------------------------------------------------------------------------------------
 
@@ -216,13 +229,71 @@ class RewardTrainer(Trainer):
             raise ConfigError("optim.ema needs whole weights on every rank; set optim.ema: 0 under FSDP or DeepSpeed")
 
 
+def check_optimizer(config: Config) -> None:
+    """Take one step with the recipe's optimizer and schedule on a matrix of two by two. Raise `ConfigError`.
+
+    Some need a package, a device or arguments that are not there; without this, that shows after hours of encoding.
+    """
+    if config.optim.epochs == 0:
+        return
+    args = arguments(config, Path(config.output.folder) / "steps", evaluates=False)
+    probe = nn.Linear(2, 2)
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args, probe)
+        optimizer = kind([{"params": list(probe.parameters())}], **options)
+        schedule = get_scheduler(
+            args.lr_scheduler_type,
+            optimizer=optimizer,
+            num_warmup_steps=1,
+            num_training_steps=10,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+        probe(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        schedule.step()
+    except Exception as error:  # each of the libraries behind the names has errors of its own
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ConfigError(
+            f"optim.optimizer {config.optim.optimizer!r} with optim.schedule {config.optim.schedule!r} cannot be used here: "
+            f"{reason}"
+        ) from error
+
+
+@contextmanager
+def stops_at_signals(trainer: RewardTrainer) -> Iterator[None]:
+    """At Ctrl-C or SIGTERM: end the step, save it, and raise `Stopped`. A second signal ends at once.
+
+    Several processes would hear of it at different steps and wait for each other: there a signal ends at once.
+    """
+    if trainer.accelerator.num_processes > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    stop = SignalStop()
+    trainer.add_callback(stop)
+
+    def on_signal(number: int, frame: Any) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+        say("stopping after this step (again: at once)")
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stop.requested:
+        raise Stopped(f"stopped and saved at step {trainer.state.global_step} of {trainer.state.max_steps}")
+
+
 def arguments(config: Config, steps: Path, *, evaluates: bool) -> TrainingArguments:
     """The recipe in the words of `transformers.TrainingArguments`."""
     try:
         args = _arguments(config, steps, evaluates=evaluates)
-    except ValueError as error:
+    except (ValueError, ImportError, RuntimeError) as error:
         # A schedule, optimizer or precision that does not exist here; the library names it.
-        raise ConfigError(f"optim: {error}") from error
+        raise ConfigError(f"optim: {' '.join(str(error).split())}") from error
     # Plain `python` on a machine of several GPUs would scatter rows that pairs share. Use accelerate launch.
     args._n_gpu = min(args.n_gpu, 1)
     return args
@@ -250,7 +321,6 @@ def _arguments(config: Config, steps: Path, *, evaluates: bool) -> TrainingArgum
         # A NaN is never averaged away: `compute_loss` stops the run.
         logging_nan_inf_filter=False,
         save_steps=output.save_steps,
-        save_total_limit=output.keep,
         eval_strategy="steps" if evaluates and config.eval.steps else "no",
         eval_steps=config.eval.steps or None,
         remove_unused_columns=False,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
+import typing
 from pathlib import Path
 
 import pytest
 import yaml
 
 from training import recipe
-from training.config import Config, ConfigError
+from training.config import RANGES, Config, ConfigError, SourceConfig
 
 MINIMAL = {"model": {"path": "m"}, "data": {"sources": [{"path": "a.jsonl"}]}, "output": {"folder": "o"}}
 
@@ -44,11 +47,13 @@ def test_set_overrides_a_nested_key(override, read):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("optim.learning_rat=1", "did you mean 'optim."),
+        ("optim.learning_rate=1", "did you mean 'optim.lr'?"),
+        ("optim.max_tokens=1", "did you mean 'encoding.max_tokens'?"),
+        ("optim.zzz=1", "unknown setting 'optim.zzz'. Known here: lr, "),
         ("optim.epoch=1", "did you mean 'optim.epochs'"),
         ("optm.lr=1", "did you mean 'optim'"),
         ("optim.lr=fast", "optim.lr is 'fast'; it must be of type float"),
-        ("optim.lr=-1", "optim.lr is -1.0; it must be above zero"),
+        ("optim.lr=-1", "optim.lr is -1.0; it must be above 0 and at most 100"),
         ("optim.accumulate=1.5", "of type int"),
         ("seed=true", "of type int"),
         ("method.name=qlora", "one of full, lora, frozen"),
@@ -61,14 +66,105 @@ def test_set_overrides_a_nested_key(override, read):
         ("model.heads=[a, a]", "names that differ"),
         ("model.heads=[a, distance]", "it is taken"),
         ("model.head_l2=[1, 2]", "model.head_l2 is (1.0, 2.0); it must be one number"),
-        ("model.head_l2=0", "above zero"),
+        ("model.head_l2=0", "above 0"),
         ("optim.epochs=0", "nothing would be learnt"),
-        ("optim.epochs=-1", "zero or above"),
+        ("optim.epochs=-1", "at least 0"),
         ("optim={epochs: 0, max_steps: 5}", "left out with epochs: 0"),
     ],
 )
 def test_what_is_wrong_is_named(override, says):
     with pytest.raises(ConfigError, match=re.escape(says)):
+        recipe.parse(MINIMAL, [override])
+
+
+def numbers():
+    """Every numeric setting: its full name as `--set` takes it, and its place in `RANGES`."""
+
+    def walk(kind, where, key):
+        for f in dataclasses.fields(kind):
+            hint = typing.get_type_hints(kind)[f.name]
+            kinds = [hint, *typing.get_args(hint)]
+            inner = next((k for k in kinds if dataclasses.is_dataclass(k)), None)
+            place, name = f"{where}.{f.name}".lstrip("."), f"{key}.{f.name}".lstrip(".")
+            if inner is SourceConfig:
+                yield from walk(inner, f"{place}.0", "data.sources") if f.name == "sources" else ()
+            elif inner:
+                yield from walk(inner, place, name)
+            elif int in kinds or float in kinds:
+                yield place, name
+
+    return list(walk(Config, "", ""))
+
+
+def test_every_number_of_a_recipe_has_a_range():
+    assert {key for _, key in numbers()} == set(RANGES)
+    assert all(math.isfinite(r.low) and math.isfinite(r.high) for r in RANGES.values())
+
+
+@pytest.mark.parametrize(("place", "key"), numbers())
+@pytest.mark.parametrize(
+    "value", [".inf", "-.inf", ".nan", "-1", "0", "-0.0", "1e308", "1e400", "9" * 400, "9" * 5000, "1e-320"]
+)
+def test_an_absurd_number_is_refused_in_words_or_is_in_its_range(place, key, value):
+    """A run never starts with a number that breaks it later."""
+    try:
+        config = recipe.parse(MINIMAL, [f"{place}={value}"])
+    except ConfigError as error:
+        message = str(error)
+        assert len(message) < 400
+        assert place.rpartition(".")[2] in message or "no YAML value" in message
+    else:
+        for part in place.split("."):
+            config = config[int(part)] if part.isdecimal() else getattr(config, part)
+        for number in config if isinstance(config, tuple) else (config,):
+            assert number is None or number in RANGES[key]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("optim: {lr: 1}\nmodel: {path: m}\noptim: {lr: 2}", "'optim' is there twice"),
+        ("optim:\n  lr: 1\n  epochs: 2\n  lr: 2\n", "line 4"),
+        ("data: {sources: [{path: a, path: b}]}", "'path' is there twice"),
+        ("a: [1", "bad.yaml is no recipe"),
+        ("[" * 5000, "nested too deeply"),
+        ("seed: " + "9" * 5000, "is no recipe"),
+        ("{[a]: b}", "unhashable"),
+        ("- a", "mapping of sections"),
+        ("", "mapping of sections"),
+        ("just words", "mapping of sections"),
+        ('model: {path: "a\\0b"}\ndata: {sources: [{path: a}]}\noutput: {folder: o}', "model.path is 'a\\x00b'"),
+        ('model: {path: "\\ud800"}\ndata: {sources: [{path: a}]}\noutput: {folder: o}', "no text has"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_in_one_line(text, says, tmp_path):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        recipe.load(tmp_path / "bad.yaml")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe\x00", b"model: caf\xe9", b"\x80", b"a\x00b"])
+def test_bytes_that_are_no_text_are_no_recipe(data, tmp_path):
+    (tmp_path / "bad.yaml").write_bytes(data)
+    with pytest.raises(ConfigError, match=r"bad\.yaml|mapping of sections"):
+        recipe.load(tmp_path / "bad.yaml")
+
+
+def test_a_byte_order_mark_and_a_merged_mapping_are_read(tmp_path):
+    plain = yaml.safe_dump(MINIMAL)
+    (tmp_path / "r.yaml").write_bytes(b"\xef\xbb\xbf" + plain.encode())
+    assert recipe.load(tmp_path / "r.yaml").model.path == "m"
+    (tmp_path / "r.yaml").write_text(f"{plain}method: &m {{rank: 3}}\neval: {{<<: {{steps: 5}}, steps: 6}}\n")
+    assert recipe.load(tmp_path / "r.yaml").eval.steps == 6
+
+
+@pytest.mark.parametrize(
+    "override", ["data.sources.\u00b2.path=x", "a={b: 1, b: 2}", "seed=[", "optim.lr=[[[[1]]]]", ".=1", "=1"]
+)
+def test_an_override_that_makes_no_sense_is_one_line(override):
+    with pytest.raises(ConfigError):
         recipe.parse(MINIMAL, [override])
 
 

@@ -1,0 +1,114 @@
+"""Held-out pairs are held out by content: tokens and words, under whatever group, whichever side won; and every row is counted."""
+
+from __future__ import annotations
+
+import pytest
+
+from model.encoding import Encoder, infer_policy
+from tests.support import training_world as world
+from tests.support.tiny import tiny_tokenizer
+from training import account, columns, data, leakage, sequences, sources
+from training.config import DataConfig, SourceConfig
+from training.data import DataError
+from training.pairs import to_pair
+
+
+def row(prompt, chosen, rejected, group="a"):
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "group": group}
+
+
+def encoder(tok, max_tokens):
+    return Encoder(tok, infer_policy(tok, max_tokens=max_tokens, vocab_size=len(tok), strip_tail_whitespace=True))
+
+
+def table(*rows, max_tokens=120):
+    read = [sources.Row("f", i, r) for i, r in enumerate(rows, 1)]
+    found = columns.layout(read, SourceConfig("f"))
+    return sequences.encode([to_pair(r, found, "score") for r in read], encoder(tiny_tokenizer(), max_tokens))
+
+
+HELD = row("Which metal rusts?", "Iron does.", "Gold does.", "held")
+SHARED = {
+    "the same pair": row("Which metal rusts?", "Iron does.", "Gold does."),
+    "swapped": row("Which metal rusts?", "Gold does.", "Iron does."),
+    "another case": row("which METAL rusts?", "iron does.", "GOLD does."),
+    "other blanks": row("Which  metal rusts?\n", "Iron does. ", " Gold does."),
+    "one response alone": row("Which metal rusts?", "Iron does.", "Tin, perhaps."),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_training_pair_with_a_held_out_response_is_left_out_and_counted(name):
+    other = row("Which metal floats?", "Lithium.", "Lead.")
+    kept, overlap = leakage.remove(table(SHARED[name], other), table(HELD))
+    assert [p.id for p in kept.pairs] == ["f:2"]
+    assert overlap.n_dropped == 1
+    assert len(kept.sequences) == 2, "its sequences went with it"
+
+
+def test_a_prompt_alone_or_an_answer_alone_is_counted_and_kept():
+    train = table(
+        row("Which metal rusts?", "Steel, too.", "None."), row("And which one does so?", "Iron does.", "Gold does.")
+    )
+    kept, overlap = leakage.remove(train, table(HELD))
+    assert (len(kept), overlap) == (2, leakage.Overlap(0, 1))
+
+
+def test_prompts_that_differ_only_where_they_were_cut_are_the_same_tokens():
+    first, second = (f"{'old ' * 30 if i else 'new ' * 30}{'tail ' * 60}" for i in (0, 1))
+    kept, overlap = leakage.remove(
+        table(row(first, "yes", "no"), max_tokens=60), table(row(second, "yes", "no"), max_tokens=60)
+    )
+    assert (len(kept), overlap.n_dropped) == (0, 1)
+
+
+def test_folds_keep_their_numbers():
+    whole = table(HELD, SHARED["swapped"], row("q", "x", "y"))
+    held_out = sequences.subset(whole, [True, False, False], renumber=False)
+    held_in = sequences.subset(whole, [False, True, True], renumber=False)
+    kept, overlap = leakage.remove(held_in, held_out, renumber=False)
+    assert overlap.n_dropped == 1
+    assert kept.sequences == whole.sequences
+    assert (kept.chosen, kept.rejected) == ((whole.chosen[2],), (whole.rejected[2],))
+
+
+def test_every_row_is_counted_once(tmp_path):
+    rows = world.planted_rows(60, n_groups=20)
+    renamed = [{**r, "group": "elsewhere"} for r in rows[:6]]
+    rows += [*renamed, rows[20], {**rows[21], "chosen": rows[21]["rejected"], "rejected": rows[21]["chosen"]}]
+    rows += [{**rows[22], "chosen": " river" * 300}, {"prompt": "no pair"}]
+    path = str(world.write_jsonl(tmp_path / "d.jsonl", rows))
+    held = str(world.write_jsonl(tmp_path / "held.jsonl", [r for r in rows[:60] if r["group"] in ("g1", "g2")]))
+    split = data.load(
+        DataConfig((SourceConfig(path, max_pairs=66),), (SourceConfig(held),), on_bad_row="skip"), "score"
+    )
+    encode = encoder(world.tokenizer(), 128)
+    train, held_out = (sequences.encode(side, encode) for side in (split.train, split.held_out))
+    kept, overlap = leakage.remove(train, held_out)
+    found = account.account(split, kept, held_out, overlap)
+    gone = found.n_bad + found.n_spare + found.n_same_group + found.n_leaked + sum(found.dropped.values())
+    assert found.n_rows == gone + found.n_train + found.n_held_out
+    assert found.n_leaked == 2, "g1 and g2 are among the renamed rows"
+    assert (found.n_bad, found.n_spare) == (1, 3)
+    text = "\n".join(account.lines(found))
+    assert f"rows read: {found.n_rows}" in text
+    assert "2 with a response that is held out" in text
+
+
+def test_contradicting_and_duplicate_pairs_are_counted():
+    same, opposite = row("q", "x", "y"), row("q", "y", "x")
+    whole = table(same, same, opposite, row("q", "x", "z"))
+    split = data.Split(whole.pairs, (), (data.Pairs("f", whole.pairs, 4),))
+    found = account.account(split, whole, table(HELD), leakage.Overlap())
+    assert (found.n_contradicting, found.n_duplicate) == (3, 1)
+
+
+def test_a_source_whose_pairs_do_not_fit_is_refused_with_the_reason():
+    whole = table(*(row(f"q{i}", "river " * (400 if i else 1), "no") for i in range(4)), row("q", "x", "y"))
+    assert (len(whole), whole.dropped) == (2, {"too_long": 3})
+    made = tuple(to_pair(r, columns.layout([r], SourceConfig("f")), "score") for r in [
+        sources.Row("f", i, row(f"q{i}", "a", "b")) for i in range(5)])  # fmt: skip
+    split = data.Split(made, (), (data.Pairs("f", made, 5),))
+    with pytest.raises(DataError, match=r"3 of the 5 rows of 'f' are lost: 3 longer than encoding\.max_tokens"):
+        account.refuse_losses(split, whole, table(), 0.5)
+    account.refuse_losses(split, whole, table(), 0.6)

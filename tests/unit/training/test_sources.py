@@ -1,0 +1,173 @@
+"""Files of every kind that is read, and files that are cut, false or of another kind: refused in one line, never raised through."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.training_world import planted_rows, write_jsonl
+from training import data, hub, sources
+from training.config import ConfigError, DataConfig, SourceConfig
+from training.data import DataError
+
+ROWS = [
+    {"prompt": f"Question {i},\nwith \"quotes\"", "chosen": f"yes\t{i}, kindly", "rejected": f"no {i}", "margin": 0.5 + i}
+    for i in range(4)
+]  # fmt: skip
+
+
+def table(delimiter):
+    quoted = lambda cell: '"' + str(cell).replace('"', '""') + '"'  # noqa: E731
+    lines = [delimiter.join(ROWS[0])] + [delimiter.join(map(quoted, row.values())) for row in ROWS]
+    return "\r\n".join(lines) + "\r\n"
+
+
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+SAME = {
+    "d.jsonl": LINES.encode(),
+    "mark.jsonl": b"\xef\xbb\xbf" + LINES.encode(),
+    "blank.jsonl": ("\n" + LINES + "\n\n").encode(),
+    "d.ndjson.gz": gzip.compress(LINES.encode()),
+    "D.JSONL": LINES.encode(),
+    "d.json": json.dumps(ROWS, indent=2).encode(),
+    "mark.json": b"\xef\xbb\xbf\n " + json.dumps(ROWS).encode(),
+    "d.json.gz": gzip.compress(json.dumps(ROWS).encode()),
+    "lines.json": LINES.encode(),
+    "d.csv": table(",").encode(),
+    "mark.csv": b"\xef\xbb\xbf" + table(",").encode(),
+    "d.csv.gz": gzip.compress(table(",").encode()),
+    "d.tsv": table("\t").encode(),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_every_kind_of_file_holds_the_same_pairs(name, tmp_path):
+    (tmp_path / name).write_bytes(SAME[name])
+    found = data.read_source(SourceConfig(str(tmp_path / name)), head="score")
+    expected = data.read_source(SourceConfig(str(write_jsonl(tmp_path / "plain.jsonl", ROWS))), head="score")
+    assert not found.bad
+    assert data.digest(found.pairs) == data.digest(expected.pairs)
+
+
+def parquet(tmp_path):
+    pq.write_table(pa.Table.from_pylist(planted_rows(200)), tmp_path / "whole.parquet")
+    return (tmp_path / "whole.parquet").read_bytes()
+
+
+PACKED = gzip.compress(LINES.encode() * 5000)
+BROKEN = {
+    "cut.jsonl.gz": (PACKED[: len(PACKED) // 2], "ends too early or is damaged"),
+    "damaged.jsonl.gz": (PACKED[:200] + bytes(60) + PACKED[260:], "ends too early or is damaged"),
+    "head.jsonl.gz": (PACKED[:3], "ends too early or is damaged"),
+    "false.jsonl.gz": (LINES.encode(), "is not gzipped"),
+    "hidden.jsonl": (PACKED, "add .gz to its name"),
+    "wide.jsonl": (LINES.encode("utf-16"), "is UTF-16"),
+    "wide.csv": (table(",").encode("utf-16"), "is UTF-16"),
+    "latin.csv": ("prompt,chosen,rejected\na,caf\u00e9,b\n".encode("latin-1"), "line 2: no UTF-8"),
+    "quote.tsv": (b'prompt\tchosen\trejected\na\t"Hello" he said\tb\n', "no well-formed table"),
+    "twice.csv": (b"prompt,chosen,chosen\na,b,c\n", "column 'chosen' twice"),
+    "object.json": (b'"text"', "it holds a str"),
+    "cut.json": (json.dumps(ROWS).encode()[:-9], "no JSON array of objects"),
+    "empty.jsonl": (b"", "has no rows"),
+    "blank.jsonl": (b"\n\n", "has no rows"),
+    "empty.json": (b"[]", "has no rows"),
+    "empty.csv": (b"", "has no rows"),
+    "header.csv": (b"prompt,chosen,rejected\n", "has no rows"),
+    "empty.jsonl.gz": (b"", "has no rows"),
+    "d.jsonl.zst": (b"\x28\xb5\x2f\xfd", "decompress it first"),
+    "d.jsonl.bz2": (b"BZ", "decompress it first"),
+    "d.txt.gz": (PACKED, "decompress it first"),
+    "d.txt": (LINES.encode(), "a file of no kind that is read"),
+    "d": (LINES.encode(), "a file of no kind that is read"),
+    "empty.parquet": (b"", "no whole Parquet file"),
+    "false.parquet": (LINES.encode(), "no whole Parquet file"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_file_that_cannot_be_read_is_refused_in_one_line(name, tmp_path):
+    content, says = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises((ConfigError, DataError)) as caught:
+        data.load(DataConfig((SourceConfig(str(tmp_path / name)),)), "score")
+    assert says in str(caught.value)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("at", [4, 300, -12, -1])
+def test_a_cut_parquet_file_is_refused(at, tmp_path):
+    (tmp_path / "cut.parquet").write_bytes(parquet(tmp_path)[:at])
+    with pytest.raises(ConfigError, match="no whole Parquet file"):
+        data.load(DataConfig((SourceConfig(str(tmp_path / "cut.parquet")),)), "score")
+
+
+BAD_LINES = {
+    "no JSON": b"{no json",
+    "no UTF-8: byte 0xe9": '{"prompt": "caf\u00e9"}'.encode("latin-1"),
+    "nested too deeply": b"[" * 100_000,
+    "is there twice": b'{"prompt": "a", "chosen": "b", "chosen": "c", "rejected": "d"}',
+    "a row is an object": b"[1]",
+    "margin is a number": json.dumps({**ROWS[0], "margin": 0}).encode().replace(b'"margin": 0', b'"margin": 1' + b"0" * 400),
+    "no JSON: Exceeds": json.dumps({**ROWS[0], "margin": 0}).encode().replace(b'"margin": 0', b'"margin": 1' + b"0" * 5000),
+    "is 'inf'": json.dumps({**ROWS[0], "margin": float("inf")}).encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("says", BAD_LINES)
+def test_a_bad_line_is_named_by_its_number(says, tmp_path):
+    (tmp_path / "d.jsonl").write_bytes(LINES.encode() + BAD_LINES[says] + b"\n")
+    with pytest.raises(DataError) as caught:
+        data.load(DataConfig((SourceConfig(str(tmp_path / "d.jsonl")),)), "score")
+    assert "d.jsonl:5: " in str(caught.value)
+    assert says.replace("margin is a number", "a margin is a number") in str(caught.value)
+
+
+def test_a_ragged_row_of_a_table_is_a_bad_row(tmp_path):
+    (tmp_path / "d.csv").write_text("prompt,chosen,rejected\na,b,c\na,b\n")
+    (bad,) = data.read_source(SourceConfig(str(tmp_path / "d.csv")), head="score").bad
+    assert (bad.line, bad.message) == (3, "has 2 cells, and the header 3")
+
+
+def test_folders_are_told_from_files(tmp_path):
+    (tmp_path / "d.jsonl").mkdir()
+    (tmp_path / "nothing").mkdir()
+    for path, says in (
+        (tmp_path / "d.jsonl", "is a folder"),
+        (tmp_path / "nothing", "is an empty folder"),
+        ("./a/b/c", "no file"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            list(sources.read(SourceConfig(str(path))))
+
+
+def test_what_a_data_set_library_raises_is_one_line(tmp_path):
+    write_jsonl(tmp_path / "folder" / "train.jsonl", ROWS)
+    with pytest.raises(ConfigError, match=r"split 'gone'\) cannot be loaded"):
+        list(sources.read(SourceConfig(str(tmp_path / "folder"), split="gone"), cache=str(tmp_path / "cache")))
+
+
+def test_a_source_of_which_most_is_lost_is_refused_with_counts(tmp_path):
+    path = str(write_jsonl(tmp_path / "d.jsonl", [*planted_rows(4), *([{"prompt": "p"}] * 5)]))
+    with pytest.raises(DataError, match=r"5 of the 9 rows of .* are lost: 5 make no pair"):
+        data.load(DataConfig((SourceConfig(path),), on_bad_row="skip", eval_fraction=0), "score")
+    split = data.load(DataConfig((SourceConfig(path),), on_bad_row="skip", eval_fraction=0, max_dropped=0.6), "score")
+    assert len(split.train) == 4
+
+
+def test_the_hub_is_named_and_left_out_where_it_is_silent(tmp_path, monkeypatch, capsys):
+    import datasets
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "answers", lambda endpoint, timeout_s: False)
+    with pytest.raises(ConfigError, match=r"some/pairs.*hf download NAME --repo-type dataset"):
+        list(sources.read(SourceConfig("some/pairs"), cache=str(tmp_path)))
+    said = capsys.readouterr().err
+    assert "data set some/pairs: from the Hugging Face hub" in said
+    assert "does not answer" in said

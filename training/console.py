@@ -1,0 +1,92 @@
+"""What a run prints while it works: a bar on a terminal; without one, a line at the start of a phase and now and then.
+
+Knows no phase of a run. All of it goes to stderr, from the first process alone; results go to stdout.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+from model.printable import printable
+
+EVERY_S = 15.0
+"""Without a terminal, this long between two lines of a phase."""
+
+T = TypeVar("T")
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process, or the first of those that accelerate or torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    """One line about the run."""
+    if is_first_process():
+        print(printable(f"reward-train: {text}"), file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """One line of the results."""
+    if is_first_process():
+        print(printable(text), flush=True)
+
+
+def progress(
+    items: Iterable[T], label: str, total: int, *, size: Callable[[T], int] = lambda _: 1, unit: str = ""
+) -> Iterator[T]:
+    """The items; what is done of `total` is shown. `size` is how much of it one item is."""
+    console = Console(stderr=True)
+    if console.is_terminal and is_first_process():
+        yield from track(items, label, console=console, transient=True, total=None if unit else total)
+        return
+    lines = Lines(label, total, unit)
+    for item in items:
+        yield item
+        lines.advance(size(item))
+    lines.end()
+
+
+class Lines:
+    """Progress as lines: the first at once, then one every `EVERY_S`, and the last where there was one between."""
+
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        unit: str = "",
+        *,
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        say: Callable[[str], None] = say,
+    ) -> None:
+        self._label, self._total, self._unit, self._clock, self._say = label, total, unit, clock, say
+        self._began = self._told = clock()
+        self._done, self._n_told = done, 0
+        if total:
+            say(f"{label}: {total:,}{unit}")
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """Count `n` more; print a line where the last one is long ago."""
+        self._done += n
+        if self._clock() - self._told >= EVERY_S:
+            self._tell(note)
+
+    def end(self, note: str = "") -> None:
+        """The phase is over; a note is always told."""
+        if self._n_told or note:
+            self._tell(note.strip() and note)
+
+    def _tell(self, note: str) -> None:
+        self._told = self._clock()
+        self._n_told += 1
+        share = f" ({self._done / self._total:.0%})" if self._total else ""
+        seconds = self._told - self._began
+        self._say(f"{self._label}: {self._done:,} of {self._total:,}{self._unit}{share}, {seconds:.0f} s{note}")

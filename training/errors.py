@@ -1,0 +1,43 @@
+"""Errors that end a run, and what their cause is in words. The command line turns them into one line and an exit code.
+
+Knows no torch: what torch raises is told by the name of its class and its message.
+"""
+
+from __future__ import annotations
+
+from model.shortage import in_words
+
+
+class RunFailed(Exception):
+    """The run broke while it worked: the recipe is readable and may be right. Exit code 3."""
+
+
+class NonFiniteLoss(RunFailed):
+    """The loss of a step is NaN or infinite; the message names the step and the rows."""
+
+
+class Stopped(Exception):
+    """A signal has stopped the run, and it is saved. Exit code 130."""
+
+
+_WRITE_FAILED = ("PytorchStreamWriter", "file write failed", "iostream error", "Error while serializing")
+
+
+def explain(error: BaseException) -> str | None:
+    """One line about an error of the machine: disk, memory, files. None for one that is a bug."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
+        return (
+            "out of memory. Lower optim.batch_pairs (or batch_sequences) and raise optim.accumulate, lower "
+            "encoding.max_tokens or eval.batch_tokens, or set optim.gradient_checkpointing: true or method.name: lora."
+        )
+    if any(mark in text for mark in _WRITE_FAILED):
+        return f"a file could not be written, most likely for want of room on the disk: {text[:200]}"
+    if (short := in_words(error)) is not None:
+        return f"{short}."
+    if isinstance(error, OSError):
+        where = f" at {error.filename}" if error.filename else ""
+        return f"a file could not be read or written{where}: {error.strerror or text or type(error).__name__}."
+    if isinstance(error, ImportError):
+        return f"a package is missing: {text[:200]}. `pip install 'rewardserve[train]'` installs those of training."
+    return None

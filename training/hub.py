@@ -1,0 +1,114 @@
+"""Names that lead to the Hugging Face hub: say so, and never wait long for a hub that does not answer.
+
+The libraries retry for minutes. Here one request with a time limit decides: without an answer the process goes offline,
+so that what is cached is used and what is not is refused at once.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from model.checkpoint.bases import BASES
+from training.console import say
+
+ANSWER_S = 10.0
+"""The longest wait for the hub, name resolution included."""
+
+
+def announce(kind: str, name: str) -> None:
+    """Say that `name` comes from the hub, or from its cache alone where the process is offline or the hub does not answer."""
+    if is_offline():
+        say(f"{kind} {name}: from the cache of the Hugging Face hub alone (offline)")
+        return
+    say(f"{kind} {name}: from the Hugging Face hub at {_endpoint()}, or its cache")
+    if not answers(_endpoint(), ANSWER_S):
+        say(f"the hub does not answer (within {ANSWER_S:.0f} s); going on with what is cached")
+        _go_offline()
+
+
+def announce_model(path_or_name: str) -> None:
+    """The same for a model, and for the base model that an adapter or bare heads name."""
+    for name in (path_or_name, *_base_names(Path(path_or_name).expanduser())):
+        if is_hub_model(name):
+            announce("model", name)
+
+
+def is_hub_model(name: str) -> bool:
+    """Whether a model of this name is looked for on the hub."""
+    if name.partition(":")[0] in BASES or Path(name).expanduser().is_dir():
+        return False
+    return not (Path(name).is_absolute() or name.startswith((".", "~"))) and name.count("/") == 1
+
+
+def is_offline() -> bool:
+    """Whether the hub is not to be asked: HF_HUB_OFFLINE, or it did not answer."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def remedy(kind: str, setting: str) -> str:
+    """What to do about a name that is not in the cache while the hub cannot be reached."""
+    option = "" if kind == "model" else " --repo-type dataset"
+    return (
+        f"The hub was not asked or did not answer, and it is not in the cache. Fetch it where there is a network (hf download "
+        f"NAME{option}) and copy the cache (HF_HOME), or name a folder or file: --set {setting}=PATH."
+    )
+
+
+def answers(endpoint: str, timeout_s: float) -> bool:
+    """Whether a server answers at all, with whatever status, in time."""
+    found: list[bool] = []
+
+    def ask() -> None:
+        try:
+            httpx.head(endpoint, timeout=timeout_s)
+        except (httpx.HTTPError, OSError, ValueError):
+            return
+        found.append(True)
+
+    # A thread of its own: the system resolves names for as long as it likes, and cannot be interrupted.
+    thread = threading.Thread(target=ask, name="hub", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return bool(found)
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
+
+
+def _go_offline() -> None:
+    """Both libraries look at these when they are about to ask."""
+    from huggingface_hub import constants
+
+    modules: list[Any] = [constants]
+    try:
+        import datasets
+
+        modules.append(datasets.config)
+    except ImportError:
+        pass
+    for module in modules:
+        module.HF_HUB_OFFLINE = True
+
+
+def _base_names(folder: Path) -> list[str]:
+    from model.checkpoint.heads import base_of_heads
+
+    names: list[str | None] = []
+    try:
+        if folder.is_dir():
+            names.append(base_of_heads(folder))
+            config = folder / "adapter_config.json"
+            names.append(json.loads(config.read_text()).get("base_model_name_or_path") if config.is_file() else None)
+    except Exception:  # what is wrong with these files is said where they are read
+        return []
+    return [name for name in names if isinstance(name, str)]
