@@ -223,8 +223,8 @@ def test_the_heads_alone_score_as_the_merged_checkpoint(convex, capsys):
     report = json.loads((convex / "out" / "heads" / "training_report.json").read_text())
     assert report["base"] == report_of(convex / "out")["recipe"]["model"]["path"]
     assert sorted(f.name for f in (convex / "out" / "heads").iterdir()) == [
-        "calibration.json", "chat_template.jinja", "hidden_reference.safetensors", "reward_heads.safetensors", "scoring_contract.json",
-        "training_report.json",
+        "calibration.json", "chat_template.jinja", "hidden_reference.safetensors", "reward_heads.safetensors",
+        "scoring_contract.json", "training_report.json",
     ]  # fmt: skip
     assert sum(f.stat().st_size for f in (convex / "out" / "heads").iterdir()) < 100_000
     assert check(["--device", "cpu", str(convex / "out" / "heads")]) == 0
