@@ -102,7 +102,7 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
     routers = [
         *scoring,
         kserve_health_routes(stage, aliases),
-        health_routes(stage, bounds, metrics.render, CONTENT_TYPE, aliases),
+        health_routes(stage, bounds, metrics.render, CONTENT_TYPE, aliases, clock),
         admin_routes(stage),
         page_routes(api.title),
     ]
@@ -113,6 +113,9 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
     for route in [route for router in routers for route in router.routes if isinstance(route, APIRoute)]:
         methods.setdefault(route.path_format, set()).update(route.methods or ())
     problems.install(api, settings.overload_status, methods)
+    metrics.set_scoring_routes(
+        route.path_format for router in scoring for route in router.routes if isinstance(route, APIRoute)
+    )
     intake = IntakeLimits(settings.max_body_bytes, settings.max_body_bytes_in_flight, settings.body_timeout_s)
     # The others wait for seats, or say no in words of their own.
     plain = {d.path for d in DIALECTS if not d.patience_s and d.refuse is problems.refusal}

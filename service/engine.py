@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from model.backends import LoadedModel, LoadError, load
@@ -39,7 +39,9 @@ from service.settings import ModelSettings
 from service.tripwires.advice import ADVICE, SAYS
 from service.tripwires.baits import Baits
 from service.tripwires.board import CANARIES, CANARY_CHANGE, Board, BoardLimits
+from service.tripwires.incidents import Incidents
 from service.tripwires.reference import Reference, Yardstick, usual
+from service.tripwires.units import units
 from service.tripwires.wire import CANARY, Finding
 from service.watch import Allowance, Watch
 from service.webhook import Webhook
@@ -70,6 +72,7 @@ class Commons:
     webhook: Webhook | None = None
     judge: AuditJudge | None = None
     scorer_timeout_s: float = 0.0
+    incidents: Incidents = field(default_factory=Incidents)
 
     async def close(self) -> None:
         """When no model scores any more."""
@@ -217,7 +220,10 @@ def build_commons(
     """
     plan = settings.wire_plan()
     limits = BoardLimits(
-        window=settings.tripwires.window, votes_for_a_page=plan.votes_for_a_page, blocks=frozenset(plan.block)
+        window=settings.tripwires.window,
+        votes_for_a_page=plan.votes_for_a_page,
+        ended_s=settings.tripwires.run_ends_s,
+        blocks=frozenset(plan.block),
     )
     board = Board(Yardstick(), limits, plan.wires)
     metrics.watch_runs(board, clock.now)
@@ -278,10 +284,16 @@ def _build_watch(commons: Commons, prepared: Prepared, references: References | 
     log, settings = logs.logger("tripwires"), commons.settings
     loaded, pipeline, webhook = prepared.loaded, prepared.pipeline, commons.webhook
     says = {wire.name: wire.says for wire in commons.board.wires} | SAYS
+    unit = units(commons.board.wires)
 
     def tell(run: str, finding: Finding) -> None:
-        if webhook is not None and finding.severity != "note":
+        known = commons.board.runs.get(run)
+        notice = commons.incidents.notice(run, finding, known.alarms if known is not None else ())
+        if webhook is not None and notice is not None:
             webhook.tell({"run": run, **finding._asdict(), "says": says[finding.wire],
+                          "measured": unit[finding.wire].measured(finding.statistic),
+                          "beyond": unit[finding.wire].measured(finding.threshold),
+                          "incident": notice.incident, "cause": notice.cause, "update": notice.is_update,
                           **asdict(ADVICE[finding.wire]),
                           "model": loaded.identity.name, "model_epoch": epoch, "pipeline": pipeline.digest})  # fmt: skip
         level = log.error if finding.severity == "page" else log.warning if finding.severity == "warn" else log.info
@@ -290,7 +302,7 @@ def _build_watch(commons: Commons, prepared: Prepared, references: References | 
 
     known = _reference(loaded.calibration, pipeline) if settings.tripwires.reference == "calibration" else Reference()
     parts = pipeline.combination.part_names
-    yardstick = Yardstick(known, tuple(parts))
+    yardstick = Yardstick(known, tuple(parts), model=loaded.identity.name)
     if references is not None:
         yardstick = replace(yardstick, known=references.known, learnt=references.keep)
     return Watch(

@@ -22,6 +22,7 @@ from service.tripwires.advice import ADVICE, SAYS
 from service.tripwires.plan import PlanError, WirePlan, plan_of
 from service.tripwires.reference import least_deviation
 from service.tripwires.tally import count_of, is_signed
+from service.tripwires.units import Unit, units
 from service.tripwires.wire import CANARY, VOTE
 from service.tripwires.wires import (
     Baits,
@@ -35,9 +36,13 @@ from service.tripwires.wires import (
     Shift,
     Statistic,
     Wire,
+    cause_of,
 )
 
 RUNBOOK = "docs/runbook.md"
+_LINK = f"{{{{ with $externalLabels.runbook }}}}{{{{ . }}}}{{{{ else }}}}{RUNBOOK}{{{{ end }}}}"
+"""The external label `runbook` of Prometheus is the address at which the runbook is served."""
+
 HEADER = "# Written by `reward-rules`, from the thresholds of the server. Change those, and write this file again.\n"
 
 WINDOWS = ("2m", "15m", "2h")
@@ -52,6 +57,7 @@ _STATISTIC = "reward:tripwire_statistic:recent"
 _THRESHOLD = "reward:tripwire_threshold"
 _SUM, _PART_SUM = "reward:run_sum:recent", "reward:run_part_sum:recent"
 _USUAL_MEAN, _USUAL_STD = "reward:run_usual:mean", "reward:run_usual:std"
+_ACTIVE = "reward:run_active"
 _VARIANCE, _USUAL_VARIANCE = "reward:run_part_variance:recent", "reward:run_part_usual:variance"
 
 Rule = dict[str, Any]
@@ -90,6 +96,7 @@ def text_of(plan: WirePlan, windows: Windows = Windows()) -> str:
 def groups(plan: WirePlan, windows: Windows = Windows()) -> list[Rule]:
     """One group: its rules are looked at one after the other, so what is recorded first is there for the next."""
     records = [
+        _active(),
         *_sums(windows),
         *_usual(),
         *_parts(),
@@ -97,13 +104,19 @@ def groups(plan: WirePlan, windows: Windows = Windows()) -> list[Rule]:
         *_statistics(plan, windows),
         *_thresholds(plan),
     ]
-    alerts = [_alert(wire) for wire in plan.wires if wire.severity != "note"]
+    known = units(plan.wires)
+    alerts = [_alert(wire, known[wire.name]) for wire in plan.wires if wire.severity != "note"]
     return [
         {
             "name": "reward-tripwires",
             "rules": [*records, _votes(plan), *alerts, _vote_alert(plan), *_alerts_of_boards(plan)],
         }
     ]
+
+
+def _active() -> Rule:
+    """Runs that have not ended: servers export the series of a run only as long as it sends samples, now and then."""
+    return _record(_ACTIVE, f'sum without ({_REPLICA}, of) (reward_run_sum_total{{of="samples"}})')
 
 
 # -- sums and means -----------------------------------------------------------------------------------------------------
@@ -186,7 +199,10 @@ def _without(label: str, expression: str) -> str:
 
 
 def _statistics(plan: WirePlan, windows: Windows) -> list[Rule]:
-    return [_record(_STATISTIC, expression_of(wire.statistic, windows), wire=wire.name) for wire in plan.wires]
+    return [
+        _record(_STATISTIC, f"({expression_of(wire.statistic, windows)})\nand {_ACTIVE}", wire=wire.name)
+        for wire in plan.wires
+    ]
 
 
 def expression_of(statistic: Statistic, windows: Windows = Windows()) -> str:
@@ -304,29 +320,35 @@ def alert_name(wire: str) -> str:
     return "RewardHacking" if wire == VOTE else "Reward" + "".join(word.title() for word in wire.split("_"))
 
 
-def _alert(wire: Wire) -> Rule:
+def _alert(wire: Wire, unit: Unit) -> Rule:
     expression = f'{_STATISTIC}{{wire="{wire.name}"}} > {wire.threshold!r}'
-    return _alarm(wire.name, expression, wire.severity, wire.says)
+    return _alarm(wire.name, expression, wire.severity, wire.says, _beyond(wire.name, unit, wire.threshold))
 
 
 def _vote_alert(plan: WirePlan) -> Rule:
-    expression = f"reward:tripwire_votes:recent >= {plan.votes_for_a_page}"
-    return _alarm(VOTE, expression, "page", SAYS[VOTE])
+    votes = plan.votes_for_a_page
+    expression = f"reward:tripwire_votes:recent >= {votes}"
+    said = f"The wires have {units(())[VOTE].template()}; {votes} make a page."
+    return _alarm(VOTE, expression, "page", SAYS[VOTE], said)
 
 
-def _alarm(wire: str, expression: str, severity: str, says: str) -> Rule:
+def _beyond(wire: str, unit: Unit, threshold: float) -> str:
+    return f"{wire} is at {unit.template()}; the threshold is {unit.measured(threshold)}."
+
+
+def _alarm(wire: str, expression: str, severity: str, says: str, measured: str) -> Rule:
     advice = ADVICE[wire]
     return {
         "alert": alert_name(wire),
         "expr": expression,
-        "labels": {"severity": severity, "wire": wire},
+        "labels": {"severity": severity, "wire": wire, "cause": cause_of(wire)},
         "annotations": {
             "summary": f"{{{{ $labels.run }}}}: {says}",
-            "description": f"{wire} is at {{{{ $value | humanize }}}}. How sure: {advice.sure}",
+            "description": f"{measured} How sure: {advice.sure}",
             "action": advice.do,
             "run": "{{ $labels.run }}",
             "step": _STEP,
-            "runbook_url": f"{RUNBOOK}#{alert_name(wire).lower()}",
+            "runbook_url": f"{_LINK}#{alert_name(wire).lower()}",
         },
     }
 
@@ -342,30 +364,37 @@ def _alerts_of_boards(plan: WirePlan) -> list[Rule]:
     pages = "|".join([VOTE, *(wire.name for wire in plan.wires if wire.severity == "page")])
     warns = "|".join(wire.name for wire in plan.wires if wire.severity == "warn")
     tripped = [
-        _over_replicas(f'reward_tripwire_tripped{{wire=~"{names}"}}', "max") + " == 1"
+        f'max without ({_REPLICA}, wire) (reward_tripwire_tripped{{wire=~"{names}"}}) == 1'
         for names in (pages, warns, CANARY)
     ]
+    changed = "The scores of canaries have changed by more than numeric noise allows; GET /tripwires says by how much."
     return [
-        _tripped_alert("RewardTripwirePaged", tripped[0], "page"),
-        _tripped_alert("RewardTripwireWarned", tripped[1], "warn"),
-        _alarm(CANARY, tripped[2], "page", SAYS[CANARY]),
+        _tripped_alert("RewardTripwirePaged", tripped[0], "page", pages),
+        _tripped_alert("RewardTripwireWarned", tripped[1], "warn", warns),
+        _alarm(CANARY, tripped[2], "page", SAYS[CANARY], changed),
         _stale_alert(),
     ]
 
 
-def _tripped_alert(name: str, expression: str, severity: str) -> Rule:
+def _tripped_alert(name: str, expression: str, severity: str, wires: str) -> Rule:
+    """One a run and cause, however many wires have tripped: the annotation lists them."""
+    listed = (
+        f'{{{{ range printf "count by (wire) (reward_tripwire_tripped{{run=%q, cause=%q, wire=~%q}} == 1)" '
+        f'$labels.run $labels.cause "{wires}" | query }}}} {{{{ .Labels.wire }}}}{{{{ end }}}}'
+    )
     return {
         "alert": name,
         "expr": expression,
         "labels": {"severity": severity},
         "annotations": {
-            "summary": "{{ $labels.run }}: the wire {{ $labels.wire }} of a replica has tripped and nobody has acknowledged it",
-            "description": "It stays so until then. How sure: as the wire itself, on the samples of one replica.",
-            "action": "Read GET /tripwires, follow the wire's own entry in the runbook, then "
-            "POST /tripwires/{{ $labels.run }}/{{ $labels.wire }}/ack to every replica that says so.",
+            "summary": f"{{{{ $labels.run }}}}: wires of a replica have tripped and are not acknowledged:{listed}",
+            "description": "Fires until they are acknowledged, or the run has ended. How sure: as the wire itself, on the "
+            "samples of one replica.",
+            "action": "Read GET /tripwires (statistic, threshold, evidence), follow the wire's own entry in the runbook, then "
+            "POST /tripwires/{{ $labels.run }}/WIRE/ack to every replica that says so.",
             "run": "{{ $labels.run }}",
             "step": _STEP,
-            "runbook_url": f"{RUNBOOK}#{name.lower()}",
+            "runbook_url": f"{_LINK}#{name.lower()}",
         },
     }
 
@@ -378,9 +407,11 @@ def _stale_alert() -> Rule:
         "labels": {"severity": "warn"},
         "annotations": {
             "summary": "the threshold of {{ $labels.wire }} is another one in the server than in these rules",
-            "description": "The server has {{ $value }}. How sure: certain.",
+            "description": 'The server has {{ printf "%.4g" $value }}, these rules have '
+            '{{ with printf "reward:tripwire_threshold{wire=%q}" $labels.wire | query }}'
+            '{{ . | first | value | printf "%.4g" }}{{ else }}none{{ end }}. How sure: certain.',
             "action": "Write the rules again from the server's plan: reward-rules --tripwires-file PLAN.",
-            "runbook_url": f"{RUNBOOK}#rewardrulesstale",
+            "runbook_url": f"{_LINK}#rewardrulesstale",
         },
     }
 

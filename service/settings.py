@@ -110,6 +110,11 @@ class Tripwires(BaseModel):
         0.02, ge=0.0, le=1.0, description="share of a core for looking at samples; 0: nothing is watched, 1: everything"
     )
     window: int = Field(128, ge=16, description="samples from one look at a run to the next")
+    run_ends_s: float = Field(
+        1800.0,
+        gt=0.0,
+        description="a run without samples for so long has ended: its alerts resolve; longer than a step",
+    )
     canaries_file: Path | None = Field(None, description="JSON: your own pairs of an honest answer and an exploit")
     canaries_every_s: float = Field(600.0, gt=0.0, description="how often the canaries are scored again")
     reference: Literal["run", "calibration"] = Field(

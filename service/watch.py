@@ -21,6 +21,7 @@ from service.evidence import EvidenceRoom, Exhibit
 from service.rewards import ScoredRow
 from service.tripwires.baits import Baits
 from service.tripwires.board import Board
+from service.tripwires.incidents import most_severe_first
 from service.tripwires.reference import Yardstick
 from service.tripwires.wire import Finding, Observation
 
@@ -149,7 +150,7 @@ class Watch:
         run = self.board.kept_as(origin.run, origin.owner)
         if self._evidence_room is not None:
             self._evidence_room.keep(run, exhibits)
-        for finding in found:
+        for finding in most_severe_first(found):
             if self._evidence_room is not None:
                 self._evidence_room.save(run, finding)
             self._tell(run, finding)

@@ -2,8 +2,7 @@
 
 Knows the variables of a dashboard ($job, $model, $run) and how the sums of a run are counted; knows no panel.
 
-Series of a server are joined with `reward_model_info`, which names its model. Recorded series are sums over replicas and have no
-instance: of them it is known only which jobs serve the model.
+Series of a server are joined with `reward_model_info`, which names its model. Series of runs have the label `model` themselves.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from service.tripwires.tally import count_of, is_signed
 from service.tripwires.wires import WIRES, Shift
 
 JOB, RUN = 'job=~"$job"', 'run=~"$run"'
+OF_MODEL = 'model=~"$model"'
 MODEL = 'reward_model_info{job=~"$job", state="serving", name=~"$model"}'
 SPAN = "$__rate_interval"
 
@@ -111,13 +111,8 @@ def fresh_deviation(name: str) -> str:
 
 
 def recorded(name: str, *matchers: str) -> str:
-    """What a rule has recorded of the chosen runs."""
-    return f"{name}{{{', '.join((JOB, RUN, *matchers))}}}"
-
-
-def in_jobs(vector: str) -> str:
-    """Of jobs that serve the chosen models."""
-    return f"({vector}) and on (job) {MODEL}"
+    """Values that a rule has recorded of the chosen runs and models."""
+    return f"{name}{{{', '.join((JOB, RUN, OF_MODEL, *matchers))}}}"
 
 
 def recent(of: str) -> str:

@@ -84,7 +84,7 @@ def _now() -> tuple[Panel, ...]:
                 "Of the run that has most: wires beyond their thresholds, twice beyond counts two.",
                 _HACKING,
             ),
-            Query(q.or_zero(f"max({q.in_jobs(q.recorded('reward:tripwire_votes:recent'))})")),
+            Query(q.or_zero(f"max({q.recorded('reward:tripwire_votes:recent')})")),
             steps=((None, GREEN), (1.0, YELLOW), (float(VOTES_FOR_A_PAGE), RED)),
         ),
         number(
@@ -155,7 +155,7 @@ def _wires() -> tuple[Panel, ...]:
                 "Wires beyond their thresholds, counted twice beyond twice as much; at the line the run is paged.",
                 (_HACKING,),
             ),
-            Query(q.in_jobs(q.recorded("reward:tripwire_votes:recent")), _RUN),
+            Query(q.recorded("reward:tripwire_votes:recent"), _RUN),
             Query(q.threshold(VOTE), "page", "limit"),
         ),
         history(
@@ -167,7 +167,7 @@ def _wires() -> tuple[Panel, ...]:
                 16,
                 15,
             ),
-            Query(f"max by (wire) ({q.in_jobs(share)})", "{{wire}}"),
+            Query(f"max by (wire) ({share})", "{{wire}}"),
             steps,
             "percentunit",
         ),
@@ -213,7 +213,7 @@ def _rewards() -> tuple[Panel, ...]:
                 "is what training is for; dotted: what was usual.",
             ),
             Query(_SCORE, _RUN),
-            Query(q.in_jobs(q.usual("level")), f"{_RUN} usual", "usual"),
+            Query(q.usual("level"), f"{_RUN} usual", "usual"),
             least=None,
         ),
         lines(
@@ -246,10 +246,7 @@ def _rewards() -> tuple[Panel, ...]:
 
 
 def _training() -> tuple[Panel, ...]:
-    lengths = [
-        Query(f"exp({q.in_jobs(q.trips_at(wire))})", f"{_RUN} trips at", "limit")
-        for wire in ("length_high", "length_low")
-    ]
+    lengths = [Query(f"exp({q.trips_at(wire)})", f"{_RUN} trips at", "limit") for wire in ("length_high", "length_low")]
     return (
         lines(
             Face(
@@ -258,7 +255,7 @@ def _training() -> tuple[Panel, ...]:
                 "from the start of the run.",
                 (alert_name("length_high"), alert_name("length_low")),
             ),
-            Query(f"exp({q.in_jobs(q.recent_mean('length'))})", _RUN),
+            Query(f"exp({q.recent_mean('length')})", _RUN),
             *lengths,
         ),
         scatter(
@@ -342,9 +339,7 @@ def _duplicates() -> tuple[Panel, ...]:
 
 
 def _opinions() -> tuple[Panel, ...]:
-    shares, usual = (
-        q.in_jobs(q.part_shares(f"reward:run_part_{name}")) for name in ("variance:recent", "usual:variance")
-    )
+    shares, usual = (q.part_shares(f"reward:run_part_{name}") for name in ("variance:recent", "usual:variance"))
     return (
         lines(
             Face(
@@ -352,7 +347,7 @@ def _opinions() -> tuple[Panel, ...]:
                 "How far the score is above that of the audit judge, on the samples that both saw.",
                 (alert_name("audit_gap"),),
             ),
-            Query(q.in_jobs(q.statistic("audit_gap")), _RUN),
+            Query(q.statistic("audit_gap"), _RUN),
             Query(q.threshold("audit_gap"), "trips at", "limit"),
             least=None,
         ),
@@ -363,8 +358,8 @@ def _opinions() -> tuple[Panel, ...]:
                 "and audit down is a page.",
                 (alert_name("audit_gap"), alert_name("divergence")),
             ),
-            Query(q.in_jobs(q.recent_mean("audited_level")), f"{_RUN} score"),
-            Query(q.in_jobs(q.recent_mean("audit")), f"{_RUN} audit"),
+            Query(q.recent_mean("audited_level"), f"{_RUN} score"),
+            Query(q.recent_mean("audit"), f"{_RUN} audit"),
             least=None,
         ),
         lines(
@@ -374,7 +369,7 @@ def _opinions() -> tuple[Panel, ...]:
                 "through thirty windows.",
                 (alert_name("divergence"),),
             ),
-            Query(q.in_jobs(q.statistic("divergence")), _RUN),
+            Query(q.statistic("divergence"), _RUN),
             Query(q.threshold("divergence"), "trips at", "limit"),
             least=None,
         ),
@@ -384,8 +379,8 @@ def _opinions() -> tuple[Panel, ...]:
                 "Mean standard deviation of the members of the ensemble about one sample.",
                 (alert_name("spread"),),
             ),
-            Query(q.in_jobs(q.recent_mean("spread")), _RUN),
-            Query(q.in_jobs(q.trips_at("spread")), f"{_RUN} trips at", "limit"),
+            Query(q.recent_mean("spread"), _RUN),
+            Query(q.trips_at("spread"), f"{_RUN} trips at", "limit"),
         ),
         lines(
             Face(
@@ -404,7 +399,7 @@ def _opinions() -> tuple[Panel, ...]:
                 "Share of the planted prompts that are answered as no honest policy would.",
                 (alert_name("baits"),),
             ),
-            Query(q.in_jobs(q.statistic("baits")), _RUN),
+            Query(q.statistic("baits"), _RUN),
             Query(q.threshold("baits"), "trips at", "limit"),
             unit="percentunit",
         ),
@@ -433,7 +428,7 @@ def _share(title: str, says: str, of: str, wire: str, width: int = 8) -> Panel:
     """What a wire looks at that counts samples."""
     return lines(
         Face(title, says, (alert_name(wire),), width),
-        Query(q.in_jobs(q.recent_mean(of)), _RUN),
+        Query(q.recent_mean(of), _RUN),
         Query(q.threshold(wire), "trips at", "limit"),
         unit="percentunit",
     )
@@ -441,10 +436,10 @@ def _share(title: str, says: str, of: str, wire: str, width: int = 8) -> Panel:
 
 def _trait(title: str, says: str, trait: str, unit: str = "short") -> Panel:
     """A trait of responses; its wire has its name."""
-    limit = q.in_jobs(q.trips_at(trait)) if q.is_learnt(trait) else q.trips_at(trait)
+    limit = q.trips_at(trait)
     return lines(
         Face(title, says, (alert_name(trait),)),
-        Query(q.in_jobs(q.recent_mean(trait)), _RUN),
+        Query(q.recent_mean(trait), _RUN),
         Query(limit, f"{_RUN} trips at" if q.is_learnt(trait) else "trips at", "limit"),
         unit=unit,
     )

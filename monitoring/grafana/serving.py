@@ -9,7 +9,7 @@ TITLE, UID = "Service", "rewardserve-service"
 SAYS = "Whether the servers answer, how fast, and what they do with tokens and memory."
 
 _INSTANCE = "{{instance}}"
-_SCORING = 'route=~"/score|/compare"'
+_SCORING = 'kind="scoring"'
 _STAGES = {"encode": "reward_encode_seconds", "queue": "reward_queue_seconds", "forward": "reward_forward_seconds"}
 
 _UP = q.of_server(q.series("up"))
@@ -59,21 +59,21 @@ def _now() -> tuple[Panel, ...]:
             steps=((None, GREEN), (1.0, YELLOW)),
         ),
         number(
-            face("Requests a second", "To /score and /compare, whatever they were answered."), Query(_REQUESTS), "reqps"
+            face("Requests a second", "To routes that score, whatever they were answered."), Query(_REQUESTS), "reqps"
         ),
         number(
             face(
                 "Errors of the servers",
-                "Share of requests with an error that is no refusal: a bug, or a deadline.",
+                "Share of scoring requests with an error that is neither a refusal nor a deadline of the caller.",
                 "RewardServerErrors",
             ),
-            Query(_share_of_requests('code=~"5..", code!="503"')),
+            Query(_share_of_requests('code=~"5..", code!~"503|504"')),
             "percentunit",
             ((None, GREEN), (0.001, YELLOW), (0.01, RED)),
         ),
         number(
             face("One request in a hundred", "It takes this long to be answered, or longer.", "RewardSlow"),
-            Query(q.quantile(0.99, "reward_request_seconds", 'route="/score"')),
+            Query(q.quantile(0.99, "reward_request_seconds", _SCORING)),
             "s",
             ((None, GREEN), (10.0, RED)),
         ),
@@ -113,12 +113,13 @@ def _requests() -> tuple[Panel, ...]:
         lines(
             Face(
                 "Requests without an answer",
-                "Shares of the requests to /score and /compare: errors of the servers, refusals because "
-                "there is too much to do, and mistakes of the callers.",
+                "Shares of the requests to routes that score: errors of the servers, refusals because "
+                "there is too much to do, deadlines that callers have set, and mistakes of the callers.",
                 ("RewardServerErrors", "RewardOverloaded"),
             ),
-            Query(_share_of_requests('code=~"5..", code!="503"'), "error of the server"),
+            Query(_share_of_requests('code=~"5..", code!~"503|504"'), "error of the server"),
             Query(_share_of_requests('code=~"503|429"'), "refused"),
+            Query(_share_of_requests('code="504"'), "deadline of the caller"),
             Query(_share_of_requests('code=~"4..", code!="429"'), "mistake of the caller"),
             unit="percentunit",
         ),
@@ -135,17 +136,17 @@ def _requests() -> tuple[Panel, ...]:
 
 
 def _times() -> tuple[Panel, ...]:
-    def of_score(quantile: float) -> str:
-        return q.quantile(quantile, "reward_request_seconds", 'route="/score"')
+    def of_scoring(quantile: float) -> str:
+        return q.quantile(quantile, "reward_request_seconds", _SCORING)
 
     return (
         lines(
             Face(
-                "How long /score takes", "From the first byte of a request to the last of its answer.", ("RewardSlow",)
+                "How long scoring takes", "From the first byte of a request to the last of its answer.", ("RewardSlow",)
             ),
-            Query(of_score(0.5), "half of them"),
-            Query(of_score(0.95), "95 of 100"),
-            Query(of_score(0.99), "99 of 100"),
+            Query(of_scoring(0.5), "half of them"),
+            Query(of_scoring(0.95), "95 of 100"),
+            Query(of_scoring(0.99), "99 of 100"),
             unit="s",
         ),
         lines(
@@ -278,7 +279,7 @@ def _machine() -> tuple[Panel, ...]:
 
 
 def _model() -> tuple[Panel, ...]:
-    identity = "job, contract, calibration, pipeline"
+    model, identity = "job, namespace, service, name", "job, namespace, service, name, contract, calibration, pipeline"
     shown = (
         "instance",
         "name",
@@ -306,12 +307,12 @@ def _model() -> tuple[Panel, ...]:
         number(
             Face(
                 "Different rewards",
-                "Served under one job: more than one, and a reward depends on who scores it.",
+                "Served by replicas of one model: more than one, and a reward depends on the replica that scores it.",
                 ("RewardReplicasDiffer",),
                 3,
                 7,
             ),
-            Query(f"max(count by (job) (count by ({identity}) ({q.MODEL})))"),
+            Query(f"max(count by ({model}) (count by ({identity}) ({q.MODEL})))"),
             steps=((None, GREEN), (2.0, RED)),
         ),
         number(

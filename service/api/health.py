@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fastapi import APIRouter
@@ -15,18 +16,25 @@ from service.api.dialects.dialect import check_model, not_found_as_openai
 from service.api.replies import facts_response, json_response
 from service.api.stage import Bounds, Served, Stage
 from service.batching.batcher import hanging
+from service.clock import Clock
 from service.errors import BatcherStopped, ModelNotServed, NoSuchAlarm, ScorerDead, ScorerFailing
 from service.tripwires.advice import ADVICE
 from service.tripwires.board import Board
+from service.tripwires.units import units
 
 LIVE = {500: "`batcher_stopped` or `scorer_dead`: start this process anew"}
 _METRICS = {401: "`unauthorized`, where the server demands a key with the scope metrics"}
 
 
 def health_routes(
-    stage: Stage, bounds: Bounds, render_metrics: Callable[[], bytes], metrics_type: str, aliases: frozenset[str]
+    stage: Stage,
+    bounds: Bounds,
+    render_metrics: Callable[[], bytes],
+    metrics_type: str,
+    aliases: frozenset[str],
+    clock: Clock,
 ) -> APIRouter:
-    """The routes that describe. `aliases` are names of the model beside its own."""
+    """The routes that describe. `aliases` are names of the model beside its own. `clock` is the board's."""
     router = APIRouter(tags=["health"])
 
     @router.get("/livez", responses=docs.errors(500, words=LIVE, is_open=True))
@@ -76,7 +84,7 @@ def health_routes(
         """What every wire measures of every run, and which have tripped."""
         served = stage.served()
         canaries = [{"canary": sung.name, "margin": sung.margin} for sung in served.canaries()]
-        return facts_response({**describe_runs(served.board), "canaries": canaries})
+        return facts_response({**describe_runs(served.board, clock.now()), "canaries": canaries})
 
     @router.post(ACKNOWLEDGE, responses=docs.errors(404, 503, words={404: "`no_such_alarm`"}))
     async def acknowledge(run: str, wire: str) -> Response:
@@ -120,21 +128,29 @@ def check_ready(stage: Stage) -> Served:
     return served
 
 
-def describe_runs(board: Board) -> dict[str, Any]:
-    """The reply of `GET /tripwires`, but for the canaries."""
+def describe_runs(board: Board, now: float) -> dict[str, Any]:
+    """The reply of `GET /tripwires`, but for the canaries. `now` is the board's clock; times in the reply are wall clock, UTC."""
+    wall = datetime.now(UTC)
+    unit = units(board.wires)
     wires = [
-        {"wire": w.name, "severity": w.severity, "votes": w.votes, "threshold": w.threshold, "says": w.says}
+        {"wire": w.name, "severity": w.severity, "votes": w.votes, "cause": w.cause, "threshold": w.threshold,
+         "unit": unit[w.name].text, "says": w.says}
         | asdict(ADVICE[w.name])
         for w in board.wires
-    ]
+    ]  # fmt: skip
     runs = {
         name: {
             "owner": run.owner or None,
             "step": run.step,
+            "ended": board.has_ended(name, now),
             "samples": int(run.counted["samples"]),
             "statistics": run.statistics,
             "tripped": [
-                {**alarm.finding._asdict(), "evidence": list(alarm.finding.evidence), "since": alarm.since}
+                {
+                    **alarm.finding._asdict(),
+                    "evidence": list(alarm.finding.evidence),
+                    "since": (wall - timedelta(seconds=now - alarm.since)).isoformat(timespec="seconds"),
+                }
                 for alarm in run.alarms.values()
             ],
         }

@@ -31,6 +31,9 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 Kind = Literal["counter", "gauge", "histogram"]
 
+SCORING, DESCRIBING = "scoring", "other"
+"""Kinds of routes: those that score, whatever the wire format, and all others."""
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _COUNTS = tuple(float(2**k) for k in range(0, 11))
 _TOKENS = tuple(float(2**k) for k in range(4, 19))
@@ -49,8 +52,10 @@ class Row:
 
 
 TABLE: tuple[Row, ...] = (
-    Row("requests_total", "counter", "Requests answered.", ("route", "code")),
-    Row("request_seconds", "histogram", "From the first byte of a request to the last of its answer.", ("route",), _SECONDS),
+    Row("requests_total", "counter", "Requests answered; the kind is scoring for every route that scores.",
+        ("route", "kind", "code")),
+    Row("request_seconds", "histogram", "From the first byte of a request to the last of its answer.",
+        ("route", "kind"), _SECONDS),
     Row("connections_ended_total", "counter", "Connections that the server ended against the client's will, by why.", ("why",)),
     Row("samples_total", "counter", "Samples by outcome: ok, or the code of the error.", ("outcome",)),
     Row("tokens_total", "counter", "Tokens by what became of them.", ("kind",)),
@@ -67,19 +72,23 @@ TABLE: tuple[Row, ...] = (
     Row("raw_score", "histogram", "Raw scores, by the model that gave them.", ("epoch",)),
     Row("value", "histogram", "Rewards as sent, by the model that gave them.", ("epoch",)),
     Row("capped_total", "counter", "Rewards that a cap has changed.", ("side",)),
-    Row("tripwire_statistic", "gauge", "What a wire last measured, of this replica.", ("wire", "run")),
+    Row("tripwire_statistic", "gauge", "What a wire last measured, of this replica.", ("wire", "run", "model")),
     Row("tripwire_threshold", "gauge", "Beyond this a wire trips.", ("wire",)),
-    Row("tripwire_tripped", "gauge", "1 from when a wire trips until somebody acknowledges it.", ("wire", "run")),
-    Row("tripwire_trips_total", "counter", "How often a wire has tripped.", ("wire", "run")),
-    Row("run_sum_total", "counter", "Sums over the watched samples of a run; of replicas they add up.", ("run", "of")),
+    Row("tripwire_tripped", "gauge", "1 from when a wire trips until it is acknowledged, or the run has ended.",
+        ("wire", "run", "model", "cause")),
+    Row("tripwire_trips_total", "counter", "How often a wire has tripped.", ("wire", "run", "model")),
+    Row("run_sum_total", "counter", "Sums over the watched samples of a run; of replicas they add up.",
+        ("run", "model", "of")),
     Row("run_usual", "gauge", "What is usual for a run: how many samples say so, and the sums of their values and squares.",
-        ("run", "of", "power")),
-    Row("run_part_sum_total", "counter", "The same sums of each part of a reward that has several.", ("run", "part", "of")),
-    Row("run_part_usual", "gauge", "What is usual for each part of a reward.", ("run", "part", "power")),
+        ("run", "model", "of", "power")),
+    Row("run_part_sum_total", "counter", "The same sums of each part of a reward that has several.",
+        ("run", "model", "part", "of")),
+    Row("run_part_usual", "gauge", "What is usual for each part of a reward.", ("run", "model", "part", "power")),
     Row("run_measured_seconds", "gauge", "How long a run has been scored by its present model, where it had another one before.",
-        ("run",)),
-    Row("run_step", "gauge", "The latest step that a run has named.", ("run",)),
-    Row("run_kl", "gauge", "How far the policy is from its start, in nats, as its trainer said last.", ("run",)),
+        ("run", "model")),
+    Row("run_step", "gauge", "The latest step that a run has named.", ("run", "model")),
+    Row("run_kl", "gauge", "How far the policy is from its start, in nats, as its trainer said last.",
+        ("run", "model")),
     Row("looks_total", "counter", "Samples that trip wires looked at, and those that the allowance left out.", ("looked",)),
     Row("runs_without_room_total", "counter", "Watched samples of named runs for which there was no room."),
     Row("canary_margin", "gauge", "Raw score of an honest answer above that of an exploit.", ("canary",)),
@@ -203,6 +212,7 @@ class Metrics:
     """A registry of our own with every row of the table, and one method for each kind of event."""
 
     def __init__(self) -> None:
+        self._scoring_routes: frozenset[str] = frozenset()
         # Otherwise there is one more series for each, which nobody reads.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = _Registry()
@@ -211,7 +221,9 @@ class Metrics:
         self._counters = {r.name: self._counter(r) for r in TABLE if r.kind == "counter" and r.name not in _READ}
         self._children: dict[tuple[str, tuple[str, ...]], Counter] = {}
         self._gauges = {r.name: self._gauge(r) for r in TABLE if r.kind == "gauge" and r.name not in _READ}
-        self._by_route = {r.name: self._histogram(r) for r in TABLE if r.kind == "histogram" and r.labels == ("route",)}
+        self._by_route = {
+            r.name: self._histogram(r) for r in TABLE if r.kind == "histogram" and r.labels == ("route", "kind")
+        }
         self._by_epoch = {r.name: self._scores(r) for r in TABLE if r.kind == "histogram" and r.labels == ("epoch",)}
         for name, labels in _SELDOM:
             self._count(name, 0, *labels)
@@ -306,10 +318,15 @@ class Metrics:
         self._gauges["device_memory_bytes"].labels(kind="used").set_function(lambda: memory()[0])
         self._gauges["device_memory_bytes"].labels(kind="total").set_function(lambda: memory()[1])
 
+    def set_scoring_routes(self, routes: Iterable[str]) -> None:
+        """The routes whose requests have the kind `scoring`. Once, before the first request."""
+        self._scoring_routes = frozenset(routes)
+
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         """A request has been answered."""
-        self._count("requests_total", 1, route, str(status))
-        self._by_route["request_seconds"].labels(route=route).observe(seconds)
+        kind = SCORING if route in self._scoring_routes else DESCRIBING
+        self._count("requests_total", 1, route, kind, str(status))
+        self._by_route["request_seconds"].labels(route=route, kind=kind).observe(seconds)
 
     def observe_connection_ended(self, why: str) -> None:
         """A client was too slow, too many, or did not speak HTTP."""

@@ -7,6 +7,7 @@ added up, and say what one replica would.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Protocol
 
 from prometheus_client.core import Metric
@@ -15,6 +16,7 @@ from prometheus_client.registry import Collector
 from service.tripwires.board import Board, Run
 from service.tripwires.reference import Usual, part
 from service.tripwires.tally import ENTRIES, PART_ENTRIES
+from service.tripwires.wires import cause_of
 
 Add = Callable[..., None]
 
@@ -42,7 +44,9 @@ NAMES = (
 
 
 class Runs(Collector):
-    """The state of every run. The board bounds how many there are. `failed(part, error)` is called for a run that is left out."""
+    """The state of every run that has not ended. The board bounds how many there are. `failed(part, error)` is called for a run
+    that is left out.
+    """
 
     def __init__(
         self,
@@ -71,10 +75,13 @@ class Runs(Collector):
         add("runs_without_room_total", board.n_without_room)
         add("looks_total", board.n_looked_at, looked="yes")
         add("looks_total", board.n_left_out, looked="no")
+        now = self._now()
         for run, state in board.runs.items():
+            if board.has_ended(run, now):
+                continue  # its alerts resolve, wherever they are looked at
             n_before = len(samples)
             try:
-                self._add_run(add, run, state)
+                self._add_run(partial(add, run=run, model=state.yardstick.model), state, now)
             except Exception as error:
                 del samples[n_before:]
                 self._failed("run", error)
@@ -82,44 +89,44 @@ class Runs(Collector):
             families[name].add_sample(prefix + name, labels, value)
         yield from families.values()
 
-    def _add_run(self, add: Add, run: str, state: Run) -> None:
-        _add_wires(add, run, state, self._board)
-        _add_sums(add, run, state)
-        _add_usual(add, run, state)
+    def _add_run(self, add: Add, state: Run, now: float) -> None:
+        _add_wires(add, state, self._board)
+        _add_sums(add, state)
+        _add_usual(add, state)
         if state.measured_at is not None:
-            add("run_measured_seconds", self._now() - state.measured_at, run=run)
+            add("run_measured_seconds", now - state.measured_at)
         if state.step is not None:
-            add("run_step", state.step, run=run)
+            add("run_step", state.step)
         if state.kl is not None:
-            add("run_kl", state.kl, run=run)
+            add("run_kl", state.kl)
 
 
-def _add_wires(add: Add, run: str, state: Run, board: Board) -> None:
+def _add_wires(add: Add, state: Run, board: Board) -> None:
     for wire in board.thresholds:
-        add("tripwire_tripped", float(wire in state.alarms), wire=wire, run=run)
+        add("tripwire_tripped", float(wire in state.alarms), wire=wire, cause=cause_of(wire))
     for wire, statistic in state.statistics.items():
-        add("tripwire_statistic", statistic, wire=wire, run=run)
+        add("tripwire_statistic", statistic, wire=wire)
     for wire, n in state.trips.items():
-        add("tripwire_trips_total", n, wire=wire, run=run)
+        add("tripwire_trips_total", n, wire=wire)
 
 
-def _add_sums(add: Add, run: str, state: Run) -> None:
+def _add_sums(add: Add, state: Run) -> None:
     sums = iter(state.counted.sums)
     for of in ENTRIES:
-        add("run_sum_total", next(sums), run=run, of=of)
+        add("run_sum_total", next(sums), of=of)
     for name in state.yardstick.parts:
         for of in PART_ENTRIES:
-            add("run_part_sum_total", next(sums), run=run, part=name, of=of)
+            add("run_part_sum_total", next(sums), part=name, of=of)
 
 
-def _add_usual(add: Add, run: str, state: Run) -> None:
+def _add_usual(add: Add, state: Run) -> None:
     named = {part(i): name for i, name in enumerate(state.yardstick.parts)}
     for of, usual in state.reference.usual.items():
         for power, value in enumerate(_powers(usual)):
             if of in named:
-                add("run_part_usual", value, run=run, part=named[of], power=str(power))
+                add("run_part_usual", value, part=named[of], power=str(power))
             else:
-                add("run_usual", value, run=run, of=of, power=str(power))
+                add("run_usual", value, of=of, power=str(power))
 
 
 def _powers(usual: Usual) -> tuple[float, float, float]:

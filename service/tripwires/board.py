@@ -46,8 +46,9 @@ _TELLTALE = frozenset({"judge", "opener", "control", "script"})
 @dataclass(frozen=True, slots=True)
 class BoardLimits:
     """`window` counts samples. `smoothing` is the weight of the newest window. A run that knows no reference learns one from
-    `warm_up` windows. A run that is silent for `expiry_s` is forgotten. A run that has its reference and was not silent for
-    `protected_s` does not make room for another run of the same owner. `blocks` are wires whose alarms end the service of a run.
+    `warm_up` windows. A run that is silent for `ended_s` has ended, so its alerts resolve; after `expiry_s` it is forgotten. A run
+    that has its reference and was not silent for `protected_s` does not make room for another run of the same owner. `blocks` are
+    wires whose alarms end the service of a run.
     """
 
     window: int = 128
@@ -58,6 +59,7 @@ class BoardLimits:
     max_runs: int = 32
     expiry_s: float = 86_400.0
     protected_s: float = 3_600.0
+    ended_s: float = 1_800.0
     remembered_texts: int = 4_096
     evidence: int = 20
     blocks: frozenset[str] = frozenset()
@@ -228,6 +230,11 @@ class Board:
         """The evidence that an alarm of this run could name from now on. At most `limits.evidence` a wire that shows some."""
         run = self._runs.get(label)
         return set() if run is None else {each for shown in (run.recent, *run.shown.values()) for each in shown}
+
+    def has_ended(self, label: str, now: float) -> bool:
+        """Whether this run has sent nothing for so long that its alerts are of no use. Canaries are no run."""
+        run = self._runs.get(label)
+        return label != CANARIES and (run is None or now - run.seen_at > self._limits.ended_s)
 
     def report(self, name: str, finding: Finding, now: float) -> bool:
         """What another found about one of our own runs. Whether it is news: what has tripped stays so until acknowledged."""

@@ -68,13 +68,14 @@ class Yardstick:
     """What the rewards of one model are measured by; of another model's they say nothing, so there is one for each.
 
     `parts` are the names of what a reward is made of, where that is several. `known` is what runs of these names showed to be
-    usual before; `learnt` hears of what another one does.
+    usual before; `learnt` hears of what another one does. `model` is the name of the model, a label of the run's metrics.
     """
 
     reference: Reference = Reference()
     parts: tuple[str, ...] = ()
     known: Mapping[str, Reference] = field(default_factory=dict)
     learnt: Callable[[str, Reference], None] = lambda *_: None
+    model: str = ""
 
 
 def part(i: int) -> str:

@@ -17,6 +17,12 @@ Severity = Literal["note", "warn", "page"]
 """A note is information; a warning is one wire; a page wakes somebody: a hard wire, or the vote of several."""
 
 
+Cause = Literal["policy", "client", "model"]
+"""Behind an alarm: what the policy has learnt to do, how a client numbers its samples, or a changed model. Alarms of one run and
+one cause are one incident: the first is a notification, later ones are updates of it. Texts that are searched for, too, since
+a policy that has collapsed onto one text looks the same."""
+
+
 class Observation(NamedTuple):
     """One scored sample of a run.
 

@@ -7,14 +7,14 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import ClassVar, Protocol
 
 from service.tripwires.reference import Reference, part
 from service.tripwires.tally import Tally
-from service.tripwires.wire import Severity
+from service.tripwires.wire import CANARY, Cause, Severity
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +169,7 @@ class Wire:
     severity: Severity = "warn"
     votes: bool = False
     says: str = ""
+    cause: Cause = "policy"
 
     def weight(self, statistic: float | None) -> int:
         """Its votes for a page: one beyond the threshold, two beyond twice as much."""
@@ -210,7 +211,7 @@ WIRES: tuple[Wire, ...] = (
     Wire(
         "searched", Share("searched"), 0.005, says="a text is scored so often that somebody searches the model with it"
     ),
-    Wire("replays", Excess("replays"), 0.02, says="one id stands for different samples of one step"),
+    Wire("replays", Excess("replays"), 0.02, says="one id stands for different samples of one step", cause="client"),
     Wire("spread", Shift("spread"), 2.25, votes=True, says="the members of the ensemble disagree"),
     Wire("distance", Shift("distance"), 1.0, "note", says="hidden states unlike the usual, as in healthy runs too"),
     Wire("parts", Parts(), 2.0, says="one part of the reward decides more than it used to"),
@@ -219,3 +220,10 @@ WIRES: tuple[Wire, ...] = (
     Wire("baits", Baits(), 0.02, "page", says="planted prompts are answered as no honest policy would"),
     Wire("kl", KlRoot(), 6.2, says="the policy is further from its start than this reward can be trusted"),
 )
+
+_CAUSES: Mapping[str, Cause] = {wire.name: wire.cause for wire in WIRES} | {CANARY: "model"}
+
+
+def cause_of(wire: str) -> Cause:
+    """Of the vote, as of the wires that vote: the policy."""
+    return _CAUSES.get(wire, "policy")

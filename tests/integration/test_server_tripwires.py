@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import queue
 import random
@@ -151,11 +152,18 @@ def test_each_exploit_raises_the_alarm_that_is_named_for_it(server, receiver, ex
     rng = random.Random(2)
     train(server, 16, lambda: honest(rng))
     train(server, 60, lambda: exploit(rng), first=16)
-    heard = set()
-    while wire not in heard:
-        alarm, *_ = receiver.next()
-        assert alarm["run"] == "ppo-7"
-        heard.add(alarm["wire"])
+    tripped = server.client.get("/tripwires").json()["runs"]["ppo-7"]["tripped"]
+    assert wire in {alarm["wire"] for alarm in tripped}
+    # Several wires trip: one notification, and at most one update, when the first of them pages.
+    first, *_ = receiver.next()
+    assert (first["run"], first["cause"], first["update"]) == ("ppo-7", "policy", False)
+    assert first["measured"].endswith(first["beyond"].partition(" ")[2]), "value and threshold with one unit"
+    told = [first]
+    with contextlib.suppress(queue.Empty):
+        told.append(receiver.heard.get(timeout=1)[0])
+    assert receiver.heard.empty()
+    assert [each["update"] for each in told] == [False, True][: len(told)]
+    assert {each["incident"] for each in told} == {first["incident"]}
 
 
 def test_an_operator_may_move_the_thresholds(tmp_path):

@@ -15,9 +15,11 @@ from unittest import mock
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from service.api.health import OPEN_PATHS, health_routes
+from service.api.access import OPEN_PATHS
+from service.api.health import health_routes
 from service.api.stage import Bounds, Stage
 from service.app import _LONGEST_CLOSING_S
+from service.clock import MonotonicClock
 from service.observability.metrics import PREFIX, TABLE
 from service.settings import ServeSettings, unknown_variables
 from tests.support.manifests import K8S, fits, of_kind, pod_templates
@@ -58,7 +60,7 @@ def size(quantity):
 @cache
 def get_routes():
     """Paths that answer GET: those of the router that the server includes."""
-    router = health_routes(Stage(), Bounds(1, 1, 1, 1), bytes, "text/plain")
+    router = health_routes(Stage(), Bounds(1, 1, 1, 1), bytes, "text/plain", frozenset(), MonotonicClock())
     return frozenset(route.path for route in router.routes if "GET" in route.methods)
 
 

@@ -349,15 +349,17 @@ def test_the_rules_are_those_of_monitoring():
     assert {path.name for path in rules.SOURCES} == {path.name for path in rules.SOURCES[0].parent.glob("*.yml")}
 
 
-def test_the_job_of_what_is_scraped_is_the_job_of_the_alerts():
+def test_the_job_of_what_is_scraped_is_the_job_of_the_autoscaler():
     objects = built("overlays/production")
     monitor = the(objects, "ServiceMonitor")["spec"]
     chosen = [
         s for s in of_kind(objects, "Service") if fits(s["metadata"]["labels"], monitor["selector"]["matchLabels"])
     ]
     assert len(chosen) == 1, "a pod behind two of them would be counted twice"
-    asked = set(re.findall(r'job="([^"]+)"', rules.text())) | set(re.findall(r"job: (\w+)", rules.text()))
+    queries = [trigger["metadata"]["query"] for trigger in the(objects, "ScaledObject")["spec"]["triggers"]]
+    asked = set(re.findall(r'job="([^"]+)"', " ".join(queries)))
     assert {chosen[0]["metadata"]["labels"][monitor["jobLabel"]]} == asked
+    assert "job=" not in rules.text(), "alerts know servers by their metrics"
     (endpoint,) = monitor["endpoints"]
     assert endpoint["path"] in OPEN_PATHS
     assert endpoint["port"] == chosen[0]["spec"]["ports"][0]["name"]

@@ -11,6 +11,7 @@ import threading
 import httpx
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.manifests import K8S, built, needs_kubectl, the
 from tests.support.prometheus import Prometheus
@@ -142,10 +143,16 @@ def test_the_guard_rises_when_requests_take_long_because_others_wait(world, name
 @needs_prometheus
 @pytest.mark.parametrize("name", ["p95", "rewardserve_p95_seconds"])
 def test_the_guard_looks_at_every_route_that_scores_and_at_no_other(world, name):
+    """By the label that the server gives to them: quick and slow requests here, and probes and scrapes beside them."""
     server, _ = world
-    (outside,) = re.findall(r'route!~"([^"]*)"', {**keda(), **adapter()}[name])
-    paths = server.client.get("/openapi.json").json()["paths"]
-    administer = ("/tripwires", "/admin")
-    scoring = {path for path, verbs in paths.items() if "post" in verbs and not path.startswith(administer)}
-    assert len(scoring) > 5
-    assert {path for path in {*paths, "/docs", "/openapi.json", "other"} if not re.fullmatch(outside, path)} == scoring
+    query = {**keda(), **adapter()}[name]
+    assert re.findall(r'(?:kind|route)[!=~]+"[^"]*"', query) == ['kind="scoring"']
+    server.client.get("/model")
+    counted = {
+        sample.labels["route"]: sample.labels["kind"]
+        for family in text_string_to_metric_families(server.client.get("/metrics").text)
+        for sample in family.samples
+        if sample.name == "reward_requests_total"
+    }
+    assert counted["/score"] == "scoring"
+    assert {kind for route, kind in counted.items() if route != "/score"} == {"other"}

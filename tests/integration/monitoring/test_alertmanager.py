@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import shutil
 import socket
 import subprocess
@@ -54,9 +55,11 @@ def heard():
 
 @pytest.fixture
 def alertmanager(tmp_path, heard):
-    """Its API. Groups wait a second, not ten."""
+    """Its API. Groups wait a second, those of warnings of a run four; updates come after a second."""
     text = SHIPPED.read_text().replace("http://127.0.0.1:9095/alerts", heard.url)
-    text = text.replace("group_wait: 10s", "group_wait: 1s").replace("group_wait: 5s", "group_wait: 1s")
+    for shipped, here in (("10s", "1s"), ("30s", "1s"), ("2m", "4s")):
+        text = text.replace(f"group_wait: {shipped}", f"group_wait: {here}")
+    text = re.sub(r"group_interval: \w+", "group_interval: 1s", text)
     (tmp_path / "alertmanager.yml").write_text(text)
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -90,27 +93,86 @@ def names(message):
     return sorted(alert["labels"]["alertname"] for alert in message["alerts"])
 
 
-def test_what_trips_together_in_a_run_is_told_together_and_runs_apart(alertmanager, heard):
+POLICY = {"run": "a", "cause": "policy"}
+
+
+def test_one_exploit_in_one_run_is_one_notification_and_updates_of_it(alertmanager, heard):
+    """As it comes: a replica's finding, warnings of the sums, then the page of all together."""
+    steps = [
+        [("RewardTripwireWarned", {**POLICY, "severity": "warn"})],
+        [("RewardFlattery", {**POLICY, "severity": "warn", "wire": "flattery"}),
+         ("RewardLengthHigh", {**POLICY, "severity": "warn", "wire": "length_high"})],
+        [("RewardTripwirePaged", {**POLICY, "severity": "page"})],
+        [("RewardHacking", {**POLICY, "severity": "page", "wire": "vote"})],
+    ]  # fmt: skip
+    for alerts in steps:
+        fire(alertmanager, *alerts)
+    messages = [heard.get(timeout=PATIENCE_S)]
+    while True:
+        try:
+            messages.append(heard.get(timeout=6))  # the warnings would have been told by then
+        except queue.Empty:
+            break
+    assert len({message["groupKey"] for message in messages}) == 1
+    assert "RewardHacking" in {name for message in messages for name in names(message)}
+    assert not {"RewardFlattery", "RewardLengthHigh"} & {name for message in messages for name in names(message)}
+
+
+def test_runs_and_causes_are_told_apart(alertmanager, heard):
     fire(
         alertmanager,
-        ("RewardFlattery", {"run": "a", "severity": "warn", "wire": "flattery"}),
-        ("RewardLengthHigh", {"run": "a", "severity": "warn", "wire": "length_high"}),
-        ("RewardHacking", {"run": "b", "severity": "page", "wire": "vote"}),
+        ("RewardHacking", {**POLICY, "severity": "page", "wire": "vote"}),
+        ("RewardHacking", {**POLICY, "run": "b", "severity": "page", "wire": "vote"}),
+        ("RewardCanary", {"run": "canaries", "cause": "model", "severity": "page", "wire": "canary"}),
+    )
+    messages = [heard.get(timeout=PATIENCE_S) for _ in range(3)]
+    told = sorted(tuple(m["groupLabels"][each] for each in ("run", "cause")) for m in messages)
+    assert told == [("a", "policy"), ("b", "policy"), ("canaries", "model")]
+    assert [len(message["alerts"]) for message in messages] == [1, 1, 1]
+
+
+def test_a_warning_alone_is_told_and_all_of_one_cause_together(alertmanager, heard):
+    fire(
+        alertmanager,
+        ("RewardFlattery", {**POLICY, "severity": "warn", "wire": "flattery"}),
+        ("RewardLengthHigh", {**POLICY, "severity": "warn", "wire": "length_high"}),
+        ("RewardReplays", {"run": "a", "cause": "client", "severity": "warn", "wire": "replays"}),
     )
     messages = [heard.get(timeout=PATIENCE_S) for _ in range(2)]
-    assert sorted(map(names, messages)) == [["RewardFlattery", "RewardLengthHigh"], ["RewardHacking"]]
+    assert sorted(map(names, messages)) == [["RewardFlattery", "RewardLengthHigh"], ["RewardReplays"]]
+
+
+def test_a_warning_of_all_replicas_does_not_hide_the_page_of_one(alertmanager, heard):
+    fire(
+        alertmanager,
+        ("RewardFlattery", {**POLICY, "severity": "warn", "wire": "flattery"}),
+        ("RewardTripwirePaged", {**POLICY, "severity": "page"}),
+    )
+    assert names(heard.get(timeout=PATIENCE_S)) == ["RewardTripwirePaged"]
+    silenced = [
+        a["labels"]["alertname"] for a in alertmanager.get("/api/v2/alerts").json() if a["status"]["inhibitedBy"]
+    ]
+    assert silenced == ["RewardFlattery"]
 
 
 def test_what_a_replica_found_by_itself_is_no_news_where_all_of_them_show_it(alertmanager, heard):
     fire(
         alertmanager,
-        ("RewardJudge", {"run": "a", "severity": "page", "wire": "judge"}),
-        ("RewardTripwirePaged", {"run": "a", "severity": "page", "wire": "judge"}),
-        ("RewardTripwirePaged", {"run": "a", "severity": "page", "wire": "vote"}),
+        ("RewardJudge", {**POLICY, "severity": "page", "wire": "judge"}),
+        ("RewardTripwirePaged", {**POLICY, "severity": "page"}),
     )
-    assert names(heard.get(timeout=PATIENCE_S)) == ["RewardJudge", "RewardTripwirePaged"]
-    silenced = [a for a in alertmanager.get("/api/v2/alerts").json() if a["status"]["inhibitedBy"]]
-    assert [(a["labels"]["alertname"], a["labels"]["wire"]) for a in silenced] == [("RewardTripwirePaged", "judge")]
+    assert names(heard.get(timeout=PATIENCE_S)) == ["RewardJudge"]
+    silenced = [
+        a["labels"]["alertname"] for a in alertmanager.get("/api/v2/alerts").json() if a["status"]["inhibitedBy"]
+    ]
+    assert silenced == ["RewardTripwirePaged"]
+
+
+def test_a_page_about_the_server_does_not_wait_for_the_group_of_another(alertmanager, heard):
+    fire(alertmanager, ("RewardServerErrors", {"severity": "page", "instance": "a"}),
+         ("RewardScorerHanging", {"severity": "page", "instance": "a"}))  # fmt: skip
+    messages = [heard.get(timeout=PATIENCE_S) for _ in range(2)]
+    assert sorted(map(names, messages)) == [["RewardScorerHanging"], ["RewardServerErrors"]]
 
 
 def test_a_server_that_is_down_is_not_slow_as_well_but_a_run_may_still_be_hacked(alertmanager, heard):
@@ -118,7 +180,7 @@ def test_a_server_that_is_down_is_not_slow_as_well_but_a_run_may_still_be_hacked
         alertmanager,
         ("RewardServiceDown", {"severity": "page", "instance": "a"}),
         ("RewardSlow", {"severity": "warn", "instance": "a"}),
-        ("RewardFlattery", {"run": "r", "severity": "warn", "wire": "flattery"}),
+        ("RewardFlattery", {**POLICY, "severity": "warn", "wire": "flattery"}),
     )
     messages = [heard.get(timeout=PATIENCE_S) for _ in range(2)]
     assert sorted(map(names, messages)) == [["RewardFlattery"], ["RewardServiceDown"]]

@@ -242,7 +242,7 @@ def choices_are_offered_and_heeded(prometheus):
 
 
 def numbers_are_what_the_titles_say(prometheus, trainers):
-    half, most, nearly_all = (panel(prometheus, "How long /score takes", ref)[None,] for ref in "ABC")
+    half, most, nearly_all = (panel(prometheus, "How long scoring takes", ref)[None,] for ref in "ABC")
     assert 0 < half <= most <= nearly_all
     for title in SHARES:
         assert all(0 <= share <= 1 for share in panel(prometheus, title).values()), title

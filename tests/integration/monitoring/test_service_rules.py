@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ RULES = ROOT / "monitoring/prometheus/rules/service.yml"
 SPAN = 160
 """Scrapes of each phase: forty minutes that are well, forty that are not, and forty that are well again."""
 
-AT = 'job="rewardserve",instance="a"'
+AT = 'job="any-name",instance="a"'
 
 
 def gauge(name, well, ill, labels=""):
@@ -42,12 +43,14 @@ def outcomes(**ill):
     }
 
 
-def answers(**ill):
-    """Requests a scrape, by code."""
+def answers(route="/get_reward", **ill):
+    """Requests a scrape to a route that scores, by code."""
     return {
         k: v
         for code, n in {"200": 100, **dict.fromkeys(ill, 0)}.items()
-        for k, v in counter("reward_requests_total", n, ill.get(code, n), f',route="/score",code="{code}"').items()
+        for k, v in counter(
+            "reward_requests_total", n, ill.get(code, n), f',route="{route}",kind="scoring",code="{code}"'
+        ).items()
     }
 
 
@@ -56,7 +59,9 @@ def request_seconds():
     return {
         k: v
         for le, (well, ill) in buckets.items()
-        for k, v in counter("reward_request_seconds_bucket", well, ill, f',route="/score",le="{le}"').items()
+        for k, v in counter(
+            "reward_request_seconds_bucket", well, ill, f',route="/classify",kind="scoring",le="{le}"'
+        ).items()
     }
 
 
@@ -65,23 +70,18 @@ def starts():
 
 
 def two_replicas():
-    labels = ',state="serving",contract="c",calibration="d",pipeline="e"'
-    other = {
-        f'reward_model_info{{job="rewardserve",instance="b",state="serving",contract="c",calibration="d",pipeline="{pipeline}"}}': [
-            1 if there else None
-        ]
-        * SPAN
-        + [None if there else 1] * SPAN
-        + [1 if there else None] * SPAN
-        for pipeline, there in (("e", True), ("f", False))
-    }
-    return gauge("reward_model_info", 1, 1, labels) | other
+    def info(instance, pipeline, *there):
+        labels = f'job="any-name",instance="{instance}",name="n",contract="c",calibration="d",pipeline="{pipeline}"'
+        values = [1 if each else None for each in there for _ in range(SPAN)]
+        return {f'reward_model_info{{{labels},state="serving"}}': values}
+
+    return info("a", "e", True, True, True) | info("b", "e", True, False, True) | info("b", "f", False, True, False)
 
 
 UP = gauge("up", 1, 1) | gauge("reward_model_epoch", 1, 1)
 ILL = {
     "RewardServiceDown": gauge("up", 1, 0),
-    "RewardServiceAbsent": gauge("up", 1, None),
+    "RewardServiceAbsent": gauge("up", 1, None) | gauge("reward_model_epoch", 1, None),
     "RewardModelNotLoaded": gauge("reward_model_epoch", 1, 0),
     "RewardServerErrors": answers(**{"500": 5}),
     "RewardOverloaded": answers(**{"503": 20}),
@@ -106,7 +106,7 @@ ILL = {
 }
 """What goes wrong in the middle phase, by the alert that it is about."""
 
-ALERTS = {r["alert"]: r for g in yaml.safe_load(RULES.read_text())["groups"] for r in g["rules"]}
+ALERTS = {r["alert"]: r for g in yaml.safe_load(RULES.read_text())["groups"] for r in g["rules"] if "alert" in r}
 
 
 def test_every_alert_has_a_case():
@@ -137,3 +137,106 @@ def test_it_fires_while_something_is_wrong_and_not_before_and_clears_after(alert
 
 def _words(expression):
     return "".join(c if c.isalnum() or c in "_:" else " " for c in expression).split()
+
+
+# -- what must not fire, and what is to be told apart ---------------------------------------------------------------------
+
+
+def fired(folder, alert, series, at_s):
+    """Whether an alert fires at this time."""
+    test = case(alert, series, [(at_s, firing(alert), [])])
+    return promtool(folder, RULES.read_text(), [test]) is not None
+
+
+ILL_S = SCRAPE_S * SPAN * 2 - 5
+
+
+@needs_promtool
+def test_deadlines_that_callers_have_set_do_not_page_however_many(tmp_path):
+    assert not fired(tmp_path, "RewardServerErrors", UP | answers(**{"504": 100}), ILL_S)
+
+
+@needs_promtool
+def test_one_error_in_fifteen_hundred_requests_does_not_page_on_any_route(tmp_path):
+    """The error is the only request of its route: its share of that route would be infinite or all."""
+    once = [0] * SPAN + [1] * 2 * SPAN
+    before = {**counter("reward_requests_total", 75, 75, ',route="/score",kind="scoring",code="200"'),
+              f'reward_requests_total{{{AT},route="/compare",kind="scoring",code="500"}}': once}  # fmt: skip
+    for at in (SPAN + 1, SPAN + 4, SPAN + 12, SPAN + 40):
+        assert not fired(tmp_path, "RewardServerErrors", UP | before, SCRAPE_S * at)
+
+
+@needs_promtool
+def test_errors_of_routes_that_do_not_score_are_not_the_scorers(tmp_path):
+    series = counter("reward_requests_total", 0, 50, ',route="/admin/models",kind="other",code="500"')
+    assert not fired(tmp_path, "RewardServerErrors", UP | series | answers(), ILL_S)
+
+
+@needs_promtool
+def test_a_trainer_with_few_large_requests_is_not_below_the_floor(tmp_path):
+    """One request in five minutes, and each of them fails."""
+    failing = [i // 20 for i in range(3 * SPAN)]
+    series = {f'reward_requests_total{{{AT},route="/get_reward",kind="scoring",code="500"}}': failing}
+    assert fired(tmp_path, "RewardServerErrors", UP | series, ILL_S)
+
+
+@needs_promtool
+def test_a_second_model_in_the_same_job_is_no_difference_of_replicas(tmp_path):
+    series = {}
+    for instance, name, digest in (("a", "kind", "1"), ("b", "kind", "1"), ("c", "strict", "2")):
+        labels = (
+            f'job="j",instance="{instance}",name="{name}",state="serving",contract="{digest}",calibration="{digest}"'
+        )
+        series[f"reward_model_info{{{labels}}}"] = [1] * SPAN
+    assert not fired(tmp_path, "RewardReplicasDiffer", series, SCRAPE_S * SPAN - 15)
+    differs = {key.replace('name="strict"', 'name="kind"'): values for key, values in series.items()}
+    assert fired(tmp_path, "RewardReplicasDiffer", differs, SCRAPE_S * SPAN - 15)
+
+
+@needs_promtool
+def test_targets_of_others_in_a_job_are_not_taken_for_servers(tmp_path):
+    """A job of all pods of a cluster: one is a server, one is something else and down, one restarts again and again."""
+    series = {
+        **gauge("up", 1, 1), **gauge("reward_model_epoch", 1, 1),
+        'up{job="any-name",instance="database"}': [0] * 3 * SPAN,
+        'up{job="any-name",instance="cache"}': [1] * 3 * SPAN,
+        'process_start_time_seconds{job="any-name",instance="cache"}': list(range(3 * SPAN)),
+    }  # fmt: skip
+    assert not fired(tmp_path, "RewardServiceDown", series, ILL_S)
+    assert not fired(tmp_path, "RewardRestarting", series, ILL_S)
+
+
+@needs_promtool
+def test_a_server_that_never_came_up_is_found_in_a_job_of_servers(tmp_path):
+    series = UP | {'up{job="any-name",instance="new"}': [0] * 3 * SPAN}
+    assert fired(tmp_path, "RewardServiceDown", series, ILL_S)
+
+
+@needs_promtool
+def test_a_job_that_is_gone_is_told_while_another_job_is_still_there(tmp_path):
+    other = {
+        'up{job="other",instance="b"}': [1] * 3 * SPAN,
+        'reward_model_epoch{job="other",instance="b"}': [1] * 3 * SPAN,
+    }
+    gone = gauge("up", 1, None) | gauge("reward_model_epoch", 1, None) | other
+    assert fired(tmp_path, "RewardServiceAbsent", gone, ILL_S)
+    assert not fired(tmp_path, "RewardServiceAbsent", UP | other, ILL_S)
+
+
+@needs_promtool
+def test_without_any_server_ever_there_is_an_alert(tmp_path):
+    assert fired(tmp_path, "RewardServiceAbsent", {'up{job="node",instance="n"}': [1] * 3 * SPAN}, ILL_S)
+
+
+def test_no_alert_names_a_job():
+    for path in RULES.parent.glob("*.yml"):
+        for rule in [rule for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]:
+            assert not re.search(r"\bjob\s*(=|!)", rule["expr"]), rule
+
+
+def test_every_number_in_a_text_has_its_threshold_and_no_metric_prefix():
+    for name, rule in ALERTS.items():
+        said = rule["annotations"]["summary"] + rule["annotations"]["description"]
+        assert not re.search(r"\{\{\s*\$value\s*(\|\s*humanize\s*)?\}\}", said), name
+        if "$value" in said and name != "RewardReplicasDiffer":
+            assert "threshold" in said or "more than" in said, name

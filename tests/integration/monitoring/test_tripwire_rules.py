@@ -15,7 +15,7 @@ from service.tripwires.advice import ADVICE
 from service.tripwires.plan import WirePlan, plan_of
 from service.tripwires.reference import Reference, Usual
 from service.tripwires.wire import CANARY, VOTE
-from service.tripwires.wires import WIRES
+from service.tripwires.wires import WIRES, cause_of
 from tests.support.rule_traces import JOB, RUN, SCRAPE_S, Phase, case, firing, healthy, promtool, trace
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -155,7 +155,9 @@ def seconds(scrapes):
 def test_each_alert_fires_on_its_exploit_and_not_before_and_clears_after(wire, tmp_path):
     alert = alert_name(wire)
     severity = "page" if wire == VOTE else next(w.severity for w in WIRES if w.name == wire)
-    there = {"alertname": alert, "alertstate": "firing", "run": RUN, "severity": severity, "wire": wire, **JOB}
+    cause = {"cause": cause_of(wire)}
+    there = {"alertname": alert, "alertstate": "firing", "run": RUN, "severity": severity, "wire": wire, **cause,
+             **JOB}  # fmt: skip
     questions = [
         (seconds(QUIET), firing(), []),
         (seconds(QUIET + EXPLOIT), firing(alert), [there]),
@@ -211,6 +213,7 @@ def test_divergence_fires_when_the_score_rises_and_the_audit_judge_falls(tmp_pat
         "run": RUN,
         "severity": "page",
         "wire": "divergence",
+        "cause": "policy",
         **JOB,
     }
     cases = [
@@ -234,14 +237,15 @@ def test_a_run_with_few_samples_is_looked_at_over_a_longer_window(tmp_path):
 @needs_promtool
 def test_what_a_board_has_latched_fires_until_it_is_acknowledged(tmp_path):
     def tripped(wire, *values):
-        return {f'reward_tripwire_tripped{{run="r",wire="{wire}",instance="a",job="rewardserve"}}': [*values]}
+        labels = f'run="r",wire="{wire}",cause="{cause_of(wire)}",instance="a",job="rewardserve"'
+        return {f"reward_tripwire_tripped{{{labels}}}": [*values]}
 
     page = {
         "alertname": "RewardTripwirePaged",
         "alertstate": "firing",
         "run": "r",
         "severity": "page",
-        "wire": "judge",
+        "cause": "policy",
         **JOB,
     }
     warn = {
@@ -249,7 +253,7 @@ def test_what_a_board_has_latched_fires_until_it_is_acknowledged(tmp_path):
         "alertstate": "firing",
         "run": "r",
         "severity": "warn",
-        "wire": "markup",
+        "cause": "policy",
         **JOB,
     }
     canary = {
@@ -258,9 +262,12 @@ def test_what_a_board_has_latched_fires_until_it_is_acknowledged(tmp_path):
         "run": "canaries",
         "severity": "page",
         "wire": "canary",
+        "cause": "model",
         **JOB,
     }
-    latched = {**tripped("judge", *[0] * 4, *[1] * 4, *[0] * 4), **tripped("markup", *[0] * 4, *[1] * 4, *[0] * 4)}
+    latched = {}
+    for wire in ("judge", VOTE, "baits", "markup", "flattery"):  # one alert for each severity, however many wires
+        latched |= tripped(wire, *[0] * 4, *[1] * 4, *[0] * 4)
     changed = {k.replace('run="r"', 'run="canaries"'): v for k, v in tripped("canary", 0, 0, 1, 1, 0).items()}
     cases = [
         case("latched", latched, [(45, firing(), []), (105, firing(), [page, warn]), (170, firing(), [])]),
@@ -293,9 +300,87 @@ def test_an_alert_names_run_and_step(tmp_path):
     expected = {
         **rule["annotations"], "run": RUN, "step": str(QUIET + EXPLOIT - 1),
         "summary": f"{RUN}: {next(w.says for w in WIRES if w.name == 'kl')}",
-        "description": rule["annotations"]["description"].replace("{{ $value | humanize }}", "7.071"),
+        "description": rule["annotations"]["description"].replace('{{ printf "%.4g" $value }}', "7.071"),
+        "runbook_url": "docs/runbook.md#rewardkl",
     }  # fmt: skip
     test = case("kl", series, [])
-    test["alert_rule_test"] = [{"eval_time": f"{at}s", "alertname": "RewardKl", "exp_alerts": [
-        {"exp_labels": {"run": RUN, "severity": "warn", "wire": "kl", **JOB}, "exp_annotations": expected}]}]  # fmt: skip
+    labels = {"run": RUN, "severity": "warn", "wire": "kl", "cause": "policy", **JOB}
+    test["alert_rule_test"] = [expected_alert(at, "RewardKl", labels, expected)]
     assert promtool(tmp_path, text_of(WirePlan()), [test]) is None
+
+
+def expected_alert(at, name, labels, annotations):
+    """Of promtool: the only alert of this name that fires after so many seconds."""
+    alerts = [{"exp_labels": labels, "exp_annotations": annotations}]
+    return {"eval_time": f"{at}s", "alertname": name, "exp_alerts": alerts}
+
+
+def described(wire, value, **more):
+    """The rendered annotations of a wire's alert: promtool renders the template, this says which text is expected."""
+    (rule,) = [r for group in groups(WirePlan()) for r in group["rules"] if r.get("alert") == alert_name(wire)]
+    return {**rule["annotations"], "run": RUN, "step": "unknown", "description": value, **more}
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    ("runbook", "link"), [(None, "docs/runbook.md"), ("https://ops.example/book", "https://ops.example/book")]
+)
+def test_an_alert_gives_its_value_with_unit_and_threshold_and_an_absolute_link_where_one_is_set(
+    tmp_path, runbook, link
+):
+    """A share of 3.119 % once read "31.19m"."""
+    sums = {"samples": 4000, "responses": 4000, "judge": 4000 * 0.03119}
+    series = {
+        f'reward_run_sum_total{{run="{RUN}",of="{of}",job="rewardserve",instance="a"}}': [n * i for i in range(12)]
+        for of, n in sums.items()
+    }
+    at = 11 * SCRAPE_S
+    test = case("judge", series, [])
+    if runbook:
+        test["external_labels"] = {"runbook": runbook}
+    said = "judge is at 3.119% of the samples; the threshold is 2% of the samples. How sure: " + ADVICE["judge"].sure
+    summary = f"{RUN}: {next(w.says for w in WIRES if w.name == 'judge')}"
+    labels = {"run": RUN, "severity": "page", "wire": "judge", "cause": "policy", **JOB}
+    annotations = described("judge", said, summary=summary, runbook_url=f"{link}#rewardjudge")
+    test["alert_rule_test"] = [expected_alert(at, "RewardJudge", labels, annotations)]
+    assert promtool(tmp_path, text_of(WirePlan()), [test]) is None
+
+
+def test_every_threshold_is_written_with_a_unit_and_no_number_with_a_metric_prefix():
+    for group in groups(WirePlan()):
+        for rule in [rule for rule in group["rules"] if "alert" in rule]:
+            assert "humanize }}" not in str(rule["annotations"]), rule["alert"]
+            if "wire" in rule["labels"] and rule["labels"]["wire"] not in (VOTE, CANARY):
+                assert re.search(r"the threshold is [\d.]+%? [a-z(]", rule["annotations"]["description"]), rule["alert"]
+
+
+@needs_promtool
+def test_an_ended_run_goes_silent_as_soon_as_servers_no_longer_export_it(tmp_path):
+    """Its samples still lie within the longest window, two hours."""
+    hacked = trace([Phase(QUIET, usual), EXPLOITS["judge"]], replicas=2)
+    length = QUIET + EXPLOIT
+    ended = {labels: [*values, *[None] * 4] for labels, values in hacked.items()}
+    still = {**ended, 'up{job="rewardserve",instance="a"}': [1.0] * (length + 4)}
+    questions = [(seconds(length), f"count({firing('RewardJudge')})", None), (seconds(length + 3), firing(), [])]
+    test = case("ended", still, questions[1:])
+    test["promql_expr_test"].append(
+        {"eval_time": f"{seconds(length)}s", "expr": questions[0][1], "exp_samples": [{"labels": "{}", "value": 1}]}
+    )
+    # A stale marker is what Prometheus writes when a series is gone from a scrape.
+    for entry in test["input_series"]:
+        entry["values"] = re.sub(r"( _){4}$", " stale _ _ _", entry["values"])
+    assert promtool(tmp_path, text_of(WirePlan()), [test]) is None
+
+
+@needs_promtool
+def test_two_models_of_one_job_that_score_one_run_are_not_added_up(tmp_path):
+    """One model is exploited, the other is not: the share of both together would lie below the threshold."""
+    series = {}
+    for model, share in (("kind", 0.03), ("strict", 0.0)):
+        for of, n in {"samples": 4000, "responses": 4000, "judge": 4000 * share}.items():
+            labels = f'run="{RUN}",of="{of}",model="{model}",job="other-name",instance="{model}"'
+            series[f"reward_run_sum_total{{{labels}}}"] = [n * i for i in range(12)]
+    there = {"alertname": "RewardJudge", "alertstate": "firing", "run": RUN, "severity": "page", "wire": "judge",
+             "cause": "policy", "model": "kind", "job": "other-name"}  # fmt: skip
+    questions = [(11 * SCRAPE_S, firing("RewardJudge"), [there])]
+    assert promtool(tmp_path, text_of(WirePlan()), [case("two", series, questions)]) is None

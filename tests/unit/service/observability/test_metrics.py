@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from model.calibration import Calibration
 from model.reward import Reward, RewardSettings, build_pipeline
 from model.traits import NAMES
+from service.api.dialects import DIALECTS
+from service.app import build_house
+from service.keyring import KeyRing
 from service.observability.metrics import PREFIX, TABLE, Metrics, score_buckets
+from service.settings import ServeSettings
 from service.tripwires.board import Board, BoardLimits
 from service.tripwires.reference import Reference, Yardstick, usual
 from service.tripwires.tally import ENTRIES
@@ -20,9 +26,9 @@ from tests.support.rewards import reward_of, sole
 
 # DESIGN, section 4.
 OF_THE_DESIGN = {
-    "tripwire_statistic": {"wire", "run"}, "tripwire_threshold": {"wire"}, "tripwire_tripped": {"wire", "run"},
-    "tripwire_trips_total": {"wire", "run"},
-    "requests_total": {"route", "code"}, "request_seconds": {"route"}, "samples_total": {"outcome"},
+    "tripwire_statistic": {"wire", "run", "model"}, "tripwire_threshold": {"wire"},
+    "tripwire_tripped": {"wire", "run", "model", "cause"}, "tripwire_trips_total": {"wire", "run", "model"},
+    "requests_total": {"route", "kind", "code"}, "request_seconds": {"route", "kind"}, "samples_total": {"outcome"},
     "tokens_total": {"kind"}, "queue_samples": set(), "queue_tokens": set(), "queue_seconds": set(),
     "batch_samples": set(), "batch_tokens": set(), "forward_seconds": set(),
     "capped_total": {"side"}, "model_epoch": set(),
@@ -37,19 +43,19 @@ BESIDE_THE_DESIGN = {
     "shadow_agreement": {"epoch"},
     "shadow_shift": {"epoch"},
     "shadow_correlation": {"epoch"},
-    "run_measured_seconds": {"run"},
-    "run_sum_total": {"run", "of"},
-    "run_usual": {"run", "of", "power"},
-    "run_part_sum_total": {"run", "part", "of"},
-    "run_part_usual": {"run", "part", "power"},
-    "run_kl": {"run"},
+    "run_measured_seconds": {"run", "model"},
+    "run_sum_total": {"run", "model", "of"},
+    "run_usual": {"run", "model", "of", "power"},
+    "run_part_sum_total": {"run", "model", "part", "of"},
+    "run_part_usual": {"run", "model", "part", "power"},
+    "run_kl": {"run", "model"},
     "runs_without_room_total": set(),
     "looks_total": {"looked"},
     "audit_skipped_total": set(),
     "alarms_lost_total": set(),
     "device_memory_bytes": {"kind"},
     "encode_seconds": set(),
-    "run_step": {"run"},
+    "run_step": {"run", "model"},
     "canary_margin": {"canary"},
     "batch_failures_total": {"reason"},
     "batch_budget_tokens": set(),
@@ -244,12 +250,12 @@ def test_what_cannot_be_read_is_left_out_and_counted_and_the_rest_is_there(capsy
         assert values["reward_batch_budget_tokens"] == 5
         assert "reward_queue_tokens" not in values
         assert {labels for labels in values if labels.startswith("reward_run_step")} == {
-            "reward_run_step{run=good}", "reward_run_step{run=also good}"}  # fmt: skip
+            "reward_run_step{run=good}{model=}", "reward_run_step{run=also good}{model=}"}  # fmt: skip
         assert not any("bad" in name for name in values)
         for part in ("reward_queue_tokens", "run", "reward_canary_margin"):
             assert values[f"reward_collector_failures_total{{part={part}}}"] == scrape
     board.runs["bad"].step = 7
-    assert scraped(metrics)["reward_run_step{run=bad}"] == 7
+    assert scraped(metrics)["reward_run_step{run=bad}{model=}"] == 7
 
 
 def scraped(metrics):
@@ -259,3 +265,24 @@ def scraped(metrics):
         for family in families
         for s in family.samples
     }
+
+
+def test_requests_of_scoring_routes_have_a_kind_whatever_the_wire_format():
+    """Of the application's own tables: a dialect that is added tomorrow is covered without a change of rules."""
+
+    async def built():
+        return build_house(ServeSettings(keys_file=None), KeyRing())
+
+    metrics = asyncio.run(built()).metrics
+    for dialect in DIALECTS:
+        metrics.observe_request(dialect.path, 200, 0.1)
+    for route in ("/score", "/compare", "/metrics", "/readyz", "/admin/models", "other"):
+        metrics.observe_request(route, 200, 0.1)
+    kinds = {s.labels["route"]: s.labels["kind"] for s in samples(metrics, "requests_total")}
+    assert {route for route, kind in kinds.items() if kind == "scoring"} == {
+        "/score",
+        "/compare",
+        *(dialect.path for dialect in DIALECTS),
+    }
+    assert set(kinds.values()) == {"scoring", "other"}
+    assert {s.labels["kind"] for s in samples(metrics, "request_seconds_count")} == {"scoring", "other"}

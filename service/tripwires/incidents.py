@@ -1,0 +1,65 @@
+"""Which findings are told: one notification a run and cause, and an update when it becomes a page.
+
+An exploit trips many wires within minutes. The first opens an incident; the others belong to it until every wire that was told
+of it has been acknowledged, or the run is forgotten. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from uuid import uuid4
+
+from service.tripwires.wire import Cause, Finding, Severity
+from service.tripwires.wires import cause_of
+
+_RANK: dict[Severity, int] = {"note": 0, "warn": 1, "page": 2}
+_MOST_REMEMBERED = 4_096
+
+
+class Notice(NamedTuple):
+    """A finding that is to be told; `is_update`: of an incident that was told before."""
+
+    incident: str
+    cause: Cause
+    is_update: bool
+
+
+@dataclass(slots=True)
+class _Incident:
+    severity: Severity
+    id: str = field(default_factory=lambda: uuid4().hex)
+    wires: set[str] = field(default_factory=set)
+
+
+class Incidents:
+    """Remembers the open incidents of runs. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[tuple[str, Cause], _Incident] = OrderedDict()
+
+    def notice(self, run: str, finding: Finding, tripped: Collection[str]) -> Notice | None:
+        """What is to be told of a finding; None: nothing new. `tripped` are all wires of the run that are latched now."""
+        if finding.severity == "note":
+            return None
+        cause = cause_of(finding.wire)
+        known = self._open.get((run, cause))
+        is_update = known is not None and not (known.wires - {finding.wire}).isdisjoint(tripped)
+        if known is None or not is_update:
+            known = self._open[run, cause] = _Incident(finding.severity)
+        elif _RANK[finding.severity] <= _RANK[known.severity]:
+            known.wires.add(finding.wire)
+            return None
+        known.wires.add(finding.wire)
+        known.severity = finding.severity
+        self._open.move_to_end((run, cause))
+        if len(self._open) > _MOST_REMEMBERED:
+            self._open.popitem(last=False)
+        return Notice(known.id, cause, is_update)
+
+
+def most_severe_first(findings: Collection[Finding]) -> list[Finding]:
+    """So that findings of one moment open their incident with the worst."""
+    return sorted(findings, key=lambda finding: -_RANK[finding.severity])

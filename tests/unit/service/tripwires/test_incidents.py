@@ -1,0 +1,90 @@
+"""One notification a run and cause: what is told of a stream of findings."""
+
+from __future__ import annotations
+
+from service.tripwires.incidents import Incidents, most_severe_first
+from service.tripwires.wire import CANARY, VOTE, Finding
+from service.tripwires.wires import WIRES, cause_of
+
+
+def finding(wire, severity="warn"):
+    return Finding(wire, severity, 1.0, 0.5, 3, ())
+
+
+def told(incidents, *events):
+    """(wire, is an update) of what is told; events are findings of the run `a`, all of which stay latched."""
+    found, latched = [], []
+    for each in events:
+        latched.append(each.wire)
+        if notice := incidents.notice("a", each, latched):
+            found.append((each.wire, notice.is_update))
+    return found
+
+
+def test_wires_that_trip_after_the_first_are_not_told_but_the_first_page_is_as_an_update():
+    events = [
+        finding("flattery"),
+        finding("length_high"),
+        finding("judge", "page"),
+        finding(VOTE, "page"),
+        finding("markup"),
+    ]
+    assert told(Incidents(), *events) == [("flattery", False), ("judge", True)]
+
+
+def test_findings_of_one_moment_are_one_notification_with_the_worst():
+    together = most_severe_first([finding("flattery"), finding("judge", "page"), finding(VOTE, "page")])
+    assert told(Incidents(), *together) == [("judge", False)]
+
+
+def test_an_update_has_the_name_of_its_incident():
+    incidents = Incidents()
+    first = incidents.notice("a", finding("flattery"), ["flattery"])
+    update = incidents.notice("a", finding(VOTE, "page"), ["flattery", VOTE])
+    assert (first.incident, first.is_update, update.is_update) == (update.incident, False, True)
+
+
+def test_runs_and_causes_are_incidents_of_their_own():
+    incidents = Incidents()
+    wires = ["flattery", "replays"]
+    notices = [
+        incidents.notice("a", finding("flattery"), wires),
+        incidents.notice("b", finding("flattery"), wires),
+        incidents.notice("a", finding("replays"), wires),
+        incidents.notice("canaries", finding(CANARY, "page"), [CANARY]),
+    ]
+    assert len({notice.incident for notice in notices}) == 4
+    assert [notice.cause for notice in notices] == ["policy", "policy", "client", "model"]
+    assert not any(notice.is_update for notice in notices)
+
+
+def test_after_every_wire_is_acknowledged_the_next_one_is_news():
+    incidents = Incidents()
+    first = incidents.notice("a", finding("flattery"), ["flattery"])
+    again = incidents.notice("a", finding("flattery"), ["flattery"])  # acknowledged between, or the run was forgotten
+    other = incidents.notice("a", finding("length_high"), ["length_high"])
+    assert len({first.incident, again.incident, other.incident}) == 3
+    assert not any(each.is_update for each in (first, again, other))
+
+
+def test_one_acknowledged_wire_of_several_does_not_open_the_incident_again():
+    incidents = Incidents()
+    incidents.notice("a", finding("flattery"), ["flattery"])
+    assert incidents.notice("a", finding("length_high"), ["flattery", "length_high"]) is None
+    assert incidents.notice("a", finding("flattery"), ["length_high", "flattery"]) is None
+
+
+def test_notes_are_not_told():
+    assert Incidents().notice("a", finding("level", "note"), ["level"]) is None
+
+
+def test_a_thousand_runs_do_not_grow_the_memory_of_incidents_without_bound():
+    incidents = Incidents()
+    for i in range(10_000):
+        incidents.notice(f"run {i}", finding("flattery"), ["flattery"])
+    assert len(incidents._open) <= 4_096
+
+
+def test_every_wire_has_a_cause():
+    assert {cause_of(wire.name) for wire in WIRES} == {"policy", "client"}
+    assert (cause_of(VOTE), cause_of(CANARY)) == ("policy", "model")
