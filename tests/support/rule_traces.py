@@ -82,7 +82,9 @@ def trace(phases, *, replicas=1, seed=0, reference=None, per_scrape=PER_SCRAPE):
 def scraped(board, replica, now):
     """What `/metrics` would say of the board, by series."""
     registry = CollectorRegistry()
-    registry.register(Runs({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, board, lambda: now))
+    registry.register(
+        Runs({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, board, lambda: now, failed=print)
+    )
     found = {}
     for family in registry.collect():
         for sample in family.samples:
