@@ -20,7 +20,8 @@ class Stopped(Exception):
     """A signal has stopped the run, and it is saved. Exit code 130."""
 
 
-_WRITE_FAILED = ("PytorchStreamWriter", "file write failed", "iostream error", "Error while serializing")
+_WRITE_FAILED = ("PytorchStreamWriter", "inline_container", "iostream error", "Error while serializing")
+"""What torch and safetensors say of a file; they tell no reason."""
 
 
 def explain(error: BaseException) -> str | None:

@@ -37,7 +37,8 @@ class SmallDisk:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        subprocess.run(["umount", str(self.folder)], check=True)
+        # Lazily: what a failed test still holds open must not leave the mount behind.
+        subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
 
 
 def why_none() -> str:

@@ -122,6 +122,7 @@ EXPLAINED = {
     "for want of room": RuntimeError(
         "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0"
     ),
+    "most likely for want": RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
     "want of room": RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
     "out of memory. Lower": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     "optim.batch_pairs": RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),

@@ -6,17 +6,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import SchedulerType
+from transformers.training_args import OptimizerNames
 
 from model.network import NetworkOutput, RewardNetwork
 from tests.unit.training.test_batches import table_of
 from training import recipe, scoring
 from training.collate import Collator, PairBatches, cached_rows, token_rows
 from training.config import ConfigError
+from training.errors import NonFiniteLoss
 from training.losses import logsigmoid
 from training.methods import CachedNetwork, adapt, fit_logistic, merge
 from training.sequences import PairTable
-from training.steps import EpochOrder, last_complete, load_weights
-from training.trainer import NonFiniteLoss, RewardTrainer
+from training.steps import EpochOrder, WeightAverage, last_complete, load_weights
+from training.trainer import RewardTrainer, check_optimizer
 
 COMPARISONS = [(0, 1), (2, 1), (3, 0), (4, 5), (1, 5), (2, 4), (3, 5)]
 
@@ -286,3 +289,68 @@ def test_a_batch_of_tokens_gives_each_pair_what_two_single_rows_give():
     for (name, p), q in zip(together.named_parameters(), apart.parameters(), strict=True):
         if p.grad is not None:
             assert torch.allclose(p.grad, q.grad, atol=1e-5), name
+
+
+def refusal(override):
+    """Why a recipe's optimizer or schedule is refused; empty where it works."""
+    try:
+        check_optimizer(config(override))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", [o.value for o in OptimizerNames])
+def test_an_optimizer_works_here_or_is_refused_in_one_line(name):
+    """Many need a package or a device; none of them is to fail after hours of encoding."""
+    said = refusal(f"optim.optimizer={name}")
+    assert (name in said and "\n" not in said) or name in (
+        "adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"
+    ), said  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [s.value for s in SchedulerType])
+def test_a_schedule_works_here_or_is_refused_in_one_line(name):
+    said = refusal(f"optim.schedule={name}")
+    needs_more = name in ("reduce_lr_on_plateau", "cosine_with_min_lr", "warmup_stable_decay")
+    assert (name in said and "\n" not in said) if said else not needs_more, said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "blames"),
+    [
+        (["model.dtype=float16", "method.name=lora"], "model.dtype is float16"),
+        (["optim.precision=fp16"], "optim.precision is fp16"),
+        (["model.dtype=bfloat16", "method.name=lora"], "Lower optim.lr"),
+        ([], "Lower optim.lr"),
+    ],
+)
+def test_a_loss_that_is_not_finite_blames_what_can_be_at_fault(overrides, blames, tmp_path):
+    network = Linear()
+    network.features[:] = float("inf")
+    trainer = trainer_of(network, table_of(COMPARISONS), config(), tmp_path)
+    trainer.recipe = config(*overrides)
+    with pytest.raises(NonFiniteLoss) as caught:
+        trainer.train()
+    assert blames in str(caught.value)
+    assert ("fp16" in str(caught.value)) == ("fp16" in blames)
+
+
+def test_an_old_step_checkpoint_goes_only_when_the_new_one_is_complete(tmp_path, monkeypatch):
+    cfg = config("optim.max_steps=10", "output.save_steps=5", "output.keep=1", "optim.ema=0.5")
+    with monkeypatch.context() as patch:
+        real = WeightAverage.on_save
+
+        def fails_later(self, args, state, control, **kwargs):
+            if state.global_step == 10:
+                raise OSError("full")
+            real(self, args, state, control, **kwargs)
+
+        patch.setattr(WeightAverage, "on_save", fails_later)
+        with pytest.raises(OSError, match="full"):
+            trainer_of(Linear(), table_of(COMPARISONS), cfg, tmp_path).train()
+    assert last_complete(tmp_path / "steps").name == "checkpoint-5"
+    trainer_of(Linear(), table_of(COMPARISONS), cfg, tmp_path).train(
+        resume_from_checkpoint=str(tmp_path / "steps/checkpoint-5")
+    )
+    assert [p.name for p in (tmp_path / "steps").iterdir()] == ["checkpoint-10"]

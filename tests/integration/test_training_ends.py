@@ -1,0 +1,344 @@
+"""How `reward-train` ends: what it says of its rows and results, what it does not overwrite, and one line for what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from model.contract import ScoringContract
+from tests.support import training_world as world
+from tests.support.full_disk import SmallDisk, why_none
+from training import calibrate, export, hub, output, report, run, trainer
+from training.__main__ import main
+from training.calibrate import NothingToFit
+from training.recipe import load
+from training.steps import MarkComplete, last_complete
+
+N_ROWS = 120
+SETS = {"optim": {"lr": 1e-3, "max_steps": 3}, "eval": {"bootstrap": 20}, "encoding": {"max_tokens": 128}}
+FROZEN = {"method": {"name": "frozen"}, "optim": {"epochs": 0}}
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory):
+    return world.language_model(tmp_path_factory.mktemp("sft"))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return world.write_jsonl(tmp_path_factory.mktemp("data") / "pairs.jsonl", world.planted_rows(N_ROWS))
+
+
+def recipe_in(folder, sft, pairs, **sections):
+    model = {"path": str(sft), **sections.pop("model", {})}
+    data = {"sources": [{"path": str(pairs)}], "eval_fraction": 0.25, **sections.pop("data", {})}
+    out = {"folder": str(folder / "out"), **sections.pop("output", {})}
+    whole = {"model": model, "data": data, "output": out} | SETS | sections
+    folder.mkdir(exist_ok=True)
+    return str(world.recipe_file(folder / "recipe.yaml", **whole))
+
+
+def frozen(folder, sft, pairs, **sections):
+    return recipe_in(folder, sft, pairs, **{"model": {"head_init": "logistic"}, **FROZEN, **sections})
+
+
+def one_line(capsys):
+    """The last line of stderr, which is the error; there is no traceback."""
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    return err.strip().splitlines()[-1]
+
+
+# -- what it says -----------------------------------------------------------------------------------------
+
+
+def test_a_run_accounts_for_its_rows_and_ends_with_its_figures(tmp_path, sft, capsys):
+    rows = world.planted_rows(N_ROWS)
+    rows += [{**rows[0], "group": "elsewhere"}, {**rows[1], "chosen": " river" * 300}, {"prompt": "no pair"}, rows[2]]
+    pairs = world.write_jsonl(tmp_path / "pairs.jsonl", rows)
+    assert main(["--config", frozen(tmp_path, sft, pairs, data={"on_bad_row": "skip"})]) == 0
+    said = capsys.readouterr()
+    out = said.out
+    assert f"rows read: {N_ROWS + 4}" in out
+    for line in (
+        "1 make no pair",
+        "1 longer than encoding.max_tokens",
+        "pairs to train on",
+        "0 contradicting, 2 duplicate",
+    ):
+        assert line in out, out
+    found = json.loads((tmp_path / "out" / "checkpoint" / "training_report.json").read_text())
+    (m,) = found["metrics"]
+    assert f"held out, score planted: accuracy {m['accuracy']:.3f} [{m['accuracy_low']:.3f}, " in out
+    assert f"mean margin {m['margin']:.3g}" in out
+    assert f"report: {tmp_path / 'out' / 'report.html'}" in out
+    assert f"checkpoint: {tmp_path / 'out' / 'checkpoint'}" in out
+    for phase in (
+        "encoding training pairs",
+        "scoring features of the frozen trunk",
+        "scoring held-out pairs",
+        "exporting to",
+    ):
+        assert phase in said.err
+
+
+def test_held_out_pairs_under_other_groups_are_not_trained_on(tmp_path, sft, pairs, capsys):
+    renamed = [{**r, "group": f"other {r['group']}"} for r in world.planted_rows(40)]
+    held = world.write_jsonl(tmp_path / "held.jsonl", renamed)
+    assert main(["--config", frozen(tmp_path, sft, pairs, data={"eval_sources": [{"path": str(held)}]})]) == 0
+    assert "left out: 40 with a response that is held out" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "no response to the same prompt (blanks and case aside; 40 training pairs were left out for that)" in page
+    same = recipe_in(tmp_path / "same", sft, held, data={"eval_sources": [{"path": str(pairs)}]})
+    assert main(["--config", same]) == 2
+    assert "each has a response that is held out, under another group" in one_line(capsys)
+
+
+def test_evaluate_says_what_it_knows_of_the_training_pairs(tmp_path, sft, pairs):
+    recipe = frozen(tmp_path, sft, pairs)
+    assert main(["--config", recipe]) == 0
+    assert main(["evaluate", "--config", recipe]) == 0
+    page = tmp_path / "out" / "evaluation.html"
+    assert "By its report, this checkpoint was trained on the training pairs of this recipe" in page.read_text()
+    assert main(["evaluate", "--config", recipe, "--set", "data.salt=other"]) == 0
+    assert "is not known" in page.read_text()
+
+
+def test_the_report_has_dates_curves_and_plain_words(tmp_path, sft, pairs):
+    assert (
+        main(["--config", recipe_in(tmp_path, sft, pairs, output={"log_steps": 1}, data={"eval_fraction": 0.1})]) == 0
+    )
+    page = (tmp_path / "out" / "report.html").read_text()
+    facts = re.sub(r"<[^>]*>", " ", page[: page.index("<h2>Training</h2>")].partition("</style>")[2])
+    assert not re.search(r"[{}\[\]']|None|True", facts)
+    for fact in ("began", "took", "computed on", "versions", "torch ", "heads", "score 1"):
+        assert fact in facts
+    assert "loss, accuracy and margin over the steps" in page
+
+
+# -- what it does not overwrite ---------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_not_overwritten_whatever_is_left_of_it(tmp_path, sft, pairs, capsys):
+    recipe = recipe_in(tmp_path, sft, pairs)
+    assert main(["--config", recipe]) == 0
+    assert main(["export", "--config", recipe]) == 2
+    assert "holds a finished run" in one_line(capsys)
+    assert main(["--config", recipe, "--set", "output.resume=true"]) == 0, "it was finished, and is so again"
+    steps = tmp_path / "out" / "steps"
+    steps.rename(tmp_path / "steps")
+    for resume in ("true", "false"):
+        assert main(["--config", recipe, "--set", f"output.resume={resume}"]) == 2
+        assert "holds a finished run (checkpoint, report.html)" in one_line(capsys)
+    other = recipe_in(tmp_path / "other", sft, pairs, output={"folder": str(tmp_path / "out")}, seed=1)
+    (tmp_path / "steps").rename(steps)
+    assert main(["--config", other, "--set", "output.resume=true"]) == 2
+    assert "another recipe: seed differ" in one_line(capsys)
+
+
+@pytest.mark.parametrize("verb", ["train", "calibrate", "export", "crossvalidate"])
+def test_two_runs_do_not_share_a_folder(tmp_path, sft, pairs, capsys, verb):
+    with output.locked(tmp_path / "out"):
+        assert main([verb, "--config", recipe_in(tmp_path, sft, pairs)]) == 2
+    assert "another reward-train writes into" in one_line(capsys)
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------
+
+REFUSED = {
+    "optim.epochs=.inf": "optim.epochs is inf",
+    "optim.optimizer=adamw_bnb_8bit": "adamw_bnb_8bit",
+    "optim.schedule=reduce_lr_on_plateau": "reduce_lr_on_plateau",
+    "model.dtype=bfloat16": "most weights would never change",
+    "model.dtype=float16": "most weights would never change",
+    "output.folder=/proc/nothing": "cannot be written",
+    "optim.learning_rate=1": "did you mean 'optim.lr'",
+    "model.path=some/model": "hf download",
+    "data.sources.0.path=some/pairs": "hf download",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_what_a_user_may_get_wrong_is_one_line(tmp_path, sft, pairs, capsys, monkeypatch, override):
+    import datasets
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "answers", lambda endpoint, timeout_s: False)
+    assert main(["--config", recipe_in(tmp_path, sft, pairs), "--set", override]) == 2
+    assert REFUSED[override] in one_line(capsys)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "calibrate"])
+def test_a_verb_that_needs_held_out_pairs_says_so(tmp_path, sft, pairs, capsys, verb):
+    recipe = frozen(tmp_path, sft, pairs)
+    assert main(["--config", recipe]) == 0
+    assert main([verb, "--config", recipe, "--set", "data.eval_fraction=0"]) == 2
+    assert "none is held out" in one_line(capsys)
+
+
+def test_scores_that_allow_no_calibration_cost_no_run_its_checkpoint(tmp_path, sft, pairs, capsys, monkeypatch):
+    def no_fit(*args, **kwargs):
+        raise NothingToFit("all scores are equal")
+
+    monkeypatch.setattr(calibrate, "fit", no_fit)
+    recipe = frozen(tmp_path, sft, pairs)
+    assert main(["--config", recipe]) == 0
+    assert "not calibrated: all scores are equal" in capsys.readouterr().out
+    assert main(["calibrate", "--config", recipe]) == 2
+    assert "all scores are equal" in one_line(capsys)
+
+
+class Sender(TrainerCallback):
+    """Sends a signal to this process at a step, as Ctrl-C does."""
+
+    def __init__(self, number, step, times=1):
+        self._number, self._step, self._times = number, step, times
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self._step:
+            for _ in range(self._times):
+                signal.raise_signal(self._number)
+
+
+def with_signal(monkeypatch, sender):
+    real = trainer.RewardTrainer.__init__
+
+    def init(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        self.add_callback(sender)
+
+    monkeypatch.setattr(trainer.RewardTrainer, "__init__", init)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_step_and_the_run_goes_on_as_if_nothing_was(
+    tmp_path, sft, pairs, capsys, monkeypatch, number
+):
+    sets = {"optim": {"lr": 1e-3, "max_steps": 6}, "output": {"log_steps": 1}}
+    assert threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(number)
+    recipe = recipe_in(tmp_path / "stopped", sft, pairs, **sets)
+    with monkeypatch.context() as patch:
+        with_signal(patch, Sender(number, 2))
+        assert main(["--config", recipe]) == 130
+    assert signal.getsignal(number) is before
+    assert "stopped and saved at step 3 of 6. Go on from checkpoint-3 with --set output.resume=true." in one_line(
+        capsys
+    )
+    assert main(["--config", recipe, "--set", "output.resume=true"]) == 0
+    assert main(["--config", recipe_in(tmp_path / "whole", sft, pairs, **sets)]) == 0
+    curves = [run.history_of(last_complete(tmp_path / name / "out" / "steps")) for name in ("stopped", "whole")]
+    losses = [[line["loss"] for line in curve if "loss" in line] for curve in curves]
+    assert len(losses[0]) == 6
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_second_signal_ends_at_once(tmp_path, sft, pairs, capsys, monkeypatch):
+    with_signal(monkeypatch, Sender(signal.SIGINT, 1, times=2))
+    assert main(["--config", recipe_in(tmp_path, sft, pairs)]) == 130
+    assert "Nothing is saved yet" in one_line(capsys)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    if why_none():
+        pytest.skip(why_none())
+    with SmallDisk(tmp_path / "disk", 8) as mounted:
+        yield mounted
+
+
+STAGES = {
+    "recipe": (output, "write_json"),
+    "steps": (trainer.RewardTrainer, "_save"),
+    "optimizer": (trainer.RewardTrainer, "_save_optimizer_and_scheduler"),
+    "curves": (trainer.RewardTrainer, "log_to_tensorboard"),
+    "mark": (MarkComplete, "on_save"),
+    "adapter": (export, "adapter"),
+    "checkpoint": (export, "checkpoint"),
+    "training report": (export, "write_report"),
+    "page": (report, "write"),
+    "contract": (export, "contract"),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_disk_that_is_full_ends_the_run_in_one_line_and_leaves_nothing_half(
+    disk, sft, pairs, capsys, monkeypatch, stage
+):
+    recipe = recipe_in(disk.folder, sft, pairs, method={"name": "lora", "rank": 2})
+    place, name = STAGES[stage]
+    real = getattr(place, name)
+
+    def full(*args, **kwargs):
+        disk.fill()
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, full)
+        code = main(["--config", recipe])
+    line = one_line(capsys)
+    assert code == 3, line
+    assert re.search(r"disk is full|want of room", line), line
+    assert "resume=true" in line or "Nothing is saved yet" in line
+    out = disk.folder / "out"
+    assert not list(out.rglob("*.new"))
+    if (out / "checkpoint").exists():
+        assert ScoringContract.load(out / "checkpoint")
+    disk.empty()
+    saved = last_complete(out / "steps") is not None
+    assert main(["--config", recipe, "--set", f"output.resume={str(saved).lower()}"]) == 0
+    assert ScoringContract.load(out / "checkpoint")
+
+
+# -- numbers ----------------------------------------------------------------------------------------------
+
+
+def changed(network, before):
+    """The share of the weights outside the embeddings that are not what they were; unused tokens get no gradient."""
+    now = {n: p for n, p in network.named_parameters() if p.requires_grad and "embed" not in n}
+    differ = sum(int((p != before[n]).sum()) for n, p in now.items())
+    return differ / sum(p.numel() for p in now.values())
+
+
+@pytest.mark.parametrize("method", [{"name": "full"}, {"name": "lora", "rank": 2}])
+def test_at_a_small_rate_every_weight_that_learns_changes(tmp_path, sft, pairs, method):
+    dtype = {"full": "float32", "lora": "bfloat16"}[method["name"]]
+    optim = {"lr": 1e-5, "max_steps": 4, "schedule": "constant"}
+    config = load(Path(recipe_in(tmp_path, sft, pairs, model={"dtype": dtype}, method=method, optim=optim)))
+    torch.manual_seed(0)
+    start = run.begin(config)
+    tables = run.encode(config, start)
+    if method["name"] == "lora":
+        run._wrap(config, start)
+    learning = {n: p for n, p in start.network.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in learning.values()} == {torch.float32}
+    before = {n: p.detach().clone() for n, p in learning.items()}
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(run, "_wrap", lambda *args: None)
+        run.fit(config, start, tables, None, tmp_path, None)
+    assert changed(start.network, before) > 0.99
+
+
+def test_an_adapter_over_half_precision_is_merged_in_float32(tmp_path, sft, pairs):
+    recipe = recipe_in(tmp_path, sft, pairs, model={"dtype": "bfloat16"}, method={"name": "lora", "rank": 2},
+                       optim={"lr": 1e-4, "max_steps": 4})  # fmt: skip
+    assert main(["--config", recipe]) == 0
+    base, merged = (
+        load_file(sft / "model.safetensors"),
+        load_file(tmp_path / "out" / "checkpoint" / "model.safetensors"),
+    )
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert merged[name].dtype == torch.float32
+    assert (merged[name] != base[name].bfloat16().float()).float().mean() > 0.99
+    assert main(["evaluate", "--config", recipe]) == 0
