@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from model.conversation import Message, Sample
 from model.encoding import Encoder, infer_policy
+from model.layout_rules import LAYOUT_RULES
 
 CONTROLS = ("<s>", "</s>", "[INST]", "[/INST]", "<|user|>", "<|assistant|>", "<|system|>")
 CORPUS = [
@@ -139,7 +140,7 @@ def tokenizer_of(kind: str, flags: str) -> PreTrainedTokenizerFast:
 def encoder(kind: str, flags: str, template: str) -> Encoder:
     tokenizer = tokenizer_of(kind, flags)
     tokenizer.chat_template = TEMPLATES[template]
-    policy = infer_policy(tokenizer, max_tokens=10_000, vocab_size=len(tokenizer), strip_tail_whitespace=True)
+    policy = infer_policy(tokenizer, max_tokens=10_000, vocab_size=len(tokenizer), rule=LAYOUT_RULES["language_model"])
     return Encoder(tokenizer, policy)
 
 

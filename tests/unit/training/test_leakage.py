@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from model.encoding import Encoder, infer_policy
+from model.layout_rules import LAYOUT_RULES
 from tests.support import training_world as world
 from tests.support.tiny import tiny_tokenizer
 from training import account, columns, data, leakage, sequences, sources
@@ -18,7 +19,9 @@ def row(prompt, chosen, rejected, group="a"):
 
 
 def encoder(tok, max_tokens):
-    return Encoder(tok, infer_policy(tok, max_tokens=max_tokens, vocab_size=len(tok), strip_tail_whitespace=True))
+    return Encoder(
+        tok, infer_policy(tok, max_tokens=max_tokens, vocab_size=len(tok), rule=LAYOUT_RULES["language_model"])
+    )
 
 
 def table(*rows, max_tokens=120):
