@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -62,4 +63,4 @@ def _centred(loss: PairLoss, coefficient: float, chosen_P: Tensor, rejected_P: T
 
 def _float(x: Tensor) -> Tensor:
     """float32, or float64 where a test asks for it: half precision cannot hold a difference of large scores."""
-    return x if x.dtype.itemsize >= 4 else x.float()
+    return x if x.dtype == torch.float64 else x.float()

@@ -32,7 +32,7 @@ AREAS = {
             "tests/properties/test_quoted_tokens.py",
         ),
     ),
-    "padding": Area(("model/padding.py",), ("tests/unit/model/test_network.py",)),
+    "padding": Area(("model/padding.py",), ("tests/unit/model/test_padding.py",)),
     "losses": Area(("training/losses.py",), ("tests/properties/test_losses.py",)),
     "reward": Area(("model/reward/*.py",), ("tests/properties/test_reward_pipeline.py",)),
     "planner": Area(

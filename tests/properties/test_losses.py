@@ -109,3 +109,20 @@ def test_only_centring_sees_the_level(chosen, rejected, shift):
 def test_an_unknown_loss_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match="logsigmoid, logexp"):
         pair_loss(LossConfig("hinge"))
+
+
+@given(chosen=st.floats(-30, 30), rejected=st.floats(-30, 30), margin=st.floats(0.1, 5), share=st.floats(0.01, 0.49))
+def test_smoothing_asks_a_swapped_label_for_no_margin(chosen, rejected, margin, share):
+    d = chosen - rejected
+    expected = (1 - share) * math.log1p(math.exp(margin - d)) + share * math.log1p(math.exp(d))
+    loss = pair_loss(LossConfig(name="logsigmoid", label_smoothing=share))
+    assert one(loss, chosen, rejected, margin).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_without_centring_scores_whose_squares_overflow_have_a_finite_loss():
+    assert one(pair_loss(LossConfig()), 3e25, 1e25, dtype=torch.float32).item() == 0.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_loss_is_of_float32_unless_scores_are_of_float64(dtype):
+    assert one(logsigmoid, 1.0, 0.0, dtype=dtype).dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
