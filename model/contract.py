@@ -310,7 +310,7 @@ def _score_breaches(contract: ScoringContract, facts: Facts, errors: list[float]
             Breach(
                 "dtype",
                 f"{what} when served in {facts.dtype}; training scored in {contract.dtype}.",
-                f"serve with REWARD_DTYPE={contract.dtype}.",
+                f"serve with dtype={contract.dtype}.",
             )
         ]
     return [

@@ -37,7 +37,14 @@ from model.traits import LexiconError
 from service.app import serve
 from service.observability import logs
 from service.ports import bind, url
-from service.settings import USAGE_ERROR, ServeSettings, complain, from_command_line, unknown_variables
+from service.settings import (
+    USAGE_ERROR,
+    ServeSettings,
+    complain,
+    complain_of_model,
+    from_command_line,
+    unknown_variables,
+)
 
 FAILED = 1
 
@@ -90,7 +97,7 @@ def run(settings: ServeSettings) -> int:
 
             runner.run(serve(settings, keys, listening, say_what, webhook_secrets, shared))
     except (LoadError, PipelineError, CalibrationError, LexiconError) as error:
-        complain(PROGRAM, ["this model cannot be served.", *str(error).splitlines()])
+        complain_of_model(PROGRAM, error)
         return FAILED
     except TimeoutError:
         complain(PROGRAM, [f"accepted work was not finished within REWARD_DRAIN_TIMEOUT_S={settings.drain_timeout_s}"])

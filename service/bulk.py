@@ -53,7 +53,7 @@ from service.errors import Failure, RequestRefused
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.scoring import Scored, Scoring
-from service.settings import USAGE_ERROR, BulkSettings, ModelSettings, complain, from_command_line
+from service.settings import USAGE_ERROR, BulkSettings, ModelSettings, complain, complain_of_model, from_command_line
 
 FAILED = 1
 SOME_FAILED = 3
@@ -139,7 +139,7 @@ def run(settings: BulkSettings) -> int:
         say_summary(out)
         return SOME_FAILED if out.failed else 0
     except (LoadError, PipelineError, CalibrationError) as error:
-        complain(PROGRAM, ["this model cannot be served.", *str(error).splitlines()])
+        complain_of_model(PROGRAM, error)
         return FAILED
     except RequestRefused as error:
         complain(PROGRAM, [error.message, f"Run the same command again to continue {settings.target}."])

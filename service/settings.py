@@ -522,6 +522,12 @@ def complain(program: str, lines: Sequence[str]) -> None:
         print(f"{program}: {printable(line)}", file=sys.stderr)
 
 
+def complain_of_model(program: str, error: Exception) -> None:
+    """Say why a model cannot be served, and how the settings that its reader names are written here."""
+    how = "settings are written as variables (combine.how is REWARD_COMBINE__HOW) or flags (--combine.how)."
+    complain(program, ["this model cannot be served.", *str(error).splitlines(), how])
+
+
 def unknown_variables(settings: type[BaseSettings], environment: Mapping[str, str]) -> list[str]:
     """`REWARD_*` variables that no setting reads: usually misspelt."""
     known = {(ENV_PREFIX + name).upper() for name in settings.model_fields}

@@ -51,7 +51,7 @@ def _chosen(
         if packed is not None:
             return packed, notes
         if spec.engine == "packed":
-            raise LoadError(f"REWARD_ENGINE=packed is not possible here: {notes[0]}. Use auto or padded.")
+            raise LoadError(f"engine=packed is not possible here: {notes[0]}. Use auto or padded.")
         why.append(f"rows are not packed: {notes[0]}")
     if not spec.deterministic:
         padded = pad(False)

@@ -109,7 +109,7 @@ def ensemble(members: Sequence[tuple[str, LoadedModel]]) -> LoadedModel:
             one, another = getattr(first.contract, clause), getattr(other.contract, clause)
             if one != another:
                 raise LoadError(
-                    f"REWARD_MODELS: {name} and {members[0][0]} encode samples differently ({clause}: {another!r} and "
+                    f"models: {name} and {members[0][0]} encode samples differently ({clause}: {another!r} and "
                     f"{one!r}), so they cannot share a batch. Serve them apart, or train them on one tokenizer and template."
                 )
     return LoadedModel(

@@ -70,7 +70,7 @@ def limited(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:
     limit = spec.max_input_tokens or policy.max_tokens
     if limit > policy.max_tokens and not names_no_length(checkpoint):
         raise LoadError(
-            f"REWARD_MAX_INPUT_TOKENS={limit} is more than this checkpoint can read ({policy.max_tokens}). Lower it."
+            f"max_input_tokens={limit} is more than this checkpoint can read ({policy.max_tokens}). Lower it."
         )
     return replace(
         checkpoint, policy=replace(policy, max_tokens=limit, truncation=spec.truncation or policy.truncation)
@@ -88,7 +88,7 @@ def length_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
         return ()
     return (
         f"the model names no longest row: up to {checkpoint.policy.max_tokens} tokens are taken "
-        "(REWARD_MAX_INPUT_TOKENS changes that)",
+        "(max_input_tokens changes that)",
     )
 
 
@@ -104,7 +104,7 @@ def hold_to_contract(
     if spec.contract == "strict" and not contract.probes and not math.isfinite(_score_of(scorer, identity, _ANY_IDS)):
         raise LoadError(
             f"{identity.name} gives no finite score, not even for a few plain tokens: its weights are damaged, or "
-            f"{identity.dtype} cannot hold its numbers. Copy it again, or set REWARD_DTYPE."
+            f"{identity.dtype} cannot hold its numbers. Copy it again, or set dtype."
         )
     if spec.contract == "strict" and not report.holds:
         raise ContractBroken(report)

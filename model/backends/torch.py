@@ -79,5 +79,5 @@ def _device(asked: str) -> str:
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if asked.startswith("cuda") and not torch.cuda.is_available():
-        raise LoadError(f"REWARD_DEVICE={asked}, but torch sees no CUDA device here. Use auto or cpu.")
+        raise LoadError(f"device={asked}, but torch sees no CUDA device here. Use auto or cpu.")
     return asked

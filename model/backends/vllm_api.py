@@ -71,7 +71,7 @@ def version() -> str:
         import vllm
     except ImportError as error:
         raise LoadError(
-            f"REWARD_BACKEND=vllm needs vLLM, which does not import here: {error}. Install rewardserve[vllm]."
+            f"backend=vllm needs vLLM, which does not import here: {error}. Install rewardserve[vllm]."
         ) from error
     return str(vllm.__version__)
 
@@ -167,9 +167,9 @@ def load_error(error: BaseException, spec: EngineSpec) -> LoadError:
     said = str(error).strip().splitlines()
     return LoadError(
         f"vLLM cannot serve this model: {said[0] if said else type(error).__name__} (vLLM's own log, above, says more). "
-        f"If it is short of memory: lower REWARD_MAX_INPUT_TOKENS={spec.max_tokens}, change "
-        f"REWARD_VLLM__GPU_MEMORY_UTILIZATION, or spread the model over more GPUs with REWARD_VLLM__TENSOR_PARALLEL="
-        f"{spec.asked.tensor_parallel}. If it does not know the architecture: REWARD_BACKEND=torch."
+        f"If it is short of memory: lower max_input_tokens={spec.max_tokens}, change "
+        f"vllm.gpu_memory_utilization, or spread the model over more GPUs with vllm.tensor_parallel="
+        f"{spec.asked.tensor_parallel}. If it does not know the architecture: backend=torch."
     )
 
 

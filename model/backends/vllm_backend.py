@@ -58,8 +58,8 @@ def _device(spec: ModelSpec) -> str:
     asked, device = spec.device, api.device()
     if asked not in ("auto", device):
         raise LoadError(
-            f"REWARD_DEVICE={asked}, but this build of vLLM computes on {device}, on the devices that it sees: leave "
-            f"REWARD_DEVICE at auto, and choose GPUs with CUDA_VISIBLE_DEVICES."
+            f"device={asked}, but this build of vLLM computes on {device}, on the devices that it sees: leave "
+            f"device at auto, and choose GPUs with CUDA_VISIBLE_DEVICES."
         )
     return device
 
@@ -76,13 +76,13 @@ def _refuse_length_switches(checkpoint: Checkpoint) -> None:
     if crossed:
         raise LoadError(
             f"in this model rotary angles depend on whether a row is longer than {crossed[0]} tokens (LongRoPE), but vLLM takes "
-            f"one set for all rows: shorter ones would have other scores. Set REWARD_MAX_INPUT_TOKENS={crossed[0]}, or "
-            "REWARD_BACKEND=torch."
+            f"one set for all rows: shorter ones would have other scores. Set max_input_tokens={crossed[0]}, or "
+            "backend=torch."
         )
     if sides.growing_from < math.inf:
         raise LoadError(
             "in this model rotary angles depend on the length of a row (dynamic NTK), but vLLM takes one set for all rows: "
-            "scores would be other ones. Set REWARD_BACKEND=torch."
+            "scores would be other ones. Set backend=torch."
         )
 
 

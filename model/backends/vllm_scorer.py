@@ -164,7 +164,7 @@ class VllmScorer:
                 coming.cancel()
                 self._is_stuck |= now >= stuck_at
                 raise ScorerError(
-                    f"vLLM has not answered for {now - began:.0f} s (REWARD_VLLM__PATIENCE_S={self._patience_s:g})"
+                    f"vLLM has not answered for {now - began:.0f} s (vllm.patience_s={self._patience_s:g})"
                     + (" and counts as dead" if self._is_stuck else "")
                 )
             try:

@@ -45,8 +45,8 @@ def refuse_pickles(files: Iterable[Path], *, allowed: bool) -> None:
     if pickled and not allowed:
         raise CheckpointError(
             f"{pickled[0]} is a pickle, which can hold a program instead of weights. Save the model as safetensors "
-            "(save_pretrained does), or allow pickles from a source that you trust: REWARD_ALLOW_PICKLE=1 for a server and "
-            "reward-score, --allow-pickle for reward-check, model.allow_pickle=true for reward-train."
+            "(save_pretrained does), or allow pickles from a source that you trust: allow_pickle, a setting of each command "
+            "(of reward-train in the section model)."
         )
 
 

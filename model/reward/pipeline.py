@@ -127,8 +127,8 @@ def build_pipeline(opinions: Sequence[Opinion], settings: RewardSettings) -> Pip
     normalizes = settings.normalize if settings.normalize is not None else all(o.calibration for o in opinions)
     if normalizes and (without := [o.name for o in opinions if o.calibration is None]):
         raise PipelineError(
-            f"REWARD_NORMALIZE=on, but {_named(without)} has no fitted statistics (calibration.json, or mean and std in "
-            "config.json). Fit them with `reward-train calibrate`, or set REWARD_NORMALIZE=off."
+            f"normalize=on, but {_named(without)} has no fitted statistics (calibration.json, or mean and std in "
+            "config.json). Fit them with `reward-train calibrate`, or set normalize=off."
         )
     combination = _combination(opinions, settings, normalizes)
     # What is said of one model's scores as a whole is of no use to another combination of its heads.
@@ -167,9 +167,9 @@ def _combination(opinions: Sequence[Opinion], settings: RewardSettings, normaliz
     asked = settings.combine
     how: How = asked.how or ("sum" if len(opinions) == 1 else "mean")
     if how == "sum" and len(opinions) > 1:
-        raise PipelineError("REWARD_COMBINE__HOW=sum is for the heads of one model. Use mean, min, softmin or and.")
+        raise PipelineError("combine.how=sum is for the heads of one model. Use mean, min, softmin or and.")
     if not asked.beta >= 0.0:
-        raise PipelineError(f"REWARD_COMBINE__BETA={asked.beta} is below zero")
+        raise PipelineError(f"combine.beta={asked.beta} is below zero")
     if len(opinions) > 1 or how == "sum":
         members = [_whole(opinion, normalizes) for opinion in opinions]
     else:
@@ -191,8 +191,8 @@ def _heads_of(opinion: Opinion, normalizes: bool) -> Iterator[Member]:
         head = fitted.get(name)
         if head is None and normalizes:
             raise PipelineError(
-                f"REWARD_COMBINE__HOW needs statistics of each head, and {opinion.name} has none of {name}. {_AGAIN}, "
-                "or set REWARD_COMBINE__HOW=sum."
+                f"combine.how needs statistics of each head, and {opinion.name} has none of {name}. {_AGAIN}, "
+                "or set combine.how=sum."
             )
         sign = -1.0 if weight < 0 else 1.0
         mean, std, temperature = (head.mean, head.std, head.temperature) if head else (0.0, 1.0, 1.0)
@@ -208,12 +208,10 @@ def _weighted(members: Sequence[Member], settings: RewardSettings) -> tuple[Memb
     """With the operator's weights, as shares of 1."""
     asked = settings.combine.weights
     if unknown := sorted(set(asked) - {member.name for member in members}):
-        raise PipelineError(
-            f"REWARD_COMBINE__WEIGHTS names {_named(unknown)}; members are {_named([m.name for m in members])}"
-        )
+        raise PipelineError(f"combine.weights names {_named(unknown)}; members are {_named([m.name for m in members])}")
     weights = [asked.get(member.name, member.weight) for member in members]
     if min(weights) < 0.0 or not sum(weights) > 0.0:
-        raise PipelineError(f"REWARD_COMBINE__WEIGHTS: weights must be positive numbers, they are {weights}")
+        raise PipelineError(f"combine.weights: weights must be positive numbers, they are {weights}")
     return tuple(replace(m, weight=weight / sum(weights)) for m, weight in zip(members, weights, strict=True))
 
 
@@ -225,25 +223,23 @@ def _debias(calibration: Calibration | None, settings: RewardSettings) -> list[S
     if gamma == 0.0:
         return []
     if not 0.0 < gamma <= 1.0:
-        raise PipelineError(f"REWARD_DEBIAS={gamma} is not between 0 and 1")
+        raise PipelineError(f"debias={gamma} is not between 0 and 1")
     if calibration is None or not calibration.length_curve or calibration.log_length is None:
-        raise PipelineError(f"REWARD_DEBIAS={gamma} needs the length curve of one calibrated model. {_AGAIN}.")
+        raise PipelineError(f"debias={gamma} needs the length curve of one calibrated model. {_AGAIN}.")
     return [Debias(gamma, calibration.length_curve, calibration.log_length)]
 
 
 def _penalties(calibration: Calibration | None, asked: PenaltySettings) -> list[Stage]:
     for name in ("missing_end", "overlong", "repetition"):
         if not getattr(asked, name) >= 0.0:
-            raise PipelineError(
-                f"REWARD_PENALTIES__{name.upper()}={getattr(asked, name)}: what is taken off is positive"
-            )
+            raise PipelineError(f"penalties.{name}={getattr(asked, name)}: what is taken off is positive")
     stages: list[Stage] = [MissingEnd(asked.missing_end)] if asked.missing_end else []
     if asked.overlong:
         start, end = asked.overlong_start, asked.overlong_end
         if start is None or end is None or not 0 <= start < end:
             raise PipelineError(
-                f"REWARD_PENALTIES__OVERLONG={asked.overlong} needs REWARD_PENALTIES__OVERLONG_START (now {start}) below "
-                f"REWARD_PENALTIES__OVERLONG_END (now {end}), in tokens of the response"
+                f"penalties.overlong={asked.overlong} needs penalties.overlong_start (now {start}) below "
+                f"penalties.overlong_end (now {end}), in tokens of the response"
             )
         stages.append(Overlong(asked.overlong, start, end))
     if asked.repetition:
@@ -252,8 +248,8 @@ def _penalties(calibration: Calibration | None, asked: PenaltySettings) -> list[
             usual = calibration.repetition_high
         if usual is None or not 0.0 <= usual < 1.0:
             raise PipelineError(
-                f"REWARD_PENALTIES__REPETITION={asked.repetition} needs the share of repeated trigrams that is usual. "
-                f"{_AGAIN}, or set REWARD_PENALTIES__REPETITION_ABOVE to a share below 1."
+                f"penalties.repetition={asked.repetition} needs the share of repeated trigrams that is usual. "
+                f"{_AGAIN}, or set penalties.repetition_above to a share below 1."
             )
         stages.append(Repetition(asked.repetition, usual))
     return stages
@@ -276,15 +272,14 @@ def _caps(
             low = None if low is None else calibration.mean + calibration.std * low
             high = None if high is None else calibration.mean + calibration.std * high
     if low is not None and high is not None and low >= high:
-        raise PipelineError(f"REWARD_CAP_LOW={low} is not below REWARD_CAP_HIGH={high}")
+        raise PipelineError(f"cap_low={low} is not below cap_high={high}")
     return low, high
 
 
 def _capping(shape: Shape, low: float | None, high: float | None) -> Stage:
     if low is None and high is None:
         raise PipelineError(
-            f"REWARD_SHAPE={shape} needs a cap: set REWARD_CAP_LOW or REWARD_CAP_HIGH, or use a checkpoint whose "
-            "calibration.json has caps."
+            f"shape={shape} needs a cap: set cap_low or cap_high, or use a checkpoint whose calibration.json has caps."
         )
     return Cap(low, high) if shape == "cap" else SoftCap(low, high, _soft_width(low, high))
 
@@ -301,11 +296,11 @@ def _against_references(
 ) -> Stage:
     if calibration is None or not calibration.quantiles:
         raise PipelineError(
-            f"REWARD_SHAPE={shape} needs reference rewards for samples that bring none, and there is no calibration of "
+            f"shape={shape} needs reference rewards for samples that bring none, and there is no calibration of "
             f"this reward with quantiles. {_AGAIN}."
         )
     if not settings.slope > 0.0:
-        raise PipelineError(f"REWARD_SLOPE={settings.slope} is not above zero")
+        raise PipelineError(f"slope={settings.slope} is not above zero")
     scale = combination.members[0].scale
     slope = settings.slope * combination.logit_scale
     frozen = [((raw - scale.mean) / scale.std, p) for p, raw in calibration.quantiles]

@@ -297,8 +297,8 @@ def test_several_models_are_averaged_on_their_own_scales_unless_told_otherwise()
         ([Opinion("m", TWO_HEADS, TWO)], {"combine": CombineSettings("min", weights={"a": -1.0})}, "positive"),
         ([Opinion("m", TWO_HEADS, TWO)] * 2, {"combine": CombineSettings("sum")}, "heads of one model"),
         (sole(Calibration(0.0, 1.0)), {"debias": 0.5}, "length curve"),
-        (sole(Calibration(0.0, 1.0)), {"penalties": PenaltySettings(repetition=1.0)}, "REPETITION_ABOVE"),
-        (sole(Calibration(0.0, 1.0)), {"penalties": PenaltySettings(overlong=1.0)}, "OVERLONG_START"),
+        (sole(Calibration(0.0, 1.0)), {"penalties": PenaltySettings(repetition=1.0)}, "repetition_above"),
+        (sole(Calibration(0.0, 1.0)), {"penalties": PenaltySettings(overlong=1.0)}, "overlong_start"),
         (sole(Calibration(0.0, 1.0)), {"penalties": PenaltySettings(missing_end=-1.0)}, "positive"),
         (sole(Calibration(0.0, 1.0)), {"shape": "par"}, "reference rewards"),
         ([Opinion("m", TWO_HEADS, TWO)] * 2, {"shape": "lsc"}, "reference rewards"),
@@ -410,7 +410,7 @@ def test_without_statistics_the_default_is_the_raw_score():
 
 @pytest.mark.parametrize("shape", ["cap", "softcap"])
 def test_a_shape_that_needs_caps_is_refused_without_them(shape):
-    with pytest.raises(PipelineError, match="REWARD_CAP_LOW"):
+    with pytest.raises(PipelineError, match="cap_low"):
         pipeline_of(None, shape=shape)
 
 

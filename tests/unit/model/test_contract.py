@@ -137,7 +137,7 @@ def test_head(folder):
 def test_dtype_beyond_tolerance(folder):
     contract = ScoringContract.load(folder)
     replace(contract, dtype_tolerance=()).save(folder)
-    assert "REWARD_DTYPE=float32" in breaches(folder, dtype="bfloat16")["dtype"]
+    assert "dtype=float32" in breaches(folder, dtype="bfloat16")["dtype"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -210,7 +210,7 @@ def test_the_serving_limit_may_be_lower_than_the_probes_are_long(folder, truncat
 
 
 def test_the_serving_limit_may_not_be_higher_than_the_contracts(folder):
-    with pytest.raises(LoadError, match="REWARD_MAX_INPUT_TOKENS=999"):
+    with pytest.raises(LoadError, match="max_input_tokens=999"):
         load("torch", ModelSpec(str(folder), max_input_tokens=999))
 
 

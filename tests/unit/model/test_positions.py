@@ -129,5 +129,5 @@ def test_a_model_without_a_longest_row_says_so_and_the_operator_may_change_it(tm
 
 def test_the_operator_cannot_go_beyond_a_longest_row_that_is_named(tmp_path):
     classifier(tmp_path, "mpt")
-    with pytest.raises(LoadError, match="REWARD_MAX_INPUT_TOKENS=97 is more than this checkpoint can read"):
+    with pytest.raises(LoadError, match="max_input_tokens=97 is more than this checkpoint can read"):
         limited(read(str(tmp_path)), ModelSpec(max_input_tokens=97))

@@ -48,7 +48,7 @@ def test_a_model_whose_tokens_meet_outside_of_attention_has_a_forward_for_every_
 def test_packed_that_was_asked_for_and_is_not_possible_is_refused_in_words():
     network = make("llama")
     leaks_between_rows(network)
-    with pytest.raises(LoadError, match="REWARD_ENGINE=packed is not possible here: scores differ"):
+    with pytest.raises(LoadError, match="engine=packed is not possible here: scores differ"):
         chosen(network, engine="packed")
 
 
