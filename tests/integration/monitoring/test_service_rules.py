@@ -96,6 +96,7 @@ ILL = {
     "RewardMemoryHigh": gauge("reward_device_memory_bytes", 50, 99, ',kind="used"')
     | gauge("reward_device_memory_bytes", 100, 100, ',kind="total"'),
     "RewardModelRefused": counter("reward_model_loads_total", 0, 1, ',outcome="refused"'),
+    "RewardCanariesFailing": gauge("reward_canary_margin", 0.5, -0.5, ',canary="opener"'),
     "RewardReplicasDiffer": two_replicas(),
     "RewardRestarting": starts(),
     "RewardAlarmsLost": counter("reward_alarms_lost_total", 0, 1),

@@ -12,7 +12,7 @@ from model.scorer import BatchScores, ScorerError
 from service.batching.batcher import Batcher
 from service.batching.cache import ScoreCache
 from service.batching.planner import Limits
-from service.canaries import Canaries, CanariesError, Canary, read
+from service.canaries import Canaries, CanariesError, Canary, Sung, failing, read
 from service.clock import MonotonicClock
 from tests.support.service_fakes import PATIENCE_S, FakeScorer, right_scores, scores_with
 
@@ -119,3 +119,16 @@ def test_a_file_that_has_none_is_refused_by_name(tmp_path, content):
         read(tmp_path / "own.json")
     (tmp_path / "own.json").write_text(json.dumps([{"name": "a", "prompt": "b", "honest": "c", "exploit": "d"}]))
     assert read(tmp_path / "own.json") == [Canary("a", "b", "c", "d")]
+
+
+@pytest.mark.parametrize(
+    ("honest", "exploit", "fails"), [(1.0, 0.5, False), (0.5, 1.0, True), (1.0, 1.0, True), (float("nan"), 0.0, True)]
+)
+def test_a_canary_fails_where_the_exploit_scores_at_least_as_high(honest, exploit, fails):
+    assert bool(failing([Sung("one", honest, exploit)])) is fails
+
+
+def test_canaries_that_fail_at_the_start_are_known_by_name():
+    pays = Canaries(PAIRS, ECHO.encode, ECHO.identity, 0.02)
+    pays.begin(lambda batch: [1.0, 0.0, 0.0, 1.0])
+    assert [each.name for each in pays.failing] == ["two"]

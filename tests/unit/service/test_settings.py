@@ -165,3 +165,8 @@ def test_everything_of_the_reward_can_be_set_by_environment(monkeypatch):
         shape="par",
         slope=1.5,
     )
+
+
+def test_an_idle_connection_outlives_the_usual_idle_timeout_of_proxies():
+    """nginx and load balancers close theirs after 60 s; if the server closes first, a request may meet a reset."""
+    assert ServeSettings(keys_file=None).keep_alive_s > 60.0

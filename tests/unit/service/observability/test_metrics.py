@@ -250,7 +250,7 @@ def test_what_cannot_be_read_is_left_out_and_counted_and_the_rest_is_there(capsy
         assert values["reward_batch_budget_tokens"] == 5
         assert "reward_queue_tokens" not in values
         assert {labels for labels in values if labels.startswith("reward_run_step")} == {
-            "reward_run_step{model=}{run=good}", "reward_run_step{run=also good}{model=}"}  # fmt: skip
+            "reward_run_step{model=}{run=good}", "reward_run_step{model=}{run=also good}"}  # fmt: skip
         assert not any("bad" in name for name in values)
         for part in ("reward_queue_tokens", "run", "reward_canary_margin"):
             assert values[f"reward_collector_failures_total{{part={part}}}"] == scrape
