@@ -26,7 +26,7 @@ help:
 	@echo "make serve          the server on $(HOST):$(PORT) with the default model (MODEL=, HOST=, PORT=)"
 	@echo "make test           all tests (WORKERS=2)"
 	@echo "make test-vllm      the vllm backend against vLLM itself, on the CPU; installs it into .bench/ (minutes)"
-	@echo "make test-trainers  TRL, OpenRLHF, verl and LLaMA-Factory against a live server; installs them into .bench/"
+	@echo "make test-trainers  TRL, OpenRLHF, verl, LLaMA-Factory and NeMo-Gym against a live server; installs them into .bench/"
 	@echo "make test-cuda-dry  the CUDA path on a device that computes nothing; installs torch's CUDA build into .bench/ (5 GB)"
 	@echo "make test-ray       the server on Ray Serve, with replicas that follow the queue; installs Ray into .bench/"
 	@echo "make test-faults    slow crowds, full disks, killers in the kernel: what needs root or minutes (skips what is missing)"

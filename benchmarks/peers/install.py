@@ -13,10 +13,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 
 from benchmarks.peers.record import Peer
 
@@ -50,18 +51,20 @@ def environment(
     alone: Sequence[str] = (),
     finish: Callable[[Path], None] | None = None,
     local_builds: bool = True,
+    newer: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Path:
     """The Python of the environment of this name, made if need be. Raise `NotInstalled`.
 
-    `alone`: without what they depend on. `finish` is told the folder of a new one. `local_builds=False` ignores the
+    `alone`: without what they depend on; `newer` too, which ask for the Python that they stand under and run with an older
+    one. `finish` is told the folder of a new one. `local_builds=False` ignores the
     folders of wheels that pip is configured with: they may hold a CPU build of torch where the index has the CUDA build.
     """
     folder = HOME / name
-    record = json.dumps([sys.version, *requirements, *alone])
+    record = json.dumps([sys.version, *requirements, *alone, *(each for of_one in newer.values() for each in of_one)])
     done = folder / _DONE
     if not done.is_file() or done.read_text() != record:
         print(f"installing {name} into {folder.relative_to(ROOT)} (once)", flush=True)
-        _install(folder, requirements, alone, finish, local_builds)
+        _install(folder, requirements, alone, finish, local_builds, newer)
         done.write_text(record)
     return folder / "bin" / "python"
 
@@ -94,6 +97,7 @@ def _install(
     alone: Sequence[str],
     finish: Callable[[Path], None] | None,
     local_builds: bool,
+    newer: Mapping[str, Sequence[str]],
 ) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     _run([_uv(), "venv", "--quiet", "--python", sys.executable, folder])
@@ -101,6 +105,8 @@ def _install(
     _run([*pip, *requirements], local_builds=local_builds)
     if alone:
         _run([*pip, "--no-deps", *alone])
+    for python, wanted in newer.items():
+        _run([*pip, "--no-deps", "--python-version", python, *wanted])
     try:
         if finish:
             finish(folder)

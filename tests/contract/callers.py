@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -206,3 +207,27 @@ def kserve(base: str, sentences: list[str]) -> list[float]:
     (rewards,) = [each for each in response.json()["outputs"] if each["name"] == "rewards"]
     assert rewards["shape"] == [len(sentences), 1]
     return [_tensor(each) for each in rewards["data"]]
+
+
+def nemo_rl_components(result: dict[str, Any]) -> dict[str, float] | None:
+    """`extract_reward_components` of `nemo_rl/environments/nemo_gym.py`."""
+    components = result.get("reward_components")
+    if not components:
+        return None
+    return {str(name): float(score) for name, score in components.items()}
+
+
+def nemo_rl_check_components(results: list[dict[str, Any]]) -> None:
+    """`validate_reward_components_match_scalar` of the same file. The ValueError ends the training run."""
+    for i, result in enumerate(results):
+        components = nemo_rl_components(result)
+        if components is None:
+            continue
+        scalar, total = float(result["reward"]), sum(components.values())
+        if not math.isclose(scalar, total, rel_tol=1e-5, abs_tol=1e-6):
+            raise ValueError(f"NeMo Gym verify result {i} has reward={scalar} but its components sum to {total}")
+
+
+def nemo_rl_masks(results: list[dict[str, Any]]) -> list[bool]:
+    """`_extract_mask_sample_flags` of `nemo_rl/experience/rollouts.py`."""
+    return [bool((result.get("instance_config") or {}).get("mask_sample", False)) for result in results]

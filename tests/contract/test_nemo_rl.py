@@ -1,48 +1,27 @@
-"""What NeMo-RL does with replies of `/verify`: its check of components and its reading of masks, written out.
-
-From `nemo_rl/environments/nemo_gym.py` (`extract_reward_components`, `validate_reward_components_match_scalar`) and
-`nemo_rl/experience/rollouts.py` (`_extract_mask_sample_flags`).
-"""
+"""What NeMo-RL does with replies of `/verify`: its check of components and its reading of masks, written out in `callers`."""
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
+from tests.contract import callers
 from tests.support.checkpoints import reward_model
 from tests.support.service_server import Server, drill
 
 HEADS = {"convincing": 1.5, "harmless": -0.25}
 
 
-def components_of(result):
-    components = result.get("reward_components")
-    if not components:
-        return None
-    return {str(name): float(score) for name, score in components.items()}
-
-
-def check_components(results):
-    """Raises ValueError, which ends the training run."""
-    for i, result in enumerate(results):
-        components = components_of(result)
-        if components is None:
-            continue
-        scalar, total = float(result["reward"]), sum(components.values())
-        if not math.isclose(scalar, total, rel_tol=1e-5, abs_tol=1e-6):
-            raise ValueError(f"NeMo Gym verify result {i} has reward={scalar} but its components sum to {total}")
-
-
-def masks_of(results):
-    return [bool((result.get("instance_config") or {}).get("mask_sample", False)) for result in results]
-
-
 def test_the_checks_are_those_of_nemo_rl():
-    check_components([{"reward": 1.5000001, "reward_components": {"a": 1.0, "b": 0.5}}, {"reward": 2.0}])
+    callers.nemo_rl_check_components(
+        [{"reward": 1.5000001, "reward_components": {"a": 1.0, "b": 0.5}}, {"reward": 2.0}]
+    )
     with pytest.raises(ValueError, match="result 1"):
-        check_components([{"reward": 0.0}, {"reward": 2.0, "reward_components": {"a": 1.0, "b": 0.5}}])
-    assert masks_of([{}, {"instance_config": None}, {"instance_config": {"mask_sample": True}}]) == [False, False, True]
+        callers.nemo_rl_check_components([{"reward": 0.0}, {"reward": 2.0, "reward_components": {"a": 1.0, "b": 0.5}}])
+    assert callers.nemo_rl_masks([{}, {"instance_config": None}, {"instance_config": {"mask_sample": True}}]) == [
+        False,
+        False,
+        True,
+    ]
 
 
 def episode(response, **more):
@@ -73,10 +52,10 @@ def test_nemo_rl_finds_nothing_wrong_with_any_reply(folder, flags):
         has_two = len(server.client.get("/model").json()["identity"]["heads"]) == 2
         for query in ["", "?value=raw", *([] if is_raw else ["?value=normalized"])]:
             results = [verified(server, episode(text), query) for text in ("Four.", "Five, of course.", "", "x" * 30)]
-            check_components(results)
-            assert masks_of(results) == [False] * 4
+            callers.nemo_rl_check_components(results)
+            assert callers.nemo_rl_masks(results) == [False] * 4
             is_sum = has_two and (query == "?value=raw" or (query == "" and is_raw))
-            names = {frozenset(components_of(result) or ()) for result in results}
+            names = {frozenset(callers.nemo_rl_components(result) or ()) for result in results}
             assert names == {frozenset(HEADS) if is_sum else frozenset()}  # GDPO wants the same for every episode
 
 
@@ -100,30 +79,30 @@ def short():
 
 def test_a_failed_episode_is_masked_in_every_place_that_is_read(short):
     answer = verified(short, episode("too long " * 40, instance_config={"id": 7}))
-    assert masks_of([answer]) == [True]
+    assert callers.nemo_rl_masks([answer]) == [True]
     assert answer["mask_sample"] is True
     assert answer["instance_config"] == {"id": 7, "mask_sample": True}
     assert answer["failure_kind"] == "rewardserve:input_too_long"
     assert "64" in answer["failure_reason"]
-    check_components([answer])
-    assert components_of(answer) is None
+    callers.nemo_rl_check_components([answer])
+    assert callers.nemo_rl_components(answer) is None
 
 
 def test_a_scored_episode_says_that_it_is_not_masked(short):
     answer = verified(short, episode("fine"))
-    assert masks_of([answer]) == [False]
+    assert callers.nemo_rl_masks([answer]) == [False]
     assert (answer["mask_sample"], answer["failure_kind"], answer["failure_reason"]) == (False, None, None)
 
 
 @pytest.mark.parametrize("config", [None, "a text", [1], 3])
 def test_an_instance_config_that_is_no_object_is_replaced_by_one(short, config):
-    assert masks_of([verified(short, episode("fine", instance_config=config))]) == [False]
+    assert callers.nemo_rl_masks([verified(short, episode("fine", instance_config=config))]) == [False]
 
 
 @pytest.mark.parametrize("masked", [{"mask_sample": True}, {"instance_config": {"mask_sample": True}}])
 def test_what_was_masked_before_stays_masked(short, masked):
     answer = verified(short, episode("fine", failure_kind="agent_timeout", failure_reason="late", **masked))
-    assert masks_of([answer]) == [True]
+    assert callers.nemo_rl_masks([answer]) == [True]
     assert answer["mask_sample"] is True
     assert (answer["failure_kind"], answer["failure_reason"]) == ("agent_timeout", "late")
 
