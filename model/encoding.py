@@ -46,7 +46,7 @@ from model.conversation import (
 from model.layout_rules import LAYOUT_RULES, LayoutRule
 from model.memo import Memo
 from model.seams import last_seam, seam_tokens
-from model.template import ChatTemplate, EncodingPolicyError
+from model.template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -673,6 +673,8 @@ def _pieces(render: ChatTemplate, roles: Sequence[str]) -> tuple[str, ...]:
     messages = tuple(Message(role, _WORDS[i]) for i, role in enumerate(roles))
     try:
         texts = [render(messages, add_generation_prompt=False), render(messages[:-1], add_generation_prompt=True)]
+    except ConversationTooSlow:  # of a few words: no conversation will be better off
+        raise
     except InvalidMessages:
         return ()
     return tuple(piece for text in texts for piece in re.split("|".join(_WORDS), text))

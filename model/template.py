@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from model.conversation import InvalidMessages, Message
+from model.jinja import CLOCK, Renderer, TemplateBroken, TemplateRefuses, TemplateTooSlow, renderer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 STATED_DATE = "2024-07-26"
 """The date where a checkpoint says none: the one that Llama 3's templates write where they are given no clock."""
 
-_CLOCK = "strftime_now"
 _RANDOM_FILTERS = frozenset({"random"})
 _RANDOM_GLOBALS = frozenset({"lipsum"})
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+>", re.IGNORECASE)
@@ -30,22 +30,27 @@ class EncodingPolicyError(Exception):
     """A tokenizer or a chat template that cannot be used; the message says why and names the remedy."""
 
 
+class ConversationTooSlow(InvalidMessages):
+    """The chat template takes too much CPU time or memory for a conversation."""
+
+
 class ChatTemplate:
     """The chat template of a tokenizer, with its failures as `InvalidMessages`; an empty one joins contents.
 
-    `template_date`: ISO date at which the clock of a template stands still; None: `STATED_DATE`. Thread-safe. Raise
-    `EncodingPolicyError`.
+    `template_date`: ISO date at which the clock of a template stands still; None: `STATED_DATE`. Thread-safe. A template takes a
+    bounded time, whatever is in it (`model.jinja`). Raise `EncodingPolicyError`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, template_date: str | None = None) -> None:
-        self._tokenizer = tokenizer
-        self._compiled: Any = _compiled(template) if template else None
+        self._renderer = _read(template) if template else None
         self._special_tokens = dict(tokenizer.special_tokens_map)
         day = parse_date(STATED_DATE if template_date is None else template_date)
         self._clock = datetime.combine(day, datetime.min.time())
-        names, filters = _names(self._compiled, template) if template else (frozenset(), frozenset())
-        self.date_that_is_asked_for = day.isoformat() if _CLOCK in names else None
-        changing = sorted((names & _RANDOM_GLOBALS) | (filters & _RANDOM_FILTERS))
+        known = self._renderer.description if self._renderer is not None else None
+        self.date_that_is_asked_for = day.isoformat() if known is not None and CLOCK in known.names else None
+        changing = (
+            sorted((known.names & _RANDOM_GLOBALS) | (known.filters & _RANDOM_FILTERS)) if known is not None else ()
+        )
         if changing:
             raise EncodingPolicyError(
                 f"the chat template writes something random (`{changing[0]}`): one conversation would have another score each "
@@ -54,20 +59,21 @@ class ChatTemplate:
 
     def __call__(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """The text of a conversation. Raise `InvalidMessages`."""
-        if self._compiled is None:
+        if self._renderer is None:
             return "".join(m.content for m in messages)  # as TRL and RLHFlow train text-only reward models
+        variables = {
+            **self._special_tokens,
+            "messages": [{"role": m.role, "content": m.content} for m in messages],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
         try:
-            # `apply_chat_template` does the same, but lets nobody replace its clock.
-            rendered: str = self._compiled.render(
-                **{**self._special_tokens, _CLOCK: self._clock.strftime},
-                messages=[{"role": m.role, "content": m.content} for m in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except Exception as error:  # jinja2 errors: the template's own raise_exception among them
+            return self._renderer.render(variables, self._clock)
+        except TemplateTooSlow as error:
+            raise ConversationTooSlow(f"the chat template cannot render these messages: {error}") from None
+        except TemplateRefuses as error:
             raise InvalidMessages(f"the chat template refuses these messages: {error}") from None
-        return rendered
 
     def clock(self, form: str) -> str:
         """What a template that asks for the date in this format is given."""
@@ -85,15 +91,7 @@ class ChatTemplate:
 
 def clock_formats(template: str) -> tuple[str, ...] | None:
     """The formats in which a template asks for the date; None: one of them is not written in the template."""
-    from jinja2 import nodes
-
-    calls = [
-        node
-        for node in _compiled(template).environment.parse(template).find_all(nodes.Call)
-        if isinstance(node.node, nodes.Name) and node.node.name == _CLOCK
-    ]
-    written = [call.args[0].value for call in calls if len(call.args) == 1 and isinstance(call.args[0], nodes.Const)]
-    return tuple(dict.fromkeys(written)) if len(written) == len(calls) else None
+    return _read(template).description.clocks
 
 
 def parse_date(text: str) -> date:
@@ -106,27 +104,8 @@ def parse_date(text: str) -> date:
     raise EncodingPolicyError(f"the date of the chat template is {text!r}; it is written YYYY-MM-DD, as {STATED_DATE}")
 
 
-def _compiled(template: str) -> Any:
-    """The template in the environment that transformers makes for it."""
-    from transformers.utils.chat_template_utils import _compile_jinja_template
-
+def _read(template: str) -> Renderer:
     try:
-        return _compile_jinja_template(template)
-    except Exception as error:  # jinja2's syntax errors; whatever a foreign template makes it say
+        return renderer(template)
+    except TemplateBroken as error:
         raise EncodingPolicyError(f"the chat template is broken: {error} Restore it, or the tokenizer's.") from None
-
-
-def _names(compiled: Any, template: str) -> tuple[frozenset[str], frozenset[str]]:
-    """The names that a template uses and does not define as a macro, and its filters: also those that `map` is given."""
-    from jinja2 import nodes
-
-    tree = compiled.environment.parse(template)
-    used = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
-    filters = list(tree.find_all(nodes.Filter))
-    mapped = [
-        node.args[0].value
-        for node in filters
-        if node.name == "map" and node.args and isinstance(node.args[0], nodes.Const)
-    ]
-    macros = {node.name for node in tree.find_all(nodes.Macro)}
-    return frozenset(used - macros), frozenset([*(node.name for node in filters), *map(str, mapped)])

@@ -324,7 +324,7 @@ async def _load_unless_stopped(house: House, stop: asyncio.Event, webhook: Webho
         settings, house.admission, house.metrics, house.clock, webhook, audit, settings.scorer_timeout_s
     )
     source = Source(settings.model, settings.models)
-    succession = Succession(commons, house.stage, prepared, source, settings.swap.keep)
+    succession = Succession(commons, house.stage, prepared, source, settings.swap.keep, settings.swap.load_timeout_s)
     house.stage.manage(succession)
     spare_the_garbage_collector()
     return succession

@@ -253,6 +253,13 @@ class LoadInProgress(RequestRefused):
     status = 409
 
 
+class NothingIsLoading(RequestRefused):
+    """There is no load to cancel."""
+
+    code = "nothing_is_loading"
+    status = 409
+
+
 class NothingToRollBack(RequestRefused):
     """No other model was in service before this one."""
 

@@ -158,6 +158,12 @@ class Swap(BaseModel):
     keep: int = Field(
         1, ge=0, description="models that left service and stay in memory, so that a rollback is immediate"
     )
+    load_timeout_s: float = Field(
+        1800.0,
+        ge=0.0,
+        allow_inf_nan=False,
+        description="a load that takes longer is given up, and others can begin; 0: never",
+    )
     watch_s: float = Field(
         0.0,
         ge=0.0,

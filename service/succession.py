@@ -22,7 +22,15 @@ from model.reward import PipelineError
 from model.shortage import in_words
 from service.api.stage import Served, Stage
 from service.engine import Commons, Engine, Prepared, build_engine, prepare
-from service.errors import EpochGone, EpochInUse, InvalidRequest, LoadInProgress, ModelRefused, NothingToRollBack
+from service.errors import (
+    EpochGone,
+    EpochInUse,
+    InvalidRequest,
+    LoadInProgress,
+    ModelRefused,
+    NothingIsLoading,
+    NothingToRollBack,
+)
 from service.observability import logs
 from service.opinion import SecondOpinion
 from service.roster import Loaded, Loading, Overview, Refused, Roster, Source
@@ -49,9 +57,14 @@ class Tenure:
 
 
 class Succession:
-    """The models of this process, one after the other. Begins with one that is loaded already."""
+    """The models of this process, one after the other. Begins with one that is loaded already.
 
-    def __init__(self, commons: Commons, stage: Stage, first: Prepared, source: Source, keep: int) -> None:
+    A load that takes longer than `load_timeout_s` is given up; 0: it may take for ever.
+    """
+
+    def __init__(
+        self, commons: Commons, stage: Stage, first: Prepared, source: Source, keep: int, load_timeout_s: float = 0.0
+    ) -> None:
         self._commons = commons
         self._stage = stage
         self._keep = keep
@@ -61,6 +74,9 @@ class Succession:
         self._leaving: set[asyncio.Task[None]] = set()
         self._loading: Loading | None = None
         self._load: asyncio.Task[int] | None = None
+        self._preparing: asyncio.Future[Prepared] | None = None
+        self._is_cancelled = False
+        self._load_timeout_s = load_timeout_s
         self._refused: Refused | None = None
         self._next_epoch = FIRST_EPOCH
         self._roster = Roster((self._settle_in(first, source),))
@@ -107,6 +123,16 @@ class Succession:
             await asyncio.wait({self._load})
         with contextlib.suppress(ModelRefused):
             await self.load(self._sources[FIRST_EPOCH])
+
+    def cancel_load(self) -> None:
+        """Give up the load that is going on: it is refused, and others can begin. Raise `NothingIsLoading`.
+
+        What the loading thread waits for cannot be interrupted; what it brings in the end is freed.
+        """
+        if self._preparing is None or self._preparing.done():
+            raise NothingIsLoading("no model is being loaded; see GET /admin/models")
+        self._is_cancelled = True
+        self._preparing.cancel()
 
     def activate(self, epoch: int) -> None:
         """Put a loaded model into service. Raise `EpochGone`."""
@@ -202,7 +228,7 @@ class Succession:
         settings = settings_for(source, self._commons.settings)
         self._log.info("model_loading", source=str(source))
         try:
-            prepared = await in_daemon_thread(lambda: prepare(settings), "loader")
+            prepared = await self._prepared(settings)
         except Exception as error:
             # Only what was written for an operator is passed on; any other exception may quote anything.
             why = (
@@ -216,6 +242,25 @@ class Succession:
             raise ModelRefused(why) from None
         self._commons.metrics.observe_load("ok")
         return self._settle_in(prepared, source)
+
+    async def _prepared(self, settings: ModelSettings) -> Prepared:
+        """A loaded model. Raise `LoadError` also for a load that took too long or was cancelled."""
+        self._is_cancelled = False
+        self._preparing = in_daemon_thread(lambda: prepare(settings), "loader", lambda late: late.loaded.scorer.close())
+        try:
+            async with asyncio.timeout(self._load_timeout_s or None):
+                return await self._preparing
+        except TimeoutError:
+            raise LoadError(
+                f"loading took longer than REWARD_SWAP__LOAD_TIMEOUT_S={self._load_timeout_s:g} and was given up. Look whether the "
+                "files can be read, and raise it for a model that is slow to load."
+            ) from None
+        except asyncio.CancelledError:
+            if not self._is_cancelled:
+                raise
+            raise LoadError("an operator has cancelled the load") from None
+        finally:
+            self._preparing = None
 
     def _settle_in(self, prepared: Prepared, source: Source) -> int:
         epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
@@ -363,13 +408,20 @@ _FEW_OBJECTS = 50_000
 """More than what a house full of samples is made of, so that only what is left behind calls the garbage collector."""
 
 
-def in_daemon_thread(work: Callable[[], T], name: str) -> asyncio.Future[T]:
-    """The future result of `work`. Unlike with an executor, the process may end while it runs."""
+def in_daemon_thread(
+    work: Callable[[], T], name: str, discard: Callable[[T], object] = lambda _: None
+) -> asyncio.Future[T]:
+    """The future result of `work`. Unlike with an executor, the process may end while it runs.
+
+    A result that comes when the future was cancelled is given to `discard`, on the same thread.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
     def settle(result: T | None, error: BaseException | None) -> None:
         if future.cancelled():
+            if error is None:
+                threading.Thread(target=discard, args=(result,), name=name, daemon=True).start()
             return
         if error is not None:
             future.set_exception(error)
@@ -383,6 +435,10 @@ def in_daemon_thread(work: Callable[[], T], name: str) -> asyncio.Future[T]:
             result, error = work(), None
         except BaseException as raised:
             result, error = None, raised
+        if future.cancelled():
+            if error is None:
+                discard(result)  # type: ignore[arg-type]
+            return
         with contextlib.suppress(RuntimeError):  # the loop may be closed by now
             loop.call_soon_threadsafe(settle, result, error)
 

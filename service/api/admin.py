@@ -86,6 +86,13 @@ def admin_routes(stage: Stage) -> APIRouter:
         epoch = await known.load(Source(asked.model, asked.models), shadow=asked.shadow, pin=pin)
         return _overview(known, epoch=epoch)
 
+    @router.post("/models/cancel", responses=docs.errors(401, 403, 409, 503))
+    async def cancel() -> Response:
+        """Give up the load that is going on. Whoever waits for it gets `model_refused`; another load can begin at once."""
+        known = stage.models()
+        known.cancel_load()
+        return _overview(known)
+
     @router.post("/models/activate", **docs.admin_operation(EpochRequest, 409, 422))
     async def activate(request: Request) -> Response:
         """Put a loaded model into service: the shadow, or one that stands by."""

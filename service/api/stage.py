@@ -108,6 +108,10 @@ class Models(Protocol):
         """Load beside the one in service, then switch or compare."""
         ...
 
+    def cancel_load(self) -> None:
+        """Give up the load that is going on."""
+        ...
+
     def activate(self, epoch: int) -> None:
         """Put a loaded model into service."""
         ...

@@ -404,3 +404,25 @@ def test_only_a_key_for_administration_changes_what_is_served(tmp_path):
 def test_a_path_with_two_methods_names_both_to_whoever_tries_a_third(server):
     refused = server.client.request("OPTIONS", "/admin/models")
     assert (refused.status_code, refused.headers["allow"]) == (405, "GET, POST")
+
+
+LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
+
+
+def test_a_template_that_loops_for_ever_is_refused_and_later_loads_and_rollbacks_work(server, checkpoints, tmp_path):
+    shutil.copytree(checkpoints / "two", tmp_path / "hostile")
+    template = (tmp_path / "hostile" / "chat_template.jinja").read_text()
+    (tmp_path / "hostile" / "chat_template.jinja").write_text(LOOP + template)
+    refused = admin(server, "models", model=str(tmp_path / "hostile"))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "model_refused")
+    assert "chat template is broken" in refused.json()["error"]["message"]
+    # Tame while it is looked at, and a trap for one conversation.
+    trap = "{% if messages[0].content == 'now' %}" + LOOP + "{% endif %}" + template
+    (tmp_path / "hostile" / "chat_template.jinja").write_text(trap)
+    answer = admin(server, "models", model=str(tmp_path / "hostile"))
+    if answer.status_code == 200:
+        scored = server.score({"prompt": "now", "response": "x"}, {"prompt": "later", "response": "x"}).json()
+        assert [r["error"] and r["error"]["code"] for r in scored["results"]] == ["invalid_messages", None]
+        assert admin(server, "models/rollback").status_code == 200
+    assert admin(server, "models", model=str(checkpoints / "two")).status_code == 200
+    assert server.score({"prompt": "now", "response": "x"}).json()["rewards"][0] is not None

@@ -187,7 +187,7 @@ def test_a_conversation_that_quotes_no_control_token_has_the_ids_of_its_rendered
     if any(token in text for token in (*turn_tokens(family), "<unk>") for text in texts):
         return
     messages = tuple(Message(role, text) for role, text in zip(("system", "user", "assistant"), texts, strict=True))
-    tokenizer = encode._render._tokenizer
+    tokenizer = family.tokenizer()
     try:
         rendered = tokenizer.apply_chat_template(
             [{"role": m.role, "content": m.content} for m in messages], tokenize=False
@@ -215,9 +215,9 @@ def test_quoting_a_token_costs_as_many_ids_as_ordinary_text_of_its_length(name):
 def test_a_probe_that_quotes_nothing_is_what_it_was():
     """A contract written before this rule: its probes are plain conversations, and their ids are those of the whole text."""
     for name in FAMILIES:
-        _, encode = world(name, strip=False)
+        family, encode = world(name, strip=False)
         sample = Sample(prompt="What is two plus two?", response="Four, of course.")
-        tokenizer = encode._render._tokenizer
+        tokenizer = family.tokenizer()
         chat = [{"role": "user", "content": sample.prompt}, {"role": "assistant", "content": sample.response}]
         assert (
             list(encode(sample).ids)

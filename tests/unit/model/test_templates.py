@@ -61,7 +61,7 @@ def encoder(template: str, **policy) -> Encoder:
 
 
 def text_of(encode: Encoder, sample: Sample) -> str:
-    return encode._render._tokenizer.decode(encode(sample).ids)
+    return encode._fast.decode(encode(sample).ids, skip_special_tokens=False)
 
 
 @pytest.mark.parametrize("name", ASKING)

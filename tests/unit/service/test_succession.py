@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import weakref
 from dataclasses import replace
 
 import pytest
 
+import service.succession
 from model.conversation import Sample
 from service.admission import Admission
 from service.api.stage import Stage
 from service.clock import MonotonicClock
 from service.engine import build_commons, prepare
-from service.errors import EpochGone, EpochInUse, LoadInProgress, ModelRefused
+from service.errors import EpochGone, EpochInUse, LoadInProgress, ModelRefused, NothingIsLoading
 from service.observability.metrics import Metrics
 from service.roster import Source
 from service.settings import ServeSettings
@@ -102,6 +104,37 @@ async def test_a_load_that_nobody_waits_for_any_more_goes_on(succession):
         await succession.load(ECHO)
     await asyncio.wait({succession._load}, timeout=PATIENCE_S)
     assert succession.overview.serving == 2
+
+
+@pytest.mark.parametrize("how", ["timeout", "cancelled"])
+async def test_a_load_that_hangs_is_given_up_and_others_can_begin(succession, monkeypatch, how):
+    gate, begun, closed = threading.Event(), threading.Event(), threading.Event()
+    real = service.succession.prepare
+
+    def hang(settings):
+        begun.set()
+        assert gate.wait(PATIENCE_S)
+        prepared = real(settings)
+        monkeypatch.setattr(prepared.loaded.scorer, "close", closed.set, raising=False)
+        return prepared
+
+    monkeypatch.setattr("service.succession.prepare", hang)
+    succession._load_timeout_s = 0.01 if how == "timeout" else 0.0
+    loading = asyncio.create_task(succession.load(ECHO))
+    await asyncio.to_thread(begun.wait, PATIENCE_S)
+    if how == "cancelled":
+        succession.cancel_load()
+    with pytest.raises(ModelRefused, match="LOAD_TIMEOUT_S" if how == "timeout" else "cancelled the load"):
+        await asyncio.wait_for(loading, PATIENCE_S)
+    assert (succession.overview.loading, succession.serving.engine.epoch) == (None, 1)
+    monkeypatch.setattr("service.succession.prepare", real)
+    succession._load_timeout_s = 0.0
+    assert await asyncio.wait_for(succession.load(ECHO), PATIENCE_S) == 2
+    assert await asyncio.wait_for(succession.roll_back(), PATIENCE_S) == 1
+    gate.set()
+    assert await asyncio.to_thread(closed.wait, PATIENCE_S), "what comes late is freed"
+    with pytest.raises(NothingIsLoading):
+        succession.cancel_load()
 
 
 async def test_what_has_no_words_for_an_operator_is_not_quoted_to_him(succession, monkeypatch):
