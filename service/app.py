@@ -70,6 +70,7 @@ class House:
     log: logs.Logger
     app: ASGIApp
     door: Door
+    key_file: KeyFile | None
 
 
 # -- building ---------------------------------------------------------------------------------------------------
@@ -130,15 +131,17 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
         door=door,
         is_blocked=stage.is_blocked,
     )
-    key_file = KeyFile(settings.keys_file, keys, clock, _tell_of_keys(log, keys))
-    app = KeyCheck(app, ring=key_file.ring, is_loopback=is_loopback(settings.host), clock=clock)
+    tell_of_keys = _tell_of_keys(log, keys)
+    key_file = None if settings.keys_file is None else KeyFile(settings.keys_file, keys, tell_of_keys)
+    ring = (lambda: keys) if key_file is None else key_file.ring
+    app = KeyCheck(app, ring=ring, is_loopback=is_loopback(settings.host), clock=clock)
     app = Intake(app, limits=intake)
     declared = [route for router in routers for route in router.routes]
     access = Access(
         [*declared, *(route for route in api.routes if type(route) is Route)], settings.metrics_key_required
     )
     app = Witness(app, access=access, clock=clock, tell=_tell_of_requests(metrics, log))
-    return House(settings, stage, admission, metrics, clock, log, app, door)
+    return House(settings, stage, admission, metrics, clock, log, app, door, key_file)
 
 
 def _tell_of_keys(log: logs.Logger, keys: KeyRing) -> Callable[[Sequence[str], str | None], None]:
@@ -146,7 +149,7 @@ def _tell_of_keys(log: logs.Logger, keys: KeyRing) -> Callable[[Sequence[str], s
         if why is None:
             log.info("keys_read", keys=names)
         else:
-            log.error("keys_file_is_broken", why=why, kept=names)
+            log.error("keys_file_is_broken", why=why, valid=names)
 
     for warning in keys.warnings():
         log.warning("keys", warning=warning)
@@ -205,6 +208,9 @@ async def serve(
     timeout.
     """
     house = build_house(settings, keys)
+    stops = contextlib.ExitStack()
+    if house.key_file is not None:
+        stops.callback(house.key_file.start())
     webhook = _start_webhook(settings, webhook_secrets, house.metrics)
     stop = _stop_event()
     asyncio.get_running_loop().set_exception_handler(_tell_of_stray_exceptions(house.log))
@@ -227,7 +233,9 @@ async def serve(
     )
     if (files := settings.tls_files()) is not None:
         config.load()
-        config.ssl = Certificate(files, house.clock, _tell_of_certificates(house.log)).context
+        certificate = Certificate(files, _tell_of_certificates(house.log))
+        config.ssl = certificate.context
+        stops.callback(certificate.start())
     server = _Uvicorn(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:
@@ -241,6 +249,7 @@ async def serve(
     finally:
         if webhook is not None:
             await webhook.stop()
+        stops.close()
         server.should_exit = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(serving, _LONGEST_CLOSING_S)
@@ -256,6 +265,9 @@ async def open_house(
     Raise what `serve` raises.
     """
     house = build_house(settings, keys)
+    stops = contextlib.ExitStack()
+    if house.key_file is not None:
+        stops.callback(house.key_file.start())
     webhook = _start_webhook(settings, webhook_secrets, house.metrics)
     try:
         succession = await _load_unless_stopped(house, asyncio.Event(), webhook)
@@ -267,6 +279,7 @@ async def open_house(
     finally:
         if webhook is not None:
             await webhook.stop()
+        stops.close()
 
 
 def _limits(settings: ServeSettings) -> ConnectionLimits:

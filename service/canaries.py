@@ -20,6 +20,7 @@ from model.scorer import ScorerError, TokenBatch
 from service.batching.batcher import Batcher
 from service.batching.outcomes import RowScored
 from service.errors import ServiceError
+from service.files import read_bounded
 
 SHIPPED = Path(__file__).parent / "tripwires" / "canaries.json"
 
@@ -52,6 +53,9 @@ class Sung:
         return self.honest - self.exploit
 
 
+_MOST_BYTES = 16 * 2**20
+
+
 def failing(results: Sequence[Sung]) -> tuple[Sung, ...]:
     """Canaries whose exploit pays: a policy that is trained against this model will find it."""
     return tuple(each for each in results if not each.margin > 0.0)
@@ -60,7 +64,7 @@ def failing(results: Sequence[Sung]) -> tuple[Sung, ...]:
 def read(path: Path = SHIPPED) -> list[Canary]:
     """Raise `CanariesError`."""
     try:
-        return [Canary(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        return [Canary(**entry) for entry in json.loads(read_bounded(path, _MOST_BYTES))]
     except (OSError, ValueError, TypeError) as error:
         raise CanariesError(f"canaries {path} cannot be read: {type(error).__name__}") from None
 

@@ -6,8 +6,11 @@ Knows nothing of what the files hold.
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,11 +50,46 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o600, replaces: bool = 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
     """The content of a regular file. Raise `OSError`, or `ValueError` for one that is larger or no regular file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO has no writer to wait for
-    with os.fdopen(descriptor, "rb") as file:
-        data = file.read(max_bytes + 1)
-    if data is None or len(data) > max_bytes:
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("no regular file")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(max_bytes + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > max_bytes:
         raise ValueError(f"more than {max_bytes} bytes")
     return data
+
+
+State = tuple[int, ...]
+"""What changes when a file is written, or another takes its place; empty: there is no file."""
+
+
+def state_of(path: Path) -> State:
+    """The state of a file, without reading it."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except OSError as error:
+        return (error.errno or 0,)
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_mode
+
+
+def repeat(look: Callable[[], None], every_s: float, name: str) -> Callable[[], None]:
+    """Call `look` on a thread of its own until the returned function is called. A file that hangs holds up only that thread.
+
+    `look` must not raise.
+    """
+    stopped = threading.Event()
+
+    def run() -> None:
+        while not stopped.wait(every_s):
+            look()
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return stopped.set
 
 
 def set_aside(path: Path) -> Path:

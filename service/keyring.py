@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from service.clock import Clock
+from service.files import State, read_bounded, repeat, state_of
 from service.quota import UNLIMITED, Limits
 
 SCOPES = ("score", "admin", "metrics")
@@ -30,7 +29,8 @@ SHORT = 16
 
 _PLAIN_SCOPES = frozenset({"score", "metrics"})
 _PREFIX = "sha256:"
-_LOOKED_AT_EVERY_S = 1.0
+_LOOKED_AT_EVERY_S = 0.5
+_MOST_BYTES = 4 * 2**20
 _LIMITS = ("requests_per_s", "tokens_per_s", "burst_s")
 _MOST_RUNS = 64
 
@@ -51,6 +51,9 @@ class RunNames:
 
     def __bool__(self) -> bool:
         return bool(self.names or self.prefixes)
+
+    def __or__(self, other: RunNames) -> RunNames:
+        return RunNames(self.names | other.names, tuple({*self.prefixes, *other.prefixes}))
 
     @property
     def sole(self) -> str | None:
@@ -92,10 +95,11 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class KeyRing:
-    """All keys that are good right now."""
+    """All keys that are good right now. `is_required`: a request needs one of them, even if there is none."""
 
     keys: tuple[Key, ...] = ()
     reserved: RunNames = RunNames()
+    is_required: bool = False
 
     def caller(self, key: Key) -> Caller:
         """Who sends what comes with this key."""
@@ -120,15 +124,32 @@ class KeyRing:
 
 def parse(text: str) -> KeyRing:
     """The keys of a file. Empty lines and lines that begin with # do not count. Raise `KeysError`."""
-    lines = [(i, line.split()) for i, line in enumerate(text.splitlines(), 1)]
-    keys = tuple(_key(i, words) for i, words in lines if words and not words[0].startswith("#"))
-    if not keys:
+    ring, problems = sift(text)
+    if problems:
+        raise KeysError(problems[0])
+    if not ring.keys:
         raise KeysError("there is no key in it: make one with reward-keys")
-    if len({key.name for key in keys}) < len(keys) or len({key.digest for key in keys}) < len(keys):
-        raise KeysError("two lines have the same name, or the same key")
+    return ring
+
+
+def sift(text: str) -> tuple[KeyRing, list[str]]:
+    """The keys of those lines that are one, and what is wrong with the others."""
+    keys, problems = list[Key](), list[str]()
+    for i, words in ((i, line.split()) for i, line in enumerate(text.splitlines(), 1)):
+        if not words or words[0].startswith("#"):
+            continue
+        try:
+            key = _key(i, words)
+        except KeysError as error:
+            problems.append(str(error))
+            continue
+        if any(key.name == other.name or key.digest == other.digest for other in keys):
+            problems.append(f"line {i}: another line has the same name, or the same key")
+        else:
+            keys.append(key)
     bound = [key.runs for key in keys if key.runs]
     reserved = RunNames(frozenset().union(*(r.names for r in bound)), tuple({p for r in bound for p in r.prefixes}))
-    return KeyRing(keys, reserved)
+    return KeyRing(tuple(keys), reserved, is_required=True), problems
 
 
 def line_of(
@@ -215,52 +236,71 @@ def _limits(i: int, words: list[str]) -> Limits:
 
 
 class KeyFile:
-    """The keys of a file, as it is now. Looked at once a second at most, when somebody asks.
+    """The keys of a file, as it is now. `look` reads it, on a thread; `ring` never waits.
 
-    `tell(names, why)` hears of every change. A file that is no good leaves the keys as they were; then there is a reason why.
+    A readable file says which keys are valid: a line that is no key is none, and a file without keys, or no file, means that no
+    key is valid. Only a file that cannot be read leaves the keys as they were. A change that takes a key away counts when two
+    looks in a row have seen the same file, because an editor may be writing it.
+    `tell(names, why)` is called for every change, with the valid keys; `why` is what is wrong with the file.
     """
 
-    def __init__(
-        self, path: Path | None, ring: KeyRing, clock: Clock, tell: Callable[[Sequence[str], str | None], None]
-    ) -> None:
+    def __init__(self, path: Path, ring: KeyRing, tell: Callable[[Sequence[str], str | None], None]) -> None:
         self._path = path
         self._ring = ring
-        self._clock = clock
         self._tell = tell
-        self._looked_at = clock.now()
-        self._seen = None if path is None else _state(path)
+        self._known: State | None = None  # the ring may be older than the file
+        self._before: State | None = None
 
     def ring(self) -> KeyRing:
-        """The keys that are good right now."""
-        if self._path is not None and self._clock.now() - self._looked_at >= _LOOKED_AT_EVERY_S:
-            self._looked_at = self._clock.now()
-            state = _state(self._path)
-            if state != self._seen:
-                self._seen = state
-                self._read(self._path)
+        """The keys that are valid right now."""
         return self._ring
 
-    def _read(self, path: Path) -> None:
-        why = None
+    def start(self) -> Callable[[], None]:
+        """Look twice a second, until the returned function is called."""
+        return repeat(self.look, _LOOKED_AT_EVERY_S, "keys")
+
+    def look(self) -> None:
+        """Read the file, if it has changed."""
+        state = state_of(self._path)
+        if state == self._known:
+            return
+        ring, why = self._read()
+        taken_away = {key.digest for key in self._ring.keys} - {key.digest for key in ring.keys}
+        if (taken_away or why) and state != self._before:
+            self._before = state
+            return
+        self._known = self._before = state
+        is_news = ring != self._ring or why is not None
+        self._ring = ring
+        if is_news:
+            self._tell([key.name for key in ring.keys], why)
+
+    def _read(self) -> tuple[KeyRing, str | None]:
         try:
-            self._ring = read(path)
-        except KeysError as error:
-            why = str(error)
-        self._tell([key.name for key in self._ring.keys], why)
+            text = read_bounded(self._path, _MOST_BYTES).decode()
+        except (FileNotFoundError, NotADirectoryError):
+            return KeyRing(is_required=True), "there is no file: no key is valid until there is one"
+        except UnicodeDecodeError:
+            return self._ring, "it cannot be read: it is not UTF-8; the keys of before stay valid"
+        except (OSError, ValueError) as error:
+            return self._ring, f"it cannot be read: {_reason(error)}; the keys of before stay valid"
+        ring, problems = sift(text)
+        if problems:
+            # A run stays with the keys that were bound to it, also where the line that says so cannot be read.
+            ring = replace(ring, reserved=self._ring.reserved | ring.reserved)
+            return ring, f"{problems[0]}; this line is no key ({len(problems)} such lines)"
+        return ring, None if ring.keys else "there is no key in it: no key is valid"
 
 
 def read(path: Path) -> KeyRing:
     """The keys of a file. Raise `KeysError`."""
     try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise KeysError(f"it cannot be read: {type(error).__name__}") from None
+        return parse(read_bounded(path, _MOST_BYTES).decode())
+    except UnicodeDecodeError:
+        raise KeysError("it cannot be read: it is not UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise KeysError(f"it cannot be read: {_reason(error)}") from None
 
 
-def _state(path: Path) -> tuple[int, ...] | None:
-    """What changes when a file is written, or another is put in its place."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+def _reason(error: OSError | ValueError) -> str:
+    return str(error) if isinstance(error, ValueError) else error.strerror or type(error).__name__

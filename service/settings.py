@@ -34,6 +34,7 @@ S = TypeVar("S", bound="ModelSettings")
 
 ENV_PREFIX = "REWARD_"
 USAGE_ERROR = 2
+_MOST_BYTES = 64 * 2**20
 _MOST_SECRET_BYTES = 4_096
 
 
@@ -295,7 +296,7 @@ class ModelSettings(BaseSettings):
         if path is None:
             return WirePlan()
         try:
-            plan = plan_of(tomllib.loads(path.read_text(encoding="utf-8")))
+            plan = plan_of(tomllib.loads(read_bounded(path, _MOST_BYTES).decode()))
         except (OSError, ValueError, PlanError) as error:
             why = type(error).__name__ if isinstance(error, OSError) else str(error)
             raise SettingsError(f"REWARD_TRIPWIRES_FILE={path}: {why}.") from None
@@ -311,8 +312,9 @@ class ModelSettings(BaseSettings):
                 "REWARD_TRIPWIRES__BAITS_FILE is set, but not the key: set REWARD_TRIPWIRES__BAITS_KEY_FILE."
             )
         try:
-            return read_baits(path.read_text(encoding="utf-8").splitlines(), key_path.read_bytes().strip())
-        except (OSError, UnicodeDecodeError) as error:
+            texts = read_bounded(path, _MOST_BYTES).decode().splitlines()
+            return read_baits(texts, read_bounded(key_path, _MOST_BYTES).strip())
+        except (OSError, ValueError) as error:
             raise SettingsError(f"REWARD_TRIPWIRES__BAITS_FILE cannot be read: {type(error).__name__}.") from None
         except BaitsError as error:
             raise SettingsError(f"REWARD_TRIPWIRES__BAITS_FILE={path}: {error}.") from None

@@ -1,20 +1,20 @@
 """The certificate that the server shows, and whose it wants to see: TLS 1.2 or later, read again when a file changes.
 
-Certificates are renewed every few weeks by something that writes new files. A handshake looks, once a second at most,
-whether one has changed; connections that are open stay as they are. Knows no HTTP.
+Certificates are renewed every few weeks by something that writes new files. A thread looks once a second whether one has changed;
+connections that are open stay as they are. Knows no HTTP.
 """
 
 from __future__ import annotations
 
-import os
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.clock import Clock
+from service.files import State, read_bounded, repeat, state_of
 
 _LOOKED_AT_EVERY_S = 1.0
+_MOST_BYTES = 4 * 2**20
 
 
 class TlsError(Exception):
@@ -41,8 +41,12 @@ def context_of(files: TlsFiles) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     for path in files.all:
-        if not os.access(path, os.R_OK):
-            raise TlsError(f"{path} cannot be read")
+        try:
+            read_bounded(path, _MOST_BYTES)
+        except ValueError as error:  # the library below would wait for a FIFO
+            raise TlsError(f"{path} cannot be read: {error}") from None
+        except OSError as error:
+            raise TlsError(f"{path} cannot be read: {error.strerror}") from None
     try:
         # A key with a password would be asked for on the terminal.
         context.load_cert_chain(files.cert, files.key, password=lambda: b"")
@@ -60,27 +64,24 @@ def context_of(files: TlsFiles) -> ssl.SSLContext:
 
 
 class Certificate:
-    """`context` is for the listening socket; every handshake gets what the files hold by then.
+    """`context` is for the listening socket; every handshake gets what the files held at the last look, which is on a thread.
 
-    `tell(why)` hears when they were read again; where they are no good, why, and what was there before is kept.
+    `tell(why)` is called when they were read again; where they are no good, why, and what was there before is kept.
     """
 
-    def __init__(self, files: TlsFiles, clock: Clock, tell: Callable[[str | None], None]) -> None:
+    def __init__(self, files: TlsFiles, tell: Callable[[str | None], None]) -> None:
         self._files = files
-        self._clock = clock
         self._tell = tell
-        self._looked_at, self._seen = clock.now(), self._state()
+        self._seen = self._state()
         self.context = self._now = context_of(files)
         self.context.sni_callback = self._shake
 
-    def _shake(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        if self._clock.now() - self._looked_at >= _LOOKED_AT_EVERY_S:
-            self._looked_at = self._clock.now()
-            self._look()
-        if connection.context is not self._now:
-            connection.context = self._now
+    def start(self) -> Callable[[], None]:
+        """Look once a second, until the returned function is called."""
+        return repeat(self.look, _LOOKED_AT_EVERY_S, "certificate")
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Read the files, if one has changed."""
         state = self._state()
         if state == self._seen:
             return
@@ -91,16 +92,12 @@ class Certificate:
             why = str(error)
         self._tell(why)
 
-    def _state(self) -> list[tuple[int, int, int] | None]:
-        return [_state(path) for path in self._files.all]
+    def _shake(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        if connection.context is not self._now:
+            connection.context = self._now
 
-
-def _state(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    def _state(self) -> list[State]:
+        return [state_of(path) for path in self._files.all]
 
 
 def _why(error: OSError) -> str:

@@ -122,7 +122,7 @@ class KeyCheck:
         if needed is None:
             return
         ring = self._ring()
-        if not ring.keys:
+        if not ring.is_required:
             self._check_keyless(scope, route)
             return
         key = ring.find(_key(header(scope, b"authorization") or b""))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 
 import pytest
 
 from service import files
-from service.files import read_bounded, remove_stale_drafts, set_aside, write_whole
+from service.files import read_bounded, remove_stale_drafts, repeat, set_aside, write_whole
 from tests.support.full_disk import SmallDisk, why_none
 
 
@@ -77,3 +78,26 @@ def test_only_old_drafts_are_deleted(tmp_path):
         os.utime(tmp_path / name, (at, at))
     remove_stale_drafts(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".b.part", "c.part"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+@pytest.mark.timeout(30)
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "file")
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ValueError, match="no regular file"):
+        read_bounded(tmp_path / "file", 100)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_a_repeated_look_waits_for_holds_up_no_other_thread():
+    waits, go_on = threading.Event(), threading.Event()
+
+    def look():
+        waits.set()
+        go_on.wait(30)
+
+    stop = repeat(look, 0.001, "test")
+    assert waits.wait(30)
+    stop()
+    go_on.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 
 import pytest
@@ -13,7 +14,6 @@ from hypothesis import strategies as st
 from service import keys
 from service.keyring import SCOPES, KeyFile, KeyRing, KeysError, line_of, parse, read
 from service.quota import UNLIMITED, Limits
-from tests.support.service_fakes import StillClock
 
 SECRET = "rwd_a-key-that-nobody-guesses"
 
@@ -110,53 +110,110 @@ class Told(list):
 
 @pytest.fixture
 def world(tmp_path):
-    path, clock, told = tmp_path / "keys", StillClock(), Told()
-    path.write_text(hashed("old", "old-key"))
-    return path, clock, told, KeyFile(path, read(path), clock, told)
+    path, told = tmp_path / "keys", Told()
+    path.write_text(hashed("old", "old-key") + hashed("other", "other-key"))
+    return path, told, KeyFile(path, read(path), told)
 
 
-def test_a_file_that_changes_is_read_again_within_a_second(world):
-    path, clock, told, keys = world
-    path.write_text(hashed("new", "new-key") + hashed("old", "old-key"))
-    assert keys.ring().find(b"new-key") is None, "not at every request"
-    clock.advance(1.0)
-    assert keys.ring().find(b"new-key").name == "new"
-    path.write_text(hashed("new", "new-key"))
-    clock.advance(1.0)
-    assert keys.ring().find(b"old-key") is None
-    assert told == [(["new", "old"], None), (["new"], None)]
+def names(file):
+    return [key.name for key in file.ring().keys]
 
 
-@pytest.mark.parametrize(
-    "break_it", [lambda p: p.write_text("ppo sha256:xyzzy score"), lambda p: p.write_text(""), os.remove]
-)
-def test_a_file_that_is_broken_keeps_the_keys_and_says_so_once(world, break_it):
-    path, clock, told, keys = world
-    break_it(path)
+def test_a_file_that_stays_as_it_was_is_no_news(world):
+    _, told, file = world
+    file.look()
+    file.look()
+    assert (names(file), told) == (["old", "other"], [])
+
+
+def test_a_key_that_is_added_is_valid_at_the_next_look_and_one_that_is_gone_is_not_at_the_next_but_one(world):
+    path, told, file = world
+    path.write_text(hashed("new", "new-key") + hashed("old", "old-key") + hashed("other", "other-key"))
+    file.look()
+    assert names(file) == ["new", "old", "other"]
+    path.write_text(hashed("new", "new-key") + hashed("other", "other-key"))
+    file.look()
+    assert names(file) == ["new", "old", "other"], "it may be half of a file that is being written"
+    file.look()
+    assert names(file) == ["new", "other"]
+    assert file.ring().find(b"old-key") is None
+    assert told == [(["new", "old", "other"], None), (["new", "other"], None)]
+
+
+@pytest.mark.parametrize("empty", [os.remove, lambda p: p.write_text(""), lambda p: p.write_text("\n# old\n"),
+                                   lambda p: p.write_text("nonsense of words"), lambda p: shutil.rmtree(p.parent)])  # fmt: skip
+def test_a_file_without_keys_or_no_file_means_that_no_key_is_valid(world, empty):
+    path, told, file = world
+    empty(path)
     for _ in range(3):
-        clock.advance(1.0)
-        assert keys.ring().find(b"old-key").name == "old"
-    ((names, why),) = told
-    assert names == ["old"]
-    assert why
-    assert "xyzzy" not in why
+        file.look()
+    assert file.ring().is_required, "without keys is not without protection"
+    assert file.ring().find(b"old-key") is None
+    ((valid, why),) = told
+    assert valid == []
+    assert "no key" in why
+    path.parent.mkdir(exist_ok=True)
     path.write_text(hashed("new", "new-key"))
-    clock.advance(1.0)
-    assert keys.ring().find(b"new-key") is not None
+    file.look()
+    assert names(file) == ["new"]
+
+
+def test_a_line_that_is_no_key_takes_no_other_with_it_and_is_named_and_not_quoted(world):
+    path, told, file = world
+    path.write_text("ppo sha256:xyzzy score\n" + hashed("other", "other-key"))
+    for _ in range(3):
+        file.look()
+    assert names(file) == ["other"]
+    ((valid, why),) = told
+    assert valid == ["other"]
+    assert "line 1" in why
+    assert "xyzzy" not in why
+
+
+def test_a_run_stays_bound_while_the_line_that_says_so_cannot_be_read(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text(hashed("bound", "bound-key", "score runs=only") + hashed("other", "other-key"))
+    file = KeyFile(path, read(path), Told())
+    path.write_text(hashed("bound", "bound-key", "scores runs=only") + hashed("other", "other-key"))
+    file.look()
+    file.look()
+    ring = file.ring()
+    assert not ring.caller(ring.find(b"other-key")).may_send("only")
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda p: (os.remove(p), os.mkfifo(p)), lambda p: (os.remove(p), p.mkdir()), lambda p: p.write_bytes(b"\xff\xfe"),
+    lambda p: (os.remove(p), os.symlink("/dev/zero", p)), lambda p: p.write_bytes(b"# " + b"x" * 5_000_000),
+    lambda p: (os.remove(p), os.symlink(p.name, p)),
+])  # fmt: skip
+@pytest.mark.timeout(30)
+def test_a_file_that_cannot_be_read_hangs_nothing_and_keeps_the_keys(world, spoil):
+    path, told, file = world
+    spoil(path)
+    for _ in range(3):
+        file.look()
+    assert names(file) == ["old", "other"]
+    ((valid, why),) = told
+    assert valid == ["old", "other"]
+    assert "cannot be read" in why
+    with pytest.raises(KeysError, match="cannot be read"):
+        read(path)
 
 
 def test_a_file_that_another_takes_the_place_of_is_read_again(world):
-    path, clock, _, keys = world
+    path, _, file = world
+    file.look()
     beside = path.with_name("beside")
-    beside.write_text(hashed("old", "new-key"))
+    beside.write_text(hashed("old", "new-key") + hashed("other", "other-key"))
     os.utime(beside, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
     os.replace(beside, path)
-    clock.advance(1.0)
-    assert keys.ring().find(b"new-key") is not None
+    file.look()
+    file.look()
+    assert file.ring().find(b"new-key") is not None
 
 
-def test_without_a_file_there_are_no_keys():
-    assert KeyFile(None, KeyRing(), StillClock(), Told()).ring().keys == ()
+def test_without_a_setting_no_key_is_needed():
+    assert not KeyRing().is_required
 
 
 # -- reward-keys ------------------------------------------------------------------------------------------------------
