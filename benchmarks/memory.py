@@ -121,7 +121,8 @@ async def _ask(
     *,
     leaves: bool,
 ) -> str:
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    lines = f"POST {path} HTTP/1.1", "host: localhost", "content-type: application/json", f"content-length: {len(body)}"
+    head = "\r\n".join([*lines, "", ""]).encode()
     if leaves:  # anywhere in the request, or just after it
         writer.write((head + body)[: luck.randint(1, len(head) + len(body))])
         return "hung up"

@@ -175,7 +175,7 @@ class Client(asyncio.Protocol):
 
     def _ask(self) -> None:
         self._asked = self._next_body()
-        head = "POST /score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        head = "POST /score HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
         sent = (head % len(self._asked)).encode() + self._asked
         self.n_bytes_in += len(sent)
         self._transport.write(sent)

@@ -98,9 +98,7 @@ class Crowd:
         words = " word" * self._n_words
         samples = [{"prompt": f"{self._n_asked}?", "response": f"{i}{words}"} for i in range(self._n_samples)]
         body = json.dumps({"samples": samples}).encode()
-        head = (
-            f"POST /score HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-        )
+        head = f"POST /score HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         return head.encode() + body
 
 

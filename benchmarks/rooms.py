@@ -143,7 +143,7 @@ async def _call(application: Any, asked: bytes) -> None:
     scope = {
         "type": "http", "method": "POST", "path": "/score", "raw_path": b"/score", "query_string": b"", "root_path": "",
         "scheme": "http", "http_version": "1.1", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1), "state": {},
-        "headers": [(b"host", b"x"), (b"content-type", b"application/json"), (b"content-length", length)],
+        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"content-length", length)],
     }  # fmt: skip
     message: dict[str, Any] | None = {"type": "http.request", "body": asked, "more_body": False}
     stays = asyncio.get_running_loop().create_future()

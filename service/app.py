@@ -38,6 +38,7 @@ from service.api.middleware import KeyCheck, RequestSeen, Witness
 from service.api.pages import page_routes
 from service.api.protocol import ConnectionLimits, Connections, OneWriteProtocol
 from service.api.routes import Straight, scoring_routes
+from service.api.sites import Sites
 from service.api.stage import Bounds, Stage
 from service.clock import Clock, MonotonicClock
 from service.engine import Engine, Prepared, build_commons, load_audit, prepare
@@ -134,7 +135,7 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
     tell_of_keys = _tell_of_keys(log, keys)
     key_file = None if settings.keys_file is None else KeyFile(settings.keys_file, keys, tell_of_keys)
     ring = (lambda: keys) if key_file is None else key_file.ring
-    app = KeyCheck(app, ring=ring, is_loopback=is_loopback(settings.host), clock=clock)
+    app = KeyCheck(app, ring=ring, is_loopback=is_loopback(settings.host), sites=_sites(settings), clock=clock)
     app = Intake(app, limits=intake)
     declared = [route for router in routers for route in router.routes]
     access = Access(
@@ -142,6 +143,13 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
     )
     app = Witness(app, access=access, clock=clock, tell=_tell_of_requests(metrics, log))
     return House(settings, stage, admission, metrics, clock, log, app, door, key_file)
+
+
+def _sites(settings: ServeSettings) -> Sites:
+    # Who sets `allow_open` may bring a socket of his own, as Ray does: `host` says nothing of it.
+    is_local = is_loopback(settings.host) and not settings.allow_open
+    own = () if is_loopback(settings.host) else (settings.host,)
+    return Sites(is_loopback=is_local, hosts=(*own, *settings.hosts()), origins=settings.origins())
 
 
 def _tell_of_keys(log: logs.Logger, keys: KeyRing) -> Callable[[Sequence[str], str | None], None]:

@@ -162,6 +162,20 @@ class AdminNeedsKey(RequestRefused):
     status = 403
 
 
+class HostNotAllowed(RequestRefused):
+    """Without keys: the request asks for a server of another name, as a page of another site would."""
+
+    code = "host_not_allowed"
+    status = 403
+
+
+class OriginNotAllowed(RequestRefused):
+    """Without keys: a page of another site asks."""
+
+    code = "origin_not_allowed"
+    status = 403
+
+
 class RateLimited(RequestRefused):
     """This key has had what it may have for now. Nobody else is concerned."""
 

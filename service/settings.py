@@ -385,6 +385,10 @@ class ServeSettings(ModelSettings):
     keys_file: Path | None = Field(None, description="API keys, see reward-keys; empty: open, on loopback only")
     metrics_key_required: bool = Field(False, description="/metrics needs a key with the scope metrics")
     allow_open: bool = Field(False, description="serve without keys on other addresses than loopback")
+    allowed_hosts: str = Field(
+        "", description="without keys: names by which clients reach this server, with commas; *.NAME: all below; *: any"
+    )
+    allowed_origins: str = Field("", description="without keys: origins of pages that may ask, with commas; *: any")
     scorer_timeout_s: float = Field(
         60.0, ge=0.0, allow_inf_nan=False, description="longest forward; beyond: nobody waits for it; 0: any"
     )
@@ -457,6 +461,14 @@ class ServeSettings(ModelSettings):
             )
         return models
 
+    def hosts(self) -> list[str]:
+        """`allowed_hosts`, each by itself."""
+        return _listed(self.allowed_hosts)
+
+    def origins(self) -> list[str]:
+        """`allowed_origins`, each by itself."""
+        return _listed(self.allowed_origins)
+
     def read_keys(self) -> KeyRing:
         """The keys of `keys_file`; none where there is no file. Raise `SettingsError`."""
         if self.keys_file is None:
@@ -507,6 +519,10 @@ def _is_webhook_secret(text: str) -> bool:
         return prefix == "whsec" and 24 <= len(base64.b64decode(encoded, validate=True)) <= 64
     except ValueError:
         return False
+
+
+def _listed(text: str) -> list[str]:
+    return [each.strip() for each in text.split(",") if each.strip()]
 
 
 def is_loopback(host: str) -> bool:

@@ -18,6 +18,7 @@ from service.api.access import Access, Known, check_path
 from service.api.headers import header
 from service.api.pages import CHALLENGE, is_page
 from service.api.problems import internal, problem
+from service.api.sites import Sites
 from service.clock import Clock
 from service.errors import AdminNeedsKey, Forbidden, RequestRefused, Unauthorized
 from service.keyring import Key, KeyRing
@@ -95,10 +96,13 @@ def request_id(asked: bytes | None) -> str:
 class KeyCheck:
     """Lets in who brings a key that is good for what he asks. Without keys, everybody, but for administration."""
 
-    def __init__(self, app: ASGIApp, *, ring: Callable[[], KeyRing], is_loopback: bool, clock: Clock) -> None:
+    def __init__(
+        self, app: ASGIApp, *, ring: Callable[[], KeyRing], is_loopback: bool, sites: Sites, clock: Clock
+    ) -> None:
         self._app = app
         self._ring = ring
         self._is_loopback = is_loopback
+        self._sites = sites
         self._clock = clock
         self._accounts: dict[str, Account] = {}
 
@@ -118,10 +122,12 @@ class KeyCheck:
     def _check(self, scope: Scope, route: Known | None) -> None:
         if route is None or route.pattern is not None:
             check_path(scope)
+        ring = self._ring()
+        if not ring.is_required:
+            self._sites.check(scope)
         needed = _NO_ROUTE if route is None else route.scope
         if needed is None:
             return
-        ring = self._ring()
         if not ring.is_required:
             self._check_keyless(scope, route)
             return

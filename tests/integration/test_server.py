@@ -283,7 +283,7 @@ def test_a_request_that_comes_byte_by_byte_is_answered(server):
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as raw:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        head = f"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n".encode()
+        head = f"POST /score HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n".encode()
         for i in range(len(head + body)):
             raw.sendall((head + body)[i : i + 1])
         answer = b"".join(iter(lambda: raw.recv(65_536), b""))

@@ -14,7 +14,7 @@ from tests.support.service_server import Server, drill, wait_until
 
 HEAD_S, ROOM = 1.0, 12
 BODY = json.dumps({"samples": [{"text": "x"}]}).encode()
-REQUEST = b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY
+REQUEST = b"POST /score HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_a_connection_that_is_silent_between_requests_is_kept_for_a_while_and_th
 
 
 def test_a_head_without_end_is_refused_however_fast_it_comes(raw):
-    raw.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\nx: ")
+    raw.sendall(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx: ")
     try:
         for _ in range(40):
             raw.sendall(b"a" * 65_536)
@@ -105,7 +105,7 @@ def test_a_head_without_end_is_refused_however_fast_it_comes(raw):
 
 
 def test_a_long_head_within_the_bound_is_read(raw):
-    raw.sendall(REQUEST.replace(b"host: x", b"host: x\r\nx-long: " + b"a" * 60_000))
+    raw.sendall(REQUEST.replace(b"host: localhost", b"host: localhost\r\nx-long: " + b"a" * 60_000))
     assert answer(raw)[0] == 200
 
 
@@ -123,7 +123,7 @@ def test_two_requests_at_once_are_answered_in_order_and_the_half_of_a_third_is_n
 
 def test_a_websocket_is_not_opened(raw):
     raw.sendall(
-        b"GET /score HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+        b"GET /score HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
         b"sec-websocket-key: x\r\nsec-websocket-version: 13\r\n\r\n"
     )
     assert answer(raw)[::2] == (405, "method_not_allowed")
@@ -182,7 +182,7 @@ def test_who_does_not_read_the_answer_is_let_go_of(server):
     with socket.socket() as reader:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         reader.connect((host, int(port)))
-        request = b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+        request = b"POST /score HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body) + body
         reader.sendall(request * 8)
         wait_until(lambda: ended(server, "slow_reader") == before + 1)
         assert ask(server)[0] == 200
@@ -214,7 +214,7 @@ def test_in_a_full_house_the_second_refusal_reads_no_body_and_is_like_the_first(
             wait_until(lambda: server.metric("reward_queue_samples") == 0)
             told = []
             for i in range(4):
-                late.sendall(REQUEST.replace(b"host: x", b"host: x\r\nx-request-id: late-%d" % i))
+                late.sendall(REQUEST.replace(b"host: localhost", b"host: localhost\r\nx-request-id: late-%d" % i))
                 told.append(answer(late))
             assert [(status, code) for status, _, code in told] == [(503, "overloaded")] * 4
             assert [headers.pop("x-request-id") for _, headers, _ in told] == [f"late-{i}" for i in range(4)]
@@ -239,7 +239,7 @@ def test_who_is_turned_away_and_wants_no_more_is_hung_up_on(tmp_path):
         with open(gate, "wb"):
             assert ask(server)[0] == 503
             with connection(server) as last:
-                last.sendall(REQUEST.replace(b"host: x", b"host: x\r\nconnection: close"))
+                last.sendall(REQUEST.replace(b"host: localhost", b"host: localhost\r\nconnection: close"))
                 status, headers, _ = answer(last)
                 assert (status, headers["connection"]) == (503, "close")
                 assert is_closed(last)

@@ -25,7 +25,7 @@ def server(tmp_path_factory):
 
 
 def head(length=SIZE, path="/score", key="key", **headers):
-    lines = [f"POST {path} HTTP/1.1", "host: x", f"authorization: Bearer {key}"]
+    lines = [f"POST {path} HTTP/1.1", "host: localhost", f"authorization: Bearer {key}"]
     lines += ["transfer-encoding: chunked"] if length is None else [f"content-length: {length}"]
     return "\r\n".join([*lines, *(f"{k}: {v}" for k, v in headers.items()), "", ""]).encode()
 

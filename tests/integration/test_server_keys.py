@@ -56,3 +56,26 @@ def test_a_file_that_is_none_is_refused_at_the_start_and_not_waited_for(tmp_path
     assert code in (1, 2), said
     assert words in said, said
     assert "Traceback" not in said
+
+
+ROUTES = [("GET", "/livez"), ("GET", "/metrics"), ("GET", "/model"), ("GET", "/docs"), ("POST", "/score"),
+          ("POST", "/tripwires/a/b/ack"), ("POST", "/admin/models"), ("GET", "/nothing"), ("OPTIONS", "/score"), ("POST", "/get_reward")]  # fmt: skip
+FOREIGN = [({"host": "evil.example"}, "host_not_allowed"), ({"origin": "https://evil.example"}, "origin_not_allowed"),
+           ({"host": "rebound.example", "origin": "http://rebound.example"}, "host_not_allowed"),
+           ({"origin": "null"}, "origin_not_allowed")]  # fmt: skip
+
+
+def test_without_keys_no_page_of_another_site_and_no_other_name_is_answered(tmp_path):
+    with Server("--backend=echo", "--allowed-hosts=rm.example", "--allowed-origins=https://lab.example") as server:
+        for method, path in ROUTES:
+            for headers, code in FOREIGN:
+                reply = server.client.request(method, path, headers=headers, content=b"{}")
+                assert (reply.status_code, reply.json()["error"]["code"]) == (403, code), (method, path, headers)
+                assert "access-control-allow-origin" not in reply.headers
+            for headers in ({}, {"host": "rm.example"}, {"origin": "https://lab.example"}, {"host": "localhost:1"}):
+                reply = server.client.request(method, path, headers=headers, content=b"{}")
+                assert "_not_allowed" not in reply.text.replace("method_not_allowed", "")
+    (tmp_path / "keys").write_text(LINE)
+    with Server("--backend=echo", f"--keys-file={tmp_path / 'keys'}") as server:
+        for headers, _ in FOREIGN:
+            assert server.score({"text": "x"}, **AS, **headers).status_code == 200

@@ -227,8 +227,7 @@ def test_keys_change_while_the_server_runs_and_the_log_names_them(tmp_path):
         new = made("ppo-8")
         wait_until(lambda: server.score(GOOD, **new).status_code == 200)
         path.write_text("broken sha256:nothing score\n")
-        # Nobody looks at the file but who is asked something.
-        wait_until(lambda: server.score(GOOD, **new).status_code == 200 and "keys_file_is_broken" in server.log)
+        wait_until(lambda: server.score(GOOD, **new).status_code == 401 and "keys_file_is_broken" in server.log)
         server.signal()
         assert server.ended() == 0
     lines = [json.loads(line) for line in server.lines if line.startswith("{")]
@@ -280,7 +279,7 @@ def test_who_hangs_up_leaves_the_queue_and_frees_the_seat(gate, crowd):
         body = json.dumps({"samples": [{"text": "leaving"}]}).encode()
         host, port = server.url.removeprefix("http://").split(":")
         leaver = socket.create_connection((host, int(port)))
-        leaver.sendall(b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        leaver.sendall(b"POST /score HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
         wait_until(lambda: server.metric("reward_queue_samples") == 1)
         assert code(server.score({"text": "more"})) == (503, "overloaded")
         leaver.close()

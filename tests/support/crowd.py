@@ -84,7 +84,7 @@ class Crowd:
         texts = [f"text {name} {i}" for i in range(self._n_samples)]
         body = json.dumps({"samples": [{"text": text} for text in texts]}).encode()
         began = time.monotonic()
-        head = f"POST /score HTTP/1.1\r\nhost: x\r\nx-request-id: {name}\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = f"POST /score HTTP/1.1\r\nhost: localhost\r\nx-request-id: {name}\r\ncontent-length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(head.partition("content-length: ")[2].partition("\r\n")[0])

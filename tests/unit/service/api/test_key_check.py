@@ -10,6 +10,7 @@ from starlette.routing import Mount, Route
 
 from service.api.access import ACKNOWLEDGE, OPEN_PATHS, Access
 from service.api.middleware import KeyCheck
+from service.api.sites import Sites
 from service.errors import RateLimited
 from service.keyring import KeyRing, parse
 from service.quota import charge_tokens
@@ -51,7 +52,9 @@ class Behind:
 
 def house(ring=RING, *, metrics_need_key=False, is_loopback=False):
     behind, clock = Behind(), StillClock()
-    check = KeyCheck(behind, ring=lambda: ring, is_loopback=is_loopback, clock=clock)
+    check = KeyCheck(
+        behind, ring=lambda: ring, is_loopback=is_loopback, sites=Sites(is_loopback=is_loopback), clock=clock
+    )
     return client_of(check, metrics_need_key), behind, clock
 
 
@@ -151,7 +154,7 @@ async def test_without_keys_everything_is_open_but_administration_from_elsewhere
     client, _, _ = house(KeyRing(), is_loopback=True)
     assert (await client.get("/admin/models")).status_code == 200
     # What a page in a browser on this machine sends has its origin in it.
-    page = {"origin": "https://example.org"}
+    page = {"origin": "http://x"}
     assert await told(await client.post("/admin/models", headers=page)) == (403, "admin_needs_key")
 
 
@@ -192,7 +195,9 @@ async def test_tokens_are_charged_where_they_are_known_and_to_whom_they_belong()
 async def test_a_key_whose_limits_stay_keeps_its_account_when_the_file_is_read_again():
     rings = [RING]
     behind, clock = Behind(), StillClock()
-    client = client_of(KeyCheck(behind, ring=lambda: rings[-1], is_loopback=True, clock=clock))
+    client = client_of(
+        KeyCheck(behind, ring=lambda: rings[-1], is_loopback=True, sites=Sites(is_loopback=True), clock=clock)
+    )
     for _ in range(2):
         await client.post("/score", headers=as_("slow"))
     rings.append(parse("".join(f"{n} sha256:{hashlib.sha256(n.encode()).hexdigest()} {r}\n" for n, r in KEYS.items())))

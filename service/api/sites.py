@@ -1,0 +1,85 @@
+"""Hosts and origins: whether a browser was led here by another site. Asked only where there are no keys.
+
+A page that a browser shows can send requests to every address that the browser reaches; they have the page's origin. A site whose
+name is made to lead to this address (DNS rebinding) can read the answers too; they have the site's name as Host. Addresses are no
+names, so no site can claim one. Programs send no origin, and as Host what they were told to connect to.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+from starlette.types import Scope
+
+from service.errors import HostNotAllowed, OriginNotAllowed
+
+_MOST_REMEMBERED = 256
+
+
+class Sites:
+    """By which names this server may be asked, and which pages may ask. `is_loopback`: only this machine reaches the server.
+
+    `hosts` are names; `*.NAME` are all below it, `*` is any. `origins` are as browsers send them; `*` is any.
+    """
+
+    def __init__(self, *, is_loopback: bool, hosts: Sequence[str] = (), origins: Sequence[str] = ()) -> None:
+        self._is_loopback = is_loopback
+        names = {"localhost", _plain(socket.gethostname())} | {_plain(host) for host in hosts}
+        self._names = frozenset(name for name in names if not name.startswith("*"))
+        self._suffixes = tuple(name[1:] for name in names if name.startswith("*."))
+        self._is_any_host = "*" in hosts
+        self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
+        self._remembered: set[bytes] = set()
+
+    def check(self, scope: Scope) -> None:
+        """Raise `HostNotAllowed` or `OriginNotAllowed`. A request of HTTP/1.0 may have no host: no browser sends one."""
+        host, origin = None, None
+        for name, value in scope["headers"]:
+            if name == b"host":
+                host = value
+            elif name == b"origin":
+                origin = value
+        if host is not None and host not in self._remembered:
+            self._check_host(host, scope)
+        if origin is not None:
+            self._check_origin(origin, host)
+
+    def _check_host(self, host: bytes, scope: Scope) -> None:
+        name = _plain(_without_port(host.decode("latin-1")))
+        server = scope.get("server")
+        if not self._is_name(name) and (server is None or name != _plain(str(server[0]))):
+            raise HostNotAllowed(
+                "without keys this server answers to its own names and addresses alone: add this one to REWARD_ALLOWED_HOSTS, or "
+                "set REWARD_KEYS_FILE"
+            )
+        if len(self._remembered) < _MOST_REMEMBERED:
+            self._remembered.add(host)
+
+    def _is_name(self, name: str) -> bool:
+        if self._is_any_host or name in self._names or name.endswith(self._suffixes):
+            return True
+        try:
+            address = ip_address(name)
+        except ValueError:
+            return False
+        return address.is_loopback or not (self._is_loopback or address.is_unspecified)
+
+    def _check_origin(self, origin: bytes, host: bytes | None) -> None:
+        text = origin.decode("latin-1").lower()
+        is_own = host is not None and text.partition("://")[2] == host.decode("latin-1").lower()
+        if not is_own and text not in self._origins and "*" not in self._origins:
+            raise OriginNotAllowed(
+                "without keys this server answers no pages of other sites: add this origin to REWARD_ALLOWED_ORIGINS, or set "
+                "REWARD_KEYS_FILE"
+            )
+
+
+def _plain(name: str) -> str:
+    return name.lower().rstrip(".")
+
+
+def _without_port(host: str) -> str:
+    name, _, rest = host[1:].partition("]") if host.startswith("[") else host.partition(":")
+    return name if not host.startswith("[") or not rest or rest.startswith(":") else host
