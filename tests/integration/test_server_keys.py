@@ -58,8 +58,8 @@ def test_a_file_that_is_none_is_refused_at_the_start_and_not_waited_for(tmp_path
     assert "Traceback" not in said
 
 
-ROUTES = [("GET", "/livez"), ("GET", "/metrics"), ("GET", "/model"), ("GET", "/docs"), ("POST", "/score"),
-          ("POST", "/tripwires/a/b/ack"), ("POST", "/admin/models"), ("GET", "/nothing"), ("OPTIONS", "/score"), ("POST", "/get_reward")]  # fmt: skip
+ROUTES = [("GET", "/livez"), ("GET", "/metrics"), ("GET", "/model"), ("GET", "/docs"), ("POST", "/score"), ("POST", "/get_reward"),
+          ("POST", "/tripwires/a/b/ack"), ("POST", "/admin/models"), ("GET", "/nothing"), ("OPTIONS", "/score")]  # fmt: skip
 FOREIGN = [({"host": "evil.example"}, "host_not_allowed"), ({"origin": "https://evil.example"}, "origin_not_allowed"),
            ({"host": "rebound.example", "origin": "http://rebound.example"}, "host_not_allowed"),
            ({"origin": "null"}, "origin_not_allowed")]  # fmt: skip
