@@ -7,6 +7,7 @@ names, so no site can claim one. Programs send no origin, and as Host what they 
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Sequence
 from ipaddress import ip_address
@@ -16,6 +17,7 @@ from starlette.types import Scope
 from service.errors import HostNotAllowed, OriginNotAllowed
 
 _MOST_REMEMBERED = 256
+_BRACKETS = re.compile(r"\[([^\[\]]*)\](?::\d*)?")
 
 
 class Sites:
@@ -81,5 +83,5 @@ def _plain(name: str) -> str:
 
 
 def _without_port(host: str) -> str:
-    name, _, rest = host[1:].partition("]") if host.startswith("[") else host.partition(":")
-    return name if not host.startswith("[") or not rest or rest.startswith(":") else host
+    found = _BRACKETS.fullmatch(host)
+    return found[1] if found else host.partition(":")[0]
