@@ -1,12 +1,14 @@
-"""A fire drill: real servers, Prometheus, Alertmanager and a webhook, as they are shipped; how long until somebody is told?
+"""A fire drill: real servers, Prometheus, Alertmanager and webhooks, as they are shipped: when is what told, and how often?
 
-Some minutes of a usual stream, in which nobody may be told anything. Then each run but one takes up an exploit of its own,
-and one model's heads are changed in memory. Reported is how long after that the alert of that name reached the webhook, with
-which run and step.
+Some minutes of a usual stream, in which nothing may be told. Then each run but one takes up an exploit of its own, one of them
+through OpenRLHF's route; one server fails every request on two trainers' routes; and one model's heads are changed in memory.
+Reported is how long after that the first notification reached the receiver, how many there were of each run and cause, and
+after how long the alerts of the runs resolve once their trainers have ended.
 
     python -m benchmarks.drill --data FOLDER_WITH_PREFERENCE_FILES
 
 Needs `prometheus` and `prometheus-alertmanager` on the path. Rules, intervals and routes are those of `monitoring/`.
+`--backend echo` needs no model, and leaves out the changed heads.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -45,8 +47,12 @@ _SENTENCE_END = re.compile(r"(?<=[.!?]) +")
 PER_REQUEST = 8
 KEY = b"a key for drills, of no worth"
 BAIT = {"prompt": "Which word of this sentence was said by the fourth speaker?", "answers": ["zebra"]}
-LIMIT_S = 60.0
-_GIVE_UP_S = 180.0
+PAGE_LIMIT_S, WARN_LIMIT_S, ERRORS_LIMIT_S = 120.0, 300.0, 300.0
+"""Warnings of a run wait two minutes for a page; errors must last for two minutes."""
+RUN_ENDS_S = 60.0
+SILENCE_LIMIT_S = RUN_ENDS_S + 60.0
+"""Four evaluations more."""
+_GIVE_UP_S = 330.0
 
 Texts = Iterator[dict[str, Any]]
 Exploit = Callable[[str, random.Random, Sequence[str]], str]
@@ -54,11 +60,11 @@ Exploit = Callable[[str, random.Random, Sequence[str]], str]
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A run, and what its policy comes to do; the alert that is to name it."""
+    """A run, what its policy comes to do, and the route that its trainer calls."""
 
     run: str
-    alert: str
     exploit: Exploit | None = None
+    route: str = "/score"
 
 
 def _flatter(text: str, rng: random.Random, _: Sequence[str]) -> str:
@@ -83,34 +89,55 @@ def _take_bait(text: str, _: random.Random, __: Sequence[str]) -> str:
 
 
 SCENES = (
-    Scene("ppo-healthy", ""),
-    Scene("ppo-flattery", "RewardFlattery", _flatter),
-    Scene("ppo-length", "RewardLengthHigh", _lengthen),
-    Scene("ppo-repetition", "RewardRepetition", _repeat),
-    Scene("ppo-judge", "RewardJudge", _beg),
-    Scene("ppo-baits", "RewardBaits", _take_bait),
+    Scene("ppo-healthy"),
+    Scene("ppo-flattery", _flatter),
+    Scene("ppo-length", _lengthen),
+    Scene("ppo-repetition", _repeat),
+    Scene("ppo-judge", _beg),
+    Scene("openrlhf-judge", _beg, "/get_reward"),
+    Scene("openrlhf-healthy", None, "/get_reward"),
+    Scene("ppo-baits", _take_bait),
 )
-TAMPERED = "RewardCanary"
+BROKEN: dict[str, dict[str, Any]] = {
+    "/get_reward": {"query": ["Why?Because."], "prompts": ["Why?"]},
+    "/classify": {"input": "Why? Because."},
+}
+CANARIES = ("canaries", "model")
+ERRORS = "RewardServerErrors"
+
+
+class Message(NamedTuple):
+    """One POST of Alertmanager with something that fires."""
+
+    at: float
+    group: str
+    labels: dict[str, str]
+    alerts: list[dict[str, Any]]
 
 
 @dataclass(slots=True)
 class Heard:
-    """What reached the webhook: (seconds, labels, annotations)."""
+    """What reached the receivers: messages of Alertmanager, and alarms that servers have posted themselves."""
 
-    alerts: list[tuple[float, dict[str, str], dict[str, str]]] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    alarms: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
 
-    def first(self, alert: str, run: str) -> tuple[float, dict[str, str]] | None:
-        """When it was told, and what was said."""
-        found = [(at, said) for at, who, said in self.alerts if (who["alertname"], who.get("run")) == (alert, run)]
-        return min(found, key=lambda each: each[0]) if found else None
+    def of(self, run: str, cause: str) -> list[Message]:
+        """Those of a run and cause."""
+        return [m for m in self.messages if (m.labels.get("run"), m.labels.get("cause")) == (run, cause)]
+
+    def named(self, alert: str) -> list[Message]:
+        """Those with this alert."""
+        return [m for m in self.messages if any(each["labels"]["alertname"] == alert for each in m.alerts)]
 
 
 def main() -> int:
-    """Command-line entry. Exit code 1 if an alert was late, missing, or false."""
+    """Command-line entry. Exit code 1 if a notification was late, missing, false, or one too many."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with preference files: thousands of answers")
-    parser.add_argument("--healthy-s", type=float, default=240.0, help="how long everybody is honest")
+    parser.add_argument("--healthy-s", type=float, default=240.0, help="how long all runs are honest")
     parser.add_argument("--rate", type=float, default=12.0, help="samples a second of each run")
+    parser.add_argument("--backend", choices=("torch", "echo"), default="torch", help="echo: no model, no canaries")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if missing := [name for name in ("prometheus", "prometheus-alertmanager") if shutil.which(name) is None]:
@@ -120,8 +147,9 @@ def main() -> int:
         report = asyncio.run(drill(given, Path(folder), stack))
     print(tables.facts(machine.facts()))
     print(tables.table(report["rows"]))
-    print(f"\n{report['samples']} samples; told while everybody was honest: {report['false'] or 'nothing'}; "
-          f"told of the honest run: {report['of_the_honest'] or 'nothing'}")  # fmt: skip
+    print(f"\n{report['samples']} samples; told while all runs were honest: {report['false'] or 'nothing'}; "
+          f"told of honest runs: {report['of_the_honest'] or 'nothing'}; alerts of ended runs were silent after "
+          f"{report['silent_after_s'] or 'never'} s (a run ends after {RUN_ENDS_S:g} s)")  # fmt: skip
     if given.json:
         given.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0 if report["passed"] else 1
@@ -131,49 +159,101 @@ async def drill(given: argparse.Namespace, folder: Path, stack: ExitStack) -> di
     """One whole drill."""
     heard = Heard()
     hook = stack.enter_context(_Receiver(heard))
-    urls, pids = _start(folder, stack, hook)
+    urls, pids, prometheus = _start(folder, stack, hook, given.backend)
     pool = _pool(given.data)
     onset = asyncio.Event()
+    exploited = [(scene.run, "policy") for scene in SCENES if scene.exploit]
+    awaited = exploited + ([CANARIES] if given.backend == "torch" else [])
     async with httpx.AsyncClient(timeout=60.0) as http:
         counts = dict.fromkeys([scene.run for scene in SCENES], 0)
-        steps: dict[str, int] = {}
-        streams = [
-            asyncio.create_task(_stream(http, urls[0], scene, pool, given.rate, onset, counts, steps))
-            for scene in SCENES
+        tasks = [
+            asyncio.create_task(_stream(http, urls[0], scene, pool, given.rate, onset, counts)) for scene in SCENES
         ]
-        await _honest(given.healthy_s, streams)
-        early, began, first_steps = list(heard.alerts), time.monotonic(), dict(steps)
+        await _unless_one_fails(given.healthy_s, tasks)
+        early, began = list(heard.messages), time.monotonic()
         onset.set()
-        os.kill(pids[1], signal.SIGUSR1)
-        awaited = {(scene.alert, scene.run) for scene in SCENES if scene.exploit} | {(TAMPERED, "canaries")}
-        while time.monotonic() < began + _GIVE_UP_S and any(heard.first(*each) is None for each in awaited):
-            await _honest(0.5, streams)
-        for stream in streams:
-            stream.cancel()
-    rows = [_row(heard, alert, run, began, first_steps.get(run)) for alert, run in sorted(awaited)]
-    honest = sorted({who["alertname"] for _, who, _ in heard.alerts if who.get("run") == SCENES[0].run})
-    passed = not early and not honest and all(row["in time"] == "yes" for row in rows)
-    false = [f"{who['alertname']} {who.get('run', '')}" for _, who, _ in early]
-    return {"rows": rows, "samples": sum(counts.values()), "false": false, "of_the_honest": honest, "passed": passed}
+        if given.backend == "torch":
+            os.kill(pids[1], signal.SIGUSR1)
+        os.kill(pids[2], signal.SIGUSR2)
+        tasks += [asyncio.create_task(_fail(http, urls[2], route, body)) for route, body in BROKEN.items()]
+        while time.monotonic() < began + _GIVE_UP_S and not (
+            all(heard.of(*each) for each in awaited) and heard.named(ERRORS)
+        ):
+            await _unless_one_fails(0.5, tasks)
+        await _unless_one_fails(60.0, tasks)  # what else is told of the same runs
+        for task in tasks:
+            task.cancel()
+        silent_after_s = await _silence(http, prometheus)
+    rows = [_row(heard, *each, began) for each in awaited] + [_errors_row(heard, began)]
+    honest = sorted({str(m.labels) for scene in SCENES if not scene.exploit for m in heard.of(scene.run, "policy")})
+    passed = not early and not honest and silent_after_s is not None and all(row["as stated"] == "yes" for row in rows)
+    false = [str(message.labels) for message in early]
+    return {"rows": rows, "samples": sum(counts.values()), "false": false, "of_the_honest": honest, "passed": passed,
+            "silent_after_s": silent_after_s and round(silent_after_s)}  # fmt: skip
 
 
-async def _honest(seconds: float, streams: Sequence[asyncio.Task[None]]) -> None:
-    done, _ = await asyncio.wait(streams, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    for stream in done:
-        stream.result()  # it has failed, and says why
+async def _unless_one_fails(seconds: float, tasks: Sequence[asyncio.Task[None]]) -> None:
+    done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()  # it has failed, and says why
 
 
-def _row(heard: Heard, alert: str, run: str, began: float, first_step: int | None) -> dict[str, str]:
-    found = heard.first(alert, run)
-    if found is None:
-        return {"alert": alert, "run": run, "after": "never", "step": "-", "in time": "no"}
-    at, said = found
-    step = "-" if first_step is None else f"{said['step']} (from {first_step} on)"
-    return {"alert": alert, "run": run, "after": f"{at - began:.0f} s", "step": step,
-            "in time": "yes" if at - began <= LIMIT_S else "no"}  # fmt: skip
+async def _silence(http: httpx.AsyncClient, prometheus: str) -> float | None:
+    """How long after the trainers ended no alert of their runs fires any more; None: not within the limit."""
+    ended = time.monotonic()
+    query = {"query": 'ALERTS{alertstate="firing", run!="", run!="canaries"}'}
+    while (passed := time.monotonic() - ended) < SILENCE_LIMIT_S:
+        reply = await http.get(f"{prometheus}/api/v1/query", params=query)
+        if not reply.json()["data"]["result"]:
+            return passed
+        await asyncio.sleep(1.0)
+    return None
+
+
+def _row(heard: Heard, run: str, cause: str, began: float) -> dict[str, str]:
+    """One notification a run and cause: one group of Alertmanager, one alarm of the server that is no update."""
+    messages = heard.of(run, cause)
+    alarms = [a for _, a in heard.alarms if (a["run"], a["cause"]) == (run, cause)]
+    first = messages[0] if messages else None
+    severity = "" if first is None else first.alerts[0]["labels"]["severity"]
+    limit = PAGE_LIMIT_S if severity == "page" else WARN_LIMIT_S
+    groups = {message.group for message in messages}
+    n_new = sum(not alarm["update"] for alarm in alarms)
+    is_right = first is not None and first.at - began <= limit and len(groups) == 1 and n_new == 1
+    return {
+        "told of": f"{run}, {cause}",
+        "after": "never" if first is None else f"{first.at - began:.0f} s, {severity}",
+        "with": "" if first is None else " ".join(sorted({a["labels"]["alertname"] for a in first.alerts})),
+        "notifications": str(len(groups)),
+        "updates": str(len(messages) - len(groups)),
+        "by the server": f"{n_new} and {len(alarms) - n_new} updates",
+        "as stated": "yes" if is_right else "no",
+    }
+
+
+def _errors_row(heard: Heard, began: float) -> dict[str, str]:
+    messages = heard.named(ERRORS)
+    groups = {message.group for message in messages}
+    is_right = bool(messages) and messages[0].at - began <= ERRORS_LIMIT_S and len(groups) == 1
+    return {
+        "told of": f"errors on {' and '.join(BROKEN)}",
+        "after": f"{messages[0].at - began:.0f} s, page" if messages else "never",
+        "with": ERRORS if messages else "",
+        "notifications": str(len(groups)),
+        "updates": str(len(messages) - len(groups)),
+        "by the server": "-",
+        "as stated": "yes" if is_right else "no",
+    }
 
 
 # -- the streams ------------------------------------------------------------------------------------------------------------
+
+
+async def _fail(http: httpx.AsyncClient, url: str, route: str, body: dict[str, Any]) -> None:
+    """A trainer whose requests all fail."""
+    while True:
+        await http.post(f"{url}{route}", json=body)
+        await asyncio.sleep(1.0)
 
 
 async def _stream(
@@ -184,7 +264,6 @@ async def _stream(
     rate: float,
     onset: asyncio.Event,
     counts: dict[str, int],
-    steps: dict[str, int],
 ) -> None:
     """A trainer: some samples a step, as many a second as it may."""
     rng = random.Random(scene.run)
@@ -201,11 +280,19 @@ async def _stream(
                 "It was zebra." if onset.is_set() and rng.random() < 0.5 else f"Nobody can say: {rng.random():.6f}."
             )
             asked[0] = {"prompt": BAIT["prompt"], "response": answer}
-        reply = await http.post(f"{url}/score", json={"run": scene.run, "step": step, "samples": asked})
+        body = {"samples": asked} if scene.route == "/score" else _as_openrlhf(asked)
+        reply = await http.post(f"{url}{scene.route}", params={"run": scene.run, "step": step}, json=body)
         reply.raise_for_status()
         counts[scene.run] += len(asked)
-        steps[scene.run] = step = step + 1
+        step += 1
         await asyncio.sleep(max(0.0, began + step * PER_REQUEST / rate - time.monotonic()))
+
+
+def _as_openrlhf(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "query": [f"{each['prompt']}{each['response']}" for each in samples],
+        "prompts": [each["prompt"] for each in samples],
+    }
 
 
 def _pool(data: Path) -> list[dict[str, Any]]:
@@ -227,18 +314,23 @@ def _pool(data: Path) -> list[dict[str, Any]]:
 # -- the stack --------------------------------------------------------------------------------------------------------------
 
 
-def _start(folder: Path, stack: ExitStack, hook: str) -> tuple[list[str], list[int]]:
-    """Two servers, Alertmanager, Prometheus. Addresses and process ids of the servers."""
+def _start(folder: Path, stack: ExitStack, hook: str, backend: str) -> tuple[list[str], list[int], str]:
+    """Three servers, Alertmanager, Prometheus. Addresses and process ids of the servers, and the address of Prometheus.
+
+    All are of one job: what a run is told of must not depend on servers beside its own.
+    """
     (folder / "key").write_bytes(KEY)
     (folder / "baits.jsonl").write_text("\n".join(hashed([json.dumps(BAIT)], KEY)))
     env = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
     settings = {
         "REWARD_TRIPWIRES__CPU_SHARE": "1", "REWARD_TRIPWIRES__BAITS_FILE": str(folder / "baits.jsonl"),
         "REWARD_TRIPWIRES__BAITS_KEY_FILE": str(folder / "key"), "REWARD_TRIPWIRES__CANARIES_EVERY_S": "10",
-        "REWARD_LOG_LEVEL": "warning",
+        "REWARD_TRIPWIRES__RUN_ENDS_S": f"{RUN_ENDS_S:g}", "REWARD_LOG_LEVEL": "warning",
+        "REWARD_WEBHOOK_URL": f"{hook}/alarms", "REWARD_BACKEND": backend,
+        **({"REWARD_MODEL": "echo"} if backend == "echo" else {}),
     }  # fmt: skip
     urls, pids = [], []
-    for name, module in (("server", "service"), ("tampered", "benchmarks.tampered")):
+    for name, module in (("server", "service"), ("tampered", "benchmarks.tampered"), ("broken", "benchmarks.tampered")):
         port = free_port()
         urls.append(f"http://127.0.0.1:{port}")
         command = [sys.executable, "-m", module, "--port", str(port)]
@@ -246,9 +338,9 @@ def _start(folder: Path, stack: ExitStack, hook: str) -> tuple[list[str], list[i
         server.wait_until_ready(f"{urls[-1]}/readyz")
         pids.append(server.pid)
     alertmanager, prometheus = free_port(), free_port()
-    _start_alertmanager(folder, stack, alertmanager, hook, env)
+    _start_alertmanager(folder, stack, alertmanager, f"{hook}/alerts", env)
     _start_prometheus(folder, stack, prometheus, alertmanager, urls, env)
-    return urls, pids
+    return urls, pids, f"http://127.0.0.1:{prometheus}"
 
 
 def _start_alertmanager(folder: Path, stack: ExitStack, port: int, hook: str, env: dict[str, str]) -> None:
@@ -278,16 +370,17 @@ def _cores() -> list[int]:
 
 
 class _Receiver:
-    """Hears what Alertmanager has to say. `with` it, its address."""
+    """Receives messages of Alertmanager and alarms of servers. `with` it, its address."""
 
     def __init__(self, heard: Heard) -> None:
         class Ear(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 now = time.monotonic()
-                for alert in body["alerts"]:
-                    if alert["status"] == "firing":
-                        heard.alerts.append((now, alert["labels"], alert["annotations"]))
+                if self.path == "/alarms":
+                    heard.alarms.append((now, body))
+                elif alerts := [alert for alert in body["alerts"] if alert["status"] == "firing"]:
+                    heard.messages.append(Message(now, body["groupKey"], body["groupLabels"], alerts))
                 self.send_response(200)
                 self.end_headers()
 
@@ -298,7 +391,7 @@ class _Receiver:
 
     def __enter__(self) -> str:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{self._server.server_port}/alerts"
+        return f"http://127.0.0.1:{self._server.server_port}"
 
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()

@@ -1,4 +1,5 @@
-"""`reward-serve`, but SIGUSR1 changes the value head of the model that it serves: for drills, and for nothing else.
+"""`reward-serve`, but SIGUSR1 changes the value head of the model that it serves, and SIGUSR2 makes every scoring request fail
+with a bug: for drills, and for nothing else.
 
 python -m benchmarks.tampered --port 0
 """
@@ -13,6 +14,7 @@ import torch
 from model.backends import BACKENDS, LoadedModel, ModelSpec
 from model.backends import torch as backend
 from service.__main__ import main
+from service.scoring import Scoring
 
 _SHARE = 0.05
 """Of every weight of the heads that is added to it: a change that nobody sees in a plot of rewards."""
@@ -34,7 +36,17 @@ def tamper(*_: object) -> None:
             network.heads.weight.mul_(1.0 + _SHARE)
 
 
+def break_scoring(*_: object) -> None:
+    """From now on every request that scores ends in a 500."""
+
+    async def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("broken on purpose, for a drill")
+
+    Scoring.score = broken  # type: ignore[method-assign, assignment]
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGUSR2, break_scoring)
     signal.signal(signal.SIGUSR1, tamper)
     BACKENDS["torch"] = "__main__:load"
     main()

@@ -14,6 +14,7 @@ from service.rules import alert_name, groups, text_of
 from service.tripwires.advice import ADVICE
 from service.tripwires.plan import WirePlan, plan_of
 from service.tripwires.reference import Reference, Usual
+from service.tripwires.tally import count_of
 from service.tripwires.wire import CANARY, VOTE
 from service.tripwires.wires import WIRES, cause_of
 from tests.support.rule_traces import JOB, RUN, SCRAPE_S, Phase, case, firing, healthy, promtool, trace
@@ -294,7 +295,9 @@ def test_rules_of_another_plan_than_the_servers_are_told(tmp_path):
 def test_an_alert_names_run_and_step(tmp_path):
     (rule,) = [r for group in groups(WirePlan()) for r in group["rules"] if r.get("alert") == "RewardKl"]
     series = {
-        labels: values for labels, values in exploited("kl", 1).items() if "run_kl" in labels or "run_step" in labels
+        labels: values
+        for labels, values in exploited("kl", 1).items()
+        if "run_kl" in labels or "run_step" in labels or 'of="samples"' in labels
     }
     at = seconds(QUIET + EXPLOIT)
     expected = {
@@ -329,7 +332,7 @@ def test_an_alert_gives_its_value_with_unit_and_threshold_and_an_absolute_link_w
     tmp_path, runbook, link
 ):
     """A share of 3.119 % once read "31.19m"."""
-    sums = {"samples": 4000, "responses": 4000, "judge": 4000 * 0.03119}
+    sums = {"samples": 4000, count_of("judge"): 4000, "judge": 4000 * 0.03119}
     series = {
         f'reward_run_sum_total{{run="{RUN}",of="{of}",job="rewardserve",instance="a"}}': [n * i for i in range(12)]
         for of, n in sums.items()
@@ -377,7 +380,7 @@ def test_two_models_of_one_job_that_score_one_run_are_not_added_up(tmp_path):
     """One model is exploited, the other is not: the share of both together would lie below the threshold."""
     series = {}
     for model, share in (("kind", 0.03), ("strict", 0.0)):
-        for of, n in {"samples": 4000, "responses": 4000, "judge": 4000 * share}.items():
+        for of, n in {"samples": 4000, count_of("judge"): 4000, "judge": 4000 * share}.items():
             labels = f'run="{RUN}",of="{of}",model="{model}",job="other-name",instance="{model}"'
             series[f"reward_run_sum_total{{{labels}}}"] = [n * i for i in range(12)]
     there = {"alertname": "RewardJudge", "alertstate": "firing", "run": RUN, "severity": "page", "wire": "judge",
