@@ -19,7 +19,7 @@ SOAK ?=
 MEMORY ?=
 OVERLOAD ?=
 
-.PHONY: help setup serve test test-vllm test-trainers test-cuda-dry test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload rules k8s-rules dashboards train-default clean
+.PHONY: help setup serve test test-vllm test-trainers test-cuda-dry test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -48,6 +48,7 @@ help:
 	@echo "make soak           servers are killed under the client: no sample lost, doubled or made up (SOAK=--backend=torch)"
 	@echo "make soak-memory    half an hour of mixed load: does memory stay flat? (MEMORY=--minutes=5)"
 	@echo "make overload       ten times more work than the server can do, for a minute (OVERLOAD=--backend=echo)"
+	@echo "make scores         compare served scores with those of each layout's own code again, and write docs/scores.md"
 	@echo "make rules          write the alert rules again from the thresholds of the trip wires"
 	@echo "make k8s-rules      write the alert rules again for the Prometheus of a Kubernetes cluster"
 	@echo "make dashboards     write the Grafana dashboards again"
@@ -181,6 +182,9 @@ soak-memory: setup
 
 overload: setup
 	@$(BIN)/python -m benchmarks.overload $(OVERLOAD)
+
+scores: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.score_table
 
 rules: setup
 	@$(BIN)/python -m service.rules > monitoring/prometheus/rules/tripwires.yml

@@ -177,7 +177,7 @@ def encoder_of(folder: Path) -> Encoder:
         tokenizer,
         max_tokens=config.max_position_embeddings,
         vocab_size=config.vocab_size,
-        rule=LAYOUT_RULES["value_head"],  # what a plain apply_chat_template gives
+        rule=LAYOUT_RULES["trl_value_head"],  # what a plain apply_chat_template gives
     )
     return Encoder(tokenizer, policy)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from model.conversation import Message, Sample
-from model.layout_rules import BosWithoutTemplate, Ending, LayoutRule, ReadsAt
+from model.layout_rules import BosWithoutTemplate, Ending, LayoutRule, ReadsAt, Tokenizes
 
 FILE_NAME = "scoring_contract.json"
 N_PROBES = 16
@@ -29,6 +29,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "ending": get_args(Ending),
     "reads_at": get_args(ReadsAt),
     "bos_without_template": get_args(BosWithoutTemplate),
+    "tokenizes": get_args(Tokenizes),
 }
 
 
@@ -69,9 +70,10 @@ class Facts:
 class ScoringContract:
     """The clauses. `template` is kept in full, so that a lost one can be put back.
 
-    `template_date`: the ISO date that a template which asks for the date is given, on any day; None: it asks for none.
+    `template_date`: the ISO date that a template which asks for the date is given; None: it asks for none.
     `ending` and `reads_at` say how a row ends and where its score is read (`layout_rules`); `skip_id` is the pad token that
-    `last_non_pad` leaves out. `bos_without_template` matters where `template` is empty.
+    `last_non_pad` leaves out; `tokenizes` says whether the response becomes ids apart;
+    `bos_without_template` matters where `template` is empty.
     """
 
     template: str
@@ -84,6 +86,7 @@ class ScoringContract:
     reads_at: ReadsAt
     skip_id: int | None
     bos_without_template: BosWithoutTemplate
+    tokenizes: Tokenizes
     truncation: Truncation
     max_tokens: int
     pad_id: int
@@ -108,7 +111,7 @@ class ScoringContract:
     def rule(self) -> LayoutRule:
         """How a row ends and where its score is read."""
         reason = "scoring_contract.json says so"
-        return LayoutRule(self.ending, self.reads_at, self.bos_without_template, reason)
+        return LayoutRule(self.ending, self.reads_at, self.bos_without_template, self.tokenizes, reason)
 
     def tolerance_for(self, dtype: str, probe: Probe) -> float:
         """How far a probe may be off when it is served in `dtype`, in units of the raw score."""

@@ -238,7 +238,7 @@ class Encoder:
     def _find_closings(self) -> tuple[str, ...]:
         """The texts that a caller may have closed a turn with: those with a control token, the longest first."""
         whole = (self.policy.template_tail, self.policy.end_text)
-        texts = {part for text in whole for part in (text, text.rstrip(), text.strip())}
+        texts = {part for text in whole for part in (text.rstrip(), text.strip())}
         closing = [text for text in texts if not self._control_ids.isdisjoint(_ids(self._fast, text))]
         return tuple(sorted(closing, key=lambda text: (-len(text), text)))
 
@@ -276,6 +276,8 @@ class Encoder:
             body, content = full.removesuffix(self.policy.template_tail), messages[-1].content
             n_prompt_chars = len(prompt.text) if body.startswith(prompt.text) else max(0, body.rfind(content))
             head = self._shared_head(prompt.head, body[:n_prompt_chars])
+        if self.policy.rule.tokenizes == "response_apart" and hidden is None:
+            head = body[:n_prompt_chars]
         missing = sample.finish_reason == "length" and not closed
         if self.policy.strips_newlines and not missing:
             body = body.rstrip("\n")
@@ -325,10 +327,14 @@ class Encoder:
         return head if is_shared else ""
 
     def _unclosed(self, content: str) -> tuple[str, bool]:
-        """A response without its ending, however the caller wrote it, and whether it had one. Plain text is no ending."""
+        """A response without its ending, however the caller wrote it, and whether it had one. Plain text is no ending.
+
+        White space after an end token is no part of a response: templates of other models write some there.
+        """
+        stripped = content.rstrip()
         for closing in self._closings:
-            if content.endswith(closing):
-                return content.removesuffix(closing), True
+            if stripped.endswith(closing):
+                return stripped.removesuffix(closing), True
         return content, False
 
     def _unclosed_rendering(self, text: str) -> tuple[str, bool]:
@@ -424,11 +430,21 @@ class Encoder:
             return ids, (), True  # its plain text is one token with the end of the response
         if self._plain_tail and ids[-len(self._plain_tail_ids) :] == self._plain_tail_ids:
             return ids[: -len(self._plain_tail_ids)], end, False
+        n_blank = self._n_blank(ids)
+        stripped = ids[: len(ids) - n_blank]
         for closing in self._closing_ids:
             for n in range(len(closing), 0, -1):
-                if ids[-n:] == closing[:n] and any(token in self._control_ids for token in closing[:n]):
-                    return ids[:-n], end, True
-        return ids, end, n_padding > 0 and skip in end
+                if stripped[-n:] == closing[:n] and any(token in self._control_ids for token in closing[:n]):
+                    return stripped[:-n], end, True
+        body = ids[: len(ids) - self._n_blank(ids, "\n")] if self.policy.strips_newlines else ids
+        return body, end, n_padding > 0 and skip in end
+
+    def _n_blank(self, ids: tuple[int, ...], blanks: str | None = None) -> int:
+        """How many tokens a row ends with that are white space alone, or of these characters alone."""
+        n = 0
+        while n < len(ids) and not self._fast.decode([ids[-1 - n]], skip_special_tokens=False).strip(blanks):
+            n += 1
+        return n
 
     def _is_control(self, ids: tuple[int, ...]) -> bool:
         return all(token in self._control_ids for token in ids)

@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -71,17 +72,19 @@ def export(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> st
     checkpoint, note = without_bias(checkpoint)
     if note:
         print(printable(f"note          {note}"))
+    # Programs that load what is written tokenise a rendering as a whole, whatever the trainer of this layout did.
+    policy = replace(checkpoint.policy, rule=replace(checkpoint.policy.rule, tokenizes="whole"))
+    checkpoint = replace(checkpoint, policy=policy)
     encode, network = checkpoint.encoder, checkpoint.network
     expected = [score_alone(network, encode(probe).ids) for probe in probes]
     write(
         folder,
         network,
         checkpoint.tokenizer,
-        policy=checkpoint.policy,
+        policy=policy,
         calibration=checkpoint.calibration,
         hidden=checkpoint.hidden,
     )
-    policy = checkpoint.policy
     written = write_contract(
         folder,
         probes=probes,

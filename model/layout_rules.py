@@ -25,6 +25,10 @@ BosWithoutTemplate = Literal["tokenizer", "none"]
 """BOS of text without a chat template: as the tokenizer adds special tokens, or none. A template writes its own."""
 
 
+Tokenizes = Literal["whole", "response_apart"]
+"""Whether prompt and response become ids as one text, or the response for itself: a newline at its start stays a token."""
+
+
 @dataclass(frozen=True, slots=True)
 class LayoutRule:
     """One row of the table. `reason` completes "..., because"."""
@@ -32,36 +36,41 @@ class LayoutRule:
     ending: Ending
     reads_at: ReadsAt
     bos_without_template: BosWithoutTemplate
+    tokenizes: Tokenizes
     reason: str
 
 
 LAYOUT_RULES: dict[str, LayoutRule] = {
     "rewardserve": LayoutRule(
-        "end_token", "last", "tokenizer",
+        "end_token", "last", "tokenizer", "whole",
         "the layout is RewardServe's, whose training reads the score at the token that ends a turn",
     ),
     "language_model": LayoutRule(
-        "end_token", "last", "tokenizer",
+        "end_token", "last", "tokenizer", "whole",
         "reward-train reads the score at the token that ends a turn",
     ),
     "sequence_classification": LayoutRule(
-        "template", "last_non_pad", "tokenizer",
+        "template", "last_non_pad", "tokenizer", "whole",
         "the layout is transformers' sequence classification, whose class reads the last token that is not pad_token_id",
     ),
     "adapter": LayoutRule(
-        "template", "last_non_pad", "tokenizer",
+        "template", "last_non_pad", "tokenizer", "whole",
         "the layout is PEFT's adapter of a sequence classifier, whose class reads the last token that is not pad_token_id",
     ),
     "openrlhf": LayoutRule(
-        "eos", "last", "none",
+        "eos", "last", "none", "whole",
         "the layout is OpenRLHF's, whose dataset removes newlines at the end and makes EOS the last token",
     ),
-    "value_head": LayoutRule(
-        "template_or_eos", "last", "tokenizer",
-        "the layout is the value head of TRL and LLaMA-Factory, whose trainer reads the last token of the row",
+    "llama_factory": LayoutRule(
+        "template_or_eos", "last", "tokenizer", "response_apart",
+        "the layout is LLaMA-Factory's, whose trainer reads the last token of the rendering",
+    ),
+    "trl_value_head": LayoutRule(
+        "template_or_eos", "last", "tokenizer", "whole",
+        "the layout is TRL's value head among the weights, whose value is read at the last token",
     ),
 }  # fmt: skip
 """Layout -> rule. Sources: transformers `GenericForSequenceClassification.forward`; TRL `RewardTrainer._prepare_dataset`
 (EOS is appended to text without a template, and the tokenizer adds its special tokens); OpenRLHF
-`datasets/reward_dataset.py` and `models/model.py`; LLaMA-Factory `data/processor/pairwise.py` (`efficient_eos`) and
-`train/rm/trainer.py` (`attention_mask.sum() - 1`)."""
+`datasets/reward_dataset.py` and `models/model.py`; LLaMA-Factory `data/processor/pairwise.py` (turns are tokenised apart,
+`efficient_eos`) and `train/rm/trainer.py` (`attention_mask.sum() - 1`)."""

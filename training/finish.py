@@ -21,7 +21,7 @@ from torch import Tensor
 from model.calibration import Calibration
 from model.checkpoint import Checkpoint
 from model.conversation import Sample
-from model.encoding import Encoder
+from model.encoding import Encoder, EncodingPolicy
 from model.traits import Lexicon, of_ids, of_text
 from training import calibrate, data, evaluate, export, hidden, output, recipe, report, scoring
 from training.account import Account
@@ -36,12 +36,13 @@ _N_BAD_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """The encoded pairs of a run, what was read to get them, and what became of every row."""
+    """The encoded pairs of a run, what was read to get them, what became of every row, and how they were encoded."""
 
     split: data.Split
     train: PairTable
     held_out: PairTable
     account: Account
+    policy: EncodingPolicy
 
 
 class Clock:

@@ -252,7 +252,7 @@ def _explicit_text(
     answers = _without_prompt(asked_text, chosen, rejected, layout)
     if isinstance(prompt, str) and layout.source.strings == "raw":
         before = prompt if context is None else f"{context}\n\n{prompt}"
-        texts = [Sample(text=before + answer) for answer in answers]
+        texts = [Sample(text=before + answer, n_prompt_chars=len(before)) for answer in answers]
         return _Sides(texts[0], texts[1], *answers, before)
     asked = _with_context((Message("user", prompt),) if isinstance(prompt, str) else prompt, context)
     samples = [Sample(prompt=asked, response=answer) for answer in answers]

@@ -17,7 +17,7 @@ import torch
 from accelerate import PartialState
 
 from model.checkpoint import Checkpoint, CheckpointError, read, read_backbone, without_bias
-from training import account, data, evaluate, hub, leakage, output, recipe, report, scoring, sequences
+from training import account, data, evaluate, hub, leakage, output, raw_text, recipe, report, scoring, sequences
 from training.collate import Collator, Rows, cached_rows, token_rows
 from training.config import Config, ConfigError
 from training.console import say, show
@@ -42,6 +42,7 @@ def train(config: Config) -> Path:
         check_optimizer(config)
         start = begin(config)
         tables = encode(config, start)
+        start = replace(start, policy=tables.policy)
         # A fresh head has nothing to be compared with.
         before = figures(config, judge(config, start, tables.held_out)) if config.model.start == "reward" else []
         hidden_ND = features(config, start, tables.train)
@@ -58,7 +59,7 @@ def evaluate_checkpoint(config: Config, path: str) -> tuple[list[Metrics], Path]
     """Judge an existing reward model on the recipe's held-out pairs; write a report. Return figures and its path."""
     clock = Clock()
     checkpoint = _with_limits(config, _read(config, path))
-    tables = encode(_own_heads(config, checkpoint), checkpoint)
+    tables = encode(_own_heads(config, checkpoint), checkpoint, is_bound=True)
     _require_held_out(tables, "evaluate")
     heads = checkpoint.network.head_names, checkpoint.network.head_weights
     scores_NH = score(config, checkpoint, tables.held_out)
@@ -86,7 +87,7 @@ def calibrate_checkpoint(config: Config, path: str) -> Path:
             output.refuse_finished(folder)
         checkpoint = _without_bias(_with_limits(config, _read(config, path)))
         own = _own_heads(config, checkpoint)
-        tables = encode(own, checkpoint)
+        tables = encode(own, checkpoint, is_bound=True)
         _require_held_out(tables, "calibrate")
         return finish(own, checkpoint, tables, folder, Made("calibrate", clock))
 
@@ -103,6 +104,7 @@ def export_last_step(config: Config) -> Path:
         _refuse_other_recipe(config, folder)
         start = begin(config)
         tables = encode(config, start)
+        start = replace(start, policy=tables.policy)
         _wrap(config, start)
         load_weights(start.network, step)
         return finish(config, start, tables, folder, Made("export", clock, history=tuple(history_of(step))))
@@ -162,10 +164,15 @@ def _start(config: Config) -> Checkpoint:
     return _without_bias(checkpoint)
 
 
-def encode(config: Config, start: Checkpoint) -> Tables:
-    """Read the pairs, split them by group and encode both sides."""
+def encode(config: Config, start: Checkpoint, *, is_bound: bool = False) -> Tables:
+    """Read the pairs, split them by group and encode both sides. `is_bound`: the checkpoint is not trained any further."""
     split = data.load(config.data, default_head=config.model.heads[0])
-    encoder = start.encoder
+    pairs = (*split.train, *split.held_out)
+    fitted = raw_text.fit_template(start, pairs, is_bound=is_bound)
+    if fitted is not start:
+        say(raw_text.JOINED)
+    train, held = (raw_text.as_served(part, fitted.policy) for part in (split.train, split.held_out))
+    split, encoder = replace(split, train=train, held_out=held), fitted.encoder
     train_table = sequences.encode(split.train, encoder, "training pairs")
     held_out = sequences.encode(split.held_out, encoder, "held-out pairs")
     account.refuse_losses(split, train_table, held_out, config.data.max_dropped)
@@ -180,7 +187,7 @@ def encode(config: Config, start: Checkpoint) -> Tables:
     counts = account.account(split, kept, held_out, overlap)
     for line in account.lines(counts):
         show(line)
-    return Tables(split, kept, held_out, counts)
+    return Tables(split, kept, held_out, counts, fitted.policy)
 
 
 def _read(config: Config, path: str) -> Checkpoint:
@@ -195,7 +202,9 @@ def _read(config: Config, path: str) -> Checkpoint:
 
 def _with_limits(config: Config, checkpoint: Checkpoint) -> Checkpoint:
     limit = min(config.encoding.max_tokens, checkpoint.policy.max_tokens)
-    policy = replace(checkpoint.policy, max_tokens=limit, truncation=config.encoding.truncation)
+    # Programs that load what is written tokenise a rendering as a whole, whatever the trainer of the start did.
+    rule = replace(checkpoint.policy.rule, tokenizes="whole")
+    policy = replace(checkpoint.policy, max_tokens=limit, truncation=config.encoding.truncation, rule=rule)
     return replace(checkpoint, policy=policy)
 
 
@@ -326,7 +335,7 @@ def _whole(config: Config, start: Checkpoint, trainer: RewardTrainer) -> Checkpo
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if not trainer.is_world_process_zero():
             return None
-        start = begin(config)
+        start = replace(begin(config), policy=start.policy)
         _wrap(config, start)
         start.network.load_state_dict(state)
         return start

@@ -103,7 +103,7 @@ def load(spec: ModelSpec) -> LoadedModel:
     heads = ((head, 1.0),)
     contract = ScoringContract(
         template="", template_digest="", bos_id=None, end_text="", end_ids=(EOS,), template_tail="",
-        ending="end_token", reads_at="last", skip_id=None, bos_without_template="none", truncation="error",
+        ending="end_token", reads_at="last", skip_id=None, bos_without_template="none", tokenizes="whole", truncation="error",
         max_tokens=MAX_TOKENS, pad_id=EOS, tokenizer_digest="gym", weights_digest=spec.model, head_digest=spec.model,
         dtype="float64", heads=heads, origin="inferred",
     )  # fmt: skip

@@ -133,7 +133,7 @@ def load(spec: ModelSpec) -> LoadedModel:
     max_tokens = min(MAX_TOKENS, spec.max_input_tokens or MAX_TOKENS)
     contract = ScoringContract(
         template="", template_digest="", bos_id=None, end_text="\0", end_ids=(END_ID,), template_tail="",
-        ending="end_token", reads_at="last", skip_id=None, bos_without_template="none",
+        ending="end_token", reads_at="last", skip_id=None, bos_without_template="none", tokenizes="whole",
         truncation="prompt_left", max_tokens=max_tokens, pad_id=END_ID, tokenizer_digest="bytes", weights_digest="none",
         head_digest="none", dtype="float32", heads=(("score", 1.0),), origin="inferred",
     )  # fmt: skip

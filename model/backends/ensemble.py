@@ -24,6 +24,7 @@ _ENCODING_CLAUSES = (
     "template_tail",
     "ending",
     "skip_id",
+    "tokenizes",
     "truncation",
     "max_tokens",
 )

@@ -145,9 +145,14 @@ def _openrlhf(folder: Path, config: Any) -> Head | None:
     return found
 
 
-def _value_head(folder: Path, config: Any) -> Head | None:
-    """`v_head.summary` of LLaMA-Factory (a file of its own) and TRL (among the weights)."""
-    return _linear([*value_head_files(folder), *weights.weight_files(folder)], "v_head.summary")
+def _llama_factory(folder: Path, config: Any) -> Head | None:
+    """`v_head.summary` in a file of its own."""
+    return _linear(value_head_files(folder), "v_head.summary")
+
+
+def _trl_value_head(folder: Path, config: Any) -> Head | None:
+    """`v_head.summary` among the weights."""
+    return _linear(weights.weight_files(folder), "v_head.summary")
 
 
 def _adapter(folder: Path, config: Any) -> Head | None:
@@ -161,7 +166,8 @@ HEAD_READERS: dict[str, Callable[[Path, Any], Head | None]] = {
     "adapter": _adapter,
     "openrlhf": _openrlhf,  # its key in config.json names the trainer, also where the architecture was renamed
     "sequence_classification": _sequence_classification,
-    "value_head": _value_head,
+    "llama_factory": _llama_factory,
+    "trl_value_head": _trl_value_head,
 }
 
 

@@ -355,8 +355,11 @@ def _rule_of(layout: str, ending: Ending | None, reads_at: ReadsAt | None) -> La
     rule = LAYOUT_RULES[layout]
     if ending is None and reads_at is None:
         return rule
-    return LayoutRule(
-        ending or rule.ending, reads_at or rule.reads_at, rule.bos_without_template, "the operator has set it so"
+    return replace(
+        rule,
+        ending=ending or rule.ending,
+        reads_at=reads_at or rule.reads_at,
+        reason="the operator has set it so",
     )
 
 

@@ -77,6 +77,7 @@ class Checkpoint:
             reads_at=policy.rule.reads_at,
             skip_id=policy.skip_id,
             bos_without_template=policy.rule.bos_without_template,
+            tokenizes=policy.rule.tokenizes,
             truncation=policy.truncation,
             max_tokens=policy.max_tokens,
             pad_id=facts.pad_id,

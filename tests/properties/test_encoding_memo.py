@@ -67,7 +67,7 @@ def encoders(kind, strip, max_tokens, truncation):
         tokenizer,
         max_tokens=max_tokens,
         vocab_size=len(tokenizer),
-        rule=LAYOUT_RULES["language_model" if strip else "value_head"],
+        rule=LAYOUT_RULES["language_model" if strip else "trl_value_head"],
         truncation=truncation,
     )
     return (

@@ -32,7 +32,7 @@ def world(name: str, strip: bool = True, memo_chars: int = 2_000_000) -> tuple[F
         tokenizer,
         max_tokens=40_000,
         vocab_size=len(tokenizer),
-        rule=LAYOUT_RULES["language_model" if strip else "value_head"],
+        rule=LAYOUT_RULES["language_model" if strip else "trl_value_head"],
     )
     return family, Encoder(tokenizer, policy, memo_chars=memo_chars)
 

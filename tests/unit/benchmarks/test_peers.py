@@ -63,7 +63,7 @@ def test_what_is_sent_as_text_is_what_our_encoder_makes_of_prompt_and_response(t
 
     _write_tokenizer(tmp_path, tokenizer)
     fast = AutoTokenizer.from_pretrained(tmp_path)
-    policy = infer_policy(fast, max_tokens=8192, vocab_size=len(fast), rule=LAYOUT_RULES["value_head"])
+    policy = infer_policy(fast, max_tokens=8192, vocab_size=len(fast), rule=LAYOUT_RULES["trl_value_head"])
     encode = Encoder(fast, policy)
     for pair in make("ragged", tokenizer, 0.03).pairs:
         ids = list(encode(pair.sample()).ids)

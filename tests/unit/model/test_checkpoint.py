@@ -82,7 +82,7 @@ def test_openrlhfs_default_statistics_count_as_none(tmp_path):
 def test_a_value_head_is_read_with_its_bias(tmp_path, separate):
     backbone, weight, bias = value_head(tmp_path, separate=separate)
     checkpoint = read(str(tmp_path))
-    assert checkpoint.format == "value_head"
+    assert checkpoint.format == ("llama_factory" if separate else "trl_value_head")
     for row in ROWS:
         with torch.no_grad():
             expected = backbone(torch.tensor([row])).last_hidden_state[0, -1] @ weight[0] + bias[0]

@@ -41,7 +41,7 @@ def encoder(
         tokenizer,
         max_tokens=max_tokens,
         vocab_size=320,
-        rule=LAYOUT_RULES["language_model" if strip else "value_head"],
+        rule=LAYOUT_RULES["language_model" if strip else "trl_value_head"],
         truncation=truncation,
     )
     return Encoder(tokenizer, policy), tokenizer

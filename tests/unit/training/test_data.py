@@ -51,8 +51,8 @@ def test_every_conversational_format_gives_the_same_conversations(values):
 
 def test_raw_strings_follow_their_prompt_without_a_template():
     got = pair({"prompt": "Q: hi A:", "chosen": " yes", "rejected": " no"}, strings="raw")
-    assert got.chosen == Sample(text="Q: hi A: yes")
-    assert got.rejected == Sample(text="Q: hi A: no")
+    assert got.chosen == Sample(text="Q: hi A: yes", n_prompt_chars=8)
+    assert got.rejected == Sample(text="Q: hi A: no", n_prompt_chars=8)
 
 
 def test_implicit_strings_share_their_beginning_as_prompt():

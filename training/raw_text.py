@@ -1,0 +1,76 @@
+"""Whether pairs are conversations or plain text, and so whether the chat template has a part in the score.
+
+One model has one encoding: what training joins without a template, the server joins too, and the exported checkpoint says
+so by its own chat template. Text that the template itself has rendered counts as conversations. Knows pairs and a
+checkpoint's policy, no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from model.checkpoint import Checkpoint
+from model.conversation import Sample
+from model.encoding import EncodingPolicy, infer_policy
+from training.config import ConfigError
+from training.pairs import Pair
+
+JOINED = (
+    "all pairs are plain text that the chat template did not render: it is left out, in the exported checkpoint too, where "
+    "prompt and response are joined as they are"
+)
+
+
+def count_raw(pairs: Sequence[Pair], policy: EncodingPolicy) -> int:
+    """How many pairs are text without what the template writes before a response; 0 where there is no template to miss."""
+    mark = policy.response_start.strip()
+    if not mark:
+        return 0
+    return sum(any(s.text is not None and mark not in s.text for s in (pair.chosen, pair.rejected)) for pair in pairs)
+
+
+def fit_template(start: Checkpoint, pairs: Sequence[Pair], *, is_bound: bool) -> Checkpoint:
+    """The checkpoint with a policy that encodes these pairs as the server will. Raise `ConfigError` where none can.
+
+    `is_bound`: the checkpoint is judged or calibrated as it is, so its template stays.
+    """
+    n_raw = count_raw(pairs, start.policy)
+    if not n_raw:
+        return start
+    if n_raw < len(pairs):
+        raise ConfigError(
+            f"{n_raw} of {len(pairs)} pairs are plain text that the chat template did not render (strings: raw, or rendered "
+            f"otherwise), and {len(pairs) - n_raw} are conversations. One model has one encoding: give all sources one form, "
+            "or train a model for each."
+        )
+    if is_bound:
+        raise ConfigError(
+            f"all {n_raw} pairs are plain text, and this checkpoint renders conversations with its chat template: their scores "
+            "would not be those that it serves. Give prompt and response in columns of their own (strings: turn)."
+        )
+    policy = start.policy
+    joined = infer_policy(
+        start.tokenizer,
+        max_tokens=policy.max_tokens,
+        vocab_size=policy.vocab_size,
+        rule=policy.rule,
+        pad_id=policy.skip_id,
+        template="",
+        truncation=policy.truncation,
+    )
+    return replace(start, policy=joined)
+
+
+def as_served(pairs: Sequence[Pair], policy: EncodingPolicy) -> tuple[Pair, ...]:
+    """Pairs without a template as prompt and response, where that is known: in those a control token is text, as served."""
+    if policy.template:
+        return tuple(pairs)
+    return tuple(replace(pair, chosen=_parted(pair.chosen), rejected=_parted(pair.rejected)) for pair in pairs)
+
+
+def _parted(sample: Sample) -> Sample:
+    if sample.text is None or not sample.n_prompt_chars:
+        return sample
+    prompt, response = sample.text[: sample.n_prompt_chars], sample.text[sample.n_prompt_chars :]
+    return Sample(prompt=prompt, response=response)
