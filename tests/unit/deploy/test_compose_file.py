@@ -78,7 +78,7 @@ def test_every_container_is_careful_and_has_limits(name):
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_image_has_a_version(name):
-    image = SERVICES[name]["image"]
+    image = with_defaults(SERVICES[name]["image"])
     assert re.fullmatch(r"\S+:v?\d+\.\d+\.\d+(-[a-z-]+)?", image), image
 
 

