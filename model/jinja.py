@@ -147,8 +147,9 @@ class Plain:
 def cost_if_plain(template: str) -> int | None:
     """At most how many characters a plain template writes for a message and a character of the conversation; None: not plain.
 
-    Plain: known nodes only; loops over messages that are not nested; no call that repeats, pads or joins; and nothing that is
-    carried from one round of a loop to the next (attributes of namespaces) is a sum. What a loop sets is forgotten each round.
+    Plain, of what a conversation of texts can reach: known nodes only; loops over messages that are not nested; no call that
+    repeats, pads or joins; and nothing that a loop carries from one round to the next (attributes of namespaces) is made of a sum,
+    directly or by way of another name. What else a loop sets is forgotten each round.
     """
     from jinja2 import nodes
     from jinja2.ext import loopcontrols
@@ -157,23 +158,19 @@ def cost_if_plain(template: str) -> int | None:
     if len(template) > _LONGEST_PLAIN:
         return None
     try:
-        tree = ImmutableSandboxedEnvironment(extensions=[loopcontrols]).parse(template)
+        tree = reachable(ImmutableSandboxedEnvironment(extensions=[loopcontrols]).parse(template))
         every = [tree, *tree.find_all(nodes.Node)]
     except Exception:  # let the other process say what is wrong with it
         return None
     kinds = _plain_nodes()
     sets = [node for node in every if isinstance(node, nodes.Assign)]
-    n_sums = sum(_n_summed(node) for each in sets for node in [each.node, *each.node.find_all(nodes.Node)])
+    n_sums = sum(_n_sums(each.node) for each in sets)
+    summed = _made_of_sums(sets)
     is_plain = (
         all(isinstance(node, kinds) for node in every)
         and all(_is_plain_call(node) for node in every)
         and all(_runs_over_messages(node, sets) for node in every if isinstance(node, nodes.For))
-        and not any(
-            _n_summed(n)
-            for s in sets
-            if isinstance(s.target, nodes.NSRef)
-            for n in [s.node, *s.node.find_all(nodes.Node)]
-        )
+        and not any(_n_sums(s.node) or _names_in(s.node) & summed for s in sets if isinstance(s.target, nodes.NSRef))
         and n_sums <= _MOST_SUMS
         # A name that means something here keeps its meaning.
         and not any(isinstance(n, nodes.Name) and n.ctx != "load" and n.name in _KEPT_NAMES for n in every)
@@ -181,7 +178,18 @@ def cost_if_plain(template: str) -> int | None:
     return len(every) << n_sums if is_plain else None
 
 
-_PLAIN_FILTERS = frozenset({"trim", "length", "count", "first", "last", "lower", "string", "safe"})
+def _made_of_sums(sets: Sequence[Any]) -> set[str]:
+    """The names whose value is a sum, or made of one that is."""
+    from jinja2 import nodes
+
+    named = [(each.target.name, each.node) for each in sets if isinstance(each.target, nodes.Name)]
+    found: set[str] = set()
+    for _ in range(len(named) + 1):
+        found |= {name for name, value in named if _n_sums(value) or _names_in(value) & found}
+    return found
+
+
+_PLAIN_FILTERS = frozenset({"trim", "length", "count", "first", "last", "lower", "string", "safe", "tojson"})
 _PLAIN_CALLS = frozenset({"raise_exception", "namespace", CLOCK})
 _KEPT_NAMES = _PLAIN_CALLS | {"loop"}
 _PLAIN_METHODS = frozenset({"strip", "lstrip", "rstrip", "startswith", "endswith", "split"})
@@ -219,11 +227,11 @@ def _is_plain_call(node: Any) -> bool:
     return isinstance(node.node, nodes.Name) and node.node.name in _PLAIN_CALLS
 
 
-def _runs_over_messages(loop: Any, sets: Sequence[Any]) -> bool:
-    """Whether a loop runs over messages or a part of them, once."""
+def _runs_over_messages(loop: Any, sets: Sequence[Any], *, inner: bool = False) -> bool:
+    """Whether a loop runs over messages or a part of them, once. `inner`: it may have loops within."""
     from jinja2 import nodes
 
-    if loop.recursive or any(loop.find_all(nodes.For)) or not isinstance(loop.target, nodes.Name):
+    if loop.recursive or (not inner and any(loop.find_all(nodes.For))) or not isinstance(loop.target, nodes.Name):
         return False
     if not _is_part_of(loop.iter):
         return False
@@ -247,12 +255,170 @@ def _names_in(value: Any) -> set[str]:
     return {node.name for node in [value, *value.find_all(nodes.Name)] if isinstance(node, nodes.Name)}
 
 
-def _n_summed(node: Any) -> int:
+def _n_sums(value: Any) -> int:
+    """How often, at most, the text in a value is doubled. `tojson` writes up to six characters for one."""
     from jinja2 import nodes
 
-    if isinstance(node, nodes.Concat):
-        return len(node.nodes) - 1
-    return int(isinstance(node, nodes.Add))
+    n = 0
+    for node in [value, *value.find_all(nodes.Node)]:
+        if isinstance(node, nodes.Concat):
+            n += len(node.nodes) - 1
+        elif isinstance(node, nodes.Filter) and node.name == "tojson":
+            n += 3
+        else:
+            n += isinstance(node, nodes.Add)
+    return n
+
+
+# -- what a conversation of texts can reach ---------------------------------------------------------------------------
+
+_GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt", CLOCK})
+"""The variables of a rendering besides special tokens, whose names end with `_token` or `_tokens`."""
+
+_NONE = frozenset({"tools", "documents"})
+_FIELDS = frozenset({"role", "content"})
+"""Of a message; both are texts."""
+
+_OF_A_TEXT = {"defined": True, "string": True, "none": False, "mapping": False, "undefined": False, "iterable": True}
+_OF_NONE = {"defined": True, "string": False, "none": True, "mapping": False, "undefined": False}
+_OF_NOTHING = {"defined": False, "string": False, "none": False, "mapping": False, "undefined": True}
+
+
+def reachable(tree: Any) -> Any:
+    """A tree without the branches and loops that no conversation of texts without tools enters, as ours are."""
+    for _ in range(_MOST_SUMS):
+        n_before = sum(1 for _ in tree.find_all(_node_type()))
+        facts = _facts(tree)
+        tree.body = _without_dead(tree.body, facts)
+        if sum(1 for _ in tree.find_all(_node_type())) == n_before:
+            break
+    return tree
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """Names that a template gives a value, and those that are messages in every loop, and nothing else."""
+
+    set: frozenset[str]
+    messages: frozenset[str]
+
+
+def _node_type() -> type:
+    from jinja2 import nodes
+
+    return nodes.Node
+
+
+def _facts(tree: Any) -> _Facts:
+    from jinja2 import nodes
+
+    loops = list(tree.find_all(nodes.For))
+    sets = list(tree.find_all(nodes.Assign))
+    # None for what is None: Llama 3.1 does that.
+    idle = {id(each.target) for each in sets if isinstance(each.node, nodes.Const) and each.node.value is None}
+    stored = [
+        node.name
+        for node in tree.find_all(nodes.Name)
+        if node.ctx != "load" and not (node.name in _NONE and id(node) in idle)
+    ]
+    blocks = [node.target.name for node in tree.find_all(nodes.AssignBlock) if isinstance(node.target, nodes.Name)]
+    macros = [node.name for node in tree.find_all(nodes.Macro)]
+    over = [
+        loop.target.name
+        for loop in loops
+        if isinstance(loop.target, nodes.Name) and _runs_over_messages(loop, sets, inner=True)
+    ]
+    once = {name for name in over if over.count(name) == stored.count(name)}
+    return _Facts(frozenset([*stored, *blocks, *macros]), frozenset(once))
+
+
+def _without_dead(body: Sequence[Any], facts: _Facts) -> list[Any]:
+    from jinja2 import nodes
+
+    alive: list[Any] = []
+    for node in body:
+        if isinstance(node, nodes.If):
+            alive += _without_dead_branches(node, facts)
+        elif isinstance(node, nodes.For):
+            if _is_true(node.iter, facts) is not False:
+                node.body = _without_dead(node.body, facts)
+                node.else_ = _without_dead(node.else_, facts)
+                alive.append(node)
+            else:
+                alive += _without_dead(node.else_, facts)
+        else:
+            alive.append(node)
+    return alive
+
+
+def _without_dead_branches(node: Any, facts: _Facts) -> list[Any]:
+    """What is left of an `if`: nothing, one of its bodies, or an `if` of the branches that may be entered."""
+    from jinja2 import nodes
+
+    kept: list[Any] = []
+    otherwise = node.else_
+    for branch in [node, *node.elif_]:
+        truth = _is_true(branch.test, facts)
+        if truth is True:
+            otherwise = branch.body
+            break
+        if truth is None:
+            kept.append(nodes.If(branch.test, _without_dead(branch.body, facts), [], []))
+    otherwise = _without_dead(otherwise, facts)
+    if not kept:
+        return otherwise
+    first, *others = kept
+    first.elif_, first.else_ = others, otherwise
+    return [first]
+
+
+def _is_true(test: Any, facts: _Facts) -> bool | None:
+    """Whether a test holds for every conversation of texts, or for none; None: that depends."""
+    from jinja2 import nodes
+
+    if isinstance(test, nodes.Not):
+        truth = _is_true(test.node, facts)
+        return None if truth is None else not truth
+    if isinstance(test, nodes.And | nodes.Or):
+        sides = {_is_true(test.left, facts), _is_true(test.right, facts)}
+        decides = isinstance(test, nodes.Or)
+        return decides if decides in sides else None if None in sides else not decides
+    if isinstance(test, nodes.Test) and not test.args and not test.kwargs:
+        kind = _kind(test.node, facts)
+        return None if kind is None else kind.get(test.name)
+    if isinstance(test, nodes.Compare) and len(test.ops) == 1 and test.ops[0].op in ("in", "notin"):
+        holder, field = test.ops[0].expr, test.expr
+        if isinstance(holder, nodes.Name) and holder.name in facts.messages and isinstance(field, nodes.Const):
+            return (field.value in _FIELDS) == (test.ops[0].op == "in")
+        return None
+    kind = _kind(test, facts)
+    return False if kind is _OF_NONE or kind is _OF_NOTHING else None
+
+
+def _kind(value: Any, facts: _Facts) -> dict[str, bool] | None:
+    """What is known of a value: a text, none, nothing at all, or None."""
+    from jinja2 import nodes
+
+    if isinstance(value, nodes.Name):
+        is_given = value.name in _GIVEN or value.name.endswith(("_token", "_tokens"))
+        if value.name in facts.set or value.name in _globals():
+            return None
+        return (_OF_NONE if value.name in _NONE else None) if is_given else _OF_NOTHING
+    if isinstance(value, nodes.Getattr):
+        field = value.attr
+    elif isinstance(value, nodes.Getitem) and isinstance(value.arg, nodes.Const) and isinstance(value.arg.value, str):
+        field = value.arg.value
+    else:
+        return None
+    if not isinstance(value.node, nodes.Name) or value.node.name not in facts.messages or hasattr(dict, field):
+        return None
+    return _OF_A_TEXT if field in _FIELDS else _OF_NOTHING
+
+
+def _globals() -> frozenset[str]:
+    from jinja2.defaults import DEFAULT_NAMESPACE
+
+    return frozenset(DEFAULT_NAMESPACE) | {"raise_exception", "loop", "self", "caller", "varargs", "kwargs"}
 
 
 # -- in a process of its own --------------------------------------------------------------------------------------

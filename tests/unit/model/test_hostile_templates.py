@@ -8,9 +8,13 @@ import threading
 from datetime import datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jinja2 import UndefinedError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from model import jinja
-from model.jinja import Apart, Plain, TemplateBroken, TemplateRefuses, cost_if_plain, renderer
+from model.jinja import Apart, Plain, TemplateBroken, TemplateRefuses, cost_if_plain, reachable, renderer
 from tests.support.tiny import CHATML
 
 NOW = datetime(2024, 7, 26)
@@ -37,6 +41,12 @@ HOSTILE = {
     "doubled": DOUBLE,
     "doubled in a block": "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(60) %}{% set t %}{{ ns.s }}{{ ns.s }}{% endset %}"
                           "{% set ns.s = t %}{% endfor %}{{ ns.s | length }}",
+    "doubled by way of a name": "{% set ns = namespace(s='aaaaaaaa') %}{% for m in messages * 30 %}{% set t = ns.s + ns.s %}{% set ns.s = t %}"
+                                "{% endfor %}{{ ns.s | length }}",
+    "doubled in tools' name": "{% set tools = range(60) %}{% set ns = namespace(s='aaaaaaaa') %}{% for t in tools %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+    "loops over the letters": "{% for m in messages %}{% for c in m.content %}{% for d in range(99999) %}{% for e in range(99999) %}{% endfor %}{% endfor %}{% endfor %}{% endfor %}",
+    "a message that is another": "{% set ns = namespace(s='aaaaaaaa') %}{% for m in messages %}{% set m = namespace(x=range(99999)) %}"
+                                 "{% for a in m.x %}{% for a in m.x %}{% endfor %}{% endfor %}{% endfor %}",
     "lists": "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = ns.l + ns.l %}{% endfor %}",
     "a pattern of replacements": "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = ns.s | replace('a', 'aa') %}{% endfor %}",
     "much text": "{% for i in range(99999) %}{% for j in range(99999) %}{{ messages[0].content }}{% endfor %}{% endfor %}",
@@ -109,6 +119,16 @@ REAL = {
     "dates": "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}",
     "macros and tools": "{%- macro say(m) -%}{{ m.role }}: {{ m.content | trim | tojson }}{%- endmacro -%}{% for m in messages[::-1] %}{{ say(m) }}\n"
                         "{% endfor %}{% generation %}x{% endgeneration %}",
+    "tools and thoughts": "{%- if tools %}{%- for tool in tools %}{{- tool | tojson(indent=4) }}{%- endfor %}{%- endif %}"
+                          "{%- if note is defined %}{%- set tools = note %}{%- endif %}{%- if not tools is defined %}{%- set tools = none %}{%- endif %}"
+                          "{%- set ns = namespace(last=messages|length - 1) %}{%- for m in messages[::-1] %}{%- set i = (messages|length - 1) - loop.index0 %}"
+                          "{%- if m.role == 'user' %}{%- set ns.last = i %}{%- endif %}{%- endfor %}"
+                          "{%- for m in messages %}{%- if m.content is string %}{%- set text = m.content %}{%- else %}{%- set text = '' %}"
+                          "{%- for part in m.content %}{{- part.text | join(',') }}{%- endfor %}{%- endif %}"
+                          "{%- if m.role == 'assistant' and '</t>' in text %}{%- set text = text.split('</t>')[-1].lstrip('\n') %}{%- endif %}"
+                          "{{- '<' + m.role + '>' + text }}{%- if m.tool_calls %}{%- for call in m.tool_calls %}{{- call.arguments | tojson }}{%- endfor %}{%- endif %}"
+                          "{%- if 'name' in m %}{{- m.name * 2 }}{%- elif loop.index0 > ns.last %}{{- '!' }}{%- endif %}{%- endfor %}"
+                          "{%- if add_generation_prompt and (think is defined and think is false) %}{{- think * 3 }}{%- endif %}",
     "refuses": "{{ raise_exception('Only user and assistant') }}",
 }  # fmt: skip
 
@@ -131,8 +151,68 @@ def test_both_ways_write_what_transformers_writes(template):
 
 def test_usual_templates_need_no_process():
     assert {name for name, template in REAL.items() if cost_if_plain(template) is not None} == {
-        "chatml", "llama 2", "llama 3", "dates", "refuses"}  # fmt: skip
+        "chatml", "llama 2", "llama 3", "dates", "tools and thoughts", "refuses"}  # fmt: skip
     assert isinstance(renderer(CHATML), Plain)
+
+
+PIECES = (
+    "tools",
+    "documents",
+    "nothing",
+    "m",
+    "m.content",
+    "m.role",
+    "m.thought",
+    "m['content']",
+    "m['calls']",
+    "bos_token",
+    "messages",
+    "m.items",
+)
+TESTS = st.recursive(
+    st.one_of(
+        st.sampled_from(PIECES),
+        st.tuples(
+            st.sampled_from(PIECES), st.sampled_from(["defined", "none", "string", "mapping", "iterable", "undefined"])
+        ).map(" is ".join),
+        st.tuples(st.sampled_from(["'role'", "'content'", "'calls'"]), st.sampled_from([" in m", " not in m"])).map(
+            "".join
+        ),
+    ),
+    lambda inner: st.one_of(
+        inner.map("not ({})".format),
+        st.tuples(inner, st.sampled_from([" and ", " or "]), inner).map(lambda x: f"({x[0]}){x[1]}({x[2]})"),
+    ),
+    max_leaves=4,
+)
+BODIES = st.recursive(
+    st.sampled_from(
+        ["a", "{{ m.content }}", "{% set tools = none %}", "{% set nothing = 1 %}", "{% set m = messages %}"]
+    ),
+    lambda inner: st.one_of(
+        st.tuples(TESTS, inner, TESTS, inner, inner).map(
+            lambda x: "{{% if {} %}}1{}{{% elif {} %}}2{}{{% else %}}3{}{{% endif %}}".format(*x)
+        ),
+        st.tuples(st.sampled_from(["tools", "m.calls", "nothing", "m.content"]), inner).map(
+            lambda x: "{{% for x in {} %}}4{}{{% else %}}5{{% endfor %}}".format(*x)
+        ),
+        st.tuples(inner, inner).map("".join),
+    ),
+    max_leaves=6,
+)
+
+
+@given(BODIES)
+def test_what_cannot_be_reached_is_not_written(body):
+    """The tree without it writes the same for a conversation of texts, unless the whole one refuses it."""
+    environment = ImmutableSandboxedEnvironment()
+    template = "{% for m in messages %}" + body + "{% endfor %}"
+    whole = environment.from_string(template)
+    try:
+        expected = whole.render(**HELLO)
+    except (TypeError, UndefinedError):
+        return
+    assert environment.from_string(reachable(environment.parse(template))).render(**HELLO) == expected
 
 
 def test_a_conversation_beyond_reason_is_not_rendered_in_this_process(monkeypatch):
