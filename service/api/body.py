@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from pydantic import BaseModel, ValidationError
@@ -25,9 +25,18 @@ from service.errors import BodyTooLarge, InvalidJson, InvalidRequest, Unsupporte
 M = TypeVar("M", bound=BaseModel)
 W = TypeVar("W", bound=msgspec.Struct)
 F = TypeVar("F")
+T = TypeVar("T")
 
 _MOST_SELDOM_BYTES = 1_048_576
 _LONGEST_FIELD = 120
+_LONGEST_WORDS = 200
+_MOST_ON_LOOP = 1_048_576
+"""Bytes of a body that the event loop reads itself, in a few milliseconds where it is right."""
+_MOST_WITH_CARE = 65_536
+"""Bytes of a body that the event loop reads again, slowly, where it is wrong."""
+_ESCAPES = 16
+"""Bytes of two escapes, and some more."""
+_AT = re.compile(r" \(byte (\d+)\)$")
 _MOST_FIELDS = 64
 """No object of ours has so many; each one too many costs a kilobyte of words that say so."""
 
@@ -66,7 +75,12 @@ async def read(request: Request, decoder: msgspec.json.Decoder[W], schema: type[
     _check_media_type(request)
     content = await request.body()
     await _check_parts(content, parts)
-    return decode(content, decoder, schema)
+    if len(content) > _MOST_ON_LOOP:
+        return await asyncio.to_thread(decode, content, decoder, schema)
+    try:
+        return decoder.decode(content)
+    except (ValueError, RecursionError) as error:
+        return await off_loop(content, _decode_again, content, decoder, schema, error)
 
 
 async def read_foreign(
@@ -76,10 +90,21 @@ async def read_foreign(
     _check_media_type(request)
     content = await request.body()
     await _check_parts(content, parts)
-    decoded = decode_foreign(content, decoder)
+    if len(content) > _MOST_ON_LOOP:
+        decoded = await asyncio.to_thread(decode_foreign, content, decoder)
+    else:
+        try:
+            decoded = decoder.decode(content)
+        except (ValueError, RecursionError) as error:
+            decoded = await off_loop(content, _decode_again, content, decoder, None, error)
     if known is not None:
-        check_fields(content, known)
+        await off_loop(content, check_fields, content, known)
     return decoded
+
+
+async def off_loop(content: bytes, call: Callable[..., T], *arguments: Any) -> T:
+    """`call(*arguments)`, on a thread where it reads more of a body than the event loop should."""
+    return call(*arguments) if len(content) <= _MOST_WITH_CARE else await asyncio.to_thread(call, *arguments)
 
 
 def check_fields(content: bytes, known: frozenset[str]) -> None:
@@ -109,8 +134,15 @@ def _short(raw: msgspec.Raw) -> Any:
 
 async def _check_parts(content: bytes, most: Parts) -> None:
     """As `check_parts`, at a glance where that is enough; what takes a second of counting leaves the event loop to others."""
-    if not _are_few(content, most):
+    if len(content) > _MOST_ON_LOOP:
+        await asyncio.to_thread(_count_parts, content, most)
+    elif not _are_few(content, most):
         await asyncio.to_thread(check_parts, content, most)
+
+
+def _count_parts(content: bytes, most: Parts) -> None:
+    if not _are_few(content, most):
+        check_parts(content, most)
 
 
 def _are_few(content: bytes, most: Parts) -> bool:
@@ -120,9 +152,15 @@ def _are_few(content: bytes, most: Parts) -> bool:
     n_containers = content.count(b"{") + content.count(b"[")
     return (
         n_containers <= most.containers
-        and content.count(b'"') <= 2 * most.strings
         and content.count(b",") + n_containers <= most.values
+        and (content.count(b'"') <= 2 * most.strings or _n_quotes(content) <= 2 * most.strings)
     )
+
+
+def _n_quotes(content: bytes) -> int:
+    """Those that are not escaped. The regular expression below takes a text of escapes at one go, and no thread runs meanwhile."""
+    pairs_gone = content.replace(b"\\\\", b"")
+    return pairs_gone.count(b'"') - pairs_gone.count(b'\\"')
 
 
 def check_parts(content: bytes, most: Parts) -> None:
@@ -161,31 +199,71 @@ def decode_foreign(content: bytes, decoder: msgspec.json.Decoder[F]) -> F:
     """Fast if possible, else slowly and with the reason. Raise `InvalidJson` or `InvalidRequest`."""
     try:
         return decoder.decode(content)
-    except (ValueError, RecursionError):
-        try:
-            return msgspec.convert(parse(content, number=_finite), decoder.type)
-        except msgspec.ValidationError as error:
-            raise _without_words(error) from None
-        except UnicodeEncodeError:  # where a text is no field of a record
-            raise InvalidRequest("a text holds a lone surrogate", field="$") from None
-        except RecursionError:
-            raise InvalidRequest("the body is nested too deeply", field="$") from None
-
-
-def _without_words(error: msgspec.ValidationError) -> InvalidRequest:
-    """What is wrong and where. The library quotes what was written where one of a few words belongs."""
-    what, at, where = str(error).rpartition(" - at ")
-    what, where = (what, where.strip("`")[:_LONGEST_FIELD]) if at else (where, "$")
-    return InvalidRequest(what.partition(" '")[0], field=where)
+    except (ValueError, RecursionError) as error:
+        return cast(F, _decode_again(content, decoder, None, error))
 
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[W], schema: type[M]) -> W | M:
     """The request, read fast if possible. Raise `InvalidJson` or `InvalidRequest`."""
     try:
         return decoder.decode(body)
-    except (ValueError, RecursionError):
-        # Its words are no help to a caller, and there is what it refuses and we do not: a lone surrogate, UTF-16.
-        return check(parse(body, hook=_few_fields), schema)
+    except (ValueError, RecursionError) as error:
+        return cast("W | M", _decode_again(body, decoder, schema, error))
+
+
+def _decode_again(content: bytes, decoder: msgspec.json.Decoder[Any], schema: type[M] | None, error: Exception) -> Any:
+    """What the fast reader has refused, for that reason: with better words, or after all.
+
+    Better words are for small bodies of ours. A large one is read again only for what the fast reader refuses and we do not, a
+    lone surrogate or UTF-16, and by readers that let other threads run.
+    """
+    is_large = len(content) > _MOST_WITH_CARE
+    if is_large:
+        _refuse(content, error)
+    elif schema is not None:
+        return check(parse(content, hook=_few_fields), schema)
+    try:
+        hook = _few_fields if is_large else None
+        decoded = msgspec.convert(parse(content, hook=hook, number=_finite), decoder.type)
+        if schema is not None:
+            _check_names(decoded)
+        return decoded
+    except msgspec.ValidationError as invalid:
+        raise _without_words(invalid) from None
+    except UnicodeEncodeError:  # where a text is no field of a record
+        raise InvalidRequest("a text holds a lone surrogate", field="$") from None
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply", field="$") from None
+
+
+def _check_names(decoded: Any) -> None:
+    """Raise `UnicodeEncodeError` for a lone surrogate in an id, as the schema refuses it."""
+    asked = decoded.samples if hasattr(decoded, "samples") else decoded.comparisons
+    "".join(each.id or "" for each in asked).encode()
+
+
+def _refuse(content: bytes, error: Exception) -> None:
+    """Raise what `error` says of a large body, unless the careful reader may accept it."""
+    if isinstance(error, RecursionError):
+        raise InvalidJson("the body is nested too deeply")
+    if isinstance(error, msgspec.ValidationError):
+        raise _without_words(error)
+    found = _AT.search(str(error))
+    at = len(content) if found is None else int(found[1])
+    may_be_surrogate = b"\\u" in content[max(0, at - _ESCAPES) : at + _ESCAPES]
+    if may_be_surrogate or json.detect_encoding(content) != "utf-8" or not isinstance(error, msgspec.DecodeError):
+        return
+    begin = content.rfind(b"\n", 0, at) + 1
+    what = "Input data was truncated" if found is None else str(error)[: found.start()].rpartition(": ")[2]
+    column = len(content[begin:at].decode("utf-8", "replace")) + 1
+    raise InvalidJson(f"the body is not JSON: {what}", line=content.count(b"\n", 0, at) + 1, column=column)
+
+
+def _without_words(error: msgspec.ValidationError) -> InvalidRequest:
+    """What is wrong and where. The library quotes what was written where one of a few words belongs."""
+    what, at, where = str(error).rpartition(" - at ")
+    what, where = (what, where.strip("`")[:_LONGEST_FIELD]) if at else (where, "$")
+    return InvalidRequest(what.partition(" '")[0][:_LONGEST_WORDS], field=where)
 
 
 def parse(
@@ -195,7 +273,11 @@ def parse(
 ) -> Any:
     """Strict JSON. Raise `InvalidJson` with the place, without the text around it."""
     try:
-        return json.loads(body, parse_constant=_refuse_constant, parse_float=number, object_pairs_hook=hook)
+        # A call of Python for every number lets other threads run; the reader in C alone would not.
+        whole = _whole if len(body) > _MOST_WITH_CARE else None
+        return json.loads(
+            body, parse_constant=_refuse_constant, parse_float=number, parse_int=whole, object_pairs_hook=hook
+        )
     except json.JSONDecodeError as error:
         raise InvalidJson(f"the body is not JSON: {error.msg}", line=error.lineno, column=error.colno) from None
     except RecursionError:
@@ -233,6 +315,10 @@ def _few_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(pairs) > _MOST_FIELDS:
         raise InvalidRequest(f"an object of the body has {len(pairs)} fields", field="$", n=len(pairs))
     return dict(pairs)
+
+
+def _whole(text: str) -> int:
+    return int(text)
 
 
 def _finite(text: str) -> float:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.api.body import off_loop
 from service.api.headers import header
 from service.clock import Clock
 from service.errors import InvalidRequest, KeyReused
@@ -79,7 +80,8 @@ class Idempotency:
             return await answer(request)
         if not 0 < len(offered) <= _LONGEST_KEY:
             raise InvalidRequest(f"an idempotency key has 1 to {_LONGEST_KEY} bytes", field="idempotency-key")
-        name, digest = _name(request, offered), hashlib.sha256(await request.body()).digest()
+        content = await request.body()
+        name, digest = _name(request, offered), await off_loop(content, _digest, content)
         while (coming := self._coming.get(name)) is not None:
             _check(coming.body_digest, digest)
             await coming.is_over.wait()  # refused or given up: then the next one asks himself
@@ -126,6 +128,10 @@ class Idempotency:
 def _check(known: bytes, digest: bytes) -> None:
     if known != digest:
         raise KeyReused("this idempotency key was sent with another body before; every request has its own")
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
 def _name(request: Request, offered: bytes) -> bytes:

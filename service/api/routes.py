@@ -66,7 +66,8 @@ def scoring_routes(
         try:
             asked = await body.read(request, _scores, ScoreRequest, parts)
         except InvalidRequest:
-            if has_pairs(await request.body()):
+            content = await request.body()
+            if await body.off_loop(content, has_pairs, content):
                 return await score_pairs(request)
             raise
         if said.options:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from model.conversation import Sample, SampleError
 from service.api import body, wire
+from service.api.dialects.openrlhf import GET_REWARD
 from service.api.schemas import CompareRequest, ScoreRequest, to_comparison, to_sample
 from service.errors import InvalidJson, InvalidRequest, RequestRefused
 
@@ -188,3 +189,53 @@ def test_a_refusal_names_the_place_and_never_what_was_there(secret):
     with pytest.raises(InvalidJson) as unread:
         body.parse(f'{{"samples": [{secret}'.encode())
     assert secret not in unread.value.message
+
+
+LARGE = 70_000
+"""More bytes than are read again with care."""
+
+
+def same(small, large):
+    """Both accepted, with equal values, or both refused."""
+    if isinstance(small, RequestRefused) or isinstance(large, RequestRefused):
+        assert isinstance(small, RequestRefused), large
+        assert isinstance(large, RequestRefused), small
+        assert max(small.status, large.status) < 500
+    else:
+        assert plain(small) == plain(large)
+
+
+@given(bodies(REQUESTS))
+@example('{"samples":[{"text":"a"}]}'.encode("utf-16"))
+@example(b'{"samples":[{"text":"\\ud800"}]}')
+@example(b'{"samples":[{"id":"\\udfff","text":"a"}]}')
+@example(b'{"samples":[{"text":"\xed\xa0\x80"}]}')
+@example(b'\xef\xbb\xbf{"samples":[{"text":"a"}]}')
+@example(b'{"samples":[{"text":"a","\\ud800":1}]}')
+def test_a_large_body_is_read_as_a_small_one(raw):
+    padding = (" " * LARGE).encode("utf-16-le" if raw[:2] == b"\xff\xfe" else "utf-8")
+    same(*(outcome(body.decode, each, *READERS["/score"]) for each in (raw, raw + padding)))
+
+
+@given(bodies(COMPARE_REQUESTS))
+def test_a_large_comparison_is_read_as_a_small_one(raw):
+    same(*(outcome(body.decode, each, *READERS["/compare"]) for each in (raw, raw + b" " * LARGE)))
+
+
+@given(bodies(st.fixed_dictionaries({"query": st.lists(TEXT), "prompts": st.lists(TEXT)}, optional={"x": JSONS})))
+def test_a_large_body_of_another_format_is_read_as_a_small_one(raw):
+    decoder = msgspec.json.Decoder(GET_REWARD.body)
+    small, large = (outcome(body.decode_foreign, each, decoder) for each in (raw, raw + b" " * LARGE))
+    assert isinstance(small, RequestRefused) == isinstance(large, RequestRefused)
+    assert isinstance(small, RequestRefused) or small == large
+
+
+def test_what_is_wrong_with_a_large_body_is_named_by_line_and_column_and_not_quoted():
+    for spoilt, line, column in (
+        (b'{"samples":[\n {"text":"secret" !', 2, 19),
+        (b'{"samples":[{"text":"secret', 1, 28),
+    ):
+        refused = outcome(body.decode, b" " * LARGE + spoilt, *READERS["/score"])
+        assert isinstance(refused, InvalidJson)
+        assert "secret" not in refused.message
+        assert refused.details == {"line": line, "column": column + LARGE * (line == 1)}

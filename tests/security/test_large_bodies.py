@@ -123,4 +123,63 @@ def test_an_object_of_many_fields_is_refused_in_few_words():
     sent = json.dumps({f"field-{i}": i for i in range(10_000)}).encode()
     with pytest.raises(InvalidRequest) as refused:
         body.decode(sent, msgspec.json.Decoder(wire.ScoreRequest), ScoreRequest)
-    assert refused.value.details == {"field": "$", "n": 10_000}
+    assert refused.value.details == {"field": "$"}
+    assert len(refused.value.message) < 200
+    with pytest.raises(InvalidRequest) as refused:
+        body.decode(sent[:40_000].rpartition(b",")[0] + b"}", msgspec.json.Decoder(wire.ScoreRequest), ScoreRequest)
+    assert refused.value.details["field"] == "$"
+    assert refused.value.details["n"] > 1000
+
+
+class Sent:
+    """A request with this body."""
+
+    def __init__(self, content):
+        self._content, self.scope = content, {"type": "http", "headers": [(b"content-type", b"application/json")]}
+
+    async def body(self):
+        return self._content
+
+
+class Watched:
+    """A decoder that notes on which threads it is called."""
+
+    def __init__(self, kind):
+        self._decoder, self.type, self.threads = msgspec.json.Decoder(kind), kind, set()
+
+    def decode(self, content):
+        self.threads.add(threading.get_ident())
+        return self._decoder.decode(content)
+
+
+@pytest.mark.parametrize("tail", [b'"}]}', b'"', b'"},1]}', b'"},{"text":"\\ud800"}]}', b'"}],"step":-1}'])
+async def test_a_large_body_is_read_beside_the_event_loop_and_a_wrong_one_is_read_again_there(tail, monkeypatch):
+    again, decode_again = set(), body._decode_again
+
+    def noted(*arguments):
+        again.add(threading.get_ident())
+        return decode_again(*arguments)
+
+    monkeypatch.setattr(body, "_decode_again", noted)
+    here, parts = threading.get_ident(), body.Parts.of(1024, 2**20)
+    for n_bytes, decoded_here in ((2**21, False), (2**17, True)):
+        content = b'{"samples":[{"text":"' + b"x" * n_bytes + tail
+        ours, theirs = Watched(wire.ScoreRequest), Watched(dict)
+        with suppress(RequestRefused):
+            await body.read(Sent(content), ours, ScoreRequest, parts)
+        with suppress(RequestRefused):
+            await body.read_foreign(Sent(content), theirs, parts, None)
+        assert {here in ours.threads, here in theirs.threads} == {decoded_here}
+    assert here not in again
+
+
+def test_a_text_of_escapes_is_counted_without_a_regular_expression(monkeypatch):
+    monkeypatch.setattr(body, "check_parts", lambda *_: pytest.fail("counted one by one"))
+    limits = body.Parts.of(1024, 2**20)
+    for escape in (b'\\"', b"\\\\", b'\\\\\\"'):
+        body._count_parts(b'{"samples":[{"text":"' + escape * 4_000_000 + b'"}]}', limits)
+
+
+@given(st.lists(st.sampled_from(['"', "\\", "a", "\n"]), max_size=12).map("".join))
+def test_quotes_that_end_texts_are_told_from_those_that_are_escaped(inside):
+    assert body._n_quotes(json.dumps([inside, inside]).encode()) == 4
