@@ -35,10 +35,10 @@ CALLS: dict[str, Any] = {
     "/compare": lambda text: {"comparisons": [{"prompt": "p", "responses": [text, text[::-1]]}]},
     "/get_reward": lambda text: {"query": [text, text + "!"], "prompts": [text[:10], text[:10]]},
     "/slime": lambda text: {"prompt": text[:10], "response": text},
-    "/v1/score/evaluation": lambda text: {"model": "m", "messages": [text]},
-    "/classify": lambda text: {"model": "m", "input": text},
-    "/pooling": lambda text: {"model": "m", "input": text},
-    "/v1/embeddings": lambda text: {"model": "m", "input": text},
+    "/v1/score/evaluation": lambda text: {"messages": [text]},
+    "/classify": lambda text: {"input": text},
+    "/pooling": lambda text: {"input": text},
+    "/v1/embeddings": lambda text: {"input": text},
     "/predict": lambda text: {"inputs": text},
     "/v2/models/reward_model/infer": lambda text: {
         "inputs": [{"name": "sentences", "shape": [1], "datatype": "BYTES", "data": [text]}]

@@ -41,6 +41,6 @@ def server(reward_folder: Path):
 @pytest.fixture(scope="session")
 def raw_server(reward_folder: Path):
     """Rewards are raw scores."""
-    flags = ("--device=cpu", "--dtype=float32", "--shape=none", "--normalize=off")
+    flags = ("--device=cpu", "--dtype=float32", "--shape=none", "--normalize=off", "--model-aliases=rm")
     with Server(f"--model={reward_folder}", *flags) as server:
         yield server
