@@ -86,7 +86,7 @@ def admin_routes(stage: Stage) -> APIRouter:
         epoch = await known.load(Source(asked.model, asked.models), shadow=asked.shadow, pin=pin)
         return _overview(known, epoch=epoch)
 
-    @router.post("/models/cancel", responses=docs.errors(401, 403, 409, 503))
+    @router.post("/models/cancel", responses=docs.errors(409, 503, words=docs.ADMIN))
     async def cancel() -> Response:
         """Give up the load that is going on. Whoever waits for it gets `model_refused`; another load can begin at once."""
         known = stage.models()

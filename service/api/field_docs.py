@@ -69,6 +69,7 @@ FIELDS: dict[str, str] = {
     "Tensor.name": "sentences, tokens or sequence_lengths",
     "Tensor.shape": "of data",
     "Tensor.data": "flat, or nested as shape says",
+    "Tensor.parameters": "how bytes are sent; binary_data_size is refused with the content type",
     "Tensor.datatype": "BYTES for sentences, INT64 for the others; not needed",
 }
 
