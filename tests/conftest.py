@@ -10,6 +10,7 @@ from hypothesis import settings
 
 # How long an example takes is the machine's business: time is measured in benchmarks, not in tests.
 settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=50)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "untimed"))
 
 pytest.register_assert_rewrite("tests.support.scorer_suite")

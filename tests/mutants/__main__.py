@@ -1,12 +1,14 @@
 """Run mutmut over the areas of `areas`, and compare the mutants that survive with those that `survivors.toml` explains.
 
-Each area is mutated in a copy of the working tree under `.bench/mutants/`; results of unchanged functions are kept there from one
-run to the next. The exit code is 1 where an area has less than 95 % of its mutants killed, or a survivor without a reason.
+Each area is mutated in a copy of the working tree under `.bench/mutants/`. Mutants of unchanged functions that were killed are not
+tested again; survivors are. The exit code is 1 where an area has less than 95 % of its mutants killed, or a survivor without a
+reason.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import re
@@ -14,7 +16,9 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import unified_diff
 from pathlib import Path
 
 from benchmarks.peers.install import ROOT
@@ -79,13 +83,13 @@ def run(name: str, area: Area) -> Outcome:
     mutmut = Path(sys.executable).with_name("mutmut")
     command = [mutmut, "run", "--max-children", str(os.cpu_count() or 1)]
     # The checkout must not be on the path beside the mutated copy.
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "HYPOTHESIS_PROFILE": "repeatable"}
+    _forget_survivors(folder)
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
-    codes = _exit_codes(folder)
+    codes = {name: code for path in _results(folder) for name, code in _exit_codes(path).items()}
     if not codes or None in codes.values():
         raise RuntimeError(f"mutmut stopped in {name}: {(done.stdout + done.stderr)[-2000:]}")
-    survived = [mutant for mutant, code in codes.items() if code in _SURVIVED]
-    return Outcome(len(codes), tuple(_survivor(mutmut, folder, mutant) for mutant in survived))
+    return Outcome(len(codes), tuple(survivor for path in _results(folder) for survivor in _survivors(path)))
 
 
 def reasons() -> dict[Survivor, str]:
@@ -123,21 +127,40 @@ pytest_add_cli_args_test_selection = {json.dumps(area.tests)}
 """
 
 
-def _exit_codes(folder: Path) -> dict[str, int | None]:
-    codes: dict[str, int | None] = {}
-    for path in (folder / "mutants").rglob("*.meta"):
-        codes.update(json.loads(path.read_text())["exit_code_by_key"])
+def _results(folder: Path) -> list[Path]:
+    """The files in which mutmut keeps results, each beside the mutated source that it is of."""
+    return sorted((folder / "mutants").rglob("*.meta"))
+
+
+def _exit_codes(result: Path) -> dict[str, int | None]:
+    codes: dict[str, int | None] = json.loads(result.read_text())["exit_code_by_key"]
     return codes
 
 
-def _survivor(mutmut: Path, folder: Path, mutant: str) -> Survivor:
-    shown = subprocess.run([mutmut, "show", mutant], cwd=folder, capture_output=True, text=True, check=False).stdout
-    lines = shown.splitlines()
-    was, now = (
-        " ".join(line[1:].strip() for line in lines if line.startswith(sign) and not line.startswith(sign * 3))
-        for sign in "-+"
-    )
-    return Survivor(_function(mutant), was, now)
+def _forget_survivors(folder: Path) -> None:
+    """Have mutmut test survivors again: it keeps results of unchanged functions even where there are new tests."""
+    for path in _results(folder):
+        kept = json.loads(path.read_text())
+        kept["exit_code_by_key"] = {
+            name: None if code in _SURVIVED else code for name, code in kept["exit_code_by_key"].items()
+        }
+        path.write_text(json.dumps(kept))
+
+
+def _survivors(result: Path) -> Iterator[Survivor]:
+    tree = ast.parse(result.with_suffix("").read_text())
+    bodies = {
+        node.name: ast.unparse(node).splitlines()[1:]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    for mutant, code in _exit_codes(result).items():
+        if code in _SURVIVED:
+            name = mutant.rpartition(".")[2]
+            original = bodies[f"{name.rpartition('__mutmut_')[0]}__mutmut_orig"]
+            lines = list(unified_diff(original, bodies[name], n=0, lineterm=""))[2:]
+            was, now = (" ".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in "-+")
+            yield Survivor(_function(mutant), was, now)
 
 
 def _function(mutant: str) -> str:
