@@ -119,7 +119,7 @@ class ScoringContract:
 
     def save(self, folder: Path) -> None:
         """Write `scoring_contract.json` into a checkpoint folder."""
-        (folder / FILE_NAME).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=True) + "\n")
+        (folder / FILE_NAME).write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> ScoringContract | None:
@@ -154,10 +154,10 @@ def _check_date(value: object) -> None:
     if value is None:
         return
     try:
-        is_date = date.fromisoformat(str(value)).isoformat() == value
+        written = date.fromisoformat(str(value)).isoformat()
     except ValueError:
-        is_date = False
-    if not is_date:
+        written = None
+    if written != value:
         raise ValueError(f"template_date is {value!r}, and a date is written YYYY-MM-DD")
 
 
@@ -205,14 +205,13 @@ def verify(
     whichever changed.
     """
     breaches = _encoding_breaches(contract, facts)
-    for i, (probe, ids) in enumerate(zip(contract.probes, probe_ids, strict=True)):
-        if ids != probe.ids and not breaches:
-            breaches.append(_ids_breach(i, probe, ids))
+    pairs = list(zip(contract.probes, probe_ids, strict=True))
+    differing = [_ids_breach(i, probe, ids) for i, (probe, ids) in enumerate(pairs) if ids != probe.ids]
+    breaches = breaches or differing[:1]
     breaches += _weight_breaches(contract, facts)
     errors = [abs(now - p.score) for p, now in zip(contract.probes, probe_scores, strict=True)]
-    ids_equal = all(ids == p.ids for p, ids in zip(contract.probes, probe_ids, strict=True))
-    if ids_equal and not breaches:
-        breaches += _score_breaches(contract, facts, errors)
+    if not breaches:
+        breaches = _score_breaches(contract, facts, errors)
     finite = [e for e in errors if math.isfinite(e)]
     return ContractReport(contract.origin, tuple(breaches), len(contract.probes), max(finite, default=None))
 
@@ -299,13 +298,11 @@ def _ids_breach(i: int, probe: Probe, ids: tuple[int, ...]) -> Breach:
 
 
 def _score_breaches(contract: ScoringContract, facts: Facts, errors: list[float]) -> list[Breach]:
-    worst = max(range(len(errors)), key=errors.__getitem__, default=None)
-    if worst is None:
-        return []
-    # NaN compares false with everything: it must count as broken.
+    # NaN compares false with everything: it must count as broken, and as the worst.
     bad = [i for i, e in enumerate(errors) if not e <= contract.tolerance_for(facts.dtype, contract.probes[i])]
     if not bad:
         return []
+    worst = max(bad, key=lambda i: (math.isnan(errors[i]), errors[i]))
     allowed = contract.tolerance_for(facts.dtype, contract.probes[worst])
     what = f"{len(bad)} of {len(errors)} probes are off, the worst (probe {worst}) by {errors[worst]:.3g}; {allowed:.3g} is allowed"
     if facts.dtype != contract.dtype:

@@ -14,10 +14,10 @@ from torch import Tensor
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Rows of ids -> `(input_ids_BT, mask_BT)`, int64, the padding on the left. The mask is 1 at real tokens."""
     width = max(map(len, rows))
-    ids_BT = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    ids_BT = torch.full((len(rows), width), pad_id)
     mask_BT = torch.zeros((len(rows), width), dtype=torch.int64)
     for i, row in enumerate(rows):
-        ids_BT[i, width - len(row) :] = torch.tensor(row, dtype=torch.int64)
+        ids_BT[i, width - len(row) :] = torch.tensor(row)
         mask_BT[i, width - len(row) :] = 1
     return ids_BT, mask_BT
 

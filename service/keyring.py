@@ -18,6 +18,7 @@ import hashlib
 import hmac
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 from service.files import State, read_bounded, repeat, state_of
@@ -227,8 +228,8 @@ def _limits(i: int, words: list[str]) -> Limits:
         try:
             found[name] = float(number)
         except ValueError:
-            found[name] = -1.0
-        if name not in _LIMITS or not 0 < found[name] < float("inf"):
+            found[name] = 0.0
+        if name not in _LIMITS or not 0 < found[name] < inf:
             raise KeysError(
                 f"line {i}: a limit is one of {', '.join(_LIMITS)}, =, and a number above zero; besides, there are runs= and owner="
             )

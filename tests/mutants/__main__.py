@@ -150,7 +150,7 @@ def _forget_survivors(folder: Path) -> None:
 def _survivors(result: Path) -> Iterator[Survivor]:
     tree = ast.parse(result.with_suffix("").read_text())
     bodies = {
-        node.name: ast.unparse(node).splitlines()[1:]
+        node.name: [ast.unparse(node.args), *ast.unparse(ast.Module(node.body, [])).splitlines()]
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }

@@ -17,13 +17,17 @@ AREAS = {
     "keyring": Area(("service/keyring.py",), ("tests/unit/service/test_keyring.py",)),
     "quota": Area(
         ("service/quota.py", "service/buckets.py"),
-        ("tests/unit/service/test_buckets.py", "tests/unit/service/api/test_key_check.py"),
+        (
+            "tests/unit/service/test_buckets.py",
+            "tests/unit/service/test_quota.py",
+            "tests/unit/service/api/test_key_check.py",
+        ),
     ),
     "limits": Area(
         ("service/api/intake.py", "service/api/body.py"),
         ("tests/unit/service/api", "tests/properties/test_request_bodies.py"),
     ),
-    "contract": Area(("model/contract.py",), ("tests/unit/model/test_contract.py",)),
+    "contract": Area(("model/contract.py",), ("tests/unit/model/test_contract_clauses.py",)),
     "encoding": Area(
         ("model/encoding.py",),
         (

@@ -6,13 +6,14 @@ import hashlib
 import os
 import shutil
 import stat
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service import keys
-from service.keyring import SCOPES, KeyFile, KeyRing, KeysError, line_of, parse, read
+from service.keyring import SCOPES, Key, KeyFile, KeyRing, KeysError, RunNames, _reason, line_of, parse, read
 from service.quota import UNLIMITED, Limits
 
 SECRET = "rwd_a-key-that-nobody-guesses"
@@ -34,36 +35,97 @@ def test_a_line_is_a_name_a_digest_scopes_and_limits():
 
 
 def test_a_line_of_one_word_is_a_key_as_such_with_a_warning():
-    ring = parse(f"{SECRET}\nshort\n")
-    key = ring.find(SECRET.encode())
-    assert key.scopes == {"score", "metrics"}
-    assert key.limits == UNLIMITED
-    plain, short = ring.warnings()
-    assert "not hashed" in plain
-    assert "line-2" in short
-    assert SECRET not in plain + short
+    text = f"{SECRET}\nshort\nsixteen-letters-\nfifteen-letters\n"
+    keys = [key_of(f"line-{i}", each, {"score", "metrics"}) for i, each in enumerate(text.split(), 1)]
+    keys = [replace(key, is_hashed=False, is_short=key.name in ("line-2", "line-4")) for key in keys]
+    ring = parse(text)
+    assert ring == KeyRing(tuple(keys), is_required=True)
+    assert ring.find(SECRET.encode()) == keys[0]
+    assert list(ring.warnings()) == [
+        "4 keys are not hashed (line-1, line-2, line-3, line-4): whoever reads the file has them. See reward-keys.",
+        "line-2, line-4: shorter than 16 characters, which can be guessed. See reward-keys.",
+    ]
+
+
+def key_of(name, key, scopes=("score",), limits=UNLIMITED, **rest) -> Key:
+    return Key(name, hashlib.sha256(key.encode()).digest(), frozenset(scopes), limits, **rest)
+
+
+def test_of_a_digest_every_byte_counts():
+    (key,) = parse(hashed("ppo", SECRET)).keys
+    for i in range(32):
+        other = bytearray(key.digest)
+        other[i] ^= 1
+        text = f"ppo sha256:{other.hex()} score\n"
+        assert parse(text).find(SECRET.encode()) is None
+        both = parse(text + hashed("ppo2", SECRET))
+        assert both.find(SECRET.encode()).name == "ppo2"
+
+
+FORM = "write NAME sha256:HEX SCOPES, as reward-keys does"
+NAME = "the name has 1 to 64 characters that can be printed"
+DIGEST = "a digest is sha256: and 64 hexadecimal digits, and not that of nothing"
+OWNER = "an owner has 1 to 64 characters that can be printed"
+RUNS = "runs are names with commas between and without spaces; `name*` is all that begin so"
+SCOPE = "scopes are score, admin, metrics, with commas and without spaces"
+LIMIT = "a limit is one of requests_per_s, tokens_per_s, burst_s, =, and a number above zero; besides, there are runs= and owner="
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("line", "message"),
     [
-        "", "# nothing\n", "ppo xyzzy score", "ppo sha256:xyzzy score", "ppo sha256:" + "0" * 62 + " score", "sha256:" + "0" * 64,
-        hashed("ppo", "xyzzy", "score,root"), hashed("ppo", "xyzzy", ""), hashed("ppo", "xyzzy", "score, admin"),
-        hashed("ppo", "xyzzy", "score tokens_per_s=0"), hashed("ppo", "xyzzy", "score tokens_per_s=nan"),
-        hashed("ppo", "xyzzy", "score tokens_per_s=inf"), hashed("ppo", "xyzzy", "score tokens=3"),
-        hashed("ppo", "xyzzy", "score tokens_per_s=xyzzy"), hashed("ppo", "xyzzy") + hashed("ppo", "other"),
-        hashed("ppo", "xyzzy") + hashed("ppo2", "xyzzy"), hashed("ppo", "xyzzy") + "xyzzy", hashed("ppo", ""),
-        hashed("p" * 65, "x"), hashed("ppo", "xyzzy", "score runs="), hashed("ppo", "xyzzy", "score runs=*"),
-        hashed("ppo", "xyzzy", "score runs=a*b"), hashed("ppo", "xyzzy", "score runs=a,"),
-        hashed("ppo", "xyzzy", "score runs=a runs=b"),
-        hashed("ppo", "xyzzy", "score owner="), hashed("ppo", "xyzzy", "score owner=" + "o" * 65),
-        hashed("ppo", "xyzzy", "score runs=" + ",".join(map(str, range(65)))),
+        ("ppo xyzzy score", FORM), ("sha256:" + "0" * 64, FORM), ("ppo sha256:" + "7" * 64, FORM),
+        (hashed("p" * 65, "xyzzy"), NAME), (hashed("p\0o", "xyzzy"), NAME),
+        ("ppo sha256:xyzzy score", DIGEST), ("ppo sha256:" + "7" * 62 + " score", DIGEST),
+        ("ppo sha256:" + "7" * 66 + " score", DIGEST), (hashed("ppo", ""), DIGEST),
+        (hashed("ppo", "xyzzy", "score owner="), OWNER), (hashed("ppo", "xyzzy", "score owner=" + "o" * 65), OWNER),
+        (hashed("ppo", "xyzzy", "score owner=a owner=a"), "owner= is there twice"),
+        (hashed("ppo", "xyzzy", "score runs=a runs=a"), "runs= is there twice"),
+        *((hashed("ppo", "xyzzy", f"score runs={runs}"), RUNS) for runs in ("", "*", "a*b", "a*b*", "a,", "b\0", "r" * 257)),
+        (hashed("ppo", "xyzzy", "score runs=" + ",".join(map(str, range(65)))), "65 runs; a key can be bound to 64"),
+        *((hashed("ppo", "xyzzy", scopes), SCOPE) for scopes in ("score,root", "score,", ",")),
+        *((hashed("ppo", "xyzzy", f"score {limit}"), LIMIT) for limit in (
+            "tokens_per_s=0", "tokens_per_s=-1", "tokens_per_s=nan", "tokens_per_s=inf", "tokens_per_s=xyzzy", "tokens_per_s",
+            "tokens=3", "xyzzy=3", "admin", "tokens_per_s=1=2", "burst_s=0",
+        )),
     ],
 )  # fmt: skip
-def test_what_is_no_file_of_keys_is_refused_and_not_quoted(text):
+def test_a_line_that_is_no_key_is_refused_with_its_number_and_not_quoted(line, message):
+    with pytest.raises(KeysError) as refused:
+        parse(hashed("good", "good-key") + line)
+    assert str(refused.value) == f"line 2: {message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "there is no key in it: make one with reward-keys"),
+        ("# nothing\n\n", "there is no key in it: make one with reward-keys"),
+        *(
+            (text, "line 2: another line has the same name, or the same key")
+            for text in (
+                hashed("ppo", "xyzzy") + hashed("ppo", "other"),
+                hashed("ppo", "xyzzy") + hashed("ppo2", "xyzzy"),
+                hashed("ppo", "xyzzy") + "xyzzy",
+            )
+        ),
+    ],
+)
+def test_a_file_without_keys_or_with_one_twice_is_refused(text, message):
     with pytest.raises(KeysError) as refused:
         parse(text)
-    assert "xyzzy" not in str(refused.value)
+    assert str(refused.value) == message
+
+
+def test_what_is_as_long_as_it_may_be_is_a_key():
+    runs = ["r", "s*", "r" * 256, *map(str, range(61))]
+    line = hashed("p" * 64, SECRET, f"score burst_s=0.001 owner={'o' * 64} runs={','.join(runs)}")
+    bound = RunNames(frozenset(runs) - {"s*"}, ("s",))
+    assert parse(line).keys == (
+        key_of("p" * 64, SECRET, limits=Limits(burst_s=0.001), owner="o" * 64, runs=bound),
+    )  # fmt: skip
+    assert parse(line).reserved == bound
+    assert parse(hashed("ppo", SECRET, "score owner=a=b")).keys[0].owner == "a=b"
 
 
 @given(
@@ -71,9 +133,11 @@ def test_what_is_no_file_of_keys_is_refused_and_not_quoted(text):
     st.builds(Limits, st.none() | st.sampled_from([1.0, 0.5, 300.0]), st.none() | st.just(1e5), st.sampled_from([10.0, 1.0])),
 )  # fmt: skip
 def test_what_is_written_is_read(scopes, limits):
-    (key,) = parse(line_of("a-name", SECRET, scopes, limits)).keys
-    assert (key.name, key.scopes, key.limits) == ("a-name", scopes, limits)
-    assert parse(line_of("a-name", SECRET, scopes, limits)).find(SECRET.encode()) == key
+    ring = parse(line_of("a-name", SECRET, scopes, limits))
+    assert ring.keys == (key_of("a-name", SECRET, scopes, limits),)
+    bound = parse(line_of("a-name", SECRET, scopes, limits, ["run", "sweep-*"], "team-a"))
+    runs = RunNames(frozenset({"run"}), ("sweep-",))
+    assert bound.keys == (key_of("a-name", SECRET, scopes, limits, runs=runs, owner="team-a"),)
 
 
 def test_a_key_may_be_bound_to_runs_and_these_runs_to_it():
@@ -140,18 +204,23 @@ def test_a_key_that_is_added_is_valid_at_the_next_look_and_one_that_is_gone_is_n
     assert told == [(["new", "old", "other"], None), (["new", "other"], None)]
 
 
-@pytest.mark.parametrize("empty", [os.remove, lambda p: p.write_text(""), lambda p: p.write_text("\n# old\n"),
-                                   lambda p: p.write_text("nonsense of words"), lambda p: shutil.rmtree(p.parent)])  # fmt: skip
-def test_a_file_without_keys_or_no_file_means_that_no_key_is_valid(world, empty):
+@pytest.mark.parametrize(
+    ("empty", "reason"),
+    [
+        (os.remove, "there is no file: no key is valid until there is one"),
+        (lambda p: shutil.rmtree(p.parent), "there is no file: no key is valid until there is one"),
+        (lambda p: p.write_text(""), "there is no key in it: no key is valid"),
+        (lambda p: p.write_text("\n# old\n"), "there is no key in it: no key is valid"),
+        (lambda p: p.write_text("a line of words"), f"line 1: {FORM}; this line is no key (1 such lines)"),
+    ],
+)
+def test_a_file_without_keys_or_no_file_means_that_no_key_is_valid(world, empty, reason):
     path, told, file = world
     empty(path)
     for _ in range(3):
         file.look()
-    assert file.ring().is_required, "without keys is not without protection"
-    assert file.ring().find(b"old-key") is None
-    ((valid, why),) = told
-    assert valid == []
-    assert "no key" in why
+    assert file.ring() == KeyRing(is_required=True), "without keys is not without protection"
+    assert told == [([], reason)]
     path.parent.mkdir(exist_ok=True)
     path.write_text(hashed("new", "new-key"))
     file.look()
@@ -160,14 +229,11 @@ def test_a_file_without_keys_or_no_file_means_that_no_key_is_valid(world, empty)
 
 def test_a_line_that_is_no_key_takes_no_other_with_it_and_is_named_and_not_quoted(world):
     path, told, file = world
-    path.write_text("ppo sha256:xyzzy score\n" + hashed("other", "other-key"))
+    path.write_text("\nppo sha256:xyzzy score\n" + hashed("other", "other-key") + "xyzzy xyzzy\n")
     for _ in range(3):
         file.look()
     assert names(file) == ["other"]
-    ((valid, why),) = told
-    assert valid == ["other"]
-    assert "line 1" in why
-    assert "xyzzy" not in why
+    assert told == [(["other"], f"line 2: {DIGEST}; this line is no key (2 such lines)")]
 
 
 def test_a_run_stays_bound_while_the_line_that_says_so_cannot_be_read(tmp_path):
@@ -181,23 +247,38 @@ def test_a_run_stays_bound_while_the_line_that_says_so_cannot_be_read(tmp_path):
     assert not ring.caller(ring.find(b"other-key")).may_send("only")
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda p: (os.remove(p), os.mkfifo(p)), lambda p: (os.remove(p), p.mkdir()), lambda p: p.write_bytes(b"\xff\xfe"),
-    lambda p: (os.remove(p), os.symlink("/dev/zero", p)), lambda p: p.write_bytes(b"# " + b"x" * 5_000_000),
-    lambda p: (os.remove(p), os.symlink(p.name, p)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda p: (os.remove(p), os.mkfifo(p)), "no regular file"),
+        (lambda p: (os.remove(p), p.mkdir()), "no regular file"),
+        (lambda p: (os.remove(p), os.symlink("/dev/zero", p)), "no regular file"),
+        (lambda p: (os.remove(p), os.symlink(p.name, p)), "Too many levels of symbolic links"),
+        (lambda p: p.write_bytes(b"\xff\xfe"), "it is not UTF-8"),
+        (lambda p: p.write_bytes(b"# " + b"x" * 5_000_000), "more than 4194304 bytes"),
+    ],
+)
 @pytest.mark.timeout(30)
-def test_a_file_that_cannot_be_read_hangs_nothing_and_keeps_the_keys(world, spoil):
+def test_a_file_that_cannot_be_read_hangs_nothing_and_keeps_the_keys(world, spoil, reason):
     path, told, file = world
     spoil(path)
     for _ in range(3):
         file.look()
+    assert told == [(["old", "other"], f"it cannot be read: {reason}; the keys of before stay valid")]
     assert names(file) == ["old", "other"]
-    ((valid, why),) = told
-    assert valid == ["old", "other"]
-    assert "cannot be read" in why
-    with pytest.raises(KeysError, match="cannot be read"):
+    with pytest.raises(KeysError) as refused:
         read(path)
+    assert str(refused.value) == f"it cannot be read: {reason}"
+
+
+def test_an_error_without_words_is_named():
+    assert _reason(BlockingIOError()) == "BlockingIOError"
+
+
+def test_the_file_is_looked_at_twice_a_second_until_told_otherwise(world, monkeypatch):
+    _, _, file = world
+    monkeypatch.setattr("service.keyring.repeat", lambda *given: given)
+    assert file.start() == (file.look, 0.5, "keys")
 
 
 def test_a_file_that_another_takes_the_place_of_is_read_again(world):
