@@ -138,7 +138,8 @@ def _exit_codes(result: Path) -> dict[str, int | None]:
 
 
 def _forget_survivors(folder: Path) -> None:
-    """Have mutmut test survivors again: it keeps results of unchanged functions even where there are new tests."""
+    """Have mutmut test survivors again, by all tests that reach them now: it keeps what it knew of unchanged functions."""
+    (folder / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
     for path in _results(folder):
         kept = json.loads(path.read_text())
         kept["exit_code_by_key"] = {

@@ -238,13 +238,18 @@ def test_a_line_that_is_no_key_takes_no_other_with_it_and_is_named_and_not_quote
 
 def test_a_run_stays_bound_while_the_line_that_says_so_cannot_be_read(tmp_path):
     path = tmp_path / "keys"
-    path.write_text(hashed("bound", "bound-key", "score runs=only") + hashed("other", "other-key"))
+    path.write_text(hashed("bound", "bound-key", "score runs=only,sweep-*") + hashed("other", "other-key"))
     file = KeyFile(path, read(path), Told())
-    path.write_text(hashed("bound", "bound-key", "scores runs=only") + hashed("other", "other-key"))
+    path.write_text(
+        hashed("bound", "bound-key", "scores runs=only,sweep-*")
+        + hashed("other", "other-key")
+        + hashed("third", "third-key", "score runs=late,last-*")
+    )
     file.look()
     file.look()
     ring = file.ring()
-    assert not ring.caller(ring.find(b"other-key")).may_send("only")
+    other = ring.caller(ring.find(b"other-key"))
+    assert [run for run in ("only", "sweep-1", "late", "last-1", "free") if other.may_send(run)] == ["free"]
 
 
 @pytest.mark.parametrize(
@@ -269,6 +274,16 @@ def test_a_file_that_cannot_be_read_hangs_nothing_and_keeps_the_keys(world, spoi
     with pytest.raises(KeysError) as refused:
         read(path)
     assert str(refused.value) == f"it cannot be read: {reason}"
+
+
+def test_a_file_is_not_read_again_while_it_stays_as_it_is(world, monkeypatch):
+    path, _, file = world
+    path.write_text(hashed("old", "new-key"))
+    file.look()
+    file.look()
+    monkeypatch.setattr("service.keyring.read_bounded", None)
+    file.look()
+    assert file.ring().find(b"new-key") is not None
 
 
 def test_an_error_without_words_is_named():
