@@ -32,7 +32,7 @@ help:
 	@echo "make test-cuda-dry  the CUDA path on a device that computes nothing; installs torch's CUDA build into .bench/ (5 GB)"
 	@echo "make test-ray       the server on Ray Serve, with replicas that follow the queue; installs Ray into .bench/"
 	@echo "make test-faults    slow crowds, full disks, killers in the kernel: what needs root or minutes (skips what is missing)"
-	@echo "make test-fuzz      a hundred thousand bodies, and schemathesis over the OpenAPI document (minutes)"
+	@echo "make test-fuzz      a hundred thousand bodies, heads and paths put together at random, schemathesis (minutes)"
 	@echo "make test-mutants   are mutants of the code noticed by its tests? an hour and more (AREAS=keyring); installs mutmut into .bench/"
 	@echo "make test-docker    the image and docker compose, for real; needs root and dockerd (minutes)"
 	@echo "make up             secrets, image, docker compose up: server, Prometheus, Alertmanager, Grafana"
@@ -97,11 +97,11 @@ test-ray: setup
 	@$(BIN)/python -m tests.ray_serve.install
 	@"$$($(BIN)/python -m tests.ray_serve.install | tail -n 1)" -m pytest -n0 -o filterwarnings=default -o timeout=600 tests/ray_serve
 
-# Root, slowhttptest, libfaketime and cgroups are used where they are; every skipped test says what it lacks.
+# Root, slowhttptest, libfaketime, nginx and cgroups are used where they are; every skipped test says what it lacks.
 test-faults: setup
 	@TEST_FAULTS=1 $(BIN)/python -m pytest -n0 tests/integration/test_server_kills.py tests/integration/test_server_connections.py \
 	  tests/integration/test_slow_crowds.py tests/integration/test_server_memory.py tests/integration/test_server_clock.py \
-	  tests/integration/test_disk_full.py tests/unit/model/test_damaged_checkpoints.py
+	  tests/integration/test_disk_full.py tests/integration/test_behind_nginx.py tests/unit/model/test_damaged_checkpoints.py
 
 test-fuzz: setup
 	@$(BIN)/python -m tests.fuzz.install

@@ -39,6 +39,11 @@ def address(url):
 
 def exchange(url, *pieces):
     """Send the pieces one after the other, and read until the server closes. The responses."""
+    return parse(received_from(url, *pieces))
+
+
+def received_from(url, *pieces):
+    """Send the pieces one after the other, and read until the server closes. The bytes."""
     with socket.create_connection(address(url), timeout=PATIENCE_S) as raw:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
@@ -46,18 +51,18 @@ def exchange(url, *pieces):
                 raw.sendall(piece)
         except ConnectionError:
             pass  # refused before all of it was sent
-        return replies(raw)
+        return rest_of(raw)
 
 
-def replies(raw):
-    """All responses until the connection ends."""
+def rest_of(raw):
+    """All bytes until the connection ends."""
     received = b""
     try:
         while piece := raw.recv(65_536):
             received += piece
     except ConnectionResetError:  # closed on bytes of ours that were not read
         pass
-    return parse(received)
+    return received
 
 
 def parse(received):
