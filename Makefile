@@ -21,7 +21,7 @@ SOAK ?=
 MEMORY ?=
 OVERLOAD ?=
 
-.PHONY: help hashes image-digests setup serve test test-vllm test-trainers test-cuda-dry test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
+.PHONY: help hashes image-digests setup serve test test-vllm test-trainers test-cuda-dry test-architectures test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make test-vllm      the vllm backend against vLLM itself, on the CPU; installs it into .bench/ (minutes)"
 	@echo "make test-trainers  TRL, OpenRLHF, verl, LLaMA-Factory and NeMo-Gym against a live server; installs them into .bench/"
 	@echo "make test-cuda-dry  the CUDA path on a device that computes nothing; installs torch's CUDA build into .bench/ (5 GB)"
+	@echo "make test-architectures  every decoder of transformers, tiny, through its engine against plain forwards; writes docs/architectures.md"
 	@echo "make test-ray       the server on Ray Serve, with replicas that follow the queue; installs Ray into .bench/"
 	@echo "make test-faults    slow crowds, full disks, killers in the kernel: what needs root or minutes (skips what is missing)"
 	@echo "make test-fuzz      a hundred thousand bodies, heads and paths put together at random, schemathesis (minutes)"
@@ -91,6 +92,10 @@ test-trainers: setup
 test-cuda-dry: setup
 	@$(BIN)/python -m tests.cuda_dry.install
 	@"$$($(BIN)/python -m tests.cuda_dry.install | tail -n 1)" -m pytest -n0 -o filterwarnings=default tests/cuda_dry
+
+# The table in docs/architectures.md, written anew (minutes). Exit code 1: an engine was chosen that gives other scores.
+test-architectures: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.architectures
 
 # As above; Ray's own warnings are not ours to fail on.
 test-ray: setup

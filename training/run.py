@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from model.backends import LoadError
+from model.backends.engine_check import padding_objection
 from model.checkpoint import Checkpoint, CheckpointError, read, read_backbone, without_bias
 from training import account, data, evaluate, hub, leakage, output, raw_text, recipe, report, scoring, sequences
 from training.collate import Collator, Rows, cached_rows, token_rows
@@ -138,7 +140,7 @@ def begin(config: Config) -> Checkpoint:
             ) from error
         raise
     checkpoint.network.to(_process().device)
-    return _with_limits(config, checkpoint)
+    return _with_limits(config, _padded_right(checkpoint))
 
 
 def _start(config: Config) -> Checkpoint:
@@ -191,13 +193,30 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False) -> Tabl
 
 
 def _read(config: Config, path: str) -> Checkpoint:
-    return read(
+    checkpoint = read(
         path,
         dtype="float32",
         device=str(_process().device),
         allow_pickle=config.model.allow_pickle,
         ignore_checkpoint_code=config.model.ignore_checkpoint_code,
     )
+    return _padded_right(checkpoint)
+
+
+def _padded_right(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint. Raise `ConfigError` where a padded batch gives other scores than each row alone."""
+    network = checkpoint.network
+    try:
+        objection = padding_objection(network, pad_id=checkpoint.pad_id, max_tokens=checkpoint.policy.max_tokens)
+    except LoadError as error:
+        raise ConfigError(f"model.path: {error}") from error
+    if objection is not None:
+        raise ConfigError(
+            f"model.path: {type(network.backbone).__name__} cannot be trained here: training pads its batches, and padding "
+            f"changes this model's values ({objection}), so the trained reward would not be the one that is served. "
+            "Choose an architecture for which docs/architectures.md says that padding is right."
+        )
+    return checkpoint
 
 
 def _with_limits(config: Config, checkpoint: Checkpoint) -> Checkpoint:

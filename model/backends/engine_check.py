@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from model.backends import LoadError
 from model.backends.lengths import special_lengths
+from model.backends.padded import PaddedScorer
 from model.network import RewardNetwork
 from model.scorer import DISTANCE, BatchScores, TokenBatch
 
@@ -111,6 +112,17 @@ def check_rows(config: Any, max_tokens: int, may_go_beyond: Callable[[int], bool
         long += beyond
     cut = [tuple(row[:max_tokens] for row in each) for each in (rows, short, long)]
     return CheckRows(cut[0], cut[1], cut[2], tuple(unchecked))
+
+
+def padding_objection(network: RewardNetwork, *, pad_id: int, max_tokens: int) -> str | None:
+    """Why a padded batch of this network is wrong, or None. Raise `LoadError` where it cannot be compared."""
+    was_training = network.training
+    network.eval()
+    try:
+        rows = check_rows(network.config, max_tokens)
+        return Truth(network, rows).objection(PaddedScorer(network, pad_id=pad_id, max_tokens=max_tokens))
+    finally:
+        network.train(was_training)
 
 
 class Truth:

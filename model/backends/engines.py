@@ -80,7 +80,7 @@ def _packed(
             objections[trim, precision] = str(error)
             continue
         got = scorer.matmul_precision
-        why_not = objections.get((trim, got)) or truth.objection(scorer, is_high=got == "high")
+        why_not = objections.get((trim, got)) or _objection(truth, scorer)
         if why_not is None:
             scorer.settle()
             whole = objections.get((trim, "high")) or scorer.precision_note
@@ -90,6 +90,16 @@ def _packed(
         scorer.leave()
         objections[trim, got] = why_not
     return None, ([*objections.values()][-1],)
+
+
+def _objection(truth: Truth, scorer: PackedScorer) -> str | None:
+    """Why this engine is not to be used, or None: first without the weights that it will let go of, then with them."""
+    for hidden in (True, False):
+        scorer.hide_weights(hidden)
+        objection = truth.objection(scorer, is_high=scorer.matmul_precision == "high")
+        if objection is None:
+            return None
+    return objection
 
 
 def _ways(spec: ModelSpec) -> list[tuple[bool, MatmulPrecision]]:

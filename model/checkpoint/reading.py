@@ -102,7 +102,7 @@ def outline(
         tokenizer.chat_template = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
     # TRL gives the classifier the tokenizer's pad token; an adapter is saved without the configuration that says so.
     trainers_pad = tokenizer.pad_token_id if (folder / ADAPTER_CONFIG).is_file() and has_tokenizer else None
-    skip_id = trainers_pad if trainers_pad is not None else config.get_text_config().pad_token_id
+    skip_id = trainers_pad if trainers_pad is not None else _config_pad_id(config)
     policy = _policy(tokenizer, network, contract, rule, skip_id, template_date)
     pad_id = _pad_id(config, tokenizer, policy)
     files = [*weights.weight_files(base), *adapter_files(folder)]
@@ -394,12 +394,17 @@ def _policy(
     )
 
 
+def _config_pad_id(config: Any) -> int | None:
+    """Recurrent models have configurations without the field."""
+    return getattr(config.get_text_config(), "pad_token_id", None)
+
+
 def _pad_id(config: Any, tokenizer: Any, policy: EncodingPolicy) -> int:
     """The pad token of the checkpoint. Rows are masked, so any id gives the same scores here; other engines look for it.
 
     It has an embedding, even where the one that the tokenizer names has none.
     """
-    for known in (config.get_text_config().pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id):
+    for known in (_config_pad_id(config), tokenizer.pad_token_id, tokenizer.eos_token_id):
         if known is not None and 0 <= int(known) < policy.vocab_size:
             return int(known)
     return policy.end_ids[-1] if policy.end_ids else 0

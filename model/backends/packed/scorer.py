@@ -161,6 +161,11 @@ class PackedScorer:
             self._last.remove()
         self._network.backbone.set_attn_implementation(self._with)
 
+    def hide_weights(self, hidden: bool) -> None:
+        """Whether the network is without the weights that `settle` lets go of."""
+        if self._weights:
+            self._weights.hide() if hidden else self._weights.show()
+
     def settle(self) -> None:
         """This engine stays: let go of what only another one would need."""
         if self._weights:

@@ -5,6 +5,7 @@ Every kind of stand-in is compared with the layer that it stands for, once a sha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ class PackedWeights:
         self.note: str | None = None
         self.kernels: Kernels | None = None
         self._stand_ins: list[StandIn] = []
+        self._hidden: list[tuple[nn.Linear, nn.Parameter]] = []
         linears = [m for m in backbone.modules() if type(m) is nn.Linear and _is_plain(m.weight)]
         if asked == "high" and linears:
             try:
@@ -65,14 +67,28 @@ class PackedWeights:
 
     def remove(self) -> None:
         """The layers are as they were. Not after `release`."""
+        self.show()
         for each in self._stand_ins:
             each.module.__dict__.pop("forward", None)
 
-    def release(self) -> None:
-        """Let go of the unpacked weights, of which only the shape is left: a model is not to be held twice."""
+    def hide(self) -> None:
+        """Put NaN in place of the unpacked weights, of which only the shape is left: as it will be after `release`.
+
+        A layer whose weight is used by others than its own forward (routers do that) then gives no score at all.
+        """
         for layer in (layer for each in self._stand_ins for layer in each.linears):
-            shape = layer.weight.shape
-            layer.weight = nn.Parameter(torch.empty(1).expand(shape), requires_grad=False)
+            self._hidden.append((layer, layer.weight))
+            layer.weight = nn.Parameter(torch.full((1,), math.nan).expand(layer.weight.shape), requires_grad=False)
+
+    def show(self) -> None:
+        """The unpacked weights are back. Not after `release`."""
+        for layer, weight in self._hidden:
+            layer.weight = weight
+        self._hidden.clear()
+
+    def release(self) -> None:
+        """Let go of the unpacked weights that are hidden: a model is not to be held twice."""
+        self._hidden.clear()
 
 
 def _native(backbone: nn.Module, linears: Sequence[nn.Linear], kernels: Kernels) -> list[StandIn]:

@@ -78,6 +78,19 @@ def test_a_window_that_the_layers_keep_to_themselves_is_padded():
     assert "do not say how far back they see" in notes[0]
 
 
+def test_a_weight_that_others_use_than_its_own_layer_is_not_let_go_of():
+    # Routers of some mixtures of experts multiply with `classifier.weight` and never call the layer.
+    network = make("llama")
+    first, second = network.backbone.layers
+    first.register_forward_hook(lambda _module, _arguments, out: out + 0.1 * second.mlp.gate_proj.weight.sum())
+    rows = [(5, 6, 7), tuple(range(5, 45))]
+    expected = [float(alone(network, list(row))) for row in rows]
+    scorer, _ = chosen(network)
+    assert scorer.name == "packed"
+    done = scorer.score(TokenBatch(tuple(rows))).rows
+    assert [heads["score"] for heads in done] == pytest.approx(expected, abs=2e-5)
+
+
 def test_an_argument_of_attention_that_nobody_here_knows_is_padded(monkeypatch):
     network = make("llama")
     attention = network.backbone.layers[0].self_attn

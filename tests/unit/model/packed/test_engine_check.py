@@ -7,16 +7,17 @@ import random
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from model.backends import LoadError, ModelSpec
+from model.backends import LoadError, ModelSpec, load
 from model.backends.engine_check import Truth, check_rows
 from model.backends.engines import choose
 from model.backends.lengths import special_lengths
 from model.backends.padded import PaddedScorer
 from model.network import RewardNetwork
 from model.scorer import TokenBatch
-from tests.support.tiny import randomize, tiny_config
+from tests.support.tiny import randomize, tiny_config, tiny_tokenizer
 from tests.unit.model.test_network import VOCAB, alone, make
 
 RECURRENT = {
@@ -54,6 +55,31 @@ def test_rows_of_a_recurrent_model_score_as_alone(architecture: str, engine: str
     if scorer.name == "one_by_one":
         assert notes[0] == "every row has a forward of its own"
         assert any("rows are not padded" in note for note in notes)
+
+
+@pytest.mark.parametrize("architecture", ["rwkv", "mamba2"])
+def test_a_recurrent_checkpoint_with_a_value_head_is_served_and_says_how(architecture: str, tmp_path):
+    words = tiny_tokenizer()
+    config = AutoConfig.for_model(architecture, **{**RECURRENT[architecture], "vocab_size": len(words)})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    head = {"v_head.summary.weight": torch.randn(1, 32), "v_head.summary.bias": torch.tensor([0.7])}
+    save_file(head, tmp_path / "value_head.safetensors")
+    loaded = load("torch", ModelSpec(str(tmp_path), device="cpu", prefix_cache_bytes=2**26))
+    rows = [tuple(i % 300 + 5 for i in row) for row in ragged(12)]
+    with torch.no_grad():
+        hidden = [
+            copy.deepcopy(model).base_model(input_ids=torch.tensor([row])).last_hidden_state[0, -1] for row in rows
+        ]
+    expected = [float(each @ head["v_head.summary.weight"][0]) + 0.7 for each in hidden]
+    done = loaded.scorer.score(TokenBatch(tuple(rows))).rows
+    assert [heads["score"] for heads in done] == pytest.approx(expected, abs=1e-4)
+    assert (loaded.identity.engine == "one_by_one") == (
+        "every row has a forward of its own" in loaded.identity.engine_notes
+    )
+    assert loaded.identity.engine == {"rwkv": "one_by_one", "mamba2": "padded"}[architecture]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

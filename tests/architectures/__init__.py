@@ -1,0 +1,1 @@
+"""Every decoder architecture of transformers, tiny and random, through the engine that is chosen for it at load."""
