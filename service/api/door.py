@@ -47,6 +47,11 @@ class Door:
         if n_bytes <= self._smallest:
             self._smallest, self._answer = n_bytes, answer
 
+    @property
+    def is_open(self) -> bool:
+        """Whether every request is let in."""
+        return self._answer is None
+
     def turns_away(self, path: bytes, n_bytes: int) -> Response | None:
         """The answer to a request for which there can hardly be a seat; None: let it in and see."""
         if self._answer is None or n_bytes < self._smallest or path not in self._paths:

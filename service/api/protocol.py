@@ -35,10 +35,18 @@ MAX_HEAD_BYTES = 65_536
 MAX_HEADERS = 128
 
 _SINGULAR = frozenset(
-    {b"host", b"authorization", b"content-type", b"content-encoding", b"origin", b"idempotency-key"}
+    {
+        b"host",
+        b"authorization",
+        b"content-type",
+        b"content-encoding",
+        b"origin",
+        b"idempotency-key",
+        b"transfer-encoding",
+    }
     | {b"x-run", b"x-step", b"x-only", b"x-deadline-ms"}
 )
-"""Headers that are read here and have one value. The parser itself refuses a second Content-Length or Transfer-Encoding."""
+"""Headers that are read here and have one value. The parser itself refuses a second Content-Length."""
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 """RFC 3986, 3.2.2 and 3.2.3, but for the comma, which joins the values of two headers."""
@@ -107,6 +115,7 @@ class OneWriteProtocol(HttpToolsProtocol):
         self._is_replay = False
         self._fault: str | None = None
         self._last_error: RequestRefused | None = None
+        self._singular: dict[bytes, bytes] = {}
         self._known_host = b""
         self._refusal: Response | None = None
         self._n_head_bytes = 0
@@ -142,7 +151,9 @@ class OneWriteProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._n_pending += len(data)
         try:
-            self._parse(data)
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._go_on_after_upgrade(memoryview(data)[upgrade.args[0] :])
         except httptools.HttpParserError:
             self.send_400_response("")
         if self.transport.is_closing() or self._last_error is not None:
@@ -152,16 +163,18 @@ class OneWriteProtocol(HttpToolsProtocol):
         elif not self._serving and self.timeout_keep_alive_task is None:
             self._head_timer.start()  # uvicorn's own timer for silence has been unset
 
-    def _parse(self, data: bytes) -> None:
-        rest = memoryview(data)
+    def _go_on_after_upgrade(self, rest: memoryview) -> None:
         while True:
             try:
+                if self._is_upgrade:
+                    self._ignore_upgrade()
                 self.parser.feed_data(rest)
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 rest = rest[upgrade.args[0] :]
-                if self._is_upgrade:
-                    self._ignore_upgrade()
+            except httptools.HttpParserError:
+                self.send_400_response("")
+                return
 
     def _ignore_upgrade(self) -> None:
         """The head of a request that asks for another protocol has been read: the rest of it is read as that of any other."""
@@ -180,6 +193,7 @@ class OneWriteProtocol(HttpToolsProtocol):
             raise _Ambiguous  # nothing is read behind a request that was the last one
         super().on_message_begin()
         self._owes_since_now()
+        self._singular = {}
         self._in_head = self._in_request = True
         self._n_head_bytes, self._n_pending = 0, 0
 
@@ -194,7 +208,9 @@ class OneWriteProtocol(HttpToolsProtocol):
         """One header; or one trailer, which is counted and dropped: nothing that is read here may come in one."""
         if self._is_replay:
             return
-        self._count_head(len(name) + len(value))
+        self._n_head_bytes += len(name) + len(value)
+        if self._n_head_bytes > MAX_HEAD_BYTES:
+            raise _HeadTooLarge
         name = name.lower()
         if not self._in_head:
             if name in _NO_TRAILER:
@@ -202,9 +218,11 @@ class OneWriteProtocol(HttpToolsProtocol):
             return
         if len(self.headers) >= MAX_HEADERS:
             raise _HeadTooLarge
-        if name in _SINGULAR and any(name == known for known, _ in self.headers):
-            self._refuse_head(f"the header {name.decode()} is there twice")
-        if name == b"expect" and value.lower() == b"100-continue":
+        if name in _SINGULAR:
+            if name in self._singular:
+                self._refuse_head(f"the header {name.decode()} is there twice")
+            self._singular[name] = value
+        elif name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         self.headers.append((name, value))
 
@@ -280,19 +298,15 @@ class OneWriteProtocol(HttpToolsProtocol):
 
     def _check_head(self) -> None:
         version: str = self.parser.get_http_version()
-        host: bytes | None = None
-        for name, value in self.headers:
-            if name == b"host":
-                host = value
-            elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version != "1.1"):
-                self._refuse_head("Transfer-Encoding can be chunked only, and in HTTP/1.1 only")
+        host, coding = self._singular.get(b"host"), self._singular.get(b"transfer-encoding")
+        if coding is not None and (coding.lower() != b"chunked" or version != "1.1"):
+            self._refuse_head("Transfer-Encoding can be chunked only, and in HTTP/1.1 only")
         if version not in ("1.1", "1.0"):
             self._refuse_head("this server speaks HTTP/1.1 and HTTP/1.0")
-        if self.parser.get_method() == b"CONNECT":
-            self._refuse_head("this server is no proxy: there is no CONNECT")
-        if host is None and version == "1.1":
-            self._refuse_head("the header host is missing")
-        if host is not None and host != self._known_host:
+        if host is None:
+            if version == "1.1":
+                self._refuse_head("the header host is missing")
+        elif host != self._known_host:
             if not _HOST.fullmatch(host):
                 self._refuse_head("the header host is no name or address with a port")
             self._known_host = host
@@ -303,7 +317,10 @@ class OneWriteProtocol(HttpToolsProtocol):
         """An absolute target takes the place of Host, as RFC 9112 (3.2.2) says."""
         if b"#" in self.url:
             self._refuse_head("the target of a request has no fragment")
-        if self.url == b"*" and self.parser.get_method() == b"OPTIONS":
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse_head("this server is no proxy: there is no CONNECT")
+        if self.url == b"*" and method == b"OPTIONS":
             return
         target = httptools.parse_url(self.url)
         host = self.url.partition(b"://")[2].partition(b"/")[0].partition(b"?")[0]
@@ -364,7 +381,7 @@ class OneWriteProtocol(HttpToolsProtocol):
 
     def _turned_away(self) -> Response | None:
         """The answer, if this is a request for which there is no seat. Who waits for a go-ahead is asked in first."""
-        if self._serving or self.expect_100_continue or self.parser.get_method() != b"POST":
+        if self._all.door.is_open or self._serving or self.expect_100_continue or self.parser.get_method() != b"POST":
             return None
         length = next((value for name, value in self.headers if name == b"content-length"), b"")
         if not length.isdigit():
