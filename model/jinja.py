@@ -149,7 +149,8 @@ def cost_if_plain(template: str) -> int | None:
 
     Plain, of what a conversation of texts can reach: known nodes only; loops over messages that are not nested; no call that
     repeats, pads or joins; and nothing that a loop carries from one round to the next (attributes of namespaces) is made of a sum,
-    directly or by way of another name. What else a loop sets is forgotten each round.
+    directly or by way of another name. What else a loop sets is forgotten each round. Blocks of text are set outside of loops, and
+    used there.
     """
     from jinja2 import nodes
     from jinja2.ext import loopcontrols
@@ -164,12 +165,22 @@ def cost_if_plain(template: str) -> int | None:
         return None
     kinds = _plain_nodes()
     sets = [node for node in every if isinstance(node, nodes.Assign)]
-    n_sums = sum(_n_sums(each.node) for each in sets)
-    summed = _made_of_sums(sets)
+    blocks = {
+        node.target.name
+        for node in every
+        if isinstance(node, nodes.AssignBlock) and isinstance(node.target, nodes.Name)
+    }
+    sums = {each.target.name for each in sets if isinstance(each.target, nodes.Name) and _n_sums(each.node)}
+    summed, of_blocks = _made_of(sets, sums | blocks), _made_of(sets, blocks)
+    # Each use of a block that is set may write all of its text once more.
+    n_uses = sum(isinstance(node, nodes.Name) and node.ctx == "load" and node.name in of_blocks for node in every)
+    n_sums = n_uses + sum(_n_sums(each.node) for each in sets)
+    loops = [node for node in every if isinstance(node, nodes.For)]
     is_plain = (
         all(isinstance(node, kinds) for node in every)
         and all(_is_plain_call(node) for node in every)
-        and all(_runs_over_messages(node, sets) for node in every if isinstance(node, nodes.For))
+        and all(_runs_over_messages(loop, sets) for loop in loops)
+        and not any(_names_in(loop) & of_blocks or any(loop.find_all(nodes.AssignBlock)) for loop in loops)
         and not any(_n_sums(s.node) or _names_in(s.node) & summed for s in sets if isinstance(s.target, nodes.NSRef))
         and n_sums <= _MOST_SUMS
         # A name that means something here keeps its meaning.
@@ -178,14 +189,14 @@ def cost_if_plain(template: str) -> int | None:
     return len(every) << n_sums if is_plain else None
 
 
-def _made_of_sums(sets: Sequence[Any]) -> set[str]:
-    """The names whose value is a sum, or made of one that is."""
+def _made_of(sets: Sequence[Any], names: set[str]) -> set[str]:
+    """These names, and those whose value is made of one of them."""
     from jinja2 import nodes
 
-    named = [(each.target.name, each.node) for each in sets if isinstance(each.target, nodes.Name)]
-    found: set[str] = set()
-    for _ in range(len(named) + 1):
-        found |= {name for name, value in named if _n_sums(value) or _names_in(value) & found}
+    found = set(names)
+    named = [(each.target.name, _names_in(each.node)) for each in sets if isinstance(each.target, nodes.Name)]
+    for _ in named:
+        found |= {name for name, used in named if used & found}
     return found
 
 
@@ -201,13 +212,15 @@ def _plain_nodes() -> tuple[type, ...]:
     return (
         n.Template, n.Output, n.TemplateData, n.Name, n.NSRef, n.Const, n.Getattr, n.Getitem, n.Slice, n.Compare, n.Operand,
         n.And, n.Or, n.Not, n.Neg, n.If, n.CondExpr, n.For, n.Filter, n.Test, n.Concat, n.Add, n.Sub, n.Assign, n.Call,
-        n.Keyword, n.List, n.Tuple, n.Continue, n.Break, n.Mod,
+        n.Keyword, n.List, n.Tuple, n.Continue, n.Break, n.Mod, n.AssignBlock,
     )  # fmt: skip
 
 
 def _is_plain_call(node: Any) -> bool:
     from jinja2 import nodes
 
+    if isinstance(node, nodes.AssignBlock):
+        return isinstance(node.target, nodes.Name) and node.filter is None
     if isinstance(node, nodes.List | nodes.Tuple):
         return all(isinstance(each, nodes.Const) for each in node.items)
     if isinstance(node, nodes.Mod):  # of a text it would format
@@ -347,6 +360,8 @@ def _without_dead(body: Sequence[Any], facts: _Facts) -> list[Any]:
             else:
                 alive += _without_dead(node.else_, facts)
         else:
+            if isinstance(node, nodes.AssignBlock):
+                node.body = _without_dead(node.body, facts)
             alive.append(node)
     return alive
 

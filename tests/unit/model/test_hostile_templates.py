@@ -14,8 +14,11 @@ from jinja2 import UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from model import jinja
+from model.checkpoint.exporting import exported_template
+from model.encoding import infer_policy
 from model.jinja import Apart, Plain, TemplateBroken, TemplateRefuses, cost_if_plain, reachable, renderer
-from tests.support.tiny import CHATML
+from model.layout_rules import LAYOUT_RULES
+from tests.support.tiny import CHATML, tiny_tokenizer
 
 NOW = datetime(2024, 7, 26)
 HELLO = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": " hi "}],
@@ -41,6 +44,8 @@ HOSTILE = {
     "doubled": DOUBLE,
     "doubled in a block": "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(60) %}{% set t %}{{ ns.s }}{{ ns.s }}{% endset %}"
                           "{% set ns.s = t %}{% endfor %}{{ ns.s | length }}",
+    "a block that each round uses": "{% set b %}{% for m in messages * 9 %}{{ m.content * 9999 }}{% endfor %}{% endset %}"
+                                    "{% for m in messages * 9999 %}{{ b }}{% for n in messages * 9999 %}{{ b }}{% endfor %}{% endfor %}",
     "doubled by way of a name": "{% set ns = namespace(s='aaaaaaaa') %}{% for m in messages * 30 %}{% set t = ns.s + ns.s %}{% set ns.s = t %}"
                                 "{% endfor %}{{ ns.s | length }}",
     "doubled in tools' name": "{% set tools = range(60) %}{% set ns = namespace(s='aaaaaaaa') %}{% for t in tools %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
@@ -213,6 +218,32 @@ def test_what_cannot_be_reached_is_not_written(body):
     except (TypeError, UndefinedError):
         return
     assert environment.from_string(reachable(environment.parse(template))).render(**HELLO) == expected
+
+
+BLOCK = "{% set b %}{% for m in messages %}{{ m.content }}{% endfor %}{% endset %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "is_plain"),
+    {
+        BLOCK + "{{ b[:-1] }}{{ b.rstrip('x') if b.endswith('x') else b }}": True,
+        BLOCK + "{% for m in messages %}{{ b }}{% endfor %}": False,
+        BLOCK + "{% set c = b %}{% for m in messages %}{{ c }}{% endfor %}": False,
+        "{% for m in messages %}" + "{% set b %}{{ m.content }}{% endset %}" + "{% endfor %}": False,
+        BLOCK + "{{ b }}" * 20: False,
+        BLOCK + "{% set ns = namespace(s='') %}{% for m in messages %}{% set ns.s = b %}{% endfor %}": False,
+    }.items(),
+)
+def test_a_block_of_text_is_plain_where_it_is_used_a_few_times_outside_of_loops(template, is_plain):
+    assert (cost_if_plain(template) is not None) is is_plain
+
+
+def test_templates_that_are_exported_with_weights_need_no_process():
+    tokenizer = tiny_tokenizer()
+    policy = infer_policy(tokenizer, max_tokens=64, vocab_size=len(tokenizer), rule=LAYOUT_RULES["rewardserve"])
+    exported = exported_template(tokenizer, policy)
+    assert exported != CHATML
+    assert isinstance(renderer(exported), Plain)
 
 
 def test_a_conversation_beyond_reason_is_not_rendered_in_this_process(monkeypatch):
