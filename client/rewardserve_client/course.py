@@ -173,7 +173,7 @@ _PLACE = re.compile(r"(?:samples|comparisons)\[(\d+)\]")
 def refusal(refused: Refused, items: Sequence[Item] = ()) -> RequestRefused:
     """As an exception that names the offending sample by its place in the call, not in the request."""
     failure = refused.failure
-    found = _PLACE.match(str(failure.details.get("field", "")))
+    found = _PLACE.match(str(failure.details.get("field")))
     place = int(found.group(1)) if found else len(items)
     sample = items[place].place if place < len(items) else None
     return RequestRefused(refused.status, failure.code, failure.message, failure.details, sample)

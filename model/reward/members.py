@@ -76,13 +76,11 @@ class Combination:
             raw = [member.raw(scores) for scores in heads]
             mean, std = member.scale.mean, member.scale.std
             return Combined(raw, [(score - mean) / std for score in raw])
-        raw_KB = [[member.raw(scores) for scores in heads] for member in self.members]
-        scales = [member.scale for member in self.members]
-        z_KB = [[(score - s.mean) / s.std for score in column] for s, column in zip(scales, raw_KB, strict=True)]
+        z_BK = [[(m.raw(scores) - m.scale.mean) / m.scale.std for m in self.members] for scores in heads]
         weights = [member.weight for member in self.members]
         combine = COMBINE[self.how]
-        value = [combine(z_K, weights, self) for z_K in zip(*z_KB, strict=True)]
-        return Combined(value, value, [_spread(z_K) for z_K in zip(*z_KB, strict=True)])
+        value = [combine(z_K, weights, self) for z_K in z_BK]
+        return Combined(value, value, [_spread(z_K) for z_K in z_BK])
 
     @property
     def part_names(self) -> tuple[str, ...]:

@@ -195,9 +195,11 @@ def _heads_of(opinion: Opinion, normalizes: bool) -> Iterator[Member]:
                 "or set combine.how=sum."
             )
         sign = -1.0 if weight < 0 else 1.0
-        mean, std, temperature = (head.mean, head.std, head.temperature) if head else (0.0, 1.0, 1.0)
-        scale = _scale(sign * mean, std, temperature, normalizes)
-        yield Member(name, ((name, sign),), scale, abs(weight) * std)
+        if head is None:
+            yield Member(name, ((name, sign),), weight=abs(weight))
+        else:
+            scale = _scale(sign * head.mean, head.std, head.temperature, normalizes)
+            yield Member(name, ((name, sign),), scale, abs(weight) * head.std)
 
 
 def _scale(mean: float, std: float, temperature: float, normalizes: bool) -> Scale:
@@ -212,7 +214,7 @@ def _weighted(members: Sequence[Member], settings: RewardSettings) -> tuple[Memb
     weights = [asked.get(member.name, member.weight) for member in members]
     if min(weights) < 0.0 or not sum(weights) > 0.0:
         raise PipelineError(f"combine.weights: weights must be positive numbers, they are {weights}")
-    return tuple(replace(m, weight=weight / sum(weights)) for m, weight in zip(members, weights, strict=True))
+    return tuple(replace(m, weight=asked.get(m.name, m.weight) / sum(weights)) for m in members)
 
 
 # -- what is taken out ----------------------------------------------------------------------------------------------
@@ -220,10 +222,10 @@ def _weighted(members: Sequence[Member], settings: RewardSettings) -> tuple[Memb
 
 def _debias(calibration: Calibration | None, settings: RewardSettings) -> list[Stage]:
     gamma = settings.debias
-    if gamma == 0.0:
-        return []
-    if not 0.0 < gamma <= 1.0:
+    if not 0.0 <= gamma <= 1.0:
         raise PipelineError(f"debias={gamma} is not between 0 and 1")
+    if not gamma:
+        return []
     if calibration is None or not calibration.length_curve or calibration.log_length is None:
         raise PipelineError(f"debias={gamma} needs the length curve of one calibrated model. {_AGAIN}.")
     return [Debias(gamma, calibration.length_curve, calibration.log_length)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import log
+from math import inf, log
 from typing import ClassVar, Protocol
 
 from model.reward.members import log_sigmoid, sigmoid
@@ -60,7 +60,7 @@ class Debias:
     def worth(self, log_length: float) -> float:
         """g at one place."""
         knots = self.curve
-        at = bisect_right(knots, (log_length, float("inf")))
+        at = bisect_right(knots, (log_length, inf))
         if at in (0, len(knots)):
             return knots[min(at, len(knots) - 1)][1]
         (x0, y0), (x1, y1) = knots[at - 1], knots[at]
@@ -99,7 +99,7 @@ class Overlong:
     def __call__(self, values: Values, batch: Batch) -> tuple[Values, Notes]:
         """Subtract, and note where."""
         span = self.end - self.start
-        shares = [0.0 if n is None or n <= self.start else min(1.0, (n - self.start) / span) for n in batch.lengths]
+        shares = [0.0 if n is None else max(0.0, min(1.0, (n - self.start) / span)) for n in batch.lengths]
         penalised = [value - self.penalty * share for value, share in zip(values, shares, strict=True)]
         return penalised, {i: "overlong_penalty" for i, share in enumerate(shares) if share}
 
@@ -138,7 +138,7 @@ class Cap:
         notes = _beyond(values, low, high, "capped_low", "capped_high")
         if not notes:
             return values, notes
-        return [low if v < low else high if v > high else v for v in values], notes
+        return [min(max(v, low), high) for v in values], notes
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,7 @@ class LogSigmoid:
 
 
 def _open(low: float | None, high: float | None) -> tuple[float, float]:
-    return float("-inf") if low is None else low, float("inf") if high is None else high
+    return -inf if low is None else low, inf if high is None else high
 
 
 def _beyond(values: Sequence[float], low: float, high: float, too_low: str, too_high: str) -> dict[int, str]:

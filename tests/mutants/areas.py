@@ -38,14 +38,14 @@ AREAS = {
     ),
     "padding": Area(("model/padding.py",), ("tests/unit/model/test_padding.py",)),
     "losses": Area(("training/losses.py",), ("tests/properties/test_losses.py",)),
-    "reward": Area(("model/reward/*.py",), ("tests/properties/test_reward_pipeline.py",)),
+    "reward": Area(("model/reward/*.py",), ("tests/unit/model/test_reward_stages.py",)),
     "planner": Area(
         ("service/batching/planner.py",),
         ("tests/unit/service/batching/test_planner.py", "tests/properties/test_planner.py"),
     ),
     "tree": Area(
         ("model/backends/packed/tree.py",),
-        ("tests/properties/test_tree.py", "tests/unit/model/packed/test_varlen.py"),
+        ("tests/unit/model/packed/test_tree.py", "tests/properties/test_tree.py"),
     ),
     "tripwires": Area(
         ("service/tripwires/*.py",), ("tests/unit/service/tripwires", "tests/unit/service/test_watch.py")
@@ -57,6 +57,6 @@ AREAS = {
             "rewardserve_client/patience.py",
             "rewardserve_client/verdicts.py",
         ),
-        ("tests/unit/client",),
+        tuple(f"tests/unit/client/test_{name}.py" for name in ("circuit", "course", "patience", "verdicts")),
     ),
 }

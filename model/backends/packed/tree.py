@@ -76,8 +76,7 @@ def apart(rows: Sequence[Row]) -> Tree:
 
 def plant(rows: Sequence[Row]) -> Tree:
     """The tree of these rows, none empty, with the common beginnings that are worth it."""
-    keys = [key_of(row) for row in rows]
-    by_key = dict(zip(keys, rows, strict=True))
+    by_key = {key_of(row): row for row in rows}
     segments, end_of = _emit(_radix(sorted(by_key), by_key))
     return Tree(segments, tuple(end_of[row] for row in rows))
 
@@ -131,4 +130,4 @@ def _emit(root: _Node) -> tuple[tuple[Segment, ...], dict[Row, int]]:
         parent = found[i][2]
         if parent is not None:
             after[parent] = max(after[parent], after[i])
-    return tuple(Segment(*each, end) for each, end in zip(found, after, strict=True)), end_of
+    return tuple(Segment(*each, after[i]) for i, each in enumerate(found)), end_of

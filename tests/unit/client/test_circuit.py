@@ -17,6 +17,14 @@ def test_a_server_that_failed_rests_a_second_and_then_twice_as_long_up_to_half_a
     assert rests == [1, 2, 4, 8, 16, 30, 30, 30]
 
 
+def test_a_rest_doubles_sixteen_times_at_most():
+    circuit = Circuit(first_rest_s=2.0**-16)
+    for _ in range(2000):
+        circuit.fails("a", 0.0, None)
+    assert not circuit.is_up("a", 0.999)
+    assert circuit.is_up("a", 1.0)
+
+
 def test_it_rests_as_long_as_it_asks_for():
     circuit = Circuit()
     circuit.fails("a", 0.0, 7.0)

@@ -32,11 +32,12 @@ class World:
         self.attempt_s = attempt_s
         self.asked: list[Ask] = []
         self.waits: list[float] = []
+        self.tried: list[tuple[str, str | None]] = []
         self.deadline = deadline
         keys = count()
         self.means = Means(
             Circuit(), Backoff(), sample_retries, lambda: self.now, lambda low, high: low + luck * (high - low),
-            lambda: f"key-{next(keys)}",
+            lambda: f"key-{next(keys)}", lambda *each: self.tried.append(each),
         )  # fmt: skip
 
     def drive(self, samples, order=ORDER):
@@ -117,12 +118,39 @@ def test_what_may_pass_is_asked_of_the_next_server_at_once(status):
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 405, 415, 422])
-def test_what_will_be_refused_again_is_asked_once(status):
-    world = World(says(status, "some_code", field="samples[1].prompt"))
+@pytest.mark.parametrize(
+    ("field", "sample"),
+    [("samples[1].prompt", 1), ("samples[2]", 2), ("samples[3]", None), ("samples", None), (None, None)],
+)
+def test_what_will_be_refused_again_is_asked_once(status, field, sample):
+    details = {"limit": 3} | ({"field": field} if field else {})
+    world = World(says(status, "some_code", **details))
     with pytest.raises(RequestRefused) as caught:
         world.drive(samples_of(3))
-    assert (caught.value.status, caught.value.code, caught.value.sample) == (status, "some_code", 1)
+    refused = caught.value
+    assert (refused.status, refused.code, refused.sample) == (status, "some_code", sample)
+    assert "because" in str(refused)
+    assert refused.details == details
     assert len(world.asked) == 1
+
+
+def test_each_attempt_is_told_with_its_address_and_why_it_gave_no_answer():
+    world = World(GONE, says(503, "overloaded"))
+    world.drive(samples_of(1))
+    assert world.tried == [(ORDER[0], "ConnectError"), (ORDER[1], "503 overloaded"), (ORDER[2], None)]
+    assert [(ask.url, ask.path, ask.deadline) for ask in world.asked] == [(url, "/score", 60.0) for url in ORDER]
+
+
+def test_rounds_are_further_and_further_apart():
+    world = World(*[GONE] * 4)
+    world.drive(samples_of(1), order=ORDER[:1])
+    assert world.waits == [0.25, 0.5, 1.0, 2.0]
+
+
+def test_a_server_that_answers_again_is_trusted_again():
+    world = World(GONE)
+    world.drive(samples_of(1), order=ORDER[:1])
+    assert world.means.circuit.is_up(ORDER[0], world.now)
 
 
 def test_a_round_of_all_servers_is_followed_by_a_pause_and_the_next_round():
@@ -239,12 +267,27 @@ def test_when_the_time_is_over_every_sample_says_why():
     assert rewards_of(results) == [None, None]
 
 
-def test_a_last_attempt_without_time_does_not_hide_why_the_others_failed():
-    last = [Broken("no whole answer in time"), Broken("no connection free", is_servers=False)]
-    world = World(GONE, *last, deadline=0.25, luck=0.0)
+def test_the_last_reasons_that_differ_are_told_the_newest_first():
+    reasons = ["ReadError", "ConnectError", "no whole answer in time", "no whole answer in time", "no connection free"]
+    world = World(*map(Broken, reasons), deadline=0.45, luck=0.0)
     [result] = world.drive(samples_of(1), order=ORDER[:1])
-    assert result.error.message.startswith("no connection free")
-    assert "ConnectError" in result.error.message
+    assert result.error.message == (
+        f"no connection free ({ORDER[0]}); before that no whole answer in time ({ORDER[0]}); "
+        f"before that ConnectError ({ORDER[0]})"
+    )
+
+
+def test_without_time_nothing_is_sent_and_every_sample_says_so():
+    world = World(deadline=0.0)
+    [result] = world.drive(samples_of(1))
+    assert (result.error.code, result.error.message) == (UNAVAILABLE, "the deadline passed before anything was sent")
+    assert world.asked == []
+
+
+def test_the_pause_before_samples_are_tried_again_keeps_to_the_deadline():
+    world = World(fails_for("out_of_memory", "r0"), deadline=0.25, attempt_s=0.125)
+    world.drive(samples_of(1))
+    assert world.waits == [0.125]
 
 
 def swapped(request):

@@ -24,6 +24,10 @@ def test_the_window_doubles_and_ends_at_its_cap():
     assert windows == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
 
 
+def test_a_window_doubles_thirty_two_times_at_most():
+    assert [pause_s(n, None, 1000.0, Backoff(2.0**-32, 8.0), longest) for n in (31, 32, 10_000)] == [0.5, 1.0, 1.0]
+
+
 def test_full_jitter_begins_at_nothing():
     assert [pause_s(n, None, 1000.0, BACKOFF, shortest) for n in (0, 5, 10_000)] == [0.0, 0.0, 0.0]
 
@@ -44,6 +48,7 @@ def test_what_the_server_asks_for_gets_jitter_on_top():
 
 def test_there_is_no_pause_after_the_deadline():
     assert pause_s(0, None, 0.0, BACKOFF, longest) is None
+    assert pause_s(0, 5.0, 5.0, BACKOFF, longest) is None
 
 
 def test_retry_after_is_seconds_or_nothing():

@@ -33,6 +33,28 @@ def test_a_ticket_that_exceeds_the_budget_rides_alone():
     assert riding(p) == [0]
 
 
+def test_where_nothing_is_padded_the_next_oldest_ride_whatever_their_length():
+    p = plan(room(20, 90, 21), Limits(max_tokens=110, linger_s=0.0), sum, now=50.0)
+    assert riding(p) == [1, 0], "the longest first"
+    assert [t.ticket_id for t in p.waiting] == [2]
+
+
+def test_a_batch_may_be_as_large_and_as_padded_as_allowed_and_is_sorted_by_length():
+    assert riding(plan(room(50, 50, 50), NO_LINGER, padded, now=50.0)) == [0, 1]
+    limits = Limits(max_tokens=1_000, linger_s=0.0, max_padding=0.25)
+    assert riding(plan(room(5, 10), limits, padded, now=50.0)) == [1, 0]
+    assert riding(plan(room(4, 10), limits, padded, now=50.0)) == [0]
+    assert riding(plan(room(15, 16, 20, 14), limits, padded, now=50.0)) == [2, 1, 0, 3]
+
+
+def test_only_the_oldest_are_considered():
+    limits = Limits(max_tokens=100, linger_s=0.0, window=2)
+    assert riding(plan(room(10, 10, 10), limits, padded, now=50.0)) == [0, 1]
+    assert limits.enough == 100
+    assert Limits(100, 0.0, enough_tokens=40).enough == 40
+    assert Limits(100, 0.0, enough_tokens=400).enough == 100
+
+
 def test_short_rows_do_not_ride_with_a_long_one_that_would_pad_them():
     p = plan(room(10, 10, 90), Limits(max_tokens=1_000, linger_s=0.0, max_padding=0.25), padded, now=50.0)
     assert sorted(riding(p)) == [0, 1]
