@@ -402,6 +402,9 @@ def difference(layout: str, template: str, pad: str) -> float:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "rm"
         expected, rows = LAYOUTS[layout](folder, tokenizer_of(known, pad), known)
+        if layout.startswith("written by us") and template == "ends in text":
+            # Whether its last newline is the template's or the response's, no server can tell: the exported template adds EOS.
+            fast.chat_template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
         found = [abs(a - b) for scores in served(folder, fast, rows) for a, b in zip(scores, expected, strict=True)]
     return max(found)
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from model.calibration import Calibration
 from model.check import main as check
 from model.checkpoint import read
+from model.checkpoint.writing import score_alone
 from model.contract import ScoringContract, sample_from_dict, verify
+from model.conversation import Sample
 from model.padding import left_pad, position_ids
 from tests.support import training_world as world
 from training import run, scoring
@@ -83,8 +87,29 @@ def test_plain_transformers_encodes_a_conversation_to_the_same_ids(trained):
     tok = AutoTokenizer.from_pretrained(trained / "checkpoint")
     for probe in contract.probes:
         conversation = [{"role": m.role, "content": m.content} for m in sample_from_dict(probe.sample).conversation()]
-        text = tok.apply_chat_template(conversation, tokenize=False).rstrip("\n")
+        text = tok.apply_chat_template(conversation, tokenize=False)
         assert tuple(tok(text, add_special_tokens=False)["input_ids"]) == probe.ids
+        whole = tok.apply_chat_template(conversation, tokenize=True, return_dict=True)
+        assert tuple(whole["input_ids"]) == probe.ids
+
+
+def test_plain_transformers_judges_the_held_out_pairs_as_the_report_does(trained):
+    """As RewardBench does: `apply_chat_template`, one forward a response, the share of pairs with the higher chosen one."""
+    folder = trained / "checkpoint"
+    plain = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    tok = AutoTokenizer.from_pretrained(folder)
+    config = load(trained.parent / "recipe.yaml")
+    pairs = run.encode(config, run.begin(config)).held_out.pairs
+
+    def score(sample):
+        turns = [{"role": m.role, "content": m.content} for m in sample.conversation()]
+        ids = tok.apply_chat_template(turns, tokenize=True, return_dict=True, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            return float(plain(input_ids=ids).logits[0, 0])
+
+    (line,) = report_of(trained)["metrics"]
+    right = sum(score(pair.chosen) > score(pair.rejected) for pair in pairs)
+    assert right / len(pairs) == pytest.approx(line["accuracy"], abs=1e-9)
 
 
 def test_the_contract_holds_when_read_back_and_its_probes_are_spread_over_lengths(trained):
@@ -326,6 +351,47 @@ def test_training_goes_on_from_a_reward_model(finished, tmp_path, pairs):
     report = report_of(tmp_path / "out")
     (expected,) = report_of(finished / "out")["metrics"]
     assert report["before"][0]["nll"] == pytest.approx(expected["nll"], abs=1e-4)
+
+
+def test_training_that_goes_on_from_a_head_with_a_bias_says_what_became_of_it(tmp_path, sft, pairs, capsys):
+    start = Path(shutil.copytree(sft, tmp_path / "start"))
+    head = {"v_head.summary.weight": torch.randn(1, 32), "v_head.summary.bias": torch.tensor([3.7])}
+    save_file(head, start / "value_head.safetensors", metadata={"format": "pt"})
+    recipe = recipe_for(tmp_path, start, pairs, model={"start": "reward"}, optim={"lr": 1e-12, "max_steps": 1})
+    assert main(["--config", str(recipe)]) == 0
+    assert "bias of 3.7" in capsys.readouterr().err
+    before, after = read(str(start)), read(str(tmp_path / "out" / "checkpoint"))
+    for probe in after.contract.probes:
+        assert before.encoder(sample_from_dict(probe.sample)).ids == probe.ids
+        assert score_alone(before.network, probe.ids) - 3.7 == pytest.approx(probe.score, abs=1e-4)
+
+
+def test_pairs_of_plain_text_are_served_as_they_were_trained(tmp_path, sft, capsys):
+    rows = [
+        {"group": r["group"], "prompt": f"Q: {r['prompt'][0]['content']} A:", "chosen": _said(r["chosen"]),
+         "rejected": _said(r["rejected"])}
+        for r in world.planted_rows(80)
+    ]  # fmt: skip
+    plain = world.write_jsonl(tmp_path / "plain.jsonl", rows)
+    sources = [{"path": str(plain), "strings": "raw"}]
+    assert main(["--config", str(recipe_for(tmp_path, sft, plain, data={"sources": sources}, **METHODS["lora"]))]) == 0
+    assert "plain text that the chat template did not render" in capsys.readouterr().err
+    folder = tmp_path / "out" / "checkpoint"
+    encode, tok = read(str(folder)).encoder, AutoTokenizer.from_pretrained(folder)
+    for row in rows[:8]:
+        prompt, response = row["prompt"], row["chosen"]
+        trained = tuple(tok(prompt + response + tok.eos_token, add_special_tokens=False)["input_ids"])
+        assert encode(Sample(prompt=prompt, response=response)).ids == trained
+        assert encode(Sample(text=prompt + response)).ids == trained
+    turns = world.write_jsonl(tmp_path / "turns.jsonl", world.planted_rows(80))
+    mixed = recipe_for(tmp_path, sft, plain, data={"sources": [*sources, {"path": str(turns)}]},
+                       output={"folder": str(tmp_path / "mixed")})  # fmt: skip
+    assert main(["--config", str(mixed)]) == 2
+    assert "80 of 160 pairs are plain text" in capsys.readouterr().err
+
+
+def _said(side):
+    return side if isinstance(side, str) else side[-1]["content"]
 
 
 def test_two_heads_learn_opposite_tastes_and_their_sum_is_of_normalised_heads(tmp_path, sft):
