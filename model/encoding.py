@@ -340,8 +340,13 @@ class Encoder:
     def _unclosed_rendering(self, text: str) -> tuple[str, bool]:
         """The same of what the caller has rendered: there, plain text that the template ends with is its ending too."""
         is_padded = self._skip is not None and text.endswith(self._skip)
+        before_padding = self.policy.end_text
         while self._skip is not None and text.endswith(self._skip):
             text = text.removesuffix(self._skip)
+        while self._skip is not None and before_padding.endswith(self._skip):
+            before_padding = before_padding.removesuffix(self._skip)
+        if is_padded and before_padding != self.policy.end_text and text.endswith(before_padding):
+            return text.removesuffix(before_padding), True
         body, closed = self._unclosed(text)
         if not closed and self._plain_tail and body.endswith(self._plain_tail):
             return body.removesuffix(self._plain_tail), self._plain_tail == self.policy.end_text
@@ -422,12 +427,20 @@ class Encoder:
         A policy stops at its end token, so what the template writes after that is often not there.
         """
         end, skip = self.policy.end_ids, self.policy.skip_id
-        n_padding = next(i for i, token in enumerate(reversed(ids)) if token != skip) if skip is not None else 0
+        n_padding = _n_trailing(ids, skip)
         ids = ids[: len(ids) - n_padding]
         if end and ids[-len(end) :] == end:
             return ids[: -len(end)], end, True
         if not self._is_control(end) and self._says(ids, self.policy.end_text):
             return ids, (), True  # its plain text is one token with the end of the response
+        before_padding = end[: len(end) - _n_trailing(end, skip)]
+        if n_padding and before_padding and before_padding != end:
+            if ids[-len(before_padding) :] == before_padding:
+                return ids[: -len(before_padding)], end, True
+            if not self._is_control(before_padding) and self._says(
+                (*ids, *end[len(before_padding) :]), self.policy.end_text
+            ):
+                return ids, (), True
         if self._plain_tail and ids[-len(self._plain_tail_ids) :] == self._plain_tail_ids:
             return ids[: -len(self._plain_tail_ids)], end, False
         n_blank = self._n_blank(ids)
@@ -489,9 +502,8 @@ class Encoder:
 
     def _unpadded(self, encoded: Encoded) -> Encoded:
         """Without pad tokens at the end: a causal model gives the token before them the same score without them."""
-        ids, n = encoded.ids, len(encoded.ids)
-        while n > 1 and ids[n - 1] == self.policy.skip_id:
-            n -= 1
+        ids = encoded.ids
+        n = max(1, len(ids) - _n_trailing(ids, self.policy.skip_id))
         return encoded if n == len(ids) else encoded._replace(ids=ids[:n], n_prompt=min(encoded.n_prompt, n))
 
     def _fit(self, encoded: Encoded, terms: Terms) -> Encoded:
@@ -577,9 +589,8 @@ def _ids(fast: Any, text: str) -> tuple[int, ...]:
 
 def describe_position(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> str:
     """In words: at which token of a finished response the score is read, and why."""
-    end, n_skipped = policy.end_ids, 0
-    while n_skipped < len(end) and end[-1 - n_skipped] == policy.skip_id:
-        n_skipped += 1
+    end = policy.end_ids
+    n_skipped = _n_trailing(end, policy.skip_id)
     kept = end[: len(end) - n_skipped]
     name = (
         f"token {kept[-1]} `{tokenizer.decode([kept[-1]])}`".replace("\n", "\\n")
@@ -738,6 +749,11 @@ def _notes(controls: Controls, talk: Sequence[str]) -> tuple[str, ...]:
 def _n_until(ends: Iterable[int], n_chars: int, n_ids: int) -> int:
     """How many ids end within so many characters."""
     return next((i for i, end in enumerate(ends) if end > n_chars), n_ids)
+
+
+def _n_trailing(ids: tuple[int, ...], token: int | None) -> int:
+    """How often a row has this token at its end."""
+    return next((i for i, each in enumerate(reversed(ids)) if each != token), len(ids))
 
 
 def _rfind(ids: tuple[int, ...], needle: tuple[int, ...]) -> int:

@@ -95,6 +95,7 @@ def export(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> st
     )
     worst = max((abs(probe.score - score) for probe, score in zip(written.probes, expected, strict=True)), default=0.0)
     if not worst <= TOLERANCE:
+        (folder / FILE_NAME).unlink()  # of weights that it would hold to another function
         raise CheckpointError(f"{folder} scores otherwise when it is read back: a probe is off by {worst:.3g}")
     return written.digest
 

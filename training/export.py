@@ -82,7 +82,7 @@ def adapter(folder: Path, trained: Checkpoint, base: str) -> None:
 
 def heads(folder: Path, trained: Checkpoint, base: str) -> None:
     """Write the heads alone over `base`, and the chat template; the base has the tokenizer. `contract` completes the folder."""
-    template = exported_template(trained.tokenizer, trained.policy)
+    template = exported_template(trained.tokenizer, trained.policy, trained.tokenizer)
     write_heads(folder, trained.network, base=base, template=template)
     write_calibration(folder, trained.calibration, trained.hidden)
 

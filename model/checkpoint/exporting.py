@@ -58,11 +58,11 @@ def exported_tokenizer(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolic
     """
     exported = copy.deepcopy(tokenizer)
     exported.init_kwargs.pop("auto_map", None)
-    exported.chat_template = exported_template(tokenizer, policy)
     kept = _kept_ids(policy)
     if kept and kept[-1] in tokenizer._tokenizer.get_added_tokens_decoder():
         # OpenRLHF appends EOS unless a rendering ends with it.
         exported.eos_token = tokenizer.convert_ids_to_tokens(kept[-1])
+    exported.chat_template = exported_template(tokenizer, policy, exported)
     return exported
 
 
@@ -81,14 +81,25 @@ def choose_pad(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> bo
     return bool(spare)
 
 
-def exported_template(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> str:
-    """The chat template that writes what this policy encodes. Raise `CheckpointError` where the policy's cannot be wrapped."""
+def exported_template(
+    tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy, exported: PreTrainedTokenizerBase
+) -> str:
+    """The chat template with which `exported` writes what this policy encodes with `tokenizer`.
+
+    Raise `CheckpointError` where the policy's template cannot be wrapped.
+    """
     prefix = str(tokenizer.bos_token) if not policy.template and policy.bos_id is not None else ""
     end = _kept_text(tokenizer, policy)
-    if policy.template and end == policy.template_tail and policy.template_date is None and not policy.strips_newlines:
+    renamed = "".join(
+        f"{{%- set {name} = {_literal(str(token))} -%}}\n"
+        for name, token in tokenizer.special_tokens_map.items()
+        if isinstance(token, str) and name in policy.template and exported.special_tokens_map.get(name) != token
+    )
+    is_whole = end == policy.template_tail and policy.template_date is None and not policy.strips_newlines
+    if policy.template and is_whole and not renamed:
         return policy.template
-    template = _wrapped(tokenizer, policy, prefix, end)
-    _compare(tokenizer, policy, template, prefix, end)
+    template = renamed + _wrapped(tokenizer, policy, prefix, end)
+    _compare(tokenizer, policy, exported, template, prefix, end)
     return template
 
 
@@ -124,10 +135,17 @@ def _clock(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> str:
     return f"{{%- macro strftime_now(format) -%}}{{{{- {{{known}}}[format] -}}}}{{%- endmacro -%}}\n"
 
 
-def _compare(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy, template: str, prefix: str, end: str) -> None:
+def _compare(
+    tokenizer: PreTrainedTokenizerBase,
+    policy: EncodingPolicy,
+    exported: PreTrainedTokenizerBase,
+    template: str,
+    prefix: str,
+    end: str,
+) -> None:
     """Raise `CheckpointError` unless the wrapped template writes what it should for every conversation that the inner one takes."""
     inner = ChatTemplate(tokenizer, policy.template, policy.template_date)
-    outer = ChatTemplate(tokenizer, template)
+    outer = ChatTemplate(exported, template)
     if outer.date_that_is_asked_for is not None:
         raise CheckpointError("the exported chat template still asks for the date of the day")
     for conversation in _CONVERSATIONS:

@@ -241,7 +241,7 @@ def test_a_block_of_text_is_plain_where_it_is_used_a_few_times_outside_of_loops(
 def test_templates_that_are_exported_with_weights_need_no_process():
     tokenizer = tiny_tokenizer()
     policy = infer_policy(tokenizer, max_tokens=64, vocab_size=len(tokenizer), rule=LAYOUT_RULES["rewardserve"])
-    exported = exported_template(tokenizer, policy)
+    exported = exported_template(tokenizer, policy, tokenizer)
     assert exported != CHATML
     assert isinstance(renderer(exported), Plain)
 

@@ -14,7 +14,9 @@ from model.check import main as check
 from model.checkpoint import read, write_contract
 from model.checkpoint.writing import score_alone
 from model.conversation import EmptyResponse, Message, Sample
+from model.encoding import Encoder, infer_policy
 from model.export import main as export
+from model.layout_rules import LAYOUT_RULES
 from tests.support.checkpoints import (
     PROBES,
     edit_json,
@@ -272,3 +274,32 @@ def test_an_empty_response_before_a_skipped_end_token_is_still_refused(tmp_path)
     classifier(tmp_path, pad=END)
     with pytest.raises(EmptyResponse):
         read(str(tmp_path)).encoder(Sample(prompt="Hi", response="<|im_end|>"))
+
+
+@pytest.mark.parametrize(
+    "tail", ["<|im_end|>\n<|endoftext|>", " <|endoftext|>", "<|endoftext|>", "<|endoftext|><|endoftext|>"]
+)
+@pytest.mark.parametrize("response", ["Four, of course", "trailing \n", " both ", "a\n\n"])
+def test_every_form_of_a_sample_ends_once_where_the_ending_ends_with_the_pad_token(tail, response):
+    """Phi-3's and Llama 2's templates end so, with a pad token that is EOS."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}{% if m['role'] == 'assistant' %}"
+        + tail
+        + "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = tiny_tokenizer(template, eos="<|endoftext|>", pad="<|endoftext|>")
+    policy = infer_policy(
+        tokenizer, max_tokens=256, vocab_size=len(tokenizer), rule=LAYOUT_RULES["sequence_classification"], pad_id=0
+    )
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": response}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    read = ids[: max(i + 1 for i, token in enumerate(ids) if token != tokenizer.pad_token_id)]
+    encode = Encoder(tokenizer, policy)
+    forms = [
+        Sample(prompt="What?", response=response),
+        Sample(text=text),
+        Sample(input_ids=tuple(ids)),
+        Sample(text=text + "<|endoftext|>"),
+    ]
+    assert [list(encode(sample).ids) for sample in forms] == [read] * len(forms)
