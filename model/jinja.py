@@ -37,6 +37,7 @@ _TEXT_FACTOR, _TEXT_SPARE = 16, 16 * 2**20
 
 _LONGEST_PLAIN = 32_768
 _MOST_SUMS = 8
+_MOST_SETS = 64
 _MOST_CHARS_HERE = 1 << 30
 """That a plain template could write at the very most, where it is rendered in this process."""
 
@@ -159,12 +160,17 @@ def cost_if_plain(template: str) -> int | None:
     if len(template) > _LONGEST_PLAIN:
         return None
     try:
-        tree = reachable(ImmutableSandboxedEnvironment(extensions=[loopcontrols]).parse(template))
+        tree = ImmutableSandboxedEnvironment(extensions=[loopcontrols]).parse(template)
+        if sum(1 for _ in tree.find_all((nodes.Assign, nodes.For, nodes.If))) > 4 * _MOST_SETS:
+            return None
+        tree = reachable(tree)
         every = [tree, *tree.find_all(nodes.Node)]
     except Exception:  # let the other process say what is wrong with it
         return None
     kinds = _plain_nodes()
     sets = [node for node in every if isinstance(node, nodes.Assign)]
+    if len(sets) > _MOST_SETS:
+        return None
     blocks = {
         node.target.name
         for node in every

@@ -114,13 +114,15 @@ class Webhook:
         self._n_failed = 0
         self._changed, self._idle, self._unsaved = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._is_ending = False
 
     def start(self) -> None:
         """Begin to deliver, with what waited when the last process ended."""
         if self._path is not None:
             remove_stale_drafts(self._path.parent)
             self._waiting.extend(self._read(self._path))
-            self._tasks.append(asyncio.create_task(self._keep(self._path), name="webhook queue"))
+            self._writing = asyncio.create_task(self._keep(self._path), name="webhook queue")
         if not self._waiting:
             self._idle.set()
         self._tasks.append(asyncio.create_task(self._deliver(), name="webhook"))
@@ -143,6 +145,10 @@ class Webhook:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._writing is not None:  # a write on a thread cannot be cancelled, and must not come after the last one
+            self._is_ending = True
+            self._unsaved.set()
+            await asyncio.gather(self._writing, return_exceptions=True)
         is_kept = self._path is not None and self._write(self._path, self._text())
         if not is_kept:
             for message in self._waiting:
@@ -209,7 +215,7 @@ class Webhook:
 
     async def _keep(self, path: Path) -> None:
         """Write what waits whenever it has changed; changes that come meanwhile are written together."""
-        while True:
+        while not self._is_ending:
             await self._unsaved.wait()
             self._unsaved.clear()
             await asyncio.to_thread(self._write, path, self._text())

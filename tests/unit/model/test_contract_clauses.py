@@ -32,7 +32,7 @@ FACTS = Facts(
 )  # fmt: skip
 CONTRACT = ScoringContract(
     template="{{ 'é' }}", template_digest=FACTS.template_digest, bos_id=1, end_text="</s>", end_ids=(2,),
-    template_tail="</s>", ending="end_token", reads_at="last_non_pad", skip_id=0, bos_without_template="none",
+    template_tail="</s>", ending="end_token", reads_at="last_non_pad", skip_id=0, bos_without_template="none", tokenizes="whole",
     truncation="prompt_left", max_tokens=512, pad_id=0, tokenizer_digest=FACTS.tokenizer_digest,
     weights_digest=FACTS.weights_digest, head_digest=FACTS.head_digest, dtype="float32", heads=(("score", 1.0),),
     probes=PROBES, dtype_tolerance=(("bfloat16", 1.0),), template_date="2026-01-31",
@@ -268,7 +268,7 @@ def test_a_file_of_a_template_without_a_date_may_leave_the_date_out(tmp_path):
 
 
 def test_the_rule_is_the_clauses_of_the_contract():
-    assert CONTRACT.rule == LayoutRule("end_token", "last_non_pad", "none", "scoring_contract.json says so")
+    assert CONTRACT.rule == LayoutRule("end_token", "last_non_pad", "none", "whole", "scoring_contract.json says so")
 
 
 # -- samples of probes ------------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def test_another_template_is_rendered_meanwhile():
     assert begun.wait(10)
     assert renderer(CHATML).render(HELLO, NOW)
     assert thread.is_alive()
-    thread.join(30)
+    thread.join(100)
     assert not thread.is_alive()
 
 
@@ -244,6 +244,11 @@ def test_templates_that_are_exported_with_weights_need_no_process():
     exported = exported_template(tokenizer, policy, tokenizer)
     assert exported != CHATML
     assert isinstance(renderer(exported), Plain)
+
+
+def test_a_template_of_very_many_names_is_not_looked_through():
+    chain = "".join(f"{{% set a{i} = a{i + 1} %}}" for i in range(1200)) + "{% set a1200 = a + a %}"
+    assert cost_if_plain(chain + "{% for m in messages %}{{ m['content'] }}{% endfor %}") is None
 
 
 def test_a_conversation_beyond_reason_is_not_rendered_in_this_process(monkeypatch):

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import json
+import threading
 
 import httpx
 import pytest
@@ -239,6 +240,28 @@ async def test_what_waits_is_delivered_after_a_restart_under_its_id(monkeypatch,
     assert (await told(receiver, "c", folder=tmp_path)).losses == []
     assert receiver.heard == ["a", "b", "c"]
     assert [request.headers["webhook-id"] for request in receiver.requests[:2]] == [first["id"], second["id"]]
+    assert json.loads((tmp_path / FILE_NAME).read_text()) == []
+
+
+async def test_the_last_write_is_the_last_one_in_the_file(monkeypatch, tmp_path):
+    """A write that hangs on its thread when the server ends does not come after the one that says what is left."""
+    begun, let_go = threading.Event(), threading.Event()
+
+    def write(path, data, real=module.write_whole):
+        if b'"a"' in data and not begun.is_set():
+            begun.set()
+            assert let_go.wait(PATIENCE_S)
+        real(path, data)
+
+    monkeypatch.setattr(module, "write_whole", write)
+    webhook = Webhook("http://receiver/x", (), Report(), transport=Receiver(), folder=tmp_path)
+    webhook.start()
+    webhook.tell({"run": "r", "wire": "a"})
+    await asyncio.to_thread(begun.wait, PATIENCE_S)
+    ending = asyncio.create_task(webhook.stop())
+    await asyncio.wait_for(webhook._idle.wait(), PATIENCE_S)
+    let_go.set()
+    await ending
     assert json.loads((tmp_path / FILE_NAME).read_text()) == []
 
 
