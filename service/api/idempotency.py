@@ -134,14 +134,23 @@ def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
 
 
+_PART_OF_THE_REQUEST = (b"authorization", b"x-only", b"x-run", b"x-step")
+"""Headers that decide, beside path and query, who asks for what: another one is another request."""
+
+
 def _name(request: Request, offered: bytes) -> bytes:
-    """A key is its sender's own, on one route."""
-    sender, only = (header(request.scope, name) or b"" for name in (b"authorization", b"x-only"))
-    parts = (request.scope["path"].encode(), request.scope["query_string"], sender, only, offered)
+    """A key is its sender's own, on one route, for one run and step."""
+    said = [header(request.scope, name) or b"" for name in _PART_OF_THE_REQUEST]
+    parts = (request.scope["path"].encode(), request.scope["query_string"], *said, offered)
     return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).digest()
 
 
 def _again(response: Response) -> Response:
+    """The same body and the headers that belong to it, such as the name of the model that scored."""
+    own = {name: value for name, value in response.headers.items() if name.startswith("x-")}
     return Response(
-        response.body, response.status_code, headers={"idempotency-replayed": "true"}, media_type=response.media_type
+        response.body,
+        response.status_code,
+        headers={**own, "idempotency-replayed": "true"},
+        media_type=response.media_type,
     )

@@ -14,8 +14,9 @@ from service.watch import Origin
 from tests.support.service_fakes import StillClock
 
 
-def request(key="k", body=b"{}", path="/score", query=b"", sender=None):
+def request(key="k", body=b"{}", path="/score", query=b"", sender=None, **others):
     headers = [(b"idempotency-key", key.encode())] if key is not None else []
+    headers += [(name.replace("_", "-").encode(), value) for name, value in others.items()]
     headers += [(b"authorization", sender)] if sender else []
 
     async def receive():
@@ -45,12 +46,33 @@ async def test_a_repeat_gets_the_first_answer_and_says_so():
 
 
 @pytest.mark.parametrize(
-    "other", [{"key": "other"}, {"path": "/compare"}, {"query": b"run=a"}, {"sender": b"Bearer b"}, {"key": None}]
+    "other",
+    [
+        {"key": "other"},
+        {"path": "/compare"},
+        {"query": b"run=a"},
+        {"sender": b"Bearer b"},
+        {"key": None},
+        {"x_run": b"a"},
+        {"x_step": b"1"},
+        {"x_only": b"sha256:0"},
+    ],
 )
 async def test_another_key_sender_or_route_is_another_request(other):
     room, answer = Idempotency(StillClock()), Counting()
     await room.once(request(), answer)
     assert (await room.once(request(**other), answer)).body == b"2"
+
+
+async def test_a_repeat_names_the_model_as_the_first_answer_did():
+    async def answer(_request):
+        return Response("1", headers={"x-model-name": "rm", "content-language": "en"})
+
+    room = Idempotency(StillClock())
+    await room.once(request(), answer)
+    again = await room.once(request(), answer)
+    assert (again.headers["x-model-name"], again.headers["idempotency-replayed"]) == ("rm", "true")
+    assert "content-language" not in again.headers
 
 
 async def test_a_key_belongs_to_its_body():
