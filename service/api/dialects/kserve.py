@@ -7,6 +7,8 @@ otherwise; those are refused by the content type. An error is a text, as the pro
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -32,6 +34,8 @@ TENSORS = {
 """What `GET /v2/models/NAME` says of the tensors that every client can send."""
 
 
+_DATATYPES = {str: re.compile("BYTES"), int: re.compile("U?INT(8|16|32|64)")}
+
 _INPUTS = ({"sentences"}, {"tokens", "sequence_lengths"})
 
 
@@ -53,21 +57,42 @@ class InferRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 def _ask(body: InferRequest, _served: Served) -> list[Asked]:
-    tensors = {tensor.name: _flat(tensor.data) for tensor in body.inputs}
+    tensors = {tensor.name: tensor for tensor in body.inputs}
     if len(tensors) != len(body.inputs) or set(tensors) not in _INPUTS:
         raise InvalidRequest("send sentences, or tokens and sequence_lengths, and no other tensor", field="inputs")
     if "sentences" in tensors:
-        return [Sample(text=_checked(text, str, "sentences"), terms=SCORES_EMPTY) for text in tensors["sentences"]]
-    return _of_tokens([_checked(i, int, "tokens") for i in tensors["tokens"]], tensors["sequence_lengths"])
-
-
-def _of_tokens(ids: list[int], lengths: list[Any]) -> list[Asked]:
-    n_rows = len(lengths)
-    width = len(ids) // n_rows if n_rows else 0
-    n_ids = [_checked(n, int, "sequence_lengths") for n in lengths]
-    if width * n_rows != len(ids) or any(not 0 <= n <= width for n in n_ids):
-        raise InvalidRequest("tokens and sequence_lengths do not fit", field="inputs", n_ids=len(ids), n_rows=n_rows)
+        return [Sample(text=text, terms=SCORES_EMPTY) for text in _column(tensors["sentences"], str)]
+    tokens = tensors["tokens"]
+    ids, n_ids = _values(tokens, int), _column(tensors["sequence_lengths"], int)
+    n_rows, width = tokens.shape if len(tokens.shape) == 2 else (-1, 0)
+    if n_rows != len(n_ids) or any(not 0 <= n <= width for n in n_ids):
+        raise InvalidRequest(
+            "tokens has the shape [rows, width], and sequence_lengths a number up to width a row",
+            field="inputs", shape=str(tokens.shape), n_rows=len(n_ids),
+        )  # fmt: skip
     return [Sample(input_ids=tuple(ids[i * width : i * width + n]), terms=SCORES_EMPTY) for i, n in enumerate(n_ids)]
+
+
+def _column(tensor: Tensor, kind: type) -> list[Any]:
+    """The values of a tensor of the shape `[n]` or `[n, 1]`."""
+    if not (len(tensor.shape) == 1 or (len(tensor.shape) == 2 and tensor.shape[1] == 1)):
+        raise InvalidRequest(f"{tensor.name} has the shape [n] or [n, 1]", field="inputs", shape=str(tensor.shape))
+    return _values(tensor, kind)
+
+
+def _values(tensor: Tensor, kind: type) -> list[Any]:
+    """Flat, as many as the shape says, and of the kind that the datatype says."""
+    values = _flat(tensor.data)
+    if len(values) != math.prod(tensor.shape):
+        raise InvalidRequest(
+            f"{tensor.name} has another number of values than its shape says",
+            field="inputs",
+            shape=str(tensor.shape),
+            n=len(values),
+        )
+    if tensor.datatype and not _DATATYPES[kind].fullmatch(tensor.datatype):
+        raise InvalidRequest(f"{tensor.name} cannot be {tensor.datatype[:16]}", field="inputs")
+    return [_checked(value, kind, tensor.name) for value in values]
 
 
 def _flat(data: list[Any]) -> list[Any]:

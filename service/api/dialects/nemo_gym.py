@@ -49,7 +49,13 @@ def _ask(body: Body, _served: Served) -> list[Asked]:
     return [sample_of(lambda: _sample(asked, response, finish))]
 
 
+_ENDED = (None, "completed", "incomplete")
+"""Statuses of a response that is an answer, cut off or not."""
+
+
 def _sample(asked: dict[str, Any], response: dict[str, Any], finish: FinishReason) -> Sample:
+    if response.get("status") not in _ENDED or response.get("error") is not None:
+        raise InvalidMessages("the policy's response failed or did not end: there is no answer to score")
     before = _before(asked)
     refuse_unread({"tools": response.get("tools")}, (), "response", 0)
     messages = (*before, *_said(response.get("output"), len(before)))
@@ -64,7 +70,9 @@ def _before(asked: dict[str, Any]) -> tuple[Message, ...]:
         given = [{"role": "user", "content": given}]
     if not isinstance(given, list):
         raise InvalidMessages("input is neither a text nor a list of messages")
-    system = (Message("system", instructions),) if isinstance(instructions, str) and instructions else ()
+    if not isinstance(instructions, str | None):
+        raise InvalidMessages("instructions is no text")
+    system = (Message("system", instructions),) if instructions else ()
     return (*system, *turns_of([_message(i, item) for i, item in enumerate(given)], _ITEM))
 
 
