@@ -49,6 +49,7 @@ _LONGEST_NOTHING = 16
 """Bytes of an empty list with some white space in it."""
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_anything = msgspec.json.Decoder(msgspec.Raw)
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)  # possessive: it remembers no way back
 
@@ -244,10 +245,15 @@ def _check_names(decoded: Any) -> None:
 
 def _refuse(content: bytes, error: Exception) -> None:
     """Raise what `error` says of a large body, unless the careful reader may accept it."""
+    if isinstance(error, msgspec.ValidationError):
+        try:
+            _anything.decode(content)  # what is no JSON at all is called so first, as in a small body
+        except (ValueError, RecursionError) as broken:
+            error = broken
+        else:
+            raise _without_words(error)
     if isinstance(error, RecursionError):
         raise InvalidJson("the body is nested too deeply")
-    if isinstance(error, msgspec.ValidationError):
-        raise _without_words(error)
     found = _AT.search(str(error))
     at = len(content) if found is None else int(found[1])
     may_be_surrogate = b"\\u" in content[max(0, at - _ESCAPES) : at + _ESCAPES]

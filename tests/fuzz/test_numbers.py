@@ -162,4 +162,4 @@ def test_a_statistic_that_is_no_number_breaks_no_page(value):
         board.observe(
             "r", 1, [Observation(i, None, value, value, False, (), audit=value) for i in range(16)], 0.0, kl=5.0
         )
-    json.loads(facts_response(describe_runs(board)).body, parse_constant=refuse_constant)
+    json.loads(facts_response(describe_runs(board, 0.0)).body, parse_constant=refuse_constant)

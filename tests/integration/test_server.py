@@ -343,7 +343,7 @@ def test_paths_that_do_not_exist_share_one_label(server):
 def test_the_documentation_knows_requests_replies_and_errors(server):
     spec = server.client.get("/openapi.json").json()
     post_score = spec["paths"]["/score"]["post"]
-    assert post_score["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/ScoreRequest")
+    assert '/ScoreRequest"' in json.dumps(post_score["requestBody"]["content"]["application/json"]["schema"])
     assert spec["components"]["schemas"]["ScoreRequest"]["examples"]
     assert {"200", "400", "401", "413", "415", "422", "503", "504"} <= set(post_score["responses"])
     text = json.dumps(spec)

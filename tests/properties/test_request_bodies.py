@@ -200,13 +200,15 @@ def same(small, large):
     if isinstance(small, RequestRefused) or isinstance(large, RequestRefused):
         assert isinstance(small, RequestRefused), large
         assert isinstance(large, RequestRefused), small
-        assert max(small.status, large.status) < 500
+        assert {small.status, large.status} <= {400, 422}
     else:
         assert plain(small) == plain(large)
 
 
 @given(bodies(REQUESTS))
 @example('{"samples":[{"text":"a"}]}'.encode("utf-16"))
+@example(b"[" * 200_000)
+@example(b'{"samples":[1,"')
 @example(b'{"samples":[{"text":"\\ud800"}]}')
 @example(b'{"samples":[{"id":"\\udfff","text":"a"}]}')
 @example(b'{"samples":[{"text":"\xed\xa0\x80"}]}')
