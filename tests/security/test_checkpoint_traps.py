@@ -307,4 +307,4 @@ def test_value_heads_as_llama_factory_writes_them_are_read_with_permission(tmp_p
     (tmp_path / "value_head.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"value_head\.bin is a pickle"):
         read(str(tmp_path))
-    assert read(str(tmp_path), allow_pickle=True).format == "value_head"
+    assert read(str(tmp_path), allow_pickle=True).format == "llama_factory"
