@@ -8,8 +8,9 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,16 @@ body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:76r
 h1{font-size:1.6rem;overflow-wrap:anywhere}h2{font-size:1.2rem;margin-top:2.2rem;overflow-wrap:anywhere}
 table{border-collapse:collapse;font-size:.9rem;width:100%}
 th,td{padding:.3rem .5rem;border-bottom:1px solid #ddd;text-align:right;vertical-align:top;overflow-wrap:anywhere}
-.figures th{overflow-wrap:normal}
+.figures th{overflow-wrap:normal}.figures td{white-space:nowrap}
+.figures td:nth-child(2){white-space:normal}.figures td:first-child{white-space:normal;overflow-wrap:break-word}
 .facts td,.figures th:nth-child(-n+2),.figures td:nth-child(-n+2){text-align:left}.facts td:first-child{width:14rem}
-.bad{color:#b03a1e;font-weight:600}img{max-width:100%}td small{color:#555;display:block}
+.bad{color:#b03a1e;font-weight:600}.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(18rem,1fr))}
+.plots img{width:100%;max-width:34rem}td small{color:#555;display:block}
 pre{background:#f6f6f4;padding:1rem;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}
 p.note{color:#555;max-width:56rem}
 @media(max-width:60rem){
 .figures tr:first-child{display:none}.figures tr{display:block;border-bottom:2px solid #999;padding:.4rem 0}
-.figures td{display:flex;justify-content:space-between;gap:1rem;text-align:right!important}
+.figures td{display:flex;justify-content:space-between;gap:1rem;text-align:right!important;white-space:normal}
 .figures td::before{content:attr(data-name);color:#555;text-align:left}.figures td small{display:inline}
 .facts td:first-child{width:7rem}
 }
@@ -79,7 +82,7 @@ def render(page: Page) -> str:
     """The report as one HTML text."""
     plots = "".join(
         f"<h2>{html.escape(j.head)} · {html.escape(j.source)}</h2>"
-        f"{_image(plot(j), f'rewards, reliability and length of {j.head}')}"
+        f"{_images({f'{name} of {j.head}': png for name, png in plots_of(j).items()})}"
         for j in page.judged
     )
     crossed = (
@@ -113,11 +116,13 @@ def _curve(page: Page) -> str:
     steps = [line for line in page.history if "loss" in line]
     if not steps:
         return ""
-    return f"<h2>Training</h2>{_image(plot_curve(page.history), 'loss, accuracy and margin over the steps')}"
+    return f"<h2>Training</h2>{_images(plot_curves(page.history))}"
 
 
-def _image(png: str, alt: str) -> str:
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{png}">'
+def _images(pngs: Mapping[str, str]) -> str:
+    """Plots in a row; below each other where there is no room."""
+    images = "".join(f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{png}">' for alt, png in pngs.items())
+    return f'<div class="plots">{images}</div>'
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
@@ -169,48 +174,45 @@ def _line(m: Metrics) -> str:
 # -- plots ------------------------------------------------------------------------------------------------
 
 
-def _figure(height: float) -> Any:
+def _drawn(draw: Callable[[Any], None], height: float = 3.8) -> str:
+    """What `draw` puts on its axes, as base64 of a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # No pyplot: it keeps every figure in a global and asks the environment for a display.
-    return Figure(figsize=(13, height), layout="constrained")
-
-
-def _png(figure: Any) -> str:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
+    figure = Figure(figsize=(4.4, height), layout="constrained")
+    draw(figure.subplots())
     out = io.BytesIO()
     FigureCanvasAgg(figure).print_png(out)
     return base64.b64encode(out.getvalue()).decode()
 
 
-def plot(judged: Judged) -> str:
-    """Rewards of chosen and rejected, reliability before and after temperature, reward over length: base64 of a PNG."""
-    figure = _figure(3.8)
-    rewards, calibration, length = figure.subplots(1, 3)
-    _plot_rewards(rewards, judged)
-    _plot_reliability(calibration, judged)
-    _plot_length(length, judged)
-    return _png(figure)
+def plots_of(judged: Judged) -> dict[str, str]:
+    """Rewards of chosen and rejected, reliability before and after temperature, reward over length: a PNG each."""
+    kinds = {"rewards": _plot_rewards, "reliability": _plot_reliability, "reward and length": _plot_length}
+    return {name: _drawn(partial(draw, judged=judged)) for name, draw in kinds.items()}
 
 
-def plot_curve(history: Sequence[Mapping[str, float]]) -> str:
-    """Loss, accuracy and margin of the training batches over the steps, and held-out accuracy where it was taken."""
-    figure = _figure(3.2)
-    for axes, name in zip(figure.subplots(1, 3), ("loss", "accuracy", "margin"), strict=True):
-        seen = [(line["step"], line[name]) for line in history if name in line and "loss" in line]
-        axes.plot(
-            *zip(*seen, strict=True), color=_LINE, linewidth=1.2, marker="o" if len(seen) < 3 else "", label="training"
-        )
-        end = f"/{'nll' if name == 'loss' else name}"
-        for key in sorted({k for line in history for k in line if k.startswith("eval_") and k.endswith(end)}):
-            held = [(line["step"], line[key]) for line in history if key in line]
-            label = f"held out, {key.removeprefix('eval_').removesuffix(end)}"
-            axes.plot(*zip(*held, strict=True), marker="o", markersize=3, linewidth=1, label=label)
-        axes.set(title=name.capitalize(), xlabel="step")
-        if len(axes.lines) > 1:
-            axes.legend(fontsize="small")
-    return _png(figure)
+def plot_curves(history: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """Loss, accuracy and margin of the training batches over the steps, and on held-out pairs where they were taken."""
+    names = ("loss", "accuracy", "margin")
+    return {f"{name} over the steps": _drawn(partial(_plot_curve, name=name, history=history), 3.2) for name in names}
+
+
+def _plot_curve(axes: Any, name: str, history: Sequence[Mapping[str, float]]) -> None:
+    seen = [(line["step"], line[name]) for line in history if name in line and "loss" in line]
+    axes.plot(
+        *zip(*seen, strict=True), color=_LINE, linewidth=1.2, marker="o" if len(seen) < 3 else "", label="training"
+    )
+    axes.set_prop_cycle(color=[_CHOSEN, _REJECTED, "#8a6d1f", "#6b4c8f"])
+    end = f"/{'nll' if name == 'loss' else name}"
+    for key in sorted({k for line in history for k in line if k.startswith("eval_") and k.endswith(end)}):
+        held = [(line["step"], line[key]) for line in history if key in line]
+        label = f"held out, {key.removeprefix('eval_').removesuffix(end)}"
+        axes.plot(*zip(*held, strict=True), marker="o", markersize=3, linewidth=1, linestyle="--", label=label)
+    axes.set(title=name.capitalize(), xlabel="step")
+    if len(axes.lines) > 1:
+        axes.legend(fontsize="small")
 
 
 def _plot_rewards(axes: Any, judged: Judged) -> None:
@@ -234,7 +236,7 @@ def _plot_reliability(axes: Any, judged: Judged) -> None:
     for diff_P, colour, label in ((judged.diff_P, _REJECTED, "as trained"), (cooled_P, _LINE, "after temperature")):
         confidence, accuracy, _ = zip(*reliability(diff_P), strict=True)
         axes.plot(confidence, accuracy, marker="o", markersize=4, color=colour, label=label)
-    title = f"Reliability, {len(bins)} bins of {bins[-1][2]} pairs or one more"
+    title = f"Reliability, {len(bins)} bins of {bins[-1][2]} pairs"
     axes.set(title=title, xlabel="confidence", ylabel="accuracy", ylim=(0, 1.02))
     axes.legend()
 
