@@ -232,6 +232,6 @@ def test_a_report_is_one_file_that_escapes_what_it_prints(tmp_path):
     text = (tmp_path / "deep" / "r.html").read_text()
     assert "<script>" not in text
     assert "&lt;b&gt;" in text
-    assert text.count("data:image/png;base64,") == 1
+    assert text.count("data:image/png;base64,") == 3
     assert "http" not in text.replace("http-equiv", "")
     assert "0.667" in text

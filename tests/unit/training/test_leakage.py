@@ -75,16 +75,24 @@ def test_folds_keep_their_numbers():
     assert (kept.chosen, kept.rejected) == ((whole.chosen[2],), (whole.rejected[2],))
 
 
-def test_every_row_is_counted_once(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # which pairs `max_pairs` keeps hangs on the path as it is written
+def test_every_row_is_counted_once(tmp_path):
     rows = world.planted_rows(60, n_groups=20)
     renamed = [{**r, "group": "elsewhere"} for r in rows[:6]]
     rows += [*renamed, rows[20], {**rows[21], "chosen": rows[21]["rejected"], "rejected": rows[21]["chosen"]}]
-    rows += [{**rows[22], "chosen": " river" * 300}, {"prompt": "no pair"}]
-    world.write_jsonl(tmp_path / "pairs.jsonl", rows)
-    world.write_jsonl(tmp_path / "held.jsonl", [r for r in rows[:60] if r["group"] in ("g1", "g2")])
+    rows += [{**rows[23], "chosen": " river" * 300}, {"prompt": "no pair"}]
+    path = str(world.write_jsonl(tmp_path / "d.jsonl", rows))
+    held = str(world.write_jsonl(tmp_path / "held.jsonl", [r for r in rows[:60] if r["group"] in ("g1", "g2")]))
+    other = world.planted_rows(5, seed=7, good="kindly", bad="metal")
+    more = str(world.write_jsonl(tmp_path / "more.jsonl", [{**r, "group": "more"} for r in other]))
     split = data.load(
-        DataConfig((SourceConfig("pairs.jsonl", max_pairs=66),), (SourceConfig("held.jsonl"),), on_bad_row="skip"),
+        DataConfig(
+            (
+                SourceConfig(path),
+                SourceConfig(more, max_pairs=3),
+            ),
+            (SourceConfig(held),),
+            on_bad_row="skip",
+        ),
         "score",
     )
     encode = encoder(world.tokenizer(), 128)
@@ -94,7 +102,7 @@ def test_every_row_is_counted_once(tmp_path, monkeypatch):
     gone = found.n_bad + found.n_spare + found.n_same_group + found.n_leaked + sum(found.dropped.values())
     assert found.n_rows == gone + found.n_train + found.n_held_out
     assert found.n_leaked == 2, "g1 and g2 are among the renamed rows"
-    assert (found.n_bad, found.n_spare) == (1, 3)
+    assert (found.n_bad, found.n_spare, found.dropped) == (1, 2, {"too_long": 1})
     text = "\n".join(account.lines(found))
     assert f"rows read: {found.n_rows}" in text
     assert "2 with a response that is held out" in text
