@@ -194,8 +194,8 @@ class _Boarding:
 
     def _may_be_torn(self, family: _Range, depth: int) -> bool:
         first, last = family
-        own = min((self._shared[i] for i in range(first + 1, last)), default=0)
-        return depth < own <= 2 * depth and self._cost(self._added(family)) > self._limits.enough
+        begins_on_board = any(self._shared[i] <= 2 * depth for i in range(first + 1, last))
+        return begins_on_board and self._cost(self._added(family, 0)) > self._limits.enough
 
     def _board(self, family: _Range, depth: int) -> bool:
         """Let in all of a family or nobody. The first on board is always let in."""
@@ -206,7 +206,7 @@ class _Boarding:
             self._on_board.append(family)
         return fits
 
-    def _added(self, family: _Range, depth: int = 0) -> list[int]:
+    def _added(self, family: _Range, depth: int) -> list[int]:
         first, last = family
         rest = [self._kin[i].n_tokens - self._shared[i] for i in range(first + 1, last)]
         return [self._kin[first].n_tokens - max(depth, 0), *rest]
@@ -246,9 +246,6 @@ def _shared_with_neighbour(kin: Sequence[Ticket]) -> list[int]:
 
 
 def _n_shared(a: bytes, b: bytes) -> int:
-    """How many tokens two keys begin with in common, 0 where it is no family."""
+    """How many tokens two different keys begin with in common, 0 where it is no family."""
     least = LEAST_SHARED * ID_BYTES
-    if a[:least] != b[:least]:  # nearly always: told apart at once
-        return 0
-    n = n_common(a, b)
-    return n if n >= LEAST_SHARED else 0
+    return n_common(a, b) if a[:least] == b[:least] else 0  # nearly always told apart at once

@@ -125,7 +125,7 @@ def _emit(root: _Node) -> tuple[tuple[Segment, ...], dict[Row, int]]:
             found.append((node.row[start : node.end], start, parent))
         below = (node.end, len(found) - 1) if stands else (start, parent)
         todo.extend((child, *below) for child in reversed(node.children))
-    after = list(range(1, len(found) + 1))
+    after = [i + 1 for i in range(len(found))]
     for i in range(len(found) - 1, -1, -1):
         parent = found[i][2]
         if parent is not None:

@@ -33,6 +33,7 @@ def test_segments_are_in_pre_order_with_their_parents_and_what_lies_behind_them(
     )
     assert tree.ends == (4, 2, 5, 0, 3, 4)
     assert tree.segments[1].end == 40
+    assert [segment.after for segment in plant(rows[:2]).segments] == [3, 2, 3], "the last one has a parent"
 
 
 @pytest.mark.parametrize(("n_shared", "is_shared"), [(11, False), (12, True)])

@@ -64,6 +64,7 @@ def test_the_oldest_waits_for_company_that_is_coming_but_only_for_the_linger():
     limits = Limits(max_tokens=100, linger_s=2.0)
     early = plan(room(10, at=10.0), limits, padded, now=11.0, coming=1)
     assert (riding(early), early.look_again_at) == ([], 12.0)
+    assert [t.ticket_id for t in early.waiting] == [0]
     assert riding(plan(room(10, at=10.0), limits, padded, now=12.0, coming=1)) == [0]
 
 
@@ -131,3 +132,26 @@ def test_a_long_prompt_may_take_a_batch_beyond_what_is_enough_and_a_short_one_ma
 def test_fewer_tokens_than_are_worth_it_make_no_family():
     alike = [(*range(15), *[i] * 10) for i in range(4)]
     assert with_family(rows(*alike), max_tokens=60) == [0, 1]
+
+
+@pytest.mark.parametrize(("n_own", "aboard"), [(40, [0, 1]), (41, [0])])
+def test_of_a_family_that_fits_in_no_batch_the_oldest_rides_if_half_of_its_beginning_is_on_board(n_own, aboard):
+    own = (*PREAMBLE, *range(100, 80 + n_own))
+    tickets = rows((*PREAMBLE, 7), *((*own, *[310 - i] * 30) for i in range(3)))
+    assert with_family(tickets, max_tokens=100) == aboard
+
+
+@pytest.mark.parametrize(("tail", "aboard"), [(31, [0, 1]), (30, [0])])
+def test_a_family_is_torn_only_if_it_fits_in_no_batch(tail, aboard):
+    tickets = rows((*PREAMBLE, 7), (*PROMPT, *[310] * 30), (*PROMPT, *[309] * tail))
+    assert with_family(tickets, max_tokens=100) == aboard
+
+
+def test_of_relatives_that_are_as_close_the_older_ride_first():
+    tickets = rows((*PREAMBLE, *[5] * 10), (*PREAMBLE, *[9] * 60), (*PREAMBLE, *[7] * 60))
+    assert with_family(tickets, max_tokens=100) == [0, 1]
+
+
+def test_sixteen_tokens_in_common_make_a_family():
+    alike = [(*range(16), *[i] * 10) for i in range(20, 24)]
+    assert with_family(rows(*alike), max_tokens=16 + 3 * 10) == [0, 1, 2]
