@@ -1,8 +1,8 @@
 """Run mutmut over the areas of `areas`, and compare the mutants that survive with those that `survivors.toml` explains.
 
 Each area is mutated in a copy of the working tree under `.bench/mutants/`. Mutants of unchanged functions that were killed are not
-tested again; survivors are. The exit code is 1 where an area has less than 95 % of its mutants killed, or a survivor without a
-reason.
+tested again, unless the area has changed; survivors are. Delete the folder to test all of them. The exit code is 1 where an area has
+less than 95 % of its mutants killed, or a survivor without a reason.
 """
 
 from __future__ import annotations
@@ -77,9 +77,12 @@ def main() -> int:
 def run(name: str, area: Area) -> Outcome:
     """Mutate one area and run its tests. Raise `RuntimeError` with mutmut's last words where it cannot."""
     folder = HOME / name
+    project, configuration = folder / "pyproject.toml", _configuration(area)
+    if project.exists() and configuration not in project.read_text():
+        shutil.rmtree(folder)  # other tests, or other files
     _copy_tree(folder)
-    with (folder / "pyproject.toml").open("a") as file:
-        file.write(_configuration(area))
+    with project.open("a") as file:
+        file.write(configuration)
     mutmut = Path(sys.executable).with_name("mutmut")
     command = [mutmut, "run", "--max-children", str(os.cpu_count() or 1)]
     # The checkout must not be on the path beside the mutated copy.

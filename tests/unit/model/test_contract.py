@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from model.backends import ContractBroken, LoadError, ModelSpec, load
 from model.checkpoint import write_contract
-from model.contract import FORMAT, ContractUnreadable, ScoringContract, sample_from_dict, sample_to_dict
-from model.conversation import InputTooLong, Message, Sample
+from model.contract import FORMAT, ContractUnreadable, ScoringContract
+from model.conversation import InputTooLong, Sample
 from tests.support.checkpoints import PROBES, edit_json, edit_tensor, reward_model, sequence_classifier
 from tests.support.tiny import LLAMA3_LIKE
 
@@ -248,30 +248,6 @@ def test_a_contract_that_cannot_be_read_is_no_contract_to_ignore(folder, text, m
         ScoringContract.load(folder)
     with pytest.raises(LoadError, match=message):
         load("torch", ModelSpec(str(folder)))
-
-
-def test_a_contract_survives_its_file(folder):
-    contract = ScoringContract.load(folder)
-    before = contract.digest
-    contract.save(folder)
-    again = ScoringContract.load(folder)
-    assert again == contract
-    assert again.digest == before
-    assert replace(contract, max_tokens=7).digest != before
-
-
-@pytest.mark.parametrize(
-    "sample",
-    [
-        *PROBES[:2],
-        Sample(prompt=(Message("system", "s"), Message("user", "u")), response="r", finish_reason="length"),
-        Sample(messages=(Message("user", "u"), Message("assistant", "a"))),
-        Sample(text="t"),
-        Sample(input_ids=(1, 2, 3)),
-    ],
-)
-def test_a_probes_sample_survives_json(sample):
-    assert sample_from_dict(json.loads(json.dumps(sample_to_dict(sample)))) == sample
 
 
 def test_a_cuda_device_that_is_not_there_is_said_so(folder):
