@@ -1,8 +1,8 @@
 """Run mutmut over the areas of `areas`, and compare the mutants that survive with those that `survivors.toml` explains.
 
 Each area is mutated in a copy of the working tree under `.bench/mutants/`. Mutants of unchanged functions that were killed are not
-tested again, unless the area has changed; survivors are. Delete the folder to test all of them. The exit code is 1 where an area has
-less than 95 % of its mutants killed, or a survivor without a reason.
+tested again, unless the area has changed; survivors are. Delete the folder to test all of them. The exit code is 1 where an area
+has less than 95 % of its mutants killed, or a survivor without a reason.
 """
 
 from __future__ import annotations
