@@ -296,7 +296,12 @@ class Prepared:
 
 
 def _is_finite(layers: Sequence[KeysAndValues]) -> bool:
-    return all(torch.stack([x.isfinite().all().cpu() for layer in layers for x in layer]).tolist())
+    """Whether every number is finite. The host waits once for each device that has layers."""
+    found: dict[torch.device, list[Tensor]] = {}
+    for layer in layers:
+        for x in layer:
+            found.setdefault(x.device, []).append(x.isfinite().all())
+    return all(bool(torch.stack(each).all()) for each in found.values())
 
 
 def _parts(
