@@ -26,6 +26,7 @@ from model.conversation import Sample, SampleError
 from model.layout_rules import Ending, ReadsAt
 from model.printable import printable
 from model.template import EncodingPolicyError
+from model.textfile import decoded
 
 TOLERANCE = 1e-4
 """How far a raw score may be off when the written checkpoint is read back, in float32."""
@@ -111,7 +112,7 @@ def rewrite_contract(folder: Path, probes: Sequence[Sample], **how: Any) -> str:
 
 def _probes(name: str, path: str | None, allow_pickle: bool) -> list[Sample]:
     if path is not None:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = decoded(Path(path).read_bytes()).split("\n")
         return [sample_from_dict(json.loads(line)) for line in lines if line.strip()]
     kept = _old_contract(resolve(name, allow_pickle=allow_pickle)).get("probes", [])
     plain = [Sample(prompt=prompt, response=response) for prompt in _PROMPTS for response in _RESPONSES]

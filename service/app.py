@@ -383,8 +383,14 @@ async def _looking_out(house: House, succession: Succession, known: Fingerprint)
         def failed(error: Exception) -> None:
             house.log.error("lookout_failed", exc_info=error)
 
+        def restless() -> None:
+            house.log.warning(
+                "checkpoint_never_still",
+                why="it changes at every look, so it is not loaded. Write it beside, and move a link to it.",
+            )
+
         folders = house.settings.watched_folders()
-        looking = keep_looking(folders, known, every_s, succession.load_again, failed)
+        looking = keep_looking(folders, known, every_s, succession.load_again, failed, restless)
         tasks.add(asyncio.create_task(looking, name="lookout"))
     try:
         yield

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.printable import printable
+from model.textfile import NotText, decoded
 from service.tripwires.baits import BaitsError, hashed
 
 _USAGE = 2
@@ -24,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _USAGE
     try:
         key = Path(arguments[0]).read_bytes().strip()
-        print("\n".join(hashed(sys.stdin, key)))
-    except (OSError, BaitsError) as error:
+        print("\n".join(hashed(decoded(sys.stdin.buffer.read()).split("\n"), key)))
+    except (OSError, NotText, BaitsError) as error:
         print(printable(f"reward-baits: {error}"), file=sys.stderr)
         return _USAGE
     return 0

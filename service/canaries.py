@@ -17,6 +17,7 @@ from pathlib import Path
 from model.backends import Encode, Identity
 from model.conversation import Sample, SampleError
 from model.scorer import ScorerError, TokenBatch
+from model.textfile import NotText, decoded
 from service.batching.batcher import Batcher
 from service.batching.outcomes import RowScored
 from service.errors import ServiceError
@@ -64,7 +65,9 @@ def failing(results: Sequence[Sung]) -> tuple[Sung, ...]:
 def read(path: Path = SHIPPED) -> list[Canary]:
     """Raise `CanariesError`."""
     try:
-        return [Canary(**entry) for entry in json.loads(read_bounded(path, _MOST_BYTES))]
+        return [Canary(**entry) for entry in json.loads(decoded(read_bounded(path, _MOST_BYTES)))]
+    except NotText as error:
+        raise CanariesError(f"canaries {path} cannot be read: {error}") from None
     except (OSError, ValueError, TypeError) as error:
         raise CanariesError(f"canaries {path} cannot be read: {type(error).__name__}") from None
 

@@ -62,6 +62,11 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     return data
 
 
+def reason_of(error: OSError | ValueError) -> str:
+    """Why a file could not be read, without what it holds."""
+    return str(error) if isinstance(error, ValueError) else error.strerror or type(error).__name__
+
+
 State = tuple[int, ...]
 """What changes when a file is written, or another takes its place; empty: there is no file."""
 

@@ -9,19 +9,20 @@ to the owner of the key that sends it, which is the key's name unless the line s
 
 Digests are plain SHA-256. Slow hashes protect passwords, which people choose and others guess; a key of 256 random bits
 cannot be guessed however fast each guess is checked. A line of one word is a key as such, as it was before there were
-digests: accepted, with a warning. Knows no HTTP.
+digests: accepted, with a warning, and named by the beginning of its digest. Knows no HTTP.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
-from service.files import State, read_bounded, repeat, state_of
+from model.textfile import decoded
+from service.files import State, read_bounded, reason_of, repeat, state_of
 from service.quota import UNLIMITED, Limits
 
 SCOPES = ("score", "admin", "metrics")
@@ -31,6 +32,7 @@ SHORT = 16
 _PLAIN_SCOPES = frozenset({"score", "metrics"})
 _PREFIX = "sha256:"
 _LOOKED_AT_EVERY_S = 0.5
+_NAME_DIGITS = 12
 _MOST_BYTES = 4 * 2**20
 _LIMITS = ("requests_per_s", "tokens_per_s", "burst_s")
 _MOST_RUNS = 64
@@ -52,9 +54,6 @@ class RunNames:
 
     def __bool__(self) -> bool:
         return bool(self.names or self.prefixes)
-
-    def __or__(self, other: RunNames) -> RunNames:
-        return RunNames(self.names | other.names, tuple({*self.prefixes, *other.prefixes}))
 
     @property
     def sole(self) -> str | None:
@@ -118,7 +117,8 @@ class KeyRing:
         plain = [key.name for key in self.keys if not key.is_hashed]
         short = [key.name for key in self.keys if key.is_short]
         if plain:
-            yield f"{len(plain)} keys are not hashed ({', '.join(plain)}): whoever reads the file has them. See reward-keys."
+            names = ", ".join(plain)
+            yield f"{len(plain)} keys are not hashed ({names}): anyone with access to the file can read them. See reward-keys."
         if short:
             yield f"{', '.join(short)}: shorter than {SHORT} characters, which can be guessed. See reward-keys."
 
@@ -148,9 +148,33 @@ def sift(text: str) -> tuple[KeyRing, list[str]]:
             problems.append(f"line {i}: another line has the same name, or the same key")
         else:
             keys.append(key)
-    bound = [key.runs for key in keys if key.runs]
-    reserved = RunNames(frozenset().union(*(r.names for r in bound)), tuple({p for r in bound for p in r.prefixes}))
-    return KeyRing(tuple(keys), reserved, is_required=True), problems
+    return _ring_of(keys), problems
+
+
+def _ring_of(keys: Iterable[Key], reserved: RunNames = RunNames()) -> KeyRing:
+    """These keys; `reserved`: runs that are bound, besides those that these keys are bound to."""
+    bound = [reserved, *(key.runs for key in keys)]
+    prefixes = tuple({prefix for runs in bound for prefix in runs.prefixes})
+    return KeyRing(
+        tuple(keys), RunNames(frozenset().union(*(runs.names for runs in bound)), prefixes), is_required=True
+    )
+
+
+def merge(valid: Iterable[Key], before: Iterable[Key], now: Iterable[Key]) -> list[Key]:
+    """The keys that are valid after a look. `before`, `now`: what the last look and this one have read.
+
+    A new key counts when both have read it alike. One that is valid ends, or changes, when neither has read it as it is. So half
+    a line that is being written does nothing, and a file that never holds still postpones nothing.
+    """
+    old, earlier, new = ({key.digest: key for key in keys} for keys in (valid, before, now))
+    merged = [_merged(old.get(each), earlier.get(each), new.get(each)) for each in {**new, **old}]
+    return [key for key in merged if key is not None]
+
+
+def _merged(valid: Key | None, before: Key | None, now: Key | None) -> Key | None:
+    if valid is None:
+        return now if now == before else None
+    return valid if valid in (before, now) else now
 
 
 def line_of(
@@ -168,8 +192,12 @@ def line_of(
 def _key(i: int, words: list[str]) -> Key:
     if len(words) == 1 and not words[0].startswith(_PREFIX):
         plain = words[0]
+        if not plain.isprintable():
+            raise KeysError(f"line {i}: a key has characters that can be printed")
         digest = hashlib.sha256(plain.encode()).digest()
-        return Key(f"line-{i}", digest, _PLAIN_SCOPES, is_hashed=False, is_short=len(plain) < SHORT)
+        # Not by its place in the file: limits, runs and log lines would pass to another key when a line is inserted.
+        name = f"key-{digest.hex()[:_NAME_DIGITS]}"
+        return Key(name, digest, _PLAIN_SCOPES, is_hashed=False, is_short=len(plain) < SHORT)
     if len(words) < 3 or not words[1].startswith(_PREFIX):
         raise KeysError(f"line {i}: write NAME sha256:HEX SCOPES, as reward-keys does")
     name, digest_text, scopes, *numbers = words
@@ -239,18 +267,20 @@ def _limits(i: int, words: list[str]) -> Limits:
 class KeyFile:
     """The keys of a file, as it is now. `look` reads it, on a thread; `ring` never waits.
 
-    A readable file says which keys are valid: a line that is no key is none, and a file without keys, or no file, means that no
-    key is valid. Only a file that cannot be read leaves the keys as they were. A change that takes a key away counts when two
-    looks in a row have seen the same file, because an editor may be writing it.
-    `tell(names, why)` is called for every change, with the valid keys; `why` is what is wrong with the file.
+    A readable file says which keys are valid, as `merge` reads two looks in a row: a line that is no key is none, and a file
+    without keys, or no file, means that no key is valid. Only a file that cannot be read leaves the keys as they were.
+    `tell(names, why)` is called for every change, with the valid keys; `why` is what is wrong with the file in two looks in a row.
     """
 
     def __init__(self, path: Path, ring: KeyRing, tell: Callable[[Sequence[str], str | None], None]) -> None:
         self._path = path
         self._ring = ring
         self._tell = tell
-        self._known: State | None = None  # the ring may be older than the file
-        self._before: State | None = None
+        self._state: State | None = None
+        self._is_settled = False
+        self._seen = ring.keys
+        self._why: str | None = None
+        self._told_why: str | None = None
 
     def ring(self) -> KeyRing:
         """The keys that are valid right now."""
@@ -261,47 +291,54 @@ class KeyFile:
         return repeat(self.look, _LOOKED_AT_EVERY_S, "keys")
 
     def look(self) -> None:
-        """Read the file, if it has changed."""
+        """Read the file, unless two looks in a row have read what is there."""
         state = state_of(self._path)
-        if state == self._known:
+        if self._is_settled and state == self._state:
             return
-        ring, why = self._read()
-        taken_away = {key.digest for key in self._ring.keys} - {key.digest for key in ring.keys}
-        if (taken_away or why) and state != self._before:
-            self._before = state
-            return
-        self._known = self._before = state
-        is_news = ring != self._ring or why is not None
+        self._is_settled, self._state = state == self._state, state
+        keys = self._ring.keys
+        try:
+            seen, why = _read(self._path)
+        except KeysError as error:
+            why = f"{error}; the keys of before stay valid"
+        else:
+            keys, self._seen = tuple(merge(keys, self._seen, seen)), seen
+        # A run stays with the keys that were bound to it, also where the line that says so cannot be read.
+        self._take(_ring_of(keys, RunNames() if why is None else self._ring.reserved), why)
+
+    def _take(self, ring: KeyRing, why: str | None) -> None:
+        is_lasting, self._why = (why is None) == (self._why is None), why
+        told_why, self._told_why = self._told_why, why if is_lasting else self._told_why
+        is_news = set(ring.keys) != set(self._ring.keys) or self._told_why != told_why
         self._ring = ring
         if is_news:
-            self._tell([key.name for key in ring.keys], why)
+            self._tell([key.name for key in ring.keys], self._told_why)
 
-    def _read(self) -> tuple[KeyRing, str | None]:
-        try:
-            text = read_bounded(self._path, _MOST_BYTES).decode()
-        except (FileNotFoundError, NotADirectoryError):
-            return KeyRing(is_required=True), "there is no file: no key is valid until there is one"
-        except UnicodeDecodeError:
-            return self._ring, "it cannot be read: it is not UTF-8; the keys of before stay valid"
-        except (OSError, ValueError) as error:
-            return self._ring, f"it cannot be read: {_reason(error)}; the keys of before stay valid"
-        ring, problems = sift(text)
-        if problems:
-            # A run stays with the keys that were bound to it, also where the line that says so cannot be read.
-            ring = replace(ring, reserved=self._ring.reserved | ring.reserved)
-            return ring, f"{problems[0]}; this line is no key ({len(problems)} such lines)"
-        return ring, None if ring.keys else "there is no key in it: no key is valid"
+
+def _read(path: Path) -> tuple[tuple[Key, ...], str | None]:
+    """The keys of a file, and what is wrong with it. Raise `KeysError` where it cannot be read."""
+    text = _text(path)
+    if text is None:
+        return (), "there is no file: no key is valid until there is one"
+    ring, problems = sift(text)
+    if problems:
+        return ring.keys, f"{problems[0]}; this line is no key ({len(problems)} such lines)"
+    return ring.keys, None if ring.keys else "there is no key in it: no key is valid"
 
 
 def read(path: Path) -> KeyRing:
     """The keys of a file. Raise `KeysError`."""
+    text = _text(path)
+    if text is None:
+        raise KeysError("there is no such file")
+    return parse(text)
+
+
+def _text(path: Path) -> str | None:
+    """What a file holds; None: there is none. Raise `KeysError`."""
     try:
-        return parse(read_bounded(path, _MOST_BYTES).decode())
-    except UnicodeDecodeError:
-        raise KeysError("it cannot be read: it is not UTF-8") from None
+        return decoded(read_bounded(path, _MOST_BYTES))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (OSError, ValueError) as error:
-        raise KeysError(f"it cannot be read: {_reason(error)}") from None
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return str(error) if isinstance(error, ValueError) else error.strerror or type(error).__name__
+        raise KeysError(f"it cannot be read: {reason_of(error)}") from None

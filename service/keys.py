@@ -2,7 +2,7 @@
 [--owner=NAME]`: make an API key.
 
 The key is printed, once; its digest is added to the file, which `REWARD_KEYS_FILE` names. A server that runs takes it up
-within a second or two. To take a key back, delete its line.
+within a second or two. To take a key back, delete its line: it is refused within a second or two.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.printable import printable
+from model.textfile import NotText, decoded, wide_encoding
 from service.keyring import SCOPES, KeysError, line_of, parse
 from service.quota import BURST_S, Limits
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = given.runs.split(",") if given.runs else ()
         line = line_of(given.name, key, frozenset(given.scopes.split(",")), limits, runs, given.owner)
         add(given.file, line, given.scopes)
-    except (OSError, UnicodeDecodeError, KeysError) as error:
+    except (OSError, NotText, KeysError) as error:
         print(printable(f"reward-keys: {given.file}: {error}"), file=sys.stderr)
         return _USAGE
     print(key)
@@ -58,13 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add(path: Path, line: str, scopes: str) -> None:
     """Append a line to a file of keys. Raise `KeysError` where it would not be one any more."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "r+", encoding="utf-8") as file:
-        before = file.read()
+    with os.fdopen(descriptor, "rb+") as file:
+        data = file.read()
+        if (name := wide_encoding(data[:4])) is not None:
+            raise KeysError(f"it is {name}; save it as UTF-8 first, so that a line can be added")
+        before = decoded(data)
         if not set(scopes.split(",")) <= set(SCOPES):
             raise KeysError(f"scopes are {', '.join(SCOPES)}, with commas and without spaces")
         addition = ("\n" if before and not before.endswith("\n") else "") + line + "\n"
         parse(before + addition)
-        file.write(addition)
+        file.write(addition.encode())
 
 
 if __name__ == "__main__":

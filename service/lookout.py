@@ -1,7 +1,8 @@
 """Looks whether what a path leads to has become another checkpoint: a link that was moved, or files that were replaced.
 
 A checkpoint is another one when it has been the same for two looks in a row, so that one that is being written is left alone;
-whoever writes beside and moves a link is seen at once at the next look but one. Knows nothing of models.
+a link that is moved is seen at the next look but one. A file that changes at every look holds up a new checkpoint for ten looks,
+unless it has weights: those are never loaded while they change, and that is reported. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -11,9 +12,16 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Literal
+
+_WEIGHTS = (".safetensors", ".bin")
+_READ = (*_WEIGHTS, ".json", ".txt", ".jinja", ".model", ".tiktoken")
+"""What the files of a checkpoint are called: weights, configurations, tokenizers, templates."""
+
+_RESTLESS_LOOKS = 10
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
-"""Path, inode, size and time of change in nanoseconds, of every file."""
+"""Path, inode, size and time of change in nanoseconds, of every file that a checkpoint is read from."""
 
 
 def fingerprint(paths: Sequence[Path]) -> Fingerprint:
@@ -28,7 +36,9 @@ def fingerprint(paths: Sequence[Path]) -> Fingerprint:
 def _of_folder(folder: Path) -> Fingerprint:
     if not folder.is_dir():
         return ()
-    stats = [(file, file.stat()) for file in sorted(folder.rglob("*")) if file.is_file()]
+    files = (file for file in sorted(folder.rglob("*")) if file.name.endswith(_READ) and file.is_file())
+    shown = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    stats = [(file, file.stat()) for file in shown]
     return tuple((str(file), stat.st_ino, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
 
 
@@ -38,14 +48,30 @@ class Lookout:
     def __init__(self, known: Fingerprint) -> None:
         self._known = known
         self._before = known
+        self._n_changes: dict[str, int] = {}
+        self._n_unsettled = 0
 
-    def is_news(self, seen: Fingerprint) -> bool:
-        """Whether this is another checkpoint, and a whole one. Said once: what is refused is not tried again."""
-        is_settled, self._before = seen == self._before, seen
-        if not seen or seen == self._known or not is_settled:
-            return False
-        self._known = seen
-        return True
+    def look(self, seen: Fingerprint) -> Literal["", "news", "restless"]:
+        """`news`: this is another checkpoint, and a whole one; said once, so what is refused is not tried again.
+
+        `restless`: another one has not held still for ten looks; said at every tenth.
+        """
+        changed = {path for path, *_ in {*seen} ^ {*self._before}}
+        self._before = seen
+        self._n_changes = {path: self._n_changes.get(path, 0) + 1 for path in changed}
+        restless = {path for path, n in self._n_changes.items() if n >= _RESTLESS_LOOKS and not path.endswith(_WEIGHTS)}
+        if not seen or _without(restless, seen) == _without(restless, self._known):
+            self._n_unsettled = 0
+            return ""
+        if changed - restless:
+            self._n_unsettled += 1
+            return "" if self._n_unsettled % _RESTLESS_LOOKS else "restless"
+        self._known, self._n_unsettled = seen, 0
+        return "news"
+
+
+def _without(paths: set[str], seen: Fingerprint) -> Fingerprint:
+    return tuple(each for each in seen if each[0] not in paths)
 
 
 async def keep_looking(
@@ -54,16 +80,21 @@ async def keep_looking(
     every_s: float,
     news: Callable[[], Awaitable[None]],
     failed: Callable[[Exception], None],
+    restless: Callable[[], None],
 ) -> None:
     """For ever: `news` is awaited for every new checkpoint. The looks are on a thread: a network's folder may hang.
 
-    `failed` hears of what nobody foresaw, such as no thread to be had; it looks on.
+    `failed` is called with an error that was not foreseen, such as no thread to be had, and looking goes on; `restless`, now
+    and then, while a new checkpoint does not hold still.
     """
     lookout = Lookout(known)
     while True:
         await asyncio.sleep(every_s)
         try:
-            if lookout.is_news(await asyncio.to_thread(fingerprint, paths)):
+            found = lookout.look(await asyncio.to_thread(fingerprint, paths))
+            if found == "news":
                 await news()
+            elif found == "restless":
+                restless()
         except Exception as error:
             failed(error)

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from model.printable import printable
+from model.textfile import decoded
 from service.tripwires.advice import ADVICE, SAYS
 from service.tripwires.plan import PlanError, WirePlan, plan_of
 from service.tripwires.reference import least_deviation
@@ -79,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=ENOUGH_SAMPLES, help="enough samples for a window")
     given = parser.parse_args(argv)
     try:
-        plan = plan_of(tomllib.loads(given.tripwires_file.read_text())) if given.tripwires_file else WirePlan()
+        plan = (
+            plan_of(tomllib.loads(decoded(given.tripwires_file.read_bytes()))) if given.tripwires_file else WirePlan()
+        )
     except (OSError, ValueError, PlanError) as error:
         print(printable(f"reward-rules: {given.tripwires_file}: {error}"), file=sys.stderr)
         return 2

@@ -22,7 +22,8 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 from model.backends import BACKENDS, ModelSpec, VllmSpec
 from model.printable import printable
 from model.reward import CombineSettings, PenaltySettings, RewardSettings
-from service.files import read_bounded
+from model.textfile import decoded
+from service.files import read_bounded, reason_of
 from service.keyring import KeyRing, KeysError
 from service.keyring import read as read_keys
 from service.tls import TlsError, TlsFiles, context_of
@@ -296,9 +297,9 @@ class ModelSettings(BaseSettings):
         if path is None:
             return WirePlan()
         try:
-            plan = plan_of(tomllib.loads(read_bounded(path, _MOST_BYTES).decode()))
+            plan = plan_of(tomllib.loads(decoded(read_bounded(path, _MOST_BYTES))))
         except (OSError, ValueError, PlanError) as error:
-            why = type(error).__name__ if isinstance(error, OSError) else str(error)
+            why = str(error) if isinstance(error, PlanError) else reason_of(error)
             raise SettingsError(f"REWARD_TRIPWIRES_FILE={path}: {why}.") from None
         return replace(plan, lexicons=tuple(str(path.parent / name) for name in plan.lexicons))
 
@@ -312,10 +313,10 @@ class ModelSettings(BaseSettings):
                 "REWARD_TRIPWIRES__BAITS_FILE is set, but not the key: set REWARD_TRIPWIRES__BAITS_KEY_FILE."
             )
         try:
-            texts = read_bounded(path, _MOST_BYTES).decode().splitlines()
+            texts = decoded(read_bounded(path, _MOST_BYTES)).split("\n")
             return read_baits(texts, read_bounded(key_path, _MOST_BYTES).strip())
         except (OSError, ValueError) as error:
-            raise SettingsError(f"REWARD_TRIPWIRES__BAITS_FILE cannot be read: {type(error).__name__}.") from None
+            raise SettingsError(f"REWARD_TRIPWIRES__BAITS_FILE cannot be read: {reason_of(error)}.") from None
         except BaitsError as error:
             raise SettingsError(f"REWARD_TRIPWIRES__BAITS_FILE={path}: {error}.") from None
 
@@ -495,9 +496,9 @@ class ServeSettings(ModelSettings):
         if path is None:
             return ()
         try:
-            secrets = tuple(read_bounded(path, _MOST_SECRET_BYTES).decode("ascii").split())
+            secrets = tuple(decoded(read_bounded(path, _MOST_SECRET_BYTES)).split())
         except (OSError, ValueError) as error:
-            raise SettingsError(f"REWARD_WEBHOOK_SECRET_FILE={path} cannot be read: {type(error).__name__}.") from None
+            raise SettingsError(f"REWARD_WEBHOOK_SECRET_FILE={path} cannot be read: {reason_of(error)}.") from None
         if not secrets or not all(_is_webhook_secret(each) for each in secrets):
             raise SettingsError(
                 f"REWARD_WEBHOOK_SECRET_FILE={path}: a line is whsec_ and 24 to 64 random bytes in base64. Make one: "

@@ -26,6 +26,7 @@ from model.checkpoint import (
 )
 from model.contract import N_PROBES, ScoringContract, sample_from_dict
 from model.conversation import Sample, SampleError
+from model.textfile import decoded
 from training.config import ConfigError
 from training.methods import merge
 from training.sequences import PairTable, TokenSequence
@@ -126,7 +127,7 @@ def _at(ordered: Sequence[TokenSequence], share: float) -> TokenSequence:
 def read_probes(path: Path) -> list[Sample]:
     """Samples that may be shipped: one JSON object a line, as on the wire. Raise `ConfigError`."""
     try:
-        lines = [line for line in path.read_text().splitlines() if line.strip()]
+        lines = [line for line in decoded(path.read_bytes()).split("\n") if line.strip()]
         return [sample_from_dict(json.loads(line)) for line in lines]
     except (OSError, ValueError, TypeError, AttributeError, SampleError) as error:
         raise ConfigError(f"export.probes: {path} holds no samples: {error}") from error

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.textfile import NotText, decoded
+
 KINDS = ("refusal", "flattery", "judge", "opener")
 """`judge` speaks to whoever scores the answer; `opener` opens an answer, and is an exploit where nothing follows."""
 
@@ -49,7 +51,9 @@ NO_LEXICON = Lexicon("none", (), (), (), frozenset())
 
 def _read(path: Path) -> dict[str, list[str]]:
     try:
-        lists = json.loads(path.read_text(encoding="utf-8"))
+        lists = json.loads(decoded(path.read_bytes()))
+    except NotText as error:
+        raise LexiconError(f"lexicon {path} cannot be read: {error}") from None
     except (OSError, ValueError) as error:
         raise LexiconError(f"lexicon {path} cannot be read: {type(error).__name__}") from None
     expected = {"language", "version", *KINDS}

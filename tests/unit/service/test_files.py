@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from service import files
-from service.files import read_bounded, remove_stale_drafts, repeat, set_aside, write_whole
+from service.files import read_bounded, reason_of, remove_stale_drafts, repeat, set_aside, write_whole
 from tests.support.full_disk import SmallDisk, why_none
 
 
@@ -101,3 +101,9 @@ def test_what_a_repeated_look_waits_for_holds_up_no_other_thread():
     assert waits.wait(30)
     stop()
     go_on.set()
+
+
+def test_an_error_without_words_is_named():
+    assert reason_of(BlockingIOError()) == "BlockingIOError"
+    assert reason_of(ValueError("no regular file")) == "no regular file"
+    assert reason_of(FileNotFoundError(2, "No such file or directory", "/secret")) == "No such file or directory"

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import keys
-from service.keyring import SCOPES, Key, KeyFile, KeyRing, KeysError, RunNames, _reason, line_of, parse, read
+from service.keyring import SCOPES, Key, KeyFile, KeyRing, KeysError, RunNames, line_of, parse, read
 from service.quota import UNLIMITED, Limits
 
 SECRET = "rwd_a-key-that-nobody-guesses"
@@ -35,16 +35,27 @@ def test_a_line_is_a_name_a_digest_scopes_and_limits():
 
 
 def test_a_line_of_one_word_is_a_key_as_such_with_a_warning():
-    text = f"{SECRET}\nshort\nsixteen-letters-\nfifteen-letters\n"
-    keys = [key_of(f"line-{i}", each, {"score", "metrics"}) for i, each in enumerate(text.split(), 1)]
-    keys = [replace(key, is_hashed=False, is_short=key.name in ("line-2", "line-4")) for key in keys]
-    ring = parse(text)
+    words = [SECRET, "short", "sixteen-letters-", "fifteen-letters"]
+    names = ["key-" + hashlib.sha256(word.encode()).hexdigest()[:12] for word in words]
+    keys = [key_of(name, word, {"score", "metrics"}) for name, word in zip(names, words, strict=True)]
+    keys = [replace(key, is_hashed=False, is_short=i in (1, 3)) for i, key in enumerate(keys)]
+    ring = parse("\n".join(words) + "\n")
     assert ring == KeyRing(tuple(keys), is_required=True)
     assert ring.find(SECRET.encode()) == keys[0]
     assert list(ring.warnings()) == [
-        "4 keys are not hashed (line-1, line-2, line-3, line-4): whoever reads the file has them. See reward-keys.",
-        "line-2, line-4: shorter than 16 characters, which can be guessed. See reward-keys.",
+        f"4 keys are not hashed ({', '.join(names)}): anyone with access to the file can read them. See reward-keys.",
+        f"{names[1]}, {names[3]}: shorter than 16 characters, which can be guessed. See reward-keys.",
     ]
+
+
+def test_a_plain_key_keeps_its_name_and_owner_wherever_its_line_stands():
+    moved = ["# a comment\n" + SECRET, f"{hashed('new', 'new-key')}\n\nanother-plain-key\n{SECRET}\nlast-plain-key"]
+    before = parse(SECRET)
+    for text in moved:
+        after = parse(text)
+        key = after.find(SECRET.encode())
+        assert key == before.keys[0]
+        assert after.caller(key).owner == before.caller(before.keys[0]).owner == key.name
 
 
 def key_of(name, key, scopes=("score",), limits=UNLIMITED, **rest) -> Key:
@@ -190,14 +201,16 @@ def test_a_file_that_stays_as_it_was_is_no_news(world):
     assert (names(file), told) == (["old", "other"], [])
 
 
-def test_a_key_that_is_added_is_valid_at_the_next_look_and_one_that_is_gone_is_not_at_the_next_but_one(world):
+def test_a_key_counts_when_two_looks_have_seen_it_and_ends_when_two_have_not(world):
     path, told, file = world
     path.write_text(hashed("new", "new-key") + hashed("old", "old-key") + hashed("other", "other-key"))
+    file.look()
+    assert names(file) == ["old", "other"], "it may be half of a line that is being written"
     file.look()
     assert names(file) == ["new", "old", "other"]
     path.write_text(hashed("new", "new-key") + hashed("other", "other-key"))
     file.look()
-    assert names(file) == ["new", "old", "other"], "it may be half of a file that is being written"
+    assert set(names(file)) == {"new", "old", "other"}, "it may be half of a file that is being written"
     file.look()
     assert names(file) == ["new", "other"]
     assert file.ring().find(b"old-key") is None
@@ -224,7 +237,106 @@ def test_a_file_without_keys_or_no_file_means_that_no_key_is_valid(world, empty,
     path.parent.mkdir(exist_ok=True)
     path.write_text(hashed("new", "new-key"))
     file.look()
+    file.look()
     assert names(file) == ["new"]
+    assert told[1:] == [(["new"], None)]
+
+
+def changed(path, text, n):
+    """A file that is another one at every look."""
+    path.write_text(text + f"# {n}\n" + "#" * n)
+
+
+def test_in_a_file_that_never_holds_still_keys_go_and_come_as_in_any_other(world):
+    path, told, file = world
+    for n in range(4):
+        changed(path, hashed("other", "other-key") + hashed("new", "new-key"), n)
+        file.look()
+        assert set(names(file)) == [{"old", "other"}, {"other", "new"}][n > 0]
+    assert told == [(["other", "new"], None)]
+
+
+def test_a_line_that_is_being_written_is_no_key_until_it_stays_as_it_is(world):
+    path, told, file = world
+    before, line = path.read_text(), hashed("new", "new-key", "score,metrics tokens_per_s=200000 runs=ppo-7").rstrip()
+    for n in (n for n in range(len("new sha256:"), len(line) + 1) if line[n - 1] != " "):
+        path.write_text(before + line[:n])
+        file.look()
+        assert names(file) == ["old", "other"], line[:n]
+    file.look()
+    assert names(file) == ["old", "other", "new"], "the last line needs no newline"
+    assert file.ring().keys[-1].limits == Limits(tokens_per_s=200_000)
+    assert [told_names for told_names, _ in told[-1:]] == [["old", "other", "new"]]
+
+
+def test_a_plain_key_that_is_being_written_makes_no_key_of_its_beginnings(world):
+    path, _, file = world
+    before = path.read_text()
+    for n in range(1, len(SECRET)):
+        path.write_text(before + SECRET[:n])
+        file.look()
+        assert names(file) == ["old", "other"]
+    path.write_text(before + SECRET)
+    file.look()
+    file.look()
+    assert file.ring().find(SECRET.encode()) is not None
+    assert file.ring().find(SECRET[:-1].encode()) is None
+
+
+def test_a_key_whose_line_changes_at_every_look_is_at_most_one_look_behind(world):
+    path, _, file = world
+    limits: list[float | None] = []
+    for n in range(1, 6):
+        path.write_text(hashed("old", "old-key", f"score tokens_per_s={n}") + hashed("other", "other-key"))
+        file.look()
+        limits.append(file.ring().find(b"old-key").limits.tokens_per_s)
+    assert limits == [None, 2, 2, 4, 4]
+
+
+def test_a_file_that_alternates_keeps_the_keys_that_are_in_every_other_version(world):
+    path, told, file = world
+    versions = [hashed("old", "old-key"), hashed("other", "other-key")]
+    for n in range(6):
+        path.write_text(versions[n % 2])
+        file.look()
+    assert set(names(file)) == {"old", "other"}
+    assert told == []
+
+
+def test_what_cannot_be_read_in_between_neither_keeps_nor_ends_a_key(world):
+    path, _, file = world
+    gone = hashed("other", "other-key")
+    for n in range(4):
+        if n % 2:
+            path.unlink()
+            path.mkdir()
+        else:
+            path.write_text(gone)
+        file.look()
+        if n % 2:
+            path.rmdir()
+    assert names(file) == ["other"]
+
+
+def test_an_error_that_is_another_one_at_every_look_is_told(world):
+    path, told, file = world
+    for n in range(3):
+        path.write_text(hashed("old", "old-key") + hashed("other", "other-key") + "no key\n" * (n + 1))
+        file.look()
+    assert [why for _, why in told] == [f"line 3: {FORM}; this line is no key ({n} such lines)" for n in (2, 3)]
+
+
+def test_that_a_file_is_right_again_is_told(world):
+    path, told, file = world
+    right = path.read_text()
+    for text in (right + "no key", right):
+        path.write_text(text)
+        file.look()
+        file.look()
+    assert told == [
+        (["old", "other"], f"line 3: {FORM}; this line is no key (1 such lines)"),
+        (["old", "other"], None),
+    ]
 
 
 def test_a_line_that_is_no_key_takes_no_other_with_it_and_is_named_and_not_quoted(world):
@@ -259,7 +371,8 @@ def test_a_run_stays_bound_while_the_line_that_says_so_cannot_be_read(tmp_path):
         (lambda p: (os.remove(p), p.mkdir()), "no regular file"),
         (lambda p: (os.remove(p), os.symlink("/dev/zero", p)), "no regular file"),
         (lambda p: (os.remove(p), os.symlink(p.name, p)), "Too many levels of symbolic links"),
-        (lambda p: p.write_bytes(b"\xff\xfe"), "it is not UTF-8"),
+        (lambda p: p.write_bytes(b"a\xff"), "it is not UTF-8 (at byte 1); save it as UTF-8"),
+        (lambda p: p.write_bytes(b"\xff\xfea"), "it is not UTF-16 (at byte 2); save it as UTF-8"),
         (lambda p: p.write_bytes(b"# " + b"x" * 5_000_000), "more than 4194304 bytes"),
     ],
 )
@@ -284,10 +397,6 @@ def test_a_file_is_not_read_again_while_it_stays_as_it_is(world, monkeypatch):
     monkeypatch.setattr("service.keyring.read_bounded", None)
     file.look()
     assert file.ring().find(b"new-key") is not None
-
-
-def test_an_error_without_words_is_named():
-    assert _reason(BlockingIOError()) == "BlockingIOError"
 
 
 def test_the_file_is_looked_at_twice_a_second_until_told_otherwise(world, monkeypatch):

@@ -73,7 +73,7 @@ def test_a_file_that_was_not_hashed_and_a_short_key_are_refused():
 
 def test_the_command_hashes_what_it_is_given(tmp_path, monkeypatch, capsys):
     (tmp_path / "key").write_bytes(KEY + b"\n")
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(PLAIN)))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(PLAIN).encode("utf-8-sig"))))
     assert main([str(tmp_path / "key")]) == 0
     assert read(capsys.readouterr().out.splitlines(), KEY) == BAITS
     assert main([]) == 2
