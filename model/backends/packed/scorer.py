@@ -301,7 +301,7 @@ def _is_finite(layers: Sequence[KeysAndValues]) -> bool:
     for layer in layers:
         for x in layer:
             found.setdefault(x.device, []).append(x.isfinite().all())
-    return all(bool(torch.stack(each).all()) for each in found.values())
+    return all(all(torch.stack(each).cpu().tolist()) for each in found.values())
 
 
 def _parts(
