@@ -15,6 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from model.textfile import write_text
+
 FILE_NAME = "calibration.json"
 REFERENCE_QUANTILES: tuple[float, ...] = (0.001, 0.005, 0.01, *(i / 20 for i in range(1, 20)), 0.99, 0.995, 0.999)
 
@@ -111,7 +113,7 @@ class Calibration:
 
     def save(self, folder: Path) -> None:
         """Write `calibration.json` into a checkpoint folder."""
-        (folder / FILE_NAME).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_text(folder / FILE_NAME, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Calibration | None:

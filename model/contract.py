@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from model.conversation import Message, Sample
 from model.layout_rules import BosWithoutTemplate, Ending, LayoutRule, ReadsAt, Tokenizes
+from model.textfile import write_text
 
 FILE_NAME = "scoring_contract.json"
 N_PROBES = 16
@@ -118,17 +119,21 @@ class ScoringContract:
         return max(probe.tolerance, dict(self.dtype_tolerance).get(dtype, 0.0))
 
     def save(self, folder: Path) -> None:
-        """Write `scoring_contract.json` into a checkpoint folder."""
-        (folder / FILE_NAME).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        """Write `scoring_contract.json` into a checkpoint folder, in place of the one that is there. Raise `OSError`."""
+        write_text(folder / FILE_NAME, json.dumps(asdict(self), indent=1) + "\n")
+
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether the folder has a contract, readable or not."""
+        return (folder / FILE_NAME).is_file()
 
     @classmethod
     def load(cls, folder: Path) -> ScoringContract | None:
         """Read `scoring_contract.json`, or None where there is none. Raise `ContractUnreadable`."""
-        path = folder / FILE_NAME
-        if not path.is_file():
+        if not cls.is_in(folder):
             return None
         try:
-            raw: dict[str, Any] = json.loads(path.read_text())
+            raw: dict[str, Any] = json.loads((folder / FILE_NAME).read_text())
             if raw.get("format") != FORMAT:
                 raise ContractUnreadable(f"{FILE_NAME} has format {raw.get('format')!r}; this version reads {FORMAT}")
             unknown = sorted(set(raw) - {f.name for f in fields(cls)})

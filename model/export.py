@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from model.calibration import CalibrationError
-from model.checkpoint import Checkpoint, CheckpointError, read, without_bias, write, write_contract
+from model.checkpoint import Checkpoint, CheckpointError, ReadOptions, read, without_bias, write, write_contract
 from model.checkpoint.reading import resolve
 from model.checkpoint.writing import score_alone
 from model.contract import FILE_NAME, N_PROBES, ContractUnreadable, sample_from_dict
@@ -43,19 +44,21 @@ _RESPONSES = (
 def main(argv: list[str] | None = None) -> int:
     """Command-line entry."""
     given = _parser().parse_args(argv)
-    how: dict[str, Any] = {
-        "ending": given.ending,
-        "reads_at": given.reads_at,
-        "template_date": given.template_date,
-        "ignore_checkpoint_code": given.ignore_checkpoint_code,
-    }
+    options = ReadOptions(
+        dtype="float32",
+        allow_pickle=given.allow_pickle,
+        ignore_checkpoint_code=given.ignore_checkpoint_code,
+        template_date=given.template_date,
+        ending=given.ending,
+        reads_at=given.reads_at,
+    )
     try:
-        probes = _probes(given.checkpoint, given.probes, given.allow_pickle)
+        source = resolve(given.checkpoint, allow_pickle=options.allow_pickle)
+        probes = _probes(source, given.probes)
         if given.folder is None:
-            written = rewrite_contract(resolve(given.checkpoint), probes, **how)
-            print(f"contract      {written}")
+            print(f"contract      {rewrite_contract(source, probes, options)}")
         else:
-            checkpoint = read(given.checkpoint, dtype="float32", allow_pickle=given.allow_pickle, **how)
+            checkpoint = read(given.checkpoint, options)
             print(f"contract      {export(checkpoint, Path(given.folder), probes)}")
             print(f"checkpoint    {given.folder}")
     except (
@@ -76,7 +79,16 @@ def export(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> st
     # Programs that load what is written tokenise a rendering as a whole, whatever the trainer of this layout did.
     policy = replace(checkpoint.policy, rule=replace(checkpoint.policy.rule, tokenizes="whole"))
     checkpoint = replace(checkpoint, policy=policy)
-    encode, network = checkpoint.encoder, checkpoint.network
+    try:
+        return _write_checked(checkpoint, folder, probes)
+    except BaseException:
+        _empty(folder)
+        raise
+
+
+def _write_checked(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> str:
+    """Write a checkpoint and its contract, which the probes' scores from before must agree with."""
+    encode, network, policy = checkpoint.encoder, checkpoint.network, checkpoint.policy
     expected = [score_alone(network, encode(probe).ids) for probe in probes]
     write(
         folder,
@@ -91,30 +103,41 @@ def export(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> st
         probes=probes,
         max_tokens=policy.max_tokens,
         truncation=policy.truncation,
-        ending="template",
-        reads_at="last",
+        options=ReadOptions(ending="template", reads_at="last"),
     )
     worst = max((abs(probe.score - score) for probe, score in zip(written.probes, expected, strict=True)), default=0.0)
     if not worst <= TOLERANCE:
-        (folder / FILE_NAME).unlink()  # of weights that it would hold to another function
         raise CheckpointError(f"{folder} scores otherwise when it is read back: a probe is off by {worst:.3g}")
     return written.digest
 
 
-def rewrite_contract(folder: Path, probes: Sequence[Sample], **how: Any) -> str:
+def _empty(folder: Path) -> None:
+    """Remove what a failed export has written: weights without a contract would be served under an inferred one."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def rewrite_contract(folder: Path, probes: Sequence[Sample], options: ReadOptions) -> str:
     """Write the contract of a folder again, at the limits of the one that is there, and return its digest."""
     old = _old_contract(folder)
     limits = {key: old[key] for key in ("max_tokens", "truncation") if key in old}
-    for clause in ("ending", "reads_at", "template_date"):
-        how[clause] = how[clause] or old.get(clause)
-    return write_contract(folder, probes=probes, **limits, **how).digest
+    options = replace(
+        options,
+        ending=options.ending or old.get("ending"),
+        reads_at=options.reads_at or old.get("reads_at"),
+        template_date=options.template_date or old.get("template_date"),
+    )
+    return write_contract(folder, probes=probes, options=options, **limits).digest
 
 
-def _probes(name: str, path: str | None, allow_pickle: bool) -> list[Sample]:
+def _probes(folder: Path, path: str | None) -> list[Sample]:
     if path is not None:
         lines = decoded(Path(path).read_bytes()).split("\n")
         return [sample_from_dict(json.loads(line)) for line in lines if line.strip()]
-    kept = _old_contract(resolve(name, allow_pickle=allow_pickle)).get("probes", [])
+    kept = _old_contract(folder).get("probes", [])
     plain = [Sample(prompt=prompt, response=response) for prompt in _PROMPTS for response in _RESPONSES]
     return [sample_from_dict(probe["sample"]) for probe in kept] or plain[:N_PROBES]
 

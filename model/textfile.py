@@ -1,8 +1,11 @@
-"""Text files as editors write them: UTF-8 with or without a byte order mark, UTF-16 and UTF-32 with one. Standard library only."""
+"""Text files: read in the encodings that editors write (UTF-8 with or without a byte order mark, UTF-16 and UTF-32 with one), and
+written as a whole. Standard library only.
+"""
 
 from __future__ import annotations
 
 import codecs
+from pathlib import Path
 
 UTF8_MARK = codecs.BOM_UTF8
 _ENCODINGS = (
@@ -30,3 +33,15 @@ def decoded(data: bytes) -> str:
 def wide_encoding(start: bytes) -> str | None:
     """The name of another encoding than UTF-8 that the first four bytes of a file tell: its lines cannot be read one by one."""
     return next((name for mark, _, name in _ENCODINGS if start.startswith(mark) and name != "UTF-8"), None)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file whole or not at all: an earlier one stays until the new one is complete. Raise `OSError`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    try:
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise

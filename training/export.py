@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from model.checkpoint import (
     Checkpoint,
     CheckpointError,
+    ReadOptions,
     choose_pad,
     exported_template,
     exported_tokenizer,
@@ -96,10 +97,13 @@ def contract(folder: Path, trained: Checkpoint, probes: Sequence[Sample]) -> Sco
         probes=probes,
         max_tokens=policy.max_tokens,
         truncation=policy.truncation,
-        ending="template",  # the exported template ends where the score is read
-        reads_at="last",
-        template_date=policy.template_date,
-        ignore_checkpoint_code=True,  # as training has, or it would not have begun
+        options=ReadOptions(
+            allow_pickle=True,  # the base's: training has read it so, or it would not have begun
+            ignore_checkpoint_code=True,
+            template_date=policy.template_date,
+            ending="template",  # the exported template ends where the score is read
+            reads_at="last",
+        ),
         device=str(trained.network.device),
     )
     encode = trained.encoder

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from model.textfile import write_text
 from training.evaluate import PAIRS_A_BIN, Judged, Metrics, cross_fitted, reliability
-from training.output import write_text
 
 _CHOSEN, _REJECTED, _LINE = "#2a7f62", "#c4533a", "#3b5b92"
 _STYLE = """

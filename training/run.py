@@ -18,7 +18,7 @@ from accelerate import PartialState
 
 from model.backends import LoadError
 from model.backends.engine_check import padding_objection
-from model.checkpoint import Checkpoint, CheckpointError, read, read_backbone, without_bias
+from model.checkpoint import Checkpoint, CheckpointError, ReadOptions, read, read_backbone, without_bias
 from training import account, data, evaluate, hub, leakage, output, raw_text, recipe, report, scoring, sequences
 from training.collate import Collator, Rows, cached_rows, token_rows
 from training.config import Config, ConfigError
@@ -144,23 +144,16 @@ def begin(config: Config) -> Checkpoint:
 
 
 def _start(config: Config) -> Checkpoint:
-    wanted = config.model
+    wanted, options = config.model, _read_options(config, config.model.dtype)
     if wanted.start == "backbone":
         return read_backbone(
             wanted.path,
-            dtype=wanted.dtype,
+            options,
             head_names=wanted.heads,
             head_weights=wanted.weight_of_head,
             n_layers=wanted.n_layers,
-            allow_pickle=wanted.allow_pickle,
-            ignore_checkpoint_code=wanted.ignore_checkpoint_code,
         )
-    checkpoint = read(
-        wanted.path,
-        dtype=wanted.dtype,
-        allow_pickle=wanted.allow_pickle,
-        ignore_checkpoint_code=wanted.ignore_checkpoint_code,
-    )
+    checkpoint = read(wanted.path, options)
     if checkpoint.network.head_names != wanted.heads:
         raise ConfigError(f"{wanted.path} has heads {checkpoint.network.head_names}; model.heads is {wanted.heads}")
     return _without_bias(checkpoint)
@@ -193,14 +186,15 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False) -> Tabl
 
 
 def _read(config: Config, path: str) -> Checkpoint:
-    checkpoint = read(
-        path,
-        dtype="float32",
-        device=str(_process().device),
+    return _padded_right(read(path, _read_options(config, "float32"), device=str(_process().device)))
+
+
+def _read_options(config: Config, dtype: str) -> ReadOptions:
+    return ReadOptions(
+        dtype=dtype,
         allow_pickle=config.model.allow_pickle,
         ignore_checkpoint_code=config.model.ignore_checkpoint_code,
     )
-    return _padded_right(checkpoint)
 
 
 def _padded_right(checkpoint: Checkpoint) -> Checkpoint:

@@ -9,11 +9,10 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 from model.backends import ContractBroken, Identity, LoadError, ModelSpec
 from model.calibration import CalibrationError
-from model.checkpoint import Checkpoint, CheckpointError
+from model.checkpoint import Checkpoint, CheckpointError, ReadOptions
 from model.contract import ContractReport, ContractUnreadable, Probe, ScoringContract, sample_from_dict, verify
 from model.conversation import SampleError
 from model.encoding import Encoder
@@ -45,16 +44,16 @@ def folder_or_name(spec: ModelSpec) -> str:
     return spec.model or str(FOLDER)
 
 
-def how_to_read(spec: ModelSpec) -> dict[str, Any]:
-    """What an operator says of a checkpoint, as arguments of `read` and `outline`."""
-    return {
-        "dtype": spec.dtype,
-        "allow_pickle": spec.allow_pickle,
-        "template_date": spec.template_date,
-        "ending": spec.ending,
-        "reads_at": spec.reads_at,
-        "ignore_checkpoint_code": spec.ignore_checkpoint_code,
-    }
+def read_options(spec: ModelSpec) -> ReadOptions:
+    """How the operator wants the checkpoint to be read."""
+    return ReadOptions(
+        dtype=spec.dtype,
+        allow_pickle=spec.allow_pickle,
+        ignore_checkpoint_code=spec.ignore_checkpoint_code,
+        template_date=spec.template_date,
+        ending=spec.ending,
+        reads_at=spec.reads_at,
+    )
 
 
 def rule_notes(spec: ModelSpec, checkpoint: Checkpoint) -> tuple[str, ...]:

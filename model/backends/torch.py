@@ -18,9 +18,9 @@ from model.backends.serving import (
     as_load_errors,
     folder_or_name,
     hold_to_contract,
-    how_to_read,
     length_notes,
     limited,
+    read_options,
     rule_notes,
 )
 from model.checkpoint import Checkpoint, read
@@ -31,7 +31,7 @@ def load(spec: ModelSpec) -> LoadedModel:
     device = _device(spec.device)
     keep_big_blocks()
     with as_load_errors():
-        checkpoint = read(folder_or_name(spec), device=device, **how_to_read(spec))
+        checkpoint = read(folder_or_name(spec), read_options(spec), device=device)
     served = limited(checkpoint, spec)
     max_tokens = served.policy.max_tokens
     scorer, notes = choose(

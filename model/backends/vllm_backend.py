@@ -22,8 +22,8 @@ from model.backends.serving import (
     as_load_errors,
     folder_or_name,
     hold_to_contract,
-    how_to_read,
     limited,
+    read_options,
     refuse_what_files_break,
     rule_notes,
 )
@@ -39,7 +39,7 @@ def load(spec: ModelSpec) -> LoadedModel:
     """Start an engine for a checkpoint. Raise `LoadError`, in strict mode `ContractBroken` too."""
     version, device = api.version(), _device(spec)
     with as_load_errors():
-        checkpoint = outline(folder_or_name(spec), **how_to_read(spec))
+        checkpoint = outline(folder_or_name(spec), read_options(spec))
     served = limited(checkpoint, spec)
     _refuse_length_switches(served)
     refuse_what_files_break(spec, checkpoint)

@@ -19,10 +19,10 @@ from model.checkpoint.bases import BASES
 from model.checkpoint.code import refuse_code
 from model.checkpoint.files import check_files
 from model.checkpoint.heads import adapter_files, base_of_heads, find_head, value_head_files
-from model.checkpoint.record import DTYPES, Checkpoint, CheckpointError
+from model.checkpoint.record import DTYPES, READ_DEFAULTS, Checkpoint, CheckpointError, ReadOptions
 from model.contract import Facts, ScoringContract
 from model.encoding import EncodingPolicy, infer_policy, template_digest, tokenizer_digest
-from model.layout_rules import LAYOUT_RULES, Ending, LayoutRule, ReadsAt
+from model.layout_rules import LAYOUT_RULES, LayoutRule
 from model.network import SINGLE_HEAD, RewardNetwork, attention_for, hidden_width
 from model.positions import UNNAMED_LENGTH, longest_row, table_size
 
@@ -33,66 +33,33 @@ _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _PICKLES = ["*.bin"]
 
 
-def read(
-    path_or_name: str,
-    *,
-    dtype: str = "auto",
-    device: str = "cpu",
-    allow_pickle: bool = False,
-    template_date: str | None = None,
-    ending: Ending | None = None,
-    reads_at: ReadsAt | None = None,
-    ignore_checkpoint_code: bool = False,
-) -> Checkpoint:
-    """Read a reward model, for serving or for further training. Raise `CheckpointError`.
-
-    No code that comes with a checkpoint is ever run; one that names such code is refused, unless `ignore_checkpoint_code` says
-    that the classes of transformers compute the same. `allow_pickle`: weights need not be safetensors.
-    `dtype` "auto": what the contract was written in, else what the checkpoint is stored in.
-    Where there is no contract: `template_date` is the ISO date that a template which asks for the date is given (None: a
-    stated one); `ending` and `reads_at` replace what the layout's trainer does (`layout_rules`).
-    """
-    found = outline(
-        path_or_name,
-        dtype=dtype,
-        allow_pickle=allow_pickle,
-        template_date=template_date,
-        ending=ending,
-        reads_at=reads_at,
-        ignore_checkpoint_code=ignore_checkpoint_code,
-    )
-    return with_weights(found, device=device)
+def read(path_or_name: str, options: ReadOptions = READ_DEFAULTS, *, device: str = "cpu") -> Checkpoint:
+    """Read a reward model, for serving or for further training. Raise `CheckpointError`."""
+    return with_weights(outline(path_or_name, options), device=device)
 
 
-def outline(
-    path_or_name: str,
-    *,
-    dtype: str = "auto",
-    allow_pickle: bool = False,
-    template_date: str | None = None,
-    ending: Ending | None = None,
-    reads_at: ReadsAt | None = None,
-    ignore_checkpoint_code: bool = False,
-) -> Checkpoint:
+def outline(path_or_name: str, options: ReadOptions = READ_DEFAULTS) -> Checkpoint:
     """All that `read` says of a checkpoint, but the backbone has shapes only (torch's meta device): it cannot compute.
 
     For an engine that loads the weights by itself. The heads are there. Raise `CheckpointError`.
     """
-    folder = resolve(path_or_name, allow_pickle=allow_pickle)
+    folder = resolve(path_or_name, allow_pickle=options.allow_pickle)
     check_files(folder)
-    base = _base_of(folder, allow_pickle=allow_pickle)
+    base = _base_of(folder, allow_pickle=options.allow_pickle)
     if base != folder:
         check_files(base)
     parts = [*adapter_files(folder), *value_head_files(folder), *weights.weight_files(folder)]
-    weights.refuse_pickles([*parts, *weights.weight_files(base)], allowed=allow_pickle)
-    contract = ScoringContract.load(folder)
-    notes = refuse_code([folder, base], ignored=ignore_checkpoint_code, has_contract=contract is not None)
+    weights.refuse_pickles([*parts, *weights.weight_files(base)], allowed=options.allow_pickle)
+    contract = None if options.ignores_contract else ScoringContract.load(folder)
+    notes = refuse_code(
+        [folder, base], ignored=options.ignore_checkpoint_code, has_contract=ScoringContract.is_in(folder)
+    )
     config = read_config(base)
-    chosen = _choose_dtype(dtype, config, contract)
+    chosen = _choose_dtype(options.dtype, config, contract)
     backbone = _outline_backbone(base, config, chosen)
     width = hidden_width(backbone)
     form, head = find_head(folder, config, width)
-    rule = contract.rule if contract is not None else _rule_of(form, ending, reads_at)
+    rule = contract.rule if contract is not None else _rule_of(form, options)
     if (folder / ADAPTER_CONFIG).is_file():
         form = f"adapter ({form} head)"
     network = RewardNetwork(backbone, head.weight_HD, head.names, head.weights, head.bias_H).eval()
@@ -103,7 +70,7 @@ def outline(
     # TRL gives the classifier the tokenizer's pad token; an adapter is saved without the configuration that says so.
     trainers_pad = tokenizer.pad_token_id if (folder / ADAPTER_CONFIG).is_file() and has_tokenizer else None
     skip_id = trainers_pad if trainers_pad is not None else _config_pad_id(config)
-    policy = _policy(tokenizer, network, contract, rule, skip_id, template_date)
+    policy = _policy(tokenizer, network, contract, rule, skip_id, options.template_date)
     pad_id = _pad_id(config, tokenizer, policy)
     files = [*weights.weight_files(base), *adapter_files(folder)]
     facts = Facts(
@@ -141,26 +108,24 @@ def with_weights(outlined: Checkpoint, *, device: str = "cpu") -> Checkpoint:
 
 def read_backbone(
     path_or_name: str,
+    options: ReadOptions = READ_DEFAULTS,
     *,
-    dtype: str = "float32",
     head_names: Sequence[str] = SINGLE_HEAD,
     head_weights: Sequence[float] | None = None,
     n_layers: int | None = None,
-    allow_pickle: bool = False,
-    ignore_checkpoint_code: bool = False,
 ) -> Checkpoint:
     """Read a language model (an SFT model, say) and put fresh heads on it, for training only.
 
     `n_layers`: keep the first so many decoder layers. Raise `CheckpointError`.
     """
-    folder = resolve(path_or_name, allow_pickle=allow_pickle)
+    folder = resolve(path_or_name, allow_pickle=options.allow_pickle)
     check_files(folder)
-    weights.refuse_pickles(weights.weight_files(folder), allowed=allow_pickle)
-    refuse_code([folder], ignored=ignore_checkpoint_code, has_contract=False)
+    weights.refuse_pickles(weights.weight_files(folder), allowed=options.allow_pickle)
+    refuse_code([folder], ignored=options.ignore_checkpoint_code, has_contract=False)
     config = read_config(folder)
     if n_layers is not None:
         _keep_layers(config, n_layers)
-    backbone = _load_backbone(folder, config, dtype, whole=n_layers is None)
+    backbone = _load_backbone(folder, config, _choose_dtype(options.dtype, config, None), whole=n_layers is None)
     tokenizer = read_tokenizer(folder)
     network = RewardNetwork.create(backbone, head_names, head_weights)
     policy = _policy(tokenizer, network, None, LAYOUT_RULES["language_model"], None, None)
@@ -350,15 +315,15 @@ def _choose_dtype(asked: str, config: Any, contract: ScoringContract | None) -> 
     return stored if stored in DTYPES else "float32"
 
 
-def _rule_of(layout: str, ending: Ending | None, reads_at: ReadsAt | None) -> LayoutRule:
+def _rule_of(layout: str, options: ReadOptions) -> LayoutRule:
     """What the layout's trainer does, with the operator's changes."""
     rule = LAYOUT_RULES[layout]
-    if ending is None and reads_at is None:
+    if options.ending is None and options.reads_at is None:
         return rule
     return replace(
         rule,
-        ending=ending or rule.ending,
-        reads_at=reads_at or rule.reads_at,
+        ending=options.ending or rule.ending,
+        reads_at=options.reads_at or rule.reads_at,
         reason="the operator has set it so",
     )
 

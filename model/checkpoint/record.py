@@ -12,6 +12,7 @@ from model.calibration import Calibration
 from model.contract import Facts, Origin, ScoringContract
 from model.encoding import Encoder, EncodingPolicy, describe_position
 from model.hidden import HiddenReference
+from model.layout_rules import Ending, ReadsAt
 from model.network import RewardNetwork
 
 DTYPES: dict[str, torch.dtype] = {
@@ -23,6 +24,29 @@ DTYPES: dict[str, torch.dtype] = {
 
 class CheckpointError(Exception):
     """This checkpoint cannot be read or written; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How to read a checkpoint.
+
+    `dtype` "auto": the contract's, else the one that the checkpoint is stored in. `allow_pickle`: weights need not be safetensors.
+    No code that comes with a checkpoint is ever run; one that names such code is refused, unless `ignore_checkpoint_code` says
+    that the classes of transformers compute the same. `ignores_contract`: the checkpoint is read as one without a contract.
+    Where there is no contract: `template_date` is the ISO date that a template which asks for the date is given (None: a
+    stated one); `ending` and `reads_at` replace the rule of the layout (`layout_rules`).
+    """
+
+    dtype: str = "auto"
+    allow_pickle: bool = False
+    ignore_checkpoint_code: bool = False
+    template_date: str | None = None
+    ending: Ending | None = None
+    reads_at: ReadsAt | None = None
+    ignores_contract: bool = False
+
+
+READ_DEFAULTS = ReadOptions()
 
 
 @dataclass(frozen=True, slots=True)

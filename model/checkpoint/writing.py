@@ -16,14 +16,13 @@ from model.calibration import Calibration
 from model.checkpoint.exporting import choose_pad, exported_tokenizer
 from model.checkpoint.heads import HEADS_FILE
 from model.checkpoint.reading import CHAT_TEMPLATE, quiet_transformers, read
-from model.checkpoint.record import CheckpointError
+from model.checkpoint.record import READ_DEFAULTS, CheckpointError, ReadOptions
 from model.checkpoint.weights import tensor_names
-from model.contract import FILE_NAME, Probe, ScoringContract, Truncation, sample_to_dict
+from model.contract import Probe, ScoringContract, Truncation, sample_to_dict
 from model.conversation import Sample
 from model.encoding import EncodingPolicy
 from model.hidden import FILE_NAME as HIDDEN_FILE
 from model.hidden import HiddenReference
-from model.layout_rules import Ending, ReadsAt
 from model.network import RewardNetwork
 
 _WEIGHTS = "model.safetensors"
@@ -166,35 +165,25 @@ def write_contract(
     probes: Sequence[Sample],
     max_tokens: int | None = None,
     truncation: Truncation = "prompt_left",
-    ending: Ending | None = None,
-    reads_at: ReadsAt | None = None,
-    template_date: str | None = None,
-    ignore_checkpoint_code: bool = False,
+    options: ReadOptions = READ_DEFAULTS,
     device: str = "cpu",
 ) -> ScoringContract:
     """Read a checkpoint back from disk, score the probes one by one in float32, and write `scoring_contract.json`.
 
     They are scored in bfloat16 as well: `REDUCED_MARGIN` times the worst error there is the tolerance for serving in it
-    (and in float16, which is finer). `max_tokens` None: as many as the model has positions. Raise `CheckpointError`.
+    (and in float16, which is finer). `max_tokens` None: as many as the model has positions. A contract that is there says nothing
+    of the new one, and stays until that is complete. Raise `CheckpointError`.
     """
     folder = Path(folder)
-    # A contract that is there stands for code that its base names and that nobody runs.
-    ignored = ignore_checkpoint_code or (folder / FILE_NAME).is_file()
-    (folder / FILE_NAME).unlink(missing_ok=True)
-    how: dict[str, Any] = {
-        "ending": ending,
-        "reads_at": reads_at,
-        "template_date": template_date,
-        "ignore_checkpoint_code": ignored,
-    }
-    checkpoint = read(str(folder), dtype="float32", device=device, **how)
+    options = replace(options, dtype="float32", ignores_contract=True)
+    checkpoint = read(str(folder), options, device=device)
     limit = min(max_tokens or checkpoint.policy.max_tokens, checkpoint.policy.max_tokens)
     checkpoint = replace(checkpoint, policy=replace(checkpoint.policy, max_tokens=limit, truncation=truncation))
     ids = [checkpoint.encoder(sample).ids for sample in probes]
     scores = [score_alone(checkpoint.network, row) for row in ids]
     scale = float(torch.tensor(scores).std()) if len(scores) > 1 else 1.0
     tolerance = max(SCORE_TOLERANCE * scale, 1e-5)
-    reduced = read(str(folder), dtype="bfloat16", device=device, **how)
+    reduced = read(str(folder), replace(options, dtype="bfloat16"), device=device)
     worst = max((abs(score_alone(reduced.network, row) - s) for row, s in zip(ids, scores, strict=True)), default=0.0)
     contract = replace(
         checkpoint.clauses("written"),

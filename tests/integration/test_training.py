@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from model.calibration import Calibration
 from model.check import main as check
-from model.checkpoint import read
+from model.checkpoint import ReadOptions, read
 from model.checkpoint.writing import score_alone
 from model.contract import ScoringContract, sample_from_dict, verify
 from model.conversation import Sample
@@ -113,7 +113,7 @@ def test_plain_transformers_judges_the_held_out_pairs_as_the_report_does(trained
 
 
 def test_the_contract_holds_when_read_back_and_its_probes_are_spread_over_lengths(trained):
-    checkpoint = read(str(trained / "checkpoint"), dtype="float32")
+    checkpoint = read(str(trained / "checkpoint"), ReadOptions(dtype="float32"))
     contract, encoder = checkpoint.contract, checkpoint.encoder
     ids = tuple(encoder(sample_from_dict(p.sample)).ids for p in contract.probes)
     scores = scoring.score(checkpoint.network, ids, pad_id=checkpoint.pad_id, batch_tokens=512)
@@ -173,7 +173,7 @@ def test_everything_a_run_owes_is_there(trained):
 def test_the_lora_adapter_alone_scores_as_the_merged_checkpoint(trained):
     contract = ScoringContract.load(trained / "checkpoint")
     scores = [p.score for p in contract.probes]
-    ours = read(str(trained / "adapter"), dtype="float32")
+    ours = read(str(trained / "adapter"), ReadOptions(dtype="float32"))
     assert ours.calibration == Calibration.load(trained / "checkpoint")
     assert ours.hidden.digest == ours.calibration.hidden_reference
     assert [p.ids for p in ours.contract.probes] == [p.ids for p in contract.probes]
@@ -236,7 +236,7 @@ def test_without_steps_every_head_is_its_own_convex_solution(convex):
 
 
 def test_the_heads_alone_score_as_the_merged_checkpoint(convex, capsys):
-    alone, merged = (read(str(convex / "out" / name), dtype="float32") for name in ("heads", "checkpoint"))
+    alone, merged = (read(str(convex / "out" / name), ReadOptions(dtype="float32")) for name in ("heads", "checkpoint"))
     probes = merged.contract.probes
     rows = [p.ids for p in probes]
     by_head = [scoring.score(c.network, rows, pad_id=c.pad_id, batch_tokens=512) for c in (alone, merged)]

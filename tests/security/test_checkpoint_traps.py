@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from model import check
 from model.backends import ModelSpec, load
-from model.checkpoint import CheckpointError, outline, read, read_backbone, write
+from model.checkpoint import CheckpointError, ReadOptions, outline, read, read_backbone, write
 from service.settings import BulkSettings, ServeSettings
 from tests.support.checkpoints import edit_json, language_model, reward_model, sequence_classifier, value_head
 
@@ -109,7 +109,7 @@ def test_a_program_in_a_pickle_is_never_run(tmp_path, sprung, place, lay):
         with pytest.raises(CheckpointError, match=HELP):
             reader(str(folder))
         with pytest.raises(CheckpointError, match="nothing of it was run"):
-            reader(str(folder), allow_pickle=True)
+            reader(str(folder), ReadOptions(allow_pickle=True))
 
 
 def test_the_trap_is_one(tmp_path):
@@ -127,7 +127,7 @@ def test_a_language_model_to_train_from_is_held_to_the_same(tmp_path, sprung):
     with pytest.raises(CheckpointError, match="allow_pickle, a setting of each command"):
         read_backbone(str(folder))
     with pytest.raises(CheckpointError):
-        read_backbone(str(folder), allow_pickle=True)
+        read_backbone(str(folder), ReadOptions(allow_pickle=True))
 
 
 def test_an_honest_pickle_is_refused_with_the_remedy_and_read_where_it_is_allowed(tmp_path, capsys):
@@ -177,7 +177,7 @@ def test_an_architecture_that_only_its_own_code_knows_is_refused(tmp_path, sprun
     with pytest.raises(CheckpointError, match="never run"):
         reader(str(folder))
     with pytest.raises(CheckpointError, match="never run here"):
-        reader(str(folder), ignore_checkpoint_code=True)
+        reader(str(folder), ReadOptions(ignore_checkpoint_code=True))
 
 
 def test_a_tokenizer_that_only_its_own_code_knows_is_refused(tmp_path, sprung):
@@ -188,7 +188,7 @@ def test_a_tokenizer_that_only_its_own_code_knows_is_refused(tmp_path, sprung):
     with pytest.raises(CheckpointError, match="never run"):
         read(str(folder))
     with pytest.raises(CheckpointError, match="never run here"):
-        read(str(folder), ignore_checkpoint_code=True)
+        read(str(folder), ReadOptions(ignore_checkpoint_code=True))
 
 
 NAMED = {
@@ -228,14 +228,14 @@ def test_by_setting_it_is_read_by_the_librarys_code_and_a_note_says_so(tmp_path,
     assert check.main([str(folder)]) == 1
     assert "modeling_mine.Mine" in capsys.readouterr().err
     for reader in (read, outline):
-        checkpoint = reader(str(folder), ignore_checkpoint_code=True)
+        checkpoint = reader(str(folder), ReadOptions(ignore_checkpoint_code=True))
         assert type(checkpoint.network.backbone).__module__.startswith("transformers.")
         [note] = checkpoint.notes
         assert "AutoModelForSequenceClassification = modeling_mine.Mine" in note
         assert "ignored by setting" in note
     assert check.main([str(folder), "--ignore-checkpoint-code"]) == 0
     assert "ignored by setting" in capsys.readouterr().out
-    assert read_backbone(str(folder), ignore_checkpoint_code=True).format == "language_model"
+    assert read_backbone(str(folder), ReadOptions(ignore_checkpoint_code=True)).format == "language_model"
     monkeypatch.setenv("REWARD_IGNORE_CHECKPOINT_CODE", "1")
     assert ServeSettings().model_spec().ignore_checkpoint_code
     assert BulkSettings(source="a", target="b").model_spec().ignore_checkpoint_code
@@ -250,7 +250,7 @@ def test_an_adapter_over_a_base_with_code_of_its_own_is_refused(tmp_path, sprung
     edit_json(base / "config.json", auto_map={"AutoModel": "modeling_mine.Mine"})
     with pytest.raises(CheckpointError, match=r"modeling_mine\.Mine"):
         read(str(folder))
-    assert read(str(folder), ignore_checkpoint_code=True).notes
+    assert read(str(folder), ReadOptions(ignore_checkpoint_code=True)).notes
 
 
 def test_an_adapter_that_was_trained_around_code_of_its_own_is_refused(tmp_path):
@@ -286,7 +286,7 @@ def test_a_contract_with_probes_stands_for_the_code_that_is_ignored(tmp_path, sp
 def test_what_we_write_names_no_code(tmp_path, sprung):
     language_model(tmp_path / "sft")
     with_code(tmp_path / "sft", sprung)
-    start = read_backbone(str(tmp_path / "sft"), ignore_checkpoint_code=True)
+    start = read_backbone(str(tmp_path / "sft"), ReadOptions(ignore_checkpoint_code=True))
     write(tmp_path / "rm", start.network, start.tokenizer, policy=start.policy)
     assert read(str(tmp_path / "rm")).notes == ()
 
@@ -307,4 +307,4 @@ def test_value_heads_as_llama_factory_writes_them_are_read_with_permission(tmp_p
     (tmp_path / "value_head.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"value_head\.bin is a pickle"):
         read(str(tmp_path))
-    assert read(str(tmp_path), allow_pickle=True).format == "llama_factory"
+    assert read(str(tmp_path), ReadOptions(allow_pickle=True)).format == "llama_factory"

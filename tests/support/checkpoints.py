@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from model.calibration import Calibration
-from model.checkpoint import read, read_backbone, write, write_calibration, write_contract
+from model.checkpoint import ReadOptions, read, read_backbone, write, write_calibration, write_contract
 from model.conversation import Sample
 from model.hidden import HiddenReference
 from model.network import RewardNetwork
@@ -67,7 +67,7 @@ def hidden_reference(folder: Path, rows: Sequence[Sequence[int]] = ()) -> Hidden
 
     Without rows: random ones.
     """
-    network = read(str(folder), dtype="float32").network
+    network = read(str(folder), ReadOptions(dtype="float32")).network
     generator = torch.Generator().manual_seed(11)
     rows = rows or [torch.randint(5, 300, (n % 40 + 2,), generator=generator).tolist() for n in range(240)]
     hidden_ND = scoring.last_hidden(network, rows, pad_id=0, batch_tokens=1024)
@@ -78,10 +78,12 @@ def hidden_reference(folder: Path, rows: Sequence[Sequence[int]] = ()) -> Hidden
     return reference
 
 
-def sequence_classifier(folder: Path, architecture: str = "llama", n_labels: int = 1) -> Any:
+def sequence_classifier(
+    folder: Path, architecture: str = "llama", n_labels: int = 1, *, shape: Mapping[str, Any] | None = None
+) -> Any:
     """What Skywork, TRL and others publish: `XForSequenceClassification`, saved by transformers."""
     fast = tiny_tokenizer()
-    config = tiny_config(architecture, len(fast), num_labels=n_labels)
+    config = tiny_config(architecture, **{"vocab_size": len(fast), "num_labels": n_labels, **(shape or {})})
     model = AutoModelForSequenceClassification.from_config(config)
     randomize(model)
     model.save_pretrained(folder)

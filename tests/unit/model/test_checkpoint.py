@@ -9,7 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from model.checkpoint import CheckpointError, outline, read, read_backbone, write, write_contract, write_heads
+from model.checkpoint import (
+    CheckpointError,
+    ReadOptions,
+    outline,
+    read,
+    read_backbone,
+    write,
+    write_contract,
+    write_heads,
+)
 from model.checkpoint.weights import digest, weight_files
 from model.checkpoint.writing import score_alone
 from tests.support.checkpoints import (
@@ -93,7 +102,7 @@ def test_pickled_weights_are_read_where_they_are_allowed(tmp_path):
     model = sequence_classifier(tmp_path)
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
-    network = read(str(tmp_path), allow_pickle=True).network
+    network = read(str(tmp_path), ReadOptions(allow_pickle=True)).network
     assert score_alone(network, ROWS[1]) == pytest.approx(plain_scores(model)[1][0], abs=1e-5)
 
 

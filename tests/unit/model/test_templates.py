@@ -12,7 +12,7 @@ from transformers.utils import chat_template_utils
 
 from model.backends import LoadError, ModelSpec, load
 from model.check import main as check
-from model.checkpoint import CheckpointError, read, write_contract
+from model.checkpoint import CheckpointError, ReadOptions, read, write_contract
 from model.contract import ContractUnreadable, ScoringContract
 from model.conversation import Message, Sample
 from model.encoding import Encoder, infer_policy
@@ -185,7 +185,7 @@ def test_the_date_of_a_contract_is_the_one_that_is_served(written, tmp_path):
     report = load("torch", ModelSpec(str(elsewhere), contract="warn")).report
     assert [breach.clause for breach in report.breaches] == ["encoding"]
     # An operator's date is for checkpoints that say none.
-    assert read(str(elsewhere), template_date="2023-03-03").policy.template_date == "2025-02-01"
+    assert read(str(elsewhere), ReadOptions(template_date="2023-03-03")).policy.template_date == "2025-02-01"
 
 
 def test_a_contract_without_a_date_for_a_template_that_asks_for_it_is_broken(tmp_path):
@@ -234,7 +234,7 @@ def test_a_contract_that_is_written_again_keeps_the_date_of_training(tmp_path):
     folder = tmp_path / "rm"
     reward_model(folder, template=LLAMA32, contract=False)
     (folder / "chat_template.jinja").write_text(LLAMA32)
-    write_contract(folder, probes=PROBES[:2], template_date="2025-02-01")
+    write_contract(folder, probes=PROBES[:2], options=ReadOptions(template_date="2025-02-01"))
     start = read(str(folder))
     assert start.policy.template_date == "2025-02-01"
     again = export.checkpoint(tmp_path / "again", start, PROBES[:2])
