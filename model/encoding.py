@@ -579,7 +579,8 @@ def infer_policy(
         truncation=truncation,
         template_date=render.date_that_is_asked_for,
         rule=rule,
-        skip_id=pad_id if rule.reads_at == "last_non_pad" else None,
+        # No id of a row equals one outside the vocabulary (-1, say): then the class of transformers reads the last token.
+        skip_id=pad_id if rule.reads_at == "last_non_pad" and pad_id in range(vocab_size) else None,
     )
 
 

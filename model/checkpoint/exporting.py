@@ -183,10 +183,10 @@ def _kept_ids(policy: EncodingPolicy) -> tuple[int, ...]:
 
 def _kept_text(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> str:
     text = policy.end_text
-    if policy.skip_id is not None:
-        skipped = str(tokenizer.convert_ids_to_tokens(policy.skip_id))
-        while skipped and text.endswith(skipped):
-            text = text.removesuffix(skipped)
+    # No token: the embedding table has more rows than the tokenizer has tokens.
+    skipped = tokenizer.convert_ids_to_tokens(policy.skip_id) if policy.skip_id is not None else None
+    while skipped and text.endswith(skipped):
+        text = text.removesuffix(skipped)
     return text
 
 

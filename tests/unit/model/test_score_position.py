@@ -34,9 +34,9 @@ CLOSED = CHATML.replace("<|im_end|>\n{% endfor", "<|im_end|>{% endfor")
 """Ends at the end token itself."""
 
 
-def classifier(folder: Path, *, pad: int | None, template: str = CLOSED):
+def classifier(folder: Path, *, pad: int | None, template: str = CLOSED, architecture: str = "llama"):
     """A classifier whose configuration has this pad token, and transformers' own class of it."""
-    sequence_classifier(folder)
+    sequence_classifier(folder, architecture)
     tiny_tokenizer(template).save_pretrained(folder)
     edit_json(folder / "config.json", pad_token_id=pad)
     return AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -75,6 +75,35 @@ def test_pad_tokens_at_the_end_of_a_row_are_skipped_wherever_they_come_from(tmp_
     padding = "" if pad is None else read(str(tmp_path)).tokenizer.decode([pad, pad])
     for ending in ("", padding):
         assert served(tmp_path, Sample(text=text + ending)) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pad"), [("llama", -1), ("llama", -100), ("gpt2", -1), ("gpt2", 4096), ("gpt2", 2**40)]
+)
+def test_a_pad_token_outside_the_vocabulary_is_no_token_of_a_row(tmp_path, architecture, pad):
+    """Early LLaMA configurations have -1. transformers' class then finds no pad token in a row and reads the last one."""
+    model = classifier(tmp_path, pad=pad, architecture=architecture)
+    whole = rendered(tmp_path)
+    for row in (whole, [*whole, PAD], whole[:-1]):
+        expected = by_class(model, row)
+        cut = Sample(input_ids=tuple(row), finish_reason="length")
+        assert served(tmp_path, cut) == pytest.approx(expected, abs=1e-5)
+    checkpoint = read(str(tmp_path))
+    assert checkpoint.policy.skip_id is None
+    assert 0 <= checkpoint.pad_id < checkpoint.policy.vocab_size
+    assert export([str(tmp_path), str(tmp_path / "out")]) == 0
+    assert served(tmp_path / "out", Sample(messages=CHAT)) == pytest.approx(by_class(model, whole), abs=1e-5)
+
+
+def test_a_pad_token_that_has_an_embedding_and_no_text_takes_nothing_from_a_text(tmp_path):
+    """A table with more rows than the tokenizer has tokens: text never becomes such a pad token."""
+    n = len(tiny_tokenizer())
+    sequence_classifier(tmp_path, shape={"vocab_size": n + 8})
+    tiny_tokenizer(CLOSED.replace("<|im_end|>{% endfor", "None{% endfor")).save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", pad_token_id=n + 3)
+    expected = served(tmp_path, Sample(messages=CHAT))
+    assert export([str(tmp_path), str(tmp_path / "out")]) == 0
+    assert served(tmp_path / "out", Sample(messages=CHAT)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_row_of_nothing_but_padding_is_scored_at_its_first_token(tmp_path):
