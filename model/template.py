@@ -12,7 +12,8 @@ from datetime import date, datetime
 from typing import TYPE_CHECKING
 
 from model.conversation import InvalidMessages, Message
-from model.jinja import CLOCK, Renderer, TemplateBroken, TemplateRefuses, TemplateTooSlow, renderer
+from model.jinja_budget import renderer
+from model.jinja_process import CLOCK, Renderer, TemplateBroken, TemplateRefuses, TemplateTooSlow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +39,7 @@ class ChatTemplate:
     """The chat template of a tokenizer, with its failures as `InvalidMessages`; an empty one joins contents.
 
     `template_date`: ISO date at which the clock of a template stands still; None: `STATED_DATE`. Thread-safe. A template takes a
-    bounded time, whatever is in it (`model.jinja`). Raise `EncodingPolicyError`.
+    bounded time, whatever is in it (`model.jinja_budget`). Raise `EncodingPolicyError`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, template_date: str | None = None) -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from model.backends import Encode
 from model.conversation import Sample, SampleError
 from model.encoding import Encoded
+from model.shortage import in_words
 from service.errors import EncodingFailed, RowFailed
 
 _FEW_IDS = 16_384
@@ -57,6 +58,8 @@ class Encoder:
         except BaseException as error:
             # Its text may hold a piece of the conversation, so it is neither sent nor logged.
             self._on_bug(error)
+            if isinstance(error, OSError):  # a chat template needs a process that cannot be started
+                return EncodingFailed(f"the sample cannot be encoded now: {in_words(error) or error.strerror}.")
             return EncodingFailed(f"the encoder raised {type(error).__name__}. This is a bug in the encoder.")
 
 

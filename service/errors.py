@@ -351,7 +351,7 @@ class RunBlocked(RowFailed):
 
 
 class EncodingFailed(RowFailed):
-    """The encoder raised something other than a `SampleError`. A bug of ours."""
+    """The encoder raised something other than a `SampleError`: a bug of ours, or a process that cannot be started."""
 
     code = "encoding_failed"
 

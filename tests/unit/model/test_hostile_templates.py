@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import gc
 import threading
+from contextlib import suppress
 from datetime import datetime
+from time import thread_time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jinja2 import UndefinedError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from model import jinja
+from model import jinja_process
 from model.checkpoint.exporting import exported_template
 from model.encoding import infer_policy
-from model.jinja import Apart, Plain, TemplateBroken, TemplateRefuses, cost_if_plain, reachable, renderer
+from model.jinja_budget import BudgetedTemplate, renderer
+from model.jinja_process import RenderingProcess, TemplateBroken, TemplateRefuses
 from model.layout_rules import LAYOUT_RULES
 from tests.support.tiny import CHATML, tiny_tokenizer
 
@@ -60,14 +61,76 @@ HOSTILE = {
 
 @pytest.fixture(autouse=True)
 def _little(monkeypatch):
-    monkeypatch.setattr(jinja, "MAX_CPU_S", 1)
+    monkeypatch.setattr(jinja_process, "MAX_CPU_S", 1)
 
 
 @pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE)
 def test_a_template_that_takes_too_much_is_refused_and_ends(template):
-    assert cost_if_plain(template) is None
     with pytest.raises((TemplateBroken, TemplateRefuses)):
-        Apart(template).render(HELLO, NOW)
+        RenderingProcess(template).render(HELLO, NOW)
+
+
+@pytest.fixture
+def n_processes(monkeypatch):
+    """A list with an item for each rendering that was left to a process; none is started."""
+    asked = []
+    monkeypatch.setattr(BudgetedTemplate, "_render_in_process", lambda *_: asked.append(1) or "left to a process")
+    monkeypatch.setattr(RenderingProcess, "of", lambda _: pytest.fail("left to a process when it was read"))
+    return asked
+
+
+@pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE)
+def test_it_takes_little_of_this_process(template, monkeypatch):
+    """Work is counted by the budget, so a rendering here ends after a known number of steps, whatever the template does."""
+    monkeypatch.setattr(RenderingProcess, "of", lambda _: pytest.fail("not needed before it is rendered"))
+    try:
+        read = BudgetedTemplate(template)
+    except Exception:
+        return  # the process is asked what is wrong with it
+    left = []
+    monkeypatch.setattr(BudgetedTemplate, "_render_in_process", lambda *_: left.append(1) or "")
+    before = thread_time()
+    with suppress(TemplateRefuses):
+        read.render(HELLO, NOW)
+        assert left
+    assert thread_time() - before < 20, "some 0.4 s"
+
+
+@pytest.mark.parametrize("condition", ["tools", "false", "messages|length > 5", "nothing is defined"])
+@pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE)
+def test_a_branch_that_is_not_entered_costs_nothing_not_even_when_compiled(template, condition, n_processes):
+    if "macro" in template or template == HOSTILE["loops over messages"]:
+        return  # Python compiles no more than 20 loops within each other
+    text = "{% if " + condition + " %}" + template + "{% endif %}{{ messages[0].content }}"
+    before = thread_time()
+    assert BudgetedTemplate(text).render(HELLO, NOW) == "hello"
+    assert thread_time() - before < 5, "some milliseconds"
+    assert not n_processes
+
+
+@pytest.mark.parametrize("name", ["evil", "eos_token", "tools_token", "documents"])
+def test_whatever_a_special_token_is_called_its_text_is_paid_for(name, n_processes):
+    text = "{% if " + name + " %}" + HOSTILE["nested loops"] + "{% endif %}{{ messages[0].content }}"
+    assert BudgetedTemplate(text).render({**HELLO, name: "<e>"}, NOW) == "left to a process"
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "'%99999999d' is odd", "'%99999999d' is even", "'%99999999d' is divisibleby(2)", "messages[0].content.zfill(99999999)",
+        "'a' | replace('', 'a' * 99999999)", "'a'.replace('', messages[0].content.rjust(9999999))", "[1] * 99999999", "2 ** 99999999",
+        "range(99999999)", "messages | map('center', 99999999) | list", "messages | sum(attribute='content', start='')",
+        "messages | tojson(indent=99999999)", "'{:>99999999}'.format(1)", "lipsum(n=99999999)", "dict(a=[1] * 99999999)",
+        "'a' | indent(99999999)", "(99999999 | string) | batch(99999999) | list", "'a'.expandtabs(99999999)", "[[[messages]]]",
+        "99999999.9 | round(99999999)", "['a', 'b'] | join('a' * 99999999)",
+    ],
+)  # fmt: skip
+def test_no_single_operation_is_done_here_at_any_price(expression, n_processes):
+    read = BudgetedTemplate("{% if " + expression + " %}a{% endif %}" + "{% set x = " + expression + " %}{{ x }}")
+    before = thread_time()
+    with suppress(TemplateRefuses):  # by a bound of the sandbox
+        assert read.render(HELLO, NOW) == "left to a process"
+    assert thread_time() - before < 5, "some milliseconds"
 
 
 def test_one_that_is_tame_until_a_word_comes_is_refused_for_that_conversation_alone():
@@ -96,7 +159,7 @@ def test_another_template_is_rendered_meanwhile():
 
 
 def test_no_process_outlives_its_template():
-    template = Apart("{{ 1 * 1 }}")
+    template = RenderingProcess("{{ 1 * 1 }}")
     process = template._process
     del template
     gc.collect()
@@ -150,14 +213,8 @@ def test_both_ways_write_what_transformers_writes(template):
 
     expected = text(lambda: _compile_jinja_template(template).render(**{**HELLO, "strftime_now": NOW.strftime}))
     assert text(lambda: renderer(template).render(HELLO, NOW)) == expected
-    assert text(lambda: Apart(template).render(HELLO, NOW)) == expected
-    assert Apart(template).description == renderer(template).description
-
-
-def test_usual_templates_need_no_process():
-    assert {name for name, template in REAL.items() if cost_if_plain(template) is not None} == {
-        "chatml", "llama 2", "llama 3", "dates", "tools and thoughts", "refuses"}  # fmt: skip
-    assert isinstance(renderer(CHATML), Plain)
+    assert text(lambda: RenderingProcess(template).render(HELLO, NOW)) == expected
+    assert RenderingProcess(template).description == renderer(template).description
 
 
 PIECES = (
@@ -207,54 +264,153 @@ BODIES = st.recursive(
 )
 
 
-@given(BODIES)
-def test_what_cannot_be_reached_is_not_written(body):
-    """The tree without it writes the same for a conversation of texts, unless the whole one refuses it."""
-    environment = ImmutableSandboxedEnvironment()
-    template = "{% for m in messages %}" + body + "{% endfor %}"
-    whole = environment.from_string(template)
-    try:
-        expected = whole.render(**HELLO)
-    except (TypeError, UndefinedError):
-        return
-    assert environment.from_string(reachable(environment.parse(template))).render(**HELLO) == expected
-
-
-BLOCK = "{% set b %}{% for m in messages %}{{ m.content }}{% endfor %}{% endset %}"
-
-
-@pytest.mark.parametrize(
-    ("template", "is_plain"),
-    {
-        BLOCK + "{{ b[:-1] }}{{ b.rstrip('x') if b.endswith('x') else b }}": True,
-        BLOCK + "{% for m in messages %}{{ b }}{% endfor %}": False,
-        BLOCK + "{% set c = b %}{% for m in messages %}{{ c }}{% endfor %}": False,
-        "{% for m in messages %}" + "{% set b %}{{ m.content }}{% endset %}" + "{% endfor %}": False,
-        BLOCK + "{{ b }}" * 20: False,
-        BLOCK + "{% set ns = namespace(s='') %}{% for m in messages %}{% set ns.s = b %}{% endfor %}": False,
-    }.items(),
-)
-def test_a_block_of_text_is_plain_where_it_is_used_a_few_times_outside_of_loops(template, is_plain):
-    assert (cost_if_plain(template) is not None) is is_plain
-
-
 def test_templates_that_are_exported_with_weights_need_no_process():
     tokenizer = tiny_tokenizer()
     policy = infer_policy(tokenizer, max_tokens=64, vocab_size=len(tokenizer), rule=LAYOUT_RULES["rewardserve"])
     exported = exported_template(tokenizer, policy, tokenizer)
     assert exported != CHATML
-    assert isinstance(renderer(exported), Plain)
+    assert isinstance(renderer(exported), BudgetedTemplate)
 
 
-def test_a_template_of_very_many_names_is_not_looked_through():
-    chain = "".join(f"{{% set a{i} = a{i + 1} %}}" for i in range(1200)) + "{% set a1200 = a + a %}"
-    assert cost_if_plain(chain + "{% for m in messages %}{{ m['content'] }}{% endfor %}") is None
+def test_usual_templates_need_no_process(n_processes):
+    for name, template in REAL.items():
+        read = renderer(template)
+        with suppress(TemplateRefuses):
+            read.render(HELLO, NOW)
+        assert not n_processes, name
 
 
-def test_a_conversation_beyond_reason_is_not_rendered_in_this_process(monkeypatch):
+EXPRESSIONS = st.recursive(
+    st.sampled_from(
+        [
+            "m.content",
+            "m.role",
+            "m['content']",
+            "nothing",
+            "bos_token",
+            "ns.x",
+            "loop.index",
+            "loop.length",
+            "1",
+            "'a b'",
+            "none",
+            "m",
+            "messages",
+            "m.content | tojson",
+            "ns.l",
+            "messages | selectattr('role', 'eq', 'user') | list",
+            "m.items()",
+            "[m, 'a']",
+        ]
+    ),
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from(["+", "~", "-", "*", "%", "==", "in", "and", "or", "<"]), inner).map(
+            lambda x: f"({x[0]} {x[1]} {x[2]})"
+        ),
+        st.tuples(
+            inner,
+            st.sampled_from(
+                [
+                    "| trim",
+                    "| length",
+                    "| upper",
+                    "| first",
+                    "| last",
+                    "| list",
+                    "| join('-')",
+                    "| replace('l', 'xy')",
+                    "| string",
+                    "| safe",
+                    "| default('d')",
+                    "| int",
+                    ".strip()",
+                    ".split(' ')",
+                    ".split('l')[-1]",
+                    ".startswith('h')",
+                    ".get('content')",
+                    "[1:]",
+                    "[::-1]",
+                    "[0]",
+                    ".title()",
+                    "| map(attribute='role') | list",
+                ]
+            ),
+        ).map(lambda x: f"({x[0]}){x[1]}"),
+        st.tuples(inner, inner).map(lambda x: f"[{x[0]}, {x[1]}]"),
+        st.tuples(inner, st.sampled_from(["defined", "none", "string", "mapping", "iterable", "odd", "sequence"])).map(
+            lambda x: f"({x[0]} is {x[1]})"
+        ),
+    ),
+    max_leaves=5,
+)
+BODIES = st.recursive(
+    st.one_of(
+        EXPRESSIONS.map("{{{{ {} }}}}".format),
+        EXPRESSIONS.map("{{% set ns.x = {} %}}".format),
+        EXPRESSIONS.map("{{% set ns.l = ns.l + [{}] %}}".format),
+    ),
+    lambda inner: st.one_of(
+        st.tuples(EXPRESSIONS, inner, inner).map(lambda x: f"{{% if {x[0]} %}}1{x[1]}{{% else %}}2{x[2]}{{% endif %}}"),
+        st.tuples(EXPRESSIONS, inner).map(lambda x: f"{{% for x in {x[0]} %}}4{x[1]}{{% else %}}5{{% endfor %}}"),
+        inner.map("{{% set b %}}{}{{% endset %}}{{{{ b }}}}".format),
+        inner.map("{{% macro f(m) %}}{}{{% endmacro %}}{{{{ f(m) }}}}".format),
+        st.tuples(inner, inner).map("".join),
+    ),
+    max_leaves=6,
+)
+
+
+@given(BODIES)
+def test_what_is_rendered_here_is_what_transformers_renders(body):
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    template = "{% set ns = namespace(x='', l=[]) %}{% for m in messages %}" + body + "{% endfor %}"
+
+    class Left(Exception):
+        pass
+
+    def render_here():
+        read = BudgetedTemplate(template)
+        read._render_in_process = lambda *_: (_ for _ in ()).throw(Left)
+        return read.render(HELLO, NOW)
+
+    def outcome(render):
+        try:
+            return render()
+        except Left:
+            raise
+        except Exception as error:
+            return f"refused: {error}"
+
+    try:
+        here = outcome(render_here)
+    except Left:
+        return
+    assert here == outcome(lambda: _compile_jinja_template(template).render(**HELLO))
+
+
+def test_a_conversation_beyond_the_budget_is_rendered_by_one_process_each_time(monkeypatch):
     template = renderer(CHATML)
-    monkeypatch.setattr(jinja, "_MOST_CHARS_HERE", 10)
-    here = []
-    monkeypatch.setattr(template._here, "render", lambda *_: here.append(1))
+    monkeypatch.setattr(template, "_budget", 10)
     assert "hello" in template.render(HELLO, NOW)
-    assert here == []
+    process = template._process._process
+    assert "hello" in template.render(HELLO, NOW)
+    assert template._process._process is process
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize(("n_messages", "n_chars"), [(2, 1_000_000), (43, 500), (100, 2_000), (1_000, 20)])
+def test_long_conversations_need_no_process(n_messages, n_chars, n_processes):
+    roles = ("user", "assistant") * (n_messages // 2 + 1)
+    messages = [{"role": role, "content": "a" * n_chars} for role in roles[:n_messages]]
+    for name in ("chatml", "llama 3"):
+        assert len(renderer(REAL[name]).render({**HELLO, "messages": messages}, NOW)) > n_messages * n_chars
+
+
+def test_a_process_that_cannot_be_started_is_no_fault_of_the_template(monkeypatch):
+    monkeypatch.setattr(jinja_process.sys, "executable", "/bin/false")
+    with pytest.raises(ChildProcessError, match="cannot be started"):
+        RenderingProcess("{{ 1 * 1 }}")
+    monkeypatch.setattr(jinja_process.sys, "executable", "/nothing/here")
+    with pytest.raises(FileNotFoundError):
+        RenderingProcess("{{ 1 * 1 }}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from contextlib import closing
@@ -34,6 +35,8 @@ class Watched:
             raise ValueError("of what was said")
         if sample.text == "panic":
             raise Panic
+        if sample.text == "shortage":
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
         return self._echo(sample)
 
     def many(self, samples):
@@ -84,6 +87,14 @@ async def test_a_bug_of_the_encoder_is_one_samples_own_and_told_without_words(ro
     assert isinstance(empty, EmptyResponse)
     assert len(bugs) == 1
     assert "what was said" not in bad.message
+
+
+async def test_a_process_that_cannot_be_started_is_a_shortage_and_no_bug(room, bugs):
+    (failed,) = await room.encode([Sample(text="shortage")])
+    assert isinstance(failed, EncodingFailed)
+    assert "ulimit -u" in failed.message
+    assert "bug" not in failed.message
+    assert len(bugs) == 1, "the operator reads it in the log"
 
 
 def test_the_tokenizers_own_threads_are_left_asleep(room):
