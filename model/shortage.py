@@ -1,4 +1,4 @@
-"""What a program says when the machine gives it too little: one line in words in place of a traceback. Standard library only.
+"""Explain in one line, in place of a traceback, that memory, threads, files or a disk are short. Standard library only.
 
 An entry point calls `explain_shortage` before it imports anything large, because the imports are the first to run out.
 """
@@ -6,9 +6,11 @@ An entry point calls `explain_shortage` before it imports anything large, becaus
 from __future__ import annotations
 
 import errno
+import re
 import resource
 import sys
 import traceback
+from collections.abc import Iterator
 from types import TracebackType
 
 from model.printable import printable
@@ -39,11 +41,20 @@ _SAID = {
     "Read-only file system": errno.EROFS,
     "No usable temporary directory": errno.EROFS,
 }
-"""What libraries write into exceptions of other types."""
+"""Messages of libraries, in exceptions of other types."""
+
+_DEVICE = re.compile(
+    r"\b(CUDA|HIP|XPU|MPS)\b[^\n]*out of memory|\b(?:CU(?:BLAS|DNN)|CUSPARSE|CUSOLVER)_STATUS_ALLOC_FAILED"
+)
+"""What torch says when an accelerator has no memory left. It raises a RuntimeError for some of these, its own class for others."""
+_DEVICE_REMEDY = (
+    "Use a smaller model or dtype or another device, or end what else uses this one. A server holds two models while it loads "
+    "one: docs/models.md, Memory"
+)
 
 
 def explain_shortage(program: str, *, least_descriptors: int = 0) -> None:
-    """From now on say in words when memory, threads, files or a disk are short; exit with 1 where that is known already."""
+    """Install an excepthook that explains shortages in words; exit with 1 where one is known already."""
     sys.excepthook = _Hook(program)
     _, space = resource.getrlimit(resource.RLIMIT_AS)
     if 0 <= space < _LEAST_ADDRESS_SPACE:
@@ -58,21 +69,52 @@ def explain_shortage(program: str, *, least_descriptors: int = 0) -> None:
 
 
 def in_words(error: BaseException | None) -> str | None:
-    """What was short, and the remedy; None where nothing was. Looks at causes too: libraries wrap what stopped them."""
+    """The resource that was short, and the remedy; None where none was. Libraries wrap such errors, so causes count too."""
+    return next((words for each in _chain(error) if (words := _words_of(each)) is not None), None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and its causes, as a traceback shows them: `raise ... from None` hides the ones before."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, MemoryError):
-            return _REMEDIES[errno.ENOMEM]
-        if isinstance(error, OSError) and error.errno in _REMEDIES:
-            where = f"{error.filename}: " if error.filename else ""
-            return f"{where}{_REMEDIES[error.errno]}"
-        if isinstance(error, RuntimeError | OSError | ImportError):
-            said = str(error)
-            if (found := next((code for text, code in _SAID.items() if text in said), None)) is not None:
-                return _REMEDIES[found]
-        error = error.__cause__ or error.__context__
-    return None
+        yield error
+        error = error.__cause__ if error.__cause__ is not None or error.__suppress_context__ else error.__context__
+
+
+def _words_of(error: BaseException) -> str | None:
+    """The words for one error, without its causes."""
+    if isinstance(error, MemoryError):
+        return _REMEDIES[errno.ENOMEM]
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{_REMEDIES[error.errno]}"
+    if not isinstance(error, RuntimeError | OSError | ImportError):
+        return None
+    message = str(error)
+    if (device := _DEVICE.search(message)) is not None:
+        return _words_of_device(message, device[1] or "CUDA")
+    return next((_REMEDIES[code] for text, code in _SAID.items() if text in message), None)
+
+
+def _words_of_device(message: str, kind: str) -> str:
+    """The device that has no memory left, with torch's numbers where it gives them."""
+    number = re.search(r"\bGPU \d+", message)
+    wanted = re.search(r"Tried to allocate ([\d.]+ \w+)", message)
+    free = re.search(r"of which ([\d.]+ \w+) is free", message)
+    amounts = [f"{wanted[1]} more were wanted"] if wanted else []
+    amounts += [f"{free[1]} is free"] if free else []
+    numbers = f": {', '.join(amounts)}" if amounts else ""
+    return f"{number[0] if number else f'the {kind} device'} has not enough free memory{numbers}. {_DEVICE_REMEDY}"
+
+
+def _places(error: BaseException) -> str:
+    """Where each error of the chain was raised, the first one first: `OSError at file.py:12, KeyError at other.py:34`."""
+    found = []
+    for each in _chain(error):
+        if frames := traceback.extract_tb(each.__traceback__):
+            found.append(f"{type(each).__name__} at {frames[-1].filename}:{frames[-1].lineno}")
+    return ", ".join(reversed(found))
 
 
 class _Hook:
@@ -86,7 +128,8 @@ class _Hook:
         if words is None:
             traceback.print_exception(kind, error, trace)
         else:
-            _say(self._program, words)
+            places = _places(error)
+            _say(self._program, f"{words}{places and f' ({places})'}")
 
 
 def _end(program: str, words: str) -> None:

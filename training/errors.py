@@ -1,6 +1,6 @@
 """Errors that end a run, and what their cause is in words. The command line turns them into one line and an exit code.
 
-Knows no torch: what torch raises is told by the name of its class and its message.
+Imports no torch: its errors are recognised by their messages.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ class Stopped(Exception):
     """A signal has stopped the run, and it is saved. Exit code 130."""
 
 
+_NO_MEMORY = ("out of memory", "allocate memory", "STATUS_ALLOC_FAILED")
+"""What torch says of memory, on a CPU and on a GPU."""
 _WRITE_FAILED = ("PytorchStreamWriter", "inline_container", "iostream error", "Error while serializing")
 """What torch and safetensors say of a file; they tell no reason."""
 
@@ -27,7 +29,7 @@ _WRITE_FAILED = ("PytorchStreamWriter", "inline_container", "iostream error", "E
 def explain(error: BaseException) -> str | None:
     """One line about an error of the machine: disk, memory, files. None for one that is a bug."""
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(m in text for m in _NO_MEMORY)):
         return (
             "out of memory. Lower optim.batch_pairs (or batch_sequences) and raise optim.accumulate, lower "
             "encoding.max_tokens or eval.batch_tokens, or set optim.gradient_checkpointing: true or method.name: lora."

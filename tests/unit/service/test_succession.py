@@ -149,6 +149,20 @@ async def test_what_has_no_words_for_an_operator_is_not_quoted_to_him(succession
     assert succession.overview.loading is None
 
 
+async def test_a_load_that_does_not_fit_beside_the_model_in_service_names_the_device_and_a_remedy(
+    succession, monkeypatch
+):
+    def fill(_settings):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity of 7.79 GiB")
+
+    monkeypatch.setattr("service.succession.prepare", fill)
+    with pytest.raises(ModelRefused) as refused:
+        await succession.load(ECHO)
+    assert "GPU 1 has not enough free memory: 2.00 GiB more were wanted" in refused.value.message
+    assert "docs/models.md" in refused.value.message
+    assert succession.overview.serving == 1
+
+
 async def test_a_second_shadow_takes_the_place_of_the_first(succession):
     await succession.load(ECHO, shadow=0.5)
     await succession.load(ECHO, shadow=1.0)
