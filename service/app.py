@@ -29,7 +29,7 @@ from service.api import docs, problems
 from service.api.access import OPEN_PATHS, Access, same_route
 from service.api.admin import admin_routes
 from service.api.dialects import DIALECTS, pairs
-from service.api.dialects.routes import DialectPolicy, dialect_routes, endpoint_of
+from service.api.dialects.routes import DialectPolicy, dialect_routes, value_endpoint_of
 from service.api.door import Door
 from service.api.health import health_routes
 from service.api.intake import Intake, IntakeLimits
@@ -96,9 +96,9 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
     )
     aliases = settings.aliases()
     policy = DialectPolicy(settings.overload_status, aliases, {"on_failure": settings.verify_on_failure})
-    score_pairs = endpoint_of(pairs.SCORE, stage, bounds, clock, policy)
+    score_pairs = value_endpoint_of(pairs.SCORE, stage, bounds, clock, policy)
     scoring = [
-        scoring_routes(stage, bounds, clock, pairs.has_pairs, score_pairs),
+        scoring_routes(stage, bounds, clock, pairs.has_pairs, score_pairs, [form.body for form in pairs.SCORE.forms]),
         dialect_routes(DIALECTS, stage, bounds, clock, policy),
     ]
     routers = [
@@ -110,7 +110,7 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
     ]
     for router in routers:
         api.include_router(router)
-    docs.install(api, [dialect.body for dialect in DIALECTS], OPEN_PATHS)
+    docs.install(api, [form.body for dialect in DIALECTS for form in dialect.forms], OPEN_PATHS)
     methods: dict[str, set[str]] = {}
     for route in [route for router in routers for route in router.routes if isinstance(route, APIRoute)]:
         methods.setdefault(route.path_format, set()).update(route.methods or ())

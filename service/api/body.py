@@ -2,7 +2,11 @@
 
 What is right is read in one pass by `wire`. What that refuses is read again slowly, as JSON and then as a schema, by
 readers that know line, column and path of an offence. What Python's parser lets through beyond JSON is refused here:
-NaN, Infinity, and nesting or numbers without end.
+NaN, Infinity, nesting or numbers without end, and a key that an object has twice.
+
+Of a key that is there twice readers of JSON take the first value or the last, so a proxy and this server could read two requests
+in one body. The fast reader takes the last and keeps quiet; a body that has more strings, keys included, than what was read of it
+has lost one on the way, and is read again slowly.
 """
 
 from __future__ import annotations
@@ -11,20 +15,21 @@ import asyncio
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import msgspec
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
+from service.api import wire
 from service.api.headers import header
 from service.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedMediaType
 
 M = TypeVar("M", bound=BaseModel)
-W = TypeVar("W", bound=msgspec.Struct)
-F = TypeVar("F")
+W = TypeVar("W", wire.ScoreRequest, wire.CompareRequest)
 T = TypeVar("T")
 
 _MOST_SELDOM_BYTES = 1_048_576
@@ -45,11 +50,8 @@ NOT_READ = (
     "the chat template of the reward model and send the text, or leave the field out"
 )
 
-_LONGEST_NOTHING = 16
-"""Bytes of an empty list with some white space in it."""
-
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _anything = msgspec.json.Decoder(msgspec.Raw)
+_values = msgspec.json.Decoder()
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)  # possessive: it remembers no way back
 
@@ -71,36 +73,47 @@ class Parts:
         return cls(containers, 4 * containers, 4 * containers + 8 * max_tokens)
 
 
-async def read(request: Request, decoder: msgspec.json.Decoder[W], schema: type[M], parts: Parts) -> W | M:
-    """The body as what `decoder` makes of it, or else as its twin. Raise as `decode` does, and `UnsupportedMediaType`."""
+class NotOurs(Exception):
+    """The body of a request has another server's wire format. `value` is its JSON."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+
+async def read(
+    request: Request,
+    decoder: msgspec.json.Decoder[W],
+    schema: type[M],
+    parts: Parts,
+    is_foreign: Callable[[Any], bool] = lambda _: False,
+) -> W | M:
+    """The body as `decoder` reads it, or else as its twin `schema`. Raise as `decode` does, `UnsupportedMediaType`, and `NotOurs`
+    for what `decoder` refuses and `is_foreign` knows.
+    """
     _check_media_type(request)
     content = await request.body()
     await _check_parts(content, parts)
     if len(content) > _MOST_ON_LOOP:
-        return await asyncio.to_thread(decode, content, decoder, schema)
+        return await asyncio.to_thread(decode, content, decoder, schema, is_foreign)
     try:
-        return decoder.decode(content)
+        return _decode_once(content, decoder)
     except (ValueError, RecursionError) as error:
-        return await off_loop(content, _decode_again, content, decoder, schema, error)
+        return await off_loop(content, _decode_again, content, decoder, schema, error, is_foreign)
 
 
-async def read_foreign(
-    request: Request, decoder: msgspec.json.Decoder[F], parts: Parts, known: frozenset[str] | None
-) -> F:
-    """The body as another's wire format. Raise as `read` does, and as `check_fields`; `known` None: any field may be there."""
+async def read_foreign(request: Request, parts: Parts, read_as: Callable[[Any], T]) -> T:
+    """The body as another's wire format: what `read_as` makes of its JSON. Raise as `read` and `read_as` do."""
     _check_media_type(request)
     content = await request.body()
     await _check_parts(content, parts)
     if len(content) > _MOST_ON_LOOP:
-        decoded = await asyncio.to_thread(decode_foreign, content, decoder)
-    else:
-        try:
-            decoded = decoder.decode(content)
-        except (ValueError, RecursionError) as error:
-            decoded = await off_loop(content, _decode_again, content, decoder, None, error)
-    if known is not None:
-        await off_loop(content, check_fields, content, known)
-    return decoded
+        return await asyncio.to_thread(lambda: read_as(values(content)))
+    try:
+        value = _values_once(content)
+    except (ValueError, RecursionError) as error:
+        value = await off_loop(content, _values_again, content, error)
+    return read_as(value)
 
 
 async def off_loop(content: bytes, call: Callable[..., T], *arguments: Any) -> T:
@@ -108,29 +121,9 @@ async def off_loop(content: bytes, call: Callable[..., T], *arguments: Any) -> T
     return call(*arguments) if len(content) <= _MOST_WITH_CARE else await asyncio.to_thread(call, *arguments)
 
 
-def check_fields(content: bytes, known: frozenset[str]) -> None:
-    """Raise `InvalidRequest` for a field of a JSON object that is not known, unless its value says nothing.
-
-    A field that is dropped in silence may be one that changes the text that is scored: tools, a template, a picture.
-    """
-    try:
-        given = {name: _short(raw) for name, raw in _fields.decode(content).items() if name not in known}
-    except (ValueError, RecursionError):  # what msgspec refuses and we do not: a lone surrogate, UTF-16
-        given = {name: value for name, value in parse(content).items() if name not in known}
-    for name, value in given.items():
-        if not says_nothing(value):
-            field = name[:_LONGEST_FIELD]
-            raise InvalidRequest(f"{field}: {NOT_READ}", field=field)
-
-
 def says_nothing(value: object) -> bool:
     """Whether a field with this value is as good as left out: null, an empty text, list or object."""
     return value is None or value in ("", [], {})
-
-
-def _short(raw: msgspec.Raw) -> Any:
-    """A value, as far as it could say nothing."""
-    return msgspec.json.decode(raw) if len(memoryview(raw)) <= _LONGEST_NOTHING else ...
 
 
 async def _check_parts(content: bytes, most: Parts) -> None:
@@ -196,39 +189,97 @@ async def read_seldom(request: Request, schema: type[M]) -> M:
     return check(parse(content), schema)
 
 
-def decode_foreign(content: bytes, decoder: msgspec.json.Decoder[F]) -> F:
-    """Fast if possible, else slowly and with the reason. Raise `InvalidJson` or `InvalidRequest`."""
+def decode(
+    content: bytes,
+    decoder: msgspec.json.Decoder[W],
+    schema: type[M],
+    is_foreign: Callable[[Any], bool] = lambda _: False,
+) -> W | M:
+    """The request, read fast if possible. Raise `InvalidJson`, `InvalidRequest` or `NotOurs`."""
     try:
-        return decoder.decode(content)
+        return _decode_once(content, decoder)
     except (ValueError, RecursionError) as error:
-        return cast(F, _decode_again(content, decoder, None, error))
+        return _decode_again(content, decoder, schema, error, is_foreign)
 
 
-def decode(body: bytes, decoder: msgspec.json.Decoder[W], schema: type[M]) -> W | M:
-    """The request, read fast if possible. Raise `InvalidJson` or `InvalidRequest`."""
+def values(content: bytes) -> Any:
+    """Any JSON as Python's own types, read fast if possible. Raise `InvalidJson`, or `InvalidRequest` for numbers beyond bounds."""
     try:
-        return decoder.decode(body)
+        return _values_once(content)
     except (ValueError, RecursionError) as error:
-        return cast("W | M", _decode_again(body, decoder, schema, error))
+        return _values_again(content, error)
 
 
-def _decode_again(content: bytes, decoder: msgspec.json.Decoder[Any], schema: type[M] | None, error: Exception) -> Any:
+class _MoreStrings(ValueError):
+    """A body has more strings than what was read of it."""
+
+
+def _decode_once(content: bytes, decoder: msgspec.json.Decoder[W]) -> W:
+    decoded = decoder.decode(content)
+    if n_strings(content) != wire.n_strings(decoded):
+        _values_once(content)  # a field that says nothing, or a key twice
+    return decoded
+
+
+def _values_once(content: bytes) -> Any:
+    value = _values.decode(content)
+    # Without a colon beyond those behind its own keys it has no other object.
+    if not (isinstance(value, dict) and content.count(b":") == len(value)):
+        try:
+            written = wire.dumps(value)
+        except OverflowError as error:  # a number of more than 64 bits
+            raise _MoreStrings from error
+        if n_strings(content) != n_strings(written):
+            raise _MoreStrings
+    return value
+
+
+def n_strings(content: bytes) -> int:
+    """How many strings valid JSON has, keys included: each has two quotes that are not escaped."""
+    n_quotes = content.count(b'"') if b"\\" not in content else _n_quotes(content)
+    return n_quotes // 2
+
+
+def _decode_again(
+    content: bytes,
+    decoder: msgspec.json.Decoder[W],
+    schema: type[M],
+    error: Exception,
+    is_foreign: Callable[[Any], bool],
+) -> W | M:
     """What the fast reader has refused, for that reason: with better words, or after all.
 
-    Better words are for small bodies of ours. A large one is read again only for what the fast reader refuses and we do not, a
-    lone surrogate or UTF-16, and by readers that let other threads run.
+    Better words are for small bodies. A large one is read again only for what the fast reader refuses and we do not, a
+    lone surrogate, UTF-16 or a null, and by readers that let other threads run.
     """
-    is_large = len(content) > _MOST_WITH_CARE
-    if is_large:
-        _refuse(content, error)
-    elif schema is not None:
-        return check(parse(content, hook=_few_fields), schema)
+    if len(content) <= _MOST_WITH_CARE:
+        value = parse(content, hook=_few_fields)
+    elif isinstance(error, msgspec.ValidationError):
+        value = values(content)
+    else:
+        value = _values_again(content, error)
+    if is_foreign(value):
+        raise NotOurs(value)
+    if len(content) <= _MOST_WITH_CARE:
+        return check(value, schema)
+    decoded = convert(value, decoder.type)
     try:
-        hook = _few_fields if is_large else None
-        decoded = msgspec.convert(parse(content, hook=hook, number=_finite), decoder.type)
-        if schema is not None:
-            _check_names(decoded)
-        return decoded
+        _check_names(decoded)
+    except UnicodeEncodeError:
+        raise InvalidRequest("a text holds a lone surrogate", field="$") from None
+    return decoded
+
+
+def _values_again(content: bytes, error: Exception) -> Any:
+    if len(content) > _MOST_WITH_CARE:
+        _refuse(content, error)
+    return parse(content, number=_finite)
+
+
+def convert(value: Any, kind: type[T]) -> T:
+    """`value` as a record. Raise `InvalidRequest` with the JSON path of an offence."""
+    try:
+        return msgspec.convert(value, kind)
     except msgspec.ValidationError as invalid:
         raise _without_words(invalid) from None
     except UnicodeEncodeError:  # where a text is no field of a record
@@ -245,6 +296,8 @@ def _check_names(decoded: Any) -> None:
 
 def _refuse(content: bytes, error: Exception) -> None:
     """Raise what `error` says of a large body, unless the careful reader may accept it."""
+    if isinstance(error, _MoreStrings):
+        return
     if isinstance(error, msgspec.ValidationError):
         try:
             _anything.decode(content)  # what is no JSON at all is called so first, as in a small body
@@ -282,7 +335,11 @@ def parse(
         # A call of Python for every number lets other threads run; the reader in C alone would not.
         whole = _whole if len(body) > _MOST_WITH_CARE else None
         return json.loads(
-            body, parse_constant=_refuse_constant, parse_float=number, parse_int=whole, object_pairs_hook=hook
+            body,
+            parse_constant=_refuse_constant,
+            parse_float=number,
+            parse_int=whole,
+            object_pairs_hook=hook or _fields,
         )
     except json.JSONDecodeError as error:
         raise InvalidJson(f"the body is not JSON: {error.msg}", line=error.lineno, column=error.colno) from None
@@ -320,7 +377,17 @@ def _check_media_type(request: Request) -> None:
 def _few_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(pairs) > _MOST_FIELDS:
         raise InvalidRequest(f"an object of the body has {len(pairs)} fields", field="$", n=len(pairs))
-    return dict(pairs)
+    return _fields(pairs)
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raise `InvalidJson` for a key that is there twice."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        n_times = Counter(name for name, _ in pairs)
+        twice = next(name for name in n_times if n_times[name] > 1)[:_LONGEST_FIELD]
+        raise InvalidJson(f"an object of the body has the key {twice} more than once: send it once", field=twice)
+    return fields
 
 
 def _whole(text: str) -> int:

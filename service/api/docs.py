@@ -18,7 +18,6 @@ from service.api.wire import MOST_STEPS
 
 _REF = "#/components/schemas/{model}"
 _REF_OF_STRUCT = "#/components/schemas/{name}"
-_PAIRS = "PairsRequest"
 
 _ERRORS: dict[int, str] = {
     400: "`invalid_json`; `invalid_path` or `invalid_http` for what is no request",
@@ -104,18 +103,17 @@ class _AnyError(BaseModel):
     error: str | dict[str, Any] = Field(description="a text, or an object with a message")
 
 
-def operation(body: type[BaseModel], *, has_pairs: bool = False) -> dict[str, Any]:
+def operation(body: type[BaseModel], foreign: Sequence[Any] = ()) -> dict[str, Any]:
     """Arguments for a route that reads `body`: its documentation, and every error that it may answer.
 
-    `has_pairs`: it answers vLLM's text pairs too.
+    `foreign`: bodies of other servers that it reads too.
     """
-    refs = [_REF.format(model=body.__name__)] + ([_REF_OF_STRUCT.format(name=_PAIRS)] if has_pairs else [])
-    schema = {"$ref": refs[0]} if len(refs) == 1 else {"anyOf": [{"$ref": ref} for ref in refs]}
+    schema = _any_of([{"$ref": _REF.format(model=body.__name__)}, *_schemas(foreign)])
     examples = {f"example {i}": {"value": each} for i, each in enumerate(body.model_json_schema().get("examples", []))}
     content = {"application/json": {"schema": schema, "examples": examples}}
-    parameters = [*_TIMES, *_ORIGIN, *([_VALUE] if has_pairs else [])]
+    parameters = [*_TIMES, *_ORIGIN, *([_VALUE] if foreign else [])]
     return {
-        "responses": errors(*(status for status in _ERRORS if status != 404 or has_pairs)),
+        "responses": errors(*(status for status in _ERRORS if status != 404 or foreign)),
         "openapi_extra": {"requestBody": {"required": True, "content": content}, "parameters": parameters},
     }
 
@@ -130,14 +128,14 @@ def admin_operation(body: type[BaseModel], *statuses: int) -> dict[str, Any]:
 
 
 def foreign_operation(
-    path: str, body: Any, options: Iterable[str] = (), *, own_refusals: bool = False
+    path: str, bodies: Sequence[Any], options: Iterable[str] = (), *, own_refusals: bool = False
 ) -> dict[str, Any]:
     """Arguments for a route of another's wire format: what it reads, and the errors that it may answer.
 
     `own_refusals`: in a shape of its own, but for those that are refused before anybody knows the format.
     """
-    (schema,), _ = msgspec.json.schema_components([body], ref_template=_REF_OF_STRUCT)
-    content = {"application/json": {"schema": VERIFY if schema.get("type") == "object" else schema}}
+    schemas = [VERIFY if each.get("type") == "object" else each for each in _schemas(bodies)]
+    content = {"application/json": {"schema": _any_of(schemas)}}
     said = {
         status: {**error, "model": _AnyError} if own_refusals else error for status, error in errors(*_ERRORS).items()
     }
@@ -151,6 +149,14 @@ def foreign_operation(
             "parameters": [*in_path, *_TIMES, *_ORIGIN, _VALUE, *own],
         },
     }
+
+
+def _schemas(bodies: Sequence[Any]) -> Sequence[dict[str, Any]]:
+    return msgspec.json.schema_components(bodies, ref_template=_REF_OF_STRUCT)[0]
+
+
+def _any_of(schemas: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
 
 
 def errors(

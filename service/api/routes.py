@@ -51,25 +51,30 @@ _comparisons = msgspec.json.Decoder(wire.CompareRequest)
 
 
 def scoring_routes(
-    stage: Stage, bounds: Bounds, clock: Clock, has_pairs: Callable[[bytes], bool], score_pairs: Endpoint
+    stage: Stage,
+    bounds: Bounds,
+    clock: Clock,
+    has_pairs: Callable[[Any], bool],
+    score_pairs: Callable[[Request, Any], Awaitable[Response]],
+    pair_bodies: Sequence[Any] = (),
 ) -> APIRouter:
-    """The routes that score. A body that `has_pairs` is another server's: `score_pairs` answers it."""
+    """The routes that score. Where the JSON of a body `has_pairs` it is another server's: `score_pairs` answers it.
+
+    `pair_bodies` are the records of such bodies, for the documentation.
+    """
     router = APIRouter(tags=["scoring"])
     parts = body.Parts.of(bounds.max_samples_per_request, bounds.admission_max_tokens)
 
-    @router.post("/score", response_model=ScoreReply, **docs.operation(ScoreRequest, has_pairs=True))
+    @router.post("/score", response_model=ScoreReply, **docs.operation(ScoreRequest, pair_bodies))
     async def score(request: Request) -> Response:
         """Score samples. A bad sample gets `null` and an error of its own; its neighbours are scored."""
         deadline = read_deadline(request, clock)
         stage.served()  # refused before a body is read that nobody could answer
         said = origin.read(request.scope, {"value"})
         try:
-            asked = await body.read(request, _scores, ScoreRequest, parts)
-        except InvalidRequest:
-            content = await request.body()
-            if await body.off_loop(content, has_pairs, content):
-                return await score_pairs(request)
-            raise
+            asked = await body.read(request, _scores, ScoreRequest, parts, has_pairs)
+        except body.NotOurs as theirs:
+            return await score_pairs(request, theirs.value)
         if said.options:
             raise InvalidRequest("value is for other wire formats: the results here have all numbers", field="value")
         bound(len(asked.samples), bounds, "samples")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
+from msgspec import UNSET
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from model.conversation import SCORES_EMPTY, USUAL, Message, Sample, SampleError
@@ -220,7 +221,7 @@ def to_sample(sample: SampleIn | wire.SampleIn) -> Asked:
             None if messages is None else _messages(messages),
             sample.text,
             None if ids is None else tuple(ids),
-            sample.finish_reason,
+            "stop" if sample.finish_reason is UNSET else sample.finish_reason,
             tuple(sample.reference_rewards),
             terms=SCORES_EMPTY if sample.score_empty else USUAL,
         )

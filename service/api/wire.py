@@ -35,7 +35,7 @@ class MessageIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=Fals
 
 
 class SampleIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """One conversation to score."""
+    """One conversation to score. `finish_reason` is UNSET where it is left out, which means stop."""
 
     id: Name | None = None
     prompt: str | list[MessageIn] | None = None
@@ -43,7 +43,7 @@ class SampleIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False
     messages: list[MessageIn] | None = None
     text: str | None = None
     input_ids: tuple[int, ...] | None = None
-    finish_reason: Literal["stop", "length"] = "stop"
+    finish_reason: Literal["stop", "length"] | msgspec.UnsetType = msgspec.UNSET
     reference_rewards: Annotated[tuple[RawScore, ...], msgspec.Meta(max_length=64)] = ()
     score_empty: bool = False
 
@@ -72,6 +72,44 @@ class CompareRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc
     run: Name | None = None
     step: Step | None = None
     tie_margin: Margin = 0.0
+
+
+def n_strings(request: ScoreRequest | CompareRequest) -> int:
+    """How many strings, keys included, the JSON of this request has where no field is there that says nothing."""
+    n = 2 * (request.run is not None) + (request.step is not None) + 1
+    if isinstance(request, ScoreRequest):
+        return n + (request.kl is not None) + sum([_of_sample(each) for each in request.samples])
+    return n + (request.tie_margin != 0.0) + sum([_of_comparison(each) for each in request.comparisons])
+
+
+def _of_sample(sample: SampleIn) -> int:
+    prompt, messages = sample.prompt, sample.messages
+    n = 0
+    if prompt is not None:
+        n = 2 if type(prompt) is str else 1 + 4 * len(prompt)
+    if sample.response is not None:
+        n += 2
+    if sample.input_ids is not None:
+        n += 1
+    if sample.id is not None:
+        n += 2
+    if sample.finish_reason is not msgspec.UNSET:
+        n += 2
+    if messages is not None:
+        n += 1 + 4 * len(messages)
+    if sample.text is not None:
+        n += 2
+    if sample.reference_rewards:
+        n += 1
+    if sample.score_empty:
+        n += 1
+    return n
+
+
+def _of_comparison(comparison: ComparisonIn) -> int:
+    prompt = comparison.prompt
+    n = 2 if isinstance(prompt, str) else 1 + 4 * len(prompt)
+    return n + 1 + len(comparison.responses) + 2 * (comparison.id is not None)
 
 
 _encoder = msgspec.json.Encoder()

@@ -149,7 +149,7 @@ def test_an_activation_is_a_sigmoid_and_only_if_asked_for(world):
         ({"use_activation": False}, raw),
         ({"use_activation": True}, sigmoid),
         ({"activation": True}, sigmoid),
-        ({"activation": True, "use_activation": False}, raw),
+        ({"activation": False, "use_activation": False}, raw),
     ]:
         for path, values in (("/classify", "probs"), ("/pooling", "data")):
             answer = server.client.post(path, json={"input": templated(tokenizer), **body}).json()

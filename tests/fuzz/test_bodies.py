@@ -16,20 +16,14 @@ from hypothesis import strategies as st
 
 from benchmarks.rooms import open_house
 from service.api.dialects import DIALECTS
-from tests.properties.test_dialects import GYM, JSONS, likely
+from tests.properties.test_dialects import bodies_of
 from tests.properties.test_request_bodies import COMPARE_REQUESTS, REQUESTS, bodies
 
 N_BODIES = int(os.environ.get("FUZZ_BODIES", "400"))
 pytestmark = pytest.mark.timeout(7200)
 
 
-def foreign(dialect):
-    """Bodies with the fields of a dialect, more often than not of the right kind, or any JSON."""
-    has_fields = isinstance(dialect.body, type) and dialect.body is not dict
-    return likely(dialect.body, JSONS) | JSONS if has_fields else GYM | JSONS
-
-
-ROUTES = {"/score": REQUESTS, "/compare": COMPARE_REQUESTS} | {dialect.path: foreign(dialect) for dialect in DIALECTS}
+ROUTES = {"/score": REQUESTS, "/compare": COMPARE_REQUESTS} | {dialect.path: bodies_of(dialect) for dialect in DIALECTS}
 HEADERS = st.fixed_dictionaries(
     {},
     optional={

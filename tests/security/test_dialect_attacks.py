@@ -78,7 +78,8 @@ def encoded(name: str, form: str, prompt: str, response: str):
     rendered = encode._render((Message("user", "Hi"),), add_generation_prompt=True)
     sent = json.dumps(FORMS[form](prompt, response, rendered)).encode()
     served = SimpleNamespace(loaded=SimpleNamespace(encode=encode))
-    asked = dialect.ask(body.decode_foreign(sent, msgspec.json.Decoder(dialect.body)), served)
+    read_as, record = dialect.read(body.values(sent))
+    asked = read_as.ask(record, served)
     return [encode(sample) for sample in asked]
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 import pytest
@@ -36,13 +37,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 def read_by_all(sent: bytes) -> None:
     """As the routes read it; a dialect of each kind of type."""
-    decoders = [(msgspec.json.Decoder(wire.ScoreRequest), lambda d: body.decode(sent, d, ScoreRequest))]
-    decoders += [(msgspec.json.Decoder(each.body), lambda d: body.decode_foreign(sent, d)) for each in DIALECTS]
+    readers = [lambda: body.decode(sent, msgspec.json.Decoder(wire.ScoreRequest), ScoreRequest)]
+    readers += [lambda each=each: each.read(body.values(sent)) for each in DIALECTS]
     with suppress(RequestRefused):
         body.check_parts(sent, body.Parts.of(1024, 2**20))  # before any of them, with the same bounds
-        for decoder, read in decoders:
+        for read in readers:
             with suppress(RequestRefused):
-                read(decoder)
+                read()
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -154,21 +155,26 @@ class Watched:
 
 @pytest.mark.parametrize("tail", [b'"}]}', b'"', b'"},1]}', b'"},{"text":"\\ud800"}]}', b'"}],"step":-1}'])
 async def test_a_large_body_is_read_beside_the_event_loop_and_a_wrong_one_is_read_again_there(tail, monkeypatch):
-    again, decode_again = set(), body._decode_again
+    again, readers = set(), (body._decode_again, body._values_again)
 
-    def noted(*arguments):
-        again.add(threading.get_ident())
-        return decode_again(*arguments)
+    def noted(read):
+        def noting(*arguments):
+            again.add(threading.get_ident())
+            return read(*arguments)
 
-    monkeypatch.setattr(body, "_decode_again", noted)
+        return noting
+
+    monkeypatch.setattr(body, "_decode_again", noted(readers[0]))
+    monkeypatch.setattr(body, "_values_again", noted(readers[1]))
     here, parts = threading.get_ident(), body.Parts.of(1024, 2**20)
     for n_bytes, decoded_here in ((2**21, False), (2**17, True)):
         content = b'{"samples":[{"text":"' + b"x" * n_bytes + tail
-        ours, theirs = Watched(wire.ScoreRequest), Watched(dict)
+        ours, theirs = Watched(wire.ScoreRequest), Watched(Any)
+        monkeypatch.setattr(body, "_values", theirs)
         with suppress(RequestRefused):
             await body.read(Sent(content), ours, ScoreRequest, parts)
         with suppress(RequestRefused):
-            await body.read_foreign(Sent(content), theirs, parts, None)
+            await body.read_foreign(Sent(content), parts, lambda value: value)
         assert {here in ours.threads, here in theirs.threads} == {decoded_here}
     assert here not in again
 

@@ -1,6 +1,9 @@
-"""What a dialect is: how the body of a caller becomes samples, and how what became of them becomes his answer.
+"""Wire formats: how the body of a request becomes samples, and how their results become a reply.
 
-Knows no caller in particular and does no scoring.
+A route reads one or more forms of a request. Each has a list of its own of the fields that it reads and of those that may be there,
+and refuses all others by name: no field that another form reads is dropped in silence.
+
+Knows no wire format in particular and does no scoring.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ import msgspec
 from starlette.responses import Response
 
 from model.conversation import SCORES_EMPTY, Sample, SampleError, Terms
+from service.api.body import NOT_READ, convert, says_nothing
 from service.api.problems import refusal
 from service.api.replies import json_response
 from service.api.stage import Served
 from service.errors import (
     Failure,
+    InvalidRequest,
     ModelNotServed,
     RequestRefused,
     RunBlocked,
@@ -79,46 +84,129 @@ def not_found_as_openai(error: ModelNotServed) -> Response:
     return json_response({"error": {**said, "reason": error.code, **error.details}}, error.status)
 
 
+_LONGEST_FIELD = 120
+
+_CHAT_TEMPLATE = "the chat template is the contract's, and is rendered as in training: send no other"
+_ONE_LIMIT = "a limit of one of two texts is not supported: use truncate_prompt_tokens, which cuts the prompt"
+_NO_INSTRUCTION = "the template is the contract's and has no place for an instruction: leave it out"
+
+REMEDIES: Mapping[str, str] = {
+    "chat_template": _CHAT_TEMPLATE,
+    "chat_template_kwargs": _CHAT_TEMPLATE,
+    "add_generation_prompt": "there is nothing to score after a generation prompt: leave it out",
+    "apply_softmax": "a softmax over one score is always 1: leave it out",
+    "label_token_ids": "this model gives one score and no probabilities of tokens: leave it out",
+    "max_tokens_per_query": _ONE_LIMIT,
+    "max_tokens_per_doc": _ONE_LIMIT,
+    "instruct": _NO_INSTRUCTION,
+    "instruction": _NO_INSTRUCTION,
+}
+"""Why a field is refused, and what helps, where that is more than that it is not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One form of a request. A body has it where it has all fields in `texts`, which hold what is scored.
+
+    `body` is the record that its JSON becomes; `ask` makes samples of that, `answer` the JSON of the reply. `unread`: fields that
+    change neither the text that is scored nor the reply. `defaults`: fields with the values that say what is done anyway. Any field
+    beside these is refused, unless its value says nothing. `unread` None: the body may have any field, and `ask` looks at them.
+
+    `model` is the name that a body gives the model. `activation` is whether a body asks for the sigmoid of the raw score, None
+    where it does not say; `activates` is what that means then.
+    """
+
+    texts: tuple[str, ...]
+    body: Any
+    ask: Callable[[Any, Served], list[Asked]]
+    answer: Callable[[Any, Answered], Any]
+    unread: frozenset[str] | None = frozenset()
+    defaults: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    model: Callable[[Any], str | None] = lambda body: body.model
+    activation: Callable[[Any], bool | None] = lambda _body: None
+    activates: bool = False
+    read_fields: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = () if self.unread is None else (each.encode_name for each in msgspec.structs.fields(self.body))
+        object.__setattr__(self, "read_fields", frozenset(names))
+
+    def check_fields(self, given: Mapping[str, Any]) -> None:
+        """Raise `InvalidRequest` for a field that this form has not."""
+        if self.unread is None:
+            return
+        for name, value in given.items():
+            if name not in self.read_fields and name not in self.unread and not says_nothing(value):
+                self._check_default(name, value)
+
+    def _check_default(self, name: str, value: object) -> None:
+        good = self.defaults.get(name, ())
+        if any(type(value) is type(each) and value == each for each in good):
+            return
+        field = name[:_LONGEST_FIELD]
+        # What was written there is not repeated: a message never holds a part of a body.
+        known = f" with another value than {' or '.join(map(repr, good))}" if good else ""
+        why = REMEDIES.get(name) or f"{NOT_READ}. Read{known} beside it: {', '.join(sorted(self.read_fields))}"
+        raise InvalidRequest(f"{field}: {why}", field=field)
+
+
+def _is_there(value: object) -> bool:
+    return value is not None
+
+
+def _says_something(value: object) -> bool:
+    return not says_nothing(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One wire format.
+    """What one route reads and writes: the forms of its requests, and what they have in common.
 
-    `body` is what its JSON is read as, by msgspec; `ask` makes samples of that, `answer` the JSON of the reply.
     `number` is what its callers mean by a score, unless their URL says otherwise. `patience_s`: so long a request waits
     for seats, because its caller gives up sooner than seats are free. `options` are query
     parameters of its own, with the values that they may have; none: any.
 
-    `unread`: fields of the format that change neither the text that is scored nor the reply; any other field that `body` has not
-    is refused, unless its value says nothing. None: `body` is read as it came, and `ask` looks at its fields.
-
-    `model` is the name that a body gives the model; `fixed_names` are those that callers of this format send whatever is
-    served; `not_served` is the reply to any other name. `activation` is whether a body asks for the sigmoid of the raw
-    score, None where it does not say; `activates` is what that means then.
+    `fixed_names` are names of the model that callers of this format send whatever is served; `not_served` is the reply to any
+    other name.
     """
 
     path: str
     callers: str
-    body: Any
-    ask: Callable[[Any, Served], list[Asked]]
-    answer: Callable[[Any, Answered], Any]
+    forms: tuple[Form, ...]
     number: Number
     patience_s: float = 0.0
-    unread: frozenset[str] | None = frozenset()
     options: Mapping[str, frozenset[str]] = field(default_factory=dict)
     headers: Callable[[Any, Answered], dict[str, str]] = lambda _body, _answered: {}
     refuse: Callable[[RequestRefused, int], Response] = refusal
-    model: Callable[[Any], str | None] = lambda _body: None
     fixed_names: frozenset[str] = frozenset()
     not_served: Callable[[ModelNotServed], Response] = not_found_as_vllm
-    activation: Callable[[Any], bool | None] = lambda _body: None
-    activates: Callable[[Any], bool] = lambda _body: False
 
-    @property
-    def known_fields(self) -> frozenset[str] | None:
-        """The fields that a body may have, or None: any."""
-        if self.unread is None:
-            return None
-        return self.unread.union(field.encode_name for field in msgspec.structs.fields(self.body))
+    def read(self, value: Any) -> tuple[Form, Any]:
+        """The form of a body, and the body as its record. Raise `InvalidRequest` for none, for two, and as `check_fields`."""
+        if not isinstance(value, dict):
+            raise InvalidRequest("Expected `object`", field="$")
+        form = self._form(value)
+        form.check_fields(value)
+        return form, convert(value, form.body)
+
+    def _form(self, value: Mapping[str, Any]) -> Form:
+        # An empty text or list can be what is to be scored; beside another form it says nothing.
+        for is_given in (_says_something, _is_there):
+            found = [form for form in self.forms if all(is_given(value.get(name)) for name in form.texts)]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                name = next(name for name in found[1].texts if name not in found[0].texts)
+                raise InvalidRequest(f"{name}: this body has two forms. {self._words(found)}, not both", field=name)
+        begun = next(
+            (form for form in self.forms if any(value.get(name) is not None for name in form.texts)), self.forms[0]
+        )
+        missing = next((name for name in begun.texts if value.get(name) is None), begun.texts[0])
+        raise InvalidRequest(f"{missing}: {self._words(self.forms)}", field=missing)
+
+    @staticmethod
+    def _words(forms: Sequence[Form]) -> str:
+        return f"send {', or '.join(' and '.join(form.texts) for form in forms)}"
 
 
 def check_model(asked: str | None, served: Served, accepted: Collection[str]) -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from starlette.responses import Response
 
 from model.conversation import SCORES_EMPTY, Sample
-from service.api.dialects.dialect import Answered, Dialect
+from service.api.dialects.dialect import Answered, Dialect, Form
 from service.api.problems import problem
 from service.api.replies import json_response
 from service.api.stage import Served
@@ -49,11 +49,19 @@ class Tensor(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     parameters: dict[str, Any] | None = None
 
 
+class Output(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """A tensor that the reply is to have. `parameters` are of how its bytes are sent."""
+
+    name: Literal["rewards"]
+    parameters: dict[str, Any] | None = None
+
+
 class InferRequest(msgspec.Struct, frozen=True, gc=False):
     """One inference request."""
 
     inputs: list[Tensor]
     id: str | None = None
+    outputs: list[Output] | None = None
 
 
 def _ask(body: InferRequest, _served: Served) -> list[Asked]:
@@ -124,14 +132,20 @@ def refusal_in_words(error: RequestRefused, overload_status: int) -> Response:
     return json_response({"error": error.message, "code": error.code, **error.details}, status, headers)
 
 
-INFER = Dialect(
-    path="/v2/models/{model:path}/infer",
-    callers="KServe v2 clients, old NeMo-Aligner actors in JSON",
+_INFER = Form(
+    texts=("inputs",),
     body=InferRequest,
     ask=_ask,
     answer=_answer,
+    unread=frozenset({"parameters"}),
+    model=lambda _body: None,  # the path has it
+)
+
+INFER = Dialect(
+    path="/v2/models/{model:path}/infer",
+    callers="KServe v2 clients, old NeMo-Aligner actors in JSON",
+    forms=(_INFER,),
     number="raw",
-    unread=frozenset({"outputs", "parameters"}),
     refuse=refusal_in_words,
     fixed_names=FIXED_NAMES,
     not_served=lambda error: refusal_in_words(error, error.status),

@@ -13,7 +13,7 @@ from uuid import uuid4
 import msgspec
 
 from model.conversation import Sample, Terms
-from service.api.dialects.dialect import Answered, Dialect
+from service.api.dialects.dialect import Answered, Dialect, Form
 from service.api.stage import Served
 from service.api.wire import Tokens
 from service.scoring import Asked
@@ -46,11 +46,8 @@ def _answer(_body: ScoreEvaluationRequest, answered: Answered) -> dict[str, Any]
 SCORE_EVALUATION = Dialect(
     path="/v1/score/evaluation",
     callers="LLaMA-Factory",
-    body=ScoreEvaluationRequest,
-    ask=_ask,
-    answer=_answer,
+    forms=(Form(texts=("messages",), body=ScoreEvaluationRequest, ask=_ask, answer=_answer),),
     number="reward",
     patience_s=_PATIENCE_S,
-    model=lambda body: body.model,
     fixed_names=frozenset({"model"}),
 )

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from model.conversation import SCORES_EMPTY, FinishReason, InvalidMessages, Message, Sample
-from service.api.dialects.dialect import Answered, Dialect, number_of, refused_for, sample_of
+from service.api.dialects.dialect import Answered, Dialect, Form, number_of, refused_for, sample_of
 from service.api.dialects.turns import refuse_unread, text_of, turns_of
 from service.api.stage import Served
 from service.errors import Failure, InvalidRequest, SampleRefused
@@ -36,13 +36,20 @@ _ITEM = frozenset({
 })  # fmt: skip
 """What an item has beside its role and its content; the last four are for training."""
 
+_REPEATED = frozenset({"input", "instructions"})
+_ANSWERED = frozenset({
+    "id", "object", "created_at", "completed_at", "output", "output_text", "status", "error", "incomplete_details", "usage",
+    "billing", "moderation", "content_filters",
+})  # fmt: skip
+"""What a response has beside the settings that it repeats."""
+
 _FAILURE_CLASS = "_ng_failure_class"
 _NOT_SAID = frozenset({"reasoning"})
 """Output that is not for the user, and was not there when the reward model was trained."""
 
 
 def _ask(body: Body, _served: Served) -> list[Asked]:
-    asked, response = body.get("responses_create_params"), body.get("response")
+    asked, response = body["responses_create_params"], body["response"]
     if not isinstance(asked, dict) or not isinstance(response, dict):
         raise InvalidRequest("send responses_create_params and response, objects both", field="response")
     finish: FinishReason = "length" if response.get("incomplete_details") else "stop"
@@ -57,9 +64,15 @@ def _sample(asked: dict[str, Any], response: dict[str, Any], finish: FinishReaso
     if response.get("status") not in _ENDED or response.get("error") is not None:
         raise InvalidMessages("the policy's response failed or did not end: there is no answer to score")
     before = _before(asked)
-    refuse_unread({"tools": response.get("tools")}, (), "response", 0)
+    _check_response(response, asked)
     messages = (*before, *_said(response.get("output"), len(before)))
     return Sample(messages=messages, finish_reason=finish, terms=SCORES_EMPTY)
+
+
+def _check_response(response: dict[str, Any], asked: dict[str, Any]) -> None:
+    """A response repeats the request that it answers; what it says of the prompt must be what the request says."""
+    own = {name: value for name, value in response.items() if name not in _REPEATED or value != asked.get(name)}
+    refuse_unread(own, _ANSWERED | (_ASKED - _REPEATED), "response", 0)
 
 
 def _before(asked: dict[str, Any]) -> tuple[Message, ...]:
@@ -156,13 +169,19 @@ def _components(result: Scored, answered: Answered) -> dict[str, float]:
     return {name: weight * result.heads[name] for name, weight in heads}
 
 
+_EPISODE = Form(
+    texts=("responses_create_params", "response"),
+    body=Body,
+    ask=_ask,
+    answer=_answer,
+    unread=None,  # an episode carries the columns of its data set
+    model=lambda _body: None,
+)
+
 VERIFY = Dialect(
     path="/verify",
     callers="NeMo-Gym",
-    body=Body,
-    unread=None,  # an episode carries the columns of its data set
-    ask=_ask,
-    answer=_answer,
+    forms=(_EPISODE,),
     number="reward",
     options={"on_failure": frozenset({"mask", "refuse"})},
 )

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from model.conversation import SCORES_EMPTY, Sample, Terms
-from service.api.dialects.dialect import Answered, Dialect
+from service.api.dialects.dialect import Answered, Dialect, Form
 from service.api.stage import Served
 from service.errors import InvalidRequest
 from service.scoring import Asked
@@ -25,10 +25,17 @@ Inputs = str | list[Any]
 Encoding = Literal["float", "base64"]
 
 UNREAD = frozenset({
-    "user", "priority", "cache_salt", "extra_key", "add_special_tokens", "truncation_side", "padding",
-    "rid", "sampling_params", "log_metrics", "no_logs", "routing_key", "data_parallel_rank", "routed_dp_rank",
+    "user", "priority", "cache_salt", "extra_key", "rid", "log_metrics", "no_logs", "routing_key", "data_parallel_rank",
+    "routed_dp_rank",
 })  # fmt: skip
-"""Of vLLM and SGLang: names, priorities and caches of a request. BOS, ending and truncation are the contract's."""
+"""Of vLLM and SGLang: names, priorities, logs, caches and routing of a request."""
+
+VECTORS: Mapping[str, tuple[object, ...]] = {
+    "encoding_format": ("float",),
+    "embed_dtype": ("float32",),
+    "endianness": ("native", "little"),
+}
+"""How vectors are written, by default."""
 
 
 class EmbeddingsRequest(msgspec.Struct, frozen=True, gc=False):
@@ -84,13 +91,13 @@ def _answer(body: EmbeddingsRequest, answered: Answered) -> dict[str, Any]:
     }
 
 
-EMBEDDINGS = Dialect(
-    path="/v1/embeddings",
-    callers="verl with SGLang",
+_EMBEDDINGS = Form(
+    texts=("input",),
     body=EmbeddingsRequest,
     ask=_ask,
     answer=_answer,
-    number="raw",
-    unread=UNREAD | {"dimensions"},
-    model=lambda body: body.model,
+    unread=UNREAD,
+    defaults={name: VECTORS[name] for name in ("embed_dtype", "endianness")} | {"dimensions": (1,)},
 )
+
+EMBEDDINGS = Dialect(path="/v1/embeddings", callers="verl with SGLang", forms=(_EMBEDDINGS,), number="raw")

@@ -7,13 +7,12 @@ keys for every sample. align-anything sends prompts and responses apart and read
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from model.conversation import SCORES_EMPTY, Sample
-from service.api.dialects.dialect import Answered, Dialect, spoken
+from service.api.dialects.dialect import Answered, Dialect, Form, spoken
 from service.api.stage import Served
 from service.errors import InvalidRequest
 from service.scoring import Asked, Scored
@@ -22,30 +21,38 @@ _PATIENCE_S = 60.0
 """OpenRLHF gives up after five tries a second apart, align-anything after three at once; they wait for 180 and 100 s."""
 
 
-class GetRewardRequest(msgspec.Struct, frozen=True, gc=False):
-    """Both callers' fields."""
+class QueryRequest(msgspec.Struct, frozen=True, gc=False):
+    """OpenRLHF's fields."""
 
-    query: list[str] | None = None
+    query: list[str]
     prompts: list[str] | None = None
-    responses: list[str] | None = None
     model: str | None = None
 
 
-def _ask(body: GetRewardRequest, served: Served) -> list[Asked]:
-    if body.query is not None:
-        return [_rendered(query, prompt) for query, prompt in zip(body.query, _prompts(body, body.query), strict=True)]
-    if body.responses is None or body.prompts is None:
-        raise InvalidRequest("send query, a list of texts, or prompts and responses", field="query")
-    if len(body.prompts) != len(body.responses):
-        raise InvalidRequest(
-            "prompts and responses differ in number",
-            field="responses", n_prompts=len(body.prompts), n_responses=len(body.responses),
-        )  # fmt: skip
+class ResponsesRequest(msgspec.Struct, frozen=True, gc=False):
+    """align-anything's fields."""
+
+    prompts: list[str]
+    responses: list[str]
+    model: str | None = None
+
+
+def _ask_query(body: QueryRequest, _served: Served) -> list[Asked]:
+    prompts = body.prompts or [""] * len(body.query)
+    _check_number("query", len(body.query), "prompts", len(prompts))
+    return [_rendered(query, prompt) for query, prompt in zip(body.query, prompts, strict=True)]
+
+
+def _ask_responses(body: ResponsesRequest, served: Served) -> list[Asked]:
+    _check_number("prompts", len(body.prompts), "responses", len(body.responses))
     return [spoken(p, r, served) for p, r in zip(body.prompts, body.responses, strict=True)]
 
 
-def _prompts(body: GetRewardRequest, queries: Sequence[str]) -> Sequence[str]:
-    return body.prompts if body.prompts is not None and len(body.prompts) == len(queries) else [""] * len(queries)
+def _check_number(first: str, n_first: int, second: str, n_second: int) -> None:
+    if n_first != n_second:
+        raise InvalidRequest(
+            f"{second} differ in number from {first}", field=second, **{f"n_{first}": n_first, f"n_{second}": n_second}
+        )
 
 
 def _rendered(query: str, prompt: str) -> Sample:
@@ -55,11 +62,13 @@ def _rendered(query: str, prompt: str) -> Sample:
     )
 
 
-def _answer(body: GetRewardRequest, answered: Answered) -> dict[str, Any]:
+def _answer_query(_body: QueryRequest, answered: Answered) -> dict[str, Any]:
     numbers = answered.numbers
-    if body.query is None:
-        return {"rewards": numbers}
     return {"rewards": numbers, "scores": numbers, "extra_logs": _logs(answered) if numbers else {}}
+
+
+def _answer_responses(_body: ResponsesRequest, answered: Answered) -> dict[str, Any]:
+    return {"rewards": answered.numbers}
 
 
 def _logs(answered: Answered) -> dict[str, list[float]]:
@@ -85,14 +94,26 @@ def _normalized(result: Scored) -> float:
     return result.reward.normalized
 
 
+_QUERY = Form(
+    texts=("query",),
+    body=QueryRequest,
+    ask=_ask_query,
+    answer=_answer_query,
+    unread=frozenset({"labels"}),
+)
+
+_RESPONSES = Form(
+    texts=("prompts", "responses"),
+    body=ResponsesRequest,
+    ask=_ask_responses,
+    answer=_answer_responses,
+    unread=frozenset({"golden_response", "golden_responses"}),
+)
+
 GET_REWARD = Dialect(
     path="/get_reward",
     callers="OpenRLHF, align-anything",
-    body=GetRewardRequest,
-    ask=_ask,
-    answer=_answer,
+    forms=(_QUERY, _RESPONSES),
     number="reward",
     patience_s=_PATIENCE_S,
-    unread=frozenset({"labels", "golden_response", "golden_responses"}),
-    model=lambda body: body.model,
 )

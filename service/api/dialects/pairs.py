@@ -12,17 +12,18 @@ reply here is vLLM's.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 from uuid import uuid4
 
 import msgspec
 
-from model.conversation import Sample, Terms
-from service.api.dialects.dialect import Answered, Dialect, sample_of, spoken
+from model.conversation import SCORES_EMPTY, Sample, Terms
+from service.api.dialects import tei
+from service.api.dialects.dialect import Answered, Dialect, Form, sample_of, spoken
 from service.api.dialects.openai import UNREAD, Id, usage
 from service.api.dialects.turns import refuse_unread, text_of
+from service.api.dialects.vllm import OF_TRUNCATION, VllmRequest, wants_activation
 from service.api.stage import Served
 from service.api.wire import MOST_TOKENS
 from service.errors import InvalidRequest
@@ -32,141 +33,96 @@ Text = str | dict[str, Any]
 """A text, or an object with a `text` or with `content` in parts."""
 
 Texts = Text | list[Text]
-Limit = Annotated[int, msgspec.Meta(ge=-1, le=MOST_TOKENS)]
-
-_THEIRS = ("text_1", "text_2", "queries", "documents", "items", "data_1", "data_2", "query")
 
 
-class PairsRequest(msgspec.Struct, frozen=True, gc=False):
-    """vLLM's four ways to name two lists, and SGLang's `query` with `items`, which may be token ids."""
+class TextsRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
+    """vLLM's fields for pairs."""
 
-    text_1: Texts | None = None
-    text_2: Texts | None = None
-    queries: Texts | None = None
-    documents: Texts | None = None
-    data_1: Texts | None = None
-    data_2: Texts | None = None
-    query: str | list[Id] | None = None
-    items: Text | list[Text | list[Id]] | None = None
+    text_1: Texts
+    text_2: Texts
+
+
+class DataRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
+    """`TextsRequest`, by other names."""
+
+    data_1: Texts
+    data_2: Texts
+
+
+class DocumentsRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
+    """`TextsRequest`, by other names."""
+
+    queries: Texts
+    documents: Texts
+
+
+class ItemsRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
+    """`TextsRequest`, by other names."""
+
+    queries: Texts
+    items: Texts
+
+
+class QueryItemsRequest(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """SGLang's fields: a text and texts, or token ids and lists of them."""
+
+    query: str | list[Id]
+    items: Text | list[Text | list[Id]]
     item_first: bool = False
-    apply_softmax: bool = False
-    label_token_ids: list[int] | None = None
     model: str | None = None
-    request_id: str = ""
-    use_activation: bool | None = None
-    activation: bool | None = None
-    truncate_prompt_tokens: Limit | None = None
-    max_tokens_per_query: int | None = None
-    max_tokens_per_doc: int | None = None
-
-    @property
-    def is_sglang(self) -> bool:
-        """Whether this is SGLang's format."""
-        return self.query is not None
 
 
-class RerankRequest(msgspec.Struct, frozen=True, gc=False):
-    """vLLM's fields, which are those of Jina and Cohere, and with `texts` those of text-embeddings-inference."""
+class RerankRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
+    """vLLM's fields, which are those of Jina and Cohere."""
 
     query: Text
-    documents: list[Text] | None = None
-    texts: list[str] | None = None
+    documents: list[Text]
     top_n: Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)] | None = None
     return_documents: bool = True
-    return_text: bool = False
+
+
+class RerankTextsRequest(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """The fields of text-embeddings-inference."""
+
+    query: str
+    texts: list[str]
     raw_scores: bool | None = None
     truncate: bool | None = None
+    return_text: bool = False
     model: str | None = None
-    request_id: str = ""
-    use_activation: bool | None = None
-    activation: bool | None = None
-    truncate_prompt_tokens: Limit | None = None
-    max_tokens_per_query: int | None = None
-    max_tokens_per_doc: int | None = None
-    instruct: str | None = None
-    instruction: str | None = None
-
-    @property
-    def is_tei(self) -> bool:
-        """Whether this is the format of text-embeddings-inference."""
-        return self.texts is not None
 
 
-_ABSENT = msgspec.Raw()
-
-
-class _Names(msgspec.Struct, frozen=True, gc=False):
-    """Which fields a body has, without their values."""
-
-    samples: msgspec.Raw = _ABSENT
-    text_1: msgspec.Raw = _ABSENT
-    text_2: msgspec.Raw = _ABSENT
-    queries: msgspec.Raw = _ABSENT
-    documents: msgspec.Raw = _ABSENT
-    items: msgspec.Raw = _ABSENT
-    data_1: msgspec.Raw = _ABSENT
-    data_2: msgspec.Raw = _ABSENT
-    query: msgspec.Raw = _ABSENT
-
-
-_names = msgspec.json.Decoder(_Names)
-
-
-def has_pairs(content: bytes) -> bool:
-    """Whether a body is one of pairs, and not one of ours."""
-    try:
-        names = _names.decode(content)
-    except (ValueError, RecursionError):
-        return False
-    return names.samples is _ABSENT and any(getattr(names, name) is not _ABSENT for name in _THEIRS)
+def has_pairs(value: object) -> bool:
+    """Whether the JSON of a body is one of pairs, and not one of ours."""
+    return isinstance(value, dict) and "samples" not in value and not value.keys().isdisjoint(_TEXTS)
 
 
 # -- pairs ------------------------------------------------------------------------------------------------------------
 
 
-def _ask(body: PairsRequest, served: Served) -> list[Asked]:
-    _check_limits(body.max_tokens_per_query, body.max_tokens_per_doc)
-    if body.is_sglang:
-        return _ask_sglang(body, served)
-    ways = [
-        ("text_1", body.text_1, "text_2", body.text_2),
-        ("data_1", body.data_1, "data_2", body.data_2),
-        ("queries", body.queries, "documents", body.documents),
-        ("queries", body.queries, "items", body.items),
-    ]
-    given = [way for way in ways if way[1] is not None and way[3] is not None]
-    if len(given) != 1:
-        raise InvalidRequest("send one of text_1 and text_2, queries and documents, query and items", field="text_1")
-    first, prompts, second, responses = given[0]
-    firsts, seconds = _listed(first, prompts), _listed(second, responses)
-    if len(firsts) == 1:
-        firsts = [*firsts] * len(seconds)
-    if len(firsts) != len(seconds):
-        raise InvalidRequest(
-            f"{first} and {second} differ in number: send 1 to 1, 1 to n, or n to n",
-            field=second, n_first=len(firsts), n_second=len(seconds),
-        )  # fmt: skip
-    terms = _terms(body.truncate_prompt_tokens)
-    return [_pair(i, p, r, served, terms) for i, (p, r) in enumerate(zip(firsts, seconds, strict=True))]
+def _ask_pairs(first: str, second: str) -> Callable[[VllmRequest, Served], list[Asked]]:
+    def ask(body: VllmRequest, served: Served) -> list[Asked]:
+        firsts, seconds = _listed(first, getattr(body, first)), _listed(second, getattr(body, second))
+        if len(firsts) == 1:
+            firsts = [*firsts] * len(seconds)
+        if len(firsts) != len(seconds):
+            raise InvalidRequest(
+                f"{first} and {second} differ in number: send 1 to 1, 1 to n, or n to n",
+                field=second, n_first=len(firsts), n_second=len(seconds),
+            )  # fmt: skip
+        terms = body.terms
+        return [_pair(i, p, r, served, terms) for i, (p, r) in enumerate(zip(firsts, seconds, strict=True))]
+
+    return ask
 
 
-def _ask_sglang(body: PairsRequest, served: Served) -> list[Asked]:
-    if body.items is None:
-        raise InvalidRequest("send items beside query", field="items")
-    if body.label_token_ids:
-        raise InvalidRequest(
-            "this model gives one score and no probabilities of tokens: leave label_token_ids out",
-            field="label_token_ids",
-        )
-    if body.apply_softmax:
-        raise InvalidRequest("a softmax over one score is always 1: leave apply_softmax out", field="apply_softmax")
-    terms = _terms(body.truncate_prompt_tokens)
+def _ask_items(body: QueryItemsRequest, served: Served) -> list[Asked]:
     items = body.items if isinstance(body.items, list) else [body.items]
-    return [_item(i, body, item, served, terms) for i, item in enumerate(items)]
+    return [_item(i, body, item, served) for i, item in enumerate(items)]
 
 
-def _item(i: int, body: PairsRequest, item: Text | list[int], served: Served, terms: Terms) -> Asked:
-    query = body.query
+def _item(i: int, body: QueryItemsRequest, item: Text | list[int], served: Served) -> Asked:
+    query, terms = body.query, SCORES_EMPTY
     if isinstance(query, list) and isinstance(item, list):
         ids = [*item, *query] if body.item_first else [*query, *item]
         return Sample(input_ids=tuple(ids), terms=terms)
@@ -195,23 +151,7 @@ def _listed(field: str, texts: Any) -> Sequence[Text]:
     return listed
 
 
-def _terms(limit: int | None) -> Terms:
-    """-1 is vLLM's word for the model's own limit."""
-    return Terms(max_tokens=limit if limit is not None and limit > 0 else None, scores_empty=True)
-
-
-def _check_limits(*limits: int | None) -> None:
-    if any(limits):
-        raise InvalidRequest(
-            "a limit of one of two texts is not supported: use truncate_prompt_tokens, which cuts the prompt",
-            field="max_tokens_per_doc",
-        )
-
-
-def _answer(body: PairsRequest, answered: Answered) -> dict[str, Any]:
-    if body.is_sglang:
-        scores = [[number] for number in answered.numbers]
-        return {"scores": scores, "model": answered.model, "usage": usage(answered), "object": "scoring"}
+def _answer_pairs(body: VllmRequest, answered: Answered) -> dict[str, Any]:
     return {
         "id": f"score-{body.request_id or uuid4().hex}",
         "object": "list",
@@ -222,41 +162,38 @@ def _answer(body: PairsRequest, answered: Answered) -> dict[str, Any]:
     }
 
 
+def _answer_items(_body: QueryItemsRequest, answered: Answered) -> dict[str, Any]:
+    scores = [[number] for number in answered.numbers]
+    return {"scores": scores, "model": answered.model, "usage": usage(answered), "object": "scoring"}
+
+
 # -- ranks ------------------------------------------------------------------------------------------------------------
 
 
-def _ask_ranks(body: RerankRequest, served: Served) -> list[Asked]:
-    _check_limits(body.max_tokens_per_query, body.max_tokens_per_doc)
-    if body.instruct or body.instruction:
-        raise InvalidRequest("the template is the contract's and has no place for an instruction", field="instruct")
-    if (body.documents is None) == (body.texts is None):
-        raise InvalidRequest("send documents, a list of texts", field="documents")
-    given = body.documents if body.texts is None else body.texts
-    terms = replace(_terms(body.truncate_prompt_tokens), truncates=body.truncate is not False)
-    listed = _listed("documents" if body.texts is None else "texts", given)
-    return [_pair(i, body.query, each, served, terms) for i, each in enumerate(listed)]
+def _ask_documents(body: RerankRequest, served: Served) -> list[Asked]:
+    terms = body.terms
+    return [_pair(i, body.query, each, served, terms) for i, each in enumerate(_listed("documents", body.documents))]
 
 
-def _ask_ranks_of_documents(body: RerankRequest, served: Served) -> list[Asked]:
-    if body.is_tei:
-        raise InvalidRequest("send documents, a list of texts; texts are read at /rerank", field="texts")
-    return _ask_ranks(body, served)
+def _ask_texts(body: RerankTextsRequest, served: Served) -> list[Asked]:
+    terms = Terms(truncates=body.truncate is not False, scores_empty=True)
+    return [_pair(i, body.query, each, served, terms) for i, each in enumerate(_listed("texts", body.texts))]
 
 
-def _answer_ranks(body: RerankRequest, answered: Answered) -> Any:
+def _order(numbers: Sequence[float]) -> list[int]:
+    """Indices, the highest number first."""
+    return sorted(range(len(numbers)), key=lambda i: -numbers[i])
+
+
+def _answer_documents(body: RerankRequest, answered: Answered) -> dict[str, Any]:
     numbers = answered.numbers
-    order = sorted(range(len(numbers)), key=lambda i: -numbers[i])
-    if body.texts is not None:
-        texts = body.texts
-        return [{"index": i, **({"text": texts[i]} if body.return_text else {}), "score": numbers[i]} for i in order]
-    documents = body.documents or []
     results = [
         {
             "index": i,
-            **({"document": {"text": _text(i, documents[i])}} if body.return_documents else {}),
+            **({"document": {"text": _text(i, body.documents[i])}} if body.return_documents else {}),
             "relevance_score": numbers[i],
         }
-        for i in order[: body.top_n or None]
+        for i in _order(numbers)[: body.top_n or None]
     ]
     n = answered.n_tokens
     return {
@@ -267,41 +204,82 @@ def _answer_ranks(body: RerankRequest, answered: Answered) -> Any:
     }
 
 
-def _wants_activation(body: RerankRequest) -> bool | None:
-    if body.is_tei:
-        return None if body.raw_scores is None else not body.raw_scores
-    return body.activation if body.use_activation is None else body.use_activation
+def _answer_texts(body: RerankTextsRequest, answered: Answered) -> list[dict[str, Any]]:
+    numbers, texts = answered.numbers, body.texts
+    return [
+        {"index": i, **({"text": texts[i]} if body.return_text else {}), "score": numbers[i]} for i in _order(numbers)
+    ]
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
 
+_UNREAD = UNREAD | OF_TRUNCATION
+_ONE_LIMIT: dict[str, tuple[object, ...]] = {"max_tokens_per_query": (0,), "max_tokens_per_doc": (0,)}
+
+
+def _pairs(first: str, second: str, body: type[VllmRequest]) -> Form:
+    return Form(
+        texts=(first, second),
+        body=body,
+        ask=_ask_pairs(first, second),
+        answer=_answer_pairs,
+        unread=_UNREAD,
+        defaults={**_ONE_LIMIT, "apply_softmax": (False,), "item_first": (False,)},
+        activation=wants_activation,
+    )
+
+
+_ITEMS = Form(
+    texts=("query", "items"),
+    body=QueryItemsRequest,
+    ask=_ask_items,
+    answer=_answer_items,
+    unread=UNREAD,
+    defaults={"apply_softmax": (False,), "return_pooled_hidden_states": (False,)},
+)
+
 SCORE = Dialect(
     path="/v1/score",
     callers="clients of vLLM and SGLang",
-    body=PairsRequest,
-    ask=_ask,
-    answer=_answer,
+    forms=(
+        _pairs("text_1", "text_2", TextsRequest),
+        _pairs("data_1", "data_2", DataRequest),
+        _pairs("queries", "documents", DocumentsRequest),
+        _pairs("queries", "items", ItemsRequest),
+        _ITEMS,
+    ),
     number="raw",
-    unread=UNREAD | {"truncation_direction"},
-    model=lambda body: body.model,
-    activation=lambda body: body.activation if body.use_activation is None else body.use_activation,
 )
 
-RERANK = Dialect(
-    path="/rerank",
-    callers="clients of vLLM and text-embeddings-inference",
+_TEXTS = {name for form in SCORE.forms for name in form.texts}
+
+_DOCUMENTS = Form(
+    texts=("query", "documents"),
     body=RerankRequest,
-    ask=_ask_ranks,
-    answer=_answer_ranks,
-    number="raw",
-    unread=UNREAD | {"truncation_direction"},
-    model=lambda body: body.model,
-    activation=_wants_activation,
-    activates=lambda body: body.is_tei,
+    ask=_ask_documents,
+    answer=_answer_documents,
+    unread=_UNREAD,
+    defaults={**_ONE_LIMIT, "return_text": (False,)},
+    activation=wants_activation,
+)
+
+_RERANK_TEXTS = Form(
+    texts=("query", "texts"),
+    body=RerankTextsRequest,
+    ask=_ask_texts,
+    answer=_answer_texts,
+    unread=tei.UNREAD,
+    activation=tei.wants_activation,
+    activates=True,
 )
 
 RERANKS = (
-    RERANK,
-    replace(RERANK, path="/v1/rerank", ask=_ask_ranks_of_documents, callers="clients of vLLM and Jina"),
-    replace(RERANK, path="/v2/rerank", ask=_ask_ranks_of_documents, callers="clients of vLLM and Cohere"),
+    Dialect(
+        path="/rerank",
+        callers="clients of vLLM and text-embeddings-inference",
+        forms=(_DOCUMENTS, _RERANK_TEXTS),
+        number="raw",
+    ),
+    Dialect(path="/v1/rerank", callers="clients of vLLM and Jina", forms=(_DOCUMENTS,), number="raw"),
+    Dialect(path="/v2/rerank", callers="clients of vLLM and Cohere", forms=(_DOCUMENTS,), number="raw"),
 )

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api import body, docs, origin
-from service.api.dialects.dialect import NUMBERS, Answered, Dialect, Number, check_model, check_version
+from service.api.dialects.dialect import NUMBERS, Answered, Dialect, Form, Number, check_model, check_version
 from service.api.problems import refusal
 from service.api.replies import json_response
 from service.api.routes import Endpoint, bound, note, read_deadline, while_connected
@@ -26,6 +25,8 @@ from service.scoring import Asked, Scored
 from service.watch import Origin
 
 T = TypeVar("T")
+Reader = Callable[[], Awaitable[tuple[Form, Any]]]
+"""Brings the form of a body, and the body as its record."""
 
 _DEFAULT_NAMES = frozenset({"default"})
 """SGLang's clients send this where their user has named no model."""
@@ -55,7 +56,10 @@ def dialect_routes(
             methods=["POST"],
             summary=f"For {dialect.callers}",
             **docs.foreign_operation(
-                dialect.path, dialect.body, dialect.options, own_refusals=dialect.refuse is not refusal
+                dialect.path,
+                [form.body for form in dialect.forms],
+                dialect.options,
+                own_refusals=dialect.refuse is not refusal,
             ),
         )
     return router
@@ -63,23 +67,47 @@ def dialect_routes(
 
 def endpoint_of(dialect: Dialect, stage: Stage, bounds: Bounds, clock: Clock, policy: DialectPolicy) -> Endpoint:
     """The endpoint of one wire format."""
-    decoder, known = msgspec.json.Decoder(dialect.body), dialect.known_fields
+    answer = _answer_of(dialect, stage, bounds, clock, policy)
+    parts = body.Parts.of(bounds.max_samples_per_request, bounds.admission_max_tokens)
 
     async def endpoint(request: Request) -> Response:
+        return await answer(request, lambda: body.read_foreign(request, parts, dialect.read))
+
+    return endpoint
+
+
+def value_endpoint_of(
+    dialect: Dialect, stage: Stage, bounds: Bounds, clock: Clock, policy: DialectPolicy
+) -> Callable[[Request, Any], Awaitable[Response]]:
+    """The endpoint of one wire format, for a request whose JSON has been read."""
+    answer = _answer_of(dialect, stage, bounds, clock, policy)
+
+    async def endpoint(request: Request, value: Any) -> Response:
+        async def read() -> tuple[Form, Any]:
+            return dialect.read(value)
+
+        return await answer(request, read)
+
+    return endpoint
+
+
+def _answer_of(
+    dialect: Dialect, stage: Stage, bounds: Bounds, clock: Clock, policy: DialectPolicy
+) -> Callable[[Request, Reader], Awaitable[Response]]:
+    async def answer(request: Request, read: Reader) -> Response:
         try:
-            return await _answer(dialect, decoder, known, request, stage, bounds, clock, policy)
+            return await _answer(dialect, read, request, stage, bounds, clock, policy)
         except ModelNotServed as error:
             return dialect.not_served(error)
         except RequestRefused as error:
             return dialect.refuse(error, policy.overload_status)
 
-    return endpoint
+    return answer
 
 
 async def _answer(
     dialect: Dialect,
-    decoder: msgspec.json.Decoder[Any],
-    known: frozenset[str] | None,
+    read: Reader,
     request: Request,
     stage: Stage,
     bounds: Bounds,
@@ -87,22 +115,21 @@ async def _answer(
     policy: DialectPolicy,
 ) -> Response:
     began = clock.now()
-    parts = body.Parts.of(bounds.max_samples_per_request, bounds.admission_max_tokens)
     deadline = read_deadline(request, clock)
     said = origin.read(request.scope, {*dialect.options, "value"})
     whence = origin.of(request.scope, said.run, said.step)
     number = _number(said.options.get("value"), dialect)
     _check_options(said.options, dialect)
-    content = await body.read_foreign(request, decoder, parts, known)
-    is_activated = _is_activated(dialect, content, has_value="value" in said.options)
+    form, content = await read()
+    is_activated = _is_activated(form, content, has_value="value" in said.options)
     accepted = policy.aliases | dialect.fixed_names | _DEFAULT_NAMES
-    named = request.path_params.get("model") or dialect.model(content)
+    named = request.path_params.get("model") or form.model(content)
 
     async def scored() -> tuple[Served, Sequence[Scored]]:
         served = stage.served_for(whence.run, said.only)
         check_model(named, served, accepted)
         check_version(request.path_params.get("version"), served)
-        samples = dialect.ask(content, served)
+        samples = form.ask(content, served)
         bound(len(samples), bounds, "samples")
         note(request, run=whence.run, step=whence.step, samples=len(samples), epoch=served.epoch)
         return served, await _score(served, samples, deadline, whence)
@@ -111,7 +138,7 @@ async def _answer(
     served, results = await while_connected(request, patience.insist(scored))
     options = {**policy.options, **said.options}
     answered = Answered(served, results, number, options, clock.now() - began, is_activated)
-    reply = dialect.answer(content, answered)
+    reply = form.answer(content, answered)
     about = {"x-model-name": _as_header(answered.model), "x-model-epoch": str(served.epoch)}
     return json_response(reply, headers={**about, **dialect.headers(content, answered)})
 
@@ -134,15 +161,15 @@ def _check_options(given: Mapping[str, str], dialect: Dialect) -> None:
             raise InvalidRequest(f"{name} must be one of {', '.join(sorted(values))}", field=name)
 
 
-def _is_activated(dialect: Dialect, content: Any, *, has_value: bool) -> bool:
+def _is_activated(form: Form, content: Any, *, has_value: bool) -> bool:
     """Whether the caller gets a sigmoid. A URL that says which number is meant, means that number as it is."""
-    asked = dialect.activation(content)
+    asked = form.activation(content)
     if asked and has_value:
         raise InvalidRequest(
             "?value= asks for a number as it is, and the body for an activation of it: send one of the two",
             field="value",
         )
-    return dialect.activates(content) and not has_value if asked is None else asked
+    return form.activates and not has_value if asked is None else asked
 
 
 def _as_header(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from model.conversation import SCORES_EMPTY, Sample
-from service.api.dialects.dialect import Answered, Dialect, sample_of, spoken
+from service.api.dialects.dialect import Answered, Dialect, Form, sample_of, spoken
 from service.api.dialects.turns import turns_of
 from service.api.stage import Served
 from service.scoring import Asked
@@ -51,14 +51,18 @@ def _answer(_body: SlimeRequest, answered: Answered) -> Any:
     return {**facts, key: number}
 
 
-SLIME = Dialect(
-    path="/slime",
-    callers="slime",
+_SLIME = Form(
+    texts=("prompt", "response"),
     body=SlimeRequest,
     ask=_ask,
     answer=_answer,
-    number="reward",
     unread=frozenset({"label"}),
+)
+
+SLIME = Dialect(
+    path="/slime",
+    callers="slime",
+    forms=(_SLIME,),
+    number="reward",
     options={"reward_key": frozenset()},
-    model=lambda body: body.model,
 )

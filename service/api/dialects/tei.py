@@ -12,7 +12,7 @@ import msgspec
 from starlette.responses import Response
 
 from model.conversation import Sample, Terms
-from service.api.dialects.dialect import Answered, Dialect, spoken
+from service.api.dialects.dialect import Answered, Dialect, Form, spoken
 from service.api.dialects.vllm import LABEL
 from service.api.problems import problem
 from service.api.replies import json_response
@@ -32,8 +32,17 @@ from service.scoring import Asked
 _BACKEND_STATUS = 424
 
 
+UNREAD = frozenset({"truncation_direction"})
+"""The end, at which the score is read, is never cut off."""
+
+
+def wants_activation(body: Any) -> bool | None:
+    """`raw_scores`, the other way round."""
+    return None if body.raw_scores is None else not body.raw_scores
+
+
 class PredictRequest(msgspec.Struct, frozen=True, gc=False):
-    """TEI's fields. `truncation_direction` has no effect: the end, at which the score is read, is never cut off."""
+    """TEI's fields."""
 
     inputs: str | list[str | list[str]]
     truncate: bool | None = None
@@ -112,18 +121,22 @@ _KINDS: dict[type[RequestRefused], tuple[str, int]] = {
 }
 
 
-PREDICT = Dialect(
-    path="/predict",
-    callers="clients of text-embeddings-inference",
+_PREDICT = Form(
+    texts=("inputs",),
     body=PredictRequest,
     ask=_ask,
     answer=_answer,
+    unread=UNREAD,
+    activation=wants_activation,
+    activates=True,
+)
+
+PREDICT = Dialect(
+    path="/predict",
+    callers="clients of text-embeddings-inference",
+    forms=(_PREDICT,),
     number="raw",
-    unread=frozenset({"truncation_direction"}),
     headers=_headers,
     refuse=_refuse,
-    model=lambda body: body.model,
     not_served=lambda error: _refuse(error, error.status),
-    activation=lambda body: None if body.raw_scores is None else not body.raw_scores,
-    activates=lambda _body: True,
 )

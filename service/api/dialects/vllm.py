@@ -8,15 +8,16 @@ Special tokens, template and truncation are the contract's: the end token, at wh
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from uuid import uuid4
 
 import msgspec
 
 from model.conversation import SCORES_EMPTY, FinishReason, Sample, Terms
-from service.api.dialects.dialect import Answered, Dialect, sample_of
-from service.api.dialects.openai import UNREAD, Encoding, Inputs, samples_of, usage, vector
+from service.api.dialects.dialect import Answered, Dialect, Form, sample_of
+from service.api.dialects.openai import UNREAD, VECTORS, Encoding, Inputs, samples_of, usage, vector
 from service.api.dialects.turns import turns_of
 from service.api.stage import Served
 from service.api.wire import MOST_TOKENS
@@ -26,116 +27,166 @@ from service.scoring import Asked
 LABEL = "LABEL_0"
 """What transformers calls the only label of a model with one output."""
 
+OF_TRUNCATION = frozenset({"padding", "truncation_side"})
+"""vLLM's fields of what is the contract's."""
 
-class PoolingRequest(msgspec.Struct, frozen=True, gc=False):
-    """The fields of both servers that mean something for one score.
+_OF_TOKENS = OF_TRUNCATION | {"add_special_tokens"}
+_CHAT: dict[str, tuple[object, ...]] = {"add_generation_prompt": (False,), "continue_final_message": (False,)}
+"""Fields of a form with messages, at their defaults."""
 
-    A template of the caller's own is refused: the score would not be the one that was trained.
-    """
 
-    input: Inputs | None = None
-    messages: list[dict[str, Any]] | None = None
-    text: str | list[str] | None = None
-    input_ids: list[Any] | None = None
+_ACTIVATIONS = ("use_activation", "activation", "softmax")
+"""The names that it has had; of one score each means the sigmoid there."""
+
+
+class VllmRequest(msgspec.Struct, frozen=True, gc=False):
+    """What vLLM's requests have in common. Of `truncate_prompt_tokens` -1 means the model's own limit."""
+
     model: str | None = None
     request_id: str = ""
     use_activation: bool | None = None
     activation: bool | None = None
-    softmax: bool | None = None
     truncate_prompt_tokens: Annotated[int, msgspec.Meta(ge=-1, le=MOST_TOKENS)] | None = None
-    add_generation_prompt: bool = False
-    continue_final_message: bool = False
-    chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    task: str | None = None
-    encoding_format: Encoding = "float"
-    embed_dtype: Literal["float32"] = "float32"
-    endianness: Literal["native", "little"] = "native"
-
-    @property
-    def is_sglang(self) -> bool:
-        """Whether this is SGLang's format."""
-        return self.text is not None or self.input_ids is not None
-
-    @property
-    def wants_activation(self) -> bool | None:
-        """`use_activation`, or one of the names that it had; of one score each means the sigmoid there."""
-        asked = [self.use_activation, self.activation, self.softmax]
-        return next((each for each in asked if each is not None), None)
 
     @property
     def terms(self) -> Terms:
-        """-1 is vLLM's word for the model's own limit."""
+        """Raise `InvalidRequest` for a limit at which nothing is left."""
         limit = self.truncate_prompt_tokens
+        if limit == 0:
+            raise InvalidRequest(
+                "truncate_prompt_tokens: 0 leaves nothing to score: send 1 or more, or -1 for the model's own limit",
+                field="truncate_prompt_tokens",
+            )
         return Terms(max_tokens=limit if limit is not None and limit > 0 else None, scores_empty=True)
 
 
-def _ask(body: PoolingRequest, _served: Served) -> list[Asked]:
-    for field, value in (("chat_template", body.chat_template), ("chat_template_kwargs", body.chat_template_kwargs)):
-        if value:
-            raise InvalidRequest(
-                f"{field}: the chat template is the contract's, and is rendered as in training; send no other",
-                field=field,
-            )
-    given = [each for each in (body.input, body.messages, body.text, body.input_ids) if each is not None]
-    if len(given) != 1:
-        raise InvalidRequest("send exactly one of input, messages, text, input_ids", field="input", n_given=len(given))
-    if body.messages is not None:
-        return [_of_messages(body, body.messages)]
-    if body.is_sglang:
-        return samples_of(given[0], SCORES_EMPTY, "input_ids" if body.text is None else "text")
-    return samples_of(given[0], body.terms)
+def wants_activation(body: Any) -> bool | None:
+    """Whether a body asks for the sigmoid. Raise `InvalidRequest` where two of the names say opposite things."""
+    asked = {name: value for name in _ACTIVATIONS if (value := getattr(body, name, None)) is not None}
+    if len(set(asked.values())) > 1:
+        first, second, *_ = asked
+        raise InvalidRequest(
+            f"{' and '.join(asked)} are names of one thing and differ: send {first} alone", field=second
+        )
+    return next(iter(asked.values()), None)
 
 
-def _of_messages(body: PoolingRequest, messages: list[dict[str, Any]]) -> Asked:
-    if body.add_generation_prompt:
-        raise InvalidRequest("there is nothing to score after a generation prompt", field="add_generation_prompt")
+class InputRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
+    """vLLM's fields for rendered texts or token ids."""
+
+    input: Inputs
+    softmax: bool | None = None
+
+
+class MessagesRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
+    """vLLM's fields for one conversation.
+
+    A template of the caller's own is refused: the score would not be the one that was trained.
+    """
+
+    messages: list[dict[str, Any]]
+    continue_final_message: bool = False
+    softmax: bool | None = None
+
+
+class PoolingInputRequest(InputRequest, frozen=True, gc=False, kw_only=True):
+    """`InputRequest`, with the task and the encoding of the numbers."""
+
+    task: str | None = None
+    encoding_format: Encoding = "float"
+
+
+class PoolingMessagesRequest(MessagesRequest, frozen=True, gc=False, kw_only=True):
+    """`MessagesRequest`, with the task and the encoding of the numbers."""
+
+    task: str | None = None
+    encoding_format: Encoding = "float"
+
+
+class SglangRequest(msgspec.Struct, frozen=True, gc=False):
+    """What SGLang's requests have in common. `rid` names the request, or each text of a list."""
+
+    model: str | None = None
+    rid: str | list[str] | None = None
+
+
+class TextRequest(SglangRequest, frozen=True, gc=False, kw_only=True):
+    """SGLang's fields for rendered texts."""
+
+    text: str | list[str]
+
+
+class IdsRequest(SglangRequest, frozen=True, gc=False, kw_only=True):
+    """SGLang's fields for token ids."""
+
+    input_ids: list[Any]
+
+
+def _ask_input(body: InputRequest, _served: Served) -> list[Asked]:
+    return samples_of(body.input, body.terms)
+
+
+def _ask_messages(body: MessagesRequest, _served: Served) -> list[Asked]:
     finish: FinishReason = "length" if body.continue_final_message else "stop"
-    return sample_of(lambda: Sample(messages=turns_of(messages), finish_reason=finish, terms=body.terms))
+    terms = body.terms
+    return [sample_of(lambda: Sample(messages=turns_of(body.messages), finish_reason=finish, terms=terms))]
 
 
-def _answer_classify(body: PoolingRequest, answered: Answered) -> Any:
-    if body.is_sglang:
-        return _sglang(body, answered)
+def _ask_text(body: TextRequest, _served: Served) -> list[Asked]:
+    return _check_names(body, samples_of(body.text, SCORES_EMPTY, "text"))
+
+
+def _ask_ids(body: IdsRequest, _served: Served) -> list[Asked]:
+    return _check_names(body, samples_of(body.input_ids, SCORES_EMPTY, "input_ids"))
+
+
+def _check_names(body: TextRequest | IdsRequest, samples: list[Asked]) -> list[Asked]:
+    if body.rid is not None and isinstance(body.rid, str) != _is_single(body):
+        raise InvalidRequest("rid is a name for one text, and a list of names for a list of texts", field="rid")
+    if isinstance(body.rid, list) and len(body.rid) != len(samples):
+        raise InvalidRequest("rid has a name for every text", field="rid", n=len(body.rid), n_texts=len(samples))
+    return samples
+
+
+def _answer_classify(body: InputRequest | MessagesRequest, answered: Answered) -> Any:
     data = [
         {"index": i, "label": LABEL, "probs": [number], "num_classes": 1} for i, number in enumerate(answered.numbers)
     ]
     return _vllm(body, answered, "classify", data)
 
 
-def _sglang(body: PoolingRequest, answered: Answered) -> Any:
+def _answer_sglang(body: TextRequest | IdsRequest, answered: Answered) -> Any:
+    names = [body.rid] if isinstance(body.rid, str) else body.rid or [uuid4().hex for _ in answered.results]
     ms = round(answered.seconds, 6)
     items = [
         {
             "embedding": [number],
-            "meta_info": {
-                "id": uuid4().hex,
-                "finish_reason": None,
-                "prompt_tokens": result.n_tokens,
-                "e2e_latency": ms,
-            },
+            "meta_info": {"id": name, "finish_reason": None, "prompt_tokens": result.n_tokens, "e2e_latency": ms},
         }
-        for number, result in zip(answered.numbers, answered.results, strict=True)
+        for name, number, result in zip(names, answered.numbers, answered.results, strict=True)
     ]
     return items[0] if _is_single(body) else items
 
 
-def _is_single(body: PoolingRequest) -> bool:
+def _is_single(body: TextRequest | IdsRequest) -> bool:
     """SGLang answers one text with one object, and a list, of one too, with a list."""
-    if body.text is not None:
+    if isinstance(body, TextRequest):
         return isinstance(body.text, str)
-    return bool(body.input_ids) and not isinstance((body.input_ids or [[]])[0], list)
+    return bool(body.input_ids) and not isinstance(body.input_ids[0], list)
 
 
-def _ask_pooling(body: PoolingRequest, served: Served) -> list[Asked]:
-    if body.task not in (None, "classify", "reward", "score"):
-        raise InvalidRequest("this model gives one score a text: task must be classify, or left out", field="task")
-    if body.is_sglang:
-        raise InvalidRequest("send input or messages", field="input")
-    return _ask(body, served)
+def _of_task(ask: Callable[[Any, Served], list[Asked]]) -> Callable[[Any, Served], list[Asked]]:
+    def checked(body: PoolingInputRequest | PoolingMessagesRequest, served: Served) -> list[Asked]:
+        if body.task not in (None, "classify", "reward", "score"):
+            raise InvalidRequest(
+                "task: this model gives one score a text: it must be classify, or left out", field="task"
+            )
+        return ask(body, served)
+
+    return checked
 
 
-def _answer_pooling(body: PoolingRequest, answered: Answered) -> Any:
+def _answer_pooling(body: PoolingInputRequest | PoolingMessagesRequest, answered: Answered) -> Any:
     data = [
         {"index": i, "object": "pooling", "data": vector(number, body.encoding_format)}
         for i, number in enumerate(answered.numbers)
@@ -143,7 +194,7 @@ def _answer_pooling(body: PoolingRequest, answered: Answered) -> Any:
     return _vllm(body, answered, "pool", data)
 
 
-def _vllm(body: PoolingRequest, answered: Answered, kind: str, data: list[dict[str, Any]]) -> dict[str, Any]:
+def _vllm(body: VllmRequest, answered: Answered, kind: str, data: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "id": f"{kind}-{body.request_id or uuid4().hex}",
         "object": "list",
@@ -154,29 +205,44 @@ def _vllm(body: PoolingRequest, answered: Answered, kind: str, data: list[dict[s
     }
 
 
+_INPUT = Form(
+    texts=("input",),
+    body=InputRequest,
+    ask=_ask_input,
+    answer=_answer_classify,
+    unread=UNREAD | _OF_TOKENS,
+    defaults={**VECTORS, **_CHAT, "task": ("classify",)},
+    activation=wants_activation,
+)
+_MESSAGES = replace(_INPUT, texts=("messages",), body=MessagesRequest, ask=_ask_messages)
+_TEXT = Form(
+    texts=("text",),
+    body=TextRequest,
+    ask=_ask_text,
+    answer=_answer_sglang,
+    unread=UNREAD | {"sampling_params"},
+    defaults={"is_cross_encoder_request": (False,), "background": (False,), "dimensions": (1,)},
+)
+_IDS = replace(_TEXT, texts=("input_ids",), body=IdsRequest, ask=_ask_ids)
+
 CLASSIFY = Dialect(
     path="/classify",
     callers="verl with vLLM, other clients of vLLM and SGLang",
-    body=PoolingRequest,
-    ask=_ask,
-    answer=_answer_classify,
+    forms=(_INPUT, _MESSAGES, _TEXT, _IDS),
     number="raw",
-    unread=UNREAD,
-    model=lambda body: body.model,
-    activation=lambda body: body.wants_activation,
 )
 
 CLASSIFY_V1 = replace(CLASSIFY, path="/v1/classify", callers="clients of SGLang")
 """SGLang's reply has a softmax there, which is 1 for one score: here it is what `/classify` gives."""
 
+_POOLING = replace(_INPUT, answer=_answer_pooling, defaults={**VECTORS, **_CHAT, "dimensions": (1,)})
+
 POOLING = Dialect(
     path="/pooling",
     callers="clients of vLLM",
-    body=PoolingRequest,
-    ask=_ask_pooling,
-    answer=_answer_pooling,
+    forms=(
+        replace(_POOLING, body=PoolingInputRequest, ask=_of_task(_ask_input)),
+        replace(_POOLING, texts=("messages",), body=PoolingMessagesRequest, ask=_of_task(_ask_messages)),
+    ),
     number="raw",
-    unread=UNREAD,
-    model=lambda body: body.model,
-    activation=lambda body: body.wants_activation,
 )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 
-from service.api.dialects.kserve import INFER, InferRequest
+from service.api.dialects.kserve import INFER
 from service.errors import InvalidRequest
 
 
 def ask(*tensors):
-    body = msgspec.convert({"inputs": list(tensors)}, InferRequest)
-    return [(sample.text, sample.input_ids) for sample in INFER.ask(body, None)]
+    form, body = INFER.read({"inputs": list(tensors)})
+    return [(sample.text, sample.input_ids) for sample in form.ask(body, None)]
 
 
 def sentences(shape=(2, 1), data=("a", "b"), **more):

@@ -12,7 +12,8 @@ SAID = [{"type": "message", "role": "assistant", "content": [{"type": "output_te
 
 def ask(response, **asked):
     body = {"responses_create_params": {"input": "hi", **asked}, "response": {"output": SAID, **response}}
-    (found,) = VERIFY.ask(body, None)
+    form, episode = VERIFY.read(body)
+    (found,) = form.ask(episode, None)
     return found
 
 
