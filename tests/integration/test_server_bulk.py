@@ -228,6 +228,7 @@ def test_files_that_are_not_there_are_said_in_words(tmp_path):
 
 def test_a_line_has_its_number_as_id_and_keeps_its_own():
     assert bulk.read_line(7, b'{"text": "x"}').sample_id == "7"
+    assert bulk.read_line(7, b'{"text": "x", "text": "y"}').failure.code == "invalid_json"
     assert bulk.read_line(7, b'{"id": "mine", "text": "x"}').sample_id == "mine"
 
 
