@@ -73,7 +73,7 @@ class ScoringContract:
 
     `template_date`: the ISO date that a template which asks for the date is given; None: it asks for none.
     `ending` and `reads_at` say how a row ends and where its score is read (`layout_rules`); `skip_id` is the pad token that
-    `last_non_pad` leaves out; `tokenizes` says whether the response becomes ids apart;
+    `last_non_pad` leaves out; `tokenizes` says whether a rendering becomes ids as a whole;
     `bos_without_template` matters where `template` is empty.
     """
 

@@ -42,9 +42,12 @@ class EmptyPrompt(SampleError):
 
 
 class EmptyResponse(SampleError):
-    """There is no response to score."""
+    """There is no response to score: nothing, or white space alone, which many templates and tokens strip."""
 
     code = "empty_response"
+
+    def __init__(self, why: str = "the response is empty, or white space alone: there is nothing to score") -> None:
+        super().__init__(why)
 
 
 class InvalidMessages(SampleError):
@@ -100,7 +103,8 @@ class Terms:
     """What the caller's wire format says about how a sample is to be read.
 
     `max_tokens`: shorter than what the model reads. `truncates` False: too long is an error, whatever the contract says.
-    `scores_empty`: an empty response is scored at its end token, for callers who know no word for a missing score.
+    `scores_empty`: a response that is empty, or white space alone, is scored at its end token, for callers who know no word for a
+    missing score.
     """
 
     max_tokens: int | None = None
@@ -172,8 +176,8 @@ def _check(messages: tuple[Message, ...], terms: Terms) -> None:
             raise InvalidMessages(f"message {i} has an unknown role; known are {', '.join(ROLES)}", index=i)
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise InvalidMessages("the last of at least two messages must be the assistant's: the turn to score")
-    if not messages[-1].content and not terms.scores_empty:
-        raise EmptyResponse("the response is empty: there is no token to read a score at")
+    if not messages[-1].content.strip() and not terms.scores_empty:
+        raise EmptyResponse()
     if all(not m.content for m in messages[:-1]):
         raise EmptyPrompt("the prompt is empty")
 

@@ -4,15 +4,17 @@ Everything that may differ between two encoders is in `EncodingPolicy`, which is
 `ScoringContract`. Knows a tokenizer, no model, no HTTP.
 
 Rules, in the order in which they are applied:
-- a conversation is rendered with the chat template, as a whole, and tokenised as a whole;
+- a conversation is rendered with the chat template, as a whole;
 - control tokens are the template's, or stand in what the caller has rendered; in a message, and in a response whose
   beginning the caller names, they are text (`controls`), except for the one that ends the response;
 - an id that the model has no embedding for is that sample's own error;
-- BOS is there exactly once or not at all, as the policy says, whatever the text already held;
+- messages have the BOS tokens that the template writes; text and ids have BOS once or not at all, as the policy says;
+- a rendering becomes ids as a whole, or in LLaMA-Factory's layout slot by slot (`slots`);
 - the sequence ends with the end ids that training used; a response that was cut off
   (`finish_reason="length"`) gets none and is flagged `missing_end`;
 - a template that asks for the date is given the same one for ever (`template`);
-- whitespace is never stripped, except where the trainer of the layout does (`layout_rules`);
+- a response of white space alone is an empty one;
+- else whitespace is never stripped, except where the trainer of the layout does (`layout_rules`);
 - the score is read at the last token of a row: pad tokens at the end, which transformers' classifiers skip, are left out;
 - what is too long is cut from the left of the prompt; the response and its ending are never cut.
 
@@ -26,8 +28,9 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from model.contract import Truncation
@@ -46,6 +49,7 @@ from model.conversation import (
 from model.layout_rules import LAYOUT_RULES, LayoutRule
 from model.memo import Memo
 from model.seams import last_seam, seam_tokens
+from model.slots import Slots, pieces
 from model.template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
 
 if TYPE_CHECKING:
@@ -118,28 +122,25 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """A rendered prompt. `head` is what of it may be tokenised apart from all that follows.
-
-    `is_quoting`: a message in it quotes a control token, so that all of this is of no use.
-    """
+    """A rendered prompt, and where it is cut. `is_quoting`: a message in it quotes a control token, so that this is of no use."""
 
     text: str
-    head: str
+    cuts: tuple[int, ...]
     is_quoting: bool
 
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """Text with its ending settled, in two parts that are tokenised apart; the head may be empty.
+    """Text with its ending settled, in parts that are tokenised apart: all but the last are worth remembering.
 
-    `n_prompt_chars` counts the characters of the tail that are still prompt. `hidden`: control tokens that are only quoted
-    have stand-ins in the tail; then there is no head.
+    The first `n_prompt_chars` of the whole are prompt; they end where a part does, or in the last one. `hidden`: control tokens
+    that are only quoted have stand-ins. `adds_bos`: BOS is added where the text does not begin with it.
     """
 
-    head: str
-    tail: str
+    parts: tuple[str, ...]
     n_prompt_chars: int
     missing_end: bool
+    adds_bos: bool
     truncated: bool = False
     hidden: Hidden | None = None
 
@@ -160,15 +161,19 @@ class Encoder:
         self._fast.no_padding()
         self._fast.no_truncation()
         self._fast.encode_special_tokens = False
-        self._bos = tokenizer.bos_token if policy.bos_id is not None else None
+        self._bos = str(tokenizer.bos_token) if policy.bos_id is not None else None
         self._control_ids = _control_ids(self._fast)
         self._closings = self._find_closings()
         self._closing_ids = [_ids(self._fast, closing) for closing in self._closings]
-        tail = policy.template_tail if policy.rule.ending in ("template", "template_or_eos") else ""
+        tail = policy.template_tail if policy.rule.ending.startswith("template") else ""
         self._plain_tail = tail if self._control_ids.isdisjoint(_ids(self._fast, tail)) else ""
         self._plain_tail_ids = _ids(self._fast, self._plain_tail)
         self._skip = tokenizer.convert_ids_to_tokens(policy.skip_id) if policy.skip_id is not None else None
         self._render = ChatTemplate(tokenizer, policy.template, policy.template_date)
+        self._slots = (
+            Slots(tokenizer, self._render, policy.template, self._bos) if policy.rule.tokenizes == "slots" else None
+        )
+        self._end_cuts = _end_cuts(self._slots, policy.template_tail, policy.end_text)
         talks = [_pieces(self._render, roles) for roles in _TALKS]
         joints = [piece for talk in talks for piece in talk]
         for joint in joints:
@@ -184,8 +189,17 @@ class Encoder:
         self.notes = (
             *_vocabulary_notes(beyond, policy.vocab_size),
             *_date_notes(policy),
+            *(filter(None, [self._slots.note()]) if self._slots is not None else ()),
             *(_notes(self._controls, talks[0]) if policy.template else ()),
         )
+        between = [piece for talk, roles in zip(talks, _TALKS, strict=True) for piece in talk[1 : len(roles)]]
+        # A template may write more before a response that is to come than before one that is there.
+        answered = talks[0][1] if talks[0] else ""
+        self._starts = tuple(dict.fromkeys((policy.response_start, answered)))
+        self._start_ids = (policy.response_start_ids, *(_ids(self._fast, start) for start in self._starts[1:]))
+        is_opener = policy.bos_id is None and any(str(tokenizer.bos_token) in piece for piece in between)
+        self._first = None if tokenizer.bos_token is None or is_opener else str(tokenizer.bos_token)
+        self._first_id = None if self._first is None else tokenizer.bos_token_id
         # Of all seams only those that the template writes before every response are worth looking for.
         tokens = seam_tokens(self._fast) if memo_chars else ()
         self._seam_tokens = tuple(token for token in tokens if token in policy.response_start)
@@ -202,16 +216,8 @@ class Encoder:
     def many(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
         """One entry a sample, in order, from one call of the tokenizer, which leaves Python to others meanwhile."""
         read = [_or_error(self._read, sample) for sample in samples]
-        drafts = [each for each in read if isinstance(each, _Draft) and each.hidden is None]
-        encoded = iter(self._tokenize(drafts))
-        whole = [
-            each
-            if not isinstance(each, _Draft)
-            else next(encoded)
-            if each.hidden is None
-            else self._tokenize_hidden(each)
-            for each in read
-        ]
+        encoded = iter(self._tokenize([each for each in read if isinstance(each, _Draft)]))
+        whole = [next(encoded) if isinstance(each, _Draft) else each for each in read]
         return [
             each if isinstance(each, SampleError) else _or_error(partial(self._checked, each), sample.terms)
             for sample, each in zip(samples, whole, strict=True)
@@ -250,14 +256,15 @@ class Encoder:
             check_text(sample.text)
             body, closed = self._unclosed_rendering(sample.text)
             n_prompt_chars = self._n_prompt_chars(sample, body)
-            if n_prompt_chars >= len(body):
-                _check_empty(sample, has_prompt=bool(body))
+            if not body[n_prompt_chars:].strip():
+                _check_empty(sample, has_prompt=bool(body.strip()))
+            cuts = (
+                self._seam(body[:n_prompt_chars]) if self._slots is None else self._slots.of_text(body, n_prompt_chars)
+            )
             if sample.n_prompt_chars is not None:
                 hidden = self._hide_response(body, n_prompt_chars)
-            if hidden is None:
-                head = self._head(body[:n_prompt_chars])
-            else:
-                body, head = body[:n_prompt_chars] + hidden.texts[0], ""
+            if hidden is not None:
+                body = body[:n_prompt_chars] + hidden.texts[0]
         else:
             messages = sample.conversation()
             known = self._prompts.get(messages[:-1])
@@ -265,26 +272,32 @@ class Encoder:
                 check_text(message.content)
             # A policy's text often still carries its own end token; the template writes it again.
             content, closed = self._unclosed(messages[-1].content)
-            if not content:
+            if not content.strip():
                 _check_empty(sample)
             prompt = known or self._remember(messages[:-1])
             messages = (*messages[:-1], Message("assistant", content))
             if prompt.is_quoting or self._controls.are_quoted(content):
                 messages, hidden = self._hide(messages)
-                prompt = _Prompt(self._render(messages[:-1], add_generation_prompt=True), "", is_quoting=True)
+                prompt = self._prompt(messages[:-1], is_quoting=True)
             full = self._render(messages, add_generation_prompt=False)
             body, content = full.removesuffix(self.policy.template_tail), messages[-1].content
-            n_prompt_chars = len(prompt.text) if body.startswith(prompt.text) else max(0, body.rfind(content))
-            head = self._shared_head(prompt.head, body[:n_prompt_chars])
-        if self.policy.rule.tokenizes == "response_apart" and hidden is None:
-            head = body[:n_prompt_chars]
+            is_prefix = body.startswith(prompt.text)
+            n_prompt_chars = len(prompt.text) if is_prefix else max(0, body.rfind(content))
+            cuts = prompt.cuts if is_prefix else self._shared_cuts(prompt, body[:n_prompt_chars])
+        if self._slots is not None:
+            cuts = (*cuts, n_prompt_chars)
+        elif hidden is not None:
+            cuts = ()
         missing = sample.finish_reason == "length" and not closed
         if self.policy.strips_newlines and not missing:
             body = body.rstrip("\n")
-            head = head if body.startswith(head) else ""
             n_prompt_chars = min(n_prompt_chars, len(body))
-        tail = body[len(head) :] + ("" if missing else self.policy.end_text)
-        return _Draft(head, tail, n_prompt_chars - len(head), missing, hidden=hidden)
+        cuts = tuple(cut for cut in cuts if cut <= len(body))
+        if not missing:
+            cuts += tuple(len(body) + cut for cut in self._end_cuts)
+            body += self.policy.end_text
+        is_rendered_here = sample.text is None and bool(self.policy.template)
+        return _Draft(pieces(body, cuts), n_prompt_chars, missing, adds_bos=not is_rendered_here, hidden=hidden)
 
     def _hide(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], Hidden]:
         """A conversation with stand-ins for the control tokens that it quotes."""
@@ -306,25 +319,36 @@ class Encoder:
         """Where the response begins in rendered text: where its caller says so, or where the template begins one."""
         if sample.n_prompt_chars is not None:
             return min(sample.n_prompt_chars, len(body))
-        start = body.rfind(self.policy.response_start) if self.policy.response_start else -1
-        return start + len(self.policy.response_start) if start >= 0 else 0
+        begin, start = max(
+            ((body.rfind(start), start) for start in self._starts if start), key=_begin, default=(-1, "")
+        )
+        return begin + len(start) if begin >= 0 else 0
 
     def _remember(self, messages: tuple[Message, ...]) -> _Prompt:
-        text = self._render(messages, add_generation_prompt=True)
-        prompt = _Prompt(text, self._head(text), any(self._controls.are_quoted(m.content) for m in messages))
-        self._prompts.put(messages, prompt, len(text))
+        prompt = self._prompt(messages, is_quoting=any(self._controls.are_quoted(m.content) for m in messages))
+        self._prompts.put(messages, prompt, len(prompt.text))
         return prompt
 
-    def _head(self, prompt: str) -> str:
-        return prompt[: last_seam(prompt, self._seam_tokens)]
+    def _prompt(self, messages: tuple[Message, ...], *, is_quoting: bool) -> _Prompt:
+        text = self._render(messages, add_generation_prompt=True)
+        cuts = self._seam(text) if self._slots is None else self._slots.of(messages, text)
+        return _Prompt(text, cuts, is_quoting)
 
-    def _shared_head(self, head: str, prompt: str) -> str:
-        """The head of a rendered prompt, if this conversation begins with it and is at a seam after it.
+    def _seam(self, prompt: str) -> tuple[int, ...]:
+        """Where a prompt may be cut without another id."""
+        return (last_seam(prompt, self._seam_tokens),)
+
+    def _shared_cuts(self, prompt: _Prompt, text: str) -> tuple[int, ...]:
+        """The cuts of a rendered prompt that this conversation has too.
 
         A template may write more before a response that is to come than before one that is there.
         """
-        is_shared = prompt.startswith(head) and prompt.startswith(self._seam_tokens, len(head))
-        return head if is_shared else ""
+        return tuple(
+            cut
+            for cut in prompt.cuts
+            if text.startswith(prompt.text[:cut])
+            and (self._slots is not None or text.startswith(self._seam_tokens, cut))
+        )
 
     def _unclosed(self, content: str) -> tuple[str, bool]:
         """A response without its ending, however the caller wrote it, and whether it had one. Plain text is no ending.
@@ -355,33 +379,54 @@ class Encoder:
     def _shortened(self, draft: _Draft, terms: Terms) -> _Draft:
         """Drop prompt characters that could never fit. The tokens that stay are those of a long prompt's tail."""
         limit = self._limit(terms)
-        n_chars, keep = len(draft.head) + len(draft.tail), limit * _MAX_CHARS_PER_TOKEN
+        n_chars, keep = sum(map(len, draft.parts)), limit * _MAX_CHARS_PER_TOKEN
         if n_chars <= keep:
             return draft
-        if not self._truncates(terms) or len(draft.tail) - draft.n_prompt_chars > keep:
+        if not self._truncates(terms) or n_chars - draft.n_prompt_chars > keep:
             # A lower bound: nothing was tokenised.
             raise InputTooLong(n=n_chars // _MAX_CHARS_PER_TOKEN, limit=limit, what="text, at the very least,")
-        text = (draft.head + draft.tail)[n_chars - keep :]
-        n_prompt_chars = len(draft.head) + draft.n_prompt_chars - (n_chars - keep)
-        return _Draft("", text, n_prompt_chars, draft.missing_end, truncated=True, hidden=draft.hidden)
+        text = "".join(draft.parts)
+        bos = self._first if self._first is not None and text.startswith(self._first) else ""
+        n_dropped = n_chars - keep - len(bos)
+        ends = [end - n_dropped for end in accumulate(map(len, draft.parts)) if end - n_dropped > len(bos)]
+        return replace(
+            draft,
+            parts=pieces(bos + text[n_chars - keep :], ends),
+            n_prompt_chars=draft.n_prompt_chars - n_dropped,
+            truncated=True,
+        )
 
     def _tokenize(self, drafts: Sequence[_Draft]) -> list[Encoded]:
-        heads = {draft.head: self._head_ids.get(draft.head) for draft in drafts if draft.head}
-        unknown = [head for head, ids in heads.items() if ids is None]
-        encodings = self._encode([*unknown, *(draft.tail for draft in drafts)])
-        for head, encoding in zip(unknown, encodings, strict=False):
-            heads[head] = ids = tuple(encoding.ids)
-            self._head_ids.put(head, ids, len(head))
-        tails = encodings[len(unknown) :]
-        return [self._joined(d, heads.get(d.head) or (), tail) for d, tail in zip(drafts, tails, strict=True)]
+        plain = [draft for draft in drafts if draft.hidden is None]
+        known = {part: self._head_ids.get(part) for draft in plain for part in draft.parts[:-1]}
+        unknown = [part for part, ids in known.items() if ids is None]
+        encodings = self._encode([*unknown, *(draft.parts[-1] for draft in plain)])
+        for part, encoding in zip(unknown, encodings, strict=False):
+            known[part] = ids = tuple(encoding.ids)
+            self._head_ids.put(part, ids, len(part))
+        lasts = iter(encodings[len(unknown) :])
+        return [
+            self._with_bos(
+                _joined(draft, [known[part] or () for part in draft.parts[:-1]], next(lasts))
+                if draft.hidden is None
+                else self._tokenize_hidden(draft, draft.hidden),
+                adds_bos=draft.adds_bos,
+            )
+            for draft in drafts
+        ]
 
-    def _tokenize_hidden(self, draft: _Draft) -> Encoded:
+    def _tokenize_hidden(self, draft: _Draft, hidden: Hidden) -> Encoded:
         """The ids of text that quotes control tokens: each of them as the text that it is."""
-        assert draft.hidden is not None
-        ids, ends = self._controls.encode(draft.tail, draft.hidden)
-        n_prompt_chars = len(draft.hidden.restore(draft.tail[: max(0, draft.n_prompt_chars)]))
-        n_prompt = _n_until(ends, n_prompt_chars, len(ids)) if n_prompt_chars else 0
-        return self._with_bos(Encoded(tuple(ids), n_prompt, draft.truncated, draft.missing_end))
+        ids: list[int] = []
+        n_prompt = start = 0
+        for part in draft.parts:
+            its_ids, ends = self._controls.encode(part, hidden)
+            n_chars = len(hidden.restore(part[: max(0, draft.n_prompt_chars - start)]))
+            if n_chars:
+                n_prompt = len(ids) + _n_until(ends, n_chars, len(its_ids))
+            ids += its_ids
+            start += len(part)
+        return Encoded(tuple(ids), n_prompt, draft.truncated, draft.missing_end)
 
     def _encode(self, texts: list[str]) -> list[Any]:
         # A batch may wake threads of the tokenizer's own: not for the head and the tail of a lone sample.
@@ -389,14 +434,6 @@ class Encoder:
             return [self._fast.encode(text, add_special_tokens=False) for text in texts]
         encodings: list[Any] = self._fast.encode_batch(texts, add_special_tokens=False)
         return encodings
-
-    def _joined(self, draft: _Draft, head_ids: tuple[int, ...], tail: Any) -> Encoded:
-        ids = head_ids + tuple(tail.ids)
-        n_prompt = 0
-        if draft.head or draft.n_prompt_chars:
-            ends = (end for _, end in tail.offsets)
-            n_prompt = len(head_ids) + _n_until(ends, draft.n_prompt_chars, len(tail.ids))
-        return self._with_bos(Encoded(ids, n_prompt, draft.truncated, draft.missing_end))
 
     # -- ids ----------------------------------------------------------------------------------------------
 
@@ -415,11 +452,11 @@ class Encoder:
         body, ending, closed = self._unclosed_ids(ids)
         missing = sample.finish_reason == "length" and not closed
         ids = body if missing else body + ending
-        start = _rfind(ids, self.policy.response_start_ids)
-        n_prompt = start + len(self.policy.response_start_ids) if start >= 0 else 0
-        if n_prompt >= len(body):
-            _check_empty(sample, has_prompt=bool(body))
-        return self._with_bos(Encoded(ids, n_prompt, missing_end=missing))
+        begin, start = max(((_rfind(body, start), start) for start in self._start_ids), key=_begin)
+        n_prompt = begin + len(start) if begin >= 0 else 0
+        if self._is_blank(body[n_prompt:]) if n_prompt else self._begins_response(body):
+            _check_empty(sample, has_prompt=not self._is_blank(body))
+        return self._with_bos(Encoded(ids, n_prompt, missing_end=missing), adds_bos=True)
 
     def _unclosed_ids(self, ids: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
         """Ids without their ending, what must follow, and whether they had one: all that closes a row, or the beginning of it.
@@ -431,14 +468,14 @@ class Encoder:
         ids = ids[: len(ids) - n_padding]
         if end and ids[-len(end) :] == end:
             return ids[: -len(end)], end, True
-        if not self._is_control(end) and self._says(ids, self.policy.end_text):
+        if not self._is_control(end) and self._says(ids, self.policy.end_text, len(end) + 2):
             return ids, (), True  # its plain text is one token with the end of the response
         before_padding = end[: len(end) - _n_trailing(end, skip)]
         if n_padding and before_padding and before_padding != end:
             if ids[-len(before_padding) :] == before_padding:
                 return ids[: -len(before_padding)], end, True
             if not self._is_control(before_padding) and self._says(
-                (*ids, *end[len(before_padding) :]), self.policy.end_text
+                (*ids, *end[len(before_padding) :]), self.policy.end_text, len(end) + 2
             ):
                 return ids, (), True
         if self._plain_tail and ids[-len(self._plain_tail_ids) :] == self._plain_tail_ids:
@@ -459,19 +496,38 @@ class Encoder:
             n += 1
         return n
 
+    def _begins_response(self, ids: tuple[int, ...]) -> bool:
+        """Whether a row ends with what the template writes before a response, and white space after that.
+
+        For rows in which a token holds both the end of the one and the beginning of the other.
+        """
+        ids = ids[: len(ids) - self._n_blank(ids)]
+        starts = [start.rstrip() for start in self._starts]
+        return not ids or any(self._says(ids, start, len(start)) for start in starts if start)
+
+    def _is_blank(self, ids: tuple[int, ...]) -> bool:
+        """Whether this is white space alone. The first few ids tell of nearly all rows; their last character may be cut."""
+        first, whole = (partial(self._fast.decode, list(part), skip_special_tokens=False) for part in (ids[:8], ids))
+        return not first().strip().strip("\ufffd") and not whole().strip()
+
     def _is_control(self, ids: tuple[int, ...]) -> bool:
         return all(token in self._control_ids for token in ids)
 
-    def _says(self, ids: tuple[int, ...], text: str) -> bool:
-        """Whether ids end with this text, whichever tokens it is made of."""
-        n = len(self.policy.end_ids) + 2
-        return bool(self._fast.decode(list(ids[-n:]), skip_special_tokens=False).endswith(text))
+    def _says(self, ids: tuple[int, ...], text: str, n_ids: int) -> bool:
+        """Whether ids end with this text, whichever tokens it is made of.
 
-    def _with_bos(self, encoded: Encoded) -> Encoded:
-        """BOS exactly once, or not at all. Never doubled."""
+        Decoders write spaces beside control tokens, where no text has them.
+        """
+        decoded: str = self._fast.decode(list(ids[-n_ids:]), skip_special_tokens=False)
+        if not self._control_ids.isdisjoint(ids[-n_ids:]):
+            decoded, text = decoded.replace(" ", ""), text.replace(" ", "")
+        return decoded.endswith(text)
+
+    def _with_bos(self, encoded: Encoded, *, adds_bos: bool) -> Encoded:
+        """BOS exactly once, or not at all; where a template has written the text, as it was written."""
         bos, ids = self.policy.bos_id, encoded.ids
         n_leading = 0
-        if bos is not None:
+        if bos is not None and adds_bos:
             while n_leading < len(ids) and ids[n_leading] == bos:
                 n_leading += 1
             if n_leading == 1:
@@ -481,7 +537,9 @@ class Encoder:
         return encoded
 
     def _checked(self, encoded: Encoded, terms: Terms) -> Encoded:
-        """Within the limit, and every id with an embedding. Raise `InputTooLong` or `TokenOutOfVocabulary`."""
+        """Within the limit, and every id with an embedding. Raise `SampleError`."""
+        if not encoded.ids:
+            raise EmptyResponse("no token is left of the text: there is none to read a score at")
         fitting = self._fit(encoded, terms)
         if self._may_lack_embeddings and max(fitting.ids) >= (n_rows := self.policy.vocab_size):
             i, token = next((i, token) for i, token in enumerate(fitting.ids) if token >= n_rows)
@@ -509,7 +567,7 @@ class Encoder:
     def _fit(self, encoded: Encoded, terms: Terms) -> Encoded:
         encoded = self._unpadded(encoded)
         limit = self._limit(terms)
-        n, head = len(encoded.ids), 0 if self.policy.bos_id is None else 1
+        n, head = len(encoded.ids), int(encoded.ids[0] == self._first_id)
         excess = n - limit
         if excess <= 0:
             return encoded
@@ -522,10 +580,25 @@ class Encoder:
         return encoded._replace(ids=ids, n_prompt=encoded.n_prompt - excess, truncated=True)
 
 
+def _joined(draft: _Draft, known: Sequence[tuple[int, ...]], last: Any) -> Encoded:
+    """The ids of all parts: of those before the last, which are known, and of the last."""
+    ids: tuple[int, ...] = ()
+    n_prompt = start = 0
+    for part, its_ids in zip(draft.parts, known, strict=False):
+        ids += its_ids
+        start += len(part)
+        if start <= draft.n_prompt_chars:
+            n_prompt = len(ids)
+    if draft.n_prompt_chars > start or (draft.n_prompt_chars == start and known):
+        ends = (end for _, end in last.offsets)
+        n_prompt = len(ids) + _n_until(ends, draft.n_prompt_chars - start, len(last.ids))
+    return Encoded(ids + tuple(last.ids), n_prompt, draft.truncated, draft.missing_end)
+
+
 def _check_empty(sample: Sample, *, has_prompt: bool = True) -> None:
     """Raise `EmptyResponse` unless the response may be empty and is closed, so that its end token can be read."""
     if not (sample.terms.scores_empty and sample.finish_reason == "stop" and has_prompt):
-        raise EmptyResponse("the response is empty: there is no token to read a score at")
+        raise EmptyResponse()
 
 
 def infer_policy(
@@ -553,11 +626,20 @@ def infer_policy(
     render.check_addresses(full)
     tail = full.rpartition(_PROBE_RESPONSE)[2]
     fast = tokenizer._tokenizer
-    end = _end_of(tokenizer, tail, rule, has_template=bool(template))
+    bos_id = _bos(tokenizer, full) if template else _bos_of_text(tokenizer, rule)
+    slots = None
+    if rule.tokenizes == "slots":
+        slots = Slots(tokenizer, render, template, None if bos_id is None else str(tokenizer.bos_token))
+    is_bare = slots is not None and slots.template is not None and slots.template.is_empty
+    adds_nothing = is_bare and rule.ending == "template_or_eos"
+    end = "" if adds_nothing else _end_of(tokenizer, tail, rule, has_template=bool(template))
     prompt = render((user,), add_generation_prompt=True) if template else ""
     start = prompt.rpartition(_PROBE_USER)[2] if template else ""
-    bos_id = _bos(tokenizer, full) if template else _bos_of_text(tokenizer, rule)
-    end_ids, start_ids = _ids(fast, end), _ids(fast, start)
+    body = full.removesuffix(tail)
+    cuts = () if slots is None else slots.of((user, answer), full)
+    end_cuts = (*cuts, *(len(body) + cut for cut in _end_cuts(slots, tail, end)))
+    end_ids = _ids_from(fast, body + end, len(body), end_cuts)
+    start_ids = _ids_from(fast, prompt, len(prompt) - len(start), cuts)
     always = {*_ids(fast, full), *end_ids, *start_ids, *(() if bos_id is None else (bos_id,))}
     lost = [fast.id_to_token(i) for i in sorted(always) if i >= vocab_size]
     if lost:
@@ -582,6 +664,31 @@ def infer_policy(
         # No id of a row equals one outside the vocabulary (-1, say): then the class of transformers reads the last token.
         skip_id=pad_id if rule.reads_at == "last_non_pad" and pad_id in range(vocab_size) else None,
     )
+
+
+def _end_cuts(slots: Slots | None, tail: str, end: str) -> tuple[int, ...]:
+    """Where the ending is cut: as the template's, and before an EOS that is added to it."""
+    if slots is None:
+        return ()
+    return (
+        *(cut for cut in slots.tail_cuts if end.startswith(tail[:cut])),
+        *((len(tail),) if end.startswith(tail) else ()),
+    )
+
+
+def _ids_from(fast: Any, text: str, start: int, cuts: Iterable[int]) -> tuple[int, ...]:
+    """The ids of the end of a text that is cut at `cuts`; where a token is of both sides of `start`, those of the end alone."""
+    parts = pieces(text, [cut for cut in cuts if cut <= len(text)])
+    begin, found = 0, []
+    for part in parts:
+        encoding = fast.encode(part, add_special_tokens=False)
+        for token, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
+            if begin + first < start < begin + last:
+                return _ids(fast, text[start:])
+            if begin + first >= start:
+                found.append(token)
+        begin += len(part)
+    return tuple(found)
 
 
 def _ids(fast: Any, text: str) -> tuple[int, ...]:
@@ -633,7 +740,8 @@ def _end_of(tokenizer: PreTrainedTokenizerBase, tail: str, rule: LayoutRule, *, 
         return tail[: ends[-1]] if ends else tail.rstrip() + _eos(tokenizer)
     if not has_template:
         return _eos(tokenizer) + _added_after_text(tokenizer)
-    return tail + _eos(tokenizer) if rule.ending == "template_or_eos" and not ends else tail
+    adds_eos = rule.ending == "template_and_eos" or (rule.ending == "template_or_eos" and not ends)
+    return tail + _eos(tokenizer) if adds_eos else tail
 
 
 def _eos(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -668,8 +776,10 @@ def _bos(tokenizer: PreTrainedTokenizerBase, rendered: str) -> int | None:
         return None
     # ChatML-like templates of some models begin with a token that is also called BOS (`<|im_start|>`):
     # there it opens every turn and is no beginning of sequence, so it stays the template's business.
-    opens_every_turn = rendered.count(str(tokenizer.bos_token)) > 1
-    return None if opens_every_turn else int(tokenizer.bos_token_id)
+    bos = str(tokenizer.bos_token)
+    while rendered.startswith(bos):
+        rendered = rendered.removeprefix(bos)
+    return None if bos in rendered else int(tokenizer.bos_token_id)
 
 
 def _bos_of_text(tokenizer: PreTrainedTokenizerBase, rule: LayoutRule) -> int | None:
@@ -755,6 +865,10 @@ def _n_until(ends: Iterable[int], n_chars: int, n_ids: int) -> int:
 def _n_trailing(ids: tuple[int, ...], token: int | None) -> int:
     """How often a row has this token at its end."""
     return next((i for i, each in enumerate(reversed(ids)) if each != token), len(ids))
+
+
+def _begin(found: tuple[int, Any]) -> int:
+    return found[0]
 
 
 def _rfind(ids: tuple[int, ...], needle: tuple[int, ...]) -> int:

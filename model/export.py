@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from model.calibration import CalibrationError
-from model.checkpoint import Checkpoint, CheckpointError, ReadOptions, read, without_bias, write, write_contract
+from model.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    ReadOptions,
+    read,
+    tokenised_whole,
+    without_bias,
+    write,
+    write_contract,
+)
 from model.checkpoint.reading import resolve
 from model.checkpoint.writing import score_alone
 from model.contract import FILE_NAME, N_PROBES, ContractUnreadable, sample_from_dict
@@ -73,12 +82,10 @@ def export(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> st
     """Write a checkpoint in our layout and return its contract's digest. Raise `CheckpointError` if it scores otherwise."""
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty: choose another folder")
-    checkpoint, note = without_bias(checkpoint)
-    if note:
-        print(printable(f"note          {note}"))
-    # Programs that load what is written tokenise a rendering as a whole, whatever the trainer of this layout did.
-    policy = replace(checkpoint.policy, rule=replace(checkpoint.policy.rule, tokenizes="whole"))
-    checkpoint = replace(checkpoint, policy=policy)
+    for step in (without_bias, tokenised_whole):
+        checkpoint, note = step(checkpoint)
+        if note:
+            print(printable(f"note          {note}"))
     try:
         return _write_checked(checkpoint, folder, probes)
     except BaseException:

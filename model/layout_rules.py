@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Ending = Literal["template", "template_or_eos", "end_token", "eos"]
+Ending = Literal["template", "template_or_eos", "template_and_eos", "end_token", "eos"]
 """What closes a row after the response:
 
 - `template`: all that the chat template writes, and nothing else. Without a template: EOS.
 - `template_or_eos`: the same, and EOS where the template writes no control token after the response.
+- `template_and_eos`: all that the template writes, and EOS.
 - `end_token`: what the template writes up to its last control token. EOS where it writes none.
 - `eos`: newlines at the end of the rendering are removed; a space and EOS follow unless it ends with EOS.
 """
@@ -25,8 +26,8 @@ BosWithoutTemplate = Literal["tokenizer", "none"]
 """BOS of text without a chat template: as the tokenizer adds special tokens, or none. A template writes its own."""
 
 
-Tokenizes = Literal["whole", "response_apart"]
-"""Whether prompt and response become ids as one text, or the response for itself: a newline at its start stays a token."""
+Tokenizes = Literal["whole", "slots"]
+"""Whether a rendering becomes ids as one text, or each slot of each turn for itself, as LLaMA-Factory cuts (`slots`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ LAYOUT_RULES: dict[str, LayoutRule] = {
         "the layout is OpenRLHF's, whose dataset removes newlines at the end and makes EOS the last token",
     ),
     "llama_factory": LayoutRule(
-        "template_or_eos", "last", "tokenizer", "response_apart",
+        "template_or_eos", "last", "tokenizer", "slots",
         "the layout is LLaMA-Factory's, whose trainer reads the last token of the rendering",
     ),
     "trl_value_head": LayoutRule(
@@ -72,5 +73,5 @@ LAYOUT_RULES: dict[str, LayoutRule] = {
 }  # fmt: skip
 """Layout -> rule. Sources: transformers `GenericForSequenceClassification.forward`; TRL `RewardTrainer._prepare_dataset`
 (EOS is appended to text without a template, and the tokenizer adds its special tokens); OpenRLHF
-`datasets/reward_dataset.py` and `models/model.py`; LLaMA-Factory `data/processor/pairwise.py` (turns are tokenised apart,
-`efficient_eos`) and `train/rm/trainer.py` (`attention_mask.sum() - 1`)."""
+`datasets/reward_dataset.py` and `models/model.py`; LLaMA-Factory `data/template.py` (slots are tokenised apart),
+`data/processor/pairwise.py` (`efficient_eos`) and `train/rm/trainer.py` (`attention_mask.sum() - 1`)."""

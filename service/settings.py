@@ -205,7 +205,7 @@ class ModelSettings(BaseSettings):
         pattern=r"^\d{4}-\d{2}-\d{2}$",
         description="YYYY-MM-DD: given to a chat template that asks for the date, where no contract has one; default: 2024-07-26",
     )
-    ending: Literal["template", "template_or_eos", "end_token", "eos"] | None = Field(
+    ending: Literal["template", "template_or_eos", "template_and_eos", "end_token", "eos"] | None = Field(
         None, description="how a row ends, where no contract says it; default: as the trainer of the layout ends it"
     )
     reads_at: Literal["last", "last_non_pad"] | None = Field(

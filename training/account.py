@@ -14,7 +14,11 @@ from training.data import Split
 from training.leakage import Overlap
 from training.sequences import PairTable
 
-REASONS = {"too_long": "longer than encoding.max_tokens", "same_tokens": "the same tokens on both sides"}
+REASONS = {
+    "too_long": "longer than encoding.max_tokens",
+    "empty": "with a response that is empty, or white space alone",
+    "same_tokens": "the same tokens on both sides",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,7 @@ def finish(config: Config, trained: Checkpoint, tables: Tables, folder: Path, ma
     facts = {"made by": f"reward-train {made.verb}", **facts_of(config, tables)}
     facts |= {"calibration": calibration.digest if calibration else None, "hidden states": about_hidden}
     facts |= {"not calibrated": uncalibrated} if uncalibrated else {}
+    facts |= {"notes": list(trained.notes)} if trained.notes else {}
     facts |= {"heads": dict(zip(*heads, strict=True))} | made.clock.facts()
     details = {
         "metrics": [asdict(m) for m in metrics],

@@ -18,7 +18,15 @@ from accelerate import PartialState
 
 from model.backends import LoadError
 from model.backends.engine_check import padding_objection
-from model.checkpoint import Checkpoint, CheckpointError, ReadOptions, read, read_backbone, without_bias
+from model.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    ReadOptions,
+    read,
+    read_backbone,
+    tokenised_whole,
+    without_bias,
+)
 from training import account, data, evaluate, hub, leakage, output, raw_text, recipe, report, scoring, sequences
 from training.collate import Collator, Rows, cached_rows, token_rows
 from training.config import Config, ConfigError
@@ -87,7 +95,7 @@ def calibrate_checkpoint(config: Config, path: str) -> Path:
     with _alone_in(folder):
         if Path(path).resolve() != (folder / "checkpoint").resolve():
             output.refuse_finished(folder)
-        checkpoint = _without_bias(_with_limits(config, _read(config, path)))
+        checkpoint = _with_limits(config, _as_written(_read(config, path)))
         own = _own_heads(config, checkpoint)
         tables = encode(own, checkpoint, is_bound=True)
         _require_held_out(tables, "calibrate")
@@ -156,7 +164,7 @@ def _start(config: Config) -> Checkpoint:
     checkpoint = read(wanted.path, options)
     if checkpoint.network.head_names != wanted.heads:
         raise ConfigError(f"{wanted.path} has heads {checkpoint.network.head_names}; model.heads is {wanted.heads}")
-    return _without_bias(checkpoint)
+    return _as_written(checkpoint)
 
 
 def encode(config: Config, start: Checkpoint, *, is_bound: bool = False) -> Tables:
@@ -215,9 +223,7 @@ def _padded_right(checkpoint: Checkpoint) -> Checkpoint:
 
 def _with_limits(config: Config, checkpoint: Checkpoint) -> Checkpoint:
     limit = min(config.encoding.max_tokens, checkpoint.policy.max_tokens)
-    # Programs that load what is written tokenise a rendering as a whole, whatever the trainer of the start did.
-    rule = replace(checkpoint.policy.rule, tokenizes="whole")
-    policy = replace(checkpoint.policy, max_tokens=limit, truncation=config.encoding.truncation, rule=rule)
+    policy = replace(checkpoint.policy, max_tokens=limit, truncation=config.encoding.truncation)
     return replace(checkpoint, policy=policy)
 
 
@@ -230,11 +236,13 @@ def _own_heads(config: Config, checkpoint: Checkpoint) -> Config:
     )
 
 
-def _without_bias(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint without its heads' biases, which no difference has a part of; said on the console."""
-    checkpoint, note = without_bias(checkpoint)
-    if note:
-        say(note)
+def _as_written(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint as our layout can hold it. The console says what changes for that, and so does the report."""
+    for step in (without_bias, tokenised_whole):
+        checkpoint, note = step(checkpoint)
+        if note:
+            say(note)
+            checkpoint = replace(checkpoint, notes=(*checkpoint.notes, note))
     return checkpoint
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from model.conversation import InputTooLong, Sample, SampleError
+from model.conversation import EmptyResponse, InputTooLong, Sample, SampleError
 from model.encoding import Encoded, Encoder
 from training.console import progress
 from training.pairs import Pair
@@ -19,7 +19,7 @@ Ids = tuple[int, ...]
 
 
 class EncodingFailed(Exception):
-    """Pairs that the encoder refuses for another reason than their length."""
+    """Pairs that the encoder refuses for another reason than their length or an empty response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,8 @@ def encode(pairs: Sequence[Pair], encoder: Encoder, label: str = "pairs") -> Pai
             chosen, rejected = shelf.place(pair.chosen), shelf.place(pair.rejected)
         except InputTooLong:
             dropped["too_long"] += 1
+        except EmptyResponse:
+            dropped["empty"] += 1
         except SampleError as error:
             refused.append(f"{pair.id}: {error.message}")
         else:

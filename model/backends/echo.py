@@ -95,7 +95,7 @@ class EchoEncoder:
             prompt = "\n".join(m.content for m in messages[:-1]).encode() + b"\n"
             ids, n_prompt = tuple(prompt + messages[-1].content.encode()), len(prompt)
         if not ids:
-            raise EmptyResponse("the response is empty")
+            raise EmptyResponse()
         ids = ids if missing_end else ids + _END
         limit = min(self._max_tokens, sample.terms.max_tokens or self._max_tokens)
         excess = len(ids) - limit

@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from model.checkpoint.record import Checkpoint, CheckpointError
-from model.conversation import InvalidMessages, Message
-from model.encoding import EncodingPolicy
+from model.conversation import InvalidMessages, Message, Sample
+from model.encoding import Encoded, EncodingPolicy, infer_policy
 from model.template import ChatTemplate, clock_formats
 
 if TYPE_CHECKING:
@@ -39,6 +39,36 @@ def without_bias(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
     )
     moved = calibration.shifted(-bias, by_head) if calibration is not None else None
     return replace(checkpoint, calibration=moved), note
+
+
+def tokenised_whole(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
+    """The checkpoint with renderings that become ids as a whole, and a note, empty where no id changes.
+
+    Programs that load what is written tokenise so, whatever the trainer of the layout did.
+    """
+    policy = checkpoint.policy
+    if policy.rule.tokenizes == "whole":
+        return checkpoint, ""
+    whole = infer_policy(
+        checkpoint.tokenizer,
+        max_tokens=policy.max_tokens,
+        vocab_size=policy.vocab_size,
+        rule=replace(policy.rule, tokenizes="whole"),
+        pad_id=policy.skip_id,
+        template=policy.template,
+        truncation=policy.truncation,
+        template_date=policy.template_date,
+    )
+    changed = replace(checkpoint, policy=whole)
+    samples = [Sample(messages=tuple(Message(*turn) for turn in talk)) for talk in _CONVERSATIONS]
+    rows = [
+        [row.ids if isinstance(row, Encoded) else () for row in c.encoder.many(samples)] for c in (checkpoint, changed)
+    ]
+    note = (
+        "LLaMA-Factory tokenised the parts of a turn apart, and programs that load a checkpoint tokenise a rendering as a whole. "
+        "With this tokenizer the ids differ, so scores of what is written differ from those of the checkpoint that was read."
+    )
+    return changed, note if rows[0] != rows[1] else ""
 
 
 _JOINED = "{% for message in messages %}{{ message['content'] }}{% endfor %}"

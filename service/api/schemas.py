@@ -65,7 +65,10 @@ class SampleIn(Asking):
     reference_rewards: list[RawScore] = Field(
         [], max_length=64, description="raw scores of reference responses to this prompt, for the shapes par and lsc"
     )
-    score_empty: bool = Field(False, description="score an empty response at its end token, instead of refusing it")
+    score_empty: bool = Field(
+        False,
+        description="score an empty response (white space counts for nothing) at its end token",
+    )
 
 
 class ScoreRequest(Asking):

@@ -360,6 +360,8 @@ def test_training_that_goes_on_from_a_head_with_a_bias_says_what_became_of_it(tm
     recipe = recipe_for(tmp_path, start, pairs, model={"start": "reward"}, optim={"lr": 1e-12, "max_steps": 1})
     assert main(["--config", str(recipe)]) == 0
     assert "bias of 3.7" in capsys.readouterr().err
+    assert "bias of 3.7" in (tmp_path / "out" / "report.html").read_text()
+    assert any("bias of 3.7" in note for note in report_of(tmp_path / "out")["notes"])
     before, after = read(str(start)), read(str(tmp_path / "out" / "checkpoint"))
     for probe in after.contract.probes:
         assert before.encoder(sample_from_dict(probe.sample)).ids == probe.ids

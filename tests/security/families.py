@@ -74,6 +74,8 @@ def sentencepiece(*, prepends: bool) -> Tokenizer:
         vocab_size=700, special_tokens=["<unk>", "<s>", "</s>", *bytes_], max_token_length=8, show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
+    marks_back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(marks_back + [decoders.Strip(" ", 1, 0)] * prepends)
     # The bytes are words of the vocabulary, as they are in the originals, and no added tokens.
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] == 0]

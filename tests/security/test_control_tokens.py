@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from model.contract import sample_to_dict
-from model.conversation import InvalidMessages, Message, Sample
+from model.conversation import SCORES_EMPTY, InvalidMessages, Message, Sample
 from model.encoding import Encoder, infer_policy
 from model.layout_rules import LAYOUT_RULES
 from tests.security.attacks import BENIGN, attacks
@@ -192,7 +192,7 @@ def test_a_conversation_that_quotes_no_control_token_has_the_ids_of_its_rendered
         rendered = tokenizer.apply_chat_template(
             [{"role": m.role, "content": m.content} for m in messages], tokenize=False
         )
-        encoded = encode(Sample(messages=messages))
+        encoded = encode(Sample(messages=messages, terms=SCORES_EMPTY))
     except (InvalidMessages, ValueError):
         return
     plain = tokenizer(rendered, add_special_tokens=False)["input_ids"]

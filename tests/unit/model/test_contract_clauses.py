@@ -224,7 +224,7 @@ UNREADABLE = "scoring_contract.json is unreadable: {}. Export the checkpoint aga
         (
             {"ending": "newline"},
             UNREADABLE.format(
-                """ValueError("ending is 'newline'; known are template, template_or_eos, end_token, eos")"""
+                """ValueError("ending is 'newline'; known are template, template_or_eos, template_and_eos, end_token, eos")"""
             ),
         ),
         (

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.conversation import (
+    SCORES_EMPTY,
     AmbiguousSample,
     EmptyPrompt,
     EmptyResponse,
@@ -227,7 +228,7 @@ def test_trailing_newlines_of_a_response_are_text_and_no_ending():
 )
 def test_nothing_of_the_text_is_lost_and_whitespace_is_never_stripped(make, prompt, response):
     encode, tokenizer = _cached(make)
-    encoded = encode(Sample(prompt=prompt, response=response))
+    encoded = encode(Sample(prompt=prompt, response=response, terms=SCORES_EMPTY))
     text = tokenizer.decode(encoded.ids)
     assert text.endswith(response + "<|im_end|>")
     assert prompt in text
