@@ -5,7 +5,9 @@ Knows no file format and no torch: `recipe` reads YAML and `--set`, the other ro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from math import ceil
 from typing import Any, Literal
 
 from model.scorer import DISTANCE
@@ -188,6 +190,12 @@ class SourceConfig:
         """Raise `ConfigError` naming field and value."""
         _require_ranges("data.sources", self)
         _require(bool(self.path), "data.sources.path", self.path, "a file, a folder or a hub name")
+        if self.context == "prepend":
+            _require(self.context_key is not None, "data.sources.context_key", None, "a column, with context: prepend")
+        elif self.context_key not in (None, "context"):
+            raise ConfigError(
+                f"data.sources.context_key is {self.context_key!r}, which does nothing with context: ignore; set context: prepend"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +283,20 @@ class OptimConfig:
         whole = self.warmup < 1 or self.warmup == int(self.warmup)
         _require(whole, "optim.warmup", self.warmup, "a share below 1, or a whole number of steps")
         _require(self.max_steps < 1 or self.epochs > 0, "optim.max_steps", self.max_steps, "left out with epochs: 0")
+        if self.max_steps > 0:
+            self.refuse_long_warmup(self.max_steps)
+
+    def warmup_steps(self, n_steps: int) -> int:
+        """The steps of a run of `n_steps` in which the learning rate rises; a share is rounded up, as the Trainer does."""
+        return int(self.warmup) if self.warmup >= 1 else ceil(n_steps * self.warmup)
+
+    def refuse_long_warmup(self, n_steps: int) -> None:
+        """Raise `ConfigError` where so many steps are over before the learning rate has risen."""
+        if self.warmup >= n_steps > 0 and self.warmup >= 1:
+            raise ConfigError(
+                f"optim.warmup is {self.warmup:g} steps, and the run has {n_steps}: the learning rate would never reach optim.lr. "
+                "Lower it, or write a share of the run, such as 0.03."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +362,7 @@ class ExportConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """One run, whole."""
+    """One run, whole. The optimizer takes `max_steps` steps where that is set, whatever `epochs` says."""
 
     model: ModelConfig
     data: DataConfig
@@ -356,6 +378,8 @@ class Config:
     def __post_init__(self) -> None:
         """Raise `ConfigError` where two sections contradict each other."""
         _require_ranges("", self)
+        for idle in _IDLE:
+            idle.refuse(self)
         for source in (*self.data.sources, *self.data.eval_sources):
             if source.head and source.head not in self.model.heads:
                 raise ConfigError(
@@ -374,3 +398,50 @@ class Config:
             )
         if self.method.name == "frozen" and self.optim.gradient_checkpointing:
             raise ConfigError("optim.gradient_checkpointing has nothing to save with method.name: frozen; leave it out")
+
+
+@dataclass(frozen=True, slots=True)
+class _Idle:
+    """Settings that do nothing in some recipes, where another value than the default is a mistake."""
+
+    settings: tuple[str, ...]
+    where: Callable[[Config], bool]
+    says: str
+
+    def refuse(self, config: Config) -> None:
+        """Raise `ConfigError` where one is set and does nothing."""
+        for name in self.settings:
+            section, _, setting = name.partition(".")
+            record = getattr(config, section)
+            value, default = getattr(record, setting), type(record).__dataclass_fields__[setting].default
+            if value != default and self.where(config):
+                raise ConfigError(f"{name} is {shown(value)}, which does nothing with {self.says}; leave it out")
+
+
+_IDLE = (
+    _Idle(
+        ("method.rank", "method.alpha", "method.dropout", "method.targets", "method.layers"),
+        lambda c: c.method.name != "lora",
+        "method.name other than lora",
+    ),
+    _Idle(("model.n_layers",), lambda c: c.model.start == "reward", "model.start: reward, which is read whole"),
+    _Idle(("model.head_l2",), lambda c: c.model.head_init == "random", "model.head_init: random"),
+    _Idle(
+        ("optim.warmup",),
+        lambda c: c.optim.schedule == "constant",
+        "optim.schedule: constant (constant_with_warmup has one)",
+    ),
+    _Idle(
+        ("optim.batch_pairs",),
+        lambda c: c.optim.batching == "grouped",
+        "optim.batching: grouped (set optim.batch_sequences)",
+    ),
+    _Idle(
+        ("optim.batch_sequences",),
+        lambda c: c.optim.batching == "shuffled",
+        "optim.batching: shuffled (set optim.batch_pairs)",
+    ),
+    _Idle(
+        ("optim.precision",), lambda c: c.method.name == "frozen", "method.name: frozen, whose heads learn in float32"
+    ),
+)

@@ -86,6 +86,7 @@ def load(config: DataConfig, default_head: str) -> Split:
     else:
         split = Split(*_by_group(pairs, config), tuple(read))
     _refuse_losses(split, config.max_dropped)
+    _refuse_none_held_out(split, config)
     if not split.train:
         raise DataError(
             f"no pair is left to train on: {split.n_rows} rows, {len(split.bad)} make no pair, {len(split.held_out)} pairs "
@@ -100,6 +101,17 @@ def _refuse_losses(split: Split, max_dropped: float) -> None:
         if not read.n_rows:
             raise DataError(f"data source {read.path!r} has no rows")
         refuse_loss(read.path, read.n_rows, {"make no pair": len(read.bad)}, max_dropped)
+
+
+def _refuse_none_held_out(split: Split, config: DataConfig) -> None:
+    """Raise `DataError` where a share is to be held out and none is: the run would have no accuracy and no calibration."""
+    if config.eval_sources or not config.eval_fraction or split.held_out or not split.train:
+        return
+    n_groups = len({pair.group for pair in split.train})
+    raise DataError(
+        f"data.eval_fraction is {config.eval_fraction:g}, and of {n_groups} groups ({len(split.train)} pairs) none is held out. "
+        "Raise it, set another data.salt, which draws others, name data.eval_sources, or set data.eval_fraction: 0."
+    )
 
 
 def refuse_loss(path: str, n_rows: int, lost: Mapping[str, int], max_dropped: float) -> None:

@@ -132,9 +132,12 @@ def read_probes(path: Path) -> list[Sample]:
     """Samples that may be shipped: one JSON object a line, as on the wire. Raise `ConfigError`."""
     try:
         lines = [line for line in decoded(path.read_bytes()).split("\n") if line.strip()]
-        return [sample_from_dict(json.loads(line)) for line in lines]
+        probes = [sample_from_dict(json.loads(line)) for line in lines]
     except (OSError, ValueError, TypeError, AttributeError, SampleError) as error:
         raise ConfigError(f"export.probes: {path} holds no samples: {error}") from error
+    if not probes:
+        raise ConfigError(f"export.probes: {path} holds no samples: it is empty")
+    return probes
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:

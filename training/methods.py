@@ -49,6 +49,24 @@ def adapt(network: RewardNetwork, config: MethodConfig) -> None:
     network.heads.requires_grad_(True)
 
 
+def check_targets(network: RewardNetwork, config: MethodConfig) -> None:
+    """Raise `ConfigError` where no module has the name of a target, or a layer is not there."""
+    if config.name != "lora":
+        return
+    names = [name for name, _ in network.backbone.named_modules()]
+    missing = [target for target in _targets(network.backbone, config) if not any(_is_called(n, target) for n in names)]
+    if missing:
+        linear = {n.rpartition(".")[2] for n, m in network.backbone.named_modules() if isinstance(m, nn.Linear)}
+        raise ConfigError(
+            f"method.targets: no module is called {', '.join(missing)}; linear ones are {', '.join(sorted(linear))}"
+        )
+
+
+def _is_called(name: str, target: str) -> bool:
+    """As peft matches a list of targets."""
+    return name == target or name.endswith(f".{target}")
+
+
 def _targets(backbone: nn.Module, config: MethodConfig) -> list[str]:
     """The modules that get an adapter, by their last name, or in full where only some layers do.
 

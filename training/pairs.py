@@ -15,7 +15,7 @@ from typing import Any
 from model.conversation import Message, Sample, SampleError, check_text
 from training import turns
 from training.columns import Layout, common_text
-from training.config import SourceConfig
+from training.config import SourceConfig, shown
 from training.sources import Row
 
 MAX_MARGIN = 1e6
@@ -78,11 +78,11 @@ def to_pair(row: Row, layout: Layout, head: str) -> Pair:
         raise FieldError(source.rejected_key, "is equal to the chosen response: nothing was preferred")
     for key, sample in ((source.chosen_key, sides.chosen), (source.rejected_key, sides.rejected)):
         _check_sample(sample, key)
-    group = _value(values, source.group_key, layout)
+    group = _name(values, source.group_key, layout)
     return Pair(
         id=f"{row.file}:{row.line}",
-        source=source.name or str(_value(values, source.source_key, layout) or source.path),
-        group=str(group) if group is not None else hashlib.sha256(sides.prompt_key.encode("utf-8")).hexdigest()[:16],
+        source=source.name or _name(values, source.source_key, layout) or source.path,
+        group=group if group is not None else hashlib.sha256(sides.prompt_key.encode("utf-8")).hexdigest()[:16],
         head=head,
         chosen=sides.chosen,
         rejected=sides.rejected,
@@ -101,6 +101,18 @@ def _value(values: dict[str, Any], key: str | None, layout: Layout) -> Any:
         has = ", ".join(sorted(str(k) for k, v in values.items() if v is not None))
         raise FieldError(key, f"is missing; {n} of the {layout.n_rows} rows have it, this one has {has or 'nothing'}")
     return value
+
+
+def _name(values: dict[str, Any], key: str | None, layout: Layout) -> str | None:
+    """The text of a column that names something; a whole number is one too. Raise `FieldError` for another value."""
+    value = _value(values, key, layout)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # tables of numbers with gaps have them as floats
+    if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+        return str(value)
+    if value is None:
+        return None
+    raise FieldError(str(key), f"is {shown(value)}; it must be a text or a whole number")
 
 
 def _refuse_unread_columns(values: dict[str, Any], source: SourceConfig) -> None:

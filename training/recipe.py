@@ -9,12 +9,13 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from training import yaml12
 from training.config import Config, ConfigError, shown
 
 _SIMILAR = 0.75
@@ -50,7 +51,7 @@ _ELSEWHERE = {
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe and apply the overrides, in order. Raise `ConfigError`."""
     try:
-        raw = _yaml(path.read_bytes())
+        raw = yaml12.load(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, yaml.YAMLError, RecursionError) as error:
@@ -58,35 +59,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     return parse(raw, overrides)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as it is, but a key that is there twice is an error: the first of two sections would be lost."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping. Raise `ConstructorError` with the place of the second key."""
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable):
-                if key in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"{key!r} is there twice; keep one of them", key_node.start_mark
-                    )
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _yaml(text: str | bytes) -> Any:
-    # A subclass of SafeLoader: it makes plain values only.
-    return yaml.load(text, Loader=_Loader)
-
-
 def _in_words(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    if isinstance(error, UnicodeDecodeError):
-        return f"it is no UTF-8 (byte {error.start})"
     return " ".join(str(error).split())
 
 
@@ -113,7 +88,7 @@ def plain(config: Config) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     try:
-        return _yaml(text)
+        return yaml12.load(text)
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"--set: {shown(text)} is no YAML value: {_in_words(error)}") from error
 
@@ -178,8 +153,6 @@ def _coerce(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _record(kind, value, where)
     if origin is Literal:
-        # YAML 1.1 reads a bare `no` as false.
-        value = "no" if value is False and "no" in args else value
         if value not in args:
             raise ConfigError(f"{where} is {shown(value)}; it must be one of {', '.join(map(str, args))}")
         return value
@@ -193,20 +166,22 @@ def _coerce(kind: Any, value: Any, where: str) -> Any:
     return _scalar(kind, value, where)
 
 
+_WRITTEN = {bool: "true or false", int: "a whole number, as 12", float: "a number, as 0.001 or 1e-3"}
+
+
 def _scalar(kind: type, value: Any, where: str) -> Any:
-    if kind is float and not isinstance(value, bool):
-        # YAML reads `1e-4` as a string: it wants a dot before the exponent.
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         try:
             return float(value)
-        except (TypeError, ValueError):
-            pass
         except OverflowError:
             raise ConfigError(f"{where} is {shown(value)}; no number is that large here") from None
-    elif kind is str and isinstance(value, str) and not _is_clean(value):
+    if kind is str and isinstance(value, str) and not _is_clean(value):
         raise ConfigError(f"{where} is {shown(value)}; it has a character that no file and no text has")
-    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{where} is {shown(value)}; it must be of type {kind.__name__}")
+    is_unquoted = kind is str and isinstance(value, bool | int | float)
+    how = _WRITTEN.get(kind) or ("text: put it in quotes" if is_unquoted else "text")
+    raise ConfigError(f"{where} is {shown(value)}; it must be of type {kind.__name__} ({how})")
 
 
 def _is_clean(text: str) -> bool:

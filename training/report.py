@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from model.textfile import write_text
+from training import yaml12
 from training.evaluate import PAIRS_A_BIN, Judged, Metrics, cross_fitted, reliability
 
 _CHOSEN, _REJECTED, _LINE = "#2a7f62", "#c4533a", "#3b5b92"
@@ -98,7 +98,7 @@ def render(page: Page) -> str:
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
         f"<h1>{html.escape(page.title)}</h1>{_facts(page.facts)}{_curve(page)}<h2>Held-out pairs</h2>{_held_out(page)}"
         f"{crossed}{before}{plots}<h2>Recipe</h2>"
-        f"<pre>{html.escape(yaml.safe_dump(dict(page.recipe), sort_keys=False, allow_unicode=True))}</pre></body></html>\n"
+        f"<pre>{html.escape(yaml12.dump(dict(page.recipe)))}</pre></body></html>\n"
     )
 
 

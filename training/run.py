@@ -32,12 +32,13 @@ from training.collate import Collator, Rows, cached_rows, token_rows
 from training.config import Config, ConfigError
 from training.console import say, show
 from training.evaluate import Metrics
+from training.export import read_probes
 from training.finish import Clock, Made, Tables, facts_of, figures, finish, independence, judge, score, summary
-from training.losses import USES_MARGIN
-from training.methods import CachedNetwork, adapt, fit_logistic
+from training.losses import USES_MARGIN, pair_loss
+from training.methods import CachedNetwork, adapt, check_targets, fit_logistic
 from training.sequences import PairTable
 from training.steps import history_of, last_complete, load_weights
-from training.trainer import RewardTrainer, check_optimizer, stops_at_signals
+from training.trainer import RewardTrainer, check_optimizer, check_warmup, stops_at_signals
 
 _RECIPE = "recipe.json"
 
@@ -50,8 +51,14 @@ def train(config: Config) -> Path:
     with _alone_in(folder):
         resume_from = _where_to_resume(config, folder)
         check_optimizer(config)
+        pair_loss(config.loss)
+        if config.export.probes:
+            read_probes(Path(config.export.probes))
         start = begin(config)
+        check_targets(start.network, config.method)
         tables = encode(config, start)
+        _refuse_untrained_heads(config, tables.train)
+        check_warmup(config, tables.train, n_processes())
         start = replace(start, policy=tables.policy)
         # A fresh head has nothing to be compared with.
         before = figures(config, judge(config, start, tables.held_out)) if config.model.start == "reward" else []
@@ -223,6 +230,8 @@ def _padded_right(checkpoint: Checkpoint) -> Checkpoint:
 
 def _with_limits(config: Config, checkpoint: Checkpoint) -> Checkpoint:
     limit = min(config.encoding.max_tokens, checkpoint.policy.max_tokens)
+    if limit < config.encoding.max_tokens:
+        say(f"encoding.max_tokens is {config.encoding.max_tokens:,}; the model reads {limit:,}, and that is the limit")
     policy = replace(checkpoint.policy, max_tokens=limit, truncation=config.encoding.truncation)
     return replace(checkpoint, policy=policy)
 
@@ -385,6 +394,17 @@ def _judge_now(config: Config, start: Checkpoint, table: PairTable) -> dict[str,
 
 def _rows(table: PairTable) -> list[tuple[int, ...]]:
     return [s.ids for s in table.sequences]
+
+
+def _refuse_untrained_heads(config: Config, table: PairTable) -> None:
+    """Raise `ConfigError` for a fresh head that no pair trains: it would add noise to every reward."""
+    idle = [name for name in config.model.heads if not any(pair.head == name for pair in table.pairs)]
+    if idle and config.model.start == "backbone":
+        n_of = {name: sum(pair.head == name for pair in table.pairs) for name in config.model.heads}
+        raise ConfigError(
+            f"no pair trains {', '.join(map(repr, idle))} of model.heads (pairs by head: {n_of}). Name it as the head of a source, "
+            "or leave it out."
+        )
 
 
 def _refuse_low_precision(module: torch.nn.Module) -> None:

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from model.textfile import UTF8_MARK, wide_encoding
 from training import hub
 from training.config import ConfigError, SourceConfig
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _COMPRESSED = (".zst", ".bz2", ".xz", ".zip", ".lz4", ".br", ".7z", ".tar", ".tgz")
-_WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _CELL_CHARS = 2**31 - 1
-_UTF8_MARK = b"\xef\xbb\xbf"
 KNOWN = ".jsonl, .ndjson, .json, .csv, .tsv (each also .gz), .parquet"
 
 
@@ -48,6 +47,7 @@ def read(source: SourceConfig, cache: str | None = None) -> Iterator[Row]:
         yield from _datasets(source, cache)
         return
     _check_is_file(path, source)
+    _refuse_split_of_file(source)
     line = 0
     try:
         for row in reader(path, source):
@@ -85,6 +85,15 @@ def _check_is_file(path: Path, source: SourceConfig) -> None:
         raise ConfigError(f"data source {source.path!r} is no file (looked in {path.parent.resolve()})")
 
 
+def _refuse_split_of_file(source: SourceConfig) -> None:
+    for name, is_set in (("split", source.split != "train"), ("subset", source.subset is not None)):
+        if is_set:
+            raise ConfigError(
+                f"data source {source.path!r} is a file, of which all rows are read: {name}: {getattr(source, name)} does nothing. "
+                "Leave it out, or name the file that holds those rows."
+            )
+
+
 def _unreadable(source: SourceConfig, line: int, why: str) -> ConfigError:
     place = f"after line {line}" if line else "from its beginning"
     return ConfigError(f"data source {source.path!r} cannot be read {place}: {why}. Copy or write it again.")
@@ -93,7 +102,7 @@ def _unreadable(source: SourceConfig, line: int, why: str) -> ConfigError:
 def _open(path: Path) -> IO[bytes]:
     """The decompressed bytes. Raise `ConfigError` where name and content disagree, or for another encoding than UTF-8."""
     with path.open("rb") as plain:
-        start = plain.read(4)
+        start = plain.read(len(_GZIP_MAGIC))
     named, is_gzip = path.name.casefold().endswith(".gz"), start.startswith(_GZIP_MAGIC)
     if named and start and not is_gzip:
         raise ConfigError(f"data source {str(path)!r} is named .gz and is not gzipped: rename it, or copy it again")
@@ -101,9 +110,17 @@ def _open(path: Path) -> IO[bytes]:
         raise ConfigError(f"data source {str(path)!r} is gzipped: add .gz to its name")
     opener: Any = gzip.open if named else open
     file: IO[bytes] = opener(path, "rb")
-    if start.startswith(_WIDE_MARKS):
+    try:
+        encoding = wide_encoding(file.read(4))
+        file.seek(0)
+    except BaseException:
         file.close()
-        raise ConfigError(f"data source {str(path)!r} is UTF-16; convert it to UTF-8 (iconv -f utf-16 -t utf-8)")
+        raise
+    if encoding is not None:
+        file.close()
+        raise ConfigError(
+            f"data source {str(path)!r} is {encoding}; convert it to UTF-8 (iconv -f {encoding.lower()} -t utf-8)"
+        )
     return file
 
 
@@ -113,7 +130,7 @@ def _open(path: Path) -> IO[bytes]:
 def _jsonl(path: Path, source: SourceConfig) -> Iterator[Row]:
     with _open(path) as lines:
         for line, text in enumerate(lines, start=1):
-            data = text.removeprefix(_UTF8_MARK) if line == 1 else text
+            data = text.removeprefix(UTF8_MARK) if line == 1 else text
             if data.strip():
                 yield _json_row(str(path), line, data)
 
@@ -121,12 +138,12 @@ def _jsonl(path: Path, source: SourceConfig) -> Iterator[Row]:
 def _json(path: Path, source: SourceConfig) -> Iterator[Row]:
     """An array of objects, or, under the same name, JSONL."""
     with _open(path) as file:
-        start = file.read(4096).removeprefix(_UTF8_MARK).lstrip()[:1]
+        start = file.read(4096).removeprefix(UTF8_MARK).lstrip()[:1]
     if start == b"{":
         yield from _jsonl(path, source)
         return
     with _open(path) as file:
-        data = file.read().removeprefix(_UTF8_MARK)
+        data = file.read().removeprefix(UTF8_MARK)
     if not data.strip():
         return
     values, error = _parsed(data)
@@ -209,7 +226,7 @@ def _table(path: Path, source: SourceConfig, delimiter: str) -> Iterator[Row]:
 
 def _decoded(path: Path, number: int, line: bytes) -> str:
     try:
-        return (line.removeprefix(_UTF8_MARK) if number == 1 else line).decode("utf-8")
+        return (line.removeprefix(UTF8_MARK) if number == 1 else line).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"data source {str(path)!r}, line {number}: no UTF-8: byte {line[error.start]:#04x}; convert the file to UTF-8"
@@ -246,6 +263,10 @@ _READERS: dict[str, Callable[[Path, SourceConfig], Iterator[Row]]] = {
     ".csv": _csv,
     ".tsv": _tsv,
 }
+_OF_DATASETS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files beside the data, which the library `datasets` writes."""
+
+_NAMES = (".parquet", *_READERS, *(f"{suffix}.gz" for suffix in _READERS))
 
 
 # -- data sets --------------------------------------------------------------------------------------------
@@ -271,10 +292,65 @@ def _datasets(source: SourceConfig, cache: str | None) -> Iterator[Row]:
             yield Row(source.path, line, dict(values))
     except Exception as error:  # whatever a builder, a download or a file of somebody else's format raises
         at_hub = hub.is_offline() and not path.is_dir()
+        # A plain ValueError is about the name of a split or a subset, not about a file.
+        why = (path.is_dir() and type(error) is not ValueError and _fault_in(path)) or _cause_of(error)
         raise ConfigError(
-            f"data source {source.path!r} (split {source.split!r}) cannot be loaded: {type(error).__name__}: "
-            f"{_first_line(error)} {hub.remedy('data set', 'data.sources.0.path') if at_hub else ''}".rstrip()
+            f"data source {source.path!r} (split {source.split!r}) cannot be loaded: {why} "
+            f"{hub.remedy('data set', 'data.sources.0.path') if at_hub else ''}".rstrip()
         ) from error
+
+
+def _cause_of(error: BaseException) -> str:
+    """The first cause of an error of a library that wraps it in others, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:500] or 'without a reason'}"
+
+
+def _fault_in(folder: Path) -> str | None:
+    """What is wrong with which row of a folder's files, as far as they are of a kind that is read here."""
+    named = [path for path in sorted(folder.rglob("*")) if path.name.casefold().endswith(_NAMES)]
+    files = [path for path in named if path.is_file() and path.name not in _OF_DATASETS]
+    columns: dict[Path, set[str]] = {}
+    kinds: dict[str, tuple[str, str]] = {}
+    unlike = None
+    for file in files:
+        try:
+            for row in read(SourceConfig(str(file))):
+                where = f"{file}, line {row.line}"
+                if row.values is None:
+                    return f"{where}: {row.error}"
+                for name, value in row.values.items():
+                    if value is not None:
+                        columns.setdefault(file, set()).add(name)
+                        kind, before = kinds.setdefault(name, (_kind(value), where))
+                        unlike = unlike or (
+                            kind != _kind(value) and f"{where}: {name} is {_kind(value)}; {before} has {kind}"
+                        )
+        except ConfigError as error:
+            return str(error)
+    if files and not columns:
+        return "its files have no rows"
+    first = next(iter(columns), None)
+    other = next((file for file in columns if columns[file] != columns[first or file]), None)
+    if other is not None and first is not None:
+        here, there = (", ".join(sorted(columns[file])) for file in (other, first))
+        return f"{other} has the columns {here}; {first} has {there}. Name the files as sources of their own."
+    return unlike or None
+
+
+def _kind(value: Any) -> str:
+    """As JSON calls it: `datasets` wants one kind a column."""
+    kinds = {
+        str: "a text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+    }
+    return kinds.get(type(value), type(value).__name__)
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,22 @@ def check_optimizer(config: Config) -> None:
             f"optim.optimizer {config.optim.optimizer!r} with optim.schedule {config.optim.schedule!r} cannot be used here: "
             f"{reason}"
         ) from error
+
+
+def check_warmup(config: Config, table: PairTable, n_ranks: int) -> None:
+    """Raise `ConfigError` where the warm-up is as long as the run; say so where a share of it is rounded up to that."""
+    optim, n = config.optim, n_steps(config, table, n_ranks)
+    optim.refuse_long_warmup(n)
+    if n and optim.warmup_steps(n) >= n:
+        say(f"optim.warmup {optim.warmup:g} of {n} steps is all of them: the learning rate never reaches optim.lr")
+
+
+def n_steps(config: Config, table: PairTable, n_ranks: int) -> int:
+    """How many steps the optimizer will take, counted as the Trainer does."""
+    if config.optim.max_steps > 0:
+        return config.optim.max_steps
+    batches = len(PairBatches(table, config.optim, seed=config.seed, n_ranks=n_ranks)) // n_ranks
+    return ceil(config.optim.epochs * ceil(batches / config.optim.accumulate))
 
 
 @contextmanager

@@ -455,15 +455,21 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(tmp_path, sft, pairs, capsys)
         "model.path=/gone": "not a folder",
         "model.start=reward": "head",
         "encoding.max_tokens=3": "longer than encoding.max_tokens",
-        "data.eval_fraction=0.0001": "",
+        "data.eval_fraction=0.0001": "data.eval_fraction is 0.0001, and of 40 groups (400 pairs) none is held out",
         "loss.name=hinge": "logsigmoid, logexp",
         "model.n_layers=9": "2 layers",
         "optim.schedule=sometimes": "sometimes",
         "optim.optimizer=sgdd": "sgdd",
+        "optim.warmup=500": "optim.warmup is 500 steps, and the run has 19: the learning rate would never reach optim.lr",
+        "model.heads=[score, other]": "no pair trains 'other' of model.heads (pairs by head: {'score': 300, 'other': 0})",
+        "method={name: lora, targets: [q_proj, qq_proj]}": "no module is called qq_proj; linear ones are down_proj, ",
+        "method={name: lora, layers: [7]}": "layers [7] are not there",
+        "export.probes=/gone.jsonl": "export.probes: /gone.jsonl holds no samples",
+        "data.sources.0.split=validation": "is a file, of which all rows are read: split: validation does nothing",
+        "data.sources.0.subset=en": "is a file, of which all rows are read: subset: en does nothing",
     }.items():
-        if says:
-            assert main(["--config", recipe, "--set", override]) == 2, override
-            assert says in capsys.readouterr().err
+        assert main(["--config", recipe, "--set", override]) == 2, override
+        assert says in capsys.readouterr().err
 
 
 def test_a_run_that_breaks_stops_with_exit_code_3_and_names_rows(tmp_path, sft, pairs, capsys):

@@ -91,6 +91,11 @@ BAD = {
     "half a message": ({"prompt": [{"role": "user"}], "chosen": "yes", "rejected": "no"}, "prompt"),
     "lone surrogate": ({"prompt": "hi", "chosen": "\ud800", "rejected": "no"}, "chosen"),
     "lone surrogate in the prompt": ({"prompt": "\ud800", "chosen": "yes", "rejected": "no"}, "prompt"),
+    **{
+        f"{key} {value!r}": ({"prompt": "hi", "chosen": "yes", "rejected": "no", key: value}, key)
+        for key in ("group", "source")
+        for value in (["a"], {"a": 1}, 1.5, float("nan"), True, "")
+    },
     "margin of text": ({"prompt": "hi", "chosen": "yes", "rejected": "no", "margin": "2"}, "margin"),
     "margin NaN": ({"prompt": "hi", "chosen": "yes", "rejected": "no", "margin": float("nan")}, "margin"),
 }
@@ -196,3 +201,19 @@ def test_the_digest_says_when_anything_changed():
     changed = [pair({**rows[0], "margin": 1.0}), *pairs[1:]]
     assert data.digest(pairs) == data.digest([pair(json.loads(json.dumps(r))) for r in rows])
     assert len({data.digest(pairs), data.digest(changed), data.digest(pairs[::-1]), data.digest(pairs[:3])}) == 4
+
+
+@pytest.mark.parametrize("group", ["a", 7, 7.0, "7"])
+def test_a_group_is_a_text_or_a_whole_number(group):
+    found = pair({"prompt": "hi", "chosen": "yes", "rejected": "no", "group": group})
+    assert found.group == ("a" if group == "a" else "7")
+
+
+@pytest.mark.parametrize("n_groups", [1, 3])
+def test_a_share_that_holds_nothing_out_is_refused_with_the_numbers(tmp_path, n_groups):
+    rows = [{**row, "group": f"g{i % n_groups}"} for i, row in enumerate(planted_rows(12))]
+    source = SourceConfig(str(write_jsonl(tmp_path / "d.jsonl", rows)))
+    with pytest.raises(DataError) as refused:
+        data.load(DataConfig((source,), eval_fraction=1e-4), "score")
+    assert f"data.eval_fraction is 0.0001, and of {n_groups} groups (12 pairs) none is held out" in str(refused.value)
+    assert len(data.load(DataConfig((source,), eval_fraction=0), "score").train) == 12

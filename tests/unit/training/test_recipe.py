@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training import recipe
+from training import recipe, yaml12
 from training.config import RANGES, Config, ConfigError, SourceConfig
 
 MINIMAL = {"model": {"path": "m"}, "data": {"sources": [{"path": "a.jsonl"}]}, "output": {"folder": "o"}}
@@ -31,13 +31,16 @@ def test_a_minimal_recipe_has_defaults_everywhere_else():
         ("optim.lr=3e-05", lambda c: c.optim.lr == 3e-5),
         ("seed=7", lambda c: c.seed == 7),
         ("data.sources.0.weight=2", lambda c: c.data.sources[0].weight == 2.0),
-        ("method.layers=[1, 2]", lambda c: c.method.layers == (1, 2)),
+        ("method={name: lora, layers: [1, 2]}", lambda c: c.method.layers == (1, 2)),
         ("optim.precision=no", lambda c: c.optim.precision == "no"),
         ("data.sources.0.max_pairs=null", lambda c: c.data.sources[0].max_pairs is None),
         ("model.heads=[a, b]", lambda c: c.model.weight_of_head == (1.0, 1.0)),
         ("model.heads=[a, b]", lambda c: c.model.l2_of_head == (0.1, 0.1)),
-        ("model={path: m, heads: [a, b], head_l2: 2}", lambda c: c.model.l2_of_head == (2.0, 2.0)),
-        ("model={path: m, heads: [a, b], head_l2: [2, 1e-3]}", lambda c: c.model.l2_of_head == (2.0, 0.001)),
+        ("model={path: m, heads: [a, b], head_init: logistic, head_l2: 2}", lambda c: c.model.l2_of_head == (2.0, 2.0)),
+        (
+            "model={path: m, heads: [a, b], head_init: logistic, head_l2: [2, 1e-3]}",
+            lambda c: c.model.l2_of_head == (2, 0.001),
+        ),
     ],
 )
 def test_set_overrides_a_nested_key(override, read):
@@ -75,6 +78,45 @@ def test_set_overrides_a_nested_key(override, read):
 def test_what_is_wrong_is_named(override, says):
     with pytest.raises(ConfigError, match=re.escape(says)):
         recipe.parse(MINIMAL, [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        *((["method.name=full", f"method.{name}"], f"method.{name.partition('=')[0]} ") for name in (
+            "rank=8", "alpha=16", "dropout=0.1", "targets=[q_proj]", "layers=[1]")),
+        (["method.name=frozen", "method.rank=8"], "does nothing with method.name other than lora; leave it out"),
+        (["model.start=reward", "model.n_layers=3"], "model.n_layers is 3, which does nothing with model.start: reward"),
+        (["model.head_l2=2"], "does nothing with model.head_init: random"),
+        (["optim.schedule=constant", "optim.warmup=10"], "optim.warmup is 10.0, which does nothing with optim.schedule: constant"),
+        (["optim.batching=grouped", "optim.batch_pairs=4"], "which does nothing with optim.batching: grouped"),
+        (["optim.batch_sequences=8"], "optim.batch_sequences is 8, which does nothing with optim.batching: shuffled"),
+        (["method.name=frozen", "optim.precision=bf16"], "optim.precision is 'bf16', which does nothing with method.name: frozen"),
+        (["data.sources.0.context=prepend", "data.sources.0.context_key=null"], "context: prepend"),
+        (["data.sources.0.context_key=passages"], "which does nothing with context: ignore"),
+        (["optim.max_steps=10", "optim.warmup=10"], "optim.warmup is 10 steps, and the run has 10"),
+        (["optim.max_steps=10", "optim.warmup=500"], "the learning rate would never reach optim.lr"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_would_do_nothing_is_refused(overrides, says):
+    with pytest.raises(ConfigError) as refused:
+        recipe.parse(MINIMAL, overrides)
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method.name=lora", "method.rank=8", "method.layers=[1]"],
+        ["optim.schedule=constant_with_warmup", "optim.warmup=10"],
+        ["optim.batching=grouped", "optim.batch_sequences=8"],
+        ["data.eval_sources=[{path: b}]", "data.eval_fraction=0.2"],
+        ["optim.max_steps=10", "optim.warmup=9"],
+        ["optim.max_steps=1", "optim.warmup=0.03"],
+    ],
+)
+def test_a_setting_that_does_something_is_not(overrides):
+    recipe.parse(MINIMAL, overrides)
 
 
 def numbers():
@@ -156,7 +198,7 @@ def test_a_byte_order_mark_and_a_merged_mapping_are_read(tmp_path):
     plain = yaml.safe_dump(MINIMAL)
     (tmp_path / "r.yaml").write_bytes(b"\xef\xbb\xbf" + plain.encode())
     assert recipe.load(tmp_path / "r.yaml").model.path == "m"
-    (tmp_path / "r.yaml").write_text(f"{plain}method: &m {{rank: 3}}\neval: {{<<: {{steps: 5}}, steps: 6}}\n")
+    (tmp_path / "r.yaml").write_text(f"{plain}method: {{name: lora, rank: 3}}\neval: {{<<: {{steps: 5}}, steps: 6}}\n")
     assert recipe.load(tmp_path / "r.yaml").eval.steps == 6
 
 
@@ -184,12 +226,7 @@ def test_an_unreadable_file_is_an_error_that_names_it(tmp_path):
 
 def test_plain_goes_back_into_the_same_config():
     config = recipe.parse(MINIMAL, ["optim.lr=1e-4", "model.heads=[a, b]"])
-    assert (
-        recipe.parse(
-            yaml.safe_load(yaml.safe_dump(recipe.plain(config), sort_keys=False).replace("!!python/tuple", ""))
-        )
-        == config
-    )
+    assert recipe.parse(yaml12.load(yaml12.dump(recipe.plain(config)))) == config
 
 
 @pytest.mark.parametrize(

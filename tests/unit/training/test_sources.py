@@ -171,3 +171,67 @@ def test_the_hub_is_named_and_left_out_where_it_is_silent(tmp_path, monkeypatch,
     said = capsys.readouterr().err
     assert "data set some/pairs: from the Hugging Face hub" in said
     assert "does not answer" in said
+
+
+def in_folder(tmp_path, files):
+    for name, content in files.items():
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        list(sources.read(SourceConfig(str(tmp_path / "folder")), cache=str(tmp_path / "cache")))
+    message = str(caught.value)
+    assert message.startswith(f"data source '{tmp_path / 'folder'}' (split 'train') cannot be loaded: ")
+    assert "DatasetGenerationError" not in message
+    assert "\n" not in message
+    return message.partition("cannot be loaded: ")[2]
+
+
+LIST = json.dumps({**ROWS[0], "prompt": ["a"]}).encode() + b"\n"
+OTHER = json.dumps({"question": "q", "chosen": "a", "rejected": "b"}).encode() + b"\n"
+FAULTS = {
+    "json": ({"train.jsonl": LINES.encode() + b"{no json\n"}, "{}/train.jsonl, line 5: no JSON: "),
+    "second": ({"train.jsonl": LINES.encode(), "test.jsonl": b"\n" + LINES.encode() + b"{\n"}, "{}/test.jsonl, line 6: no JSON: "),
+    "list": ({"train.jsonl": LINES.encode() + b"[1]\n"}, "{}/train.jsonl, line 5: a row is an object, got list"),
+    "latin": ({"train.jsonl": LINES.encode() + '{"a": "é"}'.encode("latin-1")}, "{}/train.jsonl, line 5: no UTF-8: byte 0xe9"),
+    "csv": ({"train.csv": table(",").encode() + b"a,b,c,d,e\r\n"}, "{}/train.csv, line 10: has 5 cells, and the header 4"),
+    "gz": ({"train.jsonl.gz": PACKED[: len(PACKED) // 2]}, "data source '{}/train.jsonl.gz' cannot be read"),
+    "wide": ({"train.jsonl": LINES.encode("utf-16")}, "data source '{}/train.jsonl' is UTF-16"),
+    "parquet": ({"train.parquet": b"PAR1"}, "data source '{}/train.parquet' cannot be read from its beginning: it is no whole"),
+    "kind": ({"a/train.jsonl": LINES.encode(), "b/train.jsonl": LIST * 9},
+             "{}/b/train.jsonl, line 1: prompt is a list; {}/a/train.jsonl, line 1 has a text"),
+    "columns": ({"a/train.jsonl": LINES.encode(), "b/train.jsonl": OTHER},
+                "{}/b/train.jsonl has the columns chosen, question, rejected; {}/a/train.jsonl has chosen, margin, "),
+    "empty": ({"train.jsonl": b""}, "its files have no rows"),
+    "unknown": ({"x.py": b"1"}, "DataFilesNotFoundError: No (supported) data files found in {}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_in_a_folder_is_told_with_file_row_and_cause(tmp_path, name):
+    files, says = FAULTS[name]
+    assert in_folder(tmp_path, files).startswith(says.replace("{}", str(tmp_path / "folder")))
+
+
+def test_of_wrapped_errors_the_first_cause_is_told():
+    wrapped = RuntimeError("An error occurred while generating the dataset")
+    wrapped.__cause__ = OSError(5, "Input/output error", "/data/x")
+    assert sources._cause_of(wrapped) == "OSError: [Errno 5] Input/output error: '/data/x'"
+    assert sources._cause_of(StopIteration()) == "StopIteration: without a reason"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+@pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.csv", "d.tsv", "d.jsonl.gz"])
+def test_another_encoding_is_named_also_in_compressed_files(tmp_path, name, encoding):
+    content = LINES.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(ConfigError, match=f"is {encoding.upper()}; convert it to UTF-8"):
+        list(sources.read(SourceConfig(str(tmp_path / name))))
+
+
+@pytest.mark.parametrize("name", ["d.jsonl.gz", "d.csv.gz"])
+def test_a_compressed_file_may_have_a_byte_order_mark(tmp_path, name):
+    content = LINES.encode() if "jsonl" in name else table(",").encode()
+    (tmp_path / name).write_bytes(gzip.compress(b"\xef\xbb\xbf" + content))
+    assert [row.values["prompt"] for row in sources.read(SourceConfig(str(tmp_path / name)))] == [
+        r["prompt"] for r in ROWS
+    ]

@@ -19,7 +19,7 @@ from training.losses import logsigmoid
 from training.methods import CachedNetwork, adapt, fit_logistic, merge
 from training.sequences import PairTable
 from training.steps import EpochOrder, WeightAverage, last_complete, load_weights
-from training.trainer import RewardTrainer, check_optimizer
+from training.trainer import RewardTrainer, check_optimizer, check_warmup, n_steps
 
 COMPARISONS = [(0, 1), (2, 1), (3, 0), (4, 5), (1, 5), (2, 4), (3, 5)]
 
@@ -354,3 +354,28 @@ def test_an_old_step_checkpoint_goes_only_when_the_new_one_is_complete(tmp_path,
         resume_from_checkpoint=str(tmp_path / "steps/checkpoint-5")
     )
     assert [p.name for p in (tmp_path / "steps").iterdir()] == ["checkpoint-10"]
+
+
+@pytest.mark.parametrize("overrides", [["optim.max_steps=3"], ["optim.max_steps=-1", "optim.epochs=2.5"]])
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_the_steps_of_a_run_are_counted_as_the_trainer_takes_them(tmp_path, overrides, accumulate):
+    table = table_of(COMPARISONS)
+    cfg = config("optim.batch_pairs=2", f"optim.accumulate={accumulate}", *overrides)
+    trainer = trainer_of(Linear(), table, cfg, tmp_path)
+    trainer.train()
+    assert n_steps(cfg, table, 1) == trainer.state.max_steps == trainer.state.global_step
+
+
+def test_a_share_that_is_the_whole_run_is_told(capsys):
+    table = table_of(COMPARISONS)
+    check_warmup(config("optim.schedule=linear", "optim.warmup=0.03"), table, 1)
+    assert (
+        "optim.warmup 0.03 of 1 steps is all of them: the learning rate never reaches optim.lr"
+        in capsys.readouterr().err
+    )
+    check_warmup(config("optim.schedule=linear", "optim.warmup=0.03", "optim.max_steps=2"), table, 1)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ConfigError, match=r"optim\.warmup is 2 steps, and the run has 2"):
+        check_warmup(
+            config("optim.schedule=linear", "optim.warmup=2", "optim.max_steps=-1", "optim.epochs=2"), table, 1
+        )
