@@ -38,6 +38,7 @@ from service.tripwires.wires import (
     Statistic,
     Wire,
     cause_of,
+    least_samples,
 )
 
 RUNBOOK = "docs/runbook.md"
@@ -50,7 +51,6 @@ WINDOWS = ("2m", "15m", "2h")
 ENOUGH_SAMPLES = 1_280
 """As many as the board's smoothing looks back on: ten windows of 128."""
 
-_LEAST_AUDITED = 16
 _REPLICA = "instance, pod, container, endpoint, node"
 """Labels that tell replicas apart; all others, such as `job` and `namespace`, tell services apart."""
 
@@ -162,8 +162,8 @@ def _over_replicas(expression: str, how: str = "sum") -> str:
 
 
 def _mean(name: str) -> str:
-    """Over the samples that have it."""
-    n = f"({_sum(count_of(name))} > 0)"
+    """Over the samples that have it, where these are enough: one of them alone is nothing to alert upon."""
+    n = f"({_sum(count_of(name))} >= {least_samples(name)})"
     total = f"({_sum(name + '_up')} - ignoring (of) {_sum(name + '_down')})" if is_signed(name) else _sum(name)
     return f"({total} / ignoring (of) {n})"
 
@@ -286,7 +286,7 @@ def _trends(windows: Windows) -> list[Rule]:
 
 def _window_mean(of: str, span: str) -> str:
     up, down, n = (_added("reward_run_sum_total", span, each) for each in (f"{of}_up", f"{of}_down", "audited"))
-    return f"({up}\n  - ignoring (of) {down})\n  / ignoring (of) ({n} >= {_LEAST_AUDITED})"
+    return f"({up}\n  - ignoring (of) {down})\n  / ignoring (of) ({n} >= {least_samples('audit')})"
 
 
 def _slope_t(mean: str, span: str) -> str:

@@ -127,7 +127,7 @@ def _requests() -> tuple[Panel, ...]:
             Face(
                 "Samples by outcome",
                 "Every sample that a reply speaks of: ok, or the code of its error.",
-                ("RewardSamplesFailing", "RewardScoreNotFinite", "RewardRunBlocked"),
+                ("RewardSamplesFailing", "RewardScoreNotFinite", "RewardScoreSometimesNotFinite", "RewardRunBlocked"),
             ),
             Query(q.rate("reward_samples_total", by="outcome"), "{{outcome}}"),
             unit="cps",
@@ -372,12 +372,14 @@ def _watch() -> tuple[Panel, ...]:
         ),
         lines(
             Face(
-                "Alarms that were lost",
-                "The webhook did not take them; they are in the log and under GET /tripwires.",
-                ("RewardAlarmsLost",),
+                "Alarms and metrics that were lost",
+                "Alarms that the webhook did not take; they are in the log and under GET /tripwires. Parts of the metrics that a "
+                "scrape could not read.",
+                ("RewardAlarmsLost", "RewardMetricsIncomplete"),
                 6,
             ),
-            Query(q.rate("reward_alarms_lost_total", by="instance"), _INSTANCE),
+            Query(q.rate("reward_alarms_lost_total", by="instance"), f"{_INSTANCE} alarms"),
+            Query(q.or_zero(q.rate("reward_collector_failures_total")), "metrics of all"),
             unit="cps",
         ),
         lines(

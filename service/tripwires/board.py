@@ -348,7 +348,8 @@ class Board:
 
     def _look(self, run: Run, now: float) -> list[Finding]:
         """Ask every wire, then the vote."""
-        view = View(run.smooth, run.reference, tuple(run.trend), (len(run.baits), sum(run.baits)), run.kl)
+        baits = len(run.baits), sum(run.baits)
+        view = View(run.smooth, run.reference, tuple(run.trend), baits, run.kl, self._limits.window)
         run.statistics = {w.name: s for w in self.wires if (s := w.statistic(view)) is not None}
         over = [w for w in self.wires if run.statistics.get(w.name, w.threshold) > w.threshold]
         n_votes = float(sum(wire.weight(run.statistics[wire.name]) for wire in over))

@@ -30,7 +30,7 @@ class View:
     """What a wire may look at: smoothed sums, the reference, and the latest windows with an audit, the newest last.
 
     `baits` are the latest answers to planted prompts, and how many of them took the bait. `kl` is what the trainer said last
-    of how far the policy is from its start, in nats.
+    of how far the policy is from its start, in nats. `window` is the number of samples from one look to the next.
     """
 
     smooth: Tally
@@ -38,6 +38,22 @@ class View:
     windows: Sequence[Means] = ()
     baits: tuple[int, int] = (0, 0)
     kl: float | None = None
+    window: int = 128
+
+    def mean(self, name: str) -> float | None:
+        """Over the samples that have it; None where these are too few to say anything."""
+        least = min(least_samples(name), _MOST_WINDOWS * self.window)
+        return self.smooth.mean(name) if self.smooth.n_of(name) >= least else None
+
+
+_LEAST = {"audit": 16, "audited_level": 16, "flat_groups": 16, "echoes": 100, "searched": 200}
+_MOST_WINDOWS = 5
+"""Smoothing looks back on ten windows: with small ones, more samples than in half of these may never be there."""
+
+
+def least_samples(name: str) -> int:
+    """How many samples must have a number before it is a statistic: one of them alone is not beyond a shipped threshold."""
+    return _LEAST.get(name, 50)
 
 
 class Statistic(Protocol):
@@ -57,7 +73,7 @@ class Shift:
 
     def __call__(self, view: View) -> float | None:
         """The shift."""
-        shift = view.reference.shift(self.of, view.smooth.mean(self.of))
+        shift = view.reference.shift(self.of, view.mean(self.of))
         return None if shift is None else self.sign * shift
 
 
@@ -69,7 +85,7 @@ class Share:
 
     def __call__(self, view: View) -> float | None:
         """The share."""
-        return view.smooth.mean(self.of)
+        return view.mean(self.of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +97,7 @@ class Excess:
 
     def __call__(self, view: View) -> float | None:
         """The whole share, or 0."""
-        share, usual = view.smooth.mean(self.of), view.reference.usual.get(self.of)
+        share, usual = view.mean(self.of), view.reference.usual.get(self.of)
         return share if share is None or usual is None or share > self.factor * usual.mean else 0.0
 
 
@@ -91,7 +107,7 @@ class Saturation:
 
     def __call__(self, view: View) -> float | None:
         """None without such a level."""
-        return None if view.reference.saturation is None else view.smooth.mean("saturated")
+        return None if view.reference.saturation is None else view.mean("saturated")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +116,7 @@ class Gap:
 
     def __call__(self, view: View) -> float | None:
         """The gap."""
-        level, audit = view.smooth.mean("audited_level"), view.smooth.mean("audit")
+        level, audit = view.mean("audited_level"), view.mean("audit")
         return None if level is None or audit is None else level - audit
 
 

@@ -65,6 +65,13 @@ def request_seconds():
     }
 
 
+def failures(reason, ill, forwards=20):
+    """Forwards that fail, beside those that give scores."""
+    return counter("reward_batch_failures_total", 0, ill, f',reason="{reason}"') | counter(
+        "reward_forward_seconds_count", forwards, forwards
+    )
+
+
 def starts():
     return {f"process_start_time_seconds{{{AT}}}": [0] * SPAN + [i // 8 for i in range(SPAN)] + [SPAN] * SPAN}
 
@@ -85,13 +92,14 @@ ILL = {
     "RewardModelNotLoaded": gauge("reward_model_epoch", 1, 0),
     "RewardServerErrors": answers(**{"500": 5}),
     "RewardOverloaded": answers(**{"503": 20}),
-    "RewardSlow": request_seconds(),
+    "RewardSlow": request_seconds() | answers(),
     "RewardSamplesFailing": outcomes(input_too_long=5),
-    "RewardScoreNotFinite": outcomes(score_not_finite=0.1),
+    "RewardScoreNotFinite": outcomes(score_not_finite=2),
+    "RewardScoreSometimesNotFinite": outcomes(score_not_finite=0.1),
     "RewardRunBlocked": outcomes(run_blocked=1),
     "RewardScorerHanging": gauge("reward_scorer_hanging", 0, 1),
-    "RewardBatchFailures": counter("reward_batch_failures_total", 0, 1, ',reason="failed"'),
-    "RewardOutOfMemory": counter("reward_batch_failures_total", 0, 1, ',reason="out_of_memory"'),
+    "RewardBatchFailures": failures("failed", 1),
+    "RewardOutOfMemory": failures("out_of_memory", 1),
     "RewardQueueGrowing": gauge("reward_queue_tokens", 100, 10**6) | gauge("reward_batch_budget_tokens", 8192, 8192),
     "RewardMemoryHigh": gauge("reward_device_memory_bytes", 50, 99, ',kind="used"')
     | gauge("reward_device_memory_bytes", 100, 100, ',kind="total"'),
@@ -104,6 +112,7 @@ ILL = {
     "RewardAuditSkipped": counter("reward_audit_skipped_total", 0, 5),
     "RewardWatchedThinly": counter("reward_looks_total", 50, 1, ',looked="yes"')
     | counter("reward_looks_total", 50, 99, ',looked="no"'),
+    "RewardMetricsIncomplete": counter("reward_collector_failures_total", 0, 1, ',part="runs"'),
 }
 """What goes wrong in the middle phase, by the alert that it is about."""
 
@@ -119,7 +128,7 @@ def test_it_names_metrics_that_there_are_and_says_what_to_do(alert):
     rule = ALERTS[alert]
     known = {PREFIX + row.name for row in TABLE}
     for name in {word for word in _words(rule["expr"]) if word.startswith(PREFIX)}:
-        assert name.removesuffix("_bucket") in known
+        assert name.removesuffix("_bucket").removesuffix("_count") in known
     assert {"summary", "description", "action", "runbook_url"} == set(rule["annotations"])
     assert "How sure: " in rule["annotations"]["description"]
 
@@ -241,3 +250,103 @@ def test_every_number_in_a_text_has_its_threshold_and_no_metric_prefix():
         assert not re.search(r"\{\{\s*\$value\s*(\|\s*humanize\s*)?\}\}", said), name
         if "$value" in said and name != "RewardReplicasDiffer":
             assert "threshold" in said or "more than" in said, name
+
+
+# -- what happens once ------------------------------------------------------------------------------------------------------
+
+
+def once(name, amount, labels=""):
+    """A counter that grows a single time, by this much, in the middle."""
+    return {f"{name}{{{AT}{labels}}}": [0] * SPAN + [amount] * 2 * SPAN}
+
+
+def traffic(name, a_scrape, labels):
+    return counter(name, a_scrape, a_scrape, labels)
+
+
+SCORING = ',route="/score",kind="scoring",code="200"'
+EVENTS = {
+    "RewardServerErrors": lambda n, busy: (
+        once("reward_requests_total", n, ',route="/score",kind="scoring",code="500"')
+        | traffic("reward_requests_total", busy, SCORING)
+    ),
+    "RewardOverloaded": lambda n, busy: (
+        once("reward_requests_total", n, ',route="/score",kind="scoring",code="503"')
+        | traffic("reward_requests_total", busy, SCORING)
+    ),
+    "RewardSlow": lambda n, busy: (
+        once("reward_request_seconds_bucket", n, ',route="/score",kind="scoring",le="+Inf"')
+        | once("reward_request_seconds_bucket", 0, ',route="/score",kind="scoring",le="10"')
+        | once("reward_requests_total", n, SCORING)
+    ),
+    **{
+        alert: lambda n, busy, outcome=outcome: (
+            once("reward_samples_total", n, f',outcome="{outcome}"')
+            | traffic("reward_samples_total", busy, ',outcome="ok"')
+        )
+        for alert, outcome in {
+            "RewardSamplesFailing": "input_too_long",
+            "RewardScoreNotFinite": "score_not_finite",
+            "RewardScoreSometimesNotFinite": "score_not_finite",
+            "RewardRunBlocked": "run_blocked",
+        }.items()
+    },
+    **{
+        alert: lambda n, busy, reason=reason: (
+            once("reward_batch_failures_total", n, f',reason="{reason}"')
+            | traffic("reward_forward_seconds_count", busy, "")
+        )
+        for alert, reason in {"RewardBatchFailures": "failed", "RewardOutOfMemory": "out_of_memory"}.items()
+    },
+    "RewardRunsWithoutRoom": lambda n, busy: once("reward_runs_without_room_total", n),
+    "RewardAuditSkipped": lambda n, busy: once("reward_audit_skipped_total", n),
+    "RewardMetricsIncomplete": lambda n, busy: once("reward_collector_failures_total", n, ',part="runs"'),
+}
+ONE_IS_ENOUGH = {"RewardModelRefused", "RewardAlarmsLost"}
+"""Each of these has to be looked at, and none pages."""
+
+
+def test_every_alert_about_something_that_is_counted_has_an_event_that_happens_once():
+    counted = {
+        name for name, rule in ALERTS.items() if re.search(r"increase|rate\(|changes\(reward", _resolved(rule["expr"]))
+    }
+    assert counted - ONE_IS_ENOUGH - {"RewardWatchedThinly"} == set(EVENTS)
+    assert {ALERTS[name]["labels"]["severity"] for name in ONE_IS_ENOUGH} == {"warn"}
+
+
+def _resolved(expression):
+    return re.sub(r"reward:\w+:\w+", lambda name: RECORDS.get(name[0], ""), expression)
+
+
+RECORDS = {
+    r["record"]: r["expr"] for g in yaml.safe_load(RULES.read_text())["groups"] for r in g["rules"] if "record" in r
+}
+
+
+@needs_promtool
+@pytest.mark.parametrize("alert", sorted(EVENTS))
+def test_what_happens_once_fires_nothing_however_large_it_is_and_however_little_else_happens(tmp_path, alert):
+    """One request of many samples, or one batch whose rows are all tried alone; an instance for each size and traffic."""
+    series = dict(UP)
+    for n in (1, 5, 65, 1024):
+        for busy in (0, 1, 100):
+            of_instance = {
+                name.replace('instance="a"', f'instance="{n}-{busy}"'): v for name, v in EVENTS[alert](n, busy).items()
+            }
+            series |= {name: values[SPAN - 20 : 2 * SPAN] for name, values in of_instance.items()}
+    looks = [(SCRAPE_S * (20 + scrapes), firing(alert), []) for scrapes in (1, 4, 9, 12, 21, 28, 41, 60, 100, 159)]
+    assert promtool(tmp_path, RULES.read_text(), [case(alert, series, looks)]) is None
+
+
+@needs_promtool
+@pytest.mark.parametrize("alert", ["RewardBatchFailures", "RewardScoreNotFinite", "RewardServerErrors"])
+def test_what_goes_on_failing_pages_also_where_there_is_little_traffic(tmp_path, alert):
+    """One event in five minutes, and each of them fails."""
+    failing = [i // 20 * (10 if alert == "RewardScoreNotFinite" else 1) for i in range(3 * SPAN)]
+    series = {
+        "RewardBatchFailures": {f'reward_batch_failures_total{{{AT},reason="failed"}}': failing}
+        | counter("reward_forward_seconds_count", 0, 0),
+        "RewardScoreNotFinite": {f'reward_samples_total{{{AT},outcome="score_not_finite"}}': failing},
+        "RewardServerErrors": {f'reward_requests_total{{{AT},route="/score",kind="scoring",code="500"}}': failing},
+    }[alert]
+    assert fired(tmp_path, alert, UP | series, ILL_S)

@@ -10,9 +10,9 @@ import pytest
 from model.traits import NAMES, OF_IDS
 from service.tripwires.board import CANARIES, OTHER, Board, BoardLimits
 from service.tripwires.reference import Reference, Usual, Yardstick
-from service.tripwires.tally import ENTRIES, Tally
+from service.tripwires.tally import ENTRIES, Tally, count_of, is_signed
 from service.tripwires.wire import CANARY, VOTE, Finding, Observation
-from service.tripwires.wires import WIRES, Means, View, Wire, slope_t
+from service.tripwires.wires import WIRES, Excess, Means, Share, View, Wire, least_samples, slope_t
 
 USUAL = {"length": Usual(4.0, 0.5), "repetition": Usual(0.05, 0.05), "missing_end": Usual(0.0, 0.1),
          "flattery": Usual(0.0, 0.5), "refusal": Usual(0.0, 0.5), "markup": Usual(0.1, 0.2), "script": Usual(0.0, 0.1),
@@ -536,3 +536,52 @@ def test_a_run_that_has_not_begun_is_nobody_s_and_has_no_change_to_tell_of():
     assert board.runs == {}
     board.observe("run", 1, healthy(8), 1.0, by=two)
     assert board.runs["run"].measured_at is None
+
+
+def lonely(n, of, known):
+    """Sums of many samples, of which only `n` have the number, each of them as large as can be."""
+    sums = dict.fromkeys(ENTRIES, 0.0) | {"samples": 2000.0, count_of(of): float(n)}
+    for name in known:
+        sums[name] = float(n) * 50.0 if is_signed(name.rpartition("_")[0]) or name in NAMES else float(n)
+    return Tally(sums[name] for name in ENTRIES)
+
+
+ONE = {
+    "flat_groups": ("flat_groups", ["flat_groups"]),
+    **{name: (name, [name]) for name in ("length", "missing_end", "repetition", "refusal", "flattery", "markup")},
+    **{
+        name: (name, [name])
+        for name in ("judge", "opener", "control", "script", "repeats", "echoes", "searched", "spread")
+    },
+    "distance": ("distance", ["distance_up"]),
+    "audit_gap": ("audit", ["audited_level_up"]),
+}
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_one_sample_that_alone_has_a_number_trips_no_wire(name):
+    of, known = ONE[name]
+    usual = {each: Usual(0.0, 0.1) for each in (*NAMES, "level", "spread", "distance")}
+    for n in (1, 2, 5):
+        view = View(lonely(n, of, known), Reference(usual, saturation=3.0))
+        over = [w.name for w in WIRES if (s := w.statistic(view)) is not None and s > w.threshold]
+        assert over == []
+    many = View(lonely(1000, of, known), Reference(usual, saturation=3.0))
+    assert any((w.statistic(many) or 0.0) > w.threshold for w in WIRES)
+
+
+def test_one_in_so_many_is_never_beyond_a_threshold_of_the_shipped_shares():
+    for wire in WIRES:
+        if isinstance(wire.statistic, Share | Excess):
+            assert 1 / least_samples(wire.statistic.of) <= wire.threshold
+
+
+def test_a_run_whose_responses_are_unknown_but_for_one_is_not_paged_for_that_one():
+    rng = random.Random(5)
+    board = Board(Yardstick(REFERENCE), LIMITS)
+    unknown = [seen(rng)._replace(traits=(), text_digest=None) for _ in range(1500)]
+    telling = seen(rng, **dict.fromkeys(("judge", "opener", "control", "flattery", "refusal"), 1.0))
+    found = []
+    for n in range(0, 1500, 10):
+        found += board.observe("run", n, [*unknown[n : n + 10], *([telling] if n == 700 else [])], 0.0)
+    assert [finding.wire for finding in found if finding.wire != "level"] == []
