@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from model.checkpoint import weights
+from model.checkpoint.adapters import ADAPTER_CONFIG, adapter_files, head_tensors, merge_head
 from model.checkpoint.record import CheckpointError
 from model.network import SINGLE_HEAD
 from model.scorer import DISTANCE
 
 HEADS_FILE = "reward_heads.safetensors"
 _VALUE_HEAD_FILES = ("value_head.safetensors", "value_head.bin")
-_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +36,20 @@ class Head:
     tensors: tuple[str, ...] = ()
 
 
-def find_head(folder: Path, config: Any, width: int) -> tuple[str, Head]:
+def find_head(folder: Path, base: Path, config: Any, width: int) -> tuple[str, Head]:
     """The value head and the format it was found in. Raise `CheckpointError` if there is none that was trained.
 
-    `width` is that of the backbone's last hidden state.
+    `base`: the folder of the base model, which is the same one unless this is an adapter or bare heads. `width` is that of
+    the backbone's last hidden state.
     """
     for form, reader in HEAD_READERS.items():
-        head = reader(folder, config)
+        head = _adapter(folder, config, base) if reader is _adapter else reader(folder, config)
         if head is not None:
             return form, _checked(head, width, folder)
     raise CheckpointError(
         f"{folder} has no value head (looked for: {', '.join(HEAD_READERS)}). A freshly initialised one would score noise. "
         "If this is a language model, train a reward model from it: reward-train --config FILE --set model.path=..."
     )
-
-
-def adapter_files(folder: Path) -> list[Path]:
-    """The tensors of a LoRA adapter; empty where there are none."""
-    return [folder / name for name in _ADAPTER_FILES if (folder / name).is_file()][:1]
 
 
 def value_head_files(folder: Path) -> list[Path]:
@@ -155,13 +151,34 @@ def _trl_value_head(folder: Path, config: Any) -> Head | None:
     return _linear(weights.weight_files(folder), "v_head.summary")
 
 
-def _adapter(folder: Path, config: Any) -> Head | None:
-    """PEFT keeps `modules_to_save` beside the low-rank matrices."""
-    found = _linear(adapter_files(folder), "base_model.model.score")
-    return found and _named(found, config)
+def _adapter(folder: Path, config: Any, base: Path) -> Head | None:
+    """PEFT keeps `modules_to_save` beside the low-rank matrices; a head that is not there is the base model's, adapted or not."""
+    whole = _linear(adapter_files(folder), "base_model.model.score")
+    adapted = head_tensors(folder)
+    if whole is not None and adapted:
+        raise CheckpointError(
+            f"{folder} has a value head (base_model.model.score.weight) and changes of one ({', '.join(adapted)}): which of them "
+            "training used is not known. Merge the adapter with PEFT, and save the merged model."
+        )
+    if whole is not None or not (folder / ADAPTER_CONFIG).is_file():
+        return whole and _named(whole, config)
+    is_classifier = any(a.endswith("ForSequenceClassification") for a in config.architectures or ())
+    found = _linear(weights.weight_files(base), "score") if is_classifier else None
+    if found is None:
+        if not adapted:
+            return None
+        raise CheckpointError(
+            f"{folder} adapts the value head ({', '.join(adapted)}), and its base model {base} has no score.weight: in training "
+            "that layer began with random weights, which no file holds. Train again with the head saved whole (PEFT: "
+            "task_type=SEQ_CLS, or modules_to_save=[score] without score in target_modules), or from a base model with a head."
+        )
+    if adapted:
+        weight_HD, bias_H = merge_head(found.weight_HD, found.bias_H, folder)
+        found = replace(found, weight_HD=weight_HD, bias_H=bias_H, tensors=(*found.tensors, *adapted))
+    return _named(found, config)
 
 
-HEAD_READERS: dict[str, Callable[[Path, Any], Head | None]] = {
+HEAD_READERS: dict[str, Callable[..., Head | None]] = {
     "rewardserve": _own,
     "adapter": _adapter,
     "openrlhf": _openrlhf,  # its key in config.json names the trainer, also where the architecture was renamed

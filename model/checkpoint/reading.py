@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from model import hidden
 from model.calibration import Calibration
 from model.checkpoint import weights
+from model.checkpoint.adapters import ADAPTER_CONFIG, adapter_files, merge_backbone
 from model.checkpoint.bases import BASES
 from model.checkpoint.code import refuse_code
 from model.checkpoint.files import check_files
-from model.checkpoint.heads import adapter_files, base_of_heads, find_head, value_head_files
+from model.checkpoint.heads import base_of_heads, find_head, value_head_files
 from model.checkpoint.record import DTYPES, READ_DEFAULTS, Checkpoint, CheckpointError, ReadOptions
 from model.contract import Facts, ScoringContract
 from model.encoding import EncodingPolicy, infer_policy, template_digest, tokenizer_digest
@@ -26,7 +26,6 @@ from model.layout_rules import LAYOUT_RULES, LayoutRule
 from model.network import SINGLE_HEAD, RewardNetwork, attention_for, hidden_width
 from model.positions import UNNAMED_LENGTH, longest_row, table_size
 
-ADAPTER_CONFIG = "adapter_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 """As transformers calls it. Beside an adapter or bare heads without a tokenizer it replaces the base model's."""
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -58,7 +57,7 @@ def outline(path_or_name: str, options: ReadOptions = READ_DEFAULTS) -> Checkpoi
     chosen = _choose_dtype(options.dtype, config, contract)
     backbone = _outline_backbone(base, config, chosen)
     width = hidden_width(backbone)
-    form, head = find_head(folder, config, width)
+    form, head = find_head(folder, base, config, width)
     rule = contract.rule if contract is not None else _rule_of(form, options)
     if (folder / ADAPTER_CONFIG).is_file():
         form = f"adapter ({form} head)"
@@ -99,7 +98,7 @@ def with_weights(outlined: Checkpoint, *, device: str = "cpu") -> Checkpoint:
     base = _base_of(folder)
     backbone = _load_backbone(base, read_config(base), outlined.facts.dtype)
     if (folder / ADAPTER_CONFIG).is_file():
-        backbone = _merge_adapter(backbone, folder)
+        backbone = merge_backbone(backbone, folder)
     heads = known.heads.weight.detach()
     network = RewardNetwork(backbone, heads, known.head_names, known.head_weights, known.bias_H).to(device).eval()
     reference = outlined.hidden.to(device) if outlined.hidden is not None else None
@@ -274,36 +273,6 @@ def quiet_transformers() -> Iterator[None]:
         library.set_verbosity(level)
         if bar:
             library.enable_progress_bar()
-
-
-def _merge_adapter(backbone: Any, folder: Path) -> Any:
-    """The backbone with a LoRA adapter folded into its weights."""
-    from peft import PeftConfig, PeftModel
-
-    lora = PeftConfig.from_pretrained(str(folder))
-    lora.task_type, lora.modules_to_save = None, None  # a plain wrapper; the head is read by us
-    if getattr(lora, "megatron_config", None):
-        lora.megatron_config = None  # peft would import whatever module megatron_core names
-    names = [n for path in adapter_files(folder) for n in weights.tensor_names(path)]
-    if not names:
-        raise CheckpointError(f"{folder} has an {ADAPTER_CONFIG} but no adapter_model.safetensors")
-    inside = f"base_model.model.{backbone.base_model_prefix}."
-    model = _Holder(backbone) if any(n.startswith(inside) for n in names) else backbone
-    try:
-        merged = PeftModel.from_pretrained(model, str(folder), config=lora).merge_and_unload(safe_merge=True)
-    except Exception as error:
-        raise CheckpointError(f"the adapter in {folder} does not fit its base model: {error}") from error
-    return getattr(merged, backbone.base_model_prefix) if isinstance(merged, _Holder) else merged
-
-
-class _Holder(nn.Module):
-    """Adapters of `XForSequenceClassification` and `XForCausalLM` name their modules one level further in."""
-
-    def __init__(self, backbone: Any) -> None:
-        super().__init__()
-        self.config = backbone.config
-        self.base_model_prefix = backbone.base_model_prefix
-        setattr(self, backbone.base_model_prefix, backbone)
 
 
 def _choose_dtype(asked: str, config: Any, contract: ScoringContract | None) -> str:

@@ -140,6 +140,64 @@ def test_a_lora_adapter_with_its_head_is_merged_into_its_base(tmp_path, inside, 
         assert score_alone(checkpoint.network, row) == pytest.approx(float(expected), abs=1e-4)
 
 
+ADAPTED_HEADS = {
+    "classifier task": {"task_type": "SEQ_CLS", "target_modules": ["q_proj", "score"]},
+    "LoRA of the head": {"target_modules": ["q_proj", "score"]},
+    "LoRA of the head alone": {"target_modules": ["score"]},
+    "all linear layers": {"target_modules": "all-linear"},
+    "DoRA": {"target_modules": ["q_proj", "score"], "use_dora": True},
+    "ranks by layer": {"target_modules": ["q_proj", "score"], "use_rslora": True, "rank_pattern": {"score": 2},
+                       "alpha_pattern": {"score": 7}},
+    "some layers": {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1]},
+    "the base model's head": {"target_modules": ["q_proj"]},
+}  # fmt: skip
+
+
+def adapted(folder, base, n_labels=1, **settings):
+    from peft import LoraConfig, get_peft_model
+
+    whole = AutoModelForSequenceClassification.from_pretrained(base, num_labels=n_labels)
+    model = get_peft_model(whole, LoraConfig(r=4, base_model_name_or_path=str(base), **settings)).eval()
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("n_labels", [1, 3])
+@pytest.mark.parametrize("how", ADAPTED_HEADS)
+def test_an_adapted_value_head_is_that_of_pefts_own_forward(tmp_path, how, n_labels):
+    sequence_classifier(tmp_path / "base", n_labels=n_labels)
+    counts = [1.0, 0.5, -0.1][:n_labels]
+    edit_json(tmp_path / "base" / "config.json", reward_head_weights=counts)
+    model = adapted(tmp_path / "adapter", tmp_path / "base", n_labels, **ADAPTED_HEADS[how])
+    checkpoint = read(str(tmp_path / "adapter"))
+    assert checkpoint.format == "adapter (adapter head)"
+    assert checkpoint.policy.rule.ending == "template"
+    for row in ROWS:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row])).logits[0].tolist()
+        expected = sum(count * logit for count, logit in zip(counts, logits, strict=True))
+        assert score_alone(checkpoint.network, row) == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_adapter_of_a_head_that_no_file_holds_is_refused_with_its_name_and_the_remedy(tmp_path):
+    adapted(tmp_path / "adapter", language_model(tmp_path / "base"), target_modules=["q_proj", "score"])
+    with pytest.raises(CheckpointError, match=r"score\.lora_A.*no score\.weight.*modules_to_save"):
+        read(str(tmp_path / "adapter"))
+
+
+def test_an_adapter_with_a_head_and_changes_of_one_is_refused(tmp_path):
+    sequence_classifier(tmp_path / "base")
+    adapted(tmp_path / "adapter", tmp_path / "base", target_modules=["q_proj", "score"])
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({**load_file(file), "base_model.model.score.weight": torch.ones(1, 32)}, file)
+    with pytest.raises(CheckpointError, match=r"has a value head .* and changes of one"):
+        read(str(tmp_path / "adapter"))
+
+
 def test_bare_heads_over_a_base_model_are_a_reward_model(tmp_path):
     base = language_model(tmp_path / "base")
     start = read_backbone(str(base), head_names=("a", "b"), head_weights=(0.5, 2.0))
