@@ -36,6 +36,11 @@ ones first and long ones first.
   above 1. {tolerance:.0e} is allowed.
 - The engine of your checkpoint is chosen by the same check on its own weights, not by this table: `GET /model` has `engine` and
   `engine_notes`.
+- The check has some rows; your rows may differ by more where float32 itself is that coarse. That is so with the gated
+  delta rule (qwen3_next, qwen3_5, olmo_hybrid and others), which is computed in chunks: padding moves their
+  borders. Of eight tiny models each of qwen3_next and qwen3_5_text, with scores up to 3.7, padded rows differed from
+  plain forwards by up to 3.3e-05, and the plain forwards themselves from float64 by up to 8.0e-05: neither of the two is
+  nearer to it. With `REWARD_DETERMINISTIC=1` every row has a forward of its own: the plain one.
 
 | architecture | engine | padding | difference | why |
 |---|---|---|---|---|
