@@ -24,6 +24,7 @@ from model.checkpoint import (
     CheckpointError,
     ReadOptions,
     read,
+    read_elsewhere,
     tokenised_whole,
     without_bias,
     write,
@@ -82,7 +83,7 @@ def export(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> st
     """Write a checkpoint in our layout and return its contract's digest. Raise `CheckpointError` if it scores otherwise."""
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty: choose another folder")
-    for step in (without_bias, tokenised_whole):
+    for step in (without_bias, tokenised_whole, read_elsewhere):
         checkpoint, note = step(checkpoint)
         if note:
             print(printable(f"note          {note}"))

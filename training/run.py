@@ -24,6 +24,7 @@ from model.checkpoint import (
     ReadOptions,
     read,
     read_backbone,
+    read_elsewhere,
     tokenised_whole,
     without_bias,
 )
@@ -247,7 +248,7 @@ def _own_heads(config: Config, checkpoint: Checkpoint) -> Config:
 
 def _as_written(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint as our layout can hold it. The console says what changes for that, and so does the report."""
-    for step in (without_bias, tokenised_whole):
+    for step in (without_bias, tokenised_whole, read_elsewhere):
         checkpoint, note = step(checkpoint)
         if note:
             say(note)

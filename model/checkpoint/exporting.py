@@ -60,15 +60,27 @@ def tokenised_whole(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
         template_date=policy.template_date,
     )
     changed = replace(checkpoint, policy=whole)
-    samples = [Sample(messages=tuple(Message(*turn) for turn in talk)) for talk in _CONVERSATIONS]
-    rows = [
-        [row.ids if isinstance(row, Encoded) else () for row in c.encoder.many(samples)] for c in (checkpoint, changed)
-    ]
+    samples = [Sample(prompt="Alpha", response=response) for response in _RESPONSES]
+    samples += [Sample(messages=tuple(Message(*turn) for turn in talk)) for talk in _CONVERSATIONS]
+    rows = zip(*(c.encoder.many(samples) for c in (checkpoint, changed)), strict=True)
+    n_changed = sum(isinstance(a, Encoded) and isinstance(b, Encoded) and a.ids != b.ids for a, b in rows)
     note = (
-        "LLaMA-Factory tokenised the parts of a turn apart, and programs that load a checkpoint tokenise a rendering as a whole. "
-        "With this tokenizer the ids differ, so scores of what is written differ from those of the checkpoint that was read."
+        "LLaMA-Factory tokenised the parts of a turn apart, and programs that load a checkpoint tokenise a rendering as a whole: "
+        f"of {len(samples)} conversations that were tried, {n_changed} get other ids and so other scores than from the "
+        "checkpoint that was read."
     )
-    return changed, note if rows[0] != rows[1] else ""
+    return changed, note if n_changed else ""
+
+
+def read_elsewhere(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
+    """The checkpoint, and a note where OpenRLHF, which makes EOS the last token of a row, reads another one than we do."""
+    kept = _kept_ids(checkpoint.policy)
+    if kept and kept[-1] in checkpoint.tokenizer._tokenizer.get_added_tokens_decoder():
+        return checkpoint, ""
+    return checkpoint, (
+        f"the model {checkpoint.score_position}. OpenRLHF ends every row with EOS and reads the score there: it gives other scores "
+        "for what is written. transformers and TRL give those of the server."
+    )
 
 
 _JOINED = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -79,6 +91,21 @@ _CONVERSATIONS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("user", "Alpha\n\n"), ("assistant", "Bravo"), ("user", " Delta "), ("assistant", " Echo\n\n ")),
 )
 """What the wrapped template is compared on with the one inside it."""
+
+_RESPONSES = (
+    "Bravo",
+    "bravo",
+    " Bravo",
+    "a b c",
+    "\nBravo",
+    "\n\nBravo",
+    "1 + 1",
+    "(Bravo)",
+    "你好",
+    "Bravo\n",
+    "Bravo\n\n",
+)
+"""Beginnings and ends that a tokenizer may make one token of with what stands beside them."""
 
 
 def exported_tokenizer(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> PreTrainedTokenizerBase:

@@ -18,9 +18,11 @@ from model.checkpoint import read
 from model.checkpoint.reading import resolve
 from model.contract import ScoringContract
 from model.default import FOLDER
+from model.export import main as export
 from model.scorer import TokenBatch
 from model.traits import NAMES, Lexicon
 from service.canaries import SHIPPED
+from tests.support.elsewhere import judged_elsewhere
 from tests.support.service_server import Server
 
 GOOD_AND_RUDE = [
@@ -118,6 +120,23 @@ def test_compare_prefers_the_good_answer_whatever_the_order(server):
     one, two = server.client.post("/compare", json=body).json()["results"]
     assert (one["winner"], two["winner"]) == (0, 1)
     assert one["probabilities"][0][1] == pytest.approx(two["probabilities"][1][0])
+
+
+def test_the_exported_model_gives_the_served_scores_in_plain_transformers(server, tmp_path):
+    """The whole of it in a folder, read by a process that has no code of ours."""
+    assert export([str(FOLDER), str(tmp_path / "out")]) == 0
+    rows = [
+        {
+            "prompt": [{"role": "system", "content": "Be kind."}] * (i % 2) + [{"role": "user", "content": prompt}],
+            "chosen": [{"role": "assistant", "content": good}],
+            "rejected": [{"role": "assistant", "content": rude}],
+        }
+        for i, (prompt, good, rude) in enumerate(GOOD_AND_RUDE)
+    ]
+    found = judged_elsewhere(tmp_path / "out", rows, tmp_path)
+    samples = [{"messages": [*row["prompt"], *row[side]]} for row in rows for side in ("chosen", "rejected")]
+    for expected, result in zip(found["scores"], server.score(*samples).json()["results"], strict=True):
+        assert result["raw"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_everything_that_training_can_fit_is_fitted():

@@ -16,9 +16,10 @@ from model.check import main as check
 from model.checkpoint import ReadOptions, read
 from model.checkpoint.writing import score_alone
 from model.contract import ScoringContract, sample_from_dict, verify
-from model.conversation import Sample
+from model.conversation import Message, Sample
 from model.padding import left_pad, position_ids
 from tests.support import training_world as world
+from tests.support.elsewhere import judged_elsewhere
 from training import run, scoring
 from training.__main__ import main
 from training.methods import fit_logistic
@@ -93,23 +94,32 @@ def test_plain_transformers_encodes_a_conversation_to_the_same_ids(trained):
         assert tuple(whole["input_ids"]) == probe.ids
 
 
-def test_plain_transformers_judges_the_held_out_pairs_as_the_report_does(trained):
-    """As RewardBench does: `apply_chat_template`, one forward a response, the share of pairs with the higher chosen one."""
-    folder = trained / "checkpoint"
-    plain = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    tok = AutoTokenizer.from_pretrained(folder)
-    config = load(trained.parent / "recipe.yaml")
-    pairs = run.encode(config, run.begin(config)).held_out.pairs
-
-    def score(sample):
-        turns = [{"role": m.role, "content": m.content} for m in sample.conversation()]
-        ids = tok.apply_chat_template(turns, tokenize=True, return_dict=True, return_tensors="pt")["input_ids"]
-        with torch.no_grad():
-            return float(plain(input_ids=ids).logits[0, 0])
-
-    (line,) = report_of(trained)["metrics"]
-    right = sum(score(pair.chosen) > score(pair.rejected) for pair in pairs)
-    assert right / len(pairs) == pytest.approx(line["accuracy"], abs=1e-9)
+@pytest.mark.parametrize("method", ["full", "lora", "frozen"])
+def test_a_benchmark_without_code_of_ours_finds_the_accuracy_of_the_report(tmp_path, sft, pairs, method):
+    """RewardBench: `apply_chat_template`, transformers' classifier, the share of pairs with the higher chosen one."""
+    rows = [
+        {**row, "group": f"held out {i}", "prompt": [{"role": "user", "content": f"now say stone {i}"}]}
+        for i, row in enumerate(world.planted_rows(120, seed=5))
+    ]
+    for row in rows[::5]:  # preferences that nothing explains, so that the accuracy is none of the round ones
+        row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    held_out = world.write_jsonl(tmp_path / "held_out.jsonl", rows)
+    data = {"eval_sources": [{"path": str(held_out)}], "eval_fraction": 0.0}
+    assert main(["--config", str(recipe_for(tmp_path, sft, pairs, data=data, **METHODS[method]))]) == 0
+    report = report_of(tmp_path / "out")
+    assert report["held-out pairs"] == len(rows)
+    talks = [
+        row | {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")} for row in rows
+    ]
+    found = judged_elsewhere(tmp_path / "out" / "checkpoint", talks, tmp_path)
+    assert found["accuracy"] == report["metrics"][0]["accuracy"]
+    assert 0.6 < found["accuracy"] < 0.95
+    encode, network = (checkpoint := read(str(tmp_path / "out" / "checkpoint"))).encoder, checkpoint.network
+    for i, row in enumerate(talks[:10]):
+        for k, side in enumerate(("chosen", "rejected")):
+            messages = tuple(Message(**turn) for turn in (*row["prompt"], *row[side]))
+            ours = score_alone(network, encode(Sample(messages=messages)).ids)
+            assert found["scores"][2 * i + k] == pytest.approx(ours, abs=1e-5)
 
 
 def test_the_contract_holds_when_read_back_and_its_probes_are_spread_over_lengths(trained):

@@ -274,6 +274,25 @@ def test_an_exported_checkpoint_scores_as_the_one_it_was_made_of_and_in_plain_tr
     assert by_class(model, rendered(tmp_path / "out")) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize(("make", "is_elsewhere"), [
+    (lambda f: classifier(f, pad=PAD), False),
+    (lambda f: classifier(f, pad=END), True),
+    (lambda f: classifier(f, pad=PAD, template=CHATML), True),
+    (openrlhf, False),
+    (reward_model, False),
+], ids=["classifier", "pad_is_end", "newline", "openrlhf", "ours"])  # fmt: skip
+def test_an_export_says_where_openrlhf_reads_another_token(tmp_path, capsys, make, is_elsewhere):
+    """OpenRLHF's `RewardDataset`: newlines are stripped, and EOS is the last id."""
+    make(tmp_path / "rm")
+    assert export([str(tmp_path / "rm"), str(tmp_path / "out")]) == 0
+    assert ("OpenRLHF ends every row with EOS" in capsys.readouterr().out) == is_elsewhere
+    tokenizer = read(str(tmp_path / "out")).tokenizer
+    turns = [{"role": m.role, "content": m.content} for m in CHAT]
+    text = tokenizer.apply_chat_template(turns, tokenize=False).rstrip("\n")
+    text = text if text.endswith(tokenizer.eos_token) else f"{text} {tokenizer.eos_token}"
+    assert (tokenizer(text, add_special_tokens=False)["input_ids"] != rendered(tmp_path / "out")) == is_elsewhere
+
+
 def test_an_export_moves_the_bias_of_a_value_head_into_the_calibration_and_says_so(tmp_path, capsys):
     value_head(tmp_path / "vh", separate=True)
     edit_json(tmp_path / "vh" / "config.json", mean=0.3, std=2.5)
