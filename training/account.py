@@ -6,12 +6,13 @@ Pure counts of what `data`, `sequences` and `leakage` have said.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from training import data
 from training.data import Split
 from training.leakage import Overlap
+from training.pairs import Pair
 from training.sequences import PairTable
 
 REASONS = {
@@ -19,6 +20,7 @@ REASONS = {
     "empty": "with a response that is empty, or white space alone",
     "same_tokens": "the same tokens on both sides",
 }
+_SAME_GROUP, _LEAKED = "in a group that eval_sources has", "with a response that is held out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +67,42 @@ def account(split: Split, train: PairTable, held_out: PairTable, overlap: Overla
     )
 
 
-def refuse_losses(split: Split, train: PairTable, held_out: PairTable, max_dropped: float) -> None:
-    """Raise `DataError` for a source of which too much was lost, rows and pairs together."""
-    kept = Counter(data.origin(p) for table in (train, held_out) for p in table.pairs)
-    made = Counter(data.origin(p) for p in (*split.train, *split.held_out))
-    bad = Counter(b.file for b in split.bad)
-    rows: Counter[str] = Counter()
+def refuse_losses(
+    split: Split,
+    encoded: PairTable,
+    kept: PairTable,
+    held_out: PairTable,
+    max_dropped: float,
+    *,
+    counts_held_out: bool = True,
+) -> None:
+    """Raise `DataError` for a source of which too much was lost, with the counts by reason.
+
+    `encoded` are the training pairs before those with a held-out response were left out, `kept` the ones after. `counts_held_out`:
+    whether pairs that were left out because of held-out ones are lost; they are not where nothing is trained.
+    """
+    used, before = _ids(kept.pairs) | _ids(held_out.pairs), _ids(encoded.pairs)
+    made = _ids(split.train) | _ids(split.held_out)
+    dropped = ", ".join(REASONS.get(r, r) for r in {**encoded.dropped, **held_out.dropped}) or "dropped"
     for read in split.read:
-        places = {data.origin(p) for p in read.pairs} | {b.file for b in read.bad}
-        rows.update(dict.fromkeys(places, read.n_rows))
-    reasons = ", ".join(REASONS.get(r, r) for r in {**train.dropped, **held_out.dropped})
-    for place, n_rows in rows.items():
-        lost = {"make no pair": bad[place], reasons or "dropped": made[place] - kept[place]}
-        data.refuse_loss(place, n_rows, lost, max_dropped)
+        lost = Counter(
+            _LEAKED if each in before else dropped if each in made else _SAME_GROUP
+            for each in _ids(read.pairs)
+            if each not in used
+        )
+        reasons = {r: lost[r] for r in (dropped, *([_SAME_GROUP, _LEAKED] if counts_held_out else []))}
+        data.refuse_loss(f"rows of {read.path!r}", read.n_rows, {"make no pair": len(read.bad), **reasons}, max_dropped)
+        # Of a source with max_pairs, only those that were taken say how much of it is left.
+        data.refuse_loss(f"pairs of {read.path!r}", len(read.pairs), reasons, max_dropped)
+
+
+def refuse_fold(n_before: int, overlap: Overlap, max_dropped: float) -> None:
+    """Raise `DataError` where too many of the pairs that a fold trains on have a response that is held out."""
+    data.refuse_loss("training pairs of a fold", n_before, {_LEAKED: overlap.n_dropped}, max_dropped)
+
+
+def _ids(pairs: Iterable[Pair]) -> set[str]:
+    return {pair.id for pair in pairs}
 
 
 def lines(found: Account) -> Iterator[str]:
@@ -87,8 +112,8 @@ def lines(found: Account) -> Iterator[str]:
         "make no pair": found.n_bad,
         "beyond max_pairs": found.n_spare,
         **{REASONS.get(reason, reason): n for reason, n in found.dropped.items()},
-        "in a group that eval_sources has": found.n_same_group,
-        "with a response that is held out": found.n_leaked,
+        _SAME_GROUP: found.n_same_group,
+        _LEAKED: found.n_leaked,
     }
     for reason, n in lost.items():
         if n:

@@ -205,7 +205,8 @@ class DataConfig:
     A group is held out when `int(sha256(f"{salt}:{group}")) mod 10000 < 10000 * eval_fraction`, so it stays where
     it is when others come or go. With `eval_sources` everything in `sources` is for training, less the groups
     that `eval_sources` also has. A training pair with a response that a held-out pair also has, to the same prompt, is
-    left out whatever its group. `max_dropped`: the share of the rows of a source that may make no usable pair.
+    left out whatever its group. `max_dropped`: the share of the rows of a source that may be lost: rows that make no pair, and
+    pairs that are left out as too long, as equal on both sides, or for a held-out pair.
     """
 
     sources: tuple[SourceConfig, ...]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from model.checkpoint import Checkpoint
-from training import data, evaluate, export, finish, folds, leakage, output, recipe, report, run
+from training import account, data, evaluate, export, finish, folds, leakage, output, recipe, report, run
 from training.config import Config, ConfigError
 from training.evaluate import Floats, Metrics
 from training.finish import Tables
@@ -60,7 +60,9 @@ def _crossvalidate(config: Config, n_folds: int) -> Result:
     n_leaked = 0
     for fold in sorted(set(fold_P)):
         held_in, held_out = folds.halves(table, fold_P, fold)
+        n_before = len(held_in)
         held_in, overlap = leakage.remove(held_in, held_out, renumber=False)
+        account.refuse_fold(n_before, overlap, config.data.max_dropped)
         n_leaked += overlap.n_dropped
         folds.refuse_empty(held_in, config.model.heads)
         scores_NH = _scores(config, fresh(), replace(tables, train=held_in, held_out=held_out), table, features)

@@ -100,7 +100,7 @@ def _refuse_losses(split: Split, max_dropped: float) -> None:
     for read in split.read:
         if not read.n_rows:
             raise DataError(f"data source {read.path!r} has no rows")
-        refuse_loss(read.path, read.n_rows, {"make no pair": len(read.bad)}, max_dropped)
+        refuse_loss(f"rows of {read.path!r}", read.n_rows, {"make no pair": len(read.bad)}, max_dropped)
 
 
 def _refuse_none_held_out(split: Split, config: DataConfig) -> None:
@@ -114,20 +114,15 @@ def _refuse_none_held_out(split: Split, config: DataConfig) -> None:
     )
 
 
-def refuse_loss(path: str, n_rows: int, lost: Mapping[str, int], max_dropped: float) -> None:
-    """Raise `DataError` where more of a source than `max_dropped` is lost, with the counts by reason."""
+def refuse_loss(units: str, n_units: int, lost: Mapping[str, int], max_dropped: float) -> None:
+    """Raise `DataError` where a larger share than `max_dropped` of these units is lost, with the counts by reason."""
     n = sum(lost.values())
-    if n > max_dropped * n_rows:
+    if n > max_dropped * n_units:
         reasons = ", ".join(f"{count} {reason}" for reason, count in lost.items() if count)
         raise DataError(
-            f"{n} of the {n_rows} rows of {path!r} are lost: {reasons}. That is more than data.max_dropped "
+            f"{n} of the {n_units} {units} are lost: {reasons}. That is more than data.max_dropped "
             f"({max_dropped:g}) allows; set it higher if that is meant."
         )
-
-
-def origin(pair: Pair) -> str:
-    """The file or data set that a pair is from."""
-    return pair.id.rpartition(":")[0]
 
 
 def is_held_out(group: str, salt: str, fraction: float) -> bool:

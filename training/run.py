@@ -156,7 +156,7 @@ def begin(config: Config) -> Checkpoint:
             ) from error
         raise
     checkpoint.network.to(_process().device)
-    return _with_limits(config, _padded_right(checkpoint))
+    return _with_limits(config, _require_padding_safe(checkpoint))
 
 
 def _start(config: Config) -> Checkpoint:
@@ -186,10 +186,12 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False) -> Tabl
     split, encoder = replace(split, train=train, held_out=held), fitted.encoder
     train_table = sequences.encode(split.train, encoder, "training pairs")
     held_out = sequences.encode(split.held_out, encoder, "held-out pairs")
-    account.refuse_losses(split, train_table, held_out, config.data.max_dropped)
+    kept, overlap = leakage.remove(train_table, held_out)
+    if len(kept) or not len(train_table):
+        limit = config.data.max_dropped
+        account.refuse_losses(split, train_table, kept, held_out, limit, counts_held_out=not is_bound)
     if not len(train_table):
         raise data.DataError(f"none of {len(split.train)} training pairs is left: {train_table.dropped}")
-    kept, overlap = leakage.remove(train_table, held_out)
     if not len(kept):
         raise data.DataError(
             f"none of {len(train_table)} training pairs is left: each has a response that is held out, under another group. "
@@ -202,7 +204,7 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False) -> Tabl
 
 
 def _read(config: Config, path: str) -> Checkpoint:
-    return _padded_right(read(path, _read_options(config, "float32"), device=str(_process().device)))
+    return _require_padding_safe(read(path, _read_options(config, "float32"), device=str(_process().device)))
 
 
 def _read_options(config: Config, dtype: str) -> ReadOptions:
@@ -213,7 +215,7 @@ def _read_options(config: Config, dtype: str) -> ReadOptions:
     )
 
 
-def _padded_right(checkpoint: Checkpoint) -> Checkpoint:
+def _require_padding_safe(checkpoint: Checkpoint) -> Checkpoint:
     """The same checkpoint. Raise `ConfigError` where a padded batch gives other scores than each row alone."""
     network = checkpoint.network
     try:
@@ -230,6 +232,7 @@ def _padded_right(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _with_limits(config: Config, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with the longest row and the truncation of the recipe."""
     limit = min(config.encoding.max_tokens, checkpoint.policy.max_tokens)
     if limit < config.encoding.max_tokens:
         say(f"encoding.max_tokens is {config.encoding.max_tokens:,}; the model reads {limit:,}, and that is the limit")

@@ -13,8 +13,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from model.backends import ModelSpec
+from model.backends import load as load_model
 from model.contract import ScoringContract
 from tests.support import training_world as world
+from tests.support.checkpoints import merge_newlines, value_head
 from tests.support.full_disk import SmallDisk, why_none
 from training import calibrate, export, hub, output, report, run, trainer
 from training.__main__ import main
@@ -97,6 +100,11 @@ def test_held_out_pairs_under_other_groups_are_not_trained_on(tmp_path, sft, pai
     assert "left out: 40 with a response that is held out" in capsys.readouterr().out
     page = (tmp_path / "out" / "report.html").read_text()
     assert "no response to the same prompt (blanks and case aside; 40 training pairs were left out for that)" in page
+    most = [{**r, "group": f"other {r['group']}"} for r in world.planted_rows(N_ROWS)[: N_ROWS - 10]]
+    held_most = world.write_jsonl(tmp_path / "most.jsonl", most)
+    few = frozen(tmp_path / "few", sft, pairs, data={"eval_sources": [{"path": str(held_most)}]})
+    assert main(["--config", few]) == 2
+    assert f"{N_ROWS - 10} with a response that is held out" in one_line(capsys)
     same = recipe_in(tmp_path / "same", sft, held, data={"eval_sources": [{"path": str(pairs)}]})
     assert main(["--config", same]) == 2
     assert "each has a response that is held out, under another group" in one_line(capsys)
@@ -110,6 +118,29 @@ def test_evaluate_says_what_it_knows_of_the_training_pairs(tmp_path, sft, pairs)
     assert "By its report, this checkpoint was trained on the training pairs of this recipe" in page.read_text()
     assert main(["evaluate", "--config", recipe, "--set", "data.salt=other"]) == 0
     assert "is not known" in page.read_text()
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "calibrate"])
+def test_a_checkpoint_is_judged_on_the_tokens_that_it_is_served_with(tmp_path, monkeypatch, verb):
+    """LLaMA-Factory tokenises the response apart; so does the server, until a checkpoint of our layout is written."""
+    value_head(tmp_path / "rm", separate=True)
+    merge_newlines(tmp_path / "rm")
+    rows = [
+        {**r, "chosen": f"\n\n{r['chosen']}", "rejected": f"\n\n{r['rejected']}"}
+        for r in world.planted_rows(60, n_groups=60)
+    ]
+    pairs = world.write_jsonl(tmp_path / "pairs.jsonl", rows)
+    recipe = recipe_in(tmp_path, tmp_path / "rm", pairs, data={"eval_fraction": 0.5}, model={"start": "reward"})
+    encoded, encode = [], run.encode
+    monkeypatch.setattr(run, "encode", lambda *args, **how: encoded.append(encode(*args, **how)) or encoded[0])
+    assert main([verb, "--config", recipe, "--checkpoint", str(tmp_path / "rm")]) == 0
+    folder = tmp_path / "rm" if verb == "evaluate" else tmp_path / "out" / "checkpoint"
+    served = load_model("torch", ModelSpec(str(folder))).encode
+    apart = load_model("torch", ModelSpec(str(tmp_path / "rm"))).encode
+    samples = [(s.sample, s.ids) for s in encoded[0].held_out.sequences]
+    assert len(samples) > 20
+    assert all(served(sample).ids == ids for sample, ids in samples)
+    assert all(apart(sample).ids == ids for sample, ids in samples) == (verb == "evaluate")
 
 
 def test_the_report_has_dates_curves_and_plain_words(tmp_path, sft, pairs):

@@ -114,6 +114,16 @@ def value_head(folder: Path, *, separate: bool) -> tuple[Any, torch.Tensor, torc
     return AutoModel.from_pretrained(folder).eval(), weight, bias
 
 
+def merge_newlines(folder: Path) -> None:
+    """Give the tokenizer a token of two newlines, in place of its last merge: where a text is cut, its ids change."""
+    path = folder / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    model = whole["model"]
+    model["vocab"]["ĊĊ"] = model["vocab"].pop("".join(model["merges"].pop()))
+    model["merges"].append(["Ċ", "Ċ"])
+    path.write_text(json.dumps(whole))
+
+
 def edit_json(path: Path, **changes: Any) -> None:
     """Overwrite some fields of a JSON file."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

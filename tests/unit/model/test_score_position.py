@@ -21,6 +21,7 @@ from tests.support.checkpoints import (
     PROBES,
     edit_json,
     language_model,
+    merge_newlines,
     openrlhf,
     reward_model,
     sequence_classifier,
@@ -189,11 +190,13 @@ def test_an_openrlhf_checkpoint_under_another_architectures_name_is_still_openrl
 
 def test_a_response_is_tokenised_apart_where_llama_factory_did(tmp_path):
     value_head(tmp_path, separate=True)
+    merge_newlines(tmp_path)
     checkpoint = read(str(tmp_path))
     prompt = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     fast = checkpoint.tokenizer
     apart = [i for text in (prompt, "\n\nYes<|im_end|>\n") for i in fast(text, add_special_tokens=False)["input_ids"]]
     assert list(checkpoint.encoder(Sample(prompt="Hi", response="\n\nYes")).ids) == apart
+    assert apart != fast(f"{prompt}\n\nYes<|im_end|>\n", add_special_tokens=False)["input_ids"]
 
 
 # -- what is said, and what may be changed ----------------------------------------------------------------------------

@@ -120,8 +120,54 @@ def test_a_source_whose_pairs_do_not_fit_is_refused_with_the_reason():
     whole = table(*(row(f"q{i}", "river " * (400 if i else 1), "no") for i in range(4)), row("q", "x", "y"))
     assert (len(whole), whole.dropped) == (2, {"too_long": 3})
     made = tuple(to_pair(r, columns.layout([r], SourceConfig("f")), "score") for r in [
-        sources.Row("f", i, row(f"q{i}", "a", "b")) for i in range(5)])  # fmt: skip
+        sources.Row("f", i, row(f"q{i}", "a", "b")) for i in range(1, 6)])  # fmt: skip
     split = data.Split(made, (), (data.Pairs("f", made, 5),))
     with pytest.raises(DataError, match=r"3 of the 5 rows of 'f' are lost: 3 longer than encoding\.max_tokens"):
-        account.refuse_losses(split, whole, table(), 0.5)
-    account.refuse_losses(split, whole, table(), 0.6)
+        account.refuse_losses(split, whole, whole, table(), 0.5)
+    account.refuse_losses(split, whole, whole, table(), 0.6)
+
+
+HELD_OUT_TWICE = {
+    "under other group names": (lambda i: f"other {i}", "55 with a response that is held out"),
+    "in the same groups": (lambda i: f"g{i}", "55 in a group that eval_sources has"),
+    "in both ways": (
+        lambda i: f"{'g' if i < 30 else 'other '}{i}",
+        "30 in a group that eval_sources has, 25 with a response that is held out",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HELD_OUT_TWICE)
+@pytest.mark.parametrize("max_pairs", [None, 60])
+def test_a_source_of_which_most_is_held_out_is_refused_with_the_reasons(tmp_path, name, max_pairs):
+    group, reason = HELD_OUT_TWICE[name]
+    rows = [row(f"question {i}?", f"good {i}", f"bad {i}", f"g{i}") for i in range(60)]
+    path = str(world.write_jsonl(tmp_path / "train.jsonl", rows))
+    held = world.write_jsonl(tmp_path / "held.jsonl", [{**r, "group": group(i)} for i, r in enumerate(rows[:55])])
+    source = SourceConfig(path, max_pairs=max_pairs)
+    split = data.load(DataConfig((source,), (SourceConfig(str(held)),)), "score")
+    encode = encoder(world.tokenizer(), 128)
+    train, held_out = (sequences.encode(side, encode) for side in (split.train, split.held_out))
+    kept, _ = leakage.remove(train, held_out)
+    with pytest.raises(DataError) as refused:
+        account.refuse_losses(split, train, kept, held_out, 0.5)
+    assert f"55 of the 60 rows of {path!r} are lost: {reason}. That is more than data.max_dropped" in str(refused.value)
+    account.refuse_losses(split, train, kept, held_out, 0.95)
+    account.refuse_losses(split, train, train, held_out, 0.5, counts_held_out=False)
+
+
+def test_a_loss_is_not_thinned_out_by_rows_that_were_never_wanted():
+    """Of 100 rows ten are wanted, and nine of these are lost."""
+    made = table(*(row(f"q{i}", f"a{i}", f"b{i}") for i in range(10)))
+    kept = sequences.subset(made, [True] + [False] * 9)
+    split = data.Split(made.pairs, (), (data.Pairs("f", made.pairs, 100, n_spare=90),))
+    with pytest.raises(DataError, match="9 of the 10 pairs of 'f' are lost: 9 with a response that is held out"):
+        account.refuse_losses(split, made, kept, table(), 0.5)
+
+
+def test_a_fold_that_loses_most_of_its_training_pairs_is_refused():
+    account.refuse_fold(10, leakage.Overlap(5), 0.5)
+    with pytest.raises(
+        DataError, match="6 of the 10 training pairs of a fold are lost: 6 with a response that is held"
+    ):
+        account.refuse_fold(10, leakage.Overlap(6), 0.5)
