@@ -3,7 +3,8 @@
 One line in, one line out, in the same order; a line that cannot be scored gets an error in its place. OUT
 is only ever appended to, so what was interrupted can be continued: complete lines are kept, a half-written
 last one is cut off. Every line says which model and which settings made it, and has a digest of IN up to its own line: a file
-is never continued with another model, other settings, or an input that has changed. One process at a time writes it.
+is never continued with another model, with other settings, or where a line of IN that it has a result of is another one or is
+gone. What comes after these may change, so lines can be appended to IN. One process at a time writes OUT.
 
 Exit codes: 0 every line has a score, 1 no model, 2 wrong settings or files, 3 some lines have an error, 130 interrupted.
 """
@@ -41,6 +42,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from model.backends import LoadedModel, LoadError
 from model.calibration import CalibrationError
 from model.reward import Pipeline, PipelineError
+from model.textfile import wide_encoding
 from model.traits import LexiconError
 from service import engine as engines
 from service.admission import Admission
@@ -60,6 +62,7 @@ SOME_FAILED = 3
 INTERRUPTED = 130
 _WINDOW = 512
 """Lines that are sorted by length together."""
+_GZIP_MAGIC = b"\x1f\x8b"
 _LINE_START = b'{"id":'
 _WINDOWS_IN_FLIGHT = 2
 """While one is written and the next is encoded, the scorer has work."""
@@ -175,12 +178,17 @@ def say_summary(out: Output) -> None:
 
 
 def count_lines(source: Path, target: Path) -> int:
-    """The lines of IN. Raise `NotContinuable` where it is no file that can be read twice, `OSError` where it is not there."""
+    """The lines of IN. Raise `NotContinuable` where it is no text that can be read twice, `OSError` where it is not there."""
     if not stat.S_ISREG(source.stat().st_mode):
-        raise NotContinuable(f"{source} is no regular file.")
+        raise NotContinuable(f"{source} is no regular file, and IN is read twice: write it to a file first.")
     if target.exists() and source.samefile(target):
         raise NotContinuable(f"{source} is both IN and OUT; name another file for the results.")
     with source.open("rb") as lines:
+        start = lines.peek(4)
+        if start.startswith(_GZIP_MAGIC):
+            raise NotContinuable(f"{source} is gzipped; decompress it first.")
+        if (name := wide_encoding(start)) is not None:
+            raise NotContinuable(f"{source} is {name}; convert it to UTF-8 (iconv -f {name.lower()} -t utf-8).")
         return sum(1 for _ in lines)
 
 
@@ -223,7 +231,8 @@ class Output:
                 text = next(lines, None)
                 if text is None:
                     raise NotContinuable(
-                        f"{self._target} belongs to another input: it has {n_done + 1} lines, {source} has {n_done}."
+                        f"{self._target} belongs to another input: {source} has {n_done} lines, of which more were scored: lines "
+                        "were taken away. Name another file, or delete it."
                     )
                 digest.add(text)
                 if last["input_digest"] != digest.hex:

@@ -510,8 +510,14 @@ class ServeSettings(ModelSettings):
 class BulkSettings(ModelSettings):
     """Everything that reward-score can be told."""
 
-    source: CliPositionalArg[Path] = Field(description="samples, one JSON object a line, as in POST /score")
-    target: CliPositionalArg[Path] = Field(description="results, one a line, in the same order; continued if it exists")
+    source: CliPositionalArg[Path] = Field(
+        description="samples, one JSON object a line, as in POST /score; a file (it is read twice), in UTF-8. Whole lines may be "
+        "appended between two runs"
+    )
+    target: CliPositionalArg[Path] = Field(
+        description="results, one a line, in the same order; continued if it exists, where the lines of IN that it has results of "
+        "are unchanged (by digest), and model and settings are the same"
+    )
 
 
 def _is_webhook_secret(text: str) -> bool:

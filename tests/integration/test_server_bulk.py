@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -137,10 +138,54 @@ def test_a_file_is_not_continued_when_a_line_of_its_input_has_changed(files, cha
     source.write_bytes(b"".join(lines))
     exit_code, said = score_file(source, target)
     assert (exit_code, f"line {changed + 1} of " in said) == (2, True)
-    source.write_bytes(b"".join(lines[:5]))
-    exit_code, said = score_file(source, target)
-    assert (exit_code, "another input" in said) == (2, True)
     assert target.read_bytes() == before
+
+
+def test_an_input_that_is_shorter_than_what_was_scored_is_refused_with_both_numbers(files):
+    source, target = files
+    score_file(source, target)
+    before, whole = target.read_bytes(), source.read_bytes()
+    source.write_bytes(b"".join(whole.splitlines(keepends=True)[:5]))
+    exit_code, said = score_file(source, target)
+    assert exit_code == 2
+    assert f"{source} has 5 lines, of which more were scored: lines were taken away" in said
+    source.write_bytes(whole[: whole.index(b"\n", 2000) - 3])
+    exit_code, said = score_file(source, target)
+    assert (exit_code, "is not the one that was scored" in said) == (2, True), "a line that is cut is another line"
+    assert target.read_bytes() == before
+
+
+def test_an_input_may_lose_lines_that_were_not_scored_yet(files):
+    source, target = files
+    score_file(source, target)
+    lines, scored = source.read_bytes().splitlines(keepends=True), target.read_bytes().splitlines(keepends=True)
+    target.write_bytes(b"".join(scored[:600]))
+    source.write_bytes(b"".join(lines[:900]))
+    exit_code, said = score_file(source, target)
+    assert (exit_code, "900 lines: 900 scored" in said) == (0, True)
+    assert target.read_bytes() == b"".join(scored[:900])
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ('{"text": "x"}\n'.encode("utf-16"), "is UTF-16; convert it to UTF-8 (iconv -f utf-16 -t utf-8)"),
+        ('{"text": "x"}\n'.encode("utf-32"), "is UTF-32; convert it to UTF-8 (iconv -f utf-32 -t utf-8)"),
+        (gzip.compress(b'{"text": "x"}\n'), "is gzipped; decompress it first"),
+    ],
+)
+def test_an_input_that_is_no_text_of_lines_is_refused_and_nothing_is_written(files, data, says):
+    source, target = files
+    source.write_bytes(data)
+    exit_code, said = score_file(source, target)
+    assert (exit_code, says in said, target.exists()) == (2, True, False)
+
+
+def test_a_byte_order_mark_before_the_first_line_is_no_part_of_it(files):
+    source, target = files
+    source.write_bytes(b'\xef\xbb\xbf{"text": "x"}\n{"text": "y"}\n')
+    assert score_file(source, target)[0] == 0
+    assert [row["raw"] for row in rows(target)] == [score_of("x"), score_of("y")]
 
 
 def test_an_input_that_has_grown_is_gone_on_with(files):
@@ -189,8 +234,21 @@ def test_an_input_cannot_be_its_own_output_and_a_pipe_is_no_file(files, tmp_path
     assert (exit_code, "both IN and OUT" in said) == (2, True)
     assert source.read_bytes() == before
     os.mkfifo(tmp_path / "pipe")
-    assert score_file(tmp_path / "pipe", tmp_path / "out")[0] == 2
+    exit_code, said = score_file(tmp_path / "pipe", tmp_path / "out")
+    assert (exit_code, "pipe is no regular file, and IN is read twice: write it to a file first" in said) == (2, True)
+    exit_code, said = score_file("/dev/stdin", tmp_path / "out")
+    assert (exit_code, "is no regular file, and IN is read twice" in said) == (2, True)
     assert score_file(source, tmp_path / "pipe")[0] == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_says_what_may_change_between_two_runs():
+    done = subprocess.run(
+        command("--help", "x"), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    said = " ".join(done.stdout.split())
+    assert "continued if it exists, where the lines of IN that it has results of are unchanged" in said
+    assert "Whole lines may be appended between two runs" in said
 
 
 @pytest.mark.skipif(bool(why_none()), reason=why_none())
