@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -53,10 +54,11 @@ class EvidenceRoom:
         self._folder = folder
         self._failed = failed
         remove_stale_drafts(folder)
-        self._number = self._n_files = sum(not path.name.startswith(".") for path in folder.glob("*"))
+        self._number = self._n_files = self._count()
         self._runs: OrderedDict[str, OrderedDict[str, Exhibit]] = OrderedDict()
         self._n_chars = 0
         self._writer = ThreadPoolExecutor(1, "evidence")
+        self._seats = threading.Semaphore(MOST_FILES)
 
     def keep(self, run: str, exhibits: Iterable[Exhibit]) -> None:
         """Remember samples, until `tidy` is told that no alarm can name them."""
@@ -97,10 +99,9 @@ class EvidenceRoom:
             )
         if not named:
             return
-        if self._n_files >= MOST_FILES:
-            self._failed(f"there are {MOST_FILES} files of evidence already; move them elsewhere")
+        if not self._seats.acquire(blocking=False):
+            self._failed(f"{MOST_FILES} files of evidence wait for the disk already; look whether it hangs")
             return
-        self._n_files += 1
         self._writer.submit(self._write, run, finding, named)
 
     def close(self) -> None:
@@ -111,14 +112,31 @@ class EvidenceRoom:
         if (old := kept.pop(evidence, None)) is not None:
             self._n_chars -= old.n_chars
 
+    def _count(self) -> int:
+        """Files of evidence in the folder."""
+        return sum(not path.name.startswith(".") for path in self._folder.glob("*"))
+
+    def _has_room(self) -> bool:
+        """Whether one more file may be written. An operator makes room by moving files away."""
+        if self._n_files >= MOST_FILES:
+            self._n_files = self._count()
+        return self._n_files < MOST_FILES
+
     def _write(self, run: str, finding: Finding, exhibits: Collection[Exhibit]) -> None:
+        """Write one file. On the writer's thread, the only one that counts files."""
         lines = [json.dumps({"run": run, "wire": finding.wire, **asdict(exhibit)}) + "\n" for exhibit in exhibits]
         step = "" if finding.step is None else f"-{finding.step}"[:20]
         name = f"{tidy_name(run)}-{finding.wire}{step}.jsonl"
         try:
-            self._write_new(name, "".join(lines).encode())
+            if self._has_room():
+                self._write_new(name, "".join(lines).encode())
+                self._n_files += 1
+            else:
+                self._failed(f"there are {MOST_FILES} files of evidence already; move them elsewhere")
         except Exception as error:  # a thread that dies of one alarm would lose the next
             self._failed(f"{type(error).__name__}: {getattr(error, 'strerror', None) or 'not written'}")
+        finally:
+            self._seats.release()
 
     def _write_new(self, name: str, data: bytes) -> None:
         """As a file that nobody has written, before a restart or beside us."""

@@ -24,20 +24,22 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o600, replaces: bool = 
     `replaces=False`: raise `FileExistsError` where the path exists.
     """
     descriptor, name = tempfile.mkstemp(prefix=".", suffix=_DRAFT_SUFFIX, dir=path.parent)
+    ours = [name]
     try:
         with os.fdopen(descriptor, "wb") as draft:
             os.fchmod(descriptor, mode)
             draft.write(data)
             draft.flush()
             os.fsync(descriptor)
-        if not replaces:
-            os.close(
-                os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            )  # takes the name; no hard links on every disk
+        if not replaces:  # an empty file takes the name: not every disk has hard links
+            placeholder = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            ours.append(str(path))
+            os.close(placeholder)
         os.replace(name, path)
     except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
+        for each in ours:
+            with suppress(OSError):
+                os.unlink(each)
         raise
     with suppress(OSError):  # some file systems cannot sync a folder
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)

@@ -28,6 +28,8 @@ FILE_NAME = "webhook.json"
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 60.0
 _LONGEST_WAIT_S = 86_400.0
+_LEAST_WAIT_LEFT_S = 3_600.0
+"""What a message has left that waited over a restart: its age is by the wall clock, which may have jumped."""
 _TIMEOUT_S = 5.0
 _MOST_WAITING = 1_000
 _MOST_BYTES = 64 * 2**20
@@ -61,11 +63,15 @@ class Signer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """An alarm on its way. `id` is the same in every attempt; `since`: Unix time at which it was raised."""
+class QueuedAlert:
+    """An alert that is to be delivered. `id` is the same in every attempt.
+
+    `since`: Unix time at which it was raised, for the file; `raised_at`: the same moment on the monotonic clock, for its age.
+    """
 
     id: str
     since: float
+    raised_at: float
     alarm: Mapping[str, Any]
 
 
@@ -89,7 +95,8 @@ async def sleep_or_wake(seconds: float, wake: asyncio.Event) -> None:
 class Webhook:
     """POSTs one JSON object an alarm to `url`, in order as long as nothing fails. `secrets`: `whsec_...`, each of them signs.
 
-    `folder` keeps what waits over a restart. `now` is Unix time; `pick` chooses a float between two.
+    `folder` keeps what waits over a restart. `now` is Unix time, for headers and for that file; `monotonic` has no jumps, and ages
+    count on it. `pick` chooses a float between two.
     """
 
     def __init__(
@@ -101,6 +108,7 @@ class Webhook:
         folder: Path | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         pick: Callable[[float, float], float] = random.uniform,
         sleep: Callable[[float, asyncio.Event], Awaitable[None]] = sleep_or_wake,
     ) -> None:
@@ -108,9 +116,9 @@ class Webhook:
         self._signers = [_signer(secret) for secret in secrets]
         self._report = report
         self._path = None if folder is None else folder / FILE_NAME
-        self._now, self._pick, self._sleep = now, pick, sleep
+        self._now, self._monotonic, self._pick, self._sleep = now, monotonic, pick, sleep
         self._client = httpx.AsyncClient(timeout=_TIMEOUT_S, transport=transport, trust_env=False)
-        self._waiting: deque[Message] = deque()
+        self._waiting: deque[QueuedAlert] = deque()
         self._n_failed = 0
         self._changed, self._idle, self._unsaved = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -129,7 +137,7 @@ class Webhook:
 
     def tell(self, alarm: Mapping[str, Any]) -> None:
         """Deliver this soon. Never waits."""
-        self._waiting.append(Message(f"msg_{uuid.uuid4().hex}", self._now(), alarm))
+        self._waiting.append(QueuedAlert(f"msg_{uuid.uuid4().hex}", self._now(), self._monotonic(), alarm))
         if len(self._waiting) > _MOST_WAITING:
             self._report.lost(self._waiting.popleft().alarm, "too many alarms wait for the receiver")
         self._idle.clear()
@@ -165,10 +173,10 @@ class Webhook:
             self._changed.clear()
             await self._changed.wait()
 
-    async def _try(self, message: Message) -> None:
+    async def _try(self, message: QueuedAlert) -> None:
         attempt = await self._post(message)
         is_first = bool(self._waiting) and self._waiting[0] is message  # it may have been dropped meanwhile
-        if not attempt.why or attempt.is_final or self._now() - message.since > _LONGEST_WAIT_S:
+        if not attempt.why or attempt.is_final or self._monotonic() - message.raised_at > _LONGEST_WAIT_S:
             self._n_failed = 0
             if is_first:
                 self._waiting.popleft()
@@ -190,7 +198,7 @@ class Webhook:
         is_only_this_one = attempt.was_answered and not attempt.retry_after_s
         await self._sleep(seconds, self._changed if is_only_this_one else asyncio.Event())
 
-    async def _post(self, message: Message) -> Attempt:
+    async def _post(self, message: QueuedAlert) -> Attempt:
         body = json.dumps(message.alarm, separators=(",", ":"))
         sent_at = datetime.fromtimestamp(int(self._now()), UTC)
         headers = {
@@ -231,9 +239,11 @@ class Webhook:
             return False
         return True
 
-    def _read(self, path: Path) -> list[Message]:
+    def _read(self, path: Path) -> list[QueuedAlert]:
         try:
-            return [_message(each) for each in json.loads(read_bounded(path, _MOST_BYTES))][-_MOST_WAITING:]
+            kept = json.loads(read_bounded(path, _MOST_BYTES))
+            now, monotonic = self._now(), self._monotonic()
+            return [_queued(each, now, monotonic) for each in kept][-_MOST_WAITING:]
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -252,10 +262,11 @@ def _signer(secret: str) -> Signer:
     return signer
 
 
-def _message(kept: Mapping[str, Any]) -> Message:
-    """What `_text` wrote. Raise for anything else."""
+def _queued(kept: Mapping[str, Any], now: float, monotonic: float) -> QueuedAlert:
+    """The alert that `_text` wrote. Raise for anything else."""
     name, since, alarm = kept["id"], float(kept["since"]), kept["alarm"]
     is_id = isinstance(name, str) and name.isascii() and name.isprintable() and 0 < len(name) <= 64
     if not (is_id and isfinite(since) and isinstance(alarm["run"], str) and isinstance(alarm["wire"], str)):
         raise ValueError("no alarm")
-    return Message(name, since, alarm)
+    age_s = min(max(now - since, 0.0), _LONGEST_WAIT_S - _LEAST_WAIT_LEFT_S)
+    return QueuedAlert(name, since, monotonic - age_s, alarm)

@@ -196,6 +196,12 @@ class _Sole(CollectorRegistry):
         return self._collector.collect()
 
 
+def _part_of(collector: Collector) -> str:
+    """The metric's name, or the class of a collector that has several."""
+    row = getattr(collector, "_row", None)
+    return PREFIX + row.name if row is not None else str(getattr(collector, "_name", type(collector).__name__))
+
+
 _READ = (*RUNS, "canary_margin")
 """Lines of the table that are read from elsewhere when somebody scrapes."""
 
@@ -217,6 +223,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = _Registry()
         self._failing: set[str] = set()
+        self._failed_before: set[str] = set()
         ProcessCollector(registry=self._registry)
         self._counters = {r.name: self._counter(r) for r in TABLE if r.kind == "counter" and r.name not in _READ}
         self._children: dict[tuple[str, tuple[str, ...]], Counter] = {}
@@ -232,23 +239,23 @@ class Metrics:
     def render(self) -> bytes:
         """The text that `GET /metrics` answers. What cannot be read is left out, counted, and logged when it begins to fail."""
         failures = self._counters["collector_failures_total"]
+        self._failed_before, self._failing = self._failing, set()
         parts = [self._render_part(each) for each in self._registry.collectors if each is not failures]
         return b"".join([*parts, generate_latest(_Sole(failures))])
 
     def _render_part(self, collector: Collector) -> bytes:
-        part = str(getattr(collector, "_name", type(collector).__name__))
         try:
-            text = generate_latest(_Sole(collector))
+            return generate_latest(_Sole(collector))
         except Exception as error:
-            self._failed(part, error)
+            self._failed(_part_of(collector), error)
             return b""
-        self._failing.discard(part)
-        return text
 
     def _failed(self, part: str, error: Exception) -> None:
+        """Count a part that this scrape leaves out; log it where the scrape before could read it."""
         self._count("collector_failures_total", 1, part)
-        if part not in self._failing:
-            self._failing.add(part)
+        is_new = part not in self._failing and part not in self._failed_before
+        self._failing.add(part)
+        if is_new:
             logs.logger("metrics").error("collector_failed", part=part, exc_info=error)
 
     def model_loaded(self, epoch: int, calibration: Calibration | None, pipeline: Pipeline) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import stat
+import threading
 
 import pytest
 
 from service import evidence
 from service.evidence import EvidenceRoom, Exhibit
 from service.tripwires.wire import Finding
+from tests.support.service_fakes import PATIENCE_S
 
 SAFE = "team_ppo_7-" + hashlib.blake2b(b"team/ppo 7", digest_size=4).hexdigest()
 JUDGE = Finding("judge", "page", 0.1, 0.02, 7, ("e3", "e5"))
@@ -111,6 +114,54 @@ def test_files_are_bounded_and_what_is_not_written_is_told(tmp_path, monkeypatch
     assert len(written(tmp_path)) == 3
     assert sum("3 files of evidence" in why for why in failed) == 2
     assert len(EvidenceRoom(tmp_path, failed.append)._runs) == 0
+
+
+def test_files_that_were_moved_away_make_room_for_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "MOST_FILES", 2)
+    failed = []
+    room = room_with(tmp_path, exhibit("e3"), exhibit("e5"), failed=failed)
+    for n_moved in (0, 2, 1, 0):
+        for path in sorted(tmp_path.iterdir())[:n_moved]:
+            path.unlink()
+        for _ in range(2):
+            room.save("team/ppo 7", JUDGE)
+        room._writer.submit(int).result(PATIENCE_S)
+        assert len(written(tmp_path)) == 2
+    assert len(failed) == 3, "one of the third round, two of the fourth"
+    room.close()
+
+
+def test_files_that_could_not_be_written_take_no_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "MOST_FILES", 2)
+    failed = []
+    room = room_with(tmp_path, exhibit("e3"), exhibit("e5"), failed=failed)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evidence, "write_whole", full)
+        for _ in range(5):
+            room.save("team/ppo 7", JUDGE)
+            room._writer.submit(int).result(PATIENCE_S)
+    assert failed == ["OSError: No space left on device"] * 5
+    room.save("team/ppo 7", JUDGE)
+    room.close()
+    assert len(written(tmp_path)) == 1
+
+
+def test_a_disk_that_hangs_bounds_what_waits_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "MOST_FILES", 2)
+    failed, let_go = [], threading.Event()
+    room = room_with(tmp_path, exhibit("e3"), exhibit("e5"), failed=failed)
+    room._writer.submit(let_go.wait, PATIENCE_S)
+    for _ in range(5):
+        room.save("team/ppo 7", JUDGE)
+    assert len(failed) == 3
+    assert all("wait for the disk" in why for why in failed)
+    let_go.set()
+    room.close()
+    assert len(written(tmp_path)) == 2
 
 
 def test_a_file_that_is_there_already_is_left_as_it_is(tmp_path):

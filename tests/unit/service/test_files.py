@@ -46,6 +46,25 @@ def test_what_fails_in_the_middle_leaves_what_was_there(tmp_path, monkeypatch, c
     assert os.listdir(tmp_path) == ["state"]
 
 
+@pytest.mark.parametrize("call", ["fsync", "replace", "fchmod", "close"])
+def test_a_new_file_that_cannot_be_finished_leaves_its_name_free(tmp_path, monkeypatch, call):
+    path = tmp_path / "state"
+    real = getattr(files.os, call)
+
+    def fail(*given):
+        if call == "close":
+            real(*given)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files.os, call, fail)
+    with pytest.raises(OSError, match="Input/output"):
+        write_whole(path, b"one", replaces=False)
+    assert os.listdir(tmp_path) == []
+    monkeypatch.undo()
+    write_whole(path, b"two", replaces=False)
+    assert path.read_bytes() == b"two"
+
+
 @pytest.mark.skipif(bool(why_none()), reason=why_none())
 def test_a_full_disk_leaves_no_half_file(tmp_path):
     with SmallDisk(tmp_path / "disk", 1) as disk:

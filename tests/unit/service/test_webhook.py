@@ -205,9 +205,37 @@ async def test_one_that_the_receiver_chokes_on_holds_no_other_up(paused):
 
 
 async def test_after_a_day_an_alarm_is_lost(paused):
-    times = iter([NOW] * 4 + [NOW + 90_000] * 20)
-    report = await told(Receiver(*[503] * 3), "a", now=lambda: next(times), sleep=paused)
+    times = iter([0.0] * 3 + [90_000.0] * 20)
+    report = await told(Receiver(*[503] * 3), "a", monotonic=lambda: next(times), sleep=paused)
     assert report.losses == [("a", "the receiver answered 503")]
+
+
+@pytest.mark.parametrize("jump_s", [366 * 86_400.0, -366 * 86_400.0, 90_000.0])
+async def test_a_jump_of_the_wall_clock_loses_no_alarm(paused, jump_s):
+    times = iter([NOW] * 2 + [NOW + jump_s] * 50)
+    receiver = Receiver(*[503] * 6)
+    report = await told(receiver, "a", "b", now=lambda: next(times), sleep=paused)
+    assert report.losses == []
+    assert set(receiver.heard) == {"a", "b"}
+
+
+@pytest.mark.parametrize("since", [NOW - 366 * 86_400, NOW + 366 * 86_400, -1e300, 1e300, NOW - 10])
+async def test_an_alarm_from_before_a_restart_is_tried_for_a_while_whatever_the_clock_was(tmp_path, paused, since):
+    kept = {"id": "msg_1", "since": since, "alarm": {"run": "r", "wire": "a"}}
+    (tmp_path / FILE_NAME).write_text(json.dumps([kept]))
+    receiver, times = Receiver(*[503] * 6), iter(range(0, 10**6, 60))
+    report = await told(receiver, folder=tmp_path, monotonic=lambda: float(next(times)), sleep=paused)
+    assert (report.losses, receiver.heard) == ([], ["a"] * 7)
+
+
+async def test_an_alarm_from_before_a_restart_is_lost_after_a_day_in_all(tmp_path, paused):
+    kept = {"id": "msg_1", "since": NOW - 80_000, "alarm": {"run": "r", "wire": "a"}}
+    (tmp_path / FILE_NAME).write_text(json.dumps([kept]))
+    times = iter([0.0, 5_000.0, 6_000.0, 7_000.0])
+    receiver = Receiver(*[503] * 9)
+    report = await told(receiver, folder=tmp_path, monotonic=lambda: next(times), sleep=paused)
+    assert report.losses == [("a", "the receiver answered 503")]
+    assert receiver.heard == ["a", "a", "a"], "80,000 and 7,000 seconds are more than a day, 6,000 are not"
 
 
 async def test_too_many_are_dropped_from_the_oldest_on(monkeypatch):

@@ -16,6 +16,7 @@ from model.traits import NAMES
 from service.api.dialects import DIALECTS
 from service.app import build_house
 from service.keyring import KeyRing
+from service.observability import logs
 from service.observability.metrics import PREFIX, TABLE, Metrics, score_buckets
 from service.settings import ServeSettings
 from service.tripwires.board import Board, BoardLimits
@@ -256,6 +257,55 @@ def test_what_cannot_be_read_is_left_out_and_counted_and_the_rest_is_there(capsy
             assert values[f"reward_collector_failures_total{{part={part}}}"] == scrape
     board.runs["bad"].step = 7
     assert scraped(metrics)["reward_run_step{model=}{run=bad}"] == 7
+
+
+def test_a_part_that_begins_to_fail_is_logged_once_until_it_can_be_read_again(monkeypatch):
+    logged = []
+    monkeypatch.setattr(logs, "logger", lambda name: Recorder(logged))
+    metrics, board = Metrics(), Board(Yardstick(), BoardLimits())
+    metrics.watch_runs(board, lambda: 0.0)
+    for run in ("good", "bad", "worse"):
+        board.observe(run, 1, [Observation(1, None, 0.5, 0.5, False, ())], now=0.0)
+
+    def scrapes(*steps):
+        for step in steps:
+            board.runs["bad"].step = board.runs["worse"].step = step
+            metrics.render()
+        found, logged[:] = list(logged), []
+        return found
+
+    assert scrapes(10**400, 10**400) == ["run"]
+    assert scrapes(1, 1) == []
+    assert scrapes(10**400, 10**400) == ["run"], "it was well meanwhile"
+
+
+def test_each_histogram_fails_by_its_own_name(monkeypatch):
+    logged = []
+    monkeypatch.setattr(logs, "logger", lambda name: Recorder(logged))
+    metrics = Metrics()
+    tallies = list(metrics._tallies.values())
+    assert len(tallies) > 1
+    for broken in (tallies[0], tallies[-1]):
+        broken._sum = "no number"
+        for _ in range(3):
+            text = metrics.render().decode()
+            assert f"reward_{broken._row.name}_bucket" not in text
+        assert logged == [f"reward_{broken._row.name}"]
+        broken._sum = 0.0
+        metrics.render()
+        logged.clear()
+
+
+class Recorder:
+    """A log that keeps which part failed."""
+
+    def __init__(self, parts):
+        self._parts = parts
+
+    def error(self, event, *, part, exc_info):
+        assert event == "collector_failed"
+        assert isinstance(exc_info, Exception)
+        self._parts.append(part)
 
 
 def scraped(metrics):
