@@ -356,6 +356,15 @@ class EncodingFailed(RowFailed):
     code = "encoding_failed"
 
 
+def codes_of(kind: type[ServiceError | SampleError]) -> tuple[str, ...]:
+    """The codes of all errors of a kind, in order."""
+    return tuple(sorted({code for each in kind.__subclasses__() for code in (each.code, *codes_of(each))}))
+
+
+SAMPLE_CODES = (*codes_of(SampleError), *codes_of(RowFailed))
+"""Why one sample has no score, beside others that have one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why one sample or comparison has no result, as the wire carries it."""

@@ -69,7 +69,7 @@ def admin_routes(stage: Stage) -> APIRouter:
     """The routes that change what is served."""
     router = APIRouter(prefix="/admin", tags=["admin"])
 
-    @router.get("/models", responses=docs.errors(503))
+    @router.get("/models", responses=docs.errors(503, words=docs.ADMIN))
     async def models() -> Response:
         """Which models are loaded, which serves, what a shadow has shown, and which runs are pinned."""
         return _overview(stage.models())

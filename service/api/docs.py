@@ -19,32 +19,49 @@ from service.api.wire import MOST_STEPS
 _REF = "#/components/schemas/{model}"
 _REF_OF_STRUCT = "#/components/schemas/{name}"
 
-_ERRORS: dict[int, str] = {
-    400: "`invalid_json`; `invalid_path` or `invalid_http` for what is no request",
+_FOREIGN = "`host_not_allowed` or `origin_not_allowed`: where there are no keys, for another host name or the page of another site"
+_FORBIDDEN = f"`forbidden`: a key without the scope that this needs. {_FOREIGN}"
+_NO_REQUEST = (
+    "`invalid_path` or `invalid_http`: the bytes are no request, or the path has characters that none may have"
+)
+_EVERYWHERE: dict[int, str] = {
+    400: _NO_REQUEST,
+    403: _FOREIGN,
+    408: "`head_timeout`: the head of the request was not here in time",
+    431: "`head_too_large`: the head of the request has more bytes than this server reads",
+}
+"""What every route can answer, before anything of it is looked at."""
+_KEYED: dict[int, str] = {
     401: "`unauthorized`: no key, or a wrong one",
-    403: "`forbidden`: a key without the scope that this needs. `run_refused`: a trip wire has ended the service of this run, in a "
-    "wire format without errors of samples",
+    403: _FORBIDDEN,
+    429: "`rate_limited`: this key has had what it may have for now",
+}
+"""What every route that needs a key can answer."""
+_ERRORS: dict[int, str] = {
+    **_KEYED,
+    431: _EVERYWHERE[431],
+    400: f"`invalid_json`. {_NO_REQUEST}",
+    403: f"{_FORBIDDEN}. `run_not_allowed`: the key is bound to other runs, or the run to other keys. `run_refused`: a trip wire "
+    "has ended the service of this run, in a wire format without errors of samples",
     404: "`model_not_served`: the request names another model, or another version of it, than the one that would score it",
-    408: "`body_timeout`",
+    408: "`body_timeout` or `head_timeout`: the request came too slowly",
     409: "`digest_not_served` or `epoch_gone`: the model that the request wants, or that its run is pinned to, is not loaded",
     413: "`body_too_large`, or `request_too_large` for all seats together",
     415: "`unsupported_media_type`",
     422: "`invalid_request` with the JSON path of the offending field, `too_many_samples`, `idempotency_key_reused`; "
     "`sample_refused` where a wire format has no word for one sample's error",
     429: "`rate_limited`: this key has had what it may have for now. `overloaded`, where the operator has chosen 429",
-    500: "`internal`: a bug in the server",
+    500: "`internal`: a bug in the server. `batcher_stopped` or `scorer_dead`: the process should be started anew",
     503: "`overloaded`, `loading`, `scorer_hanging`, `shutting_down` or `sample_failed`, and `scorer_failing` of /readyz; see "
     "Retry-After",
     504: "`deadline_exceeded`: the time given in x-deadline-ms is over",
 }
 ADMIN = {
-    409: "`epoch_gone`, `epoch_in_use`, `load_in_progress` or `nothing_to_roll_back`",
+    403: f"`admin_needs_key`: without keys, only programs on the server's own machine may do this. {_FORBIDDEN}",
+    409: "`epoch_gone`, `epoch_in_use`, `load_in_progress`, `nothing_is_loading` or `nothing_to_roll_back`",
     422: "`model_refused` with the reason why the model cannot be served, or `invalid_request`",
 }
 """What statuses of the routes of an operator mean."""
-
-_KEYED = (401, 403, 429)
-"""Every route that needs a key can answer these."""
 
 _STRING = {"type": "string"}
 
@@ -162,9 +179,10 @@ def _any_of(schemas: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def errors(
     *statuses: int, words: Mapping[int, str] | None = None, is_open: bool = False
 ) -> dict[int | str, dict[str, Any]]:
-    """These errors with an example each, and those of every route that needs a key. `words`: what a status means here."""
-    said = {**_ERRORS, **(words or {})}
-    return {status: _error(status, said[status]) for status in sorted({*statuses, *(() if is_open else _KEYED)})}
+    """These errors and those of every route, with examples. `is_open`: it needs no key. `words`: what a status means here."""
+    said = {**_EVERYWHERE, **({} if is_open else _KEYED), **{status: _ERRORS[status] for status in statuses}}
+    said |= {status: text for status, text in (words or {}).items() if status in said}
+    return {status: _error(text) for status, text in sorted(said.items())}
 
 
 def install(app: FastAPI, foreign: Sequence[Any] = (), open_paths: frozenset[str] = frozenset()) -> None:
@@ -214,7 +232,7 @@ def _tidy(of_route: dict[str, Any]) -> None:
             parameter.setdefault("description", _IN_PATH[parameter["name"]])
 
 
-def _error(status: int, text: str) -> dict[str, Any]:
+def _error(text: str) -> dict[str, Any]:
     code = text.split("`")[1]
     example = {"error": {"code": code, "message": "what happened, and the numbers that matter beside it"}}
     return {"model": ErrorReply, "description": text, "content": {"application/json": {"example": example}}}

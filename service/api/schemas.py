@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from model.conversation import SCORES_EMPTY, USUAL, Message, Sample, SampleError
 from service.api import wire
+from service.errors import SAMPLE_CODES
 from service.scoring import Asked, Comparison
 
 RawScore = Annotated[float, Field(ge=-wire.LARGEST, le=wire.LARGEST, allow_inf_nan=False)]
@@ -33,6 +34,7 @@ _FIRST = _FirstError()
 
 _RUN = "the training that this belongs to, for trip wires and dashboards; or ?run=, or the header x-run"
 _STEP = "step of that training; or ?step=, or the header x-step"
+_SAMPLE_CODES = ", ".join(f"`{code}`" for code in SAMPLE_CODES)
 
 
 class Asking(BaseModel):
@@ -156,7 +158,9 @@ class ResultOut(BaseModel):
     truncated: bool = Field(description="whether the left of the prompt was cut off")
     missing_end: bool = Field(description="whether there is no end token, because the policy was cut off")
     cached: bool = Field(description="whether the score came from the cache of exact repeats")
-    error: ErrorOut | None = Field(description="why there is no score; null where there is one")
+    error: ErrorOut | None = Field(
+        description=f"why there is no score; null where there is one. Codes: {_SAMPLE_CODES}"
+    )
 
 
 class UsageOut(BaseModel):
@@ -203,7 +207,9 @@ class ComparedOut(BaseModel):
     raw: list[float] | None = Field(description="raw scores, in the order of the request")
     probabilities: list[list[float]] | None = Field(description="[i][j]: that response i is better than j")
     margin: float | None = Field(description="raw score of the best above the second")
-    error: ErrorOut | None = Field(description="why there is no ranking; null where there is one")
+    error: ErrorOut | None = Field(
+        description=f"why there is no ranking; null where there is one. Codes: {_SAMPLE_CODES}"
+    )
 
 
 class CompareReply(ModelOut):

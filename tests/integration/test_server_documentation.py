@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 
 import httpx
 import pytest
 
+from model.conversation import SampleError
 from service.api.dialects import DIALECTS
+from service.errors import CallerLeft, RequestRefused, RowFailed
 from tests.support.service_server import Server, wait_until
 
 KEY, READER = "k-0123456789abcdef", "metrics-key-0123456789"
@@ -106,6 +109,37 @@ def test_every_route_names_its_errors_with_their_codes(document):
         assert errors, path
         assert all("`" in response["description"] for response in errors.values()), path
         assert "HTTPValidationError" not in json.dumps(op)
+
+
+def kinds_of(error):
+    return {each for kind in error.__subclasses__() for each in (kind, *kinds_of(kind))}
+
+
+def test_every_error_is_in_the_document_under_its_status(document):
+    described = {
+        (int(status), code)
+        for _, _, op in operations(document)
+        for status, response in op["responses"].items()
+        for code in re.findall(r"`(\w+)`", response["description"])
+    }
+    unseen = {CallerLeft}  # for metrics and logs: nobody is there to read it
+    missing = {(e.status, e.code) for e in kinds_of(RequestRefused) - unseen} - described
+    assert missing == set()
+
+
+def test_every_error_of_a_sample_is_described_where_results_are(document):
+    for record in ("ResultOut", "ComparedOut"):
+        text = document["components"]["schemas"][record]["properties"]["error"]["description"]
+        missing = {error.code for error in kinds_of(RowFailed) | kinds_of(SampleError) if f"`{error.code}`" not in text}
+        assert missing == set()
+
+
+def test_a_route_names_the_errors_that_are_its_own(document):
+    cancel = document["paths"]["/admin/models/cancel"]["post"]["responses"]
+    assert "`nothing_is_loading`" in cancel["409"]["description"]
+    for _, path, op in operations(document):
+        assert ("`admin_needs_key`" in op["responses"]["403"]["description"]) == path.startswith("/admin"), path
+        assert "`head_too_large`" in op["responses"]["431"]["description"], path
 
 
 BAD = [b"", b"{", b"[]", b"{}", b'{"model": "other"}', b'{"samples": 1}', b"\xff"]

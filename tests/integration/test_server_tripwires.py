@@ -7,6 +7,7 @@ import contextlib
 import json
 import queue
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -119,6 +120,9 @@ def test_an_exploit_is_flagged_counted_told_and_latched(server, receiver):
     assert alarm["statistic"] > alarm["threshold"]
     assert "Stop the run" in alarm["do"]
     assert len(alarm["evidence"]) == 20
+    table = (ROOT / "docs" / "webhook.md").read_text().partition("| field | is |")[2].partition("\n\n")[0]
+    documented = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(documented) == sorted(alarm)
 
     (tripped,) = [t for t in server.client.get("/tripwires").json()["runs"]["ppo-7"]["tripped"] if t["wire"] == "judge"]
     assert tripped["evidence"] == alarm["evidence"]
