@@ -19,7 +19,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from benchmarks import models, workloads
 from model.conversation import Sample
 from model.default import trunk
-from model.encoding import Encoded, Encoder, infer_policy
+from model.encoding import Encoded, Encoder
+from model.encoding_policy import infer_policy
 from model.layout_rules import LAYOUT_RULES
 
 WORKLOADS = ("ragged", "grpo")

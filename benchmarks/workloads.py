@@ -20,7 +20,8 @@ from tokenizers import Tokenizer
 
 from benchmarks.models import corpus
 from model.conversation import Sample
-from model.encoding import Encoder, infer_policy
+from model.encoding import Encoder
+from model.encoding_policy import infer_policy
 from model.layout_rules import LAYOUT_RULES
 
 PROMPT, RESPONSE = (20, 400), (10, 300)

@@ -24,8 +24,6 @@ the last place where cutting the text provably changes no id (`seams`).
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +31,6 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from model.contract import Truncation
 from model.controls import Controls, Hidden
 from model.conversation import (
     EmptyResponse,
@@ -46,7 +43,7 @@ from model.conversation import (
     TokenOutOfVocabulary,
     check_text,
 )
-from model.layout_rules import LAYOUT_RULES, LayoutRule
+from model.encoding_policy import EncodingPolicy, control_ids, end_cuts, ids_of, n_trailing
 from model.memo import Memo
 from model.seams import last_seam, seam_tokens
 from model.slots import Slots, pieces
@@ -58,8 +55,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-_PROBE_USER = "What is two plus two?"
-_PROBE_RESPONSE = "Four, of course"
 _WORDS = ("Alpha", "Bravo", "Charlie", "Delta")
 _TALKS = (
     ("user", "assistant", "user", "assistant"),
@@ -75,37 +70,6 @@ _N_NAMED = 5
 
 MEMO_CHARS = 2_000_000
 """Characters of prompts that an encoder remembers: a thousand prompts of two thousand, some twenty megabytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class EncodingPolicy:
-    """How text becomes ids. Equal policies and equal tokenizers give equal ids.
-
-    `bos_id` None: no BOS anywhere. `end_text` is what closes a scored turn, by the `rule` of the layout; `end_ids` are its
-    tokens; both may be empty. `template_tail` is all that the template writes after the content of the last turn.
-    `skip_id`: the id that is left out at the end of a row (`reads_at: last_non_pad`); None: none is. `response_start` is
-    what the template writes before an assistant's content; it finds the response in rendered text. `template_date`: ISO date
-    at which the template's clock stands still; None: the template asks for no date.
-    """
-
-    bos_id: int | None
-    end_text: str
-    end_ids: tuple[int, ...]
-    template_tail: str
-    response_start: str
-    response_start_ids: tuple[int, ...]
-    template: str
-    max_tokens: int
-    vocab_size: int
-    truncation: Truncation = "prompt_left"
-    template_date: str | None = None
-    rule: LayoutRule = LAYOUT_RULES["language_model"]
-    skip_id: int | None = None
-
-    @property
-    def strips_newlines(self) -> bool:
-        """Whether newlines at the end of a response go with the template's own."""
-        return self.rule.ending == "eos" and not self.template_tail.strip("\n")
 
 
 class Encoded(NamedTuple):
@@ -162,18 +126,18 @@ class Encoder:
         self._fast.no_truncation()
         self._fast.encode_special_tokens = False
         self._bos = str(tokenizer.bos_token) if policy.bos_id is not None else None
-        self._control_ids = _control_ids(self._fast)
+        self._control_ids = control_ids(self._fast)
         self._closings = self._find_closings()
-        self._closing_ids = [_ids(self._fast, closing) for closing in self._closings]
+        self._closing_ids = [ids_of(self._fast, closing) for closing in self._closings]
         tail = policy.template_tail if policy.rule.ending.startswith("template") else ""
-        self._plain_tail = tail if self._control_ids.isdisjoint(_ids(self._fast, tail)) else ""
-        self._plain_tail_ids = _ids(self._fast, self._plain_tail)
+        self._plain_tail = tail if self._control_ids.isdisjoint(ids_of(self._fast, tail)) else ""
+        self._plain_tail_ids = ids_of(self._fast, self._plain_tail)
         self._skip = tokenizer.convert_ids_to_tokens(policy.skip_id) if policy.skip_id is not None else None
         self._render = ChatTemplate(tokenizer, policy.template, policy.template_date)
         self._slots = (
             Slots(tokenizer, self._render, policy.template, self._bos) if policy.rule.tokenizes == "slots" else None
         )
-        self._end_cuts = _end_cuts(self._slots, policy.template_tail, policy.end_text)
+        self._end_cuts = end_cuts(self._slots, policy.template_tail, policy.end_text)
         talks = [_pieces(self._render, roles) for roles in _TALKS]
         joints = [piece for talk in talks for piece in talk]
         for joint in joints:
@@ -196,7 +160,7 @@ class Encoder:
         # A template may write more before a response that is to come than before one that is there.
         answered = talks[0][1] if talks[0] else ""
         self._starts = tuple(dict.fromkeys((policy.response_start, answered)))
-        self._start_ids = (policy.response_start_ids, *(_ids(self._fast, start) for start in self._starts[1:]))
+        self._start_ids = (policy.response_start_ids, *(ids_of(self._fast, start) for start in self._starts[1:]))
         is_opener = policy.bos_id is None and any(str(tokenizer.bos_token) in piece for piece in between)
         self._first = None if tokenizer.bos_token is None or is_opener else str(tokenizer.bos_token)
         self._first_id = None if self._first is None else tokenizer.bos_token_id
@@ -245,7 +209,7 @@ class Encoder:
         """The texts that a caller may have closed a turn with: those with a control token, the longest first."""
         whole = (self.policy.template_tail, self.policy.end_text)
         texts = {part for text in whole for part in (text.rstrip(), text.strip())}
-        closing = [text for text in texts if not self._control_ids.isdisjoint(_ids(self._fast, text))]
+        closing = [text for text in texts if not self._control_ids.isdisjoint(ids_of(self._fast, text))]
         return tuple(sorted(closing, key=lambda text: (-len(text), text)))
 
     # -- text ---------------------------------------------------------------------------------------------
@@ -464,13 +428,13 @@ class Encoder:
         A policy stops at its end token, so what the template writes after that is often not there.
         """
         end, skip = self.policy.end_ids, self.policy.skip_id
-        n_padding = _n_trailing(ids, skip)
+        n_padding = n_trailing(ids, skip)
         ids = ids[: len(ids) - n_padding]
         if end and ids[-len(end) :] == end:
             return ids[: -len(end)], end, True
         if not self._is_control(end) and self._says(ids, self.policy.end_text, len(end) + 2):
             return ids, (), True  # its plain text is one token with the end of the response
-        before_padding = end[: len(end) - _n_trailing(end, skip)]
+        before_padding = end[: len(end) - n_trailing(end, skip)]
         if n_padding and before_padding and before_padding != end:
             if ids[-len(before_padding) :] == before_padding:
                 return ids[: -len(before_padding)], end, True
@@ -561,7 +525,7 @@ class Encoder:
     def _unpadded(self, encoded: Encoded) -> Encoded:
         """Without pad tokens at the end: a causal model gives the token before them the same score without them."""
         ids = encoded.ids
-        n = max(1, len(ids) - _n_trailing(ids, self.policy.skip_id))
+        n = max(1, len(ids) - n_trailing(ids, self.policy.skip_id))
         return encoded if n == len(ids) else encoded._replace(ids=ids[:n], n_prompt=min(encoded.n_prompt, n))
 
     def _fit(self, encoded: Encoded, terms: Terms) -> Encoded:
@@ -599,211 +563,6 @@ def _check_empty(sample: Sample, *, has_prompt: bool = True) -> None:
     """Raise `EmptyResponse` unless the response may be empty and is closed, so that its end token can be read."""
     if not (sample.terms.scores_empty and sample.finish_reason == "stop" and has_prompt):
         raise EmptyResponse()
-
-
-def infer_policy(
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_tokens: int,
-    vocab_size: int,
-    rule: LayoutRule,
-    pad_id: int | None = None,
-    template: str | None = None,
-    truncation: Truncation = "prompt_left",
-    template_date: str | None = None,
-) -> EncodingPolicy:
-    """The policy that this tokenizer and its chat template imply under the rule of a layout.
-
-    `pad_id`: `pad_token_id` of the model's configuration. `template`: in place of the tokenizer's; "" joins contents.
-    `template_date`: what to tell a template that asks for the date; None: `STATED_DATE`. Raise `EncodingPolicyError` where
-    no end token can be found, or where the template is no function of the conversation.
-    """
-    if template is None:
-        template = _template_of(tokenizer)
-    render = ChatTemplate(tokenizer, template, template_date)
-    user, answer = Message("user", _PROBE_USER), Message("assistant", _PROBE_RESPONSE)
-    full = render((user, answer), add_generation_prompt=False)
-    render.check_addresses(full)
-    tail = full.rpartition(_PROBE_RESPONSE)[2]
-    fast = tokenizer._tokenizer
-    bos_id = _bos(tokenizer, full) if template else _bos_of_text(tokenizer, rule)
-    slots = None
-    if rule.tokenizes == "slots":
-        slots = Slots(tokenizer, render, template, None if bos_id is None else str(tokenizer.bos_token))
-    is_bare = slots is not None and slots.template is not None and slots.template.is_empty
-    adds_nothing = is_bare and rule.ending == "template_or_eos"
-    end = "" if adds_nothing else _end_of(tokenizer, tail, rule, has_template=bool(template))
-    prompt = render((user,), add_generation_prompt=True) if template else ""
-    start = prompt.rpartition(_PROBE_USER)[2] if template else ""
-    body = full.removesuffix(tail)
-    cuts = () if slots is None else slots.of((user, answer), full)
-    end_cuts = (*cuts, *(len(body) + cut for cut in _end_cuts(slots, tail, end)))
-    end_ids = _ids_from(fast, body + end, len(body), end_cuts)
-    start_ids = _ids_from(fast, prompt, len(prompt) - len(start), cuts)
-    always = {*_ids(fast, full), *end_ids, *start_ids, *(() if bos_id is None else (bos_id,))}
-    lost = [fast.id_to_token(i) for i in sorted(always) if i >= vocab_size]
-    if lost:
-        raise EncodingPolicyError(
-            f"the tokenizer or its chat template puts {lost[0]!r} into every sample, and the model has no embedding for it: "
-            f"its table has {vocab_size} rows. Put back the tokenizer that the model was trained with, or resize the "
-            "embeddings of the model and train them."
-        )
-    return EncodingPolicy(
-        bos_id=bos_id,
-        end_text=end,
-        end_ids=end_ids,
-        template_tail=tail,
-        response_start=start,
-        response_start_ids=start_ids,
-        template=template,
-        max_tokens=max_tokens,
-        vocab_size=vocab_size,
-        truncation=truncation,
-        template_date=render.date_that_is_asked_for,
-        rule=rule,
-        # No id of a row equals one outside the vocabulary (-1, say): then the class of transformers reads the last token.
-        skip_id=pad_id if rule.reads_at == "last_non_pad" and pad_id in range(vocab_size) else None,
-    )
-
-
-def _end_cuts(slots: Slots | None, tail: str, end: str) -> tuple[int, ...]:
-    """Where the ending is cut: as the template's, and before an EOS that is added to it."""
-    if slots is None:
-        return ()
-    return (
-        *(cut for cut in slots.tail_cuts if end.startswith(tail[:cut])),
-        *((len(tail),) if end.startswith(tail) else ()),
-    )
-
-
-def _ids_from(fast: Any, text: str, start: int, cuts: Iterable[int]) -> tuple[int, ...]:
-    """The ids of the end of a text that is cut at `cuts`; where a token is of both sides of `start`, those of the end alone."""
-    parts = pieces(text, [cut for cut in cuts if cut <= len(text)])
-    begin, found = 0, []
-    for part in parts:
-        encoding = fast.encode(part, add_special_tokens=False)
-        for token, (first, last) in zip(encoding.ids, encoding.offsets, strict=True):
-            if begin + first < start < begin + last:
-                return _ids(fast, text[start:])
-            if begin + first >= start:
-                found.append(token)
-        begin += len(part)
-    return tuple(found)
-
-
-def _ids(fast: Any, text: str) -> tuple[int, ...]:
-    return tuple(fast.encode(text, add_special_tokens=False).ids)
-
-
-def describe_position(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> str:
-    """In words: at which token of a finished response the score is read, and why."""
-    end = policy.end_ids
-    n_skipped = _n_trailing(end, policy.skip_id)
-    kept = end[: len(end) - n_skipped]
-    name = (
-        f"token {kept[-1]} `{tokenizer.decode([kept[-1]])}`".replace("\n", "\\n")
-        if kept
-        else "the response's last token"
-    )
-    if n_skipped:
-        skipped = tokenizer.decode([end[-1]])
-        where = f"the last before `{skipped}`, which ends a turn and is skipped because pad_token_id is {end[-1]} too"
-    elif not kept:
-        where = "after which the rendering has nothing"
-    else:
-        where = _place(policy)
-    return f"reads the score at {name}, {where}, because {policy.rule.reason}"
-
-
-def _place(policy: EncodingPolicy) -> str:
-    """Where the last token of the ending stands in what the template writes."""
-    tail, end = policy.template_tail, policy.end_text
-    if end == tail:
-        return "the last of the rendering"
-    if tail.startswith(end):
-        left_out = tail.removeprefix(end)
-        is_newline = not left_out.strip("\n")
-        return f"the last of the rendering without {'its newline' if is_newline else f'the {left_out!r} after it'}"
-    return "which is added to the rendering" if policy.template else "which is added to the text"
-
-
-def _end_of(tokenizer: PreTrainedTokenizerBase, tail: str, rule: LayoutRule, *, has_template: bool) -> str:
-    """What closes a row after the response, where the template writes `tail` there. Raise `EncodingPolicyError`."""
-    encoding = tokenizer._tokenizer.encode(tail, add_special_tokens=False)
-    controls = _control_ids(tokenizer._tokenizer)
-    ends = [end for token, (_, end) in zip(encoding.ids, encoding.offsets, strict=True) if token in controls]
-    if rule.ending == "eos":
-        tail = tail.rstrip("\n")
-        eos = _eos(tokenizer)
-        return tail if tail.endswith(eos) else f"{tail} {eos}"
-    if rule.ending == "end_token":
-        return tail[: ends[-1]] if ends else tail.rstrip() + _eos(tokenizer)
-    if not has_template:
-        return _eos(tokenizer) + _added_after_text(tokenizer)
-    adds_eos = rule.ending == "template_and_eos" or (rule.ending == "template_or_eos" and not ends)
-    return tail + _eos(tokenizer) if adds_eos else tail
-
-
-def _eos(tokenizer: PreTrainedTokenizerBase) -> str:
-    if not tokenizer.eos_token:
-        raise EncodingPolicyError("the tokenizer has neither an EOS token nor a template that closes a turn")
-    return str(tokenizer.eos_token)
-
-
-def _added_after_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The special tokens that the tokenizer adds after plain text by itself."""
-    whole = tokenizer("x", add_special_tokens=True)["input_ids"]
-    plain = tokenizer("x", add_special_tokens=False)["input_ids"]
-    n_before = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), len(whole))
-    return "".join(tokenizer.convert_ids_to_tokens(whole[n_before + len(plain) :]))
-
-
-def _control_ids(fast: Any) -> frozenset[int]:
-    """Added tokens that are more than white space."""
-    return frozenset(i for i, token in fast.get_added_tokens_decoder().items() if token.content.strip())
-
-
-def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    template: Any = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default", "")
-    return template or ""
-
-
-def _bos(tokenizer: PreTrainedTokenizerBase, rendered: str) -> int | None:
-    """BOS is there where the template writes it: what a tokenizer adds to plain text is not added to a rendering."""
-    if tokenizer.bos_token_id is None or not rendered.startswith(str(tokenizer.bos_token)):
-        return None
-    # ChatML-like templates of some models begin with a token that is also called BOS (`<|im_start|>`):
-    # there it opens every turn and is no beginning of sequence, so it stays the template's business.
-    bos = str(tokenizer.bos_token)
-    while rendered.startswith(bos):
-        rendered = rendered.removeprefix(bos)
-    return None if bos in rendered else int(tokenizer.bos_token_id)
-
-
-def _bos_of_text(tokenizer: PreTrainedTokenizerBase, rule: LayoutRule) -> int | None:
-    """BOS of text without a template: where the tokenizer adds it and the trainer of the layout lets it."""
-    bos: int | None = tokenizer.bos_token_id
-    if bos is None or rule.bos_without_template == "none":
-        return None
-    added = tokenizer("x", add_special_tokens=True)["input_ids"]
-    return bos if added and added[0] == bos else None
-
-
-def template_digest(template: str) -> str:
-    """`sha256:...` of a chat template's text."""
-    return "sha256:" + hashlib.sha256(template.encode()).hexdigest()
-
-
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """`sha256:...` of what decides how text becomes ids: vocabulary, merges, normaliser, special tokens."""
-    state = json.loads(tokenizer._tokenizer.to_str())
-    for key in ("padding", "truncation", "post_processor"):
-        # None of the three is used: rows are never padded or truncated here, and no special token is added.
-        state.pop(key, None)
-    text = json.dumps(state, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def _pieces(render: ChatTemplate, roles: Sequence[str]) -> tuple[str, ...]:
@@ -860,11 +619,6 @@ def _notes(controls: Controls, talk: Sequence[str]) -> tuple[str, ...]:
 def _n_until(ends: Iterable[int], n_chars: int, n_ids: int) -> int:
     """How many ids end within so many characters."""
     return next((i for i, end in enumerate(ends) if end > n_chars), n_ids)
-
-
-def _n_trailing(ids: tuple[int, ...], token: int | None) -> int:
-    """How often a row has this token at its end."""
-    return next((i for i, each in enumerate(reversed(ids)) if each != token), len(ids))
 
 
 def _begin(found: tuple[int, Any]) -> int:

@@ -21,7 +21,8 @@ from torch import Tensor
 from model.calibration import Calibration
 from model.checkpoint import Checkpoint
 from model.conversation import Sample
-from model.encoding import Encoder, EncodingPolicy
+from model.encoding import Encoder
+from model.encoding_policy import EncodingPolicy
 from model.traits import Lexicon, of_ids, of_text
 from training import calibrate, data, evaluate, export, hidden, output, recipe, report, scoring
 from training.account import Account

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from model.checkpoint import Checkpoint
 from model.conversation import Sample
-from model.encoding import EncodingPolicy, infer_policy
+from model.encoding_policy import EncodingPolicy, infer_policy
 from training.config import ConfigError
 from training.pairs import Pair
 

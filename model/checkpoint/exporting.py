@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from model.checkpoint.record import Checkpoint, CheckpointError
 from model.conversation import InvalidMessages, Message, Sample
-from model.encoding import Encoded, EncodingPolicy, infer_policy
+from model.encoding import Encoded
+from model.encoding_policy import EncodingPolicy, infer_policy
 from model.template import ChatTemplate, clock_formats
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from model.checkpoint.files import check_files
 from model.checkpoint.heads import base_of_heads, find_head, value_head_files
 from model.checkpoint.record import DTYPES, READ_DEFAULTS, Checkpoint, CheckpointError, ReadOptions
 from model.contract import Facts, ScoringContract
-from model.encoding import EncodingPolicy, infer_policy, template_digest, tokenizer_digest
+from model.encoding_policy import EncodingPolicy, infer_policy, template_digest, tokenizer_digest
 from model.layout_rules import LAYOUT_RULES, LayoutRule
 from model.network import SINGLE_HEAD, RewardNetwork, attention_for, hidden_width
 from model.positions import UNNAMED_LENGTH, longest_row, table_size

@@ -10,7 +10,8 @@ import torch
 
 from model.calibration import Calibration
 from model.contract import Facts, Origin, ScoringContract
-from model.encoding import Encoder, EncodingPolicy, describe_position
+from model.encoding import Encoder
+from model.encoding_policy import EncodingPolicy, describe_position
 from model.hidden import HiddenReference
 from model.layout_rules import Ending, ReadsAt
 from model.network import RewardNetwork

@@ -20,7 +20,7 @@ from model.checkpoint.record import READ_DEFAULTS, CheckpointError, ReadOptions
 from model.checkpoint.weights import tensor_names
 from model.contract import Probe, ScoringContract, Truncation, sample_to_dict
 from model.conversation import Sample
-from model.encoding import EncodingPolicy
+from model.encoding_policy import EncodingPolicy
 from model.hidden import FILE_NAME as HIDDEN_FILE
 from model.hidden import HiddenReference
 from model.network import RewardNetwork

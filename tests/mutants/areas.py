@@ -29,7 +29,7 @@ AREAS = {
     ),
     "contract": Area(("model/contract.py",), ("tests/unit/model/test_contract_clauses.py",)),
     "encoding": Area(
-        ("model/encoding.py",),
+        ("model/encoding.py", "model/encoding_policy.py"),
         (
             "tests/unit/model/test_encoding.py",
             "tests/properties/test_encoding_memo.py",

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from model.conversation import Message, Sample, SampleError
 from model.default import trunk
-from model.encoding import Encoder, infer_policy
+from model.encoding import Encoder
+from model.encoding_policy import infer_policy
 from model.layout_rules import LAYOUT_RULES
 from tests.support.tiny import CHATML, LLAMA3_LIKE, tiny_tokenizer
 

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from model.contract import sample_to_dict
 from model.conversation import SCORES_EMPTY, InvalidMessages, Message, Sample
-from model.encoding import Encoder, infer_policy
+from model.encoding import Encoder
+from model.encoding_policy import infer_policy
 from model.layout_rules import LAYOUT_RULES
 from tests.security.attacks import BENIGN, attacks
 from tests.security.families import FAMILIES, Family, byte_level, turn_tokens

@@ -14,7 +14,8 @@ from benchmarks.peers.figures import Run
 from benchmarks.peers.processes import parse_stat, processes
 from benchmarks.peers.scenes import Scene
 from benchmarks.workloads import make
-from model.encoding import Encoder, infer_policy
+from model.encoding import Encoder
+from model.encoding_policy import infer_policy
 from model.layout_rules import LAYOUT_RULES
 
 

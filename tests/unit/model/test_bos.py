@@ -9,7 +9,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from model.checkpoint import read
 from model.conversation import Message, Sample
-from model.encoding import Encoder, infer_policy
+from model.encoding import Encoder
+from model.encoding_policy import infer_policy
 from model.export import main as export
 from model.layout_rules import LAYOUT_RULES
 from tests.support.checkpoints import sequence_classifier

@@ -22,7 +22,8 @@ from model.conversation import (
     Terms,
     TokenOutOfVocabulary,
 )
-from model.encoding import Encoder, infer_policy, tokenizer_digest
+from model.encoding import Encoder
+from model.encoding_policy import infer_policy, tokenizer_digest
 from model.layout_rules import LAYOUT_RULES
 from model.template import EncodingPolicyError
 from tests.support.tiny import CHATML, LLAMA3_LIKE, tiny_tokenizer

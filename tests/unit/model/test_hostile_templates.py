@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from model import jinja_process
 from model.checkpoint.exporting import exported_template
-from model.encoding import infer_policy
+from model.encoding_policy import infer_policy
 from model.jinja_budget import BudgetedTemplate, renderer
 from model.jinja_process import RenderingProcess, TemplateBroken, TemplateRefuses
 from model.layout_rules import LAYOUT_RULES

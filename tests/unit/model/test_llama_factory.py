@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from model.check import main as check
 from model.checkpoint import read
 from model.conversation import Message, Sample
-from model.encoding import Encoder, infer_policy
+from model.encoding import Encoder
+from model.encoding_policy import infer_policy
 from model.export import main as export
 from model.layout_rules import LAYOUT_RULES
 from tests.security.families import CORPUS, FAMILIES, byte_level, sentencepiece

@@ -14,7 +14,8 @@ from model.check import main as check
 from model.checkpoint import read, write_contract
 from model.checkpoint.writing import score_alone
 from model.conversation import EmptyResponse, Message, Sample
-from model.encoding import Encoder, infer_policy
+from model.encoding import Encoder
+from model.encoding_policy import infer_policy
 from model.export import main as export
 from model.layout_rules import LAYOUT_RULES
 from tests.support.checkpoints import (

@@ -15,7 +15,8 @@ from model.check import main as check
 from model.checkpoint import CheckpointError, ReadOptions, read, write_contract
 from model.contract import ContractUnreadable, ScoringContract
 from model.conversation import Message, Sample
-from model.encoding import Encoder, infer_policy
+from model.encoding import Encoder
+from model.encoding_policy import infer_policy
 from model.layout_rules import LAYOUT_RULES
 from model.template import STATED_DATE, EncodingPolicyError
 from tests.support.checkpoints import PROBES, edit_json, language_model, reward_model, sequence_classifier

@@ -13,7 +13,8 @@ from model.backends import LoadError, ModelSpec, load
 from model.backends.ensemble import ensemble
 from model.checkpoint import outline, read, read_backbone, write
 from model.conversation import Message, Sample, TokenOutOfVocabulary
-from model.encoding import Encoded, Encoder, infer_policy
+from model.encoding import Encoded, Encoder
+from model.encoding_policy import infer_policy
 from model.layout_rules import LAYOUT_RULES
 from model.scorer import TokenBatch
 from model.template import EncodingPolicyError

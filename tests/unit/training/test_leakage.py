@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from model.encoding import Encoder, infer_policy
+from model.encoding import Encoder
+from model.encoding_policy import infer_policy
 from model.layout_rules import LAYOUT_RULES
 from tests.support import training_world as world
 from tests.support.tiny import tiny_tokenizer
