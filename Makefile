@@ -141,16 +141,19 @@ docker:
 
 # rewardserve:0.1.0 is what serves on a CPU; other variants and targets are named behind the version.
 image: docker
+	@[ "$(HASHED)" != 1 ] || [ "$(VARIANT) $(TARGET)" = "cpu serve" ] || { echo "HASHED=1 is for the image that serves on a CPU (VARIANT=cpu TARGET=serve): there are no hashes for the others" >&2; exit 1; }
 	DOCKER_BUILDKIT=1 docker build --target $(TARGET) --build-arg VARIANT=$(VARIANT) --build-arg PIP_INDEX_URL --build-arg PIP_EXTRA_INDEX_URL \
 	  --build-arg PIP_FIND_LINKS --build-arg PIP_TRUSTED_HOST $(if $(BASE),--build-arg BASE=$(BASE)) --build-arg HASHED=$(HASHED) \
 	  --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" \
 	  -t rewardserve:0.1.0$(if $(filter train,$(TARGET)),-train)$(if $(filter-out cpu,$(VARIANT)),-$(VARIANT)) .
 
 # Lines for .env: the images of docker-compose.yml by digest, as the registries have them now. Needs docker with buildx.
-image-digests:
+image-digests: docker
+	@docker buildx version > /dev/null 2>&1 || { echo "image-digests asks registries with buildx, which this docker has not (Debian 13: docker-buildx; Docker's own packages: docker-buildx-plugin)" >&2; exit 1; }
 	@for each in $$(sed -n 's/.*image: [$$]{\([A-Z_]*\):-\(.*\)}/\1=\2/p' docker-compose.yml) BASE=python:3.11-slim; do \
-	  image=$${each#*=}; digest=$$(docker buildx imagetools inspect --format '{{.Manifest.Digest}}' $$image) || exit 1; \
-	  echo "$${each%%=*}=$$image@$$digest"; done
+	  image=$${each#*=}; said=$$(docker buildx imagetools inspect --format '{{.Manifest.Digest}}' $$image 2>&1); \
+	  [[ $$said =~ ^sha256:[0-9a-f]{64}$$ ]] || { echo "image-digests: $$image: its registry gave no digest: $${said##*$$'\n'}" >&2; exit 1; }; \
+	  echo "$${each%%=*}=$$image@$$said"; done
 
 hashes: setup
 	@$(BIN)/python -m tests.hashes

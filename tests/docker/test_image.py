@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,19 @@ def test_no_secret_and_nothing_that_was_built_here_gets_into_a_build(engine, che
     assert "./service/app.py" in sent
     assert not any("stray" in name or ".env" in name for name in sent)
     assert not any(name.startswith(("./tests", "./secrets", "./.git")) for name in sent)
+
+
+def test_by_hash_nothing_is_collected_that_no_list_of_hashes_names(engine, checkout, packages, python_image):
+    said = images.ours(engine, checkout, packages, "rewardserve:hashed", "--build-arg", "HASHED=1")
+    collected = re.findall(r"Collecting (\S+) \(from -r (\S+)", said)
+    assert len(collected) == said.count("Collecting ") > 50
+    assert {source for _, source in collected} == {"constraints-hashes.txt", "build.txt", "weights.txt"}
+    assert "Installing build dependencies" not in said
+    asked = ("run", "--rm", "--entrypoint", "python", "rewardserve:hashed", "-m", "pip", "freeze", "--all")
+    there = {line for line in engine.run(*asked).split() if "==" in line}
+    listed = {line.split()[0] for line in (ROOT / "constraints-hashes.txt").read_text().splitlines() if line[0] != "#"}
+    assert {each.lower().replace("-", "_") for each in listed} <= {each.lower().replace("-", "_") for each in there}
+    engine.run("rmi", "rewardserve:hashed")
 
 
 def test_a_change_of_the_code_makes_only_small_layers_anew(engine, checkout, packages, built):

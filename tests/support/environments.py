@@ -11,13 +11,16 @@ from benchmarks.peers.install import ROOT, NotInstalled
 
 
 def project(*tools: str, extra: str = "") -> list[str]:
-    """What the project needs to run, those of its development tools that begin so, and what one of its extras is of."""
+    """What the project needs to run, those of its development tools that begin so, and what one of its extras is of.
+
+    The project itself, by which the tools name another extra, is in no index.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     return [
         *project["dependencies"],
         *extras.get(extra, ()),
-        *(name for name in extras["dev"] if name.startswith(tools)),
+        *(name for name in extras["dev"] if name.startswith(tools) and not name.startswith(project["name"])),
     ]
 
 

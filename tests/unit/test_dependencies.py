@@ -6,6 +6,7 @@ import sys
 
 from tests import dependencies
 from tests.dependencies import ask, installed, verdict
+from tests.support.environments import project
 
 FINE = {"name": "a", "version": "1", "vulns": []}
 BAD = {
@@ -46,3 +47,9 @@ def test_what_is_asked_about_is_what_is_installed_without_what_is_ours():
     listed = installed()
     assert any(line.startswith("pytest==") for line in listed)
     assert not any(line.startswith("rewardserve") or "+" in line for line in listed)
+
+
+def test_an_environment_of_a_test_asks_no_index_for_the_project_itself():
+    for extra in ("", "train", "vllm"):
+        assert not [name for name in project("", extra=extra) if name.startswith("rewardserve")]
+        assert {"torch>=2.11", "pytest>=9.0"} <= set(project("", extra=extra))

@@ -44,6 +44,25 @@ def test_packages_by_hash_are_the_versions_that_the_tests_ran_with():
     assert wanted <= set(hashed)
 
 
+def test_by_hash_nothing_is_installed_without_one_in_any_stage():
+    """Each step that installs asks for HASHED: it takes hashes, takes nothing from outside, or ends the build."""
+    for name, lines in stages().items():
+        installs = [rest for word, rest in lines if word == "RUN" and "pip install" in rest]
+        for rest in installs:
+            of_hashed = re.search(r'if \[ "\$HASHED" = 1 \]; then (.*?);\s+else ', rest)
+            is_refused = any('[ "$HASHED" != 1 ] || {' in other and "exit 1" in other for _, other in lines)
+            chosen = of_hashed[1] if of_hashed else rest
+            for command in re.findall(r"pip install[^&;]*", chosen):
+                safe = (
+                    "--require-hashes" in command,
+                    "--no-index" in command,
+                    "--no-deps --no-build-isolation" in command,
+                )
+                assert any(safe) or is_refused, (name, command)
+        if installs and name != "builder":
+            assert any(word == "ARG" and "HASHED" in rest for word, rest in lines) or "--require-hashes" in installs[0]
+
+
 def test_every_image_can_be_taken_by_digest():
     assert "FROM ${BASE} AS python" in TEXT
     foreign = [service["image"] for service in compose()["services"].values() if "build" not in service]

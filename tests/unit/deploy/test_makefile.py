@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +23,13 @@ def path(tmp_path):
 
 @pytest.mark.parametrize(
     ("target", "package"),
-    [("test-docker", "docker.io"), ("image", "docker.io"), ("up", "docker.io"), ("drill", "prometheus-alertmanager")],
+    [
+        ("test-docker", "docker.io"),
+        ("image", "docker.io"),
+        ("up", "docker.io"),
+        ("image-digests", "docker.io"),
+        ("drill", "prometheus-alertmanager"),
+    ],
 )
 def test_a_target_without_its_tools_names_the_package_and_fails(path, target, package):
     command = ["make", "-o", "setup", "-o", "secrets", target, "DRILL=--data nowhere"]
@@ -33,6 +40,76 @@ def test_a_target_without_its_tools_names_the_package_and_fails(path, target, pa
     assert done.returncode != 0
     assert len(said) == 1, said
     assert package in said[0]
+
+
+IMAGES = ("prom/prometheus", "prom/alertmanager", "grafana/grafana", "python:3.11-slim")
+
+
+def digests(path, docker):
+    """What `make image-digests` says with this `docker`, and its exit code."""
+    for tool in ("sed", "cat"):
+        (Path(path) / tool).symlink_to(shutil.which(tool))
+    (Path(path) / "docker").write_text(f"#!/bin/bash\n{docker}\n")
+    (Path(path) / "docker").chmod(0o755)
+    done = subprocess.run(
+        ["make", "image-digests"], cwd=ROOT, env={"PATH": path}, capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.returncode, [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("make")]
+
+
+def test_digests_without_buildx_are_one_line_that_names_the_package(path):
+    code, said = digests(path, 'echo "docker: unknown command: docker $1" >&2; exit 1')
+    assert code != 0
+    assert len(said) == 1
+    assert "docker-buildx" in said[0]
+
+
+def test_digests_of_a_registry_that_cannot_be_reached_are_one_line_with_image_and_reason(path):
+    code, said = digests(
+        path, '[ "$2" = version ] && exit; echo "pulling" >&2; echo "ERROR: dial tcp: no such host" >&2; exit 1'
+    )
+    assert code != 0
+    (line,) = said
+    assert line.startswith("image-digests: prom/prometheus:")
+    assert "ERROR: dial tcp: no such host" in line
+
+
+def test_digests_are_lines_for_env_and_for_make_image(path):
+    code, said = digests(path, '[ "$2" = version ] && exit; echo sha256:$(printf 0%.0s {1..64})')
+    assert code == 0
+    assert [line.partition("=")[0] for line in said] == [
+        "PROMETHEUS_IMAGE",
+        "ALERTMANAGER_IMAGE",
+        "GRAFANA_IMAGE",
+        "BASE",
+    ]
+    for line, image in zip(said, IMAGES, strict=True):
+        assert f"={image}" in line
+        assert line.endswith("@sha256:" + "0" * 64)
+
+
+def test_an_answer_that_is_no_digest_is_not_printed_as_one(path):
+    code, said = digests(path, '[ "$2" = version ] && exit; echo "<no value>"')
+    assert code != 0
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("of", ["VARIANT=cuda", "VARIANT=vllm", "TARGET=train"])
+def test_an_image_without_hashes_is_not_built_by_hash(path, of):
+    (Path(path) / "docker").write_text("#!/bin/bash\necho built\n")
+    (Path(path) / "docker").chmod(0o755)
+    done = subprocess.run(
+        ["make", "image", "HASHED=1", of],
+        cwd=ROOT,
+        env={"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "built" not in done.stdout
+    assert "HASHED=1 is for the image that serves on a CPU" in done.stderr
 
 
 def test_caches_of_tools_are_not_in_the_repository():
