@@ -142,7 +142,16 @@ def _identity(members: Sequence[tuple[str, LoadedModel]]) -> Identity:
         max_tokens=min(i.max_tokens for i in identities),
         vocab_size=min(i.vocab_size for i in identities),
         engine_notes=tuple(f"{name}: {note}" for name, loaded in members for note in loaded.identity.engine_notes),
+        score_position=_positions(members),
+        matmul_precision="high" if any(i.matmul_precision == "high" for i in identities) else "highest",
     )
+
+
+def _positions(members: Sequence[tuple[str, LoadedModel]]) -> str:
+    """Where each member reads its score; once where all say the same."""
+    positions = {name: loaded.identity.score_position for name, loaded in members}
+    first, *others = dict.fromkeys(positions.values())
+    return "; ".join(f"{name} {position}" for name, position in positions.items()) if others else first
 
 
 def _contract(members: Sequence[tuple[str, LoadedModel]]) -> ScoringContract:

@@ -226,22 +226,10 @@ def _canaries(served: Served) -> dict[str, Any]:
     }
 
 
+_ELSEWHERE = frozenset({"template", "probes", "heads", "origin", "format"})
+"""Clauses that are too long, or beside the others in `GET /model`."""
+
+
 def _clauses(served: Served) -> dict[str, Any]:
-    contract = served.loaded.contract
-    return {
-        "template_digest": contract.template_digest,
-        "bos_id": contract.bos_id,
-        "end_text": contract.end_text,
-        "end_ids": list(contract.end_ids),
-        "ending": contract.ending,
-        "reads_at": contract.reads_at,
-        "skip_id": contract.skip_id,
-        "tokenizes": contract.tokenizes,
-        "pad_id": contract.pad_id,
-        "truncation": contract.truncation,
-        "max_tokens": contract.max_tokens,
-        "dtype": contract.dtype,
-        "tokenizer_digest": contract.tokenizer_digest,
-        "weights_digest": contract.weights_digest,
-        "head_digest": contract.head_digest,
-    }
+    """Every clause of the contract but a few, so that none is forgotten."""
+    return {name: value for name, value in asdict(served.loaded.contract).items() if name not in _ELSEWHERE}

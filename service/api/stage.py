@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 from typing import Protocol
+from urllib.parse import quote
 
 from model.backends import LoadedModel
 from model.reward import Pipeline
@@ -84,6 +85,12 @@ class Served:
             "calibration": None if calibration is None else calibration.digest,
             "pipeline": self.pipeline.digest,
         }
+
+    @cached_property
+    def headers(self) -> dict[str, str]:
+        """The name (percent-encoded: any name of a folder can be that of a model) and the epoch, as headers of a reply."""
+        name = quote(self.loaded.identity.name, safe=" /:+@,;=()[]!")
+        return {"x-model-name": name, "x-model-epoch": str(self.epoch)}
 
     def has(self, digests: Sequence[str]) -> bool:
         """Whether each of these is the digest of its contract, calibration or pipeline."""

@@ -74,6 +74,31 @@ def test_the_served_name_an_alias_and_no_name_are_answered_with_the_served_name(
     assert not isinstance(said, dict) or said.get("model", "echo") == "echo"
 
 
+OWN = {
+    "/score": {"samples": [{"text": "hello"}]},
+    "/compare": {"comparisons": [{"prompt": "p", "responses": ["a", "b"]}]},
+}
+
+
+@pytest.mark.parametrize("path", OWN)
+def test_our_own_routes_name_the_model_in_headers_too(server, path):
+    answer = server.client.post(path, json=OWN[path])
+    said = answer.json()
+    assert (answer.headers["x-model-name"], answer.headers["x-model-epoch"]) == ("echo", str(said["model_epoch"]))
+    assert (said["model"], said["model_epoch"]) == ("echo", 1)
+
+
+@pytest.mark.parametrize("name", ["echo", "rm", "default"])
+def test_a_name_that_is_good_for_scoring_is_good_for_questions_about_the_model(server, name):
+    assert server.client.get(f"/v1/models/{name}").json()["id"] == "echo"
+    assert server.client.get(f"/v2/models/{name}").json()["name"] == "echo"
+    assert server.client.get(f"/v2/models/{name}/ready").status_code == 200
+    assert server.client.get(f"/v2/models/{name}/versions/1/ready").status_code == 200
+    assert server.client.post(f"/v2/models/{name}/infer", json=TENSOR).status_code == 200
+    for path in (f"/v1/models/not-{name}", f"/v2/models/not-{name}/ready"):
+        assert server.client.get(path).status_code == 404
+
+
 @by_route
 def test_a_digest_of_the_served_model_is_a_name_of_it(server, path):
     credits = server.client.get("/model").json()
@@ -180,7 +205,8 @@ def test_after_a_swap_each_reply_names_the_model_that_scored_it(tmp_path):
         assert epoch
         second = server.client.post("/classify", json=text)
         pinned = server.client.post("/classify?run=held", json=text | {"model": str(old)})
-        for answer, folder in ((first, old), (second, new), (pinned, old)):
+        own = server.client.post("/score", json={"samples": [{"text": "hello world"}]})
+        for answer, folder in ((first, old), (second, new), (pinned, old), (own, new)):
             assert answer.json()["model"] == str(folder)
             assert unquote(answer.headers["x-model-name"]) == str(folder)
         assert pinned.json()["data"] == first.json()["data"] != second.json()["data"]

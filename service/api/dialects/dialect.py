@@ -209,13 +209,17 @@ class Dialect:
         return f"send {', or '.join(' and '.join(form.texts) for form in forms)}"
 
 
+_DEFAULT_NAME = "default"
+"""What SGLang's clients send where none was set."""
+
+
 def check_model(asked: str | None, served: Served, accepted: Collection[str]) -> None:
     """Raise `ModelNotServed` where a request names another model than `served`, which is the one that will score it.
 
-    Good are no name, an empty one, the served name, one of the digests of replies, and the names in `accepted`.
+    Good are no name, an empty one, `default`, the served name, one of the digests of replies, and the names in `accepted`.
     """
     name = served.loaded.identity.name
-    if not asked or asked == name or asked in accepted or served.has((asked,)):
+    if not asked or asked in (name, _DEFAULT_NAME) or asked in accepted or served.has((asked,)):
         return
     # The name that was asked for is not repeated: a message never holds a part of a body.
     raise ModelNotServed(

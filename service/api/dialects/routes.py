@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -28,7 +27,6 @@ T = TypeVar("T")
 Reader = Callable[[], Awaitable[tuple[Form, Any]]]
 """Brings the form of a body, and the body as its record."""
 
-_DEFAULT_NAMES = frozenset({"default"})
 """SGLang's clients send this where their user has named no model."""
 
 
@@ -122,7 +120,7 @@ async def _answer(
     _check_options(said.options, dialect)
     form, content = await read()
     is_activated = _is_activated(form, content, has_value="value" in said.options)
-    accepted = policy.aliases | dialect.fixed_names | _DEFAULT_NAMES
+    accepted = policy.aliases | dialect.fixed_names
     named = request.path_params.get("model") or form.model(content)
 
     async def scored() -> tuple[Served, Sequence[Scored]]:
@@ -139,8 +137,7 @@ async def _answer(
     options = {**policy.options, **said.options}
     answered = Answered(served, results, number, options, clock.now() - began, is_activated)
     reply = form.answer(content, answered)
-    about = {"x-model-name": _as_header(answered.model), "x-model-epoch": str(served.epoch)}
-    return json_response(reply, headers={**about, **dialect.headers(content, answered)})
+    return json_response(reply, headers={**served.headers, **dialect.headers(content, answered)})
 
 
 async def _score(served: Served, samples: Sequence[Asked], deadline: float, origin: Origin) -> Sequence[Scored]:
@@ -170,11 +167,6 @@ def _is_activated(form: Form, content: Any, *, has_value: bool) -> bool:
             field="value",
         )
     return form.activates and not has_value if asked is None else asked
-
-
-def _as_header(name: str) -> str:
-    """A name in ASCII, percent-encoded where it must be: any name of a folder can be that of a model."""
-    return quote(name, safe=" /:+@,;=()[]!")
 
 
 class _Patience:

@@ -57,6 +57,20 @@ def test_it_says_who_is_in_it(members):
     assert loaded.contract.digest not in {m.contract.digest for _, m in members}
 
 
+def test_it_says_where_each_member_reads_its_score(members):
+    same = members[0][1].identity.score_position
+    assert same
+    assert ensemble(members).identity.score_position == same
+    (one, first), (two, second) = members
+    other = replace(second, identity=replace(second.identity, score_position="reads the score elsewhere"))
+    said = ensemble([(one, first), (two, other)]).identity.score_position
+    assert said == f"one {same}; two reads the score elsewhere"
+    for members_of in ([(one, first), (two, other)], [(two, other), (one, first)]):
+        fast = [(n, replace(m, identity=replace(m.identity, matmul_precision="high" if m is first else "highest")))
+                for n, m in members_of]  # fmt: skip
+        assert ensemble(fast).identity.matmul_precision == "high"
+
+
 @pytest.mark.parametrize("clause", ["tokenizer_digest", "template_digest", "end_ids", "max_tokens"])
 def test_members_that_would_read_other_ids_are_refused_by_clause(clause):
     one = echo.load(ModelSpec())

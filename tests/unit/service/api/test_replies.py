@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from model.backends import ModelSpec, echo
 from model.reward import Reward, RewardSettings, build_pipeline
 from model.scorer import DISTANCE
+from service.api.health import _clauses
 from service.api.replies import json_response, result, score_reply
 from service.api.schemas import ScoreReply
 from service.api.stage import Details, Served
@@ -71,3 +72,11 @@ def test_a_reply_has_the_heads_of_the_model_and_nothing_else_that_its_scorer_say
     }
     assert result("a", Scored(failure=Failure("no", "no", {})), Details.of(two, SERVED.pipeline))["heads"] is None
     assert "heads" not in result("a", Scored(Reward(1.0, 1.0), {"score": 1.0, DISTANCE: 3.0}, 3), SERVED.details)
+
+
+def test_every_clause_of_the_contract_is_shown():
+    shown = _clauses(SERVED)
+    contract = LOADED.contract
+    assert {f.name for f in fields(contract)} - set(shown) == {"template", "probes", "heads", "origin", "format"}
+    for clause in ("template_date", "bos_without_template", "template_tail"):
+        assert shown[clause] == getattr(contract, clause)
