@@ -175,6 +175,8 @@ def _tell_of_certificates(log: logs.Logger) -> Callable[[str | None], None]:
 
 
 def _tell_of_requests(metrics: Metrics, log: logs.Logger) -> Callable[[RequestSeen], None]:
+    log = log.bind()  # a logger that is not bound binds itself anew at every line
+
     def tell(seen: RequestSeen) -> None:
         metrics.observe_request(seen.route, seen.status, seen.seconds)
         facts = {k: v for k, v in seen.facts.items() if v is not None}

@@ -76,9 +76,6 @@ class Caller:
         return run in self.runs if self.runs else run not in self.reserved
 
 
-ANYBODY = Caller()
-
-
 @dataclass(frozen=True, slots=True)
 class Key:
     """Who may ask for what. The key itself is not known, its SHA-256 is. `owner`: of the runs that it sends."""

@@ -319,11 +319,13 @@ def _outcome(result: Scored) -> str:
 
 
 def _n_chars(sample: Sample) -> int:
-    if sample.text is not None:
-        return len(sample.text)
-    turns = sample.messages or (sample.prompt if isinstance(sample.prompt, tuple) else ())
-    prompt = len(sample.prompt) if isinstance(sample.prompt, str) else 0
-    return prompt + len(sample.response or "") + sum(len(m.content) for m in turns)
+    text, prompt = sample.text, sample.prompt
+    if text is not None:
+        return len(text)
+    n_response = len(sample.response or "")
+    if isinstance(prompt, str):
+        return len(prompt) + n_response
+    return n_response + sum([len(m.content) for m in sample.messages or prompt or ()])
 
 
 def _chunks(samples: Sequence[Asked]) -> list[Sequence[Asked]]:

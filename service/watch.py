@@ -7,8 +7,8 @@ lasts every sample is looked at, beyond it a part of each request is. Knows noth
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 from model.conversation import Sample, SampleError
 from model.reward import Reward
@@ -37,8 +37,7 @@ _FIRST_PRICE_S = 100e-6
 _NEWEST = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Which training a request belongs to, as far as its caller says. `kl`: of the policy from its start, in nats. `ids`: of
     the samples; None for one without. `owner`: whose key sent it, "" where there are no keys; `is_bound`: that key may send
     certain runs only.

@@ -33,18 +33,14 @@ _ADMIN = "/admin/"
 class Known:
     """A route: its path with the names of its parameters, its methods, and the scope that a key must have; None: no key is needed.
 
-    `pattern` matches its paths, where it has parameters.
+    `pattern` matches its paths, where it has parameters. `is_admin`: it changes what is served.
     """
 
     path: str
     methods: frozenset[str]
     scope: str | None
     pattern: re.Pattern[str] | None = None
-
-    @property
-    def is_admin(self) -> bool:
-        """Whether it changes what is served."""
-        return self.path.startswith(_ADMIN)
+    is_admin: bool = False
 
     def parameters(self, scope: Scope) -> dict[str, str]:
         """Those of a path that it matches."""
@@ -62,11 +58,12 @@ class Access:
             if not isinstance(route, Route):
                 raise TypeError(f"{route!r} is no route with a path")
             scope, methods = _scope_of(route.path, metrics_need_key), frozenset(route.methods or ())
+            is_admin = route.path.startswith(_ADMIN)
             if route.param_convertors:
-                known = Known(route.path_format, methods, scope, route.path_regex)
+                known = Known(route.path_format, methods, scope, route.path_regex, is_admin)
                 self._patterns.append((route.path_regex, known))
             else:
-                self._exact[route.path] = Known(route.path, methods, scope)
+                self._exact[route.path] = Known(route.path, methods, scope, is_admin=is_admin)
         if any(pattern.match(path) for pattern, _ in self._patterns for path in self._exact):
             raise TypeError("a path with parameters matches another route")
 

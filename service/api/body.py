@@ -66,6 +66,11 @@ class Parts:
     strings: int
     values: int
 
+    @property
+    def fewest_bytes(self) -> int:
+        """A body of so many bytes cannot have more parts."""
+        return min(self.containers, self.strings, self.values)
+
     @classmethod
     def of(cls, max_samples: int, max_tokens: int) -> Parts:
         """Room for many turns a sample, and for several times the ids that could be admitted, padding included."""
@@ -93,7 +98,8 @@ async def read(
     """
     _check_media_type(request)
     content = await request.body()
-    await _check_parts(content, parts)
+    if len(content) > parts.fewest_bytes:
+        await _check_parts(content, parts)
     if len(content) > _MOST_ON_LOOP:
         return await asyncio.to_thread(decode, content, decoder, schema, is_foreign)
     try:
@@ -106,7 +112,8 @@ async def read_foreign(request: Request, parts: Parts, read_as: Callable[[Any], 
     """The body as another's wire format: what `read_as` makes of its JSON. Raise as `read` and `read_as` do."""
     _check_media_type(request)
     content = await request.body()
-    await _check_parts(content, parts)
+    if len(content) > parts.fewest_bytes:
+        await _check_parts(content, parts)
     if len(content) > _MOST_ON_LOOP:
         return await asyncio.to_thread(lambda: read_as(values(content)))
     try:
@@ -141,7 +148,7 @@ def _count_parts(content: bytes, most: Parts) -> None:
 
 def _are_few(content: bytes, most: Parts) -> bool:
     """At a glance, which takes next to nothing: whatever looks like a part is counted as one."""
-    if len(content) <= min(most.containers, most.strings, most.values):
+    if len(content) <= most.fewest_bytes:
         return True
     n_containers = content.count(b"{") + content.count(b"[")
     return (
@@ -236,7 +243,9 @@ def _values_once(content: bytes) -> Any:
 
 def n_strings(content: bytes) -> int:
     """How many strings valid JSON has, keys included: each has two quotes that are not escaped."""
-    n_quotes = content.count(b'"') if b"\\" not in content else _n_quotes(content)
+    n_quotes = content.count(b'"')
+    if b"\\" in content and (n_escaped := content.count(b'\\"')):
+        n_quotes = n_quotes - n_escaped if b"\\\\" not in content else _n_quotes(content)
     return n_quotes // 2
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.headers import header
 from service.api.problems import problem
 from service.errors import BodyTimeout, BodyTooLarge, CallerLeft, Overloaded
 
@@ -38,12 +37,12 @@ class Intake:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse at once where the length is announced, else while it streams."""
-        if scope["type"] != "http" or not _has_body(scope):
+        has_body, announced, is_expecting = _announced(scope) if scope["type"] == "http" else (False, b"", False)
+        if not has_body:
             await self._app(scope, receive, send)
             return
         # Who waits for a go-ahead before sending would be given it, only to be refused.
-        body = _Body(receive, self._limits.timeout_s, can_linger=header(scope, b"expect") is None)
-        announced = header(scope, b"content-length") or b""
+        body = _Body(receive, self._limits.timeout_s, can_linger=not is_expecting)
 
         async def counted() -> Message:
             message = await body.receive()
@@ -130,5 +129,14 @@ class _Body:
         return message
 
 
-def _has_body(scope: Scope) -> bool:
-    return header(scope, b"transfer-encoding") is not None or header(scope, b"content-length") not in (None, b"0")
+def _announced(scope: Scope) -> tuple[bool, bytes, bool]:
+    """Whether there is a body, its length where the head says it, and whether the client waits for a go-ahead."""
+    length, is_chunked, is_expecting = b"", False, False
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            length = value
+        elif name == b"transfer-encoding":
+            is_chunked = True
+        elif name == b"expect":
+            is_expecting = True
+    return is_chunked or length not in (b"", b"0"), length, is_expecting

@@ -125,11 +125,11 @@ class KeyCheck:
         ring = self._ring()
         if not ring.is_required:
             self._sites.check(scope)
+            if route is not None and route.is_admin:
+                self._check_is_here(scope)
+            return
         needed = _NO_ROUTE if route is None else route.scope
         if needed is None:
-            return
-        if not ring.is_required:
-            self._check_keyless(scope, route)
             return
         key = ring.find(_key(header(scope, b"authorization") or b""))
         if key is None:
@@ -144,10 +144,9 @@ class KeyCheck:
         # Said for everybody: the task of a pipelined request begins in the context of the one before it.
         pays(account)
 
-    def _check_keyless(self, scope: Scope, route: Known | None) -> None:
+    def _check_is_here(self, scope: Scope) -> None:
         # A page that a browser on this machine shows can send requests to it too; they have an origin.
-        is_here = self._is_loopback and header(scope, b"origin") is None
-        if route is not None and route.is_admin and not is_here:
+        if not self._is_loopback or header(scope, b"origin") is not None:
             raise AdminNeedsKey(
                 "without keys only programs on the server's own machine may do this: set REWARD_KEYS_FILE"
             )

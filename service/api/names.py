@@ -6,6 +6,7 @@ that works: printable characters, also after percent-decoding, however often.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from urllib.parse import unquote
 
 from service.errors import InvalidRequest
@@ -30,6 +31,7 @@ def is_plain(text: str) -> bool:
     return False
 
 
+@lru_cache(maxsize=1024)
 def check_run(run: str) -> str:
     """The name of a run. Raise `InvalidRequest` for one that could not be shown, or acknowledged by URL."""
     if len(run) > LONGEST_NAME:

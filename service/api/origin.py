@@ -12,11 +12,10 @@ from urllib.parse import parse_qsl
 
 from starlette.types import Scope
 
-from service.api.headers import header
 from service.api.names import check_run
 from service.api.wire import MOST_STEPS
 from service.errors import InvalidRequest, RunNotAllowed
-from service.keyring import ANYBODY, Caller
+from service.keyring import Caller
 from service.watch import Origin
 
 _DIGITS = len(str(MOST_STEPS))
@@ -44,7 +43,15 @@ def read(scope: Scope, options: Collection[str] = ()) -> Said:
     """`?run=`, `?step=` and `?only=`, else `x-run`, `x-step` and `x-only`. Raise `InvalidRequest` for a parameter that nobody
     reads.
     """
-    run, step, only = header(scope, b"x-run"), header(scope, b"x-step"), header(scope, b"x-only")
+    run = step = only = None
+    for name, value in scope["headers"]:
+        if name[:2] == b"x-":  # the protocol lets each come once
+            if name == b"x-run":
+                run = value
+            elif name == b"x-step":
+                step = value
+            elif name == b"x-only":
+                only = value
     if run is None and step is None and only is None and not scope["query_string"]:
         return NOTHING
     asked = _query(scope["query_string"], {*options, "run", "step", "only"})
@@ -62,12 +69,16 @@ def of(
     A key that is bound to one run sends that one where it names none. What is found is noted beside the request, so that an answer
     that is remembered can be held to a block.
     """
-    caller: Caller = scope["state"].get("caller", ANYBODY)
-    run = check_run(run) if run else caller.runs.sole
-    if run is not None and not caller.may_send(run):
-        why = "is bound to other runs" if caller.runs else "is not bound to this run, and another key is"
-        raise RunNotAllowed(f"this key {why}: send another run, or see runs= in docs/security.md", field="run")
-    origin = Origin(run, step, kl, ids, caller.owner, bool(caller.runs))
+    run = check_run(run) if run else None
+    caller: Caller | None = scope["state"].get("caller")
+    if caller is None:
+        origin = Origin(run, step, kl, ids)
+    else:
+        run = run or caller.runs.sole
+        if run is not None and not caller.may_send(run):
+            why = "is bound to other runs" if caller.runs else "is not bound to this run, and another key is"
+            raise RunNotAllowed(f"this key {why}: send another run, or see runs= in docs/security.md", field="run")
+        origin = Origin(run, step, kl, ids, caller.owner, bool(caller.runs))
     scope["state"]["origin"] = origin
     return origin
 

@@ -105,6 +105,26 @@ def scoring_routes(
     return router
 
 
+class _Request(Request):
+    """A request whose body is read without a generator."""
+
+    _content: bytes | None = None
+
+    async def body(self) -> bytes:
+        """As there; `Intake` raises where the client has left."""
+        if self._content is None:
+            message = await self.receive()
+            content: bytes = message.get("body", b"")
+            if message.get("more_body", False):
+                parts = [content]
+                while message.get("more_body", False):
+                    message = await self.receive()
+                    parts.append(message.get("body", b""))
+                content = b"".join(parts)
+            self._content = content
+        return self._content
+
+
 class Straight:
     """Answers POST on these routes itself; everything else, a wrong method on them included, is the framework's."""
 
@@ -135,7 +155,7 @@ class Straight:
         if known.pattern is not None:
             scope["path_params"] = known.parameters(scope)
         try:
-            response = await self._idempotency.once(Request(scope, receive), endpoint)
+            response = await self._idempotency.once(_Request(scope, receive), endpoint)
         except RequestRefused as error:
             response = refusal(error, self._overload_status)
             if isinstance(error, Overloaded):

@@ -219,6 +219,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._scoring_routes: frozenset[str] = frozenset()
+        self._seconds: dict[str, Histogram] = {}
         # Otherwise there is one more series for each, which nobody reads.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = _Registry()
@@ -333,7 +334,10 @@ class Metrics:
         """A request has been answered."""
         kind = SCORING if route in self._scoring_routes else DESCRIBING
         self._count("requests_total", 1, route, kind, str(status))
-        self._by_route["request_seconds"].labels(route=route, kind=kind).observe(seconds)
+        child = self._seconds.get(route)
+        if child is None:
+            child = self._seconds[route] = self._by_route["request_seconds"].labels(route=route, kind=kind)
+        child.observe(seconds)
 
     def observe_connection_ended(self, why: str) -> None:
         """A client was too slow, too many, or did not speak HTTP."""

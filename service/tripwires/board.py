@@ -153,7 +153,9 @@ class Board:
 
     def measure(self, name: str | None, yardstick: Yardstick, now: float, owner: str = "") -> None:
         """From now on this run's rewards are another model's, if they are: what is usual is learnt anew, and alarms stay."""
-        run = self._runs.get(self._label_for(_key(name, owner), now))
+        run = self._runs.get(self._labels.get(_key(name, owner), ""))
+        if run is None:
+            run = self._runs.get(self._label_for(_key(name, owner), now))
         if run is not None and run.yardstick is not yardstick:
             _measure_anew(run, yardstick, now)
 
