@@ -35,7 +35,7 @@ T = TypeVar("T")
 _MOST_SELDOM_BYTES = 1_048_576
 _LONGEST_FIELD = 120
 _LONGEST_WORDS = 200
-_MOST_ON_LOOP = 1_048_576
+MOST_ON_LOOP = 1_048_576
 """Bytes of a body that the event loop reads itself, in a few milliseconds where it is right."""
 _MOST_WITH_CARE = 65_536
 """Bytes of a body that the event loop reads again, slowly, where it is wrong."""
@@ -52,6 +52,11 @@ NOT_READ = (
 
 _anything = msgspec.json.Decoder(msgspec.Raw)
 _values = msgspec.json.Decoder()
+_fields_of = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_objects_of = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+
+_STEP = 65_536
+"""Bytes of a large body that are decoded at one go: the reader in C lets no other thread run meanwhile."""
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)  # possessive: it remembers no way back
 
@@ -100,7 +105,7 @@ async def read(
     content = await request.body()
     if len(content) > parts.fewest_bytes:
         await _check_parts(content, parts)
-    if len(content) > _MOST_ON_LOOP:
+    if len(content) > MOST_ON_LOOP:
         return await asyncio.to_thread(decode, content, decoder, schema, is_foreign)
     try:
         return _decode_once(content, decoder)
@@ -114,7 +119,7 @@ async def read_foreign(request: Request, parts: Parts, read_as: Callable[[Any], 
     content = await request.body()
     if len(content) > parts.fewest_bytes:
         await _check_parts(content, parts)
-    if len(content) > _MOST_ON_LOOP:
+    if len(content) > MOST_ON_LOOP:
         return await asyncio.to_thread(lambda: read_as(values(content)))
     try:
         value = _values_once(content)
@@ -123,9 +128,9 @@ async def read_foreign(request: Request, parts: Parts, read_as: Callable[[Any], 
     return read_as(value)
 
 
-async def off_loop(content: bytes, call: Callable[..., T], *arguments: Any) -> T:
+async def off_loop(content: bytes, call: Callable[..., T], *arguments: Any, most: int = _MOST_WITH_CARE) -> T:
     """`call(*arguments)`, on a thread where it reads more of a body than the event loop should."""
-    return call(*arguments) if len(content) <= _MOST_WITH_CARE else await asyncio.to_thread(call, *arguments)
+    return call(*arguments) if len(content) <= most else await asyncio.to_thread(call, *arguments)
 
 
 def says_nothing(value: object) -> bool:
@@ -135,7 +140,7 @@ def says_nothing(value: object) -> bool:
 
 async def _check_parts(content: bytes, most: Parts) -> None:
     """As `check_parts`, at a glance where that is enough; what takes a second of counting leaves the event loop to others."""
-    if len(content) > _MOST_ON_LOOP:
+    if len(content) > MOST_ON_LOOP:
         await asyncio.to_thread(_count_parts, content, most)
     elif not _are_few(content, most):
         await asyncio.to_thread(check_parts, content, most)
@@ -222,14 +227,18 @@ class _MoreStrings(ValueError):
 
 
 def _decode_once(content: bytes, decoder: msgspec.json.Decoder[W]) -> W:
-    decoded = decoder.decode(content)
+    if len(content) <= MOST_ON_LOOP:
+        decoded: W = decoder.decode(content)
+    else:
+        decoded = msgspec.convert(_decode_values(content), decoder.type)
+        _check_names(decoded)
     if n_strings(content) != wire.n_strings(decoded):
         _values_once(content)  # a field that says nothing, or a key twice
     return decoded
 
 
 def _values_once(content: bytes) -> Any:
-    value = _values.decode(content)
+    value = _decode_values(content)
     # Without a colon beyond those behind its own keys it has no other object.
     if not (isinstance(value, dict) and content.count(b":") == len(value)):
         try:
@@ -239,6 +248,47 @@ def _values_once(content: bytes) -> Any:
         if n_strings(content) != n_strings(written):
             raise _MoreStrings
     return value
+
+
+def _decode_values(content: bytes) -> Any:
+    if len(content) <= MOST_ON_LOOP:
+        return _values.decode(content)
+    if content[:_STEP].lstrip()[:1] != b"{":  # no request is that
+        return parse(content, number=_finite)
+    return _in_steps(content)
+
+
+def _in_steps(content: bytes) -> Any:
+    """An object, or a part of one, as `_values.decode` reads it, in calls that let other threads run in between.
+
+    The longest call passes over all of it once. Raise `ValueError` for an object that is no JSON.
+    """
+    begin = content[:_STEP].lstrip()[:1]
+    if len(content) <= _STEP or begin not in (b"{", b"["):
+        return _values.decode(content)
+    if begin == b"{":
+        return {name: _in_steps(bytes(part)) for name, part in _fields_of.decode(content).items()}
+    try:
+        if b'"' not in content and b"{" not in content:
+            return _numbers(content, b"]" if content.count(b"[") > 1 else b",")
+        objects = _objects_of.decode(content)
+    except msgspec.DecodeError:  # texts and numbers in turn, or lists within lists of lists
+        return parse(content, number=_finite)
+    return [{name: _in_steps(bytes(part)) for name, part in fields.items()} for fields in objects]
+
+
+def _numbers(content: bytes, sign: bytes) -> list[Any]:
+    """A list of numbers, decoded from comma to comma, or a list of such lists, from the end of one to that of a later one."""
+    decoded: list[Any] = []
+    at, last = content.index(b"[") + 1, content.rindex(b"]")
+    while at < last:
+        found = content.rfind(sign, at, at + _STEP) if at + _STEP < last else -1
+        if found < 0:
+            found = content.find(sign, at + _STEP, last)
+        end = last if found < 0 else found + (sign == b"]")
+        decoded += _values.decode(b"[" + content[at:end] + b"]")
+        at = content.find(b",", end, last) + 1 or last
+    return decoded
 
 
 def n_strings(content: bytes) -> int:

@@ -6,6 +6,7 @@ Bodies have two readers, a fast one and a careful one. What the fast one reads, 
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 
 import msgspec
 import pytest
@@ -233,6 +234,70 @@ def test_a_large_body_of_another_format_is_read_as_a_small_one(raw):
     )
     assert isinstance(small, RequestRefused) == isinstance(large, RequestRefused)
     assert isinstance(small, RequestRefused) or small == large
+
+
+STEPPED = (
+    JSONS
+    | st.lists(st.integers(-9, 999) | st.none() | st.floats(-1, 1) | st.integers())
+    | st.lists(
+        st.lists(st.integers(0, 999), max_size=5) | st.lists(st.lists(st.integers(0, 9), max_size=2), max_size=3)
+    )
+)
+
+
+@contextmanager
+def in_small_steps():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(body, "_STEP", 8)
+        patch.setattr(body, "MOST_ON_LOOP", 0)
+        yield
+
+
+@given(bodies(st.dictionaries(TEXT, STEPPED, max_size=3) | STEPPED))
+@example(b'{"a":[1,2],"b":[1,,2]}')
+@example(b'{"a":[[1,2,3,4],[5,6],[[7,8,9,10,11]],[1]]}')
+@example(b'{"a":[ 1 , 2 , 33333333333 , 4 ] , "b" : [ [ 1 , 2 ] , [ ] , [ 3 ] ] } ')
+@example(b'{"a":[1,2,3,4,5,"x",6,7,{"b":1}]}')
+@example(b'{"a":[{"b":[1,2,3,4,5,6]},{"b":"\\ud800"}]}')
+@example(b'{"a":[1,2,3,4,5,6,7,8]} x')
+@example(b"[1,2,3,4,5,6,7,8] x")
+@example(b'{"a":[1,2,3,4,5,6,7,' + b"9" * 5000 + b"]}")
+def test_what_is_decoded_in_steps_is_what_is_decoded_at_once(raw):
+    with in_small_steps():
+        stepped = outcome(body.values, raw)
+    at_once = outcome(body.parse, raw, None, body._finite)
+    assert isinstance(stepped, RequestRefused) == isinstance(at_once, RequestRefused), (stepped, at_once)
+    assert isinstance(stepped, RequestRefused) or repr(stepped) == repr(at_once)
+
+
+@given(bodies(REQUESTS))
+@example(b'{"samples":[{"id":"\\udfff","text":"a"}]}')
+@example(b'{"samples":[{"text":"a","text":"b"}]}')
+def test_a_request_is_read_in_steps_as_at_once(raw):
+    with in_small_steps():
+        stepped = outcome(body.decode, raw, *READERS["/score"])
+    same(stepped, outcome(body.decode, raw, *READERS["/score"]))
+
+
+def test_no_step_reads_more_than_some_numbers(monkeypatch):
+    seen, values = [], body._values
+
+    class Watched:
+        def decode(self, content):
+            seen.append(len(content))
+            return values.decode(content)
+
+    monkeypatch.setattr(body, "_values", Watched())
+    ids = list(range(100, 999)) * 600
+    for large in (
+        {"samples": [{"input_ids": ids}]},
+        {"samples": [{"input_ids": ids[:1000]}] * 600},
+        {"input": ids},
+        {"input": [ids[:1000]] * 600},
+        {"inputs": [{"name": "tokens", "data": ids}, {"name": "other", "data": [ids[:9]] * 60_000}]},
+    ):
+        assert body.values(json.dumps(large).encode()) == large
+    assert max(seen) <= body._STEP + 8_000
 
 
 def test_what_is_wrong_with_a_large_body_is_named_by_line_and_column_and_not_quoted():

@@ -127,7 +127,7 @@ async def _answer(
         served = stage.served_for(whence.run, said.only)
         check_model(named, served, accepted)
         check_version(request.path_params.get("version"), served)
-        samples = form.ask(content, served)
+        samples = await body.off_loop(await request.body(), form.ask, content, served, most=body.MOST_ON_LOOP)
         bound(len(samples), bounds, "samples")
         note(request, run=whence.run, step=whence.step, samples=len(samples), epoch=served.epoch)
         return served, await _score(served, samples, deadline, whence)
