@@ -8,11 +8,14 @@ from model.shortage import explain_shortage
 explain_shortage("reward-train")
 
 import argparse
+import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from model.calibration import CalibrationError
 from model.checkpoint import CheckpointError
@@ -49,20 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     config: Config | None = None
     try:
-        with _without_tracebacks_of_threads():
+        with _without_tracebacks_of_threads(), _sigterm_as_sigint():
             config = recipe.load(Path(options.config), options.set)
             _run(options.verb, config, options.checkpoint, options.folds)
     except _EXPECTED as error:
         return _end(2, str(error))
     except RunFailed as error:
-        return _end(3, f"{error}{_how_to_go_on(config)}")
+        return _end(3, f"{error}{_how_to_go_on(config, options.verb)}")
     except (Stopped, KeyboardInterrupt) as error:
-        return _end(130, f"{error or 'stopped'}.{_how_to_go_on(config)}")
+        return _end(130, f"{str(error) or 'stopped'}.{_how_to_go_on(config, options.verb)}")
     except Exception as error:
         reason = explain(error)
         if reason is None:
             raise
-        return _end(3, f"{reason}{_how_to_go_on(config)}")
+        return _end(3, f"{reason}{_how_to_go_on(config, options.verb)}")
     return 0
 
 
@@ -71,14 +74,36 @@ def _end(code: int, message: str) -> int:
     return code
 
 
-def _how_to_go_on(config: Config | None) -> str:
-    """Where a run that broke off can go on from."""
-    if config is None:
+def _how_to_go_on(config: Config | None, verb: str) -> str:
+    """The step that a training which broke off can go on from; the other verbs begin anew."""
+    if config is None or verb != "train":
         return ""
     from training.steps import last_complete
 
     step = last_complete(Path(config.output.folder) / "steps")
     return f" Go on from {step.name} with --set output.resume=true." if step else " Nothing is saved yet to go on from."
+
+
+@contextmanager
+def _sigterm_as_sigint() -> Iterator[None]:
+    """Let SIGTERM end the program as Ctrl-C does, so that half-written files are removed; a second one ends it at once.
+
+    Training has handlers of its own, which finish the step. One of several processes keeps the default action: inside a collective
+    no Python handler would run.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

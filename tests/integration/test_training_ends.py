@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import re
 import signal
 import threading
@@ -19,7 +20,7 @@ from model.contract import ScoringContract
 from tests.support import training_world as world
 from tests.support.checkpoints import merge_newlines, value_head
 from tests.support.full_disk import SmallDisk, why_none
-from training import calibrate, export, hub, output, report, run, trainer
+from training import calibrate, export, hub, output, recipe, report, run, sequences, trainer
 from training.__main__ import main
 from training.calibrate import NothingToFit
 from training.recipe import load
@@ -272,6 +273,66 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_as_if_nothing_was(
     losses = [[line["loss"] for line in curve if "loss" in line] for curve in curves]
     assert len(losses[0]) == 6
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+PHASES = {
+    "reading": ("training.data.load", ()),
+    "encoding": ("training.sequences.encode", ()),
+    "features": ("training.run.features", ()),
+    "judging": ("training.finish.scoring.read", ()),
+    "the contract": ("training.export.write_contract", ()),
+    "the weights": ("training.export.write", ()),
+    "the report": ("training.report.write", ("checkpoint",)),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_signal_outside_of_training_ends_with_a_line_and_leaves_nothing_half_written(
+    tmp_path, sft, pairs, capsys, monkeypatch, phase, number
+):
+    place, kept = PHASES[phase]
+    module, _, name = place.rpartition(".")
+    real = getattr(pkgutil.resolve_name(module), name)
+
+    def interrupted(*args, **kwargs):
+        done = real(*args, **kwargs)  # what it has written is there, and goes
+        signal.raise_signal(number)
+        return done
+
+    monkeypatch.setattr(place, interrupted)
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    assert main(["--config", frozen(tmp_path, sft, pairs)]) == 130
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    assert one_line(capsys).startswith("reward-train: stopped. ")
+    out = {path.name for path in (tmp_path / "out").iterdir()} - {".lock", "recipe.json"}
+    assert out - {"report.html"} == set(kept)
+    monkeypatch.undo()
+    assert main(["--config", frozen(tmp_path, sft, pairs), "--set", f"output.folder={tmp_path / 'again'}"]) == 0
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "calibrate", "crossvalidate"])
+def test_a_signal_ends_the_other_verbs_too(tmp_path, sft, pairs, capsys, monkeypatch, verb):
+    recipe = frozen(tmp_path, sft, pairs)
+    assert main(["--config", recipe]) == 0
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.name != ".lock"}
+    real = sequences.encode
+    monkeypatch.setattr(
+        sequences, "encode", lambda *a, **k: real(*a, **k) if signal.raise_signal(signal.SIGTERM) else None
+    )
+    assert main([verb, "--config", recipe]) == 130
+    assert one_line(capsys) == "reward-train: stopped."
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.name != ".lock"} == files
+
+
+def test_with_several_processes_a_signal_keeps_its_action(tmp_path, sft, pairs, monkeypatch):
+    """A process that waits for another one inside a collective would never get to a handler of Python."""
+    seen = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(recipe, "load", lambda *_: seen.append(signal.getsignal(signal.SIGTERM)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["--config", frozen(tmp_path, sft, pairs)])
+    assert seen == [signal.getsignal(signal.SIGTERM)]
 
 
 def test_a_second_signal_ends_at_once(tmp_path, sft, pairs, capsys, monkeypatch):
