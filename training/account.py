@@ -24,7 +24,7 @@ _SAME_GROUP, _LEAKED = "in a group that eval_sources has", "with a response that
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class RowCounts:
     """`n_rows` is the sum of all that follows, up to `n_held_out`. The rest counts among the pairs that are used.
 
     `n_contradicting` pairs have an opposite: the same two responses, preferred the other way. `n_duplicate` repeat another.
@@ -46,10 +46,10 @@ class Account:
     notes: tuple[str, ...] = ()
 
 
-def account(split: Split, train: PairTable, held_out: PairTable, overlap: Overlap) -> Account:
+def count_rows(split: Split, train: PairTable, held_out: PairTable, overlap: Overlap) -> RowCounts:
     """Count. `train` is what the overlap has left."""
     tables = (train, held_out)
-    return Account(
+    return RowCounts(
         n_rows=split.n_rows,
         n_bad=len(split.bad),
         n_spare=sum(r.n_spare for r in split.read),
@@ -105,7 +105,7 @@ def _ids(pairs: Iterable[Pair]) -> set[str]:
     return {pair.id for pair in pairs}
 
 
-def lines(found: Account) -> Iterator[str]:
+def lines(found: RowCounts) -> Iterator[str]:
     """The summary before training, a line a fact."""
     yield f"rows read: {found.n_rows:,}"
     lost = {

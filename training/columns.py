@@ -24,7 +24,7 @@ _N_NAMES = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class SourceColumns:
     """The columns of one source. `source` has None for a column that is not read.
 
     `implicit`: without a prompt column, whole conversations are `declared` by the recipe or were `found` in the rows.
@@ -39,12 +39,12 @@ class Layout:
     unread: tuple[str, ...] = ()
 
 
-def layout(rows: Sequence[Row], source: SourceConfig) -> Layout:
+def find_columns(rows: Sequence[Row], source: SourceConfig) -> SourceColumns:
     """Look at all rows. Raise `ConfigError` for a named column that none of them has."""
     values = [row.values for row in rows if row.values is not None]
     n_with = Counter(key for row in values for key, value in row.items() if value is not None)
     if not values:
-        return Layout(source, 0, n_with)
+        return SourceColumns(source, 0, n_with)
     keys: dict[str, Any] = {
         name: _present(name, getattr(source, name), n_with, len(values), source) for name in _DEFAULT
     }
@@ -57,10 +57,10 @@ def layout(rows: Sequence[Row], source: SourceConfig) -> Layout:
         if implicit == "found" and not any(_is_whole(row, found) for row in values):
             raise ConfigError(_no_prompt(n_with, len(values), source))
     unread = tuple(sorted(set(map(str, n_with)) - {key for key in keys.values() if key}))
-    return Layout(found, len(values), n_with, implicit, _repeats(values, found), unread)
+    return SourceColumns(found, len(values), n_with, implicit, _repeats(values, found), unread)
 
 
-def notes(found: Layout) -> Iterator[str]:
+def notes(found: SourceColumns) -> Iterator[str]:
     """How the columns were read, where it is not by their names alone."""
     if found.implicit:
         yield f"no prompt column: chosen and rejected are read whole ({found.implicit})"

@@ -43,7 +43,7 @@ def crossvalidate(config: Config, n_folds: int) -> Result:
 
 
 def _crossvalidate(config: Config, n_folds: int) -> Result:
-    clock = finish.Clock()
+    timer = finish.RunTimer()
     check_optimizer(config)
     # Every pair of the sources is held out once; the recipe's own held-out share has no part in it.
     config = replace(config, data=replace(config.data, eval_fraction=0.0))
@@ -68,7 +68,7 @@ def _crossvalidate(config: Config, n_folds: int) -> Result:
         scores_NH = _scores(config, fresh(), replace(tables, train=held_in, held_out=held_out), table, features)
         scores_of[fold] = folds.standardise(scores_NH, held_in, config.model.heads)
     pooled, scores_NH = folds.pool(table, fold_P, scores_of)
-    facts = _facts(config, tables, n_folds) | {"pairs left out of a fold's training": n_leaked} | clock.facts()
+    facts = _facts(config, tables, n_folds) | {"pairs left out of a fold's training": n_leaked} | timer.facts()
     return _report(config, facts, pooled, scores_NH, n_leaked)
 
 

@@ -152,7 +152,7 @@ def read_source(source: SourceConfig, *, head: str, salt: str = "", cache: str |
     pairs: list[Pair] = []
     bad: list[BadRow] = []
     rows = list(sources.read(source, cache))
-    found = columns.layout(rows, source)
+    found = columns.find_columns(rows, source)
     for row in rows:
         try:
             pairs.append(to_pair(row, found, head))

@@ -25,7 +25,7 @@ from model.encoding import Encoder
 from model.encoding_policy import EncodingPolicy
 from model.traits import Lexicon, of_ids, of_text
 from training import calibrate, data, evaluate, export, hidden, output, recipe, report, scoring
-from training.account import Account
+from training.account import RowCounts
 from training.calibrate import NothingToFit
 from training.config import Config
 from training.console import say, show
@@ -42,11 +42,11 @@ class Tables:
     split: data.Split
     train: PairTable
     held_out: PairTable
-    account: Account
+    account: RowCounts
     policy: EncodingPolicy
 
 
-class Clock:
+class RunTimer:
     """When a run began, and how long it has taken."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Made:
     """How the weights were made: the verb, since when, the figures `before` training, and the log of its steps."""
 
     verb: str
-    clock: Clock
+    timer: RunTimer
     before: tuple[Metrics, ...] = ()
     history: tuple[dict[str, float], ...] = ()
 
@@ -92,7 +92,7 @@ def finish(config: Config, trained: Checkpoint, tables: Tables, folder: Path, ma
     facts |= {"calibration": calibration.digest if calibration else None, "hidden states": about_hidden}
     facts |= {"not calibrated": uncalibrated} if uncalibrated else {}
     facts |= {"notes": list(trained.notes)} if trained.notes else {}
-    facts |= {"heads": dict(zip(*heads, strict=True))} | made.clock.facts()
+    facts |= {"heads": dict(zip(*heads, strict=True))} | made.timer.facts()
     details = {
         "metrics": [asdict(m) for m in metrics],
         "cross-use": [asdict(m) for m in crossed],

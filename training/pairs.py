@@ -14,7 +14,7 @@ from typing import Any
 
 from model.conversation import Message, Sample, SampleError, check_text
 from training import turns
-from training.columns import Layout, common_text
+from training.columns import SourceColumns, common_text
 from training.config import SourceConfig, shown
 from training.sources import Row
 
@@ -67,45 +67,45 @@ class _Sides:
     prompt_key: str
 
 
-def to_pair(row: Row, layout: Layout, head: str) -> Pair:
+def to_pair(row: Row, columns: SourceColumns, head: str) -> Pair:
     """The pair of one row. Raise `FieldError`."""
     if row.values is None:
         raise FieldError("row", row.error)
-    values, source = row.values, layout.source
+    values, source = row.values, columns.source
     _refuse_unread_columns(values, source)
-    sides = _sides(values, layout)
+    sides = _sides(values, columns)
     if sides.chosen == sides.rejected:
         raise FieldError(source.rejected_key, "is equal to the chosen response: nothing was preferred")
     for key, sample in ((source.chosen_key, sides.chosen), (source.rejected_key, sides.rejected)):
         _check_sample(sample, key)
-    group = _name(values, source.group_key, layout)
+    group = _name(values, source.group_key, columns)
     return Pair(
         id=f"{row.file}:{row.line}",
-        source=source.name or _name(values, source.source_key, layout) or source.path,
+        source=source.name or _name(values, source.source_key, columns) or source.path,
         group=group if group is not None else hashlib.sha256(sides.prompt_key.encode("utf-8")).hexdigest()[:16],
         head=head,
         chosen=sides.chosen,
         rejected=sides.rejected,
         chosen_text=sides.chosen_text,
         rejected_text=sides.rejected_text,
-        margin=_margin(_value(values, source.margin_key, layout), str(source.margin_key)),
+        margin=_margin(_value(values, source.margin_key, columns), str(source.margin_key)),
         weight=source.weight,
     )
 
 
-def _value(values: dict[str, Any], key: str | None, layout: Layout) -> Any:
+def _value(values: dict[str, Any], key: str | None, columns: SourceColumns) -> Any:
     """The value of a column; None where the source has no such column. Raise `FieldError` where only this row has none."""
     value = None if key is None else values.get(key)
     if key is not None and value is None:
-        n = layout.n_with.get(key, 0)
+        n = columns.n_with.get(key, 0)
         has = ", ".join(sorted(str(k) for k, v in values.items() if v is not None))
-        raise FieldError(key, f"is missing; {n} of the {layout.n_rows} rows have it, this one has {has or 'nothing'}")
+        raise FieldError(key, f"is missing; {n} of the {columns.n_rows} rows have it, this one has {has or 'nothing'}")
     return value
 
 
-def _name(values: dict[str, Any], key: str | None, layout: Layout) -> str | None:
+def _name(values: dict[str, Any], key: str | None, columns: SourceColumns) -> str | None:
     """The text of a column that names something; a whole number is one too. Raise `FieldError` for another value."""
-    value = _value(values, key, layout)
+    value = _value(values, key, columns)
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # tables of numbers with gaps have them as floats
     if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
@@ -166,25 +166,25 @@ def _margin(value: Any, field: str) -> float:
     return float(value)
 
 
-def _sides(values: dict[str, Any], layout: Layout) -> _Sides:
+def _sides(values: dict[str, Any], columns: SourceColumns) -> _Sides:
     """Which of TRL's formats this row is written in, read accordingly."""
-    source = layout.source
-    prompt = _value(values, source.prompt_key, layout)
-    chosen = _side(values, source.chosen_key, layout)
-    rejected = _side(values, source.rejected_key, layout)
+    source = columns.source
+    prompt = _value(values, source.prompt_key, columns)
+    chosen = _side(values, source.chosen_key, columns)
+    rejected = _side(values, source.rejected_key, columns)
     if isinstance(chosen, str) and isinstance(rejected, str):
         if prompt is None:
-            return _implicit_text(chosen, rejected, layout)
-        return _explicit_text(_prompt(prompt, source), chosen, rejected, values, layout)
+            return _implicit_text(chosen, rejected, columns)
+        return _explicit_text(_prompt(prompt, source), chosen, rejected, values, columns)
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise FieldError(source.rejected_key, "one of chosen and rejected is a string and the other is messages")
     if prompt is None:
-        return _implicit_messages(chosen, rejected, layout)
-    return _explicit_messages(_prompt(prompt, source), chosen, rejected, values, layout)
+        return _implicit_messages(chosen, rejected, columns)
+    return _explicit_messages(_prompt(prompt, source), chosen, rejected, values, columns)
 
 
-def _side(values: dict[str, Any], field: str, layout: Layout) -> str | tuple[Message, ...]:
-    value = _value(values, field, layout)
+def _side(values: dict[str, Any], field: str, columns: SourceColumns) -> str | tuple[Message, ...]:
+    value = _value(values, field, columns)
     if isinstance(value, str):
         if not value:
             raise FieldError(field, "is empty")
@@ -239,10 +239,10 @@ def _prompt(value: Any, source: SourceConfig) -> str | tuple[Message, ...]:
     return _messages(value, field)
 
 
-def _context(values: dict[str, Any], layout: Layout) -> str | None:
+def _context(values: dict[str, Any], columns: SourceColumns) -> str | None:
     """The passages to put before the prompt, where the recipe asks for them."""
-    key = layout.source.context_key
-    context = _value(values, key, layout)
+    key = columns.source.context_key
+    context = _value(values, key, columns)
     if context is not None and not isinstance(context, str):
         raise FieldError(str(key), f"is a {type(context).__name__}; it must be text")
     return context
@@ -257,12 +257,12 @@ def _with_context(prompt: tuple[Message, ...], context: str | None) -> tuple[Mes
 
 
 def _explicit_text(
-    prompt: str | tuple[Message, ...], chosen: str, rejected: str, values: dict[str, Any], layout: Layout
+    prompt: str | tuple[Message, ...], chosen: str, rejected: str, values: dict[str, Any], columns: SourceColumns
 ) -> _Sides:
     """A prompt and two texts that answer it."""
-    context, asked_text = _context(values, layout), prompt if isinstance(prompt, str) else turns.last_asked(prompt)
-    answers = _without_prompt(asked_text, chosen, rejected, layout)
-    if isinstance(prompt, str) and layout.source.strings == "raw":
+    context, asked_text = _context(values, columns), prompt if isinstance(prompt, str) else turns.last_asked(prompt)
+    answers = _without_prompt(asked_text, chosen, rejected, columns)
+    if isinstance(prompt, str) and columns.source.strings == "raw":
         before = prompt if context is None else f"{context}\n\n{prompt}"
         texts = [Sample(text=before + answer, n_prompt_chars=len(before)) for answer in answers]
         return _Sides(texts[0], texts[1], *answers, before)
@@ -271,12 +271,12 @@ def _explicit_text(
     return _Sides(samples[0], samples[1], *answers, _key(asked))
 
 
-def _without_prompt(prompt: str, chosen: str, rejected: str, layout: Layout) -> tuple[str, str]:
+def _without_prompt(prompt: str, chosen: str, rejected: str, columns: SourceColumns) -> tuple[str, str]:
     """The answers alone: where all of a source begin with their prompt, what comes after it."""
-    field = layout.source.chosen_key
+    field = columns.source.chosen_key
     chosen_rest, rejected_rest = turns.cut(prompt, chosen), turns.cut(prompt, rejected)
     if chosen_rest is not None and rejected_rest is not None:
-        if layout.repeats:
+        if columns.repeats:
             return chosen_rest, rejected_rest
         if turns.is_long(prompt):
             raise FieldError(
@@ -296,26 +296,26 @@ def _explicit_messages(
     chosen: tuple[Message, ...],
     rejected: tuple[Message, ...],
     values: dict[str, Any],
-    layout: Layout,
+    columns: SourceColumns,
 ) -> _Sides:
     """A prompt and two lists of messages, which may repeat it."""
-    if isinstance(prompt, str) and layout.source.strings == "raw":
-        raise FieldError(layout.source.chosen_key, "strings: raw joins a prompt with a response; both must be text")
+    if isinstance(prompt, str) and columns.source.strings == "raw":
+        raise FieldError(columns.source.chosen_key, "strings: raw joins a prompt with a response; both must be text")
     try:
         own, *answers = turns.split(prompt, chosen, rejected)
     except turns.TurnsMismatch as error:
-        raise FieldError(layout.source.chosen_key, str(error)) from None
+        raise FieldError(columns.source.chosen_key, str(error)) from None
     if all(len(answer) == 1 for answer in answers):
-        _without_prompt(turns.last_asked(own), answers[0][0].content, answers[1][0].content, layout)
-    asked = _with_context(own, _context(values, layout))
+        _without_prompt(turns.last_asked(own), answers[0][0].content, answers[1][0].content, columns)
+    asked = _with_context(own, _context(values, columns))
     samples = [Sample(messages=(*asked, *answer)) for answer in answers]
     texts = ["\n".join(m.content for m in answer) for answer in answers]
     return _Sides(samples[0], samples[1], texts[0], texts[1], _key(asked))
 
 
-def _implicit_messages(chosen: tuple[Message, ...], rejected: tuple[Message, ...], layout: Layout) -> _Sides:
-    if layout.implicit == "found" and not turns.is_conversation(chosen, rejected):
-        raise FieldError(layout.source.chosen_key, _NO_USER)
+def _implicit_messages(chosen: tuple[Message, ...], rejected: tuple[Message, ...], columns: SourceColumns) -> _Sides:
+    if columns.implicit == "found" and not turns.is_conversation(chosen, rejected):
+        raise FieldError(columns.source.chosen_key, _NO_USER)
     n = _n_common(chosen, rejected)
     prompt = chosen[:n]
     texts = ["\n".join(m.content for m in side[n:]) for side in (chosen, rejected)]
@@ -323,14 +323,14 @@ def _implicit_messages(chosen: tuple[Message, ...], rejected: tuple[Message, ...
     return _Sides(Sample(messages=chosen), Sample(messages=rejected), texts[0], texts[1], key)
 
 
-def _implicit_text(chosen: str, rejected: str, layout: Layout) -> _Sides:
+def _implicit_text(chosen: str, rejected: str, columns: SourceColumns) -> _Sides:
     """Rendered conversations. The prompt is their common beginning, back to the last `Assistant:` or line end.
 
     Two responses often begin alike; cut at the character, the prompt of one question would differ from row to row.
     """
     common = common_text(chosen, rejected)
-    if layout.implicit == "found" and not turns.is_rendered(common):
-        raise FieldError(layout.source.chosen_key, _NO_USER)
+    if columns.implicit == "found" and not turns.is_rendered(common):
+        raise FieldError(columns.source.chosen_key, _NO_USER)
     turn = common.rfind("Assistant:")
     n = turn + len("Assistant:") if turn >= 0 else common.rfind("\n") + 1
     key = common[:n] or "\n".join(sorted((chosen, rejected)))

@@ -34,7 +34,7 @@ from training.config import Config, ConfigError
 from training.console import say, show
 from training.evaluate import Metrics
 from training.export import read_probes
-from training.finish import Clock, Made, Tables, facts_of, figures, finish, independence, judge, score, summary
+from training.finish import Made, RunTimer, Tables, facts_of, figures, finish, independence, judge, score, summary
 from training.losses import USES_MARGIN, pair_loss
 from training.methods import CachedNetwork, adapt, check_targets, fit_logistic
 from training.sequences import PairTable
@@ -48,7 +48,7 @@ def train(config: Config) -> Path:
     """Train, and write everything that a run writes. Return the checkpoint's folder."""
     torch.manual_seed(config.seed)
     folder = Path(config.output.folder)
-    clock = Clock()
+    timer = RunTimer()
     with _alone_in(folder):
         resume_from = _where_to_resume(config, folder)
         check_optimizer(config)
@@ -67,7 +67,7 @@ def train(config: Config) -> Path:
         initialise_heads(config, start, tables.train, hidden_ND)
         trained, history = fit(config, start, tables, hidden_ND, folder, resume_from)
         if trained is not None:
-            made = Made("train", clock, tuple(before), tuple(history))
+            made = Made("train", timer, tuple(before), tuple(history))
             finish(config, trained, tables, folder, made)
     _process().wait_for_everyone()
     return folder / "checkpoint"
@@ -75,7 +75,7 @@ def train(config: Config) -> Path:
 
 def evaluate_checkpoint(config: Config, path: str) -> tuple[list[Metrics], Path]:
     """Judge an existing reward model on the recipe's held-out pairs; write a report. Return figures and its path."""
-    clock = Clock()
+    timer = RunTimer()
     checkpoint = _with_limits(config, _read(config, path))
     tables = encode(_own_heads(config, checkpoint), checkpoint, is_bound=True)
     _require_held_out(tables, "evaluate")
@@ -86,7 +86,7 @@ def evaluate_checkpoint(config: Config, path: str) -> tuple[list[Metrics], Path]
     crossed = figures(config, evaluate.cross_slices(tables.held_out, scores_NH, *heads))
     folder = Path(config.output.folder)
     page = folder / "evaluation.html"
-    facts = {"made by": f"reward-train evaluate --checkpoint {path}", **facts_of(config, tables), **clock.facts()}
+    facts = {"made by": f"reward-train evaluate --checkpoint {path}", **facts_of(config, tables), **timer.facts()}
     shown = report.Page(
         f"Evaluation of {path}", facts, metrics, (), judged, recipe.plain(config), crossed,
         independence=independence(tables, checkpoint.folder),
@@ -99,7 +99,7 @@ def evaluate_checkpoint(config: Config, path: str) -> tuple[list[Metrics], Path]
 def calibrate_checkpoint(config: Config, path: str) -> Path:
     """Fit the calibration of an existing reward model on the recipe's held-out pairs; write it as a new checkpoint."""
     folder = Path(config.output.folder)
-    clock = Clock()
+    timer = RunTimer()
     with _alone_in(folder):
         if Path(path).resolve() != (folder / "checkpoint").resolve():
             output.refuse_finished(folder)
@@ -107,13 +107,13 @@ def calibrate_checkpoint(config: Config, path: str) -> Path:
         own = _own_heads(config, checkpoint)
         tables = encode(own, checkpoint, is_bound=True)
         _require_held_out(tables, "calibrate")
-        return finish(own, checkpoint, tables, folder, Made("calibrate", clock))
+        return finish(own, checkpoint, tables, folder, Made("calibrate", timer))
 
 
 def export_last_step(config: Config) -> Path:
     """Finish a run that was stopped: the newest complete step checkpoint becomes the checkpoint."""
     folder = Path(config.output.folder)
-    clock = Clock()
+    timer = RunTimer()
     with _alone_in(folder):
         step = last_complete(folder / "steps")
         if step is None:
@@ -125,7 +125,7 @@ def export_last_step(config: Config) -> Path:
         start = replace(start, policy=tables.policy)
         _wrap(config, start)
         load_weights(start.network, step)
-        return finish(config, start, tables, folder, Made("export", clock, history=tuple(history_of(step))))
+        return finish(config, start, tables, folder, Made("export", timer, history=tuple(history_of(step))))
 
 
 def _alone_in(folder: Path) -> AbstractContextManager[None]:
@@ -197,7 +197,7 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False) -> Tabl
             f"none of {len(train_table)} training pairs is left: each has a response that is held out, under another group. "
             "Hold out other pairs."
         )
-    counts = account.account(split, kept, held_out, overlap)
+    counts = account.count_rows(split, kept, held_out, overlap)
     for line in account.lines(counts):
         show(line)
     return Tables(split, kept, held_out, counts, fitted.policy)

@@ -94,8 +94,8 @@ def _packed(
 
 def _objection(truth: Truth, scorer: PackedScorer) -> str | None:
     """Why this engine is not to be used, or None: first without the weights that it will let go of, then with them."""
-    for hidden in (True, False):
-        scorer.hide_weights(hidden)
+    for withheld in (True, False):
+        scorer.withhold_weights(withheld)
         objection = truth.objection(scorer, is_high=scorer.matmul_precision == "high")
         if objection is None:
             return None

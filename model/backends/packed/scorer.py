@@ -111,11 +111,6 @@ class PackedScorer:
         return True
 
     @property
-    def trims(self) -> bool:
-        """Whether the last layer computes only what is read."""
-        return self._last is not None
-
-    @property
     def matmul_precision(self) -> MatmulPrecision:
         """What was got of what was asked for; it says something of float32 on a CPU only."""
         return self._weights.precision if self._weights else "highest"
@@ -161,10 +156,10 @@ class PackedScorer:
             self._last.remove()
         self._network.backbone.set_attn_implementation(self._with)
 
-    def hide_weights(self, hidden: bool) -> None:
-        """Whether the network is without the weights that `settle` lets go of."""
+    def withhold_weights(self, withheld: bool) -> None:
+        """Take the weights that `settle` frees out of the network, or put them back."""
         if self._weights:
-            self._weights.hide() if hidden else self._weights.show()
+            self._weights.withhold() if withheld else self._weights.restore()
 
     def settle(self) -> None:
         """This engine stays: let go of what only another one would need."""

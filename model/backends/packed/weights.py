@@ -44,7 +44,7 @@ class PackedWeights:
         self.note: str | None = None
         self.kernels: Kernels | None = None
         self._stand_ins: list[StandIn] = []
-        self._hidden: list[tuple[nn.Linear, nn.Parameter]] = []
+        self._withheld: list[tuple[nn.Linear, nn.Parameter]] = []
         linears = [m for m in backbone.modules() if type(m) is nn.Linear and _is_plain(m.weight)]
         if asked == "high" and linears:
             try:
@@ -67,28 +67,28 @@ class PackedWeights:
 
     def remove(self) -> None:
         """The layers are as they were. Not after `release`."""
-        self.show()
+        self.restore()
         for each in self._stand_ins:
             each.module.__dict__.pop("forward", None)
 
-    def hide(self) -> None:
+    def withhold(self) -> None:
         """Put NaN in place of the unpacked weights, of which only the shape is left: as it will be after `release`.
 
         A layer whose weight is used by others than its own forward (routers do that) then gives no score at all.
         """
         for layer in (layer for each in self._stand_ins for layer in each.linears):
-            self._hidden.append((layer, layer.weight))
+            self._withheld.append((layer, layer.weight))
             layer.weight = nn.Parameter(torch.full((1,), math.nan).expand(layer.weight.shape), requires_grad=False)
 
-    def show(self) -> None:
-        """The unpacked weights are back. Not after `release`."""
-        for layer, weight in self._hidden:
+    def restore(self) -> None:
+        """Put the unpacked weights back. Not after `release`."""
+        for layer, weight in self._withheld:
             layer.weight = weight
-        self._hidden.clear()
+        self._withheld.clear()
 
     def release(self) -> None:
-        """Let go of the unpacked weights that are hidden: a model is not to be held twice."""
-        self._hidden.clear()
+        """Free the unpacked weights that are withheld: a model is not to be held twice."""
+        self._withheld.clear()
 
 
 def _native(backbone: nn.Module, linears: Sequence[nn.Linear], kernels: Kernels) -> list[StandIn]:

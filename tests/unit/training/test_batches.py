@@ -20,7 +20,7 @@ from training.sequences import EncodingFailed, PairTable, TokenSequence
 
 def pairs_of(rows):
     read = [sources.Row("f", i, row) for i, row in enumerate(rows, 1)]
-    found = columns.layout(read, SourceConfig("f"))
+    found = columns.find_columns(read, SourceConfig("f"))
     return [pairs.to_pair(row, found, "score") for row in read]
 
 
@@ -156,8 +156,8 @@ def test_an_epoch_is_a_function_of_seed_and_epoch_and_every_rank_takes_as_many_s
 def test_heads_margins_and_weights_travel_with_their_pairs():
     rows = planted_rows(2)
     first, second = sources.Row("f", 1, {**rows[0], "margin": 2}), sources.Row("f", 2, rows[1])
-    a = pairs.to_pair(first, columns.layout([first], SourceConfig("f", weight=3.0)), "harmless")
-    b = pairs.to_pair(second, columns.layout([second], SourceConfig("f")), "convincing")
+    a = pairs.to_pair(first, columns.find_columns([first], SourceConfig("f", weight=3.0)), "harmless")
+    b = pairs.to_pair(second, columns.find_columns([second], SourceConfig("f")), "convincing")
     plain = table_of([(0, 1), (1, 2)])
     table = PairTable((a, b), plain.sequences, plain.chosen, plain.rejected, {})
     batch = Collator(table, ("convincing", "harmless"), token_rows(table, 0))([1, 0])

@@ -27,7 +27,9 @@ PROMPT = (Message("user", "hi"),)
 
 
 def pair(values, **source):
-    return to_pair(row := sources.Row("f", 1, values), columns.layout([row], SourceConfig("f", **source)), "score")
+    return to_pair(
+        row := sources.Row("f", 1, values), columns.find_columns([row], SourceConfig("f", **source)), "score"
+    )
 
 
 SAME_PAIR = {

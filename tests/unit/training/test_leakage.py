@@ -27,7 +27,7 @@ def encoder(tok, max_tokens):
 
 def table(*rows, max_tokens=120):
     read = [sources.Row("f", i, r) for i, r in enumerate(rows, 1)]
-    found = columns.layout(read, SourceConfig("f"))
+    found = columns.find_columns(read, SourceConfig("f"))
     return sequences.encode([to_pair(r, found, "score") for r in read], encoder(tiny_tokenizer(), max_tokens))
 
 
@@ -99,7 +99,7 @@ def test_every_row_is_counted_once(tmp_path):
     encode = encoder(world.tokenizer(), 128)
     train, held_out = (sequences.encode(side, encode) for side in (split.train, split.held_out))
     kept, overlap = leakage.remove(train, held_out)
-    found = account.account(split, kept, held_out, overlap)
+    found = account.count_rows(split, kept, held_out, overlap)
     gone = found.n_bad + found.n_spare + found.n_same_group + found.n_leaked + sum(found.dropped.values())
     assert found.n_rows == gone + found.n_train + found.n_held_out
     assert found.n_leaked == 2, "g1 and g2 are among the renamed rows"
@@ -113,14 +113,14 @@ def test_contradicting_and_duplicate_pairs_are_counted():
     same, opposite = row("q", "x", "y"), row("q", "y", "x")
     whole = table(same, same, opposite, row("q", "x", "z"))
     split = data.Split(whole.pairs, (), (data.Pairs("f", whole.pairs, 4),))
-    found = account.account(split, whole, table(HELD), leakage.Overlap())
+    found = account.count_rows(split, whole, table(HELD), leakage.Overlap())
     assert (found.n_contradicting, found.n_duplicate) == (3, 1)
 
 
 def test_a_source_whose_pairs_do_not_fit_is_refused_with_the_reason():
     whole = table(*(row(f"q{i}", "river " * (400 if i else 1), "no") for i in range(4)), row("q", "x", "y"))
     assert (len(whole), whole.dropped) == (2, {"too_long": 3})
-    made = tuple(to_pair(r, columns.layout([r], SourceConfig("f")), "score") for r in [
+    made = tuple(to_pair(r, columns.find_columns([r], SourceConfig("f")), "score") for r in [
         sources.Row("f", i, row(f"q{i}", "a", "b")) for i in range(1, 6)])  # fmt: skip
     split = data.Split(made, (), (data.Pairs("f", made, 5),))
     with pytest.raises(DataError, match=r"3 of the 5 rows of 'f' are lost: 3 longer than encoding\.max_tokens"):
