@@ -6,13 +6,32 @@ rendered already, or token ids. Standard library only; knows nothing of tokenize
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isnan
 from typing import Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[str, ...] = ("system", "user", "assistant", "tool")
 
 FinishReason = Literal["stop", "length"]
+
+
+def is_empty_value(value: object) -> bool:
+    """Whether a field that is not read may have this value: null, NaN, an empty text, lists and objects of nothing else.
+
+    Tables fill up so the fields that only some of their rows have. `rewardserve_client.fields` has the same rule.
+    """
+    waiting = [value]
+    while waiting:  # of any depth
+        each = waiting.pop()
+        if isinstance(each, Mapping):
+            waiting += each.values()
+        elif isinstance(each, list | tuple):
+            waiting += each
+        elif not (each is None or each == "" or (isinstance(each, float) and isnan(each))):
+            return False
+    return True
 
 
 class SampleError(Exception):

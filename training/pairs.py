@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from model.conversation import Message, Sample, SampleError, check_text
+from model.conversation import Message, Sample, SampleError, check_text, is_empty_value
 from training import turns
 from training.columns import SourceColumns, common_text
 from training.config import SourceConfig, shown
@@ -127,7 +127,7 @@ def _refuse_unread_columns(values: dict[str, Any], source: SourceConfig) -> None
     )
     known = {*keys, source.context_key, *source.ignored_columns}
     for column in _OF_THE_PROMPT:
-        if column not in known and not _says_nothing(values.get(column)):
+        if column not in known and not is_empty_value(values.get(column)):
             raise FieldError(
                 column,
                 "is not read, though it belongs to what the responses answer: make it a part of the prompt (a system message, "
@@ -136,15 +136,8 @@ def _refuse_unread_columns(values: dict[str, Any], source: SourceConfig) -> None
 
 
 def _unread(item: dict[str, Any], known: Sequence[str]) -> str | None:
-    """The first field that is not known and says something."""
-    return next((str(name) for name, value in item.items() if name not in known and not _says_nothing(value)), None)
-
-
-def _says_nothing(value: Any, depth: int = 4) -> bool:
-    """Whether a field is as good as left out: null, empty, or made of such only, as Parquet fills up what some rows have."""
-    if isinstance(value, dict | list) and depth:
-        return all(_says_nothing(each, depth - 1) for each in (value.values() if isinstance(value, dict) else value))
-    return value is None or value in ("", [], {})
+    """The first field that is not known and not empty."""
+    return next((str(name) for name, value in item.items() if name not in known and not is_empty_value(value)), None)
 
 
 def _check_sample(sample: Sample, field: str) -> None:

@@ -6,6 +6,7 @@ A chat template may write tool calls, reasoning, names and pictures; a score of 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import isnan
 from typing import Any
 
 from rewardserve_client.errors import Misconfigured
@@ -18,19 +19,29 @@ _SHOWN = ("image", "images", "video", "videos", "audio", "audios", "multi_modal_
 
 _TURN = frozenset({"role", "content"})
 _PART = frozenset({"type", "text", "annotations", "logprobs", "cache_control"})
+_END = object()
 
 
-def says_nothing(value: Any) -> bool:
-    """Whether a field is as good as left out: null, NaN, empty, or made of such only, as columns of mixed rows are filled up."""
-    if value is None or (isinstance(value, float) and value != value):
-        return True
-    if isinstance(value, str | bytes):
-        return not value
-    if isinstance(value, Mapping):
-        return all(says_nothing(each) for each in value.values())
-    if hasattr(value, "__len__") and hasattr(value, "__iter__"):
-        return all(says_nothing(each) for each in value)
-    return False
+def is_empty_value(value: Any) -> bool:
+    """Whether a field that cannot be sent may have this value: null, NaN, an empty text, lists and objects of nothing else.
+
+    Columns of mixed rows are filled up so. The server has the same rule (`model.conversation`); arrays count as lists here.
+    """
+    waiting = [iter((value,))]
+    while waiting:  # of any depth
+        each = next(waiting[-1], _END)
+        if each is _END:
+            waiting.pop()
+        elif isinstance(each, Mapping):
+            waiting.append(iter(each.values()))
+        elif isinstance(each, str | bytes):
+            if each:
+                return False
+        elif hasattr(each, "__len__") and hasattr(each, "__iter__"):
+            waiting.append(iter(each))
+        elif not (each is None or (isinstance(each, float) and isnan(each))):
+            return False
+    return True
 
 
 def refuse_columns(columns: Mapping[str, Any], *, rendered: bool = False) -> None:
@@ -52,11 +63,11 @@ def plain_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, str]
 
 
 def without_empty_fields(messages: Any) -> Any:
-    """Messages as they are given, less the fields that say nothing; what is in the others is the server's to judge."""
+    """Messages as they are given, less the empty fields; what is in the others is the server's to judge."""
     if isinstance(messages, str) or messages is None:
         return messages
     return [
-        {k: v for k, v in message.items() if k in _TURN or not says_nothing(v)}
+        {k: v for k, v in message.items() if k in _TURN or not is_empty_value(v)}
         if isinstance(message, Mapping)
         else message
         for message in messages
@@ -78,7 +89,7 @@ def _text(content: Any, where: str) -> str:
 
 def _refuse(fields: Iterable[tuple[str, Any]], where: str) -> None:
     for name, value in fields:
-        if not says_nothing(value):
+        if not is_empty_value(value):
             raise Misconfigured(
                 f"{where}{name} cannot be sent, and what it holds would be missing from the text that is scored. Render the "
                 "conversation with the chat template of the reward model and send it as text, or take it out of your data."

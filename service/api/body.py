@@ -133,11 +133,6 @@ async def off_loop(content: bytes, call: Callable[..., T], *arguments: Any, most
     return call(*arguments) if len(content) <= most else await asyncio.to_thread(call, *arguments)
 
 
-def says_nothing(value: object) -> bool:
-    """Whether a field with this value is as good as left out: null, an empty text, list or object."""
-    return value is None or value in ("", [], {})
-
-
 async def _check_parts(content: bytes, most: Parts) -> None:
     """As `check_parts`, at a glance where that is enough; what takes a second of counting leaves the event loop to others."""
     if len(content) > MOST_ON_LOOP:

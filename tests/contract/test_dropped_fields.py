@@ -8,6 +8,7 @@ import re
 import pytest
 
 from service.api.dialects import DIALECTS
+from tests.support.empty_values import EMPTY as EMPTY_VALUES
 from tests.support.service_server import ROOT, Server
 
 USER = {"role": "user", "content": "Why?"}
@@ -69,7 +70,7 @@ OF_A_REQUEST = {
     "lora_path": "other",
     "anything_new": 1,
 }
-EMPTY = [None, "", [], {}]
+EMPTY = [value for value in EMPTY_VALUES if "nan" not in repr(value)]  # JSON has no NaN
 
 
 def known(path):

@@ -269,7 +269,7 @@ VALUES: dict[str, Any] = {
     # vLLM
     "input": OTHER, "request_id": "r-7", "use_activation": True, "activation": True, "softmax": True,
     "truncate_prompt_tokens": 10, "padding": "max_length", "truncation_side": "right", "priority": 3, "cache_salt": "s",
-    "mm_processor_kwargs": {"a": 1}, "media_io_kwargs": {"a": {}}, "add_special_tokens": True, "add_generation_prompt": True,
+    "mm_processor_kwargs": {"a": 1}, "media_io_kwargs": {"a": {"b": 1}}, "add_special_tokens": True, "add_generation_prompt": True,
     "continue_final_message": True, "chat_template": "x", "chat_template_kwargs": {"a": 1}, "encoding_format": "base64",
     "embed_dtype": "float16", "endianness": "big", "dimensions": 8, "task": "embed", "normalize": True, "user": "u",
     "text_1": OTHER, "text_2": OTHER, "data_1": OTHER, "data_2": OTHER, "queries": OTHER, "documents": [OTHER],

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import msgspec
 from starlette.responses import Response
 
-from model.conversation import SCORES_EMPTY, Sample, SampleError, Terms
-from service.api.body import NOT_READ, convert, says_nothing
+from model.conversation import SCORES_EMPTY, Sample, SampleError, Terms, is_empty_value
+from service.api.body import NOT_READ, convert
 from service.api.problems import refusal
 from service.api.replies import json_response
 from service.api.stage import Served
@@ -110,7 +110,7 @@ class Form:
 
     `body` is the record that its JSON becomes; `ask` makes samples of that, `answer` the JSON of the reply. `unread`: fields that
     change neither the text that is scored nor the reply. `defaults`: fields with the values that say what is done anyway. Any field
-    beside these is refused, unless its value says nothing. `unread` None: the body may have any field, and `ask` looks at them.
+    beside these is refused, unless its value is empty. `unread` None: the body may have any field, and `ask` looks at them.
 
     `model` is the name that a body gives the model. `activation` is whether a body asks for the sigmoid of the raw score, None
     where it does not say; `activates` is what that means then.
@@ -136,7 +136,7 @@ class Form:
         if self.unread is None:
             return
         for name, value in given.items():
-            if name not in self.read_fields and name not in self.unread and not says_nothing(value):
+            if name not in self.read_fields and name not in self.unread and not is_empty_value(value):
                 self._check_default(name, value)
 
     def _check_default(self, name: str, value: object) -> None:
@@ -154,8 +154,9 @@ def _is_there(value: object) -> bool:
     return value is not None
 
 
-def _says_something(value: object) -> bool:
-    return not says_nothing(value)
+def _holds_something(value: object) -> bool:
+    """A list of an empty text holds one: that text may be what is to be scored."""
+    return value is not None and value not in ("", [], {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +191,8 @@ class Dialect:
         return form, convert(value, form.body)
 
     def _form(self, value: Mapping[str, Any]) -> Form:
-        # An empty text or list can be what is to be scored; beside another form it says nothing.
-        for is_given in (_says_something, _is_there):
+        # An empty text or list can be what is to be scored; beside another form it is an empty field.
+        for is_given in (_holds_something, _is_there):
             found = [form for form in self.forms if all(is_given(value.get(name)) for name in form.texts)]
             if len(found) == 1:
                 return found[0]

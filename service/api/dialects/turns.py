@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from model.conversation import InvalidMessages, Message, UnsupportedField
-from service.api.body import says_nothing
+from model.conversation import InvalidMessages, Message, UnsupportedField, is_empty_value
 
 _SAME_ROLE = {"developer": "system", "function": "tool"}
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
@@ -28,9 +27,9 @@ def turns_of(messages: Sequence[Mapping[str, Any]], unread: frozenset[str] = fro
 
 
 def refuse_unread(given: Mapping[str, Any], known: Collection[str], where: str, index: int) -> None:
-    """Raise `UnsupportedField` for a field that is not known, unless its value says nothing."""
+    """Raise `UnsupportedField` for a field that is not known, unless its value is empty."""
     for name, value in given.items():
-        if name not in known and not says_nothing(value):
+        if name not in known and not is_empty_value(value):
             raise UnsupportedField(f"{where}.{name[:_LONGEST_NAME]}", index=index)
 
 

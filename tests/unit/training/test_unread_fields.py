@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.support.empty_values import EMPTY
 from tests.unit.training.test_data import CHOSEN, REJECTED, SAME_PAIR, USER, pair
 from training import data
 from training.config import DataConfig, SourceConfig
@@ -32,7 +33,7 @@ COLUMNS = {
     "images": ["AA"],
     "audio": {"bytes": "AA"},
 }
-NOTHING = [None, "", [], {}, {"enable_thinking": None}, [None]]
+NOTHING = [*EMPTY, {"enable_thinking": None}, [None]]
 EXPLICIT = {"prompt": [USER], "chosen": [CHOSEN], "rejected": [REJECTED]}
 
 
