@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from model.conversation import Message, Sample
 from model.layout_rules import BosWithoutTemplate, Ending, LayoutRule, ReadsAt, Tokenizes
-from model.textfile import write_text
+from model.textfile import parsed, write_text
 
 FILE_NAME = "scoring_contract.json"
 N_PROBES = 16
@@ -133,7 +133,7 @@ class ScoringContract:
         if not cls.is_in(folder):
             return None
         try:
-            raw: dict[str, Any] = json.loads((folder / FILE_NAME).read_text())
+            raw: dict[str, Any] = parsed((folder / FILE_NAME).read_text())
             if raw.get("format") != FORMAT:
                 raise ContractUnreadable(f"{FILE_NAME} has format {raw.get('format')!r}; this version reads {FORMAT}")
             unknown = sorted(set(raw) - {f.name for f in fields(cls)})

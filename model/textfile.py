@@ -1,11 +1,16 @@
-"""Text files: read in the encodings that editors write (UTF-8 with or without a byte order mark, UTF-16 and UTF-32 with one), and
-written as a whole. Standard library only.
+"""Text files, and JSON in them: read in the encodings that editors write (UTF-8 with or without a byte order mark, UTF-16 and
+UTF-32 with one), and written as a whole. Standard library only.
 """
 
 from __future__ import annotations
 
 import codecs
+import json
+import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 UTF8_MARK = codecs.BOM_UTF8
 _ENCODINGS = (
@@ -28,6 +33,26 @@ def decoded(data: bytes) -> str:
         return data.decode(codec).removeprefix("\ufeff")  # the codecs of UTF-16 and UTF-32 take the mark off themselves
     except UnicodeDecodeError as error:
         raise NotText(f"it is not {name} (at byte {error.start}); save it as UTF-8") from None
+
+
+class NotJson(ValueError):
+    """The text is no JSON; the message has the place, and nothing of the text."""
+
+
+def parsed(text: str, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The value of a JSON text. Raise `NotJson`, and what `hook` raises; the errors of Python's reader give advice on Python."""
+    try:
+        return json.loads(text, object_pairs_hook=hook)
+    except json.JSONDecodeError as error:
+        raise NotJson(f"{error.msg} (line {error.lineno}, column {error.colno})") from None
+    except RecursionError:
+        raise NotJson("it is nested too deeply") from None
+    except ValueError as error:
+        limit = sys.get_int_max_str_digits()
+        longest = max(map(len, re.findall(rf"[0-9]{{{limit + 1},}}", text)), default=0)
+        if type(error) is not ValueError or not longest:
+            raise
+        raise NotJson(f"it has a number of {longest} digits; the limit is {limit}") from None
 
 
 def wide_encoding(start: bytes) -> str | None:

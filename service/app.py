@@ -114,6 +114,8 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
     methods: dict[str, set[str]] = {}
     for route in [route for router in routers for route in router.routes if isinstance(route, APIRoute)]:
         methods.setdefault(route.path_format, set()).update(route.methods or ())
+    for of_path in methods.values():
+        of_path.update({"HEAD"} if "GET" in of_path else ())
     problems.install(api, settings.overload_status, methods)
     metrics.set_scoring_routes(
         route.path_format for router in scoring for route in router.routes if isinstance(route, APIRoute)

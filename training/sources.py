@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from model.textfile import UTF8_MARK, wide_encoding
+from model.textfile import UTF8_MARK, NotJson, parsed, wide_encoding
 from training import hub
 from training.config import ConfigError, SourceConfig
 
@@ -173,15 +172,13 @@ class _RepeatedKey(ValueError):
 def _parsed(data: bytes) -> tuple[Any, str]:
     """The value, or what is wrong with it in words."""
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_object), ""
+        return parsed(data.decode("utf-8"), _object), ""
     except UnicodeDecodeError as error:
         return None, f"no UTF-8: byte {data[error.start]:#04x} at {error.start}; convert the file to UTF-8"
     except _RepeatedKey as error:
         return None, str(error)
-    except RecursionError:
-        return None, "no JSON: it is nested too deeply"
-    except ValueError as error:
-        return None, f"no JSON: {_first_line(error)}"
+    except NotJson as error:
+        return None, f"no JSON: {error}"
 
 
 def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:

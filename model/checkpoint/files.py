@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoint.record import CheckpointError
+from model.textfile import NotJson, parsed
 
 _OBJECTS = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
             "generation_config.json", "scoring_contract.json", "calibration.json", "*.index.json")  # fmt: skip
@@ -97,10 +98,11 @@ def _parsed(data: bytes) -> dict[str, Any]:
     if not data:
         raise _NotWhole("it is empty")
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        what = type(error).__name__ if not isinstance(error, json.JSONDecodeError) else f"{error.msg} at {error.pos}"
-        raise _NotWhole(f"it is no JSON ({what})") from None
+        value = parsed(data.decode(json.detect_encoding(data)))
+    except UnicodeDecodeError as error:
+        raise _NotWhole(f"it is no JSON (no text at byte {error.start})") from None
+    except NotJson as error:
+        raise _NotWhole(f"it is no JSON ({error})") from None
     if not isinstance(value, dict):
         raise _NotWhole("it is no JSON object")
     return value

@@ -58,11 +58,13 @@ class Access:
             if not isinstance(route, Route):
                 raise TypeError(f"{route!r} is no route with a path")
             scope, methods = _scope_of(route.path, metrics_need_key), frozenset(route.methods or ())
+            methods |= {"HEAD"} if "GET" in methods else set()
             is_admin = route.path.startswith(_ADMIN)
             if route.param_convertors:
                 known = Known(route.path_format, methods, scope, route.path_regex, is_admin)
                 self._patterns.append((route.path_regex, known))
             else:
+                methods |= self._exact[route.path].methods if route.path in self._exact else set()
                 self._exact[route.path] = Known(route.path, methods, scope, is_admin=is_admin)
         if any(pattern.match(path) for pattern, _ in self._patterns for path in self._exact):
             raise TypeError("a path with parameters matches another route")

@@ -15,6 +15,7 @@ import asyncio
 import json
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -353,6 +354,8 @@ def _refuse(content: bytes, error: Exception) -> None:
     if isinstance(error, _MoreStrings):
         return
     if isinstance(error, msgspec.ValidationError):
+        if str(error).startswith("Integer value out of range"):
+            raise _too_long(content)
         try:
             _anything.decode(content)  # what is no JSON at all is called so first, as in a small body
         except (ValueError, RecursionError) as broken:
@@ -402,7 +405,14 @@ def parse(
     except UnicodeDecodeError as error:
         raise InvalidJson("the body is not UTF-8", at=error.start) from None
     except ValueError:
-        raise InvalidJson("the body has a number of absurd length") from None
+        raise _too_long(body) from None
+
+
+def _too_long(content: bytes) -> InvalidJson:
+    limit = sys.get_int_max_str_digits()
+    n = max(map(len, re.findall(rb"[0-9]{%d,}" % (limit + 1), content)), default=0)
+    found, numbers = (f"of {n} digits", {"n_digits": n}) if n else ("of too many digits", {})
+    return InvalidJson(f"the body has a number {found}; the limit is {limit}", limit=limit, **numbers)
 
 
 def check(value: Any, schema: type[M]) -> M:

@@ -75,6 +75,8 @@ class Witness:
             known = state["route"] = self._access.find(scope)
             if known is not None:  # otherwise the path may hold anything, so it is not written down
                 seen.route = known.path
+                if seen.method == "HEAD" and "HEAD" in known.methods:
+                    scope = {**scope, "method": "GET"}  # RFC 9110, 9.3.2; the protocol sends no body of it
             await self._app(scope, receive, send_with_id)
         except Exception as error:
             seen.bug = error

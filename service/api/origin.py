@@ -88,6 +88,12 @@ def _query(query: bytes, known: Collection[str]) -> dict[str, str]:
         pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict")
     except ValueError:
         raise InvalidRequest("the query of the URL is not readable", field="query") from None
+    if b";" in query:
+        raise InvalidRequest(
+            "the query of the URL has a semicolon, which some readers take for the end of a parameter: separate parameters with "
+            "&, and write %3B where it belongs to a value",
+            field="query",
+        )
     unknown = [name for name, _ in pairs if name not in known]
     if unknown:
         # Not named: whoever puts a key there should not find it in an answer, or in whatever keeps answers.

@@ -43,13 +43,19 @@ _SINGULAR = frozenset(
         b"origin",
         b"idempotency-key",
         b"transfer-encoding",
+        b"content-length",
     }
     | {b"x-run", b"x-step", b"x-only", b"x-deadline-ms"}
 )
-"""Headers that are read here and have one value. The parser itself refuses a second Content-Length."""
+"""Headers that are read here and have one value."""
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 """RFC 3986, 3.2.2 and 3.2.3, but for the comma, which joins the values of two headers."""
+
+_REQUEST_LINE = re.compile(rb"[^\x00-\x20\x7f]+ [^\x00-\x20\x7f]+ ([A-Za-z]+/[0-9]+\.[0-9]+)\r?\n")
+"""RFC 9112, 3."""
+
+_EMPTY_LINE = b"\r\n\r\n"
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 _NO_TRAILER = _FRAMING | {b"connection", b"proxy-connection", b"upgrade"}
@@ -101,6 +107,10 @@ class OneWriteProtocol(HttpToolsProtocol):
     A connection is `_serving` from the end of a head to the end of the answer; otherwise it owes us a request. Before
     the first byte of its first request, and from the first byte of any other, there is time for the whole head.
 
+    The parser accepts request lines of other protocols (RTSP) and with several spaces, and tells neither. So it is fed in pieces
+    that end where a message can end, at the length of a body or at an empty line: then every message begins with a piece, and its
+    first line is looked at. `_n_left` bytes of a body of known length are still to come.
+
     httptools takes what follows the head of an upgrade for another protocol. There the body is read by a new parser, which is
     given a head with the same framing first; of that head (`_is_replay`) no callback has an effect.
     """
@@ -117,6 +127,10 @@ class OneWriteProtocol(HttpToolsProtocol):
         self._last_error: RequestRefused | None = None
         self._singular: dict[bytes, bytes] = {}
         self._known_host = b""
+        self._line = b""
+        self._known_line, self._version = b"", ""
+        self._n_left = 0
+        self._tail = b""
         self._refusal: Response | None = None
         self._n_head_bytes = 0
         self._n_pending = 0
@@ -151,9 +165,7 @@ class OneWriteProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._n_pending += len(data)
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._go_on_after_upgrade(memoryview(data)[upgrade.args[0] :])
+            self._feed_pieces(data, self._feed_usual(data) if not self._in_request and self._known_line else 0)
         except httptools.HttpParserError:
             self.send_400_response("")
         if self.transport.is_closing() or self._last_error is not None:
@@ -163,18 +175,74 @@ class OneWriteProtocol(HttpToolsProtocol):
         elif not self._serving and self.timeout_keep_alive_task is None:
             self._head_timer.start()  # uvicorn's own timer for silence has been unset
 
-    def _go_on_after_upgrade(self, rest: memoryview) -> None:
+    def _feed_usual(self, data: bytes) -> int:
+        """Feed a head with the first line of the one before it, and its body where that is all there is. How much was fed."""
+        end = data.find(_EMPTY_LINE) + len(_EMPTY_LINE)
+        if self._tail or end < len(_EMPTY_LINE) or not data.startswith(self._known_line):
+            return 0
+        self._line = self._known_line
+        n = len(data)
+        if end == n:
+            self._feed(data)
+            return n
+        self._feed(data[:end])
+        if self._n_left != n - end or self._last_error is not None:
+            return end
+        self._feed(data[end:])
+        return n
+
+    def _feed_pieces(self, data: bytes, at: int) -> None:
+        n = len(data)
+        while at < n and self._last_error is None:
+            end = min(n, at + self._n_left) if self._n_left else self._end_of_piece(data, at)
+            piece = data[at:end] if at or end < n else data
+            if not self._in_request or self._in_head:
+                self._note_line(piece)
+            self._feed(piece)
+            at = end
+
+    def _end_of_piece(self, data: bytes, at: int) -> int:
+        """Behind the next empty line, which may have begun in what came before."""
+        if not self._tail:
+            found = data.find(_EMPTY_LINE, at)
+            if found >= 0:
+                return found + len(_EMPTY_LINE)
+            self._tail = data[max(at, len(data) - 3) :]
+            return len(data)
+        window = self._tail + data[at:]
+        found = window.find(_EMPTY_LINE)
+        if found >= 0:
+            n_before, self._tail = len(self._tail), b""
+            return at + found + len(_EMPTY_LINE) - n_before
+        self._tail = window[-3:]
+        return len(data)
+
+    def _note_line(self, piece: bytes) -> None:
+        """Keep the first line of a message, which may come in several pieces; empty lines before it say nothing."""
+        if not self._in_request:
+            self._line = b""
+        if not self._line.endswith(b"\n"):
+            line = self._line + piece
+            if not self._in_request:
+                line = line.lstrip(b"\r\n")
+            end = line.find(b"\n") + 1
+            self._line = line[:end] if end else line
+
+    def _feed(self, piece: bytes) -> None:
+        try:
+            self.parser.feed_data(piece)
+            return
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = memoryview(piece)[upgrade.args[0] :]
         while True:
             try:
                 if self._is_upgrade:
                     self._ignore_upgrade()
-                self.parser.feed_data(rest)
+                if rest:
+                    self.parser.feed_data(rest)
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 rest = rest[upgrade.args[0] :]
-            except httptools.HttpParserError:
-                self.send_400_response("")
-                return
 
     def _ignore_upgrade(self) -> None:
         """The head of a request that asks for another protocol has been read: the rest of it is read as that of any other."""
@@ -235,6 +303,8 @@ class OneWriteProtocol(HttpToolsProtocol):
         self._check_head()
         self._is_upgrade = self.parser.should_upgrade()
         self._in_head = False
+        if b"transfer-encoding" not in self._singular:
+            self._n_left = int(self._singular.get(b"content-length", 0))
         if (answer := self._turned_away()) is not None:
             self._refusal = answer
             return
@@ -245,6 +315,7 @@ class OneWriteProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Some of a body."""
         self._n_pending = 0
+        self._n_left = max(0, self._n_left - len(body))
         if self._refusal is None:
             super().on_body(body)
 
@@ -252,7 +323,7 @@ class OneWriteProtocol(HttpToolsProtocol):
         """The end of a body; whoever was turned away is told now, and may ask again."""
         if self._is_upgrade:
             return  # the parser does not see the body of an upgrade
-        self._in_request = False
+        self._in_request, self._n_left = False, 0
         if self._refusal is None:
             self._all.owing.pop(self, None)
             super().on_message_complete()
@@ -297,12 +368,12 @@ class OneWriteProtocol(HttpToolsProtocol):
             self._end("invalid_http", InvalidHttp(self._fault or "this is no HTTP request"))
 
     def _check_head(self) -> None:
-        version: str = self.parser.get_http_version()
+        if self._line != self._known_line:
+            self._check_line()
+        version = self._version
         host, coding = self._singular.get(b"host"), self._singular.get(b"transfer-encoding")
         if coding is not None and (coding.lower() != b"chunked" or version != "1.1"):
             self._refuse_head("Transfer-Encoding can be chunked only, and in HTTP/1.1 only")
-        if version not in ("1.1", "1.0"):
-            self._refuse_head("this server speaks HTTP/1.1 and HTTP/1.0")
         if host is None:
             if version == "1.1":
                 self._refuse_head("the header host is missing")
@@ -312,6 +383,15 @@ class OneWriteProtocol(HttpToolsProtocol):
             self._known_host = host
         if not self.url.startswith(b"/") or b"#" in self.url:
             self._read_target()
+
+    def _check_line(self) -> None:
+        found = _REQUEST_LINE.fullmatch(self._line)
+        if found is None:
+            self._refuse_head("a request begins with a method, a target and a version, with one space between each")
+        elif found[1] not in (b"HTTP/1.1", b"HTTP/1.0"):
+            self._refuse_head("this server speaks HTTP/1.1 and HTTP/1.0")
+        else:
+            self._known_line, self._version = self._line, found[1][5:].decode()
 
     def _read_target(self) -> None:
         """An absolute target takes the place of Host, as RFC 9112 (3.2.2) says."""

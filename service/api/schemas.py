@@ -32,7 +32,7 @@ class _FirstError(FailFast):
 _FIRST = _FirstError()
 
 
-_RUN = "the training that this belongs to, for trip wires and dashboards; or ?run=, or the header x-run"
+_RUN = "the training that this belongs to, for trip wires and dashboards; or ?run=, or the header x-run; empty: none"
 _STEP = "step of that training; or ?step=, or the header x-step"
 _SAMPLE_CODES = ", ".join(f"`{code}`" for code in SAMPLE_CODES)
 

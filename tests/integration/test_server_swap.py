@@ -407,7 +407,7 @@ def test_only_a_key_for_administration_changes_what_is_served(tmp_path):
 
 def test_a_path_with_two_methods_names_both_to_whoever_tries_a_third(server):
     refused = server.client.request("OPTIONS", "/admin/models")
-    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, POST")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD, POST")
 
 
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"

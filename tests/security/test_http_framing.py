@@ -183,6 +183,16 @@ AMBIGUOUS = {
     "HTTP/0.9": lines(HOST, LENGTH, start=b"POST /score"),
     "HTTP/2.0": lines(HOST, LENGTH, start=b"POST /score HTTP/2.0"),
     "HTTP/1.2": lines(HOST, LENGTH, start=b"POST /score HTTP/1.2"),
+    "RTSP/1.0": lines(HOST, LENGTH, start=b"POST /score RTSP/1.0"),
+    "RTSP/1.1": lines(HOST, LENGTH, start=b"POST /score RTSP/1.1"),
+    "a method of RTSP": lines(HOST, LENGTH, start=b"DESCRIBE /score RTSP/1.0"),
+    "ICE/1.0": lines(HOST, LENGTH, start=b"SOURCE /score ICE/1.0"),
+    "HTTPS/1.1": lines(HOST, LENGTH, start=b"POST /score HTTPS/1.1"),
+    "two spaces before the target": lines(HOST, LENGTH, start=b"POST  /score HTTP/1.1"),
+    "two spaces before the version": lines(HOST, LENGTH, start=b"POST /score  HTTP/1.1"),
+    "a tab before the version": lines(HOST, LENGTH, start=b"POST /score\tHTTP/1.1"),
+    "a right line behind a wrong one": lines(HOST, b"x: POST /score HTTP/1.1", LENGTH, start=b"POST  /score HTTP/1.1"),
+    "a zero in the version": lines(HOST, LENGTH, start=b"POST /score HTTP/01.1"),
     "the preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "a tunnel": lines(HOST, LENGTH, start=b"CONNECT localhost:80 HTTP/1.1"),
     "a method in lower case": lines(HOST, LENGTH, start=b"post /score HTTP/1.1"),
@@ -198,6 +208,38 @@ AMBIGUOUS = {
 def test_a_head_that_could_mean_two_things_is_refused_and_nothing_behind_it_is_read(server, name):
     reply = refused(server, AMBIGUOUS[name] + SMUGGLED)
     assert (reply.status, reply.code) == (400, "invalid_http")
+
+
+LINES = ("RTSP/1.0", "two spaces before the target", "two spaces before the version", "a right line behind a wrong one")
+
+
+@pytest.mark.parametrize("name", LINES)
+@pytest.mark.parametrize("framing", [(), CHUNKED])
+@pytest.mark.parametrize("n_bytes", [1, 7, 10**6])
+def test_a_wrong_line_is_found_behind_other_requests_however_the_bytes_are_cut(server, name, framing, n_bytes):
+    first = request("POST", "/score", chunked(BODY) if framing else BODY, framing=framing or None)
+    content = first * 2 + request("GET", "/livez") + AMBIGUOUS[name] + SMUGGLED
+    pieces = [content[i : i + n_bytes] for i in range(0, len(content), n_bytes)]
+    *answered, last = exchange(server.url, *pieces, LAST)
+    assert [reply.status for reply in answered] == [200] * 3
+    assert (last.status, last.code, last.header("connection")) == (400, "invalid_http", "close")
+
+
+@pytest.mark.parametrize("n_bytes", [1, 3, 10**6])
+@pytest.mark.parametrize("before", [b"", b"\r\n", b"\r\n\r\n"])
+def test_empty_lines_in_bodies_and_before_requests_end_nothing(server, before, n_bytes):
+    body = b'{"samples":\r\n\r\n[{"text":\r\n\r\n"a"}]}\r\n\r\n'
+    content = b"".join(
+        before + each
+        for each in (
+            request("POST", "/score", body),
+            request("POST", "/score", chunked(body), framing=CHUNKED),
+            request("POST", "/score", body),
+        )
+    )
+    pieces = [content[i : i + n_bytes] for i in range(0, len(content), n_bytes)]
+    *answered, last = exchange(server.url, *pieces, LAST)
+    assert ([reply.status for reply in answered], last.is_last) == ([200] * 3, True)
 
 
 CHUNKS = {

@@ -167,6 +167,8 @@ class Dialect:
     for seats, because its caller gives up sooner than seats are free. `options` are query
     parameters of its own, with the values that they may have; none: any.
 
+    `taken`: values that one of the options may not have, because the reply has fields of these names.
+
     `fixed_names` are names of the model that callers of this format send whatever is served; `not_served` is the reply to any
     other name.
     """
@@ -177,6 +179,7 @@ class Dialect:
     number: Number
     patience_s: float = 0.0
     options: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    taken: Mapping[str, frozenset[str]] = field(default_factory=dict)
     headers: Callable[[Any, Answered], dict[str, str]] = lambda _body, _answered: {}
     refuse: Callable[[RequestRefused, int], Response] = refusal
     fixed_names: frozenset[str] = frozenset()

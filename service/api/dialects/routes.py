@@ -156,6 +156,11 @@ def _check_options(given: Mapping[str, str], dialect: Dialect) -> None:
     for name, values in dialect.options.items():
         if values and given.get(name, next(iter(values))) not in values:
             raise InvalidRequest(f"{name} must be one of {', '.join(sorted(values))}", field=name)
+    for name, taken in dialect.taken.items():
+        if name in given and (not given[name] or given[name] in taken):
+            raise InvalidRequest(
+                f"{name} must be a name, and none that the reply has already: {', '.join(sorted(taken))}", field=name
+            )
 
 
 def _is_activated(form: Form, content: Any, *, has_value: bool) -> bool:

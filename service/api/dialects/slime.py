@@ -25,6 +25,10 @@ class SlimeRequest(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
 
 
+_FACTS = ("model", "raw", "normalized", "capped", "flags", "truncated")
+"""What a reply with a `reward_key` has beside the number."""
+
+
 def _ask(body: SlimeRequest, served: Served) -> list[Asked]:
     if isinstance(body.prompt, str):
         return [spoken(body.prompt, body.response, served)]
@@ -40,15 +44,15 @@ def _answer(_body: SlimeRequest, answered: Answered) -> Any:
     (result,) = answered.results
     reward = result.reward
     assert reward is not None
-    facts = {
-        "model": answered.model,
-        "raw": reward.raw,
-        "normalized": reward.normalized,
-        "capped": reward.is_capped,
-        "flags": list(result.flags),
-        "truncated": result.truncated,
-    }
-    return {**facts, key: number}
+    values = (
+        answered.model,
+        reward.raw,
+        reward.normalized,
+        reward.is_capped,
+        list(result.flags),
+        result.truncated,
+    )
+    return {**dict(zip(_FACTS, values, strict=True)), key: number}
 
 
 _SLIME = Form(
@@ -65,4 +69,5 @@ SLIME = Dialect(
     forms=(_SLIME,),
     number="reward",
     options={"reward_key": frozenset()},
+    taken={"reward_key": frozenset(_FACTS)},
 )

@@ -113,7 +113,9 @@ BAD_LINES = {
     "is there twice": b'{"prompt": "a", "chosen": "b", "chosen": "c", "rejected": "d"}',
     "a row is an object": b"[1]",
     "margin is a number": json.dumps({**ROWS[0], "margin": 0}).encode().replace(b'"margin": 0', b'"margin": 1' + b"0" * 400),
-    "no JSON: Exceeds": json.dumps({**ROWS[0], "margin": 0}).encode().replace(b'"margin": 0', b'"margin": 1' + b"0" * 5000),
+    "no JSON: it has a number of 5001 digits; the limit is 4300": (
+        json.dumps({**ROWS[0], "margin": 0}).encode().replace(b'"margin": 0', b'"margin": 1' + b"0" * 5000)
+    ),
     "is 'inf'": json.dumps({**ROWS[0], "margin": float("inf")}).encode(),
 }  # fmt: skip
 

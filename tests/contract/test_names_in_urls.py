@@ -1,0 +1,88 @@
+"""What a URL may say: which run is meant, and by which name a number comes back. Also `HEAD`, which is a `GET` without its body."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.api.dialects import DIALECTS
+from tests.support.service_server import Server
+
+TEXT = {"samples": [{"text": "a"}]}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with Server("--backend=echo", "--model=echo") as running:
+        yield running
+
+
+@pytest.mark.parametrize("query", ["run=a;step=2", "run=a&step=2;x=1", ";", "run=a;"])
+@pytest.mark.parametrize("path", ["/score", "/compare", "/slime", "/classify"])
+def test_a_semicolon_between_parameters_is_refused(server, path, query):
+    reply = server.client.post(f"{path}?{query}", json=TEXT)
+    assert (reply.status_code, reply.json()["error"]["field"]) == (422, "query")
+    assert "semicolon" in reply.text
+    assert not {"a;step=2", "a;", "a"} & set(server.client.get("/tripwires").json()["runs"])
+
+
+def test_a_semicolon_of_a_name_is_written_in_percent(server):
+    assert server.client.post("/score?run=b%3Bc&step=2", json=TEXT).status_code == 200
+    assert server.client.get("/tripwires").json()["runs"]["b;c"]["step"] == 2
+
+
+def test_an_empty_run_is_none_wherever_it_is_said(server):
+    before = set(server.client.get("/tripwires").json()["runs"])
+    for reply in (
+        server.client.post("/score", json={**TEXT, "run": ""}),
+        server.client.post("/score?run=", json=TEXT),
+        server.client.post("/score", json=TEXT, headers={"x-run": ""}),
+        server.client.post("/slime?run=", json={"prompt": "a", "response": "b"}),
+        server.client.post("/compare", json={"comparisons": [{"prompt": "a", "responses": ["b", "c"]}], "run": ""}),
+    ):
+        assert reply.status_code == 200, reply.text
+    assert set(server.client.get("/tripwires").json()["runs"]) - before <= {"other"}
+
+
+@pytest.mark.parametrize("name", ["model", "raw", "normalized", "capped", "flags", "truncated", ""])
+def test_a_reward_key_that_the_reply_has_already_is_refused(server, name):
+    reply = server.client.post(f"/slime?reward_key={name}", json={"prompt": "a", "response": "b"})
+    assert (reply.status_code, reply.json()["error"]["field"]) == (422, "reward_key")
+
+
+def test_a_reward_key_of_its_own_is_beside_what_the_reply_has(server):
+    reply = server.client.post("/slime?reward_key=reward", json={"prompt": "a", "response": "b"}).json()
+    assert set(reply) == {"model", "raw", "normalized", "capped", "flags", "truncated", "reward"}
+
+
+# -- HEAD (RFC 9110, 9.3.2) ---------------------------------------------------------------------------------------------
+
+
+def routes_with(server, method):
+    paths = server.client.get("/openapi.json").json()["paths"]
+    return [path.replace("{model}", "echo").replace("{run}", "r") for path, of in paths.items() if method in of]
+
+
+def test_every_route_with_get_answers_head_as_get_without_a_body(server):
+    paths = {*routes_with(server, "get"), "/docs", "/redoc", "/openapi.json", "/livez", "/readyz", "/metrics", "/v2"}
+    assert len(paths) > 8
+    for path in paths:
+        got, head = server.client.get(path), server.client.head(path)
+        assert head.status_code == got.status_code, path
+        assert head.content == b""
+        assert head.headers["content-type"] == got.headers["content-type"]
+        if path not in ("/metrics", "/tripwires"):  # their length changes with every request
+            assert head.headers["content-length"] == got.headers["content-length"]
+
+
+def test_a_route_without_get_has_no_head(server):
+    for path in ("/score", *(each.path for each in DIALECTS if "{" not in each.path)):
+        reply = server.client.head(path)
+        assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
+    assert server.client.put("/livez").headers["allow"] == "GET, HEAD"
+    assert server.client.head("/nowhere").status_code == 404
+
+
+def test_a_connection_goes_on_after_head(server):
+    for _ in range(3):
+        assert server.client.head("/livez").status_code == 200
+        assert server.client.post("/score", json=TEXT).status_code == 200
