@@ -1,10 +1,10 @@
 """`reward-export CHECKPOINT [FOLDER]`: write a reward model in the layout that other programs load, with its contract.
 
 Without FOLDER only `scoring_contract.json` is written again, beside the weights: after a change of its format, or to bind
-a checkpoint of another trainer to what `reward-check` says of it. The probes are those of the contract that is there,
+a checkpoint of another trainer to the clauses that `reward-check` shows. The probes are those of the existing contract,
 those of `--probes`, or some plain conversations.
 
-Exit code 0: written. 1: not, and why.
+Exit code 0: written. 1: nothing was written; stderr has the reason.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from model.template import EncodingPolicyError
 from model.textfile import decoded
 
 TOLERANCE = 1e-4
-"""How far a raw score may be off when the written checkpoint is read back, in float32."""
+"""Largest difference of a raw score when the written checkpoint is read back, in float32."""
 
 _PROMPTS = ("Why is the sky blue?", "Name three fruits.", "Write one line about the sea.", "Is 91 a prime number?")
 _RESPONSES = (
@@ -120,7 +120,7 @@ def _write_checked(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample
 
 
 def _empty(folder: Path) -> None:
-    """Remove what a failed export has written: weights without a contract would be served under an inferred one."""
+    """Remove the files of a failed export: weights without a contract would be served under an inferred one."""
     for entry in folder.iterdir() if folder.is_dir() else ():
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)

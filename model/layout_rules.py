@@ -1,4 +1,4 @@
-"""How a sequence ends and where its score is read, for each checkpoint layout: what the trainer of the layout does.
+"""Rules of each checkpoint layout, as its trainer has them: the ending of a sequence, and the token at which its score is read.
 
 One table. A checkpoint with a written contract is read as its contract says; a checkpoint without one gets the rule of its
 layout. Standard library only; knows no tokenizer and no files.
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 Ending = Literal["template", "template_or_eos", "template_and_eos", "end_token", "eos"]
-"""What closes a row after the response:
+"""Text that closes a row after the response:
 
 - `template`: all that the chat template writes, and nothing else. Without a template: EOS.
 - `template_or_eos`: the same, and EOS where the template writes no control token after the response.
 - `template_and_eos`: all that the template writes, and EOS.
-- `end_token`: what the template writes up to its last control token. EOS where it writes none.
+- `end_token`: the text of the template up to its last control token. EOS where it writes none.
 - `eos`: newlines at the end of the rendering are removed; a space and EOS follow unless it ends with EOS.
 """
 

@@ -1,4 +1,4 @@
-"""How long a row a backbone reads: by every name that configurations have for it, and by the real size of position tables.
+"""The longest row that a backbone reads: by every name that configurations have for it, and by the size of position tables.
 
 Works on the meta device. Knows no weights.
 """
@@ -35,7 +35,7 @@ def longest_row(backbone: Any) -> int | None:
 
 
 def table_size(backbone: Any) -> int | None:
-    """How many positions the smallest learned position table has; None where there is no table."""
+    """The number of positions of the smallest learned position table; None where there is no table."""
     return min(_sizes(backbone), default=None)
 
 

@@ -1,4 +1,4 @@
-"""Text of others, made safe to show on a terminal. Standard library only."""
+"""Escape text from outside, so that it is safe to show on a terminal. Standard library only."""
 
 from __future__ import annotations
 

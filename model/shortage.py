@@ -46,9 +46,9 @@ _SAID = {
 _DEVICE = re.compile(
     r"\b(CUDA|HIP|XPU|MPS)\b[^\n]*out of memory|\b(?:CU(?:BLAS|DNN)|CUSPARSE|CUSOLVER)_STATUS_ALLOC_FAILED"
 )
-"""What torch says when an accelerator has no memory left. It raises a RuntimeError for some of these, its own class for others."""
+"""Messages of torch when an accelerator has no memory left: some in a RuntimeError, others in its own class."""
 _DEVICE_REMEDY = (
-    "Use a smaller model or dtype or another device, or end what else uses this one. A server holds two models while it loads "
+    "Use a smaller model or dtype or another device, or end other programs on this one. A server holds two models while it loads "
     "one: docs/models.md, Memory"
 )
 

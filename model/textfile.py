@@ -56,7 +56,7 @@ def parsed(text: str, hook: Callable[[list[tuple[str, Any]]], Any] | None = None
 
 
 def wide_encoding(start: bytes) -> str | None:
-    """The name of another encoding than UTF-8 that the first four bytes of a file tell: its lines cannot be read one by one."""
+    """The name of an encoding other than UTF-8 that the first four bytes of a file mark: its lines cannot be read one by one."""
     return next((name for mark, _, name in _ENCODINGS if start.startswith(mark) and name != "UTF-8"), None)
 
 

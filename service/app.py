@@ -134,8 +134,8 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
         door=door,
         is_blocked=stage.is_blocked,
     )
-    tell_of_keys = _tell_of_keys(log, keys)
-    key_file = None if settings.keys_file is None else KeyFile(settings.keys_file, keys, tell_of_keys)
+    log_keys = _key_logger(log, keys)
+    key_file = None if settings.keys_file is None else KeyFile(settings.keys_file, keys, log_keys)
     ring = (lambda: keys) if key_file is None else key_file.ring
     app = KeyCheck(app, ring=ring, is_loopback=is_loopback(settings.host), sites=_sites(settings), clock=clock)
     app = Intake(app, limits=intake)
@@ -154,8 +154,8 @@ def _sites(settings: ServeSettings) -> Sites:
     return Sites(is_loopback=is_local, hosts=(*own, *settings.hosts()), origins=settings.origins())
 
 
-def _tell_of_keys(log: logs.Logger, keys: KeyRing) -> Callable[[Sequence[str], str | None], None]:
-    def tell(names: Sequence[str], why: str | None) -> None:
+def _key_logger(log: logs.Logger, keys: KeyRing) -> Callable[[Sequence[str], str | None], None]:
+    def log_read(names: Sequence[str], why: str | None) -> None:
         if why is None:
             log.info("keys_read", keys=names)
         else:
@@ -163,7 +163,7 @@ def _tell_of_keys(log: logs.Logger, keys: KeyRing) -> Callable[[Sequence[str], s
 
     for warning in keys.warnings():
         log.warning("keys", warning=warning)
-    return tell
+    return log_read
 
 
 def _tell_of_certificates(log: logs.Logger) -> Callable[[str | None], None]:

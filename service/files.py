@@ -1,6 +1,6 @@
-"""Write small files so that a reader sees all of one or none of it, and read back what may be damaged.
+"""Write small files whole or not at all, and read files that may be damaged.
 
-Knows nothing of what the files hold.
+Knows nothing of their content.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 
 
 def reason_of(error: OSError | ValueError) -> str:
-    """Why a file could not be read, without what it holds."""
+    """The reason why a file could not be read, without any of its content."""
     return str(error) if isinstance(error, ValueError) else error.strerror or type(error).__name__
 
 
 State = tuple[int, ...]
-"""What changes when a file is written, or another takes its place; empty: there is no file."""
+"""Metadata that change when a file is written, or replaced; empty: there is no file."""
 
 
 def state_of(path: Path) -> State:
@@ -107,7 +107,7 @@ def set_aside(path: Path) -> Path:
 
 
 def remove_stale_drafts(folder: Path) -> None:
-    """Delete what a process that was killed had half written, an hour ago or longer."""
+    """Delete drafts of killed processes that are an hour old or older."""
     for draft in folder.glob(f".*{_DRAFT_SUFFIX}"):
         with suppress(OSError):
             if time.time() - draft.stat().st_mtime > _STALE_S:

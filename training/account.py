@@ -1,6 +1,6 @@
-"""What became of the rows: read, lost, held out, used. Every row is counted once; the lines add up.
+"""Count the rows that were read, lost, held out and used. Every row is counted once; the lines add up.
 
-Pure counts of what `data`, `sequences` and `leakage` have said.
+Pure functions of the results of `data`, `sequences` and `leakage`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SAME_GROUP, _LEAKED = "in a group that eval_sources has", "with a response that
 
 @dataclass(frozen=True, slots=True)
 class RowCounts:
-    """`n_rows` is the sum of all that follows, up to `n_held_out`. The rest counts among the pairs that are used.
+    """Numbers of rows. `n_rows` is the sum of the counts up to `n_held_out`; the later ones are of pairs that are used.
 
     `n_contradicting` pairs have an opposite: the same two responses, preferred the other way. `n_duplicate` repeat another.
     """
@@ -47,7 +47,7 @@ class RowCounts:
 
 
 def count_rows(split: Split, train: PairTable, held_out: PairTable, overlap: Overlap) -> RowCounts:
-    """Count. `train` is what the overlap has left."""
+    """Count the rows. `train` has the pairs without the overlap."""
     tables = (train, held_out)
     return RowCounts(
         n_rows=split.n_rows,
@@ -106,7 +106,7 @@ def _ids(pairs: Iterable[Pair]) -> set[str]:
 
 
 def lines(found: RowCounts) -> Iterator[str]:
-    """The summary before training, a line a fact."""
+    """Yield the lines of the summary before training."""
     yield f"rows read: {found.n_rows:,}"
     lost = {
         "make no pair": found.n_bad,

@@ -1,4 +1,4 @@
-"""Which columns the rows of a source have, and whether they are those that the recipe names.
+"""The columns that the rows of a source have, checked against those that the recipe names.
 
 A column that the recipe names is in every row, or the source is refused. Knows the rows of one source; no file, no pair.
 """
@@ -19,7 +19,7 @@ from training.sources import Row
 _DEFAULT = {f.name: f.default for f in fields(SourceConfig) if f.name.endswith("_key")}
 _REQUIRED = ("chosen_key", "rejected_key")
 _ASKED = ("instruction", "question", "query", "input", "context", "messages", "conversation", "text", "post")
-"""What other data sets call the prompt."""
+"""Names that other data sets have for the prompt."""
 _N_NAMES = 12
 
 
@@ -40,7 +40,7 @@ class SourceColumns:
 
 
 def find_columns(rows: Sequence[Row], source: SourceConfig) -> SourceColumns:
-    """Look at all rows. Raise `ConfigError` for a named column that none of them has."""
+    """The columns of these rows. Raise `ConfigError` for a named column that none of them has."""
     values = [row.values for row in rows if row.values is not None]
     n_with = Counter(key for row in values for key, value in row.items() if value is not None)
     if not values:
@@ -61,7 +61,7 @@ def find_columns(rows: Sequence[Row], source: SourceConfig) -> SourceColumns:
 
 
 def notes(found: SourceColumns) -> Iterator[str]:
-    """How the columns were read, where it is not by their names alone."""
+    """Yield notes on columns that were read by more than their names."""
     if found.implicit:
         yield f"no prompt column: chosen and rejected are read whole ({found.implicit})"
     if found.repeats:
@@ -112,7 +112,7 @@ def _is_whole(row: dict[str, Any], source: SourceConfig) -> bool:
 
 
 def _as_messages(value: Any) -> tuple[Message, ...]:
-    """The messages of a list of them; empty for anything else. What is wrong with a row is said where its pair is made."""
+    """The messages of a list of them; empty for anything else. Faults of a row are reported where its pair is made."""
     items = value if isinstance(value, list) else []
     if not all(isinstance(i, dict) and isinstance(i.get("role"), str) for i in items):
         return ()
@@ -120,7 +120,7 @@ def _as_messages(value: Any) -> tuple[Message, ...]:
 
 
 def common_text(a: str, b: str) -> str:
-    """What both texts begin with."""
+    """The longest common beginning of both texts."""
     n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     return a[:n]
 

@@ -1,4 +1,4 @@
-"""What a run prints while it works: a bar on a terminal; without one, a line at the start of a phase and now and then.
+"""Print the progress of a run: a bar on a terminal; without one, a line at the start of a phase and now and then.
 
 Knows no phase of a run. All of it goes to stderr, from the first process alone; results go to stdout.
 """
@@ -28,13 +28,13 @@ def is_first_process() -> bool:
 
 
 def say(text: str) -> None:
-    """One line about the run."""
+    """Print one line about the run."""
     if is_first_process():
         print(printable(f"reward-train: {text}"), file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:
-    """One line of the results."""
+    """Print one line of the results."""
     if is_first_process():
         print(printable(text), flush=True)
 
@@ -42,7 +42,7 @@ def show(text: str) -> None:
 def progress(
     items: Iterable[T], label: str, total: int, *, size: Callable[[T], int] = lambda _: 1, unit: str = ""
 ) -> Iterator[T]:
-    """The items; what is done of `total` is shown. `size` is how much of it one item is."""
+    """Yield the items and print the progress towards `total`. `size` gives the units of one item."""
     console = Console(stderr=True)
     if console.is_terminal and is_first_process():
         yield from track(items, label, console=console, transient=True, total=None if unit else total)
@@ -68,25 +68,25 @@ class Lines:
         say: Callable[[str], None] = say,
     ) -> None:
         self._label, self._total, self._unit, self._clock, self._say = label, total, unit, clock, say
-        self._began = self._told = clock()
-        self._done, self._n_told = done, 0
+        self._began = self._printed_at = clock()
+        self._done, self._n_printed = done, 0
         if total:
             say(f"{label}: {total:,}{unit}")
 
     def advance(self, n: int = 1, note: str = "") -> None:
         """Count `n` more; print a line where the last one is long ago."""
         self._done += n
-        if self._clock() - self._told >= EVERY_S:
-            self._tell(note)
+        if self._clock() - self._printed_at >= EVERY_S:
+            self._print(note)
 
     def end(self, note: str = "") -> None:
-        """The phase is over; a note is always told."""
-        if self._n_told or note:
-            self._tell(note.strip() and note)
+        """End the phase; a note is always printed."""
+        if self._n_printed or note:
+            self._print(note.strip() and note)
 
-    def _tell(self, note: str) -> None:
-        self._told = self._clock()
-        self._n_told += 1
+    def _print(self, note: str) -> None:
+        self._printed_at = self._clock()
+        self._n_printed += 1
         share = f" ({self._done / self._total:.0%})" if self._total else ""
-        seconds = self._told - self._began
+        seconds = self._printed_at - self._began
         self._say(f"{self._label}: {self._done:,} of {self._total:,}{self._unit}{share}, {seconds:.0f} s{note}")

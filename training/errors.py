@@ -1,4 +1,4 @@
-"""Errors that end a run, and what their cause is in words. The command line turns them into one line and an exit code.
+"""Errors that end a run, and their causes in words. The command line turns them into one line and an exit code.
 
 Imports no torch: its errors are recognised by their messages.
 """
@@ -21,9 +21,9 @@ class Stopped(Exception):
 
 
 _NO_MEMORY = ("out of memory", "allocate memory", "STATUS_ALLOC_FAILED")
-"""What torch says of memory, on a CPU and on a GPU."""
+"""Parts of torch's messages about memory, on a CPU and on a GPU."""
 _WRITE_FAILED = ("PytorchStreamWriter", "inline_container", "iostream error", "Error while serializing")
-"""What torch and safetensors say of a file; they tell no reason."""
+"""Parts of messages of torch and safetensors about a file; they give no reason."""
 
 
 def explain(error: BaseException) -> str | None:

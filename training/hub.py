@@ -1,7 +1,7 @@
-"""Names that lead to the Hugging Face hub: say so, and never wait long for a hub that does not answer.
+"""Announce names that are looked up on the Hugging Face hub, and never wait long for a hub that does not answer.
 
 The libraries retry for minutes. Here one request with a time limit decides: without an answer the process goes offline,
-so that what is cached is used and what is not is refused at once.
+so that cached files are used and other names are refused at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def announce(kind: str, name: str) -> None:
         return
     say(f"{kind} {name}: from the Hugging Face hub at {_endpoint()}, or its cache")
     if not answers(_endpoint(), ANSWER_S):
-        say(f"the hub does not answer (within {ANSWER_S:.0f} s); going on with what is cached")
+        say(f"the hub does not answer (within {ANSWER_S:.0f} s); going on with cached files")
         _go_offline()
 
 
@@ -46,14 +46,14 @@ def is_hub_model(name: str) -> bool:
 
 
 def is_offline() -> bool:
-    """Whether the hub is not to be asked: HF_HUB_OFFLINE, or it did not answer."""
+    """Whether the hub must not be used: HF_HUB_OFFLINE is set, or the hub did not answer."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def remedy(kind: str, setting: str) -> str:
-    """What to do about a name that is not in the cache while the hub cannot be reached."""
+    """The remedy for a name that is not in the cache while the hub cannot be reached."""
     option = "" if kind == "model" else " --repo-type dataset"
     return (
         f"The hub was not asked or did not answer, and it is not in the cache. Fetch it where there is a network (hf download "
@@ -86,7 +86,7 @@ def _endpoint() -> str:
 
 
 def _go_offline() -> None:
-    """Both libraries look at these when they are about to ask."""
+    """Set the flag that both libraries read before each request."""
     from huggingface_hub import constants
 
     modules: list[Any] = [constants]
@@ -109,6 +109,6 @@ def _base_names(folder: Path) -> list[str]:
             names.append(base_of_heads(folder))
             config = folder / "adapter_config.json"
             names.append(json.loads(config.read_text()).get("base_model_name_or_path") if config.is_file() else None)
-    except Exception:  # what is wrong with these files is said where they are read
+    except Exception:  # faults of these files are reported where they are read
         return []
     return [name for name in names if isinstance(name, str)]

@@ -1,7 +1,7 @@
 """Held-out pairs and training pairs that are the same by content, whatever their groups are called.
 
 A training pair leaks when one of its responses, with its prompt, is in a held-out pair: as the same tokens, or as the same
-words with other blanks or another case; which of the two was preferred does not matter. A prompt alone does not leak: its
+words with other blanks or another case, preferred or not. A prompt alone does not leak: its
 other responses are new, and data with few prompts would vanish. It is counted.
 """
 
@@ -23,7 +23,7 @@ class Overlap:
     n_same_prompt: int = 0
 
     def __str__(self) -> str:
-        """For a report."""
+        """The overlap as a sentence of a report."""
         return (
             f"{self.n_dropped} training pairs with a held-out response left out; {self.n_same_prompt} held-out pairs "
             "answer a prompt that training has too"
@@ -31,7 +31,7 @@ class Overlap:
 
 
 def remove(train: PairTable, held_out: PairTable, *, renumber: bool = True) -> tuple[PairTable, Overlap]:
-    """The training pairs that share no response with a held-out pair, and what they shared."""
+    """The training pairs that share no response with a held-out pair, and the overlap of both."""
     held = _used_keys(held_out)
     leaks_N = [any(key in held for key in _keys(sequence)) for sequence in train.sequences]
     keep_P = [not (leaks_N[c] or leaks_N[r]) for c, r in zip(train.chosen, train.rejected, strict=True)]
@@ -42,7 +42,7 @@ def remove(train: PairTable, held_out: PairTable, *, renumber: bool = True) -> t
 
 
 def _used_keys(table: PairTable) -> set[bytes]:
-    """Of the sequences that a pair of this table uses: folds share their sequences."""
+    """Keys of the sequences that a pair of this table uses: folds share their sequences."""
     used = {*table.chosen, *table.rejected}
     return {key for number in used for key in _keys(table.sequences[number])}
 

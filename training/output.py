@@ -22,7 +22,7 @@ from training.console import say
 
 LOCK = ".lock"
 RESULTS = ("checkpoint", "adapter", "heads", "report.html")
-"""What a finished run leaves for others to use."""
+"""Results of a finished run."""
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def refuse_finished(folder: Path) -> None:
 def placed(out: Path) -> Iterator[Path]:
     """A new folder to write into, which takes the place of `out` when the body ends without an error.
 
-    What is written may be mapped from the very files that are replaced, and half of a folder is never at `out`.
+    The new files may be mapped from the files that they replace, and half of a folder is never at `out`.
     """
     new, old = (out.with_name(f"{out.name}.{end}") for end in ("new", "old"))
     if old.exists() and not out.exists():  # a crash between the two renames below

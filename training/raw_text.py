@@ -1,7 +1,7 @@
-"""Whether pairs are conversations or plain text, and so whether the chat template has a part in the score.
+"""Find out whether pairs are conversations or plain text, and so whether the chat template has a part in the score.
 
-One model has one encoding: what training joins without a template, the server joins too, and the exported checkpoint says
-so by its own chat template. Text that the template itself has rendered counts as conversations. Knows pairs and a
+One model has one encoding: text that training joins without a template is joined so by the server too, and the exported checkpoint
+has a chat template that does the same. Text that the template itself has rendered counts as conversations. Knows pairs and a
 checkpoint's policy, no torch.
 """
 
@@ -23,7 +23,7 @@ JOINED = (
 
 
 def count_raw(pairs: Sequence[Pair], policy: EncodingPolicy) -> int:
-    """How many pairs are text without what the template writes before a response; 0 where there is no template to miss."""
+    """The number of pairs whose text lacks the template's text before a response; 0 where there is no template."""
     mark = policy.response_start.strip()
     if not mark:
         return 0

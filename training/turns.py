@@ -73,7 +73,7 @@ def cut(prompt: str, answer: str) -> str | None:
 
 
 def is_long(prompt: str) -> bool:
-    """Whether an answer that begins with this prompt repeats it, rather than happens to begin alike."""
+    """Whether the prompt is so long that an answer which begins with it repeats it."""
     return len(prompt.split()) >= LONG_PROMPT_WORDS
 
 

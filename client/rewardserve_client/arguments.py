@@ -1,4 +1,4 @@
-"""Checks of what a caller passes, before anything is sent: an argument of a wrong type is named, its value never quoted."""
+"""Check arguments before anything is sent: one of a wrong type is named, its value never quoted."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def step_of(value: object) -> int | None:
 
 
 def kl_of(value: object) -> float | None:
-    """An estimate of a KL divergence may be below zero, the divergence is not; what is no number is not sent.
+    """A KL divergence for the wire: at least zero, though an estimate may be below it; None for NaN and infinity.
 
     Raise `WrongType`.
     """

@@ -1,6 +1,6 @@
-"""What of a conversation can be sent: roles and texts. What else it says is refused by its name, never left out in silence.
+"""Take roles and texts of conversations, which can be sent, and refuse every other field by its name.
 
-A chat template may write tool calls, reasoning, names and pictures; a score of what is left without them is another one.
+A chat template may write tool calls, reasoning, names and pictures; the score of a conversation without them is another one.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def refuse_columns(columns: Mapping[str, Any], *, rendered: bool = False) -> Non
 
 
 def plain_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Roles and texts. Raise `Misconfigured` for what else a message says."""
+    """Roles and texts. Raise `Misconfigured` for another field that is not empty."""
     plain = []
     for i, message in enumerate(messages):
         _refuse(((name, value) for name, value in message.items() if name not in _TURN), f"messages[{i}].")
@@ -63,7 +63,7 @@ def plain_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, str]
 
 
 def without_empty_fields(messages: Any) -> Any:
-    """Messages as they are given, less the empty fields; what is in the others is the server's to judge."""
+    """Messages as they are given, without empty fields; the server checks the others."""
     if isinstance(messages, str) or messages is None:
         return messages
     return [
@@ -91,6 +91,6 @@ def _refuse(fields: Iterable[tuple[str, Any]], where: str) -> None:
     for name, value in fields:
         if not is_empty_value(value):
             raise Misconfigured(
-                f"{where}{name} cannot be sent, and what it holds would be missing from the text that is scored. Render the "
+                f"{where}{name} cannot be sent, and its content would be missing from the text that is scored. Render the "
                 "conversation with the chat template of the reward model and send it as text, or take it out of your data."
             )

@@ -1,4 +1,4 @@
-"""When a client says that no server answers: after some seconds without an answer, then at growing intervals. Pure.
+"""Decide when a client warns that no server answers: after some seconds, then at growing intervals. Pure.
 
 A call without this would be silent until its deadline, which is minutes away, where only the port is wrong.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _SLOW = 6
-"""An answer that is awaited without any failure may only be slow: it takes so many times longer until that is said."""
+"""Factor on the time before a warning where no attempt has failed: the answer may only be slow."""
 
 
 class Silence:
-    """What all calls of one client know of servers that do not answer. Times are seconds of the caller's clock."""
+    """Failed attempts and warnings of all calls of one client. Times are seconds of the caller's clock."""
 
     def __init__(self, urls: Sequence[str], warn_after_s: float) -> None:
         self.warn_after_s = warn_after_s
@@ -23,7 +23,7 @@ class Silence:
         self._next_at = float("-inf")
 
     def tried(self, url: str, reason: str | None, now: float) -> None:
-        """What became of one attempt; no reason: an answer."""
+        """Record one attempt; no reason: it was answered."""
         if reason is not None:
             self._reasons[url] = reason
             return
@@ -32,7 +32,7 @@ class Silence:
         self._interval_s, self._next_at = self.warn_after_s, float("-inf")
 
     def warning(self, began_at: float, deadline: float, now: float) -> str | None:
-        """What is to be said now about a call that began then; None: nothing, or it was said a short while ago."""
+        """The warning that is due now for a call that began then; None: none is due."""
         silent_s = now - max(began_at, self._answered_at)
         least_s = self.warn_after_s if self._reasons else _SLOW * self.warn_after_s
         if silent_s < least_s or now < self._next_at:

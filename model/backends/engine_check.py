@@ -1,6 +1,6 @@
-"""The check that every engine passes before it scores: rows, what a plain forward says of them, and how far off is too far.
+"""Check that every engine passes before it scores: its rows, their scores by a plain forward, and the tolerance.
 
-The truth is what transformers computes for one row alone, without mask and positions, by a model that has seen no other.
+The reference is the score that transformers computes for one row alone, without mask and positions, before any other row.
 Knows networks and scorers, and nothing of how an engine is chosen. Shapes: R rows, H heads.
 """
 
@@ -31,7 +31,7 @@ _TOLERANCE_HIGH = 2.5e-5
 """The same where float32 is multiplied as three products of bfloat16."""
 
 _TIMES_ROUNDING = 4.0
-"""In half precision: so many times what rounding alone changes."""
+"""In half precision: a multiple of the change that rounding alone makes."""
 
 _ALWAYS_BEYOND = 256
 """Tokens. Rows go beyond every special length up to this one, and beyond longer ones while that is affordable."""
@@ -45,7 +45,7 @@ class Checked(Protocol):
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether something may be kept between batches."""
+        """Whether keys and values may be kept between batches."""
         ...
 
     def score(self, batch: TokenBatch) -> BatchScores:
@@ -53,7 +53,7 @@ class Checked(Protocol):
         ...
 
     def forget(self) -> None:
-        """Let go of everything that was kept between batches."""
+        """Free the keys and values that were kept between batches."""
         ...
 
 
@@ -68,7 +68,7 @@ class CheckRows:
 
 
 def affordable(network: RewardNetwork) -> Callable[[int], bool]:
-    """Whether rows may go beyond a length; each that may uses up some of what there is."""
+    """A predicate: whether rows may be longer than a length. Each length that is allowed uses up a part of the budget."""
     left, longest = _MOST_WORK.get(network.device.type, _MOST_WORK["cpu"])
     n_parameters = sum(p.numel() for p in network.parameters())
 
@@ -115,7 +115,7 @@ def check_rows(config: Any, max_tokens: int, may_go_beyond: Callable[[int], bool
 
 
 def padding_objection(network: RewardNetwork, *, pad_id: int, max_tokens: int) -> str | None:
-    """Why a padded batch of this network is wrong, or None. Raise `LoadError` where it cannot be compared."""
+    """The reason why a padded batch of this network is wrong, or None. Raise `LoadError` where it cannot be compared."""
     was_training = network.training
     network.eval()
     try:
@@ -126,7 +126,7 @@ def padding_objection(network: RewardNetwork, *, pad_id: int, max_tokens: int) -
 
 
 class Truth:
-    """Plain forwards of some rows, and engines compared with them. Raise `LoadError` where there is no one truth."""
+    """Plain forwards of some rows, to compare engines with. Raise `LoadError` where the same row has two scores."""
 
     def __init__(self, network: RewardNetwork, rows: CheckRows) -> None:
         self._network, self._rows = network, rows
@@ -134,13 +134,13 @@ class Truth:
         by_length = sorted(set(rows.rows), key=len)
         middle, longest = by_length[len(by_length) // 2], by_length[-1]
         try:
-            # One of middle length before the longest and after it: a model that remembers rows is found out.
+            # One of middle length before the longest and after it: this detects a model that keeps state between rows.
             for row in dict.fromkeys((middle, longest, *by_length)):
                 self._expected[row] = self._plain(row)
             again = [(row, self._plain(row)) for row in (middle, longest)]
             half = next(network.backbone.parameters()).dtype != torch.float32
             rounding = self._rounding(by_length[:6]) if half else 0.0
-        except Exception as error:  # of somebody else's model, which may raise anything
+        except Exception as error:  # foreign model code may raise anything
             raise LoadError(
                 f"{type(network.backbone).__name__} cannot be served: transformers' own forward of a row of random tokens raised "
                 f"{type(error).__name__}: {error}"
@@ -156,15 +156,15 @@ class Truth:
             )
 
     def objection(self, engine: Checked, *, is_high: bool = False) -> str | None:
-        """Why this engine is not to be used, or None. Nothing is left behind in it."""
+        """The reason why this engine must not be used, or None. Its kept keys and values are freed."""
         rows, short, long = self._rows.rows, self._rows.short, self._rows.long
-        # In each pair the second batch finds what was kept of the first.
+        # In each pair the second batch uses the keys that were kept of the first.
         batches = [[long, rows], [short, rows]] if engine.shares_prefixes else [[rows]]
         allowed = self._allowed(is_high=is_high)
         for sequence in batches:
             try:
                 off = max([self._error(engine, batch) for batch in sequence])
-            except Exception as failed:  # as above; another engine may do without what failed here
+            except Exception as failed:  # as above; another engine may not need the operation that failed here
                 return f"{type(failed).__name__}: {failed}"
             finally:
                 engine.forget()
@@ -188,7 +188,7 @@ class Truth:
         return network.values_of(out.last_hidden_state[0, -1].to(network.device)).cpu()
 
     def _rounding(self, rows: Sequence[Row]) -> float:
-        """How far scores move when the output of every layer is off by one unit in the last place, up or down by lot."""
+        """The largest change of a score when the output of every layer is off by one unit in the last place, at random."""
         with _rounded_otherwise(self._network.backbone):
             moved = [_distance(self._expected[row], self._plain(row)) for row in rows]
         return max([x for x in moved if x < float("inf")], default=0.0)
@@ -209,7 +209,7 @@ def _rounded_otherwise(backbone: nn.Module) -> Iterator[None]:
         if not isinstance(out, Tensor) or not out.is_floating_point():
             return out
         at = torch.arange(out.numel(), device=out.device, dtype=torch.float32).view(out.shape)
-        signs = (12.9898 * at + next(n_calls)).sin().sign()  # as good as drawn by lot, and without a generator
+        signs = (12.9898 * at + next(n_calls)).sin().sign()  # as good as random, and without a generator
         return (out * (1 + torch.finfo(out.dtype).eps * signs)).to(out.dtype)
 
     handles = [m.register_forward_hook(hook) for m in backbone.modules() if not any(m.children())]

@@ -1,8 +1,8 @@
-"""Lengths at which a model computes something else: which rows may share what depends on the length of the whole row.
+"""Lengths of rows at which a model changes its computation, and the rows that may share a forward or keys because of them.
 
 With LongRoPE every key of a row depends on which side of one length the whole row is; with dynamic NTK scaling, beyond
-one length, on the length itself. A sliding window or an attention chunk is a length too, but only of what a token sees:
-keys before it stay as they are. Read from the configuration; knows no tensors.
+one length, on the length itself. A sliding window or an attention chunk is a length too, but it limits only the attention of a
+token: keys before it stay as they are. Read from the configuration; knows no tensors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which code of its own a checkpoint names (`auto_map`). Such code is never run: what it computes is not known here.
+"""Code of its own that a checkpoint names (`auto_map`). It is never run, so the function that it computes is not known.
 
 Reads JSON files, which `files` has found whole.
 """
@@ -20,7 +20,7 @@ _REMOTE = "transformers_modules"
 def refuse_code(folders: Iterable[Path], *, ignored: bool, has_contract: bool) -> tuple[str, ...]:
     """Notes about the code that these folders name. Raise `CheckpointError` where it may matter and is not to be ignored.
 
-    A written contract has golden probes of the scores, so what is computed without that code is compared with what was trained.
+    A written contract has golden probes, so the scores without that code are compared with those of training.
     """
     named = [each for folder in dict.fromkeys(folders) for each in _named_code(folder)]
     if not named:
@@ -47,7 +47,7 @@ def _named_code(folder: Path) -> Iterator[str]:
 
 
 def _references(config: Any) -> Iterator[tuple[str, str]]:
-    """What is named at any depth: a model may be made of several."""
+    """Task and class of every reference at any depth: a model may be made of several."""
     waiting = [config]
     while waiting:
         part = waiting.pop()

@@ -1,7 +1,7 @@
 """The tokenizer that goes with exported weights: its chat template ends where the score is read.
 
 Other programs render a conversation with that template and read the score at its last token. So the template of the base
-model is wrapped: what it writes after that token is left out, what training adds is added, its clock stands still. Knows
+model is wrapped: its text after that token is left out, the ending that training adds is added, and its date is fixed. Knows
 no weights.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def without_bias(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
     """The checkpoint without the biases of its heads, in place, its calibration moved along; and a note, empty without a bias.
 
-    `score` of transformers' classifiers has no bias, and every program that loads what we write would leave it out.
+    `score` of transformers' classifiers has no bias, so every program that loads the export would leave it out.
     """
     network, calibration = checkpoint.network, checkpoint.calibration
     bias = network.combined_head()[1]
@@ -45,7 +45,7 @@ def without_bias(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
 def tokenised_whole(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
     """The checkpoint with renderings that become ids as a whole, and a note, empty where no id changes.
 
-    Programs that load what is written tokenise so, whatever the trainer of the layout did.
+    Programs that load an export tokenise so, whatever the trainer of the layout did.
     """
     policy = checkpoint.policy
     if policy.rule.tokenizes == "whole":
@@ -91,7 +91,7 @@ _CONVERSATIONS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("system", "Charlie"), ("user", "Alpha"), ("assistant", "Bravo\n")),
     (("user", "Alpha\n\n"), ("assistant", "Bravo"), ("user", " Delta "), ("assistant", " Echo\n\n ")),
 )
-"""What the wrapped template is compared on with the one inside it."""
+"""Conversations on which the wrapped template is compared with the one inside it."""
 
 _RESPONSES = (
     "Bravo",
@@ -106,7 +106,7 @@ _RESPONSES = (
     "Bravo\n",
     "Bravo\n\n",
 )
-"""Beginnings and ends that a tokenizer may make one token of with what stands beside them."""
+"""Responses whose first or last characters a tokenizer may merge with the text beside them."""
 
 
 def exported_tokenizer(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> PreTrainedTokenizerBase:
@@ -142,7 +142,7 @@ def choose_pad(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> bo
 def exported_template(
     tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy, exported: PreTrainedTokenizerBase
 ) -> str:
-    """The chat template with which `exported` writes what this policy encodes with `tokenizer`.
+    """The chat template that renders for `exported` the rows that this policy encodes with `tokenizer`.
 
     Raise `CheckpointError` where the policy's template cannot be wrapped.
     """
@@ -179,7 +179,7 @@ def _wrapped(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy, prefix:
 
 
 def _clock(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> str:
-    """A clock that stands still, for each format in which the template asks for the date."""
+    """Jinja for a fixed date, in each format in which the template asks for the date."""
     if policy.template_date is None:
         return ""
     formats = clock_formats(policy.template)
@@ -201,7 +201,7 @@ def _compare(
     prefix: str,
     end: str,
 ) -> None:
-    """Raise `CheckpointError` unless the wrapped template writes what it should for every conversation that the inner one takes."""
+    """Raise `CheckpointError` unless the wrapped template renders the policy's rows of each conversation that the inner takes."""
     inner = ChatTemplate(tokenizer, policy.template, policy.template_date)
     outer = ChatTemplate(exported, template)
     if outer.date_that_is_asked_for is not None:

@@ -1,4 +1,4 @@
-"""Which scope a key must have for a route. Decided by the route that a path matches, never by how the path is spelt.
+"""The scope that a key must have for a route, decided by the route that a path matches, never by the spelling of the path.
 
 The table is made of the routes themselves, in their order; that the framework calls the one that was found is checked once more
 (`same_route`). A path that is no route's needs the scope `score`, and has nothing behind it.
@@ -33,7 +33,7 @@ _ADMIN = "/admin/"
 class Known:
     """A route: its path with the names of its parameters, its methods, and the scope that a key must have; None: no key is needed.
 
-    `pattern` matches its paths, where it has parameters. `is_admin`: it changes what is served.
+    `pattern` matches its paths, where it has parameters. `is_admin`: it changes the served models.
     """
 
     path: str
@@ -82,7 +82,7 @@ class Access:
 
 
 def same_route(request: Request) -> None:
-    """What the framework calls is what the scope was decided for. Raise `RuntimeError` where it is not, which is a bug."""
+    """Check that the framework calls the route that the scope was decided for. Raise `RuntimeError` if not, which is a bug."""
     known: Known | None = request.scope["state"]["route"]
     if known is None or known.path != request.scope["route"].path_format:
         raise RuntimeError("another route was checked than is called")

@@ -1,4 +1,4 @@
-"""What the fields and replies of other wire formats mean, for the OpenAPI document. Their bodies are read by msgspec.
+"""Meanings of the fields and replies of other wire formats, for the OpenAPI document. Their bodies are read by msgspec.
 
 A name means the same in every format, unless it is here with the name of its record before it.
 """

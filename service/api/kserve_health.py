@@ -1,4 +1,4 @@
-"""The KServe v2 protocol's questions about a server and its model: `/v2`, `/v2/health/...`, `/v2/models/NAME[/ready]`.
+"""Health and metadata routes of the KServe v2 protocol: `/v2`, `/v2/health/...`, `/v2/models/NAME[/ready]`.
 
 The answers are those of `/livez`, `/readyz` and `GET /model`, in the words of the protocol.
 """

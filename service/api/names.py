@@ -1,7 +1,7 @@
 """Names of runs and paths of URLs: the characters that may stand in them.
 
-A run is shown in logs, alerts and pages, and is acknowledged by a URL that holds its name. So a name is accepted only if all of
-that works: printable characters, also after percent-decoding, however often.
+A run is shown in logs, alerts and pages, and is acknowledged by a URL that holds its name. So a name is accepted only if its
+characters are printable, also after percent-decoding, however often.
 """
 
 from __future__ import annotations

@@ -48,12 +48,12 @@ _REDOC = """Redoc.init(url, {}, document.getElementById("page"));"""
 
 
 def is_page(path: str) -> bool:
-    """Whether a browser shows this, or fetches it for what it shows."""
+    """Whether the path is a page of the documentation, or a file that such a page loads."""
     return path in (OPENAPI, SWAGGER, REDOC) or path.startswith(ASSETS + "/")
 
 
 def page_routes(title: str) -> APIRouter:
-    """The pages and what they are made of; not in the OpenAPI document themselves."""
+    """The pages and their scripts and styles; not in the OpenAPI document themselves."""
     router = APIRouter(include_in_schema=False)
     package = files("fastapi_offline") / "static"
     assets = {name: (package / name).read_bytes() for name in _TYPES}

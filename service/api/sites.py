@@ -1,8 +1,8 @@
-"""Hosts and origins: whether a browser was led here by another site. Asked only where there are no keys.
+"""Check hosts and origins for requests that another site has made a browser send. Used only where there are no keys.
 
 A page that a browser shows can send requests to every address that the browser reaches; they have the page's origin. A site whose
 name is made to lead to this address (DNS rebinding) can read the answers too; they have the site's name as Host. Addresses are no
-names, so no site can claim one. Programs send no origin, and as Host what they were told to connect to.
+names, so no site can claim one. Programs send no origin, and as Host the address that they connect to.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BRACKETS = re.compile(r"\[([^\[\]]*)\](?::\d*)?")
 
 
 class Sites:
-    """By which names this server may be asked, and which pages may ask. `is_loopback`: only this machine reaches the server.
+    """Host names of this server, and origins of pages that may send requests to it. `is_loopback`: only this machine reaches it.
 
     `hosts` are names; `*.NAME` are all below it, `*` is any. `origins` are as browsers send them; `*` is any.
     """

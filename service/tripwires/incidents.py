@@ -1,7 +1,7 @@
-"""Which findings are told: one notification a run and cause, and an update when it becomes a page.
+"""Choose the findings to send: one notification a run and cause, and an update when it becomes a page.
 
-An exploit trips many wires within minutes. The first opens an incident; the others belong to it until every wire that was told
-of it has been acknowledged, or the run is forgotten. Pure.
+An exploit trips many wires within minutes. The first opens an incident; the others belong to it until every wire that was
+reported for it has been acknowledged, or the run is forgotten. Pure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MOST_REMEMBERED = 4_096
 
 
 class Notice(NamedTuple):
-    """A finding that is to be told; `is_update`: of an incident that was told before."""
+    """A notification to send; `is_update`: of an incident that was sent before."""
 
     incident: str
     cause: Cause
@@ -41,7 +41,7 @@ class Incidents:
         self._open: OrderedDict[tuple[str, Cause], _Incident] = OrderedDict()
 
     def notice(self, run: str, finding: Finding, tripped: Collection[str]) -> Notice | None:
-        """What is to be told of a finding; None: nothing new. `tripped` are all wires of the run that are latched now."""
+        """The notification for a finding; None: nothing new. `tripped` are all wires of the run that are latched now."""
         if finding.severity == "note":
             return None
         cause = cause_of(finding.wire)
@@ -61,5 +61,5 @@ class Incidents:
 
 
 def most_severe_first(findings: Collection[Finding]) -> list[Finding]:
-    """So that findings of one moment open their incident with the worst."""
+    """Sort findings of one moment, so that the most severe one opens their incident."""
     return sorted(findings, key=lambda finding: -_RANK[finding.severity])

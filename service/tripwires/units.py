@@ -1,4 +1,4 @@
-"""What the numbers of an alarm mean, in words: for the webhook, and for the annotations of the alert rules. Pure."""
+"""Units of the numbers of an alarm, for the webhook and for the annotations of the alert rules. Pure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Unit:
         return f"{100 * value:.3g}% {self.text}" if self.is_share else f"{value:.4g} {self.text}"
 
     def template(self) -> str:
-        """The same of `$value`, as a template of Prometheus."""
+        """The value `$value` with its unit, as a template of Prometheus."""
         number = "{{ $value | humanizePercentage }}" if self.is_share else '{{ printf "%.4g" $value }}'
         return f"{number} {self.text}"
 
@@ -52,12 +52,12 @@ _OF_NAMES = {VOTE: Unit("votes"), CANARY: Unit("times the change that numeric no
 
 
 def unit_of(statistic: Statistic) -> Unit:
-    """Of a wire's statistic."""
+    """The unit of a wire's statistic."""
     if isinstance(statistic, Shift):
         return Unit(f"standard deviations {'above' if statistic.sign > 0 else 'below'} the usual mean of the run")
     return _OF_STATISTICS[type(statistic)]
 
 
 def units(wires: Sequence[Wire]) -> dict[str, Unit]:
-    """By the names of the wires, of the vote and of the canaries."""
+    """Units by the names of the wires, of the vote and of the canaries."""
     return {wire.name: unit_of(wire.statistic) for wire in wires} | _OF_NAMES

@@ -1,8 +1,8 @@
 """Scores of text pairs, as vLLM and SGLang give them for a model with one label: `/score`, `/v1/score`, `/rerank` and its like.
 
-The first text is a prompt and the second a response to it: where the prompt ends in what the template writes before a response
-they are joined as they are, as both servers do; any other prompt is rendered with the template, as in training. What asks for
-probabilities of tokens, or for a softmax over one score, which is always 1, is refused.
+The first text is a prompt and the second a response to it: a prompt that ends with the template's text before a response is joined
+with the response as it is, as both servers do; any other prompt is rendered with the template, as in training. Requests for
+probabilities of tokens, or for a softmax over one score, which is always 1, are refused.
 
 `POST /score` is our own route too: a body with `samples` is ours. On `/rerank`, a body with `texts` is that of
 text-embeddings-inference, whose default is a sigmoid. SGLang's own `/v1/rerank` has the request of vLLM's and another reply; the
@@ -136,7 +136,7 @@ def _pair(i: int, prompt: Text, response: Text, served: Served, terms: Terms) ->
 
 
 def _text(i: int, text: Text) -> str:
-    """Raise `InvalidMessages` for what is no text, and `UnsupportedField`."""
+    """The text of one side. Raise `InvalidMessages` for anything else, and `UnsupportedField`."""
     if isinstance(text, str):
         return text
     name = "content" if "content" in text else "text"
