@@ -25,7 +25,7 @@ AREAS = {
     ),
     "limits": Area(
         ("service/api/intake.py", "service/api/body.py"),
-        ("tests/unit/service/api", "tests/properties/test_request_bodies.py"),
+        ("tests/unit/service/api/test_intake.py", "tests/unit/service/api/test_body.py"),
     ),
     "contract": Area(("model/contract.py",), ("tests/unit/model/test_contract_clauses.py",)),
     "encoding": Area(

@@ -79,12 +79,14 @@ DIGEST = "a digest is sha256: and 64 hexadecimal digits, and not that of nothing
 OWNER = "an owner has 1 to 64 characters that can be printed"
 RUNS = "runs are names with commas between and without spaces; `name*` is all that begin so"
 SCOPE = "scopes are score, admin, metrics, with commas and without spaces"
+PLAIN = "a key has characters that can be printed"
 LIMIT = "a limit is one of requests_per_s, tokens_per_s, burst_s, =, and a number above zero; besides, there are runs= and owner="
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("xy\u200bzzy", PLAIN), ("xy\0zzy", PLAIN),
         ("ppo xyzzy score", FORM), ("sha256:" + "0" * 64, FORM), ("ppo sha256:" + "7" * 64, FORM),
         (hashed("p" * 65, "xyzzy"), NAME), (hashed("p\0o", "xyzzy"), NAME),
         ("ppo sha256:xyzzy score", DIGEST), ("ppo sha256:" + "7" * 62 + " score", DIGEST),
@@ -362,6 +364,25 @@ def test_a_run_stays_bound_while_the_line_that_says_so_cannot_be_read(tmp_path):
     ring = file.ring()
     other = ring.caller(ring.find(b"other-key"))
     assert [run for run in ("only", "sweep-1", "late", "last-1", "free") if other.may_send(run)] == ["free"]
+
+
+def test_a_run_is_free_when_the_line_that_bound_it_is_gone(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text(hashed("bound", "bound-key", "score runs=only,sweep-*") + hashed("other", "other-key"))
+    file = KeyFile(path, read(path), Told())
+    path.write_text(hashed("other", "other-key"))
+    file.look()
+    assert not file.ring().caller(file.ring().find(b"other-key")).may_send("only")
+    file.look()
+    assert file.ring().caller(file.ring().find(b"other-key")).may_send("only")
+    assert file.ring().reserved == RunNames()
+
+
+def test_a_server_does_not_start_without_its_file(tmp_path):
+    for path in (tmp_path / "gone", tmp_path / "gone" / "keys"):
+        with pytest.raises(KeysError) as refused:
+            read(path)
+        assert str(refused.value) == "there is no such file"
 
 
 @pytest.mark.parametrize(
