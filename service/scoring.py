@@ -147,7 +147,7 @@ class Scoring:
             self._rooms.watch.see_ids(origin, samples)
         self._rooms.metrics.observe_samples(
             self._rooms.epoch,
-            outcomes=Counter([_outcome(r) for r in results]),
+            outcomes=_outcomes(results),
             n_tokens=sum([r.n_tokens or 0 for r in results]),
             n_cached_tokens=sum([r.n_tokens or 0 for r in results if r.cached]),
             rewards=[r.reward for r in results if r.reward is not None],
@@ -314,8 +314,11 @@ def _at_response(failure: Failure | None, index: int) -> Failure | None:
     return Failure(failure.code, f"response {index}: {failure.message}", {**failure.details, "response": index})
 
 
-def _outcome(result: Scored) -> str:
-    return "ok" if result.failure is None else result.failure.code
+def _outcomes(results: Sequence[Scored]) -> Mapping[str, int]:
+    """How many of each error, and of samples without one."""
+    failed = Counter([r.failure.code for r in results if r.failure is not None])
+    n_ok = len(results) - failed.total()
+    return {**failed, "ok": n_ok} if n_ok else failed
 
 
 def _n_chars(sample: Sample) -> int:

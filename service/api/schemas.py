@@ -222,10 +222,10 @@ class CompareReply(ModelOut):
 
 def to_sample(sample: SampleIn | wire.SampleIn) -> Asked:
     """A `Sample`, or the reason why this is none."""
-    messages, ids = sample.messages, sample.input_ids
+    prompt, messages, ids = sample.prompt, sample.messages, sample.input_ids
     try:
         return Sample(
-            to_prompt(sample.prompt),
+            prompt if prompt is None or isinstance(prompt, str) else _messages(prompt),
             sample.response,
             None if messages is None else _messages(messages),
             sample.text,
@@ -242,11 +242,6 @@ def to_comparison(comparison: ComparisonIn | wire.ComparisonIn) -> Comparison:
     """The plain record of a comparison."""
     prompt = comparison.prompt
     return Comparison(prompt if isinstance(prompt, str) else _messages(prompt), tuple(comparison.responses))
-
-
-def to_prompt(prompt: str | Sequence[MessageIn | wire.MessageIn] | None) -> str | tuple[Message, ...] | None:
-    """A prompt as `Sample` wants it."""
-    return prompt if prompt is None or isinstance(prompt, str) else _messages(prompt)
 
 
 def _messages(messages: Sequence[MessageIn | wire.MessageIn]) -> tuple[Message, ...]:
