@@ -112,12 +112,18 @@ _IN_PATH = {
 }
 
 
-class _AnyError(BaseModel):
-    """Why something was refused, in the shape that this wire format has for it."""
+class ForeignError(BaseModel):
+    """Why something was refused, in the shape that the wire format of another server has for it."""
 
     model_config = ConfigDict(extra="allow")
 
     error: str | dict[str, Any] = Field(description="a text, or an object with a message")
+
+
+class ForeignReply(BaseModel):
+    """Scores, in the shape that the wire format of another server has for them."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 def operation(body: type[BaseModel], foreign: Sequence[Any] = ()) -> dict[str, Any]:
@@ -129,8 +135,9 @@ def operation(body: type[BaseModel], foreign: Sequence[Any] = ()) -> dict[str, A
     examples = {f"example {i}": {"value": each} for i, each in enumerate(body.model_json_schema().get("examples", []))}
     content = {"application/json": {"schema": schema, "examples": examples}}
     parameters = [*_TIMES, *_ORIGIN, *([_VALUE] if foreign else [])]
+    said = errors(*(status for status in _ERRORS if status != 404 or foreign))
     return {
-        "responses": errors(*(status for status in _ERRORS if status != 404 or foreign)),
+        "responses": in_any_shape(said) if foreign else said,
         "openapi_extra": {"requestBody": {"required": True, "content": content}, "parameters": parameters},
     }
 
@@ -144,23 +151,15 @@ def admin_operation(body: type[BaseModel], *statuses: int) -> dict[str, Any]:
     }
 
 
-def foreign_operation(
-    path: str, bodies: Sequence[Any], options: Iterable[str] = (), *, own_refusals: bool = False
-) -> dict[str, Any]:
-    """Arguments for a route of another's wire format: what it reads, and the errors that it may answer.
-
-    `own_refusals`: in a shape of its own, but for those that are refused before anybody knows the format.
-    """
+def foreign_operation(path: str, bodies: Sequence[Any], options: Iterable[str] = ()) -> dict[str, Any]:
+    """Arguments for a route of the wire format of another server: the bodies that it reads, and the errors that it may answer."""
     schemas = [VERIFY if each.get("type") == "object" else each for each in _schemas(bodies)]
     content = {"application/json": {"schema": _any_of(schemas)}}
-    said = {
-        status: {**error, "model": _AnyError} if own_refusals else error for status, error in errors(*_ERRORS).items()
-    }
     good = {"description": "Scores", "content": {"application/json": {"example": REPLIES[path]}}}
     own = [_parameter("query", name, _STRING, _OPTIONS[name]) for name in sorted(options)]
     in_path = [_parameter("path", name, _STRING, _IN_PATH[name]) for name in _IN_PATH if f"{{{name}" in path]
     return {
-        "responses": {200: good, **said},
+        "responses": {200: good, **in_any_shape(errors(*_ERRORS))},
         "openapi_extra": {
             "requestBody": {"required": True, "content": content},
             "parameters": [*in_path, *_TIMES, *_ORIGIN, _VALUE, *own],
@@ -183,6 +182,11 @@ def errors(
     said = {**_EVERYWHERE, **({} if is_open else _KEYED), **{status: _ERRORS[status] for status in statuses}}
     said |= {status: text for status, text in (words or {}).items() if status in said}
     return {status: _error(text) for status, text in sorted(said.items())}
+
+
+def in_any_shape(said: Mapping[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
+    """These errors in our own shape, or in that of the wire format: a request without a known format gets ours."""
+    return {status: {**error, "model": ErrorReply | ForeignError} for status, error in said.items()}
 
 
 def install(app: FastAPI, foreign: Sequence[Any] = (), open_paths: frozenset[str] = frozenset()) -> None:

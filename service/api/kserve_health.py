@@ -46,12 +46,12 @@ def kserve_health_routes(stage: Stage, aliases: frozenset[str]) -> APIRouter:
             return refusal_in_words(error, error.status)
         return json_response(_metadata(served))
 
-    @router.get("/v2", responses=docs.errors())
+    @router.get("/v2", responses=docs.in_any_shape(docs.errors()))
     async def server() -> Response:
         """Name, version and extensions of this server."""
         return json_response({"name": "rewardserve", "version": version("rewardserve"), "extensions": []})
 
-    @router.get("/v2/health/live", responses=docs.errors(500, words=LIVE, is_open=True))
+    @router.get("/v2/health/live", responses=docs.in_any_shape(docs.errors(500, words=LIVE, is_open=True)))
     async def live() -> Response:
         """As `/livez`."""
         try:
@@ -60,7 +60,7 @@ def kserve_health_routes(stage: Stage, aliases: frozenset[str]) -> APIRouter:
             return refusal_in_words(error, error.status)
         return json_response({"live": True})
 
-    @router.get("/v2/health/ready", responses=docs.errors(503, is_open=True))
+    @router.get("/v2/health/ready", responses=docs.in_any_shape(docs.errors(503, is_open=True)))
     async def server_ready() -> Response:
         """As `/readyz`."""
         try:
@@ -70,22 +70,22 @@ def kserve_health_routes(stage: Stage, aliases: frozenset[str]) -> APIRouter:
         return json_response({"ready": True})
 
     # The longer paths first: a name may hold slashes.
-    @router.get("/v2/models/{model:path}/versions/{version}/ready", responses=docs.errors(404, 503))
+    @router.get("/v2/models/{model:path}/versions/{version}/ready", responses=docs.in_any_shape(docs.errors(404, 503)))
     async def version_ready(model: str, version: str) -> Response:
         """Whether this version of the model scores right now."""
         return ready(model, version)
 
-    @router.get("/v2/models/{model:path}/ready", responses=docs.errors(404, 503))
+    @router.get("/v2/models/{model:path}/ready", responses=docs.in_any_shape(docs.errors(404, 503)))
     async def model_ready(model: str) -> Response:
         """Whether the model scores right now."""
         return ready(model, None)
 
-    @router.get("/v2/models/{model:path}/versions/{version}", responses=docs.errors(404, 503))
+    @router.get("/v2/models/{model:path}/versions/{version}", responses=docs.in_any_shape(docs.errors(404, 503)))
     async def version_metadata(model: str, version: str) -> Response:
         """The tensors of this version of the model."""
         return metadata(model, version)
 
-    @router.get("/v2/models/{model:path}", responses=docs.errors(404, 503))
+    @router.get("/v2/models/{model:path}", responses=docs.in_any_shape(docs.errors(404, 503)))
     async def model_metadata(model: str) -> Response:
         """The model, its version and its tensors."""
         return metadata(model, None)

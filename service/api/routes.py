@@ -65,7 +65,7 @@ def scoring_routes(
     router = APIRouter(tags=["scoring"])
     parts = body.Parts.of(bounds.max_samples_per_request, bounds.admission_max_tokens)
 
-    @router.post("/score", response_model=ScoreReply, **docs.operation(ScoreRequest, pair_bodies))
+    @router.post("/score", response_model=ScoreReply | docs.ForeignReply, **docs.operation(ScoreRequest, pair_bodies))
     async def score(request: Request) -> Response:
         """Score samples. A bad sample gets `null` and an error of its own; its neighbours are scored."""
         deadline = read_deadline(request, clock)

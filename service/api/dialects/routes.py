@@ -14,7 +14,6 @@ from starlette.responses import Response
 
 from service.api import body, docs, origin
 from service.api.dialects.dialect import NUMBERS, Answered, Dialect, Form, Number, check_model, check_version
-from service.api.problems import refusal
 from service.api.replies import json_response
 from service.api.routes import Endpoint, bound, note, read_deadline, while_connected
 from service.api.stage import Bounds, Served, Stage
@@ -53,12 +52,7 @@ def dialect_routes(
             endpoint_of(dialect, stage, bounds, clock, policy),
             methods=["POST"],
             summary=f"For {dialect.callers}",
-            **docs.foreign_operation(
-                dialect.path,
-                [form.body for form in dialect.forms],
-                dialect.options,
-                own_refusals=dialect.refuse is not refusal,
-            ),
+            **docs.foreign_operation(dialect.path, [form.body for form in dialect.forms], dialect.options),
         )
     return router
 
