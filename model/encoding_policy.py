@@ -154,7 +154,12 @@ def _added_after_text(tokenizer: PreTrainedTokenizerBase) -> str:
 def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
     template: Any = tokenizer.chat_template
     if isinstance(template, dict):
-        template = template.get("default", "")
+        if "default" not in template:
+            raise EncodingPolicyError(
+                f"the tokenizer has several chat templates ({', '.join(sorted(template))}) and none that is called default, so "
+                "transformers chooses none. Save the one that training used as chat_template.jinja in the folder of the checkpoint."
+            )
+        template = template["default"]
     return template or ""
 
 

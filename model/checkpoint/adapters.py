@@ -5,8 +5,10 @@ PEFT does the arithmetic (LoRA, its scaling, DoRA); the task of an adapter, whic
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,30 @@ from model.checkpoint.record import CheckpointError
 ADAPTER_CONFIG = "adapter_config.json"
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _HEAD = "base_model.model.score."
+_MAX_DIFFERENCE = 1e-3
+_MAX_DIFFERENCE_REDUCED = 0.1
+"""Of the output merged and unmerged, relative, for the median token. Merged weights are rounded to the dtype of the model, and a
+mixture of experts may then send a token to another expert."""
 
 
 def adapter_files(folder: Path) -> list[Path]:
     """The tensors of an adapter; empty where there are none."""
     return [folder / name for name in _FILES if (folder / name).is_file()][:1]
+
+
+def unread_adapter_files(folder: Path) -> list[Path]:
+    """The files of an adapter that PEFT leaves out, as there is another one that it prefers."""
+    return [folder / name for name in _FILES if (folder / name).is_file()][1:]
+
+
+def refuse_shared_layers(folder: Path) -> None:
+    """Raise `CheckpointError` for an adapter whose layers share the weights of the base model: none can be merged into them."""
+    if json.loads((folder / ADAPTER_CONFIG).read_text()).get("layer_replication"):
+        raise CheckpointError(
+            f"{folder / ADAPTER_CONFIG} says layer_replication: several layers share one weight of the base model, and each has "
+            "a low-rank matrix of its own, so PEFT merges them wrongly (peft issue 1707). Copy the layers of the base model "
+            "into a model of its own, move the adapter to it, and merge there."
+        )
 
 
 def merge_backbone(backbone: Any, folder: Path) -> Any:
@@ -35,7 +56,8 @@ def merge_backbone(backbone: Any, folder: Path) -> Any:
         return backbone
     inside = f"base_model.model.{backbone.base_model_prefix}."
     model = _Holder(backbone) if any(n.startswith(inside) for n in names) else backbone
-    merged = _merged(model, folder, _config(folder), "its base model")
+    n_ids = backbone.get_input_embeddings().num_embeddings  # not there while an adapter wraps them
+    merged = _merged(model, folder, _config(folder), "its base model", partial(_hidden, backbone, n_ids))
     return getattr(merged, backbone.base_model_prefix) if isinstance(merged, _Holder) else merged
 
 
@@ -58,21 +80,46 @@ def merge_head(weight_HD: Tensor, bias_H: Tensor | None, folder: Path) -> tuple[
     for part in ("exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters"):
         if hasattr(config, part):
             setattr(config, part, None)  # they choose among the layers of the backbone
-    merged = _merged(holder, folder, config, f"the value head of its base model ({', '.join(head_tensors(folder))})")
+    what = f"the value head of its base model ({', '.join(head_tensors(folder))})"
+    merged = _merged(holder, folder, config, what, lambda: holder.score(torch.eye(width)))
     bias = merged.score.bias
     return merged.score.weight.detach(), None if bias is None else bias.detach()
 
 
-def _merged(model: nn.Module, folder: Path, config: Any, what: str) -> Any:
+@torch.no_grad()
+def _merged(model: nn.Module, folder: Path, config: Any, what: str, output: Callable[[], Tensor]) -> Any:
+    """The model with the adapter in its weights. `output` computes something with the model, `(n, D)`: before and after."""
     from peft import PeftModel
 
     try:
         with warnings.catch_warnings():
             # Ranks and scales may be given for layers of the other half: backbone and head are merged each for itself.
             warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
-            return PeftModel.from_pretrained(model, str(folder), config=config).merge_and_unload(safe_merge=True)
+            adapted = PeftModel.from_pretrained(model, str(folder), config=config).eval()
+            unmerged_ND = output().double()
+            merged = adapted.merge_and_unload(safe_merge=True)
+            merged_ND = output().double()
     except Exception as error:
         raise CheckpointError(f"the adapter in {folder} does not fit {what}: {error}") from error
+    size_N = unmerged_ND.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+    difference = float(((merged_ND - unmerged_ND).norm(dim=-1) / size_N).median())
+    dtype = next(model.parameters()).dtype
+    bound = _MAX_DIFFERENCE if dtype in (torch.float32, torch.float64) else _MAX_DIFFERENCE_REDUCED
+    if not difference <= bound:  # NaN too
+        raise CheckpointError(
+            f"the adapter in {folder} cannot be merged into {what}: what it computes merged and unmerged differ by "
+            f"{difference:.2%} (allowed: {bound:.2%} in {str(dtype).removeprefix('torch.')}). Merge it with the version of PEFT "
+            "that trained it, compare the scores, and serve the merged model."
+        )
+    return merged
+
+
+def _hidden(backbone: Any, n_ids: int) -> Tensor:
+    """The last hidden states of a few short rows, `(n, D)`."""
+    ids_BT = torch.randint(n_ids, (4, 12), generator=torch.Generator().manual_seed(0))
+    ids_BT = ids_BT.to(next(backbone.parameters()).device)
+    hidden_BTD: Tensor = backbone(input_ids=ids_BT, use_cache=False).last_hidden_state
+    return hidden_BTD.flatten(0, 1)
 
 
 def _config(folder: Path) -> Any:

@@ -19,6 +19,7 @@ from model.network import SINGLE_HEAD
 from model.scorer import DISTANCE
 
 HEADS_FILE = "reward_heads.safetensors"
+_VALUE_HEAD = "v_head.summary"
 _VALUE_HEAD_FILES = ("value_head.safetensors", "value_head.bin")
 
 
@@ -26,7 +27,7 @@ _VALUE_HEAD_FILES = ("value_head.safetensors", "value_head.bin")
 class Head:
     """Value heads as they were found: weights `(H, D)`, biases `(H,)`, names and what each counts.
 
-    `tensors` names those of the checkpoint's tensors that they came from.
+    `tensors` names those of the checkpoint's tensors that they came from. `notes`: tensors of heads that are left out.
     """
 
     weight_HD: Tensor
@@ -34,6 +35,7 @@ class Head:
     names: tuple[str, ...] = SINGLE_HEAD
     weights: tuple[float, ...] | None = None
     tensors: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def find_head(folder: Path, base: Path, config: Any, width: int) -> tuple[str, Head]:
@@ -45,7 +47,7 @@ def find_head(folder: Path, base: Path, config: Any, width: int) -> tuple[str, H
     for form, reader in HEAD_READERS.items():
         head = _adapter(folder, config, base) if reader is _adapter else reader(folder, config)
         if head is not None:
-            return form, _checked(head, width, folder)
+            return form, _checked(_alone(form, head, folder), width, folder)
     raise CheckpointError(
         f"{folder} has no value head (looked for: {', '.join(HEAD_READERS)}). A freshly initialised one would score noise. "
         "If this is a language model, train a reward model from it: reward-train --config FILE --set model.path=..."
@@ -53,8 +55,42 @@ def find_head(folder: Path, base: Path, config: Any, width: int) -> tuple[str, H
 
 
 def value_head_files(folder: Path) -> list[Path]:
-    """The tensors of a value head in a file of its own; empty where there are none."""
-    return [folder / name for name in _VALUE_HEAD_FILES if (folder / name).is_file()][:1]
+    """The tensors of a value head in a file of its own; empty where there are none. Raise `CheckpointError` for two files."""
+    found = [folder / name for name in _VALUE_HEAD_FILES if (folder / name).is_file()]
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{folder} has two value heads: {found[0].name} and {found[1].name}. Which of them was trained is not known: delete "
+            "the other one."
+        )
+    return found
+
+
+def _alone(form: str, head: Head, folder: Path) -> Head:
+    """The head, with a note of others that its class leaves out. Raise `CheckpointError` where another may be the trained one."""
+    files = value_head_files(folder)
+    inside = _linear(weights.weight_files(folder), _VALUE_HEAD)
+    if files and form != "llama_factory":
+        raise CheckpointError(
+            f"{folder} has two value heads: {files[0].name}, and {', '.join(head.tensors)} of the layout {form}. Which of them was "
+            "trained is not known: delete the other one, with what names it in config.json."
+        )
+    if files and inside is not None and not _equal(head, inside):
+        raise CheckpointError(
+            f"{folder} has two value heads: {files[0].name}, and {_VALUE_HEAD} among the weights. Which of them was trained is not "
+            "known: delete the other one."
+        )
+    if inside is None or form in ("llama_factory", "trl_value_head"):
+        return head
+    left_out = (
+        f"{', '.join(inside.tensors)}: the class of the layout {form} does not load a second head, which is left out"
+    )
+    return replace(head, notes=(*head.notes, left_out))
+
+
+def _equal(one: Head, other: Head) -> bool:
+    zero = torch.zeros(1)
+    biases = [zero if head.bias_H is None else head.bias_H for head in (one, other)]
+    return bool(torch.equal(one.weight_HD, other.weight_HD) and torch.equal(*biases))
 
 
 def base_of_heads(folder: Path) -> str | None:
@@ -112,7 +148,42 @@ def _sequence_classification(folder: Path, config: Any) -> Head | None:
             f"{folder} says {config.architectures[0]} but has no score.weight: its head would be freshly initialised. "
             "Save the model together with its head."
         )
-    return _named(found, config)
+    return _named(_as_classifier(found, config), config)
+
+
+def _as_classifier(head: Head, config: Any) -> Head:
+    """The head as transformers' class has it: a bias for which that class has no place is left out, with a note."""
+    if head.bias_H is None or _has_bias(config):
+        return head
+    return _without_bias(head, "transformers' sequence classifier")
+
+
+def _without_bias(head: Head, owner: str) -> Head:
+    if head.bias_H is None:
+        return head
+    name = next(name for name in head.tensors if name.endswith("bias"))
+    values = ", ".join(f"{value:.6g}" for value in head.bias_H.tolist())
+    return replace(
+        head,
+        bias_H=None,
+        tensors=tuple(each for each in head.tensors if each != name),
+        notes=(*head.notes, f"{name} ({values}) is left out: {owner} has no such tensor, and scores without it"),
+    )
+
+
+def _has_bias(config: Any) -> bool:
+    """Whether the class of transformers that loads this model as a classifier has a `score.bias`."""
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    except ValueError as error:  # transformers has none
+        raise CheckpointError(
+            "the checkpoint has a score.bias, and transformers has no sequence classifier of this architecture that could say "
+            f"whether the score includes it: {error}"
+        ) from error
+    return any(name == "score.bias" for name, _ in model.named_parameters())
 
 
 def _named(head: Head, config: Any) -> Head:
@@ -128,7 +199,7 @@ def _named(head: Head, config: Any) -> Head:
             "classifier. If they are reward heads, set reward_head_weights in config.json, one number a label."
         )
     ordered = [counts[n] for n in names] if isinstance(counts, dict) else counts
-    return Head(head.weight_HD, head.bias_H, names, tuple(map(float, ordered)), head.tensors)
+    return replace(head, names=names, weights=tuple(map(float, ordered)))
 
 
 def _openrlhf(folder: Path, config: Any) -> Head | None:
@@ -138,17 +209,17 @@ def _openrlhf(folder: Path, config: Any) -> Head | None:
     found = _linear(weights.weight_files(folder), prefix)
     if found is None:
         raise CheckpointError(f"config.json says value_head_prefix={prefix!r}, but no file has {prefix}.weight")
-    return found
+    return _without_bias(found, "OpenRLHF's reward model")
 
 
 def _llama_factory(folder: Path, config: Any) -> Head | None:
     """`v_head.summary` in a file of its own."""
-    return _linear(value_head_files(folder), "v_head.summary")
+    return _linear(value_head_files(folder), _VALUE_HEAD)
 
 
 def _trl_value_head(folder: Path, config: Any) -> Head | None:
     """`v_head.summary` among the weights."""
-    return _linear(weights.weight_files(folder), "v_head.summary")
+    return _linear(weights.weight_files(folder), _VALUE_HEAD)
 
 
 def _adapter(folder: Path, config: Any, base: Path) -> Head | None:
@@ -161,7 +232,7 @@ def _adapter(folder: Path, config: Any, base: Path) -> Head | None:
             "training used is not known. Merge the adapter with PEFT, and save the merged model."
         )
     if whole is not None or not (folder / ADAPTER_CONFIG).is_file():
-        return whole and _named(whole, config)
+        return whole and _named(_as_classifier(whole, config), config)
     is_classifier = any(a.endswith("ForSequenceClassification") for a in config.architectures or ())
     found = _linear(weights.weight_files(base), "score") if is_classifier else None
     if found is None:
@@ -172,6 +243,7 @@ def _adapter(folder: Path, config: Any, base: Path) -> Head | None:
             "that layer began with random weights, which no file holds. Train again with the head saved whole (PEFT: "
             "task_type=SEQ_CLS, or modules_to_save=[score] without score in target_modules), or from a base model with a head."
         )
+    found = _as_classifier(found, config)
     if adapted:
         weight_HD, bias_H = merge_head(found.weight_HD, found.bias_H, folder)
         found = replace(found, weight_HD=weight_HD, bias_H=bias_H, tensors=(*found.tensors, *adapted))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +15,13 @@ import torch
 from model import hidden
 from model.calibration import Calibration
 from model.checkpoint import weights
-from model.checkpoint.adapters import ADAPTER_CONFIG, adapter_files, merge_backbone
+from model.checkpoint.adapters import (
+    ADAPTER_CONFIG,
+    adapter_files,
+    merge_backbone,
+    refuse_shared_layers,
+    unread_adapter_files,
+)
 from model.checkpoint.bases import BASES
 from model.checkpoint.code import refuse_code
 from model.checkpoint.files import check_files
@@ -49,6 +56,7 @@ def outline(path_or_name: str, options: ReadOptions = READ_DEFAULTS) -> Checkpoi
         check_files(base)
     parts = [*adapter_files(folder), *value_head_files(folder), *weights.weight_files(folder)]
     weights.refuse_pickles([*parts, *weights.weight_files(base)], allowed=options.allow_pickle)
+    weights.refuse_duplicates(weights.weight_files(base))
     contract = None if options.ignores_contract else ScoringContract.load(folder)
     notes = refuse_code(
         [folder, base], ignored=options.ignore_checkpoint_code, has_contract=ScoringContract.is_in(folder)
@@ -62,7 +70,7 @@ def outline(path_or_name: str, options: ReadOptions = READ_DEFAULTS) -> Checkpoi
     if (folder / ADAPTER_CONFIG).is_file():
         form = f"adapter ({form} head)"
     network = RewardNetwork(backbone, head.weight_HD, head.names, head.weights, head.bias_H).eval()
-    has_tokenizer = (folder / "tokenizer.json").is_file()
+    has_tokenizer = _has_tokenizer(folder)
     tokenizer = read_tokenizer(folder if has_tokenizer else base)
     if not has_tokenizer and (folder / CHAT_TEMPLATE).is_file():
         tokenizer.chat_template = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
@@ -86,6 +94,9 @@ def outline(path_or_name: str, options: ReadOptions = READ_DEFAULTS) -> Checkpoi
     )
     fitted = Calibration.load(folder)
     reference = hidden.load(folder, fitted, width)
+    left_out = [*weights.unread_files(base), *unread_adapter_files(folder)]
+    notes += tuple(f"{path} is left out: the safetensors file beside it is read" for path in left_out)
+    notes += (*head.notes, *_template_notes(folder if has_tokenizer else base))
     calibration = fitted or _config_calibration(config)
     return Checkpoint(network, tokenizer, policy, pad_id, form, folder, calibration, contract, facts, reference, notes)
 
@@ -96,7 +107,7 @@ def with_weights(outlined: Checkpoint, *, device: str = "cpu") -> Checkpoint:
     if outlined.facts is None:
         raise CheckpointError(f"{folder} is still in training: its weights are not settled")
     base = _base_of(folder)
-    backbone = _load_backbone(base, read_config(base), outlined.facts.dtype)
+    backbone = _load_backbone(base, read_config(base), outlined.facts.dtype).to(device)
     if (folder / ADAPTER_CONFIG).is_file():
         backbone = merge_backbone(backbone, folder)
     heads = known.heads.weight.detach()
@@ -119,7 +130,12 @@ def read_backbone(
     """
     folder = resolve(path_or_name, allow_pickle=options.allow_pickle)
     check_files(folder)
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(
+            f"{folder} has an {ADAPTER_CONFIG}: merge the adapter first, training begins with a whole model"
+        )
     weights.refuse_pickles(weights.weight_files(folder), allowed=options.allow_pickle)
+    weights.refuse_duplicates(weights.weight_files(folder))
     refuse_code([folder], ignored=options.ignore_checkpoint_code, has_contract=False)
     config = read_config(folder)
     if n_layers is not None:
@@ -159,10 +175,17 @@ def read_config(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: it is not a model")
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a foreign config.json makes the library say
         _refuse_code(error, folder)
         raise CheckpointError(f"{folder}/config.json is unreadable: {error}") from error
+    named = getattr(config, "transformers_weights", None)
+    if named is not None:
+        raise CheckpointError(
+            f"{folder}/config.json says transformers_weights={named!r}, which only transformers reads: other engines would load "
+            "other weights. Call the file model.safetensors, and delete the setting."
+        )
+    return config
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -176,7 +199,46 @@ def read_tokenizer(folder: Path) -> Any:
         raise CheckpointError(f"{folder} has no tokenizer that loads: {error}") from error
     if not tokenizer.is_fast:
         raise CheckpointError(f"{folder}: a fast tokenizer (tokenizer.json) is needed")
+    if tokenizer.split_special_tokens:
+        raise CheckpointError(
+            f"{folder}/tokenizer_config.json says split_special_tokens: the control tokens of a rendering would become ids as "
+            "plain text, and no row could end with one. If training tokenised them whole, set it to false; else train again so."
+        )
     return tokenizer
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a tokenizer. Raise `CheckpointError` where it has half of one."""
+    if (folder / "tokenizer.json").is_file():
+        return True
+    if (folder / "config.json").is_file() and weights.weight_files(folder):
+        return False  # a whole model: its tokenizer is read from this folder, whatever form it has
+    templates = folder / "additional_chat_templates"
+    halves = [path for path in (folder / "tokenizer_config.json", templates) if path.exists()]
+    if halves:
+        raise CheckpointError(
+            f"{halves[0]} is there without tokenizer.json: the tokenizer of the base model may differ from that of training. Save "
+            "the tokenizer that training used into the folder, or delete its remains."
+        )
+    return False
+
+
+def _template_notes(folder: Path) -> tuple[str, ...]:
+    """A note where tokenizer_config.json has another chat template than the file that transformers prefers."""
+    path, config = folder / CHAT_TEMPLATE, folder / "tokenizer_config.json"
+    if not (path.is_file() and config.is_file()):
+        return ()
+    inside = json.loads(config.read_bytes()).get("chat_template")
+    if isinstance(inside, list):
+        inside = {each.get("name"): each.get("template") for each in inside if isinstance(each, dict)}
+    if isinstance(inside, dict):
+        inside = inside.get("default")
+    if inside is None or inside == path.read_text(encoding="utf-8"):
+        return ()
+    return (
+        f"the chat template of {config} is left out, as transformers prefers {path}, which is another one: a trainer with a "
+        "transformers that knows no such file has used the former",
+    )
 
 
 def _refuse_code(error: Exception, folder: Path) -> None:
@@ -199,7 +261,18 @@ def _base_of(folder: Path, *, allow_pickle: bool = False) -> Path:
         name = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
         if not name:
             raise CheckpointError(f"{folder}/{ADAPTER_CONFIG} names no base_model_name_or_path")
-        return resolve(name, allow_pickle=allow_pickle)
+        refuse_shared_layers(folder)
+        base = resolve(name, allow_pickle=allow_pickle)
+        own = weights.weight_files(folder)
+        if own:
+            raise CheckpointError(
+                f"{folder} has a whole model ({own[0].name}) and an adapter over {name} "
+                f"({', '.join(path.name for path in adapter_files(folder)) or ADAPTER_CONFIG}). Which of them was trained is not "
+                "known: delete the other one, with its configuration."
+            )
+        if (base / ADAPTER_CONFIG).is_file():
+            raise CheckpointError(f"{base} has an {ADAPTER_CONFIG} too: merge it into its own base model first")
+        return base
     name = base_of_heads(folder)
     return resolve(name, allow_pickle=allow_pickle) if name else folder
 
@@ -233,9 +306,22 @@ def _load_backbone(folder: Path, config: Any, dtype: str, *, whole: bool = True)
     # Heads of whatever kind are nobody's children here; a layer too many is the backbone's own.
     children = {name for name, _ in backbone.named_children()}
     lost = sorted(k for k in info["unexpected_keys"] if children.intersection(k.split(".")[:2]))
+    shapes = weights.shapes(weights.weight_files(folder), filter(_MASK.search, lost))
+    lost = [name for name in lost if not _is_mask(shapes.get(name))]
     if lost and whole:
         raise CheckpointError(f"{folder}: {len(lost)} tensors belong nowhere in this architecture ({lost[0]}, ...)")
     return backbone
+
+
+_MASK = re.compile(r"\.(attn|attention|self_attn)\.(bias|masked_bias|causal_mask)$")
+"""Constants that earlier versions of transformers saved with GPT-2, GPT-J, GPT-Neo and CodeGen, and that it leaves out now."""
+
+
+def _is_mask(shape: tuple[int, ...] | None) -> bool:
+    """Whether this is the shape of a causal mask `(1, 1, T, T)` or of the number that masks: no parameter has one of these."""
+    if shape is None:
+        return False
+    return shape in ((), (1,)) or (len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3])
 
 
 def _outline_backbone(folder: Path, config: Any, dtype: str) -> Any:

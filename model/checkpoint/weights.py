@@ -24,14 +24,51 @@ _BLOCK = 1 << 24
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a model's tensors, safetensors first; empty where there are none."""
+    """The files that hold a model's tensors, safetensors first, as transformers chooses; empty where there are none.
+
+    Raise `CheckpointError` where a single file lies beside an index of other files: transformers reads the one, vLLM the other.
+    """
     for index, single in _FORMS:
-        if (folder / index).is_file():
-            names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
-            return [folder / name for name in names]
+        files = _indexed(folder / index)
         if (folder / single).is_file():
+            if files and files != [folder / single]:
+                raise CheckpointError(
+                    f"{folder} has two sets of weights: {single} and the {len(files)} files that {index} names "
+                    f"({files[0].name}, ...). One was saved over the other: delete the one that is not the model."
+                )
             return [folder / single]
+        if files:
+            return files
     return []
+
+
+def unread_files(folder: Path) -> list[Path]:
+    """The pickles that are left out because the folder has safetensors."""
+    files = weight_files(folder)
+    if not files or not are_safe(files):
+        return []
+    pickled = [_FORMS[1][1], *(path.name for path in _indexed(folder / _FORMS[1][0]))]
+    return [folder / name for name in dict.fromkeys(pickled) if (folder / name).is_file()]
+
+
+def refuse_duplicates(files: list[Path]) -> None:
+    """Raise `CheckpointError` for a tensor that two of these files hold with other numbers: which is read depends on the reader."""
+    first: dict[str, Path] = {}
+    for path in files if len(files) > 1 else ():
+        for name in tensor_names(path):
+            other = first.setdefault(name, path)
+            if other != path and not torch.equal(read_tensors(other, [name])[name], read_tensors(path, [name])[name]):
+                raise CheckpointError(
+                    f"{path.parent}: {other.name} and {path.name} both hold {name}, with other numbers. The files are of two "
+                    "models: save the model again, into an empty folder."
+                )
+
+
+def _indexed(index: Path) -> list[Path]:
+    """The files that an index names; empty where there is no index."""
+    if not index.is_file():
+        return []
+    return [index.parent / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
 
 
 def are_safe(files: Iterable[Path]) -> bool:
@@ -64,6 +101,11 @@ def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in names}
     stored = _unpickle(path)
     return {name: stored[name] for name in names}
+
+
+def shapes(files: Iterable[Path], names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of those of the named tensors that are in any of these files."""
+    return {name: tuple(tensor.shape) for name, tensor in find_tensors(files, names).items()}
 
 
 def find_tensors(files: Iterable[Path], wanted: Iterable[str]) -> dict[str, Tensor]:

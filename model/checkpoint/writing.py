@@ -92,6 +92,9 @@ def _write_classifier(folder: Path, network: RewardNetwork, config: Any, labels_
     whole.score = torch.nn.Linear(width, n_labels, bias=False)
     whole.score.weight.data = labels_LD.float().cpu()
     whole.config = config
+    (folder / _WEIGHTS).unlink(
+        missing_ok=True
+    )  # shards would be saved beside it, and transformers would read the old file
     with quiet_transformers():
         whole.save_pretrained(folder)
     _index(folder)
