@@ -198,13 +198,14 @@ class Watch:
     ) -> Observation:
         prompt, response = self._texts_of(row.sample)
         has_text = bool(prompt or response)
-        traits = of_ids(row.response, row.encoded.missing_end) if row.response else ()
+        # With its text it is known where the response begins, also where it has no ids or the whole prompt was cut off.
+        ids, n_prompt = row.encoded.ids, row.encoded.n_prompt
+        traits = of_ids(ids[n_prompt:], row.encoded.missing_end) if has_text or n_prompt else ()
         if has_text:
             traits += of_text(prompt, response, self._lexicon)
         digest = text_digest(response) if has_text else None
-        group = hash(prompt) if has_text else hash(row.encoded.ids[: row.encoded.n_prompt])
+        group = hash(prompt) if has_text else hash(ids[:n_prompt])
         # Equal rows of one request are no retry of each other: they are told apart by counting.
-        ids = row.encoded.ids
         nth = counted[ids] = counted.get(ids, 0) + 1
         return Observation(
             group=group,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from model.conversation import Message, Sample
@@ -48,6 +50,21 @@ def test_of_ids_alone_only_length_ending_and_repetition_are_known():
     sums = window(seen(ids, blind)[0])
     assert (sums["samples"], sums["responses"], sums["texts"]) == (2, 1, 0)
     assert sums["repetition"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "n_prompt", "response", "missing_end"),
+    [("why?", 4, "", True), ("why?", 0, "What a great question!", False)],
+)
+def test_traits_of_a_response_without_ids_or_behind_a_prompt_that_was_cut_off_keep_their_places(
+    prompt, n_prompt, response, missing_end
+):
+    encoded = Encoded(tuple(prompt.encode()[:n_prompt] + response.encode()), n_prompt, missing_end=missing_end)
+    sample = ScoredRow(Sample(prompt=prompt, response=response), encoded, {"score": 1.5})
+    sums = window(seen(sample)[0])
+    assert (sums["responses"], sums["texts"], sums["missing_end"]) == (1, 1, missing_end)
+    assert (sums["flattery"] > 0) == bool(response)
+    assert sums["length"] == pytest.approx(math.log(max(1, len(response))))
 
 
 def test_how_unlike_the_usual_a_hidden_state_is_is_counted_where_the_model_knows_it():
