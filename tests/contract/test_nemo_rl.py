@@ -51,7 +51,9 @@ def test_nemo_rl_finds_nothing_wrong_with_any_reply(folder, flags):
     with Server(f"--model={folder}", "--device=cpu", "--dtype=float32", *flags) as server:
         has_two = len(server.client.get("/model").json()["identity"]["heads"]) == 2
         for query in ["", "?value=raw", *([] if is_raw else ["?value=normalized"])]:
-            results = [verified(server, episode(text), query) for text in ("Four.", "Five, of course.", "", "x" * 30)]
+            results = [
+                verified(server, episode(text), query) for text in ("Four.", "Five, of course.", "No.", "x" * 30)
+            ]
             callers.nemo_rl_check_components(results)
             assert callers.nemo_rl_masks(results) == [False] * 4
             is_sum = has_two and (query == "?value=raw" or (query == "" and is_raw))
@@ -94,9 +96,23 @@ def test_a_scored_episode_says_that_it_is_not_masked(short):
     assert (answer["mask_sample"], answer["failure_kind"], answer["failure_reason"]) == (False, None, None)
 
 
-@pytest.mark.parametrize("config", [None, "a text", [1], 3])
-def test_an_instance_config_that_is_no_object_is_replaced_by_one(short, config):
-    assert callers.nemo_rl_masks([verified(short, episode("fine", instance_config=config))]) == [False]
+def test_an_instance_config_of_null_is_replaced_by_an_object(short):
+    assert callers.nemo_rl_masks([verified(short, episode("fine", instance_config=None))]) == [False]
+
+
+@pytest.mark.parametrize("config", ["a text", [1], 3])
+def test_an_instance_config_that_is_no_object_is_refused_and_not_overwritten(short, config):
+    refused = short.client.post("/verify", json=episode("fine", instance_config=config))
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "instance_config")
+
+
+@pytest.mark.parametrize("response", ["", " \n"])
+def test_an_empty_answer_is_masked_and_may_be_refused(short, response):
+    answer = verified(short, episode(response))
+    assert callers.nemo_rl_masks([answer]) == [True]
+    assert answer["failure_kind"] == "rewardserve:empty_response"
+    refused = short.client.post("/verify?on_failure=refuse", json=episode(response))
+    assert (refused.status_code, refused.json()["error"]["reason"]) == (422, "empty_response")
 
 
 @pytest.mark.parametrize("masked", [{"mask_sample": True}, {"instance_config": {"mask_sample": True}}])

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from model.conversation import SCORES_EMPTY, FinishReason, InvalidMessages, Message, Sample
+from model.conversation import FinishReason, InvalidMessages, Message, Sample
 from service.api.dialects.dialect import Answered, Dialect, Form, number_of, refused_for, sample_of
-from service.api.dialects.turns import refuse_unread, text_of, turns_of
+from service.api.dialects.turns import refuse_unread, text_of, turns_of, type_of
 from service.api.stage import Served
 from service.errors import Failure, InvalidRequest, SampleRefused
 from service.scoring import Asked, Scored
@@ -52,8 +52,21 @@ def _ask(body: Body, _served: Served) -> list[Asked]:
     asked, response = body["responses_create_params"], body["response"]
     if not isinstance(asked, dict) or not isinstance(response, dict):
         raise InvalidRequest("send responses_create_params and response, objects both", field="response")
+    _check_mask(body)
     finish: FinishReason = "length" if response.get("incomplete_details") else "stop"
     return [sample_of(lambda: _sample(asked, response, finish))]
+
+
+def _check_mask(body: Body) -> None:
+    """Raise `InvalidRequest` for a mask that is neither true, false nor null, and for an `instance_config` that can hold none."""
+    config = body.get("instance_config")
+    if config is not None and not isinstance(config, dict):
+        raise InvalidRequest(
+            "instance_config: Expected `object | null`: the mask is written there", field="instance_config"
+        )
+    for field, holder in (("mask_sample", body), ("instance_config.mask_sample", _instance_config(body))):
+        if not isinstance(holder.get("mask_sample"), bool | None):
+            raise InvalidRequest(f"{field}: Expected `bool | null`", field=field)
 
 
 _ENDED = (None, "completed", "incomplete")
@@ -66,7 +79,7 @@ def _sample(asked: dict[str, Any], response: dict[str, Any], finish: FinishReaso
     before = _before(asked)
     _check_response(response, asked)
     messages = (*before, *_said(response.get("output"), len(before)))
-    return Sample(messages=messages, finish_reason=finish, terms=SCORES_EMPTY)
+    return Sample(messages=messages, finish_reason=finish)  # an empty answer is masked, not scored
 
 
 def _check_response(response: dict[str, Any], asked: dict[str, Any]) -> None:
@@ -93,7 +106,7 @@ def _said(output: object, n_before: int) -> tuple[Message, ...]:
     """What the policy answered: messages one after the other are one turn."""
     if not isinstance(output, list):
         raise InvalidMessages("output is no list")
-    items = [item for item in output if not (isinstance(item, dict) and item.get("type") in _NOT_SAID)]
+    items = [item for i, item in enumerate(output) if _kind(item, f"response.output[{i}]") not in _NOT_SAID]
     said = [_message(n_before + i, item, "assistant") for i, item in enumerate(items)]
     for i, item in enumerate(said, n_before):
         refuse_unread(item, _ITEM | {"role", "content"}, f"messages[{i}]", i)
@@ -101,8 +114,12 @@ def _said(output: object, n_before: int) -> tuple[Message, ...]:
     return (Message("assistant", "\n\n".join(texts)),)
 
 
+def _kind(item: object, where: str) -> str | None:
+    return type_of(item, where) if isinstance(item, dict) else None
+
+
 def _message(index: int, item: object, role: str | None = None) -> dict[str, Any]:
-    if not isinstance(item, dict) or item.get("type", "message") != "message":
+    if not isinstance(item, dict) or (_kind(item, f"responses_create_params.input[{index}]") or "message") != "message":
         raise InvalidMessages(f"item {index} is no message: only text is scored, no calls of tools", index=index)
     if role is not None and item.get("role", role) != role:
         raise InvalidMessages(f"item {index} of the answer is not the {role}'s", index=index)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from model.conversation import InvalidMessages, Message, UnsupportedField, is_empty_value
+from service.errors import InvalidRequest
 
 _SAME_ROLE = {"developer": "system", "function": "tool"}
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
@@ -33,6 +34,14 @@ def refuse_unread(given: Mapping[str, Any], known: Collection[str], where: str, 
             raise UnsupportedField(f"{where}.{name[:_LONGEST_NAME]}", index=index)
 
 
+def type_of(given: Mapping[str, Any], where: str) -> str | None:
+    """The `type` of a part or an item, None where it has none. Raise `InvalidRequest` for one that is no text."""
+    kind = given.get("type")
+    if kind is None or isinstance(kind, str):
+        return kind
+    raise InvalidRequest(f"{where}.type: Expected `str`", field=f"{where}.type")
+
+
 def _turn(index: int, message: Mapping[str, Any], unread: frozenset[str]) -> Message:
     refuse_unread(message, _TURN | unread, f"messages[{index}]", index)
     role, content = message.get("role"), message.get("content")
@@ -42,16 +51,21 @@ def _turn(index: int, message: Mapping[str, Any], unread: frozenset[str]) -> Mes
 
 
 def text_of(index: int, content: object) -> str:
-    """The text of a message's content. Raise `InvalidMessages` where a part of it is none, and `UnsupportedField`."""
+    """The text of a message's content.
+
+    Raise `InvalidMessages` where a part of it is none, `UnsupportedField`, and `InvalidRequest` for a part of no format.
+    """
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
         raise InvalidMessages(f"message {index} has no text", index=index)
+    where = f"messages[{index}].content"
     texts = [
-        part.get("text") if isinstance(part, dict) and part.get("type") in _TEXT_PARTS else None for part in content
+        part.get("text") if isinstance(part, dict) and type_of(part, f"{where}[{n}]") in _TEXT_PARTS else None
+        for n, part in enumerate(content)
     ]
     if any(not isinstance(text, str) for text in texts):
         raise InvalidMessages(f"message {index} has a part that is no text: only text is scored", index=index)
     for n, part in enumerate(content):
-        refuse_unread(part, _PART, f"messages[{index}].content[{n}]", index)
+        refuse_unread(part, _PART, f"{where}[{n}]", index)
     return "".join(str(text) for text in texts)
