@@ -6,10 +6,10 @@ Reads what is asked, asks `succession`, answers with what is loaded now. No deci
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from service.api import body, docs
@@ -17,12 +17,18 @@ from service.api.names import LONGEST_NAME, check_run
 from service.api.replies import facts_response
 from service.api.stage import Models, Stage
 from service.api.wire import MOST_STEPS
+from service.errors import InvalidRequest
 from service.roster import Source
 
 ModelName = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Run = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 Epoch = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 MOST_PINS = 1024
+DEFAULT_MODEL = "default"
+"""Loads the embedded default model: an empty name may be a variable of a shell that is not set."""
+
+
+_NAME_ONE = f"name a checkpoint, or send {DEFAULT_MODEL} for the embedded default model"
 
 
 class LoadRequest(BaseModel):
@@ -30,10 +36,11 @@ class LoadRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    model: ModelName = Field(
-        "", description="checkpoint folder or hub name, as the server finds it; empty: the default model"
+    model: ModelName | None = Field(
+        None,
+        description="checkpoint folder or hub name, as the server finds it; `default`: the embedded default model",
     )
-    models: ModelName = Field("", description="instead, several at once: `name=model,name=model`")
+    models: ModelName | None = Field(None, description="instead, several at once: `name=model,name=model`")
     shadow: float = Field(
         0.0, ge=0.0, le=1.0, description="share of the prompts to score beside the service; 0: switch at once"
     )
@@ -41,11 +48,17 @@ class LoadRequest(BaseModel):
         [], description="runs that stay with the model they have; active: all of now"
     )
 
-    @model_validator(mode="after")
-    def _names_one(self) -> Self:
-        if self.model and self.models:
-            raise ValueError("model and models are both given")
-        return self
+    @property
+    def source(self) -> Source:
+        """What to load. Raise `InvalidRequest` unless one model, or one list of several, is named."""
+        for field, value in (("model", self.model), ("models", self.models)):
+            if value is not None and not value.strip():
+                raise InvalidRequest(f"{field} is empty: {_NAME_ONE}", field=field)
+        if self.model is not None and self.models is not None:
+            raise InvalidRequest("model and models are both given: send one of them", field="models")
+        if self.model is None and self.models is None:
+            raise InvalidRequest(f"model is missing: {_NAME_ONE}", field="model")
+        return Source("" if self.model == DEFAULT_MODEL else self.model or "", self.models or "")
 
 
 class EpochRequest(BaseModel):
@@ -83,7 +96,7 @@ def admin_routes(stage: Stage) -> APIRouter:
         asked = await body.read_seldom(request, LoadRequest)
         known = stage.models()
         pin = None if asked.pin == "active" else [check_run(run) for run in asked.pin]
-        epoch = await known.load(Source(asked.model, asked.models), shadow=asked.shadow, pin=pin)
+        epoch = await known.load(asked.source, shadow=asked.shadow, pin=pin)
         return _overview(known, epoch=epoch)
 
     @router.post("/models/cancel", responses=docs.errors(409, 503, words=docs.ADMIN))

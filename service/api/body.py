@@ -194,7 +194,7 @@ async def read_seldom(request: Request, schema: type[M]) -> M:
     content = await request.body()
     if len(content) > _MOST_SELDOM_BYTES:
         raise BodyTooLarge(f"this body is larger than {_MOST_SELDOM_BYTES} bytes", limit=_MOST_SELDOM_BYTES)
-    return check(parse(content), schema)
+    return check(parse(content), schema, "this field is unknown: leave it out")
 
 
 def decode(
@@ -415,8 +415,11 @@ def _too_long(content: bytes) -> InvalidJson:
     return InvalidJson(f"the body has a number {found}; the limit is {limit}", limit=limit, **numbers)
 
 
-def check(value: Any, schema: type[M]) -> M:
-    """`value` as `schema`. Raise `InvalidRequest` naming the JSON path of the first offence."""
+def check(value: Any, schema: type[M], unknown: str = NOT_READ) -> M:
+    """`value` as `schema`. Raise `InvalidRequest` naming the JSON path of the first offence.
+
+    `unknown` is the message for a field that the schema has not.
+    """
     try:
         return schema.model_validate(value)
     except ValidationError as error:
@@ -424,7 +427,7 @@ def check(value: Any, schema: type[M]) -> M:
         # Of the branches of a union, the one that got furthest is the one that the caller meant.
         chosen = max(found, key=lambda e: len(_path(e["loc"])))
         field = _json_path(_path(chosen["loc"]))
-        what = NOT_READ if chosen["type"] == "extra_forbidden" else chosen["msg"]
+        what = unknown if chosen["type"] == "extra_forbidden" else chosen["msg"]
         raise InvalidRequest(f"{field}: {what}", field=field, n_errors=len(found)) from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply", field="$") from None

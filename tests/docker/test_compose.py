@@ -134,7 +134,7 @@ def test_another_model_takes_over_by_the_key_of_the_operator(stack, with_secrets
     def swap(whose):
         key = (with_secrets / f"secrets/{whose}.key").read_text().strip()
         headers = {"authorization": f"Bearer {key}"}
-        return stack.server.post("/admin/models", json={"model": ""}, headers=headers, timeout=300.0)
+        return stack.server.post("/admin/models", json={"model": "default"}, headers=headers, timeout=300.0)
 
     before = stack.score(EGG).json()
     assert swap("trainer").status_code == 403
