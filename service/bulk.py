@@ -227,7 +227,7 @@ class Output:
                 if not line.endswith(b"\n"):
                     half = line
                     break
-                last = _written(self._target, line)
+                last = _written(self._target, n_done + 1, line)
                 text = next(lines, None)
                 if text is None:
                     raise NotContinuable(
@@ -286,12 +286,24 @@ class InputDigest:
         return self._sha256.hexdigest()
 
 
-def _written(target: Path, line: bytes) -> dict[str, Any]:
+def _written(target: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         done: dict[str, Any] = json.loads(line)
-        _ = done["scored_by"], done["input_digest"], done["error"] and done["error"]["code"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise NotContinuable(f"{target} was not written by {PROGRAM}; name another file.") from None
+        reward, error = done["reward"], done["error"]
+        is_whole = (
+            isinstance(done["id"], str)
+            and isinstance(done["scored_by"], dict)
+            and isinstance(done["input_digest"], str)
+        )
+        is_scored = error is None and type(reward) in (int, float) and math.isfinite(reward)
+        is_failed = reward is None and isinstance(error, dict) and isinstance(error["code"], str)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        is_whole = is_scored = is_failed = False
+    if not (is_whole and (is_scored or is_failed)):
+        raise NotContinuable(
+            f"line {number} of {target} was not written by {PROGRAM}, or was changed: it has no id, reward or error of ours. "
+            "Name another file, or delete it."
+        )
     return done
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
@@ -197,6 +198,40 @@ def test_an_input_that_has_grown_is_gone_on_with(files):
     exit_code, said = score_file(source, target)
     assert (exit_code, f"{N_LINES + 1} lines: {N_LINES + 1} scored, 0 without" in said) == (0, True)
     assert rows(target)[-1]["raw"] == score_of("one more")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: row.pop("reward"),
+        lambda row: row.update(score=row.pop("reward")),
+        lambda row: row.update(reward=None),
+        lambda row: row.update(reward="0.5"),
+        lambda row: row.update(reward=True),
+        lambda row: row.update(error={"code": "x"}),
+        lambda row: row.update(reward=None, error={"code": ["x"]}),
+        lambda row: row.update(reward=None, error="x"),
+        lambda row: row.pop("error"),
+        lambda row: row.pop("id"),
+        lambda row: row.update(scored_by=None),
+    ],
+)
+def test_a_line_without_a_reward_or_an_error_is_not_counted_as_scored(tmp_path, change):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"text":"a"}\n{"text":"b"}\n')
+    marks, digest = bulk.Marks("m", "c", None, "p", "s"), bulk.InputDigest()
+    digest.add(b'{"text":"a"}')
+    row = {"id": "0", "reward": 0.5, "error": None, "scored_by": marks.as_json(), "input_digest": digest.hex}
+    whole = json.dumps(row) + "\n"
+    target.write_text(whole)
+    with closing(bulk.Output(target)) as out:
+        out.resume(marks, source)
+        assert out.n_done == 1
+    change(row)
+    target.write_text(changed := json.dumps(row) + "\n")
+    with closing(bulk.Output(target)) as out, pytest.raises(bulk.NotContinuable, match="line 1 of"):
+        out.resume(marks, source)
+    assert target.read_text() == changed
 
 
 def test_lines_that_failed_before_are_counted_when_a_file_is_continued(files):
