@@ -77,13 +77,21 @@ def key_from(given: str | None, environment: Mapping[str, str] = os.environ) -> 
 
 
 def only_from(given: str | Sequence[str] | None, environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Digests of the only model that may answer, none where any may. Raise `Misconfigured` for what is no digest."""
+    """Digests of the only model that may answer; none where neither argument nor variable is given, and any may.
+
+    Raise `Misconfigured` for anything else than digests, nothing included: it would lift the restriction.
+    """
     if given is None:
-        given = environment.get(ONLY, "")
+        given = environment.get(ONLY)
+    if given is None:
+        return ()
     listed = given.split(",") if isinstance(given, str) else _texts("only", given)
-    digests = tuple(each.strip() for each in listed if each.strip())
-    if not all(_DIGEST.fullmatch(each) for each in digests):
-        raise Misconfigured(f"only (or {ONLY}) has digests as replies have them: sha256: and 64 hexadecimal digits")
+    digests = tuple(each.strip() for each in listed)
+    if not (digests and all(_DIGEST.fullmatch(each) for each in digests)):
+        raise Misconfigured(
+            f"only (or {ONLY}) must be digests as replies have them, sha256: and 64 hexadecimal digits, and not empty: "
+            "leave it out to accept any model"
+        )
     return digests
 
 

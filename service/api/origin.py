@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 from urllib.parse import parse_qsl
 
 from starlette.types import Scope
@@ -17,6 +18,8 @@ from service.api.wire import MOST_STEPS
 from service.errors import InvalidRequest, RunNotAllowed
 from service.keyring import Caller
 from service.watch import Origin
+
+T = TypeVar("T")
 
 _DIGITS = len(str(MOST_STEPS))
 _MOST_DIGESTS = 3
@@ -40,8 +43,9 @@ NOTHING = Said(None, None, {})
 
 
 def read(scope: Scope, options: Collection[str] = ()) -> Said:
-    """`?run=`, `?step=` and `?only=`, else `x-run`, `x-step` and `x-only`. Raise `InvalidRequest` for a parameter that nobody
-    reads.
+    """`?run=`, `?step=` and `?only=`, or `x-run`, `x-step` and `x-only`.
+
+    Raise `InvalidRequest` for a parameter that is not read here, and for two different values of one thing.
     """
     run = step = only = None
     for name, value in scope["headers"]:
@@ -55,9 +59,22 @@ def read(scope: Scope, options: Collection[str] = ()) -> Said:
     if run is None and step is None and only is None and not scope["query_string"]:
         return NOTHING
     asked = _query(scope["query_string"], {*options, "run", "step", "only"})
-    said = {"run": _text(run, "x-run"), "step": _text(step, "x-step"), "only": _text(only, "x-only"), **asked}
     others = {k: v for k, v in asked.items() if k in options}
-    return Said(said["run"] or None, _step(said["step"]), others, _digests(said["only"]))
+    return Said(
+        one("run", asked.get("run") or None, _text(run, "x-run") or None),
+        one("step", _step(asked.get("step")), _step(_text(step, "x-step"))),
+        others,
+        one("only", _digests(asked.get("only")), _digests(_text(only, "x-only"))) or (),
+    )
+
+
+def one(field: str, first: T | None, second: T | None) -> T | None:
+    """The value that a request gives in one or two places. Raise `InvalidRequest` where they differ."""
+    if first is None or second is None or first == second:
+        return second if first is None else first
+    raise InvalidRequest(
+        f"{field} is given twice, with different values (body, URL or the header x-{field}): send it once", field=field
+    )
 
 
 def of(
@@ -115,8 +132,10 @@ def _text(value: bytes | None, name: str) -> str | None:
         raise InvalidRequest(f"{name} is not UTF-8: send it percent-encoded in the URL", field=name) from None
 
 
-def _digests(only: str | None) -> tuple[str, ...]:
-    digests = tuple(each.strip() for each in (only or "").split(",") if each.strip())
+def _digests(only: str | None) -> tuple[str, ...] | None:
+    if only is None:
+        return None
+    digests = tuple(sorted({each.strip() for each in only.split(",")}))  # an empty one is none: it would pin nothing
     if len(digests) > _MOST_DIGESTS or not all(_DIGEST.fullmatch(each) for each in digests):
         raise InvalidRequest(
             "only must be one to three digests as replies have them, sha256: and 64 hexadecimal digits, with commas between",

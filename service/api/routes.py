@@ -78,13 +78,14 @@ def scoring_routes(
         if said.options:
             raise InvalidRequest("value is for other wire formats: the results here have all numbers", field="value")
         bound(len(asked.samples), bounds, "samples")
-        step = said.step if asked.step is None else asked.step
-        whence = origin.of(request.scope, asked.run or said.run, step, asked.kl, [s.id for s in asked.samples])
+        ids = _ids("samples", asked.samples)
+        run, step = origin.one("run", asked.run or None, said.run), origin.one("step", asked.step, said.step)
+        whence = origin.of(request.scope, run, step, asked.kl, [s.id for s in asked.samples])
         served = stage.served_for(whence.run, said.only)
         note(request, run=whence.run, step=step, samples=len(asked.samples), epoch=served.epoch)
         work = served.scoring.score([to_sample(s) for s in asked.samples], deadline, whence)
         results = await while_connected(request, work)
-        return score_reply(served, _ids(asked.samples), results)
+        return score_reply(served, ids, results)
 
     @router.post("/compare", response_model=CompareReply, **docs.operation(CompareRequest))
     async def compare(request: Request) -> Response:
@@ -95,12 +96,14 @@ def scoring_routes(
         asked = await body.read(request, _comparisons, CompareRequest, parts)
         n_responses = sum(len(c.responses) for c in asked.comparisons)
         bound(n_responses, bounds, "responses")
-        whence = origin.of(request.scope, asked.run or said.run, said.step if asked.step is None else asked.step)
+        ids = _ids("comparisons", asked.comparisons)
+        run, step = origin.one("run", asked.run or None, said.run), origin.one("step", asked.step, said.step)
+        whence = origin.of(request.scope, run, step)
         served = stage.served_for(whence.run, said.only)
         note(request, run=whence.run, step=whence.step, samples=n_responses, epoch=served.epoch)
         work = served.scoring.compare([to_comparison(c) for c in asked.comparisons], asked.tie_margin, deadline, whence)
         results = await while_connected(request, work)
-        return compare_reply(served, _ids(asked.comparisons), results)
+        return compare_reply(served, ids, results)
 
     return router
 
@@ -237,5 +240,15 @@ def bound(n: int, bounds: Bounds, what: str) -> None:
         raise TooManySamples(f"{n} {what} in one request; the limit is {limit}: split it", n=n, limit=limit)
 
 
-def _ids(asked: Sequence[SampleIn | wire.SampleIn | ComparisonIn | wire.ComparisonIn]) -> list[str]:
-    return [str(i) if each.id is None else each.id for i, each in enumerate(asked)]
+def _ids(name: str, asked: Sequence[SampleIn | wire.SampleIn | ComparisonIn | wire.ComparisonIn]) -> list[str]:
+    """The id of each result. Raise `InvalidRequest` where two would have one: a caller that reads by id would mix them up."""
+    ids = [str(i) if each.id is None else each.id for i, each in enumerate(asked)]
+    if len(set(ids)) < len(ids):
+        first: dict[str, int] = {}
+        again = next(i for i, each in enumerate(ids) if first.setdefault(each, i) < i)
+        field = f"{name}[{again}].id"
+        raise InvalidRequest(
+            f"{field} is also the id of {name}[{first[ids[again]]}] (without an id it is the index): every result has its own",
+            field=field,
+        )
+    return ids

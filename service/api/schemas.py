@@ -32,8 +32,8 @@ class _FirstError(FailFast):
 _FIRST = _FirstError()
 
 
-_RUN = "the training that this belongs to, for trip wires and dashboards; or ?run=, or the header x-run; empty: none"
-_STEP = "step of that training; or ?step=, or the header x-step"
+_RUN = "the training that this belongs to, for trip wires and dashboards; or ?run=, or the header x-run; empty: none; no two differ"
+_STEP = "step of that training; or ?step=, or the header x-step; no two differ"
 _SAMPLE_CODES = ", ".join(f"`{code}`" for code in SAMPLE_CODES)
 
 
@@ -53,7 +53,9 @@ class MessageIn(Asking):
 class SampleIn(Asking):
     """One conversation to score. Give exactly one of: prompt and response; messages; text; input_ids."""
 
-    id: Name | None = Field(None, description="comes back in the reply; default: the index")
+    id: Name | None = Field(
+        None, description="comes back in the reply, and is given once in a request; default: the index"
+    )
     prompt: str | Annotated[list[MessageIn], _FIRST] | None = Field(
         None, description="one user turn, or a list of messages"
     )
@@ -104,7 +106,9 @@ class ScoreRequest(Asking):
 class ComparisonIn(Asking):
     """One prompt and the responses to rank."""
 
-    id: Name | None = Field(None, description="comes back in the reply; default: the index")
+    id: Name | None = Field(
+        None, description="comes back in the reply, and is given once in a request; default: the index"
+    )
     prompt: str | Annotated[list[MessageIn], _FIRST] = Field(description="one user turn, or a list of messages")
     responses: Annotated[list[str], _FIRST] = Field(
         min_length=2, max_length=16, description="responses to the prompt, in any order"

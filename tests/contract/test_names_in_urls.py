@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from service.api.dialects import DIALECTS
+from tests.security.test_run_names import ROUTES
 from tests.support.service_server import Server
 
 TEXT = {"samples": [{"text": "a"}]}
@@ -41,6 +42,62 @@ def test_an_empty_run_is_none_wherever_it_is_said(server):
     ):
         assert reply.status_code == 200, reply.text
     assert set(server.client.get("/tripwires").json()["runs"]) - before <= {"other"}
+
+
+BODIES = ROUTES | {"/v1/score": {"query": "a", "items": ["b"]}, "/rerank": {"query": "a", "documents": ["b"]}}
+DIGESTS = [f"sha256:{digit * 64}" for digit in "ab"]
+
+
+def refused_field(server, path, url="", headers=None, **fields):
+    reply = server.client.post(path + url, json=BODIES[path] | fields, headers=headers)
+    assert reply.status_code == 422, (path, url, headers, reply.text)
+    error = reply.json()["error"]
+    return error if isinstance(error, dict) else reply.json()
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_one_thing_that_is_given_two_values_is_refused_on_every_route(server, path):
+    before = set(server.client.get("/tripwires").json()["runs"])
+    for field, first, second in (("run", "clean", "hack"), ("step", "1", "2"), ("only", *DIGESTS)):
+        assert field in str(refused_field(server, path, f"?{field}={first}", {f"x-{field}": second}))
+    if path in ("/score", "/compare"):
+        for field, first, second in (("run", "clean", "hack"), ("step", 1, 2)):
+            assert refused_field(server, path, f"?{field}={second}", **{field: first})["field"] == field
+            assert refused_field(server, path, "", {f"x-{field}": str(second)}, **{field: first})["field"] == field
+    assert set(server.client.get("/tripwires").json()["runs"]) - before <= {"other"}
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_one_value_may_be_given_twice(server, path):
+    fields = {"run": "twice", "step": 5} if path in ("/score", "/compare") else {}
+    named = {"x-run": "twice", "x-step": "05"}
+    for url in ("?run=twice&step=5", "?run=&step=", ""):
+        reply = server.client.post(path + url, json=BODIES[path] | fields, headers=named)
+        assert reply.status_code == 200, reply.text
+    assert server.client.get("/tripwires").json()["runs"]["twice"]["step"] == 5
+
+
+@pytest.mark.parametrize("only", ["", ",", " ", f"{DIGESTS[0]},", f",{DIGESTS[0]}", f"{DIGESTS[0]},,{DIGESTS[1]}"])
+@pytest.mark.parametrize("path", BODIES)
+def test_an_empty_pin_is_refused_and_does_not_let_any_model_answer(server, path, only):
+    assert "only" in str(refused_field(server, path, f"?only={only}"))
+    assert "only" in str(refused_field(server, path, "", {"x-only": only.strip()}))
+
+
+def test_a_pin_is_one_whatever_the_order_of_its_digests(server):
+    model = server.client.post("/score", json=TEXT).json()
+    pin, same = (f"{model[a]},{model[b]}" for a, b in (("contract", "pipeline"), ("pipeline", "contract")))
+    assert server.client.post(f"/score?only={pin}", json=TEXT, headers={"x-only": same}).status_code == 200
+
+
+@pytest.mark.parametrize(("path", "field"), [("/score", "samples"), ("/compare", "comparisons")])
+def test_two_results_of_one_id_are_refused(server, path, field):
+    each = BODIES[path][field][0]
+    for ids in (("a", "a"), ("a", "b", "a"), ("1", None), ("", "")):
+        sent = [each if name is None else {**each, "id": name} for name in ids]
+        error = refused_field(server, path, **{field: sent})
+        assert error["field"] == f"{field}[{len(ids) - 1}].id"
+    assert server.client.post(path, json={field: [{**each, "id": "b"}, {**each, "id": "a"}, each]}).status_code == 200
 
 
 @pytest.mark.parametrize("name", ["model", "raw", "normalized", "capped", "flags", "truncated", ""])

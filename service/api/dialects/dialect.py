@@ -113,7 +113,8 @@ class Form:
     beside these is refused, unless its value is empty. `unread` None: the body may have any field, and `ask` looks at them.
 
     `model` is the name that a body gives the model. `activation` is whether a body asks for the sigmoid of the raw score, None
-    where it does not say; `activates` is what that means then.
+    where it does not say; `activates` is what that means then. `may_be_empty`: a body without samples is answered without scores,
+    because the server whose format this is does so, or its clients send such; of any other form it is refused.
     """
 
     texts: tuple[str, ...]
@@ -125,6 +126,7 @@ class Form:
     model: Callable[[Any], str | None] = lambda body: body.model
     activation: Callable[[Any], bool | None] = lambda _body: None
     activates: bool = False
+    may_be_empty: bool = False
     read_fields: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:

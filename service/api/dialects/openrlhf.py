@@ -100,6 +100,7 @@ _QUERY = Form(
     ask=_ask_query,
     answer=_answer_query,
     unread=frozenset({"labels"}),
+    may_be_empty=True,
 )
 
 _RESPONSES = Form(

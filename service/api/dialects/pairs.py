@@ -236,6 +236,7 @@ _ITEMS = Form(
     answer=_answer_items,
     unread=UNREAD,
     defaults={"apply_softmax": (False,), "return_pooled_hidden_states": (False,)},
+    may_be_empty=True,
 )
 
 SCORE = Dialect(

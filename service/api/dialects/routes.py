@@ -122,6 +122,8 @@ async def _answer(
         check_model(named, served, accepted)
         check_version(request.path_params.get("version"), served)
         samples = await body.off_loop(await request.body(), form.ask, content, served, most=body.MOST_ON_LOOP)
+        if not samples and not form.may_be_empty:
+            raise InvalidRequest(f"{form.texts[-1]} is empty: there is nothing to score", field=form.texts[-1])
         bound(len(samples), bounds, "samples")
         note(request, run=whence.run, step=whence.step, samples=len(samples), epoch=served.epoch)
         return served, await _score(served, samples, deadline, whence)

@@ -75,7 +75,7 @@ def _sample(sequence: list[str], terms: Terms, served: Served) -> Asked:
             return spoken(prompt, response, served, terms)
         case _:
             raise InvalidRequest(
-                "an input is a text or a pair of texts; a batch is a list of such lists", field="inputs"
+                "inputs must be a text or a pair of texts, or a list of lists of one or two texts", field="inputs"
             )
 
 

@@ -137,6 +137,10 @@ def _ask_text(body: TextRequest, _served: Served) -> list[Asked]:
 
 
 def _ask_ids(body: IdsRequest, _served: Served) -> list[Asked]:
+    if any(isinstance(each, str) for each in body.input_ids):
+        raise InvalidRequest(
+            "input_ids must be token ids or lists of token ids; texts belong in text", field="input_ids"
+        )
     return _check_names(body, samples_of(body.input_ids, SCORES_EMPTY, "input_ids"))
 
 

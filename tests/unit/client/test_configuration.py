@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rewardserve_client import Limits, Misconfigured, RewardClient
-from rewardserve_client.configuration import deadline_from, key_from, urls_from
+from rewardserve_client.configuration import deadline_from, key_from, only_from, urls_from
 
 
 def test_servers_come_from_the_argument_or_else_from_the_environment():
@@ -58,3 +58,24 @@ def test_the_deadline_of_adapters_comes_from_the_environment(text, seconds):
 def test_a_deadline_that_is_none_is_refused(text):
     with pytest.raises(Misconfigured):
         deadline_from({"REWARDSERVE_DEADLINE_S": text})
+
+
+DIGEST = "sha256:" + "a" * 64
+
+
+def test_a_pin_comes_from_the_argument_or_else_from_the_environment():
+    other = "sha256:" + "b" * 64
+    assert only_from(None, {}) == ()
+    assert only_from(None, {"REWARDSERVE_ONLY": f"{DIGEST}, {other}"}) == (DIGEST, other)
+    assert only_from(other, {"REWARDSERVE_ONLY": DIGEST}) == (other,)
+    assert only_from([DIGEST], {}) == (DIGEST,)
+
+
+@pytest.mark.parametrize("only", ["", ",", " ", f"{DIGEST},", [], [""], "sha256:x", DIGEST.upper()])
+def test_a_pin_that_would_pin_nothing_is_refused(only, monkeypatch):
+    with pytest.raises(Misconfigured):
+        RewardClient("http://a:1", only=only)
+    if isinstance(only, str):
+        monkeypatch.setenv("REWARDSERVE_ONLY", only)
+        with pytest.raises(Misconfigured):
+            RewardClient("http://a:1")
