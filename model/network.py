@@ -19,6 +19,12 @@ from model.padding import last_index, position_ids
 
 SINGLE_HEAD = ("score",)
 
+_N_BEFORE, _N_AFTER = 34, 6
+"""Tokens of the rows that show whether a model looks ahead: up to the one that is read, and after it."""
+
+_ROUNDING_HALF = 0.02
+"""In half precision, of the largest score or of 1: experts get other batches with other tokens, and round otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkOutput:
@@ -159,6 +165,28 @@ def hidden_width(backbone: nn.Module) -> int:
         return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
     finally:
         backbone.train(was_training)
+
+
+@torch.inference_mode()
+def looks_ahead(network: RewardNetwork) -> bool:
+    """Whether the tokens after a token change its score: then nothing that the trainer left in a row may be left out.
+
+    It is measured, because configurations name it in several ways. Both rows have one length, so a causal model computes the
+    same numbers at the token that is read.
+    """
+    n_ids = network.backbone.get_input_embeddings().num_embeddings
+    row = [7 * i % n_ids for i in range(1, _N_BEFORE + 1)]
+    scores_RH = []
+    for step in (11, 13):
+        ids_BT = torch.tensor([[*row, *(step * i % n_ids for i in range(1, _N_AFTER + 1))]], device=network.device)
+        try:
+            out = network.backbone(input_ids=ids_BT, use_cache=False)
+        except Exception:  # foreign model code may raise anything, and the check of engines says what it was
+            return False
+        scores_RH.append(network.values_of(out.last_hidden_state[0, len(row) - 1].to(network.device)))
+    is_half = next(network.backbone.parameters()).dtype != torch.float32
+    scale = max(1.0, float(scores_RH[0].abs().nan_to_num().max()))
+    return float((scores_RH[0] - scores_RH[1]).abs().nan_to_num().max()) > (_ROUNDING_HALF if is_half else 2e-5) * scale
 
 
 def forget_lengths(backbone: nn.Module) -> nn.Module:

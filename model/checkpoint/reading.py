@@ -30,7 +30,7 @@ from model.checkpoint.record import DTYPES, READ_DEFAULTS, Checkpoint, Checkpoin
 from model.contract import Facts, ScoringContract
 from model.encoding_policy import EncodingPolicy, infer_policy, template_digest, tokenizer_digest
 from model.layout_rules import LAYOUT_RULES, LayoutRule
-from model.network import SINGLE_HEAD, RewardNetwork, attention_for, hidden_width
+from model.network import SINGLE_HEAD, RewardNetwork, attention_for, hidden_width, looks_ahead
 from model.positions import UNNAMED_LENGTH, longest_row, table_size
 
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -112,8 +112,20 @@ def with_weights(outlined: Checkpoint, *, device: str = "cpu") -> Checkpoint:
         backbone = merge_backbone(backbone, folder)
     heads = known.heads.weight.detach()
     network = RewardNetwork(backbone, heads, known.head_names, known.head_weights, known.bias_H).to(device).eval()
+    _refuse_look_ahead(network, outlined)
     reference = outlined.hidden.to(device) if outlined.hidden is not None else None
     return replace(outlined, network=network, hidden=reference)
+
+
+def _refuse_look_ahead(network: RewardNetwork, outlined: Checkpoint) -> None:
+    """Raise `CheckpointError` where rows lose tokens that this model reads although they come after the one that is scored."""
+    policy = outlined.policy
+    if policy.drops_read_ids and looks_ahead(network):
+        raise CheckpointError(
+            f"{outlined.folder}: {outlined.architecture} is not causal: tokens after the one whose score is read change the score, "
+            f"and rows end there because id {policy.skip_id} is the pad token and may end a row as well. Give pad_token_id of "
+            "config.json a token that no row has, if it was trained so, or serve it with transformers."
+        )
 
 
 def read_backbone(
