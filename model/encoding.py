@@ -8,7 +8,8 @@ Rules, in the order in which they are applied:
 - control tokens are the template's, or stand in what the caller has rendered; in a message, and in a response whose
   beginning the caller names, they are text (`controls`), except for the one that ends the response;
 - an id that the model has no embedding for is that sample's own error;
-- messages have the BOS tokens that the template writes; text and ids have BOS once or not at all, as the policy says;
+- messages have the BOS tokens that the template writes; text and ids begin with those once, and without a template with the
+  special tokens that the tokenizer puts before text;
 - a rendering becomes ids as a whole, or in LLaMA-Factory's layout slot by slot (`slots`);
 - the sequence ends with the end ids that training used; a response that was cut off
   (`finish_reason="length"`) gets none and is flagged `missing_end`;
@@ -43,7 +44,8 @@ from model.conversation import (
     TokenOutOfVocabulary,
     check_text,
 )
-from model.encoding_policy import EncodingPolicy, control_ids, end_cuts, ids_of, n_trailing
+from model.encoding_policy import EncodingPolicy, control_ids, end_cuts, ids_of, is_text, n_trailing
+from model.layout_rules import CLOSES_ANY_TAIL
 from model.memo import Memo
 from model.seams import last_seam, seam_tokens
 from model.slots import Slots, pieces
@@ -98,13 +100,13 @@ class _Draft:
     """Text with its ending settled, in parts that are tokenised apart: all but the last are worth remembering.
 
     The first `n_prompt_chars` of the whole are prompt; they end where a part does, or in the last one. `hidden`: control tokens
-    that are only quoted have stand-ins. `adds_bos`: BOS is added where the text does not begin with it.
+    that are only quoted have stand-ins. `adds_start`: the policy's `start_ids` are added where the text does not begin with them.
     """
 
     parts: tuple[str, ...]
     n_prompt_chars: int
     missing_end: bool
-    adds_bos: bool
+    adds_start: bool
     truncated: bool = False
     hidden: Hidden | None = None
 
@@ -132,11 +134,14 @@ class Encoder:
         tail = policy.template_tail if policy.rule.ending.startswith("template") else ""
         self._plain_tail = tail if self._control_ids.isdisjoint(ids_of(self._fast, tail)) else ""
         self._plain_tail_ids = ids_of(self._fast, self._plain_tail)
-        self._skip = tokenizer.convert_ids_to_tokens(policy.skip_id) if policy.skip_id is not None else None
+        skip = self._fast.id_to_token(policy.skip_id) if policy.skip_id is not None else None
+        self._pads_with_text = policy.skip_id is not None and is_text(self._fast, policy.skip_id)
+        self._skip = self._fast.decode([policy.skip_id]) if self._pads_with_text else skip
         self._render = ChatTemplate(tokenizer, policy.template, policy.template_date)
         self._slots = (
             Slots(tokenizer, self._render, policy.template, self._bos) if policy.rule.tokenizes == "slots" else None
         )
+        self._eos = str(tokenizer.eos_token or "")
         self._end_cuts = end_cuts(self._slots, policy.template_tail, policy.end_text)
         talks = [_pieces(self._render, roles) for roles in _TALKS]
         joints = [piece for talk in talks for piece in talk]
@@ -153,6 +158,9 @@ class Encoder:
         self.notes = (
             *_vocabulary_notes(beyond, policy.vocab_size),
             *_date_notes(policy),
+            *_ending_notes(policy),
+            *_bos_notes(tokenizer, policy),
+            *_prompt_notes(talks[0], policy),
             *(filter(None, [self._slots.note()]) if self._slots is not None else ()),
             *(_notes(self._controls, talks[0]) if policy.template else ()),
         )
@@ -162,8 +170,10 @@ class Encoder:
         self._starts = tuple(dict.fromkeys((policy.response_start, answered)))
         self._start_ids = (policy.response_start_ids, *(ids_of(self._fast, start) for start in self._starts[1:]))
         is_opener = policy.bos_id is None and any(str(tokenizer.bos_token) in piece for piece in between)
-        self._first = None if tokenizer.bos_token is None or is_opener else str(tokenizer.bos_token)
-        self._first_id = None if self._first is None else tokenizer.bos_token_id
+        has_bos = tokenizer.bos_token_id is not None and not is_opener
+        # What a row keeps at its beginning where its prompt is cut.
+        self._first_ids = policy.start_ids or ((tokenizer.bos_token_id,) if has_bos else ())
+        self._first = "".join(tokenizer.convert_ids_to_tokens(list(self._first_ids)))
         # Of all seams only those that the template writes before every response are worth looking for.
         tokens = seam_tokens(self._fast) if memo_chars else ()
         self._seam_tokens = tuple(token for token in tokens if token in policy.response_start)
@@ -219,6 +229,8 @@ class Encoder:
         if sample.text is not None:
             check_text(sample.text)
             body, closed = self._unclosed_rendering(sample.text)
+            # A caller may leave out an ending that is always the same, and no other.
+            rendering = sample.text if self.policy.ending_varies else None
             n_prompt_chars = self._n_prompt_chars(sample, body)
             if not body[n_prompt_chars:].strip():
                 _check_empty(sample, has_prompt=bool(body.strip()))
@@ -243,11 +255,13 @@ class Encoder:
             if prompt.is_quoting or self._controls.are_quoted(content):
                 messages, hidden = self._hide(messages)
                 prompt = self._prompt(messages[:-1], is_quoting=True)
-            full = self._render(messages, add_generation_prompt=False)
-            body, content = full.removesuffix(self.policy.template_tail), messages[-1].content
+            rendering = self._render(messages, add_generation_prompt=False)
+            body, content = rendering.removesuffix(self.policy.template_tail), messages[-1].content
             is_prefix = body.startswith(prompt.text)
             n_prompt_chars = len(prompt.text) if is_prefix else max(0, body.rfind(content))
             cuts = prompt.cuts if is_prefix else self._shared_cuts(prompt, body[:n_prompt_chars])
+            if not self._has_usual_tail(rendering, content, n_prompt_chars if is_prefix else None):
+                body = self._without_tail(rendering, content)
         if self._slots is not None:
             cuts = (*cuts, n_prompt_chars)
         elif hidden is not None:
@@ -259,16 +273,49 @@ class Encoder:
         cuts = tuple(cut for cut in cuts if cut <= len(body))
         if not missing:
             cuts += tuple(len(body) + cut for cut in self._end_cuts)
-            body += self.policy.end_text
+            usual = body + self.policy.end_text
+            body = usual if rendering is None else self._closed(rendering) or usual
         is_rendered_here = sample.text is None and bool(self.policy.template)
-        return _Draft(pieces(body, cuts), n_prompt_chars, missing, adds_bos=not is_rendered_here, hidden=hidden)
+        return _Draft(pieces(body, cuts), n_prompt_chars, missing, adds_start=not is_rendered_here, hidden=hidden)
+
+    def _has_usual_tail(self, rendering: str, content: str, n_prompt_chars: int | None) -> bool:
+        """Whether a rendering ends in `template_tail` after this content. None: the prompt is no beginning of it.
+
+        Where the template does not write the content as it is, there is nothing to compare but the end.
+        """
+        tail = self.policy.template_tail
+        if not rendering.endswith(tail):
+            return False
+        body, content = rendering.removesuffix(tail), content.strip()
+        at = body.rfind(content, n_prompt_chars) if content and n_prompt_chars is not None else -1
+        left = body[at + len(content) :].strip() if at >= 0 else ""
+        return not left or self._control_ids.isdisjoint(ids_of(self._fast, left))
+
+    def _without_tail(self, rendering: str, content: str) -> str:
+        """A rendering up to the end of its last content. Raise `InvalidMessages` where the layout's end is not known then."""
+        for part in (content, content.rstrip(), content.strip()):
+            if (at := rendering.rfind(part)) >= 0 and part and self._closed(rendering) is not None:
+                return rendering[: at + len(part)]
+        raise InvalidMessages(
+            f"the chat template ends this conversation otherwise than with {self.policy.template_tail!r}, so the token at which "
+            "its score is read is not known. Let the template end all conversations alike."
+        )
+
+    def _closed(self, rendering: str) -> str | None:
+        """A rendering as the layout's trainer ends it, whatever the template has written last; None: that must be known."""
+        if not self.policy.template or self._slots is not None or self.policy.rule.ending not in CLOSES_ANY_TAIL:
+            return None
+        if self.policy.rule.ending == "template":
+            return rendering
+        stripped = rendering.rstrip("\n")
+        return stripped if stripped.endswith(self._eos) else f"{stripped} {self._eos}"
 
     def _hide(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], Hidden]:
         """A conversation with stand-ins for the control tokens that it quotes."""
         texts = [message.content for message in messages]
-        if not self.policy.template and self._bos:
-            while texts[0].startswith(self._bos):  # it will be there exactly once, and who wrote it does not matter
-                texts[0] = texts[0].removeprefix(self._bos)
+        if not self.policy.template and self.policy.start_ids:
+            while texts[0].startswith(self._first):  # it will be there exactly once, whoever wrote it
+                texts[0] = texts[0].removeprefix(self._first)
         hidden = self._controls.hide(texts)
         return tuple(Message(m.role, text) for m, text in zip(messages, hidden.texts, strict=True)), hidden
 
@@ -327,12 +374,12 @@ class Encoder:
 
     def _unclosed_rendering(self, text: str) -> tuple[str, bool]:
         """The same of what the caller has rendered: there, plain text that the template ends with is its ending too."""
-        is_padded = self._skip is not None and text.endswith(self._skip)
-        before_padding = self.policy.end_text
-        while self._skip is not None and text.endswith(self._skip):
-            text = text.removesuffix(self._skip)
-        while self._skip is not None and before_padding.endswith(self._skip):
-            before_padding = before_padding.removesuffix(self._skip)
+        unpadded = text[: _n_without(text, self._skip)]
+        if self._pads_with_text and not self._unclosed(unpadded)[1]:
+            unpadded = text  # no end of a turn before it: it is the end of the response
+        is_padded = len(unpadded) < len(text)
+        text = unpadded
+        before_padding = self.policy.end_text[: _n_without(self.policy.end_text, self._skip)]
         if is_padded and before_padding != self.policy.end_text and text.endswith(before_padding):
             return text.removesuffix(before_padding), True
         body, closed = self._unclosed(text)
@@ -350,12 +397,12 @@ class Encoder:
             # A lower bound: nothing was tokenised.
             raise InputTooLong(n=n_chars // _MAX_CHARS_PER_TOKEN, limit=limit, what="text, at the very least,")
         text = "".join(draft.parts)
-        bos = self._first if self._first is not None and text.startswith(self._first) else ""
-        n_dropped = n_chars - keep - len(bos)
-        ends = [end - n_dropped for end in accumulate(map(len, draft.parts)) if end - n_dropped > len(bos)]
+        first = self._first if text.startswith(self._first) else ""
+        n_dropped = n_chars - keep - len(first)
+        ends = [end - n_dropped for end in accumulate(map(len, draft.parts)) if end - n_dropped > len(first)]
         return replace(
             draft,
-            parts=pieces(bos + text[n_chars - keep :], ends),
+            parts=pieces(first + text[n_chars - keep :], ends),
             n_prompt_chars=draft.n_prompt_chars - n_dropped,
             truncated=True,
         )
@@ -370,11 +417,11 @@ class Encoder:
             self._head_ids.put(part, ids, len(part))
         lasts = iter(encodings[len(unknown) :])
         return [
-            self._with_bos(
+            self._with_start(
                 _joined(draft, [known[part] or () for part in draft.parts[:-1]], next(lasts))
                 if draft.hidden is None
                 else self._tokenize_hidden(draft, draft.hidden),
-                adds_bos=draft.adds_bos,
+                adds_start=draft.adds_start,
             )
             for draft in drafts
         ]
@@ -411,16 +458,19 @@ class Encoder:
                 index=i, id=token, vocab_size=self.policy.vocab_size,
             )  # fmt: skip
         skip = self.policy.skip_id
-        if skip is not None and set(ids) == {skip}:
+        if skip is not None and not self._pads_with_text and set(ids) == {skip}:
             return Encoded(ids[:1], 0)  # transformers reads the first token of a row of nothing but padding
         body, ending, closed = self._unclosed_ids(ids)
         missing = sample.finish_reason == "length" and not closed
-        ids = body if missing else body + ending
+        if not self.policy.ending_varies:
+            ids = body if missing else body + ending
+        elif not missing:
+            ids = self._closed_ids(ids)
         begin, start = max(((_rfind(body, start), start) for start in self._start_ids), key=_begin)
         n_prompt = begin + len(start) if begin >= 0 else 0
         if self._is_blank(body[n_prompt:]) if n_prompt else self._begins_response(body):
             _check_empty(sample, has_prompt=not self._is_blank(body))
-        return self._with_bos(Encoded(ids, n_prompt, missing_end=missing), adds_bos=True)
+        return self._with_start(Encoded(ids, n_prompt, missing_end=missing), adds_start=True)
 
     def _unclosed_ids(self, ids: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
         """Ids without their ending, what must follow, and whether they had one: all that closes a row, or the beginning of it.
@@ -429,6 +479,8 @@ class Encoder:
         """
         end, skip = self.policy.end_ids, self.policy.skip_id
         n_padding = n_trailing(ids, skip)
+        if self._pads_with_text and self._unclosed_turn(ids[: len(ids) - n_padding]) is None:
+            n_padding = 0
         ids = ids[: len(ids) - n_padding]
         if end and ids[-len(end) :] == end:
             return ids[: -len(end)], end, True
@@ -444,14 +496,27 @@ class Encoder:
                 return ids, (), True
         if self._plain_tail and ids[-len(self._plain_tail_ids) :] == self._plain_tail_ids:
             return ids[: -len(self._plain_tail_ids)], end, False
-        n_blank = self._n_blank(ids)
-        stripped = ids[: len(ids) - n_blank]
-        for closing in self._closing_ids:
-            for n in range(len(closing), 0, -1):
-                if stripped[-n:] == closing[:n] and any(token in self._control_ids for token in closing[:n]):
-                    return stripped[:-n], end, True
+        unclosed = self._unclosed_turn(ids)
+        if unclosed is not None:
+            return unclosed, end, True
         body = ids[: len(ids) - self._n_blank(ids, "\n")] if self.policy.strips_newlines else ids
         return body, end, n_padding > 0 and skip in end
+
+    def _closed_ids(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """The same as `_closed`, of ids."""
+        if self.policy.rule.ending == "template":
+            return ids
+        ids = ids[: len(ids) - self._n_blank(ids, "\n")]
+        return ids if self._says(ids, self._eos, 1) else (*ids, *ids_of(self._fast, f" {self._eos}"))
+
+    def _unclosed_turn(self, ids: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Ids without the control token that ends their turn and what follows it; None: there is none."""
+        ids = ids[: len(ids) - self._n_blank(ids)]
+        for closing in self._closing_ids:
+            for n in range(len(closing), 0, -1):
+                if ids[-n:] == closing[:n] and any(token in self._control_ids for token in closing[:n]):
+                    return ids[:-n]
+        return None
 
     def _n_blank(self, ids: tuple[int, ...], blanks: str | None = None) -> int:
         """How many tokens a row ends with that are white space alone, or of these characters alone."""
@@ -487,18 +552,18 @@ class Encoder:
             decoded, text = decoded.replace(" ", ""), text.replace(" ", "")
         return decoded.endswith(text)
 
-    def _with_bos(self, encoded: Encoded, *, adds_bos: bool) -> Encoded:
-        """BOS exactly once, or not at all; where a template has written the text, as it was written."""
-        bos, ids = self.policy.bos_id, encoded.ids
-        n_leading = 0
-        if bos is not None and adds_bos:
-            while n_leading < len(ids) and ids[n_leading] == bos:
-                n_leading += 1
-            if n_leading == 1:
-                return encoded
-            ids = (bos, *ids[n_leading:])
-            return encoded._replace(ids=ids, n_prompt=max(0, encoded.n_prompt - n_leading) + 1)
-        return encoded
+    def _with_start(self, encoded: Encoded, *, adds_start: bool) -> Encoded:
+        """The policy's `start_ids` exactly once; where a template has written the text, as it was written."""
+        start, ids = self.policy.start_ids, encoded.ids
+        if not start or not adds_start:
+            return encoded
+        unit = start[:1] if len(set(start)) == 1 else start
+        n = 0
+        while ids[n : n + len(unit)] == unit:
+            n += len(unit)
+        if n == len(start):
+            return encoded
+        return encoded._replace(ids=start + ids[n:], n_prompt=max(0, encoded.n_prompt - n) + len(start))
 
     def _checked(self, encoded: Encoded, terms: Terms) -> Encoded:
         """Within the limit, and every id with an embedding. Raise `SampleError`."""
@@ -531,7 +596,8 @@ class Encoder:
     def _fit(self, encoded: Encoded, terms: Terms) -> Encoded:
         encoded = self._unpadded(encoded)
         limit = self._limit(terms)
-        n, head = len(encoded.ids), int(encoded.ids[0] == self._first_id)
+        n, first = len(encoded.ids), self._first_ids
+        head = len(first) if encoded.ids[: len(first)] == first else 0
         excess = n - limit
         if excess <= 0:
             return encoded
@@ -604,6 +670,39 @@ def _date_notes(policy: EncodingPolicy) -> tuple[str, ...]:
     )
 
 
+def _ending_notes(policy: EncodingPolicy) -> tuple[str, ...]:
+    if not policy.ending_varies:
+        return ()
+    return (
+        "the chat template ends conversations in different ways: messages end as it writes them; text and ids are taken with the "
+        "ending that they have, so send them whole",
+    )
+
+
+def _bos_notes(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> tuple[str, ...]:
+    """Where a trainer may have put a second BOS before a rendering."""
+    bos = tokenizer.bos_token_id
+    is_trls = policy.rule.reads_at == "last_non_pad"
+    if not is_trls or not policy.template or policy.start_ids != (bos,) or tokenizer("x")["input_ids"][:1] != [bos]:
+        return ()
+    return (
+        "rows begin with one BOS, the chat template's. TRL 0.12 to 0.23 tokenised the rendering with special tokens, and this "
+        "tokenizer adds BOS: their rows began with two. The files do not name the version; if it was one of these, write BOS twice "
+        "at the beginning of the chat template",
+    )
+
+
+def _prompt_notes(talk: Sequence[str], policy: EncodingPolicy) -> tuple[str, ...]:
+    """Where OpenRLHF's rows depend on an option that a checkpoint does not name."""
+    if policy.rule.ending != "eos" or not talk or talk[1].startswith(policy.response_start):
+        return ()
+    return (
+        f"the chat template writes {policy.response_start!r} before a response that is to come and {talk[1]!r} before one that is "
+        "there. OpenRLHF with prompt_key cuts the rendering at the length of the first, so its rows had another text; here a row "
+        "is the whole rendering, as without prompt_key. The files do not name the option; if it was set, send the text of its rows",
+    )
+
+
 def _notes(controls: Controls, talk: Sequence[str]) -> tuple[str, ...]:
     """What an operator should know of the template: a turn that begins with plain text can be imitated by plain text."""
     plain = [mark for piece in talk[1 : len(_TALKS[0])] if (mark := controls.unmarked(piece)) is not None]
@@ -619,6 +718,14 @@ def _notes(controls: Controls, talk: Sequence[str]) -> tuple[str, ...]:
 def _n_until(ends: Iterable[int], n_chars: int, n_ids: int) -> int:
     """How many ids end within so many characters."""
     return next((i for i, end in enumerate(ends) if end > n_chars), n_ids)
+
+
+def _n_without(text: str, suffix: str | None) -> int:
+    """The length of a text without any number of these suffixes."""
+    n = len(text)
+    while suffix and text.endswith(suffix, 0, n):
+        n -= len(suffix)
+    return n
 
 
 def _begin(found: tuple[int, Any]) -> int:

@@ -12,16 +12,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from model.contract import Truncation
-from model.conversation import Message
-from model.layout_rules import LAYOUT_RULES, LayoutRule
+from model.conversation import InvalidMessages, Message
+from model.layout_rules import CLOSES_ANY_TAIL, LAYOUT_RULES, LayoutRule
 from model.slots import Slots, pieces
-from model.template import ChatTemplate, EncodingPolicyError
+from model.template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROBE_USER = "What is two plus two?"
 _PROBE_RESPONSE = "Four, of course"
+_PROBE_RESPONSES = (
+    _PROBE_RESPONSE,
+    "Four, of course.",
+    "Qx",
+    "Is it four?",
+    "Two plus two is four, as always.\n" * 40 + "End",
+)
+_PROBE_ROLES = (("user", "assistant", "user"), ("system", "user"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +40,11 @@ class EncodingPolicy:
     tokens; both may be empty. `template_tail` is all that the template writes after the content of the last turn.
     `skip_id`: the id that is left out at the end of a row (`reads_at: last_non_pad`); None: none is. `response_start` is
     what the template writes before an assistant's content; it finds the response in rendered text. `template_date`: ISO date
-    at which the template's clock stands still; None: the template asks for no date.
+    at which the template's clock stands still; None: the template asks for no date. `start_ids` begin text and ids: the BOS tokens
+    that a rendering begins with; without a template all special tokens that the tokenizer puts before text. `ending_varies`:
+    what the template writes after the last content depends on the conversation, and `template_tail` is one case of it.
+    `drops_read_ids`: a row may lose ids at its end that the layout's trainer gave to the model, namely tokens with the id of the
+    pad token: only a causal model gives the same score without them.
     """
 
     bos_id: int | None
@@ -48,6 +60,9 @@ class EncodingPolicy:
     template_date: str | None = None
     rule: LayoutRule = LAYOUT_RULES["language_model"]
     skip_id: int | None = None
+    start_ids: tuple[int, ...] = ()
+    ending_varies: bool = False
+    drops_read_ids: bool = False
 
     @property
     def strips_newlines(self) -> bool:
@@ -80,10 +95,19 @@ def infer_policy(
     render.check_addresses(full)
     tail = full.rpartition(_PROBE_RESPONSE)[2]
     fast = tokenizer._tokenizer
-    bos_id = _bos(tokenizer, full) if template else _bos_of_text(tokenizer, rule)
+    start_ids = _bos_of_rendering(tokenizer, full) if template else _start_of_text(tokenizer, rule)
+    bos_id = start_ids[0] if start_ids and start_ids[0] == tokenizer.bos_token_id else None
     slots = None
     if rule.tokenizes == "slots":
         slots = Slots(tokenizer, render, template, None if bos_id is None else str(tokenizer.bos_token))
+    tails = _tails(render) if template else []
+    varies = any(each != tail for each in tails)
+    if varies and (slots is not None or rule.ending not in CLOSES_ANY_TAIL):
+        raise EncodingPolicyError(
+            f"the chat template ends conversations in different ways ({', '.join(map(repr, dict.fromkeys([tail, *tails])))}), so "
+            "the token at which the score is read is not known. Let it end all of them alike, or, for a transformers classifier "
+            "or its adapter, set the ending to `template`."
+        )
     is_bare = slots is not None and slots.template is not None and slots.template.is_empty
     adds_nothing = is_bare and rule.ending == "template_or_eos"
     end = "" if adds_nothing else _end_of(tokenizer, tail, rule, has_template=bool(template))
@@ -93,8 +117,8 @@ def infer_policy(
     cuts = () if slots is None else slots.of((user, answer), full)
     ending_cuts = (*cuts, *(len(body) + cut for cut in end_cuts(slots, tail, end)))
     end_ids = _ids_from(fast, body + end, len(body), ending_cuts)
-    start_ids = _ids_from(fast, prompt, len(prompt) - len(start), cuts)
-    always = {*ids_of(fast, full), *end_ids, *start_ids, *(() if bos_id is None else (bos_id,))}
+    response_ids = _ids_from(fast, prompt, len(prompt) - len(start), cuts)
+    always = {*ids_of(fast, full), *end_ids, *response_ids, *start_ids}
     lost = [fast.id_to_token(i) for i in sorted(always) if i >= vocab_size]
     if lost:
         raise EncodingPolicyError(
@@ -102,22 +126,46 @@ def infer_policy(
             f"its table has {vocab_size} rows. Put back the tokenizer that the model was trained with, or resize the "
             "embeddings of the model and train them."
         )
+    # No id of a row equals one outside the vocabulary (-1, say): then the class of transformers reads the last token.
+    skip_id = pad_id if rule.reads_at == "last_non_pad" and pad_id in range(vocab_size) else None
     return EncodingPolicy(
         bos_id=bos_id,
         end_text=end,
         end_ids=end_ids,
         template_tail=tail,
         response_start=start,
-        response_start_ids=start_ids,
+        response_start_ids=response_ids,
         template=template,
         max_tokens=max_tokens,
         vocab_size=vocab_size,
         truncation=truncation,
         template_date=render.date_that_is_asked_for,
         rule=rule,
-        # No id of a row equals one outside the vocabulary (-1, say): then the class of transformers reads the last token.
-        skip_id=pad_id if rule.reads_at == "last_non_pad" and pad_id in range(vocab_size) else None,
+        skip_id=skip_id,
+        start_ids=start_ids,
+        ending_varies=varies,
+        drops_read_ids=skip_id is not None and (skip_id in end_ids or is_text(fast, skip_id)),
     )
+
+
+def _tails(render: ChatTemplate) -> list[str]:
+    """What the template writes after the last content of different conversations, where it writes that content as it is."""
+    user = (Message("user", _PROBE_USER),)
+    talks: list[tuple[Message, ...]] = [(*user, Message("assistant", response)) for response in _PROBE_RESPONSES]
+    for roles in _PROBE_ROLES:
+        before = tuple(Message(role, f"The {role} says {i}") for i, role in enumerate(roles))
+        talks.append((*before, Message("assistant", _PROBE_RESPONSE)))
+    tails = []
+    for talk in talks:
+        try:
+            _, found, tail = render(talk, add_generation_prompt=False).rpartition(talk[-1].content)
+        except ConversationTooSlow:
+            raise
+        except InvalidMessages:  # a system message, for example, is not for every template
+            continue
+        if found:
+            tails.append(tail)
+    return tails
 
 
 def _end_of(tokenizer: PreTrainedTokenizerBase, tail: str, rule: LayoutRule, *, has_template: bool) -> str:
@@ -145,10 +193,17 @@ def _eos(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _added_after_text(tokenizer: PreTrainedTokenizerBase) -> str:
     """The special tokens that the tokenizer adds after plain text by itself."""
-    whole = tokenizer("x", add_special_tokens=True)["input_ids"]
-    plain = tokenizer("x", add_special_tokens=False)["input_ids"]
-    n_before = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), len(whole))
-    return "".join(tokenizer.convert_ids_to_tokens(whole[n_before + len(plain) :]))
+    return "".join(tokenizer.convert_ids_to_tokens(list(_added_to_text(tokenizer)[1])))
+
+
+def _added_to_text(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The special tokens that the tokenizer adds before plain text by itself, and those after it."""
+    whole = tuple(tokenizer("x", add_special_tokens=True)["input_ids"])
+    plain = tuple(tokenizer("x", add_special_tokens=False)["input_ids"])
+    for n in range(len(whole) - len(plain) + 1):
+        if whole[n : n + len(plain)] == plain:
+            return whole[:n], whole[n + len(plain) :]
+    return (), ()
 
 
 def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -163,25 +218,21 @@ def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
     return template or ""
 
 
-def _bos(tokenizer: PreTrainedTokenizerBase, rendered: str) -> int | None:
-    """BOS is there where the template writes it: what a tokenizer adds to plain text is not added to a rendering."""
-    if tokenizer.bos_token_id is None or not rendered.startswith(str(tokenizer.bos_token)):
-        return None
+def _bos_of_rendering(tokenizer: PreTrainedTokenizerBase, rendered: str) -> tuple[int, ...]:
+    """The BOS tokens that the template writes: a tokenizer's own for plain text are not added to a rendering."""
+    if tokenizer.bos_token_id is None:
+        return ()
     # ChatML-like templates of some models begin with a token that is also called BOS (`<|im_start|>`):
     # there it opens every turn and is no beginning of sequence, so it stays the template's business.
-    bos = str(tokenizer.bos_token)
+    bos, n = str(tokenizer.bos_token), 0
     while rendered.startswith(bos):
-        rendered = rendered.removeprefix(bos)
-    return None if bos in rendered else int(tokenizer.bos_token_id)
+        rendered, n = rendered.removeprefix(bos), n + 1
+    return () if bos in rendered else (int(tokenizer.bos_token_id),) * n
 
 
-def _bos_of_text(tokenizer: PreTrainedTokenizerBase, rule: LayoutRule) -> int | None:
-    """BOS of text without a template: where the tokenizer adds it and the trainer of the layout lets it."""
-    bos: int | None = tokenizer.bos_token_id
-    if bos is None or rule.bos_without_template == "none":
-        return None
-    added = tokenizer("x", add_special_tokens=True)["input_ids"]
-    return bos if added and added[0] == bos else None
+def _start_of_text(tokenizer: PreTrainedTokenizerBase, rule: LayoutRule) -> tuple[int, ...]:
+    """What begins text without a template: what the tokenizer adds, where the trainer of the layout lets it."""
+    return () if rule.bos_without_template == "none" else _added_to_text(tokenizer)[0]
 
 
 def _ids_from(fast: Any, text: str, start: int, cuts: Iterable[int]) -> tuple[int, ...]:
@@ -201,6 +252,11 @@ def _ids_from(fast: Any, text: str, start: int, cuts: Iterable[int]) -> tuple[in
 
 def describe_position(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> str:
     """In words: at which token of a finished response the score is read, and why."""
+    if policy.ending_varies:
+        return (
+            "reads the score at the last token of the rendering, whose ending depends on the conversation, because "
+            f"{policy.rule.reason}"
+        )
     end = policy.end_ids
     n_skipped = n_trailing(end, policy.skip_id)
     kept = end[: len(end) - n_skipped]
@@ -240,7 +296,8 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """`sha256:...` of what decides how text becomes ids: vocabulary, merges, normaliser, special tokens."""
     state = json.loads(tokenizer._tokenizer.to_str())
     for key in ("padding", "truncation", "post_processor"):
-        # None of the three is used: rows are never padded or truncated here, and no special token is added.
+        # None of the three has a part in it: rows are never padded or truncated here, and the special tokens that
+        # begin and end text are clauses and probes of the contract.
         state.pop(key, None)
     text = json.dumps(state, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
@@ -253,6 +310,11 @@ def ids_of(fast: Any, text: str) -> tuple[int, ...]:
 def control_ids(fast: Any) -> frozenset[int]:
     """Added tokens that are more than white space."""
     return frozenset(i for i, token in fast.get_added_tokens_decoder().items() if token.content.strip())
+
+
+def is_text(fast: Any, token: int) -> bool:
+    """Whether ordinary text becomes this token."""
+    return fast.id_to_token(token) is not None and token not in control_ids(fast)
 
 
 def end_cuts(slots: Slots | None, tail: str, end: str) -> tuple[int, ...]:

@@ -19,11 +19,14 @@ Ending = Literal["template", "template_or_eos", "template_and_eos", "end_token",
 - `eos`: newlines at the end of the rendering are removed; a space and EOS follow unless it ends with EOS.
 """
 
+CLOSES_ANY_TAIL: frozenset[Ending] = frozenset({"template", "eos"})
+"""Endings that are a function of the rendering alone, whatever the chat template ends it with."""
+
 ReadsAt = Literal["last", "last_non_pad"]
 """`last`: the last token of the row. `last_non_pad`: the last token whose id is not `pad_token_id` of config.json."""
 
 BosWithoutTemplate = Literal["tokenizer", "none"]
-"""BOS of text without a chat template: as the tokenizer adds special tokens, or none. A template writes its own."""
+"""Special tokens before text without a chat template: as the tokenizer adds them, or none. A template writes its own."""
 
 
 Tokenizes = Literal["whole", "slots"]

@@ -146,7 +146,7 @@ def exported_template(
 
     Raise `CheckpointError` where the policy's template cannot be wrapped.
     """
-    prefix = str(tokenizer.bos_token) if not policy.template and policy.bos_id is not None else ""
+    prefix = "".join(tokenizer.convert_ids_to_tokens(list(policy.start_ids))) if not policy.template else ""
     end = _kept_text(tokenizer, policy)
     renamed = "".join(
         f"{{%- set {name} = {_literal(str(token))} -%}}\n"

@@ -1,4 +1,4 @@
-"""Messages have the BOS tokens that the chat template writes, and no others; text and ids have BOS once where it is due."""
+"""Messages have the BOS tokens that the chat template writes, and no others; text and ids begin with those that are due."""
 
 from __future__ import annotations
 
@@ -75,14 +75,15 @@ def test_messages_are_those_of_the_template(template, talk, layout, adds_bos):
 
 @pytest.mark.parametrize("talk", TALKS)
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_text_and_ids_have_bos_once_where_the_template_begins_with_it(template, talk):
+def test_text_and_ids_begin_with_the_bos_tokens_that_the_template_begins_with(template, talk):
     tokenizer = tokenizer_of(template)
     encode = encoder(tokenizer, "sequence_classification")
     row = plain(tokenizer, talk_of(talk))
     n = next(i for i, token in enumerate(row) if token != BOS)
     begins = encode.policy.bos_id is not None
     assert begins == (template in ("once", "twice") or template.startswith("before each user"))
-    expected = [BOS, *row[n:]] if begins else row  # a second one is taken for the caller's tokenizer's
+    n_due = 2 if template == "twice" else 1
+    expected = [*[BOS] * n_due, *row[n:]] if begins else row  # one more is taken for the caller's tokenizer's
     turns = [{"role": m.role, "content": m.content} for m in talk_of(talk)]
     text = tokenizer.apply_chat_template(turns, tokenize=False)
     bare = text[n * len("<s>") :]
@@ -96,13 +97,14 @@ def test_text_and_ids_have_bos_once_where_the_template_begins_with_it(template, 
 @pytest.mark.parametrize("n_words", [30, 30_000], ids=["tokens", "characters"])
 @pytest.mark.parametrize("talk", TALKS)
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_a_row_that_is_cut_keeps_the_bos_that_it_had_and_gets_none(template, talk, n_words):
+def test_a_row_that_is_cut_keeps_the_bos_tokens_that_it_had_and_gets_none(template, talk, n_words):
     tokenizer = tokenizer_of(template)
     messages = (*talk_of(talk, n_words)[:-1], Message("assistant", "Yes."))
     row = plain(tokenizer, messages)
     cut = encoder(tokenizer, "sequence_classification", 60)(Sample(messages=messages))
     assert cut.truncated
-    expected = [BOS, *row[-59:]] if row[0] == BOS else row[-60:]
+    n = next(i for i, token in enumerate(row) if token != BOS)
+    expected = [*row[:n], *row[n - 60 :]]
     assert list(cut.ids) == expected
 
 
