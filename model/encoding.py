@@ -44,7 +44,7 @@ from model.conversation import (
     TokenOutOfVocabulary,
     check_text,
 )
-from model.encoding_policy import EncodingPolicy, control_ids, end_cuts, ids_of, is_text, n_trailing
+from model.encoding_policy import EncodingPolicy, control_ids, end_cuts, ids_of, is_text, n_trailing, text_of
 from model.layout_rules import CLOSES_ANY_TAIL
 from model.memo import Memo
 from model.seams import last_seam, seam_tokens
@@ -134,9 +134,8 @@ class Encoder:
         tail = policy.template_tail if policy.rule.ending.startswith("template") else ""
         self._plain_tail = tail if self._control_ids.isdisjoint(ids_of(self._fast, tail)) else ""
         self._plain_tail_ids = ids_of(self._fast, self._plain_tail)
-        skip = self._fast.id_to_token(policy.skip_id) if policy.skip_id is not None else None
         self._pads_with_text = policy.skip_id is not None and is_text(self._fast, policy.skip_id)
-        self._skip = self._fast.decode([policy.skip_id]) if self._pads_with_text else skip
+        self._skip = text_of(self._fast, policy.skip_id)
         self._render = ChatTemplate(tokenizer, policy.template, policy.template_date)
         self._slots = (
             Slots(tokenizer, self._render, policy.template, self._bos) if policy.rule.tokenizes == "slots" else None
@@ -720,7 +719,7 @@ def _n_until(ends: Iterable[int], n_chars: int, n_ids: int) -> int:
     return next((i for i, end in enumerate(ends) if end > n_chars), n_ids)
 
 
-def _n_without(text: str, suffix: str | None) -> int:
+def _n_without(text: str, suffix: str) -> int:
     """The length of a text without any number of these suffixes."""
     n = len(text)
     while suffix and text.endswith(suffix, 0, n):

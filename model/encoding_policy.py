@@ -317,6 +317,13 @@ def is_text(fast: Any, token: int) -> bool:
     return fast.id_to_token(token) is not None and token not in control_ids(fast)
 
 
+def text_of(fast: Any, token: int | None) -> str:
+    """The text that becomes a token; empty for None and where no text does. Vocabularies spell a newline `Ċ` or `<0x0A>`."""
+    if token is None or fast.id_to_token(token) is None:
+        return ""
+    return str(fast.decode([token]) if is_text(fast, token) else fast.id_to_token(token))
+
+
 def end_cuts(slots: Slots | None, tail: str, end: str) -> tuple[int, ...]:
     """Where the ending is cut: as the template's, and before an EOS that is added to it."""
     if slots is None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from model.checkpoint.record import Checkpoint, CheckpointError
 from model.conversation import InvalidMessages, Message, Sample
 from model.encoding import Encoded
-from model.encoding_policy import EncodingPolicy, infer_policy
+from model.encoding_policy import EncodingPolicy, infer_policy, text_of
 from model.template import ChatTemplate, clock_formats
 
 if TYPE_CHECKING:
@@ -241,9 +241,8 @@ def _kept_ids(policy: EncodingPolicy) -> tuple[int, ...]:
 
 def _kept_text(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> str:
     text = policy.end_text
-    # No token: the embedding table has more rows than the tokenizer has tokens.
-    skipped = tokenizer.convert_ids_to_tokens(policy.skip_id) if policy.skip_id is not None else None
-    while skipped and text.endswith(skipped):
+    skipped = text_of(tokenizer._tokenizer, policy.skip_id)
+    for _ in policy.end_ids[len(_kept_ids(policy)) :]:
         text = text.removesuffix(skipped)
     return text
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from model.checkpoint import read
 from model.conversation import Message, Sample
+from model.export import main as export
 from tests.support.checkpoints import edit_json, sequence_classifier
 from tests.support.tiny import CHATML, tiny_tokenizer
 
@@ -101,3 +102,13 @@ def test_a_pad_token_that_is_spelt_unlike_its_text_takes_nothing_from_a_response
     whole = encode(Sample(messages=(CHAT[0], Message("assistant", f"Great{pad}{pad}"))))
     assert encode(Sample(text=text)) == whole
     assert encode(Sample(text=text.removesuffix("<|im_end|>\n"))) == whole
+
+
+def test_an_export_ends_before_a_newline_that_is_the_pad_token(tmp_path):
+    tokenizer, _, model = classifier(tmp_path / "rm", CHATML, "\n")
+    expected = by_class(model, tokenizer.apply_chat_template(TURNS, tokenize=True, return_dict=False))
+    assert export([str(tmp_path / "rm"), str(tmp_path / "out")]) == 0
+    written = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(TURNS, tokenize=True, return_dict=False)
+    assert by_class(written, ids) == pytest.approx(expected, abs=1e-5)
+    assert list(read(str(tmp_path / "out")).encoder(Sample(messages=CHAT)).ids) == ids
