@@ -232,7 +232,12 @@ def _bos_of_rendering(tokenizer: PreTrainedTokenizerBase, rendered: str) -> tupl
 
 def _start_of_text(tokenizer: PreTrainedTokenizerBase, rule: LayoutRule) -> tuple[int, ...]:
     """What begins text without a template: what the tokenizer adds, where the trainer of the layout lets it."""
-    return () if rule.bos_without_template == "none" else _added_to_text(tokenizer)[0]
+    if rule.bos_without_template == "none":
+        return ()
+    start = _added_to_text(tokenizer)[0]
+    if rule.tokenizes == "slots":  # there BOS is a slot of its own, and nothing else is added
+        return start[:1] if start[:1] == (tokenizer.bos_token_id,) else ()
+    return start
 
 
 def _ids_from(fast: Any, text: str, start: int, cuts: Iterable[int]) -> tuple[int, ...]:

@@ -76,6 +76,16 @@ def test_openrlhfs_rows_have_none_of_them(prefix):
     assert list(ids) == tokenizer(f"{WHOLE} {tokenizer.eos_token}", add_special_tokens=False)["input_ids"]
 
 
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_llama_factorys_rows_have_bos_alone(prefix):
+    """`_convert_elements_to_ids` adds BOS where a slot has it, and tokenises the rest without special tokens."""
+    tokenizer = tokenizer_of(PREFIXES[prefix])
+    ids = encoder(tokenizer, "llama_factory")(SAMPLE).ids
+    slots = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (SAMPLE.prompt, SAMPLE.response)]
+    bos = [BOS] * PREFIXES[prefix][:1].count("<s>")
+    assert list(ids) == [*bos, *slots[0], *slots[1], tokenizer.eos_token_id]
+
+
 @pytest.mark.parametrize("n_words", [60, 60_000], ids=["tokens", "characters"])
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_row_whose_prompt_is_cut_keeps_them(prefix, n_words):
