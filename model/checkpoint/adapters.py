@@ -101,6 +101,12 @@ def _merged(model: nn.Module, folder: Path, config: Any, what: str, output: Call
             merged_ND = output().double()
     except Exception as error:
         raise CheckpointError(f"the adapter in {folder} does not fit {what}: {error}") from error
+    is_finite_N = unmerged_ND.isfinite().all(
+        dim=-1
+    )  # other tokens overflow with the adapter too: their scores are refused
+    if not bool(is_finite_N.any()):
+        return merged
+    merged_ND, unmerged_ND = merged_ND[is_finite_N], unmerged_ND[is_finite_N]
     size_N = unmerged_ND.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
     difference = float(((merged_ND - unmerged_ND).norm(dim=-1) / size_N).median())
     dtype = next(model.parameters()).dtype

@@ -319,7 +319,8 @@ def _load_backbone(folder: Path, config: Any, dtype: str, *, whole: bool = True)
     children = {name for name, _ in backbone.named_children()}
     lost = sorted(k for k in info["unexpected_keys"] if children.intersection(k.split(".")[:2]))
     shapes = weights.shapes(weights.weight_files(folder), filter(_MASK.search, lost))
-    lost = [name for name in lost if not _is_mask(shapes.get(name))]
+    buffers = _unsaved_buffers(backbone)
+    lost = [n for n in lost if not (_is_mask(shapes.get(n)) or buffers.intersection((n, n.partition(".")[2])))]
     if lost and whole:
         raise CheckpointError(f"{folder}: {len(lost)} tensors belong nowhere in this architecture ({lost[0]}, ...)")
     return backbone
@@ -327,6 +328,11 @@ def _load_backbone(folder: Path, config: Any, dtype: str, *, whole: bool = True)
 
 _MASK = re.compile(r"\.(attn|attention|self_attn)\.(bias|masked_bias|causal_mask)$")
 """Constants that earlier versions of transformers saved with GPT-2, GPT-J, GPT-Neo and CodeGen, and that it leaves out now."""
+
+
+def _unsaved_buffers(backbone: Any) -> set[str]:
+    """The buffers that the class computes by itself: an earlier version may have saved them (XGLM's positions, for one)."""
+    return {name for name, _ in backbone.named_buffers()} - set(backbone.state_dict())
 
 
 def _is_mask(shape: tuple[int, ...] | None) -> bool:

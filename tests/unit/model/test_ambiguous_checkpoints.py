@@ -16,7 +16,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from model.checkpoint import CheckpointError, ReadOptions, outline, read, read_backbone
 from model.checkpoint.writing import score_alone, write_labels
 from model.template import EncodingPolicyError
-from tests.support.checkpoints import edit_json, language_model, openrlhf, sequence_classifier, value_head
+from tests.support.checkpoints import (
+    edit_json,
+    edit_tensor,
+    language_model,
+    openrlhf,
+    sequence_classifier,
+    value_head,
+)
 from tests.support.tiny import CHATML, randomize, tiny_config, tiny_tokenizer
 
 ROWS = [[5, 9, 77, 2], [1, 200, 2, 33, 8, 8, 2], [7, 2]]
@@ -281,6 +288,30 @@ def test_causal_masks_that_older_versions_saved_are_left_out(tmp_path, architect
         masks = {f"transformer__h__{i}__{inner}__bias": mask, f"transformer__h__{i}__{inner}__masked_bias": value}
         add_tensors(tmp_path, **masks)
     assert served(tmp_path)[0] == pytest.approx(plain_scores(tmp_path), abs=1e-5)
+
+
+def test_buffers_that_the_class_computes_by_itself_are_left_out(tmp_path):
+    from transformers import XGLMConfig, XGLMForCausalLM
+
+    fast = tiny_tokenizer()
+    config = XGLMConfig(vocab_size=len(fast), d_model=32, ffn_dim=64, num_layers=2, attention_heads=4,
+                        max_position_embeddings=64)  # fmt: skip
+    model = XGLMForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    fast.save_pretrained(tmp_path)
+    row = torch.tensor([ROWS[1]])
+    with torch.no_grad():
+        expected = model.eval().model(row).last_hidden_state
+    add_tensors(tmp_path, model__embed_positions__weights=torch.zeros(66, 32))
+    backbone = read_backbone(str(tmp_path)).network.backbone.eval()
+    with torch.no_grad():
+        assert torch.equal(backbone(row).last_hidden_state, expected)
+
+
+def test_a_merge_of_a_model_that_overflows_is_left_to_the_check_of_its_scores(tmp_path, base):
+    adapter(tmp_path / "adapter", base)
+    edit_tensor(base / "model.safetensors", "model.norm.weight", lambda weight: weight * float("nan"))
+    assert read(str(tmp_path / "adapter")).network is not None
 
 
 def test_a_bias_of_attention_that_is_no_mask_is_still_refused(tmp_path):
