@@ -156,7 +156,8 @@ def _readable(checkpoint: Checkpoint, guard: Guard) -> Iterator[Path]:
 def is_readable(checkpoint: Checkpoint) -> bool:
     """Whether vLLM loads this checkpoint as it is, and gives the heads themselves."""
     network = checkpoint.network
-    if not has_own_weights(checkpoint.folder) or bool(network.bias_H.any()):
+    # Tensors for which its class has no place are not given to vLLM.
+    if not has_own_weights(checkpoint.folder) or bool(network.bias_H.any()) or checkpoint.left_out:
         return False
     if checkpoint.format == "sequence_classification":
         return True

@@ -27,7 +27,8 @@ _VALUE_HEAD_FILES = ("value_head.safetensors", "value_head.bin")
 class Head:
     """Value heads as they were found: weights `(H, D)`, biases `(H,)`, names and what each counts.
 
-    `tensors` names those of the checkpoint's tensors that they came from. `notes`: tensors of heads that are left out.
+    `tensors` names those of the checkpoint's tensors that they came from; `left_out` those that look like a head and are not
+    loaded, which `notes` say in words.
     """
 
     weight_HD: Tensor
@@ -36,6 +37,7 @@ class Head:
     weights: tuple[float, ...] | None = None
     tensors: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def find_head(folder: Path, base: Path, config: Any, width: int) -> tuple[str, Head]:
@@ -84,7 +86,7 @@ def _alone(form: str, head: Head, folder: Path) -> Head:
     left_out = (
         f"{', '.join(inside.tensors)}: the class of the layout {form} does not load a second head, which is left out"
     )
-    return replace(head, notes=(*head.notes, left_out))
+    return replace(head, notes=(*head.notes, left_out), left_out=(*head.left_out, *inside.tensors))
 
 
 def _equal(one: Head, other: Head) -> bool:
@@ -167,6 +169,7 @@ def _without_bias(head: Head, owner: str) -> Head:
         head,
         bias_H=None,
         tensors=tuple(each for each in head.tensors if each != name),
+        left_out=(*head.left_out, name),
         notes=(*head.notes, f"{name} ({values}) is left out: {owner} has no such tensor, and scores without it"),
     )
 

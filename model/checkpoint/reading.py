@@ -98,7 +98,9 @@ def outline(path_or_name: str, options: ReadOptions = READ_DEFAULTS) -> Checkpoi
     notes += tuple(f"{path} is left out: the safetensors file beside it is read" for path in left_out)
     notes += (*head.notes, *_template_notes(folder if has_tokenizer else base))
     calibration = fitted or _config_calibration(config)
-    return Checkpoint(network, tokenizer, policy, pad_id, form, folder, calibration, contract, facts, reference, notes)
+    return Checkpoint(
+        network, tokenizer, policy, pad_id, form, folder, calibration, contract, facts, reference, notes, head.left_out
+    )
 
 
 def with_weights(outlined: Checkpoint, *, device: str = "cpu") -> Checkpoint:

@@ -56,7 +56,7 @@ class Checkpoint:
 
     `format` says how it was read. `facts` and `contract` are None for a model in training: its weights are
     not settled yet. `hidden` is where the calibration's hidden states lie; None: nobody has fitted that.
-    `notes`: what an operator should know of its files.
+    `notes`: what an operator should know of its files. `left_out`: its tensors that the class of its layout does not load.
     """
 
     network: RewardNetwork
@@ -70,6 +70,7 @@ class Checkpoint:
     facts: Facts | None = None
     hidden: HiddenReference | None = None
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def encoder(self) -> Encoder:
