@@ -204,6 +204,39 @@ class _Uvicorn(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def protocol(self) -> asyncio.Protocol:
+        """One more connection."""
+        config = self.config
+        return config.http_protocol_class(config=config, server_state=self.server_state, app_state={})  # type: ignore[call-arg]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve the connections that wait to be accepted, and end: the kernel resets those that a closed socket leaves."""
+        for listener, sock in zip(self.servers, sockets or [], strict=True):
+            await self.stop_listening(listener, sock)
+        await super().shutdown(sockets)
+
+    async def stop_listening(self, listener: asyncio.Server, sock: socket.socket) -> None:
+        """Close a listening socket once all connections to it are accepted."""
+        with sock.dup() as still_open:
+            still_open.setblocking(False)
+            listener.close()
+            waiting = _accept_all(still_open, self.config.backlog)
+        accepted = [
+            asyncio.get_running_loop().connect_accepted_socket(self.protocol, each, ssl=self.config.ssl)
+            for each in waiting
+        ]
+        await asyncio.gather(*accepted, return_exceptions=True)  # some clients have hung up by now
+
+
+def _accept_all(listening: socket.socket, most: int) -> list[socket.socket]:
+    accepted: list[socket.socket] = []
+    with contextlib.suppress(OSError):  # there are no more, or no descriptors
+        while len(accepted) < most:
+            connection, _ = listening.accept()
+            connection.setblocking(False)
+            accepted.append(connection)
+    return accepted
+
 
 async def serve(
     settings: ServeSettings,
@@ -412,16 +445,11 @@ async def _listening_on(shared: socket.socket | None, server: _Uvicorn) -> Async
     if shared is None:
         yield
         return
-    config = server.config
-
-    def protocol() -> asyncio.Protocol:
-        return config.http_protocol_class(config=config, server_state=server.server_state, app_state={})  # type: ignore[call-arg]
-
-    listener = await asyncio.get_running_loop().create_server(protocol, sock=shared, ssl=config.ssl)
+    listener = await asyncio.get_running_loop().create_server(server.protocol, sock=shared, ssl=server.config.ssl)
     try:
         yield
     finally:
-        listener.close()
+        await server.stop_listening(listener, shared)
 
 
 async def _unless_dead(stop: asyncio.Event, serving: asyncio.Task[Any]) -> None:

@@ -57,6 +57,9 @@ _REQUEST_LINE = re.compile(rb"[^\x00-\x20\x7f]+ [^\x00-\x20\x7f]+ ([A-Za-z]+/[0-
 
 _EMPTY_LINE = b"\r\n\r\n"
 
+_LAST_REQUEST_S = 0.5
+"""How long a server that ends waits for a request on an idle connection: its client may just be sending one."""
+
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 _NO_TRAILER = _FRAMING | {b"connection", b"proxy-connection", b"upgrade"}
 """The parser acts on these wherever they stand."""
@@ -155,6 +158,14 @@ class OneWriteProtocol(HttpToolsProtocol):
         self._all.owing.pop(self, None)
         self._head_timer.stop()
         self._read_timer.stop()
+
+    def shutdown(self) -> None:
+        """Close the connection, a moment later where it is idle: a request that is on its way is still answered."""
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and not self.transport.is_closing():
+            self.loop.call_later(_LAST_REQUEST_S, super().shutdown)
+        else:
+            super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         """Some of a request, or of several. `_n_pending` counts bytes that led to no callback: a header, a trailer or an

@@ -107,7 +107,7 @@ def _refuse(error: RequestRefused, overload_status: int) -> Response:
     kind, status = _KINDS.get(type(error), ("validation", error.status))
     if isinstance(error, Overloaded):
         status = overload_status
-    headers = {k: v for k, v in problem(error).headers.items() if k == "retry-after"}
+    headers = {k: v for k, v in problem(error).headers.items() if k in ("retry-after", "connection")}
     return json_response({"error": error.message, "error_type": kind, "code": error.code}, status, headers)
 
 
