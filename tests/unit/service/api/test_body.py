@@ -604,3 +604,63 @@ async def test_what_is_asked_seldom_is_small():
         await body.read_seldom(Request(b"{"), ScoreRequest)
     with pytest.raises(InvalidRequest):
         await body.read_seldom(Request(b"{}"), ScoreRequest)
+
+
+# -- large bodies in steps --------------------------------------------------------------------------------------------------
+
+IN_STEPS = [
+    {"a": 1}, {}, {"a": {"b": {"c": "d" * 40}}}, {"samples": [{"text": "x" * 30}, {"text": "y", "ids": [1, 2, 3]}]},
+    [1, 2, 3], list(range(100)), [-1.5, 2e10, 0], [[1, 2], [3], [], [4, 5, 6, 7, 8, 9]], [[i] * 7 for i in range(30)],
+    [[], [], []], [], ["a", "b"], [1, "a", {"b": 2}], [[{"a": 1}], [[2]]], [{"a": [{"b": list(range(50))}]}],
+    [True, None, False], [[[1], [2]], [[3]]],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", IN_STEPS)
+@pytest.mark.parametrize("step", [1, 2, 5, 16, 64, 10**6])
+def test_what_is_decoded_in_steps_of_any_length_is_what_is_decoded_at_once(value, step, monkeypatch):
+    monkeypatch.setattr(body, "_STEP", step)
+    for text in (json.dumps(value), json.dumps(value, separators=(",", ":")), json.dumps(value, indent=1)):
+        assert body._in_steps(text.encode()) == value
+
+
+@pytest.mark.parametrize("value", IN_STEPS)
+def test_a_large_body_of_any_shape_is_read_as_a_small_one(value):
+    small, large = json.dumps({"x": value}).encode(), padded(json.dumps({"x": value}).encode(), LOOP + 1)
+    assert body.values(large) == body.values(small) == {"x": value}
+    assert body.values(padded(json.dumps(value).encode(), LOOP + 1)) == value
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [b'{"a":[1,2,', b'{"a":[1,,2]}', b'{"a":[1 2 3 4 5 6]}', b'{"a":[[1,2],[3}', b'{"a":[1,2]]}', b'{"a":{"b":x}}'],
+)
+@pytest.mark.parametrize("step", [2, 7, 10**6])
+def test_what_is_no_json_is_none_in_steps_either(broken, step, monkeypatch):
+    monkeypatch.setattr(body, "_STEP", step)
+    with pytest.raises((ValueError, InvalidJson)):
+        body._in_steps(broken)
+
+
+def test_no_step_is_longer_than_a_list_needs(monkeypatch):
+    steps = []
+
+    class Noted:
+        def decode(self, content):
+            steps.append(len(content))
+            return json.loads(content)
+
+    monkeypatch.setattr(body, "_values", Noted())
+    monkeypatch.setattr(body, "_STEP", 16)
+    assert body._numbers(json.dumps(list(range(200))).encode(), b",") == list(range(200))
+    assert max(steps) <= 16 + 2
+    assert len(steps) > 40
+    steps.clear()
+    assert body._numbers(json.dumps([[i, i] for i in range(50)]).encode(), b"]") == [[i, i] for i in range(50)]
+    assert max(steps) <= 16 + 2
+
+
+def test_ids_of_a_large_request_are_checked_for_surrogates():
+    content = padded(b'{"samples":[{"text":"x","id":"\\udfff"}]}', LOOP + 1)
+    assert said(decode, content) == (InvalidRequest, "a text holds a lone surrogate", {"field": "$"})
+    assert decode(padded(ONE, LOOP + 1)) == SCORED
