@@ -379,11 +379,12 @@ def test_a_large_body_is_called_no_json_before_it_is_called_a_wrong_request():
     assert said(body.values, padded(b"\\u0041", CARE + 1))[1] == "the body is not JSON: Expecting value"
 
 
-@pytest.mark.parametrize("n_bytes", [0, CARE + 1])
+@pytest.mark.parametrize("n_bytes", [0, CARE + 1, LOOP + 1])
 def test_a_right_body_is_not_read_a_second_time(n_bytes, monkeypatch):
-    monkeypatch.setattr(body, "parse", lambda *_, **__: pytest.fail("read again"))
+    for reader in ("parse", "_decode_again", "_values_again"):
+        monkeypatch.setattr(body, reader, lambda *_, **__: pytest.fail("read again"))
     assert decode(padded(ONE, n_bytes)) == SCORED
-    assert body.values(padded(b'[{"a":"b"},{"c":["d"]}]', n_bytes)) == [{"a": "b"}, {"c": ["d"]}]
+    assert body.values(padded(b'{"x":[{"a":"b"},{"c":["d"]}]}', n_bytes)) == {"x": [{"a": "b"}, {"c": ["d"]}]}
 
 
 def test_a_large_body_with_a_lone_surrogate_in_a_text_is_read():
@@ -664,3 +665,102 @@ def test_ids_of_a_large_request_are_checked_for_surrogates():
     content = padded(b'{"samples":[{"text":"x","id":"\\udfff"}]}', LOOP + 1)
     assert said(decode, content) == (InvalidRequest, "a text holds a lone surrogate", {"field": "$"})
     assert decode(padded(ONE, LOOP + 1)) == SCORED
+
+
+class Lengths:
+    """A decoder that notes how much it is given at a time."""
+
+    def __init__(self, decoder, noted):
+        self.decoder, self.noted = decoder, noted
+
+    def decode(self, content):
+        self.noted.append(len(content))
+        return self.decoder.decode(content)
+
+
+LONG = {
+    "numbers": ({"input_ids": list(range(1000))}, 66, (60, 100)),
+    "numbers alone": (list(range(1000)), 66, (60, 100)),
+    "rows of numbers": ({"ids": [[1, 2, 3, 4]] * 200}, 66, (30, 60)),
+    "two rows": ([[1] * 3, [2] * 200], 10**4, (2, 2)),
+    "one row": ([[1] * 200], 10**4, (1, 1)),
+    "long rows": ([[1] * 100] * 3, 210, (3, 3)),
+    "texts of objects": ({"samples": [{"prompt": "p" * 20, "response": "r" * 20}] * 50}, 64, (100, 100)),
+    "objects in objects": ({"a": {"b": {"c": [{"d": "e" * 20}] * 20}}}, 64, (20, 20)),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("blank", [b"", b"\n  "])
+def test_one_call_decodes_no_more_than_a_step_of_a_large_body(name, blank, monkeypatch):
+    """The reader in C lets no other thread run while it makes values."""
+    value, most, (least_calls, most_calls) = LONG[name]
+    noted: list[int] = []
+    monkeypatch.setattr(body, "_STEP", 64)
+    monkeypatch.setattr(body, "_values", Lengths(msgspec.json.Decoder(), noted))
+    monkeypatch.setattr(body, "parse", lambda *_, **__: pytest.fail("read by the slow reader"))
+    assert body._in_steps(blank + json.dumps(value, separators=(",", ":")).encode()) == value
+    assert max(noted) <= most
+    assert least_calls <= len(noted) <= most_calls
+
+
+def test_a_part_of_a_step_is_decoded_at_once(monkeypatch):
+    noted: list[int] = []
+    content = b'{"a":[1,2,3]}'
+    monkeypatch.setattr(body, "_values", Lengths(msgspec.json.Decoder(), noted))
+    for step, calls in ((len(content), [13]), (len(content) - 1, [7])):
+        noted.clear()
+        monkeypatch.setattr(body, "_STEP", step)
+        assert body._in_steps(content) == {"a": [1, 2, 3]}
+        assert noted == calls
+
+
+def test_a_number_beyond_64_bits_is_refused_wherever_it_stands(monkeypatch):
+    for content in (b'["a",1e400]', b"[1e400]"):
+        assert said(body.values, padded(content, LOOP + 1)) == (
+            InvalidJson, "the body has a number that is too large for 64 bits", {},
+        )  # fmt: skip
+    assert said(body.values, padded(b'{"x":["a",1e400]}', LOOP + 1))[1] == "Number out of range"
+    monkeypatch.setattr(body, "_STEP", 4)
+    assert said(body._in_steps, b'["a",1e400]')[1] == "the body has a number that is too large for 64 bits"
+
+
+@pytest.mark.parametrize(("n_bytes", "in_steps"), [(LOOP, False), (LOOP + 1, True)])
+def test_bodies_beyond_a_mebibyte_are_decoded_in_steps(n_bytes, in_steps, monkeypatch):
+    asked, steps = [], body._in_steps
+    monkeypatch.setattr(body, "_in_steps", lambda content: asked.append(len(content)) or steps(content))
+    for read, content in ((decode, ONE), (body.values, ONE), (body.values, b"  " + ONE)):
+        asked.clear()
+        read(padded(content, n_bytes))
+        assert asked.count(n_bytes) == in_steps, "once"
+
+
+async def test_a_body_of_no_more_bytes_than_parts_is_not_looked_at_for_parts(monkeypatch):
+    monkeypatch.setattr(body, "_check_parts", lambda *_: pytest.fail("looked at"))
+    exact, one_less = Parts(*[len(ONE)] * 3), Parts(*[len(ONE) - 1] * 3)
+    await body.read(Request(ONE), DECODER, ScoreRequest, exact)
+    await body.read_foreign(Request(ONE), exact, lambda value: value)
+    for read in (
+        body.read(Request(ONE), DECODER, ScoreRequest, one_less),
+        body.read_foreign(Request(ONE), one_less, id),
+    ):
+        with pytest.raises(pytest.fail.Exception):
+            await read
+
+
+def too_long(n):
+    return InvalidJson, f"the body has a number of {n} digits; the limit is 4300", {"limit": 4300, "n_digits": n}
+
+
+@pytest.mark.parametrize("n", [4301, 5000])
+def test_a_number_of_too_many_digits_is_told_with_its_length(n):
+    for n_bytes in (0, CARE + 1):
+        assert said(body.values, padded(b'{"a":' + b"9" * n + b"}", n_bytes)) == too_long(n)
+    assert said(decode, padded(b'{"samples":[{"input_ids":[' + b"9" * n + b"]}]}", CARE + 1))[0] in (
+        InvalidJson,
+        InvalidRequest,
+    )
+    found = body._too_long(b"[" + b"1" * 4299 + b"," + b"1" * 4300 + b"]")
+    assert (type(found), found.message, found.details) == (
+        InvalidJson, "the body has a number of too many digits; the limit is 4300", {"limit": 4300},
+    )  # fmt: skip
