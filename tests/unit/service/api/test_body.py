@@ -603,8 +603,13 @@ async def test_what_is_asked_seldom_is_small():
     assert (refused.value.message, refused.value.details) == ("this body is larger than 1048576 bytes", {"limit": LOOP})
     with pytest.raises(InvalidJson):
         await body.read_seldom(Request(b"{"), ScoreRequest)
-    with pytest.raises(InvalidRequest):
-        await body.read_seldom(Request(b"{}"), ScoreRequest)
+    for content, message in (
+        (b"{}", "samples: Field required"),
+        (b'{"samples":[{"text":"x"}],"kind":1}', "kind: this field is unknown: leave it out"),
+    ):
+        with pytest.raises(InvalidRequest) as wrong:
+            await body.read_seldom(Request(content), ScoreRequest)
+        assert wrong.value.message == message
 
 
 # -- large bodies in steps --------------------------------------------------------------------------------------------------
