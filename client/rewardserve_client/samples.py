@@ -54,13 +54,13 @@ class Item(NamedTuple):
 def sample_items(samples: Iterable[Sample | Mapping[str, Any]], call: str) -> list[Item]:
     """Samples without an id get one that no other call uses: `call` is part of it. Raise `Misconfigured`."""
     check_listed("samples", samples, "Sample records or dicts")
-    return _with_own_ids("samples", [_sample_item(i, sample, call) for i, sample in enumerate(samples)])
+    return [_sample_item(i, sample, call) for i, sample in enumerate(samples)]
 
 
 def comparison_items(comparisons: Iterable[Mapping[str, Any]], call: str) -> list[Item]:
     """As `sample_items`; a comparison weighs as much as it has responses."""
     check_listed("comparisons", comparisons, "dicts")
-    return _with_own_ids("comparisons", [_comparison_item(i, each, call) for i, each in enumerate(comparisons)])
+    return [_comparison_item(i, each, call) for i, each in enumerate(comparisons)]
 
 
 def head(list_name: str, **fields: Any) -> bytes:
@@ -72,17 +72,6 @@ def head(list_name: str, **fields: Any) -> bytes:
 def body(start: bytes, items: Sequence[Item]) -> bytes:
     """A whole body."""
     return start + b",".join([item.json for item in items]) + b"]}"
-
-
-def _with_own_ids(name: str, items: list[Item]) -> list[Item]:
-    """Raise `Misconfigured` where two have one id: which requests they share depends on chunks, and the server refuses it."""
-    if len({item.id for item in items}) < len(items):
-        first: dict[str, int] = {}
-        again = next(item for item in items if first.setdefault(item.id, item.place) < item.place)
-        raise Misconfigured(
-            f"{name}[{again.place}].id is also the id of {name}[{first[again.id]}]: every result has its own"
-        )
-    return items
 
 
 def _sample_item(place: int, sample: Sample | Mapping[str, Any], call: str) -> Item:

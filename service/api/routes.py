@@ -78,7 +78,7 @@ def scoring_routes(
         if said.options:
             raise InvalidRequest("value is for other wire formats: the results here have all numbers", field="value")
         bound(len(asked.samples), bounds, "samples")
-        ids = _ids("samples", asked.samples)
+        ids = _ids(asked.samples)
         run, step = origin.one("run", asked.run or None, said.run), origin.one("step", asked.step, said.step)
         whence = origin.of(request.scope, run, step, asked.kl, [s.id for s in asked.samples])
         served = stage.served_for(whence.run, said.only)
@@ -96,7 +96,7 @@ def scoring_routes(
         asked = await body.read(request, _comparisons, CompareRequest, parts)
         n_responses = sum(len(c.responses) for c in asked.comparisons)
         bound(n_responses, bounds, "responses")
-        ids = _ids("comparisons", asked.comparisons)
+        ids = _ids(asked.comparisons)
         run, step = origin.one("run", asked.run or None, said.run), origin.one("step", asked.step, said.step)
         whence = origin.of(request.scope, run, step)
         served = stage.served_for(whence.run, said.only)
@@ -240,15 +240,6 @@ def bound(n: int, bounds: Bounds, what: str) -> None:
         raise TooManySamples(f"{n} {what} in one request; the limit is {limit}: split it", n=n, limit=limit)
 
 
-def _ids(name: str, asked: Sequence[SampleIn | wire.SampleIn | ComparisonIn | wire.ComparisonIn]) -> list[str]:
-    """The id of each result. Raise `InvalidRequest` where two would have one: a caller that reads by id would mix them up."""
-    ids = [str(i) if each.id is None else each.id for i, each in enumerate(asked)]
-    if len(set(ids)) < len(ids):
-        first: dict[str, int] = {}
-        again = next(i for i, each in enumerate(ids) if first.setdefault(each, i) < i)
-        field = f"{name}[{again}].id"
-        raise InvalidRequest(
-            f"{field} is also the id of {name}[{first[ids[again]]}] (without an id it is the index): every result has its own",
-            field=field,
-        )
-    return ids
+def _ids(asked: Sequence[SampleIn | wire.SampleIn | ComparisonIn | wire.ComparisonIn]) -> list[str]:
+    """The id of each result: a label of the client, or the index. The responses of a group may share one."""
+    return [str(i) if each.id is None else each.id for i, each in enumerate(asked)]

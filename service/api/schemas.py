@@ -54,7 +54,7 @@ class SampleIn(Asking):
     """One conversation to score. Give exactly one of: prompt and response; messages; text; input_ids."""
 
     id: Name | None = Field(
-        None, description="comes back in the reply, and is given once in a request; default: the index"
+        None, description="comes back in the reply, whose order is that of the request; default: the index"
     )
     prompt: str | Annotated[list[MessageIn], _FIRST] | None = Field(
         None, description="one user turn, or a list of messages"
@@ -107,7 +107,7 @@ class ComparisonIn(Asking):
     """One prompt and the responses to rank."""
 
     id: Name | None = Field(
-        None, description="comes back in the reply, and is given once in a request; default: the index"
+        None, description="comes back in the reply, whose order is that of the request; default: the index"
     )
     prompt: str | Annotated[list[MessageIn], _FIRST] = Field(description="one user turn, or a list of messages")
     responses: Annotated[list[str], _FIRST] = Field(

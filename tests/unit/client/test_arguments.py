@@ -11,7 +11,7 @@ import httpx
 import numpy
 import pytest
 
-from rewardserve_client import AsyncRewardClient, Backoff, Limits, Misconfigured, RewardClient, Sample, Unavailable
+from rewardserve_client import AsyncRewardClient, Backoff, Limits, RewardClient, Sample, Unavailable
 from rewardserve_client.records import Compared, Comparisons, Failure, Identity, Result, Scores
 from rewardserve_client.silence import Silence
 
@@ -51,18 +51,6 @@ def test_samples_of_a_wrong_type_are_named(client, name, samples):
     assert isinstance(error.value, ValueError)  # so that one `except` finds all
     assert name in str(error.value)
     assert SECRET not in str(error.value)
-
-
-def test_two_samples_or_comparisons_of_one_id_are_named(client):
-    pair = {"prompt": "p", "responses": ["a", "b"], "id": SECRET}
-    for name, call in (
-        ("samples[2].id", lambda: client.score([OK | {"id": SECRET}, OK, Sample("p", "other", id=SECRET)])),
-        ("comparisons[1].id", lambda: client.compare([pair, pair])),
-    ):
-        with pytest.raises(Misconfigured) as error:
-            call()
-        assert name in str(error.value)
-        assert SECRET not in str(error.value)
 
 
 MORE = [
