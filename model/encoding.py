@@ -313,7 +313,7 @@ class Encoder:
         """A conversation with stand-ins for the control tokens that it quotes."""
         texts = [message.content for message in messages]
         if not self.policy.template and self.policy.start_ids:
-            while texts[0].startswith(self._first):  # it will be there exactly once, whoever wrote it
+            while texts[0].startswith(self._first):  # it is added once, whether or not the text has it
                 texts[0] = texts[0].removeprefix(self._first)
         hidden = self._controls.hide(texts)
         return tuple(Message(m.role, text) for m, text in zip(messages, hidden.texts, strict=True)), hidden

@@ -89,7 +89,7 @@ class PlainTemplate:
             raise TemplateBroken(str(error)) from None
 
     def render(self, variables: Mapping[str, Any], now: datetime) -> str:
-        """As `apply_chat_template` does, which lets nobody replace its clock. Raise `TemplateRefuses`."""
+        """As `apply_chat_template` does, whose clock cannot be replaced. Raise `TemplateRefuses`."""
         try:
             text: str = self._compiled.render(**{**variables, CLOCK: now.strftime})
         except MemoryError:

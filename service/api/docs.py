@@ -51,7 +51,7 @@ _ERRORS: dict[int, str] = {
     422: "`invalid_request` with the JSON path of the offending field, `too_many_samples`, `idempotency_key_reused`; "
     "`sample_refused` where a wire format has no word for one sample's error",
     429: "`rate_limited`: this key has had what it may have for now. `overloaded`, where the operator has chosen 429",
-    500: "`internal`: a bug in the server. `batcher_stopped` or `scorer_dead`: the process should be started anew",
+    500: "`internal`: a bug in the server. `batcher_stopped` or `scorer_dead`: restart the process",
     503: "`overloaded`, `loading`, `scorer_hanging`, `shutting_down` or `sample_failed`, and `scorer_failing` of /readyz; see "
     "Retry-After",
     504: "`deadline_exceeded`: the time given in x-deadline-ms is over",
