@@ -177,7 +177,7 @@ def _tell_of_certificates(log: logs.Logger) -> Callable[[str | None], None]:
 
 
 def _tell_of_requests(metrics: Metrics, log: logs.Logger) -> Callable[[RequestSeen], None]:
-    log = log.bind()  # a logger that is not bound binds itself anew at every line
+    log = log.bind()  # an unbound logger is bound again at every line
 
     def tell(seen: RequestSeen) -> None:
         metrics.observe_request(seen.route, seen.status, seen.seconds)
@@ -420,14 +420,14 @@ async def _looking_out(house: House, succession: Succession, known: Fingerprint)
         def failed(error: Exception) -> None:
             house.log.error("lookout_failed", exc_info=error)
 
-        def restless() -> None:
+        def unsettled() -> None:
             house.log.warning(
                 "checkpoint_never_still",
                 why="it changes at every look, so it is not loaded. Write it beside, and move a link to it.",
             )
 
         folders = house.settings.watched_folders()
-        looking = keep_looking(folders, known, every_s, succession.load_again, failed, restless)
+        looking = keep_looking(folders, known, every_s, succession.load_again, failed, unsettled)
         tasks.add(asyncio.create_task(looking, name="lookout"))
     try:
         yield

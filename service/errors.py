@@ -212,7 +212,7 @@ class ScorerHanging(RequestRefused):
 
 
 class ScorerDead(RequestRefused):
-    """The scorer will never score again: the process should be started anew. `/livez` says so."""
+    """The scorer cannot score any more: the process must be restarted. `/livez` answers with this error."""
 
     code = "scorer_dead"
     status = 500

@@ -18,7 +18,7 @@ _WEIGHTS = (".safetensors", ".bin")
 _READ = (*_WEIGHTS, ".json", ".txt", ".jinja", ".model", ".tiktoken")
 """What the files of a checkpoint are called: weights, configurations, tokenizers, templates."""
 
-_RESTLESS_LOOKS = 10
+_UNSETTLED_LOOKS = 10
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
 """Path, inode, size and time of change in nanoseconds, of every file that a checkpoint is read from."""
@@ -51,21 +51,23 @@ class Lookout:
         self._n_changes: dict[str, int] = {}
         self._n_unsettled = 0
 
-    def look(self, seen: Fingerprint) -> Literal["", "news", "restless"]:
+    def look(self, seen: Fingerprint) -> Literal["", "news", "unsettled"]:
         """`news`: this is another checkpoint, and a whole one; said once, so what is refused is not tried again.
 
-        `restless`: another one has not held still for ten looks; said at every tenth.
+        `unsettled`: another one has not held still for ten looks; said at every tenth.
         """
         changed = {path for path, *_ in {*seen} ^ {*self._before}}
         self._before = seen
         self._n_changes = {path: self._n_changes.get(path, 0) + 1 for path in changed}
-        restless = {path for path, n in self._n_changes.items() if n >= _RESTLESS_LOOKS and not path.endswith(_WEIGHTS)}
-        if not seen or _without(restless, seen) == _without(restless, self._known):
+        unsettled = {
+            path for path, n in self._n_changes.items() if n >= _UNSETTLED_LOOKS and not path.endswith(_WEIGHTS)
+        }
+        if not seen or _without(unsettled, seen) == _without(unsettled, self._known):
             self._n_unsettled = 0
             return ""
-        if changed - restless:
+        if changed - unsettled:
             self._n_unsettled += 1
-            return "" if self._n_unsettled % _RESTLESS_LOOKS else "restless"
+            return "" if self._n_unsettled % _UNSETTLED_LOOKS else "unsettled"
         self._known, self._n_unsettled = seen, 0
         return "news"
 
@@ -80,11 +82,11 @@ async def keep_looking(
     every_s: float,
     news: Callable[[], Awaitable[None]],
     failed: Callable[[Exception], None],
-    restless: Callable[[], None],
+    unsettled: Callable[[], None],
 ) -> None:
     """For ever: `news` is awaited for every new checkpoint. The looks are on a thread: a network's folder may hang.
 
-    `failed` is called with an error that was not foreseen, such as no thread to be had, and looking goes on; `restless`, now
+    `failed` is called with an error that was not foreseen, such as no thread to be had, and looking goes on; `unsettled`, now
     and then, while a new checkpoint does not hold still.
     """
     lookout = Lookout(known)
@@ -94,7 +96,7 @@ async def keep_looking(
             found = lookout.look(await asyncio.to_thread(fingerprint, paths))
             if found == "news":
                 await news()
-            elif found == "restless":
-                restless()
+            elif found == "unsettled":
+                unsettled()
         except Exception as error:
             failed(error)

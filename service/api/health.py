@@ -110,7 +110,7 @@ def _listed(served: Served) -> dict[str, Any]:
 
 
 def check_alive(stage: Stage) -> None:
-    """Raise `RequestRefused` where the process should be started anew."""
+    """Raise `RequestRefused` where the process must be restarted."""
     if not stage.is_alive:
         raise BatcherStopped("the batching task has stopped. This is a bug in the server.")
     if stage.is_scorer_dead:

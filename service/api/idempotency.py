@@ -135,7 +135,7 @@ def _digest(content: bytes) -> bytes:
 
 
 _PART_OF_THE_REQUEST = (b"authorization", b"x-only", b"x-run", b"x-step")
-"""Headers that decide, beside path and query, who asks for what: another one is another request."""
+"""Headers that identify a request besides its path and query: another value makes another request."""
 
 
 def _name(request: Request, offered: bytes) -> bytes:

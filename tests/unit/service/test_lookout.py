@@ -66,17 +66,17 @@ def test_a_file_that_has_changed_at_every_look_counts_again_when_it_holds_still(
 def test_weights_that_change_at_every_look_are_never_loaded_and_that_is_told_now_and_then():
     told = looks(Lookout(seen(weights=0)), *(seen(weights=n) for n in range(1, 31)))
     assert [i for i, each in enumerate(told, 1) if each] == [10, 20, 30]
-    assert set(told) == {"", "restless"}
+    assert set(told) == {"", "unsettled"}
 
 
 def test_files_that_come_and_go_at_every_look_are_told_now_and_then():
     told = looks(Lookout(seen(weights=1)), *(seen(weights=2, **{f"part{n}": 1}) for n in range(1, 31)))
-    assert [i for i, each in enumerate(told, 1) if each == "restless"] == [10, 20, 30]
+    assert [i for i, each in enumerate(told, 1) if each == "unsettled"] == [10, 20, 30]
 
 
 def test_a_file_that_changes_beside_the_known_checkpoint_is_no_news_and_is_not_told():
     told = looks(Lookout(seen(weights=1, state=0)), *(seen(weights=1, state=n) for n in range(1, 31)))
-    assert told.count("restless") <= 1
+    assert told.count("unsettled") <= 1
     assert "news" not in told
 
 
@@ -151,8 +151,8 @@ def test_a_checkpoint_that_is_being_deleted_and_written_raises_nothing(tmp_path)
 
 
 @asynccontextmanager
-async def looking(folder, news, failed=pytest.fail, restless=pytest.fail):
-    task = asyncio.create_task(keep_looking([folder], KNOWN, 0.001, news, failed, restless))
+async def looking(folder, news, failed=pytest.fail, unsettled=pytest.fail):
+    task = asyncio.create_task(keep_looking([folder], KNOWN, 0.001, news, failed, unsettled))
     try:
         yield
     finally:
@@ -206,7 +206,7 @@ async def test_a_checkpoint_that_never_holds_still_is_told(tmp_path):
             (tmp_path / "model.safetensors").write_bytes(b"x" * self.n)
             return str(tmp_path)
 
-    async with looking(Restless(), news, restless=told.set):
+    async with looking(Restless(), news, unsettled=told.set):
         await asyncio.wait_for(told.wait(), 10.0)
 
 
