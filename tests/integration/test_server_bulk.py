@@ -174,6 +174,7 @@ def test_an_input_may_lose_lines_that_were_not_scored_yet(files):
         ('{"text": "x"}\n'.encode("utf-32"), "is UTF-32; convert it to UTF-8 (iconv -f utf-32 -t utf-8)"),
         (gzip.compress(b'{"text": "x"}\n'), "is gzipped; decompress it first"),
     ],
+    ids=["UTF-16", "UTF-32", "gzip"],  # gzip writes the time: a name made of these bytes differs between workers
 )
 def test_an_input_that_is_no_text_of_lines_is_refused_and_nothing_is_written(files, data, says):
     source, target = files
