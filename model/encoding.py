@@ -85,6 +85,12 @@ class Encoded(NamedTuple):
     truncated: bool = False
     missing_end: bool = False
 
+    @property
+    def response(self) -> tuple[int, ...] | None:
+        """The response's ids; None where it is not known where the response begins."""
+        # Only a prompt is truncated: a row without one is all response, if it had one.
+        return self.ids[self.n_prompt :] if self.n_prompt or self.truncated else None
+
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:

@@ -21,7 +21,7 @@ _STALE_S = 3_600.0
 def write_whole(path: Path, data: bytes, *, mode: int = 0o600, replaces: bool = True) -> None:
     """Write a file that survives a crash as a whole or not at all. Raise `OSError`; then nothing of it is left.
 
-    `replaces=False`: raise `FileExistsError` where the path exists.
+    `replaces=False`: raise `FileExistsError` where the path exists; a kill between two system calls leaves the file empty.
     """
     descriptor, name = tempfile.mkstemp(prefix=".", suffix=_DRAFT_SUFFIX, dir=path.parent)
     ours = [name]

@@ -23,12 +23,6 @@ class ScoredRow(NamedTuple):
     encoded: Encoded
     heads: HeadScores
 
-    @property
-    def response(self) -> tuple[int, ...]:
-        """The ids of the response; none where it is not known where the response begins."""
-        ids, n_prompt = self.encoded.ids, self.encoded.n_prompt
-        return ids[n_prompt:] if n_prompt else ()
-
 
 def rewards_of(rows: Sequence[ScoredRow], pipeline: Pipeline) -> list[Reward | RowFailed]:
     """One entry a row, in order, and no row's depends on another's."""
@@ -50,11 +44,11 @@ def _batch(rows: Sequence[ScoredRow], pipeline: Pipeline) -> Batch:
     if not reads:
         return batch
     if "lengths" in reads:
-        batch.lengths = [len(row.response) or None for row in rows]
+        batch.lengths = [len(row.encoded.response or ()) or None for row in rows]
     if "missing_end" in reads:
         batch.missing_end = [row.encoded.missing_end for row in rows]
     if "repetition" in reads:
-        batch.repetition = [repetition(row.response) for row in rows]
+        batch.repetition = [repetition(row.encoded.response or ()) for row in rows]
     if "references" in reads:
         batch.references = [row.sample.reference_rewards for row in rows]
     return batch

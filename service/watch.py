@@ -198,9 +198,11 @@ class Watch:
     ) -> Observation:
         prompt, response = self._texts_of(row.sample)
         has_text = bool(prompt or response)
-        # With its text it is known where the response begins, also where it has no ids or the whole prompt was cut off.
         ids, n_prompt = row.encoded.ids, row.encoded.n_prompt
-        traits = of_ids(ids[n_prompt:], row.encoded.missing_end) if has_text or n_prompt else ()
+        its_ids = row.encoded.response
+        if its_ids is None and has_text:  # the text begins with the response
+            its_ids = ids
+        traits = () if its_ids is None else of_ids(its_ids, row.encoded.missing_end)
         if has_text:
             traits += of_text(prompt, response, self._lexicon)
         digest = text_digest(response) if has_text else None

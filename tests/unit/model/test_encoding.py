@@ -273,6 +273,17 @@ def test_truncation_cuts_the_prompts_left_and_never_the_response(make, n_prompt,
     assert cut.ids[:head] == free.ids[:head]
 
 
+def test_the_response_is_known_also_where_its_whole_prompt_was_cut_off():
+    encode, _ = encoder()
+    whole = encode(Sample(prompt="a " * 40, response="Fine, then"))
+    response = whole.ids[whole.n_prompt :]
+    assert whole.response == response
+    cut = at_most(encode, len(response))(Sample(prompt="a " * 40, response="Fine, then"))
+    assert (cut.ids, cut.n_prompt, cut.response) == (response, 0, response)
+    assert encode(Sample(input_ids=whole.ids)).response == response
+    assert encode(Sample(text="an essay")).response is None
+
+
 def test_with_truncation_off_a_long_sample_is_an_error_with_both_numbers():
     encode, _ = encoder(max_tokens=30, truncation="error")
     with pytest.raises(InputTooLong) as error:
