@@ -29,9 +29,14 @@ AREAS = {
     ),
     "contract": Area(("model/contract.py",), ("tests/unit/model/test_contract_clauses.py",)),
     "encoding": Area(
-        ("model/encoding.py", "model/encoding_policy.py"),
+        ("model/encoding.py", "model/encoding_policy.py", "model/slots.py"),
         (
             "tests/unit/model/test_encoding.py",
+            "tests/unit/model/test_empty_responses.py",
+            "tests/unit/model/test_endings_that_vary.py",
+            "tests/unit/model/test_llama_factory.py",
+            "tests/unit/model/test_score_position.py",
+            "tests/unit/model/test_vocabulary.py",
             "tests/properties/test_encoding_memo.py",
             "tests/properties/test_quoted_tokens.py",
         ),
