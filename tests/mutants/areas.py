@@ -29,16 +29,24 @@ AREAS = {
     ),
     "contract": Area(("model/contract.py",), ("tests/unit/model/test_contract_clauses.py",)),
     "encoding": Area(
-        ("model/encoding.py", "model/encoding_policy.py", "model/slots.py"),
+        ("model/encoding.py",),
         (
             "tests/unit/model/test_encoding.py",
             "tests/unit/model/test_empty_responses.py",
             "tests/unit/model/test_endings_that_vary.py",
-            "tests/unit/model/test_llama_factory.py",
-            "tests/unit/model/test_score_position.py",
             "tests/unit/model/test_vocabulary.py",
             "tests/properties/test_encoding_memo.py",
             "tests/properties/test_quoted_tokens.py",
+        ),
+    ),
+    "policy": Area(
+        ("model/encoding_policy.py", "model/slots.py"),
+        (
+            "tests/unit/model/test_encoding.py",
+            "tests/unit/model/test_endings_that_vary.py",
+            "tests/unit/model/test_llama_factory.py",
+            "tests/unit/model/test_score_position.py",
+            "tests/unit/model/test_tokens_before_text.py",
         ),
     ),
     "padding": Area(("model/padding.py",), ("tests/unit/model/test_padding.py",)),
