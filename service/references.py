@@ -14,7 +14,7 @@ from math import isfinite
 from pathlib import Path
 
 from service.files import read_bounded, remove_stale_drafts, set_aside, write_whole
-from service.tripwires.reference import Reference, Usual
+from service.tripwires.reference import Reference, Usual, is_part
 
 MOST_RUNS = 1_000
 MOST_BYTES = 64 * 2**20
@@ -86,7 +86,7 @@ def _reference(kept: dict[str, object]) -> Reference:
     if not isinstance(usual, dict) or not all(name.isascii() and name.isidentifier() for name in usual):
         raise TypeError("no reference")
     known = {name: Usual(**{of: _number(value) for of, value in each.items()}) for name, each in usual.items()}
-    if any(each.std <= 0 or each.n < 0 for each in known.values()):
+    if any(each.n < 0 or each.std < 0 or (each.std == 0 and not is_part(name)) for name, each in known.items()):
         raise ValueError("no deviation")
     return Reference(known, None if saturation is None else _number(saturation))
 

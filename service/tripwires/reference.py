@@ -83,6 +83,11 @@ def part(i: int) -> str:
     return f"part_{i}"
 
 
+def is_part(name: str) -> bool:
+    """Whether a number is a part of the reward. Such a part may have no deviation, where it did not vary."""
+    return name.startswith("part_")
+
+
 def least_deviation(name: str) -> float:
     """The smallest standard deviation to measure by."""
     return _LEAST_DEVIATION.get(name, _LEAST_OF_OTHERS)

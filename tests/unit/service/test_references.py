@@ -10,7 +10,7 @@ from service import references
 from service.references import References
 from service.tripwires.board import Board, BoardLimits
 from service.tripwires.reference import Reference, Usual, Yardstick
-from tests.unit.service.tripwires.test_board import healthy
+from tests.unit.service.tripwires.test_board import healthy, seen
 
 USUAL = Reference({"length": Usual(4.0, 0.5, 512.0), "level": Usual(0.1, 1.0, 512.0)}, 3.2)
 
@@ -37,7 +37,8 @@ def test_what_is_kept_is_there_after_a_restart(tmp_path):
                                   *[made_of(mean=each) for each in ('"x"', "null", "[]", "NaN", "1e999", "1e200", "true")],
                                   made_of(mean="1" + "0" * 400), made_of(mean="1" + "0" * 5000),
                                   *[made_of(std=each) for each in ('"x"', "0", "-1", "Infinity")], made_of(n="-1"),
-                                  made_of(saturation='"x"'), made_of(name="\\ud800"), made_of(name="a b"),
+                                  made_of(std="-1", name="part_0"), made_of(saturation='"x"'), made_of(name="\\ud800"),
+                                  made_of(name="a b"),
                                   '{"r": ' + "[" * 200_000, "[" * 200_000, '{"r": {"usual": ', "\0\0\0"])  # fmt: skip
 def test_a_file_that_is_broken_is_told_set_aside_and_replaced(tmp_path, text):
     (tmp_path / "usual-aa.json").write_text(text)
@@ -49,6 +50,20 @@ def test_a_file_that_is_broken_is_told_set_aside_and_replaced(tmp_path, text):
     kept.keep("r", USUAL)
     kept.close()
     assert dict(opened(tmp_path).known) == {"r": USUAL}
+
+
+def test_a_part_of_the_reward_that_did_not_vary_does_not_break_the_file(tmp_path):
+    """A head may give every response of the first windows the same score."""
+    learnt, failed = {}, []
+    limits = BoardLimits(window=16, warm_up=2)
+    board = Board(Yardstick(parts=("one", "two"), learnt=learnt.__setitem__), limits)
+    board.observe("run", 0, [seen(parts=(float(i % 2), 0.0)) for i in range(32)], 0.0)
+    assert learnt["run"].usual["part_1"] == Usual(0.0, 0.0, 32.0)
+    kept = opened(tmp_path)
+    kept.keep("run", learnt["run"])
+    kept.close()
+    assert dict(opened(tmp_path, failed=failed).known) == learnt
+    assert failed == []
 
 
 def test_a_file_that_is_far_too_large_is_not_read(tmp_path, monkeypatch):
