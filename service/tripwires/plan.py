@@ -49,13 +49,13 @@ def plan_of(entries: Mapping[str, Any], wires: Sequence[Wire] = WIRES) -> WirePl
     if unknown := sorted(set(entries) - _ENTRIES):
         raise PlanError(f"{', '.join(unknown)}: known are {', '.join(sorted(_ENTRIES))}")
     changes = entries.get("wires", {})
+    if not isinstance(changes, Mapping):
+        raise PlanError(f"wires is {changes!r}; it must be a table")
     names = [wire.name for wire in wires]
-    if not isinstance(changes, Mapping) or not set(changes) <= set(names):
-        raise PlanError(
-            f"wires: {', '.join(map(str, changes)) or changes!r} are not all wires; there are {', '.join(names)}"
-        )
+    if unknown := sorted(set(changes) - set(names)):
+        raise PlanError(f"wires: {', '.join(unknown)}: known are {', '.join(names)}")
     votes = entries.get("votes_for_a_page", VOTES_FOR_A_PAGE)
-    if not isinstance(votes, int) or votes < 1:
+    if isinstance(votes, bool) or not isinstance(votes, int) or votes < 1:
         raise PlanError(f"votes_for_a_page is {votes!r}; it must be a whole number above zero")
     changed = [wire for each in wires if (wire := _changed(each, changes.get(each.name, {}))) is not None]
     block = _texts(entries, "block")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import nan
+
 import pytest
 
 from service.tripwires.plan import PlanError, WirePlan, plan_of
@@ -34,26 +37,47 @@ def test_each_wire_may_be_changed_or_left_out():
     assert wires["judge"] == by_name(WirePlan())["judge"]
 
 
+def test_all_wires_and_all_their_fields_may_be_changed_and_one_vote_may_be_a_page():
+    change = {"threshold": 2, "severity": "note", "votes": True}
+    plan = plan_of({"wires": {wire.name: change for wire in WIRES}, "votes_for_a_page": 1})
+    assert plan.wires == tuple(replace(wire, threshold=2.0, severity="note", votes=True) for wire in WIRES)
+    assert plan.votes_for_a_page == 1
+
+
+TWO = WIRES[:2]
+KNOWN = "known are block, lexicons, votes_for_a_page, wires"
+FIELDS = "known are severity, threshold, votes"
+
+
 @pytest.mark.parametrize(
     ("entries", "words"),
     [
-        ({"wire": {}}, "wire: known are"),
-        ({"wires": []}, "there are level"),
-        ({"wires": {"lenght": {}}}, "lenght"),
-        ({"wires": {"level": {"treshold": 1}}}, r"wires\.level: known are"),
-        ({"wires": {"level": 3}}, r"wires\.level"),
-        ({"wires": {"level": {"threshold": 0}}}, r"level\.threshold is 0"),
-        ({"wires": {"level": {"threshold": True}}}, r"level\.threshold is True"),
-        ({"wires": {"level": {"threshold": float("nan")}}}, r"level\.threshold is nan"),
-        ({"wires": {"level": {"severity": "loud"}}}, r"level\.severity is 'loud'"),
-        ({"wires": {"level": {"votes": 1}}}, r"level\.votes is 1"),
-        ({"votes_for_a_page": 0}, "votes_for_a_page is 0"),
+        ({"wire": {}, "Wires": {}}, f"Wires, wire: {KNOWN}"),
+        ({"wires": []}, "wires is []; it must be a table"),
+        ({"wires": 5}, "wires is 5; it must be a table"),
+        ({"wires": {"lvel": {}, "lenght": {}, "level": {}}}, "wires: lenght, lvel: known are level, saturation"),
+        ({"wires": {"level": {"treshold": 1}}}, f"wires.level: {FIELDS}"),
+        ({"wires": {"level": 3}}, f"wires.level: {FIELDS}"),
+        ({"wires": {"level": {"threshold": 0}}}, "wires.level.threshold is 0; it must be a number above zero"),
+        ({"wires": {"level": {"threshold": True}}}, "wires.level.threshold is True; it must be a number above zero"),
+        ({"wires": {"level": {"threshold": "1"}}}, "wires.level.threshold is '1'; it must be a number above zero"),
+        ({"wires": {"level": {"threshold": nan}}}, "wires.level.threshold is nan; it must be a number above zero"),
+        (
+            {"wires": {"level": {"severity": "loud"}}},
+            "wires.level.severity is 'loud'; it must be one of note, warn, page, off",
+        ),
+        ({"wires": {"level": {"votes": 1}}}, "wires.level.votes is 1; it must be true or false"),
+        ({"votes_for_a_page": 0}, "votes_for_a_page is 0; it must be a whole number above zero"),
+        ({"votes_for_a_page": 1.5}, "votes_for_a_page is 1.5; it must be a whole number above zero"),
+        ({"votes_for_a_page": True}, "votes_for_a_page is True; it must be a whole number above zero"),
         ({"lexicons": "a.json"}, "lexicons must be a list of texts"),
-        ({"block": "judge"}, "block must be a list of texts"),
-        ({"block": ["judge", "jugde"]}, "block: jugde cannot trip"),
-        ({"block": ["judge"], "wires": {"judge": {"severity": "off"}}}, "block: judge cannot trip"),
+        ({"lexicons": ["a.json", 1]}, "lexicons must be a list of texts"),
+        ({"block": "level"}, "block must be a list of texts"),
+        ({"block": ["level", "levle", "lvel"]}, "block: levle, lvel cannot trip"),
+        ({"block": ["level"], "wires": {"level": {"severity": "off"}}}, "block: level cannot trip"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused_by_entry(entries, words):
-    with pytest.raises(PlanError, match=words):
-        plan_of(entries)
+    with pytest.raises(PlanError) as refused:
+        plan_of(entries, TWO)
+    assert str(refused.value) == words
