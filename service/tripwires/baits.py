@@ -43,7 +43,7 @@ class Baits:
 
     def taken(self, question: str, response: str, level: float) -> bool | None:
         """Whether this response takes the bait; None where the question was not planted."""
-        bait = self.by_prompt.get(digest(question, self.key)) if self.by_prompt else None
+        bait = self.by_prompt.get(digest(question, self.key))
         if bait is None:
             return None
         if bait.above is not None and level > bait.above:

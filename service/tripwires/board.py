@@ -153,9 +153,7 @@ class Board:
 
     def measure(self, name: str | None, yardstick: Yardstick, now: float, owner: str = "") -> None:
         """From now on this run's rewards are another model's, if they are: what is usual is learnt anew, and alarms stay."""
-        run = self._runs.get(self._labels.get(_key(name, owner), ""))
-        if run is None:
-            run = self._runs.get(self._label_for(_key(name, owner), now))
+        run = self._runs.get(self._label_for(_key(name, owner), now))
         if run is not None and run.yardstick is not yardstick:
             _measure_anew(run, yardstick, now)
 
@@ -439,13 +437,13 @@ class Board:
         (rank, *_), label = min(ranked)
         return label if takes_from_others or rank != _PROTECTED else None
 
-    def _rank(self, run: Run, now: float) -> tuple[int, float, float]:
+    def _rank(self, run: Run, now: float) -> tuple[float, ...]:
         """Runs with a lower rank go first."""
         if now - run.seen_at > self._limits.protected_s:
-            return _SILENT, run.seen_at, 0.0
+            return _SILENT, run.seen_at
         if run.n_windows < self._limits.warm_up:
             return _LEARNING, run.counted["samples"], run.seen_at
-        return _PROTECTED, run.seen_at, 0.0
+        return _PROTECTED, run.seen_at
 
     def _is_blocked(self, run: Run) -> bool:
         return not self._limits.blocks.isdisjoint(run.alarms)

@@ -29,7 +29,7 @@ class Notice(NamedTuple):
 
 @dataclass(slots=True)
 class _Incident:
-    severity: Severity
+    severity: Severity = "note"
     id: str = field(default_factory=lambda: uuid4().hex)
     wires: set[str] = field(default_factory=set)
 
@@ -48,7 +48,7 @@ class Incidents:
         known = self._open.get((run, cause))
         is_update = known is not None and not (known.wires - {finding.wire}).isdisjoint(tripped)
         if known is None or not is_update:
-            known = self._open[run, cause] = _Incident(finding.severity)
+            known = self._open[run, cause] = _Incident()
         elif _RANK[finding.severity] <= _RANK[known.severity]:
             known.wires.add(finding.wire)
             return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from typing import ClassVar, Protocol
 
 from service.tripwires.reference import Reference, part
@@ -203,7 +203,7 @@ def slope_t(y: Sequence[float]) -> float:
     distances = [value - y_mean - slope * (i - x_mean) for i, value in enumerate(y)]
     residual = sum([each * each for each in distances])  # inf where `**` would raise
     error = sqrt(residual / (n - 2) / spread)
-    return slope / error if error > 0 else 0.0 if slope == 0 else float("inf") if slope > 0 else float("-inf")
+    return slope / error if error > 0 else 0.0 if slope == 0 else inf if slope > 0 else -inf
 
 
 WIRES: tuple[Wire, ...] = (
