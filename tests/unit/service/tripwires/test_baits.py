@@ -64,11 +64,23 @@ def test_a_line_that_makes_no_sense_is_named_and_not_quoted(line, words):
     assert "secret" not in str(caught.value)
 
 
-def test_a_file_that_was_not_hashed_and_a_short_key_are_refused():
+def test_a_file_that_was_not_hashed_is_refused():
     with pytest.raises(BaitsError, match="reward-baits"):
         read(PLAIN, KEY)
-    with pytest.raises(BaitsError, match="16 to 64"):
-        read([], b"short")
+
+
+@pytest.mark.parametrize(("size", "is_taken"), [(15, False), (16, True), (64, True), (65, False)])
+def test_a_key_has_16_to_64_bytes(size, is_taken):
+    if is_taken:
+        assert read([], b"k" * size).by_prompt == {}
+    else:
+        with pytest.raises(BaitsError) as refused:
+            read([], b"k" * size)
+        assert str(refused.value) == f"the key has {size} bytes; it must have 16 to 64"
+
+
+def test_a_text_that_is_no_unicode_has_a_hash():
+    assert digest("half \ud800 a pair", KEY) == digest("half ? a pair", KEY)
 
 
 def test_the_command_hashes_what_it_is_given(tmp_path, monkeypatch, capsys):

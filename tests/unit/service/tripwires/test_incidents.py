@@ -78,11 +78,19 @@ def test_notes_are_not_told():
     assert Incidents().notice("a", finding("level", "note"), ["level"]) is None
 
 
-def test_a_thousand_runs_do_not_grow_the_memory_of_incidents_without_bound():
+def test_beyond_4096_open_incidents_the_oldest_is_forgotten():
+    def is_open(i):
+        return incidents.notice(f"run {i}", finding("markup"), ["flattery", "markup"]) is None
+
     incidents = Incidents()
-    for i in range(10_000):
+    for i in range(4_096):
         incidents.notice(f"run {i}", finding("flattery"), ["flattery"])
-    assert len(incidents._open) <= 4_096
+    assert is_open(0)
+    incidents.notice("one more", finding("flattery"), ["flattery"])
+    assert [is_open(i) for i in (1, 4_095)] == [True, True]
+    assert not is_open(0), "which opens it again, so that the next one makes room"
+    assert not is_open(1)
+    assert len(incidents._open) == 4_096
 
 
 def test_every_wire_has_a_cause():

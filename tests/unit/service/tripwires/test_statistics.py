@@ -1,0 +1,146 @@
+"""The number that each wire looks at, of sums that can be checked by hand."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+
+from service.tripwires.reference import Reference, Usual
+from service.tripwires.tally import ENTRIES, Tally
+from service.tripwires.wires import (
+    Baits,
+    Divergence,
+    Excess,
+    Gap,
+    KlRoot,
+    Means,
+    Parts,
+    Saturation,
+    Share,
+    Shift,
+    View,
+    cause_of,
+    least_samples,
+    slope_t,
+)
+
+
+def sums(**known):
+    return Tally(float(known.get(name, 0.0)) for name in ENTRIES)
+
+
+def view(reference=None, windows=(), baits=(0, 0), kl=None, window=128, **known):
+    return View(sums(**known), reference or Reference(), windows, baits, kl, window)
+
+
+def test_a_mean_is_one_from_so_many_samples_on():
+    assert [least_samples(name) for name in ("length", "audit", "audited_level", "flat_groups", "echoes", "searched")] == [
+        50, 16, 16, 16, 100, 200,
+    ]  # fmt: skip
+    assert view(responses=49, length=98).mean("length") is None
+    assert view(responses=50, length=100).mean("length") == 2.0
+    assert view(audited=15, audit_up=15).mean("audit") is None
+    assert view(audited=16, audit_up=8).mean("audit") == 0.5
+
+
+def test_with_small_windows_five_of_them_are_enough():
+    assert view(responses=19, length=38, window=4).mean("length") is None
+    assert view(responses=20, length=40, window=4).mean("length") == 2.0
+
+
+def test_a_shift_is_from_the_usual_mean_and_may_be_to_either_side():
+    usual = Reference({"length": Usual(4.0, 0.5)})
+    assert Shift("length")(view(usual, responses=100, length=475)) == 1.5
+    assert Shift("length", -1.0)(view(usual, responses=100, length=475)) == -1.5
+    assert Shift("length")(view(usual)) is None
+    assert Shift("length")(view(responses=100, length=475)) is None
+
+
+def test_a_share_is_of_the_samples_that_could_have_it():
+    assert Share("judge")(view(samples=100, texts=50, judge=2)) == 0.04
+    assert Share("judge")(view(samples=100, texts=49, judge=2)) is None
+
+
+@pytest.mark.parametrize(("n_script", "excess"), [(14, 0.0), (15, 0.0), (16, 0.32)])
+def test_an_excess_is_the_whole_share_beyond_three_times_the_usual_one(n_script, excess):
+    seen = {"texts": 50, "script": n_script * 1.0}
+    assert Excess("script")(view(Reference({"script": Usual(0.1, 0.1)}), **seen)) == pytest.approx(excess)
+    assert Excess("script")(view(**seen)) == n_script / 50, "where nothing is usual"
+    assert Excess("script")(view(Reference({"script": Usual(0.1, 0.1)}))) is None
+
+
+def test_saturation_needs_a_level_that_counts_as_saturated():
+    assert Saturation()(view(Reference(saturation=3.0), samples=50, saturated=20)) == 0.4
+    assert Saturation()(view(samples=50, saturated=20)) is None
+
+
+def test_a_gap_is_between_the_means_of_the_audited_samples():
+    audited = {"audit_up": 4, "audit_down": 8, "audited_level_up": 30, "audited_level_down": 2}
+    assert Gap()(view(audited=16, **audited)) == 28 / 16 - -4 / 16
+    assert Gap()(view(audited=15, **audited)) is None
+
+
+def test_divergence_is_the_lesser_of_both_trends_from_twelve_windows_on():
+    noise = [0.1, -0.1] * 6
+    steep, flat = ([slope * i + noise[i] for i in range(12)] for slope in (1.0, 0.25))
+    rises = [Means(a, -b) for a, b in zip(steep, flat, strict=True)]
+    falls = [Means(a, -b) for a, b in zip(flat, steep, strict=True)]
+    assert Divergence()(view(windows=rises)) == pytest.approx(slope_t(flat))
+    assert Divergence()(view(windows=falls)) == pytest.approx(slope_t(flat))
+    assert Divergence()(view(windows=rises[:11])) is None
+
+
+def test_baits_are_a_share_from_fifty_answers_on():
+    assert [Baits()(view(baits=each)) for each in ((49, 2), (50, 2), (200, 0))] == [None, 0.04, 0.0]
+
+
+def of_parts(*variances):
+    """Two samples whose parts have these variances: each is once above its mean, once as much below."""
+    tally = Tally(n_parts=len(variances))
+    for sign in (1.0, -1.0):
+        tally.count("samples")
+        tally.count_parts([sign * variance**0.5 for variance in variances])
+    return tally
+
+
+@pytest.mark.parametrize(
+    ("usual", "now", "ratio"),
+    [
+        ((0.36, 0.09), (0.25, 0.25), 2.5),
+        ((0.25, 0.25), (0.36, 0.04), 1.8),
+        ((0.99, 0.01), (0.75, 0.25), 2.5),  # 0.25 beside 0.1, as a hundredth is hardly anything
+        ((0.25,), (4.0,), 1.0),
+        ((0.25, 0.25), (0.0, 0.0), None),
+        ((0.0, 0.0), (0.25, 0.25), None),
+        ((0.25,), (0.25, 0.25), None),
+        ((), (0.25,), None),
+        ((), (), None),
+    ],
+)
+def test_parts_are_compared_by_their_shares_of_the_variance(usual, now, ratio):
+    reference = Reference({f"part_{i}": Usual(0.0, variance**0.5) for i, variance in enumerate(usual)})
+    assert Parts()(View(of_parts(*now), reference)) == (None if ratio is None else pytest.approx(ratio))
+
+
+def test_the_root_of_the_kl_is_known_where_the_trainer_says_it():
+    assert (KlRoot()(view(kl=6.25)), KlRoot()(view(kl=0.0)), KlRoot()(view())) == (2.5, 0.0, None)
+
+
+def test_a_slope_is_over_its_standard_error():
+    """Of 1, 3, 2, 4: slope 0.8, residuals -0.3, 0.9, -0.9, 0.3 whose squares sum to 1.8, so the error is sqrt(1.8 / 2 / 5)."""
+    assert slope_t([1.0, 3.0, 2.0, 4.0]) == pytest.approx(0.8 / 0.18**0.5)
+    assert slope_t([-1.0, -3.0, -2.0, -4.0]) == pytest.approx(-0.8 / 0.18**0.5)
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, -3.3, 1e6 + 0.1])
+def test_what_never_changes_has_no_slope_however_it_rounds(value):
+    assert {slope_t([value] * n) for n in range(12, 31)} == {0.0}
+
+
+def test_a_straight_line_is_infinitely_sure():
+    assert (slope_t([0.0, 1.0, 2.0]), slope_t([2.0, 1.0, 0.0])) == (inf, -inf)
+
+
+def test_what_no_wire_is_called_has_the_policy_as_its_cause():
+    assert cause_of("no wire") == "policy"

@@ -1,0 +1,210 @@
+"""What is counted of a sample, and what is done when a window is full."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+
+from model.traits import NAMES, OF_IDS
+from service.tripwires.board import Alarm, Board, BoardLimits
+from service.tripwires.reference import Reference, Usual, Yardstick
+from service.tripwires.tally import ENTRIES, Tally
+from service.tripwires.wire import VOTE, Finding, Observation
+from service.tripwires.wires import WIRES, Wire
+
+SAMPLE = Observation(1, None, 0.0, 0.0, is_capped=False, traits=())
+
+
+def board_of(*samples, reference=None, wires=WIRES, **limits):
+    """The board after a run called `a` has sent these at once; with a window that is never full unless it is said."""
+    board = Board(Yardstick(reference or Reference()), BoardLimits(**{"window": 10**9, "warm_up": 1, **limits}), wires)
+    board.observe("a", 0, samples, 0.0)
+    return board
+
+
+def entries(tally):
+    """Those that are not zero."""
+    return {name: tally[name] for name in ENTRIES if tally[name]}
+
+
+# -- one sample -------------------------------------------------------------------------------------------------------
+
+
+def test_every_number_of_a_sample_is_counted():
+    sample = SAMPLE._replace(
+        level=-2.0, is_capped=True, spread=3.0, distance=-0.5, audit=4.0, takes_bait=True,
+        traits=tuple(float(i) for i in range(len(NAMES))),
+    )  # fmt: skip
+    traits = {name: float(i) for i, name in enumerate(NAMES) if i}
+    assert entries(board_of(sample).runs["a"].window) == {
+        "samples": 1.0, "responses": 1.0, "texts": 1.0, "capped": 1.0, "level_down": 2.0, "level_squared": 4.0,
+        "spreads": 1.0, "spread": 3.0, "spread_squared": 9.0, "distances": 1.0, "distance_down": 0.5,
+        "distance_squared": 0.25, "audited": 1.0, "audit_up": 4.0, "audited_level_down": 2.0, "baits": 1.0, "bait_hits": 1.0,
+        **traits, **{f"{name}_squared": value * value for name, value in traits.items()},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("traits", "expected"),
+    [((), {}), ((1.0,) * len(OF_IDS), {"responses": 1.0}), ((1.0,) * len(NAMES), {"responses": 1.0, "texts": 1.0})],
+)
+def test_a_sample_counts_as_response_and_as_text_where_it_has_their_traits(traits, expected):
+    window = board_of(SAMPLE._replace(traits=traits)).runs["a"].window
+    assert {name: window[name] for name in ("responses", "texts") if window[name]} == expected
+
+
+def test_a_level_is_saturated_above_that_of_the_reference():
+    levels = [SAMPLE._replace(level=level) for level in (2.9, 3.0, 3.1)]
+    assert board_of(*levels, reference=Reference(saturation=3.0)).runs["a"].window["saturated"] == 1.0
+    assert board_of(*levels).runs["a"].window["saturated"] == 0.0
+
+
+def test_a_group_is_flat_where_several_responses_have_one_reward():
+    groups = {1: (0.5, 0.5), 2: (0.5, 0.6), 3: (0.5,), 4: (0.1, 0.2, 0.1), 5: (0.0, 0.0, 0.0)}
+    samples = [SAMPLE._replace(group=group, value=value) for group, values in groups.items() for value in values]
+    window = board_of(*samples).runs["a"].window
+    assert (window["groups"], window["flat_groups"]) == (4.0, 2.0)
+
+
+@pytest.mark.parametrize(("group", "kind"), [(1, "repeats"), (2, "echoes")])
+def test_a_text_that_was_sent_before_is_shown_and_from_the_65th_time_on_as_one_that_is_searched(group, kind):
+    first = SAMPLE._replace(text_digest=7, evidence="first")
+    samples = [SAMPLE._replace(text_digest=7, group=group if i % 2 else 1, evidence=f"{i}") for i in range(1, 66)]
+    run = board_of(first, *samples, evidence=3).runs["a"]
+    assert (run.window[kind], run.window["searched"]) == (65.0, 2.0)
+    assert run.shown == {kind: deque(["63", "64", "65"]), "searched": deque(["64", "65"])}
+    assert run.recent == deque(["63", "64", "65"])
+
+
+def test_a_bait_that_is_taken_is_shown():
+    samples = [SAMPLE._replace(takes_bait=takes, evidence=f"{i}") for i, takes in enumerate((False, True, None))]
+    run = board_of(*samples).runs["a"]
+    assert (run.window["baits"], run.window["bait_hits"], run.baits) == (2.0, 1.0, deque([False, True]))
+    assert run.shown == {"baits": deque(["1"])}
+
+
+def test_the_texts_that_were_not_sent_for_longest_are_forgotten():
+    texts = [SAMPLE._replace(text_digest=text) for text in (1, 2, 1, 3)]
+    run = board_of(*texts, remembered_texts=2).runs["a"]
+    assert (list(run.texts), run.window["repeats"]) == ([1, 3], 1.0)
+
+
+def test_a_request_that_says_no_step_and_no_kl_changes_neither():
+    board = board_of(SAMPLE)
+    board.observe("a", 5, [SAMPLE], 0.0, kl=2.0)
+    board.observe("a", None, [SAMPLE], 0.0)
+    assert (board.runs["a"].step, board.runs["a"].kl) == (5, 2.0)
+    board.observe("a", 0, [SAMPLE], 0.0, kl=0.0)
+    assert (board.runs["a"].step, board.runs["a"].kl) == (0, 0.0)
+
+
+# -- one window -------------------------------------------------------------------------------------------------------
+
+CAPPED = SAMPLE._replace(is_capped=True)
+
+
+def test_nothing_trips_before_a_run_has_shown_what_is_usual():
+    board = board_of(window=60, warm_up=3)
+    assert [[f.wire for f in board.observe("a", i, [CAPPED] * 60, 0.0)] for i in range(4)] == [[], [], ["capped"], []]
+
+
+def test_a_request_that_fills_several_windows_trips_in_each():
+    board = board_of(window=60)
+    begs = CAPPED._replace(traits=tuple(float(name == "judge") for name in NAMES), is_capped=False)
+    found = board.observe("a", 1, [CAPPED] * 60 + [begs] * 60 + [SAMPLE] * 60, 0.0)
+    assert [f.wire for f in found] == ["capped", "judge"]
+    run = board.runs["a"]
+    assert (run.n_windows, run.window["samples"], run.total["samples"], run.total["capped"]) == (3, 0.0, 180.0, 60.0)
+    assert run.smooth["samples"] == pytest.approx(60 * (0.81 + 0.9 + 1))
+    assert run.smooth["capped"] == pytest.approx(60 * 0.81)
+
+
+def test_audited_windows_are_a_trend_of_bounded_length():
+    board = board_of(window=1, trend_windows=2)
+    for level, audit in ((1.0, 5.0), (2.0, None), (3.0, 7.0), (4.0, 8.0)):
+        board.observe("a", 0, [SAMPLE._replace(level=level, audit=audit)], 0.0)
+    assert [(means.level, means.audit) for means in board.runs["a"].trend] == [(3.0, 7.0), (4.0, 8.0)]
+
+
+def of_votes(*statistics):
+    """A wire with votes for each number, which it says whatever it looks at."""
+    return [Wire(f"w{i}", lambda _, s=s: s, 0.4, votes=True) for i, s in enumerate(statistics)]
+
+
+@pytest.mark.parametrize(("votes_for_a_page", "pages"), [(2, True), (3, True), (4, False)])
+def test_a_page_needs_so_many_votes(votes_for_a_page, pages):
+    """The first wire has two votes, the second one, the others none."""
+    wires = of_votes(0.9, 0.5, 0.4, None)
+    board = Board(Yardstick(), BoardLimits(window=1, warm_up=1, votes_for_a_page=votes_for_a_page), wires)
+    found = board.observe("a", 7, [SAMPLE._replace(evidence="e")], 5.0)
+    expected = [Finding(f"w{i}", "warn", statistic, 0.4, 7, ("e",)) for i, statistic in enumerate((0.9, 0.5))]
+    if pages:
+        expected.append(Finding(VOTE, "page", 3.0, votes_for_a_page, 7, ("e",)))
+    assert found == expected
+    assert board.runs["a"].alarms == {each.wire: Alarm(each, 5.0) for each in expected}
+    assert board.runs["a"].statistics == {"w0": 0.9, "w1": 0.5, "w2": 0.4, VOTE: 3.0}
+
+
+# -- what is usual ----------------------------------------------------------------------------------------------------
+
+
+def learning(known=None):
+    """A board whose runs learn from three samples, and what is told of that."""
+    learnt = []
+    yardstick = Yardstick(known=known or {}, learnt=lambda *each: learnt.append(each))
+    return Board(yardstick, BoardLimits(window=1, warm_up=3)), learnt
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "known_as"), [("a", "", "a"), ("a", "k", "k a"), (None, "k", "k "), (None, "", None)]
+)
+def test_what_a_run_with_a_name_or_an_owner_shows_is_learnt_once(name, owner, known_as):
+    board, learnt = learning()
+    for i, level in enumerate((1.0, 3.0, 5.0, 99.0)):
+        assert len(learnt) == 0 or i == 3
+        board.observe(name, i, [SAMPLE._replace(level=level)], 0.0, owner=owner)
+    (run,) = board.runs.values()
+    assert run.reference.usual["level"] == Usual(3.0, pytest.approx((8 / 3) ** 0.5), 3.0)
+    assert learnt == ([] if known_as is None else [(known_as, run.reference)])
+
+
+def test_a_run_that_was_known_before_learns_only_what_is_missing_and_tells_nothing():
+    known = Reference({"level": Usual(7.0, 2.0, 512.0)}, saturation=9.0)
+    board, learnt = learning({"k a": known})
+    board.observe("a", 0, [SAMPLE], 0.0, owner="k")
+    assert board.runs["a"].reference is known
+    board.observe("a", 0, [SAMPLE] * 2, 0.0, owner="k")
+    reference = board.runs["a"].reference
+    assert (reference.usual["level"], reference.usual["replays"], reference.saturation) == (
+        Usual(7.0, 2.0, 512.0),
+        Usual(0.0, 0.05, 3.0),
+        9.0,
+    )
+    assert learnt == []
+
+
+# -- another model ----------------------------------------------------------------------------------------------------
+
+
+def test_a_new_run_is_measured_by_the_model_that_scored_it():
+    board, other = board_of(), Yardstick(parts=("x", "y"))
+    board.observe("b", 0, [SAMPLE._replace(parts=(1.0, -2.0))], 0.0, by=other)
+    run = board.runs["b"]
+    assert (run.yardstick, run.window["samples"], run.window.parts()) == (other, 1.0, [(1.0, 0.0), (-2.0, 0.0)])
+
+
+@pytest.mark.parametrize(
+    ("parts", "kept"), [(("x", "y"), [1.0, 0.0, 1.0, 0.0, 2.0, 4.0]), (("x", "z"), [0.0] * 6), (("x",), [0.0] * 3)]
+)
+def test_sums_of_parts_are_kept_where_another_model_has_the_same_parts(parts, kept):
+    one, known = Yardstick(parts=("x", "y")), Reference({"level": Usual(7.0, 2.0)})
+    board = Board(one, BoardLimits(window=1, warm_up=3))
+    board.observe("a", 0, [SAMPLE._replace(parts=(1.0, -2.0), audit=0.0)], 0.0)
+    board.measure("a", Yardstick(parts=parts, known={"a": known}), 9.0)
+    run = board.runs["a"]
+    assert run.counted.sums[len(ENTRIES) :] == kept
+    assert run.counted["samples"] == 1.0
+    assert {tally.n_parts for tally in (run.total, run.window, run.smooth)} == {len(parts)}
+    assert (run.total.sums, run.smooth.sums) == (Tally(n_parts=len(parts)).sums,) * 2
+    assert (run.reference, run.n_windows, run.measured_at, list(run.trend), run.statistics) == (known, 0, 9.0, [], {})
