@@ -26,15 +26,21 @@ def found(wire):
     return Finding(wire, "page", 2.0, 1.0, None, ())
 
 
+def test_a_board_begins_with_nothing():
+    board = board_with()
+    assert (board.runs, board.parked) == ({}, {})
+    assert (board.n_looked_at, board.n_left_out, board.n_without_room) == (0, 0, 0)
+
+
 # -- room -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_is_protected_until_it_was_silent_for_longer_than_that():
     board = board_with(places=1, protected_s=50.0)
-    observe(board, "a", n=2)
-    observe(board, "b", at=50.0)
+    observe(board, "a", n=2, at=10.0)
+    observe(board, "b", at=60.0)
     assert set(board.runs) == {"a", OTHER}
-    observe(board, "b", at=50.5)
+    observe(board, "b", at=60.5)
     assert set(board.runs) == {"b", OTHER}
 
 

@@ -62,12 +62,12 @@ def test_a_share_is_of_the_samples_that_could_have_it():
     assert Share("judge")(view(samples=100, texts=49, judge=2)) is None
 
 
-@pytest.mark.parametrize(("n_script", "excess"), [(14, 0.0), (15, 0.0), (16, 0.32)])
+@pytest.mark.parametrize(("n_script", "excess"), [(23, 0.0), (24, 0.0), (25, 25 / 64)])
 def test_an_excess_is_the_whole_share_beyond_three_times_the_usual_one(n_script, excess):
-    seen = {"texts": 50, "script": n_script * 1.0}
-    assert Excess("script")(view(Reference({"script": Usual(0.1, 0.1)}), **seen)) == pytest.approx(excess)
-    assert Excess("script")(view(**seen)) == n_script / 50, "where nothing is usual"
-    assert Excess("script")(view(Reference({"script": Usual(0.1, 0.1)}))) is None
+    reference = Reference({"script": Usual(1 / 8, 0.1)})
+    assert Excess("script")(view(reference, texts=64, script=n_script)) == excess
+    assert Excess("script")(view(texts=64, script=n_script)) == n_script / 64, "where nothing is usual"
+    assert Excess("script")(view(reference)) is None
 
 
 def test_saturation_needs_a_level_that_counts_as_saturated():
