@@ -67,7 +67,8 @@ def load(folder: Path, calibration: Calibration | None, width: int) -> HiddenRef
         return None
     try:
         stored = load_file(path)
-        reference = HiddenReference(stored["mean"].float(), stored["whitening"].float())
+        # Copies: what is loaded are views of the file, which may be written over.
+        reference = HiddenReference(stored["mean"].float().clone(), stored["whitening"].float().clone())
     except (KeyError, SafetensorError) as error:
         raise CalibrationError(f"{FILE_NAME} is unreadable: {error}. {_AGAIN}") from error
     shapes = tuple(reference.mean_D.shape), tuple(reference.whitening_KD.shape[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ CHAT_TEMPLATE = "chat_template.jinja"
 """As transformers calls it. Beside an adapter or bare heads without a tokenizer it replaces the base model's."""
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _PICKLES = ["*.bin"]
+_LARGE_BYTES = 2**16
+"""Of a tensor that has pages of its own."""
 
 
 def read(path_or_name: str, options: ReadOptions = READ_DEFAULTS, *, device: str = "cpu") -> Checkpoint:
@@ -114,9 +117,25 @@ def with_weights(outlined: Checkpoint, *, device: str = "cpu") -> Checkpoint:
         backbone = merge_backbone(backbone, folder)
     heads = known.heads.weight.detach()
     network = RewardNetwork(backbone, heads, known.head_names, known.head_weights, known.bias_H).to(device).eval()
+    if device == "cpu":
+        _copy_out_of_files(network)
     _refuse_look_ahead(network, outlined)
     reference = outlined.hidden.to(device) if outlined.hidden is not None else None
     return replace(outlined, network=network, hidden=reference)
+
+
+def _copy_out_of_files(network: RewardNetwork) -> None:
+    """Give every tensor memory of its own. transformers leaves those of a stored dtype as views of the mapped files.
+
+    A file that a trainer writes over would change the scores of the model in service, and one that it cuts off would end the
+    process (SIGBUS). One tensor at a time, each in pages that the kernel has back when an engine lets go of it.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        copy = torch.empty_like(tensor.data)
+        if copy.nbytes >= _LARGE_BYTES and copy.is_contiguous():
+            pages = torch.frombuffer(mmap.mmap(-1, copy.nbytes), dtype=torch.uint8)
+            copy = pages.view(copy.dtype).view(copy.shape)
+        tensor.data = copy.copy_(tensor.data)
 
 
 def _refuse_look_ahead(network: RewardNetwork, outlined: Checkpoint) -> None:
