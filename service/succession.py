@@ -30,6 +30,7 @@ from service.errors import (
     ModelRefused,
     NothingIsLoading,
     NothingToRollBack,
+    ShuttingDown,
 )
 from service.observability import logs
 from service.opinion import SecondOpinion
@@ -113,7 +114,7 @@ class Succession:
         """Load beside the one in service, then switch, or let it score a share `shadow` of the samples for comparison first.
 
         `pin` are runs that stay with the model they have; None: all that are watched. The new epoch. Raise `LoadInProgress`,
-        or `ModelRefused`: then nothing has changed. Whoever calls may leave: the load goes on.
+        `ModelRefused` or `ShuttingDown`: then nothing has changed. Whoever calls may leave: the load goes on.
         """
         return await self._unless_loading(source, lambda: self._follow(source, shadow, pin))
 
@@ -199,7 +200,13 @@ class Succession:
         self._loading = Loading(str(source), _now())
         self._load = asyncio.ensure_future(work())
         self._load.add_done_callback(self._loaded)
-        return await asyncio.shield(self._load)
+        load = self._load
+        try:
+            return await asyncio.shield(load)
+        except asyncio.CancelledError:
+            if not load.cancelled():
+                raise  # the caller was cancelled; the load goes on
+            raise ShuttingDown("this server is shutting down and has given up the load", retry_after_s=1.0) from None
 
     def _loaded(self, task: asyncio.Task[int]) -> None:
         self._loading = self._load = None

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -308,6 +309,21 @@ def test_sigterm_does_not_wait_for_a_model_that_is_being_loaded(tmp_path):
             impatient.post("/admin/models", json={"model": f"load-waits:{gate}"})
         server.signal()
         assert server.ended() == 0
+
+
+def test_who_waits_for_a_load_is_told_that_the_server_shuts_down(tmp_path):
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    with drill("echo") as server, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(admin, server, "models", model=f"load-waits:{gate}")
+        wait_until(lambda: overview(server)["loading"] is not None)
+        server.signal()
+        reply = waiting.result()
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "shutting_down")
+        assert reply.headers["connection"] == "close"
+        assert "x-request-id" in reply.headers
+        assert server.ended() == 0
+    assert "CancelledError" not in server.log
 
 
 # -- SIGHUP and the watched folder ------------------------------------------------------------------------------------
