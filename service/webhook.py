@@ -31,6 +31,7 @@ _LONGEST_WAIT_S = 86_400.0
 _LEAST_WAIT_LEFT_S = 3_600.0
 """What a message has left that waited over a restart: its age is by the wall clock, which may have jumped."""
 _TIMEOUT_S = 5.0
+"""Of an attempt as a whole: httpx bounds each step, and a receiver that sends a byte now and then would hold up all alarms."""
 _MOST_WAITING = 1_000
 _MOST_BYTES = 64 * 2**20
 _CLOSING_S = 3.0
@@ -117,7 +118,7 @@ class Webhook:
         self._report = report
         self._path = None if folder is None else folder / FILE_NAME
         self._now, self._monotonic, self._pick, self._sleep = now, monotonic, pick, sleep
-        self._client = httpx.AsyncClient(timeout=_TIMEOUT_S, transport=transport, trust_env=False)
+        self._client = httpx.AsyncClient(timeout=None, transport=transport, trust_env=False)
         self._waiting: deque[QueuedAlert] = deque()
         self._n_failed = 0
         self._changed, self._idle, self._unsaved = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -209,7 +210,8 @@ class Webhook:
         if self._signers:
             headers["webhook-signature"] = " ".join(each.sign(message.id, sent_at, body) for each in self._signers)
         try:
-            response = await self._client.post(self._url, content=body.encode(), headers=headers)
+            async with asyncio.timeout(_TIMEOUT_S):
+                response = await self._answer(body, headers)
         except Exception as error:  # whatever it is, it is no reason to stop delivering
             return Attempt(type(error).__name__)
         if response.is_success:
@@ -218,6 +220,13 @@ class Webhook:
         after = response.headers.get("retry-after", "")
         retry_after_s = float(after) if after.isascii() and after.isdigit() and len(after) < 10 else 0.0
         return Attempt(why, response.status_code in _REFUSALS, True, retry_after_s)
+
+    async def _answer(self, body: str, headers: Mapping[str, str]) -> httpx.Response:
+        """The head of the receiver's answer. Its body is not read: it says nothing here, and may have no end."""
+        request = self._client.build_request("POST", self._url, content=body.encode(), headers=headers)
+        response = await self._client.send(request, stream=True)
+        await response.aclose()
+        return response
 
     # -- over a restart ---------------------------------------------------------------------------------------------
 

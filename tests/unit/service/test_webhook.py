@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -162,6 +163,58 @@ async def test_a_receiver_in_trouble_is_told_again_under_the_same_id(paused, tro
     report = await told(receiver, "a", sleep=paused)
     assert (report.losses, receiver.heard, len(report.delays)) == ([], ["a", "a", "a"], 1)
     assert len({request.headers["webhook-id"] for request in receiver.requests}) == 1
+
+
+class Endless(httpx.AsyncByteStream):
+    """A body that never ends, as fast as it is read. How much of it was read is counted."""
+
+    n_bytes = 0
+
+    async def __aiter__(self):
+        while self.n_bytes < 2**24:  # a server that reads on is told apart in a moment
+            self.n_bytes += 2**16
+            yield b"a" * 2**16
+
+
+async def test_an_answer_without_end_is_not_read_and_holds_up_no_other_alarm(paused):
+    body = Endless()
+
+    class Talkative(Receiver):
+        async def handle_async_request(self, request):
+            self.requests.append(request)
+            return httpx.Response(200, stream=body)
+
+    receiver = Talkative()
+    report = await told(receiver, "a", "b", sleep=paused)
+    assert (receiver.heard, report.losses, report.delays, body.n_bytes) == (["a", "b"], [], [], 0)
+
+
+async def test_a_head_that_comes_byte_by_byte_is_a_failure_after_a_while(monkeypatch):
+    """Over a socket: each byte is there in the time that one step may take, the head as a whole never is."""
+    monkeypatch.setattr(module, "_TIMEOUT_S", 0.3)
+    n_asked = 0
+
+    async def trickle(reader, writer):
+        nonlocal n_asked
+        n_asked += 1
+        await reader.readuntil(b"\r\n\r\n")
+        with contextlib.suppress(OSError):
+            if n_asked == 2:
+                writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+            while n_asked == 1:
+                writer.write(b"HTTP/1.1 102 Processing\r\n\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        writer.close()
+
+    server = await asyncio.start_server(trickle, "127.0.0.1", 0)
+    report = Report()
+    webhook = Webhook(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", (), report, sleep=Pauses())
+    webhook.start()
+    webhook.tell({"run": "ppo-7", "wire": "a"})
+    await asyncio.wait_for(webhook.stop(), PATIENCE_S)
+    server.close()
+    assert ([why for why, _ in report.delays], report.losses, n_asked) == (["TimeoutError"], [], 2)
 
 
 async def test_pauses_grow_within_bounds_and_are_spread(paused):
