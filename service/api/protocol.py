@@ -382,6 +382,8 @@ class OneWriteProtocol(HttpToolsProtocol):
         if self._line != self._known_line:
             self._check_line()
         version = self._version
+        if version == "1.0":
+            self.expect_100_continue = False  # RFC 9110, 10.1.1 and 15.2: such a client knows no interim answers
         host, coding = self._singular.get(b"host"), self._singular.get(b"transfer-encoding")
         if coding is not None and (coding.lower() != b"chunked" or version != "1.1"):
             self._refuse_head("Transfer-Encoding can be chunked only, and in HTTP/1.1 only")

@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from tests.support.raw_http import LAST, chunked, exchange, request
+from tests.support.raw_http import LAST, chunked, exchange, received_from, request
 from tests.support.service_server import Server
 
 BODY = json.dumps({"samples": [{"text": "x"}]}).encode()
@@ -283,3 +283,9 @@ def test_http_1_0_needs_no_host_and_is_closed(server):
     for head in (b"GET /livez HTTP/1.0", b"GET /livez HTTP/1.0\r\nhost: localhost"):
         (only,) = exchange(server.url, head + b"\r\n\r\n")
         assert (only.status, only.header("connection")) == (200, "close")
+
+
+def test_http_1_0_is_sent_no_interim_answer(server):
+    head = b"POST /score HTTP/1.0\r\nexpect: 100-continue\r\ncontent-type: application/json\r\n"
+    received = received_from(server.url, head + b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
+    assert received.startswith(b"HTTP/1.1 200 OK\r\n")
