@@ -103,12 +103,13 @@ def _ms(seconds: float) -> str:
 
 
 def _refuse(error: RequestRefused, overload_status: int) -> Response:
-    """`{"error", "error_type"}` with TEI's statuses, our code beside it."""
+    """`{"error", "error_type"}` with TEI's statuses, our code and the numbers beside them."""
     kind, status = _KINDS.get(type(error), ("validation", error.status))
     if isinstance(error, Overloaded):
         status = overload_status
     headers = {k: v for k, v in problem(error).headers.items() if k in ("retry-after", "connection")}
-    return json_response({"error": error.message, "error_type": kind, "code": error.code}, status, headers)
+    said = {"error": error.message, "error_type": kind, "code": error.code}
+    return json_response({**error.details, **said}, status, headers)
 
 
 _KINDS: dict[type[RequestRefused], tuple[str, int]] = {
