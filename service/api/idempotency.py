@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.body import off_loop
+from service.api.deadline import read_deadline
 from service.api.headers import header
 from service.clock import Clock
-from service.errors import InvalidRequest, KeyReused
+from service.errors import DeadlineExceeded, InvalidRequest, KeyReused
 from service.watch import Origin
 
 HEADER = b"idempotency-key"
@@ -74,17 +76,18 @@ class Idempotency:
         self._n_bytes = 0
 
     async def once(self, request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        """`answer(request)`, or what it answered to the same key before. Raise what it raises, and `KeyReused`."""
+        """`answer(request)`, or what it answered to the same key before. Raise what it raises, `KeyReused`, `DeadlineExceeded`."""
         offered = header(request.scope, HEADER)
         if offered is None:
             return await answer(request)
         if not 0 < len(offered) <= _LONGEST_KEY:
             raise InvalidRequest(f"an idempotency key has 1 to {_LONGEST_KEY} bytes", field="idempotency-key")
+        deadline = read_deadline(request, self._clock)
         content = await request.body()
         name, digest = _name(request, offered), await off_loop(content, _digest, content)
         while (coming := self._coming.get(name)) is not None:
             _check(coming.body_digest, digest)
-            await coming.is_over.wait()  # refused or given up: then the next one asks himself
+            await self._end_of(coming, deadline)  # refused or given up: then the next one asks himself
         self._let_go()
         known = self._answers.get(name)
         if known is not None:
@@ -92,6 +95,17 @@ class Idempotency:
         if known is None or (known.origin is not None and self._is_blocked(known.origin)):
             return await self._first(name, digest, request, answer)
         return _again(known.response)
+
+    async def _end_of(self, coming: _Coming, deadline: float) -> None:
+        """Wait until an earlier request of the same key is over. Raise `DeadlineExceeded`."""
+        try:
+            await asyncio.wait_for(
+                coming.is_over.wait(), None if deadline == math.inf else deadline - self._clock.now()
+            )
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "the deadline passed while an earlier request of this idempotency key was answered"
+            ) from None
 
     async def _first(
         self, name: bytes, digest: bytes, request: Request, answer: Callable[[Request], Awaitable[Response]]

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api import body, docs, origin, wire
 from service.api.access import Known
+from service.api.deadline import read_deadline
 from service.api.door import Door
 from service.api.headers import header
 from service.api.idempotency import Idempotency
@@ -40,8 +41,6 @@ from service.watch import Origin
 
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
-
-DEADLINE_HEADER = "x-deadline-ms"
 
 _UNWATCHED_S = 0.05
 """An answer that is there so soon is written to a caller who may just have hung up; a longer one is watched over."""
@@ -164,17 +163,6 @@ class Straight:
             if isinstance(error, Overloaded):
                 self._door.found_no_seat(int(header(scope, b"content-length") or 0), response)
         await response(scope, receive, send)
-
-
-def read_deadline(request: Request, clock: Clock) -> float:
-    """When the caller stops waiting, on our clock, from `x-deadline-ms`. Raise `InvalidRequest`."""
-    text = header(request.scope, DEADLINE_HEADER.encode())
-    if text is None:
-        return float("inf")
-    # Eleven digits are three years: more is a mistake, and `int` of a very long text is slow.
-    if not (text.isdigit() and len(text) <= 11):
-        raise InvalidRequest(f"{DEADLINE_HEADER} must be a whole number of milliseconds", field=DEADLINE_HEADER)
-    return clock.now() + int(text) / 1000
 
 
 def note(request: Request, **facts: Any) -> None:

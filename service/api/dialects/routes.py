@@ -13,9 +13,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.api import body, docs, origin
+from service.api.deadline import read_deadline
 from service.api.dialects.dialect import NUMBERS, Answered, Dialect, Form, Number, check_model, check_version
 from service.api.replies import json_response
-from service.api.routes import Endpoint, bound, note, read_deadline, while_connected
+from service.api.routes import Endpoint, bound, note, while_connected
 from service.api.stage import Bounds, Served, Stage
 from service.clock import Clock
 from service.errors import InvalidRequest, Loading, ModelNotServed, Overloaded, RateLimited, RequestRefused

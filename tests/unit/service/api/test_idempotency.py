@@ -8,10 +8,11 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.api.deadline import read_deadline
 from service.api.idempotency import Idempotency
-from service.errors import InvalidRequest, KeyReused, Overloaded
+from service.errors import DeadlineExceeded, InvalidRequest, KeyReused, Overloaded
 from service.watch import Origin
-from tests.support.service_fakes import StillClock
+from tests.support.service_fakes import PATIENCE_S, StillClock
 
 
 def request(key="k", body=b"{}", path="/score", query=b"", sender=None, **others):
@@ -118,6 +119,44 @@ async def test_a_repeat_joins_the_first_while_it_is_being_answered():
     gate.set()
     assert [answer.body for answer in await asyncio.gather(*both)] == [b"done"] * 3
     assert len(asked) == 1
+
+
+async def test_a_repeat_waits_for_the_first_no_longer_than_its_own_deadline():
+    room, gate, begun = Idempotency(StillClock()), asyncio.Event(), asyncio.Event()
+
+    async def slow(_request):
+        begun.set()
+        await gate.wait()
+        return Response("done")
+
+    first = asyncio.create_task(room.once(request(), slow))
+    await begun.wait()
+    with pytest.raises(DeadlineExceeded):
+        await asyncio.wait_for(room.once(request(x_deadline_ms=b"20"), Counting()), PATIENCE_S)
+    patient = asyncio.create_task(room.once(request(x_deadline_ms=b"99999999999"), Counting()))
+    await asyncio.sleep(0)
+    gate.set()
+    assert [(await each).body for each in (first, patient)] == [b"done"] * 2
+
+
+async def test_a_deadline_counts_from_the_arrival_of_a_repeat_and_not_from_its_turn():
+    clock, asked = StillClock(), request(x_deadline_ms=b"500")
+    room, begun = Idempotency(clock), asyncio.Event()
+
+    async def for_ever(_request):
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def deadline(of):
+        return Response(str(read_deadline(of, clock)))
+
+    first = asyncio.create_task(room.once(request(), for_ever))
+    await begun.wait()
+    repeat = asyncio.create_task(room.once(asked, deadline))
+    await asyncio.sleep(0)
+    clock.advance(0.25)
+    first.cancel()
+    assert (await repeat).body == b"1000.5"
 
 
 async def test_a_repeat_asks_itself_when_the_first_was_given_up():
