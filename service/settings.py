@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict, SettingsError
@@ -379,7 +380,7 @@ class ServeSettings(ModelSettings):
     max_connections: int | None = Field(
         None, gt=0, description="beyond, the longest silent one makes room; default: what file descriptors allow, 8192"
     )
-    webhook_url: str = Field("", pattern=r"^(https?://\S+)?$", description="receiver of alarms: JSON by POST")
+    webhook_url: str = Field("", description="receiver of alarms: JSON by POST")
     webhook_secret_file: Path | None = Field(
         None, description="whsec_... of Standard Webhooks, a line each; every one signs; empty: alarms are not signed"
     )
@@ -427,6 +428,9 @@ class ServeSettings(ModelSettings):
                 "metrics_key_required is set, but there are no keys. Set REWARD_KEYS_FILE, or drop "
                 "REWARD_METRICS_KEY_REQUIRED."
             )
+        if not _is_http_url(self.webhook_url):
+            # It is not repeated: such an address often holds a token.
+            raise ValueError("webhook_url is no URL of a host: REWARD_WEBHOOK_URL begins with http:// or https://")
         if self.max_samples_per_request > self.admission.max_samples:
             raise ValueError(
                 f"max_samples_per_request={self.max_samples_per_request} exceeds admission.max_samples="
@@ -518,6 +522,21 @@ class BulkSettings(ModelSettings):
         description="results, one a line, in the same order; continued if it exists, where the lines of IN that it has results of "
         "are unchanged (by digest), and model and settings are the same"
     )
+
+
+def _is_http_url(text: str) -> bool:
+    """Whether requests can be sent to this address; an empty one means that none are."""
+    try:
+        url = urlsplit(text)
+        return not text or (
+            url.scheme in ("http", "https")
+            and bool(url.hostname)
+            and url.port != 0
+            and text.isprintable()
+            and " " not in text
+        )
+    except ValueError:  # brackets that are not closed, a port that is none
+        return False
 
 
 def _is_webhook_secret(text: str) -> bool:

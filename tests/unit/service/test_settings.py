@@ -124,6 +124,34 @@ def test_an_empty_keys_file_variable_means_none(monkeypatch):
     assert parsed().read_keys().keys == ()
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "hooks.example/services/T0KEN",
+        "ftp://hooks.example/T0KEN",
+        "http://",
+        "http:///T0KEN",
+        "http://:80/T0KEN",
+        "http://[::1/T0KEN",
+        "http://hooks.example:99999/T0KEN",
+        "http://hooks.example:0/T0KEN",
+        "http://hooks.example:x/T0KEN",
+        "http://hooks.example/T0 KEN",
+    ],
+)
+def test_an_address_of_a_webhook_that_no_alarm_could_reach_is_refused_at_start_and_not_repeated(capsys, url):
+    said = complaint(capsys, f"--webhook-url={url}")
+    assert "REWARD_WEBHOOK_URL" in said
+    assert "T0" not in said
+
+
+@pytest.mark.parametrize(
+    "url", ["", "http://a", "https://user:word@hooks.example:8443/x?y=z", "http://[::1]:80/x", "HTTPS://h"]
+)
+def test_an_address_of_a_webhook_is_taken_as_it_is(url):
+    assert parsed(f"--webhook-url={url}").webhook_url == url
+
+
 def test_metrics_cannot_need_a_key_where_there_is_none(capsys):
     assert "REWARD_KEYS_FILE" in complaint(capsys, "--metrics-key-required=1")
 
