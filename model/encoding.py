@@ -44,7 +44,7 @@ from model.conversation import (
     TokenOutOfVocabulary,
     check_text,
 )
-from model.encoding_policy import EncodingPolicy, control_ids, end_cuts, ids_of, is_text, n_trailing, text_of
+from model.encoding_policy import EncodingPolicy, control_ids, end_cuts, ids_of, is_text, n_trailing, plain, text_of
 from model.layout_rules import CLOSES_ANY_TAIL
 from model.memo import Memo
 from model.seams import last_seam, seam_tokens
@@ -127,12 +127,7 @@ class Encoder:
         self, tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy, *, memo_chars: int = MEMO_CHARS
     ) -> None:
         self.policy = policy
-        # The backend tokenizer is `Sync` and keeps no state between calls; the Python wrapper sets padding
-        # and truncation on it, which is not safe from several threads.
-        self._fast = tokenizer._tokenizer
-        self._fast.no_padding()
-        self._fast.no_truncation()
-        self._fast.encode_special_tokens = False
+        self._fast = plain(tokenizer)
         self._bos = str(tokenizer.bos_token) if policy.bos_id is not None else None
         self._control_ids = control_ids(self._fast)
         self._closings = self._find_closings()
@@ -400,7 +395,7 @@ class Encoder:
             return draft
         if not self._truncates(terms) or n_chars - draft.n_prompt_chars > keep:
             # A lower bound: nothing was tokenised.
-            raise InputTooLong(n=n_chars // _MAX_CHARS_PER_TOKEN, limit=limit, what="text, at the very least,")
+            raise InputTooLong(n=-(-n_chars // _MAX_CHARS_PER_TOKEN), limit=limit, what="text, at the very least,")
         text = "".join(draft.parts)
         first = self._first if text.startswith(self._first) else ""
         n_dropped = n_chars - keep - len(first)
@@ -537,7 +532,9 @@ class Encoder:
         """
         ids = ids[: len(ids) - self._n_blank(ids)]
         starts = [start.rstrip() for start in self._starts]
-        return not ids or any(self._says(ids, start, len(start)) for start in starts if start)
+        return self._is_blank(ids) or any(
+            self._says(ids, start, len(start), then_blank=True) for start in starts if start
+        )
 
     def _is_blank(self, ids: tuple[int, ...]) -> bool:
         """Whether this is white space alone. The first few ids tell of nearly all rows; their last character may be cut."""
@@ -547,12 +544,13 @@ class Encoder:
     def _is_control(self, ids: tuple[int, ...]) -> bool:
         return all(token in self._control_ids for token in ids)
 
-    def _says(self, ids: tuple[int, ...], text: str, n_ids: int) -> bool:
-        """Whether ids end with this text, whichever tokens it is made of.
+    def _says(self, ids: tuple[int, ...], text: str, n_ids: int, *, then_blank: bool = False) -> bool:
+        """Whether ids end with this text, whichever tokens it is made of. `then_blank`: and with white space after that.
 
         Decoders write spaces beside control tokens, where no text has them.
         """
         decoded: str = self._fast.decode(list(ids[-n_ids:]), skip_special_tokens=False)
+        decoded = decoded.rstrip() if then_blank else decoded
         if not self._control_ids.isdisjoint(ids[-n_ids:]):
             decoded, text = decoded.replace(" ", ""), text.replace(" ", "")
         return decoded.endswith(text)

@@ -94,7 +94,7 @@ def infer_policy(
     full = render((user, answer), add_generation_prompt=False)
     render.check_addresses(full)
     tail = full.rpartition(_PROBE_RESPONSE)[2]
-    fast = tokenizer._tokenizer
+    fast = plain(tokenizer)
     start_ids = _bos_of_rendering(tokenizer, full) if template else _start_of_text(tokenizer, rule)
     bos_id = start_ids[0] if start_ids and start_ids[0] == tokenizer.bos_token_id else None
     slots = None
@@ -265,19 +265,20 @@ def describe_position(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy
     end = policy.end_ids
     n_skipped = n_trailing(end, policy.skip_id)
     kept = end[: len(end) - n_skipped]
-    name = (
-        f"token {kept[-1]} `{tokenizer.decode([kept[-1]])}`".replace("\n", "\\n")
-        if kept
-        else "the response's last token"
-    )
+    name = f"token {kept[-1]} `{_shown(tokenizer, kept[-1])}`" if kept else "the response's last token"
     if n_skipped:
-        skipped = tokenizer.decode([end[-1]])
+        skipped = _shown(tokenizer, end[-1])
         where = f"the last before `{skipped}`, which ends a turn and is skipped because pad_token_id is {end[-1]} too"
     elif not kept:
         where = "after which the rendering has nothing"
     else:
         where = _place(policy)
     return f"reads the score at {name}, {where}, because {policy.rule.reason}"
+
+
+def _shown(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """The text of a token, on one line."""
+    return str(tokenizer.decode([token])).replace("\n", "\\n")
 
 
 def _place(policy: EncodingPolicy) -> str:
@@ -306,6 +307,18 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
         state.pop(key, None)
     text = json.dumps(state, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def plain(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The backend tokenizer, without the padding and the truncation of its file: fixed padding would end every probe and every row.
+
+    It is `Sync` and keeps no state between calls; the Python wrapper sets both on it, which is not safe from several threads.
+    """
+    fast = tokenizer._tokenizer
+    fast.no_padding()
+    fast.no_truncation()
+    fast.encode_special_tokens = False
+    return fast
 
 
 def ids_of(fast: Any, text: str) -> tuple[int, ...]:
