@@ -8,10 +8,12 @@ shortest that has enough samples.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command-line entry."""
     parser = argparse.ArgumentParser(prog="reward-rules", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tripwires-file", type=Path, help="as REWARD_TRIPWIRES_FILE")
-    parser.add_argument("--windows", nargs="+", default=WINDOWS, help="spans of time, the shortest first")
-    parser.add_argument("--samples", type=int, default=ENOUGH_SAMPLES, help="enough samples for a window")
+    parser.add_argument(
+        "--windows", nargs="+", type=_span, default=WINDOWS, help="spans of time, the shortest first, as 2m 15m 2h"
+    )
+    parser.add_argument("--samples", type=_count, default=ENOUGH_SAMPLES, help="enough samples for a window")
     given = parser.parse_args(argv)
+    lengths = [_seconds(span) for span in given.windows]
+    if any(shorter >= longer for shorter, longer in pairwise(lengths)):
+        parser.error(f"--windows are {' '.join(given.windows)}: each must be longer than the one before")
     try:
         plan = (
             plan_of(tomllib.loads(decoded(given.tripwires_file.read_bytes()))) if given.tripwires_file else WirePlan()
@@ -88,6 +95,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(text_of(plan, Windows(tuple(given.windows), given.samples)), end="")
     return 0
+
+
+def _span(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]{0,5}[smh]", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no span: write a whole number and s, m or h, as 15m")
+    return text
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"0*[1-9][0-9]{0,11}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
+    return int(text)
 
 
 def text_of(plan: WirePlan, windows: Windows = Windows()) -> str:

@@ -9,6 +9,7 @@ Its reward is the usual one: a policy learns nothing of the trap. Pure.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -60,11 +61,12 @@ def digest(text: str, key: bytes) -> str:
 
 def hashed(lines: Iterable[str], key: bytes) -> list[str]:
     """From lines of JSON with `prompt`, and `answers` or `above`, to the lines that a server reads. Raise `BaitsError`."""
+    _check_key(key)
     return [
         json.dumps(
             {
                 "prompt": digest(entry["prompt"], key),
-                "answers": [digest(answer, key) for answer in entry.get("answers", [])],
+                "answers": [digest(answer, key) for answer in entry.get("answers") or ()],
                 "above": entry.get("above"),
             }
         )
@@ -74,13 +76,17 @@ def hashed(lines: Iterable[str], key: bytes) -> list[str]:
 
 def read(lines: Iterable[str], key: bytes) -> Baits:
     """What `hashed` wrote. Raise `BaitsError`."""
-    if not 16 <= len(key) <= MOST_KEY_BYTES:
-        raise BaitsError(f"the key has {len(key)} bytes; it must have 16 to {MOST_KEY_BYTES}")
+    _check_key(key)
     entries = _entries(lines)
-    baits = {entry["prompt"]: Bait(frozenset(entry.get("answers", ())), entry.get("above")) for entry in entries}
+    baits = {entry["prompt"]: Bait(frozenset(entry.get("answers") or ()), entry.get("above")) for entry in entries}
     if wrong := [prompt for prompt in baits if len(prompt) != 2 * DIGEST_SIZE]:
         raise BaitsError(f"{len(wrong)} prompts are no hashes: write the file with `reward-baits`")
     return Baits(key, baits)
+
+
+def _check_key(key: bytes) -> None:
+    if not 16 <= len(key) <= MOST_KEY_BYTES:
+        raise BaitsError(f"the key has {len(key)} bytes; it must have 16 to {MOST_KEY_BYTES}")
 
 
 def _entries(lines: Iterable[str]) -> list[dict[str, Any]]:
@@ -90,14 +96,21 @@ def _entries(lines: Iterable[str]) -> list[dict[str, Any]]:
 def _entry(number: int, line: str) -> dict[str, Any]:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BaitsError(f"line {number} is no JSON") from None
     answers, above = (entry.get(name) for name in ("answers", "above")) if isinstance(entry, dict) else (None, None)
     if not isinstance(entry, dict) or not set(entry) <= _FIELDS or not isinstance(entry.get("prompt"), str):
         raise BaitsError(f"line {number} must have a prompt, and answers or above")
-    if not _are_texts(answers or []) or not isinstance(above, int | float | None) or not (answers or above is not None):
+    if not _are_texts(answers or []) or not _is_level(above) or not (answers or above is not None):
         raise BaitsError(f"line {number} must have answers, a list of texts, or above, a normalised score")
     return entry
+
+
+def _is_level(above: Any) -> bool:
+    """A finite number, or none: beyond NaN and infinity no score is, and the prompt would watch nothing."""
+    return above is None or (
+        isinstance(above, int | float) and not isinstance(above, bool) and abs(above) <= sys.float_info.max
+    )
 
 
 def _are_texts(answers: Sequence[Any]) -> bool:

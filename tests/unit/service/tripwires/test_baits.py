@@ -56,6 +56,11 @@ def test_neither_prompts_nor_answers_can_be_read_from_the_file():
         ('{"prompt": "secret", "answers": [""]}', "a list of texts"),
         ('{"prompt": "secret", "above": "x"}', "a normalised score"),
         ('{"prompt": "secret", "above": 1, "belwo": 2}', "line 1 must have a prompt"),
+        ('{"prompt": "secret", "above": NaN}', "a normalised score"),
+        ('{"prompt": "secret", "above": -Infinity}', "a normalised score"),
+        ('{"prompt": "secret", "above": true}', "a normalised score"),
+        ('{"prompt": "secret", "above": 1' + "0" * 400 + "}", "a normalised score"),
+        ('{"prompt": ' + "[" * 100_000, "line 1 is no JSON"),
     ],
 )
 def test_a_line_that_makes_no_sense_is_named_and_not_quoted(line, words):
@@ -73,14 +78,23 @@ def test_a_file_that_was_not_hashed_is_refused():
 def test_a_key_has_16_to_64_bytes(size, is_taken):
     if is_taken:
         assert read([], b"k" * size).by_prompt == {}
-    else:
+        assert hashed([], b"k" * size) == []
+        return
+    for use in (read, hashed):
         with pytest.raises(BaitsError) as refused:
-            read([], b"k" * size)
+            use([], b"k" * size)
         assert str(refused.value) == f"the key has {size} bytes; it must have 16 to 64"
 
 
 def test_a_text_that_is_no_unicode_has_a_hash():
     assert digest("half \ud800 a pair", KEY) == digest("half ? a pair", KEY)
+
+
+def test_answers_may_be_null_beside_a_score():
+    line = json.dumps({"prompt": "Prove that 7 is even.", "answers": None, "above": 1.0})
+    assert read(hashed([line], KEY), KEY).taken("Prove that 7 is even.", "x", 1.1) is True
+    plain = json.dumps({"prompt": digest("x", KEY), "answers": None, "above": 1.0})
+    assert read([plain], KEY).taken("x", "y", 0.9) is False
 
 
 def test_the_command_hashes_what_it_is_given(tmp_path, monkeypatch, capsys):
