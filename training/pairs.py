@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from model.conversation import Message, Sample, SampleError, check_text, is_empty_value
@@ -154,6 +155,8 @@ def _check_sample(sample: Sample, field: str) -> None:
 def _margin(value: Any, field: str) -> float:
     if value is None:
         return 0.0
+    if isinstance(value, Decimal):  # a column of a database
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_MARGIN:
         raise FieldError(field, f"is {str(value)[:40]!r}; a margin is a number from {-MAX_MARGIN:g} to {MAX_MARGIN:g}")
     return float(value)

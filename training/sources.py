@@ -207,9 +207,7 @@ def _table(path: Path, source: SourceConfig, delimiter: str) -> Iterator[Row]:
         lines = (_decoded(path, number, line) for number, line in enumerate(file, start=1))
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         header = next(reader, [])
-        if len(set(header)) != len(header):
-            twice = next(name for name in header if header.count(name) > 1)
-            raise ConfigError(f"data source {str(path)!r} has the column {twice!r} twice")
+        _refuse_repeated_columns(path, header)
         for cells in reader:
             if not cells:
                 continue
@@ -245,12 +243,48 @@ def _parquet(path: Path, source: SourceConfig) -> Iterator[Row]:
 
     line = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            for values in batch.to_pylist():
+        file = pyarrow.parquet.ParquetFile(path)
+        _refuse_repeated_columns(path, file.schema_arrow.names)
+        for batch in file.iter_batches():
+            for values, error in _values_of(batch):
                 line += 1
-                yield Row(str(path), line, values)
+                yield Row(str(path), line, None if error else values, error)
     except pyarrow.ArrowException as error:
         raise _unreadable(source, line, f"it is no whole Parquet file ({_first_line(error)})") from error
+
+
+def _refuse_repeated_columns(path: Path, names: list[str]) -> None:
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"data source {str(path)!r} has the column {twice!r} twice")
+
+
+def _values_of(batch: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """The values of each row of a batch, or its first column with a value that Python has no form for.
+
+    Writers check neither that a text is UTF-8 nor that a date is one of this calendar.
+    """
+    try:
+        rows = batch.to_pylist()
+    except _NO_VALUE:
+        pass
+    else:
+        yield from ((values, "") for values in rows)
+        return
+    for row in range(batch.num_rows):
+        values: dict[str, Any] = {}
+        error = ""
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            try:
+                values[name] = column[row].as_py()
+            except UnicodeDecodeError as bad:
+                error = error or f"{name} is no UTF-8: byte {bad.object[bad.start]:#04x} at {bad.start}"
+            except _NO_VALUE as bad:
+                error = error or f"{name} cannot be read: {_first_line(bad)}"
+        yield values, error
+
+
+_NO_VALUE = (ValueError, OverflowError, ImportError)
 
 
 _READERS: dict[str, Callable[[Path, SourceConfig], Iterator[Row]]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -237,3 +238,49 @@ def test_a_compressed_file_may_have_a_byte_order_mark(tmp_path, name):
     assert [row.values["prompt"] for row in sources.read(SourceConfig(str(tmp_path / name)))] == [
         r["prompt"] for r in ROWS
     ]
+
+
+# -- Parquet that holds what Python has no value for ---------------------------------------------------------
+
+
+def columns_of(rows, **others):
+    whole = {name: [row[name] for row in rows] for name in ("prompt", "chosen", "rejected")} | others
+    return pa.table(whole)
+
+
+def raw_texts(*texts):
+    """A column of type string with these bytes, which no writer of Parquet checks."""
+    plain = pa.array(texts, pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(plain), plain.buffers())
+
+
+UNREADABLE = {
+    "chosen is no UTF-8: byte 0xe9 at 3": {"chosen": raw_texts(b"yes", b"caf\xe9", b"yes", b"yes")},
+    "day cannot be read: ": {"day": pa.array([0, 2**62, 0, 0], pa.timestamp("us"))},
+}
+
+
+@pytest.mark.parametrize("says", UNREADABLE)
+def test_a_value_of_parquet_that_cannot_be_read_is_told_with_row_and_column(says, tmp_path):
+    pq.write_table(columns_of(ROWS, **UNREADABLE[says]), tmp_path / "d.parquet")
+    with pytest.raises(DataError) as caught:
+        data.load(DataConfig((SourceConfig(str(tmp_path / "d.parquet")),)), "score")
+    assert f"d.parquet:2: row: {says}" in str(caught.value)
+    assert str(caught.value).startswith("1 of 4 rows")
+    found = data.read_source(SourceConfig(str(tmp_path / "d.parquet")), head="score")
+    assert [pair.rejected_text for pair in found.pairs] == ["no 0", "no 2", "no 3"], "the others are read"
+
+
+def test_a_parquet_file_with_a_column_twice_is_refused(tmp_path):
+    """`to_pylist` keeps the last of them: here the rejected responses would be the chosen ones."""
+    names = ["prompt", "chosen", "rejected", "chosen"]
+    table = pa.table([[f"q{i}" for i in range(4)], ["a"] * 4, ["b"] * 4, ["c"] * 4], names=names)
+    pq.write_table(table, tmp_path / "d.parquet")
+    with pytest.raises(ConfigError, match="has the column 'chosen' twice"):
+        list(sources.read(SourceConfig(str(tmp_path / "d.parquet"))))
+
+
+def test_a_margin_may_be_a_decimal(tmp_path):
+    pq.write_table(columns_of(ROWS, margin=pa.array([Decimal("1.25")] * 4)), tmp_path / "d.parquet")
+    found = data.read_source(SourceConfig(str(tmp_path / "d.parquet")), head="score")
+    assert [pair.margin for pair in found.pairs] == [1.25] * 4
