@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0].startswith("--config") or arguments[0].startswith("--set"):
         arguments.insert(0, "train")
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _refuse_idle(parser, options)
     config: Config | None = None
     try:
         with _without_tracebacks_of_threads(), _sigterm_as_sigint():
@@ -133,13 +135,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, help="the recipe, a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. optim.lr=1e-4")
     parser.add_argument(
-        "--folds", type=int, default=5, help="crossvalidate: how many; as many as groups leaves one out"
+        "--folds", type=int, help="crossvalidate: how many, 5 by default; as many as groups leaves one out"
     )
     parser.add_argument("--checkpoint", help="evaluate, calibrate: the reward model to read")
     return parser
 
 
-def _run(verb: str, config: Config, checkpoint: str | None, n_folds: int) -> None:
+def _refuse_idle(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End with a usage error where an option does nothing with this verb: a training would not begin where it seems to."""
+    if options.checkpoint is not None and options.verb not in ("evaluate", "calibrate"):
+        parser.error(
+            f"--checkpoint does nothing with {options.verb}. Training begins at model.path (model.start: reward)."
+        )
+    if options.folds is not None and options.verb != "crossvalidate":
+        parser.error(f"--folds does nothing with {options.verb}.")
+
+
+def _run(verb: str, config: Config, checkpoint: str | None, n_folds: int | None) -> None:
     from training import run
 
     if verb in ("evaluate", "calibrate") and checkpoint is None:
@@ -149,7 +161,7 @@ def _run(verb: str, config: Config, checkpoint: str | None, n_folds: int) -> Non
     elif verb == "export":
         print(f"checkpoint: {run.export_last_step(config)}")
     elif verb == "crossvalidate":
-        _crossvalidate(config, n_folds)
+        _crossvalidate(config, 5 if n_folds is None else n_folds)
     elif verb == "calibrate":
         print(f"checkpoint: {run.calibrate_checkpoint(config, str(checkpoint))}")
     else:

@@ -105,8 +105,8 @@ def _ids(pairs: Iterable[Pair]) -> set[str]:
     return {pair.id for pair in pairs}
 
 
-def lines(found: RowCounts) -> Iterator[str]:
-    """Yield the lines of the summary before training."""
+def lines(found: RowCounts, *, in_folds: bool = False) -> Iterator[str]:
+    """Yield the lines of the summary before training. `in_folds`: every pair is held out later, in its fold."""
     yield f"rows read: {found.n_rows:,}"
     lost = {
         "make no pair": found.n_bad,
@@ -118,13 +118,16 @@ def lines(found: RowCounts) -> Iterator[str]:
     for reason, n in lost.items():
         if n:
             yield f"  left out: {n:,} {reason}"
-    yield f"  used: {found.n_train:,} pairs to train on, {found.n_held_out:,} held out ({found.n_groups:,} groups)"
+    if in_folds:
+        yield f"  used: {found.n_train:,} pairs, each held out in one fold"
+    else:
+        yield f"  used: {found.n_train:,} pairs to train on, {found.n_held_out:,} held out ({found.n_groups:,} groups)"
     yield (
         f"  of these: {found.n_truncated:,} truncated, {found.n_contradicting:,} contradicting, {found.n_duplicate:,} duplicate"
     )
     if found.n_same_prompt:
         yield f"  {found.n_same_prompt:,} held-out pairs answer a prompt that training has too, with other responses"
-    if not found.n_held_out:
+    if not found.n_held_out and not in_folds:
         yield "  nothing is held out: there will be no accuracy and no calibration"
     yield from (f"  {note}" for note in found.notes)
 

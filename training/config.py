@@ -128,6 +128,7 @@ class ModelConfig:
         _require(bool(self.path), "model.path", self.path, "a folder or a hub name")
         _require(len(self.heads) > 0, "model.heads", self.heads, "at least one name")
         _require(len(set(self.heads)) == len(self.heads), "model.heads", self.heads, "names that differ")
+        _require(all(name.strip() for name in self.heads), "model.heads", self.heads, "names, none of them blank")
         _require(DISTANCE not in self.heads, "model.heads", self.heads, f"names other than {DISTANCE!r}: it is taken")
         _require(
             len(self.head_weights) in (0, len(self.heads)),
@@ -419,7 +420,11 @@ class _Idle:
                 raise ConfigError(f"{name} is {shown(value)}, which does nothing with {self.says}; leave it out")
 
 
+_STEPS_ONLY = tuple(f"loss.{f.name}" for f in fields(LossConfig)) + tuple(
+    f"optim.{f.name}" for f in fields(OptimConfig) if f.name not in ("epochs", "max_steps")
+)
 _IDLE = (
+    _Idle(_STEPS_ONLY, lambda c: c.optim.epochs == 0, "optim.epochs: 0, which takes no step"),
     _Idle(
         ("method.rank", "method.alpha", "method.dropout", "method.targets", "method.layers"),
         lambda c: c.method.name != "lora",

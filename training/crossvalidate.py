@@ -49,7 +49,7 @@ def _crossvalidate(config: Config, n_folds: int) -> Result:
     config = replace(config, data=replace(config.data, eval_fraction=0.0))
     torch.manual_seed(config.seed)
     start = run.begin(config)
-    tables = run.encode(config, start)
+    tables = run.encode(config, start, in_folds=True)
     table = tables.train
     fold_P = folds.deal(table.pairs, n_folds, config.data.salt)
     folds.refuse_lonely_heads(table, fold_P, config.model.heads)

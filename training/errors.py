@@ -24,6 +24,8 @@ _NO_MEMORY = ("out of memory", "allocate memory", "STATUS_ALLOC_FAILED")
 """Parts of torch's messages about memory, on a CPU and on a GPU."""
 _WRITE_FAILED = ("PytorchStreamWriter", "inline_container", "iostream error", "Error while serializing")
 """Parts of messages of torch and safetensors about a file; they give no reason."""
+_READ_FAILED = ("PytorchStreamReader", "Error while deserializing")
+"""The same of reading: a step checkpoint of several processes, whose files are not compared with their lengths."""
 
 
 def explain(error: BaseException) -> str | None:
@@ -36,6 +38,8 @@ def explain(error: BaseException) -> str | None:
         )
     if any(mark in text for mark in _WRITE_FAILED):
         return f"a file could not be written, most likely for want of room on the disk: {text[:200]}"
+    if any(mark in text for mark in _READ_FAILED):
+        return f"a file is damaged or cut off: {text[:200]}."
     if (short := in_words(error)) is not None:
         return f"{short}."
     if isinstance(error, OSError):

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO
 
 from model.textfile import write_text
@@ -39,6 +40,16 @@ def locked(folder: Path) -> Iterator[None]:
     with file:
         _lock(file, folder)
         yield
+
+
+def require_writable(folder: Path) -> None:
+    """Raise `ConfigError` where no file can be made in the folder: an evaluation of hours must not end there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"output.folder {str(folder)!r} cannot be written: {error.strerror}") from error
 
 
 def _lock(file: IO[str], folder: Path) -> None:

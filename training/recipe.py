@@ -99,6 +99,8 @@ def _put(node: Any, path: list[str], value: Any, where: str) -> Any:
         return value
     key, rest = path[0], path[1:]
     here = f"{where}.{key}" if where else key
+    if key == "0" and (node is None or node == []):
+        return [_put(None, rest, value, here)]  # the first of a list that the recipe does not have
     if isinstance(node, list):
         if not key.isdecimal() or int(key) >= len(node):
             raise ConfigError(f"--set {here}: {where} is a list of {len(node)}; name one by its number, 0 is the first")

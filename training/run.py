@@ -38,10 +38,11 @@ from training.finish import Made, RunTimer, Tables, facts_of, figures, finish, i
 from training.losses import USES_MARGIN, pair_loss
 from training.methods import CachedNetwork, adapt, check_targets, fit_logistic
 from training.sequences import PairTable
-from training.steps import history_of, last_complete, load_weights
+from training.steps import COMPLETE, damaged, history_of, last_complete, load_weights
 from training.trainer import RewardTrainer, check_optimizer, check_warmup, stops_at_signals
 
 _RECIPE = "recipe.json"
+_DATA = "data.json"
 
 
 def train(config: Config) -> Path:
@@ -58,6 +59,7 @@ def train(config: Config) -> Path:
         start = begin(config)
         check_targets(start.network, config.method)
         tables = encode(config, start)
+        _refuse_other_data(config, folder, tables.train, resume_from)
         _refuse_untrained_heads(config, tables.train)
         check_warmup(config, tables.train, n_processes())
         start = replace(start, policy=tables.policy)
@@ -76,6 +78,7 @@ def train(config: Config) -> Path:
 def evaluate_checkpoint(config: Config, path: str) -> tuple[list[Metrics], Path]:
     """Judge an existing reward model on the recipe's held-out pairs; write a report. Return figures and its path."""
     timer = RunTimer()
+    output.require_writable(Path(config.output.folder))
     checkpoint = _with_limits(config, _read(config, path))
     tables = encode(_own_heads(config, checkpoint), checkpoint, is_bound=True)
     _require_held_out(tables, "evaluate")
@@ -122,6 +125,7 @@ def export_last_step(config: Config) -> Path:
         _refuse_other_recipe(config, folder)
         start = begin(config)
         tables = encode(config, start)
+        _refuse_other_data(config, folder, tables.train, step)
         start = replace(start, policy=tables.policy)
         _wrap(config, start)
         load_weights(start.network, step)
@@ -175,8 +179,11 @@ def _start(config: Config) -> Checkpoint:
     return _as_written(checkpoint)
 
 
-def encode(config: Config, start: Checkpoint, *, is_bound: bool = False) -> Tables:
-    """Read the pairs, split them by group and encode both sides. `is_bound`: the checkpoint is not trained any further."""
+def encode(config: Config, start: Checkpoint, *, is_bound: bool = False, in_folds: bool = False) -> Tables:
+    """Read the pairs, split them by group and encode both sides.
+
+    `is_bound`: the checkpoint is not trained any further. `in_folds`: every pair is held out later.
+    """
     split = data.load(config.data, default_head=config.model.heads[0])
     pairs = (*split.train, *split.held_out)
     fitted = raw_text.fit_template(start, pairs, is_bound=is_bound)
@@ -198,7 +205,7 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False) -> Tabl
             "Hold out other pairs."
         )
     counts = account.count_rows(split, kept, held_out, overlap)
-    for line in account.lines(counts):
+    for line in account.lines(counts, in_folds=in_folds):
         show(line)
     return Tables(split, kept, held_out, counts, fitted.policy)
 
@@ -283,6 +290,10 @@ def _where_to_resume(config: Config, folder: Path) -> Path | None:
     else:
         _refuse_other_recipe(config, folder)
     if _process().is_main_process:
+        begins = f"the run goes on from {found.name}" if found else "the run begins anew"
+        for step, why in damaged(steps):
+            say(f"{step} is damaged ({why}) and left out: {begins}")
+            (step / COMPLETE).unlink(missing_ok=True)
         output.write_json(folder / _RECIPE, _identity(config))
     return found
 
@@ -298,10 +309,34 @@ def _refuse_other_recipe(config: Config, folder: Path) -> None:
         raise ConfigError(
             f"{kept} is unreadable ({error}): whether this recipe made the steps there is not known"
         ) from error
+    if not isinstance(then, dict):
+        raise ConfigError(f"{kept} holds no recipe: whether this recipe made the steps there is not known")
     changed = sorted(k for k in {*now, *then} if now.get(k) != then.get(k))
     if changed:
         raise ConfigError(
             f"{folder} was begun by another recipe: {', '.join(changed)} differ. Choose another output.folder."
+        )
+
+
+def _refuse_other_data(config: Config, folder: Path, table: PairTable, step: Path | None) -> None:
+    """Raise `ConfigError` where the step was made with other training pairs; without a step, write down which they are.
+
+    The rest of the epoch would be other pairs than those that the first part has left, and the report would name data that the
+    weights were not trained on.
+    """
+    kept, now = folder / "steps" / _DATA, data.digest(table.pairs)
+    if step is None:
+        if _process().is_main_process and config.optim.epochs:
+            output.write_json(kept, {"training data": now})
+        return
+    try:
+        then = json.loads(kept.read_text())["training data"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return  # steps of a version that wrote none
+    if then != now:
+        raise ConfigError(
+            f"{folder} was begun with other training pairs ({then}; they are {now} now): the files of data.sources have changed. "
+            "Restore them, or choose another output.folder."
         )
 
 
@@ -422,6 +457,11 @@ def _refuse_low_precision(module: torch.nn.Module) -> None:
 
 def _refuse_lost_margins(config: Config, table: PairTable) -> None:
     n = sum(p.margin != 0 for p in table.pairs)
+    if n and config.optim.epochs == 0:
+        raise ConfigError(
+            f"{n} pairs have a margin, and head_init: logistic, which is all that optim.epochs: 0 does, knows none. Take steps, or "
+            "set margin_key: null in the source, which leaves margins out."
+        )
     if n and config.loss.name not in USES_MARGIN:
         raise ConfigError(
             f"{n} pairs have a margin, and loss.name: {config.loss.name} knows none. Use {', '.join(USES_MARGIN)}, or "

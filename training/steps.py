@@ -6,6 +6,7 @@ Knows files and weights; no loss and no data.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,12 +24,44 @@ from training.console import Lines, say
 COMPLETE = "complete"
 WEIGHTS = "model.safetensors"
 _EMA = "ema.safetensors"
+_NAME = re.compile(r"checkpoint-([0-9]+)")
 
 
 def last_complete(steps: Path) -> Path | None:
-    """The newest step checkpoint that was written to its end: a kill in the middle of a save leaves half of one."""
-    found = [p.parent for p in steps.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+    """The newest step checkpoint that was written to its end (a kill leaves half of one) and is as it was then."""
+    whole = [step for step in _in_order(steps) if (step / COMPLETE).is_file() and damage(step) is None]
+    return whole[-1] if whole else None
+
+
+def damaged(steps: Path) -> list[tuple[Path, str]]:
+    """Step checkpoints that were written to their end and are not whole any more, with what is wrong with each."""
+    marked = [step for step in _in_order(steps) if (step / COMPLETE).is_file()]
+    return [(step, why) for step in marked if (why := damage(step)) is not None]
+
+
+def damage(step: Path) -> str | None:
+    """The first file that is gone or has another length than when the checkpoint was marked complete; None where all are there.
+
+    Runs of several processes note no lengths: others may still write when the first marks the checkpoint.
+    """
+    noted = (step / COMPLETE).read_text(encoding="utf-8", errors="replace")
+    try:
+        length_of = json.loads(noted or "{}")
+        for name, length in length_of.items():
+            now = (step / name).stat().st_size if (step / name).is_file() else None
+            if now is None:
+                return f"{name} is missing"
+            if now != length:
+                return f"{name} has {now:,} bytes, and was written with {length:,}"
+    except (ValueError, AttributeError, TypeError):
+        return f"{COMPLETE} is no list of its files"
+    return None
+
+
+def _in_order(steps: Path) -> list[Path]:
+    """Folders that the Trainer has named, by their step; a folder of another name is a user's own."""
+    named = [(int(match[1]), p) for p in steps.glob("checkpoint-*") if (match := _NAME.fullmatch(p.name))]
+    return [p for _, p in sorted(named)]
 
 
 def history_of(step: Path) -> list[dict[str, float]]:
@@ -111,12 +144,20 @@ class MarkComplete(TrainerCallback):
         if not state.is_world_process_zero:
             return
         steps = Path(args.output_dir)
-        (steps / f"checkpoint-{state.global_step}" / COMPLETE).write_text("")
-        older = sorted(steps.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
-        for folder in older[: -self._keep]:
+        new = steps / f"checkpoint-{state.global_step}"
+        lengths = _lengths(new) if args.world_size == 1 else {}
+        (new / COMPLETE).write_text(json.dumps(lengths) if lengths else "")
+        # What a killed run has left beyond this step is no reason to delete this one.
+        until_now = _in_order(steps)
+        for folder in until_now[: until_now.index(new) + 1][: -self._keep]:
             # The mark goes first: half of a deleted checkpoint is no checkpoint.
             (folder / COMPLETE).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lengths(step: Path) -> dict[str, int]:
+    files = [p for p in sorted(step.rglob("*")) if p.is_file() and p != step / COMPLETE]
+    return {p.relative_to(step).as_posix(): p.stat().st_size for p in files}
 
 
 class StepLines(TrainerCallback):

@@ -126,6 +126,11 @@ class RewardTrainer(Trainer):
         total: Tensor = self.accelerator.gather(weight.reshape(1)).sum()
         return total
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """No step beyond the last one: the Trainer takes another where it goes on from the checkpoint of the last."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
     # -- loss ---------------------------------------------------------------------------------------------
 
     def compute_loss(

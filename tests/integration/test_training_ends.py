@@ -435,3 +435,90 @@ def test_an_adapter_over_half_precision_is_merged_in_float32(tmp_path, sft, pair
     assert merged[name].dtype == torch.float32
     assert (merged[name] != base[name].bfloat16().float()).float().mean() > 0.99
     assert main(["evaluate", "--config", recipe]) == 0
+
+
+# -- going on ------------------------------------------------------------------------------------------------
+
+
+STEPS = {"optim": {"lr": 1e-2, "max_steps": 4, "schedule": "constant", "ema": 0.5}, "output": {"save_steps": 2}}
+RESUME = ("--set", "output.resume=true")
+
+
+def weights_of(folder):
+    return load_file(folder / "out" / "checkpoint" / "model.safetensors")
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_weights(tmp_path, sft, pairs):
+    recipe = recipe_in(tmp_path, sft, pairs, **STEPS)
+    assert main(["--config", recipe]) == 0
+    before = weights_of(tmp_path)
+    assert main(["--config", recipe, *RESUME]) == 0
+    after = weights_of(tmp_path)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert last_complete(tmp_path / "out" / "steps").name == "checkpoint-4"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "ema.safetensors"])
+def test_a_run_goes_on_from_the_step_before_one_that_is_damaged(tmp_path, sft, pairs, capsys, name):
+    recipe = recipe_in(tmp_path, sft, pairs, **STEPS)
+    assert main(["--config", recipe]) == 0
+    before = weights_of(tmp_path)
+    out = tmp_path / "out"
+    (out / "steps" / "checkpoint-4" / name).unlink()
+    capsys.readouterr()
+    assert main(["--config", recipe, *RESUME]) == 0
+    said = capsys.readouterr().err
+    assert f"checkpoint-4 is damaged ({name} is missing) and left out: the run goes on from checkpoint-2" in said
+    after = weights_of(tmp_path)
+    assert all(torch.allclose(before[each], after[each], atol=1e-6) for each in before)
+    assert last_complete(out / "steps").name == "checkpoint-4", "it was written again"
+
+
+@pytest.mark.parametrize("verb", ["train", "export"])
+def test_steps_of_other_training_pairs_are_not_gone_on_from(tmp_path, sft, capsys, verb):
+    rows = world.planted_rows(N_ROWS)
+    pairs = world.write_jsonl(tmp_path / "pairs.jsonl", rows)
+    recipe = recipe_in(tmp_path, sft, pairs, **STEPS)
+    assert main(["--config", recipe]) == 0
+    out = tmp_path / "out"
+    for name in output.RESULTS:
+        if (out / name).is_file():
+            (out / name).unlink()
+    (out / "checkpoint").rename(tmp_path / "elsewhere")
+    world.write_jsonl(pairs, rows[:-10])
+    resume = RESUME if verb == "train" else ()
+    assert main([verb, "--config", recipe, *resume]) == 2
+    assert "was begun with other training pairs" in one_line(capsys)
+    world.write_jsonl(pairs, rows)
+    assert main([verb, "--config", recipe, *resume]) == 0
+
+
+def test_a_convex_solution_without_steps_drops_no_margins_in_silence(tmp_path, sft, capsys):
+    pairs = world.write_jsonl(tmp_path / "pairs.jsonl", [{**row, "margin": 1.0} for row in world.planted_rows(40)])
+    assert main(["--config", frozen(tmp_path, sft, pairs)]) == 2
+    assert "pairs have a margin, and head_init: logistic" in one_line(capsys)
+
+
+def test_an_evaluation_asks_for_its_folder_before_it_scores(tmp_path, sft, pairs, capsys):
+    (tmp_path / "file").write_text("")
+    recipe = recipe_in(tmp_path, sft, pairs, output={"folder": str(tmp_path / "file")})
+    assert main(["evaluate", "--config", recipe, "--checkpoint", str(tmp_path / "nothing")]) == 2
+    assert "output.folder" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("verb", "option"),
+    [("train", "--checkpoint=x"), ("export", "--checkpoint=x"), ("crossvalidate", "--checkpoint=x"), ("train", "--folds=3")],
+)  # fmt: skip
+def test_an_option_that_does_nothing_with_a_verb_is_refused(tmp_path, sft, pairs, capsys, verb, option):
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--config", recipe_in(tmp_path, sft, pairs), option])
+    assert caught.value.code == 2
+    assert f"{option.partition('=')[0]} does nothing with {verb}" in one_line(capsys)
+
+
+def test_a_cross_validation_does_not_say_that_nothing_is_held_out(tmp_path, sft, pairs, capsys):
+    assert main(["crossvalidate", "--config", frozen(tmp_path, sft, pairs), "--folds", "3"]) == 0
+    out = capsys.readouterr().out
+    assert f"used: {N_ROWS} pairs, each held out in one fold" in out
+    assert "nothing is held out" not in out

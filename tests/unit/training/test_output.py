@@ -128,6 +128,12 @@ EXPLAINED = {
     "optim.batch_pairs": RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
     "gradient_checkpointing": MemoryError(),
     "a package is missing": ImportError("No module named 'datasets'"),
+    "is damaged or cut off: PytorchStreamReader": RuntimeError(
+        "PytorchStreamReader failed reading zip archive: failed finding"
+    ),
+    "is damaged or cut off": RuntimeError(
+        "Error while deserializing header: incomplete metadata, file not fully covered"
+    ),
 }
 
 

@@ -68,6 +68,9 @@ def test_set_overrides_a_nested_key(override, read):
         ("model.head_weights=[1, 2]", "one a head"),
         ("model.heads=[a, a]", "names that differ"),
         ("model.heads=[a, distance]", "it is taken"),
+        ("model.heads=['']", "names, none of them blank"),
+        ("model.heads=[a, ' ']", "names, none of them blank"),
+        ("data.eval_sources.1.path=x", "unknown setting 'data.eval_sources.0.1'"),
         ("model.head_l2=[1, 2]", "model.head_l2 is (1.0, 2.0); it must be one number"),
         ("model.head_l2=0", "above 0"),
         ("optim.epochs=0", "nothing would be learnt"),
@@ -78,6 +81,17 @@ def test_set_overrides_a_nested_key(override, read):
 def test_what_is_wrong_is_named(override, says):
     with pytest.raises(ConfigError, match=re.escape(says)):
         recipe.parse(MINIMAL, [override])
+
+
+NO_STEPS = ("method.name=frozen", "model.head_init=logistic", "optim.epochs=0")
+
+
+def test_the_first_of_a_list_that_a_recipe_does_not_have_is_set_by_its_number():
+    overrides = ["data.eval_sources.0.path=test.jsonl", "data.eval_sources.0.split=test"]
+    (source,) = recipe.parse(MINIMAL, overrides).data.eval_sources
+    assert (source.path, source.split) == ("test.jsonl", "test")
+    data_only = {k: v for k, v in MINIMAL.items() if k != "data"}
+    assert recipe.parse(data_only, ["data.sources.0.path=x"]).data.sources[0].path == "x"
 
 
 @pytest.mark.parametrize(
@@ -96,6 +110,8 @@ def test_what_is_wrong_is_named(override, says):
         (["data.sources.0.context_key=passages"], "which does nothing with context: ignore"),
         (["optim.max_steps=10", "optim.warmup=10"], "optim.warmup is 10 steps, and the run has 10"),
         (["optim.max_steps=10", "optim.warmup=500"], "the learning rate would never reach optim.lr"),
+        *(([*NO_STEPS, override], "which does nothing with optim.epochs: 0, which takes no step; leave it out") for override in (
+            "optim.lr=1e-3", "optim.ema=0.9", "optim.accumulate=2", "loss.centring=0.1", "loss.name=logexp")),
     ],
 )  # fmt: skip
 def test_a_setting_that_would_do_nothing_is_refused(overrides, says):

@@ -18,7 +18,7 @@ from training.errors import NonFiniteLoss
 from training.losses import logsigmoid
 from training.methods import CachedNetwork, adapt, fit_logistic, merge
 from training.sequences import PairTable
-from training.steps import EpochOrder, WeightAverage, last_complete, load_weights
+from training.steps import EpochOrder, WeightAverage, damaged, last_complete, load_weights
 from training.trainer import RewardTrainer, check_optimizer, check_warmup, n_steps
 
 COMPARISONS = [(0, 1), (2, 1), (3, 0), (4, 5), (1, 5), (2, 4), (3, 5)]
@@ -379,3 +379,69 @@ def test_a_share_that_is_the_whole_run_is_told(capsys):
         check_warmup(
             config("optim.schedule=linear", "optim.warmup=2", "optim.max_steps=-1", "optim.epochs=2"), table, 1
         )
+
+
+# -- step checkpoints that are not whole any more -----------------------------------------------------------
+
+
+FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "ema.safetensors")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("length", [None, 0, 20])
+def test_a_step_checkpoint_that_has_lost_a_part_is_not_resumed_from(tmp_path, name, length):
+    cfg = config("optim.max_steps=4", "output.save_steps=2", "optim.ema=0.5")
+    trainer_of(Linear(), table_of(COMPARISONS), cfg, tmp_path).train()
+    steps = tmp_path / "steps"
+    file = steps / "checkpoint-4" / name
+    if length is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:length])
+    assert last_complete(steps).name == "checkpoint-2"
+    ((step, why),) = damaged(steps)
+    assert step.name == "checkpoint-4"
+    assert name in why
+
+
+def test_a_mark_without_lengths_is_taken_at_its_word(tmp_path):
+    """Several processes write none, and neither did the versions before."""
+    cfg = config("optim.max_steps=4", "output.save_steps=2")
+    trainer_of(Linear(), table_of(COMPARISONS), cfg, tmp_path).train()
+    (tmp_path / "steps/checkpoint-4/complete").write_text("")
+    assert last_complete(tmp_path / "steps").name == "checkpoint-4"
+    (tmp_path / "steps/checkpoint-4/complete").write_text("[1]")
+    assert last_complete(tmp_path / "steps").name == "checkpoint-2"
+
+
+def test_folders_of_a_user_beside_the_steps_are_left_alone(tmp_path):
+    steps = tmp_path / "steps"
+    for name in ("checkpoint-best", "checkpoint-2.bak", "checkpoint-"):
+        (steps / name).mkdir(parents=True)
+        (steps / name / "complete").write_text("")
+    cfg = config("optim.max_steps=4", "output.save_steps=2", "output.keep=1")
+    trainer_of(Linear(), table_of(COMPARISONS), cfg, tmp_path).train()
+    assert last_complete(steps).name == "checkpoint-4"
+    assert {p.name for p in steps.iterdir()} == {"checkpoint-best", "checkpoint-2.bak", "checkpoint-", "checkpoint-4"}
+
+
+def test_what_a_killed_run_left_further_on_costs_no_new_step_its_place(tmp_path):
+    (tmp_path / "steps/checkpoint-9").mkdir(parents=True)
+    cfg = config("optim.max_steps=4", "output.save_steps=2", "output.keep=1")
+    trainer_of(Linear(), table_of(COMPARISONS), cfg, tmp_path).train()
+    assert last_complete(tmp_path / "steps").name == "checkpoint-4"
+
+
+@pytest.mark.parametrize(
+    "length", [["optim.max_steps=3"], ["optim.max_steps=-1", "optim.epochs=0.6", "optim.batch_pairs=1"]]
+)
+def test_going_on_from_the_last_step_takes_no_further_one(tmp_path, length):
+    cfg = config("output.save_steps=1", "optim.ema=0.5", *length)
+    ended, resumed = Linear(), Linear()
+    trainer_of(ended, table_of(COMPARISONS), cfg, tmp_path).train()
+    last = last_complete(tmp_path / "steps")
+    trainer = trainer_of(resumed, table_of(COMPARISONS), cfg, tmp_path)
+    trainer.train(resume_from_checkpoint=str(last))
+    assert f"checkpoint-{trainer.state.global_step}" == last.name == last_complete(tmp_path / "steps").name
+    assert torch.equal(resumed.heads.weight, ended.heads.weight)
+    assert torch.equal(resumed.trunk.weight, ended.trunk.weight)
