@@ -10,10 +10,16 @@ import warnings
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from model.network import NetworkOutput, RewardNetwork
 from training.config import ConfigError, MethodConfig
 from training.sequences import PairTable
+
+_LINEAR = (nn.Linear, Conv1D)
+"""What `all-linear` means: GPT-2 has its linear layers as `Conv1D`."""
+_ADAPTABLE = (*_LINEAR, nn.Embedding)
+"""Modules that take an adapter here."""
 
 
 class CachedNetwork(nn.Module):
@@ -45,21 +51,29 @@ def adapt(network: RewardNetwork, config: MethodConfig) -> None:
     with warnings.catch_warnings():
         # peft asks transformers by a name that transformers is about to drop.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        # What it then does is right for a Conv1D.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
         network.backbone = peft.get_peft_model(network.backbone, lora)
     network.heads.requires_grad_(True)
 
 
 def check_targets(network: RewardNetwork, config: MethodConfig) -> None:
-    """Raise `ConfigError` where no module has the name of a target, or a layer is not there."""
+    """Raise `ConfigError` where no module has the name of a target, one of them takes no adapter, or a layer is not there."""
     if config.name != "lora":
         return
-    names = [name for name, _ in network.backbone.named_modules()]
-    missing = [target for target in _targets(network.backbone, config) if not any(_is_called(n, target) for n in names)]
-    if missing:
-        linear = {n.rpartition(".")[2] for n, m in network.backbone.named_modules() if isinstance(m, nn.Linear)}
+    modules = dict(network.backbone.named_modules())
+    targets = _targets(network.backbone, config)
+    linear = ", ".join(sorted({n.rpartition(".")[2] for n, m in modules.items() if isinstance(m, _LINEAR)})) or "none"
+    missing = [target for target in targets if not any(_is_called(name, target) for name in modules)]
+    if missing or not targets:
         raise ConfigError(
-            f"method.targets: no module is called {', '.join(missing)}; linear ones are {', '.join(sorted(linear))}"
+            f"method.targets: no module is called {', '.join(missing or config.targets)}; linear ones are {linear}"
         )
+    for name, module in modules.items():
+        if any(_is_called(name, target) for target in targets) and not isinstance(module, _ADAPTABLE):
+            raise ConfigError(
+                f"method.targets: {name} is a {type(module).__name__}, which takes no adapter; linear ones are {linear}"
+            )
 
 
 def _is_called(name: str, target: str) -> bool:
@@ -72,15 +86,19 @@ def _targets(backbone: nn.Module, config: MethodConfig) -> list[str]:
 
     peft's own `layers_to_transform` looks for a name in front of `layers`, which a bare trunk does not have.
     """
-    linear = [n for n, m in backbone.named_modules() if isinstance(m, nn.Linear)]
+    linear = [n for n, m in backbone.named_modules() if isinstance(m, _LINEAR)]
     wanted = {n.rpartition(".")[2] for n in linear} if config.targets == ("all-linear",) else set(config.targets)
     if not config.layers:
         return sorted(wanted)
     chosen = [n for n in linear if n.rpartition(".")[2] in wanted and _layer_of(n) in config.layers]
     missing = sorted(set(config.layers) - {_layer_of(n) for n in linear})
-    if missing or not chosen:
+    if missing:
         raise ConfigError(
             f"method.layers {list(config.layers)} with targets {sorted(wanted)}: layers {missing} are not there"
+        )
+    if not chosen:
+        raise ConfigError(
+            f"method.layers {list(config.layers)}: none of them has a linear module called {', '.join(sorted(wanted))}"
         )
     return chosen
 

@@ -16,7 +16,7 @@ from training.collate import Collator, PairBatches, cached_rows, token_rows
 from training.config import ConfigError
 from training.errors import NonFiniteLoss
 from training.losses import logsigmoid
-from training.methods import CachedNetwork, adapt, fit_logistic, merge
+from training.methods import CachedNetwork, adapt, check_targets, fit_logistic, merge
 from training.sequences import PairTable
 from training.steps import EpochOrder, WeightAverage, damaged, last_complete, load_weights
 from training.trainer import RewardTrainer, check_optimizer, check_warmup, n_steps
@@ -445,3 +445,50 @@ def test_going_on_from_the_last_step_takes_no_further_one(tmp_path, length):
     assert f"checkpoint-{trainer.state.global_step}" == last.name == last_complete(tmp_path / "steps").name
     assert torch.equal(resumed.heads.weight, ended.heads.weight)
     assert torch.equal(resumed.trunk.weight, ended.trunk.weight)
+
+
+# -- adapters -----------------------------------------------------------------------------------------------
+
+
+def gpt2():
+    from transformers import GPT2Config, GPT2Model
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=2)
+    return RewardNetwork(GPT2Model(config), torch.randn(1, 16), ("score",))
+
+
+def lora(*overrides):
+    return config("method.name=lora", "method.rank=2", *overrides).method
+
+
+@pytest.mark.parametrize(("overrides", "n_adapted"), [((), 8), (("method.layers=[1]",), 4)])
+def test_all_linear_means_the_conv1d_layers_of_gpt2_too(overrides, n_adapted, recwarn):
+    network = gpt2()
+    check_targets(network, lora(*overrides))
+    adapt(network, lora(*overrides))
+    assert sum("lora_A" in name for name, _ in network.backbone.named_parameters()) == n_adapted
+    for name, parameter in network.backbone.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[3, 4, 5, 6]])
+    with torch.no_grad():
+        before = network.eval()(ids, torch.ones_like(ids)).scores_BH
+        merge(network)
+        after = network(ids, torch.ones_like(ids)).scores_BH
+    assert torch.allclose(before, after, atol=1e-5)
+    assert not [w for w in recwarn if "fan_in_fan_out" in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["method.targets=[ln_1]"], "h.0.ln_1 is a LayerNorm, which takes no adapter; linear ones are c_attn, c_fc, c_proj"),
+        (["method.targets=[mlp]"], "h.0.mlp is a GPT2MLP, which takes no adapter"),
+        (["method.targets=[wte]", "method.layers=[0]"], "none of them has a linear module called wte"),
+        (["method.layers=[7]"], r"layers \[7\] are not there"),
+    ],
+)  # fmt: skip
+def test_a_target_that_takes_no_adapter_is_refused_by_name(overrides, says):
+    with pytest.raises(ConfigError, match=says):
+        check_targets(gpt2(), lora(*overrides))
