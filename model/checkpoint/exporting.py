@@ -16,6 +16,7 @@ from model.checkpoint.record import Checkpoint, CheckpointError
 from model.conversation import InvalidMessages, Message, Sample
 from model.encoding import Encoded
 from model.encoding_policy import EncodingPolicy, infer_policy, text_of
+from model.layout_rules import CLOSES_ANY_TAIL
 from model.template import ChatTemplate, clock_formats
 
 if TYPE_CHECKING:
@@ -75,8 +76,10 @@ def tokenised_whole(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
 
 def read_elsewhere(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
     """The checkpoint, and a note where OpenRLHF, which makes EOS the last token of a row, reads another one than we do."""
-    kept = _kept_ids(checkpoint.policy)
-    if kept and kept[-1] in checkpoint.tokenizer._tokenizer.get_added_tokens_decoder():
+    policy = checkpoint.policy
+    kept = _kept_ids(policy)
+    is_constant = not policy.ending_varies or policy.rule.ending == "eos"
+    if is_constant and kept and kept[-1] in checkpoint.tokenizer._tokenizer.get_added_tokens_decoder():
         return checkpoint, ""
     return checkpoint, (
         f"the model {checkpoint.score_position}. OpenRLHF ends every row with EOS and reads the score there: it gives other scores "
@@ -90,6 +93,7 @@ _CONVERSATIONS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("user", "Alpha"), ("assistant", "Bravo")),
     (("system", "Charlie"), ("user", "Alpha"), ("assistant", "Bravo\n")),
     (("user", "Alpha\n\n"), ("assistant", "Bravo"), ("user", " Delta "), ("assistant", " Echo\n\n ")),
+    (("user", "Alpha"), ("assistant", "Bravo. " * 40 + "Charlie.")),
 )
 """Conversations on which the wrapped template is compared with the one inside it."""
 
@@ -107,6 +111,10 @@ _RESPONSES = (
     "Bravo\n\n",
 )
 """Responses whose first or last characters a tokenizer may merge with the text beside them."""
+
+
+_MOST_SKIPPED = 64
+"""Pad tokens at the end of a rendering that an exported template leaves out."""
 
 
 def exported_tokenizer(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> PreTrainedTokenizerBase:
@@ -127,6 +135,9 @@ def exported_tokenizer(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolic
 def choose_pad(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> bool:
     """Give the tokenizer a pad token that never ends a row, unless it has one. False: no special token is free."""
     taken = {*policy.end_ids, tokenizer.eos_token_id, tokenizer.bos_token_id, None}
+    # One ending of several is known: any token that the template names may end a row.
+    taken |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.content in policy.template}
+    taken |= {tokenizer.pad_token_id} if "pad_token" in policy.template else set()
     n_rows = policy.vocab_size  # of the embeddings
     if tokenizer.pad_token_id not in taken and tokenizer.pad_token_id < n_rows:
         return True
@@ -151,10 +162,14 @@ def exported_template(
     renamed = "".join(
         f"{{%- set {name} = {_literal(str(token))} -%}}\n"
         for name, token in tokenizer.special_tokens_map.items()
-        if isinstance(token, str) and name in policy.template and exported.special_tokens_map.get(name) != token
+        # The pad token is chosen later.
+        if isinstance(token, str)
+        and name in policy.template
+        and (name == "pad_token" or exported.special_tokens_map.get(name) != token)
     )
+    may_end_otherwise = policy.ending_varies and (policy.skip_id is not None or policy.rule.ending == "eos")
     is_whole = end == policy.template_tail and policy.template_date is None and not policy.strips_newlines
-    if policy.template and is_whole and not renamed:
+    if policy.template and is_whole and not renamed and not may_end_otherwise:
         return policy.template
     template = renamed + _wrapped(tokenizer, policy, prefix, end)
     _compare(tokenizer, policy, exported, template, prefix, end)
@@ -164,18 +179,58 @@ def exported_template(
 def _wrapped(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy, prefix: str, end: str) -> str:
     # Jinja drops one newline at the end of a template, which is no longer the end here; `+` keeps white space beside tags.
     original = (policy.template or _JOINED).removesuffix("\n")
-    tail = policy.template_tail
-    body = f"(rendered[:-{len(tail)}] if rendered.endswith({_literal(tail)}) else rendered)" if tail else "rendered"
-    if policy.strips_newlines:
-        body = "rendered.rstrip('\\n')"
     return (
         _clock(tokenizer, policy)
         + f"{{%- set rendered +%}}{original}{{%+ endset -%}}\n"
         + (f"{{{{- {_literal(prefix)} -}}}}\n" if prefix else "")
         + "{%- if not add_generation_prompt and messages and messages[-1]['role'] == 'assistant' -%}\n"
-        + f"{{{{- {body} -}}}}{{{{- {_literal(end)} -}}}}\n"
+        + _jinja_of_row(tokenizer, policy, end)
         + "{%- else -%}\n{{- rendered -}}\n{%- endif -%}"
     )
+
+
+def _jinja_of_row(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy, end: str) -> str:
+    """Jinja for the text of a row, where `rendered` is the rendering; the same as `_row_text`."""
+    if policy.template and policy.rule.ending == "eos":
+        eos = _literal(str(tokenizer.eos_token))
+        return (
+            "{%- set rendered = rendered.rstrip('\\n') -%}\n"
+            f"{{{{- rendered -}}}}{{%- if not rendered.endswith({eos}) -%}}{{{{- ' ' + {eos} -}}}}{{%- endif -%}}\n"
+        )
+    if policy.template and policy.rule.ending in CLOSES_ANY_TAIL:
+        skipped, stripped = _skipped_text(tokenizer, policy)
+        if not skipped:
+            return "{{- rendered -}}\n"
+        return (
+            "{%- set row = namespace(text=rendered) -%}\n"
+            f"{{%- for _ in range([rendered.count({_literal(skipped)}), {_MOST_SKIPPED}] | min) -%}}\n"
+            f"{{%- if row.text{stripped}.endswith({_literal(skipped)}) -%}}"
+            f"{{%- set row.text = row.text{stripped}[:-{len(skipped)}] -%}}{{%- endif -%}}\n"
+            "{%- endfor -%}\n{{- row.text -}}\n"
+        )
+    tail = policy.template_tail
+    body = f"(rendered[:-{len(tail)}] if rendered.endswith({_literal(tail)}) else rendered)" if tail else "rendered"
+    return f"{{{{- {body} -}}}}{{{{- {_literal(end)} -}}}}\n"
+
+
+def _row_text(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy, rendered: str, end: str) -> str:
+    """The text of a row up to the token whose score is read, of the rendering of a conversation."""
+    if policy.template and policy.rule.ending == "eos":
+        eos, text = str(tokenizer.eos_token), rendered.rstrip("\n")
+        return text if text.endswith(eos) else f"{text} {eos}"
+    if not policy.template or policy.rule.ending not in CLOSES_ANY_TAIL:
+        return rendered.removesuffix(policy.template_tail) + end
+    skipped, stripped = _skipped_text(tokenizer, policy)
+    while skipped and (rendered.rstrip() if stripped else rendered).endswith(skipped):
+        rendered = (rendered.rstrip() if stripped else rendered).removesuffix(skipped)
+    return rendered
+
+
+def _skipped_text(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> tuple[str, str]:
+    """The text of the pad token that is skipped, and `.rstrip()` where that token takes the white space after it."""
+    fast = tokenizer._tokenizer
+    token = fast.get_added_tokens_decoder().get(policy.skip_id)
+    return text_of(fast, policy.skip_id), ".rstrip()" if token is not None and token.rstrip else ""
 
 
 def _clock(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> str:
@@ -212,8 +267,7 @@ def _compare(
         full = _rendered(inner, messages, add_generation_prompt=False)
         if prompt is None or full is None:
             continue
-        body = full.removesuffix(policy.template_tail)
-        expected = (body.rstrip("\n") if policy.strips_newlines else body) + end
+        expected = _row_text(tokenizer, policy, full, end)
         if (
             outer(messages[:-1], add_generation_prompt=True) != prefix + prompt
             or outer(messages, add_generation_prompt=False) != prefix + expected
@@ -241,9 +295,9 @@ def _kept_ids(policy: EncodingPolicy) -> tuple[int, ...]:
 
 def _kept_text(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> str:
     text = policy.end_text
-    skipped = text_of(tokenizer._tokenizer, policy.skip_id)
+    skipped, stripped = _skipped_text(tokenizer, policy)
     for _ in policy.end_ids[len(_kept_ids(policy)) :]:
-        text = text.removesuffix(skipped)
+        text = (text.rstrip() if stripped else text).removesuffix(skipped)
     return text
 
 
