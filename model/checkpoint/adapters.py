@@ -6,6 +6,7 @@ PEFT does the arithmetic (LoRA, its scaling, DoRA); the task of an adapter, whic
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -59,6 +60,16 @@ def merge_backbone(backbone: Any, folder: Path) -> Any:
     n_ids = backbone.get_input_embeddings().num_embeddings  # not there while an adapter wraps them
     merged = _merged(model, folder, _config(folder), "its base model", partial(_hidden, backbone, n_ids))
     return getattr(merged, backbone.base_model_prefix) if isinstance(merged, _Holder) else merged
+
+
+def grow_embeddings(backbone: Any, folder: Path) -> None:
+    """Give the backbone as many embeddings as the adapter in a folder has, whose trainer has added tokens and saved the table."""
+    table = backbone.get_input_embeddings()
+    path = next((name for name, module in backbone.named_modules() if module is table), "")
+    wanted = [name for name in _names(folder) if re.search(rf"(^|\.){re.escape(path)}(\.base_layer)?\.weight$", name)]
+    for shape in weights.shapes(adapter_files(folder), wanted).values():
+        if shape[0] > table.num_embeddings:
+            backbone.resize_token_embeddings(shape[0], mean_resizing=False)
 
 
 def head_tensors(folder: Path) -> list[str]:

@@ -19,6 +19,7 @@ from model.checkpoint import weights
 from model.checkpoint.adapters import (
     ADAPTER_CONFIG,
     adapter_files,
+    grow_embeddings,
     merge_backbone,
     refuse_shared_layers,
     unread_adapter_files,
@@ -67,6 +68,8 @@ def outline(path_or_name: str, options: ReadOptions = READ_DEFAULTS) -> Checkpoi
     config = read_config(base)
     chosen = _choose_dtype(options.dtype, config, contract)
     backbone = _outline_backbone(base, config, chosen)
+    if (folder / ADAPTER_CONFIG).is_file():
+        grow_embeddings(backbone, folder)
     width = hidden_width(backbone)
     form, head = find_head(folder, base, config, width)
     rule = contract.rule if contract is not None else _rule_of(form, options)
@@ -114,6 +117,7 @@ def with_weights(outlined: Checkpoint, *, device: str = "cpu") -> Checkpoint:
     base = _base_of(folder)
     backbone = _load_backbone(base, read_config(base), outlined.facts.dtype).to(device)
     if (folder / ADAPTER_CONFIG).is_file():
+        grow_embeddings(backbone, folder)
         backbone = merge_backbone(backbone, folder)
     heads = known.heads.weight.detach()
     network = RewardNetwork(backbone, heads, known.head_names, known.head_weights, known.bias_H).to(device).eval()
