@@ -130,10 +130,13 @@ class Encoder:
         self._fast = plain(tokenizer)
         self._bos = str(tokenizer.bos_token) if policy.bos_id is not None else None
         self._control_ids = control_ids(self._fast)
+        self._special = {token.content for token in self._fast.get_added_tokens_decoder().values() if token.special}
         self._closings = self._find_closings()
         self._closing_ids = [ids_of(self._fast, closing) for closing in self._closings]
-        tail = policy.template_tail if policy.rule.ending.startswith("template") else ""
-        self._plain_tail = tail if self._control_ids.isdisjoint(ids_of(self._fast, tail)) else ""
+        tail = policy.template_tail
+        # White space alone is the template's only where the row ends with it: it may be the response's.
+        is_tail = policy.rule.ending.startswith("template") or tail.strip()
+        self._plain_tail = tail if is_tail and self._control_ids.isdisjoint(ids_of(self._fast, tail)) else ""
         self._plain_tail_ids = ids_of(self._fast, self._plain_tail)
         self._pads_with_text = policy.skip_id is not None and is_text(self._fast, policy.skip_id)
         self._skip = text_of(self._fast, policy.skip_id)
@@ -162,6 +165,7 @@ class Encoder:
             *_bos_notes(tokenizer, policy),
             *_prompt_notes(talks[0], policy),
             *(filter(None, [self._slots.note()]) if self._slots is not None else ()),
+            *_eos_notes(policy),
             *(_notes(self._controls, talks[0]) if policy.template else ()),
         )
         between = [piece for talk, roles in zip(talks, _TALKS, strict=True) for piece in talk[1 : len(roles)]]
@@ -216,9 +220,17 @@ class Encoder:
         return self._shortened(self._text(sample), sample.terms)
 
     def _find_closings(self) -> tuple[str, ...]:
-        """The texts that a caller may have closed a turn with: those with a control token, the longest first."""
-        whole = (self.policy.template_tail, self.policy.end_text)
-        texts = {part for text in whole for part in (text.rstrip(), text.strip())}
+        """The texts that a caller may have closed a turn with: those with a control token, the longest first.
+
+        A policy stops at its end token: the ending up to any of its control tokens, and each special token by itself.
+        """
+        texts: set[str] = set()
+        for whole in (self.policy.template_tail, self.policy.end_text):
+            encoding = self._fast.encode(whole, add_special_tokens=False)
+            found = [span for i, span in zip(encoding.ids, encoding.offsets, strict=True) if i in self._control_ids]
+            for part in (whole, *(whole[:end] for _, end in found)):
+                texts |= {part.rstrip(), part.strip()}
+            texts |= {part for begin, end in found if (part := whole[begin:end].strip()) in self._special}
         closing = [text for text in texts if not self._control_ids.isdisjoint(ids_of(self._fast, text))]
         return tuple(sorted(closing, key=lambda text: (-len(text), text)))
 
@@ -243,6 +255,8 @@ class Encoder:
                 body = body[:n_prompt_chars] + hidden.texts[0]
         else:
             messages = sample.conversation()
+            if self._slots is not None and len(messages) > 2 and messages[0] == Message("system", ""):
+                messages = messages[1:]  # LLaMA-Factory takes an empty system message for none
             known = self._prompts.get(messages[:-1])
             for message in messages if known is None else messages[-1:]:
                 check_text(message.content)
@@ -385,7 +399,10 @@ class Encoder:
         body, closed = self._unclosed(text)
         if not closed and self._plain_tail and body.endswith(self._plain_tail):
             return body.removesuffix(self._plain_tail), self._plain_tail == self.policy.end_text
-        return body, closed or (is_padded and self._skip in self._closings)
+        if not closed and (written := self._plain_tail.rstrip()) and body.rstrip().endswith(written):
+            return body.rstrip().removesuffix(written), self._plain_tail == self.policy.end_text
+        ends_in_skipped = self._skip in (self.policy.template_tail.strip(), self.policy.end_text.strip())
+        return body, closed or (is_padded and ends_in_skipped)
 
     def _shortened(self, draft: _Draft, terms: Terms) -> _Draft:
         """Drop prompt characters that could never fit. The tokens that stay are those of a long prompt's tail."""
@@ -496,6 +513,11 @@ class Encoder:
                 return ids, (), True
         if self._plain_tail and ids[-len(self._plain_tail_ids) :] == self._plain_tail_ids:
             return ids[: -len(self._plain_tail_ids)], end, False
+        if (closing := self._plain_tail.rstrip()) and self.policy.end_text.startswith(closing):
+            whole, n_plain = ids_of(self._fast, self.policy.end_text), len(ids_of(self._fast, closing))
+            kept = ids[: len(ids) - self._n_blank(ids)]
+            if whole[:n_plain] == ids_of(self._fast, closing) and self._says(kept, closing, len(closing)):
+                return kept, whole[n_plain:], False  # its tokens may be the response's too
         unclosed = self._unclosed_turn(ids)
         if unclosed is not None:
             return unclosed, end, True
@@ -703,6 +725,21 @@ def _prompt_notes(talk: Sequence[str], policy: EncodingPolicy) -> tuple[str, ...
         f"the chat template writes {policy.response_start!r} before a response that is to come and {talk[1]!r} before one that is "
         "there. OpenRLHF with prompt_key cuts the rendering at the length of the first, so its rows had another text; here a row "
         "is the whole rendering, as without prompt_key. The files do not name the option; if it was set, send the text of its rows",
+    )
+
+
+_TEMPLATES_WITH_EOS = {"<end_of_turn>": "gemma2", "<|role_end|>": "bailing_v2", "<|endofassistant|>": "dots_ocr"}
+"""The end token of LLaMA-Factory's templates that add EOS after an end token of their own (`efficient_eos`) -> their names."""
+
+
+def _eos_notes(policy: EncodingPolicy) -> tuple[str, ...]:
+    """Where LLaMA-Factory may have trained with an EOS that no chat template tells."""
+    end = policy.template_tail.strip()
+    if policy.rule.tokenizes != "slots" or policy.rule.ending != "template_or_eos" or end not in _TEMPLATES_WITH_EOS:
+        return ()
+    return (
+        f"rows end as the chat template writes, with {end!r}. LLaMA-Factory's template {_TEMPLATES_WITH_EOS[end]} ends so too and "
+        "adds EOS, which the chat template does not tell: if it was the one of the training, set the ending to template_and_eos",
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from model.contract import Truncation
@@ -93,6 +93,12 @@ def infer_policy(
     user, answer = Message("user", _PROBE_USER), Message("assistant", _PROBE_RESPONSE)
     full = render((user, answer), add_generation_prompt=False)
     render.check_addresses(full)
+    if render((user, replace(answer, content=_PROBE_RESPONSES[2])), add_generation_prompt=False) == full:
+        raise EncodingPolicyError(
+            "the chat template writes nothing of a response: all responses to a prompt would have one score. It may expect "
+            "contents as lists of parts, as templates of vision models do, and samples have text. Let it write "
+            "`message['content']`."
+        )
     tail = full.rpartition(_PROBE_RESPONSE)[2]
     fast = plain(tokenizer)
     start_ids = _bos_of_rendering(tokenizer, full) if template else _start_of_text(tokenizer, rule)

@@ -18,7 +18,7 @@ from model.export import main as export
 from model.layout_rules import LAYOUT_RULES
 from tests.security.families import CORPUS, FAMILIES, byte_level, sentencepiece
 from tests.support.checkpoints import value_head
-from tests.support.llama_factory import BOS, EOS, RECIPES, ids_of, jinja_of
+from tests.support.llama_factory import BOS, EOS, RECIPES, Recipe, ids_of, jinja_of
 
 ADDED = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|extra_0|>", "[gMASK]", "<sop>",
          "<|eos|>", "<|EOT|>")  # fmt: skip
@@ -68,9 +68,17 @@ TALKS = (
     (("user", "What is two plus two?"), ("assistant", "Four, of course.")),
     (("user", "Hi"), ("assistant", "\n\n a leading newline ")),
     (("system", "Be brief."), ("user", " hello"), ("assistant", "Ünïcödé 你好 🙂")),
-    (("user", "two"), ("assistant", "plus"), ("user", "two"), ("assistant", "four"), ("user", "Thanks"), ("assistant", "no")),
+    (
+        ("user", "two"),
+        ("assistant", "plus"),
+        ("user", "two"),
+        ("assistant", "four"),
+        ("user", "Thanks"),
+        ("assistant", "no"),
+    ),
     (("system", "the fox"), ("user", "a"), ("assistant", "b"), ("user", "c\n"), ("assistant", "d\n")),
-)  # fmt: skip
+)
+EMPTY_SYSTEM = (("system", ""), ("user", "hello"), ("assistant", "the"))  # fmt: skip
 
 
 def encoder_of(tokenizer, name: str = "") -> Encoder:
@@ -144,6 +152,27 @@ def test_a_sample_that_quotes_a_control_token_is_cut_at_the_same_places(kind, na
         of_template = sum(slot is EOS or (isinstance(slot, str) and "</s>" in slot) for slot in recipe.assistant)
         n_eos = quoting.ids[quoting.n_prompt :].count(tokenizer.eos_token_id)
         assert n_eos == of_template + recipe.appends_eos
+
+
+@pytest.mark.parametrize("end", ["<end_of_turn>\n", "<|role_end|>", "<|endofassistant|>"])
+def test_a_note_names_the_template_that_adds_an_eos_which_the_chat_template_does_not_tell(end):
+    """`gemma2`, `bailing_v2` and `dots_ocr` have `efficient_eos`, and an end token of their own."""
+    tokenizer = tokenizer_of("byte level")
+    tokenizer.add_special_tokens({"additional_special_tokens": [end.strip()]})
+    tokenizer.chat_template = jinja_of(tokenizer, Recipe(("user {} answer ",), ("{}" + end,), appends_eos=True))
+    assert any("template_and_eos" in note for note in encoder_of(tokenizer).notes)
+    assert not any("template_and_eos" in note for note in encoder_of(tokenizer, "bailing_v2").notes)
+    tokenizer.chat_template = jinja_of(tokenizer, RECIPES["chatml"])
+    assert not any("template_and_eos" in note for note in encoder_of(tokenizer).notes)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("name", RECIPES)
+def test_an_empty_system_message_is_none(kind, name):
+    """Its trainer: `system = system or self.default_system`."""
+    recipe, tokenizer = RECIPES[name], tokenizer_of(kind)
+    tokenizer.chat_template = jinja_of(tokenizer, recipe)
+    assert list(encoder_of(tokenizer, name)(sample_of(EMPTY_SYSTEM)).ids) == ids_of(tokenizer, recipe, EMPTY_SYSTEM)
 
 
 def test_the_template_empty_adds_no_eos():
