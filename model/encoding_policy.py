@@ -103,10 +103,9 @@ def infer_policy(
     fast = plain(tokenizer)
     start_ids = _bos_of_rendering(tokenizer, full) if template else _start_of_text(tokenizer, rule)
     bos_id = start_ids[0] if start_ids and start_ids[0] == tokenizer.bos_token_id else None
-    slots = None
-    if rule.tokenizes == "slots":
-        slots = Slots(tokenizer, render, template, None if bos_id is None else str(tokenizer.bos_token))
-    tails = _tails(render) if template else []
+    # Without BOS: it begins the rendering, and what is asked for here ends it.
+    slots = Slots(tokenizer, render, template, None) if rule.tokenizes == "slots" else None
+    tails = _tails(render)
     varies = any(each != tail for each in tails)
     if varies and (slots is not None or rule.ending not in CLOSES_ANY_TAIL):
         raise EncodingPolicyError(
@@ -117,8 +116,8 @@ def infer_policy(
     is_bare = slots is not None and slots.template is not None and slots.template.is_empty
     adds_nothing = is_bare and rule.ending == "template_or_eos"
     end = "" if adds_nothing else _end_of(tokenizer, tail, rule, has_template=bool(template))
-    prompt = render((user,), add_generation_prompt=True) if template else ""
-    start = prompt.rpartition(_PROBE_USER)[2] if template else ""
+    prompt = render((user,), add_generation_prompt=True)
+    start = prompt.rpartition(_PROBE_USER)[2]
     body = full.removesuffix(tail)
     cuts = () if slots is None else slots.of((user, answer), full)
     ending_cuts = (*cuts, *(len(body) + cut for cut in end_cuts(slots, tail, end)))

@@ -31,23 +31,15 @@ AREAS = {
     "encoding": Area(
         ("model/encoding.py",),
         (
+            "tests/unit/model/test_encoding_clauses.py",
             "tests/unit/model/test_encoding.py",
-            "tests/unit/model/test_empty_responses.py",
             "tests/unit/model/test_endings_that_vary.py",
-            "tests/unit/model/test_vocabulary.py",
-            "tests/properties/test_encoding_memo.py",
             "tests/properties/test_quoted_tokens.py",
         ),
     ),
     "policy": Area(
         ("model/encoding_policy.py", "model/slots.py"),
-        (
-            "tests/unit/model/test_encoding.py",
-            "tests/unit/model/test_endings_that_vary.py",
-            "tests/unit/model/test_llama_factory.py",
-            "tests/unit/model/test_score_position.py",
-            "tests/unit/model/test_tokens_before_text.py",
-        ),
+        ("tests/unit/model/test_encoding_policy.py", "tests/unit/model/test_slots.py"),
     ),
     "padding": Area(("model/padding.py",), ("tests/unit/model/test_padding.py",)),
     "losses": Area(("training/losses.py",), ("tests/properties/test_losses.py",)),

@@ -28,7 +28,7 @@ from model.layout_rules import LAYOUT_RULES
 from model.template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
 from tests.support.tiny import CHATML, LLAMA3_LIKE, tiny_tokenizer
 from tests.unit.model.test_encoding_policy import BARE, CLOSED, VARYING, letters, turns
-from tests.unit.model.test_slots import written
+from tests.unit.model.test_slots import marks_the_first, written
 
 TEXT_END, START, END, BOS, PAD = range(5)
 NEWLINE = 203
@@ -721,6 +721,45 @@ def test_quoting_in_slots_and_cuts_of_slots():
         assert encode(Sample(prompt=prompt, response=response)) == Encoded((*row, eos), len(prompt) + 2)
 
 
+@pytest.mark.parametrize("opens", [False, True])
+def test_slots_are_cut_behind_a_bos_that_begins_sequences(opens):
+    """With this tokenizer a cut before text shows as a mark."""
+    tokenizer = marks_the_first()
+    tokenizer.bos_token = "<|im_start|>"
+    turn = "{{ bos_token + m['content'] }}{% endfor %}{{ bos_token if add_generation_prompt }}"
+    once = "{{ m['content'] + '|' }}{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}" + turn if opens else "{{ bos_token }}{% for m in messages %}" + once
+    )
+    row = ("<|im_start|>", "a", "<|im_start|>", "▁", "b") if opens else ("<|im_start|>", "▁", "a", "|", "▁", "b", "|")
+    encode = encoder(tokenizer, "llama_factory")
+    assert encode(Sample(prompt="a", response="b")).ids == named(tokenizer, (*row, "<|im_end|>"))
+
+
+def test_letters_at_the_end_of_a_response_are_its_own():
+    for layout in ("language_model", CLASSIFIER, "openrlhf"):
+        tokenizer = letters(template=turns("</s>"))
+        row = named(tokenizer, (*"aXXXX", "</s>"))
+        encode = encoder(tokenizer, layout)
+        for sample in (
+            Sample(text="aXXXX"),
+            Sample(input_ids=row[:-1]),
+            Sample(text="aXXXX</s>"),
+            Sample(input_ids=row),
+        ):
+            assert encode(sample).ids == row
+
+
+def test_a_control_token_that_the_template_ends_with_closes_a_row_that_eos_ends():
+    rule = replace(LAYOUT_RULES["trl_value_head"], ending="template_and_eos")
+    tokenizer = letters(template=turns("<s>"))
+    encode = encoder(tokenizer, rule=rule)
+    row = named(tokenizer, ("a", "<s>", "</s>"))
+    for finish in ("stop", "length"):
+        for sample in (Sample(text="a<s>"), Sample(input_ids=row[:2]), Sample(text="a<s></s>"), Sample(input_ids=row)):
+            assert encode(replace(sample, finish_reason=finish)) == Encoded(row, 0)
+
+
 # -- notes --------------------------------------------------------------------------------------------------------------
 
 IMITATED = (
@@ -772,7 +811,7 @@ NOTES = {
          "beginning of the chat template",),
     ),
     "a second BOS in another layout": (lambda: encoder(adding_bos("{{ bos_token }}" + CHATML)), ()),
-    "two of the template's": (lambda: encoder(adding_bos("{{ bos_token * 2 }}" + CHATML), CLASSIFIER), ()),
+    "two of the template's": (lambda: encoder(adding_bos("{{ bos_token + bos_token }}" + CHATML), CLASSIFIER), ()),
     "none of the template's": (lambda: encoder(adding_bos(CHATML), CLASSIFIER), ()),
     "no template": (lambda: encoder(adding_bos(None), CLASSIFIER), ()),
     "none of the tokenizer's": (lambda: encoder(tiny_tokenizer("{{ bos_token }}" + CHATML, bos="<s>"), CLASSIFIER), ()),

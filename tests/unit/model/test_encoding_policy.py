@@ -24,6 +24,7 @@ from model.encoding_policy import (
     control_ids,
     describe_position,
     end_cuts,
+    ids_of,
     infer_policy,
     is_text,
     n_trailing,
@@ -150,7 +151,7 @@ def test_llama_factorys_template_of_contents_alone_has_no_end():
     ("template", "expected"),
     [
         ("{{ bos_token }}" + CLOSED, (BOS,)),
-        ("{{ bos_token * 3 }}" + CLOSED, (BOS, BOS, BOS)),
+        ("{{ bos_token + bos_token + bos_token }}" + CLOSED, (BOS, BOS, BOS)),
         (CLOSED, ()),
         (CLOSED.replace("{{ m['content'] }}", "{{ bos_token }}{{ m['content'] }}"), ()),
         ("{{ bos_token }}" + CLOSED.replace("<|im_start|>", "<s>"), ()),
@@ -206,6 +207,7 @@ def test_a_row_loses_ids_that_were_read_where_the_pad_token_is_text_or_of_the_en
         ("", "openrlhf", " <|im_end|>"),
         ("\n\n", "openrlhf", " <|im_end|>"),
         ("<|im_end|>\n", "openrlhf", "<|im_end|>"),
+        ("X\n", "openrlhf", "X <|im_end|>"),
         ("<|endoftext|> \n", "openrlhf", "<|endoftext|>  <|im_end|>"),
         ("", "language_model", "<|im_end|>"),
         ("## \n", "language_model", "##<|im_end|>"),
@@ -259,6 +261,11 @@ VARYING = {
     "a system turn": turns("{{ 's' if messages[0]['role'] == 'system' else 'n' }}"),
     "a longer conversation": turns("{{ 's' if messages | length == 4 else 'n' }}"),
     "a full stop": turns("{{ 's' if messages[-1]['content'].endswith('.') else 'n' }}"),
+    "a longer conversation, and other roles are refused": turns(
+        "{% for m in messages %}{% if m['role'] not in ('system', 'user', 'assistant') %}{{ raise_exception('no') }}{% endif %}"
+        "{% endfor %}"
+        "{{ 's' if messages | length == 4 else 'n' }}"
+    ),
     "a system turn, and long conversations are refused": turns(
         "{% if messages | length == 4 %}{{ raise_exception('no') }}{% endif %}{{ 's' if messages[0]['role'] == 'system' else 'n' }}"
     ),
@@ -285,6 +292,15 @@ def test_an_ending_that_depends_on_the_conversation_is_seen(name):
         )
 
 
+def test_what_a_tokenizer_adds_behind_text_is_no_part_of_an_ending():
+    tokenizer = letters(("r", "x"), template=turns("x</s>y"))
+    end = tokenizer.eos_token_id
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", end)])
+    assert policy_of(tokenizer).end_text == "x</s>"
+    assert ids_of(tokenizer._tokenizer, "ab") == tuple(tokenizer.convert_tokens_to_ids(["a", "b"]))
+    assert _ids_from(tokenizer._tokenizer, "arx", 2, ()) == tuple(tokenizer.convert_tokens_to_ids(["x"]))
+
+
 def test_slots_have_one_ending():
     rule = replace(LAYOUT_RULES["llama_factory"], ending="template")
     with pytest.raises(EncodingPolicyError, match="different ways"):
@@ -292,7 +308,7 @@ def test_slots_have_one_ending():
 
 
 def test_a_content_that_is_not_written_as_it_is_shows_no_ending():
-    written_content = "{{ m['content'] | upper if messages[0]['role'] == 'system' else m['content'] * 2 }}"
+    written_content = "{{ m['content'] | upper if messages[0]['role'] == 'system' else m['content'] + m['content'] }}"
     assert not policy_of(
         tiny_tokenizer(CHATML.replace("{{ m['content'] }}", written_content)), "openrlhf"
     ).ending_varies

@@ -325,6 +325,7 @@ def marks_the_first(*, adds_bos: bool = False) -> PreTrainedTokenizerFast:
         (PLAIN.replace("TAIL", "") + "{{ '<|im_end|>x' if add_generation_prompt }}", None),
         ("{% if messages[0]['role'] != 'system' %}{{ raise_exception('no') }}{% endif %}" + PLAIN.replace("TAIL", "<|im_end|>\n"),
          NOTE),
+        (PLAIN.replace("TAIL", "<|im_end|>") + "{{ '<|im_start|>assistant\n' if add_generation_prompt }}", None),
         (written(), None),
     ],
 )  # fmt: skip
