@@ -144,7 +144,7 @@ class Encoder:
         self._slots = (
             Slots(tokenizer, self._render, policy.template, self._bos) if policy.rule.tokenizes == "slots" else None
         )
-        self._eos = str(tokenizer.eos_token or "")
+        self._eos = str(tokenizer.eos_token)
         self._end_cuts = end_cuts(self._slots, policy.template_tail, policy.end_text)
         talks = [_pieces(self._render, roles) for roles in _TALKS]
         joints = [piece for talk in talks for piece in talk]

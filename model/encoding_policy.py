@@ -309,8 +309,8 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     for key in ("padding", "truncation", "post_processor"):
         # None of the three has a part in it: rows are never padded or truncated here, and the special tokens that
         # begin and end text are clauses and probes of the contract.
-        state.pop(key, None)
-    text = json.dumps(state, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        del state[key]
+    text = json.dumps(state, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -736,6 +736,32 @@ def test_slots_are_cut_behind_a_bos_that_begins_sequences(opens):
     assert encode(Sample(prompt="a", response="b")).ids == named(tokenizer, (*row, "<|im_end|>"))
 
 
+def test_an_ending_is_cut_as_the_slots_of_its_template():
+    tokenizer = letters(("x", "x"), template=written(answer="content + 'x' + 'x'"))
+    row = named(tokenizer, (*"U:a\n", "b", "x", "x", "</s>"))
+    assert encoder(tokenizer, "llama_factory")(Sample(prompt="a", response="b")).ids == row
+    whole = named(tokenizer, (*"U:a\n", "b", "xx", "</s>"))
+    assert encoder(tokenizer, "trl_value_head")(Sample(prompt="a", response="b")).ids == whole
+
+
+def test_a_date_is_written_as_it_was_given():
+    tokenizer = letters(template="{{ strftime_now('%d') }}" + turns("|"))
+    encode = encoder(tokenizer, template_date="2026-01-23")
+    assert encode(Sample(prompt="a", response="b")).ids == named(tokenizer, (*"23a|b|", "</s>"))
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_an_added_token_controls_something_where_the_template_writes_it(writes):
+    tokenizer = letters(template=turns("|").replace("'|'", "'<x>'" if writes else "'|'"))
+    tokenizer.add_tokens(["<x>"])
+    added = tokenizer.convert_tokens_to_ids("<x>")
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="<x> $A", special_tokens=[("<x>", added)])
+    ids_ = encoder(tokenizer)(Sample(prompt="a<x>", response="b")).ids
+    between = (added,) if writes else named(tokenizer, "|")
+    quoted = named(tokenizer, "<x>") if writes else (added,)
+    assert ids_[: 2 + len(between) + len(quoted)] == (*named(tokenizer, "a"), *quoted, *between, *named(tokenizer, "b"))
+
+
 def test_letters_at_the_end_of_a_response_are_its_own():
     for layout in ("language_model", CLASSIFIER, "openrlhf"):
         tokenizer = letters(template=turns("</s>"))
