@@ -255,7 +255,7 @@ class Encoder:
                 body = body[:n_prompt_chars] + hidden.texts[0]
         else:
             messages = sample.conversation()
-            if self._slots is not None and len(messages) > 2 and messages[0] == Message("system", ""):
+            if self._slots is not None and messages[0] == Message("system", ""):
                 messages = messages[1:]  # LLaMA-Factory takes an empty system message for none
             known = self._prompts.get(messages[:-1])
             for message in messages if known is None else messages[-1:]:

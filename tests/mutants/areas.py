@@ -33,6 +33,7 @@ AREAS = {
         (
             "tests/unit/model/test_encoding_clauses.py",
             "tests/unit/model/test_encoding.py",
+            "tests/unit/model/test_endings_in_part.py",
             "tests/unit/model/test_endings_that_vary.py",
             "tests/properties/test_quoted_tokens.py",
         ),

@@ -744,6 +744,29 @@ def test_an_ending_is_cut_as_the_slots_of_its_template():
     assert encoder(tokenizer, "trl_value_head")(Sample(prompt="a", response="b")).ids == whole
 
 
+def test_rows_of_slots_are_cut_in_all_forms_where_a_merge_would_show_it():
+    tokenizer = letters(("\n", "b"), ("y", "q"), template=written("'q' + content + '\n'", "content + 'y'"))
+    row = named(tokenizer, (*"qa\nbyqc\nby", "</s>"))
+    encode = encoder(tokenizer, "llama_factory")
+    talk = tuple(Message(role, text) for role, text in zip(("user", "assistant") * 2, "abcb", strict=True))
+    samples = [Sample(messages=talk), Sample(text="qa\nbyqc\nb"), Sample(text="qa\nbyqc\nb", n_prompt_chars=8)]
+    for sample in (*samples, Sample(prompt=talk[:3], response="b"), Sample(input_ids=row)):
+        assert encode(sample).ids == row
+    assert [encode(sample).n_prompt for sample in samples] == [8, 8, 8]
+
+
+def test_llama_factory_takes_an_empty_system_message_for_none():
+    tokenizer = letters(template=written("'q' + content + '\n'", "content + 'y'"))
+    encode, whole = encoder(tokenizer, "llama_factory"), encoder(tokenizer, "trl_value_head")
+    talk = (Message("user", "a"), Message("assistant", "b"))
+    for system, its in (("", ""), ("s", "S:s\n")):
+        messages = (Message("system", system), *talk)
+        assert encode(Sample(messages=messages)).ids == named(tokenizer, (*f"{its}qa\nby", "</s>"))
+        assert whole(Sample(messages=messages)).ids == named(tokenizer, (*f"S:{system}\nqa\nby", "</s>"))
+    several = (Message("user", ""), Message("system", ""), *talk)
+    assert encode(Sample(messages=several)).ids == named(tokenizer, (*"q\nqa\nby", "</s>"))
+
+
 def test_a_date_is_written_as_it_was_given():
     tokenizer = letters(template="{{ strftime_now('%d') }}" + turns("|"))
     encode = encoder(tokenizer, template_date="2026-01-23")
@@ -760,6 +783,25 @@ def test_an_added_token_controls_something_where_the_template_writes_it(writes):
     between = (added,) if writes else named(tokenizer, "|")
     quoted = named(tokenizer, "<x>") if writes else (added,)
     assert ids_[: 2 + len(between) + len(quoted)] == (*named(tokenizer, "a"), *quoted, *between, *named(tokenizer, "b"))
+
+
+@pytest.mark.parametrize("layout", LAYOUT_RULES)
+@pytest.mark.parametrize("tail", ["</s>x", "x</s>", "xy"])
+def test_what_a_tokenizer_adds_to_text_is_added_to_no_rendering(tail, layout):
+    bare, adds = (letters(("b", "x"), template=turns(tail)) for _ in range(2))
+    added = [(token, bare.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+    adds._tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=added)
+    expected, encode = encoder(bare, layout), encoder(adds, layout)
+    assert encode.policy == expected.policy
+    texts = ("b", "bx", "b</s>", "b</s>x", "bx</s>", "bxy", "b\n")
+    samples = [Sample(prompt="a", response=text) for text in texts]
+    samples += [Sample(text="a|" + text) for text in texts]
+    samples += [Sample(text="a|" + text, n_prompt_chars=2) for text in texts]
+    samples += [Sample(input_ids=ids(bare, "a|" + text)) for text in texts]
+    for finish in ("stop", "length"):
+        each = [replace(sample, finish_reason=finish) for sample in samples]
+        assert encode.many(each) == expected.many(each)
+    assert [encode.texts(sample) for sample in samples] == [expected.texts(sample) for sample in samples]
 
 
 def test_letters_at_the_end_of_a_response_are_its_own():

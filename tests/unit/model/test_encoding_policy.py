@@ -299,6 +299,7 @@ def test_what_a_tokenizer_adds_behind_text_is_no_part_of_an_ending():
     assert policy_of(tokenizer).end_text == "x</s>"
     assert ids_of(tokenizer._tokenizer, "ab") == tuple(tokenizer.convert_tokens_to_ids(["a", "b"]))
     assert _ids_from(tokenizer._tokenizer, "arx", 2, ()) == tuple(tokenizer.convert_tokens_to_ids(["x"]))
+    assert _ids_from(tokenizer._tokenizer, "ab", 0, ()) == tuple(tokenizer.convert_tokens_to_ids(["a", "b"]))
 
 
 def test_slots_have_one_ending():
