@@ -129,6 +129,24 @@ def test_llama_factorys_ids_are_those_of_its_slots():
     assert whole.response_start_ids == ids(tokenizer, "rr") != policy.response_start_ids
 
 
+def test_an_eos_that_is_added_is_cut_off_from_white_space_that_it_would_take():
+    tokenizer = letters(template=written(answer="content + 'x '"))
+    tokenizer._tokenizer.add_special_tokens([AddedToken("</s>", special=True, normalized=False, lstrip=True)])
+    x, space, eos = tokenizer.convert_tokens_to_ids(["x", " ", "</s>"])
+    assert policy_of(tokenizer, "llama_factory").end_ids == (x, space, eos)
+    assert policy_of(tokenizer, "trl_value_head").end_ids == (x, eos)
+
+
+@pytest.mark.parametrize("asks", ["", "{{ '|' if add_generation_prompt }}"])
+def test_a_template_that_writes_nothing_of_a_response_is_refused(asks):
+    with pytest.raises(EncodingPolicyError) as refused:
+        policy_of(tiny_tokenizer("{% for m in messages %}{{ m['role'] }}{% endfor %}" + asks))
+    assert str(refused.value) == (
+        "the chat template writes nothing of a response: all responses to a prompt would have one score. It may expect contents as "
+        "lists of parts, as templates of vision models do, and samples have text. Let it write `message['content']`."
+    )
+
+
 def test_bos_is_a_slot_of_its_own():
     template = written("'<s>' + 'q' + content + '\n'", "content + 'x'")
     bos = ids(letters(), "<s>")
