@@ -688,6 +688,15 @@ def test_a_control_token_in_a_response_whose_beginning_is_said_is_text():
     assert encode(Sample(text="a<s>b")) == Encoded((*named(tokenizer, ("a", "<s>", "b")), eos), 0)
 
 
+@pytest.mark.parametrize("n_inside", [1, 2])
+def test_a_control_token_across_the_beginning_of_a_response_is_text(n_inside):
+    tokenizer = tiny_tokenizer()
+    prompt = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    encoded = encoder(tokenizer)(Sample(text=prompt + "<s>b", n_prompt_chars=len(prompt) + n_inside))
+    assert BOS not in encoded.ids
+    assert tokenizer.decode(encoded.ids) == prompt + "<s>b<|im_end|>"
+
+
 def test_a_private_character_of_a_prompt_stands_for_nothing():
     tokenizer = tiny_tokenizer()
     encode = encoder(tokenizer)
