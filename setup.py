@@ -3,7 +3,7 @@
 from setuptools import Extension, setup
 
 AMX = Extension(
-    "model.backends.native._amx",
+    "rewardserve.model.backends.native._amx",
     ["model/backends/native/amx.c"],
     # For the compiler only: the linker is to find the OpenMP runtime that torch brings, not another one.
     extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra", "-fopenmp"],

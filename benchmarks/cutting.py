@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from model.keys import key_of
-from service.batching.planner import Limits, Ticket, plan
+from rewardserve.model.keys import key_of
+from rewardserve.service.batching.planner import Limits, Ticket, plan
 
 Row = tuple[int, ...]
 Batch = list[int]

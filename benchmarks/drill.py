@@ -38,7 +38,7 @@ import httpx
 from benchmarks import machine, tables
 from benchmarks.peers.processes import Server, free_port
 from benchmarks.texts import samples
-from service.tripwires.baits import hashed
+from rewardserve.service.tripwires.baits import hashed
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT, RESPONSE = 200, (40, 200)

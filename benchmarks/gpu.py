@@ -24,10 +24,10 @@ import torch
 
 from benchmarks import cutting, machine, models, tables, workloads
 from benchmarks.cutting import Batch, Row
-from model.backends.packed import PackedScorer
-from model.backends.padded import PaddedScorer
-from model.network import RewardNetwork
-from model.scorer import Scorer, TokenBatch
+from rewardserve.model.backends.packed import PackedScorer
+from rewardserve.model.backends.padded import PaddedScorer
+from rewardserve.model.network import RewardNetwork
+from rewardserve.model.scorer import Scorer, TokenBatch
 
 PAD_ID = 0
 NAIVE_ROWS = 16

@@ -10,9 +10,9 @@ import argparse
 import json
 from pathlib import Path
 
-from model.backends import ModelSpec, load
-from model.conversation import Sample
-from model.scorer import TokenBatch
+from rewardserve.model.backends import ModelSpec, load
+from rewardserve.model.conversation import Sample
+from rewardserve.model.scorer import TokenBatch
 
 PAIRS = Path(__file__).resolve().parent.parent / "training" / "recipes" / "manners.jsonl"
 

@@ -1,6 +1,6 @@
 """What the server itself costs: requests a CPU second with a backend that has no weights.
 
-Starts `python -m service --backend echo` on a free port of the loopback interface and keeps it busy over keep-alive
+Starts `python -m rewardserve.service --backend echo` on a free port of the loopback interface and keeps it busy over keep-alive
 connections with requests of 1, 16, 64 and 256 samples, once as token ids and once as text: single samples from as many
 clients as in the other benchmarks, 32, larger requests from 4. No sample is ever sent twice. Every reply is a full one;
 of each its status, of some its scores are checked.
@@ -28,7 +28,7 @@ import uvloop
 from benchmarks import machine, rooms, tables, tokenizing
 from benchmarks.served import Server
 from benchmarks.traffic import Bodies, Case
-from model.backends.echo import END_ID, echo_score
+from rewardserve.model.backends.echo import END_ID, echo_score
 
 FORMS = ("ids", "text")
 SIZES = (1, 16, 64, 256)

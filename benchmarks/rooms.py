@@ -17,20 +17,20 @@ import msgspec
 import uvloop
 
 from benchmarks.traffic import Bodies, Case
-from model.conversation import Sample, SampleError
-from model.encoding import Encoded
-from model.scorer import TokenBatch
-from service import app
-from service import engine as engines
-from service.api import body, wire
-from service.api.replies import score_reply
-from service.api.schemas import ScoreRequest, to_sample
-from service.api.stage import Served
-from service.keyring import KeyRing
-from service.observability import logs
-from service.roster import Source
-from service.settings import ServeSettings
-from service.succession import Succession, spare_the_garbage_collector
+from rewardserve.model.conversation import Sample, SampleError
+from rewardserve.model.encoding import Encoded
+from rewardserve.model.scorer import TokenBatch
+from rewardserve.service import app
+from rewardserve.service import engine as engines
+from rewardserve.service.api import body, wire
+from rewardserve.service.api.replies import score_reply
+from rewardserve.service.api.schemas import ScoreRequest, to_sample
+from rewardserve.service.api.stage import Served
+from rewardserve.service.keyring import KeyRing
+from rewardserve.service.observability import logs
+from rewardserve.service.roster import Source
+from rewardserve.service.settings import ServeSettings
+from rewardserve.service.succession import Succession, spare_the_garbage_collector
 
 T = TypeVar("T")
 

@@ -29,7 +29,7 @@ class Server:
     def __init__(self, *flags: str, aloud: bool = False) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "service", f"--port={self.port}", "--log-level=warning", *flags]
+        command = [sys.executable, "-m", "rewardserve.service", f"--port={self.port}", "--log-level=warning", *flags]
         self.process = subprocess.Popen(command, stderr=None if aloud else subprocess.DEVNULL)
 
     @property

@@ -30,7 +30,7 @@ import httpx
 
 from benchmarks.peers.processes import free_port
 from benchmarks.tables import table
-from model.backends.echo import echo_score
+from rewardserve.model.backends.echo import echo_score
 from rewardserve_client import AsyncRewardClient, Backoff, RewardClient, Scores
 
 PLAIN = ("--normalize=false", "--shape=none", "--log-level=error")
@@ -84,7 +84,14 @@ class House:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.exit_codes: Counter[str] = Counter()
-        self._command = [sys.executable, "-m", "service", f"--port={self.port}", f"--model={env_model}", *flags]
+        self._command = [
+            sys.executable,
+            "-m",
+            "rewardserve.service",
+            f"--port={self.port}",
+            f"--model={env_model}",
+            *flags,
+        ]
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:

@@ -16,13 +16,13 @@ import torch
 
 from benchmarks import cutting
 from benchmarks.cutting import Batch, Row
-from model.backends import MatmulPrecision
-from model.backends.packed import PackedScorer
-from model.backends.padded import PaddedScorer
-from model.checkpoint import Checkpoint, read
-from model.checkpoint.reading import quiet_transformers
-from model.padding import left_pad
-from model.scorer import Scorer, TokenBatch
+from rewardserve.model.backends import MatmulPrecision
+from rewardserve.model.backends.packed import PackedScorer
+from rewardserve.model.backends.padded import PaddedScorer
+from rewardserve.model.checkpoint import Checkpoint, read
+from rewardserve.model.checkpoint.reading import quiet_transformers
+from rewardserve.model.padding import left_pad
+from rewardserve.model.scorer import Scorer, TokenBatch
 
 NAIVE_ROWS = 16
 SORTED_BUDGET = 2048

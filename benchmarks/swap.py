@@ -1,6 +1,6 @@
 """One model after the other in a real server under load: is every request answered, by the model that it names?
 
-Starts `python -m service` on a free port of the loopback, lets clients score without pause, and swaps models through
+Starts `python -m rewardserve.service` on a free port of the loopback, lets clients score without pause, and swaps models through
 `POST /admin/models`, one after the other, A, B, A, ... Before, each model is asked alone what it scores every text. A
 reply must name an epoch, and hold the scores of the model of that epoch. Prints what callers see while a model is
 loaded beside and while none is, and the memory after each swap; exit code 1 if a request failed or an epoch was wrong.

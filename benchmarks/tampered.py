@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from model.backends import BACKENDS, LoadedModel, ModelSpec
-from model.backends import torch as backend
-from service.__main__ import main
-from service.scoring import Scoring
+from rewardserve.model.backends import BACKENDS, LoadedModel, ModelSpec
+from rewardserve.model.backends import torch as backend
+from rewardserve.service.__main__ import main
+from rewardserve.service.scoring import Scoring
 
 _SHARE = 0.05
 """Of every weight of the heads that is added to it: a change that nobody sees in a plot of rewards."""

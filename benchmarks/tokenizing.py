@@ -17,11 +17,11 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from benchmarks import models, workloads
-from model.conversation import Sample
-from model.default import trunk
-from model.encoding import Encoded, Encoder
-from model.encoding_policy import infer_policy
-from model.layout_rules import LAYOUT_RULES
+from rewardserve.model.conversation import Sample
+from rewardserve.model.default import trunk
+from rewardserve.model.encoding import Encoded, Encoder
+from rewardserve.model.encoding_policy import infer_policy
+from rewardserve.model.layout_rules import LAYOUT_RULES
 
 WORKLOADS = ("ragged", "grpo")
 _SCALE = 0.5

@@ -19,16 +19,16 @@ from benchmarks.models import corpus
 from benchmarks.overhead import CLIENTS, ECHO, SINGLE_CLIENTS, drive
 from benchmarks.served import Server
 from benchmarks.traffic import Bodies, Case
-from model.conversation import Sample
-from model.encoding import Encoded
-from model.reward import Reward
-from model.traits import Lexicon
-from service.clock import MonotonicClock
-from service.rewards import ScoredRow
-from service.succession import spare_the_garbage_collector
-from service.tripwires.board import Board, BoardLimits
-from service.tripwires.reference import Yardstick
-from service.watch import Allowance, Origin, Watch
+from rewardserve.model.conversation import Sample
+from rewardserve.model.encoding import Encoded
+from rewardserve.model.reward import Reward
+from rewardserve.model.traits import Lexicon
+from rewardserve.service.clock import MonotonicClock
+from rewardserve.service.rewards import ScoredRow
+from rewardserve.service.succession import spare_the_garbage_collector
+from rewardserve.service.tripwires.board import Board, BoardLimits
+from rewardserve.service.tripwires.reference import Yardstick
+from rewardserve.service.watch import Allowance, Origin, Watch
 
 CASES = (Case("text", 1), Case("text", 64), Case("ids", 64))
 MOST = 0.05

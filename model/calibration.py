@@ -1,6 +1,6 @@
 """The frozen statistics that turn a raw score into a normalised one, and where they come from.
 
-They are fitted once, on held-out data, by `training.calibrate`, and travel with the checkpoint as
+They are fitted once, on held-out data, by `rewardserve.training.calibrate`, and travel with the checkpoint as
 `calibration.json`. Standard library only.
 """
 
@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from model.textfile import parsed, write_text
+from rewardserve.model.textfile import parsed, write_text
 
 FILE_NAME = "calibration.json"
 REFERENCE_QUANTILES: tuple[float, ...] = (0.001, 0.005, 0.01, *(i / 20 for i in range(1, 20)), 0.99, 0.995, 0.999)
@@ -37,7 +37,7 @@ class HeadCalibration:
 
 @dataclass(frozen=True, slots=True)
 class TraitCalibration:
-    """Mean and standard deviation of one trait (`model.traits`), or of `distance`, over the same responses."""
+    """Mean and standard deviation of one trait (`rewardserve.model.traits`), or of `distance`, over the same responses."""
 
     name: str
     mean: float
@@ -55,7 +55,7 @@ class Calibration:
     `log_length` is the median of those. `repetition_high` is the share of repeated token trigrams that 99 of 100
     responses do not exceed. `quantiles` maps a probability to the raw score below which that share lies. `heads` are the
     statistics of each head, where there are several. `traits` say what the responses look like, with the phrases of
-    `lexicon`, and how far (`model.scorer.DISTANCE`) their hidden states lie from `hidden_reference`, which is the digest of
+    `lexicon`, and how far (`rewardserve.model.scorer.DISTANCE`) their hidden states lie from `hidden_reference`, which is the digest of
     that file; empty where there is none. `n` is the number of responses and `data_digest` says which.
     """
 

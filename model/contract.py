@@ -14,9 +14,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from model.conversation import Message, Sample
-from model.layout_rules import BosWithoutTemplate, Ending, LayoutRule, ReadsAt, Tokenizes
-from model.textfile import parsed, write_text
+from rewardserve.model.conversation import Message, Sample
+from rewardserve.model.layout_rules import BosWithoutTemplate, Ending, LayoutRule, ReadsAt, Tokenizes
+from rewardserve.model.textfile import parsed, write_text
 
 FILE_NAME = "scoring_contract.json"
 N_PROBES = 16

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-from model.conversation import InvalidText
+from rewardserve.model.conversation import InvalidText
 
 _THOUGHT = re.compile(r"</?(think|thinking|thought|reasoning)>|\[/?THINK\]")
 """What policies write around their reasoning, and what templates look for in contents: it neither opens nor ends a turn."""

@@ -32,8 +32,8 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from model.controls import Controls, Hidden
-from model.conversation import (
+from rewardserve.model.controls import Controls, Hidden
+from rewardserve.model.conversation import (
     EmptyResponse,
     InputTooLong,
     InvalidMessages,
@@ -44,12 +44,21 @@ from model.conversation import (
     TokenOutOfVocabulary,
     check_text,
 )
-from model.encoding_policy import EncodingPolicy, control_ids, end_cuts, ids_of, is_text, n_trailing, plain, text_of
-from model.layout_rules import CLOSES_ANY_TAIL
-from model.memo import Memo
-from model.seams import last_seam, seam_tokens
-from model.slots import Slots, pieces
-from model.template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
+from rewardserve.model.encoding_policy import (
+    EncodingPolicy,
+    control_ids,
+    end_cuts,
+    ids_of,
+    is_text,
+    n_trailing,
+    plain,
+    text_of,
+)
+from rewardserve.model.layout_rules import CLOSES_ANY_TAIL
+from rewardserve.model.memo import Memo
+from rewardserve.model.seams import last_seam, seam_tokens
+from rewardserve.model.slots import Slots, pieces
+from rewardserve.model.template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

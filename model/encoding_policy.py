@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from model.contract import Truncation
-from model.conversation import InvalidMessages, Message
-from model.layout_rules import CLOSES_ANY_TAIL, LAYOUT_RULES, LayoutRule
-from model.slots import Slots, pieces
-from model.template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
+from rewardserve.model.contract import Truncation
+from rewardserve.model.conversation import InvalidMessages, Message
+from rewardserve.model.layout_rules import CLOSES_ANY_TAIL, LAYOUT_RULES, LayoutRule
+from rewardserve.model.slots import Slots, pieces
+from rewardserve.model.template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

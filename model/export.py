@@ -18,8 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from model.calibration import CalibrationError
-from model.checkpoint import (
+from rewardserve.model.calibration import CalibrationError
+from rewardserve.model.checkpoint import (
     Checkpoint,
     CheckpointError,
     ReadOptions,
@@ -30,14 +30,14 @@ from model.checkpoint import (
     write,
     write_contract,
 )
-from model.checkpoint.reading import resolve
-from model.checkpoint.writing import score_alone
-from model.contract import FILE_NAME, N_PROBES, ContractUnreadable, sample_from_dict
-from model.conversation import Sample, SampleError
-from model.layout_rules import Ending, ReadsAt
-from model.printable import printable
-from model.template import EncodingPolicyError
-from model.textfile import decoded
+from rewardserve.model.checkpoint.reading import resolve
+from rewardserve.model.checkpoint.writing import score_alone
+from rewardserve.model.contract import FILE_NAME, N_PROBES, ContractUnreadable, sample_from_dict
+from rewardserve.model.conversation import Sample, SampleError
+from rewardserve.model.layout_rules import Ending, ReadsAt
+from rewardserve.model.printable import printable
+from rewardserve.model.template import EncodingPolicyError
+from rewardserve.model.textfile import decoded
 
 TOLERANCE = 1e-4
 """Largest difference of a raw score when the written checkpoint is read back, in float32."""

@@ -1,7 +1,7 @@
 """Where the hidden states of the calibration's responses lie, and how far from there another one is.
 
 The file travels with the checkpoint, beside the calibration that names it by its digest. Knows tensors and that one file;
-who fits it is `training.hidden`. Shapes: B rows, D hidden width, K directions.
+who fits it is `rewardserve.training.hidden`. Shapes: B rows, D hidden width, K directions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.calibration import Calibration, CalibrationError
+from rewardserve.model.calibration import Calibration, CalibrationError
 
 FILE_NAME = "hidden_reference.safetensors"
 _AGAIN = "Run `reward-train calibrate` again, or delete the file: it changes no score."

@@ -4,7 +4,7 @@ A template is a program that comes with a checkpoint. Jinja's sandbox keeps it f
 call (`'a' * 10**11`) can hold this process up for good. So the syntax tree is changed before it is compiled: every step of a
 loop, every call, and every text or list that is made is paid for in characters, before the work is done. An operation without a
 known price (padding, formatting, powers, an unknown filter) is not done here, and neither is one that the rest of the budget does
-not cover: `model.jinja_process` renders the conversation then. Every result is that of transformers' own environment.
+not cover: `rewardserve.model.jinja_process` renders the conversation then. Every result is that of transformers' own environment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jinja2 import Undefined, nodes, pass_context
 from jinja2.runtime import Macro
 from jinja2.visitor import NodeTransformer
 
-from model.jinja_process import (
+from rewardserve.model.jinja_process import (
     CLOCK,
     Description,
     Renderer,

@@ -1,7 +1,7 @@
 """Render a chat template in a process with limits of CPU time and memory that can be killed.
 
 `python -P jinja_process.py` reads a template and then conversations from stdin, and writes texts to stdout. Imports nothing of
-`model`, so that this process needs Jinja and transformers only. Which templates need it: `model.jinja_budget`.
+`model`, so that this process needs Jinja and transformers only. Which templates need it: `rewardserve.model.jinja_budget`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.padding import last_index, position_ids
+from rewardserve.model.padding import last_index, position_ids
 
 SINGLE_HEAD = ("score",)
 

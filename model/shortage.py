@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from types import TracebackType
 
-from model.printable import printable
+from rewardserve.model.printable import printable
 
 _LEAST_ADDRESS_SPACE = 400 * 2**20
 """Bytes without which numpy's libraries end the process themselves."""

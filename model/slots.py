@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import accumulate, chain, cycle, pairwise
 from typing import Any
 
-from model.conversation import InvalidMessages, Message
-from model.template import ChatTemplate
+from rewardserve.model.conversation import InvalidMessages, Message
+from rewardserve.model.template import ChatTemplate
 
 _LONGEST_TREE = 32_768
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from datetime import date, datetime
 from typing import TYPE_CHECKING
 
-from model.conversation import InvalidMessages, Message
-from model.jinja_budget import renderer
-from model.jinja_process import CLOCK, Renderer, TemplateBroken, TemplateRefuses, TemplateTooSlow
+from rewardserve.model.conversation import InvalidMessages, Message
+from rewardserve.model.jinja_budget import renderer
+from rewardserve.model.jinja_process import CLOCK, Renderer, TemplateBroken, TemplateRefuses, TemplateTooSlow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +39,7 @@ class ChatTemplate:
     """The chat template of a tokenizer, with its failures as `InvalidMessages`; an empty one joins contents.
 
     `template_date`: ISO date at which the clock of a template stands still; None: `STATED_DATE`. Thread-safe. A template takes a
-    bounded time, whatever is in it (`model.jinja_budget`). Raise `EncodingPolicyError`.
+    bounded time, whatever is in it (`rewardserve.model.jinja_budget`). Raise `EncodingPolicyError`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, template_date: str | None = None) -> None:

@@ -17,7 +17,7 @@ for _number in (signal.SIGTERM, signal.SIGINT):
 # It asks for the model to be loaded anew, which is what is being done anyway.
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-from model.shortage import explain_shortage
+from rewardserve.model.shortage import explain_shortage
 
 PROGRAM = "reward-serve"
 explain_shortage(PROGRAM, least_descriptors=64)
@@ -29,15 +29,15 @@ import sys
 import uvloop
 from pydantic_settings import SettingsError
 
-from model.backends import LoadError
-from model.calibration import CalibrationError
-from model.printable import printable
-from model.reward import PipelineError
-from model.traits import LexiconError
-from service.app import serve
-from service.observability import logs
-from service.ports import bind, url
-from service.settings import (
+from rewardserve.model.backends import LoadError
+from rewardserve.model.calibration import CalibrationError
+from rewardserve.model.printable import printable
+from rewardserve.model.reward import PipelineError
+from rewardserve.model.traits import LexiconError
+from rewardserve.service.app import serve
+from rewardserve.service.observability import logs
+from rewardserve.service.ports import bind, url
+from rewardserve.service.settings import (
     USAGE_ERROR,
     ServeSettings,
     complain,

@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from service.clock import Clock
-from service.errors import Overloaded, RequestTooLarge, ShuttingDown
+from rewardserve.service.clock import Clock
+from rewardserve.service.errors import Overloaded, RequestTooLarge, ShuttingDown
 
 _LONGEST_RETRY_AFTER_S = 30.0
 _NEARLY = 0.9

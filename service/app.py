@@ -23,34 +23,34 @@ from fastapi.routing import APIRoute
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from model.backends import LoadedModel
-from service.admission import Admission
-from service.api import docs, problems
-from service.api.access import OPEN_PATHS, Access, same_route
-from service.api.admin import admin_routes
-from service.api.dialects import DIALECTS, pairs
-from service.api.dialects.routes import DialectPolicy, dialect_routes, value_endpoint_of
-from service.api.door import Door
-from service.api.health import health_routes
-from service.api.intake import Intake, IntakeLimits
-from service.api.kserve_health import kserve_health_routes
-from service.api.middleware import KeyCheck, RequestSeen, Witness
-from service.api.pages import page_routes
-from service.api.protocol import ConnectionLimits, Connections, OneWriteProtocol
-from service.api.routes import Straight, scoring_routes
-from service.api.sites import Sites
-from service.api.stage import Bounds, Stage
-from service.clock import Clock, MonotonicClock
-from service.engine import Engine, Prepared, build_commons, load_audit, prepare
-from service.keyring import KeyFile, KeyRing
-from service.lookout import Fingerprint, fingerprint, keep_looking
-from service.observability import logs
-from service.observability.metrics import CONTENT_TYPE, Metrics
-from service.roster import Source
-from service.settings import ServeSettings, is_loopback
-from service.succession import Succession, in_daemon_thread, spare_the_garbage_collector
-from service.tls import Certificate
-from service.webhook import Webhook
+from rewardserve.model.backends import LoadedModel
+from rewardserve.service.admission import Admission
+from rewardserve.service.api import docs, problems
+from rewardserve.service.api.access import OPEN_PATHS, Access, same_route
+from rewardserve.service.api.admin import admin_routes
+from rewardserve.service.api.dialects import DIALECTS, pairs
+from rewardserve.service.api.dialects.routes import DialectPolicy, dialect_routes, value_endpoint_of
+from rewardserve.service.api.door import Door
+from rewardserve.service.api.health import health_routes
+from rewardserve.service.api.intake import Intake, IntakeLimits
+from rewardserve.service.api.kserve_health import kserve_health_routes
+from rewardserve.service.api.middleware import KeyCheck, RequestSeen, Witness
+from rewardserve.service.api.pages import page_routes
+from rewardserve.service.api.protocol import ConnectionLimits, Connections, OneWriteProtocol
+from rewardserve.service.api.routes import Straight, scoring_routes
+from rewardserve.service.api.sites import Sites
+from rewardserve.service.api.stage import Bounds, Stage
+from rewardserve.service.clock import Clock, MonotonicClock
+from rewardserve.service.engine import Engine, Prepared, build_commons, load_audit, prepare
+from rewardserve.service.keyring import KeyFile, KeyRing
+from rewardserve.service.lookout import Fingerprint, fingerprint, keep_looking
+from rewardserve.service.observability import logs
+from rewardserve.service.observability.metrics import CONTENT_TYPE, Metrics
+from rewardserve.service.roster import Source
+from rewardserve.service.settings import ServeSettings, is_loopback
+from rewardserve.service.succession import Succession, in_daemon_thread, spare_the_garbage_collector
+from rewardserve.service.tls import Certificate
+from rewardserve.service.webhook import Webhook
 
 _MOST_CONNECTIONS = 8192
 """Some 100 MB of buffers and objects if all of them are busy."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from model.reward import Pipeline, Reward
-from service.batching.batcher import Batcher
-from service.encoder import Encoder
-from service.errors import RowFailed
-from service.opinion import SecondOpinion
-from service.rewards import ScoredRow
+from rewardserve.model.reward import Pipeline, Reward
+from rewardserve.service.batching.batcher import Batcher
+from rewardserve.service.encoder import Encoder
+from rewardserve.service.errors import RowFailed
+from rewardserve.service.opinion import SecondOpinion
+from rewardserve.service.rewards import ScoredRow
 
 _BUCKETS = 2**20
 

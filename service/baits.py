@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.printable import printable
-from model.textfile import NotText, decoded
-from service.tripwires.baits import BaitsError, hashed
+from rewardserve.model.printable import printable
+from rewardserve.model.textfile import NotText, decoded
+from rewardserve.service.tripwires.baits import BaitsError, hashed
 
 _USAGE = 2
 

@@ -12,7 +12,7 @@ Exit codes: 0 every line has a score, 1 no model, 2 wrong settings or files, 3 s
 # ruff: noqa: E402
 from __future__ import annotations
 
-from model.shortage import explain_shortage, in_words
+from rewardserve.model.shortage import explain_shortage, in_words
 
 PROGRAM = "reward-score"
 explain_shortage(PROGRAM)
@@ -39,23 +39,30 @@ from pydantic_settings import SettingsError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from model.backends import LoadedModel, LoadError
-from model.calibration import CalibrationError
-from model.reward import Pipeline, PipelineError
-from model.textfile import wide_encoding
-from model.traits import LexiconError
-from service import engine as engines
-from service.admission import Admission
-from service.api import body
-from service.api.replies import result
-from service.api.schemas import SampleIn, to_sample
-from service.api.stage import Details
-from service.clock import MonotonicClock
-from service.errors import Failure, RequestRefused
-from service.observability import logs
-from service.observability.metrics import Metrics
-from service.scoring import Scored, Scoring
-from service.settings import USAGE_ERROR, BulkSettings, ModelSettings, complain, complain_of_model, from_command_line
+from rewardserve.model.backends import LoadedModel, LoadError
+from rewardserve.model.calibration import CalibrationError
+from rewardserve.model.reward import Pipeline, PipelineError
+from rewardserve.model.textfile import wide_encoding
+from rewardserve.model.traits import LexiconError
+from rewardserve.service import engine as engines
+from rewardserve.service.admission import Admission
+from rewardserve.service.api import body
+from rewardserve.service.api.replies import result
+from rewardserve.service.api.schemas import SampleIn, to_sample
+from rewardserve.service.api.stage import Details
+from rewardserve.service.clock import MonotonicClock
+from rewardserve.service.errors import Failure, RequestRefused
+from rewardserve.service.observability import logs
+from rewardserve.service.observability.metrics import Metrics
+from rewardserve.service.scoring import Scored, Scoring
+from rewardserve.service.settings import (
+    USAGE_ERROR,
+    BulkSettings,
+    ModelSettings,
+    complain,
+    complain_of_model,
+    from_command_line,
+)
 
 FAILED = 1
 SOME_FAILED = 3

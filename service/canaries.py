@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.backends import Encode, Identity
-from model.conversation import Sample, SampleError
-from model.scorer import ScorerError, TokenBatch
-from model.textfile import NotText, decoded
-from service.batching.batcher import Batcher
-from service.batching.outcomes import RowScored
-from service.errors import ServiceError
-from service.files import read_bounded
+from rewardserve.model.backends import Encode, Identity
+from rewardserve.model.conversation import Sample, SampleError
+from rewardserve.model.scorer import ScorerError, TokenBatch
+from rewardserve.model.textfile import NotText, decoded
+from rewardserve.service.batching.batcher import Batcher
+from rewardserve.service.batching.outcomes import RowScored
+from rewardserve.service.errors import ServiceError
+from rewardserve.service.files import read_bounded
 
 SHIPPED = Path(__file__).parent / "tripwires" / "canaries.json"
 

@@ -10,11 +10,11 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from model.backends import Encode
-from model.conversation import Sample, SampleError
-from model.encoding import Encoded
-from model.shortage import in_words
-from service.errors import EncodingFailed, RowFailed
+from rewardserve.model.backends import Encode
+from rewardserve.model.conversation import Sample, SampleError
+from rewardserve.model.encoding import Encoded
+from rewardserve.model.shortage import in_words
+from rewardserve.service.errors import EncodingFailed, RowFailed
 
 _FEW_IDS = 16_384
 """So many ids are checked in about half a millisecond: less than the event loop would lose to a thread and back."""

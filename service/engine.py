@@ -11,40 +11,40 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from model.backends import LoadedModel, LoadError, load
-from model.backends.ensemble import ensemble
-from model.calibration import Calibration
-from model.reward import Pipeline, RewardSettings, build_pipeline
-from model.scorer import ScorerError
-from model.traits import Lexicon
-from service.admission import Admission
-from service.audit import AuditJudge
-from service.batching.batcher import Batcher
-from service.batching.cache import ScoreCache
-from service.batching.noise import NumericNoise, made_up_rows, numeric_noise
-from service.batching.outcomes import BatchDone
-from service.batching.pace import STEPS, Pace
-from service.batching.planner import Limits
-from service.batching.watchdog import ScorerState, Watchdog
-from service.canaries import SHIPPED, Canaries, CanariesError
-from service.canaries import read as canary_pairs
-from service.clock import Clock
-from service.encoder import Encoder
-from service.evidence import EvidenceRoom
-from service.observability import logs
-from service.observability.metrics import Metrics
-from service.references import References
-from service.scoring import Rooms, Scoring
-from service.settings import ModelSettings
-from service.tripwires.advice import ADVICE, SAYS
-from service.tripwires.baits import Baits
-from service.tripwires.board import CANARIES, CANARY_CHANGE, Board, BoardLimits
-from service.tripwires.incidents import Incidents
-from service.tripwires.reference import Reference, Yardstick, usual
-from service.tripwires.units import units
-from service.tripwires.wire import CANARY, Finding
-from service.watch import Allowance, Watch
-from service.webhook import Webhook
+from rewardserve.model.backends import LoadedModel, LoadError, load
+from rewardserve.model.backends.ensemble import ensemble
+from rewardserve.model.calibration import Calibration
+from rewardserve.model.reward import Pipeline, RewardSettings, build_pipeline
+from rewardserve.model.scorer import ScorerError
+from rewardserve.model.traits import Lexicon
+from rewardserve.service.admission import Admission
+from rewardserve.service.audit import AuditJudge
+from rewardserve.service.batching.batcher import Batcher
+from rewardserve.service.batching.cache import ScoreCache
+from rewardserve.service.batching.noise import NumericNoise, made_up_rows, numeric_noise
+from rewardserve.service.batching.outcomes import BatchDone
+from rewardserve.service.batching.pace import STEPS, Pace
+from rewardserve.service.batching.planner import Limits
+from rewardserve.service.batching.watchdog import ScorerState, Watchdog
+from rewardserve.service.canaries import SHIPPED, Canaries, CanariesError
+from rewardserve.service.canaries import read as canary_pairs
+from rewardserve.service.clock import Clock
+from rewardserve.service.encoder import Encoder
+from rewardserve.service.evidence import EvidenceRoom
+from rewardserve.service.observability import logs
+from rewardserve.service.observability.metrics import Metrics
+from rewardserve.service.references import References
+from rewardserve.service.scoring import Rooms, Scoring
+from rewardserve.service.settings import ModelSettings
+from rewardserve.service.tripwires.advice import ADVICE, SAYS
+from rewardserve.service.tripwires.baits import Baits
+from rewardserve.service.tripwires.board import CANARIES, CANARY_CHANGE, Board, BoardLimits
+from rewardserve.service.tripwires.incidents import Incidents
+from rewardserve.service.tripwires.reference import Reference, Yardstick, usual
+from rewardserve.service.tripwires.units import units
+from rewardserve.service.tripwires.wire import CANARY, Finding
+from rewardserve.service.watch import Allowance, Watch
+from rewardserve.service.webhook import Webhook
 
 _CANARY_STDS, _CANARY_NOISES = 0.01, 4.0
 

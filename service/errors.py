@@ -4,7 +4,7 @@
     ├─ RequestRefused   the request as a whole is answered with `status`
     └─ RowFailed        one sample is answered with an error; its neighbours are scored
 
-`model.conversation.SampleError` is the third kind, raised by whoever reads a sample; like `RowFailed`
+`rewardserve.model.conversation.SampleError` is the third kind, raised by whoever reads a sample; like `RowFailed`
 it belongs to one sample. A message never holds a part of a conversation or a key. Knows no HTTP library.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from model.conversation import SampleError
+from rewardserve.model.conversation import SampleError
 
 Detail = int | float | str
 

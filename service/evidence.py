@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from service.files import remove_stale_drafts, write_whole
-from service.tripwires.wire import Finding
+from rewardserve.service.files import remove_stale_drafts, write_whole
+from rewardserve.service.tripwires.wire import Finding
 
 MOST_FILES = 1_000
 MOST_CHARS = 64 * 2**20

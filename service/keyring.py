@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
-from model.textfile import decoded
-from service.files import State, read_bounded, reason_of, repeat, state_of
-from service.quota import UNLIMITED, Limits
+from rewardserve.model.textfile import decoded
+from rewardserve.service.files import State, read_bounded, reason_of, repeat, state_of
+from rewardserve.service.quota import UNLIMITED, Limits
 
 SCOPES = ("score", "admin", "metrics")
 SHORT = 16

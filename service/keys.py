@@ -14,10 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.printable import printable
-from model.textfile import NotText, decoded, wide_encoding
-from service.keyring import SCOPES, KeysError, line_of, parse
-from service.quota import BURST_S, Limits
+from rewardserve.model.printable import printable
+from rewardserve.model.textfile import NotText, decoded, wide_encoding
+from rewardserve.service.keyring import SCOPES, KeysError, line_of, parse
+from rewardserve.service.quota import BURST_S, Limits
 
 _USAGE = 2
 _MARK = "rwd_"

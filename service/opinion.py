@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from model.conversation import Sample
-from model.encoding import Encoded
-from model.reward import Pipeline, Reward
-from service.batching.batcher import Batcher
-from service.batching.outcomes import RowScored
-from service.encoder import Encoder
-from service.errors import RowFailed, ServiceError
-from service.rewards import ScoredRow, rewards_of
+from rewardserve.model.conversation import Sample
+from rewardserve.model.encoding import Encoded
+from rewardserve.model.reward import Pipeline, Reward
+from rewardserve.service.batching.batcher import Batcher
+from rewardserve.service.batching.outcomes import RowScored
+from rewardserve.service.encoder import Encoder
+from rewardserve.service.errors import RowFailed, ServiceError
+from rewardserve.service.rewards import ScoredRow, rewards_of
 
 MOST_WAITING = 1_024
 """Samples that wait for an opinion; beyond them nobody is asked: the other model may be slower than the one in service."""

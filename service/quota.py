@@ -9,10 +9,10 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from service import buckets
-from service.buckets import Bucket, Rate
-from service.clock import Clock
-from service.errors import RateLimited
+from rewardserve.service import buckets
+from rewardserve.service.buckets import Bucket, Rate
+from rewardserve.service.clock import Clock
+from rewardserve.service.errors import RateLimited
 
 BURST_S = 10.0
 """Trainers ask in waves, a batch of responses every few seconds: a wave may be this many seconds' worth."""

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 
-from service.files import read_bounded, remove_stale_drafts, set_aside, write_whole
-from service.tripwires.reference import Reference, Usual, is_part
+from rewardserve.service.files import read_bounded, remove_stale_drafts, set_aside, write_whole
+from rewardserve.service.tripwires.reference import Reference, Usual, is_part
 
 MOST_RUNS = 1_000
 MOST_BYTES = 64 * 2**20

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import NamedTuple
 
-from model.conversation import Sample
-from model.encoding import Encoded
-from model.reward import Batch, Pipeline, Reward, repetition
-from model.scorer import HeadScores
-from service.errors import RowFailed, ScoreNotFinite, ScorerBug
+from rewardserve.model.conversation import Sample
+from rewardserve.model.encoding import Encoded
+from rewardserve.model.reward import Batch, Pipeline, Reward, repetition
+from rewardserve.model.scorer import HeadScores
+from rewardserve.service.errors import RowFailed, ScoreNotFinite, ScorerBug
 
 
 class ScoredRow(NamedTuple):

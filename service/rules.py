@@ -19,15 +19,15 @@ from typing import Any
 
 import yaml
 
-from model.printable import printable
-from model.textfile import decoded
-from service.tripwires.advice import ADVICE, SAYS
-from service.tripwires.plan import PlanError, WirePlan, plan_of
-from service.tripwires.reference import least_deviation
-from service.tripwires.tally import count_of, is_signed
-from service.tripwires.units import Unit, units
-from service.tripwires.wire import CANARY, VOTE
-from service.tripwires.wires import (
+from rewardserve.model.printable import printable
+from rewardserve.model.textfile import decoded
+from rewardserve.service.tripwires.advice import ADVICE, SAYS
+from rewardserve.service.tripwires.plan import PlanError, WirePlan, plan_of
+from rewardserve.service.tripwires.reference import least_deviation
+from rewardserve.service.tripwires.tally import count_of, is_signed
+from rewardserve.service.tripwires.units import Unit, units
+from rewardserve.service.tripwires.wire import CANARY, VOTE
+from rewardserve.service.tripwires.wires import (
     Baits,
     Divergence,
     Excess,

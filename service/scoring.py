@@ -15,21 +15,21 @@ from itertools import pairwise
 from math import isfinite
 from typing import Any, NamedTuple, TypeVar
 
-from model.conversation import Message, Sample, SampleError
-from model.encoding import Encoded
-from model.reward import Pipeline, Reward, sigmoid
-from model.scorer import HeadScores
-from service.admission import Admission
-from service.batching.batcher import Batcher
-from service.batching.outcomes import RowOutcome, RowScored
-from service.clock import Clock
-from service.encoder import Encoder
-from service.errors import DeadlineExceeded, Failure, RowFailed, RunBlocked, ScoreNotFinite
-from service.observability.metrics import Metrics
-from service.quota import charge_tokens
-from service.rewards import ScoredRow, rewards_of
-from service.shadow import Shadow
-from service.watch import Flags, Origin, Watch
+from rewardserve.model.conversation import Message, Sample, SampleError
+from rewardserve.model.encoding import Encoded
+from rewardserve.model.reward import Pipeline, Reward, sigmoid
+from rewardserve.model.scorer import HeadScores
+from rewardserve.service.admission import Admission
+from rewardserve.service.batching.batcher import Batcher
+from rewardserve.service.batching.outcomes import RowOutcome, RowScored
+from rewardserve.service.clock import Clock
+from rewardserve.service.encoder import Encoder
+from rewardserve.service.errors import DeadlineExceeded, Failure, RowFailed, RunBlocked, ScoreNotFinite
+from rewardserve.service.observability.metrics import Metrics
+from rewardserve.service.quota import charge_tokens
+from rewardserve.service.rewards import ScoredRow, rewards_of
+from rewardserve.service.shadow import Shadow
+from rewardserve.service.watch import Flags, Origin, Watch
 
 T = TypeVar("T")
 Asked = Sample | SampleError

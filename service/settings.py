@@ -20,17 +20,17 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict, SettingsError
 
-from model.backends import BACKENDS, ModelSpec, VllmSpec
-from model.printable import printable
-from model.reward import CombineSettings, PenaltySettings, RewardSettings
-from model.textfile import decoded
-from service.files import read_bounded, reason_of
-from service.keyring import KeyRing, KeysError
-from service.keyring import read as read_keys
-from service.tls import TlsError, TlsFiles, context_of
-from service.tripwires.baits import Baits, BaitsError
-from service.tripwires.baits import read as read_baits
-from service.tripwires.plan import PlanError, WirePlan, plan_of
+from rewardserve.model.backends import BACKENDS, ModelSpec, VllmSpec
+from rewardserve.model.printable import printable
+from rewardserve.model.reward import CombineSettings, PenaltySettings, RewardSettings
+from rewardserve.model.textfile import decoded
+from rewardserve.service.files import read_bounded, reason_of
+from rewardserve.service.keyring import KeyRing, KeysError
+from rewardserve.service.keyring import read as read_keys
+from rewardserve.service.tls import TlsError, TlsFiles, context_of
+from rewardserve.service.tripwires.baits import Baits, BaitsError
+from rewardserve.service.tripwires.baits import read as read_baits
+from rewardserve.service.tripwires.plan import PlanError, WirePlan, plan_of
 
 S = TypeVar("S", bound="ModelSettings")
 
@@ -272,7 +272,7 @@ class ModelSettings(BaseSettings):
         return named
 
     def model_spec(self, model: str | None = None) -> ModelSpec:
-        """What `model.backends.load` is asked for; of another model than that of the setting, if named."""
+        """What `rewardserve.model.backends.load` is asked for; of another model than that of the setting, if named."""
         return ModelSpec(
             model=self.model if model is None else model,
             device=self.device,

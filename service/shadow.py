@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from math import sqrt
 
-from model.reward import Reward
-from service.errors import RowFailed
-from service.opinion import SecondOpinion
-from service.rewards import ScoredRow
-from service.roster import Comparison
+from rewardserve.model.reward import Reward
+from rewardserve.service.errors import RowFailed
+from rewardserve.service.opinion import SecondOpinion
+from rewardserve.service.rewards import ScoredRow
+from rewardserve.service.roster import Comparison
 
 _BUCKETS = 2**20
 _LARGEST_GROUP = 16

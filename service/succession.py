@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from model.backends import LoadError
-from model.backends.memory import give_back_free_memory
-from model.calibration import CalibrationError
-from model.reward import PipelineError
-from model.shortage import in_words
-from service.api.stage import Served, Stage
-from service.engine import Commons, Engine, Prepared, build_engine, prepare
-from service.errors import (
+from rewardserve.model.backends import LoadError
+from rewardserve.model.backends.memory import give_back_free_memory
+from rewardserve.model.calibration import CalibrationError
+from rewardserve.model.reward import PipelineError
+from rewardserve.model.shortage import in_words
+from rewardserve.service.api.stage import Served, Stage
+from rewardserve.service.engine import Commons, Engine, Prepared, build_engine, prepare
+from rewardserve.service.errors import (
     EpochGone,
     EpochInUse,
     InvalidRequest,
@@ -32,12 +32,12 @@ from service.errors import (
     NothingToRollBack,
     ShuttingDown,
 )
-from service.observability import logs
-from service.opinion import SecondOpinion
-from service.roster import Loaded, Loading, Overview, Refused, Roster, Source
-from service.settings import ModelSettings
-from service.shadow import Shadow
-from service.tripwires.board import CANARIES, OTHER
+from rewardserve.service.observability import logs
+from rewardserve.service.opinion import SecondOpinion
+from rewardserve.service.roster import Loaded, Loading, Overview, Refused, Roster, Source
+from rewardserve.service.settings import ModelSettings
+from rewardserve.service.shadow import Shadow
+from rewardserve.service.tripwires.board import CANARIES, OTHER
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.files import State, read_bounded, repeat, state_of
+from rewardserve.service.files import State, read_bounded, repeat, state_of
 
 _LOOKED_AT_EVERY_S = 1.0
 _MOST_BYTES = 4 * 2**20

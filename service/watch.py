@@ -10,20 +10,20 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
-from model.conversation import Sample, SampleError
-from model.reward import Reward
-from model.scorer import DISTANCE, HeadScores
-from model.traits import NAMES, OF_IDS, Lexicon, of_ids, of_text, text_digest
-from service.audit import AuditJudge
-from service.clock import Clock
-from service.errors import RowFailed
-from service.evidence import EvidenceRoom, Exhibit
-from service.rewards import ScoredRow
-from service.tripwires.baits import Baits
-from service.tripwires.board import Board
-from service.tripwires.incidents import most_severe_first
-from service.tripwires.reference import Yardstick
-from service.tripwires.wire import Finding, Observation
+from rewardserve.model.conversation import Sample, SampleError
+from rewardserve.model.reward import Reward
+from rewardserve.model.scorer import DISTANCE, HeadScores
+from rewardserve.model.traits import NAMES, OF_IDS, Lexicon, of_ids, of_text, text_digest
+from rewardserve.service.audit import AuditJudge
+from rewardserve.service.clock import Clock
+from rewardserve.service.errors import RowFailed
+from rewardserve.service.evidence import EvidenceRoom, Exhibit
+from rewardserve.service.rewards import ScoredRow
+from rewardserve.service.tripwires.baits import Baits
+from rewardserve.service.tripwires.board import Board
+from rewardserve.service.tripwires.incidents import most_severe_first
+from rewardserve.service.tripwires.reference import Yardstick
+from rewardserve.service.tripwires.wire import Finding, Observation
 
 Flags = tuple[str, ...]
 

@@ -24,14 +24,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from model.backends import ModelSpec, load
-from model.checkpoint import read_backbone
-from model.conversation import Message, Sample
-from model.scorer import TokenBatch
+from rewardserve.model.backends import ModelSpec, load
+from rewardserve.model.checkpoint import read_backbone
+from rewardserve.model.conversation import Message, Sample
+from rewardserve.model.scorer import TokenBatch
+from rewardserve.training import export as exporting
+from rewardserve.training.config import MethodConfig
+from rewardserve.training.methods import adapt
 from tests.support.tiny import randomize, tiny_config, tiny_tokenizer
-from training import export as exporting
-from training.config import MethodConfig
-from training.methods import adapt
 
 Talk = tuple[str, str]
 Rows = list[list[int]]

@@ -3,7 +3,7 @@
 # ruff: noqa: E402
 from __future__ import annotations
 
-from model.shortage import explain_shortage
+from rewardserve.model.shortage import explain_shortage
 
 explain_shortage("reward-train")
 
@@ -17,16 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from model.calibration import CalibrationError
-from model.checkpoint import CheckpointError
-from model.printable import printable
-from model.template import EncodingPolicyError
-from training import recipe
-from training.calibrate import NothingToFit
-from training.config import Config, ConfigError
-from training.data import DataError
-from training.errors import RunFailed, Stopped, explain
-from training.sequences import EncodingFailed
+from rewardserve.model.calibration import CalibrationError
+from rewardserve.model.checkpoint import CheckpointError
+from rewardserve.model.printable import printable
+from rewardserve.model.template import EncodingPolicyError
+from rewardserve.training import recipe
+from rewardserve.training.calibrate import NothingToFit
+from rewardserve.training.config import Config, ConfigError
+from rewardserve.training.data import DataError
+from rewardserve.training.errors import RunFailed, Stopped, explain
+from rewardserve.training.sequences import EncodingFailed
 
 VERBS = ("train", "evaluate", "calibrate", "export", "crossvalidate")
 _EXPECTED = (
@@ -80,7 +80,7 @@ def _how_to_go_on(config: Config | None, verb: str) -> str:
     """The step that a training which broke off can go on from; the other verbs begin anew."""
     if config is None or verb != "train":
         return ""
-    from training.steps import last_complete
+    from rewardserve.training.steps import last_complete
 
     step = last_complete(Path(config.output.folder) / "steps")
     return f" Go on from {step.name} with --set output.resume=true." if step else " Nothing is saved yet to go on from."
@@ -152,7 +152,7 @@ def _refuse_idle(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 
 
 def _run(verb: str, config: Config, checkpoint: str | None, n_folds: int | None) -> None:
-    from training import run
+    from rewardserve.training import run
 
     if verb in ("evaluate", "calibrate") and checkpoint is None:
         checkpoint = str(Path(config.output.folder) / "checkpoint")
@@ -172,7 +172,7 @@ def _run(verb: str, config: Config, checkpoint: str | None, n_folds: int | None)
 
 
 def _crossvalidate(config: Config, n_folds: int) -> None:
-    from training.crossvalidate import crossvalidate, spread
+    from rewardserve.training.crossvalidate import crossvalidate, spread
 
     found = crossvalidate(config, n_folds)
     for m, by_group in zip(found.metrics, found.by_group, strict=True):

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from training import data
-from training.data import Split
-from training.leakage import Overlap
-from training.pairs import Pair
-from training.sequences import PairTable
+from rewardserve.training import data
+from rewardserve.training.data import Split
+from rewardserve.training.leakage import Overlap
+from rewardserve.training.pairs import Pair
+from rewardserve.training.sequences import PairTable
 
 REASONS = {
     "too_long": "longer than encoding.max_tokens",

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from model.calibration import REFERENCE_QUANTILES, Calibration, HeadCalibration, TraitCalibration
-from model.scorer import DISTANCE
-from model.traits import NAMES
+from rewardserve.model.calibration import REFERENCE_QUANTILES, Calibration, HeadCalibration, TraitCalibration
+from rewardserve.model.scorer import DISTANCE
+from rewardserve.model.traits import NAMES
 
 Floats = NDArray[np.float64]
 CAP_QUANTILES = (0.001, 0.999)
@@ -41,7 +41,7 @@ class HeldOut:
 
     `raw_N` is the score of the whole, `tokens_N` counts each response's tokens. `diff_P` is chosen minus rejected. `heads_NH`
     are the scores of each head, `head_diffs` its differences on the pairs that are its own: what it makes of the others' says
-    nothing of how sure it may be. `traits_NT` are `model.traits.NAMES`, with the phrases of `lexicon`.
+    nothing of how sure it may be. `traits_NT` are `rewardserve.model.traits.NAMES`, with the phrases of `lexicon`.
     """
 
     raw_N: Floats

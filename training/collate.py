@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from model.padding import left_pad
-from training.config import OptimConfig
-from training.sequences import PairTable
+from rewardserve.model.padding import left_pad
+from rewardserve.training.config import OptimConfig
+from rewardserve.training.sequences import PairTable
 
 Batch = dict[str, Tensor]
 Rows = Callable[[Sequence[int]], tuple[Tensor, Tensor]]

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from model.conversation import Message
-from training import turns
-from training.config import ConfigError, SourceConfig
-from training.sources import Row
+from rewardserve.model.conversation import Message
+from rewardserve.training import turns
+from rewardserve.training.config import ConfigError, SourceConfig
+from rewardserve.training.sources import Row
 
 _DEFAULT = {f.name: f.default for f in fields(SourceConfig) if f.name.endswith("_key")}
 _REQUIRED = ("chosen_key", "rejected_key")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from math import ceil
 from typing import Any, Literal
 
-from model.scorer import DISTANCE
+from rewardserve.model.scorer import DISTANCE
 
 
 class ConfigError(Exception):

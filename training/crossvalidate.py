@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import Checkpoint
-from training import account, data, evaluate, export, finish, folds, leakage, output, recipe, report, run
-from training.config import Config, ConfigError
-from training.evaluate import Floats, Metrics
-from training.finish import Tables
-from training.sequences import PairTable
-from training.trainer import check_optimizer
+from rewardserve.model.checkpoint import Checkpoint
+from rewardserve.training import account, data, evaluate, export, finish, folds, leakage, output, recipe, report, run
+from rewardserve.training.config import Config, ConfigError
+from rewardserve.training.evaluate import Floats, Metrics
+from rewardserve.training.finish import Tables
+from rewardserve.training.sequences import PairTable
+from rewardserve.training.trainer import check_optimizer
 
 _MOST_FOLDS = 10_000
 

@@ -11,10 +11,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from model.contract import sample_to_dict
-from training import columns, sources
-from training.config import DataConfig, SourceConfig
-from training.pairs import FieldError, Pair, to_pair
+from rewardserve.model.contract import sample_to_dict
+from rewardserve.training import columns, sources
+from rewardserve.training.config import DataConfig, SourceConfig
+from rewardserve.training.pairs import FieldError, Pair, to_pair
 
 _SPLIT_STEPS = 10_000
 _N_SHOWN = 20

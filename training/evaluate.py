@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.calibrate import sigmoid, temperature
-from training.sequences import PairTable
+from rewardserve.training.calibrate import sigmoid, temperature
+from rewardserve.training.sequences import PairTable
 
 Floats = NDArray[np.float64]
 MOST_BINS = 15

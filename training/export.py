@@ -1,6 +1,6 @@
 """The finished checkpoint: weights, calibration, contract with golden probes, adapter, report data.
 
-Knows `model.checkpoint`'s layout through its two functions, and no optimizer.
+Knows `rewardserve.model.checkpoint`'s layout through its two functions, and no optimizer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint import (
+from rewardserve.model.checkpoint import (
     Checkpoint,
     CheckpointError,
     ReadOptions,
@@ -25,12 +25,12 @@ from model.checkpoint import (
     write_contract,
     write_heads,
 )
-from model.contract import N_PROBES, ScoringContract, sample_from_dict
-from model.conversation import Sample, SampleError
-from model.textfile import decoded
-from training.config import ConfigError
-from training.methods import merge
-from training.sequences import PairTable, TokenSequence
+from rewardserve.model.contract import N_PROBES, ScoringContract, sample_from_dict
+from rewardserve.model.conversation import Sample, SampleError
+from rewardserve.model.textfile import decoded
+from rewardserve.training.config import ConfigError
+from rewardserve.training.methods import merge
+from rewardserve.training.sequences import PairTable, TokenSequence
 
 REPORT = "training_report.json"
 _VERSIONS = ("torch", "transformers", "tokenizers", "peft", "accelerate", "datasets", "numpy", "rewardserve")

@@ -18,19 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.calibration import Calibration
-from model.checkpoint import Checkpoint
-from model.conversation import Sample
-from model.encoding import Encoder
-from model.encoding_policy import EncodingPolicy
-from model.traits import Lexicon, of_ids, of_text
-from training import calibrate, data, evaluate, export, hidden, output, recipe, report, scoring
-from training.account import RowCounts
-from training.calibrate import NothingToFit
-from training.config import Config
-from training.console import say, show
-from training.evaluate import Floats, Judged, Metrics
-from training.sequences import PairTable, TokenSequence
+from rewardserve.model.calibration import Calibration
+from rewardserve.model.checkpoint import Checkpoint
+from rewardserve.model.conversation import Sample
+from rewardserve.model.encoding import Encoder
+from rewardserve.model.encoding_policy import EncodingPolicy
+from rewardserve.model.traits import Lexicon, of_ids, of_text
+from rewardserve.training import calibrate, data, evaluate, export, hidden, output, recipe, report, scoring
+from rewardserve.training.account import RowCounts
+from rewardserve.training.calibrate import NothingToFit
+from rewardserve.training.config import Config
+from rewardserve.training.console import say, show
+from rewardserve.training.evaluate import Floats, Judged, Metrics
+from rewardserve.training.sequences import PairTable, TokenSequence
 
 _N_BAD_SHOWN = 20
 

@@ -12,11 +12,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from training.calibrate import NothingToFit
-from training.config import ConfigError
-from training.evaluate import Floats
-from training.pairs import Pair
-from training.sequences import PairTable, TokenSequence, subset
+from rewardserve.training.calibrate import NothingToFit
+from rewardserve.training.config import ConfigError
+from rewardserve.training.evaluate import Floats
+from rewardserve.training.pairs import Pair
+from rewardserve.training.sequences import PairTable, TokenSequence, subset
 
 
 def deal(pairs: Sequence[Pair], n_folds: int, salt: str) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from model.hidden import HiddenReference
-from training.calibrate import Floats, NothingToFit
+from rewardserve.model.hidden import HiddenReference
+from rewardserve.training.calibrate import Floats, NothingToFit
 
 LEAST_RESPONSES = 100
 MOST_DIRECTIONS = 64

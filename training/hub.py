@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 
-from model.checkpoint.bases import BASES
-from training.console import say
+from rewardserve.model.checkpoint.bases import BASES
+from rewardserve.training.console import say
 
 ANSWER_S = 10.0
 """The longest wait for the hub, name resolution included."""
@@ -101,7 +101,7 @@ def _go_offline() -> None:
 
 
 def _base_names(folder: Path) -> list[str]:
-    from model.checkpoint.heads import base_of_heads
+    from rewardserve.model.checkpoint.heads import base_of_heads
 
     names: list[str | None] = []
     try:

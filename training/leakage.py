@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from model.conversation import Sample
-from training.pairs import Pair
-from training.sequences import PairTable, TokenSequence, subset
+from rewardserve.model.conversation import Sample
+from rewardserve.training.pairs import Pair
+from rewardserve.training.sequences import PairTable, TokenSequence, subset
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.config import ConfigError, LossConfig
+from rewardserve.training.config import ConfigError, LossConfig
 
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 

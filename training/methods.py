@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from model.network import NetworkOutput, RewardNetwork
-from training.config import ConfigError, MethodConfig
-from training.sequences import PairTable
+from rewardserve.model.network import NetworkOutput, RewardNetwork
+from rewardserve.training.config import ConfigError, MethodConfig
+from rewardserve.training.sequences import PairTable
 
 _LINEAR = (nn.Linear, Conv1D)
 """What `all-linear` means: GPT-2 has its linear layers as `Conv1D`."""

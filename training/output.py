@@ -17,9 +17,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-from model.textfile import write_text
-from training.config import ConfigError
-from training.console import say
+from rewardserve.model.textfile import write_text
+from rewardserve.training.config import ConfigError
+from rewardserve.training.console import say
 
 LOCK = ".lock"
 RESULTS = ("checkpoint", "adapter", "heads", "report.html")

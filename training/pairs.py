@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from model.conversation import Message, Sample, SampleError, check_text, is_empty_value
-from training import turns
-from training.columns import SourceColumns, common_text
-from training.config import SourceConfig, shown
-from training.sources import Row
+from rewardserve.model.conversation import Message, Sample, SampleError, check_text, is_empty_value
+from rewardserve.training import turns
+from rewardserve.training.columns import SourceColumns, common_text
+from rewardserve.training.config import SourceConfig, shown
+from rewardserve.training.sources import Row
 
 MAX_MARGIN = 1e6
 _NO_USER = "there is no prompt, and chosen and rejected begin with no turn of a user that they share"

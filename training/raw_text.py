@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from model.checkpoint import Checkpoint
-from model.conversation import Sample
-from model.encoding_policy import EncodingPolicy, infer_policy
-from training.config import ConfigError
-from training.pairs import Pair
+from rewardserve.model.checkpoint import Checkpoint
+from rewardserve.model.conversation import Sample
+from rewardserve.model.encoding_policy import EncodingPolicy, infer_policy
+from rewardserve.training.config import ConfigError
+from rewardserve.training.pairs import Pair
 
 JOINED = (
     "all pairs are plain text that the chat template did not render: it is left out, in the exported checkpoint too, where "

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import yaml
 
-from training import yaml12
-from training.config import Config, ConfigError, shown
+from rewardserve.training import yaml12
+from rewardserve.training.config import Config, ConfigError, shown
 
 _SIMILAR = 0.75
 _ELSEWHERE = {

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from model.textfile import write_text
-from training import yaml12
-from training.evaluate import PAIRS_A_BIN, Judged, Metrics, cross_fitted, reliability
+from rewardserve.model.textfile import write_text
+from rewardserve.training import yaml12
+from rewardserve.training.evaluate import PAIRS_A_BIN, Judged, Metrics, cross_fitted, reliability
 
 _CHOSEN, _REJECTED, _LINE = "#2a7f62", "#c4533a", "#3b5b92"
 _STYLE = """

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from model.backends import LoadError
-from model.backends.engine_check import padding_objection
-from model.checkpoint import (
+from rewardserve.model.backends import LoadError
+from rewardserve.model.backends.engine_check import padding_objection
+from rewardserve.model.checkpoint import (
     Checkpoint,
     CheckpointError,
     ReadOptions,
@@ -28,18 +28,41 @@ from model.checkpoint import (
     tokenised_whole,
     without_bias,
 )
-from training import account, data, evaluate, hub, leakage, output, raw_text, recipe, report, scoring, sequences
-from training.collate import Collator, Rows, cached_rows, token_rows
-from training.config import Config, ConfigError
-from training.console import say, show
-from training.evaluate import Metrics
-from training.export import read_probes
-from training.finish import Made, RunTimer, Tables, facts_of, figures, finish, independence, judge, score, summary
-from training.losses import USES_MARGIN, pair_loss
-from training.methods import CachedNetwork, adapt, check_targets, fit_logistic
-from training.sequences import PairTable
-from training.steps import COMPLETE, damaged, history_of, last_complete, load_weights
-from training.trainer import RewardTrainer, check_optimizer, check_warmup, stops_at_signals
+from rewardserve.training import (
+    account,
+    data,
+    evaluate,
+    hub,
+    leakage,
+    output,
+    raw_text,
+    recipe,
+    report,
+    scoring,
+    sequences,
+)
+from rewardserve.training.collate import Collator, Rows, cached_rows, token_rows
+from rewardserve.training.config import Config, ConfigError
+from rewardserve.training.console import say, show
+from rewardserve.training.evaluate import Metrics
+from rewardserve.training.export import read_probes
+from rewardserve.training.finish import (
+    Made,
+    RunTimer,
+    Tables,
+    facts_of,
+    figures,
+    finish,
+    independence,
+    judge,
+    score,
+    summary,
+)
+from rewardserve.training.losses import USES_MARGIN, pair_loss
+from rewardserve.training.methods import CachedNetwork, adapt, check_targets, fit_logistic
+from rewardserve.training.sequences import PairTable
+from rewardserve.training.steps import COMPLETE, damaged, history_of, last_complete, load_weights
+from rewardserve.training.trainer import RewardTrainer, check_optimizer, check_warmup, stops_at_signals
 
 _RECIPE = "recipe.json"
 _DATA = "data.json"

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.network import NetworkOutput, RewardNetwork
-from model.padding import left_pad
-from training.console import progress
+from rewardserve.model.network import NetworkOutput, RewardNetwork
+from rewardserve.model.padding import left_pad
+from rewardserve.training.console import progress
 
 
 def score(

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from model.conversation import EmptyResponse, InputTooLong, Sample, SampleError
-from model.encoding import Encoded, Encoder
-from training.console import progress
-from training.pairs import Pair
+from rewardserve.model.conversation import EmptyResponse, InputTooLong, Sample, SampleError
+from rewardserve.model.encoding import Encoded, Encoder
+from rewardserve.training.console import progress
+from rewardserve.training.pairs import Pair
 
 Ids = tuple[int, ...]
 

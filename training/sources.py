@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from model.textfile import UTF8_MARK, NotJson, parsed, wide_encoding
-from training import hub
-from training.config import ConfigError, SourceConfig
+from rewardserve.model.textfile import UTF8_MARK, NotJson, parsed, wide_encoding
+from rewardserve.training import hub
+from rewardserve.training.config import ConfigError, SourceConfig
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _COMPRESSED = (".zst", ".bz2", ".xz", ".zip", ".lz4", ".br", ".7z", ".tar", ".tgz")

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from training.collate import PairBatches
-from training.config import ConfigError
-from training.console import Lines, say
+from rewardserve.training.collate import PairBatches
+from rewardserve.training.config import ConfigError
+from rewardserve.training.console import Lines, say
 
 COMPLETE = "complete"
 WEIGHTS = "model.safetensors"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from model.conversation import Message
+from rewardserve.model.conversation import Message
 
 Messages = tuple[Message, ...]
 _ROLE_MARKERS = re.compile(

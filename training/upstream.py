@@ -1,6 +1,6 @@
 """The upstream files of the default model's two sources -> preference files that `reward-train` reads.
 
-    python -m training.upstream --ukp UKPConvArg1Strict-CSV --hh harmless-base/test.jsonl.gz --out data
+    python -m rewardserve.training.upstream --ukp UKPConvArg1Strict-CSV --hh harmless-base/test.jsonl.gz --out data
 
 Sources: github.com/UKPLab/acl2016-convincing-arguments (data/UKPConvArg1Strict-CSV, CC-BY 4.0) and the data set
 Anthropic/hh-rlhf (harmless-base/test.jsonl.gz, MIT; it contains offensive text). Fetches nothing.

@@ -1,7 +1,7 @@
 """When the trip wires page, beside when the gold reward falls: hacked, mild and healthy runs of the gym, on fresh seeds.
 
 Everything goes the way that requests go: token ids through a `Scorer`, the reward pipeline, and the board with its wires,
-which see rendered text. The gold reward is known here only. Thresholds are those of `service.tripwires.wires`; they were
+which see rendered text. The gold reward is known here only. Thresholds are those of `rewardserve.service.tripwires.wires`; they were
 chosen on seeds 100 to 131, so other seeds are to be used here; 20 to 36 have shown a divergence wire that was too quick.
 
     python -m benchmarks.gym.alarms --seeds 40 60 --healthy 40 57
@@ -27,13 +27,13 @@ from benchmarks.gym.responses import FloatArray, Responses
 from benchmarks.gym.scene import Scene, scene, scored
 from benchmarks.gym.training import STEPS, by_gold, train
 from benchmarks.gym.watched import Curves, Kind, Outcome, Tripped, by_kind, line, outcome, save, wires_line
-from model.reward import Batch, Reward
-from model.scorer import HeadScores
-from model.traits import NAMES, NO_LEXICON, Lexicon, text_digest
-from service.tripwires.board import Board, BoardLimits
-from service.tripwires.reference import Reference, Yardstick, usual
-from service.tripwires.wire import VOTE, Finding, Observation
-from service.tripwires.wires import WIRES
+from rewardserve.model.reward import Batch, Reward
+from rewardserve.model.scorer import HeadScores
+from rewardserve.model.traits import NAMES, NO_LEXICON, Lexicon, text_digest
+from rewardserve.service.tripwires.board import Board, BoardLimits
+from rewardserve.service.tripwires.reference import Reference, Yardstick, usual
+from rewardserve.service.tripwires.wire import VOTE, Finding, Observation
+from rewardserve.service.tripwires.wires import WIRES
 
 _MEMBERS = ("reward", "member_1", "member_2", "member_3")
 

@@ -17,7 +17,7 @@ from benchmarks.gym.proxy import Backbone, Panel, reward_model
 from benchmarks.gym.responses import joined
 from benchmarks.gym.rewards import Reference, by_pipeline, one_model
 from benchmarks.gym.training import train
-from model.reward import RewardSettings, build_pipeline
+from rewardserve.model.reward import RewardSettings, build_pipeline
 
 N_ROUNDS: Final = 3
 PER_ROUND: Final = 300

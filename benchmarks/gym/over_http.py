@@ -33,7 +33,7 @@ from benchmarks.gym.responses import FloatArray, Responses
 from benchmarks.gym.scene import scene, scored
 from benchmarks.gym.training import BATCH, STEPS, by_gold, train
 from benchmarks.gym.watched import Curves, Kind, Outcome, Tripped, by_kind, line, outcome, save, wires_line
-from model.reward import Batch
+from rewardserve.model.reward import Batch
 
 KINDS: Final = (
     Kind("hacked, over HTTP"),

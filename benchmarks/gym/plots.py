@@ -20,7 +20,7 @@ from benchmarks.gym.curves import smoothed_T
 from benchmarks.gym.responses import FloatArray
 from benchmarks.gym.scaling import Scaling, fit_scaling
 from benchmarks.gym.watched import SMOOTHED_OVER, Outcome
-from service.tripwires.wires import WIRES
+from rewardserve.service.tripwires.wires import WIRES
 
 Marker = dict[str, Any]
 

@@ -19,7 +19,7 @@ from benchmarks.gym.labeller import PLANTED, Biases, Pairs, pairs
 from benchmarks.gym.policy import BASE_LENGTH, CAP, Policy
 from benchmarks.gym.responses import FloatArray, Responses, from_rows
 from benchmarks.gym.vocabulary import CLASSES, SIZE
-from model.scorer import BatchScores, ScorerError, TokenBatch
+from rewardserve.model.scorer import BatchScores, ScorerError, TokenBatch
 
 WIDTH: Final = 64
 VECTOR: Final = 32
@@ -97,7 +97,7 @@ def reward_model(network: Backbone, labelled: Pairs, ridge: float = RIDGE) -> Re
 
 @dataclass(frozen=True)
 class Panel:
-    """Several reward models read side by side, by name: a `model.scorer.Scorer`, and a faster way to the same numbers."""
+    """Several reward models read side by side, by name: a `rewardserve.model.scorer.Scorer`, and a faster way to the same numbers."""
 
     models: Mapping[str, RewardModel]
     max_tokens: int = CAP

@@ -19,10 +19,10 @@ from benchmarks.gym.policy import Policy
 from benchmarks.gym.proxy import Panel
 from benchmarks.gym.responses import FloatArray, Responses
 from benchmarks.gym.training import RewardOf
-from model.calibration import Calibration
-from model.reward import Batch, Opinion, Pipeline
-from model.traits import Lexicon
-from training import calibrate
+from rewardserve.model.calibration import Calibration
+from rewardserve.model.reward import Batch, Opinion, Pipeline
+from rewardserve.model.traits import Lexicon
+from rewardserve.training import calibrate
 
 N_REFERENCE: Final = 4_000
 N_HELD_OUT: Final = 2_000

@@ -23,7 +23,7 @@ from benchmarks.gym.policy import base_policy
 from benchmarks.gym.rewards import Jury, by_pipeline, reference
 from benchmarks.gym.scaling import Scaling
 from benchmarks.gym.training import STEPS, RewardOf, by_gold, train
-from model.reward import CombineSettings, How, RewardSettings, build_pipeline
+from rewardserve.model.reward import CombineSettings, How, RewardSettings, build_pipeline
 
 NONE: Final = RewardSettings(shape="none")
 SOFTMIN: Final = RewardSettings(shape="none", combine=CombineSettings("softmin", beta=0.5))

@@ -14,9 +14,9 @@ from benchmarks.gym.labeller import PLANTED
 from benchmarks.gym.policy import Policy, base_policy
 from benchmarks.gym.proxy import Panel, panel
 from benchmarks.gym.responses import Responses
-from model.calibration import Calibration
-from model.reward import Opinion, Pipeline, RewardSettings, build_pipeline
-from model.scorer import HeadScores, TokenBatch
+from rewardserve.model.calibration import Calibration
+from rewardserve.model.reward import Opinion, Pipeline, RewardSettings, build_pipeline
+from rewardserve.model.scorer import HeadScores, TokenBatch
 
 N_REFERENCE: Final = 4_000
 

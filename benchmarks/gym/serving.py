@@ -23,11 +23,11 @@ from benchmarks.gym.policy import CAP
 from benchmarks.gym.proxy import Panel
 from benchmarks.gym.scene import Scene, scene
 from benchmarks.gym.vocabulary import EOS, SIZE
-from model.backends import BACKENDS, Encode, Identity, LoadedModel, LoadError, ModelSpec, encode_each
-from model.contract import ContractReport, ScoringContract
-from model.conversation import EmptyResponse, InputTooLong, Sample, SampleError
-from model.encoding import Encoded
-from model.scorer import BatchScores, ScorerError, TokenBatch
+from rewardserve.model.backends import BACKENDS, Encode, Identity, LoadedModel, LoadError, ModelSpec, encode_each
+from rewardserve.model.contract import ContractReport, ScoringContract
+from rewardserve.model.conversation import EmptyResponse, InputTooLong, Sample, SampleError
+from rewardserve.model.encoding import Encoded
+from rewardserve.model.scorer import BatchScores, ScorerError, TokenBatch
 
 ASK: Final = SIZE
 """The id that stands for the words which all prompts have in common; the ten after it are the digits of their numbers."""
@@ -146,7 +146,7 @@ def main() -> None:
     of_seed = f"{given.seed}:{given.bias}"
     sys.argv[1:] = ["--backend=gym", f"--model={of_seed}:reward", f"--audit-model={of_seed}:audit", *flags]
     # It takes the places of signal handlers when it is imported, which is for a process that is to be a server.
-    from service.__main__ import main as serve
+    from rewardserve.service.__main__ import main as serve
 
     serve()
 

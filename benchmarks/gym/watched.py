@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.gym.curves import fall, smoothed_T
 from benchmarks.gym.responses import FloatArray
-from service.tripwires.wire import Severity
+from rewardserve.service.tripwires.wire import Severity
 
 SMOOTHED_OVER: Final = 9
 

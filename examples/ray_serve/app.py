@@ -15,9 +15,9 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from starlette.types import ASGIApp
 
 from examples.ray_serve.policy import QUEUE_TOKENS, FollowQueue
-from service.app import open_house
-from service.observability import logs
-from service.settings import ServeSettings
+from rewardserve.service.app import open_house
+from rewardserve.service.observability import logs
+from rewardserve.service.settings import ServeSettings
 
 
 class Scale(BaseModel):

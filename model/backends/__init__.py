@@ -11,20 +11,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from model.backends.memory import host_memory
-from model.backends.waiting import spin_briefly
-from model.calibration import Calibration
-from model.contract import ContractReport, ScoringContract, Truncation
-from model.conversation import Sample, SampleError
-from model.encoding import Encoded
-from model.layout_rules import Ending, ReadsAt
-from model.reward import Opinion
-from model.scorer import HeadScores, Scorer
+from rewardserve.model.backends.memory import host_memory
+from rewardserve.model.backends.waiting import spin_briefly
+from rewardserve.model.calibration import Calibration
+from rewardserve.model.contract import ContractReport, ScoringContract, Truncation
+from rewardserve.model.conversation import Sample, SampleError
+from rewardserve.model.encoding import Encoded
+from rewardserve.model.layout_rules import Ending, ReadsAt
+from rewardserve.model.reward import Opinion
+from rewardserve.model.scorer import HeadScores, Scorer
 
 BACKENDS: dict[str, str] = {
-    "torch": "model.backends.torch:load",
-    "vllm": "model.backends.vllm_backend:load",
-    "echo": "model.backends.echo:load",
+    "torch": "rewardserve.model.backends.torch:load",
+    "vllm": "rewardserve.model.backends.vllm_backend:load",
+    "echo": "rewardserve.model.backends.echo:load",
 }
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.hidden import HiddenReference
-from model.scorer import DISTANCE
+from rewardserve.model.hidden import HiddenReference
+from rewardserve.model.scorer import DISTANCE
 
 
 class Columns:

@@ -10,13 +10,20 @@ import time
 from collections.abc import Sequence
 from zlib import crc32
 
-from model.backends import Identity, LoadedModel, LoadError, ModelSpec, encode_each
-from model.calibration import Calibration
-from model.contract import ContractReport, ScoringContract
-from model.conversation import EmptyResponse, InputTooLong, Sample, SampleError, TokenOutOfVocabulary, check_text
-from model.encoding import Encoded
-from model.keys import key_of
-from model.scorer import BatchScores, TokenBatch
+from rewardserve.model.backends import Identity, LoadedModel, LoadError, ModelSpec, encode_each
+from rewardserve.model.calibration import Calibration
+from rewardserve.model.contract import ContractReport, ScoringContract
+from rewardserve.model.conversation import (
+    EmptyResponse,
+    InputTooLong,
+    Sample,
+    SampleError,
+    TokenOutOfVocabulary,
+    check_text,
+)
+from rewardserve.model.encoding import Encoded
+from rewardserve.model.keys import key_of
+from rewardserve.model.scorer import BatchScores, TokenBatch
 
 VOCAB_SIZE = 256
 END_ID = 0

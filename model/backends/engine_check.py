@@ -16,11 +16,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from model.backends import LoadError
-from model.backends.lengths import special_lengths
-from model.backends.padded import PaddedScorer
-from model.network import RewardNetwork
-from model.scorer import DISTANCE, BatchScores, TokenBatch
+from rewardserve.model.backends import LoadError
+from rewardserve.model.backends.lengths import special_lengths
+from rewardserve.model.backends.padded import PaddedScorer
+from rewardserve.model.network import RewardNetwork
+from rewardserve.model.scorer import DISTANCE, BatchScores, TokenBatch
 
 Row = tuple[int, ...]
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from model.backends import LoadError, MatmulPrecision, ModelSpec
-from model.backends.engine_check import CheckRows, Truth, affordable, check_rows
-from model.backends.packed import PackedScorer, Unsupported
-from model.backends.padded import PaddedScorer
-from model.hidden import HiddenReference
-from model.network import RewardNetwork
+from rewardserve.model.backends import LoadError, MatmulPrecision, ModelSpec
+from rewardserve.model.backends.engine_check import CheckRows, Truth, affordable, check_rows
+from rewardserve.model.backends.packed import PackedScorer, Unsupported
+from rewardserve.model.backends.padded import PaddedScorer
+from rewardserve.model.hidden import HiddenReference
+from rewardserve.model.network import RewardNetwork
 
 Engine = PackedScorer | PaddedScorer
 

@@ -10,10 +10,10 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from model.backends import Identity, LoadedModel, LoadError
-from model.contract import ContractReport, ScoringContract
-from model.reward import Opinion
-from model.scorer import DISTANCE, BatchScores, HeadScores, Scorer, TokenBatch
+from rewardserve.model.backends import Identity, LoadedModel, LoadError
+from rewardserve.model.contract import ContractReport, ScoringContract
+from rewardserve.model.reward import Opinion
+from rewardserve.model.scorer import DISTANCE, BatchScores, HeadScores, Scorer, TokenBatch
 
 _ENCODING_CLAUSES = (
     "template_digest",

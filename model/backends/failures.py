@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from model.scorer import OutOfMemory, ScorerError
+from rewardserve.model.scorer import OutOfMemory, ScorerError
 
 
 @contextmanager

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from model.backends.columns import Columns
-from model.backends.failures import as_scorer_errors
-from model.backends.lengths import LengthSides
-from model.hidden import HiddenReference
-from model.network import RewardNetwork
-from model.padding import left_pad
-from model.scorer import BatchScores, TokenBatch
+from rewardserve.model.backends.columns import Columns
+from rewardserve.model.backends.failures import as_scorer_errors
+from rewardserve.model.backends.lengths import LengthSides
+from rewardserve.model.hidden import HiddenReference
+from rewardserve.model.network import RewardNetwork
+from rewardserve.model.padding import left_pad
+from rewardserve.model.scorer import BatchScores, TokenBatch
 
 
 class PaddedScorer:

@@ -10,15 +10,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from model.backends import ContractBroken, Identity, LoadError, ModelSpec
-from model.calibration import CalibrationError
-from model.checkpoint import Checkpoint, CheckpointError, ReadOptions
-from model.contract import ContractReport, ContractUnreadable, Probe, ScoringContract, sample_from_dict, verify
-from model.conversation import SampleError
-from model.encoding import Encoder
-from model.positions import longest_row
-from model.scorer import Scorer, ScorerError, TokenBatch
-from model.template import EncodingPolicyError
+from rewardserve.model.backends import ContractBroken, Identity, LoadError, ModelSpec
+from rewardserve.model.calibration import CalibrationError
+from rewardserve.model.checkpoint import Checkpoint, CheckpointError, ReadOptions
+from rewardserve.model.contract import (
+    ContractReport,
+    ContractUnreadable,
+    Probe,
+    ScoringContract,
+    sample_from_dict,
+    verify,
+)
+from rewardserve.model.conversation import SampleError
+from rewardserve.model.encoding import Encoder
+from rewardserve.model.positions import longest_row
+from rewardserve.model.scorer import Scorer, ScorerError, TokenBatch
+from rewardserve.model.template import EncodingPolicyError
 
 _ANY_IDS = (1, 2, 3, 4)
 """Every vocabulary has these."""
@@ -39,7 +46,7 @@ def as_load_errors() -> Iterator[None]:
 
 def folder_or_name(spec: ModelSpec) -> str:
     """Where the model is; the embedded default where none is named."""
-    from model.default import FOLDER
+    from rewardserve.model.default import FOLDER
 
     return spec.model or str(FOLDER)
 

@@ -9,12 +9,12 @@ from functools import partial
 
 import torch
 
-from model.backends import Identity, LoadedModel, LoadError, ModelSpec
-from model.backends.allocator import keep_big_blocks
-from model.backends.engines import Engine, choose
-from model.backends.memory import host_memory
-from model.backends.packed import PackedScorer
-from model.backends.serving import (
+from rewardserve.model.backends import Identity, LoadedModel, LoadError, ModelSpec
+from rewardserve.model.backends.allocator import keep_big_blocks
+from rewardserve.model.backends.engines import Engine, choose
+from rewardserve.model.backends.memory import host_memory
+from rewardserve.model.backends.packed import PackedScorer
+from rewardserve.model.backends.serving import (
     as_load_errors,
     folder_or_name,
     hold_to_contract,
@@ -23,7 +23,7 @@ from model.backends.serving import (
     read_options,
     rule_notes,
 )
-from model.checkpoint import Checkpoint, read
+from rewardserve.model.checkpoint import Checkpoint, read
 
 
 def load(spec: ModelSpec) -> LoadedModel:

@@ -14,8 +14,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
-from model.backends import LoadError, VllmSpec
-from model.scorer import OutOfMemory, ScorerError
+from rewardserve.model.backends import LoadError, VllmSpec
+from rewardserve.model.scorer import OutOfMemory, ScorerError
 
 _DEFAULTS = {
     # The server has threads and sockets, which a forked engine would inherit.

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from model.backends import Identity, LoadedModel, LoadError, ModelSpec
-from model.backends import vllm_api as api
-from model.backends.guard import Guard
-from model.backends.lengths import LengthSides
-from model.backends.serving import (
+from rewardserve.model.backends import Identity, LoadedModel, LoadError, ModelSpec
+from rewardserve.model.backends import vllm_api as api
+from rewardserve.model.backends.guard import Guard
+from rewardserve.model.backends.lengths import LengthSides
+from rewardserve.model.backends.serving import (
     as_load_errors,
     folder_or_name,
     hold_to_contract,
@@ -27,8 +27,15 @@ from model.backends.serving import (
     refuse_what_files_break,
     rule_notes,
 )
-from model.backends.vllm_scorer import Loop, VllmScorer
-from model.checkpoint import Checkpoint, CheckpointError, has_own_weights, outline, with_weights, write_labels
+from rewardserve.model.backends.vllm_scorer import Loop, VllmScorer
+from rewardserve.model.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    has_own_weights,
+    outline,
+    with_weights,
+    write_labels,
+)
 
 _UNPROVED = "the checkpoint has no contract with probes, so the scores of this engine were compared with nothing"
 _REWRITTEN = "vLLM does not read a checkpoint of this kind: it was written again for it"

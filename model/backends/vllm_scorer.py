@@ -16,8 +16,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from model.backends.vllm_api import Engine, Pooled, scorer_error
-from model.scorer import BatchScores, ScorerError, TokenBatch
+from rewardserve.model.backends.vllm_api import Engine, Pooled, scorer_error
+from rewardserve.model.scorer import BatchScores, ScorerError, TokenBatch
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ weights; OpenRLHF; a causal language model with a separate value head (LLaMA-Fac
 with its head over a base model. A head that is missing is refused: a freshly initialised one scores noise.
 """
 
-from model.checkpoint.exporting import (
+from rewardserve.model.checkpoint.exporting import (
     choose_pad,
     exported_template,
     exported_tokenizer,
@@ -13,9 +13,9 @@ from model.checkpoint.exporting import (
     tokenised_whole,
     without_bias,
 )
-from model.checkpoint.reading import has_own_weights, outline, read, read_backbone, with_weights
-from model.checkpoint.record import DTYPES, Checkpoint, CheckpointError, ReadOptions
-from model.checkpoint.writing import write, write_calibration, write_contract, write_heads, write_labels
+from rewardserve.model.checkpoint.reading import has_own_weights, outline, read, read_backbone, with_weights
+from rewardserve.model.checkpoint.record import DTYPES, Checkpoint, CheckpointError, ReadOptions
+from rewardserve.model.checkpoint.writing import write, write_calibration, write_contract, write_heads, write_labels
 
 __all__ = [
     "DTYPES", "Checkpoint", "CheckpointError", "ReadOptions", "choose_pad", "exported_template", "exported_tokenizer",

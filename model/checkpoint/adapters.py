@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint import weights
-from model.checkpoint.record import CheckpointError
+from rewardserve.model.checkpoint import weights
+from rewardserve.model.checkpoint.record import CheckpointError
 
 ADAPTER_CONFIG = "adapter_config.json"
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")

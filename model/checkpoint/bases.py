@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from model.checkpoint.record import CheckpointError
+from rewardserve.model.checkpoint.record import CheckpointError
 
 
 def _smollm2(variant: str) -> Path:
-    from model.default.trunk import TrunkError, ensure_trunk
+    from rewardserve.model.default.trunk import TrunkError, ensure_trunk
 
     try:
         return ensure_trunk(int(variant))

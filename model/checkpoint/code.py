@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint.record import CheckpointError
+from rewardserve.model.checkpoint.record import CheckpointError
 
 _FILES = ("config.json", "tokenizer_config.json", "adapter_config.json")
 _REMOTE = "transformers_modules"

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from model.checkpoint.record import Checkpoint, CheckpointError
-from model.conversation import InvalidMessages, Message, Sample
-from model.encoding import Encoded
-from model.encoding_policy import EncodingPolicy, infer_policy, text_of
-from model.layout_rules import CLOSES_ANY_TAIL
-from model.template import ChatTemplate, clock_formats
+from rewardserve.model.checkpoint.record import Checkpoint, CheckpointError
+from rewardserve.model.conversation import InvalidMessages, Message, Sample
+from rewardserve.model.encoding import Encoded
+from rewardserve.model.encoding_policy import EncodingPolicy, infer_policy, text_of
+from rewardserve.model.layout_rules import CLOSES_ANY_TAIL
+from rewardserve.model.template import ChatTemplate, clock_formats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint.record import CheckpointError
-from model.textfile import NotJson, parsed
+from rewardserve.model.checkpoint.record import CheckpointError
+from rewardserve.model.textfile import NotJson, parsed
 
 _OBJECTS = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
             "generation_config.json", "scoring_contract.json", "calibration.json", "*.index.json")  # fmt: skip

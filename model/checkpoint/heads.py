@@ -12,11 +12,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from model.checkpoint import weights
-from model.checkpoint.adapters import ADAPTER_CONFIG, adapter_files, head_tensors, merge_head
-from model.checkpoint.record import CheckpointError
-from model.network import SINGLE_HEAD
-from model.scorer import DISTANCE
+from rewardserve.model.checkpoint import weights
+from rewardserve.model.checkpoint.adapters import ADAPTER_CONFIG, adapter_files, head_tensors, merge_head
+from rewardserve.model.checkpoint.record import CheckpointError
+from rewardserve.model.network import SINGLE_HEAD
+from rewardserve.model.scorer import DISTANCE
 
 HEADS_FILE = "reward_heads.safetensors"
 _VALUE_HEAD = "v_head.summary"

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from model import hidden
-from model.calibration import Calibration
-from model.checkpoint import weights
-from model.checkpoint.adapters import (
+from rewardserve.model import hidden
+from rewardserve.model.calibration import Calibration
+from rewardserve.model.checkpoint import weights
+from rewardserve.model.checkpoint.adapters import (
     ADAPTER_CONFIG,
     adapter_files,
     grow_embeddings,
@@ -24,16 +24,16 @@ from model.checkpoint.adapters import (
     refuse_shared_layers,
     unread_adapter_files,
 )
-from model.checkpoint.bases import BASES
-from model.checkpoint.code import refuse_code
-from model.checkpoint.files import check_files
-from model.checkpoint.heads import base_of_heads, find_head, value_head_files
-from model.checkpoint.record import DTYPES, READ_DEFAULTS, Checkpoint, CheckpointError, ReadOptions
-from model.contract import Facts, ScoringContract
-from model.encoding_policy import EncodingPolicy, infer_policy, template_digest, tokenizer_digest
-from model.layout_rules import LAYOUT_RULES, LayoutRule
-from model.network import SINGLE_HEAD, RewardNetwork, attention_for, hidden_width, looks_ahead
-from model.positions import UNNAMED_LENGTH, longest_row, table_size
+from rewardserve.model.checkpoint.bases import BASES
+from rewardserve.model.checkpoint.code import refuse_code
+from rewardserve.model.checkpoint.files import check_files
+from rewardserve.model.checkpoint.heads import base_of_heads, find_head, value_head_files
+from rewardserve.model.checkpoint.record import DTYPES, READ_DEFAULTS, Checkpoint, CheckpointError, ReadOptions
+from rewardserve.model.contract import Facts, ScoringContract
+from rewardserve.model.encoding_policy import EncodingPolicy, infer_policy, template_digest, tokenizer_digest
+from rewardserve.model.layout_rules import LAYOUT_RULES, LayoutRule
+from rewardserve.model.network import SINGLE_HEAD, RewardNetwork, attention_for, hidden_width, looks_ahead
+from rewardserve.model.positions import UNNAMED_LENGTH, longest_row, table_size
 
 CHAT_TEMPLATE = "chat_template.jinja"
 """As transformers calls it. Beside an adapter or bare heads without a tokenizer it replaces the base model's."""

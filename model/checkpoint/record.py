@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from model.calibration import Calibration
-from model.contract import Facts, Origin, ScoringContract
-from model.encoding import Encoder
-from model.encoding_policy import EncodingPolicy, describe_position
-from model.hidden import HiddenReference
-from model.layout_rules import Ending, ReadsAt
-from model.network import RewardNetwork
+from rewardserve.model.calibration import Calibration
+from rewardserve.model.contract import Facts, Origin, ScoringContract
+from rewardserve.model.encoding import Encoder
+from rewardserve.model.encoding_policy import EncodingPolicy, describe_position
+from rewardserve.model.hidden import HiddenReference
+from rewardserve.model.layout_rules import Ending, ReadsAt
+from rewardserve.model.network import RewardNetwork
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,

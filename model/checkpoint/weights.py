@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from model.checkpoint.record import CheckpointError
+from rewardserve.model.checkpoint.record import CheckpointError
 
 _FORMS = (("model.safetensors.index.json", "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
 _BLOCK = 1 << 24

@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from model.calibration import Calibration
-from model.checkpoint.exporting import choose_pad, exported_tokenizer
-from model.checkpoint.heads import HEADS_FILE
-from model.checkpoint.reading import CHAT_TEMPLATE, quiet_transformers, read
-from model.checkpoint.record import READ_DEFAULTS, CheckpointError, ReadOptions
-from model.checkpoint.weights import tensor_names
-from model.contract import Probe, ScoringContract, Truncation, sample_to_dict
-from model.conversation import Sample
-from model.encoding_policy import EncodingPolicy
-from model.hidden import FILE_NAME as HIDDEN_FILE
-from model.hidden import HiddenReference
-from model.network import RewardNetwork
+from rewardserve.model.calibration import Calibration
+from rewardserve.model.checkpoint.exporting import choose_pad, exported_tokenizer
+from rewardserve.model.checkpoint.heads import HEADS_FILE
+from rewardserve.model.checkpoint.reading import CHAT_TEMPLATE, quiet_transformers, read
+from rewardserve.model.checkpoint.record import READ_DEFAULTS, CheckpointError, ReadOptions
+from rewardserve.model.checkpoint.weights import tensor_names
+from rewardserve.model.contract import Probe, ScoringContract, Truncation, sample_to_dict
+from rewardserve.model.conversation import Sample
+from rewardserve.model.encoding_policy import EncodingPolicy
+from rewardserve.model.hidden import FILE_NAME as HIDDEN_FILE
+from rewardserve.model.hidden import HiddenReference
+from rewardserve.model.network import RewardNetwork
 
 _WEIGHTS = "model.safetensors"
 

@@ -30,7 +30,7 @@ DIGEST_FILE = "trunk.json"
 TRUNK_DIGESTS: dict[int, str] = {
     14: "sha256:eaf382752b5ac7f871175dda7bd290f45ccfb2d82abb5e839a162969cfe76144",
 }
-"""Layers kept -> digest of the weights as `model.checkpoint.weights.digest` computes it."""
+"""Layers kept -> digest of the weights as `rewardserve.model.checkpoint.weights.digest` computes it."""
 
 
 class TrunkError(Exception):
@@ -126,7 +126,7 @@ def _write_weights(source: Path, folder: Path, n_layers: int) -> None:
     import torch
     from transformers import AutoConfig, AutoModel
 
-    from model.checkpoint.reading import quiet_transformers
+    from rewardserve.model.checkpoint.reading import quiet_transformers
 
     where: dict[str, Any] = {"gguf_file": source.name}
     with quiet_transformers():
@@ -146,7 +146,7 @@ def _write_weights(source: Path, folder: Path, n_layers: int) -> None:
 def _write_tokenizer(source: Path, folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    from model.checkpoint.reading import quiet_transformers
+    from rewardserve.model.checkpoint.reading import quiet_transformers
 
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
@@ -155,8 +155,8 @@ def _write_tokenizer(source: Path, folder: Path) -> None:
 
 
 def _check_result(folder: Path, n_layers: int) -> None:
-    from model.checkpoint import weights
-    from model.checkpoint.writing import make_readable
+    from rewardserve.model.checkpoint import weights
+    from rewardserve.model.checkpoint.writing import make_readable
 
     found = weights.digest(weights.weight_files(folder))
     expected = TRUNK_DIGESTS.get(n_layers, found)

@@ -1,9 +1,9 @@
 """From raw scores to the reward: a pure pipeline of stages. Standard library only."""
 
-from model.reward.members import How, sigmoid
-from model.reward.pipeline import Opinion, Pipeline, PipelineError, build_pipeline
-from model.reward.record import Batch, Reward, repetition
-from model.reward.settings import CombineSettings, PenaltySettings, RewardSettings, Shape
+from rewardserve.model.reward.members import How, sigmoid
+from rewardserve.model.reward.pipeline import Opinion, Pipeline, PipelineError, build_pipeline
+from rewardserve.model.reward.record import Batch, Reward, repetition
+from rewardserve.model.reward.settings import CombineSettings, PenaltySettings, RewardSettings, Shape
 
 __all__ = [
     "Batch",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import exp, expm1, inf, log1p, sqrt
 from typing import Literal
 
-from model.scorer import HeadScores
+from rewardserve.model.scorer import HeadScores
 
 How = Literal["sum", "mean", "min", "softmin", "and"]
 

@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from model.calibration import Calibration
-from model.reward.members import Combination, How, Member, Scale
-from model.reward.record import Batch, Reward
-from model.reward.settings import PenaltySettings, RewardSettings, Shape
-from model.reward.stages import (
+from rewardserve.model.calibration import Calibration
+from rewardserve.model.reward.members import Combination, How, Member, Scale
+from rewardserve.model.reward.record import Batch, Reward
+from rewardserve.model.reward.settings import PenaltySettings, RewardSettings, Shape
+from rewardserve.model.reward.stages import (
     Cap,
     Debias,
     LogSigmoid,
@@ -29,7 +29,7 @@ from model.reward.stages import (
     Stage,
     Values,
 )
-from model.scorer import HeadScores
+from rewardserve.model.scorer import HeadScores
 
 SOFT_WIDTH = 0.125
 """Share of the distance between the caps over which a soft cap bends, on each side."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from model.scorer import HeadScores
+from rewardserve.model.scorer import HeadScores
 
 _CAPPED = frozenset({"capped_low", "capped_high", "softcapped_low", "softcapped_high"})
 

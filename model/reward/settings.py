@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from model.reward.members import How
+from rewardserve.model.reward.members import How
 
 Shape = Literal["none", "cap", "softcap", "par", "lsc"]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from math import inf, log
 from typing import ClassVar, Protocol
 
-from model.reward.members import log_sigmoid, sigmoid
-from model.reward.record import Batch
+from rewardserve.model.reward.members import log_sigmoid, sigmoid
+from rewardserve.model.reward.record import Batch
 
 Values = list[float]
 Notes = Mapping[int, str]

@@ -1,7 +1,7 @@
 """What a response looks like, for trip wires and for the reference that they compare with. Standard library only."""
 
-from model.traits.lexicon import NO_LEXICON, Lexicon, LexiconError
-from model.traits.traits import NAMES, OF_IDS, OF_TEXT, Traits, of_ids, of_text, text_digest
+from rewardserve.model.traits.lexicon import NO_LEXICON, Lexicon, LexiconError
+from rewardserve.model.traits.traits import NAMES, OF_IDS, OF_TEXT, Traits, of_ids, of_text, text_digest
 
 __all__ = [
     "NAMES",

@@ -13,8 +13,8 @@ from hashlib import blake2b
 from math import log
 from typing import NamedTuple
 
-from model.reward.record import repetition
-from model.traits.lexicon import Lexicon
+from rewardserve.model.reward.record import repetition
+from rewardserve.model.traits.lexicon import Lexicon
 
 OF_IDS = ("length", "missing_end", "repetition")
 OF_TEXT = ("refusal", "flattery", "judge", "opener", "markup", "script", "control")

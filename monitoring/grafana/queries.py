@@ -7,9 +7,9 @@ Series of a server are joined with `reward_model_info`, which names its model. S
 
 from __future__ import annotations
 
-from service.tripwires.reference import least_deviation
-from service.tripwires.tally import count_of, is_signed
-from service.tripwires.wires import WIRES, Shift
+from rewardserve.service.tripwires.reference import least_deviation
+from rewardserve.service.tripwires.tally import count_of, is_signed
+from rewardserve.service.tripwires.wires import WIRES, Shift
 
 JOB, RUN = 'job=~"$job"', 'run=~"$run"'
 OF_MODEL = 'model=~"$model"'

@@ -25,9 +25,9 @@ from monitoring.grafana.panels import (
     scatter,
     states,
 )
-from service.rules import alert_name
-from service.tripwires.plan import VOTES_FOR_A_PAGE
-from service.tripwires.wire import CANARY, VOTE
+from rewardserve.service.rules import alert_name
+from rewardserve.service.tripwires.plan import VOTES_FOR_A_PAGE
+from rewardserve.service.tripwires.wire import CANARY, VOTE
 
 TITLE, UID = "Reward health", "rewardserve-reward-health"
 SAYS = (

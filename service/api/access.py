@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 from starlette.types import Scope
 
-from service.api.names import is_plain
-from service.errors import InvalidPath
+from rewardserve.service.api.names import is_plain
+from rewardserve.service.errors import InvalidPath
 
 METRICS = "/metrics"
 ACKNOWLEDGE = "/tripwires/{run:path}/{wire}/ack"

@@ -12,13 +12,13 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from service.api import body, docs
-from service.api.names import LONGEST_NAME, check_run
-from service.api.replies import facts_response
-from service.api.stage import Models, Stage
-from service.api.wire import MOST_STEPS
-from service.errors import InvalidRequest
-from service.roster import Source
+from rewardserve.service.api import body, docs
+from rewardserve.service.api.names import LONGEST_NAME, check_run
+from rewardserve.service.api.replies import facts_response
+from rewardserve.service.api.stage import Models, Stage
+from rewardserve.service.api.wire import MOST_STEPS
+from rewardserve.service.errors import InvalidRequest
+from rewardserve.service.roster import Source
 
 ModelName = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Run = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]

@@ -25,9 +25,9 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from service.api import wire
-from service.api.headers import header
-from service.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedMediaType
+from rewardserve.service.api import wire
+from rewardserve.service.api.headers import header
+from rewardserve.service.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedMediaType
 
 M = TypeVar("M", bound=BaseModel)
 W = TypeVar("W", wire.ScoreRequest, wire.CompareRequest)

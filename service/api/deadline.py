@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
-from service.api.headers import header
-from service.clock import Clock
-from service.errors import InvalidRequest
+from rewardserve.service.api.headers import header
+from rewardserve.service.clock import Clock
+from rewardserve.service.errors import InvalidRequest
 
 DEADLINE_HEADER = "x-deadline-ms"
 

@@ -11,10 +11,10 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
-from service.api.field_docs import REPLIES, VERIFY, describe_fields
-from service.api.names import LONGEST_NAME
-from service.api.schemas import CompareRequest, ErrorReply, ScoreRequest
-from service.api.wire import MOST_STEPS
+from rewardserve.service.api.field_docs import REPLIES, VERIFY, describe_fields
+from rewardserve.service.api.names import LONGEST_NAME
+from rewardserve.service.api.schemas import CompareRequest, ErrorReply, ScoreRequest
+from rewardserve.service.api.wire import MOST_STEPS
 
 _REF = "#/components/schemas/{model}"
 _REF_OF_STRUCT = "#/components/schemas/{name}"

@@ -10,18 +10,18 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from service.api import docs
-from service.api.access import ACKNOWLEDGE, METRICS
-from service.api.dialects.dialect import check_model, not_found_as_openai
-from service.api.replies import facts_response, json_response
-from service.api.stage import Bounds, Served, Stage
-from service.batching.batcher import hanging
-from service.canaries import failing
-from service.clock import Clock
-from service.errors import BatcherStopped, ModelNotServed, NoSuchAlarm, ScorerDead, ScorerFailing
-from service.tripwires.advice import ADVICE
-from service.tripwires.board import Board
-from service.tripwires.units import units
+from rewardserve.service.api import docs
+from rewardserve.service.api.access import ACKNOWLEDGE, METRICS
+from rewardserve.service.api.dialects.dialect import check_model, not_found_as_openai
+from rewardserve.service.api.replies import facts_response, json_response
+from rewardserve.service.api.stage import Bounds, Served, Stage
+from rewardserve.service.batching.batcher import hanging
+from rewardserve.service.canaries import failing
+from rewardserve.service.clock import Clock
+from rewardserve.service.errors import BatcherStopped, ModelNotServed, NoSuchAlarm, ScorerDead, ScorerFailing
+from rewardserve.service.tripwires.advice import ADVICE
+from rewardserve.service.tripwires.board import Board
+from rewardserve.service.tripwires.units import units
 
 LIVE = {500: "`batcher_stopped` or `scorer_dead`: start this process anew"}
 _METRICS = {401: "`unauthorized`, where the server demands a key with the scope metrics"}

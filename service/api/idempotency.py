@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.body import off_loop
-from service.api.deadline import read_deadline
-from service.api.headers import header
-from service.clock import Clock
-from service.errors import DeadlineExceeded, InvalidRequest, KeyReused
-from service.watch import Origin
+from rewardserve.service.api.body import off_loop
+from rewardserve.service.api.deadline import read_deadline
+from rewardserve.service.api.headers import header
+from rewardserve.service.clock import Clock
+from rewardserve.service.errors import DeadlineExceeded, InvalidRequest, KeyReused
+from rewardserve.service.watch import Origin
 
 HEADER = b"idempotency-key"
 _LONGEST_KEY = 255

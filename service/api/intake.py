@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.problems import problem
-from service.errors import BodyTimeout, BodyTooLarge, CallerLeft, Overloaded
+from rewardserve.service.api.problems import problem
+from rewardserve.service.errors import BodyTimeout, BodyTooLarge, CallerLeft, Overloaded
 
 _LINGER_S = 2.0
 """How long a refusal waits for the rest of a body: a client that is still sending might not read it."""

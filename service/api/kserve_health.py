@@ -11,13 +11,13 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from service.api import docs
-from service.api.dialects.dialect import check_model, check_version
-from service.api.dialects.kserve import FIXED_NAMES, TENSORS, refusal_in_words
-from service.api.health import LIVE, check_alive, check_ready
-from service.api.replies import json_response
-from service.api.stage import Served, Stage
-from service.errors import RequestRefused
+from rewardserve.service.api import docs
+from rewardserve.service.api.dialects.dialect import check_model, check_version
+from rewardserve.service.api.dialects.kserve import FIXED_NAMES, TENSORS, refusal_in_words
+from rewardserve.service.api.health import LIVE, check_alive, check_ready
+from rewardserve.service.api.replies import json_response
+from rewardserve.service.api.stage import Served, Stage
+from rewardserve.service.errors import RequestRefused
 
 
 def kserve_health_routes(stage: Stage, aliases: frozenset[str]) -> APIRouter:

@@ -14,15 +14,15 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.access import Access, Known, check_path
-from service.api.headers import header
-from service.api.pages import CHALLENGE, is_page
-from service.api.problems import internal, problem
-from service.api.sites import Sites
-from service.clock import Clock
-from service.errors import AdminNeedsKey, Forbidden, RequestRefused, Unauthorized
-from service.keyring import Key, KeyRing
-from service.quota import UNLIMITED, Account, pays
+from rewardserve.service.api.access import Access, Known, check_path
+from rewardserve.service.api.headers import header
+from rewardserve.service.api.pages import CHALLENGE, is_page
+from rewardserve.service.api.problems import internal, problem
+from rewardserve.service.api.sites import Sites
+from rewardserve.service.clock import Clock
+from rewardserve.service.errors import AdminNeedsKey, Forbidden, RequestRefused, Unauthorized
+from rewardserve.service.keyring import Key, KeyRing
+from rewardserve.service.quota import UNLIMITED, Account, pays
 
 _ID_HEADER = b"x-request-id"
 _NO_ROUTE = "score"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from urllib.parse import unquote
 
-from service.errors import InvalidRequest
+from rewardserve.service.errors import InvalidRequest
 
 LONGEST_NAME = 256
 _MOST_DECODINGS = 8

@@ -13,11 +13,11 @@ from urllib.parse import parse_qsl
 
 from starlette.types import Scope
 
-from service.api.names import check_run
-from service.api.wire import MOST_STEPS
-from service.errors import InvalidRequest, RunNotAllowed
-from service.keyring import Caller
-from service.watch import Origin
+from rewardserve.service.api.names import check_run
+from rewardserve.service.api.wire import MOST_STEPS
+from rewardserve.service.errors import InvalidRequest, RunNotAllowed
+from rewardserve.service.keyring import Caller
+from rewardserve.service.watch import Origin
 
 T = TypeVar("T")
 

@@ -10,8 +10,8 @@ from importlib.resources import files
 from fastapi import APIRouter
 from starlette.responses import HTMLResponse, Response
 
-from service.api.problems import FRAMEWORK_CODES
-from service.api.replies import json_response
+from rewardserve.service.api.problems import FRAMEWORK_CODES
+from rewardserve.service.api.replies import json_response
 
 OPENAPI, SWAGGER, REDOC, ASSETS = "/openapi.json", "/docs", "/redoc", "/docs/assets"
 CHALLENGE = 'Basic realm="RewardServe: any user name, an API key as the password", charset="UTF-8"'

@@ -13,8 +13,8 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
-from service.api.replies import json_response
-from service.errors import Overloaded, RequestRefused, ServiceError, ShuttingDown, Unauthorized
+from rewardserve.service.api.replies import json_response
+from rewardserve.service.errors import Overloaded, RequestRefused, ServiceError, ShuttingDown, Unauthorized
 
 FRAMEWORK_CODES: dict[int, str] = {404: "not_found", 405: "method_not_allowed"}
 

@@ -22,10 +22,10 @@ import httptools
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.api.door import Door
-from service.api.middleware import request_id
-from service.api.problems import problem
-from service.errors import HeadTimeout, HeadTooLarge, InvalidHttp, Overloaded, RequestRefused
+from rewardserve.service.api.door import Door
+from rewardserve.service.api.middleware import request_id
+from rewardserve.service.api.problems import problem
+from rewardserve.service.errors import HeadTimeout, HeadTooLarge, InvalidHttp, Overloaded, RequestRefused
 
 _FINAL_HEAD = b"HTTP/1.1 "
 _INTERIM_HEAD = b"HTTP/1.1 1"

@@ -13,10 +13,10 @@ from typing import Any
 
 from starlette.responses import Response
 
-from service.api import wire
-from service.api.stage import Details, Served
-from service.errors import Failure
-from service.scoring import Compared, Scored
+from rewardserve.service.api import wire
+from rewardserve.service.api.stage import Details, Served
+from rewardserve.service.errors import Failure
+from rewardserve.service.scoring import Compared, Scored
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

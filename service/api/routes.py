@@ -16,15 +16,15 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api import body, docs, origin, wire
-from service.api.access import Known
-from service.api.deadline import read_deadline
-from service.api.door import Door
-from service.api.headers import header
-from service.api.idempotency import Idempotency
-from service.api.problems import refusal
-from service.api.replies import compare_reply, score_reply
-from service.api.schemas import (
+from rewardserve.service.api import body, docs, origin, wire
+from rewardserve.service.api.access import Known
+from rewardserve.service.api.deadline import read_deadline
+from rewardserve.service.api.door import Door
+from rewardserve.service.api.headers import header
+from rewardserve.service.api.idempotency import Idempotency
+from rewardserve.service.api.problems import refusal
+from rewardserve.service.api.replies import compare_reply, score_reply
+from rewardserve.service.api.schemas import (
     CompareReply,
     CompareRequest,
     ComparisonIn,
@@ -34,10 +34,10 @@ from service.api.schemas import (
     to_comparison,
     to_sample,
 )
-from service.api.stage import Bounds, Stage
-from service.clock import Clock
-from service.errors import CallerLeft, InvalidRequest, Overloaded, RequestRefused, TooManySamples
-from service.watch import Origin
+from rewardserve.service.api.stage import Bounds, Stage
+from rewardserve.service.clock import Clock
+from rewardserve.service.errors import CallerLeft, InvalidRequest, Overloaded, RequestRefused, TooManySamples
+from rewardserve.service.watch import Origin
 
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]

@@ -1,6 +1,6 @@
 """Our own wire format, as pydantic models: what is read strictly, and what the documentation shows.
 
-Nothing here leaves `service.api`: `to_sample` and its like turn a checked request into plain records.
+Nothing here leaves `rewardserve.service.api`: `to_sample` and its like turn a checked request into plain records.
 Replies are built as plain dicts by `replies`; the reply models describe them for `/docs` and for the tests.
 """
 
@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 from msgspec import UNSET
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-from model.conversation import SCORES_EMPTY, USUAL, Message, Sample, SampleError
-from service.api import wire
-from service.errors import SAMPLE_CODES
-from service.scoring import Asked, Comparison
+from rewardserve.model.conversation import SCORES_EMPTY, USUAL, Message, Sample, SampleError
+from rewardserve.service.api import wire
+from rewardserve.service.errors import SAMPLE_CODES
+from rewardserve.service.scoring import Asked, Comparison
 
 RawScore = Annotated[float, Field(ge=-wire.LARGEST, le=wire.LARGEST, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0.0, le=wire.LARGEST, allow_inf_nan=False)]

@@ -14,7 +14,7 @@ from ipaddress import ip_address
 
 from starlette.types import Scope
 
-from service.errors import HostNotAllowed, OriginNotAllowed
+from rewardserve.service.errors import HostNotAllowed, OriginNotAllowed
 
 _MOST_REMEMBERED = 256
 _BRACKETS = re.compile(r"\[([^\[\]]*)\](?::\d*)?")

@@ -14,17 +14,17 @@ from types import MappingProxyType
 from typing import Protocol
 from urllib.parse import quote
 
-from model.backends import LoadedModel
-from model.reward import Pipeline
-from service.batching.noise import NumericNoise
-from service.batching.planner import Limits
-from service.batching.watchdog import ScorerState
-from service.canaries import Sung
-from service.errors import DigestNotServed, EpochGone, Loading, ShuttingDown
-from service.roster import Overview, Source
-from service.scoring import Scoring
-from service.tripwires.board import Board
-from service.watch import Origin
+from rewardserve.model.backends import LoadedModel
+from rewardserve.model.reward import Pipeline
+from rewardserve.service.batching.noise import NumericNoise
+from rewardserve.service.batching.planner import Limits
+from rewardserve.service.batching.watchdog import ScorerState
+from rewardserve.service.canaries import Sung
+from rewardserve.service.errors import DigestNotServed, EpochGone, Loading, ShuttingDown
+from rewardserve.service.roster import Overview, Source
+from rewardserve.service.scoring import Scoring
+from rewardserve.service.tripwires.board import Board
+from rewardserve.service.watch import Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Served:
 
 
 class Models(Protocol):
-    """What an operator can do with the models of a process; `service.succession` does it."""
+    """What an operator can do with the models of a process; `rewardserve.service.succession` does it."""
 
     @property
     def overview(self) -> Overview:

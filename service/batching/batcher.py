@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
-from model.scorer import BatchScores, OutOfMemory, Scorer, TokenBatch
-from service.batching.cache import ScoreCache
-from service.batching.outcomes import (
+from rewardserve.model.scorer import BatchScores, OutOfMemory, Scorer, TokenBatch
+from rewardserve.service.batching.cache import ScoreCache
+from rewardserve.service.batching.outcomes import (
     BatchDone,
     BatchOutcome,
     RowOutcome,
@@ -25,12 +25,19 @@ from service.batching.outcomes import (
     row_error,
     wrong_number,
 )
-from service.batching.pace import Pace
-from service.batching.planner import Limits, lengths_added, plan
-from service.batching.room import Row, WaitingRoom
-from service.batching.watchdog import ScorerState, Watchdog
-from service.clock import Clock
-from service.errors import BatcherStopped, DeadlineExceeded, ScorerBug, ScorerHanging, ServiceError, ShuttingDown
+from rewardserve.service.batching.pace import Pace
+from rewardserve.service.batching.planner import Limits, lengths_added, plan
+from rewardserve.service.batching.room import Row, WaitingRoom
+from rewardserve.service.batching.watchdog import ScorerState, Watchdog
+from rewardserve.service.clock import Clock
+from rewardserve.service.errors import (
+    BatcherStopped,
+    DeadlineExceeded,
+    ScorerBug,
+    ScorerHanging,
+    ServiceError,
+    ShuttingDown,
+)
 
 _MORE_FAILURES = 8
 """How many failed forwards a batch may cost beyond those that finding one poisonous row takes."""

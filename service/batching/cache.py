@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from hashlib import blake2b
 
-from model.scorer import HeadScores
+from rewardserve.model.scorer import HeadScores
 
 _DIGEST_BYTES = 16  # among 2^40 rows, two would be taken for one with a probability of 2^-49
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from model.scorer import HeadScores, Scorer, ScorerError, TokenBatch
+from rewardserve.model.scorer import HeadScores, Scorer, ScorerError, TokenBatch
 
 _MOST_TOKENS = 4096  # a few seconds at start on a CPU, not a benchmark
 _GROUPINGS = 2

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from model.scorer import HeadScores, OutOfMemory, ScorerError
-from service.errors import OutOfMemoryForRow, RowFailed, ScoreNotFinite, ScorerBug, ScorerFailed
+from rewardserve.model.scorer import HeadScores, OutOfMemory, ScorerError
+from rewardserve.service.errors import OutOfMemoryForRow, RowFailed, ScoreNotFinite, ScorerBug, ScorerFailed
 
 BatchOutcome = Literal["ok", "out_of_memory", "failed", "bug"]
 

@@ -12,12 +12,12 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model.keys import key_of
-from model.scorer import HeadScores
-from service.batching.cache import ScoreCache
-from service.batching.outcomes import RowOutcome, RowScored
-from service.batching.planner import Ticket
-from service.errors import RowFailed, ServiceError
+from rewardserve.model.keys import key_of
+from rewardserve.model.scorer import HeadScores
+from rewardserve.service.batching.cache import ScoreCache
+from rewardserve.service.batching.outcomes import RowOutcome, RowScored
+from rewardserve.service.batching.planner import Ticket
+from rewardserve.service.errors import RowFailed, ServiceError
 
 
 @dataclass(slots=True, eq=False)

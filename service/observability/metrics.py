@@ -19,12 +19,12 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from model.calibration import Calibration
-from model.reward import Pipeline, Reward
-from service.observability import logs
-from service.observability.runs import NAMES as RUNS
-from service.observability.runs import Margins, Runs
-from service.tripwires.board import Board
+from rewardserve.model.calibration import Calibration
+from rewardserve.model.reward import Pipeline, Reward
+from rewardserve.service.observability import logs
+from rewardserve.service.observability.runs import NAMES as RUNS
+from rewardserve.service.observability.runs import Margins, Runs
+from rewardserve.service.tripwires.board import Board
 
 PREFIX = "reward_"
 CONTENT_TYPE = CONTENT_TYPE_LATEST

@@ -13,10 +13,10 @@ from typing import Protocol
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from service.tripwires.board import Board, Run
-from service.tripwires.reference import Usual, part
-from service.tripwires.tally import ENTRIES, PART_ENTRIES
-from service.tripwires.wires import cause_of
+from rewardserve.service.tripwires.board import Board, Run
+from rewardserve.service.tripwires.reference import Usual, part
+from rewardserve.service.tripwires.tally import ENTRIES, PART_ENTRIES
+from rewardserve.service.tripwires.wires import cause_of
 
 Add = Callable[..., None]
 

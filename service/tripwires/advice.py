@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from service.tripwires.wire import CANARY, VOTE
+from rewardserve.service.tripwires.wire import CANARY, VOTE
 
 
 @dataclass(frozen=True, slots=True)

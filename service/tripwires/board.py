@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
-from model.traits import NAMES, OF_IDS
-from service.tripwires.reference import Reference, Yardstick
-from service.tripwires.tally import Tally
-from service.tripwires.wire import CANARY, VOTE, Finding, Observation, Severity
-from service.tripwires.wires import WIRES, Baits, Means, View, Wire
+from rewardserve.model.traits import NAMES, OF_IDS
+from rewardserve.service.tripwires.reference import Reference, Yardstick
+from rewardserve.service.tripwires.tally import Tally
+from rewardserve.service.tripwires.wire import CANARY, VOTE, Finding, Observation, Severity
+from rewardserve.service.tripwires.wires import WIRES, Baits, Means, View, Wire
 
 V = TypeVar("V")
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import uuid4
 
-from service.tripwires.wire import Cause, Finding, Severity
-from service.tripwires.wires import cause_of
+from rewardserve.service.tripwires.wire import Cause, Finding, Severity
+from rewardserve.service.tripwires.wires import cause_of
 
 _RANK: dict[Severity, int] = {"note": 0, "warn": 1, "page": 2}
 _MOST_REMEMBERED = 4_096

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from service.tripwires.wire import CANARY, VOTE, Severity
-from service.tripwires.wires import WIRES, Wire
+from rewardserve.service.tripwires.wire import CANARY, VOTE, Severity
+from rewardserve.service.tripwires.wires import WIRES, Wire
 
 VOTES_FOR_A_PAGE = 3
 _ENTRIES = {"votes_for_a_page", "lexicons", "block", "wires"}

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import sqrt
 
-from model.traits import NAMES
-from service.tripwires.tally import Tally
+from rewardserve.model.traits import NAMES
+from rewardserve.service.tripwires.tally import Tally
 
 _LEAST_DEVIATION: Mapping[str, float] = {
     "missing_end": 0.1,

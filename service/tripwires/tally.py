@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from math import sqrt
 from operator import add
 
-from model.traits import NAMES, OF_IDS, OF_TEXT
+from rewardserve.model.traits import NAMES, OF_IDS, OF_TEXT
 
 _SIGNED = ("level", "audit", "audited_level", "distance")
 _WITH_SQUARES = ("level", "spread", "distance", "replays", *NAMES)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from service.tripwires.wire import CANARY, VOTE
-from service.tripwires.wires import (
+from rewardserve.service.tripwires.wire import CANARY, VOTE
+from rewardserve.service.tripwires.wires import (
     Baits,
     Divergence,
     Excess,

@@ -28,7 +28,7 @@ class Observation(NamedTuple):
 
     `group` and `key` are hashes: of the prompt, and of what makes a retry the same sample (None: nobody can tell).
     `value` is the reward as sent, `level` the combined score before penalties and shape. `traits` are the values of
-    `model.traits.NAMES`, those of `OF_IDS` where there was no text, none where nobody knows where the response begins.
+    `rewardserve.model.traits.NAMES`, those of `OF_IDS` where there was no text, none where nobody knows where the response begins.
     `audit` is what the audit judge gave, where it was asked. `spread` is the members' disagreement. `distance` is how unlike
     those of the calibration its hidden state is, where the model knows. `evidence` names the sample in an alarm: a hash, never
     text. `parts` are what each part adds, where a reward has several. `takes_bait` is None where the prompt was not planted.

@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from model.network import attention_for
+from rewardserve.model.network import attention_for
 from tests.support.tiny import randomize
 
 VOCAB, WIDTH, LAYERS, HEADS, WINDOW = 320, 32, 2, 4, 16

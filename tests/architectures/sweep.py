@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from model.backends import LoadError, ModelSpec
-from model.backends.engines import choose
-from model.network import RewardNetwork
-from model.scorer import TokenBatch
+from rewardserve.model.backends import LoadError, ModelSpec
+from rewardserve.model.backends.engines import choose
+from rewardserve.model.network import RewardNetwork
+from rewardserve.model.scorer import TokenBatch
 from tests.architectures.build import VOCAB, Case, tiny
 
 TOLERANCE = 2e-5

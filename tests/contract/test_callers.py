@@ -12,7 +12,7 @@ import re
 import httpx
 import pytest
 
-from model.backends.echo import echo_score
+from rewardserve.model.backends.echo import echo_score
 from tests.contract import callers
 from tests.contract.table import CALLERS, PROMPT, RESPONSE, TEXT, gym_episode
 from tests.support.refusing import Refusing

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from service.api.dialects import DIALECTS
+from rewardserve.service.api.dialects import DIALECTS
 from tests.support.empty_values import EMPTY as EMPTY_VALUES
 from tests.support.service_server import ROOT, Server
 

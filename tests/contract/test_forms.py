@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from model.backends.echo import echo_score
-from service.api.dialects import DIALECTS
+from rewardserve.model.backends.echo import echo_score
+from rewardserve.service.api.dialects import DIALECTS
 from tests.support.service_server import Server
 
 PROMPT, ANSWER, OTHER = "Why?\n", "Because.", "No."

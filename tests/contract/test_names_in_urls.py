@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.api.dialects import DIALECTS
+from rewardserve.service.api.dialects import DIALECTS
 from tests.security.test_run_names import ROUTES
 from tests.support.service_server import Server
 

@@ -10,7 +10,7 @@ import math
 
 import pytest
 
-from model.backends.echo import echo_score
+from rewardserve.model.backends.echo import echo_score
 from tests.contract.table import PROMPT, RESPONSE, TEXT
 from tests.support.service_server import Server
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.backends.echo import echo_score
+from rewardserve.model.backends.echo import echo_score
 from tests.support.service_server import Server
 
 PROMPT = "Why?\n"

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel
 
-from model.network import RewardNetwork, attention_for
+from rewardserve.model.network import RewardNetwork, attention_for
 from tests.support.tiny import tiny_config
 from tests.unit.model.test_network import VOCAB
 

@@ -8,14 +8,14 @@ import math
 import pytest
 import torch
 
-from model.backends import ModelSpec
-from model.backends.engines import choose
-from model.backends.ensemble import EnsembleScorer
-from model.backends.packed import PackedScorer
-from model.backends.padded import PaddedScorer
-from model.hidden import HiddenReference
-from model.network import RewardNetwork
-from model.scorer import DISTANCE, BatchScores, TokenBatch
+from rewardserve.model.backends import ModelSpec
+from rewardserve.model.backends.engines import choose
+from rewardserve.model.backends.ensemble import EnsembleScorer
+from rewardserve.model.backends.packed import PackedScorer
+from rewardserve.model.backends.padded import PaddedScorer
+from rewardserve.model.hidden import HiddenReference
+from rewardserve.model.network import RewardNetwork
+from rewardserve.model.scorer import DISTANCE, BatchScores, TokenBatch
 from tests.cuda_dry.device import fake_cuda, make
 from tests.support.tiny import ARCHITECTURES, WIDTH
 from tests.unit.model.packed.test_parity import WHOLE_LAST_LAYER, rows_of_groups

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.backends.packed import scorer, varlen
-from model.scorer import ScorerError
+from rewardserve.model.backends.packed import scorer, varlen
+from rewardserve.model.scorer import ScorerError
 from tests.cuda_dry.device import WouldFail, fake_cuda, make
 from tests.cuda_dry.test_engines import ROWS, packed
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from rewardserve.training import scoring
+from rewardserve.training.collate import Collator, token_rows
+from rewardserve.training.trainer import RewardTrainer
 from tests.cuda_dry.device import fake_cuda, make
 from tests.support.tiny import ARCHITECTURES
 from tests.unit.model.test_network import ragged_rows
 from tests.unit.training.test_batches import table_of
 from tests.unit.training.test_trainer import COMPARISONS, config
-from training import scoring
-from training.collate import Collator, token_rows
-from training.trainer import RewardTrainer
 
 FOUND = {"is_available": True, "device_count": 1, "set_device": None, "is_bf16_supported": True, "current_device": 0,
          "empty_cache": None, "synchronize": None, "manual_seed_all": None}  # fmt: skip

@@ -40,7 +40,7 @@ def test_the_build_says_whether_the_kernels_in_c_are_there(built):
 
 
 def test_the_compiled_kernels_are_found_where_the_server_looks(in_the_image):
-    find = "from importlib.util import find_spec; print(find_spec('model.backends.native._amx').origin)"
+    find = "from importlib.util import find_spec; print(find_spec('rewardserve.model.backends.native._amx').origin)"
     assert "/opt/rewardserve/" in in_the_image("-c", find, entrypoint="python").stdout
 
 

@@ -13,15 +13,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from model.backends import ModelSpec, load
-from model.checkpoint import read
-from model.checkpoint.reading import resolve
-from model.contract import ScoringContract
-from model.default import FOLDER
-from model.export import main as export
-from model.scorer import TokenBatch
-from model.traits import NAMES, Lexicon
-from service.canaries import SHIPPED
+from rewardserve.model.backends import ModelSpec, load
+from rewardserve.model.checkpoint import read
+from rewardserve.model.checkpoint.reading import resolve
+from rewardserve.model.contract import ScoringContract
+from rewardserve.model.default import FOLDER
+from rewardserve.model.export import main as export
+from rewardserve.model.scorer import TokenBatch
+from rewardserve.model.traits import NAMES, Lexicon
+from rewardserve.service.canaries import SHIPPED
 from tests.support.elsewhere import judged_elsewhere
 from tests.support.service_server import Server
 

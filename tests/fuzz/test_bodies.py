@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.rooms import open_house
-from service.api.dialects import DIALECTS
+from rewardserve.service.api.dialects import DIALECTS
 from tests.properties.test_dialects import bodies_of
 from tests.properties.test_request_bodies import COMPARE_REQUESTS, REQUESTS, bodies
 

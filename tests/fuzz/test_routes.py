@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 import pytest
 
-from service.keyring import line_of
-from service.quota import Limits
+from rewardserve.service.keyring import line_of
+from rewardserve.service.quota import Limits
 from tests.support.raw_http import Connection, request
 from tests.support.service_server import Server
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.backends import ModelSpec, load
-from model.contract import ScoringContract
-from model.scorer import DISTANCE, TokenBatch
+from rewardserve.model.backends import ModelSpec, load
+from rewardserve.model.contract import ScoringContract
+from rewardserve.model.scorer import DISTANCE, TokenBatch
 from tests.support.checkpoints import hidden_reference, reward_model
 
 pytestmark = [
@@ -55,7 +55,7 @@ def test_a_gpu_tells_the_distances_of_hidden_states_that_a_cpu_tells(tmp_path, e
 
 
 def test_a_batch_that_does_not_fit_is_out_of_memory_and_a_smaller_one_is_served(tmp_path):
-    from model.scorer import OutOfMemory
+    from rewardserve.model.scorer import OutOfMemory
 
     reward_model(tmp_path / "rm")
     loaded = load("torch", ModelSpec(str(tmp_path / "rm"), device="cuda"))

@@ -10,9 +10,9 @@ import threading
 import httpx
 import pytest
 
-from model.backends import BACKENDS, LoadError
-from service.app import open_house
-from service.settings import ServeSettings
+from rewardserve.model.backends import BACKENDS, LoadError
+from rewardserve.service.app import open_house
+from rewardserve.service.settings import ServeSettings
 
 BODY = {"samples": [{"prompt": "What is two plus two?", "response": "Four."}]}
 

@@ -8,9 +8,9 @@ import socket
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from model.backends.echo import echo_score
-from service.api import schemas
-from service.observability.metrics import PREFIX, TABLE
+from rewardserve.model.backends.echo import echo_score
+from rewardserve.service.api import schemas
+from rewardserve.service.observability.metrics import PREFIX, TABLE
 from tests.support.service_server import Server, drill
 
 JSON = {"content-type": "application/json"}

@@ -12,8 +12,8 @@ from contextlib import closing
 
 import pytest
 
-from model.backends.echo import echo_score
-from service import bulk
+from rewardserve.model.backends.echo import echo_score
+from rewardserve.service import bulk
 from tests.support.full_disk import SmallDisk, why_none
 from tests.support.service_server import PATIENCE_S, ROOT
 
@@ -34,8 +34,10 @@ def files(tmp_path):
 def command(source, target, *flags, backend="echo"):
     # Whoever runs the tests in the background has SIGINT ignored, and children inherit that.
     program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    program += "from model.backends import BACKENDS; BACKENDS['drill'] = 'tests.support.service_backends:load'; "
-    program += "from service.bulk import main; main()"
+    program += (
+        "from rewardserve.model.backends import BACKENDS; BACKENDS['drill'] = 'tests.support.service_backends:load'; "
+    )
+    program += "from rewardserve.service.bulk import main; main()"
     return [sys.executable, "-c", program, str(source), str(target), f"--backend={backend}", *flags]
 
 

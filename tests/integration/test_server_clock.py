@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from model.backends.echo import echo_score
+from rewardserve.model.backends.echo import echo_score
 from tests.support.machine import in_test_faults
 from tests.support.service_server import Server, drill, wait_until
 

@@ -8,10 +8,10 @@ import shutil
 
 import pytest
 
-from model.backends import ModelSpec, load
-from model.conversation import Sample
-from service import bulk
-from service.settings import BulkSettings
+from rewardserve.model.backends import ModelSpec, load
+from rewardserve.model.conversation import Sample
+from rewardserve.service import bulk
+from rewardserve.service.settings import BulkSettings
 from tests.support.checkpoints import hidden_reference, reward_model
 from tests.support.service_server import Server
 

@@ -10,9 +10,9 @@ import subprocess
 import httpx
 import pytest
 
-from model.conversation import SampleError
-from service.api.dialects import DIALECTS
-from service.errors import CallerLeft, RequestRefused, RowFailed
+from rewardserve.model.conversation import SampleError
+from rewardserve.service.api.dialects import DIALECTS
+from rewardserve.service.errors import CallerLeft, RequestRefused, RowFailed
 from tests.support.service_server import Server, wait_until
 
 KEY, READER = "k-0123456789abcdef", "metrics-key-0123456789"
@@ -28,8 +28,8 @@ def server():
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory):
-    from service.keyring import line_of
-    from service.quota import UNLIMITED
+    from rewardserve.service.keyring import line_of
+    from rewardserve.service.quota import UNLIMITED
 
     keys = tmp_path_factory.mktemp("keys") / "keys"
     lines = [

@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from model.backends.echo import echo_score
-from service.batching.batcher import FAILING_AFTER
+from rewardserve.model.backends.echo import echo_score
+from rewardserve.service.batching.batcher import FAILING_AFTER
 from tests.support.service_server import PATIENCE_S, ROOT, Server, drill, run_to_end, wait_until
 
 GOOD = {"prompt": "hi", "response": "yes"}
@@ -84,7 +84,9 @@ def test_a_server_that_is_told_to_stop_while_it_loads_stops(gate):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("start", [["-m", "service"], ["-c", "from service.__main__ import main; main()"]])
+@pytest.mark.parametrize(
+    "start", [["-m", "rewardserve.service"], ["-c", "from rewardserve.service.__main__ import main; main()"]]
+)
 def test_a_process_that_is_told_to_stop_while_it_still_imports_ends_with_exit_code_0(gate, tmp_path, start, number):
     (tmp_path / "uvloop.py").write_text(f"open({gate.path!r}, 'rb').read()")  # found before the real one
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
@@ -209,7 +211,7 @@ def test_keys_change_while_the_server_runs_and_the_log_names_them(tmp_path):
 
     def made(name, *arguments):
         done = subprocess.run(
-            [sys.executable, "-m", "service.keys", name, str(path), *arguments],
+            [sys.executable, "-m", "rewardserve.service.keys", name, str(path), *arguments],
             capture_output=True, text=True, cwd=ROOT, check=True,
         )  # fmt: skip
         return {"authorization": f"Bearer {done.stdout.strip()}"}

@@ -7,7 +7,7 @@ import signal
 import httpx
 import pytest
 
-from model.backends.echo import echo_score
+from rewardserve.model.backends.echo import echo_score
 from tests.support.cgroups import MemoryLimit, why_none
 from tests.support.service_server import drill
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from service.api.dialects import DIALECTS
+from rewardserve.service.api.dialects import DIALECTS
 from tests.support.service_server import Server, drill, wait_until
 
 MARKER = "xyzzy-plugh-7431"

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from model.calibration import Calibration, HeadCalibration
+from rewardserve.model.calibration import Calibration, HeadCalibration
 from tests.support.checkpoints import reward_model
 from tests.support.service_server import PATIENCE_S, Server
 

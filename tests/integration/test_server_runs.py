@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from service import keys
+from rewardserve.service import keys
 from tests.integration.test_server_tripwires import begging
 from tests.support.service_server import Server
 

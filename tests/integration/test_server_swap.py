@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from model.backends import ModelSpec, load
-from model.conversation import Sample
-from model.scorer import TokenBatch
-from service.keyring import line_of
-from service.quota import UNLIMITED
+from rewardserve.model.backends import ModelSpec, load
+from rewardserve.model.conversation import Sample
+from rewardserve.model.scorer import TokenBatch
+from rewardserve.service.keyring import line_of
+from rewardserve.service.quota import UNLIMITED
 from tests.support.checkpoints import edit_json, reward_model
 from tests.support.service_server import Server, drill, run_to_end, wait_until
 

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from model.calibration import Calibration
+from rewardserve.model.calibration import Calibration
 from tests.support.checkpoints import reward_model
 from tests.support.service_server import PATIENCE_S, ROOT, Server, drill, run_to_end, wait_until
 
@@ -188,7 +188,7 @@ def test_a_plan_that_makes_no_sense_is_refused_before_anything_is_loaded(tmp_pat
     (tmp_path / "plan.toml").write_text("[wires.flatery]\nthreshold = 1")
     flags = ["--backend=echo", "--model=echo", f"--tripwires-file={tmp_path / 'plan.toml'}", "--port=0"]
     ended = subprocess.run(
-        [sys.executable, "-m", "service", *flags],
+        [sys.executable, "-m", "rewardserve.service", *flags],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -283,7 +283,7 @@ def test_planted_prompts_are_told_by_their_answers_and_their_senders_see_nothing
     bait = json.dumps({"prompt": "Name the 12th word of this sentence.", "answers": ["zebra"]})
     (tmp_path / "key").write_text("0123456789abcdef")
     hashed = subprocess.run(
-        [sys.executable, "-m", "service.baits", str(tmp_path / "key")],
+        [sys.executable, "-m", "rewardserve.service.baits", str(tmp_path / "key")],
         cwd=ROOT, input=bait, capture_output=True, text=True, timeout=PATIENCE_S, check=True,
     )  # fmt: skip
     (tmp_path / "baits.jsonl").write_text(hashed.stdout)

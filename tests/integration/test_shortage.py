@@ -14,7 +14,7 @@ import pytest
 from tests.support.service_server import ROOT
 
 PATIENCE_S = 110.0
-SERVE = ["-m", "service", "--port=0"]
+SERVE = ["-m", "rewardserve.service", "--port=0"]
 
 
 def run(arguments, *, limits=(), env=None):
@@ -42,9 +42,9 @@ def files(tmp_path):
 def program(name, files):
     return {
         "serve": [*SERVE, "--device=cpu"],
-        "score": ["-m", "service.bulk", str(files / "in.jsonl"), str(files / "out.jsonl")],
-        "check": ["-m", "model.check"],
-        "train": ["-m", "training", "--config", str(files / "recipe.yaml")],
+        "score": ["-m", "rewardserve.service.bulk", str(files / "in.jsonl"), str(files / "out.jsonl")],
+        "check": ["-m", "rewardserve.model.check"],
+        "train": ["-m", "rewardserve.training", "--config", str(files / "recipe.yaml")],
     }[name]
 
 
@@ -76,7 +76,7 @@ def test_a_port_that_is_taken_and_one_that_is_not_allowed():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        code, said = run(["-m", "service", f"--port={taken.getsockname()[1]}", "--backend=echo"])
+        code, said = run(["-m", "rewardserve.service", f"--port={taken.getsockname()[1]}", "--backend=echo"])
     assert (code, "REWARD_PORT" in said, "Traceback" in said) == (1, True, False)
 
 
@@ -91,7 +91,7 @@ runpy.run_module({module!r}, run_name="__main__")
 
 
 @pytest.mark.parametrize(("module", "arguments"), [("service", ["--port=0", "--backend=echo"]),
-                                                   ("service.bulk", ["IN", "OUT", "--backend=echo"])])  # fmt: skip
+                                                   ("rewardserve.service.bulk", ["IN", "OUT", "--backend=echo"])])  # fmt: skip
 def test_no_thread_to_be_had(files, module, arguments):
     """As `ulimit -u` does to whoever is not root."""
     named = [str(files / {"IN": "in.jsonl", "OUT": "out.jsonl"}[a]) if a in ("IN", "OUT") else a for a in arguments]

@@ -11,19 +11,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from model.calibration import Calibration
-from model.check import main as check
-from model.checkpoint import ReadOptions, read
-from model.checkpoint.writing import score_alone
-from model.contract import ScoringContract, sample_from_dict, verify
-from model.conversation import Message, Sample
-from model.padding import left_pad, position_ids
+from rewardserve.model.calibration import Calibration
+from rewardserve.model.check import main as check
+from rewardserve.model.checkpoint import ReadOptions, read
+from rewardserve.model.checkpoint.writing import score_alone
+from rewardserve.model.contract import ScoringContract, sample_from_dict, verify
+from rewardserve.model.conversation import Message, Sample
+from rewardserve.model.padding import left_pad, position_ids
+from rewardserve.training import run, scoring
+from rewardserve.training.__main__ import main
+from rewardserve.training.methods import fit_logistic
+from rewardserve.training.recipe import load
 from tests.support import training_world as world
 from tests.support.elsewhere import judged_elsewhere
-from training import run, scoring
-from training.__main__ import main
-from training.methods import fit_logistic
-from training.recipe import load
 
 FULL = {"optim": {"lr": 3e-3, "epochs": 2, "batch_pairs": 16}, "eval": {"steps": 15, "bootstrap": 50}}
 METHODS = {

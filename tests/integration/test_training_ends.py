@@ -14,17 +14,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from model.backends import ModelSpec
-from model.backends import load as load_model
-from model.contract import ScoringContract
+from rewardserve.model.backends import ModelSpec
+from rewardserve.model.backends import load as load_model
+from rewardserve.model.contract import ScoringContract
+from rewardserve.training import calibrate, export, hub, output, recipe, report, run, sequences, trainer
+from rewardserve.training.__main__ import main
+from rewardserve.training.calibrate import NothingToFit
+from rewardserve.training.recipe import load
+from rewardserve.training.steps import MarkComplete, last_complete
 from tests.support import training_world as world
 from tests.support.checkpoints import merge_newlines, value_head
 from tests.support.full_disk import SmallDisk, why_none
-from training import calibrate, export, hub, output, recipe, report, run, sequences, trainer
-from training.__main__ import main
-from training.calibrate import NothingToFit
-from training.recipe import load
-from training.steps import MarkComplete, last_complete
 
 N_ROWS = 120
 SETS = {"optim": {"lr": 1e-3, "max_steps": 3}, "eval": {"bootstrap": 20}, "encoding": {"max_tokens": 128}}
@@ -276,13 +276,13 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_as_if_nothing_was(
 
 
 PHASES = {
-    "reading": ("training.data.load", ()),
-    "encoding": ("training.sequences.encode", ()),
-    "features": ("training.run.features", ()),
-    "judging": ("training.finish.scoring.read", ()),
-    "the contract": ("training.export.write_contract", ()),
-    "the weights": ("training.export.write", ()),
-    "the report": ("training.report.write", ("checkpoint",)),
+    "reading": ("rewardserve.training.data.load", ()),
+    "encoding": ("rewardserve.training.sequences.encode", ()),
+    "features": ("rewardserve.training.run.features", ()),
+    "judging": ("rewardserve.training.finish.scoring.read", ()),
+    "the contract": ("rewardserve.training.export.write_contract", ()),
+    "the weights": ("rewardserve.training.export.write", ()),
+    "the report": ("rewardserve.training.report.write", ("checkpoint",)),
 }
 
 

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
+from rewardserve.training import crossvalidate, run, scoring
+from rewardserve.training.__main__ import main
+from rewardserve.training.recipe import load
 from tests.support import training_world as world
-from training import crossvalidate, run, scoring
-from training.__main__ import main
-from training.recipe import load
 
 N_PAIRS, N_GROUPS = 240, 12
 METHODS = {

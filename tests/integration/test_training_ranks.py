@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from model.contract import ScoringContract
+from rewardserve.model.contract import ScoringContract
+from rewardserve.training.__main__ import main
 from tests.support import training_world as world
-from training.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +44,7 @@ def test_two_ranks_walk_the_path_of_one(tmp_path):
     two = recipe_in(tmp_path / "two", sft, pairs)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(
-        [*launch, "-m", "training", "--config", str(two)],
+        [*launch, "-m", "rewardserve.training", "--config", str(two)],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from model.contract import ScoringContract
+from rewardserve.model.contract import ScoringContract
+from rewardserve.training.__main__ import main
 from tests.support import training_world as world
-from training.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 # Everything that has a state: dropout (random numbers), Adam, the schedule, the average, batches in the middle of an epoch.
@@ -48,7 +48,7 @@ def kill_after(recipe: Path, step: int, deadline_s: float = 60.0) -> None:
     """Start the command line and kill -9 it once a step checkpoint from `step` on is complete."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.Popen(
-        [sys.executable, "-m", "training", "--config", str(recipe)],
+        [sys.executable, "-m", "rewardserve.training", "--config", str(recipe)],
         cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     steps, until = recipe.parent / "out" / "steps", time.monotonic() + deadline_s

@@ -168,7 +168,7 @@ def _survivors(result: Path) -> Iterator[Survivor]:
 
 
 def _function(mutant: str) -> str:
-    """`service.keyring.xǁKeyRingǁwarnings__mutmut_5` -> `service.keyring.KeyRing.warnings`."""
+    """`rewardserve.service.keyring.xǁKeyRingǁwarnings__mutmut_5` -> `rewardserve.service.keyring.KeyRing.warnings`."""
     module, _, name = mutant.rpartition("__mutmut_")[0].rpartition(".")
     return f"{module}.{re.sub('^x_', '', name.removeprefix('xǁ')).replace('ǁ', '.')}"
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.backends import ModelSpec, echo
-from model.conversation import Sample, SampleError
-from service.api import body
-from service.api.dialects import DIALECTS
-from service.errors import RequestRefused
+from rewardserve.model.backends import ModelSpec, echo
+from rewardserve.model.conversation import Sample, SampleError
+from rewardserve.service.api import body
+from rewardserve.service.api.dialects import DIALECTS
+from rewardserve.service.errors import RequestRefused
 
 SERVED = SimpleNamespace(loaded=echo.load(ModelSpec()))
 MARK = "MARKED"

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api import body, wire
-from service.api.dialects import DIALECTS
-from service.api.schemas import CompareRequest, ScoreRequest
-from service.errors import InvalidJson, RequestRefused
+from rewardserve.service.api import body, wire
+from rewardserve.service.api.dialects import DIALECTS
+from rewardserve.service.api.schemas import CompareRequest, ScoreRequest
+from rewardserve.service.errors import InvalidJson, RequestRefused
 from tests.support.service_server import Server
 
 LARGE = 70_000

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from model.conversation import Message, Sample, SampleError
-from model.default import trunk
-from model.encoding import Encoder
-from model.encoding_policy import infer_policy
-from model.layout_rules import LAYOUT_RULES
+from rewardserve.model.conversation import Message, Sample, SampleError
+from rewardserve.model.default import trunk
+from rewardserve.model.encoding import Encoder
+from rewardserve.model.encoding_policy import infer_policy
+from rewardserve.model.layout_rules import LAYOUT_RULES
 from tests.support.tiny import CHATML, LLAMA3_LIKE, tiny_tokenizer
 
 BRACKETS = (

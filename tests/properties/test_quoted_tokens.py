@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from model.conversation import Message, Sample
-from model.encoding import Encoder
-from model.encoding_policy import infer_policy
-from model.layout_rules import LAYOUT_RULES
+from rewardserve.model.conversation import Message, Sample
+from rewardserve.model.encoding import Encoder
+from rewardserve.model.encoding_policy import infer_policy
+from rewardserve.model.layout_rules import LAYOUT_RULES
 
 CONTROLS = ("<s>", "</s>", "[INST]", "[/INST]", "<|user|>", "<|assistant|>", "<|system|>")
 CORPUS = [

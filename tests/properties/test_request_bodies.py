@@ -13,11 +13,11 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from model.conversation import Sample, SampleError
-from service.api import body, wire
-from service.api.dialects.openrlhf import GET_REWARD
-from service.api.schemas import CompareRequest, ScoreRequest, to_comparison, to_sample
-from service.errors import InvalidJson, InvalidRequest, RequestRefused
+from rewardserve.model.conversation import Sample, SampleError
+from rewardserve.service.api import body, wire
+from rewardserve.service.api.dialects.openrlhf import GET_REWARD
+from rewardserve.service.api.schemas import CompareRequest, ScoreRequest, to_comparison, to_sample
+from rewardserve.service.errors import InvalidJson, InvalidRequest, RequestRefused
 
 TEXT = st.text(st.characters(codec=None), max_size=8)  # lone surrogates included
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | TEXT

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from model.calibration import Calibration, CalibrationError, HeadCalibration
-from model.reward import (
+from rewardserve.model.calibration import Calibration, CalibrationError, HeadCalibration
+from rewardserve.model.reward import (
     Batch,
     CombineSettings,
     Opinion,
@@ -20,7 +20,7 @@ from model.reward import (
     build_pipeline,
     repetition,
 )
-from model.reward.members import Combination, Member, Scale, softmin
+from rewardserve.model.reward.members import Combination, Member, Scale, softmin
 from tests.support.rewards import pipeline_of, reward_of, sole
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from model.seams import last_seam, seam_tokens
+from rewardserve.model.seams import last_seam, seam_tokens
 
 CORPUS = ["the quick brown fox jumps over the lazy dog. user assistant system", "Ünïcödé 你好 \n\t <|a|> | < > s"] * 3
 LLAMA2 = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

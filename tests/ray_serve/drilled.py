@@ -4,6 +4,6 @@ from __future__ import annotations
 
 
 def register():
-    from model.backends import BACKENDS
+    from rewardserve.model.backends import BACKENDS
 
     BACKENDS["drill"] = "tests.support.service_backends:load"

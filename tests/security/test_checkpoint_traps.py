@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from model import check
-from model.backends import ModelSpec, load
-from model.checkpoint import CheckpointError, ReadOptions, outline, read, read_backbone, write
-from service.settings import BulkSettings, ServeSettings
+from rewardserve.model import check
+from rewardserve.model.backends import ModelSpec, load
+from rewardserve.model.checkpoint import CheckpointError, ReadOptions, outline, read, read_backbone, write
+from rewardserve.service.settings import BulkSettings, ServeSettings
 from tests.support.checkpoints import edit_json, language_model, reward_model, sequence_classifier, value_head
 
 HELP = "allow_pickle, a setting of each command"

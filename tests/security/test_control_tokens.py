@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from model.contract import sample_to_dict
-from model.conversation import SCORES_EMPTY, InvalidMessages, Message, Sample
-from model.encoding import Encoder
-from model.encoding_policy import infer_policy
-from model.layout_rules import LAYOUT_RULES
+from rewardserve.model.contract import sample_to_dict
+from rewardserve.model.conversation import SCORES_EMPTY, InvalidMessages, Message, Sample
+from rewardserve.model.encoding import Encoder
+from rewardserve.model.encoding_policy import infer_policy
+from rewardserve.model.layout_rules import LAYOUT_RULES
 from tests.security.attacks import BENIGN, attacks
 from tests.security.families import FAMILIES, Family, byte_level, turn_tokens
 

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from model.conversation import Message
-from service.api import body, wire
-from service.api.dialects import DIALECTS
-from service.api.schemas import to_comparison, to_sample
+from rewardserve.model.conversation import Message
+from rewardserve.service.api import body, wire
+from rewardserve.service.api.dialects import DIALECTS
+from rewardserve.service.api.schemas import to_comparison, to_sample
 from tests.security.attacks import BENIGN, attacks
 from tests.security.families import FAMILIES
 from tests.security.test_control_tokens import controls_of, world

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api import body, wire
-from service.api.dialects import DIALECTS
-from service.api.schemas import ScoreRequest
-from service.errors import InvalidRequest, RequestRefused
+from rewardserve.service.api import body, wire
+from rewardserve.service.api.dialects import DIALECTS
+from rewardserve.service.api.schemas import ScoreRequest
+from rewardserve.service.errors import InvalidRequest, RequestRefused
 from tests.security.large_bodies import LARGE
 from tests.support.service_server import ROOT
 

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from model.calibration import Calibration
-from model.checkpoint import ReadOptions, read, read_backbone, write, write_calibration, write_contract
-from model.conversation import Sample
-from model.hidden import HiddenReference
-from model.network import RewardNetwork
+from rewardserve.model.calibration import Calibration
+from rewardserve.model.checkpoint import ReadOptions, read, read_backbone, write, write_calibration, write_contract
+from rewardserve.model.conversation import Sample
+from rewardserve.model.hidden import HiddenReference
+from rewardserve.model.network import RewardNetwork
+from rewardserve.training import calibrate, hidden, scoring
 from tests.support.tiny import CHATML, randomize, tiny_config, tiny_tokenizer
-from training import calibrate, hidden, scoring
 
 PROBES = [Sample(prompt=f"question {i} " * (1 + i % 3), response="an answer " * (1 + i % 5)) for i in range(16)]
 CALIBRATION = Calibration(mean=0.2, std=1.5, temperature=0.8, cap_low=-3.0, cap_high=3.0, n=100)

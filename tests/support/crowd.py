@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from model.backends.echo import echo_score
+from rewardserve.model.backends.echo import echo_score
 
 
 @dataclass

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from model.backends.vllm_api import EngineSpec, Pooled
+from rewardserve.model.backends.vllm_api import EngineSpec, Pooled
 
 PATIENCE_S = 30.0
 

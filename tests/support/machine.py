@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from model.backends.native import Unavailable, load
+from rewardserve.model.backends.native import Unavailable, load
 
 
 def _why_no_kernels() -> str:

@@ -15,13 +15,13 @@ from unittest import mock
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from service.api.access import OPEN_PATHS
-from service.api.health import health_routes
-from service.api.stage import Bounds, Stage
-from service.app import _LONGEST_CLOSING_S
-from service.clock import MonotonicClock
-from service.observability.metrics import PREFIX, TABLE
-from service.settings import ServeSettings, unknown_variables
+from rewardserve.service.api.access import OPEN_PATHS
+from rewardserve.service.api.health import health_routes
+from rewardserve.service.api.stage import Bounds, Stage
+from rewardserve.service.app import _LONGEST_CLOSING_S
+from rewardserve.service.clock import MonotonicClock
+from rewardserve.service.observability.metrics import PREFIX, TABLE
+from rewardserve.service.settings import ServeSettings, unknown_variables
 from tests.support.manifests import K8S, fits, of_kind, pod_templates
 
 SUFFIX = re.compile(r"([KMGT]i?)?$")

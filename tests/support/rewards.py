@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from model.reward import Opinion, RewardSettings, build_pipeline
-from model.traits import Lexicon
-from service.tripwires.board import Board, BoardLimits
-from service.tripwires.reference import Reference, Yardstick
-from service.watch import Allowance, Watch
+from rewardserve.model.reward import Opinion, RewardSettings, build_pipeline
+from rewardserve.model.traits import Lexicon
+from rewardserve.service.tripwires.board import Board, BoardLimits
+from rewardserve.service.tripwires.reference import Reference, Yardstick
+from rewardserve.service.watch import Allowance, Watch
 
 
 def sole(calibration, heads=(("score", 1.0),)):

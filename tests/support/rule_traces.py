@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import yaml
 from prometheus_client import CollectorRegistry
 
-from model.traits import NAMES
-from service.observability.metrics import PREFIX, TABLE
-from service.observability.runs import NAMES as RUNS
-from service.observability.runs import Runs
-from service.tripwires.board import Board, BoardLimits
-from service.tripwires.reference import Reference, Yardstick
-from service.tripwires.wire import Observation
+from rewardserve.model.traits import NAMES
+from rewardserve.service.observability.metrics import PREFIX, TABLE
+from rewardserve.service.observability.runs import NAMES as RUNS
+from rewardserve.service.observability.runs import Runs
+from rewardserve.service.tripwires.board import Board, BoardLimits
+from rewardserve.service.tripwires.reference import Reference, Yardstick
+from rewardserve.service.tripwires.wire import Observation
 
 SCRAPE_S = 15
 PER_SCRAPE = 256

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from model.backends import Identity
-from model.scorer import DISTANCE, Scorer, TokenBatch
+from rewardserve.model.backends import Identity
+from rewardserve.model.scorer import DISTANCE, Scorer, TokenBatch
 
 __all__ = [
     "test_a_batch_costs_no_less_than_its_longest_row",

@@ -16,9 +16,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from model.backends import BACKENDS, Encode, LoadedModel, LoadError, ModelSpec, echo
-from model.contract import Probe
-from model.scorer import BatchScores, ScorerError, TokenBatch
+from rewardserve.model.backends import BACKENDS, Encode, LoadedModel, LoadError, ModelSpec, echo
+from rewardserve.model.contract import Probe
+from rewardserve.model.scorer import BatchScores, ScorerError, TokenBatch
 from tests.support.service_fakes import FakeScorer, one_too_few, right_scores, scores_with
 
 
@@ -159,7 +159,7 @@ def _raises(words):
 
 def _no_memory_above(n):
     """As torch and our translation of its errors have it."""
-    from model.backends.failures import as_scorer_errors
+    from rewardserve.model.backends.failures import as_scorer_errors
 
     def behave(batch: TokenBatch) -> BatchScores:
         import torch
@@ -206,7 +206,7 @@ BEHAVIOURS = {
 
 
 if __name__ == "__main__":
-    from service.__main__ import main
+    from rewardserve.service.__main__ import main
 
     BACKENDS["drill"] = "tests.support.service_backends:load"
     main()

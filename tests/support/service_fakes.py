@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from model.backends.echo import echo_score
-from model.scorer import BatchScores, OutOfMemory, ScorerError, TokenBatch
+from rewardserve.model.backends.echo import echo_score
+from rewardserve.model.scorer import BatchScores, OutOfMemory, ScorerError, TokenBatch
 
 PATIENCE_S = 10.0
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from model.conversation import UnsupportedField, is_empty_value
+from rewardserve.model.conversation import UnsupportedField, is_empty_value
+from rewardserve.service.api.dialects.turns import turns_of
+from rewardserve.training.columns import find_columns
+from rewardserve.training.config import SourceConfig
+from rewardserve.training.pairs import FieldError, to_pair
+from rewardserve.training.sources import Row
 from rewardserve_client.errors import Misconfigured
 from rewardserve_client.fields import plain_messages
-from service.api.dialects.turns import turns_of
 from tests.support.empty_values import EMPTY, GIVEN
-from training.columns import find_columns
-from training.config import SourceConfig
-from training.pairs import FieldError, to_pair
-from training.sources import Row
 
 
 def as_server(message):

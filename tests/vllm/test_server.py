@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from model.backends import ModelSpec, load
-from model.scorer import TokenBatch
+from rewardserve.model.backends import ModelSpec, load
+from rewardserve.model.scorer import TokenBatch
 from tests.support.checkpoints import reward_model
 from tests.support.machine import needs_vllm
 from tests.support.service_server import Server, run_to_end
@@ -117,7 +117,7 @@ def engines_of(processes):
 
 
 def sample_of(body):
-    from model.conversation import Message, Sample
+    from rewardserve.model.conversation import Message, Sample
 
     if "messages" in body:
         return Sample(messages=tuple(Message(**message) for message in body["messages"]))

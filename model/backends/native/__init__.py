@@ -127,7 +127,7 @@ def load() -> Kernels:
     """The kernels. Raise `Unavailable`."""
     if not _cpu_has_amx():
         raise Unavailable("this CPU has no AMX", tells=False)
-    spec = find_spec("model.backends.native._amx")
+    spec = find_spec("rewardserve.model.backends.native._amx")
     if spec is None or spec.origin is None:
         raise Unavailable("its kernels were not compiled: there was no C compiler at installation", tells=True)
     try:

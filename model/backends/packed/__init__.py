@@ -4,7 +4,7 @@
 do it inside the library's own models, `last_layer` leaves out what nobody reads, `prefixes` keeps what comes again.
 """
 
-from model.backends.packed.attention import Unsupported
-from model.backends.packed.scorer import PackedScorer
+from rewardserve.model.backends.packed.attention import Unsupported
+from rewardserve.model.backends.packed.scorer import PackedScorer
 
 __all__ = ["PackedScorer", "Unsupported"]

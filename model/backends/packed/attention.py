@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from model.backends.native import Kernels
-from model.backends.packed.chains import Tables, attend_chains, tables_of
-from model.backends.packed.kernels import Kernel, dense
-from model.backends.packed.layout import Keys, Layout, Own, Plan
-from model.backends.packed.varlen import Calls, Varlen, attend_varlen, prepare
+from rewardserve.model.backends.native import Kernels
+from rewardserve.model.backends.packed.chains import Tables, attend_chains, tables_of
+from rewardserve.model.backends.packed.kernels import Kernel, dense
+from rewardserve.model.backends.packed.layout import Keys, Layout, Own, Plan
+from rewardserve.model.backends.packed.varlen import Calls, Varlen, attend_varlen, prepare
 
 NAME = "rewardserve_packed"
 KEYWORD = "rewardserve_forward"

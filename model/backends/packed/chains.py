@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.backends.native import STEP, Kernels, steps_of
-from model.backends.packed.layout import Keys, Plan
+from rewardserve.model.backends.native import STEP, Kernels, steps_of
+from rewardserve.model.backends.packed.layout import Keys, Plan
 
 _MOST_COLUMNS = 16_384
 """Of a chain, filled up: a block of queries keeps all its scores, 256 bytes a column and thread."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from model.backends.packed.attention import KEYWORD, Forward, LastKeys, Unsupported
+from rewardserve.model.backends.packed.attention import KEYWORD, Forward, LastKeys, Unsupported
 
 
 def last_layer(backbone: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model.backends.packed.tree import Row, Tree
+from rewardserve.model.backends.packed.tree import Row, Tree
 
 Range = tuple[int, int]
 

@@ -2,7 +2,7 @@
 
 A beginning is kept when it has been seen twice: by several rows of one batch, or by a row of this batch and one of
 those before. So a prompt costs no memory until somebody returns to it, and a row that nobody resembles costs none ever.
-Knows keys (see `model.keys`) and tensors, no network.
+Knows keys (see `rewardserve.model.keys`) and tensors, no network.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model.backends.allocator import in_own_pages
-from model.backends.packed.attention import KeysAndValues
-from model.keys import ID_BYTES, n_common
+from rewardserve.model.backends.allocator import in_own_pages
+from rewardserve.model.backends.packed.attention import KeysAndValues
+from rewardserve.model.keys import ID_BYTES, n_common
 
 SHORTEST = 32
 """Tokens. A shorter beginning is cheaper to compute than to look after."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from model.backends.native import Kernels
+from rewardserve.model.backends.native import Kernels
 
 _ROWS_HINT = 256
 

@@ -14,23 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.backends import MatmulPrecision
-from model.backends.columns import Columns
-from model.backends.failures import as_scorer_errors
-from model.backends.lengths import LengthSides
-from model.backends.packed.attention import KEYWORD, NAME, Forward, KeysAndValues, Unsupported
-from model.backends.packed.kernels import kernel_for
-from model.backends.packed.last_layer import LastLayer, last_layer
-from model.backends.packed.layout import Keys, Part, lay_out
-from model.backends.packed.prefixes import SHORTEST, Beginning, Prefixes
-from model.backends.packed.transfer import to_device
-from model.backends.packed.tree import Row, Tree, apart, plant
-from model.backends.packed.varlen import Varlen, flash_varlen
-from model.backends.packed.weights import PackedWeights
-from model.hidden import HiddenReference
-from model.keys import ID_BYTES, key_of, n_common
-from model.network import RewardNetwork
-from model.scorer import BatchScores, TokenBatch
+from rewardserve.model.backends import MatmulPrecision
+from rewardserve.model.backends.columns import Columns
+from rewardserve.model.backends.failures import as_scorer_errors
+from rewardserve.model.backends.lengths import LengthSides
+from rewardserve.model.backends.packed.attention import KEYWORD, NAME, Forward, KeysAndValues, Unsupported
+from rewardserve.model.backends.packed.kernels import kernel_for
+from rewardserve.model.backends.packed.last_layer import LastLayer, last_layer
+from rewardserve.model.backends.packed.layout import Keys, Part, lay_out
+from rewardserve.model.backends.packed.prefixes import SHORTEST, Beginning, Prefixes
+from rewardserve.model.backends.packed.transfer import to_device
+from rewardserve.model.backends.packed.tree import Row, Tree, apart, plant
+from rewardserve.model.backends.packed.varlen import Varlen, flash_varlen
+from rewardserve.model.backends.packed.weights import PackedWeights
+from rewardserve.model.hidden import HiddenReference
+from rewardserve.model.keys import ID_BYTES, key_of, n_common
+from rewardserve.model.network import RewardNetwork
+from rewardserve.model.scorer import BatchScores, TokenBatch
 
 
 class PackedScorer:

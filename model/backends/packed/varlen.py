@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.backends.packed.layout import Plan, Range
-from model.backends.packed.transfer import to_device
+from rewardserve.model.backends.packed.layout import Plan, Range
+from rewardserve.model.backends.packed.transfer import to_device
 
 Varlen = Callable[[Tensor, Tensor, Tensor, "Call", bool, float], tuple[Tensor, Tensor]]
 """(query, key, value, call, is_causal, scale) -> (output `(Q, H, E)`, log-sum-exp `(H, Q)`)."""

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.backends import MatmulPrecision
-from model.backends.native import Kernels, Unavailable, load
-from model.backends.packed.products import (
+from rewardserve.model.backends import MatmulPrecision
+from rewardserve.model.backends.native import Kernels, Unavailable, load
+from rewardserve.model.backends.packed.products import (
     MklLinear,
     RmsNorm,
     SplitGatedMlp,

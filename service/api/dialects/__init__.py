@@ -3,8 +3,8 @@
 `DIALECTS` is the table. A new one is a file with a `Dialect` in it, and a line here.
 """
 
-from service.api.dialects import kserve, llamafactory, nemo_gym, openai, openrlhf, pairs, slime, tei, vllm
-from service.api.dialects.dialect import Dialect
+from rewardserve.service.api.dialects import kserve, llamafactory, nemo_gym, openai, openrlhf, pairs, slime, tei, vllm
+from rewardserve.service.api.dialects.dialect import Dialect
 
 DIALECTS: tuple[Dialect, ...] = (
     openrlhf.GET_REWARD,

@@ -16,12 +16,12 @@ from typing import Any, Literal
 import msgspec
 from starlette.responses import Response
 
-from model.conversation import SCORES_EMPTY, Sample, SampleError, Terms, is_empty_value
-from service.api.body import NOT_READ, convert
-from service.api.problems import refusal
-from service.api.replies import json_response
-from service.api.stage import Served
-from service.errors import (
+from rewardserve.model.conversation import SCORES_EMPTY, Sample, SampleError, Terms, is_empty_value
+from rewardserve.service.api.body import NOT_READ, convert
+from rewardserve.service.api.problems import refusal
+from rewardserve.service.api.replies import json_response
+from rewardserve.service.api.stage import Served
+from rewardserve.service.errors import (
     Failure,
     InvalidRequest,
     ModelNotServed,
@@ -31,7 +31,7 @@ from service.errors import (
     SampleFailed,
     SampleRefused,
 )
-from service.scoring import Asked, Scored
+from rewardserve.service.scoring import Asked, Scored
 
 Number = Literal["reward", "raw", "normalized"]
 """Which of a sample's three numbers a caller gets: after the whole pipeline, as the value head said it, or in between."""

@@ -15,14 +15,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from starlette.responses import Response
 
-from model.conversation import SCORES_EMPTY, Sample
-from service.api.dialects.dialect import Answered, Dialect, Form
-from service.api.problems import problem
-from service.api.replies import json_response
-from service.api.stage import Served
-from service.api.wire import MOST_TOKENS
-from service.errors import InvalidRequest, Overloaded, RequestRefused
-from service.scoring import Asked
+from rewardserve.model.conversation import SCORES_EMPTY, Sample
+from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form
+from rewardserve.service.api.problems import problem
+from rewardserve.service.api.replies import json_response
+from rewardserve.service.api.stage import Served
+from rewardserve.service.api.wire import MOST_TOKENS
+from rewardserve.service.errors import InvalidRequest, Overloaded, RequestRefused
+from rewardserve.service.scoring import Asked
 
 FIXED_NAMES = frozenset({"reward_model"})
 """What NeMo-Aligner's clients call every model."""

@@ -12,11 +12,11 @@ from uuid import uuid4
 
 import msgspec
 
-from model.conversation import Sample, Terms
-from service.api.dialects.dialect import Answered, Dialect, Form
-from service.api.stage import Served
-from service.api.wire import Tokens
-from service.scoring import Asked
+from rewardserve.model.conversation import Sample, Terms
+from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form
+from rewardserve.service.api.stage import Served
+from rewardserve.service.api.wire import Tokens
+from rewardserve.service.scoring import Asked
 
 _PATIENCE_S = 600.0
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from model.conversation import FinishReason, InvalidMessages, Message, Sample
-from service.api.dialects.dialect import Answered, Dialect, Form, number_of, refused_for, sample_of
-from service.api.dialects.turns import refuse_unread, text_of, turns_of, type_of
-from service.api.stage import Served
-from service.errors import Failure, InvalidRequest, SampleRefused
-from service.scoring import Asked, Scored
+from rewardserve.model.conversation import FinishReason, InvalidMessages, Message, Sample
+from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, number_of, refused_for, sample_of
+from rewardserve.service.api.dialects.turns import refuse_unread, text_of, turns_of, type_of
+from rewardserve.service.api.stage import Served
+from rewardserve.service.errors import Failure, InvalidRequest, SampleRefused
+from rewardserve.service.scoring import Asked, Scored
 
 Body = dict[str, Any]
 """Echoed as it came, so it is read as it came."""

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from model.conversation import SCORES_EMPTY, Sample, Terms
-from service.api.dialects.dialect import Answered, Dialect, Form
-from service.api.stage import Served
-from service.errors import InvalidRequest
-from service.scoring import Asked
+from rewardserve.model.conversation import SCORES_EMPTY, Sample, Terms
+from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form
+from rewardserve.service.api.stage import Served
+from rewardserve.service.errors import InvalidRequest
+from rewardserve.service.scoring import Asked
 
 Id = Annotated[int, msgspec.Meta(ge=0)]
 Inputs = str | list[Any]

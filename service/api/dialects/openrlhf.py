@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 
-from model.conversation import SCORES_EMPTY, Sample
-from service.api.dialects.dialect import Answered, Dialect, Form, spoken
-from service.api.stage import Served
-from service.errors import InvalidRequest
-from service.scoring import Asked, Scored
+from rewardserve.model.conversation import SCORES_EMPTY, Sample
+from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, spoken
+from rewardserve.service.api.stage import Served
+from rewardserve.service.errors import InvalidRequest
+from rewardserve.service.scoring import Asked, Scored
 
 _PATIENCE_S = 60.0
 """OpenRLHF gives up after five tries a second apart, align-anything after three at once; they wait for 180 and 100 s."""

@@ -18,16 +18,16 @@ from uuid import uuid4
 
 import msgspec
 
-from model.conversation import SCORES_EMPTY, Sample, Terms
-from service.api.dialects import tei
-from service.api.dialects.dialect import Answered, Dialect, Form, sample_of, spoken
-from service.api.dialects.openai import UNREAD, Id, usage
-from service.api.dialects.turns import refuse_unread, text_of
-from service.api.dialects.vllm import OF_TRUNCATION, VllmRequest, wants_activation
-from service.api.stage import Served
-from service.api.wire import MOST_TOKENS
-from service.errors import InvalidRequest
-from service.scoring import Asked
+from rewardserve.model.conversation import SCORES_EMPTY, Sample, Terms
+from rewardserve.service.api.dialects import tei
+from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, sample_of, spoken
+from rewardserve.service.api.dialects.openai import UNREAD, Id, usage
+from rewardserve.service.api.dialects.turns import refuse_unread, text_of
+from rewardserve.service.api.dialects.vllm import OF_TRUNCATION, VllmRequest, wants_activation
+from rewardserve.service.api.stage import Served
+from rewardserve.service.api.wire import MOST_TOKENS
+from rewardserve.service.errors import InvalidRequest
+from rewardserve.service.scoring import Asked
 
 Text = str | dict[str, Any]
 """A text, or an object with a `text` or with `content` in parts."""

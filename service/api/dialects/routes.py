@@ -12,16 +12,24 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.api import body, docs, origin
-from service.api.deadline import read_deadline
-from service.api.dialects.dialect import NUMBERS, Answered, Dialect, Form, Number, check_model, check_version
-from service.api.replies import json_response
-from service.api.routes import Endpoint, bound, note, while_connected
-from service.api.stage import Bounds, Served, Stage
-from service.clock import Clock
-from service.errors import InvalidRequest, Loading, ModelNotServed, Overloaded, RateLimited, RequestRefused
-from service.scoring import Asked, Scored
-from service.watch import Origin
+from rewardserve.service.api import body, docs, origin
+from rewardserve.service.api.deadline import read_deadline
+from rewardserve.service.api.dialects.dialect import (
+    NUMBERS,
+    Answered,
+    Dialect,
+    Form,
+    Number,
+    check_model,
+    check_version,
+)
+from rewardserve.service.api.replies import json_response
+from rewardserve.service.api.routes import Endpoint, bound, note, while_connected
+from rewardserve.service.api.stage import Bounds, Served, Stage
+from rewardserve.service.clock import Clock
+from rewardserve.service.errors import InvalidRequest, Loading, ModelNotServed, Overloaded, RateLimited, RequestRefused
+from rewardserve.service.scoring import Asked, Scored
+from rewardserve.service.watch import Origin
 
 T = TypeVar("T")
 Reader = Callable[[], Awaitable[tuple[Form, Any]]]

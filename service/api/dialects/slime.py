@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
-from model.conversation import SCORES_EMPTY, Sample
-from service.api.dialects.dialect import Answered, Dialect, Form, sample_of, spoken
-from service.api.dialects.turns import turns_of
-from service.api.stage import Served
-from service.scoring import Asked
+from rewardserve.model.conversation import SCORES_EMPTY, Sample
+from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, sample_of, spoken
+from rewardserve.service.api.dialects.turns import turns_of
+from rewardserve.service.api.stage import Served
+from rewardserve.service.scoring import Asked
 
 
 class SlimeRequest(msgspec.Struct, frozen=True, gc=False):

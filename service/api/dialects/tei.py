@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from model.conversation import Sample, Terms
-from service.api.dialects.dialect import Answered, Dialect, Form, spoken
-from service.api.dialects.vllm import LABEL
-from service.api.problems import problem
-from service.api.replies import json_response
-from service.api.stage import Served
-from service.errors import (
+from rewardserve.model.conversation import Sample, Terms
+from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, spoken
+from rewardserve.service.api.dialects.vllm import LABEL
+from rewardserve.service.api.problems import problem
+from rewardserve.service.api.replies import json_response
+from rewardserve.service.api.stage import Served
+from rewardserve.service.errors import (
     InvalidRequest,
     Loading,
     Overloaded,
@@ -27,7 +27,7 @@ from service.errors import (
     SampleRefused,
     ShuttingDown,
 )
-from service.scoring import Asked
+from rewardserve.service.scoring import Asked
 
 _BACKEND_STATUS = 424
 

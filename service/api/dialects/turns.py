@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from model.conversation import InvalidMessages, Message, UnsupportedField, is_empty_value
-from service.errors import InvalidRequest
+from rewardserve.model.conversation import InvalidMessages, Message, UnsupportedField, is_empty_value
+from rewardserve.service.errors import InvalidRequest
 
 _SAME_ROLE = {"developer": "system", "function": "tool"}
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})

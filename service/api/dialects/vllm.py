@@ -15,14 +15,14 @@ from uuid import uuid4
 
 import msgspec
 
-from model.conversation import SCORES_EMPTY, FinishReason, Sample, Terms
-from service.api.dialects.dialect import Answered, Dialect, Form, sample_of
-from service.api.dialects.openai import UNREAD, VECTORS, Encoding, Inputs, samples_of, usage, vector
-from service.api.dialects.turns import turns_of
-from service.api.stage import Served
-from service.api.wire import MOST_TOKENS
-from service.errors import InvalidRequest
-from service.scoring import Asked
+from rewardserve.model.conversation import SCORES_EMPTY, FinishReason, Sample, Terms
+from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, sample_of
+from rewardserve.service.api.dialects.openai import UNREAD, VECTORS, Encoding, Inputs, samples_of, usage, vector
+from rewardserve.service.api.dialects.turns import turns_of
+from rewardserve.service.api.stage import Served
+from rewardserve.service.api.wire import MOST_TOKENS
+from rewardserve.service.errors import InvalidRequest
+from rewardserve.service.scoring import Asked
 
 LABEL = "LABEL_0"
 """What transformers calls the only label of a model with one output."""

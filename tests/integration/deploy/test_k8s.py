@@ -13,9 +13,9 @@ import yaml
 from pydantic_settings import SettingsError
 
 from k8s import rules
-from service.api.access import OPEN_PATHS
-from service.app import _LONGEST_CLOSING_S
-from service.settings import ServeSettings, unknown_variables
+from rewardserve.service.api.access import OPEN_PATHS
+from rewardserve.service.app import _LONGEST_CLOSING_S
+from rewardserve.service.settings import ServeSettings, unknown_variables
 from tests.support.manifests import (
     K8S,
     PATIENCE_S,

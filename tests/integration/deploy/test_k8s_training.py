@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from model.contract import ScoringContract
+from rewardserve.model.contract import ScoringContract
+from rewardserve.training import recipe
 from tests.support import training_world as world
 from tests.support.manifests import ROOT, built, needs_kubectl, of_kind, pod_templates, the
-from training import recipe
 
 pytestmark = needs_kubectl
 

@@ -13,12 +13,12 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from model.calibration import Calibration, HeadCalibration
-from service.observability.metrics import PREFIX, TABLE
-from service.rules import Windows, text_of
-from service.tripwires.baits import hashed
-from service.tripwires.plan import WirePlan
-from service.tripwires.wire import VOTE
+from rewardserve.model.calibration import Calibration, HeadCalibration
+from rewardserve.service.observability.metrics import PREFIX, TABLE
+from rewardserve.service.rules import Windows, text_of
+from rewardserve.service.tripwires.baits import hashed
+from rewardserve.service.tripwires.plan import WirePlan
+from rewardserve.service.tripwires.wire import VOTE
 from tests.support.checkpoints import reward_model
 from tests.support.dashboards import FILES, FOLDER, names_in, panels, queries, read, substituted
 from tests.support.prometheus import JOB, Prometheus

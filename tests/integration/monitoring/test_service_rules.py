@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.observability.metrics import PREFIX, TABLE
+from rewardserve.service.observability.metrics import PREFIX, TABLE
 from tests.integration.monitoring.test_tripwire_rules import needs_promtool
 from tests.support.rule_traces import SCRAPE_S, case, firing, promtool
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from service.rules import alert_name, groups, text_of
-from service.tripwires.advice import ADVICE
-from service.tripwires.plan import WirePlan, plan_of
-from service.tripwires.reference import Reference, Usual
-from service.tripwires.tally import count_of
-from service.tripwires.wire import CANARY, VOTE
-from service.tripwires.wires import WIRES, cause_of
+from rewardserve.service.rules import alert_name, groups, text_of
+from rewardserve.service.tripwires.advice import ADVICE
+from rewardserve.service.tripwires.plan import WirePlan, plan_of
+from rewardserve.service.tripwires.reference import Reference, Usual
+from rewardserve.service.tripwires.tally import count_of
+from rewardserve.service.tripwires.wire import CANARY, VOTE
+from rewardserve.service.tripwires.wires import WIRES, cause_of
 from tests.support.rule_traces import JOB, RUN, SCRAPE_S, Phase, case, firing, healthy, promtool, trace
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks import models
 from benchmarks.models import Shape
-from model.checkpoint import read
+from rewardserve.model.checkpoint import read
 
 TINY = Shape(hidden=32, layers=2, heads=4, kv_heads=2, intermediate=64)
 

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import overhead, rooms
 from benchmarks.traffic import Bodies, Case
-from model.backends.echo import END_ID, echo_score
+from rewardserve.model.backends.echo import END_ID, echo_score
 
 
 @pytest.mark.parametrize("form", overhead.FORMS)

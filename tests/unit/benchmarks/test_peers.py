@@ -14,9 +14,9 @@ from benchmarks.peers.figures import Run
 from benchmarks.peers.processes import parse_stat, processes
 from benchmarks.peers.scenes import Scene
 from benchmarks.workloads import make
-from model.encoding import Encoder
-from model.encoding_policy import infer_policy
-from model.layout_rules import LAYOUT_RULES
+from rewardserve.model.encoding import Encoder
+from rewardserve.model.encoding_policy import infer_policy
+from rewardserve.model.layout_rules import LAYOUT_RULES
 
 
 def run(peer, *, n=0, cpu=1.0, wall=1.0, latencies=(0.1, 0.2, 0.3), failures=()):

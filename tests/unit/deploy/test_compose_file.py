@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from service.settings import ServeSettings, from_command_line, unknown_variables
+from rewardserve.service.settings import ServeSettings, from_command_line, unknown_variables
 from tests.support.deploy import ROOT, compose, mounted, servers, variables, with_defaults
 
 SERVICES = compose()["services"]

@@ -9,9 +9,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from model.default.trunk import PACKAGE, cache_folder
-from service.api.access import OPEN_PATHS
-from service.settings import ServeSettings
+from rewardserve.model.default.trunk import PACKAGE, cache_folder
+from rewardserve.service.api.access import OPEN_PATHS
+from rewardserve.service.settings import ServeSettings
 from tests.support.deploy import ROOT, compose, dockerfile, stages
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

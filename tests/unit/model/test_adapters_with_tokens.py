@@ -9,10 +9,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
-from model.backends import ModelSpec, load
-from model.conversation import Sample
-from model.export import main as export
-from model.scorer import TokenBatch
+from rewardserve.model.backends import ModelSpec, load
+from rewardserve.model.conversation import Sample
+from rewardserve.model.export import main as export
+from rewardserve.model.scorer import TokenBatch
 from tests.support.checkpoints import language_model
 from tests.support.tiny import CHATML, tiny_tokenizer
 

@@ -11,11 +11,11 @@ import sys
 import pytest
 import torch
 
-from model.backends.allocator import in_own_pages
+from rewardserve.model.backends.allocator import in_own_pages
 
 FAULTS = """
 import resource, torch
-from model.backends.allocator import keep_big_blocks
+from rewardserve.model.backends.allocator import keep_big_blocks
 done = keep_big_blocks() if {set_it} else False
 def batch(): return [torch.ones(4_000_000) for _ in range(3)]
 for _ in range(3): batch()
@@ -55,7 +55,7 @@ def test_what_the_operator_has_set_stays():
 
 KEPT = """
 import random, torch
-from model.backends.allocator import in_own_pages, keep_big_blocks
+from rewardserve.model.backends.allocator import in_own_pages, keep_big_blocks
 keep_big_blocks()
 def rss(): return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
 rng, kept = random.Random(1), []

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from model.checkpoint import CheckpointError, ReadOptions, outline, read, read_backbone
-from model.checkpoint.writing import score_alone, write_labels
-from model.template import EncodingPolicyError
+from rewardserve.model.checkpoint import CheckpointError, ReadOptions, outline, read, read_backbone
+from rewardserve.model.checkpoint.writing import score_alone, write_labels
+from rewardserve.model.template import EncodingPolicyError
 from tests.support.checkpoints import (
     edit_json,
     edit_tensor,

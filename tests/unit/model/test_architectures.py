@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
-from model.backends.padded import PaddedScorer
-from model.network import RewardNetwork
-from model.scorer import TokenBatch
+from rewardserve.model.backends.padded import PaddedScorer
+from rewardserve.model.network import RewardNetwork
+from rewardserve.model.scorer import TokenBatch
 from tests.architectures.build import VARIANTS, cases, tiny
 from tests.architectures.sweep import TOLERANCE, batches, outcome
 from tests.support.tiny import randomize

@@ -7,12 +7,12 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from model.checkpoint import read
-from model.conversation import Message, Sample
-from model.encoding import Encoder
-from model.encoding_policy import infer_policy
-from model.export import main as export
-from model.layout_rules import LAYOUT_RULES
+from rewardserve.model.checkpoint import read
+from rewardserve.model.conversation import Message, Sample
+from rewardserve.model.encoding import Encoder
+from rewardserve.model.encoding_policy import infer_policy
+from rewardserve.model.export import main as export
+from rewardserve.model.layout_rules import LAYOUT_RULES
 from tests.support.checkpoints import sequence_classifier
 from tests.support.tiny import tiny_tokenizer
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from model.checkpoint import (
+from rewardserve.model.checkpoint import (
     CheckpointError,
     ReadOptions,
     outline,
@@ -19,8 +19,8 @@ from model.checkpoint import (
     write_contract,
     write_heads,
 )
-from model.checkpoint.weights import digest, weight_files
-from model.checkpoint.writing import score_alone
+from rewardserve.model.checkpoint.weights import digest, weight_files
+from rewardserve.model.checkpoint.writing import score_alone
 from tests.support.checkpoints import (
     CALIBRATION,
     PROBES,

@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from model.checkpoint import ReadOptions, read
-from model.checkpoint.writing import score_alone
+from rewardserve.model.checkpoint import ReadOptions, read
+from rewardserve.model.checkpoint.writing import score_alone
 from tests.support.checkpoints import hidden_reference, language_model, reward_model, sequence_classifier, value_head
 
 ROWS = [[5, 9, 77, 2], [1, 200, 2, 33, 8, 8, 2], [7, 2]]

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from model.backends import ContractBroken, LoadError, ModelSpec, load
-from model.checkpoint import write_contract
-from model.contract import FORMAT, ContractUnreadable, ScoringContract
-from model.conversation import InputTooLong, Sample
+from rewardserve.model.backends import ContractBroken, LoadError, ModelSpec, load
+from rewardserve.model.checkpoint import write_contract
+from rewardserve.model.contract import FORMAT, ContractUnreadable, ScoringContract
+from rewardserve.model.conversation import InputTooLong, Sample
 from tests.support.checkpoints import PROBES, edit_json, edit_tensor, reward_model, sequence_classifier
 from tests.support.tiny import LLAMA3_LIKE
 

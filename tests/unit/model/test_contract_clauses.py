@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from model.contract import (
+from rewardserve.model.contract import (
     FILE_NAME,
     FORMAT,
     ContractReport,
@@ -21,8 +21,8 @@ from model.contract import (
     sample_to_dict,
     verify,
 )
-from model.conversation import Message, Sample
-from model.layout_rules import LayoutRule
+from rewardserve.model.conversation import Message, Sample
+from rewardserve.model.layout_rules import LayoutRule
 
 PROBES = (Probe({"text": "a"}, (5, 6, 7), 1.5, 0.25), Probe({"text": "b"}, (8, 9), -2.0, 0.5))
 FACTS = Facts(

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.backends import LoadError, ModelSpec, load
-from model.checkpoint.weights import digest, weight_files
-from model.contract import ScoringContract
-from model.scorer import TokenBatch
+from rewardserve.model.backends import LoadError, ModelSpec, load
+from rewardserve.model.checkpoint.weights import digest, weight_files
+from rewardserve.model.contract import ScoringContract
+from rewardserve.model.scorer import TokenBatch
 from tests.support.checkpoints import reward_model
 from tests.support.service_server import drill, run_to_end
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from model.conversation import SCORES_EMPTY, EmptyResponse, Sample
-from model.encoding import Encoder
-from model.encoding_policy import infer_policy
-from model.layout_rules import LAYOUT_RULES
+from rewardserve.model.conversation import SCORES_EMPTY, EmptyResponse, Sample
+from rewardserve.model.encoding import Encoder
+from rewardserve.model.encoding_policy import infer_policy
+from rewardserve.model.layout_rules import LAYOUT_RULES
 from tests.score_table import TEMPLATES, tokenizer_of
 from tests.security.families import FAMILIES
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.conversation import (
+from rewardserve.model.conversation import (
     SCORES_EMPTY,
     AmbiguousSample,
     EmptyPrompt,
@@ -22,10 +22,10 @@ from model.conversation import (
     Terms,
     TokenOutOfVocabulary,
 )
-from model.encoding import Encoder
-from model.encoding_policy import infer_policy, tokenizer_digest
-from model.layout_rules import LAYOUT_RULES
-from model.template import EncodingPolicyError
+from rewardserve.model.encoding import Encoder
+from rewardserve.model.encoding_policy import infer_policy, tokenizer_digest
+from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.model.template import EncodingPolicyError
 from tests.support.tiny import CHATML, LLAMA3_LIKE, tiny_tokenizer
 
 END, BOS = 2, 3

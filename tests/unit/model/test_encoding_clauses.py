@@ -9,8 +9,7 @@ import pytest
 from tokenizers import decoders
 from tokenizers.processors import TemplateProcessing
 
-import model.encoding
-from model.conversation import (
+from rewardserve.model.conversation import (
     SCORES_EMPTY,
     EmptyResponse,
     InputTooLong,
@@ -22,10 +21,10 @@ from model.conversation import (
     Terms,
     TokenOutOfVocabulary,
 )
-from model.encoding import Encoded, Encoder, _begin, _Draft, _joined, _n_until, _n_without, _pieces, _rfind
-from model.encoding_policy import infer_policy
-from model.layout_rules import LAYOUT_RULES
-from model.template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
+from rewardserve.model.encoding import Encoded, Encoder, _begin, _Draft, _joined, _n_until, _n_without, _pieces, _rfind
+from rewardserve.model.encoding_policy import infer_policy
+from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.model.template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
 from tests.support.tiny import CHATML, LLAMA3_LIKE, tiny_tokenizer
 from tests.unit.model.test_encoding_policy import BARE, CLOSED, VARYING, letters, turns
 from tests.unit.model.test_slots import marks_the_first, written
@@ -983,7 +982,7 @@ def test_a_tokenizer_that_cannot_be_copied_is_refused(monkeypatch):
     def refuse(*_):
         raise ValueError("it is written in Python")
 
-    monkeypatch.setattr(model.encoding, "Controls", refuse)
+    monkeypatch.setattr("rewardserve.model.encoding.Controls", refuse)
     with pytest.raises(EncodingPolicyError) as refused:
         encoder(tiny_tokenizer())
     assert str(refused.value) == "text cannot be kept apart from control tokens: it is written in Python"

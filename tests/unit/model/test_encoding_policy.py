@@ -15,8 +15,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from model.conversation import InvalidMessages
-from model.encoding_policy import (
+from rewardserve.model.conversation import InvalidMessages
+from rewardserve.model.encoding_policy import (
     EncodingPolicy,
     _added_to_text,
     _ids_from,
@@ -32,8 +32,8 @@ from model.encoding_policy import (
     text_of,
     tokenizer_digest,
 )
-from model.layout_rules import LAYOUT_RULES
-from model.template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
+from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.model.template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
 from tests.support.tiny import CHATML, LLAMA3_LIKE, tiny_tokenizer
 from tests.unit.model.test_slots import SET, slots_of, written
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from model.conversation import Message, Sample
-from model.encoding import Encoder
-from model.encoding_policy import infer_policy
-from model.layout_rules import LAYOUT_RULES
+from rewardserve.model.conversation import Message, Sample
+from rewardserve.model.encoding import Encoder
+from rewardserve.model.encoding_policy import infer_policy
+from rewardserve.model.layout_rules import LAYOUT_RULES
 from tests.support.tiny import CHATML, tiny_tokenizer
 
 TALKS = (

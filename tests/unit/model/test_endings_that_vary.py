@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from model.conversation import InvalidMessages, Message, Sample
-from model.encoding import Encoder
-from model.encoding_policy import describe_position, infer_policy
-from model.layout_rules import LAYOUT_RULES
-from model.template import EncodingPolicyError
+from rewardserve.model.conversation import InvalidMessages, Message, Sample
+from rewardserve.model.encoding import Encoder
+from rewardserve.model.encoding_policy import describe_position, infer_policy
+from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.model.template import EncodingPolicyError
 from tests.support.tiny import CHATML, tiny_tokenizer
 
 _TURN = "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"

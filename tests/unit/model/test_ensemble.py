@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from model.backends import LoadError, ModelSpec, echo, load
-from model.backends.ensemble import EnsembleScorer, ensemble
-from model.conversation import Sample
-from model.reward import CombineSettings, RewardSettings, build_pipeline
-from model.scorer import BatchScores, TokenBatch
+from rewardserve.model.backends import LoadError, ModelSpec, echo, load
+from rewardserve.model.backends.ensemble import EnsembleScorer, ensemble
+from rewardserve.model.conversation import Sample
+from rewardserve.model.reward import CombineSettings, RewardSettings, build_pipeline
+from rewardserve.model.scorer import BatchScores, TokenBatch
 from tests.support.checkpoints import reward_model
 from tests.support.service_fakes import FakeScorer, one_too_few
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.backends import ModelSpec, load
-from model.checkpoint import CheckpointError, ReadOptions, outline, read_backbone, writing
-from model.contract import FILE_NAME, ScoringContract
-from model.export import main as export
+from rewardserve.model.backends import ModelSpec, load
+from rewardserve.model.checkpoint import CheckpointError, ReadOptions, outline, read_backbone, writing
+from rewardserve.model.contract import FILE_NAME, ScoringContract
+from rewardserve.model.export import main as export
+from rewardserve.training import export as training_export
 from tests.support.checkpoints import PROBES, language_model, reward_model, sequence_classifier
-from training import export as training_export
 
 
 def pickled(folder: Path) -> Path:
@@ -77,7 +77,7 @@ def test_an_export_into_a_folder_that_fails_leaves_no_half_of_a_checkpoint(bound
     def fail(*_: object, **__: object) -> None:
         raise CheckpointError("a probe is off")
 
-    monkeypatch.setattr("model.export.write_contract", fail)
+    monkeypatch.setattr("rewardserve.model.export.write_contract", fail)
     (tmp_path / "there").mkdir()
     for name in ("out", "there"):
         assert export([str(bound), str(tmp_path / name)]) == 1

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from tokenizers import AddedToken
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from model.backends import ModelSpec, load
-from model.conversation import Message, Sample
-from model.export import main as export
-from model.scorer import TokenBatch
+from rewardserve.model.backends import ModelSpec, load
+from rewardserve.model.conversation import Message, Sample
+from rewardserve.model.export import main as export
+from rewardserve.model.scorer import TokenBatch
 from tests.support.checkpoints import openrlhf, sequence_classifier
 from tests.support.tiny import CHATML, tiny_tokenizer
 

@@ -11,16 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import hidden
-from model.backends import LoadError, ModelSpec, load
-from model.backends.engines import choose
-from model.backends.ensemble import EnsembleScorer
-from model.backends.packed import PackedScorer
-from model.backends.padded import PaddedScorer
-from model.calibration import Calibration, CalibrationError
-from model.checkpoint import CheckpointError, read
-from model.hidden import FILE_NAME, HiddenReference
-from model.scorer import DISTANCE, BatchScores, TokenBatch
+from rewardserve.model import hidden
+from rewardserve.model.backends import LoadError, ModelSpec, load
+from rewardserve.model.backends.engines import choose
+from rewardserve.model.backends.ensemble import EnsembleScorer
+from rewardserve.model.backends.packed import PackedScorer
+from rewardserve.model.backends.padded import PaddedScorer
+from rewardserve.model.calibration import Calibration, CalibrationError
+from rewardserve.model.checkpoint import CheckpointError, read
+from rewardserve.model.hidden import FILE_NAME, HiddenReference
+from rewardserve.model.scorer import DISTANCE, BatchScores, TokenBatch
 from tests.support.checkpoints import (
     CALIBRATION,
     edit_json,

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model import jinja_process
-from model.checkpoint.exporting import exported_template
-from model.encoding_policy import infer_policy
-from model.jinja_budget import BudgetedTemplate, renderer
-from model.jinja_process import RenderingProcess, TemplateBroken, TemplateRefuses
-from model.layout_rules import LAYOUT_RULES
+from rewardserve.model import jinja_process
+from rewardserve.model.checkpoint.exporting import exported_template
+from rewardserve.model.encoding_policy import infer_policy
+from rewardserve.model.jinja_budget import BudgetedTemplate, renderer
+from rewardserve.model.jinja_process import RenderingProcess, TemplateBroken, TemplateRefuses
+from rewardserve.model.layout_rules import LAYOUT_RULES
 from tests.support.tiny import CHATML, tiny_tokenizer
 
 NOW = datetime(2024, 7, 26)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from model.backends import LoadError, ModelSpec, load
-from model.checkpoint import CheckpointError, ReadOptions, read
-from model.conversation import Message, Sample
-from model.export import main as export
-from model.network import looks_ahead
+from rewardserve.model.backends import LoadError, ModelSpec, load
+from rewardserve.model.checkpoint import CheckpointError, ReadOptions, read
+from rewardserve.model.conversation import Message, Sample
+from rewardserve.model.export import main as export
+from rewardserve.model.network import looks_ahead
 from tests.support.checkpoints import edit_json, sequence_classifier
 from tests.support.tiny import ARCHITECTURES, CHATML, tiny_tokenizer
 
@@ -56,7 +56,7 @@ def test_whether_a_model_looks_ahead_is_measured_and_not_read_from_its_configura
 
 
 def test_such_a_model_is_served_where_no_row_has_the_pad_token(tmp_path):
-    from model.scorer import TokenBatch
+    from rewardserve.model.scorer import TokenBatch
 
     model = classifier(tmp_path, pad=PAD, **BOTH_WAYS)
     loaded = load("torch", ModelSpec(str(tmp_path), matmul_precision="highest"))

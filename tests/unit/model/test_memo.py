@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.memo import Memo
+from rewardserve.model.memo import Memo
 
 SIZE = 10
 

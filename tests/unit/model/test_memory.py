@@ -11,8 +11,8 @@ import pytest
 
 GIVEN_BACK = """
 import threading
-from model.backends.allocator import keep_big_blocks
-from model.backends.memory import give_back_free_memory, host_memory
+from rewardserve.model.backends.allocator import keep_big_blocks
+from rewardserve.model.backends.memory import give_back_free_memory, host_memory
 keep_big_blocks()
 rooms, done = [threading.Barrier(9), threading.Barrier(9)], []
 def a_models_thread():

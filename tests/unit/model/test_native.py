@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.backends.native import load
+from rewardserve.model.backends.native import load
 from tests.support.machine import needs_amx
 
 pytestmark = needs_amx
@@ -116,7 +116,7 @@ def test_nothing_is_read_or_written_beside_the_rows():
 
 def test_the_process_has_one_openmp_runtime():
     code = (
-        "import torch; from model.backends.native import load; k = load(); torch.set_num_threads(2);"
+        "import torch; from rewardserve.model.backends.native import load; k = load(); torch.set_num_threads(2);"
         "k.linear(torch.ones(512, 512), k.pack(torch.ones(512, 512)), 512);"
         "print(len({l.split()[-1] for l in open('/proc/self/maps') if 'omp' in l.rsplit('/')[-1] and '.so' in l}))"
     )

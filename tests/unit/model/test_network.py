@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from model.network import RewardNetwork, attention_for
-from model.padding import last_index, left_pad, position_ids
+from rewardserve.model.network import RewardNetwork, attention_for
+from rewardserve.model.padding import last_index, left_pad, position_ids
 from tests.support.tiny import ARCHITECTURES, randomize, tiny_config
 
 VOCAB, PAD, EOS = 320, 4, 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.padding import last_index, left_pad, position_ids
+from rewardserve.model.padding import last_index, left_pad, position_ids
 
 PAD = 7
 

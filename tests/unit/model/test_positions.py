@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from model.backends import LoadedModel, LoadError, ModelSpec, load
-from model.backends.serving import limited
-from model.checkpoint import read
-from model.conversation import Sample, SampleError
-from model.network import RewardNetwork, hidden_width
-from model.positions import UNNAMED_LENGTH, longest_row, table_size
-from model.scorer import TokenBatch
+from rewardserve.model.backends import LoadedModel, LoadError, ModelSpec, load
+from rewardserve.model.backends.serving import limited
+from rewardserve.model.checkpoint import read
+from rewardserve.model.conversation import Sample, SampleError
+from rewardserve.model.network import RewardNetwork, hidden_width
+from rewardserve.model.positions import UNNAMED_LENGTH, longest_row, table_size
+from rewardserve.model.scorer import TokenBatch
 from tests.support.tiny import randomize, tiny_tokenizer
 
 VOCAB = 320

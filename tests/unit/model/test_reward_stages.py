@@ -9,8 +9,8 @@ from math import exp, inf, log, nan
 
 import pytest
 
-from model.calibration import Calibration, HeadCalibration
-from model.reward import (
+from rewardserve.model.calibration import Calibration, HeadCalibration
+from rewardserve.model.reward import (
     Batch,
     CombineSettings,
     Opinion,
@@ -21,7 +21,7 @@ from model.reward import (
     build_pipeline,
     repetition,
 )
-from model.reward.members import (
+from rewardserve.model.reward.members import (
     IDENTITY,
     Combination,
     Combined,
@@ -34,7 +34,7 @@ from model.reward.members import (
     sigmoid,
     softmin,
 )
-from model.reward.stages import (
+from rewardserve.model.reward.stages import (
     Cap,
     Debias,
     LogSigmoid,

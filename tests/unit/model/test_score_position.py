@@ -9,15 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from model.backends import LoadError, ModelSpec, load
-from model.check import main as check
-from model.checkpoint import read, write_contract
-from model.checkpoint.writing import score_alone
-from model.conversation import EmptyResponse, Message, Sample
-from model.encoding import Encoder
-from model.encoding_policy import infer_policy
-from model.export import main as export
-from model.layout_rules import LAYOUT_RULES
+from rewardserve.model.backends import LoadError, ModelSpec, load
+from rewardserve.model.check import main as check
+from rewardserve.model.checkpoint import read, write_contract
+from rewardserve.model.checkpoint.writing import score_alone
+from rewardserve.model.conversation import EmptyResponse, Message, Sample
+from rewardserve.model.encoding import Encoder
+from rewardserve.model.encoding_policy import infer_policy
+from rewardserve.model.export import main as export
+from rewardserve.model.layout_rules import LAYOUT_RULES
 from tests.support.checkpoints import (
     PROBES,
     edit_json,
@@ -51,7 +51,7 @@ def by_class(model, ids) -> float:
 
 def served(folder: Path, sample: Sample, **spec) -> float:
     loaded = load("torch", ModelSpec(str(folder), matmul_precision="highest", **spec))
-    from model.scorer import TokenBatch
+    from rewardserve.model.scorer import TokenBatch
 
     return loaded.identity.raw(loaded.scorer.score(TokenBatch((loaded.encode(sample).ids,))).rows[0])
 

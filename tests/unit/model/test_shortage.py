@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from model.shortage import explain_shortage, in_words
+from rewardserve.model.shortage import explain_shortage, in_words
 
 
 def caused(error, *others):

@@ -12,9 +12,9 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from model.conversation import Message
-from model.slots import Slots, SlotTemplate, _places, pieces, read_slots
-from model.template import ChatTemplate
+from rewardserve.model.conversation import Message
+from rewardserve.model.slots import Slots, SlotTemplate, _places, pieces, read_slots
+from rewardserve.model.template import ChatTemplate
 from tests.support.tiny import CHATML, tiny_tokenizer
 
 MARKS = {"<s>", "</s>"}

@@ -10,18 +10,18 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
-from model.backends import LoadError, ModelSpec, load
-from model.check import main as check
-from model.checkpoint import CheckpointError, ReadOptions, read, write_contract
-from model.contract import ContractUnreadable, ScoringContract
-from model.conversation import Message, Sample
-from model.encoding import Encoder
-from model.encoding_policy import infer_policy
-from model.layout_rules import LAYOUT_RULES
-from model.template import STATED_DATE, EncodingPolicyError
+from rewardserve.model.backends import LoadError, ModelSpec, load
+from rewardserve.model.check import main as check
+from rewardserve.model.checkpoint import CheckpointError, ReadOptions, read, write_contract
+from rewardserve.model.contract import ContractUnreadable, ScoringContract
+from rewardserve.model.conversation import Message, Sample
+from rewardserve.model.encoding import Encoder
+from rewardserve.model.encoding_policy import infer_policy
+from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.model.template import STATED_DATE, EncodingPolicyError
+from rewardserve.training import export
 from tests.support.checkpoints import PROBES, edit_json, language_model, reward_model, sequence_classifier
 from tests.support.tiny import CHATML, tiny_tokenizer
-from training import export
 
 LLAMA32 = (
     "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
@@ -231,7 +231,7 @@ def test_the_date_of_an_inferred_contract_is_a_setting(tmp_path, capsys):
 
 
 def test_training_from_a_language_model_takes_the_stated_date(tmp_path, today):
-    from model.checkpoint import read_backbone
+    from rewardserve.model.checkpoint import read_backbone
 
     language_model(tmp_path, template=GPT_OSS)
     today(DAYS[2])

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from model.checkpoint import read
-from model.conversation import Message, Sample
-from model.export import main as export
+from rewardserve.model.checkpoint import read
+from rewardserve.model.conversation import Message, Sample
+from rewardserve.model.export import main as export
 from tests.support.checkpoints import edit_json, sequence_classifier
 from tests.support.tiny import CHATML, tiny_tokenizer
 

@@ -6,7 +6,7 @@ import codecs
 
 import pytest
 
-from model.textfile import NotText, decoded, wide_encoding
+from rewardserve.model.textfile import NotText, decoded, wide_encoding
 
 TEXT = "schlüssel = 1\n\ud83d\ude00 \u4e2d\n".encode("utf-16", "surrogatepass").decode("utf-16")
 MARKED = {

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from model.calibration import Calibration, CalibrationError
-from model.checkpoint.files import _NotWhole, _parsed
-from model.contract import ContractUnreadable, ScoringContract
-from model.textfile import NotJson, parsed
-from training.config import SourceConfig
-from training.sources import read
+from rewardserve.model.calibration import Calibration, CalibrationError
+from rewardserve.model.checkpoint.files import _NotWhole, _parsed
+from rewardserve.model.contract import ContractUnreadable, ScoringContract
+from rewardserve.model.textfile import NotJson, parsed
+from rewardserve.training.config import SourceConfig
+from rewardserve.training.sources import read
 
 DIGITS = "9" * 6000
 NUMBER = f'{{"a": {DIGITS}}}'

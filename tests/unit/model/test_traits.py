@@ -9,8 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.traits import NAMES, NO_LEXICON, OF_IDS, OF_TEXT, Lexicon, LexiconError, of_ids, of_text, text_digest
-from model.traits.lexicon import KINDS, SHIPPED
+from rewardserve.model.traits import (
+    NAMES,
+    NO_LEXICON,
+    OF_IDS,
+    OF_TEXT,
+    Lexicon,
+    LexiconError,
+    of_ids,
+    of_text,
+    text_digest,
+)
+from rewardserve.model.traits.lexicon import KINDS, SHIPPED
 
 LEXICON = Lexicon.read()
 PLAIN = "Solar panels turn sunlight into electricity. On a clear day most roofs make more than a household needs."

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from model.checkpoint import CheckpointError
-from model.checkpoint.reading import resolve
-from model.default import trunk
-from model.default.trunk import TrunkError, ensure_trunk
+from rewardserve.model.checkpoint import CheckpointError
+from rewardserve.model.checkpoint.reading import resolve
+from rewardserve.model.default import trunk
+from rewardserve.model.default.trunk import TrunkError, ensure_trunk
 
 
 @pytest.fixture(scope="module")

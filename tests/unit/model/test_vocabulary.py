@@ -9,19 +9,19 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from model.backends import LoadError, ModelSpec, load
-from model.backends.ensemble import ensemble
-from model.checkpoint import outline, read, read_backbone, write
-from model.conversation import Message, Sample, TokenOutOfVocabulary
-from model.encoding import Encoded, Encoder
-from model.encoding_policy import infer_policy
-from model.layout_rules import LAYOUT_RULES
-from model.scorer import TokenBatch
-from model.template import EncodingPolicyError
+from rewardserve.model.backends import LoadError, ModelSpec, load
+from rewardserve.model.backends.ensemble import ensemble
+from rewardserve.model.checkpoint import outline, read, read_backbone, write
+from rewardserve.model.conversation import Message, Sample, TokenOutOfVocabulary
+from rewardserve.model.encoding import Encoded, Encoder
+from rewardserve.model.encoding_policy import infer_policy
+from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.model.scorer import TokenBatch
+from rewardserve.model.template import EncodingPolicyError
+from rewardserve.training import sequences
+from rewardserve.training.pairs import Pair
 from tests.support.checkpoints import edit_json, language_model, reward_model, sequence_classifier
 from tests.support.tiny import CHATML, tiny_tokenizer
-from training import sequences
-from training.pairs import Pair
 
 EXTRA = "<extra_0>"
 ROWS = 320

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.admission import Admission
-from service.errors import Overloaded, RequestTooLarge, ShuttingDown
+from rewardserve.service.admission import Admission
+from rewardserve.service.errors import Overloaded, RequestTooLarge, ShuttingDown
 from tests.support.service_fakes import StillClock
 
 

@@ -6,21 +6,21 @@ import asyncio
 
 import pytest
 
-from model.backends import ModelSpec, echo
-from model.backends.echo import echo_score
-from model.calibration import Calibration
-from model.conversation import Sample
-from model.encoding import Encoded
-from model.reward import Reward
-from service import opinion
-from service.audit import AuditJudge
-from service.batching.batcher import Batcher
-from service.batching.planner import Limits
-from service.clock import MonotonicClock
-from service.encoder import Encoder
-from service.errors import ScoreNotFinite
-from service.rewards import ScoredRow
-from service.watch import Origin
+from rewardserve.model.backends import ModelSpec, echo
+from rewardserve.model.backends.echo import echo_score
+from rewardserve.model.calibration import Calibration
+from rewardserve.model.conversation import Sample
+from rewardserve.model.encoding import Encoded
+from rewardserve.model.reward import Reward
+from rewardserve.service import opinion
+from rewardserve.service.audit import AuditJudge
+from rewardserve.service.batching.batcher import Batcher
+from rewardserve.service.batching.planner import Limits
+from rewardserve.service.clock import MonotonicClock
+from rewardserve.service.encoder import Encoder
+from rewardserve.service.errors import ScoreNotFinite
+from rewardserve.service.rewards import ScoredRow
+from rewardserve.service.watch import Origin
 from tests.support.rewards import pipeline_of, watching
 from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, StillClock, poisoned_by
 

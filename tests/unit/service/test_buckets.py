@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.buckets import Bucket, Rate, full, take
+from rewardserve.service.buckets import Bucket, Rate, full, take
 
 RATES = st.builds(Rate, st.floats(0.01, 1e6), st.floats(1, 1e7))
 COSTS = st.floats(0.1, 1e6)

@@ -7,13 +7,13 @@ import json
 
 import pytest
 
-from model.backends import ModelSpec, echo
-from model.scorer import BatchScores, ScorerError
-from service.batching.batcher import Batcher
-from service.batching.cache import ScoreCache
-from service.batching.planner import Limits
-from service.canaries import Canaries, CanariesError, Canary, Sung, failing, read
-from service.clock import MonotonicClock
+from rewardserve.model.backends import ModelSpec, echo
+from rewardserve.model.scorer import BatchScores, ScorerError
+from rewardserve.service.batching.batcher import Batcher
+from rewardserve.service.batching.cache import ScoreCache
+from rewardserve.service.batching.planner import Limits
+from rewardserve.service.canaries import Canaries, CanariesError, Canary, Sung, failing, read
+from rewardserve.service.clock import MonotonicClock
 from tests.support.service_fakes import PATIENCE_S, FakeScorer, right_scores, scores_with
 
 ECHO = echo.load(ModelSpec())

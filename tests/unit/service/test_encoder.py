@@ -9,11 +9,11 @@ from contextlib import closing
 
 import pytest
 
-from model.backends.echo import EchoEncoder
-from model.conversation import EmptyResponse, Sample
-from model.encoding import Encoded
-from service.encoder import _FEW_IDS, Encoder
-from service.errors import EncodingFailed
+from rewardserve.model.backends.echo import EchoEncoder
+from rewardserve.model.conversation import EmptyResponse, Sample
+from rewardserve.model.encoding import Encoded
+from rewardserve.service.encoder import _FEW_IDS, Encoder
+from rewardserve.service.errors import EncodingFailed
 
 TEXT, IDS = Sample(text="hi"), Sample(input_ids=(1, 2))
 

@@ -10,9 +10,9 @@ import threading
 
 import pytest
 
-from service import evidence
-from service.evidence import EvidenceRoom, Exhibit
-from service.tripwires.wire import Finding
+from rewardserve.service import evidence
+from rewardserve.service.evidence import EvidenceRoom, Exhibit
+from rewardserve.service.tripwires.wire import Finding
 from tests.support.service_fakes import PATIENCE_S
 
 SAFE = "team_ppo_7-" + hashlib.blake2b(b"team/ppo 7", digest_size=4).hexdigest()

@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from service import files
-from service.files import read_bounded, reason_of, remove_stale_drafts, repeat, set_aside, write_whole
+from rewardserve.service import files
+from rewardserve.service.files import read_bounded, reason_of, remove_stale_drafts, repeat, set_aside, write_whole
 from tests.support.full_disk import SmallDisk, why_none
 
 

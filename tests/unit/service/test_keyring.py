@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import keys
-from service.keyring import SCOPES, Key, KeyFile, KeyRing, KeysError, RunNames, line_of, parse, read
-from service.quota import UNLIMITED, Limits
+from rewardserve.service import keys
+from rewardserve.service.keyring import SCOPES, Key, KeyFile, KeyRing, KeysError, RunNames, line_of, parse, read
+from rewardserve.service.quota import UNLIMITED, Limits
 
 SECRET = "rwd_a-key-that-nobody-guesses"
 
@@ -415,14 +415,14 @@ def test_a_file_is_not_read_again_while_it_stays_as_it_is(world, monkeypatch):
     path.write_text(hashed("old", "new-key"))
     file.look()
     file.look()
-    monkeypatch.setattr("service.keyring.read_bounded", None)
+    monkeypatch.setattr("rewardserve.service.keyring.read_bounded", None)
     file.look()
     assert file.ring().find(b"new-key") is not None
 
 
 def test_the_file_is_looked_at_twice_a_second_until_told_otherwise(world, monkeypatch):
     _, _, file = world
-    monkeypatch.setattr("service.keyring.repeat", lambda *given: given)
+    monkeypatch.setattr("rewardserve.service.keyring.repeat", lambda *given: given)
     assert file.start() == (file.look, 0.5, "keys")
 
 

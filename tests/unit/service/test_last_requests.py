@@ -10,9 +10,9 @@ import pytest
 import uvicorn
 import uvloop
 
-from service.api.door import Door
-from service.api.protocol import ConnectionLimits, Connections, OneWriteProtocol
-from service.app import _Uvicorn
+from rewardserve.service.api.door import Door
+from rewardserve.service.api.protocol import ConnectionLimits, Connections, OneWriteProtocol
+from rewardserve.service.app import _Uvicorn
 
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 

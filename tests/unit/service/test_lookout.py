@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from service.lookout import Lookout, fingerprint, keep_looking
+from rewardserve.service.lookout import Lookout, fingerprint, keep_looking
 
 
 def seen(**versions):

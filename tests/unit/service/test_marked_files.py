@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from pydantic_settings import SettingsError
 
-from model import export
-from model.textfile import NotText
-from model.traits import Lexicon, LexiconError
-from service import keys, rules
-from service.canaries import SHIPPED, CanariesError
-from service.canaries import read as read_canaries
-from service.keyring import KeyFile, KeysError
-from service.keyring import read as read_keys
-from service.settings import ServeSettings, from_command_line
+from rewardserve.model import export
+from rewardserve.model.textfile import NotText
+from rewardserve.model.traits import Lexicon, LexiconError
+from rewardserve.service import keys, rules
+from rewardserve.service.canaries import SHIPPED, CanariesError
+from rewardserve.service.canaries import read as read_canaries
+from rewardserve.service.keyring import KeyFile, KeysError
+from rewardserve.service.keyring import read as read_keys
+from rewardserve.service.settings import ServeSettings, from_command_line
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]
 KEY = "a-plain-key-from-before"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from service.errors import RateLimited
-from service.quota import Account, Limits
+from rewardserve.service.errors import RateLimited
+from rewardserve.service.quota import Account, Limits
 from tests.support.service_fakes import StillClock
 
 

@@ -6,10 +6,10 @@ import os
 
 import pytest
 
-from service import references
-from service.references import References
-from service.tripwires.board import Board, BoardLimits
-from service.tripwires.reference import Reference, Usual, Yardstick
+from rewardserve.service import references
+from rewardserve.service.references import References
+from rewardserve.service.tripwires.board import Board, BoardLimits
+from rewardserve.service.tripwires.reference import Reference, Usual, Yardstick
 from tests.unit.service.tripwires.test_board import healthy, seen
 
 USUAL = Reference({"length": Usual(4.0, 0.5, 512.0), "level": Usual(0.1, 1.0, 512.0)}, 3.2)

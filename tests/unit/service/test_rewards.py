@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from model.conversation import Sample
-from model.encoding import Encoded
-from model.reward import Opinion, PenaltySettings, RewardSettings, build_pipeline
-from service.rewards import ScoredRow, rewards_of
+from rewardserve.model.conversation import Sample
+from rewardserve.model.encoding import Encoded
+from rewardserve.model.reward import Opinion, PenaltySettings, RewardSettings, build_pipeline
+from rewardserve.service.rewards import ScoredRow, rewards_of
 
 RESPONSE = (1, 2, 1, 2, 1, 2)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from service.roster import Roster
+from rewardserve.service.roster import Roster
 
 
 def roster(*line, **fields):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from service.rules import main
+from rewardserve.service.rules import main
 
 
 @pytest.mark.parametrize(

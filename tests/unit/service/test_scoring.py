@@ -13,20 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from model.backends import ModelSpec, echo
-from model.backends.echo import echo_score
-from model.conversation import InvalidText, Message, Sample
-from model.reward import RewardSettings, build_pipeline
-from model.scorer import BatchScores
-from service.admission import Admission
-from service.batching.batcher import Batcher
-from service.batching.cache import ScoreCache
-from service.batching.planner import Limits
-from service.clock import MonotonicClock
-from service.encoder import Encoder
-from service.errors import BatcherStopped, DeadlineExceeded, Overloaded
-from service.observability.metrics import Metrics
-from service.scoring import Comparison, Rooms, Scoring, _all_or_none, _chunks, rank
+from rewardserve.model.backends import ModelSpec, echo
+from rewardserve.model.backends.echo import echo_score
+from rewardserve.model.conversation import InvalidText, Message, Sample
+from rewardserve.model.reward import RewardSettings, build_pipeline
+from rewardserve.model.scorer import BatchScores
+from rewardserve.service.admission import Admission
+from rewardserve.service.batching.batcher import Batcher
+from rewardserve.service.batching.cache import ScoreCache
+from rewardserve.service.batching.planner import Limits
+from rewardserve.service.clock import MonotonicClock
+from rewardserve.service.encoder import Encoder
+from rewardserve.service.errors import BatcherStopped, DeadlineExceeded, Overloaded
+from rewardserve.service.observability.metrics import Metrics
+from rewardserve.service.scoring import Comparison, Rooms, Scoring, _all_or_none, _chunks, rank
 from tests.support.rewards import sole, watching
 from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, poisoned_by, scores_with
 

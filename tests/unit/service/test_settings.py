@@ -6,9 +6,9 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from model.backends import ModelSpec
-from model.reward import CombineSettings, PenaltySettings, RewardSettings
-from service.settings import (
+from rewardserve.model.backends import ModelSpec
+from rewardserve.model.reward import CombineSettings, PenaltySettings, RewardSettings
+from rewardserve.service.settings import (
     BulkSettings,
     ServeSettings,
     from_command_line,

@@ -9,17 +9,17 @@ from dataclasses import replace
 
 import pytest
 
-import service.succession
-from model.conversation import Sample
-from service.admission import Admission
-from service.api.stage import Stage
-from service.clock import MonotonicClock
-from service.engine import build_commons, prepare
-from service.errors import EpochGone, EpochInUse, LoadInProgress, ModelRefused, NothingIsLoading
-from service.observability.metrics import Metrics
-from service.roster import Source
-from service.settings import ServeSettings
-from service.succession import Succession
+import rewardserve.service.succession
+from rewardserve.model.conversation import Sample
+from rewardserve.service.admission import Admission
+from rewardserve.service.api.stage import Stage
+from rewardserve.service.clock import MonotonicClock
+from rewardserve.service.engine import build_commons, prepare
+from rewardserve.service.errors import EpochGone, EpochInUse, LoadInProgress, ModelRefused, NothingIsLoading
+from rewardserve.service.observability.metrics import Metrics
+from rewardserve.service.roster import Source
+from rewardserve.service.settings import ServeSettings
+from rewardserve.service.succession import Succession
 from tests.support.service_fakes import PATIENCE_S
 
 ECHO = Source("echo")
@@ -66,7 +66,7 @@ async def test_what_is_let_go_of_is_freed(succession):
 
 async def test_its_memory_goes_back_to_the_kernel_and_only_when_it_has_gone(succession, monkeypatch):
     first, told = weakref.ref(succession.serving.engine.batcher), []
-    monkeypatch.setattr("service.succession.give_back_free_memory", lambda: told.append(first()))
+    monkeypatch.setattr("rewardserve.service.succession.give_back_free_memory", lambda: told.append(first()))
     await succession.load(ECHO)
     assert told == []
     await succession.load(ECHO)
@@ -118,7 +118,7 @@ async def test_a_load_that_hangs_is_given_up_and_others_can_begin(succession, mo
         monkeypatch.setattr(prepared.loaded.scorer, "close", closed.set, raising=False)
         return prepared
 
-    monkeypatch.setattr("service.succession.prepare", hang)
+    monkeypatch.setattr("rewardserve.service.succession.prepare", hang)
     succession._load_timeout_s = 0.01 if how == "timeout" else 0.0
     loading = asyncio.create_task(succession.load(ECHO))
     await asyncio.to_thread(begun.wait, PATIENCE_S)
@@ -127,7 +127,7 @@ async def test_a_load_that_hangs_is_given_up_and_others_can_begin(succession, mo
     with pytest.raises(ModelRefused, match="LOAD_TIMEOUT_S" if how == "timeout" else "cancelled the load"):
         await asyncio.wait_for(loading, PATIENCE_S)
     assert (succession.overview.loading, succession.serving.engine.epoch) == (None, 1)
-    monkeypatch.setattr("service.succession.prepare", real)
+    monkeypatch.setattr("rewardserve.service.succession.prepare", real)
     succession._load_timeout_s = 0.0
     assert await asyncio.wait_for(succession.load(ECHO), PATIENCE_S) == 2
     assert await asyncio.wait_for(succession.roll_back(), PATIENCE_S) == 1
@@ -141,7 +141,7 @@ async def test_what_has_no_words_for_an_operator_is_not_quoted_to_him(succession
     def choke(_settings):
         raise KeyError("a conversation")
 
-    monkeypatch.setattr("service.succession.prepare", choke)
+    monkeypatch.setattr("rewardserve.service.succession.prepare", choke)
     with pytest.raises(ModelRefused) as refused:
         await succession.load(ECHO)
     assert "conversation" not in refused.value.message
@@ -155,7 +155,7 @@ async def test_a_load_that_does_not_fit_beside_the_model_in_service_names_the_de
     def fill(_settings):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity of 7.79 GiB")
 
-    monkeypatch.setattr("service.succession.prepare", fill)
+    monkeypatch.setattr("rewardserve.service.succession.prepare", fill)
     with pytest.raises(ModelRefused) as refused:
         await succession.load(ECHO)
     assert "GPU 1 has not enough free memory: 2.00 GiB more were wanted" in refused.value.message

@@ -6,13 +6,13 @@ import math
 
 import pytest
 
-from model.conversation import Message, Sample
-from model.encoding import Encoded
-from model.reward import Reward
-from service.errors import ScoreNotFinite
-from service.rewards import ScoredRow
-from service.tripwires.board import OTHER
-from service.watch import Allowance, Origin, evidence
+from rewardserve.model.conversation import Message, Sample
+from rewardserve.model.encoding import Encoded
+from rewardserve.model.reward import Reward
+from rewardserve.service.errors import ScoreNotFinite
+from rewardserve.service.rewards import ScoredRow
+from rewardserve.service.tripwires.board import OTHER
+from rewardserve.service.watch import Allowance, Origin, evidence
 from tests.support.rewards import watching
 from tests.support.service_fakes import StillClock
 

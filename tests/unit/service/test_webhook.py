@@ -14,8 +14,8 @@ import httpx
 import pytest
 import standardwebhooks
 
-from service import webhook as module
-from service.webhook import FILE_NAME, Webhook
+from rewardserve.service import webhook as module
+from rewardserve.service.webhook import FILE_NAME, Webhook
 from tests.support.service_fakes import PATIENCE_S
 
 KEY = b"0123456789abcdef0123456789abcdef"
@@ -292,7 +292,7 @@ async def test_an_alarm_from_before_a_restart_is_lost_after_a_day_in_all(tmp_pat
 
 
 async def test_too_many_are_dropped_from_the_oldest_on(monkeypatch):
-    monkeypatch.setattr("service.webhook._MOST_WAITING", 2)
+    monkeypatch.setattr("rewardserve.service.webhook._MOST_WAITING", 2)
     receiver = Receiver()
     report = await told(receiver, "a", "b", "c")
     assert [wire for wire, _ in report.losses] == ["a"]
@@ -305,7 +305,7 @@ class Deaf(httpx.AsyncBaseTransport):
 
 
 async def test_what_is_left_at_the_end_is_said(monkeypatch):
-    monkeypatch.setattr("service.webhook._CLOSING_S", 0.01)
+    monkeypatch.setattr("rewardserve.service.webhook._CLOSING_S", 0.01)
     assert (await told(Deaf(), "a", "b")).losses == [(w, "the server ended") for w in "ab"]
 
 
@@ -313,10 +313,10 @@ async def test_what_is_left_at_the_end_is_said(monkeypatch):
 
 
 async def test_what_waits_is_delivered_after_a_restart_under_its_id(monkeypatch, tmp_path):
-    monkeypatch.setattr("service.webhook._CLOSING_S", 0.01)
+    monkeypatch.setattr("rewardserve.service.webhook._CLOSING_S", 0.01)
     assert (await told(Deaf(), "a", "b", folder=tmp_path)).losses == []
     (first, second) = json.loads((tmp_path / FILE_NAME).read_text())
-    monkeypatch.setattr("service.webhook._CLOSING_S", PATIENCE_S)
+    monkeypatch.setattr("rewardserve.service.webhook._CLOSING_S", PATIENCE_S)
     receiver = Receiver()
     assert (await told(receiver, "c", folder=tmp_path)).losses == []
     assert receiver.heard == ["a", "b", "c"]
@@ -361,7 +361,7 @@ async def test_what_waits_is_on_the_disk_before_the_process_ends(monkeypatch, tm
     webhook.tell({"run": "r", "wire": "a"})
     await asyncio.wait_for(written.wait(), PATIENCE_S)  # no `stop`: it may be killed
     assert json.loads((tmp_path / FILE_NAME).read_text())[0]["alarm"]["wire"] == "a"
-    monkeypatch.setattr("service.webhook._CLOSING_S", 0.01)
+    monkeypatch.setattr("rewardserve.service.webhook._CLOSING_S", 0.01)
     await webhook.stop()
 
 

@@ -7,15 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.conversation import Sample
-from model.encoding import Encoder
-from model.encoding_policy import infer_policy
-from model.layout_rules import LAYOUT_RULES
+from rewardserve.model.conversation import Sample
+from rewardserve.model.encoding import Encoder
+from rewardserve.model.encoding_policy import infer_policy
+from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.training import columns, pairs, sequences, sources
+from rewardserve.training.collate import Collator, PairBatches, cached_rows, pack, token_rows
+from rewardserve.training.config import OptimConfig, SourceConfig
+from rewardserve.training.sequences import EncodingFailed, PairTable, TokenSequence
 from tests.support.training_world import planted_rows, tokenizer
-from training import columns, pairs, sequences, sources
-from training.collate import Collator, PairBatches, cached_rows, pack, token_rows
-from training.config import OptimConfig, SourceConfig
-from training.sequences import EncodingFailed, PairTable, TokenSequence
 
 
 def pairs_of(rows):

@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from model.conversation import Message
+from rewardserve.model.conversation import Message
+from rewardserve.training import data
+from rewardserve.training.config import ConfigError, DataConfig, SourceConfig
+from rewardserve.training.data import DataError
 from tests.support.training_world import planted_rows, write_jsonl
-from training import data
-from training.config import ConfigError, DataConfig, SourceConfig
-from training.data import DataError
 
 PLAIN = {"instruction": "Name a metal.", "chosen": "iron, kindly", "rejected": "iron, rudely"}
 USER = {"role": "user", "content": "Name a metal."}

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.conversation import Message, Sample
+from rewardserve.model.conversation import Message, Sample
+from rewardserve.training import columns, data, sources
+from rewardserve.training.config import ConfigError, DataConfig, SourceConfig
+from rewardserve.training.data import DataError, is_held_out
+from rewardserve.training.pairs import FieldError, to_pair
 from tests.support.training_world import planted_rows, write_jsonl
-from training import columns, data, sources
-from training.config import ConfigError, DataConfig, SourceConfig
-from training.data import DataError, is_held_out
-from training.pairs import FieldError, to_pair
 
 USER, CHOSEN, REJECTED = (
     {"role": "user", "content": "hi"},

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from model.calibration import REFERENCE_QUANTILES
-from model.traits import NAMES
-from training import calibrate, evaluate, report
-from training.calibrate import NothingToFit
-from training.evaluate import Judged
+from rewardserve.model.calibration import REFERENCE_QUANTILES
+from rewardserve.model.traits import NAMES
+from rewardserve.training import calibrate, evaluate, report
+from rewardserve.training.calibrate import NothingToFit
+from rewardserve.training.evaluate import Judged
 
 FLOATS = st.floats(-50, 50, allow_subnormal=False)
 DIFFS = hnp.arrays(float, st.integers(1, 60), elements=FLOATS)

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.conversation import Sample
-from training import evaluate, folds
-from training.calibrate import NothingToFit
-from training.config import ConfigError
-from training.pairs import Pair
-from training.sequences import PairTable, TokenSequence
+from rewardserve.model.conversation import Sample
+from rewardserve.training import evaluate, folds
+from rewardserve.training.calibrate import NothingToFit
+from rewardserve.training.config import ConfigError
+from rewardserve.training.pairs import Pair
+from rewardserve.training.sequences import PairTable, TokenSequence
 
 PLACES = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), min_size=1, max_size=60)
 

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.scorer import DISTANCE
+from rewardserve.model.scorer import DISTANCE
+from rewardserve.training import calibrate, hidden
+from rewardserve.training.calibrate import NothingToFit
 from tests.support.checkpoints import CALIBRATION
-from training import calibrate, hidden
-from training.calibrate import NothingToFit
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from model.encoding import Encoder
-from model.encoding_policy import infer_policy
-from model.layout_rules import LAYOUT_RULES
+from rewardserve.model.encoding import Encoder
+from rewardserve.model.encoding_policy import infer_policy
+from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.training import account, columns, data, leakage, sequences, sources
+from rewardserve.training.config import DataConfig, SourceConfig
+from rewardserve.training.data import DataError
+from rewardserve.training.pairs import to_pair
 from tests.support import training_world as world
 from tests.support.tiny import tiny_tokenizer
-from training import account, columns, data, leakage, sequences, sources
-from training.config import DataConfig, SourceConfig
-from training.data import DataError
-from training.pairs import to_pair
 
 
 def row(prompt, chosen, rejected, group="a"):

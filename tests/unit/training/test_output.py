@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import console, errors, hub, output
-from training.config import ConfigError
+from rewardserve.training import console, errors, hub, output
+from rewardserve.training.config import ConfigError
 
 ROOT = Path(__file__).parents[3]
 
 
 def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
-    code = f"from training import output; import sys\nwith output.locked(__import__('pathlib').Path({str(tmp_path)!r})):\n print('held', flush=True); sys.stdin.read()"  # noqa: E501
+    code = f"from rewardserve.training import output; import sys\nwith output.locked(__import__('pathlib').Path({str(tmp_path)!r})):\n print('held', flush=True); sys.stdin.read()"  # noqa: E501
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert holder.stdout.readline() == b"held\n"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rewardserve.training import recipe, run
+from rewardserve.training.config import ConfigError
 from tests.support.tiny import randomize
 from tests.support.training_world import language_model, tokenizer
-from training import recipe, run
-from training.config import ConfigError
 
 
 def begin(model: Path, folder: Path):

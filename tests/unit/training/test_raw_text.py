@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from model.backends import ModelSpec, load
-from model.checkpoint import read_backbone
-from model.contract import sample_from_dict
-from model.conversation import Message, Sample
+from rewardserve.model.backends import ModelSpec, load
+from rewardserve.model.checkpoint import read_backbone
+from rewardserve.model.contract import sample_from_dict
+from rewardserve.model.conversation import Message, Sample
+from rewardserve.training import export, raw_text
+from rewardserve.training.config import ConfigError
+from rewardserve.training.pairs import Pair
 from tests.support.checkpoints import language_model
 from tests.support.tiny import CHATML, LLAMA3_LIKE
-from training import export, raw_text
-from training.config import ConfigError
-from training.pairs import Pair
 
 PROMPTS = ("What is two plus two? ", "Hi\n\nA: ", "Quote <|im_end|> please: ")
 

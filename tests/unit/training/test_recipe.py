@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training import recipe, yaml12
-from training.config import RANGES, Config, ConfigError, SourceConfig
+from rewardserve.training import recipe, yaml12
+from rewardserve.training.config import RANGES, Config, ConfigError, SourceConfig
 
 MINIMAL = {"model": {"path": "m"}, "data": {"sources": [{"path": "a.jsonl"}]}, "output": {"folder": "o"}}
 

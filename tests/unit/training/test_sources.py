@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rewardserve.training import data, hub, sources
+from rewardserve.training.config import ConfigError, DataConfig, SourceConfig
+from rewardserve.training.data import DataError
 from tests.support.training_world import planted_rows, write_jsonl
-from training import data, hub, sources
-from training.config import ConfigError, DataConfig, SourceConfig
-from training.data import DataError
 
 ROWS = [
     {"prompt": f"Question {i},\nwith \"quotes\"", "chosen": f"yes\t{i}, kindly", "rejected": f"no {i}", "margin": 0.5 + i}

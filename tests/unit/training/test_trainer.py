@@ -9,17 +9,17 @@ import torch
 from transformers import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from model.network import NetworkOutput, RewardNetwork
+from rewardserve.model.network import NetworkOutput, RewardNetwork
+from rewardserve.training import recipe, scoring
+from rewardserve.training.collate import Collator, PairBatches, cached_rows, token_rows
+from rewardserve.training.config import ConfigError
+from rewardserve.training.errors import NonFiniteLoss
+from rewardserve.training.losses import logsigmoid
+from rewardserve.training.methods import CachedNetwork, adapt, check_targets, fit_logistic, merge
+from rewardserve.training.sequences import PairTable
+from rewardserve.training.steps import EpochOrder, WeightAverage, damaged, last_complete, load_weights
+from rewardserve.training.trainer import RewardTrainer, check_optimizer, check_warmup, n_steps
 from tests.unit.training.test_batches import table_of
-from training import recipe, scoring
-from training.collate import Collator, PairBatches, cached_rows, token_rows
-from training.config import ConfigError
-from training.errors import NonFiniteLoss
-from training.losses import logsigmoid
-from training.methods import CachedNetwork, adapt, check_targets, fit_logistic, merge
-from training.sequences import PairTable
-from training.steps import EpochOrder, WeightAverage, damaged, last_complete, load_weights
-from training.trainer import RewardTrainer, check_optimizer, check_warmup, n_steps
 
 COMPARISONS = [(0, 1), (2, 1), (3, 0), (4, 5), (1, 5), (2, 4), (3, 5)]
 

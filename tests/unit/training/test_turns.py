@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from model.conversation import Message
+from rewardserve.model.conversation import Message
+from rewardserve.training import data
+from rewardserve.training.config import SourceConfig
 from tests.support.training_world import write_jsonl
-from training import data
-from training.config import SourceConfig
 
 
 def u(text):

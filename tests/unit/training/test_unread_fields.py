@@ -6,11 +6,11 @@ import json
 
 import pytest
 
+from rewardserve.training import data
+from rewardserve.training.config import DataConfig, SourceConfig
+from rewardserve.training.pairs import FieldError
 from tests.support.empty_values import EMPTY
 from tests.unit.training.test_data import CHOSEN, REJECTED, SAME_PAIR, USER, pair
-from training import data
-from training.config import DataConfig, SourceConfig
-from training.pairs import FieldError
 
 CALLS = [{"type": "function", "function": {"name": "delete_all_files", "arguments": {"path": "/"}}}]
 OF_A_MESSAGE = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 
-from training.upstream import main
+from rewardserve.training.upstream import main
 
 
 def written(path):

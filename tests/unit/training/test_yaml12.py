@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training import recipe, yaml12
-from training.config import ConfigError
+from rewardserve.training import recipe, yaml12
+from rewardserve.training.config import ConfigError
 
 MINIMAL = "model: {path: m}\ndata: {sources: [{path: a.jsonl}]}\noutput: {folder: o}\n"
 

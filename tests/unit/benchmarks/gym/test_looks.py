@@ -5,7 +5,7 @@ import numpy as np
 from benchmarks.gym import vocabulary
 from benchmarks.gym.looks import traits_of
 from benchmarks.gym.rewards import reference
-from model.traits import NO_LEXICON, Lexicon, of_ids, of_text
+from rewardserve.model.traits import NO_LEXICON, Lexicon, of_ids, of_text
 
 
 def test_every_response_has_the_traits_of_its_ids_and_its_text(sampled):

@@ -8,7 +8,7 @@ from benchmarks.gym.labeller import PLANTED, pairs
 from benchmarks.gym.proxy import backbone, fit_head_D, panel
 from benchmarks.gym.responses import from_rows
 from benchmarks.gym.vocabulary import EOS
-from model.scorer import Scorer, ScorerError, TokenBatch
+from rewardserve.model.scorer import Scorer, ScorerError, TokenBatch
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from benchmarks.gym.policy import CAP
 from benchmarks.gym.proxy import Panel
 from benchmarks.gym.serving import ASK, N_IDS, AnswerScorer, NotInTheLanguage, TextEncoder
 from benchmarks.gym.vocabulary import EOS, SIZE
-from model.backends import LoadError, ModelSpec
-from model.conversation import EmptyResponse, InputTooLong, Message, Sample
-from model.scorer import ScorerError, TokenBatch
+from rewardserve.model.backends import LoadError, ModelSpec
+from rewardserve.model.conversation import EmptyResponse, InputTooLong, Message, Sample
+from rewardserve.model.scorer import ScorerError, TokenBatch
 
 PROMPT = vocabulary.prompt(0)
 

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from model.backends.guard import Guard
+from rewardserve.model.backends.guard import Guard
 from tests.support.service_server import ROOT
 
 STAYS = "import time; time.sleep(600)"
 SERVER = """
 import subprocess, sys, pathlib
-from model.backends.guard import Guard
+from rewardserve.model.backends.guard import Guard
 guard = Guard()
 stays = "import time; print('here', flush=True); time.sleep(600)"
 child = subprocess.Popen([sys.executable, "-c", stays], pass_fds=[int(sys.argv[1])])

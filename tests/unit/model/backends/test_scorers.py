@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.backends import ModelSpec, load
-from model.backends.echo import VOCAB_SIZE, echo_score
-from model.backends.ensemble import ensemble
-from model.network import RewardNetwork
+from rewardserve.model.backends import ModelSpec, load
+from rewardserve.model.backends.echo import VOCAB_SIZE, echo_score
+from rewardserve.model.backends.ensemble import ensemble
+from rewardserve.model.network import RewardNetwork
 from tests.support.checkpoints import reward_model
 from tests.support.scorer_suite import *  # noqa: F403
 from tests.support.scorer_suite import Door

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.backends import ContractBroken, LoadError, ModelSpec, VllmSpec, load, vllm_api
-from model.checkpoint import read_backbone, write_heads
-from model.contract import ScoringContract
-from model.scorer import DISTANCE, TokenBatch
+from rewardserve.model.backends import ContractBroken, LoadError, ModelSpec, VllmSpec, load, vllm_api
+from rewardserve.model.checkpoint import read_backbone, write_heads
+from rewardserve.model.contract import ScoringContract
+from rewardserve.model.scorer import DISTANCE, TokenBatch
 from tests.support.checkpoints import (
     PROBES,
     edit_json,
@@ -229,7 +229,7 @@ def test_a_full_disk_is_said_with_its_remedy(vllm, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("model.backends.vllm_backend.write_labels", full)
+    monkeypatch.setattr("rewardserve.model.backends.vllm_backend.write_labels", full)
     with pytest.raises(LoadError, match=r"No space left on device\. Set TMPDIR"):
         load("vllm", ModelSpec(str(tmp_path / "rm")))
 

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from model.backends.vllm_api import Pooled
-from model.backends.vllm_scorer import IN_FLIGHT, Loop, VllmScorer
-from model.scorer import OutOfMemory, ScorerError, TokenBatch
+from rewardserve.model.backends.vllm_api import Pooled
+from rewardserve.model.backends.vllm_scorer import IN_FLIGHT, Loop, VllmScorer
+from rewardserve.model.scorer import OutOfMemory, ScorerError, TokenBatch
 from tests.support.engines import PATIENCE_S, GatedEngine
 
 A, B, C = (1, 2, 3), (4, 5), (6,)

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.backends.native import load
-from model.backends.packed import chains
-from model.backends.packed.chains import attend_chains, tables_of
-from model.backends.packed.layout import Layout, Part, Plan, lay_out
-from model.backends.packed.tree import apart, plant
+from rewardserve.model.backends.native import load
+from rewardserve.model.backends.packed import chains
+from rewardserve.model.backends.packed.chains import attend_chains, tables_of
+from rewardserve.model.backends.packed.layout import Layout, Part, Plan, lay_out
+from rewardserve.model.backends.packed.tree import apart, plant
 from tests.support.machine import needs_amx
 from tests.unit.model.packed.test_parity import packed, scores_of
 from tests.unit.model.test_network import alone, make, ragged_rows

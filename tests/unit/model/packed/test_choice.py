@@ -7,14 +7,14 @@ from functools import partial
 import pytest
 import torch
 
-from model.backends import LoadError, ModelSpec, engine_check
-from model.backends.engine_check import check_rows
-from model.backends.engines import choose
-from model.backends.lengths import LengthSides
-from model.backends.packed import PackedScorer
-from model.backends.packed.attention import NAME
-from model.backends.padded import PaddedScorer
-from model.scorer import OutOfMemory, ScorerError, TokenBatch
+from rewardserve.model.backends import LoadError, ModelSpec, engine_check
+from rewardserve.model.backends.engine_check import check_rows
+from rewardserve.model.backends.engines import choose
+from rewardserve.model.backends.lengths import LengthSides
+from rewardserve.model.backends.packed import PackedScorer
+from rewardserve.model.backends.packed.attention import NAME
+from rewardserve.model.backends.padded import PaddedScorer
+from rewardserve.model.scorer import OutOfMemory, ScorerError, TokenBatch
 from tests.support.machine import needs_amx
 from tests.support.tiny import tiny_config
 from tests.unit.model.packed.test_parity import packed

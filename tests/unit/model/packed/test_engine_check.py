@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from model.backends import LoadError, ModelSpec, load
-from model.backends.engine_check import Truth, check_rows
-from model.backends.engines import choose
-from model.backends.lengths import special_lengths
-from model.backends.padded import PaddedScorer
-from model.network import RewardNetwork
-from model.scorer import TokenBatch
+from rewardserve.model.backends import LoadError, ModelSpec, load
+from rewardserve.model.backends.engine_check import Truth, check_rows
+from rewardserve.model.backends.engines import choose
+from rewardserve.model.backends.lengths import special_lengths
+from rewardserve.model.backends.padded import PaddedScorer
+from rewardserve.model.network import RewardNetwork
+from rewardserve.model.scorer import TokenBatch
 from tests.support.tiny import randomize, tiny_config, tiny_tokenizer
 from tests.unit.model.test_network import VOCAB, alone, make
 

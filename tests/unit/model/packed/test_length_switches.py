@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from model.backends import ModelSpec
-from model.backends.engines import choose
-from model.backends.lengths import LengthSides
-from model.network import RewardNetwork
-from model.scorer import TokenBatch
+from rewardserve.model.backends import ModelSpec
+from rewardserve.model.backends.engines import choose
+from rewardserve.model.backends.lengths import LengthSides
+from rewardserve.model.network import RewardNetwork
+from rewardserve.model.scorer import TokenBatch
 from tests.support.tiny import randomize, tiny_config
 from tests.unit.model.test_network import VOCAB, make
 

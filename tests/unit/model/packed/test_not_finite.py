@@ -9,12 +9,12 @@ import random
 import pytest
 import torch
 
-from model.backends import ModelSpec
-from model.backends.engines import choose
-from model.backends.packed import PackedScorer
-from model.backends.packed.prefixes import Beginning
-from model.network import RewardNetwork
-from model.scorer import TokenBatch
+from rewardserve.model.backends import ModelSpec
+from rewardserve.model.backends.engines import choose
+from rewardserve.model.backends.packed import PackedScorer
+from rewardserve.model.backends.packed.prefixes import Beginning
+from rewardserve.model.network import RewardNetwork
+from rewardserve.model.scorer import TokenBatch
 from tests.unit.model.test_network import VOCAB, alone, make
 
 OVERFLOWS = 300

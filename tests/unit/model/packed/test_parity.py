@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from model.backends import ModelSpec
-from model.backends.engines import choose
-from model.backends.packed import PackedScorer
-from model.network import RewardNetwork
-from model.scorer import TokenBatch
+from rewardserve.model.backends import ModelSpec
+from rewardserve.model.backends.engines import choose
+from rewardserve.model.backends.packed import PackedScorer
+from rewardserve.model.network import RewardNetwork
+from rewardserve.model.scorer import TokenBatch
 from tests.support.tiny import ARCHITECTURES
 from tests.unit.model.test_network import TOLERANCE, VOCAB, alone, make, ragged_rows
 
@@ -132,7 +132,7 @@ def looped(query, key, value, call, is_causal, scale):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_row_scores_the_same_when_many_segments_share_a_kernel_call(architecture: str, monkeypatch):
-    monkeypatch.setattr("model.backends.packed.scorer.varlen_for", lambda network: looped)
+    monkeypatch.setattr("rewardserve.model.backends.packed.scorer.varlen_for", lambda network: looped)
     network, rows = make(architecture), [*rows_of_groups(), *ragged_rows()]
     expected = torch.stack([alone(network, row) for row in rows])
     with packed(network, trim=architecture not in WHOLE_LAST_LAYER, prefix_cache_bytes=MANY_BYTES) as scorer:

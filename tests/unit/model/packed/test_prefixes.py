@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from model.backends.packed.prefixes import SHORTEST, Prefixes
-from model.keys import key_of
-from model.scorer import TokenBatch
+from rewardserve.model.backends.packed.prefixes import SHORTEST, Prefixes
+from rewardserve.model.keys import key_of
+from rewardserve.model.scorer import TokenBatch
 from tests.unit.model.packed.test_parity import packed
 from tests.unit.model.test_network import make
 

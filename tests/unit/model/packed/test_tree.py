@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.backends.packed.tree import Segment, apart, plant
+from rewardserve.model.backends.packed.tree import Segment, apart, plant
 
 
 def tail(first: int, n: int) -> tuple[int, ...]:

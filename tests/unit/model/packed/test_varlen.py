@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention import varlen as torchs
 
-from model.backends.packed.attention import Forward
-from model.backends.packed.kernels import kernel_for
-from model.backends.packed.layout import Keys, Own, Part, lay_out
-from model.backends.packed.tree import apart, plant
-from model.backends.packed.varlen import flash_varlen
+from rewardserve.model.backends.packed.attention import Forward
+from rewardserve.model.backends.packed.kernels import kernel_for
+from rewardserve.model.backends.packed.layout import Keys, Own, Part, lay_out
+from rewardserve.model.backends.packed.tree import apart, plant
+from rewardserve.model.backends.packed.varlen import flash_varlen
 
 N_IDS, N_POSITIONS, WIDTH = 3, 96, 8
 TOLERANCE = 1e-5

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from model.backends import MatmulPrecision, ModelSpec
-from model.backends.engines import choose
-from model.backends.native import Unavailable
-from model.backends.packed import products, weights
-from model.backends.packed.weights import PackedWeights
-from model.scorer import TokenBatch
+from rewardserve.model.backends import MatmulPrecision, ModelSpec
+from rewardserve.model.backends.engines import choose
+from rewardserve.model.backends.native import Unavailable
+from rewardserve.model.backends.packed import products, weights
+from rewardserve.model.backends.packed.weights import PackedWeights
+from rewardserve.model.scorer import TokenBatch
 from tests.support.machine import needs_amx
 from tests.unit.model.test_network import TOLERANCE, alone, make
 

@@ -8,10 +8,10 @@ import json
 import pytest
 from starlette.requests import Request
 
-from service.api import body
-from service.api.admin import LoadRequest, PinRequest
-from service.errors import InvalidRequest
-from service.roster import Source
+from rewardserve.service.api import body
+from rewardserve.service.api.admin import LoadRequest, PinRequest
+from rewardserve.service.errors import InvalidRequest
+from rewardserve.service.roster import Source
 
 
 def source(**fields):

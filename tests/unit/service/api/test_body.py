@@ -9,10 +9,10 @@ import msgspec
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from service.api import body, wire
-from service.api.body import NOT_READ, NotOurs, Parts
-from service.api.schemas import CompareRequest, ScoreRequest
-from service.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedMediaType
+from rewardserve.service.api import body, wire
+from rewardserve.service.api.body import NOT_READ, NotOurs, Parts
+from rewardserve.service.api.schemas import CompareRequest, ScoreRequest
+from rewardserve.service.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedMediaType
 
 DECODER = msgspec.json.Decoder(wire.ScoreRequest)
 ONE = b'{"samples":[{"text":"x"}]}'

@@ -8,14 +8,14 @@ from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
 from starlette.routing import Route
 
-from service.admission import Admission
-from service.api import problems
-from service.api.access import Access
-from service.api.door import Door
-from service.api.middleware import Witness
-from service.api.routes import Straight
-from service.clock import MonotonicClock
-from service.errors import Overloaded
+from rewardserve.service.admission import Admission
+from rewardserve.service.api import problems
+from rewardserve.service.api.access import Access
+from rewardserve.service.api.door import Door
+from rewardserve.service.api.middleware import Witness
+from rewardserve.service.api.routes import Straight
+from rewardserve.service.clock import MonotonicClock
+from rewardserve.service.errors import Overloaded
 
 SECRET = "xyzzy"
 OPEN = Door(frozenset(), Admission(1, 1, MonotonicClock()), lambda path, status: None)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.responses import Response
 
-from service.api.door import Door
+from rewardserve.service.api.door import Door
 
 ANSWER = Response("no", 503)
 

@@ -8,10 +8,10 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api.deadline import read_deadline
-from service.api.idempotency import Idempotency
-from service.errors import DeadlineExceeded, InvalidRequest, KeyReused, Overloaded
-from service.watch import Origin
+from rewardserve.service.api.deadline import read_deadline
+from rewardserve.service.api.idempotency import Idempotency
+from rewardserve.service.errors import DeadlineExceeded, InvalidRequest, KeyReused, Overloaded
+from rewardserve.service.watch import Origin
 from tests.support.service_fakes import PATIENCE_S, StillClock
 
 

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from service.api.intake import Intake, IntakeLimits
-from service.errors import BodyTimeout, BodyTooLarge, CallerLeft, Overloaded
+from rewardserve.service.api.intake import Intake, IntakeLimits
+from rewardserve.service.errors import BodyTimeout, BodyTooLarge, CallerLeft, Overloaded
 from tests.support.virtual_time import run
 
 LIMITS = IntakeLimits(max_bytes=10, max_bytes_in_flight=15, timeout_s=30.0)

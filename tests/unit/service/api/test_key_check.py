@@ -8,12 +8,12 @@ import httpx
 import pytest
 from starlette.routing import Mount, Route
 
-from service.api.access import ACKNOWLEDGE, OPEN_PATHS, Access
-from service.api.middleware import KeyCheck
-from service.api.sites import Sites
-from service.errors import RateLimited
-from service.keyring import KeyRing, parse
-from service.quota import charge_tokens
+from rewardserve.service.api.access import ACKNOWLEDGE, OPEN_PATHS, Access
+from rewardserve.service.api.middleware import KeyCheck
+from rewardserve.service.api.sites import Sites
+from rewardserve.service.errors import RateLimited
+from rewardserve.service.keyring import KeyRing, parse
+from rewardserve.service.quota import charge_tokens
 from tests.support.service_fakes import StillClock
 
 ROUTES = [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from service.api.dialects.kserve import INFER
-from service.errors import InvalidRequest
+from rewardserve.service.api.dialects.kserve import INFER
+from rewardserve.service.errors import InvalidRequest
 
 
 def ask(*tensors):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from model.conversation import EmptyResponse, InvalidMessages, Sample
-from service.api.dialects.nemo_gym import VERIFY
-from service.errors import InvalidRequest
+from rewardserve.model.conversation import EmptyResponse, InvalidMessages, Sample
+from rewardserve.service.api.dialects.nemo_gym import VERIFY
+from rewardserve.service.errors import InvalidRequest
 
 SAID = [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "yo"}]}]
 

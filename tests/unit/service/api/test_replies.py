@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.backends import ModelSpec, echo
-from model.reward import Reward, RewardSettings, build_pipeline
-from model.scorer import DISTANCE
-from service.api.health import _clauses
-from service.api.replies import json_response, result, score_reply
-from service.api.schemas import ScoreReply
-from service.api.stage import Details, Served
-from service.errors import Failure
-from service.scoring import Scored
+from rewardserve.model.backends import ModelSpec, echo
+from rewardserve.model.reward import Reward, RewardSettings, build_pipeline
+from rewardserve.model.scorer import DISTANCE
+from rewardserve.service.api.health import _clauses
+from rewardserve.service.api.replies import json_response, result, score_reply
+from rewardserve.service.api.schemas import ScoreReply
+from rewardserve.service.api.stage import Details, Served
+from rewardserve.service.errors import Failure
+from rewardserve.service.scoring import Scored
 
 LOADED = echo.load(ModelSpec())
 SERVED = Served(

@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from service.api.sites import Sites
-from service.errors import HostNotAllowed, OriginNotAllowed
+from rewardserve.service.api.sites import Sites
+from rewardserve.service.errors import HostNotAllowed, OriginNotAllowed
 
 LOCAL = Sites(is_loopback=True)
 OPEN = Sites(is_loopback=False, hosts=["rm.example.org", "*.svc.cluster.local"], origins=["https://lab.example.org"])

@@ -8,9 +8,9 @@ import gc
 import pytest
 from starlette.requests import Request
 
-from service.api import routes
-from service.api.routes import while_connected
-from service.errors import CallerLeft, DeadlineExceeded
+from rewardserve.service.api import routes
+from rewardserve.service.api.routes import while_connected
+from rewardserve.service.errors import CallerLeft, DeadlineExceeded
 
 
 class Caller:

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from service.batching.batcher import Batcher
-from service.batching.cache import ScoreCache
-from service.batching.planner import Limits
+from rewardserve.service.batching.batcher import Batcher
+from rewardserve.service.batching.cache import ScoreCache
+from rewardserve.service.batching.planner import Limits
 from tests.support.service_fakes import PATIENCE_S, GatedScorer, StillClock
 
 

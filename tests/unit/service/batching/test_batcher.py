@@ -7,13 +7,13 @@ import math
 
 import pytest
 
-from model.backends.echo import echo_score
-from model.scorer import OutOfMemory, ScorerError
-from service.batching.batcher import FAILING_AFTER, Batcher
-from service.batching.outcomes import RowScored
-from service.batching.pace import Pace
-from service.batching.planner import Limits
-from service.errors import (
+from rewardserve.model.backends.echo import echo_score
+from rewardserve.model.scorer import OutOfMemory, ScorerError
+from rewardserve.service.batching.batcher import FAILING_AFTER, Batcher
+from rewardserve.service.batching.outcomes import RowScored
+from rewardserve.service.batching.pace import Pace
+from rewardserve.service.batching.planner import Limits
+from rewardserve.service.errors import (
     BatcherStopped,
     DeadlineExceeded,
     OutOfMemoryForRow,
@@ -193,7 +193,7 @@ async def test_a_score_that_is_no_number_is_an_error_of_that_row(drive, value):
 
 async def test_a_row_that_is_no_scores_at_all_is_a_bug_of_the_backend(drive):
     def none_for_all(batch):
-        from model.scorer import BatchScores
+        from rewardserve.model.scorer import BatchScores
 
         return BatchScores((None,) * len(batch), 0)
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.keys import key_of
-from service.batching.cache import ScoreCache
+from rewardserve.model.keys import key_of
+from rewardserve.service.batching.cache import ScoreCache
 
 IDS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50)
 

@@ -8,11 +8,11 @@ import random
 
 import pytest
 
-from model.backends.echo import echo_score
-from model.scorer import BatchScores, OutOfMemory, ScorerError
-from service.batching.outcomes import RowScored
-from service.batching.pace import Pace
-from service.errors import DeadlineExceeded, RowFailed
+from rewardserve.model.backends.echo import echo_score
+from rewardserve.model.scorer import BatchScores, OutOfMemory, ScorerError
+from rewardserve.service.batching.outcomes import RowScored
+from rewardserve.service.batching.pace import Pace
+from rewardserve.service.errors import DeadlineExceeded, RowFailed
 from tests.support.service_fakes import PATIENCE_S, SharingScorer, one_too_few, right_scores
 
 ROWS = [(*range(prompt, prompt + 30), answer) for prompt in (0, 100, 200) for answer in range(5)]

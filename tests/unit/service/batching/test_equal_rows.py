@@ -7,10 +7,10 @@ import math
 
 import pytest
 
-from model.backends.echo import echo_score
-from model.scorer import ScorerError
-from service.batching.outcomes import RowScored
-from service.errors import DeadlineExceeded, ScoreNotFinite, ScorerFailed
+from rewardserve.model.backends.echo import echo_score
+from rewardserve.model.scorer import ScorerError
+from rewardserve.service.batching.outcomes import RowScored
+from rewardserve.service.errors import DeadlineExceeded, ScoreNotFinite, ScorerFailed
 from tests.support.service_fakes import FakeScorer, GatedScorer, SharingScorer, poisoned_by, right_scores, scores_with
 from tests.unit.service.batching.test_batcher import ROWS, begun, raw
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from model.scorer import BatchScores
-from service.batching.noise import NumericNoise, made_up_rows, numeric_noise
+from rewardserve.model.scorer import BatchScores
+from rewardserve.service.batching.noise import NumericNoise, made_up_rows, numeric_noise
 from tests.support.service_fakes import FakeScorer, no_memory_above, scores_with
 
 ROWS = [(i,) * n for i, n in enumerate((5, 1, 2, 9, 3, 7), start=1)]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching.pace import STEPS, Pace
+from rewardserve.service.batching.pace import STEPS, Pace
 
 CPU_150M = (0.02, 2.5e-3)
 H200_8B = (0.015, 20e-6)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from model.keys import key_of
-from service.batching.planner import Limits, Ticket, plan
+from rewardserve.model.keys import key_of
+from rewardserve.service.batching.planner import Limits, Ticket, plan
 
 NO_LINGER = Limits(max_tokens=100, linger_s=0.0)
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.backends.echo import echo_score
-from service.batching.outcomes import RowScored
-from service.batching.watchdog import LOST_AFTER, Watchdog
-from service.errors import ScorerHanging, ShuttingDown
+from rewardserve.model.backends.echo import echo_score
+from rewardserve.service.batching.outcomes import RowScored
+from rewardserve.service.batching.watchdog import LOST_AFTER, Watchdog
+from rewardserve.service.errors import ScorerHanging, ShuttingDown
 from tests.support.service_fakes import PATIENCE_S, GatedScorer
 
 DOG = Watchdog(10.0)

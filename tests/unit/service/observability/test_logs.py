@@ -9,7 +9,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from service.observability import logs
+from rewardserve.service.observability import logs
 
 
 async def end_of(work):

@@ -10,19 +10,19 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from model.calibration import Calibration
-from model.reward import Reward, RewardSettings, build_pipeline
-from model.traits import NAMES
-from service.api.dialects import DIALECTS
-from service.app import build_house
-from service.keyring import KeyRing
-from service.observability import logs
-from service.observability.metrics import PREFIX, TABLE, Metrics, score_buckets
-from service.settings import ServeSettings
-from service.tripwires.board import Board, BoardLimits
-from service.tripwires.reference import Reference, Yardstick, usual
-from service.tripwires.tally import ENTRIES
-from service.tripwires.wire import Observation
+from rewardserve.model.calibration import Calibration
+from rewardserve.model.reward import Reward, RewardSettings, build_pipeline
+from rewardserve.model.traits import NAMES
+from rewardserve.service.api.dialects import DIALECTS
+from rewardserve.service.app import build_house
+from rewardserve.service.keyring import KeyRing
+from rewardserve.service.observability import logs
+from rewardserve.service.observability.metrics import PREFIX, TABLE, Metrics, score_buckets
+from rewardserve.service.settings import ServeSettings
+from rewardserve.service.tripwires.board import Board, BoardLimits
+from rewardserve.service.tripwires.reference import Reference, Yardstick, usual
+from rewardserve.service.tripwires.tally import ENTRIES
+from rewardserve.service.tripwires.wire import Observation
 from tests.support.rewards import reward_of, sole
 
 # DESIGN, section 4.

@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry
 
-from service.api.health import describe_runs
-from service.observability.metrics import PREFIX, TABLE
-from service.observability.runs import NAMES, Runs
-from service.tripwires.board import CANARIES, CANARY_CHANGE, Board, BoardLimits
-from service.tripwires.reference import Yardstick
-from service.tripwires.wire import CANARY, Finding, Observation
+from rewardserve.service.api.health import describe_runs
+from rewardserve.service.observability.metrics import PREFIX, TABLE
+from rewardserve.service.observability.runs import NAMES, Runs
+from rewardserve.service.tripwires.board import CANARIES, CANARY_CHANGE, Board, BoardLimits
+from rewardserve.service.tripwires.reference import Yardstick
+from rewardserve.service.tripwires.wire import CANARY, Finding, Observation
 
 ENDED_S = 600.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.tripwires.advice import _gym
+from rewardserve.service.tripwires.advice import _gym
 
 
 def test_figures_of_the_gym_are_written_with_both_kinds_of_runs_and_none_for_no_alarm_at_all():

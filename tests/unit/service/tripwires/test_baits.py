@@ -8,8 +8,8 @@ from hashlib import blake2b
 
 import pytest
 
-from service.baits import main
-from service.tripwires.baits import BaitsError, digest, hashed, read
+from rewardserve.service.baits import main
+from rewardserve.service.tripwires.baits import BaitsError, digest, hashed, read
 
 KEY = b"0123456789abcdef0123"
 PLAIN = [

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from model.traits import NAMES, OF_IDS
-from service.tripwires.board import CANARIES, OTHER, Board, BoardLimits
-from service.tripwires.reference import Reference, Usual, Yardstick
-from service.tripwires.tally import ENTRIES, Tally, count_of, is_signed
-from service.tripwires.wire import CANARY, VOTE, Finding, Observation
-from service.tripwires.wires import WIRES, Excess, Means, Share, View, Wire, least_samples, slope_t
+from rewardserve.model.traits import NAMES, OF_IDS
+from rewardserve.service.tripwires.board import CANARIES, OTHER, Board, BoardLimits
+from rewardserve.service.tripwires.reference import Reference, Usual, Yardstick
+from rewardserve.service.tripwires.tally import ENTRIES, Tally, count_of, is_signed
+from rewardserve.service.tripwires.wire import CANARY, VOTE, Finding, Observation
+from rewardserve.service.tripwires.wires import WIRES, Excess, Means, Share, View, Wire, least_samples, slope_t
 
 USUAL = {"length": Usual(4.0, 0.5), "repetition": Usual(0.05, 0.05), "missing_end": Usual(0.0, 0.1),
          "flattery": Usual(0.0, 0.5), "refusal": Usual(0.0, 0.5), "markup": Usual(0.1, 0.2), "script": Usual(0.0, 0.1),

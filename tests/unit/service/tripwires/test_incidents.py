@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from service.tripwires.incidents import Incidents, most_severe_first
-from service.tripwires.wire import CANARY, VOTE, Finding
-from service.tripwires.wires import WIRES, cause_of
+from rewardserve.service.tripwires.incidents import Incidents, most_severe_first
+from rewardserve.service.tripwires.wire import CANARY, VOTE, Finding
+from rewardserve.service.tripwires.wires import WIRES, cause_of
 
 
 def finding(wire, severity="warn"):

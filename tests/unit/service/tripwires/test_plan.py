@@ -7,8 +7,8 @@ from math import nan
 
 import pytest
 
-from service.tripwires.plan import PlanError, WirePlan, plan_of
-from service.tripwires.wires import WIRES
+from rewardserve.service.tripwires.plan import PlanError, WirePlan, plan_of
+from rewardserve.service.tripwires.wires import WIRES
 
 
 def by_name(plan):

@@ -6,8 +6,8 @@ from statistics import fmean, pstdev
 
 import pytest
 
-from service.tripwires.reference import Reference, Usual, is_part, least_deviation, part, usual
-from service.tripwires.tally import Tally
+from rewardserve.service.tripwires.reference import Reference, Usual, is_part, least_deviation, part, usual
+from rewardserve.service.tripwires.tally import Tally
 
 
 def beginning(levels, parts):

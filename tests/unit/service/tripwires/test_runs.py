@@ -6,9 +6,9 @@ from collections import deque
 
 import pytest
 
-from service.tripwires.board import CANARIES, OTHER, Alarm, Board, BoardLimits
-from service.tripwires.reference import Yardstick
-from service.tripwires.wire import CANARY, Finding, Observation
+from rewardserve.service.tripwires.board import CANARIES, OTHER, Alarm, Board, BoardLimits
+from rewardserve.service.tripwires.reference import Yardstick
+from rewardserve.service.tripwires.wire import CANARY, Finding, Observation
 
 SAMPLE = Observation(1, None, 0.0, 0.0, is_capped=False, traits=())
 

@@ -6,9 +6,9 @@ from math import inf
 
 import pytest
 
-from service.tripwires.reference import Reference, Usual
-from service.tripwires.tally import ENTRIES, Tally
-from service.tripwires.wires import (
+from rewardserve.service.tripwires.reference import Reference, Usual
+from rewardserve.service.tripwires.tally import ENTRIES, Tally
+from rewardserve.service.tripwires.wires import (
     Baits,
     Divergence,
     Excess,

@@ -6,7 +6,7 @@ from statistics import fmean, pstdev, pvariance
 
 import pytest
 
-from service.tripwires.tally import ENTRIES, Tally
+from rewardserve.service.tripwires.tally import ENTRIES, Tally
 
 LEVELS = (0.5, -2.0, 4.0, 0.0)
 

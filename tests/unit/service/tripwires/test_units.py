@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from service.tripwires.units import Unit, unit_of, units
-from service.tripwires.wire import CANARY, VOTE
-from service.tripwires.wires import WIRES, Baits, Divergence, Excess, Gap, KlRoot, Parts, Saturation, Share, Shift, Wire
+from rewardserve.service.tripwires.units import Unit, unit_of, units
+from rewardserve.service.tripwires.wire import CANARY, VOTE
+from rewardserve.service.tripwires.wires import (
+    WIRES,
+    Baits,
+    Divergence,
+    Excess,
+    Gap,
+    KlRoot,
+    Parts,
+    Saturation,
+    Share,
+    Shift,
+    Wire,
+)
 
 MEASURED = [
     (Share("judge"), "12.3% of the samples"), (Excess("script"), "12.3% of the samples"), (Saturation(), "12.3% of the scores"),

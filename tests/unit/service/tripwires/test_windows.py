@@ -6,12 +6,12 @@ from collections import deque
 
 import pytest
 
-from model.traits import NAMES, OF_IDS
-from service.tripwires.board import Alarm, Board, BoardLimits
-from service.tripwires.reference import Reference, Usual, Yardstick
-from service.tripwires.tally import ENTRIES, Tally
-from service.tripwires.wire import VOTE, Finding, Observation
-from service.tripwires.wires import WIRES, Wire
+from rewardserve.model.traits import NAMES, OF_IDS
+from rewardserve.service.tripwires.board import Alarm, Board, BoardLimits
+from rewardserve.service.tripwires.reference import Reference, Usual, Yardstick
+from rewardserve.service.tripwires.tally import ENTRIES, Tally
+from rewardserve.service.tripwires.wire import VOTE, Finding, Observation
+from rewardserve.service.tripwires.wires import WIRES, Wire
 
 SAMPLE = Observation(1, None, 0.0, 0.0, is_capped=False, traits=())
 
