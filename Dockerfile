@@ -88,6 +88,7 @@ RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
 # Our own code: a few megabytes, the only layer that a change of it makes anew.
 FROM builder AS package
 COPY constraints-hashes.txt pyproject.toml setup.py README.md ./
+COPY rewardserve rewardserve
 COPY model model
 COPY service service
 COPY training training
@@ -99,7 +100,7 @@ RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
     && pip install --require-hashes --no-deps --requirement build.txt \
     && pip install --no-deps --no-build-isolation --root /staged .; \
     else pip install --no-deps --root /staged .; fi \
-    && if ls /staged/opt/rewardserve/lib/python3*/site-packages/model/backends/native/_amx*.so; \
+    && if ls /staged/opt/rewardserve/lib/python3*/site-packages/rewardserve/model/backends/native/_amx*.so; \
     then echo "The kernels for CPUs with AMX are in the image."; \
     else echo "THE KERNELS FOR CPUS WITH AMX ARE NOT IN THE IMAGE: they could not be compiled." && [ "$KERNELS" = optional ]; fi
 

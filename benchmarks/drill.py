@@ -330,7 +330,11 @@ def _start(folder: Path, stack: ExitStack, hook: str, backend: str) -> tuple[lis
         **({"REWARD_MODEL": "echo"} if backend == "echo" else {}),
     }  # fmt: skip
     urls, pids = [], []
-    for name, module in (("server", "service"), ("tampered", "benchmarks.tampered"), ("broken", "benchmarks.tampered")):
+    for name, module in (
+        ("server", "rewardserve.service"),
+        ("tampered", "benchmarks.tampered"),
+        ("broken", "benchmarks.tampered"),
+    ):
         port = free_port()
         urls.append(f"http://127.0.0.1:{port}")
         command = [sys.executable, "-m", module, "--port", str(port)]

@@ -55,7 +55,7 @@ class Calibration:
     `log_length` is the median of those. `repetition_high` is the share of repeated token trigrams that 99 of 100
     responses do not exceed. `quantiles` maps a probability to the raw score below which that share lies. `heads` are the
     statistics of each head, where there are several. `traits` say what the responses look like, with the phrases of
-    `lexicon`, and how far (`rewardserve.model.scorer.DISTANCE`) their hidden states lie from `hidden_reference`, which is the digest of
+    `lexicon`, and how far (`scorer.DISTANCE`) their hidden states lie from `hidden_reference`, which is the digest of
     that file; empty where there is none. `n` is the number of responses and `data_digest` says which.
     """
 

@@ -16,7 +16,7 @@ Where the backend knows it, `DISTANCE` is one more entry. It is no head, and is 
 """
 
 DISTANCE = "distance"
-"""How unlike those of the calibration a row's hidden state is, as `rewardserve.model.hidden` measures it; always finite. No head may
+"""How unlike those of the calibration a row's hidden state is, as `hidden` measures it; always finite. No head may
 have this name."""
 
 

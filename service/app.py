@@ -15,6 +15,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from typing import Any, cast
 
 import uvicorn
@@ -87,7 +88,7 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
     )
     api = FastAPI(
         title="RewardServe",
-        version="0.1.0",
+        version=version("rewardserve"),
         description="Serve reward models to RLHF training.",
         redirect_slashes=False,
         dependencies=[Depends(same_route)],

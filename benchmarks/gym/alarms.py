@@ -1,7 +1,7 @@
 """When the trip wires page, beside when the gold reward falls: hacked, mild and healthy runs of the gym, on fresh seeds.
 
 Everything goes the way that requests go: token ids through a `Scorer`, the reward pipeline, and the board with its wires,
-which see rendered text. The gold reward is known here only. Thresholds are those of `rewardserve.service.tripwires.wires`; they were
+which see rendered text. The gold reward is known here only. Thresholds are those of `service/tripwires/wires.py`; they were
 chosen on seeds 100 to 131, so other seeds are to be used here; 20 to 36 have shown a divergence wire that was too quick.
 
     python -m benchmarks.gym.alarms --seeds 40 60 --healthy 40 57

@@ -97,7 +97,7 @@ def reward_model(network: Backbone, labelled: Pairs, ridge: float = RIDGE) -> Re
 
 @dataclass(frozen=True)
 class Panel:
-    """Several reward models read side by side, by name: a `rewardserve.model.scorer.Scorer`, and a faster way to the same numbers."""
+    """Several reward models read side by side, by name: a `Scorer`, and a faster way to the same numbers."""
 
     models: Mapping[str, RewardModel]
     max_tokens: int = CAP

@@ -25,7 +25,7 @@ _END = object()
 def is_empty_value(value: Any) -> bool:
     """Whether a field that cannot be sent may have this value: null, NaN, an empty text, lists and objects of nothing else.
 
-    Columns of mixed rows are filled up so. The server has the same rule (`rewardserve.model.conversation`); arrays count as lists here.
+    Columns of mixed rows are filled up so. The server has the same rule (`model/conversation.py`); arrays count as lists here.
     """
     waiting = [iter((value,))]
     while waiting:  # of any depth

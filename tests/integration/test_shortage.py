@@ -90,7 +90,7 @@ runpy.run_module({module!r}, run_name="__main__")
 """
 
 
-@pytest.mark.parametrize(("module", "arguments"), [("service", ["--port=0", "--backend=echo"]),
+@pytest.mark.parametrize(("module", "arguments"), [("rewardserve.service", ["--port=0", "--backend=echo"]),
                                                    ("rewardserve.service.bulk", ["IN", "OUT", "--backend=echo"])])  # fmt: skip
 def test_no_thread_to_be_had(files, module, arguments):
     """As `ulimit -u` does to whoever is not root."""

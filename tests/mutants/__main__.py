@@ -26,6 +26,8 @@ from tests.mutants.areas import AREAS, Area
 
 REASONS = Path(__file__).with_name("survivors.toml")
 HOME = ROOT / ".bench" / "mutants"
+LINKED = ("model", "service", "training")
+"""Folders that the package `rewardserve` links to."""
 LEAST_KILLED = 0.95
 _SURVIVED = (0, 5, 33)
 """mutmut's exit codes: every test passed, or none reaches the mutant."""
@@ -102,7 +104,7 @@ def reasons() -> dict[Survivor, str]:
 
 
 def _copy_tree(folder: Path) -> None:
-    """The working tree as git sees it, with what is built in place. The client's package stands at the top, as it is imported."""
+    """The working tree as git sees it, with what is built in place. Packages stand where they are imported from."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,
@@ -110,16 +112,22 @@ def _copy_tree(folder: Path) -> None:
     built = (path.relative_to(ROOT) for path in (ROOT / "model").rglob("*.so"))
     for path in [Path(each) for each in listed if each] + list(built):
         if (ROOT / path).is_file():
-            parts = path.parts[1:] if path.parts[0] == "client" else path.parts
-            target = folder.joinpath(*parts) if "rewardserve_client" in parts else folder / path
+            target = folder / _place(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / path, target)
 
 
+def _place(path: Path) -> Path:
+    """Where a file of the repository is imported from: mutmut names mutants by their paths."""
+    if path.parts[0] in LINKED:
+        return Path("rewardserve", *path.parts)
+    return Path(*path.parts[1:]) if path.parts[:2] == ("client", "rewardserve_client") else path
+
+
 def _configuration(area: Area) -> str:
-    top = sorted({Path(file).parts[0] for file in area.files} | {"model", "service", "training", "rewardserve_client"})
+    top = ["rewardserve", "rewardserve_client"]
     others = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
-    beside = sorted(others - {*top, "tests", "client"})
+    beside = sorted(others - {*top, *LINKED, "tests", "client"})
     return f"""
 [tool.mutmut]
 source_paths = {json.dumps(top)}

@@ -14,9 +14,9 @@ class Area:
 
 
 AREAS = {
-    "keyring": Area(("service/keyring.py",), ("tests/unit/service/test_keyring.py",)),
+    "keyring": Area(("rewardserve/service/keyring.py",), ("tests/unit/service/test_keyring.py",)),
     "quota": Area(
-        ("service/quota.py", "service/buckets.py"),
+        ("rewardserve/service/quota.py", "rewardserve/service/buckets.py"),
         (
             "tests/unit/service/test_buckets.py",
             "tests/unit/service/test_quota.py",
@@ -24,12 +24,12 @@ AREAS = {
         ),
     ),
     "limits": Area(
-        ("service/api/intake.py", "service/api/body.py"),
+        ("rewardserve/service/api/intake.py", "rewardserve/service/api/body.py"),
         ("tests/unit/service/api/test_intake.py", "tests/unit/service/api/test_body.py"),
     ),
-    "contract": Area(("model/contract.py",), ("tests/unit/model/test_contract_clauses.py",)),
+    "contract": Area(("rewardserve/model/contract.py",), ("tests/unit/model/test_contract_clauses.py",)),
     "encoding": Area(
-        ("model/encoding.py",),
+        ("rewardserve/model/encoding.py",),
         (
             "tests/unit/model/test_encoding_clauses.py",
             "tests/unit/model/test_encoding.py",
@@ -39,22 +39,22 @@ AREAS = {
         ),
     ),
     "policy": Area(
-        ("model/encoding_policy.py", "model/slots.py"),
+        ("rewardserve/model/encoding_policy.py", "rewardserve/model/slots.py"),
         ("tests/unit/model/test_encoding_policy.py", "tests/unit/model/test_slots.py"),
     ),
-    "padding": Area(("model/padding.py",), ("tests/unit/model/test_padding.py",)),
-    "losses": Area(("training/losses.py",), ("tests/properties/test_losses.py",)),
-    "reward": Area(("model/reward/*.py",), ("tests/unit/model/test_reward_stages.py",)),
+    "padding": Area(("rewardserve/model/padding.py",), ("tests/unit/model/test_padding.py",)),
+    "losses": Area(("rewardserve/training/losses.py",), ("tests/properties/test_losses.py",)),
+    "reward": Area(("rewardserve/model/reward/*.py",), ("tests/unit/model/test_reward_stages.py",)),
     "planner": Area(
-        ("service/batching/planner.py",),
+        ("rewardserve/service/batching/planner.py",),
         ("tests/unit/service/batching/test_planner.py", "tests/properties/test_planner.py"),
     ),
     "tree": Area(
-        ("model/backends/packed/tree.py",),
+        ("rewardserve/model/backends/packed/tree.py",),
         ("tests/unit/model/packed/test_tree.py", "tests/properties/test_tree.py"),
     ),
     "tripwires": Area(
-        ("service/tripwires/*.py",), ("tests/unit/service/tripwires", "tests/unit/service/test_watch.py")
+        ("rewardserve/service/tripwires/*.py",), ("tests/unit/service/tripwires", "tests/unit/service/test_watch.py")
     ),
     "client": Area(
         (

@@ -39,7 +39,7 @@ def main() -> None:
             batched += logits[:, 0].tolist()
     worst = max(abs(a - b) for a, b in zip(scores, batched, strict=True))
     assert worst <= 1e-4, f"rows alone and in a padded batch differ by {worst}"
-    ours = {"model", "training", "service", "rewardserve_client"}
+    ours = {"rewardserve", "rewardserve_client"}
     assert not ours & {name.partition(".")[0] for name in sys.modules}
     right = sum(chosen > rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True))
     print(json.dumps({"accuracy": right / len(rows), "scores": scores}))

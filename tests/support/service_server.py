@@ -23,7 +23,9 @@ READY = re.compile(r"is ready")
 class Server:
     """`reward-serve` with these flags. Everything that it writes is kept in `lines`. `tls`: how the client verifies it."""
 
-    def __init__(self, *flags, module="service", env=None, wait_for=READY, patience_s=PATIENCE_S, port=0, tls=True):
+    def __init__(
+        self, *flags, module="rewardserve.service", env=None, wait_for=READY, patience_s=PATIENCE_S, port=0, tls=True
+    ):
         self._patience_s = patience_s
         command = [sys.executable, "-m", module, f"--port={port}", *flags]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
@@ -104,7 +106,7 @@ def drill(model, *flags, **kwargs):
     return Server("--backend=drill", f"--model={model}", *flags, module="tests.support.service_backends", **kwargs)
 
 
-def run_to_end(*flags, module="service", env=None, patience_s=PATIENCE_S):
+def run_to_end(*flags, module="rewardserve.service", env=None, patience_s=PATIENCE_S):
     """A server that is expected to end by itself: its exit code and what it said."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
     done = subprocess.run(

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-import rewardserve.service.succession
 from rewardserve.model.conversation import Sample
+from rewardserve.service import succession as succession_module
 from rewardserve.service.admission import Admission
 from rewardserve.service.api.stage import Stage
 from rewardserve.service.clock import MonotonicClock
@@ -109,7 +109,7 @@ async def test_a_load_that_nobody_waits_for_any_more_goes_on(succession):
 @pytest.mark.parametrize("how", ["timeout", "cancelled"])
 async def test_a_load_that_hangs_is_given_up_and_others_can_begin(succession, monkeypatch, how):
     gate, begun, closed = threading.Event(), threading.Event(), threading.Event()
-    real = service.succession.prepare
+    real = succession_module.prepare
 
     def hang(settings):
         begun.set()
