@@ -323,8 +323,8 @@ def _start(folder: Path, stack: ExitStack, hook: str, backend: str) -> tuple[lis
     (folder / "baits.jsonl").write_text("\n".join(hashed([json.dumps(BAIT)], KEY)))
     env = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
     settings = {
-        "REWARD_TRIPWIRES__CPU_SHARE": "1", "REWARD_TRIPWIRES__BAITS_FILE": str(folder / "baits.jsonl"),
-        "REWARD_TRIPWIRES__BAITS_KEY_FILE": str(folder / "key"), "REWARD_TRIPWIRES__CANARIES_EVERY_S": "10",
+        "REWARD_TRIPWIRES__CPU_SHARE": "1", "REWARD_TRIPWIRES__HONEYPOTS_FILE": str(folder / "baits.jsonl"),
+        "REWARD_TRIPWIRES__HONEYPOTS_KEY_FILE": str(folder / "key"), "REWARD_TRIPWIRES__CANARIES_EVERY_S": "10",
         "REWARD_TRIPWIRES__RUN_ENDS_S": f"{RUN_ENDS_S:g}", "REWARD_LOG_LEVEL": "warning",
         "REWARD_WEBHOOK_URL": f"{hook}/alarms", "REWARD_BACKEND": backend,
         **({"REWARD_MODEL": "echo"} if backend == "echo" else {}),

@@ -91,7 +91,7 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
         "worst_same_text_difference": tally.worst_difference,
         "rss_mib_start_middle_end": [round(rss[i], 1) for i in (0, len(rss) // 2, -1)],
         "tokens": {
-            k: _metric(counted, f'reward_tokens_total{{kind="{k}"}}') for k in ("received", "computed", "padding")
+            k: _metric(counted, f'rewardserve_tokens_total{{kind="{k}"}}') for k in ("received", "computed", "padding")
         },
         "sigterm": drained,
         "wrong": tally.wrong[:5] + drained.pop("wrong"),

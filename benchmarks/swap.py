@@ -2,8 +2,8 @@
 
 Starts `python -m rewardserve.service` on a free port of the loopback, lets clients score without pause, and swaps models through
 `POST /admin/models`, one after the other, A, B, A, ... Before, each model is asked alone what it scores every text. A
-reply must name an epoch, and hold the scores of the model of that epoch. Prints what callers see while a model is
-loaded beside and while none is, and the memory after each swap; exit code 1 if a request failed or an epoch was wrong.
+reply must name a version, and hold the scores of the model of that version. Prints what callers see while a model is
+loaded beside and while none is, and the memory after each swap; exit code 1 if a request failed or a version was wrong.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Seen:
     """What the clients saw. `at`: when each answer came, whether a model was being loaded, and how long it took."""
 
     at: list[tuple[float, bool, float]] = field(default_factory=list)
-    epochs: dict[int, int] = field(default_factory=dict)
+    versions: dict[int, int] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     is_loading: bool = False
     is_over: bool = False
@@ -82,7 +82,7 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
 
 
 async def _truths(http: httpx.AsyncClient, pool: list[dict[str, Any]], models: tuple[str, str]) -> tuple[Raws, Raws]:
-    """What each of the models says of every text, nobody else asking. Afterwards A serves, under an even epoch."""
+    """What each of the models says of every text, nobody else asking. Afterwards A serves, under an even version."""
     found = []
     for model in (models[1], models[0]):
         (await http.post("/admin/models", json={"model": model})).raise_for_status()
@@ -119,14 +119,14 @@ async def _client(
             seen.wrong.append(answer.text)
             continue
         said = answer.json()
-        epoch = said["model_epoch"]
-        seen.epochs[epoch] = seen.epochs.get(epoch, 0) + 1
-        if not 3 <= epoch <= 3 + n_swaps:
-            seen.wrong.append(f"epoch {epoch}")
-        truth = truths[(epoch - 3) % 2]
+        version = said["model_version"]
+        seen.versions[version] = seen.versions.get(version, 0) + 1
+        if not 3 <= version <= 3 + n_swaps:
+            seen.wrong.append(f"version {version}")
+        truth = truths[(version - 3) % 2]
         for pick, result in zip(picks, said["results"], strict=True):
             if not _same(result["raw"], truth[pick]):
-                seen.wrong.append(f"text {pick} by epoch {epoch}: {result['raw']}, not {truth[pick]}")
+                seen.wrong.append(f"text {pick} by version {version}: {result['raw']}, not {truth[pick]}")
 
 
 def _same(raw: float | None, truth: float | None) -> bool:
@@ -142,7 +142,7 @@ def _figures(seen: Seen, loads: list[float], rss: list[float], wall: float, exit
         "swaps": len(loads),
         "requests": len(seen.at),
         "requests_per_s": round(len(seen.at) / wall, 1),
-        "epochs_that_answered": len(seen.epochs),
+        "versions_that_answered": len(seen.versions),
         "load_s_median_max": [round(statistics.median(loads), 2), round(max(loads), 2)],
         "latency_s_p50_p99_max": _quantiles(calm),
         "latency_s_while_loading": _quantiles(busy),

@@ -130,6 +130,7 @@ class RenderingProcess:
         self._end: Any = None
         with self._lock:
             self.description = self._start()
+        _all.add(self)
 
     @classmethod
     def of(cls, template: str) -> RenderingProcess:
@@ -206,6 +207,14 @@ class RenderingProcess:
             self._kill()
             return None
 
+    def leave(self) -> None:
+        """Forget the process, which belongs to another owner."""
+        self._lock = threading.Lock()
+        if self._process is not None:
+            self._end.detach()
+            self._process.returncode = 0  # not ours to wait for
+        self._process = None
+
     def _kill(self) -> None:
         if self._process is not None:
             self._end()
@@ -222,6 +231,18 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 _known: weakref.WeakValueDictionary[str, RenderingProcess] = weakref.WeakValueDictionary()
 _known_lock = threading.Lock()
+_all: weakref.WeakSet[RenderingProcess] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """In a forked process: its parent goes on with the rendering processes, over the same pipes; each is started anew here."""
+    global _known_lock
+    _known_lock = threading.Lock()  # another thread of the parent may have held it
+    for each in list(_all):
+        each.leave()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _most_bytes(n_asked: int) -> int:

@@ -149,8 +149,8 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
 
 
 def _sites(settings: ServeSettings) -> Sites:
-    # Who sets `allow_open` may bring a socket of his own, as Ray does: `host` says nothing of it.
-    is_local = is_loopback(settings.host) and not settings.allow_open
+    # Who sets `allow_unauthenticated` may bring a socket of his own, as Ray does: `host` says nothing of it.
+    is_local = is_loopback(settings.host) and not settings.allow_unauthenticated
     own = () if is_loopback(settings.host) else (settings.host,)
     return Sites(is_loopback=is_local, hosts=(*own, *settings.hosts()), origins=settings.origins())
 
@@ -160,7 +160,7 @@ def _key_logger(log: logs.Logger, keys: KeyRing) -> Callable[[Sequence[str], str
         if why is None:
             log.info("keys_read", keys=names)
         else:
-            log.error("keys_file_is_broken", why=why, valid=names)
+            log.error("api_keys_reload_failed", reason=why, valid=names)
 
     for warning in keys.warnings():
         log.warning("keys", warning=warning)
@@ -172,7 +172,7 @@ def _tell_of_certificates(log: logs.Logger) -> Callable[[str | None], None]:
         if why is None:
             log.info("certificate_read")
         else:
-            log.error("certificate_is_broken", why=why)
+            log.error("tls_reload_failed", reason=why)
 
     return tell
 
@@ -344,13 +344,13 @@ class _WebhookReport:
 
     def lost(self, alarm: Mapping[str, Any], why: str) -> None:
         self.metrics.observe_alarm_lost()
-        self.log.error("alarm_not_delivered", run=alarm["run"], wire=alarm["wire"], why=why)
+        self.log.error("alarm_not_delivered", run=alarm["run"], wire=alarm["wire"], reason=why)
 
     def delayed(self, why: str, n_waiting: int) -> None:
-        self.log.warning("alarm_delayed", why=why, waiting=n_waiting)
+        self.log.warning("alarm_delayed", reason=why, waiting=n_waiting)
 
     def not_kept(self, why: str) -> None:
-        self.log.error("alarms_not_kept", why=why)
+        self.log.error("alarms_not_kept", reason=why)
 
 
 def _start_webhook(settings: ServeSettings, secrets: Sequence[str], metrics: Metrics) -> Webhook | None:
@@ -382,7 +382,7 @@ async def _load_unless_stopped(house: House, stop: asyncio.Event, webhook: Webho
     commons = build_commons(
         settings, house.admission, house.metrics, house.clock, webhook, audit, settings.scorer_timeout_s
     )
-    source = Source(settings.model, settings.models)
+    source = Source(settings.model, settings.ensemble)
     succession = Succession(commons, house.stage, prepared, source, settings.swap.keep, settings.swap.load_timeout_s)
     house.stage.manage(succession)
     spare_the_garbage_collector()
@@ -419,12 +419,12 @@ async def _looking_out(house: House, succession: Succession, known: Fingerprint)
     if every_s := house.settings.swap.watch_s:
 
         def failed(error: Exception) -> None:
-            house.log.error("lookout_failed", exc_info=error)
+            house.log.error("checkpoint_watch_failed", exc_info=error)
 
         def unsettled() -> None:
             house.log.warning(
                 "checkpoint_never_still",
-                why="it changes at every look, so it is not loaded. Write it beside, and move a link to it.",
+                reason="it changes at every look, so it is not loaded. Write it beside, and move a link to it.",
             )
 
         folders = house.settings.watched_folders()
@@ -480,7 +480,7 @@ def _tell_of_stray_exceptions(log: logs.Logger) -> Callable[[asyncio.AbstractEve
     """asyncio would print the exception, words and all; they may quote a conversation."""
 
     def tell(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        log.error("stray_exception", exc_info=context.get("exception"))
+        log.error("unhandled_exception", exc_info=context.get("exception"))
 
     return tell
 

@@ -1,4 +1,4 @@
-"""`reward-baits KEY_FILE < plain.jsonl > baits.jsonl`: hash planted prompts for `REWARD_TRIPWIRES__BAITS_FILE`.
+"""`reward-baits KEY_FILE < plain.jsonl > baits.jsonl`: hash planted prompts for `REWARD_TRIPWIRES__HONEYPOTS_FILE`.
 
 A line of the input: {"prompt": "...", "answers": ["..."]} or {"prompt": "...", "above": 1.5}, the normalised score that no
 honest answer reaches. The key file has 16 to 64 bytes, say from `openssl rand -hex 24`.

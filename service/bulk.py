@@ -357,7 +357,7 @@ async def _score_file(
     n_in_flight = _WINDOW * _WINDOWS_IN_FLIGHT
     admission = Admission(n_in_flight, n_in_flight * loaded.identity.max_tokens, clock)
     commons = engines.build_commons(settings, admission, Metrics(), clock)
-    engine = engines.build_engine(commons, engines.Prepared(loaded, pipeline), epoch=1)
+    engine = engines.build_engine(commons, engines.Prepared(loaded, pipeline), version=1)
     main_task = asyncio.current_task()
     if main_task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main_task.cancel)

@@ -96,7 +96,7 @@ class Prepared:
 class Engine:
     """The rooms around one loaded model."""
 
-    epoch: int
+    version: int
     loaded: LoadedModel
     pipeline: Pipeline
     noise: NumericNoise | None
@@ -122,7 +122,7 @@ class Engine:
             "contract": self.loaded.contract.digest,
             "calibration": self.loaded.calibration.digest if self.loaded.calibration else "",
             "pipeline": self.pipeline.digest,
-            "epoch": str(self.epoch),
+            "version": str(self.version),
         }
 
     async def stop(self) -> None:
@@ -243,17 +243,17 @@ def build_commons(
     )
 
 
-def build_engine(commons: Commons, prepared: Prepared, epoch: int) -> Engine:
+def build_engine(commons: Commons, prepared: Prepared, version: int) -> Engine:
     """The rooms around a loaded model. The batcher is running when this returns."""
     settings, metrics, clock = commons.settings, commons.metrics, commons.clock
     loaded, pipeline, log = prepared.loaded, prepared.pipeline, logs.logger("batcher")
     encoder = Encoder(loaded.encode, settings.encoder_threads, lambda error: log.error("encoder_bug", exc_info=error))
     watchdog = Watchdog(commons.scorer_timeout_s) if commons.scorer_timeout_s else None
     tell_of_batches, tell_of_scorer = _tell_of_batches(metrics, log), _tell_of_scorer(log)
-    batcher = _build_batcher(settings, loaded, clock, tell_of_batches, epoch, watchdog, tell_of_scorer)
+    batcher = _build_batcher(settings, loaded, clock, tell_of_batches, version, watchdog, tell_of_scorer)
     references = _build_references(settings, loaded, pipeline)
-    watch = _build_watch(commons, prepared, references, epoch)
-    metrics.model_loaded(epoch, loaded.calibration, pipeline)
+    watch = _build_watch(commons, prepared, references, version)
+    metrics.model_loaded(version, loaded.calibration, pipeline)
     batcher.start()
     canaries = prepared.canaries or Canaries([], loaded.encode, loaded.identity, 1.0)
 
@@ -271,9 +271,9 @@ def build_engine(commons: Commons, prepared: Prepared, epoch: int) -> Engine:
         canaries.keep_singing(batcher, settings.tripwires.canaries_every_s, changed), name="canaries"
     )
     singing.add_done_callback(logs.tell_of_death)
-    rooms = Rooms(epoch, commons.admission, encoder, batcher, pipeline, watch, metrics, clock)
+    rooms = Rooms(version, commons.admission, encoder, batcher, pipeline, watch, metrics, clock)
     return Engine(
-        epoch,
+        version,
         loaded,
         pipeline,
         prepared.noise,
@@ -287,7 +287,7 @@ def build_engine(commons: Commons, prepared: Prepared, epoch: int) -> Engine:
     )
 
 
-def _build_watch(commons: Commons, prepared: Prepared, references: References | None, epoch: int) -> Watch:
+def _build_watch(commons: Commons, prepared: Prepared, references: References | None, version: int) -> Watch:
     log, settings = logs.logger("tripwires"), commons.settings
     loaded, pipeline, webhook = prepared.loaded, prepared.pipeline, commons.webhook
     says = {wire.name: wire.says for wire in commons.board.wires} | SAYS
@@ -302,7 +302,7 @@ def _build_watch(commons: Commons, prepared: Prepared, references: References | 
                           "beyond": unit[finding.wire].measured(finding.threshold),
                           "incident": notice.incident, "cause": notice.cause, "update": notice.is_update,
                           **asdict(ADVICE[finding.wire]),
-                          "model": loaded.identity.name, "model_epoch": epoch, "pipeline": pipeline.digest})  # fmt: skip
+                          "model": loaded.identity.name, "model_version": version, "pipeline": pipeline.digest})  # fmt: skip
         level = log.error if finding.severity == "page" else log.warning if finding.severity == "warn" else log.info
         level("tripwire", run=run, wire=finding.wire, severity=finding.severity, statistic=round(finding.statistic, 4),
               threshold=finding.threshold, step=finding.step, evidence=list(finding.evidence))  # fmt: skip
@@ -332,12 +332,12 @@ def _build_references(settings: ModelSettings, loaded: LoadedModel, pipeline: Pi
     if folder is None:
         return None
     served = hashlib.sha256(f"{loaded.contract.digest} {pipeline.digest}".encode()).hexdigest()
-    return References(folder, served, lambda why: log.error("references_not_kept", why=why))
+    return References(folder, served, lambda why: log.error("baseline_save_failed", reason=why))
 
 
 def _build_evidence_room(settings: ModelSettings) -> EvidenceRoom | None:
     folder, log = settings.tripwires.evidence_dir, logs.logger("evidence")
-    return EvidenceRoom(folder, lambda why: log.error("evidence_not_written", why=why)) if folder else None
+    return EvidenceRoom(folder, lambda why: log.error("evidence_not_written", reason=why)) if folder else None
 
 
 def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock, metrics: Metrics) -> AuditJudge:
@@ -379,7 +379,7 @@ def _build_batcher(
     loaded: LoadedModel,
     clock: Clock,
     tell: Callable[[BatchDone], None],
-    epoch: int,
+    version: int,
     watchdog: Watchdog | None = None,
     tell_of_scorer: Callable[[ScorerState], None] = lambda state: None,
 ) -> Batcher:
@@ -391,7 +391,7 @@ def _build_batcher(
         clock,
         tell,
         pace=None if keeps_budget else Pace.starting_at(first),
-        cache=ScoreCache(settings.cache.scores, epoch),
+        cache=ScoreCache(settings.cache.scores, version),
         watchdog=watchdog,
         on_state=tell_of_scorer,
     )

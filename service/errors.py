@@ -246,17 +246,17 @@ class DigestNotServed(RequestRefused):
     status = 409
 
 
-class EpochGone(RequestRefused):
+class VersionGone(RequestRefused):
     """What an operator has pinned a run to, or asks for, is not loaded."""
 
-    code = "epoch_gone"
+    code = "version_gone"
     status = 409
 
 
-class EpochInUse(RequestRefused):
+class VersionInUse(RequestRefused):
     """A model that serves, or that runs are pinned to, cannot be let go of."""
 
-    code = "epoch_in_use"
+    code = "version_in_use"
     status = 409
 
 

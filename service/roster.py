@@ -1,6 +1,6 @@
 """Which of the loaded models is in service, which stand by, and who is answered by which. Pure: it decides, and acts nowhere.
 
-A model is known by its epoch: the number that it got when this process loaded it. Every step gives a new roster.
+A model is known by its version: the number that it got when this process loaded it. Every step gives a new roster.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class Source:
     """What is loaded: one model, or several as `name=model,name=model`; of neither, the default model."""
 
     model: str = ""
-    models: str = ""
+    ensemble: str = ""
 
     def __str__(self) -> str:
         """As an operator would write it."""
-        return self.models or self.model or "the default model"
+        return self.ensemble or self.model or "the default model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Comparison:
 class Loaded:
     """One model in memory."""
 
-    epoch: int
+    version: int
     state: State
     source: str
     name: str
@@ -87,7 +87,7 @@ class Overview:
 
 @dataclass(frozen=True, slots=True)
 class Roster:
-    """`line` are the epochs that led to the one in service, its own last. `standby` are loaded and have no share of the
+    """`line` are the versions that led to the one in service, its own last. `standby` are loaded and have no share of the
     requests, but for the runs of `pins`; the one that left service last is first. `shadow` scores beside the service.
     """
 
@@ -98,62 +98,62 @@ class Roster:
 
     @property
     def serving(self) -> int:
-        """The epoch that answers whoever asks for no other."""
+        """The version that answers whoever asks for no other."""
         return self.line[-1]
 
     @property
     def previous(self) -> int | None:
-        """The epoch that a rollback goes to; it may have been let go of."""
+        """The version that a rollback goes to; it may have been let go of."""
         return self.line[-2] if len(self.line) > 1 else None
 
     @property
     def loaded(self) -> tuple[int, ...]:
-        """All epochs that are in memory, the one in service first."""
+        """All versions that are in memory, the one in service first."""
         return (self.serving, *self.standby, *(() if self.shadow is None else (self.shadow,)))
 
-    def state_of(self, epoch: int) -> State:
-        """Of an epoch that is loaded."""
-        return "serving" if epoch == self.serving else "shadow" if epoch == self.shadow else "standby"
+    def state_of(self, version: int) -> State:
+        """Of a version that is loaded."""
+        return "serving" if version == self.serving else "shadow" if version == self.shadow else "standby"
 
-    def pinned_to(self, epoch: int) -> tuple[str, ...]:
-        """The runs that only this epoch answers."""
-        return tuple(run for run, theirs in self.pins.items() if theirs == epoch)
+    def pinned_to(self, version: int) -> tuple[str, ...]:
+        """The runs that only this version answers."""
+        return tuple(run for run, theirs in self.pins.items() if theirs == version)
 
-    def with_shadow(self, epoch: int) -> Roster:
-        """A newly loaded epoch scores beside the service. The shadow of before is no longer loaded."""
-        return replace(self, shadow=epoch)
+    def with_shadow(self, version: int) -> Roster:
+        """A newly loaded version scores beside the service. The shadow of before is no longer loaded."""
+        return replace(self, shadow=version)
 
     def without_shadow(self) -> Roster:
         """Nothing is compared any more."""
         return replace(self, shadow=None)
 
-    def activated(self, epoch: int) -> Roster:
-        """An epoch that is loaded takes over; the one of before stands by."""
-        if epoch == self.serving:
+    def activated(self, version: int) -> Roster:
+        """A version that is loaded takes over; the one of before stands by."""
+        if version == self.serving:
             return self
-        return replace(self._handed_over(epoch), line=(*self.line, epoch)[-_LONGEST_LINE:])
+        return replace(self._handed_over(version), line=(*self.line, version)[-_LONGEST_LINE:])
 
-    def rolled_back(self, epoch: int) -> Roster:
-        """The line is one shorter. `epoch` is what the previous one is called now: another one if it was loaded again."""
-        return replace(self._handed_over(epoch), line=(*self.line[:-2], epoch))
+    def rolled_back(self, version: int) -> Roster:
+        """The line is one shorter. `version` is what the previous one is called now: another one if it was loaded again."""
+        return replace(self._handed_over(version), line=(*self.line[:-2], version))
 
-    def _handed_over(self, epoch: int) -> Roster:
-        standby = (self.serving, *(each for each in self.standby if each != epoch))
-        return replace(self, standby=standby, shadow=None if epoch == self.shadow else self.shadow)
+    def _handed_over(self, version: int) -> Roster:
+        standby = (self.serving, *(each for each in self.standby if each != version))
+        return replace(self, standby=standby, shadow=None if version == self.shadow else self.shadow)
 
     def pinned(self, runs: Mapping[str, int]) -> Roster:
-        """These runs are answered by these epochs alone, whatever is in service."""
+        """These runs are answered by these versions alone, whatever is in service."""
         return replace(self, pins={**self.pins, **runs})
 
     def unpinned(self, run: str) -> Roster:
         """This run is answered by what is in service."""
-        return replace(self, pins={each: epoch for each, epoch in self.pins.items() if each != run})
+        return replace(self, pins={each: version for each, version in self.pins.items() if each != run})
 
     def surplus(self, keep: int) -> tuple[int, ...]:
         """Who need not be loaded any longer: beyond the `keep` that left service last, and nobody's pin."""
-        free = [epoch for epoch in self.standby if not self.pinned_to(epoch)]
+        free = [version for version in self.standby if not self.pinned_to(version)]
         return tuple(free[keep:])
 
-    def without(self, epoch: int) -> Roster:
+    def without(self, version: int) -> Roster:
         """A standby is no longer loaded."""
-        return replace(self, standby=tuple(each for each in self.standby if each != epoch))
+        return replace(self, standby=tuple(each for each in self.standby if each != version))

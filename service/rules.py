@@ -1,4 +1,4 @@
-"""`reward-rules [--tripwires-file PLAN] > tripwires.yml`: the trip wires once more, as rules of Prometheus.
+"""`reward-rules [--tripwires.config-file PLAN] > tripwires.yml`: the trip wires once more, as rules of Prometheus.
 
 The board of each replica watches what that replica sees. These rules add the sums of all replicas up first, so that it does not
 matter how many served a run. Thresholds, severities and votes come from the same plan; windows are of time here, the
@@ -56,12 +56,12 @@ ENOUGH_SAMPLES = 1_280
 _REPLICA = "instance, pod, container, endpoint, node"
 """Labels that tell replicas apart; all others, such as `job` and `namespace`, tell services apart."""
 
-_STATISTIC = "reward:tripwire_statistic:recent"
-_THRESHOLD = "reward:tripwire_threshold"
-_SUM, _PART_SUM = "reward:run_sum:recent", "reward:run_part_sum:recent"
-_USUAL_MEAN, _USUAL_STD = "reward:run_usual:mean", "reward:run_usual:std"
-_ACTIVE = "reward:run_active"
-_VARIANCE, _USUAL_VARIANCE = "reward:run_part_variance:recent", "reward:run_part_usual:variance"
+_STATISTIC = "rewardserve:tripwire_statistic:recent"
+_THRESHOLD = "rewardserve:tripwire_threshold"
+_SUM, _PART_SUM = "rewardserve:run_sum:recent", "rewardserve:run_part_sum:recent"
+_USUAL_MEAN, _USUAL_STD = "rewardserve:run_baseline_moment:mean", "rewardserve:run_baseline_moment:std"
+_ACTIVE = "rewardserve:run_active"
+_VARIANCE, _USUAL_VARIANCE = "rewardserve:run_part_variance:recent", "rewardserve:run_part_baseline_moment:variance"
 
 Rule = dict[str, Any]
 
@@ -77,7 +77,7 @@ class Windows:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command-line entry."""
     parser = argparse.ArgumentParser(prog="reward-rules", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tripwires-file", type=Path, help="as REWARD_TRIPWIRES_FILE")
+    parser.add_argument("--config-file", type=Path, help="as REWARD_TRIPWIRES__CONFIG_FILE")
     parser.add_argument(
         "--windows", nargs="+", type=_span, default=WINDOWS, help="spans of time, the shortest first, as 2m 15m 2h"
     )
@@ -87,11 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any(shorter >= longer for shorter, longer in pairwise(lengths)):
         parser.error(f"--windows are {' '.join(given.windows)}: each must be longer than the one before")
     try:
-        plan = (
-            plan_of(tomllib.loads(decoded(given.tripwires_file.read_bytes()))) if given.tripwires_file else WirePlan()
-        )
+        plan = plan_of(tomllib.loads(decoded(given.config_file.read_bytes()))) if given.config_file else WirePlan()
     except (OSError, ValueError, PlanError) as error:
-        print(printable(f"reward-rules: {given.tripwires_file}: {error}"), file=sys.stderr)
+        print(printable(f"reward-rules: {given.config_file}: {error}"), file=sys.stderr)
         return 2
     print(text_of(plan, Windows(tuple(given.windows), given.samples)), end="")
     return 0
@@ -138,7 +136,7 @@ def groups(plan: WirePlan, windows: Windows = Windows()) -> list[Rule]:
 
 def _active() -> Rule:
     """Runs that have not ended: servers export the series of a run only as long as it sends samples, now and then."""
-    return _record(_ACTIVE, f'sum without ({_REPLICA}, of) (reward_run_sum_total{{of="samples"}})')
+    return _record(_ACTIVE, f'sum without ({_REPLICA}, of) (rewardserve_run_sum_total{{of="samples"}})')
 
 
 # -- sums and means -----------------------------------------------------------------------------------------------------
@@ -146,15 +144,15 @@ def _active() -> Rule:
 
 def _sums(windows: Windows) -> list[Rule]:
     return [
-        _record(_SUM, _shortest("reward_run_sum_total", "ignoring (of)", windows)),
-        _record(_PART_SUM, _shortest("reward_run_part_sum_total", "ignoring (of, part)", windows)),
+        _record(_SUM, _shortest("rewardserve_run_sum_total", "ignoring (of)", windows)),
+        _record(_PART_SUM, _shortest("rewardserve_run_part_sum_total", "ignoring (of, part)", windows)),
     ]
 
 
 def _shortest(metric: str, matching: str, windows: Windows) -> str:
     """What was added over the shortest window with enough samples."""
     return "\nor\n".join(
-        f"({_added(metric, span)} and {matching}\n  {_added('reward_run_sum_total', span, 'samples')} >= {windows.samples})"
+        f"({_added(metric, span)} and {matching}\n  {_added('rewardserve_run_sum_total', span, 'samples')} >= {windows.samples})"
         for span in windows.spans
     )
 
@@ -169,7 +167,7 @@ def _added(metric: str, span: str, of: str | None = None) -> str:
 
 def _is_new(seconds: int) -> str:
     """Runs that have got another model within so many seconds, at one of their replicas."""
-    return f"({_over_replicas('reward_run_measured_seconds', 'min')} < {seconds})"
+    return f"({_over_replicas('rewardserve_run_measured_seconds', 'min')} < {seconds})"
 
 
 def _seconds(span: str) -> int:
@@ -192,21 +190,21 @@ def _sum(of: str) -> str:
 
 
 def _usual() -> list[Rule]:
-    mean, square = _moments("reward_run_usual")
+    mean, square = _moments("rewardserve_run_baseline_moment")
     return [_record(_USUAL_MEAN, mean), _record(_USUAL_STD, f"sqrt(clamp_min({square} - ({mean}) ^ 2, 0))")]
 
 
 def _moments(metric: str) -> tuple[str, str]:
     """Mean and mean square, of all replicas together."""
-    of_power = [_over_replicas(f'{metric}{{power="{power}"}}') for power in range(3)]
-    return tuple(f"{power} / ignoring (power) {of_power[0]}" for power in of_power[1:])  # type: ignore[return-value]
+    of_order = [_over_replicas(f'{metric}{{order="{order}"}}') for order in range(3)]
+    return tuple(f"{moment} / ignoring (order) {of_order[0]}" for moment in of_order[1:])  # type: ignore[return-value]
 
 
 def _parts() -> list[Rule]:
     n = f"ignoring (of, part) group_left () ({_sum('samples')} > 0)"
     mean = f'({_PART_SUM}{{of="up"}} - ignoring (of) {_PART_SUM}{{of="down"}}) / {n}'
     square = f'{_PART_SUM}{{of="squared"}} / {n}'
-    usual_mean, usual_square = _moments("reward_run_part_usual")
+    usual_mean, usual_square = _moments("rewardserve_run_part_baseline_moment")
     return [
         _record(_VARIANCE, f"clamp_min({_without('of', square)} - {_without('of', mean)} ^ 2, 0)"),
         _record(_USUAL_VARIANCE, f"clamp_min({usual_square} - ({usual_mean}) ^ 2, 0)"),
@@ -257,8 +255,8 @@ def _gap(_: Gap, __: Windows) -> str:
 
 def _baits(statistic: Baits, windows: Windows) -> str:
     return "\nor\n".join(
-        f"{_added('reward_run_sum_total', span, 'bait_hits')} / ignoring (of)\n"
-        f"  ({_added('reward_run_sum_total', span, 'baits')} >= {statistic.least})"
+        f"{_added('rewardserve_run_sum_total', span, 'bait_hits')} / ignoring (of)\n"
+        f"  ({_added('rewardserve_run_sum_total', span, 'baits')} >= {statistic.least})"
         for span in windows.spans
     )
 
@@ -272,11 +270,11 @@ def _part_share(statistic: Parts, _: Windows) -> str:
 
 
 def _kl_root(_: KlRoot, __: Windows) -> str:
-    return f"sqrt({_over_replicas('reward_run_kl', 'max')})"
+    return f"sqrt({_over_replicas('rewardserve_run_kl', 'max')})"
 
 
 def _divergence(_: Divergence, windows: Windows) -> str:
-    rising, falling = (f"reward:run_{name}:slope_t" for name in ("level", "audit"))
+    rising, falling = (f"rewardserve:run_{name}:slope_t" for name in ("level", "audit"))
     return f"({rising} < -{falling}) or -{falling}"
 
 
@@ -297,14 +295,16 @@ def _trends(windows: Windows) -> list[Rule]:
     """Means of windows that do not overlap, and the t of straight lines through thirty of them."""
     rules: list[Rule] = []
     for of, name in (("audited_level", "level"), ("audit", "audit")):
-        means = {span: f"reward:run_{name}:mean{span}" for span in windows.spans[:2]}
+        means = {span: f"rewardserve:run_{name}:mean{span}" for span in windows.spans[:2]}
         rules += [_record(mean, _window_mean(of, span)) for span, mean in means.items()]
-        rules.append(_record(f"reward:run_{name}:slope_t", "\nor\n".join(_slope_t(m, s) for s, m in means.items())))
+        rules.append(
+            _record(f"rewardserve:run_{name}:slope_t", "\nor\n".join(_slope_t(m, s) for s, m in means.items()))
+        )
     return rules
 
 
 def _window_mean(of: str, span: str) -> str:
-    up, down, n = (_added("reward_run_sum_total", span, each) for each in (f"{of}_up", f"{of}_down", "audited"))
+    up, down, n = (_added("rewardserve_run_sum_total", span, each) for each in (f"{of}_up", f"{of}_down", "audited"))
     return f"({up}\n  - ignoring (of) {down})\n  / ignoring (of) ({n} >= {least_samples('audit')})"
 
 
@@ -331,7 +331,7 @@ def _votes(plan: WirePlan) -> Rule:
     voting = "|".join(wire.name for wire in plan.wires if wire.votes)
     of_wires = f'{_STATISTIC}{{wire=~"{voting}"}}'
     beyond = [f"({of_wires} > bool on (wire) group_left () ({times} * {_THRESHOLD}))" for times in (1, 2)]
-    return _record("reward:tripwire_votes:recent", f"sum without (wire) ({beyond[0]}\n  + {beyond[1]})")
+    return _record("rewardserve:tripwire_votes:recent", f"sum without (wire) ({beyond[0]}\n  + {beyond[1]})")
 
 
 # -- alerts -----------------------------------------------------------------------------------------------------------------
@@ -349,7 +349,7 @@ def _alert(wire: Wire, unit: Unit) -> Rule:
 
 def _vote_alert(plan: WirePlan) -> Rule:
     votes = plan.votes_for_a_page
-    expression = f"reward:tripwire_votes:recent >= {votes}"
+    expression = f"rewardserve:tripwire_votes:recent >= {votes}"
     said = f"The wires have {units(())[VOTE].template()}; {votes} make a page."
     return _alarm(VOTE, expression, "page", SAYS[VOTE], said)
 
@@ -376,7 +376,7 @@ def _alarm(wire: str, expression: str, severity: str, says: str, measured: str) 
 
 
 _STEP = (
-    '{{ with printf "max(reward_run_step{run=%q})" $labels.run | query }}{{ . | first | value | printf "%.0f" }}'
+    '{{ with printf "max(rewardserve_run_step{run=%q})" $labels.run | query }}{{ . | first | value | printf "%.0f" }}'
     "{{ else }}unknown{{ end }}"
 )
 
@@ -386,7 +386,7 @@ def _alerts_of_boards(plan: WirePlan) -> list[Rule]:
     pages = "|".join([VOTE, *(wire.name for wire in plan.wires if wire.severity == "page")])
     warns = "|".join(wire.name for wire in plan.wires if wire.severity == "warn")
     tripped = [
-        f'max without ({_REPLICA}, wire) (reward_tripwire_tripped{{wire=~"{names}"}}) == 1'
+        f'max without ({_REPLICA}, wire) (rewardserve_tripwire_tripped{{wire=~"{names}"}}) == 1'
         for names in (pages, warns, CANARY)
     ]
     changed = "The scores of canaries have changed by more than numeric noise allows; GET /tripwires says by how much."
@@ -401,7 +401,7 @@ def _alerts_of_boards(plan: WirePlan) -> list[Rule]:
 def _tripped_alert(name: str, expression: str, severity: str, wires: str) -> Rule:
     """One a run and cause, however many wires have tripped: the annotation lists them."""
     listed = (
-        f'{{{{ range printf "count by (wire) (reward_tripwire_tripped{{run=%q, cause=%q, wire=~%q}} == 1)" '
+        f'{{{{ range printf "count by (wire) (rewardserve_tripwire_tripped{{run=%q, cause=%q, wire=~%q}} == 1)" '
         f'$labels.run $labels.cause "{wires}" | query }}}} {{{{ .Labels.wire }}}}{{{{ end }}}}'
     )
     return {
@@ -424,15 +424,15 @@ def _tripped_alert(name: str, expression: str, severity: str, wires: str) -> Rul
 def _stale_alert() -> Rule:
     return {
         "alert": "RewardRulesStale",
-        "expr": f"max without ({_REPLICA}) (reward_tripwire_threshold) != on (wire) group_left () {_THRESHOLD}",
+        "expr": f"max without ({_REPLICA}) (rewardserve_tripwire_threshold) != on (wire) group_left () {_THRESHOLD}",
         "for": "10m",
         "labels": {"severity": "warn"},
         "annotations": {
             "summary": "the threshold of {{ $labels.wire }} is another one in the server than in these rules",
             "description": 'The server has {{ printf "%.4g" $value }}, these rules have '
-            '{{ with printf "reward:tripwire_threshold{wire=%q}" $labels.wire | query }}'
+            '{{ with printf "rewardserve:tripwire_threshold{wire=%q}" $labels.wire | query }}'
             '{{ . | first | value | printf "%.4g" }}{{ else }}none{{ end }}. How sure: certain.',
-            "action": "Write the rules again from the server's plan: reward-rules --tripwires-file PLAN.",
+            "action": "Write the rules again from the server's plan: reward-rules --config-file PLAN.",
             "runbook_url": f"{_LINK}#rewardrulesstale",
         },
     }

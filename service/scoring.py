@@ -96,9 +96,9 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
-    """The rooms that a request walks through; `epoch` is that of the model behind them."""
+    """The rooms that a request walks through; `version` is that of the model behind them."""
 
-    epoch: int
+    version: int
     admission: Admission
     encoder: Encoder
     batcher: Batcher
@@ -146,7 +146,7 @@ class Scoring:
         if origin is not None and origin.ids:
             self._rooms.watch.see_ids(origin, samples)
         self._rooms.metrics.observe_samples(
-            self._rooms.epoch,
+            self._rooms.version,
             outcomes=_outcomes(results),
             n_tokens=sum([r.n_tokens or 0 for r in results]),
             n_cached_tokens=sum([r.n_tokens or 0 for r in results if r.cached]),
@@ -162,7 +162,7 @@ class Scoring:
         error = RunBlocked(
             f"the trip wire {wire} has ended the service of this run; acknowledge its alarm to go on", wire=wire
         )
-        self._rooms.metrics.observe_samples(self._rooms.epoch, {error.code: n}, 0, 0, [])
+        self._rooms.metrics.observe_samples(self._rooms.version, {error.code: n}, 0, 0, [])
         return Scored(failure=Failure.of(error))
 
     async def compare(

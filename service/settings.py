@@ -71,8 +71,8 @@ class Vllm(BaseModel):
         None, gt=0.0, le=1.0, description="share of a GPU's memory for one model; default: vLLM's"
     )
     max_num_seqs: int | None = Field(None, gt=0, description="rows in one forward; default: vLLM's")
-    eager: bool = Field(False, description="nothing is compiled or captured: starts sooner, scores more slowly")
-    patience_s: float = Field(
+    enforce_eager: bool = Field(False, description="nothing is compiled or captured: starts sooner, scores more slowly")
+    stall_timeout_s: float = Field(
         300.0, gt=0.0, description="rows wait and none has come back for so long: the engine counts as dead"
     )
 
@@ -82,7 +82,7 @@ class Combine(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    how: Literal["sum", "mean", "min", "softmin", "and"] | None = Field(
+    method: Literal["sum", "mean", "min", "softmin", "and"] | None = Field(
         None, description="default: the weighted sum of a model's heads, the mean of several models"
     )
     beta: float = Field(0.5, ge=0.0, description="of softmin; 0: min, inf: the mean")
@@ -118,13 +118,16 @@ class Tripwires(BaseModel):
         gt=0.0,
         description="a run without samples for so long has ended: its alerts resolve; longer than a step",
     )
+    config_file: Path | None = Field(
+        None, description="TOML: thresholds, severities, phrases; default: the shipped ones"
+    )
     canaries_file: Path | None = Field(None, description="JSON: your own pairs of an honest answer and an exploit")
     canaries_every_s: float = Field(600.0, gt=0.0, description="how often the canaries are scored again")
     reference: Literal["run", "calibration"] = Field(
         "run", description="what is usual: the first samples of each run, or what the model was calibrated on"
     )
-    baits_file: Path | None = Field(None, description="planted prompts, hashed by reward-baits")
-    baits_key_file: Path | None = Field(None, description="the key that they were hashed with, 16 to 64 bytes")
+    honeypots_file: Path | None = Field(None, description="planted prompts, hashed by reward-baits")
+    honeypots_key_file: Path | None = Field(None, description="the key that they were hashed with, 16 to 64 bytes")
     evidence_dir: Path | None = Field(
         None, description="folder for the texts behind an alarm; empty: no conversation is ever written down"
     )
@@ -134,7 +137,15 @@ class Tripwires(BaseModel):
         description="folder for what outlives a restart: what is usual for runs, alarms that wait for the webhook; one a replica",
     )
 
-    @field_validator("canaries_file", "baits_file", "baits_key_file", "evidence_dir", "state_dir", mode="before")
+    @field_validator(
+        "config_file",
+        "canaries_file",
+        "honeypots_file",
+        "honeypots_key_file",
+        "evidence_dir",
+        "state_dir",
+        mode="before",
+    )
     @classmethod
     def _none_if_empty(cls, value: Any) -> Any:
         return None if value == "" else value
@@ -187,7 +198,7 @@ class ModelSettings(BaseSettings):
     )
 
     model: str = Field("", description="checkpoint folder or hub name; empty: the embedded default")
-    models: str = Field("", description="several at once, `name=model,name=model`; see combine")
+    ensemble: str = Field("", description="several at once, `name=model,name=model`; see combine")
     backend: str = Field("torch", description=f"one of {', '.join(BACKENDS)}")
     engine: Literal["auto", "packed", "padded"] = Field("auto", description="how the torch backend lays out a batch")
     deterministic: bool = Field(False, description="a score has the same bits whatever else is in its batch; slower")
@@ -196,7 +207,9 @@ class ModelSettings(BaseSettings):
     matmul_precision: Literal["high", "highest"] = Field(
         "high", description="float32 on a CPU with AMX; high: three products of bfloat16 for one, off by some 1e-5"
     )
-    contract: Literal["strict", "warn"] = Field("strict", description="warn: serve although the contract is broken")
+    contract_mode: Literal["strict", "warn"] = Field(
+        "strict", description="warn: serve although the contract is broken"
+    )
     allow_pickle: bool = Field(False, description="read weights that are no safetensors; only from whom you trust")
     ignore_checkpoint_code: bool = Field(
         False, description="read a checkpoint that names code of its own (auto_map) without it; never is it run"
@@ -215,7 +228,9 @@ class ModelSettings(BaseSettings):
     )
     normalize: bool | None = Field(None, description="on or off; default: on where statistics exist")
     combine: Combine = Combine()
-    debias: float = Field(0.0, ge=0.0, le=1.0, description="share of what length alone is worth that is taken out")
+    length_debias: float = Field(
+        0.0, ge=0.0, le=1.0, description="share of what length alone is worth that is taken out"
+    )
     penalties: Penalties = Penalties()
     shape: Literal["none", "cap", "softcap", "par", "lsc"] | None = Field(
         None, description="default: softcap where caps exist"
@@ -227,9 +242,6 @@ class ModelSettings(BaseSettings):
     truncation: Literal["prompt_left", "error"] | None = Field(None, description="default: as the contract says")
     batching: Batching = Batching()
     tripwires: Tripwires = Tripwires()
-    tripwires_file: Path | None = Field(
-        None, description="TOML: thresholds, severities, phrases; default: the shipped ones"
-    )
     audit_model: str = Field(
         "", description="a second model that judges a share of the samples, for the trip wires only"
     )
@@ -244,8 +256,8 @@ class ModelSettings(BaseSettings):
         """Raise ValueError in words, with the remedy."""
         if self.backend not in BACKENDS:
             raise ValueError(f"backend={self.backend} is unknown. Set REWARD_BACKEND to one of {', '.join(BACKENDS)}.")
-        if self.models and self.model:
-            raise ValueError("model and models are both set. Set REWARD_MODEL or REWARD_MODELS.")
+        if self.ensemble and self.model:
+            raise ValueError("model and ensemble are both set. Set REWARD_MODEL or REWARD_ENSEMBLE.")
         self.named_models()
         longest, budget = self.max_input_tokens, self.batching.max_tokens
         if longest is not None and budget is not None and longest > budget:
@@ -264,11 +276,13 @@ class ModelSettings(BaseSettings):
         return self
 
     def named_models(self) -> dict[str, str]:
-        """`models` by name; empty where there is one model. Raise ValueError in words."""
-        pairs = [pair.partition("=") for pair in self.models.split(",") if pair.strip()]
+        """`ensemble` by name; empty where there is one model. Raise ValueError in words."""
+        pairs = [pair.partition("=") for pair in self.ensemble.split(",") if pair.strip()]
         named = {name.strip(): model.strip() for name, _, model in pairs}
-        if self.models and (len(named) != len(pairs) or len(named) < 2 or not all(named) or not all(named.values())):
-            raise ValueError(f"models={self.models} is not a list of two or more `name=model`, with names that differ.")
+        if self.ensemble and (len(named) != len(pairs) or len(named) < 2 or not all(named) or not all(named.values())):
+            raise ValueError(
+                f"ensemble={self.ensemble} is not a list of two or more `name=model`, with names that differ."
+            )
         return named
 
     def model_spec(self, model: str | None = None) -> ModelSpec:
@@ -281,7 +295,7 @@ class ModelSettings(BaseSettings):
             matmul_precision=self.matmul_precision,
             deterministic=self.deterministic,
             prefix_cache_bytes=self.cache.prefix_mib * 2**20,
-            contract=self.contract,
+            contract_mode=self.contract_mode,
             max_input_tokens=self.max_input_tokens,
             truncation=self.truncation,
             allow_pickle=self.allow_pickle,
@@ -293,33 +307,33 @@ class ModelSettings(BaseSettings):
         )
 
     def wire_plan(self) -> WirePlan:
-        """What `tripwires_file` says. Raise `SettingsError`. Files with phrases are found beside it."""
-        path = self.tripwires_file
+        """What `tripwires.config_file` says. Raise `SettingsError`. Files with phrases are found beside it."""
+        path = self.tripwires.config_file
         if path is None:
             return WirePlan()
         try:
             plan = plan_of(tomllib.loads(decoded(read_bounded(path, _MOST_BYTES))))
         except (OSError, ValueError, PlanError) as error:
             why = str(error) if isinstance(error, PlanError) else reason_of(error)
-            raise SettingsError(f"REWARD_TRIPWIRES_FILE={path}: {why}.") from None
+            raise SettingsError(f"REWARD_TRIPWIRES__CONFIG_FILE={path}: {why}.") from None
         return replace(plan, lexicons=tuple(str(path.parent / name) for name in plan.lexicons))
 
     def read_baits(self) -> Baits | None:
         """The planted prompts, if there are any. Raise `SettingsError`."""
-        path, key_path = self.tripwires.baits_file, self.tripwires.baits_key_file
+        path, key_path = self.tripwires.honeypots_file, self.tripwires.honeypots_key_file
         if path is None:
             return None
         if key_path is None:
             raise SettingsError(
-                "REWARD_TRIPWIRES__BAITS_FILE is set, but not the key: set REWARD_TRIPWIRES__BAITS_KEY_FILE."
+                "REWARD_TRIPWIRES__HONEYPOTS_FILE is set, but not the key: set REWARD_TRIPWIRES__HONEYPOTS_KEY_FILE."
             )
         try:
             texts = decoded(read_bounded(path, _MOST_BYTES)).split("\n")
             return read_baits(texts, read_bounded(key_path, _MOST_BYTES).strip())
         except (OSError, ValueError) as error:
-            raise SettingsError(f"REWARD_TRIPWIRES__BAITS_FILE cannot be read: {reason_of(error)}.") from None
+            raise SettingsError(f"REWARD_TRIPWIRES__HONEYPOTS_FILE cannot be read: {reason_of(error)}.") from None
         except BaitsError as error:
-            raise SettingsError(f"REWARD_TRIPWIRES__BAITS_FILE={path}: {error}.") from None
+            raise SettingsError(f"REWARD_TRIPWIRES__HONEYPOTS_FILE={path}: {error}.") from None
 
     def make_folders(self) -> None:
         """Those of the trip wires. Raise `SettingsError` where nothing can be written into one."""
@@ -339,7 +353,7 @@ class ModelSettings(BaseSettings):
         return RewardSettings(
             normalize=self.normalize,
             combine=CombineSettings(**dict(self.combine)),
-            debias=self.debias,
+            length_debias=self.length_debias,
             penalties=PenaltySettings(**dict(self.penalties)),
             shape=self.shape,
             cap_low=self.cap_low,
@@ -386,7 +400,7 @@ class ServeSettings(ModelSettings):
     )
     keys_file: Path | None = Field(None, description="API keys, see reward-keys; empty: open, on loopback only")
     metrics_key_required: bool = Field(False, description="/metrics needs a key with the scope metrics")
-    allow_open: bool = Field(False, description="serve without keys on other addresses than loopback")
+    allow_unauthenticated: bool = Field(False, description="serve without keys on other addresses than loopback")
     allowed_hosts: str = Field(
         "", description="without keys: names by which clients reach this server, with commas; *.NAME: all below; *: any"
     )
@@ -412,10 +426,10 @@ class ServeSettings(ModelSettings):
     @model_validator(mode="after")
     def _is_safe_and_can_admit(self) -> Self:
         """Raise ValueError in words, with the remedy."""
-        if self.keys_file is None and not self.allow_open and not is_loopback(self.host):
+        if self.keys_file is None and not self.allow_unauthenticated and not is_loopback(self.host):
             raise ValueError(
                 f"host={self.host} is reachable from other machines and there are no keys. Set REWARD_KEYS_FILE, bind "
-                f"to 127.0.0.1, or set REWARD_ALLOW_OPEN=1 if anybody may use this server."
+                f"to 127.0.0.1, or set REWARD_ALLOW_UNAUTHENTICATED=1 if anybody may use this server."
             )
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError("a certificate needs its key. Set REWARD_TLS_CERT_FILE and REWARD_TLS_KEY_FILE, or none.")
@@ -578,7 +592,7 @@ def complain(program: str, lines: Sequence[str]) -> None:
 
 def complain_of_model(program: str, error: Exception) -> None:
     """Say why a model cannot be served, and how the settings that its reader names are written here."""
-    how = "settings are written as variables (combine.how is REWARD_COMBINE__HOW) or flags (--combine.how)."
+    how = "settings are written as variables (combine.method is REWARD_COMBINE__METHOD) or flags (--combine.method)."
     complain(program, ["this model cannot be served.", *str(error).splitlines(), how])
 
 

@@ -23,14 +23,14 @@ from rewardserve.model.shortage import in_words
 from rewardserve.service.api.stage import Served, Stage
 from rewardserve.service.engine import Commons, Engine, Prepared, build_engine, prepare
 from rewardserve.service.errors import (
-    EpochGone,
-    EpochInUse,
     InvalidRequest,
     LoadInProgress,
     ModelRefused,
     NothingIsLoading,
     NothingToRollBack,
     ShuttingDown,
+    VersionGone,
+    VersionInUse,
 )
 from rewardserve.service.observability import logs
 from rewardserve.service.opinion import SecondOpinion
@@ -79,7 +79,7 @@ class Succession:
         self._is_cancelled = False
         self._load_timeout_s = load_timeout_s
         self._refused: Refused | None = None
-        self._next_epoch = FIRST_EPOCH
+        self._next_version = FIRST_EPOCH
         self._roster = Roster((self._settle_in(first, source),))
         commons.metrics.watch_queue(
             lambda: sum(each.engine.batcher.n_samples for each in self._tenures.values()),
@@ -105,7 +105,7 @@ class Succession:
     def overview(self) -> Overview:
         """Which models are loaded, and what for."""
         roster = self._roster
-        models = tuple(self._described(epoch) for epoch in roster.loaded)
+        models = tuple(self._described(version) for version in roster.loaded)
         return Overview(roster.serving, roster.previous, self._loading, self._refused, models, roster.pins)
 
     # -- what an operator can do ------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ class Succession:
     async def load(self, source: Source, *, shadow: float = 0.0, pin: Collection[str] | None = ()) -> int:
         """Load beside the one in service, then switch, or let it score a share `shadow` of the samples for comparison first.
 
-        `pin` are runs that stay with the model they have; None: all that are watched. The new epoch. Raise `LoadInProgress`,
+        `pin` are runs that stay with the model they have; None: all that are watched. The new version. Raise `LoadInProgress`,
         `ModelRefused` or `ShuttingDown`: then nothing has changed. Whoever calls may leave: the load goes on.
         """
         return await self._unless_loading(source, lambda: self._follow(source, shadow, pin))
@@ -135,15 +135,15 @@ class Succession:
         self._is_cancelled = True
         self._preparing.cancel()
 
-    def activate(self, epoch: int) -> None:
-        """Put a loaded model into service. Raise `EpochGone`."""
-        self._check_loaded(epoch)
-        self._change(self._roster.activated(epoch))
+    def activate(self, version: int) -> None:
+        """Put a loaded model into service. Raise `VersionGone`."""
+        self._check_loaded(version)
+        self._change(self._roster.activated(version))
 
     async def roll_back(self) -> int:
         """Back to the model that was in service before: at once if it is still loaded, otherwise it is loaded again.
 
-        The epoch in service now. Raise `NothingToRollBack`, `LoadInProgress` or `ModelRefused`.
+        The version in service now. Raise `NothingToRollBack`, `LoadInProgress` or `ModelRefused`.
         """
         previous = self._roster.previous
         if previous is None:
@@ -154,23 +154,25 @@ class Succession:
         self._change(self._roster.rolled_back(previous))
         return previous
 
-    def retire(self, epoch: int) -> None:
-        """Let go of a model that only stands by, or of the shadow. Raise `EpochGone` or `EpochInUse`."""
-        self._check_loaded(epoch)
+    def retire(self, version: int) -> None:
+        """Let go of a model that only stands by, or of the shadow. Raise `VersionGone` or `VersionInUse`."""
+        self._check_loaded(version)
         roster = self._roster
-        if runs := roster.pinned_to(epoch):
-            raise EpochInUse("runs are pinned to this model", epoch=epoch, n_runs=len(runs))
-        if epoch == roster.serving:
-            raise EpochInUse("this model is in service", epoch=epoch)
-        self._change(roster.without_shadow() if epoch == roster.shadow else roster.without(epoch))
+        if runs := roster.pinned_to(version):
+            raise VersionInUse("runs are pinned to this model", version=version, n_runs=len(runs))
+        if version == roster.serving:
+            raise VersionInUse("this model is in service", version=version)
+        self._change(roster.without_shadow() if version == roster.shadow else roster.without(version))
 
-    def pin(self, run: str, epoch: int | None) -> None:
-        """From now on only this model answers the run; None: the one in service. Raise `EpochGone` or `EpochInUse`."""
-        if epoch is not None:
-            self._check_loaded(epoch)
-            if epoch == self._roster.shadow:
-                raise EpochInUse("this model only scores beside the one in service; activate it first", epoch=epoch)
-            self._change(self._roster.pinned({run: epoch}))
+    def pin(self, run: str, version: int | None) -> None:
+        """From now on only this model answers the run; None: the one in service. Raise `VersionGone` or `VersionInUse`."""
+        if version is not None:
+            self._check_loaded(version)
+            if version == self._roster.shadow:
+                raise VersionInUse(
+                    "this model only scores beside the one in service; activate it first", version=version
+                )
+            self._change(self._roster.pinned({run: version}))
         else:
             self._change(self._roster.unpinned(run))
 
@@ -214,24 +216,24 @@ class Succession:
             task.exception()  # whoever asked may have left
 
     async def _follow(self, source: Source, shadow: float, pin: Collection[str] | None) -> int:
-        epoch = await self._prepare(source)
+        version = await self._prepare(source)
         roster = self._roster
         if shadow > 0.0:
-            self._tenures[epoch].shadow = self._shadow_of(self._tenures[epoch].engine, shadow)
-            self._change(roster.with_shadow(epoch))
+            self._tenures[version].shadow = self._shadow_of(self._tenures[version].engine, shadow)
+            self._change(roster.with_shadow(version))
         else:
             runs = {run.name for run in self._commons.board.runs.values() if run.name} if pin is None else pin
             stay = {run: roster.pins.get(run, roster.serving) for run in runs if run not in (OTHER, CANARIES)}
-            self._change(roster.pinned(stay).activated(epoch))
-        return epoch
+            self._change(roster.pinned(stay).activated(version))
+        return version
 
     async def _return(self, source: Source) -> int:
-        epoch = await self._prepare(source)
-        self._change(self._roster.rolled_back(epoch))
-        return epoch
+        version = await self._prepare(source)
+        self._change(self._roster.rolled_back(version))
+        return version
 
     async def _prepare(self, source: Source) -> int:
-        """A new epoch, in no roster yet. Raise `ModelRefused`."""
+        """A new version, in no roster yet. Raise `ModelRefused`."""
         settings = settings_for(source, self._commons.settings)
         self._log.info("model_loading", source=str(source))
         try:
@@ -245,7 +247,7 @@ class Succession:
             )
             self._refused = Refused(str(source), why, _now())
             self._commons.metrics.observe_load("refused")
-            self._log.error("model_refused", source=str(source), why=why.splitlines(), exc_info=error)
+            self._log.error("model_refused", source=str(source), reason=why.splitlines(), exc_info=error)
             raise ModelRefused(why) from None
         self._commons.metrics.observe_load("ok")
         return self._settle_in(prepared, source)
@@ -270,25 +272,25 @@ class Succession:
             self._preparing = None
 
     def _settle_in(self, prepared: Prepared, source: Source) -> int:
-        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
-        self._sources[epoch] = source
-        engine = build_engine(self._commons, prepared, epoch)
+        version, self._next_version = self._next_version, self._next_version + 1
+        self._sources[version] = source
+        engine = build_engine(self._commons, prepared, version)
         for note in engine.loaded.identity.engine_notes:
-            self._log.info("engine_note", epoch=epoch, engine=engine.loaded.identity.engine, note=note)
+            self._log.info("engine_note", version=version, engine=engine.loaded.identity.engine, note=note)
         for breach in engine.loaded.report.breaches:
             self._log.warning(
-                "contract_broken", epoch=epoch, clause=breach.clause, message=breach.message, remedy=breach.remedy
+                "contract_broken", version=version, clause=breach.clause, message=breach.message, remedy=breach.remedy
             )
-        self._tenures[epoch] = Tenure(engine, served_by(engine, self._commons), source, _now())
-        return epoch
+        self._tenures[version] = Tenure(engine, served_by(engine, self._commons), source, _now())
+        return version
 
     def _shadow_of(self, engine: Engine, share: float) -> Shadow:
         metrics = self._commons.metrics
 
         def told(n: int, orders: Mapping[str, int]) -> None:
-            if self._roster.shadow == engine.epoch:
+            if self._roster.shadow == engine.version:
                 metrics.observe_shadow("compared", n, orders)
-                metrics.shadow_is(engine.epoch, shadow.likeness.figures)
+                metrics.shadow_is(engine.version, shadow.likeness.figures)
 
         opinion = SecondOpinion(
             engine.encoder, engine.batcher, engine.pipeline, lambda n: metrics.observe_shadow("skipped", n, {})
@@ -300,18 +302,18 @@ class Succession:
 
     def _change(self, roster: Roster) -> None:
         """Make it so. From the next request on the roster holds; nothing here waits."""
-        for epoch in roster.surplus(self._keep):
-            roster = roster.without(epoch)
+        for version in roster.surplus(self._keep):
+            roster = roster.without(version)
         before, self._roster = self._roster, roster
         if roster.serving != before.serving:
             self._log.info(
-                "model_serving", epoch=roster.serving, source=str(self.serving.source), before=before.serving
+                "model_serving", version=roster.serving, source=str(self.serving.source), before=before.serving
             )
         if roster.shadow != before.shadow:
             self._commons.metrics.shadow_gone()
         self._show()
-        for epoch in [epoch for epoch in self._tenures if epoch not in roster.loaded]:
-            task = asyncio.create_task(self._let_go(self._tenures.pop(epoch)), name="let go")
+        for version in [version for version in self._tenures if version not in roster.loaded]:
+            task = asyncio.create_task(self._let_go(self._tenures.pop(version)), name="let go")
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
             task.add_done_callback(logs.tell_of_death)
@@ -320,34 +322,34 @@ class Succession:
         """Tell the routes and the metrics."""
         roster, tenures = self._roster, self._tenures
         self._commons.board.yardstick = self.serving.engine.watch.yardstick
-        others = [tenures[epoch].served for epoch in roster.standby]
+        others = [tenures[version].served for version in roster.standby]
         self._stage.open(self.serving.served, others, roster.pins)
         self._commons.metrics.models_are(
             roster.serving,
-            [{**tenures[epoch].engine.labels, "state": roster.state_of(epoch)} for epoch in roster.loaded],
+            [{**tenures[version].engine.labels, "state": roster.state_of(version)} for version in roster.loaded],
         )
         shadow = None if roster.shadow is None else tenures[roster.shadow].shadow
-        for epoch, tenure in tenures.items():
-            tenure.engine.scoring.shadow = shadow if epoch == roster.serving else None
+        for version, tenure in tenures.items():
+            tenure.engine.scoring.shadow = shadow if version == roster.serving else None
 
     async def _let_go(self, tenure: Tenure) -> None:
         """Free a model once nobody is inside any more."""
-        epoch = tenure.engine.epoch
+        version = tenure.engine.version
         await tenure.engine.scoring.idle.wait()
         await _stop(tenure)
-        self._commons.metrics.model_gone(epoch)
+        self._commons.metrics.model_gone(version)
         del tenure
         gc.collect()  # what counting references leaves behind; what was there at the start is spared
         await asyncio.to_thread(give_back_free_memory)
-        self._log.info("model_let_go", epoch=epoch)
+        self._log.info("model_unloaded", version=version)
 
-    def _described(self, epoch: int) -> Loaded:
-        tenure, roster = self._tenures[epoch], self._roster
+    def _described(self, version: int) -> Loaded:
+        tenure, roster = self._tenures[version], self._roster
         credits = tenure.served.credits
-        shadow = tenure.shadow if epoch == roster.shadow else None
+        shadow = tenure.shadow if version == roster.shadow else None
         return Loaded(
-            epoch=epoch,
-            state=roster.state_of(epoch),
+            version=version,
+            state=roster.state_of(version),
             source=str(tenure.source),
             name=tenure.engine.loaded.identity.name,
             contract=str(credits["contract"]),
@@ -355,16 +357,16 @@ class Succession:
             pipeline=str(credits["pipeline"]),
             loaded_at=tenure.loaded_at,
             requests_in_flight=tenure.engine.scoring.n_inside,
-            pinned_runs=roster.pinned_to(epoch),
+            pinned_runs=roster.pinned_to(version),
             shadow=None if shadow is None else shadow.comparison,
         )
 
     def _memory(self) -> tuple[int, int]:
         return self.serving.engine.loaded.memory()
 
-    def _check_loaded(self, epoch: int) -> None:
-        if epoch not in self._tenures:
-            raise EpochGone("no model of this epoch is loaded; see GET /admin/models", epoch=epoch)
+    def _check_loaded(self, version: int) -> None:
+        if version not in self._tenures:
+            raise VersionGone("no model of this version is loaded; see GET /admin/models", version=version)
 
 
 async def _stop(tenure: Tenure) -> None:
@@ -375,11 +377,11 @@ async def _stop(tenure: Tenure) -> None:
 
 def settings_for(source: Source, settings: ModelSettings) -> ModelSettings:
     """Those of the process, for another model. Raise `InvalidRequest`."""
-    changed = settings.model_copy(update={"model": source.model, "models": source.models})
+    changed = settings.model_copy(update={"model": source.model, "ensemble": source.ensemble})
     try:
         changed.named_models()
     except ValueError as error:
-        raise InvalidRequest(str(error), field="models") from None
+        raise InvalidRequest(str(error), field="ensemble") from None
     return changed
 
 
@@ -389,7 +391,7 @@ def served_by(engine: Engine, commons: Commons) -> Served:
         loaded=engine.loaded,
         scoring=engine.scoring,
         pipeline=engine.pipeline,
-        epoch=engine.epoch,
+        version=engine.version,
         numeric_noise=engine.noise,
         batching=lambda: engine.batcher.limits,
         is_alive=lambda: engine.batcher.is_alive,

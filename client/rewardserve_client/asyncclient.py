@@ -30,7 +30,7 @@ from rewardserve_client.arguments import (
 )
 from rewardserve_client.chunks import chunks_of
 from rewardserve_client.circuit import Circuit
-from rewardserve_client.configuration import LONGEST_CALL_S, Limits, key_from, only_from, urls_from
+from rewardserve_client.configuration import LONGEST_CALL_S, Limits, key_from, model_digests_from, urls_from
 from rewardserve_client.course import Ask, Asking, Course, Means, R, attempts, refusal, seen_through
 from rewardserve_client.errors import MixedModels, RequestRefused, Unavailable
 from rewardserve_client.patience import Backoff, Luck
@@ -67,7 +67,7 @@ class AsyncRewardClient:
     `deadline_s` is the default of every call and bounds all of its attempts and waits together. `on_failure="none"`:
     samples that no server answered for in time get None and the error `unavailable`, instead of an exception for the
     whole call. `on_mixed="raise"`: a call whose rewards come from models that differ raises `MixedModels`; by default
-    it says so in `is_mixed` and in one line of the log. `only`: digests of the one model that may answer, as
+    it says so in `is_mixed` and in one line of the log. `model_digest`: digests of the one model that may answer, as
     `Identity` has them; any other server refuses with `digest_not_served`.
     """
 
@@ -76,7 +76,7 @@ class AsyncRewardClient:
         url: str | Sequence[str] | None = None,
         *,
         api_key: str | None = None,
-        only: str | Sequence[str] | None = None,
+        model_digest: str | Sequence[str] | None = None,
         deadline_s: float = LONGEST_CALL_S,
         on_failure: OnFailure = "raise",
         on_mixed: OnMixed = "flag",
@@ -94,7 +94,7 @@ class AsyncRewardClient:
         check_type("backoff", backoff, (Backoff, type(None)), "a Backoff")
         check_type("verify", verify, (bool, ssl.SSLContext), "a bool or an ssl.SSLContext")
         self._key = key_from(api_key)
-        self._only = only_from(only)
+        self._model_digests = model_digests_from(model_digest)
         self._on_failure = on_failure
         self._on_mixed = on_mixed
         self._limits = limits or Limits()
@@ -281,7 +281,7 @@ class AsyncRewardClient:
             self._drop_lines_of_closed_loops()
             self._lines[loop] = Line(
                 key=self._key,
-                only=self._only,
+                model_digests=self._model_digests,
                 connections=self._limits.connections,
                 attempt_s=self._limits.attempt_s,
                 now=self._world.now,

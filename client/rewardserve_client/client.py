@@ -34,7 +34,7 @@ class RewardClient:
         url: str | Sequence[str] | None = None,
         *,
         api_key: str | None = None,
-        only: str | Sequence[str] | None = None,
+        model_digest: str | Sequence[str] | None = None,
         deadline_s: float = LONGEST_CALL_S,
         on_failure: OnFailure = "raise",
         on_mixed: OnMixed = "flag",
@@ -47,7 +47,7 @@ class RewardClient:
         self._client = AsyncRewardClient(
             url,
             api_key=api_key,
-            only=only,
+            model_digest=model_digest,
             deadline_s=deadline_s,
             on_failure=on_failure,
             on_mixed=on_mixed,

@@ -17,7 +17,7 @@ from rewardserve_client.errors import Misconfigured
 
 URL = "REWARDSERVE_URL"
 API_KEY = "REWARDSERVE_API_KEY"
-ONLY = "REWARDSERVE_ONLY"
+MODEL_DIGEST = "REWARDSERVE_MODEL_DIGEST"
 RUN = "REWARDSERVE_RUN"
 DEADLINE_S = "REWARDSERVE_DEADLINE_S"
 END_TEXT = "REWARDSERVE_END_TEXT"
@@ -76,21 +76,23 @@ def key_from(given: str | None, environment: Mapping[str, str] = os.environ) -> 
     return key or None
 
 
-def only_from(given: str | Sequence[str] | None, environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+def model_digests_from(
+    given: str | Sequence[str] | None, environment: Mapping[str, str] = os.environ
+) -> tuple[str, ...]:
     """Digests of the only model that may answer; none where neither argument nor variable is given, and any may.
 
     Raise `Misconfigured` for anything else than digests, nothing included: it would lift the restriction.
     """
     if given is None:
-        given = environment.get(ONLY)
+        given = environment.get(MODEL_DIGEST)
     if given is None:
         return ()
-    listed = given.split(",") if isinstance(given, str) else _texts("only", given)
+    listed = given.split(",") if isinstance(given, str) else _texts("model_digest", given)
     digests = tuple(each.strip() for each in listed)
     if not (digests and all(_DIGEST.fullmatch(each) for each in digests)):
         raise Misconfigured(
-            f"only (or {ONLY}) must be digests as replies have them, sha256: and 64 hexadecimal digits, and not empty: "
-            "leave it out to accept any model"
+            f"model_digest (or {MODEL_DIGEST}) must be digests as replies have them, sha256: and 64 hexadecimal digits, and not "
+            "empty: leave it out to accept any model"
         )
     return digests
 

@@ -24,10 +24,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Which model said it. `epoch` counts the models that one server process has served: it differs between replicas."""
+    """Which model said it. `version` counts the models that one server process has served: it differs between replicas."""
 
     model: str
-    epoch: int
+    version: int
     contract: str
     calibration: str | None
     pipeline: str

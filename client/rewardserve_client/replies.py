@@ -119,7 +119,7 @@ def _identity(reply: Mapping[str, Any]) -> Identity:
     calibration = reply.get("calibration")
     return Identity(
         model=_text(reply.get("model")),
-        epoch=_must(_count(reply.get("model_epoch"))),
+        version=_must(_count(reply.get("model_version"))),
         contract=_text(reply.get("contract")),
         calibration=None if calibration is None else _text(calibration),
         pipeline=_text(reply.get("pipeline")),

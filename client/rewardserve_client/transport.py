@@ -31,7 +31,7 @@ class Line:
         self,
         *,
         key: str | None,
-        only: Sequence[str],
+        model_digests: Sequence[str],
         connections: int,
         attempt_s: float,
         now: Callable[[], float],
@@ -44,8 +44,8 @@ class Line:
         headers = {"user-agent": f"rewardserve-client/{_version()}", "accept": "application/json"}
         if key is not None:
             headers["authorization"] = f"Bearer {key}"
-        if only:
-            headers["x-only"] = ",".join(only)
+        if model_digests:
+            headers["x-model-digest"] = ",".join(model_digests)
         self._http = httpx.AsyncClient(
             headers=headers,
             # asyncio.timeout below bounds the whole of an attempt; httpx bounds only its parts, of which one is of use.

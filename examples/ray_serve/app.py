@@ -48,9 +48,9 @@ class Replica:
         settings = ServeSettings()
         logs.configure(settings.log_level, settings.log_format)
         keys = settings.read_keys()
-        if settings.keys_file is None and not settings.allow_open:
+        if settings.keys_file is None and not settings.allow_unauthenticated:
             raise SettingsError(
-                "who can reach Ray's proxy is not known here. Set REWARD_KEYS_FILE, or REWARD_ALLOW_OPEN=1 if anybody "
+                "who can reach Ray's proxy is not known here. Set REWARD_KEYS_FILE, or REWARD_ALLOW_UNAUTHENTICATED=1 if anybody "
                 "may use this server."
             )
         self._opened = open_house(settings, keys, settings.read_webhook_secrets())

@@ -14,7 +14,7 @@ import time
 # Ray's controller takes what it knows from the environment in which Ray is started.
 os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("REWARD_ALLOW_OPEN", "1")
+os.environ.setdefault("REWARD_ALLOW_UNAUTHENTICATED", "1")
 os.environ.setdefault("REWARD_LOG_LEVEL", "warning")
 os.environ["PYTHONPATH"] = os.getcwd()
 

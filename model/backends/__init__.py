@@ -47,7 +47,7 @@ class ContractBroken(LoadError):
 
 @dataclass(frozen=True, slots=True)
 class VllmSpec:
-    """What is asked of vLLM's engine. None: what vLLM takes by itself. `patience_s`: rows wait, and nothing at all has come
+    """What is asked of vLLM's engine. None: what vLLM takes by itself. `stall_timeout_s`: rows wait, and nothing at all has come
     back for so long: the engine is stuck.
     """
 
@@ -55,8 +55,8 @@ class VllmSpec:
     pipeline_parallel: int = 1
     gpu_memory_utilization: float | None = None
     max_num_seqs: int | None = None
-    eager: bool = False
-    patience_s: float = 300.0
+    enforce_eager: bool = False
+    stall_timeout_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class ModelSpec:
     matmul_precision: MatmulPrecision = "high"
     deterministic: bool = False
     prefix_cache_bytes: int = 0
-    contract: Literal["strict", "warn"] = "strict"
+    contract_mode: Literal["strict", "warn"] = "strict"
     max_input_tokens: int | None = None
     truncation: Truncation | None = None
     allow_pickle: bool = False

@@ -107,12 +107,16 @@ def hold_to_contract(
     """
     contract = checkpoint.contract or checkpoint.clauses("inferred")
     report = check_contract(contract, checkpoint, scorer, identity)
-    if spec.contract == "strict" and not contract.probes and not math.isfinite(_score_of(scorer, identity, _ANY_IDS)):
+    if (
+        spec.contract_mode == "strict"
+        and not contract.probes
+        and not math.isfinite(_score_of(scorer, identity, _ANY_IDS))
+    ):
         raise LoadError(
             f"{identity.name} gives no finite score, not even for a few plain tokens: its weights are damaged, or "
             f"{identity.dtype} cannot hold its numbers. Copy it again, or set dtype."
         )
-    if spec.contract == "strict" and not report.holds:
+    if spec.contract_mode == "strict" and not report.holds:
         raise ContractBroken(report)
     return contract, report
 
@@ -120,7 +124,7 @@ def hold_to_contract(
 def refuse_what_files_break(spec: ModelSpec, checkpoint: Checkpoint) -> None:
     """In strict mode raise `ContractBroken` for what needs no forward to be seen, before an engine takes its time to start."""
     contract, facts = checkpoint.contract, checkpoint.facts
-    if contract is None or facts is None or spec.contract != "strict":
+    if contract is None or facts is None or spec.contract_mode != "strict":
         return
     ids = tuple(_ids_now(checkpoint.encoder, probe) for probe in contract.probes)
     report = verify(contract, facts, ids, tuple(probe.score for probe in contract.probes))

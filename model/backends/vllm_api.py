@@ -114,7 +114,7 @@ def _arguments(spec: EngineSpec) -> dict[str, Any]:
         "enable_prefix_caching": spec.keeps_prefixes and not spec.one_by_one,
         "tensor_parallel_size": spec.asked.tensor_parallel,
         "pipeline_parallel_size": spec.asked.pipeline_parallel,
-        "enforce_eager": spec.asked.eager,
+        "enforce_eager": spec.asked.enforce_eager,
         "disable_log_stats": True,
         **{name: value for name, value in asked.items() if value is not None},
     }

@@ -122,7 +122,7 @@ def _start(checkpoint: Checkpoint, spec: ModelSpec, max_tokens: int) -> VllmScor
         _biases(checkpoint),
         max_tokens=max_tokens,
         shares=wanted.keeps_prefixes and not wanted.one_by_one,
-        patience_s=spec.vllm.patience_s,
+        stall_timeout_s=spec.vllm.stall_timeout_s,
         after=guard.close,
     )
 

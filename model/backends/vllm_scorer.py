@@ -69,14 +69,14 @@ class VllmScorer:
         *,
         max_tokens: int,
         shares: bool,
-        patience_s: float,
+        stall_timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
         after: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine, self._loop, self._after = engine, loop, after
         self._names, self._biases = tuple(names), tuple(biases)
         self._max_tokens, self._shares = max_tokens, shares
-        self._patience_s, self._clock = patience_s, clock
+        self._stall_timeout_s, self._clock = stall_timeout_s, clock
         self._heard_at = clock()
         self._is_stuck = self._is_closed = False
         self._numbers = itertools.count()
@@ -158,13 +158,13 @@ class VllmScorer:
         began = self._clock()
         while True:
             now = self._clock()
-            stuck_at = max(began, self._heard_at) + self._patience_s
-            lost_at = began + _LOST_AFTER * self._patience_s
+            stuck_at = max(began, self._heard_at) + self._stall_timeout_s
+            lost_at = began + _LOST_AFTER * self._stall_timeout_s
             if now >= min(stuck_at, lost_at):
                 coming.cancel()
                 self._is_stuck |= now >= stuck_at
                 raise ScorerError(
-                    f"vLLM has not answered for {now - began:.0f} s (vllm.patience_s={self._patience_s:g})"
+                    f"vLLM has not answered for {now - began:.0f} s (vllm.stall_timeout_s={self._stall_timeout_s:g})"
                     + (" and counts as dead" if self._is_stuck else "")
                 )
             try:

@@ -165,9 +165,9 @@ def _digest(combination: Combination, stages: Sequence[Stage]) -> str:
 
 def _combination(opinions: Sequence[Opinion], settings: RewardSettings, normalizes: bool) -> Combination:
     asked = settings.combine
-    how: How = asked.how or ("sum" if len(opinions) == 1 else "mean")
+    how: How = asked.method or ("sum" if len(opinions) == 1 else "mean")
     if how == "sum" and len(opinions) > 1:
-        raise PipelineError("combine.how=sum is for the heads of one model. Use mean, min, softmin or and.")
+        raise PipelineError("combine.method=sum is for the heads of one model. Use mean, min, softmin or and.")
     if not asked.beta >= 0.0:
         raise PipelineError(f"combine.beta={asked.beta} is below zero")
     if len(opinions) > 1 or how == "sum":
@@ -191,8 +191,8 @@ def _heads_of(opinion: Opinion, normalizes: bool) -> Iterator[Member]:
         head = fitted.get(name)
         if head is None and normalizes:
             raise PipelineError(
-                f"combine.how needs statistics of each head, and {opinion.name} has none of {name}. {_AGAIN}, "
-                "or set combine.how=sum."
+                f"combine.method needs statistics of each head, and {opinion.name} has none of {name}. {_AGAIN}, "
+                "or set combine.method=sum."
             )
         sign = -1.0 if weight < 0 else 1.0
         if head is None:
@@ -221,13 +221,13 @@ def _weighted(members: Sequence[Member], settings: RewardSettings) -> tuple[Memb
 
 
 def _debias(calibration: Calibration | None, settings: RewardSettings) -> list[Stage]:
-    gamma = settings.debias
+    gamma = settings.length_debias
     if not 0.0 <= gamma <= 1.0:
-        raise PipelineError(f"debias={gamma} is not between 0 and 1")
+        raise PipelineError(f"length_debias={gamma} is not between 0 and 1")
     if not gamma:
         return []
     if calibration is None or not calibration.length_curve or calibration.log_length is None:
-        raise PipelineError(f"debias={gamma} needs the length curve of one calibrated model. {_AGAIN}.")
+        raise PipelineError(f"length_debias={gamma} needs the length curve of one calibrated model. {_AGAIN}.")
     return [Debias(gamma, calibration.length_curve, calibration.log_length)]
 
 

@@ -18,7 +18,7 @@ class CombineSettings:
     `weights` by member name; who is not in it has the weight that the checkpoint gives it, or 1.
     """
 
-    how: How | None = None
+    method: How | None = None
     beta: float = 0.5
     weights: Mapping[str, float] = field(default_factory=dict)
 
@@ -44,13 +44,13 @@ class PenaltySettings:
 class RewardSettings:
     """What the operator asked for. None: the default that the calibration supports.
 
-    Caps are in units of the value that the stage sees: normalised where normalisation is on, else raw. `debias` is
+    Caps are in units of the value that the stage sees: normalised where normalisation is on, else raw. `length_debias` is
     gamma, the share of what length alone is worth that is taken out. `slope` is the k of `par` and `lsc`.
     """
 
     normalize: bool | None = None
     combine: CombineSettings = CombineSettings()
-    debias: float = 0.0
+    length_debias: float = 0.0
     penalties: PenaltySettings = PenaltySettings()
     shape: Shape | None = None
     cap_low: float | None = None

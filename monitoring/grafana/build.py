@@ -101,9 +101,9 @@ def _variables(runbook: str) -> list[Builder[model.VariableModel]]:
     return [
         dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"),
         # It is there, as 0, before there is a model.
-        _variable("job", "Job", "label_values(reward_model_epoch, job)"),
-        _variable("model", "Model", f"label_values(reward_model_info{{{queries.JOB}}}, name)", all_value=".*"),
-        _variable("run", "Run", f"label_values(reward_run_sum_total{{{queries.JOB}}}, run)", all_value=".*"),
+        _variable("job", "Job", "label_values(rewardserve_model_version, job)"),
+        _variable("model", "Model", f"label_values(rewardserve_model_info{{{queries.JOB}}}, name)", all_value=".*"),
+        _variable("run", "Run", f"label_values(rewardserve_run_sum_total{{{queries.JOB}}}, run)", all_value=".*"),
         dashboard.ConstantVariable("runbook").value(runbook),
     ]
 

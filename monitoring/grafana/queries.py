@@ -2,7 +2,7 @@
 
 Knows the variables of a dashboard ($job, $model, $run) and how the sums of a run are counted; knows no panel.
 
-Series of a server are joined with `reward_model_info`, which names its model. Series of runs have the label `model` themselves.
+Series of a server are joined with `rewardserve_model_info`, which names its model. Series of runs have the label `model`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rewardserve.service.tripwires.wires import WIRES, Shift
 
 JOB, RUN = 'job=~"$job"', 'run=~"$run"'
 OF_MODEL = 'model=~"$model"'
-MODEL = 'reward_model_info{job=~"$job", state="serving", name=~"$model"}'
+MODEL = 'rewardserve_model_info{job=~"$job", state="serving", name=~"$model"}'
 SPAN = "$__rate_interval"
 
 _STATISTICS = {wire.name: wire.statistic for wire in WIRES}
@@ -34,7 +34,7 @@ def served(vector: str) -> str:
 
 def of_server(vector: str) -> str:
     """As `served`, and of servers that have no model yet."""
-    return f'({vector} unless on (instance, job) reward_model_info{{{JOB}, state="serving", name!~"$model"}})'
+    return f'({vector} unless on (instance, job) rewardserve_model_info{{{JOB}, state="serving", name!~"$model"}})'
 
 
 def gauge(metric: str, *matchers: str) -> str:
@@ -92,7 +92,7 @@ def _a_second(metric: str, *matchers: str) -> str:
 
 def fresh(of: str) -> str:
     """What was added to a sum of each run, a second, up to this point."""
-    return rate("reward_run_sum_total", RUN, f'of="{of}"', by="run")
+    return rate("rewardserve_run_sum_total", RUN, f'of="{of}"', by="run")
 
 
 def fresh_mean(name: str) -> str:
@@ -117,7 +117,7 @@ def recorded(name: str, *matchers: str) -> str:
 
 def recent(of: str) -> str:
     """What was added to a sum of each run over the shortest window with enough samples."""
-    return recorded("reward:run_sum:recent", f'of="{of}"')
+    return recorded("rewardserve:run_sum:recent", f'of="{of}"')
 
 
 def recent_mean(name: str) -> str:
@@ -128,17 +128,17 @@ def recent_mean(name: str) -> str:
 
 def statistic(wire: str) -> str:
     """What the alert of a wire compares with its threshold."""
-    return recorded("reward:tripwire_statistic:recent", f'wire="{wire}"')
+    return recorded("rewardserve:tripwire_statistic:recent", f'wire="{wire}"')
 
 
 def threshold(wire: str) -> str:
     """Beyond this the alert fires."""
-    return f'reward:tripwire_threshold{{wire="{wire}"}}'
+    return f'rewardserve:tripwire_threshold{{wire="{wire}"}}'
 
 
 def usual(of: str) -> str:
     """The mean at the beginning of a run, or in the calibration."""
-    return recorded("reward:run_usual:mean", f'of="{of}"')
+    return recorded("rewardserve:run_baseline_moment:mean", f'of="{of}"')
 
 
 def trips_at(wire: str) -> str:
@@ -146,7 +146,7 @@ def trips_at(wire: str) -> str:
     of = _STATISTICS[wire]
     if not isinstance(of, Shift):
         return threshold(wire)
-    std = recorded("reward:run_usual:std", f'of="{of.of}"')
+    std = recorded("rewardserve:run_baseline_moment:std", f'of="{of.of}"')
     deviation = f"clamp_min({std}, {least_deviation(of.of):g})"
     sign = "+" if of.sign > 0 else "-"
     return f"{usual(of.of)} {sign} {deviation} * on () group_left () {threshold(wire)}"

@@ -38,14 +38,15 @@ _RUN = "{{run}}"
 _HACKING = alert_name(VOTE)
 _LATCHED = ("RewardTripwirePaged", "RewardTripwireWarned")
 
-_TRIPPED = f"max by (run, wire) {q.gauge('reward_tripwire_tripped', q.RUN)}"
-_STEP = f"max by (run) {q.gauge('reward_run_step', q.RUN)}"
-_KL = f"max by (run) {q.gauge('reward_run_kl', q.RUN)}"
+_TRIPPED = f"max by (run, wire) {q.gauge('rewardserve_tripwire_tripped', q.RUN)}"
+_STEP = f"max by (run) {q.gauge('rewardserve_run_step', q.RUN)}"
+_KL = f"max by (run) {q.gauge('rewardserve_run_kl', q.RUN)}"
 _SAMPLES = q.fresh("samples")
 _SCORE = q.fresh_mean("level")
 _TOKENS = f"exp({q.fresh_mean('length')})"
-_WATCHED = q.over(q.rate("reward_looks_total", 'looked="yes"'), q.rate("reward_looks_total"))
-_OF_RULES, _OF_SERVERS = "reward:tripwire_threshold", q.series("reward_tripwire_threshold")
+_INSPECTED = "rewardserve_samples_inspected_total"
+_WATCHED = q.over(q.rate(_INSPECTED, 'outcome="inspected"'), q.rate(_INSPECTED))
+_OF_RULES, _OF_SERVERS = "rewardserve:tripwire_threshold", q.series("rewardserve_tripwire_threshold")
 FIRING = q.series("ALERTS", 'alertstate="firing"', 'alertname=~"Reward.+"')
 
 
@@ -84,7 +85,7 @@ def _now() -> tuple[Panel, ...]:
                 "Of the run that has most: wires beyond their thresholds, twice beyond counts two.",
                 _HACKING,
             ),
-            Query(q.or_zero(f"max({q.recorded('reward:tripwire_votes:recent')})")),
+            Query(q.or_zero(f"max({q.recorded('rewardserve:tripwire_votes:recent')})")),
             steps=((None, GREEN), (1.0, YELLOW), (float(VOTES_FOR_A_PAGE), RED)),
         ),
         number(
@@ -133,9 +134,11 @@ def _now() -> tuple[Panel, ...]:
 
 
 def _wires() -> tuple[Panel, ...]:
-    ever = f"max by (run, wire) (max_over_time({q.series('reward_tripwire_tripped', q.RUN)}[$__range]))"
-    share = f"{q.recorded('reward:tripwire_statistic:recent')} / on (wire) group_left () {_OF_RULES}"
-    of_board = f"{q.gauge('reward_tripwire_statistic', q.RUN)} / on (instance, job, wire) group_left () {_OF_SERVERS}"
+    ever = f"max by (run, wire) (max_over_time({q.series('rewardserve_tripwire_tripped', q.RUN)}[$__range]))"
+    share = f"{q.recorded('rewardserve:tripwire_statistic:recent')} / on (wire) group_left () {_OF_RULES}"
+    of_board = (
+        f"{q.gauge('rewardserve_tripwire_statistic', q.RUN)} / on (instance, job, wire) group_left () {_OF_SERVERS}"
+    )
     steps = ((None, GREEN), (0.5, YELLOW), (1.0, RED), (2.0, "dark-red"))
     return (
         states(
@@ -155,7 +158,7 @@ def _wires() -> tuple[Panel, ...]:
                 "Wires beyond their thresholds, counted twice beyond twice as much; at the line the run is paged.",
                 (_HACKING,),
             ),
-            Query(q.recorded("reward:tripwire_votes:recent"), _RUN),
+            Query(q.recorded("rewardserve:tripwire_votes:recent"), _RUN),
             Query(q.threshold(VOTE), "page", "limit"),
         ),
         history(
@@ -189,12 +192,12 @@ def _wires() -> tuple[Panel, ...]:
 
 
 def _rewards() -> tuple[Panel, ...]:
-    of_all = q.rate("reward_samples_total", 'outcome="ok"')
-    capped = q.over(q.rate("reward_capped_total", by="side"), of_all, "on () group_left ()")
+    of_all = q.rate("rewardserve_samples_total", 'outcome="ok"')
+    capped = q.over(q.rate("rewardserve_capped_total", by="side"), of_all, "on () group_left ()")
     return (
         heat_map(
             Face("Raw scores", "How often which raw score was given, of all runs together.", width=12),
-            Query(q.buckets("reward_raw_score"), "{{le}}"),
+            Query(q.buckets("rewardserve_raw_score"), "{{le}}"),
             "raw score",
         ),
         heat_map(
@@ -203,7 +206,7 @@ def _rewards() -> tuple[Panel, ...]:
                 "How often which reward was sent, after penalties and caps, of all runs together.",
                 width=12,
             ),
-            Query(q.buckets("reward_value"), "{{le}}"),
+            Query(q.buckets("rewardserve_value"), "{{le}}"),
             "reward",
         ),
         lines(
@@ -339,7 +342,9 @@ def _duplicates() -> tuple[Panel, ...]:
 
 
 def _opinions() -> tuple[Panel, ...]:
-    shares, usual = (q.part_shares(f"reward:run_part_{name}") for name in ("variance:recent", "usual:variance"))
+    shares, usual = (
+        q.part_shares(f"rewardserve:run_part_{name}") for name in ("variance:recent", "baseline_moment:variance")
+    )
     return (
         lines(
             Face(
@@ -412,7 +417,7 @@ def _opinions() -> tuple[Panel, ...]:
                 24,
                 9,
             ),
-            Query(f"sort(min by (canary) {q.gauge('reward_canary_margin')})", "{{canary}}"),
+            Query(f"sort(min by (canary) {q.gauge('rewardserve_canary_margin')})", "{{canary}}"),
             ((None, RED), (0.0, GREEN)),
             least=None,
         ),

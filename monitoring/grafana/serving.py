@@ -10,13 +10,17 @@ SAYS = "Whether the servers answer, how fast, and what they do with tokens and m
 
 _INSTANCE = "{{instance}}"
 _SCORING = 'kind="scoring"'
-_STAGES = {"encode": "reward_encode_seconds", "queue": "reward_queue_seconds", "forward": "reward_forward_seconds"}
+_STAGES = {
+    "encode": "rewardserve_encode_seconds",
+    "queue": "rewardserve_queue_seconds",
+    "forward": "rewardserve_forward_seconds",
+}
 
 _UP = q.of_server(q.series("up"))
 _AGE = f"time() - {q.of_server(q.series('process_start_time_seconds'))}"
-_REQUESTS = q.of_servers("reward_requests_total", _SCORING)
-_BUDGET = f"max by (instance) {q.gauge('reward_batch_budget_tokens')}"
-_WAITING = f"max by (instance) {q.gauge('reward_queue_tokens')}"
+_REQUESTS = q.of_servers("rewardserve_requests_total", _SCORING)
+_BUDGET = f"max by (instance) {q.gauge('rewardserve_batch_budget_tokens')}"
+_WAITING = f"max by (instance) {q.gauge('rewardserve_queue_tokens')}"
 
 
 def dashboard_rows() -> tuple[Row, ...]:
@@ -37,7 +41,7 @@ def _now() -> tuple[Panel, ...]:
     def face(title: str, says: str, *alerts: str) -> Face:
         return Face(title, says, alerts, width=3, height=4)
 
-    unloaded = f"({_UP} == 1) unless on (job, instance) {q.series('reward_model_epoch')} > 0"
+    unloaded = f"({_UP} == 1) unless on (job, instance) {q.series('rewardserve_model_version')} > 0"
     return (
         number(
             face("Servers", "Servers with a model.", "RewardServiceAbsent"),
@@ -73,7 +77,7 @@ def _now() -> tuple[Panel, ...]:
         ),
         number(
             face("One request in a hundred", "It takes this long to be answered, or longer.", "RewardSlow"),
-            Query(q.quantile(0.99, "reward_request_seconds", _SCORING)),
+            Query(q.quantile(0.99, "rewardserve_request_seconds", _SCORING)),
             "s",
             ((None, GREEN), (10.0, RED)),
         ),
@@ -107,7 +111,7 @@ def _requests() -> tuple[Panel, ...]:
                 "Every request that was answered.",
                 ("RewardServerErrors", "RewardOverloaded"),
             ),
-            Query(q.of_servers("reward_requests_total", by="route, code"), "{{route}} {{code}}"),
+            Query(q.of_servers("rewardserve_requests_total", by="route, code"), "{{route}} {{code}}"),
             unit="reqps",
         ),
         lines(
@@ -129,7 +133,7 @@ def _requests() -> tuple[Panel, ...]:
                 "Every sample that a reply speaks of: ok, or the code of its error.",
                 ("RewardSamplesFailing", "RewardScoreNotFinite", "RewardScoreSometimesNotFinite", "RewardRunBlocked"),
             ),
-            Query(q.rate("reward_samples_total", by="outcome"), "{{outcome}}"),
+            Query(q.rate("rewardserve_samples_total", by="outcome"), "{{outcome}}"),
             unit="cps",
         ),
     )
@@ -137,7 +141,7 @@ def _requests() -> tuple[Panel, ...]:
 
 def _times() -> tuple[Panel, ...]:
     def of_scoring(quantile: float) -> str:
-        return q.quantile(quantile, "reward_request_seconds", _SCORING)
+        return q.quantile(quantile, "rewardserve_request_seconds", _SCORING)
 
     return (
         lines(
@@ -167,11 +171,11 @@ def _times() -> tuple[Panel, ...]:
 
 
 def _batches() -> tuple[Panel, ...]:
-    fill = f"{q.mean_of('reward_batch_tokens')} / on (instance) ({_BUDGET} > 0)"
+    fill = f"{q.mean_of('rewardserve_batch_tokens')} / on (instance) ({_BUDGET} > 0)"
     return (
         lines(
             Face("Rows that wait", "Rows in the queue of each server.", ("RewardQueueGrowing",)),
-            Query(f"max by (instance) {q.gauge('reward_queue_samples')}", _INSTANCE),
+            Query(f"max by (instance) {q.gauge('rewardserve_queue_samples')}", _INSTANCE),
         ),
         lines(
             Face(
@@ -189,8 +193,8 @@ def _batches() -> tuple[Panel, ...]:
                 "not come back.",
                 ("RewardBatchFailures", "RewardOutOfMemory", "RewardScorerHanging"),
             ),
-            Query(q.rate("reward_batch_failures_total", by="reason"), "{{reason}}"),
-            Query(f"max by (instance) {q.gauge('reward_scorer_hanging')}", f"{_INSTANCE} hangs"),
+            Query(q.rate("rewardserve_batch_failures_total", by="reason"), "{{reason}}"),
+            Query(f"max by (instance) {q.gauge('rewardserve_scorer_hanging')}", f"{_INSTANCE} hangs"),
             unit="cps",
         ),
         lines(
@@ -203,7 +207,7 @@ def _batches() -> tuple[Panel, ...]:
         ),
         lines(
             Face("Rows in a batch", "Mean over the batches of each server."),
-            Query(q.mean_of("reward_batch_samples"), _INSTANCE),
+            Query(q.mean_of("rewardserve_batch_samples"), _INSTANCE),
         ),
         lines(
             Face(
@@ -211,14 +215,14 @@ def _batches() -> tuple[Panel, ...]:
                 "Seconds of forwards a second: near 1 the device is what limits, with more than one at a time "
                 "beyond 1.",
             ),
-            Query(q.rate("reward_forward_seconds_sum", by="instance"), _INSTANCE),
+            Query(q.rate("rewardserve_forward_seconds_sum", by="instance"), _INSTANCE),
         ),
     )
 
 
 def _tokens() -> tuple[Panel, ...]:
     def tokens(kind: str) -> str:
-        return q.rate("reward_tokens_total", f'kind="{kind}"')
+        return q.rate("rewardserve_tokens_total", f'kind="{kind}"')
 
     def part(kind: str) -> str:
         return q.over(tokens(kind), f"({tokens(kind)} + {tokens('computed')})")
@@ -231,7 +235,7 @@ def _tokens() -> tuple[Panel, ...]:
                 "computed, or computed for nothing as padding.",
                 width=12,
             ),
-            Query(q.rate("reward_tokens_total", by="kind"), "{{kind}}"),
+            Query(q.rate("rewardserve_tokens_total", by="kind"), "{{kind}}"),
         ),
         lines(
             Face(
@@ -249,7 +253,7 @@ def _tokens() -> tuple[Panel, ...]:
 
 
 def _machine() -> tuple[Panel, ...]:
-    used, total = (q.gauge("reward_device_memory_bytes", f'kind="{kind}"') for kind in ("used", "total"))
+    used, total = (q.gauge("rewardserve_device_memory_bytes", f'kind="{kind}"') for kind in ("used", "total"))
     return (
         lines(
             Face(
@@ -317,13 +321,13 @@ def _model() -> tuple[Panel, ...]:
         ),
         number(
             Face(
-                "Model epoch",
+                "Model version",
                 "Which of the models that a server has loaded, one after the other, is in service; of the server with most.",
                 ("RewardModelNotLoaded",),
                 3,
                 7,
             ),
-            Query(f"max {q.gauge('reward_model_epoch')}"),
+            Query(f"max {q.gauge('rewardserve_model_version')}"),
         ),
         lines(
             Face(
@@ -332,7 +336,7 @@ def _model() -> tuple[Panel, ...]:
                 ("RewardModelRefused",),
                 8,
             ),
-            Query(f"sum by (outcome) {q.gauge('reward_model_loads_total')}", "{{outcome}}"),
+            Query(f"sum by (outcome) {q.gauge('rewardserve_model_loads_total')}", "{{outcome}}"),
         ),
         lines(
             Face(
@@ -340,14 +344,14 @@ def _model() -> tuple[Panel, ...]:
                 "Share of the pairs of responses to one prompt that both order alike, and the correlation of their rewards.",
                 width=8,
             ),
-            Query(f"min by (instance) {q.gauge('reward_shadow_agreement')}", "agreement at {{instance}}"),
-            Query(f"min by (instance) {q.gauge('reward_shadow_correlation')}", "correlation at {{instance}}"),
+            Query(f"min by (instance) {q.gauge('rewardserve_shadow_agreement')}", "agreement at {{instance}}"),
+            Query(f"min by (instance) {q.gauge('rewardserve_shadow_correlation')}", "correlation at {{instance}}"),
             least=None,
             most=1.0,
         ),
         lines(
             Face("How far a shadow's rewards lie above", "Mean over the samples that both have scored.", width=8),
-            Query(f"max by (instance) {q.gauge('reward_shadow_shift')}", _INSTANCE),
+            Query(f"max by (instance) {q.gauge('rewardserve_shadow_shift')}", _INSTANCE),
             least=None,
         ),
     )
@@ -357,17 +361,17 @@ def _watch() -> tuple[Panel, ...]:
     return (
         lines(
             Face("Samples that nobody audited", "The audit judge was too slow for them.", ("RewardAuditSkipped",), 6),
-            Query(q.rate("reward_audit_skipped_total", by="instance"), _INSTANCE),
+            Query(q.rate("rewardserve_audit_skipped_total", by="instance"), _INSTANCE),
             unit="cps",
         ),
         lines(
             Face(
                 "Samples of runs without room",
                 "More runs than a server can tell apart: these are watched as one.",
-                ("RewardRunsWithoutRoom",),
+                ("RewardRunsOverLimit",),
                 6,
             ),
-            Query(q.rate("reward_runs_without_room_total", by="instance"), _INSTANCE),
+            Query(q.rate("rewardserve_runs_over_limit_total", by="instance"), _INSTANCE),
             unit="cps",
         ),
         lines(
@@ -375,11 +379,11 @@ def _watch() -> tuple[Panel, ...]:
                 "Alarms and metrics that were lost",
                 "Alarms that the webhook did not take; they are in the log and under GET /tripwires. Parts of the metrics that a "
                 "scrape could not read.",
-                ("RewardAlarmsLost", "RewardMetricsIncomplete"),
+                ("RewardAlertsLost", "RewardMetricsIncomplete"),
                 6,
             ),
-            Query(q.rate("reward_alarms_lost_total", by="instance"), f"{_INSTANCE} alarms"),
-            Query(q.or_zero(q.rate("reward_collector_failures_total")), "metrics of all"),
+            Query(q.rate("rewardserve_alerts_lost_total", by="instance"), f"{_INSTANCE} alarms"),
+            Query(q.or_zero(q.rate("rewardserve_collector_failures_total")), "metrics of all"),
             unit="cps",
         ),
         lines(
@@ -391,4 +395,4 @@ def _watch() -> tuple[Panel, ...]:
 
 
 def _share_of_requests(code: str) -> str:
-    return q.over(q.or_zero(q.of_servers("reward_requests_total", _SCORING, code)), _REQUESTS)
+    return q.over(q.or_zero(q.of_servers("rewardserve_requests_total", _SCORING, code)), _REQUESTS)

@@ -22,7 +22,7 @@ from rewardserve.service.roster import Source
 
 ModelName = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Run = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
-Epoch = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+Version = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 MOST_PINS = 1024
 DEFAULT_MODEL = "default"
 """Loads the embedded default model: an empty name may be a variable of a shell that is not set."""
@@ -40,7 +40,7 @@ class LoadRequest(BaseModel):
         None,
         description="checkpoint folder or hub name, as the server finds it; `default`: the embedded default model",
     )
-    models: ModelName | None = Field(None, description="instead, several at once: `name=model,name=model`")
+    ensemble: ModelName | None = Field(None, description="instead, several at once: `name=model,name=model`")
     shadow: float = Field(
         0.0, ge=0.0, le=1.0, description="share of the prompts to score beside the service; 0: switch at once"
     )
@@ -51,22 +51,22 @@ class LoadRequest(BaseModel):
     @property
     def source(self) -> Source:
         """What to load. Raise `InvalidRequest` unless one model, or one list of several, is named."""
-        for field, value in (("model", self.model), ("models", self.models)):
+        for field, value in (("model", self.model), ("ensemble", self.ensemble)):
             if value is not None and not value.strip():
                 raise InvalidRequest(f"{field} is empty: {_NAME_ONE}", field=field)
-        if self.model is not None and self.models is not None:
-            raise InvalidRequest("model and models are both given: send one of them", field="models")
-        if self.model is None and self.models is None:
+        if self.model is not None and self.ensemble is not None:
+            raise InvalidRequest("model and ensemble are both given: send one of them", field="ensemble")
+        if self.model is None and self.ensemble is None:
             raise InvalidRequest(f"model is missing: {_NAME_ONE}", field="model")
-        return Source("" if self.model == DEFAULT_MODEL else self.model or "", self.models or "")
+        return Source("" if self.model == DEFAULT_MODEL else self.model or "", self.ensemble or "")
 
 
-class EpochRequest(BaseModel):
+class VersionRequest(BaseModel):
     """Which loaded model is meant."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    epoch: Epoch = Field(description="number of the model, as GET /admin/models lists it")
+    version: Version = Field(description="number of the model, as GET /admin/models lists it")
 
 
 class PinRequest(BaseModel):
@@ -75,7 +75,7 @@ class PinRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     run: Run = Field(description="name of the run")
-    epoch: Epoch | None = Field(description="null: the model in service, whichever that is")
+    version: Version | None = Field(description="null: the model in service, whichever that is")
 
 
 def admin_routes(stage: Stage) -> APIRouter:
@@ -96,8 +96,8 @@ def admin_routes(stage: Stage) -> APIRouter:
         asked = await body.read_seldom(request, LoadRequest)
         known = stage.models()
         pin = None if asked.pin == "active" else [check_run(run) for run in asked.pin]
-        epoch = await known.load(asked.source, shadow=asked.shadow, pin=pin)
-        return _overview(known, epoch=epoch)
+        version = await known.load(asked.source, shadow=asked.shadow, pin=pin)
+        return _overview(known, version=version)
 
     @router.post("/models/cancel", responses=docs.errors(409, 503, words=docs.ADMIN))
     async def cancel() -> Response:
@@ -106,31 +106,31 @@ def admin_routes(stage: Stage) -> APIRouter:
         known.cancel_load()
         return _overview(known)
 
-    @router.post("/models/activate", **docs.admin_operation(EpochRequest, 409, 422))
+    @router.post("/models/activate", **docs.admin_operation(VersionRequest, 409, 422))
     async def activate(request: Request) -> Response:
         """Put a loaded model into service: the shadow, or one that stands by."""
-        asked, known = await body.read_seldom(request, EpochRequest), stage.models()
-        known.activate(asked.epoch)
-        return _overview(known, epoch=asked.epoch)
+        asked, known = await body.read_seldom(request, VersionRequest), stage.models()
+        known.activate(asked.version)
+        return _overview(known, version=asked.version)
 
     @router.post("/models/rollback", responses=docs.errors(409, 422, 503, words=docs.ADMIN))
     async def rollback() -> Response:
         """Back to the model that was in service before; loaded again if it has been let go of."""
         known = stage.models()
-        return _overview(known, epoch=await known.roll_back())
+        return _overview(known, version=await known.roll_back())
 
-    @router.post("/models/retire", **docs.admin_operation(EpochRequest, 409, 422))
+    @router.post("/models/retire", **docs.admin_operation(VersionRequest, 409, 422))
     async def retire(request: Request) -> Response:
         """Let go of a model that is not in service."""
-        asked, known = await body.read_seldom(request, EpochRequest), stage.models()
-        known.retire(asked.epoch)
+        asked, known = await body.read_seldom(request, VersionRequest), stage.models()
+        known.retire(asked.version)
         return _overview(known)
 
     @router.post("/pins", **docs.admin_operation(PinRequest, 409, 422))
     async def pin(request: Request) -> Response:
         """Let only one model answer a run, whatever is in service; or end that."""
         asked, known = await body.read_seldom(request, PinRequest), stage.models()
-        known.pin(check_run(asked.run), asked.epoch)
+        known.pin(check_run(asked.run), asked.version)
         return _overview(known)
 
     return router

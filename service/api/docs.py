@@ -45,7 +45,7 @@ _ERRORS: dict[int, str] = {
     "has ended the service of this run, in a wire format without errors of samples",
     404: "`model_not_served`: the request names another model, or another version of it, than the one that would score it",
     408: "`body_timeout` or `head_timeout`: the request came too slowly",
-    409: "`digest_not_served` or `epoch_gone`: the model that the request wants, or that its run is pinned to, is not loaded",
+    409: "`digest_not_served` or `version_gone`: the model that the request wants, or that its run is pinned to, is not loaded",
     413: "`body_too_large`, or `request_too_large` for all seats together",
     415: "`unsupported_media_type`",
     422: "`invalid_request` with the JSON path of the offending field, `too_many_samples`, `idempotency_key_reused`; "
@@ -58,7 +58,7 @@ _ERRORS: dict[int, str] = {
 }
 ADMIN = {
     403: f"`admin_needs_key`: without keys, only programs on the server's own machine may do this. {_FORBIDDEN}",
-    409: "`epoch_gone`, `epoch_in_use`, `load_in_progress`, `nothing_is_loading` or `nothing_to_roll_back`",
+    409: "`version_gone`, `version_in_use`, `load_in_progress`, `nothing_is_loading` or `nothing_to_roll_back`",
     422: "`model_refused` with the reason why the model cannot be served, or `invalid_request`",
 }
 """What statuses of the routes of an operator mean."""
@@ -80,7 +80,7 @@ _TIMES = [
     ),
 ]  # fmt: skip
 _ORIGIN = [
-    _parameter(place, prefix + name, schema, description)
+    _parameter(place, name if place == "query" else f"x-{name.replace('_', '-')}", schema, description)
     for name, schema, description in (
         (
             "run",
@@ -92,9 +92,13 @@ _ORIGIN = [
             {"type": "integer", "minimum": 0, "maximum": MOST_STEPS},
             "step of that training; the URL beats the header",
         ),
-        ("only", _STRING, "digests of the one model that may answer, as replies have them, with commas between"),
+        (
+            "model_digest",
+            _STRING,
+            "digests of the one model that may answer, as replies have them, with commas between",
+        ),
     )
-    for place, prefix in (("query", ""), ("header", "x-"))
+    for place in ("query", "header")
 ]
 _VALUE = _parameter(
     "query", "value", {"type": "string", "enum": ["reward", "raw", "normalized"]},
@@ -106,7 +110,7 @@ _OPTIONS = {
 }
 _IN_PATH = {
     "model": "name of the model: the served one, an alias, a digest, or reward_model",
-    "version": "number of the model within this process, model_epoch in replies",
+    "version": "number of the model within this process, model_version in replies",
     "run": "name of the run",
     "wire": "name of the trip wire",
 }

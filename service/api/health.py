@@ -48,7 +48,7 @@ def health_routes(
     async def readyz() -> Response:
         """200 while `/score` is of use; 503 `loading` before, `scorer_failing`, `scorer_hanging`, `shutting_down` after."""
         served = check_ready(stage)
-        return json_response({"status": "ready", "model": served.loaded.identity.name, "model_epoch": served.epoch})
+        return json_response({"status": "ready", "model": served.loaded.identity.name, "model_version": served.version})
 
     @router.get("/health", responses=docs.errors(503, is_open=True))
     async def health() -> Response:

@@ -148,7 +148,7 @@ def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
 
 
-_PART_OF_THE_REQUEST = (b"authorization", b"x-only", b"x-run", b"x-step")
+_PART_OF_THE_REQUEST = (b"authorization", b"x-model-digest", b"x-run", b"x-step")
 """Headers that identify a request besides its path and query: another value makes another request."""
 
 

@@ -96,7 +96,7 @@ def kserve_health_routes(stage: Stage, aliases: frozenset[str]) -> APIRouter:
 def _metadata(served: Served) -> dict[str, Any]:
     return {
         "name": served.loaded.identity.name,
-        "versions": [str(served.epoch)],
+        "versions": [str(served.version)],
         "platform": f"rewardserve_{served.loaded.identity.backend}",
         **TENSORS,
     }

@@ -30,41 +30,41 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 class Said:
     """What a URL and headers say beside the body. `options` are further query parameters, as they came.
 
-    `only` are digests of the one model that may answer.
+    `model_digests` are those of the one model that may answer.
     """
 
     run: str | None
     step: int | None
     options: Mapping[str, str]
-    only: tuple[str, ...] = ()
+    model_digests: tuple[str, ...] = ()
 
 
 NOTHING = Said(None, None, {})
 
 
 def read(scope: Scope, options: Collection[str] = ()) -> Said:
-    """`?run=`, `?step=` and `?only=`, or `x-run`, `x-step` and `x-only`.
+    """`?run=`, `?step=` and `?model_digest=`, or `x-run`, `x-step` and `x-model-digest`.
 
     Raise `InvalidRequest` for a parameter that is not read here, and for two different values of one thing.
     """
-    run = step = only = None
+    run = step = digest = None
     for name, value in scope["headers"]:
         if name[:2] == b"x-":  # the protocol lets each come once
             if name == b"x-run":
                 run = value
             elif name == b"x-step":
                 step = value
-            elif name == b"x-only":
-                only = value
-    if run is None and step is None and only is None and not scope["query_string"]:
+            elif name == b"x-model-digest":
+                digest = value
+    if run is None and step is None and digest is None and not scope["query_string"]:
         return NOTHING
-    asked = _query(scope["query_string"], {*options, "run", "step", "only"})
+    asked = _query(scope["query_string"], {*options, "run", "step", "model_digest"})
     others = {k: v for k, v in asked.items() if k in options}
     return Said(
         one("run", asked.get("run") or None, _text(run, "x-run") or None),
         one("step", _step(asked.get("step")), _step(_text(step, "x-step"))),
         others,
-        one("only", _digests(asked.get("only")), _digests(_text(only, "x-only"))) or (),
+        one("model_digest", _digests(asked.get("model_digest")), _digests(_text(digest, "x-model-digest"))) or (),
     )
 
 
@@ -72,8 +72,9 @@ def one(field: str, first: T | None, second: T | None) -> T | None:
     """The value that a request gives in one or two places. Raise `InvalidRequest` where they differ."""
     if first is None or second is None or first == second:
         return second if first is None else first
+    header = f"x-{field.replace('_', '-')}"
     raise InvalidRequest(
-        f"{field} is given twice, with different values (body, URL or the header x-{field}): send it once", field=field
+        f"{field} is given twice, with different values (body, URL or the header {header}): send it once", field=field
     )
 
 
@@ -132,14 +133,15 @@ def _text(value: bytes | None, name: str) -> str | None:
         raise InvalidRequest(f"{name} is not UTF-8: send it percent-encoded in the URL", field=name) from None
 
 
-def _digests(only: str | None) -> tuple[str, ...] | None:
-    if only is None:
+def _digests(listed: str | None) -> tuple[str, ...] | None:
+    if listed is None:
         return None
-    digests = tuple(sorted({each.strip() for each in only.split(",")}))  # an empty one is none: it would pin nothing
+    digests = tuple(sorted({each.strip() for each in listed.split(",")}))  # an empty one is none: it would pin nothing
     if len(digests) > _MOST_DIGESTS or not all(_DIGEST.fullmatch(each) for each in digests):
         raise InvalidRequest(
-            "only must be one to three digests as replies have them, sha256: and 64 hexadecimal digits, with commas between",
-            field="only",
+            "model_digest must be one to three digests as replies have them, sha256: and 64 hexadecimal digits, with commas "
+            "between",
+            field="model_digest",
         )
     return digests
 

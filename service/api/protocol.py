@@ -45,7 +45,7 @@ _SINGULAR = frozenset(
         b"transfer-encoding",
         b"content-length",
     }
-    | {b"x-run", b"x-step", b"x-only", b"x-deadline-ms"}
+    | {b"x-run", b"x-step", b"x-model-digest", b"x-deadline-ms"}
 )
 """Headers that are read here and have one value."""
 

@@ -187,7 +187,7 @@ class ModelOut(BaseModel):
     """Which model said it."""
 
     model: str = Field(description="name of the model that scored: the path or hub name that was loaded")
-    model_epoch: int = Field(description="number of that model within this process")
+    model_version: int = Field(description="number of that model within this process")
     contract: str = Field(description="digest of the scoring contract")
     calibration: str | None = Field(description="digest of the calibration; null without one")
     pipeline: str = Field(description="digest of the reward pipeline")

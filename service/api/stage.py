@@ -20,7 +20,7 @@ from rewardserve.service.batching.noise import NumericNoise
 from rewardserve.service.batching.planner import Limits
 from rewardserve.service.batching.watchdog import ScorerState
 from rewardserve.service.canaries import Sung
-from rewardserve.service.errors import DigestNotServed, EpochGone, Loading, ShuttingDown
+from rewardserve.service.errors import DigestNotServed, Loading, ShuttingDown, VersionGone
 from rewardserve.service.roster import Overview, Source
 from rewardserve.service.scoring import Scoring
 from rewardserve.service.tripwires.board import Board
@@ -56,7 +56,7 @@ class Details:
 
 @dataclass(frozen=True)  # no slots: they would leave no place for what is computed once
 class Served:
-    """A model in service. `epoch` counts the models that this process has loaded.
+    """A model in service. `version` counts the models that this process has loaded.
 
     `scorer_state` is whether forwards come back, `n_failing` how many batches in a row have failed, once that is alarming.
     `numeric_noise` is by how much a raw score may depend on the rest of its batch; None: not measured.
@@ -65,7 +65,7 @@ class Served:
     loaded: LoadedModel
     scoring: Scoring
     pipeline: Pipeline
-    epoch: int
+    version: int
     numeric_noise: NumericNoise | None
     batching: Callable[[], Limits]
     is_alive: Callable[[], bool]
@@ -80,7 +80,7 @@ class Served:
         calibration = self.loaded.calibration
         return {
             "model": self.loaded.identity.name,
-            "model_epoch": self.epoch,
+            "model_version": self.version,
             "contract": self.loaded.contract.digest,
             "calibration": None if calibration is None else calibration.digest,
             "pipeline": self.pipeline.digest,
@@ -88,9 +88,9 @@ class Served:
 
     @cached_property
     def headers(self) -> dict[str, str]:
-        """The name (percent-encoded: any name of a folder can be that of a model) and the epoch, as headers of a reply."""
+        """The name (percent-encoded: any name of a folder can be that of a model) and the version, as headers of a reply."""
         name = quote(self.loaded.identity.name, safe=" /:+@,;=()[]!")
-        return {"x-model-name": name, "x-model-epoch": str(self.epoch)}
+        return {"x-model-name": name, "x-model-version": str(self.version)}
 
     def has(self, digests: Sequence[str]) -> bool:
         """Whether each of these is the digest of its contract, calibration or pipeline."""
@@ -119,7 +119,7 @@ class Models(Protocol):
         """Give up the load that is going on."""
         ...
 
-    def activate(self, epoch: int) -> None:
+    def activate(self, version: int) -> None:
         """Put a loaded model into service."""
         ...
 
@@ -127,11 +127,11 @@ class Models(Protocol):
         """Back to the one before."""
         ...
 
-    def retire(self, epoch: int) -> None:
+    def retire(self, version: int) -> None:
         """Let go of one that is not in service."""
         ...
 
-    def pin(self, run: str, epoch: int | None) -> None:
+    def pin(self, run: str, version: int | None) -> None:
         """Only this model answers the run."""
         ...
 
@@ -142,7 +142,7 @@ class Stage:
     def __init__(self) -> None:
         self._served: Served | None = None
         self._models: Models | None = None
-        self._by_epoch: Mapping[int, Served] = {}
+        self._by_version: Mapping[int, Served] = {}
         self._pins: Mapping[str, int] = {}
         self._is_closing = asyncio.Event()
 
@@ -160,9 +160,9 @@ class Stage:
     def open(
         self, served: Served, others: Sequence[Served] = (), pins: Mapping[str, int] = MappingProxyType({})
     ) -> None:
-        """Serve this model from now on, and others to those who ask for one of them. `pins`: epochs of runs by name."""
+        """Serve this model from now on, and others to those who ask for one of them. `pins`: versions of runs by name."""
         self._served = served
-        self._by_epoch = {each.epoch: each for each in (served, *others)}
+        self._by_version = {each.version: each for each in (served, *others)}
         self._pins = pins
 
     def close(self) -> None:
@@ -190,27 +190,27 @@ class Stage:
             return False
         return not self._served.loaded.scorer.is_alive or self._served.scorer_state() == "lost"
 
-    def served_for(self, run: str | None, only: Sequence[str] = ()) -> Served:
-        """The model that answers a request of this run. Raise as `served`, `DigestNotServed` and `EpochGone`.
+    def served_for(self, run: str | None, model_digests: Sequence[str] = ()) -> Served:
+        """The model that answers a request of this run. Raise as `served`, `DigestNotServed` and `VersionGone`.
 
-        `only` are digests, as replies have them, of the one model that the caller wants to be answered by. No request is ever
+        `model_digests` are those, as replies have them, of the one model that the client wants. No request is ever
         answered by a model that its caller or an operator has ruled out.
         """
         served = self.served()
         pinned = None if run is None else self._pins.get(run)
         if pinned is not None:
-            if pinned not in self._by_epoch:
-                raise EpochGone("the model that this run is pinned to is not loaded", pinned_epoch=pinned)
-            served = self._by_epoch[pinned]
-        if served.has(only):
+            if pinned not in self._by_version:
+                raise VersionGone("the model that this run is pinned to is not loaded", pinned_version=pinned)
+            served = self._by_version[pinned]
+        if served.has(model_digests):
             return served
-        same = [each for each in self._by_epoch.values() if each.has(only)]
+        same = [each for each in self._by_version.values() if each.has(model_digests)]
         if not same or pinned is not None:
             raise DigestNotServed(
                 "the model that this request wants to be scored by is not in service; see GET /model",
-                model_epoch=served.epoch,
+                model_version=served.version,
             )
-        return max(same, key=lambda each: each.epoch)
+        return max(same, key=lambda each: each.version)
 
     def is_blocked(self, origin: Origin) -> bool:
         """Whether a trip wire has ended the service of this run."""

@@ -76,7 +76,7 @@ class Batcher:
         self._pace = pace
         self._clock = clock
         self._on_batch = on_batch
-        self._room = WaitingRoom(ScoreCache(0, epoch=0) if cache is None else cache, scorer.shares_prefixes)
+        self._room = WaitingRoom(ScoreCache(0, version=0) if cache is None else cache, scorer.shares_prefixes)
         self._rides: dict[asyncio.Task[None], list[Row]] = {}
         self._watchdog = watchdog
         self._on_state = on_state

@@ -1,6 +1,6 @@
 """Scores of rows that were scored before, in bounded memory: an exact repeat needs no forward.
 
-Knows bytes and scores, no models: whoever puts another model into service hands in another epoch. Only
+Knows bytes and scores, no models: whoever puts another model into service hands in another version. Only
 scores that may be sent again belong here, never a failure.
 """
 
@@ -17,9 +17,9 @@ _DIGEST_BYTES = 16  # among 2^40 rows, two would be taken for one with a probabi
 class ScoreCache:
     """The `n_rows` most recently used scores of one model. 0: remembers nothing. Belongs to one event loop."""
 
-    def __init__(self, n_rows: int, epoch: int) -> None:
+    def __init__(self, n_rows: int, version: int) -> None:
         self._n_rows = n_rows
-        self._salt = epoch.to_bytes(16, "big")
+        self._salt = version.to_bytes(16, "big")
         self._scores: OrderedDict[bytes, HeadScores] = OrderedDict()
 
     def __len__(self) -> int:
@@ -27,7 +27,7 @@ class ScoreCache:
         return len(self._scores)
 
     def name(self, key: bytes) -> bytes:
-        """What a row is known by: equal for equal rows of one epoch, different for all others."""
+        """What a row is known by: equal for equal rows of one version, different for all others."""
         return blake2b(key, digest_size=_DIGEST_BYTES, salt=self._salt).digest()
 
     def get(self, name: bytes) -> HeadScores | None:

@@ -74,14 +74,14 @@ class _Unbreakable:
 
 def logger(name: str) -> Logger:
     """A logger whose lines carry `room`."""
-    bound: Logger = structlog.get_logger(room=name)
+    bound: Logger = structlog.get_logger(component=name)
     return bound
 
 
 def tell_of_death(task: asyncio.Task[Any]) -> None:
     """A done callback for tasks that nobody waits for: asyncio speaks of what ended them only when they are forgotten."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        logger("tasks").error("task_died", task=task.get_name(), exc_info=error)
+        logger("tasks").error("background_task_failed", task=task.get_name(), exc_info=error)
 
 
 def exceptions_without_words(_logger: Any, _method: str, event: EventDict) -> EventDict:

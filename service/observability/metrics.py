@@ -26,7 +26,7 @@ from rewardserve.service.observability.runs import NAMES as RUNS
 from rewardserve.service.observability.runs import Margins, Runs
 from rewardserve.service.tripwires.board import Board
 
-PREFIX = "reward_"
+PREFIX = "rewardserve_"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -56,7 +56,7 @@ TABLE: tuple[Row, ...] = (
         ("route", "kind", "code")),
     Row("request_seconds", "histogram", "From the first byte of a request to the last of its answer.",
         ("route", "kind"), _SECONDS),
-    Row("connections_ended_total", "counter", "Connections that the server ended against the client's will, by why.", ("why",)),
+    Row("connections_ended_total", "counter", "Connections that the server ended before the client did, by reason.", ("reason",)),
     Row("samples_total", "counter", "Samples by outcome: ok, or the code of the error.", ("outcome",)),
     Row("tokens_total", "counter", "Tokens by what became of them.", ("kind",)),
     Row("encode_seconds", "histogram", "How long a few samples took to be encoded.", (), _SECONDS),
@@ -69,8 +69,8 @@ TABLE: tuple[Row, ...] = (
     Row("forward_seconds", "histogram", "One forward through the network.", (), _SECONDS),
     Row("batch_failures_total", "counter", "Forwards that gave no scores: out_of_memory, failed, or bug.", ("reason",)),
     Row("scorer_hanging", "gauge", "1 while a forward does not come back and everybody is refused."),
-    Row("raw_score", "histogram", "Raw scores, by the model that gave them.", ("epoch",)),
-    Row("value", "histogram", "Rewards as sent, by the model that gave them.", ("epoch",)),
+    Row("raw_score", "histogram", "Raw scores, by the model that gave them.", ("version",)),
+    Row("value", "histogram", "Rewards as sent, by the model that gave them.", ("version",)),
     Row("capped_total", "counter", "Rewards that a cap has changed.", ("side",)),
     Row("tripwire_statistic", "gauge", "What a wire last measured, of this replica.", ("wire", "run", "model")),
     Row("tripwire_threshold", "gauge", "Beyond this a wire trips.", ("wire",)),
@@ -79,34 +79,35 @@ TABLE: tuple[Row, ...] = (
     Row("tripwire_trips_total", "counter", "How often a wire has tripped.", ("wire", "run", "model")),
     Row("run_sum_total", "counter", "Sums over the watched samples of a run; of replicas they add up.",
         ("run", "model", "of")),
-    Row("run_usual", "gauge", "What is usual for a run: how many samples say so, and the sums of their values and squares.",
-        ("run", "model", "of", "power")),
+    Row("run_baseline_moment", "gauge", "Baseline of a run: number of samples, sum of their values, sum of squares.",
+        ("run", "model", "of", "order")),
     Row("run_part_sum_total", "counter", "The same sums of each part of a reward that has several.",
         ("run", "model", "part", "of")),
-    Row("run_part_usual", "gauge", "What is usual for each part of a reward.", ("run", "model", "part", "power")),
+    Row("run_part_baseline_moment", "gauge", "The same for each part of a reward.", ("run", "model", "part", "order")),
     Row("run_measured_seconds", "gauge", "How long a run has been scored by its present model, where it had another one before.",
         ("run", "model")),
     Row("run_step", "gauge", "The latest step that a run has named.", ("run", "model")),
     Row("run_kl", "gauge", "How far the policy is from its start, in nats, as its trainer said last.",
         ("run", "model")),
-    Row("looks_total", "counter", "Samples that trip wires looked at, and those that the allowance left out.", ("looked",)),
-    Row("runs_without_room_total", "counter", "Watched samples of named runs for which there was no room."),
+    Row("samples_inspected_total", "counter", "Samples of runs: inspected by trip wires, or skipped for want of CPU budget.",
+        ("outcome",)),
+    Row("runs_over_limit_total", "counter", "Watched samples of named runs for which there was no room."),
     Row("canary_margin", "gauge", "Raw score of an honest answer above that of an exploit.", ("canary",)),
     Row("collector_failures_total", "counter", "Parts of the metrics that a scrape could not read and left out.", ("part",)),
-    Row("alarms_lost_total", "counter", "Alarms that the webhook's receiver never had."),
+    Row("alerts_lost_total", "counter", "Alarms that the webhook's receiver never had."),
     Row("audit_skipped_total", "counter", "Samples that the audit judge was too slow for."),
     Row("device_memory_bytes", "gauge", "Memory of the device that the model is on.", ("kind",)),
     Row("model_info", "gauge", "What is loaded, and what it is loaded for; the value is always 1.",
         ("name", "architecture", "backend", "engine", "dtype", "device", "contract", "calibration", "pipeline",
-         "epoch", "state")),
-    Row("model_epoch", "gauge", "Which of the models that this process has loaded is in service."),
+         "version", "state")),
+    Row("model_version", "gauge", "Which of the models that this process has loaded is in service."),
     Row("model_loads_total", "counter", "Models that were to follow the one in service, by what came of it.", ("outcome",)),
     Row("shadow_samples_total", "counter", "Samples that a model in the shadow scored too, or was too slow for.", ("outcome",)),
     Row("shadow_pairs_total", "counter", "Pairs of responses to one prompt, by whether shadow and service order them alike.",
         ("order",)),
-    Row("shadow_agreement", "gauge", "Share of the pairs that the shadow orders as the service does.", ("epoch",)),
-    Row("shadow_shift", "gauge", "Mean reward of the shadow above that of the service.", ("epoch",)),
-    Row("shadow_correlation", "gauge", "Pearson's, of the rewards of shadow and service.", ("epoch",)),
+    Row("shadow_agreement", "gauge", "Share of the pairs that the shadow orders as the service does.", ("version",)),
+    Row("shadow_shift", "gauge", "Mean reward of the shadow above that of the service.", ("version",)),
+    Row("shadow_correlation", "gauge", "Pearson's, of the rewards of shadow and service.", ("version",)),
 )  # fmt: skip
 
 _CAPS: Mapping[str, str] = {
@@ -153,7 +154,7 @@ class _Tally(Collector):
             family.add_sample(f"{name}_sum", labels, self._sum)
 
 
-class _ByEpoch(Collector):
+class _ByVersion(Collector):
     """One histogram of scores for each model that is loaded: each has buckets of its own."""
 
     def __init__(self, row: Row) -> None:
@@ -167,9 +168,9 @@ class _ByEpoch(Collector):
             tally.add_to(family)
         yield family
 
-    def begin(self, epoch: int, edges: Sequence[float]) -> None:
-        """A model of this epoch may score."""
-        self.tallies[epoch] = _Tally(self._row, edges, {"epoch": str(epoch)})
+    def begin(self, version: int, edges: Sequence[float]) -> None:
+        """A model of this version may score."""
+        self.tallies[version] = _Tally(self._row, edges, {"version": str(version)})
 
 
 class _Registry(CollectorRegistry):
@@ -232,7 +233,9 @@ class Metrics:
         self._by_route = {
             r.name: self._histogram(r) for r in TABLE if r.kind == "histogram" and r.labels == ("route", "kind")
         }
-        self._by_epoch = {r.name: self._scores(r) for r in TABLE if r.kind == "histogram" and r.labels == ("epoch",)}
+        self._by_version = {
+            r.name: self._scores(r) for r in TABLE if r.kind == "histogram" and r.labels == ("version",)
+        }
         for name, labels in _SELDOM:
             self._count(name, 0, *labels)
         self._tallies = {r.name: self._tally(r, r.buckets) for r in TABLE if r.kind == "histogram" and not r.labels}
@@ -259,23 +262,23 @@ class Metrics:
         if is_new:
             logs.logger("metrics").error("collector_failed", part=part, exc_info=error)
 
-    def model_loaded(self, epoch: int, calibration: Calibration | None, pipeline: Pipeline) -> None:
+    def model_loaded(self, version: int, calibration: Calibration | None, pipeline: Pipeline) -> None:
         """A model may score: give the histograms of its scores their buckets."""
         raw_edges = score_buckets(calibration)
-        for name, scores in self._by_epoch.items():
-            scores.begin(epoch, _Z_EDGES if name == "value" and pipeline.normalizes else raw_edges)
+        for name, scores in self._by_version.items():
+            scores.begin(version, _Z_EDGES if name == "value" and pipeline.normalizes else raw_edges)
 
-    def model_gone(self, epoch: int) -> None:
+    def model_gone(self, version: int) -> None:
         """It will not score again."""
-        for scores in self._by_epoch.values():
-            del scores.tallies[epoch]
+        for scores in self._by_version.values():
+            del scores.tallies[version]
 
     def models_are(self, serving: int, infos: Iterable[Mapping[str, str]]) -> None:
-        """Name what is loaded, and the epoch in service."""
+        """Name what is loaded, and the version in service."""
         self._gauges["model_info"].clear()
         for info in infos:
             self._gauges["model_info"].labels(**info).set(1)
-        self._gauges["model_epoch"].set(serving)
+        self._gauges["model_version"].set(serving)
 
     def observe_load(self, outcome: str) -> None:
         """A model was to follow the one in service: ok, or refused."""
@@ -287,11 +290,11 @@ class Metrics:
         for order, n in pairs.items():
             self._count("shadow_pairs_total", n, order)
 
-    def shadow_is(self, epoch: int, figures: Mapping[str, float | None]) -> None:
+    def shadow_is(self, version: int, figures: Mapping[str, float | None]) -> None:
         """What the comparison of this model with the one in service says so far; what there is no saying is not shown."""
         for name, value in figures.items():
             if value is not None:
-                self._gauges[f"shadow_{name}"].labels(epoch=str(epoch)).set(value)
+                self._gauges[f"shadow_{name}"].labels(version=str(version)).set(value)
 
     def shadow_gone(self) -> None:
         """Nothing is compared any more."""
@@ -344,15 +347,15 @@ class Metrics:
         self._count("connections_ended_total", 1, why)
 
     def observe_samples(
-        self, epoch: int, outcomes: Mapping[str, int], n_tokens: int, n_cached_tokens: int, rewards: Sequence[Reward]
+        self, version: int, outcomes: Mapping[str, int], n_tokens: int, n_cached_tokens: int, rewards: Sequence[Reward]
     ) -> None:
         """A request has its rewards from one model, and an error for every sample that has none; `outcomes` counts both."""
         for outcome, n in outcomes.items():
             self._count("samples_total", n, outcome)
         self._tokens("received", n_tokens)
         self._tokens("cached", n_cached_tokens)
-        self._by_epoch["raw_score"].tallies[epoch].observe_all([reward.raw for reward in rewards])
-        self._by_epoch["value"].tallies[epoch].observe_all([reward.value for reward in rewards])
+        self._by_version["raw_score"].tallies[version].observe_all([reward.raw for reward in rewards])
+        self._by_version["value"].tallies[version].observe_all([reward.value for reward in rewards])
         sides = [{_CAPS[note] for note in reward.notes if note in _CAPS} for reward in rewards if reward.notes]
         for side in set().union(*sides):
             self._count("capped_total", sum([side in each for each in sides]), side)
@@ -374,7 +377,7 @@ class Metrics:
 
     def observe_alarm_lost(self) -> None:
         """Nobody received an alarm."""
-        self._count("alarms_lost_total", 1)
+        self._count("alerts_lost_total", 1)
 
     def observe_audit_skipped(self, n_samples: int) -> None:
         """The audit judge was not asked: too much waits for it."""
@@ -408,8 +411,8 @@ class Metrics:
     def _histogram(self, row: Row) -> Histogram:
         return Histogram(PREFIX + row.name, row.help, row.labels, buckets=row.buckets, registry=self._registry)
 
-    def _scores(self, row: Row) -> _ByEpoch:
-        scores = _ByEpoch(row)
+    def _scores(self, row: Row) -> _ByVersion:
+        scores = _ByVersion(row)
         self._registry.register(scores)
         return scores
 

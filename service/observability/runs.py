@@ -36,9 +36,9 @@ class Described(Protocol):
 
 
 NAMES = (
-    "tripwire_statistic", "tripwire_threshold", "tripwire_tripped", "tripwire_trips_total", "run_sum_total", "run_usual",
-    "run_part_sum_total", "run_part_usual", "run_measured_seconds", "run_step", "run_kl", "runs_without_room_total",
-    "looks_total",
+    "tripwire_statistic", "tripwire_threshold", "tripwire_tripped", "tripwire_trips_total", "run_sum_total", "run_baseline_moment",
+    "run_part_sum_total", "run_part_baseline_moment", "run_measured_seconds", "run_step", "run_kl", "runs_over_limit_total",
+    "samples_inspected_total",
 )  # fmt: skip
 """The lines of the table that are read from the board."""
 
@@ -72,9 +72,9 @@ class Runs(Collector):
 
         for wire, threshold in board.thresholds.items():
             add("tripwire_threshold", threshold, wire=wire)
-        add("runs_without_room_total", board.n_without_room)
-        add("looks_total", board.n_looked_at, looked="yes")
-        add("looks_total", board.n_left_out, looked="no")
+        add("runs_over_limit_total", board.n_without_room)
+        add("samples_inspected_total", board.n_looked_at, outcome="inspected")
+        add("samples_inspected_total", board.n_left_out, outcome="skipped")
         now = self._now()
         for run, state in board.runs.items():
             if board.has_ended(run, now):
@@ -122,11 +122,11 @@ def _add_sums(add: Add, state: Run) -> None:
 def _add_usual(add: Add, state: Run) -> None:
     named = {part(i): name for i, name in enumerate(state.yardstick.parts)}
     for of, usual in state.reference.usual.items():
-        for power, value in enumerate(_powers(usual)):
+        for order, value in enumerate(_powers(usual)):
             if of in named:
-                add("run_part_usual", value, part=named[of], power=str(power))
+                add("run_part_baseline_moment", value, part=named[of], order=str(order))
             else:
-                add("run_usual", value, of=of, power=str(power))
+                add("run_baseline_moment", value, of=of, order=str(order))
 
 
 def _powers(usual: Usual) -> tuple[float, float, float]:

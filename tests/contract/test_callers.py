@@ -261,7 +261,7 @@ def test_a_url_that_cannot_be_meant_is_refused(server, query):
 
 def test_a_repeated_key_is_answered_from_memory_and_counted_once(server):
     def n_scored():
-        return server.metric("reward_samples_total", outcome="ok")
+        return server.metric("rewardserve_samples_total", outcome="ok")
 
     body, before = {"samples": [{"text": TEXT}]}, n_scored()
     first, again = (server.client.post("/score", json=body, headers={"idempotency-key": "a"}) for _ in range(2))

@@ -47,10 +47,10 @@ def post(server, path, **more):
 
 @by_route
 def test_another_name_is_refused_with_404_and_scores_nothing(server, path):
-    before = server.metric("reward_samples_total", outcome="ok")
+    before = server.metric("rewardserve_samples_total", outcome="ok")
     refused = post(server, path, model=OTHER)
     assert refused.status_code == 404
-    assert server.metric("reward_samples_total", outcome="ok") == before
+    assert server.metric("rewardserve_samples_total", outcome="ok") == before
     said = refused.json()
     if path == "/predict":
         assert said["error_type"] == "validation"
@@ -84,8 +84,8 @@ OWN = {
 def test_our_own_routes_name_the_model_in_headers_too(server, path):
     answer = server.client.post(path, json=OWN[path])
     said = answer.json()
-    assert (answer.headers["x-model-name"], answer.headers["x-model-epoch"]) == ("echo", str(said["model_epoch"]))
-    assert (said["model"], said["model_epoch"]) == ("echo", 1)
+    assert (answer.headers["x-model-name"], answer.headers["x-model-version"]) == ("echo", str(said["model_version"]))
+    assert (said["model"], said["model_version"]) == ("echo", 1)
 
 
 @pytest.mark.parametrize("name", ["echo", "rm", "default"])
@@ -201,8 +201,8 @@ def test_after_a_swap_each_reply_names_the_model_that_scored_it(tmp_path):
         first = server.client.post("/classify", json=text)
         loaded = server.client.post("/admin/models", json={"model": str(new), "pin": ["held"]}, timeout=120)
         assert loaded.status_code == 200, loaded.text
-        epoch = server.client.get("/admin/models").json()
-        assert epoch
+        version = server.client.get("/admin/models").json()
+        assert version
         second = server.client.post("/classify", json=text)
         pinned = server.client.post("/classify?run=held", json=text | {"model": str(old)})
         own = server.client.post("/score", json={"samples": [{"text": "hello world"}]})

@@ -58,8 +58,9 @@ def refused_field(server, path, url="", headers=None, **fields):
 @pytest.mark.parametrize("path", BODIES)
 def test_one_thing_that_is_given_two_values_is_refused_on_every_route(server, path):
     before = set(server.client.get("/tripwires").json()["runs"])
-    for field, first, second in (("run", "clean", "hack"), ("step", "1", "2"), ("only", *DIGESTS)):
-        assert field in str(refused_field(server, path, f"?{field}={first}", {f"x-{field}": second}))
+    for field, first, second in (("run", "clean", "hack"), ("step", "1", "2"), ("model_digest", *DIGESTS)):
+        header = f"x-{field.replace('_', '-')}"
+        assert field in str(refused_field(server, path, f"?{field}={first}", {header: second}))
     if path in ("/score", "/compare"):
         for field, first, second in (("run", "clean", "hack"), ("step", 1, 2)):
             assert refused_field(server, path, f"?{field}={second}", **{field: first})["field"] == field
@@ -80,14 +81,16 @@ def test_one_value_may_be_given_twice(server, path):
 @pytest.mark.parametrize("only", ["", ",", " ", f"{DIGESTS[0]},", f",{DIGESTS[0]}", f"{DIGESTS[0]},,{DIGESTS[1]}"])
 @pytest.mark.parametrize("path", BODIES)
 def test_an_empty_pin_is_refused_and_does_not_let_any_model_answer(server, path, only):
-    assert "only" in str(refused_field(server, path, f"?only={only}"))
-    assert "only" in str(refused_field(server, path, "", {"x-only": only.strip()}))
+    assert "model_digest" in str(refused_field(server, path, f"?model_digest={only}"))
+    assert "model_digest" in str(refused_field(server, path, "", {"x-model-digest": only.strip()}))
 
 
 def test_a_pin_is_one_whatever_the_order_of_its_digests(server):
     model = server.client.post("/score", json=TEXT).json()
     pin, same = (f"{model[a]},{model[b]}" for a, b in (("contract", "pipeline"), ("pipeline", "contract")))
-    assert server.client.post(f"/score?only={pin}", json=TEXT, headers={"x-only": same}).status_code == 200
+    assert (
+        server.client.post(f"/score?model_digest={pin}", json=TEXT, headers={"x-model-digest": same}).status_code == 200
+    )
 
 
 @pytest.mark.parametrize(("path", "field"), [("/score", "samples"), ("/compare", "comparisons")])

@@ -58,7 +58,7 @@ def test_it_scores_for_who_has_the_key_and_for_nobody_else(stack):
 
 def test_prometheus_sees_what_was_scored_and_loads_all_rules(stack):
     stack.score(EGG).raise_for_status()
-    assert wait_for(lambda: stack.query('sum(reward_samples_total{job="rewardserve",outcome="ok"})'))[0] >= 2
+    assert wait_for(lambda: stack.query('sum(rewardserve_samples_total{job="rewardserve",outcome="ok"})'))[0] >= 2
     assert stack.query('up{job="rewardserve"}') == [1.0]
     groups = stack.prometheus.get("/api/v1/rules").json()["data"]["groups"]
     assert {group["name"] for group in groups} >= {"reward-service", "reward-tripwires"}
@@ -119,7 +119,11 @@ def test_what_is_usual_for_a_run_outlives_the_container(stack):
     stack.compose("up", "--detach", "--no-build", "--pull", "never", "--wait", "--force-recreate", "rewardserve")
     stack.score(EGG, run="ppo-7", step=100).raise_for_status()
     page = stack.server.get("/metrics").text
-    usual = [line for line in page.splitlines() if line.startswith("reward_run_usual{") and 'run="ppo-7"' in line]
+    usual = [
+        line
+        for line in page.splitlines()
+        if line.startswith("rewardserve_run_baseline_moment{") and 'run="ppo-7"' in line
+    ]
     assert usual, "learnt before the restart"
 
 
@@ -138,9 +142,9 @@ def test_another_model_takes_over_by_the_key_of_the_operator(stack, with_secrets
 
     before = stack.score(EGG).json()
     assert swap("trainer").status_code == 403
-    assert swap("operator").raise_for_status().json()["serving"] == before["model_epoch"] + 1
+    assert swap("operator").raise_for_status().json()["serving"] == before["model_version"] + 1
     after = stack.score(EGG).json()
-    assert after["model_epoch"] == before["model_epoch"] + 1
+    assert after["model_version"] == before["model_version"] + 1
     assert after["rewards"] == pytest.approx(before["rewards"], abs=1e-3)
 
 

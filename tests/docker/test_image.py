@@ -73,7 +73,7 @@ def test_without_keys_it_refuses_to_be_reached_and_says_what_to_set(in_the_image
     done = in_the_image(entrypoint="reward-serve")
     assert done.returncode == 2
     assert "REWARD_KEYS_FILE" in done.stdout
-    assert "REWARD_ALLOW_OPEN=1" in done.stdout
+    assert "REWARD_ALLOW_UNAUTHENTICATED=1" in done.stdout
 
 
 @pytest.mark.parametrize("command", ["reward-score", "reward-check", "reward-rules", "reward-baits"])

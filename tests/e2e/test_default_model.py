@@ -153,9 +153,9 @@ def test_everything_that_training_can_fit_is_fitted():
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--debias=0.5", "--penalties.repetition=1", "--tripwires.reference=calibration"),
-        ("--combine.how=min",),
-        ("--combine.how=and", "--shape=none"),
+        ("--length-debias=0.5", "--penalties.repetition=1", "--tripwires.reference=calibration"),
+        ("--combine.method=min",),
+        ("--combine.method=and", "--shape=none"),
     ],
 )
 def test_whatever_needs_a_calibration_is_served(trunk, flags):

@@ -55,12 +55,12 @@ FIELDS = {
     "/slime": ['{"prompt":"a","response":"b","label":%s}'],
     "/get_reward": ['{"query":["a"],"prompts":["b"],"labels":[%s]}'],
     "/admin/models": ['{"model":"echo","shadow":%s}', '{"model":%s}', '{"pin":[%s]}'],
-    "/admin/models/activate": ['{"epoch":%s}'],
-    "/admin/models/retire": ['{"epoch":%s}'],
-    "/admin/pins": ['{"run":"r","epoch":%s}', '{"run":%s,"epoch":1}'],
+    "/admin/models/activate": ['{"version":%s}'],
+    "/admin/models/retire": ['{"version":%s}'],
+    "/admin/pins": ['{"run":"r","version":%s}', '{"run":%s,"version":1}'],
 }  # fmt: skip
-HEADERS = ["x-step", "x-deadline-ms", "idempotency-key", "x-run", "x-only"]
-PARAMETERS = ["run", "step", "only", "value"]
+HEADERS = ["x-step", "x-deadline-ms", "idempotency-key", "x-run", "x-model-digest"]
+PARAMETERS = ["run", "step", "model_digest", "value"]
 REFUSED = {400, 404, 409, 413, 415, 422, 424, 504}
 
 
@@ -83,8 +83,8 @@ def assert_pages_go_on(server, what):
     metrics = server.client.get("/metrics")
     assert metrics.status_code == 200, what
     names = {s.name for family in text_string_to_metric_families(metrics.text) for s in family.samples}
-    assert "reward_run_step" in names, what
-    assert "reward_collector_failures_total" not in names, what
+    assert "rewardserve_run_step" in names, what
+    assert "rewardserve_collector_failures_total" not in names, what
 
 
 def asked(server, path, body, **headers):
@@ -109,7 +109,7 @@ def test_no_number_of_a_body_breaks_a_page(server, path):
             asked(server, path, (field % number).encode())
         assert_pages_go_on(server, field)
     assert "request_bug" not in server.log
-    server.client.post("/admin/pins", json={"run": "r", "epoch": None})
+    server.client.post("/admin/pins", json={"run": "r", "version": None})
 
 
 def test_no_number_of_a_header_or_url_breaks_a_page(server):

@@ -46,10 +46,10 @@ OTHERS = {
         {"name": "sequence_lengths", "shape": [1, 1], "datatype": "INT64", "data": [3]},
     ], "outputs": [{"name": "rewards", "parameters": {"binary_data": False}}], "id": "1"}),
     "a load": ("/admin/models", {"model": "echo", "shadow": 0.5, "pin": ["r"]}),
-    "several loads": ("/admin/models", {"models": "a=echo,b=echo"}),
-    "an activation": ("/admin/models/activate", {"epoch": 1}),
-    "a retirement": ("/admin/models/retire", {"epoch": 1}),
-    "a pin": ("/admin/pins", {"run": "r", "epoch": 1}),
+    "several loads": ("/admin/models", {"ensemble": "a=echo,b=echo"}),
+    "an activation": ("/admin/models/activate", {"version": 1}),
+    "a retirement": ("/admin/models/retire", {"version": 1}),
+    "a pin": ("/admin/pins", {"run": "r", "version": 1}),
 }  # fmt: skip
 BODIES = WRITTEN | OTHERS
 VALUES = (None, True, 0, -1, 1.5, "", "x", [], [[]], ["x"], [1], {}, {"a": 1}, [{}], 10**30)

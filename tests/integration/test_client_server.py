@@ -66,7 +66,7 @@ def test_rewards_are_the_echo_of_what_was_sent_in_every_form(server):
     assert scores.rewards == [r.raw for r in scores.results] == expected
     assert scores.results[0].id == "mine"
     assert scores.results[4].missing_end
-    assert (scores.model.model, scores.model.epoch) == ("echo", 1)
+    assert (scores.model.model, scores.model.version) == ("echo", 1)
 
 
 def test_many_samples_are_split_answered_in_order_and_not_mixed(server):
@@ -131,14 +131,17 @@ def test_a_key_is_asked_for_and_sent(tmp_path):
 def test_who_takes_one_model_alone_is_scored_by_it_or_told_that_it_is_not_there(server, monkeypatch):
     with RewardClient(server.url) as client:
         (known,) = client.score(samples_of(3)).identities
-    monkeypatch.setenv("REWARDSERVE_ONLY", f"{known.contract},{known.pipeline}")
+    monkeypatch.setenv("REWARDSERVE_MODEL_DIGEST", f"{known.contract},{known.pipeline}")
     with RewardClient(server.url) as client:
         assert client.score(samples_of(3)).rewards == pytest.approx(truth_of(samples_of(3)))
-    with RewardClient(server.url, only="sha256:" + "0" * 64) as client, pytest.raises(RequestRefused) as refused:
+    with (
+        RewardClient(server.url, model_digest="sha256:" + "0" * 64) as client,
+        pytest.raises(RequestRefused) as refused,
+    ):
         client.score(samples_of(3))
     assert refused.value.code == "digest_not_served"
     with pytest.raises(Misconfigured):
-        RewardClient(server.url, only="the newest")
+        RewardClient(server.url, model_digest="the newest")
 
 
 def test_a_full_house_is_waited_for():
@@ -147,7 +150,7 @@ def test_a_full_house_is_waited_for():
         limits = Limits(chunk_samples=8, chunks_at_once=4)
         with RewardClient(small.url, limits=limits, backoff=QUICK, deadline_s=60) as client:
             assert client.score(samples_of(64)).rewards == truth_of(samples_of(64))
-        assert small.metric("reward_requests_total", route="/score", code="503") > 0
+        assert small.metric("rewardserve_requests_total", route="/score", code="503") > 0
 
 
 def test_a_deadline_is_told_to_the_server_and_kept():
@@ -248,7 +251,7 @@ class Eavesdropper:
 
 async def test_an_answer_that_was_lost_is_given_again_and_counted_once(server):
     def n_scored():
-        return server.metric("reward_samples_total", outcome="ok")
+        return server.metric("rewardserve_samples_total", outcome="ok")
 
     asked, before = samples_of(30, start=5_000), n_scored()
     async with Eavesdropper(server, n_lost=2) as way, AsyncRewardClient(way.url, backoff=QUICK) as client:

@@ -14,7 +14,7 @@ N_STEPS, WARM_UP = 8, 4
 def test_a_policy_learns_over_http_what_it_learns_here_and_hears_of_the_first_look(tmp_path):
     # A page as soon as anybody looks, which is after the warm-up: the base policy leaves some responses empty.
     (tmp_path / "plan.toml").write_text('[wires.opener]\nthreshold = 1e-6\nseverity = "page"')
-    flags = [f"--tripwires-file={tmp_path / 'plan.toml'}"]
+    flags = [f"--tripwires.config-file={tmp_path / 'plan.toml'}"]
     run = over_http.run(over_http.KINDS[0], 5, steps=N_STEPS, flags=flags)
     here = run_here(WITHOUT_HTTP[0], 5, steps=N_STEPS)
     assert run.off_by < 1e-9

@@ -33,7 +33,7 @@ def still_fine(server):
     yield
     reply = server.score(GOOD).json()
     assert reply["results"][0]["raw"] == echo_score(bytes_of("hi\nyes"))
-    assert server.metric("reward_queue_samples") == 0
+    assert server.metric("rewardserve_queue_samples") == 0
     assert server.process.poll() is None
 
 
@@ -66,7 +66,7 @@ def test_a_score_reply_has_every_field_of_the_design_and_no_other(server):
     assert response.status_code == 200
     schemas.ScoreReply.model_validate(reply, strict=True)
     assert list(reply) == [
-        "model", "model_epoch", "contract", "calibration", "pipeline", "rewards", "results", "usage", "timing_ms",
+        "model", "model_version", "contract", "calibration", "pipeline", "rewards", "results", "usage", "timing_ms",
     ]  # fmt: skip
     assert list(reply["results"][0]) == [
         "id", "reward", "raw", "normalized", "notes", "flags", "tokens", "truncated", "missing_end", "cached", "error",
@@ -79,12 +79,12 @@ def test_a_score_reply_has_every_field_of_the_design_and_no_other(server):
     assert (too_long["error"]["n"], too_long["error"]["limit"]) == (3001, 2000)
     assert reply["rewards"] == [r["reward"] for r in reply["results"]]
     assert reply["usage"] == {"samples": 7, "tokens": 41, "tokens_computed": 13}, "five rows are equal: computed once"
-    cached_before = server.metric("reward_tokens_total", kind="cached")
+    cached_before = server.metric("rewardserve_tokens_total", kind="cached")
     again = post(server, request).json()
     assert [r["cached"] for r in again["results"]] == [True] * 6 + [False]
     assert [r["raw"] for r in again["results"]] == [r["raw"] for r in reply["results"]]
     assert again["usage"] == {"samples": 7, "tokens": 41, "tokens_computed": 0}
-    assert server.metric("reward_tokens_total", kind="cached") == cached_before + 41
+    assert server.metric("rewardserve_tokens_total", kind="cached") == cached_before + 41
 
 
 def test_a_model_of_several_heads_names_them_and_adds_them_up():
@@ -317,15 +317,15 @@ def test_every_metric_of_the_table_is_there_and_no_other(server):
     for row in TABLE:
         samples = by_name[PREFIX + row.name.removesuffix("_total")].samples
         assert all(set(s.labels) - {"le"} == set(row.labels) for s in samples), row.name
-    buckets = [s for s in by_name["reward_raw_score"].samples if s.name.endswith("_bucket")]
+    buckets = [s for s in by_name["rewardserve_raw_score"].samples if s.name.endswith("_bucket")]
     assert len(buckets) == 41 + 1
 
 
 def test_metrics_count_what_happened(server):
-    names = {"tokens": ("reward_tokens_total", {"kind": "received"}), "ok": ("reward_samples_total", {"outcome": "ok"}),
-             "bad": ("reward_samples_total", {"outcome": "token_out_of_vocabulary"}),
-             "requests": ("reward_requests_total", {"route": "/score", "code": "200"}),
-             "values": ("reward_value_count", {})}  # fmt: skip
+    names = {"tokens": ("rewardserve_tokens_total", {"kind": "received"}), "ok": ("rewardserve_samples_total", {"outcome": "ok"}),
+             "bad": ("rewardserve_samples_total", {"outcome": "token_out_of_vocabulary"}),
+             "requests": ("rewardserve_requests_total", {"route": "/score", "code": "200"}),
+             "values": ("rewardserve_value_count", {})}  # fmt: skip
     before = {k: server.metric(n, **labels) for k, (n, labels) in names.items()}
     server.score(GOOD, GOOD, {"input_ids": [999]})
     after = {k: server.metric(n, **labels) for k, (n, labels) in names.items()}
@@ -337,7 +337,7 @@ def test_paths_that_do_not_exist_share_one_label(server):
         server.client.get(f"/secret-{i}")
     text = server.client.get("/metrics").text
     assert "secret" not in text
-    assert server.metric("reward_requests_total", route="other", code="404") >= 3
+    assert server.metric("rewardserve_requests_total", route="other", code="404") >= 3
 
 
 def test_the_documentation_knows_requests_replies_and_errors(server):

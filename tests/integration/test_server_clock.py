@@ -29,7 +29,7 @@ def ask(server, text, **headers):
 
 def seconds_measured(server):
     names = "request_seconds_sum", "queue_seconds_sum", "forward_seconds_sum", "encode_seconds_sum"
-    return [server.metric(f"reward_{name}") for name in names]
+    return [server.metric(f"rewardserve_{name}") for name in names]
 
 
 @pytest.mark.parametrize("jump", [YEAR_S, -YEAR_S])
@@ -69,14 +69,14 @@ def test_a_process_that_is_suspended_keeps_its_deadlines_and_is_not_taken_for_ha
         patient = crowd.submit(ask, server, "patient")
         with open(gate, "wb"):
             late = crowd.submit(server.score, {"text": "late"}, x_deadline_ms="1000")
-            wait_until(lambda: server.metric("reward_queue_samples") == 1)
+            wait_until(lambda: server.metric("rewardserve_queue_samples") == 1)
             server.signal(signal.SIGSTOP)
             threading.Event().wait(suspended_s)  # what is tested is time that really passes
             server.signal(signal.SIGCONT)
             assert late.result().status_code == 504
         patient.result()
         ask(server, "afterwards")
-        assert server.metric("reward_scorer_hanging") == 0
+        assert server.metric("rewardserve_scorer_hanging") == 0
         assert server.client.get("/livez").status_code == 200
         assert "scorer_state" not in server.log
 

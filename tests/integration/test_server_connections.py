@@ -31,7 +31,7 @@ def raw(server):
 
 
 def ended(server, why):
-    return server.metric("reward_connections_ended_total", why=why)
+    return server.metric("rewardserve_connections_ended_total", reason=why)
 
 
 def ask(server):
@@ -197,7 +197,7 @@ def test_who_closes_its_half_has_left_and_frees_its_seat(tmp_path):
             half.sendall(REQUEST)
             with open(tmp_path / "gate", "wb"):
                 half.shutdown(socket.SHUT_WR)
-                wait_until(lambda: server.metric("reward_requests_total", route="/score", code="499") == 1)
+                wait_until(lambda: server.metric("rewardserve_requests_total", route="/score", code="499") == 1)
         wait_until(lambda: server.score({"text": "next"}).status_code == 200)
 
 
@@ -211,7 +211,7 @@ def test_in_a_full_house_the_second_refusal_reads_no_body_and_is_like_the_first(
     with drill(f"forward-waits:{gate}", *flags) as server, connection(server) as inside, connection(server) as late:
         inside.sendall(REQUEST)
         with open(gate, "wb"):
-            wait_until(lambda: server.metric("reward_queue_samples") == 0)
+            wait_until(lambda: server.metric("rewardserve_queue_samples") == 0)
             told = []
             for i in range(4):
                 late.sendall(REQUEST.replace(b"host: localhost", b"host: localhost\r\nx-request-id: late-%d" % i))
@@ -219,7 +219,7 @@ def test_in_a_full_house_the_second_refusal_reads_no_body_and_is_like_the_first(
             assert [(status, code) for status, _, code in told] == [(503, "overloaded")] * 4
             assert [headers.pop("x-request-id") for _, headers, _ in told] == [f"late-{i}" for i in range(4)]
             assert all(int(headers["retry-after"]) >= 1 and "connection" not in headers for _, headers, _ in told)
-            assert server.metric("reward_requests_total", route="/score", code="503") == 4
+            assert server.metric("rewardserve_requests_total", route="/score", code="503") == 4
         assert answer(inside)[0] == 200
         late.sendall(REQUEST)
         assert answer(late)[0] == 200

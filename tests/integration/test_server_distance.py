@@ -46,7 +46,7 @@ def replies(*flags):
     with Server(*flags) as server:
         scored = [server.score(*SAMPLES) for _ in range(2)]
         compared = server.client.post("/compare", json={"comparisons": [COMPARISON]})
-        counted = server.metric("reward_run_sum_total", of="distances")
+        counted = server.metric("rewardserve_run_sum_total", of="distances")
     assert all(reply.status_code == 200 for reply in (*scored, compared))
     return [reply.json() for reply in (*scored, compared)], counted
 
@@ -54,7 +54,7 @@ def replies(*flags):
 @pytest.mark.parametrize("engine", ["packed", "padded"])
 def test_callers_hear_the_same_whether_the_server_knows_distances_or_not(checkpoints, engine):
     told, untold = (
-        replies(f"--model={checkpoints / name}", f"--engine={engine}", "--combine.how=mean", "--normalize=false")
+        replies(f"--model={checkpoints / name}", f"--engine={engine}", "--combine.method=mean", "--normalize=false")
         for name in ("told", "untold")
     )
     assert told[1] > untold[1] == 0, "it was looked at"
@@ -76,8 +76,8 @@ def test_a_file_that_is_scored_holds_no_distance(checkpoints, tmp_path):
 
 
 def test_an_ensemble_of_those_who_know_and_those_who_do_not_is_served_and_tells_callers_nothing(checkpoints):
-    models = f"--models=a={checkpoints / 'told'},b={checkpoints / 'untold'}"
-    (scored, *_), counted = replies(models, "--combine.how=min")
+    models = f"--ensemble=a={checkpoints / 'told'},b={checkpoints / 'untold'}"
+    (scored, *_), counted = replies(models, "--combine.method=min")
     assert "distance" not in json.dumps(scored)
     assert set(scored["results"][0]["heads"]) == {"a/good", "a/kind", "b/good", "b/kind"}
     assert counted > 0

@@ -139,10 +139,10 @@ def test_bodies_in_flight_are_bounded_and_the_refused_may_come_again(server, len
 
 
 def test_who_leaves_in_the_middle_of_a_body_gives_its_room_back(server):
-    n_left = server.metric("reward_requests_total", route="/score", code="499")
+    n_left = server.metric("rewardserve_requests_total", route="/score", code="499")
     with connection(server) as raw:
         raw.sendall(head() + BODY[:-10])
         wait_until(lambda: is_crowded(server))
     wait_until(lambda: not is_crowded(server))
-    assert server.metric("reward_requests_total", route="/score", code="499") == n_left + 1
+    assert server.metric("rewardserve_requests_total", route="/score", code="499") == n_left + 1
     assert "request_bug" not in server.log

@@ -23,7 +23,7 @@ def test_the_only_key_can_be_taken_back_and_is_not_replaced_by_no_protection(tmp
         wait_until(lambda: server.score({"text": "x"}, **AS).status_code == 401, 20.0)
         assert server.score({"text": "x"}).status_code == 401
         assert server.client.get("/admin/models").status_code == 401
-        server.wait_for("keys_file_is_broken.*no key is valid")
+        server.wait_for("api_keys_reload_failed.*no key is valid")
         path.write_text(LINE)
         wait_until(lambda: server.score({"text": "x"}, **AS).status_code == 200, 20.0)
 
@@ -34,7 +34,7 @@ def test_a_file_that_hangs_hangs_no_request(tmp_path):
     with Server("--backend=echo", f"--keys-file={path}") as server:
         path.unlink()
         os.mkfifo(path)
-        server.wait_for("keys_file_is_broken.*no regular file")
+        server.wait_for("api_keys_reload_failed.*no regular file")
         assert server.client.get("/livez").status_code == 200
         assert server.score({"text": "x"}, **AS).status_code == 200
 
@@ -44,8 +44,8 @@ def test_a_file_that_hangs_hangs_no_request(tmp_path):
     [
         (["--keys-file={}"], "no regular file"),
         (["--tls-cert-file={}", "--tls-key-file={}"], "no regular file"),
-        (["--tripwires-file={}"], "no regular file"),
-        (["--tripwires.baits-file={}", "--tripwires.baits-key-file={}"], "cannot be read"),
+        (["--tripwires.config-file={}"], "no regular file"),
+        (["--tripwires.honeypots-file={}", "--tripwires.honeypots-key-file={}"], "cannot be read"),
         (["--webhook-url=http://127.0.0.1:9", "--webhook-secret-file={}"], "cannot be read"),
         (["--tripwires.canaries-file={}"], "cannot be read"),
     ],

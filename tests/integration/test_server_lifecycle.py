@@ -117,7 +117,7 @@ def test_a_model_that_cannot_be_loaded_is_said_in_words_and_ends_the_process():
         (["--batching.max-tokens=0"], {}, "REWARD_BATCHING__MAX_TOKENS"),
         ([], {"REWARD_BATCHING__MAX_TOKENS": "many"}, "REWARD_BATCHING__MAX_TOKENS (--batching.max-tokens)"),
         (["--max-input-tokens=4096", "--batching.max-tokens=1024"], {}, "max_input_tokens=4096 exceeds"),
-        (["--host=0.0.0.0"], {}, "REWARD_ALLOW_OPEN=1"),
+        (["--host=0.0.0.0"], {}, "REWARD_ALLOW_UNAUTHENTICATED=1"),
         (["--keys-file=/no/such/file"], {}, "REWARD_KEYS_FILE"),
         (["--cap-low=2", "--cap-high=1"], {}, "is not below"),
         (["--overload-status=500"], {}, "REWARD_OVERLOAD_STATUS"),
@@ -229,7 +229,7 @@ def test_keys_change_while_the_server_runs_and_the_log_names_them(tmp_path):
         new = made("ppo-8")
         wait_until(lambda: server.score(GOOD, **new).status_code == 200)
         path.write_text("broken sha256:nothing score\n")
-        wait_until(lambda: server.score(GOOD, **new).status_code == 401 and "keys_file_is_broken" in server.log)
+        wait_until(lambda: server.score(GOOD, **new).status_code == 401 and "api_keys_reload_failed" in server.log)
         server.signal()
         assert server.ended() == 0
     lines = [json.loads(line) for line in server.lines if line.startswith("{")]
@@ -269,7 +269,7 @@ def test_who_is_late_gets_504_while_the_forward_is_still_held(gate, crowd):
         inside = crowd.submit(server.score, GOOD)
         gate.enter()
         assert code(server.score(GOOD, x_deadline_ms="50")) == (504, "deadline_exceeded")
-        assert server.metric("reward_queue_samples") == 0
+        assert server.metric("rewardserve_queue_samples") == 0
         gate.leave()
         assert inside.result().status_code == 200
 
@@ -282,13 +282,13 @@ def test_who_hangs_up_leaves_the_queue_and_frees_the_seat(gate, crowd):
         host, port = server.url.removeprefix("http://").split(":")
         leaver = socket.create_connection((host, int(port)))
         leaver.sendall(b"POST /score HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
-        wait_until(lambda: server.metric("reward_queue_samples") == 1)
+        wait_until(lambda: server.metric("rewardserve_queue_samples") == 1)
         assert code(server.score({"text": "more"})) == (503, "overloaded")
         leaver.close()
-        wait_until(lambda: server.metric("reward_queue_samples") == 0)
-        assert server.metric("reward_requests_total", route="/score", code="499") == 1
+        wait_until(lambda: server.metric("rewardserve_queue_samples") == 0)
+        assert server.metric("rewardserve_requests_total", route="/score", code="499") == 1
         after = crowd.submit(server.score, {"text": "staying"})
-        wait_until(lambda: server.metric("reward_queue_samples") == 1)
+        wait_until(lambda: server.metric("rewardserve_queue_samples") == 1)
         gate.leave()
         assert [inside.result().status_code, after.result().status_code] == [200, 200]
 
@@ -303,7 +303,7 @@ def test_told_to_stop_under_load_everything_accepted_is_answered(gate, crowd, nu
         first = crowd.submit(server.score, *asked[0])
         gate.enter()
         answers = {0: first} | {i: crowd.submit(server.score, *asked[i]) for i in range(1, 12)}
-        wait_until(lambda: server.metric("reward_queue_samples") == 55)
+        wait_until(lambda: server.metric("rewardserve_queue_samples") == 55)
         server.signal(number)
         wait_until(lambda: server.client.get("/readyz").status_code == 503)
         assert code(server.client.get("/readyz")) == (503, "shutting_down")
@@ -363,7 +363,7 @@ def test_a_scorer_that_fails_every_batch_is_not_ready_and_still_answers():
         assert refused.json()["error"]["failed_batches"] == FAILING_AFTER
         assert server.client.get("/livez").status_code == 200
         assert server.score(GOOD).status_code == 200
-        assert server.metric("reward_batch_failures_total", reason="failed") == FAILING_AFTER + 1
+        assert server.metric("rewardserve_batch_failures_total", reason="failed") == FAILING_AFTER + 1
 
 
 def test_a_forward_that_does_not_come_back_keeps_nobody_waiting_and_all_is_well_when_it_does(gate, crowd):
@@ -376,13 +376,13 @@ def test_a_forward_that_does_not_come_back_keeps_nobody_waiting_and_all_is_well_
             assert int(refused.headers["retry-after"]) >= 1
         assert code(server.client.get("/readyz")) == (503, "scorer_hanging")
         assert code(server.score(GOOD)) == (503, "scorer_hanging")
-        assert server.metric("reward_scorer_hanging") == 1
+        assert server.metric("rewardserve_scorer_hanging") == 1
         wait_until(lambda: server.client.get("/livez").status_code == 500)
         assert code(server.client.get("/livez")) == (500, "scorer_dead")
         gate.leave()
         wait_until(lambda: server.client.get("/readyz").status_code == 200)
         assert server.client.get("/livez").status_code == 200
-        assert server.metric("reward_scorer_hanging") == 0
+        assert server.metric("rewardserve_scorer_hanging") == 0
         (result,) = server.score(GOOD).json()["results"]
         assert result["raw"] == score_of("hi\nyes")
         states = [line.split("state=")[1].split()[0] for line in server.lines if "scorer_state" in line]

@@ -29,7 +29,7 @@ def test_a_batch_that_runs_out_of_device_memory_is_halved_and_every_row_is_score
         for what in ("first", "second"):
             samples = texts(64, what)
             assert raws(server.score(*samples)) == expected(samples)
-        assert server.metric("reward_batch_failures_total", reason="out_of_memory") > 0
+        assert server.metric("rewardserve_batch_failures_total", reason="out_of_memory") > 0
         assert server.client.get("/readyz").status_code == 200
 
 

@@ -146,7 +146,7 @@ def test_neither_a_conversation_nor_a_key_is_in_what_keys_and_quotas_say(tmp_pat
         speak_of_it_to_administration(server)
         assert MARKER not in "".join(answer.text for answer in refused)
         keys.write_text(f"{MARKER} {MARKER} {MARKER}\n")
-        wait_until(lambda: server.score({"text": MARKER}) and "keys_file_is_broken" in server.log)
+        wait_until(lambda: server.score({"text": MARKER}) and "api_keys_reload_failed" in server.log)
         metrics = server.client.get("/metrics").text
         server.signal()
         assert server.ended() == 0

@@ -30,7 +30,7 @@ def answered(url):
 
 
 def n_scored(server):
-    return server.metric("reward_samples_total", outcome="ok")
+    return server.metric("rewardserve_samples_total", outcome="ok")
 
 
 def test_every_replica_gets_its_share_and_has_a_port_of_its_own(port):

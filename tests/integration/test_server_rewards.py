@@ -41,7 +41,7 @@ def results(server, samples=SAMPLES):
 
 
 def test_every_stage_is_told_and_they_sum_to_the_reward(checkpoints):
-    flags = ["--debias=0.5", "--penalties.missing-end=1.5", "--penalties.repetition=2", "--shape=none"]
+    flags = ["--length-debias=0.5", "--penalties.missing-end=1.5", "--penalties.repetition=2", "--shape=none"]
     with Server(f"--model={checkpoints / 'one'}", *flags) as server:
         plain, cut_off, _ = results(server)
     assert list(plain["stages"]) == ["combined", "debias", "missing_end", "repetition"]
@@ -68,8 +68,8 @@ def test_par_compares_with_the_references_of_the_caller(checkpoints):
 
 
 def test_an_ensemble_is_served_like_a_model(checkpoints):
-    models = f"--models=a={checkpoints / 'one'},b={checkpoints / 'two'}"
-    with Server(models, "--combine.how=softmin", "--combine.beta=0.5") as server:
+    models = f"--ensemble=a={checkpoints / 'one'},b={checkpoints / 'two'}"
+    with Server(models, "--combine.method=softmin", "--combine.beta=0.5") as server:
         together, model = results(server), server.client.get("/model").json()
     alone = []
     for name in ("one", "two"):
@@ -83,7 +83,7 @@ def test_an_ensemble_is_served_like_a_model(checkpoints):
 
 
 def test_the_heads_of_one_model_may_be_members(checkpoints):
-    with Server(f"--model={checkpoints / 'one'}", "--combine.how=min", "--shape=none") as server:
+    with Server(f"--model={checkpoints / 'one'}", "--combine.method=min", "--shape=none") as server:
         for result in results(server):
             z = {"good": result["heads"]["good"] / 1.5, "kind": (result["heads"]["kind"] - 1.0) / 0.5}
             assert result["reward"] == pytest.approx(min(z.values()), abs=1e-6)
@@ -93,9 +93,9 @@ def test_the_heads_of_one_model_may_be_members(checkpoints):
     ("flags", "words"),
     [
         (["--normalize=true"], "reward-train calibrate"),
-        (["--debias=0.5"], "length curve"),
+        (["--length-debias=0.5"], "length curve"),
         (["--shape=par"], "reference rewards"),
-        (["--combine.how=min", "--normalize=true"], "reward-train calibrate"),
+        (["--combine.method=min", "--normalize=true"], "reward-train calibrate"),
     ],
 )
 def test_a_server_that_cannot_keep_its_word_does_not_start(tmp_path, flags, words):

@@ -36,7 +36,7 @@ def world(tmp_path, capsys):
     known.make("bound", capsys, "--runs=only")
     known.make("ops", capsys, "--scopes=score,admin")
     (tmp_path / "plan.toml").write_text('block = ["judge"]')
-    with Server(*WATCHED, f"--keys-file={known.path}", f"--tripwires-file={tmp_path / 'plan.toml'}") as server:
+    with Server(*WATCHED, f"--keys-file={known.path}", f"--tripwires.config-file={tmp_path / 'plan.toml'}") as server:
         yield server, known
 
 
@@ -77,7 +77,7 @@ def test_a_thousand_names_of_one_key_leave_a_new_run_of_another_watched(world):
         assert score(server, known.headers("b"), f"junk-{i}", ["x"]).is_success
     score(server, known.headers("a"), "new", ["fine"])
     assert "new" in server.client.get("/tripwires", headers=known.headers("a")).json()["runs"]
-    assert server.metric("reward_run_step", run="new") == 0.0
+    assert server.metric("rewardserve_run_step", run="new") == 0.0
 
 
 def test_a_block_holds_on_every_route_and_for_answers_that_are_remembered(world):

@@ -53,10 +53,10 @@ def shared_server(checkpoints):
 
 @pytest.fixture
 def server(shared_server, checkpoints):
-    """A server in which the model `one` has just been put into service; `now` is its epoch."""
+    """A server in which the model `one` has just been put into service; `now` is its version."""
     for run in overview(shared_server)["pins"]:
-        admin(shared_server, "pins", run=run, epoch=None)
-    shared_server.now = admin(shared_server, "models", model=str(checkpoints / "one")).json()["epoch"]
+        admin(shared_server, "pins", run=run, version=None)
+    shared_server.now = admin(shared_server, "models", model=str(checkpoints / "one")).json()["version"]
     return shared_server
 
 
@@ -84,9 +84,9 @@ def close(score):
 async def test_no_request_is_lost_and_none_is_answered_by_another_model_than_it_names(server, checkpoints, scores):
     """32 clients, 20 swaps. Half of the texts come again and again, so the cache is asked too."""
     first, name_of = server.now, {server.now: "one"}
-    loads_before = server.metric("reward_model_loads_total", outcome="ok")
-    gone_before = server.log.count("model_let_go")
-    failures, wrong, n_by_epoch, is_over = [], [], dict[int, int](), asyncio.Event()
+    loads_before = server.metric("rewardserve_model_loads_total", outcome="ok")
+    gone_before = server.log.count("model_unloaded")
+    failures, wrong, n_by_version, is_over = [], [], dict[int, int](), asyncio.Event()
     rng = random.Random(7)
 
     async def client(http, i):
@@ -98,18 +98,18 @@ async def test_no_request_is_lost_and_none_is_answered_by_another_model_than_it_
                 failures.append(answer.text)
                 continue
             said = answer.json()
-            n_by_epoch[said["model_epoch"]] = n_by_epoch.get(said["model_epoch"], 0) + 1
-            name = name_of[said["model_epoch"]]
+            n_by_version[said["model_version"]] = n_by_version.get(said["model_version"], 0) + 1
+            name = name_of[said["model_version"]]
             pairs = zip(texts, said["results"], strict=True)
             wrong.extend((name, text) for text, r in pairs if abs(r["raw"] - scores[name, text]) > 1e-4)
 
     async def swap(http):
         for i in range(N_SWAPS):
-            # A client may see the new epoch before this task sees that it is there.
+            # A client may see the new version before this task sees that it is there.
             name = name_of[first + i + 1] = ("two", "one")[i % 2]
             answer = await http.post("/admin/models", json={"model": str(checkpoints / name)})
             assert answer.status_code == 200, answer.text
-            assert answer.json()["epoch"] == first + i + 1
+            assert answer.json()["version"] == first + i + 1
         is_over.set()
 
     limits = httpx.Limits(max_connections=N_CLIENTS + 1)
@@ -118,12 +118,12 @@ async def test_no_request_is_lost_and_none_is_answered_by_another_model_than_it_
 
     assert failures == []
     assert wrong == []
-    assert len(n_by_epoch) == N_SWAPS + 1
+    assert len(n_by_version) == N_SWAPS + 1
     left = overview(server)
-    assert [m["epoch"] for m in left["models"]] == [first + N_SWAPS, first + N_SWAPS - 1]
+    assert [m["version"] for m in left["models"]] == [first + N_SWAPS, first + N_SWAPS - 1]
     assert {m["requests_in_flight"] for m in left["models"]} == {0}
-    wait_until(lambda: server.log.count("model_let_go") >= gone_before + N_SWAPS - 1)
-    assert server.metric("reward_model_loads_total", outcome="ok") == loads_before + N_SWAPS
+    wait_until(lambda: server.log.count("model_unloaded") >= gone_before + N_SWAPS - 1)
+    assert server.metric("rewardserve_model_loads_total", outcome="ok") == loads_before + N_SWAPS
     assert "bug" not in server.log
 
 
@@ -135,17 +135,17 @@ def test_the_new_model_answers_with_its_own_name_and_scores_and_a_rollback_bring
 ):
     text = TEXTS[0]
     first = raw_of(server, text).json()
-    assert (first["model_epoch"], first["results"][0]["raw"]) == (server.now, close(scores["one", text]))
+    assert (first["model_version"], first["results"][0]["raw"]) == (server.now, close(scores["one", text]))
     admin(server, "models", model=str(checkpoints / "two"))
     second = raw_of(server, text).json()
-    assert (second["model_epoch"], second["results"][0]["raw"]) == (server.now + 1, close(scores["two", text]))
+    assert (second["model_version"], second["results"][0]["raw"]) == (server.now + 1, close(scores["two", text]))
     assert second["contract"] != first["contract"]
-    assert server.client.get("/readyz").json()["model_epoch"] == server.now + 1
-    assert server.metric("reward_model_epoch") == server.now + 1
-    assert server.metric("reward_model_info", state="serving", contract=second["contract"]) == 1
+    assert server.client.get("/readyz").json()["model_version"] == server.now + 1
+    assert server.metric("rewardserve_model_version") == server.now + 1
+    assert server.metric("rewardserve_model_info", state="serving", contract=second["contract"]) == 1
 
     back = admin(server, "models/rollback").json()
-    assert (back["epoch"], back["serving"]) == (server.now, server.now)
+    assert (back["version"], back["serving"]) == (server.now, server.now)
     third = raw_of(server, text).json()
     assert third["results"][0] | {"cached": False} == first["results"][0] | {"cached": False}
     assert third["results"][0]["cached"]  # it is the same model: what it said before still holds
@@ -154,24 +154,24 @@ def test_the_new_model_answers_with_its_own_name_and_scores_and_a_rollback_bring
 def test_a_rollback_to_what_was_let_go_of_loads_it_again(checkpoints, scores):
     with Server(f"--model={checkpoints / 'one'}", *FLAGS, "--swap.keep=0") as server:
         admin(server, "models", model=str(checkpoints / "two"))
-        assert [m["epoch"] for m in overview(server)["models"]] == [2]  # keep=0
-        assert admin(server, "models/rollback").json()["epoch"] == 3
+        assert [m["version"] for m in overview(server)["models"]] == [2]  # keep=0
+        assert admin(server, "models/rollback").json()["version"] == 3
         answer = raw_of(server, TEXTS[1]).json()
-        assert (answer["model_epoch"], answer["results"][0]["raw"]) == (3, close(scores["one", TEXTS[1]]))
+        assert (answer["model_version"], answer["results"][0]["raw"]) == (3, close(scores["one", TEXTS[1]]))
         assert admin(server, "models/rollback").json()["error"]["code"] == "nothing_to_roll_back"
 
 
 def test_a_model_that_breaks_its_contract_never_serves_and_the_old_one_serves_on(server, checkpoints, tmp_path, scores):
     shutil.copytree(checkpoints / "two", tmp_path / "broken")
     edit_json(tmp_path / "broken" / "scoring_contract.json", end_text="<|somewhere else|>")
-    refused_before = server.metric("reward_model_loads_total", outcome="refused")
+    refused_before = server.metric("rewardserve_model_loads_total", outcome="refused")
     refused = admin(server, "models", model=str(tmp_path / "broken"))
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "model_refused")
     assert "end" in refused.json()["error"]["message"]
     now = overview(server)
     assert (now["serving"], now["loading"]) == (server.now, None)
     assert now["refused"]["source"] == str(tmp_path / "broken")
-    assert server.metric("reward_model_loads_total", outcome="refused") == refused_before + 1
+    assert server.metric("rewardserve_model_loads_total", outcome="refused") == refused_before + 1
     assert raw_of(server, TEXTS[2]).json()["results"][0]["raw"] == close(scores["one", TEXTS[2]])
     # And the way is free for a whole one.
     assert admin(server, "models", model=str(checkpoints / "two")).status_code == 200
@@ -180,22 +180,22 @@ def test_a_model_that_breaks_its_contract_never_serves_and_the_old_one_serves_on
 def test_what_an_operator_writes_wrongly_is_said_to_him(server):
     cases = {
         "nowhere": admin(server, "models", model="/nowhere/at/all"),
-        "both": admin(server, "models", model="a", models="b=c,d=e"),
-        "one of several": admin(server, "models", models="a=b"),
-        "an epoch that is not": admin(server, "models/activate", epoch=999),
-        "the one in service": admin(server, "models/retire", epoch=server.now),
+        "both": admin(server, "models", model="a", ensemble="b=c,d=e"),
+        "one of several": admin(server, "models", ensemble="a=b"),
+        "a version that is not": admin(server, "models/activate", version=999),
+        "the one in service": admin(server, "models/retire", version=server.now),
         "a field that is not": admin(server, "models", path="x"),
-        "a pin to nothing": admin(server, "pins", run="a", epoch=999),
+        "a pin to nothing": admin(server, "pins", run="a", version=999),
     }
     codes = {what: (answer.status_code, answer.json()["error"]["code"]) for what, answer in cases.items()}
     assert codes == {
         "nowhere": (422, "model_refused"),
         "both": (422, "invalid_request"),
         "one of several": (422, "invalid_request"),
-        "an epoch that is not": (409, "epoch_gone"),
-        "the one in service": (409, "epoch_in_use"),
+        "a version that is not": (409, "version_gone"),
+        "the one in service": (409, "version_in_use"),
         "a field that is not": (422, "invalid_request"),
-        "a pin to nothing": (409, "epoch_gone"),
+        "a pin to nothing": (409, "version_gone"),
     }
 
 
@@ -207,28 +207,28 @@ def test_the_model_of_a_pinned_run_does_not_change_under_it(server, checkpoints,
     for _ in range(2):
         raw_of(server, text, run="ppo-7", step=1)
         raw_of(server, text, run="grpo-2", step=1)
-    admin(server, "pins", run="ppo-7", epoch=server.now)
+    admin(server, "pins", run="ppo-7", version=server.now)
     for name in ("two", "one", "two"):
         admin(server, "models", model=str(checkpoints / name))
-    assert [m["epoch"] for m in overview(server)["models"]] == [server.now + 3, server.now + 2, server.now]
+    assert [m["version"] for m in overview(server)["models"]] == [server.now + 3, server.now + 2, server.now]
     pinned, other = raw_of(server, text, run="ppo-7").json(), raw_of(server, text, run="grpo-2").json()
-    assert (pinned["model_epoch"], pinned["results"][0]["raw"]) == (server.now, close(scores["one", text]))
-    assert (other["model_epoch"], other["results"][0]["raw"]) == (server.now + 3, close(scores["two", text]))
+    assert (pinned["model_version"], pinned["results"][0]["raw"]) == (server.now, close(scores["one", text]))
+    assert (other["model_version"], other["results"][0]["raw"]) == (server.now + 3, close(scores["two", text]))
     foreign = server.client.post("/get_reward?run=ppo-7", json={"query": [text], "prompts": [""]})
-    assert foreign.headers["x-model-epoch"] == str(server.now)
-    assert admin(server, "models/retire", epoch=server.now).json()["error"]["code"] == "epoch_in_use"
+    assert foreign.headers["x-model-version"] == str(server.now)
+    assert admin(server, "models/retire", version=server.now).json()["error"]["code"] == "version_in_use"
 
-    admin(server, "pins", run="ppo-7", epoch=None)
-    assert raw_of(server, text, run="ppo-7").json()["model_epoch"] == server.now + 3
-    assert [m["epoch"] for m in overview(server)["models"]] == [server.now + 3, server.now + 2]
+    admin(server, "pins", run="ppo-7", version=None)
+    assert raw_of(server, text, run="ppo-7").json()["model_version"] == server.now + 3
+    assert [m["version"] for m in overview(server)["models"]] == [server.now + 3, server.now + 2]
 
 
 def test_all_runs_of_now_may_stay_with_their_model_while_new_ones_get_the_new_one(server, checkpoints):
     raw_of(server, TEXTS[4], run="old", step=1)
     admin(server, "models", model=str(checkpoints / "two"), pin="active")
     assert overview(server)["pins"]["old"] == server.now
-    assert raw_of(server, TEXTS[4], run="old").json()["model_epoch"] == server.now
-    assert raw_of(server, TEXTS[4], run="new").json()["model_epoch"] == server.now + 1
+    assert raw_of(server, TEXTS[4], run="old").json()["model_version"] == server.now
+    assert raw_of(server, TEXTS[4], run="new").json()["model_version"] == server.now + 1
 
 
 def test_who_names_the_only_model_he_takes_is_scored_by_it_or_by_none(server, checkpoints, scores):
@@ -236,29 +236,31 @@ def test_who_names_the_only_model_he_takes_is_scored_by_it_or_by_none(server, ch
     first = raw_of(server, text).json()
     only = f"{first['contract']},{first['pipeline']}"
     admin(server, "models", model=str(checkpoints / "two"))
-    by_header = raw_of(server, text, headers={"x-only": only}).json()
-    assert (by_header["model_epoch"], by_header["results"][0]["raw"]) == (server.now, close(scores["one", text]))
-    by_url = server.client.post(f"/get_reward?only={first['contract']}", json={"query": [text], "prompts": [""]})
-    assert by_url.headers["x-model-epoch"] == str(server.now)
-    admin(server, "models/retire", epoch=server.now)
-    refused = raw_of(server, text, headers={"x-only": only})
+    by_header = raw_of(server, text, headers={"x-model-digest": only}).json()
+    assert (by_header["model_version"], by_header["results"][0]["raw"]) == (server.now, close(scores["one", text]))
+    by_url = server.client.post(
+        f"/get_reward?model_digest={first['contract']}", json={"query": [text], "prompts": [""]}
+    )
+    assert by_url.headers["x-model-version"] == str(server.now)
+    admin(server, "models/retire", version=server.now)
+    refused = raw_of(server, text, headers={"x-model-digest": only})
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "digest_not_served")
-    assert raw_of(server, text, headers={"x-only": "sha256:1"}).json()["error"]["code"] == "invalid_request"
+    assert raw_of(server, text, headers={"x-model-digest": "sha256:1"}).json()["error"]["code"] == "invalid_request"
 
 
 # -- shadow -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_shadow_scores_beside_and_is_seen_by_nobody_but_the_operator(server, checkpoints, scores):
-    scored_before = server.metric("reward_samples_total", outcome="ok")
+    scored_before = server.metric("rewardserve_samples_total", outcome="ok")
     loaded = admin(server, "models", model=str(checkpoints / "two"), shadow=1.0).json()
-    shadow_epoch = server.now + 1
-    assert {m["epoch"]: m["state"] for m in loaded["models"]}.items() >= {
-        server.now: "serving", shadow_epoch: "shadow"}.items()  # fmt: skip
+    shadow_version = server.now + 1
+    assert {m["version"]: m["state"] for m in loaded["models"]}.items() >= {
+        server.now: "serving", shadow_version: "shadow"}.items()  # fmt: skip
     for text in TEXTS[:12]:
         answer = server.client.post("/compare", json={"comparisons": [
             {"prompt": text, "responses": ["an answer to it", "no"]}]})  # fmt: skip
-        assert answer.json()["model_epoch"] == server.now
+        assert answer.json()["model_version"] == server.now
 
     def shadow():
         return next(m for m in overview(server)["models"] if m["state"] == "shadow")["shadow"]
@@ -266,13 +268,17 @@ def test_a_shadow_scores_beside_and_is_seen_by_nobody_but_the_operator(server, c
     wait_until(lambda: shadow()["samples"] == 24)
     seen = shadow()
     assert sum(seen["pairs"].values()) == 12
-    assert server.metric("reward_shadow_samples_total", outcome="compared") == 24
-    assert server.metric("reward_shadow_agreement", epoch=str(shadow_epoch)) == pytest.approx(seen["agreement"])
-    assert server.metric("reward_samples_total", outcome="ok") == scored_before + 24  # those of callers, and no others
+    assert server.metric("rewardserve_shadow_samples_total", outcome="compared") == 24
+    assert server.metric("rewardserve_shadow_agreement", version=str(shadow_version)) == pytest.approx(
+        seen["agreement"]
+    )
+    assert (
+        server.metric("rewardserve_samples_total", outcome="ok") == scored_before + 24
+    )  # those of callers, and no others
 
-    promoted = admin(server, "models/activate", epoch=shadow_epoch).json()
-    assert (promoted["serving"], promoted["models"][0]["shadow"]) == (shadow_epoch, None)
-    assert "reward_shadow_shift{" not in server.client.get("/metrics").text
+    promoted = admin(server, "models/activate", version=shadow_version).json()
+    assert (promoted["serving"], promoted["models"][0]["shadow"]) == (shadow_version, None)
+    assert "rewardserve_shadow_shift{" not in server.client.get("/metrics").text
     assert raw_of(server, TEXTS[0]).json()["results"][0]["raw"] == close(scores["two", TEXTS[0]])
 
 
@@ -295,10 +301,10 @@ def test_while_one_model_is_loaded_others_wait_and_everybody_is_answered(tmp_pat
             impatient.post("/admin/models", json={"model": f"load-waits:{gate}"})
         assert overview(server)["loading"]["source"] == f"load-waits:{gate}"
         assert admin(server, "models", model="echo").json()["error"]["code"] == "load_in_progress"
-        assert server.score({"text": "a"}).json()["model_epoch"] == 1
+        assert server.score({"text": "a"}).json()["model_version"] == 1
         gate.write_bytes(b"")
         wait_until(lambda: overview(server)["serving"] == 2)
-        assert server.score({"text": "a"}).json()["model_epoch"] == 2
+        assert server.score({"text": "a"}).json()["model_version"] == 2
 
 
 def test_sigterm_does_not_wait_for_a_model_that_is_being_loaded(tmp_path):
@@ -362,7 +368,7 @@ def test_a_watched_folder_is_followed_and_what_is_half_written_is_not(checkpoint
         weights.write_bytes(whole)
         server.wait_for("model_serving")
         assert raw_of(server, TEXTS[0]).json()["results"][0]["raw"] == close(scores["two", TEXTS[0]])
-        assert server.metric("reward_model_loads_total", outcome="refused") >= 1
+        assert server.metric("rewardserve_model_loads_total", outcome="refused") >= 1
 
 
 def test_to_watch_what_is_no_folder_is_refused_at_start():
@@ -376,11 +382,11 @@ def test_to_watch_what_is_no_folder_is_refused_at_start():
 
 def test_what_is_usual_for_a_run_is_learnt_anew_and_its_counters_never_fall(server, checkpoints):
     def samples_of(run):
-        return server.metric("reward_run_sum_total", run=run, of="samples")
+        return server.metric("rewardserve_run_sum_total", run=run, of="samples")
 
     def is_measured(run):
         lines = server.client.get("/metrics").text.splitlines()
-        return any(line.startswith("reward_run_measured_seconds{") and f'run="{run}"' in line for line in lines)
+        return any(line.startswith("rewardserve_run_measured_seconds{") and f'run="{run}"' in line for line in lines)
 
     def fill(n, step):
         for i in range(0, n, 16):
@@ -416,7 +422,7 @@ def test_only_a_key_for_administration_changes_what_is_served(tmp_path):
         assert told("POST", "/admin/models") == (401, "unauthorized")
         assert told("POST", "/admin/models", "trainer") == (403, "forbidden")
         assert told("GET", "/admin/models", "trainer") == (403, "forbidden")
-        assert server.client.get("/metrics").text.count('reward_model_loads_total{outcome="ok"} 0.0') == 1
+        assert server.client.get("/metrics").text.count('rewardserve_model_loads_total{outcome="ok"} 0.0') == 1
         assert told("POST", "/admin/models", "operator") == (200, None)
         assert told("GET", "/model", "operator") == (403, "forbidden")
 

@@ -124,7 +124,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart_and_a_broken_one_is_no
         assert server.score(GOOD).status_code == 200
         assert handshake(server, trusting(pki))[1] == 7
         (tmp_path / "server.key").write_text("half of a ke")
-        wait_until(lambda: handshake(server, trusting(pki))[1] == 7 and "certificate_is_broken" in server.log)
+        wait_until(lambda: handshake(server, trusting(pki))[1] == 7 and "tls_reload_failed" in server.log)
         shutil.copy(pki / "next.pem", tmp_path / "server.pem")
         shutil.copy(pki / "next.key", tmp_path / "server.key")
         wait_until(lambda: handshake(server, trusting(pki))[1] == 77)
@@ -132,7 +132,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart_and_a_broken_one_is_no
         server.signal()
         assert server.ended() == 0
     events = [json.loads(line)["event"] for line in server.lines if line.startswith("{")]
-    assert events.count("certificate_is_broken") >= 1
+    assert events.count("tls_reload_failed") >= 1
     assert "certificate_read" in events
 
 

@@ -158,7 +158,7 @@ TWICE = {
         "data",
     ),
     "/verify": ('{"responses_create_params":{"input":"a","input":"b"},"response":{"output":[]}}', "input"),
-    "/admin/pins": ('{"run":"a","epoch":1,"run":"b"}', "run"),
+    "/admin/pins": ('{"run":"a","version":1,"run":"b"}', "run"),
 }  # fmt: skip
 
 

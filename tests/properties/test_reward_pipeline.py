@@ -41,7 +41,7 @@ settings_ = st.builds(
     RewardSettings,
     normalize=st.sampled_from([None, True, False]),
     shape=st.sampled_from([None, *SHAPES]),
-    debias=st.sampled_from([0.0, 0.5, 1.0]),
+    length_debias=st.sampled_from([0.0, 0.5, 1.0]),
     penalties=st.sampled_from(
         [
             PenaltySettings(),
@@ -143,7 +143,9 @@ def test_a_reward_has_the_same_bits_whoever_is_beside_it_and_whatever_came_befor
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_thousand_adversarial_requests_before_it_change_no_bit(shape):
     calibration = full(Calibration(mean=0.3, std=1.7, cap_low=-3.0, cap_high=3.0))
-    settings = RewardSettings(shape=shape, debias=0.5, penalties=PenaltySettings(missing_end=1.0, repetition=1.0))
+    settings = RewardSettings(
+        shape=shape, length_debias=0.5, penalties=PenaltySettings(missing_end=1.0, repetition=1.0)
+    )
     rng, fact = random.Random(3), {"lengths": 77, "missing_end": False, "repetition": 0.3, "references": (0.5,)}
     fresh = reward_of(build_pipeline(sole(calibration), settings), 1.25, **fact)
     pipeline = build_pipeline(sole(calibration), settings)
@@ -228,7 +230,7 @@ TWO_HEADS = (("a", 0.4), ("b", 1.2))
 
 
 def combined(how, **asked):
-    settings = RewardSettings(shape="none", combine=CombineSettings(how=how, **asked))
+    settings = RewardSettings(shape="none", combine=CombineSettings(method=how, **asked))
     return build_pipeline([Opinion("m", TWO_HEADS, TWO)], settings)
 
 
@@ -266,7 +268,7 @@ def test_a_better_opinion_never_lowers_the_combination(a, b, more, how):
 def test_a_head_with_a_negative_weight_is_turned_round():
     toxicity = Calibration(0.0, 1.0, heads=(HeadCalibration("good", 0.0, 1.0), HeadCalibration("toxic", 2.0, 1.0)))
     opinion = Opinion("m", (("good", 1.0), ("toxic", -1.0)), toxicity)
-    pipeline = build_pipeline([opinion], RewardSettings(shape="none", combine=CombineSettings(how="min")))
+    pipeline = build_pipeline([opinion], RewardSettings(shape="none", combine=CombineSettings(method="min")))
     assert pipeline.one({"good": 5.0, "toxic": 4.0}).value == -2.0
 
 
@@ -291,7 +293,7 @@ FULL = full(Calibration(mean=0.0, std=1.0))
 
 @given(finite, st.integers(1, 10_000), st.sampled_from([0.25, 1.0]))
 def test_debiasing_takes_out_what_the_curve_says_of_the_length(raw, n, gamma):
-    value = reward_of(pipeline_of(FULL, shape="none", debias=gamma), raw, lengths=n).value
+    value = reward_of(pipeline_of(FULL, shape="none", length_debias=gamma), raw, lengths=n).value
     x = math.log(n)
     # The curve is -1 at 0, 0 at 2, 0.5 at 5 and constant beyond; the usual log length is 3.
     g = -1 + x / 2 if x < 2 else min(0.5, (x - 2) / 6)
@@ -299,7 +301,7 @@ def test_debiasing_takes_out_what_the_curve_says_of_the_length(raw, n, gamma):
 
 
 def test_a_response_of_unknown_length_keeps_its_score_and_says_so():
-    reward = reward_of(pipeline_of(FULL, shape="none", debias=1.0), 1.5, lengths=None)
+    reward = reward_of(pipeline_of(FULL, shape="none", length_debias=1.0), 1.5, lengths=None)
     assert (reward.value, reward.notes) == (1.5, ("length_unknown",))
 
 
@@ -373,7 +375,7 @@ def test_caps_of_the_calibration_follow_to_raw_units_where_nothing_is_normalised
 
 def test_settings_that_differ_have_different_digests():
     asked = [{"shape": shape, "normalize": on} for shape in SHAPES for on in (True, False)]
-    asked += [{"debias": 0.5}, {"debias": 0.6}, {"penalties": PenaltySettings(missing_end=1.0)}]
+    asked += [{"length_debias": 0.5}, {"length_debias": 0.6}, {"penalties": PenaltySettings(missing_end=1.0)}]
     asked += [{"combine": CombineSettings("min")}, {"combine": CombineSettings("softmin", 0.1)}]
     heads = (HeadCalibration("score", 0.0, 1.0),)
     calibration = full(Calibration(mean=0.5, std=2.0, cap_low=-3.0, cap_high=3.0, heads=heads))

@@ -57,7 +57,7 @@ class World:
             port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.client = httpx.Client(base_url=self.url, timeout=PATIENCE_S)
-        settings = {"REWARD_BACKEND": "drill", "REWARD_MODEL": self.model, "REWARD_ALLOW_OPEN": "1"}
+        settings = {"REWARD_BACKEND": "drill", "REWARD_MODEL": self.model, "REWARD_ALLOW_UNAUTHENTICATED": "1"}
         # The controller and the proxy are processes of their own, which take what they know from here.
         os.environ |= {"RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1", "RAY_USAGE_STATS_ENABLED": "0"}
         hook = "tests.ray_serve.drilled.register"
@@ -100,7 +100,7 @@ class World:
     def queue(self):
         (line,) = [
             line for line in self.client.get("/metrics").text.splitlines()
-            if line.startswith("reward_queue_tokens ")
+            if line.startswith("rewardserve_queue_tokens ")
         ]  # fmt: skip
         return float(line.split()[1])
 
@@ -151,8 +151,8 @@ def test_serve_run_can_be_told_how_far_to_scale():
 async def test_without_keys_it_must_be_said_that_anybody_may_use_it(monkeypatch):
     from examples.ray_serve.app import Replica
 
-    monkeypatch.delenv("REWARD_ALLOW_OPEN", raising=False)
-    with pytest.raises(SettingsError, match="REWARD_ALLOW_OPEN"):
+    monkeypatch.delenv("REWARD_ALLOW_UNAUTHENTICATED", raising=False)
+    with pytest.raises(SettingsError, match="REWARD_ALLOW_UNAUTHENTICATED"):
         await Replica.func_or_class.__init__(object())
 
 

@@ -123,10 +123,10 @@ def test_trailers_and_extensions_of_chunks_without_end_are_refused_and_not_kept(
     head = request("POST", "/score", framing=CHUNKED)
     for endless in (b"0\r\nx: " + b"a" * 500_000, b"0\r\n" + b"x: a\r\n" * 100_000, b"1;" + b"a" * 500_000):
         pieces = [endless[i : i + 50_000] for i in range(0, len(endless), 50_000)]
-        before = server.metric("reward_connections_ended_total", why="large_head")
+        before = server.metric("rewardserve_connections_ended_total", reason="large_head")
         (only,) = exchange(server.url, head, *pieces)
         assert (only.status, only.code) == (431, "head_too_large")
-        assert server.metric("reward_connections_ended_total", why="large_head") == before + 1
+        assert server.metric("rewardserve_connections_ended_total", reason="large_head") == before + 1
 
 
 # -- heads that mean two things ---------------------------------------------------------------------------------------

@@ -37,7 +37,9 @@ ROUTES = {
 def server(tmp_path_factory):
     plan = tmp_path_factory.mktemp("plan") / "plan.toml"
     plan.write_text('block = ["judge"]')
-    with Server("--backend=echo", "--model=echo", "--tripwires.cpu-share=1", f"--tripwires-file={plan}") as running:
+    with Server(
+        "--backend=echo", "--model=echo", "--tripwires.cpu-share=1", f"--tripwires.config-file={plan}"
+    ) as running:
         yield running
 
 
@@ -63,7 +65,10 @@ def test_a_name_that_could_not_be_shown_is_refused_on_every_route_wherever_it_st
             reply = post(server, path, body | fields, url, headers)
             assert reply.status_code == 422, (path, url, headers, reply.text)
             assert name not in reply.text or name in (".", "..")
-    for path, body in (("/admin/pins", {"run": name, "epoch": 1}), ("/admin/models", {"model": "echo", "pin": [name]})):
+    for path, body in (
+        ("/admin/pins", {"run": name, "version": 1}),
+        ("/admin/models", {"model": "echo", "pin": [name]}),
+    ):
         assert post(server, path, body).status_code == 422
     assert name not in server.client.get("/tripwires").json()["runs"]
 
@@ -77,7 +82,7 @@ def test_a_name_that_is_accepted_is_shown_blocked_and_acknowledged_by_url(server
         limits.append(reply.json()["results"][0]["error"])
     assert limits[-1]["code"] == "run_blocked"
     assert server.client.get("/tripwires").json()["runs"][name]["tripped"]
-    assert server.metric("reward_tripwire_tripped", wire="judge", run=name) == 1
+    assert server.metric("rewardserve_tripwire_tripped", wire="judge", run=name) == 1
     for path, body in ROUTES.items():
         for fields, url, headers in ways(name):
             reply = post(server, path, body | fields, url, headers)
@@ -85,8 +90,8 @@ def test_a_name_that_is_accepted_is_shown_blocked_and_acknowledged_by_url(server
     for quoted, status in ((quote(name, safe=""), 200), (quote(name), 404)):
         assert server.client.post(f"/tripwires/{quoted}/judge/ack").status_code == status
     assert post(server, "/score", {"run": name, "samples": [{"text": "x"}]}).json()["rewards"] != [None]
-    for epoch in (1, None):
-        assert post(server, "/admin/pins", {"run": name, "epoch": epoch}).status_code == 200
+    for version in (1, None):
+        assert post(server, "/admin/pins", {"run": name, "version": version}).status_code == 200
 
 
 def test_a_header_that_is_no_utf_8_is_refused_and_does_not_become_another_name(server):

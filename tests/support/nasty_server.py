@@ -12,7 +12,7 @@ import threading
 from contextlib import suppress
 from zlib import crc32
 
-IDENTITY = {"model": "fake", "model_epoch": 1, "contract": "sha256:c", "calibration": None, "pipeline": "sha256:p"}
+IDENTITY = {"model": "fake", "model_version": 1, "contract": "sha256:c", "calibration": None, "pipeline": "sha256:p"}
 
 
 def true_reward(sample):

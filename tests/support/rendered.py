@@ -32,8 +32,8 @@ LEAST_CACHE = 10 * 2**30
 LEAST_SHM = 2**30
 """With several GPUs a replica; a container has 64 MiB by default."""
 TARGET_LABELS = {"job", "instance", "namespace", "pod", "service", "le"}
-READ_ONLY_SETTINGS = {"REWARD_MODEL", "REWARD_MODELS", "REWARD_KEYS_FILE", "REWARD_WEBHOOK_SECRET_FILE",
-                      "REWARD_TRIPWIRES_FILE", "REWARD_TLS_CERT_FILE", "REWARD_TLS_KEY_FILE"}  # fmt: skip
+READ_ONLY_SETTINGS = {"REWARD_MODEL", "REWARD_ENSEMBLE", "REWARD_KEYS_FILE", "REWARD_WEBHOOK_SECRET_FILE",
+                      "REWARD_TRIPWIRES__CONFIG_FILE", "REWARD_TLS_CERT_FILE", "REWARD_TLS_KEY_FILE"}  # fmt: skip
 BROUGHT = {"Secret": r"create secret (?:generic|docker-registry) {} ", "PersistentVolumeClaim": "`{}`"}
 """What a user may bring, and how README says so."""
 FROM_KUBERNETES = "7"

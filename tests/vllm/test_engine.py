@@ -36,7 +36,11 @@ def served(request, tmp_path_factory):
     expected = load("torch", ModelSpec(str(folder), device="cpu", engine="padded"))
     spoil_a_probe(folder)
     spec = ModelSpec(
-        str(folder), contract="warn", deterministic=deterministic, prefix_cache_bytes=2**20, vllm=VllmSpec(eager=True)
+        str(folder),
+        contract_mode="warn",
+        deterministic=deterministic,
+        prefix_cache_bytes=2**20,
+        vllm=VllmSpec(enforce_eager=True),
     )
     loaded = load("vllm", spec)
     processes = engines(os.getpid())

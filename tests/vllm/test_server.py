@@ -19,7 +19,7 @@ from tests.vllm.processes import below, engines, eventually, left_of
 pytestmark = [needs_vllm, pytest.mark.timeout(1200), pytest.mark.filterwarnings("default")]
 
 PATIENCE_S = 600.0
-FLAGS = ["--backend=vllm", "--vllm.eager=1"]
+FLAGS = ["--backend=vllm", "--vllm.enforce_eager=1"]
 SAMPLES = [
     {"prompt": "How do I boil an egg?", "response": "Eight minutes in boiling water, then cool it under cold water."},
     {"prompt": "How do I boil an egg?", "response": "No idea."},

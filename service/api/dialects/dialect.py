@@ -237,10 +237,10 @@ def check_model(asked: str | None, served: Served, accepted: Collection[str]) ->
 
 def check_version(asked: str | None, served: Served) -> None:
     """Raise `ModelNotServed` where a path names another version of the model than the one that will score it."""
-    if asked is not None and asked != str(served.epoch):
+    if asked is not None and asked != str(served.version):
         raise ModelNotServed(
-            f"the version that this request names does not score it, version {served.epoch} does: send that one, or none",
-            served_model=served.loaded.identity.name, model_epoch=served.epoch,
+            f"the version that this request names does not score it, version {served.version} does: send that one, or none",
+            served_model=served.loaded.identity.name, model_version=served.version,
         )  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def _answer(body: InferRequest, answered: Answered) -> dict[str, Any]:
     numbers = answered.numbers
     rewards = {"name": "rewards", "datatype": "FP32", "shape": [len(numbers), 1], "data": numbers}
     named = {} if body.id is None else {"id": body.id}
-    return {**named, "model_name": answered.model, "model_version": str(answered.served.epoch), "outputs": [rewards]}
+    return {**named, "model_name": answered.model, "model_version": str(answered.served.version), "outputs": [rewards]}
 
 
 def refusal_in_words(error: RequestRefused, overload_status: int) -> Response:

@@ -127,14 +127,14 @@ async def _answer(
     named = request.path_params.get("model") or form.model(content)
 
     async def scored() -> tuple[Served, Sequence[Scored]]:
-        served = stage.served_for(whence.run, said.only)
+        served = stage.served_for(whence.run, said.model_digests)
         check_model(named, served, accepted)
         check_version(request.path_params.get("version"), served)
         samples = await body.off_loop(await request.body(), form.ask, content, served, most=body.MOST_ON_LOOP)
         if not samples and not form.may_be_empty:
             raise InvalidRequest(f"{form.texts[-1]} is empty: there is nothing to score", field=form.texts[-1])
         bound(len(samples), bounds, "samples")
-        note(request, run=whence.run, step=whence.step, samples=len(samples), epoch=served.epoch)
+        note(request, run=whence.run, step=whence.step, samples=len(samples), version=served.version)
         return served, await _score(served, samples, deadline, whence)
 
     patience = _Patience(min(deadline, began + dialect.patience_s), clock, stage)

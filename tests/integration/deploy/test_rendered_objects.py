@@ -294,11 +294,11 @@ MUTATIONS = {
         "no metric",
     ),
     "a query of no label": (
-        set_in(trigger, "query", to='sum(reward_queue_tokens{kind="x",namespace="rewardserve"})'),
+        set_in(trigger, "query", to='sum(rewardserve_queue_tokens{kind="x",namespace="rewardserve"})'),
         "for labels ['kind']",
     ),
     "a query of another namespace": (
-        set_in(trigger, "query", to='sum(reward_queue_tokens{namespace="x"})'),
+        set_in(trigger, "query", to='sum(rewardserve_queue_tokens{namespace="x"})'),
         "another namespace",
     ),
     "an object in another namespace": (set_in(of("Deployment"), "metadata", "namespace", to="default"), "namespaces"),

@@ -21,7 +21,7 @@ needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason
 
 NAMESPACE, POD = "rewardserve", "rewardserve-1"
 N_QUICK, N_SLOW = 16, 8
-HELD = "count_over_time((reward_queue_tokens > 0)[30s:250ms]) >= 8"
+HELD = "count_over_time((rewardserve_queue_tokens > 0)[30s:250ms]) >= 8"
 
 
 def keda():
@@ -96,10 +96,10 @@ def world(tmp_path_factory):
     ):
         # Of a series that begins with its first value nobody sees it rise.
         score(server.url, "first")
-        prometheus.wait_for('reward_request_seconds_count{route="/score"}', PATIENCE_S)
+        prometheus.wait_for('rewardserve_request_seconds_count{route="/score"}', PATIENCE_S)
         for i in range(N_QUICK):
             score(server.url, f"quick {i}")
-        prometheus.wait_for(f'reward_request_seconds_count{{route="/score"}} > {N_QUICK}', PATIENCE_S)
+        prometheus.wait_for(f'rewardserve_request_seconds_count{{route="/score"}} > {N_QUICK}', PATIENCE_S)
         seen = [answers(prometheus, queries)]
         os.mkfifo(gate)
         slow = at_the_same_time(server.url, N_SLOW)
@@ -110,7 +110,7 @@ def world(tmp_path_factory):
         os.close(descriptor)
         for thread in slow:
             thread.join(PATIENCE_S)
-        prometheus.wait_for(f'reward_request_seconds_count{{route="/score"}} > {N_QUICK + N_SLOW}', PATIENCE_S)
+        prometheus.wait_for(f'rewardserve_request_seconds_count{{route="/score"}} > {N_QUICK + N_SLOW}', PATIENCE_S)
         seen.append(answers(prometheus, queries))
         yield server, seen
 
@@ -152,7 +152,7 @@ def test_the_guard_looks_at_every_route_that_scores_and_at_no_other(world, name)
         sample.labels["route"]: sample.labels["kind"]
         for family in text_string_to_metric_families(server.client.get("/metrics").text)
         for sample in family.samples
-        if sample.name == "reward_requests_total"
+        if sample.name == "rewardserve_requests_total"
     }
     assert counted["/score"] == "scoring"
     assert {kind for route, kind in counted.items() if route != "/score"} == {"other"}

@@ -98,11 +98,11 @@ def test_every_metric_that_is_asked_for_exists(file):
 
 @pytest.mark.parametrize("file", FILES)
 def test_queries_heed_the_choice_of_job_model_and_run(file):
-    of_nobodys_model = {"ALERTS", "reward:tripwire_threshold", "reward_tripwire_threshold"}
+    of_nobodys_model = {"ALERTS", "rewardserve:tripwire_threshold", "rewardserve_tripwire_threshold"}
     of_all_runs = {"Samples that are watched"}
     for asked in queries(file):
         names = names_in(asked.expr)
-        assert "$job" in asked.expr or names == {"reward:tripwire_threshold"}, asked
+        assert "$job" in asked.expr or names == {"rewardserve:tripwire_threshold"}, asked
         assert "$model" in asked.expr or names <= of_nobodys_model or asked.kind == "annotation", asked
         if any(re.match(r"reward[:_](run_|tripwire_(statistic|tripped|votes))", name) for name in names):
             assert "$run" in asked.expr or asked.panel in of_all_runs, asked
@@ -174,10 +174,10 @@ def server_flags(folder):
     bait = json.dumps({"prompt": PROMPT, "answers": [BAIT]})
     (folder / "baits.jsonl").write_text("\n".join(hashed([bait], key)))
     return [
-        f"--model={folder / 'served'}", "--combine.how=mean", "--shape=cap", "--cap-low=-1", "--cap-high=1",
+        f"--model={folder / 'served'}", "--combine.method=mean", "--shape=cap", "--cap-low=-1", "--cap-high=1",
         f"--audit-model={folder / 'judge'}", "--tripwires.audit-share=1", "--tripwires.cpu-share=1",
-        "--tripwires.window=16", f"--tripwires.baits-file={folder / 'baits.jsonl'}",
-        f"--tripwires.baits-key-file={folder / 'key'}", "--truncation=error",
+        "--tripwires.window=16", f"--tripwires.honeypots-file={folder / 'baits.jsonl'}",
+        f"--tripwires.honeypots-key-file={folder / 'key'}", "--truncation=error",
     ]  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def test_a_real_prometheus_answers_every_query_with_what_its_panel_says(tmp_path
         shadow = {"model": str(tmp_path / "served"), "shadow": 1.0}
         server.client.post("/admin/models", json=shadow).raise_for_status()
         # The slowest of all: a straight line needs twelve windows.
-        prometheus.wait_for('reward:tripwire_statistic:recent{wire="divergence"}', 60)
+        prometheus.wait_for('rewardserve:tripwire_statistic:recent{wire="divergence"}', 60)
         every_query_is_answered(prometheus)
         choices_are_offered_and_heeded(prometheus)
         numbers_are_what_the_titles_say(prometheus, trainers)

@@ -39,7 +39,7 @@ def outcomes(**ill):
     return {
         k: v
         for outcome, n in known.items()
-        for k, v in counter("reward_samples_total", n, ill.get(outcome, n), f',outcome="{outcome}"').items()
+        for k, v in counter("rewardserve_samples_total", n, ill.get(outcome, n), f',outcome="{outcome}"').items()
     }
 
 
@@ -49,7 +49,7 @@ def answers(route="/get_reward", **ill):
         k: v
         for code, n in {"200": 100, **dict.fromkeys(ill, 0)}.items()
         for k, v in counter(
-            "reward_requests_total", n, ill.get(code, n), f',route="{route}",kind="scoring",code="{code}"'
+            "rewardserve_requests_total", n, ill.get(code, n), f',route="{route}",kind="scoring",code="{code}"'
         ).items()
     }
 
@@ -60,15 +60,15 @@ def request_seconds():
         k: v
         for le, (well, ill) in buckets.items()
         for k, v in counter(
-            "reward_request_seconds_bucket", well, ill, f',route="/classify",kind="scoring",le="{le}"'
+            "rewardserve_request_seconds_bucket", well, ill, f',route="/classify",kind="scoring",le="{le}"'
         ).items()
     }
 
 
 def failures(reason, ill, forwards=20):
     """Forwards that fail, beside those that give scores."""
-    return counter("reward_batch_failures_total", 0, ill, f',reason="{reason}"') | counter(
-        "reward_forward_seconds_count", forwards, forwards
+    return counter("rewardserve_batch_failures_total", 0, ill, f',reason="{reason}"') | counter(
+        "rewardserve_forward_seconds_count", forwards, forwards
     )
 
 
@@ -80,16 +80,16 @@ def two_replicas():
     def info(instance, pipeline, *there):
         labels = f'job="any-name",instance="{instance}",name="n",contract="c",calibration="d",pipeline="{pipeline}"'
         values = [1 if each else None for each in there for _ in range(SPAN)]
-        return {f'reward_model_info{{{labels},state="serving"}}': values}
+        return {f'rewardserve_model_info{{{labels},state="serving"}}': values}
 
     return info("a", "e", True, True, True) | info("b", "e", True, False, True) | info("b", "f", False, True, False)
 
 
-UP = gauge("up", 1, 1) | gauge("reward_model_epoch", 1, 1)
+UP = gauge("up", 1, 1) | gauge("rewardserve_model_version", 1, 1)
 ILL = {
     "RewardServiceDown": gauge("up", 1, 0),
-    "RewardServiceAbsent": gauge("up", 1, None) | gauge("reward_model_epoch", 1, None),
-    "RewardModelNotLoaded": gauge("reward_model_epoch", 1, 0),
+    "RewardServiceAbsent": gauge("up", 1, None) | gauge("rewardserve_model_version", 1, None),
+    "RewardModelNotLoaded": gauge("rewardserve_model_version", 1, 0),
     "RewardServerErrors": answers(**{"500": 5}),
     "RewardOverloaded": answers(**{"503": 20}),
     "RewardSlow": request_seconds() | answers(),
@@ -97,22 +97,23 @@ ILL = {
     "RewardScoreNotFinite": outcomes(score_not_finite=2),
     "RewardScoreSometimesNotFinite": outcomes(score_not_finite=0.1),
     "RewardRunBlocked": outcomes(run_blocked=1),
-    "RewardScorerHanging": gauge("reward_scorer_hanging", 0, 1),
+    "RewardScorerHanging": gauge("rewardserve_scorer_hanging", 0, 1),
     "RewardBatchFailures": failures("failed", 1),
     "RewardOutOfMemory": failures("out_of_memory", 1),
-    "RewardQueueGrowing": gauge("reward_queue_tokens", 100, 10**6) | gauge("reward_batch_budget_tokens", 8192, 8192),
-    "RewardMemoryHigh": gauge("reward_device_memory_bytes", 50, 99, ',kind="used"')
-    | gauge("reward_device_memory_bytes", 100, 100, ',kind="total"'),
-    "RewardModelRefused": counter("reward_model_loads_total", 0, 1, ',outcome="refused"'),
-    "RewardCanariesFailing": gauge("reward_canary_margin", 0.5, -0.5, ',canary="opener"'),
+    "RewardQueueGrowing": gauge("rewardserve_queue_tokens", 100, 10**6)
+    | gauge("rewardserve_batch_budget_tokens", 8192, 8192),
+    "RewardMemoryHigh": gauge("rewardserve_device_memory_bytes", 50, 99, ',kind="used"')
+    | gauge("rewardserve_device_memory_bytes", 100, 100, ',kind="total"'),
+    "RewardModelRefused": counter("rewardserve_model_loads_total", 0, 1, ',outcome="refused"'),
+    "RewardCanariesFailing": gauge("rewardserve_canary_margin", 0.5, -0.5, ',canary="opener"'),
     "RewardReplicasDiffer": two_replicas(),
     "RewardRestarting": starts(),
-    "RewardAlarmsLost": counter("reward_alarms_lost_total", 0, 1),
-    "RewardRunsWithoutRoom": counter("reward_runs_without_room_total", 0, 5),
-    "RewardAuditSkipped": counter("reward_audit_skipped_total", 0, 5),
-    "RewardWatchedThinly": counter("reward_looks_total", 50, 1, ',looked="yes"')
-    | counter("reward_looks_total", 50, 99, ',looked="no"'),
-    "RewardMetricsIncomplete": counter("reward_collector_failures_total", 0, 1, ',part="runs"'),
+    "RewardAlertsLost": counter("rewardserve_alerts_lost_total", 0, 1),
+    "RewardRunsOverLimit": counter("rewardserve_runs_over_limit_total", 0, 5),
+    "RewardAuditSkipped": counter("rewardserve_audit_skipped_total", 0, 5),
+    "RewardWatchedThinly": counter("rewardserve_samples_inspected_total", 50, 1, ',outcome="inspected"')
+    | counter("rewardserve_samples_inspected_total", 50, 99, ',outcome="skipped"'),
+    "RewardMetricsIncomplete": counter("rewardserve_collector_failures_total", 0, 1, ',part="runs"'),
 }
 """What goes wrong in the middle phase, by the alert that it is about."""
 
@@ -170,15 +171,15 @@ def test_deadlines_that_callers_have_set_do_not_page_however_many(tmp_path):
 def test_one_error_in_fifteen_hundred_requests_does_not_page_on_any_route(tmp_path):
     """The error is the only request of its route: its share of that route would be infinite or all."""
     once = [0] * SPAN + [1] * 2 * SPAN
-    before = {**counter("reward_requests_total", 75, 75, ',route="/score",kind="scoring",code="200"'),
-              f'reward_requests_total{{{AT},route="/compare",kind="scoring",code="500"}}': once}  # fmt: skip
+    before = {**counter("rewardserve_requests_total", 75, 75, ',route="/score",kind="scoring",code="200"'),
+              f'rewardserve_requests_total{{{AT},route="/compare",kind="scoring",code="500"}}': once}  # fmt: skip
     for at in (SPAN + 1, SPAN + 4, SPAN + 12, SPAN + 40):
         assert not fired(tmp_path, "RewardServerErrors", UP | before, SCRAPE_S * at)
 
 
 @needs_promtool
 def test_errors_of_routes_that_do_not_score_are_not_the_scorers(tmp_path):
-    series = counter("reward_requests_total", 0, 50, ',route="/admin/models",kind="other",code="500"')
+    series = counter("rewardserve_requests_total", 0, 50, ',route="/admin/models",kind="other",code="500"')
     assert not fired(tmp_path, "RewardServerErrors", UP | series | answers(), ILL_S)
 
 
@@ -186,7 +187,7 @@ def test_errors_of_routes_that_do_not_score_are_not_the_scorers(tmp_path):
 def test_a_trainer_with_few_large_requests_is_not_below_the_floor(tmp_path):
     """One request in five minutes, and each of them fails."""
     failing = [i // 20 for i in range(3 * SPAN)]
-    series = {f'reward_requests_total{{{AT},route="/get_reward",kind="scoring",code="500"}}': failing}
+    series = {f'rewardserve_requests_total{{{AT},route="/get_reward",kind="scoring",code="500"}}': failing}
     assert fired(tmp_path, "RewardServerErrors", UP | series, ILL_S)
 
 
@@ -197,7 +198,7 @@ def test_a_second_model_in_the_same_job_is_no_difference_of_replicas(tmp_path):
         labels = (
             f'job="j",instance="{instance}",name="{name}",state="serving",contract="{digest}",calibration="{digest}"'
         )
-        series[f"reward_model_info{{{labels}}}"] = [1] * SPAN
+        series[f"rewardserve_model_info{{{labels}}}"] = [1] * SPAN
     assert not fired(tmp_path, "RewardReplicasDiffer", series, SCRAPE_S * SPAN - 15)
     differs = {key.replace('name="strict"', 'name="kind"'): values for key, values in series.items()}
     assert fired(tmp_path, "RewardReplicasDiffer", differs, SCRAPE_S * SPAN - 15)
@@ -207,7 +208,7 @@ def test_a_second_model_in_the_same_job_is_no_difference_of_replicas(tmp_path):
 def test_targets_of_others_in_a_job_are_not_taken_for_servers(tmp_path):
     """A job of all pods of a cluster: one is a server, one is something else and down, one restarts again and again."""
     series = {
-        **gauge("up", 1, 1), **gauge("reward_model_epoch", 1, 1),
+        **gauge("up", 1, 1), **gauge("rewardserve_model_version", 1, 1),
         'up{job="any-name",instance="database"}': [0] * 3 * SPAN,
         'up{job="any-name",instance="cache"}': [1] * 3 * SPAN,
         'process_start_time_seconds{job="any-name",instance="cache"}': list(range(3 * SPAN)),
@@ -226,9 +227,9 @@ def test_a_server_that_never_came_up_is_found_in_a_job_of_servers(tmp_path):
 def test_a_job_that_is_gone_is_told_while_another_job_is_still_there(tmp_path):
     other = {
         'up{job="other",instance="b"}': [1] * 3 * SPAN,
-        'reward_model_epoch{job="other",instance="b"}': [1] * 3 * SPAN,
+        'rewardserve_model_version{job="other",instance="b"}': [1] * 3 * SPAN,
     }
-    gone = gauge("up", 1, None) | gauge("reward_model_epoch", 1, None) | other
+    gone = gauge("up", 1, None) | gauge("rewardserve_model_version", 1, None) | other
     assert fired(tmp_path, "RewardServiceAbsent", gone, ILL_S)
     assert not fired(tmp_path, "RewardServiceAbsent", UP | other, ILL_S)
 
@@ -267,22 +268,22 @@ def traffic(name, a_scrape, labels):
 SCORING = ',route="/score",kind="scoring",code="200"'
 EVENTS = {
     "RewardServerErrors": lambda n, busy: (
-        once("reward_requests_total", n, ',route="/score",kind="scoring",code="500"')
-        | traffic("reward_requests_total", busy, SCORING)
+        once("rewardserve_requests_total", n, ',route="/score",kind="scoring",code="500"')
+        | traffic("rewardserve_requests_total", busy, SCORING)
     ),
     "RewardOverloaded": lambda n, busy: (
-        once("reward_requests_total", n, ',route="/score",kind="scoring",code="503"')
-        | traffic("reward_requests_total", busy, SCORING)
+        once("rewardserve_requests_total", n, ',route="/score",kind="scoring",code="503"')
+        | traffic("rewardserve_requests_total", busy, SCORING)
     ),
     "RewardSlow": lambda n, busy: (
-        once("reward_request_seconds_bucket", n, ',route="/score",kind="scoring",le="+Inf"')
-        | once("reward_request_seconds_bucket", 0, ',route="/score",kind="scoring",le="10"')
-        | once("reward_requests_total", n, SCORING)
+        once("rewardserve_request_seconds_bucket", n, ',route="/score",kind="scoring",le="+Inf"')
+        | once("rewardserve_request_seconds_bucket", 0, ',route="/score",kind="scoring",le="10"')
+        | once("rewardserve_requests_total", n, SCORING)
     ),
     **{
         alert: lambda n, busy, outcome=outcome: (
-            once("reward_samples_total", n, f',outcome="{outcome}"')
-            | traffic("reward_samples_total", busy, ',outcome="ok"')
+            once("rewardserve_samples_total", n, f',outcome="{outcome}"')
+            | traffic("rewardserve_samples_total", busy, ',outcome="ok"')
         )
         for alert, outcome in {
             "RewardSamplesFailing": "input_too_long",
@@ -293,16 +294,16 @@ EVENTS = {
     },
     **{
         alert: lambda n, busy, reason=reason: (
-            once("reward_batch_failures_total", n, f',reason="{reason}"')
-            | traffic("reward_forward_seconds_count", busy, "")
+            once("rewardserve_batch_failures_total", n, f',reason="{reason}"')
+            | traffic("rewardserve_forward_seconds_count", busy, "")
         )
         for alert, reason in {"RewardBatchFailures": "failed", "RewardOutOfMemory": "out_of_memory"}.items()
     },
-    "RewardRunsWithoutRoom": lambda n, busy: once("reward_runs_without_room_total", n),
-    "RewardAuditSkipped": lambda n, busy: once("reward_audit_skipped_total", n),
-    "RewardMetricsIncomplete": lambda n, busy: once("reward_collector_failures_total", n, ',part="runs"'),
+    "RewardRunsOverLimit": lambda n, busy: once("rewardserve_runs_over_limit_total", n),
+    "RewardAuditSkipped": lambda n, busy: once("rewardserve_audit_skipped_total", n),
+    "RewardMetricsIncomplete": lambda n, busy: once("rewardserve_collector_failures_total", n, ',part="runs"'),
 }
-ONE_IS_ENOUGH = {"RewardModelRefused", "RewardAlarmsLost"}
+ONE_IS_ENOUGH = {"RewardModelRefused", "RewardAlertsLost"}
 """Each of these has to be looked at, and none pages."""
 
 
@@ -344,9 +345,9 @@ def test_what_goes_on_failing_pages_also_where_there_is_little_traffic(tmp_path,
     """One event in five minutes, and each of them fails."""
     failing = [i // 20 * (10 if alert == "RewardScoreNotFinite" else 1) for i in range(3 * SPAN)]
     series = {
-        "RewardBatchFailures": {f'reward_batch_failures_total{{{AT},reason="failed"}}': failing}
-        | counter("reward_forward_seconds_count", 0, 0),
-        "RewardScoreNotFinite": {f'reward_samples_total{{{AT},outcome="score_not_finite"}}': failing},
-        "RewardServerErrors": {f'reward_requests_total{{{AT},route="/score",kind="scoring",code="500"}}': failing},
+        "RewardBatchFailures": {f'rewardserve_batch_failures_total{{{AT},reason="failed"}}': failing}
+        | counter("rewardserve_forward_seconds_count", 0, 0),
+        "RewardScoreNotFinite": {f'rewardserve_samples_total{{{AT},outcome="score_not_finite"}}': failing},
+        "RewardServerErrors": {f'rewardserve_requests_total{{{AT},route="/score",kind="scoring",code="500"}}': failing},
     }[alert]
     assert fired(tmp_path, alert, UP | series, ILL_S)

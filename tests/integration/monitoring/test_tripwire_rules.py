@@ -239,7 +239,7 @@ def test_a_run_with_few_samples_is_looked_at_over_a_longer_window(tmp_path):
 def test_what_a_board_has_latched_fires_until_it_is_acknowledged(tmp_path):
     def tripped(wire, *values):
         labels = f'run="r",wire="{wire}",cause="{cause_of(wire)}",instance="a",job="rewardserve"'
-        return {f"reward_tripwire_tripped{{{labels}}}": [*values]}
+        return {f"rewardserve_tripwire_tripped{{{labels}}}": [*values]}
 
     page = {
         "alertname": "RewardTripwirePaged",
@@ -334,7 +334,7 @@ def test_an_alert_gives_its_value_with_unit_and_threshold_and_an_absolute_link_w
     """A share of 3.119 % once read "31.19m"."""
     sums = {"samples": 4000, count_of("judge"): 4000, "judge": 4000 * 0.03119}
     series = {
-        f'reward_run_sum_total{{run="{RUN}",of="{of}",job="rewardserve",instance="a"}}': [n * i for i in range(12)]
+        f'rewardserve_run_sum_total{{run="{RUN}",of="{of}",job="rewardserve",instance="a"}}': [n * i for i in range(12)]
         for of, n in sums.items()
     }
     at = 11 * SCRAPE_S
@@ -382,7 +382,7 @@ def test_two_models_of_one_job_that_score_one_run_are_not_added_up(tmp_path):
     for model, share in (("kind", 0.03), ("strict", 0.0)):
         for of, n in {"samples": 4000, count_of("judge"): 4000, "judge": 4000 * share}.items():
             labels = f'run="{RUN}",of="{of}",model="{model}",job="other-name",instance="{model}"'
-            series[f"reward_run_sum_total{{{labels}}}"] = [n * i for i in range(12)]
+            series[f"rewardserve_run_sum_total{{{labels}}}"] = [n * i for i in range(12)]
     there = {"alertname": "RewardJudge", "alertstate": "firing", "run": RUN, "severity": "page", "wire": "judge",
              "cause": "policy", "model": "kind", "job": "other-name"}  # fmt: skip
     questions = [(11 * SCRAPE_S, firing("RewardJudge"), [there])]

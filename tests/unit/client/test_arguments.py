@@ -96,8 +96,9 @@ def test_a_margin_and_times_are_named(client):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("url", 8000), ("url", {"a": 1}), ("url", [8000]), ("url", b"http://x"), ("api_key", 1), ("api_key", b"k"), ("only", 1),
-        ("only", [1]), ("deadline_s", "300"), ("on_failure", "zero"), ("on_mixed", None), ("limits", {"connections": 1}),
+        ("url", 8000), ("url", {"a": 1}), ("url", [8000]), ("url", b"http://x"), ("api_key", 1), ("api_key", b"k"),
+        ("model_digest", 1),
+        ("model_digest", [1]), ("deadline_s", "300"), ("on_failure", "zero"), ("on_mixed", None), ("limits", {"connections": 1}),
         ("backoff", 1.0), ("verify", "ca.pem"),
     ],
 )  # fmt: skip

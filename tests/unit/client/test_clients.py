@@ -244,14 +244,14 @@ def test_a_change_of_model_between_chunks_is_raised_where_that_is_wanted():
         client.score(SAMPLES)
 
 
-def test_a_replica_with_another_epoch_of_the_same_model_is_no_change():
+def test_a_replica_with_another_version_of_the_same_model_is_no_change():
     def restarted(connection, request, server):
-        send(connection, 200, reply_to(request, model_epoch=7))
+        send(connection, 200, reply_to(request, model_version=7))
 
     limits = Limits(chunk_samples=8, chunks_at_once=1)
     with NastyServer(honest, restarted) as server, client_of(server, limits=limits, on_mixed="raise") as client:
         scores = client.score(SAMPLES)
-    assert [i.epoch for i in scores.identities] == [1, 7]
+    assert [i.version for i in scores.identities] == [1, 7]
     assert not scores.is_mixed
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rewardserve_client import Limits, Misconfigured, RewardClient
-from rewardserve_client.configuration import deadline_from, key_from, only_from, urls_from
+from rewardserve_client.configuration import deadline_from, key_from, model_digests_from, urls_from
 
 
 def test_servers_come_from_the_argument_or_else_from_the_environment():
@@ -65,17 +65,17 @@ DIGEST = "sha256:" + "a" * 64
 
 def test_a_pin_comes_from_the_argument_or_else_from_the_environment():
     other = "sha256:" + "b" * 64
-    assert only_from(None, {}) == ()
-    assert only_from(None, {"REWARDSERVE_ONLY": f"{DIGEST}, {other}"}) == (DIGEST, other)
-    assert only_from(other, {"REWARDSERVE_ONLY": DIGEST}) == (other,)
-    assert only_from([DIGEST], {}) == (DIGEST,)
+    assert model_digests_from(None, {}) == ()
+    assert model_digests_from(None, {"REWARDSERVE_MODEL_DIGEST": f"{DIGEST}, {other}"}) == (DIGEST, other)
+    assert model_digests_from(other, {"REWARDSERVE_MODEL_DIGEST": DIGEST}) == (other,)
+    assert model_digests_from([DIGEST], {}) == (DIGEST,)
 
 
 @pytest.mark.parametrize("only", ["", ",", " ", f"{DIGEST},", [], [""], "sha256:x", DIGEST.upper()])
 def test_a_pin_that_would_pin_nothing_is_refused(only, monkeypatch):
     with pytest.raises(Misconfigured):
-        RewardClient("http://a:1", only=only)
+        RewardClient("http://a:1", model_digest=only)
     if isinstance(only, str):
-        monkeypatch.setenv("REWARDSERVE_ONLY", only)
+        monkeypatch.setenv("REWARDSERVE_MODEL_DIGEST", only)
         with pytest.raises(Misconfigured):
             RewardClient("http://a:1")

@@ -69,7 +69,7 @@ BAD = {
     "an error beside the reward": changed(["results", 0, "error"], {"code": "a", "message": "b"}),
     "a number beyond floats": changed(["results", 0, "raw"], 10**400),
     "no model": changed(["model"], None),
-    "an epoch in words": changed(["model_epoch"], "one"),
+    "a version in words": changed(["model_version"], "one"),
     "heads without a number": changed(["results", 0, "heads"], {"a": None}),
     "notes that are none": changed(["results", 0, "notes"], "capped"),
     "a result that is none": changed(["results", 0], 0.4),

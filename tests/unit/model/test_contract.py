@@ -185,7 +185,7 @@ def test_every_file_of_a_checkpoint_can_be_read_by_another_user(folder):
 
 def test_warn_goes_on_knowingly(folder):
     edit_json(folder / "config.json", pad_token_id=0)
-    loaded = load("torch", ModelSpec(str(folder), contract="warn"))
+    loaded = load("torch", ModelSpec(str(folder), contract_mode="warn"))
     assert not loaded.report.holds
     assert [b.clause for b in loaded.report.breaches] == ["pad"]
 

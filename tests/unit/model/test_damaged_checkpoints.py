@@ -151,7 +151,7 @@ def test_weights_that_are_nan_are_refused_where_there_is_no_contract_either(fold
 
 def test_who_serves_nan_knowingly_gets_nan_from_the_scorer_and_no_other_number(folder):
     poison(folder)
-    (heads,) = served(folder, contract="warn").scorer.score(TokenBatch(((1, 2, 3),))).rows
+    (heads,) = served(folder, contract_mode="warn").scorer.score(TokenBatch(((1, 2, 3),))).rows
     assert all(value != value for value in heads.values())
 
 
@@ -160,7 +160,7 @@ def test_weights_that_turn_nan_while_they_are_served_give_each_row_its_error_and
         reply = server.score({"text": "a"}, {"text": "b"}).json()
         assert reply["rewards"] == [None, None]
         assert [result["error"]["code"] for result in reply["results"]] == ["score_not_finite"] * 2
-        assert server.metric("reward_samples_total", outcome="score_not_finite") == 2
+        assert server.metric("rewardserve_samples_total", outcome="score_not_finite") == 2
 
 
 # -- the process ------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def test_its_reward_is_made_of_its_members_rewards(members):
         build_pipeline(m.opinions, RewardSettings(shape="none")).one(m.scorer.score(TokenBatch((ids,))).rows[0]).value
         for _, m in members
     ]
-    settings = RewardSettings(combine=CombineSettings(how="min"))
+    settings = RewardSettings(combine=CombineSettings(method="min"))
     assert build_pipeline(together.opinions, settings).one(heads).value == pytest.approx(min(alone), abs=1e-4)
 
 

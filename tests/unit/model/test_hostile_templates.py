@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 from datetime import datetime
@@ -414,3 +416,33 @@ def test_a_process_that_cannot_be_started_is_no_fault_of_the_template(monkeypatc
     monkeypatch.setattr(jinja_process.sys, "executable", "/nothing/here")
     with pytest.raises(FileNotFoundError):
         RenderingProcess("{{ 1 * 1 }}")
+
+
+FORKED = """
+import os, sys
+from datetime import datetime
+from rewardserve.model.jinja_process import RenderingProcess
+
+process, now = RenderingProcess("{{ who }} {{ n }}"), datetime(2026, 1, 1)
+
+def render(who):
+    said = [process.render({"who": who, "n": n}, now) for n in range(200)]
+    return said == [f"{who} {n}" for n in range(200)]
+
+children = []
+for i in range(3):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(not render(f"child {i}"))
+    children.append(pid)
+right = render("parent")
+sys.exit(not right or any(os.waitpid(pid, 0)[1] for pid in children) or not render("parent again"))
+"""
+
+
+def test_a_forked_process_renders_in_a_process_of_its_own():
+    """As a DataLoader and a server of forked workers do. With shared pipes the replies reach the wrong one."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr

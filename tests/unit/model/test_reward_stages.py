@@ -222,7 +222,7 @@ def settings_of(combine=None, penalties=None, **settings):
 
 def test_all_stages_are_built_in_their_order_from_the_calibration():
     every = {"missing_end": 1.0, "overlong": 2.0, "overlong_start": 0, "overlong_end": 9, "repetition": 3.0}
-    pipeline = built(debias=1.0, penalties=every)
+    pipeline = built(length_debias=1.0, penalties=every)
     assert pipeline.stages == (
         Debias(1.0, CURVE, 1.0), MissingEnd(1.0), Overlong(2.0, 0, 9), Repetition(3.0, 0.1), SoftCap(-4.0, 4.0, 1.0),
     )  # fmt: skip
@@ -274,16 +274,16 @@ def test_heads_are_members_on_their_own_scales_with_the_weight_that_they_have_in
         for (name, _), sign, scale, weight in zip(HEADS, signs, scales, weights, strict=True)
     )
     for how, beta in (("softmin", 0.7), ("mean", 0.0), ("min", 0.0), ("and", 0.0)):
-        assert built(combine={"how": how, "beta": 0.7}).combination == Combination(expected, how, beta)
-    raw = built(combine={"how": "mean"}, normalize=False)
+        assert built(combine={"method": how, "beta": 0.7}).combination == Combination(expected, how, beta)
+    raw = built(combine={"method": "mean"}, normalize=False)
     assert [m.scale for m in raw.combination.members] == [replace(s, mean=0.0, std=1.0) for s in scales]
     assert raw.stages == (), "what is said of the sum says nothing of another combination"
-    bare = built(BARE, combine={"how": "mean"}, normalize=False)
+    bare = built(BARE, combine={"method": "mean"}, normalize=False)
     shares = (0.2, 0.8, 0.0)
     assert bare.combination.members == tuple(
         replace(member, scale=IDENTITY, weight=share) for member, share in zip(expected, shares, strict=True)
     )
-    assert built(None, combine={"how": "mean"}).combination == bare.combination
+    assert built(None, combine={"method": "mean"}).combination == bare.combination
 
 
 def test_models_are_members_with_the_operators_weights():
@@ -334,7 +334,7 @@ def test_a_reward_has_the_change_and_the_notes_of_each_stage():
         Reward(1.0, 1.0, None, (), (1.0, 0.0), None),
     ]
     assert quiet(Batch([])) == []
-    spread = built(combine={"how": "min"}, heads=(("a", 1.0), ("b", 1.0)), penalties={"missing_end": 1.0})
+    spread = built(combine={"method": "min"}, heads=(("a", 1.0), ("b", 1.0)), penalties={"missing_end": 1.0})
     assert spread.one({"a": 4.5, "b": -1.0}, missing_end=False) == Reward(0.0, 0.0, 0.0, (), (0.0, 0.0), 1.0)
     noted = Reward(0.0, -1.0, 0.0, ("missing_end_penalty",), (0.0, -1.0), 1.0)
     assert spread.one({"a": 4.5, "b": -1.0}, missing_end=True) == noted
@@ -386,26 +386,26 @@ def references_needed(shape):
         ({"combine": {"beta": -0.5}}, "combine.beta=-0.5 is below zero"),
         ({"combine": {"beta": nan}}, "combine.beta=nan is below zero"),
         (
-            {"calibration": BARE, "combine": {"how": "min"}},
-            f"combine.how needs statistics of each head, and m has none of a. {FIT}, or set combine.how=sum.",
+            {"calibration": BARE, "combine": {"method": "min"}},
+            f"combine.method needs statistics of each head, and m has none of a. {FIT}, or set combine.method=sum.",
         ),
         (
-            {"combine": {"how": "min", "weights": {"z": 1.0, "d": 1.0}}},
+            {"combine": {"method": "min", "weights": {"z": 1.0, "d": 1.0}}},
             "combine.weights names d, z; members are a, b, c",
         ),
         (
-            {"combine": {"how": "min", "weights": {"a": -1.0}}},
+            {"combine": {"method": "min", "weights": {"a": -1.0}}},
             "combine.weights: weights must be positive numbers, they are [-1.0, 0.5, 0.0]",
         ),
         (
             {"combine": {"weights": {"m": 0.0}}},
             "combine.weights: weights must be positive numbers, they are [0.0]",
         ),
-        ({"debias": 1.5}, "debias=1.5 is not between 0 and 1"),
-        ({"debias": -0.5}, "debias=-0.5 is not between 0 and 1"),
-        ({"debias": 1.0, "calibration": None}, f"debias=1.0 {CURVE_NEEDED}"),
-        ({"debias": 1.0, "calibration": BARE}, f"debias=1.0 {CURVE_NEEDED}"),
-        ({"debias": 1.0, "calibration": replace(FITTED, log_length=None)}, f"debias=1.0 {CURVE_NEEDED}"),
+        ({"length_debias": 1.5}, "length_debias=1.5 is not between 0 and 1"),
+        ({"length_debias": -0.5}, "length_debias=-0.5 is not between 0 and 1"),
+        ({"length_debias": 1.0, "calibration": None}, f"length_debias=1.0 {CURVE_NEEDED}"),
+        ({"length_debias": 1.0, "calibration": BARE}, f"length_debias=1.0 {CURVE_NEEDED}"),
+        ({"length_debias": 1.0, "calibration": replace(FITTED, log_length=None)}, f"length_debias=1.0 {CURVE_NEEDED}"),
         *(
             ({"penalties": {name: value}}, f"penalties.{name}={value}: what is taken off is positive")
             for name in ("missing_end", "overlong", "repetition")
@@ -432,7 +432,7 @@ def references_needed(shape):
         ),
         *(({"shape": shape, "calibration": BARE}, references_needed(shape)) for shape in ("par", "lsc")),
         ({"shape": "par", "calibration": None}, references_needed("par")),
-        ({"shape": "par", "combine": {"how": "min"}}, references_needed("par")),
+        ({"shape": "par", "combine": {"method": "min"}}, references_needed("par")),
         ({"shape": "par", "slope": 0.0}, "slope=0.0 is not above zero"),
         ({"shape": "lsc", "slope": nan}, "slope=nan is not above zero"),
     ],
@@ -446,13 +446,13 @@ def test_what_a_calibration_cannot_give_is_refused_with_the_setting_and_the_reme
 def test_only_heads_of_one_model_can_be_summed():
     opinions = [Opinion("x", HEADS, FITTED), Opinion("y", HEADS, None)]
     with pytest.raises(PipelineError) as refused:
-        build_pipeline(opinions, settings_of({"how": "sum"}))
-    assert str(refused.value) == "combine.how=sum is for the heads of one model. Use mean, min, softmin or and."
+        build_pipeline(opinions, settings_of({"method": "sum"}))
+    assert str(refused.value) == "combine.method=sum is for the heads of one model. Use mean, min, softmin or and."
     with pytest.raises(PipelineError, match="but y has no fitted statistics"):
         build_pipeline(opinions, settings_of(normalize=True))
 
 
 def test_bounds_of_settings_are_allowed():
     assert built(penalties={"repetition": 1.0, "repetition_above": 0.0}, shape="none").stages == (Repetition(1.0, 0.0),)
-    assert built(debias=0.0, shape="none").stages == ()
-    assert built(combine={"how": "softmin", "beta": 0.0}).combination.beta == 0.0
+    assert built(length_debias=0.0, shape="none").stages == ()
+    assert built(combine={"method": "softmin", "beta": 0.0}).combination.beta == 0.0

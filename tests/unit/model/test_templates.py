@@ -192,7 +192,7 @@ def test_the_date_of_a_contract_is_the_one_that_is_served(written, tmp_path):
     (elsewhere / "scoring_contract.json").write_text(json.dumps({**contract, "template_date": "2025-02-01"}))
     checkpoint = read(str(elsewhere))
     assert checkpoint.policy.template_date == "2025-02-01"
-    report = load("torch", ModelSpec(str(elsewhere), contract="warn")).report
+    report = load("torch", ModelSpec(str(elsewhere), contract_mode="warn")).report
     assert [breach.clause for breach in report.breaches] == ["encoding"]
     # An operator's date is for checkpoints that say none.
     assert read(str(elsewhere), ReadOptions(template_date="2023-03-03")).policy.template_date == "2025-02-01"
@@ -203,7 +203,7 @@ def test_a_contract_without_a_date_for_a_template_that_asks_for_it_is_broken(tmp
     contract = json.loads((folder / "scoring_contract.json").read_text())
     del contract["template_date"]
     (folder / "scoring_contract.json").write_text(json.dumps(contract))
-    report = load("torch", ModelSpec(str(folder), contract="warn")).report
+    report = load("torch", ModelSpec(str(folder), contract_mode="warn")).report
     assert [breach.clause for breach in report.breaches] == ["date"]
     assert "export" in report.breaches[0].remedy
 

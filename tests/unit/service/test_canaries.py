@@ -33,7 +33,9 @@ class Tampered(FakeScorer):
 @pytest.fixture
 async def batcher():
     scorer = Tampered()
-    batcher = Batcher(scorer, Limits(10_000, 0.0), MonotonicClock(), lambda done: None, cache=ScoreCache(100, epoch=1))
+    batcher = Batcher(
+        scorer, Limits(10_000, 0.0), MonotonicClock(), lambda done: None, cache=ScoreCache(100, version=1)
+    )
     batcher.start()
     batcher.scorer = scorer
     yield batcher

@@ -33,14 +33,18 @@ def keys_of(path: Path):
 
 
 def plan_of(path: Path):
-    return settings(tripwires_file=path).wire_plan().votes_for_a_page
+    return (
+        from_command_line(ServeSettings, "reward-serve", [f"--tripwires.config-file={path}"])
+        .wire_plan()
+        .votes_for_a_page
+    )
 
 
 def baits_of(path: Path):
     key = path.with_name("bait-key")
     key.write_bytes(b"0123456789abcdef")
     given = from_command_line(
-        ServeSettings, "reward-serve", [f"--tripwires.baits-file={path}", f"--tripwires.baits-key-file={key}"]
+        ServeSettings, "reward-serve", [f"--tripwires.honeypots-file={path}", f"--tripwires.honeypots-key-file={key}"]
     )
     return list(given.read_baits().by_prompt)
 
@@ -119,7 +123,7 @@ def test_rules_are_written_from_a_marked_plan(tmp_path, capsys):
     texts = []
     for encoding in ENCODINGS:
         (tmp_path / "plan").write_text("votes_for_a_page = 7\n", encoding=encoding)
-        assert rules.main(["--tripwires-file", str(tmp_path / "plan")]) == 0
+        assert rules.main(["--config-file", str(tmp_path / "plan")]) == 0
         texts.append(capsys.readouterr().out)
     assert len(set(texts)) == 1
     assert "vector(7)" in texts[0]

@@ -68,8 +68,8 @@ class Successions(RuleBasedStateMachine):
         self.newest = 1
 
     def tidy(self, keep):
-        for epoch in self.roster.surplus(keep):
-            self.roster = self.roster.without(epoch)
+        for version in self.roster.surplus(keep):
+            self.roster = self.roster.without(version)
 
     @rule(keep=st.integers(0, 3))
     def load_and_switch(self, keep):
@@ -100,8 +100,8 @@ class Successions(RuleBasedStateMachine):
 
     @rule(data=st.data(), run=st.sampled_from("abc"))
     def pin(self, data, run):
-        epochs = [self.roster.serving, *self.roster.standby]
-        self.roster = self.roster.pinned({run: data.draw(st.sampled_from(epochs))})
+        versions = [self.roster.serving, *self.roster.standby]
+        self.roster = self.roster.pinned({run: data.draw(st.sampled_from(versions))})
 
     @rule(run=st.sampled_from("abc"))
     def unpin(self, run):
@@ -124,7 +124,7 @@ test_successions = Successions.TestCase
 @given(st.integers(0, 40))
 def test_the_line_of_rollbacks_is_bounded(n):
     now = Roster((1,))
-    for epoch in range(2, n + 2):
-        now = now.activated(epoch)
+    for version in range(2, n + 2):
+        now = now.activated(version)
     assert len(now.line) <= 32
     assert now.serving == n + 1

@@ -45,7 +45,7 @@ async def open_house():
         calibration = replace(loaded.calibration, std=std, temperature=2.0)
         pipeline = build_pipeline(sole(calibration, heads), RewardSettings(shape=shape))
         metrics.model_loaded(1, calibration, pipeline)
-        cache = ScoreCache(n_cached, epoch=1)
+        cache = ScoreCache(n_cached, version=1)
         batcher = Batcher(scorer or FakeScorer(), Limits(10_000, 0.0), clock, lambda done: None, cache=cache)
         rooms = Rooms(
             1,
@@ -105,11 +105,11 @@ async def test_a_request_is_counted_once_it_is_answered(open_house):
         for family in text_string_to_metric_families(scoring.rooms.metrics.render().decode())
         for s in family.samples
     }
-    assert counted["reward_samples_total", "ok"] == 4
-    assert counted["reward_samples_total", "invalid_text"] == 1
-    assert counted["reward_tokens_total", "received"] == 3 * 2 + 3
-    assert counted["reward_tokens_total", "cached"] == 2 * 2
-    assert counted["reward_raw_score_count", "1"] == counted["reward_value_count", "1"] == 4
+    assert counted["rewardserve_samples_total", "ok"] == 4
+    assert counted["rewardserve_samples_total", "invalid_text"] == 1
+    assert counted["rewardserve_tokens_total", "received"] == 3 * 2 + 3
+    assert counted["rewardserve_tokens_total", "cached"] == 2 * 2
+    assert counted["rewardserve_raw_score_count", "1"] == counted["rewardserve_value_count", "1"] == 4
 
 
 async def test_bad_samples_have_errors_of_their_own(open_house):

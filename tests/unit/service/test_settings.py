@@ -38,7 +38,7 @@ def complaint(capsys, *flags, settings=ServeSettings):
 
 def test_the_defaults_are_those_of_the_design():
     s = parsed()
-    assert (s.host, s.port, s.backend, s.engine, s.contract) == ("127.0.0.1", 8000, "torch", "auto", "strict")
+    assert (s.host, s.port, s.backend, s.engine, s.contract_mode) == ("127.0.0.1", 8000, "torch", "auto", "strict")
     assert (s.batching.max_tokens, s.batching.linger_ms, s.overload_status) == (None, 2.0, 503)
     assert (s.cache.scores, s.cache.prefix_mib) == (65_536, 256)
     assert s.model_spec() == ModelSpec(prefix_cache_bytes=256 * 2**20)
@@ -52,9 +52,9 @@ def test_flags_and_environment_say_the_same_and_flags_win(monkeypatch):
     monkeypatch.setenv("REWARD_NORMALIZE", "off")
     monkeypatch.setenv("REWARD_OVERLOAD_STATUS", "429")
     monkeypatch.setenv("REWARD_PORT", "1")
-    s = parsed("--batching.max-tokens", "512", "--contract=warn", "--port=2")
+    s = parsed("--batching.max-tokens", "512", "--contract-mode=warn", "--port=2")
     assert (s.batching.max_tokens, s.admission.max_samples, s.normalize, s.overload_status) == (512, 5000, False, 429)
-    assert (s.contract, s.port) == ("warn", 2)
+    assert (s.contract_mode, s.port) == ("warn", 2)
 
 
 def test_how_the_model_runs_is_handed_on_to_the_backend(monkeypatch):
@@ -105,7 +105,7 @@ def test_all_complaints_come_at_once(capsys):
 def test_without_keys_only_this_machine_may_ask_unless_the_operator_says_so(tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("secret\n")
-    assert parsed("--host=0.0.0.0", "--allow-open=1").allow_open
+    assert parsed("--host=0.0.0.0", "--allow-unauthenticated=1").allow_unauthenticated
     assert parsed("--host=0.0.0.0", f"--keys-file={keys}").read_keys().find(b"secret") is not None
     assert [is_loopback(h) for h in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "0.0.0.0", "::", "example.org")] == [
         True, True, True, True, False, False, False,
@@ -167,28 +167,28 @@ def test_a_bulk_run_needs_both_files(capsys):
 
 @pytest.mark.parametrize("models", ["a=/x", "a", "a=/x,a=/y", "=/x,b=/y", "a=,b=/y"])
 def test_an_ensemble_is_a_list_of_names_and_models(models):
-    with pytest.raises(ValidationError, match="models="):
-        ServeSettings(models=models, _cli_parse_args=[])
+    with pytest.raises(ValidationError, match="ensemble="):
+        ServeSettings(ensemble=models, _cli_parse_args=[])
 
 
 def test_the_models_of_an_ensemble_have_names():
-    settings = ServeSettings(models="a=/x, b=org/model=1", _cli_parse_args=[])
+    settings = ServeSettings(ensemble="a=/x, b=org/model=1", _cli_parse_args=[])
     assert settings.named_models() == {"a": "/x", "b": "org/model=1"}
     assert [settings.model_spec(model).model for model in settings.named_models().values()] == ["/x", "org/model=1"]
-    with pytest.raises(ValidationError, match="REWARD_MODEL or REWARD_MODELS"):
-        ServeSettings(model="/z", models="a=/x,b=/y", _cli_parse_args=[])
+    with pytest.raises(ValidationError, match="REWARD_MODEL or REWARD_ENSEMBLE"):
+        ServeSettings(model="/z", ensemble="a=/x,b=/y", _cli_parse_args=[])
 
 
 def test_everything_of_the_reward_can_be_set_by_environment(monkeypatch):
     for name, value in {
-        "COMBINE__HOW": "softmin", "COMBINE__BETA": "0.25", "COMBINE__WEIGHTS": '{"a": 2.0}', "DEBIAS": "0.5",
+        "COMBINE__METHOD": "softmin", "COMBINE__BETA": "0.25", "COMBINE__WEIGHTS": '{"a": 2.0}', "LENGTH_DEBIAS": "0.5",
         "PENALTIES__MISSING_END": "1.0", "PENALTIES__OVERLONG": "0.5", "PENALTIES__OVERLONG_START": "400",
         "PENALTIES__OVERLONG_END": "500", "PENALTIES__REPETITION": "2", "SHAPE": "par", "SLOPE": "1.5",
     }.items():  # fmt: skip
         monkeypatch.setenv(f"REWARD_{name}", value)
     assert ServeSettings(_cli_parse_args=[]).reward_settings() == RewardSettings(
         combine=CombineSettings("softmin", 0.25, {"a": 2.0}),
-        debias=0.5,
+        length_debias=0.5,
         penalties=PenaltySettings(1.0, 0.5, 400, 500, 2.0),
         shape="par",
         slope=1.5,

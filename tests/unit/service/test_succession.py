@@ -15,7 +15,7 @@ from rewardserve.service.admission import Admission
 from rewardserve.service.api.stage import Stage
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.engine import build_commons, prepare
-from rewardserve.service.errors import EpochGone, EpochInUse, LoadInProgress, ModelRefused, NothingIsLoading
+from rewardserve.service.errors import LoadInProgress, ModelRefused, NothingIsLoading, VersionGone, VersionInUse
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.roster import Source
 from rewardserve.service.settings import ServeSettings
@@ -82,7 +82,7 @@ async def test_whoever_is_inside_is_answered_by_the_model_that_he_was_let_in_to(
         await succession.load(ECHO)
     (result,) = await asked
     assert result.reward is not None
-    assert succession.stage.served().epoch == 4
+    assert succession.stage.served().version == 4
 
 
 async def test_a_model_with_somebody_inside_is_not_freed(succession):
@@ -126,7 +126,7 @@ async def test_a_load_that_hangs_is_given_up_and_others_can_begin(succession, mo
         succession.cancel_load()
     with pytest.raises(ModelRefused, match="LOAD_TIMEOUT_S" if how == "timeout" else "cancelled the load"):
         await asyncio.wait_for(loading, PATIENCE_S)
-    assert (succession.overview.loading, succession.serving.engine.epoch) == (None, 1)
+    assert (succession.overview.loading, succession.serving.engine.version) == (None, 1)
     monkeypatch.setattr("rewardserve.service.succession.prepare", real)
     succession._load_timeout_s = 0.0
     assert await asyncio.wait_for(succession.load(ECHO), PATIENCE_S) == 2
@@ -167,10 +167,10 @@ async def test_a_second_shadow_takes_the_place_of_the_first(succession):
     await succession.load(ECHO, shadow=0.5)
     await succession.load(ECHO, shadow=1.0)
     await settled(succession)
-    assert [(m.epoch, m.state) for m in succession.overview.models] == [(1, "serving"), (3, "shadow")]
-    with pytest.raises(EpochInUse):
+    assert [(m.version, m.state) for m in succession.overview.models] == [(1, "serving"), (3, "shadow")]
+    with pytest.raises(VersionInUse):
         succession.pin("run", 3)
-    with pytest.raises(EpochGone):
+    with pytest.raises(VersionGone):
         succession.activate(2)
 
 
@@ -179,4 +179,4 @@ async def test_a_pin_is_kept_when_all_runs_of_now_are_pinned(succession):
     succession.pin("old", 1)
     await succession.load(ECHO, pin=["old", "new"])
     assert succession.overview.pins == {"old": 1, "new": 2}
-    assert [m.epoch for m in succession.overview.models] == [3, 2, 1]
+    assert [m.version for m in succession.overview.models] == [3, 2, 1]

@@ -187,7 +187,7 @@ def test_a_contract_that_the_files_break_is_refused_before_an_engine_is_started(
     with pytest.raises(ContractBroken, match="template"):
         load("vllm", ModelSpec(str(tmp_path / "rm")))
     assert vllm.engines == []
-    loaded = load("vllm", ModelSpec(str(tmp_path / "rm"), contract="warn"))
+    loaded = load("vllm", ModelSpec(str(tmp_path / "rm"), contract_mode="warn"))
     assert not loaded.report.holds
     loaded.scorer.close()
 
@@ -198,14 +198,16 @@ def test_an_engine_that_gives_other_scores_than_the_contract_is_refused_and_ende
     with pytest.raises(ContractBroken, match="probe"):
         load("vllm", ModelSpec(str(tmp_path / "rm")))
     assert vllm.engines[0].is_dead
-    loaded = load("vllm", ModelSpec(str(tmp_path / "rm"), contract="warn"))
+    loaded = load("vllm", ModelSpec(str(tmp_path / "rm"), contract_mode="warn"))
     assert loaded.report.max_probe_error == pytest.approx(0.5, abs=1e-4)
     loaded.scorer.close()
 
 
 def test_what_the_operator_asks_for_reaches_the_engine(vllm, tmp_path):
     reward_model(tmp_path / "rm")
-    asked = VllmSpec(tensor_parallel=2, pipeline_parallel=3, gpu_memory_utilization=0.5, max_num_seqs=7, eager=True)
+    asked = VllmSpec(
+        tensor_parallel=2, pipeline_parallel=3, gpu_memory_utilization=0.5, max_num_seqs=7, enforce_eager=True
+    )
     spec = ModelSpec(str(tmp_path / "rm"), dtype="bfloat16", prefix_cache_bytes=0, deterministic=True, vllm=asked)
     loaded = load("vllm", spec)
     given = vllm.engines[0].spec

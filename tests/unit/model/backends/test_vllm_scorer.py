@@ -23,7 +23,7 @@ def build():
     """Scorers over gated engines, and their ends."""
     built = []
 
-    def scorer(engine, *, names=("score",), biases=(0.0,), patience_s=PATIENCE_S):
+    def scorer(engine, *, names=("score",), biases=(0.0,), stall_timeout_s=PATIENCE_S):
         ended = []
         made = VllmScorer(
             engine,
@@ -32,7 +32,7 @@ def build():
             biases,
             max_tokens=99,
             shares=True,
-            patience_s=patience_s,
+            stall_timeout_s=stall_timeout_s,
             after=lambda: ended.append(1),
         )
         made.ended = ended
@@ -163,7 +163,7 @@ def test_an_error_that_is_a_timeout_is_an_error_and_not_a_wait(build, callers):
 
 def test_an_engine_that_answers_nothing_counts_as_dead(build):
     engine = GatedEngine()
-    scorer = build(engine, patience_s=0.05)
+    scorer = build(engine, stall_timeout_s=0.05)
     with pytest.raises(ScorerError, match="counts as dead"):
         scorer.score(TokenBatch((A, B)))
     assert not scorer.is_alive
@@ -171,7 +171,7 @@ def test_an_engine_that_answers_nothing_counts_as_dead(build):
 
 def test_a_row_that_never_comes_back_while_others_do_is_given_up_and_the_engine_lives(build, callers):
     engine = GatedEngine()
-    scorer = build(engine, patience_s=0.5)
+    scorer = build(engine, stall_timeout_s=0.5)
     lost = callers.submit(scorer.score, TokenBatch((A,)))
     engine.wait_for(1)
     while not lost.done():

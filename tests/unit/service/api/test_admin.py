@@ -20,7 +20,7 @@ def source(**fields):
 
 def test_a_model_is_named_or_the_default_one_by_its_word():
     assert source(model="/models/a") == Source("/models/a", "")
-    assert source(models="a=/models/a,b=/models/b") == Source("", "a=/models/a,b=/models/b")
+    assert source(ensemble="a=/models/a,b=/models/b") == Source("", "a=/models/a,b=/models/b")
     assert source(model="default") == Source("", "")
     assert source(model="./default") == Source("./default", "")
 
@@ -29,8 +29,8 @@ def test_a_model_is_named_or_the_default_one_by_its_word():
     ("fields", "named"),
     [
         ({}, "model"), ({"model": ""}, "model"), ({"model": " "}, "model"), ({"model": None}, "model"),
-        ({"models": ""}, "models"), ({"models": " "}, "models"), ({"model": "a", "models": ""}, "models"),
-        ({"model": "", "models": "a=b"}, "model"), ({"model": "a", "models": "a=b"}, "models"), ({"shadow": 0.5}, "model"),
+        ({"ensemble": ""}, "ensemble"), ({"ensemble": " "}, "ensemble"), ({"model": "a", "ensemble": ""}, "ensemble"),
+        ({"model": "", "ensemble": "a=b"}, "model"), ({"model": "a", "ensemble": "a=b"}, "ensemble"), ({"shadow": 0.5}, "model"),
         ({"model": "a", "pin": [""]}, "pin"), ({"model": "a", "pin": ""}, "pin"),
     ],
 )  # fmt: skip
@@ -40,7 +40,7 @@ def test_a_body_that_names_no_model_or_two_is_refused(fields, named):
     assert refused.value.details["field"].startswith(named)
 
 
-@pytest.mark.parametrize(("schema", "known"), [(LoadRequest, {"model": "a"}), (PinRequest, {"run": "r", "epoch": 1})])
+@pytest.mark.parametrize(("schema", "known"), [(LoadRequest, {"model": "a"}), (PinRequest, {"run": "r", "version": 1})])
 def test_an_unknown_field_is_called_unknown_and_not_missing_from_a_text(schema, known):
     content = json.dumps({**known, "name": "x"}).encode()
 
@@ -57,5 +57,5 @@ def test_an_unknown_field_is_called_unknown_and_not_missing_from_a_text(schema, 
 
 def test_a_pin_names_a_run():
     with pytest.raises(InvalidRequest) as refused:
-        body.check({"run": "", "epoch": 1}, PinRequest)
+        body.check({"run": "", "version": 1}, PinRequest)
     assert refused.value.details["field"] == "run"

@@ -56,7 +56,7 @@ async def test_a_repeat_gets_the_first_answer_and_says_so():
         {"key": None},
         {"x_run": b"a"},
         {"x_step": b"1"},
-        {"x_only": b"sha256:0"},
+        {"x_model_digest": b"sha256:0"},
     ],
 )
 async def test_another_key_sender_or_route_is_another_request(other):

@@ -22,7 +22,7 @@ from rewardserve.service.scoring import Scored
 
 LOADED = echo.load(ModelSpec())
 SERVED = Served(
-    loaded=LOADED, scoring=None, pipeline=build_pipeline(LOADED.opinions, RewardSettings()), epoch=1,
+    loaded=LOADED, scoring=None, pipeline=build_pipeline(LOADED.opinions, RewardSettings()), version=1,
     numeric_noise=None, batching=None, is_alive=lambda: True, scorer_state=lambda: "well", n_failing=lambda: 0,
     board=None, canaries=None,
 )  # fmt: skip

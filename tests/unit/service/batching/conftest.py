@@ -23,7 +23,7 @@ async def drive():
         scorer.concurrency = concurrency
         batcher = Batcher(
             scorer, Limits(max_tokens, linger_s), clock, told.append,
-            pace=pace, cache=ScoreCache(n_cached, epoch=1), **watched,
+            pace=pace, cache=ScoreCache(n_cached, version=1), **watched,
         )  # fmt: skip
         batcher.start()
         batcher.told, batcher.clock = told, clock

@@ -29,7 +29,7 @@ async def fails():
 
 
 async def test_a_task_that_dies_of_an_exception_is_told_while_it_is_remembered():
-    assert await end_of(fails()) == [("error", "task_died", "canaries", RuntimeError)]
+    assert await end_of(fails()) == [("error", "background_task_failed", "canaries", RuntimeError)]
 
 
 @pytest.mark.parametrize("seconds", [0.0, 60.0])

@@ -32,28 +32,28 @@ OF_THE_DESIGN = {
     "requests_total": {"route", "kind", "code"}, "request_seconds": {"route", "kind"}, "samples_total": {"outcome"},
     "tokens_total": {"kind"}, "queue_samples": set(), "queue_tokens": set(), "queue_seconds": set(),
     "batch_samples": set(), "batch_tokens": set(), "forward_seconds": set(),
-    "capped_total": {"side"}, "model_epoch": set(),
+    "capped_total": {"side"}, "model_version": set(),
 }  # fmt: skip
 BESIDE_THE_DESIGN = {
     # Several models may be loaded, each with buckets of its own.
-    "raw_score": {"epoch"},
-    "value": {"epoch"},
+    "raw_score": {"version"},
+    "value": {"version"},
     "model_loads_total": {"outcome"},
     "shadow_samples_total": {"outcome"},
     "shadow_pairs_total": {"order"},
-    "shadow_agreement": {"epoch"},
-    "shadow_shift": {"epoch"},
-    "shadow_correlation": {"epoch"},
+    "shadow_agreement": {"version"},
+    "shadow_shift": {"version"},
+    "shadow_correlation": {"version"},
     "run_measured_seconds": {"run", "model"},
     "run_sum_total": {"run", "model", "of"},
-    "run_usual": {"run", "model", "of", "power"},
+    "run_baseline_moment": {"run", "model", "of", "order"},
     "run_part_sum_total": {"run", "model", "part", "of"},
-    "run_part_usual": {"run", "model", "part", "power"},
+    "run_part_baseline_moment": {"run", "model", "part", "order"},
     "run_kl": {"run", "model"},
-    "runs_without_room_total": set(),
-    "looks_total": {"looked"},
+    "runs_over_limit_total": set(),
+    "samples_inspected_total": {"outcome"},
     "audit_skipped_total": set(),
-    "alarms_lost_total": set(),
+    "alerts_lost_total": set(),
     "device_memory_bytes": {"kind"},
     "encode_seconds": set(),
     "run_step": {"run", "model"},
@@ -61,7 +61,7 @@ BESIDE_THE_DESIGN = {
     "batch_failures_total": {"reason"},
     "batch_budget_tokens": set(),
     "scorer_hanging": set(),
-    "connections_ended_total": {"why"},
+    "connections_ended_total": {"reason"},
     "collector_failures_total": {"part"},
 }
 CALIBRATION = Calibration(mean=3.0, std=2.0, cap_low=-1.0, cap_high=1.0)
@@ -134,8 +134,8 @@ def test_a_histogram_is_the_one_of_the_client_library(values):
     metrics.observe_samples(1, {}, 0, 0, [Reward(v, v) for v in values])
     registry = CollectorRegistry()
     reference = Histogram(
-        PREFIX + "raw_score", "Raw scores.", ["epoch"], buckets=score_buckets(CALIBRATION), registry=registry
-    ).labels(epoch="1")
+        PREFIX + "raw_score", "Raw scores.", ["version"], buckets=score_buckets(CALIBRATION), registry=registry
+    ).labels(version="1")
     for value in values:
         reference.observe(value)
     families = text_string_to_metric_families(generate_latest(registry).decode())
@@ -149,24 +149,24 @@ def test_each_loaded_model_has_score_histograms_of_its_own_until_it_is_gone():
     other = Calibration(mean=100.0, std=1.0)
     metrics.model_loaded(2, other, pipeline)
     metrics.observe_samples(2, {"ok": 1}, 3, 0, [Reward(100.0, 0.5)])
-    counts = {s.labels["epoch"]: s.value for s in samples(metrics, "raw_score_count")}
+    counts = {s.labels["version"]: s.value for s in samples(metrics, "raw_score_count")}
     assert counts == {"1": 0, "2": 1}
-    of_two = [float(s.labels["le"]) for s in samples(metrics, "raw_score_bucket") if s.labels["epoch"] == "2"]
+    of_two = [float(s.labels["le"]) for s in samples(metrics, "raw_score_bucket") if s.labels["version"] == "2"]
     assert of_two[:-1] == list(score_buckets(other))
     metrics.model_gone(2)
-    assert {s.labels["epoch"] for s in samples(metrics, "raw_score_count")} == {"1"}
+    assert {s.labels["version"] for s in samples(metrics, "raw_score_count")} == {"1"}
 
 
 def test_what_is_loaded_is_named_and_what_is_not_any_more_is_not():
     metrics, _ = ready()
     labels = next(row.labels for row in TABLE if row.name == "model_info")
-    infos = [dict.fromkeys(labels, "x") | {"epoch": e, "state": s} for e, s in (("1", "standby"), ("2", "serving"))]
+    infos = [dict.fromkeys(labels, "x") | {"version": e, "state": s} for e, s in (("1", "standby"), ("2", "serving"))]
     metrics.models_are(2, infos)
     metrics.models_are(2, infos[1:])
-    assert [(s.labels["epoch"], s.labels["state"], s.value) for s in samples(metrics, "model_info")] == [
+    assert [(s.labels["version"], s.labels["state"], s.value) for s in samples(metrics, "model_info")] == [
         ("2", "serving", 1)
     ]
-    assert [s.value for s in samples(metrics, "model_epoch")] == [2]
+    assert [s.value for s in samples(metrics, "model_version")] == [2]
 
 
 def test_the_queue_is_read_when_somebody_looks():
@@ -188,7 +188,7 @@ def test_runs_are_read_from_the_board_when_somebody_scrapes():
     for _ in range(5):
         board.observe("ppo-7", 9, [seen] * 16, 0.0, kl=2.5)
     got = {(s.name, *s.labels.values()): s.value for s in all_samples(metrics) if "ppo-7" in s.labels.values()}
-    sums = {s.labels["of"]: s.value for s in all_samples(metrics) if s.name == "reward_run_sum_total"}
+    sums = {s.labels["of"]: s.value for s in all_samples(metrics) if s.name == "rewardserve_run_sum_total"}
     assert (sums["samples"], sums["judge"], sums["level_down"], sums["level_up"], sums["length"]) == (
         80,
         80,
@@ -197,8 +197,8 @@ def test_runs_are_read_from_the_board_when_somebody_scrapes():
         240,
     )
     assert set(sums) == set(ENTRIES)
-    assert [v for k, v in got.items() if k[0] == "reward_run_step"] == [9]
-    assert [v for k, v in got.items() if k[0] == "reward_run_kl"] == [2.5]
+    assert [v for k, v in got.items() if k[0] == "rewardserve_run_step"] == [9]
+    assert [v for k, v in got.items() if k[0] == "rewardserve_run_kl"] == [2.5]
     tripped = {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_tripped")}
     assert (tripped["judge"], tripped["length_high"]) == (1.0, 0.0)
     thresholds = {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_threshold")}
@@ -216,10 +216,10 @@ def test_what_is_usual_is_told_as_sums_that_add_up():
         board.observe(
             "ppo-7", 9, [Observation(1, None, 0.5, 0.0, False, (float(i % 4), 0.0, 0.1), parts=(i % 2, -1.0))], 0.0
         )
-    told = {(s.labels["of"], s.labels["power"]): s.value for s in samples(metrics, "run_usual")}
+    told = {(s.labels["of"], s.labels["order"]): s.value for s in samples(metrics, "run_baseline_moment")}
     assert [told["level", p] for p in "012"] == [1.0, 0.5, 4.25], "of a calibration: one, its mean, its mean square"
     assert [told["length", p] for p in "012"] == pytest.approx([64, 96, 224]), "of a run: its first samples"
-    parts = {(s.labels["part"], s.labels["power"]): s.value for s in samples(metrics, "run_part_usual")}
+    parts = {(s.labels["part"], s.labels["order"]): s.value for s in samples(metrics, "run_part_baseline_moment")}
     assert [parts["a", p] for p in "012"] == pytest.approx([64, 32, 32])
     assert [parts["b", p] for p in "012"] == pytest.approx([64, -64, 64])
     sums = {(s.labels["part"], s.labels["of"]): s.value for s in samples(metrics, "run_part_sum_total")}
@@ -247,16 +247,16 @@ def test_what_cannot_be_read_is_left_out_and_counted_and_the_rest_is_there(capsy
     board.runs["bad"].step = 10**400
     for scrape in (1, 2):
         values = scraped(metrics)
-        assert values["reward_queue_samples"] == 3
-        assert values["reward_batch_budget_tokens"] == 5
-        assert "reward_queue_tokens" not in values
-        assert {labels for labels in values if labels.startswith("reward_run_step")} == {
-            "reward_run_step{model=}{run=good}", "reward_run_step{model=}{run=also good}"}  # fmt: skip
+        assert values["rewardserve_queue_samples"] == 3
+        assert values["rewardserve_batch_budget_tokens"] == 5
+        assert "rewardserve_queue_tokens" not in values
+        assert {labels for labels in values if labels.startswith("rewardserve_run_step")} == {
+            "rewardserve_run_step{model=}{run=good}", "rewardserve_run_step{model=}{run=also good}"}  # fmt: skip
         assert not any("bad" in name for name in values)
-        for part in ("reward_queue_tokens", "run", "reward_canary_margin"):
-            assert values[f"reward_collector_failures_total{{part={part}}}"] == scrape
+        for part in ("rewardserve_queue_tokens", "run", "rewardserve_canary_margin"):
+            assert values[f"rewardserve_collector_failures_total{{part={part}}}"] == scrape
     board.runs["bad"].step = 7
-    assert scraped(metrics)["reward_run_step{model=}{run=bad}"] == 7
+    assert scraped(metrics)["rewardserve_run_step{model=}{run=bad}"] == 7
 
 
 def test_a_part_that_begins_to_fail_is_logged_once_until_it_can_be_read_again(monkeypatch):
@@ -289,8 +289,8 @@ def test_each_histogram_fails_by_its_own_name(monkeypatch):
         broken._sum = "no number"
         for _ in range(3):
             text = metrics.render().decode()
-            assert f"reward_{broken._row.name}_bucket" not in text
-        assert logged == [f"reward_{broken._row.name}"]
+            assert f"rewardserve_{broken._row.name}_bucket" not in text
+        assert logged == [f"rewardserve_{broken._row.name}"]
         broken._sum = 0.0
         metrics.render()
         logged.clear()
