@@ -166,6 +166,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=client $(BIN)/lint-imports
+	$(BIN)/python -m tests.prose
 	$(BIN)/python -m tests.dependencies
 
 bench: setup
