@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isnan
-from typing import Literal
+from typing import ClassVar, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[str, ...] = ("system", "user", "assistant", "tool")
@@ -37,10 +37,11 @@ def is_empty_value(value: object) -> bool:
 class SampleError(Exception):
     """This sample cannot be scored; its neighbours can.
 
-    `code` is stable and part of the wire format; `details` carries the numbers that matter.
+    `code` is stable and part of the wire format; `details` carries the numbers that matter. `is_final`: it fails every time.
     """
 
     code = "invalid_sample"
+    is_final: ClassVar[bool] = True
 
     def __init__(self, message: str, **details: int | float | str) -> None:
         super().__init__(message)

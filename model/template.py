@@ -32,7 +32,9 @@ class EncodingPolicyError(Exception):
 
 
 class ConversationTooSlow(InvalidMessages):
-    """The chat template takes too much CPU time or memory for a conversation."""
+    """The chat template takes too much CPU time or memory for a conversation. Another time it may take less."""
+
+    is_final = False
 
 
 class ChatTemplate:

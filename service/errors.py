@@ -367,13 +367,18 @@ SAMPLE_CODES = (*codes_of(SampleError), *codes_of(RowFailed))
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why one sample or comparison has no result, as the wire carries it."""
+    """Why one sample or comparison has no result, as the wire carries it.
+
+    `is_final`: the sample itself is at fault, so the same request fails again. False: it may be scored another time.
+    """
 
     code: str
     message: str
     details: Mapping[str, Detail]
+    is_final: bool
 
     @classmethod
     def of(cls, error: SampleError | ServiceError) -> Failure:
         """What an error says, without the exception."""
-        return cls(error.code, error.message, error.details)
+        is_final = isinstance(error, SampleError) and error.is_final
+        return cls(error.code, error.message, error.details, is_final)

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import isfinite
 from typing import Any, NamedTuple, TypeVar
@@ -311,7 +311,9 @@ def rank(raw: Sequence[float], temperature: float, tie_margin: float) -> Ranked:
 def _at_response(failure: Failure | None, index: int) -> Failure | None:
     if failure is None:
         return None
-    return Failure(failure.code, f"response {index}: {failure.message}", {**failure.details, "response": index})
+    return replace(
+        failure, message=f"response {index}: {failure.message}", details={**failure.details, "response": index}
+    )
 
 
 def _outcomes(results: Sequence[Scored]) -> Mapping[str, int]:

@@ -76,7 +76,7 @@ _TIMES = [
     ),
     _parameter(
         "header", "idempotency-key", {"type": "string", "maxLength": 255},
-        "a repeat with the same key gets the same answer, and is scored and counted once",
+        "a repeat with the same key gets the same answer, and is scored and counted once; a failure that may pass is no answer",
     ),
 ]  # fmt: skip
 _ORIGIN = [

@@ -1,9 +1,10 @@
 """A request that is sent again with the same `Idempotency-Key` gets the same answer, and is scored and counted once.
 
-Answers are remembered for a while, within a bound of bytes, in this process only; refusals are not, so that trying again
-is of use. The answer to a run that a trip wire has blocked meanwhile is not given again: the request is answered anew, which is a
-refusal. A repeat that comes while the first is being answered waits for it. The header is that of the IETF's draft
-(draft-ietf-httpapi-idempotency-key-header). Belongs to one event loop.
+Answers are remembered for a while, within a bound of bytes, in this process only. Refusals are not, nor answers with a sample that
+may be scored another time (`is_final` in the state of the request), so that trying again is of use. The answer to a run that a trip
+wire has blocked meanwhile is not given again: the request is answered anew, which is a refusal. A repeat that comes while the first
+is being answered waits for it. The header is that of the IETF's draft (draft-ietf-httpapi-idempotency-key-header). Belongs to one
+event loop.
 """
 
 from __future__ import annotations
@@ -113,8 +114,9 @@ class Idempotency:
         coming = self._coming[name] = _Coming(digest, asyncio.Event())
         try:
             response = await answer(request)
-            origin = request.scope.get("state", {}).get("origin")
-            if response.status_code == _OK and (origin is None or not self._is_blocked(origin)):
+            state = request.scope.get("state", {})
+            origin, is_final = state.get("origin"), state.get("is_final", True)
+            if response.status_code == _OK and is_final and (origin is None or not self._is_blocked(origin)):
                 self._keep(name, _Answer(response, digest, self._clock.now(), origin))
             return response
         finally:

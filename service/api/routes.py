@@ -7,7 +7,7 @@ response models, and what those cost every request would be a tenth of the whole
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -37,6 +37,7 @@ from rewardserve.service.api.schemas import (
 from rewardserve.service.api.stage import Bounds, Stage
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import CallerLeft, InvalidRequest, Overloaded, RequestRefused, TooManySamples
+from rewardserve.service.scoring import Compared, Scored
 from rewardserve.service.watch import Origin
 
 T = TypeVar("T")
@@ -84,6 +85,7 @@ def scoring_routes(
         note(request, run=whence.run, step=step, samples=len(asked.samples), version=served.version)
         work = served.scoring.score([to_sample(s) for s in asked.samples], deadline, whence)
         results = await while_connected(request, work)
+        note_failures(request, results)
         return score_reply(served, ids, results)
 
     @router.post("/compare", response_model=CompareReply, **docs.operation(CompareRequest))
@@ -102,6 +104,7 @@ def scoring_routes(
         note(request, run=whence.run, step=whence.step, samples=n_responses, version=served.version)
         work = served.scoring.compare([to_comparison(c) for c in asked.comparisons], asked.tie_margin, deadline, whence)
         results = await while_connected(request, work)
+        note_failures(request, results)
         return compare_reply(served, ids, results)
 
     return router
@@ -168,6 +171,11 @@ class Straight:
 def note(request: Request, **facts: Any) -> None:
     """Facts for the line that this request leaves in the access log."""
     request.scope["state"]["facts"] = facts
+
+
+def note_failures(request: Request, results: Iterable[Scored | Compared]) -> None:
+    """Whether the reply may be given again to the same idempotency key: all its failures are final."""
+    request.scope["state"]["is_final"] = all(r.failure is None or r.failure.is_final for r in results)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -2,7 +2,8 @@
 
 `python -m tests.support.service_backends` is `reward-serve` with one more backend, `drill`. Its model name
 says what goes wrong: `load-waits:FIFO`, `load-fails:WORDS`, `forward-waits:FIFO` (the first forward),
-`waits-while-there-is:FIFO` (each), `raises:WORDS`, `nan:`, `too-few:`, `bug-in-encoder:WORDS`, `encoder-waits:FIFO`,
+`waits-while-there-is:FIFO` (each), `raises:WORDS`, `fails-while-there-is:FILE`, `no-memory-while-there-is:FILE`,
+`nan:`, `too-few:`, `bug-in-encoder:WORDS`, `encoder-waits:FIFO`,
 `bad-cost:`, `two-heads:`, `noisy:`, `noisy-without-probes:`, `tampered-after:N`, `dies-after:N`, `no-memory-above:N` (rows;
 torch's own error), `eats-above:N` (rows; takes a gigabyte), `time-jumps:SECONDS` (the wall clock, with every forward). A gate
 is a named pipe: whoever opens it for writing knows that the server is inside, and lets it go on by closing it.
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from rewardserve.model.backends import BACKENDS, Encode, LoadedModel, LoadError, ModelSpec, echo
 from rewardserve.model.contract import Probe
-from rewardserve.model.scorer import BatchScores, ScorerError, TokenBatch
+from rewardserve.model.scorer import BatchScores, OutOfMemory, ScorerError, TokenBatch
 from tests.support.service_fakes import FakeScorer, one_too_few, right_scores, scores_with
 
 
@@ -157,6 +158,18 @@ def _raises(words):
     return behave
 
 
+def _fails_while_there_is(error):
+    def of(file):
+        def behave(batch: TokenBatch) -> BatchScores:
+            if Path(file).exists():
+                raise error
+            return right_scores(batch)
+
+        return behave
+
+    return of
+
+
 def _no_memory_above(n):
     """As torch and our translation of its errors have it."""
     from rewardserve.model.backends.failures import as_scorer_errors
@@ -200,6 +213,8 @@ BEHAVIOURS = {
     "forward-waits": _first_forward_waits,
     "waits-while-there-is": _waits_while_there_is,
     "raises": _raises,
+    "fails-while-there-is": _fails_while_there_is(ScorerError("device-side assert")),
+    "no-memory-while-there-is": _fails_while_there_is(OutOfMemory("no memory")),
     "nan": lambda _: scores_with(math.nan, lambda row: True),
     "too-few": lambda _: one_too_few,
 }

@@ -24,7 +24,7 @@ from rewardserve.service.api.dialects.dialect import (
     check_version,
 )
 from rewardserve.service.api.replies import json_response
-from rewardserve.service.api.routes import Endpoint, bound, note, while_connected
+from rewardserve.service.api.routes import Endpoint, bound, note, note_failures, while_connected
 from rewardserve.service.api.stage import Bounds, Served, Stage
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import InvalidRequest, Loading, ModelNotServed, Overloaded, RateLimited, RequestRefused
@@ -139,6 +139,7 @@ async def _answer(
 
     patience = _Patience(min(deadline, began + dialect.patience_s), clock, stage)
     served, results = await while_connected(request, patience.insist(scored))
+    note_failures(request, results)
     options = {**policy.options, **said.options}
     answered = Answered(served, results, number, options, clock.now() - began, is_activated)
     reply = form.answer(content, answered)

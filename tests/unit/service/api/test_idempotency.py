@@ -102,6 +102,16 @@ async def test_a_refusal_is_not_remembered():
     assert (await room.once(request("b"), Counting())).body == b"1"
 
 
+async def test_an_answer_that_is_not_final_is_not_remembered():
+    room, finality = Idempotency(StillClock()), iter([False, True])
+
+    async def answer(asked):
+        asked.scope["state"] = {"is_final": next(finality)}
+        return Response(str(asked.scope["state"]["is_final"]))
+
+    assert [(await room.once(request(), answer)).body for _ in range(3)] == [b"False", b"True", b"True"]
+
+
 async def test_a_repeat_joins_the_first_while_it_is_being_answered():
     room, gate, begun, asked = Idempotency(StillClock()), asyncio.Event(), asyncio.Event(), []
 

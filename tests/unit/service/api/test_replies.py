@@ -70,7 +70,8 @@ def test_a_reply_has_the_heads_of_the_model_and_nothing_else_that_its_scorer_say
         "good": 1.0,
         "kind": 2.0,
     }
-    assert result("a", Scored(failure=Failure("no", "no", {})), Details.of(two, SERVED.pipeline))["heads"] is None
+    failed = Scored(failure=Failure("no", "no", {}, is_final=True))
+    assert result("a", failed, Details.of(two, SERVED.pipeline))["heads"] is None
     assert "heads" not in result("a", Scored(Reward(1.0, 1.0), {"score": 1.0, DISTANCE: 3.0}, 3), SERVED.details)
 
 
