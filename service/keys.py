@@ -57,15 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add(path: Path, line: str, scopes: str) -> None:
-    """Append a line to a file of keys. Raise `KeysError` where it would not be one any more."""
+    """Append a line to a file of keys. Raise `KeysError` where it would not be one any more; then no file is made."""
+    if not set(scopes.split(",")) <= set(SCOPES):
+        raise KeysError(f"scopes are {', '.join(SCOPES)}, with commas and without spaces")
+    parse(line)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "rb+") as file:
         data = file.read()
         if (name := wide_encoding(data[:4])) is not None:
             raise KeysError(f"it is {name}; save it as UTF-8 first, so that a line can be added")
         before = decoded(data)
-        if not set(scopes.split(",")) <= set(SCOPES):
-            raise KeysError(f"scopes are {', '.join(SCOPES)}, with commas and without spaces")
         addition = ("\n" if before and not before.endswith("\n") else "") + line + "\n"
         parse(before + addition)
         file.write(addition.encode())

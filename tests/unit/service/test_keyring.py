@@ -477,6 +477,15 @@ def test_nothing_is_added_that_would_break_the_file(tmp_path, capsys, arguments)
     assert "reward-keys" in said.err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["ops", "--scopes=root"], ["two words"], ["x", "--tokens-per-s=-1"], ["x", "--scopes="], ["x", "--runs=,"]],
+)
+def test_a_key_that_is_refused_leaves_no_file(tmp_path, arguments):
+    assert keys.main([arguments[0], str(tmp_path / "keys"), *arguments[1:]]) == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_without_a_last_newline_is_gone_on_with_on_a_line_of_its_own(tmp_path):
     path = tmp_path / "keys"
     path.write_text(hashed("ppo", SECRET).rstrip())
