@@ -1,10 +1,10 @@
-"""`reward-score IN.jsonl OUT.jsonl`: score a file with the rooms of the server, and without HTTP.
+"""`reward-score SOURCE TARGET`: score a file with the rooms of the server, and without HTTP.
 
-One line in, one line out, in the same order; a line that cannot be scored gets an error in its place. OUT
+One line in, one line out, in the same order; a line that cannot be scored gets an error in its place. TARGET
 is only ever appended to, so what was interrupted can be continued: complete lines are kept, a half-written
-last one is cut off. Every line says which model and which settings made it, and has a digest of IN up to its own line: a file
-is never continued with another model, with other settings, or where a line of IN that it has a result of is another one or is
-gone. What comes after these may change, so lines can be appended to IN. One process at a time writes OUT.
+last one is cut off. Every line says which model and which settings made it, and has a digest of SOURCE up to its own line: a file
+is never continued with another model, with other settings, or where a line of SOURCE that it has a result of is another one or is
+gone. What comes after these may change, so lines can be appended to SOURCE. One process at a time writes TARGET.
 
 Exit codes: 0 every line has a score, 1 no model, 2 wrong settings or files, 3 some lines have an error, 130 interrupted.
 """
@@ -69,6 +69,9 @@ SOME_FAILED = 3
 INTERRUPTED = 130
 _WINDOW = 512
 """Lines that are sorted by length together."""
+_STANDARD = "-"
+"""What programs call standard input and output."""
+
 _GZIP_MAGIC = b"\x1f\x8b"
 _LINE_START = b'{"id":'
 _WINDOWS_IN_FLIGHT = 2
@@ -76,7 +79,7 @@ _WINDOWS_IN_FLIGHT = 2
 
 
 class NotContinuable(Exception):
-    """OUT is there and cannot be continued with this model or this input."""
+    """TARGET is there and cannot be continued with this model or this input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +188,16 @@ def say_summary(out: Output) -> None:
 
 
 def count_lines(source: Path, target: Path) -> int:
-    """The lines of IN. Raise `NotContinuable` where it is no text that can be read twice, `OSError` where it is not there."""
+    """The lines of SOURCE. Raise `NotContinuable` where it is no text that can be read twice, `OSError` where it is not there."""
+    for name, path in (("SOURCE", source), ("TARGET", target)):
+        if str(path) == _STANDARD:
+            raise NotContinuable(
+                f"{name} is -, and standard input and output cannot be read twice, as resuming needs: name a file."
+            )
     if not stat.S_ISREG(source.stat().st_mode):
-        raise NotContinuable(f"{source} is no regular file, and IN is read twice: write it to a file first.")
+        raise NotContinuable(f"{source} is no regular file, and SOURCE is read twice: write it to a file first.")
     if target.exists() and source.samefile(target):
-        raise NotContinuable(f"{source} is both IN and OUT; name another file for the results.")
+        raise NotContinuable(f"{source} is both SOURCE and TARGET; name another file for the results.")
     with source.open("rb") as lines:
         start = lines.peek(4)
         if start.startswith(_GZIP_MAGIC):
@@ -203,7 +211,7 @@ def count_lines(source: Path, target: Path) -> int:
 
 
 class Output:
-    """OUT: locked against a second process, as long as this object lives, whatever ends the process; only complete lines stay.
+    """TARGET: locked against a second process, as long as this object lives, whatever ends the process; only complete lines stay.
 
     `n_done` lines were there, `failed` of them without a score.
     """
@@ -278,7 +286,7 @@ class Output:
 
 
 class InputDigest:
-    """SHA-256 of the lines of IN up to here, without their line endings."""
+    """SHA-256 of the lines of SOURCE up to here, without their line endings."""
 
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
@@ -289,7 +297,7 @@ class InputDigest:
 
     @property
     def hex(self) -> str:
-        """As a line of OUT has it."""
+        """As a line of TARGET has it."""
         return self._sha256.hexdigest()
 
 

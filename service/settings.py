@@ -533,8 +533,8 @@ class BulkSettings(ModelSettings):
         "appended between two runs"
     )
     target: CliPositionalArg[Path] = Field(
-        description="results, one a line, in the same order; continued if it exists, where the lines of IN that it has results of "
-        "are unchanged (by digest), and model and settings are the same"
+        description="results, one a line, in the same order; continued if it exists, where the lines of SOURCE that it has results "
+        "of are unchanged (by digest), and model and settings are the same"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -269,13 +270,16 @@ def test_an_input_cannot_be_its_own_output_and_a_pipe_is_no_file(files, tmp_path
     source, _ = files
     before = source.read_bytes()
     exit_code, said = score_file(source, source)
-    assert (exit_code, "both IN and OUT" in said) == (2, True)
+    assert (exit_code, "both SOURCE and TARGET" in said) == (2, True)
     assert source.read_bytes() == before
     os.mkfifo(tmp_path / "pipe")
     exit_code, said = score_file(tmp_path / "pipe", tmp_path / "out")
-    assert (exit_code, "pipe is no regular file, and IN is read twice: write it to a file first" in said) == (2, True)
+    assert (exit_code, "pipe is no regular file, and SOURCE is read twice: write it to a file first" in said) == (
+        2,
+        True,
+    )
     exit_code, said = score_file("/dev/stdin", tmp_path / "out")
-    assert (exit_code, "is no regular file, and IN is read twice" in said) == (2, True)
+    assert (exit_code, "is no regular file, and SOURCE is read twice" in said) == (2, True)
     assert score_file(source, tmp_path / "pipe")[0] == 2
     assert not (tmp_path / "out").exists()
 
@@ -285,8 +289,27 @@ def test_help_says_what_may_change_between_two_runs():
         command("--help", "x"), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     said = " ".join(done.stdout.split())
-    assert "continued if it exists, where the lines of IN that it has results of are unchanged" in said
+    assert "continued if it exists, where the lines of SOURCE that it has results of are unchanged" in said
     assert "Whole lines may be appended between two runs" in said
+
+
+def test_standard_input_and_output_are_no_files(files, tmp_path):
+    settings = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
+    source, target = files
+    for arguments, name in (((source, "-"), "TARGET"), (("-", target), "SOURCE")):
+        done = subprocess.run(command(*arguments), timeout=PATIENCE_S, check=False, **settings)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"{name} is -" in done.stderr, done.stderr
+        assert "name a file" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
+
+
+def test_help_calls_the_two_files_by_one_name_each():
+    done = subprocess.run(
+        command("--help", "x"), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert not re.search(r"\b(IN|OUT)\b", done.stdout)
+    assert {"SOURCE", "TARGET"} <= set(re.findall(r"\b[A-Z]+\b", done.stdout))
 
 
 @pytest.mark.skipif(bool(why_none()), reason=why_none())
