@@ -14,9 +14,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rewardserve.model.conversation import Message, Sample
+from rewardserve.model.conversation import Message, Sample, SampleError
 from rewardserve.model.layout_rules import BosWithoutTemplate, Ending, LayoutRule, ReadsAt, Tokenizes
-from rewardserve.model.textfile import parsed, write_text
+from rewardserve.model.textfile import decoded, parsed, write_text
 
 FILE_NAME = "scoring_contract.json"
 N_PROBES = 16
@@ -345,6 +345,28 @@ def sample_to_dict(sample: Sample) -> dict[str, Any]:
     if sample.finish_reason != "stop":
         out["finish_reason"] = sample.finish_reason
     return out
+
+
+class NotSamples(ValueError):
+    """A line of a file is no sample; the message names file and line, and what is wrong."""
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """The samples of a file: one JSON object a line, as for `POST /score`. Raise `NotSamples`, `NotText`, `OSError`."""
+    samples = []
+    for number, line in enumerate(decoded(path.read_bytes()).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            raw = parsed(line)
+            if not isinstance(raw, dict):
+                raise NotSamples(f"a sample is an object, got {type(raw).__name__}")
+            samples.append(sample_from_dict(raw))
+        except (ValueError, SampleError) as error:
+            raise NotSamples(f"{path}, line {number}: {error}") from None
+        except (TypeError, AttributeError):
+            raise NotSamples(f"{path}, line {number}: a field is not as in a sample for POST /score") from None
+    return samples
 
 
 def sample_from_dict(raw: dict[str, Any]) -> Sample:

@@ -32,12 +32,11 @@ from rewardserve.model.checkpoint import (
 )
 from rewardserve.model.checkpoint.reading import resolve
 from rewardserve.model.checkpoint.writing import score_alone
-from rewardserve.model.contract import FILE_NAME, N_PROBES, ContractUnreadable, sample_from_dict
+from rewardserve.model.contract import FILE_NAME, N_PROBES, ContractUnreadable, read_samples, sample_from_dict
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.layout_rules import Ending, ReadsAt
 from rewardserve.model.printable import printable
 from rewardserve.model.template import EncodingPolicyError
-from rewardserve.model.textfile import decoded
 
 TOLERANCE = 1e-4
 """Largest difference of a raw score when the written checkpoint is read back, in float32."""
@@ -143,8 +142,7 @@ def rewrite_contract(folder: Path, probes: Sequence[Sample], options: ReadOption
 
 def _probes(folder: Path, path: str | None) -> list[Sample]:
     if path is not None:
-        lines = decoded(Path(path).read_bytes()).split("\n")
-        return [sample_from_dict(json.loads(line)) for line in lines if line.strip()]
+        return read_samples(Path(path))
     kept = _old_contract(folder).get("probes", [])
     plain = [Sample(prompt=prompt, response=response) for prompt in _PROMPTS for response in _RESPONSES]
     return [sample_from_dict(probe["sample"]) for probe in kept] or plain[:N_PROBES]

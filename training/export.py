@@ -25,9 +25,9 @@ from rewardserve.model.checkpoint import (
     write_contract,
     write_heads,
 )
-from rewardserve.model.contract import N_PROBES, ScoringContract, sample_from_dict
-from rewardserve.model.conversation import Sample, SampleError
-from rewardserve.model.textfile import decoded
+from rewardserve.model.contract import N_PROBES, NotSamples, ScoringContract, read_samples
+from rewardserve.model.conversation import Sample
+from rewardserve.model.textfile import NotText
 from rewardserve.training.config import ConfigError
 from rewardserve.training.methods import merge
 from rewardserve.training.sequences import PairTable, TokenSequence
@@ -131,9 +131,10 @@ def _at(ordered: Sequence[TokenSequence], share: float) -> TokenSequence:
 def read_probes(path: Path) -> list[Sample]:
     """Samples that may be shipped: one JSON object a line, as on the wire. Raise `ConfigError`."""
     try:
-        lines = [line for line in decoded(path.read_bytes()).split("\n") if line.strip()]
-        probes = [sample_from_dict(json.loads(line)) for line in lines]
-    except (OSError, ValueError, TypeError, AttributeError, SampleError) as error:
+        probes = read_samples(path)
+    except NotSamples as error:
+        raise ConfigError(f"export.probes: {error}") from error
+    except (OSError, NotText) as error:
         raise ConfigError(f"export.probes: {path} holds no samples: {error}") from error
     if not probes:
         raise ConfigError(f"export.probes: {path} holds no samples: it is empty")
