@@ -52,12 +52,12 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def remedy(kind: str, setting: str) -> str:
-    """The remedy for a name that is not in the cache while the hub cannot be reached."""
+def remedy(kind: str, how: str) -> str:
+    """The remedy for a name that is not in the cache while the hub cannot be reached. `how`: the option that names another."""
     option = "" if kind == "model" else " --repo-type dataset"
     return (
         f"The hub was not asked or did not answer, and it is not in the cache. Fetch it where there is a network (hf download "
-        f"NAME{option}) and copy the cache (HF_HOME), or name a folder or file: --set {setting}=PATH."
+        f"NAME{option}) and copy the cache (HF_HOME), or name a folder or file: {how}."
     )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -127,11 +129,42 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _jsonl(path: Path, source: SourceConfig) -> Iterator[Row]:
+    """A row a line. Raise `ConfigError` where the first value goes on over several lines: each line would be a bad row."""
+    _refuse_several_lines(path)
     with _open(path) as lines:
         for line, text in enumerate(lines, start=1):
             data = text.removeprefix(UTF8_MARK) if line == 1 else text
             if data.strip():
                 yield _json_row(str(path), line, data)
+
+
+def _refuse_several_lines(path: Path) -> None:
+    with _open(path) as lines:
+        filled = (text.strip() for text in lines if text.removeprefix(UTF8_MARK).strip())
+        first, second = (next(filled, b"").removeprefix(UTF8_MARK).decode("utf-8", "replace") for _ in range(2))
+    if _goes_on(first) and not isinstance(_value_of(second), dict):
+        raise ConfigError(
+            f"data source {str(path)!r} has a JSON value over several lines, and a row is an object in one line: `jq -c . FILE` "
+            "writes objects so, `jq -c '.[]' FILE` the items of an array."
+        )
+
+
+def _goes_on(line: str) -> bool:
+    """Whether a line begins an object or an array that is well-formed so far, and ends before it does."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return line[:1] in ("{", "[") and error.pos >= len(line)
+    except (ValueError, RecursionError):
+        pass
+    return False
+
+
+def _value_of(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _json(path: Path, source: SourceConfig) -> Iterator[Row]:
@@ -300,6 +333,10 @@ _OF_DATASETS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", 
 _NAMES = (".parquet", *_READERS, *(f"{suffix}.gz" for suffix in _READERS))
 
 
+_MOST_FILES = 10_000
+"""Of a folder with a data set: a home folder or /tmp has more, and looking at each takes the library a minute."""
+
+
 # -- data sets --------------------------------------------------------------------------------------------
 
 
@@ -311,14 +348,16 @@ def _datasets(source: SourceConfig, cache: str | None) -> Iterator[Row]:
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path) or source.path.startswith("."):
             raise ConfigError(f"data source {source.path!r} is no file and no folder (looked in {Path.cwd()})")
         hub.announce("data set", source.path)
-    elif not any(path.iterdir()):
-        raise ConfigError(f"data source {source.path!r} is an empty folder")
+    else:
+        _check_folder(path, source)
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             loaded = datasets.load_from_disk(source.path)
             table = loaded[source.split] if isinstance(loaded, datasets.DatasetDict) else loaded
         else:
-            table = datasets.load_dataset(source.path, source.subset, split=source.split, cache_dir=cache)
+            # The library names a folder by its last part, and `.` has none.
+            name = str(path.resolve()) if path.is_dir() else source.path
+            table = datasets.load_dataset(name, source.subset, split=source.split, cache_dir=cache)
         for line, values in enumerate(table, start=1):
             yield Row(source.path, line, dict(values))
     except Exception as error:  # whatever a builder, a download or a file of somebody else's format raises
@@ -327,8 +366,22 @@ def _datasets(source: SourceConfig, cache: str | None) -> Iterator[Row]:
         why = (path.is_dir() and type(error) is not ValueError and _fault_in(path)) or _cause_of(error)
         raise ConfigError(
             f"data source {source.path!r} (split {source.split!r}) cannot be loaded: {why} "
-            f"{hub.remedy('data set', 'data.sources.0.path') if at_hub else ''}".rstrip()
+            f"{hub.remedy('data set', '--set data.sources.0.path=PATH') if at_hub else ''}".rstrip()
         ) from error
+
+
+def _check_folder(path: Path, source: SourceConfig) -> None:
+    """Raise `ConfigError` for a folder without files, or with so many that the library would look at them for a minute."""
+    n_files = 0
+    for _, _, files in os.walk(path):
+        n_files += len(files)
+        if n_files > _MOST_FILES:
+            raise ConfigError(
+                f"data source {source.path!r} is a folder of more than {_MOST_FILES:,} files: name the file in it, or a folder "
+                "that holds the data alone."
+            )
+    if not n_files:
+        raise ConfigError(f"data source {source.path!r} is an empty folder")
 
 
 def _cause_of(error: BaseException) -> str:

@@ -284,3 +284,56 @@ def test_a_margin_may_be_a_decimal(tmp_path):
     pq.write_table(columns_of(ROWS, margin=pa.array([Decimal("1.25")] * 4)), tmp_path / "d.parquet")
     found = data.read_source(SourceConfig(str(tmp_path / "d.parquet")), head="score")
     assert [pair.margin for pair in found.pairs] == [1.25] * 4
+
+
+@pytest.mark.parametrize("path", [".", "./", "../data"])
+def test_a_folder_may_be_named_from_inside(tmp_path, monkeypatch, path):
+    folder = tmp_path / "data"
+    write_jsonl(folder / "train.jsonl", planted_rows(3))
+    monkeypatch.chdir(folder)
+    rows = list(sources.read(SourceConfig(path), cache=str(tmp_path / "cache")))
+    assert [row.values["chosen"] for row in rows] == [row["chosen"] for row in planted_rows(3)]
+
+
+def test_a_folder_of_very_many_files_is_refused_at_once(tmp_path, monkeypatch):
+    """A home folder or /tmp: the library would look at each of them for a minute."""
+    monkeypatch.setattr(sources, "_MOST_FILES", 20)
+    for n in range(21):
+        file = tmp_path / f"part{n % 3}" / f"{n}.txt"
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("the library was asked"))
+    with pytest.raises(ConfigError, match=r"more than 20 files.*[Nn]ame the file"):
+        list(sources.read(SourceConfig(str(tmp_path))))
+
+
+PRETTY = json.dumps(planted_rows(2)[0], indent=2)
+
+
+@pytest.mark.parametrize("name", ["pairs.json", "pairs.jsonl", "pairs.jsonl.gz"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        PRETTY,
+        "\n" + PRETTY + "\n" + PRETTY + "\n",
+        json.dumps({"data": planted_rows(2)}, indent=1),
+        PRETTY.replace("{\n  ", "{", 1),
+    ],
+)
+def test_an_object_over_several_lines_is_one_line_with_the_remedy(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    with pytest.raises(ConfigError) as error:
+        data.read_source(SourceConfig(str(path)), head="score")
+    said = str(error.value)
+    assert "\n" not in said
+    assert f"{str(path)!r} has a JSON value over several lines" in said
+    assert "jq -c" in said
+
+
+def test_a_first_line_that_is_cut_off_is_a_bad_row_of_its_own(tmp_path):
+    good = json.dumps(planted_rows(1)[0])
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(f'{{"prompt": "a",\n{good}\n')
+    found = data.read_source(SourceConfig(str(path)), head="score")
+    assert ([bad.line for bad in found.bad], len(found.pairs)) == ([1], 1)
