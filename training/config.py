@@ -385,7 +385,8 @@ class Config:
         for source in (*self.data.sources, *self.data.eval_sources):
             if source.head and source.head not in self.model.heads:
                 raise ConfigError(
-                    f"source {source.path!r} trains head {source.head!r}; model.heads are {list(self.model.heads)}"
+                    f"source {source.path!r} trains head {source.head!r}; model.heads are {list(self.model.heads)}. Add it there, "
+                    "or give the source one of these."
                 )
         if self.optim.epochs == 0 and self.model.head_init == "random":
             raise ConfigError(

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -172,18 +173,22 @@ def _require_held_out(tables: Tables, verb: str) -> None:
 
 def begin(config: Config) -> Checkpoint:
     """The weights that training starts from, on the device it runs on."""
-    wanted = config.model
-    hub.announce_model(wanted.path)
-    try:
+    with _named("model.path", config.model.path, how="--set model.path=PATH"):
         checkpoint = _start(config)
-    except CheckpointError as error:
-        if hub.is_hub_model(wanted.path) and hub.is_offline():
-            raise ConfigError(
-                f"model.path: {wanted.path!r} is no folder here. {hub.remedy('model', 'model.path')}"
-            ) from error
-        raise
     checkpoint.network.to(_process().device)
     return _with_limits(config, _require_padding_safe(checkpoint))
+
+
+@contextmanager
+def _named(setting: str, path: str, *, how: str) -> Iterator[None]:
+    """Announce a model of the hub, and name the setting or option in what is wrong with the model. Raise `ConfigError`."""
+    hub.announce_model(path)
+    try:
+        yield
+    except CheckpointError as error:
+        if hub.is_hub_model(path) and hub.is_offline():
+            raise ConfigError(f"{setting}: {path!r} is no folder here. {hub.remedy('model', how)}") from error
+        raise ConfigError(f"{setting}: {error}") from error
 
 
 def _start(config: Config) -> Checkpoint:
@@ -198,7 +203,10 @@ def _start(config: Config) -> Checkpoint:
         )
     checkpoint = read(wanted.path, options)
     if checkpoint.network.head_names != wanted.heads:
-        raise ConfigError(f"{wanted.path} has heads {checkpoint.network.head_names}; model.heads is {wanted.heads}")
+        raise ConfigError(
+            f"{wanted.path} has heads {list(checkpoint.network.head_names)}; model.heads is {list(wanted.heads)}. Set model.heads "
+            "to those of the reward model, in their order."
+        )
     return _as_written(checkpoint)
 
 
@@ -234,7 +242,9 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False, in_fold
 
 
 def _read(config: Config, path: str) -> Checkpoint:
-    return _require_padding_safe(read(path, _read_options(config, "float32"), device=str(_process().device)))
+    with _named("--checkpoint", path, how="--checkpoint=PATH"):
+        checkpoint = read(path, _read_options(config, "float32"), device=str(_process().device))
+    return _require_padding_safe(checkpoint)
 
 
 def _read_options(config: Config, dtype: str) -> ReadOptions:
@@ -273,6 +283,14 @@ def _with_limits(config: Config, checkpoint: Checkpoint) -> Checkpoint:
 def _own_heads(config: Config, checkpoint: Checkpoint) -> Config:
     """The recipe for a model that exists: its heads are what they are; the recipe may still weigh them."""
     names = checkpoint.network.head_names
+    for section, of in (("sources", config.data.sources), ("eval_sources", config.data.eval_sources)):
+        for i, source in enumerate(of):
+            if source.head and source.head not in names:
+                raise ConfigError(
+                    f"data.{section}.{i} ({source.path!r}) has pairs for head {source.head!r}, which the checkpoint lacks. Its "
+                    f"heads are {list(names)}. Leave the source out, or judge one of these by its pairs: --set "
+                    f"data.{section}.{i}.head={names[0]}."
+                )
     weights = config.model.head_weights if len(config.model.head_weights) == len(names) else ()
     return replace(
         config, model=replace(config.model, heads=names, head_weights=weights, head_l2=config.model.head_l2[:1])

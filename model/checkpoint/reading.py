@@ -27,7 +27,7 @@ from rewardserve.model.checkpoint.adapters import (
 from rewardserve.model.checkpoint.bases import BASES
 from rewardserve.model.checkpoint.code import refuse_code
 from rewardserve.model.checkpoint.files import check_files
-from rewardserve.model.checkpoint.heads import base_of_heads, find_head, value_head_files
+from rewardserve.model.checkpoint.heads import HEADS_FILE, base_of_heads, find_head, value_head_files
 from rewardserve.model.checkpoint.record import DTYPES, READ_DEFAULTS, Checkpoint, CheckpointError, ReadOptions
 from rewardserve.model.contract import Facts, ScoringContract
 from rewardserve.model.encoding_policy import EncodingPolicy, infer_policy, template_digest, tokenizer_digest
@@ -196,7 +196,11 @@ def resolve(path_or_name: str, *, allow_pickle: bool = False) -> Path:
     if path.is_dir():
         return path
     if path.is_absolute() or path_or_name.startswith((".", "~")) or path_or_name.count("/") != 1:
-        raise CheckpointError(f"{path_or_name!r} is not a folder")
+        looked = "" if path.is_absolute() else f" (looked in {Path.cwd()})"
+        raise CheckpointError(
+            f"{path_or_name!r} is not a folder{looked}. Name a folder that holds a model, or a model of the Hugging Face hub "
+            "(OWNER/NAME)."
+        )
     from huggingface_hub import snapshot_download
 
     try:
@@ -299,7 +303,7 @@ def _base_of(folder: Path, *, allow_pickle: bool = False) -> Path:
         if not name:
             raise CheckpointError(f"{folder}/{ADAPTER_CONFIG} names no base_model_name_or_path")
         refuse_shared_layers(folder)
-        base = resolve(name, allow_pickle=allow_pickle)
+        base = _resolve_base(folder / ADAPTER_CONFIG, name, allow_pickle=allow_pickle)
         own = weights.weight_files(folder)
         if own:
             raise CheckpointError(
@@ -311,7 +315,15 @@ def _base_of(folder: Path, *, allow_pickle: bool = False) -> Path:
             raise CheckpointError(f"{base} has an {ADAPTER_CONFIG} too: merge it into its own base model first")
         return base
     name = base_of_heads(folder)
-    return resolve(name, allow_pickle=allow_pickle) if name else folder
+    return _resolve_base(folder / HEADS_FILE, name, allow_pickle=allow_pickle) if name else folder
+
+
+def _resolve_base(file: Path, name: str, *, allow_pickle: bool) -> Path:
+    """The folder of the base model that a file names. Raise `CheckpointError`."""
+    try:
+        return resolve(name, allow_pickle=allow_pickle)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file} names a base model: {error}") from error
 
 
 def _load_backbone(folder: Path, config: Any, dtype: str, *, whole: bool = True) -> Any:

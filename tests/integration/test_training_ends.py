@@ -522,3 +522,59 @@ def test_a_cross_validation_does_not_say_that_nothing_is_held_out(tmp_path, sft,
     out = capsys.readouterr().out
     assert f"used: {N_ROWS} pairs, each held out in one fold" in out
     assert "nothing is held out" not in out
+
+
+# -- what is not there -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["train", "crossvalidate"])
+@pytest.mark.parametrize("start", ["backbone", "reward"])
+def test_a_model_that_is_not_there_is_told_with_its_setting_and_a_remedy(
+    tmp_path, sft, pairs, capsys, monkeypatch, verb, start
+):
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_in(tmp_path, sft, pairs, model={"start": start})
+    assert main([verb, "--config", recipe, "--set", "model.path=nosuch"]) == 2
+    line = one_line(capsys)
+    assert line.startswith("reward-train: model.path: 'nosuch' is not a folder"), line
+    assert str(tmp_path) in line, "where it was looked for"
+    assert "Name a folder" in line
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "calibrate"])
+def test_a_checkpoint_that_is_not_there_is_told_with_its_option_and_a_remedy(tmp_path, sft, pairs, capsys, verb):
+    recipe = recipe_in(tmp_path, sft, pairs)
+    assert main([verb, "--config", recipe, "--checkpoint", "nosuch"]) == 2
+    line = one_line(capsys)
+    assert line.startswith("reward-train: --checkpoint: 'nosuch' is not a folder"), line
+    assert "Name a folder" in line
+    assert main([verb, "--config", recipe]) == 2
+    line = one_line(capsys)
+    assert str(tmp_path / "out" / "checkpoint") in line
+    assert "reward-train train" in line
+    assert "--checkpoint" in line
+
+
+def test_the_base_model_of_an_adapter_that_is_not_there_is_told_with_the_file_that_names_it(
+    tmp_path, sft, pairs, capsys
+):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/gone"}))
+    recipe = recipe_in(tmp_path, sft, pairs)
+    assert main(["evaluate", "--config", recipe, "--checkpoint", str(adapter)]) == 2
+    line = one_line(capsys)
+    assert f"{adapter / 'adapter_config.json'} names a base model: '/gone' is not a folder" in line
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "calibrate"])
+def test_a_source_for_a_head_that_the_checkpoint_lacks_is_told_with_a_remedy(tmp_path, sft, pairs, capsys, verb):
+    assert main(["--config", frozen(tmp_path, sft, pairs)]) == 0
+    other = tmp_path / "other"
+    source = {"path": str(pairs), "head": "kind"}
+    recipe = recipe_in(other, sft, pairs, model={"heads": ["kind"]}, data={"sources": [source]})
+    assert main([verb, "--config", recipe, "--checkpoint", str(tmp_path / "out" / "checkpoint")]) == 2
+    line = one_line(capsys)
+    assert "'kind'" in line
+    assert "['score']" in line
+    assert "data.sources.0.head=score" in line
