@@ -155,13 +155,7 @@ def _run(verb: str, config: Config, checkpoint: str | None, n_folds: int | None)
     from rewardserve.training import run
 
     if verb in ("evaluate", "calibrate") and checkpoint is None:
-        own = Path(config.output.folder) / "checkpoint"
-        if not own.is_dir():
-            raise ConfigError(
-                f"{own} is not there: finish a run of this recipe first (reward-train train), or name the reward model to {verb} "
-                "with --checkpoint."
-            )
-        checkpoint = str(own)
+        checkpoint = str(Path(config.output.folder) / "checkpoint")
     if verb == "train":
         print(f"checkpoint: {run.train(config)}")
     elif verb == "export":

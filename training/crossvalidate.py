@@ -49,6 +49,8 @@ def _crossvalidate(config: Config, n_folds: int) -> Result:
     config = replace(config, data=replace(config.data, eval_fraction=0.0))
     torch.manual_seed(config.seed)
     start = run.begin(config)
+    run.say_not_adapted(config, start)
+    notes = {"notes": list(start.notes)} if start.notes else {}
     tables = run.encode(config, start, in_folds=True)
     table = tables.train
     fold_P = folds.deal(table.pairs, n_folds, config.data.salt)
@@ -68,7 +70,7 @@ def _crossvalidate(config: Config, n_folds: int) -> Result:
         scores_NH = _scores(config, fresh(), replace(tables, train=held_in, held_out=held_out), table, features)
         scores_of[fold] = folds.standardise(scores_NH, held_in, config.model.heads)
     pooled, scores_NH = folds.pool(table, fold_P, scores_of)
-    facts = _facts(config, tables, n_folds) | {"pairs left out of a fold's training": n_leaked} | timer.facts()
+    facts = _facts(config, tables, n_folds) | notes | {"pairs left out of a fold's training": n_leaked} | timer.facts()
     return _report(config, facts, pooled, scores_NH, n_leaked)
 
 

@@ -5,6 +5,7 @@ Shapes: N sequences, B rows, D width, H heads, P pairs.
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import torch
@@ -20,6 +21,10 @@ _LINEAR = (nn.Linear, Conv1D)
 """What `all-linear` means: GPT-2 has its linear layers as `Conv1D`."""
 _ADAPTABLE = (*_LINEAR, nn.Embedding)
 """Modules that take an adapter here."""
+
+
+_ALL_LINEAR = ("all-linear",)
+_LAYER_NUMBER = re.compile(r"\.\d+\.")
 
 
 class CachedNetwork(nn.Module):
@@ -76,6 +81,34 @@ def check_targets(network: RewardNetwork, config: MethodConfig) -> None:
             )
 
 
+def not_adapted(network: RewardNetwork, config: MethodConfig) -> tuple[str, ...]:
+    """A note where `all-linear` leaves matrices without an adapter: experts in one packed parameter, for instance.
+
+    Embeddings are looked up and not multiplied, so they are no matrices here.
+    """
+    if config.name != "lora" or config.targets != _ALL_LINEAR:
+        return ()
+    left: dict[str, int] = {}
+    n_all = 0
+    for name, module in network.backbone.named_modules():
+        for own, parameter in module.named_parameters(recurse=False):
+            n_all += parameter.numel()
+            if parameter.ndim > 1 and not isinstance(module, _ADAPTABLE) and _is_in(name, config):
+                called = _LAYER_NUMBER.sub(".*.", f"{name}.{own}")
+                left[called] = left.get(called, 0) + parameter.numel()
+    if not left:
+        return ()
+    return (
+        f"method.targets: all-linear leaves {100 * sum(left.values()) / n_all:.0f} % of the base model's parameters without an "
+        f"adapter, since they are in no linear layer (packed experts, for instance): {', '.join(sorted(left))}. They stay as they "
+        "are; method.name: full trains them.",
+    )
+
+
+def _is_in(name: str, config: MethodConfig) -> bool:
+    return not config.layers or _layer_of(name) in config.layers
+
+
 def _is_called(name: str, target: str) -> bool:
     """As peft matches a list of targets."""
     return name == target or name.endswith(f".{target}")
@@ -87,7 +120,7 @@ def _targets(backbone: nn.Module, config: MethodConfig) -> list[str]:
     peft's own `layers_to_transform` looks for a name in front of `layers`, which a bare trunk does not have.
     """
     linear = [n for n, m in backbone.named_modules() if isinstance(m, _LINEAR)]
-    wanted = {n.rpartition(".")[2] for n in linear} if config.targets == ("all-linear",) else set(config.targets)
+    wanted = {n.rpartition(".")[2] for n in linear} if config.targets == _ALL_LINEAR else set(config.targets)
     if not config.layers:
         return sorted(wanted)
     chosen = [n for n in linear if n.rpartition(".")[2] in wanted and _layer_of(n) in config.layers]

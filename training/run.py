@@ -26,6 +26,7 @@ from rewardserve.model.checkpoint import (
     read,
     read_backbone,
     read_elsewhere,
+    source_digests,
     tokenised_whole,
     without_bias,
 )
@@ -60,13 +61,15 @@ from rewardserve.training.finish import (
     summary,
 )
 from rewardserve.training.losses import USES_MARGIN, pair_loss
-from rewardserve.training.methods import CachedNetwork, adapt, check_targets, fit_logistic
+from rewardserve.training.methods import CachedNetwork, adapt, check_targets, fit_logistic, not_adapted
 from rewardserve.training.sequences import PairTable
 from rewardserve.training.steps import COMPLETE, damaged, history_of, last_complete, load_weights
 from rewardserve.training.trainer import RewardTrainer, check_optimizer, check_warmup, stops_at_signals
 
 _RECIPE = "recipe.json"
 _DATA = "data.json"
+_PAIRS, _OF_MODEL = "training data", "model: "
+"""What the digests in that file are of."""
 
 
 def train(config: Config) -> Path:
@@ -82,8 +85,9 @@ def train(config: Config) -> Path:
             read_probes(Path(config.export.probes))
         start = begin(config)
         check_targets(start.network, config.method)
+        say_not_adapted(config, start)
         tables = encode(config, start)
-        _refuse_other_data(config, folder, tables.train, resume_from)
+        _refuse_other_inputs(config, folder, start, tables.train, resume_from)
         _refuse_untrained_heads(config, tables.train)
         check_warmup(config, tables.train, n_processes())
         start = replace(start, policy=tables.policy)
@@ -149,7 +153,7 @@ def export_last_step(config: Config) -> Path:
         _refuse_other_recipe(config, folder)
         start = begin(config)
         tables = encode(config, start)
-        _refuse_other_data(config, folder, tables.train, step)
+        _refuse_other_inputs(config, folder, start, tables.train, step)
         start = replace(start, policy=tables.policy)
         _wrap(config, start)
         load_weights(start.network, step)
@@ -176,7 +180,15 @@ def begin(config: Config) -> Checkpoint:
     with _named("model.path", config.model.path, how="--set model.path=PATH"):
         checkpoint = _start(config)
     checkpoint.network.to(_process().device)
+    left_out = not_adapted(checkpoint.network, config.method)
+    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *left_out))
     return _with_limits(config, _require_padding_safe(checkpoint))
+
+
+def say_not_adapted(config: Config, start: Checkpoint) -> None:
+    """Print which parameters take no adapter; the notes of the checkpoint have it for the report."""
+    for note in not_adapted(start.network, config.method):
+        say(note)
 
 
 @contextmanager
@@ -242,6 +254,12 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False, in_fold
 
 
 def _read(config: Config, path: str) -> Checkpoint:
+    own = Path(config.output.folder) / "checkpoint"
+    if Path(path) == own and not own.is_dir():
+        raise ConfigError(
+            f"{own} is not there: finish a run of this recipe first (reward-train train), or name another reward model with "
+            "--checkpoint."
+        )
     with _named("--checkpoint", path, how="--checkpoint=PATH"):
         checkpoint = read(path, _read_options(config, "float32"), device=str(_process().device))
     return _require_padding_safe(checkpoint)
@@ -359,24 +377,31 @@ def _refuse_other_recipe(config: Config, folder: Path) -> None:
         )
 
 
-def _refuse_other_data(config: Config, folder: Path, table: PairTable, step: Path | None) -> None:
-    """Raise `ConfigError` where the step was made with other training pairs; without a step, write down which they are.
+def _refuse_other_inputs(config: Config, folder: Path, start: Checkpoint, table: PairTable, step: Path | None) -> None:
+    """Raise `ConfigError` where the step was made with other training pairs or over another model; without a step, note both.
 
-    The rest of the epoch would be other pairs than those that the first part has left, and the report would name data that the
-    weights were not trained on.
+    The rest of the epoch would be other pairs than those that the first part has left, adapters and heads would go on over weights
+    that they were not trained on, and the report would name what the weights were not made of.
     """
-    kept, now = folder / "steps" / _DATA, data.digest(table.pairs)
+    if not _process().is_main_process or (step is None and not config.optim.epochs):
+        return
+    kept = folder / "steps" / _DATA
+    # Steps of full training have all weights, and begin with those.
+    model = source_digests(start, weights_too=config.method.name != "full")
+    now = {_PAIRS: data.digest(table.pairs)} | {_OF_MODEL + name: digest for name, digest in model.items()}
     if step is None:
-        if _process().is_main_process and config.optim.epochs:
-            output.write_json(kept, {"training data": now})
+        output.write_json(kept, now)
         return
     try:
-        then = json.loads(kept.read_text())["training data"]
-    except (OSError, ValueError, TypeError, KeyError):
+        then = json.loads(kept.read_text())
+        changed = [name for name in now if name in then and then[name] != now[name]]
+    except (OSError, ValueError, TypeError):
         return  # steps of a version that wrote none
-    if then != now:
+    if changed:
+        name = changed[0]
+        what, source = ("training pairs", "data.sources") if name == _PAIRS else (name, "model.path")
         raise ConfigError(
-            f"{folder} was begun with other training pairs ({then}; they are {now} now): the files of data.sources have changed. "
+            f"{folder} was begun with other {what} ({then[name]}; they are {now[name]} now): the files of {source} have changed. "
             "Restore them, or choose another output.folder."
         )
 

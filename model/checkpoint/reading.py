@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import re
@@ -289,6 +290,32 @@ def _refuse_code(error: Exception, folder: Path) -> None:
             f"{folder} needs code that it brings along (auto_map), and such code is never run here. Serve a model whose "
             "architecture and tokenizer transformers knows by itself."
         ) from error
+
+
+def source_digests(checkpoint: Checkpoint, *, weights_too: bool) -> dict[str, str]:
+    """Digests of what a checkpoint was read from: config.json, tokenizer, chat template and, where wanted, weights.
+
+    Weights are read once more from end to end.
+    """
+    folder = checkpoint.folder
+    base = _base_of(folder, allow_pickle=True)
+    found = {
+        "config.json": _config_digest(base / "config.json", folder / ADAPTER_CONFIG),
+        "tokenizer": tokenizer_digest(checkpoint.tokenizer),
+        "chat template": template_digest(checkpoint.policy.template),
+    }
+    if weights_too:
+        found["weights"] = weights.digest([*weights.weight_files(base), *adapter_files(folder)])
+    return found
+
+
+def _config_digest(*paths: Path) -> str:
+    """Of the values in JSON files, but for where and by which version they were saved."""
+    whole = [json.loads(path.read_bytes()) for path in paths if path.is_file()]
+    for config in whole:
+        for name in ("_name_or_path", "transformers_version"):
+            config.pop(name, None)
+    return "sha256:" + hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
 def has_own_weights(folder: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pkgutil
 import re
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from rewardserve.model.backends import ModelSpec
 from rewardserve.model.backends import load as load_model
@@ -25,6 +26,7 @@ from rewardserve.training.steps import MarkComplete, last_complete
 from tests.support import training_world as world
 from tests.support.checkpoints import merge_newlines, value_head
 from tests.support.full_disk import SmallDisk, why_none
+from tests.support.tiny import tiny_config
 
 N_ROWS = 120
 SETS = {"optim": {"lr": 1e-3, "max_steps": 3}, "eval": {"bootstrap": 20}, "encoding": {"max_tokens": 128}}
@@ -578,3 +580,105 @@ def test_a_source_for_a_head_that_the_checkpoint_lacks_is_told_with_a_remedy(tmp
     assert "'kind'" in line
     assert "['score']" in line
     assert "data.sources.0.head=score" in line
+
+
+# -- the model that training started from ------------------------------------------------------------------
+
+
+def other_weights(folder):
+    world.language_model(folder, seed=1)
+
+
+def other_epsilon(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-2}))
+
+
+def other_template(folder):
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("assistant", "helper"))
+
+
+def other_merges(folder):
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["model"]["merges"] = whole["model"]["merges"][:-1]
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+
+
+LORA = {"name": "lora", "rank": 2}
+CHANGES = {
+    "lora, weights": (LORA, other_weights, "weights"),
+    "lora, configuration": (LORA, other_epsilon, "config.json"),
+    "lora, template": (LORA, other_template, "chat template"),
+    "frozen, weights": ({"name": "frozen"}, other_weights, "weights"),
+    "frozen, tokenizer": ({"name": "frozen"}, other_merges, "tokenizer"),
+    "full, configuration": ({"name": "full"}, other_epsilon, "config.json"),
+    "full, tokenizer": ({"name": "full"}, other_merges, "tokenizer"),
+}
+
+
+@pytest.mark.parametrize("verb", ["train", "export"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_steps_over_a_model_that_has_changed_are_not_gone_on_from(tmp_path, pairs, capsys, change, verb):
+    method, spoil, says = CHANGES[change]
+    if verb == "export" and change != "lora, weights":
+        pytest.skip("the same check")
+    sft = world.language_model(tmp_path / "sft")
+    recipe = recipe_in(tmp_path, sft, pairs, **STEPS, method=method)
+    out, saved = tmp_path / "out", tmp_path / "saved"
+    stopped_run(recipe, out)
+    shutil.copytree(sft, saved)
+    spoil(sft)
+    resume = RESUME if verb == "train" else ()
+    assert main([verb, "--config", recipe, *resume]) == 2
+    line = one_line(capsys)
+    assert f"{out} was begun with " in line
+    assert says in line
+    assert "model.path" in line
+    shutil.rmtree(sft)
+    saved.rename(sft)
+    assert main([verb, "--config", recipe, *resume]) == 0
+
+
+def stopped_run(recipe, out):
+    """A run with steps and without results."""
+    assert main(["--config", recipe]) == 0
+    shutil.rmtree(out / "checkpoint")
+    for name in output.RESULTS:
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
+        (out / name).unlink(missing_ok=True)
+
+
+def test_full_training_goes_on_with_its_own_weights(tmp_path, pairs):
+    sft = world.language_model(tmp_path / "sft")
+    recipe = recipe_in(tmp_path, sft, pairs, **STEPS)
+    stopped_run(recipe, tmp_path / "out")
+    other_weights(sft)
+    assert main(["--config", recipe, *RESUME]) == 0
+
+
+def test_steps_of_a_version_that_noted_no_model_are_gone_on_from(tmp_path, sft, pairs):
+    recipe = recipe_in(tmp_path, sft, pairs, **STEPS, method=LORA)
+    stopped_run(recipe, tmp_path / "out")
+    noted = tmp_path / "out" / "steps" / "data.json"
+    noted.write_text(json.dumps({"training data": json.loads(noted.read_text())["training data"]}))
+    assert main(["--config", recipe, *RESUME]) == 0
+
+
+def test_parameters_that_take_no_adapter_are_told_once_and_in_the_report(tmp_path, pairs, capsys):
+    tokenizer = world.tokenizer()
+    config = tiny_config("mixtral", len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "moe")
+    tokenizer.save_pretrained(tmp_path / "moe")
+    recipe = recipe_in(tmp_path, tmp_path / "moe", pairs, method=LORA)
+    assert main(["--config", recipe]) == 0
+    said = capsys.readouterr().err
+    (line,) = [line for line in said.splitlines() if "without an adapter" in line]
+    assert "layers.*.mlp.experts.down_proj" in line
+    assert said.index(line) < said.index("exporting")
+    (note,) = [
+        n for n in json.loads((tmp_path / "out/checkpoint/training_report.json").read_text())["notes"] if n in line
+    ]
+    assert "experts.down_proj" in (tmp_path / "out" / "report.html").read_text()
+    assert "method.targets" in note
