@@ -189,10 +189,10 @@ def say_summary(out: Output) -> None:
 
 def count_lines(source: Path, target: Path) -> int:
     """The lines of SOURCE. Raise `NotContinuable` where it is no text that can be read twice, `OSError` where it is not there."""
-    for name, path in (("SOURCE", source), ("TARGET", target)):
+    for argument, path in (("SOURCE", source), ("TARGET", target)):
         if str(path) == _STANDARD:
             raise NotContinuable(
-                f"{name} is -, and standard input and output cannot be read twice, as resuming needs: name a file."
+                f"{argument} is -, and standard input and output cannot be read twice, as resuming needs: name a file."
             )
     if not stat.S_ISREG(source.stat().st_mode):
         raise NotContinuable(f"{source} is no regular file, and SOURCE is read twice: write it to a file first.")
