@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save_file
 from torch import Tensor
 
 from rewardserve.model.calibration import Calibration, CalibrationError
@@ -66,9 +67,8 @@ def load(folder: Path, calibration: Calibration | None, width: int) -> HiddenRef
     if not path.is_file():
         return None
     try:
-        stored = load_file(path)
-        # Copies: what is loaded are views of the file, which may be written over.
-        reference = HiddenReference(stored["mean"].float().clone(), stored["whitening"].float().clone())
+        stored = load_bytes(path.read_bytes())  # not mapped: the file may be written over, or cut off
+        reference = HiddenReference(stored["mean"].float(), stored["whitening"].float())
     except (KeyError, SafetensorError) as error:
         raise CalibrationError(f"{FILE_NAME} is unreadable: {error}. {_AGAIN}") from error
     shapes = tuple(reference.mean_D.shape), tuple(reference.whitening_KD.shape[1:])

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from rewardserve.model.checkpoint import weights
@@ -102,8 +101,7 @@ def base_of_heads(folder: Path) -> str | None:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    with safe_open(str(path), framework="pt") as file:
-        return file.metadata() or {}
+    return weights.metadata(path)
 
 
 def _own(folder: Path, config: Any) -> Head | None:
@@ -111,8 +109,7 @@ def _own(folder: Path, config: Any) -> Head | None:
     if not path.is_file():
         return None
     listed = json.loads(_metadata(path).get("reward_heads", "[]"))
-    with safe_open(str(path), framework="pt") as file:
-        stored = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (not a dict)
+    stored = {name: tensor.float() for name, tensor in weights.read_all([path]).items()}
     names = tuple(str(h["name"]) for h in listed)
     lost = [n for n in names if n not in stored]
     if lost or not names:

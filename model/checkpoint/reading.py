@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,8 +39,6 @@ CHAT_TEMPLATE = "chat_template.jinja"
 """As transformers calls it. Beside an adapter or bare heads without a tokenizer it replaces the base model's."""
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _PICKLES = ["*.bin"]
-_LARGE_BYTES = 2**16
-"""Of a tensor that has pages of its own."""
 
 
 def read(path_or_name: str, options: ReadOptions = READ_DEFAULTS, *, device: str = "cpu") -> Checkpoint:
@@ -116,7 +113,8 @@ def with_weights(outlined: Checkpoint, *, device: str = "cpu") -> Checkpoint:
     if outlined.facts is None:
         raise CheckpointError(f"{folder} is still in training: its weights are not settled")
     base = _base_of(folder)
-    backbone = _load_backbone(base, read_config(base), outlined.facts.dtype).to(device)
+    kind = type(known.backbone) if device == "cpu" and weights.are_safe(weights.weight_files(base)) else None
+    backbone = _load_backbone(base, read_config(base), outlined.facts.dtype, unmapped=kind).to(device)
     if (folder / ADAPTER_CONFIG).is_file():
         grow_embeddings(backbone, folder)
         backbone = merge_backbone(backbone, folder)
@@ -130,16 +128,16 @@ def with_weights(outlined: Checkpoint, *, device: str = "cpu") -> Checkpoint:
 
 
 def _copy_out_of_files(network: RewardNetwork) -> None:
-    """Give every tensor memory of its own. transformers leaves those of a stored dtype as views of the mapped files.
+    """Give every tensor memory of its own. transformers leaves those of a stored dtype as views of files that it has mapped.
 
     A file that a trainer writes over would change the scores of the model in service, and one that it cuts off would end the
     process (SIGBUS). One tensor at a time, each in pages that the kernel has back when an engine lets go of it.
     """
     for tensor in (*network.parameters(), *network.buffers()):
-        copy = torch.empty_like(tensor.data)
-        if copy.nbytes >= _LARGE_BYTES and copy.is_contiguous():
-            pages = torch.frombuffer(mmap.mmap(-1, copy.nbytes), dtype=torch.uint8)
-            copy = pages.view(copy.dtype).view(copy.shape)
+        if tensor.data.is_contiguous():
+            copy = weights.own_pages(tensor.data.nbytes).view(tensor.dtype).view(tensor.shape)
+        else:
+            copy = torch.empty_like(tensor.data)
         tensor.data = copy.copy_(tensor.data)
 
 
@@ -353,16 +351,27 @@ def _resolve_base(file: Path, name: str, *, allow_pickle: bool) -> Path:
         raise CheckpointError(f"{file} names a base model: {error}") from error
 
 
-def _load_backbone(folder: Path, config: Any, dtype: str, *, whole: bool = True) -> Any:
-    """The decoder, every tensor of it from the files; `whole=False`: the files may hold more layers than are wanted."""
+def _load_backbone(
+    folder: Path, config: Any, dtype: str, *, whole: bool = True, unmapped: type[Any] | None = None
+) -> Any:
+    """The decoder, every tensor of it from the files; `whole=False`: the files may hold more layers than are wanted.
+
+    `unmapped`: the class of a decoder whose files are read and not mapped, so that one that is cut off meanwhile is an error.
+    """
     from transformers import AutoModel
 
+    kind: type[Any] = AutoModel
+    source: Path | None = folder
+    given: dict[str, Any] = {}
+    if unmapped is not None:
+        kind, source, given = unmapped, None, {"state_dict": weights.read_all(weights.weight_files(folder))}
     try:
         with quiet_transformers():
-            backbone, info = AutoModel.from_pretrained(
-                folder,
+            backbone, info = kind.from_pretrained(
+                source,
                 config=config,
                 trust_remote_code=False,
+                **given,
                 # Pickles were allowed, or these files would have been refused before.
                 use_safetensors=True if weights.are_safe(weights.weight_files(folder)) else None,
                 weights_only=True,

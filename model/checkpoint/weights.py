@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from rewardserve.model.checkpoint.record import CheckpointError
 
 _FORMS = (("model.safetensors.index.json", "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
 _BLOCK = 1 << 24
+_LARGE_BYTES = 2**16
+"""Of a tensor that has pages of its own."""
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16,
+}  # fmt: skip
+"""By their names in a header."""
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -94,13 +103,54 @@ def tensor_names(path: Path) -> list[str]:
     return list(_unpickle(path))
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file has beside its tensors."""
+    return dict(_whole_header(path)[0].get("__metadata__") or {})
+
+
 def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
     """Some tensors of one file, as they are stored."""
     if path.suffix == ".safetensors":
-        with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in names}
+        return _read_safetensors(path, set(names))
     stored = _unpickle(path)
     return {name: stored[name] for name in names}
+
+
+def read_all(files: Iterable[Path]) -> dict[str, Tensor]:
+    """Every tensor of safetensors files, in memory of its own. Raise `CheckpointError` for a file that is cut off meanwhile."""
+    return {name: tensor for path in files for name, tensor in _read_safetensors(path, None).items()}
+
+
+def _read_safetensors(path: Path, names: set[str] | None) -> dict[str, Tensor]:
+    """Some tensors, or all, by plain reads: the library maps the file, and one that is cut off then ends the process (SIGBUS)."""
+    entries, data_start = _header(path)
+    found = {}
+    with path.open("rb", buffering=0) as file:
+        for name, entry in entries:
+            if names is not None and name not in names:
+                continue
+            if entry["dtype"] not in _DTYPES:
+                raise CheckpointError(f"{path}: {name} is of type {entry['dtype']}, and read are {', '.join(_DTYPES)}")
+            begin, end = entry["data_offsets"]
+            pages = own_pages(end - begin)
+            file.seek(data_start + begin)
+            rest = memoryview(pages.numpy())
+            while rest:
+                n = file.readinto(rest)
+                if not n:
+                    raise CheckpointError(f"{path} was cut off while it was read, in {name}: copy it again.")
+                rest = rest[n:]
+            found[name] = pages.view(_DTYPES[entry["dtype"]]).view(entry["shape"])
+    if names is not None and names - set(found):
+        raise KeyError(min(names - set(found)))
+    return found
+
+
+def own_pages(n_bytes: int) -> Tensor:
+    """Bytes of memory; large ones in pages that the kernel has back when an engine lets go of them."""
+    if n_bytes < _LARGE_BYTES:
+        return torch.empty(n_bytes, dtype=torch.uint8)
+    return torch.frombuffer(mmap.mmap(-1, n_bytes), dtype=torch.uint8)
 
 
 def shapes(files: Iterable[Path], names: Iterable[str]) -> dict[str, tuple[int, ...]]:
@@ -150,11 +200,21 @@ def _file_lines(path: Path, skip: set[str]) -> list[str]:
 
 
 def _header(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], int]:
-    """The entries of a safetensors file and where its data begins (8 bytes of length, then JSON)."""
+    """The entries of a safetensors file and where its data begins."""
+    header, data_start = _whole_header(path)
+    return [(name, entry) for name, entry in header.items() if name != "__metadata__"], data_start
+
+
+def _whole_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file and where its data begins (8 bytes of length, then JSON)."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    return [(name, entry) for name, entry in header.items() if name != "__metadata__"], 8 + length
+        data = file.read(length)
+    try:
+        header: dict[str, Any] = json.loads(data)
+    except ValueError:
+        raise CheckpointError(f"{path} was cut off or written over while it was read: copy it again.") from None
+    return header, 8 + length
 
 
 def _hash_range(path: Path, begin: int, length: int) -> str:

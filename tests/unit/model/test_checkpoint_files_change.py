@@ -1,20 +1,22 @@
-"""A model that has been read is its own: what becomes of its files afterwards changes no score.
+"""A model that has been read is its own: what becomes of its files afterwards changes no score, and meanwhile ends no process.
 
 The library that reads safetensors hands out views of the mapped file. A trainer that saves into the same folder writes over those
-pages, or cuts them off, which ends a process that reads them (SIGBUS): here only bytes are changed, so that a failure is a failure.
+pages, or cuts them off, which ends a process that reads them (SIGBUS): files are cut off here only while nothing is mapped, so that
+a failure is a failure.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from rewardserve.model.checkpoint import ReadOptions, read
+from rewardserve.model.checkpoint import CheckpointError, ReadOptions, outline, read, reading, weights, with_weights
 from rewardserve.model.checkpoint.writing import score_alone
 from tests.support.checkpoints import hidden_reference, language_model, reward_model, sequence_classifier, value_head
 
@@ -79,3 +81,68 @@ def test_files_that_are_written_over_change_no_score(tmp_path, layout):
     assert [score_alone(network, row) for row in ROWS] == before
     assert distances is None or reference.log_distance(states).tolist() == distances
     assert mapped(tmp_path) == [], "a file that is cut off would end the process"
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "pickle"])
+def test_no_file_of_tensors_is_mapped_once_the_tensors_are_there(tmp_path, layout, monkeypatch):
+    """Before they are copied, which takes the longest: a process that maps them would end (SIGBUS) where one is cut off."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    LAYOUTS[layout](folder)
+    expected = [score_alone(read(str(folder), ALLOWED).network, row) for row in ROWS]
+    copy, seen = reading._copy_out_of_files, []
+
+    def cut_first(network):
+        seen.append(mapped(tmp_path))
+        if not seen[-1]:
+            for path in tmp_path.rglob("*.safetensors"):
+                os.truncate(path, 4096)
+        copy(network)
+
+    monkeypatch.setattr(reading, "_copy_out_of_files", cut_first)
+    network = read(str(folder), ReadOptions(dtype="float32")).network
+    assert seen == [[]]
+    assert [score_alone(network, row) for row in ROWS] == expected
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_is_refused_by_its_name(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    own_layout(folder)
+    file, pages, asked = folder / "model.safetensors", weights.own_pages, []
+
+    def cut_at_the_third(n_bytes):
+        asked.append(n_bytes)
+        if len(asked) == 3:
+            os.truncate(file, 4096)
+        return pages(n_bytes)
+
+    outlined = outline(str(folder), ReadOptions(dtype="float32"))
+    monkeypatch.setattr(weights, "own_pages", cut_at_the_third)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors was cut off while it was read"):
+        with_weights(outlined)
+
+
+def test_every_type_of_tensor_is_read_as_the_library_reads_it(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    types = [
+        torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+        torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16, torch.uint32, torch.uint64, torch.complex64,
+    ]  # fmt: skip
+    shapes = [(), (0, 3), (5,), (3, 1, 2), (300, 200)]
+    tensors = {
+        f"{kind}.{i}": (torch.rand(shape, generator=generator) * 9).to(kind)
+        for kind in types
+        for i, shape in enumerate(shapes)
+    }
+    save_file(tensors, tmp_path / "t.safetensors", metadata={"a": "b"})
+    ours, theirs = weights.read_all([tmp_path / "t.safetensors"]), load_file(tmp_path / "t.safetensors")
+    assert set(ours) == set(tensors)
+    for name, tensor in theirs.items():
+        assert (ours[name].dtype, ours[name].shape) == (tensor.dtype, tensor.shape)
+        assert ours[name].reshape(-1).view(torch.uint8).equal(tensor.reshape(-1).view(torch.uint8)), name
+    some = weights.read_tensors(tmp_path / "t.safetensors", ["torch.int8.2"])
+    assert {name: tensor.tolist() for name, tensor in some.items()} == {
+        "torch.int8.2": tensors["torch.int8.2"].tolist()
+    }
+    assert weights.metadata(tmp_path / "t.safetensors") == {"a": "b"}
