@@ -192,11 +192,12 @@ async def test_an_answer_without_end_is_not_read_and_holds_up_no_other_alarm(pau
 async def test_a_head_that_comes_byte_by_byte_is_a_failure_after_a_while(monkeypatch):
     """Over a socket: each byte is there in the time that one step may take, the head as a whole never is."""
     monkeypatch.setattr(module, "_TIMEOUT_S", 0.3)
-    n_asked = 0
+    n_asked, handlers = 0, []
 
     async def trickle(reader, writer):
         nonlocal n_asked
         n_asked += 1
+        handlers.append(asyncio.current_task())
         await reader.readuntil(b"\r\n\r\n")
         with contextlib.suppress(OSError):
             if n_asked == 2:
@@ -206,6 +207,8 @@ async def test_a_head_that_comes_byte_by_byte_is_a_failure_after_a_while(monkeyp
                 await writer.drain()
                 await asyncio.sleep(0.01)
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
     server = await asyncio.start_server(trickle, "127.0.0.1", 0)
     report = Report()
@@ -214,6 +217,7 @@ async def test_a_head_that_comes_byte_by_byte_is_a_failure_after_a_while(monkeyp
     webhook.tell({"run": "ppo-7", "wire": "a"})
     await asyncio.wait_for(webhook.stop(), PATIENCE_S)
     server.close()
+    await asyncio.wait_for(asyncio.gather(*handlers), PATIENCE_S)
     assert ([why for why, _ in report.delays], report.losses, n_asked) == (["TimeoutError"], [], 2)
 
 
