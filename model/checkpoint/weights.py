@@ -22,7 +22,7 @@ from rewardserve.model.checkpoint.record import CheckpointError
 _FORMS = (("model.safetensors.index.json", "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
 _BLOCK = 1 << 24
 _LARGE_BYTES = 2**16
-"""Of a tensor that has pages of its own."""
+"""Of a tensor in private memory."""
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -117,7 +117,7 @@ def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def read_all(files: Iterable[Path]) -> dict[str, Tensor]:
-    """Every tensor of safetensors files, in memory of its own. Raise `CheckpointError` for a file that is cut off meanwhile."""
+    """Every tensor of safetensors files, in private memory. Raise `CheckpointError` for a file that is cut off meanwhile."""
     return {name: tensor for path in files for name, tensor in _read_safetensors(path, None).items()}
 
 
