@@ -57,11 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _without_tracebacks_of_threads(), _sigterm_as_sigint():
             config = recipe.load(Path(options.config), options.set)
             _run(options.verb, config, options.checkpoint, options.folds)
+            _leave_process_group()
     except _EXPECTED as error:
         return _end(2, str(error))
     except RunFailed as error:
         return _end(3, f"{error}{_how_to_go_on(config, options.verb)}")
     except (Stopped, KeyboardInterrupt) as error:
+        if isinstance(error, Stopped):
+            _leave_process_group()  # all processes stop after the same step
         return _end(130, f"{str(error) or 'stopped'}.{_how_to_go_on(config, options.verb)}")
     except Exception as error:
         reason = explain(error)
@@ -69,6 +72,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _end(3, f"{reason}{_how_to_go_on(config, options.verb)}")
     return 0
+
+
+def _leave_process_group() -> None:
+    """End the connections to the other processes of a finished run while the interpreter is whole.
+
+    A thread of gloo that frees a Python tensor during finalization aborts the process (PyTorch, pull request 179291). A run that
+    failed leaves its connections to the kernel: the other processes may be waiting in a collective.
+    """
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _end(code: int, message: str) -> int:

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import distributed
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from rewardserve.model.backends import ModelSpec
 from rewardserve.model.backends import load as load_model
 from rewardserve.model.contract import ScoringContract
-from rewardserve.training import calibrate, export, hub, output, recipe, report, run, sequences, trainer
+from rewardserve.training import calibrate, errors, export, hub, output, recipe, report, run, sequences, trainer
 from rewardserve.training.__main__ import main
 from rewardserve.training.calibrate import NothingToFit
 from rewardserve.training.recipe import load
@@ -336,6 +337,27 @@ def test_with_several_processes_a_signal_keeps_its_action(tmp_path, sft, pairs, 
     with pytest.raises(ZeroDivisionError):
         main(["--config", frozen(tmp_path, sft, pairs)])
     assert seen == [signal.getsignal(signal.SIGTERM)]
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "is_left"),
+    [(None, 0, True), (errors.Stopped("step 3"), 130, True), (errors.RunFailed("nan"), 3, False)],
+)
+def test_processes_that_end_together_end_their_connections(tmp_path, sft, pairs, monkeypatch, end, code, is_left):
+    """Gloo's threads abort a process that finalizes with them; a collective that another process waits in is not waited for."""
+
+    def joined_run(*_):
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        if end is not None:
+            raise end
+
+    monkeypatch.setattr("rewardserve.training.__main__._run", joined_run)
+    try:
+        assert main(["--config", frozen(tmp_path, sft, pairs)]) == code
+        assert distributed.is_initialized() is not is_left
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def test_a_second_signal_ends_at_once(tmp_path, sft, pairs, capsys, monkeypatch):
