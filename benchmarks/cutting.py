@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rewardserve.model.keys import key_of
-from rewardserve.service.batching.planner import Limits, Ticket, plan
+from rewardserve.service.inference.planner import Limits, Ticket, plan
 
 Row = tuple[int, ...]
 Batch = list[int]

@@ -21,21 +21,21 @@ from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.encoding import Encoded
 from rewardserve.model.scorer import TokenBatch
 from rewardserve.service import app
-from rewardserve.service import engine as engines
-from rewardserve.service.api import body, wire
+from rewardserve.service.api import body, structs
 from rewardserve.service.api.replies import score_reply
 from rewardserve.service.api.schemas import ScoreRequest, to_sample
-from rewardserve.service.api.stage import Served
-from rewardserve.service.keyring import KeyRing
+from rewardserve.service.auth.api_keys import KeyRing
+from rewardserve.service.models import runtime as engines
+from rewardserve.service.models.active_models import Served
+from rewardserve.service.models.deployment import Source
+from rewardserve.service.models.registry import Succession, spare_the_garbage_collector
 from rewardserve.service.observability import logs
-from rewardserve.service.roster import Source
 from rewardserve.service.settings import ServeSettings
-from rewardserve.service.succession import Succession, spare_the_garbage_collector
 
 T = TypeVar("T")
 
 _REPEATS = 5
-_decoder = msgspec.json.Decoder(wire.ScoreRequest)
+_decoder = msgspec.json.Decoder(structs.ScoreRequest)
 
 MEANINGS = {
     "read": "the body -> samples",

@@ -24,8 +24,8 @@ from rewardserve.model.encoding import Encoded
 from rewardserve.model.reward import Reward
 from rewardserve.model.traits import Lexicon
 from rewardserve.service.clock import MonotonicClock
-from rewardserve.service.rewards import ScoredRow
-from rewardserve.service.succession import spare_the_garbage_collector
+from rewardserve.service.inference.rewards import ScoredRow
+from rewardserve.service.models.registry import spare_the_garbage_collector
 from rewardserve.service.tripwires.board import Board, BoardLimits
 from rewardserve.service.tripwires.reference import Yardstick
 from rewardserve.service.watch import Allowance, Origin, Watch

@@ -34,9 +34,9 @@ from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.printable import printable
 from rewardserve.model.reward import PipelineError
 from rewardserve.model.traits import LexiconError
+from rewardserve.service.api.http.sockets import bind, url
 from rewardserve.service.app import serve
 from rewardserve.service.observability import logs
-from rewardserve.service.ports import bind, url
 from rewardserve.service.settings import (
     USAGE_ERROR,
     ServeSettings,

@@ -26,31 +26,31 @@ from starlette.types import ASGIApp
 
 from rewardserve.model.backends import LoadedModel
 from rewardserve.service.admission import Admission
-from rewardserve.service.api import docs, problems
-from rewardserve.service.api.access import OPEN_PATHS, Access, same_route
-from rewardserve.service.api.admin import admin_routes
+from rewardserve.service.api import error_responses, openapi
 from rewardserve.service.api.dialects import DIALECTS, pairs
 from rewardserve.service.api.dialects.routes import DialectPolicy, dialect_routes, value_endpoint_of
-from rewardserve.service.api.door import Door
-from rewardserve.service.api.health import health_routes
-from rewardserve.service.api.intake import Intake, IntakeLimits
-from rewardserve.service.api.kserve_health import kserve_health_routes
-from rewardserve.service.api.middleware import KeyCheck, RequestSeen, Witness
-from rewardserve.service.api.pages import page_routes
-from rewardserve.service.api.protocol import ConnectionLimits, Connections, OneWriteProtocol
-from rewardserve.service.api.routes import Straight, scoring_routes
-from rewardserve.service.api.sites import Sites
-from rewardserve.service.api.stage import Bounds, Stage
+from rewardserve.service.api.http.load_shedder import Door
+from rewardserve.service.api.http.protocol import ConnectionLimits, Connections, OneWriteProtocol
+from rewardserve.service.api.middleware.body_limits import Intake, IntakeLimits
+from rewardserve.service.api.middleware.host_policy import Sites
+from rewardserve.service.api.middleware.request_log import KeyCheck, RequestSeen, Witness
+from rewardserve.service.api.route_policy import OPEN_PATHS, Access, same_route
+from rewardserve.service.api.routes.admin import admin_routes
+from rewardserve.service.api.routes.health import health_routes
+from rewardserve.service.api.routes.kserve_health import kserve_health_routes
+from rewardserve.service.api.routes.pages import page_routes
+from rewardserve.service.api.routes.scoring import Straight, scoring_routes
+from rewardserve.service.auth.api_keys import KeyFile, KeyRing
+from rewardserve.service.auth.tls import Certificate
 from rewardserve.service.clock import Clock, MonotonicClock
-from rewardserve.service.engine import Engine, Prepared, build_commons, load_audit, prepare
-from rewardserve.service.keyring import KeyFile, KeyRing
-from rewardserve.service.lookout import Fingerprint, fingerprint, keep_looking
+from rewardserve.service.models.active_models import Bounds, Stage
+from rewardserve.service.models.checkpoint_watcher import Fingerprint, fingerprint, keep_looking
+from rewardserve.service.models.deployment import Source
+from rewardserve.service.models.registry import Succession, in_daemon_thread, spare_the_garbage_collector
+from rewardserve.service.models.runtime import Engine, Prepared, build_commons, load_audit, prepare
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import CONTENT_TYPE, Metrics
-from rewardserve.service.roster import Source
 from rewardserve.service.settings import ServeSettings, is_loopback
-from rewardserve.service.succession import Succession, in_daemon_thread, spare_the_garbage_collector
-from rewardserve.service.tls import Certificate
 from rewardserve.service.webhook import Webhook
 
 _MOST_CONNECTIONS = 8192
@@ -111,19 +111,19 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
     ]
     for router in routers:
         api.include_router(router)
-    docs.install(api, [form.body for dialect in DIALECTS for form in dialect.forms], OPEN_PATHS)
+    openapi.install(api, [form.body for dialect in DIALECTS for form in dialect.forms], OPEN_PATHS)
     methods: dict[str, set[str]] = {}
     for route in [route for router in routers for route in router.routes if isinstance(route, APIRoute)]:
         methods.setdefault(route.path_format, set()).update(route.methods or ())
     for of_path in methods.values():
         of_path.update({"HEAD"} if "GET" in of_path else ())
-    problems.install(api, settings.overload_status, methods)
+    error_responses.install(api, settings.overload_status, methods)
     metrics.set_scoring_routes(
         route.path_format for router in scoring for route in router.routes if isinstance(route, APIRoute)
     )
     intake = IntakeLimits(settings.max_body_bytes, settings.max_body_bytes_in_flight, settings.body_timeout_s)
     # The others wait for seats, or say no in words of their own.
-    plain = {d.path for d in DIALECTS if not d.patience_s and d.refuse is problems.refusal}
+    plain = {d.path for d in DIALECTS if not d.patience_s and d.refuse is error_responses.refusal}
     may_close = {"/score", "/compare"} | plain
     door = Door(frozenset(may_close), admission, lambda path, status: metrics.observe_request(path, status, 0.0))
     # From the innermost to the outermost.

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from rewardserve.model.reward import Pipeline, Reward
-from rewardserve.service.batching.batcher import Batcher
-from rewardserve.service.encoder import Encoder
 from rewardserve.service.errors import RowFailed
+from rewardserve.service.inference.batcher import Batcher
+from rewardserve.service.inference.encode_pool import Encoder
+from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.opinion import SecondOpinion
-from rewardserve.service.rewards import ScoredRow
 
 _BUCKETS = 2**20
 

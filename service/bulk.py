@@ -44,14 +44,14 @@ from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.reward import Pipeline, PipelineError
 from rewardserve.model.textfile import wide_encoding
 from rewardserve.model.traits import LexiconError
-from rewardserve.service import engine as engines
 from rewardserve.service.admission import Admission
 from rewardserve.service.api import body
 from rewardserve.service.api.replies import result
 from rewardserve.service.api.schemas import SampleIn, to_sample
-from rewardserve.service.api.stage import Details
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.errors import Failure, RequestRefused
+from rewardserve.service.models import runtime as engines
+from rewardserve.service.models.active_models import Details
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.scoring import Scored, Scoring

@@ -18,10 +18,10 @@ from rewardserve.model.backends import Encode, Identity
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.scorer import ScorerError, TokenBatch
 from rewardserve.model.textfile import NotText, decoded
-from rewardserve.service.batching.batcher import Batcher
-from rewardserve.service.batching.outcomes import RowScored
 from rewardserve.service.errors import ServiceError
-from rewardserve.service.files import read_bounded
+from rewardserve.service.inference.batcher import Batcher
+from rewardserve.service.inference.outcomes import RowScored
+from rewardserve.service.storage.files import read_bounded
 
 SHIPPED = Path(__file__).parent / "tripwires" / "canaries.json"
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from rewardserve.service.files import remove_stale_drafts, write_whole
+from rewardserve.service.storage.files import remove_stale_drafts, write_whole
 from rewardserve.service.tripwires.wire import Finding
 
 MOST_FILES = 1_000

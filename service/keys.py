@@ -16,8 +16,8 @@ from pathlib import Path
 
 from rewardserve.model.printable import printable
 from rewardserve.model.textfile import NotText, decoded, wide_encoding
-from rewardserve.service.keyring import SCOPES, KeysError, line_of, parse
-from rewardserve.service.quota import BURST_S, Limits
+from rewardserve.service.auth.api_keys import SCOPES, KeysError, line_of, parse
+from rewardserve.service.auth.rate_limits import BURST_S, Limits
 
 _USAGE = 2
 _MARK = "rwd_"

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from rewardserve.model.conversation import Sample
 from rewardserve.model.encoding import Encoded
 from rewardserve.model.reward import Pipeline, Reward
-from rewardserve.service.batching.batcher import Batcher
-from rewardserve.service.batching.outcomes import RowScored
-from rewardserve.service.encoder import Encoder
 from rewardserve.service.errors import RowFailed, ServiceError
-from rewardserve.service.rewards import ScoredRow, rewards_of
+from rewardserve.service.inference.batcher import Batcher
+from rewardserve.service.inference.encode_pool import Encoder
+from rewardserve.service.inference.outcomes import RowScored
+from rewardserve.service.inference.rewards import ScoredRow, rewards_of
 
 MOST_WAITING = 1_024
 """Samples that wait for an opinion; beyond them nobody is asked: the other model may be slower than the one in service."""

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 
-from rewardserve.service.files import read_bounded, remove_stale_drafts, set_aside, write_whole
+from rewardserve.service.storage.files import read_bounded, remove_stale_drafts, set_aside, write_whole
 from rewardserve.service.tripwires.reference import Reference, Usual, is_part
 
 MOST_RUNS = 1_000

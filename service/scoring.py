@@ -20,15 +20,15 @@ from rewardserve.model.encoding import Encoded
 from rewardserve.model.reward import Pipeline, Reward, sigmoid
 from rewardserve.model.scorer import HeadScores
 from rewardserve.service.admission import Admission
-from rewardserve.service.batching.batcher import Batcher
-from rewardserve.service.batching.outcomes import RowOutcome, RowScored
+from rewardserve.service.auth.rate_limits import charge_tokens
 from rewardserve.service.clock import Clock
-from rewardserve.service.encoder import Encoder
 from rewardserve.service.errors import DeadlineExceeded, Failure, RowFailed, RunBlocked, ScoreNotFinite
+from rewardserve.service.inference.batcher import Batcher
+from rewardserve.service.inference.encode_pool import Encoder
+from rewardserve.service.inference.outcomes import RowOutcome, RowScored
+from rewardserve.service.inference.rewards import ScoredRow, rewards_of
+from rewardserve.service.inference.shadow import Shadow
 from rewardserve.service.observability.metrics import Metrics
-from rewardserve.service.quota import charge_tokens
-from rewardserve.service.rewards import ScoredRow, rewards_of
-from rewardserve.service.shadow import Shadow
 from rewardserve.service.watch import Flags, Origin, Watch
 
 T = TypeVar("T")

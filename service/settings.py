@@ -24,10 +24,10 @@ from rewardserve.model.backends import BACKENDS, ModelSpec, VllmSpec
 from rewardserve.model.printable import printable
 from rewardserve.model.reward import CombineSettings, PenaltySettings, RewardSettings
 from rewardserve.model.textfile import decoded
-from rewardserve.service.files import read_bounded, reason_of
-from rewardserve.service.keyring import KeyRing, KeysError
-from rewardserve.service.keyring import read as read_keys
-from rewardserve.service.tls import TlsError, TlsFiles, context_of
+from rewardserve.service.auth.api_keys import KeyRing, KeysError
+from rewardserve.service.auth.api_keys import read as read_keys
+from rewardserve.service.auth.tls import TlsError, TlsFiles, context_of
+from rewardserve.service.storage.files import read_bounded, reason_of
 from rewardserve.service.tripwires.baits import Baits, BaitsError
 from rewardserve.service.tripwires.baits import read as read_baits
 from rewardserve.service.tripwires.plan import PlanError, WirePlan, plan_of

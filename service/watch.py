@@ -18,7 +18,7 @@ from rewardserve.service.audit import AuditJudge
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import RowFailed
 from rewardserve.service.evidence import EvidenceRoom, Exhibit
-from rewardserve.service.rewards import ScoredRow
+from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.tripwires.baits import Baits
 from rewardserve.service.tripwires.board import Board
 from rewardserve.service.tripwires.incidents import most_severe_first

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from rewardserve.service.files import read_bounded, remove_stale_drafts, set_aside, write_whole
+from rewardserve.service.storage.files import read_bounded, remove_stale_drafts, set_aside, write_whole
 
 FILE_NAME = "webhook.json"
 _FIRST_PAUSE_S = 0.5

@@ -25,12 +25,12 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from rewardserve.service.api import wire
+from rewardserve.service.api import structs
 from rewardserve.service.api.headers import header
 from rewardserve.service.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedMediaType
 
 M = TypeVar("M", bound=BaseModel)
-W = TypeVar("W", wire.ScoreRequest, wire.CompareRequest)
+W = TypeVar("W", structs.ScoreRequest, structs.CompareRequest)
 T = TypeVar("T")
 
 _MOST_SELDOM_BYTES = 1_048_576
@@ -228,7 +228,7 @@ def _decode_once(content: bytes, decoder: msgspec.json.Decoder[W]) -> W:
     else:
         decoded = msgspec.convert(_decode_values(content), decoder.type)
         _check_names(decoded)
-    if n_strings(content) != wire.n_strings(decoded):
+    if n_strings(content) != structs.n_strings(decoded):
         _values_once(content)  # a field that says nothing, or a key twice
     return decoded
 
@@ -238,7 +238,7 @@ def _values_once(content: bytes) -> Any:
     # Without a colon beyond those behind its own keys it has no other object.
     if not (isinstance(value, dict) and content.count(b":") == len(value)):
         try:
-            written = wire.dumps(value)
+            written = structs.dumps(value)
         except OverflowError as error:  # a number of more than 64 bits
             raise _MoreStrings from error
         if n_strings(content) != n_strings(written):

@@ -13,9 +13,9 @@ from typing import Any
 
 from starlette.responses import Response
 
-from rewardserve.service.api import wire
-from rewardserve.service.api.stage import Details, Served
+from rewardserve.service.api import structs
 from rewardserve.service.errors import Failure
+from rewardserve.service.models.active_models import Details, Served
 from rewardserve.service.scoring import Compared, Scored
 
 
@@ -61,7 +61,7 @@ def _fast_response(content: Any, checksum: float, headers: dict[str, str] | None
     if not math.isfinite(checksum):
         return json_response(content, headers=headers)
     try:
-        text = wire.dumps(content)
+        text = structs.dumps(content)
     except UnicodeEncodeError:
         return json_response(content, headers=headers)
     return Response(text, headers=headers, media_type="application/json")

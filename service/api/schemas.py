@@ -13,13 +13,13 @@ from msgspec import UNSET
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from rewardserve.model.conversation import SCORES_EMPTY, USUAL, Message, Sample, SampleError
-from rewardserve.service.api import wire
+from rewardserve.service.api import structs
 from rewardserve.service.errors import SAMPLE_CODES
 from rewardserve.service.scoring import Asked, Comparison
 
-RawScore = Annotated[float, Field(ge=-wire.LARGEST, le=wire.LARGEST, allow_inf_nan=False)]
-Amount = Annotated[float, Field(ge=0.0, le=wire.LARGEST, allow_inf_nan=False)]
-Step = Annotated[int, Field(ge=0, le=wire.MOST_STEPS)]
+RawScore = Annotated[float, Field(ge=-structs.LARGEST, le=structs.LARGEST, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0.0, le=structs.LARGEST, allow_inf_nan=False)]
+Step = Annotated[int, Field(ge=0, le=structs.MOST_STEPS)]
 Name = Annotated[str, Field(max_length=256)]
 
 
@@ -224,7 +224,7 @@ class CompareReply(ModelOut):
     timing_ms: TimingOut = Field(description="times")
 
 
-def to_sample(sample: SampleIn | wire.SampleIn) -> Asked:
+def to_sample(sample: SampleIn | structs.SampleIn) -> Asked:
     """A `Sample`, or the reason why this is none."""
     prompt, messages, ids = sample.prompt, sample.messages, sample.input_ids
     try:
@@ -242,11 +242,11 @@ def to_sample(sample: SampleIn | wire.SampleIn) -> Asked:
         return error
 
 
-def to_comparison(comparison: ComparisonIn | wire.ComparisonIn) -> Comparison:
+def to_comparison(comparison: ComparisonIn | structs.ComparisonIn) -> Comparison:
     """The plain record of a comparison."""
     prompt = comparison.prompt
     return Comparison(prompt if isinstance(prompt, str) else _messages(prompt), tuple(comparison.responses))
 
 
-def _messages(messages: Sequence[MessageIn | wire.MessageIn]) -> tuple[Message, ...]:
+def _messages(messages: Sequence[MessageIn | structs.MessageIn]) -> tuple[Message, ...]:
     return tuple(Message(m.role, m.content) for m in messages)

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from uvicorn.protocols.http import httptools_impl
 
 from rewardserve.service import app
-from rewardserve.service.api import protocol
+from rewardserve.service.api.http import protocol
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 

@@ -151,8 +151,8 @@ def test_the_step_of_a_header_and_of_a_url_have_the_bounds_of_a_bodys(server, st
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e300])
 def test_a_statistic_that_is_no_number_breaks_no_page(value):
-    from rewardserve.service.api.health import describe_runs
     from rewardserve.service.api.replies import facts_response
+    from rewardserve.service.api.routes.health import describe_runs
     from rewardserve.service.tripwires.board import Board, BoardLimits
     from rewardserve.service.tripwires.reference import Yardstick
     from rewardserve.service.tripwires.wire import Observation

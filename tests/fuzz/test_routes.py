@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 import pytest
 
-from rewardserve.service.keyring import line_of
-from rewardserve.service.quota import Limits
+from rewardserve.service.auth.api_keys import line_of
+from rewardserve.service.auth.rate_limits import Limits
 from tests.support.raw_http import Connection, request
 from tests.support.service_server import Server
 

@@ -28,8 +28,8 @@ def server():
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory):
-    from rewardserve.service.keyring import line_of
-    from rewardserve.service.quota import UNLIMITED
+    from rewardserve.service.auth.api_keys import line_of
+    from rewardserve.service.auth.rate_limits import UNLIMITED
 
     keys = tmp_path_factory.mktemp("keys") / "keys"
     lines = [

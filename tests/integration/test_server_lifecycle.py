@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from rewardserve.model.backends.echo import echo_score
-from rewardserve.service.batching.batcher import FAILING_AFTER
+from rewardserve.service.inference.batcher import FAILING_AFTER
 from tests.support.service_server import PATIENCE_S, ROOT, Server, drill, run_to_end, wait_until
 
 GOOD = {"prompt": "hi", "response": "yes"}

@@ -15,8 +15,8 @@ import pytest
 from rewardserve.model.backends import ModelSpec, load
 from rewardserve.model.conversation import Sample
 from rewardserve.model.scorer import TokenBatch
-from rewardserve.service.keyring import line_of
-from rewardserve.service.quota import UNLIMITED
+from rewardserve.service.auth.api_keys import line_of
+from rewardserve.service.auth.rate_limits import UNLIMITED
 from tests.support.checkpoints import edit_json, reward_model
 from tests.support.service_server import Server, drill, run_to_end, wait_until
 

@@ -14,18 +14,18 @@ class Area:
 
 
 AREAS = {
-    "keyring": Area(("rewardserve/service/keyring.py",), ("tests/unit/service/test_keyring.py",)),
+    "keyring": Area(("rewardserve/service/auth/api_keys.py",), ("tests/unit/service/auth/test_api_keys.py",)),
     "quota": Area(
-        ("rewardserve/service/quota.py", "rewardserve/service/buckets.py"),
+        ("rewardserve/service/auth/rate_limits.py", "rewardserve/service/auth/token_bucket.py"),
         (
-            "tests/unit/service/test_buckets.py",
-            "tests/unit/service/test_quota.py",
-            "tests/unit/service/api/test_key_check.py",
+            "tests/unit/service/auth/test_token_bucket.py",
+            "tests/unit/service/auth/test_rate_limits.py",
+            "tests/unit/service/api/middleware/test_auth.py",
         ),
     ),
     "limits": Area(
-        ("rewardserve/service/api/intake.py", "rewardserve/service/api/body.py"),
-        ("tests/unit/service/api/test_intake.py", "tests/unit/service/api/test_body.py"),
+        ("rewardserve/service/api/middleware/body_limits.py", "rewardserve/service/api/body.py"),
+        ("tests/unit/service/api/middleware/test_body_limits.py", "tests/unit/service/api/test_body.py"),
     ),
     "contract": Area(("rewardserve/model/contract.py",), ("tests/unit/model/test_contract_clauses.py",)),
     "encoding": Area(
@@ -46,8 +46,8 @@ AREAS = {
     "losses": Area(("rewardserve/training/losses.py",), ("tests/properties/test_losses.py",)),
     "reward": Area(("rewardserve/model/reward/*.py",), ("tests/unit/model/test_reward_stages.py",)),
     "planner": Area(
-        ("rewardserve/service/batching/planner.py",),
-        ("tests/unit/service/batching/test_planner.py", "tests/properties/test_planner.py"),
+        ("rewardserve/service/inference/planner.py",),
+        ("tests/unit/service/inference/test_planner.py", "tests/properties/test_planner.py"),
     ),
     "tree": Area(
         ("rewardserve/model/backends/packed/tree.py",),

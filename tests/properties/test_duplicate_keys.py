@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardserve.service.api import body, wire
+from rewardserve.service.api import body, structs
 from rewardserve.service.api.dialects import DIALECTS
 from rewardserve.service.api.schemas import CompareRequest, ScoreRequest
 from rewardserve.service.errors import InvalidJson, RequestRefused
@@ -83,8 +83,8 @@ def objects(value):
 
 
 READ = {
-    "ours": (OURS, lambda raw: body.decode(raw, msgspec.json.Decoder(wire.ScoreRequest), ScoreRequest)),
-    "compared": (COMPARED, lambda raw: body.decode(raw, msgspec.json.Decoder(wire.CompareRequest), CompareRequest)),
+    "ours": (OURS, lambda raw: body.decode(raw, msgspec.json.Decoder(structs.ScoreRequest), ScoreRequest)),
+    "compared": (COMPARED, lambda raw: body.decode(raw, msgspec.json.Decoder(structs.CompareRequest), CompareRequest)),
     "another format": (ANYTHING, body.values),
     "seldom": (ANYTHING, body.parse),
 }
@@ -118,7 +118,7 @@ def test_strings_are_counted_as_python_reads_them(value):
 @given(OURS | COMPARED)
 def test_what_says_nothing_costs_no_second_reading(value):
     """But for a field that is null, empty or false, which a body may leave out."""
-    kind = wire.ScoreRequest if "samples" in value else wire.CompareRequest
+    kind = structs.ScoreRequest if "samples" in value else structs.CompareRequest
 
     def told(each):
         if isinstance(each, dict):
@@ -134,7 +134,7 @@ def test_what_says_nothing_costs_no_second_reading(value):
         decoded = msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError:
         return
-    assert wire.n_strings(decoded) == body.n_strings(raw)
+    assert structs.n_strings(decoded) == body.n_strings(raw)
 
 
 # -- over HTTP ----------------------------------------------------------------------------------------------------------

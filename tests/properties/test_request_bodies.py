@@ -14,7 +14,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from rewardserve.model.conversation import Sample, SampleError
-from rewardserve.service.api import body, wire
+from rewardserve.service.api import body, structs
 from rewardserve.service.api.dialects.openrlhf import GET_REWARD
 from rewardserve.service.api.schemas import CompareRequest, ScoreRequest, to_comparison, to_sample
 from rewardserve.service.errors import InvalidJson, InvalidRequest, RequestRefused
@@ -59,8 +59,8 @@ COMPARE_REQUESTS = st.fixed_dictionaries(
     optional={"run": TEXT, "step": st.integers(), "tie_margin": st.floats() | st.integers() | JSONS},
 )
 READERS = {
-    "/score": (msgspec.json.Decoder(wire.ScoreRequest), ScoreRequest),
-    "/compare": (msgspec.json.Decoder(wire.CompareRequest), CompareRequest),
+    "/score": (msgspec.json.Decoder(structs.ScoreRequest), ScoreRequest),
+    "/compare": (msgspec.json.Decoder(structs.CompareRequest), CompareRequest),
 }
 
 
@@ -86,7 +86,7 @@ PIECES = [b'"', b"\\", b",", b":", b"{", b"}", b"[", b"]", b"0", b"1", b"-", b".
 
 def plain(request):
     """What a request says, whichever reader it came from."""
-    if isinstance(request, wire.ScoreRequest | ScoreRequest):
+    if isinstance(request, structs.ScoreRequest | ScoreRequest):
         samples = [(s.id, told(outcome_of_sample, s)) for s in request.samples]
         return request.run, request.step, samples
     comparisons = [(c.id, to_comparison(c)) for c in request.comparisons]

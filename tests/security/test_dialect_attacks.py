@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from rewardserve.model.conversation import Message
-from rewardserve.service.api import body, wire
+from rewardserve.service.api import body, structs
 from rewardserve.service.api.dialects import DIALECTS
 from rewardserve.service.api.schemas import to_comparison, to_sample
 from tests.security.attacks import BENIGN, attacks
@@ -104,12 +104,12 @@ def test_an_attack_on_our_own_routes_adds_no_control_token(name):
 def samples_of(text: str) -> list:
     said = [turn("user", text), turn("assistant", text)]
     bodies = [{"prompt": text, "response": text}, {"prompt": said[:1], "response": text}, {"messages": said * 2}]
-    asked = msgspec.json.decode(json.dumps({"samples": bodies}).encode(), type=wire.ScoreRequest)
+    asked = msgspec.json.decode(json.dumps({"samples": bodies}).encode(), type=structs.ScoreRequest)
     compared = {"comparisons": [{"prompt": text, "responses": [text, text + "x"]}]}
-    (comparison,) = msgspec.json.decode(json.dumps(compared).encode(), type=wire.CompareRequest).comparisons
+    (comparison,) = msgspec.json.decode(json.dumps(compared).encode(), type=structs.CompareRequest).comparisons
     made = to_comparison(comparison)
     return [to_sample(each) for each in asked.samples] + [
-        to_sample(wire.SampleIn(prompt=made.prompt, response=response)) for response in made.responses
+        to_sample(structs.SampleIn(prompt=made.prompt, response=response)) for response in made.responses
     ]
 
 

@@ -15,11 +15,11 @@ from unittest import mock
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from rewardserve.service.api.access import OPEN_PATHS
-from rewardserve.service.api.health import health_routes
-from rewardserve.service.api.stage import Bounds, Stage
+from rewardserve.service.api.route_policy import OPEN_PATHS
+from rewardserve.service.api.routes.health import health_routes
 from rewardserve.service.app import _LONGEST_CLOSING_S
 from rewardserve.service.clock import MonotonicClock
+from rewardserve.service.models.active_models import Bounds, Stage
 from rewardserve.service.observability.metrics import PREFIX, TABLE
 from rewardserve.service.settings import ServeSettings, unknown_variables
 from tests.support.manifests import K8S, fits, of_kind, pod_templates

@@ -9,7 +9,7 @@ import pytest
 
 from rewardserve.model.backends import LoadedModel, ModelSpec, VllmSpec, load
 from rewardserve.model.scorer import DISTANCE, ScorerError, TokenBatch
-from rewardserve.service.batching.noise import made_up_rows, numeric_noise
+from rewardserve.service.inference.numeric_noise import made_up_rows, numeric_noise
 from tests.support.checkpoints import edit_json, reward_model
 from tests.support.machine import needs_vllm
 from tests.support.scorer_suite import *  # noqa: F403

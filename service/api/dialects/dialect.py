@@ -18,9 +18,8 @@ from starlette.responses import Response
 
 from rewardserve.model.conversation import SCORES_EMPTY, Sample, SampleError, Terms, is_empty_value
 from rewardserve.service.api.body import NOT_READ, convert
-from rewardserve.service.api.problems import refusal
+from rewardserve.service.api.error_responses import refusal
 from rewardserve.service.api.replies import json_response
-from rewardserve.service.api.stage import Served
 from rewardserve.service.errors import (
     Failure,
     InvalidRequest,
@@ -31,6 +30,7 @@ from rewardserve.service.errors import (
     SampleFailed,
     SampleRefused,
 )
+from rewardserve.service.models.active_models import Served
 from rewardserve.service.scoring import Asked, Scored
 
 Number = Literal["reward", "raw", "normalized"]

@@ -17,11 +17,11 @@ from starlette.responses import Response
 
 from rewardserve.model.conversation import SCORES_EMPTY, Sample
 from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form
-from rewardserve.service.api.problems import problem
+from rewardserve.service.api.error_responses import problem
 from rewardserve.service.api.replies import json_response
-from rewardserve.service.api.stage import Served
-from rewardserve.service.api.wire import MOST_TOKENS
+from rewardserve.service.api.structs import MOST_TOKENS
 from rewardserve.service.errors import InvalidRequest, Overloaded, RequestRefused
+from rewardserve.service.models.active_models import Served
 from rewardserve.service.scoring import Asked
 
 FIXED_NAMES = frozenset({"reward_model"})

@@ -14,8 +14,8 @@ import msgspec
 
 from rewardserve.model.conversation import Sample, Terms
 from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form
-from rewardserve.service.api.stage import Served
-from rewardserve.service.api.wire import Tokens
+from rewardserve.service.api.structs import Tokens
+from rewardserve.service.models.active_models import Served
 from rewardserve.service.scoring import Asked
 
 _PATIENCE_S = 600.0

@@ -17,8 +17,8 @@ from typing import Any
 from rewardserve.model.conversation import FinishReason, InvalidMessages, Message, Sample
 from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, number_of, refused_for, sample_of
 from rewardserve.service.api.dialects.turns import refuse_unread, text_of, turns_of, type_of
-from rewardserve.service.api.stage import Served
 from rewardserve.service.errors import Failure, InvalidRequest, SampleRefused
+from rewardserve.service.models.active_models import Served
 from rewardserve.service.scoring import Asked, Scored
 
 Body = dict[str, Any]

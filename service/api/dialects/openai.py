@@ -14,8 +14,8 @@ import msgspec
 
 from rewardserve.model.conversation import SCORES_EMPTY, Sample, Terms
 from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form
-from rewardserve.service.api.stage import Served
 from rewardserve.service.errors import InvalidRequest
+from rewardserve.service.models.active_models import Served
 from rewardserve.service.scoring import Asked
 
 Id = Annotated[int, msgspec.Meta(ge=0)]

@@ -13,8 +13,8 @@ import msgspec
 
 from rewardserve.model.conversation import SCORES_EMPTY, Sample
 from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, spoken
-from rewardserve.service.api.stage import Served
 from rewardserve.service.errors import InvalidRequest
+from rewardserve.service.models.active_models import Served
 from rewardserve.service.scoring import Asked, Scored
 
 _PATIENCE_S = 60.0

@@ -24,9 +24,9 @@ from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, sa
 from rewardserve.service.api.dialects.openai import UNREAD, Id, usage
 from rewardserve.service.api.dialects.turns import refuse_unread, text_of
 from rewardserve.service.api.dialects.vllm import OF_TRUNCATION, VllmRequest, wants_activation
-from rewardserve.service.api.stage import Served
-from rewardserve.service.api.wire import MOST_TOKENS
+from rewardserve.service.api.structs import MOST_TOKENS
 from rewardserve.service.errors import InvalidRequest
+from rewardserve.service.models.active_models import Served
 from rewardserve.service.scoring import Asked
 
 Text = str | dict[str, Any]

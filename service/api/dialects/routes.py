@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from rewardserve.service.api import body, docs, origin
+from rewardserve.service.api import body, openapi, run_context
 from rewardserve.service.api.deadline import read_deadline
 from rewardserve.service.api.dialects.dialect import (
     NUMBERS,
@@ -24,10 +24,10 @@ from rewardserve.service.api.dialects.dialect import (
     check_version,
 )
 from rewardserve.service.api.replies import json_response
-from rewardserve.service.api.routes import Endpoint, bound, note, note_failures, while_connected
-from rewardserve.service.api.stage import Bounds, Served, Stage
+from rewardserve.service.api.routes.scoring import Endpoint, bound, note, note_failures, while_connected
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import InvalidRequest, Loading, ModelNotServed, Overloaded, RateLimited, RequestRefused
+from rewardserve.service.models.active_models import Bounds, Served, Stage
 from rewardserve.service.scoring import Asked, Scored
 from rewardserve.service.watch import Origin
 
@@ -61,7 +61,7 @@ def dialect_routes(
             endpoint_of(dialect, stage, bounds, clock, policy),
             methods=["POST"],
             summary=f"For {dialect.callers}",
-            **docs.foreign_operation(dialect.path, [form.body for form in dialect.forms], dialect.options),
+            **openapi.foreign_operation(dialect.path, [form.body for form in dialect.forms], dialect.options),
         )
     return router
 
@@ -117,8 +117,8 @@ async def _answer(
 ) -> Response:
     began = clock.now()
     deadline = read_deadline(request, clock)
-    said = origin.read(request.scope, {*dialect.options, "value"})
-    whence = origin.of(request.scope, said.run, said.step)
+    said = run_context.read(request.scope, {*dialect.options, "value"})
+    whence = run_context.of(request.scope, said.run, said.step)
     number = _number(said.options.get("value"), dialect)
     _check_options(said.options, dialect)
     form, content = await read()

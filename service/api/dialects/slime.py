@@ -13,7 +13,7 @@ import msgspec
 from rewardserve.model.conversation import SCORES_EMPTY, Sample
 from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, sample_of, spoken
 from rewardserve.service.api.dialects.turns import turns_of
-from rewardserve.service.api.stage import Served
+from rewardserve.service.models.active_models import Served
 from rewardserve.service.scoring import Asked
 
 

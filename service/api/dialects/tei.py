@@ -14,9 +14,8 @@ from starlette.responses import Response
 from rewardserve.model.conversation import Sample, Terms
 from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, spoken
 from rewardserve.service.api.dialects.vllm import LABEL
-from rewardserve.service.api.problems import problem
+from rewardserve.service.api.error_responses import problem
 from rewardserve.service.api.replies import json_response
-from rewardserve.service.api.stage import Served
 from rewardserve.service.errors import (
     InvalidRequest,
     Loading,
@@ -27,6 +26,7 @@ from rewardserve.service.errors import (
     SampleRefused,
     ShuttingDown,
 )
+from rewardserve.service.models.active_models import Served
 from rewardserve.service.scoring import Asked
 
 _BACKEND_STATUS = 424

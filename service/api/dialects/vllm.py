@@ -19,9 +19,9 @@ from rewardserve.model.conversation import SCORES_EMPTY, FinishReason, Sample, T
 from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, sample_of
 from rewardserve.service.api.dialects.openai import UNREAD, VECTORS, Encoding, Inputs, samples_of, usage, vector
 from rewardserve.service.api.dialects.turns import turns_of
-from rewardserve.service.api.stage import Served
-from rewardserve.service.api.wire import MOST_TOKENS
+from rewardserve.service.api.structs import MOST_TOKENS
 from rewardserve.service.errors import InvalidRequest
+from rewardserve.service.models.active_models import Served
 from rewardserve.service.scoring import Asked
 
 LABEL = "LABEL_0"

@@ -13,7 +13,7 @@ import yaml
 from pydantic_settings import SettingsError
 
 from k8s import rules
-from rewardserve.service.api.access import OPEN_PATHS
+from rewardserve.service.api.route_policy import OPEN_PATHS
 from rewardserve.service.app import _LONGEST_CLOSING_S
 from rewardserve.service.settings import ServeSettings, unknown_variables
 from tests.support.manifests import (

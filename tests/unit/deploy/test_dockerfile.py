@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from rewardserve.model.default.trunk import PACKAGE, cache_folder
-from rewardserve.service.api.access import OPEN_PATHS
+from rewardserve.service.api.route_policy import OPEN_PATHS
 from rewardserve.service.settings import ServeSettings
 from tests.support.deploy import ROOT, compose, dockerfile, stages
 

@@ -14,12 +14,12 @@ from rewardserve.model.encoding import Encoded
 from rewardserve.model.reward import Reward
 from rewardserve.service import opinion
 from rewardserve.service.audit import AuditJudge
-from rewardserve.service.batching.batcher import Batcher
-from rewardserve.service.batching.planner import Limits
 from rewardserve.service.clock import MonotonicClock
-from rewardserve.service.encoder import Encoder
 from rewardserve.service.errors import ScoreNotFinite
-from rewardserve.service.rewards import ScoredRow
+from rewardserve.service.inference.batcher import Batcher
+from rewardserve.service.inference.encode_pool import Encoder
+from rewardserve.service.inference.planner import Limits
+from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.watch import Origin
 from tests.support.rewards import pipeline_of, watching
 from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, StillClock, poisoned_by

@@ -9,11 +9,11 @@ import pytest
 
 from rewardserve.model.backends import ModelSpec, echo
 from rewardserve.model.scorer import BatchScores, ScorerError
-from rewardserve.service.batching.batcher import Batcher
-from rewardserve.service.batching.cache import ScoreCache
-from rewardserve.service.batching.planner import Limits
 from rewardserve.service.canaries import Canaries, CanariesError, Canary, Sung, failing, read
 from rewardserve.service.clock import MonotonicClock
+from rewardserve.service.inference.batcher import Batcher
+from rewardserve.service.inference.planner import Limits
+from rewardserve.service.inference.score_cache import ScoreCache
 from tests.support.service_fakes import PATIENCE_S, FakeScorer, right_scores, scores_with
 
 ECHO = echo.load(ModelSpec())

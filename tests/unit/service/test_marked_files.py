@@ -13,10 +13,10 @@ from rewardserve.model import export
 from rewardserve.model.textfile import NotText
 from rewardserve.model.traits import Lexicon, LexiconError
 from rewardserve.service import keys, rules
+from rewardserve.service.auth.api_keys import KeyFile, KeysError
+from rewardserve.service.auth.api_keys import read as read_keys
 from rewardserve.service.canaries import SHIPPED, CanariesError
 from rewardserve.service.canaries import read as read_canaries
-from rewardserve.service.keyring import KeyFile, KeysError
-from rewardserve.service.keyring import read as read_keys
 from rewardserve.service.settings import ServeSettings, from_command_line
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]

@@ -19,12 +19,12 @@ from rewardserve.model.conversation import InvalidText, Message, Sample
 from rewardserve.model.reward import RewardSettings, build_pipeline
 from rewardserve.model.scorer import BatchScores
 from rewardserve.service.admission import Admission
-from rewardserve.service.batching.batcher import Batcher
-from rewardserve.service.batching.cache import ScoreCache
-from rewardserve.service.batching.planner import Limits
 from rewardserve.service.clock import MonotonicClock
-from rewardserve.service.encoder import Encoder
 from rewardserve.service.errors import BatcherStopped, DeadlineExceeded, Overloaded
+from rewardserve.service.inference.batcher import Batcher
+from rewardserve.service.inference.encode_pool import Encoder
+from rewardserve.service.inference.planner import Limits
+from rewardserve.service.inference.score_cache import ScoreCache
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.scoring import Comparison, Rooms, Scoring, _all_or_none, _chunks, rank
 from tests.support.rewards import sole, watching

@@ -10,7 +10,7 @@ from rewardserve.model.conversation import Message, Sample
 from rewardserve.model.encoding import Encoded
 from rewardserve.model.reward import Reward
 from rewardserve.service.errors import ScoreNotFinite
-from rewardserve.service.rewards import ScoredRow
+from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.tripwires.board import OTHER
 from rewardserve.service.watch import Allowance, Origin, evidence
 from tests.support.rewards import watching

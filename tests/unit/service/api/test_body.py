@@ -9,17 +9,17 @@ import msgspec
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from rewardserve.service.api import body, wire
+from rewardserve.service.api import body, structs
 from rewardserve.service.api.body import NOT_READ, NotOurs, Parts
 from rewardserve.service.api.schemas import CompareRequest, ScoreRequest
 from rewardserve.service.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedMediaType
 
-DECODER = msgspec.json.Decoder(wire.ScoreRequest)
+DECODER = msgspec.json.Decoder(structs.ScoreRequest)
 ONE = b'{"samples":[{"text":"x"}]}'
 CARE, LOOP = 65_536, 1_048_576
 """Bytes from which on a wrong body is read in few words, and any body beside the event loop."""
 MANY = Parts(10**9, 10**9, 10**9)
-SCORED = wire.ScoreRequest([wire.SampleIn(text="x")])
+SCORED = structs.ScoreRequest([structs.SampleIn(text="x")])
 
 
 def padded(content, n_bytes):
@@ -288,7 +288,7 @@ def test_any_json_is_read_as_plain_values(value, n_bytes):
 
 
 def test_a_flat_object_is_not_written_again_to_find_keys_that_are_there_twice(monkeypatch):
-    monkeypatch.setattr(wire, "dumps", lambda _: pytest.fail("written again"))
+    monkeypatch.setattr(structs, "dumps", lambda _: pytest.fail("written again"))
     assert body.values(b'{"a":1,"b":[2]}') == {"a": 1, "b": [2]}
     with pytest.raises(pytest.fail.Exception):
         body.values(b'{"a":":"}')
@@ -411,7 +411,7 @@ def test_a_large_body_in_another_encoding_is_read_with_care():
 
 
 def test_of_a_comparison_ids_are_checked_too():
-    decoder = msgspec.json.Decoder(wire.CompareRequest)
+    decoder = msgspec.json.Decoder(structs.CompareRequest)
     for surrogate, refused in ((b"\\udfff", True), (b"a", False)):
         content = b'{"comparisons":[{"id":"' + surrogate + b'","prompt":"\\ud800","responses":["a","b"]}]}'
         content = padded(content, CARE + 1)
@@ -440,11 +440,11 @@ def test_words_of_the_library_lose_what_was_written_and_are_bounded(message, wha
 
 
 def test_plain_values_become_records_or_are_refused_with_the_path():
-    assert body.convert({"samples": [{"text": "x"}]}, wire.ScoreRequest) == SCORED
-    assert said(body.convert, {"samples": [{"text": 5}]}, wire.ScoreRequest) == (
+    assert body.convert({"samples": [{"text": "x"}]}, structs.ScoreRequest) == SCORED
+    assert said(body.convert, {"samples": [{"text": 5}]}, structs.ScoreRequest) == (
         InvalidRequest, "Expected `str | null`, got `int`", {"field": "$.samples[0].text"},
     )  # fmt: skip
-    assert said(body.convert, {"samples": [{"text": "x", "\ud800": 1}]}, wire.ScoreRequest) == (
+    assert said(body.convert, {"samples": [{"text": "x", "\ud800": 1}]}, structs.ScoreRequest) == (
         InvalidRequest, "a text holds a lone surrogate", {"field": "$"},
     )  # fmt: skip
     deep: dict = {}
@@ -510,7 +510,7 @@ async def test_bodies_are_json_and_not_compressed(headers, message):
 class Watched:
     """A decoder that notes the threads on which it decodes."""
 
-    type = wire.ScoreRequest
+    type = structs.ScoreRequest
 
     def __init__(self, decoder):
         self.decoder, self.threads = decoder, []
@@ -549,8 +549,8 @@ async def test_what_is_wrong_is_told_in_the_same_words_wherever_it_is_read(conte
     sent = Request(padded(content, n_bytes))
     for read, expected in (
         (body.read(sent, DECODER, ScoreRequest, MANY), lambda: decode(sent.content)),
-        (body.read_foreign(sent, MANY, lambda value: body.convert(value, wire.ScoreRequest)),
-         lambda: body.convert(body.values(sent.content), wire.ScoreRequest)),
+        (body.read_foreign(sent, MANY, lambda value: body.convert(value, structs.ScoreRequest)),
+         lambda: body.convert(body.values(sent.content), structs.ScoreRequest)),
     ):  # fmt: skip
         with pytest.raises((InvalidRequest, InvalidJson)) as refused:
             await read

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from rewardserve.model.backends import ModelSpec, echo
 from rewardserve.model.reward import Reward, RewardSettings, build_pipeline
 from rewardserve.model.scorer import DISTANCE
-from rewardserve.service.api.health import _clauses
 from rewardserve.service.api.replies import json_response, result, score_reply
+from rewardserve.service.api.routes.health import _clauses
 from rewardserve.service.api.schemas import ScoreReply
-from rewardserve.service.api.stage import Details, Served
 from rewardserve.service.errors import Failure
+from rewardserve.service.models.active_models import Details, Served
 from rewardserve.service.scoring import Scored
 
 LOADED = echo.load(ModelSpec())

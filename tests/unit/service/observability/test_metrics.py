@@ -15,7 +15,7 @@ from rewardserve.model.reward import Reward, RewardSettings, build_pipeline
 from rewardserve.model.traits import NAMES
 from rewardserve.service.api.dialects import DIALECTS
 from rewardserve.service.app import build_house
-from rewardserve.service.keyring import KeyRing
+from rewardserve.service.auth.api_keys import KeyRing
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import PREFIX, TABLE, Metrics, score_buckets
 from rewardserve.service.settings import ServeSettings

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry
 
-from rewardserve.service.api.health import describe_runs
+from rewardserve.service.api.routes.health import describe_runs
 from rewardserve.service.observability.metrics import PREFIX, TABLE
 from rewardserve.service.observability.runs import NAMES, Runs
 from rewardserve.service.tripwires.board import CANARIES, CANARY_CHANGE, Board, BoardLimits

@@ -1,0 +1,557 @@
+"""uvicorn's HTTP protocol: one write for an answer instead of two, and an ending for every connection.
+
+uvicorn writes the head of an answer and then its body, and uvloop passes each on at once. A write that wakes up the
+client is the dearest thing that a small request does.
+
+uvicorn waits for ever for a head that does not come and for a reader who does not read. Here each connection that owes us
+something has a time limit, and all of them together have a bound. Bodies are `intake`'s.
+
+A request whose head can be read in two ways is refused, since a proxy may have read it in the other one: RFC 9112, sections 3
+and 6. Upgrades are ignored (RFC 9110, 7.8), trailers are dropped (6.5.1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import httptools
+from starlette.responses import Response
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from rewardserve.service.api.error_responses import problem
+from rewardserve.service.api.http.load_shedder import Door
+from rewardserve.service.api.middleware.request_log import request_id
+from rewardserve.service.errors import HeadTimeout, HeadTooLarge, InvalidHttp, Overloaded, RequestRefused
+
+_FINAL_HEAD = b"HTTP/1.1 "
+_INTERIM_HEAD = b"HTTP/1.1 1"
+"""`100 Continue` is waited for: it is not held back."""
+
+MAX_HEAD_BYTES = 65_536
+MAX_HEADERS = 128
+
+_SINGULAR = frozenset(
+    {
+        b"host",
+        b"authorization",
+        b"content-type",
+        b"content-encoding",
+        b"origin",
+        b"idempotency-key",
+        b"transfer-encoding",
+        b"content-length",
+    }
+    | {b"x-run", b"x-step", b"x-model-digest", b"x-deadline-ms"}
+)
+"""Headers that are read here and have one value."""
+
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+"""RFC 3986, 3.2.2 and 3.2.3, but for the comma, which joins the values of two headers."""
+
+_REQUEST_LINE = re.compile(rb"[^\x00-\x20\x7f]+ [^\x00-\x20\x7f]+ ([A-Za-z]+/[0-9]+\.[0-9]+)\r?\n")
+"""RFC 9112, 3."""
+
+_EMPTY_LINE = b"\r\n\r\n"
+
+_LAST_REQUEST_S = 0.5
+"""How long a server that ends waits for a request on an idle connection: its client may just be sending one."""
+
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+_NO_TRAILER = _FRAMING | {b"connection", b"proxy-connection", b"upgrade"}
+"""The parser acts on these wherever they stand."""
+
+Ended = Literal["slow_head", "large_head", "slow_reader", "displaced", "crowded", "invalid_http"]
+"""Why we ended a connection that its client did not."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Of all connections, and of the time for a head, and for an answer to be read once it has been written."""
+
+    max_connections: int
+    head_timeout_s: float
+    read_timeout_s: float
+
+
+class Connections:
+    """What all connections share: their bound, and which of them owe us a request or the rest of one, the longest first."""
+
+    def __init__(self, limits: ConnectionLimits, tell: Callable[[Ended], None], door: Door) -> None:
+        self.limits = limits
+        self.tell = tell
+        self.door = door
+        self.owing: dict[OneWriteProtocol, None] = {}
+
+    def displace(self) -> bool:
+        """End the connection that has owed us a whole request for longest. False: all of them wait for us."""
+        if (longest := next(iter(self.owing), None)) is None:
+            return False
+        self.tell("displaced")
+        longest.transport.close()
+        del self.owing[longest]
+        return True
+
+
+class _HeadTooLarge(Exception):
+    """Raised into the parser, which gives up then."""
+
+
+class _Ambiguous(Exception):
+    """Raised into the parser, which gives up then: this head can be read in two ways."""
+
+
+class OneWriteProtocol(HttpToolsProtocol):
+    """Everything as in uvicorn, over a `Corked` transport, within limits.
+
+    A connection is `_serving` from the end of a head to the end of the answer; otherwise it owes us a request. Before
+    the first byte of its first request, and from the first byte of any other, there is time for the whole head.
+
+    The parser accepts request lines of other protocols (RTSP) and with several spaces, and tells neither. So it is fed in pieces
+    that end where a message can end, at the length of a body or at an empty line: then every message begins with a piece, and its
+    first line is looked at. `_n_left` bytes of a body of known length are still to come.
+
+    httptools takes what follows the head of an upgrade for another protocol. There the body is read by a new parser, which is
+    given a head with the same framing first; of that head (`_is_replay`) no callback has an effect.
+    """
+
+    def __init__(self, *args: Any, shared: Connections, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._all = shared
+        self._serving = False
+        self._in_head = False
+        self._in_request = False
+        self._is_upgrade = False
+        self._is_replay = False
+        self._fault: str | None = None
+        self._last_error: RequestRefused | None = None
+        self._singular: dict[bytes, bytes] = {}
+        self._known_host = b""
+        self._line = b""
+        self._known_line, self._version = b"", ""
+        self._n_left = 0
+        self._tail = b""
+        self._refusal: Response | None = None
+        self._n_head_bytes = 0
+        self._n_pending = 0
+        self._head_timer = _Timer(self.loop, shared.limits.head_timeout_s, self._give_up_head)
+        self._read_timer = _Timer(self.loop, shared.limits.read_timeout_s, self._give_up_reader)
+
+    # -- the connection -------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client is there. Where there are too many, the one that has been silent for longest makes room."""
+        corked = Corked(cast(asyncio.Transport, transport), self.loop, self._all.limits.read_timeout_s)
+        super().connection_made(cast(asyncio.Transport, corked))
+        if len(self.connections) > self._all.limits.max_connections and not self._all.displace():
+            self._end("crowded", Overloaded("there are too many connections; try again later", retry_after_s=1.0))
+            return
+        self._all.owing[self] = None
+        self._head_timer.start()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is over."""
+        super().connection_lost(exc)
+        self._all.owing.pop(self, None)
+        self._head_timer.stop()
+        self._read_timer.stop()
+
+    def shutdown(self) -> None:
+        """Close the connection, a moment later where it is idle: a request that is on its way is still answered."""
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and not self.transport.is_closing():
+            self.loop.call_later(_LAST_REQUEST_S, super().shutdown)
+        else:
+            super().shutdown()
+
+    def data_received(self, data: bytes) -> None:
+        """Some of a request, or of several. `_n_pending` counts bytes that led to no callback: a header, a trailer or an
+        extension of a chunk that is not over yet is kept by the parser.
+        """
+        if self._last_error is not None:
+            return
+        self._unset_keepalive_if_required()
+        self._n_pending += len(data)
+        try:
+            self._feed_pieces(data, self._feed_usual(data) if not self._in_request and self._known_line else 0)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+        if self.transport.is_closing() or self._last_error is not None:
+            return
+        if self._in_request and self._n_pending > MAX_HEAD_BYTES:
+            self._end_large_head()
+        elif not self._serving and self.timeout_keep_alive_task is None:
+            self._head_timer.start()  # uvicorn's own timer for silence has been unset
+
+    def _feed_usual(self, data: bytes) -> int:
+        """Feed a head with the first line of the one before it, and its body where that is all there is. How much was fed."""
+        end = data.find(_EMPTY_LINE) + len(_EMPTY_LINE)
+        if self._tail or end < len(_EMPTY_LINE) or not data.startswith(self._known_line):
+            return 0
+        self._line = self._known_line
+        n = len(data)
+        if end == n:
+            self._feed(data)
+            return n
+        self._feed(data[:end])
+        if self._n_left != n - end or self._last_error is not None:
+            return end
+        self._feed(data[end:])
+        return n
+
+    def _feed_pieces(self, data: bytes, at: int) -> None:
+        n = len(data)
+        while at < n and self._last_error is None:
+            end = min(n, at + self._n_left) if self._n_left else self._end_of_piece(data, at)
+            piece = data[at:end] if at or end < n else data
+            if not self._in_request or self._in_head:
+                self._note_line(piece)
+            self._feed(piece)
+            at = end
+
+    def _end_of_piece(self, data: bytes, at: int) -> int:
+        """Behind the next empty line, which may have begun in what came before."""
+        if not self._tail:
+            found = data.find(_EMPTY_LINE, at)
+            if found >= 0:
+                return found + len(_EMPTY_LINE)
+            self._tail = data[max(at, len(data) - 3) :]
+            return len(data)
+        window = self._tail + data[at:]
+        found = window.find(_EMPTY_LINE)
+        if found >= 0:
+            n_before, self._tail = len(self._tail), b""
+            return at + found + len(_EMPTY_LINE) - n_before
+        self._tail = window[-3:]
+        return len(data)
+
+    def _note_line(self, piece: bytes) -> None:
+        """Keep the first line of a message, which may come in several pieces; empty lines before it say nothing."""
+        if not self._in_request:
+            self._line = b""
+        if not self._line.endswith(b"\n"):
+            line = self._line + piece
+            if not self._in_request:
+                line = line.lstrip(b"\r\n")
+            end = line.find(b"\n") + 1
+            self._line = line[:end] if end else line
+
+    def _feed(self, piece: bytes) -> None:
+        try:
+            self.parser.feed_data(piece)
+            return
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = memoryview(piece)[upgrade.args[0] :]
+        while True:
+            try:
+                if self._is_upgrade:
+                    self._ignore_upgrade()
+                if rest:
+                    self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+
+    def _ignore_upgrade(self) -> None:
+        """The head of a request that asks for another protocol has been read: the rest of it is read as that of any other."""
+        framing = [b"%s: %s\r\n" % header for header in self.headers if header[0] in _FRAMING]
+        closing = [] if self.parser.should_keep_alive() else [b"connection: close\r\n"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        self._is_upgrade, self._is_replay = False, True
+        self.parser.feed_data(b"".join([b"POST / HTTP/1.1\r\n", *framing, *closing, b"\r\n"]))
+
+    def on_message_begin(self) -> None:
+        """The first byte of a head."""
+        if self._is_replay:
+            return
+        if self.transport.is_closing():
+            raise _Ambiguous  # nothing is read behind a request that was the last one
+        super().on_message_begin()
+        self._owes_since_now()
+        self._singular = {}
+        self._in_head = self._in_request = True
+        self._n_head_bytes, self._n_pending = 0, 0
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of it."""
+        if self._is_replay:
+            return
+        self._count_head(len(url))
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; or one trailer, which is counted and dropped: nothing that is read here may come in one."""
+        if self._is_replay:
+            return
+        self._n_head_bytes += len(name) + len(value)
+        if self._n_head_bytes > MAX_HEAD_BYTES:
+            raise _HeadTooLarge
+        name = name.lower()
+        if not self._in_head:
+            if name in _NO_TRAILER:
+                self._refuse_head(f"{name.decode()} cannot be a trailer")
+            return
+        if len(self.headers) >= MAX_HEADERS:
+            raise _HeadTooLarge
+        if name in _SINGULAR:
+            if name in self._singular:
+                self._refuse_head(f"the header {name.decode()} is there twice")
+            self._singular[name] = value
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """A whole head. Where it is turned away, its body is thrown away as it comes, in the time of a head."""
+        if self._is_replay:
+            self._is_replay = False
+            return
+        self._n_pending = 0
+        self._check_head()
+        self._is_upgrade = self.parser.should_upgrade()
+        self._in_head = False
+        if b"transfer-encoding" not in self._singular:
+            self._n_left = int(self._singular.get(b"content-length", 0))
+        if (answer := self._turned_away()) is not None:
+            self._refusal = answer
+            return
+        super().on_headers_complete()
+        self._serving = True
+        self._head_timer.stop()
+
+    def on_body(self, body: bytes) -> None:
+        """Some of a body."""
+        self._n_pending = 0
+        self._n_left = max(0, self._n_left - len(body))
+        if self._refusal is None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The end of a body; whoever was turned away is told now, and may ask again."""
+        if self._is_upgrade:
+            return  # the parser does not see the body of an upgrade
+        self._in_request, self._n_left = False, 0
+        if self._refusal is None:
+            self._all.owing.pop(self, None)
+            super().on_message_complete()
+            return
+        self._head_timer.stop()
+        self._write(self._refusal, closes=not self.parser.should_keep_alive())
+        self._refusal = None
+        self._idle_since_answer()
+
+    def on_response_complete(self) -> None:
+        """An answer has been written."""
+        is_next_here = bool(self.pipeline)
+        super().on_response_complete()
+        if self.transport.is_closing() or is_next_here:
+            return
+        self._serving = False
+        if self._last_error is not None:
+            self._write(problem(self._last_error), closes=True)
+            self.transport.close()
+            return
+        self._owes_since_now()
+        if self._in_head:
+            self._head_timer.start()
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as we write."""
+        super().pause_writing()
+        self._read_timer.start()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        super().resume_writing()
+        self._read_timer.stop()
+
+    # -- endings --------------------------------------------------------------------------------------------
+
+    def send_400_response(self, msg: str) -> None:
+        """What the parser gave up."""
+        if self._n_head_bytes > MAX_HEAD_BYTES or (self._in_head and len(self.headers) >= MAX_HEADERS):
+            self._end_large_head()
+        else:
+            self._end("invalid_http", InvalidHttp(self._fault or "this is no HTTP request"))
+
+    def _check_head(self) -> None:
+        if self._line != self._known_line:
+            self._check_line()
+        version = self._version
+        if version == "1.0":
+            self.expect_100_continue = False  # RFC 9110, 10.1.1 and 15.2: such a client knows no interim answers
+        host, coding = self._singular.get(b"host"), self._singular.get(b"transfer-encoding")
+        if coding is not None and (coding.lower() != b"chunked" or version != "1.1"):
+            self._refuse_head("Transfer-Encoding can be chunked only, and in HTTP/1.1 only")
+        if host is None:
+            if version == "1.1":
+                self._refuse_head("the header host is missing")
+        elif host != self._known_host:
+            if not _HOST.fullmatch(host):
+                self._refuse_head("the header host is no name or address with a port")
+            self._known_host = host
+        if not self.url.startswith(b"/") or b"#" in self.url:
+            self._read_target()
+
+    def _check_line(self) -> None:
+        found = _REQUEST_LINE.fullmatch(self._line)
+        if found is None:
+            self._refuse_head("a request begins with a method, a target and a version, with one space between each")
+        elif found[1] not in (b"HTTP/1.1", b"HTTP/1.0"):
+            self._refuse_head("this server speaks HTTP/1.1 and HTTP/1.0")
+        else:
+            self._known_line, self._version = self._line, found[1][5:].decode()
+
+    def _read_target(self) -> None:
+        """An absolute target takes the place of Host, as RFC 9112 (3.2.2) says."""
+        if b"#" in self.url:
+            self._refuse_head("the target of a request has no fragment")
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse_head("this server is no proxy: there is no CONNECT")
+        if self.url == b"*" and method == b"OPTIONS":
+            return
+        target = httptools.parse_url(self.url)
+        host = self.url.partition(b"://")[2].partition(b"/")[0].partition(b"?")[0]
+        if target.schema not in (b"http", b"https") or not target.host or not _HOST.fullmatch(host):
+            self._refuse_head("the target of a request is a path or a URL with http or https")
+        self.headers[:] = [(b"host", host), *(header for header in self.headers if header[0] != b"host")]
+        self.url = (target.path or b"/") + (b"" if target.query is None else b"?" + target.query)
+
+    def _refuse_head(self, fault: str) -> None:
+        self._fault = fault
+        raise _Ambiguous
+
+    def _count_head(self, n_bytes: int) -> None:
+        self._n_head_bytes += n_bytes
+        if self._n_head_bytes > MAX_HEAD_BYTES:
+            raise _HeadTooLarge
+
+    def _end_large_head(self) -> None:
+        error = HeadTooLarge(
+            f"the head has more than {MAX_HEADERS} headers, or is larger than {MAX_HEAD_BYTES} bytes",
+            max_headers=MAX_HEADERS,
+            limit=MAX_HEAD_BYTES,
+        )
+        self._end("large_head", error)
+
+    def _give_up_head(self) -> None:
+        if self.transport.is_closing():
+            return
+        seconds = self._all.limits.head_timeout_s
+        error = HeadTimeout(f"the head was not here within {seconds:g} s", timeout_s=seconds)
+        self._end("slow_head", error if self._in_head else None)
+
+    def _give_up_reader(self) -> None:
+        self._all.tell("slow_reader")
+        self.transport.abort()
+
+    def _end(self, why: Ended, error: RequestRefused | None) -> None:
+        """Close, with an answer if there is a question that it could belong to, once what came before it is answered."""
+        if self.transport.is_closing():
+            return
+        self._all.tell(why)
+        if error is not None and self._serving and (self._in_head or self.pipeline):
+            if not self._in_head:
+                self.pipeline.popleft()  # the broken request itself, which has not been begun
+            self._last_error = error
+            return
+        if error is not None and self._serving and not self.cycle.response_started:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            self._serving = False
+        if error is not None and not self._serving:
+            self._write(problem(error), closes=True)
+        self.transport.close()
+
+    def _owes_since_now(self) -> None:
+        self._all.owing.pop(self, None)
+        self._all.owing[self] = None
+
+    def _turned_away(self) -> Response | None:
+        """The answer, if this is a request for which there is no seat. Who waits for a go-ahead is asked in first."""
+        if self._all.door.is_open or self._serving or self.expect_100_continue or self.parser.get_method() != b"POST":
+            return None
+        length = next((value for name, value in self.headers if name == b"content-length"), b"")
+        if not length.isdigit():
+            return None
+        return self._all.door.turns_away(self.url.partition(b"?")[0], int(length))
+
+    def _write(self, answer: Response, *, closes: bool) -> None:
+        asked = next((value for name, value in self.headers or () if name == b"x-request-id"), b"")
+        headers = [*answer.raw_headers, (b"x-request-id", request_id(asked).encode())]
+        lines = [b"%s: %s\r\n" % header for header in headers + [(b"connection", b"close")] * closes]
+        self.transport.write(b"".join([STATUS_LINE[answer.status_code], *lines, b"\r\n", bytes(answer.body)]))
+
+    def _idle_since_answer(self) -> None:
+        """As uvicorn does after an answer of the application."""
+        self._owes_since_now()
+        if self.parser.should_keep_alive():
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        else:
+            self.transport.close()
+
+
+class Corked:
+    """A transport that keeps the head of an answer until the next write, at most until the event loop comes round.
+
+    Closed, it waits `patience_s` for what was written to be read.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, patience_s: float) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._patience_s = patience_s
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        """Send, in this order and nothing twice, though perhaps a little later."""
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.writelines((head, data))
+        elif data.startswith(_FINAL_HEAD) and not data.startswith(_INTERIM_HEAD):
+            self._head = data
+            self._loop.call_soon(self._flush)
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Send what was kept, then close."""
+        self._flush()
+        if self._transport.get_write_buffer_size():
+            self._loop.call_later(self._patience_s, self._transport.abort)
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the transport's own."""
+        return getattr(self._transport, name)
+
+    def _flush(self) -> None:
+        head, self._head = self._head, b""
+        if head and not self._transport.is_closing():
+            self._transport.write(head)
+
+
+class _Timer:
+    """Rings once, so long after it was started, unless it is stopped before."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, ring: Callable[[], None]) -> None:
+        self._loop, self._seconds, self._ring = loop, seconds, ring
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Nothing, where it is running already."""
+        if self._handle is None:
+            self._handle = self._loop.call_later(self._seconds, self._ring)
+
+    def stop(self) -> None:
+        """From now on it may be started again."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None

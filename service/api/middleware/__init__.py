@@ -1,0 +1,1 @@
+"""What runs around every route: request log, authentication, body limits, idempotency."""

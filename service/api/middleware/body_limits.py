@@ -1,0 +1,142 @@
+"""What comes in: how large a body may be, how much of all bodies may be here at one time, how long one may take.
+
+Pure ASGI. Knows nothing of what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rewardserve.service.api.error_responses import problem
+from rewardserve.service.errors import BodyTimeout, BodyTooLarge, CallerLeft, Overloaded
+
+_LINGER_S = 2.0
+"""How long a refusal waits for the rest of a body: a client that is still sending might not read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeLimits:
+    """Of one body, of all bodies together, and of the time from the head of a request to the end of its body."""
+
+    max_bytes: int
+    max_bytes_in_flight: int
+    timeout_s: float
+
+
+class Intake:
+    """Stops reading a body at the limits, whatever its headers promised. Bytes count until they are answered."""
+
+    def __init__(self, app: ASGIApp, *, limits: IntakeLimits) -> None:
+        self._app = app
+        self._limits = limits
+        self._n_bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse at once where the length is announced, else while it streams."""
+        has_body, announced, is_expecting = _announced(scope) if scope["type"] == "http" else (False, b"", False)
+        if not has_body:
+            await self._app(scope, receive, send)
+            return
+        # Who waits for a go-ahead before sending would be given it, only to be refused.
+        body = _Body(receive, self._limits.timeout_s, can_linger=not is_expecting)
+
+        async def counted() -> Message:
+            message = await body.receive()
+            self._n_bytes += len(message.get("body", b""))
+            self._check(body)
+            return message
+
+        try:
+            if announced.isdigit() and int(announced) > self._limits.max_bytes:
+                await problem(self._too_large())(scope, receive, body.before(send))
+            else:
+                await self._app(scope, counted, body.before(send))
+        finally:
+            self._n_bytes -= body.n_bytes
+
+    def _check(self, body: _Body) -> None:
+        if body.n_bytes > self._limits.max_bytes:
+            raise self._too_large()
+        if self._n_bytes > self._limits.max_bytes_in_flight:
+            body.can_linger = False  # it is to be let go of, not to be kept while it waits
+            raise Overloaded(
+                "too much is being read from others; try again later",
+                retry_after_s=1.0,
+                body_bytes_in_flight=self._n_bytes,
+                max_body_bytes_in_flight=self._limits.max_bytes_in_flight,
+            )
+
+    def _too_large(self) -> BodyTooLarge:
+        limit = self._limits.max_bytes
+        return BodyTooLarge(f"the body is larger than {limit} bytes: split the request", limit=limit)
+
+
+class _Body:
+    """One body on its way in, and what its being late means for the answer."""
+
+    def __init__(self, receive: Receive, timeout_s: float, *, can_linger: bool) -> None:
+        self.n_bytes = 0
+        self.can_linger = can_linger
+        self._receive = receive
+        self._timeout_s = timeout_s
+        self._deadline = asyncio.get_running_loop().time() + timeout_s
+        self._is_whole = False
+
+    async def receive(self) -> Message:
+        """The next piece. Raise `BodyTimeout` or `CallerLeft`. After the last one, wait for the end of the connection."""
+        if self._is_whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._next()
+        except TimeoutError:
+            seconds = self._timeout_s
+            raise BodyTimeout(f"the body was not here within {seconds:g} s", timeout_s=seconds) from None
+        if message["type"] == "http.disconnect":
+            raise CallerLeft("the caller hung up in the middle of the body")
+        self.n_bytes += len(message.get("body", b""))
+        return message
+
+    def before(self, send: Send) -> Send:
+        """`send`, but an answer to half a body ends the connection: nobody would watch over the other half."""
+
+        async def send_after_body(message: Message) -> None:
+            if message["type"] == "http.response.start" and not self._is_whole:
+                await self._linger()
+                if not self._is_whole:
+                    message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        return send_after_body
+
+    async def _linger(self) -> None:
+        """Throw away what still comes."""
+        if not self.can_linger:
+            return
+        until = min(self._deadline, asyncio.get_running_loop().time() + _LINGER_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                while not self._is_whole:
+                    await self._next()
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self._is_whole = not message.get("more_body", False)
+        return message
+
+
+def _announced(scope: Scope) -> tuple[bool, bytes, bool]:
+    """Whether there is a body, its length where the head says it, and whether the client waits for a go-ahead."""
+    length, is_chunked, is_expecting = b"", False, False
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            length = value
+        elif name == b"transfer-encoding":
+            is_chunked = True
+        elif name == b"expect":
+            is_expecting = True
+    return is_chunked or length not in (b"", b"0"), length, is_expecting

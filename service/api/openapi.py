@@ -1,0 +1,246 @@
+"""The OpenAPI document: bodies, parameters and errors. Bodies are read by hand, so FastAPI cannot know them by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
+
+from rewardserve.service.api.names import LONGEST_NAME
+from rewardserve.service.api.openapi_fields import REPLIES, VERIFY, describe_fields
+from rewardserve.service.api.schemas import CompareRequest, ErrorReply, ScoreRequest
+from rewardserve.service.api.structs import MOST_STEPS
+
+_REF = "#/components/schemas/{model}"
+_REF_OF_STRUCT = "#/components/schemas/{name}"
+
+_FOREIGN = "`host_not_allowed` or `origin_not_allowed`: where there are no keys, for another host name or the page of another site"
+_FORBIDDEN = f"`forbidden`: a key without the scope that this needs. {_FOREIGN}"
+_NO_REQUEST = (
+    "`invalid_path` or `invalid_http`: the bytes are no request, or the path has characters that none may have"
+)
+_EVERYWHERE: dict[int, str] = {
+    400: _NO_REQUEST,
+    403: _FOREIGN,
+    408: "`head_timeout`: the head of the request was not here in time",
+    431: "`head_too_large`: the head of the request has more bytes than this server reads",
+}
+"""What every route can answer, before anything of it is looked at."""
+_KEYED: dict[int, str] = {
+    401: "`unauthorized`: no key, or a wrong one",
+    403: _FORBIDDEN,
+    429: "`rate_limited`: this key has had what it may have for now",
+}
+"""What every route that needs a key can answer."""
+_ERRORS: dict[int, str] = {
+    **_KEYED,
+    431: _EVERYWHERE[431],
+    400: f"`invalid_json`. {_NO_REQUEST}",
+    403: f"{_FORBIDDEN}. `run_not_allowed`: the key is bound to other runs, or the run to other keys. `run_refused`: a trip wire "
+    "has ended the service of this run, in a wire format without errors of samples",
+    404: "`model_not_served`: the request names another model, or another version of it, than the one that would score it",
+    408: "`body_timeout` or `head_timeout`: the request came too slowly",
+    409: "`digest_not_served` or `version_gone`: the model that the request wants, or that its run is pinned to, is not loaded",
+    413: "`body_too_large`, or `request_too_large` for all seats together",
+    415: "`unsupported_media_type`",
+    422: "`invalid_request` with the JSON path of the offending field, `too_many_samples`, `idempotency_key_reused`; "
+    "`sample_refused` where a wire format has no word for one sample's error",
+    429: "`rate_limited`: this key has had what it may have for now. `overloaded`, where the operator has chosen 429",
+    500: "`internal`: a bug in the server. `batcher_stopped` or `scorer_dead`: restart the process",
+    503: "`overloaded`, `loading`, `scorer_hanging`, `shutting_down` or `sample_failed`, and `scorer_failing` of /readyz; see "
+    "Retry-After",
+    504: "`deadline_exceeded`: the time given in x-deadline-ms is over",
+}
+ADMIN = {
+    403: f"`admin_needs_key`: without keys, only programs on the server's own machine may do this. {_FORBIDDEN}",
+    409: "`version_gone`, `version_in_use`, `load_in_progress`, `nothing_is_loading` or `nothing_to_roll_back`",
+    422: "`model_refused` with the reason why the model cannot be served, or `invalid_request`",
+}
+"""What statuses of the routes of an operator mean."""
+
+_STRING = {"type": "string"}
+
+
+def _parameter(place: str, name: str, schema: Mapping[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": place == "path", "schema": schema, "description": description}
+
+
+_TIMES = [
+    _parameter(
+        "header", "x-deadline-ms", {"type": "integer", "minimum": 0}, "milliseconds after which the answer is of no use"
+    ),
+    _parameter(
+        "header", "idempotency-key", {"type": "string", "maxLength": 255},
+        "a repeat with the same key gets the same answer, and is scored and counted once; a failure that may pass is no answer",
+    ),
+]  # fmt: skip
+_ORIGIN = [
+    _parameter(place, name if place == "query" else f"x-{name.replace('_', '-')}", schema, description)
+    for name, schema, description in (
+        (
+            "run",
+            {"type": "string", "maxLength": LONGEST_NAME},
+            "the training that this belongs to; the URL beats the header",
+        ),
+        (
+            "step",
+            {"type": "integer", "minimum": 0, "maximum": MOST_STEPS},
+            "step of that training; the URL beats the header",
+        ),
+        (
+            "model_digest",
+            _STRING,
+            "digests of the one model that may answer, as replies have them, with commas between",
+        ),
+    )
+    for place in ("query", "header")
+]
+_VALUE = _parameter(
+    "query", "value", {"type": "string", "enum": ["reward", "raw", "normalized"]},
+    "which number of a sample the reply has, as it is; default: see docs/trainers.md",
+)  # fmt: skip
+_OPTIONS = {
+    "reward_key": "the reply is an object with the number under this name, instead of a bare number (slime --reward-key)",
+    "on_failure": "mask: an episode without a score is masked; refuse: the reply is an error; default: the server's setting",
+}
+_IN_PATH = {
+    "model": "name of the model: the served one, an alias, a digest, or reward_model",
+    "version": "number of the model within this process, model_version in replies",
+    "run": "name of the run",
+    "wire": "name of the trip wire",
+}
+
+
+class ForeignError(BaseModel):
+    """Why something was refused, in the shape that the wire format of another server has for it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    error: str | dict[str, Any] = Field(description="a text, or an object with a message")
+
+
+class ForeignReply(BaseModel):
+    """Scores, in the shape that the wire format of another server has for them."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def operation(body: type[BaseModel], foreign: Sequence[Any] = ()) -> dict[str, Any]:
+    """Arguments for a route that reads `body`: its documentation, and every error that it may answer.
+
+    `foreign`: bodies of other servers that it reads too.
+    """
+    schema = _any_of([{"$ref": _REF.format(model=body.__name__)}, *_schemas(foreign)])
+    examples = {f"example {i}": {"value": each} for i, each in enumerate(body.model_json_schema().get("examples", []))}
+    content = {"application/json": {"schema": schema, "examples": examples}}
+    parameters = [*_TIMES, *_ORIGIN, *([_VALUE] if foreign else [])]
+    said = errors(*(status for status in _ERRORS if status != 404 or foreign))
+    return {
+        "responses": in_any_shape(said) if foreign else said,
+        "openapi_extra": {"requestBody": {"required": True, "content": content}, "parameters": parameters},
+    }
+
+
+def admin_operation(body: type[BaseModel], *statuses: int) -> dict[str, Any]:
+    """Arguments for a route of an operator that reads `body`."""
+    content = {"application/json": {"schema": body.model_json_schema()}}
+    return {
+        "responses": errors(400, 408, 413, 415, *statuses, 503, words=ADMIN),
+        "openapi_extra": {"requestBody": {"required": True, "content": content}},
+    }
+
+
+def foreign_operation(path: str, bodies: Sequence[Any], options: Iterable[str] = ()) -> dict[str, Any]:
+    """Arguments for a route of the wire format of another server: the bodies that it reads, and the errors that it may answer."""
+    schemas = [VERIFY if each.get("type") == "object" else each for each in _schemas(bodies)]
+    content = {"application/json": {"schema": _any_of(schemas)}}
+    good = {"description": "Scores", "content": {"application/json": {"example": REPLIES[path]}}}
+    own = [_parameter("query", name, _STRING, _OPTIONS[name]) for name in sorted(options)]
+    in_path = [_parameter("path", name, _STRING, _IN_PATH[name]) for name in _IN_PATH if f"{{{name}" in path]
+    return {
+        "responses": {200: good, **in_any_shape(errors(*_ERRORS))},
+        "openapi_extra": {
+            "requestBody": {"required": True, "content": content},
+            "parameters": [*in_path, *_TIMES, *_ORIGIN, _VALUE, *own],
+        },
+    }
+
+
+def _schemas(bodies: Sequence[Any]) -> Sequence[dict[str, Any]]:
+    return msgspec.json.schema_components(bodies, ref_template=_REF_OF_STRUCT)[0]
+
+
+def _any_of(schemas: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
+
+
+def errors(
+    *statuses: int, words: Mapping[int, str] | None = None, is_open: bool = False
+) -> dict[int | str, dict[str, Any]]:
+    """These errors and those of every route, with examples. `is_open`: it needs no key. `words`: what a status means here."""
+    said = {**_EVERYWHERE, **({} if is_open else _KEYED), **{status: _ERRORS[status] for status in statuses}}
+    said |= {status: text for status, text in (words or {}).items() if status in said}
+    return {status: _error(text) for status, text in sorted(said.items())}
+
+
+def in_any_shape(said: Mapping[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
+    """These errors in our own shape, or in that of the wire format: a request without a known format gets ours."""
+    return {status: {**error, "model": ErrorReply | ForeignError} for status, error in said.items()}
+
+
+def install(app: FastAPI, foreign: Sequence[Any] = (), open_paths: frozenset[str] = frozenset()) -> None:
+    """Make the schemas of the bodies part of the OpenAPI document; `foreign` are those of other wire formats."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app, foreign, open_paths)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents
+
+
+def _document(app: FastAPI, foreign: Sequence[Any], open_paths: frozenset[str]) -> dict[str, Any]:
+    document = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
+    )
+    _, bodies = models_json_schema([(ScoreRequest, "validation"), (CompareRequest, "validation")], ref_template=_REF)
+    _, others = msgspec.json.schema_components(foreign, ref_template=_REF_OF_STRUCT)
+    for name, schema in others.items():
+        describe_fields(name, schema)
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    schemas.update(bodies["$defs"] | others)
+    # FastAPI adds its own error to every route with a parameter; ours are texts, which are never wrong.
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    components["securitySchemes"] = {
+        "key": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "an API key, where the server has keys; see reward-keys",
+        }
+    }
+    for path, operations in document["paths"].items():
+        for of_route in operations.values():
+            of_route["security"] = [] if path in open_paths else [{"key": []}, {}]
+            _tidy(of_route)
+    return document
+
+
+def _tidy(of_route: dict[str, Any]) -> None:
+    if "HTTPValidationError" in str(of_route["responses"].get("422", {}).get("content")):
+        del of_route["responses"]["422"]
+    for parameter in of_route.get("parameters", ()):
+        if parameter["in"] == "path":
+            parameter.setdefault("description", _IN_PATH[parameter["name"]])
+
+
+def _error(text: str) -> dict[str, Any]:
+    code = text.split("`")[1]
+    example = {"error": {"code": code, "message": "what happened, and the numbers that matter beside it"}}
+    return {"model": ErrorReply, "description": text, "content": {"application/json": {"example": example}}}

@@ -1,0 +1,104 @@
+"""Health and metadata routes of the KServe v2 protocol: `/v2`, `/v2/health/...`, `/v2/models/NAME[/ready]`.
+
+The answers are those of `/livez`, `/readyz` and `GET /model`, in the words of the protocol.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from rewardserve.service.api import openapi
+from rewardserve.service.api.dialects.dialect import check_model, check_version
+from rewardserve.service.api.dialects.kserve import FIXED_NAMES, TENSORS, refusal_in_words
+from rewardserve.service.api.replies import json_response
+from rewardserve.service.api.routes.health import LIVE, check_alive, check_ready
+from rewardserve.service.errors import RequestRefused
+from rewardserve.service.models.active_models import Served, Stage
+
+
+def kserve_health_routes(stage: Stage, aliases: frozenset[str]) -> APIRouter:
+    """The routes. `aliases` are names of the model beside its own."""
+    router = APIRouter(tags=["kserve"])
+    accepted = aliases | FIXED_NAMES
+
+    def named(model: str, asked_version: str | None) -> Served:
+        served = stage.served()
+        check_model(model, served, accepted)
+        check_version(asked_version, served)
+        return served
+
+    def ready(model: str, asked_version: str | None) -> Response:
+        try:
+            served = named(model, asked_version)
+            check_ready(stage)
+        except RequestRefused as error:
+            return refusal_in_words(error, error.status)
+        return json_response({"name": served.loaded.identity.name, "ready": True})
+
+    def metadata(model: str, asked_version: str | None) -> Response:
+        try:
+            served = named(model, asked_version)
+        except RequestRefused as error:
+            return refusal_in_words(error, error.status)
+        return json_response(_metadata(served))
+
+    @router.get("/v2", responses=openapi.in_any_shape(openapi.errors()))
+    async def server() -> Response:
+        """Name, version and extensions of this server."""
+        return json_response({"name": "rewardserve", "version": version("rewardserve"), "extensions": []})
+
+    @router.get("/v2/health/live", responses=openapi.in_any_shape(openapi.errors(500, words=LIVE, is_open=True)))
+    async def live() -> Response:
+        """As `/livez`."""
+        try:
+            check_alive(stage)
+        except RequestRefused as error:
+            return refusal_in_words(error, error.status)
+        return json_response({"live": True})
+
+    @router.get("/v2/health/ready", responses=openapi.in_any_shape(openapi.errors(503, is_open=True)))
+    async def server_ready() -> Response:
+        """As `/readyz`."""
+        try:
+            check_ready(stage)
+        except RequestRefused as error:
+            return refusal_in_words(error, error.status)
+        return json_response({"ready": True})
+
+    # The longer paths first: a name may hold slashes.
+    @router.get(
+        "/v2/models/{model:path}/versions/{version}/ready", responses=openapi.in_any_shape(openapi.errors(404, 503))
+    )
+    async def version_ready(model: str, version: str) -> Response:
+        """Whether this version of the model scores right now."""
+        return ready(model, version)
+
+    @router.get("/v2/models/{model:path}/ready", responses=openapi.in_any_shape(openapi.errors(404, 503)))
+    async def model_ready(model: str) -> Response:
+        """Whether the model scores right now."""
+        return ready(model, None)
+
+    @router.get("/v2/models/{model:path}/versions/{version}", responses=openapi.in_any_shape(openapi.errors(404, 503)))
+    async def version_metadata(model: str, version: str) -> Response:
+        """The tensors of this version of the model."""
+        return metadata(model, version)
+
+    @router.get("/v2/models/{model:path}", responses=openapi.in_any_shape(openapi.errors(404, 503)))
+    async def model_metadata(model: str) -> Response:
+        """The model, its version and its tensors."""
+        return metadata(model, None)
+
+    return router
+
+
+def _metadata(served: Served) -> dict[str, Any]:
+    return {
+        "name": served.loaded.identity.name,
+        "versions": [str(served.version)],
+        "platform": f"rewardserve_{served.loaded.identity.backend}",
+        **TENSORS,
+    }

@@ -1,0 +1,154 @@
+"""Which training a request belongs to, where its body has no place to say so: from its URL, or from its headers.
+
+Most trainers let a user set nothing but a URL. A key is never read from one: URLs end up in logs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import parse_qsl
+
+from starlette.types import Scope
+
+from rewardserve.service.api.names import check_run
+from rewardserve.service.api.structs import MOST_STEPS
+from rewardserve.service.auth.api_keys import Caller
+from rewardserve.service.errors import InvalidRequest, RunNotAllowed
+from rewardserve.service.watch import Origin
+
+T = TypeVar("T")
+
+_DIGITS = len(str(MOST_STEPS))
+_MOST_DIGESTS = 3
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a URL and headers say beside the body. `options` are further query parameters, as they came.
+
+    `model_digests` are those of the one model that may answer.
+    """
+
+    run: str | None
+    step: int | None
+    options: Mapping[str, str]
+    model_digests: tuple[str, ...] = ()
+
+
+NOTHING = Said(None, None, {})
+
+
+def read(scope: Scope, options: Collection[str] = ()) -> Said:
+    """`?run=`, `?step=` and `?model_digest=`, or `x-run`, `x-step` and `x-model-digest`.
+
+    Raise `InvalidRequest` for a parameter that is not read here, and for two different values of one thing.
+    """
+    run = step = digest = None
+    for name, value in scope["headers"]:
+        if name[:2] == b"x-":  # the protocol lets each come once
+            if name == b"x-run":
+                run = value
+            elif name == b"x-step":
+                step = value
+            elif name == b"x-model-digest":
+                digest = value
+    if run is None and step is None and digest is None and not scope["query_string"]:
+        return NOTHING
+    asked = _query(scope["query_string"], {*options, "run", "step", "model_digest"})
+    others = {k: v for k, v in asked.items() if k in options}
+    return Said(
+        one("run", asked.get("run") or None, _text(run, "x-run") or None),
+        one("step", _step(asked.get("step")), _step(_text(step, "x-step"))),
+        others,
+        one("model_digest", _digests(asked.get("model_digest")), _digests(_text(digest, "x-model-digest"))) or (),
+    )
+
+
+def one(field: str, first: T | None, second: T | None) -> T | None:
+    """The value that a request gives in one or two places. Raise `InvalidRequest` where they differ."""
+    if first is None or second is None or first == second:
+        return second if first is None else first
+    header = f"x-{field.replace('_', '-')}"
+    raise InvalidRequest(
+        f"{field} is given twice, with different values (body, URL or the header {header}): send it once", field=field
+    )
+
+
+def of(
+    scope: Scope, run: str | None, step: int | None, kl: float | None = None, ids: Sequence[str | None] = ()
+) -> Origin:
+    """Which training this request belongs to, whose it is, and whether its key may send it. Raise `InvalidRequest` for the name
+    of a run, wherever it was said, and `RunNotAllowed`.
+
+    A key that is bound to one run sends that one where it names none. What is found is noted beside the request, so that an answer
+    that is remembered can be held to a block.
+    """
+    run = check_run(run) if run else None
+    caller: Caller | None = scope["state"].get("caller")
+    if caller is None:
+        origin = Origin(run, step, kl, ids)
+    else:
+        run = run or caller.runs.sole
+        if run is not None and not caller.may_send(run):
+            why = "is bound to other runs" if caller.runs else "is not bound to this run, and another key is"
+            raise RunNotAllowed(f"this key {why}: send another run, or see runs= in docs/security.md", field="run")
+        origin = Origin(run, step, kl, ids, caller.owner, bool(caller.runs))
+    scope["state"]["origin"] = origin
+    return origin
+
+
+def _query(query: bytes, known: Collection[str]) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict")
+    except ValueError:
+        raise InvalidRequest("the query of the URL is not readable", field="query") from None
+    if b";" in query:
+        raise InvalidRequest(
+            "the query of the URL has a semicolon, which some readers take for the end of a parameter: separate parameters with "
+            "&, and write %3B where it belongs to a value",
+            field="query",
+        )
+    unknown = [name for name, _ in pairs if name not in known]
+    if unknown:
+        # Not named: whoever puts a key there should not find it in an answer, or in whatever keeps answers.
+        raise InvalidRequest(
+            f"the URL has a query parameter that is not read here; known are {', '.join(sorted(known))}. "
+            "A key goes into Authorization: Bearer, or http://:KEY@host/",
+            field="query", n_unknown=len(unknown),
+        )  # fmt: skip
+    asked = dict(pairs)
+    if len(asked) < len(pairs):
+        raise InvalidRequest("the URL has a query parameter twice", field="query", n=len(pairs) - len(asked))
+    return asked
+
+
+def _text(value: bytes | None, name: str) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{name} is not UTF-8: send it percent-encoded in the URL", field=name) from None
+
+
+def _digests(listed: str | None) -> tuple[str, ...] | None:
+    if listed is None:
+        return None
+    digests = tuple(sorted({each.strip() for each in listed.split(",")}))  # an empty one is none: it would pin nothing
+    if len(digests) > _MOST_DIGESTS or not all(_DIGEST.fullmatch(each) for each in digests):
+        raise InvalidRequest(
+            "model_digest must be one to three digests as replies have them, sha256: and 64 hexadecimal digits, with commas "
+            "between",
+            field="model_digest",
+        )
+    return digests
+
+
+def _step(step: str | None) -> int | None:
+    if not step:
+        return None
+    if not (step.isascii() and step.isdigit() and len(step) <= _DIGITS and int(step) <= MOST_STEPS):
+        raise InvalidRequest(f"step must be a whole number from 0 to {MOST_STEPS}", field="step", limit=MOST_STEPS)
+    return int(step)

@@ -1,0 +1,104 @@
+"""The certificate that the server shows, and whose it wants to see: TLS 1.2 or later, read again when a file changes.
+
+Certificates are renewed every few weeks by something that writes new files. A thread looks once a second whether one has changed;
+connections that are open stay as they are. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rewardserve.service.storage.files import State, read_bounded, repeat, state_of
+
+_LOOKED_AT_EVERY_S = 1.0
+_MOST_BYTES = 4 * 2**20
+
+
+class TlsError(Exception):
+    """These files make no TLS. The message names the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """In PEM. `client_ca`: who has no certificate of one of these is not talked to; None: anybody is."""
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """All that there are."""
+        return tuple(path for path in (self.cert, self.key, self.client_ca) if path is not None)
+
+
+def context_of(files: TlsFiles) -> ssl.SSLContext:
+    """What a server needs. Raise `TlsError`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    for path in files.all:
+        try:
+            read_bounded(path, _MOST_BYTES)
+        except ValueError as error:  # the library below would wait for a FIFO
+            raise TlsError(f"{path} cannot be read: {error}") from None
+        except OSError as error:
+            raise TlsError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        # A key with a password would be asked for on the terminal.
+        context.load_cert_chain(files.cert, files.key, password=lambda: b"")
+    except (ssl.SSLError, OSError) as error:
+        raise TlsError(
+            f"{files.cert} and {files.key} are no certificate in PEM and its key, without a password ({_why(error)})"
+        ) from None
+    if files.client_ca is not None:
+        try:
+            context.load_verify_locations(files.client_ca)
+        except (ssl.SSLError, OSError) as error:
+            raise TlsError(f"{files.client_ca} holds no certificate in PEM ({_why(error)})") from None
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+class Certificate:
+    """`context` is for the listening socket; every handshake gets what the files held at the last look, which is on a thread.
+
+    `tell(why)` is called when they were read again; where they are no good, why, and what was there before is kept.
+    """
+
+    def __init__(self, files: TlsFiles, tell: Callable[[str | None], None]) -> None:
+        self._files = files
+        self._tell = tell
+        self._seen = self._state()
+        self.context = self._now = context_of(files)
+        self.context.sni_callback = self._shake
+
+    def start(self) -> Callable[[], None]:
+        """Look once a second, until the returned function is called."""
+        return repeat(self.look, _LOOKED_AT_EVERY_S, "certificate")
+
+    def look(self) -> None:
+        """Read the files, if one has changed."""
+        state = self._state()
+        if state == self._seen:
+            return
+        self._seen, why = state, None
+        try:
+            self._now = context_of(self._files)
+        except TlsError as error:
+            why = str(error)
+        self._tell(why)
+
+    def _shake(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        if connection.context is not self._now:
+            connection.context = self._now
+
+    def _state(self) -> list[State]:
+        return [state_of(path) for path in self._files.all]
+
+
+def _why(error: OSError) -> str:
+    return getattr(error, "reason", None) or error.strerror or type(error).__name__

@@ -1,1 +1,0 @@
-"""Who rides together through the network, and the task that drives."""

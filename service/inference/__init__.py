@@ -1,0 +1,1 @@
+"""From samples to rewards: encode, queue, plan, run batches, cache, reward."""

@@ -1,0 +1,157 @@
+"""A model in the shadow of the one in service: it scores a share of the same samples, and the two are compared.
+
+Its rewards reach nobody but an operator, who decides by them whether it is to follow. Knows nothing of HTTP and metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from math import sqrt
+
+from rewardserve.model.reward import Reward
+from rewardserve.service.errors import RowFailed
+from rewardserve.service.inference.rewards import ScoredRow
+from rewardserve.service.opinion import SecondOpinion
+
+_BUCKETS = 2**20
+_LARGEST_GROUP = 16
+"""Responses to one prompt of which all pairs are compared."""
+
+Pair = tuple[float, float]
+"""The reward of the model in service, and that of the shadow."""
+
+
+@dataclass(slots=True)
+class Likeness:
+    """Sums over pairs of rewards for the same samples, and what they say."""
+
+    n: int = 0
+    sum_served: float = 0.0
+    sum_shadow: float = 0.0
+    squares_served: float = 0.0
+    squares_shadow: float = 0.0
+    products: float = 0.0
+    orders: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("same", "other", "tied"), 0))
+
+    def count(self, pairs: Iterable[Pair]) -> None:
+        """Samples that both have scored."""
+        for served, shadow in pairs:
+            self.n += 1
+            self.sum_served += served
+            self.sum_shadow += shadow
+            self.squares_served += served * served
+            self.squares_shadow += shadow * shadow
+            self.products += served * shadow
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of the pairs of responses that both order alike, of those that neither finds equal."""
+        n = self.orders["same"] + self.orders["other"]
+        return self.orders["same"] / n if n else None
+
+    @property
+    def shift(self) -> float | None:
+        """Mean reward of the shadow above that of the service."""
+        return (self.sum_shadow - self.sum_served) / self.n if self.n else None
+
+    @property
+    def correlation(self) -> float | None:
+        """Pearson's; None where one of them does not vary."""
+        if not self.n:
+            return None
+        mean_served, mean_shadow = self.sum_served / self.n, self.sum_shadow / self.n
+        covariance = self.products / self.n - mean_served * mean_shadow
+        variances = (
+            self.squares_served / self.n - mean_served**2,
+            self.squares_shadow / self.n - mean_shadow**2,
+        )
+        least = 1e-12 * (mean_served**2 + mean_shadow**2 + 1e-300)  # below this it is the rounding of the sums
+        if min(variances) <= least:
+            return None
+        return max(-1.0, min(1.0, covariance / sqrt(variances[0] * variances[1])))
+
+    @property
+    def figures(self) -> Mapping[str, float | None]:
+        """By the names that metrics and replies have for them."""
+        return {"agreement": self.agreement, "shift": self.shift, "correlation": self.correlation}
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowComparison:
+    """What a shadow has shown so far, on `share` of the prompts. `pairs` of responses to one prompt by their order."""
+
+    share: float
+    samples: int
+    pairs: Mapping[str, int]
+    agreement: float | None
+    shift: float | None
+    correlation: float | None
+
+
+class Shadow:
+    """Asks about `share` of the prompts, chosen by their ids, with all responses that came together. `told` hears of every
+    comparison: how many samples, and their pairs by order.
+    """
+
+    def __init__(self, opinion: SecondOpinion, share: float, told: Callable[[int, Mapping[str, int]], None]) -> None:
+        self.share = share
+        self.likeness = Likeness()
+        self._opinion = opinion
+        self._told = told
+
+    def ask(self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed]) -> None:
+        """Ask about some of these, soon. Never waits."""
+        chosen = [
+            (row, reward)
+            for row, reward in zip(rows, rewards, strict=True)
+            if isinstance(reward, Reward) and hash(_prompt(row)) % _BUCKETS < self.share * _BUCKETS
+        ]
+        if not chosen:
+            return
+
+        def hear(others: Sequence[Reward | None]) -> None:
+            both = [
+                (_prompt(row), (served.value, other.value))
+                for (row, served), other in zip(chosen, others, strict=True)
+                if other is not None
+            ]
+            orders = orders_of(both)
+            self.likeness.count([pair for _, pair in both])
+            for order, n in orders.items():
+                self.likeness.orders[order] += n
+            self._told(len(both), orders)
+
+        self._opinion.ask([row.sample for row, _ in chosen], hear)
+
+    @property
+    def comparison(self) -> ShadowComparison:
+        """What it has shown so far."""
+        likeness = self.likeness
+        return ShadowComparison(self.share, likeness.n, dict(likeness.orders), **likeness.figures)
+
+    async def stop(self) -> None:
+        """Nobody waits for what is being compared."""
+        await self._opinion.stop()
+
+
+def orders_of(both: Sequence[tuple[tuple[int, ...], Pair]]) -> dict[str, int]:
+    """Of responses to one prompt, how many pairs both models order alike, otherwise, or one of them not at all."""
+    groups: dict[tuple[int, ...], list[Pair]] = {}
+    for prompt, pair in both:
+        groups.setdefault(prompt, []).append(pair)
+    found = {"same": 0, "other": 0, "tied": 0}
+    for group in groups.values():
+        for (served_a, shadow_a), (served_b, shadow_b) in combinations(group[:_LARGEST_GROUP], 2):
+            if served_a == served_b or shadow_a == shadow_b:
+                found["tied"] += 1
+            else:
+                found["same" if (served_a > served_b) == (shadow_a > shadow_b) else "other"] += 1
+    return found
+
+
+def _prompt(row: ScoredRow) -> tuple[int, ...]:
+    """The ids before the response; of a sample of which that is not known, all of it, so that it is a group by itself."""
+    ids, n_prompt = row.encoded.ids, row.encoded.n_prompt
+    return ids[:n_prompt] if n_prompt else ids

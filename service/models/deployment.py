@@ -1,0 +1,149 @@
+"""Which of the loaded models is in service, which stand by, and who is answered by which. Pure: it decides, and acts nowhere.
+
+A model is known by its version: the number that it got when this process loaded it. Every step gives a new roster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from rewardserve.service.inference.shadow import ShadowComparison
+
+State = Literal["serving", "standby", "shadow"]
+
+_LONGEST_LINE = 32
+"""Models that a line of rollbacks goes back over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is loaded: one model, or several as `name=model,name=model`; of neither, the default model."""
+
+    model: str = ""
+    ensemble: str = ""
+
+    def __str__(self) -> str:
+        """As an operator would write it."""
+        return self.ensemble or self.model or "the default model"
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """A model that is being loaded, since when."""
+
+    source: str
+    since: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The latest model that could not follow, why, and when that was."""
+
+    source: str
+    why: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One model in memory."""
+
+    version: int
+    state: State
+    source: str
+    name: str
+    contract: str
+    calibration: str | None
+    pipeline: str
+    loaded_at: str
+    requests_in_flight: int
+    pinned_runs: tuple[str, ...]
+    shadow: ShadowComparison | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """Everything that an operator may know."""
+
+    serving: int
+    previous: int | None
+    loading: Loading | None
+    refused: Refused | None
+    models: tuple[Loaded, ...]
+    pins: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """`line` are the versions that led to the one in service, its own last. `standby` are loaded and have no share of the
+    requests, but for the runs of `pins`; the one that left service last is first. `shadow` scores beside the service.
+    """
+
+    line: tuple[int, ...]
+    standby: tuple[int, ...] = ()
+    shadow: int | None = None
+    pins: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def serving(self) -> int:
+        """The version that answers whoever asks for no other."""
+        return self.line[-1]
+
+    @property
+    def previous(self) -> int | None:
+        """The version that a rollback goes to; it may have been let go of."""
+        return self.line[-2] if len(self.line) > 1 else None
+
+    @property
+    def loaded(self) -> tuple[int, ...]:
+        """All versions that are in memory, the one in service first."""
+        return (self.serving, *self.standby, *(() if self.shadow is None else (self.shadow,)))
+
+    def state_of(self, version: int) -> State:
+        """Of a version that is loaded."""
+        return "serving" if version == self.serving else "shadow" if version == self.shadow else "standby"
+
+    def pinned_to(self, version: int) -> tuple[str, ...]:
+        """The runs that only this version answers."""
+        return tuple(run for run, theirs in self.pins.items() if theirs == version)
+
+    def with_shadow(self, version: int) -> Roster:
+        """A newly loaded version scores beside the service. The shadow of before is no longer loaded."""
+        return replace(self, shadow=version)
+
+    def without_shadow(self) -> Roster:
+        """Nothing is compared any more."""
+        return replace(self, shadow=None)
+
+    def activated(self, version: int) -> Roster:
+        """A version that is loaded takes over; the one of before stands by."""
+        if version == self.serving:
+            return self
+        return replace(self._handed_over(version), line=(*self.line, version)[-_LONGEST_LINE:])
+
+    def rolled_back(self, version: int) -> Roster:
+        """The line is one shorter. `version` is what the previous one is called now: another one if it was loaded again."""
+        return replace(self._handed_over(version), line=(*self.line[:-2], version))
+
+    def _handed_over(self, version: int) -> Roster:
+        standby = (self.serving, *(each for each in self.standby if each != version))
+        return replace(self, standby=standby, shadow=None if version == self.shadow else self.shadow)
+
+    def pinned(self, runs: Mapping[str, int]) -> Roster:
+        """These runs are answered by these versions alone, whatever is in service."""
+        return replace(self, pins={**self.pins, **runs})
+
+    def unpinned(self, run: str) -> Roster:
+        """This run is answered by what is in service."""
+        return replace(self, pins={each: version for each, version in self.pins.items() if each != run})
+
+    def surplus(self, keep: int) -> tuple[int, ...]:
+        """Who need not be loaded any longer: beyond the `keep` that left service last, and nobody's pin."""
+        free = [version for version in self.standby if not self.pinned_to(version)]
+        return tuple(free[keep:])
+
+    def without(self, version: int) -> Roster:
+        """A standby is no longer loaded."""
+        return replace(self, standby=tuple(each for each in self.standby if each != version))

@@ -1,0 +1,1 @@
+"""Bounded reads, atomic writes and watched files."""

@@ -1,0 +1,209 @@
+"""Equal rows are scored once, whoever asks for them and when, and nobody's end is another's."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+
+from rewardserve.model.backends.echo import echo_score
+from rewardserve.model.scorer import ScorerError
+from rewardserve.service.errors import DeadlineExceeded, ScoreNotFinite, ScorerFailed
+from rewardserve.service.inference.outcomes import RowScored
+from tests.support.service_fakes import FakeScorer, GatedScorer, SharingScorer, poisoned_by, right_scores, scores_with
+from tests.unit.service.inference.test_batcher import ROWS, begun, raw
+
+ONE, OTHER, BLOCKER = ROWS[0], ROWS[1], ROWS[9]
+
+
+def rows_seen(scorer):
+    return [row for batch in scorer.batches for row in batch.rows]
+
+
+@pytest.fixture
+async def during_a_ride(drive):
+    """A batcher whose scorer is held at the gate with BLOCKER on board: whoever comes now, waits."""
+
+    async def begin(behave=None, **settings):
+        scorer = GatedScorer(behave)
+        batcher = drive(scorer, **settings)
+        blocked = await begun(batcher.score([BLOCKER]))
+        await scorer.entered()
+        batcher.blocked, batcher.scorer = blocked, scorer
+        return batcher
+
+    return begin
+
+
+async def test_a_scorer_sees_each_row_once_and_every_caller_has_its_score(drive):
+    scorer = FakeScorer()
+    outcomes = await drive(scorer).score([ONE, OTHER, ONE, ONE])
+    assert [raw(o) for o in outcomes] == [echo_score(r) for r in (ONE, OTHER, ONE, ONE)]
+    assert sorted(rows_seen(scorer)) == [ONE, OTHER]
+    assert not any(o.cached for o in outcomes)
+
+
+async def test_the_price_of_a_row_is_split_among_those_who_share_it(drive):
+    batcher = drive(FakeScorer())
+    outcomes = await batcher.score([ONE, OTHER, ONE])
+    assert [o.n_computed for o in outcomes] == [1.5, 3.0, 1.5]
+    (done,) = batcher.told
+    assert (done.n_rows, done.n_row_tokens, done.n_tokens, done.n_computed, len(done.queue_s)) == (2, 6, 9, 6, 3)
+
+
+async def test_callers_who_meet_in_the_queue_share_their_rows(during_a_ride):
+    batcher = await during_a_ride()
+    both = [await begun(batcher.score(rows)) for rows in ([ONE, OTHER], [OTHER, ONE])]
+    assert batcher.n_samples == 2
+    batcher.scorer.gate.set()
+    assert [[raw(o) for o in await call] for call in both] == [
+        [echo_score(ONE), echo_score(OTHER)],
+        [echo_score(OTHER), echo_score(ONE)],
+    ]
+    assert [len(b) for b in batcher.scorer.batches] == [1, 2]
+
+
+async def test_who_comes_while_an_equal_row_rides_waits_for_that_ride(during_a_ride):
+    batcher = await during_a_ride()
+    late = await begun(batcher.score([BLOCKER, BLOCKER]))
+    assert batcher.n_samples == 0
+    batcher.scorer.gate.set()
+    outcomes = [*await batcher.blocked, *await late]
+    assert [raw(o) for o in outcomes] == [echo_score(BLOCKER)] * 3
+    assert [o.n_computed for o in outcomes] == [1.0] * 3
+    assert outcomes[1].queue_s == 0.0
+    assert rows_seen(batcher.scorer) == [BLOCKER]
+
+
+async def test_when_that_ride_fails_the_latecomer_has_a_try_of_its_own(during_a_ride):
+    tries = []
+
+    def fails_once(batch):
+        tries.append(batch)
+        if len(tries) == 1:
+            raise ScorerError("once")
+        return right_scores(batch)
+
+    batcher = await during_a_ride(fails_once)
+    late = await begun(batcher.score([BLOCKER]))
+    batcher.scorer.gate.set()
+    assert isinstance((await batcher.blocked)[0], ScorerFailed)
+    assert raw((await late)[0]) == echo_score(BLOCKER)
+
+
+async def test_when_a_score_is_no_number_the_latecomer_has_a_try_of_its_own(during_a_ride):
+    batcher = await during_a_ride(scores_with(math.nan, BLOCKER.__eq__))
+    late = await begun(batcher.score([BLOCKER]))
+    batcher.scorer.gate.set()
+    for call in (batcher.blocked, late):
+        assert isinstance((await call)[0], ScoreNotFinite)
+    assert rows_seen(batcher.scorer) == [BLOCKER, BLOCKER]
+
+
+async def test_a_latecomer_who_leaves_takes_no_second_try(during_a_ride):
+    batcher = await during_a_ride(poisoned_by(BLOCKER.__eq__))
+    late = await begun(batcher.score([BLOCKER]))
+    late.cancel()
+    await asyncio.gather(late, return_exceptions=True)
+    batcher.scorer.gate.set()
+    await batcher.blocked
+    assert rows_seen(batcher.scorer) == [BLOCKER]
+
+
+@pytest.mark.parametrize("leaves_first", [True, False])
+async def test_one_who_leaves_does_not_take_the_row_from_another(during_a_ride, leaves_first):
+    batcher = await during_a_ride()
+    calls = [await begun(batcher.score([ONE, OTHER, ONE])) for _ in range(2)]
+    leaving, staying = calls if leaves_first else calls[::-1]
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    assert batcher.n_samples == 2
+    batcher.scorer.gate.set()
+    assert [raw(o) for o in await staying] == [echo_score(r) for r in (ONE, OTHER, ONE)]
+
+
+async def test_when_all_who_wanted_a_row_have_left_it_never_rides(during_a_ride):
+    batcher = await during_a_ride()
+    calls = [await begun(batcher.score([ONE, ONE])) for _ in range(2)]
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert batcher.n_samples == 0
+    batcher.scorer.gate.set()
+    await batcher.blocked
+    assert rows_seen(batcher.scorer) == [BLOCKER]
+
+
+async def test_one_who_is_too_late_does_not_make_another_late(during_a_ride):
+    batcher = await during_a_ride()
+    late = await begun(batcher.score([ONE, OTHER], batcher.clock.now() + 1.0))
+    patient = await begun(batcher.score([ONE]))
+    batcher.clock.advance(1.0)
+    batcher.scorer.gate.set()
+    with pytest.raises(DeadlineExceeded):
+        await late
+    assert raw((await patient)[0]) == echo_score(ONE)
+    assert rows_seen(batcher.scorer) == [BLOCKER, ONE], "nobody in time wanted the other"
+
+
+async def test_everybody_on_board_is_told_of_a_failure(drive):
+    outcomes = await drive(FakeScorer(poisoned_by(ONE.__eq__))).score([ONE, OTHER, ONE])
+    assert [isinstance(o, ScorerFailed) for o in outcomes] == [True, False, True]
+
+
+# -- rows that were scored before -----------------------------------------------------------------------------
+
+
+async def test_an_exact_repeat_needs_no_forward(drive):
+    scorer = FakeScorer()
+    batcher = drive(scorer, n_cached=10)
+    (first,) = await batcher.score([ONE])
+    again, new = await batcher.score([ONE, OTHER])
+    assert again == RowScored(first.heads, 0.0, 0.0, 0.0, cached=True)
+    assert not first.cached
+    assert not new.cached
+    assert rows_seen(scorer) == [ONE, OTHER]
+
+
+async def test_a_repeat_is_answered_although_the_scorer_is_busy(during_a_ride):
+    batcher = await during_a_ride(n_cached=10)
+    batcher.scorer.gate.set()
+    await batcher.blocked
+    batcher.scorer.gate.clear()
+    riding = await begun(batcher.score([ONE]))
+    assert raw((await batcher.score([BLOCKER, BLOCKER]))[1]) == echo_score(BLOCKER)
+    batcher.scorer.gate.set()
+    await riding
+
+
+@pytest.mark.parametrize("behave", [poisoned_by(ONE.__eq__), scores_with(math.nan, ONE.__eq__)])
+async def test_what_failed_is_tried_again(drive, behave):
+    scorer = FakeScorer(behave)
+    batcher = drive(scorer, n_cached=10)
+    for _ in range(2):
+        assert not isinstance((await batcher.score([ONE]))[0], RowScored)
+    assert rows_seen(scorer) == [ONE, ONE]
+
+
+async def test_what_nobody_waited_for_to_the_end_is_remembered_all_the_same(during_a_ride):
+    batcher = await during_a_ride(n_cached=10)
+    batcher.blocked.cancel()
+    await asyncio.gather(batcher.blocked, return_exceptions=True)
+    batcher.scorer.gate.set()
+    await batcher.score([ONE])
+    assert (await batcher.score([BLOCKER]))[0].cached
+
+
+# -- rows that begin alike ------------------------------------------------------------------------------------
+
+
+async def test_a_family_rides_together_and_its_common_beginning_is_counted_once(drive):
+    prompts = [tuple(range(100 * p, 100 * p + 40)) for p in range(4)]
+    rows = [(*prompts[i % 4], 1000 + i, 2000 + i) for i in range(12)]
+    scorer = SharingScorer()
+    batcher = drive(scorer, max_tokens=2 * (40 + 3 * 2))
+    outcomes = await batcher.score(rows)
+    assert [raw(o) for o in outcomes] == [echo_score(r) for r in rows]
+    assert [{row[0] for row in b.rows} for b in scorer.batches] == [{0, 100}, {200, 300}]
+    assert sum(o.n_computed for o in outcomes) == pytest.approx(4 * 40 + 12 * 2)
