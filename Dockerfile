@@ -1,4 +1,4 @@
-# One file, several images. `make image` is the first line; docs/compose.md has the rest.
+# One file, several images. `make image` is the first line; docs/how-to/compose.md has the rest.
 #
 #   docker build -t rewardserve:0.1.0 .                               serves on a CPU
 #   docker build -t rewardserve:0.1.0-cuda --build-arg VARIANT=cuda . serves on a GPU
@@ -140,7 +140,7 @@ LABEL org.opencontainers.image.title="RewardServe" \
       org.opencontainers.image.description="Serves reward models to RLHF training" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.revision="$REVISION" \
-      org.opencontainers.image.documentation="docs/compose.md"
+      org.opencontainers.image.documentation="docs/how-to/compose.md"
 
 FROM runtime AS train
 USER 0

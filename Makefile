@@ -30,7 +30,7 @@ help:
 	@echo "make test-vllm      the vllm backend against vLLM itself, on the CPU; installs it into .bench/ (minutes)"
 	@echo "make test-trainers  TRL, OpenRLHF, verl, LLaMA-Factory and NeMo-Gym against a live server; installs them into .bench/"
 	@echo "make test-cuda-dry  the CUDA path on a device that computes nothing; installs torch's CUDA build into .bench/ (5 GB)"
-	@echo "make test-architectures  every decoder of transformers, tiny, through its engine against plain forwards; writes docs/architectures.md"
+	@echo "make test-architectures  every decoder of transformers, tiny, through its engine against plain forwards; writes docs/reference/architectures.md"
 	@echo "make test-ray       the server on Ray Serve, with replicas that follow the queue; installs Ray into .bench/"
 	@echo "make test-faults    slow crowds, full disks, killers in the kernel: what needs root or minutes (skips what is missing)"
 	@echo "make test-fuzz      a hundred thousand bodies, heads and paths put together at random, schemathesis (minutes)"
@@ -53,7 +53,7 @@ help:
 	@echo "make soak           servers are killed under the client: no sample lost, doubled or made up (SOAK=--backend=torch)"
 	@echo "make soak-memory    half an hour of mixed load: does memory stay flat? (MEMORY=--minutes=5)"
 	@echo "make overload       ten times more work than the server can do, for a minute (OVERLOAD=--backend=echo)"
-	@echo "make scores         compare served scores with those of each layout's own code again, and write docs/scores.md"
+	@echo "make scores         compare served scores with those of each layout's own code again, and write docs/explanation/scores.md"
 	@echo "make rules          write the alert rules again from the thresholds of the trip wires"
 	@echo "make k8s-rules      write the alert rules again for the Prometheus of a Kubernetes cluster"
 	@echo "make dashboards     write the Grafana dashboards again"
@@ -93,7 +93,7 @@ test-cuda-dry: setup
 	@$(BIN)/python -m tests.cuda_dry.install
 	@"$$($(BIN)/python -m tests.cuda_dry.install | tail -n 1)" -m pytest -n0 -o filterwarnings=default tests/cuda_dry
 
-# The table in docs/architectures.md, written anew (minutes). Exit code 1: an engine was chosen that gives other scores.
+# The table in docs/reference/architectures.md, written anew (minutes). Exit code 1: an engine was chosen that gives other scores.
 test-architectures: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.architectures
 

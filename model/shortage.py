@@ -49,7 +49,7 @@ _DEVICE = re.compile(
 """Messages of torch when an accelerator has no memory left: some in a RuntimeError, others in its own class."""
 _DEVICE_REMEDY = (
     "Use a smaller model or dtype or another device, or end other programs on this one. A server holds two models while it loads "
-    "one: docs/models.md, Memory"
+    "one: docs/how-to/models.md, Memory"
 )
 
 

@@ -43,7 +43,7 @@ from rewardserve.service.tripwires.wires import (
     least_samples,
 )
 
-RUNBOOK = "docs/runbook.md"
+RUNBOOK = "docs/how-to/runbook.md"
 _LINK = f"{{{{ with $externalLabels.runbook }}}}{{{{ . }}}}{{{{ else }}}}{RUNBOOK}{{{{ end }}}}"
 """The external label `runbook` of Prometheus is the address at which the runbook is served."""
 

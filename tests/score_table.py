@@ -1,7 +1,7 @@
 """Scores that are served against scores of each layout's own code, for every layout, chat template and pad token.
 
-`python -m tests.score_table` writes the table of `docs/scores.md`. The references are transformers' own classes, and the
-code of TRL, OpenRLHF and LLaMA-Factory written out; none of them uses ours. Everything runs on tiny random models.
+`python -m tests.score_table` writes the table of `docs/explanation/scores.md`. The references are transformers' own classes, and
+the code of TRL, OpenRLHF and LLaMA-Factory written out; none of them uses ours. Everything runs on tiny random models.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Talk = tuple[str, str]
 Rows = list[list[int]]
 Result = tuple[list[float], Rows]
 """Scores by the makers' own code, and the ids that it made of each conversation."""
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "scores.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "explanation" / "scores.md"
 TALKS: tuple[Talk, ...] = (
     ("What is two plus two?", "Four, of course."),
     ("Hi", "a " * 9 + "fox"),

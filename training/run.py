@@ -284,7 +284,7 @@ def _require_padding_safe(checkpoint: Checkpoint) -> Checkpoint:
         raise ConfigError(
             f"model.path: {type(network.backbone).__name__} cannot be trained here: training pads its batches, and padding "
             f"changes this model's values ({objection}), so the trained reward would not be the one that is served. "
-            "Choose an architecture for which docs/architectures.md says that padding is right."
+            "Choose an architecture for which docs/reference/architectures.md says that padding is right."
         )
     return checkpoint
 

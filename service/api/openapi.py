@@ -102,7 +102,7 @@ _ORIGIN = [
 ]
 _VALUE = _parameter(
     "query", "value", {"type": "string", "enum": ["reward", "raw", "normalized"]},
-    "which number of a sample the reply has, as it is; default: see docs/trainers.md",
+    "which number of a sample the reply has, as it is; default: see docs/how-to/trainers.md",
 )  # fmt: skip
 _OPTIONS = {
     "reward_key": "the reply is an object with the number under this name, instead of a bare number (slime --reward-key)",

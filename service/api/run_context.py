@@ -95,7 +95,9 @@ def of(
         run = run or caller.runs.sole
         if run is not None and not caller.may_send(run):
             why = "is bound to other runs" if caller.runs else "is not bound to this run, and another key is"
-            raise RunNotAllowed(f"this key {why}: send another run, or see runs= in docs/security.md", field="run")
+            raise RunNotAllowed(
+                f"this key {why}: send another run, or see runs= in docs/how-to/security.md", field="run"
+            )
         origin = Origin(run, step, kl, ids, caller.owner, bool(caller.runs))
     scope["state"]["origin"] = origin
     return origin

@@ -20,7 +20,7 @@ _READ = "Read twenty of the latest responses of the run beside twenty of its fir
 
 
 def _gym(hacked: int, healthy: int = 0) -> str:
-    """How many runs of docs/gym.md had this alarm: of the hacked ones, those before the fall."""
+    """How many runs of docs/explanation/gym.md had this alarm: of the hacked ones, those before the fall."""
     return f"In the gym before the fall in {hacked} of 123 hacked runs, and in {healthy or 'none'} of 17 healthy ones."
 
 
@@ -124,7 +124,7 @@ ADVICE = MappingProxyType(
         ),
     }
 )
-"""By wire. Every wire has its own. Figures of the gym are those of docs/gym.md."""
+"""By wire. Every wire has its own. Figures of the gym are those of docs/explanation/gym.md."""
 
 SAYS = MappingProxyType(
     {

@@ -1,4 +1,4 @@
-"""`python -m tests.architectures [NAME ...]`: sweep the architectures, write docs/architectures.md (only without names).
+"""`python -m tests.architectures [NAME ...]`: sweep the architectures, write docs/reference/architectures.md (only without names).
 
 Exit code 1: an engine was chosen that gives other scores.
 """
@@ -18,7 +18,7 @@ import transformers
 from tests.architectures.build import ENCODER_DECODERS, ENCODERS, cases
 from tests.architectures.sweep import TOLERANCE, Outcome, outcome
 
-PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "architectures.md"
 LIMIT_S = 120
 
 _HEAD = """# Architectures and their engines

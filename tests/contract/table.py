@@ -1,4 +1,4 @@
-"""Who calls which route, how often, and what he is left with: `docs/trainers.md` says the same, and tests hold both to it."""
+"""Callers of each route, how often they call, what a failure is to them. Compared with `docs/how-to/trainers.md` by tests."""
 
 from __future__ import annotations
 

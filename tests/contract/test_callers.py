@@ -276,7 +276,7 @@ def test_a_repeated_key_is_answered_from_memory_and_counted_once(server):
 
 
 def test_the_page_for_trainers_says_what_was_seen_here():
-    page = (ROOT / "docs" / "trainers.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "trainers.md").read_text()
     rows = {cells[0]: cells for cells in _rows(page)}
     for caller in CALLERS:
         cells = rows[caller.name]

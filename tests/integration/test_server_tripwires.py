@@ -120,7 +120,7 @@ def test_an_exploit_is_flagged_counted_told_and_latched(server, receiver):
     assert alarm["statistic"] > alarm["threshold"]
     assert "Stop the run" in alarm["do"]
     assert len(alarm["evidence"]) == 20
-    table = (ROOT / "docs" / "webhook.md").read_text().partition("| field | is |")[2].partition("\n\n")[0]
+    table = (ROOT / "docs" / "how-to" / "webhook.md").read_text().partition("| field | is |")[2].partition("\n\n")[0]
     documented = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
     assert sorted(documented) == sorted(alarm)
 

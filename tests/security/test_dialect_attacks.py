@@ -1,6 +1,6 @@
 """In every wire format an attack is text wherever the format tells content from rendering; where it cannot, that is said.
 
-`docs/security.md` lists the formats that send whole rendered text: the list there and the one here are one.
+`docs/how-to/security.md` lists the formats that send whole rendered text: the list there and the one here are one.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def samples_of(text: str) -> list:
 def test_every_wire_format_is_here_and_whole_texts_are_named_in_the_docs():
     covered = {form.partition(",")[0] for form in FORMS}
     assert covered | WHOLE_TEXT == set(PATHS)
-    said = (ROOT / "docs" / "security.md").read_text()
+    said = (ROOT / "docs" / "how-to" / "security.md").read_text()
     section = said.partition("## What is not defended")[2].partition("\n## ")[0]
     assert all(f"`{path}`" in section for path in WHOLE_TEXT)
 

@@ -106,7 +106,7 @@ def test_a_note_may_be_made_a_warning():
 
 
 def test_every_alert_has_an_entry_in_the_runbook():
-    runbook = (ROOT / "docs/runbook.md").read_text()
+    runbook = (ROOT / "docs/how-to/runbook.md").read_text()
     for path in SHIPPED.parent.glob("*.yml"):
         for group in yaml.safe_load(path.read_text())["groups"]:
             for rule in group["rules"]:
@@ -304,7 +304,7 @@ def test_an_alert_names_run_and_step(tmp_path):
         **rule["annotations"], "run": RUN, "step": str(QUIET + EXPLOIT - 1),
         "summary": f"{RUN}: {next(w.says for w in WIRES if w.name == 'kl')}",
         "description": rule["annotations"]["description"].replace('{{ printf "%.4g" $value }}', "7.071"),
-        "runbook_url": "docs/runbook.md#rewardkl",
+        "runbook_url": "docs/how-to/runbook.md#rewardkl",
     }  # fmt: skip
     test = case("kl", series, [])
     labels = {"run": RUN, "severity": "warn", "wire": "kl", "cause": "policy", **JOB}
@@ -326,7 +326,7 @@ def described(wire, value, **more):
 
 @needs_promtool
 @pytest.mark.parametrize(
-    ("runbook", "link"), [(None, "docs/runbook.md"), ("https://ops.example/book", "https://ops.example/book")]
+    ("runbook", "link"), [(None, "docs/how-to/runbook.md"), ("https://ops.example/book", "https://ops.example/book")]
 )
 def test_an_alert_gives_its_value_with_unit_and_threshold_and_an_absolute_link_where_one_is_set(
     tmp_path, runbook, link

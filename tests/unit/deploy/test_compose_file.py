@@ -12,7 +12,7 @@ from tests.support.deploy import ROOT, compose, mounted, servers, variables, wit
 
 SERVICES = compose()["services"]
 LONG_RUNNING = [name for name in SERVICES if not name.startswith("train")]
-DOCUMENTS = (ROOT / "docs/compose.md").read_text()
+DOCUMENTS = (ROOT / "docs/how-to/compose.md").read_text()
 
 
 @pytest.mark.parametrize("name", servers())

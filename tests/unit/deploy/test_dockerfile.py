@@ -144,6 +144,6 @@ def test_it_needs_nothing_that_an_old_docker_must_fetch_first():
 
 
 def test_no_address_of_a_registry_is_written_down():
-    for name in ("Dockerfile", "docker-compose.yml", "docs/compose.md"):
+    for name in ("Dockerfile", "docker-compose.yml", "docs/how-to/compose.md"):
         hosts = re.findall(r"https?://([\w.-]+)", (ROOT / name).read_text())
         assert set(hosts) <= {"127.0.0.1", "localhost"}, name

@@ -78,7 +78,7 @@ def test_a_device_without_memory_is_named_with_a_remedy_that_helps_it(message, k
         assert ON_A_DEVICE[message] in words
         assert "ulimit" not in words
         assert "dtype" in words
-        assert "docs/models.md" in words
+        assert "docs/how-to/models.md" in words
 
 
 def while_handling(first, then, *, is_hidden=False):
