@@ -41,6 +41,7 @@ class SampleError(Exception):
     """
 
     code = "invalid_sample"
+    remedy: ClassVar[str] = "Correct the sample."
     is_final: ClassVar[bool] = True
 
     def __init__(self, message: str, **details: int | float | str) -> None:
@@ -50,36 +51,41 @@ class SampleError(Exception):
 
 
 class AmbiguousSample(SampleError):
-    """Not exactly one of the four forms."""
+    """The sample has none or several of: prompt and response; messages; text; input_ids."""
 
     code = "ambiguous_sample"
+    remedy = "Send exactly one of the four forms."
 
 
 class EmptyPrompt(SampleError):
-    """There is no prompt to answer."""
+    """The sample has no prompt."""
 
     code = "empty_prompt"
+    remedy = "Send a prompt that is not empty."
 
 
 class EmptyResponse(SampleError):
-    """There is no response to score: nothing, or white space alone, which many templates and tokens strip."""
+    """The response is empty or only white space, which many templates and tokenizers strip."""
 
     code = "empty_response"
+    remedy = "Send a response, or `score_empty: true` to score the end token."
 
     def __init__(self, why: str = "the response is empty, or white space alone: there is nothing to score") -> None:
         super().__init__(why)
 
 
 class InvalidMessages(SampleError):
-    """Unknown role, no assistant turn at the end, or an order that the template refuses."""
+    """A role is unknown, the last message is not the assistant's, or the chat template refuses the order."""
 
     code = "invalid_messages"
+    remedy = "Correct the order and the roles of the messages."
 
 
 class UnsupportedField(SampleError):
-    """A field that is no part of the text that is scored, though a chat template may write what it holds."""
+    """The sample has a field that is not part of the scored text, though a chat template may render it."""
 
     code = "unsupported_field"
+    remedy = "Render the conversation with the model's chat template and send it as text, or remove the field."
 
     def __init__(self, field: str, **details: int) -> None:
         super().__init__(
@@ -90,21 +96,24 @@ class UnsupportedField(SampleError):
 
 
 class InvalidText(SampleError):
-    """Text that no tokenizer can read: lone surrogates."""
+    """The text has lone surrogates, which no tokenizer reads."""
 
     code = "invalid_text"
+    remedy = "Send valid Unicode."
 
 
 class TokenOutOfVocabulary(SampleError):
-    """A token id that the model has no embedding for."""
+    """A token id has no embedding in the model."""
 
     code = "token_out_of_vocabulary"
+    remedy = "Encode with the tokenizer of the served model."
 
 
 class InputTooLong(SampleError):
-    """Longer than the limit even after the prompt was cut as far as the contract allows."""
+    """The sample is longer than the limit, even after its prompt was cut as far as the contract allows."""
 
     code = "input_too_long"
+    remedy = "Send a shorter sample, or raise the limit of the server up to that of the model."
 
     def __init__(self, *, n: int, limit: int, what: str = "sample") -> None:
         super().__init__(f"the {what} has {n} tokens; the limit is {limit}", n=n, limit=limit)

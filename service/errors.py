@@ -20,10 +20,11 @@ Detail = int | float | str
 
 
 class ServiceError(Exception):
-    """`details` are the numbers that whoever reads the message can act on."""
+    """`details` are the numbers that belong to the message. The docstring and `remedy` of each class are in the reference."""
 
     code: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
+    remedy: ClassVar[str] = "Report it: this is a bug in the server. The log has the trace."
 
     def __init__(self, message: str, *, retry_after_s: float | None = None, **details: Detail) -> None:
         super().__init__(message)
@@ -37,234 +38,267 @@ class RequestRefused(ServiceError):
 
 
 class InvalidRequest(RequestRefused):
-    """Wrong types, unknown or missing fields. `field` is the JSON path of the first offender."""
+    """A field is missing, unknown or of the wrong type. `field` is the JSON path of the first one."""
 
     code = "invalid_request"
     status = 422
+    remedy = "Correct the field that the message names."
 
 
 class TooManySamples(RequestRefused):
-    """More samples than one request may hold."""
+    """The request has more samples than one request may have."""
 
     code = "too_many_samples"
     status = 422
+    remedy = "Send fewer samples a request, or raise REWARD_MAX_SAMPLES_PER_REQUEST."
 
 
 class KeyReused(RequestRefused):
-    """An idempotency key that belongs to another body."""
+    """The idempotency key was used before with another body."""
 
     code = "idempotency_key_reused"
     status = 422
+    remedy = "Make a new key for every body; use the same key only to repeat a request."
 
 
 class ModelNotServed(RequestRefused):
-    """A request names another model than the one that would score it."""
+    """The request names another model, or another version of it, than the one that would score it."""
 
     code = "model_not_served"
     status = 404
+    remedy = "Send the served name or none, or add the name to REWARD_MODEL_ALIASES."
 
 
 class NoSuchAlarm(RequestRefused):
-    """Nothing of that name waits to be acknowledged."""
+    """No alarm of that name waits to be acknowledged."""
 
     code = "no_such_alarm"
     status = 404
+    remedy = "Look up run and wire in `GET /tripwires`."
 
 
 class InvalidJson(RequestRefused):
-    """The body is no JSON: broken, NaN or Infinity, nested beyond reason."""
+    """The body is not valid JSON: broken, with NaN or Infinity, or nested too deeply."""
 
     code = "invalid_json"
     status = 400
+    remedy = "Send valid JSON; numbers must be finite."
 
 
 class UnsupportedMediaType(RequestRefused):
-    """The body says that it is something else than plain JSON."""
+    """The content type or the content encoding of the body is not plain JSON."""
 
     code = "unsupported_media_type"
     status = 415
+    remedy = "Send `content-type: application/json` without compression."
 
 
 class BodyTooLarge(RequestRefused):
-    """More bytes than this server reads."""
+    """The body has more bytes than the server reads."""
 
     code = "body_too_large"
     status = 413
+    remedy = "Send fewer samples a request, or raise REWARD_MAX_BODY_BYTES."
 
 
 class BodyTimeout(RequestRefused):
-    """The body came too slowly."""
+    """The body did not arrive in time."""
 
     code = "body_timeout"
     status = 408
+    remedy = "Try again over a faster connection, or raise REWARD_BODY_TIMEOUT_S."
 
 
 class InvalidPath(RequestRefused):
-    """A path that no log could show: control characters, line separators, or no UTF-8."""
+    """The path has control characters or line separators, or is not UTF-8."""
 
     code = "invalid_path"
     status = 400
+    remedy = "Correct the path."
 
 
 class HeadTimeout(RequestRefused):
-    """The head of a request came too slowly."""
+    """The head of the request did not arrive in time."""
 
     code = "head_timeout"
     status = 408
+    remedy = "Try again, or raise REWARD_HEAD_TIMEOUT_S."
 
 
 class HeadTooLarge(RequestRefused):
-    """More bytes of head than this server reads."""
+    """The head of the request has more bytes than the server reads."""
 
     code = "head_too_large"
     status = 431
+    remedy = "Send fewer and shorter headers."
 
 
 class InvalidHttp(RequestRefused):
-    """Bytes that are no request."""
+    """The bytes are not an HTTP request."""
 
     code = "invalid_http"
     status = 400
+    remedy = "Speak HTTP/1.1, and TLS only where the server has a certificate."
 
 
 class RequestTooLarge(RequestRefused):
-    """Larger than all seats together: it could never be admitted, so trying again is no use."""
+    """The request is larger than the limits of admission, so it can never be admitted."""
 
     code = "request_too_large"
     status = 413
+    remedy = "Split the request, or raise REWARD_ADMISSION__MAX_SAMPLES or REWARD_ADMISSION__MAX_TOKENS."
 
 
 class Unauthorized(RequestRefused):
-    """No key, or not one of ours."""
+    """The request has no API key, or one that is not valid."""
 
     code = "unauthorized"
     status = 401
+    remedy = "Send `authorization: Bearer KEY` with a key of REWARD_KEYS_FILE."
 
 
 class Forbidden(RequestRefused):
-    """A good key, but not for this. `scope` is what it lacks."""
+    """The key is valid but lacks the scope in `scope`."""
 
     code = "forbidden"
     status = 403
+    remedy = "Use a key with that scope."
 
 
 class RunNotAllowed(RequestRefused):
-    """This key may not send samples of this run: it is bound to others, or another key is bound to this one."""
+    """The key may not send samples of this run: it is bound to other runs, or another key is bound to this one."""
 
     code = "run_not_allowed"
     status = 403
+    remedy = "Send a run that the key is bound to, or change `runs=` of the key."
 
 
 class AdminNeedsKey(RequestRefused):
-    """Without keys only this machine may administrate."""
+    """Without API keys, only programs on the server's machine may use the admin routes."""
 
     code = "admin_needs_key"
     status = 403
+    remedy = "Set REWARD_KEYS_FILE and use a key with the scope admin."
 
 
 class HostNotAllowed(RequestRefused):
-    """Without keys: the request asks for a server of another name, as a page of another site would."""
+    """Without API keys: the Host header names a server that this one is not."""
 
     code = "host_not_allowed"
     status = 403
+    remedy = "Add the name to REWARD_ALLOWED_HOSTS, or use API keys."
 
 
 class OriginNotAllowed(RequestRefused):
-    """Without keys: a page of another site asks."""
+    """Without API keys: the request comes from a web page of another site."""
 
     code = "origin_not_allowed"
     status = 403
+    remedy = "Add the origin to REWARD_ALLOWED_ORIGINS, or use API keys."
 
 
 class RateLimited(RequestRefused):
-    """This key has had what it may have for now. Nobody else is concerned."""
+    """The key has used up its rate limit. Other keys are not affected."""
 
     code = "rate_limited"
     status = 429
+    remedy = "Wait for Retry-After, or raise the limits of the key."
 
 
 class Overloaded(RequestRefused):
-    """All seats are taken. The operator may prefer 429 over 503."""
+    """All seats of admission are taken. REWARD_OVERLOAD_STATUS can make the status 429."""
 
     code = "overloaded"
     status = 503
+    remedy = "Wait for Retry-After; add replicas, or lower the concurrency of the trainer."
 
 
 class Loading(RequestRefused):
-    """The model is not there yet."""
+    """The model is not loaded yet."""
 
     code = "loading"
     status = 503
+    remedy = "Wait for Retry-After; `/readyz` answers 200 when the model is ready."
 
 
 class ScorerFailing(RequestRefused):
-    """Batch after batch has failed. `/readyz` says so; whoever asks for scores all the same is answered."""
+    """Several batches in a row have failed. Only `/readyz` answers with this error; requests for scores are still tried."""
 
     code = "scorer_failing"
     status = 503
+    remedy = "Read `batch_failed` in the log."
 
 
 class ScorerHanging(RequestRefused):
-    """A forward has not come back in time. Nobody is kept waiting for it; it may still come back."""
+    """A forward pass has not returned in time, so requests are refused until it does."""
 
     code = "scorer_hanging"
     status = 503
+    remedy = "Look at the device. If the model is only slow, raise REWARD_SCORER_TIMEOUT_S."
 
 
 class ScorerDead(RequestRefused):
-    """The scorer cannot score any more: the process must be restarted. `/livez` answers with this error."""
+    """The scorer cannot score any more. `/livez` answers with this error."""
 
     code = "scorer_dead"
     status = 500
+    remedy = "Restart the process."
 
 
 class ShuttingDown(RequestRefused):
-    """Accepted work is finished; new work goes elsewhere."""
+    """The server finishes accepted requests and takes no new ones."""
 
     code = "shutting_down"
     status = 503
+    remedy = "Send the request to another replica, or try again after the restart."
 
 
 class CallerLeft(RequestRefused):
-    """Nobody waits for the answer any more. nginx's status for it is seen in metrics and logs only."""
+    """The client closed the connection before the reply. The status is seen in metrics and logs only."""
 
     code = "caller_left"
     status = 499
+    remedy = "Give the client a longer timeout if this is frequent."
 
 
 class DeadlineExceeded(RequestRefused):
-    """The caller's own deadline has passed."""
+    """The deadline that the client set has passed."""
 
     code = "deadline_exceeded"
     status = 504
+    remedy = "Send a longer `x-deadline-ms`, or add replicas."
 
 
 class DigestNotServed(RequestRefused):
-    """The caller wants to be scored by one model alone, and that one is not here."""
+    """The model that the request asks for by digest is not loaded."""
 
     code = "digest_not_served"
     status = 409
+    remedy = "Load that model, or remove `model_digest` from the request."
 
 
 class VersionGone(RequestRefused):
-    """What an operator has pinned a run to, or asks for, is not loaded."""
+    """The model version that the run is pinned to, or that the request asks for, is not loaded."""
 
     code = "version_gone"
     status = 409
+    remedy = "Load that model again, or end the pin with `POST /admin/pins`."
 
 
 class VersionInUse(RequestRefused):
-    """A model that serves, or that runs are pinned to, cannot be let go of."""
+    """The model version is in service or has pinned runs, so it cannot be retired."""
 
     code = "version_in_use"
     status = 409
+    remedy = "Activate another version and end the pins first."
 
 
 class LoadInProgress(RequestRefused):
-    """One model is being loaded at a time."""
+    """Another model is being loaded; one is loaded at a time."""
 
     code = "load_in_progress"
     status = 409
+    remedy = "Wait for it, or cancel it with `POST /admin/models/cancel`."
 
 
 class NothingIsLoading(RequestRefused):
@@ -272,6 +306,7 @@ class NothingIsLoading(RequestRefused):
 
     code = "nothing_is_loading"
     status = 409
+    remedy = "Nothing to do: see `GET /admin/models`."
 
 
 class NothingToRollBack(RequestRefused):
@@ -279,20 +314,23 @@ class NothingToRollBack(RequestRefused):
 
     code = "nothing_to_roll_back"
     status = 409
+    remedy = "Load the model that you want with `POST /admin/models`."
 
 
 class ModelRefused(RequestRefused):
-    """A model that was to follow the one in service cannot be served; the message says why. The other one serves on."""
+    """The new model cannot be served, for the reason in the message. The model in service stays."""
 
     code = "model_refused"
     status = 422
+    remedy = "Follow the remedy in the message, and check the checkpoint before you load it again."
 
 
 class BatcherStopped(RequestRefused):
-    """The task that owns the queue has died. A bug of ours; `/livez` says so too."""
+    """The task that owns the queue has stopped: a bug in the server. `/livez` fails too."""
 
     code = "batcher_stopped"
     status = 500
+    remedy = "Restart the process and report the log."
 
 
 class RowFailed(ServiceError):
@@ -300,60 +338,69 @@ class RowFailed(ServiceError):
 
 
 class OutOfMemoryForRow(RowFailed):
-    """A batch of this row alone does not fit on the device."""
+    """A batch of this sample alone does not fit on the device."""
 
     code = "out_of_memory"
+    remedy = "Send a shorter sample, lower REWARD_MAX_INPUT_TOKENS, or free memory of the device."
 
 
 class ScorerFailed(RowFailed):
-    """The backend raised, for this row alone."""
+    """The backend raised an error for this sample alone."""
 
     code = "scorer_failed"
+    remedy = "Try again; if it fails again, read `batch_failed` in the log."
 
 
 class ScorerBug(RowFailed):
-    """The backend answered with the wrong number of scores or without a head that it has."""
+    """The backend returned the wrong number of scores, or lacked one of its heads."""
 
     code = "scorer_bug"
+    remedy = "Report it: this is a bug in the backend."
 
 
 class ScoreNotFinite(RowFailed):
     """The score, or the reward made of it, is NaN or infinite."""
 
     code = "score_not_finite"
+    remedy = "Set REWARD_DTYPE=float32, and check the checkpoint and the device."
 
 
 class SampleRefused(RequestRefused):
-    """A sample cannot be scored, and the caller's wire format has no word for that: trying again is no use."""
+    """A sample cannot be scored, and the wire format has no error for one sample, so the request is refused."""
 
     code = "sample_refused"
     status = 422
+    remedy = "Correct the sample that `sample` names; `reason` is its code."
 
 
 class SampleFailed(RequestRefused):
-    """A sample has no score this time, and the caller's wire format has no word for that."""
+    """A sample got no score this time, and the wire format has no error for one sample."""
 
     code = "sample_failed"
     status = 503
+    remedy = "Try again after Retry-After; `reason` is the code of the sample."
 
 
 class RunRefused(RequestRefused):
-    """A trip wire has ended the service of this run, and the caller's wire format has no word for that."""
+    """A trip wire blocks the run, and the wire format has no error for one sample."""
 
     code = "run_refused"
     status = 403
+    remedy = "Follow the runbook entry of the wire, then acknowledge it."
 
 
 class RunBlocked(RowFailed):
-    """A trip wire has ended the service of this run, until somebody acknowledges its alarm."""
+    """A trip wire blocks the run until its alarm is acknowledged."""
 
     code = "run_blocked"
+    remedy = "Follow the runbook entry of the wire, then acknowledge it."
 
 
 class EncodingFailed(RowFailed):
-    """The encoder raised something other than a `SampleError`: a bug of ours, or a process that cannot be started."""
+    """The encoder failed: a bug, or a process that cannot be started."""
 
     code = "encoding_failed"
+    remedy = "Read the log; report it if it names a bug."
 
 
 def codes_of(kind: type[ServiceError | SampleError]) -> tuple[str, ...]:
