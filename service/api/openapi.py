@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from rewardserve.service.api.names import LONGEST_NAME
+from rewardserve.service.api.openapi_examples import add_examples
 from rewardserve.service.api.openapi_fields import REPLIES, VERIFY, describe_fields
 from rewardserve.service.api.schemas import CompareRequest, ErrorReply, ScoreRequest
 from rewardserve.service.api.structs import MOST_STEPS
@@ -229,6 +230,7 @@ def _document(app: FastAPI, foreign: Sequence[Any], open_paths: frozenset[str]) 
         for of_route in operations.values():
             of_route["security"] = [] if path in open_paths else [{"key": []}, {}]
             _tidy(of_route)
+    add_examples(document)
     return document
 
 

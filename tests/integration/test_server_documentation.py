@@ -9,6 +9,7 @@ import subprocess
 
 import httpx
 import pytest
+from jsonschema import Draft202012Validator
 
 from rewardserve.model.conversation import SampleError
 from rewardserve.service.api.dialects import DIALECTS
@@ -67,6 +68,13 @@ def test_every_field_has_a_description(document):
     named = list(properties("", document))
     assert len(named) > 100
     assert [place for place, field in named if len(field.get("description", "")) < 4] == []
+
+
+def test_every_field_has_an_example_that_its_schema_allows(document):
+    for place, field in properties("", document):
+        assert field.get("examples"), place
+        for example in field["examples"]:
+            Draft202012Validator({"components": document["components"], **field}).validate(example)
 
 
 def test_every_record_and_route_says_what_it_is(document):
