@@ -38,7 +38,7 @@ import httpx
 from benchmarks import machine, tables
 from benchmarks.peers.processes import Server, free_port
 from benchmarks.texts import samples
-from rewardserve.service.tripwires.baits import hashed
+from rewardserve.service.tripwires.honeypots import hashed
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT, RESPONSE = 200, (40, 200)
@@ -117,10 +117,10 @@ class Message(NamedTuple):
 
 @dataclass(slots=True)
 class Heard:
-    """What reached the receivers: messages of Alertmanager, and alarms that servers have posted themselves."""
+    """What reached the receivers: messages of Alertmanager, and alerts that servers have posted themselves."""
 
     messages: list[Message] = field(default_factory=list)
-    alarms: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+    alerts: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
 
     def of(self, run: str, cause: str) -> list[Message]:
         """Those of a run and cause."""
@@ -211,14 +211,14 @@ async def _silence(http: httpx.AsyncClient, prometheus: str) -> float | None:
 
 
 def _row(heard: Heard, run: str, cause: str, began: float) -> dict[str, str]:
-    """One notification a run and cause: one group of Alertmanager, one alarm of the server that is no update."""
+    """One notification a run and cause: one group of Alertmanager, one alert of the server that is no update."""
     messages = heard.of(run, cause)
-    alarms = [a for _, a in heard.alarms if (a["run"], a["cause"]) == (run, cause)]
+    alerts = [a for _, a in heard.alerts if (a["run"], a["cause"]) == (run, cause)]
     first = messages[0] if messages else None
     severity = "" if first is None else first.alerts[0]["labels"]["severity"]
     limit = PAGE_LIMIT_S if severity == "page" else WARN_LIMIT_S
     groups = {message.group for message in messages}
-    n_new = sum(not alarm["update"] for alarm in alarms)
+    n_new = sum(not alert["update"] for alert in alerts)
     is_right = first is not None and first.at - began <= limit and len(groups) == 1 and n_new == 1
     return {
         "told of": f"{run}, {cause}",
@@ -226,7 +226,7 @@ def _row(heard: Heard, run: str, cause: str, began: float) -> dict[str, str]:
         "with": "" if first is None else " ".join(sorted({a["labels"]["alertname"] for a in first.alerts})),
         "notifications": str(len(groups)),
         "updates": str(len(messages) - len(groups)),
-        "by the server": f"{n_new} and {len(alarms) - n_new} updates",
+        "by the server": f"{n_new} and {len(alerts) - n_new} updates",
         "as stated": "yes" if is_right else "no",
     }
 
@@ -326,7 +326,7 @@ def _start(folder: Path, stack: ExitStack, hook: str, backend: str) -> tuple[lis
         "REWARD_TRIPWIRES__CPU_SHARE": "1", "REWARD_TRIPWIRES__HONEYPOTS_FILE": str(folder / "baits.jsonl"),
         "REWARD_TRIPWIRES__HONEYPOTS_KEY_FILE": str(folder / "key"), "REWARD_TRIPWIRES__CANARIES_EVERY_S": "10",
         "REWARD_TRIPWIRES__RUN_ENDS_S": f"{RUN_ENDS_S:g}", "REWARD_LOG_LEVEL": "warning",
-        "REWARD_WEBHOOK_URL": f"{hook}/alarms", "REWARD_BACKEND": backend,
+        "REWARD_WEBHOOK_URL": f"{hook}/alerts", "REWARD_BACKEND": backend,
         **({"REWARD_MODEL": "echo"} if backend == "echo" else {}),
     }  # fmt: skip
     urls, pids = [], []
@@ -374,15 +374,15 @@ def _cores() -> list[int]:
 
 
 class _Receiver:
-    """Receives messages of Alertmanager and alarms of servers. `with` it, its address."""
+    """Receives messages of Alertmanager and alerts of servers. `with` it, its address."""
 
     def __init__(self, heard: Heard) -> None:
         class Ear(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 now = time.monotonic()
-                if self.path == "/alarms":
-                    heard.alarms.append((now, body))
+                if self.path == "/alerts":
+                    heard.alerts.append((now, body))
                 elif alerts := [alert for alert in body["alerts"] if alert["status"] == "firing"]:
                     heard.messages.append(Message(now, body["groupKey"], body["groupLabels"], alerts))
                 self.send_response(200)

@@ -26,9 +26,9 @@ from rewardserve.model.traits import Lexicon
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.models.registry import spare_the_garbage_collector
-from rewardserve.service.tripwires.board import Board, BoardLimits
-from rewardserve.service.tripwires.reference import Yardstick
-from rewardserve.service.watch import Allowance, Origin, Watch
+from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.io.run_watcher import CpuBudget, Origin, RunWatcher
+from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
 
 CASES = (Case("text", 1), Case("text", 64), Case("ids", 64))
 MOST = 0.05
@@ -89,14 +89,16 @@ def _look_us(n_chars: int) -> float:
         ids = tuple(rng.randrange(30_000) for _ in range(n_chars // 4))
         rows.append(ScoredRow(Sample(prompt="why?", response=text), Encoded((1, *ids), 1), {"score": 0.0}))
     reward = Reward(0.0, 0.0, 0.0, (), (0.0, 0.0))
-    yardstick, clock = Yardstick(), MonotonicClock()
-    board = Board(yardstick, BoardLimits())
-    watch = Watch(board, yardstick, Lexicon.read(), clock, lambda *_: None, allowance=Allowance(1.0, clock.now()))
+    baseline_source, clock = BaselineSource(), MonotonicClock()
+    monitor = RunMonitor(baseline_source, MonitorLimits())
+    watcher = RunWatcher(
+        monitor, baseline_source, Lexicon.read(), clock, lambda *_: None, cpu_budget=CpuBudget(1.0, clock.now())
+    )
     spare_the_garbage_collector()  # as the server does
     took = []
     for step in range(20):
         started = time.process_time()
-        watch.see(Origin("run", step), rows, [reward] * len(rows))
+        watcher.see(Origin("run", step), rows, [reward] * len(rows))
         took.append((time.process_time() - started) / len(rows))
     return 1e6 * statistics.median(took)
 

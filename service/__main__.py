@@ -69,8 +69,8 @@ def run(settings: ServeSettings) -> int:
     try:
         keys, webhook_secrets = settings.read_keys(), settings.read_webhook_secrets()
         # What cannot be read is said before a model is loaded.
-        settings.wire_plan()
-        settings.read_baits()
+        settings.wire_config()
+        settings.read_honeypots()
         settings.make_folders()
         settings.watched_folders()
         scheme = "http" if settings.tls_files() is None else "https"

@@ -51,7 +51,7 @@ from rewardserve.service.models.runtime import Engine, Prepared, build_commons, 
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import CONTENT_TYPE, Metrics
 from rewardserve.service.settings import ServeSettings, is_loopback
-from rewardserve.service.webhook import Webhook
+from rewardserve.service.tripwires.io.webhook import Webhook
 
 _MOST_CONNECTIONS = 8192
 """Some 100 MB of buffers and objects if all of them are busy."""
@@ -337,20 +337,20 @@ def _limits(settings: ServeSettings) -> ConnectionLimits:
 
 @dataclass(frozen=True, slots=True)
 class _WebhookReport:
-    """What becomes of alarms, in metrics and log."""
+    """What becomes of alerts, in metrics and log."""
 
     metrics: Metrics
     log: logs.Logger
 
-    def lost(self, alarm: Mapping[str, Any], why: str) -> None:
-        self.metrics.observe_alarm_lost()
-        self.log.error("alarm_not_delivered", run=alarm["run"], wire=alarm["wire"], reason=why)
+    def lost(self, alert: Mapping[str, Any], why: str) -> None:
+        self.metrics.observe_alert_lost()
+        self.log.error("alert_not_delivered", run=alert["run"], wire=alert["wire"], reason=why)
 
     def delayed(self, why: str, n_waiting: int) -> None:
-        self.log.warning("alarm_delayed", reason=why, waiting=n_waiting)
+        self.log.warning("alert_delayed", reason=why, waiting=n_waiting)
 
     def not_kept(self, why: str) -> None:
-        self.log.error("alarms_not_kept", reason=why)
+        self.log.error("alerts_not_kept", reason=why)
 
 
 def _start_webhook(settings: ServeSettings, secrets: Sequence[str], metrics: Metrics) -> Webhook | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rewardserve.model.printable import printable
 from rewardserve.model.textfile import NotText, decoded
-from rewardserve.service.tripwires.baits import BaitsError, hashed
+from rewardserve.service.tripwires.honeypots import HoneypotsError, hashed
 
 _USAGE = 2
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         key = Path(arguments[0]).read_bytes().strip()
         print("\n".join(hashed(decoded(sys.stdin.buffer.read()).split("\n"), key)))
-    except (OSError, NotText, BaitsError) as error:
+    except (OSError, NotText, HoneypotsError) as error:
         print(printable(f"reward-baits: {error}"), file=sys.stderr)
         return _USAGE
     return 0

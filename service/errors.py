@@ -70,7 +70,7 @@ class ModelNotServed(RequestRefused):
 
 
 class NoSuchAlarm(RequestRefused):
-    """No alarm of that name waits to be acknowledged."""
+    """No alert of that name waits to be acknowledged."""
 
     code = "no_such_alarm"
     status = 404
@@ -390,7 +390,7 @@ class RunRefused(RequestRefused):
 
 
 class RunBlocked(RowFailed):
-    """A trip wire blocks the run until its alarm is acknowledged."""
+    """A trip wire blocks the run until its alert is acknowledged."""
 
     code = "run_blocked"
     remedy = "Follow the runbook entry of the wire, then acknowledge it."

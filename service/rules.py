@@ -22,21 +22,21 @@ import yaml
 from rewardserve.model.printable import printable
 from rewardserve.model.textfile import decoded
 from rewardserve.service.tripwires.advice import ADVICE, SAYS
-from rewardserve.service.tripwires.plan import PlanError, WirePlan, plan_of
-from rewardserve.service.tripwires.reference import least_deviation
-from rewardserve.service.tripwires.tally import count_of, is_signed
+from rewardserve.service.tripwires.baseline import least_deviation
+from rewardserve.service.tripwires.config import WireConfig, WireConfigError, parse_wire_config
+from rewardserve.service.tripwires.running_sums import count_of, is_signed
 from rewardserve.service.tripwires.units import Unit, units
 from rewardserve.service.tripwires.wire import CANARY, VOTE
 from rewardserve.service.tripwires.wires import (
-    Baits,
-    Divergence,
-    Excess,
-    Gap,
+    AuditDivergence,
+    AuditGap,
+    ComponentShare,
+    ExcessShare,
+    HoneypotHitRate,
     KlRoot,
-    Parts,
+    MeanShift,
     Saturation,
     Share,
-    Shift,
     Statistic,
     Wire,
     cause_of,
@@ -87,8 +87,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any(shorter >= longer for shorter, longer in pairwise(lengths)):
         parser.error(f"--windows are {' '.join(given.windows)}: each must be longer than the one before")
     try:
-        plan = plan_of(tomllib.loads(decoded(given.config_file.read_bytes()))) if given.config_file else WirePlan()
-    except (OSError, ValueError, PlanError) as error:
+        plan = (
+            parse_wire_config(tomllib.loads(decoded(given.config_file.read_bytes())))
+            if given.config_file
+            else WireConfig()
+        )
+    except (OSError, ValueError, WireConfigError) as error:
         print(printable(f"reward-rules: {given.config_file}: {error}"), file=sys.stderr)
         return 2
     print(text_of(plan, Windows(tuple(given.windows), given.samples)), end="")
@@ -107,13 +111,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def text_of(plan: WirePlan, windows: Windows = Windows()) -> str:
+def text_of(plan: WireConfig, windows: Windows = Windows()) -> str:
     """The file of rules."""
     yaml.SafeDumper.add_representer(str, _block)
     return HEADER + yaml.safe_dump({"groups": groups(plan, windows)}, sort_keys=False, width=120, allow_unicode=True)
 
 
-def groups(plan: WirePlan, windows: Windows = Windows()) -> list[Rule]:
+def groups(plan: WireConfig, windows: Windows = Windows()) -> list[Rule]:
     """One group: its rules are looked at one after the other, so what is recorded first is there for the next."""
     records = [
         _active(),
@@ -218,7 +222,7 @@ def _without(label: str, expression: str) -> str:
 # -- statistics -----------------------------------------------------------------------------------------------------------
 
 
-def _statistics(plan: WirePlan, windows: Windows) -> list[Rule]:
+def _statistics(plan: WireConfig, windows: Windows) -> list[Rule]:
     return [
         _record(_STATISTIC, f"({expression_of(wire.statistic, windows)})\nand {_ACTIVE}", wire=wire.name)
         for wire in plan.wires
@@ -230,7 +234,7 @@ def expression_of(statistic: Statistic, windows: Windows = Windows()) -> str:
     return _EXPRESSIONS[type(statistic)](statistic, windows)
 
 
-def _shift(statistic: Shift, _: Windows) -> str:
+def _shift(statistic: MeanShift, _: Windows) -> str:
     of, usual = statistic.of, f'{{of="{statistic.of}"}}'
     std = f"clamp_min({_USUAL_STD}{usual}, {least_deviation(of)})"
     return f"{statistic.sign:g} * ({_mean(of)} - ignoring (of)\n  {_USUAL_MEAN}{usual}) / ignoring (of) {std}"
@@ -240,7 +244,7 @@ def _share(statistic: Share, _: Windows) -> str:
     return _mean(statistic.of)
 
 
-def _excess(statistic: Excess, _: Windows) -> str:
+def _excess(statistic: ExcessShare, _: Windows) -> str:
     share, usual = _mean(statistic.of), f'{statistic.factor:g} * {_USUAL_MEAN}{{of="{statistic.of}"}}'
     return f"{share} * ({share} > bool ignoring (of) ({usual}))\nor {share}"
 
@@ -249,11 +253,11 @@ def _saturation(_: Saturation, __: Windows) -> str:
     return _mean("saturated")
 
 
-def _gap(_: Gap, __: Windows) -> str:
+def _gap(_: AuditGap, __: Windows) -> str:
     return f"{_mean('audited_level')} - {_mean('audit')}"
 
 
-def _baits(statistic: Baits, windows: Windows) -> str:
+def _baits(statistic: HoneypotHitRate, windows: Windows) -> str:
     return "\nor\n".join(
         f"{_added('rewardserve_run_sum_total', span, 'bait_hits')} / ignoring (of)\n"
         f"  ({_added('rewardserve_run_sum_total', span, 'baits')} >= {statistic.least})"
@@ -261,7 +265,7 @@ def _baits(statistic: Baits, windows: Windows) -> str:
     )
 
 
-def _part_share(statistic: Parts, _: Windows) -> str:
+def _part_share(statistic: ComponentShare, _: Windows) -> str:
     now, usual = (
         f"{each} / ignoring (part) group_left () (sum without (part) ({each}) > 0)"
         for each in (_VARIANCE, _USUAL_VARIANCE)
@@ -273,21 +277,21 @@ def _kl_root(_: KlRoot, __: Windows) -> str:
     return f"sqrt({_over_replicas('rewardserve_run_kl', 'max')})"
 
 
-def _divergence(_: Divergence, windows: Windows) -> str:
+def _divergence(_: AuditDivergence, windows: Windows) -> str:
     rising, falling = (f"rewardserve:run_{name}:slope_t" for name in ("level", "audit"))
     return f"({rising} < -{falling}) or -{falling}"
 
 
 _EXPRESSIONS: dict[type, Callable[[Any, Windows], str]] = {
-    Shift: _shift,
+    MeanShift: _shift,
     Share: _share,
-    Excess: _excess,
+    ExcessShare: _excess,
     Saturation: _saturation,
-    Gap: _gap,
-    Baits: _baits,
-    Parts: _part_share,
+    AuditGap: _gap,
+    HoneypotHitRate: _baits,
+    ComponentShare: _part_share,
     KlRoot: _kl_root,
-    Divergence: _divergence,
+    AuditDivergence: _divergence,
 }
 
 
@@ -314,19 +318,19 @@ def _slope_t(mean: str, span: str) -> str:
     window = f"[{30 * seconds}s:{seconds}s]"
     slope, n = f"deriv({mean}{window})", f"count_over_time({mean}{window})"
     ratio = f"stdvar_over_time({mean}{window}) / stdvar_over_time(timestamp({mean}){window})"
-    t = f"{slope} / sqrt(clamp_min({ratio} - {slope} ^ 2, 0)\n  / (({n} >= {Divergence.least_windows}) - 2))"
+    t = f"{slope} / sqrt(clamp_min({ratio} - {slope} ^ 2, 0)\n  / (({n} >= {AuditDivergence.least_windows}) - 2))"
     return f"({t}\n  unless {_is_new(30 * seconds)})"
 
 
 # -- thresholds and votes ---------------------------------------------------------------------------------------------------
 
 
-def _thresholds(plan: WirePlan) -> list[Rule]:
+def _thresholds(plan: WireConfig) -> list[Rule]:
     known = {wire.name: wire.threshold for wire in plan.wires} | {VOTE: plan.votes_for_a_page}
     return [_record(_THRESHOLD, f"vector({threshold!r})", wire=name) for name, threshold in known.items()]
 
 
-def _votes(plan: WirePlan) -> Rule:
+def _votes(plan: WireConfig) -> Rule:
     """One beyond the threshold, two beyond twice as much."""
     voting = "|".join(wire.name for wire in plan.wires if wire.votes)
     of_wires = f'{_STATISTIC}{{wire=~"{voting}"}}'
@@ -347,7 +351,7 @@ def _alert(wire: Wire, unit: Unit) -> Rule:
     return _alarm(wire.name, expression, wire.severity, wire.says, _beyond(wire.name, unit, wire.threshold))
 
 
-def _vote_alert(plan: WirePlan) -> Rule:
+def _vote_alert(plan: WireConfig) -> Rule:
     votes = plan.votes_for_a_page
     expression = f"rewardserve:tripwire_votes:recent >= {votes}"
     said = f"The wires have {units(())[VOTE].template()}; {votes} make a page."
@@ -381,7 +385,7 @@ _STEP = (
 )
 
 
-def _alerts_of_boards(plan: WirePlan) -> list[Rule]:
+def _alerts_of_boards(plan: WireConfig) -> list[Rule]:
     """What replicas found by themselves: a run with few samples has enough for a board long before it has for a window."""
     pages = "|".join([VOTE, *(wire.name for wire in plan.wires if wire.severity == "page")])
     warns = "|".join(wire.name for wire in plan.wires if wire.severity == "warn")

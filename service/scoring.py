@@ -29,7 +29,7 @@ from rewardserve.service.inference.outcomes import RowOutcome, RowScored
 from rewardserve.service.inference.rewards import ScoredRow, rewards_of
 from rewardserve.service.inference.shadow import Shadow
 from rewardserve.service.observability.metrics import Metrics
-from rewardserve.service.watch import Flags, Origin, Watch
+from rewardserve.service.tripwires.io.run_watcher import Flags, Origin, RunWatcher
 
 T = TypeVar("T")
 Asked = Sample | SampleError
@@ -103,7 +103,7 @@ class Rooms:
     encoder: Encoder
     batcher: Batcher
     pipeline: Pipeline
-    watch: Watch
+    watcher: RunWatcher
     metrics: Metrics
     clock: Clock
 
@@ -131,9 +131,9 @@ class Scoring:
         `origin` None: nobody trains on these, and no run is watched.
         """
         if origin is not None:
-            if (wire := self._rooms.watch.blocked_by(origin)) is not None:
+            if (wire := self._rooms.watcher.blocked_by(origin)) is not None:
                 return [self._refused(len(samples), wire)] * len(samples)
-            self._rooms.watch.begin(origin)
+            self._rooms.watcher.begin(origin)
         n_tokens = sum(map(self._estimate, samples))
         with self._inside(), self._rooms.admission.enter(len(samples), n_tokens):
             # Not before there are seats: whoever finds none asks again, and is not to pay twice.
@@ -144,7 +144,7 @@ class Scoring:
                 )
         results = [result for chunk in answered for result in chunk]
         if origin is not None and origin.ids:
-            self._rooms.watch.see_ids(origin, samples)
+            self._rooms.watcher.see_ids(origin, samples)
         self._rooms.metrics.observe_samples(
             self._rooms.version,
             outcomes=_outcomes(results),
@@ -156,11 +156,11 @@ class Scoring:
 
     def is_blocked(self, origin: Origin) -> bool:
         """Whether a trip wire has ended the service of this run."""
-        return self._rooms.watch.blocked_by(origin) is not None
+        return self._rooms.watcher.blocked_by(origin) is not None
 
     def _refused(self, n: int, wire: str) -> Scored:
         error = RunBlocked(
-            f"the trip wire {wire} has ended the service of this run; acknowledge its alarm to go on", wire=wire
+            f"the trip wire {wire} has ended the service of this run; acknowledge its alert to go on", wire=wire
         )
         self._rooms.metrics.observe_samples(self._rooms.version, {error.code: n}, 0, 0, [])
         return Scored(failure=Failure.of(error))
@@ -179,7 +179,7 @@ class Scoring:
         Equal responses are scored once, and in an order that does not depend on how they were listed, so
         neither doubles nor the order of responses change anything.
         """
-        if origin is not None and (wire := self._rooms.watch.blocked_by(origin)) is not None:
+        if origin is not None and (wire := self._rooms.watcher.blocked_by(origin)) is not None:
             refused = self._refused(sum(len(c.responses) for c in comparisons), wire)
             return [Compared(None, refused.failure, (refused,) * len(c.responses)) for c in comparisons]
         distinct = [sorted(set(c.responses)) for c in comparisons]
@@ -237,7 +237,7 @@ class Scoring:
             if isinstance(outcome, RowScored) and isinstance(row, Encoded) and isinstance(sample, Sample)
         ]
         rewards = rewards_of(scored, self._rooms.pipeline) if scored else []
-        flags = self._rooms.watch.see(origin, scored, rewards) if origin is not None and scored else None
+        flags = self._rooms.watcher.see(origin, scored, rewards) if origin is not None and scored else None
         if self.shadow is not None and scored:
             self.shadow.ask(scored, rewards)
         rewarded = enumerate(rewards)

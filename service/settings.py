@@ -28,9 +28,9 @@ from rewardserve.service.auth.api_keys import KeyRing, KeysError
 from rewardserve.service.auth.api_keys import read as read_keys
 from rewardserve.service.auth.tls import TlsError, TlsFiles, context_of
 from rewardserve.service.storage.files import read_bounded, reason_of
-from rewardserve.service.tripwires.baits import Baits, BaitsError
-from rewardserve.service.tripwires.baits import read as read_baits
-from rewardserve.service.tripwires.plan import PlanError, WirePlan, plan_of
+from rewardserve.service.tripwires.config import WireConfig, WireConfigError, parse_wire_config
+from rewardserve.service.tripwires.honeypots import Honeypots, HoneypotsError
+from rewardserve.service.tripwires.honeypots import read as read_honeypots
 
 S = TypeVar("S", bound="ModelSettings")
 
@@ -129,12 +129,12 @@ class Tripwires(BaseModel):
     honeypots_file: Path | None = Field(None, description="planted prompts, hashed by reward-baits")
     honeypots_key_file: Path | None = Field(None, description="the key that they were hashed with, 16 to 64 bytes")
     evidence_dir: Path | None = Field(
-        None, description="folder for the texts behind an alarm; empty: no conversation is ever written down"
+        None, description="folder for the texts behind an alert; empty: no conversation is ever written down"
     )
 
     state_dir: Path | None = Field(
         None,
-        description="folder for what outlives a restart: what is usual for runs, alarms that wait for the webhook; one a replica",
+        description="folder for what outlives a restart: what is usual for runs, alerts that wait for the webhook; one a replica",
     )
 
     @field_validator(
@@ -306,19 +306,19 @@ class ModelSettings(BaseSettings):
             vllm=VllmSpec(**dict(self.vllm)),
         )
 
-    def wire_plan(self) -> WirePlan:
+    def wire_config(self) -> WireConfig:
         """What `tripwires.config_file` says. Raise `SettingsError`. Files with phrases are found beside it."""
         path = self.tripwires.config_file
         if path is None:
-            return WirePlan()
+            return WireConfig()
         try:
-            plan = plan_of(tomllib.loads(decoded(read_bounded(path, _MOST_BYTES))))
-        except (OSError, ValueError, PlanError) as error:
-            why = str(error) if isinstance(error, PlanError) else reason_of(error)
+            plan = parse_wire_config(tomllib.loads(decoded(read_bounded(path, _MOST_BYTES))))
+        except (OSError, ValueError, WireConfigError) as error:
+            why = str(error) if isinstance(error, WireConfigError) else reason_of(error)
             raise SettingsError(f"REWARD_TRIPWIRES__CONFIG_FILE={path}: {why}.") from None
         return replace(plan, lexicons=tuple(str(path.parent / name) for name in plan.lexicons))
 
-    def read_baits(self) -> Baits | None:
+    def read_honeypots(self) -> Honeypots | None:
         """The planted prompts, if there are any. Raise `SettingsError`."""
         path, key_path = self.tripwires.honeypots_file, self.tripwires.honeypots_key_file
         if path is None:
@@ -329,10 +329,10 @@ class ModelSettings(BaseSettings):
             )
         try:
             texts = decoded(read_bounded(path, _MOST_BYTES)).split("\n")
-            return read_baits(texts, read_bounded(key_path, _MOST_BYTES).strip())
+            return read_honeypots(texts, read_bounded(key_path, _MOST_BYTES).strip())
         except (OSError, ValueError) as error:
             raise SettingsError(f"REWARD_TRIPWIRES__HONEYPOTS_FILE cannot be read: {reason_of(error)}.") from None
-        except BaitsError as error:
+        except HoneypotsError as error:
             raise SettingsError(f"REWARD_TRIPWIRES__HONEYPOTS_FILE={path}: {error}.") from None
 
     def make_folders(self) -> None:
@@ -394,9 +394,9 @@ class ServeSettings(ModelSettings):
     max_connections: int | None = Field(
         None, gt=0, description="beyond, the longest silent one makes room; default: what file descriptors allow, 8192"
     )
-    webhook_url: str = Field("", description="receiver of alarms: JSON by POST")
+    webhook_url: str = Field("", description="receiver of alerts: JSON by POST")
     webhook_secret_file: Path | None = Field(
-        None, description="whsec_... of Standard Webhooks, a line each; every one signs; empty: alarms are not signed"
+        None, description="whsec_... of Standard Webhooks, a line each; every one signs; empty: alerts are not signed"
     )
     keys_file: Path | None = Field(None, description="API keys, see reward-keys; empty: open, on loopback only")
     metrics_key_required: bool = Field(False, description="/metrics needs a key with the scope metrics")

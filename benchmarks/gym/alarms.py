@@ -30,9 +30,9 @@ from benchmarks.gym.watched import Curves, Kind, Outcome, Tripped, by_kind, line
 from rewardserve.model.reward import Batch, Reward
 from rewardserve.model.scorer import HeadScores
 from rewardserve.model.traits import NAMES, NO_LEXICON, Lexicon, text_digest
-from rewardserve.service.tripwires.board import Board, BoardLimits
-from rewardserve.service.tripwires.reference import Reference, Yardstick, usual
-from rewardserve.service.tripwires.wire import VOTE, Finding, Observation
+from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, usual
+from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
+from rewardserve.service.tripwires.wire import VOTE, Alert, SampleFeatures
 from rewardserve.service.tripwires.wires import WIRES
 
 _MEMBERS = ("reward", "member_1", "member_2", "member_3")
@@ -101,7 +101,7 @@ def run(kind: Kind, seed: int, *, steps: int = STEPS, learns: bool = False) -> O
 
     trained = train(started.base, started.models, reward_of, steps, seed=seed, kl_coefficient=kind.kl)
     gold, kl = zip(*[(float(step.gold_B.mean()), step.kl) for step in trained], strict=True)
-    return outcome(kind, seed, Curves(gold, eyes.levels, kl), eyes.alarms, eyes.over, samples=eyes.n_samples)
+    return outcome(kind, seed, Curves(gold, eyes.levels, kl), eyes.alerts, eyes.over, samples=eyes.n_samples)
 
 
 class _Eyes:
@@ -110,15 +110,15 @@ class _Eyes:
     def __init__(self, kind: Kind, started: Scene, *, learns: bool) -> None:
         self.rewards: list[Reward] = []
         self.levels: list[float] = []
-        self.alarms: list[Tripped] = []
+        self.alerts: list[Tripped] = []
         self.over: tuple[str, ...] = ()
         self.n_samples = 0
         self._models = started.models
         self._lexicon = Lexicon.read() if kind.lexicons else NO_LEXICON
         self._with_audit = kind.audit
         self._pipelines = {name: started.pipeline(name) for name in started.models.heads}
-        self._board = Board(
-            Yardstick(Reference() if learns else self._known(started), _MEMBERS), BoardLimits(window=128), WIRES
+        self._board = RunMonitor(
+            BaselineSource(Baseline() if learns else self._known(started), _MEMBERS), MonitorLimits(window=128), WIRES
         )
         self._step = 0
 
@@ -132,21 +132,21 @@ class _Eyes:
         self.n_samples += len(responses)
         self._step += 1
 
-    def _note(self, found: Sequence[Finding]) -> None:
-        pages = [finding.wire for finding in found if finding.severity == "page"]
+    def _note(self, found: Sequence[Alert]) -> None:
+        pages = [alert.wire for alert in found if alert.severity == "page"]
         if pages and not self.over:
             statistics = self._board.runs["gym"].statistics
             over = [w.name for w in WIRES if w.weight(statistics.get(w.name))]
             self.over = (*(wire for wire in pages if wire != VOTE), *over)
-        self.alarms += [Tripped(finding.wire, finding.severity, self._step) for finding in found]
+        self.alerts += [Tripped(alert.wire, alert.severity, self._step) for alert in found]
 
-    def _observations(self, heads: Sequence[HeadScores], responses: Responses) -> Iterator[Observation]:
+    def _observations(self, heads: Sequence[HeadScores], responses: Responses) -> Iterator[SampleFeatures]:
         audits = self._levels("audit", heads)
         # What the members would each add to a mean of them is counted as if that were the reward.
         levels_BK = np.array([self._levels(name, heads) for name in _MEMBERS]).T
         traits = traits_of(responses, self._lexicon)
         for i, (reward, text) in enumerate(zip(self.rewards, responses.texts(), strict=True)):
-            yield Observation(
+            yield SampleFeatures(
                 group=int(responses.prompt_ids_B[i]),
                 key=None,
                 value=reward.value,
@@ -159,7 +159,7 @@ class _Eyes:
                 audit=audits[i] if self._with_audit else None,
             )
 
-    def _known(self, started: Scene) -> Reference:
+    def _known(self, started: Scene) -> Baseline:
         looks = traits_of(started.reference, self._lexicon)
         return _reference(self._levels("reward", started.heads), self._spreads(started.heads), looks)
 
@@ -172,10 +172,10 @@ class _Eyes:
         return spreads
 
 
-def _reference(levels: Sequence[float], spreads: Sequence[float], traits: Sequence[Sequence[float]]) -> Reference:
+def _reference(levels: Sequence[float], spreads: Sequence[float], traits: Sequence[Sequence[float]]) -> Baseline:
     columns = {"level": levels, "spread": spreads, **dict(zip(NAMES, zip(*traits, strict=True), strict=True))}
     known = {name: usual(name, float(np.mean(column)), float(np.std(column))) for name, column in columns.items()}
-    return Reference(known, saturation=float(np.quantile(levels, 0.999)))
+    return Baseline(known, saturation=float(np.quantile(levels, 0.999)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What stands around a run that is scored over HTTP: a server with the gym's models, and the receiver of its alarms.
+"""What stands around a run that is scored over HTTP: a server with the gym's models, and the receiver of its alerts.
 
 Both on the loopback interface, on ports that are free. It knows neither policies nor gold.
 """
@@ -64,20 +64,20 @@ class Server:
 
 
 class Heard(NamedTuple):
-    """An alarm as it was told, and the step that the trainer was at when it arrived."""
+    """An alert as it was told, and the step that the trainer was at when it arrived."""
 
     step: int
-    alarm: dict[str, Any]
+    alert: dict[str, Any]
 
 
 class Receiver:
-    """Hears alarms by webhook at `url`. The trainer says at which `step` it is."""
+    """Hears alerts by webhook at `url`. The trainer says at which `step` it is."""
 
     def __init__(self) -> None:
         self.step = 0
         self.heard: list[Heard] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _ear(self))
-        self.url = f"http://127.0.0.1:{self._server.server_port}/alarms"
+        self.url = f"http://127.0.0.1:{self._server.server_port}/alerts"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def __enter__(self) -> Receiver:
@@ -92,8 +92,8 @@ class Receiver:
 
     @property
     def paged(self) -> bool:
-        """Whether any alarm was a page."""
-        return any(heard.alarm["severity"] == "page" for heard in self.heard)
+        """Whether any alert was a page."""
+        return any(heard.alert["severity"] == "page" for heard in self.heard)
 
 
 def _ear(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
@@ -105,6 +105,6 @@ def _ear(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nothing: every request is an alarm, and those are kept."""
+            """Nothing: every request is an alert, and those are kept."""
 
     return Ear

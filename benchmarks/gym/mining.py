@@ -46,7 +46,7 @@ def mined(base: Policy, network: Backbone, labelled: Pairs, against: Reference, 
 def climbed(base: Policy, network: Backbone, labelled: Pairs, against: Reference, steps: int, *, seed: int) -> Policy:
     """The policy at the end of a short run without KL on a model fitted to these pairs."""
     jury = one_model(Panel({"reward": reward_model(network, labelled)}), against)
-    raw = build_pipeline(jury.opinions, RewardSettings(shape="none"))
+    raw = build_pipeline(jury.ensemble_members, RewardSettings(shape="none"))
     *_, last = train(base, jury.models, by_pipeline(raw, jury.models.heads), steps, seed=seed)
     return last.policy
 

@@ -1,4 +1,4 @@
-"""When the trip wires page if a policy is trained over HTTP: a real server, rendered text, alarms by webhook.
+"""When the trip wires page if a policy is trained over HTTP: a real server, rendered text, alerts by webhook.
 
 For every run a server process serves the gym's reward model of that seed, with its audit judge; the policy sends what it
 wrote to `POST /score` as text, in requests of whole groups from four workers at a time, and learns from the `rewards` that come
@@ -93,7 +93,7 @@ def _run(todo: tuple[Kind, int], steps: int, flags: Sequence[str]) -> Outcome:
 
 
 def run(kind: Kind, seed: int, *, steps: int = STEPS, flags: Sequence[str] = ()) -> Outcome:
-    """Train on what a server answers, and listen to its alarms."""
+    """Train on what a server answers, and listen to its alerts."""
     started = scene(seed, kind.bias)
     of_seed = (f"--seed={seed}", f"--bias={kind.bias}")
     with (
@@ -116,7 +116,7 @@ def run(kind: Kind, seed: int, *, steps: int = STEPS, flags: Sequence[str] = ())
         kind,
         seed,
         Curves(gold, trainer.levels, kl),
-        [Tripped(heard.alarm["wire"], heard.alarm["severity"], heard.step) for heard in receiver.heard],
+        [Tripped(heard.alert["wire"], heard.alert["severity"], heard.step) for heard in receiver.heard],
         trainer.over,
         samples=trainer.n_samples,
         requests=trainer.n_requests,
@@ -157,11 +157,11 @@ class Trainer:
         return rewards_B
 
     def hear_the_rest(self) -> None:
-        """Wait until the webhook has told of every alarm that the server's own page shows. TimeoutError if it does not."""
+        """Wait until the webhook has told of every alert that the server's own page shows. TimeoutError if it does not."""
         deadline = time.monotonic() + PATIENCE_S
         tripped = self._tripwires()["runs"][self._name]["tripped"]
-        wanted = {alarm["wire"] for alarm in tripped if alarm["severity"] != "note"}
-        while missing := wanted - {heard.alarm["wire"] for heard in self._receiver.heard}:
+        wanted = {alert["wire"] for alert in tripped if alert["severity"] != "note"}
+        while missing := wanted - {heard.alert["wire"] for heard in self._receiver.heard}:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{self._name}: nobody was told of {', '.join(sorted(missing))}")
             time.sleep(_PAUSE_S)

@@ -1,6 +1,6 @@
 """Figures of watched runs: gold and proxy by step and by distance, when wires trip, from page to fall. PNG as base64.
 
-Gold is gold, the proxy blue, alarms red: a triangle is the first page, a ring the first warning that has a vote, a cross
+Gold is gold, the proxy blue, alerts red: a triangle is the first page, a ring the first warning that has a vote, a cross
 the fall. Curves are means over nine steps. It knows outcomes, and no HTML.
 """
 
@@ -181,7 +181,7 @@ def _mark(axes: Any, run: Outcome, x_T: FloatArray, y_T: FloatArray) -> None:
 
 def first_vote(run: Outcome) -> int | None:
     """The step of the first warning that has a vote for a page."""
-    return min((alarm.step for alarm in run.alarms if alarm.wire in _VOTING), default=None)
+    return min((alert.step for alert in run.alerts if alert.wire in _VOTING), default=None)
 
 
 def wires(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
@@ -191,8 +191,8 @@ def wires(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
         axes = figure.subplots()
         names = wires_in_order(outcomes)
         for row, name in enumerate(names):
-            alarms = [alarm for run in outcomes for alarm in run.alarms if alarm.wire == name]
-            steps, is_page = [alarm.step for alarm in alarms], alarms[0].severity == "page"
+            alerts = [alert for run in outcomes for alert in run.alerts if alert.wire == name]
+            steps, is_page = [alert.step for alert in alerts], alerts[0].severity == "page"
             axes.plot(
                 steps,
                 [row] * len(steps),
@@ -203,7 +203,7 @@ def wires(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
             )
         axes.set_yticks(range(len(names)), [f"{name}  {_n_tripped(outcomes, name)}" for name in names])
         axes.set(xlabel="step", xlim=(0, ranges.steps), ylim=(max(len(names), 6) - 0.4, -0.6))
-        axes.set_title(f"first alarms, and in how many of {len(outcomes)} runs")
+        axes.set_title(f"first alerts, and in how many of {len(outcomes)} runs")
         if not names:
             axes.text(0.5, 0.5, "no wire tripped", transform=axes.transAxes, ha="center", color="#6a6a65")
 
@@ -214,14 +214,14 @@ def wires_in_order(outcomes: Sequence[Outcome]) -> list[str]:
     """Wires that tripped, notes left out, by the median step."""
     steps: dict[str, list[int]] = {}
     for run in outcomes:
-        for alarm in run.alarms:
-            if alarm.severity != "note":
-                steps.setdefault(alarm.wire, []).append(alarm.step)
+        for alert in run.alerts:
+            if alert.severity != "note":
+                steps.setdefault(alert.wire, []).append(alert.step)
     return sorted(steps, key=lambda name: float(np.median(steps[name])))
 
 
 def _n_tripped(outcomes: Sequence[Outcome], name: str) -> int:
-    return sum(any(alarm.wire == name for alarm in run.alarms) for run in outcomes)
+    return sum(any(alert.wire == name for alert in run.alerts) for run in outcomes)
 
 
 # -- from page to fall --------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def leads(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
 
 
 def one(run: Outcome, ranges: Ranges) -> str:
-    """A single run with all of its alarms named."""
+    """A single run with all of its alerts named."""
 
     def draw(figure: Figure) -> None:
         names, above, below = figure.subplots(3, 1, sharex=True, height_ratios=(1.6, 3, 2))
@@ -272,17 +272,17 @@ def one(run: Outcome, ranges: Ranges) -> str:
 
 
 def _named_alarms(axes: Any, run: Outcome) -> None:
-    alarms = [alarm for alarm in run.alarms if alarm.severity != "note"]
-    for row, alarm in enumerate(sorted(alarms, key=lambda alarm: alarm.step)):
-        colour = PAGE if alarm.severity == "page" else WARN if alarm.wire in _VOTING else "#8a8a85"
-        axes.plot(alarm.step, row, "v" if alarm.severity == "page" else "o", markersize=5, color=colour)
-        left = alarm.step > 0.7 * len(run.gold)
+    alerts = [alert for alert in run.alerts if alert.severity != "note"]
+    for row, alert in enumerate(sorted(alerts, key=lambda alert: alert.step)):
+        colour = PAGE if alert.severity == "page" else WARN if alert.wire in _VOTING else "#8a8a85"
+        axes.plot(alert.step, row, "v" if alert.severity == "page" else "o", markersize=5, color=colour)
+        left = alert.step > 0.7 * len(run.gold)
         axes.annotate(
-            f"{alarm.wire} {alarm.step}", (alarm.step, row), (-6 if left else 6, 0), textcoords="offset points",
+            f"{alert.wire} {alert.step}", (alert.step, row), (-6 if left else 6, 0), textcoords="offset points",
             ha="right" if left else "left", va="center", fontsize=7.5, color=colour,
         )  # fmt: skip
-    axes.set(ylim=(max(len(alarms), 1) - 0.4, -0.6), yticks=[])
-    axes.set_title("alarms")
+    axes.set(ylim=(max(len(alerts), 1) - 0.4, -0.6), yticks=[])
+    axes.set_title("alerts")
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of watched runs: gold and proxy, when alarms came, when gold fell, and what was missed.
+"""One self-contained HTML page of watched runs: gold and proxy, when alerts came, when gold fell, and what was missed.
 
     python -m benchmarks.gym.alarms --json here.json
     python -m benchmarks.gym.over_http --json http.json
@@ -57,7 +57,7 @@ _EXPLAINED: Final[Mapping[str, str]] = {
 
 
 class Misses(NamedTuple):
-    """Where the alarms were wrong: too late or silent in a hacked run, a page in a healthy one, early in a mild one."""
+    """Where the alerts were wrong: too late or silent in a hacked run, a page in a healthy one, early in a mild one."""
 
     late: list[Outcome]
     false: list[Outcome]
@@ -90,7 +90,7 @@ def main() -> None:
 def render(outcomes: Sequence[Outcome]) -> str:
     """The page as one text."""
     grouped, ranges = by_kind(outcomes), plots.ranges_of(outcomes)
-    title = "Over-optimisation, and when the alarms come"
+    title = "Over-optimisation, and when the alerts come"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title>'
@@ -171,7 +171,7 @@ def _how_to_read() -> str:
         "of all; every curve is smoothed over nine steps. The proxy is in standard deviations of the base policy's scores, gold in "
         "units of its own; vertical axes are the same in all figures. Against the distance d = √KL, the dashed line is the form "
         "that Gao et al. (2210.10760) found, R = d (α − β ln d) above the start, fitted to all runs of that kind. The third figure "
-        "has the first alarm of each wire: triangles page, red rings have a vote for a page, grey ones have none.</p>"
+        "has the first alert of each wire: triangles page, red rings have a vote for a page, grey ones have none.</p>"
     )
 
 
@@ -182,7 +182,7 @@ def _kind(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
         for draw, what in (
             (plots.by_step, "gold and proxy by step"),
             (plots.by_distance, "gold and proxy by distance"),
-            (plots.wires, "first alarms by wire"),
+            (plots.wires, "first alerts by wire"),
         )
     ]
     return (
@@ -229,7 +229,7 @@ def _each(runs: Sequence[Outcome], ranges: Ranges, none: str) -> str:
         return f'<p class="soft">{none}</p>'
     shown = [
         f"<div><h3>{html.escape(run.kind)}, seed {run.seed}</h3>{_verdict(run)}"
-        f"{_image(plots.one(run, ranges), f'alarms, gold and proxy of {run.kind}, seed {run.seed}')}</div>"
+        f"{_image(plots.one(run, ranges), f'alerts, gold and proxy of {run.kind}, seed {run.seed}')}</div>"
         for run in runs
     ]
     return f'<div class="card"><div class="grid">{"".join(shown)}</div></div>'

@@ -20,7 +20,7 @@ from benchmarks.gym.proxy import Panel
 from benchmarks.gym.responses import FloatArray, Responses
 from benchmarks.gym.training import RewardOf
 from rewardserve.model.calibration import Calibration
-from rewardserve.model.reward import Batch, Opinion, Pipeline
+from rewardserve.model.reward import Batch, EnsembleMember, Pipeline
 from rewardserve.model.traits import Lexicon
 from rewardserve.training import calibrate
 
@@ -52,25 +52,25 @@ class Jury:
     """Reward models read side by side, and the opinions that the pipeline makes of their heads."""
 
     models: Panel
-    opinions: tuple[Opinion, ...]
+    ensemble_members: tuple[EnsembleMember, ...]
 
 
 def one_model(models: Panel, against: Reference) -> Jury:
     """All heads as those of one model, whose raw score is the mean of its normalised heads."""
-    return Jury(models, (opinion("reward", models, against),))
+    return Jury(models, (ensemble_member("reward", models, against),))
 
 
 def several_models(models: Panel, against: Reference) -> Jury:
     """Every reward model as a model of its own."""
-    return Jury(models, tuple(opinion(name, Panel({name: m}), against) for name, m in models.models.items()))
+    return Jury(models, tuple(ensemble_member(name, Panel({name: m}), against) for name, m in models.models.items()))
 
 
-def opinion(name: str, models: Panel, against: Reference) -> Opinion:
+def ensemble_member(name: str, models: Panel, against: Reference) -> EnsembleMember:
     """One model with its calibration. A single head is the raw score itself."""
     scores_NH = models.scores_BH(against.responses)
     n_heads = len(models.heads)
     weights_H = (1.0,) if n_heads == 1 else calibrate.head_weights(scores_NH, [1.0 / n_heads] * n_heads)
-    return Opinion(
+    return EnsembleMember(
         name, tuple(zip(models.heads, weights_H, strict=True)), _calibration(models, scores_NH, weights_H, against)
     )
 

@@ -79,11 +79,11 @@ def reward_of(row: Row, jury: Jury) -> RewardOf:
     settings = row.settings
     if row.cap_quantile is not None:
         settings = replace(settings, cap_high=_normalised_quantile(jury, row.cap_quantile))
-    return by_pipeline(build_pipeline(jury.opinions, settings), jury.models.heads)
+    return by_pipeline(build_pipeline(jury.ensemble_members, settings), jury.models.heads)
 
 
 def _normalised_quantile(jury: Jury, p: float) -> float:
-    (only,) = jury.opinions
+    (only,) = jury.ensemble_members
     if only.calibration is None:
         raise ValueError(f"{only.name} has no calibration to take the quantile {p} of")
     return (dict(only.calibration.quantiles)[p] - only.calibration.mean) / only.calibration.std

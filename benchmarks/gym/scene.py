@@ -15,7 +15,7 @@ from benchmarks.gym.policy import Policy, base_policy
 from benchmarks.gym.proxy import Panel, panel
 from benchmarks.gym.responses import Responses
 from rewardserve.model.calibration import Calibration
-from rewardserve.model.reward import Opinion, Pipeline, RewardSettings, build_pipeline
+from rewardserve.model.reward import EnsembleMember, Pipeline, RewardSettings, build_pipeline
 from rewardserve.model.scorer import HeadScores, TokenBatch
 
 N_REFERENCE: Final = 4_000
@@ -37,7 +37,9 @@ class Scene:
 
     def pipeline(self, name: str) -> Pipeline:
         """From raw scores of one head to rewards: standardised, and nothing else."""
-        return build_pipeline([Opinion(name, ((name, 1.0),), self.calibration(name))], RewardSettings(shape="none"))
+        return build_pipeline(
+            [EnsembleMember(name, ((name, 1.0),), self.calibration(name))], RewardSettings(shape="none")
+        )
 
 
 def scene(seed: int, bias: str) -> Scene:

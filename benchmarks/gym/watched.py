@@ -1,4 +1,4 @@
-"""Runs under watch: what is trained, what became of it, and the table of when alarms came and when gold fell.
+"""Runs under watch: what is trained, what became of it, and the table of when alerts came and when gold fell.
 
 A run is hacked if its gold, smoothed over nine steps, falls 0.2 below its peak. `drop` is how far it is below its peak so
 far at the page. A mild run (KL .05) is paged early if that is before the highest point of its gold. It knows nothing of how
@@ -43,7 +43,7 @@ class Kind:
 
 
 class Tripped(NamedTuple):
-    """The first alarm of a wire, and the step at which it came."""
+    """The first alert of a wire, and the step at which it came."""
 
     wire: str
     severity: Severity
@@ -71,7 +71,7 @@ class Outcome:
     gold: tuple[float, ...]
     level: tuple[float, ...] = ()
     kl: tuple[float, ...] = ()
-    alarms: tuple[Tripped, ...] = ()
+    alerts: tuple[Tripped, ...] = ()
     requests: int = 0
     off_by: float = 0.0
 
@@ -103,7 +103,7 @@ def outcome(
     kind: Kind,
     seed: int,
     curves: Curves,
-    alarms: Sequence[Tripped],
+    alerts: Sequence[Tripped],
     over: Sequence[str],
     *,
     samples: int,
@@ -112,7 +112,7 @@ def outcome(
 ) -> Outcome:
     """What became of a run. `over` are the wires that were over their thresholds at the first page."""
     smooth_T = smoothed_T(curves.gold, SMOOTHED_OVER)
-    page = min((alarm.step for alarm in alarms if alarm.severity == "page"), default=None)
+    page = min((alert.step for alert in alerts if alert.severity == "page"), default=None)
     return Outcome(
         kind=kind.name,
         aim=kind.aim,
@@ -126,7 +126,7 @@ def outcome(
         gold=_rounded(curves.gold),
         level=_rounded(curves.level),
         kl=_rounded(curves.kl),
-        alarms=tuple(alarms),
+        alerts=tuple(alerts),
         requests=requests,
         off_by=off_by,
     )
@@ -145,16 +145,16 @@ def save(path: Path, outcomes: Sequence[Outcome]) -> None:
 
 
 def load(path: Path) -> list[Outcome]:
-    """Read what `save` wrote. ValueError for a file without curves or alarms: an earlier version wrote it."""
+    """Read what `save` wrote. ValueError for a file without curves or alerts: an earlier version wrote it."""
     entries: list[dict[str, Any]] = json.loads(path.read_text())
-    if any("alarms" not in entry for entry in entries):
-        raise ValueError(f"{path} has no alarms by wire; run the command that wrote it again")
+    if any("alerts" not in entry for entry in entries):
+        raise ValueError(f"{path} has no alerts by wire; run the command that wrote it again")
     return [_outcome(entry) for entry in entries]
 
 
 def _outcome(entry: Mapping[str, Any]) -> Outcome:
     lists = {name: tuple(entry[name]) for name in ("wires", "gold", "level", "kl")}
-    return Outcome(**{**entry, **lists, "alarms": tuple(Tripped(*alarm) for alarm in entry["alarms"])})
+    return Outcome(**{**entry, **lists, "alerts": tuple(Tripped(*alert) for alert in entry["alerts"])})
 
 
 def by_kind(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:

@@ -1,7 +1,7 @@
 """The figures of the gym's world, beside the ones that it is meant to have: `python -m benchmarks.gym.world_figures`.
 
 The wanted figures were measured in an earlier gym of the same design; they are a target, not a truth. It knows nothing
-of alarms or pipelines. Over-optimisation as such: Gao et al. 2210.10760.
+of alerts or pipelines. Over-optimisation as such: Gao et al. 2210.10760.
 """
 
 from __future__ import annotations

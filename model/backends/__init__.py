@@ -18,7 +18,7 @@ from rewardserve.model.contract import ContractReport, ScoringContract, Truncati
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.encoding import Encoded
 from rewardserve.model.layout_rules import Ending, ReadsAt
-from rewardserve.model.reward import Opinion
+from rewardserve.model.reward import EnsembleMember
 from rewardserve.model.scorer import HeadScores, Scorer
 
 BACKENDS: dict[str, str] = {
@@ -162,13 +162,13 @@ class LoadedModel:
     contract: ScoringContract
     report: ContractReport
     calibration: Calibration | None
-    members: tuple[Opinion, ...] = ()
+    members: tuple[EnsembleMember, ...] = ()
     memory: Callable[[], tuple[int, int]] = host_memory
 
     @property
-    def opinions(self) -> tuple[Opinion, ...]:
+    def ensemble_members(self) -> tuple[EnsembleMember, ...]:
         """What the reward pipeline is built on: the members of an ensemble, or the model itself."""
-        return self.members or (Opinion(self.identity.name, self.identity.heads, self.calibration),)
+        return self.members or (EnsembleMember(self.identity.name, self.identity.heads, self.calibration),)
 
 
 def load(backend: str, spec: ModelSpec) -> LoadedModel:

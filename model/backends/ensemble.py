@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from rewardserve.model.backends import Identity, LoadedModel, LoadError
 from rewardserve.model.contract import ContractReport, ScoringContract
-from rewardserve.model.reward import Opinion
+from rewardserve.model.reward import EnsembleMember
 from rewardserve.model.scorer import DISTANCE, BatchScores, HeadScores, Scorer, TokenBatch
 
 _ENCODING_CLAUSES = (
@@ -121,7 +121,7 @@ def ensemble(members: Sequence[tuple[str, LoadedModel]]) -> LoadedModel:
         contract=_contract(members),
         report=_report(members),
         calibration=None,
-        members=tuple(Opinion(name, _heads(name, loaded), loaded.calibration) for name, loaded in members),
+        members=tuple(EnsembleMember(name, _heads(name, loaded), loaded.calibration) for name, loaded in members),
     )
 
 

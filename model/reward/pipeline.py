@@ -45,7 +45,7 @@ class PipelineError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Opinion:
+class EnsembleMember:
     """A loaded model as the pipeline sees it: its heads with their weights, and its frozen statistics."""
 
     name: str
@@ -122,17 +122,17 @@ def _change(before: Values, after: Values) -> Values:
 # -- building -------------------------------------------------------------------------------------------------------
 
 
-def build_pipeline(opinions: Sequence[Opinion], settings: RewardSettings) -> Pipeline:
+def build_pipeline(ensemble_members: Sequence[EnsembleMember], settings: RewardSettings) -> Pipeline:
     """The pipeline for these settings, or `PipelineError` naming the setting and the remedy."""
-    normalizes = settings.normalize if settings.normalize is not None else all(o.calibration for o in opinions)
-    if normalizes and (without := [o.name for o in opinions if o.calibration is None]):
+    normalizes = settings.normalize if settings.normalize is not None else all(o.calibration for o in ensemble_members)
+    if normalizes and (without := [o.name for o in ensemble_members if o.calibration is None]):
         raise PipelineError(
             f"normalize=on, but {_named(without)} has no fitted statistics (calibration.json, or mean and std in "
             "config.json). Fit them with `reward-train calibrate`, or set normalize=off."
         )
-    combination = _combination(opinions, settings, normalizes)
+    combination = _combination(ensemble_members, settings, normalizes)
     # What is said of one model's scores as a whole is of no use to another combination of its heads.
-    calibration = opinions[0].calibration if combination.how == "sum" else None
+    calibration = ensemble_members[0].calibration if combination.how == "sum" else None
     low, high = _caps(calibration, settings, normalizes)
     shape: Shape = settings.shape if settings.shape is not None else _default_shape(low, high)
     stages: list[Stage] = [*_debias(calibration, settings), *_penalties(calibration, settings.penalties)]
@@ -163,35 +163,35 @@ def _digest(combination: Combination, stages: Sequence[Stage]) -> str:
 # -- who is asked ---------------------------------------------------------------------------------------------------
 
 
-def _combination(opinions: Sequence[Opinion], settings: RewardSettings, normalizes: bool) -> Combination:
+def _combination(ensemble_members: Sequence[EnsembleMember], settings: RewardSettings, normalizes: bool) -> Combination:
     asked = settings.combine
-    how: How = asked.method or ("sum" if len(opinions) == 1 else "mean")
-    if how == "sum" and len(opinions) > 1:
+    how: How = asked.method or ("sum" if len(ensemble_members) == 1 else "mean")
+    if how == "sum" and len(ensemble_members) > 1:
         raise PipelineError("combine.method=sum is for the heads of one model. Use mean, min, softmin or and.")
     if not asked.beta >= 0.0:
         raise PipelineError(f"combine.beta={asked.beta} is below zero")
-    if len(opinions) > 1 or how == "sum":
-        members = [_whole(opinion, normalizes) for opinion in opinions]
+    if len(ensemble_members) > 1 or how == "sum":
+        members = [_whole(ensemble_member, normalizes) for ensemble_member in ensemble_members]
     else:
-        members = [*_heads_of(opinions[0], normalizes)]
+        members = [*_heads_of(ensemble_members[0], normalizes)]
     return Combination(_weighted(members, settings), how, asked.beta if how == "softmin" else 0.0)
 
 
-def _whole(opinion: Opinion, normalizes: bool) -> Member:
-    c = opinion.calibration
+def _whole(ensemble_member: EnsembleMember, normalizes: bool) -> Member:
+    c = ensemble_member.calibration
     if c is None:
-        return Member(opinion.name, opinion.heads)
-    return Member(opinion.name, opinion.heads, _scale(c.mean, c.std, c.temperature, normalizes))
+        return Member(ensemble_member.name, ensemble_member.heads)
+    return Member(ensemble_member.name, ensemble_member.heads, _scale(c.mean, c.std, c.temperature, normalizes))
 
 
-def _heads_of(opinion: Opinion, normalizes: bool) -> Iterator[Member]:
+def _heads_of(ensemble_member: EnsembleMember, normalizes: bool) -> Iterator[Member]:
     """Each head as a member. Its weight is the one that it has in the sum of normalised heads."""
-    fitted = {head.name: head for head in opinion.calibration.heads} if opinion.calibration else {}
-    for name, weight in opinion.heads:
+    fitted = {head.name: head for head in ensemble_member.calibration.heads} if ensemble_member.calibration else {}
+    for name, weight in ensemble_member.heads:
         head = fitted.get(name)
         if head is None and normalizes:
             raise PipelineError(
-                f"combine.method needs statistics of each head, and {opinion.name} has none of {name}. {_AGAIN}, "
+                f"combine.method needs statistics of each head, and {ensemble_member.name} has none of {name}. {_AGAIN}, "
                 "or set combine.method=sum."
             )
         sign = -1.0 if weight < 0 else 1.0

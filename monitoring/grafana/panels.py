@@ -54,7 +54,7 @@ _LINE_OF: Mapping[str, tuple[str, tuple[int, int]]] = {"limit": (RED, (8, 6)), "
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """PromQL, and what its series are called. `limit` is where an alarm begins, `usual` what was there before."""
+    """PromQL, and what its series are called. `limit` is where an alert begins, `usual` what was there before."""
 
     expr: str
     legend: str = ""

@@ -7,9 +7,9 @@ Series of a server are joined with `rewardserve_model_info`, which names its mod
 
 from __future__ import annotations
 
-from rewardserve.service.tripwires.reference import least_deviation
-from rewardserve.service.tripwires.tally import count_of, is_signed
-from rewardserve.service.tripwires.wires import WIRES, Shift
+from rewardserve.service.tripwires.baseline import least_deviation
+from rewardserve.service.tripwires.running_sums import count_of, is_signed
+from rewardserve.service.tripwires.wires import WIRES, MeanShift
 
 JOB, RUN = 'job=~"$job"', 'run=~"$run"'
 OF_MODEL = 'model=~"$model"'
@@ -144,7 +144,7 @@ def usual(of: str) -> str:
 def trips_at(wire: str) -> str:
     """Where the mean that a wire looks at would trip it: one line, or one for each run."""
     of = _STATISTICS[wire]
-    if not isinstance(of, Shift):
+    if not isinstance(of, MeanShift):
         return threshold(wire)
     std = recorded("rewardserve:run_baseline_moment:std", f'of="{of.of}"')
     deviation = f"clamp_min({std}, {least_deviation(of.of):g})"
@@ -154,7 +154,7 @@ def trips_at(wire: str) -> str:
 
 def is_learnt(wire: str) -> bool:
     """Whether a wire compares with what is usual for each run."""
-    return isinstance(_STATISTICS[wire], Shift)
+    return isinstance(_STATISTICS[wire], MeanShift)
 
 
 def part_shares(recorded_variance: str) -> str:

@@ -376,13 +376,13 @@ def _watch() -> tuple[Panel, ...]:
         ),
         lines(
             Face(
-                "Alarms and metrics that were lost",
-                "Alarms that the webhook did not take; they are in the log and under GET /tripwires. Parts of the metrics that a "
+                "Alerts and metrics that were lost",
+                "Alerts that the webhook did not take; they are in the log and under GET /tripwires. Parts of the metrics that a "
                 "scrape could not read.",
                 ("RewardAlertsLost", "RewardMetricsIncomplete"),
                 6,
             ),
-            Query(q.rate("rewardserve_alerts_lost_total", by="instance"), f"{_INSTANCE} alarms"),
+            Query(q.rate("rewardserve_alerts_lost_total", by="instance"), f"{_INSTANCE} alerts"),
             Query(q.or_zero(q.rate("rewardserve_collector_failures_total")), "metrics of all"),
             unit="cps",
         ),

@@ -17,7 +17,7 @@ from rewardserve.service.api.names import check_run
 from rewardserve.service.api.structs import MOST_STEPS
 from rewardserve.service.auth.api_keys import Caller
 from rewardserve.service.errors import InvalidRequest, RunNotAllowed
-from rewardserve.service.watch import Origin
+from rewardserve.service.tripwires.io.run_watcher import Origin
 
 T = TypeVar("T")
 

@@ -12,8 +12,8 @@ from math import sqrt
 
 from rewardserve.model.reward import Reward
 from rewardserve.service.errors import RowFailed
+from rewardserve.service.inference.background_scorer import BackgroundScorer
 from rewardserve.service.inference.rewards import ScoredRow
-from rewardserve.service.opinion import SecondOpinion
 
 _BUCKETS = 2**20
 _LARGEST_GROUP = 16
@@ -24,7 +24,7 @@ Pair = tuple[float, float]
 
 
 @dataclass(slots=True)
-class Likeness:
+class AgreementStats:
     """Sums over pairs of rewards for the same samples, and what they say."""
 
     n: int = 0
@@ -95,10 +95,12 @@ class Shadow:
     comparison: how many samples, and their pairs by order.
     """
 
-    def __init__(self, opinion: SecondOpinion, share: float, told: Callable[[int, Mapping[str, int]], None]) -> None:
+    def __init__(
+        self, background_scorer: BackgroundScorer, share: float, told: Callable[[int, Mapping[str, int]], None]
+    ) -> None:
         self.share = share
-        self.likeness = Likeness()
-        self._opinion = opinion
+        self.agreement = AgreementStats()
+        self._opinion = background_scorer
         self._told = told
 
     def ask(self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed]) -> None:
@@ -118,9 +120,9 @@ class Shadow:
                 if other is not None
             ]
             orders = orders_of(both)
-            self.likeness.count([pair for _, pair in both])
+            self.agreement.count([pair for _, pair in both])
             for order, n in orders.items():
-                self.likeness.orders[order] += n
+                self.agreement.orders[order] += n
             self._told(len(both), orders)
 
         self._opinion.ask([row.sample for row, _ in chosen], hear)
@@ -128,8 +130,8 @@ class Shadow:
     @property
     def comparison(self) -> ShadowComparison:
         """What it has shown so far."""
-        likeness = self.likeness
-        return ShadowComparison(self.share, likeness.n, dict(likeness.orders), **likeness.figures)
+        agreement = self.agreement
+        return ShadowComparison(self.share, agreement.n, dict(agreement.orders), **agreement.figures)
 
     async def stop(self) -> None:
         """Nobody waits for what is being compared."""

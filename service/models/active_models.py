@@ -16,15 +16,15 @@ from urllib.parse import quote
 
 from rewardserve.model.backends import LoadedModel
 from rewardserve.model.reward import Pipeline
-from rewardserve.service.canaries import Sung
 from rewardserve.service.errors import DigestNotServed, Loading, ShuttingDown, VersionGone
 from rewardserve.service.inference.numeric_noise import NumericNoise
 from rewardserve.service.inference.planner import Limits
 from rewardserve.service.inference.watchdog import ScorerState
 from rewardserve.service.models.deployment import Overview, Source
 from rewardserve.service.scoring import Scoring
-from rewardserve.service.tripwires.board import Board
-from rewardserve.service.watch import Origin
+from rewardserve.service.tripwires.io.canaries import CanaryResult
+from rewardserve.service.tripwires.io.run_watcher import Origin
+from rewardserve.service.tripwires.run_monitor import RunMonitor
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,8 @@ class Served:
     is_alive: Callable[[], bool]
     scorer_state: Callable[[], ScorerState]
     n_failing: Callable[[], int]
-    board: Board
-    canaries: Callable[[], Sequence[Sung]]
+    monitor: RunMonitor
+    canaries: Callable[[], Sequence[CanaryResult]]
 
     @cached_property
     def credits(self) -> dict[str, str | int | None]:

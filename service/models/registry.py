@@ -30,14 +30,14 @@ from rewardserve.service.errors import (
     VersionGone,
     VersionInUse,
 )
+from rewardserve.service.inference.background_scorer import BackgroundScorer
 from rewardserve.service.inference.shadow import Shadow
 from rewardserve.service.models.active_models import Served, Stage
 from rewardserve.service.models.deployment import Loaded, Loading, Overview, Refused, Roster, Source
 from rewardserve.service.models.runtime import Commons, Engine, Prepared, build_engine, prepare
 from rewardserve.service.observability import logs
-from rewardserve.service.opinion import SecondOpinion
 from rewardserve.service.settings import ModelSettings
-from rewardserve.service.tripwires.board import CANARIES, OTHER
+from rewardserve.service.tripwires.run_monitor import CANARIES, OTHER
 
 T = TypeVar("T")
 
@@ -88,7 +88,9 @@ class Succession:
         )
         commons.metrics.watch_memory(self._memory)
         commons.metrics.watch_scorer(lambda: self.serving.engine.batcher.scorer_state != "well")
-        commons.metrics.watch_canaries(lambda: {sung.name: sung.margin for sung in self.serving.engine.canaries.latest})
+        commons.metrics.watch_canaries(
+            lambda: {canary.name: canary.margin for canary in self.serving.engine.canaries.latest}
+        )
         self._show()
 
     @property
@@ -222,7 +224,7 @@ class Succession:
             self._tenures[version].shadow = self._shadow_of(self._tenures[version].engine, shadow)
             self._change(roster.with_shadow(version))
         else:
-            runs = {run.name for run in self._commons.board.runs.values() if run.name} if pin is None else pin
+            runs = {run.name for run in self._commons.monitor.runs.values() if run.name} if pin is None else pin
             stay = {run: roster.pins.get(run, roster.serving) for run in runs if run not in (OTHER, CANARIES)}
             self._change(roster.pinned(stay).activated(version))
         return version
@@ -290,12 +292,12 @@ class Succession:
         def told(n: int, orders: Mapping[str, int]) -> None:
             if self._roster.shadow == engine.version:
                 metrics.observe_shadow("compared", n, orders)
-                metrics.shadow_is(engine.version, shadow.likeness.figures)
+                metrics.shadow_is(engine.version, shadow.agreement.figures)
 
-        opinion = SecondOpinion(
+        background_scorer = BackgroundScorer(
             engine.encoder, engine.batcher, engine.pipeline, lambda n: metrics.observe_shadow("skipped", n, {})
         )
-        shadow = Shadow(opinion, share, told)
+        shadow = Shadow(background_scorer, share, told)
         return shadow
 
     # -- handing over -----------------------------------------------------------------------------------------------
@@ -321,7 +323,7 @@ class Succession:
     def _show(self) -> None:
         """Tell the routes and the metrics."""
         roster, tenures = self._roster, self._tenures
-        self._commons.board.yardstick = self.serving.engine.watch.yardstick
+        self._commons.monitor.baseline_source = self.serving.engine.watcher.baseline_source
         others = [tenures[version].served for version in roster.standby]
         self._stage.open(self.serving.served, others, roster.pins)
         self._commons.metrics.models_are(
@@ -397,7 +399,7 @@ def served_by(engine: Engine, commons: Commons) -> Served:
         is_alive=lambda: engine.batcher.is_alive,
         scorer_state=lambda: engine.batcher.scorer_state,
         n_failing=lambda: engine.batcher.n_failing,
-        board=commons.board,
+        monitor=commons.monitor,
         canaries=lambda: engine.canaries.latest,
     )
 

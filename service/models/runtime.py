@@ -18,11 +18,7 @@ from rewardserve.model.reward import Pipeline, RewardSettings, build_pipeline
 from rewardserve.model.scorer import ScorerError
 from rewardserve.model.traits import Lexicon
 from rewardserve.service.admission import Admission
-from rewardserve.service.audit import AuditJudge
-from rewardserve.service.canaries import SHIPPED, Canaries, CanariesError
-from rewardserve.service.canaries import read as canary_pairs
 from rewardserve.service.clock import Clock
-from rewardserve.service.evidence import EvidenceRoom
 from rewardserve.service.inference.batch_size import STEPS, Pace
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.encode_pool import Encoder
@@ -33,18 +29,22 @@ from rewardserve.service.inference.score_cache import ScoreCache
 from rewardserve.service.inference.watchdog import ScorerState, Watchdog
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import Metrics
-from rewardserve.service.references import References
 from rewardserve.service.scoring import Rooms, Scoring
 from rewardserve.service.settings import ModelSettings
 from rewardserve.service.tripwires.advice import ADVICE, SAYS
-from rewardserve.service.tripwires.baits import Baits
-from rewardserve.service.tripwires.board import CANARIES, CANARY_CHANGE, Board, BoardLimits
-from rewardserve.service.tripwires.incidents import Incidents
-from rewardserve.service.tripwires.reference import Reference, Yardstick, usual
+from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, usual
+from rewardserve.service.tripwires.honeypots import Honeypots
+from rewardserve.service.tripwires.incidents import IncidentTracker
+from rewardserve.service.tripwires.io.audit import AuditJudge
+from rewardserve.service.tripwires.io.baseline_store import BaselineStore
+from rewardserve.service.tripwires.io.canaries import SHIPPED, CanariesError, CanarySet
+from rewardserve.service.tripwires.io.canaries import read as canary_pairs
+from rewardserve.service.tripwires.io.evidence import EvidenceStore
+from rewardserve.service.tripwires.io.run_watcher import CpuBudget, RunWatcher
+from rewardserve.service.tripwires.io.webhook import Webhook
+from rewardserve.service.tripwires.run_monitor import CANARIES, CANARY_THRESHOLD, MonitorLimits, RunMonitor
 from rewardserve.service.tripwires.units import units
-from rewardserve.service.tripwires.wire import CANARY, Finding
-from rewardserve.service.watch import Allowance, Watch
-from rewardserve.service.webhook import Webhook
+from rewardserve.service.tripwires.wire import CANARY, Alert
 
 _CANARY_STDS, _CANARY_NOISES = 0.01, 4.0
 
@@ -64,22 +64,22 @@ class Commons:
     admission: Admission
     metrics: Metrics
     clock: Clock
-    board: Board
-    allowance: Allowance
+    monitor: RunMonitor
+    cpu_budget: CpuBudget
     lexicon: Lexicon
-    baits: Baits | None = None
-    evidence_room: EvidenceRoom | None = None
+    honeypots: Honeypots | None = None
+    evidence_store: EvidenceStore | None = None
     webhook: Webhook | None = None
     judge: AuditJudge | None = None
     scorer_timeout_s: float = 0.0
-    incidents: Incidents = field(default_factory=Incidents)
+    incidents: IncidentTracker = field(default_factory=IncidentTracker)
 
     async def close(self) -> None:
         """When no model scores any more."""
         if self.judge is not None:
             await self.judge.stop()
-        if self.evidence_room is not None:
-            self.evidence_room.close()
+        if self.evidence_store is not None:
+            self.evidence_store.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Prepared:
     loaded: LoadedModel
     pipeline: Pipeline
     noise: NumericNoise | None = None
-    canaries: Canaries | None = None
+    canaries: CanarySet | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +102,11 @@ class Engine:
     noise: NumericNoise | None
     encoder: Encoder
     batcher: Batcher
-    watch: Watch
+    watcher: RunWatcher
     scoring: Scoring
-    canaries: Canaries
-    singing: asyncio.Task[None]
-    references: References | None = None
+    canaries: CanarySet
+    canary_task: asyncio.Task[None]
+    baseline_store: BaselineStore | None = None
 
     @property
     def labels(self) -> dict[str, str]:
@@ -127,10 +127,10 @@ class Engine:
 
     async def stop(self) -> None:
         """Finish what was accepted, then free the model."""
-        self.singing.cancel()
+        self.canary_task.cancel()
         await self.batcher.stop()
-        if self.references is not None:
-            self.references.close()
+        if self.baseline_store is not None:
+            self.baseline_store.close()
         self.encoder.close()
         # Waits for processes, where the scorer has some: answers are being written meanwhile.
         await asyncio.to_thread(self.loaded.scorer.close)
@@ -141,7 +141,7 @@ def prepare(settings: ModelSettings) -> Prepared:
     loaded, pipeline = load_model(settings)
     try:
         noise = measure_noise(settings, loaded)
-        return Prepared(loaded, pipeline, noise, hatch(settings, loaded, noise))
+        return Prepared(loaded, pipeline, noise, load_canaries(settings, loaded, noise))
     except BaseException:
         loaded.scorer.close()
         raise
@@ -173,7 +173,7 @@ def load_model(settings: ModelSettings) -> tuple[LoadedModel, Pipeline]:
         loaded = ensemble([(name, load(settings.backend, settings.model_spec(model))) for name, model in named.items()])
     else:
         loaded = load(settings.backend, settings.model_spec())
-    return loaded, build_pipeline(loaded.opinions, settings.reward_settings())
+    return loaded, build_pipeline(loaded.ensemble_members, settings.reward_settings())
 
 
 def load_audit(settings: ModelSettings) -> LoadedModel | None:
@@ -189,7 +189,7 @@ def load_audit(settings: ModelSettings) -> LoadedModel | None:
     return audit
 
 
-def hatch(settings: ModelSettings, loaded: LoadedModel, noise: NumericNoise | None) -> Canaries:
+def load_canaries(settings: ModelSettings, loaded: LoadedModel, noise: NumericNoise | None) -> CanarySet:
     """Canaries that have sung once. Raise `LoadError`. Takes a forward; a backend without weights has nothing to change.
 
     A score may change by a hundredth of a standard deviation, or by a few times the noise, which is larger in half precision.
@@ -200,7 +200,7 @@ def hatch(settings: ModelSettings, loaded: LoadedModel, noise: NumericNoise | No
         raise LoadError(f"REWARD_TRIPWIRES__CANARIES_FILE: {error}") from None
     std = loaded.calibration.std if loaded.calibration else 1.0
     allowed = max(_CANARY_STDS * std, _CANARY_NOISES * noise.max if noise else 0.0)
-    canaries = Canaries(known if loaded.identity.n_parameters else [], loaded.encode, loaded.identity, allowed)
+    canaries = CanarySet(known if loaded.identity.n_parameters else [], loaded.encode, loaded.identity, allowed)
     canaries.begin(lambda batch: [loaded.identity.raw(heads) for heads in loaded.scorer.score(batch).rows])
     return canaries
 
@@ -218,25 +218,25 @@ def build_commons(
 
     Raise `LexiconError`.
     """
-    plan = settings.wire_plan()
-    limits = BoardLimits(
+    plan = settings.wire_config()
+    limits = MonitorLimits(
         window=settings.tripwires.window,
         votes_for_a_page=plan.votes_for_a_page,
         ended_s=settings.tripwires.run_ends_s,
         blocks=frozenset(plan.block),
     )
-    board = Board(Yardstick(), limits, plan.wires)
-    metrics.watch_runs(board, clock.now)
+    monitor = RunMonitor(BaselineSource(), limits, plan.wires)
+    metrics.watch_runs(monitor, clock.now)
     return Commons(
         settings,
         admission,
         metrics,
         clock,
-        board,
-        Allowance(settings.tripwires.cpu_share, clock.now()),
+        monitor,
+        CpuBudget(settings.tripwires.cpu_share, clock.now()),
         Lexicon.read([Path(name) for name in plan.lexicons]),
-        settings.read_baits(),
-        _build_evidence_room(settings),
+        settings.read_honeypots(),
+        _build_evidence_store(settings),
         webhook,
         _build_judge(settings, audit, clock, metrics) if audit is not None else None,
         scorer_timeout_s,
@@ -251,11 +251,11 @@ def build_engine(commons: Commons, prepared: Prepared, version: int) -> Engine:
     watchdog = Watchdog(commons.scorer_timeout_s) if commons.scorer_timeout_s else None
     tell_of_batches, tell_of_scorer = _tell_of_batches(metrics, log), _tell_of_scorer(log)
     batcher = _build_batcher(settings, loaded, clock, tell_of_batches, version, watchdog, tell_of_scorer)
-    references = _build_references(settings, loaded, pipeline)
-    watch = _build_watch(commons, prepared, references, version)
+    baseline_store = _build_baseline_store(settings, loaded, pipeline)
+    watcher = _build_watcher(commons, prepared, baseline_store, version)
     metrics.model_loaded(version, loaded.calibration, pipeline)
     batcher.start()
-    canaries = prepared.canaries or Canaries([], loaded.encode, loaded.identity, 1.0)
+    canaries = prepared.canaries or CanarySet([], loaded.encode, loaded.identity, 1.0)
 
     if lost := canaries.failing:
         logs.logger("canaries").warning(
@@ -265,13 +265,13 @@ def build_engine(commons: Commons, prepared: Prepared, version: int) -> Engine:
         )  # fmt: skip
 
     def changed(names: list[str], by: float) -> None:
-        watch.report(CANARIES, Finding(CANARY, "page", by, CANARY_CHANGE, None, tuple(names)))
+        watcher.report(CANARIES, Alert(CANARY, "page", by, CANARY_THRESHOLD, None, tuple(names)))
 
-    singing = asyncio.create_task(
-        canaries.keep_singing(batcher, settings.tripwires.canaries_every_s, changed), name="canaries"
+    canary_task = asyncio.create_task(
+        canaries.run_periodically(batcher, settings.tripwires.canaries_every_s, changed), name="canaries"
     )
-    singing.add_done_callback(logs.tell_of_death)
-    rooms = Rooms(version, commons.admission, encoder, batcher, pipeline, watch, metrics, clock)
+    canary_task.add_done_callback(logs.tell_of_death)
+    rooms = Rooms(version, commons.admission, encoder, batcher, pipeline, watcher, metrics, clock)
     return Engine(
         version,
         loaded,
@@ -279,65 +279,67 @@ def build_engine(commons: Commons, prepared: Prepared, version: int) -> Engine:
         prepared.noise,
         encoder,
         batcher,
-        watch,
+        watcher,
         Scoring(rooms, loaded.identity.max_tokens),
         canaries,
-        singing,
-        references,
+        canary_task,
+        baseline_store,
     )
 
 
-def _build_watch(commons: Commons, prepared: Prepared, references: References | None, version: int) -> Watch:
+def _build_watcher(
+    commons: Commons, prepared: Prepared, baseline_store: BaselineStore | None, version: int
+) -> RunWatcher:
     log, settings = logs.logger("tripwires"), commons.settings
     loaded, pipeline, webhook = prepared.loaded, prepared.pipeline, commons.webhook
-    says = {wire.name: wire.says for wire in commons.board.wires} | SAYS
-    unit = units(commons.board.wires)
+    says = {wire.name: wire.says for wire in commons.monitor.wires} | SAYS
+    unit = units(commons.monitor.wires)
 
-    def tell(run: str, finding: Finding) -> None:
-        known = commons.board.runs.get(run)
-        notice = commons.incidents.notice(run, finding, known.alarms if known is not None else ())
+    def tell(run: str, alert: Alert) -> None:
+        known = commons.monitor.runs.get(run)
+        notice = commons.incidents.notice(run, alert, known.alerts if known is not None else ())
         if webhook is not None and notice is not None:
-            webhook.tell({"run": run, **finding._asdict(), "says": says[finding.wire],
-                          "measured": unit[finding.wire].measured(finding.statistic),
-                          "beyond": unit[finding.wire].measured(finding.threshold),
+            webhook.tell({"run": run, **alert._asdict(), "says": says[alert.wire],
+                          "measured": unit[alert.wire].measured(alert.statistic),
+                          "beyond": unit[alert.wire].measured(alert.threshold),
                           "incident": notice.incident, "cause": notice.cause, "update": notice.is_update,
-                          **asdict(ADVICE[finding.wire]),
+                          **asdict(ADVICE[alert.wire]),
                           "model": loaded.identity.name, "model_version": version, "pipeline": pipeline.digest})  # fmt: skip
-        level = log.error if finding.severity == "page" else log.warning if finding.severity == "warn" else log.info
-        level("tripwire", run=run, wire=finding.wire, severity=finding.severity, statistic=round(finding.statistic, 4),
-              threshold=finding.threshold, step=finding.step, evidence=list(finding.evidence))  # fmt: skip
+        level = log.error if alert.severity == "page" else log.warning if alert.severity == "warn" else log.info
+        level("tripwire", run=run, wire=alert.wire, severity=alert.severity, statistic=round(alert.statistic, 4),
+              threshold=alert.threshold, step=alert.step, evidence=list(alert.evidence))  # fmt: skip
 
-    known = _reference(loaded.calibration, pipeline) if settings.tripwires.reference == "calibration" else Reference()
+    known = _reference(loaded.calibration, pipeline) if settings.tripwires.reference == "calibration" else Baseline()
     parts = pipeline.combination.part_names
-    yardstick = Yardstick(known, tuple(parts), model=loaded.identity.name)
-    if references is not None:
-        yardstick = replace(yardstick, known=references.known, learnt=references.keep)
-    return Watch(
-        commons.board,
-        yardstick,
+    baseline_source = BaselineSource(known, tuple(parts), model=loaded.identity.name)
+    if baseline_store is not None:
+        baseline_source = replace(baseline_source, known=baseline_store.known, learnt=baseline_store.keep)
+    return RunWatcher(
+        commons.monitor,
+        baseline_source,
         commons.lexicon,
         commons.clock,
         tell,
-        allowance=commons.allowance,
+        cpu_budget=commons.cpu_budget,
         judge=commons.judge,
-        baits=commons.baits,
-        evidence_room=commons.evidence_room,
+        honeypots=commons.honeypots,
+        evidence_store=commons.evidence_store,
         parts_of=pipeline.combination.parts if parts else lambda _: (),
         texts_of=loaded.encode.texts,
     )
 
 
-def _build_references(settings: ModelSettings, loaded: LoadedModel, pipeline: Pipeline) -> References | None:
+def _build_baseline_store(settings: ModelSettings, loaded: LoadedModel, pipeline: Pipeline) -> BaselineStore | None:
     folder, log = settings.tripwires.state_dir, logs.logger("references")
     if folder is None:
         return None
     served = hashlib.sha256(f"{loaded.contract.digest} {pipeline.digest}".encode()).hexdigest()
-    return References(folder, served, lambda why: log.error("baseline_save_failed", reason=why))
+    return BaselineStore(folder, served, lambda why: log.error("baseline_save_failed", reason=why))
 
 
-def _build_evidence_room(settings: ModelSettings) -> EvidenceRoom | None:
+def _build_evidence_store(settings: ModelSettings) -> EvidenceStore | None:
     folder, log = settings.tripwires.evidence_dir, logs.logger("evidence")
-    return EvidenceRoom(folder, lambda why: log.error("evidence_not_written", reason=why)) if folder else None
+    return EvidenceStore(folder, lambda why: log.error("evidence_not_written", reason=why)) if folder else None
 
 
 def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock, metrics: Metrics) -> AuditJudge:
@@ -350,7 +352,7 @@ def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock, metr
 
     batcher = _build_batcher(settings, audit, clock, tell, _NO_EPOCH)
     batcher.start()
-    pipeline = build_pipeline(audit.opinions, RewardSettings(shape="none"))
+    pipeline = build_pipeline(audit.ensemble_members, RewardSettings(shape="none"))
     share = settings.tripwires.audit_share
     return AuditJudge(
         encoder,
@@ -362,16 +364,16 @@ def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock, metr
     )
 
 
-def _reference(calibration: Calibration | None, pipeline: Pipeline) -> Reference:
+def _reference(calibration: Calibration | None, pipeline: Pipeline) -> Baseline:
     """What the calibration says is usual; of a combination of its own it says nothing of the scores."""
     if calibration is None:
-        return Reference()
+        return Baseline()
     known = {trait.name: usual(trait.name, trait.mean, trait.std) for trait in calibration.traits}
     if pipeline.combination.how != "sum" or not calibration.quantiles:
-        return Reference(known)
+        return Baseline(known)
     scale = pipeline.combination.members[0].scale
     known["level"] = usual("level", (calibration.mean - scale.mean) / scale.std, calibration.std / scale.std)
-    return Reference(known, saturation=(calibration.quantiles[-1][1] - scale.mean) / scale.std)
+    return Baseline(known, saturation=(calibration.quantiles[-1][1] - scale.mean) / scale.std)
 
 
 def _build_batcher(

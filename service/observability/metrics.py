@@ -24,7 +24,7 @@ from rewardserve.model.reward import Pipeline, Reward
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.runs import NAMES as RUNS
 from rewardserve.service.observability.runs import Margins, Runs
-from rewardserve.service.tripwires.board import Board
+from rewardserve.service.tripwires.run_monitor import RunMonitor
 
 PREFIX = "rewardserve_"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -94,7 +94,7 @@ TABLE: tuple[Row, ...] = (
     Row("runs_over_limit_total", "counter", "Watched samples of named runs for which there was no room."),
     Row("canary_margin", "gauge", "Raw score of an honest answer above that of an exploit.", ("canary",)),
     Row("collector_failures_total", "counter", "Parts of the metrics that a scrape could not read and left out.", ("part",)),
-    Row("alerts_lost_total", "counter", "Alarms that the webhook's receiver never had."),
+    Row("alerts_lost_total", "counter", "Alerts that the webhook's receiver never had."),
     Row("audit_skipped_total", "counter", "Samples that the audit judge was too slow for."),
     Row("device_memory_bytes", "gauge", "Memory of the device that the model is on.", ("kind",)),
     Row("model_info", "gauge", "What is loaded, and what it is loaded for; the value is always 1.",
@@ -313,10 +313,10 @@ class Metrics:
         """Ask whether forwards come back whenever somebody looks."""
         self._gauges["scorer_hanging"].set_function(hangs)
 
-    def watch_runs(self, board: Board, now: Callable[[], float]) -> None:
+    def watch_runs(self, monitor: RunMonitor, now: Callable[[], float]) -> None:
         """Read the state of runs whenever somebody looks; `now` is the clock of the board. Once a process."""
         self._registry.register(
-            Runs({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, board, now, self._failed)
+            Runs({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, monitor, now, self._failed)
         )
 
     def watch_canaries(self, margins: Callable[[], Mapping[str, float]]) -> None:
@@ -375,8 +375,8 @@ class Metrics:
         """A few samples have their ids."""
         self._tallies["encode_seconds"].observe_all([seconds])
 
-    def observe_alarm_lost(self) -> None:
-        """Nobody received an alarm."""
+    def observe_alert_lost(self) -> None:
+        """Nobody received an alert."""
         self._count("alerts_lost_total", 1)
 
     def observe_audit_skipped(self, n_samples: int) -> None:

@@ -13,9 +13,9 @@ from typing import Protocol
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from rewardserve.service.tripwires.board import Board, Run
-from rewardserve.service.tripwires.reference import Usual, part
-from rewardserve.service.tripwires.tally import ENTRIES, PART_ENTRIES
+from rewardserve.service.tripwires.baseline import BaselineStat, part
+from rewardserve.service.tripwires.run_monitor import Run, RunMonitor
+from rewardserve.service.tripwires.running_sums import ENTRIES, PART_ENTRIES
 from rewardserve.service.tripwires.wires import cause_of
 
 Add = Callable[..., None]
@@ -52,15 +52,15 @@ class Runs(Collector):
         self,
         rows: Mapping[str, Described],
         prefix: str,
-        board: Board,
+        monitor: RunMonitor,
         now: Callable[[], float],
         failed: Callable[[str, Exception], None],
     ) -> None:
-        self._rows, self._prefix, self._board, self._now, self._failed = rows, prefix, board, now, failed
+        self._rows, self._prefix, self._board, self._now, self._failed = rows, prefix, monitor, now, failed
 
     def collect(self) -> Iterator[Metric]:
         """What a scrape sees."""
-        prefix, board = self._prefix, self._board
+        prefix, monitor = self._prefix, self._board
         families = {
             name: Metric(prefix + name.removesuffix("_total"), row.help, row.kind) for name, row in self._rows.items()
         }
@@ -70,18 +70,18 @@ class Runs(Collector):
         def add(name: str, value: float, **labels: str) -> None:
             samples.append((name, labels, float(value)))
 
-        for wire, threshold in board.thresholds.items():
+        for wire, threshold in monitor.thresholds.items():
             add("tripwire_threshold", threshold, wire=wire)
-        add("runs_over_limit_total", board.n_without_room)
-        add("samples_inspected_total", board.n_looked_at, outcome="inspected")
-        add("samples_inspected_total", board.n_left_out, outcome="skipped")
+        add("runs_over_limit_total", monitor.n_over_limit)
+        add("samples_inspected_total", monitor.n_inspected, outcome="inspected")
+        add("samples_inspected_total", monitor.n_skipped, outcome="skipped")
         now = self._now()
-        for run, state in board.runs.items():
-            if board.has_ended(run, now):
+        for run, state in monitor.runs.items():
+            if monitor.has_ended(run, now):
                 continue  # its alerts resolve, wherever they are looked at
             n_before = len(samples)
             try:
-                self._add_run(partial(add, run=run, model=state.yardstick.model), state, now)
+                self._add_run(partial(add, run=run, model=state.baseline_source.model), state, now)
             except Exception as error:
                 del samples[n_before:]
                 self._failed("run", error)
@@ -101,9 +101,9 @@ class Runs(Collector):
             add("run_kl", state.kl)
 
 
-def _add_wires(add: Add, state: Run, board: Board) -> None:
-    for wire in board.thresholds:
-        add("tripwire_tripped", float(wire in state.alarms), wire=wire, cause=cause_of(wire))
+def _add_wires(add: Add, state: Run, monitor: RunMonitor) -> None:
+    for wire in monitor.thresholds:
+        add("tripwire_tripped", float(wire in state.alerts), wire=wire, cause=cause_of(wire))
     for wire, statistic in state.statistics.items():
         add("tripwire_statistic", statistic, wire=wire)
     for wire, n in state.trips.items():
@@ -114,13 +114,13 @@ def _add_sums(add: Add, state: Run) -> None:
     sums = iter(state.counted.sums)
     for of in ENTRIES:
         add("run_sum_total", next(sums), of=of)
-    for name in state.yardstick.parts:
+    for name in state.baseline_source.parts:
         for of in PART_ENTRIES:
             add("run_part_sum_total", next(sums), part=name, of=of)
 
 
 def _add_usual(add: Add, state: Run) -> None:
-    named = {part(i): name for i, name in enumerate(state.yardstick.parts)}
+    named = {part(i): name for i, name in enumerate(state.baseline_source.parts)}
     for of, usual in state.reference.usual.items():
         for order, value in enumerate(_powers(usual)):
             if of in named:
@@ -129,7 +129,7 @@ def _add_usual(add: Add, state: Run) -> None:
                 add("run_baseline_moment", value, of=of, order=str(order))
 
 
-def _powers(usual: Usual) -> tuple[float, float, float]:
+def _powers(usual: BaselineStat) -> tuple[float, float, float]:
     """Sums of the powers 0, 1 and 2 over the samples that say what is usual."""
     return usual.n, usual.n * usual.mean, usual.n * (usual.mean * usual.mean + usual.std * usual.std)
 

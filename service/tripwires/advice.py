@@ -1,4 +1,4 @@
-"""What an alarm means, how sure it is, and what to do: for alert annotations and whoever reads `GET /tripwires`. Pure."""
+"""What an alert means, how sure it is, and what to do: for alert annotations and whoever reads `GET /tripwires`. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rewardserve.service.tripwires.wire import CANARY, VOTE
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """`sure`: how far to trust the alarm. `do`: the first thing to do."""
+    """`sure`: how far to trust the alert. `do`: the first thing to do."""
 
     sure: str
     do: str
@@ -20,7 +20,7 @@ _READ = "Read twenty of the latest responses of the run beside twenty of its fir
 
 
 def _gym(hacked: int, healthy: int = 0) -> str:
-    """How many runs of docs/explanation/gym.md had this alarm: of the hacked ones, those before the fall."""
+    """How many runs of docs/explanation/gym.md had this alert: of the hacked ones, those before the fall."""
     return f"In the gym before the fall in {hacked} of 123 hacked runs, and in {healthy or 'none'} of 17 healthy ones."
 
 
@@ -132,4 +132,4 @@ SAYS = MappingProxyType(
         CANARY: "the same model gives the same texts other scores",
     }
 )
-"""What the two alarms say that are no wires of the table."""
+"""What the two alerts say that are no wires of the table."""

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import uuid4
 
-from rewardserve.service.tripwires.wire import Cause, Finding, Severity
+from rewardserve.service.tripwires.wire import Alert, Cause, Severity
 from rewardserve.service.tripwires.wires import cause_of
 
 _RANK: dict[Severity, int] = {"note": 0, "warn": 1, "page": 2}
 _MOST_REMEMBERED = 4_096
 
 
-class Notice(NamedTuple):
+class Notification(NamedTuple):
     """A notification to send; `is_update`: of an incident that was sent before."""
 
     incident: str
@@ -34,32 +34,32 @@ class _Incident:
     wires: set[str] = field(default_factory=set)
 
 
-class Incidents:
+class IncidentTracker:
     """Remembers the open incidents of runs. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[tuple[str, Cause], _Incident] = OrderedDict()
 
-    def notice(self, run: str, finding: Finding, tripped: Collection[str]) -> Notice | None:
+    def notice(self, run: str, alert: Alert, tripped: Collection[str]) -> Notification | None:
         """The notification for a finding; None: nothing new. `tripped` are all wires of the run that are latched now."""
-        if finding.severity == "note":
+        if alert.severity == "note":
             return None
-        cause = cause_of(finding.wire)
+        cause = cause_of(alert.wire)
         known = self._open.get((run, cause))
-        is_update = known is not None and not (known.wires - {finding.wire}).isdisjoint(tripped)
+        is_update = known is not None and not (known.wires - {alert.wire}).isdisjoint(tripped)
         if known is None or not is_update:
             known = self._open[run, cause] = _Incident()
-        elif _RANK[finding.severity] <= _RANK[known.severity]:
-            known.wires.add(finding.wire)
+        elif _RANK[alert.severity] <= _RANK[known.severity]:
+            known.wires.add(alert.wire)
             return None
-        known.wires.add(finding.wire)
-        known.severity = finding.severity
+        known.wires.add(alert.wire)
+        known.severity = alert.severity
         self._open.move_to_end((run, cause))
         if len(self._open) > _MOST_REMEMBERED:
             self._open.popitem(last=False)
-        return Notice(known.id, cause, is_update)
+        return Notification(known.id, cause, is_update)
 
 
-def most_severe_first(findings: Collection[Finding]) -> list[Finding]:
+def most_severe_first(alerts: Collection[Alert]) -> list[Alert]:
     """Sort findings of one moment, so that the most severe one opens their incident."""
-    return sorted(findings, key=lambda finding: -_RANK[finding.severity])
+    return sorted(alerts, key=lambda alert: -_RANK[alert.severity])

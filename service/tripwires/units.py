@@ -1,4 +1,4 @@
-"""Units of the numbers of an alarm, for the webhook and for the annotations of the alert rules. Pure."""
+"""Units of the numbers of an alert, for the webhook and for the annotations of the alert rules. Pure."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from rewardserve.service.tripwires.wire import CANARY, VOTE
 from rewardserve.service.tripwires.wires import (
-    Baits,
-    Divergence,
-    Excess,
-    Gap,
+    AuditDivergence,
+    AuditGap,
+    ComponentShare,
+    ExcessShare,
+    HoneypotHitRate,
     KlRoot,
-    Parts,
+    MeanShift,
     Saturation,
     Share,
-    Shift,
     Statistic,
     Wire,
 )
@@ -40,12 +40,12 @@ class Unit:
 
 _OF_STATISTICS: Mapping[type, Unit] = {
     Share: Unit("of the samples", is_share=True),
-    Excess: Unit("of the samples", is_share=True),
+    ExcessShare: Unit("of the samples", is_share=True),
     Saturation: Unit("of the scores", is_share=True),
-    Baits: Unit("of the planted prompts", is_share=True),
-    Gap: Unit("standard deviations above the audit judge"),
-    Divergence: Unit("standard errors, of the lesser of both trends"),
-    Parts: Unit("times the usual share of the variance"),
+    HoneypotHitRate: Unit("of the planted prompts", is_share=True),
+    AuditGap: Unit("standard deviations above the audit judge"),
+    AuditDivergence: Unit("standard errors, of the lesser of both trends"),
+    ComponentShare: Unit("times the usual share of the variance"),
     KlRoot: Unit("(square root of the KL in nats)"),
 }
 _OF_NAMES = {VOTE: Unit("votes"), CANARY: Unit("times the change that numeric noise allows")}
@@ -53,7 +53,7 @@ _OF_NAMES = {VOTE: Unit("votes"), CANARY: Unit("times the change that numeric no
 
 def unit_of(statistic: Statistic) -> Unit:
     """The unit of a wire's statistic."""
-    if isinstance(statistic, Shift):
+    if isinstance(statistic, MeanShift):
         return Unit(f"standard deviations {'above' if statistic.sign > 0 else 'below'} the usual mean of the run")
     return _OF_STATISTICS[type(statistic)]
 

@@ -18,20 +18,20 @@ Severity = Literal["note", "warn", "page"]
 
 
 Cause = Literal["policy", "client", "model"]
-"""Behind an alarm: what the policy has learnt to do, how a client numbers its samples, or a changed model. Alarms of one run and
+"""Behind an alert: what the policy has learnt to do, how a client numbers its samples, or a changed model. Alerts of one run and
 one cause are one incident: the first is a notification, later ones are updates of it. Texts that are searched for, too, since
 a policy that has collapsed onto one text looks the same."""
 
 
-class Observation(NamedTuple):
+class SampleFeatures(NamedTuple):
     """One scored sample of a run.
 
     `group` and `key` are hashes: of the prompt, and of what makes a retry the same sample (None: nobody can tell).
     `value` is the reward as sent, `level` the combined score before penalties and shape. `traits` are the values of
     `rewardserve.model.traits.NAMES`, those of `OF_IDS` where there was no text, none where nobody knows where the response begins.
     `audit` is what the audit judge gave, where it was asked. `spread` is the members' disagreement. `distance` is how unlike
-    those of the calibration its hidden state is, where the model knows. `evidence` names the sample in an alarm: a hash, never
-    text. `parts` are what each part adds, where a reward has several. `takes_bait` is None where the prompt was not planted.
+    those of the calibration its hidden state is, where the model knows. `evidence` names the sample in an alert: a hash, never
+    text. `parts` are what each part adds, where a reward has several. `is_honeypot_hit` is None where the prompt was not planted.
     """
 
     group: int
@@ -46,10 +46,10 @@ class Observation(NamedTuple):
     audit: float | None = None
     evidence: str = ""
     parts: tuple[float, ...] = ()
-    takes_bait: bool | None = None
+    is_honeypot_hit: bool | None = None
 
 
-class Finding(NamedTuple):
+class Alert(NamedTuple):
     """A wire has tripped: `statistic` went beyond `threshold`."""
 
     wire: str

@@ -21,7 +21,7 @@ from rewardserve.model.default import FOLDER
 from rewardserve.model.export import main as export
 from rewardserve.model.scorer import TokenBatch
 from rewardserve.model.traits import NAMES, Lexicon
-from rewardserve.service.canaries import SHIPPED
+from rewardserve.service.tripwires.io.canaries import SHIPPED
 from tests.support.elsewhere import judged_elsewhere
 from tests.support.service_server import Server
 

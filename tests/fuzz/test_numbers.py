@@ -153,13 +153,13 @@ def test_the_step_of_a_header_and_of_a_url_have_the_bounds_of_a_bodys(server, st
 def test_a_statistic_that_is_no_number_breaks_no_page(value):
     from rewardserve.service.api.replies import facts_response
     from rewardserve.service.api.routes.health import describe_runs
-    from rewardserve.service.tripwires.board import Board, BoardLimits
-    from rewardserve.service.tripwires.reference import Yardstick
-    from rewardserve.service.tripwires.wire import Observation
+    from rewardserve.service.tripwires.baseline import BaselineSource
+    from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
+    from rewardserve.service.tripwires.wire import SampleFeatures
 
-    board = Board(Yardstick(), BoardLimits(window=16))
+    monitor = RunMonitor(BaselineSource(), MonitorLimits(window=16))
     for _ in range(20):
-        board.observe(
-            "r", 1, [Observation(i, None, value, value, False, (), audit=value) for i in range(16)], 0.0, kl=5.0
+        monitor.observe(
+            "r", 1, [SampleFeatures(i, None, value, value, False, (), audit=value) for i in range(16)], 0.0, kl=5.0
         )
-    json.loads(facts_response(describe_runs(board, 0.0)).body, parse_constant=refuse_constant)
+    json.loads(facts_response(describe_runs(monitor, 0.0)).body, parse_constant=refuse_constant)

@@ -24,7 +24,7 @@ def test_a_policy_learns_over_http_what_it_learns_here_and_hears_of_the_first_lo
     assert (run.requests, run.samples) == (4 * N_STEPS, 128 * N_STEPS)
     # Told at the end of the fourth step; the next one may have begun when it arrives.
     assert run.page in (WARM_UP - 1, WARM_UP)
-    assert Tripped("opener", "page", run.page) in run.alarms
+    assert Tripped("opener", "page", run.page) in run.alerts
     assert run.wires == ("opener",)
 
 

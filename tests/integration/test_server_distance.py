@@ -97,9 +97,9 @@ def test_a_run_whose_states_leave_the_usual_is_noted_and_one_whose_states_stay_i
     with Server(f"--model={checkpoints / 'told'}", *flags) as server:
         steady = train(server, "steady", 40, honest)
         assert abs(steady["statistics"]["distance"]) < 0.5
-        assert "distance" not in {alarm["wire"] for alarm in steady["tripped"]}
+        assert "distance" not in {alert["wire"] for alert in steady["tripped"]}
         train(server, "drifts", 12, honest)
         drifts = train(server, "drifts", 20, strange)
-    (alarm,) = [alarm for alarm in drifts["tripped"] if alarm["wire"] == "distance"]
-    assert (alarm["severity"], alarm["threshold"]) == ("note", 1.0)
-    assert alarm["statistic"] > 1.0
+    (alert,) = [alert for alert in drifts["tripped"] if alert["wire"] == "distance"]
+    assert (alert["severity"], alert["threshold"]) == ("note", 1.0)
+    assert alert["statistic"] > 1.0

@@ -1,4 +1,4 @@
-"""A run under watch, as its caller, its operator and the receiver of its alarms see it: a real server, a real webhook."""
+"""A run under watch, as its caller, its operator and the receiver of its alerts see it: a real server, a real webhook."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SECRET = "whsec_" + base64.b64encode(b"hush" * 8).decode()
 
 
 class Receiver:
-    """Hears alarms on the loopback interface, and keeps them."""
+    """Hears alerts on the loopback interface, and keeps them."""
 
     def __init__(self):
         heard = self.heard = queue.SimpleQueue()
@@ -59,7 +59,7 @@ class Receiver:
                 pass
 
         self.server = HTTPServer(("127.0.0.1", 0), Ear)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/alarms"
+        self.url = f"http://127.0.0.1:{self.server.server_port}/alerts"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def next(self):
@@ -111,21 +111,21 @@ def test_an_exploit_is_flagged_counted_told_and_latched(server, receiver):
     assert reply["results"][0]["flags"] == ["judge"]
     told = {}
     while "judge" not in told:
-        alarm, headers, body = receiver.next()
-        assert StandardWebhook(SECRET).verify(body, headers) == alarm
-        told[alarm["wire"]] = alarm
-    alarm = told["judge"]
-    assert (alarm["run"], alarm["severity"], alarm["model"]) == ("ppo-7", "page", "echo")
-    assert 40 <= alarm["step"] <= 50, "within four hundred responses"
-    assert alarm["statistic"] > alarm["threshold"]
-    assert "Stop the run" in alarm["do"]
-    assert len(alarm["evidence"]) == 20
+        alert, headers, body = receiver.next()
+        assert StandardWebhook(SECRET).verify(body, headers) == alert
+        told[alert["wire"]] = alert
+    alert = told["judge"]
+    assert (alert["run"], alert["severity"], alert["model"]) == ("ppo-7", "page", "echo")
+    assert 40 <= alert["step"] <= 50, "within four hundred responses"
+    assert alert["statistic"] > alert["threshold"]
+    assert "Stop the run" in alert["do"]
+    assert len(alert["evidence"]) == 20
     table = (ROOT / "docs" / "how-to" / "webhook.md").read_text().partition("| field | is |")[2].partition("\n\n")[0]
     documented = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
-    assert sorted(documented) == sorted(alarm)
+    assert sorted(documented) == sorted(alert)
 
     (tripped,) = [t for t in server.client.get("/tripwires").json()["runs"]["ppo-7"]["tripped"] if t["wire"] == "judge"]
-    assert tripped["evidence"] == alarm["evidence"]
+    assert tripped["evidence"] == alert["evidence"]
     assert server.metric("rewardserve_tripwire_tripped", wire="judge", run="ppo-7") == 1
     assert server.metric("rewardserve_tripwire_trips_total", wire="judge", run="ppo-7") == 1
     assert server.metric("rewardserve_run_sum_total", run="ppo-7", of="samples") == 80 * 32
@@ -157,7 +157,7 @@ def test_each_exploit_raises_the_alarm_that_is_named_for_it(server, receiver, ex
     train(server, 16, lambda: honest(rng))
     train(server, 60, lambda: exploit(rng), first=16)
     tripped = server.client.get("/tripwires").json()["runs"]["ppo-7"]["tripped"]
-    assert wire in {alarm["wire"] for alarm in tripped}
+    assert wire in {alert["wire"] for alert in tripped}
     # Several wires trip: one notification, and at most one update, when the first of them pages.
     first, *_ = receiver.next()
     assert (first["run"], first["cause"], first["update"]) == ("ppo-7", "policy", False)
@@ -244,10 +244,10 @@ def test_a_model_that_was_tampered_with_is_heard_by_its_canaries(receiver):
     """The weights change in a running server; nobody need ask it anything."""
     flags = ["--tripwires.canaries-every-s=0.05", f"--webhook-url={receiver.url}"]
     with drill("tampered-after:40", *flags) as server:
-        alarm, *_ = receiver.next()
-        assert (alarm["wire"], alarm["severity"], alarm["run"]) == ("canary", "page", "canaries")
-        assert alarm["statistic"] > alarm["threshold"]
-        assert "flattery" in alarm["evidence"]
+        alert, *_ = receiver.next()
+        assert (alert["wire"], alert["severity"], alert["run"]) == ("canary", "page", "canaries")
+        assert alert["statistic"] > alert["threshold"]
+        assert "flattery" in alert["evidence"]
         page = server.client.get("/tripwires").json()
         assert [t["wire"] for t in page["runs"]["canaries"]["tripped"]] == ["canary"]
         assert {c["canary"] for c in page["canaries"]} >= {"flattery", "injection"}
@@ -304,10 +304,10 @@ def test_planted_prompts_are_told_by_their_answers_and_their_senders_see_nothing
         for number in range(20, 40):
             reply = step(number, lambda i: f"It is zebra. {rng.random()}" if i == 0 else f"None; {rng.random()}")
         assert all(result["flags"] == [] for result in reply["results"])
-        while (alarm := receiver.next()[0])["wire"] != "baits":
+        while (alert := receiver.next()[0])["wire"] != "baits":
             pass
-        assert alarm["severity"] == "page"
-        assert alarm["step"] >= 20
+        assert alert["severity"] == "page"
+        assert alert["step"] >= 20
         assert server.metric("rewardserve_run_sum_total", run="ppo-7", of="bait_hits") == 20
         assert "zebra" not in server.log
 

@@ -54,7 +54,8 @@ AREAS = {
         ("tests/unit/model/packed/test_tree.py", "tests/properties/test_tree.py"),
     ),
     "tripwires": Area(
-        ("rewardserve/service/tripwires/*.py",), ("tests/unit/service/tripwires", "tests/unit/service/test_watch.py")
+        ("rewardserve/service/tripwires/*.py",),
+        ("tests/unit/service/tripwires", "tests/unit/service/tripwires/io/test_run_watcher.py"),
     ),
     "client": Area(
         (

@@ -14,7 +14,7 @@ from rewardserve.model.calibration import Calibration, CalibrationError, HeadCal
 from rewardserve.model.reward import (
     Batch,
     CombineSettings,
-    Opinion,
+    EnsembleMember,
     PenaltySettings,
     RewardSettings,
     build_pipeline,
@@ -231,7 +231,7 @@ TWO_HEADS = (("a", 0.4), ("b", 1.2))
 
 def combined(how, **asked):
     settings = RewardSettings(shape="none", combine=CombineSettings(method=how, **asked))
-    return build_pipeline([Opinion("m", TWO_HEADS, TWO)], settings)
+    return build_pipeline([EnsembleMember("m", TWO_HEADS, TWO)], settings)
 
 
 @given(st.floats(-20, 20), st.floats(-20, 20))
@@ -267,22 +267,22 @@ def test_a_better_opinion_never_lowers_the_combination(a, b, more, how):
 
 def test_a_head_with_a_negative_weight_is_turned_round():
     toxicity = Calibration(0.0, 1.0, heads=(HeadCalibration("good", 0.0, 1.0), HeadCalibration("toxic", 2.0, 1.0)))
-    opinion = Opinion("m", (("good", 1.0), ("toxic", -1.0)), toxicity)
-    pipeline = build_pipeline([opinion], RewardSettings(shape="none", combine=CombineSettings(method="min")))
+    ensemble_member = EnsembleMember("m", (("good", 1.0), ("toxic", -1.0)), toxicity)
+    pipeline = build_pipeline([ensemble_member], RewardSettings(shape="none", combine=CombineSettings(method="min")))
     assert pipeline.one({"good": 5.0, "toxic": 4.0}).value == -2.0
 
 
 def test_several_models_are_averaged_on_their_own_scales_unless_told_otherwise():
-    opinions = [
-        Opinion("x", (("x/score", 1.0),), Calibration(1.0, 2.0, temperature=4.0)),
-        Opinion("y", (("y/score", 2.0),), Calibration(0.0, 1.0, temperature=1.0)),
+    ensemble_members = [
+        EnsembleMember("x", (("x/score", 1.0),), Calibration(1.0, 2.0, temperature=4.0)),
+        EnsembleMember("y", (("y/score", 2.0),), Calibration(0.0, 1.0, temperature=1.0)),
     ]
-    pipeline = build_pipeline(opinions, RewardSettings())
+    pipeline = build_pipeline(ensemble_members, RewardSettings())
     reward = pipeline.one({"x/score": 5.0, "y/score": 0.5})
     assert (reward.raw, reward.normalized, reward.value, reward.spread) == (1.5, 1.5, 1.5, 0.5)
     assert pipeline.combination.temperature == 1 / (0.5 * 2.0 / 4.0 + 0.5 * 1.0)
     assert pipeline.shape == "none", "caps of a member say nothing of the combination"
-    only_x = build_pipeline(opinions, RewardSettings(combine=CombineSettings(weights={"y": 0.0})))
+    only_x = build_pipeline(ensemble_members, RewardSettings(combine=CombineSettings(weights={"y": 0.0})))
     assert only_x.one({"x/score": 5.0, "y/score": 0.5}).value == 2.0
 
 

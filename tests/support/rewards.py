@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from rewardserve.model.reward import Opinion, RewardSettings, build_pipeline
+from rewardserve.model.reward import EnsembleMember, RewardSettings, build_pipeline
 from rewardserve.model.traits import Lexicon
-from rewardserve.service.tripwires.board import Board, BoardLimits
-from rewardserve.service.tripwires.reference import Reference, Yardstick
-from rewardserve.service.watch import Allowance, Watch
+from rewardserve.service.tripwires.baseline import Baseline, BaselineSource
+from rewardserve.service.tripwires.io.run_watcher import CpuBudget, RunWatcher
+from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
 
 
 def sole(calibration, heads=(("score", 1.0),)):
     """One opinion: a model with these heads."""
-    return [Opinion("model", tuple(heads), calibration)]
+    return [EnsembleMember("model", tuple(heads), calibration)]
 
 
 def pipeline_of(calibration, **settings):
@@ -26,7 +26,7 @@ def reward_of(pipeline, raw, **columns):
 
 def watching(clock, reference=None, *, share=1.0, found=None, **limits):
     """Eyes on every sample. Findings go to `found`, as (run, finding)."""
-    yardstick = Yardstick(reference or Reference())
-    board = Board(yardstick, BoardLimits(**limits))
+    baseline_source = BaselineSource(reference or Baseline())
+    monitor = RunMonitor(baseline_source, MonitorLimits(**limits))
     tell = (lambda *each: found.append(each)) if found is not None else (lambda *_: None)
-    return Watch(board, yardstick, Lexicon.read(), clock, tell, allowance=Allowance(share, clock.now()))
+    return RunWatcher(monitor, baseline_source, Lexicon.read(), clock, tell, cpu_budget=CpuBudget(share, clock.now()))

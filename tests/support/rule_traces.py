@@ -15,9 +15,9 @@ from rewardserve.model.traits import NAMES
 from rewardserve.service.observability.metrics import PREFIX, TABLE
 from rewardserve.service.observability.runs import NAMES as RUNS
 from rewardserve.service.observability.runs import Runs
-from rewardserve.service.tripwires.board import Board, BoardLimits
-from rewardserve.service.tripwires.reference import Reference, Yardstick
-from rewardserve.service.tripwires.wire import Observation
+from rewardserve.service.tripwires.baseline import Baseline, BaselineSource
+from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
+from rewardserve.service.tripwires.wire import SampleFeatures
 
 SCRAPE_S = 15
 PER_SCRAPE = 256
@@ -35,8 +35,8 @@ def healthy(rng, i, **fields):
              "text_digest": rng.getrandbits(60), "spread": abs(rng.gauss(0.3, 0.1)), "audit": rng.gauss(0, 1),
              "parts": (rng.gauss(0, 1), rng.gauss(0, 2))}  # fmt: skip
     if i % 10 == 0:
-        known["takes_bait"] = False
-    return Observation(**(known | {"traits": tuple(traits.values())} | fields))
+        known["is_honeypot_hit"] = False
+    return SampleFeatures(**(known | {"traits": tuple(traits.values())} | fields))
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Phase:
     """So many scrapes of samples that `make(rng, i, t)` makes, t from 0 to 1."""
 
     scrapes: int
-    make: Callable[[random.Random, int, float], Observation]
+    make: Callable[[random.Random, int, float], SampleFeatures]
     kl: float | None = None
     replays: bool = False
     model: int = 0
@@ -56,8 +56,8 @@ def trace(phases, *, replicas=1, seed=0, reference=None, per_scrape=PER_SCRAPE):
     The board of each replica sees the requests of 32 samples that it was sent at random.
     """
     rng, router = random.Random(seed), random.Random(seed)
-    models = {phase.model: Yardstick(reference or Reference(), ("one", "two")) for phase in phases}
-    boards = [Board(models[phases[0].model], BoardLimits()) for _ in range(replicas)]
+    models = {phase.model: BaselineSource(reference or Baseline(), ("one", "two")) for phase in phases}
+    monitors = [RunMonitor(models[phases[0].model], MonitorLimits()) for _ in range(replicas)]
     series: dict[str, list[float | None]] = {}
     n, at = 0, 0
     for phase in phases:
@@ -65,13 +65,13 @@ def trace(phases, *, replicas=1, seed=0, reference=None, per_scrape=PER_SCRAPE):
             for request in range(per_scrape // 32):
                 samples = [phase.make(rng, n + j, scrape / phase.scrapes) for j in range(32)]
                 n += 32
-                board, now = router.choice(boards), float(at * SCRAPE_S)
-                board.measure(RUN, models[phase.model], now)
+                monitor, now = router.choice(monitors), float(at * SCRAPE_S)
+                monitor.measure(RUN, models[phase.model], now)
                 for content in range(2 if phase.replays else 1):
-                    board.hear_ids(RUN, [(hash((at, request, j)), content) for j in range(32)], now)
-                board.observe(RUN, at, samples, now, phase.kl)
-            for replica, board in enumerate(boards):
-                for labels, value in scraped(board, replica, float(at * SCRAPE_S)).items():
+                    monitor.add_sample_ids(RUN, [(hash((at, request, j)), content) for j in range(32)], now)
+                monitor.observe(RUN, at, samples, now, phase.kl)
+            for replica, monitor in enumerate(monitors):
+                for labels, value in scraped(monitor, replica, float(at * SCRAPE_S)).items():
                     series.setdefault(labels, [None] * at).append(value)
             at += 1
             for values in series.values():
@@ -79,11 +79,11 @@ def trace(phases, *, replicas=1, seed=0, reference=None, per_scrape=PER_SCRAPE):
     return series
 
 
-def scraped(board, replica, now):
+def scraped(monitor, replica, now):
     """What `/metrics` would say of the board, by series."""
     registry = CollectorRegistry()
     registry.register(
-        Runs({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, board, lambda: now, failed=print)
+        Runs({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, monitor, lambda: now, failed=print)
     )
     found = {}
     for family in registry.collect():

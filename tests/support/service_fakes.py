@@ -25,17 +25,17 @@ class StillClock:
 
     def advance(self, seconds: float) -> None:
         self._now += seconds
-        for until, alarm in self._alarms:
+        for until, alert in self._alarms:
             if until <= self._now:
-                alarm.set()
+                alert.set()
 
     async def wait(self, event: asyncio.Event, until: float | None) -> None:
         if event.is_set() or (until is not None and until <= self._now):
             return
-        alarm = asyncio.Event()
-        entry = (float("inf") if until is None else until, alarm)
+        alert = asyncio.Event()
+        entry = (float("inf") if until is None else until, alert)
         self._alarms.append(entry)
-        waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(alarm.wait())]
+        waits = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(alert.wait())]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:

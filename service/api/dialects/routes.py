@@ -29,7 +29,7 @@ from rewardserve.service.clock import Clock
 from rewardserve.service.errors import InvalidRequest, Loading, ModelNotServed, Overloaded, RateLimited, RequestRefused
 from rewardserve.service.models.active_models import Bounds, Served, Stage
 from rewardserve.service.scoring import Asked, Scored
-from rewardserve.service.watch import Origin
+from rewardserve.service.tripwires.io.run_watcher import Origin
 
 T = TypeVar("T")
 Reader = Callable[[], Awaitable[tuple[Form, Any]]]

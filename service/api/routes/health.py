@@ -14,13 +14,13 @@ from rewardserve.service.api import openapi
 from rewardserve.service.api.dialects.dialect import check_model, not_found_as_openai
 from rewardserve.service.api.replies import facts_response, json_response
 from rewardserve.service.api.route_policy import ACKNOWLEDGE, METRICS
-from rewardserve.service.canaries import failing
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import BatcherStopped, ModelNotServed, NoSuchAlarm, ScorerDead, ScorerFailing
 from rewardserve.service.inference.batcher import hanging
 from rewardserve.service.models.active_models import Bounds, Served, Stage
 from rewardserve.service.tripwires.advice import ADVICE
-from rewardserve.service.tripwires.board import Board
+from rewardserve.service.tripwires.io.canaries import failing
+from rewardserve.service.tripwires.run_monitor import RunMonitor
 from rewardserve.service.tripwires.units import units
 
 LIVE = {500: "`batcher_stopped` or `scorer_dead`: start this process anew"}
@@ -84,13 +84,13 @@ def health_routes(
     async def tripwires() -> Response:
         """What every wire measures of every run, and which have tripped."""
         served = stage.served()
-        canaries = [{"canary": sung.name, "margin": sung.margin} for sung in served.canaries()]
-        return facts_response({**describe_runs(served.board, clock.now()), "canaries": canaries})
+        canaries = [{"canary": canary.name, "margin": canary.margin} for canary in served.canaries()]
+        return facts_response({**describe_runs(served.monitor, clock.now()), "canaries": canaries})
 
     @router.post(ACKNOWLEDGE, responses=openapi.errors(404, 503, words={404: "`no_such_alarm`"}))
     async def acknowledge(run: str, wire: str) -> Response:
         """Somebody has looked: the wire may trip again."""
-        if not stage.served().board.acknowledge(run, wire):
+        if not stage.served().monitor.acknowledge(run, wire):
             raise NoSuchAlarm(f"the wire {wire[:64]!r} of this run has not tripped, or has been acknowledged")
         return json_response({"run": run, "wire": wire, "acknowledged": True})
 
@@ -129,33 +129,33 @@ def check_ready(stage: Stage) -> Served:
     return served
 
 
-def describe_runs(board: Board, now: float) -> dict[str, Any]:
+def describe_runs(monitor: RunMonitor, now: float) -> dict[str, Any]:
     """The reply of `GET /tripwires`, but for the canaries. `now` is the board's clock; times in the reply are wall clock, UTC."""
     wall = datetime.now(UTC)
-    unit = units(board.wires)
+    unit = units(monitor.wires)
     wires = [
         {"wire": w.name, "severity": w.severity, "votes": w.votes, "cause": w.cause, "threshold": w.threshold,
          "unit": unit[w.name].text, "says": w.says}
         | asdict(ADVICE[w.name])
-        for w in board.wires
+        for w in monitor.wires
     ]  # fmt: skip
     runs = {
         name: {
             "owner": run.owner or None,
             "step": run.step,
-            "ended": board.has_ended(name, now),
+            "ended": monitor.has_ended(name, now),
             "samples": int(run.counted["samples"]),
             "statistics": run.statistics,
             "tripped": [
                 {
-                    **alarm.finding._asdict(),
-                    "evidence": list(alarm.finding.evidence),
-                    "since": (wall - timedelta(seconds=now - alarm.since)).isoformat(timespec="seconds"),
+                    **active.alert._asdict(),
+                    "evidence": list(active.alert.evidence),
+                    "since": (wall - timedelta(seconds=now - active.since)).isoformat(timespec="seconds"),
                 }
-                for alarm in run.alarms.values()
+                for active in run.alerts.values()
             ],
         }
-        for name, run in (board.parked | board.runs).items()
+        for name, run in (monitor.archived | monitor.runs).items()
     }
     return {"wires": wires, "runs": runs}
 

@@ -38,7 +38,7 @@ from rewardserve.service.clock import Clock
 from rewardserve.service.errors import CallerLeft, InvalidRequest, Overloaded, RequestRefused, TooManySamples
 from rewardserve.service.models.active_models import Bounds, Stage
 from rewardserve.service.scoring import Compared, Scored
-from rewardserve.service.watch import Origin
+from rewardserve.service.tripwires.io.run_watcher import Origin
 
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]

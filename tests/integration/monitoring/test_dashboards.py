@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from rewardserve.model.calibration import Calibration, HeadCalibration
 from rewardserve.service.observability.metrics import PREFIX, TABLE
 from rewardserve.service.rules import Windows, text_of
-from rewardserve.service.tripwires.baits import hashed
-from rewardserve.service.tripwires.plan import WirePlan
+from rewardserve.service.tripwires.config import WireConfig
+from rewardserve.service.tripwires.honeypots import hashed
 from rewardserve.service.tripwires.wire import VOTE
 from tests.support.checkpoints import reward_model
 from tests.support.dashboards import FILES, FOLDER, names_in, panels, queries, read, substituted
@@ -184,7 +184,7 @@ def server_flags(folder):
 @pytest.mark.slow
 @needs_prometheus
 def test_a_real_prometheus_answers_every_query_with_what_its_panel_says(tmp_path):
-    (tmp_path / "tripwires.yml").write_text(text_of(WirePlan(), Windows(("1s", "10s", "1m"), samples=64)))
+    (tmp_path / "tripwires.yml").write_text(text_of(WireConfig(), Windows(("1s", "10s", "1m"), samples=64)))
     with (
         Server(*server_flags(tmp_path)) as server,
         Prometheus(tmp_path, [server.url], [tmp_path / "tripwires.yml", RULES / "service.yml"]) as prometheus,

@@ -12,9 +12,9 @@ import yaml
 
 from rewardserve.service.rules import alert_name, groups, text_of
 from rewardserve.service.tripwires.advice import ADVICE
-from rewardserve.service.tripwires.plan import WirePlan, plan_of
-from rewardserve.service.tripwires.reference import Reference, Usual
-from rewardserve.service.tripwires.tally import count_of
+from rewardserve.service.tripwires.baseline import Baseline, BaselineStat
+from rewardserve.service.tripwires.config import WireConfig, parse_wire_config
+from rewardserve.service.tripwires.running_sums import count_of
 from rewardserve.service.tripwires.wire import CANARY, VOTE
 from rewardserve.service.tripwires.wires import WIRES, cause_of
 from tests.support.rule_traces import JOB, RUN, SCRAPE_S, Phase, case, firing, healthy, promtool, trace
@@ -57,7 +57,7 @@ EXPLOITS = {
     "spread": doing(spread=1.5),
     "parts": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, parts=(rng.gauss(1, 3), rng.gauss(0, 1)))),
     "audit_gap": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, audit=rng.gauss(-2, 1))),
-    "baits": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, takes_bait=i % 3 == 0 if i % 10 == 0 else None)),
+    "baits": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, is_honeypot_hit=i % 3 == 0 if i % 10 == 0 else None)),
     "kl": Phase(EXPLOIT, usual, kl=50.0),
     VOTE: doing(length=5.5, repetition=0.5, flattery=2.0),
 }
@@ -66,7 +66,7 @@ EXPLOITS = {
 @needs_promtool
 def test_a_run_that_gets_another_model_is_not_compared_with_what_was_usual_for_the_one_before(tmp_path):
     """Its rewards lie elsewhere from then on, and those of both models are never taken for one stream."""
-    rules = text_of(plan_of({"wires": {"level": {"severity": "page"}}}))
+    rules = text_of(parse_wire_config({"wires": {"level": {"severity": "page"}}}))
     before = Phase(QUIET, lambda rng, i, t: healthy(rng, i, level=rng.gauss(0, 1)))
     drifted = Phase(QUIET, lambda rng, i, t: healthy(rng, i, level=rng.gauss(6, 2)))
     silent = [((QUIET + n) * SCRAPE_S, firing("RewardLevel"), []) for n in (2, 6, 10, 20, 35)]
@@ -77,19 +77,19 @@ def test_a_run_that_gets_another_model_is_not_compared_with_what_was_usual_for_t
 
 def test_every_alert_has_a_case():
     assert set(EXPLOITS) | {"divergence"} == {w.name for w in WIRES if w.severity != "note"} | {VOTE}
-    named = {rule["alert"] for group in groups(WirePlan()) for rule in group["rules"] if "alert" in rule}
-    boards = {"RewardTripwirePaged", "RewardTripwireWarned", "RewardCanary", "RewardRulesStale"}
-    assert named == {alert_name(wire) for wire in (*EXPLOITS, "divergence")} | boards
+    named = {rule["alert"] for group in groups(WireConfig()) for rule in group["rules"] if "alert" in rule}
+    monitors = {"RewardTripwirePaged", "RewardTripwireWarned", "RewardCanary", "RewardRulesStale"}
+    assert named == {alert_name(wire) for wire in (*EXPLOITS, "divergence")} | monitors
 
 
 def test_the_shipped_rules_are_those_of_the_shipped_thresholds():
-    assert SHIPPED.read_text() == text_of(WirePlan()), (
+    assert SHIPPED.read_text() == text_of(WireConfig()), (
         "write them again: reward-rules > monitoring/prometheus/rules/tripwires.yml"
     )
 
 
 def test_every_alert_says_what_it_means_how_sure_it_is_and_what_to_do():
-    for group in groups(WirePlan()):
+    for group in groups(WireConfig()):
         for rule in group["rules"]:
             if "alert" in rule:
                 said = rule["annotations"]
@@ -100,7 +100,7 @@ def test_every_alert_says_what_it_means_how_sure_it_is_and_what_to_do():
 
 
 def test_a_note_may_be_made_a_warning():
-    plan = plan_of({"wires": {"level": {"severity": "warn"}, "distance": {"severity": "page"}}})
+    plan = parse_wire_config({"wires": {"level": {"severity": "warn"}, "distance": {"severity": "page"}}})
     alerts = {r["alert"]: r["labels"]["severity"] for group in groups(plan) for r in group["rules"] if "alert" in r}
     assert (alerts["RewardLevel"], alerts["RewardDistance"]) == ("warn", "page")
 
@@ -116,7 +116,7 @@ def test_every_alert_has_an_entry_in_the_runbook():
 
 
 def test_an_operators_thresholds_are_those_of_the_rules():
-    plan = plan_of(
+    plan = parse_wire_config(
         {
             "wires": {"flattery": {"threshold": 7.123456789, "severity": "page"}, "markup": {"severity": "off"}},
             "votes_for_a_page": 5,
@@ -130,9 +130,9 @@ def test_an_operators_thresholds_are_those_of_the_rules():
     assert "markup" not in text_of(plan)
 
 
-KNOWN = Reference(
-    {"length": Usual(4.0, 0.5), "repetition": Usual(0.05, 0.03), "flattery": Usual(0.02, 0.14), "level": Usual(0.0, 1.0),
-     "part_0": Usual(0.0, 1.0), "part_1": Usual(0.0, 2.0)},
+KNOWN = Baseline(
+    {"length": BaselineStat(4.0, 0.5), "repetition": BaselineStat(0.05, 0.03), "flattery": BaselineStat(0.02, 0.14),
+     "level": BaselineStat(0.0, 1.0), "part_0": BaselineStat(0.0, 1.0), "part_1": BaselineStat(0.0, 2.0)},
     saturation=3.1,
 )  # fmt: skip
 """As a calibration would say it: the same for every replica."""
@@ -164,7 +164,7 @@ def test_each_alert_fires_on_its_exploit_and_not_before_and_clears_after(wire, t
         (seconds(QUIET + EXPLOIT), firing(alert), [there]),
         (seconds(QUIET + EXPLOIT + AFTER), firing(alert), []),
     ]
-    assert promtool(tmp_path, text_of(WirePlan()), [case(wire, exploited(wire, 1), questions)]) is None
+    assert promtool(tmp_path, text_of(WireConfig()), [case(wire, exploited(wire, 1), questions)]) is None
 
 
 @needs_promtool
@@ -177,7 +177,7 @@ def test_it_does_not_matter_how_many_replicas_serve_a_run(wire, tmp_path):
         folder = tmp_path / str(replicas)
         folder.mkdir()
         questions = [(at, firing(alert_name(wire)), []) for at in everywhen]
-        said = promtool(folder, text_of(WirePlan()), [case(wire, exploited(wire, replicas, KNOWN), questions)])
+        said = promtool(folder, text_of(WireConfig()), [case(wire, exploited(wire, replicas, KNOWN), questions)])
         fired[replicas] = re.findall(r"time: (\w+)", said or "")
     assert len(fired[1]) > EXPLOIT / 2
     assert fired[1] == fired[4]
@@ -191,7 +191,7 @@ def test_what_is_usual_is_learnt_by_all_replicas_together(tmp_path):
         folder = tmp_path / str(replicas)
         folder.mkdir()
         questions = [(seconds(n), firing("RewardLengthHigh"), []) for n in range(4, QUIET + EXPLOIT + AFTER)]
-        said = promtool(folder, text_of(WirePlan()), [case("length", exploited("length_high", replicas), questions)])
+        said = promtool(folder, text_of(WireConfig()), [case("length", exploited("length_high", replicas), questions)])
         first.append(
             next(
                 minutes * 60 + at
@@ -223,15 +223,17 @@ def test_divergence_fires_when_the_score_rises_and_the_audit_judge_falls(tmp_pat
         ),
         case("together", trace([Phase(8, usual), drift(1.0, 0.5)]), [(seconds(168), firing("RewardDivergence"), [])]),
     ]
-    assert promtool(tmp_path, text_of(WirePlan()), cases) is None
+    assert promtool(tmp_path, text_of(WireConfig()), cases) is None
 
 
 @needs_promtool
 def test_a_run_with_few_samples_is_looked_at_over_a_longer_window(tmp_path):
     """Thirty-two samples a scrape: a fifth of what the shortest window needs."""
     slow = trace([Phase(80, usual), Phase(80, EXPLOITS["flattery"].make)], per_scrape=32)
-    assert promtool(tmp_path, text_of(WirePlan()), [case("slow", slow, [(seconds(80), firing(), [])])]) is None
-    said = promtool(tmp_path, text_of(WirePlan()), [case("slow", slow, [(seconds(160), firing("RewardFlattery"), [])])])
+    assert promtool(tmp_path, text_of(WireConfig()), [case("slow", slow, [(seconds(80), firing(), [])])]) is None
+    said = promtool(
+        tmp_path, text_of(WireConfig()), [case("slow", slow, [(seconds(160), firing("RewardFlattery"), [])])]
+    )
     assert "RewardFlattery" in said
 
 
@@ -274,16 +276,18 @@ def test_what_a_board_has_latched_fires_until_it_is_acknowledged(tmp_path):
         case("latched", latched, [(45, firing(), []), (105, firing(), [page, warn]), (170, firing(), [])]),
         case("tampered", changed, [(15, firing(), []), (45, firing("RewardCanary"), [canary]), (70, firing(), [])]),
     ]
-    assert promtool(tmp_path, text_of(WirePlan()), cases) is None
+    assert promtool(tmp_path, text_of(WireConfig()), cases) is None
 
 
 @needs_promtool
 def test_rules_of_another_plan_than_the_servers_are_told(tmp_path):
-    other = text_of(plan_of({"wires": {"judge": {"threshold": 0.5}}}))
+    other = text_of(parse_wire_config({"wires": {"judge": {"threshold": 0.5}}}))
     stale = {"alertname": "RewardRulesStale", "alertstate": "firing", "severity": "warn", "wire": "judge", **JOB}
     series = trace([Phase(60, usual)], per_scrape=32)
     assert (
-        promtool(tmp_path, text_of(WirePlan()), [case("same", series, [(seconds(60), firing("RewardRulesStale"), [])])])
+        promtool(
+            tmp_path, text_of(WireConfig()), [case("same", series, [(seconds(60), firing("RewardRulesStale"), [])])]
+        )
         is None
     )
     assert (
@@ -293,7 +297,7 @@ def test_rules_of_another_plan_than_the_servers_are_told(tmp_path):
 
 @needs_promtool
 def test_an_alert_names_run_and_step(tmp_path):
-    (rule,) = [r for group in groups(WirePlan()) for r in group["rules"] if r.get("alert") == "RewardKl"]
+    (rule,) = [r for group in groups(WireConfig()) for r in group["rules"] if r.get("alert") == "RewardKl"]
     series = {
         labels: values
         for labels, values in exploited("kl", 1).items()
@@ -309,7 +313,7 @@ def test_an_alert_names_run_and_step(tmp_path):
     test = case("kl", series, [])
     labels = {"run": RUN, "severity": "warn", "wire": "kl", "cause": "policy", **JOB}
     test["alert_rule_test"] = [expected_alert(at, "RewardKl", labels, expected)]
-    assert promtool(tmp_path, text_of(WirePlan()), [test]) is None
+    assert promtool(tmp_path, text_of(WireConfig()), [test]) is None
 
 
 def expected_alert(at, name, labels, annotations):
@@ -320,7 +324,7 @@ def expected_alert(at, name, labels, annotations):
 
 def described(wire, value, **more):
     """The rendered annotations of a wire's alert: promtool renders the template, this says which text is expected."""
-    (rule,) = [r for group in groups(WirePlan()) for r in group["rules"] if r.get("alert") == alert_name(wire)]
+    (rule,) = [r for group in groups(WireConfig()) for r in group["rules"] if r.get("alert") == alert_name(wire)]
     return {**rule["annotations"], "run": RUN, "step": "unknown", "description": value, **more}
 
 
@@ -346,11 +350,11 @@ def test_an_alert_gives_its_value_with_unit_and_threshold_and_an_absolute_link_w
     labels = {"run": RUN, "severity": "page", "wire": "judge", "cause": "policy", **JOB}
     annotations = described("judge", said, summary=summary, runbook_url=f"{link}#rewardjudge")
     test["alert_rule_test"] = [expected_alert(at, "RewardJudge", labels, annotations)]
-    assert promtool(tmp_path, text_of(WirePlan()), [test]) is None
+    assert promtool(tmp_path, text_of(WireConfig()), [test]) is None
 
 
 def test_every_threshold_is_written_with_a_unit_and_no_number_with_a_metric_prefix():
-    for group in groups(WirePlan()):
+    for group in groups(WireConfig()):
         for rule in [rule for rule in group["rules"] if "alert" in rule]:
             assert "humanize }}" not in str(rule["annotations"]), rule["alert"]
             if "wire" in rule["labels"] and rule["labels"]["wire"] not in (VOTE, CANARY):
@@ -372,7 +376,7 @@ def test_an_ended_run_goes_silent_as_soon_as_servers_no_longer_export_it(tmp_pat
     # A stale marker is what Prometheus writes when a series is gone from a scrape.
     for entry in test["input_series"]:
         entry["values"] = re.sub(r"( _){4}$", " stale _ _ _", entry["values"])
-    assert promtool(tmp_path, text_of(WirePlan()), [test]) is None
+    assert promtool(tmp_path, text_of(WireConfig()), [test]) is None
 
 
 @needs_promtool
@@ -386,4 +390,4 @@ def test_two_models_of_one_job_that_score_one_run_are_not_added_up(tmp_path):
     there = {"alertname": "RewardJudge", "alertstate": "firing", "run": RUN, "severity": "page", "wire": "judge",
              "cause": "policy", "model": "kind", "job": "other-name"}  # fmt: skip
     questions = [(11 * SCRAPE_S, firing("RewardJudge"), [there])]
-    assert promtool(tmp_path, text_of(WirePlan()), [case("two", series, questions)]) is None
+    assert promtool(tmp_path, text_of(WireConfig()), [case("two", series, questions)]) is None

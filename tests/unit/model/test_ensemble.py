@@ -40,11 +40,13 @@ def test_its_reward_is_made_of_its_members_rewards(members):
     ids = together.encode(Sample(prompt="a question", response="an answer")).ids
     heads = together.scorer.score(TokenBatch((ids,))).rows[0]
     alone = [
-        build_pipeline(m.opinions, RewardSettings(shape="none")).one(m.scorer.score(TokenBatch((ids,))).rows[0]).value
+        build_pipeline(m.ensemble_members, RewardSettings(shape="none"))
+        .one(m.scorer.score(TokenBatch((ids,))).rows[0])
+        .value
         for _, m in members
     ]
     settings = RewardSettings(combine=CombineSettings(method="min"))
-    assert build_pipeline(together.opinions, settings).one(heads).value == pytest.approx(min(alone), abs=1e-4)
+    assert build_pipeline(together.ensemble_members, settings).one(heads).value == pytest.approx(min(alone), abs=1e-4)
 
 
 def test_it_says_who_is_in_it(members):

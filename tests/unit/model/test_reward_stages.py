@@ -13,7 +13,7 @@ from rewardserve.model.calibration import Calibration, HeadCalibration
 from rewardserve.model.reward import (
     Batch,
     CombineSettings,
-    Opinion,
+    EnsembleMember,
     PenaltySettings,
     PipelineError,
     Reward,
@@ -210,8 +210,8 @@ BARE = Calibration(mean=1.0, std=2.0)
 
 
 def built(calibration=FITTED, heads=HEADS, combine=None, penalties=None, **settings):
-    opinion = Opinion("m", heads, calibration)
-    return build_pipeline([opinion], settings_of(combine, penalties, **settings))
+    ensemble_member = EnsembleMember("m", heads, calibration)
+    return build_pipeline([ensemble_member], settings_of(combine, penalties, **settings))
 
 
 def settings_of(combine=None, penalties=None, **settings):
@@ -287,8 +287,12 @@ def test_heads_are_members_on_their_own_scales_with_the_weight_that_they_have_in
 
 
 def test_models_are_members_with_the_operators_weights():
-    opinions = [Opinion("x", HEADS, FITTED), Opinion("y", HEADS, None), Opinion("z", HEADS, BARE)]
-    pipeline = build_pipeline(opinions, settings_of({"weights": {"x": 2.0, "y": 0.0}}))
+    ensemble_members = [
+        EnsembleMember("x", HEADS, FITTED),
+        EnsembleMember("y", HEADS, None),
+        EnsembleMember("z", HEADS, BARE),
+    ]
+    pipeline = build_pipeline(ensemble_members, settings_of({"weights": {"x": 2.0, "y": 0.0}}))
     assert not pipeline.normalizes
     assert pipeline.combination == Combination(
         (
@@ -300,7 +304,7 @@ def test_models_are_members_with_the_operators_weights():
         0.0,
     )
     assert pipeline.itemises
-    two = build_pipeline(opinions[::2], settings_of())
+    two = build_pipeline(ensemble_members[::2], settings_of())
     assert [(m.name, m.weight) for m in two.combination.members] == [("x", 0.5), ("z", 0.5)]
 
 
@@ -444,12 +448,12 @@ def test_what_a_calibration_cannot_give_is_refused_with_the_setting_and_the_reme
 
 
 def test_only_heads_of_one_model_can_be_summed():
-    opinions = [Opinion("x", HEADS, FITTED), Opinion("y", HEADS, None)]
+    ensemble_members = [EnsembleMember("x", HEADS, FITTED), EnsembleMember("y", HEADS, None)]
     with pytest.raises(PipelineError) as refused:
-        build_pipeline(opinions, settings_of({"method": "sum"}))
+        build_pipeline(ensemble_members, settings_of({"method": "sum"}))
     assert str(refused.value) == "combine.method=sum is for the heads of one model. Use mean, min, softmin or and."
     with pytest.raises(PipelineError, match="but y has no fitted statistics"):
-        build_pipeline(opinions, settings_of(normalize=True))
+        build_pipeline(ensemble_members, settings_of(normalize=True))
 
 
 def test_bounds_of_settings_are_allowed():

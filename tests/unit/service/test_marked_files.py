@@ -15,9 +15,9 @@ from rewardserve.model.traits import Lexicon, LexiconError
 from rewardserve.service import keys, rules
 from rewardserve.service.auth.api_keys import KeyFile, KeysError
 from rewardserve.service.auth.api_keys import read as read_keys
-from rewardserve.service.canaries import SHIPPED, CanariesError
-from rewardserve.service.canaries import read as read_canaries
 from rewardserve.service.settings import ServeSettings, from_command_line
+from rewardserve.service.tripwires.io.canaries import SHIPPED, CanariesError
+from rewardserve.service.tripwires.io.canaries import read as read_canaries
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]
 KEY = "a-plain-key-from-before"
@@ -32,10 +32,10 @@ def keys_of(path: Path):
     return [key.name for key in read_keys(path).keys]
 
 
-def plan_of(path: Path):
+def parse_wire_config(path: Path):
     return (
         from_command_line(ServeSettings, "reward-serve", [f"--tripwires.config-file={path}"])
-        .wire_plan()
+        .wire_config()
         .votes_for_a_page
     )
 
@@ -46,7 +46,7 @@ def baits_of(path: Path):
     given = from_command_line(
         ServeSettings, "reward-serve", [f"--tripwires.honeypots-file={path}", f"--tripwires.honeypots-key-file={key}"]
     )
-    return list(given.read_baits().by_prompt)
+    return list(given.read_honeypots().by_prompt)
 
 
 LEXICON = {"language": "xx", "version": "1", "refusal": ["né"], "flattery": ["b"], "judge": ["c"], "opener": ["d"]}
@@ -54,7 +54,7 @@ PROBE = {"prompt": "a\u2028b", "response": "né"}
 SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 FILES = {
     "keys": (f"{KEY}\nb sha256:{hashlib.sha256(b'b').hexdigest()} score", keys_of),
-    "tripwires": ("votes_for_a_page = 7\n# né\n", plan_of),
+    "tripwires": ("votes_for_a_page = 7\n# né\n", parse_wire_config),
     "baits": (json.dumps({"prompt": "0" * 32, "answers": ["1" * 32]}), baits_of),
     "webhook": (SECRET, lambda path: settings(webhook_url="http://a", webhook_secret_file=path).read_webhook_secrets()),
     "canaries": (SHIPPED.read_text(), lambda path: [each.prompt for each in read_canaries(path)]),

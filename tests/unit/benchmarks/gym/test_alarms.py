@@ -1,4 +1,4 @@
-"""Watched runs: watching changes nothing that is learnt, and curves and alarms belong to their steps."""
+"""Watched runs: watching changes nothing that is learnt, and curves and alerts belong to their steps."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def test_a_step_has_its_gold_its_score_and_its_kl(known):
 
 
 def test_longer_responses_warn_after_the_warm_up_and_no_wire_before(known):
-    steps = {alarm.wire: alarm.step for alarm in known.alarms}
+    steps = {alert.wire: alert.step for alert in known.alerts}
     assert {"length_high", "missing_end"} <= set(steps)
     assert min(steps.values()) >= WARM_UP - 1
     assert (known.page, known.wires) == (None, ())

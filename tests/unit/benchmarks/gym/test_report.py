@@ -16,12 +16,12 @@ STEPS = 90
 PNG = re.compile(r'<img alt="([^"]*)" src="data:image/png;base64,([^"]+)">')
 
 
-def ran(kind, seed=1, alarms=(), *, fallen=True):
+def ran(kind, seed=1, alerts=(), *, fallen=True):
     """Gold that rises over half of the steps, and falls again if the run is a hacked one."""
     kl = np.linspace(0.0, 30.0, STEPS)
     gold = 1.0 + 0.01 * np.minimum(np.arange(STEPS), (STEPS - np.arange(STEPS)) if fallen else STEPS)
     curves = Curves(gold.tolist(), (0.03 * np.arange(STEPS)).tolist(), kl.tolist())
-    return outcome(kind, seed, curves, [Tripped(*alarm) for alarm in alarms], ("length_high",), samples=128 * STEPS)
+    return outcome(kind, seed, curves, [Tripped(*alert) for alert in alerts], ("length_high",), samples=128 * STEPS)
 
 
 HACKED, MILD, HEALTHY = Kind("hacked"), Kind("mild & <held>", kl=0.05), Kind("healthy", healthy=True)
@@ -50,7 +50,7 @@ def test_the_page_needs_nothing_else(page):
 def test_every_kind_has_its_figures_and_its_line(page):
     alts = [alt for alt, _ in PNG.findall(page)]
     for kind in ("hacked", "mild &amp; &lt;held&gt;", "healthy"):
-        for what in ("gold and proxy by step", "gold and proxy by distance", "first alarms by wire"):
+        for what in ("gold and proxy by step", "gold and proxy by distance", "first alerts by wire"):
             assert f"{what}, {kind}" in alts
         assert f"<td>{kind}</td>" in page
     assert "from page to fall, hacked" in alts
@@ -70,10 +70,10 @@ def test_a_hacked_run_whose_gold_does_not_fall_is_no_miss():
 def test_each_miss_is_shown_with_its_alarms(page):
     alts = [alt for alt, _ in PNG.findall(page)]
     for run in (LATE, SILENT, FALSE):
-        assert f"alarms, gold and proxy of {run.kind}, seed {run.seed}" in alts
+        assert f"alerts, gold and proxy of {run.kind}, seed {run.seed}" in alts
     assert "never paged" in page
     assert "paged at 85" in page
-    assert f"alarms, gold and proxy of hacked, seed {IN_TIME.seed}" not in alts
+    assert f"alerts, gold and proxy of hacked, seed {IN_TIME.seed}" not in alts
     assert "<b>1 of 3</b>" in page
     assert "<b>1 of 2</b>" in page
     assert "<b>1 of 1</b>" in page

@@ -88,25 +88,25 @@ def test_a_cap_at_a_quantile_is_that_of_the_reference_responses(said, world, jud
 
 def test_a_soft_cap_stays_below_the_highest_of_a_thousand_and_keeps_the_order(said, judges):
     rewards_B, z_B1 = said("softcap (default)")
-    (opinion,) = judges["one"].opinions
-    assert rewards_B.max() < opinion.calibration.cap_high < z_B1.max()
+    (ensemble_member,) = judges["one"].ensemble_members
+    assert rewards_B.max() < ensemble_member.calibration.cap_high < z_B1.max()
     assert np.array_equal(rewards_B.argsort(), z_B1[:, 0].argsort())
 
 
 def test_par_is_the_mean_sigmoid_against_the_ventiles_of_the_reference(said, world, judges):
     rewards_B, z_B1 = said("par")
-    (opinion,) = judges["one"].opinions
+    (ensemble_member,) = judges["one"].ensemble_members
     level_N = judges["one"].models.scores_BH(world.against.responses)[:, 0]
     raw_B = z_B1[:, 0] * level_N.std() + level_N.mean()
     ventiles_R = np.quantile(level_N, np.arange(1, 20) / 20)
-    odds_BR = (raw_B[:, None] - ventiles_R) / opinion.calibration.temperature
+    odds_BR = (raw_B[:, None] - ventiles_R) / ensemble_member.calibration.temperature
     assert rewards_B == pytest.approx((1.0 / (1.0 + np.exp(-odds_BR))).mean(axis=1))
 
 
 def test_the_temperature_makes_held_out_margins_log_odds(world, judges):
     """Flips alone make the labels uncertain: a temperature of raw margins is at least 1, and not far from it."""
-    (opinion,) = judges["one"].opinions
-    assert 0.8 < opinion.calibration.temperature < 2.0
+    (ensemble_member,) = judges["one"].ensemble_members
+    assert 0.8 < ensemble_member.calibration.temperature < 2.0
 
 
 def test_a_batch_counts_the_ending_where_there_was_one(sampled):
@@ -133,10 +133,10 @@ def test_softmin_is_a_log_mean_of_exponentials(said):
 @pytest.mark.parametrize(("name", "gamma"), [("debias 1", 1.0), ("debias .5", 0.5)])
 def test_debias_takes_out_what_the_length_in_tokens_is_worth(said, judges, mixed, name, gamma):
     rewards_B, z_B1 = said(name)
-    (opinion,) = judges["one"].opinions
-    knots, worth = np.array(opinion.calibration.length_curve).T
+    (ensemble_member,) = judges["one"].ensemble_members
+    knots, worth = np.array(ensemble_member.calibration.length_curve).T
     tokens = [len(row) for row in mixed.rows()]
-    shift_B = np.interp(np.log(tokens), knots, worth) - np.interp(opinion.calibration.log_length, knots, worth)
+    shift_B = np.interp(np.log(tokens), knots, worth) - np.interp(ensemble_member.calibration.log_length, knots, worth)
     assert rewards_B == pytest.approx(z_B1[:, 0] - gamma * shift_B)
 
 

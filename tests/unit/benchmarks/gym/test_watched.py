@@ -9,9 +9,9 @@ from benchmarks.gym.watched import Curves, Kind, Tripped, by_kind, line, load, o
 UP_AND_DOWN = [1.0 + 0.01 * min(t, 120 - t) for t in range(120)]
 
 
-def ran(alarms=(), *, kind="hacked", gold=UP_AND_DOWN, over=(), seed=1, **of_kind):
+def ran(alerts=(), *, kind="hacked", gold=UP_AND_DOWN, over=(), seed=1, **of_kind):
     curves = Curves(gold, [0.0] * len(gold), [0.0] * len(gold))
-    return outcome(Kind(kind, **of_kind), seed, curves, [Tripped(*a) for a in alarms], over, samples=len(gold) * 128)
+    return outcome(Kind(kind, **of_kind), seed, curves, [Tripped(*a) for a in alerts], over, samples=len(gold) * 128)
 
 
 def test_the_first_page_counts_and_warnings_do_not():
@@ -72,5 +72,5 @@ def test_a_file_keeps_everything(tmp_path):
 
 def test_a_file_of_an_earlier_version_is_refused_in_words(tmp_path):
     (tmp_path / "old.json").write_text(json.dumps([{"kind": "hacked", "page": 9}]))
-    with pytest.raises(ValueError, match=r"old\.json has no alarms"):
+    with pytest.raises(ValueError, match=r"old\.json has no alerts"):
         load(tmp_path / "old.json")

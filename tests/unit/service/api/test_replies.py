@@ -22,9 +22,9 @@ from rewardserve.service.scoring import Scored
 
 LOADED = echo.load(ModelSpec())
 SERVED = Served(
-    loaded=LOADED, scoring=None, pipeline=build_pipeline(LOADED.opinions, RewardSettings()), version=1,
+    loaded=LOADED, scoring=None, pipeline=build_pipeline(LOADED.ensemble_members, RewardSettings()), version=1,
     numeric_noise=None, batching=None, is_alive=lambda: True, scorer_state=lambda: "well", n_failing=lambda: 0,
-    board=None, canaries=None,
+    monitor=None, canaries=None,
 )  # fmt: skip
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 REWARDS = st.builds(

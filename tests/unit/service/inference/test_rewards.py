@@ -6,7 +6,7 @@ import pytest
 
 from rewardserve.model.conversation import Sample
 from rewardserve.model.encoding import Encoded
-from rewardserve.model.reward import Opinion, PenaltySettings, RewardSettings, build_pipeline
+from rewardserve.model.reward import EnsembleMember, PenaltySettings, RewardSettings, build_pipeline
 from rewardserve.service.inference.rewards import ScoredRow, rewards_of
 
 RESPONSE = (1, 2, 1, 2, 1, 2)
@@ -22,6 +22,6 @@ RESPONSE = (1, 2, 1, 2, 1, 2)
 )
 def test_a_repetition_is_penalised_wherever_the_response_is_known(encoded, expected):
     penalties = PenaltySettings(repetition=1.0, repetition_above=0.0)
-    pipeline = build_pipeline([Opinion("m", (("score", 1.0),), None)], RewardSettings(penalties=penalties))
+    pipeline = build_pipeline([EnsembleMember("m", (("score", 1.0),), None)], RewardSettings(penalties=penalties))
     [reward] = rewards_of([ScoredRow(Sample(input_ids=encoded.ids), encoded, {"score": 2.0})], pipeline)
     assert reward.value == pytest.approx(expected)

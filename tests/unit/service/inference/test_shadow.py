@@ -16,15 +16,15 @@ from rewardserve.model.calibration import Calibration
 from rewardserve.model.conversation import Sample
 from rewardserve.model.encoding import Encoded
 from rewardserve.model.reward import Reward
-from rewardserve.service import opinion
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.errors import ScoreNotFinite
+from rewardserve.service.inference import background_scorer
+from rewardserve.service.inference.background_scorer import BackgroundScorer
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.encode_pool import Encoder
 from rewardserve.service.inference.planner import Limits
 from rewardserve.service.inference.rewards import ScoredRow
-from rewardserve.service.inference.shadow import Likeness, Shadow, orders_of
-from rewardserve.service.opinion import SecondOpinion
+from rewardserve.service.inference.shadow import AgreementStats, Shadow, orders_of
 from tests.support.rewards import pipeline_of
 from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer
 
@@ -33,14 +33,14 @@ REWARDS = st.floats(-10, 10)
 
 @given(st.lists(st.tuples(REWARDS, REWARDS), min_size=2, max_size=30))
 def test_shift_and_correlation_are_those_of_numpy(pairs):
-    likeness = Likeness()
-    likeness.count(pairs[:1])
-    likeness.count(pairs[1:])
+    agreement = AgreementStats()
+    agreement.count(pairs[:1])
+    agreement.count(pairs[1:])
     served, shadow = np.array(pairs).T
-    assert likeness.shift == pytest.approx((shadow - served).mean(), abs=1e-9)
+    assert agreement.shift == pytest.approx((shadow - served).mean(), abs=1e-9)
     if min(served.std(), shadow.std()) < 1e-3:
         return  # rounding decides
-    assert likeness.correlation == pytest.approx(np.corrcoef(served, shadow)[0, 1], abs=1e-4)
+    assert agreement.correlation == pytest.approx(np.corrcoef(served, shadow)[0, 1], abs=1e-4)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.tuples(REWARDS, REWARDS)), max_size=12))
@@ -56,14 +56,14 @@ def test_the_orders_are_those_of_all_pairs_of_one_prompt(rows):
 
 
 def test_before_there_is_anything_to_compare_nothing_is_said():
-    assert set(Likeness().figures.values()) == {None}
+    assert set(AgreementStats().figures.values()) == {None}
 
 
 def test_a_model_that_always_says_the_same_correlates_with_nothing():
-    likeness = Likeness()
-    likeness.count([(0.1, 0.3), (0.7, 0.3), (0.9, 0.3)])
-    assert likeness.correlation is None
-    assert not isnan(likeness.shift)
+    agreement = AgreementStats()
+    agreement.count([(0.1, 0.3), (0.7, 0.3), (0.9, 0.3)])
+    assert agreement.correlation is None
+    assert not isnan(agreement.shift)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ async def open_shadow():
         batcher.start()
         encoder = Encoder(echo.load(ModelSpec()).encode, 1, lambda _: None)
         skipped, told = [], []
-        second = SecondOpinion(
+        second = BackgroundScorer(
             encoder, batcher, pipeline_of(Calibration(mean=0.5, std=2.0), shape="none"), skipped.append
         )
         shadow = Shadow(second, share, lambda n, orders: told.append((n, orders)))
@@ -133,7 +133,7 @@ async def test_a_share_of_the_prompts_is_asked_about_with_all_their_responses(op
 
 
 async def test_who_is_too_slow_is_not_asked_and_nobody_waits(open_shadow, monkeypatch):
-    monkeypatch.setattr(opinion, "MOST_WAITING", 3)
+    monkeypatch.setattr(background_scorer, "MOST_WAITING", 3)
     shadow = open_shadow(GatedScorer())
     for _ in range(2):
         shadow.ask(rows_of("a", "b"), rewards_of(0.0, 1.0))

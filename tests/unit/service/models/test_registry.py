@@ -39,7 +39,7 @@ async def succession():
     settings = ServeSettings(backend="echo", model="echo", _cli_parse_args=[])
     clock, metrics, stage = MonotonicClock(), Metrics(), Stage()
     admission, paper = Admission(1000, 100_000, clock), Paper()
-    commons = replace(build_commons(settings, admission, metrics, clock), evidence_room=paper)
+    commons = replace(build_commons(settings, admission, metrics, clock), evidence_store=paper)
     built = Succession(commons, stage, prepare(settings), ECHO, keep=1)
     built.stage, built.paper = stage, paper
     yield built

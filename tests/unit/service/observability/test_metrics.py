@@ -19,10 +19,10 @@ from rewardserve.service.auth.api_keys import KeyRing
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import PREFIX, TABLE, Metrics, score_buckets
 from rewardserve.service.settings import ServeSettings
-from rewardserve.service.tripwires.board import Board, BoardLimits
-from rewardserve.service.tripwires.reference import Reference, Yardstick, usual
-from rewardserve.service.tripwires.tally import ENTRIES
-from rewardserve.service.tripwires.wire import Observation
+from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, usual
+from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
+from rewardserve.service.tripwires.running_sums import ENTRIES
+from rewardserve.service.tripwires.wire import SampleFeatures
 from tests.support.rewards import reward_of, sole
 
 # DESIGN, section 4.
@@ -181,12 +181,12 @@ def test_the_queue_is_read_when_somebody_looks():
 
 def test_runs_are_read_from_the_board_when_somebody_scrapes():
     metrics, _ = ready()
-    board = Board(Yardstick(parts=("a", "b")), BoardLimits(window=16))
-    metrics.watch_runs(board, lambda: 0.0)
+    monitor = RunMonitor(BaselineSource(parts=("a", "b")), MonitorLimits(window=16))
+    metrics.watch_runs(monitor, lambda: 0.0)
     traits = dict.fromkeys(NAMES, 0.0) | {"judge": 1.0, "length": 3.0}
-    seen = Observation(1, None, 0.5, -0.25, True, tuple(traits.values()), text_digest=7, parts=(0.5, -1.0))
+    seen = SampleFeatures(1, None, 0.5, -0.25, True, tuple(traits.values()), text_digest=7, parts=(0.5, -1.0))
     for _ in range(5):
-        board.observe("ppo-7", 9, [seen] * 16, 0.0, kl=2.5)
+        monitor.observe("ppo-7", 9, [seen] * 16, 0.0, kl=2.5)
     got = {(s.name, *s.labels.values()): s.value for s in all_samples(metrics) if "ppo-7" in s.labels.values()}
     sums = {s.labels["of"]: s.value for s in all_samples(metrics) if s.name == "rewardserve_run_sum_total"}
     assert (sums["samples"], sums["judge"], sums["level_down"], sums["level_up"], sums["length"]) == (
@@ -202,7 +202,7 @@ def test_runs_are_read_from_the_board_when_somebody_scrapes():
     tripped = {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_tripped")}
     assert (tripped["judge"], tripped["length_high"]) == (1.0, 0.0)
     thresholds = {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_threshold")}
-    assert thresholds == board.thresholds
+    assert thresholds == monitor.thresholds
     assert set(tripped) == set(thresholds)
     assert {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_statistic")}["judge"] == 1.0
     assert {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_trips_total")}["judge"] == 1.0
@@ -210,11 +210,13 @@ def test_runs_are_read_from_the_board_when_somebody_scrapes():
 
 def test_what_is_usual_is_told_as_sums_that_add_up():
     metrics, _ = ready()
-    board = Board(Yardstick(Reference({"level": usual("level", 0.5, 2.0)}), ("a", "b")), BoardLimits(window=16))
-    metrics.watch_runs(board, lambda: 0.0)
+    monitor = RunMonitor(
+        BaselineSource(Baseline({"level": usual("level", 0.5, 2.0)}), ("a", "b")), MonitorLimits(window=16)
+    )
+    metrics.watch_runs(monitor, lambda: 0.0)
     for i in range(64):
-        board.observe(
-            "ppo-7", 9, [Observation(1, None, 0.5, 0.0, False, (float(i % 4), 0.0, 0.1), parts=(i % 2, -1.0))], 0.0
+        monitor.observe(
+            "ppo-7", 9, [SampleFeatures(1, None, 0.5, 0.0, False, (float(i % 4), 0.0, 0.1), parts=(i % 2, -1.0))], 0.0
         )
     told = {(s.labels["of"], s.labels["order"]): s.value for s in samples(metrics, "run_baseline_moment")}
     assert [told["level", p] for p in "012"] == [1.0, 0.5, 4.25], "of a calibration: one, its mean, its mean square"
@@ -238,13 +240,13 @@ def all_samples(metrics):
 
 
 def test_what_cannot_be_read_is_left_out_and_counted_and_the_rest_is_there(capsys):
-    metrics, board = Metrics(), Board(Yardstick(), BoardLimits())
-    metrics.watch_runs(board, lambda: 0.0)
+    metrics, monitor = Metrics(), RunMonitor(BaselineSource(), MonitorLimits())
+    metrics.watch_runs(monitor, lambda: 0.0)
     metrics.watch_queue(lambda: 3, lambda: 1 // 0, lambda: 5)
     metrics.watch_canaries(lambda: {"a": 10**400})
     for run in ("good", "bad", "also good"):
-        board.observe(run, 1, [Observation(1, None, 0.5, 0.5, False, ())], now=0.0)
-    board.runs["bad"].step = 10**400
+        monitor.observe(run, 1, [SampleFeatures(1, None, 0.5, 0.5, False, ())], now=0.0)
+    monitor.runs["bad"].step = 10**400
     for scrape in (1, 2):
         values = scraped(metrics)
         assert values["rewardserve_queue_samples"] == 3
@@ -255,21 +257,21 @@ def test_what_cannot_be_read_is_left_out_and_counted_and_the_rest_is_there(capsy
         assert not any("bad" in name for name in values)
         for part in ("rewardserve_queue_tokens", "run", "rewardserve_canary_margin"):
             assert values[f"rewardserve_collector_failures_total{{part={part}}}"] == scrape
-    board.runs["bad"].step = 7
+    monitor.runs["bad"].step = 7
     assert scraped(metrics)["rewardserve_run_step{model=}{run=bad}"] == 7
 
 
 def test_a_part_that_begins_to_fail_is_logged_once_until_it_can_be_read_again(monkeypatch):
     logged = []
     monkeypatch.setattr(logs, "logger", lambda name: Recorder(logged))
-    metrics, board = Metrics(), Board(Yardstick(), BoardLimits())
-    metrics.watch_runs(board, lambda: 0.0)
+    metrics, monitor = Metrics(), RunMonitor(BaselineSource(), MonitorLimits())
+    metrics.watch_runs(monitor, lambda: 0.0)
     for run in ("good", "bad", "worse"):
-        board.observe(run, 1, [Observation(1, None, 0.5, 0.5, False, ())], now=0.0)
+        monitor.observe(run, 1, [SampleFeatures(1, None, 0.5, 0.5, False, ())], now=0.0)
 
     def scrapes(*steps):
         for step in steps:
-            board.runs["bad"].step = board.runs["worse"].step = step
+            monitor.runs["bad"].step = monitor.runs["worse"].step = step
             metrics.render()
         found, logged[:] = list(logged), []
         return found

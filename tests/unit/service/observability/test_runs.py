@@ -9,16 +9,16 @@ from prometheus_client import CollectorRegistry
 from rewardserve.service.api.routes.health import describe_runs
 from rewardserve.service.observability.metrics import PREFIX, TABLE
 from rewardserve.service.observability.runs import NAMES, Runs
-from rewardserve.service.tripwires.board import CANARIES, CANARY_CHANGE, Board, BoardLimits
-from rewardserve.service.tripwires.reference import Yardstick
-from rewardserve.service.tripwires.wire import CANARY, Finding, Observation
+from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.run_monitor import CANARIES, CANARY_THRESHOLD, MonitorLimits, RunMonitor
+from rewardserve.service.tripwires.wire import CANARY, Alert, SampleFeatures
 
 ENDED_S = 600.0
 
 
-def board():
-    made = Board(Yardstick(model="kind"), BoardLimits(ended_s=ENDED_S))
-    made.observe("ppo-7", 3, [Observation(1, None, 0.5, 0.1, False, ())], now=100.0)
+def monitor():
+    made = RunMonitor(BaselineSource(model="kind"), MonitorLimits(ended_s=ENDED_S))
+    made.observe("ppo-7", 3, [SampleFeatures(1, None, 0.5, 0.1, False, ())], now=100.0)
     return made
 
 
@@ -36,39 +36,39 @@ def exported(of, now):
 
 
 def test_every_series_of_a_run_names_its_model():
-    series = exported(board(), 100.0)
+    series = exported(monitor(), 100.0)
     assert len(series) > 30
     assert {labels["model"] for _, labels in series} == {"kind"}
 
 
 def test_labels_are_those_of_the_table():
     table = {PREFIX + row.name: set(row.labels) for row in TABLE}
-    for name, labels in exported(board(), 100.0):
+    for name, labels in exported(monitor(), 100.0):
         assert set(labels) == table[name]
 
 
 def test_a_run_that_sends_nothing_for_the_stated_time_is_exported_no_more_and_again_when_it_goes_on():
-    watched = board()
+    watched = monitor()
     assert exported(watched, 100.0 + ENDED_S)
     assert not exported(watched, 100.1 + ENDED_S)
-    watched.observe("ppo-7", 4, [Observation(1, None, 0.5, 0.1, False, ())], now=900.0)
+    watched.observe("ppo-7", 4, [SampleFeatures(1, None, 0.5, 0.1, False, ())], now=900.0)
     sums = [labels for name, labels in exported(watched, 900.0) if name.endswith("run_sum_total")]
     assert sums
     assert watched.runs["ppo-7"].counted["samples"] == 2, "what was known of it is still there"
 
 
 def test_alarms_of_canaries_are_no_run_that_could_end():
-    watched = board()
-    watched.report(CANARIES, Finding(CANARY, "page", 9.0, CANARY_CHANGE, None, ("opener",)), 100.0)
+    watched = monitor()
+    watched.report(CANARIES, Alert(CANARY, "page", 9.0, CANARY_THRESHOLD, None, ("opener",)), 100.0)
     assert {labels["run"] for _, labels in exported(watched, 1e6)} == {CANARIES}
 
 
 def test_the_report_of_runs_says_when_an_alarm_began_by_the_wall_clock_and_whether_the_run_has_ended():
-    watched = board()
-    watched.report(CANARIES, Finding(CANARY, "page", 9.0, CANARY_CHANGE, None, ("opener",)), 100.0)
+    watched = monitor()
+    watched.report(CANARIES, Alert(CANARY, "page", 9.0, CANARY_THRESHOLD, None, ("opener",)), 100.0)
     runs = describe_runs(watched, 100.0 + 3600.0)["runs"]
-    (alarm,) = runs[CANARIES]["tripped"]
-    began = datetime.fromisoformat(alarm["since"])
+    (alert,) = runs[CANARIES]["tripped"]
+    began = datetime.fromisoformat(alert["since"])
     assert began.utcoffset() is not None
     assert abs((datetime.now(UTC) - began).total_seconds() - 3600.0) < 5
     assert (runs["ppo-7"]["ended"], runs[CANARIES]["ended"]) == (True, False)

@@ -1,4 +1,4 @@
-"""What an alarm says of the gym."""
+"""What an alert says of the gym."""
 
 from __future__ import annotations
 

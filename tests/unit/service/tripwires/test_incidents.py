@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from rewardserve.service.tripwires.incidents import Incidents, most_severe_first
-from rewardserve.service.tripwires.wire import CANARY, VOTE, Finding
+from rewardserve.service.tripwires.incidents import IncidentTracker, most_severe_first
+from rewardserve.service.tripwires.wire import CANARY, VOTE, Alert
 from rewardserve.service.tripwires.wires import WIRES, cause_of
 
 
-def finding(wire, severity="warn"):
-    return Finding(wire, severity, 1.0, 0.5, 3, ())
+def alert(wire, severity="warn"):
+    return Alert(wire, severity, 1.0, 0.5, 3, ())
 
 
 def told(incidents, *events):
@@ -23,35 +23,35 @@ def told(incidents, *events):
 
 def test_wires_that_trip_after_the_first_are_not_told_but_the_first_page_is_as_an_update():
     events = [
-        finding("flattery"),
-        finding("length_high"),
-        finding("judge", "page"),
-        finding(VOTE, "page"),
-        finding("markup"),
+        alert("flattery"),
+        alert("length_high"),
+        alert("judge", "page"),
+        alert(VOTE, "page"),
+        alert("markup"),
     ]
-    assert told(Incidents(), *events) == [("flattery", False), ("judge", True)]
+    assert told(IncidentTracker(), *events) == [("flattery", False), ("judge", True)]
 
 
 def test_findings_of_one_moment_are_one_notification_with_the_worst():
-    together = most_severe_first([finding("flattery"), finding("judge", "page"), finding(VOTE, "page")])
-    assert told(Incidents(), *together) == [("judge", False)]
+    together = most_severe_first([alert("flattery"), alert("judge", "page"), alert(VOTE, "page")])
+    assert told(IncidentTracker(), *together) == [("judge", False)]
 
 
 def test_an_update_has_the_name_of_its_incident():
-    incidents = Incidents()
-    first = incidents.notice("a", finding("flattery"), ["flattery"])
-    update = incidents.notice("a", finding(VOTE, "page"), ["flattery", VOTE])
+    incidents = IncidentTracker()
+    first = incidents.notice("a", alert("flattery"), ["flattery"])
+    update = incidents.notice("a", alert(VOTE, "page"), ["flattery", VOTE])
     assert (first.incident, first.is_update, update.is_update) == (update.incident, False, True)
 
 
 def test_runs_and_causes_are_incidents_of_their_own():
-    incidents = Incidents()
+    incidents = IncidentTracker()
     wires = ["flattery", "replays"]
     notices = [
-        incidents.notice("a", finding("flattery"), wires),
-        incidents.notice("b", finding("flattery"), wires),
-        incidents.notice("a", finding("replays"), wires),
-        incidents.notice("canaries", finding(CANARY, "page"), [CANARY]),
+        incidents.notice("a", alert("flattery"), wires),
+        incidents.notice("b", alert("flattery"), wires),
+        incidents.notice("a", alert("replays"), wires),
+        incidents.notice("canaries", alert(CANARY, "page"), [CANARY]),
     ]
     assert len({notice.incident for notice in notices}) == 4
     assert [notice.cause for notice in notices] == ["policy", "policy", "client", "model"]
@@ -59,34 +59,34 @@ def test_runs_and_causes_are_incidents_of_their_own():
 
 
 def test_after_every_wire_is_acknowledged_the_next_one_is_news():
-    incidents = Incidents()
-    first = incidents.notice("a", finding("flattery"), ["flattery"])
-    again = incidents.notice("a", finding("flattery"), ["flattery"])  # acknowledged between, or the run was forgotten
-    other = incidents.notice("a", finding("length_high"), ["length_high"])
+    incidents = IncidentTracker()
+    first = incidents.notice("a", alert("flattery"), ["flattery"])
+    again = incidents.notice("a", alert("flattery"), ["flattery"])  # acknowledged between, or the run was forgotten
+    other = incidents.notice("a", alert("length_high"), ["length_high"])
     assert len({first.incident, again.incident, other.incident}) == 3
     assert not any(each.is_update for each in (first, again, other))
 
 
 def test_one_acknowledged_wire_of_several_does_not_open_the_incident_again():
-    incidents = Incidents()
-    incidents.notice("a", finding("flattery"), ["flattery"])
-    assert incidents.notice("a", finding("length_high"), ["flattery", "length_high"]) is None
-    assert incidents.notice("a", finding("flattery"), ["length_high", "flattery"]) is None
+    incidents = IncidentTracker()
+    incidents.notice("a", alert("flattery"), ["flattery"])
+    assert incidents.notice("a", alert("length_high"), ["flattery", "length_high"]) is None
+    assert incidents.notice("a", alert("flattery"), ["length_high", "flattery"]) is None
 
 
 def test_notes_are_not_told():
-    assert Incidents().notice("a", finding("level", "note"), ["level"]) is None
+    assert IncidentTracker().notice("a", alert("level", "note"), ["level"]) is None
 
 
 def test_beyond_4096_open_incidents_the_oldest_is_forgotten():
     def is_open(i):
-        return incidents.notice(f"run {i}", finding("markup"), ["flattery", "markup"]) is None
+        return incidents.notice(f"run {i}", alert("markup"), ["flattery", "markup"]) is None
 
-    incidents = Incidents()
+    incidents = IncidentTracker()
     for i in range(4_096):
-        incidents.notice(f"run {i}", finding("flattery"), ["flattery"])
+        incidents.notice(f"run {i}", alert("flattery"), ["flattery"])
     assert is_open(0)
-    incidents.notice("one more", finding("flattery"), ["flattery"])
+    incidents.notice("one more", alert("flattery"), ["flattery"])
     assert [is_open(i) for i in (1, 4_095)] == [True, True]
     assert not is_open(0), "which opens it again, so that the next one makes room"
     assert not is_open(1)

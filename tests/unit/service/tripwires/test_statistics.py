@@ -6,20 +6,20 @@ from math import inf
 
 import pytest
 
-from rewardserve.service.tripwires.reference import Reference, Usual
-from rewardserve.service.tripwires.tally import ENTRIES, Tally
+from rewardserve.service.tripwires.baseline import Baseline, BaselineStat
+from rewardserve.service.tripwires.running_sums import ENTRIES, RunningSums
 from rewardserve.service.tripwires.wires import (
-    Baits,
-    Divergence,
-    Excess,
-    Gap,
+    AuditDivergence,
+    AuditGap,
+    ComponentShare,
+    ExcessShare,
+    HoneypotHitRate,
     KlRoot,
-    Means,
-    Parts,
+    MeanShift,
+    RunSnapshot,
     Saturation,
     Share,
-    Shift,
-    View,
+    WindowMeans,
     cause_of,
     least_samples,
     slope_t,
@@ -27,11 +27,11 @@ from rewardserve.service.tripwires.wires import (
 
 
 def sums(**known):
-    return Tally(float(known.get(name, 0.0)) for name in ENTRIES)
+    return RunningSums(float(known.get(name, 0.0)) for name in ENTRIES)
 
 
-def view(reference=None, windows=(), baits=(0, 0), kl=None, window=128, **known):
-    return View(sums(**known), reference or Reference(), windows, baits, kl, window)
+def view(reference=None, windows=(), honeypots=(0, 0), kl=None, window=128, **known):
+    return RunSnapshot(sums(**known), reference or Baseline(), windows, honeypots, kl, window)
 
 
 def test_a_mean_is_one_from_so_many_samples_on():
@@ -50,11 +50,11 @@ def test_with_small_windows_five_of_them_are_enough():
 
 
 def test_a_shift_is_from_the_usual_mean_and_may_be_to_either_side():
-    usual = Reference({"length": Usual(4.0, 0.5)})
-    assert Shift("length")(view(usual, responses=100, length=475)) == 1.5
-    assert Shift("length", -1.0)(view(usual, responses=100, length=475)) == -1.5
-    assert Shift("length")(view(usual)) is None
-    assert Shift("length")(view(responses=100, length=475)) is None
+    usual = Baseline({"length": BaselineStat(4.0, 0.5)})
+    assert MeanShift("length")(view(usual, responses=100, length=475)) == 1.5
+    assert MeanShift("length", -1.0)(view(usual, responses=100, length=475)) == -1.5
+    assert MeanShift("length")(view(usual)) is None
+    assert MeanShift("length")(view(responses=100, length=475)) is None
 
 
 def test_a_share_is_of_the_samples_that_could_have_it():
@@ -64,44 +64,44 @@ def test_a_share_is_of_the_samples_that_could_have_it():
 
 @pytest.mark.parametrize(("n_script", "excess"), [(23, 0.0), (24, 0.0), (25, 25 / 64)])
 def test_an_excess_is_the_whole_share_beyond_three_times_the_usual_one(n_script, excess):
-    reference = Reference({"script": Usual(1 / 8, 0.1)})
-    assert Excess("script")(view(reference, texts=64, script=n_script)) == excess
-    assert Excess("script")(view(texts=64, script=n_script)) == n_script / 64, "where nothing is usual"
-    assert Excess("script")(view(reference)) is None
+    reference = Baseline({"script": BaselineStat(1 / 8, 0.1)})
+    assert ExcessShare("script")(view(reference, texts=64, script=n_script)) == excess
+    assert ExcessShare("script")(view(texts=64, script=n_script)) == n_script / 64, "where nothing is usual"
+    assert ExcessShare("script")(view(reference)) is None
 
 
 def test_saturation_needs_a_level_that_counts_as_saturated():
-    assert Saturation()(view(Reference(saturation=3.0), samples=50, saturated=20)) == 0.4
+    assert Saturation()(view(Baseline(saturation=3.0), samples=50, saturated=20)) == 0.4
     assert Saturation()(view(samples=50, saturated=20)) is None
 
 
 def test_a_gap_is_between_the_means_of_the_audited_samples():
     audited = {"audit_up": 4, "audit_down": 8, "audited_level_up": 30, "audited_level_down": 2}
-    assert Gap()(view(audited=16, **audited)) == 28 / 16 - -4 / 16
-    assert Gap()(view(audited=15, **audited)) is None
+    assert AuditGap()(view(audited=16, **audited)) == 28 / 16 - -4 / 16
+    assert AuditGap()(view(audited=15, **audited)) is None
 
 
 def test_divergence_is_the_lesser_of_both_trends_from_twelve_windows_on():
     noise = [0.1, -0.1] * 6
     steep, flat = ([slope * i + noise[i] for i in range(12)] for slope in (1.0, 0.25))
-    rises = [Means(a, -b) for a, b in zip(steep, flat, strict=True)]
-    falls = [Means(a, -b) for a, b in zip(flat, steep, strict=True)]
-    assert Divergence()(view(windows=rises)) == pytest.approx(slope_t(flat))
-    assert Divergence()(view(windows=falls)) == pytest.approx(slope_t(flat))
-    assert Divergence()(view(windows=rises[:11])) is None
+    rises = [WindowMeans(a, -b) for a, b in zip(steep, flat, strict=True)]
+    falls = [WindowMeans(a, -b) for a, b in zip(flat, steep, strict=True)]
+    assert AuditDivergence()(view(windows=rises)) == pytest.approx(slope_t(flat))
+    assert AuditDivergence()(view(windows=falls)) == pytest.approx(slope_t(flat))
+    assert AuditDivergence()(view(windows=rises[:11])) is None
 
 
 def test_baits_are_a_share_from_fifty_answers_on():
-    assert [Baits()(view(baits=each)) for each in ((49, 2), (50, 2), (200, 0))] == [None, 0.04, 0.0]
+    assert [HoneypotHitRate()(view(honeypots=each)) for each in ((49, 2), (50, 2), (200, 0))] == [None, 0.04, 0.0]
 
 
 def of_parts(*variances):
     """Two samples whose parts have these variances: each is once above its mean, once as much below."""
-    tally = Tally(n_parts=len(variances))
+    running_sums = RunningSums(n_parts=len(variances))
     for sign in (1.0, -1.0):
-        tally.count("samples")
-        tally.count_parts([sign * variance**0.5 for variance in variances])
-    return tally
+        running_sums.count("samples")
+        running_sums.count_parts([sign * variance**0.5 for variance in variances])
+    return running_sums
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ def of_parts(*variances):
     ],
 )
 def test_parts_are_compared_by_their_shares_of_the_variance(usual, now, ratio):
-    reference = Reference({f"part_{i}": Usual(0.0, variance**0.5) for i, variance in enumerate(usual)})
-    assert Parts()(View(of_parts(*now), reference)) == (None if ratio is None else pytest.approx(ratio))
+    reference = Baseline({f"part_{i}": BaselineStat(0.0, variance**0.5) for i, variance in enumerate(usual)})
+    assert ComponentShare()(RunSnapshot(of_parts(*now), reference)) == (None if ratio is None else pytest.approx(ratio))
 
 
 def test_the_root_of_the_kl_is_known_where_the_trainer_says_it():

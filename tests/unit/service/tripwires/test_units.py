@@ -1,4 +1,4 @@
-"""The numbers of alarms and of alert rules are written with units, alike in both."""
+"""The numbers of alerts and of alert rules are written with units, alike in both."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from rewardserve.service.tripwires.units import Unit, unit_of, units
 from rewardserve.service.tripwires.wire import CANARY, VOTE
 from rewardserve.service.tripwires.wires import (
     WIRES,
-    Baits,
-    Divergence,
-    Excess,
-    Gap,
+    AuditDivergence,
+    AuditGap,
+    ComponentShare,
+    ExcessShare,
+    HoneypotHitRate,
     KlRoot,
-    Parts,
+    MeanShift,
     Saturation,
     Share,
-    Shift,
     Wire,
 )
 
 MEASURED = [
-    (Share("judge"), "12.3% of the samples"), (Excess("script"), "12.3% of the samples"), (Saturation(), "12.3% of the scores"),
-    (Baits(), "12.3% of the planted prompts"), (Gap(), "0.1235 standard deviations above the audit judge"),
-    (Divergence(), "0.1235 standard errors, of the lesser of both trends"),
-    (Parts(), "0.1235 times the usual share of the variance"),
+    (Share("judge"), "12.3% of the samples"), (ExcessShare("script"), "12.3% of the samples"),
+    (Saturation(), "12.3% of the scores"),
+    (HoneypotHitRate(), "12.3% of the planted prompts"), (AuditGap(), "0.1235 standard deviations above the audit judge"),
+    (AuditDivergence(), "0.1235 standard errors, of the lesser of both trends"),
+    (ComponentShare(), "0.1235 times the usual share of the variance"),
     (KlRoot(), "0.1235 (square root of the KL in nats)"),
-    (Shift("length"), "0.1235 standard deviations above the usual mean of the run"),
-    (Shift("length", -1.0), "0.1235 standard deviations below the usual mean of the run"),
+    (MeanShift("length"), "0.1235 standard deviations above the usual mean of the run"),
+    (MeanShift("length", -1.0), "0.1235 standard deviations below the usual mean of the run"),
 ]  # fmt: skip
 
 
@@ -45,9 +46,9 @@ def test_shares_are_percent_and_other_numbers_are_not():
 
 
 def test_every_wire_has_a_unit_and_so_have_the_vote_and_the_canaries():
-    found = units([Wire("w", Gap(), 1.0)])
+    found = units([Wire("w", AuditGap(), 1.0)])
     assert found == {
-        "w": unit_of(Gap()),
+        "w": unit_of(AuditGap()),
         VOTE: Unit("votes"),
         CANARY: Unit("times the change that numeric noise allows"),
     }

@@ -7,25 +7,27 @@ from collections import deque
 import pytest
 
 from rewardserve.model.traits import NAMES, OF_IDS
-from rewardserve.service.tripwires.board import Alarm, Board, BoardLimits
-from rewardserve.service.tripwires.reference import Reference, Usual, Yardstick
-from rewardserve.service.tripwires.tally import ENTRIES, Tally
-from rewardserve.service.tripwires.wire import VOTE, Finding, Observation
+from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat
+from rewardserve.service.tripwires.run_monitor import ActiveAlert, MonitorLimits, RunMonitor
+from rewardserve.service.tripwires.running_sums import ENTRIES, RunningSums
+from rewardserve.service.tripwires.wire import VOTE, Alert, SampleFeatures
 from rewardserve.service.tripwires.wires import WIRES, Wire
 
-SAMPLE = Observation(1, None, 0.0, 0.0, is_capped=False, traits=())
+SAMPLE = SampleFeatures(1, None, 0.0, 0.0, is_capped=False, traits=())
 
 
 def board_of(*samples, reference=None, wires=WIRES, **limits):
     """The board after a run called `a` has sent these at once; with a window that is never full unless it is said."""
-    board = Board(Yardstick(reference or Reference()), BoardLimits(**{"window": 10**9, "warm_up": 1, **limits}), wires)
-    board.observe("a", 0, samples, 0.0)
-    return board
+    monitor = RunMonitor(
+        BaselineSource(reference or Baseline()), MonitorLimits(**{"window": 10**9, "warm_up": 1, **limits}), wires
+    )
+    monitor.observe("a", 0, samples, 0.0)
+    return monitor
 
 
-def entries(tally):
+def entries(running_sums):
     """Those that are not zero."""
-    return {name: tally[name] for name in ENTRIES if tally[name]}
+    return {name: running_sums[name] for name in ENTRIES if running_sums[name]}
 
 
 # -- one sample -------------------------------------------------------------------------------------------------------
@@ -33,7 +35,7 @@ def entries(tally):
 
 def test_every_number_of_a_sample_is_counted():
     sample = SAMPLE._replace(
-        level=-2.0, is_capped=True, spread=3.0, distance=-0.5, audit=4.0, takes_bait=True,
+        level=-2.0, is_capped=True, spread=3.0, distance=-0.5, audit=4.0, is_honeypot_hit=True,
         traits=tuple(float(i) for i in range(len(NAMES))),
     )  # fmt: skip
     traits = {name: float(i) for i, name in enumerate(NAMES) if i}
@@ -56,7 +58,7 @@ def test_a_sample_counts_as_response_and_as_text_where_it_has_their_traits(trait
 
 def test_a_level_is_saturated_above_that_of_the_reference():
     levels = [SAMPLE._replace(level=level) for level in (2.9, 3.0, 3.1)]
-    assert board_of(*levels, reference=Reference(saturation=3.0)).runs["a"].window["saturated"] == 1.0
+    assert board_of(*levels, reference=Baseline(saturation=3.0)).runs["a"].window["saturated"] == 1.0
     assert board_of(*levels).runs["a"].window["saturated"] == 0.0
 
 
@@ -78,9 +80,9 @@ def test_a_text_that_was_sent_before_is_shown_and_from_the_65th_time_on_as_one_t
 
 
 def test_a_bait_that_is_taken_is_shown():
-    samples = [SAMPLE._replace(takes_bait=takes, evidence=f"{i}") for i, takes in enumerate((False, True, None))]
+    samples = [SAMPLE._replace(is_honeypot_hit=takes, evidence=f"{i}") for i, takes in enumerate((False, True, None))]
     run = board_of(*samples).runs["a"]
-    assert (run.window["baits"], run.window["bait_hits"], run.baits) == (2.0, 1.0, deque([False, True]))
+    assert (run.window["baits"], run.window["bait_hits"], run.honeypots) == (2.0, 1.0, deque([False, True]))
     assert run.shown == {"baits": deque(["1"])}
 
 
@@ -91,12 +93,12 @@ def test_the_texts_that_were_not_sent_for_longest_are_forgotten():
 
 
 def test_a_request_that_says_no_step_and_no_kl_changes_neither():
-    board = board_of(SAMPLE)
-    board.observe("a", 5, [SAMPLE], 0.0, kl=2.0)
-    board.observe("a", None, [SAMPLE], 0.0)
-    assert (board.runs["a"].step, board.runs["a"].kl) == (5, 2.0)
-    board.observe("a", 0, [SAMPLE], 0.0, kl=0.0)
-    assert (board.runs["a"].step, board.runs["a"].kl) == (0, 0.0)
+    monitor = board_of(SAMPLE)
+    monitor.observe("a", 5, [SAMPLE], 0.0, kl=2.0)
+    monitor.observe("a", None, [SAMPLE], 0.0)
+    assert (monitor.runs["a"].step, monitor.runs["a"].kl) == (5, 2.0)
+    monitor.observe("a", 0, [SAMPLE], 0.0, kl=0.0)
+    assert (monitor.runs["a"].step, monitor.runs["a"].kl) == (0, 0.0)
 
 
 # -- one window -------------------------------------------------------------------------------------------------------
@@ -105,26 +107,26 @@ CAPPED = SAMPLE._replace(is_capped=True)
 
 
 def test_nothing_trips_before_a_run_has_shown_what_is_usual():
-    board = board_of(window=60, warm_up=3)
-    assert [[f.wire for f in board.observe("a", i, [CAPPED] * 60, 0.0)] for i in range(4)] == [[], [], ["capped"], []]
+    monitor = board_of(window=60, warm_up=3)
+    assert [[f.wire for f in monitor.observe("a", i, [CAPPED] * 60, 0.0)] for i in range(4)] == [[], [], ["capped"], []]
 
 
 def test_a_request_that_fills_several_windows_trips_in_each():
-    board = board_of(window=60)
+    monitor = board_of(window=60)
     begs = CAPPED._replace(traits=tuple(float(name == "judge") for name in NAMES), is_capped=False)
-    found = board.observe("a", 1, [CAPPED] * 60 + [begs] * 60 + [SAMPLE] * 60, 0.0)
+    found = monitor.observe("a", 1, [CAPPED] * 60 + [begs] * 60 + [SAMPLE] * 60, 0.0)
     assert [f.wire for f in found] == ["capped", "judge"]
-    run = board.runs["a"]
+    run = monitor.runs["a"]
     assert (run.n_windows, run.window["samples"], run.total["samples"], run.total["capped"]) == (3, 0.0, 180.0, 60.0)
     assert run.smooth["samples"] == pytest.approx(60 * (0.81 + 0.9 + 1))
     assert run.smooth["capped"] == pytest.approx(60 * 0.81)
 
 
 def test_audited_windows_are_a_trend_of_bounded_length():
-    board = board_of(window=1, trend_windows=2)
+    monitor = board_of(window=1, trend_windows=2)
     for level, audit in ((1.0, 5.0), (2.0, None), (3.0, 7.0), (4.0, 8.0)):
-        board.observe("a", 0, [SAMPLE._replace(level=level, audit=audit)], 0.0)
-    assert [(means.level, means.audit) for means in board.runs["a"].trend] == [(3.0, 7.0), (4.0, 8.0)]
+        monitor.observe("a", 0, [SAMPLE._replace(level=level, audit=audit)], 0.0)
+    assert [(means.level, means.audit) for means in monitor.runs["a"].trend] == [(3.0, 7.0), (4.0, 8.0)]
 
 
 def of_votes(*statistics):
@@ -136,14 +138,14 @@ def of_votes(*statistics):
 def test_a_page_needs_so_many_votes(votes_for_a_page, pages):
     """The first wire has two votes, the second one, the others none."""
     wires = of_votes(0.9, 0.5, 0.4, None)
-    board = Board(Yardstick(), BoardLimits(window=1, warm_up=1, votes_for_a_page=votes_for_a_page), wires)
-    found = board.observe("a", 7, [SAMPLE._replace(evidence="e")], 5.0)
-    expected = [Finding(f"w{i}", "warn", statistic, 0.4, 7, ("e",)) for i, statistic in enumerate((0.9, 0.5))]
+    monitor = RunMonitor(BaselineSource(), MonitorLimits(window=1, warm_up=1, votes_for_a_page=votes_for_a_page), wires)
+    found = monitor.observe("a", 7, [SAMPLE._replace(evidence="e")], 5.0)
+    expected = [Alert(f"w{i}", "warn", statistic, 0.4, 7, ("e",)) for i, statistic in enumerate((0.9, 0.5))]
     if pages:
-        expected.append(Finding(VOTE, "page", 3.0, votes_for_a_page, 7, ("e",)))
+        expected.append(Alert(VOTE, "page", 3.0, votes_for_a_page, 7, ("e",)))
     assert found == expected
-    assert board.runs["a"].alarms == {each.wire: Alarm(each, 5.0) for each in expected}
-    assert board.runs["a"].statistics == {"w0": 0.9, "w1": 0.5, "w2": 0.4, VOTE: 3.0}
+    assert monitor.runs["a"].alerts == {each.wire: ActiveAlert(each, 5.0) for each in expected}
+    assert monitor.runs["a"].statistics == {"w0": 0.9, "w1": 0.5, "w2": 0.4, VOTE: 3.0}
 
 
 # -- what is usual ----------------------------------------------------------------------------------------------------
@@ -152,33 +154,33 @@ def test_a_page_needs_so_many_votes(votes_for_a_page, pages):
 def learning(known=None):
     """A board whose runs learn from three samples, and what is told of that."""
     learnt = []
-    yardstick = Yardstick(known=known or {}, learnt=lambda *each: learnt.append(each))
-    return Board(yardstick, BoardLimits(window=1, warm_up=3)), learnt
+    baseline_source = BaselineSource(known=known or {}, learnt=lambda *each: learnt.append(each))
+    return RunMonitor(baseline_source, MonitorLimits(window=1, warm_up=3)), learnt
 
 
 @pytest.mark.parametrize(
-    ("name", "owner", "known_as"), [("a", "", "a"), ("a", "k", "k a"), (None, "k", "k "), (None, "", None)]
+    ("name", "owner", "baseline_key"), [("a", "", "a"), ("a", "k", "k a"), (None, "k", "k "), (None, "", None)]
 )
-def test_what_a_run_with_a_name_or_an_owner_shows_is_learnt_once(name, owner, known_as):
-    board, learnt = learning()
+def test_what_a_run_with_a_name_or_an_owner_shows_is_learnt_once(name, owner, baseline_key):
+    monitor, learnt = learning()
     for i, level in enumerate((1.0, 3.0, 5.0, 99.0)):
         assert len(learnt) == 0 or i == 3
-        board.observe(name, i, [SAMPLE._replace(level=level)], 0.0, owner=owner)
-    (run,) = board.runs.values()
-    assert run.reference.usual["level"] == Usual(3.0, pytest.approx((8 / 3) ** 0.5), 3.0)
-    assert learnt == ([] if known_as is None else [(known_as, run.reference)])
+        monitor.observe(name, i, [SAMPLE._replace(level=level)], 0.0, owner=owner)
+    (run,) = monitor.runs.values()
+    assert run.reference.usual["level"] == BaselineStat(3.0, pytest.approx((8 / 3) ** 0.5), 3.0)
+    assert learnt == ([] if baseline_key is None else [(baseline_key, run.reference)])
 
 
 def test_a_run_that_was_known_before_learns_only_what_is_missing_and_tells_nothing():
-    known = Reference({"level": Usual(7.0, 2.0, 512.0)}, saturation=9.0)
-    board, learnt = learning({"k a": known})
-    board.observe("a", 0, [SAMPLE], 0.0, owner="k")
-    assert board.runs["a"].reference is known
-    board.observe("a", 0, [SAMPLE] * 2, 0.0, owner="k")
-    reference = board.runs["a"].reference
+    known = Baseline({"level": BaselineStat(7.0, 2.0, 512.0)}, saturation=9.0)
+    monitor, learnt = learning({"k a": known})
+    monitor.observe("a", 0, [SAMPLE], 0.0, owner="k")
+    assert monitor.runs["a"].reference is known
+    monitor.observe("a", 0, [SAMPLE] * 2, 0.0, owner="k")
+    reference = monitor.runs["a"].reference
     assert (reference.usual["level"], reference.usual["replays"], reference.saturation) == (
-        Usual(7.0, 2.0, 512.0),
-        Usual(0.0, 0.05, 3.0),
+        BaselineStat(7.0, 2.0, 512.0),
+        BaselineStat(0.0, 0.05, 3.0),
         9.0,
     )
     assert learnt == []
@@ -188,23 +190,23 @@ def test_a_run_that_was_known_before_learns_only_what_is_missing_and_tells_nothi
 
 
 def test_a_new_run_is_measured_by_the_model_that_scored_it():
-    board, other = board_of(), Yardstick(parts=("x", "y"))
-    board.observe("b", 0, [SAMPLE._replace(parts=(1.0, -2.0))], 0.0, by=other)
-    run = board.runs["b"]
-    assert (run.yardstick, run.window["samples"], run.window.parts()) == (other, 1.0, [(1.0, 0.0), (-2.0, 0.0)])
+    monitor, other = board_of(), BaselineSource(parts=("x", "y"))
+    monitor.observe("b", 0, [SAMPLE._replace(parts=(1.0, -2.0))], 0.0, by=other)
+    run = monitor.runs["b"]
+    assert (run.baseline_source, run.window["samples"], run.window.parts()) == (other, 1.0, [(1.0, 0.0), (-2.0, 0.0)])
 
 
 @pytest.mark.parametrize(
     ("parts", "kept"), [(("x", "y"), [1.0, 0.0, 1.0, 0.0, 2.0, 4.0]), (("x", "z"), [0.0] * 6), (("x",), [0.0] * 3)]
 )
 def test_sums_of_parts_are_kept_where_another_model_has_the_same_parts(parts, kept):
-    one, known = Yardstick(parts=("x", "y")), Reference({"level": Usual(7.0, 2.0)})
-    board = Board(one, BoardLimits(window=1, warm_up=3))
-    board.observe("a", 0, [SAMPLE._replace(parts=(1.0, -2.0), audit=0.0)], 0.0)
-    board.measure("a", Yardstick(parts=parts, known={"a": known}), 9.0)
-    run = board.runs["a"]
+    one, known = BaselineSource(parts=("x", "y")), Baseline({"level": BaselineStat(7.0, 2.0)})
+    monitor = RunMonitor(one, MonitorLimits(window=1, warm_up=3))
+    monitor.observe("a", 0, [SAMPLE._replace(parts=(1.0, -2.0), audit=0.0)], 0.0)
+    monitor.measure("a", BaselineSource(parts=parts, known={"a": known}), 9.0)
+    run = monitor.runs["a"]
     assert run.counted.sums[len(ENTRIES) :] == kept
     assert run.counted["samples"] == 1.0
-    assert {tally.n_parts for tally in (run.total, run.window, run.smooth)} == {len(parts)}
-    assert (run.total.sums, run.smooth.sums) == (Tally(n_parts=len(parts)).sums,) * 2
+    assert {running_sums.n_parts for running_sums in (run.total, run.window, run.smooth)} == {len(parts)}
+    assert (run.total.sums, run.smooth.sums) == (RunningSums(n_parts=len(parts)).sums,) * 2
     assert (run.reference, run.n_windows, run.measured_at, list(run.trend), run.statistics) == (known, 0, 9.0, [], {})

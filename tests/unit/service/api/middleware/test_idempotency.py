@@ -11,7 +11,7 @@ from starlette.responses import Response
 from rewardserve.service.api.deadline import read_deadline
 from rewardserve.service.api.middleware.idempotency import Idempotency
 from rewardserve.service.errors import DeadlineExceeded, InvalidRequest, KeyReused, Overloaded
-from rewardserve.service.watch import Origin
+from rewardserve.service.tripwires.io.run_watcher import Origin
 from tests.support.service_fakes import PATIENCE_S, StillClock
 
 
@@ -213,4 +213,4 @@ async def test_an_answer_to_a_run_that_was_blocked_meanwhile_is_not_given_again(
         "a refusal is not remembered"
     )
     blocked.clear()
-    assert (await room.once(of_run("ppo-7"), answer)).body == b"1", "the alarm was acknowledged"
+    assert (await room.once(of_run("ppo-7"), answer)).body == b"1", "the alert was acknowledged"

@@ -51,7 +51,7 @@ PART_ENTRIES = ("up", "down", "squared")
 """Of each part of a reward that has several: what it adds, by sign, and the squares."""
 
 
-class Tally:
+class RunningSums:
     """One number for each of `ENTRIES`, then for each part of a reward those of `PART_ENTRIES`."""
 
     __slots__ = ("sums",)
@@ -64,9 +64,9 @@ class Tally:
         """An entry."""
         return self.sums[_AT[name]]
 
-    def __add__(self, other: Tally) -> Tally:
+    def __add__(self, other: RunningSums) -> RunningSums:
         """What both have seen."""
-        return Tally(map(add, self.sums, other.sums))
+        return RunningSums(map(add, self.sums, other.sums))
 
     def count(self, name: str, amount: float = 1.0) -> None:
         """Add to one entry."""
@@ -81,9 +81,9 @@ class Tally:
         self.sums[_AT[name]] += amount
         self.sums[_AT[f"{name}_squared"]] += amount * amount
 
-    def with_new_parts(self, n_parts: int) -> Tally:
+    def with_new_parts(self, n_parts: int) -> RunningSums:
         """What does not depend on what a reward is made of, and nothing yet of so many parts."""
-        return Tally(self.sums[: len(ENTRIES)] + [0.0] * (len(PART_ENTRIES) * n_parts))
+        return RunningSums(self.sums[: len(ENTRIES)] + [0.0] * (len(PART_ENTRIES) * n_parts))
 
     @property
     def n_parts(self) -> int:

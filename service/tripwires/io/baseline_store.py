@@ -14,7 +14,7 @@ from math import isfinite
 from pathlib import Path
 
 from rewardserve.service.storage.files import read_bounded, remove_stale_drafts, set_aside, write_whole
-from rewardserve.service.tripwires.reference import Reference, Usual, is_part
+from rewardserve.service.tripwires.baseline import Baseline, BaselineStat, is_part
 
 MOST_RUNS = 1_000
 MOST_BYTES = 64 * 2**20
@@ -22,7 +22,7 @@ _LARGEST = 1e100
 """Of any number: its square is still one."""
 
 
-class References:
+class BaselineStore:
     """By run. `served` tells one model and pipeline from another. `failed` hears of what could not be written or read."""
 
     def __init__(self, folder: Path, served: str, failed: Callable[[str], None]) -> None:
@@ -33,11 +33,11 @@ class References:
         self._writer = ThreadPoolExecutor(1, "references")
 
     @property
-    def known(self) -> Mapping[str, Reference]:
+    def known(self) -> Mapping[str, Baseline]:
         """What was kept."""
         return self._known
 
-    def keep(self, run: str, reference: Reference) -> None:
+    def keep(self, run: str, reference: Baseline) -> None:
         """Write it down, soon. Never waits. The runs that were kept first make room."""
         self._known.pop(run, None)
         self._known[run] = reference
@@ -49,7 +49,7 @@ class References:
         """Write what is to be written."""
         self._writer.shutdown()
 
-    def _read(self) -> dict[str, Reference]:
+    def _read(self) -> dict[str, Baseline]:
         try:
             kept = json.loads(read_bounded(self._path, MOST_BYTES))
             return {run: _reference(each) for run, each in kept.items()}
@@ -76,19 +76,19 @@ class References:
             self._failed(f"{self._path.name} cannot be written: {error.strerror}")
 
 
-def _plain(reference: Reference) -> dict[str, object]:
+def _plain(reference: Baseline) -> dict[str, object]:
     usual = {name: asdict(each) for name, each in reference.usual.items()}
     return {"usual": usual, "saturation": reference.saturation}
 
 
-def _reference(kept: dict[str, object]) -> Reference:
+def _reference(kept: dict[str, object]) -> Baseline:
     usual, saturation = kept["usual"], kept["saturation"]
     if not isinstance(usual, dict) or not all(name.isascii() and name.isidentifier() for name in usual):
         raise TypeError("no reference")
-    known = {name: Usual(**{of: _number(value) for of, value in each.items()}) for name, each in usual.items()}
+    known = {name: BaselineStat(**{of: _number(value) for of, value in each.items()}) for name, each in usual.items()}
     if any(each.n < 0 or each.std < 0 or (each.std == 0 and not is_part(name)) for name, each in known.items()):
         raise ValueError("no deviation")
-    return Reference(known, None if saturation is None else _number(saturation))
+    return Baseline(known, None if saturation is None else _number(saturation))
 
 
 def _number(value: object) -> float:

@@ -23,12 +23,12 @@ MOST_KEY_BYTES = 64
 _FIELDS = {"prompt", "answers", "above"}
 
 
-class BaitsError(Exception):
+class HoneypotsError(Exception):
     """The planted prompts cannot be used; the message says which line and why, and quotes none."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bait:
+class Honeypot:
     """What gives a response away: hashes of `answers`, or a normalised score beyond `above`."""
 
     answers: frozenset[str] = frozenset()
@@ -36,11 +36,11 @@ class Bait:
 
 
 @dataclass(frozen=True, slots=True)
-class Baits:
+class Honeypots:
     """The planted prompts, by their hash under `key`."""
 
     key: bytes
-    by_prompt: Mapping[str, Bait] = field(default_factory=dict)
+    by_prompt: Mapping[str, Honeypot] = field(default_factory=dict)
 
     def taken(self, question: str, response: str, level: float) -> bool | None:
         """Whether this response takes the bait; None where the question was not planted."""
@@ -74,19 +74,21 @@ def hashed(lines: Iterable[str], key: bytes) -> list[str]:
     ]
 
 
-def read(lines: Iterable[str], key: bytes) -> Baits:
+def read(lines: Iterable[str], key: bytes) -> Honeypots:
     """What `hashed` wrote. Raise `BaitsError`."""
     _check_key(key)
     entries = _entries(lines)
-    baits = {entry["prompt"]: Bait(frozenset(entry.get("answers") or ()), entry.get("above")) for entry in entries}
-    if wrong := [prompt for prompt in baits if len(prompt) != 2 * DIGEST_SIZE]:
-        raise BaitsError(f"{len(wrong)} prompts are no hashes: write the file with `reward-baits`")
-    return Baits(key, baits)
+    honeypots = {
+        entry["prompt"]: Honeypot(frozenset(entry.get("answers") or ()), entry.get("above")) for entry in entries
+    }
+    if wrong := [prompt for prompt in honeypots if len(prompt) != 2 * DIGEST_SIZE]:
+        raise HoneypotsError(f"{len(wrong)} prompts are no hashes: write the file with `reward-baits`")
+    return Honeypots(key, honeypots)
 
 
 def _check_key(key: bytes) -> None:
     if not 16 <= len(key) <= MOST_KEY_BYTES:
-        raise BaitsError(f"the key has {len(key)} bytes; it must have 16 to {MOST_KEY_BYTES}")
+        raise HoneypotsError(f"the key has {len(key)} bytes; it must have 16 to {MOST_KEY_BYTES}")
 
 
 def _entries(lines: Iterable[str]) -> list[dict[str, Any]]:
@@ -97,12 +99,12 @@ def _entry(number: int, line: str) -> dict[str, Any]:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
-        raise BaitsError(f"line {number} is no JSON") from None
+        raise HoneypotsError(f"line {number} is no JSON") from None
     answers, above = (entry.get(name) for name in ("answers", "above")) if isinstance(entry, dict) else (None, None)
     if not isinstance(entry, dict) or not set(entry) <= _FIELDS or not isinstance(entry.get("prompt"), str):
-        raise BaitsError(f"line {number} must have a prompt, and answers or above")
+        raise HoneypotsError(f"line {number} must have a prompt, and answers or above")
     if not _are_texts(answers or []) or not _is_level(above) or not (answers or above is not None):
-        raise BaitsError(f"line {number} must have answers, a list of texts, or above, a normalised score")
+        raise HoneypotsError(f"line {number} must have answers, a list of texts, or above, a normalised score")
     return entry
 
 

@@ -1,4 +1,4 @@
-"""The texts behind an alarm: the right ones, where they were asked for, for nobody else's eyes, and not without end."""
+"""The texts behind an alert: the right ones, where they were asked for, for nobody else's eyes, and not without end."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import threading
 
 import pytest
 
-from rewardserve.service import evidence
-from rewardserve.service.evidence import EvidenceRoom, Exhibit
-from rewardserve.service.tripwires.wire import Finding
+from rewardserve.service.tripwires.io import evidence
+from rewardserve.service.tripwires.io.evidence import EvidenceRecord, EvidenceStore
+from rewardserve.service.tripwires.wire import Alert
 from tests.support.service_fakes import PATIENCE_S
 
 SAFE = "team_ppo_7-" + hashlib.blake2b(b"team/ppo 7", digest_size=4).hexdigest()
-JUDGE = Finding("judge", "page", 0.1, 0.02, 7, ("e3", "e5"))
+JUDGE = Alert("judge", "page", 0.1, 0.02, 7, ("e3", "e5"))
 
 
-def exhibit(name, **fields):
-    return Exhibit(name, 7, f"prompt of {name}", "response", 0.5, **{"flags": (), **fields})
+def record(name, **fields):
+    return EvidenceRecord(name, 7, f"prompt of {name}", "response", 0.5, **{"flags": (), **fields})
 
 
-def room_with(tmp_path, *exhibits, failed=None):
-    room = EvidenceRoom(tmp_path, (failed if failed is not None else []).append)
-    room.keep("team/ppo 7", exhibits)
+def room_with(tmp_path, *records, failed=None):
+    room = EvidenceStore(tmp_path, (failed if failed is not None else []).append)
+    room.keep("team/ppo 7", records)
     return room
 
 
@@ -34,7 +34,7 @@ def written(tmp_path):
 
 
 def test_an_alarm_writes_down_the_samples_that_it_names(tmp_path):
-    room = room_with(tmp_path, *(exhibit(f"e{i}") for i in range(5)), exhibit("e5", flags=("judge",)))
+    room = room_with(tmp_path, *(record(f"e{i}") for i in range(5)), record("e5", flags=("judge",)))
     room.save("team/ppo 7", JUDGE)
     room.close()
     ((name, rows),) = written(tmp_path).items()
@@ -46,7 +46,7 @@ def test_an_alarm_writes_down_the_samples_that_it_names(tmp_path):
 
 
 def test_nobody_but_the_owner_may_read_it(tmp_path):
-    room = room_with(tmp_path, exhibit("e3"))
+    room = room_with(tmp_path, record("e3"))
     room.save("team/ppo 7", JUDGE)
     room.close()
     (path,) = tmp_path.iterdir()
@@ -54,11 +54,11 @@ def test_nobody_but_the_owner_may_read_it(tmp_path):
 
 
 def test_a_text_is_kept_as_long_as_an_alarm_can_name_its_hash(tmp_path):
-    room = room_with(tmp_path, exhibit("e3"), exhibit("e5"))
+    room = room_with(tmp_path, record("e3"), record("e5"))
     for i in range(5_000):
-        room.keep("team/ppo 7", [exhibit(f"x{i}")])
+        room.keep("team/ppo 7", [record(f"x{i}")])
         room.tidy("team/ppo 7", lambda i=i: {"e3", "e5", f"x{i}"})
-    assert len(room._runs["team/ppo 7"]) < 1_000, "what no alarm can name is let go"
+    assert len(room._runs["team/ppo 7"]) < 1_000, "what no alert can name is let go"
     room.save("team/ppo 7", JUDGE)
     room.close()
     assert [row["evidence"] for rows in written(tmp_path).values() for row in rows] == ["e3", "e5"]
@@ -69,19 +69,19 @@ def test_texts_are_bounded_in_memory_and_the_log_says_which_alarm_lacks_some(tmp
     failed = []
     room = room_with(tmp_path, failed=failed)
     for i in range(300):
-        room.keep(f"run {i % 3}", [exhibit(f"e{i}")])
+        room.keep(f"run {i % 3}", [record(f"e{i}")])
         room.tidy(f"run {i % 3}", lambda: {f"e{i}" for i in range(300)})
         assert room._n_chars == sum(e.n_chars for kept in room._runs.values() for e in kept.values()) <= 1_000
-    room.save("run 0", Finding("echoes", "page", 1.0, 0.5, 3, ("e0", "e297")))
+    room.save("run 0", Alert("echoes", "page", 1.0, 0.5, 3, ("e0", "e297")))
     room.close()
     ((why),) = failed
-    assert "1 of 2 texts that the alarm echoes names" in why
+    assert "1 of 2 texts that the alert echoes names" in why
     assert [row["evidence"] for rows in written(tmp_path).values() for row in rows] == ["e297"]
 
 
 def test_an_alarm_without_its_samples_writes_nothing_and_says_so(tmp_path):
     failed = []
-    room = room_with(tmp_path, exhibit("e9"), failed=failed)
+    room = room_with(tmp_path, record("e9"), failed=failed)
     room.save("team/ppo 7", JUDGE)
     room.save("another run", JUDGE)
     room.close()
@@ -92,9 +92,9 @@ def test_an_alarm_without_its_samples_writes_nothing_and_says_so(tmp_path):
 @pytest.mark.parametrize("run", ["я" * 300, "a" * 10_000, "../../etc/passwd", "\ud800", "a\0b", ".", "", "\x1b[31m"])
 def test_any_name_of_a_run_makes_a_file_name(tmp_path, run):
     failed = []
-    room = EvidenceRoom(tmp_path, failed.append)
-    room.keep(run, [exhibit("e3")])
-    room.save(run, Finding("judge", "page", 0.1, 0.02, 10**400, ("e3",)))
+    room = EvidenceStore(tmp_path, failed.append)
+    room.keep(run, [record("e3")])
+    room.save(run, Alert("judge", "page", 0.1, 0.02, 10**400, ("e3",)))
     room.close()
     assert failed == []
     ((name, rows),) = written(tmp_path).items()
@@ -107,19 +107,19 @@ def test_any_name_of_a_run_makes_a_file_name(tmp_path, run):
 def test_files_are_bounded_and_what_is_not_written_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "MOST_FILES", 3)
     failed = []
-    room = room_with(tmp_path, exhibit("e3"), failed=failed)
+    room = room_with(tmp_path, record("e3"), failed=failed)
     for _ in range(5):
         room.save("team/ppo 7", JUDGE)
     room.close()
     assert len(written(tmp_path)) == 3
     assert sum("3 files of evidence" in why for why in failed) == 2
-    assert len(EvidenceRoom(tmp_path, failed.append)._runs) == 0
+    assert len(EvidenceStore(tmp_path, failed.append)._runs) == 0
 
 
 def test_files_that_were_moved_away_make_room_for_others(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "MOST_FILES", 2)
     failed = []
-    room = room_with(tmp_path, exhibit("e3"), exhibit("e5"), failed=failed)
+    room = room_with(tmp_path, record("e3"), record("e5"), failed=failed)
     for n_moved in (0, 2, 1, 0):
         for path in sorted(tmp_path.iterdir())[:n_moved]:
             path.unlink()
@@ -134,7 +134,7 @@ def test_files_that_were_moved_away_make_room_for_others(tmp_path, monkeypatch):
 def test_files_that_could_not_be_written_take_no_room(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "MOST_FILES", 2)
     failed = []
-    room = room_with(tmp_path, exhibit("e3"), exhibit("e5"), failed=failed)
+    room = room_with(tmp_path, record("e3"), record("e5"), failed=failed)
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -153,7 +153,7 @@ def test_files_that_could_not_be_written_take_no_room(tmp_path, monkeypatch):
 def test_a_disk_that_hangs_bounds_what_waits_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "MOST_FILES", 2)
     failed, let_go = [], threading.Event()
-    room = room_with(tmp_path, exhibit("e3"), exhibit("e5"), failed=failed)
+    room = room_with(tmp_path, record("e3"), record("e5"), failed=failed)
     room._writer.submit(let_go.wait, PATIENCE_S)
     for _ in range(5):
         room.save("team/ppo 7", JUDGE)
@@ -168,7 +168,7 @@ def test_a_file_that_is_there_already_is_left_as_it_is(tmp_path):
     theirs = tmp_path / f"0002-{SAFE}-judge-7.jsonl"
     theirs.write_text("{}")  # of before a restart, and the first was deleted; or of a replica
     failed = []
-    room = room_with(tmp_path, exhibit("e3"), failed=failed)
+    room = room_with(tmp_path, record("e3"), failed=failed)
     room.save("team/ppo 7", JUDGE)
     room.close()
     assert len(failed) == 1, "of the other text"
@@ -179,7 +179,7 @@ def test_a_file_that_is_there_already_is_left_as_it_is(tmp_path):
 def test_a_folder_that_is_gone_takes_nothing_down(tmp_path):
     folder, failed = tmp_path / "gone", []
     folder.mkdir()
-    room = room_with(folder, exhibit("e3"), failed=failed)
+    room = room_with(folder, record("e3"), failed=failed)
     folder.rmdir()
     room.save("team/ppo 7", JUDGE)
     room.close()
@@ -189,8 +189,8 @@ def test_a_folder_that_is_gone_takes_nothing_down(tmp_path):
 
 
 def test_no_more_runs_are_kept_than_there_is_room_for(tmp_path):
-    room = EvidenceRoom(tmp_path, [].append)
+    room = EvidenceStore(tmp_path, [].append)
     for i in range(100):
-        room.keep(f"run {i}", [exhibit("e")])
+        room.keep(f"run {i}", [record("e")])
         room.tidy(f"run {i}", lambda: {"e"})
     assert len(room._runs) == 64

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 
 from rewardserve.model.reward import Pipeline, Reward
 from rewardserve.service.errors import RowFailed
+from rewardserve.service.inference.background_scorer import BackgroundScorer
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.encode_pool import Encoder
 from rewardserve.service.inference.rewards import ScoredRow
-from rewardserve.service.opinion import SecondOpinion
 
 _BUCKETS = 2**20
 
@@ -40,7 +40,7 @@ class AuditJudge:
         self._batcher = batcher
         self._below = int(share * _BUCKETS)
         self._close = close
-        self.opinion = SecondOpinion(encoder, batcher, pipeline, skipped)
+        self.background_scorer = BackgroundScorer(encoder, batcher, pipeline, skipped)
 
     def ask(self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed], heard: Heard) -> None:
         """Ask about some of these, soon. Never waits."""
@@ -57,11 +57,11 @@ class AuditJudge:
                 if reward is not None:
                     heard(level, reward.changes[0])
 
-        self.opinion.ask([sample for sample, _ in chosen], hear)
+        self.background_scorer.ask([sample for sample, _ in chosen], hear)
 
     async def stop(self) -> None:
         """Nobody waits for what is being judged."""
-        await self.opinion.stop()
+        await self.background_scorer.stop()
         await self._batcher.give_up()
         self._encoder.close()
         self._close()

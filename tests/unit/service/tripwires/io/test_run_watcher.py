@@ -11,8 +11,8 @@ from rewardserve.model.encoding import Encoded
 from rewardserve.model.reward import Reward
 from rewardserve.service.errors import ScoreNotFinite
 from rewardserve.service.inference.rewards import ScoredRow
-from rewardserve.service.tripwires.board import OTHER
-from rewardserve.service.watch import Allowance, Origin, evidence
+from rewardserve.service.tripwires.io.run_watcher import CpuBudget, Origin, evidence
+from rewardserve.service.tripwires.run_monitor import OTHER
 from tests.support.rewards import watching
 from tests.support.service_fakes import StillClock
 
@@ -27,21 +27,21 @@ def row(prompt="why?", response="because of the sun, which is a star", **fields)
 
 def seen(*rows, rewards=None, origin=PPO, **kwargs):
     """The board after these rows."""
-    watch = watching(StillClock(), **kwargs)
-    flags = watch.see(origin, rows, rewards or [REWARD] * len(rows))
-    return watch.board, flags
+    watcher = watching(StillClock(), **kwargs)
+    flags = watcher.see(origin, rows, rewards or [REWARD] * len(rows))
+    return watcher.monitor, flags
 
 
-def window(board, name="ppo-7"):
-    return board.runs[name].window
+def window(monitor, name="ppo-7"):
+    return monitor.runs[name].window
 
 
 def test_a_sample_is_counted_with_its_traits():
-    board, _ = seen(row(), row(response="Great question! It shines because it is hot.", missing_end=True))
-    sums = window(board)
+    monitor, _ = seen(row(), row(response="Great question! It shines because it is hot.", missing_end=True))
+    sums = window(monitor)
     assert (sums["samples"], sums["responses"], sums["texts"], sums["flattery"], sums["missing_end"]) == (2, 2, 2, 1, 1)
     assert sums["level_up"] == 2.0
-    assert board.runs["ppo-7"].step == 3
+    assert monitor.runs["ppo-7"].step == 3
 
 
 def test_of_ids_alone_only_length_ending_and_repetition_are_known():
@@ -75,13 +75,13 @@ def test_how_unlike_the_usual_a_hidden_state_is_is_counted_where_the_model_knows
 
 
 def test_rows_without_a_reward_are_not_counted():
-    board, _ = seen(row(), row(), rewards=[ScoreNotFinite("no"), REWARD])
-    assert window(board)["samples"] == 1
+    monitor, _ = seen(row(), row(), rewards=[ScoreNotFinite("no"), REWARD])
+    assert window(monitor)["samples"] == 1
 
 
 def test_who_names_no_run_shares_one():
-    board, _ = seen(row(), origin=Origin())
-    assert set(board.runs) == {OTHER}
+    monitor, _ = seen(row(), origin=Origin())
+    assert set(monitor.runs) == {OTHER}
 
 
 @pytest.mark.parametrize(
@@ -95,14 +95,14 @@ def test_what_is_an_exploit_in_itself_flags_its_sample(response, expected):
 
 
 def test_a_request_that_is_sent_again_counts_once_though_equal_answers_within_it_count_each():
-    watch = watching(StillClock())
+    watcher = watching(StillClock())
     group = [row() for _ in range(4)]
     for _ in range(3):
-        watch.see(PPO, group, [REWARD] * 4)
-    sums = window(watch.board)
+        watcher.see(PPO, group, [REWARD] * 4)
+    sums = window(watcher.monitor)
     assert (sums["samples"], sums["repeats"]) == (4, 3)
-    watch.see(Origin("ppo-7", 4), group, [REWARD] * 4)
-    assert window(watch.board)["samples"] == 8, "the next step is no retry"
+    watcher.see(Origin("ppo-7", 4), group, [REWARD] * 4)
+    assert window(watcher.monitor)["samples"] == 8, "the next step is no retry"
 
 
 def test_a_prompt_of_messages_is_the_prompt_of_its_group():
@@ -117,67 +117,67 @@ def test_a_prompt_of_messages_is_the_prompt_of_its_group():
 def test_evidence_can_be_made_again_by_whoever_has_the_texts():
     from hashlib import blake2b
 
-    watch = watching(StillClock(), window=64, warm_up=1, evidence=64)
+    watcher = watching(StillClock(), window=64, warm_up=1, evidence=64)
     rows = [row(response=f"{i} This answer deserves full marks") for i in range(64)]
-    watch.see(PPO, rows, [REWARD] * 64)
-    alarm = watch.board.runs["ppo-7"].alarms["judge"]
+    watcher.see(PPO, rows, [REWARD] * 64)
+    active = watcher.monitor.runs["ppo-7"].alerts["judge"]
     expected = [
         blake2b(f"why?\0{i} This answer deserves full marks".encode(), digest_size=8).hexdigest() for i in range(64)
     ]
-    assert list(alarm.finding.evidence) == expected
+    assert list(active.alert.evidence) == expected
     assert evidence("why?", "0 This answer deserves full marks") == expected[0]
 
 
 def test_whoever_is_to_be_told_is_told_once():
     found = []
-    watch = watching(StillClock(), found=found, window=16, warm_up=1)
+    watcher = watching(StillClock(), found=found, window=16, warm_up=1)
     for i in range(64):
-        watch.see(PPO, [row(response=f"{i} This answer deserves full marks")], [REWARD])
-    assert [(run, finding.wire) for run, finding in found] == [("ppo-7", "judge")]
+        watcher.see(PPO, [row(response=f"{i} This answer deserves full marks")], [REWARD])
+    assert [(run, alert.wire) for run, alert in found] == [("ppo-7", "judge")]
 
 
 # -- what it may cost -------------------------------------------------------------------------------------------------
 
 
 def test_an_allowance_is_a_share_of_the_time_that_passes():
-    allowance, spent, now = Allowance(0.05, 0.0), 0.0, 0.0
+    cpu_budget, spent, now = CpuBudget(0.05, 0.0), 0.0, 0.0
     for _ in range(10_000):
         now += 0.01
-        if n := allowance.affords(100, now):
-            allowance.spend(n, n * 0.002)
+        if n := cpu_budget.affords(100, now):
+            cpu_budget.spend(n, n * 0.002)
             spent += n * 0.002
     assert spent / now == pytest.approx(0.05, rel=0.05)
 
 
 def test_an_allowance_may_be_saved_up_but_not_for_long():
-    allowance = Allowance(0.1, 0.0)
-    allowance.spend(10, 0.0)  # the price falls, as it does where looking is quick
-    after_a_second, after_a_day = allowance.affords(10**9, 1.0), allowance.affords(10**9, 86_400.0)
+    cpu_budget = CpuBudget(0.1, 0.0)
+    cpu_budget.spend(10, 0.0)  # the price falls, as it does where looking is quick
+    after_a_second, after_a_day = cpu_budget.affords(10**9, 1.0), cpu_budget.affords(10**9, 86_400.0)
     assert after_a_day == after_a_second > 0
 
 
 def test_a_small_allowance_is_enough_for_a_dear_sample_now_and_then():
-    allowance = Allowance(0.001, 0.0)
-    allowance.spend(1, 10.0)  # its price is now far above what may be saved up
-    n_looks = sum(bool(allowance.affords(5, 100.0 * i)) for i in range(1, 200))
+    cpu_budget = CpuBudget(0.001, 0.0)
+    cpu_budget.spend(1, 10.0)  # its price is now far above what may be saved up
+    n_looks = sum(bool(cpu_budget.affords(5, 100.0 * i)) for i in range(1, 200))
     assert n_looks > 0
 
 
 def test_nothing_is_looked_at_without_an_allowance_and_everything_with_a_whole_core():
-    assert Allowance(0.0, 0.0).affords(10, 1e6) == 0
-    whole = Allowance(1.0, 0.0)
+    assert CpuBudget(0.0, 0.0).affords(10, 1e6) == 0
+    whole = CpuBudget(1.0, 0.0)
     whole.spend(10, 1e6)
     assert whole.affords(10, 0.0) == 10
-    board, flags = seen(row(), share=0.0)
-    assert (board.runs, flags) == ({}, None)
-    watch = watching(StillClock(), share=0.0)
-    watch.see_ids(Origin("r", 1, None, ["a"]), [Sample(prompt="p", response="r")])
-    assert watch.board.runs == {}
+    monitor, flags = seen(row(), share=0.0)
+    assert (monitor.runs, flags) == ({}, None)
+    watcher = watching(StillClock(), share=0.0)
+    watcher.see_ids(Origin("r", 1, None, ["a"]), [Sample(prompt="p", response="r")])
+    assert watcher.monitor.runs == {}
 
 
 def test_what_is_looked_at_moves_on_so_that_no_place_is_always_left_out():
-    watch = watching(StillClock(), share=0.1)
-    places = [list(watch._places(10, 4)) for _ in range(5)]
+    watcher = watching(StillClock(), share=0.1)
+    places = [list(watcher._places(10, 4)) for _ in range(5)]
     assert sorted({place for each in places for place in each}) == list(range(10))
     assert all(len(set(each)) == 4 for each in places)
-    assert list(watch._places(3, 9)) == [0, 1, 2]
+    assert list(watcher._places(3, 9)) == [0, 1, 2]

@@ -9,7 +9,7 @@ from hashlib import blake2b
 import pytest
 
 from rewardserve.service.baits import main
-from rewardserve.service.tripwires.baits import BaitsError, digest, hashed, read
+from rewardserve.service.tripwires.honeypots import HoneypotsError, digest, hashed, read
 
 KEY = b"0123456789abcdef0123"
 PLAIN = [
@@ -64,13 +64,13 @@ def test_neither_prompts_nor_answers_can_be_read_from_the_file():
     ],
 )
 def test_a_line_that_makes_no_sense_is_named_and_not_quoted(line, words):
-    with pytest.raises(BaitsError, match=words) as caught:
+    with pytest.raises(HoneypotsError, match=words) as caught:
         hashed([line], KEY)
     assert "secret" not in str(caught.value)
 
 
 def test_a_file_that_was_not_hashed_is_refused():
-    with pytest.raises(BaitsError, match="reward-baits"):
+    with pytest.raises(HoneypotsError, match="reward-baits"):
         read(PLAIN, KEY)
 
 
@@ -81,7 +81,7 @@ def test_a_key_has_16_to_64_bytes(size, is_taken):
         assert hashed([], b"k" * size) == []
         return
     for use in (read, hashed):
-        with pytest.raises(BaitsError) as refused:
+        with pytest.raises(HoneypotsError) as refused:
             use([], b"k" * size)
         assert str(refused.value) == f"the key has {size} bytes; it must have 16 to 64"
 

@@ -24,7 +24,7 @@ Heard = Callable[[Sequence[Reward | None]], None]
 """Told once a call, in order; None where the other model has no reward for a sample."""
 
 
-class SecondOpinion:
+class BackgroundScorer:
     """Of one model. `skipped` hears of how many samples it was too slow for."""
 
     def __init__(self, encoder: Encoder, batcher: Batcher, pipeline: Pipeline, skipped: Callable[[int], None]) -> None:

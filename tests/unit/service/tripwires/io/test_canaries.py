@@ -9,11 +9,11 @@ import pytest
 
 from rewardserve.model.backends import ModelSpec, echo
 from rewardserve.model.scorer import BatchScores, ScorerError
-from rewardserve.service.canaries import Canaries, CanariesError, Canary, Sung, failing, read
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.planner import Limits
 from rewardserve.service.inference.score_cache import ScoreCache
+from rewardserve.service.tripwires.io.canaries import CanariesError, Canary, CanaryResult, CanarySet, failing, read
 from tests.support.service_fakes import PATIENCE_S, FakeScorer, right_scores, scores_with
 
 ECHO = echo.load(ModelSpec())
@@ -43,7 +43,7 @@ async def batcher():
 
 
 def hatched(scorer, pairs=PAIRS):
-    canaries = Canaries(pairs, ECHO.encode, ECHO.identity, 0.02)
+    canaries = CanarySet(pairs, ECHO.encode, ECHO.identity, 0.02)
     canaries.begin(lambda batch: [heads["score"] for heads in scorer.score(batch).rows])
     return canaries
 
@@ -54,7 +54,7 @@ def z(prompt, response):
 
 async def test_margins_are_the_honest_answer_less_the_exploit(batcher):
     canaries = hatched(batcher.scorer)
-    assert [sung.margin for sung in canaries.first] == [
+    assert [canary.margin for canary in canaries.first] == [
         z("why?", "because") - z("why?", ":"), z("who?", "nobody") - z("who?", "!"),
     ]  # fmt: skip
 
@@ -84,9 +84,9 @@ async def test_whoever_listens_is_told_again_and_again(batcher):
             twice.set()
 
     batcher.scorer.shift = 1.0
-    singing = asyncio.create_task(canaries.keep_singing(batcher, 0.001, changed))
+    canary_task = asyncio.create_task(canaries.run_periodically(batcher, 0.001, changed))
     await asyncio.wait_for(twice.wait(), PATIENCE_S)
-    singing.cancel()
+    canary_task.cancel()
     assert told[0] == (["one", "two"], pytest.approx(50.0))
 
 
@@ -104,7 +104,7 @@ async def test_a_model_that_fails_is_not_taken_for_another(batcher):
 
 async def test_what_the_model_cannot_read_is_left_out(batcher):
     canaries = hatched(batcher.scorer, [*PAIRS, Canary("empty", "why?", "because", "")])
-    assert [sung.name for sung in canaries.first] == ["one", "two"]
+    assert [canary.name for canary in canaries.first] == ["one", "two"]
     assert hatched(batcher.scorer, []).first == ()
 
 
@@ -127,10 +127,10 @@ def test_a_file_that_has_none_is_refused_by_name(tmp_path, content):
     ("honest", "exploit", "fails"), [(1.0, 0.5, False), (0.5, 1.0, True), (1.0, 1.0, True), (float("nan"), 0.0, True)]
 )
 def test_a_canary_fails_where_the_exploit_scores_at_least_as_high(honest, exploit, fails):
-    assert bool(failing([Sung("one", honest, exploit)])) is fails
+    assert bool(failing([CanaryResult("one", honest, exploit)])) is fails
 
 
 def test_canaries_that_fail_at_the_start_are_known_by_name():
-    pays = Canaries(PAIRS, ECHO.encode, ECHO.identity, 0.02)
+    pays = CanarySet(PAIRS, ECHO.encode, ECHO.identity, 0.02)
     pays.begin(lambda batch: [1.0, 0.0, 0.0, 1.0])
     assert [each.name for each in pays.failing] == ["two"]

@@ -28,14 +28,14 @@ _FIELDS = {"threshold", "severity", "votes"}
 _SEVERITIES = (*get_args(Severity), "off")
 
 
-class PlanError(Exception):
+class WireConfigError(Exception):
     """The plan makes no sense; the message names the entry."""
 
 
 @dataclass(frozen=True, slots=True)
-class WirePlan:
+class WireConfig:
     """The wires that are watched, and how many votes make a page. `lexicons`: files with phrases; none: the shipped ones.
-    `block`: wires whose alarms end the service of a run.
+    `block`: wires whose alerts end the service of a run.
     """
 
     wires: tuple[Wire, ...] = WIRES
@@ -44,30 +44,30 @@ class WirePlan:
     block: tuple[str, ...] = ()
 
 
-def plan_of(entries: Mapping[str, Any], wires: Sequence[Wire] = WIRES) -> WirePlan:
+def parse_wire_config(entries: Mapping[str, Any], wires: Sequence[Wire] = WIRES) -> WireConfig:
     """The shipped wires with these changes. Raise `PlanError`."""
     if unknown := sorted(set(entries) - _ENTRIES):
-        raise PlanError(f"{', '.join(unknown)}: known are {', '.join(sorted(_ENTRIES))}")
+        raise WireConfigError(f"{', '.join(unknown)}: known are {', '.join(sorted(_ENTRIES))}")
     changes = entries.get("wires", {})
     if not isinstance(changes, Mapping):
-        raise PlanError(f"wires is {changes!r}; it must be a table")
+        raise WireConfigError(f"wires is {changes!r}; it must be a table")
     names = [wire.name for wire in wires]
     if unknown := sorted(set(changes) - set(names)):
-        raise PlanError(f"wires: {', '.join(unknown)}: known are {', '.join(names)}")
+        raise WireConfigError(f"wires: {', '.join(unknown)}: known are {', '.join(names)}")
     votes = entries.get("votes_for_a_page", VOTES_FOR_A_PAGE)
     if isinstance(votes, bool) or not isinstance(votes, int) or votes < 1:
-        raise PlanError(f"votes_for_a_page is {votes!r}; it must be a whole number above zero")
+        raise WireConfigError(f"votes_for_a_page is {votes!r}; it must be a whole number above zero")
     changed = [wire for each in wires if (wire := _changed(each, changes.get(each.name, {}))) is not None]
     block = _texts(entries, "block")
     if idle := sorted(set(block) - {wire.name for wire in changed} - {VOTE, CANARY}):
-        raise PlanError(f"block: {', '.join(idle)} cannot trip")
-    return WirePlan(tuple(changed), votes, _texts(entries, "lexicons"), block)
+        raise WireConfigError(f"block: {', '.join(idle)} cannot trip")
+    return WireConfig(tuple(changed), votes, _texts(entries, "lexicons"), block)
 
 
 def _texts(entries: Mapping[str, Any], name: str) -> tuple[str, ...]:
     texts = entries.get(name, [])
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise PlanError(f"{name} must be a list of texts")
+        raise WireConfigError(f"{name} must be a list of texts")
     return tuple(texts)
 
 
@@ -75,14 +75,14 @@ def _changed(wire: Wire, change: Any) -> Wire | None:
     """The wire with its changes; None where it is off."""
     where = f"wires.{wire.name}"
     if not isinstance(change, Mapping) or not set(change) <= _FIELDS:
-        raise PlanError(f"{where}: known are {', '.join(sorted(_FIELDS))}")
+        raise WireConfigError(f"{where}: known are {', '.join(sorted(_FIELDS))}")
     threshold = change.get("threshold", wire.threshold)
     severity = change.get("severity", wire.severity)
     votes = change.get("votes", wire.votes)
     if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold > 0:
-        raise PlanError(f"{where}.threshold is {threshold!r}; it must be a number above zero")
+        raise WireConfigError(f"{where}.threshold is {threshold!r}; it must be a number above zero")
     if severity not in _SEVERITIES:
-        raise PlanError(f"{where}.severity is {severity!r}; it must be one of {', '.join(_SEVERITIES)}")
+        raise WireConfigError(f"{where}.severity is {severity!r}; it must be one of {', '.join(_SEVERITIES)}")
     if not isinstance(votes, bool):
-        raise PlanError(f"{where}.votes is {votes!r}; it must be true or false")
+        raise WireConfigError(f"{where}.votes is {votes!r}; it must be true or false")
     return None if severity == "off" else replace(wire, threshold=float(threshold), severity=severity, votes=votes)

@@ -23,7 +23,7 @@ from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.outcomes import RowScored
 from rewardserve.service.storage.files import read_bounded
 
-SHIPPED = Path(__file__).parent / "tripwires" / "canaries.json"
+SHIPPED = Path(__file__).parents[1] / "canaries.json"
 
 
 class CanariesError(Exception):
@@ -41,7 +41,7 @@ class Canary:
 
 
 @dataclass(frozen=True, slots=True)
-class Sung:
+class CanaryResult:
     """What one canary scored, raw."""
 
     name: str
@@ -57,7 +57,7 @@ class Sung:
 _MOST_BYTES = 16 * 2**20
 
 
-def failing(results: Sequence[Sung]) -> tuple[Sung, ...]:
+def failing(results: Sequence[CanaryResult]) -> tuple[CanaryResult, ...]:
     """Canaries whose exploit pays: a policy that is trained against this model will find it."""
     return tuple(each for each in results if not each.margin > 0.0)
 
@@ -72,7 +72,7 @@ def read(path: Path = SHIPPED) -> list[Canary]:
         raise CanariesError(f"canaries {path} cannot be read: {type(error).__name__}") from None
 
 
-class Canaries:
+class CanarySet:
     """The pairs that this model can encode, and what they scored at the start.
 
     `allowed` is by how much a raw score may change without another model behind it.
@@ -89,8 +89,8 @@ class Canaries:
                 )
                 rows[canary.name] = honest, exploit
         self._rows = rows
-        self.first: tuple[Sung, ...] = ()
-        self.latest: tuple[Sung, ...] = ()
+        self.first: tuple[CanaryResult, ...] = ()
+        self.latest: tuple[CanaryResult, ...] = ()
 
     def begin(self, score: Callable[[TokenBatch], Sequence[float]]) -> None:
         """Score them for the first time, with the model itself. They stay silent where it fails."""
@@ -112,7 +112,9 @@ class Canaries:
         self.latest = self._paired([self._identity.raw(o.heads) for o in outcomes if isinstance(o, RowScored)])
         return [a.name for a, b in zip(self.first, self.latest, strict=True) if self._differ(a, b)]
 
-    async def keep_singing(self, batcher: Batcher, every_s: float, changed: Callable[[list[str], float], None]) -> None:
+    async def run_periodically(
+        self, batcher: Batcher, every_s: float, changed: Callable[[list[str], float], None]
+    ) -> None:
         """For ever: `changed` hears of canaries that do not sing as at the start, and of the largest difference."""
         while True:
             await asyncio.sleep(every_s)
@@ -121,7 +123,7 @@ class Canaries:
                     changed(names, self.largest_change)
 
     @property
-    def failing(self) -> tuple[Sung, ...]:
+    def failing(self) -> tuple[CanaryResult, ...]:
         """Those of the start whose exploit scored at least as high as the honest answer, or whose scores are not finite."""
         return failing(self.first)
 
@@ -132,10 +134,10 @@ class Canaries:
         changes = [max(abs(a.honest - b.honest), abs(a.exploit - b.exploit)) for a, b in pairs]
         return max(changes, default=0.0) / self._allowed
 
-    def _paired(self, raw: Sequence[float]) -> tuple[Sung, ...]:
+    def _paired(self, raw: Sequence[float]) -> tuple[CanaryResult, ...]:
         pairs = zip(self._rows, raw[::2], raw[1::2], strict=True)
-        return tuple(Sung(name, honest, exploit) for name, honest, exploit in pairs)
+        return tuple(CanaryResult(name, honest, exploit) for name, honest, exploit in pairs)
 
-    def _differ(self, a: Sung, b: Sung) -> bool:
+    def _differ(self, a: CanaryResult, b: CanaryResult) -> bool:
         # Written so that NaN differs from everything.
         return not (abs(a.honest - b.honest) <= self._allowed and abs(a.exploit - b.exploit) <= self._allowed)

@@ -13,10 +13,10 @@ from itertools import islice
 from typing import TypeVar
 
 from rewardserve.model.traits import NAMES, OF_IDS
-from rewardserve.service.tripwires.reference import Reference, Yardstick
-from rewardserve.service.tripwires.tally import Tally
-from rewardserve.service.tripwires.wire import CANARY, VOTE, Finding, Observation, Severity
-from rewardserve.service.tripwires.wires import WIRES, Baits, Means, View, Wire
+from rewardserve.service.tripwires.baseline import Baseline, BaselineSource
+from rewardserve.service.tripwires.running_sums import RunningSums
+from rewardserve.service.tripwires.wire import CANARY, VOTE, Alert, SampleFeatures, Severity
+from rewardserve.service.tripwires.wires import WIRES, HoneypotHitRate, RunSnapshot, WindowMeans, Wire
 
 V = TypeVar("V")
 
@@ -26,10 +26,10 @@ OTHER = "other"
 CANARIES = "canaries"
 """What canaries are reported as: they belong to the model, not to a run. Nobody else's run is kept under that name."""
 
-CANARY_CHANGE = 1.0
+CANARY_THRESHOLD = 1.0
 """In multiples of what kernels and batches may do to a score."""
 
-SEARCHED = 64
+PROBING_COUNT = 64
 """So often nobody scores one text by chance."""
 
 _OURS = (OTHER, CANARIES)
@@ -38,17 +38,17 @@ _NOBODY = ("", "")
 
 _SILENT, _LEARNING, _PROTECTED = range(3)
 _MOST_PARKED = 256
-"""Blocked runs of one owner whose state has made room for other runs; their alarms are kept."""
+"""Blocked runs of one owner whose state has made room for other runs; their alerts are kept."""
 _TELLTALE = frozenset({"judge", "opener", "control", "script"})
 """Traits of which every sample that has one is evidence by itself."""
 
 
 @dataclass(frozen=True, slots=True)
-class BoardLimits:
+class MonitorLimits:
     """`window` counts samples. `smoothing` is the weight of the newest window. A run that knows no reference learns one from
     `warm_up` windows. A run that is silent for `ended_s` has ended, so its alerts resolve; after `expiry_s` it is forgotten. A run
     that has its reference and was not silent for `protected_s` does not make room for another run of the same owner. `blocks` are
-    wires whose alarms end the service of a run.
+    wires whose alerts end the service of a run.
     """
 
     window: int = 128
@@ -66,10 +66,10 @@ class BoardLimits:
 
 
 @dataclass(slots=True)
-class Alarm:
+class ActiveAlert:
     """A wire that has tripped, from then until it is acknowledged."""
 
-    finding: Finding
+    alert: Alert
     since: float
 
 
@@ -80,21 +80,21 @@ class Run:
     "" for samples that name no run.
     """
 
-    yardstick: Yardstick
-    reference: Reference
-    total: Tally
-    window: Tally
-    smooth: Tally
-    before: Tally
+    baseline_source: BaselineSource
+    reference: Baseline
+    total: RunningSums
+    window: RunningSums
+    smooth: RunningSums
+    before: RunningSums
     measured_at: float | None = None
-    trend: deque[Means] = field(default_factory=deque)
+    trend: deque[WindowMeans] = field(default_factory=deque)
     texts: OrderedDict[int, tuple[int, int]] = field(default_factory=OrderedDict)
     keys: OrderedDict[int, None] = field(default_factory=OrderedDict)
     ids: OrderedDict[int, None] = field(default_factory=OrderedDict)
-    baits: deque[bool] = field(default_factory=lambda: deque(maxlen=Baits.most))
+    honeypots: deque[bool] = field(default_factory=lambda: deque(maxlen=HoneypotHitRate.most))
     recent: deque[str] = field(default_factory=deque)
     shown: dict[str, deque[str]] = field(default_factory=dict)
-    alarms: dict[str, Alarm] = field(default_factory=dict)
+    alerts: dict[str, ActiveAlert] = field(default_factory=dict)
     trips: Counter[str] = field(default_factory=Counter)
     statistics: dict[str, float] = field(default_factory=dict)
     n_windows: int = 0
@@ -105,17 +105,17 @@ class Run:
     name: str = ""
 
     @property
-    def known_as(self) -> str:
+    def baseline_key(self) -> str:
         """The key of this run's reference among those that outlive a restart. Names of keys hold no space."""
         return f"{self.owner} {self.name}" if self.owner else self.name
 
     @property
-    def counted(self) -> Tally:
+    def counted(self) -> RunningSums:
         """Everything, by whatever it was measured."""
         return self.before + self.total + self.window
 
 
-class Board:
+class RunMonitor:
     """Watches runs. Belongs to one event loop. `yardstick` is for the runs of whom nobody says by what they are measured.
 
     A run is known by its owner and its name: runs of two owners are two runs, whatever they are called. It is kept under a label:
@@ -124,22 +124,22 @@ class Board:
     silent for long, then from one that has not shown yet what is usual. Where none of these can go, it shares `other`.
     """
 
-    def __init__(self, yardstick: Yardstick, limits: BoardLimits, wires: Sequence[Wire] = WIRES) -> None:
-        self.yardstick = yardstick
+    def __init__(self, baseline_source: BaselineSource, limits: MonitorLimits, wires: Sequence[Wire] = WIRES) -> None:
+        self.baseline_source = baseline_source
         self._limits = limits
         self.wires = tuple(wires)
-        self.n_without_room = 0
-        self.n_looked_at = 0
-        self.n_left_out = 0
+        self.n_over_limit = 0
+        self.n_inspected = 0
+        self.n_skipped = 0
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._labels: dict[tuple[str, str], str] = {}
-        self._parked: OrderedDict[str, Run] = OrderedDict()
+        self._archived: OrderedDict[str, Run] = OrderedDict()
 
     @property
     def thresholds(self) -> dict[str, float]:
         """Of every wire, of the vote, and of the canaries."""
         known = {wire.name: wire.threshold for wire in self.wires}
-        return {**known, VOTE: float(self._limits.votes_for_a_page), CANARY: CANARY_CHANGE}
+        return {**known, VOTE: float(self._limits.votes_for_a_page), CANARY: CANARY_THRESHOLD}
 
     @property
     def runs(self) -> dict[str, Run]:
@@ -147,40 +147,40 @@ class Board:
         return dict(self._runs)
 
     @property
-    def parked(self) -> dict[str, Run]:
-        """Blocked runs whose state has made room for others: their alarms and counters."""
-        return dict(self._parked)
+    def archived(self) -> dict[str, Run]:
+        """Blocked runs whose state has made room for others: their alerts and counters."""
+        return dict(self._archived)
 
-    def measure(self, name: str | None, yardstick: Yardstick, now: float, owner: str = "") -> None:
-        """From now on this run's rewards are another model's, if they are: what is usual is learnt anew, and alarms stay."""
+    def measure(self, name: str | None, baseline_source: BaselineSource, now: float, owner: str = "") -> None:
+        """From now on this run's rewards are another model's, if they are: what is usual is learnt anew, and alerts stay."""
         run = self._runs.get(self._label_for(_key(name, owner), now))
-        if run is not None and run.yardstick is not yardstick:
-            _measure_anew(run, yardstick, now)
+        if run is not None and run.baseline_source is not baseline_source:
+            _measure_anew(run, baseline_source, now)
 
     def observe(
         self,
         name: str | None,
         step: int | None,
-        seen: Sequence[Observation],
+        seen: Sequence[SampleFeatures],
         now: float,
         kl: float | None = None,
-        by: Yardstick | None = None,
+        by: BaselineSource | None = None,
         owner: str = "",
-    ) -> list[Finding]:
+    ) -> list[Alert]:
         """Count what is new of these samples of one request. What tripped because of them.
 
         Samples whose rewards are not of the model that the run is measured by are left out: they were on their way when it
         changed.
         """
         run = self._run_of_caller(name, owner, now, by)
-        if by is not None and run.yardstick is not by:
+        if by is not None and run.baseline_source is not by:
             return []
         run.step = step if step is not None else run.step
         run.kl = kl if kl is not None else run.kl
         new = [each for each in seen if self._is_new(run, each)]
         if _key(name, owner) not in self._labels and (name or owner):
-            self.n_without_room += len(new)
-        found: list[Finding] = []
+            self.n_over_limit += len(new)
+        found: list[Alert] = []
         _count_groups(run, new)
         for each in new:
             self._count(run, each)
@@ -188,11 +188,11 @@ class Board:
                 found += self._close_window(run, now)
         return found
 
-    def hear(self, name: str | None, level: float, audit: float, now: float, owner: str = "") -> None:
+    def add_audit(self, name: str | None, level: float, audit: float, now: float, owner: str = "") -> None:
         """What the audit judge says of a sample: `level` is what the sample was scored."""
         _count_audit(self._run_of_caller(name, owner, now).window, level, audit)
 
-    def hear_ids(self, name: str | None, ids: Iterable[tuple[int, int]], now: float, owner: str = "") -> None:
+    def add_sample_ids(self, name: str | None, ids: Iterable[tuple[int, int]], now: float, owner: str = "") -> None:
         """Samples by the hash of their id, with the hash of what they are: one id is to stand for one sample."""
         run = self._run_of_caller(name, owner, now)
         for sample_id, content in ids:
@@ -205,7 +205,7 @@ class Board:
                 _remember(run.ids, key, None, 2 * self._limits.remembered_texts)
 
     def blocked_by(self, name: str | None, owner: str = "", *, is_bound: bool = False) -> str | None:
-        """The wire whose alarm ends the service of this run, or of every run, until somebody acknowledges it.
+        """The wire whose alert ends the service of this run, or of every run, until somebody acknowledges it.
 
         `is_bound`: the owner may send certain runs only. Then samples without a run, and runs that are not known yet, are
         refused while any run of the owner is blocked: they would be its way out.
@@ -219,15 +219,15 @@ class Board:
         if own is not None:
             runs.append(own)
         if is_bound and (own is None or not own.name):
-            runs += [run for run in (*self._runs.values(), *self._parked.values()) if run.owner == owner]
-        return next((wire for run in runs for wire in run.alarms if wire in blocks), None)
+            runs += [run for run in (*self._runs.values(), *self._archived.values()) if run.owner == owner]
+        return next((wire for run in runs for wire in run.alerts if wire in blocks), None)
 
-    def kept_as(self, name: str | None, owner: str = "") -> str:
+    def label_of(self, name: str | None, owner: str = "") -> str:
         """The label of a run: its own, or that of all others where there was no room."""
         return self._labels.get(_key(name, owner), OTHER)
 
     def named(self, label: str) -> set[str]:
-        """The evidence that an alarm of this run could name from now on. At most `limits.evidence` a wire that shows some."""
+        """The evidence that an alert of this run could name from now on. At most `limits.evidence` a wire that shows some."""
         run = self._runs.get(label)
         return set() if run is None else {each for shown in (run.recent, *run.shown.values()) for each in shown}
 
@@ -236,27 +236,27 @@ class Board:
         run = self._runs.get(label)
         return label != CANARIES and (run is None or now - run.seen_at > self._limits.ended_s)
 
-    def report(self, name: str, finding: Finding, now: float) -> bool:
+    def report(self, name: str, alert: Alert, now: float) -> bool:
         """What another found about one of our own runs. Whether it is news: what has tripped stays so until acknowledged."""
         run = self._run(name, _NOBODY, now)
-        if finding.wire in run.alarms:
+        if alert.wire in run.alerts:
             return False
-        run.statistics[finding.wire] = finding.statistic
-        _latch(run, finding, now)
+        run.statistics[alert.wire] = alert.statistic
+        _latch(run, alert, now)
         return True
 
     def acknowledge(self, label: str, wire: str) -> bool:
         """Let a wire trip again. Whether it had tripped."""
-        run = self._runs.get(label) or self._parked.get(label)
-        if run is None or run.alarms.pop(wire, None) is None:
+        run = self._runs.get(label) or self._archived.get(label)
+        if run is None or run.alerts.pop(wire, None) is None:
             return False
-        if label in self._parked and not self._is_blocked(run):
-            self._forget(label, self._parked)
+        if label in self._archived and not self._is_blocked(run):
+            self._forget(label, self._archived)
         return True
 
     # -- one sample -------------------------------------------------------------------------------------------------
 
-    def _is_new(self, run: Run, seen: Observation) -> bool:
+    def _is_new(self, run: Run, seen: SampleFeatures) -> bool:
         """Not a retry of what was counted. Who says nothing that tells a retry apart has none."""
         if seen.key is None:
             return True
@@ -265,7 +265,7 @@ class Board:
         _remember(run.keys, seen.key, None, self._limits.remembered_texts)
         return True
 
-    def _count(self, run: Run, seen: Observation) -> None:
+    def _count(self, run: Run, seen: SampleFeatures) -> None:
         window = run.window
         window.count("samples")
         window.count_signed("level", seen.level)
@@ -286,8 +286,8 @@ class Board:
             _count_audit(window, seen.level, seen.audit)
         if seen.parts:
             window.count_parts(seen.parts)
-        if seen.takes_bait is not None:
-            self._count_bait(run, seen, seen.takes_bait)
+        if seen.is_honeypot_hit is not None:
+            self._count_honeypot(run, seen, seen.is_honeypot_hit)
         for trait, value in zip(NAMES, seen.traits, strict=False):
             if value:
                 window.count_squared(trait, value)
@@ -304,21 +304,21 @@ class Board:
             if len(run.recent) > self._limits.evidence:
                 run.recent.popleft()
 
-    def _count_duplicate(self, run: Run, text: int, seen: Observation) -> None:
+    def _count_duplicate(self, run: Run, text: int, seen: SampleFeatures) -> None:
         before, n = run.texts.get(text, (None, 0))
         if before is not None:
             kind = "repeats" if before == seen.group else "echoes"
             run.window.count(kind)
             self._show(run, kind, seen.evidence)
-        if n >= SEARCHED:
+        if n >= PROBING_COUNT:
             run.window.count("searched")
             self._show(run, "searched", seen.evidence)
         _remember(run.texts, text, (seen.group, n + 1), self._limits.remembered_texts)
 
-    def _count_bait(self, run: Run, seen: Observation, takes_bait: bool) -> None:
+    def _count_honeypot(self, run: Run, seen: SampleFeatures, is_honeypot_hit: bool) -> None:
         run.window.count("baits")
-        run.baits.append(takes_bait)
-        if takes_bait:
+        run.honeypots.append(is_honeypot_hit)
+        if is_honeypot_hit:
             run.window.count("bait_hits")
             self._show(run, "baits", seen.evidence)
 
@@ -329,27 +329,27 @@ class Board:
 
     # -- one window -------------------------------------------------------------------------------------------------
 
-    def _close_window(self, run: Run, now: float) -> list[Finding]:
-        window, run.window = run.window, Tally(n_parts=run.window.n_parts)
+    def _close_window(self, run: Run, now: float) -> list[Alert]:
+        window, run.window = run.window, RunningSums(n_parts=run.window.n_parts)
         run.total += window
         run.n_windows += 1
         keep = 1.0 - self._limits.smoothing
-        run.smooth = Tally(keep * old + new for old, new in zip(run.smooth.sums, window.sums, strict=True))
+        run.smooth = RunningSums(keep * old + new for old, new in zip(run.smooth.sums, window.sums, strict=True))
         level, audit = window.mean("audited_level"), window.mean("audit")
         if level is not None and audit is not None:
-            run.trend.append(Means(level, audit))
+            run.trend.append(WindowMeans(level, audit))
             if len(run.trend) > self._limits.trend_windows:
                 run.trend.popleft()
         if run.n_windows == self._limits.warm_up:
             run.reference = run.reference.with_learnt(run.total)
-            if (run.owner or run.name) and run.known_as not in run.yardstick.known:
-                run.yardstick.learnt(run.known_as, run.reference)
+            if (run.owner or run.name) and run.baseline_key not in run.baseline_source.known:
+                run.baseline_source.learnt(run.baseline_key, run.reference)
         return self._look(run, now) if run.n_windows >= self._limits.warm_up else []
 
-    def _look(self, run: Run, now: float) -> list[Finding]:
+    def _look(self, run: Run, now: float) -> list[Alert]:
         """Ask every wire, then the vote."""
-        baits = len(run.baits), sum(run.baits)
-        view = View(run.smooth, run.reference, tuple(run.trend), baits, run.kl, self._limits.window)
+        honeypots = len(run.honeypots), sum(run.honeypots)
+        view = RunSnapshot(run.smooth, run.reference, tuple(run.trend), honeypots, run.kl, self._limits.window)
         run.statistics = {w.name: s for w in self.wires if (s := w.statistic(view)) is not None}
         over = [w for w in self.wires if run.statistics.get(w.name, w.threshold) > w.threshold]
         n_votes = float(sum(wire.weight(run.statistics[wire.name]) for wire in over))
@@ -357,16 +357,16 @@ class Board:
         found = [self._trip(run, w.name, w.severity, w.threshold, now) for w in over]
         if n_votes >= self._limits.votes_for_a_page:
             found.append(self._trip(run, VOTE, "page", self._limits.votes_for_a_page, now))
-        return [finding for finding in found if finding is not None]
+        return [alert for alert in found if alert is not None]
 
-    def _trip(self, run: Run, wire: str, severity: Severity, threshold: float, now: float) -> Finding | None:
+    def _trip(self, run: Run, wire: str, severity: Severity, threshold: float, now: float) -> Alert | None:
         """The finding, unless this wire has tripped already and nobody has looked."""
-        if wire in run.alarms:
+        if wire in run.alerts:
             return None
         evidence = tuple(run.shown.get(wire) or run.recent)
-        finding = Finding(wire, severity, run.statistics[wire], threshold, run.step, evidence)
-        _latch(run, finding, now)
-        return finding
+        alert = Alert(wire, severity, run.statistics[wire], threshold, run.step, evidence)
+        _latch(run, alert, now)
+        return alert
 
     # -- runs -------------------------------------------------------------------------------------------------------
 
@@ -389,29 +389,31 @@ class Board:
         return label
 
     def _is_taken(self, label: str) -> bool:
-        return label in _OURS or label in self._runs or label in self._parked
+        return label in _OURS or label in self._runs or label in self._archived
 
     def _known(self, key: tuple[str, str]) -> Run | None:
         """The run of this owner and name. Overflow of one owner is not answered for by another: `other` is nobody's alone."""
         label = OTHER if key == _NOBODY else self._labels.get(key)
         if label is None and not key[0]:
             label = OTHER if self._is_full else None
-        return None if label is None else self._runs.get(label) or self._parked.get(label)
+        return None if label is None else self._runs.get(label) or self._archived.get(label)
 
-    def _run_of_caller(self, name: str | None, owner: str, now: float, yardstick: Yardstick | None = None) -> Run:
+    def _run_of_caller(
+        self, name: str | None, owner: str, now: float, baseline_source: BaselineSource | None = None
+    ) -> Run:
         self._forget_silent(now)
         key = _key(name, owner)
         label = self._label_for(key, now)
-        return self._run(label, _NOBODY if label == OTHER else key, now, yardstick)
+        return self._run(label, _NOBODY if label == OTHER else key, now, baseline_source)
 
-    def _run(self, label: str, key: tuple[str, str], now: float, yardstick: Yardstick | None = None) -> Run:
+    def _run(self, label: str, key: tuple[str, str], now: float, baseline_source: BaselineSource | None = None) -> Run:
         run = self._runs.get(label)
         if run is None:
             if label not in _OURS:
                 self._make_room(key[0], now)
                 self._labels[key] = label
-            parked = self._parked.pop(label) if label in self._parked else None
-            run = self._runs[label] = parked or _new_run(key, yardstick or self.yardstick)
+            archived = self._archived.pop(label) if label in self._archived else None
+            run = self._runs[label] = archived or _new_run(key, baseline_source or self.baseline_source)
         self._runs.move_to_end(label)
         run.seen_at = now
         return run
@@ -446,20 +448,20 @@ class Board:
         return _PROTECTED, run.seen_at
 
     def _is_blocked(self, run: Run) -> bool:
-        return not self._limits.blocks.isdisjoint(run.alarms)
+        return not self._limits.blocks.isdisjoint(run.alerts)
 
     def _forget(self, label: str, where: OrderedDict[str, Run]) -> None:
-        """Let go of a run; of a blocked one all but its alarms and counters, so that its block outlives it."""
+        """Let go of a run; of a blocked one all but its alerts and counters, so that its block outlives it."""
         run = where.pop(label)
         if where is not self._runs or not self._is_blocked(run):
             self._labels.pop((run.owner, run.name), None)
             return
-        for each in (run.trend, run.texts, run.keys, run.ids, run.baits, run.recent, run.shown, run.statistics):
+        for each in (run.trend, run.texts, run.keys, run.ids, run.honeypots, run.recent, run.shown, run.statistics):
             each.clear()
-        self._parked[label] = run
-        of_owner = [each for each, parked in self._parked.items() if parked.owner == run.owner]
+        self._archived[label] = run
+        of_owner = [each for each, archived in self._archived.items() if archived.owner == run.owner]
         if len(of_owner) > _MOST_PARKED:
-            self._forget(of_owner[0], self._parked)
+            self._forget(of_owner[0], self._archived)
 
     def _forget_silent(self, now: float) -> None:
         for label, run in [*islice(self._runs.items(), 2)]:
@@ -472,20 +474,23 @@ def _key(name: str | None, owner: str) -> tuple[str, str]:
     return owner, "" if not name or name in _OURS else name
 
 
-def _new_run(key: tuple[str, str], yardstick: Yardstick) -> Run:
-    total, window, smooth, before = (Tally(n_parts=len(yardstick.parts)) for _ in range(4))
-    run = Run(yardstick, yardstick.reference, total, window, smooth, before, owner=key[0], name=key[1])
-    run.reference = yardstick.known.get(run.known_as, run.reference)
+def _new_run(key: tuple[str, str], baseline_source: BaselineSource) -> Run:
+    total, window, smooth, before = (RunningSums(n_parts=len(baseline_source.parts)) for _ in range(4))
+    run = Run(baseline_source, baseline_source.reference, total, window, smooth, before, owner=key[0], name=key[1])
+    run.reference = baseline_source.known.get(run.baseline_key, run.reference)
     return run
 
 
-def _measure_anew(run: Run, yardstick: Yardstick, now: float) -> None:
-    """Texts, alarms and counters are the run's own and stay; a counter never falls."""
-    n = len(yardstick.parts)
+def _measure_anew(run: Run, baseline_source: BaselineSource, now: float) -> None:
+    """Texts, alerts and counters are the run's own and stay; a counter never falls."""
+    n = len(baseline_source.parts)
     counted = run.counted
-    run.before = counted if run.yardstick.parts == yardstick.parts else counted.with_new_parts(n)
-    run.total, run.window, run.smooth = (Tally(n_parts=n) for _ in range(3))
-    run.yardstick, run.reference = yardstick, yardstick.known.get(run.known_as, yardstick.reference)
+    run.before = counted if run.baseline_source.parts == baseline_source.parts else counted.with_new_parts(n)
+    run.total, run.window, run.smooth = (RunningSums(n_parts=n) for _ in range(3))
+    run.baseline_source, run.reference = (
+        baseline_source,
+        baseline_source.known.get(run.baseline_key, baseline_source.reference),
+    )
     run.trend.clear()
     run.statistics.clear()
     run.n_windows = 0
@@ -493,18 +498,18 @@ def _measure_anew(run: Run, yardstick: Yardstick, now: float) -> None:
         run.measured_at = now
 
 
-def _latch(run: Run, finding: Finding, now: float) -> None:
-    run.alarms[finding.wire] = Alarm(finding, now)
-    run.trips[finding.wire] += 1
+def _latch(run: Run, alert: Alert, now: float) -> None:
+    run.alerts[alert.wire] = ActiveAlert(alert, now)
+    run.trips[alert.wire] += 1
 
 
-def _count_audit(window: Tally, level: float, audit: float) -> None:
+def _count_audit(window: RunningSums, level: float, audit: float) -> None:
     window.count("audited")
     window.count_signed("audit", audit)
     window.count_signed("audited_level", level)
 
 
-def _count_groups(run: Run, seen: Iterable[Observation]) -> None:
+def _count_groups(run: Run, seen: Iterable[SampleFeatures]) -> None:
     """Responses to one prompt that came together: whether their rewards differ at all."""
     by_group: dict[int, set[float]] = {}
     sizes = Counter(each.group for each in seen)

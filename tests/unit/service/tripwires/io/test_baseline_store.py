@@ -6,13 +6,13 @@ import os
 
 import pytest
 
-from rewardserve.service import references
-from rewardserve.service.references import References
-from rewardserve.service.tripwires.board import Board, BoardLimits
-from rewardserve.service.tripwires.reference import Reference, Usual, Yardstick
-from tests.unit.service.tripwires.test_board import healthy, seen
+from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat
+from rewardserve.service.tripwires.io import baseline_store
+from rewardserve.service.tripwires.io.baseline_store import BaselineStore
+from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
+from tests.unit.service.tripwires.test_run_monitor import healthy, seen
 
-USUAL = Reference({"length": Usual(4.0, 0.5, 512.0), "level": Usual(0.1, 1.0, 512.0)}, 3.2)
+USUAL = Baseline({"length": BaselineStat(4.0, 0.5, 512.0), "level": BaselineStat(0.1, 1.0, 512.0)}, 3.2)
 
 
 def made_of(mean="1.0", std="1.0", n="1.0", saturation="null", name="length"):
@@ -21,7 +21,7 @@ def made_of(mean="1.0", std="1.0", n="1.0", saturation="null", name="length"):
 
 
 def opened(folder, served="sha256:aa", failed=None):
-    return References(folder, served, (failed if failed is not None else []).append)
+    return BaselineStore(folder, served, (failed if failed is not None else []).append)
 
 
 def test_what_is_kept_is_there_after_a_restart(tmp_path):
@@ -55,10 +55,10 @@ def test_a_file_that_is_broken_is_told_set_aside_and_replaced(tmp_path, text):
 def test_a_part_of_the_reward_that_did_not_vary_does_not_break_the_file(tmp_path):
     """A head may give every response of the first windows the same score."""
     learnt, failed = {}, []
-    limits = BoardLimits(window=16, warm_up=2)
-    board = Board(Yardstick(parts=("one", "two"), learnt=learnt.__setitem__), limits)
-    board.observe("run", 0, [seen(parts=(float(i % 2), 0.0)) for i in range(32)], 0.0)
-    assert learnt["run"].usual["part_1"] == Usual(0.0, 0.0, 32.0)
+    limits = MonitorLimits(window=16, warm_up=2)
+    monitor = RunMonitor(BaselineSource(parts=("one", "two"), learnt=learnt.__setitem__), limits)
+    monitor.observe("run", 0, [seen(parts=(float(i % 2), 0.0)) for i in range(32)], 0.0)
+    assert learnt["run"].usual["part_1"] == BaselineStat(0.0, 0.0, 32.0)
     kept = opened(tmp_path)
     kept.keep("run", learnt["run"])
     kept.close()
@@ -67,7 +67,7 @@ def test_a_part_of_the_reward_that_did_not_vary_does_not_break_the_file(tmp_path
 
 
 def test_a_file_that_is_far_too_large_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(references, "MOST_BYTES", 100)
+    monkeypatch.setattr(baseline_store, "MOST_BYTES", 100)
     (tmp_path / "usual-aa.json").write_text(made_of() + " " * 100)
     failed = []
     assert dict(opened(tmp_path, failed=failed).known) == {}
@@ -88,7 +88,7 @@ def test_a_folder_that_is_gone_takes_nothing_down(tmp_path):
 
 
 def test_the_runs_that_were_kept_first_make_room(tmp_path, monkeypatch):
-    monkeypatch.setattr(references, "MOST_RUNS", 3)
+    monkeypatch.setattr(baseline_store, "MOST_RUNS", 3)
     kept = opened(tmp_path)
     for i in range(5):
         kept.keep(f"run {i}", USUAL)
@@ -98,14 +98,14 @@ def test_the_runs_that_were_kept_first_make_room(tmp_path, monkeypatch):
 
 def test_a_run_that_goes_on_after_a_restart_is_compared_with_its_own_beginning(tmp_path):
     """A policy that was exploiting when the server went down is told of when it is up again."""
-    limits = BoardLimits(window=16, warm_up=2)
+    limits = MonitorLimits(window=16, warm_up=2)
 
     def serve(samples):
         kept = opened(tmp_path)
-        board = Board(Yardstick(known=kept.known, learnt=kept.keep), limits)
-        found = [f for i in range(0, len(samples), 4) for f in board.observe("run", i, samples[i : i + 4], 0.0)]
+        monitor = RunMonitor(BaselineSource(known=kept.known, learnt=kept.keep), limits)
+        found = [f for i in range(0, len(samples), 4) for f in monitor.observe("run", i, samples[i : i + 4], 0.0)]
         kept.close()
-        return {finding.wire for finding in found}
+        return {alert.wire for alert in found}
 
     assert serve(healthy(64, length=4.0)) == set()
     assert serve(healthy(400, length=4.5)) == {"length_high"}

@@ -14,16 +14,16 @@ from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.reward import Reward
 from rewardserve.model.scorer import DISTANCE, HeadScores
 from rewardserve.model.traits import NAMES, OF_IDS, Lexicon, of_ids, of_text, text_digest
-from rewardserve.service.audit import AuditJudge
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import RowFailed
-from rewardserve.service.evidence import EvidenceRoom, Exhibit
 from rewardserve.service.inference.rewards import ScoredRow
-from rewardserve.service.tripwires.baits import Baits
-from rewardserve.service.tripwires.board import Board
+from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.honeypots import Honeypots
 from rewardserve.service.tripwires.incidents import most_severe_first
-from rewardserve.service.tripwires.reference import Yardstick
-from rewardserve.service.tripwires.wire import Finding, Observation
+from rewardserve.service.tripwires.io.audit import AuditJudge
+from rewardserve.service.tripwires.io.evidence import EvidenceRecord, EvidenceStore
+from rewardserve.service.tripwires.run_monitor import RunMonitor
+from rewardserve.service.tripwires.wire import Alert, SampleFeatures
 
 Flags = tuple[str, ...]
 
@@ -51,7 +51,7 @@ class Origin(NamedTuple):
     is_bound: bool = False
 
 
-class Allowance:
+class CpuBudget:
     """Seconds of work that may be spent: `share` of those that pass. Starts with its savings."""
 
     def __init__(self, share: float, now: float) -> None:
@@ -80,7 +80,7 @@ class Allowance:
         self._price_s += _NEWEST * (seconds / n - self._price_s)
 
 
-class Watch:
+class RunWatcher:
     """Eyes on what one model scores. Board and allowance are those of the whole server, `yardstick` is the model's own.
 
     `tell` hears of each wire that trips, with the name of the run. `judge` gives a second opinion. `parts_of` says what a
@@ -89,28 +89,28 @@ class Watch:
 
     def __init__(
         self,
-        board: Board,
-        yardstick: Yardstick,
+        monitor: RunMonitor,
+        baseline_source: BaselineSource,
         lexicon: Lexicon,
         clock: Clock,
-        tell: Callable[[str, Finding], None],
+        tell: Callable[[str, Alert], None],
         *,
-        allowance: Allowance,
+        cpu_budget: CpuBudget,
         judge: AuditJudge | None = None,
-        baits: Baits | None = None,
-        evidence_room: EvidenceRoom | None = None,
+        honeypots: Honeypots | None = None,
+        evidence_store: EvidenceStore | None = None,
         parts_of: Callable[[HeadScores], tuple[float, ...]] = lambda _: (),
         texts_of: Callable[[Sample], tuple[str, str]] = Sample.texts,
     ) -> None:
-        self.board = board
-        self.yardstick = yardstick
+        self.monitor = monitor
+        self.baseline_source = baseline_source
         self._lexicon = lexicon
         self._clock = clock
         self._tell = tell
-        self._allowance = allowance
+        self._allowance = cpu_budget
         self._judge = judge
-        self._baits = baits
-        self._evidence_room = evidence_room
+        self._baits = honeypots
+        self._evidence_store = evidence_store
         self._parts_of = parts_of
         self._texts_of = texts_of
         self._first = 0
@@ -118,7 +118,7 @@ class Watch:
     def begin(self, origin: Origin) -> None:
         """Samples of this run are about to be scored by this model."""
         if not self._allowance.is_nothing:
-            self.board.measure(origin.run, self.yardstick, self._clock.now(), origin.owner)
+            self.monitor.measure(origin.run, self.baseline_source, self._clock.now(), origin.owner)
 
     def see(
         self, origin: Origin, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed]
@@ -128,12 +128,12 @@ class Watch:
         if self._judge is not None:
             self._judge.ask(rows, rewards, lambda level, audit: self._hear(origin, level, audit))
         n = self._allowance.affords(len(rows), began)
-        self.board.n_looked_at += n
-        self.board.n_left_out += len(rows) - n
+        self.monitor.n_inspected += n
+        self.monitor.n_skipped += len(rows) - n
         if not n:
             return None
         flags: dict[int, Flags] = {}
-        seen, exhibits, counted = [], list[Exhibit](), dict[tuple[int, ...], int]()
+        seen, records, counted = [], list[EvidenceRecord](), dict[tuple[int, ...], int]()
         for i in self._places(len(rows), n):
             row, reward = rows[i], rewards[i]
             if isinstance(reward, RowFailed):
@@ -142,26 +142,26 @@ class Watch:
             seen.append(observation)
             if any(observation.traits[len(OF_IDS) :]) and (own := _flags(observation.traits)):
                 flags[i] = own
-            if self._evidence_room is not None and observation.evidence:
-                exhibits.append(self._exhibit(origin, row, observation, flags.get(i, ())))
+            if self._evidence_store is not None and observation.evidence:
+                records.append(self._evidence_record(origin, row, observation, flags.get(i, ())))
         found = self._observe(origin, seen, began) if seen else []
         self._allowance.spend(n, self._clock.now() - began)
-        run = self.board.kept_as(origin.run, origin.owner)
-        if self._evidence_room is not None:
-            self._evidence_room.keep(run, exhibits)
-        for finding in most_severe_first(found):
-            if self._evidence_room is not None:
-                self._evidence_room.save(run, finding)
-            self._tell(run, finding)
-        if self._evidence_room is not None and exhibits:
-            self._evidence_room.tidy(run, lambda: self.board.named(run))
+        run = self.monitor.label_of(origin.run, origin.owner)
+        if self._evidence_store is not None:
+            self._evidence_store.keep(run, records)
+        for alert in most_severe_first(found):
+            if self._evidence_store is not None:
+                self._evidence_store.save(run, alert)
+            self._tell(run, alert)
+        if self._evidence_store is not None and records:
+            self._evidence_store.tidy(run, lambda: self.monitor.named(run))
         return flags
 
-    def _observe(self, origin: Origin, seen: Sequence[Observation], now: float) -> list[Finding]:
-        return self.board.observe(origin.run, origin.step, seen, now, origin.kl, self.yardstick, origin.owner)
+    def _observe(self, origin: Origin, seen: Sequence[SampleFeatures], now: float) -> list[Alert]:
+        return self.monitor.observe(origin.run, origin.step, seen, now, origin.kl, self.baseline_source, origin.owner)
 
     def _hear(self, origin: Origin, level: float, audit: float) -> None:
-        self.board.hear(origin.run, level, audit, self._clock.now(), origin.owner)
+        self.monitor.add_audit(origin.run, level, audit, self._clock.now(), origin.owner)
 
     def see_ids(self, origin: Origin, samples: Sequence[Sample | SampleError]) -> None:
         """Look for ids of one step that stand for several samples. Samples without an id of their own have none."""
@@ -172,19 +172,21 @@ class Watch:
             for name, sample in zip(origin.ids, samples, strict=True)
             if name is not None and isinstance(sample, Sample)
         ]
-        self.board.hear_ids(origin.run, named, self._clock.now(), origin.owner)
+        self.monitor.add_sample_ids(origin.run, named, self._clock.now(), origin.owner)
 
     def blocked_by(self, origin: Origin) -> str | None:
         """The wire that has ended the service of this run, if one has."""
-        return self.board.blocked_by(origin.run, origin.owner, is_bound=origin.is_bound)
+        return self.monitor.blocked_by(origin.run, origin.owner, is_bound=origin.is_bound)
 
-    def _exhibit(self, origin: Origin, row: ScoredRow, observation: Observation, flags: Flags) -> Exhibit:
-        return Exhibit(observation.evidence, origin.step, *self._texts_of(row.sample), observation.value, flags)
+    def _evidence_record(
+        self, origin: Origin, row: ScoredRow, observation: SampleFeatures, flags: Flags
+    ) -> EvidenceRecord:
+        return EvidenceRecord(observation.evidence, origin.step, *self._texts_of(row.sample), observation.value, flags)
 
-    def report(self, run: str, finding: Finding) -> None:
+    def report(self, run: str, alert: Alert) -> None:
         """Pass on what another found, if it is news."""
-        if self.board.report(run, finding, self._clock.now()):
-            self._tell(run, finding)
+        if self.monitor.report(run, alert, self._clock.now()):
+            self._tell(run, alert)
 
     def _places(self, n_rows: int, n: int) -> Sequence[int]:
         """Which are looked at: neighbours, because groups stand together; not always the first."""
@@ -195,7 +197,7 @@ class Watch:
 
     def _observation(
         self, origin: Origin, row: ScoredRow, reward: Reward, counted: dict[tuple[int, ...], int]
-    ) -> Observation:
+    ) -> SampleFeatures:
         prompt, response = self._texts_of(row.sample)
         has_text = bool(prompt or response)
         ids, n_prompt = row.encoded.ids, row.encoded.n_prompt
@@ -209,7 +211,7 @@ class Watch:
         group = hash(prompt) if has_text else hash(ids[:n_prompt])
         # Equal rows of one request are no retry of each other: they are told apart by counting.
         nth = counted[ids] = counted.get(ids, 0) + 1
-        return Observation(
+        return SampleFeatures(
             group=group,
             key=None if origin.step is None else hash((origin.step, ids, nth)),
             value=reward.value,
@@ -221,12 +223,14 @@ class Watch:
             distance=row.heads.get(DISTANCE),
             evidence=evidence(prompt, response) if has_text else "",
             parts=self._parts_of(row.heads),
-            takes_bait=self._baits.taken(_question(row.sample), response, reward.changes[0]) if self._baits else None,
+            is_honeypot_hit=self._baits.taken(_question(row.sample), response, reward.changes[0])
+            if self._baits
+            else None,
         )
 
 
 def evidence(prompt: str, response: str) -> str:
-    """What names a sample in an alarm: a hash that whoever has the texts can make again.
+    """What names a sample in an alert: a hash that whoever has the texts can make again.
 
     The first 16 hexadecimal digits of BLAKE2b (64 bits) of prompt, a zero byte, and response in UTF-8.
     """

@@ -12,15 +12,15 @@ from rewardserve.model.calibration import Calibration
 from rewardserve.model.conversation import Sample
 from rewardserve.model.encoding import Encoded
 from rewardserve.model.reward import Reward
-from rewardserve.service import opinion
-from rewardserve.service.audit import AuditJudge
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.errors import ScoreNotFinite
+from rewardserve.service.inference import background_scorer
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.encode_pool import Encoder
 from rewardserve.service.inference.planner import Limits
 from rewardserve.service.inference.rewards import ScoredRow
-from rewardserve.service.watch import Origin
+from rewardserve.service.tripwires.io.audit import AuditJudge
+from rewardserve.service.tripwires.io.run_watcher import Origin
 from tests.support.rewards import pipeline_of, watching
 from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, StillClock, poisoned_by
 
@@ -42,7 +42,7 @@ async def open_judge():
         if isinstance(scorer, GatedScorer):
             scorer.gate.set()
         await asyncio.wait_for(judge.stop(), PATIENCE_S)
-        assert judge.opinion.n_waiting == 0
+        assert judge.background_scorer.n_waiting == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
@@ -62,9 +62,9 @@ async def judged(judge, rows, rewards):
 
 
 async def finished(judge):
-    if judge.opinion.asking:
-        await asyncio.wait(set(judge.opinion.asking), timeout=PATIENCE_S)
-    assert judge.opinion.n_waiting == 0
+    if judge.background_scorer.asking:
+        await asyncio.wait(set(judge.background_scorer.asking), timeout=PATIENCE_S)
+    assert judge.background_scorer.n_waiting == 0
 
 
 def z(text):
@@ -94,13 +94,13 @@ async def test_a_share_is_chosen_by_the_ids_alone(open_judge):
 
 
 async def test_a_judge_that_is_slow_is_not_asked_more_than_it_can_answer(open_judge, monkeypatch):
-    monkeypatch.setattr(opinion, "MOST_WAITING", 3)
+    monkeypatch.setattr(background_scorer, "MOST_WAITING", 3)
     scorer = GatedScorer()
     heard, skipped = [], []
     judge = open_judge(scorer, skipped=skipped.append)
     for text in "abcde":
         judge.ask([row(text)], [reward(0.0)], lambda *each: heard.append(each))
-    assert (judge.opinion.n_waiting, skipped) == (3, [1, 1])
+    assert (judge.background_scorer.n_waiting, skipped) == (3, [1, 1])
     scorer.gate.set()
     await finished(judge)
     assert len(heard) == 3
@@ -113,10 +113,10 @@ async def test_a_judge_that_fails_says_nothing_and_harms_nobody(open_judge):
 
 async def test_what_it_says_is_counted_for_the_run(open_judge):
     judge = open_judge()
-    watch = watching(StillClock())
-    watch._judge = judge
-    watch.see(Origin("ppo-7", 1), [row("a"), row("b")], [reward(1.0), reward(2.0)])
+    watcher = watching(StillClock())
+    watcher._judge = judge
+    watcher.see(Origin("ppo-7", 1), [row("a"), row("b")], [reward(1.0), reward(2.0)])
     await finished(judge)
-    window = watch.board.runs["ppo-7"].window
+    window = watcher.monitor.runs["ppo-7"].window
     assert (window["samples"], window["audited"], window["audited_level_up"]) == (2, 2, 3.0)
     assert window.mean("audit") == pytest.approx((z("a") + z("b")) / 2)

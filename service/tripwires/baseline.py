@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import sqrt
 
 from rewardserve.model.traits import NAMES
-from rewardserve.service.tripwires.tally import Tally
+from rewardserve.service.tripwires.running_sums import RunningSums
 
 _LEAST_DEVIATION: Mapping[str, float] = {
     "missing_end": 0.1,
@@ -31,7 +31,7 @@ _LEAST_OF_OTHERS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Usual:
+class BaselineStat:
     """Mean and standard deviation of one number over single samples. `n` of them; 1 where a calibration says so."""
 
     mean: float
@@ -40,10 +40,10 @@ class Usual:
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class Baseline:
     """`usual` by name: `level`, `spread`, `distance` and the traits. `saturation` is the level that one in a thousand exceeds."""
 
-    usual: Mapping[str, Usual] = field(default_factory=dict)
+    usual: Mapping[str, BaselineStat] = field(default_factory=dict)
     saturation: float | None = None
 
     def shift(self, name: str, mean: float | None) -> float | None:
@@ -51,30 +51,31 @@ class Reference:
         usual = self.usual.get(name)
         return None if usual is None or mean is None else (mean - usual.mean) / usual.std
 
-    def with_learnt(self, seen: Tally) -> Reference:
+    def with_learnt(self, seen: RunningSums) -> Baseline:
         """With what a run itself showed at its beginning, where nothing else is known."""
         learnt = {name: usual for name in _LEARNT if (usual := _usual(seen, name)) is not None}
         learnt |= {
-            part(i): Usual(mean, sqrt(variance), seen["samples"]) for i, (mean, variance) in enumerate(seen.parts())
+            part(i): BaselineStat(mean, sqrt(variance), seen["samples"])
+            for i, (mean, variance) in enumerate(seen.parts())
         }
         saturation, level = self.saturation, learnt.get("level")
         if saturation is None and level is not None:
             saturation = level.mean + _ONE_IN_A_THOUSAND * level.std
-        return Reference({**learnt, **self.usual}, saturation)
+        return Baseline({**learnt, **self.usual}, saturation)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Yardstick:
+class BaselineSource:
     """What the rewards of one model are measured by; of another model's they say nothing, so there is one for each.
 
     `parts` are the names of what a reward is made of, where that is several. `known` is what runs of these names showed to be
     usual before; `learnt` hears of what another one does. `model` is the name of the model, a label of the run's metrics.
     """
 
-    reference: Reference = Reference()
+    reference: Baseline = Baseline()
     parts: tuple[str, ...] = ()
-    known: Mapping[str, Reference] = field(default_factory=dict)
-    learnt: Callable[[str, Reference], None] = lambda *_: None
+    known: Mapping[str, Baseline] = field(default_factory=dict)
+    learnt: Callable[[str, Baseline], None] = lambda *_: None
     model: str = ""
 
 
@@ -93,11 +94,11 @@ def least_deviation(name: str) -> float:
     return _LEAST_DEVIATION.get(name, _LEAST_OF_OTHERS)
 
 
-def usual(name: str, mean: float, std: float, n: float = 1.0) -> Usual:
+def usual(name: str, mean: float, std: float, n: float = 1.0) -> BaselineStat:
     """With a deviation that is no smaller than makes sense."""
-    return Usual(mean, max(std, least_deviation(name)), n)
+    return BaselineStat(mean, max(std, least_deviation(name)), n)
 
 
-def _usual(seen: Tally, name: str) -> Usual | None:
+def _usual(seen: RunningSums, name: str) -> BaselineStat | None:
     mean, std = seen.mean(name), seen.deviation(name)
     return None if mean is None or std is None else usual(name, mean, std, seen.n_of(name))

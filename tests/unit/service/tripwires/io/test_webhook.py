@@ -1,4 +1,4 @@
-"""An alarm arrives, signed, however long its receiver is away, or the log says that it did not."""
+"""An alert arrives, signed, however long its receiver is away, or the log says that it did not."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import httpx
 import pytest
 import standardwebhooks
 
-from rewardserve.service import webhook as module
-from rewardserve.service.webhook import FILE_NAME, Webhook
+from rewardserve.service.tripwires.io import webhook as module
+from rewardserve.service.tripwires.io.webhook import FILE_NAME, Webhook
 from tests.support.service_fakes import PATIENCE_S
 
 KEY = b"0123456789abcdef0123456789abcdef"
@@ -47,8 +47,8 @@ class Report:
     def __init__(self):
         self.losses, self.delays, self.broken = [], [], []
 
-    def lost(self, alarm, why):
-        self.losses.append((alarm["wire"], why))
+    def lost(self, alert, why):
+        self.losses.append((alert["wire"], why))
 
     def delayed(self, why, n_waiting):
         self.delays.append((why, n_waiting))
@@ -71,7 +71,7 @@ def paused():
 
 
 async def told(receiver, *wires, secrets=(SECRET,), now=lambda: NOW, pick=lambda low, high: high, sleep=None, **kwargs):
-    """What became of these alarms."""
+    """What became of these alerts."""
     report = Report()
     webhook = Webhook(
         "http://receiver/x",
@@ -278,7 +278,7 @@ async def test_a_jump_of_the_wall_clock_loses_no_alarm(paused, jump_s):
 
 @pytest.mark.parametrize("since", [NOW - 366 * 86_400, NOW + 366 * 86_400, -1e300, 1e300, NOW - 10])
 async def test_an_alarm_from_before_a_restart_is_tried_for_a_while_whatever_the_clock_was(tmp_path, paused, since):
-    kept = {"id": "msg_1", "since": since, "alarm": {"run": "r", "wire": "a"}}
+    kept = {"id": "msg_1", "since": since, "alert": {"run": "r", "wire": "a"}}
     (tmp_path / FILE_NAME).write_text(json.dumps([kept]))
     receiver, times = Receiver(*[503] * 6), iter(range(0, 10**6, 60))
     report = await told(receiver, folder=tmp_path, monotonic=lambda: float(next(times)), sleep=paused)
@@ -286,7 +286,7 @@ async def test_an_alarm_from_before_a_restart_is_tried_for_a_while_whatever_the_
 
 
 async def test_an_alarm_from_before_a_restart_is_lost_after_a_day_in_all(tmp_path, paused):
-    kept = {"id": "msg_1", "since": NOW - 80_000, "alarm": {"run": "r", "wire": "a"}}
+    kept = {"id": "msg_1", "since": NOW - 80_000, "alert": {"run": "r", "wire": "a"}}
     (tmp_path / FILE_NAME).write_text(json.dumps([kept]))
     times = iter([0.0, 5_000.0, 6_000.0, 7_000.0])
     receiver = Receiver(*[503] * 9)
@@ -296,7 +296,7 @@ async def test_an_alarm_from_before_a_restart_is_lost_after_a_day_in_all(tmp_pat
 
 
 async def test_too_many_are_dropped_from_the_oldest_on(monkeypatch):
-    monkeypatch.setattr("rewardserve.service.webhook._MOST_WAITING", 2)
+    monkeypatch.setattr("rewardserve.service.tripwires.io.webhook._MOST_WAITING", 2)
     receiver = Receiver()
     report = await told(receiver, "a", "b", "c")
     assert [wire for wire, _ in report.losses] == ["a"]
@@ -309,7 +309,7 @@ class Deaf(httpx.AsyncBaseTransport):
 
 
 async def test_what_is_left_at_the_end_is_said(monkeypatch):
-    monkeypatch.setattr("rewardserve.service.webhook._CLOSING_S", 0.01)
+    monkeypatch.setattr("rewardserve.service.tripwires.io.webhook._CLOSING_S", 0.01)
     assert (await told(Deaf(), "a", "b")).losses == [(w, "the server ended") for w in "ab"]
 
 
@@ -317,10 +317,10 @@ async def test_what_is_left_at_the_end_is_said(monkeypatch):
 
 
 async def test_what_waits_is_delivered_after_a_restart_under_its_id(monkeypatch, tmp_path):
-    monkeypatch.setattr("rewardserve.service.webhook._CLOSING_S", 0.01)
+    monkeypatch.setattr("rewardserve.service.tripwires.io.webhook._CLOSING_S", 0.01)
     assert (await told(Deaf(), "a", "b", folder=tmp_path)).losses == []
     (first, second) = json.loads((tmp_path / FILE_NAME).read_text())
-    monkeypatch.setattr("rewardserve.service.webhook._CLOSING_S", PATIENCE_S)
+    monkeypatch.setattr("rewardserve.service.tripwires.io.webhook._CLOSING_S", PATIENCE_S)
     receiver = Receiver()
     assert (await told(receiver, "c", folder=tmp_path)).losses == []
     assert receiver.heard == ["a", "b", "c"]
@@ -364,16 +364,16 @@ async def test_what_waits_is_on_the_disk_before_the_process_ends(monkeypatch, tm
     webhook.start()
     webhook.tell({"run": "r", "wire": "a"})
     await asyncio.wait_for(written.wait(), PATIENCE_S)  # no `stop`: it may be killed
-    assert json.loads((tmp_path / FILE_NAME).read_text())[0]["alarm"]["wire"] == "a"
-    monkeypatch.setattr("rewardserve.service.webhook._CLOSING_S", 0.01)
+    assert json.loads((tmp_path / FILE_NAME).read_text())[0]["alert"]["wire"] == "a"
+    monkeypatch.setattr("rewardserve.service.tripwires.io.webhook._CLOSING_S", 0.01)
     await webhook.stop()
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[", "{", "[1]", "[" * 100_000, '[{"id": 1, "since": 1, "alarm": {"run": "r", "wire": "w"}}]',
-     '[{"id": "a\\r\\nx: y", "since": 1, "alarm": {"run": "r", "wire": "w"}}]', '[{"id": "a", "since": "x", "alarm": {}}]',
-     '[{"id": "a", "since": NaN, "alarm": {"run": "r", "wire": "w"}}]', '[{"id": "a", "since": 1, "alarm": []}]'],
+    ["", "[", "{", "[1]", "[" * 100_000, '[{"id": 1, "since": 1, "alert": {"run": "r", "wire": "w"}}]',
+     '[{"id": "a\\r\\nx: y", "since": 1, "alert": {"run": "r", "wire": "w"}}]', '[{"id": "a", "since": "x", "alert": {}}]',
+     '[{"id": "a", "since": NaN, "alert": {"run": "r", "wire": "w"}}]', '[{"id": "a", "since": 1, "alert": []}]'],
 )  # fmt: skip
 async def test_a_damaged_file_is_set_aside_and_delivery_goes_on(tmp_path, text):
     (tmp_path / FILE_NAME).write_text(text)

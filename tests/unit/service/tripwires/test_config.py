@@ -7,7 +7,7 @@ from math import nan
 
 import pytest
 
-from rewardserve.service.tripwires.plan import PlanError, WirePlan, plan_of
+from rewardserve.service.tripwires.config import WireConfig, WireConfigError, parse_wire_config
 from rewardserve.service.tripwires.wires import WIRES
 
 
@@ -16,7 +16,7 @@ def by_name(plan):
 
 
 def test_without_a_plan_the_wires_are_those_that_are_shipped():
-    assert plan_of({}) == WirePlan() == WirePlan(WIRES, 3, ())
+    assert parse_wire_config({}) == WireConfig() == WireConfig(WIRES, 3, ())
 
 
 def test_each_wire_may_be_changed_or_left_out():
@@ -25,7 +25,7 @@ def test_each_wire_may_be_changed_or_left_out():
         "refusal": {"severity": "page"},
         "markup": {"severity": "off"},
     }
-    plan = plan_of(
+    plan = parse_wire_config(
         {"wires": changes, "votes_for_a_page": 4, "lexicons": ["a.json"], "block": ["judge", "vote", "canary"]}
     )
     wires = by_name(plan)
@@ -34,12 +34,12 @@ def test_each_wire_may_be_changed_or_left_out():
     assert "markup" not in wires
     assert len(wires) == len(WIRES) - 1
     assert (plan.votes_for_a_page, plan.lexicons, plan.block) == (4, ("a.json",), ("judge", "vote", "canary"))
-    assert wires["judge"] == by_name(WirePlan())["judge"]
+    assert wires["judge"] == by_name(WireConfig())["judge"]
 
 
 def test_all_wires_and_all_their_fields_may_be_changed_and_one_vote_may_be_a_page():
     change = {"threshold": 2, "severity": "note", "votes": True}
-    plan = plan_of({"wires": {wire.name: change for wire in WIRES}, "votes_for_a_page": 1})
+    plan = parse_wire_config({"wires": {wire.name: change for wire in WIRES}, "votes_for_a_page": 1})
     assert plan.wires == tuple(replace(wire, threshold=2.0, severity="note", votes=True) for wire in WIRES)
     assert plan.votes_for_a_page == 1
 
@@ -78,6 +78,6 @@ FIELDS = "known are severity, threshold, votes"
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused_by_entry(entries, words):
-    with pytest.raises(PlanError) as refused:
-        plan_of(entries, TWO)
+    with pytest.raises(WireConfigError) as refused:
+        parse_wire_config(entries, TWO)
     assert str(refused.value) == words

@@ -1,6 +1,6 @@
-"""Delivers alarms to a receiver, signed as Standard Webhooks (standardwebhooks.com), and again until they have arrived.
+"""Delivers alerts to a receiver, signed as Standard Webhooks (standardwebhooks.com), and again until they have arrived.
 
-A bounded number of alarms wait, for a day at most; the oldest is dropped first, and logged. Where a folder is named, what waits
+A bounded number of alerts wait, for a day at most; the oldest is dropped first, and logged. Where a folder is named, what waits
 outlives the process. Knows neither wires nor scores.
 """
 
@@ -31,7 +31,7 @@ _LONGEST_WAIT_S = 86_400.0
 _LEAST_WAIT_LEFT_S = 3_600.0
 """What a message has left that waited over a restart: its age is by the wall clock, which may have jumped."""
 _TIMEOUT_S = 5.0
-"""Of an attempt as a whole: httpx bounds each step, and a receiver that sends a byte now and then would hold up all alarms."""
+"""Of an attempt as a whole: httpx bounds each step, and a receiver that sends a byte now and then would hold up all alerts."""
 _MOST_WAITING = 1_000
 _MOST_BYTES = 64 * 2**20
 _CLOSING_S = 3.0
@@ -40,10 +40,10 @@ _REFUSALS = frozenset({400, 405, 410, 413, 414, 415, 422, 431})
 
 
 class WebhookReport(Protocol):
-    """What becomes of alarms, for log and metrics."""
+    """What becomes of alerts, for log and metrics."""
 
-    def lost(self, alarm: Mapping[str, Any], why: str) -> None:
-        """The receiver will never have this alarm."""
+    def lost(self, alert: Mapping[str, Any], why: str) -> None:
+        """The receiver will never have this alert."""
         ...
 
     def delayed(self, why: str, n_waiting: int) -> None:
@@ -73,7 +73,7 @@ class QueuedAlert:
     id: str
     since: float
     raised_at: float
-    alarm: Mapping[str, Any]
+    alert: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ async def sleep_or_wake(seconds: float, wake: asyncio.Event) -> None:
 
 
 class Webhook:
-    """POSTs one JSON object an alarm to `url`, in order as long as nothing fails. `secrets`: `whsec_...`, each of them signs.
+    """POSTs one JSON object an alert to `url`, in order as long as nothing fails. `secrets`: `whsec_...`, each of them signs.
 
     `folder` keeps what waits over a restart. `now` is Unix time, for headers and for that file; `monotonic` has no jumps, and ages
     count on it. `pick` chooses a float between two.
@@ -136,11 +136,11 @@ class Webhook:
             self._idle.set()
         self._tasks.append(asyncio.create_task(self._deliver(), name="webhook"))
 
-    def tell(self, alarm: Mapping[str, Any]) -> None:
+    def tell(self, alert: Mapping[str, Any]) -> None:
         """Deliver this soon. Never waits."""
-        self._waiting.append(QueuedAlert(f"msg_{uuid.uuid4().hex}", self._now(), self._monotonic(), alarm))
+        self._waiting.append(QueuedAlert(f"msg_{uuid.uuid4().hex}", self._now(), self._monotonic(), alert))
         if len(self._waiting) > _MOST_WAITING:
-            self._report.lost(self._waiting.popleft().alarm, "too many alarms wait for the receiver")
+            self._report.lost(self._waiting.popleft().alert, "too many alerts wait for the receiver")
         self._idle.clear()
         self._changed.set()
         self._unsaved.set()
@@ -161,7 +161,7 @@ class Webhook:
         is_kept = self._path is not None and self._write(self._path, self._text())
         if not is_kept:
             for message in self._waiting:
-                self._report.lost(message.alarm, "the server ended")
+                self._report.lost(message.alert, "the server ended")
         await self._client.aclose()
 
     # -- delivering -------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ class Webhook:
                 self._waiting.popleft()
                 self._unsaved.set()
                 if attempt.why:
-                    self._report.lost(message.alarm, attempt.why)
+                    self._report.lost(message.alert, attempt.why)
             return
         self._n_failed += 1
         if self._n_failed == 1:
@@ -193,14 +193,14 @@ class Webhook:
             self._waiting.rotate(-1)  # the others need not wait for one that the receiver chokes on
 
     async def _pause(self, attempt: Attempt) -> None:
-        """Back off. A new alarm is tried at once where it was only another one that failed."""
+        """Back off. A new alert is tried at once where it was only another one that failed."""
         longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self._n_failed - 1, 30))
         seconds = max(self._pick(longest / 2, longest), min(attempt.retry_after_s, _LONGEST_PAUSE_S))
         is_only_this_one = attempt.was_answered and not attempt.retry_after_s
         await self._sleep(seconds, self._changed if is_only_this_one else asyncio.Event())
 
     async def _post(self, message: QueuedAlert) -> Attempt:
-        body = json.dumps(message.alarm, separators=(",", ":"))
+        body = json.dumps(message.alert, separators=(",", ":"))
         sent_at = datetime.fromtimestamp(int(self._now()), UTC)
         headers = {
             "content-type": "application/json",
@@ -238,7 +238,7 @@ class Webhook:
             await asyncio.to_thread(self._write, path, self._text())
 
     def _text(self) -> str:
-        return json.dumps([{"id": m.id, "since": m.since, "alarm": m.alarm} for m in self._waiting])
+        return json.dumps([{"id": m.id, "since": m.since, "alert": m.alert} for m in self._waiting])
 
     def _write(self, path: Path, text: str) -> bool:
         try:
@@ -273,9 +273,9 @@ def _signer(secret: str) -> Signer:
 
 def _queued(kept: Mapping[str, Any], now: float, monotonic: float) -> QueuedAlert:
     """The alert that `_text` wrote. Raise for anything else."""
-    name, since, alarm = kept["id"], float(kept["since"]), kept["alarm"]
+    name, since, alert = kept["id"], float(kept["since"]), kept["alert"]
     is_id = isinstance(name, str) and name.isascii() and name.isprintable() and 0 < len(name) <= 64
-    if not (is_id and isfinite(since) and isinstance(alarm["run"], str) and isinstance(alarm["wire"], str)):
-        raise ValueError("no alarm")
+    if not (is_id and isfinite(since) and isinstance(alert["run"], str) and isinstance(alert["wire"], str)):
+        raise ValueError("no alert")
     age_s = min(max(now - since, 0.0), _LONGEST_WAIT_S - _LEAST_WAIT_LEFT_S)
-    return QueuedAlert(name, since, monotonic - age_s, alarm)
+    return QueuedAlert(name, since, monotonic - age_s, alert)

@@ -1,0 +1,1 @@
+"""What trip wires do beyond deciding: watch, ask, deliver, keep."""
