@@ -105,7 +105,7 @@ test-ray: setup
 # Root, slowhttptest, libfaketime, nginx and cgroups are used where they are; every skipped test says what it lacks.
 test-faults: setup
 	@TEST_FAULTS=1 $(BIN)/python -m pytest -n0 tests/integration/test_server_kills.py tests/integration/test_server_connections.py \
-	  tests/integration/test_slow_crowds.py tests/integration/test_server_memory.py tests/integration/test_server_clock.py \
+	  tests/integration/test_slow_clients.py tests/integration/test_server_memory.py tests/integration/test_server_clock.py \
 	  tests/integration/test_disk_full.py tests/integration/test_behind_nginx.py tests/unit/model/test_damaged_checkpoints.py
 
 test-fuzz: setup
@@ -179,20 +179,20 @@ bench-overhead: setup
 	@$(BIN)/python -m benchmarks.overhead $(BENCH)
 
 bench-watching: setup
-	@$(BIN)/python -m benchmarks.watching $(BENCH)
+	@$(BIN)/python -m benchmarks.tripwire_cost $(BENCH)
 
 bench-load: setup
 	@$(BIN)/python -m benchmarks.load $(BENCH)
 
 gym: setup
-	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gym.alarms $(GYM)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gym.rows
+	@OMP_NUM_THREADS=1 $(BIN)/python -m gym.alerts $(GYM)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m gym.overoptimisation
 
 gym-report: setup
 	@mkdir -p runs
-	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gym.alarms --json runs/gym.json $(GYM)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gym.over_http --json runs/gym-over-http.json
-	@$(BIN)/python -m benchmarks.gym.report --json runs/gym.json runs/gym-over-http.json --out runs/gym.html
+	@OMP_NUM_THREADS=1 $(BIN)/python -m gym.alerts --json runs/gym.json $(GYM)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m gym.over_http --json runs/gym-over-http.json
+	@$(BIN)/python -m gym.report --json runs/gym.json runs/gym-over-http.json --out runs/gym.html
 
 drill: setup
 	@$(BIN)/python -m benchmarks.drill $(DRILL)

@@ -332,8 +332,8 @@ def _start(folder: Path, stack: ExitStack, hook: str, backend: str) -> tuple[lis
     urls, pids = [], []
     for name, module in (
         ("server", "rewardserve.service"),
-        ("tampered", "benchmarks.tampered"),
-        ("broken", "benchmarks.tampered"),
+        ("tampered", "benchmarks.faulty_server"),
+        ("broken", "benchmarks.faulty_server"),
     ):
         port = free_port()
         urls.append(f"http://127.0.0.1:{port}")

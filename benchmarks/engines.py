@@ -21,8 +21,8 @@ from benchmarks import machine, models, tables, workloads
 from benchmarks.machine import Cost, measured
 
 if TYPE_CHECKING:
-    from benchmarks.cutting import Row
-    from benchmarks.subjects import Subject
+    from benchmarks.batch_forming import Row
+    from benchmarks.engines_under_test import Subject
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ def main() -> int:
 
 def model_figures(name: str, given: argparse.Namespace) -> Iterator[Figures]:
     """All engines on all workloads with one model."""
-    from benchmarks.subjects import SUBJECTS, Loaded
+    from benchmarks.engines_under_test import SUBJECTS, Loaded
 
     folder = models.folder(name)
     loaded, encode, peak = Loaded(folder), workloads.encoder_of(folder), gemm(models.MODELS[name])
@@ -188,7 +188,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description="Engines side by side.")
     parser.add_argument("--models", nargs="+", choices=models.MODELS, default=list(models.MODELS))
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--engines", nargs="+", default=list(ENGINES), help="see benchmarks/subjects.py for more")
+    parser.add_argument(
+        "--engines", nargs="+", default=list(ENGINES), help="see benchmarks/engines_under_test.py for more"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, help=f"share of the full size; default {SCALES}")
     parser.add_argument("--budget", type=int, default=1024, help="tokens a batch of our engines")

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import cutting, machine, models, tables, workloads
-from benchmarks.cutting import Batch, Row
+from benchmarks import batch_forming, machine, models, tables, workloads
+from benchmarks.batch_forming import Batch, Row
 from rewardserve.model.backends.packed import PackedScorer
 from rewardserve.model.backends.padded import PaddedScorer
 from rewardserve.model.network import RewardNetwork
@@ -96,11 +96,11 @@ def _packed(network: RewardNetwork, *, share: bool) -> Scorer:
 
 
 ENGINES: dict[str, Engine] = {
-    "naive": Engine(lambda rows, _: cutting.in_order_of_arrival(rows, NAIVE_ROWS), _padded),
-    "sorted": Engine(cutting.by_length, _padded),
-    "packed": Engine(cutting.by_tokens, partial(_packed, share=False)),
-    "shared": Engine(cutting.planned, partial(_packed, share=True)),
-    "shared, two in flight": Engine(cutting.planned, partial(_packed, share=True), in_flight=2),
+    "naive": Engine(lambda rows, _: batch_forming.in_order_of_arrival(rows, NAIVE_ROWS), _padded),
+    "sorted": Engine(batch_forming.by_length, _padded),
+    "packed": Engine(batch_forming.by_tokens, partial(_packed, share=False)),
+    "shared": Engine(batch_forming.planned, partial(_packed, share=True)),
+    "shared, two in flight": Engine(batch_forming.planned, partial(_packed, share=True), in_flight=2),
 }
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from benchmarks.served import Server
+from benchmarks.server_process import Server
 from benchmarks.tables import report
 
 CALLS: dict[str, Any] = {

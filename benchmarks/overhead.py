@@ -25,8 +25,8 @@ from typing import cast
 
 import uvloop
 
-from benchmarks import machine, rooms, tables, tokenizing
-from benchmarks.served import Server
+from benchmarks import component_cost, machine, tables, tokenizing
+from benchmarks.server_process import Server
 from benchmarks.traffic import Bodies, Case
 from rewardserve.model.backends.echo import END_ID, echo_score
 
@@ -247,7 +247,7 @@ def summary(case: Case, connections: int, loads: Sequence[Load]) -> Row:
 
 
 def _by_room(row: Row, given: argparse.Namespace) -> dict[str, dict[str, float]]:
-    found = rooms.measure(Case(row.form, row.n_samples), given.tokens, row.connections, given.room_samples)
+    found = component_cost.measure(Case(row.form, row.n_samples), given.tokens, row.connections, given.room_samples)
     rest = {"http": row.us_per_request - sum(found.values())}
     return {"request": {"samples": row.n_samples}, "rooms": {name: round(us, 1) for name, us in (found | rest).items()}}
 
@@ -270,7 +270,9 @@ def _http_cells(row: Row) -> dict[str, str]:
 def _room_cells(name: str, by_room: Sequence[dict[str, dict[str, float]]]) -> dict[str, str]:
     us = {f"{found['request']['samples']:.0f} samples": f"{found['rooms'][name]:,.0f}" for found in by_room}
     return (
-        {"room": name} | us | {"which is": rooms.MEANINGS.get(name, "sockets, uvicorn, the event loop; all the rest")}
+        {"room": name}
+        | us
+        | {"which is": component_cost.MEANINGS.get(name, "sockets, uvicorn, the event loop; all the rest")}
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.served import Server
+from benchmarks.server_process import Server
 from benchmarks.tables import report
 
 LEAST_SHARE = 0.9

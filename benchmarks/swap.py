@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.served import Server
+from benchmarks.server_process import Server
 from benchmarks.tables import report
 from benchmarks.texts import samples
 

@@ -18,10 +18,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from benchmarks import models, workloads
 from rewardserve.model.conversation import Sample
-from rewardserve.model.default import trunk
+from rewardserve.model.default import base_model
 from rewardserve.model.encoding import Encoded, Encoder
-from rewardserve.model.encoding_policy import infer_policy
 from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.model.tokenization.encoding_policy import infer_policy
 
 WORKLOADS = ("ragged", "grpo")
 _SCALE = 0.5
@@ -85,7 +85,7 @@ def _us_a_sample(make: Callable[[], Encoder], samples: Sequence[Sample]) -> floa
 
 def _forward_ms(samples: Sequence[Sample]) -> float:
     """CPU time of the 150M model for one sample, by our fastest engine: common beginnings are computed once."""
-    from benchmarks.subjects import SUBJECTS, Loaded
+    from benchmarks.engines_under_test import SUBJECTS, Loaded
 
     folder = models.folder("m150")
     encode = workloads.encoder_of(folder)
@@ -104,4 +104,4 @@ def _wrapped(tokenizer: Tokenizer) -> Any:
 
 
 def _default() -> Any:
-    return AutoTokenizer.from_pretrained(trunk.ensure_trunk(max(trunk.TRUNK_DIGESTS)))
+    return AutoTokenizer.from_pretrained(base_model.ensure_trunk(max(base_model.TRUNK_DIGESTS)))

@@ -21,8 +21,8 @@ from tokenizers import Tokenizer
 from benchmarks.models import corpus
 from rewardserve.model.conversation import Sample
 from rewardserve.model.encoding import Encoder
-from rewardserve.model.encoding_policy import infer_policy
 from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.model.tokenization.encoding_policy import infer_policy
 
 PROMPT, RESPONSE = (20, 400), (10, 300)
 GROUP_PROMPT, GROUP_RESPONSE = (200, 600), (20, 200)

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rewardserve.model.textfile import parsed, write_text
+from rewardserve.model.text.text_files import parsed, write_text
 
 FILE_NAME = "calibration.json"
 REFERENCE_QUANTILES: tuple[float, ...] = (0.001, 0.005, 0.01, *(i / 20 for i in range(1, 20)), 0.99, 0.995, 0.999)

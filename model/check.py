@@ -6,7 +6,7 @@ Exit code 0: it can be served. 1: it cannot, and why.
 # ruff: noqa: E402
 from __future__ import annotations
 
-from rewardserve.model.shortage import explain_shortage
+from rewardserve.model.resource_errors import explain_shortage
 
 explain_shortage("reward-check")
 
@@ -18,7 +18,7 @@ from typing import get_args
 from rewardserve.model.backends import LoadedModel, LoadError, ModelSpec, load
 from rewardserve.model.calibration import Calibration
 from rewardserve.model.layout_rules import Ending, ReadsAt
-from rewardserve.model.printable import printable
+from rewardserve.model.text.printable import printable
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from rewardserve.model.conversation import Message, Sample, SampleError
 from rewardserve.model.layout_rules import BosWithoutTemplate, Ending, LayoutRule, ReadsAt, Tokenizes
-from rewardserve.model.textfile import decoded, parsed, write_text
+from rewardserve.model.text.text_files import decoded, parsed, write_text
 
 FILE_NAME = "scoring_contract.json"
 N_PROBES = 16

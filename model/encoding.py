@@ -32,7 +32,6 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from rewardserve.model.controls import Controls, Hidden
 from rewardserve.model.conversation import (
     EmptyResponse,
     InputTooLong,
@@ -44,7 +43,11 @@ from rewardserve.model.conversation import (
     TokenOutOfVocabulary,
     check_text,
 )
-from rewardserve.model.encoding_policy import (
+from rewardserve.model.layout_rules import CLOSES_ANY_TAIL
+from rewardserve.model.templates.chat_template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
+from rewardserve.model.templates.llama_factory_slots import Slots, pieces
+from rewardserve.model.tokenization.control_tokens import Controls, Hidden
+from rewardserve.model.tokenization.encoding_policy import (
     EncodingPolicy,
     control_ids,
     end_cuts,
@@ -54,11 +57,8 @@ from rewardserve.model.encoding_policy import (
     plain,
     text_of,
 )
-from rewardserve.model.layout_rules import CLOSES_ANY_TAIL
-from rewardserve.model.memo import Memo
-from rewardserve.model.seams import last_seam, seam_tokens
-from rewardserve.model.slots import Slots, pieces
-from rewardserve.model.template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
+from rewardserve.model.tokenization.lru_cache import Memo
+from rewardserve.model.tokenization.split_points import last_seam, seam_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -35,8 +35,8 @@ from rewardserve.model.checkpoint.writing import score_alone
 from rewardserve.model.contract import FILE_NAME, N_PROBES, ContractUnreadable, read_samples, sample_from_dict
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.layout_rules import Ending, ReadsAt
-from rewardserve.model.printable import printable
-from rewardserve.model.template import EncodingPolicyError
+from rewardserve.model.templates.chat_template import EncodingPolicyError
+from rewardserve.model.text.printable import printable
 
 TOLERANCE = 1e-4
 """Largest difference of a raw score when the written checkpoint is read back, in float32."""

@@ -17,7 +17,7 @@ for _number in (signal.SIGTERM, signal.SIGINT):
 # It asks for the model to be loaded anew, which is what is being done anyway.
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-from rewardserve.model.shortage import explain_shortage
+from rewardserve.model.resource_errors import explain_shortage
 
 PROGRAM = "reward-serve"
 explain_shortage(PROGRAM, least_descriptors=64)
@@ -31,8 +31,8 @@ from pydantic_settings import SettingsError
 
 from rewardserve.model.backends import LoadError
 from rewardserve.model.calibration import CalibrationError
-from rewardserve.model.printable import printable
 from rewardserve.model.reward import PipelineError
+from rewardserve.model.text.printable import printable
 from rewardserve.model.traits import LexiconError
 from rewardserve.service.api.http.sockets import bind, url
 from rewardserve.service.app import serve

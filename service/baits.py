@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rewardserve.model.printable import printable
-from rewardserve.model.textfile import NotText, decoded
+from rewardserve.model.text.printable import printable
+from rewardserve.model.text.text_files import NotText, decoded
 from rewardserve.service.tripwires.honeypots import HoneypotsError, hashed
 
 _USAGE = 2

@@ -12,7 +12,7 @@ Exit codes: 0 every line has a score, 1 no model, 2 wrong settings or files, 3 s
 # ruff: noqa: E402
 from __future__ import annotations
 
-from rewardserve.model.shortage import explain_shortage, in_words
+from rewardserve.model.resource_errors import explain_shortage, in_words
 
 PROGRAM = "reward-score"
 explain_shortage(PROGRAM)
@@ -42,7 +42,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rewardserve.model.backends import LoadedModel, LoadError
 from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.reward import Pipeline, PipelineError
-from rewardserve.model.textfile import wide_encoding
+from rewardserve.model.text.text_files import wide_encoding
 from rewardserve.model.traits import LexiconError
 from rewardserve.service.admission import Admission
 from rewardserve.service.api import body

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rewardserve.model.printable import printable
-from rewardserve.model.textfile import NotText, decoded, wide_encoding
+from rewardserve.model.text.printable import printable
+from rewardserve.model.text.text_files import NotText, decoded, wide_encoding
 from rewardserve.service.auth.api_keys import SCOPES, KeysError, line_of, parse
 from rewardserve.service.auth.rate_limits import BURST_S, Limits
 

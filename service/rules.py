@@ -19,8 +19,8 @@ from typing import Any
 
 import yaml
 
-from rewardserve.model.printable import printable
-from rewardserve.model.textfile import decoded
+from rewardserve.model.text.printable import printable
+from rewardserve.model.text.text_files import decoded
 from rewardserve.service.tripwires.advice import ADVICE, SAYS
 from rewardserve.service.tripwires.baseline import least_deviation
 from rewardserve.service.tripwires.config import WireConfig, WireConfigError, parse_wire_config

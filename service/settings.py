@@ -21,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict, SettingsError
 
 from rewardserve.model.backends import BACKENDS, ModelSpec, VllmSpec
-from rewardserve.model.printable import printable
 from rewardserve.model.reward import CombineSettings, PenaltySettings, RewardSettings
-from rewardserve.model.textfile import decoded
+from rewardserve.model.text.printable import printable
+from rewardserve.model.text.text_files import decoded
 from rewardserve.service.auth.api_keys import KeyRing, KeysError
 from rewardserve.service.auth.api_keys import read as read_keys
 from rewardserve.service.auth.tls import TlsError, TlsFiles, context_of

@@ -33,7 +33,7 @@ AREAS = {
     "service": ("service/*.py",),
     "training": ("training/*.py",),
     "client": ("client/*.py", "client/README.md"),
-    "benchmarks": ("benchmarks/*.py",),
+    "benchmarks": ("benchmarks/*.py", "gym/*.py"),
     "docs": (
         *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"),
         *("docs/*.md", "k8s/*.md", "monitoring/*.md", "examples/*.md"),

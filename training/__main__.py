@@ -3,7 +3,7 @@
 # ruff: noqa: E402
 from __future__ import annotations
 
-from rewardserve.model.shortage import explain_shortage
+from rewardserve.model.resource_errors import explain_shortage
 
 explain_shortage("reward-train")
 
@@ -19,8 +19,8 @@ from types import FrameType
 
 from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.checkpoint import CheckpointError
-from rewardserve.model.printable import printable
-from rewardserve.model.template import EncodingPolicyError
+from rewardserve.model.templates.chat_template import EncodingPolicyError
+from rewardserve.model.text.printable import printable
 from rewardserve.training import recipe
 from rewardserve.training.calibrate import NothingToFit
 from rewardserve.training.config import Config, ConfigError
@@ -95,7 +95,7 @@ def _how_to_go_on(config: Config | None, verb: str) -> str:
     """The step that a training which broke off can go on from; the other verbs begin anew."""
     if config is None or verb != "train":
         return ""
-    from rewardserve.training.steps import last_complete
+    from rewardserve.training.step_checkpoints import last_complete
 
     step = last_complete(Path(config.output.folder) / "steps")
     return f" Go on from {step.name} with --set output.resume=true." if step else " Nothing is saved yet to go on from."
@@ -167,20 +167,20 @@ def _refuse_idle(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 
 
 def _run(verb: str, config: Config, checkpoint: str | None, n_folds: int | None) -> None:
-    from rewardserve.training import run
+    from rewardserve.training import workflow
 
     if verb in ("evaluate", "calibrate") and checkpoint is None:
         checkpoint = str(Path(config.output.folder) / "checkpoint")
     if verb == "train":
-        print(f"checkpoint: {run.train(config)}")
+        print(f"checkpoint: {workflow.train(config)}")
     elif verb == "export":
-        print(f"checkpoint: {run.export_last_step(config)}")
+        print(f"checkpoint: {workflow.export_last_step(config)}")
     elif verb == "crossvalidate":
         _crossvalidate(config, 5 if n_folds is None else n_folds)
     elif verb == "calibrate":
-        print(f"checkpoint: {run.calibrate_checkpoint(config, str(checkpoint))}")
+        print(f"checkpoint: {workflow.calibrate_checkpoint(config, str(checkpoint))}")
     else:
-        metrics, page = run.evaluate_checkpoint(config, str(checkpoint))
+        metrics, page = workflow.evaluate_checkpoint(config, str(checkpoint))
         for m in metrics:
             print(f"{m.head} {m.source}: accuracy {m.accuracy:.3f} of {m.n_pairs} pairs, longer wins {m.longer:.3f}")
         print(f"report: {page}")

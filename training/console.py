@@ -14,7 +14,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
-from rewardserve.model.printable import printable
+from rewardserve.model.text.printable import printable
 
 EVERY_S = 15.0
 """Without a terminal, this long between two lines of a phase."""

@@ -1,6 +1,6 @@
 """The story of a cross-validation: every pair is judged once, by a model of the same recipe that never saw its group.
 
-`folds` says who is held out when; the steps of a run are those of `run`.
+`folds` says who is held out when; the steps of a run are those of `workflow`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,19 @@ from typing import Any
 import torch
 
 from rewardserve.model.checkpoint import Checkpoint
-from rewardserve.training import account, data, evaluate, export, finish, folds, leakage, output, recipe, report, run
+from rewardserve.training import (
+    data,
+    evaluate,
+    export,
+    finish,
+    folds,
+    leakage,
+    recipe,
+    report,
+    row_counts,
+    run_folder,
+    workflow,
+)
 from rewardserve.training.config import Config, ConfigError
 from rewardserve.training.evaluate import Floats, Metrics
 from rewardserve.training.finish import Tables
@@ -38,7 +50,7 @@ class Result:
 def crossvalidate(config: Config, n_folds: int) -> Result:
     """Train and judge `n_folds` times; write `crossvalidation.json` and `.html`. Raise `ConfigError`."""
     _refuse(config, n_folds)
-    with output.locked(Path(config.output.folder)):
+    with run_folder.locked(Path(config.output.folder)):
         return _crossvalidate(config, n_folds)
 
 
@@ -48,14 +60,14 @@ def _crossvalidate(config: Config, n_folds: int) -> Result:
     # Every pair of the sources is held out once; the recipe's own held-out share has no part in it.
     config = replace(config, data=replace(config.data, eval_fraction=0.0))
     torch.manual_seed(config.seed)
-    start = run.begin(config)
-    run.say_not_adapted(config, start)
+    start = workflow.begin(config)
+    workflow.say_not_adapted(config, start)
     notes = {"notes": list(start.notes)} if start.notes else {}
-    tables = run.encode(config, start, in_folds=True)
+    tables = workflow.encode(config, start, in_folds=True)
     table = tables.train
     fold_P = folds.deal(table.pairs, n_folds, config.data.salt)
     folds.refuse_lonely_heads(table, fold_P, config.model.heads)
-    features = run.features(config, start, table)
+    features = workflow.features(config, start, table)
     fresh = _restored(start) if _is_cached(config) else _read_again(config)
     del start
     scores_of: dict[int, Floats] = {}
@@ -64,7 +76,7 @@ def _crossvalidate(config: Config, n_folds: int) -> Result:
         held_in, held_out = folds.halves(table, fold_P, fold)
         n_before = len(held_in)
         held_in, overlap = leakage.remove(held_in, held_out, renumber=False)
-        account.refuse_fold(n_before, overlap, config.data.max_dropped)
+        row_counts.refuse_fold(n_before, overlap, config.data.max_dropped)
         n_leaked += overlap.n_dropped
         folds.refuse_empty(held_in, config.model.heads)
         scores_NH = _scores(config, fresh(), replace(tables, train=held_in, held_out=held_out), table, features)
@@ -79,7 +91,7 @@ def _refuse(config: Config, n_folds: int) -> None:
         raise ConfigError(f"--folds is {n_folds}; it must be two or more, and at most {_MOST_FOLDS}")
     if config.data.eval_sources:
         raise ConfigError("crossvalidate holds out every pair of data.sources in turn; leave data.eval_sources out")
-    if run.n_processes() > 1:
+    if workflow.n_processes() > 1:
         raise ConfigError("crossvalidate runs in one process; start it without accelerate launch or torchrun")
 
 
@@ -109,7 +121,7 @@ def _read_again(config: Config) -> Callable[[], Checkpoint]:
         # A Trainer and its network refer to each other in circles: without this, two folds' weights are held at once.
         gc.collect()
         torch.manual_seed(config.seed)
-        return run.begin(config)
+        return workflow.begin(config)
 
     return fresh
 
@@ -118,10 +130,10 @@ def _scores(
     config: Config, start: Checkpoint, tables: Tables, table: PairTable, features: torch.Tensor | None
 ) -> Floats:
     """Train on one fold's pairs. What the heads then say of every sequence, `(N, H)`."""
-    run.initialise_heads(config, start, tables.train, features)
+    workflow.initialise_heads(config, start, tables.train, features)
     folder = Path(config.output.folder)
     with TemporaryDirectory(dir=folder, prefix="fold-") as scratch:
-        trained, _ = run.fit(config, start, tables, features, Path(scratch), None)
+        trained, _ = workflow.fit(config, start, tables, features, Path(scratch), None)
     if trained is None:
         raise RuntimeError("the only process got no weights back from its training. This is a bug in run.fit.")
     if _is_cached(config) and features is not None:
@@ -151,7 +163,7 @@ def _report(config: Config, facts: dict[str, Any], pooled: PairTable, scores_NH:
         ),
     )  # fmt: skip
     report.write(page, shown)
-    output.write_json(page.with_suffix(".json"), _plain(config, facts, metrics, by_group, crossed))
+    run_folder.write_json(page.with_suffix(".json"), _plain(config, facts, metrics, by_group, crossed))
     return Result(tuple(metrics), tuple(crossed), by_group, page)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rewardserve.model.contract import sample_to_dict
-from rewardserve.training import columns, sources
+from rewardserve.training import source_columns, sources
 from rewardserve.training.config import DataConfig, SourceConfig
 from rewardserve.training.pairs import FieldError, Pair, to_pair
 
@@ -152,14 +152,14 @@ def read_source(source: SourceConfig, *, head: str, salt: str = "", cache: str |
     pairs: list[Pair] = []
     bad: list[BadRow] = []
     rows = list(sources.read(source, cache))
-    found = columns.find_columns(rows, source)
+    found = source_columns.find_columns(rows, source)
     for row in rows:
         try:
             pairs.append(to_pair(row, found, head))
         except FieldError as error:
             bad.append(BadRow(row.file, row.line, error.field, str(error)))
     kept = tuple(_at_most(pairs, source.max_pairs, salt))
-    return Pairs(source.path, kept, len(rows), tuple(bad), len(pairs) - len(kept), tuple(columns.notes(found)))
+    return Pairs(source.path, kept, len(rows), tuple(bad), len(pairs) - len(kept), tuple(source_columns.notes(found)))
 
 
 def _read_all(all_sources: Iterable[SourceConfig], config: DataConfig, default_head: str) -> list[Pairs]:

@@ -5,7 +5,7 @@ Imports no torch: its errors are recognised by their messages.
 
 from __future__ import annotations
 
-from rewardserve.model.shortage import in_words
+from rewardserve.model.resource_errors import in_words
 
 
 class RunFailed(Exception):

@@ -27,7 +27,7 @@ from rewardserve.model.checkpoint import (
 )
 from rewardserve.model.contract import N_PROBES, NotSamples, ScoringContract, read_samples
 from rewardserve.model.conversation import Sample
-from rewardserve.model.textfile import NotText
+from rewardserve.model.text.text_files import NotText
 from rewardserve.training.config import ConfigError
 from rewardserve.training.methods import merge
 from rewardserve.training.sequences import PairTable, TokenSequence

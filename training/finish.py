@@ -22,14 +22,24 @@ from rewardserve.model.calibration import Calibration
 from rewardserve.model.checkpoint import Checkpoint
 from rewardserve.model.conversation import Sample
 from rewardserve.model.encoding import Encoder
-from rewardserve.model.encoding_policy import EncodingPolicy
+from rewardserve.model.tokenization.encoding_policy import EncodingPolicy
 from rewardserve.model.traits import Lexicon, of_ids, of_text
-from rewardserve.training import calibrate, data, evaluate, export, hidden, output, recipe, report, scoring
-from rewardserve.training.account import RowCounts
+from rewardserve.training import (
+    calibrate,
+    data,
+    evaluate,
+    export,
+    hidden_statistics,
+    recipe,
+    report,
+    run_folder,
+    scoring,
+)
 from rewardserve.training.calibrate import NothingToFit
 from rewardserve.training.config import Config
 from rewardserve.training.console import say, show
 from rewardserve.training.evaluate import Floats, Judged, Metrics
+from rewardserve.training.row_counts import RowCounts
 from rewardserve.training.sequences import PairTable, TokenSequence
 
 _N_BAD_SHOWN = 20
@@ -105,7 +115,7 @@ def finish(config: Config, trained: Checkpoint, tables: Tables, folder: Path, ma
     with ExitStack() as late:
         # Adapter and heads take their places last: one that cannot be read back must not cost the run its checkpoint.
         alone = _export_alone(config, trained, folder, late)
-        with output.placed(out) as new:
+        with run_folder.placed(out) as new:
             contract = export.checkpoint(new, trained, probes)
             export.write_report(new, facts | {"contract": contract.digest} | details)
         facts |= {"contract": contract.digest}
@@ -128,11 +138,11 @@ def finish(config: Config, trained: Checkpoint, tables: Tables, folder: Path, ma
 def _export_alone(config: Config, trained: Checkpoint, folder: Path, late: ExitStack) -> list[tuple[Path, str | None]]:
     """What was learnt alone, written to where it takes its place later: the adapter before it is merged, or the heads."""
     if config.output.adapter and config.model.n_layers is None and export.has_adapter(trained):
-        new = late.enter_context(output.placed(folder / "adapter"))
+        new = late.enter_context(run_folder.placed(folder / "adapter"))
         export.adapter(new, trained, _base_name(config))
         return [(new, None)]
     if _heads_alone(config, trained):
-        new = late.enter_context(output.placed(folder / "heads"))
+        new = late.enter_context(run_folder.placed(folder / "heads"))
         export.heads(new, trained, _base_name(config))
         return [(new, _base_name(config))]
     return []
@@ -233,7 +243,7 @@ def _calibrated(
         # A run of hours must not be lost for want of a calibration; `reward-train calibrate` fits one later.
         return replace(trained, calibration=None, hidden=None), str(why), "not fitted"
     try:
-        reference = hidden.fit(hidden_ND.double().numpy())
+        reference = hidden_statistics.fit(hidden_ND.double().numpy())
     except (NothingToFit, np.linalg.LinAlgError) as why:
         # It changes no score, and must not cost the run its checkpoint.
         return replace(trained, calibration=calibration, hidden=None), "", f"not fitted: {why}"

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from rewardserve.model.checkpoint.bases import BASES
+from rewardserve.model.checkpoint.packaged_bases import BASES
 from rewardserve.training.console import say
 
 ANSWER_S = 10.0

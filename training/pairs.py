@@ -15,8 +15,8 @@ from typing import Any
 
 from rewardserve.model.conversation import Message, Sample, SampleError, check_text, is_empty_value
 from rewardserve.training import turns
-from rewardserve.training.columns import SourceColumns, common_text
 from rewardserve.training.config import SourceConfig, shown
+from rewardserve.training.source_columns import SourceColumns, common_text
 from rewardserve.training.sources import Row
 
 MAX_MARGIN = 1e6

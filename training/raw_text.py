@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from rewardserve.model.checkpoint import Checkpoint
 from rewardserve.model.conversation import Sample
-from rewardserve.model.encoding_policy import EncodingPolicy, infer_policy
+from rewardserve.model.tokenization.encoding_policy import EncodingPolicy, infer_policy
 from rewardserve.training.config import ConfigError
 from rewardserve.training.pairs import Pair
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rewardserve.model.textfile import write_text
+from rewardserve.model.text.text_files import write_text
 from rewardserve.training import yaml12
 from rewardserve.training.evaluate import PAIRS_A_BIN, Judged, Metrics, cross_fitted, reliability
 

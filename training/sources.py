@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rewardserve.model.textfile import UTF8_MARK, NotJson, parsed, wide_encoding
+from rewardserve.model.text.text_files import UTF8_MARK, NotJson, parsed, wide_encoding
 from rewardserve.training import hub
 from rewardserve.training.config import ConfigError, SourceConfig
 

@@ -24,13 +24,20 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerControl, TrainingArguments, get_scheduler
 from transformers.trainer_callback import PrinterCallback
 
-from rewardserve.training.collate import Batch, Collator, PairBatches, PairNumbers
 from rewardserve.training.config import Config, ConfigError
 from rewardserve.training.console import say
 from rewardserve.training.errors import NonFiniteLoss, Stopped
 from rewardserve.training.losses import PairLoss, pair_loss
+from rewardserve.training.pair_batches import Batch, Collator, PairBatches, PairNumbers
 from rewardserve.training.sequences import PairTable
-from rewardserve.training.steps import WEIGHTS, EpochOrder, MarkComplete, SignalStop, StepLines, WeightAverage
+from rewardserve.training.step_checkpoints import (
+    WEIGHTS,
+    EpochOrder,
+    MarkComplete,
+    SignalStop,
+    StepLines,
+    WeightAverage,
+)
 
 _WATCHED = ("accuracy", "margin", "reward_chosen", "reward_rejected")
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from rewardserve.model.textfile import decoded
+from rewardserve.model.text.text_files import decoded
 
 _MOST_CHARS = 1_000
 """Of a number: Python writes no whole number of more than 4,300 digits into a message."""

@@ -20,7 +20,7 @@ from benchmarks.peers.figures import Run
 from benchmarks.peers.install import HOME, ROOT, NotInstalled, python_of
 from benchmarks.peers.processes import NotStarted, Server, free_port
 from benchmarks.peers.record import Launch, Peer
-from benchmarks.peers.scenes import SCENES, Rate, Scene, as_text, play, scenes
+from benchmarks.peers.scenarios import SCENES, Rate, Scene, as_text, play, scenes
 from benchmarks.workloads import tokenizer_of
 
 PEERS: dict[str, Peer] = {

@@ -4,6 +4,7 @@ A failure is never a reward: what could not be scored is None with a reason, or 
 """
 
 from rewardserve_client.asyncclient import AsyncRewardClient, World
+from rewardserve_client.backoff import Backoff
 from rewardserve_client.client import RewardClient
 from rewardserve_client.configuration import Limits
 from rewardserve_client.errors import (
@@ -16,8 +17,7 @@ from rewardserve_client.errors import (
     Unavailable,
     WrongType,
 )
-from rewardserve_client.patience import Backoff
-from rewardserve_client.records import Compared, Comparisons, Failure, Identity, Result, Scores
+from rewardserve_client.results import Compared, Comparisons, Failure, Identity, Result, Scores
 from rewardserve_client.samples import Sample
 
 __all__ = [

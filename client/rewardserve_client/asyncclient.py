@@ -28,17 +28,17 @@ from rewardserve_client.arguments import (
     seconds,
     step_of,
 )
+from rewardserve_client.backoff import Backoff, Luck
 from rewardserve_client.chunks import chunks_of
-from rewardserve_client.circuit import Circuit
+from rewardserve_client.circuit_breaker import Circuit
+from rewardserve_client.classify import Answer, Event, Good, Refused, TooLarge
 from rewardserve_client.configuration import LONGEST_CALL_S, Limits, key_from, model_digests_from, urls_from
-from rewardserve_client.course import Ask, Asking, Course, Means, R, attempts, refusal, seen_through
 from rewardserve_client.errors import MixedModels, RequestRefused, Unavailable
-from rewardserve_client.patience import Backoff, Luck
-from rewardserve_client.records import UNAVAILABLE, Answers, Compared, Comparisons, Identity, Result, Scores
+from rewardserve_client.outage_warnings import Silence
+from rewardserve_client.request_plan import Ask, Asking, Course, Means, R, attempts, refusal, seen_through
+from rewardserve_client.results import UNAVAILABLE, Answers, Compared, Comparisons, Identity, Result, Scores
 from rewardserve_client.samples import Item, Sample, comparison_items, head, sample_items
-from rewardserve_client.silence import Silence
 from rewardserve_client.transport import Line
-from rewardserve_client.verdicts import Answer, Event, Good, Refused, TooLarge
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Answers)

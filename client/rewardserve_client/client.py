@@ -18,9 +18,9 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from rewardserve_client.asyncclient import AsyncRewardClient, OnFailure, OnMixed, Progress, World
+from rewardserve_client.backoff import Backoff
 from rewardserve_client.configuration import LONGEST_CALL_S, Limits
-from rewardserve_client.patience import Backoff
-from rewardserve_client.records import Comparisons, Scores
+from rewardserve_client.results import Comparisons, Scores
 from rewardserve_client.samples import Sample
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from rewardserve_client.records import Compared, Failure, Identity, Result
+from rewardserve_client.results import Compared, Failure, Identity, Result
 from rewardserve_client.samples import Item
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from rewardserve_client.errors import NotScored, RunBlocked
-from rewardserve_client.records import Result, Scores
+from rewardserve_client.results import Result, Scores
 
 
 def summary(scores: Scores) -> dict[str, float]:

@@ -14,9 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import httpx
 
-from rewardserve_client.course import Ask
+from rewardserve_client.classify import Answer, Broken, Event
 from rewardserve_client.errors import Misconfigured
-from rewardserve_client.verdicts import Answer, Broken, Event
+from rewardserve_client.request_plan import Ask
 
 _MOST_BYTES = 256 * 2**20
 _LONGEST_TOLD_S = 10**6  # servers read eleven digits of milliseconds

@@ -17,7 +17,7 @@ from rewardserve_client.client import RewardClient
 from rewardserve_client.configuration import run_from
 from rewardserve_client.errors import Misconfigured
 from rewardserve_client.fields import plain_messages, refuse_columns
-from rewardserve_client.records import Scores
+from rewardserve_client.results import Scores
 from rewardserve_client.samples import Sample
 from rewardserve_client.summary import columns, stop_if_blocked, summary
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from rewardserve.model.backends.memory import host_memory
-from rewardserve.model.backends.waiting import spin_briefly
+from rewardserve.model.backends.openmp import spin_briefly
 from rewardserve.model.calibration import Calibration
 from rewardserve.model.contract import ContractReport, ScoringContract, Truncation
 from rewardserve.model.conversation import Sample, SampleError

@@ -12,6 +12,7 @@ from zlib import crc32
 
 from rewardserve.model.backends import Identity, LoadedModel, LoadError, ModelSpec, encode_each
 from rewardserve.model.calibration import Calibration
+from rewardserve.model.common_prefix import key_of
 from rewardserve.model.contract import ContractReport, ScoringContract
 from rewardserve.model.conversation import (
     EmptyResponse,
@@ -22,7 +23,6 @@ from rewardserve.model.conversation import (
     check_text,
 )
 from rewardserve.model.encoding import Encoded
-from rewardserve.model.keys import key_of
 from rewardserve.model.scorer import BatchScores, TokenBatch
 
 VOCAB_SIZE = 256

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rewardserve.model.backends import LoadError
-from rewardserve.model.backends.lengths import special_lengths
+from rewardserve.model.backends.length_classes import special_lengths
 from rewardserve.model.backends.padded import PaddedScorer
 from rewardserve.model.network import RewardNetwork
 from rewardserve.model.scorer import DISTANCE, BatchScores, TokenBatch

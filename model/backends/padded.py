@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from rewardserve.model.backends.columns import Columns
-from rewardserve.model.backends.failures import as_scorer_errors
-from rewardserve.model.backends.lengths import LengthSides
-from rewardserve.model.hidden import HiddenReference
+from rewardserve.model.backends.length_classes import LengthSides
+from rewardserve.model.backends.output_columns import Columns
+from rewardserve.model.backends.scorer_errors import as_scorer_errors
+from rewardserve.model.hidden_reference import HiddenReference
 from rewardserve.model.network import RewardNetwork
 from rewardserve.model.padding import left_pad
 from rewardserve.model.scorer import BatchScores, TokenBatch

@@ -13,6 +13,7 @@ from dataclasses import replace
 from rewardserve.model.backends import ContractBroken, Identity, LoadError, ModelSpec
 from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.checkpoint import Checkpoint, CheckpointError, ReadOptions
+from rewardserve.model.checkpoint.max_length import longest_row
 from rewardserve.model.contract import (
     ContractReport,
     ContractUnreadable,
@@ -23,9 +24,8 @@ from rewardserve.model.contract import (
 )
 from rewardserve.model.conversation import SampleError
 from rewardserve.model.encoding import Encoder
-from rewardserve.model.positions import longest_row
 from rewardserve.model.scorer import Scorer, ScorerError, TokenBatch
-from rewardserve.model.template import EncodingPolicyError
+from rewardserve.model.templates.chat_template import EncodingPolicyError
 
 _ANY_IDS = (1, 2, 3, 4)
 """Every vocabulary has these."""

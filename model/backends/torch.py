@@ -11,7 +11,7 @@ import torch
 
 from rewardserve.model.backends import Identity, LoadedModel, LoadError, ModelSpec
 from rewardserve.model.backends.allocator import keep_big_blocks
-from rewardserve.model.backends.engines import Engine, choose
+from rewardserve.model.backends.engine_choice import Engine, choose
 from rewardserve.model.backends.memory import host_memory
 from rewardserve.model.backends.packed import PackedScorer
 from rewardserve.model.backends.serving import (

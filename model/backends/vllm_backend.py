@@ -16,8 +16,8 @@ from pathlib import Path
 
 from rewardserve.model.backends import Identity, LoadedModel, LoadError, ModelSpec
 from rewardserve.model.backends import vllm_api as api
-from rewardserve.model.backends.guard import Guard
-from rewardserve.model.backends.lengths import LengthSides
+from rewardserve.model.backends.length_classes import LengthSides
+from rewardserve.model.backends.process_reaper import Guard
 from rewardserve.model.backends.serving import (
     as_load_errors,
     folder_or_name,

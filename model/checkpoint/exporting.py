@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from rewardserve.model.checkpoint.record import Checkpoint, CheckpointError
 from rewardserve.model.conversation import InvalidMessages, Message, Sample
 from rewardserve.model.encoding import Encoded
-from rewardserve.model.encoding_policy import EncodingPolicy, infer_policy, text_of
 from rewardserve.model.layout_rules import CLOSES_ANY_TAIL
-from rewardserve.model.template import ChatTemplate, clock_formats
+from rewardserve.model.templates.chat_template import ChatTemplate, clock_formats
+from rewardserve.model.tokenization.encoding_policy import EncodingPolicy, infer_policy, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rewardserve.model.checkpoint.record import CheckpointError
-from rewardserve.model.textfile import NotJson, parsed
+from rewardserve.model.text.text_files import NotJson, parsed
 
 _OBJECTS = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
             "generation_config.json", "scoring_contract.json", "calibration.json", "*.index.json")  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rewardserve.model import hidden
+from rewardserve.model import hidden_reference
 from rewardserve.model.calibration import Calibration
 from rewardserve.model.checkpoint import weights
 from rewardserve.model.checkpoint.adapters import (
@@ -24,16 +24,21 @@ from rewardserve.model.checkpoint.adapters import (
     refuse_shared_layers,
     unread_adapter_files,
 )
-from rewardserve.model.checkpoint.bases import BASES
-from rewardserve.model.checkpoint.code import refuse_code
 from rewardserve.model.checkpoint.files import check_files
 from rewardserve.model.checkpoint.heads import HEADS_FILE, base_of_heads, find_head, value_head_files
+from rewardserve.model.checkpoint.max_length import UNNAMED_LENGTH, longest_row, table_size
+from rewardserve.model.checkpoint.packaged_bases import BASES
 from rewardserve.model.checkpoint.record import DTYPES, READ_DEFAULTS, Checkpoint, CheckpointError, ReadOptions
+from rewardserve.model.checkpoint.remote_code import refuse_code
 from rewardserve.model.contract import Facts, ScoringContract
-from rewardserve.model.encoding_policy import EncodingPolicy, infer_policy, template_digest, tokenizer_digest
 from rewardserve.model.layout_rules import LAYOUT_RULES, LayoutRule
 from rewardserve.model.network import SINGLE_HEAD, RewardNetwork, attention_for, hidden_width, looks_ahead
-from rewardserve.model.positions import UNNAMED_LENGTH, longest_row, table_size
+from rewardserve.model.tokenization.encoding_policy import (
+    EncodingPolicy,
+    infer_policy,
+    template_digest,
+    tokenizer_digest,
+)
 
 CHAT_TEMPLATE = "chat_template.jinja"
 """As transformers calls it. Beside an adapter or bare heads without a tokenizer it replaces the base model's."""
@@ -97,7 +102,7 @@ def outline(path_or_name: str, options: ReadOptions = READ_DEFAULTS) -> Checkpoi
         template_date=policy.template_date,
     )
     fitted = Calibration.load(folder)
-    reference = hidden.load(folder, fitted, width)
+    reference = hidden_reference.load(folder, fitted, width)
     left_out = [*weights.unread_files(base), *unread_adapter_files(folder)]
     notes += tuple(f"{path} is left out: the safetensors file beside it is read" for path in left_out)
     notes += (*head.notes, *_template_notes(folder if has_tokenizer else base))

@@ -11,10 +11,10 @@ import torch
 from rewardserve.model.calibration import Calibration
 from rewardserve.model.contract import Facts, Origin, ScoringContract
 from rewardserve.model.encoding import Encoder
-from rewardserve.model.encoding_policy import EncodingPolicy, describe_position
-from rewardserve.model.hidden import HiddenReference
+from rewardserve.model.hidden_reference import HiddenReference
 from rewardserve.model.layout_rules import Ending, ReadsAt
 from rewardserve.model.network import RewardNetwork
+from rewardserve.model.tokenization.encoding_policy import EncodingPolicy, describe_position
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,

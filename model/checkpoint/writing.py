@@ -20,10 +20,10 @@ from rewardserve.model.checkpoint.record import READ_DEFAULTS, CheckpointError, 
 from rewardserve.model.checkpoint.weights import tensor_names
 from rewardserve.model.contract import Probe, ScoringContract, Truncation, sample_to_dict
 from rewardserve.model.conversation import Sample
-from rewardserve.model.encoding_policy import EncodingPolicy
-from rewardserve.model.hidden import FILE_NAME as HIDDEN_FILE
-from rewardserve.model.hidden import HiddenReference
+from rewardserve.model.hidden_reference import FILE_NAME as HIDDEN_FILE
+from rewardserve.model.hidden_reference import HiddenReference
 from rewardserve.model.network import RewardNetwork
+from rewardserve.model.tokenization.encoding_policy import EncodingPolicy
 
 _WEIGHTS = "model.safetensors"
 

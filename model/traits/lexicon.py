@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewardserve.model.textfile import NotText, decoded
+from rewardserve.model.text.text_files import NotText, decoded
 
 KINDS = ("refusal", "flattery", "judge", "opener")
 """`judge` speaks to whoever scores the answer; `opener` opens an answer, and is an exploit where nothing follows."""

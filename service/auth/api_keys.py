@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
-from rewardserve.model.textfile import decoded
+from rewardserve.model.text.text_files import decoded
 from rewardserve.service.auth.rate_limits import UNLIMITED, Limits
 from rewardserve.service.storage.files import State, read_bounded, reason_of, repeat, state_of
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from rewardserve.model.backends import Encode
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.encoding import Encoded
-from rewardserve.model.shortage import in_words
+from rewardserve.model.resource_errors import in_words
 from rewardserve.service.errors import EncodingFailed, RowFailed
 
 _FEW_IDS = 16_384

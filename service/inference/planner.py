@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from operator import attrgetter
 
-from rewardserve.model.keys import ID_BYTES, n_common
+from rewardserve.model.common_prefix import ID_BYTES, n_common
 
 Cost = Callable[[Sequence[int]], int]
 """Token positions that a batch of rows with these lengths takes. Not smaller for more rows."""
@@ -34,7 +34,7 @@ _STRETCH = 8
 class Ticket:
     """What there is to know of a row in the waiting room. Whoever came earlier has the smaller `ticket_id`.
 
-    `key` is the row itself in bytes (`rewardserve.model.keys`), so that sorted keys have common beginnings side by side.
+    `key` is the row itself in bytes (`rewardserve.model.common_prefix`), so that sorted keys have common beginnings side by side.
     Only a scorer that shares prefixes needs it. `arrived_at` is in seconds.
     """
 

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewardserve.model.keys import key_of
+from rewardserve.model.common_prefix import key_of
 from rewardserve.model.scorer import HeadScores
 from rewardserve.service.errors import RowFailed, ServiceError
 from rewardserve.service.inference.outcomes import RowOutcome, RowScored

@@ -18,8 +18,8 @@ from typing import TypeVar
 from rewardserve.model.backends import LoadError
 from rewardserve.model.backends.memory import give_back_free_memory
 from rewardserve.model.calibration import CalibrationError
+from rewardserve.model.resource_errors import in_words
 from rewardserve.model.reward import PipelineError
-from rewardserve.model.shortage import in_words
 from rewardserve.service.errors import (
     InvalidRequest,
     LoadInProgress,

@@ -16,7 +16,7 @@ from typing import Any, Literal, TextIO, cast
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
-from rewardserve.model.printable import printable
+from rewardserve.model.text.printable import printable
 
 LogFormat = Literal["json", "text"]
 Logger = FilteringBoundLogger

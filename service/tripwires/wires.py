@@ -1,6 +1,6 @@
 """The table of wires: what each looks at, how far is too far, and how much that weighs.
 
-Thresholds are effect sizes, fixed on healthy runs of the gym (`benchmarks/gym`): shifts of a mean in standard deviations of
+Thresholds are effect sizes, fixed on healthy runs of the gym (`gym/`): shifts of a mean in standard deviations of
 single reference samples, or shares of samples. A statistic is a record, so that `service/rules.py` can say the same in PromQL.
 Pure.
 """

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from rewardserve.model.backends import LoadError, ModelSpec
-from rewardserve.model.backends.engines import choose
+from rewardserve.model.backends.engine_choice import choose
 from rewardserve.model.network import RewardNetwork
 from rewardserve.model.scorer import TokenBatch
 from tests.architectures.build import VOCAB, Case, tiny

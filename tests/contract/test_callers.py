@@ -15,7 +15,7 @@ import pytest
 from rewardserve.model.backends.echo import echo_score
 from tests.contract import callers
 from tests.contract.table import CALLERS, PROMPT, RESPONSE, TEXT, gym_episode
-from tests.support.refusing import Refusing
+from tests.support.refusing_server import Refusing
 from tests.support.service_server import ROOT, Server, drill
 
 KEY = "k-0123456789"

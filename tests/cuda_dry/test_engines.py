@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from rewardserve.model.backends import ModelSpec
-from rewardserve.model.backends.engines import choose
+from rewardserve.model.backends.engine_choice import choose
 from rewardserve.model.backends.ensemble import EnsembleScorer
 from rewardserve.model.backends.packed import PackedScorer
 from rewardserve.model.backends.padded import PaddedScorer
-from rewardserve.model.hidden import HiddenReference
+from rewardserve.model.hidden_reference import HiddenReference
 from rewardserve.model.network import RewardNetwork
 from rewardserve.model.scorer import DISTANCE, BatchScores, TokenBatch
 from tests.cuda_dry.device import fake_cuda, make

@@ -14,7 +14,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from rewardserve.training import scoring
-from rewardserve.training.collate import Collator, token_rows
+from rewardserve.training.pair_batches import Collator, token_rows
 from rewardserve.training.trainer import RewardTrainer
 from tests.cuda_dry.device import fake_cuda, make
 from tests.support.tiny import ARCHITECTURES

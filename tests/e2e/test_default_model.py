@@ -22,7 +22,7 @@ from rewardserve.model.export import main as export
 from rewardserve.model.scorer import TokenBatch
 from rewardserve.model.traits import NAMES, Lexicon
 from rewardserve.service.tripwires.io.canaries import SHIPPED
-from tests.support.elsewhere import judged_elsewhere
+from tests.support.separate_python import judged_elsewhere
 from tests.support.service_server import Server
 
 GOOD_AND_RUDE = [

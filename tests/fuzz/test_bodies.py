@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.rooms import open_house
+from benchmarks.component_cost import open_house
 from rewardserve.service.api.dialects import DIALECTS
 from tests.properties.test_dialects import bodies_of
 from tests.properties.test_request_bodies import COMPARE_REQUESTS, REQUESTS, bodies

@@ -11,9 +11,9 @@ import sys
 import pytest
 
 from tests.integration.test_server_tripwires import WATCH_ALL, begging, train
-from tests.support.full_disk import SmallDisk, why_none
 from tests.support.machine import in_test_faults
 from tests.support.service_server import LISTENING, ROOT, Server, run_to_end, wait_until
+from tests.support.small_disk import SmallDisk, why_none
 
 pytestmark = pytest.mark.skipif(bool(why_none()), reason=why_none())
 BODY = json.dumps({"samples": [{"text": "x"}]})

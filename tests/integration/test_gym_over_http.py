@@ -2,11 +2,11 @@
 
 import pytest
 
-from benchmarks.gym import over_http
-from benchmarks.gym.alarms import KINDS as WITHOUT_HTTP
-from benchmarks.gym.alarms import run as run_here
-from benchmarks.gym.loopback import Server
-from benchmarks.gym.watched import Tripped
+from gym import over_http
+from gym.alerts import KINDS as WITHOUT_HTTP
+from gym.alerts import run as run_here
+from gym.local_server import Server
+from gym.monitored_runs import Tripped
 
 N_STEPS, WARM_UP = 8, 4
 

@@ -15,8 +15,8 @@ import pytest
 
 from rewardserve.model.backends.echo import echo_score
 from rewardserve.service import bulk
-from tests.support.full_disk import SmallDisk, why_none
 from tests.support.service_server import PATIENCE_S, ROOT
+from tests.support.small_disk import SmallDisk, why_none
 
 N_LINES = 1300
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.support.crowd import Crowd
+from tests.support.load_clients import Crowd
 from tests.support.machine import in_test_faults
 from tests.support.service_server import Server
 

@@ -18,12 +18,12 @@ from rewardserve.model.checkpoint.writing import score_alone
 from rewardserve.model.contract import ScoringContract, sample_from_dict, verify
 from rewardserve.model.conversation import Message, Sample
 from rewardserve.model.padding import left_pad, position_ids
-from rewardserve.training import run, scoring
+from rewardserve.training import scoring, workflow
 from rewardserve.training.__main__ import main
 from rewardserve.training.methods import fit_logistic
 from rewardserve.training.recipe import load
-from tests.support import training_world as world
-from tests.support.elsewhere import judged_elsewhere
+from tests.support import planted_pairs as world
+from tests.support.separate_python import judged_elsewhere
 
 FULL = {"optim": {"lr": 3e-3, "epochs": 2, "batch_pairs": 16}, "eval": {"steps": 15, "bootstrap": 50}}
 METHODS = {
@@ -154,7 +154,7 @@ def test_how_usual_hidden_states_lie_travels_with_the_calibration(trained):
     assert report_of(trained)["hidden states"] == f"{n_directions} directions of 32, {calibration.n} responses"
     assert (stored["mean"].shape, stored["whitening"].shape) == ((32,), (n_directions, 32))
     config = load(trained.parent / "recipe.yaml")
-    responses = run.encode(config, run.begin(config)).held_out.sequences
+    responses = workflow.encode(config, workflow.begin(config)).held_out.sequences
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     with torch.no_grad():
         outs = [model(torch.tensor([s.ids]), output_hidden_states=True).hidden_states[-1][0, -1] for s in responses]
@@ -234,8 +234,8 @@ def convex(tmp_path_factory, sft, pairs):
 
 def test_without_steps_every_head_is_its_own_convex_solution(convex):
     config = load(convex / "recipe.yaml")
-    start = run.begin(config)
-    table = run.encode(config, start).train
+    start = workflow.begin(config)
+    table = workflow.encode(config, start).train
     hidden = scoring.last_hidden(start.network, [s.ids for s in table.sequences], pad_id=start.pad_id, batch_tokens=999)
     trained = read(str(convex / "out" / "checkpoint"))
     for name, l2, weight in zip(("kind", "rude"), (0.01, 1.0), trained.network.heads.weight, strict=True):
@@ -443,7 +443,7 @@ def test_two_heads_learn_opposite_tastes_and_their_sum_is_of_normalised_heads(tm
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "checkpoint").eval()
     logits = [plain(torch.tensor([row])).logits[0, 0].item() for row in ids]
     assert (by_head @ checkpoint.network.head_weights).tolist() == pytest.approx(logits, abs=1e-4)
-    held_out = run.encode(load(recipe), checkpoint).held_out.sequences
+    held_out = workflow.encode(load(recipe), checkpoint).held_out.sequences
     spread = scoring.score(checkpoint.network, [s.ids for s in held_out], pad_id=0, batch_tokens=4096).std(axis=0)
     assert spread * checkpoint.network.head_weights == pytest.approx([2, 1], rel=1e-4)
     # Calibrated again, in place: the weights are of the normalised heads as before, not divided twice.

@@ -19,14 +19,25 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from rewardserve.model.backends import ModelSpec
 from rewardserve.model.backends import load as load_model
 from rewardserve.model.contract import ScoringContract
-from rewardserve.training import calibrate, errors, export, hub, output, recipe, report, run, sequences, trainer
+from rewardserve.training import (
+    calibrate,
+    errors,
+    export,
+    hub,
+    recipe,
+    report,
+    run_folder,
+    sequences,
+    trainer,
+    workflow,
+)
 from rewardserve.training.__main__ import main
 from rewardserve.training.calibrate import NothingToFit
 from rewardserve.training.recipe import load
-from rewardserve.training.steps import MarkComplete, last_complete
-from tests.support import training_world as world
+from rewardserve.training.step_checkpoints import MarkComplete, last_complete
+from tests.support import planted_pairs as world
 from tests.support.checkpoints import merge_newlines, value_head
-from tests.support.full_disk import SmallDisk, why_none
+from tests.support.small_disk import SmallDisk, why_none
 from tests.support.tiny import tiny_config
 
 N_ROWS = 120
@@ -135,8 +146,8 @@ def test_a_checkpoint_is_judged_on_the_tokens_that_it_is_served_with(tmp_path, m
     ]
     pairs = world.write_jsonl(tmp_path / "pairs.jsonl", rows)
     recipe = recipe_in(tmp_path, tmp_path / "rm", pairs, data={"eval_fraction": 0.5}, model={"start": "reward"})
-    encoded, encode = [], run.encode
-    monkeypatch.setattr(run, "encode", lambda *args, **how: encoded.append(encode(*args, **how)) or encoded[0])
+    encoded, encode = [], workflow.encode
+    monkeypatch.setattr(workflow, "encode", lambda *args, **how: encoded.append(encode(*args, **how)) or encoded[0])
     assert main([verb, "--config", recipe, "--checkpoint", str(tmp_path / "rm")]) == 0
     folder = tmp_path / "rm" if verb == "evaluate" else tmp_path / "out" / "checkpoint"
     served = load_model("torch", ModelSpec(str(folder))).encode
@@ -181,7 +192,7 @@ def test_a_finished_run_is_not_overwritten_whatever_is_left_of_it(tmp_path, sft,
 
 @pytest.mark.parametrize("verb", ["train", "calibrate", "export", "crossvalidate"])
 def test_two_runs_do_not_share_a_folder(tmp_path, sft, pairs, capsys, verb):
-    with output.locked(tmp_path / "out"):
+    with run_folder.locked(tmp_path / "out"):
         assert main([verb, "--config", recipe_in(tmp_path, sft, pairs)]) == 2
     assert "another reward-train writes into" in one_line(capsys)
 
@@ -272,7 +283,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_as_if_nothing_was(
     )
     assert main(["--config", recipe, "--set", "output.resume=true"]) == 0
     assert main(["--config", recipe_in(tmp_path / "whole", sft, pairs, **sets)]) == 0
-    curves = [run.history_of(last_complete(tmp_path / name / "out" / "steps")) for name in ("stopped", "whole")]
+    curves = [workflow.history_of(last_complete(tmp_path / name / "out" / "steps")) for name in ("stopped", "whole")]
     losses = [[line["loss"] for line in curve if "loss" in line] for curve in curves]
     assert len(losses[0]) == 6
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -281,7 +292,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_as_if_nothing_was(
 PHASES = {
     "reading": ("rewardserve.training.data.load", ()),
     "encoding": ("rewardserve.training.sequences.encode", ()),
-    "features": ("rewardserve.training.run.features", ()),
+    "features": ("rewardserve.training.workflow.features", ()),
     "judging": ("rewardserve.training.finish.scoring.read", ()),
     "the contract": ("rewardserve.training.export.write_contract", ()),
     "the weights": ("rewardserve.training.export.write", ()),
@@ -375,7 +386,7 @@ def disk(tmp_path):
 
 
 STAGES = {
-    "recipe": (output, "write_json"),
+    "recipe": (run_folder, "write_json"),
     "steps": (trainer.RewardTrainer, "_save"),
     "optimizer": (trainer.RewardTrainer, "_save_optimizer_and_scheduler"),
     "curves": (trainer.RewardTrainer, "log_to_tensorboard"),
@@ -433,17 +444,17 @@ def test_at_a_small_rate_every_weight_that_learns_changes(tmp_path, sft, pairs, 
     optim = {"lr": 1e-5, "max_steps": 4, "schedule": "constant"}
     config = load(Path(recipe_in(tmp_path, sft, pairs, model={"dtype": dtype}, method=method, optim=optim)))
     torch.manual_seed(0)
-    start = run.begin(config)
-    tables = run.encode(config, start)
+    start = workflow.begin(config)
+    tables = workflow.encode(config, start)
     if method["name"] == "lora":
-        run._wrap(config, start)
+        workflow._wrap(config, start)
     learning = {n: p for n, p in start.network.named_parameters() if p.requires_grad}
     assert {p.dtype for p in learning.values()} == {torch.float32}
     before = {n: p.detach().clone() for n, p in learning.items()}
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr(run, "_wrap", lambda *args: None)
-        run.fit(config, start, tables, None, tmp_path, None)
+        patch.setattr(workflow, "_wrap", lambda *args: None)
+        workflow.fit(config, start, tables, None, tmp_path, None)
     assert changed(start.network, before) > 0.99
 
 
@@ -505,7 +516,7 @@ def test_steps_of_other_training_pairs_are_not_gone_on_from(tmp_path, sft, capsy
     recipe = recipe_in(tmp_path, sft, pairs, **STEPS)
     assert main(["--config", recipe]) == 0
     out = tmp_path / "out"
-    for name in output.RESULTS:
+    for name in run_folder.RESULTS:
         if (out / name).is_file():
             (out / name).unlink()
     (out / "checkpoint").rename(tmp_path / "elsewhere")
@@ -663,7 +674,7 @@ def stopped_run(recipe, out):
     """A run with steps and without results."""
     assert main(["--config", recipe]) == 0
     shutil.rmtree(out / "checkpoint")
-    for name in output.RESULTS:
+    for name in run_folder.RESULTS:
         if (out / name).is_dir():
             shutil.rmtree(out / name)
         (out / name).unlink(missing_ok=True)

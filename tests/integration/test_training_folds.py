@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from rewardserve.training import crossvalidate, run, scoring
+from rewardserve.training import crossvalidate, scoring, workflow
 from rewardserve.training.__main__ import main
 from rewardserve.training.recipe import load
-from tests.support import training_world as world
+from tests.support import planted_pairs as world
 
 N_PAIRS, N_GROUPS = 240, 12
 METHODS = {
@@ -81,12 +81,12 @@ def test_a_label_that_only_its_own_group_explains_is_not_found_out_of_fold(tmp_p
 
 def test_a_frozen_trunk_is_run_once_for_all_folds_and_each_fold_begins_anew(tmp_path, sft, monkeypatch):
     forwards, begun = [], []
-    real_forwards, real_initialise = scoring._forwards, run.initialise_heads
+    real_forwards, real_initialise = scoring._forwards, workflow.initialise_heads
     monkeypatch.setattr(
         scoring, "_forwards", lambda n, rows, *a: forwards.append(len(rows)) or real_forwards(n, rows, *a)
     )
     monkeypatch.setattr(
-        run,
+        workflow,
         "initialise_heads",
         lambda c, start, *a: begun.append(start.network.heads.weight.tolist()) or real_initialise(c, start, *a),
     )

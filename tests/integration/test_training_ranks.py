@@ -12,7 +12,7 @@ import pytest
 
 from rewardserve.model.contract import ScoringContract
 from rewardserve.training.__main__ import main
-from tests.support import training_world as world
+from tests.support import planted_pairs as world
 
 ROOT = Path(__file__).parents[2]
 

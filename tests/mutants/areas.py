@@ -39,8 +39,8 @@ AREAS = {
         ),
     ),
     "policy": Area(
-        ("rewardserve/model/encoding_policy.py", "rewardserve/model/slots.py"),
-        ("tests/unit/model/test_encoding_policy.py", "tests/unit/model/test_slots.py"),
+        ("rewardserve/model/tokenization/encoding_policy.py", "rewardserve/model/templates/llama_factory_slots.py"),
+        ("tests/unit/model/test_encoding_policy.py", "tests/unit/model/test_llama_factory_slots.py"),
     ),
     "padding": Area(("rewardserve/model/padding.py",), ("tests/unit/model/test_padding.py",)),
     "losses": Area(("rewardserve/training/losses.py",), ("tests/properties/test_losses.py",)),
@@ -59,11 +59,13 @@ AREAS = {
     ),
     "client": Area(
         (
-            "rewardserve_client/circuit.py",
-            "rewardserve_client/course.py",
-            "rewardserve_client/patience.py",
-            "rewardserve_client/verdicts.py",
+            "rewardserve_client/circuit_breaker.py",
+            "rewardserve_client/request_plan.py",
+            "rewardserve_client/backoff.py",
+            "rewardserve_client/classify.py",
         ),
-        tuple(f"tests/unit/client/test_{name}.py" for name in ("circuit", "course", "patience", "verdicts")),
+        tuple(
+            f"tests/unit/client/test_{name}.py" for name in ("circuit_breaker", "request_plan", "backoff", "classify")
+        ),
     ),
 }

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardserve.model.keys import ID_BYTES, key_of
+from rewardserve.model.common_prefix import ID_BYTES, key_of
 from rewardserve.service.inference.planner import LEAST_SHARED, Limits, Plan, Ticket, lengths_added, plan
 from tests.support.service_fakes import n_distinct_beginnings
 

@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerFast
 
 from rewardserve.model.conversation import Message, Sample
 from rewardserve.model.encoding import Encoder
-from rewardserve.model.encoding_policy import infer_policy
 from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.model.tokenization.encoding_policy import infer_policy
 
 CONTROLS = ("<s>", "</s>", "[INST]", "[/INST]", "<|user|>", "<|assistant|>", "<|system|>")
 CORPUS = [

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rewardserve.model.backends.packed.layout import Keys, Part, lay_out
 from rewardserve.model.backends.packed.tree import Row, apart, plant
-from rewardserve.model.keys import key_of, n_common
+from rewardserve.model.common_prefix import key_of, n_common
 
 IDS = st.integers(0, 3)
 ROW = st.lists(IDS, min_size=1, max_size=40).map(tuple)

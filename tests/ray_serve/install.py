@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from benchmarks.peers.install import environment, same_libraries
-from rewardserve.model.default.trunk import PACKAGE
+from rewardserve.model.default.base_model import PACKAGE
 from tests.support.environments import project, told
 
 RAY = "ray[serve]==2.60.0"

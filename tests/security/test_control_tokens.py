@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from rewardserve.model.contract import sample_to_dict
 from rewardserve.model.conversation import SCORES_EMPTY, InvalidMessages, Message, Sample
 from rewardserve.model.encoding import Encoder
-from rewardserve.model.encoding_policy import infer_policy
 from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.model.tokenization.encoding_policy import infer_policy
 from tests.security.attacks import BENIGN, attacks
 from tests.security.families import FAMILIES, Family, byte_level, turn_tokens
 

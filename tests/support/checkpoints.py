@@ -14,9 +14,9 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from rewardserve.model.calibration import Calibration
 from rewardserve.model.checkpoint import ReadOptions, read, read_backbone, write, write_calibration, write_contract
 from rewardserve.model.conversation import Sample
-from rewardserve.model.hidden import HiddenReference
+from rewardserve.model.hidden_reference import HiddenReference
 from rewardserve.model.network import RewardNetwork
-from rewardserve.training import calibrate, hidden, scoring
+from rewardserve.training import calibrate, hidden_statistics, scoring
 from tests.support.tiny import CHATML, randomize, tiny_config, tiny_tokenizer
 
 PROBES = [Sample(prompt=f"question {i} " * (1 + i % 3), response="an answer " * (1 + i % 5)) for i in range(16)]
@@ -71,7 +71,7 @@ def hidden_reference(folder: Path, rows: Sequence[Sequence[int]] = ()) -> Hidden
     generator = torch.Generator().manual_seed(11)
     rows = rows or [torch.randint(5, 300, (n % 40 + 2,), generator=generator).tolist() for n in range(240)]
     hidden_ND = scoring.last_hidden(network, rows, pad_id=0, batch_tokens=1024)
-    reference = hidden.fit(hidden_ND.double().numpy())
+    reference = hidden_statistics.fit(hidden_ND.double().numpy())
     distance_N = reference.log_distance(hidden_ND).double().numpy()
     calibration = Calibration.load(folder) or CALIBRATION
     write_calibration(folder, calibrate.with_distance(calibration, reference.digest, distance_N), reference)

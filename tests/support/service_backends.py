@@ -172,7 +172,7 @@ def _fails_while_there_is(error):
 
 def _no_memory_above(n):
     """As torch and our translation of its errors have it."""
-    from rewardserve.model.backends.failures import as_scorer_errors
+    from rewardserve.model.backends.scorer_errors import as_scorer_errors
 
     def behave(batch: TokenBatch) -> BatchScores:
         import torch

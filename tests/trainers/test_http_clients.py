@@ -14,7 +14,7 @@ import types
 import pytest
 import torch
 
-from tests.support.refusing import Refusing
+from tests.support.refusing_server import Refusing
 from tests.support.service_server import Server
 
 if importlib.machinery.PathFinder.find_spec("openrlhf") is None:

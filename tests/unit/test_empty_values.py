@@ -6,9 +6,9 @@ import pytest
 
 from rewardserve.model.conversation import UnsupportedField, is_empty_value
 from rewardserve.service.api.dialects.turns import turns_of
-from rewardserve.training.columns import find_columns
 from rewardserve.training.config import SourceConfig
 from rewardserve.training.pairs import FieldError, to_pair
+from rewardserve.training.source_columns import find_columns
 from rewardserve.training.sources import Row
 from rewardserve_client.errors import Misconfigured
 from rewardserve_client.fields import plain_messages

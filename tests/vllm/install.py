@@ -10,7 +10,7 @@ import sys
 
 from benchmarks.peers.install import add
 from benchmarks.peers.vllm import PEER
-from rewardserve.model.default.trunk import PACKAGE
+from rewardserve.model.default.base_model import PACKAGE
 from tests.support.environments import project, told
 
 

@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 
 from rewardserve.model.backends import MatmulPrecision
-from rewardserve.model.backends.columns import Columns
-from rewardserve.model.backends.failures import as_scorer_errors
-from rewardserve.model.backends.lengths import LengthSides
+from rewardserve.model.backends.length_classes import LengthSides
+from rewardserve.model.backends.output_columns import Columns
 from rewardserve.model.backends.packed.attention import KEYWORD, NAME, Forward, KeysAndValues, Unsupported
 from rewardserve.model.backends.packed.kernels import kernel_for
 from rewardserve.model.backends.packed.last_layer import LastLayer, last_layer
 from rewardserve.model.backends.packed.layout import Keys, Part, lay_out
-from rewardserve.model.backends.packed.prefixes import SHORTEST, Beginning, Prefixes
+from rewardserve.model.backends.packed.prefix_cache import SHORTEST, Beginning, Prefixes
 from rewardserve.model.backends.packed.transfer import to_device
 from rewardserve.model.backends.packed.tree import Row, Tree, apart, plant
 from rewardserve.model.backends.packed.varlen import Varlen, flash_varlen
 from rewardserve.model.backends.packed.weights import PackedWeights
-from rewardserve.model.hidden import HiddenReference
-from rewardserve.model.keys import ID_BYTES, key_of, n_common
+from rewardserve.model.backends.scorer_errors import as_scorer_errors
+from rewardserve.model.common_prefix import ID_BYTES, key_of, n_common
+from rewardserve.model.hidden_reference import HiddenReference
 from rewardserve.model.network import RewardNetwork
 from rewardserve.model.scorer import BatchScores, TokenBatch
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rewardserve.model.keys import key_of, n_common
+from rewardserve.model.common_prefix import key_of, n_common
 
 Row = tuple[int, ...]
 

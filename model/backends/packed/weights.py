@@ -14,7 +14,7 @@ from torch import nn
 
 from rewardserve.model.backends import MatmulPrecision
 from rewardserve.model.backends.native import Kernels, Unavailable, load
-from rewardserve.model.backends.packed.products import (
+from rewardserve.model.backends.packed.packed_layers import (
     MklLinear,
     RmsNorm,
     SplitGatedMlp,

@@ -17,7 +17,7 @@ from pathlib import Path
 from rewardserve.model.backends import Encode, Identity
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.scorer import ScorerError, TokenBatch
-from rewardserve.model.textfile import NotText, decoded
+from rewardserve.model.text.text_files import NotText, decoded
 from rewardserve.service.errors import ServiceError
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.outcomes import RowScored

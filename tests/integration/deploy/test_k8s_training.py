@@ -14,7 +14,7 @@ import pytest
 
 from rewardserve.model.contract import ScoringContract
 from rewardserve.training import recipe
-from tests.support import training_world as world
+from tests.support import planted_pairs as world
 from tests.support.manifests import ROOT, built, needs_kubectl, of_kind, pod_templates, the
 
 pytestmark = needs_kubectl

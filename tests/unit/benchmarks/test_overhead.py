@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks import overhead, rooms
+from benchmarks import component_cost, overhead
 from benchmarks.traffic import Bodies, Case
 from rewardserve.model.backends.echo import END_ID, echo_score
 
@@ -50,5 +50,5 @@ def test_a_real_server_is_measured_and_so_is_every_room_of_it(tmp_path):
     assert row["requests_per_cpu_s"] > 0
     assert done.returncode == (row["requests_per_cpu_s"] < row["target"])
     (by_room,) = found["rooms"]
-    assert by_room["rooms"].keys() == {*rooms.MEANINGS, "http"}
+    assert by_room["rooms"].keys() == {*component_cost.MEANINGS, "http"}
     assert sum(by_room["rooms"].values()) == pytest.approx(row["us_per_request"], abs=1)

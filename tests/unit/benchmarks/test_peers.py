@@ -7,16 +7,16 @@ import sys
 
 import pytest
 
-from benchmarks.peers import figures, install, scenes
+from benchmarks.peers import figures, install, scenarios
 from benchmarks.peers.__main__ import PEERS
 from benchmarks.peers.client import Answer
 from benchmarks.peers.figures import Run
 from benchmarks.peers.processes import parse_stat, processes
-from benchmarks.peers.scenes import Scene
+from benchmarks.peers.scenarios import Scene
 from benchmarks.workloads import make
 from rewardserve.model.encoding import Encoder
-from rewardserve.model.encoding_policy import infer_policy
 from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.model.tokenization.encoding_policy import infer_policy
 
 
 def run(peer, *, n=0, cpu=1.0, wall=1.0, latencies=(0.1, 0.2, 0.3), failures=()):
@@ -50,9 +50,9 @@ def test_replies_are_compared_with_the_reference_pair_by_pair():
     scene = Scene("ragged", (("a", "b"), ("c",)), 2, reference={0: 1.0, 2: -1.0})
     peer = PEERS["plain"]
     good = [Answer({"rewards": [1.0, 5.0]}, "", 0.1), Answer({"rewards": [-1.25]}, "", 0.1)]
-    assert scenes.judged(scene, good, peer) == (0.25, ())
+    assert scenarios.judged(scene, good, peer) == (0.25, ())
     short = [Answer({"rewards": [1.0]}, "", 0.1), Answer(None, "503 busy", 0.1)]
-    error, failures = scenes.judged(scene, short, peer)
+    error, failures = scenarios.judged(scene, short, peer)
     assert math.isnan(error)
     assert failures == ("503 busy", "1 scores for 2 texts")
 
@@ -68,19 +68,19 @@ def test_what_is_sent_as_text_is_what_our_encoder_makes_of_prompt_and_response(t
     encode = Encoder(fast, policy)
     for pair in make("ragged", tokenizer, 0.03).pairs:
         ids = list(encode(pair.sample()).ids)
-        assert fast(scenes.rendered(pair), add_special_tokens=False)["input_ids"] == ids
+        assert fast(scenarios.rendered(pair), add_special_tokens=False)["input_ids"] == ids
 
 
 def test_a_repeat_sends_the_same_pairs_in_other_company(tokenizer):
     requests = make("duplicates", tokenizer, 0.1).requests
-    again = scenes.shuffled(requests, seed=0)
+    again = scenarios.shuffled(requests, seed=0)
     assert [len(r) for r in again] == [len(r) for r in requests]
     assert sorted(p.prompt for r in again for p in r) == sorted(p.prompt for r in requests for p in r)
     assert again != requests
 
 
 def test_arrivals_of_the_open_loop_have_a_mean_distance_of_one():
-    moments = scenes.arrivals(4000, seed=0)
+    moments = scenarios.arrivals(4000, seed=0)
     assert list(moments) == sorted(moments)
     assert moments[-1] / len(moments) == pytest.approx(1.0, rel=0.05)
 

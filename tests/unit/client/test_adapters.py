@@ -23,7 +23,7 @@ from rewardserve_client import (
 )
 from rewardserve_client.trl import blocking_reward_function, reward_function
 from rewardserve_client.verl import compute_score, compute_score_blocking
-from tests.support.nasty_server import (
+from tests.support.faulty_server import (
     NastyServer,
     error,
     failed_result,

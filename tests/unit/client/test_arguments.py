@@ -12,8 +12,8 @@ import numpy
 import pytest
 
 from rewardserve_client import AsyncRewardClient, Backoff, Limits, RewardClient, Sample, Unavailable
-from rewardserve_client.records import Compared, Comparisons, Failure, Identity, Result, Scores
-from rewardserve_client.silence import Silence
+from rewardserve_client.outage_warnings import Silence
+from rewardserve_client.results import Compared, Comparisons, Failure, Identity, Result, Scores
 
 SECRET = "secret words"
 OK = {"prompt": "p", "response": SECRET}

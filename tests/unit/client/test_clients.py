@@ -28,7 +28,7 @@ from rewardserve_client import (
 )
 from rewardserve_client.routing import order_of
 from rewardserve_client.samples import sample_items
-from tests.support.nasty_server import (
+from tests.support.faulty_server import (
     NastyServer,
     byte_by_byte,
     error,

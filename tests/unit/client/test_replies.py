@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardserve_client.records import Failure, Identity
 from rewardserve_client.replies import BadAnswer, compared, refused, scored
+from rewardserve_client.results import Failure, Identity
 from rewardserve_client.samples import comparison_items, sample_items
-from tests.support.nasty_server import IDENTITY, Request, failed_result, reply_to
+from tests.support.faulty_server import IDENTITY, Request, failed_result, reply_to
 
 SAMPLES = [{"prompt": "p", "response": "a"}, {"prompt": "p", "response": "b"}]
 ITEMS = sample_items(SAMPLES, "c")

@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from rewardserve.model.default.trunk import PACKAGE, cache_folder
+from rewardserve.model.default.base_model import PACKAGE, cache_folder
 from rewardserve.service.api.route_policy import OPEN_PATHS
 from rewardserve.service.settings import ServeSettings
 from tests.support.deploy import ROOT, compose, dockerfile, stages

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rewardserve.model.checkpoint import CheckpointError, ReadOptions, outline, read, read_backbone
 from rewardserve.model.checkpoint.writing import score_alone, write_labels
-from rewardserve.model.template import EncodingPolicyError
+from rewardserve.model.templates.chat_template import EncodingPolicyError
 from tests.support.checkpoints import (
     edit_json,
     edit_tensor,

@@ -6,8 +6,8 @@ import pytest
 
 from rewardserve.model.conversation import SCORES_EMPTY, EmptyResponse, Sample
 from rewardserve.model.encoding import Encoder
-from rewardserve.model.encoding_policy import infer_policy
 from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.model.tokenization.encoding_policy import infer_policy
 from tests.score_table import TEMPLATES, tokenizer_of
 from tests.security.families import FAMILIES
 

@@ -23,9 +23,9 @@ from rewardserve.model.conversation import (
     TokenOutOfVocabulary,
 )
 from rewardserve.model.encoding import Encoder
-from rewardserve.model.encoding_policy import infer_policy, tokenizer_digest
 from rewardserve.model.layout_rules import LAYOUT_RULES
-from rewardserve.model.template import EncodingPolicyError
+from rewardserve.model.templates.chat_template import EncodingPolicyError
+from rewardserve.model.tokenization.encoding_policy import infer_policy, tokenizer_digest
 from tests.support.tiny import CHATML, LLAMA3_LIKE, tiny_tokenizer
 
 END, BOS = 2, 3

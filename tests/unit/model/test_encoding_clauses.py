@@ -22,12 +22,12 @@ from rewardserve.model.conversation import (
     TokenOutOfVocabulary,
 )
 from rewardserve.model.encoding import Encoded, Encoder, _begin, _Draft, _joined, _n_until, _n_without, _pieces, _rfind
-from rewardserve.model.encoding_policy import infer_policy
 from rewardserve.model.layout_rules import LAYOUT_RULES
-from rewardserve.model.template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
+from rewardserve.model.templates.chat_template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
+from rewardserve.model.tokenization.encoding_policy import infer_policy
 from tests.support.tiny import CHATML, LLAMA3_LIKE, tiny_tokenizer
 from tests.unit.model.test_encoding_policy import BARE, CLOSED, VARYING, letters, turns
-from tests.unit.model.test_slots import marks_the_first, written
+from tests.unit.model.test_llama_factory_slots import marks_the_first, written
 
 TEXT_END, START, END, BOS, PAD = range(5)
 NEWLINE = 203

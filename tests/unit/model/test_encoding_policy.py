@@ -16,7 +16,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from rewardserve.model.conversation import InvalidMessages
-from rewardserve.model.encoding_policy import (
+from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.model.templates.chat_template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
+from rewardserve.model.tokenization.encoding_policy import (
     EncodingPolicy,
     _added_to_text,
     _ids_from,
@@ -32,10 +34,8 @@ from rewardserve.model.encoding_policy import (
     text_of,
     tokenizer_digest,
 )
-from rewardserve.model.layout_rules import LAYOUT_RULES
-from rewardserve.model.template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
 from tests.support.tiny import CHATML, LLAMA3_LIKE, tiny_tokenizer
-from tests.unit.model.test_slots import SET, slots_of, written
+from tests.unit.model.test_llama_factory_slots import SET, slots_of, written
 
 TEXT_END, START, END, BOS, PAD = range(5)
 CLOSED = CHATML.replace("<|im_end|>\n{% endfor", "<|im_end|>{% endfor")

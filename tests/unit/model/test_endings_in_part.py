@@ -7,8 +7,8 @@ from tokenizers.processors import TemplateProcessing
 
 from rewardserve.model.conversation import Message, Sample
 from rewardserve.model.encoding import Encoder
-from rewardserve.model.encoding_policy import infer_policy
 from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.model.tokenization.encoding_policy import infer_policy
 from tests.support.tiny import CHATML, tiny_tokenizer
 
 TALKS = (

@@ -6,9 +6,9 @@ import pytest
 
 from rewardserve.model.conversation import InvalidMessages, Message, Sample
 from rewardserve.model.encoding import Encoder
-from rewardserve.model.encoding_policy import describe_position, infer_policy
 from rewardserve.model.layout_rules import LAYOUT_RULES
-from rewardserve.model.template import EncodingPolicyError
+from rewardserve.model.templates.chat_template import EncodingPolicyError
+from rewardserve.model.tokenization.encoding_policy import describe_position, infer_policy
 from tests.support.tiny import CHATML, tiny_tokenizer
 
 _TURN = "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardserve.model import jinja_process
 from rewardserve.model.checkpoint.exporting import exported_template
-from rewardserve.model.encoding_policy import infer_policy
-from rewardserve.model.jinja_budget import BudgetedTemplate, renderer
-from rewardserve.model.jinja_process import RenderingProcess, TemplateBroken, TemplateRefuses
 from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.model.templates import jinja_process
+from rewardserve.model.templates.jinja_budget import BudgetedTemplate, renderer
+from rewardserve.model.templates.jinja_process import RenderingProcess, TemplateBroken, TemplateRefuses
+from rewardserve.model.tokenization.encoding_policy import infer_policy
 from tests.support.tiny import CHATML, tiny_tokenizer
 
 NOW = datetime(2024, 7, 26)
@@ -421,7 +421,7 @@ def test_a_process_that_cannot_be_started_is_no_fault_of_the_template(monkeypatc
 FORKED = """
 import os, sys
 from datetime import datetime
-from rewardserve.model.jinja_process import RenderingProcess
+from rewardserve.model.templates.jinja_process import RenderingProcess
 
 process, now = RenderingProcess("{{ who }} {{ n }}"), datetime(2026, 1, 1)
 

@@ -13,9 +13,9 @@ from rewardserve.model.check import main as check
 from rewardserve.model.checkpoint import read
 from rewardserve.model.conversation import Message, Sample
 from rewardserve.model.encoding import Encoder
-from rewardserve.model.encoding_policy import infer_policy
 from rewardserve.model.export import main as export
 from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.model.tokenization.encoding_policy import infer_policy
 from tests.security.families import CORPUS, FAMILIES, byte_level, sentencepiece
 from tests.support.checkpoints import value_head
 from tests.support.llama_factory import BOS, EOS, RECIPES, Recipe, ids_of, jinja_of

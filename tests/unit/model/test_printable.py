@@ -7,7 +7,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardserve.model.printable import printable
+from rewardserve.model.text.printable import printable
 
 
 @given(st.text(st.characters(exclude_categories=())))

@@ -15,9 +15,9 @@ from rewardserve.model.checkpoint import read, write_contract
 from rewardserve.model.checkpoint.writing import score_alone
 from rewardserve.model.conversation import EmptyResponse, Message, Sample
 from rewardserve.model.encoding import Encoder
-from rewardserve.model.encoding_policy import infer_policy
 from rewardserve.model.export import main as export
 from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.model.tokenization.encoding_policy import infer_policy
 from tests.support.checkpoints import (
     PROBES,
     edit_json,

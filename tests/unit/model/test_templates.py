@@ -16,9 +16,9 @@ from rewardserve.model.checkpoint import CheckpointError, ReadOptions, read, wri
 from rewardserve.model.contract import ContractUnreadable, ScoringContract
 from rewardserve.model.conversation import Message, Sample
 from rewardserve.model.encoding import Encoder
-from rewardserve.model.encoding_policy import infer_policy
 from rewardserve.model.layout_rules import LAYOUT_RULES
-from rewardserve.model.template import STATED_DATE, EncodingPolicyError
+from rewardserve.model.templates.chat_template import STATED_DATE, EncodingPolicyError
+from rewardserve.model.tokenization.encoding_policy import infer_policy
 from rewardserve.training import export
 from tests.support.checkpoints import PROBES, edit_json, language_model, reward_model, sequence_classifier
 from tests.support.tiny import CHATML, tiny_tokenizer

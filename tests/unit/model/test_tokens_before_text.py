@@ -10,9 +10,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from rewardserve.model.checkpoint import read
 from rewardserve.model.conversation import Message, Sample
 from rewardserve.model.encoding import Encoder
-from rewardserve.model.encoding_policy import infer_policy
 from rewardserve.model.export import main as export
 from rewardserve.model.layout_rules import LAYOUT_RULES
+from rewardserve.model.tokenization.encoding_policy import infer_policy
 from tests.support.checkpoints import sequence_classifier
 from tests.support.tiny import CHATML, LLAMA3_LIKE, tiny_tokenizer
 

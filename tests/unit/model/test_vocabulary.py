@@ -14,10 +14,10 @@ from rewardserve.model.backends.ensemble import ensemble
 from rewardserve.model.checkpoint import outline, read, read_backbone, write
 from rewardserve.model.conversation import Message, Sample, TokenOutOfVocabulary
 from rewardserve.model.encoding import Encoded, Encoder
-from rewardserve.model.encoding_policy import infer_policy
 from rewardserve.model.layout_rules import LAYOUT_RULES
 from rewardserve.model.scorer import TokenBatch
-from rewardserve.model.template import EncodingPolicyError
+from rewardserve.model.templates.chat_template import EncodingPolicyError
+from rewardserve.model.tokenization.encoding_policy import infer_policy
 from rewardserve.training import sequences
 from rewardserve.training.pairs import Pair
 from tests.support.checkpoints import edit_json, language_model, reward_model, sequence_classifier

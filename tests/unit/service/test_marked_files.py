@@ -10,7 +10,7 @@ import pytest
 from pydantic_settings import SettingsError
 
 from rewardserve.model import export
-from rewardserve.model.textfile import NotText
+from rewardserve.model.text.text_files import NotText
 from rewardserve.model.traits import Lexicon, LexiconError
 from rewardserve.service import keys, rules
 from rewardserve.service.auth.api_keys import KeyFile, KeysError

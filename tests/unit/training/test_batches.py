@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 
 from rewardserve.model.conversation import Sample
 from rewardserve.model.encoding import Encoder
-from rewardserve.model.encoding_policy import infer_policy
 from rewardserve.model.layout_rules import LAYOUT_RULES
-from rewardserve.training import columns, pairs, sequences, sources
-from rewardserve.training.collate import Collator, PairBatches, cached_rows, pack, token_rows
+from rewardserve.model.tokenization.encoding_policy import infer_policy
+from rewardserve.training import pairs, sequences, source_columns, sources
 from rewardserve.training.config import OptimConfig, SourceConfig
+from rewardserve.training.pair_batches import Collator, PairBatches, cached_rows, pack, token_rows
 from rewardserve.training.sequences import EncodingFailed, PairTable, TokenSequence
-from tests.support.training_world import planted_rows, tokenizer
+from tests.support.planted_pairs import planted_rows, tokenizer
 
 
 def pairs_of(rows):
     read = [sources.Row("f", i, row) for i, row in enumerate(rows, 1)]
-    found = columns.find_columns(read, SourceConfig("f"))
+    found = source_columns.find_columns(read, SourceConfig("f"))
     return [pairs.to_pair(row, found, "score") for row in read]
 
 
@@ -156,8 +156,8 @@ def test_an_epoch_is_a_function_of_seed_and_epoch_and_every_rank_takes_as_many_s
 def test_heads_margins_and_weights_travel_with_their_pairs():
     rows = planted_rows(2)
     first, second = sources.Row("f", 1, {**rows[0], "margin": 2}), sources.Row("f", 2, rows[1])
-    a = pairs.to_pair(first, columns.find_columns([first], SourceConfig("f", weight=3.0)), "harmless")
-    b = pairs.to_pair(second, columns.find_columns([second], SourceConfig("f")), "convincing")
+    a = pairs.to_pair(first, source_columns.find_columns([first], SourceConfig("f", weight=3.0)), "harmless")
+    b = pairs.to_pair(second, source_columns.find_columns([second], SourceConfig("f")), "convincing")
     plain = table_of([(0, 1), (1, 2)])
     table = PairTable((a, b), plain.sequences, plain.chosen, plain.rejected, {})
     batch = Collator(table, ("convincing", "harmless"), token_rows(table, 0))([1, 0])

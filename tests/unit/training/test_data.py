@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewardserve.model.conversation import Message, Sample
-from rewardserve.training import columns, data, sources
+from rewardserve.training import data, source_columns, sources
 from rewardserve.training.config import ConfigError, DataConfig, SourceConfig
 from rewardserve.training.data import DataError, is_held_out
 from rewardserve.training.pairs import FieldError, to_pair
-from tests.support.training_world import planted_rows, write_jsonl
+from tests.support.planted_pairs import planted_rows, write_jsonl
 
 USER, CHOSEN, REJECTED = (
     {"role": "user", "content": "hi"},
@@ -28,7 +28,7 @@ PROMPT = (Message("user", "hi"),)
 
 def pair(values, **source):
     return to_pair(
-        row := sources.Row("f", 1, values), columns.find_columns([row], SourceConfig("f", **source)), "score"
+        row := sources.Row("f", 1, values), source_columns.find_columns([row], SourceConfig("f", **source)), "score"
     )
 
 

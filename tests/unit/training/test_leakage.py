@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from rewardserve.model.encoding import Encoder
-from rewardserve.model.encoding_policy import infer_policy
 from rewardserve.model.layout_rules import LAYOUT_RULES
-from rewardserve.training import account, columns, data, leakage, sequences, sources
+from rewardserve.model.tokenization.encoding_policy import infer_policy
+from rewardserve.training import data, leakage, row_counts, sequences, source_columns, sources
 from rewardserve.training.config import DataConfig, SourceConfig
 from rewardserve.training.data import DataError
 from rewardserve.training.pairs import to_pair
-from tests.support import training_world as world
+from tests.support import planted_pairs as world
 from tests.support.tiny import tiny_tokenizer
 
 
@@ -27,7 +27,7 @@ def encoder(tok, max_tokens):
 
 def table(*rows, max_tokens=120):
     read = [sources.Row("f", i, r) for i, r in enumerate(rows, 1)]
-    found = columns.find_columns(read, SourceConfig("f"))
+    found = source_columns.find_columns(read, SourceConfig("f"))
     return sequences.encode([to_pair(r, found, "score") for r in read], encoder(tiny_tokenizer(), max_tokens))
 
 
@@ -99,12 +99,12 @@ def test_every_row_is_counted_once(tmp_path):
     encode = encoder(world.tokenizer(), 128)
     train, held_out = (sequences.encode(side, encode) for side in (split.train, split.held_out))
     kept, overlap = leakage.remove(train, held_out)
-    found = account.count_rows(split, kept, held_out, overlap)
+    found = row_counts.count_rows(split, kept, held_out, overlap)
     gone = found.n_bad + found.n_spare + found.n_same_group + found.n_leaked + sum(found.dropped.values())
     assert found.n_rows == gone + found.n_train + found.n_held_out
     assert found.n_leaked == 2, "g1 and g2 are among the renamed rows"
     assert (found.n_bad, found.n_spare, found.dropped) == (1, 2, {"too_long": 1})
-    text = "\n".join(account.lines(found))
+    text = "\n".join(row_counts.lines(found))
     assert f"rows read: {found.n_rows}" in text
     assert "2 with a response that is held out" in text
 
@@ -113,19 +113,19 @@ def test_contradicting_and_duplicate_pairs_are_counted():
     same, opposite = row("q", "x", "y"), row("q", "y", "x")
     whole = table(same, same, opposite, row("q", "x", "z"))
     split = data.Split(whole.pairs, (), (data.Pairs("f", whole.pairs, 4),))
-    found = account.count_rows(split, whole, table(HELD), leakage.Overlap())
+    found = row_counts.count_rows(split, whole, table(HELD), leakage.Overlap())
     assert (found.n_contradicting, found.n_duplicate) == (3, 1)
 
 
 def test_a_source_whose_pairs_do_not_fit_is_refused_with_the_reason():
     whole = table(*(row(f"q{i}", "river " * (400 if i else 1), "no") for i in range(4)), row("q", "x", "y"))
     assert (len(whole), whole.dropped) == (2, {"too_long": 3})
-    made = tuple(to_pair(r, columns.find_columns([r], SourceConfig("f")), "score") for r in [
+    made = tuple(to_pair(r, source_columns.find_columns([r], SourceConfig("f")), "score") for r in [
         sources.Row("f", i, row(f"q{i}", "a", "b")) for i in range(1, 6)])  # fmt: skip
     split = data.Split(made, (), (data.Pairs("f", made, 5),))
     with pytest.raises(DataError, match=r"3 of the 5 rows of 'f' are lost: 3 longer than encoding\.max_tokens"):
-        account.refuse_losses(split, whole, whole, table(), 0.5)
-    account.refuse_losses(split, whole, whole, table(), 0.6)
+        row_counts.refuse_losses(split, whole, whole, table(), 0.5)
+    row_counts.refuse_losses(split, whole, whole, table(), 0.6)
 
 
 HELD_OUT_TWICE = {
@@ -151,10 +151,10 @@ def test_a_source_of_which_most_is_held_out_is_refused_with_the_reasons(tmp_path
     train, held_out = (sequences.encode(side, encode) for side in (split.train, split.held_out))
     kept, _ = leakage.remove(train, held_out)
     with pytest.raises(DataError) as refused:
-        account.refuse_losses(split, train, kept, held_out, 0.5)
+        row_counts.refuse_losses(split, train, kept, held_out, 0.5)
     assert f"55 of the 60 rows of {path!r} are lost: {reason}. That is more than data.max_dropped" in str(refused.value)
-    account.refuse_losses(split, train, kept, held_out, 0.95)
-    account.refuse_losses(split, train, train, held_out, 0.5, counts_held_out=False)
+    row_counts.refuse_losses(split, train, kept, held_out, 0.95)
+    row_counts.refuse_losses(split, train, train, held_out, 0.5, counts_held_out=False)
 
 
 def test_a_loss_is_not_thinned_out_by_rows_that_were_never_wanted():
@@ -163,12 +163,12 @@ def test_a_loss_is_not_thinned_out_by_rows_that_were_never_wanted():
     kept = sequences.subset(made, [True] + [False] * 9)
     split = data.Split(made.pairs, (), (data.Pairs("f", made.pairs, 100, n_spare=90),))
     with pytest.raises(DataError, match="9 of the 10 pairs of 'f' are lost: 9 with a response that is held out"):
-        account.refuse_losses(split, made, kept, table(), 0.5)
+        row_counts.refuse_losses(split, made, kept, table(), 0.5)
 
 
 def test_a_fold_that_loses_most_of_its_training_pairs_is_refused():
-    account.refuse_fold(10, leakage.Overlap(5), 0.5)
+    row_counts.refuse_fold(10, leakage.Overlap(5), 0.5)
     with pytest.raises(
         DataError, match="6 of the 10 training pairs of a fold are lost: 6 with a response that is held"
     ):
-        account.refuse_fold(10, leakage.Overlap(6), 0.5)
+        row_counts.refuse_fold(10, leakage.Overlap(6), 0.5)

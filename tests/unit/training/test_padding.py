@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rewardserve.training import recipe, run
+from rewardserve.training import recipe, workflow
 from rewardserve.training.config import ConfigError
+from tests.support.planted_pairs import language_model, tokenizer
 from tests.support.tiny import randomize
-from tests.support.training_world import language_model, tokenizer
 
 
 def begin(model: Path, folder: Path):
     source = {"path": str(folder / "pairs.jsonl"), "name": "planted"}
     raw = {"model": {"path": str(model)}, "data": {"sources": [source]}, "output": {"folder": str(folder / "out")}}
-    return run.begin(recipe.parse(raw))
+    return workflow.begin(recipe.parse(raw))
 
 
 def test_a_model_that_padding_changes_is_refused_with_the_difference(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from rewardserve.training import data, hub, sources
 from rewardserve.training.config import ConfigError, DataConfig, SourceConfig
 from rewardserve.training.data import DataError
-from tests.support.training_world import planted_rows, write_jsonl
+from tests.support.planted_pairs import planted_rows, write_jsonl
 
 ROWS = [
     {"prompt": f"Question {i},\nwith \"quotes\"", "chosen": f"yes\t{i}, kindly", "rejected": f"no {i}", "margin": 0.5 + i}

@@ -11,13 +11,13 @@ from transformers.training_args import OptimizerNames
 
 from rewardserve.model.network import NetworkOutput, RewardNetwork
 from rewardserve.training import recipe, scoring
-from rewardserve.training.collate import Collator, PairBatches, cached_rows, token_rows
 from rewardserve.training.config import ConfigError
 from rewardserve.training.errors import NonFiniteLoss
 from rewardserve.training.losses import logsigmoid
 from rewardserve.training.methods import CachedNetwork, adapt, check_targets, fit_logistic, merge
+from rewardserve.training.pair_batches import Collator, PairBatches, cached_rows, token_rows
 from rewardserve.training.sequences import PairTable
-from rewardserve.training.steps import EpochOrder, WeightAverage, damaged, last_complete, load_weights
+from rewardserve.training.step_checkpoints import EpochOrder, WeightAverage, damaged, last_complete, load_weights
 from rewardserve.training.trainer import RewardTrainer, check_optimizer, check_warmup, n_steps
 from tests.unit.training.test_batches import table_of
 

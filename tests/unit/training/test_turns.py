@@ -7,7 +7,7 @@ import pytest
 from rewardserve.model.conversation import Message
 from rewardserve.training import data
 from rewardserve.training.config import SourceConfig
-from tests.support.training_world import write_jsonl
+from tests.support.planted_pairs import write_jsonl
 
 
 def u(text):

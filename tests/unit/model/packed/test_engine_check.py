@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from rewardserve.model.backends import LoadError, ModelSpec, load
 from rewardserve.model.backends.engine_check import Truth, check_rows
-from rewardserve.model.backends.engines import choose
-from rewardserve.model.backends.lengths import special_lengths
+from rewardserve.model.backends.engine_choice import choose
+from rewardserve.model.backends.length_classes import special_lengths
 from rewardserve.model.backends.padded import PaddedScorer
 from rewardserve.model.network import RewardNetwork
 from rewardserve.model.scorer import TokenBatch

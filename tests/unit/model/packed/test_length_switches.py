@@ -10,8 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from rewardserve.model.backends import ModelSpec
-from rewardserve.model.backends.engines import choose
-from rewardserve.model.backends.lengths import LengthSides
+from rewardserve.model.backends.engine_choice import choose
+from rewardserve.model.backends.length_classes import LengthSides
 from rewardserve.model.network import RewardNetwork
 from rewardserve.model.scorer import TokenBatch
 from tests.support.tiny import randomize, tiny_config

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from rewardserve.model.backends import ModelSpec
-from rewardserve.model.backends.engines import choose
+from rewardserve.model.backends.engine_choice import choose
 from rewardserve.model.backends.packed import PackedScorer
-from rewardserve.model.backends.packed.prefixes import Beginning
+from rewardserve.model.backends.packed.prefix_cache import Beginning
 from rewardserve.model.network import RewardNetwork
 from rewardserve.model.scorer import TokenBatch
 from tests.unit.model.test_network import VOCAB, alone, make

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rewardserve.model.backends import ModelSpec
-from rewardserve.model.backends.engines import choose
+from rewardserve.model.backends.engine_choice import choose
 from rewardserve.model.backends.packed import PackedScorer
 from rewardserve.model.network import RewardNetwork
 from rewardserve.model.scorer import TokenBatch

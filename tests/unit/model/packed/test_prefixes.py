@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from rewardserve.model.backends.packed.prefixes import SHORTEST, Prefixes
-from rewardserve.model.keys import key_of
+from rewardserve.model.backends.packed.prefix_cache import SHORTEST, Prefixes
+from rewardserve.model.common_prefix import key_of
 from rewardserve.model.scorer import TokenBatch
 from tests.unit.model.packed.test_parity import packed
 from tests.unit.model.test_network import make

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from rewardserve.model.backends import MatmulPrecision, ModelSpec
-from rewardserve.model.backends.engines import choose
+from rewardserve.model.backends.engine_choice import choose
 from rewardserve.model.backends.native import Unavailable
-from rewardserve.model.backends.packed import products, weights
+from rewardserve.model.backends.packed import packed_layers, weights
 from rewardserve.model.backends.packed.weights import PackedWeights
 from rewardserve.model.scorer import TokenBatch
 from tests.support.machine import needs_amx
@@ -58,7 +58,7 @@ def test_removed_the_layers_are_as_they_were():
 @needs_mkl
 @pytest.mark.parametrize("precision", ["highest", "high"])
 def test_a_packed_form_that_gives_other_products_is_not_used(monkeypatch, precision):
-    for kind in (products.MklLinear, products.SplitLinear):
+    for kind in (packed_layers.MklLinear, packed_layers.SplitLinear):
         monkeypatch.setattr(kind, "__call__", lambda self, x: self.module(x) + 0.01)
     packed = PackedWeights(layers(bias=False), precision)
     assert len(packed) == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rewardserve.model.keys import key_of
+from rewardserve.model.common_prefix import key_of
 from rewardserve.service.inference.planner import Limits, Ticket, plan
 
 NO_LINGER = Limits(max_tokens=100, linger_s=0.0)

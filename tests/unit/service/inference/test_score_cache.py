@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardserve.model.keys import key_of
+from rewardserve.model.common_prefix import key_of
 from rewardserve.service.inference.score_cache import ScoreCache
 
 IDS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50)

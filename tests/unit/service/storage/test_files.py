@@ -18,7 +18,7 @@ from rewardserve.service.storage.files import (
     set_aside,
     write_whole,
 )
-from tests.support.full_disk import SmallDisk, why_none
+from tests.support.small_disk import SmallDisk, why_none
 
 
 def test_a_file_is_replaced_as_a_whole_and_readable_by_its_owner_alone(tmp_path):

@@ -1,0 +1,159 @@
+"""The engines under measurement: a loaded model and a way to cut a workload into batches for it.
+
+`naive` is what the common servers do; `sorted` is what a careful one does with the same model. The others are ours.
+Token ids in, scores out: nobody tokenises here. Knows no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import batch_forming
+from benchmarks.batch_forming import Batch, Row
+from rewardserve.model.backends import MatmulPrecision
+from rewardserve.model.backends.packed import PackedScorer
+from rewardserve.model.backends.padded import PaddedScorer
+from rewardserve.model.checkpoint import Checkpoint, read
+from rewardserve.model.checkpoint.reading import quiet_transformers
+from rewardserve.model.padding import left_pad
+from rewardserve.model.scorer import Scorer, TokenBatch
+
+NAIVE_ROWS = 16
+SORTED_BUDGET = 2048
+Score = Callable[[Sequence[Row]], list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One engine: how it wants its batches, and what scores one of them."""
+
+    name: str
+    cut: Callable[[Sequence[Row]], list[Batch]]
+    score: Score
+
+    def run(self, rows: Sequence[Row]) -> list[float]:
+        """The score of every row, in order. Cutting is part of the work."""
+        scores = [float("nan")] * len(rows)
+        for batch in self.cut(rows):
+            for i, score in zip(batch, self.score([rows[i] for i in batch]), strict=True):
+                scores[i] = score
+        return scores
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The two forms of one model: as transformers gives it, and as our backend reads it."""
+
+    folder: Path
+
+    @cached_property
+    def plain(self) -> Any:
+        """`AutoModelForSequenceClassification` as it comes."""
+        from transformers import AutoModelForSequenceClassification
+
+        with quiet_transformers():
+            return AutoModelForSequenceClassification.from_pretrained(self.folder).eval()
+
+    def ours(self) -> Checkpoint:
+        """What our server reads, a copy for each: an engine may change how its network attends."""
+        return read(str(self.folder))
+
+    def left_padded(self, rows: Sequence[Row]) -> list[float]:
+        """One forward with an attention mask, and `logits`."""
+        ids_BT, mask_BT = left_pad(rows, self.plain.config.pad_token_id)
+        with torch.inference_mode():
+            scores: list[float] = self.plain(input_ids=ids_BT, attention_mask=mask_BT).logits[:, 0].tolist()
+        return scores
+
+    def alone(self, row: Row) -> float:
+        """The reference: one row, no padding, float32."""
+        with torch.inference_mode():
+            return float(self.plain(input_ids=torch.tensor([row])).logits[0, 0])
+
+
+def naive(model: Loaded, budget: int) -> Subject:
+    """Batches of 16 in order of arrival, left-padded."""
+    return Subject("naive", partial(batch_forming.in_order_of_arrival, size=NAIVE_ROWS), model.left_padded)
+
+
+def sorted_by_length(model: Loaded, budget: int) -> Subject:
+    """The same model, rows of like length together, 2,048 positions a batch."""
+    return Subject("sorted", partial(batch_forming.by_length, budget=SORTED_BUDGET), model.left_padded)
+
+
+def padded(model: Loaded, budget: int) -> Subject:
+    """Our own reference path, cut in the same way."""
+    checkpoint = model.ours()
+    scorer = PaddedScorer(checkpoint.network, pad_id=checkpoint.pad_id, max_tokens=checkpoint.policy.max_tokens)
+    return Subject("padded", partial(batch_forming.by_length, budget=SORTED_BUDGET), partial(_ours, scorer))
+
+
+def ours(
+    model: Loaded,
+    budget: int,
+    *,
+    name: str,
+    share: bool = False,
+    matmul_precision: MatmulPrecision = "highest",
+    change: Callable[[Any], None] = lambda network: None,
+    **options: Any,
+) -> Subject:
+    """Our packed path, in order of arrival, or as our server cuts batches where rows share beginnings."""
+    checkpoint = model.ours()
+    change(checkpoint.network)
+    scorer = PackedScorer(
+        checkpoint.network,
+        max_tokens=checkpoint.policy.max_tokens,
+        share=share,
+        matmul_precision=matmul_precision,
+        **options,
+    )
+    scorer.settle()
+    cut = batch_forming.planned if share else batch_forming.by_tokens
+    return Subject(name, partial(cut, budget=budget), partial(_ours, scorer))
+
+
+def _in_bfloat16(network: Any) -> None:
+    network.backbone.to(torch.bfloat16)
+
+
+def _in_int8(network: Any) -> None:
+    torch.backends.quantized.engine = "x86" if "x86" in torch.backends.quantized.supported_engines else "qnnpack"
+    network.backbone = torch.ao.quantization.quantize_dynamic(network.backbone, {torch.nn.Linear})
+
+
+def _with_compiled_mlps(network: Any) -> None:
+    for layer in network.backbone.layers:  # the rest changes its shape with every batch
+        layer.mlp = torch.compile(layer.mlp, dynamic=True)
+
+
+def _ours(scorer: Scorer, rows: Sequence[Row]) -> list[float]:
+    return [row["score"] for row in scorer.score(TokenBatch(tuple(rows))).rows]
+
+
+_OURS: dict[str, dict[str, Any]] = {
+    # What our server does, and the same without one thing or the other.
+    "shared": {"share": True, "matmul_precision": "high"},
+    "packed": {"matmul_precision": "high"},
+    "shared_highest": {"share": True},
+    "packed_highest": {},
+    "plain_weights": {"prepack": False},
+    "whole_last_layer": {"trim": False, "matmul_precision": "high"},
+    "one_by_one": {"one_by_one": True, "matmul_precision": "high"},
+    # What it does not do, and what that would give.
+    "bfloat16": {"change": _in_bfloat16},
+    "int8": {"change": _in_int8},
+    "compiled": {"change": _with_compiled_mlps},
+}
+SUBJECTS: dict[str, Callable[[Loaded, int], Subject]] = {
+    "naive": naive,
+    "sorted": sorted_by_length,
+    "padded": padded,
+    **{name: partial(ours, name=name, **options) for name, options in _OURS.items()},
+}

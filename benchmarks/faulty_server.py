@@ -1,0 +1,52 @@
+"""`reward-serve`, but SIGUSR1 changes the value head of the model that it serves, and SIGUSR2 makes every scoring request fail
+with a bug: for drills, and for nothing else.
+
+python -m benchmarks.faulty_server --port 0
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import torch
+
+from rewardserve.model.backends import BACKENDS, LoadedModel, ModelSpec
+from rewardserve.model.backends import torch as backend
+from rewardserve.service.__main__ import main
+from rewardserve.service.scoring import Scoring
+
+_SHARE = 0.05
+"""Of every weight of the heads that is added to it: a change that nobody sees in a plot of rewards."""
+
+_loaded: list[Any] = []
+
+
+def load(spec: ModelSpec) -> LoadedModel:
+    """As the torch backend."""
+    loaded = backend.load(spec)
+    _loaded.append(loaded.scorer._network)  # type: ignore[attr-defined]
+    return loaded
+
+
+def tamper(*_: object) -> None:
+    """Change the heads in memory."""
+    with torch.no_grad():
+        for network in _loaded:
+            network.heads.weight.mul_(1.0 + _SHARE)
+
+
+def break_scoring(*_: object) -> None:
+    """From now on every request that scores ends in a 500."""
+
+    async def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("broken on purpose, for a drill")
+
+    Scoring.score = broken  # type: ignore[method-assign, assignment]
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGUSR2, break_scoring)
+    signal.signal(signal.SIGUSR1, tamper)
+    BACKENDS["torch"] = "__main__:load"
+    main()

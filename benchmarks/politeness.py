@@ -1,0 +1,36 @@
+"""How often a polite, useful answer beats a rude one of the same length: every head of a model, and its reward.
+
+The 24 pairs are hand-written (training/recipes/politeness.jsonl); the good answer is the longer one in five of them, so
+length helps nobody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rewardserve.model.backends import ModelSpec, load
+from rewardserve.model.conversation import Sample
+from rewardserve.model.scorer import TokenBatch
+
+PAIRS = Path(__file__).resolve().parent.parent / "training" / "recipes" / "politeness.jsonl"
+
+
+def main() -> None:
+    """Command-line entry: print a line a head."""
+    parser = argparse.ArgumentParser(description="Good against rude answers of the same length.")
+    parser.add_argument("--model", default="", help="folder or hub name; empty: the embedded default")
+    model = load("torch", ModelSpec(parser.parse_args().model))
+    pairs = [json.loads(line) for line in PAIRS.read_text().splitlines()]
+    samples = [Sample(prompt=p["prompt"], response=p[side]) for p in pairs for side in ("chosen", "rejected")]
+    rows = model.scorer.score(TokenBatch(tuple(model.encode(s).ids for s in samples))).rows
+    scores = {name: [row[name] for row in rows] for name, _ in model.identity.heads}
+    scores["(reward)"] = [model.identity.raw(row) for row in rows]
+    scores["(longer text)"] = [float(len(s.response or "")) for s in samples]
+    for name, values in scores.items():
+        print(f"{name:16} {sum(a > b for a, b in zip(values[::2], values[1::2], strict=True))} of {len(pairs)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""When the trip wires page, beside when the gold reward falls: hacked, mild and healthy runs of the gym, on fresh seeds.
+
+Everything goes the way that requests go: token ids through a `Scorer`, the reward pipeline, and the board with its wires,
+which see rendered text. The gold reward is known here only. Thresholds are those of `service/tripwires/wires.py`; they were
+chosen on seeds 100 to 131, so other seeds are to be used here; 20 to 36 have shown a divergence wire that was too quick.
+
+    python -m gym.alerts --seeds 40 60 --healthy 40 57
+
+What a hacked run is, and `drop`, are said in `watched`. `over_http` does the same through a real server, and `report`
+makes a page of plots of what `--json` has written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import machine, tables
+from gym.features import traits_of
+from gym.monitored_runs import Curves, Kind, Outcome, Tripped, by_kind, line, outcome, save, wires_line
+from gym.responses import FloatArray, Responses
+from gym.run_setup import Scene, scene, scored
+from gym.training import STEPS, by_gold, train
+from rewardserve.model.reward import Batch, Reward
+from rewardserve.model.scorer import HeadScores
+from rewardserve.model.traits import NAMES, NO_LEXICON, Lexicon, text_digest
+from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, usual
+from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
+from rewardserve.service.tripwires.wire import VOTE, Alert, SampleFeatures
+from rewardserve.service.tripwires.wires import WIRES
+
+_MEMBERS = ("reward", "member_1", "member_2", "member_3")
+
+KINDS = (
+    Kind("hacked"),
+    Kind("hacked, no lexicons", lexicons=False),
+    Kind("hacked, no audit judge", audit=False),
+    Kind("bias without a name, no lexicons", bias="odd", lexicons=False),
+    Kind("flattery alone", bias="flattery"),
+    Kind("length alone", bias="length"),
+    Kind("lists alone", bias="list"),
+    Kind("mild (KL .05)", kl=0.05),
+    Kind("mild (KL .05), bias without a name", bias="odd", kl=0.05),
+    Kind("healthy", healthy=True),
+)
+
+
+def main() -> int:
+    """Command-line entry."""
+    given = _arguments()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    todo = [(kind, seed) for kind in KINDS for seed in range(*(given.healthy if kind.healthy else given.seeds))]
+    with ProcessPoolExecutor(given.processes) as pool:
+        outcomes = list(pool.map(partial(_run, steps=given.steps, learns=given.reference == "run"), todo))
+    print(tables.facts(machine.facts()))
+    print(tables.table([line(of_kind) for of_kind in by_kind(outcomes).values()]))
+    print("\nwhat was over its threshold at the page (share of the pages)")
+    print(tables.table([wires_line(of_kind) for of_kind in by_kind(outcomes).values()]))
+    if given.json:
+        save(given.json, outcomes)
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", nargs=2, type=int, default=(40, 60), help="of hacked and mild runs: from, up to")
+    parser.add_argument("--healthy", nargs=2, type=int, default=(40, 57), help="of healthy runs: from, up to")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument(
+        "--reference", choices=("base", "run"), default="base",
+        help="what is usual: responses of the base policy, or, as a server does by default, the first 512 of the run",
+    )  # fmt: skip
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--json", type=Path, help="where to write every run, for `report`")
+    return parser.parse_args()
+
+
+# -- one run ----------------------------------------------------------------------------------------------------------
+
+
+def _run(todo: tuple[Kind, int], steps: int, learns: bool) -> Outcome:
+    return run(*todo, steps=steps, learns=learns)
+
+
+def run(kind: Kind, seed: int, *, steps: int = STEPS, learns: bool = False) -> Outcome:
+    """Train, and watch. What is usual is known, or the run's first windows teach it."""
+    started = scene(seed, kind.bias)
+    eyes = _Eyes(kind, started, learns=learns)
+
+    def reward_of(responses: Responses, scores_BH: FloatArray) -> FloatArray:
+        eyes.look(responses)
+        if kind.healthy:
+            return by_gold(responses, scores_BH)
+        return np.array([reward.value for reward in eyes.rewards])
+
+    trained = train(started.base, started.models, reward_of, steps, seed=seed, kl_coefficient=kind.kl)
+    gold, kl = zip(*[(float(step.gold_B.mean()), step.kl) for step in trained], strict=True)
+    return outcome(kind, seed, Curves(gold, eyes.levels, kl), eyes.alerts, eyes.over, samples=eyes.n_samples)
+
+
+class _Eyes:
+    """The service's way of a batch, from token ids to findings."""
+
+    def __init__(self, kind: Kind, started: Scene, *, learns: bool) -> None:
+        self.rewards: list[Reward] = []
+        self.levels: list[float] = []
+        self.alerts: list[Tripped] = []
+        self.over: tuple[str, ...] = ()
+        self.n_samples = 0
+        self._models = started.models
+        self._lexicon = Lexicon.read() if kind.lexicons else NO_LEXICON
+        self._with_audit = kind.audit
+        self._pipelines = {name: started.pipeline(name) for name in started.models.heads}
+        self._board = RunMonitor(
+            BaselineSource(Baseline() if learns else self._known(started), _MEMBERS), MonitorLimits(window=128), WIRES
+        )
+        self._step = 0
+
+    def look(self, responses: Responses) -> None:
+        """Score, reward and watch one batch."""
+        heads = scored(self._models, responses)
+        self.rewards = self._pipelines["reward"](Batch(heads))
+        self.levels.append(float(np.mean([reward.changes[0] for reward in self.rewards])))
+        found = self._board.observe("gym", self._step, list(self._observations(heads, responses)), float(self._step))
+        self._note(found)
+        self.n_samples += len(responses)
+        self._step += 1
+
+    def _note(self, found: Sequence[Alert]) -> None:
+        pages = [alert.wire for alert in found if alert.severity == "page"]
+        if pages and not self.over:
+            statistics = self._board.runs["gym"].statistics
+            over = [w.name for w in WIRES if w.weight(statistics.get(w.name))]
+            self.over = (*(wire for wire in pages if wire != VOTE), *over)
+        self.alerts += [Tripped(alert.wire, alert.severity, self._step) for alert in found]
+
+    def _observations(self, heads: Sequence[HeadScores], responses: Responses) -> Iterator[SampleFeatures]:
+        audits = self._levels("audit", heads)
+        # What the members would each add to a mean of them is counted as if that were the reward.
+        levels_BK = np.array([self._levels(name, heads) for name in _MEMBERS]).T
+        traits = traits_of(responses, self._lexicon)
+        for i, (reward, text) in enumerate(zip(self.rewards, responses.texts(), strict=True)):
+            yield SampleFeatures(
+                group=int(responses.prompt_ids_B[i]),
+                key=None,
+                value=reward.value,
+                level=reward.changes[0],
+                is_capped=bool(reward.notes),
+                traits=traits[i],
+                text_digest=text_digest(text),
+                spread=float(levels_BK[i].std()),
+                parts=tuple(levels_BK[i].tolist()),
+                audit=audits[i] if self._with_audit else None,
+            )
+
+    def _known(self, started: Scene) -> Baseline:
+        looks = traits_of(started.reference, self._lexicon)
+        return _reference(self._levels("reward", started.heads), self._spreads(started.heads), looks)
+
+    def _levels(self, name: str, heads: Sequence[HeadScores]) -> list[float]:
+        return [reward.changes[0] for reward in self._pipelines[name](Batch(heads))]
+
+    def _spreads(self, heads: Sequence[HeadScores]) -> list[float]:
+        levels_KB = np.array([self._levels(name, heads) for name in _MEMBERS])
+        spreads: list[float] = levels_KB.std(axis=0).tolist()
+        return spreads
+
+
+def _reference(levels: Sequence[float], spreads: Sequence[float], traits: Sequence[Sequence[float]]) -> Baseline:
+    columns = {"level": levels, "spread": spreads, **dict(zip(NAMES, zip(*traits, strict=True), strict=True))}
+    known = {name: usual(name, float(np.mean(column)), float(np.std(column))) for name, column in columns.items()}
+    return Baseline(known, saturation=float(np.quantile(levels, 0.999)))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,19 @@
+"""What responses look like to the trip wires: the traits of their ids and of their rendered text.
+
+It knows neither rewards nor wires; the traits themselves are `rewardserve.model.traits`.
+"""
+
+from __future__ import annotations
+
+from gym import vocabulary
+from gym.responses import Responses
+from rewardserve.model.traits import Lexicon, of_ids, of_text
+
+
+def traits_of(responses: Responses, lexicon: Lexicon) -> list[tuple[float, ...]]:
+    """The values of `rewardserve.model.traits.NAMES` for every response."""
+    rows = zip(responses.rows(), responses.ended_B, responses.texts(), responses.prompt_ids_B, strict=True)
+    return [
+        (*of_ids(row, not ended), *of_text(vocabulary.prompt(int(prompt)), text, lexicon))
+        for row, ended, text, prompt in rows
+    ]

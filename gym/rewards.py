@@ -1,0 +1,108 @@
+"""Reward models of the gym as the reward pipeline sees them, and the pipeline as the reward of a run.
+
+Calibrations are fitted by the trainer's own code, on responses of the base policy and on held-out pairs that the same
+labeller labelled; the stages are those that the service runs. It knows neither gold nor the policy that climbs.
+
+`B` responses, `H` heads, `N` reference responses, `P` held-out pairs, `T` traits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from gym.features import traits_of
+from gym.labeller import PLANTED, Biases, Pairs, pairs
+from gym.policy import Policy
+from gym.proxy import Panel
+from gym.responses import FloatArray, Responses
+from gym.training import RewardOf
+from rewardserve.model.calibration import Calibration
+from rewardserve.model.reward import Batch, EnsembleMember, Pipeline
+from rewardserve.model.traits import Lexicon
+from rewardserve.training import calibrate
+
+N_REFERENCE: Final = 4_000
+N_HELD_OUT: Final = 2_000
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What calibrations are fitted on: responses of the base policy, what they look like, and held-out pairs."""
+
+    responses: Responses
+    traits_NT: FloatArray
+    lexicon: str
+    held_out: Pairs
+
+
+def reference(base: Policy, biases: Biases = PLANTED["human"], n: int = N_REFERENCE) -> Reference:
+    """One for all seeds of the gym, so that what differs between seeds is the reward model."""
+    rng = np.random.default_rng(0)
+    responses = base.sample(rng, np.zeros(n, dtype=np.int64))
+    lexicon = Lexicon.read()
+    traits_NT = np.array(traits_of(responses, lexicon))
+    return Reference(responses, traits_NT, lexicon.version, pairs(base, N_HELD_OUT, biases, rng))
+
+
+@dataclass(frozen=True)
+class Jury:
+    """Reward models read side by side, and the opinions that the pipeline makes of their heads."""
+
+    models: Panel
+    ensemble_members: tuple[EnsembleMember, ...]
+
+
+def one_model(models: Panel, against: Reference) -> Jury:
+    """All heads as those of one model, whose raw score is the mean of its normalised heads."""
+    return Jury(models, (ensemble_member("reward", models, against),))
+
+
+def several_models(models: Panel, against: Reference) -> Jury:
+    """Every reward model as a model of its own."""
+    return Jury(models, tuple(ensemble_member(name, Panel({name: m}), against) for name, m in models.models.items()))
+
+
+def ensemble_member(name: str, models: Panel, against: Reference) -> EnsembleMember:
+    """One model with its calibration. A single head is the raw score itself."""
+    scores_NH = models.scores_BH(against.responses)
+    n_heads = len(models.heads)
+    weights_H = (1.0,) if n_heads == 1 else calibrate.head_weights(scores_NH, [1.0 / n_heads] * n_heads)
+    return EnsembleMember(
+        name, tuple(zip(models.heads, weights_H, strict=True)), _calibration(models, scores_NH, weights_H, against)
+    )
+
+
+def _calibration(models: Panel, scores_NH: FloatArray, weights_H: tuple[float, ...], against: Reference) -> Calibration:
+    """What `reward-train calibrate` would fit."""
+    labelled, responses = against.held_out, against.responses
+    won_P1 = np.where(labelled.left_won_N, 1.0, -1.0)[:, None]
+    diff_PH = won_P1 * (models.scores_BH(labelled.left) - models.scores_BH(labelled.right))
+    held_out = calibrate.HeldOut(
+        raw_N=scores_NH @ np.asarray(weights_H),
+        tokens_N=(responses.lengths_B + responses.ended_B).astype(np.float64),
+        diff_P=diff_PH @ np.asarray(weights_H),
+        head_names=models.heads,
+        heads_NH=scores_NH,
+        head_diffs=[*diff_PH.T],
+        traits_NT=against.traits_NT,
+        lexicon=against.lexicon,
+    )
+    return calibrate.fit(held_out, data_digest="gym")
+
+
+def by_pipeline(pipeline: Pipeline, heads: tuple[str, ...]) -> RewardOf:
+    """The reward of a run: what the service would answer to the same raw scores. The frozen references count."""
+    return lambda responses, scores_BH: np.array([r.value for r in pipeline(batch_of(responses, scores_BH, heads))])
+
+
+def batch_of(responses: Responses, scores_BH: FloatArray, heads: tuple[str, ...]) -> Batch:
+    """The columns that a pipeline may read, apart from the repetition: a stage that asks for that one fails."""
+    return Batch(
+        heads=[dict(zip(heads, row, strict=True)) for row in scores_BH.tolist()],
+        lengths=(responses.lengths_B + responses.ended_B).tolist(),
+        missing_end=(~responses.ended_B).tolist(),
+        references=[()] * len(responses),
+    )

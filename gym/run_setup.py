@@ -1,0 +1,55 @@
+"""What a watched run starts from: the base policy, the reward models of its seed, and what calibrations are fitted on.
+
+The same for runs within one process and for runs through a server, so that both climb the same scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from gym.labeller import PLANTED
+from gym.policy import Policy, base_policy
+from gym.proxy import Panel, panel
+from gym.responses import Responses
+from rewardserve.model.calibration import Calibration
+from rewardserve.model.reward import EnsembleMember, Pipeline, RewardSettings, build_pipeline
+from rewardserve.model.scorer import HeadScores, TokenBatch
+
+N_REFERENCE: Final = 4_000
+
+
+@dataclass(frozen=True)
+class Scene:
+    """`reference` are responses of the base policy, `heads` their raw scores."""
+
+    base: Policy
+    models: Panel
+    reference: Responses
+    heads: tuple[HeadScores, ...]
+
+    def calibration(self, name: str) -> Calibration:
+        """Mean and deviation of one head over the reference."""
+        raw = np.array([scores[name] for scores in self.heads])
+        return Calibration(mean=float(raw.mean()), std=float(raw.std()), n=len(raw))
+
+    def pipeline(self, name: str) -> Pipeline:
+        """From raw scores of one head to rewards: standardised, and nothing else."""
+        return build_pipeline(
+            [EnsembleMember(name, ((name, 1.0),), self.calibration(name))], RewardSettings(shape="none")
+        )
+
+
+def scene(seed: int, bias: str) -> Scene:
+    """Of one seed, after the labeller with this bias of `PLANTED`."""
+    base = base_policy()
+    models = panel(base, seed, PLANTED[bias])
+    reference = base.sample(np.random.default_rng([seed, 99]), np.arange(N_REFERENCE))
+    return Scene(base, models, reference, scored(models, reference))
+
+
+def scored(models: Panel, responses: Responses) -> tuple[HeadScores, ...]:
+    """The way of requests: ragged ids in, named scores out."""
+    return models.score(TokenBatch(responses.rows())).rows

@@ -1,0 +1,155 @@
+"""The gym's reward models behind the real server: a backend that reads text.
+
+    python -m gym.serving --seed 40 --port 0
+
+is `reward-serve` with one more backend, `gym`, whose models are named `SEED:BIAS:HEAD`; other flags are the server's own. The
+head that a policy climbs is served, and the audit judge of the same seed watches. Text becomes the gym's word ids, these
+the features of the frozen network, and its linear head the score, with the calibration that `alarms` uses. It knows
+neither gold nor policies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+from gym import vocabulary
+from gym.labeller import PLANTED
+from gym.policy import CAP
+from gym.proxy import Panel
+from gym.run_setup import Scene, scene
+from gym.vocabulary import EOS, SIZE
+from rewardserve.model.backends import BACKENDS, Encode, Identity, LoadedModel, LoadError, ModelSpec, encode_each
+from rewardserve.model.contract import ContractReport, ScoringContract
+from rewardserve.model.conversation import EmptyResponse, InputTooLong, Sample, SampleError
+from rewardserve.model.encoding import Encoded
+from rewardserve.model.scorer import BatchScores, ScorerError, TokenBatch
+
+ASK: Final = SIZE
+"""The id that stands for the words which all prompts have in common; the ten after it are the digits of their numbers."""
+
+N_IDS: Final = ASK + 11
+MAX_PROMPT: Final = 16
+MAX_TOKENS: Final = MAX_PROMPT + CAP
+
+
+class NotInTheLanguage(SampleError):
+    """A prompt or a response that the gym cannot have written."""
+
+    code = "not_in_the_language"
+
+
+class TextEncoder(Encode):
+    """A prompt and a response as ids: `ASK`, the digits of the prompt's number, the words, EOS."""
+
+    def __call__(self, sample: Sample) -> Encoded:
+        """Encode one sample. An empty response is one whose first draw was EOS, unless it was cut off."""
+        prompt, response = sample.texts()
+        try:
+            asked, words = vocabulary.asked(prompt), vocabulary.read(response)
+        except ValueError as error:
+            raise NotInTheLanguage(str(error)) from None
+        missing_end = sample.finish_reason == "length"
+        answer = words if missing_end else (*words, EOS)
+        if not answer:
+            raise EmptyResponse("the response was cut off before its first word")
+        before = (ASK, *(ASK + 1 + int(digit) for digit in str(asked)))
+        if len(before) > MAX_PROMPT or len(answer) > CAP:
+            raise InputTooLong(n=len(before) + len(answer), limit=MAX_TOKENS)
+        return Encoded((*before, *answer), len(before), missing_end=missing_end)
+
+    def many(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
+        """One entry a sample, in order."""
+        return encode_each(self, samples)
+
+
+@dataclass(frozen=True)
+class AnswerScorer:
+    """A panel that is shown the response alone: the gym's networks do not look at the prompt."""
+
+    models: Panel
+    max_tokens: int = MAX_TOKENS
+    shares_prefixes: bool = False
+    concurrency: int = 1
+    streams: bool = False
+    is_alive: bool = True
+
+    def score(self, batch: TokenBatch) -> BatchScores:
+        """Score every row, in order. `ScorerError` for an id that is none, or a row without a response."""
+        if any(not 0 <= token < N_IDS for row in batch.rows for token in row):
+            raise ScorerError(f"ids are from 0 to {N_IDS - 1}")
+        answers = tuple([tuple([token for token in row if token < ASK]) for row in batch.rows])
+        if not all(answers):
+            raise ScorerError("a row has no response")
+        return self.models.score(TokenBatch(answers))
+
+    def cost(self, lengths: Sequence[int]) -> int:
+        """The tokens themselves."""
+        return sum(lengths)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def load(spec: ModelSpec) -> LoadedModel:
+    """`ModelSpec(model="40:human:reward")`. Raise `LoadError` for a name that is not of this form."""
+    started, head = _named(spec.model)
+    name, model = f"gym {spec.model}", started.models.models[head]
+    n_parameters = sum(array.size for array in (*vars(model.network).values(), model.head_D))
+    heads = ((head, 1.0),)
+    contract = ScoringContract(
+        template="", template_digest="", bos_id=None, end_text="", end_ids=(EOS,), template_tail="",
+        ending="end_token", reads_at="last", skip_id=None, bos_without_template="none", tokenizes="whole", truncation="error",
+        max_tokens=MAX_TOKENS, pad_id=EOS, tokenizer_digest="gym", weights_digest=spec.model, head_digest=spec.model,
+        dtype="float64", heads=heads, origin="inferred",
+    )  # fmt: skip
+    return LoadedModel(
+        identity=Identity(name, "Gym", "gym", "numpy", "float64", "cpu", heads, n_parameters, MAX_TOKENS),
+        scorer=AnswerScorer(Panel({head: model})),
+        encode=TextEncoder(),
+        contract=contract,
+        report=ContractReport("inferred", (), 0, None),
+        calibration=started.calibration(head),
+    )
+
+
+def _named(name: str) -> tuple[Scene, str]:
+    seed, _, rest = name.partition(":")
+    bias, _, head = rest.partition(":")
+    if not seed.isdecimal() or bias not in PLANTED:
+        raise LoadError(f"{name!r} is no SEED:BIAS:HEAD with a bias of {', '.join(PLANTED)}")
+    started = _scene(int(seed), bias)
+    if head not in started.models.heads:
+        raise LoadError(f"there is no head {head!r}; there are {', '.join(started.models.heads)}")
+    return started, head
+
+
+@cache
+def _scene(seed: int, bias: str) -> Scene:
+    """The model that is served and the one that audits are of one panel."""
+    return scene(seed, bias)
+
+
+def main() -> None:
+    """The server, with its two models named."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], allow_abbrev=False, epilog="other flags are those of reward-serve"
+    )
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--bias", choices=PLANTED, default="human", help="what the labeller is biased for")
+    given, flags = parser.parse_known_args()
+    BACKENDS["gym"] = "gym.serving:load"
+    of_seed = f"{given.seed}:{given.bias}"
+    sys.argv[1:] = ["--backend=gym", f"--model={of_seed}:reward", f"--audit-model={of_seed}:audit", *flags]
+    # It takes the places of signal handlers when it is imported, which is for a process that is to be a server.
+    from rewardserve.service.__main__ import main as serve
+
+    serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Choose the engine of a network: the fastest that gives the scores of a plain forward of each row alone.
+
+Engines run inside models that were not written for them: they pack rows, pad them, keep keys for later batches. So before
+a model is served, rows with everything that can go wrong in them (common beginnings, equal rows, one token, both sides
+of every length at which the model computes something else) go through each engine, in batches and through kept
+beginnings in both orders, and are compared with what transformers computes for each row alone. An engine that gives
+other scores is not used; a model that is wrong even one row at a time is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rewardserve.model.backends import LoadError, MatmulPrecision, ModelSpec
+from rewardserve.model.backends.engine_check import CheckRows, Truth, affordable, check_rows
+from rewardserve.model.backends.packed import PackedScorer, Unsupported
+from rewardserve.model.backends.padded import PaddedScorer
+from rewardserve.model.hidden_reference import HiddenReference
+from rewardserve.model.network import RewardNetwork
+
+Engine = PackedScorer | PaddedScorer
+
+
+def choose(
+    network: RewardNetwork, spec: ModelSpec, *, pad_id: int, max_tokens: int, hidden: HiddenReference | None = None
+) -> tuple[Engine, tuple[str, ...]]:
+    """The engine, and in words what it does not do and why. Raise `LoadError` where none gives the right scores."""
+    rows = check_rows(network.config, max_tokens, affordable(network))
+    truth = Truth(network, rows)
+
+    def pack(trim: bool, precision: MatmulPrecision) -> PackedScorer:
+        return PackedScorer(network, max_tokens=max_tokens, hidden=hidden, trim=trim, matmul_precision=precision,
+                            one_by_one=spec.deterministic, prefix_cache_bytes=spec.prefix_cache_bytes)  # fmt: skip
+
+    def pad(one_by_one: bool) -> PaddedScorer:
+        return PaddedScorer(network, pad_id=pad_id, max_tokens=max_tokens, hidden=hidden, one_by_one=one_by_one)
+
+    engine, notes = _chosen(spec, truth, pack, pad)
+    return engine, (*notes, *_unchecked_notes(rows))
+
+
+def _chosen(
+    spec: ModelSpec,
+    truth: Truth,
+    pack: Callable[[bool, MatmulPrecision], PackedScorer],
+    pad: Callable[[bool], PaddedScorer],
+) -> tuple[Engine, tuple[str, ...]]:
+    why: list[str] = []
+    if spec.engine != "padded":
+        packed, notes = _packed(spec, truth, pack)
+        if packed is not None:
+            return packed, notes
+        if spec.engine == "packed":
+            raise LoadError(f"engine=packed is not possible here: {notes[0]}. Use auto or padded.")
+        why.append(f"rows are not packed: {notes[0]}")
+    if not spec.deterministic:
+        padded = pad(False)
+        objection = truth.objection(padded)
+        if objection is None:
+            return padded, (f"rows are padded: {notes[0]}",) if why else ()
+        why.append(f"rows are not padded: {objection}")
+    alone = pad(True)
+    if (objection := truth.objection(alone)) is not None:
+        raise LoadError(
+            f"this model cannot be served: even where every row has a forward of its own, {objection}. Serve it with the "
+            "library that it was trained with."
+        )
+    return alone, ("every row has a forward of its own", *why) if why else ()
+
+
+def _packed(
+    spec: ModelSpec, truth: Truth, pack: Callable[[bool, MatmulPrecision], PackedScorer]
+) -> tuple[PackedScorer | None, tuple[str, ...]]:
+    """The fastest way to pack, and its notes; or None, and the last objection."""
+    objections: dict[tuple[bool, MatmulPrecision], str] = {}
+    for trim, precision in _ways(spec):
+        try:
+            scorer = pack(trim, precision)
+        except (Unsupported, ValueError) as error:  # the library's own word for an attention that a model refuses
+            objections[trim, precision] = str(error)
+            continue
+        got = scorer.matmul_precision
+        why_not = objections.get((trim, got)) or _objection(truth, scorer)
+        if why_not is None:
+            scorer.settle()
+            whole = objections.get((trim, "high")) or scorer.precision_note
+            notes = {"the last layer is computed whole": objections.get((True, got)) if not trim else None,
+                     "float32 is multiplied as float32": whole if got != spec.matmul_precision else None}  # fmt: skip
+            return scorer, tuple(f"{what}: {why}" for what, why in notes.items() if why)
+        scorer.leave()
+        objections[trim, got] = why_not
+    return None, ([*objections.values()][-1],)
+
+
+def _objection(truth: Truth, scorer: PackedScorer) -> str | None:
+    """Why this engine is not to be used, or None: first without the weights that it will let go of, then with them."""
+    for withheld in (True, False):
+        scorer.withhold_weights(withheld)
+        objection = truth.objection(scorer, is_high=scorer.matmul_precision == "high")
+        if objection is None:
+            return None
+    return objection
+
+
+def _ways(spec: ModelSpec) -> list[tuple[bool, MatmulPrecision]]:
+    """Whether the last layer is trimmed and how matrices are multiplied, the fastest first."""
+    precisions: tuple[MatmulPrecision, ...] = ("high", "highest") if spec.matmul_precision == "high" else ("highest",)
+    return [(trim, precision) for trim in (True, False) for precision in precisions]
+
+
+def _unchecked_notes(rows: CheckRows) -> tuple[str, ...]:
+    if not rows.unchecked:
+        return ()
+    lengths = ", ".join(f"{n:,}" for n in rows.unchecked)
+    return (
+        f"rows longer than {lengths} tokens, where the model computes something else, were compared with nothing: it would "
+        "take too long. Nothing that depends on a row's length is shared between rows on two sides of such a length",
+    )

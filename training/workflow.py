@@ -1,0 +1,535 @@
+"""The story of one run, readable aloud: read, encode, hold out, train, judge, calibrate, export, report.
+
+The only room that knows all the others. `finish` has the second half.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from rewardserve.model.backends import LoadError
+from rewardserve.model.backends.engine_check import padding_objection
+from rewardserve.model.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    ReadOptions,
+    read,
+    read_backbone,
+    read_elsewhere,
+    source_digests,
+    tokenised_whole,
+    without_bias,
+)
+from rewardserve.training import (
+    data,
+    evaluate,
+    hub,
+    leakage,
+    raw_text,
+    recipe,
+    report,
+    row_counts,
+    run_folder,
+    scoring,
+    sequences,
+)
+from rewardserve.training.config import Config, ConfigError
+from rewardserve.training.console import say, show
+from rewardserve.training.evaluate import Metrics
+from rewardserve.training.export import read_probes
+from rewardserve.training.finish import (
+    Made,
+    RunTimer,
+    Tables,
+    facts_of,
+    figures,
+    finish,
+    independence,
+    judge,
+    score,
+    summary,
+)
+from rewardserve.training.losses import USES_MARGIN, pair_loss
+from rewardserve.training.methods import CachedNetwork, adapt, check_targets, fit_logistic, not_adapted
+from rewardserve.training.pair_batches import Collator, Rows, cached_rows, token_rows
+from rewardserve.training.sequences import PairTable
+from rewardserve.training.step_checkpoints import COMPLETE, damaged, history_of, last_complete, load_weights
+from rewardserve.training.trainer import RewardTrainer, check_optimizer, check_warmup, stops_at_signals
+
+_RECIPE = "recipe.json"
+_DATA = "data.json"
+_PAIRS, _OF_MODEL = "training data", "model: "
+"""What the digests in that file are of."""
+
+
+def train(config: Config) -> Path:
+    """Train, and write everything that a run writes. Return the checkpoint's folder."""
+    torch.manual_seed(config.seed)
+    folder = Path(config.output.folder)
+    timer = RunTimer()
+    with _alone_in(folder):
+        resume_from = _where_to_resume(config, folder)
+        check_optimizer(config)
+        pair_loss(config.loss)
+        if config.export.probes:
+            read_probes(Path(config.export.probes))
+        start = begin(config)
+        check_targets(start.network, config.method)
+        say_not_adapted(config, start)
+        tables = encode(config, start)
+        _refuse_other_inputs(config, folder, start, tables.train, resume_from)
+        _refuse_untrained_heads(config, tables.train)
+        check_warmup(config, tables.train, n_processes())
+        start = replace(start, policy=tables.policy)
+        # A fresh head has nothing to be compared with.
+        before = figures(config, judge(config, start, tables.held_out)) if config.model.start == "reward" else []
+        hidden_ND = features(config, start, tables.train)
+        initialise_heads(config, start, tables.train, hidden_ND)
+        trained, history = fit(config, start, tables, hidden_ND, folder, resume_from)
+        if trained is not None:
+            made = Made("train", timer, tuple(before), tuple(history))
+            finish(config, trained, tables, folder, made)
+    _process().wait_for_everyone()
+    return folder / "checkpoint"
+
+
+def evaluate_checkpoint(config: Config, path: str) -> tuple[list[Metrics], Path]:
+    """Judge an existing reward model on the recipe's held-out pairs; write a report. Return figures and its path."""
+    timer = RunTimer()
+    run_folder.require_writable(Path(config.output.folder))
+    checkpoint = _with_limits(config, _read(config, path))
+    tables = encode(_own_heads(config, checkpoint), checkpoint, is_bound=True)
+    _require_held_out(tables, "evaluate")
+    heads = checkpoint.network.head_names, checkpoint.network.head_weights
+    scores_NH = score(config, checkpoint, tables.held_out)
+    judged = evaluate.slices(tables.held_out, scores_NH, *heads)
+    metrics = figures(config, judged)
+    crossed = figures(config, evaluate.cross_slices(tables.held_out, scores_NH, *heads))
+    folder = Path(config.output.folder)
+    page = folder / "evaluation.html"
+    facts = {"made by": f"reward-train evaluate --checkpoint {path}", **facts_of(config, tables), **timer.facts()}
+    shown = report.Page(
+        f"Evaluation of {path}", facts, metrics, (), judged, recipe.plain(config), crossed,
+        independence=independence(tables, checkpoint.folder),
+    )  # fmt: skip
+    report.write(page, shown)
+    run_folder.write_json(page.with_suffix(".json"), [asdict(m) for m in metrics])
+    return metrics, page
+
+
+def calibrate_checkpoint(config: Config, path: str) -> Path:
+    """Fit the calibration of an existing reward model on the recipe's held-out pairs; write it as a new checkpoint."""
+    folder = Path(config.output.folder)
+    timer = RunTimer()
+    with _alone_in(folder):
+        if Path(path).resolve() != (folder / "checkpoint").resolve():
+            run_folder.refuse_finished(folder)
+        checkpoint = _with_limits(config, _as_written(_read(config, path)))
+        own = _own_heads(config, checkpoint)
+        tables = encode(own, checkpoint, is_bound=True)
+        _require_held_out(tables, "calibrate")
+        return finish(own, checkpoint, tables, folder, Made("calibrate", timer))
+
+
+def export_last_step(config: Config) -> Path:
+    """Finish a run that was stopped: the newest complete step checkpoint becomes the checkpoint."""
+    folder = Path(config.output.folder)
+    timer = RunTimer()
+    with _alone_in(folder):
+        step = last_complete(folder / "steps")
+        if step is None:
+            raise ConfigError(f"{folder / 'steps'} holds no complete step checkpoint; run `reward-train train` first")
+        run_folder.refuse_finished(folder)
+        _refuse_other_recipe(config, folder)
+        start = begin(config)
+        tables = encode(config, start)
+        _refuse_other_inputs(config, folder, start, tables.train, step)
+        start = replace(start, policy=tables.policy)
+        _wrap(config, start)
+        load_weights(start.network, step)
+        return finish(config, start, tables, folder, Made("export", timer, history=tuple(history_of(step))))
+
+
+def _alone_in(folder: Path) -> AbstractContextManager[None]:
+    """The lock of the folder, which the first process holds for all."""
+    return run_folder.locked(folder) if _process().is_main_process else nullcontext()
+
+
+def _require_held_out(tables: Tables, verb: str) -> None:
+    if not len(tables.held_out):
+        raise data.DataError(
+            f"{verb} needs held-out pairs, and none is held out. Raise data.eval_fraction, or name data.eval_sources."
+        )
+
+
+# -- begin ------------------------------------------------------------------------------------------------
+
+
+def begin(config: Config) -> Checkpoint:
+    """The weights that training starts from, on the device it runs on."""
+    with _named("model.path", config.model.path, how="--set model.path=PATH"):
+        checkpoint = _start(config)
+    checkpoint.network.to(_process().device)
+    left_out = not_adapted(checkpoint.network, config.method)
+    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *left_out))
+    return _with_limits(config, _require_padding_safe(checkpoint))
+
+
+def say_not_adapted(config: Config, start: Checkpoint) -> None:
+    """Print which parameters take no adapter; the notes of the checkpoint have it for the report."""
+    for note in not_adapted(start.network, config.method):
+        say(note)
+
+
+@contextmanager
+def _named(setting: str, path: str, *, how: str) -> Iterator[None]:
+    """Announce a model of the hub, and name the setting or option in what is wrong with the model. Raise `ConfigError`."""
+    hub.announce_model(path)
+    try:
+        yield
+    except CheckpointError as error:
+        if hub.is_hub_model(path) and hub.is_offline():
+            raise ConfigError(f"{setting}: {path!r} is no folder here. {hub.remedy('model', how)}") from error
+        raise ConfigError(f"{setting}: {error}") from error
+
+
+def _start(config: Config) -> Checkpoint:
+    wanted, options = config.model, _read_options(config, config.model.dtype)
+    if wanted.start == "backbone":
+        return read_backbone(
+            wanted.path,
+            options,
+            head_names=wanted.heads,
+            head_weights=wanted.weight_of_head,
+            n_layers=wanted.n_layers,
+        )
+    checkpoint = read(wanted.path, options)
+    if checkpoint.network.head_names != wanted.heads:
+        raise ConfigError(
+            f"{wanted.path} has heads {list(checkpoint.network.head_names)}; model.heads is {list(wanted.heads)}. Set model.heads "
+            "to those of the reward model, in their order."
+        )
+    return _as_written(checkpoint)
+
+
+def encode(config: Config, start: Checkpoint, *, is_bound: bool = False, in_folds: bool = False) -> Tables:
+    """Read the pairs, split them by group and encode both sides.
+
+    `is_bound`: the checkpoint is not trained any further. `in_folds`: every pair is held out later.
+    """
+    split = data.load(config.data, default_head=config.model.heads[0])
+    pairs = (*split.train, *split.held_out)
+    fitted = raw_text.fit_template(start, pairs, is_bound=is_bound)
+    if fitted is not start:
+        say(raw_text.JOINED)
+    train, held = (raw_text.as_served(part, fitted.policy) for part in (split.train, split.held_out))
+    split, encoder = replace(split, train=train, held_out=held), fitted.encoder
+    train_table = sequences.encode(split.train, encoder, "training pairs")
+    held_out = sequences.encode(split.held_out, encoder, "held-out pairs")
+    kept, overlap = leakage.remove(train_table, held_out)
+    if len(kept) or not len(train_table):
+        limit = config.data.max_dropped
+        row_counts.refuse_losses(split, train_table, kept, held_out, limit, counts_held_out=not is_bound)
+    if not len(train_table):
+        raise data.DataError(f"none of {len(split.train)} training pairs is left: {train_table.dropped}")
+    if not len(kept):
+        raise data.DataError(
+            f"none of {len(train_table)} training pairs is left: each has a response that is held out, under another group. "
+            "Hold out other pairs."
+        )
+    counts = row_counts.count_rows(split, kept, held_out, overlap)
+    for line in row_counts.lines(counts, in_folds=in_folds):
+        show(line)
+    return Tables(split, kept, held_out, counts, fitted.policy)
+
+
+def _read(config: Config, path: str) -> Checkpoint:
+    own = Path(config.output.folder) / "checkpoint"
+    if Path(path) == own and not own.is_dir():
+        raise ConfigError(
+            f"{own} is not there: finish a run of this recipe first (reward-train train), or name another reward model with "
+            "--checkpoint."
+        )
+    with _named("--checkpoint", path, how="--checkpoint=PATH"):
+        checkpoint = read(path, _read_options(config, "float32"), device=str(_process().device))
+    return _require_padding_safe(checkpoint)
+
+
+def _read_options(config: Config, dtype: str) -> ReadOptions:
+    return ReadOptions(
+        dtype=dtype,
+        allow_pickle=config.model.allow_pickle,
+        ignore_checkpoint_code=config.model.ignore_checkpoint_code,
+    )
+
+
+def _require_padding_safe(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint. Raise `ConfigError` where a padded batch gives other scores than each row alone."""
+    network = checkpoint.network
+    try:
+        objection = padding_objection(network, pad_id=checkpoint.pad_id, max_tokens=checkpoint.policy.max_tokens)
+    except LoadError as error:
+        raise ConfigError(f"model.path: {error}") from error
+    if objection is not None:
+        raise ConfigError(
+            f"model.path: {type(network.backbone).__name__} cannot be trained here: training pads its batches, and padding "
+            f"changes this model's values ({objection}), so the trained reward would not be the one that is served. "
+            "Choose an architecture for which docs/reference/architectures.md says that padding is right."
+        )
+    return checkpoint
+
+
+def _with_limits(config: Config, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with the longest row and the truncation of the recipe."""
+    limit = min(config.encoding.max_tokens, checkpoint.policy.max_tokens)
+    if limit < config.encoding.max_tokens:
+        say(f"encoding.max_tokens is {config.encoding.max_tokens:,}; the model reads {limit:,}, and that is the limit")
+    policy = replace(checkpoint.policy, max_tokens=limit, truncation=config.encoding.truncation)
+    return replace(checkpoint, policy=policy)
+
+
+def _own_heads(config: Config, checkpoint: Checkpoint) -> Config:
+    """The recipe for a model that exists: its heads are what they are; the recipe may still weigh them."""
+    names = checkpoint.network.head_names
+    for section, of in (("sources", config.data.sources), ("eval_sources", config.data.eval_sources)):
+        for i, source in enumerate(of):
+            if source.head and source.head not in names:
+                raise ConfigError(
+                    f"data.{section}.{i} ({source.path!r}) has pairs for head {source.head!r}, which the checkpoint lacks. Its "
+                    f"heads are {list(names)}. Leave the source out, or judge one of these by its pairs: --set "
+                    f"data.{section}.{i}.head={names[0]}."
+                )
+    weights = config.model.head_weights if len(config.model.head_weights) == len(names) else ()
+    return replace(
+        config, model=replace(config.model, heads=names, head_weights=weights, head_l2=config.model.head_l2[:1])
+    )
+
+
+def _as_written(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint as our layout can hold it. The console says what changes for that, and so does the report."""
+    for step in (without_bias, tokenised_whole, read_elsewhere):
+        checkpoint, note = step(checkpoint)
+        if note:
+            say(note)
+            checkpoint = replace(checkpoint, notes=(*checkpoint.notes, note))
+    return checkpoint
+
+
+def _process() -> PartialState:
+    """This process among those that accelerate or torchrun started; alone, the first of one."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def n_processes() -> int:
+    """How many processes accelerate or torchrun started."""
+    return int(_process().num_processes)
+
+
+def _where_to_resume(config: Config, folder: Path) -> Path | None:
+    """The step checkpoint to go on from. A folder in use is never overwritten, nor resumed by another recipe."""
+    steps = folder / "steps"
+    found = last_complete(steps)
+    if found is not None and not config.output.resume:
+        raise ConfigError(
+            f"{folder} holds a run at {found.name} already. Go on from there with --set output.resume=true, "
+            "or choose another output.folder."
+        )
+    if found is None:
+        run_folder.refuse_finished(folder)
+    else:
+        _refuse_other_recipe(config, folder)
+    if _process().is_main_process:
+        begins = f"the run goes on from {found.name}" if found else "the run begins anew"
+        for step, why in damaged(steps):
+            say(f"{step} is damaged ({why}) and left out: {begins}")
+            (step / COMPLETE).unlink(missing_ok=True)
+        run_folder.write_json(folder / _RECIPE, _identity(config))
+    return found
+
+
+def _refuse_other_recipe(config: Config, folder: Path) -> None:
+    """Raise `ConfigError` where the steps in the folder were made by another recipe."""
+    kept, now = folder / _RECIPE, json.loads(json.dumps(_identity(config)))
+    try:
+        then = json.loads(kept.read_text())
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        raise ConfigError(
+            f"{kept} is unreadable ({error}): whether this recipe made the steps there is not known"
+        ) from error
+    if not isinstance(then, dict):
+        raise ConfigError(f"{kept} holds no recipe: whether this recipe made the steps there is not known")
+    changed = sorted(k for k in {*now, *then} if now.get(k) != then.get(k))
+    if changed:
+        raise ConfigError(
+            f"{folder} was begun by another recipe: {', '.join(changed)} differ. Choose another output.folder."
+        )
+
+
+def _refuse_other_inputs(config: Config, folder: Path, start: Checkpoint, table: PairTable, step: Path | None) -> None:
+    """Raise `ConfigError` where the step was made with other training pairs or over another model; without a step, note both.
+
+    The rest of the epoch would be other pairs than those that the first part has left, adapters and heads would go on over weights
+    that they were not trained on, and the report would name what the weights were not made of.
+    """
+    if not _process().is_main_process or (step is None and not config.optim.epochs):
+        return
+    kept = folder / "steps" / _DATA
+    # Steps of full training have all weights, and begin with those.
+    model = source_digests(start, weights_too=config.method.name != "full")
+    now = {_PAIRS: data.digest(table.pairs)} | {_OF_MODEL + name: digest for name, digest in model.items()}
+    if step is None:
+        run_folder.write_json(kept, now)
+        return
+    try:
+        then = json.loads(kept.read_text())
+        changed = [name for name in now if name in then and then[name] != now[name]]
+    except (OSError, ValueError, TypeError):
+        return  # steps of a version that wrote none
+    if changed:
+        name = changed[0]
+        what, source = ("training pairs", "data.sources") if name == _PAIRS else (name, "model.path")
+        raise ConfigError(
+            f"{folder} was begun with other {what} ({then[name]}; they are {now[name]} now): the files of {source} have changed. "
+            "Restore them, or choose another output.folder."
+        )
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """What must be equal for two runs to be the same run: all but where they write and how often."""
+    plain = recipe.plain(config)
+    for setting in ("allow_pickle", "ignore_checkpoint_code"):
+        plain["model"].pop(setting)  # a file is read, or it is not: the weights are the same
+    return {k: v for k, v in plain.items() if k not in ("output", "eval", "export")}
+
+
+# -- train ------------------------------------------------------------------------------------------------
+
+
+def features(config: Config, start: Checkpoint, table: PairTable) -> torch.Tensor | None:
+    """The trunk's hidden states of every distinct training sequence, where something is to be fitted on them."""
+    if config.method.name != "frozen" and config.model.head_init == "random":
+        return None
+    return scoring.last_hidden(start.network, _rows(table), pad_id=start.pad_id, batch_tokens=config.eval.batch_tokens)
+
+
+def initialise_heads(config: Config, start: Checkpoint, table: PairTable, features: torch.Tensor | None) -> None:
+    """The convex solution on these pairs, in place, where the recipe asks for it."""
+    if config.model.head_init == "random" or features is None:
+        return
+    heads = start.network.heads.weight
+    for h, (name, l2) in enumerate(zip(start.network.head_names, config.model.l2_of_head, strict=True)):
+        heads.data[h] = fit_logistic(features, table, name, l2=l2).to(heads.device)
+
+
+def fit(
+    config: Config,
+    start: Checkpoint,
+    tables: Tables,
+    features: torch.Tensor | None,
+    folder: Path,
+    resume_from: Path | None,
+) -> tuple[Checkpoint | None, list[dict[str, float]]]:
+    """Train, with `epochs: 0` not at all. The first process gets the weights, whole, the others None; and the log."""
+    network, table = start.network, tables.train
+    _refuse_lost_margins(config, table)
+    if config.optim.epochs == 0:
+        return (start if _process().is_main_process else None), []
+    rows: Rows
+    if config.method.name == "frozen" and features is not None:
+        module: torch.nn.Module = CachedNetwork(network, features)
+        rows = cached_rows
+    else:
+        _wrap(config, start)
+        module, rows = network, token_rows(table, start.pad_id)
+    _refuse_low_precision(module)
+    collator = Collator(table, network.head_names, rows)
+    judge_now = partial(_judge_now, config, start, tables.held_out) if len(tables.held_out) else None
+    trainer = RewardTrainer(module, table, collator, config, judge=judge_now, steps=folder / "steps")
+    trainer.log_to_tensorboard(folder / "logs")
+    with stops_at_signals(trainer):
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    return _whole(config, start, trainer), list(trainer.state.log_history)
+
+
+def _whole(config: Config, start: Checkpoint, trainer: RewardTrainer) -> Checkpoint | None:
+    """What was trained, in one piece and without the Trainer's wrappers, on the first process."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        # The shards are gathered by all; a fresh network takes them.
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        if not trainer.is_world_process_zero():
+            return None
+        start = replace(begin(config), policy=start.policy)
+        _wrap(config, start)
+        start.network.load_state_dict(state)
+        return start
+    # Under mixed precision the Trainer leaves its autocast on the network; what is exported is scored without.
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    return start if trainer.is_world_process_zero() else None
+
+
+def _wrap(config: Config, start: Checkpoint) -> None:
+    """Prepare the network for its method, in place."""
+    network = start.network
+    if config.method.name == "lora":
+        adapt(network, config.method)
+    elif config.method.name == "frozen":
+        network.backbone.requires_grad_(False)
+    if config.optim.gradient_checkpointing:
+        with warnings.catch_warnings():
+            # Renamed within transformers 5; the old name works in all of it.
+            warnings.filterwarnings("ignore", "`gradient_checkpointing_enable`", FutureWarning)
+            network.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _judge_now(config: Config, start: Checkpoint, table: PairTable) -> dict[str, float]:
+    return dict(summary([evaluate.judge(j, n_bootstrap=1) for j in judge(config, start, table)]))
+
+
+def _rows(table: PairTable) -> list[tuple[int, ...]]:
+    return [s.ids for s in table.sequences]
+
+
+def _refuse_untrained_heads(config: Config, table: PairTable) -> None:
+    """Raise `ConfigError` for a fresh head that no pair trains: it would add noise to every reward."""
+    idle = [name for name in config.model.heads if not any(pair.head == name for pair in table.pairs)]
+    if idle and config.model.start == "backbone":
+        n_of = {name: sum(pair.head == name for pair in table.pairs) for name in config.model.heads}
+        raise ConfigError(
+            f"no pair trains {', '.join(map(repr, idle))} of model.heads (pairs by head: {n_of}). Name it as the head of a source, "
+            "or leave it out."
+        )
+
+
+def _refuse_low_precision(module: torch.nn.Module) -> None:
+    """What learns is float32: in half precision, small updates round to nothing."""
+    low = [f"{n} ({p.dtype})" for n, p in module.named_parameters() if p.requires_grad and p.dtype != torch.float32]
+    if low:
+        raise ConfigError(
+            f"{len(low)} weights that learn are not float32: {', '.join(low[:3])}. Set model.dtype: float32."
+        )
+
+
+def _refuse_lost_margins(config: Config, table: PairTable) -> None:
+    n = sum(p.margin != 0 for p in table.pairs)
+    if n and config.optim.epochs == 0:
+        raise ConfigError(
+            f"{n} pairs have a margin, and head_init: logistic, which is all that optim.epochs: 0 does, knows none. Take steps, or "
+            "set margin_key: null in the source, which leaves margins out."
+        )
+    if n and config.loss.name not in USES_MARGIN:
+        raise ConfigError(
+            f"{n} pairs have a margin, and loss.name: {config.loss.name} knows none. Use {', '.join(USES_MARGIN)}, or "
+            "set margin_key: null in the source, which leaves margins out."
+        )
