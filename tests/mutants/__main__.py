@@ -24,6 +24,7 @@ from pathlib import Path
 from benchmarks.peers.install import ROOT
 from tests.mutants.areas import AREAS, Area
 
+JUDGE = Path(__file__).with_name("judge.py")
 REASONS = Path(__file__).with_name("survivors.toml")
 HOME = ROOT / ".bench" / "mutants"
 LINKED = ("model", "service", "training")
@@ -85,9 +86,8 @@ def run(name: str, area: Area) -> Outcome:
     _copy_tree(folder)
     with project.open("a") as file:
         file.write(configuration)
-    mutmut = Path(sys.executable).with_name("mutmut")
-    command = [mutmut, "run", "--max-children", str(os.cpu_count() or 1)]
     # The checkout must not be on the path beside the mutated copy.
+    command = [sys.executable, "-P", JUDGE, str(os.cpu_count() or 1)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "HYPOTHESIS_PROFILE": "repeatable"}
     _forget_survivors(folder)
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)

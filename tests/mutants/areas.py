@@ -35,6 +35,8 @@ AREAS = {
             "tests/unit/model/test_encoding.py",
             "tests/unit/model/test_endings_in_part.py",
             "tests/unit/model/test_endings_that_vary.py",
+            "tests/unit/model/test_templates.py",
+            "tests/properties/test_encoding_memo.py",
             "tests/properties/test_quoted_tokens.py",
         ),
     ),
