@@ -3,10 +3,10 @@
 A failure is never a reward: what could not be scored is None with a reason, or an exception.
 """
 
-from rewardserve_client.asyncclient import AsyncRewardClient, World
+from rewardserve_client.asyncclient import AsyncRewardClient, Environment
 from rewardserve_client.backoff import Backoff
 from rewardserve_client.client import RewardClient
-from rewardserve_client.configuration import Limits
+from rewardserve_client.configuration import ClientLimits
 from rewardserve_client.errors import (
     Misconfigured,
     MixedModels,
@@ -17,19 +17,20 @@ from rewardserve_client.errors import (
     Unavailable,
     WrongType,
 )
-from rewardserve_client.results import Compared, Comparisons, Failure, Identity, Result, Scores
+from rewardserve_client.results import ComparisonResult, Comparisons, Failure, ModelIdentity, Result, Scores
 from rewardserve_client.samples import Sample
 
 __all__ = [
     "AsyncRewardClient",
     "Backoff",
-    "Compared",
+    "ClientLimits",
+    "ComparisonResult",
     "Comparisons",
+    "Environment",
     "Failure",
-    "Identity",
-    "Limits",
     "Misconfigured",
     "MixedModels",
+    "ModelIdentity",
     "NotScored",
     "RequestRefused",
     "Result",
@@ -39,6 +40,5 @@ __all__ = [
     "Sample",
     "Scores",
     "Unavailable",
-    "World",
     "WrongType",
 ]

@@ -20,7 +20,7 @@ class Chunk(NamedTuple):
 
 
 def chunks_of(
-    items: Sequence[Item], urls: Sequence[str], is_up: Callable[[str], bool], *, max_weight: int, max_bytes: int
+    items: Sequence[Item], urls: Sequence[str], is_available: Callable[[str], bool], *, max_weight: int, max_bytes: int
 ) -> list[Chunk]:
     """Every item in exactly one chunk. While a server is down its groups are planned for the next of their own."""
     groups: dict[bytes, list[Item]] = {}
@@ -29,7 +29,7 @@ def chunks_of(
     homes: dict[str, list[tuple[Order, list[Item]]]] = {}
     for group, members in groups.items():
         order = order_of(group, urls)
-        home = next(filter(is_up, order), order[0])
+        home = next(filter(is_available, order), order[0])
         homes.setdefault(home, []).append((order, members))
     return [chunk for each in homes.values() for chunk in _packed(each, max_weight, max_bytes)]
 
@@ -37,8 +37,8 @@ def chunks_of(
 def halves(items: Sequence[Item]) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
     """Two parts, neither empty: between two groups, as near to the middle as there is such a place."""
     middle = len(items) // 2
-    seams = [i for i in range(1, len(items)) if items[i - 1].group != items[i].group]
-    cut = min(seams, key=lambda i: abs(i - middle), default=middle)
+    boundaries = [i for i in range(1, len(items)) if items[i - 1].group != items[i].group]
+    cut = min(boundaries, key=lambda i: abs(i - middle), default=middle)
     return tuple(items[:cut]), tuple(items[cut:])
 
 

@@ -10,24 +10,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from rewardserve_client.backoff import read_retry_after
-from rewardserve_client.replies import BadAnswer, refused
+from rewardserve_client.backoff import parse_retry_after
+from rewardserve_client.replies import InvalidReply, parse_error
 from rewardserve_client.results import Failure
 
 T = TypeVar("T")
 
-MAY_PASS = frozenset({408, 429, 500, 502, 503, 504})
+RETRYABLE_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed: it came too slowly, there was no room, a server or proxy failed."""
 
-TOO_LARGE = frozenset({"too_many_samples", "request_too_large", "body_too_large", "http_413"})
+SPLIT_CODES = frozenset({"too_many_samples", "request_too_large", "body_too_large", "http_413"})
 """Codes of refusals that a smaller request does not meet."""
 
-ROW_MAY_PASS = frozenset({"out_of_memory", "scorer_failed"})
+RETRYABLE_SAMPLE_CODES = frozenset({"out_of_memory", "scorer_failed"})
 """Codes of single samples that may have a score a moment later."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpReply:
     """What came back over the wire."""
 
     status: int
@@ -36,25 +36,25 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class TransportError:
     """Nothing came back. `is_servers`: the server is to blame, not our own queue for a connection."""
 
     reason: str
-    is_servers: bool = True
+    is_server_fault: bool = True
 
 
-Event = Answer | Broken
+AttemptResult = HttpReply | TransportError
 
 
 @dataclass(frozen=True, slots=True)
-class Good(Generic[T]):
+class Success(Generic[T]):
     """An answer that can be used."""
 
     value: T
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class Rejected:
     """The server will never take it."""
 
     status: int
@@ -69,29 +69,29 @@ class TooLarge:
 
 
 @dataclass(frozen=True, slots=True)
-class TryAgain:
+class Retry:
     """It may pass."""
 
     reason: str
     retry_after_s: float | None = None
-    is_servers: bool = True
+    is_server_fault: bool = True
 
 
-Verdict = Good[T] | Refused | TooLarge | TryAgain
+Outcome = Success[T] | Rejected | TooLarge | Retry
 
 
-def judge(event: Event, read: Callable[[bytes], T]) -> Verdict[T]:
-    """The verdict on one attempt. `read` makes a value of a good body, or raises `BadAnswer`."""
-    if isinstance(event, Broken):
-        return TryAgain(event.reason, is_servers=event.is_servers)
+def classify(event: AttemptResult, read: Callable[[bytes], T]) -> Outcome[T]:
+    """The outcome of one attempt. `read` makes a value of a good body, or raises `InvalidReply`."""
+    if isinstance(event, TransportError):
+        return Retry(event.reason, is_server_fault=event.is_server_fault)
     if event.status == 200:
         try:
-            return Good(read(event.body))
-        except BadAnswer as error:
-            return TryAgain(f"not an answer: {error}")
-    failure = refused(event.body, event.status)
-    if event.status in MAY_PASS:
-        return TryAgain(f"{event.status} {failure.code}", read_retry_after(event.retry_after))
-    if failure.code in TOO_LARGE:
+            return Success(read(event.body))
+        except InvalidReply as error:
+            return Retry(f"not an answer: {error}")
+    failure = parse_error(event.body, event.status)
+    if event.status in RETRYABLE_STATUSES:
+        return Retry(f"{event.status} {failure.code}", parse_retry_after(event.retry_after))
+    if failure.code in SPLIT_CODES:
         return TooLarge(failure)
-    return Refused(event.status, failure)
+    return Rejected(event.status, failure)

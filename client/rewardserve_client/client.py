@@ -17,9 +17,9 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from rewardserve_client.asyncclient import AsyncRewardClient, OnFailure, OnMixed, Progress, World
+from rewardserve_client.asyncclient import AsyncRewardClient, Environment, OnFailure, OnMixed, Progress
 from rewardserve_client.backoff import Backoff
-from rewardserve_client.configuration import LONGEST_CALL_S, Limits
+from rewardserve_client.configuration import DEFAULT_DEADLINE_S, ClientLimits
 from rewardserve_client.results import Comparisons, Scores
 from rewardserve_client.samples import Sample
 
@@ -35,14 +35,14 @@ class RewardClient:
         *,
         api_key: str | None = None,
         model_digest: str | Sequence[str] | None = None,
-        deadline_s: float = LONGEST_CALL_S,
+        deadline_s: float = DEFAULT_DEADLINE_S,
         on_failure: OnFailure = "raise",
         on_mixed: OnMixed = "flag",
-        limits: Limits | None = None,
+        limits: ClientLimits | None = None,
         backoff: Backoff | None = None,
         verify: ssl.SSLContext | bool = True,
         transport: httpx.AsyncBaseTransport | None = None,
-        world: World | None = None,
+        environment: Environment | None = None,
     ) -> None:
         self._client = AsyncRewardClient(
             url,
@@ -55,10 +55,10 @@ class RewardClient:
             backoff=backoff,
             verify=verify,
             transport=transport,
-            world=world,
+            environment=environment,
         )
         self._lock = threading.Lock()
-        self._turner: _Turner | None = None
+        self._loop_thread: _EventLoopThread | None = None
 
     def __repr__(self) -> str:
         """Which servers. Never the key."""
@@ -128,10 +128,10 @@ class RewardClient:
     def close(self) -> None:
         """Hang up and end the thread. The next call starts anew."""
         with self._lock:
-            turner, self._turner = self._turner, None
-        if turner is not None and turner.pid == os.getpid():
-            turner.run(self._client.aclose())
-            turner.close()
+            loop_thread, self._loop_thread = self._loop_thread, None
+        if loop_thread is not None and loop_thread.pid == os.getpid():
+            loop_thread.run(self._client.aclose())
+            loop_thread.close()
 
     def __enter__(self) -> Self:
         """For `with`."""
@@ -145,21 +145,21 @@ class RewardClient:
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         with self._lock:
-            if self._turner is None or self._turner.pid != os.getpid():
-                self._turner = _Turner()
-            turner = self._turner
-        return turner.run(work)
+            if self._loop_thread is None or self._loop_thread.pid != os.getpid():
+                self._loop_thread = _EventLoopThread()
+            loop_thread = self._loop_thread
+        return loop_thread.run(work)
 
 
-class _Turner:
-    """A thread that turns one event loop. Ends when it is closed or forgotten; as a daemon it keeps no process alive."""
+class _EventLoopThread:
+    """A thread that runs one event loop. Ends when it is closed or forgotten; as a daemon it keeps no process alive."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=_turn, args=(self._loop,), name="rewardserve-client", daemon=True)
+        self._thread = threading.Thread(target=_run_loop, args=(self._loop,), name="rewardserve-client", daemon=True)
         self._thread.start()
-        self._end = weakref.finalize(self, _stop, self._loop, self.pid)
+        self._end = weakref.finalize(self, _stop_loop, self._loop, self.pid)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """What `work` returns or raises. Whoever stops waiting for it stops it."""
@@ -179,13 +179,13 @@ class _Turner:
         self._thread.join()
 
 
-def _turn(loop: asyncio.AbstractEventLoop) -> None:
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.run_forever()
     finally:
         loop.close()
 
 
-def _stop(loop: asyncio.AbstractEventLoop, pid: int) -> None:
+def _stop_loop(loop: asyncio.AbstractEventLoop, pid: int) -> None:
     if pid == os.getpid() and not loop.is_closed():
         loop.call_soon_threadsafe(loop.stop)

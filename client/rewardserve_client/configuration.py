@@ -22,7 +22,7 @@ RUN = "REWARDSERVE_RUN"
 DEADLINE_S = "REWARDSERVE_DEADLINE_S"
 END_TEXT = "REWARDSERVE_END_TEXT"
 
-LONGEST_CALL_S = 300.0
+DEFAULT_DEADLINE_S = 300.0
 """What a call may take where nobody says otherwise: a server that is started anew has loaded its model by then."""
 
 _KEY = re.compile(r"[\x21-\x7e]+")
@@ -30,28 +30,28 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ClientLimits:
     """How much of a call is under way at one time.
 
-    `chunk_samples` and `chunk_bytes` bound one request, `chunks_at_once` one call, `connections` the whole client.
-    `attempt_s` is the longest that one attempt may take; `sample_retries` how often single samples are tried again;
+    `chunk_samples` and `chunk_bytes` bound one request, `concurrent_chunks` one call, `connections` the whole client.
+    `attempt_timeout_s` is the longest that one attempt may take; `sample_retries` how often single samples are tried again;
     `warn_after_s` when a call without an answer says so in the log.
     """
 
     chunk_samples: int = 64
     chunk_bytes: int = 8 * 2**20
-    chunks_at_once: int = 8
+    concurrent_chunks: int = 8
     connections: int = 64
-    attempt_s: float = 120.0
+    attempt_timeout_s: float = 120.0
     sample_retries: int = 2
     warn_after_s: float = 5.0
 
     def __post_init__(self) -> None:
         """Raise `Misconfigured`."""
-        for name in ("chunk_samples", "chunk_bytes", "chunks_at_once", "connections", "sample_retries"):
+        for name in ("chunk_samples", "chunk_bytes", "concurrent_chunks", "connections", "sample_retries"):
             check_type(f"limits.{name}", getattr(self, name), int, "a whole number")
-        times_s = [seconds(f"limits.{name}", getattr(self, name)) for name in ("attempt_s", "warn_after_s")]
-        least = min(self.chunk_samples, self.chunk_bytes, self.chunks_at_once, self.connections)
+        times_s = [seconds(f"limits.{name}", getattr(self, name)) for name in ("attempt_timeout_s", "warn_after_s")]
+        least = min(self.chunk_samples, self.chunk_bytes, self.concurrent_chunks, self.connections)
         if least < 1 or min(times_s) <= 0 or self.sample_retries < 0:
             raise Misconfigured(f"limits must be positive: {self}")
 
@@ -61,7 +61,7 @@ def urls_from(given: str | Sequence[str] | None, environment: Mapping[str, str] 
     if given is None:
         given = environment.get(URL, "")
     listed = given.split(",") if isinstance(given, str) else _texts("url", given)
-    urls = tuple(dict.fromkeys(_checked(url.strip()) for url in listed if url.strip()))
+    urls = tuple(dict.fromkeys(_checked_url(url.strip()) for url in listed if url.strip()))
     if not urls:
         raise Misconfigured(f"no server: pass its URL, or set {URL} (several: separated by commas)")
     return urls
@@ -113,7 +113,7 @@ def run_from(environment: Mapping[str, str] = os.environ) -> str | None:
 def deadline_from(environment: Mapping[str, str] = os.environ) -> float:
     """Seconds that a call may take, for adapters that nobody passes them to. Raise `Misconfigured`."""
     try:
-        seconds = float(environment.get(DEADLINE_S) or LONGEST_CALL_S)
+        seconds = float(environment.get(DEADLINE_S) or DEFAULT_DEADLINE_S)
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
@@ -126,7 +126,7 @@ def end_text_from(environment: Mapping[str, str] = os.environ) -> str | None:
     return environment.get(END_TEXT) or None
 
 
-def _checked(url: str) -> str:
+def _checked_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         has_user = parts.username is not None or parts.password is not None

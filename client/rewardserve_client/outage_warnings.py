@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_SLOW = 6
+_SLOW_FACTOR = 6
 """Factor on the time before a warning where no attempt has failed: the answer may only be slow."""
 
 
-class Silence:
+class OutageWarnings:
     """Failed attempts and warnings of all calls of one client. Times are seconds of the caller's clock."""
 
     def __init__(self, urls: Sequence[str], warn_after_s: float) -> None:
@@ -22,7 +22,7 @@ class Silence:
         self._interval_s = warn_after_s
         self._next_at = float("-inf")
 
-    def tried(self, url: str, reason: str | None, now: float) -> None:
+    def record_attempt(self, url: str, reason: str | None, now: float) -> None:
         """Record one attempt; no reason: it was answered."""
         if reason is not None:
             self._reasons[url] = reason
@@ -34,7 +34,7 @@ class Silence:
     def warning(self, began_at: float, deadline: float, now: float) -> str | None:
         """The warning that is due now for a call that began then; None: none is due."""
         silent_s = now - max(began_at, self._answered_at)
-        least_s = self.warn_after_s if self._reasons else _SLOW * self.warn_after_s
+        least_s = self.warn_after_s if self._reasons else _SLOW_FACTOR * self.warn_after_s
         if silent_s < least_s or now < self._next_at:
             return None
         self._next_at = now + self._interval_s

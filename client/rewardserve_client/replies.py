@@ -1,4 +1,4 @@
-"""The bytes of an answer -> records, or `BadAnswer`. Pure.
+"""The bytes of an answer -> records, or `InvalidReply`. Pure.
 
 Trusts nothing: an answer is taken only if it has one entry for every item, each with the id that was sent, each with
 a finite reward or an error and never both. A number that the server did not send comes out nowhere.
@@ -11,15 +11,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from rewardserve_client.results import Compared, Failure, Identity, Result
+from rewardserve_client.results import ComparisonResult, Failure, ModelIdentity, Result
 from rewardserve_client.samples import Item
 
 
-class BadAnswer(Exception):
+class InvalidReply(Exception):
     """The server said 200, but this is no answer to what was asked."""
 
 
-def scored(body: bytes, items: Sequence[Item]) -> list[Result]:
+def parse_scores(body: bytes, items: Sequence[Item]) -> list[Result]:
     """The answer of `POST /score`, in the order of `items`."""
     reply = _object(_parsed(body))
     identity, results = _identity(reply), _list(reply, "results", len(items))
@@ -30,24 +30,24 @@ def scored(body: bytes, items: Sequence[Item]) -> list[Result]:
     ]
 
 
-def compared(body: bytes, items: Sequence[Item]) -> list[Compared]:
+def parse_comparisons(body: bytes, items: Sequence[Item]) -> list[ComparisonResult]:
     """The answer of `POST /compare`, in the order of `items`."""
     reply = _object(_parsed(body))
     identity, results = _identity(reply), _list(reply, "results", len(items))
-    return [_compared(_object(result), item, identity) for result, item in zip(results, items, strict=True)]
+    return [_comparison(_object(result), item, identity) for result, item in zip(results, items, strict=True)]
 
 
-def described(body: bytes) -> dict[str, Any]:
+def parse_model(body: bytes) -> dict[str, Any]:
     """The answer of `GET /model`."""
     return dict(_object(_parsed(body)))
 
 
-def refused(body: bytes, status: int) -> Failure:
+def parse_error(body: bytes, status: int) -> Failure:
     """What an answer other than 200 says; a proxy's page says nothing but its status."""
     try:
         error = _object(_object(_parsed(body))["error"])
         return _failure(error)
-    except (BadAnswer, KeyError):
+    except (InvalidReply, KeyError):
         return Failure(f"http_{status}", "the answer is not the server's own; something in between sent it")
 
 
@@ -56,20 +56,20 @@ def _parsed(body: bytes) -> Any:
         return json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         # Its message might quote the answer.
-        raise BadAnswer("the answer is no JSON") from None
+        raise InvalidReply("the answer is no JSON") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-def _result(result: Mapping[str, Any], reward: Any, item: Item, identity: Identity) -> Result:
+def _result(result: Mapping[str, Any], reward: Any, item: Item, identity: ModelIdentity) -> Result:
     _check_id(result, item)
     if result.get("reward") != reward:
-        raise BadAnswer("a reward is said twice, and differently")
+        raise InvalidReply("a reward is said twice, and differently")
     error = result.get("error")
     if (error is None) == (reward is None):
-        raise BadAnswer("a sample has both a reward and an error, or neither")
+        raise InvalidReply("a sample has both a reward and an error, or neither")
     return Result(
         id=item.id,
         reward=_number(reward),
@@ -88,38 +88,38 @@ def _result(result: Mapping[str, Any], reward: Any, item: Item, identity: Identi
     )
 
 
-def _compared(result: Mapping[str, Any], item: Item, identity: Identity) -> Compared:
+def _comparison(result: Mapping[str, Any], item: Item, identity: ModelIdentity) -> ComparisonResult:
     _check_id(result, item)
     if result.get("error") is not None:
-        return Compared(item.id, error=_failure(_object(result["error"])), identity=identity)
+        return ComparisonResult(item.id, error=_failure(_object(result["error"])), identity=identity)
     n = item.weight
     ranking = tuple(_list(result, "ranking", n))
     if sorted(_count(i) or 0 for i in ranking) != list(range(n)):
-        raise BadAnswer("a ranking does not name every response once")
+        raise InvalidReply("a ranking does not name every response once")
     winner = _count(result.get("winner"))
     if winner is not None and not 0 <= winner < n:
-        raise BadAnswer("the winner is none of the responses")
-    return Compared(
+        raise InvalidReply("the winner is none of the responses")
+    return ComparisonResult(
         id=item.id,
         ranking=ranking,
         winner=winner,
         raw=_row(_list(result, "raw", n)),
         probabilities=tuple(_row(_as_list(row, n)) for row in _list(result, "probabilities", n)),
-        margin=_must(_number(result.get("margin"))),
+        margin=_required(_number(result.get("margin"))),
         identity=identity,
     )
 
 
 def _check_id(result: Mapping[str, Any], item: Item) -> None:
     if result.get("id") != item.id:
-        raise BadAnswer("the answer is to other ids than were sent")
+        raise InvalidReply("the answer is to other ids than were sent")
 
 
-def _identity(reply: Mapping[str, Any]) -> Identity:
+def _identity(reply: Mapping[str, Any]) -> ModelIdentity:
     calibration = reply.get("calibration")
-    return Identity(
+    return ModelIdentity(
         model=_text(reply.get("model")),
-        version=_must(_count(reply.get("model_version"))),
+        version=_required(_count(reply.get("model_version"))),
         contract=_text(reply.get("contract")),
         calibration=None if calibration is None else _text(calibration),
         pipeline=_text(reply.get("pipeline")),
@@ -136,7 +136,7 @@ def _failure(error: Mapping[str, Any]) -> Failure:
 
 def _object(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise BadAnswer("something that should be an object is none")
+        raise InvalidReply("something that should be an object is none")
     return value
 
 
@@ -146,51 +146,51 @@ def _list(fields: Mapping[str, Any], name: str, n: int) -> list[Any]:
 
 def _as_list(value: Any, n: int, name: str = "a list") -> list[Any]:
     if not isinstance(value, list):
-        raise BadAnswer(f"{name} is no list")
+        raise InvalidReply(f"{name} is no list")
     if len(value) != n:
-        raise BadAnswer(f"{name} has {len(value)} entries for {n} that were asked")
+        raise InvalidReply(f"{name} has {len(value)} entries for {n} that were asked")
     return value
 
 
 def _number(value: Any) -> float | None:
-    """Raise `BadAnswer` for what is neither a finite number nor None. A bool is no number."""
+    """Raise `InvalidReply` for what is neither a finite number nor None. A bool is no number."""
     if value is None:
         return None
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise BadAnswer("something that should be a number is none")
+        raise InvalidReply("something that should be a number is none")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise BadAnswer("a number is not finite")
+        raise InvalidReply("a number is not finite")
     return number
 
 
-def _must(value: Any) -> Any:
+def _required(value: Any) -> Any:
     if value is None:
-        raise BadAnswer("a number is missing")
+        raise InvalidReply("a number is missing")
     return value
 
 
 def _row(values: Sequence[Any]) -> tuple[float, ...]:
-    return tuple(_must(_number(value)) for value in values)
+    return tuple(_required(_number(value)) for value in values)
 
 
 def _count(value: Any) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise BadAnswer("something that should be a count is none")
+        raise InvalidReply("something that should be a count is none")
     return value
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise BadAnswer("something that should be a text is none")
+        raise InvalidReply("something that should be a text is none")
     return value
 
 
 def _numbers(value: Any) -> dict[str, float] | None:
-    return None if value is None else {name: _must(_number(v)) for name, v in _object(value).items()}
+    return None if value is None else {name: _required(_number(v)) for name, v in _object(value).items()}
 
 
 def _words(value: Any) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-_MOST_SHOWN = 4
+_MAX_SHOWN = 4
 
 UNAVAILABLE = "unavailable"
 """The code of a sample that no server answered for in time. All other codes are the server's."""
@@ -23,7 +23,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class ModelIdentity:
     """Which model said it. `version` counts the models that one server process has served: it differs between replicas."""
 
     model: str
@@ -55,7 +55,7 @@ class Result:
     missing_end: bool = False
     cached: bool = False
     error: Failure | None = None
-    identity: Identity | None = None
+    identity: ModelIdentity | None = None
 
     @property
     def capped(self) -> bool:
@@ -64,7 +64,7 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class ComparisonResult:
     """What became of one comparison. `winner` is None inside the tie margin, and where there is an error."""
 
     id: str
@@ -74,19 +74,19 @@ class Compared:
     probabilities: tuple[tuple[float, ...], ...] | None = None
     margin: float | None = None
     error: Failure | None = None
-    identity: Identity | None = None
+    identity: ModelIdentity | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Answers:
+class CallResults:
     """Who answered. `identities` in the order of first appearance."""
 
-    results: tuple[Result, ...] | tuple[Compared, ...]
+    results: tuple[Result, ...] | tuple[ComparisonResult, ...]
 
     def __repr__(self) -> str:
         """How many there are, how many failed and why, and who answered; of hundreds of results no more than that."""
         codes = Counter(r.error.code for r in self.results if r.error is not None)
-        failed = ", ".join(f"{code} {n}" for code, n in codes.most_common(_MOST_SHOWN))
+        failed = ", ".join(f"{code} {n}" for code, n in codes.most_common(_MAX_SHOWN))
         model = self.model.model if self.model is not None else None
         shown = [f"{len(self.results)} results", *self._shown(), f"failed: {failed or 'none'}", f"model={model!r}"]
         return f"<{type(self).__name__}: {', '.join(shown)}>"
@@ -95,12 +95,12 @@ class Answers:
         return []
 
     @property
-    def identities(self) -> tuple[Identity, ...]:
+    def identities(self) -> tuple[ModelIdentity, ...]:
         """Every model that made a part of this."""
         return tuple(dict.fromkeys(r.identity for r in self.results if r.identity is not None))
 
     @property
-    def model(self) -> Identity | None:
+    def model(self) -> ModelIdentity | None:
         """The model that answered first; None where nobody did."""
         return next(iter(self.identities), None)
 
@@ -111,7 +111,7 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Scores(Answers):
+class Scores(CallResults):
     """One result a sample, in the order given."""
 
     results: tuple[Result, ...]
@@ -122,8 +122,8 @@ class Scores(Answers):
         return [r.reward for r in self.results]
 
     def _shown(self) -> list[str]:
-        first = ", ".join("None" if r.reward is None else f"{r.reward:.4g}" for r in self.results[:_MOST_SHOWN])
-        return [f"rewards [{first}{', ...' if len(self.results) > _MOST_SHOWN else ''}]"]
+        first = ", ".join("None" if r.reward is None else f"{r.reward:.4g}" for r in self.results[:_MAX_SHOWN])
+        return [f"rewards [{first}{', ...' if len(self.results) > _MAX_SHOWN else ''}]"]
 
     @property
     def failed(self) -> tuple[Result, ...]:
@@ -132,7 +132,7 @@ class Scores(Answers):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Comparisons(Answers):
+class Comparisons(CallResults):
     """One result a comparison, in the order given."""
 
-    results: tuple[Compared, ...]
+    results: tuple[ComparisonResult, ...]

@@ -44,7 +44,7 @@ class Sample:
 class Item(NamedTuple):
     """One sample or comparison on its way: its place in the call, its id, its JSON, where it belongs, what it counts."""
 
-    place: int
+    position: int
     id: str
     json: bytes
     group: bytes
@@ -74,24 +74,24 @@ def body(start: bytes, items: Sequence[Item]) -> bytes:
     return start + b",".join([item.json for item in items]) + b"]}"
 
 
-def _sample_item(place: int, sample: Sample | Mapping[str, Any], call: str) -> Item:
-    check_type(f"samples[{place}]", sample, (Sample, Mapping), "a Sample or a dict")
-    fields = _fields_of(sample, place) if isinstance(sample, Sample) else dict(sample)
+def _sample_item(position: int, sample: Sample | Mapping[str, Any], call: str) -> Item:
+    check_type(f"samples[{position}]", sample, (Sample, Mapping), "a Sample or a dict")
+    fields = _fields_of(sample, position) if isinstance(sample, Sample) else dict(sample)
     group = sample.group if isinstance(sample, Sample) else None
-    sample_id = _named(fields, place, call)
+    sample_id = _named(fields, position, call)
     _drop_empty_fields(fields)
-    written = _written(fields, place)
-    return Item(place, sample_id, written, _group(fields) if group is None else _bytes(group))
+    written = _written(fields, position)
+    return Item(position, sample_id, written, _group(fields) if group is None else _bytes(group))
 
 
-def _comparison_item(place: int, comparison: Mapping[str, Any], call: str) -> Item:
-    check_type(f"comparisons[{place}]", comparison, Mapping, "a dict")
+def _comparison_item(position: int, comparison: Mapping[str, Any], call: str) -> Item:
+    check_type(f"comparisons[{position}]", comparison, Mapping, "a dict")
     fields = dict(comparison)
-    comparison_id = _named(fields, place, call)
+    comparison_id = _named(fields, position, call)
     _drop_empty_fields(fields)
     if not isinstance(fields.get("responses"), list | tuple):
-        raise Misconfigured(f"comparison {place} has no list of responses")
-    return Item(place, comparison_id, _written(fields, place), _group(fields), len(fields["responses"]))
+        raise Misconfigured(f"comparison {position} has no list of responses")
+    return Item(position, comparison_id, _written(fields, position), _group(fields), len(fields["responses"]))
 
 
 def _drop_empty_fields(fields: dict[str, Any]) -> None:
@@ -101,8 +101,8 @@ def _drop_empty_fields(fields: dict[str, Any]) -> None:
             fields[name] = without_empty_fields(fields[name])
 
 
-def _fields_of(sample: Sample, place: int) -> dict[str, Any]:
-    where = f"samples[{place}]"
+def _fields_of(sample: Sample, position: int) -> dict[str, Any]:
+    where = f"samples[{position}]"
     for name in ("response", "text", "finish_reason", "id", "group"):
         check_text(f"{where}.{name}", getattr(sample, name))
     for name, expected in (("prompt", "messages, or one text"), ("messages", "messages")):
@@ -135,21 +135,21 @@ def _numbers(name: str, values: Iterable[Any], convert: Callable[[Any], T]) -> l
         raise WrongType(f"{name} holds something else than numbers") from None
 
 
-def _named(fields: dict[str, Any], place: int, call: str) -> str:
+def _named(fields: dict[str, Any], position: int, call: str) -> str:
     """The caller's id, or a new one that is entered into `fields`."""
     if fields.get("id") is None:
-        fields["id"] = f"{call}-{place}"
+        fields["id"] = f"{call}-{position}"
     if not isinstance(fields["id"], str):
-        raise Misconfigured(f"the id of sample {place} is no string")
+        raise Misconfigured(f"the id of sample {position} is no string")
     return fields["id"]
 
 
-def _written(fields: Mapping[str, Any], place: int) -> bytes:
+def _written(fields: Mapping[str, Any], position: int) -> bytes:
     try:
         return _dumps(fields)
     except (TypeError, ValueError) as error:
         # The message of json.dumps names a type or says "out of range"; neither quotes what was given.
-        raise Misconfigured(f"sample {place} is no JSON: {error}") from None
+        raise Misconfigured(f"sample {position} is no JSON: {error}") from None
 
 
 def _group(fields: Mapping[str, Any]) -> bytes:

@@ -35,7 +35,7 @@ def async_client() -> AsyncRewardClient:
         return _async_clients[pid]
 
 
-def forget() -> None:
+def close_clients() -> None:
     """Hang up; the next call reads the environment again. Asynchronous connections end with their event loop."""
     with _lock:
         old = _clients.pop(os.getpid(), None)

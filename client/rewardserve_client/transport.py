@@ -1,4 +1,4 @@
-"""One attempt over httpx: an `Ask` goes in, what came of it comes out. Decides nothing.
+"""One attempt over httpx: an `Attempt` goes in, what came of it comes out. Decides nothing.
 
 Everything is bounded by one clock from the first byte sent to the last one read: a server that answers a byte at a time
 is as late as one that does not answer.
@@ -14,17 +14,17 @@ from importlib.metadata import PackageNotFoundError, version
 
 import httpx
 
-from rewardserve_client.classify import Answer, Broken, Event
+from rewardserve_client.classify import AttemptResult, HttpReply, TransportError
 from rewardserve_client.errors import Misconfigured
-from rewardserve_client.request_plan import Ask
+from rewardserve_client.request_plan import Attempt
 
-_MOST_BYTES = 256 * 2**20
-_LONGEST_TOLD_S = 10**6  # servers read eleven digits of milliseconds
+_MAX_REPLY_BYTES = 256 * 2**20
+_MAX_DEADLINE_S = 10**6  # servers read eleven digits of milliseconds
 _CONNECT_S = 5.0  # three tries of TCP; a host that is not there drops packets and says nothing
 _KEEPALIVE_S = 4.0  # shorter than any server or proxy waits for the next request on an idle connection
 
 
-class Line:
+class ConnectionPool:
     """Connections to all servers, for one event loop. `close` it in that loop."""
 
     def __init__(
@@ -33,12 +33,12 @@ class Line:
         key: str | None,
         model_digests: Sequence[str],
         connections: int,
-        attempt_s: float,
+        attempt_timeout_s: float,
         now: Callable[[], float],
         verify: ssl.SSLContext | bool,
         transport: httpx.AsyncBaseTransport | None,
     ) -> None:
-        self._attempt_s = attempt_s
+        self._attempt_timeout_s = attempt_timeout_s
         self._now = now
         self._free = asyncio.Semaphore(connections)
         headers = {"user-agent": f"rewardserve-client/{_version()}", "accept": "application/json"}
@@ -58,38 +58,42 @@ class Line:
             follow_redirects=False,
         )
 
-    async def send(self, ask: Ask) -> Event:
+    async def send(self, attempt: Attempt) -> AttemptResult:
         """Do it once."""
         try:
-            async with asyncio.timeout(ask.deadline - self._now()):
+            async with asyncio.timeout(attempt.deadline - self._now()):
                 await self._free.acquire()
         except TimeoutError:
-            return Broken("no connection of our own was free before the deadline", is_servers=False)
+            return TransportError("no connection of our own was free before the deadline", is_server_fault=False)
         try:
-            return await self._send_now(ask)
+            return await self._send_connected(attempt)
         finally:
             self._free.release()
 
-    async def _send_now(self, ask: Ask) -> Event:
-        seconds = min(self._attempt_s, ask.deadline - self._now())
+    async def _send_connected(self, attempt: Attempt) -> AttemptResult:
+        seconds = min(self._attempt_timeout_s, attempt.deadline - self._now())
         if seconds <= 0:
-            return Broken("no connection of our own was free before the deadline", is_servers=False)
+            return TransportError("no connection of our own was free before the deadline", is_server_fault=False)
         try:
             async with asyncio.timeout(seconds):
-                return await self._exchange(ask, seconds)
+                return await self._exchange(attempt, seconds)
         except TimeoutError:
-            return Broken("no whole answer in time")
+            return TransportError("no whole answer in time")
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL):
             raise Misconfigured("a URL or a header that cannot be sent") from None
         except httpx.ConnectError as error:
-            return Broken(f"ConnectError: {str(error)[:120]}")  # the system's words for it: no request was made yet
+            # The system's own words are safe to quote: no request was made yet.
+            return TransportError(f"ConnectError: {str(error)[:120]}")
         except httpx.HTTPError as error:
             # Only its kind: the request that it carries along holds the key.
-            return Broken(type(error).__name__)
+            return TransportError(type(error).__name__)
 
-    async def _exchange(self, ask: Ask, seconds: float) -> Event:
+    async def _exchange(self, attempt: Attempt, seconds: float) -> AttemptResult:
         request = self._http.build_request(
-            "GET" if ask.body is None else "POST", ask.url + ask.path, content=ask.body, headers=_headers(ask, seconds)
+            "GET" if attempt.body is None else "POST",
+            attempt.url + attempt.path,
+            content=attempt.body,
+            headers=_headers(attempt, seconds),
         )
         response = await self._http.send(request, stream=True)
         try:
@@ -98,9 +102,9 @@ class Line:
             async for piece in response.aiter_bytes():
                 pieces.append(piece)
                 n_bytes += len(piece)
-                if n_bytes > _MOST_BYTES:
-                    return Broken("an answer without end")
-            return Answer(response.status_code, b"".join(pieces), response.headers.get("retry-after"))
+                if n_bytes > _MAX_REPLY_BYTES:
+                    return TransportError("an answer without end")
+            return HttpReply(response.status_code, b"".join(pieces), response.headers.get("retry-after"))
         finally:
             await response.aclose()
 
@@ -109,11 +113,11 @@ class Line:
         await self._http.aclose()
 
 
-def _headers(ask: Ask, seconds: float) -> dict[str, str]:
-    if ask.body is None:
+def _headers(attempt: Attempt, seconds: float) -> dict[str, str]:
+    if attempt.body is None:
         return {}
-    left_ms = max(1, math.floor(1000 * min(seconds, _LONGEST_TOLD_S)))
-    return {"content-type": "application/json", "x-deadline-ms": str(left_ms), "idempotency-key": ask.key}
+    left_ms = max(1, math.floor(1000 * min(seconds, _MAX_DEADLINE_S)))
+    return {"content-type": "application/json", "x-deadline-ms": str(left_ms), "idempotency-key": attempt.key}
 
 
 def _version() -> str:

@@ -55,9 +55,9 @@ def reward_function(
     ) -> Rewards:
         refuse_columns(data, rendered=rendered)
         asked = samples(prompts, completions, completion_ids, eos_token_id, rendered=rendered)
-        origin = _origin(run, trainer_state, kl)
+        origin = _run_and_step(run, trainer_state, kl)
         scores = await (client or shared.async_client()).score(asked, **origin)
-        return _told(scores, name, log_metric, log_extra)
+        return _log_metrics(scores, name, log_metric, log_extra)
 
     reward.__name__ = reward.__qualname__ = name
     return reward
@@ -85,8 +85,8 @@ def blocking_reward_function(
     ) -> Rewards:
         refuse_columns(data, rendered=rendered)
         asked = samples(prompts, completions, completion_ids, eos_token_id, rendered=rendered)
-        scores = (client or shared.client()).score(asked, **_origin(run, trainer_state, kl))
-        return _told(scores, name, log_metric, log_extra)
+        scores = (client or shared.client()).score(asked, **_run_and_step(run, trainer_state, kl))
+        return _log_metrics(scores, name, log_metric, log_extra)
 
     reward.__name__ = reward.__qualname__ = name
     return reward
@@ -126,12 +126,12 @@ def _finish_reason(ids: Sequence[int], ends: frozenset[int]) -> str:
     return "length" if ends and len(ids) and int(ids[-1]) not in ends else "stop"
 
 
-def _origin(run: str | None, state: Any, kl: Callable[[Any], float | None] | None) -> dict[str, Any]:
+def _run_and_step(run: str | None, state: Any, kl: Callable[[Any], float | None] | None) -> dict[str, Any]:
     step = getattr(state, "global_step", None)
     return {"run": run or run_from(), "step": step, "kl": kl(state) if kl is not None else None}
 
 
-def _told(
+def _log_metrics(
     scores: Scores,
     name: str,
     log_metric: Callable[[str, float], None] | None,

@@ -41,7 +41,7 @@ async def compute_score(
     Raise `NotScored`, or what `AsyncRewardClient.score` raises.
     """
     sample = sample_of(solution_str, extra_info or {}, prompt_key)
-    return answer_of(await shared.async_client().score([sample], run=run or run_from(), step=step_of(extra_info or {})))
+    return to_verl(await shared.async_client().score([sample], run=run or run_from(), step=step_of(extra_info or {})))
 
 
 def compute_score_blocking(
@@ -56,7 +56,7 @@ def compute_score_blocking(
 ) -> dict[str, float]:
     """As `compute_score`, for the manager `remote`, which cannot await."""
     sample = sample_of(solution_str, extra_info or {}, prompt_key)
-    return answer_of(shared.client().score([sample], run=run or run_from(), step=step_of(extra_info or {})))
+    return to_verl(shared.client().score([sample], run=run or run_from(), step=step_of(extra_info or {})))
 
 
 def sample_of(solution_str: str, extra_info: Mapping[str, Any], prompt_key: str | None = None) -> Sample:
@@ -77,7 +77,7 @@ def step_of(extra_info: Mapping[str, Any]) -> int | None:
     return int(step) if step is not None and int(step) >= 0 else None
 
 
-def answer_of(scores: Scores) -> dict[str, float]:
+def to_verl(scores: Scores) -> dict[str, float]:
     """The answer for one sample."""
     [result] = stop_if_blocked(scores).results
     return {"score": reward_of(result), **numbers(result)}

@@ -14,7 +14,7 @@ from rewardserve.model.backends.echo import echo_score
 from rewardserve_client import (
     AsyncRewardClient,
     Backoff,
-    Limits,
+    ClientLimits,
     Misconfigured,
     RequestRefused,
     RewardClient,
@@ -78,7 +78,7 @@ def test_many_samples_are_split_answered_in_order_and_not_mixed(server):
 
 
 def test_a_server_that_takes_less_than_a_chunk_is_given_less(server):
-    with RewardClient(server.url, limits=Limits(chunk_samples=300, chunks_at_once=2)) as client:
+    with RewardClient(server.url, limits=ClientLimits(chunk_samples=300, concurrent_chunks=2)) as client:
         assert client.score(samples_of(300)).rewards == truth_of(samples_of(300))
 
 
@@ -147,7 +147,7 @@ def test_who_takes_one_model_alone_is_scored_by_it_or_told_that_it_is_not_there(
 def test_a_full_house_is_waited_for():
     seats = ("--admission.max-samples=8", "--max-samples-per-request=8")
     with Server("--model=echo:delay_ms=5", *PLAIN, *seats) as small:
-        limits = Limits(chunk_samples=8, chunks_at_once=4)
+        limits = ClientLimits(chunk_samples=8, concurrent_chunks=4)
         with RewardClient(small.url, limits=limits, backoff=QUICK, deadline_s=60) as client:
             assert client.score(samples_of(64)).rewards == truth_of(samples_of(64))
         assert small.metric("rewardserve_requests_total", route="/score", code="503") > 0
@@ -173,7 +173,7 @@ def test_kill_9_in_the_middle_and_the_other_server_answers(gate):
     with (
         drill(f"forward-waits:{gate}", "--normalize=false", "--shape=none") as dying,
         Server("--model=echo", *PLAIN) as other,
-        RewardClient([dying.url, other.url], backoff=QUICK, limits=Limits(chunk_samples=8)) as client,
+        RewardClient([dying.url, other.url], backoff=QUICK, limits=ClientLimits(chunk_samples=8)) as client,
         ThreadPoolExecutor(1) as pool,
     ):
         call = pool.submit(client.score, samples_of(96), on_progress=lambda n, of: told.append(n))
@@ -187,7 +187,7 @@ def test_kill_9_in_the_middle_and_the_other_server_answers(gate):
 
 def test_a_server_that_is_told_to_stop_finishes_what_it_took_and_the_rest_goes_elsewhere():
     first = threading.Event()
-    limits = Limits(chunk_samples=4, chunks_at_once=4)
+    limits = ClientLimits(chunk_samples=4, concurrent_chunks=4)
     with (
         Server("--model=echo:delay_ms=10", *PLAIN) as leaving,
         Server("--model=echo", *PLAIN) as other,

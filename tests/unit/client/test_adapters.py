@@ -48,9 +48,9 @@ def environment(server, monkeypatch):
     """As a trainer's job sets it."""
     for name, value in {"URL": server.url, "RUN": "run-7", "API_KEY": "sk-1", "DEADLINE_S": "20"}.items():
         monkeypatch.setenv(f"REWARDSERVE_{name}", value)
-    shared.forget()
+    shared.close_clients()
     yield monkeypatch
-    shared.forget()
+    shared.close_clients()
 
 
 def run(work):
@@ -73,10 +73,11 @@ def loaded_by_path(module):
     return found
 
 
-def failing(code, *places):
+def failing(code, *positions):
     def trick(connection, request, server):
         results = [
-            failed_result(s, code) if i in places else honest_result(s) for i, s in enumerate(request.json["samples"])
+            failed_result(s, code) if i in positions else honest_result(s)
+            for i, s in enumerate(request.json["samples"])
         ]
         send(connection, 200, reply_to(request, results))
 
@@ -349,7 +350,7 @@ def test_verl_a_sample_without_a_reward_raises(environment, server, function):
     with pytest.raises(NotScored, match="input_too_long"):
         verl_call(function, {"prompt": "p"})
     environment.setenv("REWARDSERVE_DEADLINE_S", "0.1")
-    shared.forget()
+    shared.close_clients()
     server.otherwise = error(503, "loading")
     with pytest.raises(Unavailable):
         verl_call(function, {"prompt": "p"})

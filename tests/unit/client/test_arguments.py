@@ -11,9 +11,9 @@ import httpx
 import numpy
 import pytest
 
-from rewardserve_client import AsyncRewardClient, Backoff, Limits, RewardClient, Sample, Unavailable
-from rewardserve_client.outage_warnings import Silence
-from rewardserve_client.results import Compared, Comparisons, Failure, Identity, Result, Scores
+from rewardserve_client import AsyncRewardClient, Backoff, ClientLimits, RewardClient, Sample, Unavailable
+from rewardserve_client.outage_warnings import OutageWarnings
+from rewardserve_client.results import ComparisonResult, Comparisons, Failure, ModelIdentity, Result, Scores
 
 SECRET = "secret words"
 OK = {"prompt": "p", "response": SECRET}
@@ -108,11 +108,12 @@ def test_arguments_of_a_client_are_named(kind, name, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("chunk_samples", "64"), ("attempt_s", None), ("warn_after_s", "5"), ("connections", 1.5)]
+    ("name", "value"),
+    [("chunk_samples", "64"), ("attempt_timeout_s", None), ("warn_after_s", "5"), ("connections", 1.5)],
 )
 def test_limits_of_a_wrong_type_are_named(name, value):
     with pytest.raises(TypeError, match=name):
-        Limits(**{name: value})
+        ClientLimits(**{name: value})
 
 
 def test_numbers_of_numpy_are_numbers():
@@ -146,7 +147,7 @@ def test_what_is_wrong_within_a_dict_is_the_servers_to_say(sample):
 
 
 def test_results_of_any_number_are_shown_on_one_line():
-    identity = Identity("rm", 1, "sha256:" + "a" * 64, None, "sha256:" + "b" * 64)
+    identity = ModelIdentity("rm", 1, "sha256:" + "a" * 64, None, "sha256:" + "b" * 64)
     good = [Result(str(i), reward=i / 7, raw=1.0, notes=("capped_high",), identity=identity) for i in range(2000)]
     bad = [Result("x", error=Failure(code, "m" * 500)) for code in ("input_too_long", "input_too_long", "unavailable")]
     shown = repr(Scores(tuple(good + bad)))
@@ -156,43 +157,43 @@ def test_results_of_any_number_are_shown_on_one_line():
     assert "input_too_long 2, unavailable 1" in shown
     assert "'rm'" in shown
     assert repr(Scores(())) == "<Scores: 0 results, rewards [], failed: none, model=None>"
-    assert len(repr(Comparisons(tuple(Compared(str(i)) for i in range(500))))) < 100
+    assert len(repr(Comparisons(tuple(ComparisonResult(str(i)) for i in range(500))))) < 100
 
 
-# -- silence ----------------------------------------------------------------------------------------------------------
+# -- warnings ----------------------------------------------------------------------------------------------------------
 
 
 def test_silence_is_broken_after_some_seconds_and_then_at_growing_intervals():
-    silence, said = Silence(["http://a", "http://b"], 5.0), []
+    warnings, said = OutageWarnings(["http://a", "http://b"], 5.0), []
     for now in range(300):
-        silence.tried("http://a", "ConnectError: refused", float(now))
-        if text := silence.warning(0.0, 300.0, float(now)):
+        warnings.record_attempt("http://a", "ConnectError: refused", float(now))
+        if text := warnings.warning(0.0, 300.0, float(now)):
             said.append(now)
             assert "http://a: ConnectError: refused" in text
     assert said == [5, 10, 20, 40, 80, 160]
 
 
 def test_a_slow_answer_is_not_silence_until_much_later():
-    silence = Silence(["http://a"], 5.0)
-    assert [now for now in range(100) if silence.warning(0.0, 300.0, float(now))] == [30, 35, 45, 65]
+    warnings = OutageWarnings(["http://a"], 5.0)
+    assert [now for now in range(100) if warnings.warning(0.0, 300.0, float(now))] == [30, 35, 45, 65]
 
 
 def test_an_answer_ends_the_silence():
-    silence = Silence(["http://a", "http://b"], 5.0)
-    silence.tried("http://a", "ConnectError", 1.0)
-    silence.tried("http://b", "503 loading", 2.0)
-    assert "http://b: 503 loading" in silence.warning(0.0, 300.0, 6.0)
-    silence.tried("http://b", None, 7.0)
-    assert silence.warning(0.0, 300.0, 11.0) is None
-    text = silence.warning(0.0, 300.0, 12.0)
+    warnings = OutageWarnings(["http://a", "http://b"], 5.0)
+    warnings.record_attempt("http://a", "ConnectError", 1.0)
+    warnings.record_attempt("http://b", "503 loading", 2.0)
+    assert "http://b: 503 loading" in warnings.warning(0.0, 300.0, 6.0)
+    warnings.record_attempt("http://b", None, 7.0)
+    assert warnings.warning(0.0, 300.0, 11.0) is None
+    text = warnings.warning(0.0, 300.0, 12.0)
     assert "http://a" in text
     assert "http://b" not in text
 
 
 def test_many_calls_of_one_client_say_it_once():
-    silence = Silence(["http://a"], 5.0)
-    silence.tried("http://a", "ConnectError", 0.0)
-    assert sum(silence.warning(0.0, 300.0, 5.0) is not None for _ in range(100)) == 1
+    warnings = OutageWarnings(["http://a"], 5.0)
+    warnings.record_attempt("http://a", "ConnectError", 0.0)
+    assert sum(warnings.warning(0.0, 300.0, 5.0) is not None for _ in range(100)) == 1
 
 
 def free_port():
@@ -201,8 +202,8 @@ def free_port():
         return held.getsockname()[1]
 
 
-@pytest.mark.parametrize("ask", ["score", "compare", "model"])
-def test_a_wrong_port_is_named_in_the_log_long_before_the_deadline(caplog, ask):
+@pytest.mark.parametrize("attempt", ["score", "compare", "model"])
+def test_a_wrong_port_is_named_in_the_log_long_before_the_deadline(caplog, attempt):
     url = f"http://127.0.0.1:{free_port()}"
     said = asyncio.Event()
 
@@ -212,10 +213,10 @@ def test_a_wrong_port_is_named_in_the_log_long_before_the_deadline(caplog, ask):
                 said.set()
 
     async def call():
-        client = AsyncRewardClient(url, limits=Limits(warn_after_s=0.01), backoff=Backoff(0.001, 0.001))
+        client = AsyncRewardClient(url, limits=ClientLimits(warn_after_s=0.01), backoff=Backoff(0.001, 0.001))
         pair = [{"prompt": "p", "responses": ["a", "b"]}]
         calls = {"score": lambda: client.score([OK]), "compare": lambda: client.compare(pair), "model": client.model}
-        task = asyncio.create_task(calls[ask]())
+        task = asyncio.create_task(calls[attempt]())
         await asyncio.wait_for(said.wait(), 30)
         task.cancel()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardserve_client.backoff import Backoff, pause_s, read_retry_after
+from rewardserve_client.backoff import Backoff, parse_retry_after, pause_s
 
 BACKOFF = Backoff(first_s=0.5, longest_s=8.0)
 seconds = st.floats(0.001, 1000.0)
@@ -32,9 +32,9 @@ def test_full_jitter_begins_at_nothing():
     assert [pause_s(n, None, 1000.0, BACKOFF, shortest) for n in (0, 5, 10_000)] == [0.0, 0.0, 0.0]
 
 
-@given(n=st.integers(0, 10_000), left=seconds, asked=st.none() | st.floats(0, 1000), luck=st.floats(0, 1))
-def test_a_pause_never_outlasts_the_deadline_and_never_ends_before_the_server_said(n, left, asked, luck):
-    pause = pause_s(n, asked, left, BACKOFF, lambda low, high: low + luck * (high - low))
+@given(n=st.integers(0, 10_000), left=seconds, asked=st.none() | st.floats(0, 1000), jitter=st.floats(0, 1))
+def test_a_pause_never_outlasts_the_deadline_and_never_ends_before_the_server_said(n, left, asked, jitter):
+    pause = pause_s(n, asked, left, BACKOFF, lambda low, high: low + jitter * (high - low))
     if pause is None:
         assert asked is not None
         assert asked >= left
@@ -53,7 +53,7 @@ def test_there_is_no_pause_after_the_deadline():
 
 def test_retry_after_is_seconds_or_nothing():
     read = [
-        read_retry_after(text)
+        parse_retry_after(text)
         for text in ("3", "0", "1.5", None, "", "Wed, 21 Oct 2026 07:28:00 GMT", "-1", "nan", "inf")
     ]
     assert read == [3.0, 0.0, 1.5, None, None, None, None, None, None]

@@ -24,7 +24,7 @@ def cut(items, urls=URLS, up=None, max_weight=8, max_bytes=10_000):
 @given(names=groups, max_weight=st.integers(1, 12), max_bytes=st.integers(1, 200))
 def test_every_item_is_in_exactly_one_chunk(names, max_weight, max_bytes):
     chunks = cut(items_of(names), max_weight=max_weight, max_bytes=max_bytes)
-    assert sorted(item.place for chunk in chunks for item in chunk.items) == list(range(len(names)))
+    assert sorted(item.position for chunk in chunks for item in chunk.items) == list(range(len(names)))
     assert all(chunk.items for chunk in chunks)
 
 

@@ -16,7 +16,7 @@ import pytest
 from rewardserve_client import (
     AsyncRewardClient,
     Backoff,
-    Limits,
+    ClientLimits,
     Misconfigured,
     MixedModels,
     NotScored,
@@ -106,7 +106,7 @@ def test_every_sample_is_answered_once_in_order_with_the_servers_own_number(tric
 
 @pytest.mark.parametrize("trick", [silent, trickles])
 def test_an_answer_that_does_not_come_is_given_up_and_asked_for_again(trick):
-    with NastyServer(trick) as server, client_of(server, limits=Limits(attempt_s=1.0)) as client:
+    with NastyServer(trick) as server, client_of(server, limits=ClientLimits(attempt_timeout_s=1.0)) as client:
         assert client.score(SAMPLES).rewards == TRUTH
         assert len(server.requests) == 2
 
@@ -138,7 +138,10 @@ def test_one_chunk_without_an_answer_leaves_the_others_theirs():
         else:
             honest(connection, request, server)
 
-    with NastyServer(otherwise=never_prompt_1) as server, client_of(server, limits=Limits(chunk_samples=4)) as client:
+    with (
+        NastyServer(otherwise=never_prompt_1) as server,
+        client_of(server, limits=ClientLimits(chunk_samples=4)) as client,
+    ):
         scores = client.score(SAMPLES, deadline_s=1.0, on_failure="none")
     assert scores.rewards == [*TRUTH[:4], *[None] * 4, *TRUTH[8:]]
     assert len(scores.failed) == 4
@@ -165,7 +168,7 @@ def test_a_redirect_is_not_followed_with_the_key():
 
 
 def test_a_key_of_its_own_for_every_chunk_and_bounded_chunks():
-    with NastyServer() as server, client_of(server, limits=Limits(chunk_samples=5)) as client:
+    with NastyServer() as server, client_of(server, limits=ClientLimits(chunk_samples=5)) as client:
         assert client.score(SAMPLES, run="r", step=3, kl=-0.01).rewards == TRUTH
         sent = [request.json for request in server.requests]
         assert [len(body["samples"]) for body in sent] == [4, 4, 4]
@@ -188,7 +191,7 @@ def test_no_more_chunks_are_under_way_than_allowed():
             under_way -= 1
         honest(connection, request, server)
 
-    limits = Limits(chunk_samples=2, chunks_at_once=2)
+    limits = ClientLimits(chunk_samples=2, concurrent_chunks=2)
     with NastyServer(otherwise=counted) as server, client_of(server, limits=limits) as client:
         assert client.score(SAMPLES).rewards == TRUTH
     assert not one_too_many.is_set()
@@ -224,7 +227,7 @@ def test_a_change_of_model_between_chunks_is_noticed(caplog):
     def renewed(connection, request, server):
         send(connection, 200, reply_to(request, contract="sha256:new"))
 
-    limits = Limits(chunk_samples=8, chunks_at_once=1)
+    limits = ClientLimits(chunk_samples=8, concurrent_chunks=1)
     with NastyServer(honest, renewed) as server, client_of(server, limits=limits) as client:
         scores = client.score(SAMPLES)
     assert scores.rewards == TRUTH
@@ -238,7 +241,7 @@ def test_a_change_of_model_between_chunks_is_raised_where_that_is_wanted():
     def renewed(connection, request, server):
         send(connection, 200, reply_to(request, pipeline="sha256:new"))
 
-    limits = Limits(chunk_samples=8, chunks_at_once=1)
+    limits = ClientLimits(chunk_samples=8, concurrent_chunks=1)
     server = NastyServer(honest, renewed)
     with server, client_of(server, limits=limits, on_mixed="raise") as client, pytest.raises(MixedModels):
         client.score(SAMPLES)
@@ -248,7 +251,7 @@ def test_a_replica_with_another_version_of_the_same_model_is_no_change():
     def restarted(connection, request, server):
         send(connection, 200, reply_to(request, model_version=7))
 
-    limits = Limits(chunk_samples=8, chunks_at_once=1)
+    limits = ClientLimits(chunk_samples=8, concurrent_chunks=1)
     with NastyServer(honest, restarted) as server, client_of(server, limits=limits, on_mixed="raise") as client:
         scores = client.score(SAMPLES)
     assert [i.version for i in scores.identities] == [1, 7]
@@ -257,7 +260,7 @@ def test_a_replica_with_another_version_of_the_same_model_is_no_change():
 
 def test_progress_is_told_until_all_is_done():
     told = []
-    with NastyServer() as server, client_of(server, limits=Limits(chunk_samples=4)) as client:
+    with NastyServer() as server, client_of(server, limits=ClientLimits(chunk_samples=4)) as client:
         client.score(SAMPLES, on_progress=lambda done, total: told.append((done, total)))
     assert told == [(4, 12), (8, 12), (12, 12)]
 
@@ -316,7 +319,7 @@ def test_comparisons_are_asked_for_in_chunks_that_count_responses():
         ]  # fmt: skip
         send(connection, 200, reply_to(request, []) | {"results": results})
 
-    with NastyServer(otherwise=ranks) as server, client_of(server, limits=Limits(chunk_samples=4)) as client:
+    with NastyServer(otherwise=ranks) as server, client_of(server, limits=ClientLimits(chunk_samples=4)) as client:
         done = client.compare([{"prompt": f"p{i}", "responses": ["a", "b"]} for i in range(5)], tie_margin=0.5)
         assert sorted(len(request.json["comparisons"]) for request in server.requests) == [1, 2, 2]
         assert {request.json["tie_margin"] for request in server.requests} == {0.5}
@@ -395,13 +398,13 @@ def test_connections_of_closed_event_loops_are_let_go_of():
         client = AsyncRewardClient(server.url, backoff=QUICK)
         for _ in range(4):
             assert asyncio.run(client.score(SAMPLES)).rewards == TRUTH
-        assert len(client._lines) == 1
-        client._lines.clear()
+        assert len(client._pools) == 1
+        client._pools.clear()
         gc.collect()
 
 
 def test_a_client_may_be_patient_without_end():
-    limits = Limits(attempt_s=float("inf"))
+    limits = ClientLimits(attempt_timeout_s=float("inf"))
     with NastyServer() as server, client_of(server, deadline_s=float("inf"), limits=limits) as client:
         assert client.score(SAMPLES).rewards == TRUTH
         assert len(server.requests[0].headers["x-deadline-ms"]) <= 11
@@ -440,8 +443,8 @@ def test_a_client_that_is_forgotten_ends_its_thread():
     with NastyServer() as server:
         client = client_of(server)
         client.score(SAMPLES)
-        thread = client._turner._thread
-        client._turner.run(client._client.aclose())
+        thread = client._loop_thread._thread
+        client._loop_thread.run(client._client.aclose())
         del client
         thread.join(10)
         assert not thread.is_alive()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rewardserve_client import Limits, Misconfigured, RewardClient
+from rewardserve_client import ClientLimits, Misconfigured, RewardClient
 from rewardserve_client.configuration import deadline_from, key_from, model_digests_from, urls_from
 
 
@@ -44,9 +44,9 @@ def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(key):
 
 
 def test_limits_that_allow_nothing_are_refused():
-    for name in ("chunk_samples", "chunk_bytes", "chunks_at_once", "connections", "attempt_s"):
+    for name in ("chunk_samples", "chunk_bytes", "concurrent_chunks", "connections", "attempt_timeout_s"):
         with pytest.raises(Misconfigured):
-            Limits(**{name: 0})
+            ClientLimits(**{name: 0})
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("12.5", 12.5), ("", 300.0), (None, 300.0)])

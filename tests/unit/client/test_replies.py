@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardserve_client.replies import BadAnswer, compared, refused, scored
-from rewardserve_client.results import Failure, Identity
+from rewardserve_client.replies import InvalidReply, parse_comparisons, parse_error, parse_scores
+from rewardserve_client.results import Failure, ModelIdentity
 from rewardserve_client.samples import comparison_items, sample_items
 from tests.support.faulty_server import IDENTITY, Request, failed_result, reply_to
 
@@ -23,15 +23,15 @@ def reply():
 
 
 def read(content):
-    return scored(json.dumps(content).encode(), ITEMS)
+    return parse_scores(json.dumps(content).encode(), ITEMS)
 
 
 def changed(path, value):
     content = reply()
-    place = content
+    position = content
     for step in path[:-1]:
-        place = place[step]
-    place[path[-1]] = value
+        position = position[step]
+    position[path[-1]] = value
     return content
 
 
@@ -41,17 +41,17 @@ def test_everything_that_the_server_says_of_a_sample_is_in_its_record():
         "notes": ["capped_high"], "flags": ["emoji"], "tokens": 7, "truncated": True, "missing_end": True, "cached": True,
         "error": None,
     }  # fmt: skip
-    [result] = scored(json.dumps(IDENTITY | {"rewards": [0.5], "results": [said], "more": 1}).encode(), ITEMS[:1])
+    [result] = parse_scores(json.dumps(IDENTITY | {"rewards": [0.5], "results": [said], "more": 1}).encode(), ITEMS[:1])
     for name, value in said.items():
         assert getattr(result, name) == (tuple(value) if isinstance(value, list) else value)
-    assert result.identity == Identity("fake", 1, "sha256:c", None, "sha256:p")
+    assert result.identity == ModelIdentity("fake", 1, "sha256:c", None, "sha256:p")
     assert result.capped
 
 
 def test_an_error_of_a_sample_keeps_its_numbers():
     one = json.loads(ITEMS[0].json)
     content = IDENTITY | {"rewards": [None], "results": [failed_result(one, "input_too_long")]}
-    [result] = scored(json.dumps(content).encode(), ITEMS[:1])
+    [result] = parse_scores(json.dumps(content).encode(), ITEMS[:1])
     assert result.error == Failure("input_too_long", "it is so", {"limit": 3})
     assert result.reward is None
 
@@ -80,28 +80,28 @@ BAD = {
 
 @pytest.mark.parametrize("content", BAD.values(), ids=BAD.keys())
 def test_anything_else_is_no_answer(content):
-    with pytest.raises(BadAnswer):
+    with pytest.raises(InvalidReply):
         read(content)
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_a_number_that_is_not_finite_is_no_answer(number):
     text = json.dumps(changed(["rewards", 0], "@") | {"results": changed(["results", 0, "reward"], "@")["results"]})
-    with pytest.raises(BadAnswer):
-        scored(text.replace('"@"', number).encode(), ITEMS)
+    with pytest.raises(InvalidReply):
+        parse_scores(text.replace('"@"', number).encode(), ITEMS)
 
 
 @given(cut=st.integers(0, 10_000))
 def test_half_an_answer_is_no_answer(cut):
     whole = json.dumps(reply()).encode()
-    with pytest.raises(BadAnswer):
-        scored(whole[: cut % len(whole)], ITEMS)
+    with pytest.raises(InvalidReply):
+        parse_scores(whole[: cut % len(whole)], ITEMS)
 
 
 @given(st.binary(max_size=200))
 def test_noise_is_no_answer_and_quotes_nothing(noise):
-    with pytest.raises(BadAnswer) as caught:
-        scored(noise, ITEMS)
+    with pytest.raises(InvalidReply) as caught:
+        parse_scores(noise, ITEMS)
     assert str(caught.value) in (
         "the answer is no JSON",
         "something that should be an object is none",
@@ -110,9 +110,11 @@ def test_noise_is_no_answer_and_quotes_nothing(noise):
 
 
 def test_a_refusal_that_is_not_the_servers_own_says_its_status():
-    assert refused(b"<html>Bad Gateway</html>", 502).code == "http_502"
-    assert refused(b'{"error": "model is loading"}', 503).code == "http_503"
-    assert refused(b'{"error": {"code": "loading", "message": "m", "n": 1}}', 503) == Failure("loading", "m", {"n": 1})
+    assert parse_error(b"<html>Bad Gateway</html>", 502).code == "http_502"
+    assert parse_error(b'{"error": "model is loading"}', 503).code == "http_503"
+    assert parse_error(b'{"error": {"code": "loading", "message": "m", "n": 1}}', 503) == Failure(
+        "loading", "m", {"n": 1}
+    )
 
 
 COMPARISON = comparison_items([{"id": "q", "prompt": "p", "responses": ["a", "b"]}], "c")
@@ -124,7 +126,7 @@ RANKED = {
 
 def read_comparison(**changes):
     content = IDENTITY | {"results": [RANKED | changes]}
-    return compared(json.dumps(content).encode(), COMPARISON)[0]
+    return parse_comparisons(json.dumps(content).encode(), COMPARISON)[0]
 
 
 def test_a_comparison_is_read():
@@ -148,5 +150,5 @@ def test_a_comparison_with_an_error_has_no_ranking():
     ],
 )  # fmt: skip
 def test_a_comparison_that_does_not_fit_is_no_answer(changes):
-    with pytest.raises(BadAnswer):
+    with pytest.raises(InvalidReply):
         read_comparison(**changes)
