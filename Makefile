@@ -21,7 +21,7 @@ SOAK ?=
 MEMORY ?=
 OVERLOAD ?=
 
-.PHONY: help hashes image-digests setup serve test test-vllm test-trainers test-cuda-dry test-architectures test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
+.PHONY: help hashes image-digests setup serve test test-vllm test-trainers test-cuda-dry test-architectures test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check docs bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -41,7 +41,8 @@ help:
 	@echo "make image          only the image (VARIANT=cpu, cuda or vllm; TARGET=serve or train)"
 	@echo "make hashes         what the CPU's image installs, by SHA-256 (constraints-hashes.txt; make image HASHED=1 demands it)"
 	@echo "make image-digests  the images by digest, for .env; BASE= for make image (asks the registries)"
-	@echo "make check          lint, types, import rules, known vulnerabilities of dependencies"
+	@echo "make docs           the documentation as a site in site/, with the reference generated from the code; installs mkdocs into .bench/"
+	@echo "make check          lint, types, import rules, links, known vulnerabilities of dependencies"
 	@echo "make bench          the engines side by side, under ten minutes (BENCH=--quick: under one)"
 	@echo "make bench-peers    this server and others side by side; installs them into .bench/ (BENCH=--quick)"
 	@echo "make bench-overhead the server alone, without a model: requests a CPU second, and where the time goes"
@@ -167,7 +168,15 @@ check: setup
 	$(BIN)/mypy
 	PYTHONPATH=client $(BIN)/lint-imports
 	$(BIN)/python -m tests.prose
+	$(BIN)/python -m tests.links
 	$(BIN)/python -m tests.dependencies
+
+# The site is complete without internet. `python3 -m http.server -d site` serves it; from the disk all but the search works.
+docs: setup
+	@$(BIN)/python -m docs.install
+	@$(BIN)/python -m docs.pages build/docs
+	@NO_MKDOCS_2_WARNING=1 "$$($(BIN)/python -m docs.install | tail -n 1)" -m mkdocs build --strict --quiet
+	@echo "the site is in site/: open site/index.html"
 
 bench: setup
 	@$(BIN)/python -m benchmarks.engines $(BENCH)
@@ -224,4 +233,4 @@ train-default: setup
 	@echo "to ship it: cp runs/default/heads/* model/default/checkpoint/"
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis

@@ -248,8 +248,10 @@ class ModelSettings(BaseSettings):
     cache: Cache = Cache()
     vllm: Vllm = Vllm()
     encoder_threads: int = Field(min(4, os.cpu_count() or 1), gt=0, le=64, description="threads that tokenise")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info")
-    log_format: Literal["json", "text"] = Field("text")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the least severe events that are logged"
+    )
+    log_format: Literal["json", "text"] = Field("text", description="one event a line, as text or as JSON")
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:

@@ -1,0 +1,38 @@
+"""The meaning of each event of the server's log. A test compares the names with those that the code logs."""
+
+from __future__ import annotations
+
+LOG_EVENTS: dict[str, str] = {
+    "alert_delayed": "The receiver of the webhook did not take an alert; it is sent again.",
+    "alert_not_delivered": "The receiver of the webhook never took an alert. `GET /tripwires` still has it.",
+    "alerts_not_kept": "Alerts that wait for the webhook could not be written to the state folder.",
+    "api_keys_reload_failed": "The key file cannot be read or has lines that are no key; `valid` names the keys in force.",
+    "background_task_failed": "A background task of the server ended with an exception: a bug.",
+    "baseline_save_failed": "The baseline of a run could not be written to the state folder.",
+    "batch_bug": "A forward pass returned the wrong number of scores, or none for a head.",
+    "batch_failed": "A forward pass failed for another reason than memory. Its rows are tried in smaller batches.",
+    "batch_out_of_memory": "A batch did not fit on the device. It is halved, and `budget` is the new size of a batch in tokens.",
+    "canaries_failing": "The model scores the exploit of some canaries at least as high as the honest answer.",
+    "certificate_read": "A new TLS certificate is in use.",
+    "checkpoint_never_still": "The files of a watched checkpoint change at every look, so it is not loaded.",
+    "checkpoint_watch_failed": "The watch for a new checkpoint failed; it goes on.",
+    "collector_failed": "A part of `/metrics` could not be read and is left out.",
+    "contract_broken": "A clause of the scoring contract is broken, and `REWARD_CONTRACT_MODE=warn` serves the model all the same.",
+    "drain_timeout": "The server stopped before all accepted samples were scored.",
+    "draining": "The server got SIGTERM: it refuses new requests and finishes accepted ones.",
+    "encoder_bug": "The encoder failed for a sample with an exception that is not the sample's fault.",
+    "engine_note": "Something about the engine that was chosen, and why another one was not.",
+    "evidence_not_written": "A text behind an alert could not be written to the evidence folder.",
+    "keys": "A key of the key file works but should be replaced, for the reason in `warning`.",
+    "keys_read": "The key file was read; `keys` names the keys in force.",
+    "model_loading": "A model is being loaded.",
+    "model_refused": "A model was not loaded, for the reason in `reason`. The model in service stays.",
+    "model_serving": "A model is in service.",
+    "model_unloaded": "A model has left memory.",
+    "request": "A request was answered. Health checks and scrapes are logged at debug.",
+    "request_bug": "A request failed with an exception: a bug in the server.",
+    "scorer_state": "The scorer changed its state: `well`, `hanging`, or `lost` (the process must be restarted).",
+    "tls_reload_failed": "The new TLS certificate cannot be used; the old one stays.",
+    "tripwire": "A trip wire tripped. `severity` decides the level.",
+    "unhandled_exception": "An exception reached the event loop: a bug.",
+}
