@@ -34,7 +34,7 @@ help:
 	@echo "make test-ray       the server on Ray Serve, with replicas that follow the queue; installs Ray into .bench/"
 	@echo "make test-faults    slow crowds, full disks, killers in the kernel: what needs root or minutes (skips what is missing)"
 	@echo "make test-fuzz      a hundred thousand bodies, heads and paths put together at random, schemathesis (minutes)"
-	@echo "make test-mutants   are mutants of the code noticed by its tests? an hour and more (AREAS=keyring); installs mutmut into .bench/"
+	@echo "make test-mutants   are mutants of the code noticed by its tests? an hour and more (AREAS=api_keys); installs mutmut into .bench/"
 	@echo "make test-docker    the image and docker compose, for real; needs root and dockerd (minutes)"
 	@echo "make up             secrets, image, docker compose up: server, Prometheus, Alertmanager, Grafana"
 	@echo "make secrets        only the files in secrets/ that docker-compose.yml wants"

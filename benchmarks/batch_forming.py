@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rewardserve.model.common_prefix import key_of
-from rewardserve.service.inference.planner import Limits, Ticket, plan
+from rewardserve.service.inference.planner import BatchLimits, QueueEntry, plan
 
 Row = tuple[int, ...]
 Batch = list[int]
@@ -46,12 +46,12 @@ def planned(rows: Sequence[Row], budget: int) -> list[Batch]:
     for i, row in enumerate(rows):
         places.setdefault(row, []).append(i)
     distinct = list(places)
-    waiting = tuple(Ticket(i, len(row), 0.0, key_of(row)) for i, row in enumerate(distinct))
-    limits = Limits(max_tokens=_LARGEST, linger_s=0.0, enough_tokens=budget)
+    waiting = tuple(QueueEntry(i, len(row), 0.0, key_of(row)) for i, row in enumerate(distinct))
+    limits = BatchLimits(max_tokens=_LARGEST, linger_s=0.0, target_tokens=budget)
     batches: list[Batch] = []
     while waiting:
-        todo = plan(waiting, limits, sum, 0.0, shares=True)
-        batches.append([place for ticket in todo.batch for place in places[distinct[ticket.ticket_id]]])
+        todo = plan(waiting, limits, sum, 0.0, shares_prefixes=True)
+        batches.append([place for entry in todo.batch for place in places[distinct[entry.entry_id]]])
         waiting = todo.waiting
     return batches
 

@@ -400,7 +400,7 @@ async def _drain(house: House, succession: Succession) -> None:
             await succession.close()
     except TimeoutError:
         house.log.error("drain_timeout", samples=house.admission.n_samples, seconds=house.settings.drain_timeout_s)
-        await succession.give_up()
+        await succession.abort()
         raise
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from rewardserve.model.text.printable import printable
 from rewardserve.model.text.text_files import NotText, decoded, wide_encoding
 from rewardserve.service.auth.api_keys import SCOPES, KeysError, line_of, parse
-from rewardserve.service.auth.rate_limits import BURST_S, Limits
+from rewardserve.service.auth.rate_limits import BURST_S, RateLimits
 
 _USAGE = 2
 _MARK = "rwd_"
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_args(argv)
     key = _MARK + secrets.token_urlsafe(32)
-    limits = Limits(given.requests_per_s, given.tokens_per_s, given.burst_s)
+    limits = RateLimits(given.requests_per_s, given.tokens_per_s, given.burst_s)
     try:
         runs = given.runs.split(",") if given.runs else ()
         line = line_of(given.name, key, frozenset(given.scopes.split(",")), limits, runs, given.owner)

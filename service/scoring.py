@@ -24,9 +24,9 @@ from rewardserve.service.auth.rate_limits import charge_tokens
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import DeadlineExceeded, Failure, RowFailed, RunBlocked, ScoreNotFinite
 from rewardserve.service.inference.batcher import Batcher
-from rewardserve.service.inference.encode_pool import Encoder
+from rewardserve.service.inference.encode_pool import EncodePool
 from rewardserve.service.inference.outcomes import RowOutcome, RowScored
-from rewardserve.service.inference.rewards import ScoredRow, rewards_of
+from rewardserve.service.inference.rewards import ScoredRow, compute_rewards
 from rewardserve.service.inference.shadow import Shadow
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.tripwires.io.run_watcher import Flags, Origin, RunWatcher
@@ -100,7 +100,7 @@ class Rooms:
 
     version: int
     admission: Admission
-    encoder: Encoder
+    encoder: EncodePool
     batcher: Batcher
     pipeline: Pipeline
     watcher: RunWatcher
@@ -236,7 +236,7 @@ class Scoring:
             for sample, row, outcome in zip(samples, encoded, outcomes, strict=True)
             if isinstance(outcome, RowScored) and isinstance(row, Encoded) and isinstance(sample, Sample)
         ]
-        rewards = rewards_of(scored, self._rooms.pipeline) if scored else []
+        rewards = compute_rewards(scored, self._rooms.pipeline) if scored else []
         flags = self._rooms.watcher.see(origin, scored, rewards) if origin is not None and scored else None
         if self.shadow is not None and scored:
             self.shadow.ask(scored, rewards)

@@ -22,7 +22,7 @@ from math import inf
 from pathlib import Path
 
 from rewardserve.model.text.text_files import decoded
-from rewardserve.service.auth.rate_limits import UNLIMITED, Limits
+from rewardserve.service.auth.rate_limits import UNLIMITED, RateLimits
 from rewardserve.service.storage.files import State, read_bounded, reason_of, repeat, state_of
 
 SCOPES = ("score", "admin", "metrics")
@@ -83,7 +83,7 @@ class Key:
     name: str
     digest: bytes
     scopes: frozenset[str]
-    limits: Limits = UNLIMITED
+    limits: RateLimits = UNLIMITED
     is_hashed: bool = True
     is_short: bool = False
     runs: RunNames = RunNames()
@@ -175,7 +175,7 @@ def _merged(valid: Key | None, before: Key | None, now: Key | None) -> Key | Non
 
 
 def line_of(
-    name: str, key: str, scopes: frozenset[str], limits: Limits, runs: Sequence[str] = (), owner: str = ""
+    name: str, key: str, scopes: frozenset[str], limits: RateLimits, runs: Sequence[str] = (), owner: str = ""
 ) -> str:
     """A key as the file has it. `runs`: names, or what names begin with and a `*`."""
     digest = hashlib.sha256(key.encode()).hexdigest()
@@ -246,7 +246,7 @@ def _scopes(i: int, text: str) -> frozenset[str]:
     return scopes
 
 
-def _limits(i: int, words: list[str]) -> Limits:
+def _limits(i: int, words: list[str]) -> RateLimits:
     found: dict[str, float] = {}
     for word in words:
         name, _, number = word.partition("=")
@@ -258,7 +258,7 @@ def _limits(i: int, words: list[str]) -> Limits:
             raise KeysError(
                 f"line {i}: a limit is one of {', '.join(_LIMITS)}, =, and a number above zero; besides, there are runs= and owner="
             )
-    return Limits(**found)
+    return RateLimits(**found)
 
 
 class KeyFile:

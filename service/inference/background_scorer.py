@@ -13,9 +13,9 @@ from rewardserve.model.encoding import Encoded
 from rewardserve.model.reward import Pipeline, Reward
 from rewardserve.service.errors import RowFailed, ServiceError
 from rewardserve.service.inference.batcher import Batcher
-from rewardserve.service.inference.encode_pool import Encoder
+from rewardserve.service.inference.encode_pool import EncodePool
 from rewardserve.service.inference.outcomes import RowScored
-from rewardserve.service.inference.rewards import ScoredRow, rewards_of
+from rewardserve.service.inference.rewards import ScoredRow, compute_rewards
 
 MOST_WAITING = 1_024
 """Samples that wait for an opinion; beyond them nobody is asked: the other model may be slower than the one in service."""
@@ -27,7 +27,9 @@ Heard = Callable[[Sequence[Reward | None]], None]
 class BackgroundScorer:
     """Of one model. `skipped` hears of how many samples it was too slow for."""
 
-    def __init__(self, encoder: Encoder, batcher: Batcher, pipeline: Pipeline, skipped: Callable[[int], None]) -> None:
+    def __init__(
+        self, encoder: EncodePool, batcher: Batcher, pipeline: Pipeline, skipped: Callable[[int], None]
+    ) -> None:
         self._encoder = encoder
         self._batcher = batcher
         self._pipeline = pipeline
@@ -66,7 +68,7 @@ class BackgroundScorer:
             for sample, row, outcome in zip(samples, encoded, became, strict=True)
             if isinstance(outcome, RowScored) and isinstance(row, Encoded)
         ]
-        rewards = iter(rewards_of(scored, self._pipeline) if scored else [])
+        rewards = iter(compute_rewards(scored, self._pipeline) if scored else [])
         heard([_reward(next(rewards)) if isinstance(outcome, RowScored) else None for outcome in became])
 
 

@@ -1,9 +1,9 @@
-"""How long a forward of so many tokens takes, of late, and how large a batch should therefore be.
+"""Fit the time of a forward to its tokens, and choose the batch size from the fit.
 
     seconds = fixed + per_token * tokens
 
 The budget is the smallest step at which the fixed part is at most a twentieth of a batch: smaller ones waste
-time, larger ones only keep those waiting who are done. Pure: no clock, no randomness. Knows tokens and
+time, larger ones only delay rows that are done. Pure: no clock, no randomness. Knows tokens and
 seconds, no scorers.
 
 On a shared machine the seconds of one and the same batch spread widely, so nothing is decided by a few of
@@ -16,24 +16,26 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-STEPS = (512, 1024, 2048, 4096, 8192, 16384)
+BUDGETS = (512, 1024, 2048, 4096, 8192, 16384)
 """The budgets that there are, in tokens. On a CPU throughput is nearly flat from 1,024 on; beyond the last one nothing is
 gained on any device that we know."""
 
 _FIXED_SHARE = 0.05
-_LONGEST_S = 0.5  # a step up must not make batches longer than this: who is done early waits for the rest
-_TOO_LONG_S = 0.75  # a step down is due. It ends well below `_LONGEST_S`, and so does not swing back
-_MEMORY = 0.98  # weight of the batch before: some fifty count
-_FEWEST = 32.0  # batches, by weight, that say anything; and the rest after a step
-_CAUTION = 3.0  # standard errors
-_OUTLIER = 3.0  # times what was expected: the machine was busy with something else
-_SMALL_EVERY = 8
-_SMALL = 4  # a small one has a fourth of the budget. The price is under 1 %: an eighth of a fixed part a batch
+_MAX_BATCH_S = 0.5  # a step up must not make batches longer than this: short rows wait for the rest
+_STEP_DOWN_S = 0.75  # a step down is due. It ends well below `_MAX_BATCH_S`, and so does not swing back
+_DECAY = 0.98  # weight of the batch before: some fifty count
+_MIN_WEIGHT = 32.0  # batches, by weight, that say anything; and the rest after a step
+_STANDARD_ERRORS = 3.0  # standard errors
+_OUTLIER_RATIO = 3.0  # times what was expected: the machine was busy with something else
+_SMALL_BATCH_EVERY = 8
+_SMALL_BATCH_DIVISOR = (
+    4  # a small one has a fourth of the budget. The price is under 1 %: an eighth of a fixed part a batch
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """What is known of late. `fixed_error` is the standard error of `fixed_s`; the means are of all batches."""
+class LinearFit:
+    """The fit over recent batches. `fixed_error` is the standard error of `fixed_s`; the means are of all batches."""
 
     fixed_s: float
     per_token_s: float
@@ -45,10 +47,10 @@ class Line:
         """How long a batch takes."""
         return max(0.0, self.fixed_s + self.per_token_s * n_tokens)
 
-    def enough(self, errors: float) -> float:
+    def target(self, errors: float) -> float:
         """Tokens at which the fixed part, `errors` standard errors above what it seems to be, is small enough.
 
-        Whatever it is, the line goes through the mean of all batches, so what is not fixed is paid by the token.
+        Whatever it is, the fit goes through the mean of all batches, so what is not fixed is paid by the token.
         """
         fixed_s = self.fixed_s + errors * self.fixed_error_s
         per_token_s = self.mean_per_token_s - fixed_s * self.mean_inverse
@@ -58,7 +60,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class BatchSizeController:
     """The step of now, and weighted sums over the batches: how many, x = 1 / tokens, y = seconds / tokens.
 
     y = per_token + fixed * x: in this form the spread of y is alike for large and for small batches, as least
@@ -76,38 +78,38 @@ class Pace:
     n_since_step: int = 0
 
     @classmethod
-    def starting_at(cls, n_tokens: int) -> Pace:
-        """Nothing measured yet. `n_tokens` is one of `STEPS`."""
-        return cls(STEPS.index(n_tokens))
+    def starting_at(cls, n_tokens: int) -> BatchSizeController:
+        """Nothing measured yet. `n_tokens` is one of `BUDGETS`."""
+        return cls(BUDGETS.index(n_tokens))
 
     @property
     def budget(self) -> int:
         """Tokens that are enough for a batch."""
-        return STEPS[self.step]
+        return BUDGETS[self.step]
 
     @property
     def next_budget(self) -> int:
         """The same, or less where a small batch would tell something new."""
-        is_turn = self.n_batches % _SMALL_EVERY == _SMALL_EVERY - 1
-        return self.budget // _SMALL if is_turn and self._is_uniform else self.budget
+        is_turn = self.n_batches % _SMALL_BATCH_EVERY == _SMALL_BATCH_EVERY - 1
+        return self.budget // _SMALL_BATCH_DIVISOR if is_turn and self._is_uniform else self.budget
 
-    def after(self, n_tokens: int, seconds: float) -> Pace:
+    def after(self, n_tokens: int, seconds: float) -> BatchSizeController:
         """With one batch more, and perhaps a step further."""
         x, y = 1.0 / n_tokens, seconds / n_tokens
-        if line := self.line:
-            expected = line.seconds(n_tokens) * x
-            y = min(max(y, expected / _OUTLIER), expected * _OUTLIER) if expected else y
-        m = _MEMORY
-        return Pace(
+        if fit := self.fit:
+            expected = fit.seconds(n_tokens) * x
+            y = min(max(y, expected / _OUTLIER_RATIO), expected * _OUTLIER_RATIO) if expected else y
+        m = _DECAY
+        return BatchSizeController(
             self.step,
             m * self.n + 1.0, m * self.x + x, m * self.y + y, m * self.xx + x * x, m * self.xy + x * y, m * self.yy + y * y,
             self.n_batches + 1, self.n_since_step + 1,
         )._stepped()  # fmt: skip
 
     @property
-    def line(self) -> Line | None:
-        """Least squares; None while there is too little to draw a line through."""
-        if self.n < _FEWEST:
+    def fit(self) -> LinearFit | None:
+        """Least squares; None while there are too few batches for a fit."""
+        if self.n < _MIN_WEIGHT:
             return None
         x, y = self.x / self.n, self.y / self.n
         spread = self.xx / self.n - x * x
@@ -117,28 +119,28 @@ class Pace:
         fixed_s = covariance / spread
         left_over = max(0.0, self.yy / self.n - y * y - fixed_s * covariance)
         error = math.sqrt(left_over / spread / (self.n - 2.0))
-        return Line(fixed_s, y - fixed_s * x, error, x, y)
+        return LinearFit(fixed_s, y - fixed_s * x, error, x, y)
 
     @property
     def _is_uniform(self) -> bool:
         """Whether the batches of late are much of a size."""
         return self.n * self.xx < 1.5 * self.x * self.x
 
-    def _stepped(self) -> Pace:
-        line = self.line
-        if line is None or self.n_since_step < _FEWEST:
+    def _stepped(self) -> BatchSizeController:
+        fit = self.fit
+        if fit is None or self.n_since_step < _MIN_WEIGHT:
             return self
-        step = _next_step(self.step, line)
+        step = _next_step(self.step, fit)
         return self if step == self.step else replace(self, step=step, n_since_step=0)
 
 
-def _next_step(step: int, line: Line) -> int:
+def _next_step(step: int, fit: LinearFit) -> int:
     """Up where more is surely needed and not too long, down where less is surely enough or a batch takes too long."""
-    if line.seconds(STEPS[step]) > _TOO_LONG_S:
+    if fit.seconds(BUDGETS[step]) > _STEP_DOWN_S:
         return max(0, step - 1)
-    may_rise = step + 1 < len(STEPS) and line.seconds(STEPS[step + 1]) <= _LONGEST_S
-    if may_rise and line.enough(-_CAUTION) > STEPS[step]:
+    may_rise = step + 1 < len(BUDGETS) and fit.seconds(BUDGETS[step + 1]) <= _MAX_BATCH_S
+    if may_rise and fit.target(-_STANDARD_ERRORS) > BUDGETS[step]:
         return step + 1
-    if step > 0 and line.enough(+_CAUTION) <= STEPS[step - 1]:
+    if step > 0 and fit.target(+_STANDARD_ERRORS) <= BUDGETS[step - 1]:
         return step - 1
     return step

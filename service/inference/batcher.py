@@ -1,8 +1,8 @@
-"""One task that asks the planner who rides, and drives.
+"""Task that takes batches from the planner and runs the scorer on them.
 
 Forwards run on threads of their own, as many at a time as the scorer takes. A batch that fails is halved, so one
-bad row spoils nobody's ride. Knows nothing of HTTP, samples or metrics; what became of each batch is told to
-`on_batch`. Who waits for what is `room`'s.
+bad row fails alone. Knows nothing of HTTP, samples or metrics; `on_batch` is called with the result of each batch.
+The waiters of each row are kept in `queue`.
 """
 
 from __future__ import annotations
@@ -24,134 +24,140 @@ from rewardserve.service.errors import (
     ServiceError,
     ShuttingDown,
 )
-from rewardserve.service.inference.batch_size import Pace
+from rewardserve.service.inference.batch_size import BatchSizeController
 from rewardserve.service.inference.outcomes import (
-    BatchDone,
     BatchOutcome,
+    BatchResult,
     RowOutcome,
-    fault,
-    outcome_of,
+    batch_outcome,
     row_error,
-    wrong_number,
+    score_count_error,
+    score_error,
 )
-from rewardserve.service.inference.planner import Limits, lengths_added, plan
-from rewardserve.service.inference.queue import Row, WaitingRoom
+from rewardserve.service.inference.planner import BatchLimits, added_lengths, plan
+from rewardserve.service.inference.queue import PendingRow, RequestQueue
 from rewardserve.service.inference.score_cache import ScoreCache
 from rewardserve.service.inference.watchdog import ScorerState, Watchdog
 
-_MORE_FAILURES = 8
+_EXTRA_FAILURES = 8
 """How many failed forwards a batch may cost beyond those that finding one poisonous row takes."""
 
-_LONGEST_FAMILY = 4
-"""Budgets that a family may take that would be torn apart: everybody waits for a long batch."""
+_MAX_GROUP_BUDGETS = 4
+"""Budgets that a prefix group may take that would be split otherwise: all requests wait for a long batch."""
 
 FAILING_AFTER = 8
 """So many batches in a row without one score are no accident of their rows."""
 
 _FAILING_FOR_S = 30.0
-"""Whoever is not ready is sent no work, and without work no batch can show that the trouble has passed."""
+"""A server that is not ready is sent no work, and without work no batch can show that the failure is over."""
 
 
 class Batcher:
     """Start it, let callers `score`, stop it. All methods belong to one event loop.
 
-    `pace` None: the budget is the one of `limits`; otherwise it follows what forwards take. `cache` None: scores are
-    not remembered. `watchdog` None: a forward may take for ever; `on_state` hears how the scorer is when that changes.
+    `batch_size` None: the budget is the one of `limits`; otherwise it follows what forwards take. `cache` None: scores are
+    not remembered. `watchdog` None: a forward may take for ever; `on_state` is called when the state of the scorer changes.
     """
 
     def __init__(
         self,
         scorer: Scorer,
-        limits: Limits,
+        limits: BatchLimits,
         clock: Clock,
-        on_batch: Callable[[BatchDone], None],
+        on_batch: Callable[[BatchResult], None],
         *,
-        pace: Pace | None = None,
+        batch_size: BatchSizeController | None = None,
         cache: ScoreCache | None = None,
         watchdog: Watchdog | None = None,
         on_state: Callable[[ScorerState], None] = lambda state: None,
     ) -> None:
         self._scorer = scorer
         self._limits = limits
-        self._pace = pace
+        self._batch_size = batch_size
         self._clock = clock
         self._on_batch = on_batch
-        self._room = WaitingRoom(ScoreCache(0, version=0) if cache is None else cache, scorer.shares_prefixes)
-        self._rides: dict[asyncio.Task[None], list[Row]] = {}
+        self._queue = RequestQueue(ScoreCache(0, version=0) if cache is None else cache, scorer.shares_prefixes)
+        self._in_flight: dict[asyncio.Task[None], list[PendingRow]] = {}
         self._watchdog = watchdog
         self._on_state = on_state
-        self._state: ScorerState = "well"
-        self._begun: dict[object, float] = {}  # forwards under way, by the watchdog's clock
+        self._state: ScorerState = "healthy"
+        self._forward_started_at: dict[object, float] = {}  # forwards under way, by the watchdog's clock
         self._freed_at = -math.inf
-        self._failed_in_a_row = 0
+        self._n_failed_in_a_row = 0
         self._failed_at = -math.inf
-        self._coming = 0
+        self._n_expected = 0
         self._closed = False
         self._changed = asyncio.Event()
         self._threads = ThreadPoolExecutor(scorer.concurrency, thread_name_prefix="scorer")
         self._task: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._watchdog_task: asyncio.Task[None] | None = None
 
     # -- what callers and operators see ---------------------------------------------------------------------
 
     @property
     def n_samples(self) -> int:
-        """How many rows wait for a seat in a batch. Equal ones are one."""
-        return len(self._room)
+        """Number of queued rows. Equal ones are one."""
+        return len(self._queue)
 
     @property
     def n_tokens(self) -> int:
-        """How many tokens wait."""
-        return sum(ticket.n_tokens for ticket in self._room.tickets)
+        """Number of queued tokens."""
+        return sum(entry.n_tokens for entry in self._queue.entries)
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> BatchLimits:
         """The limits of now: what forwards take moves the budget, running out of memory lowers its bound."""
-        return self._limits if self._pace is None else self._paced(self._pace.budget, self._pace.budget)
+        return (
+            self._limits
+            if self._batch_size is None
+            else self._limits_for(self._batch_size.budget, self._batch_size.budget)
+        )
 
     @property
     def is_alive(self) -> bool:
-        """Whether somebody drives. False before `start`, after `stop`, and after a bug of ours."""
+        """Whether the batching task runs. False before `start`, after `stop`, and after a bug of ours."""
         return self._task is not None and not self._task.done()
 
     @property
-    def n_failing(self) -> int:
+    def n_failed_batches(self) -> int:
         """How many batches in a row had not one score, while that says something of the scorer; otherwise 0.
 
         It does from `FAILING_AFTER` on, until a row is scored, or until nothing was tried for a while.
         """
         is_fresh = self._clock.now() < self._failed_at + _FAILING_FOR_S
-        return self._failed_in_a_row if self._failed_in_a_row >= FAILING_AFTER and is_fresh else 0
+        return self._n_failed_in_a_row if self._n_failed_in_a_row >= FAILING_AFTER and is_fresh else 0
 
     @property
     def scorer_state(self) -> ScorerState:
-        """Whether forwards come back. While they do not, everybody is refused."""
+        """Whether forwards come back. While they do not, every request is refused."""
         return self._state
 
     def start(self) -> None:
-        """Begin to drive."""
-        self._task = asyncio.create_task(self._drive(), name="batcher")
+        """Start the batching task, and the watchdog if there is one."""
+        self._task = asyncio.create_task(self._run(), name="batcher")
         if self._watchdog is not None:
-            self._watching = asyncio.create_task(self._watch(self._watchdog.look_every_s), name="watchdog")
+            self._watchdog_task = asyncio.create_task(
+                self._poll_scorer(self._watchdog.poll_interval_s), name="watchdog"
+            )
 
     async def stop(self) -> None:
         """Take no new rows, finish those that are here, then end. Cancelling this refuses what is left.
 
-        A forward that hangs is not waited for: nobody else waits for it either.
+        A forward that hangs is not waited for.
         """
         self._closed = True
         self._changed.set()
-        self._leave_if_hanging()
+        self._cancel_if_hanging()
         try:
             if self._task is not None:
                 await asyncio.gather(self._task, return_exceptions=True)
         finally:
-            if self._watching is not None:
-                self._watching.cancel()
-                await asyncio.gather(self._watching, return_exceptions=True)
+            if self._watchdog_task is not None:
+                self._watchdog_task.cancel()
+                await asyncio.gather(self._watchdog_task, return_exceptions=True)
             self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def give_up(self) -> None:
+    async def abort(self) -> None:
         """Take nothing new and refuse everything that is not finished. A forward that runs is not waited for."""
         if self._task is not None:
             self._task.cancel()
@@ -160,106 +166,110 @@ class Batcher:
     @contextmanager
     def expecting(self, n_rows: int) -> Iterator[None]:
         """While the body runs, `n_rows` are on their way: worth waiting for, as long as the linger allows."""
-        self._coming += n_rows
+        self._n_expected += n_rows
         try:
             yield
         finally:
-            self._coming -= n_rows
+            self._n_expected -= n_rows
             self._changed.set()
 
     async def score(
-        self, rows: Sequence[tuple[int, ...]], deadline: float = math.inf, *, remembered: bool = True
+        self, rows: Sequence[tuple[int, ...]], deadline: float = math.inf, *, use_cache: bool = True
     ) -> list[RowOutcome]:
         """One outcome a row, in order. Raise `DeadlineExceeded`, `ShuttingDown`, `ScorerHanging` or `BatcherStopped` for all.
 
-        `remembered` False: what a row scored before is of no interest, it is scored now.
+        `use_cache` False: what a row scored before is of no interest, it is scored now.
         """
         if self._closed:
             raise ShuttingDown("this server is shutting down; send the request to another one", retry_after_s=1.0)
         if not self.is_alive:
-            raise BatcherStopped("nobody drives the scorer. This is a bug in the server.")
-        if self._state != "well":
-            raise hanging()
-        call = self._room.join(rows, self._clock.now(), deadline, remembered)
+            raise BatcherStopped("the batching task has stopped. This is a bug in the server.")
+        if self._state != "healthy":
+            raise scorer_hanging_error()
+        request = self._queue.submit(rows, self._clock.now(), deadline, use_cache)
         try:
-            if call.n_open:
+            if request.n_unresolved:
                 self._changed.set()
-                await call.answered
+                await request.resolved
         finally:
-            self._room.leave(call)
-        return call.outcomes
+            self._queue.remove(request)
+        return request.outcomes
 
-    # -- the drive ------------------------------------------------------------------------------------------
+    # -- the task -------------------------------------------------------------------------------------------
 
-    async def _drive(self) -> None:
+    async def _run(self) -> None:
         end: ServiceError = ShuttingDown("this server has shut down before the request was scored")
         cause: BaseException | None = None
         try:
-            while not self._closed or self._room or self._rides:
-                await self._step()
-                self._end_rides()
+            while not self._closed or self._queue or self._in_flight:
+                await self._dispatch_or_wait()
+                self._collect_finished()
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             end = BatcherStopped(f"the batcher died of {type(error).__name__}. This is a bug in the server.")
             cause = error
         finally:
-            riders = [row for rows in self._rides.values() for row in rows]
-            for ride in self._rides:
-                ride.cancel()
-            await asyncio.gather(*self._rides, return_exceptions=True)
-            self._rides.clear()
-            self._room.refuse_all(end)
+            unfinished = [row for rows in self._in_flight.values() for row in rows]
+            for task in self._in_flight:
+                task.cancel()
+            await asyncio.gather(*self._in_flight, return_exceptions=True)
+            self._in_flight.clear()
+            self._queue.reject_all(end)
         if cause is not None:
-            self._on_batch(self._told("bug", riders, self._clock.now(), error=cause))
+            self._on_batch(self._result("bug", unfinished, self._clock.now(), error=cause))
 
-    async def _step(self) -> None:
-        """Start one ride, or wait until there is a reason to look again."""
-        if len(self._rides) == self._scorer.concurrency:
-            await asyncio.wait(self._rides, return_when=asyncio.FIRST_COMPLETED)
+    async def _dispatch_or_wait(self) -> None:
+        """Dispatch one batch, or wait until there is a reason to plan again."""
+        if len(self._in_flight) == self._scorer.concurrency:
+            await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
             return
         self._changed.clear()
         now = self._clock.now()
-        for call in self._room.late(now):
-            self._room.refuse(call, DeadlineExceeded("the deadline passed in the queue"))
+        for request in self._queue.expired(now):
+            self._queue.reject(request, DeadlineExceeded("the deadline passed in the queue"))
         todo = plan(
-            self._room.tickets,
+            self._queue.entries,
             self._next_limits,
             self._scorer.cost,
             now,
-            shares=self._scorer.shares_prefixes,
-            coming=self._coming,
-            busy=bool(self._rides) and not self._scorer.streams,
+            shares_prefixes=self._scorer.shares_prefixes,
+            n_expected=self._n_expected,
+            busy=bool(self._in_flight) and not self._scorer.streams,
         )
         if todo.batch:
-            rows = self._room.depart(todo.batch)
-            ride = asyncio.create_task(self._ride(rows), name="ride")
-            ride.add_done_callback(lambda _: self._changed.set())
-            self._rides[ride] = rows
+            rows = self._queue.dispatch(todo.batch)
+            task = asyncio.create_task(self._run_batch(rows), name="batch")
+            task.add_done_callback(lambda _: self._changed.set())
+            self._in_flight[task] = rows
         else:
-            times = [at for at in (todo.look_again_at, self._room.next_deadline()) if at is not None]
+            times = [at for at in (todo.replan_at, self._queue.next_deadline()) if at is not None]
             await self._clock.wait(self._changed, min(times, default=None))
 
-    def _end_rides(self) -> None:
-        for ride in [ride for ride in self._rides if ride.done()]:
-            del self._rides[ride]
-            ride.result()  # a bug of ours ends the drive
+    def _collect_finished(self) -> None:
+        for task in [task for task in self._in_flight if task.done()]:
+            del self._in_flight[task]
+            task.result()  # a bug of ours ends the batching task
 
     @property
-    def _next_limits(self) -> Limits:
-        return self._limits if self._pace is None else self._paced(self._pace.budget, self._pace.next_budget)
+    def _next_limits(self) -> BatchLimits:
+        return (
+            self._limits
+            if self._batch_size is None
+            else self._limits_for(self._batch_size.budget, self._batch_size.next_budget)
+        )
 
-    def _paced(self, budget: int, enough_tokens: int) -> Limits:
-        longest = min(self._limits.max_tokens, _LONGEST_FAMILY * budget)
-        return replace(self._limits, max_tokens=longest, enough_tokens=enough_tokens)
+    def _limits_for(self, budget: int, target_tokens: int) -> BatchLimits:
+        longest = min(self._limits.max_tokens, _MAX_GROUP_BUDGETS * budget)
+        return replace(self._limits, max_tokens=longest, target_tokens=target_tokens)
 
-    # -- one ride -------------------------------------------------------------------------------------------
+    # -- one batch ------------------------------------------------------------------------------------------
 
-    async def _ride(self, rows: Sequence[Row]) -> None:
+    async def _run_batch(self, rows: Sequence[PendingRow]) -> None:
         """Score a batch; one that fails is halved, until what fails is a single row or has failed too often."""
         any_score = False
         groups = [rows]
-        failures_left = _MORE_FAILURES + 2 * len(rows).bit_length()
+        failures_left = _EXTRA_FAILURES + 2 * len(rows).bit_length()
         while groups:
             group = groups.pop()
             started_at = self._clock.now()
@@ -269,25 +279,25 @@ class Batcher:
             forward_s = now - (started_at if self._scorer.streams else max(started_at, self._freed_at))
             self._freed_at = now
             if isinstance(scores, BatchScores) and len(scores.rows) == len(group):
-                any_score |= self._release(group, scores, started_at, forward_s)
+                any_score |= self._complete_rows(group, scores, started_at, forward_s)
                 continue
-            error = scores if isinstance(scores, BaseException) else wrong_number(len(scores.rows), len(group))
+            error = scores if isinstance(scores, BaseException) else score_count_error(len(scores.rows), len(group))
             failures_left -= 1
             if isinstance(error, OutOfMemory):
-                self._lower_bound(group)
-            self._on_batch(self._told(outcome_of(error), group, started_at, forward_s, error=error))
+                self._lower_max_tokens(group)
+            self._on_batch(self._result(batch_outcome(error), group, started_at, forward_s, error=error))
             if len(group) == 1 or failures_left <= 0 or isinstance(error, ScorerBug):
                 failure = row_error(error, [row.n_tokens for row in group])
                 for row in group:
-                    self._room.fail(row, failure)
+                    self._queue.fail(row, failure)
             else:
                 middle = len(group) // 2
                 groups += [group[middle:], group[:middle]]
-        self._failed_in_a_row = 0 if any_score else self._failed_in_a_row + 1
+        self._n_failed_in_a_row = 0 if any_score else self._n_failed_in_a_row + 1
         if not any_score:
             self._failed_at = self._clock.now()
 
-    async def _forward(self, group: Sequence[Row]) -> BatchScores | BaseException:
+    async def _forward(self, group: Sequence[PendingRow]) -> BatchScores | BaseException:
         """What the scorer says on its thread, or what it raises."""
         batch = TokenBatch(tuple([row.ids for row in group]))
 
@@ -298,97 +308,99 @@ class Batcher:
             except BaseException as error:
                 return error
 
-        with self._watched():
+        with self._tracked_forward():
             return await asyncio.get_running_loop().run_in_executor(self._threads, score)
 
     # -- forwards that do not come back -----------------------------------------------------------------------
 
-    async def _watch(self, every_s: float) -> None:
+    async def _poll_scorer(self, every_s: float) -> None:
         never = asyncio.Event()
         while True:
             await self._clock.wait(never, self._clock.now() + every_s)
-            self._look()
+            self._check_scorer()
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _tracked_forward(self) -> Iterator[None]:
         """While the body runs, a forward is under way."""
         forward = object()
-        self._begun[forward] = self._look()
+        self._forward_started_at[forward] = self._check_scorer()
         try:
             yield
         finally:
-            del self._begun[forward]
-            self._look()
+            del self._forward_started_at[forward]
+            self._check_scorer()
 
-    def _look(self) -> float:
-        """See how the scorer is; when it begins to hang, nobody waits for it any longer. The watchdog's time."""
+    def _check_scorer(self) -> float:
+        """Update the state of the scorer; when it begins to hang, refuse all requests. Return the watchdog's time."""
         if self._watchdog is None:
             return 0.0
-        self._watchdog = self._watchdog.looks(self._clock.now())
-        state = self._watchdog.state(self._begun.values(), self._scorer.concurrency)
+        self._watchdog = self._watchdog.observed_at(self._clock.now())
+        state = self._watchdog.state(self._forward_started_at.values(), self._scorer.concurrency)
         if state != self._state:
             self._state = state
             self._on_state(state)
             if state == "hanging":
-                self._room.refuse_callers(hanging())
-                self._leave_if_hanging()
-        return self._watchdog.awake_s
+                self._queue.reject_requests(scorer_hanging_error())
+                self._cancel_if_hanging()
+        return self._watchdog.observed_s
 
-    def _leave_if_hanging(self) -> None:
-        if self._closed and self._state != "well" and self._task is not None:
+    def _cancel_if_hanging(self) -> None:
+        if self._closed and self._state != "healthy" and self._task is not None:
             self._task.cancel()
 
-    def _release(self, group: Sequence[Row], scores: BatchScores, started_at: float, forward_s: float) -> bool:
+    def _complete_rows(
+        self, group: Sequence[PendingRow], scores: BatchScores, started_at: float, forward_s: float
+    ) -> bool:
         """Give every row of a finished forward its scores. Whether there are any."""
         n_taken = scores.tokens_computed + scores.tokens_padding
-        if self._pace is not None and n_taken > 0:
-            self._pace = self._pace.after(n_taken, forward_s)
-        done = self._told("ok", group, started_at, forward_s, scores)
+        if self._batch_size is not None and n_taken > 0:
+            self._batch_size = self._batch_size.after(n_taken, forward_s)
+        done = self._result("ok", group, started_at, forward_s, scores)
         a_token = scores.tokens_computed / done.n_row_tokens
         any_score = False
         for row, heads in zip(group, scores.rows, strict=True):
-            if (error := fault(heads)) is not None:
-                self._room.fail(row, error)
+            if (error := score_error(heads)) is not None:
+                self._queue.fail(row, error)
             else:
                 any_score = True
-                self._room.settle(row, heads, started_at, forward_s, a_token * row.n_tokens)
+                self._queue.complete(row, heads, started_at, forward_s, a_token * row.n_tokens)
         self._on_batch(done)
         return any_score
 
-    def _lower_bound(self, group: Sequence[Row]) -> None:
+    def _lower_max_tokens(self, group: Sequence[PendingRow]) -> None:
         """What did not fit once will not fit again. A lone row says nothing about the budget of several."""
         if len(group) > 1:
-            lengths = lengths_added(group, self._scorer.shares_prefixes)
+            lengths = added_lengths(group, self._scorer.shares_prefixes)
             half = max(1, self._scorer.cost(lengths) // 2)
             self._limits = replace(self._limits, max_tokens=min(half, self._limits.max_tokens))
 
-    def _told(
+    def _result(
         self,
         outcome: BatchOutcome,
-        group: Sequence[Row],
+        group: Sequence[PendingRow],
         started_at: float,
         forward_s: float = 0.0,
         scores: BatchScores | None = None,
         error: BaseException | None = None,
-    ) -> BatchDone:
-        waiters = [row.all_places for row in group]
-        queue_s = [started_at - call.arrived_at for places in waiters for call, _ in places]
-        return BatchDone(
+    ) -> BatchResult:
+        waiters = [row.all_waiters for row in group]
+        queue_s = [started_at - request.arrived_at for waiters in waiters for request, _ in waiters]
+        return BatchResult(
             outcome=outcome,
             n_rows=len(group),
             n_row_tokens=sum([row.n_tokens for row in group]),
-            n_tokens=sum([row.n_tokens * len(places) for row, places in zip(group, waiters, strict=True)]),
+            n_tokens=sum([row.n_tokens * len(waiters) for row, waiters in zip(group, waiters, strict=True)]),
             n_computed=scores.tokens_computed if scores else 0,
             n_padding=scores.tokens_padding if scores else 0,
             forward_s=forward_s,
             queue_s=tuple([seconds if seconds > 0.0 else 0.0 for seconds in queue_s]),
-            budget=self.limits.enough,
+            budget=self.limits.target,
             error=error,
         )
 
 
-def hanging() -> ScorerHanging:
-    """What is said while forwards do not come back."""
+def scorer_hanging_error() -> ScorerHanging:
+    """The error of all requests while forwards do not come back."""
     return ScorerHanging(
         "a forward has been under way for longer than REWARD_SCORER_TIMEOUT_S; nothing is scored until it comes back",
         retry_after_s=5.0,

@@ -16,29 +16,29 @@ from rewardserve.model.encoding import Encoded
 from rewardserve.model.resource_errors import in_words
 from rewardserve.service.errors import EncodingFailed, RowFailed
 
-_FEW_IDS = 16_384
+_MAX_INLINE_IDS = 16_384
 """So many ids are checked in about half a millisecond: less than the event loop would lose to a thread and back."""
 
 
-class Encoder:
-    """A thread pool around `encode`. `on_bug` hears of exceptions that no encoder should raise."""
+class EncodePool:
+    """A thread pool around `encode`. `on_bug` is called with exceptions that no encoder should raise."""
 
     def __init__(self, encode: Encode, n_threads: int, on_bug: Callable[[BaseException], None]) -> None:
         # Ours are the threads: left alone, the tokenizer would spread a batch over all cores, the scorer's included.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._encode = encode
         self._on_bug = on_bug
-        self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="encoder")
+        self._executor = ThreadPoolExecutor(n_threads, thread_name_prefix="encoder")
 
     async def encode(self, samples: Sequence[Sample]) -> list[Encoded | SampleError | RowFailed]:
         """One entry a sample, in order, and no exception for any of them."""
-        if _are_few_ids(samples):
+        if _fits_inline(samples):
             return self._encode_all(samples)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode_all, samples)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._encode_all, samples)
 
     def close(self) -> None:
         """Begin nothing new; do not wait for what is running."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _encode_all(self, samples: Sequence[Sample]) -> list[Encoded | SampleError | RowFailed]:
         try:
@@ -46,7 +46,7 @@ class Encoder:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # a panic of a Rust library is no Exception
-            return [self._encode_one(sample) for sample in samples]  # whose fault was it?
+            return [self._encode_one(sample) for sample in samples]  # find the sample at fault
 
     def _encode_one(self, sample: Sample) -> Encoded | SampleError | RowFailed:
         try:
@@ -63,10 +63,10 @@ class Encoder:
             return EncodingFailed(f"the encoder raised {type(error).__name__}. This is a bug in the encoder.")
 
 
-def _are_few_ids(samples: Sequence[Sample]) -> bool:
+def _fits_inline(samples: Sequence[Sample]) -> bool:
     n_ids = 0
     for sample in samples:
         if sample.input_ids is None:
             return False
         n_ids += len(sample.input_ids)
-    return n_ids <= _FEW_IDS
+    return n_ids <= _MAX_INLINE_IDS

@@ -1,4 +1,4 @@
-"""What becomes of a row and of a forward, and which of what the scorer says is an error of whom.
+"""Outcomes of rows and forwards, and which errors belong to a row, to a batch or to the backend.
 
 Pure functions and records. Knows nothing of queues, threads or the time.
 """
@@ -33,7 +33,7 @@ RowOutcome = RowScored | RowFailed
 
 
 @dataclass(frozen=True, slots=True)
-class BatchDone:
+class BatchResult:
     """One forward, as the metrics and the log see it.
 
     `n_rows` and `n_row_tokens` are what the scorer was given. Equal rows of several samples were given once:
@@ -52,7 +52,7 @@ class BatchDone:
     error: BaseException | None = None
 
 
-def wrong_number(n_scores: int, n_rows: int) -> ScorerBug:
+def score_count_error(n_scores: int, n_rows: int) -> ScorerBug:
     """The backend has lost count, so nothing is known of any row."""
     return ScorerBug(
         f"scorer returned {n_scores} scores for {n_rows} rows. This is a bug in the backend.",
@@ -60,8 +60,8 @@ def wrong_number(n_scores: int, n_rows: int) -> ScorerBug:
     )  # fmt: skip
 
 
-def fault(heads: HeadScores) -> RowFailed | None:
-    """Why these are no scores, or None: all of them are finite numbers."""
+def score_error(heads: HeadScores) -> RowFailed | None:
+    """The error of scores that are not all finite numbers, or None."""
     try:
         if all(map(math.isfinite, heads.values())):
             return None
@@ -70,7 +70,7 @@ def fault(heads: HeadScores) -> RowFailed | None:
     return ScoreNotFinite("the model's score for this sample is NaN or infinite")
 
 
-def outcome_of(error: BaseException) -> BatchOutcome:
+def batch_outcome(error: BaseException) -> BatchOutcome:
     """The one word for a forward that raised."""
     if isinstance(error, OutOfMemory):
         return "out_of_memory"
@@ -78,7 +78,7 @@ def outcome_of(error: BaseException) -> BatchOutcome:
 
 
 def row_error(error: BaseException, lengths: Sequence[int]) -> RowFailed:
-    """What every row of a forward that raised is told."""
+    """The error of every row of a forward that raised."""
     if isinstance(error, RowFailed):
         return error
     n_tokens = max(lengths)

@@ -1,12 +1,11 @@
-"""Which waiting tickets ride in the next batch, and when to look again.
+"""Choose the rows of the next batch, and when to plan again.
 
-A pure function of the waiting room, the limits and the time. It knows nothing of asyncio, HTTP, torch
-or metrics; `batcher` does what the plan says.
+A pure function of queue, limits and time. Knows nothing of asyncio, HTTP, torch or metrics; `batcher` executes the plan.
 
-The oldest ticket always rides, so nobody starves: behind k older tickets one waits for k batches at most.
-Where the scorer pads, it is joined by those nearest to it in length, so that little is padded. Where the scorer
-computes a common beginning once, it is joined by its family: those that begin with the same tokens, the closest
-first, then the next oldest with theirs. A family that fits in a batch is never torn apart.
+The oldest entry is always in the batch, so none starves: an entry behind k older ones waits for k batches at most.
+Where the scorer pads, the batch is filled with the entries nearest in length, so that little is padded. Where the scorer
+computes a shared prefix once, it is filled by prefix groups: entries that begin with the same tokens, the longest shared
+prefix first, then the next oldest entry with its group. A group that fits in a batch is never split.
 """
 
 from __future__ import annotations
@@ -23,104 +22,108 @@ from rewardserve.model.common_prefix import ID_BYTES, n_common
 Cost = Callable[[Sequence[int]], int]
 """Token positions that a batch of rows with these lengths takes. Not smaller for more rows."""
 
-LEAST_SHARED = 16
-"""Fewer tokens in common are no family: computing them twice costs less than keeping together."""
+MIN_SHARED_TOKENS = 16
+"""Fewer tokens in common make no prefix group: computing them twice costs less than keeping the rows together."""
 
-_STRETCH = 8
-"""The pieces of a torn family compute their common beginning again each; it shall be at most an eighth of a piece."""
+_SPLIT_STRETCH = 8
+"""Each piece of a split group computes the shared prefix again; the prefix may be at most an eighth of a piece."""
 
 
 @dataclass(slots=True, eq=False)
-class Ticket:
-    """What there is to know of a row in the waiting room. Whoever came earlier has the smaller `ticket_id`.
+class QueueEntry:
+    """A queued row, as the planner sees it. An older entry has the smaller `entry_id`.
 
     `key` is the row itself in bytes (`rewardserve.model.common_prefix`), so that sorted keys have common beginnings side by side.
     Only a scorer that shares prefixes needs it. `arrived_at` is in seconds.
     """
 
-    ticket_id: int
+    entry_id: int
     n_tokens: int
     arrived_at: float
     key: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """`max_tokens` bounds the cost of a batch of several rows; a single row always may ride.
+class BatchLimits:
+    """`max_tokens` bounds the cost of a batch of several rows; a single row is always allowed.
 
-    A batch that costs `enough_tokens` gains nothing from more, so it leaves; only a family that would be torn
-    apart may take more, up to `max_tokens`. `linger_s` is how long the oldest waits for company that is on its
-    way. `max_padding` is the share of the cost that may be padding. Only the `window` oldest are considered.
+    A batch that costs `target_tokens` gains nothing from more, so it is dispatched; only a prefix group that would be
+    split may take more, up to `max_tokens`. `linger_s` is how long the oldest entry waits for rows that are being
+    encoded. `max_padding` is the share of the cost that may be padding. Only the `window` oldest are considered.
     """
 
     max_tokens: int
     linger_s: float
-    enough_tokens: int | None = None
+    target_tokens: int | None = None
     max_padding: float = 0.25  # not measured yet
     window: int = 512
 
     @property
-    def enough(self) -> int:
-        """`enough_tokens`, never above `max_tokens`."""
-        return self.max_tokens if self.enough_tokens is None else min(self.enough_tokens, self.max_tokens)
+    def target(self) -> int:
+        """`target_tokens`, never above `max_tokens`."""
+        return self.max_tokens if self.target_tokens is None else min(self.target_tokens, self.max_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Every ticket is in exactly one of the two. `look_again_at` None: when something happens."""
+    """Every entry is in exactly one of the two. `replan_at` None: at the next event."""
 
-    batch: tuple[Ticket, ...]
-    waiting: tuple[Ticket, ...]
-    look_again_at: float | None = None
+    batch: tuple[QueueEntry, ...]
+    waiting: tuple[QueueEntry, ...]
+    replan_at: float | None = None
 
 
 def plan(
-    tickets: Sequence[Ticket],
-    limits: Limits,
+    entries: Sequence[QueueEntry],
+    limits: BatchLimits,
     cost: Cost,
     now: float,
     *,
-    shares: bool = False,
-    coming: int = 0,
+    shares_prefixes: bool = False,
+    n_expected: int = 0,
     busy: bool = False,
 ) -> Plan:
-    """What to do now that there is a seat at the scorer. No two tickets may stand for equal rows.
+    """Plan the next batch, for a scorer that can take one. No two entries may stand for equal rows.
 
-    `shares`: whether the scorer computes common beginnings once. `coming` counts rows that will be here soon.
-    `busy`: the scorer has something to do, so only a batch that can not grow any more is worth starting.
+    `shares_prefixes`: whether the scorer computes common beginnings once. `n_expected` counts rows that are being encoded.
+    `busy`: the scorer is working, so only a batch that cannot grow any more is started.
     """
-    if not tickets:
+    if not entries:
         return Plan((), ())
-    by_age = sorted(tickets, key=_age)
+    by_age = sorted(entries, key=_age)
     window = by_age[: limits.window]
-    batch = _Boarding(window, limits, cost).fill(window[0]) if shares else _ride_with_alike(window, limits, cost)
-    if len(batch) == len(by_age):  # nobody would be left behind: there is room for those who come
-        leaves_at = by_age[0].arrived_at + limits.linger_s
+    batch = (
+        _PrefixBatch(window, limits, cost).fill(window[0])
+        if shares_prefixes
+        else _batch_by_length(window, limits, cost)
+    )
+    if len(batch) == len(by_age):  # the queue would be empty, so later rows could still join this batch
+        dispatch_at = by_age[0].arrived_at + limits.linger_s
         if busy:
             return Plan((), tuple(by_age))
-        if coming and now < leaves_at:
-            return Plan((), tuple(by_age), leaves_at)
+        if n_expected and now < dispatch_at:
+            return Plan((), tuple(by_age), dispatch_at)
         return Plan(tuple(batch), ())
-    riding = {t.ticket_id for t in batch}
-    return Plan(tuple(batch), tuple(t for t in by_age if t.ticket_id not in riding))
+    selected = {t.entry_id for t in batch}
+    return Plan(tuple(batch), tuple(t for t in by_age if t.entry_id not in selected))
 
 
-def lengths_added(tickets: Sequence[Ticket], shares: bool) -> list[int]:
+def added_lengths(entries: Sequence[QueueEntry], shares_prefixes: bool) -> list[int]:
     """By how much each of these rows makes a batch longer: what `cost` asks for. Sorted by key if they share."""
-    if not shares:
-        return [t.n_tokens for t in tickets]
-    return [t.n_tokens - max(0, n) for t, n in zip(tickets, _shared_with_neighbour(tickets), strict=False)]
+    if not shares_prefixes:
+        return [t.n_tokens for t in entries]
+    return [t.n_tokens - max(0, n) for t, n in zip(entries, _shared_with_previous(entries), strict=False)]
 
 
-_age = attrgetter("ticket_id")
+_age = attrgetter("entry_id")
 _key = attrgetter("key")
 _length = attrgetter("n_tokens")
 
 
-# -- rows that share nothing: alike in length ------------------------------------------------------------
+# -- rows without shared prefixes: by length -------------------------------------------------------------
 
 
-def _ride_with_alike(by_age: Sequence[Ticket], limits: Limits, cost: Cost) -> list[Ticket]:
+def _batch_by_length(by_age: Sequence[QueueEntry], limits: BatchLimits, cost: Cost) -> list[QueueEntry]:
     """The oldest and the n nearest to it in length, or in age where nothing is padded; longest first."""
     lengths = [t.n_tokens for t in by_age]
     nearest = by_age
@@ -132,12 +135,12 @@ def _ride_with_alike(by_age: Sequence[Ticket], limits: Limits, cost: Cost) -> li
 
     def fits(n: int) -> bool:
         taken = cost(lengths[:n])
-        return taken <= limits.enough and sum(lengths[:n]) >= (1.0 - limits.max_padding) * taken
+        return taken <= limits.target and sum(lengths[:n]) >= (1.0 - limits.max_padding) * taken
 
-    return sorted(nearest[: _largest(fits, len(nearest))], key=_length, reverse=True)
+    return sorted(nearest[: _largest_fit(fits, len(nearest))], key=_length, reverse=True)
 
 
-def _largest(fits: Callable[[int], bool], most: int) -> int:
+def _largest_fit(fits: Callable[[int], bool], most: int) -> int:
     """By bisection, some n in 1..most that fits while a larger one that was tried does not; 1 always counts."""
     if fits(most):
         return most
@@ -148,86 +151,88 @@ def _largest(fits: Callable[[int], bool], most: int) -> int:
     return low
 
 
-# -- rows that share what they begin with: families -------------------------------------------------------------
+# -- rows with shared prefixes: by prefix group --------------------------------------------------------------------
 
 _Range = tuple[int, int]
 """From the first up to, not including, the second."""
 
-_NOBODY = -1
+_NO_NEIGHBOUR = -1
 """Fewer than no tokens in common: before the first row, and after the last."""
 
 
-class _Boarding:
-    """One batch that fills up, family by family.
+class _PrefixBatch:
+    """A batch that is filled by prefix groups.
 
-    Sorted by key, the rows are a walk through the tree of all their beginnings, so a family is a range of them.
+    Sorted by key, the rows are a walk through the tree of all their prefixes, so a prefix group is a range of them.
     """
 
-    def __init__(self, by_age: Sequence[Ticket], limits: Limits, cost: Cost) -> None:
-        self._kin = sorted(by_age, key=_key)
-        self._shared = _shared_with_neighbour(self._kin)
+    def __init__(self, by_age: Sequence[QueueEntry], limits: BatchLimits, cost: Cost) -> None:
+        self._by_key = sorted(by_age, key=_key)
+        self._shared = _shared_with_previous(self._by_key)
         self._limits = limits
         self._cost = cost
-        self._adds: list[int] = []  # by how much each row on board makes the batch longer
-        self._on_board: list[_Range] = []
-        self._torn: deque[tuple[int, int]] = deque()  # families by their oldest member, with what is on board of them
+        self._added_lengths: list[int] = []  # by how much each selected row makes the batch longer
+        self._selected: list[_Range] = []
+        self._split: deque[tuple[int, int]] = (
+            deque()
+        )  # groups to split: their oldest row, and the length of their selected prefix
 
-    def fill(self, oldest: Ticket) -> list[Ticket]:
-        """`oldest`, its closest relatives, and so on to strangers: whole families where they fit. By key.
+    def fill(self, oldest: QueueEntry) -> list[QueueEntry]:
+        """`oldest`, then the rows that share most with it, down to those that share nothing: whole groups where they fit. By key.
 
-        A family that fits in no batch is torn apart when its own oldest rides, or here, if most of what it begins
-        with is on board already: think of a conversation of which every turn is a row.
+        A group that fits in no batch is split when its own oldest row is selected, or here, if most of its prefix
+        is selected already: think of a conversation of which every turn is a row.
         """
-        self._enter(bisect_left(self._kin, oldest.key, key=_key), _NOBODY)
-        while self._torn:
-            self._enter(*self._torn.popleft())
-        return [self._kin[i] for first, last in sorted(self._on_board) for i in range(first, last)]
+        self._add_with_relatives(bisect_left(self._by_key, oldest.key, key=_key), _NO_NEIGHBOUR)
+        while self._split:
+            self._add_with_relatives(*self._split.popleft())
+        return [self._by_key[i] for first, last in sorted(self._selected) for i in range(first, last)]
 
-    def _enter(self, member: int, depth: int) -> None:
-        """Let in one who has `depth` tokens in common with those on board, and who has more in common with it."""
-        if not self._board((member, member + 1), depth):
+    def _add_with_relatives(self, row: int, depth: int) -> None:
+        """Select a row that shares `depth` tokens with the batch, and the groups that share more with it."""
+        if not self._add_range((row, row + 1), depth):
             return
-        for shared, families in self._relatives(member, depth):
-            for family in families:
-                if not self._board(family, shared) and self._may_be_torn(family, shared):
-                    self._torn.append((min(range(*family), key=self._age), shared))
+        for shared, groups in self._related_groups(row, depth):
+            for group in groups:
+                if not self._add_range(group, shared) and self._may_be_split(group, shared):
+                    self._split.append((min(range(*group), key=self._age), shared))
 
-    def _may_be_torn(self, family: _Range, depth: int) -> bool:
-        first, last = family
-        begins_on_board = any(self._shared[i] <= 2 * depth for i in range(first + 1, last))
-        return begins_on_board and self._cost(self._added(family, 0)) > self._limits.enough
+    def _may_be_split(self, group: _Range, depth: int) -> bool:
+        first, last = group
+        prefix_selected = any(self._shared[i] <= 2 * depth for i in range(first + 1, last))
+        return prefix_selected and self._cost(self._lengths_of(group, 0)) > self._limits.target
 
-    def _board(self, family: _Range, depth: int) -> bool:
-        """Let in all of a family or nobody. The first on board is always let in."""
-        added = self._added(family, depth)
-        fits = not self._adds or self._cost([*self._adds, *added]) <= self._limit(depth)
+    def _add_range(self, group: _Range, depth: int) -> bool:
+        """Select all of a group or none of it. The first one is always selected."""
+        added = self._lengths_of(group, depth)
+        fits = not self._added_lengths or self._cost([*self._added_lengths, *added]) <= self._limit(depth)
         if fits:
-            self._adds += added
-            self._on_board.append(family)
+            self._added_lengths += added
+            self._selected.append(group)
         return fits
 
-    def _added(self, family: _Range, depth: int) -> list[int]:
-        first, last = family
-        rest = [self._kin[i].n_tokens - self._shared[i] for i in range(first + 1, last)]
-        return [self._kin[first].n_tokens - max(depth, 0), *rest]
+    def _lengths_of(self, group: _Range, depth: int) -> list[int]:
+        first, last = group
+        rest = [self._by_key[i].n_tokens - self._shared[i] for i in range(first + 1, last)]
+        return [self._by_key[first].n_tokens - max(depth, 0), *rest]
 
     def _limit(self, depth: int) -> int:
-        return min(self._limits.max_tokens, max(self._limits.enough, _STRETCH * depth))
+        return min(self._limits.max_tokens, max(self._limits.target, _SPLIT_STRETCH * depth))
 
-    def _relatives(self, member: int, above: int) -> Iterator[tuple[int, list[_Range]]]:
-        """Ever fewer tokens, more than `above`, and who has so many in common with `member`: families, by age.
+    def _related_groups(self, row: int, above: int) -> Iterator[tuple[int, list[_Range]]]:
+        """Ever fewer tokens, more than `above`, and the groups that share so many with `row`, by age.
 
-        Each step is an ancestor of `member` in the tree, with its other children.
+        Each step is an ancestor of `row` in the tree, with its other children.
         """
-        first, last = member, member + 1
+        first, last = row, row + 1
         while (depth := max(self._shared[first], self._shared[last])) > above:
             low, high = first, last
             while self._shared[low] >= depth:
                 low -= 1
             while self._shared[high] >= depth:
                 high += 1
-            families = [*self._children(low, first, depth), *self._children(last, high, depth)]
-            yield depth, sorted(families, key=lambda family: min(map(self._age, range(*family))))
+            groups = [*self._children(low, first, depth), *self._children(last, high, depth)]
+            yield depth, sorted(groups, key=lambda group: min(map(self._age, range(*group))))
             first, last = low, high
 
     def _children(self, first: int, last: int, depth: int) -> list[_Range]:
@@ -236,16 +241,16 @@ class _Boarding:
         return list(pairwise(cuts)) if first < last else []
 
     def _age(self, row: int) -> int:
-        return self._kin[row].ticket_id
+        return self._by_key[row].entry_id
 
 
-def _shared_with_neighbour(kin: Sequence[Ticket]) -> list[int]:
-    """Tokens that each has in common with the one before, 0 where it is no family; `_NOBODY` at both ends."""
-    between = [_n_shared(a.key, b.key) for a, b in pairwise(kin)]
-    return [_NOBODY, *between, _NOBODY]
+def _shared_with_previous(by_key: Sequence[QueueEntry]) -> list[int]:
+    """Tokens that each has in common with the one before, 0 below `MIN_SHARED_TOKENS`; `_NO_NEIGHBOUR` at both ends."""
+    between = [_n_shared_tokens(a.key, b.key) for a, b in pairwise(by_key)]
+    return [_NO_NEIGHBOUR, *between, _NO_NEIGHBOUR]
 
 
-def _n_shared(a: bytes, b: bytes) -> int:
-    """How many tokens two different keys begin with in common, 0 where it is no family."""
-    least = LEAST_SHARED * ID_BYTES
+def _n_shared_tokens(a: bytes, b: bytes) -> int:
+    """Length of the shared prefix of two different keys in tokens, 0 below `MIN_SHARED_TOKENS`."""
+    least = MIN_SHARED_TOKENS * ID_BYTES
     return n_common(a, b) if a[:least] == b[:least] else 0  # nearly always told apart at once

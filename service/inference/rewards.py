@@ -24,13 +24,13 @@ class ScoredRow(NamedTuple):
     heads: HeadScores
 
 
-def rewards_of(rows: Sequence[ScoredRow], pipeline: Pipeline) -> list[Reward | RowFailed]:
+def compute_rewards(rows: Sequence[ScoredRow], pipeline: Pipeline) -> list[Reward | RowFailed]:
     """One entry a row, in order, and no row's depends on another's."""
     try:
         rewards = pipeline(_batch(rows, pipeline))
     except (KeyError, ArithmeticError, ValueError) as error:
-        if len(rows) > 1:  # whose fault was it?
-            return [each for row in rows for each in rewards_of([row], pipeline)]
+        if len(rows) > 1:  # find the row at fault
+            return [each for row in rows for each in compute_rewards([row], pipeline)]
         return [_failure(error)]
     # Finite heads may overflow in the sum, and a finite sum in the division by a tiny std, which a soft cap would
     # then make finite again: each of the three numbers is looked at.

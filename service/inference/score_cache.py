@@ -1,6 +1,6 @@
 """Scores of rows that were scored before, in bounded memory: an exact repeat needs no forward.
 
-Knows bytes and scores, no models: whoever puts another model into service hands in another version. Only
+Knows bytes and scores, no models: every model version has a cache of its own. Only
 scores that may be sent again belong here, never a failure.
 """
 
@@ -26,20 +26,20 @@ class ScoreCache:
         """How many rows are remembered."""
         return len(self._scores)
 
-    def name(self, key: bytes) -> bytes:
-        """What a row is known by: equal for equal rows of one version, different for all others."""
+    def digest(self, key: bytes) -> bytes:
+        """Digest of a row: equal for equal rows of one version, different for all others."""
         return blake2b(key, digest_size=_DIGEST_BYTES, salt=self._salt).digest()
 
-    def get(self, name: bytes) -> HeadScores | None:
+    def get(self, digest: bytes) -> HeadScores | None:
         """The scores of this row, if they are remembered."""
-        scores = self._scores.get(name)
+        scores = self._scores.get(digest)
         if scores is not None:
-            self._scores.move_to_end(name)
+            self._scores.move_to_end(digest)
         return scores
 
-    def put(self, name: bytes, scores: HeadScores) -> None:
+    def put(self, digest: bytes, scores: HeadScores) -> None:
         """Remember, and forget what was not asked for longest."""
-        self._scores[name] = scores
-        self._scores.move_to_end(name)
+        self._scores[digest] = scores
+        self._scores.move_to_end(digest)
         if len(self._scores) > self._n_rows:
             self._scores.popitem(last=False)

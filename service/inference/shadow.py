@@ -1,6 +1,6 @@
 """A model in the shadow of the one in service: it scores a share of the same samples, and the two are compared.
 
-Its rewards reach nobody but an operator, who decides by them whether it is to follow. Knows nothing of HTTP and metrics.
+Its rewards are shown to operators only, who decide by them whether to activate it. Knows nothing of HTTP and metrics.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from rewardserve.service.inference.background_scorer import BackgroundScorer
 from rewardserve.service.inference.rewards import ScoredRow
 
 _BUCKETS = 2**20
-_LARGEST_GROUP = 16
+_MAX_GROUP = 16
 """Responses to one prompt of which all pairs are compared."""
 
-Pair = tuple[float, float]
+RewardPair = tuple[float, float]
 """The reward of the model in service, and that of the shadow."""
 
 
@@ -35,7 +35,7 @@ class AgreementStats:
     products: float = 0.0
     orders: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("same", "other", "tied"), 0))
 
-    def count(self, pairs: Iterable[Pair]) -> None:
+    def count(self, pairs: Iterable[RewardPair]) -> None:
         """Samples that both have scored."""
         for served, shadow in pairs:
             self.n += 1
@@ -91,8 +91,8 @@ class ShadowComparison:
 
 
 class Shadow:
-    """Asks about `share` of the prompts, chosen by their ids, with all responses that came together. `told` hears of every
-    comparison: how many samples, and their pairs by order.
+    """Scores `share` of the prompts, chosen by their ids, with all responses that came together. `told` is called after every
+    comparison with the number of samples, and their pairs by order.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Shadow:
         self._told = told
 
     def ask(self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed]) -> None:
-        """Ask about some of these, soon. Never waits."""
+        """Score some of these, soon. Never waits."""
         chosen = [
             (row, reward)
             for row, reward in zip(rows, rewards, strict=True)
@@ -119,7 +119,7 @@ class Shadow:
                 for (row, served), other in zip(chosen, others, strict=True)
                 if other is not None
             ]
-            orders = orders_of(both)
+            orders = count_orders(both)
             self.agreement.count([pair for _, pair in both])
             for order, n in orders.items():
                 self.agreement.orders[order] += n
@@ -134,18 +134,18 @@ class Shadow:
         return ShadowComparison(self.share, agreement.n, dict(agreement.orders), **agreement.figures)
 
     async def stop(self) -> None:
-        """Nobody waits for what is being compared."""
+        """Drop what is being compared."""
         await self._opinion.stop()
 
 
-def orders_of(both: Sequence[tuple[tuple[int, ...], Pair]]) -> dict[str, int]:
+def count_orders(both: Sequence[tuple[tuple[int, ...], RewardPair]]) -> dict[str, int]:
     """Of responses to one prompt, how many pairs both models order alike, otherwise, or one of them not at all."""
-    groups: dict[tuple[int, ...], list[Pair]] = {}
+    groups: dict[tuple[int, ...], list[RewardPair]] = {}
     for prompt, pair in both:
         groups.setdefault(prompt, []).append(pair)
     found = {"same": 0, "other": 0, "tied": 0}
     for group in groups.values():
-        for (served_a, shadow_a), (served_b, shadow_b) in combinations(group[:_LARGEST_GROUP], 2):
+        for (served_a, shadow_a), (served_b, shadow_b) in combinations(group[:_MAX_GROUP], 2):
             if served_a == served_b or shadow_a == shadow_b:
                 found["tied"] += 1
             else:

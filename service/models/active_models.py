@@ -18,7 +18,7 @@ from rewardserve.model.backends import LoadedModel
 from rewardserve.model.reward import Pipeline
 from rewardserve.service.errors import DigestNotServed, Loading, ShuttingDown, VersionGone
 from rewardserve.service.inference.numeric_noise import NumericNoise
-from rewardserve.service.inference.planner import Limits
+from rewardserve.service.inference.planner import BatchLimits
 from rewardserve.service.inference.watchdog import ScorerState
 from rewardserve.service.models.deployment import Overview, Source
 from rewardserve.service.scoring import Scoring
@@ -58,7 +58,7 @@ class Details:
 class Served:
     """A model in service. `version` counts the models that this process has loaded.
 
-    `scorer_state` is whether forwards come back, `n_failing` how many batches in a row have failed, once that is alarming.
+    `scorer_state` is whether forwards come back, `n_failed_batches` how many batches in a row have failed, once that is alarming.
     `numeric_noise` is by how much a raw score may depend on the rest of its batch; None: not measured.
     """
 
@@ -67,10 +67,10 @@ class Served:
     pipeline: Pipeline
     version: int
     numeric_noise: NumericNoise | None
-    batching: Callable[[], Limits]
+    batching: Callable[[], BatchLimits]
     is_alive: Callable[[], bool]
     scorer_state: Callable[[], ScorerState]
-    n_failing: Callable[[], int]
+    n_failed_batches: Callable[[], int]
     monitor: RunMonitor
     canaries: Callable[[], Sequence[CanaryResult]]
 

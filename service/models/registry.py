@@ -84,10 +84,10 @@ class Succession:
         commons.metrics.watch_queue(
             lambda: sum(each.engine.batcher.n_samples for each in self._tenures.values()),
             lambda: self.n_queued_tokens,
-            lambda: self.serving.engine.batcher.limits.enough,
+            lambda: self.serving.engine.batcher.limits.target,
         )
         commons.metrics.watch_memory(self._memory)
-        commons.metrics.watch_scorer(lambda: self.serving.engine.batcher.scorer_state != "well")
+        commons.metrics.watch_scorer(lambda: self.serving.engine.batcher.scorer_state != "healthy")
         commons.metrics.watch_canaries(
             lambda: {canary.name: canary.margin for canary in self.serving.engine.canaries.latest}
         )
@@ -187,10 +187,10 @@ class Succession:
         await asyncio.gather(*self._leaving, return_exceptions=True)
         await self._commons.close()
 
-    async def give_up(self) -> None:
+    async def abort(self) -> None:
         """Refuse everything that is not finished."""
         for tenure in tuple(self._tenures.values()):
-            await tenure.engine.batcher.give_up()
+            await tenure.engine.batcher.abort()
         for task in self._leaving:
             task.cancel()
 
@@ -398,7 +398,7 @@ def served_by(engine: Engine, commons: Commons) -> Served:
         batching=lambda: engine.batcher.limits,
         is_alive=lambda: engine.batcher.is_alive,
         scorer_state=lambda: engine.batcher.scorer_state,
-        n_failing=lambda: engine.batcher.n_failing,
+        n_failed_batches=lambda: engine.batcher.n_failed_batches,
         monitor=commons.monitor,
         canaries=lambda: engine.canaries.latest,
     )

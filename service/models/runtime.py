@@ -19,12 +19,12 @@ from rewardserve.model.scorer import ScorerError
 from rewardserve.model.traits import Lexicon
 from rewardserve.service.admission import Admission
 from rewardserve.service.clock import Clock
-from rewardserve.service.inference.batch_size import STEPS, Pace
+from rewardserve.service.inference.batch_size import BUDGETS, BatchSizeController
 from rewardserve.service.inference.batcher import Batcher
-from rewardserve.service.inference.encode_pool import Encoder
-from rewardserve.service.inference.numeric_noise import NumericNoise, made_up_rows, numeric_noise
-from rewardserve.service.inference.outcomes import BatchDone
-from rewardserve.service.inference.planner import Limits
+from rewardserve.service.inference.encode_pool import EncodePool
+from rewardserve.service.inference.numeric_noise import NumericNoise, numeric_noise, synthetic_rows
+from rewardserve.service.inference.outcomes import BatchResult
+from rewardserve.service.inference.planner import BatchLimits
 from rewardserve.service.inference.score_cache import ScoreCache
 from rewardserve.service.inference.watchdog import ScorerState, Watchdog
 from rewardserve.service.observability import logs
@@ -53,7 +53,7 @@ _NO_EPOCH = 0
 
 FIRST_BUDGET = {"cpu": 1024, "cuda": 8192}
 """Tokens of a batch, by device, until the forwards themselves have said what they take; of a scorer that streams, for good."""
-LARGEST_BATCH_TOKENS = STEPS[-1]
+LARGEST_BATCH_TOKENS = BUDGETS[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Engine:
     loaded: LoadedModel
     pipeline: Pipeline
     noise: NumericNoise | None
-    encoder: Encoder
+    encoder: EncodePool
     batcher: Batcher
     watcher: RunWatcher
     scoring: Scoring
@@ -155,7 +155,7 @@ def measure_noise(settings: ModelSettings, loaded: LoadedModel) -> NumericNoise 
     """
     rows = [probe.ids for probe in loaded.contract.probes]
     if not rows and loaded.identity.n_parameters:
-        rows = made_up_rows(loaded.identity.max_tokens)
+        rows = synthetic_rows(loaded.identity.max_tokens)
     noise = numeric_noise(loaded.scorer, loaded.identity.raw, rows)
     if settings.deterministic and noise is not None and noise.max > 0.0:
         raise LoadError(
@@ -247,7 +247,9 @@ def build_engine(commons: Commons, prepared: Prepared, version: int) -> Engine:
     """The rooms around a loaded model. The batcher is running when this returns."""
     settings, metrics, clock = commons.settings, commons.metrics, commons.clock
     loaded, pipeline, log = prepared.loaded, prepared.pipeline, logs.logger("batcher")
-    encoder = Encoder(loaded.encode, settings.encoder_threads, lambda error: log.error("encoder_bug", exc_info=error))
+    encoder = EncodePool(
+        loaded.encode, settings.encoder_threads, lambda error: log.error("encoder_bug", exc_info=error)
+    )
     watchdog = Watchdog(commons.scorer_timeout_s) if commons.scorer_timeout_s else None
     tell_of_batches, tell_of_scorer = _tell_of_batches(metrics, log), _tell_of_scorer(log)
     batcher = _build_batcher(settings, loaded, clock, tell_of_batches, version, watchdog, tell_of_scorer)
@@ -344,9 +346,9 @@ def _build_evidence_store(settings: ModelSettings) -> EvidenceStore | None:
 
 def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock, metrics: Metrics) -> AuditJudge:
     log = logs.logger("audit")
-    encoder = Encoder(audit.encode, 1, lambda error: log.error("encoder_bug", exc_info=error))
+    encoder = EncodePool(audit.encode, 1, lambda error: log.error("encoder_bug", exc_info=error))
 
-    def tell(done: BatchDone) -> None:
+    def tell(done: BatchResult) -> None:
         if done.outcome != "ok":
             log.error(f"batch_{done.outcome}", rows=done.n_rows, tokens=done.n_tokens)
 
@@ -380,7 +382,7 @@ def _build_batcher(
     settings: ModelSettings,
     loaded: LoadedModel,
     clock: Clock,
-    tell: Callable[[BatchDone], None],
+    tell: Callable[[BatchResult], None],
     version: int,
     watchdog: Watchdog | None = None,
     tell_of_scorer: Callable[[ScorerState], None] = lambda state: None,
@@ -389,10 +391,10 @@ def _build_batcher(
     keeps_budget = bool(fixed) or loaded.scorer.streams
     return Batcher(
         loaded.scorer,
-        Limits(fixed or LARGEST_BATCH_TOKENS, settings.batching.linger_ms / 1000, enough_tokens=fixed or first),
+        BatchLimits(fixed or LARGEST_BATCH_TOKENS, settings.batching.linger_ms / 1000, target_tokens=fixed or first),
         clock,
         tell,
-        pace=None if keeps_budget else Pace.starting_at(first),
+        batch_size=None if keeps_budget else BatchSizeController.starting_at(first),
         cache=ScoreCache(settings.cache.scores, version),
         watchdog=watchdog,
         on_state=tell_of_scorer,
@@ -405,14 +407,14 @@ def _first_budget(device: str) -> int:
 
 def _tell_of_scorer(log: logs.Logger) -> Callable[[ScorerState], None]:
     def tell(state: ScorerState) -> None:
-        level = log.info if state == "well" else log.error
+        level = log.info if state == "healthy" else log.error
         level("scorer_state", state=state)
 
     return tell
 
 
-def _tell_of_batches(metrics: Metrics, log: logs.Logger) -> Callable[[BatchDone], None]:
-    def tell(done: BatchDone) -> None:
+def _tell_of_batches(metrics: Metrics, log: logs.Logger) -> Callable[[BatchResult], None]:
+    def tell(done: BatchResult) -> None:
         if done.outcome == "ok":
             metrics.observe_batch(
                 done.n_rows, done.n_row_tokens, done.n_tokens, done.n_computed, done.n_padding, done.forward_s

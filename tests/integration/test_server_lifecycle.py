@@ -386,7 +386,7 @@ def test_a_forward_that_does_not_come_back_keeps_nobody_waiting_and_all_is_well_
         (result,) = server.score(GOOD).json()["results"]
         assert result["raw"] == score_of("hi\nyes")
         states = [line.split("state=")[1].split()[0] for line in server.lines if "scorer_state" in line]
-        assert states == ["hanging", "lost", "well"]
+        assert states == ["hanging", "lost", "healthy"]
 
 
 def test_a_server_whose_scorer_hangs_still_ends_when_it_is_told_to(gate, crowd):

@@ -14,8 +14,8 @@ class Area:
 
 
 AREAS = {
-    "keyring": Area(("rewardserve/service/auth/api_keys.py",), ("tests/unit/service/auth/test_api_keys.py",)),
-    "quota": Area(
+    "api_keys": Area(("rewardserve/service/auth/api_keys.py",), ("tests/unit/service/auth/test_api_keys.py",)),
+    "rate_limits": Area(
         ("rewardserve/service/auth/rate_limits.py", "rewardserve/service/auth/token_bucket.py"),
         (
             "tests/unit/service/auth/test_token_bucket.py",
@@ -23,7 +23,7 @@ AREAS = {
             "tests/unit/service/api/middleware/test_auth.py",
         ),
     ),
-    "limits": Area(
+    "request_limits": Area(
         ("rewardserve/service/api/middleware/body_limits.py", "rewardserve/service/api/body.py"),
         ("tests/unit/service/api/middleware/test_body_limits.py", "tests/unit/service/api/test_body.py"),
     ),

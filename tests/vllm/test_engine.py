@@ -9,7 +9,7 @@ import pytest
 
 from rewardserve.model.backends import LoadedModel, ModelSpec, VllmSpec, load
 from rewardserve.model.scorer import DISTANCE, ScorerError, TokenBatch
-from rewardserve.service.inference.numeric_noise import made_up_rows, numeric_noise
+from rewardserve.service.inference.numeric_noise import numeric_noise, synthetic_rows
 from tests.support.checkpoints import edit_json, reward_model
 from tests.support.machine import needs_vllm
 from tests.support.scorer_suite import *  # noqa: F403
@@ -100,7 +100,7 @@ def test_a_beginning_that_comes_again_is_not_computed_again_unless_every_row_is_
 
 def test_deterministic_means_the_same_bits_in_any_company(served):
     loaded, _ = served
-    noise = numeric_noise(loaded.scorer, loaded.identity.raw, made_up_rows(loaded.identity.max_tokens))
+    noise = numeric_noise(loaded.scorer, loaded.identity.raw, synthetic_rows(loaded.identity.max_tokens))
     assert noise is not None
     assert noise.max < 1e-4
     if not loaded.scorer.shares_prefixes:

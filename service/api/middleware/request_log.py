@@ -20,7 +20,7 @@ from rewardserve.service.api.middleware.host_policy import Sites
 from rewardserve.service.api.route_policy import Access, Known, check_path
 from rewardserve.service.api.routes.pages import CHALLENGE, is_page
 from rewardserve.service.auth.api_keys import Key, KeyRing
-from rewardserve.service.auth.rate_limits import UNLIMITED, Account, pays
+from rewardserve.service.auth.rate_limits import UNLIMITED, RateLimiter, set_current_limiter
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import AdminNeedsKey, Forbidden, RequestRefused, Unauthorized
 
@@ -106,7 +106,7 @@ class KeyCheck:
         self._is_loopback = is_loopback
         self._sites = sites
         self._clock = clock
-        self._accounts: dict[str, Account] = {}
+        self._limiters: dict[str, RateLimiter] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse with 401, 403 or 429, or pass on."""
@@ -140,11 +140,11 @@ class KeyCheck:
         scope["state"]["key"], scope["state"]["caller"] = key.name, ring.caller(key)
         if needed not in key.scopes:
             raise Forbidden(f"this needs a key with the scope {needed}: see reward-keys", scope=needed)
-        account = self._account(key) if key.limits != UNLIMITED else None
-        if account is not None:
-            account.take("requests", 1)
+        limiter = self._limiter_of(key) if key.limits != UNLIMITED else None
+        if limiter is not None:
+            limiter.take("requests", 1)
         # Said for everybody: the task of a pipelined request begins in the context of the one before it.
-        pays(account)
+        set_current_limiter(limiter)
 
     def _check_is_here(self, scope: Scope) -> None:
         # A page that a browser on this machine shows can send requests to it too; they have an origin.
@@ -153,12 +153,12 @@ class KeyCheck:
                 "without keys only programs on the server's own machine may do this: set REWARD_KEYS_FILE"
             )
 
-    def _account(self, key: Key) -> Account:
+    def _limiter_of(self, key: Key) -> RateLimiter:
         """What the key has taken of late, also where the file was read again meanwhile."""
-        account = self._accounts.get(key.name)
-        if account is None or account.limits != key.limits:
-            account = self._accounts[key.name] = Account(key.limits, self._clock)
-        return account
+        limiter = self._limiters.get(key.name)
+        if limiter is None or limiter.limits != key.limits:
+            limiter = self._limiters[key.name] = RateLimiter(key.limits, self._clock)
+        return limiter
 
 
 def _check_is_own_page(scope: Scope) -> None:

@@ -16,7 +16,7 @@ from rewardserve.service.api.replies import facts_response, json_response
 from rewardserve.service.api.route_policy import ACKNOWLEDGE, METRICS
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import BatcherStopped, ModelNotServed, NoSuchAlarm, ScorerDead, ScorerFailing
-from rewardserve.service.inference.batcher import hanging
+from rewardserve.service.inference.batcher import scorer_hanging_error
 from rewardserve.service.models.active_models import Bounds, Served, Stage
 from rewardserve.service.tripwires.advice import ADVICE
 from rewardserve.service.tripwires.io.canaries import failing
@@ -120,11 +120,11 @@ def check_alive(stage: Stage) -> None:
 def check_ready(stage: Stage) -> Served:
     """The model in service. Raise `RequestRefused` with the reason why it would not answer well right now."""
     served = stage.served()
-    if served.scorer_state() != "well":
-        raise hanging()
+    if served.scorer_state() != "healthy":
+        raise scorer_hanging_error()
     if stage.is_scorer_dead:
         raise ScorerFailing("the scorer has died; see the log")
-    if n := served.n_failing():
+    if n := served.n_failed_batches():
         raise ScorerFailing(f"{n} batches in a row have failed; see the log", retry_after_s=30.0, failed_batches=n)
     return served
 
@@ -209,7 +209,7 @@ def describe(served: Served, bounds: Bounds) -> dict[str, Any]:
             "max_input_tokens": identity.max_tokens,
             **asdict(bounds),
             "batching_max_tokens": batching.max_tokens,
-            "batching_budget_tokens": batching.enough,
+            "batching_budget_tokens": batching.target,
             "batching_linger_ms": 1000 * batching.linger_s,
         },
     }

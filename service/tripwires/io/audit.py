@@ -12,7 +12,7 @@ from rewardserve.model.reward import Pipeline, Reward
 from rewardserve.service.errors import RowFailed
 from rewardserve.service.inference.background_scorer import BackgroundScorer
 from rewardserve.service.inference.batcher import Batcher
-from rewardserve.service.inference.encode_pool import Encoder
+from rewardserve.service.inference.encode_pool import EncodePool
 from rewardserve.service.inference.rewards import ScoredRow
 
 _BUCKETS = 2**20
@@ -28,7 +28,7 @@ class AuditJudge:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: EncodePool,
         batcher: Batcher,
         pipeline: Pipeline,
         *,
@@ -62,6 +62,6 @@ class AuditJudge:
     async def stop(self) -> None:
         """Nobody waits for what is being judged."""
         await self.background_scorer.stop()
-        await self._batcher.give_up()
+        await self._batcher.abort()
         self._encoder.close()
         self._close()

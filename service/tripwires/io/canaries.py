@@ -106,7 +106,7 @@ class CanarySet:
         Raise `ServiceError` where there was no score to be had: that says nothing of the weights.
         """
         flat = [ids for pair in self._rows.values() for ids in pair]
-        outcomes = await batcher.score(flat, remembered=False) if self.first else []
+        outcomes = await batcher.score(flat, use_cache=False) if self.first else []
         if not outcomes or not all(isinstance(outcome, RowScored) for outcome in outcomes):
             return []
         self.latest = self._paired([self._identity.raw(o.heads) for o in outcomes if isinstance(o, RowScored)])

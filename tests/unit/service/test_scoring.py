@@ -22,8 +22,8 @@ from rewardserve.service.admission import Admission
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.errors import BatcherStopped, DeadlineExceeded, Overloaded
 from rewardserve.service.inference.batcher import Batcher
-from rewardserve.service.inference.encode_pool import Encoder
-from rewardserve.service.inference.planner import Limits
+from rewardserve.service.inference.encode_pool import EncodePool
+from rewardserve.service.inference.planner import BatchLimits
 from rewardserve.service.inference.score_cache import ScoreCache
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.scoring import Comparison, Rooms, Scoring, _all_or_none, _chunks, rank
@@ -46,11 +46,11 @@ async def open_house():
         pipeline = build_pipeline(sole(calibration, heads), RewardSettings(shape=shape))
         metrics.model_loaded(1, calibration, pipeline)
         cache = ScoreCache(n_cached, version=1)
-        batcher = Batcher(scorer or FakeScorer(), Limits(10_000, 0.0), clock, lambda done: None, cache=cache)
+        batcher = Batcher(scorer or FakeScorer(), BatchLimits(10_000, 0.0), clock, lambda done: None, cache=cache)
         rooms = Rooms(
             1,
             Admission(max_samples, 1_000_000, clock),
-            Encoder(encode or loaded.encode, 2, bugs.append),
+            EncodePool(encode or loaded.encode, 2, bugs.append),
             batcher, pipeline, watching(clock), metrics, clock,
         )  # fmt: skip
         batcher.start()
@@ -66,7 +66,7 @@ async def open_house():
         await asyncio.wait_for(rooms.batcher.stop(), PATIENCE_S)
         rooms.encoder.close()
         assert (rooms.admission.n_samples, rooms.admission.n_tokens, rooms.batcher.n_samples) == (0, 0, 0)
-        assert rooms.batcher._coming == 0
+        assert rooms.batcher._n_expected == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 

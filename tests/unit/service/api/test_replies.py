@@ -23,7 +23,7 @@ from rewardserve.service.scoring import Scored
 LOADED = echo.load(ModelSpec())
 SERVED = Served(
     loaded=LOADED, scoring=None, pipeline=build_pipeline(LOADED.ensemble_members, RewardSettings()), version=1,
-    numeric_noise=None, batching=None, is_alive=lambda: True, scorer_state=lambda: "well", n_failing=lambda: 0,
+    numeric_noise=None, batching=None, is_alive=lambda: True, scorer_state=lambda: "healthy", n_failed_batches=lambda: 0,
     monitor=None, canaries=None,
 )  # fmt: skip
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rewardserve.service import keys
 from rewardserve.service.auth.api_keys import SCOPES, Key, KeyFile, KeyRing, KeysError, RunNames, line_of, parse, read
-from rewardserve.service.auth.rate_limits import UNLIMITED, Limits
+from rewardserve.service.auth.rate_limits import UNLIMITED, RateLimits
 
 SECRET = "rwd_a-key-that-nobody-guesses"
 
@@ -27,7 +27,7 @@ def test_a_line_is_a_name_a_digest_scopes_and_limits():
     ring = parse("# team a\n\n" + hashed("ppo", SECRET, "score,metrics  requests_per_s=5 tokens_per_s=2e4 burst_s=3"))
     key = ring.find(SECRET.encode())
     assert key is not None
-    assert (key.name, key.scopes, key.limits) == ("ppo", {"score", "metrics"}, Limits(5, 20_000, 3))
+    assert (key.name, key.scopes, key.limits) == ("ppo", {"score", "metrics"}, RateLimits(5, 20_000, 3))
     assert ring.find(b"another") is None
     assert ring.find(b"") is None
     assert ring.find(hashlib.sha256(SECRET.encode()).hexdigest().encode()) is None, "a digest is no key"
@@ -135,7 +135,7 @@ def test_what_is_as_long_as_it_may_be_is_a_key():
     line = hashed("p" * 64, SECRET, f"score burst_s=0.001 owner={'o' * 64} runs={','.join(runs)}")
     bound = RunNames(frozenset(runs) - {"s*"}, ("s",))
     assert parse(line).keys == (
-        key_of("p" * 64, SECRET, limits=Limits(burst_s=0.001), owner="o" * 64, runs=bound),
+        key_of("p" * 64, SECRET, limits=RateLimits(burst_s=0.001), owner="o" * 64, runs=bound),
     )  # fmt: skip
     assert parse(line).reserved == bound
     assert parse(hashed("ppo", SECRET, "score owner=a=b")).keys[0].owner == "a=b"
@@ -143,7 +143,7 @@ def test_what_is_as_long_as_it_may_be_is_a_key():
 
 @given(
     st.frozensets(st.sampled_from(SCOPES), min_size=1),
-    st.builds(Limits, st.none() | st.sampled_from([1.0, 0.5, 300.0]), st.none() | st.just(1e5), st.sampled_from([10.0, 1.0])),
+    st.builds(RateLimits, st.none() | st.sampled_from([1.0, 0.5, 300.0]), st.none() | st.just(1e5), st.sampled_from([10.0, 1.0])),
 )  # fmt: skip
 def test_what_is_written_is_read(scopes, limits):
     ring = parse(line_of("a-name", SECRET, scopes, limits))
@@ -267,7 +267,7 @@ def test_a_line_that_is_being_written_is_no_key_until_it_stays_as_it_is(world):
         assert names(file) == ["old", "other"], line[:n]
     file.look()
     assert names(file) == ["old", "other", "new"], "the last line needs no newline"
-    assert file.ring().keys[-1].limits == Limits(tokens_per_s=200_000)
+    assert file.ring().keys[-1].limits == RateLimits(tokens_per_s=200_000)
     assert [told_names for told_names, _ in told[-1:]] == [["old", "other", "new"]]
 
 
@@ -457,7 +457,7 @@ def test_a_key_is_printed_once_and_only_its_digest_is_kept(tmp_path, capsys):
     ring = read(path)
     assert ring.find(first.encode()).scopes == {"score"}
     assert ring.find(second.encode()).scopes == {"score", "admin"}
-    assert ring.find(second.encode()).limits == Limits(2, 1000)
+    assert ring.find(second.encode()).limits == RateLimits(2, 1000)
     assert keys.main(["sweep", str(path), "--runs=ppo-7,sweep-*", "--owner=team-a"]) == 0
     caller = read(path).caller(read(path).find(capsys.readouterr().out.strip().encode()))
     assert (caller.owner, caller.may_send("sweep-1"), caller.may_send("other")) == ("team-a", True, False)

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardserve.service.auth.token_bucket import Bucket, Rate, full, take
+from rewardserve.service.auth.token_bucket import RefillRate, TokenBucketState, full, take
 
-RATES = st.builds(Rate, st.floats(0.01, 1e6), st.floats(1, 1e7))
+RATES = st.builds(RefillRate, st.floats(0.01, 1e6), st.floats(1, 1e7))
 COSTS = st.floats(0.1, 1e6)
 STEPS = st.lists(st.tuples(st.floats(0, 1e3), COSTS), max_size=40)
 
 
-def taken(rate: Rate, steps) -> list[tuple[float, float]]:
+def taken(rate: RefillRate, steps) -> list[tuple[float, float]]:
     """When how much was let through."""
     bucket, now, through = full(rate, 0.0), 0.0, []
     for pause, cost in steps:
@@ -56,7 +56,7 @@ def test_a_request_larger_than_a_burst_is_let_through_a_full_bucket_and_paid_off
 
 @given(RATES, COSTS, st.floats(0, 1e3))
 def test_a_clock_that_runs_backwards_gives_nothing(rate, cost, back):
-    bucket = Bucket(0.0, 1e3)
+    bucket = TokenBucketState(0.0, 1e3)
     after, _ = take(bucket, rate, cost, 1e3 - back)
     assert after.level <= bucket.level
     assert after.at == bucket.at

@@ -7,23 +7,23 @@ import asyncio
 import pytest
 
 from rewardserve.service.inference.batcher import Batcher
-from rewardserve.service.inference.planner import Limits
+from rewardserve.service.inference.planner import BatchLimits
 from rewardserve.service.inference.score_cache import ScoreCache
 from tests.support.service_fakes import PATIENCE_S, GatedScorer, StillClock
 
 
 @pytest.fixture
 async def drive():
-    """Builds running batchers, and audits on the way out that no ticket, task or forward is left."""
+    """Builds running batchers, and audits on the way out that no entry, task or forward is left."""
     built = []
 
-    def build(scorer, *, max_tokens=10_000, linger_s=0.0, n_cached=0, pace=None, concurrency=1, **watched):
+    def build(scorer, *, max_tokens=10_000, linger_s=0.0, n_cached=0, batch_size=None, concurrency=1, **watched):
         told = []
         clock = StillClock()
         scorer.concurrency = concurrency
         batcher = Batcher(
-            scorer, Limits(max_tokens, linger_s), clock, told.append,
-            pace=pace, cache=ScoreCache(n_cached, version=1), **watched,
+            scorer, BatchLimits(max_tokens, linger_s), clock, told.append,
+            batch_size=batch_size, cache=ScoreCache(n_cached, version=1), **watched,
         )  # fmt: skip
         batcher.start()
         batcher.told, batcher.clock = told, clock
@@ -35,8 +35,8 @@ async def drive():
         if isinstance(scorer, GatedScorer):
             scorer.gate.set()
         await asyncio.wait_for(batcher.stop(), PATIENCE_S)
-        assert (batcher.n_samples, batcher.n_tokens, batcher._rides, batcher._coming) == (0, 0, {}, 0)
-        assert (batcher._room._calls, batcher._room._rows) == (set(), {})
+        assert (batcher.n_samples, batcher.n_tokens, batcher._in_flight, batcher._n_expected) == (0, 0, {}, 0)
+        assert (batcher._queue._requests, batcher._queue._rows) == (set(), {})
         assert not batcher.is_alive
     left = asyncio.all_tasks() - {asyncio.current_task()}
     assert not left

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardserve.service.inference.batch_size import STEPS, Pace
+from rewardserve.service.inference.batch_size import BUDGETS, BatchSizeController
 
 CPU_150M = (0.02, 2.5e-3)
 H200_8B = (0.015, 20e-6)
@@ -18,18 +18,20 @@ SLOW_GPU = (0.05, 2e-4)
 
 
 def drive(start, world, *, n=1500, noise=0.1, seed=0, light=0.0, stalls=0.01):
-    """Every pace that the batches of a busy server lead to; `light` of them are not full."""
+    """Every batch size that the batches of a busy server lead to; `light` of them are not full."""
     fixed_s, per_token_s = world
-    rng, pace = random.Random(seed), Pace.starting_at(start)
+    rng, batch_size = random.Random(seed), BatchSizeController.starting_at(start)
     for _ in range(n):
-        n_tokens = round(pace.next_budget * rng.uniform(0.8, 1.0) * (rng.random() if rng.random() < light else 1)) + 1
+        n_tokens = (
+            round(batch_size.next_budget * rng.uniform(0.8, 1.0) * (rng.random() if rng.random() < light else 1)) + 1
+        )
         seconds = (fixed_s + per_token_s * n_tokens) * rng.lognormvariate(0, noise)
-        pace = pace.after(n_tokens, seconds * (10 if rng.random() < stalls else 1))
-        yield pace
+        batch_size = batch_size.after(n_tokens, seconds * (10 if rng.random() < stalls else 1))
+        yield batch_size
 
 
 def budgets(*args, **kwargs):
-    return [pace.budget for pace in drive(*args, **kwargs)]
+    return [batch_size.budget for batch_size in drive(*args, **kwargs)]
 
 
 @pytest.mark.parametrize("noise", [0.02, 0.1])
@@ -66,24 +68,24 @@ def test_nothing_is_decided_by_a_few_batches():
 
 
 def test_batches_of_one_size_are_varied_until_they_say_something():
-    small = [pace.next_budget < pace.budget for pace in drive(8192, H200_8B, n=400)]
+    small = [batch_size.next_budget < batch_size.budget for batch_size in drive(8192, H200_8B, n=400)]
     assert 20 < sum(small) < 60
-    natural = [pace.next_budget < pace.budget for pace in drive(8192, H200_8B, n=400, light=0.7)]
+    natural = [batch_size.next_budget < batch_size.budget for batch_size in drive(8192, H200_8B, n=400, light=0.7)]
     assert sum(natural) < 5
 
 
 def test_a_machine_that_becomes_slower_gets_smaller_batches():
-    pace = list(drive(8192, H200_8B))[-1]
-    assert pace.budget == 16384
+    batch_size = list(drive(8192, H200_8B))[-1]
+    assert batch_size.budget == 16384
     for _ in range(500):
-        pace = pace.after(pace.next_budget, 0.02 + 2e-4 * pace.next_budget)
-    assert pace.budget == 2048
+        batch_size = batch_size.after(batch_size.next_budget, 0.02 + 2e-4 * batch_size.next_budget)
+    assert batch_size.budget == 2048
 
 
 @given(batches=st.lists(st.tuples(st.integers(1, 20_000), st.floats(0.0, 1e3)), max_size=120))
 def test_whatever_it_is_told_it_has_a_budget(batches):
-    pace = Pace.starting_at(1024)
+    batch_size = BatchSizeController.starting_at(1024)
     for n_tokens, seconds in batches:
-        pace = pace.after(n_tokens, seconds)
-        assert pace.budget in STEPS
-        assert 0 < pace.next_budget <= pace.budget
+        batch_size = batch_size.after(n_tokens, seconds)
+        assert batch_size.budget in BUDGETS
+        assert 0 < batch_size.next_budget <= batch_size.budget

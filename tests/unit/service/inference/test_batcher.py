@@ -18,10 +18,10 @@ from rewardserve.service.errors import (
     ScorerFailed,
     ShuttingDown,
 )
-from rewardserve.service.inference.batch_size import Pace
+from rewardserve.service.inference.batch_size import BatchSizeController
 from rewardserve.service.inference.batcher import FAILING_AFTER, Batcher
 from rewardserve.service.inference.outcomes import RowScored
-from rewardserve.service.inference.planner import Limits
+from rewardserve.service.inference.planner import BatchLimits
 from tests.support.service_fakes import (
     PATIENCE_S,
     FakeScorer,
@@ -56,7 +56,7 @@ async def test_every_row_gets_its_own_score_in_order(drive):
     assert [b.outcome for b in batcher.told] == ["ok"]
 
 
-async def test_who_comes_during_a_forward_rides_together_in_the_next(drive):
+async def test_who_comes_during_a_forward_is_in_the_next_batch(drive):
     scorer = GatedScorer()
     batcher = drive(scorer)
     first = await begun(batcher.score(ROWS[:1]))
@@ -150,13 +150,13 @@ async def fail(batcher, times):
 async def test_batch_after_batch_without_a_score_is_a_failing_scorer_until_one_row_is_scored(drive, behave):
     batcher = drive(FakeScorer(behave))
     await fail(batcher, FAILING_AFTER - 1)
-    assert batcher.n_failing == 0
+    assert batcher.n_failed_batches == 0
     await fail(batcher, 1)
-    assert batcher.n_failing == FAILING_AFTER
+    assert batcher.n_failed_batches == FAILING_AFTER
     await batcher.score(ROWS)  # one bad row among good ones
-    assert batcher.n_failing == 0
+    assert batcher.n_failed_batches == 0
     await fail(batcher, FAILING_AFTER - 1)
-    assert batcher.n_failing == 0, "a success counts from the beginning"
+    assert batcher.n_failed_batches == 0, "a success counts from the beginning"
 
 
 async def test_a_single_batch_of_many_bad_rows_is_no_failing_scorer(drive):
@@ -164,18 +164,18 @@ async def test_a_single_batch_of_many_bad_rows_is_no_failing_scorer(drive):
     batcher = drive(FakeScorer(poisoned_by(lambda row: row[0] < 40)))
     await batcher.score([(i + 1,) for i in range(64)])
     assert [b.outcome for b in batcher.told].count("failed") > FAILING_AFTER
-    assert batcher.n_failing == 0
+    assert batcher.n_failed_batches == 0
 
 
 async def test_a_failing_scorer_that_nobody_asks_is_given_another_chance(drive):
     batcher = drive(FakeScorer(poisoned_by(IS_BAD)))
     await fail(batcher, FAILING_AFTER)
     batcher.clock.advance(29.9)
-    assert batcher.n_failing == FAILING_AFTER
+    assert batcher.n_failed_batches == FAILING_AFTER
     batcher.clock.advance(0.1)
-    assert batcher.n_failing == 0
+    assert batcher.n_failed_batches == 0
     await fail(batcher, 1)
-    assert batcher.n_failing == FAILING_AFTER + 1, "one more failure is enough then"
+    assert batcher.n_failed_batches == FAILING_AFTER + 1, "one more failure is enough then"
 
 
 async def test_one_score_too_few_fails_all_and_is_not_tried_again(drive):
@@ -200,21 +200,21 @@ async def test_a_row_that_is_no_scores_at_all_is_a_bug_of_the_backend(drive):
     assert all(isinstance(o, ScorerBug) for o in await drive(FakeScorer(none_for_all)).score(ROWS))
 
 
-async def test_who_leaves_the_queue_never_rides(drive):
+async def test_who_leaves_the_queue_is_never_scored(drive):
     scorer = GatedScorer()
     batcher = drive(scorer)
-    riding = await begun(batcher.score(ROWS[:1]))
+    in_flight = await begun(batcher.score(ROWS[:1]))
     await scorer.entered()
     leaving, staying = await begun(batcher.score(ROWS[1:3])), await begun(batcher.score(ROWS[3:4]))
     leaving.cancel()
     await asyncio.gather(leaving, return_exceptions=True)
     assert batcher.n_samples == 1
     scorer.gate.set()
-    await asyncio.gather(riding, staying)
+    await asyncio.gather(in_flight, staying)
     assert [b.rows for b in scorer.batches] == [(ROWS[0],), (ROWS[3],)]
 
 
-async def test_who_leaves_during_the_ride_does_not_disturb_the_others(drive):
+async def test_who_leaves_during_the_batch_does_not_disturb_the_others(drive):
     scorer = GatedScorer()
     batcher = drive(scorer)
     blocker = await begun(batcher.score(ROWS[:1]))
@@ -227,17 +227,17 @@ async def test_who_leaves_during_the_ride_does_not_disturb_the_others(drive):
     await asyncio.gather(leaving, return_exceptions=True)
 
 
-async def test_who_is_late_in_the_queue_is_refused_and_never_rides(drive):
+async def test_who_is_late_in_the_queue_is_refused_and_is_never_scored(drive):
     scorer = GatedScorer()
     batcher = drive(scorer)
-    riding = await begun(batcher.score(ROWS[:1]))
+    in_flight = await begun(batcher.score(ROWS[:1]))
     await scorer.entered()
     late = await begun(batcher.score(ROWS[1:2], batcher.clock.now() + 1.0))
     batcher.clock.advance(1.0)
     scorer.gate.set()
     with pytest.raises(DeadlineExceeded):
         await late
-    await riding
+    await in_flight
     assert [b.rows for b in scorer.batches] == [(ROWS[0],)]
 
 
@@ -254,14 +254,14 @@ async def test_stop_answers_everything_accepted_and_refuses_the_rest(drive):
     await stopping
 
 
-async def test_giving_up_refuses_what_is_left_and_does_not_wait_for_the_forward(drive):
+async def test_abort_refuses_what_is_left_and_does_not_wait_for_the_forward(drive):
     scorer = GatedScorer()
     batcher = drive(scorer)
-    riding = await begun(batcher.score(ROWS[:1]))
+    in_flight = await begun(batcher.score(ROWS[:1]))
     await scorer.entered()
     waiting = await begun(batcher.score(ROWS[1:2]))
-    await batcher.give_up()
-    for task in (riding, waiting):
+    await batcher.abort()
+    for task in (in_flight, waiting):
         with pytest.raises(ShuttingDown):
             await task
 
@@ -281,7 +281,7 @@ async def test_when_the_metrics_are_broken_nobody_hangs():
     def broken(_done):
         raise KeyError("no such metric")
 
-    batcher = Batcher(FakeScorer(), Limits(1000, 0.0), StillClock(), broken)
+    batcher = Batcher(FakeScorer(), BatchLimits(1000, 0.0), StillClock(), broken)
     batcher.start()
     await asyncio.wait_for(batcher.score(ROWS), PATIENCE_S)
     with pytest.raises(BatcherStopped):
@@ -310,12 +310,12 @@ async def test_the_budget_follows_what_forwards_take_and_out_of_memory_bounds_it
         batcher.clock.advance(1.0)
         return no_memory_above(2)(batch)
 
-    batcher = drive(SharingScorer(takes_a_second), max_tokens=16384, pace=Pace.starting_at(1024))
+    batcher = drive(SharingScorer(takes_a_second), max_tokens=16384, batch_size=BatchSizeController.starting_at(1024))
     for i in range(60):
         await batcher.score([tuple(range(i, 2 * i + 100))])
-    assert (batcher.limits.enough, batcher.limits.max_tokens) == (512, 4 * 512)
+    assert (batcher.limits.target, batcher.limits.max_tokens) == (512, 4 * 512)
     await batcher.score([(i,) * 50 for i in range(4)])
-    assert (batcher.limits.enough, batcher.limits.max_tokens) == (100, 100)
+    assert (batcher.limits.target, batcher.limits.max_tokens) == (100, 100)
     assert batcher.told[-1].budget == 100
 
 
@@ -323,19 +323,19 @@ async def test_a_fixed_budget_is_fixed(drive):
     batcher = drive(FakeScorer(), max_tokens=77)
     for i in range(60):
         await batcher.score([(i,)])
-    assert (batcher.limits.enough, batcher.limits.max_tokens) == (77, 77)
+    assert (batcher.limits.target, batcher.limits.max_tokens) == (77, 77)
 
 
 # -- several forwards at a time -------------------------------------------------------------------------------
 
 
-async def test_with_two_seats_the_next_full_batch_is_at_the_scorer_while_one_runs(drive):
+async def test_with_concurrency_two_the_next_full_batch_is_at_the_scorer_while_one_runs(drive):
     scorer = GatedScorer()
     batcher = drive(scorer, max_tokens=6, concurrency=2)
     calls = [await begun(batcher.score([row])) for row in ROWS[:5]]
     await scorer.entered()
     await scorer.entered()
-    assert (len(batcher._rides), batcher.n_samples) == (2, 1)
+    assert (len(batcher._in_flight), batcher.n_samples) == (2, 1)
     scorer.gate.set()
     assert [raw((await call)[0]) for call in calls] == [echo_score(r) for r in ROWS[:5]]
     assert sorted(len(b) for b in scorer.batches) == [1, 2, 2]
@@ -349,7 +349,7 @@ async def test_beside_a_running_forward_a_batch_that_can_grow_waits(drive):
     more = [await begun(batcher.score([row])) for row in ROWS[1:3]]
     for _ in range(20):
         await asyncio.sleep(0)
-    assert (len(batcher._rides), batcher.n_samples) == (1, 2)
+    assert (len(batcher._in_flight), batcher.n_samples) == (1, 2)
     scorer.gate.set()
     await asyncio.gather(first, *more)
     assert [len(b) for b in scorer.batches] == [1, 2]
@@ -366,7 +366,7 @@ async def test_a_scorer_that_streams_is_given_at_once_what_there_is(drive):
     last = await begun(batcher.score([ROWS[3]]))
     for _ in range(20):
         await asyncio.sleep(0)
-    assert (len(batcher._rides), batcher.n_samples) == (3, 1)
+    assert (len(batcher._in_flight), batcher.n_samples) == (3, 1)
     batcher.clock.advance(4.0)
     scorer.gate.set()
     assert [raw((await call)[0]) for call in (*calls, last)] == [echo_score(r) for r in ROWS[:4]]
@@ -378,7 +378,7 @@ async def test_a_scorer_that_streams_is_given_at_once_what_there_is(drive):
     ]  # each its own time, beside the others
 
 
-async def test_with_two_seats_a_failure_of_one_ride_is_none_of_the_other(drive):
+async def test_with_concurrency_two_a_failure_of_one_batch_is_none_of_the_other(drive):
     scorer = GatedScorer(poisoned_by(IS_BAD))
     batcher = drive(scorer, max_tokens=9, concurrency=2)
     call = await begun(batcher.score(ROWS))
@@ -387,11 +387,11 @@ async def test_with_two_seats_a_failure_of_one_ride_is_none_of_the_other(drive):
     scorer.gate.set()
     outcomes = await call
     assert [isinstance(o, ScorerFailed) for o in outcomes] == [IS_BAD(r) for r in ROWS]
-    assert batcher.n_failing == 0
+    assert batcher.n_failed_batches == 0
 
 
-async def test_with_two_seats_a_stop_answers_everything_and_giving_up_refuses_both_rides(drive):
-    for end in ("stop", "give_up"):
+async def test_with_concurrency_two_a_stop_answers_everything_and_abort_refuses_both_batches(drive):
+    for end in ("stop", "abort"):
         scorer = GatedScorer()
         batcher = drive(scorer, max_tokens=6, concurrency=2)
         calls = [await begun(batcher.score([row])) for row in ROWS[:5]]

@@ -13,7 +13,7 @@ from rewardserve.model.backends.echo import EchoEncoder
 from rewardserve.model.conversation import EmptyResponse, Sample
 from rewardserve.model.encoding import Encoded
 from rewardserve.service.errors import EncodingFailed
-from rewardserve.service.inference.encode_pool import _FEW_IDS, Encoder
+from rewardserve.service.inference.encode_pool import _MAX_INLINE_IDS, EncodePool
 
 TEXT, IDS = Sample(text="hi"), Sample(input_ids=(1, 2))
 
@@ -55,7 +55,7 @@ def bugs():
 
 @pytest.fixture
 def room(watched, bugs):
-    with closing(Encoder(watched, 2, bugs.append)) as encoder:
+    with closing(EncodePool(watched, 2, bugs.append)) as encoder:
         yield encoder
 
 
@@ -66,13 +66,13 @@ def room(watched, bugs):
         ([IDS] * 5, True),
         ([TEXT], False),
         ([IDS, TEXT], False),
-        ([Sample(input_ids=(1,) * _FEW_IDS)], True),
-        ([Sample(input_ids=(1,) * _FEW_IDS), IDS], False),
+        ([Sample(input_ids=(1,) * _MAX_INLINE_IDS)], True),
+        ([Sample(input_ids=(1,) * _MAX_INLINE_IDS), IDS], False),
     ],
 )
 async def test_a_few_ids_are_encoded_on_the_spot_and_all_else_on_another_thread(room, watched, samples, here):
     encoded = await room.encode(samples)
-    assert [len(e.ids) for e in encoded] == [3 if s in (TEXT, IDS) else _FEW_IDS + 1 for s in samples]
+    assert [len(e.ids) for e in encoded] == [3 if s in (TEXT, IDS) else _MAX_INLINE_IDS + 1 for s in samples]
     assert {thread is threading.current_thread() for thread in watched.threads} == {here}
 
 

@@ -22,8 +22,8 @@ def rows_seen(scorer):
 
 
 @pytest.fixture
-async def during_a_ride(drive):
-    """A batcher whose scorer is held at the gate with BLOCKER on board: whoever comes now, waits."""
+async def while_in_flight(drive):
+    """A batcher whose scorer is held at the gate with BLOCKER in flight: whoever comes now, waits."""
 
     async def begin(behave=None, **settings):
         scorer = GatedScorer(behave)
@@ -52,8 +52,8 @@ async def test_the_price_of_a_row_is_split_among_those_who_share_it(drive):
     assert (done.n_rows, done.n_row_tokens, done.n_tokens, done.n_computed, len(done.queue_s)) == (2, 6, 9, 6, 3)
 
 
-async def test_callers_who_meet_in_the_queue_share_their_rows(during_a_ride):
-    batcher = await during_a_ride()
+async def test_callers_who_meet_in_the_queue_share_their_rows(while_in_flight):
+    batcher = await while_in_flight()
     both = [await begun(batcher.score(rows)) for rows in ([ONE, OTHER], [OTHER, ONE])]
     assert batcher.n_samples == 2
     batcher.scorer.gate.set()
@@ -64,8 +64,8 @@ async def test_callers_who_meet_in_the_queue_share_their_rows(during_a_ride):
     assert [len(b) for b in batcher.scorer.batches] == [1, 2]
 
 
-async def test_who_comes_while_an_equal_row_rides_waits_for_that_ride(during_a_ride):
-    batcher = await during_a_ride()
+async def test_who_comes_while_an_equal_row_is_in_flight_waits_for_that_batch(while_in_flight):
+    batcher = await while_in_flight()
     late = await begun(batcher.score([BLOCKER, BLOCKER]))
     assert batcher.n_samples == 0
     batcher.scorer.gate.set()
@@ -76,7 +76,7 @@ async def test_who_comes_while_an_equal_row_rides_waits_for_that_ride(during_a_r
     assert rows_seen(batcher.scorer) == [BLOCKER]
 
 
-async def test_when_that_ride_fails_the_latecomer_has_a_try_of_its_own(during_a_ride):
+async def test_when_that_batch_fails_the_late_waiter_has_a_try_of_its_own(while_in_flight):
     tries = []
 
     def fails_once(batch):
@@ -85,15 +85,15 @@ async def test_when_that_ride_fails_the_latecomer_has_a_try_of_its_own(during_a_
             raise ScorerError("once")
         return right_scores(batch)
 
-    batcher = await during_a_ride(fails_once)
+    batcher = await while_in_flight(fails_once)
     late = await begun(batcher.score([BLOCKER]))
     batcher.scorer.gate.set()
     assert isinstance((await batcher.blocked)[0], ScorerFailed)
     assert raw((await late)[0]) == echo_score(BLOCKER)
 
 
-async def test_when_a_score_is_no_number_the_latecomer_has_a_try_of_its_own(during_a_ride):
-    batcher = await during_a_ride(scores_with(math.nan, BLOCKER.__eq__))
+async def test_when_a_score_is_no_number_the_late_waiter_has_a_try_of_its_own(while_in_flight):
+    batcher = await while_in_flight(scores_with(math.nan, BLOCKER.__eq__))
     late = await begun(batcher.score([BLOCKER]))
     batcher.scorer.gate.set()
     for call in (batcher.blocked, late):
@@ -101,8 +101,8 @@ async def test_when_a_score_is_no_number_the_latecomer_has_a_try_of_its_own(duri
     assert rows_seen(batcher.scorer) == [BLOCKER, BLOCKER]
 
 
-async def test_a_latecomer_who_leaves_takes_no_second_try(during_a_ride):
-    batcher = await during_a_ride(poisoned_by(BLOCKER.__eq__))
+async def test_a_late_waiter_who_leaves_takes_no_second_try(while_in_flight):
+    batcher = await while_in_flight(poisoned_by(BLOCKER.__eq__))
     late = await begun(batcher.score([BLOCKER]))
     late.cancel()
     await asyncio.gather(late, return_exceptions=True)
@@ -112,8 +112,8 @@ async def test_a_latecomer_who_leaves_takes_no_second_try(during_a_ride):
 
 
 @pytest.mark.parametrize("leaves_first", [True, False])
-async def test_one_who_leaves_does_not_take_the_row_from_another(during_a_ride, leaves_first):
-    batcher = await during_a_ride()
+async def test_one_who_leaves_does_not_take_the_row_from_another(while_in_flight, leaves_first):
+    batcher = await while_in_flight()
     calls = [await begun(batcher.score([ONE, OTHER, ONE])) for _ in range(2)]
     leaving, staying = calls if leaves_first else calls[::-1]
     leaving.cancel()
@@ -123,8 +123,8 @@ async def test_one_who_leaves_does_not_take_the_row_from_another(during_a_ride, 
     assert [raw(o) for o in await staying] == [echo_score(r) for r in (ONE, OTHER, ONE)]
 
 
-async def test_when_all_who_wanted_a_row_have_left_it_never_rides(during_a_ride):
-    batcher = await during_a_ride()
+async def test_when_all_who_wanted_a_row_have_left_it_is_never_scored(while_in_flight):
+    batcher = await while_in_flight()
     calls = [await begun(batcher.score([ONE, ONE])) for _ in range(2)]
     for call in calls:
         call.cancel()
@@ -135,8 +135,8 @@ async def test_when_all_who_wanted_a_row_have_left_it_never_rides(during_a_ride)
     assert rows_seen(batcher.scorer) == [BLOCKER]
 
 
-async def test_one_who_is_too_late_does_not_make_another_late(during_a_ride):
-    batcher = await during_a_ride()
+async def test_one_who_is_too_late_does_not_make_another_late(while_in_flight):
+    batcher = await while_in_flight()
     late = await begun(batcher.score([ONE, OTHER], batcher.clock.now() + 1.0))
     patient = await begun(batcher.score([ONE]))
     batcher.clock.advance(1.0)
@@ -147,7 +147,7 @@ async def test_one_who_is_too_late_does_not_make_another_late(during_a_ride):
     assert rows_seen(batcher.scorer) == [BLOCKER, ONE], "nobody in time wanted the other"
 
 
-async def test_everybody_on_board_is_told_of_a_failure(drive):
+async def test_every_waiter_is_told_of_a_failure(drive):
     outcomes = await drive(FakeScorer(poisoned_by(ONE.__eq__))).score([ONE, OTHER, ONE])
     assert [isinstance(o, ScorerFailed) for o in outcomes] == [True, False, True]
 
@@ -166,15 +166,15 @@ async def test_an_exact_repeat_needs_no_forward(drive):
     assert rows_seen(scorer) == [ONE, OTHER]
 
 
-async def test_a_repeat_is_answered_although_the_scorer_is_busy(during_a_ride):
-    batcher = await during_a_ride(n_cached=10)
+async def test_a_repeat_is_answered_although_the_scorer_is_busy(while_in_flight):
+    batcher = await while_in_flight(n_cached=10)
     batcher.scorer.gate.set()
     await batcher.blocked
     batcher.scorer.gate.clear()
-    riding = await begun(batcher.score([ONE]))
+    in_flight = await begun(batcher.score([ONE]))
     assert raw((await batcher.score([BLOCKER, BLOCKER]))[1]) == echo_score(BLOCKER)
     batcher.scorer.gate.set()
-    await riding
+    await in_flight
 
 
 @pytest.mark.parametrize("behave", [poisoned_by(ONE.__eq__), scores_with(math.nan, ONE.__eq__)])
@@ -186,8 +186,8 @@ async def test_what_failed_is_tried_again(drive, behave):
     assert rows_seen(scorer) == [ONE, ONE]
 
 
-async def test_what_nobody_waited_for_to_the_end_is_remembered_all_the_same(during_a_ride):
-    batcher = await during_a_ride(n_cached=10)
+async def test_what_nobody_waited_for_to_the_end_is_remembered_all_the_same(while_in_flight):
+    batcher = await while_in_flight(n_cached=10)
     batcher.blocked.cancel()
     await asyncio.gather(batcher.blocked, return_exceptions=True)
     batcher.scorer.gate.set()
@@ -198,7 +198,7 @@ async def test_what_nobody_waited_for_to_the_end_is_remembered_all_the_same(duri
 # -- rows that begin alike ------------------------------------------------------------------------------------
 
 
-async def test_a_family_rides_together_and_its_common_beginning_is_counted_once(drive):
+async def test_a_prefix_group_is_in_one_batch_and_its_common_beginning_is_counted_once(drive):
     prompts = [tuple(range(100 * p, 100 * p + 40)) for p in range(4)]
     rows = [(*prompts[i % 4], 1000 + i, 2000 + i) for i in range(12)]
     scorer = SharingScorer()

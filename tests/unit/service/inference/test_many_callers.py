@@ -11,7 +11,7 @@ import pytest
 from rewardserve.model.backends.echo import echo_score
 from rewardserve.model.scorer import BatchScores, OutOfMemory, ScorerError
 from rewardserve.service.errors import DeadlineExceeded, RowFailed
-from rewardserve.service.inference.batch_size import Pace
+from rewardserve.service.inference.batch_size import BatchSizeController
 from rewardserve.service.inference.outcomes import RowScored
 from tests.support.service_fakes import PATIENCE_S, SharingScorer, one_too_few, right_scores
 
@@ -64,7 +64,7 @@ async def test_everybody_has_the_scores_of_its_own_rows_or_an_error(drive, seed,
     batcher = drive(
         SharingScorer(moody(rng)),
         max_tokens=rng.choice([40, 100, 1000]), linger_s=0.0, n_cached=n_cached, concurrency=concurrency,
-        pace=rng.choice([None, Pace.starting_at(512)]),
+        batch_size=rng.choice([None, BatchSizeController.starting_at(512)]),
     )  # fmt: skip
     crowd = asyncio.gather(*(ask(batcher, random.Random(seed * 1000 + i)) for i in range(40)))
     while not crowd.done():

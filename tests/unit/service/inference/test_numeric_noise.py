@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from rewardserve.model.scorer import BatchScores
-from rewardserve.service.inference.numeric_noise import NumericNoise, made_up_rows, numeric_noise
+from rewardserve.service.inference.numeric_noise import NumericNoise, numeric_noise, synthetic_rows
 from tests.support.service_fakes import FakeScorer, no_memory_above, scores_with
 
 ROWS = [(i,) * n for i, n in enumerate((5, 1, 2, 9, 3, 7), start=1)]
@@ -45,10 +45,10 @@ def test_a_scorer_that_does_not_is_not():
 
 
 def test_without_probes_there_are_rows_that_every_model_can_read_and_has_time_for():
-    rows = made_up_rows(max_tokens=60)
+    rows = synthetic_rows(max_tokens=60)
     assert {token for row in rows for token in row} <= set(range(1, 16))
     assert max(map(len, rows)) == 60
-    assert numeric_noise(FakeScorer(), raw, made_up_rows(max_tokens=1000)).n_rows == 16
+    assert numeric_noise(FakeScorer(), raw, synthetic_rows(max_tokens=1000)).n_rows == 16
     assert any(one[:16] == other[:16] for one, other in pairwise(rows)), "beginnings that can be shared"
 
 

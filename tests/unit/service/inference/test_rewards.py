@@ -7,7 +7,7 @@ import pytest
 from rewardserve.model.conversation import Sample
 from rewardserve.model.encoding import Encoded
 from rewardserve.model.reward import EnsembleMember, PenaltySettings, RewardSettings, build_pipeline
-from rewardserve.service.inference.rewards import ScoredRow, rewards_of
+from rewardserve.service.inference.rewards import ScoredRow, compute_rewards
 
 RESPONSE = (1, 2, 1, 2, 1, 2)
 
@@ -23,5 +23,5 @@ RESPONSE = (1, 2, 1, 2, 1, 2)
 def test_a_repetition_is_penalised_wherever_the_response_is_known(encoded, expected):
     penalties = PenaltySettings(repetition=1.0, repetition_above=0.0)
     pipeline = build_pipeline([EnsembleMember("m", (("score", 1.0),), None)], RewardSettings(penalties=penalties))
-    [reward] = rewards_of([ScoredRow(Sample(input_ids=encoded.ids), encoded, {"score": 2.0})], pipeline)
+    [reward] = compute_rewards([ScoredRow(Sample(input_ids=encoded.ids), encoded, {"score": 2.0})], pipeline)
     assert reward.value == pytest.approx(expected)

@@ -13,7 +13,7 @@ IDS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50)
 
 
 def names(cache, *rows):
-    return [cache.name(key_of(row)) for row in rows]
+    return [cache.digest(key_of(row)) for row in rows]
 
 
 @given(a=IDS, b=IDS)
@@ -38,15 +38,15 @@ def test_what_was_not_asked_for_longest_is_forgotten_first():
     cache.put(b"b", {"score": 2.0})
     assert cache.get(b"a") == {"score": 1.0}
     cache.put(b"c", {"score": 3.0})
-    assert [cache.get(name) for name in (b"a", b"b", b"c")] == [{"score": 1.0}, None, {"score": 3.0}]
+    assert [cache.get(digest) for digest in (b"a", b"b", b"c")] == [{"score": 1.0}, None, {"score": 3.0}]
     assert len(cache) == 2
 
 
 def test_what_is_put_again_is_new_again():
     cache = ScoreCache(2, version=1)
-    for name in (b"a", b"b", b"a", b"c"):
-        cache.put(name, {"score": 1.0})
-    assert [cache.get(name) is None for name in (b"a", b"b", b"c")] == [False, True, False]
+    for digest in (b"a", b"b", b"a", b"c"):
+        cache.put(digest, {"score": 1.0})
+    assert [cache.get(digest) is None for digest in (b"a", b"b", b"c")] == [False, True, False]
 
 
 @pytest.mark.parametrize("n_rows", [0, 1, 100])

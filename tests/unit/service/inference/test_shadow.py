@@ -21,10 +21,10 @@ from rewardserve.service.errors import ScoreNotFinite
 from rewardserve.service.inference import background_scorer
 from rewardserve.service.inference.background_scorer import BackgroundScorer
 from rewardserve.service.inference.batcher import Batcher
-from rewardserve.service.inference.encode_pool import Encoder
-from rewardserve.service.inference.planner import Limits
+from rewardserve.service.inference.encode_pool import EncodePool
+from rewardserve.service.inference.planner import BatchLimits
 from rewardserve.service.inference.rewards import ScoredRow
-from rewardserve.service.inference.shadow import AgreementStats, Shadow, orders_of
+from rewardserve.service.inference.shadow import AgreementStats, Shadow, count_orders
 from tests.support.rewards import pipeline_of
 from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer
 
@@ -52,7 +52,7 @@ def test_the_orders_are_those_of_all_pairs_of_one_prompt(rows):
             if prompt == other:
                 signs = np.sign(a - c), np.sign(b - d)
                 expected["tied" if 0 in signs else "same" if signs[0] == signs[1] else "other"] += 1
-    assert orders_of(both) == expected
+    assert count_orders(both) == expected
 
 
 def test_before_there_is_anything_to_compare_nothing_is_said():
@@ -71,9 +71,9 @@ async def open_shadow():
     built = []
 
     def build(scorer=None, *, share=1.0):
-        batcher = Batcher(scorer or FakeScorer(), Limits(10_000, 0.0), MonotonicClock(), lambda done: None)
+        batcher = Batcher(scorer or FakeScorer(), BatchLimits(10_000, 0.0), MonotonicClock(), lambda done: None)
         batcher.start()
-        encoder = Encoder(echo.load(ModelSpec()).encode, 1, lambda _: None)
+        encoder = EncodePool(echo.load(ModelSpec()).encode, 1, lambda _: None)
         skipped, told = [], []
         second = BackgroundScorer(
             encoder, batcher, pipeline_of(Calibration(mean=0.5, std=2.0), shape="none"), skipped.append

@@ -24,44 +24,46 @@ ROWS = [(i, i + 1, i + 2) for i in range(10)]
 
 def after(dog, times):
     for now in times:
-        dog = dog.looks(now)
+        dog = dog.observed_at(now)
     return dog
 
 
 @pytest.mark.parametrize(
-    ("age_s", "state"), [(0, "well"), (9.9, "well"), (10, "hanging"), (29, "hanging"), (30, "lost")]
+    ("age_s", "state"), [(0, "healthy"), (9.9, "healthy"), (10, "hanging"), (29, "hanging"), (30, "lost")]
 )
 def test_a_forward_hangs_from_the_timeout_on_and_is_lost_at_three_times_that(age_s, state):
     assert LOST_AFTER == 3
-    dog = Watchdog(10.0, awake_s=100.0 + age_s)
-    assert dog.state([105.0, 100.0], 1) == (state if age_s >= 5 else "well")
+    dog = Watchdog(10.0, observed_s=100.0 + age_s)
+    assert dog.state([105.0, 100.0], 1) == (state if age_s >= 5 else "healthy")
     assert dog.state([100.0], 1) == state
-    assert Watchdog(10.0, awake_s=100.0 + 8 * age_s).state([100.0], 8) == state, "eight at a time wait for one another"
+    assert Watchdog(10.0, observed_s=100.0 + 8 * age_s).state([100.0], 8) == state, (
+        "eight at a time wait for one another"
+    )
 
 
 def test_nothing_under_way_never_hangs_nor_does_anything_without_a_timeout():
-    assert Watchdog(10.0, awake_s=1e9).state([], 1) == "well"
-    assert Watchdog(math.inf, awake_s=1e9).state([0.0], 1) == "well"
+    assert Watchdog(10.0, observed_s=1e9).state([], 1) == "healthy"
+    assert Watchdog(math.inf, observed_s=1e9).state([0.0], 1) == "healthy"
 
 
 def test_its_clock_is_the_time_that_it_was_awake():
     dog = after(DOG, [1000.0 + k for k in range(6)])
-    assert dog.awake_s == pytest.approx(5.0)
-    suspended = dog.looks(1005.0 + 3600.0)
-    assert suspended.awake_s == pytest.approx(5.0 + 2.0), "two looks' worth of an hour's sleep"
-    assert suspended.state([0.0], 1) == "well"
+    assert dog.observed_s == pytest.approx(5.0)
+    suspended = dog.observed_at(1005.0 + 3600.0)
+    assert suspended.observed_s == pytest.approx(5.0 + 2.0), "two looks' worth of an hour's sleep"
+    assert suspended.state([0.0], 1) == "healthy"
     assert after(suspended, [4605.0 + k for k in range(1, 4)]).state([0.0], 1) == "hanging", "and then it goes on"
 
 
 @given(steps=st.lists(st.floats(0.0, 1e6), max_size=30), began=st.integers(0, 29))
 def test_whatever_time_does_a_forward_is_given_at_least_its_timeout_by_the_clock(steps, began):
-    now, dog, begun_at, begun = 0.0, DOG.looks(0.0), None, None
+    now, dog, begun_at, begun = 0.0, DOG.observed_at(0.0), None, None
     for i, step in enumerate(steps):
         now += step
-        dog = dog.looks(now)
+        dog = dog.observed_at(now)
         if i == began:
-            begun_at, begun = now, dog.awake_s
-    if begun is not None and dog.state([begun], 1) != "well":
+            begun_at, begun = now, dog.observed_s
+    if begun is not None and dog.state([begun], 1) != "healthy":
         assert now - begun_at >= DOG.timeout_s - 1e-6
 
 
@@ -97,7 +99,7 @@ def watched(drive):
 
 
 async def held(batcher, scorer):
-    """One who rides in a forward that does not come back, one who waits for the next, and one who asks for the same row."""
+    """One request in a forward that does not come back, one who waits for the next, and one who asks for the same row."""
     tasks = [asyncio.create_task(batcher.score(ROWS[:1]))]
     await scorer.entered()
     tasks += [asyncio.create_task(batcher.score(rows)) for rows in (ROWS[1:3], ROWS[:1])]
@@ -111,7 +113,7 @@ async def test_who_waits_for_a_forward_that_hangs_is_refused_and_so_is_whoever_c
     tasks = await held(batcher, scorer)
     await pass_time(batcher, 9)
     assert not any(task.done() for task in tasks)
-    assert batcher.scorer_state == "well"
+    assert batcher.scorer_state == "healthy"
     await pass_time(batcher, 2)
     for task in tasks:
         with pytest.raises(ScorerHanging) as refused:
@@ -124,7 +126,7 @@ async def test_who_waits_for_a_forward_that_hangs_is_refused_and_so_is_whoever_c
     assert batcher.states == ["hanging", "lost"]
 
 
-@pytest.mark.parametrize(("seconds", "states"), [(15, ["hanging", "well"]), (45, ["hanging", "lost", "well"])])
+@pytest.mark.parametrize(("seconds", "states"), [(15, ["hanging", "healthy"]), (45, ["hanging", "lost", "healthy"])])
 async def test_when_the_forward_comes_back_all_is_well_again(watched, seconds, states):
     scorer = GatedScorer()
     batcher = watched(scorer, n_cached=10)
@@ -132,8 +134,8 @@ async def test_when_the_forward_comes_back_all_is_well_again(watched, seconds, s
     await pass_time(batcher, seconds)
     await asyncio.gather(*tasks, return_exceptions=True)
     scorer.gate.set()
-    await asyncio.wait(batcher._rides)
-    assert (batcher.scorer_state, batcher.states) == ("well", states)
+    await asyncio.wait(batcher._in_flight)
+    assert (batcher.scorer_state, batcher.states) == ("healthy", states)
     assert raw(await batcher.score(ROWS)) == [echo_score(r) for r in ROWS]
     assert [len(b) for b in scorer.batches] == [1, 9], "what came back late is remembered"
 

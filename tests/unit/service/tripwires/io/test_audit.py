@@ -16,8 +16,8 @@ from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.errors import ScoreNotFinite
 from rewardserve.service.inference import background_scorer
 from rewardserve.service.inference.batcher import Batcher
-from rewardserve.service.inference.encode_pool import Encoder
-from rewardserve.service.inference.planner import Limits
+from rewardserve.service.inference.encode_pool import EncodePool
+from rewardserve.service.inference.planner import BatchLimits
 from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.tripwires.io.audit import AuditJudge
 from rewardserve.service.tripwires.io.run_watcher import Origin
@@ -30,10 +30,10 @@ async def open_judge():
     judges = []
 
     def build(scorer=None, *, share=1.0, skipped=lambda n: None):
-        batcher = Batcher(scorer or FakeScorer(), Limits(10_000, 0.0), MonotonicClock(), lambda done: None)
+        batcher = Batcher(scorer or FakeScorer(), BatchLimits(10_000, 0.0), MonotonicClock(), lambda done: None)
         batcher.start()
         pipeline = pipeline_of(Calibration(mean=0.5, std=2.0), shape="none")
-        encoder = Encoder(echo.load(ModelSpec()).encode, 1, lambda _: None)
+        encoder = EncodePool(echo.load(ModelSpec()).encode, 1, lambda _: None)
         judges.append((AuditJudge(encoder, batcher, pipeline, share=share, skipped=skipped), scorer))
         return judges[-1][0]
 

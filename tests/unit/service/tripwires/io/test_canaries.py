@@ -11,7 +11,7 @@ from rewardserve.model.backends import ModelSpec, echo
 from rewardserve.model.scorer import BatchScores, ScorerError
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.inference.batcher import Batcher
-from rewardserve.service.inference.planner import Limits
+from rewardserve.service.inference.planner import BatchLimits
 from rewardserve.service.inference.score_cache import ScoreCache
 from rewardserve.service.tripwires.io.canaries import CanariesError, Canary, CanaryResult, CanarySet, failing, read
 from tests.support.service_fakes import PATIENCE_S, FakeScorer, right_scores, scores_with
@@ -34,7 +34,7 @@ class Tampered(FakeScorer):
 async def batcher():
     scorer = Tampered()
     batcher = Batcher(
-        scorer, Limits(10_000, 0.0), MonotonicClock(), lambda done: None, cache=ScoreCache(100, version=1)
+        scorer, BatchLimits(10_000, 0.0), MonotonicClock(), lambda done: None, cache=ScoreCache(100, version=1)
     )
     batcher.start()
     batcher.scorer = scorer
