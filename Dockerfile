@@ -150,7 +150,8 @@ USER 10001:10001
 # Recipes and outputs are named as in a checkout: training/recipes/..., data/..., runs/...
 WORKDIR /
 HEALTHCHECK NONE
-ENTRYPOINT ["reward-train"]
+ENTRYPOINT ["rewardserve"]
+CMD ["train", "--help"]
 
 # The last stage is what is built where none is named.
 FROM runtime AS serve
@@ -159,4 +160,5 @@ EXPOSE 8000
 # to know is whether a score can be had. Loading may take long the first time: a model is downloaded, or the default one unpacked.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
     CMD ["python", "-c", "import http.client, os, sys; there = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('REWARD_PORT') or 8000), timeout=4); there.request('GET', '/readyz'); sys.exit(there.getresponse().status != 200)"]
-ENTRYPOINT ["reward-serve"]
+ENTRYPOINT ["rewardserve"]
+CMD ["serve"]

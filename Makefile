@@ -73,7 +73,7 @@ $(VENV)/.ready: pyproject.toml client/pyproject.toml setup.py constraints.txt mo
 	@touch $@
 
 serve: setup
-	@REWARD_MODEL="$(MODEL)" REWARD_HOST="$(HOST)" REWARD_PORT="$(PORT)" exec $(BIN)/python -m rewardserve.service
+	@REWARD_MODEL="$(MODEL)" REWARD_HOST="$(HOST)" REWARD_PORT="$(PORT)" exec $(BIN)/python -m rewardserve serve
 
 test: setup
 	@$(BIN)/python -m compileall -qq model service training client tests  # for the hundreds of processes that they start
@@ -128,8 +128,8 @@ secrets: secrets/keys secrets/grafana-password
 # Of a key only its digest stands in secrets/keys.
 secrets/keys:
 	@mkdir -p -m 700 secrets
-	@umask 077; $(PYTHON) -m rewardserve.service.keys trainer $@ > secrets/trainer.key
-	@umask 077; $(PYTHON) -m rewardserve.service.keys operator $@ --scopes=score,admin > secrets/operator.key
+	@umask 077; $(PYTHON) -m rewardserve keys trainer $@ > secrets/trainer.key
+	@umask 077; $(PYTHON) -m rewardserve keys operator $@ --scopes=score,admin > secrets/operator.key
 	@chmod 644 $@
 
 secrets/grafana-password:
@@ -219,7 +219,7 @@ scores: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.score_table
 
 rules: setup
-	@$(BIN)/python -m rewardserve.service.rules > monitoring/prometheus/rules/tripwires.yml
+	@$(BIN)/python -m rewardserve rules > monitoring/prometheus/rules/tripwires.yml
 
 k8s-rules: setup
 	@$(BIN)/python -m k8s.rules
@@ -228,7 +228,7 @@ dashboards: setup
 	@$(BIN)/python -m monitoring.grafana.build
 
 train-default: setup
-	@$(BIN)/python -m rewardserve.training --config training/recipes/default.yaml \
+	@$(BIN)/python -m rewardserve train --config training/recipes/default.yaml \
 	  --set data.sources.0.path=$(DATA)/ukp.jsonl.gz --set data.sources.1.path=$(DATA)/hh.jsonl.gz
 	@echo "to ship it: cp runs/default/heads/* model/default/checkpoint/"
 

@@ -1,4 +1,4 @@
-"""`reward-serve`, but SIGUSR1 changes the value head of the model that it serves, and SIGUSR2 makes every scoring request fail
+"""`rewardserve serve`, but SIGUSR1 changes the value head of the model that it serves, and SIGUSR2 makes every scoring request fail
 with a bug: for drills, and for nothing else.
 
 python -m benchmarks.faulty_server --port 0
@@ -7,13 +7,14 @@ python -m benchmarks.faulty_server --port 0
 from __future__ import annotations
 
 import signal
+import sys
 from typing import Any
 
 import torch
 
+from rewardserve.cli import main
 from rewardserve.model.backends import BACKENDS, LoadedModel, ModelSpec
 from rewardserve.model.backends import torch as backend
-from rewardserve.service.__main__ import main
 from rewardserve.service.scoring import Scoring
 
 _SHARE = 0.05
@@ -49,4 +50,4 @@ if __name__ == "__main__":
     signal.signal(signal.SIGUSR2, break_scoring)
     signal.signal(signal.SIGUSR1, tamper)
     BACKENDS["torch"] = "__main__:load"
-    main()
+    main(["serve", *sys.argv[1:]])

@@ -1,6 +1,6 @@
 """A real server under 32 concurrent clients: is every request answered, in order, and does memory stay flat?
 
-Starts `python -m rewardserve.service` on a free port of the loopback interface, sends ragged requests for a while, checks every
+Starts `python -m rewardserve serve` on a free port of the loopback interface, sends ragged requests for a while, checks every
 reply (ids, order, the same text always the same reward), samples the server's memory, then sends SIGTERM in the middle
 of the load and checks that everything that was accepted is answered and the exit code is 0.
 Prints a table and, with --json, writes the figures.
@@ -64,7 +64,7 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
     """One whole measurement."""
     pool = samples(given.data, given.texts)
     model = given.model or ("echo" if given.backend == "echo" else "")
-    with Server(f"--backend={given.backend}", *([f"--model={model}"] if model else []), aloud=True) as server:
+    with Server(f"--backend={given.backend}", *([f"{model}"] if model else []), aloud=True) as server:
         tally, rss = Tally(), [server.rss_mib()]
         stop = time.monotonic() + given.seconds
         limits = httpx.Limits(max_connections=given.clients + 4)

@@ -1,6 +1,6 @@
 """What the server itself costs: requests a CPU second with a backend that has no weights.
 
-Starts `python -m rewardserve.service --backend echo` on a free port of the loopback interface and keeps it busy over keep-alive
+Starts `python -m rewardserve serve --backend echo` on a free port of the loopback interface and keeps it busy over keep-alive
 connections with requests of 1, 16, 64 and 256 samples, once as token ids and once as text: single samples from as many
 clients as in the other benchmarks, 32, larger requests from 4. No sample is ever sent twice. Every reply is a full one;
 of each its status, of some its scores are checked.
@@ -37,7 +37,7 @@ TARGETS = {Case("ids", 1): 2500, Case("ids", 64): 500}
 SINGLE_CLIENTS, CLIENTS = 32, 4
 _ROOMS_FOR = (1, 64)
 _PATIENCE_S = 30.0
-ECHO = ("--backend=echo", "--model=echo")
+ECHO = ("--backend=echo", "echo")
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,9 +151,9 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
     """One whole measurement."""
     flags = [f"--backend={given.backend}", "--cache.scores=0"]
     if given.backend == "echo":
-        flags += [f"--model={given.model or 'echo:delay_ms=20'}", "--batching.max-tokens=4096"]
+        flags += [f"{given.model or 'echo:delay_ms=20'}", "--batching.max-tokens=4096"]
     elif given.model:
-        flags += [f"--model={given.model}"]
+        flags += [f"{given.model}"]
     with Server(*flags) as server:
         peak = await _peak(Crowd(server.port, given.samples, given.words), given)
     seats = max(2 * given.samples, int(peak * given.wait))

@@ -21,7 +21,7 @@ _END_S = 120.0
 
 
 class Server:
-    """`reward-serve` with these flags, until the end of the block, which begins once it takes requests.
+    """`rewardserve serve` with these flags, until the end of the block, which begins once it takes requests.
 
     What it says is heard where ours is if `aloud`.
     """
@@ -29,7 +29,7 @@ class Server:
     def __init__(self, *flags: str, aloud: bool = False) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "rewardserve.service", f"--port={self.port}", "--log-level=warning", *flags]
+        command = [sys.executable, "-m", "rewardserve", "serve", f"--port={self.port}", "--log-level=warning", *flags]
         self.process = subprocess.Popen(command, stderr=None if aloud else subprocess.DEVNULL)
 
     @property

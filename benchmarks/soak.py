@@ -89,7 +89,7 @@ class House:
             "-m",
             "rewardserve.service",
             f"--port={self.port}",
-            f"--model={env_model}",
+            f"{env_model}",
             *flags,
         ]
         self.process = self._start()

@@ -1,6 +1,6 @@
 """One model after the other in a real server under load: is every request answered, by the model that it names?
 
-Starts `python -m rewardserve.service` on a free port of the loopback, lets clients score without pause, and swaps models through
+Starts `python -m rewardserve serve` on a free port of the loopback, lets clients score without pause, and swaps models through
 `POST /admin/models`, one after the other, A, B, A, ... Before, each model is asked alone what it scores every text. A
 reply must name a version, and hold the scores of the model of that version. Prints what callers see while a model is
 loaded beside and while none is, and the memory after each swap; exit code 1 if a request failed or a version was wrong.
@@ -59,7 +59,7 @@ def main() -> int:
 async def run(given: argparse.Namespace) -> dict[str, Any]:
     """One whole measurement."""
     pool, models = samples(None, given.texts), (given.model, given.other or given.model)
-    flags = ["--backend=torch", "--cache.scores=0", *([f"--model={given.model}"] if given.model else [])]
+    flags = ["--backend=torch", "--cache.scores=0", *([f"{given.model}"] if given.model else [])]
     with Server(*flags, aloud=True) as server:
         limits = httpx.Limits(max_connections=given.clients + 4)
         async with httpx.AsyncClient(base_url=server.url, timeout=600, limits=limits) as http:

@@ -76,7 +76,7 @@ def ensemble_member(name: str, models: Panel, against: Reference) -> EnsembleMem
 
 
 def _calibration(models: Panel, scores_NH: FloatArray, weights_H: tuple[float, ...], against: Reference) -> Calibration:
-    """What `reward-train calibrate` would fit."""
+    """What `rewardserve calibrate` would fit."""
     labelled, responses = against.held_out, against.responses
     won_P1 = np.where(labelled.left_won_N, 1.0, -1.0)[:, None]
     diff_PH = won_P1 * (models.scores_BH(labelled.left) - models.scores_BH(labelled.right))

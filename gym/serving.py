@@ -2,7 +2,7 @@
 
     python -m gym.serving --seed 40 --port 0
 
-is `reward-serve` with one more backend, `gym`, whose models are named `SEED:BIAS:HEAD`; other flags are the server's own. The
+is `rewardserve serve` with one more backend, `gym`, whose models are named `SEED:BIAS:HEAD`; other flags are the server's own. The
 head that a policy climbs is served, and the audit judge of the same seed watches. Text becomes the gym's word ids, these
 the features of the frozen network, and its linear head the score, with the calibration that `alarms` uses. It knows
 neither gold nor policies.
@@ -23,6 +23,7 @@ from gym.policy import CAP
 from gym.proxy import Panel
 from gym.run_setup import Scene, scene
 from gym.vocabulary import EOS, SIZE
+from rewardserve.cli import main as rewardserve
 from rewardserve.model.backends import BACKENDS, Encode, Identity, LoadedModel, LoadError, ModelSpec, encode_each
 from rewardserve.model.contract import ContractReport, ScoringContract
 from rewardserve.model.conversation import EmptyResponse, InputTooLong, Sample, SampleError
@@ -137,18 +138,16 @@ def _scene(seed: int, bias: str) -> Scene:
 def main() -> None:
     """The server, with its two models named."""
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], allow_abbrev=False, epilog="other flags are those of reward-serve"
+        description=(__doc__ or "").splitlines()[0],
+        allow_abbrev=False,
+        epilog="other flags are those of `rewardserve serve`",
     )
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--bias", choices=PLANTED, default="human", help="what the labeller is biased for")
     given, flags = parser.parse_known_args()
     BACKENDS["gym"] = "gym.serving:load"
     of_seed = f"{given.seed}:{given.bias}"
-    sys.argv[1:] = ["--backend=gym", f"--model={of_seed}:reward", f"--audit-model={of_seed}:audit", *flags]
-    # It takes the places of signal handlers when it is imported, which is for a process that is to be a server.
-    from rewardserve.service.__main__ import main as serve
-
-    serve()
+    sys.exit(rewardserve(["serve", f"{of_seed}:reward", "--backend=gym", f"--audit-model={of_seed}:audit", *flags]))
 
 
 if __name__ == "__main__":

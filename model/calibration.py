@@ -133,9 +133,7 @@ class Calibration:
             raw["traits"] = tuple(TraitCalibration(**trait) for trait in raw.get("traits", ()))
             return cls(**raw)
         except (TypeError, ValueError) as error:
-            raise CalibrationError(
-                f"{FILE_NAME} is unreadable: {error}. Run `reward-train calibrate` again."
-            ) from error
+            raise CalibrationError(f"{FILE_NAME} is unreadable: {error}. Run `rewardserve calibrate` again.") from error
 
 
 def _numbers(value: object) -> Iterator[float]:

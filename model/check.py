@@ -1,31 +1,33 @@
-"""`reward-check CHECKPOINT`: read a checkpoint, verify its contract, print what a server would say.
+"""`rewardserve check CHECKPOINT`: read a checkpoint, verify its contract, print what a server would say.
 
 Exit code 0: it can be served. 1: it cannot, and why.
 """
 
-# ruff: noqa: E402
 from __future__ import annotations
 
-from rewardserve.model.resource_errors import explain_shortage
-
-explain_shortage("reward-check")
-
-import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
+from rewardserve.arguments import Parser
 from rewardserve.model.backends import LoadedModel, LoadError, ModelSpec, load
 from rewardserve.model.calibration import Calibration
 from rewardserve.model.layout_rules import Ending, ReadsAt
 from rewardserve.model.text.printable import printable
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command-line entry."""
-    parser = argparse.ArgumentParser(prog="reward-check", description=__doc__)
-    parser.add_argument("checkpoint", nargs="?", default="", help="folder or hub name; empty: the embedded default")
-    parser.add_argument("--device", default="auto")
+def main(arguments: Sequence[str]) -> int:
+    """Print what a server would say of a checkpoint. Return the exit code."""
+    parser = Parser("rewardserve check", "Read a checkpoint, verify its contract, and print what a server would say.")
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        default="",
+        metavar="CHECKPOINT",
+        help="folder or hub name; empty: the embedded default",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument("--allow-pickle", action="store_true", help="read weights that are no safetensors")
     parser.add_argument(
@@ -46,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         choices=get_args(ReadsAt),
         help="where the score is read, where no contract says it; default: the same",
     )
-    given = parser.parse_args(argv)
+    given = parser.parse_args(arguments)
     spec = ModelSpec(
         model=given.checkpoint,
         device=given.device,
@@ -97,7 +99,3 @@ def _calibration_line(calibration: Calibration | None) -> str:
     if calibration is None:
         return "none: rewards are raw"
     return str(replace(calibration, quantiles=(), length_curve=())).removeprefix("Calibration")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

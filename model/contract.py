@@ -181,7 +181,7 @@ class Breach:
 
 @dataclass(frozen=True, slots=True)
 class ContractReport:
-    """The outcome of a verification, as `GET /model` and `reward-check` show it.
+    """The outcome of a verification, as `GET /model` and `rewardserve check` show it.
 
     `max_probe_error` is the largest |score now - score in the contract|, None where no probe could be scored.
     """
@@ -322,7 +322,7 @@ def _score_breaches(contract: ScoringContract, facts: Facts, errors: list[float]
         Breach(
             "scores",
             f"{what}, though weights, head and ids are the same.",
-            "check the versions of torch and transformers and the attention kernel; `reward-check` prints both sides.",
+            "check the versions of torch and transformers and the attention kernel; `rewardserve check` prints both sides.",
         )
     ]
 

@@ -1,7 +1,7 @@
-"""`reward-export CHECKPOINT [FOLDER]`: write a reward model in the layout that other programs load, with its contract.
+"""`rewardserve export CHECKPOINT [FOLDER]`: write a reward model in the layout that other programs load, with its contract.
 
 Without FOLDER only `scoring_contract.json` is written again, beside the weights: after a change of its format, or to bind
-a checkpoint of another trainer to the clauses that `reward-check` shows. The probes are those of the existing contract,
+a checkpoint of another trainer to the clauses that `rewardserve check` shows. The probes are those of the existing contract,
 those of `--probes`, or some plain conversations.
 
 Exit code 0: written. 1: nothing was written; stderr has the reason.
@@ -9,7 +9,6 @@ Exit code 0: written. 1: nothing was written; stderr has the reason.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -18,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from rewardserve.arguments import Parser
 from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.checkpoint import (
     Checkpoint,
@@ -38,6 +38,10 @@ from rewardserve.model.layout_rules import Ending, ReadsAt
 from rewardserve.model.templates.chat_template import EncodingPolicyError
 from rewardserve.model.text.printable import printable
 
+_DESCRIPTION = """Write a reward model in the layout that other programs load, with its contract. Without FOLDER only
+scoring_contract.json is written again, beside the weights. The golden samples are those of the existing contract, those of
+--probes, or some plain conversations."""
+
 TOLERANCE = 1e-4
 """Largest difference of a raw score when the written checkpoint is read back, in float32."""
 
@@ -50,9 +54,9 @@ _RESPONSES = (
 )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command-line entry."""
-    given = _parser().parse_args(argv)
+def main(arguments: Sequence[str]) -> int:
+    """Write the checkpoint, or its contract alone. Return the exit code."""
+    given = _parser().parse_args(arguments)
     options = ReadOptions(
         dtype="float32",
         allow_pickle=given.allow_pickle,
@@ -155,22 +159,20 @@ def _old_contract(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="reward-export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def _parser() -> Parser:
+    parser = Parser("rewardserve export", _DESCRIPTION)
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="folder or hub name of any reward model that can be served"
     )
-    parser.add_argument("checkpoint", help="folder or hub name of any reward model that can be served")
-    parser.add_argument("folder", nargs="?", help="where to write; left out: only the contract, beside the weights")
+    parser.add_argument(
+        "folder", nargs="?", metavar="FOLDER", help="where to write; left out: only the contract, beside the weights"
+    )
     parser.add_argument("--probes", help="JSON lines, a sample each as for POST /score: golden samples of the contract")
     parser.add_argument("--allow-pickle", action="store_true", help="read weights that are no safetensors")
     parser.add_argument(
         "--ignore-checkpoint-code", action="store_true", help="read a checkpoint that names code of its own without it"
     )
-    parser.add_argument("--template-date", metavar="YYYY-MM-DD", help="as for reward-check")
-    parser.add_argument("--ending", choices=get_args(Ending), help="as for reward-check")
-    parser.add_argument("--reads-at", choices=get_args(ReadsAt), help="as for reward-check")
+    parser.add_argument("--template-date", metavar="YYYY-MM-DD", help="as for `rewardserve check`")
+    parser.add_argument("--ending", choices=get_args(Ending), help="as for `rewardserve check`")
+    parser.add_argument("--reads-at", choices=get_args(ReadsAt), help="as for `rewardserve check`")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

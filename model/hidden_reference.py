@@ -19,7 +19,7 @@ from torch import Tensor
 from rewardserve.model.calibration import Calibration, CalibrationError
 
 FILE_NAME = "hidden_reference.safetensors"
-_AGAIN = "Run `reward-train calibrate` again, or delete the file: it changes no score."
+_AGAIN = "Run `rewardserve calibrate` again, or delete the file: it changes no score."
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -51,7 +51,7 @@ LAYOUT_RULES: dict[str, LayoutRule] = {
     ),
     "language_model": LayoutRule(
         "end_token", "last", "tokenizer", "whole",
-        "reward-train reads the score at the token that ends a turn",
+        "rewardserve train reads the score at the token that ends a turn",
     ),
     "sequence_classification": LayoutRule(
         "template", "last_non_pad", "tokenizer", "whole",

@@ -9,20 +9,18 @@ from __future__ import annotations
 import base64
 import ipaddress
 import os
-import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict, SettingsError
 
 from rewardserve.model.backends import BACKENDS, ModelSpec, VllmSpec
 from rewardserve.model.reward import CombineSettings, PenaltySettings, RewardSettings
-from rewardserve.model.text.printable import printable
 from rewardserve.model.text.text_files import decoded
 from rewardserve.service.auth.api_keys import KeyRing, KeysError
 from rewardserve.service.auth.api_keys import read as read_keys
@@ -32,10 +30,7 @@ from rewardserve.service.tripwires.config import WireConfig, WireConfigError, pa
 from rewardserve.service.tripwires.honeypots import Honeypots, HoneypotsError
 from rewardserve.service.tripwires.honeypots import read as read_honeypots
 
-S = TypeVar("S", bound="ModelSettings")
-
 ENV_PREFIX = "REWARD_"
-USAGE_ERROR = 2
 _MOST_BYTES = 64 * 2**20
 _MOST_SECRET_BYTES = 4_096
 
@@ -126,7 +121,7 @@ class Tripwires(BaseModel):
     reference: Literal["run", "calibration"] = Field(
         "run", description="what is usual: the first samples of each run, or what the model was calibrated on"
     )
-    honeypots_file: Path | None = Field(None, description="planted prompts, hashed by reward-baits")
+    honeypots_file: Path | None = Field(None, description="planted prompts, hashed by rewardserve honeypots")
     honeypots_key_file: Path | None = Field(None, description="the key that they were hashed with, 16 to 64 bytes")
     evidence_dir: Path | None = Field(
         None, description="folder for the texts behind an alert; empty: no conversation is ever written down"
@@ -186,7 +181,7 @@ class Swap(BaseModel):
 
 
 class ModelSettings(BaseSettings):
-    """Which model, how it runs, and what is done to its scores: shared by reward-serve and reward-score."""
+    """Which model, how it runs, and what is done to its scores: shared by all that scores."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -365,8 +360,9 @@ class ModelSettings(BaseSettings):
 
 
 class ServeSettings(ModelSettings):
-    """Everything that reward-serve can be told."""
+    """Serve a reward model over HTTP."""
 
+    model: CliPositionalArg[str] = Field("", description="checkpoint folder or hub name; empty: the embedded default")
     host: str = Field("127.0.0.1", description="bind address")
     port: int = Field(8000, ge=0, le=65_535, description="bind port; 0: a free one")
     shared_port: int | None = Field(
@@ -400,7 +396,7 @@ class ServeSettings(ModelSettings):
     webhook_secret_file: Path | None = Field(
         None, description="whsec_... of Standard Webhooks, a line each; every one signs; empty: alerts are not signed"
     )
-    keys_file: Path | None = Field(None, description="API keys, see reward-keys; empty: open, on loopback only")
+    keys_file: Path | None = Field(None, description="API keys, see rewardserve keys; empty: open, on loopback only")
     metrics_key_required: bool = Field(False, description="/metrics needs a key with the scope metrics")
     allow_unauthenticated: bool = Field(False, description="serve without keys on other addresses than loopback")
     allowed_hosts: str = Field(
@@ -527,15 +523,15 @@ class ServeSettings(ModelSettings):
         return secrets
 
 
-class BulkSettings(ModelSettings):
-    """Everything that reward-score can be told."""
+class ScoreSettings(ModelSettings):
+    """Score a file of samples: one result a line, in the same order."""
 
-    source: CliPositionalArg[Path] = Field(
+    input: CliPositionalArg[Path] = Field(
         description="samples, one JSON object a line, as in POST /score; a file (it is read twice), in UTF-8. Whole lines may be "
         "appended between two runs"
     )
-    target: CliPositionalArg[Path] = Field(
-        description="results, one a line, in the same order; continued if it exists, where the lines of SOURCE that it has results "
+    output: CliPositionalArg[Path] = Field(
+        description="results, one a line, in the same order; continued if it exists, where the lines of INPUT that it has results "
         "of are unchanged (by digest), and model and settings are the same"
     )
 
@@ -575,49 +571,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def from_command_line(settings: type[S], program: str, arguments: Sequence[str]) -> S:
-    """Settings from flags, then environment, then defaults. Print what is wrong and exit with 2."""
-    try:
-        return settings(_cli_parse_args=[_hyphens(a) for a in arguments], _cli_prog_name=program)
-    except ValidationError as error:
-        complain(program, [_in_words(e) for e in error.errors(include_url=False)])
-    except SettingsError as error:
-        complain(program, [str(error)])
-    sys.exit(USAGE_ERROR)
-
-
-def complain(program: str, lines: Sequence[str]) -> None:
-    """Say what is wrong, on stderr."""
-    for line in lines:
-        print(f"{program}: {printable(line)}", file=sys.stderr)
-
-
-def complain_of_model(program: str, error: Exception) -> None:
-    """Say why a model cannot be served, and how the settings that its reader names are written here."""
-    how = "settings are written as variables (combine.method is REWARD_COMBINE__METHOD) or flags (--combine.method)."
-    complain(program, ["this model cannot be served.", *str(error).splitlines(), how])
-
-
 def unknown_variables(settings: type[BaseSettings], environment: Mapping[str, str]) -> list[str]:
     """`REWARD_*` variables that no setting reads: usually misspelt."""
     known = {(ENV_PREFIX + name).upper() for name in settings.model_fields}
     return sorted(v for v in environment if v.startswith(ENV_PREFIX) and v.partition("__")[0] not in known)
-
-
-def _hyphens(argument: str) -> str:
-    """`--max_input_tokens=3` is as good as `--max-input-tokens=3`."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
-
-
-def _in_words(error: Mapping[str, Any]) -> str:
-    """One line for one pydantic error: variable, flag, what is wrong, what was given."""
-    path = [str(step) for step in error["loc"]]
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if not path:
-        return message
-    variable = ENV_PREFIX + "__".join(path).upper()
-    flag = "--" + ".".join(path).replace("_", "-")
-    return f"{variable} ({flag}): {message}, not {error['input']!r}"

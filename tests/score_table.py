@@ -226,7 +226,7 @@ def trl_value_head(folder: Path, fast: PreTrainedTokenizerFast, template: Templa
 
 
 def ours_full(folder: Path, fast: PreTrainedTokenizerFast, template: Template) -> Result:
-    """What `reward-train` writes for all weights, scored by transformers, TRL and OpenRLHF with its own chat template."""
+    """What `rewardserve train` writes for all weights, scored by transformers, TRL and OpenRLHF with its own chat template."""
     start = _start(folder, fast)
     exporting.checkpoint(folder, start, PROBES)
     return _elsewhere(folder)

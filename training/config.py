@@ -391,7 +391,7 @@ class Config:
         if self.optim.epochs == 0 and self.model.head_init == "random":
             raise ConfigError(
                 "optim.epochs is 0 and model.head_init is 'random': nothing would be learnt. Set model.head_init: "
-                "logistic with a backbone; with a reward model, `reward-train calibrate` is what goes without steps."
+                "logistic with a backbone; with a reward model, `rewardserve calibrate` is what goes without steps."
             )
         if self.method.name == "full" and self.model.dtype != "float32" and self.optim.epochs > 0:
             raise ConfigError(

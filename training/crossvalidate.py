@@ -170,7 +170,7 @@ def _report(config: Config, facts: dict[str, Any], pooled: PairTable, scores_NH:
 def _facts(config: Config, tables: Tables, n_folds: int) -> dict[str, Any]:
     table = tables.train
     return {
-        "made by": f"reward-train crossvalidate --folds {n_folds}",
+        "made by": f"rewardserve crossvalidate --folds {n_folds}",
         "model": f"{config.model.path} ({config.model.start})",
         "method": config.method.name,
         "rows read": tables.split.n_rows,

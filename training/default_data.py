@@ -1,4 +1,4 @@
-"""The upstream files of the default model's two sources -> preference files that `reward-train` reads.
+"""The upstream files of the default model's two sources -> preference files that `rewardserve train` reads.
 
     python -m rewardserve.training.default_data --ukp UKPConvArg1Strict-CSV --hh harmless-base/test.jsonl.gz --out data
 

@@ -98,7 +98,7 @@ def finish(config: Config, trained: Checkpoint, tables: Tables, folder: Path, ma
     crossed = figures(config, evaluate.cross_slices(tables.held_out, scores_NH, *heads))
     probes = _probes(config, tables)
     out, page = folder / "checkpoint", folder / "report.html"
-    facts = {"made by": f"reward-train {made.verb}", **facts_of(config, tables)}
+    facts = {"made by": f"rewardserve {made.verb}", **facts_of(config, tables)}
     facts |= {"calibration": calibration.digest if calibration else None, "hidden states": about_hidden}
     facts |= {"not calibrated": uncalibrated} if uncalibrated else {}
     facts |= {"notes": list(trained.notes)} if trained.notes else {}
@@ -240,7 +240,7 @@ def _calibrated(
     except NothingToFit as why:
         if verb == "calibrate":
             raise
-        # A run of hours must not be lost for want of a calibration; `reward-train calibrate` fits one later.
+        # A run of hours must not be lost for want of a calibration; `rewardserve calibrate` fits one later.
         return replace(trained, calibration=None, hidden=None), str(why), "not fitted"
     try:
         reference = hidden_statistics.fit(hidden_ND.double().numpy())

@@ -59,7 +59,7 @@ def _lock(file: IO[str], folder: Path) -> None:
         file.seek(0)
         holder = file.read(200).strip()
         raise ConfigError(
-            f"another reward-train writes into {folder} ({holder or 'just started'}). Wait for its end, or choose another "
+            f"another rewardserve train writes into {folder} ({holder or 'just started'}). Wait for its end, or choose another "
             "output.folder."
         ) from None
     except OSError as error:

@@ -117,7 +117,7 @@ def evaluate_checkpoint(config: Config, path: str) -> tuple[list[Metrics], Path]
     crossed = figures(config, evaluate.cross_slices(tables.held_out, scores_NH, *heads))
     folder = Path(config.output.folder)
     page = folder / "evaluation.html"
-    facts = {"made by": f"reward-train evaluate --checkpoint {path}", **facts_of(config, tables), **timer.facts()}
+    facts = {"made by": f"rewardserve evaluate --checkpoint {path}", **facts_of(config, tables), **timer.facts()}
     shown = report.Page(
         f"Evaluation of {path}", facts, metrics, (), judged, recipe.plain(config), crossed,
         independence=independence(tables, checkpoint.folder),
@@ -148,7 +148,7 @@ def export_last_step(config: Config) -> Path:
     with _alone_in(folder):
         step = last_complete(folder / "steps")
         if step is None:
-            raise ConfigError(f"{folder / 'steps'} holds no complete step checkpoint; run `reward-train train` first")
+            raise ConfigError(f"{folder / 'steps'} holds no complete step checkpoint; run `rewardserve train` first")
         run_folder.refuse_finished(folder)
         _refuse_other_recipe(config, folder)
         start = begin(config)
@@ -157,7 +157,7 @@ def export_last_step(config: Config) -> Path:
         start = replace(start, policy=tables.policy)
         _wrap(config, start)
         load_weights(start.network, step)
-        return finish(config, start, tables, folder, Made("export", timer, history=tuple(history_of(step))))
+        return finish(config, start, tables, folder, Made("finish", timer, history=tuple(history_of(step))))
 
 
 def _alone_in(folder: Path) -> AbstractContextManager[None]:
@@ -257,7 +257,7 @@ def _read(config: Config, path: str) -> Checkpoint:
     own = Path(config.output.folder) / "checkpoint"
     if Path(path) == own and not own.is_dir():
         raise ConfigError(
-            f"{own} is not there: finish a run of this recipe first (reward-train train), or name another reward model with "
+            f"{own} is not there: finish a run of this recipe first (rewardserve train), or name another reward model with "
             "--checkpoint."
         )
     with _named("--checkpoint", path, how="--checkpoint=PATH"):

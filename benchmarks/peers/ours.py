@@ -11,7 +11,7 @@ from benchmarks.peers.record import Launch, Peer, Text
 
 def _command(launch: Launch) -> list[str | Path]:
     place = ["--host", "127.0.0.1", "--port", str(launch.port)]
-    return [launch.python, "-m", "rewardserve.service", "--model", launch.model, *place, "--log-level", "warning"]
+    return [launch.python, "-m", "rewardserve", "serve", launch.model, *place, "--log-level", "warning"]
 
 
 def _body(texts: Sequence[Text]) -> dict[str, Any]:

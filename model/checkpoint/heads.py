@@ -51,7 +51,7 @@ def find_head(folder: Path, base: Path, config: Any, width: int) -> tuple[str, H
             return form, _checked(_alone(form, head, folder), width, folder)
     raise CheckpointError(
         f"{folder} has no value head (looked for: {', '.join(HEAD_READERS)}). A freshly initialised one would score noise. "
-        "If this is a language model, train a reward model from it: reward-train --config FILE --set model.path=..."
+        "If this is a language model, train a reward model from it: rewardserve train --config FILE --set model.path=..."
     )
 
 

@@ -31,7 +31,7 @@ def refuse_code(folders: Iterable[Path], *, ignored: bool, has_contract: bool) -
             f"the checkpoint names code of its own: {listed}. Such code is never run, and the classes of transformers that would "
             "be taken instead may compute another score. Save the model with a class that transformers has, and without auto_map. "
             "If its score is the one of transformers' own class, let the code be ignored: "
-            "ignore_checkpoint_code, a setting of each command (of reward-train in the section model)."
+            "ignore_checkpoint_code, a setting of each command (of rewardserve train in the section model)."
         )
     why = "by setting" if ignored else "as the contract was written without it"
     return (f"the checkpoint names code of its own, which is ignored {why}: {listed}",)

@@ -92,7 +92,7 @@ def refuse_pickles(files: Iterable[Path], *, allowed: bool) -> None:
         raise CheckpointError(
             f"{pickled[0]} is a pickle, which can hold a program instead of weights. Save the model as safetensors "
             "(save_pretrained does), or allow pickles from a source that you trust: allow_pickle, a setting of each command "
-            "(of reward-train in the section model)."
+            "(of rewardserve train in the section model)."
         )
 
 

@@ -37,7 +37,7 @@ SOFT_WIDTH = 0.125
 _LSC_QUANTILE = 0.85
 """Of the frozen reference rewards, the one that a log-sigmoid compares with where the caller gives none."""
 
-_AGAIN = "Fit it with `reward-train calibrate`"
+_AGAIN = "Fit it with `rewardserve calibrate`"
 
 
 class PipelineError(Exception):
@@ -128,7 +128,7 @@ def build_pipeline(ensemble_members: Sequence[EnsembleMember], settings: RewardS
     if normalizes and (without := [o.name for o in ensemble_members if o.calibration is None]):
         raise PipelineError(
             f"normalize=on, but {_named(without)} has no fitted statistics (calibration.json, or mean and std in "
-            "config.json). Fit them with `reward-train calibrate`, or set normalize=off."
+            "config.json). Fit them with `rewardserve calibrate`, or set normalize=off."
         )
     combination = _combination(ensemble_members, settings, normalizes)
     # What is said of one model's scores as a whole is of no use to another combination of its heads.

@@ -20,7 +20,7 @@ from grafana_foundation_sdk.models import dashboard as model
 
 from monitoring.grafana import queries, rewards, serving
 from monitoring.grafana.panels import DATASOURCE, RED, panel_id
-from rewardserve.service.rules import RUNBOOK
+from rewardserve.service.tripwires.prometheus import RUNBOOK
 
 FOLDER = Path(__file__).parent / "dashboards"
 DASHBOARDS: dict[str, ModuleType] = {"reward-health.json": rewards, "service.json": serving}

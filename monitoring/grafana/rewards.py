@@ -25,8 +25,8 @@ from monitoring.grafana.panels import (
     scatter,
     states,
 )
-from rewardserve.service.rules import alert_name
 from rewardserve.service.tripwires.config import VOTES_FOR_A_PAGE
+from rewardserve.service.tripwires.prometheus import alert_name
 from rewardserve.service.tripwires.wire import CANARY, VOTE
 
 TITLE, UID = "Reward health", "rewardserve-reward-health"

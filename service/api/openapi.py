@@ -223,7 +223,7 @@ def _document(app: FastAPI, foreign: Sequence[Any], open_paths: frozenset[str]) 
         "key": {
             "type": "http",
             "scheme": "bearer",
-            "description": "an API key, where the server has keys; see reward-keys",
+            "description": "an API key, where the server has keys; see rewardserve keys",
         }
     }
     for path, operations in document["paths"].items():

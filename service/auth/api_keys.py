@@ -1,6 +1,6 @@
 """The API keys: a file of names, digests, scopes and limits, read again whenever it changes.
 
-A line of it, made by `reward-keys` or by hand:
+A line of it, made by `rewardserve keys` or by hand:
 
     ppo-7  sha256:9f86d0...  score,metrics  requests_per_s=50 tokens_per_s=200000 burst_s=10 runs=ppo-7,sweep-* owner=team-a
 
@@ -115,9 +115,9 @@ class KeyRing:
         short = [key.name for key in self.keys if key.is_short]
         if plain:
             names = ", ".join(plain)
-            yield f"{len(plain)} keys are not hashed ({names}): anyone with access to the file can read them. See reward-keys."
+            yield f"{len(plain)} keys are not hashed ({names}): anyone with access to the file can read them. See rewardserve keys."
         if short:
-            yield f"{', '.join(short)}: shorter than {SHORT} characters, which can be guessed. See reward-keys."
+            yield f"{', '.join(short)}: shorter than {SHORT} characters, which can be guessed. See rewardserve keys."
 
 
 def parse(text: str) -> KeyRing:
@@ -126,7 +126,7 @@ def parse(text: str) -> KeyRing:
     if problems:
         raise KeysError(problems[0])
     if not ring.keys:
-        raise KeysError("there is no key in it: make one with reward-keys")
+        raise KeysError("there is no key in it: make one with rewardserve keys")
     return ring
 
 
@@ -196,7 +196,7 @@ def _key(i: int, words: list[str]) -> Key:
         name = f"key-{digest.hex()[:_NAME_DIGITS]}"
         return Key(name, digest, _PLAIN_SCOPES, is_hashed=False, is_short=len(plain) < SHORT)
     if len(words) < 3 or not words[1].startswith(_PREFIX):
-        raise KeysError(f"line {i}: write NAME sha256:HEX SCOPES, as reward-keys does")
+        raise KeysError(f"line {i}: write NAME sha256:HEX SCOPES, as rewardserve keys does")
     name, digest_text, scopes, *numbers = words
     if not _is_name(name):
         raise KeysError(f"line {i}: the name has 1 to 64 characters that can be printed")

@@ -184,7 +184,7 @@ def load_audit(settings: ModelSettings) -> LoadedModel | None:
     if audit.calibration is None:
         raise LoadError(
             f"REWARD_AUDIT_MODEL={settings.audit_model} has no fitted statistics, so its scores cannot be compared with "
-            "anybody's. Fit them with `reward-train calibrate`."
+            "anybody's. Fit them with `rewardserve calibrate`."
         )
     return audit
 

@@ -82,7 +82,7 @@ def read(lines: Iterable[str], key: bytes) -> Honeypots:
         entry["prompt"]: Honeypot(frozenset(entry.get("answers") or ()), entry.get("above")) for entry in entries
     }
     if wrong := [prompt for prompt in honeypots if len(prompt) != 2 * DIGEST_SIZE]:
-        raise HoneypotsError(f"{len(wrong)} prompts are no hashes: write the file with `reward-baits`")
+        raise HoneypotsError(f"{len(wrong)} prompts are no hashes: write the file with `rewardserve honeypots`")
     return Honeypots(key, honeypots)
 
 

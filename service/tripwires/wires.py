@@ -1,7 +1,7 @@
 """The table of wires: what each looks at, how far is too far, and how much that weighs.
 
 Thresholds are effect sizes, fixed on healthy runs of the gym (`gym/`): shifts of a mean in standard deviations of
-single reference samples, or shares of samples. A statistic is a record, so that `service/rules.py` can say the same in PromQL.
+single reference samples, or shares of samples. A statistic is a record, so that `prometheus` can say the same in PromQL.
 Pure.
 """
 

@@ -21,7 +21,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}
 
 @pytest.fixture(scope="module")
 def server():
-    with Server("--backend=echo", "--model=echo", "--cap-low=-9", "--cap-high=9", "--normalize=off") as running:
+    with Server("--backend=echo", "echo", "--cap-low=-9", "--cap-high=9", "--normalize=off") as running:
         yield running
 
 

@@ -31,7 +31,7 @@ EMPTY = [
 
 @pytest.fixture(scope="module")
 def server():
-    with Server("--backend=echo", "--model=echo") as running:
+    with Server("--backend=echo", "echo") as running:
         yield running
 
 

@@ -297,7 +297,7 @@ by_form = pytest.mark.parametrize("name", FORMS)
 
 @pytest.fixture(scope="module")
 def server():
-    with Server("--backend=echo", "--model=echo", "--max-input-tokens=200") as running:
+    with Server("--backend=echo", "echo", "--max-input-tokens=200") as running:
         yield running
 
 

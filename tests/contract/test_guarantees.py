@@ -31,7 +31,7 @@ def world(request, tmp_path_factory):
     template, tokens = TEMPLATES[request.param]
     checkpoints.reward_model(folder, template=template, **tokens)
     flags = ("--device=cpu", "--dtype=float32", "--normalize=off", "--shape=none", "--model-aliases=rm")
-    with Server(f"--model={folder}", *flags) as server:
+    with Server(f"{folder}", *flags) as server:
         yield server, AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 

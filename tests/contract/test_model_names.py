@@ -197,7 +197,7 @@ def test_after_a_swap_each_reply_names_the_model_that_scored_it(tmp_path):
     reward_model(old, seed=1)
     reward_model(new, seed=2)
     text = {"input": "hello world"}
-    with Server(f"--model={old}", "--device=cpu", "--model-aliases=rm") as server:
+    with Server(f"{old}", "--device=cpu", "--model-aliases=rm") as server:
         first = server.client.post("/classify", json=text)
         loaded = server.client.post("/admin/models", json={"model": str(new), "pin": ["held"]}, timeout=120)
         assert loaded.status_code == 200, loaded.text

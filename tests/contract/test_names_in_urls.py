@@ -13,7 +13,7 @@ TEXT = {"samples": [{"text": "a"}]}
 
 @pytest.fixture(scope="module")
 def server():
-    with Server("--backend=echo", "--model=echo") as running:
+    with Server("--backend=echo", "echo") as running:
         yield running
 
 

@@ -48,7 +48,7 @@ def folder(request, tmp_path_factory):
 )
 def test_nemo_rl_finds_nothing_wrong_with_any_reply(folder, flags):
     is_raw = "--normalize=off" in flags
-    with Server(f"--model={folder}", "--device=cpu", "--dtype=float32", *flags) as server:
+    with Server(f"{folder}", "--device=cpu", "--dtype=float32", *flags) as server:
         has_two = len(server.client.get("/model").json()["identity"]["heads"]) == 2
         for query in ["", "?value=raw", *([] if is_raw else ["?value=normalized"])]:
             results = [
@@ -63,7 +63,7 @@ def test_nemo_rl_finds_nothing_wrong_with_any_reply(folder, flags):
 
 def test_a_component_is_the_weighted_value_of_its_head(tmp_path):
     reward_model(tmp_path / "model", heads=HEADS)
-    with Server(f"--model={tmp_path / 'model'}", "--device=cpu", "--dtype=float32") as server:
+    with Server(f"{tmp_path / 'model'}", "--device=cpu", "--dtype=float32") as server:
         body = episode("Four.")
         (result,) = server.score({"prompt": "What is two plus two?", "response": "Four."}).json()["results"]
         answer = verified(server, body, "?value=raw")

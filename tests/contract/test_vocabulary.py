@@ -20,7 +20,7 @@ def server(tmp_path_factory):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([EXTRA])
     tokenizer.save_pretrained(folder)
-    with Server(f"--model={folder}", "--device=cpu", "--cap-low=-9", "--cap-high=9") as running:
+    with Server(f"{folder}", "--device=cpu", "--cap-low=-9", "--cap-high=9") as running:
         yield running
 
 

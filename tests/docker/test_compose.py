@@ -128,7 +128,7 @@ def test_what_is_usual_for_a_run_outlives_the_container(stack):
 
 
 def test_a_new_key_counts_while_the_server_runs(stack, with_secrets):
-    add = [sys.executable, "-m", "rewardserve.service.keys", "next", str(with_secrets / "secrets/keys")]
+    add = [sys.executable, "-m", "rewardserve", "keys", "next", str(with_secrets / "secrets/keys")]
     key = subprocess.run(add, cwd=with_secrets, check=True, capture_output=True, text=True).stdout.strip()
     wait_for(lambda: stack.score(EGG, key=key).status_code == 200)
     assert stack.score(EGG).status_code == 200

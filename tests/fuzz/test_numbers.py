@@ -66,7 +66,7 @@ REFUSED = {400, 404, 409, 413, 415, 422, 424, 504}
 
 @pytest.fixture(scope="module")
 def server():
-    flags = "--backend=echo", "--model=echo", "--tripwires.window=16", "--tripwires.cpu-share=1", "--log-level=error"
+    flags = "--backend=echo", "echo", "--tripwires.window=16", "--tripwires.cpu-share=1", "--log-level=error"
     with Server(*flags) as running:
         yield running
 

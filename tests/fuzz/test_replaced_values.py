@@ -58,7 +58,7 @@ REFUSED = {400, 404, 409, 413, 422, 424}
 
 @pytest.fixture(scope="module")
 def server():
-    flags = "--backend=echo", "--model=echo", "--cap-low=-9", "--cap-high=9", "--normalize=off", "--log-level=error"
+    flags = "--backend=echo", "echo", "--cap-low=-9", "--cap-high=9", "--normalize=off", "--log-level=error"
     with Server(*flags) as running:
         yield running
 

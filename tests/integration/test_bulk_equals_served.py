@@ -1,4 +1,4 @@
-"""`reward-score` and `POST /score` are two ways to the same number, on a real checkpoint."""
+"""`rewardserve score` and `POST /score` are two ways to the same number, on a real checkpoint."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def source(tmp_path_factory):
 def served(checkpoint, source):
     """What a server answers for the same lines."""
     samples = [{"id": str(i)} | json.loads(line) for i, line in enumerate(source.read_text().splitlines())]
-    with Server(f"--model={checkpoint}") as server:
+    with Server(f"{checkpoint}") as server:
         return [r for i in range(0, N_LINES, 300) for r in server.score(*samples[i : i + 300]).json()["results"]]
 
 

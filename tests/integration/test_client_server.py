@@ -42,7 +42,7 @@ def truth_of(samples):
 
 @pytest.fixture(scope="module")
 def server():
-    with Server("--model=echo", *PLAIN, "--max-samples-per-request=50") as running:
+    with Server("echo", *PLAIN, "--max-samples-per-request=50") as running:
         yield running
 
 
@@ -117,7 +117,7 @@ def test_the_model_is_described_and_the_server_is_ready(server):
 def test_a_key_is_asked_for_and_sent(tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("sk-right\n")
-    with Server("--model=echo", *PLAIN, f"--keys-file={keys}") as locked:
+    with Server("echo", *PLAIN, f"--keys-file={keys}") as locked:
         with (
             RewardClient(locked.url, api_key="sk-wrong") as client,
             pytest.raises(RequestRefused, match="401 unauthorized"),
@@ -146,7 +146,7 @@ def test_who_takes_one_model_alone_is_scored_by_it_or_told_that_it_is_not_there(
 
 def test_a_full_house_is_waited_for():
     seats = ("--admission.max-samples=8", "--max-samples-per-request=8")
-    with Server("--model=echo:delay_ms=5", *PLAIN, *seats) as small:
+    with Server("echo:delay_ms=5", *PLAIN, *seats) as small:
         limits = ClientLimits(chunk_samples=8, concurrent_chunks=4)
         with RewardClient(small.url, limits=limits, backoff=QUICK, deadline_s=60) as client:
             assert client.score(samples_of(64)).rewards == truth_of(samples_of(64))
@@ -154,7 +154,7 @@ def test_a_full_house_is_waited_for():
 
 
 def test_a_deadline_is_told_to_the_server_and_kept():
-    with Server("--model=echo:delay_ms=3000", *PLAIN) as slow, RewardClient(slow.url) as client:
+    with Server("echo:delay_ms=3000", *PLAIN) as slow, RewardClient(slow.url) as client:
         with pytest.raises(Unavailable):
             client.score(samples_of(4), deadline_s=0.4)
         slow.wait_for("504|499|deadline")
@@ -172,7 +172,7 @@ def test_kill_9_in_the_middle_and_the_other_server_answers(gate):
     told = []
     with (
         drill(f"forward-waits:{gate}", "--normalize=false", "--shape=none") as dying,
-        Server("--model=echo", *PLAIN) as other,
+        Server("echo", *PLAIN) as other,
         RewardClient([dying.url, other.url], backoff=QUICK, limits=ClientLimits(chunk_samples=8)) as client,
         ThreadPoolExecutor(1) as pool,
     ):
@@ -189,8 +189,8 @@ def test_a_server_that_is_told_to_stop_finishes_what_it_took_and_the_rest_goes_e
     first = threading.Event()
     limits = ClientLimits(chunk_samples=4, concurrent_chunks=4)
     with (
-        Server("--model=echo:delay_ms=10", *PLAIN) as leaving,
-        Server("--model=echo", *PLAIN) as other,
+        Server("echo:delay_ms=10", *PLAIN) as leaving,
+        Server("echo", *PLAIN) as other,
         RewardClient([leaving.url, other.url], backoff=QUICK, limits=limits) as client,
         ThreadPoolExecutor(1) as pool,
     ):

@@ -27,7 +27,7 @@ def disk(tmp_path):
 
 def test_a_log_that_cannot_be_written_fails_no_request_and_no_connection(disk):
     with open(disk.folder / "log", "w") as log:
-        command = [sys.executable, "-m", "rewardserve.service", "--port=0", "--backend=echo"]
+        command = [sys.executable, "-m", "rewardserve", "serve", "--port=0", "--backend=echo"]
         process = subprocess.Popen(command, cwd=ROOT, stderr=log)
     try:
         text = (disk.folder / "log").read_text

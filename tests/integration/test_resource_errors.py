@@ -14,7 +14,7 @@ import pytest
 from tests.support.service_server import ROOT
 
 PATIENCE_S = 110.0
-SERVE = ["-m", "rewardserve.service", "--port=0"]
+SERVE = ["-m", "rewardserve", "serve", "--port=0"]
 
 
 def run(arguments, *, limits=(), env=None):
@@ -42,9 +42,9 @@ def files(tmp_path):
 def program(name, files):
     return {
         "serve": [*SERVE, "--device=cpu"],
-        "score": ["-m", "rewardserve.service.bulk", str(files / "in.jsonl"), str(files / "out.jsonl")],
-        "check": ["-m", "rewardserve.model.check"],
-        "train": ["-m", "rewardserve.training", "--config", str(files / "recipe.yaml")],
+        "score": ["-m", "rewardserve", "score", str(files / "in.jsonl"), str(files / "out.jsonl")],
+        "check": ["-m", "rewardserve", "check"],
+        "train": ["-m", "rewardserve", "train", "--config", str(files / "recipe.yaml")],
     }[name]
 
 
@@ -76,7 +76,7 @@ def test_a_port_that_is_taken_and_one_that_is_not_allowed():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        code, said = run(["-m", "rewardserve.service", f"--port={taken.getsockname()[1]}", "--backend=echo"])
+        code, said = run(["-m", "rewardserve", "serve", f"--port={taken.getsockname()[1]}", "--backend=echo"])
     assert (code, "REWARD_PORT" in said, "Traceback" in said) == (1, True, False)
 
 
@@ -86,16 +86,17 @@ def start(self): raise RuntimeError("can't start new thread")
 sys.argv = ["x", *sys.argv[1:]]
 import runpy
 threading.Thread.start = start
-runpy.run_module({module!r}, run_name="__main__")
+runpy.run_module("rewardserve", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize(("module", "arguments"), [("rewardserve.service", ["--port=0", "--backend=echo"]),
-                                                   ("rewardserve.service.bulk", ["IN", "OUT", "--backend=echo"])])  # fmt: skip
-def test_no_thread_to_be_had(files, module, arguments):
+@pytest.mark.parametrize(
+    "arguments", [["serve", "--port=0", "--backend=echo"], ["score", "IN", "OUT", "--backend=echo"]]
+)
+def test_no_thread_to_be_had(files, arguments):
     """As `ulimit -u` does to whoever is not root."""
     named = [str(files / {"IN": "in.jsonl", "OUT": "out.jsonl"}[a]) if a in ("IN", "OUT") else a for a in arguments]
-    code, said = run(["-c", THREADLESS.format(module=module), *named])
+    code, said = run(["-c", THREADLESS, *named])
     assert (code, "Traceback" in said) == (1, False), said
     assert "ulimit -u" in said
 

@@ -1,4 +1,4 @@
-"""`reward-score`: a file in, a file out, whatever happens in between."""
+"""`rewardserve score`: a file in, a file out, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from contextlib import closing
 import pytest
 
 from rewardserve.model.backends.echo import echo_score
-from rewardserve.service import bulk
+from rewardserve.service.offline.input_file import InputDigest, NotContinuable, read_line
+from rewardserve.service.offline.output_file import Marks, Output
 from tests.support.service_server import PATIENCE_S, ROOT
 from tests.support.small_disk import SmallDisk, why_none
 
@@ -38,7 +39,7 @@ def command(source, target, *flags, backend="echo"):
     program += (
         "from rewardserve.model.backends import BACKENDS; BACKENDS['drill'] = 'tests.support.service_backends:load'; "
     )
-    program += "from rewardserve.service.bulk import main; main()"
+    program += "import sys; from rewardserve.cli import main; sys.exit(main(['score', *sys.argv[1:]]))"
     return [sys.executable, "-c", program, str(source), str(target), f"--backend={backend}", *flags]
 
 
@@ -223,17 +224,17 @@ def test_an_input_that_has_grown_is_gone_on_with(files):
 def test_a_line_without_a_reward_or_an_error_is_not_counted_as_scored(tmp_path, change):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"text":"a"}\n{"text":"b"}\n')
-    marks, digest = bulk.Marks("m", "c", None, "p", "s"), bulk.InputDigest()
+    marks, digest = Marks("m", "c", None, "p", "s"), InputDigest()
     digest.add(b'{"text":"a"}')
     row = {"id": "0", "reward": 0.5, "error": None, "scored_by": marks.as_json(), "input_digest": digest.hex}
     whole = json.dumps(row) + "\n"
     target.write_text(whole)
-    with closing(bulk.Output(target)) as out:
+    with closing(Output(target)) as out:
         out.resume(marks, source)
         assert out.n_done == 1
     change(row)
     target.write_text(changed := json.dumps(row) + "\n")
-    with closing(bulk.Output(target)) as out, pytest.raises(bulk.NotContinuable, match="line 1 of"):
+    with closing(Output(target)) as out, pytest.raises(NotContinuable, match="line 1 of"):
         out.resume(marks, source)
     assert target.read_text() == changed
 
@@ -270,16 +271,16 @@ def test_an_input_cannot_be_its_own_output_and_a_pipe_is_no_file(files, tmp_path
     source, _ = files
     before = source.read_bytes()
     exit_code, said = score_file(source, source)
-    assert (exit_code, "both SOURCE and TARGET" in said) == (2, True)
+    assert (exit_code, "both INPUT and OUTPUT" in said) == (2, True)
     assert source.read_bytes() == before
     os.mkfifo(tmp_path / "pipe")
     exit_code, said = score_file(tmp_path / "pipe", tmp_path / "out")
-    assert (exit_code, "pipe is no regular file, and SOURCE is read twice: write it to a file first" in said) == (
+    assert (exit_code, "pipe is no regular file, and INPUT is read twice: write it to a file first" in said) == (
         2,
         True,
     )
     exit_code, said = score_file("/dev/stdin", tmp_path / "out")
-    assert (exit_code, "is no regular file, and SOURCE is read twice" in said) == (2, True)
+    assert (exit_code, "is no regular file, and INPUT is read twice" in said) == (2, True)
     assert score_file(source, tmp_path / "pipe")[0] == 2
     assert not (tmp_path / "out").exists()
 
@@ -289,14 +290,14 @@ def test_help_says_what_may_change_between_two_runs():
         command("--help", "x"), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     said = " ".join(done.stdout.split())
-    assert "continued if it exists, where the lines of SOURCE that it has results of are unchanged" in said
+    assert "continued if it exists, where the lines of INPUT that it has results of are unchanged" in said
     assert "Whole lines may be appended between two runs" in said
 
 
 def test_standard_input_and_output_are_no_files(files, tmp_path):
     settings = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
     source, target = files
-    for arguments, name in (((source, "-"), "TARGET"), (("-", target), "SOURCE")):
+    for arguments, name in (((source, "-"), "OUTPUT"), (("-", target), "INPUT")):
         done = subprocess.run(command(*arguments), timeout=PATIENCE_S, check=False, **settings)
         assert (done.returncode, done.stdout) == (2, "")
         assert f"{name} is -" in done.stderr, done.stderr
@@ -309,7 +310,7 @@ def test_help_calls_the_two_files_by_one_name_each():
         command("--help", "x"), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert not re.search(r"\b(IN|OUT)\b", done.stdout)
-    assert {"SOURCE", "TARGET"} <= set(re.findall(r"\b[A-Z]+\b", done.stdout))
+    assert {"INPUT", "OUTPUT"} <= set(re.findall(r"\b[A-Z]+\b", done.stdout))
 
 
 @pytest.mark.skipif(bool(why_none()), reason=why_none())
@@ -346,9 +347,9 @@ def test_files_that_are_not_there_are_said_in_words(tmp_path):
 
 
 def test_a_line_has_its_number_as_id_and_keeps_its_own():
-    assert bulk.read_line(7, b'{"text": "x"}').sample_id == "7"
-    assert bulk.read_line(7, b'{"text": "x", "text": "y"}').failure.code == "invalid_json"
-    assert bulk.read_line(7, b'{"id": "mine", "text": "x"}').sample_id == "mine"
+    assert read_line(7, b'{"text": "x"}').sample_id == "7"
+    assert read_line(7, b'{"text": "x", "text": "y"}').failure.code == "invalid_json"
+    assert read_line(7, b'{"id": "mine", "text": "x"}').sample_id == "mine"
 
 
 def test_a_promise_of_equal_bits_that_is_broken_scores_nothing(files):

@@ -10,8 +10,8 @@ import pytest
 
 from rewardserve.model.backends import ModelSpec, load
 from rewardserve.model.conversation import Sample
-from rewardserve.service import bulk
-from rewardserve.service.settings import BulkSettings
+from rewardserve.service.cli import score
+from rewardserve.service.settings import ScoreSettings
 from tests.support.checkpoints import hidden_reference, reward_model
 from tests.support.service_server import Server
 
@@ -54,7 +54,7 @@ def replies(*flags):
 @pytest.mark.parametrize("engine", ["packed", "padded"])
 def test_callers_hear_the_same_whether_the_server_knows_distances_or_not(checkpoints, engine):
     told, untold = (
-        replies(f"--model={checkpoints / name}", f"--engine={engine}", "--combine.method=mean", "--normalize=false")
+        replies(f"{checkpoints / name}", f"--engine={engine}", "--combine.method=mean", "--normalize=false")
         for name in ("told", "untold")
     )
     assert told[1] > untold[1] == 0, "it was looked at"
@@ -68,7 +68,7 @@ def test_callers_hear_the_same_whether_the_server_knows_distances_or_not(checkpo
 def test_a_file_that_is_scored_holds_no_distance(checkpoints, tmp_path):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps(sample) + "\n" for sample in SAMPLES))
-    assert bulk.run(BulkSettings(source=source, target=target, model=str(checkpoints / "told"))) == 0
+    assert score.run(ScoreSettings(input=source, output=target, model=str(checkpoints / "told"))) == 0
     lines = target.read_text().splitlines()
     assert len(lines) == len(SAMPLES)
     assert "distance" not in target.read_text()
@@ -94,7 +94,7 @@ def test_a_run_whose_states_leave_the_usual_is_noted_and_one_whose_states_stay_i
             assert server.client.post("/score", json={"run": run, "step": step, "samples": samples}).status_code == 200
         return server.client.get("/tripwires").json()["runs"][run]
 
-    with Server(f"--model={checkpoints / 'told'}", *flags) as server:
+    with Server(f"{checkpoints / 'told'}", *flags) as server:
         steady = train(server, "steady", 40, honest)
         assert abs(steady["statistics"]["distance"]) < 0.5
         assert "distance" not in {alert["wire"] for alert in steady["tripped"]}

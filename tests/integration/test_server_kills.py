@@ -12,7 +12,7 @@ from tests.support.machine import in_test_faults
 from tests.support.service_server import Server
 
 CLIENTS = 32
-BUSY = ["--backend=echo", "--model=echo:delay_ms=5", "--batching.max-tokens=256", "--log-level=info"]
+BUSY = ["--backend=echo", "echo:delay_ms=5", "--batching.max-tokens=256", "--log-level=info"]
 """Batches of a few samples, so that many wait whenever the end comes."""
 
 

@@ -85,7 +85,7 @@ def test_a_server_that_is_told_to_stop_while_it_loads_stops(gate):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
-    "start", [["-m", "rewardserve.service"], ["-c", "from rewardserve.service.__main__ import main; main()"]]
+    "start", [["-m", "rewardserve", "serve"], ["-c", "from rewardserve.cli import main; main(['serve'])"]]
 )
 def test_a_process_that_is_told_to_stop_while_it_still_imports_ends_with_exit_code_0(gate, tmp_path, start, number):
     (tmp_path / "uvloop.py").write_text(f"open({gate.path!r}, 'rb').read()")  # found before the real one
@@ -99,7 +99,7 @@ def test_a_process_that_is_told_to_stop_while_it_still_imports_ends_with_exit_co
 
 def test_a_model_that_cannot_be_loaded_is_said_in_words_and_ends_the_process():
     exit_code, said = run_to_end(
-        "--port=0", "--backend=drill", "--model=load-fails:the head is missing. Export it again.",
+        "--port=0", "--backend=drill", "load-fails:the head is missing. Export it again.",
         module="tests.support.service_backends",
     )  # fmt: skip
     assert exit_code == 1
@@ -131,7 +131,7 @@ def test_settings_that_make_no_sense_are_said_in_words_with_exit_code_2(flags, e
 
 
 def test_a_shape_that_the_calibration_cannot_support_is_refused_at_start():
-    exit_code, said = run_to_end("--backend=echo", "--port=0", "--model=echo:speed=9")
+    exit_code, said = run_to_end("--backend=echo", "--port=0", "echo:speed=9")
     assert (exit_code, "unknown echo option" in said, "Traceback" in said) == (1, True, False)
 
 
@@ -146,7 +146,7 @@ BROKEN_PROMISE = "REWARD_DETERMINISTIC=1, but a score depends on what else is in
 
 
 def test_a_promise_of_equal_bits_that_is_broken_ends_the_process_in_words():
-    flags = "--port=0", "--backend=drill", "--model=noisy:", "--deterministic=1"
+    flags = "--port=0", "--backend=drill", "noisy:", "--deterministic=1"
     exit_code, said = run_to_end(*flags, module="tests.support.service_backends")
     assert (exit_code, BROKEN_PROMISE in said, "Traceback" in said) == (1, True, False)
 
@@ -211,7 +211,7 @@ def test_keys_change_while_the_server_runs_and_the_log_names_them(tmp_path):
 
     def made(name, *arguments):
         done = subprocess.run(
-            [sys.executable, "-m", "rewardserve.service.keys", name, str(path), *arguments],
+            [sys.executable, "-m", "rewardserve", "keys", name, str(path), *arguments],
             capture_output=True, text=True, cwd=ROOT, check=True,
         )  # fmt: skip
         return {"authorization": f"Bearer {done.stdout.strip()}"}

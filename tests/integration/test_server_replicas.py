@@ -46,7 +46,7 @@ def test_who_still_loads_and_who_shuts_down_is_not_chosen(port, tmp_path):
     os.mkfifo(gate)
     with (
         replica(port) as one,
-        Server("--backend=drill", f"--model=load-waits:{gate}", f"--shared-port={port}",
+        Server("--backend=drill", f"load-waits:{gate}", f"--shared-port={port}",
                module="tests.support.service_backends", wait_for=None) as two,
     ):  # fmt: skip
         assert [answered(f"http://127.0.0.1:{port}").status_code for _ in range(32)] == [200] * 32
@@ -84,7 +84,7 @@ def test_a_port_that_somebody_has_for_himself_cannot_be_shared(port):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        code, said = run_to_end("--backend=echo", "--model=echo", "--port=0", f"--shared-port={port}")
+        code, said = run_to_end("--backend=echo", "echo", "--port=0", f"--shared-port={port}")
     assert code == 1
     assert str(port) in said
     assert "Traceback" not in said

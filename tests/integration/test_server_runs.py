@@ -7,11 +7,11 @@ import random
 
 import pytest
 
-from rewardserve.service import keys
+from rewardserve.service.cli import keys
 from tests.integration.test_server_tripwires import begging
 from tests.support.service_server import Server
 
-WATCHED = ("--backend=echo", "--model=echo", "--tripwires.cpu-share=1")
+WATCHED = ("--backend=echo", "echo", "--tripwires.cpu-share=1")
 
 
 class Keys:

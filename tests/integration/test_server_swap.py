@@ -47,7 +47,7 @@ def scores(checkpoints):
 
 @pytest.fixture(scope="module")
 def shared_server(checkpoints):
-    with Server(f"--model={checkpoints / 'one'}", *FLAGS) as running:
+    with Server(f"{checkpoints / 'one'}", *FLAGS) as running:
         yield running
 
 
@@ -152,7 +152,7 @@ def test_the_new_model_answers_with_its_own_name_and_scores_and_a_rollback_bring
 
 
 def test_a_rollback_to_what_was_let_go_of_loads_it_again(checkpoints, scores):
-    with Server(f"--model={checkpoints / 'one'}", *FLAGS, "--swap.keep=0") as server:
+    with Server(f"{checkpoints / 'one'}", *FLAGS, "--swap.keep=0") as server:
         admin(server, "models", model=str(checkpoints / "two"))
         assert [m["version"] for m in overview(server)["models"]] == [2]  # keep=0
         assert admin(server, "models/rollback").json()["version"] == 3
@@ -345,7 +345,7 @@ def link(path, target):
 def test_sighup_loads_what_the_model_s_path_leads_to_now(checkpoints, tmp_path, scores):
     current = tmp_path / "current"
     link(current, checkpoints / "one")
-    with Server(f"--model={current}", *FLAGS) as server:
+    with Server(f"{current}", *FLAGS) as server:
         link(current, checkpoints / "two")
         assert raw_of(server, TEXTS[0]).json()["results"][0]["raw"] == close(scores["one", TEXTS[0]])
         server.signal(signal.SIGHUP)
@@ -356,7 +356,7 @@ def test_sighup_loads_what_the_model_s_path_leads_to_now(checkpoints, tmp_path, 
 def test_a_watched_folder_is_followed_and_what_is_half_written_is_not(checkpoints, tmp_path, scores):
     current = tmp_path / "current"
     link(current, checkpoints / "one")
-    with Server(f"--model={current}", *FLAGS, "--swap.watch-s=0.2") as server:
+    with Server(f"{current}", *FLAGS, "--swap.watch-s=0.2") as server:
         half = tmp_path / "half"
         shutil.copytree(checkpoints / "two", half)
         weights = half / "model.safetensors"
@@ -372,7 +372,7 @@ def test_a_watched_folder_is_followed_and_what_is_half_written_is_not(checkpoint
 
 
 def test_to_watch_what_is_no_folder_is_refused_at_start():
-    code, said = run_to_end("--backend=echo", "--model=echo", "--swap.watch-s=1")
+    code, said = run_to_end("--backend=echo", "echo", "--swap.watch-s=1")
     assert code == 2
     assert "REWARD_SWAP__WATCH_S" in said
 

@@ -1,4 +1,4 @@
-"""The whole of `reward-train`, from a file of pairs to a folder that another library loads."""
+"""The whole of `rewardserve train`, from a file of pairs to a folder that another library loads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rewardserve.cli import main
 from rewardserve.model.calibration import Calibration
 from rewardserve.model.check import main as check
 from rewardserve.model.checkpoint import ReadOptions, read
@@ -19,7 +20,6 @@ from rewardserve.model.contract import ScoringContract, sample_from_dict, verify
 from rewardserve.model.conversation import Message, Sample
 from rewardserve.model.padding import left_pad, position_ids
 from rewardserve.training import scoring, workflow
-from rewardserve.training.__main__ import main
 from rewardserve.training.methods import fit_logistic
 from rewardserve.training.recipe import load
 from tests.support import planted_pairs as world
@@ -55,7 +55,7 @@ def recipe_for(folder, sft, pairs, **sections):
 @pytest.fixture(scope="module", params=METHODS)
 def trained(request, tmp_path_factory, sft, pairs):
     folder = tmp_path_factory.mktemp(request.param)
-    assert main(["--config", str(recipe_for(folder, sft, pairs, **METHODS[request.param]))]) == 0
+    assert main(["train", "--config", str(recipe_for(folder, sft, pairs, **METHODS[request.param]))]) == 0
     return folder / "out"
 
 
@@ -105,7 +105,7 @@ def test_a_benchmark_without_code_of_ours_finds_the_accuracy_of_the_report(tmp_p
         row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
     held_out = world.write_jsonl(tmp_path / "held_out.jsonl", rows)
     data = {"eval_sources": [{"path": str(held_out)}], "eval_fraction": 0.0}
-    assert main(["--config", str(recipe_for(tmp_path, sft, pairs, data=data, **METHODS[method]))]) == 0
+    assert main(["train", "--config", str(recipe_for(tmp_path, sft, pairs, data=data, **METHODS[method]))]) == 0
     report = report_of(tmp_path / "out")
     assert report["held-out pairs"] == len(rows)
     talks = [
@@ -228,7 +228,7 @@ def convex(tmp_path_factory, sft, pairs):
         folder, sft, pairs, model=HEADS_ALONE, data={"sources": two_sources(folder)},
         method={"name": "frozen"}, optim={"epochs": 0},
     )  # fmt: skip
-    assert main(["--config", str(recipe)]) == 0
+    assert main(["train", "--config", str(recipe)]) == 0
     return folder
 
 
@@ -341,23 +341,23 @@ def test_export_finishes_a_run_from_its_last_whole_step(finished, tmp_path):
     import shutil
 
     shutil.copytree(finished / "out" / "steps", tmp_path / "steps")
-    assert main(["export", "--config", str(finished / "recipe.yaml"), "--set", f"output.folder={tmp_path}"]) == 0
+    assert main(["finish", "--config", str(finished / "recipe.yaml"), "--set", f"output.folder={tmp_path}"]) == 0
     scores = [[p.score for p in ScoringContract.load(f / "checkpoint").probes] for f in (finished / "out", tmp_path)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
 
 
 def test_a_folder_in_use_is_neither_overwritten_nor_resumed_by_another_recipe(finished, capsys):
     recipe = str(finished / "recipe.yaml")
-    assert main(["--config", recipe]) == 2
+    assert main(["train", "--config", recipe]) == 2
     assert "output.resume=true" in capsys.readouterr().err
-    assert main(["--config", recipe, "--set", "output.resume=true", "--set", "seed=5"]) == 2
+    assert main(["train", "--config", recipe, "--set", "output.resume=true", "--set", "seed=5"]) == 2
     assert "another recipe: seed" in capsys.readouterr().err
 
 
 def test_training_goes_on_from_a_reward_model(finished, tmp_path, pairs):
     start = finished / "out" / "checkpoint"
     recipe = recipe_for(tmp_path, start, pairs, model={"start": "reward"}, optim={"lr": 1e-6, "max_steps": 1})
-    assert main(["--config", str(recipe)]) == 0
+    assert main(["train", "--config", str(recipe)]) == 0
     report = report_of(tmp_path / "out")
     (expected,) = report_of(finished / "out")["metrics"]
     assert report["before"][0]["nll"] == pytest.approx(expected["nll"], abs=1e-4)
@@ -368,7 +368,7 @@ def test_training_that_goes_on_from_a_head_with_a_bias_says_what_became_of_it(tm
     head = {"v_head.summary.weight": torch.randn(1, 32), "v_head.summary.bias": torch.tensor([3.7])}
     save_file(head, start / "value_head.safetensors", metadata={"format": "pt"})
     recipe = recipe_for(tmp_path, start, pairs, model={"start": "reward"}, optim={"lr": 1e-12, "max_steps": 1})
-    assert main(["--config", str(recipe)]) == 0
+    assert main(["train", "--config", str(recipe)]) == 0
     assert "bias of 3.7" in capsys.readouterr().err
     assert "bias of 3.7" in (tmp_path / "out" / "report.html").read_text()
     assert any("bias of 3.7" in note for note in report_of(tmp_path / "out")["notes"])
@@ -386,7 +386,10 @@ def test_pairs_of_plain_text_are_served_as_they_were_trained(tmp_path, sft, caps
     ]  # fmt: skip
     plain = world.write_jsonl(tmp_path / "plain.jsonl", rows)
     sources = [{"path": str(plain), "strings": "raw"}]
-    assert main(["--config", str(recipe_for(tmp_path, sft, plain, data={"sources": sources}, **METHODS["lora"]))]) == 0
+    assert (
+        main(["train", "--config", str(recipe_for(tmp_path, sft, plain, data={"sources": sources}, **METHODS["lora"]))])
+        == 0
+    )
     assert "plain text that the chat template did not render" in capsys.readouterr().err
     folder = tmp_path / "out" / "checkpoint"
     encode, tok = read(str(folder)).encoder, AutoTokenizer.from_pretrained(folder)
@@ -398,7 +401,7 @@ def test_pairs_of_plain_text_are_served_as_they_were_trained(tmp_path, sft, caps
     turns = world.write_jsonl(tmp_path / "turns.jsonl", world.planted_rows(80))
     mixed = recipe_for(tmp_path, sft, plain, data={"sources": [*sources, {"path": str(turns)}]},
                        output={"folder": str(tmp_path / "mixed")})  # fmt: skip
-    assert main(["--config", str(mixed)]) == 2
+    assert main(["train", "--config", str(mixed)]) == 2
     assert "80 of 160 pairs are plain text" in capsys.readouterr().err
 
 
@@ -429,7 +432,7 @@ def test_two_heads_learn_opposite_tastes_and_their_sum_is_of_normalised_heads(tm
         data={"sources": sources}, method={"name": "lora", "layers": [0]}, optim={"lr": 3e-3, "epochs": 3},
         export={"probes": str(probes)},
     )  # fmt: skip
-    assert main(["--config", str(recipe)]) == 0
+    assert main(["train", "--config", str(recipe)]) == 0
     report = report_of(tmp_path / "out")
     lines = {(m["head"], m["source"]): m for m in report["metrics"]}
     assert lines["kind", "kind"]["accuracy"] > 0.9
@@ -478,14 +481,14 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(tmp_path, sft, pairs, capsys)
         "data.sources.0.split=validation": "is a file, of which all rows are read: split: validation does nothing",
         "data.sources.0.subset=en": "is a file, of which all rows are read: subset: en does nothing",
     }.items():
-        assert main(["--config", recipe, "--set", override]) == 2, override
+        assert main(["train", "--config", recipe, "--set", override]) == 2, override
         assert says in capsys.readouterr().err
 
 
 def test_a_run_that_breaks_stops_with_exit_code_3_and_names_rows(tmp_path, sft, pairs, capsys):
     recipe = recipe_for(tmp_path, sft, pairs, optim={"lr": 100, "optimizer": "sgd", "schedule": "constant",
                                                     "max_steps": 40, "max_grad_norm": 0})  # fmt: skip
-    assert main(["--config", str(recipe)]) == 3
+    assert main(["train", "--config", str(recipe)]) == 3
     said = capsys.readouterr().err
     assert "weights are not finite already" in said
     assert f"{pairs}:" in said
@@ -495,13 +498,13 @@ def test_a_run_that_breaks_stops_with_exit_code_3_and_names_rows(tmp_path, sft, 
 def test_margins_are_not_dropped_in_silence(tmp_path, sft, capsys):
     rows = [{**r, "margin": 1.0} for r in world.planted_rows(40)]
     pairs = world.write_jsonl(tmp_path / "margins.jsonl", rows)
-    assert main(["--config", str(recipe_for(tmp_path, sft, pairs, loss={"name": "logexp"}))]) == 2
+    assert main(["train", "--config", str(recipe_for(tmp_path, sft, pairs, loss={"name": "logexp"}))]) == 2
     assert "knows none" in capsys.readouterr().err
 
 
 def test_without_held_out_pairs_there_is_no_calibration_and_it_says_so(tmp_path, sft, pairs):
     recipe = recipe_for(tmp_path, sft, pairs, data={"eval_fraction": 0}, optim={"max_steps": 1})
-    assert main(["--config", str(recipe)]) == 0
+    assert main(["train", "--config", str(recipe)]) == 0
     assert Calibration.load(tmp_path / "out" / "checkpoint") is None
     assert report_of(tmp_path / "out")["calibration"] is None
 
@@ -510,7 +513,7 @@ def test_without_held_out_pairs_there_is_no_calibration_and_it_says_so(tmp_path,
 def test_mixed_precision_trains_and_exports_float32_scores(tmp_path, sft, pairs, precision):
     recipe = recipe_for(tmp_path, sft, pairs, optim={"lr": 3e-3, "max_steps": 40, "precision": precision,
                                                     "gradient_checkpointing": True})  # fmt: skip
-    assert main(["--config", str(recipe)]) == 0
+    assert main(["train", "--config", str(recipe)]) == 0
     (line,) = report_of(tmp_path / "out")["metrics"]
     assert line["accuracy"] > 0.9
     assert main(["evaluate", "--config", str(recipe)]) == 0

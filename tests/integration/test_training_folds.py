@@ -1,4 +1,4 @@
-"""`reward-train crossvalidate`, from a file of pairs to a page of figures that no fold has cheated for."""
+"""`rewardserve crossvalidate`, from a file of pairs to a page of figures that no fold has cheated for."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from rewardserve.cli import main
 from rewardserve.training import crossvalidate, scoring, workflow
-from rewardserve.training.__main__ import main
 from rewardserve.training.recipe import load
 from tests.support import planted_pairs as world
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rewardserve.cli import main
 from rewardserve.model.contract import ScoringContract
-from rewardserve.training.__main__ import main
 from tests.support import planted_pairs as world
 
 ROOT = Path(__file__).parents[2]
@@ -40,11 +40,11 @@ def test_two_ranks_walk_the_path_of_one(tmp_path):
     sft = world.language_model(tmp_path / "sft")
     rows = [{**row, "margin": 0.1 * (i % 5)} for i, row in enumerate(world.planted_rows(96))]
     pairs = world.write_jsonl(tmp_path / "pairs.jsonl", rows)
-    assert main(["--config", str(recipe_in(tmp_path / "one", sft, pairs, accumulate=2))]) == 0
+    assert main(["train", "--config", str(recipe_in(tmp_path / "one", sft, pairs, accumulate=2))]) == 0
     two = recipe_in(tmp_path / "two", sft, pairs)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(
-        [*launch, "-m", "rewardserve.training", "--config", str(two)],
+        [*launch, "-m", "rewardserve", "train", "--config", str(two)],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from rewardserve.cli import main
 from rewardserve.model.contract import ScoringContract
-from rewardserve.training.__main__ import main
 from tests.support import planted_pairs as world
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def kill_after(recipe: Path, step: int, deadline_s: float = 60.0) -> None:
     """Start the command line and kill -9 it once a step checkpoint from `step` on is complete."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.Popen(
-        [sys.executable, "-m", "rewardserve.training", "--config", str(recipe)],
+        [sys.executable, "-m", "rewardserve", "train", "--config", str(recipe)],
         cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     steps, until = recipe.parent / "out" / "steps", time.monotonic() + deadline_s
@@ -71,13 +71,13 @@ def test_a_killed_run_ends_with_the_losses_and_the_scores_of_one_that_was_not(tm
     pairs = world.write_jsonl(tmp_path / "pairs.jsonl", world.planted_rows(300))
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
-    assert main(["--config", str(recipe_in(tmp_path / "whole", sft, pairs))]) == 0
+    assert main(["train", "--config", str(recipe_in(tmp_path / "whole", sft, pairs))]) == 0
 
     recipe = recipe_in(tmp_path / "killed", sft, pairs)
     kill_after(recipe, step=81)
     done = losses(tmp_path / "killed")
     assert 81 <= max(done) < 120, "it was killed in the middle"
-    assert main(["--config", str(recipe), "--set", "output.resume=true"]) == 0
+    assert main(["train", "--config", str(recipe), "--set", "output.resume=true"]) == 0
 
     whole, killed = losses(tmp_path / "whole"), losses(tmp_path / "killed")
     assert sorted(whole) == list(range(1, 121))

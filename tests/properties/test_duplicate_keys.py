@@ -164,7 +164,7 @@ TWICE = {
 
 @pytest.fixture(scope="module")
 def server():
-    with Server("--backend=echo", "--model=echo") as running:
+    with Server("--backend=echo", "echo") as running:
         yield running
 
 

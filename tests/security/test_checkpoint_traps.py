@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 from rewardserve.model import check
 from rewardserve.model.backends import ModelSpec, load
 from rewardserve.model.checkpoint import CheckpointError, ReadOptions, outline, read, read_backbone, write
-from rewardserve.service.settings import BulkSettings, ServeSettings
+from rewardserve.service.settings import ScoreSettings, ServeSettings
 from tests.support.checkpoints import edit_json, language_model, reward_model, sequence_classifier, value_head
 
 HELP = "allow_pickle, a setting of each command"
@@ -150,7 +150,7 @@ def test_a_pickle_beside_safetensors_is_not_even_opened(tmp_path, sprung):
 def test_the_setting_is_there_for_server_and_bulk_scoring(monkeypatch):
     monkeypatch.setenv("REWARD_ALLOW_PICKLE", "1")
     assert ServeSettings().model_spec().allow_pickle
-    assert BulkSettings(source="a", target="b").model_spec().allow_pickle
+    assert ScoreSettings(input="a", output="b").model_spec().allow_pickle
     monkeypatch.delenv("REWARD_ALLOW_PICKLE")
     assert not ServeSettings().model_spec().allow_pickle
 
@@ -238,7 +238,7 @@ def test_by_setting_it_is_read_by_the_librarys_code_and_a_note_says_so(tmp_path,
     assert read_backbone(str(folder), ReadOptions(ignore_checkpoint_code=True)).format == "language_model"
     monkeypatch.setenv("REWARD_IGNORE_CHECKPOINT_CODE", "1")
     assert ServeSettings().model_spec().ignore_checkpoint_code
-    assert BulkSettings(source="a", target="b").model_spec().ignore_checkpoint_code
+    assert ScoreSettings(input="a", output="b").model_spec().ignore_checkpoint_code
     monkeypatch.delenv("REWARD_IGNORE_CHECKPOINT_CODE")
     assert not ServeSettings().model_spec().ignore_checkpoint_code
 

@@ -37,9 +37,7 @@ ROUTES = {
 def server(tmp_path_factory):
     plan = tmp_path_factory.mktemp("plan") / "plan.toml"
     plan.write_text('block = ["judge"]')
-    with Server(
-        "--backend=echo", "--model=echo", "--tripwires.cpu-share=1", f"--tripwires.config-file={plan}"
-    ) as running:
+    with Server("--backend=echo", "echo", "--tripwires.cpu-share=1", f"--tripwires.config-file={plan}") as running:
         yield running
 
 

@@ -63,7 +63,7 @@ def reward_model(
 
 
 def hidden_reference(folder: Path, rows: Sequence[Sequence[int]] = ()) -> HiddenReference:
-    """Give a checkpoint that is there where the hidden states of these rows lie, as `reward-train calibrate` does.
+    """Give a checkpoint that is there where the hidden states of these rows lie, as `rewardserve calibrate` does.
 
     Without rows: random ones.
     """

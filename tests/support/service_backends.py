@@ -1,6 +1,6 @@
 """Backends for drills with real server processes: held at a gate, failing to load, failing to score.
 
-`python -m tests.support.service_backends` is `reward-serve` with one more backend, `drill`. Its model name
+`python -m tests.support.service_backends` is `rewardserve` with one more backend, `drill`. Its model name
 says what goes wrong: `load-waits:FIFO`, `load-fails:WORDS`, `forward-waits:FIFO` (the first forward),
 `waits-while-there-is:FIFO` (each), `raises:WORDS`, `fails-while-there-is:FILE`, `no-memory-while-there-is:FILE`,
 `nan:`, `too-few:`, `bug-in-encoder:WORDS`, `encoder-waits:FIFO`,
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -221,7 +222,7 @@ BEHAVIOURS = {
 
 
 if __name__ == "__main__":
-    from rewardserve.service.__main__ import main
+    from rewardserve.cli import main
 
     BACKENDS["drill"] = "tests.support.service_backends:load"
-    main()
+    sys.exit(main())

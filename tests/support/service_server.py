@@ -21,13 +21,11 @@ READY = re.compile(r"is ready")
 
 
 class Server:
-    """`reward-serve` with these flags. Everything that it writes is kept in `lines`. `tls`: how the client verifies it."""
+    """`rewardserve serve` with these flags. Everything that it writes is kept in `lines`. `tls`: how the client verifies it."""
 
-    def __init__(
-        self, *flags, module="rewardserve.service", env=None, wait_for=READY, patience_s=PATIENCE_S, port=0, tls=True
-    ):
+    def __init__(self, *flags, module="rewardserve", env=None, wait_for=READY, patience_s=PATIENCE_S, port=0, tls=True):
         self._patience_s = patience_s
-        command = [sys.executable, "-m", module, f"--port={port}", *flags]
+        command = [sys.executable, "-m", module, "serve", f"--port={port}", *flags]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=clean | (env or {}), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
@@ -103,14 +101,14 @@ class Server:
 
 def drill(model, *flags, **kwargs):
     """A server whose model does what `tests.support.service_backends` says."""
-    return Server("--backend=drill", f"--model={model}", *flags, module="tests.support.service_backends", **kwargs)
+    return Server("--backend=drill", f"{model}", *flags, module="tests.support.service_backends", **kwargs)
 
 
-def run_to_end(*flags, module="rewardserve.service", env=None, patience_s=PATIENCE_S):
+def run_to_end(*flags, module="rewardserve", env=None, patience_s=PATIENCE_S):
     """A server that is expected to end by itself: its exit code and what it said."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
     done = subprocess.run(
-        [sys.executable, "-m", module, *flags], cwd=ROOT, env=clean | (env or {}), capture_output=True, text=True,
+        [sys.executable, "-m", module, "serve", *flags], cwd=ROOT, env=clean | (env or {}), capture_output=True, text=True,
         timeout=patience_s, check=False,
     )  # fmt: skip
     return done.returncode, done.stderr

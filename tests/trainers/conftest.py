@@ -34,7 +34,7 @@ def by_hand(reward_folder: Path) -> ByHand:
 @pytest.fixture(scope="session")
 def server(reward_folder: Path):
     """Rewards are normalised and nothing else."""
-    with Server(f"--model={reward_folder}", "--device=cpu", "--dtype=float32", "--shape=none") as server:
+    with Server(f"{reward_folder}", "--device=cpu", "--dtype=float32", "--shape=none") as server:
         yield server
 
 
@@ -42,5 +42,5 @@ def server(reward_folder: Path):
 def raw_server(reward_folder: Path):
     """Rewards are raw scores."""
     flags = ("--device=cpu", "--dtype=float32", "--shape=none", "--normalize=off", "--model-aliases=rm")
-    with Server(f"--model={reward_folder}", *flags) as server:
+    with Server(f"{reward_folder}", *flags) as server:
         yield server

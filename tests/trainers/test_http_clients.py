@@ -160,5 +160,5 @@ def test_llamafactory_gets_the_score_of_training(raw_server, by_hand):
 def test_llamafactory_never_goes_on_with_a_made_up_number(reward_folder):
     client = without_its_parents("llamafactory.train.ppo.ppo_utils")
     flags = ("--max-input-tokens=20", "--truncation=error")
-    with Server(f"--model={reward_folder}", *flags) as short, pytest.raises(KeyError, match="scores"):
+    with Server(f"{reward_folder}", *flags) as short, pytest.raises(KeyError, match="scores"):
         client.get_rewards_from_server(f"{short.url}/v1/score/evaluation", ["too long " * 40])

@@ -289,7 +289,7 @@ async def test_components_of_two_heads_add_up(tmp_path):
     heads = {"convincing": 1.5, "harmless": -0.25}
     checkpoints.reward_model(tmp_path / "model", "qwen2", heads=heads, template=TEMPLATE)
     flags = ("--device=cpu", "--dtype=float32", "--shape=none", "--normalize=off")
-    with Server(f"--model={tmp_path / 'model'}", *flags) as server:
+    with Server(f"{tmp_path / 'model'}", *flags) as server:
         async with gym(server.url) as rollout:
             results = [await rollout(answer) for answer in ("Four.", "Five.")]
     assert None not in trained_on(results)

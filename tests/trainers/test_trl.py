@@ -115,7 +115,7 @@ def test_trls_own_reward_model_and_the_server_agree_step_by_step(raw_server, rew
 def test_a_sample_without_a_score_is_left_out_of_its_group(policy_folder, reward_folder, tmp_path):
     flags = ("--max-input-tokens=56", "--truncation=error", "--device=cpu")
     seen = []
-    with Server(f"--model={reward_folder}", *flags) as short:
+    with Server(f"{reward_folder}", *flags) as short:
         reward = witnessed(reward_function(AsyncRewardClient(short.url), run="short"), seen)
         trainer = grpo(tmp_path, policy_folder, reward, 3)
     given = [reward for _, _, rewards in seen for reward in rewards]
@@ -164,7 +164,7 @@ def trained_by_trl(tmp_path_factory):
 
 def test_what_trls_reward_trainer_saves_is_served_with_equal_scores(trained_by_trl):
     by_hand = ByHand(trained_by_trl)
-    with Server(f"--model={trained_by_trl}", "--device=cpu", "--dtype=float32") as server:
+    with Server(f"{trained_by_trl}", "--device=cpu", "--dtype=float32") as server:
         assert server.client.get("/model").json()["contract_report"]["origin"] == "inferred"
         for question in QUESTIONS:
             for answer in ("Four, of course.", "tabs and spaces", "x"):

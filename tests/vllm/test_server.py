@@ -63,7 +63,7 @@ def test_the_default_model_is_served_as_on_torch_and_a_server_that_is_told_to_st
 
 
 def test_a_server_whose_engine_is_killed_answers_with_errors_and_asks_to_be_started_anew(tiny, crowd):
-    with Server(*FLAGS, f"--model={tiny}", "--cache.scores=0", patience_s=PATIENCE_S) as server:
+    with Server(*FLAGS, f"{tiny}", "--cache.scores=0", patience_s=PATIENCE_S) as server:
         assert server.score(*SAMPLES).json()["results"][0]["reward"] is not None
         processes = below(server.process.pid)
         core, *_ = engines(server.process.pid)
@@ -86,7 +86,7 @@ def test_a_server_whose_engine_is_killed_answers_with_errors_and_asks_to_be_star
 
 
 def test_a_server_that_is_killed_while_its_engine_starts_leaves_nobody(tiny):
-    with Server(*FLAGS, f"--model={tiny}", wait_for=None, patience_s=PATIENCE_S) as server:
+    with Server(*FLAGS, f"{tiny}", wait_for=None, patience_s=PATIENCE_S) as server:
         assert eventually(lambda: engines(server.process.pid), PATIENCE_S)
         processes = below(server.process.pid)
         server.signal(signal.SIGKILL)
@@ -95,7 +95,7 @@ def test_a_server_that_is_killed_while_its_engine_starts_leaves_nobody(tiny):
 
 
 def test_a_server_that_is_told_to_stop_while_its_engine_starts_leaves_nobody(tiny):
-    with Server(*FLAGS, f"--model={tiny}", wait_for=None, patience_s=PATIENCE_S) as server:
+    with Server(*FLAGS, f"{tiny}", wait_for=None, patience_s=PATIENCE_S) as server:
         assert eventually(lambda: engines(server.process.pid), PATIENCE_S)
         processes = below(server.process.pid)
         server.signal()
@@ -106,7 +106,7 @@ def test_a_server_that_is_told_to_stop_while_its_engine_starts_leaves_nobody(tin
 def test_a_checkpoint_that_breaks_its_contract_is_refused_in_words(tiny):
     template = tiny / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
-    code, said = run_to_end("--port=0", *FLAGS, f"--model={tiny}", patience_s=PATIENCE_S)
+    code, said = run_to_end("--port=0", *FLAGS, f"{tiny}", patience_s=PATIENCE_S)
     assert code == 1
     assert "contract clause 'template' is broken" in said
     assert "Traceback" not in said

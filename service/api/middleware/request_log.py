@@ -139,7 +139,7 @@ class KeyCheck:
         _check_is_own_page(scope)
         scope["state"]["key"], scope["state"]["caller"] = key.name, ring.caller(key)
         if needed not in key.scopes:
-            raise Forbidden(f"this needs a key with the scope {needed}: see reward-keys", scope=needed)
+            raise Forbidden(f"this needs a key with the scope {needed}: see rewardserve keys", scope=needed)
         limiter = self._limiter_of(key) if key.limits != UNLIMITED else None
         if limiter is not None:
             limiter.take("requests", 1)

@@ -168,7 +168,7 @@ def test_no_replica_goes_before_its_successor_is_there(folder):
 @pytest.mark.parametrize("folder", SERVING)
 def test_a_replica_is_one_process(folder):
     container = the_container(built(folder))
-    assert not {"command", "args"} & container.keys(), "the entrypoint of the image is reward-serve"
+    assert not {"command", "args"} & container.keys(), "the image runs `rewardserve serve`"
     assert not any("WORKERS" in name for name in settings_of(built(folder)))
 
 
@@ -196,7 +196,7 @@ def test_selectors_choose_the_pods_that_are_there(folder):
 def test_everything_that_is_mounted_or_read_exists(folder):
     objects = built(folder)
     names = {(each["kind"], each["metadata"]["name"]) for each in objects}
-    given = {("Secret", "rewardserve-keys"), ("PersistentVolumeClaim", "reward-train-data")}
+    given = {("Secret", "rewardserve-keys"), ("PersistentVolumeClaim", "rewardserve-train-data")}
     for template in [template for each in objects for template in pod_templates(each)]:
         pod = template["spec"]
         volumes = {volume["name"]: volume for volume in pod["volumes"]}

@@ -38,7 +38,7 @@ def test_every_alert_has_a_receiver(severity):
 
 
 def test_what_a_server_exports_has_nothing_to_be_said_against_it():
-    flags = ("--backend=echo", "--model=echo", "--tripwires.cpu-share=1", "--tripwires.window=16")
+    flags = ("--backend=echo", "echo", "--tripwires.cpu-share=1", "--tripwires.window=16")
     with Server(*flags) as server:
         for step in range(20):
             samples = [{"prompt": "why?", "response": f"because of {step} and {i}"} for i in range(16)]

@@ -15,9 +15,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from rewardserve.model.calibration import Calibration, HeadCalibration
 from rewardserve.service.observability.metrics import PREFIX, TABLE
-from rewardserve.service.rules import Windows, text_of
 from rewardserve.service.tripwires.config import WireConfig
 from rewardserve.service.tripwires.honeypots import hashed
+from rewardserve.service.tripwires.prometheus import Windows, text_of
 from rewardserve.service.tripwires.wire import VOTE
 from tests.support.checkpoints import reward_model
 from tests.support.dashboards import FILES, FOLDER, names_in, panels, queries, read, substituted
@@ -174,7 +174,7 @@ def server_flags(folder):
     bait = json.dumps({"prompt": PROMPT, "answers": [BAIT]})
     (folder / "baits.jsonl").write_text("\n".join(hashed([bait], key)))
     return [
-        f"--model={folder / 'served'}", "--combine.method=mean", "--shape=cap", "--cap-low=-1", "--cap-high=1",
+        f"{folder / 'served'}", "--combine.method=mean", "--shape=cap", "--cap-low=-1", "--cap-high=1",
         f"--audit-model={folder / 'judge'}", "--tripwires.audit-share=1", "--tripwires.cpu-share=1",
         "--tripwires.window=16", f"--tripwires.honeypots-file={folder / 'baits.jsonl'}",
         f"--tripwires.honeypots-key-file={folder / 'key'}", "--truncation=error",

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rewardserve.service.rules import alert_name, groups, text_of
 from rewardserve.service.tripwires.advice import ADVICE
 from rewardserve.service.tripwires.baseline import Baseline, BaselineStat
 from rewardserve.service.tripwires.config import WireConfig, parse_wire_config
+from rewardserve.service.tripwires.prometheus import alert_name, groups, text_of
 from rewardserve.service.tripwires.running_sums import count_of
 from rewardserve.service.tripwires.wire import CANARY, VOTE
 from rewardserve.service.tripwires.wires import WIRES, cause_of
@@ -84,7 +84,7 @@ def test_every_alert_has_a_case():
 
 def test_the_shipped_rules_are_those_of_the_shipped_thresholds():
     assert SHIPPED.read_text() == text_of(WireConfig()), (
-        "write them again: reward-rules > monitoring/prometheus/rules/tripwires.yml"
+        "write them again: rewardserve rules > monitoring/prometheus/rules/tripwires.yml"
     )
 
 

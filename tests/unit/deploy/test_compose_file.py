@@ -7,7 +7,8 @@ import re
 import pytest
 import yaml
 
-from rewardserve.service.settings import ServeSettings, from_command_line, unknown_variables
+from rewardserve.service.cli.options import from_command_line
+from rewardserve.service.settings import ServeSettings, unknown_variables
 from tests.support.deploy import ROOT, compose, mounted, servers, variables, with_defaults
 
 SERVICES = compose()["services"]
@@ -26,7 +27,7 @@ def test_a_server_understands_what_it_is_told(name, monkeypatch):
     for variable, value in SERVICES[name]["environment"].items():
         monkeypatch.setenv(variable, str(with_defaults(value)))
     monkeypatch.setenv("REWARD_HOST", "0.0.0.0")  # as the image has it
-    settings = from_command_line(ServeSettings, "reward-serve", [])
+    settings = from_command_line(ServeSettings, "rewardserve serve", [])
     assert str(settings.keys_file) == "/run/secrets/reward_keys"
 
 

@@ -111,9 +111,9 @@ def test_nobody_ends_up_as_root(stage):
 
 def test_what_is_built_where_nothing_is_named_serves():
     assert list(stages())[-1] == "serve"
-    assert said("ENTRYPOINT", "serve") == ['["reward-serve"]']
-    assert said("ENTRYPOINT", "train") == ['["reward-train"]']
-    assert {"reward-serve", "reward-train"} <= set(PROJECT["scripts"])
+    assert (said("ENTRYPOINT", "serve"), said("CMD", "serve")) == (['["rewardserve"]'], ['["serve"]'])
+    assert said("ENTRYPOINT", "train") == ['["rewardserve"]']
+    assert set(PROJECT["scripts"]) == {"rewardserve"}
 
 
 def test_only_the_ground_of_vllm_has_a_compiler():

@@ -216,7 +216,7 @@ def test_bare_heads_over_a_base_model_are_a_reward_model(tmp_path):
 
 def test_a_language_model_without_a_head_is_refused_with_the_remedy(tmp_path):
     language_model(tmp_path)
-    with pytest.raises(CheckpointError, match=r"no value head.*reward-train"):
+    with pytest.raises(CheckpointError, match=r"no value head.*rewardserve train"):
         read(str(tmp_path))
 
 

@@ -152,7 +152,9 @@ def test_the_first_probe_with_other_ids_is_named_and_its_score_is_not(ids, messa
     ],
 )
 def test_scores_may_be_off_by_the_tolerance_of_their_probe_and_no_more(scores, message, largest):
-    cause = "check the versions of torch and transformers and the attention kernel; `reward-check` prints both sides."
+    cause = (
+        "check the versions of torch and transformers and the attention kernel; `rewardserve check` prints both sides."
+    )
     expected = broken(f"scores | {message}, though weights, head and ids are the same. | {cause}") if message else []
     assert breaches(scores=scores) == expected
     assert report(scores=scores).max_probe_error == pytest.approx(largest)

@@ -169,7 +169,7 @@ def test_weights_that_turn_nan_while_they_are_served_give_each_row_its_error_and
 def test_the_server_says_it_in_words_with_exit_code_1(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
-    exit_code, said = run_to_end(f"--model={folder}", "--port=0", "--device=cpu")
+    exit_code, said = run_to_end(f"{folder}", "--port=0", "--device=cpu")
     assert exit_code == 1
     assert "its header tells of" in said
     assert "Traceback" not in said

@@ -41,7 +41,7 @@ def encoder(template: str | None, layout: str):
 
 
 def trained(tokenizer, layout: str, talk, tail: str) -> tuple[int, ...]:
-    """The row of the layout's trainer; for a language model, which has none, that of `reward-train`."""
+    """The row of the layout's trainer; for a language model, which has none, that of `rewardserve train`."""
     text = tokenizer.apply_chat_template(turns(talk), tokenize=False)
     has_control = "<|" in tail
     if layout == "openrlhf":

@@ -1,4 +1,4 @@
-"""`reward-export`: a failure leaves what was there, and its options reach the files that it reads."""
+"""`rewardserve export`: a failure leaves what was there, and its options reach the files that it reads."""
 
 from __future__ import annotations
 

@@ -28,5 +28,5 @@ def test_what_the_operator_has_set_stays(monkeypatch, name: str):
 
 
 def test_a_server_does_not_import_torch_before_its_model_is_loaded():
-    code = "import sys, rewardserve.service.app, rewardserve.service.__main__; sys.exit('torch' in sys.modules)"
+    code = "import sys, rewardserve.service.app, rewardserve.service.cli.serve; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

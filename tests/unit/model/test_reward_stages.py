@@ -358,7 +358,7 @@ def test_a_stage_that_loses_a_value_is_an_error():
         pipeline(Batch([{"a": 1.0}, {"a": 2.0}]))
 
 
-FIT = "Fit it with `reward-train calibrate`"
+FIT = "Fit it with `rewardserve calibrate`"
 CURVE_NEEDED = f"needs the length curve of one calibrated model. {FIT}."
 USUAL_NEEDED = (
     f"needs the share of repeated trigrams that is usual. {FIT}, or set penalties.repetition_above to a share below 1."
@@ -385,7 +385,7 @@ def references_needed(shape):
         (
             {"calibration": None, "normalize": True},
             "normalize=on, but m has no fitted statistics (calibration.json, or mean and std in config.json). Fit them with "
-            "`reward-train calibrate`, or set normalize=off.",
+            "`rewardserve calibrate`, or set normalize=off.",
         ),
         ({"combine": {"beta": -0.5}}, "combine.beta=-0.5 is below zero"),
         ({"combine": {"beta": nan}}, "combine.beta=nan is below zero"),

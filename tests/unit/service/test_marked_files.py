@@ -12,10 +12,11 @@ from pydantic_settings import SettingsError
 from rewardserve.model import export
 from rewardserve.model.text.text_files import NotText
 from rewardserve.model.traits import Lexicon, LexiconError
-from rewardserve.service import keys, rules
 from rewardserve.service.auth.api_keys import KeyFile, KeysError
 from rewardserve.service.auth.api_keys import read as read_keys
-from rewardserve.service.settings import ServeSettings, from_command_line
+from rewardserve.service.cli import keys, rules
+from rewardserve.service.cli.options import from_command_line
+from rewardserve.service.settings import ServeSettings
 from rewardserve.service.tripwires.io.canaries import SHIPPED, CanariesError
 from rewardserve.service.tripwires.io.canaries import read as read_canaries
 
@@ -25,7 +26,7 @@ KEY = "a-plain-key-from-before"
 
 def settings(**flags):
     given = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-    return from_command_line(ServeSettings, "reward-serve", given)
+    return from_command_line(ServeSettings, "rewardserve serve", given)
 
 
 def keys_of(path: Path):
@@ -34,7 +35,7 @@ def keys_of(path: Path):
 
 def parse_wire_config(path: Path):
     return (
-        from_command_line(ServeSettings, "reward-serve", [f"--tripwires.config-file={path}"])
+        from_command_line(ServeSettings, "rewardserve serve", [f"--tripwires.config-file={path}"])
         .wire_config()
         .votes_for_a_page
     )
@@ -44,7 +45,9 @@ def baits_of(path: Path):
     key = path.with_name("bait-key")
     key.write_bytes(b"0123456789abcdef")
     given = from_command_line(
-        ServeSettings, "reward-serve", [f"--tripwires.honeypots-file={path}", f"--tripwires.honeypots-key-file={key}"]
+        ServeSettings,
+        "rewardserve serve",
+        [f"--tripwires.honeypots-file={path}", f"--tripwires.honeypots-key-file={key}"],
     )
     return list(given.read_honeypots().by_prompt)
 

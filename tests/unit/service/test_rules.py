@@ -1,11 +1,11 @@
-"""`reward-rules`: which spans of time and how many samples it takes."""
+"""`rewardserve rules`: which spans of time and how many samples it takes."""
 
 from __future__ import annotations
 
 import pytest
 import yaml
 
-from rewardserve.service.rules import main
+from rewardserve.service.cli.rules import main
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_spans_and_samples_that_make_no_rules_are_refused_in_one_line(arguments,
     assert caught.value.code == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert says in said.err.splitlines()[-1]
+    assert says in said.err.splitlines()[0]
 
 
 def test_rules_are_written_for_the_spans_that_are_named(capsys):

@@ -8,10 +8,10 @@ from pydantic_settings import SettingsError
 
 from rewardserve.model.backends import ModelSpec
 from rewardserve.model.reward import CombineSettings, PenaltySettings, RewardSettings
+from rewardserve.service.cli.options import from_command_line
 from rewardserve.service.settings import (
-    BulkSettings,
+    ScoreSettings,
     ServeSettings,
-    from_command_line,
     is_loopback,
     unknown_variables,
 )
@@ -26,12 +26,12 @@ def _clean_environment(monkeypatch):
 
 
 def parsed(*flags):
-    return from_command_line(ServeSettings, "reward-serve", flags)
+    return from_command_line(ServeSettings, "rewardserve serve", flags)
 
 
 def complaint(capsys, *flags, settings=ServeSettings):
     with pytest.raises(SystemExit) as end:
-        from_command_line(settings, "reward-serve", flags)
+        from_command_line(settings, "rewardserve serve", flags)
     assert end.value.code == 2
     return capsys.readouterr().err
 
@@ -89,7 +89,7 @@ def test_on_and_off_are_understood():
         (["--engine=sorted"], "REWARD_ENGINE"),
         (["--cache.scores=-1"], "REWARD_CACHE__SCORES (--cache.scores)"),
         (["--host=192.168.0.1"], "REWARD_KEYS_FILE"),
-        (["stray"], "unrecognized arguments: stray"),
+        (["a", "stray"], "unrecognized arguments: stray"),
     ],
 )
 def test_what_makes_no_sense_is_said_with_its_remedy(capsys, flags, words):
@@ -162,7 +162,7 @@ def test_misspelt_variables_are_found():
 
 
 def test_a_bulk_run_needs_both_files(capsys):
-    assert "TARGET" in complaint(capsys, "in.jsonl", settings=BulkSettings).upper()
+    assert "OUTPUT" in complaint(capsys, "in.jsonl", settings=ScoreSettings)
 
 
 @pytest.mark.parametrize("models", ["a=/x", "a", "a=/x,a=/y", "=/x,b=/y", "a=,b=/y"])

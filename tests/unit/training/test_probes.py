@@ -1,4 +1,4 @@
-"""`export.probes`, and `--probes` of reward-export: a line that is no sample is told by its number, with what is wrong."""
+"""`export.probes`, and `--probes` of rewardserve export: a line that is no sample is told by its number, with what is wrong."""
 
 from __future__ import annotations
 

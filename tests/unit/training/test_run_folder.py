@@ -25,7 +25,7 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
     try:
         assert holder.stdout.readline() == b"held\n"
         with (
-            pytest.raises(ConfigError, match=f"another reward-train writes into .*process {holder.pid} on"),
+            pytest.raises(ConfigError, match=f"another rewardserve train writes into .*process {holder.pid} on"),
             run_folder.locked(tmp_path),
         ):
             pass

@@ -1,4 +1,4 @@
-"""Files of keys: what is read, what is refused without quoting it, what a change does, and what `reward-keys` writes."""
+"""Files of keys: what is read, what is refused without quoting it, what a change does, and what `rewardserve keys` writes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardserve.service import keys
 from rewardserve.service.auth.api_keys import SCOPES, Key, KeyFile, KeyRing, KeysError, RunNames, line_of, parse, read
 from rewardserve.service.auth.rate_limits import UNLIMITED, RateLimits
+from rewardserve.service.cli import keys
 
 SECRET = "rwd_a-key-that-nobody-guesses"
 
@@ -43,8 +43,8 @@ def test_a_line_of_one_word_is_a_key_as_such_with_a_warning():
     assert ring == KeyRing(tuple(keys), is_required=True)
     assert ring.find(SECRET.encode()) == keys[0]
     assert list(ring.warnings()) == [
-        f"4 keys are not hashed ({', '.join(names)}): anyone with access to the file can read them. See reward-keys.",
-        f"{names[1]}, {names[3]}: shorter than 16 characters, which can be guessed. See reward-keys.",
+        f"4 keys are not hashed ({', '.join(names)}): anyone with access to the file can read them. See rewardserve keys.",
+        f"{names[1]}, {names[3]}: shorter than 16 characters, which can be guessed. See rewardserve keys.",
     ]
 
 
@@ -73,7 +73,7 @@ def test_of_a_digest_every_byte_counts():
         assert both.find(SECRET.encode()).name == "ppo2"
 
 
-FORM = "write NAME sha256:HEX SCOPES, as reward-keys does"
+FORM = "write NAME sha256:HEX SCOPES, as rewardserve keys does"
 NAME = "the name has 1 to 64 characters that can be printed"
 DIGEST = "a digest is sha256: and 64 hexadecimal digits, and not that of nothing"
 OWNER = "an owner has 1 to 64 characters that can be printed"
@@ -112,8 +112,8 @@ def test_a_line_that_is_no_key_is_refused_with_its_number_and_not_quoted(line, m
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "there is no key in it: make one with reward-keys"),
-        ("# nothing\n\n", "there is no key in it: make one with reward-keys"),
+        ("", "there is no key in it: make one with rewardserve keys"),
+        ("# nothing\n\n", "there is no key in it: make one with rewardserve keys"),
         *(
             (text, "line 2: another line has the same name, or the same key")
             for text in (
@@ -442,7 +442,7 @@ def test_without_a_setting_no_key_is_needed():
     assert not KeyRing().is_required
 
 
-# -- reward-keys ------------------------------------------------------------------------------------------------------
+# -- rewardserve keys ------------------------------------------------------------------------------------------------------
 
 
 def test_a_key_is_printed_once_and_only_its_digest_is_kept(tmp_path, capsys):
@@ -474,7 +474,7 @@ def test_nothing_is_added_that_would_break_the_file(tmp_path, capsys, arguments)
     assert path.read_text() == before
     said = capsys.readouterr()
     assert said.out == "", "no key is shown that was not kept"
-    assert "reward-keys" in said.err
+    assert "rewardserve keys" in said.err
 
 
 @pytest.mark.parametrize(

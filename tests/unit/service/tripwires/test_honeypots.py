@@ -8,7 +8,7 @@ from hashlib import blake2b
 
 import pytest
 
-from rewardserve.service.baits import main
+from rewardserve.service.cli.honeypots import main
 from rewardserve.service.tripwires.honeypots import HoneypotsError, digest, hashed, read
 
 KEY = b"0123456789abcdef0123"
@@ -70,7 +70,7 @@ def test_a_line_that_makes_no_sense_is_named_and_not_quoted(line, words):
 
 
 def test_a_file_that_was_not_hashed_is_refused():
-    with pytest.raises(HoneypotsError, match="reward-baits"):
+    with pytest.raises(HoneypotsError, match="rewardserve honeypots"):
         read(PLAIN, KEY)
 
 
@@ -102,5 +102,6 @@ def test_the_command_hashes_what_it_is_given(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(PLAIN).encode("utf-8-sig"))))
     assert main([str(tmp_path / "key")]) == 0
     assert read(capsys.readouterr().out.splitlines(), KEY) == BAITS
-    assert main([]) == 2
     assert main([str(tmp_path / "no such key")]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([])

@@ -1,32 +1,29 @@
-"""`reward-keys NAME FILE [--scopes=score,admin,metrics] [--requests-per-s=N] [--tokens-per-s=N] [--burst-s=N] [--runs=A,B*]
-[--owner=NAME]`: make an API key.
-
-The key is printed, once; its digest is added to the file, which `REWARD_KEYS_FILE` names. A server that runs takes it up
-within a second or two. To take a key back, delete its line: it is refused within a second or two.
-"""
+"""`rewardserve keys NAME FILE`: make an API key, print it once, and add its digest to the file that `REWARD_KEYS_FILE` names."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rewardserve.arguments import USAGE_ERROR, Parser
 from rewardserve.model.text.printable import printable
 from rewardserve.model.text.text_files import NotText, decoded, wide_encoding
 from rewardserve.service.auth.api_keys import SCOPES, KeysError, line_of, parse
 from rewardserve.service.auth.rate_limits import BURST_S, RateLimits
 
-_USAGE = 2
+PROGRAM = "rewardserve keys"
+_DESCRIPTION = """Make an API key. It is printed once; its digest is added to FILE, which REWARD_KEYS_FILE names. A running
+server accepts it within two seconds. To revoke a key, delete its line."""
 _MARK = "rwd_"
 """So that a key is known for one where it should not be: in a log, in a repository."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Command-line entry."""
-    parser = argparse.ArgumentParser(prog="reward-keys", description=__doc__)
+    parser = Parser(PROGRAM, _DESCRIPTION)
     parser.add_argument("name", help="whose key it is; it stands in the access log")
     parser.add_argument("file", type=Path, help="made if it is not there, readable by its owner alone")
     parser.add_argument("--scopes", default="score", help=f"with commas: {', '.join(SCOPES)}")
@@ -41,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--owner", default="", help="of the runs that it sends: keys of one owner share runs; default: the key's name"
     )
-    given = parser.parse_args(argv)
+    given = parser.parse_args(arguments)
     key = _MARK + secrets.token_urlsafe(32)
     limits = RateLimits(given.requests_per_s, given.tokens_per_s, given.burst_s)
     try:
@@ -49,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = line_of(given.name, key, frozenset(given.scopes.split(",")), limits, runs, given.owner)
         add(given.file, line, given.scopes)
     except (OSError, NotText, KeysError) as error:
-        print(printable(f"reward-keys: {given.file}: {error}"), file=sys.stderr)
-        return _USAGE
+        print(printable(f"{PROGRAM}: {given.file}: {error}"), file=sys.stderr)
+        return USAGE_ERROR
     print(key)
-    print(f"reward-keys: {given.name} was added to {given.file}; the key is shown only now", file=sys.stderr)
+    print(f"{PROGRAM}: {given.name} was added to {given.file}; the key is shown only now", file=sys.stderr)
     return 0
 
 
@@ -70,7 +67,3 @@ def add(path: Path, line: str, scopes: str) -> None:
         addition = ("\n" if before and not before.endswith("\n") else "") + line + "\n"
         parse(before + addition)
         file.write(addition.encode())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

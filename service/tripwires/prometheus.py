@@ -1,4 +1,4 @@
-"""`reward-rules [--tripwires.config-file PLAN] > tripwires.yml`: the trip wires once more, as rules of Prometheus.
+"""Write the trip wires as alert rules of Prometheus.
 
 The board of each replica watches what that replica sees. These rules add the sums of all replicas up first, so that it does not
 matter how many served a run. Thresholds, severities and votes come from the same plan; windows are of time here, the
@@ -7,23 +7,15 @@ shortest that has enough samples.
 
 from __future__ import annotations
 
-import argparse
-import re
-import sys
-import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rewardserve.model.text.printable import printable
-from rewardserve.model.text.text_files import decoded
 from rewardserve.service.tripwires.advice import ADVICE, SAYS
 from rewardserve.service.tripwires.baseline import least_deviation
-from rewardserve.service.tripwires.config import WireConfig, WireConfigError, parse_wire_config
+from rewardserve.service.tripwires.config import WireConfig
 from rewardserve.service.tripwires.running_sums import count_of, is_signed
 from rewardserve.service.tripwires.units import Unit, units
 from rewardserve.service.tripwires.wire import CANARY, VOTE
@@ -47,7 +39,9 @@ RUNBOOK = "docs/how-to/runbook.md"
 _LINK = f"{{{{ with $externalLabels.runbook }}}}{{{{ . }}}}{{{{ else }}}}{RUNBOOK}{{{{ end }}}}"
 """The external label `runbook` of Prometheus is the address at which the runbook is served."""
 
-HEADER = "# Written by `reward-rules`, from the thresholds of the server. Change those, and write this file again.\n"
+HEADER = (
+    "# Written by `rewardserve rules`, from the thresholds of the server. Change those, and write this file again.\n"
+)
 
 WINDOWS = ("2m", "15m", "2h")
 ENOUGH_SAMPLES = 1_280
@@ -72,43 +66,6 @@ class Windows:
 
     spans: tuple[str, ...] = WINDOWS
     samples: int = ENOUGH_SAMPLES
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command-line entry."""
-    parser = argparse.ArgumentParser(prog="reward-rules", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config-file", type=Path, help="as REWARD_TRIPWIRES__CONFIG_FILE")
-    parser.add_argument(
-        "--windows", nargs="+", type=_span, default=WINDOWS, help="spans of time, the shortest first, as 2m 15m 2h"
-    )
-    parser.add_argument("--samples", type=_count, default=ENOUGH_SAMPLES, help="enough samples for a window")
-    given = parser.parse_args(argv)
-    lengths = [_seconds(span) for span in given.windows]
-    if any(shorter >= longer for shorter, longer in pairwise(lengths)):
-        parser.error(f"--windows are {' '.join(given.windows)}: each must be longer than the one before")
-    try:
-        plan = (
-            parse_wire_config(tomllib.loads(decoded(given.config_file.read_bytes())))
-            if given.config_file
-            else WireConfig()
-        )
-    except (OSError, ValueError, WireConfigError) as error:
-        print(printable(f"reward-rules: {given.config_file}: {error}"), file=sys.stderr)
-        return 2
-    print(text_of(plan, Windows(tuple(given.windows), given.samples)), end="")
-    return 0
-
-
-def _span(text: str) -> str:
-    if not re.fullmatch(r"[1-9][0-9]{0,5}[smh]", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no span: write a whole number and s, m or h, as 15m")
-    return text
-
-
-def _count(text: str) -> int:
-    if not re.fullmatch(r"0*[1-9][0-9]{0,11}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
-    return int(text)
 
 
 def text_of(plan: WireConfig, windows: Windows = Windows()) -> str:
@@ -164,9 +121,7 @@ def _shortest(metric: str, matching: str, windows: Windows) -> str:
 def _added(metric: str, span: str, of: str | None = None) -> str:
     """What was added over a span, unless the run has got another model within it: then it would be the rewards of two."""
     only = f'{{of="{of}"}}' if of else ""
-    return (
-        f"({_over_replicas(f'increase({metric}{only}[{span}])')} unless ignoring (of, part) {_is_new(_seconds(span))})"
-    )
+    return f"({_over_replicas(f'increase({metric}{only}[{span}])')} unless ignoring (of, part) {_is_new(seconds_of(span))})"
 
 
 def _is_new(seconds: int) -> str:
@@ -174,7 +129,8 @@ def _is_new(seconds: int) -> str:
     return f"({_over_replicas('rewardserve_run_measured_seconds', 'min')} < {seconds})"
 
 
-def _seconds(span: str) -> int:
+def seconds_of(span: str) -> int:
+    """The length of a span such as `15m`."""
     return {"s": 1, "m": 60, "h": 3600}[span[-1]] * int(span[:-1])
 
 
@@ -314,7 +270,7 @@ def _window_mean(of: str, span: str) -> str:
 
 def _slope_t(mean: str, span: str) -> str:
     """Slope over its standard error, of the least-squares line through means: as `wires.slope_t`."""
-    seconds = _seconds(span)
+    seconds = seconds_of(span)
     window = f"[{30 * seconds}s:{seconds}s]"
     slope, n = f"deriv({mean}{window})", f"count_over_time({mean}{window})"
     ratio = f"stdvar_over_time({mean}{window}) / stdvar_over_time(timestamp({mean}){window})"
@@ -436,7 +392,7 @@ def _stale_alert() -> Rule:
             "description": 'The server has {{ printf "%.4g" $value }}, these rules have '
             '{{ with printf "rewardserve:tripwire_threshold{wire=%q}" $labels.wire | query }}'
             '{{ . | first | value | printf "%.4g" }}{{ else }}none{{ end }}. How sure: certain.',
-            "action": "Write the rules again from the server's plan: reward-rules --config-file PLAN.",
+            "action": "Write the rules again from the server's plan: rewardserve rules --config-file PLAN.",
             "runbook_url": f"{_LINK}#rewardrulesstale",
         },
     }
@@ -448,7 +404,3 @@ def _record(name: str, expression: str, **labels: str) -> Rule:
 
 def _block(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

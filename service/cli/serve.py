@@ -1,4 +1,4 @@
-"""`reward-serve`: read the settings, bind the socket, serve, and end with a code that says how it went.
+"""`rewardserve serve`: read the settings, bind the socket, serve, and end with a code that says how it went.
 
 0 after a clean shutdown, 1 when the model cannot be served or the port cannot be had, 2 for bad settings.
 """
@@ -17,18 +17,16 @@ for _number in (signal.SIGTERM, signal.SIGINT):
 # It asks for the model to be loaded anew, which is what is being done anyway.
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-from rewardserve.model.resource_errors import explain_shortage
-
-PROGRAM = "reward-serve"
-explain_shortage(PROGRAM, least_descriptors=64)
-
 import asyncio
 import resource
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 import uvloop
 from pydantic_settings import SettingsError
 
+from rewardserve.arguments import USAGE_ERROR
 from rewardserve.model.backends import LoadError
 from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.reward import PipelineError
@@ -36,22 +34,19 @@ from rewardserve.model.text.printable import printable
 from rewardserve.model.traits import LexiconError
 from rewardserve.service.api.http.sockets import bind, url
 from rewardserve.service.app import serve
+from rewardserve.service.cli.options import complain, complain_of_model, from_command_line
 from rewardserve.service.observability import logs
-from rewardserve.service.settings import (
-    USAGE_ERROR,
-    ServeSettings,
-    complain,
-    complain_of_model,
-    from_command_line,
-    unknown_variables,
-)
+from rewardserve.service.settings import ServeSettings, unknown_variables
 
+PROGRAM = "rewardserve serve"
 FAILED = 1
+FIRST = ("host", "port", "device", "dtype", "keys_file", "webhook_url")
+"""The settings, beside the model, that a first server needs."""
 
 
-def main() -> None:
-    """The console script."""
-    settings = from_command_line(ServeSettings, PROGRAM, sys.argv[1:])
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Serve until a signal, and end the process with the exit code."""
+    settings = from_command_line(ServeSettings, PROGRAM, arguments, FIRST)
     code = run(settings)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -64,7 +59,7 @@ def run(settings: ServeSettings) -> int:
     raise_descriptor_limit()
     logs.configure(settings.log_level, settings.log_format)
     for name in unknown_variables(ServeSettings, os.environ):
-        complain(PROGRAM, [f"{name} is no setting of {PROGRAM} and is ignored; see {PROGRAM} --help"])
+        complain(PROGRAM, [f"{name} is no setting of {PROGRAM} and is ignored; see {PROGRAM} --help-all"])
     port = settings.port
     try:
         keys, webhook_secrets = settings.read_keys(), settings.read_webhook_secrets()
@@ -114,7 +109,3 @@ def raise_descriptor_limit() -> None:
 def say(line: str) -> None:
     """For whoever started the server, whatever the log's format and level."""
     print(printable(line), file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    main()

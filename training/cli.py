@@ -1,22 +1,19 @@
-"""`reward-train`: the command line. Parses, calls one verb of `run`, turns errors into one line and exit code 2."""
+"""The subcommands of training: parse, call one function of `run`, turn errors into one line and an exit code."""
 
-# ruff: noqa: E402
 from __future__ import annotations
 
-from rewardserve.model.resource_errors import explain_shortage
-
-explain_shortage("reward-train")
-
-import argparse
 import os
 import signal
 import sys
 import threading
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from rewardserve.arguments import Parser
 from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.checkpoint import CheckpointError
 from rewardserve.model.templates.chat_template import EncodingPolicyError
@@ -28,7 +25,6 @@ from rewardserve.training.data import DataError
 from rewardserve.training.errors import RunFailed, Stopped, explain
 from rewardserve.training.sequences import EncodingFailed
 
-VERBS = ("train", "evaluate", "calibrate", "export", "crossvalidate")
 _EXPECTED = (
     ConfigError,
     DataError,
@@ -40,38 +36,45 @@ _EXPECTED = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Return the exit code.
+_SUMMARIES = {
+    "train": "Train a reward model, and write it as a checkpoint.",
+    "finish": "Make a training that was stopped a checkpoint, from its newest complete step.",
+    "evaluate": "Judge a checkpoint on the held-out pairs of a recipe, and write a report.",
+    "calibrate": "Fit the calibration of a checkpoint on the held-out pairs of a recipe, and write it as a new checkpoint.",
+    "crossvalidate": "Judge a recipe on every pair, each held out once with its whole group.",
+}
+
+
+def main(verb: str, arguments: Sequence[str]) -> int:
+    """Run one subcommand. Return the exit code.
 
     0; 2 when the recipe, the data or the model is at fault; 3 when the run broke (a loss that is not finite, disk, memory);
     130 when a signal has stopped it.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0].startswith("--config") or arguments[0].startswith("--set"):
-        arguments.insert(0, "train")
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    _refuse_idle(parser, options)
+    options = _parser(verb).parse_args(arguments)
     config: Config | None = None
     try:
         with _without_tracebacks_of_threads(), _sigterm_as_sigint():
             config = recipe.load(Path(options.config), options.set)
-            _run(options.verb, config, options.checkpoint, options.folds)
+            _run(verb, config, options)
             _leave_process_group()
     except _EXPECTED as error:
-        return _end(2, str(error))
+        return _end(verb, 2, str(error))
     except RunFailed as error:
-        return _end(3, f"{error}{_how_to_go_on(config, options.verb)}")
+        return _end(verb, 3, f"{error}{_how_to_go_on(config, verb)}")
     except (Stopped, KeyboardInterrupt) as error:
         if isinstance(error, Stopped):
             _leave_process_group()  # all processes stop after the same step
-        return _end(130, f"{str(error) or 'stopped'}.{_how_to_go_on(config, options.verb)}")
+        return _end(verb, 130, f"{str(error) or 'stopped'}.{_how_to_go_on(config, verb)}")
     except Exception as error:
         reason = explain(error)
         if reason is None:
             raise
-        return _end(3, f"{reason}{_how_to_go_on(config, options.verb)}")
+        return _end(verb, 3, f"{reason}{_how_to_go_on(config, verb)}")
     return 0
+
+
+train, finish, evaluate, calibrate, crossvalidate = (partial(main, verb) for verb in _SUMMARIES)
 
 
 def _leave_process_group() -> None:
@@ -86,8 +89,8 @@ def _leave_process_group() -> None:
         distributed.destroy_process_group()
 
 
-def _end(code: int, message: str) -> int:
-    print(printable(f"reward-train: {message}", keep="\n"), file=sys.stderr)
+def _end(verb: str, code: int, message: str) -> int:
+    print(printable(f"rewardserve {verb}: {message}", keep="\n"), file=sys.stderr)
     return code
 
 
@@ -139,48 +142,39 @@ def _without_tracebacks_of_threads() -> Iterator[None]:
         threading.excepthook = before
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="reward-train",
-        description="Train, judge, calibrate and export reward models.",
+def _parser(verb: str) -> Parser:
+    parser = Parser(
+        f"rewardserve {verb}",
+        _SUMMARIES[verb],
         epilog="Exit codes: 0; 2 the recipe, the data or the model is at fault; 3 the run broke (loss not finite, disk, "
         "memory); 130 stopped by a signal. output.resume=true goes on from the last step checkpoint.",
     )
-    parser.add_argument("verb", choices=VERBS, nargs="?", default="train")
-    parser.add_argument("--config", required=True, help="the recipe, a YAML file")
+    parser.add_argument("--config", required=True, metavar="RECIPE", help="the recipe, a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. optim.lr=1e-4")
-    parser.add_argument(
-        "--folds", type=int, help="crossvalidate: how many, 5 by default; as many as groups leaves one out"
-    )
-    parser.add_argument("--checkpoint", help="evaluate, calibrate: the reward model to read")
+    if verb == "crossvalidate":
+        parser.add_argument("--folds", type=int, default=5, help="5 by default; as many as groups leaves one out")
+    if verb in ("evaluate", "calibrate"):
+        parser.add_argument(
+            "--checkpoint", help="the reward model to read; default: that of the recipe's output.folder"
+        )
     return parser
 
 
-def _refuse_idle(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """End with a usage error where an option does nothing with this verb: a training would not begin where it seems to."""
-    if options.checkpoint is not None and options.verb not in ("evaluate", "calibrate"):
-        parser.error(
-            f"--checkpoint does nothing with {options.verb}. Training begins at model.path (model.start: reward)."
-        )
-    if options.folds is not None and options.verb != "crossvalidate":
-        parser.error(f"--folds does nothing with {options.verb}.")
-
-
-def _run(verb: str, config: Config, checkpoint: str | None, n_folds: int | None) -> None:
+def _run(verb: str, config: Config, options: Namespace) -> None:
     from rewardserve.training import workflow
 
-    if verb in ("evaluate", "calibrate") and checkpoint is None:
-        checkpoint = str(Path(config.output.folder) / "checkpoint")
+    if verb in ("evaluate", "calibrate"):
+        checkpoint = options.checkpoint or str(Path(config.output.folder) / "checkpoint")
     if verb == "train":
         print(f"checkpoint: {workflow.train(config)}")
-    elif verb == "export":
+    elif verb == "finish":
         print(f"checkpoint: {workflow.export_last_step(config)}")
     elif verb == "crossvalidate":
-        _crossvalidate(config, 5 if n_folds is None else n_folds)
+        _crossvalidate(config, options.folds)
     elif verb == "calibrate":
-        print(f"checkpoint: {workflow.calibrate_checkpoint(config, str(checkpoint))}")
+        print(f"checkpoint: {workflow.calibrate_checkpoint(config, checkpoint)}")
     else:
-        metrics, page = workflow.evaluate_checkpoint(config, str(checkpoint))
+        metrics, page = workflow.evaluate_checkpoint(config, checkpoint)
         for m in metrics:
             print(f"{m.head} {m.source}: accuracy {m.accuracy:.3f} of {m.n_pairs} pairs, longer wins {m.longer:.3f}")
         print(f"report: {page}")
@@ -199,7 +193,3 @@ def _crossvalidate(config: Config, n_folds: int) -> None:
     for m in found.crossed:
         print(f"{m.head} on {m.source}: accuracy {m.accuracy:.3f} [{m.accuracy_low:.3f}, {m.accuracy_high:.3f}]")
     print(f"report: {found.page}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

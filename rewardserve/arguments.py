@@ -1,0 +1,53 @@
+"""Parse arguments of the command line, and report errors of usage in two lines. Standard library only."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from typing import NoReturn
+
+USAGE_ERROR = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """`ArgumentParser` without abbreviations, whose errors name the help instead of printing the usage."""
+
+    def __init__(self, prog: str, description: str, **options: bool | str | type[argparse.HelpFormatter]) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False, **options)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong and where the help is, and exit with 2."""
+        end_with_usage(self.prog, f"{message}{self._hint(message)}")
+
+    def _hint(self, message: str) -> str:
+        """The option or positional argument that an unknown option probably stands for."""
+        _, found, unknown = message.partition("unrecognized arguments: ")
+        option = unknown.split(" ")[0].partition("=")[0]
+        if not found or not option.startswith("--"):
+            return ""
+        positionals = [action.metavar or action.dest for action in self._get_positional_actions()]
+        if option[2:].upper() in positionals:
+            return f"; give {option[2:].upper()} without an option name"
+        return did_you_mean(option, list(self._option_string_actions))
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """A question about the nearest known word; empty where none is near."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def show(text: str) -> None:
+    """Print a text to stdout, as far as it is read: `| head` ends the reading early."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def end_with_usage(program: str, message: str) -> NoReturn:
+    """Print an error of usage and the help to read, and exit with 2."""
+    print(f"{program}: {message}\nSee {program} --help.", file=sys.stderr)
+    sys.exit(USAGE_ERROR)

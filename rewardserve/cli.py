@@ -1,0 +1,109 @@
+"""The command `rewardserve`: choose a subcommand, import its module alone, and run it.
+
+Imports the standard library only, so that `rewardserve --help` and `rewardserve version` take no time.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+from rewardserve.arguments import did_you_mean, end_with_usage, show
+from rewardserve.model.resource_errors import explain_shortage
+
+PROGRAM = "rewardserve"
+_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "fastapi", "uvicorn", "pydantic", "vllm")
+"""Libraries whose versions belong into the report of a bug."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One subcommand. `target` is `module:function`, which is called with the arguments and returns the exit code."""
+
+    name: str
+    arguments: str
+    summary: str
+    target: str
+    least_descriptors: int = 0
+
+    def run(self, arguments: list[str]) -> int:
+        """Import the function and call it."""
+        explain_shortage(f"{PROGRAM} {self.name}", least_descriptors=self.least_descriptors)
+        module, _, function = self.target.partition(":")
+        main: Callable[[list[str]], int] = getattr(import_module(module), function)
+        return main(arguments)
+
+
+COMMANDS = {
+    "Serve": (
+        Command("serve", "[MODEL]", "serve a reward model over HTTP", "rewardserve.service.cli.serve:main", 64),
+        Command("check", "[CHECKPOINT]", "verify a checkpoint, as a server would", "rewardserve.model.check:main"),
+        Command("score", "INPUT OUTPUT", "score a file", "rewardserve.service.cli.score:main"),
+    ),
+    "Train": (
+        Command("train", "--config RECIPE", "train a reward model", "rewardserve.training.cli:train"),
+        Command("finish", "--config RECIPE", "make a stopped training a checkpoint", "rewardserve.training.cli:finish"),
+        Command("evaluate", "--config RECIPE", "judge a checkpoint on held-out pairs", "rewardserve.training.cli:evaluate"),
+        Command("calibrate", "--config RECIPE", "fit the calibration of a checkpoint", "rewardserve.training.cli:calibrate"),
+        Command("crossvalidate", "--config RECIPE", "judge a recipe on every pair", "rewardserve.training.cli:crossvalidate"),
+        Command("export", "CHECKPOINT [FOLDER]", "write a checkpoint in the standard layout", "rewardserve.model.export:main"),
+    ),
+    "Operate": (
+        Command("keys", "NAME FILE", "make an API key", "rewardserve.service.cli.keys:main"),
+        Command("rules", "", "print the alert rules for Prometheus", "rewardserve.service.cli.rules:main"),
+        Command("honeypots", "KEY_FILE", "hash planted prompts", "rewardserve.service.cli.honeypots:main"),
+        Command("version", "", "print the versions of RewardServe and its libraries", "rewardserve.cli:print_versions"),
+    ),
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the subcommand that the first argument names. Return the exit code."""
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("--help", "-h", "help"):
+        show(_help())
+        return 0
+    if name == "--version":
+        print(_version_of(PROGRAM))
+        return 0
+    commands = {command.name: command for group in COMMANDS.values() for command in group}
+    if name not in commands:
+        is_option = name.startswith("-")
+        what = f"the subcommand comes first, not {name}" if is_option else f"there is no subcommand {name!r}"
+        end_with_usage(PROGRAM, what + did_you_mean(name, list(commands)))
+    return commands[name].run(arguments)
+
+
+def _help() -> str:
+    lines = [f"usage: {PROGRAM} COMMAND [ARGUMENTS]", "", "Train and serve reward models for RLHF."]
+    for title, commands in COMMANDS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {f'{command.name} {command.arguments}':32}{command.summary}" for command in commands]
+    return "\n".join([*lines, "", f"{PROGRAM} COMMAND --help has the arguments of a command; {PROGRAM} --version."])
+
+
+def print_versions(arguments: list[str]) -> int:
+    """Print the versions of RewardServe, Python and the libraries, as the report of a bug needs them."""
+    if arguments:
+        end_with_usage(PROGRAM, "version takes no arguments")
+    print(_version_of(PROGRAM))
+    print(f"python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} CPUs")
+    for name in _LIBRARIES:
+        print(_version_of(name))
+    return 0
+
+
+def _version_of(distribution: str) -> str:
+    try:
+        return f"{distribution} {version(distribution)}"
+    except PackageNotFoundError:
+        return f"{distribution} is not installed"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

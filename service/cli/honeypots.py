@@ -1,0 +1,35 @@
+"""`rewardserve honeypots KEY_FILE < plain.jsonl > honeypots.jsonl`: hash planted prompts for `REWARD_TRIPWIRES__HONEYPOTS_FILE`.
+
+A line of the input: {"prompt": "...", "answers": ["..."]} or {"prompt": "...", "above": 1.5}, the normalised score that no
+honest answer reaches. The key file has 16 to 64 bytes, say from `openssl rand -hex 24`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rewardserve.arguments import USAGE_ERROR, Parser
+from rewardserve.model.text.printable import printable
+from rewardserve.model.text.text_files import NotText, decoded
+from rewardserve.service.tripwires.honeypots import HoneypotsError, hashed
+
+PROGRAM = "rewardserve honeypots"
+_DESCRIPTION = """Read planted prompts as JSON lines from standard input, and print them hashed, for
+REWARD_TRIPWIRES__HONEYPOTS_FILE. A line: {"prompt": "...", "answers": ["..."]}, or {"prompt": "...", "above": 1.5}, the
+normalised score that no honest answer reaches."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Hash the prompts. Return the exit code."""
+    parser = Parser(PROGRAM, _DESCRIPTION)
+    parser.add_argument("key_file", type=Path, metavar="KEY_FILE", help="16 to 64 bytes, say of `openssl rand -hex 24`")
+    given = parser.parse_args(arguments)
+    try:
+        key = given.key_file.read_bytes().strip()
+        print("\n".join(hashed(decoded(sys.stdin.buffer.read()).split("\n"), key)))
+    except (OSError, NotText, HoneypotsError) as error:
+        print(printable(f"{PROGRAM}: {error}"), file=sys.stderr)
+        return USAGE_ERROR
+    return 0

@@ -1,0 +1,200 @@
+"""Read settings from the command line and the environment, and print their help.
+
+Knows no setting by name: flags, variables and defaults are those of the settings class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, CliPositionalArg, CliSettingsSource, SettingsError
+
+from rewardserve.arguments import USAGE_ERROR, Parser, show
+from rewardserve.model.text.printable import printable
+from rewardserve.service.settings import ENV_PREFIX
+
+S = TypeVar("S", bound=BaseSettings)
+
+_POSITIONAL = get_args(CliPositionalArg[str])[1]
+_WIDTH = 100
+_KINDS = {bool: "on|off", int: "N", float: "X", str: "TEXT", Path: "PATH", dict: "JSON"}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One setting as it is written on the command line and in the environment."""
+
+    path: tuple[str, ...]
+    is_positional: bool
+    is_required: bool
+    values: str
+    default: str
+    description: str
+
+    @classmethod
+    def of(cls, path: tuple[str, ...], field: FieldInfo) -> Option:
+        """The option of a field."""
+        required = field.is_required()
+        return cls(
+            path=path,
+            is_positional=_POSITIONAL in field.metadata,
+            is_required=required,
+            values=_values(field.annotation),
+            default="" if required else _written(field.default),
+            description=field.description or "",
+        )
+
+    @property
+    def name(self) -> str:
+        """The flag, or the name of a positional argument."""
+        if self.is_positional:
+            return "_".join(self.path).upper()
+        return "--" + ".".join(self.path).replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The variable of the environment; empty for an argument that must be on the command line."""
+        return "" if self.is_required else ENV_PREFIX + "__".join(self.path).upper()
+
+
+def from_command_line(settings: type[S], program: str, arguments: Sequence[str], first: Sequence[str] = ()) -> S:
+    """Read settings from flags, then the environment, then defaults. Print what is wrong and exit with 2.
+
+    `first` are the settings that `--help` shows; `--help-all` shows all of them.
+    """
+    parser = Parser(program, _summary(settings), add_help=False)
+    options = list(options_of(settings))
+    positionals = [option for option in options if option.is_positional]
+    shown = positionals + [option for name in first for option in options if ".".join(option.path) == name]
+    parser.add_argument("-h", "--help", action=_Print, text=_help(program, settings, shown, options, is_all=False))
+    parser.add_argument("--help-all", action=_Print, text=_help(program, settings, options, options, is_all=True))
+    source: Any = CliSettingsSource(settings, root_parser=parser)
+    try:
+        return settings(_cli_settings_source=source(args=[_hyphens(a) for a in arguments]))
+    except ValidationError as error:
+        named = {option.path: option for option in options}
+        complain(program, [_in_words(e, named) for e in error.errors(include_url=False)])
+    except SettingsError as error:
+        complain(program, [str(error)])
+    sys.exit(USAGE_ERROR)
+
+
+def complain(program: str, lines: Sequence[str]) -> None:
+    """Print what is wrong to stderr."""
+    for line in lines:
+        print(f"{program}: {printable(line)}", file=sys.stderr)
+
+
+def complain_of_model(program: str, error: Exception) -> None:
+    """Print why a model cannot be served, and how the settings that its reader names are written here."""
+    how = "settings are written as variables (combine.method is REWARD_COMBINE__METHOD) or flags (--combine.method)."
+    complain(program, ["this model cannot be served.", *str(error).splitlines(), how])
+
+
+def options_of(settings: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[Option]:
+    """Yield the options of a settings class, positional arguments first and nested sections last."""
+    sections: dict[str, type[BaseModel]] = {}
+    leaves: list[Option] = []
+    for name, field in settings.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            sections[name] = kind
+        else:
+            leaves.append(Option.of((*path, name), field))
+    yield from sorted(leaves, key=lambda option: not option.is_positional)
+    for name, section in sections.items():
+        yield from options_of(section, (*path, name))
+
+
+def _values(annotation: Any) -> str:
+    """The values of a setting, for its help: the words of a literal, or a placeholder."""
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, get_args(annotation)))
+    kinds = [each for each in get_args(annotation) if each is not NoneType]
+    if kinds and get_origin(annotation) is not dict:
+        return _values(kinds[0])
+    return _KINDS[get_origin(annotation) or annotation]
+
+
+def _written(default: Any) -> str:
+    """A default as a user would write it; empty where there is none."""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return "" if default is None or default == {} else str(default)
+
+
+# -- help -----------------------------------------------------------------------------------------------------------
+
+
+class _Print(argparse.Action):
+    """Print a text and exit with 0."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, text: str) -> None:
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0)
+        self._text = text
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        show(self._text)
+        parser.exit()
+
+
+def _help(
+    program: str, settings: type[BaseSettings], shown: Sequence[Option], every: Sequence[Option], *, is_all: bool
+) -> str:
+    """The help of a subcommand: usage, summary, and the shown settings with variables and defaults."""
+    positionals = " ".join(
+        option.name if option.is_required else f"[{option.name}]" for option in every if option.is_positional
+    )
+    lines = [f"usage: {program} {positionals} [SETTINGS]", "", _summary(settings), ""]
+    for option in shown:
+        lines += _entry(option)
+    rest = len(every) - len(shown)
+    more = "Flags win over variables of the environment."
+    if not is_all and rest:
+        more += f" {program} --help-all has {rest} more settings."
+    return "\n".join([*lines, "", more])
+
+
+def _entry(option: Option) -> list[str]:
+    """Two lines or more: how a setting is written, and what it is."""
+    name = option.name if option.is_positional else f"{option.name} {option.values}"
+    head = "  ".join(part for part in (name, option.variable) if part)
+    text = f"{option.description} [{option.default}]" if option.default else option.description
+    return [
+        f"  {head}",
+        *textwrap.wrap(text.strip(), _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6),
+    ]
+
+
+def _summary(settings: type[BaseSettings]) -> str:
+    return (settings.__doc__ or "").strip().splitlines()[0]
+
+
+def _hyphens(argument: str) -> str:
+    """`--max_input_tokens=3` is as good as `--max-input-tokens=3`."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _in_words(error: Mapping[str, Any], options: Mapping[tuple[str, ...], Option]) -> str:
+    """One line for one pydantic error: variable, flag, what is wrong, what was given."""
+    path = tuple(str(step) for step in error["loc"])
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not path:
+        return message
+    option = options.get(path)
+    flag = option.name if option else "--" + ".".join(path).replace("_", "-")
+    if option and option.is_required:
+        return f"{flag} is missing" if error["type"] == "missing" else f"{flag}: {message}, not {error['input']!r}"
+    return f"{ENV_PREFIX}{'__'.join(path).upper()} ({flag}): {message}, not {error['input']!r}"

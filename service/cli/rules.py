@@ -1,0 +1,56 @@
+"""`rewardserve rules [--config-file PLAN] > tripwires.yml`: print the trip wires as alert rules of Prometheus."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tomllib
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from rewardserve.arguments import USAGE_ERROR, Parser
+from rewardserve.model.text.printable import printable
+from rewardserve.model.text.text_files import decoded
+from rewardserve.service.tripwires.config import WireConfig, WireConfigError, parse_wire_config
+from rewardserve.service.tripwires.prometheus import ENOUGH_SAMPLES, WINDOWS, Windows, seconds_of, text_of
+
+PROGRAM = "rewardserve rules"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the rules. Return the exit code."""
+    parser = Parser(PROGRAM, "Print the trip wires as alert rules of Prometheus, with the thresholds of the server.")
+    parser.add_argument("--config-file", type=Path, help="as REWARD_TRIPWIRES__CONFIG_FILE")
+    parser.add_argument(
+        "--windows", nargs="+", type=_span, default=WINDOWS, help="spans of time, the shortest first, as 2m 15m 2h"
+    )
+    parser.add_argument("--samples", type=_count, default=ENOUGH_SAMPLES, help="enough samples for a window")
+    given = parser.parse_args(arguments)
+    lengths = [seconds_of(span) for span in given.windows]
+    if any(shorter >= longer for shorter, longer in pairwise(lengths)):
+        parser.error(f"--windows are {' '.join(given.windows)}: each must be longer than the one before")
+    try:
+        plan = (
+            parse_wire_config(tomllib.loads(decoded(given.config_file.read_bytes())))
+            if given.config_file
+            else WireConfig()
+        )
+    except (OSError, ValueError, WireConfigError) as error:
+        print(printable(f"{PROGRAM}: {given.config_file}: {error}"), file=sys.stderr)
+        return USAGE_ERROR
+    print(text_of(plan, Windows(tuple(given.windows), given.samples)), end="")
+    return 0
+
+
+def _span(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]{0,5}[smh]", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no span: write a whole number and s, m or h, as 15m")
+    return text
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"0*[1-9][0-9]{0,11}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
+    return int(text)

@@ -1,0 +1,97 @@
+"""`rewardserve score INPUT OUTPUT`: score a file without HTTP, by the same stages as the server.
+
+Exit codes: 0 every line has a score, 1 no model, 2 wrong settings or files, 3 some lines have an error, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pydantic_settings import SettingsError
+
+from rewardserve.arguments import USAGE_ERROR
+from rewardserve.model.backends import LoadError
+from rewardserve.model.calibration import CalibrationError
+from rewardserve.model.resource_errors import in_words
+from rewardserve.model.reward import PipelineError
+from rewardserve.model.traits import LexiconError
+from rewardserve.service.cli.options import complain, complain_of_model, from_command_line
+from rewardserve.service.errors import RequestRefused
+from rewardserve.service.models import runtime as engines
+from rewardserve.service.observability import logs
+from rewardserve.service.offline.input_file import NotContinuable, count_lines
+from rewardserve.service.offline.output_file import Marks, Output
+from rewardserve.service.offline.score_file import score_file
+from rewardserve.service.settings import ScoreSettings
+
+PROGRAM = "rewardserve score"
+FAILED = 1
+SOME_FAILED = 3
+INTERRUPTED = 130
+FIRST = ("model", "device", "dtype", "max_input_tokens", "truncation")
+"""The settings that a first call needs."""
+
+
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Score the file, and end the process with the exit code."""
+    settings = from_command_line(ScoreSettings, PROGRAM, arguments, FIRST)
+    code = run(settings)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a forward that is running cannot be interrupted, and Python would wait for its thread
+
+
+def run(settings: ScoreSettings) -> int:
+    """Score the file. The exit code."""
+    logs.configure(settings.log_level, settings.log_format)
+    try:
+        n_lines = count_lines(settings.input, settings.output)
+        out = Output(settings.output)
+        with contextlib.closing(out):
+            loaded, pipeline = engines.load_model(settings)
+            if settings.deterministic:
+                engines.measure_noise(settings, loaded)
+            out.resume(Marks.of(loaded, pipeline, settings), settings.input)
+            asyncio.run(score_file(settings, loaded, pipeline, out, n_lines))
+        say_summary(out)
+        return SOME_FAILED if out.failed else 0
+    except (LoadError, PipelineError, CalibrationError) as error:
+        complain_of_model(PROGRAM, error)
+        return FAILED
+    except RequestRefused as error:
+        complain(PROGRAM, [error.message, f"Run the same command again to continue {settings.output}."])
+        return FAILED
+    except (NotContinuable, SettingsError, LexiconError) as error:
+        complain(PROGRAM, [str(error)])
+        return USAGE_ERROR
+    except OSError as error:
+        if error.filename is None:
+            complain(PROGRAM, [f"{in_words(error) or error.strerror}."])
+            return FAILED
+        again = f" Complete lines are kept: run the same command again to continue {settings.output}."
+        complain(
+            PROGRAM, [f"{error.filename}: {error.strerror}." + again * (error.errno in (errno.ENOSPC, errno.EDQUOT))]
+        )
+        return USAGE_ERROR
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        complain(PROGRAM, [f"interrupted. Run the same command again to continue {settings.output}."])
+        return INTERRUPTED
+
+
+def say_summary(out: Output) -> None:
+    """How many lines have a score, and what became of the others."""
+    n_failed = out.failed.total()
+    reasons = ", ".join(f"{code} {n}" for code, n in sorted(out.failed.items()))
+    complain(
+        PROGRAM,
+        [
+            f"{out.n_done} lines: {out.n_done - n_failed} scored, {n_failed} without a score"
+            + f" ({reasons})" * bool(reasons)
+        ],
+    )

@@ -1,0 +1,95 @@
+"""Read samples from a file, a line each, with a digest of the lines so far."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+from rewardserve.model.text.text_files import wide_encoding
+from rewardserve.service.api import body
+from rewardserve.service.api.schemas import SampleIn
+from rewardserve.service.errors import Failure, RequestRefused
+
+WINDOW = 512
+"""Lines that are sorted by length together."""
+_STANDARD = "-"
+"""What programs call standard input and output."""
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+class NotContinuable(Exception):
+    """OUTPUT is there and cannot be continued with this model or this input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of input: a sample with its id, or why it is none. `input_digest`: of all lines up to this one."""
+
+    sample_id: str
+    sample: SampleIn | None
+    failure: Failure | None = None
+    input_digest: str = ""
+
+
+class InputDigest:
+    """SHA-256 of the lines of INPUT up to here, without their line endings."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+
+    def add(self, line: bytes) -> None:
+        """One more line."""
+        self._sha256.update(line.rstrip(b"\r\n") + b"\n")
+
+    @property
+    def hex(self) -> str:
+        """As a line of OUTPUT has it."""
+        return self._sha256.hexdigest()
+
+
+def count_lines(source: Path, target: Path) -> int:
+    """The lines of INPUT. Raise `NotContinuable` where it is no text that can be read twice, `OSError` where it is not there."""
+    for argument, path in (("INPUT", source), ("OUTPUT", target)):
+        if str(path) == _STANDARD:
+            raise NotContinuable(
+                f"{argument} is -, and standard input and output cannot be read twice, as resuming needs: name a file."
+            )
+    if not stat.S_ISREG(source.stat().st_mode):
+        raise NotContinuable(f"{source} is no regular file, and INPUT is read twice: write it to a file first.")
+    if target.exists() and source.samefile(target):
+        raise NotContinuable(f"{source} is both INPUT and OUTPUT; name another file for the results.")
+    with source.open("rb") as lines:
+        start = lines.peek(4)
+        if start.startswith(_GZIP_MAGIC):
+            raise NotContinuable(f"{source} is gzipped; decompress it first.")
+        if (name := wide_encoding(start)) is not None:
+            raise NotContinuable(f"{source} is {name}; convert it to UTF-8 (iconv -f {name.lower()} -t utf-8).")
+        return sum(1 for _ in lines)
+
+
+def read_line(number: int, text: bytes) -> Line:
+    """One line of input; its default id is its number, counted from 0."""
+    try:
+        sample = body.check(body.parse(text), SampleIn)
+    except RequestRefused as error:
+        return Line(str(number), None, Failure.of(error))
+    return Line(str(number) if sample.id is None else sample.id, sample)
+
+
+def windows(source: BinaryIO, n_done: int) -> Iterator[list[Line]]:
+    digest = InputDigest()
+    for text in islice(source, n_done):
+        digest.add(text)
+    numbered = enumerate(source, n_done)
+    while window := [_digested(read_line(number, text), text, digest) for number, text in islice(numbered, WINDOW)]:
+        yield window
+
+
+def _digested(line: Line, text: bytes, digest: InputDigest) -> Line:
+    digest.add(text)
+    return replace(line, input_digest=digest.hex)

@@ -1,0 +1,165 @@
+"""Write results to a file that can be continued after an interruption, by one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rewardserve.model.backends import LoadedModel
+from rewardserve.model.reward import Pipeline
+from rewardserve.service.offline.input_file import InputDigest, NotContinuable
+from rewardserve.service.settings import ModelSettings
+
+_PROGRAM = "rewardserve score"
+_LINE_START = b'{"id":'
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Who made a line: equal marks mean that two scores may stand in one file.
+
+    `settings` is a digest of what changes a score and is no part of contract or pipeline: limits, numerics, a broken contract.
+    """
+
+    model: str
+    contract: str
+    calibration: str | None
+    pipeline: str
+    settings: str
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, pipeline: Pipeline, settings: ModelSettings) -> Marks:
+        """The marks of a loaded model and its settings."""
+        calibration = loaded.calibration.digest if loaded.calibration else None
+        identity = loaded.identity
+        others = [
+            identity.backend, identity.engine, identity.dtype, identity.device.partition(":")[0], identity.matmul_precision,
+            identity.max_tokens, settings.truncation, settings.deterministic, [str(each) for each in loaded.report.breaches],
+        ]  # fmt: skip
+        digest = "sha256:" + hashlib.sha256(json.dumps(others).encode()).hexdigest()
+        return cls(identity.name, loaded.contract.digest, calibration, pipeline.digest, digest)
+
+    def as_json(self) -> dict[str, Any]:
+        """The field `scored_by` of a line."""
+        return {
+            "model": self.model,
+            "contract": self.contract,
+            "calibration": self.calibration,
+            "pipeline": self.pipeline,
+            "settings": self.settings,
+        }
+
+
+class Output:
+    """OUTPUT: locked against a second process, as long as this object lives, whatever ends the process; only complete lines stay.
+
+    `n_done` lines were there, `failed` of them without a score.
+    """
+
+    def __init__(self, target: Path) -> None:
+        """Raise `NotContinuable` for what is no file of ours alone, `OSError` where it cannot be opened."""
+        self._target = target
+        # Not blocking: a pipe has no reader to wait for.
+        self._descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        self.n_done = self._end = 0
+        self.failed: Counter[str] = Counter()
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            raise NotContinuable(f"{target} is no regular file; name another one.")
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NotContinuable(
+                f"{target} is being written by another {_PROGRAM}; wait for it, or name another file."
+            ) from None
+
+    def resume(self, marks: Marks, source: Path) -> None:
+        """Count the complete lines and cut off a half-written last one. Raise `NotContinuable`, touching nothing."""
+        n_done, end, half = 0, 0, b""
+        digest, last = InputDigest(), None
+        failed: Counter[str] = Counter()
+        with self._target.open("rb") as out, source.open("rb") as lines:
+            for line in out:
+                if not line.endswith(b"\n"):
+                    half = line
+                    break
+                last = _written(self._target, n_done + 1, line)
+                text = next(lines, None)
+                if text is None:
+                    raise NotContinuable(
+                        f"{self._target} belongs to another input: {source} has {n_done} lines, of which more were scored: lines "
+                        "were taken away. Name another file, or delete it."
+                    )
+                digest.add(text)
+                if last["input_digest"] != digest.hex:
+                    raise NotContinuable(
+                        f"{self._target} belongs to another input: line {n_done + 1} of {source} is not the one that was scored. "
+                        "Name another file, or delete it."
+                    )
+                failed.update([last["error"]["code"]] if last["error"] else [])
+                n_done, end = n_done + 1, end + len(line)
+        if last is not None:
+            _check_marks(self._target, last["scored_by"], marks)
+        elif not half.startswith(_LINE_START[: len(half)]):
+            raise NotContinuable(f"{self._target} was not written by {_PROGRAM}; name another file.")
+        os.ftruncate(self._descriptor, end)
+        self.n_done, self._end, self.failed = n_done, end, failed
+
+    def append(self, lines: bytes) -> None:
+        """Write complete lines. Raise `OSError`; then none of what failed is left half there."""
+        os.lseek(self._descriptor, self._end, os.SEEK_SET)
+        rest = memoryview(lines)
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError as error:
+            whole = lines[: len(lines) - len(rest)].rpartition(b"\n")
+            self._end += len(whole[0]) + len(whole[1])
+            os.ftruncate(self._descriptor, self._end)
+            raise OSError(error.errno, error.strerror, str(self._target)) from None
+        self._end += len(lines)
+
+    def close(self) -> None:
+        """Let go of the lock, with all lines on the disk."""
+        with contextlib.suppress(OSError):
+            os.fsync(self._descriptor)
+        os.close(self._descriptor)
+
+
+def _written(target: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        done: dict[str, Any] = json.loads(line)
+        reward, error = done["reward"], done["error"]
+        is_whole = (
+            isinstance(done["id"], str)
+            and isinstance(done["scored_by"], dict)
+            and isinstance(done["input_digest"], str)
+        )
+        is_scored = error is None and type(reward) in (int, float) and math.isfinite(reward)
+        is_failed = reward is None and isinstance(error, dict) and isinstance(error["code"], str)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        is_whole = is_scored = is_failed = False
+    if not (is_whole and (is_scored or is_failed)):
+        raise NotContinuable(
+            f"line {number} of {target} was not written by {_PROGRAM}, or was changed: it has no id, reward or error of ours. "
+            "Name another file, or delete it."
+        )
+    return done
+
+
+def _check_marks(target: Path, made_by: Any, marks: Marks) -> None:
+    now = marks.as_json()
+    if made_by == now:
+        return
+    changed = sorted(name for name in now if not isinstance(made_by, dict) or made_by.get(name) != now[name])
+    raise NotContinuable(
+        f"{target} was scored by another model or other settings ({', '.join(changed)}); name another file, or delete it."
+    )

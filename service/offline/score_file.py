@@ -1,0 +1,126 @@
+"""Score samples from a file with a loaded model, in windows that are encoded while others are computed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import signal
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rewardserve.model.backends import LoadedModel
+from rewardserve.model.conversation import Sample, SampleError
+from rewardserve.model.reward import Pipeline
+from rewardserve.service.admission import Admission
+from rewardserve.service.api.replies import result
+from rewardserve.service.api.schemas import to_sample
+from rewardserve.service.clock import MonotonicClock
+from rewardserve.service.models import runtime as engines
+from rewardserve.service.models.active_models import Details
+from rewardserve.service.observability.metrics import Metrics
+from rewardserve.service.offline.input_file import WINDOW, Line, windows
+from rewardserve.service.offline.output_file import Marks, Output
+from rewardserve.service.scoring import Scored, Scoring
+from rewardserve.service.settings import ModelSettings, ScoreSettings
+
+T = TypeVar("T")
+
+_WINDOWS_IN_FLIGHT = 2
+"""While one is written and the next is encoded, the scorer has work."""
+
+
+async def score_file(
+    settings: ScoreSettings, loaded: LoadedModel, pipeline: Pipeline, out: Output, n_lines: int
+) -> None:
+    """Append a result for every line of INPUT that has none yet. Raise `OSError`, `RequestRefused` or `CancelledError`."""
+    main_task = asyncio.current_task()
+    if main_task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main_task.cancel)
+    details = Details.of(loaded, pipeline)
+    scored_by = Marks.of(loaded, pipeline, settings).as_json()
+    async with open_scoring(settings, loaded, pipeline) as scoring:
+
+        async def score(lines: list[Line]) -> list[Scored]:
+            return await _score_lines(scoring, lines)
+
+        with settings.input.open("rb") as source, progress_bar() as progress:
+            bar = progress.add_task("scoring", total=n_lines, completed=out.n_done)
+            async for lines, results in _in_order(score, windows(source, out.n_done)):
+                rows = [
+                    {
+                        **result(line.sample_id, scored, details),
+                        "input_digest": line.input_digest,
+                        "scored_by": scored_by,
+                    }
+                    for line, scored in zip(lines, results, strict=True)
+                ]
+                texts = [json.dumps(row, allow_nan=False, separators=(",", ":")) + "\n" for row in rows]
+                out.append("".join(texts).encode())
+                out.n_done += len(lines)
+                out.failed.update(scored.failure.code for scored in results if scored.failure is not None)
+                progress.advance(bar, len(lines))
+
+
+@asynccontextmanager
+async def open_scoring(settings: ModelSettings, loaded: LoadedModel, pipeline: Pipeline) -> AsyncIterator[Scoring]:
+    """Run a loaded model without HTTP. It is stopped after a block that raised nothing; else the process is about to end."""
+    clock = MonotonicClock()
+    n_in_flight = WINDOW * _WINDOWS_IN_FLIGHT
+    admission = Admission(n_in_flight, n_in_flight * loaded.identity.max_tokens, clock)
+    commons = engines.build_commons(settings, admission, Metrics(), clock)
+    engine = engines.build_engine(commons, engines.Prepared(loaded, pipeline), version=1)
+    yield engine.scoring
+    await engine.stop()
+    await commons.close()
+
+
+async def score_samples(
+    scoring: Scoring, samples: Sequence[Sample | SampleError], advance: Callable[[int], None]
+) -> list[Scored]:
+    """Score samples in their order; `advance` is called with the number of those just scored."""
+
+    async def score(window: list[Sample | SampleError]) -> list[Scored]:
+        return await scoring.score(window, math.inf)
+
+    found: list[Scored] = []
+    cuts = (list(samples[at : at + WINDOW]) for at in range(0, len(samples), WINDOW))
+    async for window, results in _in_order(score, cuts):
+        found += results
+        advance(len(window))
+    return found
+
+
+async def _in_order(
+    score: Callable[[list[T]], Coroutine[Any, Any, list[Scored]]], cuts: Iterator[list[T]]
+) -> AsyncIterator[tuple[list[T], list[Scored]]]:
+    """Windows with their results, in order, with the next one already on its way."""
+    running: deque[tuple[list[T], asyncio.Task[list[Scored]]]] = deque()
+    try:
+        while True:
+            while len(running) < _WINDOWS_IN_FLIGHT and (window := next(cuts, None)):
+                running.append((window, asyncio.create_task(score(window))))
+            if not running:
+                return
+            window, task = running.popleft()
+            yield window, await task
+    finally:
+        for _, task in running:
+            task.cancel()
+
+
+async def _score_lines(scoring: Scoring, lines: list[Line]) -> list[Scored]:
+    asked = [to_sample(line.sample) for line in lines if line.sample is not None]
+    scored = iter(await scoring.score(asked, math.inf) if asked else [])
+    return [Scored(failure=line.failure) if line.sample is None else next(scored) for line in lines]
+
+
+def progress_bar() -> Progress:
+    """A bar on stderr."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=Console(stderr=True))

@@ -1,0 +1,202 @@
+"""The command `rewardserve`: its subcommands, its help, and errors of usage in two lines."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from rewardserve import cli
+from rewardserve.service.cli.options import from_command_line, options_of
+from rewardserve.service.settings import ServeSettings
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = [command for group in cli.COMMANDS.values() for command in group]
+NAMES = [command.name for command in COMMANDS]
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before():
+    """The module of `serve` takes signals when it is imported, for a process that is to be a server."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def run(*arguments):
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def usage_error(capsys):
+    def of(*arguments):
+        with pytest.raises(SystemExit) as end:
+            cli.main(arguments)
+        assert end.value.code == 2
+        return capsys.readouterr().err.splitlines()
+
+    return of
+
+
+def test_the_help_has_a_line_for_each_subcommand(capsys):
+    assert cli.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines() if line.startswith("  ")] == NAMES
+    assert len(said.splitlines()) < 30
+    assert max(map(len, said.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["help"]])
+def test_the_help_is_what_is_printed_without_a_subcommand(capsys, arguments):
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.startswith("usage: rewardserve COMMAND")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["version"], ["keys", "--help"]])
+def test_help_and_version_import_no_large_library(arguments):
+    """A second and more would pass before the first line."""
+    program = (
+        "import sys; from rewardserve.cli import main\n"
+        f"try: main({arguments})\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'transformers', 'numpy', 'fastapi', 'pydantic') if m in sys.modules])"
+    )
+    code, said, _ = run("-c", program)
+    assert (code, said.splitlines()[-1]) == (0, "[]")
+
+
+def test_the_version_is_that_of_the_distribution(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"rewardserve {version('rewardserve')}\n"
+    assert cli.main(["version"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"rewardserve {version('rewardserve')}"
+    assert f"torch {version('torch')}" in said
+
+
+def test_the_package_runs_as_a_module():
+    assert run("-m", "rewardserve", "--version") == (0, f"rewardserve {version('rewardserve')}\n", "")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=NAMES)
+def test_a_subcommand_leads_to_a_function(command):
+    module, _, function = command.target.partition(":")
+    assert callable(getattr(import_module(module), function))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "version"])
+def test_a_subcommand_has_a_help_under_its_own_name(name):
+    code, said, _ = run("-m", "rewardserve", name, "--help")
+    assert code == 0
+    assert said.startswith(f"usage: rewardserve {name} ")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("sevre", "serve"), ("evalaute", "evaluate"), ("honeypot", "honeypots")],
+)
+def test_a_misspelt_subcommand_suggests_the_nearest(usage_error, typed, meant):
+    assert usage_error(typed) == [
+        f"rewardserve: there is no subcommand {typed!r}; did you mean {meant}?", "See rewardserve --help."
+    ]  # fmt: skip
+
+
+def test_a_word_like_no_subcommand_suggests_none(usage_error):
+    assert usage_error("xyzzy")[0] == "rewardserve: there is no subcommand 'xyzzy'"
+
+
+def test_an_option_before_the_subcommand_is_refused(usage_error):
+    assert usage_error("--port=1", "serve")[0] == "rewardserve: the subcommand comes first, not --port=1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["serve", "--prot=1"], "unrecognized arguments: --prot=1; did you mean --port?"),
+        (["serve", "--model", "x"], "give MODEL without an option name"),
+        (["serve", "a", "b"], "unrecognized arguments: b"),
+        (["score", "in"], "the following arguments are required: OUTPUT"),
+        (["check", "--allow"], "unrecognized arguments: --allow"),
+        (["train"], "the following arguments are required: --config"),
+        (["train", "--config=r", "--checkpoint=c"], "unrecognized arguments: --checkpoint=c"),
+        (["export"], "the following arguments are required: CHECKPOINT"),
+        (["keys", "name"], "the following arguments are required"),
+        (["rules", "--windows", "5"], "'5' is no span"),
+        (["honeypots"], "the following arguments are required: KEY_FILE"),
+    ],
+)
+def test_an_error_of_usage_is_two_lines_that_name_the_help(usage_error, arguments, words):
+    first, second = usage_error(*arguments)
+    assert first.startswith(f"rewardserve {arguments[0]}: ")
+    assert words in first
+    assert second == f"See rewardserve {arguments[0]} --help."
+
+
+def test_version_takes_no_arguments(usage_error):
+    assert usage_error("version", "x")[0] == "rewardserve: version takes no arguments"
+
+
+# -- the settings of the server ------------------------------------------------------------------------------------------
+
+FIRST = ["MODEL", "--host", "--port", "--device", "--dtype", "--keys-file", "--webhook-url"]
+
+
+def printed(capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["serve", *arguments])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_help_of_serve_has_seven_settings_with_their_variables(capsys):
+    said = printed(capsys, "--help")
+    heads = re.findall(r"^  (\S+)(?: \S+)?  (REWARD_\w+)$", said, re.MULTILINE)
+    assert [name for name, _ in heads] == FIRST
+    assert heads[0] == ("MODEL", "REWARD_MODEL")
+    assert heads[5] == ("--keys-file", "REWARD_KEYS_FILE")
+    assert len(said.splitlines()) < 30
+    assert f"has {len(list(options_of(ServeSettings))) - 7} more settings" in said
+
+
+def test_all_settings_have_a_line_with_their_variable_and_default(capsys):
+    said = printed(capsys, "--help-all")
+    assert "  --port N  REWARD_PORT\n      bind port; 0: a free one [8000]\n" in said
+    assert "  --batching.linger-ms X  REWARD_BATCHING__LINGER_MS\n" in said
+    assert "  --dtype auto|float32|bfloat16|float16  REWARD_DTYPE\n      of the network's weights [auto]\n" in said
+    assert "  --normalize on|off  REWARD_NORMALIZE\n" in said
+    assert "  --combine.weights JSON  REWARD_COMBINE__WEIGHTS\n" in said
+
+    def leaves(settings, path=()):
+        for name, field in settings.model_fields.items():
+            if hasattr(field.annotation, "model_fields"):
+                yield from leaves(field.annotation, (*path, name))
+            else:
+                yield "REWARD_" + "__".join((*path, name)).upper()
+
+    assert sorted(re.findall(r"^  \S+.*  (REWARD_\w+)$", said, re.MULTILINE)) == sorted(leaves(ServeSettings))
+
+
+def test_a_help_that_is_read_only_in_part_ends_without_a_traceback():
+    program = f"{sys.executable} -u -m rewardserve serve --help-all | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.splitlines() == ["usage: rewardserve serve [MODEL] [SETTINGS]", "0"]
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["/models/a", "--port=1"], ["--port", "1", "/models/a"], ["--port=1", "/models/a", "--dtype=auto"]]
+)
+def test_the_model_is_an_argument_wherever_it_stands(monkeypatch, arguments):
+    monkeypatch.setenv("REWARD_MODEL", "/models/b")
+    assert from_command_line(ServeSettings, "rewardserve serve", []).model == "/models/b"
+    settings = from_command_line(ServeSettings, "rewardserve serve", arguments)
+    assert (settings.model, settings.port) == ("/models/a", 1)
