@@ -60,6 +60,7 @@ def facts() -> dict[str, str | int | float]:
     """What a reader of the figures must know. `load` is how busy the machine was before: others make figures noisy."""
     return {
         "cpu": _cpu_name(),
+        "instructions": _instructions(),
         "cores": os.cpu_count() or 0,
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
@@ -81,9 +82,20 @@ def spread(n: int, most: int) -> list[int]:
 
 
 def _cpu_name() -> str:
+    return _cpu_field("model name") or platform.processor() or platform.machine()
+
+
+def _instructions() -> str:
+    """The widest instructions of the CPU that matter to a matrix product."""
+    flags = _cpu_field("flags").split()
+    known = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2"}
+    return next((name for flag, name in known.items() if flag in flags), "others")
+
+
+def _cpu_field(name: str) -> str:
+    """Of the first processor in the kernel's list; empty where there is none."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
 def _version(package: str) -> str:

@@ -111,12 +111,12 @@ def run(kind: Kind, seed: int, *, steps: int = STEPS, flags: Sequence[str] = ())
 
         trained = train(started.base, started.models, reward_of, steps, seed=seed, kl_coefficient=kind.kl)
         gold, kl = zip(*[(float(step.gold_B.mean()), step.kl) for step in trained], strict=True)
-        trainer.hear_the_rest()
+        trainer.wait_for_page()
     return outcome(
         kind,
         seed,
         Curves(gold, trainer.levels, kl),
-        [Tripped(heard.alert["wire"], heard.alert["severity"], heard.step) for heard in receiver.heard],
+        trainer.alerts(),
         trainer.over,
         samples=trainer.n_samples,
         requests=trainer.n_requests,
@@ -139,6 +139,7 @@ class Trainer:
         self._http = http
         self._name = name
         self._receiver = receiver
+        self._tripped: dict[str, Tripped] = {}
         self._step = 0
 
     def rewards_B(self, responses: Responses, expected: Sequence[float]) -> FloatArray:
@@ -153,24 +154,33 @@ class Trainer:
         self.n_samples += len(samples)
         self.n_requests += len(parts)
         self._step += 1
-        self._look_at_page()
+        self._look()
         return rewards_B
 
-    def hear_the_rest(self) -> None:
-        """Wait until the webhook has told of every alert that the server's own page shows. TimeoutError if it does not."""
+    def wait_for_page(self) -> None:
+        """Wait until the webhook has delivered a page, if `GET /tripwires` shows one. TimeoutError if it does not come."""
         deadline = time.monotonic() + PATIENCE_S
-        tripped = self._tripwires()["runs"][self._name]["tripped"]
-        wanted = {alert["wire"] for alert in tripped if alert["severity"] != "note"}
-        while missing := wanted - {heard.alert["wire"] for heard in self._receiver.heard}:
+        self._look()
+        while any(alert.severity == "page" for alert in self._tripped.values()) and not self._receiver.paged:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self._name}: nobody was told of {', '.join(sorted(missing))}")
+                raise TimeoutError(f"{self._name}: the page of {', '.join(sorted(self._tripped))} was not delivered")
             time.sleep(_PAUSE_S)
-        self._look_at_page()
+        self._look()
 
-    def _look_at_page(self) -> None:
-        """When the first page has come: what is over its threshold."""
+    def alerts(self) -> list[Tripped]:
+        """Warnings at the step after which `GET /tripwires` showed them, pages at the step at which the webhook delivered them."""
+        pages = [h for h in self._receiver.heard if h.alert["severity"] == "page"]
+        return [alert for alert in self._tripped.values() if alert.severity != "page"] + [
+            Tripped(heard.alert["wire"], "page", heard.step) for heard in pages
+        ]
+
+    def _look(self) -> None:
+        """Note new alerts: one notification is sent for a run and cause, so the webhook does not name every wire."""
+        page = self._tripwires()
+        for alert in page["runs"].get(self._name, {"tripped": ()})["tripped"]:
+            self._tripped.setdefault(alert["wire"], Tripped(alert["wire"], alert["severity"], self._receiver.step))
         if self._receiver.paged and not self.over:
-            self.over = over_threshold(self._tripwires(), self._name)
+            self.over = over_threshold(page, self._name)
 
     def _ask(self, samples: Sequence[Mapping[str, str]]) -> list[float]:
         body = {"run": self._name, "step": self._step, "samples": samples}

@@ -114,6 +114,22 @@ def test_what_is_over_its_threshold_is_asked_for_when_the_page_comes(responses, 
     assert trainer.over == over_threshold(PAGE, "ppo") == ("length_high",)
 
 
+def test_warnings_come_from_the_page_and_the_page_from_the_webhook(responses, receiver, monkeypatch):
+    """The server sends one notification a run and cause, so the webhook names neither every wire nor their steps."""
+    shown = [{"wire": "length_high", "severity": "warn"}]
+    monkeypatch.setitem(PAGE["runs"]["ppo"], "tripped", shown)
+    trainer = trainer_of(Fake(), receiver)
+    trainer.rewards_B(responses, np.zeros(128))
+    shown.append({"wire": "vote", "severity": "page"})
+    trainer.rewards_B(responses, np.zeros(128))
+    monkeypatch.setattr("gym.over_http.PATIENCE_S", 0.1)
+    with pytest.raises(TimeoutError, match="vote"):
+        trainer.wait_for_page()
+    receiver.heard.append(Heard(1, {"wire": "vote", "severity": "page"}))
+    trainer.wait_for_page()
+    assert trainer.alerts() == [("length_high", "warn", 0), ("vote", "page", 1)]
+
+
 def test_an_alarm_belongs_to_the_step_at_which_it_arrived(receiver):
     for step in (3, 8):
         receiver.step = step
