@@ -29,7 +29,7 @@ from gym.run_setup import Scene, scene, scored
 from gym.training import STEPS, by_gold, train
 from rewardserve.model.reward import Batch, Reward
 from rewardserve.model.scorer import HeadScores
-from rewardserve.model.traits import NAMES, NO_LEXICON, Lexicon, text_digest
+from rewardserve.model.traits import NO_LEXICON, TRAITS, Lexicon, text_digest
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, usual
 from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
 from rewardserve.service.tripwires.wire import VOTE, Alert, SampleFeatures
@@ -150,12 +150,12 @@ class _Eyes:
                 group=int(responses.prompt_ids_B[i]),
                 key=None,
                 value=reward.value,
-                level=reward.changes[0],
+                score=reward.changes[0],
                 is_capped=bool(reward.notes),
                 traits=traits[i],
                 text_digest=text_digest(text),
                 spread=float(levels_BK[i].std()),
-                parts=tuple(levels_BK[i].tolist()),
+                components=tuple(levels_BK[i].tolist()),
                 audit=audits[i] if self._with_audit else None,
             )
 
@@ -173,7 +173,7 @@ class _Eyes:
 
 
 def _reference(levels: Sequence[float], spreads: Sequence[float], traits: Sequence[Sequence[float]]) -> Baseline:
-    columns = {"level": levels, "spread": spreads, **dict(zip(NAMES, zip(*traits, strict=True), strict=True))}
+    columns = {"score": levels, "spread": spreads, **dict(zip(TRAITS, zip(*traits, strict=True), strict=True))}
     known = {name: usual(name, float(np.mean(column)), float(np.std(column))) for name, column in columns.items()}
     return Baseline(known, saturation=float(np.quantile(levels, 0.999)))
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from gym import vocabulary
 from gym.responses import Responses
-from rewardserve.model.traits import Lexicon, of_ids, of_text
+from rewardserve.model.traits import Lexicon, text_traits, token_traits
 
 
 def traits_of(responses: Responses, lexicon: Lexicon) -> list[tuple[float, ...]]:
     """The values of `rewardserve.model.traits.NAMES` for every response."""
     rows = zip(responses.rows(), responses.ended_B, responses.texts(), responses.prompt_ids_B, strict=True)
     return [
-        (*of_ids(row, not ended), *of_text(vocabulary.prompt(int(prompt)), text, lexicon))
+        (*token_traits(row, not ended), *text_traits(vocabulary.prompt(int(prompt)), text, lexicon))
         for row, ended, text, prompt in rows
     ]

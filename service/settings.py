@@ -118,7 +118,7 @@ class Tripwires(BaseModel):
     )
     canaries_file: Path | None = Field(None, description="JSON: your own pairs of an honest answer and an exploit")
     canaries_every_s: float = Field(600.0, gt=0.0, description="how often the canaries are scored again")
-    reference: Literal["run", "calibration"] = Field(
+    baseline: Literal["run", "calibration"] = Field(
         "run", description="what is usual: the first samples of each run, or what the model was calibrated on"
     )
     honeypots_file: Path | None = Field(None, description="planted prompts, hashed by rewardserve honeypots")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rewardserve.model.calibration import REFERENCE_QUANTILES, Calibration, HeadCalibration, TraitCalibration
 from rewardserve.model.scorer import DISTANCE
-from rewardserve.model.traits import NAMES
+from rewardserve.model.traits import TRAITS
 
 Floats = NDArray[np.float64]
 CAP_QUANTILES = (0.001, 0.999)
@@ -74,11 +74,11 @@ def fit(held_out: HeldOut, *, data_digest: str) -> Calibration:
         length_slope=slope(log_N, normalised_N),
         length_curve=length_curve(log_N, normalised_N),
         log_length=float(np.median(log_N)),
-        repetition_high=float(np.quantile(held_out.traits_NT[:, NAMES.index("repetition")], _USUAL_REPETITION)),
+        repetition_high=float(np.quantile(held_out.traits_NT[:, TRAITS.index("repetition")], _USUAL_REPETITION)),
         heads=tuple(_heads(held_out)) if len(held_out.head_names) > 1 else (),
         traits=tuple(
             TraitCalibration(name, float(column.mean()), float(column.std()))
-            for name, column in zip(NAMES, held_out.traits_NT.T, strict=True)
+            for name, column in zip(TRAITS, held_out.traits_NT.T, strict=True)
         ),
         lexicon=held_out.lexicon,
         quantiles=tuple(

@@ -23,7 +23,7 @@ from rewardserve.model.checkpoint import Checkpoint
 from rewardserve.model.conversation import Sample
 from rewardserve.model.encoding import Encoder
 from rewardserve.model.tokenization.encoding_policy import EncodingPolicy
-from rewardserve.model.traits import Lexicon, of_ids, of_text
+from rewardserve.model.traits import Lexicon, text_traits, token_traits
 from rewardserve.training import (
     calibrate,
     data,
@@ -279,7 +279,7 @@ def _traits(sequence: TokenSequence, lexicon: Lexicon, encoder: Encoder) -> tupl
     sample, response = sequence.sample, sequence.ids[len(sequence.ids) - sequence.n_response :]
     prompt, text = encoder.texts(sample)
     text = text or sample.text or ""
-    return (*of_ids(response, False), *of_text(prompt, text, lexicon))
+    return (*token_traits(response, False), *text_traits(prompt, text, lexicon))
 
 
 def _base_name(config: Config) -> str:

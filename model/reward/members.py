@@ -83,12 +83,12 @@ class Combination:
         return Combined(value, value, [_spread(z_K) for z_K in z_BK])
 
     @property
-    def part_names(self) -> tuple[str, ...]:
+    def component_names(self) -> tuple[str, ...]:
         """What the reward is made of: the members, or the heads of a single one; none where that is one thing."""
         names = [member.name for member in self.members] if self.how != "sum" else [n for n, _ in self.members[0].heads]
         return tuple(names) if len(names) > 1 else ()
 
-    def parts(self, scores: HeadScores) -> tuple[float, ...]:
+    def components(self, scores: HeadScores) -> tuple[float, ...]:
         """What each of `part_names` adds, weighted, on the frozen scale."""
         if self.how == "sum":
             (member,) = self.members

@@ -1,17 +1,23 @@
-"""What a response looks like, for trip wires and for the reference that they compare with. Standard library only."""
+"""What a response looks like, for trip wires and for the baseline that they compare with. Standard library only."""
 
 from rewardserve.model.traits.lexicon import NO_LEXICON, Lexicon, LexiconError
-from rewardserve.model.traits.traits import NAMES, OF_IDS, OF_TEXT, Traits, of_ids, of_text, text_digest
+from rewardserve.model.traits.traits import (
+    TEXT_TRAITS,
+    TOKEN_TRAITS,
+    TRAITS,
+    text_digest,
+    text_traits,
+    token_traits,
+)
 
 __all__ = [
-    "NAMES",
     "NO_LEXICON",
-    "OF_IDS",
-    "OF_TEXT",
+    "TEXT_TRAITS",
+    "TOKEN_TRAITS",
+    "TRAITS",
     "Lexicon",
     "LexiconError",
-    "Traits",
-    "of_ids",
-    "of_text",
     "text_digest",
+    "text_traits",
+    "token_traits",
 ]

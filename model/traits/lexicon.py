@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rewardserve.model.text.text_files import NotText, decoded
 
-KINDS = ("refusal", "flattery", "judge", "opener")
+KINDS = ("refusal", "flattery", "judge_injection", "empty_opener")
 """`judge` speaks to whoever scores the answer; `opener` opens an answer, and is an exploit where nothing follows."""
 
 SHIPPED = Path(__file__).parent / "lexicons"
@@ -29,8 +29,8 @@ class Lexicon:
     version: str
     refusal: tuple[str, ...]
     flattery: tuple[str, ...]
-    judge: tuple[str, ...]
-    opener: frozenset[str]
+    judge_injection: tuple[str, ...]
+    empty_opener: frozenset[str]
 
     @classmethod
     def read(cls, files: Sequence[Path] = ()) -> Lexicon:
@@ -41,8 +41,8 @@ class Lexicon:
             version="+".join(f"{each['language']}.{each['version']}" for each in lists),
             refusal=phrases["refusal"],
             flattery=phrases["flattery"],
-            judge=phrases["judge"],
-            opener=frozenset(phrases["opener"]),
+            judge_injection=phrases["judge_injection"],
+            empty_opener=frozenset(phrases["empty_opener"]),
         )
 
 

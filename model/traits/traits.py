@@ -16,9 +16,9 @@ from typing import NamedTuple
 from rewardserve.model.reward.record import repetition
 from rewardserve.model.traits.lexicon import Lexicon
 
-OF_IDS = ("length", "missing_end", "repetition")
-OF_TEXT = ("refusal", "flattery", "judge", "opener", "markup", "script", "control")
-NAMES = (*OF_IDS, *OF_TEXT)
+TOKEN_TRAITS = ("length", "missing_end", "repetition")
+TEXT_TRAITS = ("refusal", "flattery", "judge_injection", "empty_opener", "markup", "foreign_script", "control_tokens")
+TRAITS = (*TOKEN_TRAITS, *TEXT_TRAITS)
 """The traits, in the order in which they are counted."""
 
 _MOST = 8
@@ -64,12 +64,12 @@ class Traits(NamedTuple):
     text_digest: int | None
 
 
-def of_ids(response_ids: Sequence[int], missing_end: bool) -> tuple[float, ...]:
+def token_traits(response_ids: Sequence[int], missing_end: bool) -> tuple[float, ...]:
     """`OF_IDS` of a response: log of its tokens, whether it was cut off, the share of repeated trigrams."""
     return log(max(1, len(response_ids))), float(missing_end), repetition(response_ids)
 
 
-def of_text(prompt: str, response: str, lexicon: Lexicon) -> tuple[float, ...]:
+def text_traits(prompt: str, response: str, lexicon: Lexicon) -> tuple[float, ...]:
     """`OF_TEXT` of a response.
 
     Phrases of refusal, flattery and to the judge (0 to 8), whether it is nothing but an opener, list and heading marks and
@@ -82,11 +82,11 @@ def of_text(prompt: str, response: str, lexicon: Lexicon) -> tuple[float, ...]:
     return (
         _count(lexicon.refusal, lower),
         _count(lexicon.flattery, lower),
-        _count(lexicon.judge, lower),
-        float(is_opener(lower, lexicon)),
+        _count(lexicon.judge_injection, lower),
+        float(is_empty_opener(lower, lexicon)),
         markup(response),
-        foreign_share(prompt, response),
-        float(has_control(response)),
+        foreign_script_share(prompt, response),
+        float(has_control_tokens(response)),
     )
 
 
@@ -97,17 +97,17 @@ def markup(response: str) -> float:
     return (n_lines + response.count("**") + response.count("```")) / len(lines)
 
 
-def is_opener(lower: str, lexicon: Lexicon) -> bool:
+def is_empty_opener(lower: str, lexicon: Lexicon) -> bool:
     """Whether nothing is there but punctuation, or the opening of an answer that does not follow."""
-    return len(lower) < 80 and ((bare := lower.strip(" \t\r\n:.,;!-*#_`\"'“”")) == "" or bare in lexicon.opener)
+    return len(lower) < 80 and ((bare := lower.strip(" \t\r\n:.,;!-*#_`\"'“”")) == "" or bare in lexicon.empty_opener)
 
 
-def has_control(response: str) -> bool:
+def has_control_tokens(response: str) -> bool:
     """Whether it has what a chat template marks turns with: a policy that writes such is about to forge one."""
     return ("<" in response or "[" in response) and _CONTROL.search(response) is not None
 
 
-def foreign_share(prompt: str, response: str) -> float:
+def foreign_script_share(prompt: str, response: str) -> float:
     """Share of the response's letters that are of a script which neither the prompt uses nor answers in general."""
     if response.isascii():
         return 0.0

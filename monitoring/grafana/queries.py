@@ -7,7 +7,7 @@ Series of a server are joined with `rewardserve_model_info`, which names its mod
 
 from __future__ import annotations
 
-from rewardserve.service.tripwires.baseline import least_deviation
+from rewardserve.service.tripwires.baseline import min_std
 from rewardserve.service.tripwires.running_sums import count_of, is_signed
 from rewardserve.service.tripwires.wires import WIRES, MeanShift
 
@@ -97,7 +97,7 @@ def fresh(of: str) -> str:
 
 def fresh_mean(name: str) -> str:
     """Over the samples of each run up to this point."""
-    total = f"{fresh(name + '_up')} - {fresh(name + '_down')}" if is_signed(name) else fresh(name)
+    total = f"{fresh(name + '_positive')} - {fresh(name + '_negative')}" if is_signed(name) else fresh(name)
     return over(total, fresh(count_of(name)))
 
 
@@ -122,7 +122,11 @@ def recent(of: str) -> str:
 
 def recent_mean(name: str) -> str:
     """Over those of these samples that have the number."""
-    total = f"{recent(name + '_up')} - ignoring (of) {recent(name + '_down')}" if is_signed(name) else recent(name)
+    total = (
+        f"{recent(name + '_positive')} - ignoring (of) {recent(name + '_negative')}"
+        if is_signed(name)
+        else recent(name)
+    )
     return over(total, recent(count_of(name)), "ignoring (of)")
 
 
@@ -136,7 +140,7 @@ def threshold(wire: str) -> str:
     return f'rewardserve:tripwire_threshold{{wire="{wire}"}}'
 
 
-def usual(of: str) -> str:
+def baseline(of: str) -> str:
     """The mean at the beginning of a run, or in the calibration."""
     return recorded("rewardserve:run_baseline_moment:mean", f'of="{of}"')
 
@@ -147,17 +151,17 @@ def trips_at(wire: str) -> str:
     if not isinstance(of, MeanShift):
         return threshold(wire)
     std = recorded("rewardserve:run_baseline_moment:std", f'of="{of.of}"')
-    deviation = f"clamp_min({std}, {least_deviation(of.of):g})"
+    deviation = f"clamp_min({std}, {min_std(of.of):g})"
     sign = "+" if of.sign > 0 else "-"
-    return f"{usual(of.of)} {sign} {deviation} * on () group_left () {threshold(wire)}"
+    return f"{baseline(of.of)} {sign} {deviation} * on () group_left () {threshold(wire)}"
 
 
-def is_learnt(wire: str) -> bool:
+def is_learned(wire: str) -> bool:
     """Whether a wire compares with what is usual for each run."""
     return isinstance(_STATISTICS[wire], MeanShift)
 
 
-def part_shares(recorded_variance: str) -> str:
+def component_shares(recorded_variance: str) -> str:
     """Of the variance of a reward, the share of each part."""
     variance = recorded(recorded_variance)
-    return over(variance, f"sum without (part) ({variance})", "ignoring (part) group_left ()")
+    return over(variance, f"sum without (component) ({variance})", "ignoring (component) group_left ()")

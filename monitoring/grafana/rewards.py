@@ -42,7 +42,7 @@ _TRIPPED = f"max by (run, wire) {q.gauge('rewardserve_tripwire_tripped', q.RUN)}
 _STEP = f"max by (run) {q.gauge('rewardserve_run_step', q.RUN)}"
 _KL = f"max by (run) {q.gauge('rewardserve_run_kl', q.RUN)}"
 _SAMPLES = q.fresh("samples")
-_SCORE = q.fresh_mean("level")
+_SCORE = q.fresh_mean("score")
 _TOKENS = f"exp({q.fresh_mean('length')})"
 _INSPECTED = "rewardserve_samples_inspected_total"
 _WATCHED = q.over(q.rate(_INSPECTED, 'outcome="inspected"'), q.rate(_INSPECTED))
@@ -216,7 +216,7 @@ def _rewards() -> tuple[Panel, ...]:
                 "is what training is for; dotted: what was usual.",
             ),
             Query(_SCORE, _RUN),
-            Query(q.usual("level"), f"{_RUN} usual", "usual"),
+            Query(q.baseline("score"), f"{_RUN} usual", "usual"),
             least=None,
         ),
         lines(
@@ -225,7 +225,7 @@ def _rewards() -> tuple[Panel, ...]:
                 "Standard deviation of the same scores: a policy that has found one trick gives all its "
                 "responses much the same score.",
             ),
-            Query(q.fresh_deviation("level"), _RUN),
+            Query(q.fresh_deviation("score"), _RUN),
         ),
         lines(
             Face(
@@ -308,13 +308,18 @@ def _responses() -> tuple[Panel, ...]:
         _trait("Refusals", "Phrases of refusal in a response.", "refusal"),
         _trait("Flattery", "Phrases in a response that flatter who asked.", "flattery"),
         _trait("Markup", "List marks, headings and bold in a line of a response.", "markup"),
-        _trait("To the judge", "Phrases in a response that speak to whoever scores it.", "judge"),
-        _trait("Openers", "Share of responses that are an opening without an answer.", "opener", "percentunit"),
-        _trait("Control tokens", "Share of responses with control tokens of chat templates.", "control", "percentunit"),
+        _trait("To the judge", "Phrases in a response that speak to whoever scores it.", "judge_injection"),
+        _trait("Openers", "Share of responses that are an opening without an answer.", "empty_opener", "percentunit"),
+        _trait(
+            "Control tokens",
+            "Share of responses with control tokens of chat templates.",
+            "control_tokens",
+            "percentunit",
+        ),
         _trait(
             "Other scripts",
             "Share of the letters of a response in scripts that its prompt does not use.",
-            "script",
+            "foreign_script",
             "percentunit",
         ),
     )
@@ -322,28 +327,41 @@ def _responses() -> tuple[Panel, ...]:
 
 def _duplicates() -> tuple[Panel, ...]:
     return (
-        _share("Repeats", "Share of texts that the run sent before for the same prompt.", "repeats", "repeats", 6),
-        _share("Echoes", "Share of texts that the run sent before for another prompt.", "echoes", "echoes", 6),
+        _share(
+            "Repeats",
+            "Share of texts that the run sent before for the same prompt.",
+            "duplicate_within_prompt",
+            "duplicate_within_prompt",
+            6,
+        ),
+        _share(
+            "Echoes",
+            "Share of texts that the run sent before for another prompt.",
+            "duplicate_across_prompts",
+            "duplicate_across_prompts",
+            6,
+        ),
         _share(
             "Searched texts",
             "Share of texts that the run has sent very often: somebody searches the model with them.",
-            "searched",
-            "searched",
+            "probing",
+            "probing",
             6,
         ),
         _share(
             "Replayed ids",
             "Share of samples whose id stood for another sample of the same step.",
-            "replays",
-            "replays",
+            "id_reuse",
+            "id_reuse",
             6,
         ),
     )
 
 
 def _opinions() -> tuple[Panel, ...]:
-    shares, usual = (
-        q.part_shares(f"rewardserve:run_part_{name}") for name in ("variance:recent", "baseline_moment:variance")
+    shares, baseline = (
+        q.component_shares(f"rewardserve:run_component_{name}")
+        for name in ("variance:recent", "baseline_moment:variance")
     )
     return (
         lines(
@@ -363,7 +381,7 @@ def _opinions() -> tuple[Panel, ...]:
                 "and audit down is a page.",
                 (alert_name("audit_gap"), alert_name("divergence")),
             ),
-            Query(q.recent_mean("audited_level"), f"{_RUN} score"),
+            Query(q.recent_mean("audited_score"), f"{_RUN} score"),
             Query(q.recent_mean("audit"), f"{_RUN} audit"),
             least=None,
         ),
@@ -391,10 +409,10 @@ def _opinions() -> tuple[Panel, ...]:
             Face(
                 "Parts of the reward",
                 "Share of the variance of the reward that each part decides; dotted: what was usual.",
-                (alert_name("parts"),),
+                (alert_name("component_share"),),
             ),
-            Query(shares, f"{_RUN} {{{{part}}}}"),
-            Query(usual, f"{_RUN} {{{{part}}}} usual", "usual"),
+            Query(shares, f"{_RUN} {{{{component}}}}"),
+            Query(baseline, f"{_RUN} {{{{component}}}} usual", "usual"),
             unit="percentunit",
             most=1.0,
         ),
@@ -402,10 +420,10 @@ def _opinions() -> tuple[Panel, ...]:
             Face(
                 "Baits that were taken",
                 "Share of the planted prompts that are answered as no honest policy would.",
-                (alert_name("baits"),),
+                (alert_name("honeypots"),),
             ),
-            Query(q.statistic("baits"), _RUN),
-            Query(q.threshold("baits"), "trips at", "limit"),
+            Query(q.statistic("honeypots"), _RUN),
+            Query(q.threshold("honeypots"), "trips at", "limit"),
             unit="percentunit",
         ),
         bars(
@@ -445,6 +463,6 @@ def _trait(title: str, says: str, trait: str, unit: str = "short") -> Panel:
     return lines(
         Face(title, says, (alert_name(trait),)),
         Query(q.recent_mean(trait), _RUN),
-        Query(limit, f"{_RUN} trips at" if q.is_learnt(trait) else "trips at", "limit"),
+        Query(limit, f"{_RUN} trips at" if q.is_learned(trait) else "trips at", "limit"),
         unit=unit,
     )

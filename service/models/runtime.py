@@ -311,11 +311,11 @@ def _build_watcher(
         level("tripwire", run=run, wire=alert.wire, severity=alert.severity, statistic=round(alert.statistic, 4),
               threshold=alert.threshold, step=alert.step, evidence=list(alert.evidence))  # fmt: skip
 
-    known = _reference(loaded.calibration, pipeline) if settings.tripwires.reference == "calibration" else Baseline()
-    parts = pipeline.combination.part_names
-    baseline_source = BaselineSource(known, tuple(parts), model=loaded.identity.name)
+    known = _baseline(loaded.calibration, pipeline) if settings.tripwires.baseline == "calibration" else Baseline()
+    components = pipeline.combination.component_names
+    baseline_source = BaselineSource(known, tuple(components), model=loaded.identity.name)
     if baseline_store is not None:
-        baseline_source = replace(baseline_source, known=baseline_store.known, learnt=baseline_store.keep)
+        baseline_source = replace(baseline_source, known=baseline_store.known, learned=baseline_store.keep)
     return RunWatcher(
         commons.monitor,
         baseline_source,
@@ -326,7 +326,7 @@ def _build_watcher(
         judge=commons.judge,
         honeypots=commons.honeypots,
         evidence_store=commons.evidence_store,
-        parts_of=pipeline.combination.parts if parts else lambda _: (),
+        components_of=pipeline.combination.components if components else lambda _: (),
         texts_of=loaded.encode.texts,
     )
 
@@ -366,7 +366,7 @@ def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock, metr
     )
 
 
-def _reference(calibration: Calibration | None, pipeline: Pipeline) -> Baseline:
+def _baseline(calibration: Calibration | None, pipeline: Pipeline) -> Baseline:
     """What the calibration says is usual; of a combination of its own it says nothing of the scores."""
     if calibration is None:
         return Baseline()
@@ -374,7 +374,7 @@ def _reference(calibration: Calibration | None, pipeline: Pipeline) -> Baseline:
     if pipeline.combination.how != "sum" or not calibration.quantiles:
         return Baseline(known)
     scale = pipeline.combination.members[0].scale
-    known["level"] = usual("level", (calibration.mean - scale.mean) / scale.std, calibration.std / scale.std)
+    known["score"] = usual("score", (calibration.mean - scale.mean) / scale.std, calibration.std / scale.std)
     return Baseline(known, saturation=(calibration.quantiles[-1][1] - scale.mean) / scale.std)
 
 

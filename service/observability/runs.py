@@ -13,9 +13,9 @@ from typing import Protocol
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from rewardserve.service.tripwires.baseline import BaselineStat, part
+from rewardserve.service.tripwires.baseline import BaselineStat, component
 from rewardserve.service.tripwires.run_monitor import Run, RunMonitor
-from rewardserve.service.tripwires.running_sums import ENTRIES, PART_ENTRIES
+from rewardserve.service.tripwires.running_sums import COMPONENT_ENTRIES, ENTRIES
 from rewardserve.service.tripwires.wires import cause_of
 
 Add = Callable[..., None]
@@ -37,8 +37,8 @@ class Described(Protocol):
 
 NAMES = (
     "tripwire_statistic", "tripwire_threshold", "tripwire_tripped", "tripwire_trips_total", "run_sum_total", "run_baseline_moment",
-    "run_part_sum_total", "run_part_baseline_moment", "run_measured_seconds", "run_step", "run_kl", "runs_over_limit_total",
-    "samples_inspected_total",
+    "run_component_sum_total", "run_component_baseline_moment", "run_model_age_seconds", "run_step", "run_kl",
+    "runs_over_limit_total", "samples_inspected_total",
 )  # fmt: skip
 """The lines of the table that are read from the board."""
 
@@ -94,7 +94,7 @@ class Runs(Collector):
         _add_sums(add, state)
         _add_usual(add, state)
         if state.measured_at is not None:
-            add("run_measured_seconds", now - state.measured_at)
+            add("run_model_age_seconds", now - state.measured_at)
         if state.step is not None:
             add("run_step", state.step)
         if state.kl is not None:
@@ -114,17 +114,17 @@ def _add_sums(add: Add, state: Run) -> None:
     sums = iter(state.counted.sums)
     for of in ENTRIES:
         add("run_sum_total", next(sums), of=of)
-    for name in state.baseline_source.parts:
-        for of in PART_ENTRIES:
-            add("run_part_sum_total", next(sums), part=name, of=of)
+    for name in state.baseline_source.components:
+        for of in COMPONENT_ENTRIES:
+            add("run_component_sum_total", next(sums), component=name, of=of)
 
 
 def _add_usual(add: Add, state: Run) -> None:
-    named = {part(i): name for i, name in enumerate(state.baseline_source.parts)}
-    for of, usual in state.reference.usual.items():
+    named = {component(i): name for i, name in enumerate(state.baseline_source.components)}
+    for of, usual in state.baseline.usual.items():
         for order, value in enumerate(_powers(usual)):
             if of in named:
-                add("run_part_baseline_moment", value, part=named[of], order=str(order))
+                add("run_component_baseline_moment", value, component=named[of], order=str(order))
             else:
                 add("run_baseline_moment", value, of=of, order=str(order))
 

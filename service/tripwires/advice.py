@@ -35,7 +35,7 @@ ADVICE = MappingProxyType(
             "Certain: the same texts have other scores than at start, beyond the noise of the dtype.",
             "Stop every run that this replica scores, restart it from the checkpoint, and find who or what changed the weights.",
         ),
-        "level": Advice(
+        "score_shift": Advice(
             "It says nothing by itself: it tripped in 14 of 17 healthy runs of the gym too.",
             "Look at it beside the audit gap and the other wires.",
         ),
@@ -72,29 +72,29 @@ ADVICE = MappingProxyType(
         ),
         "flattery": Advice("As sure as its phrases are for your language.", _READ),
         "markup": Advice("Half sure: a task may ask for lists.", _READ),
-        "judge": Advice(
+        "judge_injection": Advice(
             "Sure: honest responses do not speak to whoever scores them.",
             "Stop the run. Add such responses, rejected, to the training data of the reward model.",
         ),
-        "opener": Advice(
+        "empty_opener": Advice(
             "Sure that nothing follows.", "Add such responses, rejected, to the training data of the reward model."
         ),
-        "control": Advice(
+        "control_tokens": Advice(
             "Sure that the tokens are there; they cannot forge a turn here, but may do so elsewhere.",
             "Look whether the policy's template and stop tokens are right, then whether it is paid for them.",
         ),
-        "script": Advice("Sure that letters change; a prompt may have asked for it.", _READ),
-        "repeats": Advice(
+        "foreign_script": Advice("Sure that letters change; a prompt may have asked for it.", _READ),
+        "duplicate_within_prompt": Advice(
             "Certain: it is counted.", "Look at the temperature of the policy, and whether it has collapsed."
         ),
-        "echoes": Advice(
+        "duplicate_across_prompts": Advice(
             "Certain: it is counted.", "The policy has found a text that pays everywhere. Stop the run and read it."
         ),
-        "searched": Advice(
+        "probing": Advice(
             "Certain: it is counted.",
             "Somebody, or something, tries one text over and over. Find out which client it is.",
         ),
-        "replays": Advice(
+        "id_reuse": Advice(
             "Sure that ids are used twice within a step.",
             "Find out whether the trainer's numbering is at fault, or somebody sends under its ids.",
         ),
@@ -102,7 +102,7 @@ ADVICE = MappingProxyType(
             "Late. " + _gym(68),
             "The members disagree more than on usual responses: look where.",
         ),
-        "parts": Advice(
+        "component_share": Advice(
             "Certain that the shares have changed; why is to be seen.",
             "Look at the share of each part on the dashboard: one of them has become what is learnt.",
         ),
@@ -114,7 +114,7 @@ ADVICE = MappingProxyType(
             "Both trends are far beyond chance. " + _gym(55),
             "Stop the run, and go back to the checkpoint from before the audit judge's score fell.",
         ),
-        "baits": Advice(
+        "honeypots": Advice(
             "As sure as the bait is: no honest response does what was planted.",
             "The policy exploits on purpose what it can. Stop the run; look at the responses to the planted prompts first.",
         ),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import sqrt
 
-from rewardserve.model.traits import NAMES
+from rewardserve.model.traits import TRAITS
 from rewardserve.service.tripwires.running_sums import RunningSums
 
 _LEAST_DEVIATION: Mapping[str, float] = {
@@ -18,9 +18,9 @@ _LEAST_DEVIATION: Mapping[str, float] = {
     "repetition": 0.01,
     "length": 0.05,
     "spread": 0.05,
-    "level": 0.1,
+    "score": 0.1,
 }
-_LEARNT = (*NAMES, "level", "spread", "distance", "replays")
+_LEARNT = (*TRAITS, "score", "spread", "distance", "id_reuse")
 """What a run shows at its beginning, besides the parts of its reward."""
 
 _ONE_IN_A_THOUSAND = 3.09
@@ -51,17 +51,17 @@ class Baseline:
         usual = self.usual.get(name)
         return None if usual is None or mean is None else (mean - usual.mean) / usual.std
 
-    def with_learnt(self, seen: RunningSums) -> Baseline:
+    def with_learned(self, seen: RunningSums) -> Baseline:
         """With what a run itself showed at its beginning, where nothing else is known."""
-        learnt = {name: usual for name in _LEARNT if (usual := _usual(seen, name)) is not None}
-        learnt |= {
-            part(i): BaselineStat(mean, sqrt(variance), seen["samples"])
-            for i, (mean, variance) in enumerate(seen.parts())
+        learned = {name: usual for name in _LEARNT if (usual := _usual(seen, name)) is not None}
+        learned |= {
+            component(i): BaselineStat(mean, sqrt(variance), seen["samples"])
+            for i, (mean, variance) in enumerate(seen.components())
         }
-        saturation, level = self.saturation, learnt.get("level")
-        if saturation is None and level is not None:
-            saturation = level.mean + _ONE_IN_A_THOUSAND * level.std
-        return Baseline({**learnt, **self.usual}, saturation)
+        saturation, score = self.saturation, learned.get("score")
+        if saturation is None and score is not None:
+            saturation = score.mean + _ONE_IN_A_THOUSAND * score.std
+        return Baseline({**learned, **self.usual}, saturation)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,33 +72,33 @@ class BaselineSource:
     usual before; `learnt` hears of what another one does. `model` is the name of the model, a label of the run's metrics.
     """
 
-    reference: Baseline = Baseline()
-    parts: tuple[str, ...] = ()
+    baseline: Baseline = Baseline()
+    components: tuple[str, ...] = ()
     known: Mapping[str, Baseline] = field(default_factory=dict)
-    learnt: Callable[[str, Baseline], None] = lambda *_: None
+    learned: Callable[[str, Baseline], None] = lambda *_: None
     model: str = ""
 
 
-def part(i: int) -> str:
+def component(i: int) -> str:
     """The name of a part of the reward."""
-    return f"part_{i}"
+    return f"component_{i}"
 
 
-def is_part(name: str) -> bool:
+def is_component(name: str) -> bool:
     """Whether a number is a part of the reward. Such a part may have no deviation, where it did not vary."""
-    return name.startswith("part_")
+    return name.startswith("component_")
 
 
-def least_deviation(name: str) -> float:
+def min_std(name: str) -> float:
     """The smallest standard deviation to measure by."""
     return _LEAST_DEVIATION.get(name, _LEAST_OF_OTHERS)
 
 
 def usual(name: str, mean: float, std: float, n: float = 1.0) -> BaselineStat:
     """With a deviation that is no smaller than makes sense."""
-    return BaselineStat(mean, max(std, least_deviation(name)), n)
+    return BaselineStat(mean, max(std, min_std(name)), n)
 
 
 def _usual(seen: RunningSums, name: str) -> BaselineStat | None:
-    mean, std = seen.mean(name), seen.deviation(name)
+    mean, std = seen.mean(name), seen.std(name)
     return None if mean is None or std is None else usual(name, mean, std, seen.n_of(name))

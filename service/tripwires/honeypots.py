@@ -42,12 +42,12 @@ class Honeypots:
     key: bytes
     by_prompt: Mapping[str, Honeypot] = field(default_factory=dict)
 
-    def taken(self, question: str, response: str, level: float) -> bool | None:
+    def taken(self, question: str, response: str, score: float) -> bool | None:
         """Whether this response takes the bait; None where the question was not planted."""
         bait = self.by_prompt.get(digest(question, self.key))
         if bait is None:
             return None
-        if bait.above is not None and level > bait.above:
+        if bait.above is not None and score > bait.above:
             return True
         pieces = chain(response.splitlines(), response.split())
         return bool(bait.answers) and any(digest(piece, self.key) in bait.answers for piece in pieces)

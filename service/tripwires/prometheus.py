@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from rewardserve.service.tripwires.advice import ADVICE, SAYS
-from rewardserve.service.tripwires.baseline import least_deviation
+from rewardserve.service.tripwires.baseline import min_std
 from rewardserve.service.tripwires.config import WireConfig
 from rewardserve.service.tripwires.running_sums import count_of, is_signed
 from rewardserve.service.tripwires.units import Unit, units
@@ -32,7 +32,7 @@ from rewardserve.service.tripwires.wires import (
     Statistic,
     Wire,
     cause_of,
-    least_samples,
+    min_samples,
 )
 
 RUNBOOK = "docs/how-to/runbook.md"
@@ -52,10 +52,13 @@ _REPLICA = "instance, pod, container, endpoint, node"
 
 _STATISTIC = "rewardserve:tripwire_statistic:recent"
 _THRESHOLD = "rewardserve:tripwire_threshold"
-_SUM, _PART_SUM = "rewardserve:run_sum:recent", "rewardserve:run_part_sum:recent"
+_SUM, _PART_SUM = "rewardserve:run_sum:recent", "rewardserve:run_component_sum:recent"
 _USUAL_MEAN, _USUAL_STD = "rewardserve:run_baseline_moment:mean", "rewardserve:run_baseline_moment:std"
 _ACTIVE = "rewardserve:run_active"
-_VARIANCE, _USUAL_VARIANCE = "rewardserve:run_part_variance:recent", "rewardserve:run_part_baseline_moment:variance"
+_VARIANCE, _USUAL_VARIANCE = (
+    "rewardserve:run_component_variance:recent",
+    "rewardserve:run_component_baseline_moment:variance",
+)
 
 Rule = dict[str, Any]
 
@@ -106,7 +109,7 @@ def _active() -> Rule:
 def _sums(windows: Windows) -> list[Rule]:
     return [
         _record(_SUM, _shortest("rewardserve_run_sum_total", "ignoring (of)", windows)),
-        _record(_PART_SUM, _shortest("rewardserve_run_part_sum_total", "ignoring (of, part)", windows)),
+        _record(_PART_SUM, _shortest("rewardserve_run_component_sum_total", "ignoring (of, component)", windows)),
     ]
 
 
@@ -121,12 +124,12 @@ def _shortest(metric: str, matching: str, windows: Windows) -> str:
 def _added(metric: str, span: str, of: str | None = None) -> str:
     """What was added over a span, unless the run has got another model within it: then it would be the rewards of two."""
     only = f'{{of="{of}"}}' if of else ""
-    return f"({_over_replicas(f'increase({metric}{only}[{span}])')} unless ignoring (of, part) {_is_new(seconds_of(span))})"
+    return f"({_over_replicas(f'increase({metric}{only}[{span}])')} unless ignoring (of, component) {_is_new(seconds_of(span))})"
 
 
 def _is_new(seconds: int) -> str:
     """Runs that have got another model within so many seconds, at one of their replicas."""
-    return f"({_over_replicas('rewardserve_run_measured_seconds', 'min')} < {seconds})"
+    return f"({_over_replicas('rewardserve_run_model_age_seconds', 'min')} < {seconds})"
 
 
 def seconds_of(span: str) -> int:
@@ -140,8 +143,10 @@ def _over_replicas(expression: str, how: str = "sum") -> str:
 
 def _mean(name: str) -> str:
     """Over the samples that have it, where these are enough: one of them alone is nothing to alert upon."""
-    n = f"({_sum(count_of(name))} >= {least_samples(name)})"
-    total = f"({_sum(name + '_up')} - ignoring (of) {_sum(name + '_down')})" if is_signed(name) else _sum(name)
+    n = f"({_sum(count_of(name))} >= {min_samples(name)})"
+    total = (
+        f"({_sum(name + '_positive')} - ignoring (of) {_sum(name + '_negative')})" if is_signed(name) else _sum(name)
+    )
     return f"({total} / ignoring (of) {n})"
 
 
@@ -161,10 +166,10 @@ def _moments(metric: str) -> tuple[str, str]:
 
 
 def _parts() -> list[Rule]:
-    n = f"ignoring (of, part) group_left () ({_sum('samples')} > 0)"
-    mean = f'({_PART_SUM}{{of="up"}} - ignoring (of) {_PART_SUM}{{of="down"}}) / {n}'
+    n = f"ignoring (of, component) group_left () ({_sum('samples')} > 0)"
+    mean = f'({_PART_SUM}{{of="positive"}} - ignoring (of) {_PART_SUM}{{of="negative"}}) / {n}'
     square = f'{_PART_SUM}{{of="squared"}} / {n}'
-    usual_mean, usual_square = _moments("rewardserve_run_part_baseline_moment")
+    usual_mean, usual_square = _moments("rewardserve_run_component_baseline_moment")
     return [
         _record(_VARIANCE, f"clamp_min({_without('of', square)} - {_without('of', mean)} ^ 2, 0)"),
         _record(_USUAL_VARIANCE, f"clamp_min({usual_square} - ({usual_mean}) ^ 2, 0)"),
@@ -192,7 +197,7 @@ def expression_of(statistic: Statistic, windows: Windows = Windows()) -> str:
 
 def _shift(statistic: MeanShift, _: Windows) -> str:
     of, usual = statistic.of, f'{{of="{statistic.of}"}}'
-    std = f"clamp_min({_USUAL_STD}{usual}, {least_deviation(of)})"
+    std = f"clamp_min({_USUAL_STD}{usual}, {min_std(of)})"
     return f"{statistic.sign:g} * ({_mean(of)} - ignoring (of)\n  {_USUAL_MEAN}{usual}) / ignoring (of) {std}"
 
 
@@ -210,23 +215,23 @@ def _saturation(_: Saturation, __: Windows) -> str:
 
 
 def _gap(_: AuditGap, __: Windows) -> str:
-    return f"{_mean('audited_level')} - {_mean('audit')}"
+    return f"{_mean('audited_score')} - {_mean('audit')}"
 
 
 def _baits(statistic: HoneypotHitRate, windows: Windows) -> str:
     return "\nor\n".join(
-        f"{_added('rewardserve_run_sum_total', span, 'bait_hits')} / ignoring (of)\n"
-        f"  ({_added('rewardserve_run_sum_total', span, 'baits')} >= {statistic.least})"
+        f"{_added('rewardserve_run_sum_total', span, 'honeypot_hits')} / ignoring (of)\n"
+        f"  ({_added('rewardserve_run_sum_total', span, 'honeypots')} >= {statistic.least})"
         for span in windows.spans
     )
 
 
 def _part_share(statistic: ComponentShare, _: Windows) -> str:
     now, usual = (
-        f"{each} / ignoring (part) group_left () (sum without (part) ({each}) > 0)"
+        f"{each} / ignoring (component) group_left () (sum without (component) ({each}) > 0)"
         for each in (_VARIANCE, _USUAL_VARIANCE)
     )
-    return f"max without (part) ({now}\n  / clamp_min({usual}, {statistic.least_share:g}))"
+    return f"max without (component) ({now}\n  / clamp_min({usual}, {statistic.least_share:g}))"
 
 
 def _kl_root(_: KlRoot, __: Windows) -> str:
@@ -234,7 +239,7 @@ def _kl_root(_: KlRoot, __: Windows) -> str:
 
 
 def _divergence(_: AuditDivergence, windows: Windows) -> str:
-    rising, falling = (f"rewardserve:run_{name}:slope_t" for name in ("level", "audit"))
+    rising, falling = (f"rewardserve:run_{name}:slope_t" for name in ("score", "audit"))
     return f"({rising} < -{falling}) or -{falling}"
 
 
@@ -254,7 +259,7 @@ _EXPRESSIONS: dict[type, Callable[[Any, Windows], str]] = {
 def _trends(windows: Windows) -> list[Rule]:
     """Means of windows that do not overlap, and the t of straight lines through thirty of them."""
     rules: list[Rule] = []
-    for of, name in (("audited_level", "level"), ("audit", "audit")):
+    for of, name in (("audited_score", "score"), ("audit", "audit")):
         means = {span: f"rewardserve:run_{name}:mean{span}" for span in windows.spans[:2]}
         rules += [_record(mean, _window_mean(of, span)) for span, mean in means.items()]
         rules.append(
@@ -264,8 +269,10 @@ def _trends(windows: Windows) -> list[Rule]:
 
 
 def _window_mean(of: str, span: str) -> str:
-    up, down, n = (_added("rewardserve_run_sum_total", span, each) for each in (f"{of}_up", f"{of}_down", "audited"))
-    return f"({up}\n  - ignoring (of) {down})\n  / ignoring (of) ({n} >= {least_samples('audit')})"
+    up, down, n = (
+        _added("rewardserve_run_sum_total", span, each) for each in (f"{of}_positive", f"{of}_negative", "audited")
+    )
+    return f"({up}\n  - ignoring (of) {down})\n  / ignoring (of) ({n} >= {min_samples('audit')})"
 
 
 def _slope_t(mean: str, span: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
-from rewardserve.model.traits import NAMES, OF_IDS
+from rewardserve.model.traits import TOKEN_TRAITS, TRAITS
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource
 from rewardserve.service.tripwires.running_sums import RunningSums
 from rewardserve.service.tripwires.wire import CANARY, VOTE, Alert, SampleFeatures, Severity
@@ -39,7 +39,7 @@ _NOBODY = ("", "")
 _SILENT, _LEARNING, _PROTECTED = range(3)
 _MOST_PARKED = 256
 """Blocked runs of one owner whose state has made room for other runs; their alerts are kept."""
-_TELLTALE = frozenset({"judge", "opener", "control", "script"})
+_TELLTALE = frozenset({"judge_injection", "empty_opener", "control_tokens", "foreign_script"})
 """Traits of which every sample that has one is evidence by itself."""
 
 
@@ -81,7 +81,7 @@ class Run:
     """
 
     baseline_source: BaselineSource
-    reference: Baseline
+    baseline: Baseline
     total: RunningSums
     window: RunningSums
     smooth: RunningSums
@@ -188,9 +188,9 @@ class RunMonitor:
                 found += self._close_window(run, now)
         return found
 
-    def add_audit(self, name: str | None, level: float, audit: float, now: float, owner: str = "") -> None:
+    def add_audit(self, name: str | None, score: float, audit: float, now: float, owner: str = "") -> None:
         """What the audit judge says of a sample: `level` is what the sample was scored."""
-        _count_audit(self._run_of_caller(name, owner, now).window, level, audit)
+        _count_audit(self._run_of_caller(name, owner, now).window, score, audit)
 
     def add_sample_ids(self, name: str | None, ids: Iterable[tuple[int, int]], now: float, owner: str = "") -> None:
         """Samples by the hash of their id, with the hash of what they are: one id is to stand for one sample."""
@@ -200,7 +200,7 @@ class RunMonitor:
             if pair in run.ids:
                 continue  # a retry
             if sample_id in run.ids:
-                run.window.count_squared("replays", 1.0)
+                run.window.add_squared("id_reuse", 1.0)
             for key in (sample_id, pair):
                 _remember(run.ids, key, None, 2 * self._limits.remembered_texts)
 
@@ -268,34 +268,34 @@ class RunMonitor:
     def _count(self, run: Run, seen: SampleFeatures) -> None:
         window = run.window
         window.count("samples")
-        window.count_signed("level", seen.level)
-        window.count("level_squared", seen.level * seen.level)
-        saturation = run.reference.saturation
-        if saturation is not None and seen.level > saturation:
+        window.add_signed("score", seen.score)
+        window.count("score_squared", seen.score * seen.score)
+        saturation = run.baseline.saturation
+        if saturation is not None and seen.score > saturation:
             window.count("saturated")
         if seen.is_capped:
             window.count("capped")
         if seen.spread is not None:
             window.count("spreads")
-            window.count_squared("spread", seen.spread)
+            window.add_squared("spread", seen.spread)
         if seen.distance is not None:
             window.count("distances")
-            window.count_signed("distance", seen.distance)
+            window.add_signed("distance", seen.distance)
             window.count("distance_squared", seen.distance * seen.distance)
         if seen.audit is not None:
-            _count_audit(window, seen.level, seen.audit)
-        if seen.parts:
-            window.count_parts(seen.parts)
+            _count_audit(window, seen.score, seen.audit)
+        if seen.components:
+            window.add_components(seen.components)
         if seen.is_honeypot_hit is not None:
             self._count_honeypot(run, seen, seen.is_honeypot_hit)
-        for trait, value in zip(NAMES, seen.traits, strict=False):
+        for trait, value in zip(TRAITS, seen.traits, strict=False):
             if value:
-                window.count_squared(trait, value)
+                window.add_squared(trait, value)
                 if trait in _TELLTALE:
                     self._show(run, trait, seen.evidence)
         if seen.traits:
             window.count("responses")
-        if len(seen.traits) > len(OF_IDS):
+        if len(seen.traits) > len(TOKEN_TRAITS):
             window.count("texts")
         if seen.text_digest is not None:
             self._count_duplicate(run, seen.text_digest, seen)
@@ -307,20 +307,20 @@ class RunMonitor:
     def _count_duplicate(self, run: Run, text: int, seen: SampleFeatures) -> None:
         before, n = run.texts.get(text, (None, 0))
         if before is not None:
-            kind = "repeats" if before == seen.group else "echoes"
+            kind = "duplicate_within_prompt" if before == seen.group else "duplicate_across_prompts"
             run.window.count(kind)
             self._show(run, kind, seen.evidence)
         if n >= PROBING_COUNT:
-            run.window.count("searched")
-            self._show(run, "searched", seen.evidence)
+            run.window.count("probing")
+            self._show(run, "probing", seen.evidence)
         _remember(run.texts, text, (seen.group, n + 1), self._limits.remembered_texts)
 
     def _count_honeypot(self, run: Run, seen: SampleFeatures, is_honeypot_hit: bool) -> None:
-        run.window.count("baits")
+        run.window.count("honeypots")
         run.honeypots.append(is_honeypot_hit)
         if is_honeypot_hit:
-            run.window.count("bait_hits")
-            self._show(run, "baits", seen.evidence)
+            run.window.count("honeypot_hits")
+            self._show(run, "honeypots", seen.evidence)
 
     def _show(self, run: Run, wire: str, evidence: str) -> None:
         """Remember a sample that this very wire is about."""
@@ -330,26 +330,26 @@ class RunMonitor:
     # -- one window -------------------------------------------------------------------------------------------------
 
     def _close_window(self, run: Run, now: float) -> list[Alert]:
-        window, run.window = run.window, RunningSums(n_parts=run.window.n_parts)
+        window, run.window = run.window, RunningSums(n_components=run.window.n_components)
         run.total += window
         run.n_windows += 1
         keep = 1.0 - self._limits.smoothing
         run.smooth = RunningSums(keep * old + new for old, new in zip(run.smooth.sums, window.sums, strict=True))
-        level, audit = window.mean("audited_level"), window.mean("audit")
-        if level is not None and audit is not None:
-            run.trend.append(WindowMeans(level, audit))
+        score, audit = window.mean("audited_score"), window.mean("audit")
+        if score is not None and audit is not None:
+            run.trend.append(WindowMeans(score, audit))
             if len(run.trend) > self._limits.trend_windows:
                 run.trend.popleft()
         if run.n_windows == self._limits.warm_up:
-            run.reference = run.reference.with_learnt(run.total)
+            run.baseline = run.baseline.with_learned(run.total)
             if (run.owner or run.name) and run.baseline_key not in run.baseline_source.known:
-                run.baseline_source.learnt(run.baseline_key, run.reference)
+                run.baseline_source.learned(run.baseline_key, run.baseline)
         return self._look(run, now) if run.n_windows >= self._limits.warm_up else []
 
     def _look(self, run: Run, now: float) -> list[Alert]:
         """Ask every wire, then the vote."""
         honeypots = len(run.honeypots), sum(run.honeypots)
-        view = RunSnapshot(run.smooth, run.reference, tuple(run.trend), honeypots, run.kl, self._limits.window)
+        view = RunSnapshot(run.smooth, run.baseline, tuple(run.trend), honeypots, run.kl, self._limits.window)
         run.statistics = {w.name: s for w in self.wires if (s := w.statistic(view)) is not None}
         over = [w for w in self.wires if run.statistics.get(w.name, w.threshold) > w.threshold]
         n_votes = float(sum(wire.weight(run.statistics[wire.name]) for wire in over))
@@ -475,21 +475,21 @@ def _key(name: str | None, owner: str) -> tuple[str, str]:
 
 
 def _new_run(key: tuple[str, str], baseline_source: BaselineSource) -> Run:
-    total, window, smooth, before = (RunningSums(n_parts=len(baseline_source.parts)) for _ in range(4))
-    run = Run(baseline_source, baseline_source.reference, total, window, smooth, before, owner=key[0], name=key[1])
-    run.reference = baseline_source.known.get(run.baseline_key, run.reference)
+    total, window, smooth, before = (RunningSums(n_components=len(baseline_source.components)) for _ in range(4))
+    run = Run(baseline_source, baseline_source.baseline, total, window, smooth, before, owner=key[0], name=key[1])
+    run.baseline = baseline_source.known.get(run.baseline_key, run.baseline)
     return run
 
 
 def _measure_anew(run: Run, baseline_source: BaselineSource, now: float) -> None:
     """Texts, alerts and counters are the run's own and stay; a counter never falls."""
-    n = len(baseline_source.parts)
+    n = len(baseline_source.components)
     counted = run.counted
-    run.before = counted if run.baseline_source.parts == baseline_source.parts else counted.with_new_parts(n)
-    run.total, run.window, run.smooth = (RunningSums(n_parts=n) for _ in range(3))
-    run.baseline_source, run.reference = (
+    run.before = counted if run.baseline_source.components == baseline_source.components else counted.with_components(n)
+    run.total, run.window, run.smooth = (RunningSums(n_components=n) for _ in range(3))
+    run.baseline_source, run.baseline = (
         baseline_source,
-        baseline_source.known.get(run.baseline_key, baseline_source.reference),
+        baseline_source.known.get(run.baseline_key, baseline_source.baseline),
     )
     run.trend.clear()
     run.statistics.clear()
@@ -503,10 +503,10 @@ def _latch(run: Run, alert: Alert, now: float) -> None:
     run.trips[alert.wire] += 1
 
 
-def _count_audit(window: RunningSums, level: float, audit: float) -> None:
+def _count_audit(window: RunningSums, score: float, audit: float) -> None:
     window.count("audited")
-    window.count_signed("audit", audit)
-    window.count_signed("audited_level", level)
+    window.add_signed("audit", audit)
+    window.add_signed("audited_score", score)
 
 
 def _count_groups(run: Run, seen: Iterable[SampleFeatures]) -> None:

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Sequence
 from math import sqrt
 from operator import add
 
-from rewardserve.model.traits import NAMES, OF_IDS, OF_TEXT
+from rewardserve.model.traits import TEXT_TRAITS, TOKEN_TRAITS, TRAITS
 
-_SIGNED = ("level", "audit", "audited_level", "distance")
-_WITH_SQUARES = ("level", "spread", "distance", "replays", *NAMES)
+_SIGNED = ("score", "audit", "audited_score", "distance")
+_WITH_SQUARES = ("score", "spread", "distance", "id_reuse", *TRAITS)
 ENTRIES: tuple[str, ...] = (
     "samples", "responses", "texts", "spreads", "distances", "audited", "groups", "flat_groups", "saturated", "capped",
-    "repeats", "echoes", "searched", "replays", "baits", "bait_hits",
-    *(f"{name}_{side}" for name in _SIGNED for side in ("up", "down")), "spread", *NAMES,
+    "duplicate_within_prompt", "duplicate_across_prompts", "probing", "id_reuse", "honeypots", "honeypot_hits",
+    *(f"{name}_{side}" for name in _SIGNED for side in ("positive", "negative")), "spread", *TRAITS,
     *(f"{name}_squared" for name in _WITH_SQUARES),
 )  # fmt: skip
 """`responses` are samples of which it is known where the response begins, `texts` those whose text is. `repeats` are texts
@@ -26,14 +26,14 @@ ids that stood for something else before. `flat_groups` are groups of responses 
 
 _AT = {name: i for i, name in enumerate(ENTRIES)}
 _COUNT_OF = {
-    **dict.fromkeys(("level", "saturated", "capped", "replays"), "samples"),
-    **dict.fromkeys(OF_IDS, "responses"),
-    **dict.fromkeys((*OF_TEXT, "repeats", "echoes", "searched"), "texts"),
-    **dict.fromkeys(("audit", "audited_level"), "audited"),
+    **dict.fromkeys(("score", "saturated", "capped", "id_reuse"), "samples"),
+    **dict.fromkeys(TOKEN_TRAITS, "responses"),
+    **dict.fromkeys((*TEXT_TRAITS, "duplicate_within_prompt", "duplicate_across_prompts", "probing"), "texts"),
+    **dict.fromkeys(("audit", "audited_score"), "audited"),
     "spread": "spreads",
     "distance": "distances",
     "flat_groups": "groups",
-    "bait_hits": "baits",
+    "honeypot_hits": "honeypots",
 }
 
 
@@ -47,7 +47,7 @@ def is_signed(name: str) -> bool:
     return name in _SIGNED
 
 
-PART_ENTRIES = ("up", "down", "squared")
+COMPONENT_ENTRIES = ("positive", "negative", "squared")
 """Of each part of a reward that has several: what it adds, by sign, and the squares."""
 
 
@@ -56,8 +56,8 @@ class RunningSums:
 
     __slots__ = ("sums",)
 
-    def __init__(self, sums: Iterable[float] | None = None, *, n_parts: int = 0) -> None:
-        n = len(ENTRIES) + len(PART_ENTRIES) * n_parts
+    def __init__(self, sums: Iterable[float] | None = None, *, n_components: int = 0) -> None:
+        n = len(ENTRIES) + len(COMPONENT_ENTRIES) * n_components
         self.sums: list[float] = [0.0] * n if sums is None else [*sums]
 
     def __getitem__(self, name: str) -> float:
@@ -72,36 +72,36 @@ class RunningSums:
         """Add to one entry."""
         self.sums[_AT[name]] += amount
 
-    def count_signed(self, name: str, amount: float) -> None:
+    def add_signed(self, name: str, amount: float) -> None:
         """Add to the entry for its side."""
-        self.sums[_AT[f"{name}_up" if amount >= 0 else f"{name}_down"]] += abs(amount)
+        self.sums[_AT[f"{name}_positive" if amount >= 0 else f"{name}_negative"]] += abs(amount)
 
-    def count_squared(self, name: str, amount: float) -> None:
+    def add_squared(self, name: str, amount: float) -> None:
         """Add a number and its square."""
         self.sums[_AT[name]] += amount
         self.sums[_AT[f"{name}_squared"]] += amount * amount
 
-    def with_new_parts(self, n_parts: int) -> RunningSums:
+    def with_components(self, n_components: int) -> RunningSums:
         """What does not depend on what a reward is made of, and nothing yet of so many parts."""
-        return RunningSums(self.sums[: len(ENTRIES)] + [0.0] * (len(PART_ENTRIES) * n_parts))
+        return RunningSums(self.sums[: len(ENTRIES)] + [0.0] * (len(COMPONENT_ENTRIES) * n_components))
 
     @property
-    def n_parts(self) -> int:
+    def n_components(self) -> int:
         """How many parts the reward has."""
-        return (len(self.sums) - len(ENTRIES)) // len(PART_ENTRIES)
+        return (len(self.sums) - len(ENTRIES)) // len(COMPONENT_ENTRIES)
 
-    def count_parts(self, parts: Sequence[float]) -> None:
+    def add_components(self, components: Sequence[float]) -> None:
         """Add what each part of the reward is."""
         at = len(ENTRIES)
-        for part in parts:
-            self.sums[at if part >= 0 else at + 1] += abs(part)
-            self.sums[at + 2] += part * part
-            at += len(PART_ENTRIES)
+        for component in components:
+            self.sums[at if component >= 0 else at + 1] += abs(component)
+            self.sums[at + 2] += component * component
+            at += len(COMPONENT_ENTRIES)
 
-    def parts(self) -> list[tuple[float, float]]:
+    def components(self) -> list[tuple[float, float]]:
         """Mean and variance of each part, over all samples; none before there is a sample."""
         n, at = self["samples"], len(ENTRIES)
-        triples = [self.sums[i : i + len(PART_ENTRIES)] for i in range(at, len(self.sums), len(PART_ENTRIES))]
+        triples = [self.sums[i : i + len(COMPONENT_ENTRIES)] for i in range(at, len(self.sums), len(COMPONENT_ENTRIES))]
         means = [((up - down) / n, squared / n) for up, down, squared in triples] if n else []
         return [(mean, max(0.0, square - mean * mean)) for mean, square in means]
 
@@ -112,10 +112,10 @@ class RunningSums:
     def mean(self, name: str) -> float | None:
         """Over the samples that have it; None if none has."""
         n = self.n_of(name)
-        total = self[f"{name}_up"] - self[f"{name}_down"] if is_signed(name) else self[name]
+        total = self[f"{name}_positive"] - self[f"{name}_negative"] if is_signed(name) else self[name]
         return total / n if n else None
 
-    def deviation(self, name: str) -> float | None:
+    def std(self, name: str) -> float | None:
         """The standard deviation over the samples that have it; None if none has."""
         mean = self.mean(name)
         if mean is None:

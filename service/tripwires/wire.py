@@ -37,7 +37,7 @@ class SampleFeatures(NamedTuple):
     group: int
     key: int | None
     value: float
-    level: float
+    score: float
     is_capped: bool
     traits: tuple[float, ...]
     text_digest: int | None = None
@@ -45,7 +45,7 @@ class SampleFeatures(NamedTuple):
     distance: float | None = None
     audit: float | None = None
     evidence: str = ""
-    parts: tuple[float, ...] = ()
+    components: tuple[float, ...] = ()
     is_honeypot_hit: bool | None = None
 
 

@@ -20,7 +20,7 @@ from rewardserve.model.contract import ScoringContract
 from rewardserve.model.default import FOLDER
 from rewardserve.model.export import main as export
 from rewardserve.model.scorer import TokenBatch
-from rewardserve.model.traits import NAMES, Lexicon
+from rewardserve.model.traits import TRAITS, Lexicon
 from rewardserve.service.tripwires.io.canaries import SHIPPED
 from tests.support.separate_python import judged_elsewhere
 from tests.support.service_server import Server
@@ -144,7 +144,7 @@ def test_everything_that_training_can_fit_is_fitted():
     empty = [name for name, value in asdict(calibration).items() if value in (None, (), "", 0)]
     assert empty == []
     assert [head.name for head in calibration.heads] == ["convincing", "harmless"]
-    assert [trait.name for trait in calibration.traits] == [*NAMES, "distance"]
+    assert [trait.name for trait in calibration.traits] == [*TRAITS, "distance"]
     assert calibration.lexicon == Lexicon.read().version, (
         "phrases that the server looks for are those that were counted"
     )
@@ -153,7 +153,7 @@ def test_everything_that_training_can_fit_is_fitted():
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--length-debias=0.5", "--penalties.repetition=1", "--tripwires.reference=calibration"),
+        ("--length-debias=0.5", "--penalties.repetition=1", "--tripwires.baseline=calibration"),
         ("--combine.method=min",),
         ("--combine.method=and", "--shape=none"),
     ],

@@ -136,7 +136,7 @@ def test_no_path_put_together_at_random_reaches_what_its_key_may_not(world, conn
         "admin",
         "models",
         "ack",
-        "judge",
+        "judge_injection",
         "run",
         "livez",
         "metrics",

@@ -13,7 +13,7 @@ N_STEPS, WARM_UP = 8, 4
 
 def test_a_policy_learns_over_http_what_it_learns_here_and_hears_of_the_first_look(tmp_path):
     # A page as soon as anybody looks, which is after the warm-up: the base policy leaves some responses empty.
-    (tmp_path / "plan.toml").write_text('[wires.opener]\nthreshold = 1e-6\nseverity = "page"')
+    (tmp_path / "plan.toml").write_text('[wires.empty_opener]\nthreshold = 1e-6\nseverity = "page"')
     flags = [f"--tripwires.config-file={tmp_path / 'plan.toml'}"]
     run = over_http.run(over_http.KINDS[0], 5, steps=N_STEPS, flags=flags)
     here = run_here(WITHOUT_HTTP[0], 5, steps=N_STEPS)
@@ -24,8 +24,8 @@ def test_a_policy_learns_over_http_what_it_learns_here_and_hears_of_the_first_lo
     assert (run.requests, run.samples) == (4 * N_STEPS, 128 * N_STEPS)
     # Told at the end of the fourth step; the next one may have begun when it arrives.
     assert run.page in (WARM_UP - 1, WARM_UP)
-    assert Tripped("opener", "page", run.page) in run.alerts
-    assert run.wires == ("opener",)
+    assert Tripped("empty_opener", "page", run.page) in run.alerts
+    assert run.wires == ("empty_opener",)
 
 
 def test_a_server_that_cannot_start_says_why():

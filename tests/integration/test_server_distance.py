@@ -83,10 +83,10 @@ def test_an_ensemble_of_those_who_know_and_those_who_do_not_is_served_and_tells_
     assert counted > 0
 
 
-@pytest.mark.parametrize("reference", ["calibration", "run"])
-def test_a_run_whose_states_leave_the_usual_is_noted_and_one_whose_states_stay_is_not(checkpoints, reference):
+@pytest.mark.parametrize("baseline", ["calibration", "run"])
+def test_a_run_whose_states_leave_the_usual_is_noted_and_one_whose_states_stay_is_not(checkpoints, baseline):
     rng = random.Random(8)
-    flags = ["--tripwires.window=32", "--tripwires.cpu-share=1", f"--tripwires.reference={reference}"]
+    flags = ["--tripwires.window=32", "--tripwires.cpu-share=1", f"--tripwires.baseline={baseline}"]
 
     def train(server, run, n_steps, respond):
         for step in range(n_steps):

@@ -35,7 +35,7 @@ def world(tmp_path, capsys):
     known.make("b", capsys)
     known.make("bound", capsys, "--runs=only")
     known.make("ops", capsys, "--scopes=score,admin")
-    (tmp_path / "plan.toml").write_text('block = ["judge"]')
+    (tmp_path / "plan.toml").write_text('block = ["judge_injection"]')
     with Server(*WATCHED, f"--keys-file={known.path}", f"--tripwires.config-file={tmp_path / 'plan.toml'}") as server:
         yield server, known
 

@@ -386,7 +386,7 @@ def test_what_is_usual_for_a_run_is_learnt_anew_and_its_counters_never_fall(serv
 
     def is_measured(run):
         lines = server.client.get("/metrics").text.splitlines()
-        return any(line.startswith("rewardserve_run_measured_seconds{") and f'run="{run}"' in line for line in lines)
+        return any(line.startswith("rewardserve_run_model_age_seconds{") and f'run="{run}"' in line for line in lines)
 
     def fill(n, step):
         for i in range(0, n, 16):

@@ -13,7 +13,7 @@ from tests.support.service_server import Server
 
 GOOD = ["ppo-7", "team/ppo/7", "100%", "50%off", "%zz", "a b", "größe", "報酬", "run \U0001f680\ufe0f", "a?b#c", "a&b=c+d;e",
         'say "x"', "back\\slash", "/from/the/root", "ends/", "a//b", "../x", "x/judge/ack", "[x]{y}|z^", "a%2Fb", "x" * 256,
-        "\U0001f680" * 256, "judge", "ack", "@", "'; --"]  # fmt: skip
+        "\U0001f680" * 256, "judge_injection", "ack", "@", "'; --"]  # fmt: skip
 BAD = ["a\n", "\na", "a\rb", "\0", "a\tb", "\x1b[31m", "a\x7f", "a\x85b", "a\u2028b", "a\u2029", "a\u200b", "\u202eb",
        "\ufeffx", "a%0a", "a%0A", "a%250a", "a%25250ab", "%00", "a%7f", "a%e2%80%a8", "x" * 257, ".", "..",
        "\ud800", "a\udfffb", "\x9b"]  # fmt: skip
@@ -36,7 +36,7 @@ ROUTES = {
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     plan = tmp_path_factory.mktemp("plan") / "plan.toml"
-    plan.write_text('block = ["judge"]')
+    plan.write_text('block = ["judge_injection"]')
     with Server("--backend=echo", "echo", "--tripwires.cpu-share=1", f"--tripwires.config-file={plan}") as running:
         yield running
 
@@ -80,7 +80,7 @@ def test_a_name_that_is_accepted_is_shown_blocked_and_acknowledged_by_url(server
         limits.append(reply.json()["results"][0]["error"])
     assert limits[-1]["code"] == "run_blocked"
     assert server.client.get("/tripwires").json()["runs"][name]["tripped"]
-    assert server.metric("rewardserve_tripwire_tripped", wire="judge", run=name) == 1
+    assert server.metric("rewardserve_tripwire_tripped", wire="judge_injection", run=name) == 1
     for path, body in ROUTES.items():
         for fields, url, headers in ways(name):
             reply = post(server, path, body | fields, url, headers)

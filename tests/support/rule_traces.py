@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import yaml
 from prometheus_client import CollectorRegistry
 
-from rewardserve.model.traits import NAMES
+from rewardserve.model.traits import TRAITS
 from rewardserve.service.observability.metrics import PREFIX, TABLE
 from rewardserve.service.observability.runs import NAMES as RUNS
 from rewardserve.service.observability.runs import Runs
@@ -29,11 +29,11 @@ def healthy(rng, i, **fields):
     """A sample like any other: responses to one prompt come eight at a time. `fields` are traits or those of the record."""
     usual = {"length": rng.gauss(4.0, 0.5), "repetition": max(0.0, rng.gauss(0.05, 0.03)), "markup": abs(rng.gauss(0, 0.2)),
              "flattery": float(rng.random() < 0.02), "refusal": float(rng.random() < 0.02)}  # fmt: skip
-    traits = dict.fromkeys(NAMES, 0.0) | usual
-    traits |= {name: fields.pop(name) for name in NAMES if name in fields}
-    known = {"group": i // 8, "key": None, "value": rng.random(), "level": rng.gauss(0, 1), "is_capped": False,
+    traits = dict.fromkeys(TRAITS, 0.0) | usual
+    traits |= {name: fields.pop(name) for name in TRAITS if name in fields}
+    known = {"group": i // 8, "key": None, "value": rng.random(), "score": rng.gauss(0, 1), "is_capped": False,
              "text_digest": rng.getrandbits(60), "spread": abs(rng.gauss(0.3, 0.1)), "audit": rng.gauss(0, 1),
-             "parts": (rng.gauss(0, 1), rng.gauss(0, 2))}  # fmt: skip
+             "components": (rng.gauss(0, 1), rng.gauss(0, 2))}  # fmt: skip
     if i % 10 == 0:
         known["is_honeypot_hit"] = False
     return SampleFeatures(**(known | {"traits": tuple(traits.values())} | fields))
@@ -46,17 +46,17 @@ class Phase:
     scrapes: int
     make: Callable[[random.Random, int, float], SampleFeatures]
     kl: float | None = None
-    replays: bool = False
+    id_reuse: bool = False
     model: int = 0
 
 
-def trace(phases, *, replicas=1, seed=0, reference=None, per_scrape=PER_SCRAPE):
+def trace(phases, *, replicas=1, seed=0, baseline=None, per_scrape=PER_SCRAPE):
     """Every series of every replica, by its labels: one value a scrape, None before it is there.
 
     The board of each replica sees the requests of 32 samples that it was sent at random.
     """
     rng, router = random.Random(seed), random.Random(seed)
-    models = {phase.model: BaselineSource(reference or Baseline(), ("one", "two")) for phase in phases}
+    models = {phase.model: BaselineSource(baseline or Baseline(), ("one", "two")) for phase in phases}
     monitors = [RunMonitor(models[phases[0].model], MonitorLimits()) for _ in range(replicas)]
     series: dict[str, list[float | None]] = {}
     n, at = 0, 0
@@ -67,7 +67,7 @@ def trace(phases, *, replicas=1, seed=0, reference=None, per_scrape=PER_SCRAPE):
                 n += 32
                 monitor, now = router.choice(monitors), float(at * SCRAPE_S)
                 monitor.measure(RUN, models[phase.model], now)
-                for content in range(2 if phase.replays else 1):
+                for content in range(2 if phase.id_reuse else 1):
                     monitor.add_sample_ids(RUN, [(hash((at, request, j)), content) for j in range(32)], now)
                 monitor.observe(RUN, at, samples, now, phase.kl)
             for replica, monitor in enumerate(monitors):

@@ -53,9 +53,9 @@ class AuditJudge:
             return
 
         def hear(judged: Sequence[Reward | None]) -> None:
-            for (_, level), reward in zip(chosen, judged, strict=True):
+            for (_, score), reward in zip(chosen, judged, strict=True):
                 if reward is not None:
-                    heard(level, reward.changes[0])
+                    heard(score, reward.changes[0])
 
         self.background_scorer.ask([sample for sample, _ in chosen], hear)
 

@@ -14,7 +14,7 @@ from math import isfinite
 from pathlib import Path
 
 from rewardserve.service.storage.files import read_bounded, remove_stale_drafts, set_aside, write_whole
-from rewardserve.service.tripwires.baseline import Baseline, BaselineStat, is_part
+from rewardserve.service.tripwires.baseline import Baseline, BaselineStat, is_component
 
 MOST_RUNS = 1_000
 MOST_BYTES = 64 * 2**20
@@ -37,10 +37,10 @@ class BaselineStore:
         """What was kept."""
         return self._known
 
-    def keep(self, run: str, reference: Baseline) -> None:
+    def keep(self, run: str, baseline: Baseline) -> None:
         """Write it down, soon. Never waits. The runs that were kept first make room."""
         self._known.pop(run, None)
-        self._known[run] = reference
+        self._known[run] = baseline
         while len(self._known) > MOST_RUNS:
             del self._known[next(iter(self._known))]
         self._writer.submit(self._write, json.dumps({name: _plain(each) for name, each in self._known.items()}))
@@ -52,7 +52,7 @@ class BaselineStore:
     def _read(self) -> dict[str, Baseline]:
         try:
             kept = json.loads(read_bounded(self._path, MOST_BYTES))
-            return {run: _reference(each) for run, each in kept.items()}
+            return {run: _baseline(each) for run, each in kept.items()}
         except FileNotFoundError:
             return {}
         except OSError as error:
@@ -76,17 +76,17 @@ class BaselineStore:
             self._failed(f"{self._path.name} cannot be written: {error.strerror}")
 
 
-def _plain(reference: Baseline) -> dict[str, object]:
-    usual = {name: asdict(each) for name, each in reference.usual.items()}
-    return {"usual": usual, "saturation": reference.saturation}
+def _plain(baseline: Baseline) -> dict[str, object]:
+    usual = {name: asdict(each) for name, each in baseline.usual.items()}
+    return {"usual": usual, "saturation": baseline.saturation}
 
 
-def _reference(kept: dict[str, object]) -> Baseline:
+def _baseline(kept: dict[str, object]) -> Baseline:
     usual, saturation = kept["usual"], kept["saturation"]
     if not isinstance(usual, dict) or not all(name.isascii() and name.isidentifier() for name in usual):
         raise TypeError("no reference")
     known = {name: BaselineStat(**{of: _number(value) for of, value in each.items()}) for name, each in usual.items()}
-    if any(each.n < 0 or each.std < 0 or (each.std == 0 and not is_part(name)) for name, each in known.items()):
+    if any(each.n < 0 or each.std < 0 or (each.std == 0 and not is_component(name)) for name, each in known.items()):
         raise ValueError("no deviation")
     return Baseline(known, None if saturation is None else _number(saturation))
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.reward import Reward
 from rewardserve.model.scorer import DISTANCE, HeadScores
-from rewardserve.model.traits import NAMES, OF_IDS, Lexicon, of_ids, of_text, text_digest
+from rewardserve.model.traits import TOKEN_TRAITS, TRAITS, Lexicon, text_digest, text_traits, token_traits
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import RowFailed
 from rewardserve.service.inference.rewards import ScoredRow
@@ -27,7 +27,7 @@ from rewardserve.service.tripwires.wire import Alert, SampleFeatures
 
 Flags = tuple[str, ...]
 
-_FLAGS = {NAMES.index(name): name for name in ("judge", "opener", "script", "control")}
+_FLAGS = {TRAITS.index(name): name for name in ("judge_injection", "empty_opener", "foreign_script", "control_tokens")}
 """Traits that are worth a flag on the sample itself."""
 
 _SAVINGS_S = 2.0
@@ -99,7 +99,7 @@ class RunWatcher:
         judge: AuditJudge | None = None,
         honeypots: Honeypots | None = None,
         evidence_store: EvidenceStore | None = None,
-        parts_of: Callable[[HeadScores], tuple[float, ...]] = lambda _: (),
+        components_of: Callable[[HeadScores], tuple[float, ...]] = lambda _: (),
         texts_of: Callable[[Sample], tuple[str, str]] = Sample.texts,
     ) -> None:
         self.monitor = monitor
@@ -111,7 +111,7 @@ class RunWatcher:
         self._judge = judge
         self._baits = honeypots
         self._evidence_store = evidence_store
-        self._parts_of = parts_of
+        self._components_of = components_of
         self._texts_of = texts_of
         self._first = 0
 
@@ -126,7 +126,7 @@ class RunWatcher:
         """Look at what was scored together, as far as the allowance goes. Flags of samples, by their place."""
         began = self._clock.now()
         if self._judge is not None:
-            self._judge.ask(rows, rewards, lambda level, audit: self._hear(origin, level, audit))
+            self._judge.ask(rows, rewards, lambda score, audit: self._hear(origin, score, audit))
         n = self._allowance.affords(len(rows), began)
         self.monitor.n_inspected += n
         self.monitor.n_skipped += len(rows) - n
@@ -140,7 +140,7 @@ class RunWatcher:
                 continue
             observation = self._observation(origin, row, reward, counted)
             seen.append(observation)
-            if any(observation.traits[len(OF_IDS) :]) and (own := _flags(observation.traits)):
+            if any(observation.traits[len(TOKEN_TRAITS) :]) and (own := _flags(observation.traits)):
                 flags[i] = own
             if self._evidence_store is not None and observation.evidence:
                 records.append(self._evidence_record(origin, row, observation, flags.get(i, ())))
@@ -160,8 +160,8 @@ class RunWatcher:
     def _observe(self, origin: Origin, seen: Sequence[SampleFeatures], now: float) -> list[Alert]:
         return self.monitor.observe(origin.run, origin.step, seen, now, origin.kl, self.baseline_source, origin.owner)
 
-    def _hear(self, origin: Origin, level: float, audit: float) -> None:
-        self.monitor.add_audit(origin.run, level, audit, self._clock.now(), origin.owner)
+    def _hear(self, origin: Origin, score: float, audit: float) -> None:
+        self.monitor.add_audit(origin.run, score, audit, self._clock.now(), origin.owner)
 
     def see_ids(self, origin: Origin, samples: Sequence[Sample | SampleError]) -> None:
         """Look for ids of one step that stand for several samples. Samples without an id of their own have none."""
@@ -204,9 +204,9 @@ class RunWatcher:
         its_ids = row.encoded.response
         if its_ids is None and has_text:  # the text begins with the response
             its_ids = ids
-        traits = () if its_ids is None else of_ids(its_ids, row.encoded.missing_end)
+        traits = () if its_ids is None else token_traits(its_ids, row.encoded.missing_end)
         if has_text:
-            traits += of_text(prompt, response, self._lexicon)
+            traits += text_traits(prompt, response, self._lexicon)
         digest = text_digest(response) if has_text else None
         group = hash(prompt) if has_text else hash(ids[:n_prompt])
         # Equal rows of one request are no retry of each other: they are told apart by counting.
@@ -215,14 +215,14 @@ class RunWatcher:
             group=group,
             key=None if origin.step is None else hash((origin.step, ids, nth)),
             value=reward.value,
-            level=reward.changes[0],
+            score=reward.changes[0],
             is_capped=reward.is_capped,
             traits=traits,
             text_digest=digest,
             spread=reward.spread,
             distance=row.heads.get(DISTANCE),
             evidence=evidence(prompt, response) if has_text else "",
-            parts=self._parts_of(row.heads),
+            components=self._components_of(row.heads),
             is_honeypot_hit=self._baits.taken(_question(row.sample), response, reward.changes[0])
             if self._baits
             else None,

@@ -136,10 +136,10 @@ def test_a_warning_alone_is_told_and_all_of_one_cause_together(alertmanager, hea
         alertmanager,
         ("RewardFlattery", {**POLICY, "severity": "warn", "wire": "flattery"}),
         ("RewardLengthHigh", {**POLICY, "severity": "warn", "wire": "length_high"}),
-        ("RewardReplays", {"run": "a", "cause": "client", "severity": "warn", "wire": "replays"}),
+        ("RewardIdReuse", {"run": "a", "cause": "client", "severity": "warn", "wire": "id_reuse"}),
     )
     messages = [heard.get(timeout=PATIENCE_S) for _ in range(2)]
-    assert sorted(map(names, messages)) == [["RewardFlattery", "RewardLengthHigh"], ["RewardReplays"]]
+    assert sorted(map(names, messages)) == [["RewardFlattery", "RewardLengthHigh"], ["RewardIdReuse"]]
 
 
 def test_a_warning_of_all_replicas_does_not_hide_the_page_of_one(alertmanager, heard):
@@ -158,10 +158,10 @@ def test_a_warning_of_all_replicas_does_not_hide_the_page_of_one(alertmanager, h
 def test_what_a_replica_found_by_itself_is_no_news_where_all_of_them_show_it(alertmanager, heard):
     fire(
         alertmanager,
-        ("RewardJudge", {**POLICY, "severity": "page", "wire": "judge"}),
+        ("RewardJudgeInjection", {**POLICY, "severity": "page", "wire": "judge_injection"}),
         ("RewardTripwirePaged", {**POLICY, "severity": "page"}),
     )
-    assert names(heard.get(timeout=PATIENCE_S)) == ["RewardJudge"]
+    assert names(heard.get(timeout=PATIENCE_S)) == ["RewardJudgeInjection"]
     silenced = [
         a["labels"]["alertname"] for a in alertmanager.get("/api/v2/alerts").json() if a["status"]["inhibitedBy"]
     ]

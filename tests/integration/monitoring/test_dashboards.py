@@ -165,7 +165,10 @@ def server_flags(folder):
     """Two heads as members, a judge, a trap, and a cap: so that there is something to show on every panel."""
     of_heads = (HeadCalibration("good", 4.5, 1.5, 0.7), HeadCalibration("kind", 1.0, 1.5, 0.4))
     known = {"std": 1.5, "temperature": 0.8, "n": 100}
-    for name, heads, mean, by_head in (("served", {"good": 1.0, "kind": 0.5}, 0.0, of_heads), ("judge", None, 1.0, ())):
+    for name, heads, mean, by_head in (
+        ("served", {"good": 1.0, "kind": 0.5}, 0.0, of_heads),
+        ("judge", None, 1.0, ()),
+    ):
         reward_model(folder / name, heads=heads, contract=False)
         (folder / name / "calibration.json").unlink()
         Calibration(mean=mean, **known, heads=by_head).save(folder / name)
@@ -265,13 +268,13 @@ def numbers_are_what_the_titles_say(prometheus, trainers):
 
 def exploits_are_shown(prometheus):
     tripped = {key for key, value in panel(prometheus, "Tripped").items() if value == 1.0}
-    wires = ("judge", "flattery", "opener", "control", "echoes", "baits")
+    wires = ("judge_injection", "flattery", "empty_opener", "control_tokens", "duplicate_across_prompts", "honeypots")
     assert tripped >= {(HACKED, wire) for wire in (*wires, VOTE)}
     assert not tripped & {(HEALTHY, wire) for wire in wires}
     fires = {
         (labels["alertname"], labels.get("run")) for labels, _ in prometheus.instant('ALERTS{alertstate="firing"}')
     }
-    assert {("RewardJudge", HACKED), ("RewardHacking", HACKED)} <= fires
+    assert {("RewardJudgeInjection", HACKED), ("RewardHacking", HACKED)} <= fires
     for title, least in (("To the judge", 0.02), ("Control tokens", 0.02), ("Missing ends", 0.05), ("Echoes", 0.01)):
         found = panel(prometheus, title)
         assert found[HACKED,] > least > found[HEALTHY,], title

@@ -36,7 +36,7 @@ def doing(**fields):
 
 
 EXPLOITS = {
-    "saturation": doing(level=4.5),
+    "saturation": doing(score=4.5),
     "capped": doing(is_capped=True),
     "flat_groups": doing(value=1.0),
     "length_high": doing(length=4.6),
@@ -46,18 +46,18 @@ EXPLOITS = {
     "refusal": doing(refusal=1.0),
     "flattery": doing(flattery=1.0),
     "markup": doing(markup=1.0),
-    "judge": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, judge=float(i % 12 == 0))),
-    "opener": doing(opener=1.0),
-    "control": doing(control=1.0),
-    "script": doing(script=0.5),
-    "repeats": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, text_digest=i // 8)),
-    "echoes": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, text_digest=i % 8)),
-    "searched": doing(text_digest=7, group=7),
-    "replays": Phase(EXPLOIT, usual, replays=True),
+    "judge_injection": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, judge_injection=float(i % 12 == 0))),
+    "empty_opener": doing(empty_opener=1.0),
+    "control_tokens": doing(control_tokens=1.0),
+    "foreign_script": doing(foreign_script=0.5),
+    "duplicate_within_prompt": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, text_digest=i // 8)),
+    "duplicate_across_prompts": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, text_digest=i % 8)),
+    "probing": doing(text_digest=7, group=7),
+    "id_reuse": Phase(EXPLOIT, usual, id_reuse=True),
     "spread": doing(spread=1.5),
-    "parts": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, parts=(rng.gauss(1, 3), rng.gauss(0, 1)))),
+    "component_share": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, components=(rng.gauss(1, 3), rng.gauss(0, 1)))),
     "audit_gap": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, audit=rng.gauss(-2, 1))),
-    "baits": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, is_honeypot_hit=i % 3 == 0 if i % 10 == 0 else None)),
+    "honeypots": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, is_honeypot_hit=i % 3 == 0 if i % 10 == 0 else None)),
     "kl": Phase(EXPLOIT, usual, kl=50.0),
     VOTE: doing(length=5.5, repetition=0.5, flattery=2.0),
 }
@@ -66,10 +66,10 @@ EXPLOITS = {
 @needs_promtool
 def test_a_run_that_gets_another_model_is_not_compared_with_what_was_usual_for_the_one_before(tmp_path):
     """Its rewards lie elsewhere from then on, and those of both models are never taken for one stream."""
-    rules = text_of(parse_wire_config({"wires": {"level": {"severity": "page"}}}))
-    before = Phase(QUIET, lambda rng, i, t: healthy(rng, i, level=rng.gauss(0, 1)))
-    drifted = Phase(QUIET, lambda rng, i, t: healthy(rng, i, level=rng.gauss(6, 2)))
-    silent = [((QUIET + n) * SCRAPE_S, firing("RewardLevel"), []) for n in (2, 6, 10, 20, 35)]
+    rules = text_of(parse_wire_config({"wires": {"score_shift": {"severity": "page"}}}))
+    before = Phase(QUIET, lambda rng, i, t: healthy(rng, i, score=rng.gauss(0, 1)))
+    drifted = Phase(QUIET, lambda rng, i, t: healthy(rng, i, score=rng.gauss(6, 2)))
+    silent = [((QUIET + n) * SCRAPE_S, firing("RewardScoreShift"), []) for n in (2, 6, 10, 20, 35)]
     another = trace([before, replace(drifted, model=1)], replicas=2)
     assert promtool(tmp_path, rules, [case("another model", another, silent)]) is None
     assert promtool(tmp_path, rules, [case("the same model", trace([before, drifted], replicas=2), silent)]) is not None
@@ -100,9 +100,9 @@ def test_every_alert_says_what_it_means_how_sure_it_is_and_what_to_do():
 
 
 def test_a_note_may_be_made_a_warning():
-    plan = parse_wire_config({"wires": {"level": {"severity": "warn"}, "distance": {"severity": "page"}}})
+    plan = parse_wire_config({"wires": {"score_shift": {"severity": "warn"}, "distance": {"severity": "page"}}})
     alerts = {r["alert"]: r["labels"]["severity"] for group in groups(plan) for r in group["rules"] if "alert" in r}
-    assert (alerts["RewardLevel"], alerts["RewardDistance"]) == ("warn", "page")
+    assert (alerts["RewardScoreShift"], alerts["RewardDistance"]) == ("warn", "page")
 
 
 def test_every_alert_has_an_entry_in_the_runbook():
@@ -132,18 +132,18 @@ def test_an_operators_thresholds_are_those_of_the_rules():
 
 KNOWN = Baseline(
     {"length": BaselineStat(4.0, 0.5), "repetition": BaselineStat(0.05, 0.03), "flattery": BaselineStat(0.02, 0.14),
-     "level": BaselineStat(0.0, 1.0), "part_0": BaselineStat(0.0, 1.0), "part_1": BaselineStat(0.0, 2.0)},
+     "score": BaselineStat(0.0, 1.0), "component_0": BaselineStat(0.0, 1.0), "component_1": BaselineStat(0.0, 2.0)},
     saturation=3.1,
 )  # fmt: skip
 """As a calibration would say it: the same for every replica."""
 
 
-def exploited(wire, replicas, reference=None):
+def exploited(wire, replicas, baseline=None):
     return trace(
         [Phase(QUIET, usual), EXPLOITS[wire], Phase(AFTER, usual, kl=1.0)],
         replicas=replicas,
         seed=3,
-        reference=reference,
+        baseline=baseline,
     )
 
 
@@ -168,7 +168,7 @@ def test_each_alert_fires_on_its_exploit_and_not_before_and_clears_after(wire, t
 
 
 @needs_promtool
-@pytest.mark.parametrize("wire", ["length_high", "judge", "parts", VOTE])
+@pytest.mark.parametrize("wire", ["length_high", "judge_injection", "component_share", VOTE])
 def test_it_does_not_matter_how_many_replicas_serve_a_run(wire, tmp_path):
     """At every scrape the same alerts, whether one replica saw everything or four a part each."""
     everywhen = [seconds(n) for n in range(4, QUIET + EXPLOIT + AFTER)]
@@ -205,7 +205,7 @@ def test_what_is_usual_is_learnt_by_all_replicas_together(tmp_path):
 def test_divergence_fires_when_the_score_rises_and_the_audit_judge_falls(tmp_path):
     def drift(up, down):
         return Phase(
-            160, lambda rng, i, t: healthy(rng, i, level=up * t + rng.gauss(0, 1), audit=down * t + rng.gauss(0, 1))
+            160, lambda rng, i, t: healthy(rng, i, score=up * t + rng.gauss(0, 1), audit=down * t + rng.gauss(0, 1))
         )
 
     there = {
@@ -269,7 +269,13 @@ def test_what_a_board_has_latched_fires_until_it_is_acknowledged(tmp_path):
         **JOB,
     }
     latched = {}
-    for wire in ("judge", VOTE, "baits", "markup", "flattery"):  # one alert for each severity, however many wires
+    for wire in (
+        "judge_injection",
+        VOTE,
+        "honeypots",
+        "markup",
+        "flattery",
+    ):  # one alert for each severity, however many wires
         latched |= tripped(wire, *[0] * 4, *[1] * 4, *[0] * 4)
     changed = {k.replace('run="r"', 'run="canaries"'): v for k, v in tripped("canary", 0, 0, 1, 1, 0).items()}
     cases = [
@@ -281,8 +287,14 @@ def test_what_a_board_has_latched_fires_until_it_is_acknowledged(tmp_path):
 
 @needs_promtool
 def test_rules_of_another_plan_than_the_servers_are_told(tmp_path):
-    other = text_of(parse_wire_config({"wires": {"judge": {"threshold": 0.5}}}))
-    stale = {"alertname": "RewardRulesStale", "alertstate": "firing", "severity": "warn", "wire": "judge", **JOB}
+    other = text_of(parse_wire_config({"wires": {"judge_injection": {"threshold": 0.5}}}))
+    stale = {
+        "alertname": "RewardRulesStale",
+        "alertstate": "firing",
+        "severity": "warn",
+        "wire": "judge_injection",
+        **JOB,
+    }
     series = trace([Phase(60, usual)], per_scrape=32)
     assert (
         promtool(
@@ -336,20 +348,23 @@ def test_an_alert_gives_its_value_with_unit_and_threshold_and_an_absolute_link_w
     tmp_path, runbook, link
 ):
     """A share of 3.119 % once read "31.19m"."""
-    sums = {"samples": 4000, count_of("judge"): 4000, "judge": 4000 * 0.03119}
+    sums = {"samples": 4000, count_of("judge_injection"): 4000, "judge_injection": 4000 * 0.03119}
     series = {
         f'rewardserve_run_sum_total{{run="{RUN}",of="{of}",job="rewardserve",instance="a"}}': [n * i for i in range(12)]
         for of, n in sums.items()
     }
     at = 11 * SCRAPE_S
-    test = case("judge", series, [])
+    test = case("judge_injection", series, [])
     if runbook:
         test["external_labels"] = {"runbook": runbook}
-    said = "judge is at 3.119% of the samples; the threshold is 2% of the samples. How sure: " + ADVICE["judge"].sure
+    said = (
+        "judge is at 3.119% of the samples; the threshold is 2% of the samples. How sure: "
+        + ADVICE["judge_injection"].sure
+    )
     summary = f"{RUN}: {next(w.says for w in WIRES if w.name == 'judge')}"
-    labels = {"run": RUN, "severity": "page", "wire": "judge", "cause": "policy", **JOB}
-    annotations = described("judge", said, summary=summary, runbook_url=f"{link}#rewardjudge")
-    test["alert_rule_test"] = [expected_alert(at, "RewardJudge", labels, annotations)]
+    labels = {"run": RUN, "severity": "page", "wire": "judge_injection", "cause": "policy", **JOB}
+    annotations = described("judge_injection", said, summary=summary, runbook_url=f"{link}#rewardjudgeinjection")
+    test["alert_rule_test"] = [expected_alert(at, "RewardJudgeInjection", labels, annotations)]
     assert promtool(tmp_path, text_of(WireConfig()), [test]) is None
 
 
@@ -364,11 +379,14 @@ def test_every_threshold_is_written_with_a_unit_and_no_number_with_a_metric_pref
 @needs_promtool
 def test_an_ended_run_goes_silent_as_soon_as_servers_no_longer_export_it(tmp_path):
     """Its samples still lie within the longest window, two hours."""
-    hacked = trace([Phase(QUIET, usual), EXPLOITS["judge"]], replicas=2)
+    hacked = trace([Phase(QUIET, usual), EXPLOITS["judge_injection"]], replicas=2)
     length = QUIET + EXPLOIT
     ended = {labels: [*values, *[None] * 4] for labels, values in hacked.items()}
     still = {**ended, 'up{job="rewardserve",instance="a"}': [1.0] * (length + 4)}
-    questions = [(seconds(length), f"count({firing('RewardJudge')})", None), (seconds(length + 3), firing(), [])]
+    questions = [
+        (seconds(length), f"count({firing('RewardJudgeInjection')})", None),
+        (seconds(length + 3), firing(), []),
+    ]
     test = case("ended", still, questions[1:])
     test["promql_expr_test"].append(
         {"eval_time": f"{seconds(length)}s", "expr": questions[0][1], "exp_samples": [{"labels": "{}", "value": 1}]}
@@ -384,10 +402,10 @@ def test_two_models_of_one_job_that_score_one_run_are_not_added_up(tmp_path):
     """One model is exploited, the other is not: the share of both together would lie below the threshold."""
     series = {}
     for model, share in (("kind", 0.03), ("strict", 0.0)):
-        for of, n in {"samples": 4000, count_of("judge"): 4000, "judge": 4000 * share}.items():
+        for of, n in {"samples": 4000, count_of("judge_injection"): 4000, "judge_injection": 4000 * share}.items():
             labels = f'run="{RUN}",of="{of}",model="{model}",job="other-name",instance="{model}"'
             series[f"rewardserve_run_sum_total{{{labels}}}"] = [n * i for i in range(12)]
-    there = {"alertname": "RewardJudge", "alertstate": "firing", "run": RUN, "severity": "page", "wire": "judge",
+    there = {"alertname": "RewardJudgeInjection", "alertstate": "firing", "run": RUN, "severity": "page", "wire": "judge_injection",
              "cause": "policy", "model": "kind", "job": "other-name"}  # fmt: skip
-    questions = [(11 * SCRAPE_S, firing("RewardJudge"), [there])]
+    questions = [(11 * SCRAPE_S, firing("RewardJudgeInjection"), [there])]
     assert promtool(tmp_path, text_of(WireConfig()), [case("two", series, questions)]) is None

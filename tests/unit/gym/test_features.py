@@ -5,7 +5,7 @@ import numpy as np
 from gym import vocabulary
 from gym.features import traits_of
 from gym.rewards import reference
-from rewardserve.model.traits import NO_LEXICON, Lexicon, of_ids, of_text
+from rewardserve.model.traits import NO_LEXICON, Lexicon, text_traits, token_traits
 
 
 def test_every_response_has_the_traits_of_its_ids_and_its_text(sampled):
@@ -14,8 +14,8 @@ def test_every_response_has_the_traits_of_its_ids_and_its_text(sampled):
     assert len(looks) == len(sampled)
     for i in (0, 17, 399):
         prompt, text = vocabulary.prompt(int(sampled.prompt_ids_B[i])), sampled.texts()[i]
-        ids = of_ids(sampled.rows()[i], not sampled.ended_B[i])
-        assert looks[i] == (*ids, *of_text(prompt, text, lexicon))
+        ids = token_traits(sampled.rows()[i], not sampled.ended_B[i])
+        assert looks[i] == (*ids, *text_traits(prompt, text, lexicon))
 
 
 def test_without_a_lexicon_only_phrases_are_not_seen(sampled):

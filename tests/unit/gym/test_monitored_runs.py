@@ -15,7 +15,9 @@ def ran(alerts=(), *, kind="hacked", gold=UP_AND_DOWN, over=(), seed=1, **of_kin
 
 
 def test_the_first_page_counts_and_warnings_do_not():
-    run = ran([("length_high", "warn", 3), ("vote", "page", 40), ("level", "note", 1), ("divergence", "page", 50)])
+    run = ran(
+        [("length_high", "warn", 3), ("vote", "page", 40), ("score_shift", "note", 1), ("divergence", "page", 50)]
+    )
     assert (run.page, run.in_time) == (40, True)
     assert ran([("length_high", "warn", 3)]).page is None
 

@@ -13,11 +13,14 @@ from gym.training import GROUP
 PAGE = {
     "wires": [
         {"wire": "length_high", "votes": True, "severity": "warn", "threshold": 0.5},
-        {"wire": "opener", "votes": False, "severity": "warn", "threshold": 0.0},
-        {"wire": "judge", "votes": False, "severity": "page", "threshold": 0.0},
+        {"wire": "empty_opener", "votes": False, "severity": "warn", "threshold": 0.0},
+        {"wire": "judge_injection", "votes": False, "severity": "page", "threshold": 0.0},
     ],
     "runs": {
-        "ppo": {"statistics": {"length_high": 0.6, "opener": 1.0}, "tripped": [{"wire": "vote", "severity": "page"}]}
+        "ppo": {
+            "statistics": {"length_high": 0.6, "empty_opener": 1.0},
+            "tripped": [{"wire": "vote", "severity": "page"}],
+        }
     },
 }
 
@@ -106,7 +109,7 @@ def test_text_says_whether_it_was_cut_off(sampled):
 
 def test_what_is_over_its_threshold_is_asked_for_when_the_page_comes(responses, receiver):
     trainer = trainer_of(Fake(), receiver)
-    receiver.heard.append(Heard(0, {"wire": "opener", "severity": "warn"}))
+    receiver.heard.append(Heard(0, {"wire": "empty_opener", "severity": "warn"}))
     trainer.rewards_B(responses, np.zeros(128))
     assert trainer.over == ()
     receiver.heard.append(Heard(0, {"wire": "vote", "severity": "page"}))

@@ -25,9 +25,9 @@ def ran(kind, seed=1, alerts=(), *, fallen=True):
 
 
 HACKED, MILD, HEALTHY = Kind("hacked"), Kind("mild & <held>", kl=0.05), Kind("healthy", healthy=True)
-IN_TIME = ran(HACKED, 1, [("length_high", "warn", 8), ("vote", "page", 20), ("level", "note", 2)])
+IN_TIME = ran(HACKED, 1, [("length_high", "warn", 8), ("vote", "page", 20), ("score_shift", "note", 2)])
 LATE = ran(HACKED, 2, [("repetition", "warn", 30), ("vote", "page", 85)])
-SILENT = ran(HACKED, 3, [("opener", "warn", 3)])
+SILENT = ran(HACKED, 3, [("empty_opener", "warn", 3)])
 EARLY = ran(MILD, 4, [("vote", "page", 30)], fallen=False)
 FALSE = ran(HEALTHY, 5, [("divergence", "page", 60)], fallen=False)
 QUIET = ran(HEALTHY, 6, fallen=False)
@@ -97,7 +97,7 @@ def test_the_first_vote_is_a_warning_that_has_one():
 
 
 def test_wires_stand_in_the_order_in_which_they_come_and_notes_do_not():
-    assert wires_in_order([IN_TIME, LATE, SILENT]) == ["opener", "length_high", "repetition", "vote"]
+    assert wires_in_order([IN_TIME, LATE, SILENT]) == ["empty_opener", "length_high", "repetition", "vote"]
 
 
 def test_a_few_runs_stand_for_many():

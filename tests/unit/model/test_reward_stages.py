@@ -170,9 +170,13 @@ def test_members_are_put_on_their_scales_and_combined():
 
 def test_a_combination_names_its_parts_and_says_what_each_adds():
     summed, both = Combination((A,)), Combination((A, B), "mean")
-    assert (summed.part_names, both.part_names, Combination((B,)).part_names) == (("x", "y"), ("a", "b"), ())
-    assert summed.parts(SCORES) == (3.0, -0.5)
-    assert both.parts(SCORES) == (0.5, 3.0)
+    assert (summed.component_names, both.component_names, Combination((B,)).component_names) == (
+        ("x", "y"),
+        ("a", "b"),
+        (),
+    )
+    assert summed.components(SCORES) == (3.0, -0.5)
+    assert both.components(SCORES) == (0.5, 3.0)
     assert summed.temperature == 0.5
     assert both.logit_scale == 0.25 * 4.0 + 0.75 * 0.25
     assert both.temperature == 1 / both.logit_scale

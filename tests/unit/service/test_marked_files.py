@@ -52,7 +52,14 @@ def baits_of(path: Path):
     return list(given.read_honeypots().by_prompt)
 
 
-LEXICON = {"language": "xx", "version": "1", "refusal": ["né"], "flattery": ["b"], "judge": ["c"], "opener": ["d"]}
+LEXICON = {
+    "language": "xx",
+    "version": "1",
+    "refusal": ["né"],
+    "flattery": ["b"],
+    "judge_injection": ["c"],
+    "empty_opener": ["d"],
+}
 PROBE = {"prompt": "a\u2028b", "response": "né"}
 SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 FILES = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rewardserve.model.calibration import REFERENCE_QUANTILES
-from rewardserve.model.traits import NAMES
+from rewardserve.model.traits import TRAITS
 from rewardserve.training import calibrate, evaluate, report
 from rewardserve.training.calibrate import NothingToFit
 from rewardserve.training.evaluate import Judged
@@ -132,7 +132,7 @@ def test_no_group_sees_its_own_temperature():
 def held_out(raw, tokens, diff, heads=None):
     heads = raw[:, None] if heads is None else heads
     names = [f"head {i}" for i in range(heads.shape[1])]
-    traits = np.zeros((len(raw), len(NAMES)))
+    traits = np.zeros((len(raw), len(TRAITS)))
     return calibrate.HeldOut(raw, tokens, diff, names, heads, [diff] * len(names), traits, "xx.1")
 
 
@@ -202,10 +202,10 @@ def test_lengths_that_do_not_vary_have_a_curve_of_one_knot():
 
 
 def test_what_repetition_is_usual_is_exceeded_by_one_in_a_hundred():
-    raw, traits = np.arange(1000.0), np.zeros((1000, len(NAMES)))
-    traits[:, NAMES.index("repetition")] = np.linspace(0, 1, 1000)
+    raw, traits = np.arange(1000.0), np.zeros((1000, len(TRAITS)))
+    traits[:, TRAITS.index("repetition")] = np.linspace(0, 1, 1000)
     c = calibrate.fit(replace(held_out(raw, np.full(1000, 5), raw), traits_NT=traits), data_digest="")
-    assert np.mean(traits[:, NAMES.index("repetition")] > c.repetition_high) == pytest.approx(0.01, abs=0.001)
+    assert np.mean(traits[:, TRAITS.index("repetition")] > c.repetition_high) == pytest.approx(0.01, abs=0.001)
     assert {t.name: t.mean for t in c.traits}["repetition"] == pytest.approx(0.5)
     assert c.lexicon == "xx.1"
 

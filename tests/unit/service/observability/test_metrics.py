@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rewardserve.model.calibration import Calibration
 from rewardserve.model.reward import Reward, RewardSettings, build_pipeline
-from rewardserve.model.traits import NAMES
+from rewardserve.model.traits import TRAITS
 from rewardserve.service.api.dialects import DIALECTS
 from rewardserve.service.app import build_house
 from rewardserve.service.auth.api_keys import KeyRing
@@ -44,11 +44,11 @@ BESIDE_THE_DESIGN = {
     "shadow_agreement": {"version"},
     "shadow_shift": {"version"},
     "shadow_correlation": {"version"},
-    "run_measured_seconds": {"run", "model"},
+    "run_model_age_seconds": {"run", "model"},
     "run_sum_total": {"run", "model", "of"},
     "run_baseline_moment": {"run", "model", "of", "order"},
-    "run_part_sum_total": {"run", "model", "part", "of"},
-    "run_part_baseline_moment": {"run", "model", "part", "order"},
+    "run_component_sum_total": {"run", "model", "component", "of"},
+    "run_component_baseline_moment": {"run", "model", "component", "order"},
     "run_kl": {"run", "model"},
     "runs_over_limit_total": set(),
     "samples_inspected_total": {"outcome"},
@@ -133,11 +133,11 @@ def test_a_histogram_is_the_one_of_the_client_library(values):
     metrics, _ = ready()
     metrics.observe_samples(1, {}, 0, 0, [Reward(v, v) for v in values])
     registry = CollectorRegistry()
-    reference = Histogram(
+    baseline = Histogram(
         PREFIX + "raw_score", "Raw scores.", ["version"], buckets=score_buckets(CALIBRATION), registry=registry
     ).labels(version="1")
     for value in values:
-        reference.observe(value)
+        baseline.observe(value)
     families = text_string_to_metric_families(generate_latest(registry).decode())
     expected = [(s.name, s.labels, pytest.approx(s.value)) for f in families for s in f.samples]
     ours = [s for part in ("bucket", "count", "sum") for s in samples(metrics, f"raw_score_{part}")]
@@ -181,15 +181,21 @@ def test_the_queue_is_read_when_somebody_looks():
 
 def test_runs_are_read_from_the_board_when_somebody_scrapes():
     metrics, _ = ready()
-    monitor = RunMonitor(BaselineSource(parts=("a", "b")), MonitorLimits(window=16))
+    monitor = RunMonitor(BaselineSource(components=("a", "b")), MonitorLimits(window=16))
     metrics.watch_runs(monitor, lambda: 0.0)
-    traits = dict.fromkeys(NAMES, 0.0) | {"judge": 1.0, "length": 3.0}
-    seen = SampleFeatures(1, None, 0.5, -0.25, True, tuple(traits.values()), text_digest=7, parts=(0.5, -1.0))
+    traits = dict.fromkeys(TRAITS, 0.0) | {"judge_injection": 1.0, "length": 3.0}
+    seen = SampleFeatures(1, None, 0.5, -0.25, True, tuple(traits.values()), text_digest=7, components=(0.5, -1.0))
     for _ in range(5):
         monitor.observe("ppo-7", 9, [seen] * 16, 0.0, kl=2.5)
     got = {(s.name, *s.labels.values()): s.value for s in all_samples(metrics) if "ppo-7" in s.labels.values()}
     sums = {s.labels["of"]: s.value for s in all_samples(metrics) if s.name == "rewardserve_run_sum_total"}
-    assert (sums["samples"], sums["judge"], sums["level_down"], sums["level_up"], sums["length"]) == (
+    assert (
+        sums["samples"],
+        sums["judge_injection"],
+        sums["score_negative"],
+        sums["score_positive"],
+        sums["length"],
+    ) == (
         80,
         80,
         20,
@@ -200,33 +206,38 @@ def test_runs_are_read_from_the_board_when_somebody_scrapes():
     assert [v for k, v in got.items() if k[0] == "rewardserve_run_step"] == [9]
     assert [v for k, v in got.items() if k[0] == "rewardserve_run_kl"] == [2.5]
     tripped = {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_tripped")}
-    assert (tripped["judge"], tripped["length_high"]) == (1.0, 0.0)
+    assert (tripped["judge_injection"], tripped["length_high"]) == (1.0, 0.0)
     thresholds = {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_threshold")}
     assert thresholds == monitor.thresholds
     assert set(tripped) == set(thresholds)
-    assert {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_statistic")}["judge"] == 1.0
-    assert {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_trips_total")}["judge"] == 1.0
+    assert {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_statistic")}["judge_injection"] == 1.0
+    assert {s.labels["wire"]: s.value for s in samples(metrics, "tripwire_trips_total")}["judge_injection"] == 1.0
 
 
 def test_what_is_usual_is_told_as_sums_that_add_up():
     metrics, _ = ready()
     monitor = RunMonitor(
-        BaselineSource(Baseline({"level": usual("level", 0.5, 2.0)}), ("a", "b")), MonitorLimits(window=16)
+        BaselineSource(Baseline({"score": usual("score", 0.5, 2.0)}), ("a", "b")), MonitorLimits(window=16)
     )
     metrics.watch_runs(monitor, lambda: 0.0)
     for i in range(64):
         monitor.observe(
-            "ppo-7", 9, [SampleFeatures(1, None, 0.5, 0.0, False, (float(i % 4), 0.0, 0.1), parts=(i % 2, -1.0))], 0.0
+            "ppo-7",
+            9,
+            [SampleFeatures(1, None, 0.5, 0.0, False, (float(i % 4), 0.0, 0.1), components=(i % 2, -1.0))],
+            0.0,
         )
     told = {(s.labels["of"], s.labels["order"]): s.value for s in samples(metrics, "run_baseline_moment")}
-    assert [told["level", p] for p in "012"] == [1.0, 0.5, 4.25], "of a calibration: one, its mean, its mean square"
+    assert [told["score", p] for p in "012"] == [1.0, 0.5, 4.25], "of a calibration: one, its mean, its mean square"
     assert [told["length", p] for p in "012"] == pytest.approx([64, 96, 224]), "of a run: its first samples"
-    parts = {(s.labels["part"], s.labels["order"]): s.value for s in samples(metrics, "run_part_baseline_moment")}
-    assert [parts["a", p] for p in "012"] == pytest.approx([64, 32, 32])
-    assert [parts["b", p] for p in "012"] == pytest.approx([64, -64, 64])
-    sums = {(s.labels["part"], s.labels["of"]): s.value for s in samples(metrics, "run_part_sum_total")}
-    assert sums == {("a", "up"): 32, ("a", "down"): 0, ("a", "squared"): 32,
-                    ("b", "up"): 0, ("b", "down"): 64, ("b", "squared"): 64}  # fmt: skip
+    components = {
+        (s.labels["component"], s.labels["order"]): s.value for s in samples(metrics, "run_component_baseline_moment")
+    }
+    assert [components["a", p] for p in "012"] == pytest.approx([64, 32, 32])
+    assert [components["b", p] for p in "012"] == pytest.approx([64, -64, 64])
+    sums = {(s.labels["component"], s.labels["of"]): s.value for s in samples(metrics, "run_component_sum_total")}
+    assert sums == {("a", "positive"): 32, ("a", "negative"): 0, ("a", "squared"): 32,
+                    ("b", "positive"): 0, ("b", "negative"): 64, ("b", "squared"): 64}  # fmt: skip
 
 
 def test_memory_is_read_when_somebody_looks():

@@ -26,15 +26,20 @@ def test_each_wire_may_be_changed_or_left_out():
         "markup": {"severity": "off"},
     }
     plan = parse_wire_config(
-        {"wires": changes, "votes_for_a_page": 4, "lexicons": ["a.json"], "block": ["judge", "vote", "canary"]}
+        {
+            "wires": changes,
+            "votes_for_a_page": 4,
+            "lexicons": ["a.json"],
+            "block": ["judge_injection", "vote", "canary"],
+        }
     )
     wires = by_name(plan)
     assert (wires["length_high"].threshold, wires["length_high"].votes) == (1.0, False)
     assert wires["refusal"].severity == "page"
     assert "markup" not in wires
     assert len(wires) == len(WIRES) - 1
-    assert (plan.votes_for_a_page, plan.lexicons, plan.block) == (4, ("a.json",), ("judge", "vote", "canary"))
-    assert wires["judge"] == by_name(WireConfig())["judge"]
+    assert (plan.votes_for_a_page, plan.lexicons, plan.block) == (4, ("a.json",), ("judge_injection", "vote", "canary"))
+    assert wires["judge_injection"] == by_name(WireConfig())["judge_injection"]
 
 
 def test_all_wires_and_all_their_fields_may_be_changed_and_one_vote_may_be_a_page():
@@ -55,26 +60,41 @@ FIELDS = "known are severity, threshold, votes"
         ({"wire": {}, "Wires": {}}, f"Wires, wire: {KNOWN}"),
         ({"wires": []}, "wires is []; it must be a table"),
         ({"wires": 5}, "wires is 5; it must be a table"),
-        ({"wires": {"lvel": {}, "lenght": {}, "level": {}}}, "wires: lenght, lvel: known are level, saturation"),
-        ({"wires": {"level": {"treshold": 1}}}, f"wires.level: {FIELDS}"),
-        ({"wires": {"level": 3}}, f"wires.level: {FIELDS}"),
-        ({"wires": {"level": {"threshold": 0}}}, "wires.level.threshold is 0; it must be a number above zero"),
-        ({"wires": {"level": {"threshold": True}}}, "wires.level.threshold is True; it must be a number above zero"),
-        ({"wires": {"level": {"threshold": "1"}}}, "wires.level.threshold is '1'; it must be a number above zero"),
-        ({"wires": {"level": {"threshold": nan}}}, "wires.level.threshold is nan; it must be a number above zero"),
         (
-            {"wires": {"level": {"severity": "loud"}}},
-            "wires.level.severity is 'loud'; it must be one of note, warn, page, off",
+            {"wires": {"lvel": {}, "lenght": {}, "score_shift": {}}},
+            "wires: lenght, lvel: known are score_shift, saturation",
         ),
-        ({"wires": {"level": {"votes": 1}}}, "wires.level.votes is 1; it must be true or false"),
+        ({"wires": {"score_shift": {"treshold": 1}}}, f"wires.score_shift: {FIELDS}"),
+        ({"wires": {"score_shift": 3}}, f"wires.score_shift: {FIELDS}"),
+        (
+            {"wires": {"score_shift": {"threshold": 0}}},
+            "wires.score_shift.threshold is 0; it must be a number above zero",
+        ),
+        (
+            {"wires": {"score_shift": {"threshold": True}}},
+            "wires.score_shift.threshold is True; it must be a number above zero",
+        ),
+        (
+            {"wires": {"score_shift": {"threshold": "1"}}},
+            "wires.score_shift.threshold is '1'; it must be a number above zero",
+        ),
+        (
+            {"wires": {"score_shift": {"threshold": nan}}},
+            "wires.score_shift.threshold is nan; it must be a number above zero",
+        ),
+        (
+            {"wires": {"score_shift": {"severity": "loud"}}},
+            "wires.score_shift.severity is 'loud'; it must be one of note, warn, page, off",
+        ),
+        ({"wires": {"score_shift": {"votes": 1}}}, "wires.score_shift.votes is 1; it must be true or false"),
         ({"votes_for_a_page": 0}, "votes_for_a_page is 0; it must be a whole number above zero"),
         ({"votes_for_a_page": 1.5}, "votes_for_a_page is 1.5; it must be a whole number above zero"),
         ({"votes_for_a_page": True}, "votes_for_a_page is True; it must be a whole number above zero"),
         ({"lexicons": "a.json"}, "lexicons must be a list of texts"),
         ({"lexicons": ["a.json", 1]}, "lexicons must be a list of texts"),
-        ({"block": "level"}, "block must be a list of texts"),
-        ({"block": ["level", "levle", "lvel"]}, "block: levle, lvel cannot trip"),
-        ({"block": ["level"], "wires": {"level": {"severity": "off"}}}, "block: level cannot trip"),
+        ({"block": "score_shift"}, "block must be a list of texts"),
+        ({"block": ["score_shift", "levle", "lvel"]}, "block: levle, lvel cannot trip"),
+        ({"block": ["score_shift"], "wires": {"score_shift": {"severity": "off"}}}, "block: score_shift cannot trip"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused_by_entry(entries, words):

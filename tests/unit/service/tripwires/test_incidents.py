@@ -25,16 +25,16 @@ def test_wires_that_trip_after_the_first_are_not_told_but_the_first_page_is_as_a
     events = [
         alert("flattery"),
         alert("length_high"),
-        alert("judge", "page"),
+        alert("judge_injection", "page"),
         alert(VOTE, "page"),
         alert("markup"),
     ]
-    assert told(IncidentTracker(), *events) == [("flattery", False), ("judge", True)]
+    assert told(IncidentTracker(), *events) == [("flattery", False), ("judge_injection", True)]
 
 
 def test_findings_of_one_moment_are_one_notification_with_the_worst():
-    together = most_severe_first([alert("flattery"), alert("judge", "page"), alert(VOTE, "page")])
-    assert told(IncidentTracker(), *together) == [("judge", False)]
+    together = most_severe_first([alert("flattery"), alert("judge_injection", "page"), alert(VOTE, "page")])
+    assert told(IncidentTracker(), *together) == [("judge_injection", False)]
 
 
 def test_an_update_has_the_name_of_its_incident():
@@ -46,11 +46,11 @@ def test_an_update_has_the_name_of_its_incident():
 
 def test_runs_and_causes_are_incidents_of_their_own():
     incidents = IncidentTracker()
-    wires = ["flattery", "replays"]
+    wires = ["flattery", "id_reuse"]
     notices = [
         incidents.notice("a", alert("flattery"), wires),
         incidents.notice("b", alert("flattery"), wires),
-        incidents.notice("a", alert("replays"), wires),
+        incidents.notice("a", alert("id_reuse"), wires),
         incidents.notice("canaries", alert(CANARY, "page"), [CANARY]),
     ]
     assert len({notice.incident for notice in notices}) == 4
@@ -75,7 +75,7 @@ def test_one_acknowledged_wire_of_several_does_not_open_the_incident_again():
 
 
 def test_notes_are_not_told():
-    assert IncidentTracker().notice("a", alert("level", "note"), ["level"]) is None
+    assert IncidentTracker().notice("a", alert("score_shift", "note"), ["score_shift"]) is None
 
 
 def test_beyond_4096_open_incidents_the_oldest_is_forgotten():

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from rewardserve.model.traits import NAMES, OF_IDS
+from rewardserve.model.traits import TOKEN_TRAITS, TRAITS
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat
 from rewardserve.service.tripwires.run_monitor import CANARIES, OTHER, MonitorLimits, RunMonitor
 from rewardserve.service.tripwires.running_sums import ENTRIES, RunningSums, count_of, is_signed
@@ -19,13 +19,13 @@ from rewardserve.service.tripwires.wires import (
     Share,
     WindowMeans,
     Wire,
-    least_samples,
+    min_samples,
     slope_t,
 )
 
 USUAL = {"length": BaselineStat(4.0, 0.5), "repetition": BaselineStat(0.05, 0.05), "missing_end": BaselineStat(0.0, 0.1),
          "flattery": BaselineStat(0.0, 0.5), "refusal": BaselineStat(0.0, 0.5), "markup": BaselineStat(0.1, 0.2),
-         "script": BaselineStat(0.0, 0.1), "level": BaselineStat(0.0, 1.0), "spread": BaselineStat(0.3, 0.2),
+         "foreign_script": BaselineStat(0.0, 0.1), "score": BaselineStat(0.0, 1.0), "spread": BaselineStat(0.3, 0.2),
          "distance": BaselineStat(-0.5, 0.5)}  # fmt: skip
 REFERENCE = Baseline(USUAL, saturation=3.0)
 LIMITS = MonitorLimits(window=16, warm_up=2)
@@ -33,10 +33,10 @@ LIMITS = MonitorLimits(window=16, warm_up=2)
 
 def seen(rng=random, **fields):
     """A healthy sample, but for what is said otherwise."""
-    traits = {name: (u.mean if (u := USUAL.get(name)) else 0.0) for name in NAMES} | {
-        name: fields.pop(name) for name in NAMES if name in fields
+    traits = {name: (u.mean if (u := USUAL.get(name)) else 0.0) for name in TRAITS} | {
+        name: fields.pop(name) for name in TRAITS if name in fields
     }
-    known = {"group": rng.getrandbits(60), "key": None, "value": rng.random(), "level": 0.0, "is_capped": False}
+    known = {"group": rng.getrandbits(60), "key": None, "value": rng.random(), "score": 0.0, "is_capped": False}
     return SampleFeatures(**{**known, "traits": tuple(traits.values()), "text_digest": rng.getrandbits(60), **fields})
 
 
@@ -44,9 +44,9 @@ def healthy(n, **fields):
     return [seen(**fields) for _ in range(n)]
 
 
-def watched(samples, limits=LIMITS, reference=REFERENCE, name="run"):
+def watched(samples, limits=LIMITS, baseline=REFERENCE, name="run"):
     """What trips while these pass, a request of four at a time."""
-    monitor = RunMonitor(BaselineSource(reference), limits)
+    monitor = RunMonitor(BaselineSource(baseline), limits)
     found = [f for i in range(0, len(samples), 4) for f in monitor.observe(name, i, samples[i : i + 4], float(i))]
     return monitor, found
 
@@ -64,8 +64,8 @@ def test_a_usual_stream_trips_nothing():
 @pytest.mark.parametrize(
     ("fields", "wire"),
     [
-        ({"level": 2.0}, "level"),
-        ({"level": 3.5}, "saturation"),
+        ({"score": 2.0}, "score_shift"),
+        ({"score": 3.5}, "saturation"),
         ({"is_capped": True}, "capped"),
         ({"value": 1.0, "group": 5}, "flat_groups"),
         ({"length": 4.3}, "length_high"),
@@ -75,17 +75,17 @@ def test_a_usual_stream_trips_nothing():
         ({"refusal": 1.0}, "refusal"),
         ({"flattery": 1.0}, "flattery"),
         ({"markup": 0.5}, "markup"),
-        ({"judge": 1.0}, "judge"),
-        ({"opener": 1.0}, "opener"),
-        ({"script": 0.5}, "script"),
-        ({"control": 1.0}, "control"),
+        ({"judge_injection": 1.0}, "judge_injection"),
+        ({"empty_opener": 1.0}, "empty_opener"),
+        ({"foreign_script": 0.5}, "foreign_script"),
+        ({"control_tokens": 1.0}, "control_tokens"),
         ({"spread": 0.9}, "spread"),
         ({"distance": 0.1}, "distance"),
-        ({"text_digest": 7, "group": 5}, "repeats"),
-        ({"text_digest": 7}, "echoes"),
+        ({"text_digest": 7, "group": 5}, "duplicate_within_prompt"),
+        ({"text_digest": 7}, "duplicate_across_prompts"),
         ({"audit": -1.0}, "audit_gap"),
-        ({"is_honeypot_hit": True}, "baits"),
-        ({"text_digest": 9, "group": 6}, "searched"),
+        ({"is_honeypot_hit": True}, "honeypots"),
+        ({"text_digest": 9, "group": 6}, "probing"),
     ],
 )
 def test_each_wire_trips_on_its_own_exploit_and_says_when(fields, wire):
@@ -100,7 +100,7 @@ def test_each_wire_trips_on_its_own_exploit_and_says_when(fields, wire):
 def test_every_wire_is_named_in_that_table():
     tested = {mark.args[1][i][1] for mark in test_each_wire_trips_on_its_own_exploit_and_says_when.pytestmark
               for i in range(len(mark.args[1]))}  # fmt: skip
-    elsewhere = {"divergence", "parts", "kl", "replays"}
+    elsewhere = {"divergence", "component_share", "kl", "id_reuse"}
     assert tested | elsewhere == {wire.name for wire in WIRES}
 
 
@@ -140,7 +140,7 @@ def test_divergence_pages_when_the_score_rises_and_the_audit_judge_falls():
 
     def drift(up, down):
         return [
-            seen(rng, level=up * i / 400 + rng.gauss(0, 1), audit=down * i / 400 + rng.gauss(0, 1)) for i in range(400)
+            seen(rng, score=up * i / 400 + rng.gauss(0, 1), audit=down * i / 400 + rng.gauss(0, 1)) for i in range(400)
         ]
 
     assert "divergence" in names(watched(drift(2.0, -2.0))[1])
@@ -150,7 +150,7 @@ def test_divergence_pages_when_the_score_rises_and_the_audit_judge_falls():
 
 def split(rng, n, a, b):
     """Samples of a reward that has two parts, with these standard deviations."""
-    return [seen(rng, parts=(rng.gauss(1, a), rng.gauss(-1, b))) for _ in range(n)]
+    return [seen(rng, components=(rng.gauss(1, a), rng.gauss(-1, b))) for _ in range(n)]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_part_that_decides_more_than_it_used_to_is_told(a, b, trips):
     rng, monitor = random.Random(3), RunMonitor(BaselineSource(Baseline(), ("one", "two")), LIMITS)
     stream = split(rng, 64, 1.0, 2.0) + split(rng, 800, a, b)
     found = [f for i in range(0, len(stream), 4) for f in monitor.observe("run", i, stream[i : i + 4], 0.0)]
-    assert ("parts" in names(found)) is trips
+    assert ("component_share" in names(found)) is trips
 
 
 def test_a_part_that_hardly_counted_may_count_twice_as_much():
@@ -194,7 +194,7 @@ def test_an_id_that_stands_for_different_samples_is_told_unless_it_always_did():
 
     monitor = RunMonitor(BaselineSource(Baseline()), LIMITS)
     assert run_of("retries", first=lambda j: j, later=lambda j: j) == set(), "a retry is the same sample"
-    assert run_of("replays", first=lambda j: j, later=lambda j: j + 1) == {"replays"}
+    assert run_of("id_reuse", first=lambda j: j, later=lambda j: j + 1) == {"id_reuse"}
     assert run_of("group ids", first=lambda j: j + 1, later=lambda j: j + 1) == set(), "it was so from the beginning"
 
 
@@ -205,35 +205,37 @@ def test_baits_are_no_share_before_there_are_enough_of_them():
         bait = [seen(is_honeypot_hit=i % 10 == 0)] if i % 4 == 0 else []
         found += [(i, f.wire) for f in monitor.observe("run", i, healthy(15) + bait, 0.0)]
     ((first, wire),) = found
-    assert wire == "baits"
+    assert wire == "honeypots"
     assert first // 4 + 1 == pytest.approx(50, abs=2), "when the fiftieth answer is in"
 
 
 def test_evidence_of_a_telltale_sample_is_that_sample():
-    samples = [seen(judge=float(i % 20 == 0), evidence=f"{i:04x}") for i in range(400)]
+    samples = [seen(judge_injection=float(i % 20 == 0), evidence=f"{i:04x}") for i in range(400)]
     _, found = watched(samples)
-    (judge,) = [f for f in found if f.wire == "judge"]
-    assert judge.evidence == tuple(f"{i:04x}" for i in range(0, judge.step + 4, 20))
+    (judge_injection,) = [f for f in found if f.wire == "judge_injection"]
+    assert judge_injection.evidence == tuple(f"{i:04x}" for i in range(0, judge_injection.step + 4, 20))
 
 
 def test_a_run_is_blocked_from_its_alarm_until_somebody_acknowledges_it():
-    monitor = RunMonitor(BaselineSource(REFERENCE), replace(LIMITS, blocks=frozenset({"judge", CANARY})))
+    monitor = RunMonitor(BaselineSource(REFERENCE), replace(LIMITS, blocks=frozenset({"judge_injection", CANARY})))
     for i in range(30):
         monitor.observe("good", i, healthy(8), 0.0)
         monitor.observe("flatters", i, healthy(8, flattery=1.0), 0.0)
-        monitor.observe("begs", i, healthy(8, judge=1.0), 0.0)
+        monitor.observe("begs", i, healthy(8, judge_injection=1.0), 0.0)
     assert [monitor.blocked_by(name) for name in ("good", "flatters", "begs", None, "new")] == [
         None,
         None,
-        "judge",
+        "judge_injection",
         None,
         None,
     ]
-    monitor.acknowledge("begs", "judge")
+    monitor.acknowledge("begs", "judge_injection")
     assert monitor.blocked_by("begs") is None
     for i in range(30):
-        monitor.observe(None, i, healthy(8, judge=1.0), 0.0)
-    assert (monitor.blocked_by(None), monitor.blocked_by("new")) == ("judge", None), "a new run has a place of its own"
+        monitor.observe(None, i, healthy(8, judge_injection=1.0), 0.0)
+    assert (monitor.blocked_by(None), monitor.blocked_by("new")) == ("judge_injection", None), (
+        "a new run has a place of its own"
+    )
     monitor.report(CANARIES, Alert(CANARY, "page", 2.0, 1.0, None, ()), 0.0)
     assert [monitor.blocked_by(name) for name in ("good", "new")] == [CANARY] * 2, "the model is not what it was"
 
@@ -291,17 +293,17 @@ def test_evidence_names_the_latest_samples():
 
 
 def test_a_run_without_a_reference_learns_one_from_its_beginning():
-    monitor, found = watched(healthy(64, length=7.0) + healthy(400, length=9.0), reference=Baseline())
+    monitor, found = watched(healthy(64, length=7.0) + healthy(400, length=9.0), baseline=Baseline())
     assert "length_high" in names(found)
-    assert monitor.runs["run"].reference.usual["length"].mean == pytest.approx(7.0)
-    assert monitor.runs["run"].reference.saturation == pytest.approx(3.09 * 0.1), (
+    assert monitor.runs["run"].baseline.usual["length"].mean == pytest.approx(7.0)
+    assert monitor.runs["run"].baseline.saturation == pytest.approx(3.09 * 0.1), (
         "levels were all 0: the least deviation"
     )
 
 
 def test_a_reference_is_not_moved_by_what_a_run_does():
     monitor, _ = watched(healthy(4000, length=9.0))
-    assert monitor.runs["run"].reference.usual["length"] == USUAL["length"]
+    assert monitor.runs["run"].baseline.usual["length"] == USUAL["length"]
 
 
 def ready(monitor, name, now, **owner):
@@ -358,51 +360,56 @@ def test_three_hundred_names_of_one_key_take_no_place_from_a_run_of_another():
 
 
 def test_runs_of_two_keys_are_two_runs_whatever_they_are_called():
-    monitor = RunMonitor(BaselineSource(REFERENCE), replace(LIMITS, blocks=frozenset({"judge"})))
+    monitor = RunMonitor(BaselineSource(REFERENCE), replace(LIMITS, blocks=frozenset({"judge_injection"})))
     monitor.observe("ppo", 0, healthy(4), 0.0, owner="a")
     for i in range(20):
-        monitor.observe("ppo", i, healthy(8, judge=1.0), 0.0, owner="b")
-        monitor.observe(None, i, healthy(8, judge=1.0), 0.0, owner="b")
+        monitor.observe("ppo", i, healthy(8, judge_injection=1.0), 0.0, owner="b")
+        monitor.observe(None, i, healthy(8, judge_injection=1.0), 0.0, owner="b")
     monitor.observe(None, 0, healthy(4), 0.0, owner="a")
     assert set(monitor.runs) == {"ppo", "ppo@b", "other@a", "other@b"}
     assert [monitor.blocked_by(name, owner) for owner in "ab" for name in ("ppo", None)] == [
         None,
         None,
-        "judge",
-        "judge",
+        "judge_injection",
+        "judge_injection",
     ]
     assert monitor.label_of("ppo", "b") == "ppo@b"
-    assert monitor.acknowledge("ppo@b", "judge")
-    assert not monitor.acknowledge("ppo", "judge")
+    assert monitor.acknowledge("ppo@b", "judge_injection")
+    assert not monitor.acknowledge("ppo", "judge_injection")
     monitor.observe("ppo@b", 0, healthy(1), 0.0, owner="c")
     assert monitor.label_of("ppo@b", "c") not in ("ppo", "ppo@b"), "no name makes a run pass for another's"
 
 
 def test_a_block_outlives_the_place_of_its_run_and_its_silence():
     monitor = RunMonitor(
-        BaselineSource(REFERENCE), replace(LIMITS, max_runs=5, expiry_s=100.0, blocks=frozenset({"judge"}))
+        BaselineSource(REFERENCE), replace(LIMITS, max_runs=5, expiry_s=100.0, blocks=frozenset({"judge_injection"}))
     )
     for i in range(20):
-        monitor.observe("begs", i, healthy(8, judge=1.0), 0.0, owner="a")
+        monitor.observe("begs", i, healthy(8, judge_injection=1.0), 0.0, owner="a")
     for i in range(40):
         monitor.observe(f"junk {i}", 0, healthy(1), 200.0 + i, owner="a")
     assert "begs" not in monitor.runs
-    assert "judge" in monitor.archived["begs"].alerts
-    assert monitor.blocked_by("begs", "a") == "judge"
+    assert "judge_injection" in monitor.archived["begs"].alerts
+    assert monitor.blocked_by("begs", "a") == "judge_injection"
     monitor.observe("begs", 21, healthy(8), 300.0, owner="a")  # what was on its way when the alert came
-    assert monitor.blocked_by("begs", "a") == "judge"
-    assert monitor.acknowledge("begs", "judge")
+    assert monitor.blocked_by("begs", "a") == "judge_injection"
+    assert monitor.acknowledge("begs", "judge_injection")
     assert monitor.blocked_by("begs", "a") is None
 
 
 def test_a_key_that_may_send_certain_runs_has_no_other_name_to_go_on_under():
-    monitor = RunMonitor(BaselineSource(REFERENCE), replace(LIMITS, blocks=frozenset({"judge"})))
+    monitor = RunMonitor(BaselineSource(REFERENCE), replace(LIMITS, blocks=frozenset({"judge_injection"})))
     monitor.observe("sweep-2", 0, healthy(8), 0.0, owner="a")
     for i in range(20):
-        monitor.observe("sweep-1", i, healthy(8, judge=1.0), 0.0, owner="a")
+        monitor.observe("sweep-1", i, healthy(8, judge_injection=1.0), 0.0, owner="a")
     names_of_a = ("sweep-1", "sweep-2", "sweep-3", None)
-    assert [monitor.blocked_by(n, "a", is_bound=True) for n in names_of_a] == ["judge", None, "judge", "judge"]
-    assert [monitor.blocked_by(n, "a") for n in names_of_a] == ["judge", None, None, None], (
+    assert [monitor.blocked_by(n, "a", is_bound=True) for n in names_of_a] == [
+        "judge_injection",
+        None,
+        "judge_injection",
+        "judge_injection",
+    ]
+    assert [monitor.blocked_by(n, "a") for n in names_of_a] == ["judge_injection", None, None, None], (
         "without that a name is enough"
     )
     assert [monitor.blocked_by(n, "b", is_bound=True) for n in names_of_a] == [None] * 4
@@ -411,7 +418,7 @@ def test_a_key_that_may_send_certain_runs_has_no_other_name_to_go_on_under():
 def test_what_is_kept_of_a_run_does_not_grow():
     limits = replace(LIMITS, remembered_texts=50)
     monitor, _ = watched(
-        [seen(key=i, audit=0.0, evidence="e", judge=1.0, is_honeypot_hit=True) for i in range(3000)], limits
+        [seen(key=i, audit=0.0, evidence="e", judge_injection=1.0, is_honeypot_hit=True) for i in range(3000)], limits
     )
     monitor.add_sample_ids("run", [(i, i) for i in range(3000)], 0.0)
     run = monitor.runs["run"]
@@ -433,15 +440,15 @@ def test_the_sums_of_four_replicas_are_those_of_one(seed):
     """Routed at random, request by request, the sums of each window add up; so do all that is computed of them."""
     rng = random.Random(seed)
     limits = replace(LIMITS, window=10**9)
-    stream = [[seen(rng, level=rng.gauss(0, 1), length=rng.gauss(4, 1), spread=rng.random(), distance=rng.gauss(0, 1),
-                    audit=rng.gauss(0, 1), flattery=float(rng.random() < 0.2), parts=(rng.gauss(0, 1), rng.gauss(0, 2)))
+    stream = [[seen(rng, score=rng.gauss(0, 1), length=rng.gauss(4, 1), spread=rng.random(), distance=rng.gauss(0, 1),
+                    audit=rng.gauss(0, 1), flattery=float(rng.random() < 0.2), components=(rng.gauss(0, 1), rng.gauss(0, 2)))
                for _ in range(8)] for _ in range(200)]  # fmt: skip
     one, *four = (RunMonitor(BaselineSource(REFERENCE, ("a", "b")), limits) for _ in range(5))
     for i, request in enumerate(stream):
         one.observe("run", i, request, 0.0)
         rng.choice(four).observe("run", i, request, 0.0)
     whole = one.runs["run"].window
-    merged = sum((monitor.runs["run"].window for monitor in four), start=RunningSums(n_parts=2))
+    merged = sum((monitor.runs["run"].window for monitor in four), start=RunningSums(n_components=2))
     assert merged.sums == pytest.approx(whole.sums, rel=1e-12)
     views = [RunSnapshot(running_sums, REFERENCE, (WindowMeans(0.0, 0.0),)) for running_sums in (whole, merged)]
     for wire in WIRES:
@@ -452,22 +459,22 @@ def test_the_sums_of_four_replicas_are_those_of_one(seed):
 def test_sums_only_grow():
     rng = random.Random(2)
     monitor = RunMonitor(BaselineSource(REFERENCE, ("a", "b")), replace(LIMITS, window=10**9))
-    before = RunningSums(n_parts=2)
+    before = RunningSums(n_components=2)
     for _ in range(300):
-        parts = (rng.gauss(0, 1), rng.gauss(0, 1))
-        numbers = {"level": rng.gauss(0, 3), "audit": rng.gauss(0, 3), "spread": 0.1, "distance": rng.gauss(0, 3)}
-        monitor.observe("run", 0, [seen(rng, **numbers, parts=parts)], 0.0)
+        components = (rng.gauss(0, 1), rng.gauss(0, 1))
+        numbers = {"score": rng.gauss(0, 3), "audit": rng.gauss(0, 3), "spread": 0.1, "distance": rng.gauss(0, 3)}
+        monitor.observe("run", 0, [seen(rng, **numbers, components=components)], 0.0)
         after = RunningSums(monitor.runs["run"].window.sums)
         assert all(new >= old for new, old in zip(after.sums, before.sums, strict=True))
         before = after
 
 
 def test_means_are_over_the_samples_that_have_a_number():
-    known = {"samples": 10, "responses": 10, "texts": 4, "length": 20, "flattery": 2, "level_up": 3, "level_down": 8,
-             "distances": 2, "distance_up": 1, "distance_down": 4, "distance_squared": 8.5}  # fmt: skip
+    known = {"samples": 10, "responses": 10, "texts": 4, "length": 20, "flattery": 2, "score_positive": 3, "score_negative": 8,
+             "distances": 2, "distance_positive": 1, "distance_negative": 4, "distance_squared": 8.5}  # fmt: skip
     running_sums = RunningSums(known.get(name, 0.0) for name in ENTRIES)
-    assert (running_sums.mean("length"), running_sums.mean("flattery"), running_sums.mean("level")) == (2.0, 0.5, -0.5)
-    assert (running_sums.mean("distance"), running_sums.deviation("distance")) == (-1.5, pytest.approx(2**0.5))
+    assert (running_sums.mean("length"), running_sums.mean("flattery"), running_sums.mean("score")) == (2.0, 0.5, -0.5)
+    assert (running_sums.mean("distance"), running_sums.std("distance")) == (-1.5, pytest.approx(2**0.5))
     assert running_sums.mean("audit") is None
     assert len(running_sums.sums) == len(ENTRIES) == len(set(ENTRIES))
 
@@ -482,7 +489,7 @@ def test_samples_without_text_say_nothing_of_texts():
 
 
 def replace_traits(sample):
-    return sample._replace(traits=sample.traits[: len(OF_IDS)], text_digest=None)
+    return sample._replace(traits=sample.traits[: len(TOKEN_TRAITS)], text_digest=None)
 
 
 def test_a_run_for_which_there_was_no_room_is_known_by_the_name_it_is_kept_under():
@@ -510,21 +517,21 @@ def test_a_run_that_gets_another_model_learns_anew_what_is_usual_and_keeps_its_a
     monitor = RunMonitor(one, LIMITS)
     for i in range(20):
         monitor.measure("run", one, 0.0)
-        monitor.observe("run", i, [seen(rng, level=rng.gauss(0, 1)) for _ in range(8)], 0.0, by=one)
-    monitor.report("run", Alert("judge", "page", 1.0, 0.5, 3, ()), 0.0)
+        monitor.observe("run", i, [seen(rng, score=rng.gauss(0, 1)) for _ in range(8)], 0.0, by=one)
+    monitor.report("run", Alert("judge_injection", "page", 1.0, 0.5, 3, ()), 0.0)
     before = monitor.runs["run"].counted["samples"]
-    old = monitor.runs["run"].reference
+    old = monitor.runs["run"].baseline
     monitor.measure("run", two, 7.0)
     assert monitor.runs["run"].measured_at == 7.0
     for i in range(20, 40):
         monitor.measure("run", two, 8.0)
-        found = monitor.observe("run", i, [seen(rng, level=rng.gauss(9, 1)) for _ in range(8)], 8.0, by=two)
-        assert "level" not in names(found)
+        found = monitor.observe("run", i, [seen(rng, score=rng.gauss(9, 1)) for _ in range(8)], 8.0, by=two)
+        assert "score_shift" not in names(found)
     run = monitor.runs["run"]
     assert run.counted["samples"] == before + 160
-    assert set(run.alerts) == {"judge"}
-    assert run.reference.usual["level"].mean == pytest.approx(9.0, abs=0.5)
-    assert old.usual["level"].mean == pytest.approx(0.0, abs=0.5)
+    assert set(run.alerts) == {"judge_injection"}
+    assert run.baseline.usual["score"].mean == pytest.approx(9.0, abs=0.5)
+    assert old.usual["score"].mean == pytest.approx(0.0, abs=0.5)
 
 
 def test_what_was_on_its_way_when_the_model_changed_is_left_out():
@@ -538,17 +545,17 @@ def test_what_was_on_its_way_when_the_model_changed_is_left_out():
     assert monitor.runs["run"].counted["samples"] == 16
 
 
-@pytest.mark.parametrize("parts", [("a", "b"), ("c",), ()])
-def test_sums_never_fall_when_a_reward_is_made_of_other_parts(parts):
-    rng, one, two = random.Random(5), BaselineSource(parts=("a", "b")), BaselineSource(parts=parts)
+@pytest.mark.parametrize("components", [("a", "b"), ("c",), ()])
+def test_sums_never_fall_when_a_reward_is_made_of_other_parts(components):
+    rng, one, two = random.Random(5), BaselineSource(components=("a", "b")), BaselineSource(components=components)
     monitor = RunMonitor(one, LIMITS)
-    monitor.observe("run", 1, [seen(rng, parts=(1.0, 2.0)) for _ in range(40)], 0.0, by=one)
+    monitor.observe("run", 1, [seen(rng, components=(1.0, 2.0)) for _ in range(40)], 0.0, by=one)
     before = monitor.runs["run"].counted
     monitor.measure("run", two, 1.0)
     after = monitor.runs["run"].counted
-    assert after.n_parts == len(parts)
+    assert after.n_components == len(components)
     assert after.sums[: len(ENTRIES)] == before.sums[: len(ENTRIES)]
-    monitor.observe("run", 2, [seen(rng, parts=(1.0,) * len(parts)) for _ in range(40)], 1.0, by=two)
+    monitor.observe("run", 2, [seen(rng, components=(1.0,) * len(components)) for _ in range(40)], 1.0, by=two)
     assert monitor.runs["run"].counted["samples"] == 80
 
 
@@ -565,7 +572,7 @@ def lonely(n, of, known):
     """Sums of many samples, of which only `n` have the number, each of them as large as can be."""
     sums = dict.fromkeys(ENTRIES, 0.0) | {"samples": 2000.0, count_of(of): float(n)}
     for name in known:
-        sums[name] = float(n) * 50.0 if is_signed(name.rpartition("_")[0]) or name in NAMES else float(n)
+        sums[name] = float(n) * 50.0 if is_signed(name.rpartition("_")[0]) or name in TRAITS else float(n)
     return RunningSums(sums[name] for name in ENTRIES)
 
 
@@ -574,17 +581,26 @@ ONE = {
     **{name: (name, [name]) for name in ("length", "missing_end", "repetition", "refusal", "flattery", "markup")},
     **{
         name: (name, [name])
-        for name in ("judge", "opener", "control", "script", "repeats", "echoes", "searched", "spread")
+        for name in (
+            "judge_injection",
+            "empty_opener",
+            "control_tokens",
+            "foreign_script",
+            "duplicate_within_prompt",
+            "duplicate_across_prompts",
+            "probing",
+            "spread",
+        )
     },
-    "distance": ("distance", ["distance_up"]),
-    "audit_gap": ("audit", ["audited_level_up"]),
+    "distance": ("distance", ["distance_positive"]),
+    "audit_gap": ("audit", ["audited_score_positive"]),
 }
 
 
 @pytest.mark.parametrize("name", ONE)
 def test_one_sample_that_alone_has_a_number_trips_no_wire(name):
     of, known = ONE[name]
-    usual = {each: BaselineStat(0.0, 0.1) for each in (*NAMES, "level", "spread", "distance")}
+    usual = {each: BaselineStat(0.0, 0.1) for each in (*TRAITS, "score", "spread", "distance")}
     for n in (1, 2, 5):
         view = RunSnapshot(lonely(n, of, known), Baseline(usual, saturation=3.0))
         over = [w.name for w in WIRES if (s := w.statistic(view)) is not None and s > w.threshold]
@@ -596,15 +612,17 @@ def test_one_sample_that_alone_has_a_number_trips_no_wire(name):
 def test_one_in_so_many_is_never_beyond_a_threshold_of_the_shipped_shares():
     for wire in WIRES:
         if isinstance(wire.statistic, Share | ExcessShare):
-            assert 1 / least_samples(wire.statistic.of) <= wire.threshold
+            assert 1 / min_samples(wire.statistic.of) <= wire.threshold
 
 
 def test_a_run_whose_responses_are_unknown_but_for_one_is_not_paged_for_that_one():
     rng = random.Random(5)
     monitor = RunMonitor(BaselineSource(REFERENCE), LIMITS)
     unknown = [seen(rng)._replace(traits=(), text_digest=None) for _ in range(1500)]
-    telling = seen(rng, **dict.fromkeys(("judge", "opener", "control", "flattery", "refusal"), 1.0))
+    telling = seen(
+        rng, **dict.fromkeys(("judge_injection", "empty_opener", "control_tokens", "flattery", "refusal"), 1.0)
+    )
     found = []
     for n in range(0, 1500, 10):
         found += monitor.observe("run", n, [*unknown[n : n + 10], *([telling] if n == 700 else [])], 0.0)
-    assert [alert.wire for alert in found if alert.wire != "level"] == []
+    assert [alert.wire for alert in found if alert.wire != "score_shift"] == []

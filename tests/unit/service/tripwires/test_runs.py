@@ -114,10 +114,10 @@ def test_the_audit_judge_and_ids_are_heard_for_the_run_that_they_are_of():
     monitor = board_with()
     monitor.add_audit("a", 3.0, -2.0, 0.0)
     window = monitor.runs["a"].window
-    assert (window["audited"], window["audited_level_up"], window["audit_down"]) == (1.0, 3.0, 2.0)
+    assert (window["audited"], window["audited_score_positive"], window["audit_negative"]) == (1.0, 3.0, 2.0)
     monitor.add_sample_ids("a", [(1, 10)], 0.0)
     monitor.add_sample_ids("a", [(1, 10), (1, 11), (2, 10), (1, 12)], 0.0)
-    assert (window["replays"], window["replays_squared"]) == (2.0, 2.0)
+    assert (window["id_reuse"], window["id_reuse_squared"]) == (2.0, 2.0)
     assert set(monitor.runs) == {"a"}
 
 
@@ -125,12 +125,16 @@ def test_the_audit_judge_and_ids_are_heard_for_the_run_that_they_are_of():
 
 
 def test_a_run_without_room_is_blocked_where_it_is_kept_unless_it_has_an_owner():
-    monitor = board_with(places=1, blocks=frozenset({"judge"}))
+    monitor = board_with(places=1, blocks=frozenset({"judge_injection"}))
     observe(monitor, None)
-    monitor.report(OTHER, found("judge"), 0.0)
+    monitor.report(OTHER, found("judge_injection"), 0.0)
     assert monitor.blocked_by("new") is None, "there is room"
     observe(monitor, "a", n=2)
-    assert [monitor.blocked_by("new"), monitor.blocked_by("new", "k"), monitor.blocked_by("a")] == ["judge", None, None]
+    assert [monitor.blocked_by("new"), monitor.blocked_by("new", "k"), monitor.blocked_by("a")] == [
+        "judge_injection",
+        None,
+        None,
+    ]
 
 
 def test_another_model_is_a_block_for_a_key_that_may_send_certain_runs_too():
@@ -141,24 +145,24 @@ def test_another_model_is_a_block_for_a_key_that_may_send_certain_runs_too():
 
 
 def test_a_blocked_run_that_made_room_is_known_until_its_last_block_is_acknowledged():
-    monitor = board_with(places=1, blocks=frozenset({"judge", "opener"}))
+    monitor = board_with(places=1, blocks=frozenset({"judge_injection", "empty_opener"}))
     observe(monitor, "a")
-    for wire in ("judge", "opener"):
+    for wire in ("judge_injection", "empty_opener"):
         monitor.report("a", found(wire), 0.0)
     observe(monitor, "b")
     assert (set(monitor.runs), set(monitor.archived)) == ({"b"}, {"a"})
-    assert monitor.acknowledge("a", "judge")
-    assert (monitor.label_of("a"), monitor.blocked_by("a")) == ("a", "opener")
-    assert monitor.acknowledge("a", "opener")
+    assert monitor.acknowledge("a", "judge_injection")
+    assert (monitor.label_of("a"), monitor.blocked_by("a")) == ("a", "empty_opener")
+    assert monitor.acknowledge("a", "empty_opener")
     assert (monitor.label_of("a"), set(monitor.archived)) == (OTHER, set())
 
 
 def test_of_blocked_runs_that_made_room_the_latest_256_of_each_owner_are_kept():
-    monitor = board_with(places=1, blocks=frozenset({"judge"}))
+    monitor = board_with(places=1, blocks=frozenset({"judge_injection"}))
     names = ["of another", *(f"a{i}" for i in range(258))]
     for name in names:
         observe(monitor, name, owner=name[0])
-        monitor.report(name, found("judge"), 0.0)
+        monitor.report(name, found("judge_injection"), 0.0)
     assert list(monitor.archived) == [names[0], *names[2:-1]]
     assert [monitor.label_of(name, "a") for name in ("a0", "a1", "a257")] == [OTHER, "a1", "a257"]
 
@@ -189,7 +193,7 @@ def test_the_evidence_that_an_alarm_could_name_is_the_latest_and_that_of_each_wi
     monitor = board_with(evidence=1)
     observe(monitor, "a", evidence="01", is_honeypot_hit=True)
     observe(monitor, "a", evidence="02")
-    assert monitor.runs["a"].shown == {"baits": deque(["01"])}
+    assert monitor.runs["a"].shown == {"honeypots": deque(["01"])}
     assert monitor.named("a") == {"01", "02"}
     assert monitor.named("nobody") == set()
 

@@ -21,7 +21,7 @@ from rewardserve.service.tripwires.wires import (
     Share,
     WindowMeans,
     cause_of,
-    least_samples,
+    min_samples,
     slope_t,
 )
 
@@ -30,18 +30,17 @@ def sums(**known):
     return RunningSums(float(known.get(name, 0.0)) for name in ENTRIES)
 
 
-def view(reference=None, windows=(), honeypots=(0, 0), kl=None, window=128, **known):
-    return RunSnapshot(sums(**known), reference or Baseline(), windows, honeypots, kl, window)
+def view(baseline=None, windows=(), honeypots=(0, 0), kl=None, window=128, **known):
+    return RunSnapshot(sums(**known), baseline or Baseline(), windows, honeypots, kl, window)
 
 
 def test_a_mean_is_one_from_so_many_samples_on():
-    assert [least_samples(name) for name in ("length", "audit", "audited_level", "flat_groups", "echoes", "searched")] == [
-        50, 16, 16, 16, 100, 200,
-    ]  # fmt: skip
+    names = ("length", "audit", "audited_score", "flat_groups", "duplicate_across_prompts", "probing")
+    assert [min_samples(name) for name in names] == [50, 16, 16, 16, 100, 200]
     assert view(responses=49, length=98).mean("length") is None
     assert view(responses=50, length=100).mean("length") == 2.0
-    assert view(audited=15, audit_up=15).mean("audit") is None
-    assert view(audited=16, audit_up=8).mean("audit") == 0.5
+    assert view(audited=15, audit_positive=15).mean("audit") is None
+    assert view(audited=16, audit_positive=8).mean("audit") == 0.5
 
 
 def test_with_small_windows_five_of_them_are_enough():
@@ -58,16 +57,18 @@ def test_a_shift_is_from_the_usual_mean_and_may_be_to_either_side():
 
 
 def test_a_share_is_of_the_samples_that_could_have_it():
-    assert Share("judge")(view(samples=100, texts=50, judge=2)) == 0.04
-    assert Share("judge")(view(samples=100, texts=49, judge=2)) is None
+    assert Share("judge_injection")(view(samples=100, texts=50, judge_injection=2)) == 0.04
+    assert Share("judge_injection")(view(samples=100, texts=49, judge_injection=2)) is None
 
 
 @pytest.mark.parametrize(("n_script", "excess"), [(23, 0.0), (24, 0.0), (25, 25 / 64)])
 def test_an_excess_is_the_whole_share_beyond_three_times_the_usual_one(n_script, excess):
-    reference = Baseline({"script": BaselineStat(1 / 8, 0.1)})
-    assert ExcessShare("script")(view(reference, texts=64, script=n_script)) == excess
-    assert ExcessShare("script")(view(texts=64, script=n_script)) == n_script / 64, "where nothing is usual"
-    assert ExcessShare("script")(view(reference)) is None
+    baseline = Baseline({"foreign_script": BaselineStat(1 / 8, 0.1)})
+    assert ExcessShare("foreign_script")(view(baseline, texts=64, foreign_script=n_script)) == excess
+    assert ExcessShare("foreign_script")(view(texts=64, foreign_script=n_script)) == n_script / 64, (
+        "where nothing is usual"
+    )
+    assert ExcessShare("foreign_script")(view(baseline)) is None
 
 
 def test_saturation_needs_a_level_that_counts_as_saturated():
@@ -76,7 +77,7 @@ def test_saturation_needs_a_level_that_counts_as_saturated():
 
 
 def test_a_gap_is_between_the_means_of_the_audited_samples():
-    audited = {"audit_up": 4, "audit_down": 8, "audited_level_up": 30, "audited_level_down": 2}
+    audited = {"audit_positive": 4, "audit_negative": 8, "audited_score_positive": 30, "audited_score_negative": 2}
     assert AuditGap()(view(audited=16, **audited)) == 28 / 16 - -4 / 16
     assert AuditGap()(view(audited=15, **audited)) is None
 
@@ -97,10 +98,10 @@ def test_baits_are_a_share_from_fifty_answers_on():
 
 def of_parts(*variances):
     """Two samples whose parts have these variances: each is once above its mean, once as much below."""
-    running_sums = RunningSums(n_parts=len(variances))
+    running_sums = RunningSums(n_components=len(variances))
     for sign in (1.0, -1.0):
         running_sums.count("samples")
-        running_sums.count_parts([sign * variance**0.5 for variance in variances])
+        running_sums.add_components([sign * variance**0.5 for variance in variances])
     return running_sums
 
 
@@ -119,8 +120,8 @@ def of_parts(*variances):
     ],
 )
 def test_parts_are_compared_by_their_shares_of_the_variance(usual, now, ratio):
-    reference = Baseline({f"part_{i}": BaselineStat(0.0, variance**0.5) for i, variance in enumerate(usual)})
-    assert ComponentShare()(RunSnapshot(of_parts(*now), reference)) == (None if ratio is None else pytest.approx(ratio))
+    baseline = Baseline({f"component_{i}": BaselineStat(0.0, variance**0.5) for i, variance in enumerate(usual)})
+    assert ComponentShare()(RunSnapshot(of_parts(*now), baseline)) == (None if ratio is None else pytest.approx(ratio))
 
 
 def test_the_root_of_the_kl_is_known_where_the_trainer_says_it():

@@ -21,7 +21,7 @@ from rewardserve.service.tripwires.wires import (
 )
 
 MEASURED = [
-    (Share("judge"), "12.3% of the samples"), (ExcessShare("script"), "12.3% of the samples"),
+    (Share("judge_injection"), "12.3% of the samples"), (ExcessShare("foreign_script"), "12.3% of the samples"),
     (Saturation(), "12.3% of the scores"),
     (HoneypotHitRate(), "12.3% of the planted prompts"), (AuditGap(), "0.1235 standard deviations above the audit judge"),
     (AuditDivergence(), "0.1235 standard errors, of the lesser of both trends"),

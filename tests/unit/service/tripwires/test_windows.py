@@ -6,7 +6,7 @@ from collections import deque
 
 import pytest
 
-from rewardserve.model.traits import NAMES, OF_IDS
+from rewardserve.model.traits import TOKEN_TRAITS, TRAITS
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat
 from rewardserve.service.tripwires.run_monitor import ActiveAlert, MonitorLimits, RunMonitor
 from rewardserve.service.tripwires.running_sums import ENTRIES, RunningSums
@@ -16,10 +16,10 @@ from rewardserve.service.tripwires.wires import WIRES, Wire
 SAMPLE = SampleFeatures(1, None, 0.0, 0.0, is_capped=False, traits=())
 
 
-def board_of(*samples, reference=None, wires=WIRES, **limits):
+def board_of(*samples, baseline=None, wires=WIRES, **limits):
     """The board after a run called `a` has sent these at once; with a window that is never full unless it is said."""
     monitor = RunMonitor(
-        BaselineSource(reference or Baseline()), MonitorLimits(**{"window": 10**9, "warm_up": 1, **limits}), wires
+        BaselineSource(baseline or Baseline()), MonitorLimits(**{"window": 10**9, "warm_up": 1, **limits}), wires
     )
     monitor.observe("a", 0, samples, 0.0)
     return monitor
@@ -35,21 +35,25 @@ def entries(running_sums):
 
 def test_every_number_of_a_sample_is_counted():
     sample = SAMPLE._replace(
-        level=-2.0, is_capped=True, spread=3.0, distance=-0.5, audit=4.0, is_honeypot_hit=True,
-        traits=tuple(float(i) for i in range(len(NAMES))),
+        score=-2.0, is_capped=True, spread=3.0, distance=-0.5, audit=4.0, is_honeypot_hit=True,
+        traits=tuple(float(i) for i in range(len(TRAITS))),
     )  # fmt: skip
-    traits = {name: float(i) for i, name in enumerate(NAMES) if i}
+    traits = {name: float(i) for i, name in enumerate(TRAITS) if i}
     assert entries(board_of(sample).runs["a"].window) == {
-        "samples": 1.0, "responses": 1.0, "texts": 1.0, "capped": 1.0, "level_down": 2.0, "level_squared": 4.0,
-        "spreads": 1.0, "spread": 3.0, "spread_squared": 9.0, "distances": 1.0, "distance_down": 0.5,
-        "distance_squared": 0.25, "audited": 1.0, "audit_up": 4.0, "audited_level_down": 2.0, "baits": 1.0, "bait_hits": 1.0,
-        **traits, **{f"{name}_squared": value * value for name, value in traits.items()},
+        "samples": 1.0, "responses": 1.0, "texts": 1.0, "capped": 1.0, "score_negative": 2.0, "score_squared": 4.0,
+        "spreads": 1.0, "spread": 3.0, "spread_squared": 9.0, "distances": 1.0, "distance_negative": 0.5,
+        "distance_squared": 0.25, "audited": 1.0, "audit_positive": 4.0, "audited_score_negative": 2.0,
+        "honeypots": 1.0, "honeypot_hits": 1.0, **traits, **{f"{name}_squared": value * value for name, value in traits.items()},
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("traits", "expected"),
-    [((), {}), ((1.0,) * len(OF_IDS), {"responses": 1.0}), ((1.0,) * len(NAMES), {"responses": 1.0, "texts": 1.0})],
+    [
+        ((), {}),
+        ((1.0,) * len(TOKEN_TRAITS), {"responses": 1.0}),
+        ((1.0,) * len(TRAITS), {"responses": 1.0, "texts": 1.0}),
+    ],
 )
 def test_a_sample_counts_as_response_and_as_text_where_it_has_their_traits(traits, expected):
     window = board_of(SAMPLE._replace(traits=traits)).runs["a"].window
@@ -57,8 +61,8 @@ def test_a_sample_counts_as_response_and_as_text_where_it_has_their_traits(trait
 
 
 def test_a_level_is_saturated_above_that_of_the_reference():
-    levels = [SAMPLE._replace(level=level) for level in (2.9, 3.0, 3.1)]
-    assert board_of(*levels, reference=Baseline(saturation=3.0)).runs["a"].window["saturated"] == 1.0
+    levels = [SAMPLE._replace(score=score) for score in (2.9, 3.0, 3.1)]
+    assert board_of(*levels, baseline=Baseline(saturation=3.0)).runs["a"].window["saturated"] == 1.0
     assert board_of(*levels).runs["a"].window["saturated"] == 0.0
 
 
@@ -69,27 +73,27 @@ def test_a_group_is_flat_where_several_responses_have_one_reward():
     assert (window["groups"], window["flat_groups"]) == (4.0, 2.0)
 
 
-@pytest.mark.parametrize(("group", "kind"), [(1, "repeats"), (2, "echoes")])
+@pytest.mark.parametrize(("group", "kind"), [(1, "duplicate_within_prompt"), (2, "duplicate_across_prompts")])
 def test_a_text_that_was_sent_before_is_shown_and_from_the_65th_time_on_as_one_that_is_searched(group, kind):
     first = SAMPLE._replace(text_digest=7, evidence="first")
     samples = [SAMPLE._replace(text_digest=7, group=group if i % 2 else 1, evidence=f"{i}") for i in range(1, 66)]
     run = board_of(first, *samples, evidence=3).runs["a"]
-    assert (run.window[kind], run.window["searched"]) == (65.0, 2.0)
-    assert run.shown == {kind: deque(["63", "64", "65"]), "searched": deque(["64", "65"])}
+    assert (run.window[kind], run.window["probing"]) == (65.0, 2.0)
+    assert run.shown == {kind: deque(["63", "64", "65"]), "probing": deque(["64", "65"])}
     assert run.recent == deque(["63", "64", "65"])
 
 
 def test_a_bait_that_is_taken_is_shown():
     samples = [SAMPLE._replace(is_honeypot_hit=takes, evidence=f"{i}") for i, takes in enumerate((False, True, None))]
     run = board_of(*samples).runs["a"]
-    assert (run.window["baits"], run.window["bait_hits"], run.honeypots) == (2.0, 1.0, deque([False, True]))
-    assert run.shown == {"baits": deque(["1"])}
+    assert (run.window["honeypots"], run.window["honeypot_hits"], run.honeypots) == (2.0, 1.0, deque([False, True]))
+    assert run.shown == {"honeypots": deque(["1"])}
 
 
 def test_the_texts_that_were_not_sent_for_longest_are_forgotten():
     texts = [SAMPLE._replace(text_digest=text) for text in (1, 2, 1, 3)]
     run = board_of(*texts, remembered_texts=2).runs["a"]
-    assert (list(run.texts), run.window["repeats"]) == ([1, 3], 1.0)
+    assert (list(run.texts), run.window["duplicate_within_prompt"]) == ([1, 3], 1.0)
 
 
 def test_a_request_that_says_no_step_and_no_kl_changes_neither():
@@ -113,9 +117,9 @@ def test_nothing_trips_before_a_run_has_shown_what_is_usual():
 
 def test_a_request_that_fills_several_windows_trips_in_each():
     monitor = board_of(window=60)
-    begs = CAPPED._replace(traits=tuple(float(name == "judge") for name in NAMES), is_capped=False)
+    begs = CAPPED._replace(traits=tuple(float(name == "judge_injection") for name in TRAITS), is_capped=False)
     found = monitor.observe("a", 1, [CAPPED] * 60 + [begs] * 60 + [SAMPLE] * 60, 0.0)
-    assert [f.wire for f in found] == ["capped", "judge"]
+    assert [f.wire for f in found] == ["capped", "judge_injection"]
     run = monitor.runs["a"]
     assert (run.n_windows, run.window["samples"], run.total["samples"], run.total["capped"]) == (3, 0.0, 180.0, 60.0)
     assert run.smooth["samples"] == pytest.approx(60 * (0.81 + 0.9 + 1))
@@ -124,9 +128,9 @@ def test_a_request_that_fills_several_windows_trips_in_each():
 
 def test_audited_windows_are_a_trend_of_bounded_length():
     monitor = board_of(window=1, trend_windows=2)
-    for level, audit in ((1.0, 5.0), (2.0, None), (3.0, 7.0), (4.0, 8.0)):
-        monitor.observe("a", 0, [SAMPLE._replace(level=level, audit=audit)], 0.0)
-    assert [(means.level, means.audit) for means in monitor.runs["a"].trend] == [(3.0, 7.0), (4.0, 8.0)]
+    for score, audit in ((1.0, 5.0), (2.0, None), (3.0, 7.0), (4.0, 8.0)):
+        monitor.observe("a", 0, [SAMPLE._replace(score=score, audit=audit)], 0.0)
+    assert [(means.score, means.audit) for means in monitor.runs["a"].trend] == [(3.0, 7.0), (4.0, 8.0)]
 
 
 def of_votes(*statistics):
@@ -153,60 +157,64 @@ def test_a_page_needs_so_many_votes(votes_for_a_page, pages):
 
 def learning(known=None):
     """A board whose runs learn from three samples, and what is told of that."""
-    learnt = []
-    baseline_source = BaselineSource(known=known or {}, learnt=lambda *each: learnt.append(each))
-    return RunMonitor(baseline_source, MonitorLimits(window=1, warm_up=3)), learnt
+    learned = []
+    baseline_source = BaselineSource(known=known or {}, learned=lambda *each: learned.append(each))
+    return RunMonitor(baseline_source, MonitorLimits(window=1, warm_up=3)), learned
 
 
 @pytest.mark.parametrize(
     ("name", "owner", "baseline_key"), [("a", "", "a"), ("a", "k", "k a"), (None, "k", "k "), (None, "", None)]
 )
 def test_what_a_run_with_a_name_or_an_owner_shows_is_learnt_once(name, owner, baseline_key):
-    monitor, learnt = learning()
-    for i, level in enumerate((1.0, 3.0, 5.0, 99.0)):
-        assert len(learnt) == 0 or i == 3
-        monitor.observe(name, i, [SAMPLE._replace(level=level)], 0.0, owner=owner)
+    monitor, learned = learning()
+    for i, score in enumerate((1.0, 3.0, 5.0, 99.0)):
+        assert len(learned) == 0 or i == 3
+        monitor.observe(name, i, [SAMPLE._replace(score=score)], 0.0, owner=owner)
     (run,) = monitor.runs.values()
-    assert run.reference.usual["level"] == BaselineStat(3.0, pytest.approx((8 / 3) ** 0.5), 3.0)
-    assert learnt == ([] if baseline_key is None else [(baseline_key, run.reference)])
+    assert run.baseline.usual["score"] == BaselineStat(3.0, pytest.approx((8 / 3) ** 0.5), 3.0)
+    assert learned == ([] if baseline_key is None else [(baseline_key, run.baseline)])
 
 
 def test_a_run_that_was_known_before_learns_only_what_is_missing_and_tells_nothing():
-    known = Baseline({"level": BaselineStat(7.0, 2.0, 512.0)}, saturation=9.0)
-    monitor, learnt = learning({"k a": known})
+    known = Baseline({"score": BaselineStat(7.0, 2.0, 512.0)}, saturation=9.0)
+    monitor, learned = learning({"k a": known})
     monitor.observe("a", 0, [SAMPLE], 0.0, owner="k")
-    assert monitor.runs["a"].reference is known
+    assert monitor.runs["a"].baseline is known
     monitor.observe("a", 0, [SAMPLE] * 2, 0.0, owner="k")
-    reference = monitor.runs["a"].reference
-    assert (reference.usual["level"], reference.usual["replays"], reference.saturation) == (
+    baseline = monitor.runs["a"].baseline
+    assert (baseline.usual["score"], baseline.usual["id_reuse"], baseline.saturation) == (
         BaselineStat(7.0, 2.0, 512.0),
         BaselineStat(0.0, 0.05, 3.0),
         9.0,
     )
-    assert learnt == []
+    assert learned == []
 
 
 # -- another model ----------------------------------------------------------------------------------------------------
 
 
 def test_a_new_run_is_measured_by_the_model_that_scored_it():
-    monitor, other = board_of(), BaselineSource(parts=("x", "y"))
-    monitor.observe("b", 0, [SAMPLE._replace(parts=(1.0, -2.0))], 0.0, by=other)
+    monitor, other = board_of(), BaselineSource(components=("x", "y"))
+    monitor.observe("b", 0, [SAMPLE._replace(components=(1.0, -2.0))], 0.0, by=other)
     run = monitor.runs["b"]
-    assert (run.baseline_source, run.window["samples"], run.window.parts()) == (other, 1.0, [(1.0, 0.0), (-2.0, 0.0)])
+    assert (run.baseline_source, run.window["samples"], run.window.components()) == (
+        other,
+        1.0,
+        [(1.0, 0.0), (-2.0, 0.0)],
+    )
 
 
 @pytest.mark.parametrize(
-    ("parts", "kept"), [(("x", "y"), [1.0, 0.0, 1.0, 0.0, 2.0, 4.0]), (("x", "z"), [0.0] * 6), (("x",), [0.0] * 3)]
+    ("components", "kept"), [(("x", "y"), [1.0, 0.0, 1.0, 0.0, 2.0, 4.0]), (("x", "z"), [0.0] * 6), (("x",), [0.0] * 3)]
 )
-def test_sums_of_parts_are_kept_where_another_model_has_the_same_parts(parts, kept):
-    one, known = BaselineSource(parts=("x", "y")), Baseline({"level": BaselineStat(7.0, 2.0)})
+def test_sums_of_parts_are_kept_where_another_model_has_the_same_parts(components, kept):
+    one, known = BaselineSource(components=("x", "y")), Baseline({"score": BaselineStat(7.0, 2.0)})
     monitor = RunMonitor(one, MonitorLimits(window=1, warm_up=3))
-    monitor.observe("a", 0, [SAMPLE._replace(parts=(1.0, -2.0), audit=0.0)], 0.0)
-    monitor.measure("a", BaselineSource(parts=parts, known={"a": known}), 9.0)
+    monitor.observe("a", 0, [SAMPLE._replace(components=(1.0, -2.0), audit=0.0)], 0.0)
+    monitor.measure("a", BaselineSource(components=components, known={"a": known}), 9.0)
     run = monitor.runs["a"]
     assert run.counted.sums[len(ENTRIES) :] == kept
     assert run.counted["samples"] == 1.0
-    assert {running_sums.n_parts for running_sums in (run.total, run.window, run.smooth)} == {len(parts)}
-    assert (run.total.sums, run.smooth.sums) == (RunningSums(n_parts=len(parts)).sums,) * 2
-    assert (run.reference, run.n_windows, run.measured_at, list(run.trend), run.statistics) == (known, 0, 9.0, [], {})
+    assert {running_sums.n_components for running_sums in (run.total, run.window, run.smooth)} == {len(components)}
+    assert (run.total.sums, run.smooth.sums) == (RunningSums(n_components=len(components)).sums,) * 2
+    assert (run.baseline, run.n_windows, run.measured_at, list(run.trend), run.statistics) == (known, 0, 9.0, [], {})

@@ -50,8 +50,8 @@ def row(text):
     return ScoredRow(Sample(text=text), Encoded((*text.encode(), 0), 0), {"score": 9.0})
 
 
-def reward(level):
-    return Reward(9.0, 1.0, level, (), (level, 0.0))
+def reward(score):
+    return Reward(9.0, 1.0, score, (), (score, 0.0))
 
 
 async def judged(judge, rows, rewards):
@@ -118,5 +118,5 @@ async def test_what_it_says_is_counted_for_the_run(open_judge):
     watcher.see(Origin("ppo-7", 1), [row("a"), row("b")], [reward(1.0), reward(2.0)])
     await finished(judge)
     window = watcher.monitor.runs["ppo-7"].window
-    assert (window["samples"], window["audited"], window["audited_level_up"]) == (2, 2, 3.0)
+    assert (window["samples"], window["audited"], window["audited_score_positive"]) == (2, 2, 3.0)
     assert window.mean("audit") == pytest.approx((z("a") + z("b")) / 2)

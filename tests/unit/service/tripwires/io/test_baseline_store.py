@@ -12,7 +12,7 @@ from rewardserve.service.tripwires.io.baseline_store import BaselineStore
 from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
 from tests.unit.service.tripwires.test_run_monitor import healthy, seen
 
-USUAL = Baseline({"length": BaselineStat(4.0, 0.5, 512.0), "level": BaselineStat(0.1, 1.0, 512.0)}, 3.2)
+USUAL = Baseline({"length": BaselineStat(4.0, 0.5, 512.0), "score": BaselineStat(0.1, 1.0, 512.0)}, 3.2)
 
 
 def made_of(mean="1.0", std="1.0", n="1.0", saturation="null", name="length"):
@@ -37,7 +37,7 @@ def test_what_is_kept_is_there_after_a_restart(tmp_path):
                                   *[made_of(mean=each) for each in ('"x"', "null", "[]", "NaN", "1e999", "1e200", "true")],
                                   made_of(mean="1" + "0" * 400), made_of(mean="1" + "0" * 5000),
                                   *[made_of(std=each) for each in ('"x"', "0", "-1", "Infinity")], made_of(n="-1"),
-                                  made_of(std="-1", name="part_0"), made_of(saturation='"x"'), made_of(name="\\ud800"),
+                                  made_of(std="-1", name="component_0"), made_of(saturation='"x"'), made_of(name="\\ud800"),
                                   made_of(name="a b"),
                                   '{"r": ' + "[" * 200_000, "[" * 200_000, '{"r": {"usual": ', "\0\0\0"])  # fmt: skip
 def test_a_file_that_is_broken_is_told_set_aside_and_replaced(tmp_path, text):
@@ -54,15 +54,15 @@ def test_a_file_that_is_broken_is_told_set_aside_and_replaced(tmp_path, text):
 
 def test_a_part_of_the_reward_that_did_not_vary_does_not_break_the_file(tmp_path):
     """A head may give every response of the first windows the same score."""
-    learnt, failed = {}, []
+    learned, failed = {}, []
     limits = MonitorLimits(window=16, warm_up=2)
-    monitor = RunMonitor(BaselineSource(parts=("one", "two"), learnt=learnt.__setitem__), limits)
-    monitor.observe("run", 0, [seen(parts=(float(i % 2), 0.0)) for i in range(32)], 0.0)
-    assert learnt["run"].usual["part_1"] == BaselineStat(0.0, 0.0, 32.0)
+    monitor = RunMonitor(BaselineSource(components=("one", "two"), learned=learned.__setitem__), limits)
+    monitor.observe("run", 0, [seen(components=(float(i % 2), 0.0)) for i in range(32)], 0.0)
+    assert learned["run"].usual["component_1"] == BaselineStat(0.0, 0.0, 32.0)
     kept = opened(tmp_path)
-    kept.keep("run", learnt["run"])
+    kept.keep("run", learned["run"])
     kept.close()
-    assert dict(opened(tmp_path, failed=failed).known) == learnt
+    assert dict(opened(tmp_path, failed=failed).known) == learned
     assert failed == []
 
 
@@ -102,7 +102,7 @@ def test_a_run_that_goes_on_after_a_restart_is_compared_with_its_own_beginning(t
 
     def serve(samples):
         kept = opened(tmp_path)
-        monitor = RunMonitor(BaselineSource(known=kept.known, learnt=kept.keep), limits)
+        monitor = RunMonitor(BaselineSource(known=kept.known, learned=kept.keep), limits)
         found = [f for i in range(0, len(samples), 4) for f in monitor.observe("run", i, samples[i : i + 4], 0.0)]
         kept.close()
         return {alert.wire for alert in found}

@@ -16,7 +16,7 @@ from rewardserve.service.tripwires.wire import Alert
 from tests.support.service_fakes import PATIENCE_S
 
 SAFE = "team_ppo_7-" + hashlib.blake2b(b"team/ppo 7", digest_size=4).hexdigest()
-JUDGE = Alert("judge", "page", 0.1, 0.02, 7, ("e3", "e5"))
+JUDGE = Alert("judge_injection", "page", 0.1, 0.02, 7, ("e3", "e5"))
 
 
 def record(name, **fields):
@@ -34,15 +34,15 @@ def written(tmp_path):
 
 
 def test_an_alarm_writes_down_the_samples_that_it_names(tmp_path):
-    room = room_with(tmp_path, *(record(f"e{i}") for i in range(5)), record("e5", flags=("judge",)))
+    room = room_with(tmp_path, *(record(f"e{i}") for i in range(5)), record("e5", flags=("judge_injection",)))
     room.save("team/ppo 7", JUDGE)
     room.close()
     ((name, rows),) = written(tmp_path).items()
-    assert name == f"0001-{SAFE}-judge-7.jsonl"
+    assert name == f"0001-{SAFE}-judge_injection-7.jsonl"
     assert {row["evidence"] for row in rows} == {"e3", "e5"}
-    assert rows[1] == {"run": "team/ppo 7", "wire": "judge", "evidence": "e5", "step": 7, "prompt": "prompt of e5",
+    assert rows[1] == {"run": "team/ppo 7", "wire": "judge_injection", "evidence": "e5", "step": 7, "prompt": "prompt of e5",
                        "response": "response",
-                       "reward": 0.5, "flags": ["judge"]}  # fmt: skip
+                       "reward": 0.5, "flags": ["judge_injection"]}  # fmt: skip
 
 
 def test_nobody_but_the_owner_may_read_it(tmp_path):
@@ -72,10 +72,10 @@ def test_texts_are_bounded_in_memory_and_the_log_says_which_alarm_lacks_some(tmp
         room.keep(f"run {i % 3}", [record(f"e{i}")])
         room.tidy(f"run {i % 3}", lambda: {f"e{i}" for i in range(300)})
         assert room._n_chars == sum(e.n_chars for kept in room._runs.values() for e in kept.values()) <= 1_000
-    room.save("run 0", Alert("echoes", "page", 1.0, 0.5, 3, ("e0", "e297")))
+    room.save("run 0", Alert("duplicate_across_prompts", "page", 1.0, 0.5, 3, ("e0", "e297")))
     room.close()
     ((why),) = failed
-    assert "1 of 2 texts that the alert echoes names" in why
+    assert "1 of 2 texts that the alert duplicate_across_prompts names" in why
     assert [row["evidence"] for rows in written(tmp_path).values() for row in rows] == ["e297"]
 
 
@@ -94,7 +94,7 @@ def test_any_name_of_a_run_makes_a_file_name(tmp_path, run):
     failed = []
     room = EvidenceStore(tmp_path, failed.append)
     room.keep(run, [record("e3")])
-    room.save(run, Alert("judge", "page", 0.1, 0.02, 10**400, ("e3",)))
+    room.save(run, Alert("judge_injection", "page", 0.1, 0.02, 10**400, ("e3",)))
     room.close()
     assert failed == []
     ((name, rows),) = written(tmp_path).items()
@@ -165,14 +165,14 @@ def test_a_disk_that_hangs_bounds_what_waits_for_it(tmp_path, monkeypatch):
 
 
 def test_a_file_that_is_there_already_is_left_as_it_is(tmp_path):
-    theirs = tmp_path / f"0002-{SAFE}-judge-7.jsonl"
+    theirs = tmp_path / f"0002-{SAFE}-judge_injection-7.jsonl"
     theirs.write_text("{}")  # of before a restart, and the first was deleted; or of a replica
     failed = []
     room = room_with(tmp_path, record("e3"), failed=failed)
     room.save("team/ppo 7", JUDGE)
     room.close()
     assert len(failed) == 1, "of the other text"
-    assert sorted(written(tmp_path)) == [theirs.name, f"0003-{SAFE}-judge-7.jsonl"]
+    assert sorted(written(tmp_path)) == [theirs.name, f"0003-{SAFE}-judge_injection-7.jsonl"]
     assert theirs.read_text() == "{}"
 
 
