@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rewardserve.model.common_prefix import key_of
+from rewardserve.model.common_prefix import row_key
 from rewardserve.service.inference.planner import BatchLimits, QueueEntry, plan
 
 Row = tuple[int, ...]
@@ -46,7 +46,7 @@ def planned(rows: Sequence[Row], budget: int) -> list[Batch]:
     for i, row in enumerate(rows):
         places.setdefault(row, []).append(i)
     distinct = list(places)
-    waiting = tuple(QueueEntry(i, len(row), 0.0, key_of(row)) for i, row in enumerate(distinct))
+    waiting = tuple(QueueEntry(i, len(row), 0.0, row_key(row)) for i, row in enumerate(distinct))
     limits = BatchLimits(max_tokens=_LARGEST, linger_s=0.0, target_tokens=budget)
     batches: list[Batch] = []
     while waiting:

@@ -114,7 +114,7 @@ def ours(
         matmul_precision=matmul_precision,
         **options,
     )
-    scorer.settle()
+    scorer.release_unpacked_weights()
     cut = batch_forming.planned if share else batch_forming.by_tokens
     return Subject(name, partial(cut, budget=budget), partial(_ours, scorer))
 

@@ -189,7 +189,7 @@ def run(engine: Engine, network: RewardNetwork, rows: list[Row], budget: int) ->
     """Scores in order, tokens computed, seconds. Cutting is part of the work."""
     scorer = engine.open(network)
     scores, n_computed = [float("nan")] * len(rows), 0
-    leave = getattr(scorer, "leave", lambda: None)  # the network is everybody's: close would drop it
+    uninstall = getattr(scorer, "uninstall", lambda: None)  # the network is everybody's: close would drop it
     _wait(network.device)
     started = time.perf_counter()
     try:
@@ -202,7 +202,7 @@ def run(engine: Engine, network: RewardNetwork, rows: list[Row], budget: int) ->
         _wait(network.device)
         return scores, n_computed, time.perf_counter() - started
     finally:
-        leave()
+        uninstall()
 
 
 class _Pool(ThreadPoolExecutor):

@@ -104,4 +104,4 @@ def _wrapped(tokenizer: Tokenizer) -> Any:
 
 
 def _default() -> Any:
-    return AutoTokenizer.from_pretrained(base_model.ensure_trunk(max(base_model.TRUNK_DIGESTS)))
+    return AutoTokenizer.from_pretrained(base_model.ensure_base_model(max(base_model.BASE_MODEL_DIGESTS)))

@@ -23,7 +23,7 @@ from gym.policy import base_policy
 from gym.rewards import Jury, by_pipeline, reference
 from gym.scaling import Scaling
 from gym.training import STEPS, RewardOf, by_gold, train
-from rewardserve.model.reward import CombineSettings, How, RewardSettings, build_pipeline
+from rewardserve.model.reward import CombineMethod, CombineSettings, RewardSettings, build_pipeline
 
 NONE: Final = RewardSettings(shape="none")
 SOFTMIN: Final = RewardSettings(shape="none", combine=CombineSettings("softmin", beta=0.5))
@@ -40,7 +40,7 @@ class Row:
     cap_quantile: float | None = None
 
 
-def _combined(how: How) -> RewardSettings:
+def _combined(how: CombineMethod) -> RewardSettings:
     return RewardSettings(shape="none", combine=CombineSettings(how))
 
 

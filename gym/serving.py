@@ -24,7 +24,7 @@ from gym.proxy import Panel
 from gym.run_setup import Scene, scene
 from gym.vocabulary import EOS, SIZE
 from rewardserve.cli import main as rewardserve
-from rewardserve.model.backends import BACKENDS, Encode, Identity, LoadedModel, LoadError, ModelSpec, encode_each
+from rewardserve.model.backends import BACKENDS, Identity, LoadedModel, LoadError, ModelSpec, SampleEncoder, encode_each
 from rewardserve.model.contract import ContractReport, ScoringContract
 from rewardserve.model.conversation import EmptyResponse, InputTooLong, Sample, SampleError
 from rewardserve.model.encoding import Encoded
@@ -44,7 +44,7 @@ class NotInTheLanguage(SampleError):
     code = "not_in_the_language"
 
 
-class TextEncoder(Encode):
+class TextEncoder(SampleEncoder):
     """A prompt and a response as ids: `ASK`, the digits of the prompt's number, the words, EOS."""
 
     def __call__(self, sample: Sample) -> Encoded:

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rewardserve.model.text.text_files import parsed, write_text
+from rewardserve.model.text.text_files import parse_json, write_text
 
 FILE_NAME = "calibration.json"
 REFERENCE_QUANTILES: tuple[float, ...] = (0.001, 0.005, 0.01, *(i / 20 for i in range(1, 20)), 0.99, 0.995, 0.999)
@@ -122,7 +122,7 @@ class Calibration:
         if not path.is_file():
             return None
         try:
-            raw: dict[str, Any] = parsed(path.read_text())
+            raw: dict[str, Any] = parse_json(path.read_text())
             known = {f.name for f in fields(cls)}
             unknown = sorted(set(raw) - known)
             if unknown:

@@ -10,7 +10,7 @@ ID_BYTES = 4
 """Of each id in a key."""
 
 
-def key_of(ids: Sequence[int]) -> bytes:
+def row_key(ids: Sequence[int]) -> bytes:
     """The row itself in little-endian words, one for every id, so that common beginnings are common bytes."""
     return _pack_of(len(ids))(*ids)
 
@@ -21,7 +21,7 @@ def _pack_of(n_ids: int) -> Callable[..., bytes]:
     return Struct(f"<{n_ids}I").pack
 
 
-def n_common(a: bytes, b: bytes) -> int:
+def common_prefix_length(a: bytes, b: bytes) -> int:
     """How many ids two keys begin with in common; a bisection, because comparing slices is one call of memcmp."""
     same, most = 0, min(len(a), len(b)) // ID_BYTES
     while same < most:

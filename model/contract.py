@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from rewardserve.model.conversation import Message, Sample, SampleError
 from rewardserve.model.layout_rules import BosWithoutTemplate, Ending, LayoutRule, ReadsAt, Tokenizes
-from rewardserve.model.text.text_files import decoded, parsed, write_text
+from rewardserve.model.text.text_files import decode_text, parse_json, write_text
 
 FILE_NAME = "scoring_contract.json"
 N_PROBES = 16
@@ -133,7 +133,7 @@ class ScoringContract:
         if not cls.is_in(folder):
             return None
         try:
-            raw: dict[str, Any] = parsed((folder / FILE_NAME).read_text())
+            raw: dict[str, Any] = parse_json((folder / FILE_NAME).read_text())
             if raw.get("format") != FORMAT:
                 raise ContractUnreadable(f"{FILE_NAME} has format {raw.get('format')!r}; this version reads {FORMAT}")
             unknown = sorted(set(raw) - {f.name for f in fields(cls)})
@@ -347,25 +347,25 @@ def sample_to_dict(sample: Sample) -> dict[str, Any]:
     return out
 
 
-class NotSamples(ValueError):
+class InvalidSampleFile(ValueError):
     """A line of a file is no sample; the message names file and line, and what is wrong."""
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """The samples of a file: one JSON object a line, as for `POST /score`. Raise `NotSamples`, `NotText`, `OSError`."""
+    """The samples of a file: one JSON object a line, as for `POST /score`. Raise `InvalidSampleFile`, `NotText`, `OSError`."""
     samples = []
-    for number, line in enumerate(decoded(path.read_bytes()).split("\n"), start=1):
+    for number, line in enumerate(decode_text(path.read_bytes()).split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            raw = parsed(line)
+            raw = parse_json(line)
             if not isinstance(raw, dict):
-                raise NotSamples(f"a sample is an object, got {type(raw).__name__}")
+                raise InvalidSampleFile(f"a sample is an object, got {type(raw).__name__}")
             samples.append(sample_from_dict(raw))
         except (ValueError, SampleError) as error:
-            raise NotSamples(f"{path}, line {number}: {error}") from None
+            raise InvalidSampleFile(f"{path}, line {number}: {error}") from None
         except (TypeError, AttributeError):
-            raise NotSamples(f"{path}, line {number}: a field is not as in a sample for POST /score") from None
+            raise InvalidSampleFile(f"{path}, line {number}: a field is not as in a sample for POST /score") from None
     return samples
 
 

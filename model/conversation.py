@@ -128,7 +128,7 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class SampleOptions:
     """What the caller's wire format says about how a sample is to be read.
 
     `max_tokens`: shorter than what the model reads. `truncates` False: too long is an error, whatever the contract says.
@@ -141,8 +141,8 @@ class Terms:
     scores_empty: bool = False
 
 
-USUAL = Terms()
-SCORES_EMPTY = Terms(scores_empty=True)
+DEFAULT_OPTIONS = SampleOptions()
+SCORE_EMPTY_OPTIONS = SampleOptions(scores_empty=True)
 """Policies do answer with nothing. Who knows no word for a missing score gets the score of that."""
 
 
@@ -164,7 +164,7 @@ class Sample:
     finish_reason: FinishReason = "stop"
     reference_rewards: tuple[float, ...] = ()
     n_prompt_chars: int | None = None
-    terms: Terms = USUAL
+    options: SampleOptions = DEFAULT_OPTIONS
 
     def __post_init__(self) -> None:
         """Raise `AmbiguousSample` unless exactly one form is given."""
@@ -184,7 +184,7 @@ class Sample:
             messages = (*prompt, Message("assistant", self.response))
         else:
             raise AmbiguousSample("rendered text and token ids have no messages")
-        _check(messages, self.terms)
+        _check(messages, self.options)
         return messages
 
     def texts(self) -> tuple[str, str]:
@@ -198,14 +198,14 @@ class Sample:
         return prompt if isinstance(prompt, str) else "\n".join([m.content for m in prompt]), self.response or ""
 
 
-def _check(messages: tuple[Message, ...], terms: Terms) -> None:
+def _check(messages: tuple[Message, ...], options: SampleOptions) -> None:
     for i, message in enumerate(messages):
         if message.role not in ROLES:
             # The role is named by its place: what the caller wrote there may be part of a conversation.
             raise InvalidMessages(f"message {i} has an unknown role; known are {', '.join(ROLES)}", index=i)
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise InvalidMessages("the last of at least two messages must be the assistant's: the turn to score")
-    if not messages[-1].content.strip() and not terms.scores_empty:
+    if not messages[-1].content.strip() and not options.scores_empty:
         raise EmptyResponse()
     if all(not m.content for m in messages[:-1]):
         raise EmptyPrompt("the prompt is empty")

@@ -39,14 +39,14 @@ from rewardserve.model.conversation import (
     Message,
     Sample,
     SampleError,
-    Terms,
+    SampleOptions,
     TokenOutOfVocabulary,
     check_text,
 )
 from rewardserve.model.layout_rules import CLOSES_ANY_TAIL
 from rewardserve.model.templates.chat_template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
 from rewardserve.model.templates.llama_factory_slots import Slots, pieces
-from rewardserve.model.tokenization.control_tokens import Controls, Hidden
+from rewardserve.model.tokenization.control_tokens import ControlTokens, Escaped
 from rewardserve.model.tokenization.encoding_policy import (
     EncodingPolicy,
     control_ids,
@@ -57,8 +57,8 @@ from rewardserve.model.tokenization.encoding_policy import (
     plain,
     text_of,
 )
-from rewardserve.model.tokenization.lru_cache import Memo
-from rewardserve.model.tokenization.split_points import last_seam, seam_tokens
+from rewardserve.model.tokenization.lru_cache import LruCache
+from rewardserve.model.tokenization.split_points import last_split_point, split_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -123,7 +123,7 @@ class _Draft:
     missing_end: bool
     adds_start: bool
     truncated: bool = False
-    hidden: Hidden | None = None
+    hidden: Escaped | None = None
 
 
 class Encoder:
@@ -162,7 +162,7 @@ class Encoder:
         added = self._fast.get_added_tokens_decoder()
         written = {i for piece in joints for i in self._fast.encode(piece, add_special_tokens=False).ids if i in added}
         try:
-            self._controls = Controls(self._fast, written, joints)
+            self._controls = ControlTokens(self._fast, written, joints)
         except ValueError as error:
             raise EncodingPolicyError(f"text cannot be kept apart from control tokens: {error}") from error
         beyond = _beyond_table(self._fast, policy.vocab_size)
@@ -188,10 +188,10 @@ class Encoder:
         self._first_ids = policy.start_ids or ((tokenizer.bos_token_id,) if has_bos else ())
         self._first = "".join(tokenizer.convert_ids_to_tokens(list(self._first_ids)))
         # Of all seams only those that the template writes before every response are worth looking for.
-        tokens = seam_tokens(self._fast) if memo_chars else ()
+        tokens = split_tokens(self._fast) if memo_chars else ()
         self._seam_tokens = tuple(token for token in tokens if token in policy.response_start)
-        self._prompts: Memo[tuple[Message, ...], _Prompt] = Memo(memo_chars)
-        self._head_ids: Memo[str, tuple[int, ...]] = Memo(memo_chars)
+        self._prompts: LruCache[tuple[Message, ...], _Prompt] = LruCache(memo_chars)
+        self._head_ids: LruCache[str, tuple[int, ...]] = LruCache(memo_chars)
 
     def __call__(self, sample: Sample) -> Encoded:
         """Encode one sample. Raise `SampleError` (with a code and numbers) if it cannot be scored."""
@@ -206,7 +206,7 @@ class Encoder:
         encoded = iter(self._tokenize([each for each in read if isinstance(each, _Draft)]))
         whole = [next(encoded) if isinstance(each, _Draft) else each for each in read]
         return [
-            each if isinstance(each, SampleError) else _or_error(partial(self._checked, each), sample.terms)
+            each if isinstance(each, SampleError) else _or_error(partial(self._checked, each), sample.options)
             for sample, each in zip(samples, whole, strict=True)
         ]
 
@@ -226,7 +226,7 @@ class Encoder:
     def _read(self, sample: Sample) -> Encoded | _Draft:
         if sample.input_ids is not None:
             return self._from_ids(sample.input_ids, sample)
-        return self._shortened(self._text(sample), sample.terms)
+        return self._shortened(self._text(sample), sample.options)
 
     def _find_closings(self) -> tuple[str, ...]:
         """The texts that a caller may have closed a turn with: those with a control token, the longest first.
@@ -333,7 +333,7 @@ class Encoder:
         stripped = rendering.rstrip("\n")
         return stripped if stripped.endswith(self._eos) else f"{stripped} {self._eos}"
 
-    def _hide(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], Hidden]:
+    def _hide(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], Escaped]:
         """A conversation with stand-ins for the control tokens that it quotes."""
         texts = [message.content for message in messages]
         if not self.policy.template and self.policy.start_ids:
@@ -342,7 +342,7 @@ class Encoder:
         hidden = self._controls.hide(texts)
         return tuple(Message(m.role, text) for m, text in zip(messages, hidden.texts, strict=True)), hidden
 
-    def _hide_response(self, body: str, n_prompt_chars: int) -> Hidden | None:
+    def _hide_response(self, body: str, n_prompt_chars: int) -> Escaped | None:
         """The response of rendered text with stand-ins for the control tokens that it quotes; None: it quotes none."""
         prompt, response = body[:n_prompt_chars], body[n_prompt_chars:]
         if not self._controls.are_quoted(response) and not self._controls.reach_over(prompt, response):
@@ -370,7 +370,7 @@ class Encoder:
 
     def _seam(self, prompt: str) -> tuple[int, ...]:
         """Where a prompt may be cut without another id."""
-        return (last_seam(prompt, self._seam_tokens),)
+        return (last_split_point(prompt, self._seam_tokens),)
 
     def _shared_cuts(self, prompt: _Prompt, text: str) -> tuple[int, ...]:
         """The cuts of a rendered prompt that this conversation has too.
@@ -413,13 +413,13 @@ class Encoder:
         ends_in_skipped = self._skip in (self.policy.template_tail.strip(), self.policy.end_text.strip())
         return body, closed or (is_padded and ends_in_skipped)
 
-    def _shortened(self, draft: _Draft, terms: Terms) -> _Draft:
+    def _shortened(self, draft: _Draft, options: SampleOptions) -> _Draft:
         """Drop prompt characters that could never fit. The tokens that stay are those of a long prompt's tail."""
-        limit = self._limit(terms)
+        limit = self._limit(options)
         n_chars, keep = sum(map(len, draft.parts)), limit * _MAX_CHARS_PER_TOKEN
         if n_chars <= keep:
             return draft
-        if not self._truncates(terms) or n_chars - draft.n_prompt_chars > keep:
+        if not self._truncates(options) or n_chars - draft.n_prompt_chars > keep:
             # A lower bound: nothing was tokenised.
             raise InputTooLong(n=-(-n_chars // _MAX_CHARS_PER_TOKEN), limit=limit, what="text, at the very least,")
         text = "".join(draft.parts)
@@ -452,7 +452,7 @@ class Encoder:
             for draft in drafts
         ]
 
-    def _tokenize_hidden(self, draft: _Draft, hidden: Hidden) -> Encoded:
+    def _tokenize_hidden(self, draft: _Draft, hidden: Escaped) -> Encoded:
         """The ids of text that quotes control tokens: each of them as the text that it is."""
         ids: list[int] = []
         n_prompt = start = 0
@@ -599,11 +599,11 @@ class Encoder:
             return encoded
         return encoded._replace(ids=start + ids[n:], n_prompt=max(0, encoded.n_prompt - n) + len(start))
 
-    def _checked(self, encoded: Encoded, terms: Terms) -> Encoded:
+    def _checked(self, encoded: Encoded, options: SampleOptions) -> Encoded:
         """Within the limit, and every id with an embedding. Raise `SampleError`."""
         if not encoded.ids:
             raise EmptyResponse("no token is left of the text: there is none to read a score at")
-        fitting = self._fit(encoded, terms)
+        fitting = self._fit(encoded, options)
         if self._may_lack_embeddings and max(fitting.ids) >= (n_rows := self.policy.vocab_size):
             i, token = next((i, token) for i, token in enumerate(fitting.ids) if token >= n_rows)
             raise TokenOutOfVocabulary(
@@ -615,11 +615,11 @@ class Encoder:
 
     # -- length -------------------------------------------------------------------------------------------
 
-    def _limit(self, terms: Terms) -> int:
-        return self.policy.max_tokens if terms.max_tokens is None else min(terms.max_tokens, self.policy.max_tokens)
+    def _limit(self, options: SampleOptions) -> int:
+        return self.policy.max_tokens if options.max_tokens is None else min(options.max_tokens, self.policy.max_tokens)
 
-    def _truncates(self, terms: Terms) -> bool:
-        return terms.truncates and self.policy.truncation != "error"
+    def _truncates(self, options: SampleOptions) -> bool:
+        return options.truncates and self.policy.truncation != "error"
 
     def _unpadded(self, encoded: Encoded) -> Encoded:
         """Without pad tokens at the end: a causal model gives the token before them the same score without them."""
@@ -627,15 +627,15 @@ class Encoder:
         n = max(1, len(ids) - n_trailing(ids, self.policy.skip_id))
         return encoded if n == len(ids) else encoded._replace(ids=ids[:n], n_prompt=min(encoded.n_prompt, n))
 
-    def _fit(self, encoded: Encoded, terms: Terms) -> Encoded:
+    def _fit(self, encoded: Encoded, options: SampleOptions) -> Encoded:
         encoded = self._unpadded(encoded)
-        limit = self._limit(terms)
+        limit = self._limit(options)
         n, first = len(encoded.ids), self._first_ids
         head = len(first) if encoded.ids[: len(first)] == first else 0
         excess = n - limit
         if excess <= 0:
             return encoded
-        if not self._truncates(terms):
+        if not self._truncates(options):
             raise InputTooLong(n=n, limit=limit)
         if excess > encoded.n_prompt - head:
             n_response = n - encoded.n_prompt
@@ -661,7 +661,7 @@ def _joined(draft: _Draft, known: Sequence[tuple[int, ...]], last: Any) -> Encod
 
 def _check_empty(sample: Sample, *, has_prompt: bool = True) -> None:
     """Raise `EmptyResponse` unless the response may be empty and is closed, so that its end token can be read."""
-    if not (sample.terms.scores_empty and sample.finish_reason == "stop" and has_prompt):
+    if not (sample.options.scores_empty and sample.finish_reason == "stop" and has_prompt):
         raise EmptyResponse()
 
 
@@ -752,7 +752,7 @@ def _eos_notes(policy: EncodingPolicy) -> tuple[str, ...]:
     )
 
 
-def _notes(controls: Controls, talk: Sequence[str]) -> tuple[str, ...]:
+def _notes(controls: ControlTokens, talk: Sequence[str]) -> tuple[str, ...]:
     """What an operator should know of the template: a turn that begins with plain text can be imitated by plain text."""
     plain = [mark for piece in talk[1 : len(_TALKS[0])] if (mark := controls.unmarked(piece)) is not None]
     if not plain:

@@ -58,7 +58,7 @@ class RewardNetwork(nn.Module):
             raise ValueError(f"{n_heads} heads need a weight each to make one reward of them")
         if head_weights is not None and len(head_weights) != n_heads:
             raise ValueError(f"{n_heads} heads need {n_heads} weights, got {len(head_weights)}")
-        self.backbone = forget_lengths(backbone)
+        self.backbone = reset_rope_cache(backbone)
         self.heads = nn.Linear(width, n_heads, bias=False, dtype=torch.float32)
         self.heads.weight.data.copy_(head_weight_HD)
         bias_H = torch.zeros(n_heads) if head_bias_H is None else head_bias_H.detach().float()
@@ -189,7 +189,7 @@ def looks_ahead(network: RewardNetwork) -> bool:
     return float((scores_RH[0] - scores_RH[1]).abs().nan_to_num().max()) > (_ROUNDING_HALF if is_half else 2e-5) * scale
 
 
-def forget_lengths(backbone: nn.Module) -> nn.Module:
+def reset_rope_cache(backbone: nn.Module) -> nn.Module:
     """The same module, whose rotary embeddings no longer remember the longest row that they have seen.
 
     With dynamic NTK scaling transformers keeps the angles of the longest row for every row after it that is longer than the
@@ -199,11 +199,11 @@ def forget_lengths(backbone: nn.Module) -> nn.Module:
         kinds = getattr(module, "rope_type", None)
         if "dynamic" in str(kinds) and hasattr(module, "original_max_seq_len"):
             prefixes = [f"{layer_type}_" for layer_type in kinds] if isinstance(kinds, dict) else [""]
-            module.register_forward_pre_hook(partial(_start_anew, prefixes))
+            module.register_forward_pre_hook(partial(_reset_rope_cache_before, prefixes))
     return backbone
 
 
-def _start_anew(prefixes: Sequence[str], rotary: Any, _arguments: Any) -> None:
+def _reset_rope_cache_before(prefixes: Sequence[str], rotary: Any, _arguments: Any) -> None:
     for prefix in prefixes:
         name = f"{prefix}max_seq_len_cached"
         if hasattr(rotary, f"{prefix}original_inv_freq") and hasattr(rotary, name):

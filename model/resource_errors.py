@@ -1,6 +1,6 @@
 """Explain in one line, in place of a traceback, that memory, threads, files or a disk are short. Standard library only.
 
-An entry point calls `explain_shortage` before it imports anything large, because the imports are the first to run out.
+An entry point calls `explain_resource_errors` before it imports anything large, because the imports are the first to run out.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _DEVICE_REMEDY = (
 )
 
 
-def explain_shortage(program: str, *, least_descriptors: int = 0) -> None:
+def explain_resource_errors(program: str, *, least_descriptors: int = 0) -> None:
     """Install an excepthook that explains shortages in words; exit with 1 where one is known already."""
     sys.excepthook = _Hook(program)
     _, space = resource.getrlimit(resource.RLIMIT_AS)
@@ -68,7 +68,7 @@ def explain_shortage(program: str, *, least_descriptors: int = 0) -> None:
         )
 
 
-def in_words(error: BaseException | None) -> str | None:
+def describe_resource_error(error: BaseException | None) -> str | None:
     """The resource that was short, and the remedy; None where none was. Libraries wrap such errors, so causes count too."""
     return next((words for each in _chain(error) if (words := _words_of(each)) is not None), None)
 
@@ -124,7 +124,7 @@ class _Hook:
         self._program = program
 
     def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        words = in_words(error)
+        words = describe_resource_error(error)
         if words is None:
             traceback.print_exception(kind, error, trace)
         else:

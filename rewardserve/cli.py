@@ -14,7 +14,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from rewardserve.arguments import did_you_mean, end_with_usage, show
-from rewardserve.model.resource_errors import explain_shortage
+from rewardserve.model.resource_errors import explain_resource_errors
 
 PROGRAM = "rewardserve"
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "fastapi", "uvicorn", "pydantic", "vllm")
@@ -33,7 +33,7 @@ class Command:
 
     def run(self, arguments: list[str]) -> int:
         """Import the function and call it."""
-        explain_shortage(f"{PROGRAM} {self.name}", least_descriptors=self.least_descriptors)
+        explain_resource_errors(f"{PROGRAM} {self.name}", least_descriptors=self.least_descriptors)
         module, _, function = self.target.partition(":")
         main: Callable[[list[str]], int] = getattr(import_module(module), function)
         return main(arguments)

@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from rewardserve.model.backends import BACKENDS, ModelSpec, VllmSpec
 from rewardserve.model.reward import CombineSettings, PenaltySettings, RewardSettings
-from rewardserve.model.text.text_files import decoded
+from rewardserve.model.text.text_files import decode_text
 from rewardserve.service.auth.api_keys import KeyRing, KeysError
 from rewardserve.service.auth.api_keys import read as read_keys
 from rewardserve.service.auth.tls import TlsError, TlsFiles, context_of
@@ -309,7 +309,7 @@ class ModelSettings(BaseSettings):
         if path is None:
             return WireConfig()
         try:
-            plan = parse_wire_config(tomllib.loads(decoded(read_bounded(path, _MOST_BYTES))))
+            plan = parse_wire_config(tomllib.loads(decode_text(read_bounded(path, _MOST_BYTES))))
         except (OSError, ValueError, WireConfigError) as error:
             why = str(error) if isinstance(error, WireConfigError) else reason_of(error)
             raise SettingsError(f"REWARD_TRIPWIRES__CONFIG_FILE={path}: {why}.") from None
@@ -325,7 +325,7 @@ class ModelSettings(BaseSettings):
                 "REWARD_TRIPWIRES__HONEYPOTS_FILE is set, but not the key: set REWARD_TRIPWIRES__HONEYPOTS_KEY_FILE."
             )
         try:
-            texts = decoded(read_bounded(path, _MOST_BYTES)).split("\n")
+            texts = decode_text(read_bounded(path, _MOST_BYTES)).split("\n")
             return read_honeypots(texts, read_bounded(key_path, _MOST_BYTES).strip())
         except (OSError, ValueError) as error:
             raise SettingsError(f"REWARD_TRIPWIRES__HONEYPOTS_FILE cannot be read: {reason_of(error)}.") from None
@@ -512,7 +512,7 @@ class ServeSettings(ModelSettings):
         if path is None:
             return ()
         try:
-            secrets = tuple(decoded(read_bounded(path, _MOST_SECRET_BYTES)).split())
+            secrets = tuple(decode_text(read_bounded(path, _MOST_SECRET_BYTES)).split())
         except (OSError, ValueError) as error:
             raise SettingsError(f"REWARD_WEBHOOK_SECRET_FILE={path} cannot be read: {reason_of(error)}.") from None
         if not secrets or not all(_is_webhook_secret(each) for each in secrets):

@@ -5,7 +5,7 @@ Imports no torch: its errors are recognised by their messages.
 
 from __future__ import annotations
 
-from rewardserve.model.resource_errors import in_words
+from rewardserve.model.resource_errors import describe_resource_error
 
 
 class RunFailed(Exception):
@@ -40,7 +40,7 @@ def explain(error: BaseException) -> str | None:
         return f"a file could not be written, most likely for want of room on the disk: {text[:200]}"
     if any(mark in text for mark in _READ_FAILED):
         return f"a file is damaged or cut off: {text[:200]}."
-    if (short := in_words(error)) is not None:
+    if (short := describe_resource_error(error)) is not None:
         return f"{short}."
     if isinstance(error, OSError):
         where = f" at {error.filename}" if error.filename else ""

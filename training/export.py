@@ -25,9 +25,9 @@ from rewardserve.model.checkpoint import (
     write_contract,
     write_heads,
 )
-from rewardserve.model.contract import N_PROBES, NotSamples, ScoringContract, read_samples
+from rewardserve.model.contract import N_PROBES, InvalidSampleFile, ScoringContract, read_samples
 from rewardserve.model.conversation import Sample
-from rewardserve.model.text.text_files import NotText
+from rewardserve.model.text.text_files import TextDecodeError
 from rewardserve.training.config import ConfigError
 from rewardserve.training.methods import merge
 from rewardserve.training.sequences import PairTable, TokenSequence
@@ -132,9 +132,9 @@ def read_probes(path: Path) -> list[Sample]:
     """Samples that may be shipped: one JSON object a line, as on the wire. Raise `ConfigError`."""
     try:
         probes = read_samples(path)
-    except NotSamples as error:
+    except InvalidSampleFile as error:
         raise ConfigError(f"export.probes: {error}") from error
-    except (OSError, NotText) as error:
+    except (OSError, TextDecodeError) as error:
         raise ConfigError(f"export.probes: {path} holds no samples: {error}") from error
     if not probes:
         raise ConfigError(f"export.probes: {path} holds no samples: it is empty")

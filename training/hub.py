@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from rewardserve.model.checkpoint.packaged_bases import BASES
+from rewardserve.model.checkpoint.packaged_bases import PACKAGED_BASES
 from rewardserve.training.console import say
 
 ANSWER_S = 10.0
@@ -40,7 +40,7 @@ def announce_model(path_or_name: str) -> None:
 
 def is_hub_model(name: str) -> bool:
     """Whether a model of this name is looked for on the hub."""
-    if name.partition(":")[0] in BASES or Path(name).expanduser().is_dir():
+    if name.partition(":")[0] in PACKAGED_BASES or Path(name).expanduser().is_dir():
         return False
     return not (Path(name).is_absolute() or name.startswith((".", "~"))) and name.count("/") == 1
 

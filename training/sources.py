@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rewardserve.model.text.text_files import UTF8_MARK, NotJson, parsed, wide_encoding
+from rewardserve.model.text.text_files import UTF8_MARK, JsonDecodeError, parse_json, wide_encoding
 from rewardserve.training import hub
 from rewardserve.training.config import ConfigError, SourceConfig
 
@@ -205,12 +205,12 @@ class _RepeatedKey(ValueError):
 def _parsed(data: bytes) -> tuple[Any, str]:
     """The value, or what is wrong with it in words."""
     try:
-        return parsed(data.decode("utf-8"), _object), ""
+        return parse_json(data.decode("utf-8"), _object), ""
     except UnicodeDecodeError as error:
         return None, f"no UTF-8: byte {data[error.start]:#04x} at {error.start}; convert the file to UTF-8"
     except _RepeatedKey as error:
         return None, str(error)
-    except NotJson as error:
+    except JsonDecodeError as error:
         return None, f"no JSON: {error}"
 
 

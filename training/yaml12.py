@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from rewardserve.model.text.text_files import decoded
+from rewardserve.model.text.text_files import decode_text
 
 _MOST_CHARS = 1_000
 """Of a number: Python writes no whole number of more than 4,300 digits into a message."""
@@ -33,7 +33,7 @@ _CORE = {
 def load(text: str | bytes) -> Any:
     """The value of one document. Raise `yaml.YAMLError`, `ValueError` (no text, a number too long) or `RecursionError`."""
     # A subclass of SafeLoader: it makes plain values only.
-    return yaml.load(text if isinstance(text, str) else decoded(text), Loader=_Loader)
+    return yaml.load(text if isinstance(text, str) else decode_text(text), Loader=_Loader)
 
 
 def dump(value: Any) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from rewardserve.model.backends.memory import host_memory
-from rewardserve.model.backends.openmp import spin_briefly
+from rewardserve.model.backends.openmp import limit_spinning
 from rewardserve.model.calibration import Calibration
 from rewardserve.model.contract import ContractReport, ScoringContract, Truncation
 from rewardserve.model.conversation import Sample, SampleError
@@ -119,7 +119,7 @@ class Identity:
         return raw
 
 
-class Encode(Protocol):
+class SampleEncoder(Protocol):
     """Sample -> ids. Thread-safe."""
 
     def __call__(self, sample: Sample) -> Encoded:
@@ -140,7 +140,7 @@ class Encode(Protocol):
 
 
 def encode_each(encode: Callable[[Sample], Encoded], samples: Sequence[Sample]) -> list[Encoded | SampleError]:
-    """`Encode.many` of an encoder that knows nothing better than one sample after the other."""
+    """`SampleEncoder.many` of an encoder that knows nothing better than one sample after the other."""
     encoded: list[Encoded | SampleError] = []
     for sample in samples:
         try:
@@ -158,7 +158,7 @@ class LoadedModel:
 
     identity: Identity
     scorer: Scorer
-    encode: Encode
+    encode: SampleEncoder
     contract: ScoringContract
     report: ContractReport
     calibration: Calibration | None
@@ -173,7 +173,7 @@ class LoadedModel:
 
 def load(backend: str, spec: ModelSpec) -> LoadedModel:
     """Load `spec` with the named backend. Raise `LoadError` (`ContractBroken` in strict mode)."""
-    spin_briefly()
+    limit_spinning()
     module, _, function = BACKENDS[backend].partition(":")
     loader: Callable[[ModelSpec], LoadedModel] = getattr(importlib.import_module(module), function)
     return loader(spec)

@@ -21,7 +21,7 @@ _LINE = 64  # bytes, of the CPU's caches
 _OPERATORS_OWN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 
 
-def keep_big_blocks() -> bool:
+def set_malloc_thresholds() -> bool:
     """Set glibc's thresholds for this process. False, and nothing is done, elsewhere or where the operator has set them."""
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _OPERATORS_OWN):
         return False
@@ -29,7 +29,7 @@ def keep_big_blocks() -> bool:
     return all(mallopt(parameter, value) == 1 for parameter, value in _SETTINGS.items())
 
 
-def in_own_pages(tensors: Sequence[Tensor]) -> list[Tensor]:
+def copy_to_own_pages(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copies in pages of their own, which the kernel has back when the last of them goes. Tensors of a device stay as they are.
 
     Between the activations of two batches they would be islands in the heap, and what is between those fits nothing.

@@ -12,7 +12,7 @@ from zlib import crc32
 
 from rewardserve.model.backends import Identity, LoadedModel, LoadError, ModelSpec, encode_each
 from rewardserve.model.calibration import Calibration
-from rewardserve.model.common_prefix import key_of
+from rewardserve.model.common_prefix import row_key
 from rewardserve.model.contract import ContractReport, ScoringContract
 from rewardserve.model.conversation import (
     EmptyResponse,
@@ -33,7 +33,7 @@ MAX_TOKENS = 32_768
 
 def echo_score(ids: Sequence[int]) -> float:
     """The score of a row: a number in [-2, 2), CRC-32 over the ids as little-endian words. Any other id changes it."""
-    return crc32(key_of(ids)) / 2**30 - 2.0
+    return crc32(row_key(ids)) / 2**30 - 2.0
 
 
 class EchoScorer:
@@ -104,9 +104,9 @@ class EchoEncoder:
         if not ids:
             raise EmptyResponse()
         ids = ids if missing_end else ids + _END
-        limit = min(self._max_tokens, sample.terms.max_tokens or self._max_tokens)
+        limit = min(self._max_tokens, sample.options.max_tokens or self._max_tokens)
         excess = len(ids) - limit
-        if excess > (n_prompt if sample.terms.truncates else 0):
+        if excess > (n_prompt if sample.options.truncates else 0):
             raise InputTooLong(n=len(ids) - n_prompt, limit=limit)
         if excess > 0:
             return Encoded(ids[excess:], n_prompt - excess, truncated=True, missing_end=missing_end)

@@ -40,7 +40,7 @@ _MOST_WORK = {"cpu": (2e10, 4_608), "cuda": (1e14, 17_000)}
 """Parameters times tokens for rows beyond longer lengths, and the longest of them. A second or two."""
 
 
-class Checked(Protocol):
+class CheckableEngine(Protocol):
     """An engine that can be checked."""
 
     @property
@@ -52,7 +52,7 @@ class Checked(Protocol):
         """Score every row, in order."""
         ...
 
-    def forget(self) -> None:
+    def clear_cache(self) -> None:
         """Free the keys and values that were kept between batches."""
         ...
 
@@ -67,7 +67,7 @@ class CheckRows:
     unchecked: tuple[int, ...] = ()
 
 
-def affordable(network: RewardNetwork) -> Callable[[int], bool]:
+def within_check_budget(network: RewardNetwork) -> Callable[[int], bool]:
     """A predicate: whether rows may be longer than a length. Each length that is allowed uses up a part of the budget."""
     left, longest = _MOST_WORK.get(network.device.type, _MOST_WORK["cpu"])
     n_parameters = sum(p.numel() for p in network.parameters())
@@ -120,12 +120,12 @@ def padding_objection(network: RewardNetwork, *, pad_id: int, max_tokens: int) -
     network.eval()
     try:
         rows = check_rows(network.config, max_tokens)
-        return Truth(network, rows).objection(PaddedScorer(network, pad_id=pad_id, max_tokens=max_tokens))
+        return ReferenceScores(network, rows).objection(PaddedScorer(network, pad_id=pad_id, max_tokens=max_tokens))
     finally:
         network.train(was_training)
 
 
-class Truth:
+class ReferenceScores:
     """Plain forwards of some rows, to compare engines with. Raise `LoadError` where the same row has two scores."""
 
     def __init__(self, network: RewardNetwork, rows: CheckRows) -> None:
@@ -155,7 +155,7 @@ class Truth:
                 "that were scored before it"
             )
 
-    def objection(self, engine: Checked, *, is_high: bool = False) -> str | None:
+    def objection(self, engine: CheckableEngine, *, is_high: bool = False) -> str | None:
         """The reason why this engine must not be used, or None. Its kept keys and values are freed."""
         rows, short, long = self._rows.rows, self._rows.short, self._rows.long
         # In each pair the second batch uses the keys that were kept of the first.
@@ -167,7 +167,7 @@ class Truth:
             except Exception as failed:  # as above; another engine may not need the operation that failed here
                 return f"{type(failed).__name__}: {failed}"
             finally:
-                engine.forget()
+                engine.clear_cache()
             if not off <= allowed:
                 return f"scores differ by {off:.1e} from those of a plain forward, {allowed:.1e} is allowed"
         return None
@@ -175,7 +175,7 @@ class Truth:
     def _allowed(self, *, is_high: bool) -> float:
         return max((_TOLERANCE_HIGH if is_high else _TOLERANCE) * self._scale, self._slack)
 
-    def _error(self, engine: Checked, rows: Sequence[Row]) -> float:
+    def _error(self, engine: CheckableEngine, rows: Sequence[Row]) -> float:
         scored = engine.score(TokenBatch(tuple(rows))).rows
         scores_RH = [torch.tensor([v for name, v in heads.items() if name != DISTANCE]) for heads in scored]
         return max(_distance(self._expected[row], scores_H) for row, scores_H in zip(rows, scores_RH, strict=True))

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rewardserve.model.backends import LoadError, MatmulPrecision, ModelSpec
-from rewardserve.model.backends.engine_check import CheckRows, Truth, affordable, check_rows
-from rewardserve.model.backends.packed import PackedScorer, Unsupported
+from rewardserve.model.backends.engine_check import CheckRows, ReferenceScores, check_rows, within_check_budget
+from rewardserve.model.backends.packed import PackedScorer, UnsupportedArchitecture
 from rewardserve.model.backends.padded import PaddedScorer
 from rewardserve.model.hidden_reference import HiddenReference
 from rewardserve.model.network import RewardNetwork
@@ -21,12 +21,12 @@ from rewardserve.model.network import RewardNetwork
 Engine = PackedScorer | PaddedScorer
 
 
-def choose(
+def choose_engine(
     network: RewardNetwork, spec: ModelSpec, *, pad_id: int, max_tokens: int, hidden: HiddenReference | None = None
 ) -> tuple[Engine, tuple[str, ...]]:
     """The engine, and in words what it does not do and why. Raise `LoadError` where none gives the right scores."""
-    rows = check_rows(network.config, max_tokens, affordable(network))
-    truth = Truth(network, rows)
+    rows = check_rows(network.config, max_tokens, within_check_budget(network))
+    reference = ReferenceScores(network, rows)
 
     def pack(trim: bool, precision: MatmulPrecision) -> PackedScorer:
         return PackedScorer(network, max_tokens=max_tokens, hidden=hidden, trim=trim, matmul_precision=precision,
@@ -35,19 +35,19 @@ def choose(
     def pad(one_by_one: bool) -> PaddedScorer:
         return PaddedScorer(network, pad_id=pad_id, max_tokens=max_tokens, hidden=hidden, one_by_one=one_by_one)
 
-    engine, notes = _chosen(spec, truth, pack, pad)
+    engine, notes = _chosen(spec, reference, pack, pad)
     return engine, (*notes, *_unchecked_notes(rows))
 
 
 def _chosen(
     spec: ModelSpec,
-    truth: Truth,
+    reference: ReferenceScores,
     pack: Callable[[bool, MatmulPrecision], PackedScorer],
     pad: Callable[[bool], PaddedScorer],
 ) -> tuple[Engine, tuple[str, ...]]:
     why: list[str] = []
     if spec.engine != "padded":
-        packed, notes = _packed(spec, truth, pack)
+        packed, notes = _packed(spec, reference, pack)
         if packed is not None:
             return packed, notes
         if spec.engine == "packed":
@@ -55,12 +55,12 @@ def _chosen(
         why.append(f"rows are not packed: {notes[0]}")
     if not spec.deterministic:
         padded = pad(False)
-        objection = truth.objection(padded)
+        objection = reference.objection(padded)
         if objection is None:
             return padded, (f"rows are padded: {notes[0]}",) if why else ()
         why.append(f"rows are not padded: {objection}")
     alone = pad(True)
-    if (objection := truth.objection(alone)) is not None:
+    if (objection := reference.objection(alone)) is not None:
         raise LoadError(
             f"this model cannot be served: even where every row has a forward of its own, {objection}. Serve it with the "
             "library that it was trained with."
@@ -69,40 +69,43 @@ def _chosen(
 
 
 def _packed(
-    spec: ModelSpec, truth: Truth, pack: Callable[[bool, MatmulPrecision], PackedScorer]
+    spec: ModelSpec, reference: ReferenceScores, pack: Callable[[bool, MatmulPrecision], PackedScorer]
 ) -> tuple[PackedScorer | None, tuple[str, ...]]:
     """The fastest way to pack, and its notes; or None, and the last objection."""
     objections: dict[tuple[bool, MatmulPrecision], str] = {}
-    for trim, precision in _ways(spec):
+    for trim, precision in _packing_options(spec):
         try:
             scorer = pack(trim, precision)
-        except (Unsupported, ValueError) as error:  # the library's own word for an attention that a model refuses
+        except (
+            UnsupportedArchitecture,
+            ValueError,
+        ) as error:  # the library's own word for an attention that a model refuses
             objections[trim, precision] = str(error)
             continue
         got = scorer.matmul_precision
-        why_not = objections.get((trim, got)) or _objection(truth, scorer)
+        why_not = objections.get((trim, got)) or _objection(reference, scorer)
         if why_not is None:
-            scorer.settle()
+            scorer.release_unpacked_weights()
             whole = objections.get((trim, "high")) or scorer.precision_note
             notes = {"the last layer is computed whole": objections.get((True, got)) if not trim else None,
                      "float32 is multiplied as float32": whole if got != spec.matmul_precision else None}  # fmt: skip
             return scorer, tuple(f"{what}: {why}" for what, why in notes.items() if why)
-        scorer.leave()
+        scorer.uninstall()
         objections[trim, got] = why_not
     return None, ([*objections.values()][-1],)
 
 
-def _objection(truth: Truth, scorer: PackedScorer) -> str | None:
+def _objection(reference: ReferenceScores, scorer: PackedScorer) -> str | None:
     """Why this engine is not to be used, or None: first without the weights that it will let go of, then with them."""
     for withheld in (True, False):
         scorer.withhold_weights(withheld)
-        objection = truth.objection(scorer, is_high=scorer.matmul_precision == "high")
+        objection = reference.objection(scorer, is_high=scorer.matmul_precision == "high")
         if objection is None:
             return None
     return objection
 
 
-def _ways(spec: ModelSpec) -> list[tuple[bool, MatmulPrecision]]:
+def _packing_options(spec: ModelSpec) -> list[tuple[bool, MatmulPrecision]]:
     """Whether the last layer is trimmed and how matrices are multiplied, the fastest first."""
     precisions: tuple[MatmulPrecision, ...] = ("high", "highest") if spec.matmul_precision == "high" else ("highest",)
     return [(trim, precision) for trim in (True, False) for precision in precisions]

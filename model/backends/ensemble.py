@@ -134,9 +134,9 @@ def _identity(members: Sequence[tuple[str, LoadedModel]]) -> Identity:
     return replace(
         identities[0],
         name="+".join(name for name, _ in members),
-        architecture=_each(i.architecture for i in identities),
-        engine=_each(i.engine for i in identities),
-        dtype=_each(i.dtype for i in identities),
+        architecture=_listed(i.architecture for i in identities),
+        engine=_listed(i.engine for i in identities),
+        dtype=_listed(i.dtype for i in identities),
         heads=tuple(head for name, loaded in members for head in _heads(name, loaded)),
         n_parameters=sum(i.n_parameters for i in identities),
         max_tokens=min(i.max_tokens for i in identities),
@@ -181,5 +181,5 @@ def _digest(digests: Sequence[str]) -> str:
     return "sha256:" + hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _each(words: Iterable[str]) -> str:
+def _listed(words: Iterable[str]) -> str:
     return "+".join(dict.fromkeys(words))

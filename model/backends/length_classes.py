@@ -21,7 +21,7 @@ _NO_LENGTH = re.compile(r"layers|pattern|every|num_|n_|ratio|norm|type|use_|max_
 
 
 @dataclass(frozen=True, slots=True)
-class LengthSides:
+class LengthClasses:
     """Rows of one side may share a forward and keys. `fixed`: angles change once, beyond each of these lengths.
 
     `growing_from`: beyond it, they are other ones for every length.
@@ -31,7 +31,7 @@ class LengthSides:
     growing_from: float = math.inf
 
     @classmethod
-    def of_config(cls, config: Any) -> LengthSides:
+    def of_config(cls, config: Any) -> LengthClasses:
         """By the rotary scaling of every layer type. A kind of scaling that is not known counts as growing."""
         text = config.get_text_config()
         fixed: set[int] = set()
@@ -61,7 +61,7 @@ class LengthSides:
 def special_lengths(config: Any) -> tuple[int, ...]:
     """All lengths that the configuration names, after which something may be computed otherwise, ascending."""
     text = config.get_text_config()
-    found = set(LengthSides.of_config(config).limits)
+    found = set(LengthClasses.of_config(config).limits)
     for path, value in _numbers(text.to_dict()):
         if _LENGTH_NAMES.search(path) and not _NO_LENGTH.search(path):
             found.add(value)

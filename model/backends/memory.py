@@ -21,7 +21,7 @@ def host_memory() -> tuple[int, int]:
     return resident, min([total, *_limits()])
 
 
-def give_back_free_memory() -> None:
+def trim_heap() -> None:
     """Let the kernel have what is free in the heap (malloc_trim(3)). Nothing where the C library is not glibc.
 
     For when a model has gone: it takes tens of milliseconds, and the next batch faults its pages in again. glibc has heaps by

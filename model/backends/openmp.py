@@ -13,7 +13,7 @@ _SPINS = "5000"  # of 300,000 by default
 _OPERATORS_OWN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
-def spin_briefly() -> None:
+def limit_spinning() -> None:
     """To be called before torch is imported, whose OpenMP reads this once. What the operator has set stays."""
     if not any(name in os.environ for name in _OPERATORS_OWN):
         os.environ["GOMP_SPINCOUNT"] = _SPINS

@@ -12,7 +12,7 @@ from rewardserve.model.hidden_reference import HiddenReference
 from rewardserve.model.scorer import DISTANCE
 
 
-class Columns:
+class OutputColumns:
     """`names` are those of the heads, with `DISTANCE` behind them where there is a `reference`."""
 
     def __init__(self, head_names: tuple[str, ...], reference: HiddenReference | None) -> None:

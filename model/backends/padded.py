@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from rewardserve.model.backends.length_classes import LengthSides
-from rewardserve.model.backends.output_columns import Columns
+from rewardserve.model.backends.length_classes import LengthClasses
+from rewardserve.model.backends.output_columns import OutputColumns
 from rewardserve.model.backends.scorer_errors import as_scorer_errors
 from rewardserve.model.hidden_reference import HiddenReference
 from rewardserve.model.network import RewardNetwork
@@ -37,16 +37,16 @@ class PaddedScorer:
         one_by_one: bool = False,
     ) -> None:
         self._network, self._pad_id, self._max_tokens = network, pad_id, max_tokens
-        self._columns = Columns(network.head_names, hidden)
+        self._columns = OutputColumns(network.head_names, hidden)
         self._one_by_one = one_by_one
-        self._sides = LengthSides.of_config(network.config)
+        self._length_classes = LengthClasses.of_config(network.config)
 
     @property
     def name(self) -> str:
         """Of the engine."""
         return "one_by_one" if self._one_by_one else "padded"
 
-    def forget(self) -> None:
+    def clear_cache(self) -> None:
         """Nothing is kept from earlier batches."""
 
     @property
@@ -75,10 +75,10 @@ class PaddedScorer:
         if self._one_by_one:
             yield from ([i] for i in range(len(rows)))
             return
-        sides: dict[int, list[int]] = {}
+        length_classes: dict[int, list[int]] = {}
         for i, row in enumerate(rows):
-            sides.setdefault(self._sides.of(len(row)), []).append(i)
-        yield from sides.values()
+            length_classes.setdefault(self._length_classes.of(len(row)), []).append(i)
+        yield from length_classes.values()
 
     @torch.inference_mode()
     def _score_together(self, rows: Sequence[tuple[int, ...]]) -> tuple[list[list[float]], int]:

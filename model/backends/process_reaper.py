@@ -20,7 +20,7 @@ from pathlib import Path
 _GRACE_S = 15.0
 
 
-class Guard:
+class ProcessReaper:
     """Start it before the processes; `close` once they have ended."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from rewardserve.model.backends import ContractBroken, Identity, LoadError, ModelSpec
 from rewardserve.model.calibration import CalibrationError
 from rewardserve.model.checkpoint import Checkpoint, CheckpointError, ReadOptions
-from rewardserve.model.checkpoint.max_length import longest_row
+from rewardserve.model.checkpoint.max_length import max_row_tokens
 from rewardserve.model.contract import (
     ContractReport,
     ContractUnreadable,
@@ -85,7 +85,7 @@ def limited(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:
 
 def names_no_length(checkpoint: Checkpoint) -> bool:
     """Whether neither the contract nor the model says how long a row may be, so that the operator may."""
-    return checkpoint.contract is None and longest_row(checkpoint.network.backbone) is None
+    return checkpoint.contract is None and max_row_tokens(checkpoint.network.backbone) is None
 
 
 def length_notes(checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ from functools import partial
 import torch
 
 from rewardserve.model.backends import Identity, LoadedModel, LoadError, ModelSpec
-from rewardserve.model.backends.allocator import keep_big_blocks
-from rewardserve.model.backends.engine_choice import Engine, choose
+from rewardserve.model.backends.allocator import set_malloc_thresholds
+from rewardserve.model.backends.engine_choice import Engine, choose_engine
 from rewardserve.model.backends.memory import host_memory
 from rewardserve.model.backends.packed import PackedScorer
 from rewardserve.model.backends.serving import (
@@ -29,12 +29,12 @@ from rewardserve.model.checkpoint import Checkpoint, read
 def load(spec: ModelSpec) -> LoadedModel:
     """Load a checkpoint for serving. Raise `LoadError`, in strict mode `ContractBroken` too."""
     device = _device(spec.device)
-    keep_big_blocks()
+    set_malloc_thresholds()
     with as_load_errors():
         checkpoint = read(folder_or_name(spec), read_options(spec), device=device)
     served = limited(checkpoint, spec)
     max_tokens = served.policy.max_tokens
-    scorer, notes = choose(
+    scorer, notes = choose_engine(
         checkpoint.network, spec, pad_id=checkpoint.pad_id, max_tokens=max_tokens, hidden=checkpoint.hidden
     )
     encode = served.encoder

@@ -1,7 +1,7 @@
 """All that we use of vLLM, and the only place that knows its names.
 
 Read in the sources of 0.20.0 and run with 0.32.0: the V1 engine, its pooling runner, requests of token ids. What a later
-version calls otherwise is mended here. `Engine` is what the rest knows of it.
+version calls otherwise is mended here. `VllmEngine` is what the rest knows of it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _DEFAULTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Pooled:
+class PooledRow:
     """What the engine says of one row: the values of the labels, and how many tokens were not computed again."""
 
     values: tuple[float, ...]
     n_cached: int
 
 
-class Engine(Protocol):
+class VllmEngine(Protocol):
     """A running engine. All methods belong to the event loop that it was started on; `is_dead` may be read anywhere."""
 
     @property
@@ -42,7 +42,7 @@ class Engine(Protocol):
         """Whether its processes have ended."""
         ...
 
-    async def pool(self, ids: Sequence[int], name: str) -> Pooled:
+    async def pool(self, ids: Sequence[int], name: str) -> PooledRow:
         """The raw values of one row, whose name is its own. Raise what vLLM raises. Cancelling gives the row up."""
         ...
 
@@ -83,13 +83,13 @@ def device() -> str:
     return str(current_platform.device_type)
 
 
-async def start(spec: EngineSpec, tell_of_process: Callable[[int], None]) -> Engine:
+async def start(spec: EngineSpec, tell_of_process: Callable[[int], None]) -> VllmEngine:
     """A running engine on the current event loop. Its processes are told of as they start. Raise what vLLM raises."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
     with _telling_of_processes(tell_of_process):
-        return _Engine(AsyncLLM.from_engine_args(AsyncEngineArgs(**_arguments(spec))))
+        return _AsyncVllmEngine(AsyncLLM.from_engine_args(AsyncEngineArgs(**_arguments(spec))))
 
 
 def _arguments(spec: EngineSpec) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _arguments(spec: EngineSpec) -> dict[str, Any]:
     }
 
 
-class _Engine:
+class _AsyncVllmEngine:
     """vLLM's asynchronous engine of version 1."""
 
     def __init__(self, llm: Any) -> None:
@@ -133,7 +133,7 @@ class _Engine:
     def is_dead(self) -> bool:
         return bool(self._llm.errored)
 
-    async def pool(self, ids: Sequence[int], name: str) -> Pooled:
+    async def pool(self, ids: Sequence[int], name: str) -> PooledRow:
         # With a type these are the engine's own input, and nothing is left to be tokenised.
         prompt: Mapping[str, Any] = {"type": "token", "prompt_token_ids": list(ids)}
         last: Any = None
@@ -143,7 +143,7 @@ class _Engine:
             raise ScorerError("vLLM ended a row without a score")
         if (error := getattr(last, "error", None)) is not None:  # in later versions
             raise ScorerError(f"vLLM gave a row up: {error}")
-        return Pooled(tuple(map(float, last.outputs.data.tolist())), int(last.num_cached_tokens or 0))
+        return PooledRow(tuple(map(float, last.outputs.data.tolist())), int(last.num_cached_tokens or 0))
 
     def shutdown(self) -> None:
         self._llm.shutdown()

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from rewardserve.model.backends import Identity, LoadedModel, LoadError, ModelSpec
 from rewardserve.model.backends import vllm_api as api
-from rewardserve.model.backends.length_classes import LengthSides
-from rewardserve.model.backends.process_reaper import Guard
+from rewardserve.model.backends.length_classes import LengthClasses
+from rewardserve.model.backends.process_reaper import ProcessReaper
 from rewardserve.model.backends.serving import (
     as_load_errors,
     folder_or_name,
@@ -27,13 +27,13 @@ from rewardserve.model.backends.serving import (
     refuse_what_files_break,
     rule_notes,
 )
-from rewardserve.model.backends.vllm_scorer import Loop, VllmScorer
+from rewardserve.model.backends.vllm_scorer import EventLoopThread, VllmScorer
 from rewardserve.model.checkpoint import (
     Checkpoint,
     CheckpointError,
     has_own_weights,
-    outline,
-    with_weights,
+    load_weights,
+    read_without_weights,
     write_labels,
 )
 
@@ -46,7 +46,7 @@ def load(spec: ModelSpec) -> LoadedModel:
     """Start an engine for a checkpoint. Raise `LoadError`, in strict mode `ContractBroken` too."""
     version, device = api.version(), _device(spec)
     with as_load_errors():
-        checkpoint = outline(folder_or_name(spec), read_options(spec))
+        checkpoint = read_without_weights(folder_or_name(spec), read_options(spec))
     served = limited(checkpoint, spec)
     _refuse_length_switches(served)
     refuse_what_files_break(spec, checkpoint)
@@ -77,7 +77,7 @@ def _refuse_length_switches(checkpoint: Checkpoint) -> None:
     It takes the long factors of LongRoPE for every row once its longest row may be long, and scales dynamic NTK for the longest
     row that there can be.
     """
-    sides = LengthSides.of_config(checkpoint.network.config)
+    sides = LengthClasses.of_config(checkpoint.network.config)
     longest = max([checkpoint.policy.max_tokens, *_probe_lengths(checkpoint)])
     crossed = [limit for limit in sides.fixed if limit < longest]
     if crossed:
@@ -97,11 +97,11 @@ def _start(checkpoint: Checkpoint, spec: ModelSpec, max_tokens: int) -> VllmScor
     """A scorer with a running engine. Raise `LoadError`; no process is left then."""
     network = checkpoint.network
     with ExitStack() as undo:
-        guard = Guard()
-        undo.callback(guard.close)
-        loop = Loop()
+        reaper = ProcessReaper()
+        undo.callback(reaper.close)
+        loop = EventLoopThread()
         undo.callback(loop.close)
-        with _readable(checkpoint, guard) as folder:
+        with _readable(checkpoint, reaper) as folder:
             wanted = api.EngineSpec(
                 folder=folder,
                 dtype=str(network.backbone.dtype).removeprefix("torch."),
@@ -111,7 +111,7 @@ def _start(checkpoint: Checkpoint, spec: ModelSpec, max_tokens: int) -> VllmScor
                 asked=spec.vllm,
             )
             try:
-                engine: api.Engine = loop.submit(api.start(wanted, guard.end)).result()
+                engine: api.VllmEngine = loop.submit(api.start(wanted, reaper.end)).result()
             except Exception as error:
                 raise api.load_error(error, wanted) from error
         undo.pop_all()
@@ -123,7 +123,7 @@ def _start(checkpoint: Checkpoint, spec: ModelSpec, max_tokens: int) -> VllmScor
         max_tokens=max_tokens,
         shares=wanted.keeps_prefixes and not wanted.one_by_one,
         stall_timeout_s=spec.vllm.stall_timeout_s,
-        after=guard.close,
+        after=reaper.close,
     )
 
 
@@ -139,17 +139,17 @@ def _biases(checkpoint: Checkpoint) -> list[float]:
 
 
 @contextmanager
-def _readable(checkpoint: Checkpoint, guard: Guard) -> Iterator[Path]:
+def _readable(checkpoint: Checkpoint, reaper: ProcessReaper) -> Iterator[Path]:
     """A folder that vLLM loads, with a label for each head: the checkpoint's own, or a temporary one. Raise `LoadError`."""
     if is_readable(checkpoint):
         yield checkpoint.folder
         return
     folder = Path(tempfile.mkdtemp(prefix="rewardserve-vllm-"))
-    guard.remove(folder)
+    reaper.remove(folder)
     try:
         with as_load_errors():
             try:
-                write_labels(folder, with_weights(checkpoint).network)
+                write_labels(folder, load_weights(checkpoint).network)
             except OSError as error:
                 raise CheckpointError(
                     f"{checkpoint.folder} ({checkpoint.format}) has to be written again for vLLM, which failed: "

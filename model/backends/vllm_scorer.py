@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from rewardserve.model.backends.vllm_api import Engine, Pooled, scorer_error
+from rewardserve.model.backends.vllm_api import PooledRow, VllmEngine, scorer_error
 from rewardserve.model.scorer import BatchScores, ScorerError, TokenBatch
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ _LOST_AFTER = 4.0
 _LONGEST_SHUTDOWN_S = 30.0
 
 
-class Loop:
+class EventLoopThread:
     """An event loop on a thread of its own."""
 
     def __init__(self) -> None:
@@ -62,8 +62,8 @@ class VllmScorer:
 
     def __init__(
         self,
-        engine: Engine,
-        loop: Loop,
+        engine: VllmEngine,
+        loop: EventLoopThread,
         names: Sequence[str],
         biases: Sequence[float],
         *,
@@ -131,14 +131,14 @@ class VllmScorer:
         self._loop.close()
         self._after()
 
-    def _heads(self, pooled: Pooled) -> dict[str, float]:
+    def _heads(self, pooled: PooledRow) -> dict[str, float]:
         if len(pooled.values) != len(self._names):
             raise ScorerError(f"vLLM gave {len(pooled.values)} values for the {len(self._names)} heads of a row")
         return {name: v + bias for name, v, bias in zip(self._names, pooled.values, self._biases, strict=True)}
 
     # -- on the engine's loop -------------------------------------------------------------------------------
 
-    async def _pool(self, rows: Sequence[tuple[int, ...]]) -> list[Pooled]:
+    async def _pool(self, rows: Sequence[tuple[int, ...]]) -> list[PooledRow]:
         """All rows at once. If one fails nothing is known of the others, and they are given up."""
         tasks = [asyncio.create_task(self._one(row)) for row in rows]
         try:
@@ -147,14 +147,14 @@ class VllmScorer:
             for task in tasks:
                 task.cancel()
 
-    async def _one(self, row: tuple[int, ...]) -> Pooled:
+    async def _one(self, row: tuple[int, ...]) -> PooledRow:
         pooled = await self._engine.pool(row, f"row-{next(self._numbers)}")
         self._heard_at = self._clock()
         return pooled
 
     # -- on the caller's thread -----------------------------------------------------------------------------
 
-    def _wait(self, coming: Future[list[Pooled]]) -> list[Pooled]:
+    def _wait(self, coming: Future[list[PooledRow]]) -> list[PooledRow]:
         began = self._clock()
         while True:
             now = self._clock()
@@ -174,7 +174,7 @@ class VllmScorer:
                     raise scorer_error(error) from error
 
 
-async def _shut(engine: Engine) -> None:
+async def _shut(engine: VllmEngine) -> None:
     engine.shutdown()
 
 

@@ -15,19 +15,35 @@ from rewardserve.model.checkpoint.exporting import (
 )
 from rewardserve.model.checkpoint.reading import (
     has_own_weights,
-    outline,
+    load_weights,
     read,
     read_backbone,
+    read_without_weights,
     source_digests,
-    with_weights,
 )
 from rewardserve.model.checkpoint.record import DTYPES, Checkpoint, CheckpointError, ReadOptions
 from rewardserve.model.checkpoint.writing import write, write_calibration, write_contract, write_heads, write_labels
 
 __all__ = [
-    "DTYPES", "Checkpoint", "CheckpointError", "ReadOptions", "choose_pad", "exported_template", "exported_tokenizer",
-    "has_own_weights", "outline", "read", "read_backbone", "read_elsewhere", "source_digests",
+    "DTYPES",
+    "Checkpoint",
+    "CheckpointError",
+    "ReadOptions",
+    "choose_pad",
+    "exported_template",
+    "exported_tokenizer",
+    "has_own_weights",
+    "load_weights",
+    "read",
+    "read_backbone",
+    "read_elsewhere",
+    "read_without_weights",
+    "source_digests",
     "tokenised_whole",
-    "with_weights", "without_bias", "write",
-    "write_calibration", "write_contract", "write_heads", "write_labels",
+    "without_bias",
+    "write",
+    "write_calibration",
+    "write_contract",
+    "write_heads",
+    "write_labels",
 ]  # fmt: skip

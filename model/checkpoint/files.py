@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rewardserve.model.checkpoint.record import CheckpointError
-from rewardserve.model.text.text_files import NotJson, parsed
+from rewardserve.model.text.text_files import JsonDecodeError, parse_json
 
 _OBJECTS = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
             "generation_config.json", "scoring_contract.json", "calibration.json", "*.index.json")  # fmt: skip
@@ -98,10 +98,10 @@ def _parsed(data: bytes) -> dict[str, Any]:
     if not data:
         raise _NotWhole("it is empty")
     try:
-        value = parsed(data.decode(json.detect_encoding(data)))
+        value = parse_json(data.decode(json.detect_encoding(data)))
     except UnicodeDecodeError as error:
         raise _NotWhole(f"it is no JSON (no text at byte {error.start})") from None
-    except NotJson as error:
+    except JsonDecodeError as error:
         raise _NotWhole(f"it is no JSON ({error})") from None
     if not isinstance(value, dict):
         raise _NotWhole("it is no JSON object")

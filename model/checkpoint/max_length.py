@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-UNNAMED_LENGTH = 4096
+DEFAULT_MAX_TOKENS = 4096
 """Tokens, for models that name no longest position and have none (recurrent ones, some with ALiBi)."""
 
 _NAMES = (
@@ -25,16 +25,16 @@ _TABLE = re.compile(r"(?:^|[._])(?:wpe|pos|positions?|positional)(?:[._]|$)")
 _OTHER_TABLE = re.compile(r"rel|vision|image|audio|encoder\.")
 
 
-def longest_row(backbone: Any) -> int | None:
+def max_row_tokens(backbone: Any) -> int | None:
     """The longest row in tokens; None where the model names none and has no position table."""
     text = backbone.config.get_text_config()
     numbers = (getattr(text, name, None) for name in _NAMES)
     named = next((int(n) for n in numbers if isinstance(n, int | float) and n > 0), None)
-    found = [n for n in (named, table_size(backbone)) if n is not None]
+    found = [n for n in (named, position_table_size(backbone)) if n is not None]
     return min(found, default=None)
 
 
-def table_size(backbone: Any) -> int | None:
+def position_table_size(backbone: Any) -> int | None:
     """The number of positions of the smallest learned position table; None where there is no table."""
     return min(_sizes(backbone), default=None)
 

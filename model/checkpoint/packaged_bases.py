@@ -9,12 +9,12 @@ from rewardserve.model.checkpoint.record import CheckpointError
 
 
 def _smollm2(variant: str) -> Path:
-    from rewardserve.model.default.base_model import TrunkError, ensure_trunk
+    from rewardserve.model.default.base_model import BaseModelError, ensure_base_model
 
     try:
-        return ensure_trunk(int(variant))
-    except (TrunkError, ValueError) as error:
+        return ensure_base_model(int(variant))
+    except (BaseModelError, ValueError) as error:
         raise CheckpointError(f"smollm2-135m-instruct:{variant}: {error}") from error
 
 
-BASES: dict[str, Callable[[str], Path]] = {"smollm2-135m-instruct": _smollm2}
+PACKAGED_BASES: dict[str, Callable[[str], Path]] = {"smollm2-135m-instruct": _smollm2}

@@ -26,10 +26,10 @@ from rewardserve.model.checkpoint.adapters import (
 )
 from rewardserve.model.checkpoint.files import check_files
 from rewardserve.model.checkpoint.heads import HEADS_FILE, base_of_heads, find_head, value_head_files
-from rewardserve.model.checkpoint.max_length import UNNAMED_LENGTH, longest_row, table_size
-from rewardserve.model.checkpoint.packaged_bases import BASES
+from rewardserve.model.checkpoint.max_length import DEFAULT_MAX_TOKENS, max_row_tokens, position_table_size
+from rewardserve.model.checkpoint.packaged_bases import PACKAGED_BASES
 from rewardserve.model.checkpoint.record import DTYPES, READ_DEFAULTS, Checkpoint, CheckpointError, ReadOptions
-from rewardserve.model.checkpoint.remote_code import refuse_code
+from rewardserve.model.checkpoint.remote_code import refuse_remote_code
 from rewardserve.model.contract import Facts, ScoringContract
 from rewardserve.model.layout_rules import LAYOUT_RULES, LayoutRule
 from rewardserve.model.network import SINGLE_HEAD, RewardNetwork, attention_for, hidden_width, looks_ahead
@@ -48,10 +48,10 @@ _PICKLES = ["*.bin"]
 
 def read(path_or_name: str, options: ReadOptions = READ_DEFAULTS, *, device: str = "cpu") -> Checkpoint:
     """Read a reward model, for serving or for further training. Raise `CheckpointError`."""
-    return with_weights(outline(path_or_name, options), device=device)
+    return load_weights(read_without_weights(path_or_name, options), device=device)
 
 
-def outline(path_or_name: str, options: ReadOptions = READ_DEFAULTS) -> Checkpoint:
+def read_without_weights(path_or_name: str, options: ReadOptions = READ_DEFAULTS) -> Checkpoint:
     """All that `read` says of a checkpoint, but the backbone has shapes only (torch's meta device): it cannot compute.
 
     For an engine that loads the weights by itself. The heads are there. Raise `CheckpointError`.
@@ -65,7 +65,7 @@ def outline(path_or_name: str, options: ReadOptions = READ_DEFAULTS) -> Checkpoi
     weights.refuse_pickles([*parts, *weights.weight_files(base)], allowed=options.allow_pickle)
     weights.refuse_duplicates(weights.weight_files(base))
     contract = None if options.ignores_contract else ScoringContract.load(folder)
-    notes = refuse_code(
+    notes = refuse_remote_code(
         [folder, base], ignored=options.ignore_checkpoint_code, has_contract=ScoringContract.is_in(folder)
     )
     config = read_config(base)
@@ -112,14 +112,14 @@ def outline(path_or_name: str, options: ReadOptions = READ_DEFAULTS) -> Checkpoi
     )
 
 
-def with_weights(outlined: Checkpoint, *, device: str = "cpu") -> Checkpoint:
-    """The checkpoint of an `outline` with its backbone, on a device. Raise `CheckpointError`."""
-    folder, known = outlined.folder, outlined.network
-    if outlined.facts is None:
+def load_weights(unloaded: Checkpoint, *, device: str = "cpu") -> Checkpoint:
+    """The checkpoint of an `read_without_weights` with its backbone, on a device. Raise `CheckpointError`."""
+    folder, known = unloaded.folder, unloaded.network
+    if unloaded.facts is None:
         raise CheckpointError(f"{folder} is still in training: its weights are not settled")
     base = _base_of(folder)
     kind = type(known.backbone) if device == "cpu" and weights.are_safe(weights.weight_files(base)) else None
-    backbone = _load_backbone(base, read_config(base), outlined.facts.dtype, unmapped=kind).to(device)
+    backbone = _load_backbone(base, read_config(base), unloaded.facts.dtype, unmapped=kind).to(device)
     if (folder / ADAPTER_CONFIG).is_file():
         grow_embeddings(backbone, folder)
         backbone = merge_backbone(backbone, folder)
@@ -127,9 +127,9 @@ def with_weights(outlined: Checkpoint, *, device: str = "cpu") -> Checkpoint:
     network = RewardNetwork(backbone, heads, known.head_names, known.head_weights, known.bias_H).to(device).eval()
     if device == "cpu":
         _copy_out_of_files(network)
-    _refuse_look_ahead(network, outlined)
-    reference = outlined.hidden.to(device) if outlined.hidden is not None else None
-    return replace(outlined, network=network, hidden=reference)
+    _refuse_look_ahead(network, unloaded)
+    reference = unloaded.hidden.to(device) if unloaded.hidden is not None else None
+    return replace(unloaded, network=network, hidden=reference)
 
 
 def _copy_out_of_files(network: RewardNetwork) -> None:
@@ -140,18 +140,18 @@ def _copy_out_of_files(network: RewardNetwork) -> None:
     """
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.data.is_contiguous():
-            copy = weights.own_pages(tensor.data.nbytes).view(tensor.dtype).view(tensor.shape)
+            copy = weights.allocate_pages(tensor.data.nbytes).view(tensor.dtype).view(tensor.shape)
         else:
             copy = torch.empty_like(tensor.data)
         tensor.data = copy.copy_(tensor.data)
 
 
-def _refuse_look_ahead(network: RewardNetwork, outlined: Checkpoint) -> None:
+def _refuse_look_ahead(network: RewardNetwork, unloaded: Checkpoint) -> None:
     """Raise `CheckpointError` where rows lose tokens that this model reads although they come after the one that is scored."""
-    policy = outlined.policy
+    policy = unloaded.policy
     if policy.drops_read_ids and looks_ahead(network):
         raise CheckpointError(
-            f"{outlined.folder}: {outlined.architecture} is not causal: tokens after the one whose score is read change the score, "
+            f"{unloaded.folder}: {unloaded.architecture} is not causal: tokens after the one whose score is read change the score, "
             f"and rows end there because id {policy.skip_id} is the pad token and may end a row as well. Give pad_token_id of "
             "config.json a token that no row has, if it was trained so, or serve it with transformers."
         )
@@ -177,7 +177,7 @@ def read_backbone(
         )
     weights.refuse_pickles(weights.weight_files(folder), allowed=options.allow_pickle)
     weights.refuse_duplicates(weights.weight_files(folder))
-    refuse_code([folder], ignored=options.ignore_checkpoint_code, has_contract=False)
+    refuse_remote_code([folder], ignored=options.ignore_checkpoint_code, has_contract=False)
     config = read_config(folder)
     if n_layers is not None:
         _keep_layers(config, n_layers)
@@ -194,8 +194,8 @@ def resolve(path_or_name: str, *, allow_pickle: bool = False) -> Path:
     What is not wanted is not downloaded either: no code, and pickles only where they are allowed.
     """
     family, _, variant = path_or_name.partition(":")
-    if family in BASES:
-        return BASES[family](variant)
+    if family in PACKAGED_BASES:
+        return PACKAGED_BASES[family](variant)
     path = Path(path_or_name).expanduser()
     if path.is_dir():
         return path
@@ -489,7 +489,7 @@ def _policy(
 ) -> EncodingPolicy:
     """What the tokenizer implies under a rule; a contract also says what is skipped, which date it is, how long a row is."""
     vocab_size = network.backbone.get_input_embeddings().num_embeddings
-    max_tokens = longest_row(network.backbone) or UNNAMED_LENGTH
+    max_tokens = max_row_tokens(network.backbone) or DEFAULT_MAX_TOKENS
     if contract is None:
         return infer_policy(
             tokenizer,
@@ -501,7 +501,7 @@ def _policy(
         )
     return infer_policy(
         tokenizer,
-        max_tokens=min(contract.max_tokens, table_size(network.backbone) or contract.max_tokens),
+        max_tokens=min(contract.max_tokens, position_table_size(network.backbone) or contract.max_tokens),
         vocab_size=vocab_size,
         rule=rule,
         pad_id=contract.skip_id,

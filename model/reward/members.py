@@ -13,7 +13,7 @@ from typing import Literal
 
 from rewardserve.model.scorer import HeadScores
 
-How = Literal["sum", "mean", "min", "softmin", "and"]
+CombineMethod = Literal["sum", "mean", "min", "softmin", "and"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Combination:
     """
 
     members: tuple[Member, ...]
-    how: How = "sum"
+    how: CombineMethod = "sum"
     beta: float = 0.5
 
     def __call__(self, heads: Sequence[HeadScores]) -> Combined:
@@ -111,7 +111,7 @@ def mean(z_K: Sequence[float], weights: Sequence[float], _: Combination) -> floa
     return sum([w * z for w, z in zip(weights, z_K, strict=True)])
 
 
-def least(z_K: Sequence[float], _weights: Sequence[float], _: Combination) -> float:
+def minimum(z_K: Sequence[float], _weights: Sequence[float], _: Combination) -> float:
     """Worst-case optimisation (Coste et al. 2310.02743): the lowest opinion counts."""
     return min(z_K)
 
@@ -131,7 +131,7 @@ def softmin(z_K: Sequence[float], weights: Sequence[float], how: Combination) ->
     return low - how.beta * log1p(excess)
 
 
-def log_sigmoid_and(z_K: Sequence[float], weights: Sequence[float], how: Combination) -> float:
+def sum_log_sigmoid(z_K: Sequence[float], weights: Sequence[float], how: Combination) -> float:
     """`sum_k w_k log sigmoid((raw_k - mean_k) / T_k)`: near the log probability that an answer is good in every respect
     (Wang et al. 2402.00742). Weights as they are: with equal ones it is that sum over the number of members.
     """
@@ -141,9 +141,9 @@ def log_sigmoid_and(z_K: Sequence[float], weights: Sequence[float], how: Combina
 
 COMBINE: Mapping[str, Callable[[Sequence[float], Sequence[float], Combination], float]] = {
     "mean": mean,
-    "min": least,
+    "min": minimum,
     "softmin": softmin,
-    "and": log_sigmoid_and,
+    "and": sum_log_sigmoid,
 }
 
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from rewardserve.model.calibration import Calibration
-from rewardserve.model.reward.members import Combination, How, Member, Scale
+from rewardserve.model.reward.members import Combination, CombineMethod, Member, Scale
 from rewardserve.model.reward.record import Batch, Reward
 from rewardserve.model.reward.settings import PenaltySettings, RewardSettings, Shape
 from rewardserve.model.reward.stages import (
@@ -165,7 +165,7 @@ def _digest(combination: Combination, stages: Sequence[Stage]) -> str:
 
 def _combination(ensemble_members: Sequence[EnsembleMember], settings: RewardSettings, normalizes: bool) -> Combination:
     asked = settings.combine
-    how: How = asked.method or ("sum" if len(ensemble_members) == 1 else "mean")
+    how: CombineMethod = asked.method or ("sum" if len(ensemble_members) == 1 else "mean")
     if how == "sum" and len(ensemble_members) > 1:
         raise PipelineError("combine.method=sum is for the heads of one model. Use mean, min, softmin or and.")
     if not asked.beta >= 0.0:
@@ -245,15 +245,15 @@ def _penalties(calibration: Calibration | None, asked: PenaltySettings) -> list[
             )
         stages.append(Overlong(asked.overlong, start, end))
     if asked.repetition:
-        usual = asked.repetition_above
-        if usual is None and calibration is not None:
-            usual = calibration.repetition_high
-        if usual is None or not 0.0 <= usual < 1.0:
+        threshold = asked.repetition_above
+        if threshold is None and calibration is not None:
+            threshold = calibration.repetition_high
+        if threshold is None or not 0.0 <= threshold < 1.0:
             raise PipelineError(
                 f"penalties.repetition={asked.repetition} needs the share of repeated trigrams that is usual. "
                 f"{_AGAIN}, or set penalties.repetition_above to a share below 1."
             )
-        stages.append(Repetition(asked.repetition, usual))
+        stages.append(Repetition(asked.repetition, threshold))
     return stages
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rewardserve.model.reward.members import How
+from rewardserve.model.reward.members import CombineMethod
 
 Shape = Literal["none", "cap", "softcap", "par", "lsc"]
 
@@ -18,7 +18,7 @@ class CombineSettings:
     `weights` by member name; who is not in it has the weight that the checkpoint gives it, or 1.
     """
 
-    method: How | None = None
+    method: CombineMethod | None = None
     beta: float = 0.5
     weights: Mapping[str, float] = field(default_factory=dict)
 

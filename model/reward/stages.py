@@ -106,16 +106,16 @@ class Overlong:
 
 @dataclass(frozen=True, slots=True)
 class Repetition:
-    """value - penalty * (r - usual) / (1 - usual) where the share r of repeated trigrams is above what is usual."""
+    """value - penalty * (r - threshold) / (1 - threshold) where the share r of repeated trigrams is above the threshold."""
 
     penalty: float
-    usual: float
+    threshold: float
     name: ClassVar[str] = "repetition"
     reads: ClassVar[tuple[str, ...]] = ("repetition",)
 
     def __call__(self, values: Values, batch: Batch) -> tuple[Values, Notes]:
         """Subtract, and note where."""
-        excess = [max(0.0, r - self.usual) / (1.0 - self.usual) for r in batch.repetition]
+        excess = [max(0.0, r - self.threshold) / (1.0 - self.threshold) for r in batch.repetition]
         penalised = [value - self.penalty * more for value, more in zip(values, excess, strict=True)]
         return penalised, {i: "repetition_penalty" for i, more in enumerate(excess) if more}
 

@@ -12,7 +12,7 @@ from datetime import date, datetime
 from typing import TYPE_CHECKING
 
 from rewardserve.model.conversation import InvalidMessages, Message
-from rewardserve.model.templates.jinja_budget import renderer
+from rewardserve.model.templates.jinja_budget import build_renderer
 from rewardserve.model.templates.jinja_process import CLOCK, Renderer, TemplateBroken, TemplateRefuses, TemplateTooSlow
 
 if TYPE_CHECKING:
@@ -109,6 +109,6 @@ def parse_date(text: str) -> date:
 
 def _read(template: str) -> Renderer:
     try:
-        return renderer(template)
+        return build_renderer(template)
     except TemplateBroken as error:
         raise EncodingPolicyError(f"the chat template is broken: {error} Restore it, or the tokenizer's.") from None

@@ -51,7 +51,7 @@ class NeedsProcess(Exception):
     """The template does something here that has no known price, or is too dear."""
 
 
-def renderer(template: str) -> Renderer:
+def build_renderer(template: str) -> Renderer:
     """Read a template. Raise `TemplateBroken`."""
     try:
         return BudgetedTemplate(template)
@@ -80,7 +80,7 @@ class BudgetedTemplate:
 
     def render(self, variables: Mapping[str, Any], now: datetime) -> str:
         """Text. Raise `TemplateRefuses`."""
-        _here.budget = _Budget(self._budget, len(self._template) + _n_chars(variables.values()))
+        _thread_budget.budget = _Budget(self._budget, len(self._template) + _n_chars(variables.values()))
         try:
             text: str = self._compiled.render(**{**variables, CLOCK: now.strftime})
             return text
@@ -123,13 +123,13 @@ class _Budget:
             raise NeedsProcess
 
 
-class _Here(threading.local):
+class _ThreadBudget(threading.local):
     """The budget of the rendering on this thread; nothing while none is going on."""
 
     budget = _Budget(0, 0)
 
 
-_here = _Here()
+_thread_budget = _ThreadBudget()
 
 
 def _n_chars(given: Iterable[Any]) -> int:
@@ -164,22 +164,22 @@ def _size(value: Any) -> int:
 
 def _paid_list(values: Any) -> Any:
     """A list or a tuple that is about to be kept. Its items are scalars or mappings of scalars, so nothing doubles by nesting."""
-    _here.budget.pay_text(sum(map(_size, values)))
+    _thread_budget.budget.pay_text(sum(map(_size, values)))
     return values
 
 
 def _paid_mapping(value: dict[Any, Any]) -> dict[Any, Any]:
-    _here.budget.pay_text(_size(value))
+    _thread_budget.budget.pay_text(_size(value))
     return value
 
 
 def _paid_output(value: Any) -> Any:
     if isinstance(value, str):
-        _here.budget.pay_text(len(value))
+        _thread_budget.budget.pay_text(len(value))
     elif isinstance(_scalar(value), int) and abs(value) >= _SMALL:
         raise NeedsProcess
     else:
-        _here.budget.pay_text(_ITEM)
+        _thread_budget.budget.pay_text(_ITEM)
     return value
 
 
@@ -187,7 +187,7 @@ def _paid_loop(values: Any) -> Any:
     """What a loop runs over: all of its steps are paid for at once."""
     if not isinstance(values, str | list | tuple | dict | range | Undefined | _ListIterator | _DictView):
         raise NeedsProcess
-    _here.budget.pay_steps(length_hint(values) + 1)
+    _thread_budget.budget.pay_steps(length_hint(values) + 1)
     return values
 
 
@@ -198,7 +198,7 @@ _DictView: Any = type({}.items()) | type({}.keys()) | type({}.values())
 def _paid_concatenation(values: list[Any]) -> str:
     """`~`, as Jinja's `str_join`."""
     texts = [str(_scalar(value)) for value in values]
-    _here.budget.pay_text(sum(map(len, texts)))
+    _thread_budget.budget.pay_text(sum(map(len, texts)))
     return "".join(texts)
 
 
@@ -208,19 +208,19 @@ def _pay_replacement(*args: Any, **kwargs: Any) -> None:
         raise NeedsProcess
     text, old, new = args
     n = len(text) // len(old) if old else len(text) + 1
-    _here.budget.pay_text(len(text) + n * len(new))
+    _thread_budget.budget.pay_text(len(text) + n * len(new))
 
 
 def _pay_join(values: Any, between: Any, **kwargs: Any) -> None:
     if kwargs or not isinstance(values, list | tuple) or not isinstance(between, str):
         raise NeedsProcess
-    _here.budget.pay_text(sum(len(str(_scalar(value))) + len(between) for value in values))
+    _thread_budget.budget.pay_text(sum(len(str(_scalar(value))) + len(between) for value in values))
 
 
 def _paid_operation(context: Any, operator: str, left: Any, right: Any) -> Any:
     """`environment.call_binop`."""
     if operator == "+" and isinstance(left, str) and isinstance(right, str):
-        _here.budget.pay_text(len(left) + len(right))
+        _thread_budget.budget.pay_text(len(left) + len(right))
         return left + right
     if operator == "+" and isinstance(left, list) and isinstance(right, list):
         return _paid_list(left + right)
@@ -255,7 +255,7 @@ def _paid_call(environment: Any) -> Callable[..., Any]:
     owners = list(environment.extensions.values())
 
     def paid(context: Any, what: Any, *args: Any, **kwargs: Any) -> Any:
-        _here.budget.pay_steps(1)
+        _thread_budget.budget.pay_steps(1)
         if isinstance(what, BuiltinMethodType):
             _pay_method(what.__self__, what.__name__, args)
         elif not (isinstance(what, Macro | Undefined) or _is_any_of(what, free) or _is_any_of(_owner(what), owners)):
@@ -277,9 +277,9 @@ def _pay_method(value: Any, name: str, args: tuple[Any, ...]) -> None:
     if isinstance(value, str) and name in _TEXT_METHODS:
         if name in _STRIPS and any(isinstance(each, str) and len(each) > _MAX_STRIPPED for each in args):
             raise NeedsProcess
-        _here.budget.pay_text(3 * len(value))
+        _thread_budget.budget.pay_text(3 * len(value))
     elif isinstance(value, str) and name in _SPLITS:
-        _here.budget.pay_text(_ITEM * len(value))
+        _thread_budget.budget.pay_text(_ITEM * len(value))
     elif isinstance(value, str) and name == "replace":
         _pay_replacement(value, *args)
     elif isinstance(value, str) and name == "join" and len(args) == 1:
@@ -304,7 +304,7 @@ def _text_filter(original: Callable[..., Any]) -> Callable[..., Any]:
     def paid(value: Any, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs:
             raise NeedsProcess
-        _here.budget.pay_text(6 * len(value) if isinstance(_scalar(value), str) else _ITEM)
+        _thread_budget.budget.pay_text(6 * len(value) if isinstance(_scalar(value), str) else _ITEM)
         return original(value)
 
     return paid
@@ -324,7 +324,7 @@ def _filters(originals: Mapping[str, Any]) -> dict[str, Any]:
     def listed(values: Any) -> Any:
         if not isinstance(values, str | list | tuple | range | _ListIterator | _DictView):
             raise NeedsProcess
-        _here.budget.pay_text(_ITEM * length_hint(values))
+        _thread_budget.budget.pay_text(_ITEM * length_hint(values))
         return _paid_list(list(values))
 
     def picked(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -332,7 +332,7 @@ def _filters(originals: Mapping[str, Any]) -> dict[str, Any]:
         def paid(context: Any, values: Any, *args: Any, **kwargs: Any) -> Any:
             if not isinstance(values, list | tuple | _ListIterator):
                 raise NeedsProcess
-            _here.budget.pay_steps(length_hint(values))
+            _thread_budget.budget.pay_steps(length_hint(values))
             return iter(list(original(context, values, *args, **kwargs)))
 
         return paid

@@ -64,7 +64,7 @@ class SlotTemplate:
 
 
 @dataclass(frozen=True, slots=True)
-class _Joint:
+class _Separator:
     """What stands between two contents, and where it is cut."""
 
     text: str
@@ -149,7 +149,7 @@ class Slots:
         except InvalidMessages:
             return None
 
-    def _find_joints(self, talk: Sequence[Message]) -> tuple[_Joint, ...]:
+    def _find_joints(self, talk: Sequence[Message]) -> tuple[_Separator, ...]:
         """What stands before each content; nothing where the template changes or repeats contents."""
         text = self._rendered(talk, is_asked=False)
         if text is None or any(text.count(message.content) != 1 for message in talk):
@@ -159,7 +159,7 @@ class Slots:
         at = 0
         for message in talk[:-1]:
             begin = text.index(message.content)
-            joints.append(_Joint(text[at:begin], tuple(cut - at for cut in cuts if at <= cut <= begin)))
+            joints.append(_Separator(text[at:begin], tuple(cut - at for cut in cuts if at <= cut <= begin)))
             at = begin + len(message.content)
         return tuple(joints)
 
@@ -214,7 +214,7 @@ def read_slots(template: str, marks: set[str]) -> SlotTemplate | None:
             return None
         before = _Outputs(tree.body[:-1])
         inside = _Outputs(loop.body)
-    except (TemplateSyntaxError, RecursionError, _Foreign):
+    except (TemplateSyntaxError, RecursionError, _NotLlamaFactory):
         return None
     fused = inside.content[:-1] if inside.content is not None else None
     system = before.system if before.system is not None else fused
@@ -225,12 +225,12 @@ def read_slots(template: str, marks: set[str]) -> SlotTemplate | None:
     return SlotTemplate(prefix_elements, before.default_system, turns[0], before.system is None, turns[1], turns[2])
 
 
-class _Foreign(Exception):
+class _NotLlamaFactory(Exception):
     """Something that LLaMA-Factory does not write."""
 
 
 class _Outputs:
-    """The items of each output of some statements, by what it is for. Raise `_Foreign`."""
+    """The items of each output of some statements, by what it is for. Raise `_NotLlamaFactory`."""
 
     def __init__(self, statements: Sequence[Any]) -> None:
         self.plain: list[Item] | None = None
@@ -254,11 +254,11 @@ class _Outputs:
             elif isinstance(node, nodes.Assign) and isinstance(node.target, nodes.Name):
                 self._assign(node)
             else:
-                raise _Foreign
+                raise _NotLlamaFactory
 
     def _take(self, node: Any, role: str | None) -> None:
         if len(node.nodes) != 1:
-            raise _Foreign
+            raise _NotLlamaFactory
         items, is_system = _items(node.nodes[0])
         if role is not None:
             self.roles[role] = items
@@ -267,7 +267,7 @@ class _Outputs:
         elif None not in items and self.plain is None:
             self.plain = items
         else:
-            raise _Foreign
+            raise _NotLlamaFactory
 
     def _assign(self, node: Any) -> None:
         from jinja2 import nodes
@@ -278,11 +278,11 @@ class _Outputs:
         elif name == "content" and isinstance(node.node, nodes.Add):
             self.content, _ = _items(node.node)
         elif name not in ("system_message", "content", "loop_messages"):
-            raise _Foreign
+            raise _NotLlamaFactory
 
 
 def _items(expression: Any) -> tuple[list[Item], bool]:
-    """The summands of an expression, and whether the system message is one. Raise `_Foreign`."""
+    """The summands of an expression, and whether the system message is one. Raise `_NotLlamaFactory`."""
     from jinja2 import nodes
 
     if isinstance(expression, nodes.Add):
@@ -295,7 +295,7 @@ def _items(expression: Any) -> tuple[list[Item], bool]:
         return [None], expression.name == "system_message"
     if isinstance(expression, nodes.Getitem):  # message['content'], behind the system message of a fused turn
         return [None], False
-    raise _Foreign
+    raise _NotLlamaFactory
 
 
 def _role_in(test: Any) -> str | None:

@@ -22,37 +22,37 @@ _ENCODINGS = (
 )
 
 
-class NotText(ValueError):
+class TextDecodeError(ValueError):
     """The bytes are no text in the encoding that their beginning says; the message has the place and the remedy."""
 
 
-def decoded(data: bytes) -> str:
-    """The text of a whole file, without its byte order mark. Raise `NotText`."""
+def decode_text(data: bytes) -> str:
+    """The text of a whole file, without its byte order mark. Raise `TextDecodeError`."""
     codec, name = next(((codec, name) for mark, codec, name in _ENCODINGS if data.startswith(mark)), ("utf-8", "UTF-8"))
     try:
         return data.decode(codec).removeprefix("\ufeff")  # the codecs of UTF-16 and UTF-32 take the mark off themselves
     except UnicodeDecodeError as error:
-        raise NotText(f"it is not {name} (at byte {error.start}); save it as UTF-8") from None
+        raise TextDecodeError(f"it is not {name} (at byte {error.start}); save it as UTF-8") from None
 
 
-class NotJson(ValueError):
+class JsonDecodeError(ValueError):
     """The text is no JSON; the message has the place, and nothing of the text."""
 
 
-def parsed(text: str, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """The value of a JSON text. Raise `NotJson`, and what `hook` raises; the errors of Python's reader give advice on Python."""
+def parse_json(text: str, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The value of a JSON text. Raise `JsonDecodeError`, and what `hook` raises; Python's own messages advise on Python."""
     try:
         return json.loads(text, object_pairs_hook=hook)
     except json.JSONDecodeError as error:
-        raise NotJson(f"{error.msg} (line {error.lineno}, column {error.colno})") from None
+        raise JsonDecodeError(f"{error.msg} (line {error.lineno}, column {error.colno})") from None
     except RecursionError:
-        raise NotJson("it is nested too deeply") from None
+        raise JsonDecodeError("it is nested too deeply") from None
     except ValueError as error:
         limit = sys.get_int_max_str_digits()
         longest = max(map(len, re.findall(rf"[0-9]{{{limit + 1},}}", text)), default=0)
         if type(error) is not ValueError or not longest:
             raise
-        raise NotJson(f"it has a number of {longest} digits; the limit is {limit}") from None
+        raise JsonDecodeError(f"it has a number of {longest} digits; the limit is {limit}") from None
 
 
 def wide_encoding(start: bytes) -> str | None:

@@ -37,7 +37,7 @@ _SYMBOLS = "".join(map(chr, range(0x101D0, 0x101FC)))
 
 
 @dataclass(frozen=True, slots=True)
-class Hidden:
+class Escaped:
     """Texts in which no control token is quoted any more, and what their stand-ins stand for."""
 
     texts: tuple[str, ...]
@@ -48,7 +48,7 @@ class Hidden:
         return text.translate({ord(stand_in): original for stand_in, original in self.originals.items()})
 
 
-class Controls:
+class ControlTokens:
     """The control tokens of a `tokenizers.Tokenizer`. `written`: added tokens that the template writes.
 
     `joints`: what the template writes between contents. A token might be completed across one: `_has_open_joints`.
@@ -74,7 +74,7 @@ class Controls:
         self._normalizer = fast.normalizer if self._contents and _changes_letters(fast.normalizer) else None
         if self._normalizer is not None:
             self._normal = _any_of([self._normalizer.normalize_str(token) for token in tokens])
-        self._blind = _blind_copy(fast, self._contents)
+        self._blind = _literal_tokenizer(fast, self._contents)
 
     def are_quoted(self, text: str) -> bool:
         """Whether content has, or might complete, a control token. Takes next to nothing where it does not."""
@@ -98,7 +98,7 @@ class Controls:
         rest = _THOUGHT.sub("", piece[spans[-1][1] if spans else 0 :]).strip()
         return None if spans and all(c.isalnum() or c.isspace() for c in rest) else rest
 
-    def hide(self, texts: Sequence[str], *, beside: str = "", is_joined: bool = False) -> Hidden:
+    def hide(self, texts: Sequence[str], *, beside: str = "", is_joined: bool = False) -> Escaped:
         """Texts with stand-ins for what they quote. `beside`: other text that stand-ins must not occur in.
 
         `is_joined`: a token could be completed by what stands beside these texts.
@@ -120,9 +120,9 @@ class Controls:
             end = len(text) - tail
             inside = self._pattern.sub(lambda match: stand_in(match.group()), text[head:end])
             hidden.append(stand_in(text[:head]) + inside + stand_in(text[end:]))
-        return Hidden(tuple(hidden), {new: original for original, new in stand_ins.items()})
+        return Escaped(tuple(hidden), {new: original for original, new in stand_ins.items()})
 
-    def encode(self, text: str, hidden: Hidden) -> tuple[list[int], list[int]]:
+    def encode(self, text: str, hidden: Escaped) -> tuple[list[int], list[int]]:
         """Ids of a text with stand-ins, and where each ends in the restored text."""
         parts: list[_Part] = []
         start = 0
@@ -244,7 +244,7 @@ def _cut(parts: Sequence[_Part], cuts: Sequence[int], cut: str) -> list[_Part]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Blind:
+class _LiteralTokenizer:
     """A tokenizer with the same vocabulary and the same parts that reads control tokens as text, and their aliases as them.
 
     `cut` is a token that is left out of the ids: what stands on either side of it is encoded apart.
@@ -257,7 +257,7 @@ class _Blind:
     cut_id: int
 
 
-def _blind_copy(fast: Any, controls: Mapping[int, str]) -> _Blind:
+def _literal_tokenizer(fast: Any, controls: Mapping[int, str]) -> _LiteralTokenizer:
     """Raise ValueError where a tokenizer cannot be copied."""
     from tokenizers import AddedToken, Tokenizer
 
@@ -285,7 +285,7 @@ def _blind_copy(fast: Any, controls: Mapping[int, str]) -> _Blind:
         )
         if (alias_id in found) != (i in real):
             raise ValueError(f"its normaliser changes the alias of {controls[i]!r}")
-    return _Blind(copy, alias_of, control_of, cut, id_of[cut])
+    return _LiteralTokenizer(copy, alias_of, control_of, cut, id_of[cut])
 
 
 def _flags(token: Any) -> dict[str, bool]:

@@ -11,7 +11,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Memo(Generic[K, V]):
+class LruCache(Generic[K, V]):
     """The most recently used values, at most `max_size` of whatever their sizes count. Thread-safe."""
 
     def __init__(self, max_size: int) -> None:

@@ -28,7 +28,7 @@ _PIECE_BY_PIECE = frozenset({
 })  # fmt: skip
 
 
-def seam_tokens(fast: Any) -> tuple[str, ...]:
+def split_tokens(fast: Any) -> tuple[str, ...]:
     """The added tokens of a `tokenizers.Tokenizer` before which a text may be cut. `fast` must match special tokens."""
     added = fast.get_added_tokens_decoder().values()
     if any(token.single_word for token in added) or not _is_piece_by_piece(fast):
@@ -45,7 +45,7 @@ def seam_tokens(fast: Any) -> tuple[str, ...]:
     )
 
 
-def last_seam(text: str, tokens: Sequence[str]) -> int:
+def last_split_point(text: str, tokens: Sequence[str]) -> int:
     """Where the last of these tokens begins; 0: nowhere."""
     return max(0, *(text.rfind(token) for token in tokens)) if tokens else 0
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewardserve.model.text.text_files import NotText, decoded
+from rewardserve.model.text.text_files import TextDecodeError, decode_text
 
 KINDS = ("refusal", "flattery", "judge_injection", "empty_opener")
 """`judge` speaks to whoever scores the answer; `opener` opens an answer, and is an exploit where nothing follows."""
@@ -51,8 +51,8 @@ NO_LEXICON = Lexicon("none", (), (), (), frozenset())
 
 def _read(path: Path) -> dict[str, list[str]]:
     try:
-        lists = json.loads(decoded(path.read_bytes()))
-    except NotText as error:
+        lists = json.loads(decode_text(path.read_bytes()))
+    except TextDecodeError as error:
         raise LexiconError(f"lexicon {path} cannot be read: {error}") from None
     except (OSError, ValueError) as error:
         raise LexiconError(f"lexicon {path} cannot be read: {type(error).__name__}") from None

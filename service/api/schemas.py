@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-from rewardserve.model.conversation import SCORES_EMPTY, USUAL, Message, Sample, SampleError
+from rewardserve.model.conversation import DEFAULT_OPTIONS, SCORE_EMPTY_OPTIONS, Message, Sample, SampleError
 from rewardserve.service.api import structs
 from rewardserve.service.errors import SAMPLE_CODES
 from rewardserve.service.scoring import Asked, Comparison
@@ -236,7 +236,7 @@ def to_sample(sample: SampleIn | structs.SampleIn) -> Asked:
             None if ids is None else tuple(ids),
             "stop" if sample.finish_reason is UNSET else sample.finish_reason,
             tuple(sample.reference_rewards),
-            terms=SCORES_EMPTY if sample.score_empty else USUAL,
+            options=SCORE_EMPTY_OPTIONS if sample.score_empty else DEFAULT_OPTIONS,
         )
     except SampleError as error:
         return error

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
-from rewardserve.model.text.text_files import decoded
+from rewardserve.model.text.text_files import decode_text
 from rewardserve.service.auth.rate_limits import UNLIMITED, RateLimits
 from rewardserve.service.storage.files import State, read_bounded, reason_of, repeat, state_of
 
@@ -334,7 +334,7 @@ def read(path: Path) -> KeyRing:
 def _text(path: Path) -> str | None:
     """What a file holds; None: there is none. Raise `KeysError`."""
     try:
-        return decoded(read_bounded(path, _MOST_BYTES))
+        return decode_text(read_bounded(path, _MOST_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:

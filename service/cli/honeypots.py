@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rewardserve.arguments import USAGE_ERROR, Parser
 from rewardserve.model.text.printable import printable
-from rewardserve.model.text.text_files import NotText, decoded
+from rewardserve.model.text.text_files import TextDecodeError, decode_text
 from rewardserve.service.tripwires.honeypots import HoneypotsError, hashed
 
 PROGRAM = "rewardserve honeypots"
@@ -28,8 +28,8 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     try:
         key = given.key_file.read_bytes().strip()
-        print("\n".join(hashed(decoded(sys.stdin.buffer.read()).split("\n"), key)))
-    except (OSError, NotText, HoneypotsError) as error:
+        print("\n".join(hashed(decode_text(sys.stdin.buffer.read()).split("\n"), key)))
+    except (OSError, TextDecodeError, HoneypotsError) as error:
         print(printable(f"{PROGRAM}: {error}"), file=sys.stderr)
         return USAGE_ERROR
     return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rewardserve.arguments import USAGE_ERROR, Parser
 from rewardserve.model.text.printable import printable
-from rewardserve.model.text.text_files import NotText, decoded, wide_encoding
+from rewardserve.model.text.text_files import TextDecodeError, decode_text, wide_encoding
 from rewardserve.service.auth.api_keys import SCOPES, KeysError, line_of, parse
 from rewardserve.service.auth.rate_limits import BURST_S, RateLimits
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         runs = given.runs.split(",") if given.runs else ()
         line = line_of(given.name, key, frozenset(given.scopes.split(",")), limits, runs, given.owner)
         add(given.file, line, given.scopes)
-    except (OSError, NotText, KeysError) as error:
+    except (OSError, TextDecodeError, KeysError) as error:
         print(printable(f"{PROGRAM}: {given.file}: {error}"), file=sys.stderr)
         return USAGE_ERROR
     print(key)
@@ -63,7 +63,7 @@ def add(path: Path, line: str, scopes: str) -> None:
         data = file.read()
         if (name := wide_encoding(data[:4])) is not None:
             raise KeysError(f"it is {name}; save it as UTF-8 first, so that a line can be added")
-        before = decoded(data)
+        before = decode_text(data)
         addition = ("\n" if before and not before.endswith("\n") else "") + line + "\n"
         parse(before + addition)
         file.write(addition.encode())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rewardserve.arguments import USAGE_ERROR, Parser
 from rewardserve.model.text.printable import printable
-from rewardserve.model.text.text_files import decoded
+from rewardserve.model.text.text_files import decode_text
 from rewardserve.service.tripwires.config import WireConfig, WireConfigError, parse_wire_config
 from rewardserve.service.tripwires.prometheus import ENOUGH_SAMPLES, WINDOWS, Windows, seconds_of, text_of
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"--windows are {' '.join(given.windows)}: each must be longer than the one before")
     try:
         plan = (
-            parse_wire_config(tomllib.loads(decoded(given.config_file.read_bytes())))
+            parse_wire_config(tomllib.loads(decode_text(given.config_file.read_bytes())))
             if given.config_file
             else WireConfig()
         )

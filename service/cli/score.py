@@ -18,7 +18,7 @@ from pydantic_settings import SettingsError
 from rewardserve.arguments import USAGE_ERROR
 from rewardserve.model.backends import LoadError
 from rewardserve.model.calibration import CalibrationError
-from rewardserve.model.resource_errors import in_words
+from rewardserve.model.resource_errors import describe_resource_error
 from rewardserve.model.reward import PipelineError
 from rewardserve.model.traits import LexiconError
 from rewardserve.service.cli.options import complain, complain_of_model, from_command_line
@@ -72,7 +72,7 @@ def run(settings: ScoreSettings) -> int:
         return USAGE_ERROR
     except OSError as error:
         if error.filename is None:
-            complain(PROGRAM, [f"{in_words(error) or error.strerror}."])
+            complain(PROGRAM, [f"{describe_resource_error(error) or error.strerror}."])
             return FAILED
         again = f" Complete lines are kept: run the same command again to continue {settings.output}."
         complain(

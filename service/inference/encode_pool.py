@@ -10,10 +10,10 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from rewardserve.model.backends import Encode
+from rewardserve.model.backends import SampleEncoder
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.encoding import Encoded
-from rewardserve.model.resource_errors import in_words
+from rewardserve.model.resource_errors import describe_resource_error
 from rewardserve.service.errors import EncodingFailed, RowFailed
 
 _MAX_INLINE_IDS = 16_384
@@ -23,7 +23,7 @@ _MAX_INLINE_IDS = 16_384
 class EncodePool:
     """A thread pool around `encode`. `on_bug` is called with exceptions that no encoder should raise."""
 
-    def __init__(self, encode: Encode, n_threads: int, on_bug: Callable[[BaseException], None]) -> None:
+    def __init__(self, encode: SampleEncoder, n_threads: int, on_bug: Callable[[BaseException], None]) -> None:
         # Ours are the threads: left alone, the tokenizer would spread a batch over all cores, the scorer's included.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._encode = encode
@@ -59,7 +59,9 @@ class EncodePool:
             # Its text may hold a piece of the conversation, so it is neither sent nor logged.
             self._on_bug(error)
             if isinstance(error, OSError):  # a chat template needs a process that cannot be started
-                return EncodingFailed(f"the sample cannot be encoded now: {in_words(error) or error.strerror}.")
+                return EncodingFailed(
+                    f"the sample cannot be encoded now: {describe_resource_error(error) or error.strerror}."
+                )
             return EncodingFailed(f"the encoder raised {type(error).__name__}. This is a bug in the encoder.")
 
 

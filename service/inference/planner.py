@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from operator import attrgetter
 
-from rewardserve.model.common_prefix import ID_BYTES, n_common
+from rewardserve.model.common_prefix import ID_BYTES, common_prefix_length
 
 Cost = Callable[[Sequence[int]], int]
 """Token positions that a batch of rows with these lengths takes. Not smaller for more rows."""
@@ -253,4 +253,4 @@ def _shared_with_previous(by_key: Sequence[QueueEntry]) -> list[int]:
 def _n_shared_tokens(a: bytes, b: bytes) -> int:
     """Length of the shared prefix of two different keys in tokens, 0 below `MIN_SHARED_TOKENS`."""
     least = MIN_SHARED_TOKENS * ID_BYTES
-    return n_common(a, b) if a[:least] == b[:least] else 0  # nearly always told apart at once
+    return common_prefix_length(a, b) if a[:least] == b[:least] else 0  # nearly always told apart at once

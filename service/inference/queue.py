@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewardserve.model.common_prefix import key_of
+from rewardserve.model.common_prefix import row_key
 from rewardserve.model.scorer import HeadScores
 from rewardserve.service.errors import RowFailed, ServiceError
 from rewardserve.service.inference.outcomes import RowOutcome, RowScored
@@ -90,7 +90,7 @@ class RequestQueue:
             now, deadline, [_NOT_SCORED_YET] * len(rows), asyncio.get_running_loop().create_future(), []
         )
         for index, ids in enumerate(rows):
-            key = key_of(ids)
+            key = row_key(ids)
             digest = self._cache.digest(key)
             if use_cache and (heads := self._cache.get(digest)) is not None:
                 request.outcomes[index] = RowScored(heads, 0.0, 0.0, 0.0, cached=True)

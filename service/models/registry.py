@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from rewardserve.model.backends import LoadError
-from rewardserve.model.backends.memory import give_back_free_memory
+from rewardserve.model.backends.memory import trim_heap
 from rewardserve.model.calibration import CalibrationError
-from rewardserve.model.resource_errors import in_words
+from rewardserve.model.resource_errors import describe_resource_error
 from rewardserve.model.reward import PipelineError
 from rewardserve.service.errors import (
     InvalidRequest,
@@ -245,7 +245,7 @@ class Succession:
             why = (
                 str(error)
                 if isinstance(error, REFUSALS)
-                else in_words(error) or f"{type(error).__name__}; the log says where"
+                else describe_resource_error(error) or f"{type(error).__name__}; the log says where"
             )
             self._refused = Refused(str(source), why, _now())
             self._commons.metrics.observe_load("refused")
@@ -342,7 +342,7 @@ class Succession:
         self._commons.metrics.model_gone(version)
         del tenure
         gc.collect()  # what counting references leaves behind; what was there at the start is spared
-        await asyncio.to_thread(give_back_free_memory)
+        await asyncio.to_thread(trim_heap)
         self._log.info("model_unloaded", version=version)
 
     def _described(self, version: int) -> Loaded:

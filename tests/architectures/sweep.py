@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from rewardserve.model.backends import LoadError, ModelSpec
-from rewardserve.model.backends.engine_choice import choose
+from rewardserve.model.backends.engine_choice import choose_engine
 from rewardserve.model.network import RewardNetwork
 from rewardserve.model.scorer import TokenBatch
 from tests.architectures.build import VOCAB, Case, tiny
@@ -65,7 +65,7 @@ def outcome(case: Case) -> Outcome:
     head_D = network.heads.weight[0].detach().clone()
     padding = _engine(network, "padded")
     try:
-        scorer, notes = choose(network, ModelSpec(prefix_cache_bytes=2**26), pad_id=4, max_tokens=256)
+        scorer, notes = choose_engine(network, ModelSpec(prefix_cache_bytes=2**26), pad_id=4, max_tokens=256)
     except LoadError as error:
         return Outcome(case.name, "refused", padding, float("nan"), str(error))
     expected: dict[Row, float] = {}
@@ -81,7 +81,7 @@ def outcome(case: Case) -> Outcome:
 def _engine(network: RewardNetwork, asked: str) -> str:
     """What one gets where padding is asked for: whether padding is right."""
     try:
-        scorer, _ = choose(copy.deepcopy(network), ModelSpec(engine="padded"), pad_id=4, max_tokens=256)
+        scorer, _ = choose_engine(copy.deepcopy(network), ModelSpec(engine="padded"), pad_id=4, max_tokens=256)
     except LoadError:
         return "refused"
     return "right" if scorer.name == asked else "wrong"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rewardserve.model.backends import ModelSpec
-from rewardserve.model.backends.engine_choice import choose
+from rewardserve.model.backends.engine_choice import choose_engine
 from rewardserve.model.backends.ensemble import EnsembleScorer
 from rewardserve.model.backends.packed import PackedScorer
 from rewardserve.model.backends.padded import PaddedScorer
@@ -79,7 +79,7 @@ def test_rows_one_by_one_run_on_a_gpu(architecture):
 def test_the_engine_that_is_chosen_at_load_on_a_gpu_scores(architecture, dtype):
     with fake_cuda(DTYPES[dtype]):
         network = make(architecture, DTYPES[dtype])
-        scorer, _ = choose(network, ModelSpec(device="cuda"), pad_id=4, max_tokens=256, hidden=reference())
+        scorer, _ = choose_engine(network, ModelSpec(device="cuda"), pad_id=4, max_tokens=256, hidden=reference())
         assert isinstance(scorer, PackedScorer), "nothing of the check at load failed"
         assert is_complete(scorer.score(ROWS), {"score", DISTANCE})
 

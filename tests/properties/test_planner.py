@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardserve.model.common_prefix import ID_BYTES, key_of
+from rewardserve.model.common_prefix import ID_BYTES, row_key
 from rewardserve.service.inference.planner import MIN_SHARED_TOKENS, BatchLimits, Plan, QueueEntry, added_lengths, plan
 from tests.support.service_fakes import n_distinct_beginnings
 
@@ -61,7 +61,7 @@ def groups(draw, min_size=0):
 
 
 def entry(number, ids):
-    return QueueEntry(number, len(ids), float(number), key_of(ids))
+    return QueueEntry(number, len(ids), float(number), row_key(ids))
 
 
 def ids_of(t):
@@ -207,4 +207,4 @@ def test_an_empty_queue_has_nothing_to_look_at_again(shares_prefixes):
 
 
 def test_a_key_holds_every_id_in_as_many_bytes():
-    assert len(key_of(range(10))) == 10 * ID_BYTES
+    assert len(row_key(range(10))) == 10 * ID_BYTES

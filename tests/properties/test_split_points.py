@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from rewardserve.model.tokenization.split_points import last_seam, seam_tokens
+from rewardserve.model.tokenization.split_points import last_split_point, split_tokens
 
 CORPUS = ["the quick brown fox jumps over the lazy dog. user assistant system", "Ünïcödé 你好 \n\t <|a|> | < > s"] * 3
 LLAMA2 = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -93,7 +93,7 @@ def ids_and_ends(tokenizer, text, offset=0):
 )
 def test_a_text_cut_at_any_seam_has_the_ids_of_the_whole(kind, added, trims_offsets, texts):
     tokenizer = tokenizer_of(kind, added, trims_offsets)
-    tokens = seam_tokens(tokenizer)
+    tokens = split_tokens(tokenizer)
     for text in texts:
         try:
             whole = ids_and_ends(tokenizer, text)
@@ -102,6 +102,6 @@ def test_a_text_cut_at_any_seam_has_the_ids_of_the_whole(kind, added, trims_offs
                 raise
             continue
         seams = {at for at in range(1, len(text)) if any(text.startswith(token, at) for token in tokens)}
-        assert last_seam(text, tokens) == max(seams, default=0)
+        assert last_split_point(text, tokens) == max(seams, default=0)
         for at in seams:
             assert ids_and_ends(tokenizer, text[:at]) + ids_and_ends(tokenizer, text[at:], at) == whole, text[:at]

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rewardserve.model import check
 from rewardserve.model.backends import ModelSpec, load
-from rewardserve.model.checkpoint import CheckpointError, ReadOptions, outline, read, read_backbone, write
+from rewardserve.model.checkpoint import CheckpointError, ReadOptions, read, read_backbone, read_without_weights, write
 from rewardserve.service.settings import ScoreSettings, ServeSettings
 from tests.support.checkpoints import edit_json, language_model, reward_model, sequence_classifier, value_head
 
@@ -105,7 +105,7 @@ PLACES = [in_weights, in_a_shard, in_a_shard_that_says_it_is_safe, in_a_value_he
 def test_a_program_in_a_pickle_is_never_run(tmp_path, sprung, place, lay):
     folder = tmp_path / "model"
     place(folder, sprung, lay)
-    for reader in (read, outline):
+    for reader in (read, read_without_weights):
         with pytest.raises(CheckpointError, match=HELP):
             reader(str(folder))
         with pytest.raises(CheckpointError, match="nothing of it was run"):
@@ -168,7 +168,7 @@ def with_code(folder: Path, sprung: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("reader", [read, outline, read_backbone])
+@pytest.mark.parametrize("reader", [read, read_without_weights, read_backbone])
 def test_an_architecture_that_only_its_own_code_knows_is_refused(tmp_path, sprung, reader):
     folder = tmp_path / "model"
     sequence_classifier(folder)
@@ -214,7 +214,7 @@ def test_code_that_a_checkpoint_names_is_not_replaced_in_silence(tmp_path, sprun
     edit_json(folder / "tokenizer_config.json", auto_map=None)
     file, entry = NAMED[named]
     edit_json(folder / file, **entry)
-    for reader in (read, outline, read_backbone):
+    for reader in (read, read_without_weights, read_backbone):
         with pytest.raises(CheckpointError) as error:
             reader(str(folder))
         for word in ("mine.Mine", file, "never run", "ignore_checkpoint_code, a setting of each command"):
@@ -227,7 +227,7 @@ def test_by_setting_it_is_read_by_the_librarys_code_and_a_note_says_so(tmp_path,
     with_code(folder, sprung)
     assert check.main([str(folder)]) == 1
     assert "modeling_mine.Mine" in capsys.readouterr().err
-    for reader in (read, outline):
+    for reader in (read, read_without_weights):
         checkpoint = reader(str(folder), ReadOptions(ignore_checkpoint_code=True))
         assert type(checkpoint.network.backbone).__module__.startswith("transformers.")
         [note] = checkpoint.notes

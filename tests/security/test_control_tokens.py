@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from rewardserve.model.contract import sample_to_dict
-from rewardserve.model.conversation import SCORES_EMPTY, InvalidMessages, Message, Sample
+from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, InvalidMessages, Message, Sample
 from rewardserve.model.encoding import Encoder
 from rewardserve.model.layout_rules import LAYOUT_RULES
 from rewardserve.model.tokenization.encoding_policy import infer_policy
@@ -193,7 +193,7 @@ def test_a_conversation_that_quotes_no_control_token_has_the_ids_of_its_rendered
         rendered = tokenizer.apply_chat_template(
             [{"role": m.role, "content": m.content} for m in messages], tokenize=False
         )
-        encoded = encode(Sample(messages=messages, terms=SCORES_EMPTY))
+        encoded = encode(Sample(messages=messages, options=SCORE_EMPTY_OPTIONS))
     except (InvalidMessages, ValueError):
         return
     plain = tokenizer(rendered, add_special_tokens=False)["input_ids"]

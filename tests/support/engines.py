@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rewardserve.model.backends.vllm_api import EngineSpec, Pooled
+from rewardserve.model.backends.vllm_api import EngineSpec, PooledRow
 
 PATIENCE_S = 30.0
 
@@ -25,10 +25,10 @@ class ReadingEngine:
         self.is_dead = False
 
     @torch.inference_mode()
-    async def pool(self, ids: Sequence[int], name: str) -> Pooled:
+    async def pool(self, ids: Sequence[int], name: str) -> PooledRow:
         assert len(ids) <= self.spec.max_tokens
         logits = self._model(torch.tensor([list(ids)])).logits[0].float()
-        return Pooled(tuple((logits + self.off_by).tolist()), 0)
+        return PooledRow(tuple((logits + self.off_by).tolist()), 0)
 
     def shutdown(self) -> None:
         assert not self.is_dead, "once is enough"
@@ -45,9 +45,9 @@ class GatedEngine:
         self.names: list[str] = []
         self.n_shutdowns = 0
         self._came = threading.Semaphore(0)
-        self._gives = gives or (lambda ids: Pooled((float(ids[0]),), n_cached=len(ids) - 1))
+        self._gives = gives or (lambda ids: PooledRow((float(ids[0]),), n_cached=len(ids) - 1))
 
-    async def pool(self, ids: Sequence[int], name: str) -> Pooled:
+    async def pool(self, ids: Sequence[int], name: str) -> PooledRow:
         self.names.append(name)
         gate = self.here[tuple(ids)] = asyncio.get_running_loop().create_future()
         self._came.release()

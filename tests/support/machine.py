@@ -7,13 +7,13 @@ from importlib.util import find_spec
 
 import pytest
 
-from rewardserve.model.backends.native import Unavailable, load
+from rewardserve.model.backends.native import KernelsUnavailable, load
 
 
 def _why_no_kernels() -> str:
     try:
         load()
-    except Unavailable as why:
+    except KernelsUnavailable as why:
         return str(why)
     return ""
 

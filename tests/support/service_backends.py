@@ -18,7 +18,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from rewardserve.model.backends import BACKENDS, Encode, LoadedModel, LoadError, ModelSpec, echo
+from rewardserve.model.backends import BACKENDS, LoadedModel, LoadError, ModelSpec, SampleEncoder, echo
 from rewardserve.model.contract import Probe
 from rewardserve.model.scorer import BatchScores, OutOfMemory, ScorerError, TokenBatch
 from tests.support.service_fakes import FakeScorer, one_too_few, right_scores, scores_with
@@ -90,7 +90,7 @@ class _Mortal(FakeScorer):
         return super().score(batch)
 
 
-class _FirstWaits(Encode):
+class _FirstWaits(SampleEncoder):
     def __init__(self, fifo, encode):
         self._fifo, self._encode, self._passed = fifo, encode, False
 
@@ -104,7 +104,7 @@ class _FirstWaits(Encode):
         return [self(sample) for sample in samples]
 
 
-class _Choking(Encode):
+class _Choking(SampleEncoder):
     def __init__(self, words):
         self._words = words
 

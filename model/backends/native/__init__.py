@@ -14,16 +14,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-STEP = 32
+BLOCK_SIZE = 32
 """Rows, columns and depth of a block: what is packed is filled up to it."""
 
 
-class Unavailable(Exception):
-    """Why there are no kernels here. `tells`: whether the operator could do something about it."""
+class KernelsUnavailable(Exception):
+    """Why there are no kernels here. `is_actionable`: whether the operator could do something about it."""
 
-    def __init__(self, message: str, *, tells: bool) -> None:
+    def __init__(self, message: str, *, is_actionable: bool) -> None:
         super().__init__(message)
-        self.tells = tells
+        self.is_actionable = is_actionable
 
 
 class Kernels:
@@ -63,7 +63,7 @@ class Kernels:
         """A float32 weight `(N, K)` as the kernel reads it, in as many bytes (with N and K padded to 32)."""
         n, k = weight.shape
         weight = weight.detach().contiguous()
-        packed = torch.empty(steps_of(n) * steps_of(k) * 2 * STEP * STEP, dtype=torch.bfloat16)
+        packed = torch.empty(n_blocks(n) * n_blocks(k) * 2 * BLOCK_SIZE * BLOCK_SIZE, dtype=torch.bfloat16)
         self._pack(weight.data_ptr(), n, k, packed.data_ptr(), torch.get_num_threads())
         return packed
 
@@ -111,8 +111,10 @@ class Kernels:
         n_heads, n_queries, width = query_HQE.shape
         out = torch.empty(n_queries, n_heads, width)
         n_threads = torch.get_num_threads()
-        n_steps = int(ranges_R8[-1, -1]) + steps_of(int(ranges_R8[-1, -2]))
-        packed = torch.empty(2 * n_steps * n_groups * steps_of(width) * 2 * STEP * STEP, dtype=torch.bfloat16)
+        n_steps = int(ranges_R8[-1, -1]) + n_blocks(int(ranges_R8[-1, -2]))
+        packed = torch.empty(
+            2 * n_steps * n_groups * n_blocks(width) * 2 * BLOCK_SIZE * BLOCK_SIZE, dtype=torch.bfloat16
+        )
         work = torch.empty(n_threads * self._attend_work(n_columns, width))
         self._attend(
             query_HQE.data_ptr(), query_HQE.stride(1), query_HQE.stride(0), n_heads, n_groups, width, scale,
@@ -124,21 +126,23 @@ class Kernels:
 
 @cache
 def load() -> Kernels:
-    """The kernels. Raise `Unavailable`."""
+    """The kernels. Raise `KernelsUnavailable`."""
     if not _cpu_has_amx():
-        raise Unavailable("this CPU has no AMX", tells=False)
+        raise KernelsUnavailable("this CPU has no AMX", is_actionable=False)
     spec = find_spec("rewardserve.model.backends.native._amx")
     if spec is None or spec.origin is None:
-        raise Unavailable("its kernels were not compiled: there was no C compiler at installation", tells=True)
+        raise KernelsUnavailable(
+            "its kernels were not compiled: there was no C compiler at installation", is_actionable=True
+        )
     try:
         library = ctypes.CDLL(spec.origin)
     except OSError as error:
-        raise Unavailable(f"its kernels cannot be loaded: {error}", tells=True) from error
+        raise KernelsUnavailable(f"its kernels cannot be loaded: {error}", is_actionable=True) from error
     ready = library.rs_ready()
     if ready < 0:
-        raise Unavailable("the operating system does not allow AMX", tells=True)
+        raise KernelsUnavailable("the operating system does not allow AMX", is_actionable=True)
     if not ready:
-        raise Unavailable("this CPU has no AVX-512 beside its AMX", tells=False)
+        raise KernelsUnavailable("this CPU has no AVX-512 beside its AMX", is_actionable=False)
     return Kernels(library)
 
 
@@ -149,6 +153,6 @@ def _cpu_has_amx() -> bool:
         return False
 
 
-def steps_of(n: int) -> int:
+def n_blocks(n: int) -> int:
     """How many blocks n rows or columns take."""
-    return -(-n // STEP)
+    return -(-n // BLOCK_SIZE)

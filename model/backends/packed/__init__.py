@@ -4,7 +4,7 @@
 do it inside the library's own models, `last_layer` leaves out what nobody reads, `prefixes` keeps what comes again.
 """
 
-from rewardserve.model.backends.packed.attention import Unsupported
+from rewardserve.model.backends.packed.attention import UnsupportedArchitecture
 from rewardserve.model.backends.packed.scorer import PackedScorer
 
-__all__ = ["PackedScorer", "Unsupported"]
+__all__ = ["PackedScorer", "UnsupportedArchitecture"]

@@ -1,6 +1,6 @@
 """What a layer's attention does while a packed row goes through the network.
 
-Registered with transformers' attention interface under one name; the `Forward` of the row comes along as a keyword of
+Registered with transformers' attention interface under one name; the `PackedForward` of the row comes along as a keyword of
 the model's forward, so nothing here is global. Knows plans and tensors, no rows and no requests.
 Shapes: N tokens of the packed row, Q queries, H query heads, G key heads, E head width.
 """
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from rewardserve.model.backends.native import Kernels
-from rewardserve.model.backends.packed.chains import Tables, attend_chains, tables_of
+from rewardserve.model.backends.packed.chains import KernelTables, attend_chains, kernel_tables
 from rewardserve.model.backends.packed.kernels import Kernel, dense
-from rewardserve.model.backends.packed.layout import Keys, Layout, Own, Plan
-from rewardserve.model.backends.packed.varlen import Calls, Varlen, attend_varlen, prepare
+from rewardserve.model.backends.packed.layout import AttentionPlan, KeyRange, Layout, SelfSpan
+from rewardserve.model.backends.packed.varlen import Varlen, VarlenPlan, attend_varlen, prepare_varlen
 
 NAME = "rewardserve_packed"
 KEYWORD = "rewardserve_forward"
-"""The keyword argument that carries a `Forward` from the model's forward to its attention."""
+"""The keyword argument that carries a `PackedForward` from the model's forward to its attention."""
 
 KeysAndValues = tuple[Tensor, Tensor]
 """Of one layer, each `(1, G, tokens, E)`, rotated."""
@@ -33,11 +33,11 @@ _HARMLESS = frozenset({"position_ids", "cache_position", "use_cache", "output_at
 _LARGEST_FUSED_HEAD = 256
 
 
-class Unsupported(Exception):
+class UnsupportedArchitecture(Exception):
     """This architecture asks its attention for something that packing does not do."""
 
 
-class LastKeys(Exception):
+class LastKeysReached(Exception):
     """A signal, not an error. Carries the keys and values of the last layer out of it, before anything else of it is computed."""
 
     def __init__(self, kv: KeysAndValues) -> None:
@@ -46,13 +46,13 @@ class LastKeys(Exception):
 
 
 @dataclass(slots=True, eq=False)
-class Forward:
+class PackedForward:
     """One packed row on its way through the layers.
 
     `scored_S` are the layout's scored indices on the device. With `varlen` attention takes a few calls a layer, with
     `native` one, otherwise one of `kernel` a segment.
     `given[i][layer]` are the keys and values of the i-th known beginning. What `kept` names is copied, layer by
-    layer, into `copies`. While `last_kv` is None and `stops` is set, the attention raises `LastKeys`; once it is
+    layer, into `copies`. While `last_kv` is None and `stops` is set, the attention raises `LastKeysReached`; once it is
     set, the scored tokens alone are the queries.
     """
 
@@ -62,30 +62,30 @@ class Forward:
     varlen: Varlen | None = None
     native: Kernels | None = None
     given: Sequence[Sequence[KeysAndValues]] = ()
-    kept: Sequence[tuple[Keys, ...]] = ()
+    kept: Sequence[tuple[KeyRange, ...]] = ()
     copies: list[list[KeysAndValues]] = field(default_factory=list)
     stops: bool = False
     last_kv: KeysAndValues | None = None
     layer: int = 0
     saw_window: bool = False
-    calls: dict[int, Calls] = field(default_factory=dict)
-    tables: dict[int, Tables] = field(default_factory=dict)
+    calls: dict[int, VarlenPlan] = field(default_factory=dict)
+    tables: dict[int, KernelTables] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Everything that the device needs to know is on its way there before the first layer."""
         for plan in (self.layout.every, self.layout.last):
             if self.varlen is not None:
                 given = [layers[0][0].shape[2] for layers in self.given]
-                self.calls[id(plan)] = prepare(plan, len(self.layout.ids), given, self.scored_S.device)
-            elif self.native is not None and (tables := tables_of(plan)) is not None:
+                self.calls[id(plan)] = prepare_varlen(plan, len(self.layout.ids), given, self.scored_S.device)
+            elif self.native is not None and (tables := kernel_tables(plan)) is not None:
                 self.tables[id(plan)] = tables
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
-        """`(1, Q, H, E)`. Raise `LastKeys` where the last layer is asked for no more than those."""
+        """`(1, Q, H, E)`. Raise `LastKeysReached` where the last layer is asked for no more than those."""
         if self.stops and self.last_kv is None:
-            raise LastKeys((key, value))
+            raise LastKeysReached((key, value))
         plan = self.layout.every
         if self.last_kv is not None:
             (key, value), plan = self.last_kv, self.layout.last
@@ -109,7 +109,7 @@ class Forward:
         key: Tensor,
         value: Tensor,
         given: Sequence[KeysAndValues],
-        plan: Plan,
+        plan: AttentionPlan,
         varlen: Varlen,
         scale: float,
     ) -> Tensor:
@@ -134,7 +134,7 @@ def attend(
     key: Tensor,
     value: Tensor,
     given: Sequence[KeysAndValues],
-    plan: Plan,
+    plan: AttentionPlan,
     kernel: Kernel,
     *,
     scale: float,
@@ -143,13 +143,13 @@ def attend(
 ) -> Tensor:
     """The attention of a whole plan, `(1, Q, H, E)`, with fused kernels wherever those are exact."""
     fused = softcap is None and _fits(query, value)
-    written_out = [o for o in plan.own if not fused] or _beyond(plan, window)
+    written_out = [o for o in plan.self_spans if not fused] or _beyond(plan, window)
     out_QHE = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
-    if len(written_out) < len(plan.own):
+    if len(written_out) < len(plan.self_spans):
         _fused(out_QHE, query, key, value, given, plan, kernel, scale)
-    for own in written_out:
-        k, v = _gather(own.chain, key, value, given)
-        (a, b), first = own.queries, own.first_position
+    for self_spans in written_out:
+        k, v = _gather(self_spans.chain, key, value, given)
+        (a, b), first = self_spans.queries, self_spans.first_position
         out = dense(query[:, :, a:b], k, v, first_position=first, scale=scale, window=window, softcap=softcap)
         out_QHE[a:b] = out[0].transpose(0, 1)
     return out_QHE[None]
@@ -161,7 +161,7 @@ def _fused(
     key: Tensor,
     value: Tensor,
     given: Sequence[KeysAndValues],
-    plan: Plan,
+    plan: AttentionPlan,
     kernel: Kernel,
     scale: float,
 ) -> None:
@@ -169,14 +169,14 @@ def _fused(
     log of their sums, `out = lerp(out_1, out_2, sigmoid(lse_2 - lse_1))`.
     """
     lse_HQ = torch.empty(query.shape[1], query.shape[2], dtype=torch.float32, device=query.device)
-    for own in plan.own:
-        (a, b), (c, d) = own.queries, own.keys
+    for self_spans in plan.self_spans:
+        (a, b), (c, d) = self_spans.queries, self_spans.keys
         out, lse = kernel(query[:, :, a:b], key[:, :, c:d], value[:, :, c:d], b - a == d - c, scale)
         out_QHE[a:b] = out[0].transpose(0, 1)
-        if plan.cross:
+        if plan.prefix_spans:
             lse_HQ[:, a:b] = lse[0]
-    for cross in plan.cross:
-        (a, b), (k, v) = cross.queries, _of(cross.keys, key, value, given)
+    for prefix_spans in plan.prefix_spans:
+        (a, b), (k, v) = prefix_spans.queries, _of(prefix_spans.keys, key, value, given)
         out, lse = kernel(query[:, :, a:b], k, v, False, scale)
         share_QH1 = torch.sigmoid(lse[0] - lse_HQ[:, a:b]).transpose(0, 1)[..., None]
         out_QHE[a:b] = torch.lerp(out_QHE[a:b].float(), out[0].transpose(0, 1).float(), share_QH1)
@@ -188,17 +188,17 @@ def _fits(query: Tensor, value: Tensor) -> bool:
     return bool(query.shape[-1] == value.shape[-1] <= _LARGEST_FUSED_HEAD)
 
 
-def _beyond(plan: Plan, window: int | None) -> list[Own]:
+def _beyond(plan: AttentionPlan, window: int | None) -> list[SelfSpan]:
     """The segments that end beyond the window: some of their tokens do not see their whole row."""
-    return [own for own in plan.own if window is not None and own.n_keys > window]
+    return [self_spans for self_spans in plan.self_spans if window is not None and self_spans.n_keys > window]
 
 
-def _of(keys: Keys, key: Tensor, value: Tensor, given: Sequence[KeysAndValues]) -> KeysAndValues:
+def _of(keys: KeyRange, key: Tensor, value: Tensor, given: Sequence[KeysAndValues]) -> KeysAndValues:
     k, v = (key, value) if keys.given is None else given[keys.given]
     return k[:, :, keys.first : keys.last], v[:, :, keys.first : keys.last]
 
 
-def _gather(chain: Sequence[Keys], key: Tensor, value: Tensor, given: Sequence[KeysAndValues]) -> KeysAndValues:
+def _gather(chain: Sequence[KeyRange], key: Tensor, value: Tensor, given: Sequence[KeysAndValues]) -> KeysAndValues:
     parts = [_of(keys, key, value, given) for keys in chain]
     return torch.cat([k for k, _ in parts], dim=2), torch.cat([v for _, v in parts], dim=2)
 
@@ -215,13 +215,17 @@ def packed_attention(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in every layer. Raise `Unsupported` for an argument that is not understood."""
+    """What transformers calls in every layer. Raise `UnsupportedArchitecture` for an argument that is not understood."""
     forward = others.pop(KEYWORD, None)
-    if not isinstance(forward, Forward):
-        raise Unsupported(f"{type(module).__name__} does not hand the keywords of its forward to its attention")
+    if not isinstance(forward, PackedForward):
+        raise UnsupportedArchitecture(
+            f"{type(module).__name__} does not hand the keywords of its forward to its attention"
+        )
     strange = sorted(name for name, given in others.items() if given is not None and name not in _HARMLESS)
     if strange or attention_mask is not None or dropout or others.get("is_causal") is False:
-        raise Unsupported(f"{type(module).__name__} asks for {', '.join(strange) or 'a mask, dropout or no causality'}")
+        raise UnsupportedArchitecture(
+            f"{type(module).__name__} asks for {', '.join(strange) or 'a mask, dropout or no causality'}"
+        )
     forward.saw_window |= bool(sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return forward.attend(query, key, value, scale, sliding_window or None, softcap), None

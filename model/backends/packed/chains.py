@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rewardserve.model.backends.native import STEP, Kernels, steps_of
-from rewardserve.model.backends.packed.layout import Keys, Plan
+from rewardserve.model.backends.native import BLOCK_SIZE, Kernels, n_blocks
+from rewardserve.model.backends.packed.layout import AttentionPlan, KeyRange
 
 _MOST_COLUMNS = 16_384
 """Of a chain, filled up: a block of queries keeps all its scores, 256 bytes a column and thread."""
@@ -22,10 +22,10 @@ _LONGEST_CHAIN = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Tables:
+class KernelTables:
     """A plan as the kernel reads it, made once for all layers. `ranges` still lack their addresses."""
 
-    ranges: tuple[Keys, ...]
+    ranges: tuple[KeyRange, ...]
     steps_before: tuple[int, ...]
     segments_S4: Tensor
     chains: Tensor
@@ -33,34 +33,37 @@ class Tables:
     n_columns: int
 
 
-def tables_of(plan: Plan) -> Tables | None:
+def kernel_tables(plan: AttentionPlan) -> KernelTables | None:
     """None for a plan that is more than the kernel takes."""
-    number: dict[Keys, int] = {}
+    number: dict[KeyRange, int] = {}
     steps_before: list[int] = []
     segments: list[tuple[int, int, int, int]] = []
     chains: list[int] = []
     blocks: list[tuple[int, int]] = []
     n_steps, most = 0, 0
-    for own in plan.own:
-        for keys in own.chain:
+    for self_spans in plan.self_spans:
+        for keys in self_spans.chain:
             if keys not in number:
                 number[keys] = len(number)
                 steps_before.append(n_steps)
                 n_steps += _steps(keys)
-        (first, last), start = own.queries, len(chains)
-        blocks.extend((len(segments), at) for at in range(first, last, STEP))
-        chains.extend(number[keys] for keys in own.chain)
+        (first, last), start = self_spans.queries, len(chains)
+        blocks.extend((len(segments), at) for at in range(first, last, BLOCK_SIZE))
+        chains.extend(number[keys] for keys in self_spans.chain)
         segments.append((first, last, start, len(chains)))
-        most = max(most, sum(map(_steps, own.chain)))
-    if STEP * most > _MOST_COLUMNS or max(len(own.chain) for own in plan.own) > _LONGEST_CHAIN:
+        most = max(most, sum(map(_steps, self_spans.chain)))
+    if (
+        BLOCK_SIZE * most > _MOST_COLUMNS
+        or max(len(self_spans.chain) for self_spans in plan.self_spans) > _LONGEST_CHAIN
+    ):
         return None
-    return Tables(
+    return KernelTables(
         tuple(number),
         tuple(steps_before),
         torch.tensor(segments),
         torch.tensor(chains),
         torch.tensor(blocks),
-        STEP * most,
+        BLOCK_SIZE * most,
     )
 
 
@@ -70,7 +73,7 @@ def attend_chains(
     key: Tensor,
     value: Tensor,
     given: Sequence[tuple[Tensor, Tensor]],
-    tables: Tables,
+    tables: KernelTables,
     scale: float,
 ) -> Tensor:
     """`(1, Q, H, E)`. Everything else is `(1, heads, tokens, E)`, float32 on the CPU, dense in E."""
@@ -88,5 +91,5 @@ def attend_chains(
     return out_QHE[None]
 
 
-def _steps(keys: Keys) -> int:
-    return steps_of(keys.last - keys.first)
+def _steps(keys: KeyRange) -> int:
+    return n_blocks(keys.last - keys.first)

@@ -1,7 +1,7 @@
 """The last decoder layer, computed only for the tokens that are read.
 
 A value head reads one token a row, and in the last layer nothing but keys and values is needed of the others. The
-layer's own code is run twice: on all tokens up to its keys and values, where the attention stops it with `LastKeys`, and
+layer's own code is run twice: on all tokens up to its keys and values, where the attention stops it with `LastKeysReached`, and
 then on the scored tokens alone, with those keys and values. Nothing of the model is rewritten; whether it gives the same
 scores is checked at load.
 """
@@ -12,15 +12,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rewardserve.model.backends.packed.attention import KEYWORD, Forward, LastKeys, Unsupported
+from rewardserve.model.backends.packed.attention import KEYWORD, LastKeysReached, PackedForward, UnsupportedArchitecture
 
 
 def last_layer(backbone: nn.Module) -> nn.Module:
-    """The last of the decoder layers. Raise `Unsupported` where there is no one list of them."""
+    """The last of the decoder layers. Raise `UnsupportedArchitecture` where there is no one list of them."""
     n_layers = backbone.config.get_text_config().num_hidden_layers
     stacks = [m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
     if len({type(layer) for stack in stacks for layer in stack}) != 1 or len(stacks) != 1:
-        raise Unsupported("its decoder layers are not one list of one kind")
+        raise UnsupportedArchitecture("its decoder layers are not one list of one kind")
     return stacks[0][-1]
 
 
@@ -32,7 +32,7 @@ class LastLayer:
         self._forward = layer.forward
 
     def install(self) -> None:
-        """From now on, a forward that brings a `Forward` along is cut short."""
+        """From now on, a forward that brings a `PackedForward` along is cut short."""
         self._layer.forward = self._cut_short
 
     def remove(self) -> None:
@@ -42,15 +42,15 @@ class LastLayer:
     def _cut_short(self, hidden_1ND: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The layer's output for the scored tokens, `(1, S, D)`."""
         forward = kwargs.get(KEYWORD)
-        if not isinstance(forward, Forward):
+        if not isinstance(forward, PackedForward):
             return self._forward(hidden_1ND, *args, **kwargs)
         forward.stops = True
         try:
             self._forward(hidden_1ND, *args, **kwargs)
-        except LastKeys as stop:
+        except LastKeysReached as stop:
             forward.last_kv = stop.kv
         else:
-            raise Unsupported("its last layer has no attention")
+            raise UnsupportedArchitecture("its last layer has no attention")
         scored_S = forward.scored_S.to(hidden_1ND.device)  # the layers may be spread
         n_tokens = hidden_1ND.shape[1]
         few_args = _only(args, scored_S, n_tokens)

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewardserve.model.backends.packed.tree import Row, Tree
+from rewardserve.model.backends.packed.tree import PrefixTree, Row
 
 Range = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class KeyRange:
     """A range of keys: of the packed row, or of the beginning `given` from an earlier batch."""
 
     first: int
@@ -25,39 +25,39 @@ class Keys:
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
+class SelfSpan:
     """Queries that attend to the segment they are in, and its whole chain of keys, from position 0 on."""
 
     queries: Range
     keys: Range
-    chain: tuple[Keys, ...]
+    chain: tuple[KeyRange, ...]
     first_position: int  # of the queries; they are consecutive
     n_keys: int  # of the chain
 
 
 @dataclass(frozen=True, slots=True)
-class Cross:
+class PrefixSpan:
     """Queries that attend to all of a segment before theirs. Those of one `depth` have no query in common."""
 
     queries: Range
-    keys: Keys
+    keys: KeyRange
     depth: int
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class AttentionPlan:
     """All attention of one layer: `own` first, then `cross` is merged into it."""
 
     n_queries: int
-    own: tuple[Own, ...]
-    cross: tuple[Cross, ...]
+    self_spans: tuple[SelfSpan, ...]
+    prefix_spans: tuple[PrefixSpan, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PrefixedTree:
     """A tree whose rows all begin with the first `n_given` tokens of a beginning that is known already."""
 
-    tree: Tree
+    tree: PrefixTree
     given: int | None = None
     n_given: int = 0
 
@@ -73,20 +73,20 @@ class Layout:
     positions: Row
     scored: tuple[int, ...]
     rows: tuple[int, ...]
-    every: Plan
-    last: Plan
+    every: AttentionPlan
+    last: AttentionPlan
 
 
-def lay_out(parts: Sequence[Part]) -> Layout:
+def lay_out(parts: Sequence[PrefixedTree]) -> Layout:
     """Put the trees behind one another. Rows are numbered through all parts."""
     ids: list[int] = []
     positions: list[int] = []
     scored: list[int] = []
     rows: list[int] = []
-    every: list[Own] = []
-    every_cross: list[Cross] = []
-    last: list[Own] = []
-    last_cross: list[Cross] = []
+    every: list[SelfSpan] = []
+    every_prefix_spans: list[PrefixSpan] = []
+    last: list[SelfSpan] = []
+    last_prefix_spans: list[PrefixSpan] = []
     for part in parts:
         segments, base, n_given = part.tree.segments, len(ids), part.n_given
         starts = [base]
@@ -97,25 +97,27 @@ def lay_out(parts: Sequence[Part]) -> Layout:
         scored_before = [len(scored)]
         for i in range(len(segments)):
             scored_before.append(scored_before[-1] + (i in is_end))
-        root = (Keys(0, n_given, part.given),) if n_given else ()
+        root = (KeyRange(0, n_given, part.given),) if n_given else ()
         if root:
-            every_cross.append(Cross((base, starts[-1]), root[0], 0))
-            last_cross.append(Cross((scored_before[0], scored_before[-1]), root[0], 0))
-        chains: list[tuple[Keys, ...]] = []
+            every_prefix_spans.append(PrefixSpan((base, starts[-1]), root[0], 0))
+            last_prefix_spans.append(PrefixSpan((scored_before[0], scored_before[-1]), root[0], 0))
+        chains: list[tuple[KeyRange, ...]] = []
         for i, segment in enumerate(segments):
             first, end = starts[i], starts[i + 1]
             position = n_given + segment.start
-            chain = (*(root if segment.parent is None else chains[segment.parent]), Keys(first, end))
+            chain = (*(root if segment.parent is None else chains[segment.parent]), KeyRange(first, end))
             chains.append(chain)
-            every.append(Own((first, end), (first, end), chain, position, position + end - first))
+            every.append(SelfSpan((first, end), (first, end), chain, position, position + end - first))
             if i in is_end:
                 at = scored_before[i]
-                last.append(Own((at, at + 1), (first, end), chain, position + end - first - 1, position + end - first))
+                last.append(
+                    SelfSpan((at, at + 1), (first, end), chain, position + end - first - 1, position + end - first)
+                )
                 scored.append(end - 1)
             if segment.after > i + 1:
-                every_cross.append(Cross((end, starts[segment.after]), Keys(first, end), len(chain)))
-                last_cross.append(
-                    Cross((scored_before[i + 1], scored_before[segment.after]), Keys(first, end), len(chain))
+                every_prefix_spans.append(PrefixSpan((end, starts[segment.after]), KeyRange(first, end), len(chain)))
+                last_prefix_spans.append(
+                    PrefixSpan((scored_before[i + 1], scored_before[segment.after]), KeyRange(first, end), len(chain))
                 )
             ids.extend(segment.ids)
             positions.extend(range(position, position + end - first))
@@ -125,6 +127,6 @@ def lay_out(parts: Sequence[Part]) -> Layout:
         positions=tuple(positions),
         scored=tuple(scored),
         rows=tuple(rows),
-        every=Plan(len(ids), tuple(every), tuple(every_cross)),
-        last=Plan(len(scored), tuple(last), tuple(last_cross)),
+        every=AttentionPlan(len(ids), tuple(every), tuple(every_prefix_spans)),
+        last=AttentionPlan(len(scored), tuple(last), tuple(last_prefix_spans)),
     )

@@ -1,4 +1,4 @@
-"""Stand-ins for the forward of layers, whose weights lie in the order that a matrix kernel reads.
+"""Packed layers for the forward of layers, whose weights lie in the order that a matrix kernel reads.
 
 `MklLinear`: MKL brings weights into the order of its kernel anew for every product; for a batch of some hundred tokens that
 is a tenth of the work. Here it is done once. The packed form serves any number of rows: what the packing is told of that
@@ -23,7 +23,7 @@ _ROWS_A_THREAD = 128
 """Of an MLP at a time: what is between its two products is the widest thing in a network, and stays in the cache so."""
 
 
-class StandIn(Protocol):
+class PackedLayer(Protocol):
     """Takes the place of the forward of a module."""
 
     @property
@@ -111,14 +111,14 @@ class RmsNorm:
         return self._kernels.rms_norm(_rows(x), self._weight, self._eps).view(x.shape)
 
 
-def looks_rms_normed(module: Any) -> bool:
+def is_rms_norm(module: Any) -> bool:
     """Whether a module calls itself a root mean square normalisation, and has one weight a column."""
     names = [name for name, _ in module.named_parameters()]
     has_eps = bool(getattr(module, "variance_epsilon", None) or getattr(module, "eps", None))
     return type(module).__name__.endswith("RMSNorm") and names == ["weight"] and module.weight.dim() == 1 and has_eps
 
 
-def looks_gated(module: Any) -> bool:
+def is_gated_mlp(module: Any) -> bool:
     """Whether a module has the parts of a gated MLP; that it puts them together in that way is another question."""
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     return all(type(part) is nn.Linear for part in parts) and hasattr(module, "act_fn")

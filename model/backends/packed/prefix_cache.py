@@ -12,18 +12,18 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewardserve.model.backends.allocator import in_own_pages
+from rewardserve.model.backends.allocator import copy_to_own_pages
 from rewardserve.model.backends.packed.attention import KeysAndValues
-from rewardserve.model.common_prefix import ID_BYTES, n_common
+from rewardserve.model.common_prefix import ID_BYTES, common_prefix_length
 
-SHORTEST = 32
+MIN_PREFIX_TOKENS = 32
 """Tokens. A shorter beginning is cheaper to compute than to look after."""
 
 _REMEMBERED_ROWS = 2048
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Beginning:
+class CachedPrefix:
     """The first tokens of some rows, and for each layer their keys and values."""
 
     key: bytes
@@ -35,16 +35,16 @@ class Beginning:
         return len(self.key) + int(sum(k.nbytes + v.nbytes for k, v in self.layers))
 
 
-class Prefixes:
+class PrefixCache:
     """The least recently used one goes first. Belongs to one thread.
 
-    Keys of different `side`s (see `LengthSides`) are of different numbers: nothing is shared between sides.
+    Keys of different `length_class`es (see `LengthSides`) are of different numbers: nothing is shared between sides.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.n_bytes = 0
-        self._kept: OrderedDict[tuple[int, bytes], Beginning] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, bytes], CachedPrefix] = OrderedDict()
         self._sorted: defaultdict[int, list[bytes]] = defaultdict(list)
         self._seen: defaultdict[int, list[bytes]] = defaultdict(list)
         self._seen_order: deque[tuple[int, bytes]] = deque()
@@ -53,51 +53,51 @@ class Prefixes:
         """How many beginnings are kept."""
         return len(self._kept)
 
-    def find(self, key: bytes, side: int = 0) -> tuple[Beginning, int] | None:
+    def find(self, key: bytes, length_class: int = 0) -> tuple[CachedPrefix, int] | None:
         """The kept beginning that has most in common with this row, and how many tokens; at least one is left over."""
-        best, most = _nearest(self._sorted[side], key)
+        best, most = _nearest(self._sorted[length_class], key)
         most = min(most, len(key) // ID_BYTES - 1)
-        if best is None or most < SHORTEST:
+        if best is None or most < MIN_PREFIX_TOKENS:
             return None
-        self._kept.move_to_end((side, best))
-        return self._kept[side, best], most
+        self._kept.move_to_end((length_class, best))
+        return self._kept[length_class, best], most
 
-    def returns_to(self, key: bytes, side: int = 0) -> int:
+    def observe(self, key: bytes, length_class: int = 0) -> int:
         """How many tokens this row begins with as some earlier row did; remembers the row."""
-        seen = self._seen[side]
+        seen = self._seen[length_class]
         _, n = _nearest(seen, key)
         at = bisect_left(seen, key)
         if not (at < len(seen) and seen[at] == key):
             seen.insert(at, key)
-            self._seen_order.append((side, key))
+            self._seen_order.append((length_class, key))
             if len(self._seen_order) > _REMEMBERED_ROWS:
-                its_side, oldest = self._seen_order.popleft()
-                del self._seen[its_side][bisect_left(self._seen[its_side], oldest)]
+                its_class, oldest = self._seen_order.popleft()
+                del self._seen[its_class][bisect_left(self._seen[its_class], oldest)]
         return n
 
-    def keep(self, key: bytes, layers: Sequence[KeysAndValues], side: int = 0) -> None:
+    def keep(self, key: bytes, layers: Sequence[KeysAndValues], length_class: int = 0) -> None:
         """Keep a beginning, in place of those that are the beginning of it, and let go of what is then too much."""
-        if (side, key) in self._kept or Beginning(key, tuple(layers)).n_bytes > self.max_bytes:
+        if (length_class, key) in self._kept or CachedPrefix(key, tuple(layers)).n_bytes > self.max_bytes:
             return
-        copies = iter(in_own_pages([x for layer in layers for x in layer]))
-        beginning = Beginning(key, tuple(zip(copies, copies, strict=True)))
-        kept = self._sorted[side]
+        copies = iter(copy_to_own_pages([x for layer in layers for x in layer]))
+        cached_prefix = CachedPrefix(key, tuple(zip(copies, copies, strict=True)))
+        kept = self._sorted[length_class]
         at = bisect_left(kept, key)
         while at > 0 and key.startswith(kept[at - 1]):
             at -= 1
-            self.drop(kept[at], side)
+            self.drop(kept[at], length_class)
         insort(kept, key)
-        self._kept[side, key] = beginning
-        self.n_bytes += beginning.n_bytes
+        self._kept[length_class, key] = cached_prefix
+        self.n_bytes += cached_prefix.n_bytes
         while self.n_bytes > self.max_bytes:
-            oldest_side, oldest = next(iter(self._kept))
-            self.drop(oldest, oldest_side)
+            oldest_class, oldest = next(iter(self._kept))
+            self.drop(oldest, oldest_class)
 
-    def drop(self, key: bytes, side: int = 0) -> None:
+    def drop(self, key: bytes, length_class: int = 0) -> None:
         """Let go of a beginning, if it is kept."""
-        if (beginning := self._kept.pop((side, key), None)) is not None:
-            self.n_bytes -= beginning.n_bytes
-            del self._sorted[side][bisect_left(self._sorted[side], key)]
+        if (cached_prefix := self._kept.pop((length_class, key), None)) is not None:
+            self.n_bytes -= cached_prefix.n_bytes
+            del self._sorted[length_class][bisect_left(self._sorted[length_class], key)]
 
     def clear(self) -> None:
         """Let go of everything."""
@@ -113,7 +113,7 @@ def _nearest(keys: Sequence[bytes], key: bytes) -> tuple[bytes | None, int]:
     at = bisect_left(keys, key)
     best, most = None, 0
     for other in keys[max(0, at - 1) : at + 1]:
-        n = n_common(other, key)
+        n = common_prefix_length(other, key)
         if n > most:
             best, most = other, n
     return best, most

@@ -15,26 +15,32 @@ import torch
 from torch import Tensor
 
 from rewardserve.model.backends import MatmulPrecision
-from rewardserve.model.backends.length_classes import LengthSides
-from rewardserve.model.backends.output_columns import Columns
-from rewardserve.model.backends.packed.attention import KEYWORD, NAME, Forward, KeysAndValues, Unsupported
+from rewardserve.model.backends.length_classes import LengthClasses
+from rewardserve.model.backends.output_columns import OutputColumns
+from rewardserve.model.backends.packed.attention import (
+    KEYWORD,
+    NAME,
+    KeysAndValues,
+    PackedForward,
+    UnsupportedArchitecture,
+)
 from rewardserve.model.backends.packed.kernels import kernel_for
 from rewardserve.model.backends.packed.last_layer import LastLayer, last_layer
-from rewardserve.model.backends.packed.layout import Keys, Part, lay_out
-from rewardserve.model.backends.packed.prefix_cache import SHORTEST, Beginning, Prefixes
+from rewardserve.model.backends.packed.layout import KeyRange, PrefixedTree, lay_out
+from rewardserve.model.backends.packed.prefix_cache import MIN_PREFIX_TOKENS, CachedPrefix, PrefixCache
 from rewardserve.model.backends.packed.transfer import to_device
-from rewardserve.model.backends.packed.tree import Row, Tree, apart, plant
+from rewardserve.model.backends.packed.tree import PrefixTree, Row, build_prefix_tree, without_sharing
 from rewardserve.model.backends.packed.varlen import Varlen, flash_varlen
 from rewardserve.model.backends.packed.weights import PackedWeights
 from rewardserve.model.backends.scorer_errors import as_scorer_errors
-from rewardserve.model.common_prefix import ID_BYTES, key_of, n_common
+from rewardserve.model.common_prefix import ID_BYTES, common_prefix_length, row_key
 from rewardserve.model.hidden_reference import HiddenReference
 from rewardserve.model.network import RewardNetwork
 from rewardserve.model.scorer import BatchScores, TokenBatch
 
 
 class PackedScorer:
-    """One packed forward a batch. Raise `Unsupported` where the architecture cannot be packed.
+    """One packed forward a batch. Raise `UnsupportedArchitecture` where the architecture cannot be packed.
 
     `share`: common beginnings and equal rows are computed once. `trim`: the last layer computes only what is read.
     `hidden`: rows are told how far they are from it.
@@ -57,20 +63,20 @@ class PackedScorer:
         prefix_cache_bytes: int = 0,
     ) -> None:
         self._network, self._max_tokens = network, max_tokens
-        self._columns = Columns(network.head_names, hidden)
+        self._columns = OutputColumns(network.head_names, hidden)
         self._shares = share and not one_by_one
         self._one_by_one = one_by_one
-        self._network_lock, self._prefixes_lock = threading.Lock(), threading.Lock()
-        self.prefixes = Prefixes(prefix_cache_bytes if self._shares else 0)
+        self._network_lock, self._prefix_cache_lock = threading.Lock(), threading.Lock()
+        self.prefix_cache = PrefixCache(prefix_cache_bytes if self._shares else 0)
         self._kernel, self._varlen = kernel_for(network.device), varlen_for(network)
-        self._sides = LengthSides.of_config(network.config)
+        self._length_classes = LengthClasses.of_config(network.config)
         self._windowed = is_windowed(network.config)
         self._last = LastLayer(last_layer(network.backbone)) if trim else None
         self._with = network.config._attn_implementation
         try:
             network.backbone.set_attn_implementation(NAME)
             if network.config._attn_implementation != NAME:
-                raise Unsupported("its attention is not called through transformers' attention interface")
+                raise UnsupportedArchitecture("its attention is not called through transformers' attention interface")
         except Exception:
             network.backbone.set_attn_implementation(self._with)
             raise
@@ -85,10 +91,10 @@ class PackedScorer:
         """Of the engine."""
         return "packed"
 
-    def forget(self) -> None:
+    def clear_cache(self) -> None:
         """Let go of everything that was kept from earlier batches."""
-        with self._prefixes_lock:
-            self.prefixes.clear()
+        with self._prefix_cache_lock:
+            self.prefix_cache.clear()
 
     @property
     def max_tokens(self) -> int:
@@ -131,8 +137,8 @@ class PackedScorer:
         n_computed = 0
         names = self._columns.names
         with torch.inference_mode(), as_scorer_errors(batch.n_tokens):
-            for side, indices in self._forwards(batch.rows):
-                columns, n = self._score_together([batch.rows[i] for i in indices], side)
+            for length_class, indices in self._forwards(batch.rows):
+                columns, n = self._score_together([batch.rows[i] for i in indices], length_class)
                 n_computed += n
                 for i, row in zip(indices, columns, strict=True):
                     scores[i] = dict(zip(names, row, strict=True))
@@ -144,12 +150,12 @@ class PackedScorer:
 
     def close(self) -> None:
         """Let go of the weights and of what was kept."""
-        self.leave()
-        self.prefixes.clear()
+        self.uninstall()
+        self.prefix_cache.clear()
         del self._network
 
-    def leave(self) -> None:
-        """The network is as it was before. Not after `settle`."""
+    def uninstall(self) -> None:
+        """The network is as it was before. Not after `release_unpacked_weights`."""
         if self._weights:
             self._weights.remove()
         if self._last:
@@ -157,11 +163,11 @@ class PackedScorer:
         self._network.backbone.set_attn_implementation(self._with)
 
     def withhold_weights(self, withheld: bool) -> None:
-        """Take the weights that `settle` frees out of the network, or put them back."""
+        """Take the weights that `release_unpacked_weights` frees out of the network, or put them back."""
         if self._weights:
             self._weights.withhold() if withheld else self._weights.restore()
 
-    def settle(self) -> None:
+    def release_unpacked_weights(self) -> None:
         """This engine stays: let go of what only another one would need."""
         if self._weights:
             self._weights.release()
@@ -170,123 +176,127 @@ class PackedScorer:
 
     def _forwards(self, rows: Sequence[Row]) -> Iterator[tuple[int, list[int]]]:
         """Which rows go through the network together: those of one side, which is told."""
-        sides: dict[int, list[int]] = {}
+        length_classes: dict[int, list[int]] = {}
         for i, row in enumerate(rows):
-            sides.setdefault(self._sides.of(len(row)), []).append(i)
-        for side, indices in sides.items():
-            yield from ((side, [i]) for i in indices) if self._one_by_one else ((side, indices),)
+            length_classes.setdefault(self._length_classes.of(len(row)), []).append(i)
+        for length_class, indices in length_classes.items():
+            yield from ((length_class, [i]) for i in indices) if self._one_by_one else ((length_class, indices),)
 
-    def _score_together(self, rows: Sequence[Row], side: int, *, fresh: bool = False) -> tuple[list[list[float]], int]:
+    def _score_together(
+        self, rows: Sequence[Row], length_class: int, *, fresh: bool = False
+    ) -> tuple[list[list[float]], int]:
         """The columns of each row, and how many tokens that took. `fresh`: nothing is taken from earlier batches nor kept.
 
         A row whose score is not finite is computed again, alone: what it has in common with others may be at fault.
         """
-        forward, prepared = self._prepare(rows, side, fresh=fresh)
+        forward, prepared = self._prepare(rows, length_class, fresh=fresh)
         with self._network_lock:
             columns_SC = self._forward(forward, prepared)
         of_scored = columns_SC.cpu().tolist()  # on CUDA this waits, while the next batch is already being queued
         columns, n_computed = [of_scored[at] for at in prepared.at], len(forward.layout.ids)
         failed = [i for i, row in enumerate(columns) if not all(map(math.isfinite, row))]
-        self._keep(forward, prepared, side, [key_of(rows[i]) for i in failed])
+        self._keep(forward, prepared, length_class, [row_key(rows[i]) for i in failed])
         if not fresh and (len(rows) > 1 or forward.given):
             for i in failed:
-                (columns[i],), n = self._score_together([rows[i]], side, fresh=True)
+                (columns[i],), n = self._score_together([rows[i]], length_class, fresh=True)
                 n_computed += n
                 if all(map(math.isfinite, columns[i])):
-                    self._drop_beginning_of(i, prepared, side)
+                    self._drop_beginning_of(i, prepared, length_class)
         return columns, n_computed
 
-    def _prepare(self, rows: Sequence[Row], side: int, *, fresh: bool) -> tuple[Forward, Prepared]:
+    def _prepare(self, rows: Sequence[Row], length_class: int, *, fresh: bool) -> tuple[PackedForward, PackedInput]:
         """All that can be done while another batch is in the network."""
-        keeps = self.prefixes.max_bytes and side >= 0 and not fresh
-        keys = [key_of(row) for row in rows] if keeps else []
-        with self._prefixes_lock:
-            groups = self._grouped(keys, side) or [(None, list(range(len(rows))))]
-            parts, given = _parts(rows, groups, plant if self._shares else apart)
+        keeps = self.prefix_cache.max_bytes and length_class >= 0 and not fresh
+        keys = [row_key(row) for row in rows] if keeps else []
+        with self._prefix_cache_lock:
+            groups = self._grouped(keys, length_class) or [(None, list(range(len(rows))))]
+            parts, given = _parts(rows, groups, build_prefix_tree if self._shares else without_sharing)
             layout = lay_out(parts)
             order = [i for _, indices in groups for i in indices]
             at_of = dict(zip(order, layout.rows, strict=True))
-            kept = self._to_keep(keys, side, {i: layout.last.own[at].chain for i, at in at_of.items()})
+            kept = self._to_keep(keys, length_class, {i: layout.last.self_spans[at].chain for i, at in at_of.items()})
         device = self._network.device
         scored_S = to_device(layout.scored, device)
         native = self._weights.kernels if self._weights else None
-        forward = Forward(layout, scored_S, self._kernel, self._varlen, native, given, [chain for _, chain in kept])
+        forward = PackedForward(
+            layout, scored_S, self._kernel, self._varlen, native, given, [chain for _, chain in kept]
+        )
         ids_1N, positions_1N = to_device(layout.ids, device)[None], to_device(layout.positions, device)[None]
-        return forward, Prepared(ids_1N, positions_1N, [at_of[i] for i in range(len(rows))], kept, groups)
+        return forward, PackedInput(ids_1N, positions_1N, [at_of[i] for i in range(len(rows))], kept, groups)
 
-    def _forward(self, forward: Forward, prepared: Prepared) -> Tensor:
+    def _forward(self, forward: PackedForward, prepared: PackedInput) -> Tensor:
         """`(S, C)` in float32, on the device."""
         out = self._network.backbone(
             input_ids=prepared.ids_1N, position_ids=prepared.positions_1N, use_cache=False, **{KEYWORD: forward}
         )
         if self._windowed and not forward.saw_window:
-            raise Unsupported("its layers do not say how far back they see")
+            raise UnsupportedArchitecture("its layers do not say how far back they see")
         hidden_1SD = out.last_hidden_state
         if self._last is None:
             hidden_1SD = hidden_1SD.index_select(1, forward.scored_S.to(hidden_1SD.device))
         elif forward.last_kv is None:
-            raise Unsupported("its last layer did not run")
+            raise UnsupportedArchitecture("its last layer did not run")
         hidden_SD = hidden_1SD[0].to(self._network.device)
         return self._columns.of(self._network.values_of(hidden_SD), hidden_SD)
 
     # -- beginnings from earlier batches --------------------------------------------------------------------
 
-    def _keep(self, forward: Forward, prepared: Prepared, side: int, failed: Sequence[bytes]) -> None:
+    def _keep(self, forward: PackedForward, prepared: PackedInput, length_class: int, failed: Sequence[bytes]) -> None:
         """Keep what is to be kept: finite numbers, and nothing that a row of the `failed` ones begins with."""
         for (key, _), layers in zip(prepared.kept, forward.copies, strict=True):
             if not any(each.startswith(key) for each in failed) and _is_finite(layers):
-                with self._prefixes_lock:
-                    self.prefixes.keep(key, layers, side)
+                with self._prefix_cache_lock:
+                    self.prefix_cache.keep(key, layers, length_class)
 
-    def _drop_beginning_of(self, i: int, prepared: Prepared, side: int) -> None:
+    def _drop_beginning_of(self, i: int, prepared: PackedInput, length_class: int) -> None:
         """The i-th row is finite without the kept beginning that it was given: that one is not used again."""
         for found, indices in prepared.groups:
             if found and i in indices:
-                with self._prefixes_lock:
-                    self.prefixes.drop(found[0].key, side)
+                with self._prefix_cache_lock:
+                    self.prefix_cache.drop(found[0].key, length_class)
 
-    def _grouped(self, keys: Sequence[bytes], side: int) -> list[tuple[Found, list[int]]]:
+    def _grouped(self, keys: Sequence[bytes], length_class: int) -> list[tuple[Found, list[int]]]:
         """Indices of rows by the known beginning that they have in common."""
         groups: dict[tuple[bytes, int], tuple[Found, list[int]]] = {}
         for i, key in enumerate(keys):
-            found = self.prefixes.find(key, side)
+            found = self.prefix_cache.find(key, length_class)
             name = (found[0].key, found[1]) if found else (b"", 0)
             groups.setdefault(name, (found, []))[1].append(i)
         return list(groups.values())
 
     def _to_keep(
-        self, keys: Sequence[bytes], side: int, chain_of: dict[int, tuple[Keys, ...]]
-    ) -> list[tuple[bytes, tuple[Keys, ...]]]:
+        self, keys: Sequence[bytes], length_class: int, chain_of: dict[int, tuple[KeyRange, ...]]
+    ) -> list[tuple[bytes, tuple[KeyRange, ...]]]:
         """Beginnings that came for the second time, and where their keys are. Such as differ at their ends only
         are kept as what they have in common.
         """
         again: list[tuple[bytes, int]] = []
         for i, key in enumerate(keys):
-            n = self.prefixes.returns_to(key, side)
+            n = self.prefix_cache.observe(key, length_class)
             n_given = sum(k.last - k.first for k in chain_of[i] if k.given is not None)
-            if n >= n_given + SHORTEST:
+            if n >= n_given + MIN_PREFIX_TOKENS:
                 again.append((key[: n * ID_BYTES], i))
         kept: list[tuple[bytes, int]] = []
         for key, i in sorted(again):
-            n = n_common(kept[-1][0], key) if kept else 0
-            if kept and n >= SHORTEST and 2 * n * ID_BYTES >= len(key):
+            n = common_prefix_length(kept[-1][0], key) if kept else 0
+            if kept and n >= MIN_PREFIX_TOKENS and 2 * n * ID_BYTES >= len(key):
                 kept[-1] = (key[: n * ID_BYTES], i)
             else:
                 kept.append((key, i))
         return [(key, _cut(chain_of[i], len(key) // ID_BYTES)) for key, i in kept]
 
 
-Found = tuple[Beginning, int] | None
+Found = tuple[CachedPrefix, int] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
+class PackedInput:
     """What goes into the network, where each row's score comes out, which beginnings are to be kept and which were given."""
 
     ids_1N: Tensor
     positions_1N: Tensor
     at: list[int]
-    kept: list[tuple[bytes, tuple[Keys, ...]]]
+    kept: list[tuple[bytes, tuple[KeyRange, ...]]]
     groups: Sequence[tuple[Found, list[int]]]
 
 
@@ -300,21 +310,21 @@ def _is_finite(layers: Sequence[KeysAndValues]) -> bool:
 
 
 def _parts(
-    rows: Sequence[Row], groups: Sequence[tuple[Found, list[int]]], tree_of: Callable[[Sequence[Row]], Tree]
-) -> tuple[list[Part], list[Sequence[KeysAndValues]]]:
+    rows: Sequence[Row], groups: Sequence[tuple[Found, list[int]]], tree_of: Callable[[Sequence[Row]], PrefixTree]
+) -> tuple[list[PrefixedTree], list[Sequence[KeysAndValues]]]:
     """A tree for each group, of what its rows do not have in common with their known beginning."""
-    parts: list[Part] = []
+    parts: list[PrefixedTree] = []
     given: list[Sequence[KeysAndValues]] = []
     for found, indices in groups:
         n = found[1] if found else 0
         tree = tree_of([rows[i][n:] for i in indices])
-        parts.append(Part(tree, len(given) if found else None, n))
+        parts.append(PrefixedTree(tree, len(given) if found else None, n))
         if found:
             given.append(found[0].layers)
     return parts, given
 
 
-def _cut(chain: Sequence[Keys], n: int) -> tuple[Keys, ...]:
+def _cut(chain: Sequence[KeyRange], n: int) -> tuple[KeyRange, ...]:
     """The first n keys of a chain."""
     out = []
     for keys in chain:
@@ -332,10 +342,10 @@ def varlen_for(network: RewardNetwork) -> Varlen | None:
 
 
 def is_windowed(config: Any) -> bool:
-    """Whether some layers see only the last tokens. Raise `Unsupported` for layers of yet another kind."""
+    """Whether some layers see only the last tokens. Raise `UnsupportedArchitecture` for layers of yet another kind."""
     config = config.get_text_config()
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or (["sliding_attention"] if window else []))
     if strange := kinds - {"full_attention", "sliding_attention"}:
-        raise Unsupported(f"it has layers of {', '.join(sorted(strange))}")
+        raise UnsupportedArchitecture(f"it has layers of {', '.join(sorted(strange))}")
     return bool(window) and "sliding_attention" in kinds

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rewardserve.model.common_prefix import key_of, n_common
+from rewardserve.model.common_prefix import common_prefix_length, row_key
 
 Row = tuple[int, ...]
 
@@ -40,7 +40,7 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
+class PrefixTree:
     """Segments in pre-order, and for each row the index of the segment that it ends with."""
 
     segments: tuple[Segment, ...]
@@ -62,23 +62,23 @@ class _Node:
     children: list[_Node] = field(default_factory=list)
     n_below: int = 0  # tokens of the rows through it, behind `end`
 
-    def is_worth(self, start: int) -> bool:
+    def is_worth_sharing(self, start: int) -> bool:
         """Whether computing positions `start` to `end` once is worth the detour."""
         n_ways = len(self.children) + self.is_end
         return (self.end - start) * (n_ways - 1) >= _SPLIT_TOKENS + _MERGE_SHARE * self.n_below
 
 
-def apart(rows: Sequence[Row]) -> Tree:
+def without_sharing(rows: Sequence[Row]) -> PrefixTree:
     """Every row for itself, equal ones too: nothing is shared."""
     segments = tuple(Segment(row, 0, None, i + 1) for i, row in enumerate(rows))
-    return Tree(segments, tuple(range(len(rows))))
+    return PrefixTree(segments, tuple(range(len(rows))))
 
 
-def plant(rows: Sequence[Row]) -> Tree:
+def build_prefix_tree(rows: Sequence[Row]) -> PrefixTree:
     """The tree of these rows, none empty, with the common beginnings that are worth it."""
-    by_key = {key_of(row): row for row in rows}
+    by_key = {row_key(row): row for row in rows}
     segments, end_of = _emit(_radix(sorted(by_key), by_key))
-    return Tree(segments, tuple(end_of[row] for row in rows))
+    return PrefixTree(segments, tuple(end_of[row] for row in rows))
 
 
 def _radix(keys: Sequence[bytes], rows: dict[bytes, Row]) -> _Node:
@@ -87,7 +87,7 @@ def _radix(keys: Sequence[bytes], rows: dict[bytes, Row]) -> _Node:
     path = [root]  # from the root to the newest leaf
     before = b""
     for key in keys:
-        row, shared = rows[key], n_common(before, key)
+        row, shared = rows[key], common_prefix_length(before, key)
         left = None
         while path[-1].end > shared:
             left = path.pop()
@@ -118,7 +118,7 @@ def _emit(root: _Node) -> tuple[tuple[Segment, ...], dict[Row, int]]:
     todo: list[tuple[_Node, int, int | None]] = [(child, 0, None) for child in reversed(root.children)]
     while todo:
         node, start, parent = todo.pop()
-        stands = not node.children or node.is_worth(start)
+        stands = not node.children or node.is_worth_sharing(start)
         if stands or node.is_end:
             if node.is_end:
                 end_of[node.row[: node.end]] = len(found)

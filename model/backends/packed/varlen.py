@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewardserve.model.backends.packed.layout import Plan, Range
+from rewardserve.model.backends.packed.layout import AttentionPlan, Range
 from rewardserve.model.backends.packed.transfer import to_device
 
-Varlen = Callable[[Tensor, Tensor, Tensor, "Call", bool, float], tuple[Tensor, Tensor]]
+Varlen = Callable[[Tensor, Tensor, Tensor, "VarlenCall", bool, float], tuple[Tensor, Tensor]]
 """(query, key, value, call, is_causal, scale) -> (output `(Q, H, E)`, log-sum-exp `(H, Q)`)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class VarlenCall:
     """Which queries and keys go into one call, and where each segment of them ends. Index None: all, in order."""
 
     index_Q: Tensor | None
@@ -35,27 +35,29 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Calls:
+class VarlenPlan:
     """A plan, prepared once for all layers: `own`, then one call a depth."""
 
-    own: Call
+    self_spans: VarlenCall
     is_causal: bool
-    cross: tuple[Call, ...]
+    prefix_spans: tuple[VarlenCall, ...]
 
 
-def prepare(plan: Plan, n_keys: int, given: Sequence[int], device: torch.device) -> Calls:
+def prepare_varlen(plan: AttentionPlan, n_keys: int, given: Sequence[int], device: torch.device) -> VarlenPlan:
     """`n_keys` tokens are in the packed row; the given beginnings, of these lengths, lie behind them."""
     starts = [0, *accumulate(given)]
-    own = _call([o.queries for o in plan.own], [o.keys for o in plan.own], plan.n_queries, n_keys, device)
-    cross = []
-    for depth in sorted({c.depth for c in plan.cross}):
-        here = [c for c in plan.cross if c.depth == depth]
+    self_spans = _call(
+        [o.queries for o in plan.self_spans], [o.keys for o in plan.self_spans], plan.n_queries, n_keys, device
+    )
+    prefix_spans = []
+    for depth in sorted({c.depth for c in plan.prefix_spans}):
+        here = [c for c in plan.prefix_spans if c.depth == depth]
         keys = []
         for c in here:
             shift = 0 if c.keys.given is None else n_keys + starts[c.keys.given]
             keys.append((shift + c.keys.first, shift + c.keys.last))
-        cross.append(_call([c.queries for c in here], keys, plan.n_queries, n_keys + starts[-1], device))
-    return Calls(own, all(o.queries == o.keys for o in plan.own), tuple(cross))
+        prefix_spans.append(_call([c.queries for c in here], keys, plan.n_queries, n_keys + starts[-1], device))
+    return VarlenPlan(self_spans, all(o.queries == o.keys for o in plan.self_spans), tuple(prefix_spans))
 
 
 def attend_varlen(
@@ -63,13 +65,13 @@ def attend_varlen(
     query_QHE: Tensor,
     key_KGE: Tensor,
     value_KGE: Tensor,
-    calls: Calls,
+    calls: VarlenPlan,
     varlen: Varlen,
     scale: float,
 ) -> None:
     """Fill `out_QHE`. Keys and values are those of the packed row, then of the given beginnings."""
     lse_HQ = torch.empty(query_QHE.shape[1], len(query_QHE), dtype=torch.float32, device=query_QHE.device)
-    for i, call in enumerate((calls.own, *calls.cross)):
+    for i, call in enumerate((calls.self_spans, *calls.prefix_spans)):
         out, lse = varlen(
             _rows(query_QHE, call.index_Q),
             _rows(key_KGE, call.index_K),
@@ -94,7 +96,7 @@ def flash_varlen() -> Varlen:
     known = inspect.signature(varlen_attn).parameters
 
     def call_it(
-        query: Tensor, key: Tensor, value: Tensor, call: Call, is_causal: bool, scale: float
+        query: Tensor, key: Tensor, value: Tensor, call: VarlenCall, is_causal: bool, scale: float
     ) -> tuple[Tensor, Tensor]:
         options: dict[str, Any] = {"return_aux": AuxRequest(lse=True), "scale": scale}
         if "window_size" in known:
@@ -115,8 +117,10 @@ def _rows(x: Tensor, index: Tensor | None) -> Tensor:
     return x if index is None else x.index_select(0, index)
 
 
-def _call(queries: Sequence[Range], keys: Sequence[Range], n_queries: int, n_keys: int, device: torch.device) -> Call:
-    return Call(
+def _call(
+    queries: Sequence[Range], keys: Sequence[Range], n_queries: int, n_keys: int, device: torch.device
+) -> VarlenCall:
+    return VarlenCall(
         _index(queries, n_queries, device),
         _index(keys, n_keys, device),
         _ends(queries, device),

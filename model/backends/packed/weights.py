@@ -1,6 +1,6 @@
-"""Which layers of a network get a stand-in, with packed weights and which kernel. Float32 on a CPU only.
+"""Which layers of a network get a packed layer, with packed weights and which kernel. Float32 on a CPU only.
 
-Every kind of stand-in is compared with the layer that it stands for, once a shape, before it is used.
+Every kind of packed layer is compared with the layer that it stands for, once a shape, before it is used.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import torch
 from torch import nn
 
 from rewardserve.model.backends import MatmulPrecision
-from rewardserve.model.backends.native import Kernels, Unavailable, load
+from rewardserve.model.backends.native import Kernels, KernelsUnavailable, load
 from rewardserve.model.backends.packed.packed_layers import (
     MklLinear,
+    PackedLayer,
     RmsNorm,
     SplitGatedMlp,
     SplitLinear,
-    StandIn,
-    looks_gated,
-    looks_rms_normed,
+    is_gated_mlp,
+    is_rms_norm,
 )
 
-_TRIED_ROWS = (1, 3, 64, 200, 257)
+_CHECKED_ROWS = (1, 3, 64, 200, 257)
 _TOLERANCE = {"highest": 1e-4, "high": 2e-4}
 """Of the largest value: the order of sums differs, and what was split is off by a little more (see `native/amx.c`)."""
 
@@ -33,7 +33,7 @@ _WIDE = 4.0
 
 
 class PackedWeights:
-    """Stand-ins for linear layers of a network, with the kernels in C also for gated MLPs and norms: from `install` to `remove`.
+    """Packed layers in place of linear layers, with the kernels in C also of gated MLPs and norms: from `install` to `remove`.
 
     `precision` is what was got of what was asked for, `note` says why where that is less than the operator might have;
     `kernels` are those in C, where they are in use.
@@ -43,32 +43,32 @@ class PackedWeights:
         self.precision: MatmulPrecision = "highest"
         self.note: str | None = None
         self.kernels: Kernels | None = None
-        self._stand_ins: list[StandIn] = []
+        self._packed_layers: list[PackedLayer] = []
         self._withheld: list[tuple[nn.Linear, nn.Parameter]] = []
         linears = [m for m in backbone.modules() if type(m) is nn.Linear and _is_plain(m.weight)]
         if asked == "high" and linears:
             try:
                 kernels = load()
-                self._stand_ins = _native(backbone, linears, kernels)
+                self._packed_layers = _native(backbone, linears, kernels)
                 self.precision, self.kernels = "high", kernels
-            except Unavailable as error:
-                self.note = str(error) if error.tells else None
-        if not self._stand_ins and _mkl_is_there():
-            self._stand_ins = _right_ones(linears, "highest", MklLinear)
+            except KernelsUnavailable as error:
+                self.note = str(error) if error.is_actionable else None
+        if not self._packed_layers and _has_mkl():
+            self._packed_layers = _verified_layers(linears, "highest", MklLinear)
 
     def __len__(self) -> int:
-        """How many stand-ins; 0 where this is not possible, or was not right."""
-        return len(self._stand_ins)
+        """How many packed layers; 0 where this is not possible, or was not right."""
+        return len(self._packed_layers)
 
     def install(self) -> None:
         """From now on the layers compute with the packed weights."""
-        for each in self._stand_ins:
+        for each in self._packed_layers:
             each.module.forward = each
 
     def remove(self) -> None:
         """The layers are as they were. Not after `release`."""
         self.restore()
-        for each in self._stand_ins:
+        for each in self._packed_layers:
             each.module.__dict__.pop("forward", None)
 
     def withhold(self) -> None:
@@ -76,7 +76,7 @@ class PackedWeights:
 
         A layer whose weight is used by others than its own forward (routers do that) then gives no score at all.
         """
-        for layer in (layer for each in self._stand_ins for layer in each.linears):
+        for layer in (layer for each in self._packed_layers for layer in each.linears):
             self._withheld.append((layer, layer.weight))
             layer.weight = nn.Parameter(torch.full((1,), math.nan).expand(layer.weight.shape), requires_grad=False)
 
@@ -91,42 +91,44 @@ class PackedWeights:
         self._withheld.clear()
 
 
-def _native(backbone: nn.Module, linears: Sequence[nn.Linear], kernels: Kernels) -> list[StandIn]:
-    """Gated MLPs as a whole, all other linear layers one by one, norms. Raise `Unavailable` where products are wrong."""
-    gated = [m for m in backbone.modules() if looks_gated(m) and all(_is_plain(p) for p in m.parameters())]
-    mlps = _right_ones(gated, "high", lambda mlp: SplitGatedMlp(mlp, kernels))
+def _native(backbone: nn.Module, linears: Sequence[nn.Linear], kernels: Kernels) -> list[PackedLayer]:
+    """Gated MLPs as a whole, all other linear layers one by one, norms. Raise `KernelsUnavailable` where products are wrong."""
+    gated = [m for m in backbone.modules() if is_gated_mlp(m) and all(_is_plain(p) for p in m.parameters())]
+    mlps = _verified_layers(gated, "high", lambda mlp: SplitGatedMlp(mlp, kernels))
     covered = {id(layer) for mlp in mlps for layer in mlp.linears}
     rest = [layer for layer in linears if id(layer) not in covered]
-    others = _right_ones(rest, "high", lambda layer: SplitLinear(layer, kernels))
+    others = _verified_layers(rest, "high", lambda layer: SplitLinear(layer, kernels))
     if len(others) < len(rest):
-        raise Unavailable("its kernels gave other products than torch", tells=True)
-    norms = [m for m in backbone.modules() if looks_rms_normed(m) and _is_plain(m.weight)]
-    in_one_pass = _right_ones(
+        raise KernelsUnavailable("its kernels gave other products than torch", is_actionable=True)
+    norms = [m for m in backbone.modules() if is_rms_norm(m) and _is_plain(m.weight)]
+    in_one_pass = _verified_layers(
         norms, "highest", lambda norm: RmsNorm(norm, kernels, 0.0), lambda norm: RmsNorm(norm, kernels, 1.0)
     )
     return [*mlps, *others, *in_one_pass]
 
 
-def _right_ones(modules: Sequence[Any], precision: MatmulPrecision, *makers: Callable[[Any], StandIn]) -> list[StandIn]:
-    """Stand-ins for the modules of every kind and shape for which one of the makers makes the right thing."""
+def _verified_layers(
+    modules: Sequence[Any], precision: MatmulPrecision, *makers: Callable[[Any], PackedLayer]
+) -> list[PackedLayer]:
+    """Packed layers for the modules of every kind and shape for which one of the makers makes the right thing."""
     alike: dict[tuple[Any, ...], list[Any]] = {}
     for module in modules:
         alike.setdefault((type(module), *(tuple(p.shape) for p in module.parameters())), []).append(module)
-    found: list[StandIn] = []
+    found: list[PackedLayer] = []
     for group in alike.values():
-        make = next((make for make in makers if _is_right(group[0], make(group[0]), precision)), None)
+        make = next((make for make in makers if _matches(group[0], make(group[0]), precision)), None)
         found += [make(module) for module in group] if make else []
     return found
 
 
 @torch.inference_mode()
-def _is_right(module: nn.Module, stand_in: StandIn, precision: MatmulPrecision) -> bool:
-    """Whether the stand-in gives what the module gives, for few and many rows."""
-    for n in _TRIED_ROWS:
-        x = _WIDE * torch.linspace(-1.0, 1.0, n * stand_in.width).mul(7919.0).sin().view(n, -1)
+def _matches(module: nn.Module, packed_layer: PackedLayer, precision: MatmulPrecision) -> bool:
+    """Whether the packed layer gives what the module gives, for few and many rows."""
+    for n in _CHECKED_ROWS:
+        x = _WIDE * torch.linspace(-1.0, 1.0, n * packed_layer.width).mul(7919.0).sin().view(n, -1)
         expected = module(x)
         allowed = _TOLERANCE[precision] * max(1e-6, float(expected.abs().max()))
-        if not torch.allclose(stand_in(x), expected, rtol=0.0, atol=allowed):
+        if not torch.allclose(packed_layer(x), expected, rtol=0.0, atol=allowed):
             return False
     return True
 
@@ -135,5 +137,5 @@ def _is_plain(weight: Any) -> bool:
     return bool(weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous())
 
 
-def _mkl_is_there() -> bool:
+def _has_mkl() -> bool:
     return bool(torch.backends.mkl.is_available()) and hasattr(torch.ops.mkl, "_mkl_reorder_linear_weight")

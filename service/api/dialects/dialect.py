@@ -16,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 from starlette.responses import Response
 
-from rewardserve.model.conversation import SCORES_EMPTY, Sample, SampleError, Terms, is_empty_value
+from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample, SampleError, SampleOptions, is_empty_value
 from rewardserve.service.api.body import NOT_READ, convert
 from rewardserve.service.api.error_responses import refusal
 from rewardserve.service.api.replies import json_response
@@ -280,11 +280,11 @@ def sample_of(make: Callable[[], Sample]) -> Asked:
         return error
 
 
-def spoken(prompt: str, response: str, served: Served, terms: Terms = SCORES_EMPTY) -> Sample:
+def spoken(prompt: str, response: str, served: Served, options: SampleOptions = SCORE_EMPTY_OPTIONS) -> Sample:
     """A prompt that may be rendered already, and a response to it.
 
     A prompt that ends in what the template writes before a response is; any other one is a turn of the user.
     """
     if served.loaded.encode.is_rendered(prompt):
-        return Sample(text=prompt + response, n_prompt_chars=len(prompt), terms=terms)
-    return Sample(prompt=prompt, response=response, terms=terms)
+        return Sample(text=prompt + response, n_prompt_chars=len(prompt), options=options)
+    return Sample(prompt=prompt, response=response, options=options)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from starlette.responses import Response
 
-from rewardserve.model.conversation import SCORES_EMPTY, Sample
+from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample
 from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form
 from rewardserve.service.api.error_responses import problem
 from rewardserve.service.api.replies import json_response
@@ -69,7 +69,7 @@ def _ask(body: InferRequest, _served: Served) -> list[Asked]:
     if len(tensors) != len(body.inputs) or set(tensors) not in _INPUTS:
         raise InvalidRequest("send sentences, or tokens and sequence_lengths, and no other tensor", field="inputs")
     if "sentences" in tensors:
-        return [Sample(text=text, terms=SCORES_EMPTY) for text in _column(tensors["sentences"], str)]
+        return [Sample(text=text, options=SCORE_EMPTY_OPTIONS) for text in _column(tensors["sentences"], str)]
     tokens = tensors["tokens"]
     ids, n_ids = _values(tokens, int), _column(tensors["sequence_lengths"], int)
     n_rows, width = tokens.shape if len(tokens.shape) == 2 else (-1, 0)
@@ -78,7 +78,10 @@ def _ask(body: InferRequest, _served: Served) -> list[Asked]:
             "tokens has the shape [rows, width], and sequence_lengths a number up to width a row",
             field="inputs", shape=str(tokens.shape), n_rows=len(n_ids),
         )  # fmt: skip
-    return [Sample(input_ids=tuple(ids[i * width : i * width + n]), terms=SCORES_EMPTY) for i, n in enumerate(n_ids)]
+    return [
+        Sample(input_ids=tuple(ids[i * width : i * width + n]), options=SCORE_EMPTY_OPTIONS)
+        for i, n in enumerate(n_ids)
+    ]
 
 
 def _column(tensor: Tensor, kind: type) -> list[Any]:

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import msgspec
 
-from rewardserve.model.conversation import Sample, Terms
+from rewardserve.model.conversation import Sample, SampleOptions
 from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form
 from rewardserve.service.api.structs import Tokens
 from rewardserve.service.models.active_models import Served
@@ -30,8 +30,8 @@ class ScoreEvaluationRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 def _ask(body: ScoreEvaluationRequest, _served: Served) -> list[Asked]:
-    terms = Terms(max_tokens=body.max_length, scores_empty=True)
-    return [Sample(text=text, terms=terms) for text in body.messages]
+    options = SampleOptions(max_tokens=body.max_length, scores_empty=True)
+    return [Sample(text=text, options=options) for text in body.messages]
 
 
 def _answer(_body: ScoreEvaluationRequest, answered: Answered) -> dict[str, Any]:

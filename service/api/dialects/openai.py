@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from rewardserve.model.conversation import SCORES_EMPTY, Sample, Terms
+from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample, SampleOptions
 from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form
 from rewardserve.service.errors import InvalidRequest
 from rewardserve.service.models.active_models import Served
@@ -46,16 +46,16 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True, gc=False):
     encoding_format: Encoding = "float"
 
 
-def samples_of(inputs: Inputs, terms: Terms, field: str = "input") -> list[Asked]:
+def samples_of(inputs: Inputs, options: SampleOptions, field: str = "input") -> list[Asked]:
     """A sample for every input, in order. Raise `InvalidRequest` for a list of anything else."""
     if isinstance(inputs, str):
-        return [Sample(text=inputs, terms=terms)]
+        return [Sample(text=inputs, options=options)]
     if not inputs or all(isinstance(each, str) for each in inputs):
-        return [Sample(text=text, terms=terms) for text in inputs]
+        return [Sample(text=text, options=options) for text in inputs]
     if _are_ids(inputs):
-        return [Sample(input_ids=tuple(inputs), terms=terms)]
+        return [Sample(input_ids=tuple(inputs), options=options)]
     if all(isinstance(each, list) and _are_ids(each) for each in inputs):
-        return [Sample(input_ids=tuple(ids), terms=terms) for ids in inputs]
+        return [Sample(input_ids=tuple(ids), options=options) for ids in inputs]
     raise InvalidRequest(f"{field} must be a text, texts, token ids or lists of token ids", field=field)
 
 
@@ -75,7 +75,7 @@ def usage(answered: Answered) -> dict[str, Any]:
 
 
 def _ask(body: EmbeddingsRequest, _served: Served) -> list[Asked]:
-    return samples_of(body.input, SCORES_EMPTY)
+    return samples_of(body.input, SCORE_EMPTY_OPTIONS)
 
 
 def _answer(body: EmbeddingsRequest, answered: Answered) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from rewardserve.model.conversation import SCORES_EMPTY, Sample
+from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample
 from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, spoken
 from rewardserve.service.errors import InvalidRequest
 from rewardserve.service.models.active_models import Served
@@ -58,7 +58,9 @@ def _check_number(first: str, n_first: int, second: str, n_second: int) -> None:
 def _rendered(query: str, prompt: str) -> Sample:
     """`query` is the prompt and the response decoded from ids; where the prompt's text did not survive, it is not known."""
     return Sample(
-        text=query, n_prompt_chars=len(prompt) if prompt and query.startswith(prompt) else None, terms=SCORES_EMPTY
+        text=query,
+        n_prompt_chars=len(prompt) if prompt and query.startswith(prompt) else None,
+        options=SCORE_EMPTY_OPTIONS,
     )
 
 

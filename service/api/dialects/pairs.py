@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import msgspec
 
-from rewardserve.model.conversation import SCORES_EMPTY, Sample, Terms
+from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample, SampleOptions
 from rewardserve.service.api.dialects import tei
 from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, sample_of, spoken
 from rewardserve.service.api.dialects.openai import UNREAD, Id, usage
@@ -110,8 +110,8 @@ def _ask_pairs(first: str, second: str) -> Callable[[VllmRequest, Served], list[
                 f"{first} and {second} differ in number: send 1 to 1, 1 to n, or n to n",
                 field=second, n_first=len(firsts), n_second=len(seconds),
             )  # fmt: skip
-        terms = body.terms
-        return [_pair(i, p, r, served, terms) for i, (p, r) in enumerate(zip(firsts, seconds, strict=True))]
+        options = body.options
+        return [_pair(i, p, r, served, options) for i, (p, r) in enumerate(zip(firsts, seconds, strict=True))]
 
     return ask
 
@@ -122,17 +122,17 @@ def _ask_items(body: QueryItemsRequest, served: Served) -> list[Asked]:
 
 
 def _item(i: int, body: QueryItemsRequest, item: Text | list[int], served: Served) -> Asked:
-    query, terms = body.query, SCORES_EMPTY
+    query, options = body.query, SCORE_EMPTY_OPTIONS
     if isinstance(query, list) and isinstance(item, list):
         ids = [*item, *query] if body.item_first else [*query, *item]
-        return Sample(input_ids=tuple(ids), terms=terms)
+        return Sample(input_ids=tuple(ids), options=options)
     if not isinstance(query, str) or isinstance(item, list):
         raise InvalidRequest("query and items must be texts both, or token ids both", field="items")
-    return _pair(i, item, query, served, terms) if body.item_first else _pair(i, query, item, served, terms)
+    return _pair(i, item, query, served, options) if body.item_first else _pair(i, query, item, served, options)
 
 
-def _pair(i: int, prompt: Text, response: Text, served: Served, terms: Terms) -> Asked:
-    return sample_of(lambda: spoken(_text(i, prompt), _text(i, response), served, terms))
+def _pair(i: int, prompt: Text, response: Text, served: Served, options: SampleOptions) -> Asked:
+    return sample_of(lambda: spoken(_text(i, prompt), _text(i, response), served, options))
 
 
 def _text(i: int, text: Text) -> str:
@@ -171,13 +171,13 @@ def _answer_items(_body: QueryItemsRequest, answered: Answered) -> dict[str, Any
 
 
 def _ask_documents(body: RerankRequest, served: Served) -> list[Asked]:
-    terms = body.terms
-    return [_pair(i, body.query, each, served, terms) for i, each in enumerate(_listed("documents", body.documents))]
+    options = body.options
+    return [_pair(i, body.query, each, served, options) for i, each in enumerate(_listed("documents", body.documents))]
 
 
 def _ask_texts(body: RerankTextsRequest, served: Served) -> list[Asked]:
-    terms = Terms(truncates=body.truncate is not False, scores_empty=True)
-    return [_pair(i, body.query, each, served, terms) for i, each in enumerate(_listed("texts", body.texts))]
+    options = SampleOptions(truncates=body.truncate is not False, scores_empty=True)
+    return [_pair(i, body.query, each, served, options) for i, each in enumerate(_listed("texts", body.texts))]
 
 
 def _order(numbers: Sequence[float]) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from rewardserve.model.conversation import SCORES_EMPTY, Sample
+from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample
 from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, sample_of, spoken
 from rewardserve.service.api.dialects.turns import turns_of
 from rewardserve.service.models.active_models import Served
@@ -33,7 +33,7 @@ def _ask(body: SlimeRequest, served: Served) -> list[Asked]:
     if isinstance(body.prompt, str):
         return [spoken(body.prompt, body.response, served)]
     prompt = body.prompt
-    return [sample_of(lambda: Sample(prompt=turns_of(prompt), response=body.response, terms=SCORES_EMPTY))]
+    return [sample_of(lambda: Sample(prompt=turns_of(prompt), response=body.response, options=SCORE_EMPTY_OPTIONS))]
 
 
 def _answer(_body: SlimeRequest, answered: Answered) -> Any:

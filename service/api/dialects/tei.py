@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from rewardserve.model.conversation import Sample, Terms
+from rewardserve.model.conversation import Sample, SampleOptions
 from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, spoken
 from rewardserve.service.api.dialects.vllm import LABEL
 from rewardserve.service.api.error_responses import problem
@@ -63,16 +63,16 @@ def _sequences(body: PredictRequest) -> list[list[str]]:
 
 
 def _ask(body: PredictRequest, served: Served) -> list[Asked]:
-    terms = Terms(truncates=body.truncate is not False, scores_empty=True)
-    return [_sample(sequence, terms, served) for sequence in _sequences(body)]
+    options = SampleOptions(truncates=body.truncate is not False, scores_empty=True)
+    return [_sample(sequence, options, served) for sequence in _sequences(body)]
 
 
-def _sample(sequence: list[str], terms: Terms, served: Served) -> Asked:
+def _sample(sequence: list[str], options: SampleOptions, served: Served) -> Asked:
     match sequence:
         case [text]:
-            return Sample(text=text, terms=terms)
+            return Sample(text=text, options=options)
         case [prompt, response]:
-            return spoken(prompt, response, served, terms)
+            return spoken(prompt, response, served, options)
         case _:
             raise InvalidRequest(
                 "inputs must be a text or a pair of texts, or a list of lists of one or two texts", field="inputs"

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import msgspec
 
-from rewardserve.model.conversation import SCORES_EMPTY, FinishReason, Sample, Terms
+from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, FinishReason, Sample, SampleOptions
 from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, sample_of
 from rewardserve.service.api.dialects.openai import UNREAD, VECTORS, Encoding, Inputs, samples_of, usage, vector
 from rewardserve.service.api.dialects.turns import turns_of
@@ -49,7 +49,7 @@ class VllmRequest(msgspec.Struct, frozen=True, gc=False):
     truncate_prompt_tokens: Annotated[int, msgspec.Meta(ge=-1, le=MOST_TOKENS)] | None = None
 
     @property
-    def terms(self) -> Terms:
+    def options(self) -> SampleOptions:
         """Raise `InvalidRequest` for a limit at which nothing is left."""
         limit = self.truncate_prompt_tokens
         if limit == 0:
@@ -57,7 +57,7 @@ class VllmRequest(msgspec.Struct, frozen=True, gc=False):
                 "truncate_prompt_tokens: 0 leaves nothing to score: send 1 or more, or -1 for the model's own limit",
                 field="truncate_prompt_tokens",
             )
-        return Terms(max_tokens=limit if limit is not None and limit > 0 else None, scores_empty=True)
+        return SampleOptions(max_tokens=limit if limit is not None and limit > 0 else None, scores_empty=True)
 
 
 def wants_activation(body: Any) -> bool | None:
@@ -123,17 +123,17 @@ class IdsRequest(SglangRequest, frozen=True, gc=False, kw_only=True):
 
 
 def _ask_input(body: InputRequest, _served: Served) -> list[Asked]:
-    return samples_of(body.input, body.terms)
+    return samples_of(body.input, body.options)
 
 
 def _ask_messages(body: MessagesRequest, _served: Served) -> list[Asked]:
     finish: FinishReason = "length" if body.continue_final_message else "stop"
-    terms = body.terms
-    return [sample_of(lambda: Sample(messages=turns_of(body.messages), finish_reason=finish, terms=terms))]
+    options = body.options
+    return [sample_of(lambda: Sample(messages=turns_of(body.messages), finish_reason=finish, options=options))]
 
 
 def _ask_text(body: TextRequest, _served: Served) -> list[Asked]:
-    return _check_names(body, samples_of(body.text, SCORES_EMPTY, "text"))
+    return _check_names(body, samples_of(body.text, SCORE_EMPTY_OPTIONS, "text"))
 
 
 def _ask_ids(body: IdsRequest, _served: Served) -> list[Asked]:
@@ -141,7 +141,7 @@ def _ask_ids(body: IdsRequest, _served: Served) -> list[Asked]:
         raise InvalidRequest(
             "input_ids must be token ids or lists of token ids; texts belong in text", field="input_ids"
         )
-    return _check_names(body, samples_of(body.input_ids, SCORES_EMPTY, "input_ids"))
+    return _check_names(body, samples_of(body.input_ids, SCORE_EMPTY_OPTIONS, "input_ids"))
 
 
 def _check_names(body: TextRequest | IdsRequest, samples: list[Asked]) -> list[Asked]:

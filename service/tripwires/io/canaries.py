@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewardserve.model.backends import Encode, Identity
+from rewardserve.model.backends import Identity, SampleEncoder
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.scorer import ScorerError, TokenBatch
-from rewardserve.model.text.text_files import NotText, decoded
+from rewardserve.model.text.text_files import TextDecodeError, decode_text
 from rewardserve.service.errors import ServiceError
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.outcomes import RowScored
@@ -65,8 +65,8 @@ def failing(results: Sequence[CanaryResult]) -> tuple[CanaryResult, ...]:
 def read(path: Path = SHIPPED) -> list[Canary]:
     """Raise `CanariesError`."""
     try:
-        return [Canary(**entry) for entry in json.loads(decoded(read_bounded(path, _MOST_BYTES)))]
-    except NotText as error:
+        return [Canary(**entry) for entry in json.loads(decode_text(read_bounded(path, _MOST_BYTES)))]
+    except TextDecodeError as error:
         raise CanariesError(f"canaries {path} cannot be read: {error}") from None
     except (OSError, ValueError, TypeError) as error:
         raise CanariesError(f"canaries {path} cannot be read: {type(error).__name__}") from None
@@ -78,7 +78,7 @@ class CanarySet:
     `allowed` is by how much a raw score may change without another model behind it.
     """
 
-    def __init__(self, canaries: Sequence[Canary], encode: Encode, identity: Identity, allowed: float) -> None:
+    def __init__(self, canaries: Sequence[Canary], encode: SampleEncoder, identity: Identity, allowed: float) -> None:
         self._identity = identity
         self._allowed = allowed
         rows: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}

@@ -11,12 +11,12 @@ import sys
 import pytest
 import torch
 
-from rewardserve.model.backends.allocator import in_own_pages
+from rewardserve.model.backends.allocator import copy_to_own_pages
 
 FAULTS = """
 import resource, torch
-from rewardserve.model.backends.allocator import keep_big_blocks
-done = keep_big_blocks() if {set_it} else False
+from rewardserve.model.backends.allocator import set_malloc_thresholds
+done = set_malloc_thresholds() if {set_it} else False
 def batch(): return [torch.ones(4_000_000) for _ in range(3)]
 for _ in range(3): batch()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -55,8 +55,8 @@ def test_what_the_operator_has_set_stays():
 
 KEPT = """
 import random, torch
-from rewardserve.model.backends.allocator import in_own_pages, keep_big_blocks
-keep_big_blocks()
+from rewardserve.model.backends.allocator import copy_to_own_pages, set_malloc_thresholds
+set_malloc_thresholds()
 def rss(): return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
 rng, kept = random.Random(1), []
 def batch():
@@ -87,7 +87,7 @@ def test_what_is_kept_in_pages_of_its_own_does_not_make_the_heap_grow():
 
 def test_copies_in_pages_of_their_own_are_the_same_and_outlive_each_other():
     originals = [torch.arange(7), torch.randn(3, 5).to(torch.bfloat16), torch.randn(2, 1, 9), torch.zeros(0, 4)]
-    copies = in_own_pages(originals)
+    copies = copy_to_own_pages(originals)
     last = copies[2]
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(copies, originals, strict=True))
     originals[2].zero_()

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rewardserve.model.checkpoint import CheckpointError, ReadOptions, outline, read, read_backbone
+from rewardserve.model.checkpoint import CheckpointError, ReadOptions, read, read_backbone, read_without_weights
 from rewardserve.model.checkpoint.writing import score_alone, write_labels
 from rewardserve.model.templates.chat_template import EncodingPolicyError
 from tests.support.checkpoints import (
@@ -42,7 +42,7 @@ def served(folder, options=ReadOptions()):  # noqa: B008  (frozen)
 
 def refused(folder, options=ReadOptions()):  # noqa: B008  (frozen)
     with pytest.raises((CheckpointError, EncodingPolicyError)) as error:
-        outline(str(folder), options)
+        read_without_weights(str(folder), options)
     return str(error.value)
 
 
@@ -357,13 +357,13 @@ def test_the_default_of_several_templates_is_taken(tmp_path):
     sequence_classifier(tmp_path)
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "rlhf.jinja").write_text("{{ 'other' }}")
-    assert outline(str(tmp_path)).policy.template == CHATML
+    assert read_without_weights(str(tmp_path)).policy.template == CHATML
 
 
 def test_a_second_template_in_tokenizer_config_is_left_out_with_a_note(tmp_path):
     sequence_classifier(tmp_path)
     edit_json(tmp_path / "tokenizer_config.json", chat_template="{{ messages[0]['content'] }}")
-    checkpoint = outline(str(tmp_path))
+    checkpoint = read_without_weights(str(tmp_path))
     assert checkpoint.policy.template == AutoTokenizer.from_pretrained(tmp_path).chat_template == CHATML
     assert any("tokenizer_config.json" in note for note in checkpoint.notes)
 
@@ -371,7 +371,7 @@ def test_a_second_template_in_tokenizer_config_is_left_out_with_a_note(tmp_path)
 def test_the_same_template_twice_needs_no_note(tmp_path):
     sequence_classifier(tmp_path)
     edit_json(tmp_path / "tokenizer_config.json", chat_template=CHATML)
-    assert outline(str(tmp_path)).notes == ()
+    assert read_without_weights(str(tmp_path)).notes == ()
 
 
 def test_half_a_tokenizer_beside_an_adapter_is_refused(tmp_path, base):

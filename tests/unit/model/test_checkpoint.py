@@ -12,9 +12,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from rewardserve.model.checkpoint import (
     CheckpointError,
     ReadOptions,
-    outline,
     read,
     read_backbone,
+    read_without_weights,
     write,
     write_contract,
     write_heads,
@@ -419,7 +419,7 @@ def test_the_weights_digest_sees_one_bit_and_leaves_the_head_out(tmp_path):
 @pytest.mark.parametrize("make", [reward_model, sequence_classifier, openrlhf])
 def test_an_outline_says_all_that_reading_says_and_loads_no_backbone(tmp_path, make):
     make(tmp_path / "rm")
-    outlined, whole = outline(str(tmp_path / "rm")), read(str(tmp_path / "rm"))
+    outlined, whole = read_without_weights(str(tmp_path / "rm")), read(str(tmp_path / "rm"))
     assert {p.device.type for p in outlined.network.backbone.parameters()} == {"meta"}
     assert outlined.facts == whole.facts
     assert outlined.policy == whole.policy

@@ -16,7 +16,15 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from rewardserve.model.checkpoint import CheckpointError, ReadOptions, outline, read, reading, weights, with_weights
+from rewardserve.model.checkpoint import (
+    CheckpointError,
+    ReadOptions,
+    load_weights,
+    read,
+    read_without_weights,
+    reading,
+    weights,
+)
 from rewardserve.model.checkpoint.writing import score_alone
 from tests.support.checkpoints import hidden_reference, language_model, reward_model, sequence_classifier, value_head
 
@@ -109,7 +117,7 @@ def test_a_file_that_is_cut_off_while_it_is_read_is_refused_by_its_name(tmp_path
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     own_layout(folder)
-    file, pages, asked = folder / "model.safetensors", weights.own_pages, []
+    file, pages, asked = folder / "model.safetensors", weights.allocate_pages, []
 
     def cut_at_the_third(n_bytes):
         asked.append(n_bytes)
@@ -117,10 +125,10 @@ def test_a_file_that_is_cut_off_while_it_is_read_is_refused_by_its_name(tmp_path
             os.truncate(file, 4096)
         return pages(n_bytes)
 
-    outlined = outline(str(folder), ReadOptions(dtype="float32"))
-    monkeypatch.setattr(weights, "own_pages", cut_at_the_third)
+    outlined = read_without_weights(str(folder), ReadOptions(dtype="float32"))
+    monkeypatch.setattr(weights, "allocate_pages", cut_at_the_third)
     with pytest.raises(CheckpointError, match=r"model\.safetensors was cut off while it was read"):
-        with_weights(outlined)
+        load_weights(outlined)
 
 
 def test_every_type_of_tensor_is_read_as_the_library_reads_it(tmp_path):

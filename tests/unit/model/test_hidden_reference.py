@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rewardserve.model import hidden_reference as hidden_module
 from rewardserve.model.backends import LoadError, ModelSpec, load
-from rewardserve.model.backends.engine_choice import choose
+from rewardserve.model.backends.engine_choice import choose_engine
 from rewardserve.model.backends.ensemble import EnsembleScorer
 from rewardserve.model.backends.packed import PackedScorer
 from rewardserve.model.backends.padded import PaddedScorer
@@ -83,7 +83,7 @@ def test_every_engine_gives_the_distance_of_the_state_that_a_plain_forward_gives
     network, (mean, covariance) = make(architecture), mean_and_covariance()
     expected = log_mahalanobis(states(network, ROWS), mean, covariance)
     spec = ModelSpec(**ENGINES[asked])
-    scorer, _ = choose(network, spec, pad_id=4, max_tokens=256, hidden=reference_of(mean, covariance))
+    scorer, _ = choose_engine(network, spec, pad_id=4, max_tokens=256, hidden=reference_of(mean, covariance))
     assert isinstance(scorer, PaddedScorer if spec.engine == "padded" else PackedScorer)
     assert expected.std() > 0.1, "the reference tells rows apart, or the comparison means nothing"
     for _ in range(2):  # the second time, beginnings may come from the first
@@ -94,8 +94,8 @@ def test_every_engine_gives_the_distance_of_the_state_that_a_plain_forward_gives
 def test_a_score_has_the_same_bits_whether_its_distance_is_told_or_not(asked):
     spec, reference = ModelSpec(**ENGINES[asked]), reference_of(*mean_and_covariance())
     # A packed engine lives inside its network: two of them.
-    told, _ = choose(make("llama"), spec, pad_id=4, max_tokens=256, hidden=reference)
-    untold, _ = choose(make("llama"), spec, pad_id=4, max_tokens=256)
+    told, _ = choose_engine(make("llama"), spec, pad_id=4, max_tokens=256, hidden=reference)
+    untold, _ = choose_engine(make("llama"), spec, pad_id=4, max_tokens=256)
     ids = st.lists(st.integers(5, VOCAB - 1), min_size=1, max_size=40).map(tuple)
 
     @settings(max_examples=20, deadline=None)
@@ -111,7 +111,7 @@ def test_a_score_has_the_same_bits_whether_its_distance_is_told_or_not(asked):
 
 def test_one_by_one_the_bits_of_a_distance_do_not_depend_on_the_others():
     reference = reference_of(*mean_and_covariance())
-    scorer, _ = choose(make("llama"), ModelSpec(deterministic=True), pad_id=4, max_tokens=256, hidden=reference)
+    scorer, _ = choose_engine(make("llama"), ModelSpec(deterministic=True), pad_id=4, max_tokens=256, hidden=reference)
     alone = [scorer.score(TokenBatch((row,))).rows[0] for row in reversed(ROWS)]
     assert list(scorer.score(TokenBatch(ROWS)).rows) == alone[::-1]
 

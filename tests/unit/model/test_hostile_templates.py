@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rewardserve.model.checkpoint.exporting import exported_template
 from rewardserve.model.layout_rules import LAYOUT_RULES
 from rewardserve.model.templates import jinja_process
-from rewardserve.model.templates.jinja_budget import BudgetedTemplate, renderer
+from rewardserve.model.templates.jinja_budget import BudgetedTemplate, build_renderer
 from rewardserve.model.templates.jinja_process import RenderingProcess, TemplateBroken, TemplateRefuses
 from rewardserve.model.tokenization.encoding_policy import infer_policy
 from tests.support.tiny import CHATML, tiny_tokenizer
@@ -136,7 +136,7 @@ def test_no_single_operation_is_done_here_at_any_price(expression, n_processes):
 
 
 def test_one_that_is_tame_until_a_word_comes_is_refused_for_that_conversation_alone():
-    template = renderer("{% if messages[0].content == 'now' %}" + LOOP + "{% endif %}{{ messages[0].content }}")
+    template = build_renderer("{% if messages[0].content == 'now' %}" + LOOP + "{% endif %}{{ messages[0].content }}")
     assert template.render(HELLO, NOW) == "hello"
     with pytest.raises(TemplateRefuses, match="too much CPU time"):
         template.render({**HELLO, "messages": [{"role": "user", "content": "now"}]}, NOW)
@@ -144,7 +144,7 @@ def test_one_that_is_tame_until_a_word_comes_is_refused_for_that_conversation_al
 
 
 def test_another_template_is_rendered_meanwhile():
-    slow, begun = renderer(LOOP + "{{ 1 * 1 }}"), threading.Event()
+    slow, begun = build_renderer(LOOP + "{{ 1 * 1 }}"), threading.Event()
 
     def hang():
         begun.set()
@@ -154,7 +154,7 @@ def test_another_template_is_rendered_meanwhile():
     thread = threading.Thread(target=hang)
     thread.start()
     assert begun.wait(10)
-    assert renderer(CHATML).render(HELLO, NOW)
+    assert build_renderer(CHATML).render(HELLO, NOW)
     assert thread.is_alive()
     thread.join(100)
     assert not thread.is_alive()
@@ -171,7 +171,7 @@ def test_no_process_outlives_its_template():
 @pytest.mark.parametrize("template", ["{% if %}", "{{ x", "{% nothing %}", "{{ " + "(" * 100_000])
 def test_what_is_no_template_is_said(template):
     with pytest.raises(TemplateBroken, match=r"\w"):
-        renderer(template)
+        build_renderer(template)
 
 
 REAL = {
@@ -214,9 +214,9 @@ def test_both_ways_write_what_transformers_writes(template):
             return f"refused: {error}"
 
     expected = text(lambda: _compile_jinja_template(template).render(**{**HELLO, "strftime_now": NOW.strftime}))
-    assert text(lambda: renderer(template).render(HELLO, NOW)) == expected
+    assert text(lambda: build_renderer(template).render(HELLO, NOW)) == expected
     assert text(lambda: RenderingProcess(template).render(HELLO, NOW)) == expected
-    assert RenderingProcess(template).description == renderer(template).description
+    assert RenderingProcess(template).description == build_renderer(template).description
 
 
 PIECES = (
@@ -271,12 +271,12 @@ def test_templates_that_are_exported_with_weights_need_no_process():
     policy = infer_policy(tokenizer, max_tokens=64, vocab_size=len(tokenizer), rule=LAYOUT_RULES["rewardserve"])
     exported = exported_template(tokenizer, policy, tokenizer)
     assert exported != CHATML
-    assert isinstance(renderer(exported), BudgetedTemplate)
+    assert isinstance(build_renderer(exported), BudgetedTemplate)
 
 
 def test_usual_templates_need_no_process(n_processes):
     for name, template in REAL.items():
-        read = renderer(template)
+        read = build_renderer(template)
         with suppress(TemplateRefuses):
             read.render(HELLO, NOW)
         assert not n_processes, name
@@ -392,7 +392,7 @@ def test_what_is_rendered_here_is_what_transformers_renders(body):
 
 
 def test_a_conversation_beyond_the_budget_is_rendered_by_one_process_each_time(monkeypatch):
-    template = renderer(CHATML)
+    template = build_renderer(CHATML)
     monkeypatch.setattr(template, "_budget", 10)
     assert "hello" in template.render(HELLO, NOW)
     process = template._process._process
@@ -406,7 +406,7 @@ def test_long_conversations_need_no_process(n_messages, n_chars, n_processes):
     roles = ("user", "assistant") * (n_messages // 2 + 1)
     messages = [{"role": role, "content": "a" * n_chars} for role in roles[:n_messages]]
     for name in ("chatml", "llama 3"):
-        assert len(renderer(REAL[name]).render({**HELLO, "messages": messages}, NOW)) > n_messages * n_chars
+        assert len(build_renderer(REAL[name]).render({**HELLO, "messages": messages}, NOW)) > n_messages * n_chars
 
 
 def test_a_process_that_cannot_be_started_is_no_fault_of_the_template(monkeypatch):

@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardserve.model.tokenization.lru_cache import Memo
+from rewardserve.model.tokenization.lru_cache import LruCache
 
 SIZE = 10
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 12) | st.none())))
 def test_a_memo_is_a_dictionary_of_what_was_used_last_within_its_size(steps):
-    memo, order, sizes = Memo(SIZE), [], {}
+    memo, order, sizes = LruCache(SIZE), [], {}
     for key, size in steps:
         if size is None:
             assert memo.get(key) == (("value", key, sizes[key]) if key in order else None)
@@ -32,7 +32,7 @@ def test_a_memo_is_a_dictionary_of_what_was_used_last_within_its_size(steps):
 
 
 def test_many_threads_leave_its_count_right():
-    memo = Memo(50)
+    memo = LruCache(50)
 
     def use(i):
         memo.put(i % 37, i, i % 7)

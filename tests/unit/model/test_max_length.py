@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from rewardserve.model.backends import LoadedModel, LoadError, ModelSpec, load
 from rewardserve.model.backends.serving import limited
 from rewardserve.model.checkpoint import read
-from rewardserve.model.checkpoint.max_length import UNNAMED_LENGTH, longest_row, table_size
+from rewardserve.model.checkpoint.max_length import DEFAULT_MAX_TOKENS, max_row_tokens, position_table_size
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.network import RewardNetwork, hidden_width
 from rewardserve.model.scorer import TokenBatch
@@ -58,7 +58,7 @@ def backbone_of(name: str) -> Any:
 def test_the_longest_row_is_known_by_every_name_and_by_the_table(name: str):
     *_, longest, table = MODELS[name]
     backbone = backbone_of(name)
-    assert (longest_row(backbone), table_size(backbone)) == (longest, table)
+    assert (max_row_tokens(backbone), position_table_size(backbone)) == (longest, table)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -122,7 +122,7 @@ def test_a_head_that_is_as_wide_as_the_projection_is_read_and_another_is_refused
 def test_a_model_without_a_longest_row_says_so_and_the_operator_may_change_it(tmp_path):
     classifier(tmp_path, "bloom")
     loaded = served(tmp_path)
-    assert loaded.identity.max_tokens == UNNAMED_LENGTH
+    assert loaded.identity.max_tokens == DEFAULT_MAX_TOKENS
     assert any("names no longest row" in note for note in loaded.identity.engine_notes)
     assert served(tmp_path, max_input_tokens=6000).identity.max_tokens == 6000
 

@@ -11,9 +11,9 @@ import pytest
 
 GIVEN_BACK = """
 import threading
-from rewardserve.model.backends.allocator import keep_big_blocks
-from rewardserve.model.backends.memory import give_back_free_memory, host_memory
-keep_big_blocks()
+from rewardserve.model.backends.allocator import set_malloc_thresholds
+from rewardserve.model.backends.memory import trim_heap, host_memory
+set_malloc_thresholds()
 rooms, done = [threading.Barrier(9), threading.Barrier(9)], []
 def a_models_thread():
     used, kept = [bytearray(50_000) for _ in range(400)], bytearray(b"kept") * 10_000
@@ -27,7 +27,7 @@ for thread in threads: thread.start()
 for room in rooms: room.wait()
 for thread in threads: thread.join()
 freed = host_memory()[0]
-give_back_free_memory()
+trim_heap()
 assert all(kept == b"kept" * 10_000 for kept in done)
 print(freed - before, host_memory()[0] - before)
 """

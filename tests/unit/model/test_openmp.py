@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from rewardserve.model.backends.openmp import spin_briefly
+from rewardserve.model.backends.openmp import limit_spinning
 
 
 def test_where_nobody_has_said_anything_they_spin_briefly(monkeypatch):
     monkeypatch.setattr(os, "environ", {})
-    spin_briefly()
+    limit_spinning()
     assert os.environ == {"GOMP_SPINCOUNT": "5000"}
 
 
@@ -23,7 +23,7 @@ def test_what_the_operator_has_set_stays(monkeypatch, name: str):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.setenv(name, "ACTIVE")
     before = dict(os.environ)
-    spin_briefly()
+    limit_spinning()
     assert dict(os.environ) == before
 
 

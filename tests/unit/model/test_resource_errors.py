@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from rewardserve.model.resource_errors import explain_shortage, in_words
+from rewardserve.model.resource_errors import describe_resource_error, explain_resource_errors
 
 
 def caused(error, *others):
@@ -40,14 +40,14 @@ def caused(error, *others):
     ],
 )
 def test_a_shortage_is_said_with_its_remedy(error, remedy):
-    assert remedy in in_words(error)
+    assert remedy in describe_resource_error(error)
 
 
 @pytest.mark.parametrize(
     "error", [ValueError("out of memory"), RuntimeError("x"), KeyError("y"), FileNotFoundError(2, "no"), None]
 )
 def test_a_bug_is_no_shortage(error):
-    assert in_words(error) is None
+    assert describe_resource_error(error) is None
 
 
 TORCH = (
@@ -74,7 +74,7 @@ class OutOfMemoryError(RuntimeError):
 @pytest.mark.parametrize("kind", [RuntimeError, OutOfMemoryError])
 def test_a_device_without_memory_is_named_with_a_remedy_that_helps_it(message, kind):
     for error in (kind(message), caused(kind(message), ValueError("wrapped"))):
-        words = in_words(error)
+        words = describe_resource_error(error)
         assert ON_A_DEVICE[message] in words
         assert "ulimit" not in words
         assert "dtype" in words
@@ -96,13 +96,16 @@ def while_handling(first, then, *, is_hidden=False):
 
 def test_an_error_that_hides_what_it_came_from_is_not_explained_by_it():
     denied = PermissionError(errno.EACCES, "Permission denied", "/a")
-    assert in_words(while_handling(denied, KeyError("a bug"), is_hidden=True)) is None
-    assert in_words(caused(while_handling(denied, KeyError("a bug"), is_hidden=True), RuntimeError("x"))) is None
+    assert describe_resource_error(while_handling(denied, KeyError("a bug"), is_hidden=True)) is None
+    assert (
+        describe_resource_error(caused(while_handling(denied, KeyError("a bug"), is_hidden=True), RuntimeError("x")))
+        is None
+    )
 
 
 def test_an_error_during_the_handling_of_a_shortage_is_explained_by_it():
     denied = PermissionError(errno.EACCES, "Permission denied", "/a")
-    assert "/a: permission is denied" in in_words(while_handling(denied, KeyError("x")))
+    assert "/a: permission is denied" in describe_resource_error(while_handling(denied, KeyError("x")))
 
 
 def test_of_a_cause_and_a_context_the_cause_counts():
@@ -110,22 +113,24 @@ def test_of_a_cause_and_a_context_the_cause_counts():
     denied = PermissionError(errno.EACCES, "Permission denied", "/context")
     error = caused(full, ValueError("x"))
     error.__context__ = denied
-    assert in_words(error).startswith("/cause: the disk is full")
+    assert describe_resource_error(error).startswith("/cause: the disk is full")
 
 
 def test_a_ring_of_causes_has_an_end():
     one, two = ValueError("1"), ValueError("2")
     one.__cause__, two.__cause__ = two, one
-    assert in_words(one) is None
+    assert describe_resource_error(one) is None
 
 
 def test_the_places_where_a_shortage_was_raised_and_passed_on_are_kept(monkeypatch, capsys):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    explain_shortage("reward-test")
+    explain_resource_errors("reward-test")
     error = while_handling(PermissionError(errno.EACCES, "Permission denied", "/a"), KeyError("secret"))
     sys.excepthook(type(error), error, error.__traceback__)
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "/a: permission is denied" in said
-    assert re.search(r"PermissionError at \S*test_shortage\.py:\d+, KeyError at \S*test_shortage\.py:\d+", said)
+    assert re.search(
+        r"PermissionError at \S*test_resource_errors\.py:\d+, KeyError at \S*test_resource_errors\.py:\d+", said
+    )
     assert "secret" not in said

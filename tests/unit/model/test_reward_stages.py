@@ -27,12 +27,12 @@ from rewardserve.model.reward.members import (
     Combined,
     Member,
     Scale,
-    least,
     log_sigmoid,
-    log_sigmoid_and,
     mean,
+    minimum,
     sigmoid,
     softmin,
+    sum_log_sigmoid,
 )
 from rewardserve.model.reward.stages import (
     Cap,
@@ -182,14 +182,14 @@ def test_a_combination_names_its_parts_and_says_what_each_adds():
     assert both.temperature == 1 / both.logit_scale
 
 
-@pytest.mark.parametrize("combine", [mean, softmin, log_sigmoid_and])
+@pytest.mark.parametrize("combine", [mean, softmin, sum_log_sigmoid])
 def test_a_member_without_a_weight_is_an_error(combine):
     with pytest.raises(ValueError, match="zip"):
         combine([1.0, 2.0], [1.0], Combination((A, B), "softmin", 0.5))
 
 
 def test_the_least_opinion_counts_whatever_the_weights():
-    assert least([3.0, 1.0], [1.0, 0.0], Combination((A, B), "min")) == 1.0
+    assert minimum([3.0, 1.0], [1.0, 0.0], Combination((A, B), "min")) == 1.0
 
 
 def test_sigmoids_are_exact_far_out_on_either_side():

@@ -6,7 +6,7 @@ import codecs
 
 import pytest
 
-from rewardserve.model.text.text_files import NotText, decoded, wide_encoding
+from rewardserve.model.text.text_files import TextDecodeError, decode_text, wide_encoding
 
 TEXT = "schlüssel = 1\n\ud83d\ude00 \u4e2d\n".encode("utf-16", "surrogatepass").decode("utf-16")
 MARKED = {
@@ -20,13 +20,13 @@ MARKED = {
 
 @pytest.mark.parametrize("encoding", MARKED)
 def test_a_text_with_a_byte_order_mark_is_the_text_without_it(encoding):
-    assert decoded(MARKED[encoding] + TEXT.encode(encoding)) == TEXT
-    assert decoded(MARKED[encoding]) == ""
+    assert decode_text(MARKED[encoding] + TEXT.encode(encoding)) == TEXT
+    assert decode_text(MARKED[encoding]) == ""
 
 
 def test_a_text_without_a_mark_is_utf_8():
-    assert decoded(TEXT.encode()) == TEXT
-    assert decoded(b"") == ""
+    assert decode_text(TEXT.encode()) == TEXT
+    assert decode_text(b"") == ""
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,8 @@ def test_a_text_without_a_mark_is_utf_8():
     ],
 )
 def test_what_is_no_text_is_named_with_its_place(data, message):
-    with pytest.raises(NotText) as refused:
-        decoded(data)
+    with pytest.raises(TextDecodeError) as refused:
+        decode_text(data)
     assert str(refused.value) == message
 
 

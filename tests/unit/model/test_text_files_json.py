@@ -9,7 +9,7 @@ import pytest
 from rewardserve.model.calibration import Calibration, CalibrationError
 from rewardserve.model.checkpoint.files import _NotWhole, _parsed
 from rewardserve.model.contract import ContractUnreadable, ScoringContract
-from rewardserve.model.text.text_files import NotJson, parsed
+from rewardserve.model.text.text_files import JsonDecodeError, parse_json
 from rewardserve.training.config import SourceConfig
 from rewardserve.training.sources import read
 
@@ -27,17 +27,17 @@ def said(call, *arguments, kind=Exception):
 
 
 def test_a_number_of_thousands_of_digits_is_named_by_its_length():
-    assert said(parsed, NUMBER, kind=NotJson) == "it has a number of 6000 digits; the limit is 4300"
+    assert said(parse_json, NUMBER, kind=JsonDecodeError) == "it has a number of 6000 digits; the limit is 4300"
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": 1,}', "[1 2]", "[" * 200_000])
 def test_what_is_no_json_is_said_with_its_place(text):
-    said(parsed, text, kind=NotJson)
+    said(parse_json, text, kind=JsonDecodeError)
 
 
 def test_what_is_json_is_read_as_python_reads_it():
     for text in ('{"a": [1, 2.5, null]}', "[]", '"x"', "1e400", "NaN"):
-        assert repr(parsed(text)) == repr(json.loads(text))
+        assert repr(parse_json(text)) == repr(json.loads(text))
 
 
 def test_a_hook_raises_its_own_error():
@@ -45,7 +45,7 @@ def test_a_hook_raises_its_own_error():
         raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine"):
-        parsed(NUMBER.replace(DIGITS, "1"), refuse)
+        parse_json(NUMBER.replace(DIGITS, "1"), refuse)
 
 
 def test_files_of_a_checkpoint_say_so(tmp_path):

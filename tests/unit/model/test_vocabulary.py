@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from rewardserve.model.backends import LoadError, ModelSpec, load
 from rewardserve.model.backends.ensemble import ensemble
-from rewardserve.model.checkpoint import outline, read, read_backbone, write
+from rewardserve.model.checkpoint import read, read_backbone, read_without_weights, write
 from rewardserve.model.conversation import Message, Sample, TokenOutOfVocabulary
 from rewardserve.model.encoding import Encoded, Encoder
 from rewardserve.model.layout_rules import LAYOUT_RULES
@@ -73,7 +73,7 @@ def test_a_token_that_is_cut_off_with_the_left_of_the_prompt_is_never_looked_up(
 
 
 def test_a_note_names_the_tokens_beyond_the_table(extended):
-    for checkpoint in (read(str(extended)), outline(str(extended))):
+    for checkpoint in (read(str(extended)), read_without_weights(str(extended))):
         [note] = checkpoint.encoder.notes
         assert EXTRA in note
         assert "<extra_1>" in note

@@ -10,7 +10,7 @@ import pytest
 from pydantic_settings import SettingsError
 
 from rewardserve.model import export
-from rewardserve.model.text.text_files import NotText
+from rewardserve.model.text.text_files import TextDecodeError
 from rewardserve.model.traits import Lexicon, LexiconError
 from rewardserve.service.auth.api_keys import KeyFile, KeysError
 from rewardserve.service.auth.api_keys import read as read_keys
@@ -71,7 +71,7 @@ FILES = {
     "lexicon": (json.dumps(LEXICON, ensure_ascii=False), lambda path: Lexicon.read([path])),
     "probes": (json.dumps(PROBE, ensure_ascii=False), lambda path: export._probes(Path(), str(path))),
 }  # fmt: skip
-REFUSALS = (SettingsError, KeysError, CanariesError, LexiconError, NotText)
+REFUSALS = (SettingsError, KeysError, CanariesError, LexiconError, TextDecodeError)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -9,18 +9,18 @@ import sys
 
 import pytest
 
-from rewardserve.model.backends.process_reaper import Guard
+from rewardserve.model.backends.process_reaper import ProcessReaper
 from tests.support.service_server import ROOT
 
 STAYS = "import time; time.sleep(600)"
 SERVER = """
 import subprocess, sys, pathlib
-from rewardserve.model.backends.process_reaper import Guard
-guard = Guard()
+from rewardserve.model.backends.process_reaper import ProcessReaper
+reaper = ProcessReaper()
 stays = "import time; print('here', flush=True); time.sleep(600)"
 child = subprocess.Popen([sys.executable, "-c", stays], pass_fds=[int(sys.argv[1])])
-guard.end(child.pid)
-guard.remove(pathlib.Path(sys.argv[2]))
+reaper.end(child.pid)
+reaper.remove(pathlib.Path(sys.argv[2]))
 print("watched", flush=True)
 child.wait()
 """
@@ -35,19 +35,19 @@ def child():
 
 
 def test_whoever_is_left_is_told_to_end(child):
-    guard = Guard()
-    guard.end(child.pid)
-    guard.close()
+    reaper = ProcessReaper()
+    reaper.end(child.pid)
+    reaper.close()
     assert child.wait(30) == -signal.SIGTERM
 
 
 def test_who_has_ended_before_is_no_trouble(child):
-    guard = Guard()
-    guard.end(child.pid)
+    reaper = ProcessReaper()
+    reaper.end(child.pid)
     child.kill()
     child.wait()
-    guard.end(child.pid)  # nobody has this number any more
-    guard.close()
+    reaper.end(child.pid)  # nobody has this number any more
+    reaper.close()
 
 
 def test_a_server_that_is_killed_takes_its_engine_and_its_folder_with_it(tmp_path):
@@ -67,7 +67,7 @@ def test_a_server_that_is_killed_takes_its_engine_and_its_folder_with_it(tmp_pat
     server.kill()
     server.wait()
     assert os.read(alive, 1) == b"", "the last who held the other end, the engine, is gone"
-    assert server.stdout.read() == ""  # the guard's own end comes last
+    assert server.stdout.read() == ""  # the reaper's own end comes last
     server.stdout.close()
     os.close(alive)
     assert not folder.exists()

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from rewardserve.model.backends.vllm_api import Pooled
-from rewardserve.model.backends.vllm_scorer import IN_FLIGHT, Loop, VllmScorer
+from rewardserve.model.backends.vllm_api import PooledRow
+from rewardserve.model.backends.vllm_scorer import IN_FLIGHT, EventLoopThread, VllmScorer
 from rewardserve.model.scorer import OutOfMemory, ScorerError, TokenBatch
 from tests.support.engines import PATIENCE_S, GatedEngine
 
@@ -27,7 +27,7 @@ def build():
         ended = []
         made = VllmScorer(
             engine,
-            Loop(),
+            EventLoopThread(),
             names,
             biases,
             max_tokens=99,
@@ -87,7 +87,7 @@ def test_batches_are_at_the_engine_together_and_none_waits_for_another(build, ca
 
 
 def test_heads_have_their_names_and_biases(build, callers):
-    engine = GatedEngine(lambda ids: Pooled((1.0, 2.0), 0))
+    engine = GatedEngine(lambda ids: PooledRow((1.0, 2.0), 0))
     scorer = build(engine, names=("a", "b"), biases=(0.5, -0.25))
     coming = callers.submit(scorer.score, TokenBatch((A,)))
     engine.wait_for(1)
@@ -96,7 +96,7 @@ def test_heads_have_their_names_and_biases(build, callers):
 
 
 def test_another_number_of_values_than_of_heads_is_an_error(build, callers):
-    engine = GatedEngine(lambda ids: Pooled((1.0, 2.0), 0))
+    engine = GatedEngine(lambda ids: PooledRow((1.0, 2.0), 0))
     scorer = build(engine)
     coming = callers.submit(scorer.score, TokenBatch((A,)))
     engine.wait_for(1)

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from rewardserve.model.backends.native import load
 from rewardserve.model.backends.packed import chains
-from rewardserve.model.backends.packed.chains import attend_chains, tables_of
-from rewardserve.model.backends.packed.layout import Layout, Part, Plan, lay_out
-from rewardserve.model.backends.packed.tree import apart, plant
+from rewardserve.model.backends.packed.chains import attend_chains, kernel_tables
+from rewardserve.model.backends.packed.layout import AttentionPlan, Layout, PrefixedTree, lay_out
+from rewardserve.model.backends.packed.tree import build_prefix_tree, without_sharing
 from tests.support.machine import needs_amx
 from tests.unit.model.packed.test_parity import packed, scores_of
 from tests.unit.model.test_network import alone, make, ragged_rows
@@ -32,22 +32,23 @@ def tensors(layout: Layout, heads: tuple[int, int], width: int, n_given: int) ->
     return [torch.randn(1, *shape, width, generator=generator).transpose(1, 2) for shape in shapes]
 
 
-def written_out(query, key, value, beginning, plan: Plan, scale: float) -> torch.Tensor:
+def written_out(query, key, value, cached_prefix, plan: AttentionPlan, scale: float) -> torch.Tensor:
     """Every query for itself: the keys of its chain up to its own position, softmax, sum."""
     query, key, value = (x[0].double() for x in (query, key, value))
     n_repeat = query.shape[0] // key.shape[0]
     out = torch.zeros(plan.n_queries, query.shape[0], query.shape[2], dtype=torch.float64)
-    for own in plan.own:
+    for self_span in plan.self_spans:
         of_chain = [
-            (key, value) if part.given is None else tuple(x[0].double() for x in beginning) for part in own.chain
+            (key, value) if part.given is None else tuple(x[0].double() for x in cached_prefix)
+            for part in self_span.chain
         ]
         k, v = (
-            torch.cat([kv[i][:, p.first : p.last] for kv, p in zip(of_chain, own.chain, strict=True)], 1)
+            torch.cat([kv[i][:, p.first : p.last] for kv, p in zip(of_chain, self_span.chain, strict=True)], 1)
             for i in (0, 1)
         )
         k, v = (x.repeat_interleave(n_repeat, 0) for x in (k, v))
-        for at in range(*own.queries):
-            sees = own.n_keys - (own.queries[1] - at) + 1
+        for at in range(*self_span.queries):
+            sees = self_span.n_keys - (self_span.queries[1] - at) + 1
             weights = (scale * torch.einsum("he,hke->hk", query[:, at], k[:, :sees])).softmax(-1)
             out[at] = torch.einsum("hk,hke->he", weights, v[:, :sees])
     return out
@@ -56,41 +57,43 @@ def written_out(query, key, value, beginning, plan: Plan, scale: float) -> torch
 @settings(deadline=None)
 @given(ROWS, st.booleans(), HEADS, WIDTH, st.sampled_from([0, 5, 40]))
 def test_every_query_sees_its_chain_up_to_itself(rows, shares: bool, heads, width: int, n_given: int):
-    layout = lay_out([Part((plant if shares else apart)(rows), 0 if n_given else None, n_given)])
-    query, key, value, *beginning = tensors(layout, heads, width, n_given)
+    layout = lay_out(
+        [PrefixedTree((build_prefix_tree if shares else without_sharing)(rows), 0 if n_given else None, n_given)]
+    )
+    query, key, value, *cached_prefix = tensors(layout, heads, width, n_given)
     for plan in (layout.every, layout.last):
         asked = query[:, :, : plan.n_queries]
-        out = attend_chains(load(), asked, key, value, [tuple(beginning)], tables_of(plan), 0.3)
-        expected = written_out(asked, key, value, beginning, plan, 0.3)
+        out = attend_chains(load(), asked, key, value, [tuple(cached_prefix)], kernel_tables(plan), 0.3)
+        expected = written_out(asked, key, value, cached_prefix, plan, 0.3)
         torch.testing.assert_close(out[0].double(), expected, rtol=0, atol=TOLERANCE)
 
 
 def test_scores_far_apart_are_a_choice_and_no_overflow():
-    layout = lay_out([Part(apart([tuple(range(50))]))])
+    layout = lay_out([PrefixedTree(without_sharing([tuple(range(50))]))])
     query, key, value, *_ = tensors(layout, (2, 1), 32, 0)
-    out = attend_chains(load(), 100 * query, 100 * key, value, [], tables_of(layout.every), 1.0)
+    out = attend_chains(load(), 100 * query, 100 * key, value, [], kernel_tables(layout.every), 1.0)
     best = (query[0].double() @ key[0].double().transpose(1, 2)).masked_fill(torch.ones(50, 50).triu(1).bool(), -1e9)
     torch.testing.assert_close(out[0].transpose(0, 1), value[0, 0][best.argmax(-1)], rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_no_number_stays_with_those_who_see_it():
     rows = [(1, 2) * 20 + (3,) * 9, (1, 2) * 20 + (4,) * 9, (5,) * 30]
-    layout = lay_out([Part(plant(rows))])
+    layout = lay_out([PrefixedTree(build_prefix_tree(rows))])
     query, key, value, *_ = tensors(layout, (2, 1), 32, 0)
     spoilt = layout.scored[layout.rows[0]]  # the last token of the first row
     key[:, :, spoilt] = float("nan")
-    out = attend_chains(load(), query, key, value, [], tables_of(layout.every), 1.0)[0]
+    out = attend_chains(load(), query, key, value, [], kernel_tables(layout.every), 1.0)[0]
     assert [i for i in range(len(layout.ids)) if out[i].isnan().any()] == [spoilt]
 
 
 def test_the_bits_do_not_depend_on_the_number_of_threads():
-    layout = lay_out([Part(plant([(1,) * 70 + (i,) * 50 for i in range(2, 8)]))])
+    layout = lay_out([PrefixedTree(build_prefix_tree([(1,) * 70 + (i,) * 50 for i in range(2, 8)]))])
     query, key, value, *_ = tensors(layout, (4, 2), 64, 0)
     before, outs = torch.get_num_threads(), []
     try:
         for n in (1, 2, 5):
             torch.set_num_threads(n)
-            outs.append(attend_chains(load(), query, key, value, [], tables_of(layout.every), 1.0))
+            outs.append(attend_chains(load(), query, key, value, [], kernel_tables(layout.every), 1.0))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(out, outs[0]) for out in outs)
@@ -98,7 +101,7 @@ def test_the_bits_do_not_depend_on_the_number_of_threads():
 
 def test_a_chain_that_is_too_long_is_left_to_the_other_kernels(monkeypatch):
     monkeypatch.setattr(chains, "_MOST_COLUMNS", 32)
-    assert tables_of(lay_out([Part(apart([(1,) * 33]))]).every) is None
+    assert kernel_tables(lay_out([PrefixedTree(without_sharing([(1,) * 33]))]).every) is None
     network, rows = make("llama"), ragged_rows()
     assert max(map(len, rows)) > 32
     expected = torch.stack([alone(network, row) for row in rows])

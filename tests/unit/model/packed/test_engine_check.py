@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from rewardserve.model.backends import LoadError, ModelSpec, load
-from rewardserve.model.backends.engine_check import Truth, check_rows
-from rewardserve.model.backends.engine_choice import choose
+from rewardserve.model.backends.engine_check import ReferenceScores, check_rows
+from rewardserve.model.backends.engine_choice import choose_engine
 from rewardserve.model.backends.length_classes import special_lengths
 from rewardserve.model.backends.padded import PaddedScorer
 from rewardserve.model.network import RewardNetwork
@@ -48,7 +48,7 @@ def ragged(n_rows: int) -> list[tuple[int, ...]]:
 def test_rows_of_a_recurrent_model_score_as_alone(architecture: str, engine: str):
     network, rows = recurrent(architecture), ragged(32)
     expected = [float(alone(copy.deepcopy(network), list(row))) for row in rows]
-    scorer, notes = choose(network, ModelSpec(engine=engine, prefix_cache_bytes=2**26), pad_id=4, max_tokens=256)
+    scorer, notes = choose_engine(network, ModelSpec(engine=engine, prefix_cache_bytes=2**26), pad_id=4, max_tokens=256)
     for _ in range(2):
         done = scorer.score(TokenBatch(tuple(rows))).rows
         assert [heads["score"] for heads in done] == pytest.approx(expected, abs=2e-5)
@@ -87,7 +87,7 @@ def test_half_precision_does_not_hide_that_padding_is_wrong(dtype):
     network = recurrent("rwkv")
     network.backbone.to(dtype)
     for engine in ("auto", "padded"):
-        assert choose(network, ModelSpec(engine=engine), pad_id=4, max_tokens=256)[0].name == "one_by_one"
+        assert choose_engine(network, ModelSpec(engine=engine), pad_id=4, max_tokens=256)[0].name == "one_by_one"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -95,7 +95,7 @@ def test_half_precision_does_not_hide_that_padding_is_wrong(dtype):
 def test_rounding_of_half_precision_is_no_reason_not_to_pack(architecture: str, dtype):
     network = make(architecture)
     network.backbone.to(dtype)
-    assert choose(network, ModelSpec(prefix_cache_bytes=2**26), pad_id=4, max_tokens=256)[0].name == "packed"
+    assert choose_engine(network, ModelSpec(prefix_cache_bytes=2**26), pad_id=4, max_tokens=256)[0].name == "packed"
 
 
 def test_a_model_that_is_wrong_even_alone_is_refused_in_words(monkeypatch):
@@ -103,7 +103,7 @@ def test_a_model_that_is_wrong_even_alone_is_refused_in_words(monkeypatch):
     values_of = network.values_of
     monkeypatch.setattr(network, "values_of", lambda hidden: values_of(hidden) + (hidden.ndim - 1) * 1e-3)
     with pytest.raises(LoadError, match=r"every row has a forward of its own, scores differ by 1\.0e-03"):
-        choose(network, ModelSpec(), pad_id=4, max_tokens=256)
+        choose_engine(network, ModelSpec(), pad_id=4, max_tokens=256)
 
 
 def test_a_model_whose_scores_depend_on_earlier_rows_is_refused_in_words():
@@ -116,7 +116,7 @@ def test_a_model_whose_scores_depend_on_earlier_rows_is_refused_in_words():
 
     network.backbone.layers[0].register_forward_pre_hook(remembers)
     with pytest.raises(LoadError, match=r"changes by .* with the rows that were scored before"):
-        choose(network, ModelSpec(), pad_id=4, max_tokens=256)
+        choose_engine(network, ModelSpec(), pad_id=4, max_tokens=256)
 
 
 def test_an_engine_that_is_wrong_only_with_what_it_kept_is_objected_to():
@@ -127,7 +127,7 @@ def test_an_engine_that_is_wrong_only_with_what_it_kept_is_objected_to():
         kept: tuple[int, ...] = ()
         shares_prefixes = True
 
-        def forget(self) -> None:
+        def clear_cache(self) -> None:
             self.kept = ()
 
         def score(self, batch):
@@ -139,7 +139,7 @@ def test_an_engine_that_is_wrong_only_with_what_it_kept_is_objected_to():
             return type(done)(tuple({"score": h["score"] + 0.1} for h in done.rows), done.tokens_computed)
 
     engine = Forgetful(network, pad_id=4, max_tokens=256)
-    assert "scores differ" in str(Truth(network, rows).objection(engine))
+    assert "scores differ" in str(ReferenceScores(network, rows).objection(engine))
 
 
 @pytest.mark.parametrize(
@@ -164,6 +164,6 @@ def test_rows_of_the_check_lie_on_both_sides_of_every_length(architecture: str, 
 
 def test_a_length_that_is_too_far_to_be_checked_is_told():
     far = {"sliding_window": 6_000, "max_position_embeddings": 8_000}
-    _, notes = choose(make("mistral", **far), ModelSpec(), pad_id=4, max_tokens=8_000)
+    _, notes = choose_engine(make("mistral", **far), ModelSpec(), pad_id=4, max_tokens=8_000)
     assert any("longer than 6,000 tokens" in note and "compared with nothing" in note for note in notes)
-    assert choose(make("mistral", **far), ModelSpec(), pad_id=4, max_tokens=6_000)[1] == ()
+    assert choose_engine(make("mistral", **far), ModelSpec(), pad_id=4, max_tokens=6_000)[1] == ()

@@ -9,8 +9,8 @@ import torch
 
 from rewardserve.model.backends import LoadError, ModelSpec, engine_check
 from rewardserve.model.backends.engine_check import check_rows
-from rewardserve.model.backends.engine_choice import choose
-from rewardserve.model.backends.length_classes import LengthSides
+from rewardserve.model.backends.engine_choice import choose_engine
+from rewardserve.model.backends.length_classes import LengthClasses
 from rewardserve.model.backends.packed import PackedScorer
 from rewardserve.model.backends.packed.attention import NAME
 from rewardserve.model.backends.padded import PaddedScorer
@@ -22,7 +22,7 @@ from tests.unit.model.test_network import TOLERANCE, VOCAB, alone, make
 
 
 def chosen(network, **asked):
-    return choose(network, ModelSpec(**asked), pad_id=4, max_tokens=256)
+    return choose_engine(network, ModelSpec(**asked), pad_id=4, max_tokens=256)
 
 
 def leaks_between_rows(network) -> None:
@@ -160,7 +160,7 @@ def test_with_dynamic_rotary_scaling_a_long_row_does_not_change_its_neighbours()
     # The angles of a whole forward follow its longest row, so a long row goes alone.
     scaling = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
     network = make("llama", max_position_embeddings=32, rope_parameters=scaling)
-    assert LengthSides.of_config(network.config).limits == (32,)
+    assert LengthClasses.of_config(network.config).limits == (32,)
     rows = [[9, 8, 7, 6] * 3, list(range(5, 105)), [3, 5, 8] * 8]
     expected = torch.stack([alone(network, row) for row in rows])
     with packed(network) as scorer:

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from rewardserve.model.backends import ModelSpec
-from rewardserve.model.backends.engine_choice import choose
-from rewardserve.model.backends.length_classes import LengthSides
+from rewardserve.model.backends.engine_choice import choose_engine
+from rewardserve.model.backends.length_classes import LengthClasses
 from rewardserve.model.network import RewardNetwork
 from rewardserve.model.scorer import TokenBatch
 from tests.support.tiny import randomize, tiny_config
@@ -88,14 +88,14 @@ def test_no_row_scores_otherwise_because_of_rows_of_another_length(name: str, en
     rows = dict(zip(lengths, family(lengths), strict=True))
     expected = {n: plain(name, row) for n, row in rows.items()}
     spec = ModelSpec(engine=engine, prefix_cache_bytes=2**28)
-    scorer, _ = choose(fresh(name), spec, pad_id=4, max_tokens=512)
+    scorer, _ = choose_engine(fresh(name), spec, pad_id=4, max_tokens=512)
     for batch in ORDERS[order]:
         done = scorer.score(TokenBatch(tuple(rows[n] for n in batch))).rows
         assert [heads["score"] for heads in done] == pytest.approx([expected[n] for n in batch], abs=TOLERANCE)
 
 
 def test_rows_on_one_side_of_a_longrope_switch_still_share_their_prompt():
-    scorer, _ = choose(fresh("phi3 longrope"), ModelSpec(prefix_cache_bytes=2**28), pad_id=4, max_tokens=512)
+    scorer, _ = choose_engine(fresh("phi3 longrope"), ModelSpec(prefix_cache_bytes=2**28), pad_id=4, max_tokens=512)
     rows = family([104, 108, 300, 400, 410])
     for batch in (rows[:2], rows[2:4]):
         scorer.score(TokenBatch(tuple(batch)))
@@ -112,7 +112,7 @@ def test_the_plain_forward_of_a_network_does_not_depend_on_earlier_rows():
 
 
 @pytest.mark.parametrize(
-    ("shape", "sides"),
+    ("shape", "length_classes"),
     [
         ({}, [0, 0, 0, 0]),
         ({"rope_parameters": {**DYNAMIC, "rope_type": "yarn"}}, [0, 0, 0, 0]),
@@ -124,9 +124,9 @@ def test_the_plain_forward_of_a_network_does_not_depend_on_earlier_rows():
         ),
     ],
 )
-def test_which_lengths_may_share_what_depends_on_the_length(shape, sides):
+def test_which_lengths_may_share_what_depends_on_the_length(shape, length_classes):
     config = tiny_config("llama", VOCAB)
     for name, value in shape.items():
         setattr(config, name, value)
-    found = LengthSides.of_config(config)
-    assert [found.of(n) for n in (1, 128, 129, 200)] == sides
+    found = LengthClasses.of_config(config)
+    assert [found.of(n) for n in (1, 128, 129, 200)] == length_classes

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from rewardserve.model.backends import ModelSpec
-from rewardserve.model.backends.engine_choice import choose
+from rewardserve.model.backends.engine_choice import choose_engine
 from rewardserve.model.backends.packed import PackedScorer
-from rewardserve.model.backends.packed.prefix_cache import Beginning
+from rewardserve.model.backends.packed.prefix_cache import CachedPrefix
 from rewardserve.model.network import RewardNetwork
 from rewardserve.model.scorer import TokenBatch
 from tests.unit.model.test_network import VOCAB, alone, make
@@ -74,7 +74,9 @@ def batches(where: str) -> list[list[list[int]]]:
 def test_good_rows_score_as_alone_among_and_after_rows_that_overflow(dtype, engine: str, where: str):
     network = overflowing(dtype)
     reference = copy.deepcopy(network)
-    scorer, _ = choose(network, ModelSpec(engine=engine, prefix_cache_bytes=2**26), pad_id=OVERFLOWS, max_tokens=256)
+    scorer, _ = choose_engine(
+        network, ModelSpec(engine=engine, prefix_cache_bytes=2**26), pad_id=OVERFLOWS, max_tokens=256
+    )
     assert isinstance(scorer, PackedScorer) == (engine == "auto")
     for batch in batches(where):
         done = scorer.score(TokenBatch(tuple(map(tuple, batch)))).rows
@@ -88,21 +90,21 @@ def test_good_rows_score_as_alone_among_and_after_rows_that_overflow(dtype, engi
 
 
 def assert_only_finite_keys(scorer: PackedScorer) -> None:
-    kept: list[Beginning] = list(scorer.prefixes._kept.values())
+    kept: list[CachedPrefix] = list(scorer.prefix_cache._kept.values())
     assert kept, "the prompts of good rows are kept"
-    assert all(x.isfinite().all() for beginning in kept for layer in beginning.layers for x in layer)
-    assert not any(OVERFLOWS.to_bytes(4, "little") in beginning.key for beginning in kept)
+    assert all(x.isfinite().all() for cached_prefix in kept for layer in cached_prefix.layers for x in layer)
+    assert not any(OVERFLOWS.to_bytes(4, "little") in cached_prefix.key for cached_prefix in kept)
 
 
 def test_a_kept_beginning_that_makes_a_row_not_finite_is_computed_anew_and_forgotten():
     network = make("llama")
     reference = copy.deepcopy(network)
-    scorer, _ = choose(network, ModelSpec(prefix_cache_bytes=2**26), pad_id=4, max_tokens=256)
+    scorer, _ = choose_engine(network, ModelSpec(prefix_cache_bytes=2**26), pad_id=4, max_tokens=256)
     rows = [(*PROMPT, 100 + i) for i in range(4)]
     scorer.score(TokenBatch(tuple(rows[:2])))
     with torch.inference_mode():
-        for beginning in scorer.prefixes._kept.values():
-            for keys, _ in beginning.layers:
+        for cached_prefix in scorer.prefix_cache._kept.values():
+            for keys, _ in cached_prefix.layers:
                 keys.fill_(math.nan)
     for row in (rows[2], rows[3]):
         done = scorer.score(TokenBatch((row,)))
@@ -111,6 +113,6 @@ def test_a_kept_beginning_that_makes_a_row_not_finite_is_computed_anew_and_forgo
 
 def test_the_check_at_load_packs_a_model_that_overflows_on_some_token():
     network = overflowing(torch.float32)
-    scorer, notes = choose(network, ModelSpec(), pad_id=4, max_tokens=256)
+    scorer, notes = choose_engine(network, ModelSpec(), pad_id=4, max_tokens=256)
     assert (scorer.name, notes) == ("packed", ())
     assert VOCAB > OVERFLOWS

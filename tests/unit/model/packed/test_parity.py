@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rewardserve.model.backends import ModelSpec
-from rewardserve.model.backends.engine_choice import choose
+from rewardserve.model.backends.engine_choice import choose_engine
 from rewardserve.model.backends.packed import PackedScorer
 from rewardserve.model.network import RewardNetwork
 from rewardserve.model.scorer import TokenBatch
@@ -43,7 +43,7 @@ def packed(network: RewardNetwork, **options) -> Iterator[PackedScorer]:
     try:
         yield scorer
     finally:
-        scorer.leave()
+        scorer.uninstall()
 
 
 def scores_of(scorer: PackedScorer, rows: list[list[int]]) -> torch.Tensor:
@@ -88,7 +88,7 @@ def test_a_row_scores_the_same_after_a_beginning_from_an_earlier_batch(architect
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_is_packed_and_all_but_gpt2_trimmed(architecture: str):
-    scorer, notes = choose(make(architecture), ModelSpec(), pad_id=4, max_tokens=256)
+    scorer, notes = choose_engine(make(architecture), ModelSpec(), pad_id=4, max_tokens=256)
     assert isinstance(scorer, PackedScorer)
     is_whole = any(note.startswith("the last layer is computed whole") for note in notes)
     assert is_whole == (architecture in WHOLE_LAST_LAYER) == bool(notes)
@@ -98,14 +98,14 @@ def test_every_architecture_is_packed_and_all_but_gpt2_trimmed(architecture: str
 def test_the_engine_that_is_chosen_gives_the_scores_of_rows_alone(architecture: str):
     network, rows = make(architecture), [*rows_of_groups(), *ragged_rows()]
     expected = torch.stack([alone(network, row) for row in rows])
-    scorer, _ = choose(network, ModelSpec(prefix_cache_bytes=MANY_BYTES), pad_id=4, max_tokens=256)
+    scorer, _ = choose_engine(network, ModelSpec(prefix_cache_bytes=MANY_BYTES), pad_id=4, max_tokens=256)
     for _ in range(2):
         torch.testing.assert_close(scores_of(scorer, rows), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_one_by_one_the_bits_of_a_score_do_not_depend_on_the_others(architecture: str):
-    scorer, _ = choose(make(architecture), ModelSpec(deterministic=True), pad_id=4, max_tokens=256)
+    scorer, _ = choose_engine(make(architecture), ModelSpec(deterministic=True), pad_id=4, max_tokens=256)
     rows = [tuple(row) for row in rows_of_groups()]
     together = scorer.score(TokenBatch(tuple(rows))).rows
     assert [scorer.score(TokenBatch((row,))).rows[0] for row in reversed(rows)] == list(reversed(together))

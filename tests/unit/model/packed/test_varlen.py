@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention import varlen as torchs
 
-from rewardserve.model.backends.packed.attention import Forward
+from rewardserve.model.backends.packed.attention import PackedForward
 from rewardserve.model.backends.packed.kernels import kernel_for
-from rewardserve.model.backends.packed.layout import Keys, Own, Part, lay_out
-from rewardserve.model.backends.packed.tree import apart, plant
+from rewardserve.model.backends.packed.layout import KeyRange, PrefixedTree, SelfSpan, lay_out
+from rewardserve.model.backends.packed.tree import build_prefix_tree, without_sharing
 from rewardserve.model.backends.packed.varlen import flash_varlen
 
 N_IDS, N_POSITIONS, WIDTH = 3, 96, 8
@@ -95,10 +95,10 @@ def alone(row, query, key, value, window) -> torch.Tensor:
     return (scores.softmax(-1) @ v)[:, 0]
 
 
-def beginnings(own: Own, ids, known) -> list[tuple[int, ...]]:
+def beginnings(self_span: SelfSpan, ids, known) -> list[tuple[int, ...]]:
     """For each token of a segment, the row up to it."""
-    spelt = tuple(i for k in own.chain for i in (ids if k.given is None else known[k.given])[k.first : k.last])
-    return [spelt[: own.first_position + n + 1] for n in range(own.queries[1] - own.queries[0])]
+    spelt = tuple(i for k in self_span.chain for i in (ids if k.given is None else known[k.given])[k.first : k.last])
+    return [spelt[: self_span.first_position + n + 1] for n in range(self_span.queries[1] - self_span.queries[0])]
 
 
 rows_of_ids = st.lists(st.lists(st.integers(0, N_IDS - 1), min_size=1, max_size=24).map(tuple), min_size=1, max_size=8)
@@ -118,7 +118,7 @@ def batches(draw):
     n_key_heads=st.sampled_from([1, 2]),
     n_repeat=st.sampled_from([1, 3]),
     window=st.sampled_from([None, None, 4, 30, 90]),
-    tree_of=st.sampled_from([plant, apart]),
+    tree_of=st.sampled_from([build_prefix_tree, without_sharing]),
     kernel=st.sampled_from([varlen_attn, older_varlen_attn]),
     only_last=st.booleans(),
 )
@@ -126,7 +126,7 @@ def test_random_trees_attend_as_each_row_alone(batch, n_key_heads, n_repeat, win
     query, key, value = tables(n_key_heads * n_repeat, 1), tables(n_key_heads, 2), tables(n_key_heads, 3)
     parts, given_kv, whole = [], [], []
     for known, rows in batch:
-        parts.append(Part(tree_of(rows), len(given_kv) if known else None, len(known)))
+        parts.append(PrefixedTree(tree_of(rows), len(given_kv) if known else None, len(known)))
         if known:
             at = range(len(known))
             given_kv.append([(looked_up(key, at, known), looked_up(value, at, known))])
@@ -135,7 +135,7 @@ def test_random_trees_attend_as_each_row_alone(batch, n_key_heads, n_repeat, win
     q, k, v = (looked_up(table, layout.positions, layout.ids) for table in (query, key, value))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torchs, "varlen_attn", kernel)
-        forward = Forward(
+        forward = PackedForward(
             layout, torch.tensor(layout.scored), kernel_for(torch.device("cpu")), flash_varlen(), given=given_kv
         )
         if only_last:
@@ -146,7 +146,7 @@ def test_random_trees_attend_as_each_row_alone(batch, n_key_heads, n_repeat, win
     torch.testing.assert_close(scored_SHE[list(layout.rows)], expected, atol=TOLERANCE, rtol=0)
     if not only_last:  # the tokens before the last ones feed the next layer
         known_ids = [known for known, _ in batch if known]
-        before = [row for own in layout.every.own for row in beginnings(own, layout.ids, known_ids)]
+        before = [row for self_span in layout.every.self_spans for row in beginnings(self_span, layout.ids, known_ids)]
         expected = torch.stack([alone(row, query, key, value, window) for row in before])
         torch.testing.assert_close(out_QHE, expected, atol=TOLERANCE, rtol=0)
 
@@ -155,13 +155,13 @@ def test_what_a_chain_keeps_is_the_rows_own_keys():
     """Keys and values to keep are gathered along the chain of a row, from the given beginning on."""
     key, value = tables(2, 2), tables(2, 3)
     known, row = (0, 1, 2, 1), (2, 2, 0)
-    layout = lay_out([Part(plant([row, (2, 2, 1, 1)]), 0, len(known))])
+    layout = lay_out([PrefixedTree(build_prefix_tree([row, (2, 2, 1, 1)]), 0, len(known))])
     at = range(len(known))
     given_kv = [[(looked_up(key, at, known), looked_up(value, at, known))]]
-    chain = layout.last.own[layout.rows[0]].chain
-    assert chain[0] == Keys(0, len(known), 0)
+    chain = layout.last.self_spans[layout.rows[0]].chain
+    assert chain[0] == KeyRange(0, len(known), 0)
     k, v = (looked_up(table, layout.positions, layout.ids) for table in (key, value))
-    forward = Forward(
+    forward = PackedForward(
         layout, torch.tensor(layout.scored), kernel_for(torch.device("cpu")), None, given=given_kv, kept=[chain]
     )
     forward.attend(k, k, v, 1.0, None, None)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from rewardserve.model.backends import MatmulPrecision, ModelSpec
-from rewardserve.model.backends.engine_choice import choose
-from rewardserve.model.backends.native import Unavailable
+from rewardserve.model.backends.engine_choice import choose_engine
+from rewardserve.model.backends.native import KernelsUnavailable
 from rewardserve.model.backends.packed import packed_layers, weights
 from rewardserve.model.backends.packed.weights import PackedWeights
 from rewardserve.model.scorer import TokenBatch
@@ -122,7 +122,7 @@ def test_a_norm_is_computed_in_one_pass_where_it_is_one(norm: nn.Module, n: int)
 @needs_mkl
 def test_without_compiled_kernels_it_is_mkl_and_the_reason(monkeypatch):
     def not_compiled():
-        raise Unavailable("not compiled", tells=True)
+        raise KernelsUnavailable("not compiled", is_actionable=True)
 
     monkeypatch.setattr(weights, "load", not_compiled)
     packed = PackedWeights(layers(bias=False), "high")
@@ -132,7 +132,7 @@ def test_without_compiled_kernels_it_is_mkl_and_the_reason(monkeypatch):
 @needs_mkl
 def test_a_cpu_that_has_no_amx_is_nothing_to_complain_about(monkeypatch):
     def too_old():
-        raise Unavailable("no AMX", tells=False)
+        raise KernelsUnavailable("no AMX", is_actionable=False)
 
     monkeypatch.setattr(weights, "load", too_old)
     assert PackedWeights(layers(bias=False), "high").note is None
@@ -146,7 +146,7 @@ def test_weights_in_half_precision_are_left_alone():
 def test_a_chosen_engine_holds_its_weights_once_and_scores_as_before():
     network, row = make("llama"), tuple(range(5, 60))
     expected, n = alone(network, list(row)).item(), sum(p.numel() for p in network.parameters())
-    scorer, _ = choose(network, ModelSpec(), pad_id=4, max_tokens=256)
+    scorer, _ = choose_engine(network, ModelSpec(), pad_id=4, max_tokens=256)
     held = {m.weight.untyped_storage().nbytes() for m in network.backbone.modules() if isinstance(m, nn.Linear)}
     assert held == {4}, "one number, seen as a whole matrix"
     assert sum(p.numel() for p in network.parameters()) == n

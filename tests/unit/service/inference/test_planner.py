@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rewardserve.model.common_prefix import key_of
+from rewardserve.model.common_prefix import row_key
 from rewardserve.service.inference.planner import BatchLimits, QueueEntry, plan
 
 NO_LINGER = BatchLimits(max_tokens=100, linger_s=0.0)
@@ -82,7 +82,7 @@ def test_a_full_batch_does_not_wait():
 
 
 def rows(*token_lists):
-    return [QueueEntry(i, len(ids), float(i), key_of(ids)) for i, ids in enumerate(token_lists)]
+    return [QueueEntry(i, len(ids), float(i), row_key(ids)) for i, ids in enumerate(token_lists)]
 
 
 def with_prefix_group(entries, **limits):

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardserve.model.common_prefix import key_of
+from rewardserve.model.common_prefix import row_key
 from rewardserve.service.inference.score_cache import ScoreCache
 
 IDS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50)
 
 
 def names(cache, *rows):
-    return [cache.digest(key_of(row)) for row in rows]
+    return [cache.digest(row_key(row)) for row in rows]
 
 
 @given(a=IDS, b=IDS)
@@ -24,8 +24,8 @@ def test_rows_have_one_name_exactly_if_they_are_equal(a, b):
 
 @given(a=IDS, b=IDS)
 def test_keys_begin_alike_where_rows_do(a, b):
-    assert key_of(a + b).startswith(key_of(a))
-    assert len(key_of(a)) * len(b) == len(key_of(b)) * len(a)
+    assert row_key(a + b).startswith(row_key(a))
+    assert len(row_key(a)) * len(b) == len(row_key(b)) * len(a)
 
 
 def test_another_version_has_other_names_for_the_same_rows():

@@ -66,7 +66,7 @@ async def test_what_is_let_go_of_is_freed(succession):
 
 async def test_its_memory_goes_back_to_the_kernel_and_only_when_it_has_gone(succession, monkeypatch):
     first, told = weakref.ref(succession.serving.engine.batcher), []
-    monkeypatch.setattr("rewardserve.service.models.registry.give_back_free_memory", lambda: told.append(first()))
+    monkeypatch.setattr("rewardserve.service.models.registry.trim_heap", lambda: told.append(first()))
     await succession.load(ECHO)
     assert told == []
     await succession.load(ECHO)
