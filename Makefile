@@ -21,12 +21,13 @@ SOAK ?=
 MEMORY ?=
 OVERLOAD ?=
 
-.PHONY: help hashes image-digests setup serve test test-vllm test-trainers test-cuda-dry test-architectures test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check docs bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
+.PHONY: help hashes image-digests setup serve test test-sweeps test-vllm test-trainers test-cuda-dry test-architectures test-ray test-faults test-fuzz test-mutants test-docker docker image secrets up check docs bench bench-peers bench-overhead bench-watching bench-load gym gym-report drill soak soak-memory overload scores rules k8s-rules dashboards train-default clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make serve          the server on $(HOST):$(PORT) with the default model (MODEL=, HOST=, PORT=)"
-	@echo "make test           all tests (WORKERS=2)"
+	@echo "make test           the tests (WORKERS=2); FAST=1: the quick unit tests, for the inner loop"
+	@echo "make test-sweeps    every case of the tests of which make test runs some (minutes)"
 	@echo "make test-vllm      the vllm backend against vLLM itself, on the CPU; installs it into .bench/ (minutes)"
 	@echo "make test-trainers  TRL, OpenRLHF, verl, LLaMA-Factory and NeMo-Gym against a live server; installs them into .bench/"
 	@echo "make test-cuda-dry  the CUDA path on a device that computes nothing; installs torch's CUDA build into .bench/ (5 GB)"
@@ -75,9 +76,14 @@ $(VENV)/.ready: pyproject.toml client/pyproject.toml setup.py constraints.txt mo
 serve: setup
 	@REWARD_MODEL="$(MODEL)" REWARD_HOST="$(HOST)" REWARD_PORT="$(PORT)" exec $(BIN)/python -m rewardserve serve
 
+# FAST=1: for the inner loop, the unit tests that take no time. A file's fixtures are made once, by the worker that has it.
 test: setup
 	@$(BIN)/python -m compileall -qq model service training client tests  # for the hundreds of processes that they start
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal  # a file's fixtures are made once, by the worker that has it
+	@$(if $(FAST),SWEEPS=1) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(if $(FAST),-m 'not slow' tests/unit)
+
+# All cases of the tests of which `make test` runs some.
+test-sweeps: setup
+	@SWEEPS=all $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m sweep
 
 # The last line that the installer prints is the Python of vLLM's environment.
 test-vllm: setup

@@ -5,6 +5,8 @@ import os
 # Tests share the cores with each other and with the servers that they start; threads of OpenMP spin while they wait for a core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections import defaultdict
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -16,3 +18,23 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "untimed"))
 
 pytest.register_assert_rewrite("tests.support.scorer_suite")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Keep `n` cases of each test that is marked `sweep(n)`, evenly spaced; a test that is named on the command line keeps all.
+
+    SWEEPS=all keeps all, SWEEPS=1 at most one of each.
+    """
+    asked = os.environ.get("SWEEPS", "")
+    if asked == "all" or any("::" in argument for argument in config.args):
+        return
+    cases = defaultdict(list)
+    for item in items:
+        if (sweep := item.get_closest_marker("sweep")) is not None:
+            n_kept = min(sweep.args[0], 1) if asked == "1" else sweep.args[0]
+            cases[item.parent.nodeid, item.originalname, n_kept].append(item)
+    kept = {id(group[i * len(group) // n]) for (*_, n), group in cases.items() for i in range(min(n, len(group)))}
+    dropped = [item for group in cases.values() for item in group if id(item) not in kept]
+    config.hook.pytest_deselected(items=dropped)
+    left_out = {id(item) for item in dropped}
+    items[:] = [item for item in items if id(item) not in left_out]

@@ -48,6 +48,7 @@ def program(name, files):
     }[name]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["serve", "score", "check"])
 @pytest.mark.parametrize("kib", [100_000, 1_000_000])

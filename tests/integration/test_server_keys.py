@@ -39,6 +39,7 @@ def test_a_file_that_hangs_hangs_no_request(tmp_path):
         assert server.score({"text": "x"}, **AS).status_code == 200
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -107,6 +107,7 @@ def test_a_model_that_cannot_be_loaded_is_said_in_words_and_ends_the_process():
     assert "Traceback" not in said
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("flags", "env", "words"),
     [

@@ -110,6 +110,7 @@ def speak_of_it_everywhere(server):
     server.score({"text": MARKER}, authorization=f"Bearer {MARKER}")
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("log_format", ["json", "text"])
 @pytest.mark.parametrize(
     "model", ["echo", "raises:RuntimeError", "raises:ScorerError", "nan:", "too-few:", "bug-in-encoder:no"]

@@ -303,6 +303,7 @@ PHASES = {
 }
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_signal_outside_of_training_ends_with_a_line_and_leaves_nothing_half_written(
@@ -404,6 +405,7 @@ STAGES = {
 }
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_disk_that_is_full_ends_the_run_in_one_line_and_leaves_nothing_half(
     disk, sft, pairs, capsys, monkeypatch, stage
@@ -498,6 +500,7 @@ def test_a_finished_run_that_is_resumed_keeps_its_weights(tmp_path, sft, pairs):
     assert last_complete(tmp_path / "out" / "steps").name == "checkpoint-4"
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "ema.safetensors"])
 def test_a_run_goes_on_from_the_step_before_one_that_is_damaged(tmp_path, sft, pairs, capsys, name):
     recipe = recipe_in(tmp_path, sft, pairs, **STEPS)
@@ -657,6 +660,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("change", "verb"), [*((change, "train") for change in CHANGES), ("lora, weights", "finish")])
 def test_steps_over_a_model_that_has_changed_are_not_gone_on_from(tmp_path, pairs, capsys, change, verb):
     method, spoil, says = CHANGES[change]

@@ -138,6 +138,7 @@ def one_by_one(encode, samples):
     return outcomes
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @settings(max_examples=150, deadline=None)
 @given(

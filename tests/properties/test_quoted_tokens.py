@@ -167,6 +167,7 @@ def check(encode: Encoder, sample_with, token: str) -> None:
     assert not controls.intersection(quoting[before : len(quoting) - after]), "a quoted token is text"
 
 
+@pytest.mark.sweep(40)
 @pytest.mark.parametrize(("kind", "flags"), WORLDS)
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_in_a_message(kind, flags, template):

@@ -46,6 +46,7 @@ def read_by_all(sent: bytes) -> None:
                 read()
 
 
+@pytest.mark.sweep(9)
 @pytest.mark.parametrize("name", LARGE)
 def test_a_large_body_of_little_meaning_costs_little_memory(name):
     done = subprocess.run(

@@ -71,6 +71,7 @@ def test_a_name_that_could_not_be_shown_is_refused_on_every_route_wherever_it_st
     assert name not in server.client.get("/tripwires").json()["runs"]
 
 
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("name", GOOD, ids=ascii)
 def test_a_name_that_is_accepted_is_shown_blocked_and_acknowledged_by_url(server, name):
     rng, limits = random.Random(7), []

@@ -50,6 +50,7 @@ def rendered(overlay, components, folder):
     return build(folder)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("overlay", SERVING)
 def test_every_combination_of_components_is_of_one_piece(overlay, tmp_path):
     found, n = {}, 0

@@ -134,6 +134,7 @@ def test_it_names_metrics_that_there_are_and_says_what_to_do(alert):
     assert "How sure: " in rule["annotations"]["description"]
 
 
+@pytest.mark.sweep(8)
 @needs_promtool
 @pytest.mark.parametrize("alert", sorted(ILL))
 def test_it_fires_while_something_is_wrong_and_not_before_and_clears_after(alert, tmp_path):

@@ -151,6 +151,7 @@ def seconds(scrapes):
     return SCRAPE_S * scrapes - 5
 
 
+@pytest.mark.sweep(8)
 @needs_promtool
 @pytest.mark.parametrize("wire", sorted(EXPLOITS))
 def test_each_alert_fires_on_its_exploit_and_not_before_and_clears_after(wire, tmp_path):
@@ -167,6 +168,7 @@ def test_each_alert_fires_on_its_exploit_and_not_before_and_clears_after(wire, t
     assert promtool(tmp_path, text_of(WireConfig()), [case(wire, exploited(wire, 1), questions)]) is None
 
 
+@pytest.mark.sweep(2)
 @needs_promtool
 @pytest.mark.parametrize("wire", ["length_high", "judge_injection", "component_share", VOTE])
 def test_it_does_not_matter_how_many_replicas_serve_a_run(wire, tmp_path):

@@ -94,6 +94,7 @@ def test_text_and_ids_begin_with_the_bos_tokens_that_the_template_begins_with(te
         assert list(encode(Sample(input_ids=tuple(row[n:]))).ids) == expected
 
 
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("n_words", [30, 30_000], ids=["tokens", "characters"])
 @pytest.mark.parametrize("talk", TALKS)
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -108,6 +109,7 @@ def test_a_row_that_is_cut_keeps_the_bos_tokens_that_it_had_and_gets_none(templa
     assert list(cut.ids) == expected
 
 
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("talk", TALKS)
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_an_exported_checkpoint_gives_the_same_numbers_in_plain_transformers(tmp_path, template, talk):

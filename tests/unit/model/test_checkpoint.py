@@ -294,6 +294,7 @@ def test_a_folder_without_a_config_is_no_model(tmp_path):
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_we_write_scores_the_same_in_plain_transformers(tmp_path, architecture):
     reward_model(tmp_path / "rm", architecture)

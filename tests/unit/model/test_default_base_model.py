@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -20,6 +21,7 @@ def built(tmp_path_factory):
     return ensure_base_model(1, cache=tmp_path_factory.mktemp("cache"))
 
 
+@pytest.mark.sweep(0)
 def test_the_trunk_is_the_first_layers_of_the_packages_model(built):
     source = base_model._find_gguf()
     whole = AutoModel.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
@@ -71,7 +73,11 @@ def test_a_missing_package_is_named_with_the_command(tmp_path, monkeypatch):
         ensure_base_model(1, cache=tmp_path)
 
 
-def test_a_trunk_that_comes_out_differently_is_refused(tmp_path, monkeypatch):
+def test_a_trunk_that_comes_out_differently_is_refused(built, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        base_model, "_write_weights", lambda _, folder, __: shutil.copytree(built, folder, dirs_exist_ok=True)
+    )
+    monkeypatch.setattr(base_model, "_write_tokenizer", lambda *_: None)
     monkeypatch.setitem(base_model.BASE_MODEL_DIGESTS, 1, "sha256:another")
     with pytest.raises(BaseModelError, match="unpack it differently"):
         ensure_base_model(1, cache=tmp_path)

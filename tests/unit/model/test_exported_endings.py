@@ -95,6 +95,7 @@ def differences(one: list[float], other: list[float]) -> list[float]:
     return [abs(a - b) for a, b in zip(one, other, strict=True)]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("condition", "first", "second", "pad"), ENDINGS)
 def test_an_exported_classifier_scores_every_ending_as_before(tmp_path, condition, first, second, pad):
     tokenizer = tiny_tokenizer(template(condition, first, second), pad=pad)

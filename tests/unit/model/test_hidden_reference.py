@@ -78,6 +78,7 @@ def distances(scorer, rows=ROWS):
 # -- what the engines say ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize(("architecture", "asked"), WAYS)
 def test_every_engine_gives_the_distance_of_the_state_that_a_plain_forward_gives(architecture, asked):
     network, (mean, covariance) = make(architecture), mean_and_covariance()

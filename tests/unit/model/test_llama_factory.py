@@ -93,6 +93,7 @@ def sample_of(talk) -> Sample:
     return Sample(messages=tuple(Message(role, content) for role, content in talk))
 
 
+@pytest.mark.sweep(60)
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("loops", [True, False], ids=["now", "2024"])
@@ -117,6 +118,7 @@ def test_the_ids_are_those_of_its_trainer(kind, name, loops):
         assert list(encode(Sample(input_ids=tuple(expected))).ids) == expected
 
 
+@pytest.mark.sweep(30)
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_prompt_ends_where_the_response_begins(kind, name):
@@ -139,6 +141,7 @@ def _slot_ids(tokenizer, slot, content):
     return tokenizer.encode(slot.replace("{}", content), add_special_tokens=False)
 
 
+@pytest.mark.sweep(30)
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_sample_that_quotes_a_control_token_is_cut_at_the_same_places(kind, name):

@@ -64,6 +64,7 @@ def test_such_a_model_is_served_where_no_row_has_the_pad_token(tmp_path):
     assert loaded.identity.raw(scored) == pytest.approx(by_class(model, tmp_path), abs=1e-5)
 
 
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_no_causal_model_is_taken_for_one(tmp_path, architecture, dtype):

@@ -262,6 +262,7 @@ def language_with_adapter(folder: Path) -> None:
     tiny_tokenizer(CHATML).save_pretrained(folder)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("make", [
     lambda f: classifier(f, pad=PAD),
     lambda f: classifier(f, pad=END),
@@ -278,6 +279,7 @@ def test_an_exported_checkpoint_scores_as_the_one_it_was_made_of_and_in_plain_tr
     assert by_class(model, rendered(tmp_path / "out")) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("make", "is_elsewhere"), [
     (lambda f: classifier(f, pad=PAD), False),
     (lambda f: classifier(f, pad=END), True),

@@ -97,6 +97,7 @@ def test_a_row_whose_prompt_is_cut_keeps_them(prefix, n_words):
     assert list(cut.ids) == [*row[:n], *row[len(row) - 40 + n :]]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_an_exported_checkpoint_gives_the_same_score_in_plain_transformers(tmp_path, prefix):
     sequence_classifier(tmp_path / "rm")

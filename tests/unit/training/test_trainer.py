@@ -356,6 +356,7 @@ def test_an_old_step_checkpoint_goes_only_when_the_new_one_is_complete(tmp_path,
     assert [p.name for p in (tmp_path / "steps").iterdir()] == ["checkpoint-10"]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("overrides", [["optim.max_steps=3"], ["optim.max_steps=-1", "optim.epochs=2.5"]])
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 def test_the_steps_of_a_run_are_counted_as_the_trainer_takes_them(tmp_path, overrides, accumulate):
@@ -387,6 +388,7 @@ def test_a_share_that_is_the_whole_run_is_told(capsys):
 FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "ema.safetensors")
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("length", [None, 0, 20])
 def test_a_step_checkpoint_that_has_lost_a_part_is_not_resumed_from(tmp_path, name, length):

@@ -98,6 +98,7 @@ CHECKPOINTS = {
 }
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("kind", CHECKPOINTS)
 def test_every_kind_of_checkpoint_scores_as_it_does_on_torch(vllm, tmp_path, kind):
     make, as_it_is = CHECKPOINTS[kind]

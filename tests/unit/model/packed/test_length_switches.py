@@ -80,6 +80,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("engine", ["auto", "padded"])
 @pytest.mark.parametrize("name", SWITCHES)

@@ -68,6 +68,7 @@ def batches(where: str) -> list[list[list[int]]]:
     return found
 
 
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("where", ["response", "prompt", "first token", "last token"])
 @pytest.mark.parametrize("engine", ["auto", "padded"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
