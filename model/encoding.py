@@ -283,8 +283,9 @@ class Encoder:
             is_prefix = body.startswith(prompt.text)
             n_prompt_chars = len(prompt.text) if is_prefix else max(0, body.rfind(content))
             cuts = prompt.cuts if is_prefix else self._shared_cuts(prompt, body[:n_prompt_chars])
-            if not self._has_usual_tail(rendering, content, n_prompt_chars if is_prefix else None):
-                body = self._without_tail(rendering, content)
+            n_written = n_prompt_chars if is_prefix else None
+            if not self._has_usual_tail(rendering, content, n_written):
+                body = self._without_tail(rendering, content, n_written)
         if self._slots is not None:
             cuts = (*cuts, n_prompt_chars)
         elif hidden is not None:
@@ -311,14 +312,18 @@ class Encoder:
             return False
         body, content = rendering.removesuffix(tail), content.strip()
         at = body.rfind(content, n_prompt_chars) if content and n_prompt_chars is not None else -1
-        left = body[at + len(content) :].strip() if at >= 0 else ""
-        return not left or self._control_ids.isdisjoint(ids_of(self._fast, left))
+        return at < 0 or self._control_ids.isdisjoint(ids_of(self._fast, body[at + len(content) :]))
 
-    def _without_tail(self, rendering: str, content: str) -> str:
-        """A rendering up to the end of its last content. Raise `InvalidMessages` where the layout's end is not known then."""
-        for part in (content, content.rstrip(), content.strip()):
-            if (at := rendering.rfind(part)) >= 0 and part and self._closed(rendering) is not None:
-                return rendering[: at + len(part)]
+    def _without_tail(self, rendering: str, content: str, n_prompt_chars: int | None) -> str:
+        """A rendering up to the end of its last content. Raise `InvalidMessages` where the layout's end is not known then.
+
+        The content follows the prompt, where that is a beginning of the rendering; the template's own end may contain it too.
+        """
+        n, parts = n_prompt_chars, (content, content.rstrip(), content.strip())
+        ends = [n + len(part) for part in parts if n is not None and rendering.startswith(part, n)]
+        ends += [at + len(part) for part in parts if (at := rendering.rfind(part)) >= 0]
+        if ends and self._closed(rendering) is not None:
+            return rendering[: ends[0]]
         raise InvalidMessages(
             f"the chat template ends this conversation otherwise than with {self.policy.template_tail!r}, so the token at which "
             "its score is read is not known. Let the template end all conversations alike."
@@ -410,8 +415,7 @@ class Encoder:
             return body.removesuffix(self._plain_tail), self._plain_tail == self.policy.end_text
         if not closed and (written := self._plain_tail.rstrip()) and body.rstrip().endswith(written):
             return body.rstrip().removesuffix(written), self._plain_tail == self.policy.end_text
-        ends_in_skipped = self._skip in (self.policy.template_tail.strip(), self.policy.end_text.strip())
-        return body, closed or (is_padded and ends_in_skipped)
+        return body, closed or (is_padded and self.policy.skip_id in self.policy.end_ids)
 
     def _shortened(self, draft: _Draft, options: SampleOptions) -> _Draft:
         """Drop prompt characters that could never fit. The tokens that stay are those of a long prompt's tail."""
@@ -513,7 +517,7 @@ class Encoder:
         if not self._is_control(end) and self._says(ids, self.policy.end_text, len(end) + 2):
             return ids, (), True  # its plain text is one token with the end of the response
         before_padding = end[: len(end) - n_trailing(end, skip)]
-        if n_padding and before_padding and before_padding != end:
+        if n_padding and before_padding:
             if ids[-len(before_padding) :] == before_padding:
                 return ids[: -len(before_padding)], end, True
             if not self._is_control(before_padding) and self._says(

@@ -35,9 +35,6 @@ AREAS = {
             "tests/unit/model/test_encoding.py",
             "tests/unit/model/test_endings_in_part.py",
             "tests/unit/model/test_endings_that_vary.py",
-            "tests/unit/model/test_templates.py",
-            "tests/properties/test_encoding_cache.py",
-            "tests/properties/test_quoted_tokens.py",
         ),
     ),
     "policy": Area(

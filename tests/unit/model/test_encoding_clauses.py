@@ -21,7 +21,18 @@ from rewardserve.model.conversation import (
     SampleOptions,
     TokenOutOfVocabulary,
 )
-from rewardserve.model.encoding import Encoded, Encoder, _begin, _Draft, _joined, _n_until, _n_without, _pieces, _rfind
+from rewardserve.model.encoding import (
+    Encoded,
+    Encoder,
+    _begin,
+    _Draft,
+    _joined,
+    _n_until,
+    _n_without,
+    _pieces,
+    _Prompt,
+    _rfind,
+)
 from rewardserve.model.layout_rules import LAYOUT_RULES
 from rewardserve.model.templates.chat_template import ChatTemplate, ConversationTooSlow, EncodingPolicyError
 from rewardserve.model.tokenization.encoding_policy import infer_policy
@@ -248,6 +259,63 @@ def test_ids_of_a_template_whose_ending_varies_are_closed_as_openrlhf_closes_tex
     assert encoder(tokenizer, CLASSIFIER)(Sample(input_ids=quoted)).ids == quoted
 
 
+@pytest.mark.parametrize("finish", ["stop", "length"])
+def test_padding_closes_a_row_whose_ending_ends_in_it(finish):
+    tokenizer = letters(template=turns("#<s>"))
+    pad = named(tokenizer, ("<s>",))[0]
+    encode = encoder(tokenizer, CLASSIFIER, pad_id=pad)
+    row = named(tokenizer, "ab#")
+    for closed in ("ab#<s>", "ab#<s><s>", "ab<s><s>"):
+        assert encode(Sample(text=closed, finish_reason=finish)) == Encoded(row, 0)
+        assert encode(Sample(input_ids=ids(tokenizer, closed), finish_reason=finish)) == Encoded(row, 0)
+    own, end = row, named(tokenizer, "#")
+    for sample in (Sample(text="ab#", finish_reason=finish), Sample(input_ids=row, finish_reason=finish)):
+        expected = Encoded(own, 0, missing_end=True) if finish == "length" else Encoded(own + end, 0)
+        assert encode(sample) == expected, "without padding it is the response's"
+
+
+def test_padding_that_ends_no_turn_closes_none():
+    tokenizer = letters(template=turns("</s>"))
+    pad = named(tokenizer, ("<s>",))[0]
+    for pad_id, row, missing in (
+        (tokenizer.eos_token_id, named(tokenizer, "ab"), False),
+        (pad, named(tokenizer, "ab"), True),
+    ):
+        encode = encoder(tokenizer, CLASSIFIER, pad_id=pad_id)
+        given = (*row, pad_id, pad_id)
+        for sample in (Sample(text=tokenizer.decode(given)), Sample(input_ids=given)):
+            assert encode(replace(sample, finish_reason="length")) == Encoded(row, 0, missing_end=missing)
+
+
+@pytest.mark.parametrize(("layout", "end"), [("openrlhf", (" ", "</s>")), (CLASSIFIER, ("#", "<s>"))])
+def test_a_row_that_has_nothing_between_its_prompt_and_its_ending_is_empty(layout, end):
+    tokenizer = letters(template=turns("\n" if layout == "openrlhf" else "#<s>"))
+    encode = encoder(tokenizer, layout, pad_id=named(tokenizer, ("<s>",))[0])
+    for n in range(1, 4):
+        prompt = named(tokenizer, "a" * n + "|")
+        with pytest.raises(EmptyResponse):
+            encode(Sample(input_ids=(*prompt, *named(tokenizer, end))))
+
+
+def test_an_ending_of_plain_text_is_compared_with_its_spaces():
+    tokenizer = letters(template=turns(" #"))
+    encode = encoder(tokenizer, CLASSIFIER)
+    row = named(tokenizer, ("<s>", *"abc#"))
+    assert encode(Sample(input_ids=row)).ids == (*row, *named(tokenizer, " #"))
+
+
+def test_white_space_of_an_ending_in_plain_text_may_be_left_out():
+    tokenizer = letters(template=turns("##\n"))
+    row = named(tokenizer, "x##\n")
+    eos = tokenizer.eos_token_id
+    for text in ("x##\n", "x##", "x## "):
+        for finish in ("stop", "length"):
+            assert encoder(tokenizer, CLASSIFIER)(Sample(text=text, finish_reason=finish)) == Encoded(row, 0)
+        encode = encoder(tokenizer, "trl_value_head")
+        assert encode(Sample(text=text)) == Encoded((*row, eos), 0)
+        assert encode(Sample(text=text, finish_reason="length")) == Encoded(row[:1], 0, missing_end=True)
+
+
 # -- ids ----------------------------------------------------------------------------------------------------------------
 
 
@@ -342,6 +410,29 @@ def test_the_beginning_of_a_response_may_be_one_token_with_what_stands_before_it
             encode(Sample(input_ids=(*head, *named(tokenizer, (blank, "\n", " ")))))
     row = (*head, *named(tokenizer, (":x",)))
     assert encode(Sample(input_ids=row)) == Encoded((*row, *named(tokenizer, ("|", "</s>"))), 0)
+
+
+def test_the_white_space_that_begins_a_response_may_be_one_token_with_more_of_it():
+    between = "{% for m in messages %}{{ m['content'] + ('' if loop.last else '|\n') }}{% endfor %}"
+    template = between + "{{ '|\n' if add_generation_prompt }}"
+    tokenizer = letters(("\n", " "), template=template)
+    encode = encoder(tokenizer)
+    assert encode.policy.response_start == "|\n"
+    for blank in ("\n", "\n ", "\n \n"):
+        with pytest.raises(EmptyResponse):
+            encode(Sample(input_ids=ids(tokenizer, "a|" + blank)))
+    assert encode(Sample(input_ids=ids(tokenizer, "a|\n b"))).ids == (*ids(tokenizer, "a|\n b"), tokenizer.eos_token_id)
+
+
+def test_a_response_begins_behind_what_is_written_before_one_that_is_to_come():
+    between = "{% for m in messages %}{{ ('' if loop.first else '|#') + m['content'] }}{% endfor %}"
+    template = between + "{{ '|' if add_generation_prompt }}"
+    tokenizer = letters(template=template)
+    encode = encoder(tokenizer)
+    row = (*named(tokenizer, "a|#b"), tokenizer.eos_token_id)
+    samples = (Sample(prompt="a", response="b"), Sample(text="a|#b"), Sample(input_ids=row))
+    assert [encode(sample) for sample in samples] == [Encoded(row, 2)] * 3
+    assert encode.texts(Sample(text="a|#b")) == ("a|", "#b")
 
 
 # -- the beginning ------------------------------------------------------------------------------------------------------
@@ -524,6 +615,15 @@ def test_the_ids_of_parts_are_joined_and_the_prompt_ends_where_it_is_said():
     assert _joined(flags, [], Ids(1, 2)) == Encoded((101, 102), 0, truncated=True, missing_end=True)
 
 
+def test_cuts_of_a_prompt_are_shared_up_to_where_a_rendering_differs():
+    encode = encoder(tiny_tokenizer(THINKS))
+    prompt = _Prompt("ab<|im_end|>c", (2,), is_quoting=False)
+    for text, cuts in (("ab<|im_end|>d", (2,)), ("ab", ()), ("abc", ()), ("ax<|im_end|>c", ()), ("<|im_end|>ab", ())):
+        assert encode._shared_cuts(prompt, text) == cuts
+    slots = encoder(letters(template=written()), "llama_factory")
+    assert slots._shared_cuts(_Prompt("abc", (1, 2, 3), is_quoting=False), "abd") == (1, 2)
+
+
 def test_small_counts():
     assert [_n_until([1, 3, 4], n, 9) for n in (0, 1, 2, 3, 4)] == [0, 1, 1, 2, 9]
     assert [_n_without(text, "ab") for text in ("", "ab", "xabab", "xaba")] == [0, 0, 1, 4]
@@ -547,6 +647,7 @@ def test_ids_say_a_text_whichever_tokens_it_is_made_of():
     assert encode._says(row, "</s>", 1)
     assert encode._says(row, "b</s>", 3), "white space beside control tokens is the decoder's"
     assert encode._says(row, "a b</s>", 3)
+    assert encode._says(row[1:], "b</s>", 3)
     assert not encode._says(row, "b</s>", 2)
     assert encode._says(row[:2], "b", 1)
     assert not encode._says(row[:3], "b", 3)
@@ -660,7 +761,78 @@ def test_a_response_that_was_cut_off_ends_with_its_last_character_whatever_the_t
         )
 
 
+def test_the_end_of_a_conversation_is_the_usual_one_unless_a_control_token_stands_before_it():
+    encode = encoder(letters(template=turns("|")), CLASSIFIER)
+    for rendering, content, n_prompt, is_usual in (
+        ("p|z|", "z", 2, True),
+        ("p|z", "z", 2, False),
+        ("p|z</s>|", "z", 2, False),
+        ("p|z</s>|", " z ", 2, False),
+        ("p|z #|", "z", 2, True),
+        ("p|z \n|", "z", 2, True),
+        ("p|</s>|", "", 2, True),
+        ("p|q</s>|", "z", 2, True),
+        ("z|q</s>|", "z", 2, True),
+        ("z</s>|", "z", 0, False),
+        ("zz</s>|", "z", None, True),
+    ):
+        assert encode._has_usual_tail(rendering, content, n_prompt) is is_usual, rendering
+
+
+@pytest.mark.parametrize("content", ["m['content']", "(m['content'] | trim)", "m['content'].rstrip()"])
+def test_a_response_that_was_cut_off_ends_before_the_same_characters_of_the_template(content):
+    template = turns("{{ 'zy </s>' if 'y' in messages[-1]['content'] else 'y' }}").replace("m['content']", content)
+    tokenizer = letters(template=template)
+    encode = encoder(tokenizer, CLASSIFIER)
+    assert encode.policy.ending_varies
+    for response in ("y", "zy", " zy", "  y", "zy ", " zy "):
+        shown = {"trim": response.strip(), "rstrip": response.rstrip()}
+        body = "p|" + next((shown[name] for name in shown if name in content), response)
+        cut = Sample(prompt="p", response=response, finish_reason="length")
+        assert encode(cut) == Encoded(named(tokenizer, body), 2, missing_end=True)
+        assert encode(replace(cut, finish_reason="stop")).ids == ids(tokenizer, body + "zy </s>")
+
+
+def test_a_response_that_was_cut_off_may_be_all_that_the_template_writes():
+    template = (
+        "{% set content = messages[-1]['content'] %}{% if add_generation_prompt %}{{ content + '|' }}"
+        "{% else %}{{ content + ('</s>' if 'z' in content else '#') }}{% endif %}"
+    )
+    tokenizer = letters(template=template)
+    encode = encoder(tokenizer, CLASSIFIER)
+    cut = Sample(prompt="p", response="z", finish_reason="length")
+    assert encode(cut) == Encoded(named(tokenizer, "z"), 0, missing_end=True)
+    assert encode(replace(cut, finish_reason="stop")) == Encoded(named(tokenizer, ("z", "</s>")), 0)
+
+
+def test_an_empty_response_may_end_otherwise_too():
+    tokenizer = letters(template=turns("{{ '#' if messages[-1]['content'] else '</s>' }}"))
+    encode = encoder(tokenizer, CLASSIFIER)
+    for empty in ("", " "):
+        sample = Sample(prompt="p", response=empty, options=SCORE_EMPTY_OPTIONS)
+        assert encode(sample).ids == ids(tokenizer, "p|" + (" #" if empty else "</s>"))
+
+
 # -- quoted control tokens ----------------------------------------------------------------------------------------------
+
+
+def test_bos_that_a_message_quotes_is_text_beside_that_of_the_template():
+    for template in ("{{ bos_token }}" + turns("</s>"), turns("</s>"), None):
+        tokenizer = letters(template=template)
+        start = (tokenizer.bos_token_id,) if template and "bos_token" in template else ()
+        row = start + named(tokenizer, "<s>a|b" if template else "<s>ab") + (tokenizer.eos_token_id,)
+        assert encoder(tokenizer)(Sample(prompt="<s>a", response="b")).ids == row
+
+
+def test_a_conversation_that_quotes_a_control_token_may_be_cut_off_and_cut():
+    tokenizer = letters(template=turns("</s>"))
+    eos = tokenizer.eos_token_id
+    encode = encoder(tokenizer, max_tokens=8)
+    cut_off = Sample(prompt="a", response="b<s>c", finish_reason="length")
+    assert encode(cut_off) == Encoded(named(tokenizer, "a|b<s>c"), 2, missing_end=True)
+    long = Sample(prompt="a" * 600, response="b<s>c")
+    assert encode(long) == Encoded((*named(tokenizer, "a|b<s>c"), eos), 2, truncated=True)
+    assert encode._tokenize_hidden(replace(encode._text(long), truncated=True), encode._text(long).hidden).truncated
 
 
 def test_a_control_token_in_a_message_is_text():
@@ -844,6 +1016,7 @@ IMITATED = (
     "turns can be imitated: the chat template begins them with plain text ({}), and what a conversation says is plain text "
     "too"
 )
+MAY_END_WITH_EOS = {"<end_of_turn>": "gemma2", "<|role_end|>": "bailing_v2", "<|endofassistant|>": "dots_ocr"}
 NOTES = {
     "nothing": (lambda: encoder(tiny_tokenizer()), ()),
     "tokens without rows": (
@@ -912,6 +1085,21 @@ NOTES = {
         lambda: encoder(letters(("\n", "u"), template=PLAIN), "llama_factory"), (None, IMITATED.format("'assistant:', 'user:'")),
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("end", MAY_END_WITH_EOS)
+@pytest.mark.parametrize("newline", ["", "\n"])
+def test_an_ending_that_llama_factory_may_have_followed_with_eos_is_noted(end, newline):
+    tokenizer = letters(template=written(answer=f"content + {end + newline!r}"))
+    tokenizer.add_special_tokens({"additional_special_tokens": [end]})
+    note = (
+        f"rows end as the chat template writes, with {end!r}. LLaMA-Factory's template {MAY_END_WITH_EOS[end]} ends so too and "
+        "adds EOS, which the chat template does not tell: if it was the one of the training, set the ending to template_and_eos"
+    )
+    rule = LAYOUT_RULES["llama_factory"]
+    assert [each for each in encoder(tokenizer, rule=rule).notes if each.startswith("rows end")] == [note]
+    for other in (replace(rule, tokenizes="whole"), replace(rule, ending="template_and_eos")):
+        assert not any(each.startswith("rows end") for each in encoder(tokenizer, rule=other).notes)
 
 
 def with_tokens(n: int):
