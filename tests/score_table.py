@@ -228,7 +228,7 @@ def trl_value_head(folder: Path, fast: PreTrainedTokenizerFast, template: Templa
 def ours_full(folder: Path, fast: PreTrainedTokenizerFast, template: Template) -> Result:
     """What `rewardserve train` writes for all weights, scored by transformers, TRL and OpenRLHF with its own chat template."""
     start = _start(folder, fast)
-    exporting.checkpoint(folder, start, PROBES)
+    exporting.export_checkpoint(folder, start, PROBES)
     return _elsewhere(folder)
 
 
@@ -240,17 +240,17 @@ def ours_lora(folder: Path, fast: PreTrainedTokenizerFast, template: Template) -
     for name, parameter in start.network.named_parameters():
         if "lora_" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-    exporting.checkpoint(folder, start, PROBES)
+    exporting.export_checkpoint(folder, start, PROBES)
     return _elsewhere(folder)
 
 
 def ours_heads(folder: Path, fast: PreTrainedTokenizerFast, template: Template) -> Result:
     """Heads alone over their base model; the reference is the full checkpoint of the same weights, scored elsewhere."""
     start = _start(folder, fast)
-    exporting.heads(folder, start, str(start.folder))
-    exporting.contract(folder, start, PROBES)
+    exporting.export_heads(folder, start, str(start.folder))
+    exporting.export_contract(folder, start, PROBES)
     whole = folder.parent / f"{folder.name}-whole"
-    exporting.checkpoint(whole, start, PROBES)
+    exporting.export_checkpoint(whole, start, PROBES)
     return _elsewhere(whole)
 
 

@@ -23,12 +23,12 @@ from rewardserve.training.calibrate import NothingToFit
 from rewardserve.training.config import Config, ConfigError
 from rewardserve.training.data import DataError
 from rewardserve.training.errors import RunFailed, Stopped, explain
-from rewardserve.training.sequences import EncodingFailed
+from rewardserve.training.sequences import PairEncodingError
 
 _EXPECTED = (
     ConfigError,
     DataError,
-    EncodingFailed,
+    PairEncodingError,
     CheckpointError,
     CalibrationError,
     EncodingPolicyError,

@@ -105,8 +105,8 @@ class ModelConfig:
     """Which weights training starts from. `start: backbone` is an SFT model (fresh head), `reward` a reward model.
 
     `head_weights` weigh the *normalised* heads in the one reward. `n_layers` keeps only the first layers of the
-    trunk. `dtype` is that of the weights that do not learn; those that do are float32. `head_init` is for a fresh head:
-    `random`, or `logistic`: the ridge-penalised logistic regression of each head on the frozen trunk's features, which
+    backbone. `dtype` is that of the weights that do not learn; those that do are float32. `head_init` is for a fresh head:
+    `random`, or `logistic`: the ridge-penalised logistic regression of each head on the frozen backbone's features, which
     full and LoRA training then go on from. `head_l2` is its ridge: one number, or one a head. `allow_pickle`: the weights
     need not be safetensors. `ignore_checkpoint_code`: a model that names code of its own (auto_map) is read without it.
     """
@@ -326,7 +326,7 @@ class MethodConfig:
 class OutputConfig:
     """Where the run writes: `checkpoint/`, `report.html`, `logs/` (TensorBoard), `steps/` (to resume from).
 
-    `adapter`: also what was learnt alone, over the base model by name: `adapter/` of LoRA, `heads/` of a frozen trunk.
+    `adapter`: also what was learnt alone, over the base model by name: `adapter/` of LoRA, `heads/` of a frozen backbone.
     """
 
     folder: str
@@ -380,7 +380,7 @@ class Config:
     def __post_init__(self) -> None:
         """Raise `ConfigError` where two sections contradict each other."""
         _require_ranges("", self)
-        for idle in _IDLE:
+        for idle in _UNUSED:
             idle.refuse(self)
         for source in (*self.data.sources, *self.data.eval_sources):
             if source.head and source.head not in self.model.heads:
@@ -404,7 +404,7 @@ class Config:
 
 
 @dataclass(frozen=True, slots=True)
-class _Idle:
+class _UnusedSettings:
     """Settings that do nothing in some recipes, where another value than the default is a mistake."""
 
     settings: tuple[str, ...]
@@ -424,31 +424,33 @@ class _Idle:
 _STEPS_ONLY = tuple(f"loss.{f.name}" for f in fields(LossConfig)) + tuple(
     f"optim.{f.name}" for f in fields(OptimConfig) if f.name not in ("epochs", "max_steps")
 )
-_IDLE = (
-    _Idle(_STEPS_ONLY, lambda c: c.optim.epochs == 0, "optim.epochs: 0, which takes no step"),
-    _Idle(
+_UNUSED = (
+    _UnusedSettings(_STEPS_ONLY, lambda c: c.optim.epochs == 0, "optim.epochs: 0, which takes no step"),
+    _UnusedSettings(
         ("method.rank", "method.alpha", "method.dropout", "method.targets", "method.layers"),
         lambda c: c.method.name != "lora",
         "method.name other than lora",
     ),
-    _Idle(("model.n_layers",), lambda c: c.model.start == "reward", "model.start: reward, which is read whole"),
-    _Idle(("model.head_l2",), lambda c: c.model.head_init == "random", "model.head_init: random"),
-    _Idle(
+    _UnusedSettings(
+        ("model.n_layers",), lambda c: c.model.start == "reward", "model.start: reward, which is read whole"
+    ),
+    _UnusedSettings(("model.head_l2",), lambda c: c.model.head_init == "random", "model.head_init: random"),
+    _UnusedSettings(
         ("optim.warmup",),
         lambda c: c.optim.schedule == "constant",
         "optim.schedule: constant (constant_with_warmup has one)",
     ),
-    _Idle(
+    _UnusedSettings(
         ("optim.batch_pairs",),
         lambda c: c.optim.batching == "grouped",
         "optim.batching: grouped (set optim.batch_sequences)",
     ),
-    _Idle(
+    _UnusedSettings(
         ("optim.batch_sequences",),
         lambda c: c.optim.batching == "shuffled",
         "optim.batching: shuffled (set optim.batch_pairs)",
     ),
-    _Idle(
+    _UnusedSettings(
         ("optim.precision",), lambda c: c.method.name == "frozen", "method.name: frozen, whose heads learn in float32"
     ),
 )

@@ -47,14 +47,14 @@ def progress(
     if console.is_terminal and is_first_process():
         yield from track(items, label, console=console, transient=True, total=None if unit else total)
         return
-    lines = Lines(label, total, unit)
+    lines = ProgressLines(label, total, unit)
     for item in items:
         yield item
         lines.advance(size(item))
     lines.end()
 
 
-class Lines:
+class ProgressLines:
     """Progress as lines: the first at once, then one every `EVERY_S`, and the last where there was one between."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The story of a cross-validation: every pair is judged once, by a model of the same recipe that never saw its group.
+"""Cross-validation: every pair is judged once, by a model of the same recipe that never saw its group.
 
 `folds` says who is held out when; the steps of a run are those of `workflow`.
 """
@@ -29,8 +29,8 @@ from rewardserve.training import (
     workflow,
 )
 from rewardserve.training.config import Config, ConfigError
-from rewardserve.training.evaluate import Floats, Metrics
-from rewardserve.training.finish import Tables
+from rewardserve.training.evaluate import Floats, SliceMetrics
+from rewardserve.training.finish import EncodedData
 from rewardserve.training.sequences import PairTable
 from rewardserve.training.trainer import check_optimizer
 
@@ -38,44 +38,44 @@ _MOST_FOLDS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class CrossValidationResult:
     """What a cross-validation found: a line of figures and the accuracies of the groups, for each slice."""
 
-    metrics: tuple[Metrics, ...]
-    crossed: tuple[Metrics, ...]
+    metrics: tuple[SliceMetrics, ...]
+    crossed: tuple[SliceMetrics, ...]
     by_group: tuple[tuple[float, ...], ...]
     page: Path
 
 
-def crossvalidate(config: Config, n_folds: int) -> Result:
+def crossvalidate(config: Config, n_folds: int) -> CrossValidationResult:
     """Train and judge `n_folds` times; write `crossvalidation.json` and `.html`. Raise `ConfigError`."""
     _refuse(config, n_folds)
-    with run_folder.locked(Path(config.output.folder)):
+    with run_folder.lock_folder(Path(config.output.folder)):
         return _crossvalidate(config, n_folds)
 
 
-def _crossvalidate(config: Config, n_folds: int) -> Result:
+def _crossvalidate(config: Config, n_folds: int) -> CrossValidationResult:
     timer = finish.RunTimer()
     check_optimizer(config)
     # Every pair of the sources is held out once; the recipe's own held-out share has no part in it.
     config = replace(config, data=replace(config.data, eval_fraction=0.0))
     torch.manual_seed(config.seed)
-    start = workflow.begin(config)
-    workflow.say_not_adapted(config, start)
+    start = workflow.load_start(config)
+    workflow.print_not_adapted(config, start)
     notes = {"notes": list(start.notes)} if start.notes else {}
     tables = workflow.encode(config, start, in_folds=True)
     table = tables.train
-    fold_P = folds.deal(table.pairs, n_folds, config.data.salt)
-    folds.refuse_lonely_heads(table, fold_P, config.model.heads)
+    fold_P = folds.assign_folds(table.pairs, n_folds, config.data.salt)
+    folds.refuse_heads_in_one_fold(table, fold_P, config.model.heads)
     features = workflow.features(config, start, table)
     fresh = _restored(start) if _is_cached(config) else _read_again(config)
     del start
     scores_of: dict[int, Floats] = {}
     n_leaked = 0
     for fold in sorted(set(fold_P)):
-        held_in, held_out = folds.halves(table, fold_P, fold)
+        held_in, held_out = folds.split_fold(table, fold_P, fold)
         n_before = len(held_in)
-        held_in, overlap = leakage.remove(held_in, held_out, renumber=False)
+        held_in, overlap = leakage.remove_overlap(held_in, held_out, renumber=False)
         row_counts.refuse_fold(n_before, overlap, config.data.max_dropped)
         n_leaked += overlap.n_dropped
         folds.refuse_empty(held_in, config.model.heads)
@@ -99,12 +99,12 @@ def _refuse(config: Config, n_folds: int) -> None:
 
 
 def _is_cached(config: Config) -> bool:
-    """Whether the trunk never changes, so that one pass over it serves every fold."""
+    """Whether the backbone never changes, so that one pass over it serves every fold."""
     return config.method.name == "frozen"
 
 
 def _restored(start: Checkpoint) -> Callable[[], Checkpoint]:
-    """The same trunk for every fold, with the heads as they were."""
+    """The same backbone for every fold, with the heads as they were."""
     heads_HD = start.network.heads.weight.detach().clone()
 
     def fresh() -> Checkpoint:
@@ -121,13 +121,13 @@ def _read_again(config: Config) -> Callable[[], Checkpoint]:
         # A Trainer and its network refer to each other in circles: without this, two folds' weights are held at once.
         gc.collect()
         torch.manual_seed(config.seed)
-        return workflow.begin(config)
+        return workflow.load_start(config)
 
     return fresh
 
 
 def _scores(
-    config: Config, start: Checkpoint, tables: Tables, table: PairTable, features: torch.Tensor | None
+    config: Config, start: Checkpoint, tables: EncodedData, table: PairTable, features: torch.Tensor | None
 ) -> Floats:
     """Train on one fold's pairs. What the heads then say of every sequence, `(N, H)`."""
     workflow.initialise_heads(config, start, tables.train, features)
@@ -147,7 +147,9 @@ def _scores(
 # -- what it found ----------------------------------------------------------------------------------------
 
 
-def _report(config: Config, facts: dict[str, Any], pooled: PairTable, scores_NH: Floats, n_leaked: int) -> Result:
+def _report(
+    config: Config, facts: dict[str, Any], pooled: PairTable, scores_NH: Floats, n_leaked: int
+) -> CrossValidationResult:
     names, weights = config.model.heads, config.model.weight_of_head
     judged = evaluate.slices(pooled, scores_NH, names, weights)
     crossed = finish.figures(config, evaluate.cross_slices(pooled, scores_NH, names, weights))
@@ -164,10 +166,10 @@ def _report(config: Config, facts: dict[str, Any], pooled: PairTable, scores_NH:
     )  # fmt: skip
     report.write(page, shown)
     run_folder.write_json(page.with_suffix(".json"), _plain(config, facts, metrics, by_group, crossed))
-    return Result(tuple(metrics), tuple(crossed), by_group, page)
+    return CrossValidationResult(tuple(metrics), tuple(crossed), by_group, page)
 
 
-def _facts(config: Config, tables: Tables, n_folds: int) -> dict[str, Any]:
+def _facts(config: Config, tables: EncodedData, n_folds: int) -> dict[str, Any]:
     table = tables.train
     return {
         "made by": f"rewardserve crossvalidate --folds {n_folds}",
@@ -188,9 +190,9 @@ def _facts(config: Config, tables: Tables, n_folds: int) -> dict[str, Any]:
 def _plain(
     config: Config,
     facts: dict[str, Any],
-    metrics: Sequence[Metrics],
+    metrics: Sequence[SliceMetrics],
     by_group: Sequence[tuple[float, ...]],
-    crossed: Sequence[Metrics],
+    crossed: Sequence[SliceMetrics],
 ) -> dict[str, Any]:
     """The result as plain values. Groups have no names here: a group may be called by a text that is not ours to show."""
     lines = [

@@ -39,7 +39,7 @@ class BadRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
+class SourcePairs:
     """What one source gave: its pairs, the rows that make none, and `n_spare` pairs beyond `max_pairs`.
 
     `notes` say how the columns were read.
@@ -59,7 +59,7 @@ class Split:
 
     train: tuple[Pair, ...]
     held_out: tuple[Pair, ...]
-    read: tuple[Pairs, ...]
+    read: tuple[SourcePairs, ...]
     n_same_group: int = 0
 
     @property
@@ -147,7 +147,7 @@ def digest(pairs: Sequence[Pair]) -> str:
     return "sha256:" + whole.hexdigest()
 
 
-def read_source(source: SourceConfig, *, head: str, salt: str = "", cache: str | None = None) -> Pairs:
+def read_source(source: SourceConfig, *, head: str, salt: str = "", cache: str | None = None) -> SourcePairs:
     """All pairs of one source, at most `max_pairs` of them (those with the lowest digest), and its bad rows."""
     pairs: list[Pair] = []
     bad: list[BadRow] = []
@@ -159,10 +159,12 @@ def read_source(source: SourceConfig, *, head: str, salt: str = "", cache: str |
         except FieldError as error:
             bad.append(BadRow(row.file, row.line, error.field, str(error)))
     kept = tuple(_at_most(pairs, source.max_pairs, salt))
-    return Pairs(source.path, kept, len(rows), tuple(bad), len(pairs) - len(kept), tuple(source_columns.notes(found)))
+    return SourcePairs(
+        source.path, kept, len(rows), tuple(bad), len(pairs) - len(kept), tuple(source_columns.notes(found))
+    )
 
 
-def _read_all(all_sources: Iterable[SourceConfig], config: DataConfig, default_head: str) -> list[Pairs]:
+def _read_all(all_sources: Iterable[SourceConfig], config: DataConfig, default_head: str) -> list[SourcePairs]:
     read = [read_source(s, head=s.head or default_head, salt=config.salt, cache=config.cache) for s in all_sources]
     bad = tuple(b for r in read for b in r.bad)
     if bad and config.on_bad_row == "raise":

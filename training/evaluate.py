@@ -23,7 +23,7 @@ ALL = "(all)"
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class ScoredPairs:
     """Scored pairs of one slice. `chars` are lengths of the responses' texts; `group` numbers the groups.
 
     `score_N` and `tokens_N` are of the distinct responses of the slice.
@@ -46,7 +46,7 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Metrics:
+class SliceMetrics:
     """One line of the report. A tie counts half. `accuracy_low` and `_high`: bootstrap over groups, 95 %.
 
     `longer` and `shorter` are the accuracies of choosing the longer or the shorter text. The `_calibrated`
@@ -72,7 +72,7 @@ class Metrics:
     length_spearman: float
 
 
-def judge(judged: Judged, *, n_bootstrap: int = 1000) -> Metrics:
+def slice_metrics(judged: ScoredPairs, *, n_bootstrap: int = 1000) -> SliceMetrics:
     """All figures of one slice."""
     diff_P = judged.diff_P
     won_P = wins(diff_P)
@@ -80,7 +80,7 @@ def judge(judged: Judged, *, n_bootstrap: int = 1000) -> Metrics:
     longer_P = wins(judged.chosen_chars_P - judged.rejected_chars_P)
     cooled_P = cross_fitted(diff_P, judged.group_P)
     log_tokens_N = np.log(judged.tokens_N)
-    return Metrics(
+    return SliceMetrics(
         head=judged.head,
         source=judged.source,
         n_pairs=len(diff_P),
@@ -101,11 +101,13 @@ def judge(judged: Judged, *, n_bootstrap: int = 1000) -> Metrics:
     )
 
 
-def slices(table: PairTable, scores_NH: Floats, head_names: Sequence[str], weights: Sequence[float]) -> list[Judged]:
+def slices(
+    table: PairTable, scores_NH: Floats, head_names: Sequence[str], weights: Sequence[float]
+) -> list[ScoredPairs]:
     """Each head on the pairs that are its own, by source and together; of several heads the combined score on all."""
     heads = np.array([p.head for p in table.pairs])
     sources = np.array([p.source for p in table.pairs])
-    found: list[Judged] = []
+    found: list[ScoredPairs] = []
     for h, head in enumerate(head_names):
         own_P = heads == head
         names = sorted(set(sources[own_P].tolist()))
@@ -120,13 +122,13 @@ def slices(table: PairTable, scores_NH: Floats, head_names: Sequence[str], weigh
 
 def cross_slices(
     table: PairTable, scores_NH: Floats, head_names: Sequence[str], weights: Sequence[float]
-) -> list[Judged]:
+) -> list[ScoredPairs]:
     """Each head on the pairs of the others, by source; and the combined score on each source."""
     if len(head_names) < 2:
         return []
     heads = np.array([p.head for p in table.pairs])
     sources = np.array([p.source for p in table.pairs])
-    found: list[Judged] = []
+    found: list[ScoredPairs] = []
     for h, head in enumerate(head_names):
         foreign_P = heads != head
         for name in sorted(set(sources[foreign_P].tolist())):
@@ -136,19 +138,19 @@ def cross_slices(
     return found + [_slice(table, score_N, sources == name, COMBINED, name) for name in names]
 
 
-def accuracy_by_group(judged: Judged) -> Floats:
+def accuracy_by_group(judged: ScoredPairs) -> Floats:
     """The accuracy of each group, `(G,)`."""
     _, number_P = np.unique(judged.group_P, return_inverse=True)
     won_G: Floats = np.bincount(number_P, weights=wins(judged.diff_P)) / np.bincount(number_P)
     return won_G
 
 
-def _slice(table: PairTable, score_N: Floats, in_P: Floats, head: str, source: str) -> Judged:
+def _slice(table: PairTable, score_N: Floats, in_P: Floats, head: str, source: str) -> ScoredPairs:
     numbers = np.flatnonzero(in_P).tolist()
     chosen, rejected = ([side[i] for i in numbers] for side in (table.chosen, table.rejected))
     used = sorted({*chosen, *rejected})
     number_of_group: dict[str, int] = {}
-    return Judged(
+    return ScoredPairs(
         head=head,
         source=source,
         chosen_P=score_N[chosen],

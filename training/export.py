@@ -37,7 +37,7 @@ _VERSIONS = ("torch", "transformers", "tokenizers", "peft", "accelerate", "datas
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-def checkpoint(folder: Path, trained: Checkpoint, probes: Sequence[Sample]) -> ScoringContract:
+def export_checkpoint(folder: Path, trained: Checkpoint, probes: Sequence[Sample]) -> ScoringContract:
     """Write the one layout, adapters merged, and its contract; the scores in it come from what was read back."""
     merge(trained.network)
     write(
@@ -48,7 +48,7 @@ def checkpoint(folder: Path, trained: Checkpoint, probes: Sequence[Sample]) -> S
         calibration=trained.calibration,
         hidden=trained.hidden,
     )
-    return contract(folder, trained, probes)
+    return export_contract(folder, trained, probes)
 
 
 def has_adapter(trained: Checkpoint) -> bool:
@@ -58,14 +58,14 @@ def has_adapter(trained: Checkpoint) -> bool:
     return isinstance(trained.network.backbone, peft.PeftModel)
 
 
-def adapter(folder: Path, trained: Checkpoint, base: str) -> None:
+def export_adapter(folder: Path, trained: Checkpoint, base: str) -> None:
     """Write the LoRA adapter with its head over `base`, in peft's sequence-classification layout.
 
-    To be called before `checkpoint`, which merges the adapter away; `contract` completes the folder.
+    To be called before `export_checkpoint`, which merges the adapter away; `export_contract` completes the folder.
     """
     backbone: Any = trained.network.backbone
     backbone.save_pretrained(str(folder))
-    # Our adapters sit on the bare trunk; a classification model holds the trunk one name further in.
+    # Our adapters sit on the bare backbone; a classification model holds the backbone one name further in.
     inner = "base_model.model."
     outer = f"{inner}{backbone.get_base_model().base_model_prefix}."
     tensors = {n.replace(inner, outer, 1): t for n, t in load_file(folder / _ADAPTER_WEIGHTS).items()}
@@ -82,14 +82,14 @@ def adapter(folder: Path, trained: Checkpoint, base: str) -> None:
     write_calibration(folder, trained.calibration, trained.hidden)
 
 
-def heads(folder: Path, trained: Checkpoint, base: str) -> None:
-    """Write the heads alone over `base`, and the chat template; the base has the tokenizer. `contract` completes the folder."""
+def export_heads(folder: Path, trained: Checkpoint, base: str) -> None:
+    """Write the heads alone over `base`, and the chat template; the base has the tokenizer. `export_contract` completes it."""
     template = exported_template(trained.tokenizer, trained.policy, trained.tokenizer)
     write_heads(folder, trained.network, base=base, template=template)
     write_calibration(folder, trained.calibration, trained.hidden)
 
 
-def contract(folder: Path, trained: Checkpoint, probes: Sequence[Sample]) -> ScoringContract:
+def export_contract(folder: Path, trained: Checkpoint, probes: Sequence[Sample]) -> ScoringContract:
     """Write the contract of a folder under the policy of training. Raise `CheckpointError` if it cannot be read back."""
     policy = trained.policy
     written = write_contract(

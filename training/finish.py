@@ -38,7 +38,7 @@ from rewardserve.training import (
 from rewardserve.training.calibrate import NothingToFit
 from rewardserve.training.config import Config
 from rewardserve.training.console import say, show
-from rewardserve.training.evaluate import Floats, Judged, Metrics
+from rewardserve.training.evaluate import Floats, ScoredPairs, SliceMetrics
 from rewardserve.training.row_counts import RowCounts
 from rewardserve.training.sequences import PairTable, TokenSequence
 
@@ -46,7 +46,7 @@ _N_BAD_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Tables:
+class EncodedData:
     """The encoded pairs of a run, what was read to get them, what became of every row, and how they were encoded."""
 
     split: data.Split
@@ -76,16 +76,16 @@ class RunTimer:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class TrainingRecord:
     """How the weights were made: the verb, since when, the figures `before` training, and the log of its steps."""
 
     verb: str
     timer: RunTimer
-    before: tuple[Metrics, ...] = ()
+    before: tuple[SliceMetrics, ...] = ()
     history: tuple[dict[str, float], ...] = ()
 
 
-def finish(config: Config, trained: Checkpoint, tables: Tables, folder: Path, made: Made) -> Path:
+def finish(config: Config, trained: Checkpoint, tables: EncodedData, folder: Path, made: TrainingRecord) -> Path:
     """Judge on the held-out pairs, calibrate, export and report. Return the checkpoint's folder."""
     network = trained.network.requires_grad_(False).eval()
     scores_NH, hidden_ND = _read(config, trained, tables.held_out)
@@ -114,9 +114,9 @@ def finish(config: Config, trained: Checkpoint, tables: Tables, folder: Path, ma
     say(f"exporting to {out}")
     with ExitStack() as late:
         # Adapter and heads take their places last: one that cannot be read back must not cost the run its checkpoint.
-        alone = _export_alone(config, trained, folder, late)
-        with run_folder.placed(out) as new:
-            contract = export.checkpoint(new, trained, probes)
+        alone = _export_adapter_or_heads(config, trained, folder, late)
+        with run_folder.replace_folder(out) as new:
+            contract = export.export_checkpoint(new, trained, probes)
             export.write_report(new, facts | {"contract": contract.digest} | details)
         facts |= {"contract": contract.digest}
         shown = report.Page(
@@ -131,24 +131,26 @@ def finish(config: Config, trained: Checkpoint, tables: Tables, folder: Path, ma
             # Its contract comes last and is another one; the scores in it are the same.
             if base:
                 export.write_report(part, facts | details | {"base": base, "contract": None})
-            export.contract(part, trained, probes)
+            export.export_contract(part, trained, probes)
     return out
 
 
-def _export_alone(config: Config, trained: Checkpoint, folder: Path, late: ExitStack) -> list[tuple[Path, str | None]]:
+def _export_adapter_or_heads(
+    config: Config, trained: Checkpoint, folder: Path, late: ExitStack
+) -> list[tuple[Path, str | None]]:
     """What was learnt alone, written to where it takes its place later: the adapter before it is merged, or the heads."""
     if config.output.adapter and config.model.n_layers is None and export.has_adapter(trained):
-        new = late.enter_context(run_folder.placed(folder / "adapter"))
-        export.adapter(new, trained, _base_name(config))
+        new = late.enter_context(run_folder.replace_folder(folder / "adapter"))
+        export.export_adapter(new, trained, _base_name(config))
         return [(new, None)]
-    if _heads_alone(config, trained):
-        new = late.enter_context(run_folder.placed(folder / "heads"))
-        export.heads(new, trained, _base_name(config))
+    if _exports_heads(config, trained):
+        new = late.enter_context(run_folder.replace_folder(folder / "heads"))
+        export.export_heads(new, trained, _base_name(config))
         return [(new, _base_name(config))]
     return []
 
 
-def _results(metrics: Sequence[Metrics], uncalibrated: str) -> Iterator[str]:
+def _results(metrics: Sequence[SliceMetrics], uncalibrated: str) -> Iterator[str]:
     """The summary after training, a line a fact."""
     for m in metrics:
         yield (
@@ -161,7 +163,7 @@ def _results(metrics: Sequence[Metrics], uncalibrated: str) -> Iterator[str]:
         yield f"not calibrated: {uncalibrated}"
 
 
-def independence(tables: Tables, checkpoint: Path | None, config: Config | None = None) -> str:
+def independence(tables: EncodedData, checkpoint: Path | None, config: Config | None = None) -> str:
     """What the report says of held-out pairs and training: no more than is known here.
 
     `checkpoint`: a folder that was trained elsewhere, known by the digest of its training pairs or not at all.
@@ -194,18 +196,18 @@ def _read(config: Config, checkpoint: Checkpoint, table: PairTable) -> tuple[Flo
     return scoring.read(checkpoint.network, rows, pad_id=checkpoint.pad_id, batch_tokens=budget, label="held-out pairs")
 
 
-def judge(config: Config, checkpoint: Checkpoint, table: PairTable) -> list[Judged]:
+def score_slices(config: Config, checkpoint: Checkpoint, table: PairTable) -> list[ScoredPairs]:
     """The scored pairs of a table, slice by slice."""
     network = checkpoint.network
     return evaluate.slices(table, score(config, checkpoint, table), network.head_names, network.head_weights)
 
 
-def figures(config: Config, judged: Sequence[Judged]) -> list[Metrics]:
+def figures(config: Config, judged: Sequence[ScoredPairs]) -> list[SliceMetrics]:
     """One line of figures a slice."""
-    return [evaluate.judge(j, n_bootstrap=config.eval.bootstrap) for j in judged]
+    return [evaluate.slice_metrics(j, n_bootstrap=config.eval.bootstrap) for j in judged]
 
 
-def facts_of(config: Config, tables: Tables) -> dict[str, Any]:
+def facts_of(config: Config, tables: EncodedData) -> dict[str, Any]:
     """What was read, kept and dropped: counts, and digests of the data."""
     counts = tables.account
     return {
@@ -283,24 +285,24 @@ def _traits(sequence: TokenSequence, lexicon: Lexicon, encoder: Encoder) -> tupl
 
 
 def _base_name(config: Config) -> str:
-    """How an adapter names the model that training started from. (A trunk that was cut is no model to name.)"""
+    """How an adapter names the model that training started from. (A backbone that was cut is no model to name.)"""
     local = Path(config.model.path)
     return str(local.resolve()) if local.is_dir() else config.model.path
 
 
-def _heads_alone(config: Config, trained: Checkpoint) -> bool:
-    """Whether the trunk is the base as it is, with full weights where its name leads to."""
+def _exports_heads(config: Config, trained: Checkpoint) -> bool:
+    """Whether the backbone is the base as it is, with full weights where its name leads to."""
     untouched = config.method.name == "frozen" and config.model.n_layers is None
     return config.output.adapter and untouched and (trained.folder / "config.json").is_file()
 
 
-def _probes(config: Config, tables: Tables) -> list[Sample]:
+def _probes(config: Config, tables: EncodedData) -> list[Sample]:
     if config.export.probes:
         return export.read_probes(Path(config.export.probes))
     return export.choose_probes(tables.held_out if len(tables.held_out) else tables.train)
 
 
-def summary(metrics: Sequence[Metrics]) -> Mapping[str, float]:
+def summary(metrics: Sequence[SliceMetrics]) -> Mapping[str, float]:
     """The figures that are worth a curve while training runs."""
     names = ("accuracy", "nll", "margin")
     return {f"{m.head}/{m.source}/{name}": getattr(m, name) for m in metrics for name in names}

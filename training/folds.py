@@ -19,7 +19,7 @@ from rewardserve.training.pairs import Pair
 from rewardserve.training.sequences import PairTable, TokenSequence, subset
 
 
-def deal(pairs: Sequence[Pair], n_folds: int, salt: str) -> tuple[int, ...]:
+def assign_folds(pairs: Sequence[Pair], n_folds: int, salt: str) -> tuple[int, ...]:
     """The fold in which each pair is held out. A group is in one fold, whatever sources it comes from.
 
     The groups of each source, in the order of `sha256(f"{salt}:{group}")`, are dealt round robin; with as many folds as
@@ -40,7 +40,7 @@ def deal(pairs: Sequence[Pair], n_folds: int, salt: str) -> tuple[int, ...]:
     return tuple(fold_of[p.group] for p in pairs)
 
 
-def refuse_lonely_heads(table: PairTable, fold_P: Sequence[int], head_names: Sequence[str]) -> None:
+def refuse_heads_in_one_fold(table: PairTable, fold_P: Sequence[int], head_names: Sequence[str]) -> None:
     """Raise `ConfigError` for a head that a fold would leave without a training pair."""
     for head in head_names:
         n = len({fold for fold, pair in zip(fold_P, table.pairs, strict=True) if pair.head == head})
@@ -61,7 +61,7 @@ def refuse_empty(held_in: PairTable, head_names: Sequence[str]) -> None:
         )
 
 
-def halves(table: PairTable, fold_P: Sequence[int], fold: int) -> tuple[PairTable, PairTable]:
+def split_fold(table: PairTable, fold_P: Sequence[int], fold: int) -> tuple[PairTable, PairTable]:
     """The pairs to train on and those held out, over the same numbered sequences: features stay where they are."""
     held_in, held_out = (subset(table, [(f == fold) is held for f in fold_P], renumber=False) for held in (False, True))
     return replace(held_in, dropped={}), replace(held_out, dropped={})

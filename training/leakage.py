@@ -30,7 +30,7 @@ class Overlap:
         )
 
 
-def remove(train: PairTable, held_out: PairTable, *, renumber: bool = True) -> tuple[PairTable, Overlap]:
+def remove_overlap(train: PairTable, held_out: PairTable, *, renumber: bool = True) -> tuple[PairTable, Overlap]:
     """The training pairs that share no response with a held-out pair, and the overlap of both."""
     held = _used_keys(held_out)
     leaks_N = [any(key in held for key in _keys(sequence)) for sequence in train.sequences]

@@ -43,7 +43,7 @@ class CachedNetwork(nn.Module):
 
 
 def adapt(network: RewardNetwork, config: MethodConfig) -> None:
-    """Wrap the backbone in low-rank adapters, in place; they and the head learn, the trunk does not."""
+    """Wrap the backbone in low-rank adapters, in place; they and the head learn, the backbone does not."""
     import peft
 
     lora = peft.LoraConfig(
@@ -117,7 +117,7 @@ def _is_called(name: str, target: str) -> bool:
 def _targets(backbone: nn.Module, config: MethodConfig) -> list[str]:
     """The modules that get an adapter, by their last name, or in full where only some layers do.
 
-    peft's own `layers_to_transform` looks for a name in front of `layers`, which a bare trunk does not have.
+    peft's own `layers_to_transform` looks for a name in front of `layers`, which a bare backbone does not have.
     """
     linear = [n for n, m in backbone.named_modules() if isinstance(m, _LINEAR)]
     wanted = {n.rpartition(".")[2] for n in linear} if config.targets == _ALL_LINEAR else set(config.targets)
@@ -141,7 +141,7 @@ def _layer_of(name: str) -> int | None:
 
 
 def merge(network: RewardNetwork) -> None:
-    """Fold the adapters into the trunk, in place and in float32. Without adapters nothing happens.
+    """Fold the adapters into the backbone, in place and in float32. Without adapters nothing happens.
 
     In half precision most of what was learnt would be rounded away: it is small beside the weights it is added to.
     """

@@ -85,7 +85,7 @@ class PairBatches(Sampler[list[int]]):
     def __init__(self, table: PairTable, config: OptimConfig, *, seed: int, n_ranks: int = 1) -> None:
         self._n_pairs, self._config, self._seed = len(table), config, seed
         self._epoch = 0
-        self._packed = pack(table, config.batch_sequences, seed) if config.batching == "grouped" else None
+        self._packed = pack_groups(table, config.batch_sequences, seed) if config.batching == "grouped" else None
         n = len(self._packed) if self._packed is not None else -(-self._n_pairs // config.batch_pairs)
         self._n_batches = -(-n // n_ranks) * n_ranks
 
@@ -110,7 +110,7 @@ class PairBatches(Sampler[list[int]]):
         return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def pack(table: PairTable, max_sequences: int, seed: int) -> list[list[int]]:
+def pack_groups(table: PairTable, max_sequences: int, seed: int) -> list[list[int]]:
     """Batches that keep the pairs of a group together, at most `max_sequences` distinct sequences each.
 
     Groups are laid one after the other, in a random order, into batches. Which groups share a batch is settled

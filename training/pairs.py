@@ -17,7 +17,7 @@ from rewardserve.model.conversation import Message, Sample, SampleError, check_t
 from rewardserve.training import turns
 from rewardserve.training.config import SourceConfig, shown
 from rewardserve.training.source_columns import SourceColumns, common_text
-from rewardserve.training.sources import Row
+from rewardserve.training.sources import SourceRow
 
 MAX_MARGIN = 1e6
 _NO_USER = "there is no prompt, and chosen and rejected begin with no turn of a user that they share"
@@ -68,7 +68,7 @@ class _Sides:
     prompt_key: str
 
 
-def to_pair(row: Row, columns: SourceColumns, head: str) -> Pair:
+def to_pair(row: SourceRow, columns: SourceColumns, head: str) -> Pair:
     """The pair of one row. Raise `FieldError`."""
     if row.values is None:
         raise FieldError("row", row.error)

@@ -18,7 +18,7 @@ import numpy as np
 
 from rewardserve.model.text.text_files import write_text
 from rewardserve.training import yaml12
-from rewardserve.training.evaluate import PAIRS_A_BIN, Judged, Metrics, cross_fitted, reliability
+from rewardserve.training.evaluate import PAIRS_A_BIN, ScoredPairs, SliceMetrics, cross_fitted, reliability
 
 _CHOSEN, _REJECTED, _LINE = "#2a7f62", "#c4533a", "#3b5b92"
 _STYLE = """
@@ -64,11 +64,11 @@ class Page:
 
     title: str
     facts: Mapping[str, Any]
-    metrics: Sequence[Metrics]
-    before: Sequence[Metrics]
-    judged: Sequence[Judged]
+    metrics: Sequence[SliceMetrics]
+    before: Sequence[SliceMetrics]
+    judged: Sequence[ScoredPairs]
     recipe: Mapping[str, Any]
-    crossed: Sequence[Metrics] = ()
+    crossed: Sequence[SliceMetrics] = ()
     history: Sequence[Mapping[str, float]] = ()
     independence: str = ""
 
@@ -147,12 +147,12 @@ def in_words(value: Any) -> str:
     return str(value)
 
 
-def _table(metrics: Iterable[Metrics]) -> str:
+def _table(metrics: Iterable[SliceMetrics]) -> str:
     head = "".join(f"<th>{html.escape(c)}</th>" for c in _COLUMNS)
     return f'<table class="figures"><tr>{head}</tr>{"".join(map(_line, metrics))}</table>'
 
 
-def _line(m: Metrics) -> str:
+def _line(m: SliceMetrics) -> str:
     mark = "" if m.accuracy > max(m.longer, m.shorter) else "bad"
     interval = f"{m.accuracy_low:.3f}–{m.accuracy_high:.3f}"
     cells = [
@@ -187,7 +187,7 @@ def _drawn(draw: Callable[[Any], None], height: float = 3.8) -> str:
     return base64.b64encode(out.getvalue()).decode()
 
 
-def plots_of(judged: Judged) -> dict[str, str]:
+def plots_of(judged: ScoredPairs) -> dict[str, str]:
     """Rewards of chosen and rejected, reliability before and after temperature, reward over length: a PNG each."""
     kinds = {"rewards": _plot_rewards, "reliability": _plot_reliability, "reward and length": _plot_length}
     return {name: _drawn(partial(draw, judged=judged)) for name, draw in kinds.items()}
@@ -215,7 +215,7 @@ def _plot_curve(axes: Any, name: str, history: Sequence[Mapping[str, float]]) ->
         axes.legend(fontsize="small")
 
 
-def _plot_rewards(axes: Any, judged: Judged) -> None:
+def _plot_rewards(axes: Any, judged: ScoredPairs) -> None:
     bins = np.histogram_bin_edges(np.concatenate([judged.chosen_P, judged.rejected_P]), bins=40)
     axes.hist(judged.chosen_P, bins=bins, alpha=0.6, color=_CHOSEN, label="chosen")
     axes.hist(judged.rejected_P, bins=bins, alpha=0.6, color=_REJECTED, label="rejected")
@@ -223,7 +223,7 @@ def _plot_rewards(axes: Any, judged: Judged) -> None:
     axes.legend()
 
 
-def _plot_reliability(axes: Any, judged: Judged) -> None:
+def _plot_reliability(axes: Any, judged: ScoredPairs) -> None:
     n_pairs = len(judged.diff_P)
     if n_pairs < 2 * PAIRS_A_BIN:
         axes.set(title="Reliability")
@@ -241,7 +241,7 @@ def _plot_reliability(axes: Any, judged: Judged) -> None:
     axes.legend()
 
 
-def _plot_length(axes: Any, judged: Judged) -> None:
+def _plot_length(axes: Any, judged: ScoredPairs) -> None:
     axes.scatter(judged.tokens_N, judged.score_N, s=6, alpha=0.4, color=_LINE, linewidths=0)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:.0f}")

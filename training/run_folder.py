@@ -27,7 +27,7 @@ RESULTS = ("checkpoint", "adapter", "heads", "report.html")
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Hold the folder for this process. Raise `ConfigError` where another one has it, or it cannot be written.
 
     The kernel releases the lock when its process ends, however it ends.
@@ -83,7 +83,7 @@ def refuse_finished(folder: Path) -> None:
 
 
 @contextmanager
-def placed(out: Path) -> Iterator[Path]:
+def replace_folder(out: Path) -> Iterator[Path]:
     """A new folder to write into, which takes the place of `out` when the body ends without an error.
 
     The new files may be mapped from the files that they replace, and half of a folder is never at `out`.

@@ -26,7 +26,7 @@ def score(
 
 def last_hidden(network: RewardNetwork, rows: Sequence[Sequence[int]], *, pad_id: int, batch_tokens: int) -> Tensor:
     """The hidden state that the heads read, for every row, `(N, D)` float32 on the CPU."""
-    return read(network, rows, pad_id=pad_id, batch_tokens=batch_tokens, label="features of the frozen trunk")[1]
+    return read(network, rows, pad_id=pad_id, batch_tokens=batch_tokens, label="features of the frozen backbone")[1]
 
 
 def read(

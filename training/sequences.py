@@ -18,7 +18,7 @@ from rewardserve.training.pairs import Pair
 Ids = tuple[int, ...]
 
 
-class EncodingFailed(Exception):
+class PairEncodingError(Exception):
     """Pairs that the encoder refuses for another reason than their length or an empty response."""
 
 
@@ -51,8 +51,8 @@ class PairTable:
 
 
 def encode(pairs: Sequence[Pair], encoder: Encoder, label: str = "pairs") -> PairTable:
-    """Encode every distinct sample once. Raise `EncodingFailed` naming the first pairs the encoder refuses."""
-    shelf = _Shelf(encoder)
+    """Encode every distinct sample once. Raise `PairEncodingError` naming the first pairs the encoder refuses."""
+    shelf = _SequenceIndex(encoder)
     kept: list[tuple[Pair, int, int]] = []
     dropped: Counter[str] = Counter()
     refused: list[str] = []
@@ -71,7 +71,7 @@ def encode(pairs: Sequence[Pair], encoder: Encoder, label: str = "pairs") -> Pai
             else:
                 kept.append((pair, chosen, rejected))
     if refused:
-        raise EncodingFailed(f"{len(refused)} pairs cannot be encoded:\n  " + "\n  ".join(refused[:20]))
+        raise PairEncodingError(f"{len(refused)} pairs cannot be encoded:\n  " + "\n  ".join(refused[:20]))
     return _table(kept, shelf.sequences, dict(dropped))
 
 
@@ -90,7 +90,7 @@ def subset(table: PairTable, keep_P: Sequence[bool], *, renumber: bool = True) -
     )
 
 
-class _Shelf:
+class _SequenceIndex:
     """Distinct sequences in the order of their first use."""
 
     def __init__(self, encoder: Encoder) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from rewardserve.model.conversation import Message
 from rewardserve.training import turns
 from rewardserve.training.config import ConfigError, SourceConfig
-from rewardserve.training.sources import Row
+from rewardserve.training.sources import SourceRow
 
 _DEFAULT = {f.name: f.default for f in fields(SourceConfig) if f.name.endswith("_key")}
 _REQUIRED = ("chosen_key", "rejected_key")
@@ -39,7 +39,7 @@ class SourceColumns:
     unread: tuple[str, ...] = ()
 
 
-def find_columns(rows: Sequence[Row], source: SourceConfig) -> SourceColumns:
+def find_columns(rows: Sequence[SourceRow], source: SourceConfig) -> SourceColumns:
     """The columns of these rows. Raise `ConfigError` for a named column that none of them has."""
     values = [row.values for row in rows if row.values is not None]
     n_with = Counter(key for row in values for key, value in row.items() if value is not None)

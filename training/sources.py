@@ -28,7 +28,7 @@ KNOWN = ".jsonl, .ndjson, .json, .csv, .tsv (each also .gz), .parquet"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SourceRow:
     """One row: `file` and `line` (from 1) say where it is, `values` is None where `error` says why.
 
     In an array of JSON or a Parquet file, `line` is the number of the row.
@@ -40,7 +40,7 @@ class Row:
     error: str = ""
 
 
-def read(source: SourceConfig, cache: str | None = None) -> Iterator[Row]:
+def read(source: SourceConfig, cache: str | None = None) -> Iterator[SourceRow]:
     """The rows of a source in their order. Raise `ConfigError` where there is no such source, or it cannot be read."""
     path = Path(source.path)
     reader = _reader(path)
@@ -62,7 +62,7 @@ def read(source: SourceConfig, cache: str | None = None) -> Iterator[Row]:
         raise _unreadable(source, line, error.strerror or _first_line(error)) from error
 
 
-def _reader(path: Path) -> Callable[[Path, SourceConfig], Iterator[Row]] | None:
+def _reader(path: Path) -> Callable[[Path, SourceConfig], Iterator[SourceRow]] | None:
     """What reads a file of this name; None for a name that `datasets` may know. Raise `ConfigError` for other files."""
     name = path.name.casefold()
     kind = Path(name.removesuffix(".gz")).suffix
@@ -128,7 +128,7 @@ def _open(path: Path) -> IO[bytes]:
 # -- JSON -------------------------------------------------------------------------------------------------
 
 
-def _jsonl(path: Path, source: SourceConfig) -> Iterator[Row]:
+def _jsonl(path: Path, source: SourceConfig) -> Iterator[SourceRow]:
     """A row a line. Raise `ConfigError` where the first value goes on over several lines: each line would be a bad row."""
     _refuse_several_lines(path)
     with _open(path) as lines:
@@ -142,14 +142,14 @@ def _refuse_several_lines(path: Path) -> None:
     with _open(path) as lines:
         filled = (text.strip() for text in lines if text.removeprefix(UTF8_MARK).strip())
         first, second = (next(filled, b"").removeprefix(UTF8_MARK).decode("utf-8", "replace") for _ in range(2))
-    if _goes_on(first) and not isinstance(_value_of(second), dict):
+    if _continues_on_next_line(first) and not isinstance(_value_of(second), dict):
         raise ConfigError(
             f"data source {str(path)!r} has a JSON value over several lines, and a row is an object in one line: `jq -c . FILE` "
             "writes objects so, `jq -c '.[]' FILE` the items of an array."
         )
 
 
-def _goes_on(line: str) -> bool:
+def _continues_on_next_line(line: str) -> bool:
     """Whether a line begins an object or an array that is well-formed so far, and ends before it does."""
     try:
         json.loads(line)
@@ -167,7 +167,7 @@ def _value_of(line: str) -> Any:
         return None
 
 
-def _json(path: Path, source: SourceConfig) -> Iterator[Row]:
+def _json(path: Path, source: SourceConfig) -> Iterator[SourceRow]:
     """An array of objects, or, under the same name, JSONL."""
     with _open(path) as file:
         start = file.read(4096).removeprefix(UTF8_MARK).lstrip()[:1]
@@ -184,18 +184,18 @@ def _json(path: Path, source: SourceConfig) -> Iterator[Row]:
         raise ConfigError(f"data source {str(path)!r} is no JSON array of objects, and no JSONL: {why}")
     for number, value in enumerate(values, start=1):
         if isinstance(value, dict):
-            yield Row(str(path), number, value)
+            yield SourceRow(str(path), number, value)
         else:
-            yield Row(str(path), number, None, f"a row is an object, got {type(value).__name__}")
+            yield SourceRow(str(path), number, None, f"a row is an object, got {type(value).__name__}")
 
 
-def _json_row(file: str, line: int, data: bytes) -> Row:
+def _json_row(file: str, line: int, data: bytes) -> SourceRow:
     values, error = _parsed(data)
     if error:
-        return Row(file, line, None, error)
+        return SourceRow(file, line, None, error)
     if not isinstance(values, dict):
-        return Row(file, line, None, f"a row is an object, got {type(values).__name__}")
-    return Row(file, line, values)
+        return SourceRow(file, line, None, f"a row is an object, got {type(values).__name__}")
+    return SourceRow(file, line, values)
 
 
 class _RepeatedKey(ValueError):
@@ -225,15 +225,15 @@ def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
 # -- tables -----------------------------------------------------------------------------------------------
 
 
-def _csv(path: Path, source: SourceConfig) -> Iterator[Row]:
+def _csv(path: Path, source: SourceConfig) -> Iterator[SourceRow]:
     yield from _table(path, source, ",")
 
 
-def _tsv(path: Path, source: SourceConfig) -> Iterator[Row]:
+def _tsv(path: Path, source: SourceConfig) -> Iterator[SourceRow]:
     yield from _table(path, source, "\t")
 
 
-def _table(path: Path, source: SourceConfig, delimiter: str) -> Iterator[Row]:
+def _table(path: Path, source: SourceConfig, delimiter: str) -> Iterator[SourceRow]:
     """Rows of a table with a header; an empty cell is no value. `strict`: a stray quote would swallow the rows after it."""
     csv.field_size_limit(_CELL_CHARS)
     with _open(path) as file:
@@ -246,10 +246,10 @@ def _table(path: Path, source: SourceConfig, delimiter: str) -> Iterator[Row]:
                 continue
             if len(cells) != len(header):
                 error = f"has {len(cells)} cells, and the header {len(header)}"
-                yield Row(str(path), reader.line_num, None, error)
+                yield SourceRow(str(path), reader.line_num, None, error)
                 continue
             values: dict[str, Any] = {k: v if v else None for k, v in zip(header, cells, strict=True)}
-            yield Row(str(path), reader.line_num, _with_numbers(values, source))
+            yield SourceRow(str(path), reader.line_num, _with_numbers(values, source))
 
 
 def _decoded(path: Path, number: int, line: bytes) -> str:
@@ -270,7 +270,7 @@ def _with_numbers(values: dict[str, Any], source: SourceConfig) -> dict[str, Any
         return values
 
 
-def _parquet(path: Path, source: SourceConfig) -> Iterator[Row]:
+def _parquet(path: Path, source: SourceConfig) -> Iterator[SourceRow]:
     import pyarrow
     import pyarrow.parquet
 
@@ -281,7 +281,7 @@ def _parquet(path: Path, source: SourceConfig) -> Iterator[Row]:
         for batch in file.iter_batches():
             for values, error in _values_of(batch):
                 line += 1
-                yield Row(str(path), line, None if error else values, error)
+                yield SourceRow(str(path), line, None if error else values, error)
     except pyarrow.ArrowException as error:
         raise _unreadable(source, line, f"it is no whole Parquet file ({_first_line(error)})") from error
 
@@ -320,7 +320,7 @@ def _values_of(batch: Any) -> Iterator[tuple[dict[str, Any], str]]:
 _NO_VALUE = (ValueError, OverflowError, ImportError)
 
 
-_READERS: dict[str, Callable[[Path, SourceConfig], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[Path, SourceConfig], Iterator[SourceRow]]] = {
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
     ".json": _json,
@@ -340,7 +340,7 @@ _MOST_FILES = 10_000
 # -- data sets --------------------------------------------------------------------------------------------
 
 
-def _datasets(source: SourceConfig, cache: str | None) -> Iterator[Row]:
+def _datasets(source: SourceConfig, cache: str | None) -> Iterator[SourceRow]:
     import datasets
 
     path = Path(source.path)
@@ -359,7 +359,7 @@ def _datasets(source: SourceConfig, cache: str | None) -> Iterator[Row]:
             name = str(path.resolve()) if path.is_dir() else source.path
             table = datasets.load_dataset(name, source.subset, split=source.split, cache_dir=cache)
         for line, values in enumerate(table, start=1):
-            yield Row(source.path, line, dict(values))
+            yield SourceRow(source.path, line, dict(values))
     except Exception as error:  # whatever a builder, a download or a file of somebody else's format raises
         at_hub = hub.is_offline() and not path.is_dir()
         # A plain ValueError is about the name of a split or a subset, not about a file.

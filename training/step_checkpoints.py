@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from rewardserve.training.config import ConfigError
-from rewardserve.training.console import Lines, say
+from rewardserve.training.console import ProgressLines, say
 from rewardserve.training.pair_batches import PairBatches
 
 COMPLETE = "complete"
@@ -160,16 +160,16 @@ def _lengths(step: Path) -> dict[str, int]:
     return {p.relative_to(step).as_posix(): p.stat().st_size for p in files}
 
 
-class StepLines(TrainerCallback):
+class StepLogLines(TrainerCallback):
     """Without a terminal: a line at the start, now and then, at each evaluation and at the end."""
 
     def __init__(self) -> None:
-        self._lines: Lines | None = None
+        self._lines: ProgressLines | None = None
         self._note = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A resumed run begins where it was."""
-        self._lines = Lines("training", state.max_steps, " steps", done=state.global_step)
+        self._lines = ProgressLines("training", state.max_steps, " steps", done=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Remember the figures for the next line; those of held-out pairs are rare, and get one at once."""
@@ -194,7 +194,7 @@ class StepLines(TrainerCallback):
             self._lines.end(self._note or " ")
 
 
-class SignalStop(TrainerCallback):
+class StopAfterStep(TrainerCallback):
     """Once `requested`, the step that runs is the last: it is saved, and training ends."""
 
     def __init__(self) -> None:

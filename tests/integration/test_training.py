@@ -154,7 +154,7 @@ def test_how_usual_hidden_states_lie_travels_with_the_calibration(trained):
     assert report_of(trained)["hidden states"] == f"{n_directions} directions of 32, {calibration.n} responses"
     assert (stored["mean"].shape, stored["whitening"].shape) == ((32,), (n_directions, 32))
     config = load(trained.parent / "recipe.yaml")
-    responses = workflow.encode(config, workflow.begin(config)).held_out.sequences
+    responses = workflow.encode(config, workflow.load_start(config)).held_out.sequences
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     with torch.no_grad():
         outs = [model(torch.tensor([s.ids]), output_hidden_states=True).hidden_states[-1][0, -1] for s in responses]
@@ -234,7 +234,7 @@ def convex(tmp_path_factory, sft, pairs):
 
 def test_without_steps_every_head_is_its_own_convex_solution(convex):
     config = load(convex / "recipe.yaml")
-    start = workflow.begin(config)
+    start = workflow.load_start(config)
     table = workflow.encode(config, start).train
     hidden = scoring.last_hidden(start.network, [s.ids for s in table.sequences], pad_id=start.pad_id, batch_tokens=999)
     trained = read(str(convex / "out" / "checkpoint"))

@@ -101,7 +101,7 @@ def test_a_run_accounts_for_its_rows_and_ends_with_its_figures(tmp_path, sft, ca
     assert f"checkpoint: {tmp_path / 'out' / 'checkpoint'}" in out
     for phase in (
         "encoding training pairs",
-        "scoring features of the frozen trunk",
+        "scoring features of the frozen backbone",
         "scoring held-out pairs",
         "exporting to",
     ):
@@ -195,7 +195,7 @@ def test_a_finished_run_is_not_overwritten_whatever_is_left_of_it(tmp_path, sft,
 
 @pytest.mark.parametrize("verb", ["train", "calibrate", "finish", "crossvalidate"])
 def test_two_runs_do_not_share_a_folder(tmp_path, sft, pairs, capsys, verb):
-    with run_folder.locked(tmp_path / "out"):
+    with run_folder.lock_folder(tmp_path / "out"):
         assert main([verb, "--config", recipe_in(tmp_path, sft, pairs)]) == 2
     assert "another rewardserve train writes into" in one_line(capsys)
 
@@ -451,7 +451,7 @@ def test_at_a_small_rate_every_weight_that_learns_changes(tmp_path, sft, pairs, 
     optim = {"lr": 1e-5, "max_steps": 4, "schedule": "constant"}
     config = load(Path(recipe_in(tmp_path, sft, pairs, model={"dtype": dtype}, method=method, optim=optim)))
     torch.manual_seed(0)
-    start = workflow.begin(config)
+    start = workflow.load_start(config)
     tables = workflow.encode(config, start)
     if method["name"] == "lora":
         workflow._wrap(config, start)

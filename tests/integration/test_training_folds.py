@@ -30,7 +30,7 @@ def sft(tmp_path_factory):
 
 
 def clear_rows():
-    """The planted word is said once more at the end: a random trunk of width 32 forgets what came early."""
+    """The planted word is said once more at the end: a random backbone of width 32 forgets what came early."""
     return [
         {**r, "chosen": f"{r['chosen']} {world.GOOD}", "rejected": f"{r['rejected']} {world.BAD}"}
         for r in world.planted_rows(N_PAIRS, n_groups=N_GROUPS)

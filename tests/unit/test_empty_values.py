@@ -9,7 +9,7 @@ from rewardserve.service.api.dialects.turns import turns_of
 from rewardserve.training.config import SourceConfig
 from rewardserve.training.pairs import FieldError, to_pair
 from rewardserve.training.source_columns import find_columns
-from rewardserve.training.sources import Row
+from rewardserve.training.sources import SourceRow
 from rewardserve_client.errors import Misconfigured
 from rewardserve_client.fields import plain_messages
 from tests.support.empty_values import EMPTY, GIVEN
@@ -25,7 +25,7 @@ def as_client(message):
 
 def as_trainer(message):
     asked = {"role": "user", "content": "Hi"}
-    row = Row("f", 1, {"chosen": [asked, message], "rejected": [asked, {"role": "assistant", "content": "no"}]})
+    row = SourceRow("f", 1, {"chosen": [asked, message], "rejected": [asked, {"role": "assistant", "content": "no"}]})
     to_pair(row, find_columns([row], SourceConfig("f")), "score")
 
 

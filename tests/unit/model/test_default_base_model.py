@@ -1,4 +1,4 @@
-"""The default model's trunk: the package's own weights, checked at both ends, built once whoever asks."""
+"""The default model's base model: the package's own weights, checked at both ends, built once whoever asks."""
 
 from __future__ import annotations
 

@@ -96,8 +96,8 @@ def test_pickles_are_read_where_they_are_allowed_also_for_a_contract_alone(tmp_p
 def test_the_contract_of_heads_over_a_pickled_base_is_written_where_training_was_allowed_to_read_it(tmp_path):
     base = pickled(language_model(tmp_path / "sft"))
     trained = read_backbone(str(base), ReadOptions(allow_pickle=True))
-    training_export.heads(tmp_path / "heads", trained, str(base))
-    training_export.contract(tmp_path / "heads", trained, PROBES[:2])
+    training_export.export_heads(tmp_path / "heads", trained, str(base))
+    training_export.export_contract(tmp_path / "heads", trained, PROBES[:2])
     assert read_without_weights(str(tmp_path / "heads"), ReadOptions(allow_pickle=True)).contract is not None
 
 

@@ -247,7 +247,7 @@ def test_a_contract_that_is_written_again_keeps_the_date_of_training(tmp_path):
     write_contract(folder, probes=PROBES[:2], options=ReadOptions(template_date="2025-02-01"))
     start = read(str(folder))
     assert start.policy.template_date == "2025-02-01"
-    again = export.checkpoint(tmp_path / "again", start, PROBES[:2])
+    again = export.export_checkpoint(tmp_path / "again", start, PROBES[:2])
     assert again.template_date is None
     assert "01 Feb 2025" in again.template
 

@@ -13,13 +13,13 @@ from rewardserve.model.layout_rules import LAYOUT_RULES
 from rewardserve.model.tokenization.encoding_policy import infer_policy
 from rewardserve.training import pairs, sequences, source_columns, sources
 from rewardserve.training.config import OptimConfig, SourceConfig
-from rewardserve.training.pair_batches import Collator, PairBatches, cached_rows, pack, token_rows
-from rewardserve.training.sequences import EncodingFailed, PairTable, TokenSequence
+from rewardserve.training.pair_batches import Collator, PairBatches, cached_rows, pack_groups, token_rows
+from rewardserve.training.sequences import PairEncodingError, PairTable, TokenSequence
 from tests.support.planted_pairs import planted_rows, tokenizer
 
 
 def pairs_of(rows):
-    read = [sources.Row("f", i, row) for i, row in enumerate(rows, 1)]
+    read = [sources.SourceRow("f", i, row) for i, row in enumerate(rows, 1)]
     found = source_columns.find_columns(read, SourceConfig("f"))
     return [pairs.to_pair(row, found, "score") for row in read]
 
@@ -87,7 +87,7 @@ def test_a_pair_the_template_refuses_is_named(encoder):
     tok.chat_template = "{% if messages|length > 2 %}{{ raise_exception('one turn') }}{% endif %}" + tok.chat_template
     strict = Encoder(tok, infer_policy(tok, max_tokens=40, vocab_size=len(tok), rule=LAYOUT_RULES["language_model"]))
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    with pytest.raises(EncodingFailed, match=r"f:1: .*one turn"):
+    with pytest.raises(PairEncodingError, match=r"f:1: .*one turn"):
         sequences.encode(pairs_of([{"prompt": turns, "chosen": "yes", "rejected": "no"}]), strict)
 
 
@@ -120,7 +120,7 @@ COMPARISONS = st.lists(
 @given(comparisons=COMPARISONS, budget=st.integers(2, 9), seed=st.integers(0, 5), spread=st.integers(1, 4))
 def test_grouped_batches_hold_every_pair_once_within_their_budget(comparisons, budget, seed, spread):
     table = table_of(comparisons, groups=[min(c) % spread for c in comparisons], n=13)
-    batches = pack(table, budget, seed)
+    batches = pack_groups(table, budget, seed)
     assert sorted(n for b in batches for n in b) == list(range(len(comparisons)))
     for batch in batches:
         assert len({s for n in batch for s in (table.chosen[n], table.rejected[n])}) <= max(budget, 2)
@@ -129,7 +129,7 @@ def test_grouped_batches_hold_every_pair_once_within_their_budget(comparisons, b
 def test_a_group_that_fits_is_never_torn():
     groups = [g for g in range(10) for _ in range(6)]
     table = table_of([(3 * g + a, 3 * g + b) for g in range(10) for a in range(3) for b in range(3) if a != b], groups)
-    for batch in pack(table, 7, seed=0):
+    for batch in pack_groups(table, 7, seed=0):
         for group in {groups[n] for n in batch}:
             assert sum(groups[n] == group for n in batch) == 6
 
@@ -155,7 +155,7 @@ def test_an_epoch_is_a_function_of_seed_and_epoch_and_every_rank_takes_as_many_s
 
 def test_heads_margins_and_weights_travel_with_their_pairs():
     rows = planted_rows(2)
-    first, second = sources.Row("f", 1, {**rows[0], "margin": 2}), sources.Row("f", 2, rows[1])
+    first, second = sources.SourceRow("f", 1, {**rows[0], "margin": 2}), sources.SourceRow("f", 2, rows[1])
     a = pairs.to_pair(first, source_columns.find_columns([first], SourceConfig("f", weight=3.0)), "harmless")
     b = pairs.to_pair(second, source_columns.find_columns([second], SourceConfig("f")), "convincing")
     plain = table_of([(0, 1), (1, 2)])

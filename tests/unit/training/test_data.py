@@ -28,7 +28,9 @@ PROMPT = (Message("user", "hi"),)
 
 def pair(values, **source):
     return to_pair(
-        row := sources.Row("f", 1, values), source_columns.find_columns([row], SourceConfig("f", **source)), "score"
+        row := sources.SourceRow("f", 1, values),
+        source_columns.find_columns([row], SourceConfig("f", **source)),
+        "score",
     )
 
 

@@ -15,7 +15,7 @@ from rewardserve.model.calibration import REFERENCE_QUANTILES
 from rewardserve.model.traits import TRAITS
 from rewardserve.training import calibrate, evaluate, report
 from rewardserve.training.calibrate import NothingToFit
-from rewardserve.training.evaluate import Judged
+from rewardserve.training.evaluate import ScoredPairs
 
 FLOATS = st.floats(-50, 50, allow_subnormal=False)
 DIFFS = hnp.arrays(float, st.integers(1, 60), elements=FLOATS)
@@ -24,7 +24,7 @@ DIFFS = hnp.arrays(float, st.integers(1, 60), elements=FLOATS)
 def judged(chosen, rejected, group=None, chars=None):
     chosen, rejected = np.asarray(chosen, float), np.asarray(rejected, float)
     n = len(chosen)
-    return Judged(
+    return ScoredPairs(
         "score", "s", chosen, rejected,
         np.full(n, 5) if chars is None else np.asarray(chars[0]),
         np.full(n, 5) if chars is None else np.asarray(chars[1]),
@@ -34,7 +34,7 @@ def judged(chosen, rejected, group=None, chars=None):
 
 
 def test_accuracy_and_both_length_rules_are_of_the_very_same_pairs():
-    m = evaluate.judge(judged([2, 2, 2, 0], [1, 1, 1, 0], chars=([9, 9, 1, 1], [1, 1, 9, 1])))
+    m = evaluate.slice_metrics(judged([2, 2, 2, 0], [1, 1, 1, 0], chars=([9, 9, 1, 1], [1, 1, 9, 1])))
     assert (m.accuracy, m.longer, m.shorter) == (0.875, 0.625, 0.375)
     assert (m.n_pairs, m.n_groups, m.margin) == (4, 4, 0.75)
 
@@ -226,7 +226,7 @@ def test_a_head_that_says_nothing_cannot_be_weighed():
 
 def test_a_report_is_one_file_that_escapes_what_it_prints(tmp_path):
     j = judged([1.0, 2.0, 0.0], [0.0, 1.0, 1.0])
-    m = evaluate.judge(j, n_bootstrap=10)
+    m = evaluate.slice_metrics(j, n_bootstrap=10)
     page = report.Page("<script>", {"a": "<b>"}, [m], [m], [j], {"model": {"path": "x"}})
     report.write(tmp_path / "deep" / "r.html", page)
     text = (tmp_path / "deep" / "r.html").read_text()

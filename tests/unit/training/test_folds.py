@@ -41,10 +41,10 @@ def table_at(places, n_sequences=7):
 @given(places=PLACES, k=st.integers(2, 12), salt=st.text(max_size=3))
 def test_every_pair_is_held_out_once_and_no_group_is_on_both_sides(places, k, salt):
     table = table_at(places)
-    fold_P = folds.deal(table.pairs, k, salt)
+    fold_P = folds.assign_folds(table.pairs, k, salt)
     held: Counter[str] = Counter()
     for fold in set(fold_P):
-        held_in, held_out = folds.halves(table, fold_P, fold)
+        held_in, held_out = folds.split_fold(table, fold_P, fold)
         assert not {p.group for p in held_in.pairs} & {p.group for p in held_out.pairs}
         assert len(held_in) + len(held_out) == len(table)
         assert held_in.sequences is held_out.sequences is table.sequences
@@ -57,7 +57,7 @@ def test_every_pair_is_held_out_once_and_no_group_is_on_both_sides(places, k, sa
 def test_groups_of_one_source_are_dealt_evenly_and_with_enough_folds_each_is_alone(n_groups, k):
     pairs = pairs_at([("a", g) for g in range(n_groups)] * 2)
     groups_in = Counter(dict.fromkeys(range(k), 0))
-    for group, fold in {(p.group, f) for p, f in zip(pairs, folds.deal(pairs, k, "s"), strict=True)}:
+    for group, fold in {(p.group, f) for p, f in zip(pairs, folds.assign_folds(pairs, k, "s"), strict=True)}:
         assert group.startswith("g")
         groups_in[fold] += 1
     assert max(groups_in.values()) - min(groups_in.values()) <= 1
@@ -68,19 +68,19 @@ def test_groups_of_one_source_are_dealt_evenly_and_with_enough_folds_each_is_alo
 def test_a_deal_knows_neither_the_order_nor_the_number_of_pairs_in_a_group(places, k, seed):
     pairs = pairs_at([("a", g) for _, g in places])
     shuffled = [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))] + pairs[:3]
-    of_group = dict(zip((p.group for p in pairs), folds.deal(pairs, k, "s"), strict=True))
-    assert folds.deal(shuffled, k, "s") == tuple(of_group[p.group] for p in shuffled)
+    of_group = dict(zip((p.group for p in pairs), folds.assign_folds(pairs, k, "s"), strict=True))
+    assert folds.assign_folds(shuffled, k, "s") == tuple(of_group[p.group] for p in shuffled)
 
 
 def test_the_salt_deals_anew():
     pairs = pairs_at([("a", g) for g in range(40)])
-    assert folds.deal(pairs, 5, "one") != folds.deal(pairs, 5, "two")
+    assert folds.assign_folds(pairs, 5, "one") != folds.assign_folds(pairs, 5, "two")
 
 
 @given(places=PLACES, k=st.integers(2, 6))
 def test_each_pair_keeps_the_scores_of_the_fold_that_held_it_out(places, k):
     table = table_at(places)
-    fold_P = folds.deal(table.pairs, k, "s")
+    fold_P = folds.assign_folds(table.pairs, k, "s")
     scores_of = {f: np.array([[100.0 * f + s] for s in range(len(table.sequences))]) for f in set(fold_P)}
     pooled, scores_NH = folds.pool(table, fold_P, scores_of)
     assert pooled.pairs == table.pairs
@@ -94,7 +94,7 @@ def test_each_pair_keeps_the_scores_of_the_fold_that_held_it_out(places, k):
 def test_a_head_is_scaled_by_the_responses_it_was_trained_on():
     table = table_at([("a", 0), ("a", 1), ("a", 2), ("a", 3)])
     fold_P = [0, 0, 0, 1]
-    held_in, _ = folds.halves(table, fold_P, 1)
+    held_in, _ = folds.split_fold(table, fold_P, 1)
     scores_NH = np.array([[1.0], [4.0], [2.0], [8.0], [1e6], [0.0], [0.0]])
     out_NH = folds.standardise(scores_NH, held_in, ("score",))
     seen = sorted({*held_in.chosen, *held_in.rejected})
@@ -109,8 +109,8 @@ def test_a_head_is_scaled_by_the_responses_it_was_trained_on():
 def test_a_head_whose_pairs_are_one_group_cannot_be_cross_validated():
     table = table_at([("a", 0), ("a", 0)])
     with pytest.raises(ConfigError, match="fall into 1 fold"):
-        folds.refuse_lonely_heads(table, folds.deal(table.pairs, 4, "s"), ("score",))
-    folds.refuse_lonely_heads(table_at([("a", 0), ("a", 1)]), [0, 1], ("score",))
+        folds.refuse_heads_in_one_fold(table, folds.assign_folds(table.pairs, 4, "s"), ("score",))
+    folds.refuse_heads_in_one_fold(table_at([("a", 0), ("a", 1)]), [0, 1], ("score",))
 
 
 # -- figures of heads on each other's pairs ----------------------------------------------------------------

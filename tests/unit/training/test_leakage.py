@@ -26,7 +26,7 @@ def encoder(tok, max_tokens):
 
 
 def table(*rows, max_tokens=120):
-    read = [sources.Row("f", i, r) for i, r in enumerate(rows, 1)]
+    read = [sources.SourceRow("f", i, r) for i, r in enumerate(rows, 1)]
     found = source_columns.find_columns(read, SourceConfig("f"))
     return sequences.encode([to_pair(r, found, "score") for r in read], encoder(tiny_tokenizer(), max_tokens))
 
@@ -44,7 +44,7 @@ SHARED = {
 @pytest.mark.parametrize("name", SHARED)
 def test_a_training_pair_with_a_held_out_response_is_left_out_and_counted(name):
     other = row("Which metal floats?", "Lithium.", "Lead.")
-    kept, overlap = leakage.remove(table(SHARED[name], other), table(HELD))
+    kept, overlap = leakage.remove_overlap(table(SHARED[name], other), table(HELD))
     assert [p.id for p in kept.pairs] == ["f:2"]
     assert overlap.n_dropped == 1
     assert len(kept.sequences) == 2, "its sequences went with it"
@@ -54,13 +54,13 @@ def test_a_prompt_alone_or_an_answer_alone_is_counted_and_kept():
     train = table(
         row("Which metal rusts?", "Steel, too.", "None."), row("And which one does so?", "Iron does.", "Gold does.")
     )
-    kept, overlap = leakage.remove(train, table(HELD))
+    kept, overlap = leakage.remove_overlap(train, table(HELD))
     assert (len(kept), overlap) == (2, leakage.Overlap(0, 1))
 
 
 def test_prompts_that_differ_only_where_they_were_cut_are_the_same_tokens():
     first, second = (f"{'old ' * 30 if i else 'new ' * 30}{'tail ' * 60}" for i in (0, 1))
-    kept, overlap = leakage.remove(
+    kept, overlap = leakage.remove_overlap(
         table(row(first, "yes", "no"), max_tokens=60), table(row(second, "yes", "no"), max_tokens=60)
     )
     assert (len(kept), overlap.n_dropped) == (0, 1)
@@ -70,7 +70,7 @@ def test_folds_keep_their_numbers():
     whole = table(HELD, SHARED["swapped"], row("q", "x", "y"))
     held_out = sequences.subset(whole, [True, False, False], renumber=False)
     held_in = sequences.subset(whole, [False, True, True], renumber=False)
-    kept, overlap = leakage.remove(held_in, held_out, renumber=False)
+    kept, overlap = leakage.remove_overlap(held_in, held_out, renumber=False)
     assert overlap.n_dropped == 1
     assert kept.sequences == whole.sequences
     assert (kept.chosen, kept.rejected) == ((whole.chosen[2],), (whole.rejected[2],))
@@ -98,7 +98,7 @@ def test_every_row_is_counted_once(tmp_path):
     )
     encode = encoder(world.tokenizer(), 128)
     train, held_out = (sequences.encode(side, encode) for side in (split.train, split.held_out))
-    kept, overlap = leakage.remove(train, held_out)
+    kept, overlap = leakage.remove_overlap(train, held_out)
     found = row_counts.count_rows(split, kept, held_out, overlap)
     gone = found.n_bad + found.n_spare + found.n_same_group + found.n_leaked + sum(found.dropped.values())
     assert found.n_rows == gone + found.n_train + found.n_held_out
@@ -112,7 +112,7 @@ def test_every_row_is_counted_once(tmp_path):
 def test_contradicting_and_duplicate_pairs_are_counted():
     same, opposite = row("q", "x", "y"), row("q", "y", "x")
     whole = table(same, same, opposite, row("q", "x", "z"))
-    split = data.Split(whole.pairs, (), (data.Pairs("f", whole.pairs, 4),))
+    split = data.Split(whole.pairs, (), (data.SourcePairs("f", whole.pairs, 4),))
     found = row_counts.count_rows(split, whole, table(HELD), leakage.Overlap())
     assert (found.n_contradicting, found.n_duplicate) == (3, 1)
 
@@ -121,8 +121,8 @@ def test_a_source_whose_pairs_do_not_fit_is_refused_with_the_reason():
     whole = table(*(row(f"q{i}", "river " * (400 if i else 1), "no") for i in range(4)), row("q", "x", "y"))
     assert (len(whole), whole.dropped) == (2, {"too_long": 3})
     made = tuple(to_pair(r, source_columns.find_columns([r], SourceConfig("f")), "score") for r in [
-        sources.Row("f", i, row(f"q{i}", "a", "b")) for i in range(1, 6)])  # fmt: skip
-    split = data.Split(made, (), (data.Pairs("f", made, 5),))
+        sources.SourceRow("f", i, row(f"q{i}", "a", "b")) for i in range(1, 6)])  # fmt: skip
+    split = data.Split(made, (), (data.SourcePairs("f", made, 5),))
     with pytest.raises(DataError, match=r"3 of the 5 rows of 'f' are lost: 3 longer than encoding\.max_tokens"):
         row_counts.refuse_losses(split, whole, whole, table(), 0.5)
     row_counts.refuse_losses(split, whole, whole, table(), 0.6)
@@ -149,7 +149,7 @@ def test_a_source_of_which_most_is_held_out_is_refused_with_the_reasons(tmp_path
     split = data.load(DataConfig((source,), (SourceConfig(str(held)),)), "score")
     encode = encoder(world.tokenizer(), 128)
     train, held_out = (sequences.encode(side, encode) for side in (split.train, split.held_out))
-    kept, _ = leakage.remove(train, held_out)
+    kept, _ = leakage.remove_overlap(train, held_out)
     with pytest.raises(DataError) as refused:
         row_counts.refuse_losses(split, train, kept, held_out, 0.5)
     assert f"55 of the 60 rows of {path!r} are lost: {reason}. That is more than data.max_dropped" in str(refused.value)
@@ -161,7 +161,7 @@ def test_a_loss_is_not_thinned_out_by_rows_that_were_never_wanted():
     """Of 100 rows ten are wanted, and nine of these are lost."""
     made = table(*(row(f"q{i}", f"a{i}", f"b{i}") for i in range(10)))
     kept = sequences.subset(made, [True] + [False] * 9)
-    split = data.Split(made.pairs, (), (data.Pairs("f", made.pairs, 100, n_spare=90),))
+    split = data.Split(made.pairs, (), (data.SourcePairs("f", made.pairs, 100, n_spare=90),))
     with pytest.raises(DataError, match="9 of the 10 pairs of 'f' are lost: 9 with a response that is held out"):
         row_counts.refuse_losses(split, made, kept, table(), 0.5)
 

@@ -16,7 +16,7 @@ from tests.support.tiny import randomize
 def begin(model: Path, folder: Path):
     source = {"path": str(folder / "pairs.jsonl"), "name": "planted"}
     raw = {"model": {"path": str(model)}, "data": {"sources": [source]}, "output": {"folder": str(folder / "out")}}
-    return workflow.begin(recipe.parse(raw))
+    return workflow.load_start(recipe.parse(raw))
 
 
 def test_a_model_that_padding_changes_is_refused_with_the_difference(tmp_path):

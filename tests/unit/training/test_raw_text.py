@@ -44,7 +44,7 @@ def test_prompt_and_response_are_served_with_the_ids_of_training(start, tmp_path
     pairs = raw_text.as_served(explicit(), fitted.policy)
     fitted.network.heads.weight.data.normal_()
     fitted.network.eval()
-    export.checkpoint(tmp_path / "rm", fitted, [each.chosen for each in pairs])
+    export.export_checkpoint(tmp_path / "rm", fitted, [each.chosen for each in pairs])
     encode = load("torch", ModelSpec(str(tmp_path / "rm"))).encode
     for prompt, each in zip(PROMPTS, pairs, strict=True):
         trained = fitted.encoder(each.rejected).ids
@@ -85,6 +85,6 @@ def test_probes_of_a_contract_read_back_as_they_were(start, tmp_path):
     fitted = raw_text.fit_template(start, explicit(), is_bound=False)
     fitted.network.eval()
     samples = [each.chosen for each in raw_text.as_served(explicit(), fitted.policy)]
-    contract = export.checkpoint(tmp_path / "rm", fitted, samples)
+    contract = export.export_checkpoint(tmp_path / "rm", fitted, samples)
     assert [sample_from_dict(probe.sample) for probe in contract.probes] == samples
     assert Path(tmp_path / "rm" / "chat_template.jinja").is_file()

@@ -26,20 +26,20 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
         assert holder.stdout.readline() == b"held\n"
         with (
             pytest.raises(ConfigError, match=f"another rewardserve train writes into .*process {holder.pid} on"),
-            run_folder.locked(tmp_path),
+            run_folder.lock_folder(tmp_path),
         ):
             pass
     finally:
         holder.kill()
         holder.communicate()
-    with run_folder.locked(tmp_path):
+    with run_folder.lock_folder(tmp_path):
         pass
 
 
 @pytest.mark.parametrize("folder", ["file/inside", "file"])
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path, folder):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be written"), run_folder.locked(tmp_path / folder):
+    with pytest.raises(ConfigError, match="cannot be written"), run_folder.lock_folder(tmp_path / folder):
         pass
 
 
@@ -48,7 +48,7 @@ def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, cap
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(run_folder.fcntl, "flock", no_locks)
-    with run_folder.locked(tmp_path):
+    with run_folder.lock_folder(tmp_path):
         assert "has no locks" in capsys.readouterr().err
 
 
@@ -62,14 +62,14 @@ def test_each_result_of_a_finished_run_keeps_another_out(tmp_path, name):
 
 def test_a_folder_takes_its_place_whole_or_not_at_all(tmp_path):
     out = tmp_path / "checkpoint"
-    with run_folder.placed(out) as new:
+    with run_folder.replace_folder(out) as new:
         (new / "a").write_text("1")
-    with pytest.raises(IsADirectoryError), run_folder.placed(out) as new:
+    with pytest.raises(IsADirectoryError), run_folder.replace_folder(out) as new:
         new.write_text("a file in the place of a folder")
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
     assert [p.name for p in out.iterdir()] == ["a"]
     out.rename(tmp_path / "checkpoint.old")  # as a crash between the two renames leaves it
-    with pytest.raises(IsADirectoryError), run_folder.placed(out) as new:
+    with pytest.raises(IsADirectoryError), run_folder.replace_folder(out) as new:
         new.write_text("")
     assert [p.name for p in out.iterdir()] == ["a"]
 
@@ -91,7 +91,7 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
 
 def lines_of(n, seconds, end=""):
     now, said = [0.0], []
-    lines = console.Lines("encoding", n, " pairs", clock=lambda: now[0], say=said.append)
+    lines = console.ProgressLines("encoding", n, " pairs", clock=lambda: now[0], say=said.append)
     for _ in range(n):
         now[0] += seconds
         lines.advance()

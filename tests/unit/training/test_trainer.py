@@ -56,9 +56,14 @@ def with_pairs(table, **values):
     return PairTable(changed, table.sequences, table.chosen, table.rejected, {})
 
 
-def trainer_of(network, table, cfg, tmp_path, heads=("score",), judge=None):
+def trainer_of(network, table, cfg, tmp_path, heads=("score",), evaluate_held_out=None):
     return RewardTrainer(
-        network, table, Collator(table, heads, cached_rows), cfg, judge=judge, steps=tmp_path / "steps"
+        network,
+        table,
+        Collator(table, heads, cached_rows),
+        cfg,
+        evaluate_held_out=evaluate_held_out,
+        steps=tmp_path / "steps",
     )
 
 
