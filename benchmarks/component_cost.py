@@ -1,7 +1,7 @@
-"""Where the CPU time of a request goes: each room of the server called by itself, in this process.
+"""Where the CPU time of a request goes: each component of the server called by itself, in this process.
 
-The rooms are those of a real server on the echo backend, fed with requests that nobody has seen before, as many at a time
-as there would be connections. Times are CPU time of all threads. A room that calls others is charged with what is left
+The components are those of a real server on the echo backend, fed with requests that nobody has seen before, as many at a time
+as there would be connections. Times are CPU time of all threads. A component that calls others is charged with what is left
 when theirs is taken off.
 """
 
@@ -41,7 +41,7 @@ MEANINGS = {
     "read": "the body -> samples",
     "encode": "samples -> ids that are checked and ended",
     "model": "the echo model itself",
-    "batch": "the waiting room, the planner, the way to the scorer's thread and back",
+    "batch": "the queue, the planner, the way to the scorer's thread and back",
     "account": "admission, deadline, reward, metrics of the samples",
     "reply": "results -> JSON",
     "around": "request id, key, body limits, watching the caller, metrics and log of the request",
@@ -49,12 +49,12 @@ MEANINGS = {
 
 
 def measure(case: Case, tokens: int, at_once: int, n_samples: int) -> dict[str, float]:
-    """Microseconds of CPU a request, by room. So many samples in each repetition of each, whatever the size of a request."""
+    """Microseconds of CPU a request, by component. So many samples in each repetition of each, whatever the size of a request."""
     return uvloop.run(_measure(case, tokens, at_once, n_samples))
 
 
 async def _measure(case: Case, tokens: int, at_once: int, n_samples: int) -> dict[str, float]:
-    house, engine, served = open_house()
+    house, engine, served = open_echo_server()
     bodies = Bodies(case, tokens, seed=-1)
     n = max(at_once, n_samples // case.n_samples)
 
@@ -93,7 +93,7 @@ async def _measure(case: Case, tokens: int, at_once: int, n_samples: int) -> dic
     }
 
 
-def open_house() -> tuple[app.House, engines.Engine, Served]:
+def open_echo_server() -> tuple[app.House, engines.Engine, Served]:
     """A whole server in this process, with the echo backend, open for requests. Needs a running event loop."""
     settings = ServeSettings(backend="echo", model="echo", log_level="warning", _cli_parse_args=[])
     logs.configure(settings.log_level, settings.log_format)

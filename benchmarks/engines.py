@@ -22,7 +22,7 @@ from benchmarks.machine import Cost, measured
 
 if TYPE_CHECKING:
     from benchmarks.batch_forming import Row
-    from benchmarks.engines_under_test import Subject
+    from benchmarks.engines_under_test import EngineUnderTest
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class EngineFigures:
     """What is reported of an engine on a workload. Tokens are those of the unshared rows, without padding."""
 
     model: str
@@ -73,7 +73,7 @@ def main() -> int:
         given.workloads = [kind for kind in given.workloads if kind != "long"]
     facts = machine.facts()
     print(tables.facts(facts), flush=True)
-    figures: list[Figures] = []
+    figures: list[EngineFigures] = []
     for name in given.models:
         figures += model_figures(name, given)
         print("\n" + tables.table([_shown(f) for f in figures if f.model == name]), flush=True)
@@ -83,13 +83,13 @@ def main() -> int:
     return 0
 
 
-def model_figures(name: str, given: argparse.Namespace) -> Iterator[Figures]:
+def model_figures(name: str, given: argparse.Namespace) -> Iterator[EngineFigures]:
     """All engines on all workloads with one model."""
-    from benchmarks.engines_under_test import SUBJECTS, Loaded
+    from benchmarks.engines_under_test import ENGINE_BUILDERS, LoadedCheckpoint
 
     folder = models.folder(name)
-    loaded, encode, peak = Loaded(folder), workloads.encoder_of(folder), gemm(models.MODELS[name])
-    subjects = [SUBJECTS[engine](loaded, given.budget) for engine in given.engines]
+    loaded, encode, peak = LoadedCheckpoint(folder), workloads.encoder_of(folder), gemm(models.MODELS[name])
+    subjects = [ENGINE_BUILDERS[engine](loaded, given.budget) for engine in given.engines]
     tokenizer = workloads.tokenizer_of(folder)
     for kind in given.workloads:
         work = workloads.make(kind, tokenizer, given.scale or SMALLER.get((name, kind), SCALES[name]), given.seed)
@@ -102,7 +102,7 @@ def model_figures(name: str, given: argparse.Namespace) -> Iterator[Figures]:
 
 
 def measure(
-    subjects: Sequence[Subject], rows: Sequence[Row], n_rounds: int, peak: Callable[[], float]
+    subjects: Sequence[EngineUnderTest], rows: Sequence[Row], n_rounds: int, peak: Callable[[], float]
 ) -> tuple[dict[str, list[Round]], dict[str, list[float]]]:
     """Every round of every engine, and its scores. Another engine begins each round."""
     rounds: dict[str, list[Round]] = {s.name: [] for s in subjects}
@@ -129,11 +129,11 @@ def rotated(items: Sequence[T], n: int) -> list[T]:
 
 def figures_of(
     model: str, workload: str, engine: str, lengths: Sequence[int], rounds: Sequence[Round], error: float
-) -> Figures:
+) -> EngineFigures:
     """Medians over the rounds of what is defined within each of them."""
     n_tokens = sum(lengths)
     flops = sum(map(models.MODELS[model].flops, lengths))
-    return Figures(
+    return EngineFigures(
         model=model,
         workload=workload,
         engine=engine,
@@ -149,7 +149,7 @@ def figures_of(
     )
 
 
-def gemm(shape: models.Shape) -> Callable[[], float]:
+def gemm(shape: models.DecoderShape) -> Callable[[], float]:
     """What measures this machine's peak at the shapes of one layer: useful FLOP a CPU second, the best of a few."""
     import torch
     from torch.nn.functional import linear
@@ -169,7 +169,7 @@ def gemm(shape: models.Shape) -> Callable[[], float]:
     return best
 
 
-def _shown(f: Figures) -> dict[str, str]:
+def _shown(f: EngineFigures) -> dict[str, str]:
     return {
         "model": f.model,
         "workload": f"{f.workload} ({f.rows} rows, {f.tokens} tokens)",

@@ -30,7 +30,7 @@ Score = Callable[[Sequence[Row]], list[float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class EngineUnderTest:
     """One engine: how it wants its batches, and what scores one of them."""
 
     name: str
@@ -47,7 +47,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedCheckpoint:
     """The two forms of one model: as transformers gives it, and as our backend reads it."""
 
     folder: Path
@@ -77,25 +77,25 @@ class Loaded:
             return float(self.plain(input_ids=torch.tensor([row])).logits[0, 0])
 
 
-def naive(model: Loaded, budget: int) -> Subject:
+def naive(model: LoadedCheckpoint, budget: int) -> EngineUnderTest:
     """Batches of 16 in order of arrival, left-padded."""
-    return Subject("naive", partial(batch_forming.in_order_of_arrival, size=NAIVE_ROWS), model.left_padded)
+    return EngineUnderTest("naive", partial(batch_forming.in_order_of_arrival, size=NAIVE_ROWS), model.left_padded)
 
 
-def sorted_by_length(model: Loaded, budget: int) -> Subject:
+def sorted_by_length(model: LoadedCheckpoint, budget: int) -> EngineUnderTest:
     """The same model, rows of like length together, 2,048 positions a batch."""
-    return Subject("sorted", partial(batch_forming.by_length, budget=SORTED_BUDGET), model.left_padded)
+    return EngineUnderTest("sorted", partial(batch_forming.by_length, budget=SORTED_BUDGET), model.left_padded)
 
 
-def padded(model: Loaded, budget: int) -> Subject:
+def padded(model: LoadedCheckpoint, budget: int) -> EngineUnderTest:
     """Our own reference path, cut in the same way."""
     checkpoint = model.ours()
     scorer = PaddedScorer(checkpoint.network, pad_id=checkpoint.pad_id, max_tokens=checkpoint.policy.max_tokens)
-    return Subject("padded", partial(batch_forming.by_length, budget=SORTED_BUDGET), partial(_ours, scorer))
+    return EngineUnderTest("padded", partial(batch_forming.by_length, budget=SORTED_BUDGET), partial(_ours, scorer))
 
 
 def ours(
-    model: Loaded,
+    model: LoadedCheckpoint,
     budget: int,
     *,
     name: str,
@@ -103,7 +103,7 @@ def ours(
     matmul_precision: MatmulPrecision = "highest",
     change: Callable[[Any], None] = lambda network: None,
     **options: Any,
-) -> Subject:
+) -> EngineUnderTest:
     """Our packed path, in order of arrival, or as our server cuts batches where rows share beginnings."""
     checkpoint = model.ours()
     change(checkpoint.network)
@@ -116,7 +116,7 @@ def ours(
     )
     scorer.release_unpacked_weights()
     cut = batch_forming.planned if share else batch_forming.by_tokens
-    return Subject(name, partial(cut, budget=budget), partial(_ours, scorer))
+    return EngineUnderTest(name, partial(cut, budget=budget), partial(_ours, scorer))
 
 
 def _in_bfloat16(network: Any) -> None:
@@ -151,7 +151,7 @@ _OURS: dict[str, dict[str, Any]] = {
     "int8": {"change": _in_int8},
     "compiled": {"change": _with_compiled_mlps},
 }
-SUBJECTS: dict[str, Callable[[Loaded, int], Subject]] = {
+ENGINE_BUILDERS: dict[str, Callable[[LoadedCheckpoint, int], EngineUnderTest]] = {
     "naive": naive,
     "sorted": sorted_by_length,
     "padded": padded,

@@ -37,7 +37,7 @@ _LONGEST = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class GpuShape:
     """A Llama without its vocabulary's output: what a reward model computes."""
 
     hidden: int
@@ -55,14 +55,14 @@ class Shape:
 
 
 SHAPES = {
-    "8B": Shape(4096, 32, 32, 8, 14336, 128_256),
-    "1B": Shape(2048, 16, 32, 8, 8192, 128_256),
-    "tiny": Shape(64, 2, 4, 2, 128, 8_192),
+    "8B": GpuShape(4096, 32, 32, 8, 14336, 128_256),
+    "1B": GpuShape(2048, 16, 32, 8, 8192, 128_256),
+    "tiny": GpuShape(64, 2, 4, 2, 128, 8_192),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class GpuFigures:
     """One engine on one workload. `utilisation` is of the measured GEMM peak, `max_error` against each row alone."""
 
     shape: str
@@ -79,7 +79,7 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class GpuEngine:
     """How it cuts, what it opens over a network, and how many batches it has in flight."""
 
     cut: Callable[[Sequence[Row], int], list[Batch]]
@@ -95,12 +95,12 @@ def _packed(network: RewardNetwork, *, share: bool) -> Scorer:
     return PackedScorer(network, max_tokens=_LONGEST, share=share)
 
 
-ENGINES: dict[str, Engine] = {
-    "naive": Engine(lambda rows, _: batch_forming.in_order_of_arrival(rows, NAIVE_ROWS), _padded),
-    "sorted": Engine(batch_forming.by_length, _padded),
-    "packed": Engine(batch_forming.by_tokens, partial(_packed, share=False)),
-    "shared": Engine(batch_forming.planned, partial(_packed, share=True)),
-    "shared, two in flight": Engine(batch_forming.planned, partial(_packed, share=True), in_flight=2),
+ENGINES: dict[str, GpuEngine] = {
+    "naive": GpuEngine(lambda rows, _: batch_forming.in_order_of_arrival(rows, NAIVE_ROWS), _padded),
+    "sorted": GpuEngine(batch_forming.by_length, _padded),
+    "packed": GpuEngine(batch_forming.by_tokens, partial(_packed, share=False)),
+    "shared": GpuEngine(batch_forming.planned, partial(_packed, share=True)),
+    "shared, two in flight": GpuEngine(batch_forming.planned, partial(_packed, share=True), in_flight=2),
 }
 
 
@@ -115,7 +115,7 @@ def main() -> int:
     facts = {**machine.facts(), "device": _name(device), "cuda": torch.version.cuda or "none",
              "gemm_tflops": round(peak / 1e12, 1), "budget": given.budget}  # fmt: skip
     print(tables.facts(facts), flush=True)
-    figures: list[Figures] = []
+    figures: list[GpuFigures] = []
     for name in given.shapes:
         network = build(SHAPES[name], device, torch.bfloat16 if device.type == "cuda" else torch.float32)
         for kind in given.workloads:
@@ -128,7 +128,7 @@ def main() -> int:
     return 0
 
 
-def build(shape: Shape, device: torch.device, dtype: torch.dtype) -> RewardNetwork:
+def build(shape: GpuShape, device: torch.device, dtype: torch.dtype) -> RewardNetwork:
     """Random weights, made where they are used."""
     from transformers import LlamaConfig, LlamaModel
 
@@ -160,7 +160,7 @@ def rows_of(kind: str, given: argparse.Namespace) -> list[Row]:
 
 def compare(
     shape: str, kind: str, network: RewardNetwork, rows: list[Row], peak: float, given: argparse.Namespace
-) -> Iterator[Figures]:
+) -> Iterator[GpuFigures]:
     """Every engine in every round, another one first each time."""
     places = machine.spread(len(rows), N_REFERENCE)
     with torch.inference_mode():
@@ -179,13 +179,13 @@ def compare(
     base = statistics.median(seconds[given.engines[0]])
     for name, walls in seconds.items():
         wall_s = statistics.median(walls)
-        yield Figures(
+        yield GpuFigures(
             shape, kind, name, len(rows), n_tokens, computed[name], wall_s,
             n_tokens / wall_s, base / wall_s, flops / wall_s / peak, errors[name],
         )  # fmt: skip
 
 
-def run(engine: Engine, network: RewardNetwork, rows: list[Row], budget: int) -> tuple[list[float], int, float]:
+def run(engine: GpuEngine, network: RewardNetwork, rows: list[Row], budget: int) -> tuple[list[float], int, float]:
     """Scores in order, tokens computed, seconds. Cutting is part of the work."""
     scorer = engine.open(network)
     scores, n_computed = [float("nan")] * len(rows), 0
@@ -250,7 +250,7 @@ def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def _shown(f: Figures) -> dict[str, str]:
+def _shown(f: GpuFigures) -> dict[str, str]:
     return {
         "shape": f.shape,
         "workload": f"{f.workload} ({f.rows} rows, {f.tokens} tokens)",

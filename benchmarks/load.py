@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.server_process import Server
+from benchmarks.server_process import ServerProcess
 from benchmarks.tables import report
 from benchmarks.texts import samples
 
@@ -29,7 +29,7 @@ SAME_REWARD = 2e-3  # float32 kernels differ a little with the shape of the batc
 
 
 @dataclass
-class Tally:
+class ClientCounts:
     """What the clients saw."""
 
     latencies_s: list[float] = field(default_factory=list)
@@ -64,13 +64,13 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
     """One whole measurement."""
     pool = samples(given.data, given.texts)
     model = given.model or ("echo" if given.backend == "echo" else "")
-    with Server(f"--backend={given.backend}", *([f"{model}"] if model else []), aloud=True) as server:
-        tally, rss = Tally(), [server.rss_mib()]
+    with ServerProcess(f"--backend={given.backend}", *([f"{model}"] if model else []), aloud=True) as server:
+        counts, rss = ClientCounts(), [server.rss_mib()]
         stop = time.monotonic() + given.seconds
         limits = httpx.Limits(max_connections=given.clients + 4)
         async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as http:
             clients = [
-                asyncio.create_task(_client(http, pool, given.largest, i, stop, tally)) for i in range(given.clients)
+                asyncio.create_task(_client(http, pool, given.largest, i, stop, counts)) for i in range(given.clients)
             ]
             watch = asyncio.create_task(_watch(server, rss))
             started, cpu = time.monotonic(), server.cpu_s()
@@ -81,25 +81,25 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
             counted = (await http.get("/metrics")).text
         drained = await _terminate_under_load(server, pool, given)
     return {
-        "requests": len(tally.latencies_s),
-        "samples": tally.n_samples,
-        "samples_per_s": round(tally.n_samples / wall, 2),
-        "samples_per_cpu_s": round(tally.n_samples / cpu, 2),
-        "latency_p50_s": round(statistics.median(tally.latencies_s), 3),
-        "latency_p99_s": round(sorted(tally.latencies_s)[int(0.99 * len(tally.latencies_s))], 3),
-        "refused": tally.n_refused,
-        "worst_same_text_difference": tally.worst_difference,
+        "requests": len(counts.latencies_s),
+        "samples": counts.n_samples,
+        "samples_per_s": round(counts.n_samples / wall, 2),
+        "samples_per_cpu_s": round(counts.n_samples / cpu, 2),
+        "latency_p50_s": round(statistics.median(counts.latencies_s), 3),
+        "latency_p99_s": round(sorted(counts.latencies_s)[int(0.99 * len(counts.latencies_s))], 3),
+        "refused": counts.n_refused,
+        "worst_same_text_difference": counts.worst_difference,
         "rss_mib_start_middle_end": [round(rss[i], 1) for i in (0, len(rss) // 2, -1)],
         "tokens": {
             k: _metric(counted, f'rewardserve_tokens_total{{kind="{k}"}}') for k in ("received", "computed", "padding")
         },
         "sigterm": drained,
-        "wrong": tally.wrong[:5] + drained.pop("wrong"),
+        "wrong": counts.wrong[:5] + drained.pop("wrong"),
     }
 
 
 async def _client(
-    http: httpx.AsyncClient, pool: list[dict[str, Any]], largest: int, seed: int, stop: float, tally: Tally
+    http: httpx.AsyncClient, pool: list[dict[str, Any]], largest: int, seed: int, stop: float, counts: ClientCounts
 ) -> None:
     rng = random.Random(seed)
     while time.monotonic() < stop:
@@ -107,47 +107,47 @@ async def _client(
         started = time.monotonic()
         reply = await http.post("/score", json=_body(pool, picks))
         if reply.status_code == 503:
-            tally.n_refused += 1
+            counts.n_refused += 1
             await asyncio.sleep(0.1)
             continue
-        tally.latencies_s.append(time.monotonic() - started)
-        tally.n_samples += len(picks)
-        _check(reply, picks, tally)
+        counts.latencies_s.append(time.monotonic() - started)
+        counts.n_samples += len(picks)
+        _check(reply, picks, counts)
 
 
 def _body(pool: list[dict[str, Any]], picks: list[int]) -> dict[str, Any]:
     return {"run": "load", "samples": [{"id": f"{i}-{pick}", **pool[pick]} for i, pick in enumerate(picks)]}
 
 
-def _check(reply: httpx.Response, picks: list[int], tally: Tally) -> None:
+def _check(reply: httpx.Response, picks: list[int], counts: ClientCounts) -> None:
     """Status, ids, order, and that the same text gets the same reward whatever else is in its batch."""
     if reply.status_code != 200:
-        tally.wrong.append(f"status {reply.status_code}")
+        counts.wrong.append(f"status {reply.status_code}")
         return
     results = reply.json()["results"]
     if [r["id"] for r in results] != [f"{i}-{pick}" for i, pick in enumerate(picks)]:
-        tally.wrong.append("ids or their order")
+        counts.wrong.append("ids or their order")
     for pick, result in zip(picks, results, strict=True):
         if result["error"] is not None:
             if result["error"]["code"] != "input_too_long":
-                tally.wrong.append(result["error"]["code"])
+                counts.wrong.append(result["error"]["code"])
             continue
-        first = tally.first_reward.setdefault(pick, result["raw"])
+        first = counts.first_reward.setdefault(pick, result["raw"])
         difference = abs(first - result["raw"])
-        tally.worst_difference = max(tally.worst_difference, difference)
+        counts.worst_difference = max(counts.worst_difference, difference)
         if difference > SAME_REWARD:
-            tally.wrong.append(f"sample {pick} scored {first} and {result['raw']}")
+            counts.wrong.append(f"sample {pick} scored {first} and {result['raw']}")
 
 
 async def _terminate_under_load(
-    server: Server, pool: list[dict[str, Any]], given: argparse.Namespace
+    server: ServerProcess, pool: list[dict[str, Any]], given: argparse.Namespace
 ) -> dict[str, Any]:
     """Send requests, send SIGTERM while they are in flight, count how each one ended.
 
     What was sent before the signal must be answered or refused in words. A connection that is opened after it may also
     find the door closed: nothing of it was accepted.
     """
-    tally, rng = Tally(), random.Random(99)
+    counts, rng = ClientCounts(), random.Random(99)
     limits = httpx.Limits(max_connections=2 * given.clients)
     async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as http:
 
@@ -156,14 +156,14 @@ async def _terminate_under_load(
             try:
                 reply = await http.post("/score", json=_body(pool, picks))
             except httpx.TransportError:
-                tally.n_closed += may_find_it_closed
-                tally.n_cut_off += not may_find_it_closed
+                counts.n_closed += may_find_it_closed
+                counts.n_cut_off += not may_find_it_closed
                 return
             if reply.status_code == 503:
-                tally.n_refused += 1
+                counts.n_refused += 1
                 return
-            tally.latencies_s.append(0.0)
-            _check(reply, picks, tally)
+            counts.latencies_s.append(0.0)
+            _check(reply, picks, counts)
 
         before = [asyncio.create_task(one(may_find_it_closed=False)) for _ in range(given.clients)]
         await asyncio.sleep(0.5)
@@ -171,19 +171,19 @@ async def _terminate_under_load(
         after = [asyncio.create_task(one(may_find_it_closed=True)) for _ in range(given.clients)]
         await asyncio.gather(*before, *after)
     exit_code = await asyncio.to_thread(server.process.wait, 120)
-    wrong = tally.wrong[:5] + [f"it ended with {exit_code}"] * bool(exit_code)
-    if tally.n_cut_off:
-        wrong.append(f"{tally.n_cut_off} accepted requests were cut off")
+    wrong = counts.wrong[:5] + [f"it ended with {exit_code}"] * bool(exit_code)
+    if counts.n_cut_off:
+        wrong.append(f"{counts.n_cut_off} accepted requests were cut off")
     return {
-        "answered": len(tally.latencies_s),
-        "refused_in_words": tally.n_refused,
-        "found_it_closed": tally.n_closed,
-        "cut_off": tally.n_cut_off,
+        "answered": len(counts.latencies_s),
+        "refused_in_words": counts.n_refused,
+        "found_it_closed": counts.n_closed,
+        "cut_off": counts.n_cut_off,
         "wrong": wrong,
     }
 
 
-async def _watch(server: Server, rss: list[float]) -> None:
+async def _watch(server: ServerProcess, rss: list[float]) -> None:
     while True:
         await asyncio.sleep(1.0)
         rss.append(server.rss_mib())

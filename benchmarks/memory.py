@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from benchmarks.server_process import Server
+from benchmarks.server_process import ServerProcess
 from benchmarks.tables import report
 
 CALLS: dict[str, Any] = {
@@ -66,7 +66,7 @@ def main() -> int:
 async def measure(given: argparse.Namespace) -> dict[str, Any]:
     """One whole measurement."""
     flags = (f"--backend={given.backend}", "--cache.scores=4096", "--cache.prefix-mib=16", "--tripwires.cpu-share=1")
-    with Server(*flags) as server:
+    with ServerProcess(*flags) as server:
         ended, until = Counter[str](), time.monotonic() + 60 * given.minutes
         clients = [asyncio.create_task(_client(server.port, i, until, given, ended)) for i in range(given.clients)]
         track = await _rss_track(server, until)
@@ -74,7 +74,7 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
     return _figures(track, ended, given.most)
 
 
-async def _rss_track(server: Server, until: float) -> list[tuple[float, float]]:
+async def _rss_track(server: ServerProcess, until: float) -> list[tuple[float, float]]:
     """(seconds, MiB), once a second."""
     track, began = [], time.monotonic()
     while (now := time.monotonic()) < until:
@@ -84,18 +84,18 @@ async def _rss_track(server: Server, until: float) -> list[tuple[float, float]]:
 
 
 async def _client(port: int, number: int, until: float, given: argparse.Namespace, ended: Counter[str]) -> None:
-    luck, n = random.Random(number), 0
+    rng, n = random.Random(number), 0
     pause_s = given.clients / given.per_second if given.per_second else 0.0
     while time.monotonic() < until:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
-            for _ in range(luck.randint(1, 50)):
+            for _ in range(rng.randint(1, 50)):
                 n += 1
-                path = luck.choice(list(CALLS))
-                text = f"{number} {n} " + " ".join(str(luck.random()) for _ in range(luck.randint(0, 30)))
-                body = _spoilt(json.dumps(CALLS[path](text)).encode(), luck)
-                leaves = luck.randrange(50) == 0
-                status = await _ask(reader, writer, path, body, luck, leaves=leaves)
+                path = rng.choice(list(CALLS))
+                text = f"{number} {n} " + " ".join(str(rng.random()) for _ in range(rng.randint(0, 30)))
+                body = _spoilt(json.dumps(CALLS[path](text)).encode(), rng)
+                leaves = rng.randrange(50) == 0
+                status = await _ask(reader, writer, path, body, rng, leaves=leaves)
                 ended[status] += 1
                 if leaves:
                     break
@@ -106,9 +106,9 @@ async def _client(port: int, number: int, until: float, given: argparse.Namespac
             writer.close()
 
 
-def _spoilt(body: bytes, luck: random.Random) -> bytes:
+def _spoilt(body: bytes, rng: random.Random) -> bytes:
     """One in twenty is no JSON, one in twenty has a field that nobody knows."""
-    chance = luck.randrange(20)
+    chance = rng.randrange(20)
     return body[: len(body) // 2] if chance == 0 else b'{"nobody knows": 1}' if chance == 1 else body
 
 
@@ -117,14 +117,14 @@ async def _ask(
     writer: asyncio.StreamWriter,
     path: str,
     body: bytes,
-    luck: random.Random,
+    rng: random.Random,
     *,
     leaves: bool,
 ) -> str:
     lines = f"POST {path} HTTP/1.1", "host: localhost", "content-type: application/json", f"content-length: {len(body)}"
     head = "\r\n".join([*lines, "", ""]).encode()
     if leaves:  # anywhere in the request, or just after it
-        writer.write((head + body)[: luck.randint(1, len(head) + len(body))])
+        writer.write((head + body)[: rng.randint(1, len(head) + len(body))])
         return "hung up"
     writer.write(head + body)
     answer = (await reader.readuntil(b"\r\n\r\n")).lower()

@@ -39,7 +39,7 @@ _QWEN2_PIECES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class DecoderShape:
     """The size of a decoder."""
 
     hidden: int
@@ -62,13 +62,13 @@ class Shape:
         return self.layers * n_tokens * (matrices + attention)
 
 
-MODELS: dict[str, Shape] = {
-    "m30": Shape(hidden=512, layers=6, heads=8, kv_heads=4, intermediate=2048),
-    "m150": Shape(hidden=768, layers=14, heads=12, kv_heads=4, intermediate=3072),
+MODELS: dict[str, DecoderShape] = {
+    "m30": DecoderShape(hidden=512, layers=6, heads=8, kv_heads=4, intermediate=2048),
+    "m150": DecoderShape(hidden=768, layers=14, heads=12, kv_heads=4, intermediate=3072),
 }
 
 
-def folder(name: str, shape: Shape | None = None, cache: Path | None = None) -> Path:
+def folder(name: str, shape: DecoderShape | None = None, cache: Path | None = None) -> Path:
     """The checkpoint called `name`, made if it is not there yet. Two processes that make it at once do no harm."""
     shape = shape or MODELS[name]
     place = (cache or cache_folder()) / f"{name}-{_EDITION}"
@@ -119,7 +119,7 @@ def train_tokenizer(vocabulary: int = VOCABULARY) -> Tokenizer:
     return tokenizer
 
 
-def _write(place: Path, shape: Shape) -> None:
+def _write(place: Path, shape: DecoderShape) -> None:
     tokenizer = train_tokenizer()
     _write_tokenizer(place, tokenizer)
     model = _network(tokenizer, shape)
@@ -137,7 +137,7 @@ def _write_tokenizer(place: Path, tokenizer: Tokenizer) -> None:
     (place / "tokenizer_config.json").write_text(text + "\n")
 
 
-def _network(tokenizer: Tokenizer, shape: Shape) -> Any:
+def _network(tokenizer: Tokenizer, shape: DecoderShape) -> Any:
     import torch
     from transformers import Qwen2Config, Qwen2ForSequenceClassification
 

@@ -7,7 +7,7 @@ of each its status, of some its scores are checked.
 
 Requests are counted against the CPU seconds (user and system, every thread) of the server's process, so a client on
 another core and neighbours on the machine matter little. Cases are interleaved over the rounds; figures are medians.
-Then: where that time goes, room by room, and what tokenising costs beside the forward of a 150M model.
+Then: where that time goes, component by component, and what tokenising costs beside the forward of a 150M model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import cast
 import uvloop
 
 from benchmarks import component_cost, machine, tables, tokenizing
-from benchmarks.server_process import Server
+from benchmarks.server_process import ServerProcess
 from benchmarks.traffic import Bodies, Case
 from rewardserve.model.backends.echo import END_ID, echo_score
 
@@ -35,13 +35,13 @@ SIZES = (1, 16, 64, 256)
 TARGETS = {Case("ids", 1): 2500, Case("ids", 64): 500}
 """Requests a CPU second."""
 SINGLE_CLIENTS, CLIENTS = 32, 4
-_ROOMS_FOR = (1, 64)
+_COMPONENTS_FOR = (1, 64)
 _PATIENCE_S = 30.0
 ECHO = ("--backend=echo", "echo")
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class RoundResult:
     """What the server did in one round of one case."""
 
     n_requests: int
@@ -52,7 +52,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class CaseResult:
     """One case, over all rounds."""
 
     form: str
@@ -74,18 +74,22 @@ def main() -> int:
     rows = over_http(given, flags)
     print(f"\necho backend, {given.tokens} ids (or characters) a sample, full replies")
     print(tables.table([_http_cells(row) for row in rows]))
-    by_room = [_by_room(row, given) for row in rows if row.form == "ids" and row.n_samples in _ROOMS_FOR]
+    by_component = [_by_component(row, given) for row in rows if row.form == "ids" and row.n_samples in _COMPONENTS_FOR]
     print("\nwhere the CPU time of a request goes, in microseconds (token ids)")
-    print(tables.table([_room_cells(name, by_room) for name in by_room[0]["rooms"]]) if by_room else "(not asked for)")
-    prices = [] if given.no_tokenizing else tokenizing.prices(forward=given.forward)
+    print(
+        tables.table([_component_cells(name, by_component) for name in by_component[0]["components"]])
+        if by_component
+        else "(not asked for)"
+    )
+    prices = [] if given.no_tokenizing else tokenizing.tokenizing_costs(forward=given.forward)
     print("\nwhat tokenising costs a sample, one core")
-    print(tables.table([_price_cells(price) for price in prices]))
+    print(tables.table([_tokenizing_cells(price) for price in prices]))
     if given.json:
         figures = {
             "facts": machine.facts(),
             "tokens": given.tokens,
             "http": [asdict(row) for row in rows],
-            "rooms": by_room,
+            "components": by_component,
             "tokenizing": [asdict(price) for price in prices],
         }
         given.json.write_text(json.dumps(figures, indent=1) + "\n")
@@ -104,18 +108,18 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--connections", type=int, help=f"default: {SINGLE_CLIENTS} for single samples, else {CLIENTS}")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a case in a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--room-samples", type=int, default=2_000, help="in each repetition of each room")
+    parser.add_argument("--component-samples", type=int, default=2_000, help="in each repetition of each component")
     parser.add_argument("--no-tokenizing", action="store_true", help="leave out the price of tokenising")
     parser.add_argument("--forward", action="store_true", help="measure the 150M model's forward beside it (a minute)")
     parser.add_argument("--json", type=Path)
     return parser.parse_known_args()
 
 
-def over_http(given: argparse.Namespace, flags: Sequence[str]) -> list[Row]:
+def over_http(given: argparse.Namespace, flags: Sequence[str]) -> list[CaseResult]:
     """The real server, asked over real connections."""
     cases = [Case(form, n) for form in given.forms for n in given.sizes]
-    loads: dict[Case, list[Load]] = {case: [] for case in cases}
-    with Server(*ECHO, *flags) as server:
+    loads: dict[Case, list[RoundResult]] = {case: [] for case in cases}
+    with ServerProcess(*ECHO, *flags) as server:
         for round_ in range(given.rounds + 1):
             for case in cases:
                 bodies = Bodies(case, given.tokens, seed=round_)
@@ -133,7 +137,7 @@ def _connections(case: Case, given: argparse.Namespace) -> int:
 # -- the client -------------------------------------------------------------------------------------------------
 
 
-class Client(asyncio.Protocol):
+class KeepAliveClient(asyncio.Protocol):
     """One keep-alive connection with one request under way, until it is told to stop."""
 
     def __init__(self, next_body: Callable[[], bytes]) -> None:
@@ -204,11 +208,11 @@ def check(asked: bytes, reply: bytes) -> None:
             raise RuntimeError(f"sample {i} has a wrong answer: {result}")
 
 
-async def drive(server: Server, bodies: Bodies, connections: int, seconds: float) -> Load:
+async def drive(server: ServerProcess, bodies: Bodies, connections: int, seconds: float) -> RoundResult:
     """Keep the server busy for some seconds."""
     loop = asyncio.get_running_loop()
     clients = [
-        (await loop.create_connection(lambda: Client(bodies.next_body), "127.0.0.1", server.port))[1]
+        (await loop.create_connection(lambda: KeepAliveClient(bodies.next_body), "127.0.0.1", server.port))[1]
         for _ in range(connections)
     ]
     await asyncio.sleep(0.2)
@@ -222,17 +226,17 @@ async def drive(server: Server, bodies: Bodies, connections: int, seconds: float
     async with asyncio.timeout(_PATIENCE_S):
         await asyncio.gather(*(c.done for c in clients))
     n_requests, n_in, n_out = (sum(a[k] - b[k] for a, b in zip(after, before, strict=True)) for k in range(3))
-    return Load(n_requests, cpu_s, wall_s, n_in, n_out)
+    return RoundResult(n_requests, cpu_s, wall_s, n_in, n_out)
 
 
 # -- the figures ------------------------------------------------------------------------------------------------
 
 
-def summary(case: Case, connections: int, loads: Sequence[Load]) -> Row:
+def summary(case: Case, connections: int, loads: Sequence[RoundResult]) -> CaseResult:
     """Medians over the rounds."""
     per_cpu_s = statistics.median(load.n_requests / load.cpu_s for load in loads)
     n_requests = sum(load.n_requests for load in loads)
-    return Row(
+    return CaseResult(
         form=case.form,
         n_samples=case.n_samples,
         connections=connections,
@@ -246,13 +250,18 @@ def summary(case: Case, connections: int, loads: Sequence[Load]) -> Row:
     )
 
 
-def _by_room(row: Row, given: argparse.Namespace) -> dict[str, dict[str, float]]:
-    found = component_cost.measure(Case(row.form, row.n_samples), given.tokens, row.connections, given.room_samples)
+def _by_component(row: CaseResult, given: argparse.Namespace) -> dict[str, dict[str, float]]:
+    found = component_cost.measure(
+        Case(row.form, row.n_samples), given.tokens, row.connections, given.component_samples
+    )
     rest = {"http": row.us_per_request - sum(found.values())}
-    return {"request": {"samples": row.n_samples}, "rooms": {name: round(us, 1) for name, us in (found | rest).items()}}
+    return {
+        "request": {"samples": row.n_samples},
+        "components": {name: round(us, 1) for name, us in (found | rest).items()},
+    }
 
 
-def _http_cells(row: Row) -> dict[str, str]:
+def _http_cells(row: CaseResult) -> dict[str, str]:
     return {
         "form": row.form,
         "samples": str(row.n_samples),
@@ -267,16 +276,16 @@ def _http_cells(row: Row) -> dict[str, str]:
     }
 
 
-def _room_cells(name: str, by_room: Sequence[dict[str, dict[str, float]]]) -> dict[str, str]:
-    us = {f"{found['request']['samples']:.0f} samples": f"{found['rooms'][name]:,.0f}" for found in by_room}
+def _component_cells(name: str, by_component: Sequence[dict[str, dict[str, float]]]) -> dict[str, str]:
+    us = {f"{found['request']['samples']:.0f} samples": f"{found['components'][name]:,.0f}" for found in by_component}
     return (
-        {"room": name}
+        {"component": name}
         | us
         | {"which is": component_cost.MEANINGS.get(name, "sockets, uvicorn, the event loop; all the rest")}
     )
 
 
-def _price_cells(price: tokenizing.Price) -> dict[str, str]:
+def _tokenizing_cells(price: tokenizing.TokenizingCost) -> dict[str, str]:
     return {
         "tokenizer": price.tokenizer,
         "workload": price.workload,

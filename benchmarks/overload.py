@@ -21,14 +21,14 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.server_process import Server
+from benchmarks.server_process import ServerProcess
 from benchmarks.tables import report
 
 LEAST_SHARE = 0.9
 
 
 @dataclass
-class Seen:
+class PhaseResult:
     """What became of the requests of one phase. Times are seconds since it began."""
 
     started_at: float = field(default_factory=time.monotonic)
@@ -44,7 +44,7 @@ class Seen:
         return sum(n for at, n in self.scored if since_s <= at < until_s) / (until_s - since_s)
 
 
-class Crowd:
+class LoadGenerator:
     """Clients over bare sockets that write down what they see, with so many connections at most, which are used again."""
 
     def __init__(self, port: int, n_samples: int, n_words: int, most: int = 512) -> None:
@@ -53,7 +53,7 @@ class Crowd:
         self._n_asked = 0
         self.n_connections = 0
 
-    async def ask(self, seen: Seen) -> bool:
+    async def ask(self, seen: PhaseResult) -> bool:
         """One request. Whether it was accepted."""
         if not self._idle and self.n_connections >= self._most:
             seen.n_held_back += 1
@@ -75,7 +75,7 @@ class Crowd:
             self._idle.append((reader, writer))
         return self._judge(seen, head, body, began)
 
-    def _judge(self, seen: Seen, head: bytes, body: bytes, began: float) -> bool:
+    def _judge(self, seen: PhaseResult, head: bytes, body: bytes, began: float) -> bool:
         seconds = time.monotonic() - began
         reply = json.loads(body)
         if not head.startswith(b"http/1.1 200"):
@@ -102,25 +102,25 @@ class Crowd:
         return head.encode() + body
 
 
-async def keep_busy(crowd: Crowd, n_clients: int, seconds: float) -> Seen:
+async def keep_busy(generator: LoadGenerator, n_clients: int, seconds: float) -> PhaseResult:
     """So many clients, each with one request after the other."""
-    seen = Seen()
+    seen = PhaseResult()
 
     async def one() -> None:
         while time.monotonic() < seen.started_at + seconds:
-            if not await crowd.ask(seen):
+            if not await generator.ask(seen):
                 await asyncio.sleep(0.05)
 
     await asyncio.gather(*[one() for _ in range(n_clients)])
     return seen
 
 
-async def flood(crowd: Crowd, per_s: float, seconds: float) -> tuple[Seen, float]:
+async def flood(generator: LoadGenerator, per_s: float, seconds: float) -> tuple[PhaseResult, float]:
     """So many requests a second, whatever becomes of them; and how many were really sent."""
-    seen, asking, n = Seen(), set[asyncio.Task[bool]](), 0
+    seen, asking, n = PhaseResult(), set[asyncio.Task[bool]](), 0
     while (now := time.monotonic() - seen.started_at) < seconds:
         for _ in range(int(now * per_s) - n):
-            task = asyncio.create_task(crowd.ask(seen))
+            task = asyncio.create_task(generator.ask(seen))
             asking.add(task)
             task.add_done_callback(asking.discard)
             n += 1
@@ -154,26 +154,26 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
         flags += [f"{given.model or 'echo:delay_ms=20'}", "--batching.max-tokens=4096"]
     elif given.model:
         flags += [f"{given.model}"]
-    with Server(*flags) as server:
-        peak = await _peak(Crowd(server.port, given.samples, given.words), given)
+    with ServerProcess(*flags) as server:
+        peak = await _peak(LoadGenerator(server.port, given.samples, given.words), given)
     seats = max(2 * given.samples, int(peak * given.wait))
     seats_flags = f"--admission.max-samples={seats}", f"--max-samples-per-request={min(seats, 1024)}"
-    with Server(*flags, *seats_flags) as server:
-        crowd = Crowd(server.port, given.samples, given.words, seats // given.samples + given.connections)
-        await keep_busy(crowd, 4, 2.0)
+    with ServerProcess(*flags, *seats_flags) as server:
+        generator = LoadGenerator(server.port, given.samples, given.words, seats // given.samples + given.connections)
+        await keep_busy(generator, 4, 2.0)
         used, own = server.cpu_s(), time.process_time()
-        seen, sent = await flood(crowd, given.times * peak / given.samples, given.seconds)
+        seen, sent = await flood(generator, given.times * peak / given.samples, given.seconds)
         cpu = {
             "server": (server.cpu_s() - used) / given.seconds,
             "clients": (time.process_time() - own) / given.seconds,
         }
-        after = await keep_busy(crowd, max(2, seats // given.samples // 2), 10.0)
-    return _figures(given, peak, seats, seen, sent, cpu, after, crowd.n_connections)
+        after = await keep_busy(generator, max(2, seats // given.samples // 2), 10.0)
+    return _figures(given, peak, seats, seen, sent, cpu, after, generator.n_connections)
 
 
-async def _peak(crowd: Crowd, given: argparse.Namespace) -> float:
-    await keep_busy(crowd, 8, 3.0)
-    tries = [await keep_busy(crowd, n, given.peak_seconds) for n in (16, 48)]
+async def _peak(generator: LoadGenerator, given: argparse.Namespace) -> float:
+    await keep_busy(generator, 8, 3.0)
+    tries = [await keep_busy(generator, n, given.peak_seconds) for n in (16, 48)]
     return max(seen.goodput(0.0, given.peak_seconds) for seen in tries)
 
 
@@ -181,10 +181,10 @@ def _figures(
     given: argparse.Namespace,
     peak: float,
     seats: int,
-    seen: Seen,
+    seen: PhaseResult,
     sent: float,
     cpu: dict[str, float],
-    after: Seen,
+    after: PhaseResult,
     n: int,
 ) -> dict[str, Any]:
     # In the first seconds the seats fill; what is answered after the last request has been sent is not counted.

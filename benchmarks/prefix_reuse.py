@@ -62,10 +62,15 @@ def _halves(name: str, scale: float) -> tuple[list[list[Row]], list[list[Row]]]:
 
 def _passes(name: str, mib: int, first: Sequence[list[Row]], second: Sequence[list[Row]]) -> tuple[float, float]:
     """CPU seconds of either pass, a group a batch, with a fresh engine."""
-    from benchmarks.engines_under_test import Loaded, ours
+    from benchmarks.engines_under_test import LoadedCheckpoint, ours
 
     engine = ours(
-        Loaded(models.folder(name)), 0, name="ours", share=True, matmul_precision="high", prefix_cache_bytes=mib * 2**20
+        LoadedCheckpoint(models.folder(name)),
+        0,
+        name="ours",
+        share=True,
+        matmul_precision="high",
+        prefix_cache_bytes=mib * 2**20,
     )
 
     def score_all(groups: Sequence[list[Row]]) -> None:

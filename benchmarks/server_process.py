@@ -16,11 +16,11 @@ import httpx
 from benchmarks.peers.processes import free_port
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-_PATIENCE_S = 300.0
+_TIMEOUT_S = 300.0
 _END_S = 120.0
 
 
-class Server:
+class ServerProcess:
     """`rewardserve serve` with these flags, until the end of the block, which begins once it takes requests.
 
     What it says is heard where ours is if `aloud`.
@@ -54,7 +54,7 @@ class Server:
 
     def __enter__(self) -> Self:
         """Wait until it is ready. Raise SystemExit."""
-        until = time.monotonic() + _PATIENCE_S
+        until = time.monotonic() + _TIMEOUT_S
         while not self._is_ready():
             if self.process.poll() is not None or time.monotonic() > until:
                 self.__exit__(None, None, None)

@@ -39,29 +39,31 @@ TORCH_TOLERANCE = 2e-3  # float32 kernels differ a little with the shape of the 
 EMPTY_EVERY = 53
 """One response in so many is empty: it has a failure with a name, in the midst of others that have rewards."""
 
-Asked = dict[str, str]
-Truth = Callable[[Asked], float]
+SampleDict = dict[str, str]
+RewardOf = Callable[[SampleDict], float]
 
 
 @dataclass
-class Ledger:
+class WorkerLog:
     """What one worker asked and what it was told. Written by that worker alone."""
 
     asked: list[str] = field(default_factory=list)
-    told: Counter[str] = field(default_factory=Counter)
+    answered: Counter[str] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     n_scored: int = 0
     longest_call_s: float = 0.0
 
-    def ask(self, samples: Sequence[Asked]) -> None:
+    def record_sent(self, samples: Sequence[SampleDict]) -> None:
         """Before anything can go wrong with them."""
         self.asked += [sample["id"] for sample in samples]
 
-    def enter(self, samples: Sequence[Asked], scores: Scores, truth: Truth, tolerance: float, seconds: float) -> None:
+    def record_results(
+        self, samples: Sequence[SampleDict], scores: Scores, reward_of: RewardOf, tolerance: float, seconds: float
+    ) -> None:
         """Compare every result with what is known without the server."""
         self.longest_call_s = max(self.longest_call_s, seconds)
-        self.told.update(result.id for result in scores.results)
+        self.answered.update(result.id for result in scores.results)
         for sample, result in zip(samples, scores.results, strict=True):
             if result.id != sample["id"]:
                 self.wrong.append(f"{sample['id']} was answered as {result.id}")
@@ -71,13 +73,13 @@ class Ledger:
                     self.wrong.append(f"{sample['id']} has the failure {result.error.code}")
             elif result.reward is None or not sample["response"]:
                 self.wrong.append(f"{sample['id']} was given {result.reward}")
-            elif not abs(result.reward - truth(sample)) <= tolerance:
-                self.wrong.append(f"{sample['id']} was given {result.reward}, not {truth(sample)}")
+            elif not abs(result.reward - reward_of(sample)) <= tolerance:
+                self.wrong.append(f"{sample['id']} was given {result.reward}, not {reward_of(sample)}")
             else:
                 self.n_scored += 1
 
 
-class House:
+class RestartingServer:
     """One server process after the other on one port."""
 
     def __init__(self, flags: Sequence[str], env_model: str) -> None:
@@ -97,13 +99,13 @@ class House:
     def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def end(self, number: signal.Signals, patience_s: float = 60.0) -> None:
+    def end(self, number: signal.Signals, timeout_s: float = 60.0) -> None:
         """Send a signal, wait for the end, write down how it ended."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         else:
             self.exit_codes["ended by itself"] += 1
-        code = self.process.wait(patience_s)
+        code = self.process.wait(timeout_s)
         self.exit_codes[f"{number.name} -> {code}"] += 1
 
     @property
@@ -116,9 +118,9 @@ class House:
         """On the same port."""
         self.process = self._start()
 
-    def wait_until_ready(self, patience_s: float) -> None:
+    def wait_until_ready(self, timeout_s: float) -> None:
         """Raise TimeoutError."""
-        until = time.monotonic() + patience_s
+        until = time.monotonic() + timeout_s
         while time.monotonic() < until:
             if self.process.poll() is not None:
                 raise ChildProcessError(f"the server ended with {self.process.returncode}")
@@ -143,7 +145,7 @@ class House:
         self.process.wait()
 
 
-class Counted(httpx.AsyncBaseTransport):
+class CountingTransport(httpx.AsyncBaseTransport):
     """Counts what goes over the wire."""
 
     def __init__(self, counts: Counter[str]) -> None:
@@ -167,31 +169,33 @@ class Counted(httpx.AsyncBaseTransport):
         await self._inner.aclose()
 
 
-class World:
+class SoakPlan:
     """What workers share: where to ask, what to ask, until when."""
 
-    def __init__(self, given: argparse.Namespace, urls: Sequence[str], texts: Sequence[Asked], truth: Truth) -> None:
+    def __init__(
+        self, given: argparse.Namespace, urls: Sequence[str], texts: Sequence[SampleDict], reward_of: RewardOf
+    ) -> None:
         self.urls = urls
         self.until = time.monotonic() + given.seconds
-        self.truth = truth
+        self.reward_of = reward_of
         self.tolerance = 0.0 if given.backend == "echo" else TORCH_TOLERANCE
         self.most = given.most
         self.deadline_s = given.deadline
         self.texts = texts
 
-    def calls(self, worker: int, seed: int) -> Iterator[list[Asked]]:
+    def calls(self, worker: int, seed: int) -> Iterator[list[SampleDict]]:
         """Ragged calls until the time is over: groups of four responses to a prompt, each sample with its own id."""
-        luck = random.Random(f"{seed}-{worker}")
+        rng = random.Random(f"{seed}-{worker}")
         n_calls = 0
         while time.monotonic() < self.until:
             n_calls += 1
-            n = luck.randint(1, self.most)
-            yield [self._sample(f"{worker}-{n_calls}-{i}", luck, i) for i in range(n)]
+            n = rng.randint(1, self.most)
+            yield [self._sample(f"{worker}-{n_calls}-{i}", rng, i) for i in range(n)]
 
-    def _sample(self, name: str, luck: random.Random, i: int) -> Asked:
+    def _sample(self, name: str, rng: random.Random, i: int) -> SampleDict:
         if self.texts:
-            return {**luck.choice(self.texts), "id": name}
-        response = "" if luck.randrange(EMPTY_EVERY) == 0 else f"response {name} " + "word " * luck.randrange(40)
+            return {**rng.choice(self.texts), "id": name}
+        response = "" if rng.randrange(EMPTY_EVERY) == 0 else f"response {name} " + "word " * rng.randrange(40)
         return {"id": name, "prompt": f"prompt {name.rpartition('-')[0]} {i // 4}", "response": response}
 
 
@@ -227,81 +231,83 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     """One whole measurement."""
     model = f"echo:delay_ms={given.delay_ms}" if given.backend == "echo" else given.model
     flags = (f"--backend={given.backend}", "--cache.scores=0", *PLAIN)  # what is remembered proves nothing
-    houses = [House(flags, model) for _ in range(given.servers)]
-    ledgers, counts = [Ledger() for _ in range(given.workers)], [Counter[str]() for _ in range(given.workers)]
+    servers = [RestartingServer(flags, model) for _ in range(given.servers)]
+    ledgers, counts = [WorkerLog() for _ in range(given.workers)], [Counter[str]() for _ in range(given.workers)]
     try:
-        for house in houses:
-            house.wait_until_ready(120.0)
-        texts, truth = _reference(given, houses[0].url)
-        world = World(given, [house.url for house in houses], texts, truth)
+        for server in servers:
+            server.wait_until_ready(120.0)
+        texts, reward_of = _reference(given, servers[0].url)
+        plan = SoakPlan(given, [server.url for server in servers], texts, reward_of)
         started_at = time.monotonic()
-        workers = _start_workers(world, ledgers, counts, given.seed)
-        _disturb(houses, world.until, given.every, random.Random(given.seed))
+        workers = _start_workers(plan, ledgers, counts, given.seed)
+        _inject_faults(servers, plan.until, given.every, random.Random(given.seed))
         for worker in workers:
             worker.join(2 * given.deadline)
         is_stuck = any(worker.is_alive() for worker in workers)
         seconds = time.monotonic() - started_at
     finally:
-        for house in houses:
-            house.__exit__(None, None, None)
-    return figures(houses, ledgers, sum(counts, Counter()), seconds, is_stuck=is_stuck)
+        for server in servers:
+            server.__exit__(None, None, None)
+    return figures(servers, ledgers, sum(counts, Counter()), seconds, is_stuck=is_stuck)
 
 
 def _start_workers(
-    world: World, ledgers: Sequence[Ledger], counts: Sequence[Counter[str]], seed: int
+    plan: SoakPlan, ledgers: Sequence[WorkerLog], counts: Sequence[Counter[str]], seed: int
 ) -> list[threading.Thread]:
     """The first half are threads with a blocking client each, the others tasks that share an asynchronous one."""
     half = len(ledgers) // 2
     blocking = [
-        threading.Thread(target=_score_blocking, args=(world, i, ledgers[i], counts[i], seed), daemon=True)
+        threading.Thread(target=_score_blocking, args=(plan, i, ledgers[i], counts[i], seed), daemon=True)
         for i in range(half)
     ]
     tasks = threading.Thread(
-        target=lambda: asyncio.run(_score_together(world, half, ledgers[half:], counts[half], seed)), daemon=True
+        target=lambda: asyncio.run(_score_together(plan, half, ledgers[half:], counts[half], seed)), daemon=True
     )
     for thread in (workers := [*blocking, tasks]):
         thread.start()
     return workers
 
 
-def _score_blocking(world: World, worker: int, ledger: Ledger, counts: Counter[str], seed: int) -> None:
-    with RewardClient(world.urls, deadline_s=world.deadline_s, backoff=BACKOFF, transport=Counted(counts)) as client:
-        for samples in world.calls(worker, seed):
-            ledger.ask(samples)
+def _score_blocking(plan: SoakPlan, worker: int, ledger: WorkerLog, counts: Counter[str], seed: int) -> None:
+    with RewardClient(
+        plan.urls, deadline_s=plan.deadline_s, backoff=BACKOFF, transport=CountingTransport(counts)
+    ) as client:
+        for samples in plan.calls(worker, seed):
+            ledger.record_sent(samples)
             began = time.monotonic()
             scores = client.score(samples, run="soak", on_failure="none")
-            ledger.enter(samples, scores, world.truth, world.tolerance, time.monotonic() - began)
+            ledger.record_results(samples, scores, plan.reward_of, plan.tolerance, time.monotonic() - began)
 
 
-async def _score_together(world: World, first: int, ledgers: Sequence[Ledger], counts: Counter[str], seed: int) -> None:
-    async def score(worker: int, ledger: Ledger) -> None:
-        for samples in world.calls(worker, seed):
-            ledger.ask(samples)
+async def _score_together(
+    plan: SoakPlan, first: int, ledgers: Sequence[WorkerLog], counts: Counter[str], seed: int
+) -> None:
+    async def score(worker: int, ledger: WorkerLog) -> None:
+        for samples in plan.calls(worker, seed):
+            ledger.record_sent(samples)
             began = time.monotonic()
             scores = await client.score(samples, run="soak", on_failure="none")
-            ledger.enter(samples, scores, world.truth, world.tolerance, time.monotonic() - began)
+            ledger.record_results(samples, scores, plan.reward_of, plan.tolerance, time.monotonic() - began)
 
-    transport = Counted(counts)
-    async with AsyncRewardClient(
-        world.urls, deadline_s=world.deadline_s, backoff=BACKOFF, transport=transport
-    ) as client:
+    transport = CountingTransport(counts)
+    async with AsyncRewardClient(plan.urls, deadline_s=plan.deadline_s, backoff=BACKOFF, transport=transport) as client:
         await asyncio.gather(*[score(first + i, ledger) for i, ledger in enumerate(ledgers)])
 
 
-def _disturb(houses: Sequence[House], until: float, every_s: float, luck: random.Random) -> None:
+def _inject_faults(servers: Sequence[RestartingServer], until: float, every_s: float, rng: random.Random) -> None:
     """End a server by one signal or the other and start it again, until the time is over. All are up in the end."""
     ended: Counter[signal.Signals] = Counter()
     while (left_s := until - time.monotonic()) > 0:
-        time.sleep(min(left_s, every_s * luck.uniform(0.5, 1.5)))
-        house = luck.choice(houses)
+        time.sleep(min(left_s, every_s * rng.uniform(0.5, 1.5)))
+        server = rng.choice(servers)
         is_terms_turn = ended[signal.SIGTERM] < ended[signal.SIGKILL]
-        number = signal.SIGTERM if is_terms_turn and house.is_listening else signal.SIGKILL
-        house.end(number)
-        house.start_again()
+        number = signal.SIGTERM if is_terms_turn and server.is_listening else signal.SIGKILL
+        server.end(number)
+        server.start_again()
         ended[number] += 1
 
 
-def _reference(given: argparse.Namespace, url: str) -> tuple[list[Asked], Truth]:
+def _reference(given: argparse.Namespace, url: str) -> tuple[list[SampleDict], RewardOf]:
     """Which texts to send, and what each is worth, without the disturbed servers."""
     if given.backend == "echo":
         return [], lambda sample: echo_score((*f"{sample['prompt']}\n{sample['response']}".encode(), 0))
@@ -317,15 +323,20 @@ def _reference(given: argparse.Namespace, url: str) -> tuple[list[Asked], Truth]
 
 
 def figures(
-    houses: Sequence[House], ledgers: Sequence[Ledger], counts: Counter[str], seconds: float, *, is_stuck: bool
+    servers: Sequence[RestartingServer],
+    ledgers: Sequence[WorkerLog],
+    counts: Counter[str],
+    seconds: float,
+    *,
+    is_stuck: bool,
 ) -> dict[str, Any]:
     """What was seen; `wrong` names every breach."""
     asked = [name for ledger in ledgers for name in ledger.asked]
-    told = sum((ledger.told for ledger in ledgers), Counter[str]())
-    lost = [name for name in asked if told[name] == 0]
-    doubled = [name for name, n in told.items() if n > 1]
-    strange = set(told) - set(asked)
-    ends = sum((house.exit_codes for house in houses), Counter[str]())
+    answered = sum((ledger.answered for ledger in ledgers), Counter[str]())
+    lost = [name for name in asked if answered[name] == 0]
+    doubled = [name for name, n in answered.items() if n > 1]
+    strange = set(answered) - set(asked)
+    ends = sum((server.exit_codes for server in servers), Counter[str]())
     wrong = [line for ledger in ledgers for line in ledger.wrong][:20]
     wrong += [f"lost: {lost[:3]}"] * bool(lost) + [f"doubled: {doubled[:3]}"] * bool(doubled)
     wrong += [f"never asked: {sorted(strange)[:3]}"] * bool(strange) + ["a worker never ended"] * is_stuck

@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.server_process import Server
+from benchmarks.server_process import ServerProcess
 from benchmarks.tables import report
 from benchmarks.texts import samples
 
@@ -31,7 +31,7 @@ SAME_SCORE = 2e-3  # float32 kernels differ a little with the shape of the batch
 
 
 @dataclass
-class Seen:
+class SwapRecord:
     """What the clients saw. `at`: when each answer came, whether a model was being loaded, and how long it took."""
 
     at: list[tuple[float, bool, float]] = field(default_factory=list)
@@ -60,11 +60,11 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
     """One whole measurement."""
     pool, models = samples(None, given.texts), (given.model, given.other or given.model)
     flags = ["--backend=torch", "--cache.scores=0", *([f"{given.model}"] if given.model else [])]
-    with Server(*flags, aloud=True) as server:
+    with ServerProcess(*flags, aloud=True) as server:
         limits = httpx.Limits(max_connections=given.clients + 4)
         async with httpx.AsyncClient(base_url=server.url, timeout=600, limits=limits) as http:
-            truths = await _truths(http, pool, models)
-            seen, rss, loads = Seen(), [server.rss_mib()], list[float]()
+            truths = await _reference_scores(http, pool, models)
+            seen, rss, loads = SwapRecord(), [server.rss_mib()], list[float]()
             clients = [
                 asyncio.create_task(_client(http, pool, truths, i, seen, given.swaps)) for i in range(given.clients)
             ]
@@ -81,7 +81,9 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
     return _figures(seen, loads, rss, wall, exit_code)
 
 
-async def _truths(http: httpx.AsyncClient, pool: list[dict[str, Any]], models: tuple[str, str]) -> tuple[Raws, Raws]:
+async def _reference_scores(
+    http: httpx.AsyncClient, pool: list[dict[str, Any]], models: tuple[str, str]
+) -> tuple[Raws, Raws]:
     """What each of the models says of every text, nobody else asking. Afterwards A serves, under an even version."""
     found = []
     for model in (models[1], models[0]):
@@ -91,7 +93,7 @@ async def _truths(http: httpx.AsyncClient, pool: list[dict[str, Any]], models: t
     return found[1], found[0]
 
 
-async def _swap(http: httpx.AsyncClient, model: str, seen: Seen) -> float:
+async def _swap(http: httpx.AsyncClient, model: str, seen: SwapRecord) -> float:
     seen.is_loading, began = True, time.monotonic()
     answer = await http.post("/admin/models", json={"model": model})
     seen.is_loading = False
@@ -105,7 +107,7 @@ async def _client(
     pool: list[dict[str, Any]],
     truths: tuple[Raws, Raws],
     seed: int,
-    seen: Seen,
+    seen: SwapRecord,
     n_swaps: int,
 ) -> None:
     rng = random.Random(seed)
@@ -134,7 +136,7 @@ def _same(raw: float | None, truth: float | None) -> bool:
     return raw == truth if raw is None or truth is None else abs(raw - truth) <= SAME_SCORE
 
 
-def _figures(seen: Seen, loads: list[float], rss: list[float], wall: float, exit_code: int) -> dict[str, Any]:
+def _figures(seen: SwapRecord, loads: list[float], rss: list[float], wall: float, exit_code: int) -> dict[str, Any]:
     times = sorted(at for at, _, _ in seen.at)
     gaps = [b - a for a, b in pairwise(times)]
     calm, busy = ([s for _, loading, s in seen.at if loading is which] for which in (False, True))

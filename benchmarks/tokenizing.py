@@ -31,7 +31,7 @@ _FORWARD_ROWS = 24
 
 
 @dataclass(frozen=True, slots=True)
-class Price:
+class TokenizingCost:
     """Of one sample, on one core."""
 
     tokenizer: str
@@ -47,7 +47,7 @@ class Price:
         return None if self.forward_ms is None else self.encode_us / 1000 / self.forward_ms
 
 
-def prices(*, forward: bool) -> list[Price]:
+def tokenizing_costs(*, forward: bool) -> list[TokenizingCost]:
     """Every tokenizer on every workload; with `forward`, the 150M model's forward of the same rows as well."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     benchmark = models.train_tokenizer()
@@ -57,11 +57,13 @@ def prices(*, forward: bool) -> list[Price]:
         samples = [pair.sample() for pair in pairs]
         forward_ms = _forward_ms(samples) if forward else None
         for name, tokenizer in (("benchmark, 8k", _wrapped(benchmark)), ("default model, 49k", _default())):
-            found.append(_price(name, workload, tokenizer, samples, forward_ms))
+            found.append(_tokenizing_cost(name, workload, tokenizer, samples, forward_ms))
     return found
 
 
-def _price(name: str, workload: str, tokenizer: Any, samples: list[Sample], forward_ms: float | None) -> Price:
+def _tokenizing_cost(
+    name: str, workload: str, tokenizer: Any, samples: list[Sample], forward_ms: float | None
+) -> TokenizingCost:
     policy = infer_policy(
         tokenizer, max_tokens=models.MAX_TOKENS, vocab_size=len(tokenizer), rule=LAYOUT_RULES["language_model"]
     )
@@ -69,7 +71,7 @@ def _price(name: str, workload: str, tokenizer: Any, samples: list[Sample], forw
     encode_us = _us_a_sample(lambda: Encoder(tokenizer, policy), samples)
     plain_us = _us_a_sample(lambda: Encoder(tokenizer, policy, memo_chars=0), samples)
     n_tokens = [len(each.ids) for each in Encoder(tokenizer, policy).many(samples) if isinstance(each, Encoded)]
-    return Price(name, workload, statistics.mean(n_tokens), encode_us, plain_us, forward_ms)
+    return TokenizingCost(name, workload, statistics.mean(n_tokens), encode_us, plain_us, forward_ms)
 
 
 def _us_a_sample(make: Callable[[], Encoder], samples: Sequence[Sample]) -> float:
@@ -85,12 +87,12 @@ def _us_a_sample(make: Callable[[], Encoder], samples: Sequence[Sample]) -> floa
 
 def _forward_ms(samples: Sequence[Sample]) -> float:
     """CPU time of the 150M model for one sample, by our fastest engine: common beginnings are computed once."""
-    from benchmarks.engines_under_test import SUBJECTS, Loaded
+    from benchmarks.engines_under_test import ENGINE_BUILDERS, LoadedCheckpoint
 
     folder = models.folder("m150")
     encode = workloads.encoder_of(folder)
     rows = [encode(sample).ids for sample in samples[:_FORWARD_ROWS]]
-    engine = SUBJECTS["shared"](Loaded(folder), 1024)
+    engine = ENGINE_BUILDERS["shared"](LoadedCheckpoint(folder), 1024)
     engine.run(rows[:2])
     started = time.process_time()
     engine.run(rows)

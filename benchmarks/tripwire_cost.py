@@ -17,7 +17,7 @@ import uvloop
 from benchmarks import machine, tables
 from benchmarks.models import corpus
 from benchmarks.overhead import CLIENTS, ECHO, SINGLE_CLIENTS, drive
-from benchmarks.server_process import Server
+from benchmarks.server_process import ServerProcess
 from benchmarks.traffic import Bodies, Case
 from rewardserve.model.conversation import Sample
 from rewardserve.model.encoding import Encoded
@@ -43,7 +43,7 @@ def main() -> int:
     rates: dict[tuple[Case, bool], list[float]] = {}
     for round_ in range(given.rounds):
         for watched in (False, True):
-            with Server(*ECHO, *([] if watched else _OFF)) as server:
+            with ServerProcess(*ECHO, *([] if watched else _OFF)) as server:
                 for case in CASES:
                     rates.setdefault((case, watched), []).append(_rate(server, case, given.seconds, round_))
     shares = {
@@ -62,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _rate(server: Server, case: Case, seconds: float, round_: int) -> float:
+def _rate(server: ServerProcess, case: Case, seconds: float, round_: int) -> float:
     """Requests a CPU second."""
     clients = SINGLE_CLIENTS if case.n_samples == 1 else CLIENTS
     uvloop.run(drive(server, Bodies(case, 200, seed=-1), clients, seconds / 3))

@@ -34,7 +34,7 @@ _LONGEST_WORD = 4  # tokens; with the leading space. A window is at most this mu
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class TextPair:
     """One prompt and one response to it."""
 
     prompt: str
@@ -45,7 +45,7 @@ class Pair:
         return Sample(prompt=self.prompt, response=self.response)
 
 
-Request = tuple[Pair, ...]
+Request = tuple[TextPair, ...]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Workload:
     clients: int
 
     @cached_property
-    def pairs(self) -> tuple[Pair, ...]:
+    def pairs(self) -> tuple[TextPair, ...]:
         """All of them, in order of arrival."""
         return tuple(chain.from_iterable(self.requests))
 
@@ -94,7 +94,7 @@ class Texts:
         """`n` different numbers below `of`, in order."""
         return sorted(self._random.sample(range(of), n))
 
-    def one_of(self, pairs: Sequence[Pair]) -> Pair:
+    def one_of(self, pairs: Sequence[TextPair]) -> TextPair:
         """Any of them."""
         return self._random.choice(pairs)
 
@@ -122,7 +122,7 @@ def grpo(texts: Texts, scale: float) -> Workload:
 def duplicates(texts: Texts, scale: float) -> Workload:
     """Ragged, but one pair in five is an exact copy of an earlier one."""
     n = _times(scale, 512, 16)
-    pairs: list[Pair] = []
+    pairs: list[TextPair] = []
     copies = {i + 1 for i in texts.choose(round(DUPLICATES * n), n - 1)}
     for i in range(n):
         pairs += [texts.one_of(pairs)] if i in copies else _ragged_pairs(texts, 1)
@@ -142,7 +142,7 @@ def one_at_a_time(texts: Texts, scale: float) -> Workload:
 def long(texts: Texts, scale: float) -> Workload:
     """Conversations of about 4,000 tokens, one a request, 2 clients."""
     pairs = [
-        Pair(texts.evenly(LONG[0] - LONG_RESPONSE[0], LONG[1] - LONG_RESPONSE[1]), texts.evenly(*LONG_RESPONSE))
+        TextPair(texts.evenly(LONG[0] - LONG_RESPONSE[0], LONG[1] - LONG_RESPONSE[1]), texts.evenly(*LONG_RESPONSE))
         for _ in range(_times(scale, 32, 2))
     ]
     return Workload("long", _requests(pairs, 1), clients=2)
@@ -183,16 +183,16 @@ def encoder_of(folder: Path) -> Encoder:
     return Encoder(tokenizer, policy)
 
 
-def _ragged_pairs(texts: Texts, n: int) -> list[Pair]:
-    return [Pair(texts.between(*PROMPT), texts.between(*RESPONSE)) for _ in range(n)]
+def _ragged_pairs(texts: Texts, n: int) -> list[TextPair]:
+    return [TextPair(texts.between(*PROMPT), texts.between(*RESPONSE)) for _ in range(n)]
 
 
 def _group(texts: Texts) -> Request:
     prompt = texts.evenly(*GROUP_PROMPT)
-    return tuple(Pair(prompt, texts.evenly(*GROUP_RESPONSE)) for _ in range(GROUP_SIZE))
+    return tuple(TextPair(prompt, texts.evenly(*GROUP_RESPONSE)) for _ in range(GROUP_SIZE))
 
 
-def _requests(pairs: Sequence[Pair], size: int) -> tuple[Request, ...]:
+def _requests(pairs: Sequence[TextPair], size: int) -> tuple[Request, ...]:
     return tuple(tuple(pairs[i : i + size]) for i in range(0, len(pairs), size))
 
 

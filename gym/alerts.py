@@ -6,7 +6,7 @@ chosen on seeds 100 to 131, so other seeds are to be used here; 20 to 36 have sh
 
     python -m gym.alerts --seeds 40 60 --healthy 40 57
 
-What a hacked run is, and `drop`, are said in `watched`. `over_http` does the same through a real server, and `report`
+What a hacked run is, and `drop`, are said in `monitored_runs`. `over_http` does the same through a real server, and `report`
 makes a page of plots of what `--json` has written.
 """
 
@@ -23,9 +23,9 @@ import numpy as np
 
 from benchmarks import machine, tables
 from gym.features import traits_of
-from gym.monitored_runs import Curves, Kind, Outcome, Tripped, by_kind, line, outcome, save, wires_line
+from gym.monitored_runs import Curves, FirstAlert, Outcome, RunKind, by_kind, line, outcome, save, wires_line
 from gym.responses import FloatArray, Responses
-from gym.run_setup import Scene, scene, scored
+from gym.run_setup import RunSetup, score_responses, set_up_run
 from gym.training import STEPS, by_gold, train
 from rewardserve.model.reward import Batch, Reward
 from rewardserve.model.scorer import HeadScores
@@ -38,16 +38,16 @@ from rewardserve.service.tripwires.wires import WIRES
 _MEMBERS = ("reward", "member_1", "member_2", "member_3")
 
 KINDS = (
-    Kind("hacked"),
-    Kind("hacked, no lexicons", lexicons=False),
-    Kind("hacked, no audit judge", audit=False),
-    Kind("bias without a name, no lexicons", bias="odd", lexicons=False),
-    Kind("flattery alone", bias="flattery"),
-    Kind("length alone", bias="length"),
-    Kind("lists alone", bias="list"),
-    Kind("mild (KL .05)", kl=0.05),
-    Kind("mild (KL .05), bias without a name", bias="odd", kl=0.05),
-    Kind("healthy", healthy=True),
+    RunKind("hacked"),
+    RunKind("hacked, no lexicons", lexicons=False),
+    RunKind("hacked, no audit judge", audit=False),
+    RunKind("bias without a name, no lexicons", bias="odd", lexicons=False),
+    RunKind("flattery alone", bias="flattery"),
+    RunKind("length alone", bias="length"),
+    RunKind("lists alone", bias="list"),
+    RunKind("mild (KL .05)", kl=0.05),
+    RunKind("mild (KL .05), bias without a name", bias="odd", kl=0.05),
+    RunKind("healthy", healthy=True),
 )
 
 
@@ -84,47 +84,49 @@ def _arguments() -> argparse.Namespace:
 # -- one run ----------------------------------------------------------------------------------------------------------
 
 
-def _run(todo: tuple[Kind, int], steps: int, learns: bool) -> Outcome:
+def _run(todo: tuple[RunKind, int], steps: int, learns: bool) -> Outcome:
     return run(*todo, steps=steps, learns=learns)
 
 
-def run(kind: Kind, seed: int, *, steps: int = STEPS, learns: bool = False) -> Outcome:
+def run(kind: RunKind, seed: int, *, steps: int = STEPS, learns: bool = False) -> Outcome:
     """Train, and watch. What is usual is known, or the run's first windows teach it."""
-    started = scene(seed, kind.bias)
-    eyes = _Eyes(kind, started, learns=learns)
+    setup = set_up_run(seed, kind.bias)
+    inspector = _RunInspector(kind, setup, learns=learns)
 
     def reward_of(responses: Responses, scores_BH: FloatArray) -> FloatArray:
-        eyes.look(responses)
+        inspector.inspect(responses)
         if kind.healthy:
             return by_gold(responses, scores_BH)
-        return np.array([reward.value for reward in eyes.rewards])
+        return np.array([reward.value for reward in inspector.rewards])
 
-    trained = train(started.base, started.models, reward_of, steps, seed=seed, kl_coefficient=kind.kl)
+    trained = train(setup.base, setup.models, reward_of, steps, seed=seed, kl_coefficient=kind.kl)
     gold, kl = zip(*[(float(step.gold_B.mean()), step.kl) for step in trained], strict=True)
-    return outcome(kind, seed, Curves(gold, eyes.levels, kl), eyes.alerts, eyes.over, samples=eyes.n_samples)
+    return outcome(
+        kind, seed, Curves(gold, inspector.levels, kl), inspector.alerts, inspector.over, samples=inspector.n_samples
+    )
 
 
-class _Eyes:
+class _RunInspector:
     """The service's way of a batch, from token ids to findings."""
 
-    def __init__(self, kind: Kind, started: Scene, *, learns: bool) -> None:
+    def __init__(self, kind: RunKind, setup: RunSetup, *, learns: bool) -> None:
         self.rewards: list[Reward] = []
         self.levels: list[float] = []
-        self.alerts: list[Tripped] = []
+        self.alerts: list[FirstAlert] = []
         self.over: tuple[str, ...] = ()
         self.n_samples = 0
-        self._models = started.models
+        self._models = setup.models
         self._lexicon = Lexicon.read() if kind.lexicons else NO_LEXICON
         self._with_audit = kind.audit
-        self._pipelines = {name: started.pipeline(name) for name in started.models.heads}
+        self._pipelines = {name: setup.pipeline(name) for name in setup.models.heads}
         self._board = RunMonitor(
-            BaselineSource(Baseline() if learns else self._known(started), _MEMBERS), MonitorLimits(window=128), WIRES
+            BaselineSource(Baseline() if learns else self._known(setup), _MEMBERS), MonitorLimits(window=128), WIRES
         )
         self._step = 0
 
-    def look(self, responses: Responses) -> None:
+    def inspect(self, responses: Responses) -> None:
         """Score, reward and watch one batch."""
-        heads = scored(self._models, responses)
+        heads = score_responses(self._models, responses)
         self.rewards = self._pipelines["reward"](Batch(heads))
         self.levels.append(float(np.mean([reward.changes[0] for reward in self.rewards])))
         found = self._board.observe("gym", self._step, list(self._observations(heads, responses)), float(self._step))
@@ -138,7 +140,7 @@ class _Eyes:
             statistics = self._board.runs["gym"].statistics
             over = [w.name for w in WIRES if w.weight(statistics.get(w.name))]
             self.over = (*(wire for wire in pages if wire != VOTE), *over)
-        self.alerts += [Tripped(alert.wire, alert.severity, self._step) for alert in found]
+        self.alerts += [FirstAlert(alert.wire, alert.severity, self._step) for alert in found]
 
     def _observations(self, heads: Sequence[HeadScores], responses: Responses) -> Iterator[SampleFeatures]:
         audits = self._levels("audit", heads)
@@ -159,9 +161,9 @@ class _Eyes:
                 audit=audits[i] if self._with_audit else None,
             )
 
-    def _known(self, started: Scene) -> Baseline:
-        looks = traits_of(started.reference, self._lexicon)
-        return _reference(self._levels("reward", started.heads), self._spreads(started.heads), looks)
+    def _known(self, setup: RunSetup) -> Baseline:
+        features = traits_of(setup.reference, self._lexicon)
+        return _reference(self._levels("reward", setup.heads), self._spreads(setup.heads), features)
 
     def _levels(self, name: str, heads: Sequence[HeadScores]) -> list[float]:
         return [reward.changes[0] for reward in self._pipelines[name](Batch(heads))]

@@ -11,11 +11,11 @@ from typing import Final
 
 import numpy as np
 
-from gym.labeller import PLANTED, Pairs, label
+from gym.labeller import PLANTED, LabelledPairs, label
 from gym.policy import Policy
-from gym.proxy import Backbone, Panel, reward_model
+from gym.proxy import Backbone, MultiModelScorer, reward_model
 from gym.responses import joined
-from gym.rewards import Reference, by_pipeline, one_model
+from gym.rewards import CalibrationData, by_pipeline, one_model
 from gym.training import train
 from rewardserve.model.reward import RewardSettings, build_pipeline
 
@@ -28,32 +28,38 @@ CLIMB: Final = 120
 AUDITOR: Final = PLANTED["none"]
 
 
-def audited(policy: Policy, n: int, rng: np.random.Generator) -> Pairs:
+def audited_pairs(policy: Policy, n: int, rng: np.random.Generator) -> LabelledPairs:
     """`n` pairs of this policy's own responses, labelled without bias."""
     prompt_ids = np.zeros(n, dtype=np.int64)
     return label(policy.sample(rng, prompt_ids), policy.sample(rng, prompt_ids), AUDITOR, rng)
 
 
-def mined(base: Policy, network: Backbone, labelled: Pairs, against: Reference, seed: int, climb: int = CLIMB) -> Pairs:
+def find_counterexamples(
+    base: Policy, network: Backbone, labelled: LabelledPairs, against: CalibrationData, seed: int, climb: int = CLIMB
+) -> LabelledPairs:
     """The counterexamples of all rounds, found by climbing this network's raw reward from `base`, again each time."""
-    found: list[Pairs] = []
+    found: list[LabelledPairs] = []
     for index in range(N_ROUNDS):
-        policy = climbed(base, network, together([labelled, *found]), against, climb, seed=1_000 + 10 * seed + index)
-        found.append(audited(policy, PER_ROUND, np.random.default_rng([seed, 11, index])))
-    return together(found)
+        policy = climb_policy(
+            base, network, concatenate([labelled, *found]), against, climb, seed=1_000 + 10 * seed + index
+        )
+        found.append(audited_pairs(policy, PER_ROUND, np.random.default_rng([seed, 11, index])))
+    return concatenate(found)
 
 
-def climbed(base: Policy, network: Backbone, labelled: Pairs, against: Reference, steps: int, *, seed: int) -> Policy:
+def climb_policy(
+    base: Policy, network: Backbone, labelled: LabelledPairs, against: CalibrationData, steps: int, *, seed: int
+) -> Policy:
     """The policy at the end of a short run without KL on a model fitted to these pairs."""
-    jury = one_model(Panel({"reward": reward_model(network, labelled)}), against)
-    raw = build_pipeline(jury.ensemble_members, RewardSettings(shape="none"))
-    *_, last = train(base, jury.models, by_pipeline(raw, jury.models.heads), steps, seed=seed)
+    reward_models = one_model(MultiModelScorer({"reward": reward_model(network, labelled)}), against)
+    raw = build_pipeline(reward_models.ensemble_members, RewardSettings(shape="none"))
+    *_, last = train(base, reward_models.models, by_pipeline(raw, reward_models.models.heads), steps, seed=seed)
     return last.policy
 
 
-def together(parts: Sequence[Pairs]) -> Pairs:
+def concatenate(parts: Sequence[LabelledPairs]) -> LabelledPairs:
     """Several sets of pairs as one, in order."""
-    return Pairs(
+    return LabelledPairs(
         joined([part.left for part in parts]),
         joined([part.right for part in parts]),
         np.concatenate([part.left_won_N for part in parts]),
@@ -61,10 +67,10 @@ def together(parts: Sequence[Pairs]) -> Pairs:
     )
 
 
-def drawn(labelled: Pairs, rng: np.random.Generator) -> Pairs:
+def bootstrap(labelled: LabelledPairs, rng: np.random.Generator) -> LabelledPairs:
     """A bootstrap: as many pairs, drawn with replacement."""
     index_N = rng.integers(len(labelled.left), size=len(labelled.left))
-    return Pairs(
+    return LabelledPairs(
         labelled.left.take(index_N),
         labelled.right.take(index_N),
         labelled.left_won_N[index_N],

@@ -19,7 +19,7 @@ from gym.curves import fall, means_N
 from gym.gold import gold
 from gym.labeller import PLANTED, Biases, pairs
 from gym.policy import Policy, base_policy
-from gym.proxy import Panel, panel
+from gym.proxy import MultiModelScorer, seed_models
 from gym.responses import FloatArray, Responses, joined
 from gym.training import STEPS, Step, by_gold, by_head, train
 
@@ -58,7 +58,7 @@ WANTED: Final[dict[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunFigures:
     """What one run of RL came to."""
 
     gold_T: FloatArray  # batch means, smoothed
@@ -76,13 +76,13 @@ class Run:
         return None if fell is None else fell + SMOOTH
 
 
-def run(steps: Iterable[Step]) -> Run:
+def run(steps: Iterable[Step]) -> RunFigures:
     """Go through a run and keep what the figures need."""
     start = time.perf_counter()
     seen = [(step.gold_B.mean(), step.kl, step.responses) for step in steps]
     gold_T = means_N([gold_mean for gold_mean, _, _ in seen], SMOOTH)
     end = joined([responses for _, _, responses in seen[-SMOOTH:]])
-    return Run(
+    return RunFigures(
         gold_T=gold_T,
         kl=seen[-1][1],
         length=float(end.lengths_B.mean()),
@@ -98,7 +98,9 @@ def _correlation(left: FloatArray, right: FloatArray) -> float:
     return float(np.corrcoef(left, right)[0, 1])
 
 
-def static_figures(base: Policy, models: Panel, reference: Responses, biases: Biases, seed: int) -> dict[str, float]:
+def static_figures(
+    base: Policy, models: MultiModelScorer, reference: Responses, biases: Biases, seed: int
+) -> dict[str, float]:
     """What is true of a proxy before any RL."""
     gold_B, log_length_B = gold(reference), np.log(np.maximum(reference.lengths_B, 1))
     reward_B = models.models["reward"].scores_B(reference)
@@ -120,7 +122,7 @@ def static_figures(base: Policy, models: Panel, reference: Responses, biases: Bi
     }
 
 
-def run_figures(name: str, runs: list[Run]) -> dict[str, float | str]:
+def run_figures(name: str, runs: list[RunFigures]) -> dict[str, float | str]:
     """Means over seeds, and the seeds that fell."""
     falls = [r.fell_at for r in runs if r.fell_at is not None]
     return {
@@ -137,14 +139,14 @@ def run_figures(name: str, runs: list[Run]) -> dict[str, float | str]:
     }
 
 
-def figures(n_seeds: int, biases: Biases, steps: int) -> tuple[dict[str, float | str], dict[str, list[Run]]]:
+def figures(n_seeds: int, biases: Biases, steps: int) -> tuple[dict[str, float | str], dict[str, list[RunFigures]]]:
     """All figures as means over seeds, and the runs behind them by name. Every seed has a proxy of its own."""
     base = base_policy()
     reference = base.sample(np.random.default_rng(0), np.zeros(N_REFERENCE, dtype=np.int64))
     static: list[dict[str, float]] = []
-    runs: dict[str, list[Run]] = {"raw": [], "KL .05": [], "KL .02": [], "gold-RL": []}
+    runs: dict[str, list[RunFigures]] = {"raw": [], "KL .05": [], "KL .02": [], "gold-RL": []}
     for seed in range(n_seeds):
-        models = panel(base, seed, biases)
+        models = seed_models(base, seed, biases)
         static.append(static_figures(base, models, reference, biases, seed))
         proxy = by_head(models, "reward", reference)
         runs["raw"].append(run(train(base, models, proxy, steps, seed=seed)))

@@ -56,7 +56,7 @@ PLANTED: Final[dict[str, Biases]] = {
 
 
 @dataclass(frozen=True)
-class Pairs:
+class LabelledPairs:
     """Labelled pairs: which response was said to be better, and what was meant before the mistakes."""
 
     left: Responses
@@ -65,11 +65,11 @@ class Pairs:
     left_meant_N: BoolArray
 
 
-def label(left: Responses, right: Responses, biases: Biases, rng: np.random.Generator) -> Pairs:
+def label(left: Responses, right: Responses, biases: Biases, rng: np.random.Generator) -> LabelledPairs:
     """One preference for each pair."""
     margin_N = (biases.utility_B(left) - biases.utility_B(right)) / biases.temperature
     left_meant_N = rng.random(len(left)) < 1.0 / (1.0 + np.exp(-margin_N))
-    return Pairs(left, right, left_meant_N ^ (rng.random(len(left)) < biases.flips), left_meant_N)
+    return LabelledPairs(left, right, left_meant_N ^ (rng.random(len(left)) < biases.flips), left_meant_N)
 
 
 def variant(base: Policy, rng: np.random.Generator) -> Policy:
@@ -80,7 +80,7 @@ def variant(base: Policy, rng: np.random.Generator) -> Policy:
     return Policy(base.logits_V + shift_V, base.cap)
 
 
-def pairs(base: Policy, n: int, biases: Biases, rng: np.random.Generator) -> Pairs:
+def pairs(base: Policy, n: int, biases: Biases, rng: np.random.Generator) -> LabelledPairs:
     """`n` labelled pairs of responses by variants of the base policy, two variants drawn for each pair."""
     n_each = -(-2 * n // N_VARIANTS)
     prompt_ids = np.zeros(n_each, dtype=np.int64)

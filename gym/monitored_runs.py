@@ -26,7 +26,7 @@ Aim = Literal["hacked", "mild", "healthy"]
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class RunKind:
     """What is trained: on which reward, with which KL coefficient, after which labeller, watched with which phrases."""
 
     name: str
@@ -42,7 +42,7 @@ class Kind:
         return "healthy" if self.healthy else "mild" if self.kl else "hacked"
 
 
-class Tripped(NamedTuple):
+class FirstAlert(NamedTuple):
     """The first alert of a wire, and the step at which it came."""
 
     wire: str
@@ -71,7 +71,7 @@ class Outcome:
     gold: tuple[float, ...]
     level: tuple[float, ...] = ()
     kl: tuple[float, ...] = ()
-    alerts: tuple[Tripped, ...] = ()
+    alerts: tuple[FirstAlert, ...] = ()
     requests: int = 0
     off_by: float = 0.0
 
@@ -100,10 +100,10 @@ class Curves(NamedTuple):
 
 
 def outcome(
-    kind: Kind,
+    kind: RunKind,
     seed: int,
     curves: Curves,
-    alerts: Sequence[Tripped],
+    alerts: Sequence[FirstAlert],
     over: Sequence[str],
     *,
     samples: int,
@@ -154,7 +154,7 @@ def load(path: Path) -> list[Outcome]:
 
 def _outcome(entry: Mapping[str, Any]) -> Outcome:
     lists = {name: tuple(entry[name]) for name in ("wires", "gold", "level", "kl")}
-    return Outcome(**{**entry, **lists, "alerts": tuple(Tripped(*alert) for alert in entry["alerts"])})
+    return Outcome(**{**entry, **lists, "alerts": tuple(FirstAlert(*alert) for alert in entry["alerts"])})
 
 
 def by_kind(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:

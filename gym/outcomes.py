@@ -22,7 +22,7 @@ LAST: Final = 10  # steps: what `final` is the mean of, and the window in which 
 
 
 @dataclass(frozen=True)
-class Run:
+class GymRun:
     """What became of one policy: batch means of gold and length, and the exact KL, at every step."""
 
     gold_T: FloatArray
@@ -50,21 +50,21 @@ class Run:
         return float(self.length_T[-LAST:].mean())
 
 
-def followed(steps: Iterable[Step]) -> Run:
+def record_run(steps: Iterable[Step]) -> GymRun:
     """Go through a run and keep its curves."""
     seen = [(step.gold_B.mean(), step.responses.lengths_B.mean(), step.kl) for step in steps]
     gold_T, length_T, kl_T = np.array(seen, dtype=np.float64).T
-    return Run(gold_T, length_T, kl_T)
+    return GymRun(gold_T, length_T, kl_T)
 
 
-def paired(of_row: Sequence[Run], of_raw: Sequence[Run]) -> tuple[float, float]:
+def paired_difference(of_row: Sequence[GymRun], of_raw: Sequence[GymRun]) -> tuple[float, float]:
     """Mean over seeds of the difference in final gold, and its standard error: no number for a single seed."""
     difference_S = np.array([a.final - b.final for a, b in zip(of_row, of_raw, strict=True)])
     error = difference_S.std(ddof=1) / len(difference_S) ** 0.5 if len(difference_S) > 1 else float("nan")
     return float(difference_S.mean()), float(error)
 
 
-def scaling_of(runs: Sequence[Run], start: float) -> Scaling:
+def scaling_of(runs: Sequence[GymRun], start: float) -> Scaling:
     """The curve of gold gained through all runs together, without their first step: it has not moved."""
     kl_N = np.concatenate([run.kl_T[1:] for run in runs])
     return fit_scaling(kl_N, np.concatenate([run.gold_T[1:] for run in runs]) - start)

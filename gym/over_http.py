@@ -28,18 +28,18 @@ import numpy as np
 
 from benchmarks import machine, tables
 from gym import vocabulary
-from gym.local_server import PATIENCE_S, Receiver, Server
-from gym.monitored_runs import Curves, Kind, Outcome, Tripped, by_kind, line, outcome, save, wires_line
+from gym.local_server import TIMEOUT_S, AlertReceiver, GymServer
+from gym.monitored_runs import Curves, FirstAlert, Outcome, RunKind, by_kind, line, outcome, save, wires_line
 from gym.responses import FloatArray, Responses
-from gym.run_setup import scene, scored
+from gym.run_setup import score_responses, set_up_run
 from gym.training import BATCH, STEPS, by_gold, train
 from rewardserve.model.reward import Batch
 
 KINDS: Final = (
-    Kind("hacked, over HTTP"),
-    Kind("flattery alone, over HTTP", bias="flattery"),
-    Kind("mild (KL .05), over HTTP", kl=0.05),
-    Kind("healthy, over HTTP", healthy=True),
+    RunKind("hacked, over HTTP"),
+    RunKind("flattery alone, over HTTP", bias="flattery"),
+    RunKind("mild (KL .05), over HTTP", kl=0.05),
+    RunKind("healthy, over HTTP", healthy=True),
 )
 N_WORKERS: Final = 4
 PER_REQUEST: Final = BATCH // N_WORKERS  # four prompts with all their responses
@@ -88,24 +88,24 @@ def _sent_line(outcomes: Sequence[Outcome]) -> dict[str, str]:
 # -- one run ----------------------------------------------------------------------------------------------------------
 
 
-def _run(todo: tuple[Kind, int], steps: int, flags: Sequence[str]) -> Outcome:
+def _run(todo: tuple[RunKind, int], steps: int, flags: Sequence[str]) -> Outcome:
     return run(*todo, steps=steps, flags=flags)
 
 
-def run(kind: Kind, seed: int, *, steps: int = STEPS, flags: Sequence[str] = ()) -> Outcome:
+def run(kind: RunKind, seed: int, *, steps: int = STEPS, flags: Sequence[str] = ()) -> Outcome:
     """Train on what a server answers, and listen to its alerts."""
-    started = scene(seed, kind.bias)
+    started = set_up_run(seed, kind.bias)
     of_seed = (f"--seed={seed}", f"--bias={kind.bias}")
     with (
-        Receiver() as receiver,
-        Server([*of_seed, f"--webhook-url={receiver.url}", *_WATCHED, *flags]) as server,
-        httpx.Client(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as http,
+        AlertReceiver() as receiver,
+        GymServer([*of_seed, f"--webhook-url={receiver.url}", *_WATCHED, *flags]) as server,
+        httpx.Client(base_url=server.url, timeout=TIMEOUT_S, trust_env=False) as http,
     ):
-        trainer = Trainer(http, f"{kind.name} {seed}", receiver)
+        trainer = HttpTrainer(http, f"{kind.name} {seed}", receiver)
         pipeline = started.pipeline("reward")
 
         def reward_of(responses: Responses, scores_BH: FloatArray) -> FloatArray:
-            here = pipeline(Batch(scored(started.models, responses)))
+            here = pipeline(Batch(score_responses(started.models, responses)))
             rewards_B = trainer.rewards_B(responses, [reward.value for reward in here])
             return by_gold(responses, scores_BH) if kind.healthy else rewards_B
 
@@ -124,14 +124,14 @@ def run(kind: Kind, seed: int, *, steps: int = STEPS, flags: Sequence[str] = ())
     )
 
 
-class NoReward(Exception):
+class MissingReward(Exception):
     """A reply has null where a reward should be. Whoever trains must not put a number of their own there."""
 
 
-class Trainer:
+class HttpTrainer:
     """The side of a trainer: sends what the policy wrote, and takes what comes back."""
 
-    def __init__(self, http: httpx.Client, name: str, receiver: Receiver) -> None:
+    def __init__(self, http: httpx.Client, name: str, receiver: AlertReceiver) -> None:
         self.levels: list[float] = []
         self.over: tuple[str, ...] = ()
         self.off_by = 0.0
@@ -139,7 +139,7 @@ class Trainer:
         self._http = http
         self._name = name
         self._receiver = receiver
-        self._tripped: dict[str, Tripped] = {}
+        self._tripped: dict[str, FirstAlert] = {}
         self._step = 0
 
     def rewards_B(self, responses: Responses, expected: Sequence[float]) -> FloatArray:
@@ -159,7 +159,7 @@ class Trainer:
 
     def wait_for_page(self) -> None:
         """Wait until the webhook has delivered a page, if `GET /tripwires` shows one. TimeoutError if it does not come."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         self._look()
         while any(alert.severity == "page" for alert in self._tripped.values()) and not self._receiver.paged:
             if time.monotonic() > deadline:
@@ -167,18 +167,18 @@ class Trainer:
             time.sleep(_PAUSE_S)
         self._look()
 
-    def alerts(self) -> list[Tripped]:
+    def alerts(self) -> list[FirstAlert]:
         """Warnings at the step after which `GET /tripwires` showed them, pages at the step at which the webhook delivered them."""
-        pages = [h for h in self._receiver.heard if h.alert["severity"] == "page"]
+        pages = [h for h in self._receiver.received if h.alert["severity"] == "page"]
         return [alert for alert in self._tripped.values() if alert.severity != "page"] + [
-            Tripped(heard.alert["wire"], "page", heard.step) for heard in pages
+            FirstAlert(received.alert["wire"], "page", received.step) for received in pages
         ]
 
     def _look(self) -> None:
         """Note new alerts: one notification is sent for a run and cause, so the webhook does not name every wire."""
         page = self._tripwires()
         for alert in page["runs"].get(self._name, {"tripped": ()})["tripped"]:
-            self._tripped.setdefault(alert["wire"], Tripped(alert["wire"], alert["severity"], self._receiver.step))
+            self._tripped.setdefault(alert["wire"], FirstAlert(alert["wire"], alert["severity"], self._receiver.step))
         if self._receiver.paged and not self.over:
             self.over = over_threshold(page, self._name)
 
@@ -205,10 +205,12 @@ def samples_of(responses: Responses) -> list[dict[str, str]]:
 
 
 def rewards_of(reply: Mapping[str, Any]) -> list[float]:
-    """The rewards of a reply, in order. `NoReward` where one is null."""
+    """The rewards of a reply, in order. `MissingReward` where one is null."""
     why_not = [r["error"] for r, reward in zip(reply["results"], reply["rewards"], strict=True) if reward is None]
     if why_not:
-        raise NoReward(f"{len(why_not)} of {len(reply['rewards'])} samples have no reward; the first: {why_not[0]}")
+        raise MissingReward(
+            f"{len(why_not)} of {len(reply['rewards'])} samples have no reward; the first: {why_not[0]}"
+        )
     return [float(reward) for reward in reply["rewards"]]
 
 

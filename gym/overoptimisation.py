@@ -17,10 +17,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
-from gym.ensembles import JURIES, World
-from gym.outcomes import Run, followed, paired, scaling_of
+from gym.outcomes import GymRun, paired_difference, record_run, scaling_of
 from gym.policy import base_policy
-from gym.rewards import Jury, by_pipeline, reference
+from gym.reward_models import REWARD_MODELS, SeedData
+from gym.rewards import RewardModels, by_pipeline, calibration_data
 from gym.scaling import Scaling
 from gym.training import STEPS, RewardOf, by_gold, train
 from rewardserve.model.reward import CombineMethod, CombineSettings, RewardSettings, build_pipeline
@@ -30,11 +30,11 @@ SOFTMIN: Final = RewardSettings(shape="none", combine=CombineSettings("softmin",
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A way to make a reward. `jury` is one of `JURIES`; None: gold itself. `cap_quantile` asks for a cap there."""
+class RewardVariant:
+    """A way to make a reward. `reward_models` is one of `REWARD_MODELS`; None: gold itself. `cap_quantile` asks for a cap there."""
 
     name: str
-    jury: str | None = "one"
+    reward_models: str | None = "one"
     settings: RewardSettings = NONE
     kl: float = 0.0
     cap_quantile: float | None = None
@@ -44,81 +44,83 @@ def _combined(how: CombineMethod) -> RewardSettings:
     return RewardSettings(shape="none", combine=CombineSettings(how))
 
 
-RAW: Final = Row("raw")
-ROWS: Final[tuple[Row, ...]] = (
+RAW: Final = RewardVariant("raw")
+VARIANTS: Final[tuple[RewardVariant, ...]] = (
     RAW,
-    Row("cap z<=2", settings=RewardSettings(shape="cap", cap_high=2.0)),
-    Row("cap q99.5", settings=RewardSettings(shape="cap"), cap_quantile=0.995),
-    Row("softcap (default)", settings=RewardSettings()),
-    Row("par", settings=RewardSettings(shape="par")),
-    Row("lsc", settings=RewardSettings(shape="lsc")),
-    Row("4 heads, mean", "heads", _combined("mean")),
-    Row("4 heads, min", "heads", _combined("min")),
-    Row("4 backbones, mean", "backbones", _combined("mean")),
-    Row("4 backbones, min", "backbones", _combined("min")),
-    Row("4 backbones, softmin", "backbones", SOFTMIN),
-    Row("debias 1", settings=RewardSettings(shape="none", length_debias=1.0)),
-    Row("debias .5", settings=RewardSettings(shape="none", length_debias=0.5)),
-    Row("mined", "one, mined"),
-    Row("mined, softmin, KL .01", "backbones, mined", SOFTMIN, kl=0.01),
-    Row("audited base", "one, audited base"),
-    Row("audited base, softmin, KL .01", "backbones, audited base", SOFTMIN, kl=0.01),
-    Row("audited variants", "one, audited variants"),
-    Row("audited variants, softmin, KL .01", "backbones, audited variants", SOFTMIN, kl=0.01),
+    RewardVariant("cap z<=2", settings=RewardSettings(shape="cap", cap_high=2.0)),
+    RewardVariant("cap q99.5", settings=RewardSettings(shape="cap"), cap_quantile=0.995),
+    RewardVariant("softcap (default)", settings=RewardSettings()),
+    RewardVariant("par", settings=RewardSettings(shape="par")),
+    RewardVariant("lsc", settings=RewardSettings(shape="lsc")),
+    RewardVariant("4 heads, mean", "heads", _combined("mean")),
+    RewardVariant("4 heads, min", "heads", _combined("min")),
+    RewardVariant("4 backbones, mean", "backbones", _combined("mean")),
+    RewardVariant("4 backbones, min", "backbones", _combined("min")),
+    RewardVariant("4 backbones, softmin", "backbones", SOFTMIN),
+    RewardVariant("debias 1", settings=RewardSettings(shape="none", length_debias=1.0)),
+    RewardVariant("debias .5", settings=RewardSettings(shape="none", length_debias=0.5)),
+    RewardVariant("mined", "one, mined"),
+    RewardVariant("mined, softmin, KL .01", "backbones, mined", SOFTMIN, kl=0.01),
+    RewardVariant("audited base", "one, audited base"),
+    RewardVariant("audited base, softmin, KL .01", "backbones, audited base", SOFTMIN, kl=0.01),
+    RewardVariant("audited variants", "one, audited variants"),
+    RewardVariant("audited variants, softmin, KL .01", "backbones, audited variants", SOFTMIN, kl=0.01),
     # What of the three rows with softmin and KL is due to these alone.
-    Row("softmin, KL .01", "backbones", SOFTMIN, kl=0.01),
-    Row("raw, KL .02", kl=0.02),
-    Row("raw, KL .05", kl=0.05),
-    Row("par, KL .005", settings=RewardSettings(shape="par"), kl=0.005),
-    Row("oracle (gold), KL .02", jury=None, kl=0.02),
+    RewardVariant("softmin, KL .01", "backbones", SOFTMIN, kl=0.01),
+    RewardVariant("raw, KL .02", kl=0.02),
+    RewardVariant("raw, KL .05", kl=0.05),
+    RewardVariant("par, KL .005", settings=RewardSettings(shape="par"), kl=0.005),
+    RewardVariant("oracle (gold), KL .02", reward_models=None, kl=0.02),
 )
 
 
-def reward_of(row: Row, jury: Jury) -> RewardOf:
+def reward_of(variant: RewardVariant, reward_models: RewardModels) -> RewardOf:
     """The pipeline that a row asks for, as the reward of a run."""
-    settings = row.settings
-    if row.cap_quantile is not None:
-        settings = replace(settings, cap_high=_normalised_quantile(jury, row.cap_quantile))
-    return by_pipeline(build_pipeline(jury.ensemble_members, settings), jury.models.heads)
+    settings = variant.settings
+    if variant.cap_quantile is not None:
+        settings = replace(settings, cap_high=_normalised_quantile(reward_models, variant.cap_quantile))
+    return by_pipeline(build_pipeline(reward_models.ensemble_members, settings), reward_models.models.heads)
 
 
-def _normalised_quantile(jury: Jury, p: float) -> float:
-    (only,) = jury.ensemble_members
+def _normalised_quantile(reward_models: RewardModels, p: float) -> float:
+    (only,) = reward_models.ensemble_members
     if only.calibration is None:
         raise ValueError(f"{only.name} has no calibration to take the quantile {p} of")
     return (dict(only.calibration.quantiles)[p] - only.calibration.mean) / only.calibration.std
 
 
-def runs_of(world: World, rows: Sequence[Row], steps: int) -> dict[str, Run]:
+def runs_of(data: SeedData, variants: Sequence[RewardVariant], steps: int) -> dict[str, GymRun]:
     """Every row for one seed, by name. The sampling noise of all rows is that of the seed."""
-    juries = {name: JURIES[name](world) for name in {row.jury or "one" for row in rows}}
+    model_sets = {name: REWARD_MODELS[name](data) for name in {variant.reward_models or "one" for variant in variants}}
     runs = {}
-    for row in rows:
-        jury = juries[row.jury or "one"]
-        reward = by_gold if row.jury is None else reward_of(row, jury)
-        runs[row.name] = followed(train(world.base, jury.models, reward, steps, seed=world.seed, kl_coefficient=row.kl))
+    for variant in variants:
+        reward_models = model_sets[variant.reward_models or "one"]
+        reward = by_gold if variant.reward_models is None else reward_of(variant, reward_models)
+        runs[variant.name] = record_run(
+            train(data.base, reward_models.models, reward, steps, seed=data.seed, kl_coefficient=variant.kl)
+        )
     return runs
 
 
-def summary(runs: dict[str, list[Run]]) -> dict[str, dict[str, Any]]:
+def summary(runs: dict[str, list[GymRun]]) -> dict[str, dict[str, Any]]:
     """The table as numbers, and every seed behind them."""
     table = {}
-    for name, of_row in runs.items():
-        difference, error = paired(of_row, runs[RAW.name])
+    for name, of_variant in runs.items():
+        difference, error = paired_difference(of_variant, runs[RAW.name])
         table[name] = {
-            "peak": fmean(run.peak for run in of_row),
-            "final": fmean(run.final for run in of_row),
-            "worst": min(run.final for run in of_row),
-            "kl": fmean(run.kl for run in of_row),
-            "length": fmean(run.length for run in of_row),
+            "peak": fmean(run.peak for run in of_variant),
+            "final": fmean(run.final for run in of_variant),
+            "worst": min(run.final for run in of_variant),
+            "kl": fmean(run.kl for run in of_variant),
+            "length": fmean(run.length for run in of_variant),
             "against_raw": difference,
             "against_raw_error": error,
-            "final_by_seed": [run.final for run in of_row],
+            "final_by_seed": [run.final for run in of_variant],
         }
     return table
 
 
-def printed(table: dict[str, dict[str, Any]], scaling: Scaling) -> str:
+def render_table(table: dict[str, dict[str, Any]], scaling: Scaling) -> str:
     """The table as text."""
     lines = [f"{'':35}{'peak':>6}{'final':>7}{'worst':>7}{'KL':>7}{'length':>8}   final - raw (se)"]
     lines += [
@@ -141,12 +143,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the table as JSON too")
     arguments = parser.parse_args()
     base = base_policy()
-    against = reference(base)
-    by_seed = [runs_of(World(base, against, s), ROWS, arguments.steps) for s in range(*arguments.seeds)]
-    runs = {row.name: [of_seed[row.name] for of_seed in by_seed] for row in ROWS}
+    against = calibration_data(base)
+    by_seed = [runs_of(SeedData(base, against, s), VARIANTS, arguments.steps) for s in range(*arguments.seeds)]
+    runs = {variant.name: [of_seed[variant.name] for of_seed in by_seed] for variant in VARIANTS}
     start = fmean(float(run.gold_T[0]) for run in runs[RAW.name])
     table, scaling = summary(runs), scaling_of(runs[RAW.name], start)
-    print(printed(table, scaling))
+    print(render_table(table, scaling))
     if arguments.json:
         found = {
             "seeds": list(range(*arguments.seeds)),

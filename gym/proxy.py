@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from gym.labeller import PLANTED, Biases, Pairs, pairs
+from gym.labeller import PLANTED, Biases, LabelledPairs, pairs
 from gym.policy import BASE_LENGTH, CAP, Policy
 from gym.responses import FloatArray, Responses, from_rows
 from gym.vocabulary import CLASSES, SIZE
@@ -57,7 +57,7 @@ def backbone(seed: int | Sequence[int]) -> Backbone:
     return Backbone(vectors_VE, mix_ED, LENGTH_SCALE * rng.normal(size=WIDTH), rng.normal(size=WIDTH))
 
 
-def fit_head_D(network: Backbone, labelled: Pairs, ridge: float = RIDGE, max_steps: int = 50) -> FloatArray:
+def fit_head_D(network: Backbone, labelled: LabelledPairs, ridge: float = RIDGE, max_steps: int = 50) -> FloatArray:
     """The head that maximises the Bradley-Terry log likelihood less ridge/2 times its squared norm, by Newton's method.
 
     RuntimeError where Newton has not come to rest after `max_steps`.
@@ -90,13 +90,13 @@ class RewardModel:
         return np.asarray(self.network.hidden_BD(responses) @ self.head_D)
 
 
-def reward_model(network: Backbone, labelled: Pairs, ridge: float = RIDGE) -> RewardModel:
+def reward_model(network: Backbone, labelled: LabelledPairs, ridge: float = RIDGE) -> RewardModel:
     """The network with a head fitted to these pairs."""
     return RewardModel(network, fit_head_D(network, labelled, ridge))
 
 
 @dataclass(frozen=True)
-class Panel:
+class MultiModelScorer:
     """Several reward models read side by side, by name: a `Scorer`, and a faster way to the same numbers."""
 
     models: Mapping[str, RewardModel]
@@ -135,14 +135,14 @@ class Panel:
         """Nothing is held."""
 
 
-def panel(
+def seed_models(
     base: Policy,
     seed: int,
     biases: Biases = PLANTED["human"],
     n_members: int = 4,
     n_pairs: int = 6_000,
     n_audit: int = 400,
-) -> Panel:
+) -> MultiModelScorer:
     """The reward models of one gym run, every one on a backbone of its own.
 
     `reward` is the one that RL climbs. `member_1` and so on complete an ensemble of `n_members`, and `held_out` judges
@@ -154,4 +154,4 @@ def panel(
     audited = pairs(base, n_audit, PLANTED["none"], rng)
     names = ["reward", *(f"member_{i}" for i in range(1, n_members)), "held_out"]
     models = {name: reward_model(backbone([seed, i]), labelled) for i, name in enumerate(names, start=1)}
-    return Panel({**models, "audit": reward_model(backbone([seed, len(names) + 1]), audited)})
+    return MultiModelScorer({**models, "audit": reward_model(backbone([seed, len(names) + 1]), audited)})

@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 
 from gym.features import traits_of
-from gym.labeller import PLANTED, Biases, Pairs, pairs
+from gym.labeller import PLANTED, Biases, LabelledPairs, pairs
 from gym.policy import Policy
-from gym.proxy import Panel
+from gym.proxy import MultiModelScorer
 from gym.responses import FloatArray, Responses
 from gym.training import RewardOf
 from rewardserve.model.calibration import Calibration
@@ -29,43 +29,45 @@ N_HELD_OUT: Final = 2_000
 
 
 @dataclass(frozen=True)
-class Reference:
+class CalibrationData:
     """What calibrations are fitted on: responses of the base policy, what they look like, and held-out pairs."""
 
     responses: Responses
     traits_NT: FloatArray
     lexicon: str
-    held_out: Pairs
+    held_out: LabelledPairs
 
 
-def reference(base: Policy, biases: Biases = PLANTED["human"], n: int = N_REFERENCE) -> Reference:
+def calibration_data(base: Policy, biases: Biases = PLANTED["human"], n: int = N_REFERENCE) -> CalibrationData:
     """One for all seeds of the gym, so that what differs between seeds is the reward model."""
     rng = np.random.default_rng(0)
     responses = base.sample(rng, np.zeros(n, dtype=np.int64))
     lexicon = Lexicon.read()
     traits_NT = np.array(traits_of(responses, lexicon))
-    return Reference(responses, traits_NT, lexicon.version, pairs(base, N_HELD_OUT, biases, rng))
+    return CalibrationData(responses, traits_NT, lexicon.version, pairs(base, N_HELD_OUT, biases, rng))
 
 
 @dataclass(frozen=True)
-class Jury:
+class RewardModels:
     """Reward models read side by side, and the opinions that the pipeline makes of their heads."""
 
-    models: Panel
+    models: MultiModelScorer
     ensemble_members: tuple[EnsembleMember, ...]
 
 
-def one_model(models: Panel, against: Reference) -> Jury:
+def one_model(models: MultiModelScorer, against: CalibrationData) -> RewardModels:
     """All heads as those of one model, whose raw score is the mean of its normalised heads."""
-    return Jury(models, (ensemble_member("reward", models, against),))
+    return RewardModels(models, (ensemble_member("reward", models, against),))
 
 
-def several_models(models: Panel, against: Reference) -> Jury:
+def several_models(models: MultiModelScorer, against: CalibrationData) -> RewardModels:
     """Every reward model as a model of its own."""
-    return Jury(models, tuple(ensemble_member(name, Panel({name: m}), against) for name, m in models.models.items()))
+    return RewardModels(
+        models, tuple(ensemble_member(name, MultiModelScorer({name: m}), against) for name, m in models.models.items())
+    )
 
 
-def ensemble_member(name: str, models: Panel, against: Reference) -> EnsembleMember:
+def ensemble_member(name: str, models: MultiModelScorer, against: CalibrationData) -> EnsembleMember:
     """One model with its calibration. A single head is the raw score itself."""
     scores_NH = models.scores_BH(against.responses)
     n_heads = len(models.heads)
@@ -75,7 +77,9 @@ def ensemble_member(name: str, models: Panel, against: Reference) -> EnsembleMem
     )
 
 
-def _calibration(models: Panel, scores_NH: FloatArray, weights_H: tuple[float, ...], against: Reference) -> Calibration:
+def _calibration(
+    models: MultiModelScorer, scores_NH: FloatArray, weights_H: tuple[float, ...], against: CalibrationData
+) -> Calibration:
     """What `rewardserve calibrate` would fit."""
     labelled, responses = against.held_out, against.responses
     won_P1 = np.where(labelled.left_won_N, 1.0, -1.0)[:, None]

@@ -12,7 +12,7 @@ import numpy as np
 
 from gym.labeller import PLANTED
 from gym.policy import Policy, base_policy
-from gym.proxy import Panel, panel
+from gym.proxy import MultiModelScorer, seed_models
 from gym.responses import Responses
 from rewardserve.model.calibration import Calibration
 from rewardserve.model.reward import EnsembleMember, Pipeline, RewardSettings, build_pipeline
@@ -22,11 +22,11 @@ N_REFERENCE: Final = 4_000
 
 
 @dataclass(frozen=True)
-class Scene:
+class RunSetup:
     """`reference` are responses of the base policy, `heads` their raw scores."""
 
     base: Policy
-    models: Panel
+    models: MultiModelScorer
     reference: Responses
     heads: tuple[HeadScores, ...]
 
@@ -42,14 +42,14 @@ class Scene:
         )
 
 
-def scene(seed: int, bias: str) -> Scene:
+def set_up_run(seed: int, bias: str) -> RunSetup:
     """Of one seed, after the labeller with this bias of `PLANTED`."""
     base = base_policy()
-    models = panel(base, seed, PLANTED[bias])
+    models = seed_models(base, seed, PLANTED[bias])
     reference = base.sample(np.random.default_rng([seed, 99]), np.arange(N_REFERENCE))
-    return Scene(base, models, reference, scored(models, reference))
+    return RunSetup(base, models, reference, score_responses(models, reference))
 
 
-def scored(models: Panel, responses: Responses) -> tuple[HeadScores, ...]:
+def score_responses(models: MultiModelScorer, responses: Responses) -> tuple[HeadScores, ...]:
     """The way of requests: ragged ids in, named scores out."""
     return models.score(TokenBatch(responses.rows())).rows

@@ -20,8 +20,8 @@ from typing import Final
 from gym import vocabulary
 from gym.labeller import PLANTED
 from gym.policy import CAP
-from gym.proxy import Panel
-from gym.run_setup import Scene, scene
+from gym.proxy import MultiModelScorer
+from gym.run_setup import RunSetup, set_up_run
 from gym.vocabulary import EOS, SIZE
 from rewardserve.cli import main as rewardserve
 from rewardserve.model.backends import BACKENDS, Identity, LoadedModel, LoadError, ModelSpec, SampleEncoder, encode_each
@@ -72,7 +72,7 @@ class TextEncoder(SampleEncoder):
 class AnswerScorer:
     """A panel that is shown the response alone: the gym's networks do not look at the prompt."""
 
-    models: Panel
+    models: MultiModelScorer
     max_tokens: int = MAX_TOKENS
     shares_prefixes: bool = False
     concurrency: int = 1
@@ -110,7 +110,7 @@ def load(spec: ModelSpec) -> LoadedModel:
     )  # fmt: skip
     return LoadedModel(
         identity=Identity(name, "Gym", "gym", "numpy", "float64", "cpu", heads, n_parameters, MAX_TOKENS),
-        scorer=AnswerScorer(Panel({head: model})),
+        scorer=AnswerScorer(MultiModelScorer({head: model})),
         encode=TextEncoder(),
         contract=contract,
         report=ContractReport("inferred", (), 0, None),
@@ -118,21 +118,21 @@ def load(spec: ModelSpec) -> LoadedModel:
     )
 
 
-def _named(name: str) -> tuple[Scene, str]:
+def _named(name: str) -> tuple[RunSetup, str]:
     seed, _, rest = name.partition(":")
     bias, _, head = rest.partition(":")
     if not seed.isdecimal() or bias not in PLANTED:
         raise LoadError(f"{name!r} is no SEED:BIAS:HEAD with a bias of {', '.join(PLANTED)}")
-    started = _scene(int(seed), bias)
+    started = _run_setup(int(seed), bias)
     if head not in started.models.heads:
         raise LoadError(f"there is no head {head!r}; there are {', '.join(started.models.heads)}")
     return started, head
 
 
 @cache
-def _scene(seed: int, bias: str) -> Scene:
+def _run_setup(seed: int, bias: str) -> RunSetup:
     """The model that is served and the one that audits are of one panel."""
-    return scene(seed, bias)
+    return set_up_run(seed, bias)
 
 
 def main() -> None:

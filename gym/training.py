@@ -16,7 +16,7 @@ import numpy as np
 
 from gym.gold import gold
 from gym.policy import Policy, adam, normalised, reinforce_gradient_V
-from gym.proxy import Panel
+from gym.proxy import MultiModelScorer
 from gym.responses import FloatArray, Responses
 
 LEARNING_RATE: Final = 0.027
@@ -45,7 +45,7 @@ class Step:
 
 def train(
     base: Policy,
-    models: Panel,
+    models: MultiModelScorer,
     reward_of: RewardOf,
     steps: int = STEPS,
     *,
@@ -80,7 +80,9 @@ def _prompt_ids_B(index: int, batch: int, group: int) -> np.ndarray[tuple[int], 
     return np.repeat(np.arange(first, first + batch // group, dtype=np.int64), group)
 
 
-def _look(index: int, policy: Policy, base: Policy, models: Panel, reward_of: RewardOf, responses: Responses) -> Step:
+def _look(
+    index: int, policy: Policy, base: Policy, models: MultiModelScorer, reward_of: RewardOf, responses: Responses
+) -> Step:
     """Score, reward and measure one batch."""
     scores_BH = models.scores_BH(responses)
     rewards_B = np.asarray(reward_of(responses, scores_BH), dtype=np.float64)
@@ -104,7 +106,7 @@ def by_gold(responses: Responses, scores_BH: FloatArray) -> FloatArray:
     return gold(responses)
 
 
-def by_head(models: Panel, head: str, reference: Responses) -> RewardOf:
+def by_head(models: MultiModelScorer, head: str, reference: Responses) -> RewardOf:
     """The reward of raw proxy RL: one head, standardised once and for all on reference responses."""
     column = models.column(head)
     reference_N = models.scores_BH(reference)[:, column]

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from benchmarks import machine, models, tables
 from benchmarks.peers import figures, infinity, litserve, mosec, ours, plain, rayserve, vllm
-from benchmarks.peers.figures import Run
+from benchmarks.peers.figures import PeerRun
 from benchmarks.peers.install import HOME, ROOT, NotInstalled, python_of
-from benchmarks.peers.processes import NotStarted, Server, free_port
+from benchmarks.peers.processes import NotStarted, PeerServer, free_port
 from benchmarks.peers.record import Launch, Peer
-from benchmarks.peers.scenarios import SCENES, Rate, Scene, as_text, play, scenes
+from benchmarks.peers.scenarios import SCENARIOS, OpenLoopRate, Scenario, as_text, make_scenarios, run_scenario
 from benchmarks.workloads import tokenizer_of
 
 PEERS: dict[str, Peer] = {
@@ -43,10 +43,10 @@ def main() -> int:
     cores = sorted(os.sched_getaffinity(0))
     facts = {**machine.facts(), "model": given.model, "server_threads": given.threads, "form": given.form}
     print(tables.facts(facts), flush=True)
-    acts = scenes(given.model, given.scenes, given.scale or SCALES[given.model], given.form, given.seed)
+    scenarios = make_scenarios(given.model, given.scenarios, given.scale or SCALES[given.model], given.form, given.seed)
     os.sched_setaffinity(0, cores[given.threads :] or cores)
     absent: dict[str, str] = {}
-    runs = list(measure(given, acts, cores[: given.threads], absent))
+    runs = list(measure(given, scenarios, cores[: given.threads], absent))
     records = figures.summary(runs)
     print("\n" + tables.table([figures.shown(r) for r in records]))
     for name, why in absent.items():
@@ -57,27 +57,29 @@ def main() -> int:
     return 1 if absent else 0
 
 
-def measure(given: argparse.Namespace, acts: list[Scene], cores: list[int], absent: dict[str, str]) -> Iterator[Run]:
+def measure(
+    given: argparse.Namespace, scenarios: list[Scenario], cores: list[int], absent: dict[str, str]
+) -> Iterator[PeerRun]:
     """Every run of every round. `absent` is told who cannot be measured, and why."""
-    rate = Rate(given.rate)
+    rate = OpenLoopRate(given.rate)
     for n in range(given.rounds):
         names = [name for name in given.peers if n == 0 or name in CLOSE]
         for name in names[n % len(names) :] + names[: n % len(names)]:
             if name in absent:
                 continue
             try:
-                yield from one_server(PEERS[name], n, given, acts, cores, rate)
+                yield from one_server(PEERS[name], n, given, scenarios, cores, rate)
             except (NotInstalled, NotStarted) as error:
                 absent[name] = str(error)
 
 
 def one_server(
-    peer: Peer, n: int, given: argparse.Namespace, acts: list[Scene], cores: list[int], rate: Rate
-) -> Iterator[Run]:
-    """All scenes with one server. Raise `NotInstalled` or `NotStarted`."""
+    peer: Peer, n: int, given: argparse.Namespace, scenarios: list[Scenario], cores: list[int], rate: OpenLoopRate
+) -> Iterator[PeerRun]:
+    """All scenarios with one server. Raise `NotInstalled` or `NotStarted`."""
     if not peer.takes_ids:
         decode = tokenizer_of(models.folder(given.model)).decode
-        acts = [as_text(scene, lambda ids: decode(ids, skip_special_tokens=False)) for scene in acts]
+        scenarios = [as_text(scenario, lambda ids: decode(ids, skip_special_tokens=False)) for scenario in scenarios]
     launch = Launch(python_of(peer), models.folder(given.model), free_port(), given.threads, HOME)
     peer.prepare(launch)
     env = {
@@ -88,13 +90,13 @@ def one_server(
         **peer.extras(launch),
     }
     log = HOME / f"{peer.name}.log"
-    with Server(peer.command(launch), env, cores, log, ROOT) as server:
+    with PeerServer(peer.command(launch), env, cores, log, ROOT) as server:
         base = f"http://127.0.0.1:{launch.port}"
         ready_s = server.wait_until_ready(base + peer.ready)
         print(f"round {n + 1}: {peer.name} ready after {ready_s:.0f} s", flush=True)
-        for scene in acts:
-            run = play(scene, base, peer, server, n, rate)
-            if run and scene.name:
+        for scenario in scenarios:
+            run = run_scenario(scenario, base, peer, server, n, rate)
+            if run and scenario.name:
                 print("  " + tables.facts(figures.brief(run)), flush=True)
                 yield run
 
@@ -103,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="Servers side by side.")
     parser.add_argument("--peers", nargs="+", choices=PEERS, help="default: all; with --quick: ours and vllm")
     parser.add_argument("--model", choices=models.MODELS, default="m30")
-    parser.add_argument("--scenes", nargs="+", choices=SCENES, default=list(SCENES))
+    parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument("--rounds", type=int, default=3, help=f"of {' and '.join(CLOSE)}; the others have one")
     parser.add_argument("--scale", type=float, help=f"share of the full size; default {SCALES}")
     parser.add_argument("--threads", type=int, default=1, help="compute threads and cores of the server")

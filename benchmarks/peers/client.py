@@ -14,7 +14,7 @@ _TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """What came back for one request: its JSON, or why there is none, and how long it took."""
 
     reply: Any
@@ -22,18 +22,18 @@ class Answer:
     latency_s: float
 
 
-def closed_loop(url: str, bodies: Sequence[bytes], clients: int) -> list[Answer]:
+def closed_loop(url: str, bodies: Sequence[bytes], clients: int) -> list[HttpAnswer]:
     """Each client sends its next request as soon as its last one is answered."""
     return asyncio.run(_closed_loop(url, bodies, clients))
 
 
-def open_loop(url: str, bodies: Sequence[bytes], moments_s: Sequence[float], clients: int) -> list[Answer]:
+def open_loop(url: str, bodies: Sequence[bytes], moments_s: Sequence[float], clients: int) -> list[HttpAnswer]:
     """Requests are due at `moments_s`, answered or not; latency counts from then, also while all clients are busy."""
     return asyncio.run(_open_loop(url, bodies, moments_s, clients))
 
 
-async def _closed_loop(url: str, bodies: Sequence[bytes], clients: int) -> list[Answer]:
-    answers: dict[int, Answer] = {}
+async def _closed_loop(url: str, bodies: Sequence[bytes], clients: int) -> list[HttpAnswer]:
+    answers: dict[int, HttpAnswer] = {}
     turns = iter(range(len(bodies)))
     async with _http(clients) as http:
 
@@ -45,11 +45,11 @@ async def _closed_loop(url: str, bodies: Sequence[bytes], clients: int) -> list[
     return [answers[i] for i in range(len(bodies))]
 
 
-async def _open_loop(url: str, bodies: Sequence[bytes], moments_s: Sequence[float], clients: int) -> list[Answer]:
+async def _open_loop(url: str, bodies: Sequence[bytes], moments_s: Sequence[float], clients: int) -> list[HttpAnswer]:
     started = time.perf_counter()
     async with _http(clients) as http:
 
-        async def one(body: bytes, due: float) -> Answer:
+        async def one(body: bytes, due: float) -> HttpAnswer:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             return await _ask(http, url, body, due)
 
@@ -57,15 +57,15 @@ async def _open_loop(url: str, bodies: Sequence[bytes], moments_s: Sequence[floa
         return list(await asyncio.gather(*asked))
 
 
-async def _ask(http: httpx.AsyncClient, url: str, body: bytes, since: float) -> Answer:
+async def _ask(http: httpx.AsyncClient, url: str, body: bytes, since: float) -> HttpAnswer:
     try:
         reply = await http.post(url, content=body)
     except httpx.HTTPError as error:
-        return Answer(None, type(error).__name__, time.perf_counter() - since)
+        return HttpAnswer(None, type(error).__name__, time.perf_counter() - since)
     latency_s = time.perf_counter() - since
     if reply.status_code != httpx.codes.OK:
-        return Answer(None, f"{reply.status_code} {reply.text[:120]}", latency_s)
-    return Answer(reply.json(), "", latency_s)
+        return HttpAnswer(None, f"{reply.status_code} {reply.text[:120]}", latency_s)
+    return HttpAnswer(reply.json(), "", latency_s)
 
 
 def _http(clients: int) -> httpx.AsyncClient:

@@ -13,7 +13,7 @@ OURS = "ours"
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class PeerRun:
     """One server, one workload, one round. Latencies are of requests, of which each has some pairs."""
 
     peer: str
@@ -52,7 +52,7 @@ _RATES = ("per_cpu_s", "per_wall_s")
 _LATENCIES = ("p50_s", "p99_s")
 
 
-def summary(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def summary(runs: Sequence[PeerRun]) -> list[dict[str, Any]]:
     """One record for each workload and server: medians over its rounds, the worst error, and ours against it.
 
     A ratio above 1 says that ours is better: more pairs a second, or fewer seconds.
@@ -80,12 +80,12 @@ def summary(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return out
 
 
-def ratio(name: str, above: Run, below: Run) -> float:
+def ratio(name: str, above: PeerRun, below: PeerRun) -> float:
     """One run's figure over another's."""
     return float(getattr(above, name) / getattr(below, name))
 
 
-def brief(run: Run) -> dict[str, str]:
+def brief(run: PeerRun) -> dict[str, str]:
     """A run on one line, for those who watch."""
     return {
         run.workload: f"{run.pairs} pairs",
@@ -121,12 +121,12 @@ def _times(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}x"
 
 
-def _grouped(runs: Sequence[Run]) -> Iterable[tuple[tuple[str, str], list[Run]]]:
+def _grouped(runs: Sequence[PeerRun]) -> Iterable[tuple[tuple[str, str], list[PeerRun]]]:
     """By workload, and by server within it, each in the order of its first appearance."""
     workloads = list(dict.fromkeys(r.workload for r in runs))
     peers = list(dict.fromkeys(r.peer for r in runs))
 
-    def place(r: Run) -> tuple[int, int]:
+    def place(r: PeerRun) -> tuple[int, int]:
         return workloads.index(r.workload), peers.index(r.peer)
 
     for (w, p), group in groupby(sorted(runs, key=place), key=place):

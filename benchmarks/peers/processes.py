@@ -35,7 +35,7 @@ class Process:
     cpu_s: float
 
 
-class Server:
+class PeerServer:
     """One server under measurement. Leaving the `with` ends it and everything that it started."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What every server is asked, scene by scene, and how its replies are judged. Knows no server but by its `Peer`.
+"""What every server is asked, scenario by scenario, and how its replies are judged. Knows no server but by its `Peer`.
 
 Every text is rendered with the model's chat template before the clock runs, so that tokenising it is in everybody's
 figures and rendering in nobody's.
@@ -18,11 +18,11 @@ from typing import Literal
 from benchmarks import models, workloads
 from benchmarks.machine import spread
 from benchmarks.models import END, START
-from benchmarks.peers.client import Answer, closed_loop, open_loop
-from benchmarks.peers.figures import Run
-from benchmarks.peers.processes import Server
+from benchmarks.peers.client import HttpAnswer, closed_loop, open_loop
+from benchmarks.peers.figures import PeerRun
+from benchmarks.peers.processes import PeerServer
 from benchmarks.peers.record import Peer, Text
-from benchmarks.workloads import Pair, Request
+from benchmarks.workloads import Request, TextPair
 
 N_REFERENCE = 16
 RATE_OF_SINGLE = 0.6
@@ -30,7 +30,7 @@ Form = Literal["text", "ids"]
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class Scenario:
     """Requests, how they arrive, and the right score of some pairs (by their place among all pairs)."""
 
     name: str
@@ -41,34 +41,34 @@ class Scene:
     """When each request is due, in mean distances between requests; None: as soon as a client is free."""
 
 
-class Rate:
+class OpenLoopRate:
     """Pairs a second of the open loop: what was asked for, else a share of what the first server could do at best."""
 
     def __init__(self, asked: float | None) -> None:
         self.per_s = asked
 
-    def learn(self, run: Run) -> None:
+    def learn(self, run: PeerRun) -> None:
         """From the first run of `single`."""
         if self.per_s is None and run.workload == "single" and not run.failures:
             self.per_s = RATE_OF_SINGLE * run.per_wall_s
 
 
 # Scenes in the order in which a server meets them; `repeats` sends again what `duplicates` sent, in other requests.
-SCENES = ("one_at_a_time", "single", "open", "ragged", "grpo", "duplicates", "repeats", "long")
+SCENARIOS = ("one_at_a_time", "single", "open", "ragged", "grpo", "duplicates", "repeats", "long")
 _MADE_FROM = {"open": "single", "repeats": "duplicates"}
 
 
-def scenes(model: str, names: Sequence[str], scale: float, form: Form, seed: int) -> list[Scene]:
-    """The scenes called `names`, in their order, after one that warms the server up."""
-    from benchmarks.engines_under_test import Loaded
+def make_scenarios(model: str, names: Sequence[str], scale: float, form: Form, seed: int) -> list[Scenario]:
+    """The scenarios called `names`, in their order, after one that warms the server up."""
+    from benchmarks.engines_under_test import LoadedCheckpoint
 
     folder = models.folder(model)
-    tokenizer, encode, plain = workloads.tokenizer_of(folder), workloads.encoder_of(folder), Loaded(folder)
+    tokenizer, encode, plain = workloads.tokenizer_of(folder), workloads.encoder_of(folder), LoadedCheckpoint(folder)
 
-    def ids(pair: Pair) -> list[int]:
+    def ids(pair: TextPair) -> list[int]:
         return list(encode(pair.sample()).ids)
 
-    def scene(name: str) -> Scene:
+    def scenario(name: str) -> Scenario:
         # An open loop has texts of its own: a server must not know them from `single`.
         own_seed = seed + 1_000 if name == "open" else seed
         work = workloads.make(_MADE_FROM.get(name, name), tokenizer, scale, own_seed)
@@ -77,23 +77,23 @@ def scenes(model: str, names: Sequence[str], scale: float, form: Form, seed: int
         due = arrivals(len(requests), seed) if name == "open" else None
         rows = tuple(tuple(ids(p) if form == "ids" else rendered(p) for p in request) for request in requests)
         reference = {i: plain.alone(tuple(ids(pairs[i]))) for i in spread(len(pairs), N_REFERENCE)}
-        return Scene(name, rows, work.clients, reference, due)
+        return Scenario(name, rows, work.clients, reference, due)
 
     warm = workloads.make("ragged", tokenizer, 0.0625, seed + 2_000)
     warm_rows = tuple(tuple(ids(p) if form == "ids" else rendered(p) for p in request) for request in warm.requests)
     wanted = {*names, *(_MADE_FROM[name] for name in names if name == "repeats")}
-    return [Scene("", warm_rows, 2, {}), *(scene(name) for name in SCENES if name in wanted)]
+    return [Scenario("", warm_rows, 2, {}), *(scenario(name) for name in SCENARIOS if name in wanted)]
 
 
-def rendered(pair: Pair) -> str:
+def rendered(pair: TextPair) -> str:
     """A conversation as the chat template of our models writes it."""
     return f"{START}user\n{pair.prompt}{END}\n{START}assistant\n{pair.response}{END}\n"
 
 
-def as_text(scene: Scene, decode: Callable[[list[int]], str]) -> Scene:
+def as_text(scenario: Scenario, decode: Callable[[list[int]], str]) -> Scenario:
     """For a server that takes no ids."""
-    requests = tuple(tuple(t if isinstance(t, str) else decode(t) for t in request) for request in scene.requests)
-    return replace(scene, requests=requests)
+    requests = tuple(tuple(t if isinstance(t, str) else decode(t) for t in request) for request in scenario.requests)
+    return replace(scenario, requests=requests)
 
 
 def shuffled(requests: Sequence[Request], seed: int) -> tuple[Request, ...]:
@@ -110,24 +110,26 @@ def arrivals(n: int, seed: int) -> tuple[float, ...]:
     return tuple(accumulate(rng.expovariate(1.0) for _ in range(n)))
 
 
-def play(scene: Scene, base: str, peer: Peer, server: Server, n: int, rate: Rate) -> Run | None:
-    """Ask one server one scene. None where there is no rate for an open loop."""
-    if scene.due is not None and rate.per_s is None:
+def run_scenario(
+    scenario: Scenario, base: str, peer: Peer, server: PeerServer, n: int, rate: OpenLoopRate
+) -> PeerRun | None:
+    """Ask one server one scenario. None where there is no rate for an open loop."""
+    if scenario.due is not None and rate.per_s is None:
         return None
-    bodies = [json.dumps(peer.body(request)).encode() for request in scene.requests]
+    bodies = [json.dumps(peer.body(request)).encode() for request in scenario.requests]
     cpu_s, started = server.cpu_s(), time.perf_counter()
-    if scene.due is None:
-        answers = closed_loop(base + peer.path, bodies, scene.clients)
+    if scenario.due is None:
+        answers = closed_loop(base + peer.path, bodies, scenario.clients)
     else:
-        answers = open_loop(base + peer.path, bodies, [d / (rate.per_s or 1.0) for d in scene.due], scene.clients)
+        answers = open_loop(base + peer.path, bodies, [d / (rate.per_s or 1.0) for d in scenario.due], scenario.clients)
     wall_s = time.perf_counter() - started
     cpu_s = server.cpu_s() - cpu_s
-    error, failures = judged(scene, answers, peer)
-    run = Run(
+    error, failures = check_scores(scenario, answers, peer)
+    run = PeerRun(
         peer=peer.name,
-        workload=scene.name,
+        workload=scenario.name,
         round=n,
-        pairs=sum(map(len, scene.requests)),
+        pairs=sum(map(len, scenario.requests)),
         cpu_s=cpu_s,
         wall_s=wall_s,
         latencies_s=tuple(a.latency_s for a in answers),
@@ -139,14 +141,14 @@ def play(scene: Scene, base: str, peer: Peer, server: Server, n: int, rate: Rate
     return run
 
 
-def judged(scene: Scene, answers: Sequence[Answer], peer: Peer) -> tuple[float, tuple[str, ...]]:
+def check_scores(scenario: Scenario, answers: Sequence[HttpAnswer], peer: Peer) -> tuple[float, tuple[str, ...]]:
     """The largest difference to the reference, and what went wrong."""
     failures = list(dict.fromkeys(a.error for a in answers if a.error))
     scores: list[float] = []
-    for request, answer in zip(scene.requests, answers, strict=True):
+    for request, answer in zip(scenario.requests, answers, strict=True):
         got = peer.scores(answer.reply) if not answer.error else [math.nan] * len(request)
         if len(got) != len(request):
             failures.append(f"{len(got)} scores for {len(request)} texts")
             got = [math.nan] * len(request)
         scores += got
-    return max((abs(scores[i] - right) for i, right in scene.reference.items()), default=0.0), tuple(failures)
+    return max((abs(scores[i] - right) for i, right in scenario.reference.items()), default=0.0), tuple(failures)

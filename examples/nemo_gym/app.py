@@ -22,7 +22,7 @@ from nemo_gym.base_resources_server import (
 from nemo_gym.server_utils import get_global_aiohttp_client
 from pydantic import ConfigDict
 
-MAY_PASS = frozenset({408, 429, 500, 502, 503, 504})
+RETRYABLE_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed."""
 
 ENDS_THE_RUN = frozenset({401, 403, 404})
@@ -84,7 +84,7 @@ class RewardServeResourcesServer(SimpleResourcesServer):
                 kind, reason = _failure(status, answer)
                 if status in ENDS_THE_RUN:
                     raise HTTPException(status, reason)
-                if status not in MAY_PASS:
+                if status not in RETRYABLE_STATUSES:
                     break
         if self.config.failed_reward is None:
             raise HTTPException(502, f"{kind}: {reason}")
@@ -113,7 +113,7 @@ def _failure(status: int, answer: Any) -> tuple[str, str]:
     error = answer.get("error") if isinstance(answer, dict) else None
     said = error if isinstance(error, dict) else {}
     code, message = said.get("reason", said.get("code")), str(said.get("message", ""))[:2000]
-    if status in MAY_PASS or not isinstance(code, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", code):
+    if status in RETRYABLE_STATUSES or not isinstance(code, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", code):
         return "provider_unavailable", f"{status} {code}: {message}"
     return f"rewardserve:{code}", message
 

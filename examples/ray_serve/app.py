@@ -14,13 +14,13 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from starlette.types import ASGIApp
 
-from examples.ray_serve.policy import QUEUE_TOKENS, FollowQueue
+from examples.ray_serve.autoscaling_policy import QUEUE_TOKENS, QueueLengthPolicy
 from rewardserve.service.app import open_house
 from rewardserve.service.observability import logs
 from rewardserve.service.settings import ServeSettings
 
 
-class Scale(BaseModel):
+class ScalingOptions(BaseModel):
     """What `serve run` may be told, as NAME=VALUE."""
 
     model_config = ConfigDict(extra="forbid")
@@ -75,7 +75,7 @@ class Replica:
             await self._opened.__aexit__(None, None, None)
 
 
-def application(scale: Scale) -> Any:
+def application(scale: ScalingOptions) -> Any:
     """What `serve run` deploys."""
     autoscaling = AutoscalingConfig(
         min_replicas=scale.min_replicas,
@@ -84,7 +84,7 @@ def application(scale: Scale) -> Any:
         downscale_delay_s=scale.downscale_delay_s,
         look_back_period_s=scale.look_back_period_s,
         policy=AutoscalingPolicy(
-            policy_function=FollowQueue, policy_kwargs={"tokens_per_replica": scale.tokens_per_replica}
+            policy_function=QueueLengthPolicy, policy_kwargs={"tokens_per_replica": scale.tokens_per_replica}
         ),
     )
     return Replica.options(

@@ -15,7 +15,7 @@ import pytest
 from rewardserve.model.backends.echo import echo_score
 from tests.contract import callers
 from tests.contract.table import CALLERS, PROMPT, RESPONSE, TEXT, gym_episode
-from tests.support.refusing_server import Refusing
+from tests.support.refusing_server import RefusingServer
 from tests.support.service_server import ROOT, Server, drill
 
 KEY = "k-0123456789"
@@ -189,7 +189,7 @@ def test_text_embeddings_inference_has_its_timings_and_its_errors(server, failin
 @by_caller
 @pytest.mark.parametrize("status", [422, 429, 503])
 async def test_the_table_knows_how_often_it_tries(caller, status):
-    async with Refusing(status) as refusing:
+    async with RefusingServer(status) as refusing:
         in_a_thread = asyncio.to_thread(asyncio.run, left_with(caller, refusing.url, RESPONSE, Waits()))
         failed = await in_a_thread
     assert refusing.n == caller.tries[status]

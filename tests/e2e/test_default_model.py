@@ -22,7 +22,7 @@ from rewardserve.model.export import main as export
 from rewardserve.model.scorer import TokenBatch
 from rewardserve.model.traits import TRAITS, Lexicon
 from rewardserve.service.tripwires.io.canaries import SHIPPED
-from tests.support.separate_python import judged_elsewhere
+from tests.support.separate_python import scored_in_separate_python
 from tests.support.service_server import Server
 
 GOOD_AND_RUDE = [
@@ -133,7 +133,7 @@ def test_the_exported_model_gives_the_served_scores_in_plain_transformers(server
         }
         for i, (prompt, good, rude) in enumerate(GOOD_AND_RUDE)
     ]
-    found = judged_elsewhere(tmp_path / "out", rows, tmp_path)
+    found = scored_in_separate_python(tmp_path / "out", rows, tmp_path)
     samples = [{"messages": [*row["prompt"], *row[side]]} for row in rows for side in ("chosen", "rejected")]
     for expected, result in zip(found["scores"], server.score(*samples).json()["results"], strict=True):
         assert result["raw"] == pytest.approx(expected, abs=1e-5)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.component_cost import open_house
+from benchmarks.component_cost import open_echo_server
 from rewardserve.service.api.dialects import DIALECTS
 from tests.properties.test_dialects import bodies_of
 from tests.properties.test_request_bodies import COMPARE_REQUESTS, REQUESTS, bodies
@@ -68,7 +68,7 @@ def ask():
 
 
 async def _opened():
-    return open_house()
+    return open_echo_server()
 
 
 def numbers_in(value):

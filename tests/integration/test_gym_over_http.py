@@ -5,8 +5,8 @@ import pytest
 from gym import over_http
 from gym.alerts import KINDS as WITHOUT_HTTP
 from gym.alerts import run as run_here
-from gym.local_server import Server
-from gym.monitored_runs import Tripped
+from gym.local_server import GymServer
+from gym.monitored_runs import FirstAlert
 
 N_STEPS, WARM_UP = 8, 4
 
@@ -24,10 +24,10 @@ def test_a_policy_learns_over_http_what_it_learns_here_and_hears_of_the_first_lo
     assert (run.requests, run.samples) == (4 * N_STEPS, 128 * N_STEPS)
     # Told at the end of the fourth step; the next one may have begun when it arrives.
     assert run.page in (WARM_UP - 1, WARM_UP)
-    assert Tripped("empty_opener", "page", run.page) in run.alerts
+    assert FirstAlert("empty_opener", "page", run.page) in run.alerts
     assert run.wires == ("empty_opener",)
 
 
 def test_a_server_that_cannot_start_says_why():
-    with pytest.raises(RuntimeError, match=r"(?s)exit code 2.*nonsense"), Server(["--seed=5", "--nonsense=1"]):
+    with pytest.raises(RuntimeError, match=r"(?s)exit code 2.*nonsense"), GymServer(["--seed=5", "--nonsense=1"]):
         pass

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.support.load_clients import Crowd
+from tests.support.load_clients import LoadClients
 from tests.support.machine import in_test_faults
 from tests.support.service_server import Server
 
@@ -23,7 +23,7 @@ def answered_by(server):
 
 @pytest.mark.parametrize("moment", [pytest.param(1, marks=in_test_faults), 40, pytest.param(300, marks=in_test_faults)])
 def test_told_to_stop_under_load_every_accepted_request_is_answered(moment):
-    with Server(*BUSY) as server, Crowd(server.url, CLIENTS) as crowd:
+    with Server(*BUSY) as server, LoadClients(server.url, CLIENTS) as crowd:
         crowd.wait_for(moment)
         server.signal()
         assert server.ended() == 0
@@ -38,7 +38,7 @@ def test_told_to_stop_under_load_every_accepted_request_is_answered(moment):
 
 @pytest.mark.parametrize("moment", [pytest.param(1, marks=in_test_faults), 100])
 def test_killed_under_load_nobody_is_given_a_number_that_was_not_scored(moment):
-    with Server(*BUSY) as server, Crowd(server.url, CLIENTS) as crowd:
+    with Server(*BUSY) as server, LoadClients(server.url, CLIENTS) as crowd:
         crowd.wait_for(moment)
         server.signal(signal.SIGKILL)
         assert server.ended() == -signal.SIGKILL
@@ -48,7 +48,7 @@ def test_killed_under_load_nobody_is_given_a_number_that_was_not_scored(moment):
 
 @in_test_faults
 def test_after_a_kill_a_server_on_the_same_port_answers_those_who_come_again():
-    with Server(*BUSY) as first, Crowd(first.url, CLIENTS, gives_up=False) as crowd:
+    with Server(*BUSY) as first, LoadClients(first.url, CLIENTS, gives_up=False) as crowd:
         crowd.wait_for(50)
         first.signal(signal.SIGKILL)
         first.ended()

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.support.load_clients import Crowd
+from tests.support.load_clients import LoadClients
 from tests.support.machine import in_test_faults
 from tests.support.service_server import Server
 
@@ -38,7 +38,7 @@ def goodput(crowd, seconds):
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_honest_clients_go_on_scoring_under(attack, tmp_path, capsys):
     flags = ["--backend=echo", "--head-timeout-s=5", "--body-timeout-s=5", f"--max-connections={ATTACKERS // 2}"]
-    with Server(*flags, "--log-level=warning") as server, Crowd(server.url, 8, gives_up=False) as crowd:
+    with Server(*flags, "--log-level=warning") as server, LoadClients(server.url, 8, gives_up=False) as crowd:
         crowd.wait_for(50)
         before = goodput(crowd, 5)
         command = ["slowhttptest", *ATTACKS[attack], "-c", str(ATTACKERS), "-r", "300", "-l", str(SECONDS), "-u"]

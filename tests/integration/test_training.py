@@ -23,7 +23,7 @@ from rewardserve.training import scoring, workflow
 from rewardserve.training.methods import fit_logistic
 from rewardserve.training.recipe import load
 from tests.support import planted_pairs as world
-from tests.support.separate_python import judged_elsewhere
+from tests.support.separate_python import scored_in_separate_python
 
 FULL = {"optim": {"lr": 3e-3, "epochs": 2, "batch_pairs": 16}, "eval": {"steps": 15, "bootstrap": 50}}
 METHODS = {
@@ -111,7 +111,7 @@ def test_a_benchmark_without_code_of_ours_finds_the_accuracy_of_the_report(tmp_p
     talks = [
         row | {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")} for row in rows
     ]
-    found = judged_elsewhere(tmp_path / "out" / "checkpoint", talks, tmp_path)
+    found = scored_in_separate_python(tmp_path / "out" / "checkpoint", talks, tmp_path)
     assert found["accuracy"] == report["metrics"][0]["accuracy"]
     assert 0.6 < found["accuracy"] < 0.95
     encode, network = (checkpoint := read(str(tmp_path / "out" / "checkpoint"))).encoder, checkpoint.network

@@ -66,9 +66,9 @@ class World:
             runtime_env={"env_vars": {**settings, "PYTHONPATH": str(ROOT)}, "worker_process_setup_hook": hook},
         )  # fmt: skip
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        from examples.ray_serve.app import Scale, application
+        from examples.ray_serve.app import ScalingOptions, application
 
-        scale = Scale(max_replicas=2, tokens_per_replica=200, upscale_delay_s=0.0, downscale_delay_s=1.0,
+        scale = ScalingOptions(max_replicas=2, tokens_per_replica=200, upscale_delay_s=0.0, downscale_delay_s=1.0,
                       look_back_period_s=11.0, cpus=0.0)  # fmt: skip
         serve.run(application(scale), name="rewardserve", route_prefix="/")
 

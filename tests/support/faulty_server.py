@@ -48,7 +48,7 @@ class Request:
         return json.loads(self.body)
 
 
-class NastyServer:
+class FaultyServer:
     """`tricks` are called with the connection and the request, one a request; `requests` are those that came."""
 
     def __init__(self, *tricks, otherwise=None):

@@ -16,7 +16,7 @@ from rewardserve.model.backends.echo import echo_score
 
 
 @dataclass
-class Book:
+class RequestLog:
     """How requests ended, by request id: `answered`, the code of a refusal, `unreachable` or `broken`."""
 
     ended: dict[str, str] = field(default_factory=dict)
@@ -35,11 +35,11 @@ class _HungUp(Exception):
     """The server has announced it."""
 
 
-class Crowd:
+class LoadClients:
     """`with Crowd(url, 32) as crowd:` they ask without pause until the end of the block, or until the server is gone."""
 
     def __init__(self, url: str, n: int, *, n_samples: int = 4, gives_up: bool = True) -> None:
-        self.book = Book()
+        self.book = RequestLog()
         self._host, _, port = url.removeprefix("http://").partition(":")
         self._port, self._n, self._n_samples, self._gives_up = int(port), n, n_samples, gives_up
         self._stop = threading.Event()
@@ -100,7 +100,7 @@ class Crowd:
         if [r["raw"] for r in reply["results"]] != [echo_score((*text.encode(), 0)) for text in texts]:
             self.book.wrong.append(name)
 
-    def __enter__(self) -> Crowd:
+    def __enter__(self) -> LoadClients:
         self._thread.start()
         return self
 

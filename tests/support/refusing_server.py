@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 
-class Refusing:
+class RefusingServer:
     """A server that says no with one status. Not ours: what is looked at is the caller."""
 
     def __init__(self, status):

@@ -12,7 +12,7 @@ from typing import Any
 SCRIPT = Path(__file__).with_name("rewardbench.py")
 
 
-def judged_elsewhere(checkpoint: Path, rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
+def scored_in_separate_python(checkpoint: Path, rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
     """Accuracy and scores of pairs of conversations, by plain transformers."""
     pairs = folder / "elsewhere.jsonl"
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

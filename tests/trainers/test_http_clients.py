@@ -14,7 +14,7 @@ import types
 import pytest
 import torch
 
-from tests.support.refusing_server import Refusing
+from tests.support.refusing_server import RefusingServer
 from tests.support.service_server import Server
 
 if importlib.machinery.PathFinder.find_spec("openrlhf") is None:
@@ -92,7 +92,7 @@ def test_openrlhf_shards_over_several_urls(raw_server, by_hand):
 
 def test_openrlhf_is_left_with_none_after_five_tries(by_hand):
     async def refused():
-        async with Refusing(503) as refusing:
+        async with RefusingServer(503) as refusing:
             output = await asyncio.to_thread(rollout, [refusing.url], by_hand.tokenizer)
             return refusing.n, output["reward"]
 
@@ -138,7 +138,7 @@ def test_verl_gets_the_score_of_training(raw_server, by_hand, engine):
 @pytest.mark.parametrize(("status", "n_tries"), [(503, 16), (500, 16), (422, 1), (429, 1)])
 def test_verl_tries_again_after_5xx_only(by_hand, no_waiting, status, n_tries):
     async def refused():
-        async with Refusing(status) as refusing:
+        async with RefusingServer(status) as refusing:
             worker = verl_worker(refusing.url.removeprefix("http://"), by_hand.tokenizer, "vllm")
             with pytest.raises(Exception, match=str(status)):
                 await worker.compute_score_disrm(episode(by_hand.tokenizer))

@@ -11,7 +11,7 @@ from typing import Any
 BATCH = 16
 
 
-class Forward:
+class TransformersModel:
     """A model of transformers as it comes."""
 
     def __init__(self, folder: str | Path) -> None:

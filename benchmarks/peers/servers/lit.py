@@ -6,17 +6,17 @@ from typing import Any
 
 import litserve  # type: ignore[import-not-found]
 
-from benchmarks.peers.servers.forward import BATCH, Forward, arguments
+from benchmarks.peers.servers.forward import BATCH, TransformersModel, arguments
 
 
-class Reward(litserve.LitAPI):  # type: ignore[misc]
+class LitReward(litserve.LitAPI):  # type: ignore[misc]
     """One worker with the model."""
 
     folder = ""
 
     def setup(self, device: str) -> None:
         """Load."""
-        self.forward = Forward(self.folder)
+        self.forward = TransformersModel(self.folder)
 
     def batch(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Requests stay requests."""
@@ -34,7 +34,7 @@ class Reward(litserve.LitAPI):  # type: ignore[misc]
 def main() -> None:
     """Serve."""
     given = arguments()
-    api = Reward(max_batch_size=BATCH, batch_timeout=0.005)
+    api = LitReward(max_batch_size=BATCH, batch_timeout=0.005)
     api.folder = given.model
     server = litserve.LitServer(api, accelerator="cpu", timeout=600)
     server.run(host="127.0.0.1", port=given.port, generate_client_file=False, log_level="warning")

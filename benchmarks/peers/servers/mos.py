@@ -8,17 +8,17 @@ from typing import Any
 
 from mosec import Server, Worker  # type: ignore[import-not-found]
 
-from benchmarks.peers.servers.forward import BATCH, Forward
+from benchmarks.peers.servers.forward import BATCH, TransformersModel
 
 FOLDER = "REWARD_MODEL_FOLDER"
 
 
-class Reward(Worker):  # type: ignore[misc]
+class MosecReward(Worker):  # type: ignore[misc]
     """One worker with the model."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.score = Forward(os.environ[FOLDER])
+        self.score = TransformersModel(os.environ[FOLDER])
 
     def forward(self, data: list[dict[str, Any]]) -> list[dict[str, list[float]]]:
         """Score the requests of a batch together."""
@@ -31,7 +31,7 @@ def main() -> None:
     port = sys.argv[sys.argv.index("--port") + 1]
     sys.argv = [sys.argv[0], "--port", port]
     server = Server()
-    server.append_worker(Reward, num=1, max_batch_size=BATCH, max_wait_time=5, timeout=600)
+    server.append_worker(MosecReward, num=1, max_batch_size=BATCH, max_wait_time=5, timeout=600)
     server.run()
 
 

@@ -10,15 +10,15 @@ import ray  # type: ignore[import-not-found]
 from ray import serve
 from starlette.requests import Request
 
-from benchmarks.peers.servers.forward import BATCH, Forward, arguments
+from benchmarks.peers.servers.forward import BATCH, TransformersModel, arguments
 
 
 @serve.deployment(max_ongoing_requests=256, ray_actor_options={"num_cpus": 0})
-class Reward:
+class RayReward:
     """One replica with the model."""
 
     def __init__(self, folder: str) -> None:
-        self.forward = Forward(folder)
+        self.forward = TransformersModel(folder)
 
     @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=0.005)  # type: ignore[untyped-decorator]
     async def score(self, requests: list[dict[str, Any]]) -> list[dict[str, list[float]]]:
@@ -37,7 +37,7 @@ def main() -> None:
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}  # Ray sets it to 1 for its workers
     ray.init(num_cpus=2, include_dashboard=False, configure_logging=False, runtime_env={"env_vars": threads})
     serve.start(http_options={"host": "127.0.0.1", "port": given.port})
-    serve.run(Reward.bind(given.model), route_prefix="/score")  # type: ignore[attr-defined]
+    serve.run(RayReward.bind(given.model), route_prefix="/score")  # type: ignore[attr-defined]
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     ray.shutdown()
 

@@ -7,11 +7,11 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 
-from benchmarks.peers.servers.forward import Forward, arguments
+from benchmarks.peers.servers.forward import TransformersModel, arguments
 
 app = FastAPI()
 given = arguments()
-forward = Forward(given.model)
+forward = TransformersModel(given.model)
 
 
 @app.get("/health")

@@ -7,10 +7,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks import models
-from benchmarks.models import Shape
+from benchmarks.models import DecoderShape
 from rewardserve.model.checkpoint import read
 
-TINY = Shape(hidden=32, layers=2, heads=4, kv_heads=2, intermediate=64)
+TINY = DecoderShape(hidden=32, layers=2, heads=4, kv_heads=2, intermediate=64)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_a_checkpoint_is_made_once(tiny):
 
 
 def test_work_of_a_row_is_what_its_matrices_and_the_triangle_of_its_attention_take():
-    shape = Shape(hidden=8, layers=3, heads=2, kv_heads=1, intermediate=10)
+    shape = DecoderShape(hidden=8, layers=3, heads=2, kv_heads=1, intermediate=10)
     a_token = 2 * (8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 10)
     triangle = sum(2 * 2 * 8 * (i + 1) for i in range(5))  # scores and values: query i sees i + 1 keys
     assert shape.flops(5) == pytest.approx(3 * (5 * a_token + triangle))

@@ -42,7 +42,7 @@ def test_a_real_server_is_measured_and_so_is_every_room_of_it(tmp_path):
         "--connections=2",
         "--seconds=0.2",
         "--rounds=1",
-        "--room-samples=100",
+        "--component-samples=100",
     ]
     command = [sys.executable, "-m", "benchmarks.overhead", *few, "--no-tokenizing", "--json", str(figures)]
     done = subprocess.run([*command, "--max-body-bytes=100000"], capture_output=True, text=True, check=False)
@@ -50,6 +50,6 @@ def test_a_real_server_is_measured_and_so_is_every_room_of_it(tmp_path):
     (row,) = found["http"]
     assert row["requests_per_cpu_s"] > 0
     assert done.returncode == (row["requests_per_cpu_s"] < row["target"])
-    (by_room,) = found["rooms"]
-    assert by_room["rooms"].keys() == {*component_cost.MEANINGS, "http"}
-    assert sum(by_room["rooms"].values()) == pytest.approx(row["us_per_request"], abs=1)
+    (by_component,) = found["components"]
+    assert by_component["components"].keys() == {*component_cost.MEANINGS, "http"}
+    assert sum(by_component["components"].values()) == pytest.approx(row["us_per_request"], abs=1)

@@ -9,10 +9,10 @@ import pytest
 
 from benchmarks.peers import figures, install, scenarios
 from benchmarks.peers.__main__ import PEERS
-from benchmarks.peers.client import Answer
-from benchmarks.peers.figures import Run
+from benchmarks.peers.client import HttpAnswer
+from benchmarks.peers.figures import PeerRun
 from benchmarks.peers.processes import parse_stat, processes
-from benchmarks.peers.scenarios import Scene
+from benchmarks.peers.scenarios import Scenario
 from benchmarks.workloads import make
 from rewardserve.model.encoding import Encoder
 from rewardserve.model.layout_rules import LAYOUT_RULES
@@ -20,7 +20,7 @@ from rewardserve.model.tokenization.encoding_policy import infer_policy
 
 
 def run(peer, *, n=0, cpu=1.0, wall=1.0, latencies=(0.1, 0.2, 0.3), failures=()):
-    return Run(peer, "ragged", n, 60, cpu, wall, latencies, 100.0, 1e-6, failures)
+    return PeerRun(peer, "ragged", n, 60, cpu, wall, latencies, 100.0, 1e-6, failures)
 
 
 def test_ratios_say_by_how_much_ours_is_better_in_the_same_round():
@@ -47,12 +47,12 @@ def test_percentiles_are_those_of_the_requests():
 
 
 def test_replies_are_compared_with_the_reference_pair_by_pair():
-    scene = Scene("ragged", (("a", "b"), ("c",)), 2, reference={0: 1.0, 2: -1.0})
+    scenario = Scenario("ragged", (("a", "b"), ("c",)), 2, reference={0: 1.0, 2: -1.0})
     peer = PEERS["plain"]
-    good = [Answer({"rewards": [1.0, 5.0]}, "", 0.1), Answer({"rewards": [-1.25]}, "", 0.1)]
-    assert scenarios.judged(scene, good, peer) == (0.25, ())
-    short = [Answer({"rewards": [1.0]}, "", 0.1), Answer(None, "503 busy", 0.1)]
-    error, failures = scenarios.judged(scene, short, peer)
+    good = [HttpAnswer({"rewards": [1.0, 5.0]}, "", 0.1), HttpAnswer({"rewards": [-1.25]}, "", 0.1)]
+    assert scenarios.check_scores(scenario, good, peer) == (0.25, ())
+    short = [HttpAnswer({"rewards": [1.0]}, "", 0.1), HttpAnswer(None, "503 busy", 0.1)]
+    error, failures = scenarios.check_scores(scenario, short, peer)
     assert math.isnan(error)
     assert failures == ("503 busy", "1 scores for 2 texts")
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.soak import Ledger, World, figures
+from benchmarks.soak import SoakPlan, WorkerLog, figures
 from rewardserve_client import Failure, Result, Scores
 
 ASKED = [{"id": "a", "prompt": "p", "response": "r"}, {"id": "b", "prompt": "p", "response": ""}]
@@ -17,10 +17,10 @@ SERVERS = [SimpleNamespace(exit_codes=Counter({"SIGKILL -> -9": 1, "SIGTERM -> 0
 
 
 def seen(*results, asked=ASKED, servers=SERVERS, is_stuck=False):
-    ledger = Ledger()
-    ledger.ask(asked)
+    ledger = WorkerLog()
+    ledger.record_sent(asked)
     if results:
-        ledger.enter(asked, Scores(results), lambda sample: 0.5, 0.0, 1.0)
+        ledger.record_results(asked, Scores(results), lambda sample: 0.5, 0.0, 1.0)
     return figures(servers, [ledger], Counter(), 1.0, is_stuck=is_stuck)
 
 
@@ -68,7 +68,7 @@ def test_a_soak_in_which_nothing_happened_is_a_breach():
 
 def test_no_two_samples_of_a_soak_have_one_id():
     given = Namespace(seconds=60.0, backend="echo", most=50, deadline=1.0)
-    world = World(given, ["http://a:1"], [], lambda sample: 0.0)
-    calls = [next(world.calls(worker, 0)) for worker in range(8)]
+    plan = SoakPlan(given, ["http://a:1"], [], lambda sample: 0.0)
+    calls = [next(plan.calls(worker, 0)) for worker in range(8)]
     ids = [sample["id"] for call in calls for sample in call]
     assert len(ids) == len(set(ids)) > 8

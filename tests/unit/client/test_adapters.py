@@ -24,7 +24,7 @@ from rewardserve_client import (
 from rewardserve_client.trl import blocking_reward_function, reward_function
 from rewardserve_client.verl import compute_score, compute_score_blocking
 from tests.support.faulty_server import (
-    NastyServer,
+    FaultyServer,
     error,
     failed_result,
     honest_result,
@@ -39,7 +39,7 @@ EOS = 2
 
 @pytest.fixture
 def server():
-    with NastyServer() as running:
+    with FaultyServer() as running:
         yield running
 
 
@@ -286,7 +286,7 @@ def test_trl_a_blocked_run_is_stopped(environment, server):
 
 
 def test_trl_a_client_of_ones_own_is_used(environment, server):
-    with NastyServer() as own, RewardClient(own.url) as client:
+    with FaultyServer() as own, RewardClient(own.url) as client:
         trl_call(blocking_reward_function(client, run="mine"), ["p"], ["a"])
         assert own.requests[0].json["run"] == "mine"
 

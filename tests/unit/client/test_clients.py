@@ -29,7 +29,7 @@ from rewardserve_client import (
 from rewardserve_client.routing import order_of
 from rewardserve_client.samples import sample_items
 from tests.support.faulty_server import (
-    NastyServer,
+    FaultyServer,
     byte_by_byte,
     error,
     failed_result,
@@ -98,7 +98,7 @@ TRICKS = {
 
 @pytest.mark.parametrize("trick", TRICKS.values(), ids=TRICKS.keys())
 def test_every_sample_is_answered_once_in_order_with_the_servers_own_number(trick):
-    with NastyServer(trick, trick) as server, client_of(server) as client:
+    with FaultyServer(trick, trick) as server, client_of(server) as client:
         assert client.score(SAMPLES).rewards == TRUTH
         keys = {request.headers["idempotency-key"]: request.body for request in server.requests}
         assert len(keys) == 1
@@ -106,14 +106,14 @@ def test_every_sample_is_answered_once_in_order_with_the_servers_own_number(tric
 
 @pytest.mark.parametrize("trick", [silent, trickles])
 def test_an_answer_that_does_not_come_is_given_up_and_asked_for_again(trick):
-    with NastyServer(trick) as server, client_of(server, limits=ClientLimits(attempt_timeout_s=1.0)) as client:
+    with FaultyServer(trick) as server, client_of(server, limits=ClientLimits(attempt_timeout_s=1.0)) as client:
         assert client.score(SAMPLES).rewards == TRUTH
         assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("trick", [silent, trickles, error(503, "loading"), resets])
 def test_the_deadline_bounds_everything(trick):
-    with NastyServer(otherwise=trick) as server, client_of(server) as client:
+    with FaultyServer(otherwise=trick) as server, client_of(server) as client:
         with pytest.raises(Unavailable) as caught:
             client.score(SAMPLES, deadline_s=0.3)
         assert caught.value.n_failed == 12
@@ -123,7 +123,7 @@ def test_the_deadline_bounds_everything(trick):
 
 
 def test_what_is_given_up_can_be_none_with_a_reason_instead():
-    with NastyServer(otherwise=error(503, "loading")) as server, client_of(server) as client:
+    with FaultyServer(otherwise=error(503, "loading")) as server, client_of(server) as client:
         scores = client.score(SAMPLES, deadline_s=0.5, on_failure="none")
     assert scores.rewards == [None] * 12
     assert {r.error.code for r in scores.results} == {"unavailable"}
@@ -139,7 +139,7 @@ def test_one_chunk_without_an_answer_leaves_the_others_theirs():
             honest(connection, request, server)
 
     with (
-        NastyServer(otherwise=never_prompt_1) as server,
+        FaultyServer(otherwise=never_prompt_1) as server,
         client_of(server, limits=ClientLimits(chunk_samples=4)) as client,
     ):
         scores = client.score(SAMPLES, deadline_s=1.0, on_failure="none")
@@ -152,7 +152,7 @@ def test_one_chunk_without_an_answer_leaves_the_others_theirs():
     [(400, "invalid_json"), (401, "unauthorized"), (415, "unsupported_media_type"), (404, "not_found")],
 )
 def test_what_is_refused_is_raised_at_once(status, code):
-    with NastyServer(otherwise=error(status, code)) as server, client_of(server) as client:
+    with FaultyServer(otherwise=error(status, code)) as server, client_of(server) as client:
         with pytest.raises(RequestRefused) as caught:
             client.score(SAMPLES, on_failure="none")
         assert (caught.value.status, caught.value.code) == (status, code)
@@ -160,15 +160,15 @@ def test_what_is_refused_is_raised_at_once(status, code):
 
 
 def test_a_redirect_is_not_followed_with_the_key():
-    with NastyServer() as elsewhere:
+    with FaultyServer() as elsewhere:
         away = says(b"", 307, location=elsewhere.url + "/score")
-        with NastyServer(otherwise=away) as server, client_of(server) as client, pytest.raises(RequestRefused):
+        with FaultyServer(otherwise=away) as server, client_of(server) as client, pytest.raises(RequestRefused):
             client.score(SAMPLES)
         assert elsewhere.requests == []
 
 
 def test_a_key_of_its_own_for_every_chunk_and_bounded_chunks():
-    with NastyServer() as server, client_of(server, limits=ClientLimits(chunk_samples=5)) as client:
+    with FaultyServer() as server, client_of(server, limits=ClientLimits(chunk_samples=5)) as client:
         assert client.score(SAMPLES, run="r", step=3, kl=-0.01).rewards == TRUTH
         sent = [request.json for request in server.requests]
         assert [len(body["samples"]) for body in sent] == [4, 4, 4]
@@ -192,20 +192,20 @@ def test_no_more_chunks_are_under_way_than_allowed():
         honest(connection, request, server)
 
     limits = ClientLimits(chunk_samples=2, concurrent_chunks=2)
-    with NastyServer(otherwise=counted) as server, client_of(server, limits=limits) as client:
+    with FaultyServer(otherwise=counted) as server, client_of(server, limits=limits) as client:
         assert client.score(SAMPLES).rewards == TRUTH
     assert not one_too_many.is_set()
 
 
 def test_connections_are_used_again():
-    with NastyServer() as server, client_of(server) as client:
+    with FaultyServer() as server, client_of(server) as client:
         for _ in range(5):
             client.score(SAMPLES)
         assert len(server._connections) == 1
 
 
 def test_all_responses_to_a_prompt_meet_on_its_home():
-    with NastyServer() as one, NastyServer() as other, client_of(one, other) as client:
+    with FaultyServer() as one, FaultyServer() as other, client_of(one, other) as client:
         samples = [{"prompt": f"p{i % 10}", "response": str(i)} for i in range(40)]
         assert client.score(samples).rewards == [true_reward(s) for s in samples]
         for server in (one, other):
@@ -216,9 +216,9 @@ def test_all_responses_to_a_prompt_meet_on_its_home():
 
 
 def test_a_server_that_is_gone_is_stood_in_for():
-    gone = NastyServer()
+    gone = FaultyServer()
     gone.close()
-    with NastyServer() as there, client_of(gone, there) as client:
+    with FaultyServer() as there, client_of(gone, there) as client:
         assert client.score(SAMPLES).rewards == TRUTH
         assert client.ready()
 
@@ -228,7 +228,7 @@ def test_a_change_of_model_between_chunks_is_noticed(caplog):
         send(connection, 200, reply_to(request, contract="sha256:new"))
 
     limits = ClientLimits(chunk_samples=8, concurrent_chunks=1)
-    with NastyServer(honest, renewed) as server, client_of(server, limits=limits) as client:
+    with FaultyServer(honest, renewed) as server, client_of(server, limits=limits) as client:
         scores = client.score(SAMPLES)
     assert scores.rewards == TRUTH
     assert scores.is_mixed
@@ -242,7 +242,7 @@ def test_a_change_of_model_between_chunks_is_raised_where_that_is_wanted():
         send(connection, 200, reply_to(request, pipeline="sha256:new"))
 
     limits = ClientLimits(chunk_samples=8, concurrent_chunks=1)
-    server = NastyServer(honest, renewed)
+    server = FaultyServer(honest, renewed)
     with server, client_of(server, limits=limits, on_mixed="raise") as client, pytest.raises(MixedModels):
         client.score(SAMPLES)
 
@@ -252,7 +252,7 @@ def test_a_replica_with_another_version_of_the_same_model_is_no_change():
         send(connection, 200, reply_to(request, model_version=7))
 
     limits = ClientLimits(chunk_samples=8, concurrent_chunks=1)
-    with NastyServer(honest, restarted) as server, client_of(server, limits=limits, on_mixed="raise") as client:
+    with FaultyServer(honest, restarted) as server, client_of(server, limits=limits, on_mixed="raise") as client:
         scores = client.score(SAMPLES)
     assert [i.version for i in scores.identities] == [1, 7]
     assert not scores.is_mixed
@@ -260,24 +260,24 @@ def test_a_replica_with_another_version_of_the_same_model_is_no_change():
 
 def test_progress_is_told_until_all_is_done():
     told = []
-    with NastyServer() as server, client_of(server, limits=ClientLimits(chunk_samples=4)) as client:
+    with FaultyServer() as server, client_of(server, limits=ClientLimits(chunk_samples=4)) as client:
         client.score(SAMPLES, on_progress=lambda done, total: told.append((done, total)))
     assert told == [(4, 12), (8, 12), (12, 12)]
 
 
 def test_a_client_that_is_called_from_its_own_progress_says_so():
-    with NastyServer() as server, client_of(server) as client, pytest.raises(RuntimeError, match="on_progress"):
+    with FaultyServer() as server, client_of(server) as client, pytest.raises(RuntimeError, match="on_progress"):
         client.score(SAMPLES, on_progress=lambda done, total: client.score(SAMPLES))
 
 
 def test_nothing_to_score_asks_nobody():
-    with NastyServer() as server, client_of(server) as client:
+    with FaultyServer() as server, client_of(server) as client:
         assert client.score([]).rewards == []
         assert server.requests == []
 
 
 def test_a_sample_that_cannot_be_sent_is_refused_before_anything_is():
-    with NastyServer() as server, client_of(server) as client:
+    with FaultyServer() as server, client_of(server) as client:
         for bad in (
             {"prompt": "p", "response": float("nan")},
             {"text": object()},
@@ -289,7 +289,7 @@ def test_a_sample_that_cannot_be_sent_is_refused_before_anything_is():
 
 
 def test_samples_may_be_records():
-    with NastyServer() as server, client_of(server) as client:
+    with FaultyServer() as server, client_of(server) as client:
         given = [
             Sample(prompt="p", response="r", id="mine"),
             Sample(messages=[{"role": "user", "content": "p"}, {"role": "assistant", "content": "r"}]),
@@ -319,7 +319,7 @@ def test_comparisons_are_asked_for_in_chunks_that_count_responses():
         ]  # fmt: skip
         send(connection, 200, reply_to(request, []) | {"results": results})
 
-    with NastyServer(otherwise=ranks) as server, client_of(server, limits=ClientLimits(chunk_samples=4)) as client:
+    with FaultyServer(otherwise=ranks) as server, client_of(server, limits=ClientLimits(chunk_samples=4)) as client:
         done = client.compare([{"prompt": f"p{i}", "responses": ["a", "b"]} for i in range(5)], tie_margin=0.5)
         assert sorted(len(request.json["comparisons"]) for request in server.requests) == [1, 2, 2]
         assert {request.json["tie_margin"] for request in server.requests} == {0.5}
@@ -327,23 +327,23 @@ def test_comparisons_are_asked_for_in_chunks_that_count_responses():
 
 
 def test_the_model_is_described_by_the_first_server_that_answers():
-    with NastyServer(error(503, "loading")) as server, client_of(server) as client:
+    with FaultyServer(error(503, "loading")) as server, client_of(server) as client:
         assert client.model()["identity"]["name"] == "fake"
         assert server.requests[0].method == "GET"
-    refuses = NastyServer(otherwise=error(401, "unauthorized"))
+    refuses = FaultyServer(otherwise=error(401, "unauthorized"))
     with refuses, client_of(refuses) as client, pytest.raises(RequestRefused):
         client.model()
 
 
 def test_a_server_that_loads_is_not_ready():
-    with NastyServer(otherwise=error(503, "loading")) as server, client_of(server) as client:
+    with FaultyServer(otherwise=error(503, "loading")) as server, client_of(server) as client:
         assert not client.ready()
 
 
 def test_neither_key_nor_conversation_is_in_what_is_shown_logged_or_raised(caplog):
     shown = []
     tricks = (resets, says(b"<html>"), halfway, error(503, "overloaded"), honest, error(401, "unauthorized"))
-    with caplog.at_level(logging.DEBUG), NastyServer(*tricks, otherwise=silent) as server:
+    with caplog.at_level(logging.DEBUG), FaultyServer(*tricks, otherwise=silent) as server:
         with client_of(server) as client:
             client.score(SAMPLES)
             for _ in range(2):
@@ -377,7 +377,7 @@ def test_a_cancelled_call_leaves_nothing_behind():
                 await call
             assert asyncio.all_tasks() == {asyncio.current_task()}
 
-    with NastyServer(otherwise=silent) as server:
+    with FaultyServer(otherwise=silent) as server:
         asyncio.run(cancelled())
 
 
@@ -387,14 +387,14 @@ def test_one_asynchronous_client_serves_several_event_loops():
         await client.aclose()
         return scores.rewards
 
-    with NastyServer() as server:
+    with FaultyServer() as server:
         client = AsyncRewardClient(server.url, backoff=QUICK)
         assert [asyncio.run(once()) for _ in range(3)] == [TRUTH] * 3
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_connections_of_closed_event_loops_are_let_go_of():
-    with NastyServer() as server:
+    with FaultyServer() as server:
         client = AsyncRewardClient(server.url, backoff=QUICK)
         for _ in range(4):
             assert asyncio.run(client.score(SAMPLES)).rewards == TRUTH
@@ -405,14 +405,14 @@ def test_connections_of_closed_event_loops_are_let_go_of():
 
 def test_a_client_may_be_patient_without_end():
     limits = ClientLimits(attempt_timeout_s=float("inf"))
-    with NastyServer() as server, client_of(server, deadline_s=float("inf"), limits=limits) as client:
+    with FaultyServer() as server, client_of(server, deadline_s=float("inf"), limits=limits) as client:
         assert client.score(SAMPLES).rewards == TRUTH
         assert len(server.requests[0].headers["x-deadline-ms"]) <= 11
 
 
 def test_many_threads_share_one_client():
     with (
-        NastyServer(resets, error(503, "overloaded")) as server,
+        FaultyServer(resets, error(503, "overloaded")) as server,
         client_of(server) as client,
         ThreadPoolExecutor(16) as pool,
     ):
@@ -428,7 +428,7 @@ def _score_in_child(client, results):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_uses_connections_of_its_own():
     context = multiprocessing.get_context("fork")
-    with NastyServer() as server, client_of(server) as client:
+    with FaultyServer() as server, client_of(server) as client:
         assert client.score(SAMPLES).rewards == TRUTH
         results = context.Queue()
         child = context.Process(target=_score_in_child, args=(client, results))
@@ -440,7 +440,7 @@ def test_a_forked_child_uses_connections_of_its_own():
 
 
 def test_a_client_that_is_forgotten_ends_its_thread():
-    with NastyServer() as server:
+    with FaultyServer() as server:
         client = client_of(server)
         client.score(SAMPLES)
         thread = client._loop_thread._thread
@@ -456,7 +456,7 @@ def test_a_result_of_a_sample_that_failed_is_none_with_the_servers_reason():
         results[1] = failed_result(request.json["samples"][1], "empty_response")
         send(connection, 200, reply_to(request, results))
 
-    with NastyServer(otherwise=second_fails) as server, client_of(server) as client:
+    with FaultyServer(otherwise=second_fails) as server, client_of(server) as client:
         scores = client.score(SAMPLES[:3])
         assert len(server.requests) == 1
     assert scores.rewards == [TRUTH[0], None, TRUTH[2]]

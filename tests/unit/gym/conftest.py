@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gym.policy import base_policy
-from gym.proxy import panel
+from gym.proxy import seed_models
 
 
 @pytest.fixture(scope="package")
@@ -19,4 +19,4 @@ def sampled(base):
 
 @pytest.fixture(scope="package")
 def models(base):
-    return panel(base, seed=5, n_members=2, n_pairs=1_500)
+    return seed_models(base, seed=5, n_members=2, n_pairs=1_500)

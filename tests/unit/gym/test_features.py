@@ -4,7 +4,7 @@ import numpy as np
 
 from gym import vocabulary
 from gym.features import traits_of
-from gym.rewards import reference
+from gym.rewards import calibration_data
 from rewardserve.model.traits import NO_LEXICON, Lexicon, text_traits, token_traits
 
 
@@ -26,5 +26,5 @@ def test_without_a_lexicon_only_phrases_are_not_seen(sampled):
 
 
 def test_calibrations_are_fitted_on_the_same_traits(base):
-    against = reference(base, n=200)
+    against = calibration_data(base, n=200)
     assert np.array_equal(against.traits_NT, np.array(traits_of(against.responses, Lexicon.read())))

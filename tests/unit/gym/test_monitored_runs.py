@@ -4,14 +4,16 @@ import json
 
 import pytest
 
-from gym.monitored_runs import Curves, Kind, Tripped, by_kind, line, load, outcome, save, wires_line
+from gym.monitored_runs import Curves, FirstAlert, RunKind, by_kind, line, load, outcome, save, wires_line
 
 UP_AND_DOWN = [1.0 + 0.01 * min(t, 120 - t) for t in range(120)]
 
 
 def ran(alerts=(), *, kind="hacked", gold=UP_AND_DOWN, over=(), seed=1, **of_kind):
     curves = Curves(gold, [0.0] * len(gold), [0.0] * len(gold))
-    return outcome(Kind(kind, **of_kind), seed, curves, [Tripped(*a) for a in alerts], over, samples=len(gold) * 128)
+    return outcome(
+        RunKind(kind, **of_kind), seed, curves, [FirstAlert(*a) for a in alerts], over, samples=len(gold) * 128
+    )
 
 
 def test_the_first_page_counts_and_warnings_do_not():

@@ -6,8 +6,8 @@ import httpx
 import numpy as np
 import pytest
 
-from gym.local_server import Heard, Receiver
-from gym.over_http import N_WORKERS, NoReward, Trainer, over_threshold, rewards_of, samples_of
+from gym.local_server import AlertReceiver, ReceivedAlert
+from gym.over_http import N_WORKERS, HttpTrainer, MissingReward, over_threshold, rewards_of, samples_of
 from gym.training import GROUP
 
 PAGE = {
@@ -33,7 +33,7 @@ def responses(base):
 @pytest.fixture
 def receiver():
     # Entered, so that its socket is closed again.
-    with Receiver() as receiver:
+    with AlertReceiver() as receiver:
         yield receiver
 
 
@@ -59,7 +59,7 @@ class Fake:
 
 
 def trainer_of(fake, receiver):
-    return Trainer(httpx.Client(transport=httpx.MockTransport(fake), base_url="http://gym"), "ppo", receiver)
+    return HttpTrainer(httpx.Client(transport=httpx.MockTransport(fake), base_url="http://gym"), "ppo", receiver)
 
 
 def test_rewards_come_back_in_the_order_of_the_responses(responses, receiver):
@@ -85,13 +85,13 @@ def test_no_group_is_divided_between_requests(responses, receiver):
 
 def test_null_is_an_error_and_never_a_number(responses, receiver):
     fake = Fake(lambda sample: None if sample["response"] == responses.texts()[5] else 0.0)
-    with pytest.raises(NoReward, match="score_not_finite"):
+    with pytest.raises(MissingReward, match="score_not_finite"):
         trainer_of(fake, receiver).rewards_B(responses, np.zeros(128))
 
 
 def test_the_error_counts_what_has_no_reward():
     reply = {"rewards": [0.0, None, None], "results": [{"error": None}, {"error": "a"}, {"error": "b"}]}
-    with pytest.raises(NoReward, match="2 of 3 samples have no reward; the first: a"):
+    with pytest.raises(MissingReward, match="2 of 3 samples have no reward; the first: a"):
         rewards_of(reply)
 
 
@@ -109,10 +109,10 @@ def test_text_says_whether_it_was_cut_off(sampled):
 
 def test_what_is_over_its_threshold_is_asked_for_when_the_page_comes(responses, receiver):
     trainer = trainer_of(Fake(), receiver)
-    receiver.heard.append(Heard(0, {"wire": "empty_opener", "severity": "warn"}))
+    receiver.received.append(ReceivedAlert(0, {"wire": "empty_opener", "severity": "warn"}))
     trainer.rewards_B(responses, np.zeros(128))
     assert trainer.over == ()
-    receiver.heard.append(Heard(0, {"wire": "vote", "severity": "page"}))
+    receiver.received.append(ReceivedAlert(0, {"wire": "vote", "severity": "page"}))
     trainer.rewards_B(responses, np.zeros(128))
     assert trainer.over == over_threshold(PAGE, "ppo") == ("length_high",)
 
@@ -125,10 +125,10 @@ def test_warnings_come_from_the_page_and_the_page_from_the_webhook(responses, re
     trainer.rewards_B(responses, np.zeros(128))
     shown.append({"wire": "vote", "severity": "page"})
     trainer.rewards_B(responses, np.zeros(128))
-    monkeypatch.setattr("gym.over_http.PATIENCE_S", 0.1)
+    monkeypatch.setattr("gym.over_http.TIMEOUT_S", 0.1)
     with pytest.raises(TimeoutError, match="vote"):
         trainer.wait_for_page()
-    receiver.heard.append(Heard(1, {"wire": "vote", "severity": "page"}))
+    receiver.received.append(ReceivedAlert(1, {"wire": "vote", "severity": "page"}))
     trainer.wait_for_page()
     assert trainer.alerts() == [("length_high", "warn", 0), ("vote", "page", 1)]
 
@@ -137,5 +137,5 @@ def test_an_alarm_belongs_to_the_step_at_which_it_arrived(receiver):
     for step in (3, 8):
         receiver.step = step
         httpx.post(receiver.url, json={"wire": "vote", "severity": "page"}, trust_env=False).raise_for_status()
-    assert [heard.step for heard in receiver.heard] == [3, 8]
+    assert [received.step for received in receiver.received] == [3, 8]
     assert receiver.paged

@@ -6,31 +6,39 @@ import numpy as np
 import pytest
 
 from gym import overoptimisation
-from gym.counterexamples import N_AUDITED, PER_ROUND, audited, climbed, drawn, mined, together
-from gym.ensembles import JURIES, World
+from gym.counterexamples import (
+    N_AUDITED,
+    PER_ROUND,
+    audited_pairs,
+    bootstrap,
+    climb_policy,
+    concatenate,
+    find_counterexamples,
+)
 from gym.gold import gold
 from gym.labeller import PLANTED, label
-from gym.outcomes import Run, paired, scaling_of
-from gym.overoptimisation import ROWS, reward_of, runs_of
+from gym.outcomes import GymRun, paired_difference, scaling_of
+from gym.overoptimisation import VARIANTS, reward_of, runs_of
 from gym.policy import Policy
-from gym.proxy import panel
+from gym.proxy import seed_models
 from gym.responses import joined
-from gym.rewards import batch_of, reference
+from gym.reward_models import REWARD_MODELS, SeedData
+from gym.rewards import batch_of, calibration_data
 from gym.scaling import Scaling, fit_scaling
 from gym.training import by_gold, by_head
 from gym.vocabulary import EOS, ids
 
-BY_NAME = {row.name: row for row in ROWS}
+BY_NAME = {variant.name: variant for variant in VARIANTS}
 
 
 @pytest.fixture(scope="module")
-def world(base):
-    return World(base, reference(base, n=1_500), seed=5, n_pairs=1_500)
+def data(base):
+    return SeedData(base, calibration_data(base, n=1_500), seed=5, n_pairs=1_500)
 
 
 @pytest.fixture(scope="module")
-def judges(world):
-    return {name: JURIES[name](world) for name in ("one", "heads", "backbones")}
+def judges(data):
+    return {name: REWARD_MODELS[name](data) for name in ("one", "heads", "backbones")}
 
 
 def flatterer(base, push=4.0):
@@ -40,36 +48,38 @@ def flatterer(base, push=4.0):
 
 
 @pytest.fixture(scope="module")
-def mixed(base, sampled, world):
+def mixed(base, sampled, data):
     """Responses of which some score far beyond what the base policy writes."""
-    policy = climbed(base, world.network(0), world.labelled, world.against, 200, seed=1)
+    policy = climb_policy(base, data.network(0), data.labelled, data.against, 200, seed=1)
     return joined([sampled, policy.sample(np.random.default_rng(9), np.zeros(200, dtype=np.int64))])
 
 
 def rewards_and_z(name, judges, responses):
     """What the row's pipeline says, and each head on the scale of the reference responses, written out."""
-    row = BY_NAME[name]
-    jury = judges[row.jury]
-    scores_BH = jury.models.scores_BH(responses)
-    level_NH = jury.models.scores_BH(judges["reference"])
+    variant = BY_NAME[name]
+    reward_models = judges[variant.reward_models]
+    scores_BH = reward_models.models.scores_BH(responses)
+    level_NH = reward_models.models.scores_BH(judges["reference"])
     z_BH = (scores_BH - level_NH.mean(axis=0)) / level_NH.std(axis=0)
-    return reward_of(row, jury)(responses, scores_BH), z_BH
+    return reward_of(variant, reward_models)(responses, scores_BH), z_BH
 
 
 @pytest.fixture(scope="module")
-def said(world, judges, mixed):
-    return lambda name: rewards_and_z(name, {**judges, "reference": world.against.responses}, mixed)
+def said(data, judges, mixed):
+    return lambda name: rewards_and_z(name, {**judges, "reference": data.against.responses}, mixed)
 
 
 # -- rewards --------------------------------------------------------------------------------------------------------
 
 
-def test_raw_is_the_standardised_head_that_the_panel_has_too(base, world, mixed):
-    models = panel(base, seed=5, n_members=1, n_pairs=1_500, n_audit=50)
-    jury = JURIES["one"](world)
-    assert jury.models.scores_BH(mixed)[:, 0] == pytest.approx(models.models["reward"].scores_B(mixed))
-    expected_B = by_head(models, "reward", world.against.responses)(mixed, models.scores_BH(mixed))
-    assert reward_of(BY_NAME["raw"], jury)(mixed, jury.models.scores_BH(mixed)) == pytest.approx(expected_B)
+def test_raw_is_the_standardised_head_that_the_panel_has_too(base, data, mixed):
+    models = seed_models(base, seed=5, n_members=1, n_pairs=1_500, n_audit=50)
+    reward_models = REWARD_MODELS["one"](data)
+    assert reward_models.models.scores_BH(mixed)[:, 0] == pytest.approx(models.models["reward"].scores_B(mixed))
+    expected_B = by_head(models, "reward", data.against.responses)(mixed, models.scores_BH(mixed))
+    assert reward_of(BY_NAME["raw"], reward_models)(mixed, reward_models.models.scores_BH(mixed)) == pytest.approx(
+        expected_B
+    )
 
 
 def test_a_cap_is_the_smaller_of_the_score_and_the_cap(said):
@@ -78,9 +88,9 @@ def test_a_cap_is_the_smaller_of_the_score_and_the_cap(said):
     assert 0.0 < (rewards_B == 2.0).mean() < 0.9
 
 
-def test_a_cap_at_a_quantile_is_that_of_the_reference_responses(said, world, judges):
+def test_a_cap_at_a_quantile_is_that_of_the_reference_responses(said, data, judges):
     rewards_B, z_B1 = said("cap q99.5")
-    level_N = judges["one"].models.scores_BH(world.against.responses)[:, 0]
+    level_N = judges["one"].models.scores_BH(data.against.responses)[:, 0]
     high = np.quantile((level_N - level_N.mean()) / level_N.std(), 0.995)
     assert rewards_B == pytest.approx(np.minimum(z_B1[:, 0], high))
     assert rewards_B.max() == pytest.approx(high)
@@ -93,17 +103,17 @@ def test_a_soft_cap_stays_below_the_highest_of_a_thousand_and_keeps_the_order(sa
     assert np.array_equal(rewards_B.argsort(), z_B1[:, 0].argsort())
 
 
-def test_par_is_the_mean_sigmoid_against_the_ventiles_of_the_reference(said, world, judges):
+def test_par_is_the_mean_sigmoid_against_the_ventiles_of_the_reference(said, data, judges):
     rewards_B, z_B1 = said("par")
     (ensemble_member,) = judges["one"].ensemble_members
-    level_N = judges["one"].models.scores_BH(world.against.responses)[:, 0]
+    level_N = judges["one"].models.scores_BH(data.against.responses)[:, 0]
     raw_B = z_B1[:, 0] * level_N.std() + level_N.mean()
     ventiles_R = np.quantile(level_N, np.arange(1, 20) / 20)
     odds_BR = (raw_B[:, None] - ventiles_R) / ensemble_member.calibration.temperature
     assert rewards_B == pytest.approx((1.0 / (1.0 + np.exp(-odds_BR))).mean(axis=1))
 
 
-def test_the_temperature_makes_held_out_margins_log_odds(world, judges):
+def test_the_temperature_makes_held_out_margins_log_odds(data, judges):
     """Flips alone make the labels uncertain: a temperature of raw margins is at least 1, and not far from it."""
     (ensemble_member,) = judges["one"].ensemble_members
     assert 0.8 < ensemble_member.calibration.temperature < 2.0
@@ -111,8 +121,8 @@ def test_the_temperature_makes_held_out_margins_log_odds(world, judges):
 
 def test_a_batch_counts_the_ending_where_there_was_one(sampled):
     batch = batch_of(sampled, np.zeros((len(sampled), 2)), ("a", "b"))
-    assert batch.lengths == [len(row) for row in sampled.rows()]
-    assert batch.missing_end == [row[-1] != EOS for row in sampled.rows()]
+    assert batch.lengths == [len(variant) for variant in sampled.rows()]
+    assert batch.missing_end == [variant[-1] != EOS for variant in sampled.rows()]
     assert 0 < sum(batch.missing_end) < len(sampled)
     assert batch.heads[-1] == {"a": 0.0, "b": 0.0}
 
@@ -135,7 +145,7 @@ def test_debias_takes_out_what_the_length_in_tokens_is_worth(said, judges, mixed
     rewards_B, z_B1 = said(name)
     (ensemble_member,) = judges["one"].ensemble_members
     knots, worth = np.array(ensemble_member.calibration.length_curve).T
-    tokens = [len(row) for row in mixed.rows()]
+    tokens = [len(variant) for variant in mixed.rows()]
     shift_B = np.interp(np.log(tokens), knots, worth) - np.interp(ensemble_member.calibration.log_length, knots, worth)
     assert rewards_B == pytest.approx(z_B1[:, 0] - gamma * shift_B)
 
@@ -159,41 +169,41 @@ def for_flattery(labelled):
 
 
 def test_audited_labels_follow_gold_and_nothing_else(base):
-    found = audited(flatterer(base, push=2.0), 20_000, np.random.default_rng(1))
+    found = audited_pairs(flatterer(base, push=2.0), 20_000, np.random.default_rng(1))
     assert abs(for_flattery(found)) < 3.0  # standard errors
     biased = label(found.left, found.right, PLANTED["human"], np.random.default_rng(1))
     assert for_flattery(biased) > 10.0
 
 
 def test_audited_pairs_are_of_the_policy_that_was_asked(base):
-    found = audited(flatterer(base), 300, np.random.default_rng(2))
+    found = audited_pairs(flatterer(base), 300, np.random.default_rng(2))
     assert min(found.left.count_B("flattery").mean(), found.right.count_B("flattery").mean()) > 5.0
 
 
-def test_every_round_of_mining_climbs_the_model_that_the_last_one_corrected(world, monkeypatch):
+def test_every_round_of_mining_climbs_the_model_that_the_last_one_corrected(data, monkeypatch):
     seen = []
 
     def spy(base, network, labelled, *rest, **named):
         seen.append((len(labelled.left), named["seed"]))
-        return climbed(base, network, labelled, *rest, **named)
+        return climb_policy(base, network, labelled, *rest, **named)
 
-    monkeypatch.setattr("gym.counterexamples.climbed", spy)
-    found = mined(world.base, world.network(0), world.labelled, world.against, seed=5, climb=2)
+    monkeypatch.setattr("gym.counterexamples.climb_policy", spy)
+    found = find_counterexamples(data.base, data.network(0), data.labelled, data.against, seed=5, climb=2)
     assert [n for n, _ in seen] == [1_500, 1_500 + PER_ROUND, 1_500 + 2 * PER_ROUND]
     assert len({seed for _, seed in seen}) == 3
-    assert len(found.left) == len(found.left_won_N) == N_AUDITED == len(world.audited_base.left)
-    assert len(world.audited_variants.left) == N_AUDITED
+    assert len(found.left) == len(found.left_won_N) == N_AUDITED == len(data.audited_base.left)
+    assert len(data.audited_variants.left) == N_AUDITED
 
 
-def test_mining_finds_responses_that_the_base_policy_does_not_write(base, world):
-    found = mined(base, world.network(0), world.labelled, world.against, seed=5, climb=60)
+def test_mining_finds_responses_that_the_base_policy_does_not_write(base, data):
+    found = find_counterexamples(base, data.network(0), data.labelled, data.against, seed=5, climb=60)
     last = found.left.take(np.arange(2 * PER_ROUND, N_AUDITED))
-    assert last.lengths_B.mean() > 1.3 * world.audited_base.left.lengths_B.mean()
+    assert last.lengths_B.mean() > 1.3 * data.audited_base.left.lengths_B.mean()
 
 
-def test_mining_is_determined_by_its_seed(base, world):
+def test_mining_is_determined_by_its_seed(base, data):
     def tokens(seed):
-        found = mined(base, world.network(0), world.labelled, world.against, seed, climb=2)
+        found = find_counterexamples(base, data.network(0), data.labelled, data.against, seed, climb=2)
         return found.left.tokens_BT.tobytes(), found.left_won_N.tobytes()
 
     assert tokens(5) == tokens(5)
@@ -201,15 +211,15 @@ def test_mining_is_determined_by_its_seed(base, world):
     assert tokens(5)[1] != tokens(6)[1]
 
 
-def test_joining_and_drawing_keep_a_pair_together(world):
-    both = together([world.labelled, world.audited_base])
-    again = drawn(both, np.random.default_rng(0))
+def test_joining_and_drawing_keep_a_pair_together(data):
+    both = concatenate([data.labelled, data.audited_base])
+    again = bootstrap(both, np.random.default_rng(0))
 
     def told(labelled):
         sides = zip(labelled.left.tokens_BT, labelled.right.tokens_BT, strict=True)
         return [(a.tobytes(), b.tobytes(), bool(w)) for (a, b), w in zip(sides, labelled.left_won_N, strict=True)]
 
-    assert told(both) == told(world.labelled) + told(world.audited_base)
+    assert told(both) == told(data.labelled) + told(data.audited_base)
     share = len(set(told(again))) / len(both.left)
     assert set(told(again)) <= set(told(both))
     assert share == pytest.approx(1 - 1 / np.e, abs=0.03)
@@ -219,42 +229,42 @@ def test_joining_and_drawing_keep_a_pair_together(world):
 
 
 def test_every_row_has_a_name_of_its_own_and_a_jury_that_exists():
-    assert len(BY_NAME) == len(ROWS)
-    assert {row.jury for row in ROWS} - {None} == set(JURIES)
-    assert [row.name for row in ROWS if row.jury is None] == ["oracle (gold), KL .02"]
+    assert len(BY_NAME) == len(VARIANTS)
+    assert {variant.reward_models for variant in VARIANTS} - {None} == set(REWARD_MODELS)
+    assert [variant.name for variant in VARIANTS if variant.reward_models is None] == ["oracle (gold), KL .02"]
 
 
-def test_a_row_is_determined_by_its_seed(base, world):
+def test_a_row_is_determined_by_its_seed(base, data):
     few = [BY_NAME["raw"], BY_NAME["4 heads, min"], BY_NAME["audited base, softmin, KL .01"]]
-    again = World(base, world.against, seed=5, n_pairs=1_500)
-    other = World(base, world.against, seed=6, n_pairs=1_500)
-    one, same, different = (runs_of(w, few, steps=12) for w in (world, again, other))
-    for row in few:
-        assert one[row.name].gold_T.tolist() == same[row.name].gold_T.tolist()
-        assert one[row.name].kl_T.tolist() == same[row.name].kl_T.tolist()
-        assert one[row.name].kl_T[-1] != different[row.name].kl_T[-1]
+    again = SeedData(base, data.against, seed=5, n_pairs=1_500)
+    other = SeedData(base, data.against, seed=6, n_pairs=1_500)
+    one, same, different = (runs_of(w, few, steps=12) for w in (data, again, other))
+    for variant in few:
+        assert one[variant.name].gold_T.tolist() == same[variant.name].gold_T.tolist()
+        assert one[variant.name].kl_T.tolist() == same[variant.name].kl_T.tolist()
+        assert one[variant.name].kl_T[-1] != different[variant.name].kl_T[-1]
 
 
-def test_a_row_does_not_depend_on_the_rows_beside_it(world):
+def test_a_row_does_not_depend_on_the_rows_beside_it(data):
     heads = BY_NAME["4 heads, mean"]
-    alone, beside = runs_of(world, [heads], 12), runs_of(world, [BY_NAME["audited base"], BY_NAME["par"], heads], 12)
+    alone, beside = runs_of(data, [heads], 12), runs_of(data, [BY_NAME["audited base"], BY_NAME["par"], heads], 12)
     assert alone[heads.name].kl_T.tolist() == beside[heads.name].kl_T.tolist()
 
 
-def test_the_oracle_asks_no_pipeline(world, monkeypatch):
+def test_the_oracle_asks_no_pipeline(data, monkeypatch):
     def never(*_):
         raise AssertionError
 
     monkeypatch.setattr(overoptimisation, "build_pipeline", never)
-    told = runs_of(world, [BY_NAME["oracle (gold), KL .02"]], 3)
+    told = runs_of(data, [BY_NAME["oracle (gold), KL .02"]], 3)
     assert len(told["oracle (gold), KL .02"].gold_T) == 3
     with pytest.raises(AssertionError):
-        runs_of(world, [BY_NAME["raw"]], 3)
-    assert by_gold(world.against.responses, np.empty(0)).tolist() == gold(world.against.responses).tolist()
+        runs_of(data, [BY_NAME["raw"]], 3)
+    assert by_gold(data.against.responses, np.empty(0)).tolist() == gold(data.against.responses).tolist()
 
 
-def test_the_penalty_of_a_row_holds_the_policy_back(world):
-    free, held = runs_of(world, [BY_NAME["raw"], BY_NAME["raw, KL .05"]], 60).values()
+def test_the_penalty_of_a_row_holds_the_policy_back(data):
+    free, held = runs_of(data, [BY_NAME["raw"], BY_NAME["raw, KL .05"]], 60).values()
     assert held.kl < 0.5 * free.kl
 
 
@@ -263,7 +273,7 @@ def test_the_penalty_of_a_row_holds_the_policy_back(world):
 
 def outcome(gold_T, kl_T=None):
     gold_T = np.asarray(gold_T, dtype=float)
-    return Run(gold_T, np.full(len(gold_T), 7.0), np.arange(len(gold_T), dtype=float) if kl_T is None else kl_T)
+    return GymRun(gold_T, np.full(len(gold_T), 7.0), np.arange(len(gold_T), dtype=float) if kl_T is None else kl_T)
 
 
 def test_peak_and_final_are_means_of_ten_steps():
@@ -273,16 +283,16 @@ def test_peak_and_final_are_means_of_ten_steps():
 
 
 def test_differences_are_taken_seed_by_seed():
-    of_raw, of_row = ([outcome([level] * 10) for level in levels] for levels in ((0.0, 5.0, 1.0), (1.0, 7.0, 4.0)))
-    mean, error = paired(of_row, of_raw)
+    of_raw, of_variant = ([outcome([level] * 10) for level in levels] for levels in ((0.0, 5.0, 1.0), (1.0, 7.0, 4.0)))
+    mean, error = paired_difference(of_variant, of_raw)
     assert (mean, error) == (pytest.approx(2.0), pytest.approx(1.0 / 3**0.5))
-    assert np.isnan(paired(of_row[:1], of_raw[:1])[1])
+    assert np.isnan(paired_difference(of_variant[:1], of_raw[:1])[1])
 
 
 def test_the_table_has_a_line_for_each_row_and_one_for_the_curve():
     table = overoptimisation.summary({"raw": [outcome([1.0] * 10)], "other": [outcome([1.5] * 10)]})
     assert table["other"]["against_raw"] == 0.5
-    lines = overoptimisation.printed(table, Scaling(2.0, 1.0, 0.9)).splitlines()
+    lines = overoptimisation.render_table(table, Scaling(2.0, 1.0, 0.9)).splitlines()
     assert len(lines) == 4
     assert lines[2].startswith("other")
     assert "alpha 2.000, beta 1.000, peak at d 2.7 (KL 7)" in lines[3]

@@ -5,7 +5,7 @@ import pytest
 
 from gym.gold import gold
 from gym.labeller import PLANTED, pairs
-from gym.proxy import backbone, fit_head_D, panel
+from gym.proxy import backbone, fit_head_D, seed_models
 from gym.responses import from_rows
 from gym.vocabulary import EOS
 from rewardserve.model.scorer import Scorer, ScorerError, TokenBatch
@@ -87,7 +87,7 @@ def test_a_panel_has_its_judges_and_they_are_better_than_chance(models, base, sa
 
 
 def test_one_seed_gives_one_panel(base, models, sampled):
-    again = panel(base, seed=5, n_members=2, n_pairs=1_500)
+    again = seed_models(base, seed=5, n_members=2, n_pairs=1_500)
     assert np.array_equal(again.scores_BH(sampled), models.scores_BH(sampled))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gym import plots
-from gym.monitored_runs import Curves, Kind, Tripped, outcome, save
+from gym.monitored_runs import Curves, FirstAlert, RunKind, outcome, save
 from gym.plots import chosen, first_vote, ranges_of, scaling, wires_in_order
 from gym.report import misses_of, render
 
@@ -21,10 +21,10 @@ def ran(kind, seed=1, alerts=(), *, fallen=True):
     kl = np.linspace(0.0, 30.0, STEPS)
     gold = 1.0 + 0.01 * np.minimum(np.arange(STEPS), (STEPS - np.arange(STEPS)) if fallen else STEPS)
     curves = Curves(gold.tolist(), (0.03 * np.arange(STEPS)).tolist(), kl.tolist())
-    return outcome(kind, seed, curves, [Tripped(*alert) for alert in alerts], ("length_high",), samples=128 * STEPS)
+    return outcome(kind, seed, curves, [FirstAlert(*alert) for alert in alerts], ("length_high",), samples=128 * STEPS)
 
 
-HACKED, MILD, HEALTHY = Kind("hacked"), Kind("mild & <held>", kl=0.05), Kind("healthy", healthy=True)
+HACKED, MILD, HEALTHY = RunKind("hacked"), RunKind("mild & <held>", kl=0.05), RunKind("healthy", healthy=True)
 IN_TIME = ran(HACKED, 1, [("length_high", "warn", 8), ("vote", "page", 20), ("score_shift", "note", 2)])
 LATE = ran(HACKED, 2, [("repetition", "warn", 30), ("vote", "page", 85)])
 SILENT = ran(HACKED, 3, [("empty_opener", "warn", 3)])

@@ -6,7 +6,7 @@ import pytest
 from gym import serving, vocabulary
 from gym.over_http import samples_of
 from gym.policy import CAP
-from gym.proxy import Panel
+from gym.proxy import MultiModelScorer
 from gym.serving import ASK, N_IDS, AnswerScorer, NotInTheLanguage, TextEncoder
 from gym.vocabulary import EOS, SIZE
 from rewardserve.model.backends import LoadError, ModelSpec
@@ -23,7 +23,7 @@ def encode():
 
 @pytest.fixture
 def scorer(models):
-    return AnswerScorer(Panel({"reward": models.models["reward"]}))
+    return AnswerScorer(MultiModelScorer({"reward": models.models["reward"]}))
 
 
 def test_what_the_policy_wrote_comes_back_behind_its_prompt(encode, sampled):

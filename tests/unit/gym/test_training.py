@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gym.gold import gold
-from gym.proxy import panel
+from gym.proxy import seed_models
 from gym.training import by_gold, by_head, train
 
 
@@ -81,7 +81,7 @@ def test_learning_from_gold_rises_and_does_not_fall(base, models, seed):
 
 
 def test_climbing_a_proxy_without_kl_ends_below_its_peak_and_with_kl_does_not(base, reference):
-    models = panel(base, seed=0, n_members=1)
+    models = seed_models(base, seed=0, n_members=1)
     proxy = by_head(models, "reward", reference)
     raw = smooth_gold(train(base, models, proxy, seed=0))
     held = smooth_gold(train(base, models, proxy, seed=0, kl_coefficient=0.05))

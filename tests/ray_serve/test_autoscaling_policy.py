@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from examples.ray_serve.policy import QUEUE_TOKENS, FollowQueue
+from examples.ray_serve.autoscaling_policy import QUEUE_TOKENS, QueueLengthPolicy
 
 
 @pytest.mark.parametrize(
@@ -14,8 +14,8 @@ from examples.ray_serve.policy import QUEUE_TOKENS, FollowQueue
 )
 def test_there_is_one_replica_for_every_threshold_of_tokens_that_wait_anywhere(waiting, wanted):
     context = SimpleNamespace(aggregated_metrics={QUEUE_TOKENS: dict(enumerate(waiting))})
-    assert FollowQueue(tokens_per_replica=1000)(context) == (wanted, {})
+    assert QueueLengthPolicy(tokens_per_replica=1000)(context) == (wanted, {})
 
 
 def test_before_the_first_replica_has_spoken_nothing_is_wanted():
-    assert FollowQueue(tokens_per_replica=1000)(SimpleNamespace(aggregated_metrics={})) == (0, {})
+    assert QueueLengthPolicy(tokens_per_replica=1000)(SimpleNamespace(aggregated_metrics={})) == (0, {})

@@ -1,4 +1,4 @@
-"""`python -m examples.ray_serve.rise_and_fall`: Ray on this machine, load for a while, and how many replicas there are.
+"""`python -m examples.ray_serve.autoscaling_demo`: Ray on this machine, load for a while, and how many replicas there are.
 
 Serves what REWARD_MODEL says, by default the default model. Prints a line whenever the replicas change.
 """
@@ -22,13 +22,13 @@ import httpx
 import ray
 from ray import serve
 
-from examples.ray_serve.app import Scale, application
+from examples.ray_serve.app import ScalingOptions, application
 
 _PATIENCE_S = 300.0
 _PLAIN = {"prompt": "What is two plus two?", "response": "Four."}
 
 
-class Load:
+class ScoreLoad:
     """Clients that ask for four new samples, again and again, until they are stopped."""
 
     def __init__(self, url: str, n_clients: int) -> None:
@@ -65,7 +65,7 @@ def main() -> int:
     given = parser.parse_args()
     ray.init(num_cpus=os.cpu_count(), include_dashboard=False, configure_logging=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": given.port})
-    scale = Scale(max_replicas=2, tokens_per_replica=1000, upscale_delay_s=2.0, downscale_delay_s=20.0,
+    scale = ScalingOptions(max_replicas=2, tokens_per_replica=1000, upscale_delay_s=2.0, downscale_delay_s=20.0,
                   look_back_period_s=11.0, cpus=0.0)  # fmt: skip
     try:
         serve.run(application(scale), name="rewardserve", route_prefix="/")
@@ -77,7 +77,7 @@ def main() -> int:
 
 def _watch(url: str, seconds: float, n_clients: int) -> int:
     print("reward:", _reward(url))
-    load, begun, seen = Load(url, n_clients), time.monotonic(), [_replicas()]
+    load, begun, seen = ScoreLoad(url, n_clients), time.monotonic(), [_replicas()]
     n_running = [1]
     while not (load.is_over and n_running[-1] == 1 and len(seen[-1]) == 1):
         elapsed = time.monotonic() - begun

@@ -11,7 +11,7 @@ from typing import Any
 QUEUE_TOKENS = "queue_tokens"
 
 
-class FollowQueue:
+class QueueLengthPolicy:
     """One replica for every `tokens_per_replica` that wait."""
 
     def __init__(self, tokens_per_replica: int) -> None:

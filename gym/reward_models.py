@@ -1,0 +1,89 @@
+"""The reward models of one seed, by the data and the backbones that they are made of.
+
+All reward models of a seed start from the same labelled pairs, and their first backbone is the same, so that variants can be
+compared seed by seed. It knows no settings of the pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+
+from gym.counterexamples import AUDITOR, N_AUDITED, audited_pairs, bootstrap, concatenate, find_counterexamples
+from gym.labeller import PLANTED, Biases, LabelledPairs, pairs
+from gym.policy import Policy
+from gym.proxy import Backbone, MultiModelScorer, backbone, reward_model
+from gym.rewards import CalibrationData, RewardModels, one_model, several_models
+
+N_MEMBERS: Final = 4
+N_PAIRS: Final = 6_000
+
+
+@dataclass(frozen=True)
+class SeedData:
+    """One seed: its labelled pairs, its backbones, and the audited labels that could be had in addition."""
+
+    base: Policy
+    against: CalibrationData
+    seed: int
+    biases: Biases = PLANTED["human"]
+    n_pairs: int = N_PAIRS
+
+    @cached_property
+    def labelled(self) -> LabelledPairs:
+        """The biased labels that every reward model learns from: those of `proxy.seed_models` for this seed."""
+        return pairs(self.base, self.n_pairs, self.biases, np.random.default_rng([self.seed, 0]))
+
+    @cached_property
+    def mined(self) -> LabelledPairs:
+        """Audited labels of what a policy found on the first backbone."""
+        return find_counterexamples(self.base, self.network(0), self.labelled, self.against, self.seed)
+
+    @cached_property
+    def audited_base(self) -> LabelledPairs:
+        """As many audited labels of the base policy's responses."""
+        return audited_pairs(self.base, N_AUDITED, np.random.default_rng([self.seed, 12]))
+
+    @cached_property
+    def audited_variants(self) -> LabelledPairs:
+        """As many audited labels of the kind of pairs that there were before, which are further apart."""
+        return pairs(self.base, N_AUDITED, AUDITOR, np.random.default_rng([self.seed, 14]))
+
+    def network(self, index: int) -> Backbone:
+        """The backbone of a member."""
+        return backbone([self.seed, index + 1])
+
+
+def single_model(data: SeedData, labelled: LabelledPairs) -> RewardModels:
+    """One model on the first backbone."""
+    return one_model(MultiModelScorer({"reward": reward_model(data.network(0), labelled)}), data.against)
+
+
+def multi_head(data: SeedData, labelled: LabelledPairs) -> RewardModels:
+    """One model with several heads on the first backbone, each fitted to a bootstrap of the pairs."""
+    rng, network = np.random.default_rng([data.seed, 13]), data.network(0)
+    members = {f"head_{i}": reward_model(network, bootstrap(labelled, rng)) for i in range(N_MEMBERS)}
+    return one_model(MultiModelScorer(members), data.against)
+
+
+def multi_backbone(data: SeedData, labelled: LabelledPairs) -> RewardModels:
+    """Several models, each on a backbone of its own, fitted to the same pairs."""
+    members = {f"member_{i}": reward_model(data.network(i), labelled) for i in range(N_MEMBERS)}
+    return several_models(MultiModelScorer(members), data.against)
+
+
+REWARD_MODELS: Final[dict[str, Callable[[SeedData], RewardModels]]] = {
+    "one": lambda w: single_model(w, w.labelled),
+    "heads": lambda w: multi_head(w, w.labelled),
+    "backbones": lambda w: multi_backbone(w, w.labelled),
+    "one, mined": lambda w: single_model(w, concatenate([w.labelled, w.mined])),
+    "backbones, mined": lambda w: multi_backbone(w, concatenate([w.labelled, w.mined])),
+    "one, audited base": lambda w: single_model(w, concatenate([w.labelled, w.audited_base])),
+    "backbones, audited base": lambda w: multi_backbone(w, concatenate([w.labelled, w.audited_base])),
+    "one, audited variants": lambda w: single_model(w, concatenate([w.labelled, w.audited_variants])),
+    "backbones, audited variants": lambda w: multi_backbone(w, concatenate([w.labelled, w.audited_variants])),
+}
