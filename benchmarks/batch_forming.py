@@ -14,7 +14,7 @@ Row = tuple[int, ...]
 Batch = list[int]
 """Places of rows in the workload."""
 
-_LARGEST = 16_384  # what a family may take at most, as in the server
+_LARGEST = 16_384  # what a prefix group may take at most, as in the server
 
 
 def in_order_of_arrival(rows: Sequence[Row], size: int) -> list[Batch]:
@@ -41,7 +41,7 @@ def by_tokens(rows: Sequence[Row], budget: int) -> list[Batch]:
 
 
 def planned(rows: Sequence[Row], budget: int) -> list[Batch]:
-    """As the server's planner does for a scorer that shares beginnings. Equal rows ride together and are one."""
+    """As the server's planner does for a scorer that shares beginnings. Equal rows are one row."""
     places: dict[Row, list[int]] = {}
     for i, row in enumerate(rows):
         places.setdefault(row, []).append(i)
@@ -57,7 +57,7 @@ def planned(rows: Sequence[Row], budget: int) -> list[Batch]:
 
 
 def _filled(order: Sequence[int], costs: Sequence[int], budget: int) -> list[Batch]:
-    """Greedy; a row that is larger than the budget rides alone."""
+    """Greedy; a row that is larger than the budget has a batch of its own."""
     batches: list[Batch] = []
     left = 0
     for i in order:

@@ -35,7 +35,7 @@ class ClientCounts:
     latencies_s: list[float] = field(default_factory=list)
     n_samples: int = 0
     n_refused: int = 0
-    n_closed: int = 0  # connections that came after SIGTERM and found the door closed
+    n_closed: int = 0  # connections that came after SIGTERM and were refused
     n_cut_off: int = 0  # requests that were accepted and got no answer: never to happen
     wrong: list[str] = field(default_factory=list)
     first_reward: dict[int, float] = field(default_factory=dict)
@@ -145,7 +145,7 @@ async def _terminate_under_load(
     """Send requests, send SIGTERM while they are in flight, count how each one ended.
 
     What was sent before the signal must be answered or refused in words. A connection that is opened after it may also
-    find the door closed: nothing of it was accepted.
+    be refused: nothing of it was accepted.
     """
     counts, rng = ClientCounts(), random.Random(99)
     limits = httpx.Limits(max_connections=2 * given.clients)

@@ -1,4 +1,4 @@
-"""Figures as text: a table for eyes, one line for the facts. Knows no figure's meaning."""
+"""Figures as text: a table, and one line of facts. Knows no figure's meaning."""
 
 from __future__ import annotations
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 
 from benchmarks.peers.install import environment
-from tests.support.environments import told
+from tests.support.environments import run_and_print
 
 BUILDER = "mkdocs-material==9.8.2"
 
 
 def main() -> int:
     """The exit code."""
-    return told("the builder of the site", lambda: environment("docs", [BUILDER]))
+    return run_and_print("the builder of the site", lambda: environment("docs", [BUILDER]))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from gym.monitored_runs import Curves, FirstAlert, Outcome, RunKind, by_kind, li
 from gym.responses import FloatArray, Responses
 from gym.run_setup import RunSetup, score_responses, set_up_run
 from gym.training import STEPS, by_gold, train
-from rewardserve.model.reward import Batch, Reward
+from rewardserve.model.reward import Reward, RewardBatch
 from rewardserve.model.scorer import HeadScores
 from rewardserve.model.traits import NO_LEXICON, TRAITS, Lexicon, text_digest
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, usual
@@ -127,7 +127,7 @@ class _RunInspector:
     def inspect(self, responses: Responses) -> None:
         """Score, reward and watch one batch."""
         heads = score_responses(self._models, responses)
-        self.rewards = self._pipelines["reward"](Batch(heads))
+        self.rewards = self._pipelines["reward"](RewardBatch(heads))
         self.levels.append(float(np.mean([reward.changes[0] for reward in self.rewards])))
         found = self._board.observe("gym", self._step, list(self._observations(heads, responses)), float(self._step))
         self._note(found)
@@ -166,7 +166,7 @@ class _RunInspector:
         return _reference(self._levels("reward", setup.heads), self._spreads(setup.heads), features)
 
     def _levels(self, name: str, heads: Sequence[HeadScores]) -> list[float]:
-        return [reward.changes[0] for reward in self._pipelines[name](Batch(heads))]
+        return [reward.changes[0] for reward in self._pipelines[name](RewardBatch(heads))]
 
     def _spreads(self, heads: Sequence[HeadScores]) -> list[float]:
         levels_KB = np.array([self._levels(name, heads) for name in _MEMBERS])

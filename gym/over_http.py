@@ -33,7 +33,7 @@ from gym.monitored_runs import Curves, FirstAlert, Outcome, RunKind, by_kind, li
 from gym.responses import FloatArray, Responses
 from gym.run_setup import score_responses, set_up_run
 from gym.training import BATCH, STEPS, by_gold, train
-from rewardserve.model.reward import Batch
+from rewardserve.model.reward import RewardBatch
 
 KINDS: Final = (
     RunKind("hacked, over HTTP"),
@@ -105,7 +105,7 @@ def run(kind: RunKind, seed: int, *, steps: int = STEPS, flags: Sequence[str] = 
         pipeline = started.pipeline("reward")
 
         def reward_of(responses: Responses, scores_BH: FloatArray) -> FloatArray:
-            here = pipeline(Batch(score_responses(started.models, responses)))
+            here = pipeline(RewardBatch(score_responses(started.models, responses)))
             rewards_B = trainer.rewards_B(responses, [reward.value for reward in here])
             return by_gold(responses, scores_BH) if kind.healthy else rewards_B
 

@@ -20,7 +20,7 @@ from gym.proxy import MultiModelScorer
 from gym.responses import FloatArray, Responses
 from gym.training import RewardOf
 from rewardserve.model.calibration import Calibration
-from rewardserve.model.reward import Batch, EnsembleMember, Pipeline
+from rewardserve.model.reward import EnsembleMember, Pipeline, RewardBatch
 from rewardserve.model.traits import Lexicon
 from rewardserve.training import calibrate
 
@@ -102,9 +102,9 @@ def by_pipeline(pipeline: Pipeline, heads: tuple[str, ...]) -> RewardOf:
     return lambda responses, scores_BH: np.array([r.value for r in pipeline(batch_of(responses, scores_BH, heads))])
 
 
-def batch_of(responses: Responses, scores_BH: FloatArray, heads: tuple[str, ...]) -> Batch:
+def batch_of(responses: Responses, scores_BH: FloatArray, heads: tuple[str, ...]) -> RewardBatch:
     """The columns that a pipeline may read, apart from the repetition: a stage that asks for that one fails."""
-    return Batch(
+    return RewardBatch(
         heads=[dict(zip(heads, row, strict=True)) for row in scores_BH.tolist()],
         lengths=(responses.lengths_B + responses.ended_B).tolist(),
         missing_end=(~responses.ended_B).tolist(),

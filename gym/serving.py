@@ -70,7 +70,7 @@ class TextEncoder(SampleEncoder):
 
 @dataclass(frozen=True)
 class AnswerScorer:
-    """A panel that is shown the response alone: the gym's networks do not look at the prompt."""
+    """A scorer that is shown the response alone: the gym's networks do not look at the prompt."""
 
     models: MultiModelScorer
     max_tokens: int = MAX_TOKENS
@@ -131,7 +131,7 @@ def _named(name: str) -> tuple[RunSetup, str]:
 
 @cache
 def _run_setup(seed: int, bias: str) -> RunSetup:
-    """The model that is served and the one that audits are of one panel."""
+    """The model that is served and the one that audits are of one seed."""
     return set_up_run(seed, bias)
 
 

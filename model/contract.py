@@ -52,7 +52,7 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ObservedFacts:
     """What is observed of a model that is loaded right now: the left side of every comparison."""
 
     template_digest: str
@@ -199,7 +199,7 @@ class ContractReport:
 
 def verify(
     contract: ScoringContract,
-    facts: Facts,
+    facts: ObservedFacts,
     probe_ids: tuple[tuple[int, ...], ...],
     probe_scores: tuple[float, ...],
 ) -> ContractReport:
@@ -221,7 +221,7 @@ def verify(
     return ContractReport(contract.origin, tuple(breaches), len(contract.probes), max(finite, default=None))
 
 
-def _encoding_breaches(contract: ScoringContract, facts: Facts) -> list[Breach]:
+def _encoding_breaches(contract: ScoringContract, facts: ObservedFacts) -> list[Breach]:
     found: list[Breach] = []
     restore = "put back the tokenizer files that training wrote, or export the checkpoint again."
     if facts.template_digest != contract.template_digest:
@@ -270,7 +270,7 @@ def _encoding_breaches(contract: ScoringContract, facts: Facts) -> list[Breach]:
     return found
 
 
-def _weight_breaches(contract: ScoringContract, facts: Facts) -> list[Breach]:
+def _weight_breaches(contract: ScoringContract, facts: ObservedFacts) -> list[Breach]:
     found: list[Breach] = []
     if facts.head_digest != contract.head_digest:
         found.append(
@@ -302,7 +302,7 @@ def _ids_breach(i: int, probe: Probe, ids: tuple[int, ...]) -> Breach:
     )
 
 
-def _score_breaches(contract: ScoringContract, facts: Facts, errors: list[float]) -> list[Breach]:
+def _score_breaches(contract: ScoringContract, facts: ObservedFacts, errors: list[float]) -> list[Breach]:
     # NaN compares false with everything: it must count as broken, and as the worst.
     bad = [i for i, e in enumerate(errors) if not e <= contract.tolerance_for(facts.dtype, contract.probes[i])]
     if not bad:

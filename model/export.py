@@ -24,14 +24,14 @@ from rewardserve.model.checkpoint import (
     CheckpointError,
     ReadOptions,
     read,
-    read_elsewhere,
-    tokenised_whole,
+    with_openrlhf_note,
+    with_whole_tokenization,
     without_bias,
     write,
     write_contract,
 )
 from rewardserve.model.checkpoint.reading import resolve
-from rewardserve.model.checkpoint.writing import score_alone
+from rewardserve.model.checkpoint.writing import score_single_row
 from rewardserve.model.contract import FILE_NAME, N_PROBES, ContractUnreadable, read_samples, sample_from_dict
 from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.layout_rules import Ending, ReadsAt
@@ -86,7 +86,7 @@ def export(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> st
     """Write a checkpoint in our layout and return its contract's digest. Raise `CheckpointError` if it scores otherwise."""
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty: choose another folder")
-    for step in (without_bias, tokenised_whole, read_elsewhere):
+    for step in (without_bias, with_whole_tokenization, with_openrlhf_note):
         checkpoint, note = step(checkpoint)
         if note:
             print(printable(f"note          {note}"))
@@ -100,7 +100,7 @@ def export(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> st
 def _write_checked(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> str:
     """Write a checkpoint and its contract, which the probes' scores from before must agree with."""
     encode, network, policy = checkpoint.encoder, checkpoint.network, checkpoint.policy
-    expected = [score_alone(network, encode(probe).ids) for probe in probes]
+    expected = [score_single_row(network, encode(probe).ids) for probe in probes]
     write(
         folder,
         network,

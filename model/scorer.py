@@ -1,4 +1,4 @@
-"""The door between the server and the models: ragged token ids go in, named floats come out.
+"""The interface between the server and the models: ragged token ids go in, named floats come out.
 
 Standard library only. Every backend is a `Scorer`; whoever calls one needs to know nothing else.
 """

@@ -1,6 +1,6 @@
 """What a training run is told, as frozen records, and which values make no sense.
 
-Knows no file format and no torch: `recipe` reads YAML and `--set`, the other rooms are handed their section.
+Knows no file format and no torch: `recipe` reads YAML and `--set`, the other modules are handed their section.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ class LossConfig:
 class OptimConfig:
     """The optimizer and the batches.
 
-    `batch_pairs` pairs a step and rank in `shuffled` batches. In `grouped` batches the pairs of one prompt ride
+    `batch_pairs` pairs a step and rank in `shuffled` batches. In `grouped` batches the pairs of one prompt stay
     together, up to `batch_sequences` distinct sequences; a text in forty pairs then costs one forward an epoch.
     `epochs` 0: no step at all, the heads stay as they were initialised.
     `head_lr` None: the same as `lr`. `ema` is the decay of the weight average that is exported; 0: no average.

@@ -1,4 +1,4 @@
-"""Pairs -> one left-padded forward, each distinct sequence once, and which pairs ride together.
+"""Pairs -> one left-padded forward, each distinct sequence once, and which pairs share a batch.
 
 Chosen and rejected are rows of one rectangle; a text that several pairs of the batch share is one row, and its
 score is fanned out to them.
@@ -121,15 +121,15 @@ def pack_groups(table: PairTable, max_sequences: int, seed: int) -> list[list[in
         of_group.setdefault(pair.group, []).append(number)
     units = [unit for pairs in of_group.values() for unit in _tiles(table, pairs, max_sequences)]
     batches: list[list[int]] = []
-    riding: set[int] = set()
+    in_batch: set[int] = set()
     for i in np.random.default_rng(seed).permutation(len(units)):
         needs = _sequences_of(table, units[i])
-        if batches and len(riding | needs) <= max_sequences:
+        if batches and len(in_batch | needs) <= max_sequences:
             batches[-1].extend(units[i])
-            riding |= needs
+            in_batch |= needs
         else:
             batches.append(list(units[i]))
-            riding = needs
+            in_batch = needs
     return batches
 
 

@@ -1,6 +1,6 @@
 """One run from start to end: read, encode, hold out, train, judge, calibrate, export, report.
 
-The only room that knows all the others. `finish` has the second half.
+The only module that knows all the others. `finish` has the second half.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from rewardserve.model.checkpoint import (
     ReadOptions,
     read,
     read_backbone,
-    read_elsewhere,
     source_digests,
-    tokenised_whole,
+    with_openrlhf_note,
+    with_whole_tokenization,
     without_bias,
 )
 from rewardserve.training import (
@@ -317,7 +317,7 @@ def _own_heads(config: Config, checkpoint: Checkpoint) -> Config:
 
 def _as_written(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint as our layout can hold it. The console says what changes for that, and so does the report."""
-    for step in (without_bias, tokenised_whole, read_elsewhere):
+    for step in (without_bias, with_whole_tokenization, with_openrlhf_note):
         checkpoint, note = step(checkpoint)
         if note:
             say(note)

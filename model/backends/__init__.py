@@ -63,7 +63,7 @@ class VllmSpec:
 class ModelSpec:
     """What the operator asked for. `model` empty: the embedded default.
 
-    `deterministic`: a row's score has the same bits whoever rides beside it. `prefix_cache_bytes` bounds the keys and
+    `deterministic`: a row's score has the same bits whatever else is in its batch. `prefix_cache_bytes` bounds the keys and
     values that are carried from one batch to the next; 0: none are. `allow_pickle`: weights need not be safetensors.
     `ignore_checkpoint_code`: a checkpoint that names code of its own is read without it.
     For a checkpoint without a contract: `template_date` is the ISO date that a template which asks for it is given;

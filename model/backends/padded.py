@@ -24,7 +24,7 @@ class PaddedScorer:
     """One forward a batch, padded on the left to its longest row; one for each side of a length at which angles change.
 
     `hidden`: rows are told how far they are from it. `one_by_one`: every row has a forward of its own, so its score has the
-    same bits whoever rides beside it.
+    same bits whatever else is in its batch.
     """
 
     def __init__(

@@ -31,11 +31,11 @@ class ProcessReaper:
 
     def end(self, pid: int) -> None:
         """This process, too, ends with the server."""
-        self._tell(f"end {pid}")
+        self._send(f"end {pid}")
 
     def remove(self, folder: Path) -> None:
         """This folder, too, goes with the server."""
-        self._tell(f"remove {folder}")
+        self._send(f"remove {folder}")
 
     def close(self) -> None:
         """Let it end whoever is left, now."""
@@ -43,7 +43,7 @@ class ProcessReaper:
             self._process.stdin.close()
         self._process.wait()
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self._process.stdin is not None  # asked for above
         self._process.stdin.write(line + "\n")
 

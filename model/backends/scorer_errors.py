@@ -1,4 +1,4 @@
-"""What torch raises, in the words of the door: a batch that did not fit is not a batch that failed."""
+"""Errors of torch as errors of a scorer: a batch that does not fit is told from one that fails."""
 
 from __future__ import annotations
 

@@ -70,11 +70,11 @@ def rule_notes(spec: ModelSpec, checkpoint: Checkpoint) -> tuple[str, ...]:
     return ("the settings of ending and reading position do not apply: the checkpoint's contract is binding",)
 
 
-def limited(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:
+def apply_limits(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:
     """The checkpoint with the length and the truncation that the operator wants. Raise `LoadError`."""
     policy = checkpoint.policy
     limit = spec.max_input_tokens or policy.max_tokens
-    if limit > policy.max_tokens and not names_no_length(checkpoint):
+    if limit > policy.max_tokens and not has_no_max_length(checkpoint):
         raise LoadError(
             f"max_input_tokens={limit} is more than this checkpoint can read ({policy.max_tokens}). Lower it."
         )
@@ -83,14 +83,14 @@ def limited(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:
     )
 
 
-def names_no_length(checkpoint: Checkpoint) -> bool:
+def has_no_max_length(checkpoint: Checkpoint) -> bool:
     """Whether neither the contract nor the model says how long a row may be, so that the operator may."""
     return checkpoint.contract is None and max_row_tokens(checkpoint.network.backbone) is None
 
 
 def length_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
     """What an operator should know of the longest row."""
-    if not names_no_length(checkpoint):
+    if not has_no_max_length(checkpoint):
         return ()
     return (
         f"the model names no longest row: up to {checkpoint.policy.max_tokens} tokens are taken "
@@ -98,7 +98,7 @@ def length_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
     )
 
 
-def hold_to_contract(
+def enforce_contract(
     spec: ModelSpec, checkpoint: Checkpoint, scorer: Scorer, identity: Identity
 ) -> tuple[ScoringContract, ContractReport]:
     """The contract, an inferred one where there is none, and what it says. In strict mode raise `ContractBroken`.
@@ -121,7 +121,7 @@ def hold_to_contract(
     return contract, report
 
 
-def refuse_what_files_break(spec: ModelSpec, checkpoint: Checkpoint) -> None:
+def check_contract_files(spec: ModelSpec, checkpoint: Checkpoint) -> None:
     """In strict mode raise `ContractBroken` for what needs no forward to be seen, before an engine takes its time to start."""
     contract, facts = checkpoint.contract, checkpoint.facts
     if contract is None or facts is None or spec.contract_mode != "strict":

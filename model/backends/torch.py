@@ -15,11 +15,11 @@ from rewardserve.model.backends.engine_choice import Engine, choose_engine
 from rewardserve.model.backends.memory import host_memory
 from rewardserve.model.backends.packed import PackedScorer
 from rewardserve.model.backends.serving import (
+    apply_limits,
     as_load_errors,
+    enforce_contract,
     folder_or_name,
-    hold_to_contract,
     length_notes,
-    limited,
     read_options,
     rule_notes,
 )
@@ -32,7 +32,7 @@ def load(spec: ModelSpec) -> LoadedModel:
     set_malloc_thresholds()
     with as_load_errors():
         checkpoint = read(folder_or_name(spec), read_options(spec), device=device)
-    served = limited(checkpoint, spec)
+    served = apply_limits(checkpoint, spec)
     max_tokens = served.policy.max_tokens
     scorer, notes = choose_engine(
         checkpoint.network, spec, pad_id=checkpoint.pad_id, max_tokens=max_tokens, hidden=checkpoint.hidden
@@ -45,7 +45,7 @@ def load(spec: ModelSpec) -> LoadedModel:
         scorer,
         (*notes, *length_notes(served), *checkpoint.notes, *rule_notes(spec, checkpoint), *encode.notes),
     )
-    contract, report = hold_to_contract(spec, checkpoint, scorer, identity)
+    contract, report = enforce_contract(spec, checkpoint, scorer, identity)
     memory = partial(_cuda_memory, device) if device.startswith("cuda") else host_memory
     return LoadedModel(identity, scorer, encode, contract, report, checkpoint.calibration, memory=memory)
 

@@ -83,12 +83,12 @@ def device() -> str:
     return str(current_platform.device_type)
 
 
-async def start(spec: EngineSpec, tell_of_process: Callable[[int], None]) -> VllmEngine:
+async def start(spec: EngineSpec, on_process_started: Callable[[int], None]) -> VllmEngine:
     """A running engine on the current event loop. Its processes are told of as they start. Raise what vLLM raises."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    with _telling_of_processes(tell_of_process):
+    with _reporting_processes(on_process_started):
         return _AsyncVllmEngine(AsyncLLM.from_engine_args(AsyncEngineArgs(**_arguments(spec))))
 
 
@@ -150,7 +150,7 @@ class _AsyncVllmEngine:
 
 
 def scorer_error(error: BaseException) -> ScorerError:
-    """What vLLM raises, in the words of the door."""
+    """A `ScorerError` for what vLLM raises."""
     if isinstance(error, ScorerError):
         return error
     chain = list(_causes(error))
@@ -180,7 +180,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 @contextmanager
-def _telling_of_processes(tell: Callable[[int], None]) -> Iterator[None]:
+def _reporting_processes(tell: Callable[[int], None]) -> Iterator[None]:
     """Tell the pid of every process that multiprocessing starts while the body runs: at once, not when the engine is ready."""
     start = BaseProcess.start
 

@@ -19,12 +19,12 @@ from rewardserve.model.backends import vllm_api as api
 from rewardserve.model.backends.length_classes import LengthClasses
 from rewardserve.model.backends.process_reaper import ProcessReaper
 from rewardserve.model.backends.serving import (
+    apply_limits,
     as_load_errors,
+    check_contract_files,
+    enforce_contract,
     folder_or_name,
-    hold_to_contract,
-    limited,
     read_options,
-    refuse_what_files_break,
     rule_notes,
 )
 from rewardserve.model.backends.vllm_scorer import EventLoopThread, VllmScorer
@@ -47,13 +47,13 @@ def load(spec: ModelSpec) -> LoadedModel:
     version, device = api.version(), _device(spec)
     with as_load_errors():
         checkpoint = read_without_weights(folder_or_name(spec), read_options(spec))
-    served = limited(checkpoint, spec)
+    served = apply_limits(checkpoint, spec)
     _refuse_length_switches(served)
-    refuse_what_files_break(spec, checkpoint)
+    check_contract_files(spec, checkpoint)
     scorer = _start(checkpoint, spec, served.policy.max_tokens)
     try:
         identity = _identity(served, spec, version, device)
-        contract, report = hold_to_contract(spec, checkpoint, scorer, identity)
+        contract, report = enforce_contract(spec, checkpoint, scorer, identity)
     except BaseException:
         scorer.close()
         raise

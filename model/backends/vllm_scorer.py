@@ -1,4 +1,4 @@
-"""The door to an engine that batches by itself: rows go in as they come, whoever is done first comes back first.
+"""The scorer over an engine that batches by itself: rows go in as they come, and come back as they are done.
 
 The engine lives on an event loop on a thread of its own. A caller hands all rows of its batch over at once and waits on its
 own thread, never for ever: either its rows come back, or the engine is dead, or nothing at all has come back for so long that
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 IN_FLIGHT = 8
 """Batches at a time. With the budget of a batch on its device, the engine has a few forwards ahead of it: none waits for us,
-and what waits here can still be refused or ride with its family."""
+and what waits here can still be refused or batched with its prefix group."""
 
 _LOST_AFTER = 4.0
 """Patiences after which a batch is given up although others come back."""

@@ -9,8 +9,8 @@ from rewardserve.model.checkpoint.exporting import (
     choose_pad,
     exported_template,
     exported_tokenizer,
-    read_elsewhere,
-    tokenised_whole,
+    with_openrlhf_note,
+    with_whole_tokenization,
     without_bias,
 )
 from rewardserve.model.checkpoint.reading import (
@@ -36,10 +36,10 @@ __all__ = [
     "load_weights",
     "read",
     "read_backbone",
-    "read_elsewhere",
     "read_without_weights",
     "source_digests",
-    "tokenised_whole",
+    "with_openrlhf_note",
+    "with_whole_tokenization",
     "without_bias",
     "write",
     "write_calibration",

@@ -43,7 +43,7 @@ def without_bias(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
     return replace(checkpoint, calibration=moved), note
 
 
-def tokenised_whole(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
+def with_whole_tokenization(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
     """The checkpoint with renderings that become ids as a whole, and a note, empty where no id changes.
 
     Programs that load an export tokenise so, whatever the trainer of the layout did.
@@ -74,7 +74,7 @@ def tokenised_whole(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
     return changed, note if n_changed else ""
 
 
-def read_elsewhere(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
+def with_openrlhf_note(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
     """The checkpoint, and a note where OpenRLHF, which makes EOS the last token of a row, reads another one than we do."""
     policy = checkpoint.policy
     kept = _kept_ids(policy)

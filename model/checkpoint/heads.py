@@ -23,7 +23,7 @@ _VALUE_HEAD_FILES = ("value_head.safetensors", "value_head.bin")
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ValueHeads:
     """Value heads as they were found: weights `(H, D)`, biases `(H,)`, names and what each counts.
 
     `tensors` names those of the checkpoint's tensors that they came from; `left_out` those that look like a head and are not
@@ -39,7 +39,7 @@ class Head:
     left_out: tuple[str, ...] = ()
 
 
-def find_head(folder: Path, base: Path, config: Any, width: int) -> tuple[str, Head]:
+def find_head(folder: Path, base: Path, config: Any, width: int) -> tuple[str, ValueHeads]:
     """The value head and the format it was found in. Raise `CheckpointError` if there is none that was trained.
 
     `base`: the folder of the base model, which is the same one unless this is an adapter or bare heads. `width` is that of
@@ -66,7 +66,7 @@ def value_head_files(folder: Path) -> list[Path]:
     return found
 
 
-def _alone(form: str, head: Head, folder: Path) -> Head:
+def _alone(form: str, head: ValueHeads, folder: Path) -> ValueHeads:
     """The head, with a note of others that its class leaves out. Raise `CheckpointError` where another may be the trained one."""
     files = value_head_files(folder)
     inside = _linear(weights.weight_files(folder), _VALUE_HEAD)
@@ -88,7 +88,7 @@ def _alone(form: str, head: Head, folder: Path) -> Head:
     return replace(head, notes=(*head.notes, left_out), left_out=(*head.left_out, *inside.tensors))
 
 
-def _equal(one: Head, other: Head) -> bool:
+def _equal(one: ValueHeads, other: ValueHeads) -> bool:
     zero = torch.zeros(1)
     biases = [zero if head.bias_H is None else head.bias_H for head in (one, other)]
     return bool(torch.equal(one.weight_HD, other.weight_HD) and torch.equal(*biases))
@@ -104,7 +104,7 @@ def _metadata(path: Path) -> dict[str, str]:
     return weights.metadata(path)
 
 
-def _own(folder: Path, config: Any) -> Head | None:
+def _own(folder: Path, config: Any) -> ValueHeads | None:
     path = folder / HEADS_FILE
     if not path.is_file():
         return None
@@ -114,7 +114,7 @@ def _own(folder: Path, config: Any) -> Head | None:
     lost = [n for n in names if n not in stored]
     if lost or not names:
         raise CheckpointError(f"{path}: the heads {lost or 'themselves'} are missing from the file")
-    head = Head(
+    head = ValueHeads(
         torch.stack([stored[n] for n in names]),
         None,
         names,
@@ -125,7 +125,7 @@ def _own(folder: Path, config: Any) -> Head | None:
     return head
 
 
-def _same_as_score(head: Head, folder: Path) -> None:
+def _same_as_score(head: ValueHeads, folder: Path) -> None:
     """Other engines read `score.weight`; it must be the weighted sum of our heads, or two truths would be served."""
     score = weights.find_tensors(weights.weight_files(folder), ("score.weight",)).get("score.weight")
     if score is None:
@@ -138,7 +138,7 @@ def _same_as_score(head: Head, folder: Path) -> None:
         )
 
 
-def _sequence_classification(folder: Path, config: Any) -> Head | None:
+def _sequence_classification(folder: Path, config: Any) -> ValueHeads | None:
     if not any(a.endswith("ForSequenceClassification") for a in config.architectures or ()):
         return None
     found = _linear(weights.weight_files(folder), "score")
@@ -150,14 +150,14 @@ def _sequence_classification(folder: Path, config: Any) -> Head | None:
     return _named(_as_classifier(found, config), config)
 
 
-def _as_classifier(head: Head, config: Any) -> Head:
+def _as_classifier(head: ValueHeads, config: Any) -> ValueHeads:
     """The head as transformers' class has it: a bias for which that class has no place is left out, with a note."""
     if head.bias_H is None or _has_bias(config):
         return head
     return _without_bias(head, "transformers' sequence classifier")
 
 
-def _without_bias(head: Head, owner: str) -> Head:
+def _without_bias(head: ValueHeads, owner: str) -> ValueHeads:
     if head.bias_H is None:
         return head
     name = next(name for name in head.tensors if name.endswith("bias"))
@@ -186,7 +186,7 @@ def _has_bias(config: Any) -> bool:
     return any(name == "score.bias" for name, _ in model.named_parameters())
 
 
-def _named(head: Head, config: Any) -> Head:
+def _named(head: ValueHeads, config: Any) -> ValueHeads:
     """Several labels are reward heads only if the checkpoint says what each counts."""
     n_labels = len(head.weight_HD)
     if n_labels == 1 or head.weight_HD.ndim != 2:
@@ -202,7 +202,7 @@ def _named(head: Head, config: Any) -> Head:
     return replace(head, names=names, weights=tuple(map(float, ordered)))
 
 
-def _openrlhf(folder: Path, config: Any) -> Head | None:
+def _openrlhf(folder: Path, config: Any) -> ValueHeads | None:
     prefix = getattr(config, "value_head_prefix", None)
     if not prefix:
         return None
@@ -212,17 +212,17 @@ def _openrlhf(folder: Path, config: Any) -> Head | None:
     return _without_bias(found, "OpenRLHF's reward model")
 
 
-def _llama_factory(folder: Path, config: Any) -> Head | None:
+def _llama_factory(folder: Path, config: Any) -> ValueHeads | None:
     """`v_head.summary` in a file of its own."""
     return _linear(value_head_files(folder), _VALUE_HEAD)
 
 
-def _trl_value_head(folder: Path, config: Any) -> Head | None:
+def _trl_value_head(folder: Path, config: Any) -> ValueHeads | None:
     """`v_head.summary` among the weights."""
     return _linear(weights.weight_files(folder), _VALUE_HEAD)
 
 
-def _adapter(folder: Path, config: Any, base: Path) -> Head | None:
+def _adapter(folder: Path, config: Any, base: Path) -> ValueHeads | None:
     """PEFT keeps `modules_to_save` beside the low-rank matrices; a head that is not there is the base model's, adapted or not."""
     whole = _linear(adapter_files(folder), "base_model.model.score")
     adapted = head_tensors(folder)
@@ -250,7 +250,7 @@ def _adapter(folder: Path, config: Any, base: Path) -> Head | None:
     return _named(found, config)
 
 
-HEAD_READERS: dict[str, Callable[..., Head | None]] = {
+HEAD_READERS: dict[str, Callable[..., ValueHeads | None]] = {
     "rewardserve": _own,
     "adapter": _adapter,
     "openrlhf": _openrlhf,  # its key in config.json names the trainer, also where the architecture was renamed
@@ -260,15 +260,17 @@ HEAD_READERS: dict[str, Callable[..., Head | None]] = {
 }
 
 
-def _linear(files: list[Path], name: str) -> Head | None:
+def _linear(files: list[Path], name: str) -> ValueHeads | None:
     found = weights.find_tensors(files, (f"{name}.weight", f"{name}.bias"))
     if f"{name}.weight" not in found:
         return None
     bias = found.get(f"{name}.bias")
-    return Head(found[f"{name}.weight"].float(), None if bias is None else bias.float(), tensors=tuple(sorted(found)))
+    return ValueHeads(
+        found[f"{name}.weight"].float(), None if bias is None else bias.float(), tensors=tuple(sorted(found))
+    )
 
 
-def _checked(head: Head, width: int, folder: Path) -> Head:
+def _checked(head: ValueHeads, width: int, folder: Path) -> ValueHeads:
     if head.weight_HD.ndim != 2 or head.weight_HD.shape[1] != width:
         shape = tuple(head.weight_HD.shape)
         raise CheckpointError(

@@ -30,7 +30,7 @@ from rewardserve.model.checkpoint.max_length import DEFAULT_MAX_TOKENS, max_row_
 from rewardserve.model.checkpoint.packaged_bases import PACKAGED_BASES
 from rewardserve.model.checkpoint.record import DTYPES, READ_DEFAULTS, Checkpoint, CheckpointError, ReadOptions
 from rewardserve.model.checkpoint.remote_code import refuse_remote_code
-from rewardserve.model.contract import Facts, ScoringContract
+from rewardserve.model.contract import ObservedFacts, ScoringContract
 from rewardserve.model.layout_rules import LAYOUT_RULES, LayoutRule
 from rewardserve.model.network import SINGLE_HEAD, RewardNetwork, attention_for, hidden_width, looks_ahead
 from rewardserve.model.tokenization.encoding_policy import (
@@ -89,7 +89,7 @@ def read_without_weights(path_or_name: str, options: ReadOptions = READ_DEFAULTS
     policy = _policy(tokenizer, network, contract, rule, skip_id, options.template_date)
     pad_id = _pad_id(config, tokenizer, policy)
     files = [*weights.weight_files(base), *adapter_files(folder)]
-    facts = Facts(
+    facts = ObservedFacts(
         template_digest=template_digest(policy.template),
         bos_id=policy.bos_id,
         end_text=policy.end_text,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rewardserve.model.calibration import Calibration
-from rewardserve.model.contract import Facts, Origin, ScoringContract
+from rewardserve.model.contract import ObservedFacts, Origin, ScoringContract
 from rewardserve.model.encoding import Encoder
 from rewardserve.model.hidden_reference import HiddenReference
 from rewardserve.model.layout_rules import Ending, ReadsAt
@@ -67,7 +67,7 @@ class Checkpoint:
     folder: Path
     calibration: Calibration | None = None
     contract: ScoringContract | None = None
-    facts: Facts | None = None
+    facts: ObservedFacts | None = None
     hidden: HiddenReference | None = None
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()

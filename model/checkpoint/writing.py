@@ -183,11 +183,13 @@ def write_contract(
     limit = min(max_tokens or checkpoint.policy.max_tokens, checkpoint.policy.max_tokens)
     checkpoint = replace(checkpoint, policy=replace(checkpoint.policy, max_tokens=limit, truncation=truncation))
     ids = [checkpoint.encoder(sample).ids for sample in probes]
-    scores = [score_alone(checkpoint.network, row) for row in ids]
+    scores = [score_single_row(checkpoint.network, row) for row in ids]
     scale = float(torch.tensor(scores).std()) if len(scores) > 1 else 1.0
     tolerance = max(SCORE_TOLERANCE * scale, 1e-5)
     reduced = read(str(folder), replace(options, dtype="bfloat16"), device=device)
-    worst = max((abs(score_alone(reduced.network, row) - s) for row, s in zip(ids, scores, strict=True)), default=0.0)
+    worst = max(
+        (abs(score_single_row(reduced.network, row) - s) for row, s in zip(ids, scores, strict=True)), default=0.0
+    )
     contract = replace(
         checkpoint.clauses("written"),
         probes=tuple(
@@ -200,7 +202,7 @@ def write_contract(
 
 
 @torch.inference_mode()
-def score_alone(network: RewardNetwork, ids: Sequence[int]) -> float:
+def score_single_row(network: RewardNetwork, ids: Sequence[int]) -> float:
     """The raw score of one row by itself, no padding, no company: what every other path is compared with."""
     ids_BT = torch.tensor([list(ids)], device=network.device)
     return float(network.raw(network(ids_BT).scores_BH)[0])

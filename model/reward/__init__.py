@@ -2,11 +2,10 @@
 
 from rewardserve.model.reward.members import CombineMethod, sigmoid
 from rewardserve.model.reward.pipeline import EnsembleMember, Pipeline, PipelineError, build_pipeline
-from rewardserve.model.reward.record import Batch, Reward, repetition
+from rewardserve.model.reward.record import Reward, RewardBatch, repetition
 from rewardserve.model.reward.settings import CombineSettings, PenaltySettings, RewardSettings, Shape
 
 __all__ = [
-    "Batch",
     "CombineMethod",
     "CombineSettings",
     "EnsembleMember",
@@ -14,6 +13,7 @@ __all__ = [
     "Pipeline",
     "PipelineError",
     "Reward",
+    "RewardBatch",
     "RewardSettings",
     "Shape",
     "build_pipeline",

@@ -33,7 +33,7 @@ IDENTITY = Scale(0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class ScaledMember:
     """One opinion: `raw` is the weighted sum of its heads. `weight` is its share among the members."""
 
     name: str
@@ -50,7 +50,7 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Combined:
+class CombinedScores:
     """Columns, one entry a sample. `spread` is None for a single member."""
 
     raw: list[float]
@@ -65,32 +65,34 @@ class Combination:
     `sum` is for one member: its heads are summed with their weights, and the whole is put on its scale.
     """
 
-    members: tuple[Member, ...]
-    how: CombineMethod = "sum"
+    members: tuple[ScaledMember, ...]
+    method: CombineMethod = "sum"
     beta: float = 0.5
 
-    def __call__(self, heads: Sequence[HeadScores]) -> Combined:
+    def __call__(self, heads: Sequence[HeadScores]) -> CombinedScores:
         """Calibrate and combine a column of samples. Raise `KeyError` where a head is missing."""
-        if self.how == "sum":
+        if self.method == "sum":
             (member,) = self.members
             raw = [member.raw(scores) for scores in heads]
             mean, std = member.scale.mean, member.scale.std
-            return Combined(raw, [(score - mean) / std for score in raw])
+            return CombinedScores(raw, [(score - mean) / std for score in raw])
         z_BK = [[(m.raw(scores) - m.scale.mean) / m.scale.std for m in self.members] for scores in heads]
         weights = [member.weight for member in self.members]
-        combine = COMBINE[self.how]
+        combine = COMBINE[self.method]
         value = [combine(z_K, weights, self) for z_K in z_BK]
-        return Combined(value, value, [_spread(z_K) for z_K in z_BK])
+        return CombinedScores(value, value, [_spread(z_K) for z_K in z_BK])
 
     @property
     def component_names(self) -> tuple[str, ...]:
         """What the reward is made of: the members, or the heads of a single one; none where that is one thing."""
-        names = [member.name for member in self.members] if self.how != "sum" else [n for n, _ in self.members[0].heads]
+        names = (
+            [member.name for member in self.members] if self.method != "sum" else [n for n, _ in self.members[0].heads]
+        )
         return tuple(names) if len(names) > 1 else ()
 
     def components(self, scores: HeadScores) -> tuple[float, ...]:
         """What each of `part_names` adds, weighted, on the frozen scale."""
-        if self.how == "sum":
+        if self.method == "sum":
             (member,) = self.members
             return tuple([weight * scores[name] / member.scale.std for name, weight in member.heads])
         return tuple([m.weight * (m.raw(scores) - m.scale.mean) / m.scale.std for m in self.members])
@@ -98,7 +100,7 @@ class Combination:
     @property
     def temperature(self) -> float:
         """What divides a difference of `raw` in the Bradley-Terry probability."""
-        return self.members[0].scale.temperature if self.how == "sum" else 1.0 / self.logit_scale
+        return self.members[0].scale.temperature if self.method == "sum" else 1.0 / self.logit_scale
 
     @property
     def logit_scale(self) -> float:
@@ -116,26 +118,26 @@ def minimum(z_K: Sequence[float], _weights: Sequence[float], _: Combination) -> 
     return min(z_K)
 
 
-def softmin(z_K: Sequence[float], weights: Sequence[float], how: Combination) -> float:
+def softmin(z_K: Sequence[float], weights: Sequence[float], combination: Combination) -> float:
     """`-beta log sum_k w_k exp(-z_k / beta)`: `min` for beta -> 0, the mean for beta -> infinity (exactly, at both).
 
     To the second order it is mean - var / (2 beta), the uncertainty-weighted optimum of Coste et al. with
     lambda = 1 / (2 beta). Written with the smallest z taken out, so that nothing overflows and a large beta loses nothing.
     """
-    if how.beta == inf:
-        return mean(z_K, weights, how)
+    if combination.beta == inf:
+        return mean(z_K, weights, combination)
     low = min(z_K)
-    if how.beta == 0.0:
+    if combination.beta == 0.0:
         return low
-    excess = sum([w * expm1((low - z) / how.beta) for w, z in zip(weights, z_K, strict=True)])
-    return low - how.beta * log1p(excess)
+    excess = sum([w * expm1((low - z) / combination.beta) for w, z in zip(weights, z_K, strict=True)])
+    return low - combination.beta * log1p(excess)
 
 
-def sum_log_sigmoid(z_K: Sequence[float], weights: Sequence[float], how: Combination) -> float:
+def sum_log_sigmoid(z_K: Sequence[float], weights: Sequence[float], combination: Combination) -> float:
     """`sum_k w_k log sigmoid((raw_k - mean_k) / T_k)`: near the log probability that an answer is good in every respect
     (Wang et al. 2402.00742). Weights as they are: with equal ones it is that sum over the number of members.
     """
-    scales = [member.scale for member in how.members]
+    scales = [member.scale for member in combination.members]
     return sum([w * log_sigmoid(z * s.std / s.temperature) for w, z, s in zip(weights, z_K, scales, strict=True)])
 
 

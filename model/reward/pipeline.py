@@ -14,8 +14,8 @@ from itertools import pairwise
 from typing import Any
 
 from rewardserve.model.calibration import Calibration
-from rewardserve.model.reward.members import Combination, CombineMethod, Member, Scale
-from rewardserve.model.reward.record import Batch, Reward
+from rewardserve.model.reward.members import Combination, CombineMethod, Scale, ScaledMember
+from rewardserve.model.reward.record import Reward, RewardBatch
 from rewardserve.model.reward.settings import PenaltySettings, RewardSettings, Shape
 from rewardserve.model.reward.stages import (
     Cap,
@@ -69,7 +69,7 @@ class Pipeline:
     reads: frozenset[str]
     digest: str
 
-    def __call__(self, batch: Batch) -> list[Reward]:
+    def __call__(self, batch: RewardBatch) -> list[Reward]:
         """Send every sample through every stage. Raise `KeyError` where a head is missing.
 
         What is not finite stays so, or becomes so: the caller looks at the three numbers of a reward.
@@ -86,7 +86,7 @@ class Pipeline:
 
     def one(self, heads: HeadScores, **columns: Any) -> Reward:
         """The reward of a single sample; `columns` are its entries."""
-        (reward,) = self(Batch([heads], **{name: [entry] for name, entry in columns.items()}))
+        (reward,) = self(RewardBatch([heads], **{name: [entry] for name, entry in columns.items()}))
         return reward
 
     @property
@@ -132,7 +132,7 @@ def build_pipeline(ensemble_members: Sequence[EnsembleMember], settings: RewardS
         )
     combination = _combination(ensemble_members, settings, normalizes)
     # What is said of one model's scores as a whole is of no use to another combination of its heads.
-    calibration = ensemble_members[0].calibration if combination.how == "sum" else None
+    calibration = ensemble_members[0].calibration if combination.method == "sum" else None
     low, high = _caps(calibration, settings, normalizes)
     shape: Shape = settings.shape if settings.shape is not None else _default_shape(low, high)
     stages: list[Stage] = [*_debias(calibration, settings), *_penalties(calibration, settings.penalties)]
@@ -177,14 +177,14 @@ def _combination(ensemble_members: Sequence[EnsembleMember], settings: RewardSet
     return Combination(_weighted(members, settings), how, asked.beta if how == "softmin" else 0.0)
 
 
-def _whole(ensemble_member: EnsembleMember, normalizes: bool) -> Member:
+def _whole(ensemble_member: EnsembleMember, normalizes: bool) -> ScaledMember:
     c = ensemble_member.calibration
     if c is None:
-        return Member(ensemble_member.name, ensemble_member.heads)
-    return Member(ensemble_member.name, ensemble_member.heads, _scale(c.mean, c.std, c.temperature, normalizes))
+        return ScaledMember(ensemble_member.name, ensemble_member.heads)
+    return ScaledMember(ensemble_member.name, ensemble_member.heads, _scale(c.mean, c.std, c.temperature, normalizes))
 
 
-def _heads_of(ensemble_member: EnsembleMember, normalizes: bool) -> Iterator[Member]:
+def _heads_of(ensemble_member: EnsembleMember, normalizes: bool) -> Iterator[ScaledMember]:
     """Each head as a member. Its weight is the one that it has in the sum of normalised heads."""
     fitted = {head.name: head for head in ensemble_member.calibration.heads} if ensemble_member.calibration else {}
     for name, weight in ensemble_member.heads:
@@ -196,17 +196,17 @@ def _heads_of(ensemble_member: EnsembleMember, normalizes: bool) -> Iterator[Mem
             )
         sign = -1.0 if weight < 0 else 1.0
         if head is None:
-            yield Member(name, ((name, sign),), weight=abs(weight))
+            yield ScaledMember(name, ((name, sign),), weight=abs(weight))
         else:
             scale = _scale(sign * head.mean, head.std, head.temperature, normalizes)
-            yield Member(name, ((name, sign),), scale, abs(weight) * head.std)
+            yield ScaledMember(name, ((name, sign),), scale, abs(weight) * head.std)
 
 
 def _scale(mean: float, std: float, temperature: float, normalizes: bool) -> Scale:
     return Scale(mean, std, temperature) if normalizes else Scale(0.0, 1.0, temperature)
 
 
-def _weighted(members: Sequence[Member], settings: RewardSettings) -> tuple[Member, ...]:
+def _weighted(members: Sequence[ScaledMember], settings: RewardSettings) -> tuple[ScaledMember, ...]:
     """With the operator's weights, as shares of 1."""
     asked = settings.combine.weights
     if unknown := sorted(set(asked) - {member.name for member in members}):

@@ -35,7 +35,7 @@ class Reward(NamedTuple):
 
 
 @dataclass(slots=True)
-class Batch:
+class RewardBatch:
     """What the pipeline may read of some samples, a column each; a column that no stage reads may be empty.
 
     `lengths` counts the tokens of the response, its ending included; None: not known. `repetition` is the share of

@@ -13,7 +13,7 @@ from math import inf, log
 from typing import ClassVar, Protocol
 
 from rewardserve.model.reward.members import log_sigmoid, sigmoid
-from rewardserve.model.reward.record import Batch
+from rewardserve.model.reward.record import RewardBatch
 
 Values = list[float]
 Notes = Mapping[int, str]
@@ -28,7 +28,7 @@ class Stage(Protocol):
     name: ClassVar[str]
     reads: ClassVar[tuple[str, ...]]
 
-    def __call__(self, values: Values, batch: Batch) -> tuple[Values, Notes]:
+    def __call__(self, values: Values, batch: RewardBatch) -> tuple[Values, Notes]:
         """The new values, and notes."""
         ...
 
@@ -50,7 +50,7 @@ class Debias:
     name: ClassVar[str] = "debias"
     reads: ClassVar[tuple[str, ...]] = ("lengths",)
 
-    def __call__(self, values: Values, batch: Batch) -> tuple[Values, Notes]:
+    def __call__(self, values: Values, batch: RewardBatch) -> tuple[Values, Notes]:
         """Subtract, and note whose length is not known."""
         base = self.worth(self.log_reference)
         shifts = [0.0 if n is None else self.gamma * (self.worth(log(n)) - base) for n in batch.lengths]
@@ -78,7 +78,7 @@ class MissingEnd:
     name: ClassVar[str] = "missing_end"
     reads: ClassVar[tuple[str, ...]] = ("missing_end",)
 
-    def __call__(self, values: Values, batch: Batch) -> tuple[Values, Notes]:
+    def __call__(self, values: Values, batch: RewardBatch) -> tuple[Values, Notes]:
         """Subtract, and note where."""
         penalised = [v - self.penalty if cut else v for v, cut in zip(values, batch.missing_end, strict=True)]
         return penalised, {i: "missing_end_penalty" for i, cut in enumerate(batch.missing_end) if cut}
@@ -96,7 +96,7 @@ class Overlong:
     name: ClassVar[str] = "overlong"
     reads: ClassVar[tuple[str, ...]] = ("lengths",)
 
-    def __call__(self, values: Values, batch: Batch) -> tuple[Values, Notes]:
+    def __call__(self, values: Values, batch: RewardBatch) -> tuple[Values, Notes]:
         """Subtract, and note where."""
         span = self.end - self.start
         shares = [0.0 if n is None else max(0.0, min(1.0, (n - self.start) / span)) for n in batch.lengths]
@@ -113,7 +113,7 @@ class Repetition:
     name: ClassVar[str] = "repetition"
     reads: ClassVar[tuple[str, ...]] = ("repetition",)
 
-    def __call__(self, values: Values, batch: Batch) -> tuple[Values, Notes]:
+    def __call__(self, values: Values, batch: RewardBatch) -> tuple[Values, Notes]:
         """Subtract, and note where."""
         excess = [max(0.0, r - self.threshold) / (1.0 - self.threshold) for r in batch.repetition]
         penalised = [value - self.penalty * more for value, more in zip(values, excess, strict=True)]
@@ -132,7 +132,7 @@ class Cap:
     name: ClassVar[str] = "shape"
     reads: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(self, values: Values, batch: Batch) -> tuple[Values, Notes]:
+    def __call__(self, values: Values, batch: RewardBatch) -> tuple[Values, Notes]:
         """Clip, and note which side was clipped."""
         low, high = _open(self.low, self.high)
         notes = _beyond(values, low, high, "capped_low", "capped_high")
@@ -156,7 +156,7 @@ class SoftCap:
     name: ClassVar[str] = "shape"
     reads: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(self, values: Values, batch: Batch) -> tuple[Values, Notes]:
+    def __call__(self, values: Values, batch: RewardBatch) -> tuple[Values, Notes]:
         """Bend, and note which side was bent."""
         low, high = _open(self.low, self.high)
         low, high = low + self.width, high - self.width
@@ -189,7 +189,7 @@ class Par:
     name: ClassVar[str] = "shape"
     reads: ClassVar[tuple[str, ...]] = ("references",)
 
-    def __call__(self, values: Values, batch: Batch) -> tuple[Values, Notes]:
+    def __call__(self, values: Values, batch: RewardBatch) -> tuple[Values, Notes]:
         """How surely each is better than the references."""
         shaped = []
         for value, own in zip(values, batch.references, strict=True):
@@ -212,7 +212,7 @@ class LogSigmoid:
     name: ClassVar[str] = "shape"
     reads: ClassVar[tuple[str, ...]] = ("references",)
 
-    def __call__(self, values: Values, batch: Batch) -> tuple[Values, Notes]:
+    def __call__(self, values: Values, batch: RewardBatch) -> tuple[Values, Notes]:
         """The log of how surely each is better than the reference."""
         shaped = []
         for value, own in zip(values, batch.references, strict=True):

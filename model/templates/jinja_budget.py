@@ -22,10 +22,10 @@ from jinja2.visitor import NodeTransformer
 
 from rewardserve.model.templates.jinja_process import (
     CLOCK,
-    Description,
     Renderer,
     RenderingProcess,
     TemplateBroken,
+    TemplateDescription,
     TemplateRefuses,
     TemplateTooSlow,
     describe,
@@ -67,7 +67,7 @@ class BudgetedTemplate:
             raise NeedsProcess
         environment = _environment()
         tree = environment.parse(template)
-        self.description: Description = describe(tree)
+        self.description: TemplateDescription = describe(tree)
         tree = _priced(tree)
         n_nodes = _n_nodes(tree)
         if n_nodes > _MAX_NODES:

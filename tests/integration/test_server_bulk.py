@@ -16,7 +16,7 @@ import pytest
 from rewardserve.model.backends.echo import echo_score
 from rewardserve.service.offline.input_file import InputDigest, NotContinuable, read_line
 from rewardserve.service.offline.output_file import Marks, Output
-from tests.support.service_server import PATIENCE_S, ROOT
+from tests.support.service_server import ROOT, TIMEOUT_S
 from tests.support.small_disk import SmallDisk, why_none
 
 N_LINES = 1300
@@ -49,7 +49,7 @@ def score_file(source, target, *flags, **kwargs):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
         check=False,
     )
     return done.returncode, done.stderr
@@ -108,7 +108,7 @@ def test_a_signal_leaves_a_file_that_can_be_continued(files, tmp_path, number):
     )
     with open(fifo, "wb"):
         running.send_signal(number)
-        _, said = running.communicate(timeout=PATIENCE_S)
+        _, said = running.communicate(timeout=TIMEOUT_S)
     assert running.returncode == 130
     assert "continue" in said
     assert "Traceback" not in said
@@ -262,7 +262,7 @@ def test_a_second_process_on_the_same_output_is_refused_and_a_killed_one_leaves_
             exit_code, said = score_file(source, name)
             assert (exit_code, "being written by another" in said) == (2, True)
         first.kill()
-        first.wait(PATIENCE_S)
+        first.wait(TIMEOUT_S)
     assert score_file(source, target)[0] == 0
     assert target.read_bytes() == (tmp_path / "undisturbed").read_bytes()
 
@@ -287,7 +287,7 @@ def test_an_input_cannot_be_its_own_output_and_a_pipe_is_no_file(files, tmp_path
 
 def test_help_says_what_may_change_between_two_runs():
     done = subprocess.run(
-        command("--help", "x"), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        command("--help", "x"), cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
     said = " ".join(done.stdout.split())
     assert "continued if it exists, where the lines of INPUT that it has results of are unchanged" in said
@@ -298,7 +298,7 @@ def test_standard_input_and_output_are_no_files(files, tmp_path):
     settings = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
     source, target = files
     for arguments, name in (((source, "-"), "OUTPUT"), (("-", target), "INPUT")):
-        done = subprocess.run(command(*arguments), timeout=PATIENCE_S, check=False, **settings)
+        done = subprocess.run(command(*arguments), timeout=TIMEOUT_S, check=False, **settings)
         assert (done.returncode, done.stdout) == (2, "")
         assert f"{name} is -" in done.stderr, done.stderr
         assert "name a file" in done.stderr
@@ -307,7 +307,7 @@ def test_standard_input_and_output_are_no_files(files, tmp_path):
 
 def test_help_calls_the_two_files_by_one_name_each():
     done = subprocess.run(
-        command("--help", "x"), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        command("--help", "x"), cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
     assert not re.search(r"\b(IN|OUT)\b", done.stdout)
     assert {"INPUT", "OUTPUT"} <= set(re.findall(r"\b[A-Z]+\b", done.stdout))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.support.service_server import PATIENCE_S, Server, wait_until
+from tests.support.service_server import TIMEOUT_S, Server, wait_until
 
 SIZE = 100_000
 BODY = json.dumps({"samples": [{"text": "x"}]}).encode().ljust(SIZE)
@@ -37,7 +37,7 @@ def chunk(data):
 @contextmanager
 def connection(server):
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as raw:
+    with socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as raw:
         yield raw
 
 
@@ -62,7 +62,7 @@ def drip(raw):
             break
         except TimeoutError:
             continue
-    raw.settimeout(PATIENCE_S)
+    raw.settimeout(TIMEOUT_S)
 
 
 def is_closed(raw):

@@ -16,7 +16,7 @@ import pytest
 
 from rewardserve.model.backends.echo import echo_score
 from rewardserve.service.inference.batcher import FAILING_AFTER
-from tests.support.service_server import PATIENCE_S, ROOT, Server, drill, run_to_end, wait_until
+from tests.support.service_server import ROOT, TIMEOUT_S, Server, drill, run_to_end, wait_until
 
 GOOD = {"prompt": "hi", "response": "yes"}
 
@@ -93,7 +93,7 @@ def test_a_process_that_is_told_to_stop_while_it_still_imports_ends_with_exit_co
     process = subprocess.Popen([sys.executable, *start], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
     gate.enter()
     process.send_signal(number)
-    _, said = process.communicate(timeout=PATIENCE_S)
+    _, said = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, said) == (0, b"")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from rewardserve.model.calibration import Calibration, HeadCalibration
 from tests.support.checkpoints import reward_model
-from tests.support.service_server import PATIENCE_S, Server
+from tests.support.service_server import TIMEOUT_S, Server
 
 CALIBRATION = Calibration(
     mean=0.5, std=2.0, temperature=0.8, cap_low=-3.0, cap_high=3.0, n=100, length_curve=((0.0, -1.0), (6.0, 1.0)),
@@ -108,4 +108,4 @@ def test_a_server_that_cannot_keep_its_word_does_not_start(tmp_path, flags, word
     server = Server(f"{tmp_path / 'bare'}", *flags, wait_for=None)
     with server:
         server.wait_for(words)
-        assert server.process.wait(PATIENCE_S) != 0
+        assert server.process.wait(TIMEOUT_S) != 0

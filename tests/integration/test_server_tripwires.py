@@ -18,7 +18,7 @@ import pytest
 
 from rewardserve.model.calibration import Calibration
 from tests.support.checkpoints import reward_model
-from tests.support.service_server import PATIENCE_S, ROOT, Server, drill, run_to_end, wait_until
+from tests.support.service_server import ROOT, TIMEOUT_S, Server, drill, run_to_end, wait_until
 
 WORDS = [
     "solar",
@@ -63,7 +63,7 @@ class Receiver:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def next(self):
-        return self.heard.get(timeout=PATIENCE_S)
+        return self.heard.get(timeout=TIMEOUT_S)
 
     def close(self):
         self.server.shutdown()
@@ -194,7 +194,7 @@ def test_a_plan_that_makes_no_sense_is_refused_before_anything_is_loaded(tmp_pat
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert ended.returncode == 2
@@ -233,7 +233,7 @@ def test_a_second_model_judges_in_secret(tmp_path):
         assert set(reply["results"][0]) <= {
             "id", "reward", "raw", "normalized", "notes", "flags", "tokens", "truncated", "missing_end", "cached", "error",
         }  # fmt: skip
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while "audit_gap" not in (run := server.client.get("/tripwires").json()["runs"]["ppo-7"])["statistics"]:
             assert time.monotonic() < deadline
             train(server, 1, lambda: f"answer {rng.randrange(99)}", first=99)
@@ -286,7 +286,7 @@ def test_planted_prompts_are_told_by_their_answers_and_their_senders_see_nothing
     (tmp_path / "key").write_text("0123456789abcdef")
     hashed = subprocess.run(
         [sys.executable, "-m", "rewardserve", "honeypots", str(tmp_path / "key")],
-        cwd=ROOT, input=bait, capture_output=True, text=True, timeout=PATIENCE_S, check=True,
+        cwd=ROOT, input=bait, capture_output=True, text=True, timeout=TIMEOUT_S, check=True,
     )  # fmt: skip
     (tmp_path / "baits.jsonl").write_text(hashed.stdout)
     flags = [

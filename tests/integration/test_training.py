@@ -15,7 +15,7 @@ from rewardserve.cli import main
 from rewardserve.model.calibration import Calibration
 from rewardserve.model.check import main as check
 from rewardserve.model.checkpoint import ReadOptions, read
-from rewardserve.model.checkpoint.writing import score_alone
+from rewardserve.model.checkpoint.writing import score_single_row
 from rewardserve.model.contract import ScoringContract, sample_from_dict, verify
 from rewardserve.model.conversation import Message, Sample
 from rewardserve.model.padding import left_pad, position_ids
@@ -118,7 +118,7 @@ def test_a_benchmark_without_code_of_ours_finds_the_accuracy_of_the_report(tmp_p
     for i, row in enumerate(talks[:10]):
         for k, side in enumerate(("chosen", "rejected")):
             messages = tuple(Message(**turn) for turn in (*row["prompt"], *row[side]))
-            ours = score_alone(network, encode(Sample(messages=messages)).ids)
+            ours = score_single_row(network, encode(Sample(messages=messages)).ids)
             assert found["scores"][2 * i + k] == pytest.approx(ours, abs=1e-5)
 
 
@@ -375,7 +375,7 @@ def test_training_that_goes_on_from_a_head_with_a_bias_says_what_became_of_it(tm
     before, after = read(str(start)), read(str(tmp_path / "out" / "checkpoint"))
     for probe in after.contract.probes:
         assert before.encoder(sample_from_dict(probe.sample)).ids == probe.ids
-        assert score_alone(before.network, probe.ids) - 3.7 == pytest.approx(probe.score, abs=1e-4)
+        assert score_single_row(before.network, probe.ids) - 3.7 == pytest.approx(probe.score, abs=1e-4)
 
 
 def test_pairs_of_plain_text_are_served_as_they_were_trained(tmp_path, sft, capsys):

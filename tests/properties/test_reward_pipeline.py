@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from rewardserve.model.calibration import Calibration, CalibrationError, HeadCalibration
 from rewardserve.model.reward import (
-    Batch,
     CombineSettings,
     EnsembleMember,
     PenaltySettings,
+    RewardBatch,
     RewardSettings,
     build_pipeline,
     repetition,
 )
-from rewardserve.model.reward.members import Combination, Member, Scale, softmin
+from rewardserve.model.reward.members import Combination, Scale, ScaledMember, softmin
 from tests.support.rewards import pipeline_of, reward_of, sole
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
@@ -162,7 +162,7 @@ def batch(samples, places):
     columns = {
         name: [fact[name] for _, fact in chosen] for name in ("lengths", "missing_end", "repetition", "references")
     }
-    return Batch([{"score": raw} for raw, _ in chosen], **columns)
+    return RewardBatch([{"score": raw} for raw, _ in chosen], **columns)
 
 
 def full(calibration):
@@ -213,7 +213,7 @@ def softmin_written_out(z, weights, beta):
 
 
 def asks(beta):
-    return Combination((Member("m", HEADS),), "softmin", beta)
+    return Combination((ScaledMember("m", HEADS),), "softmin", beta)
 
 
 def shares(weights):

@@ -9,7 +9,7 @@ import sys
 
 from benchmarks.peers.install import environment, same_libraries
 from rewardserve.model.default.base_model import PACKAGE
-from tests.support.environments import project, told
+from tests.support.environments import project, run_and_print
 
 RAY = "ray[serve]==2.60.0"
 
@@ -17,7 +17,7 @@ RAY = "ray[serve]==2.60.0"
 def main() -> int:
     """The exit code."""
     wanted = [*project("pytest", "hypothesis"), *same_libraries(), RAY]
-    return told("Ray", lambda: environment("ray_serve", wanted, alone=[PACKAGE]))
+    return run_and_print("Ray", lambda: environment("ray_serve", wanted, alone=[PACKAGE]))
 
 
 if __name__ == "__main__":

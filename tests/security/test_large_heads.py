@@ -8,7 +8,7 @@ import socket
 import httpx
 import pytest
 
-from tests.support.service_server import PATIENCE_S, Server
+from tests.support.service_server import TIMEOUT_S, Server
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def server():
 def told(server, *pieces):
     """What is answered to these bytes; sending ends when the server has had enough."""
     url = httpx.URL(server.url)
-    with socket.create_connection((url.host, url.port), timeout=PATIENCE_S) as raw:
+    with socket.create_connection((url.host, url.port), timeout=TIMEOUT_S) as raw:
         try:
             for piece in pieces:
                 raw.sendall(piece)
@@ -68,7 +68,7 @@ def test_a_head_of_usual_size_is_read_and_another_after_it(server):
         assert server.client.get("/livez", headers=headers).status_code == 200
     pipelined = START + b"\r\n" + START + b"connection: close\r\n\r\n"
     url = httpx.URL(server.url)
-    with socket.create_connection((url.host, url.port), timeout=PATIENCE_S) as raw:
+    with socket.create_connection((url.host, url.port), timeout=TIMEOUT_S) as raw:
         raw.sendall(pipelined)
         answer = b"".join(iter(lambda: raw.recv(65536), b""))
     assert answer.count(b"200 OK") == 2

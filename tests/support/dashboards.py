@@ -12,7 +12,7 @@ FILES = ("reward-health.json", "service.json")
 
 
 @dataclass(frozen=True)
-class Asked:
+class PanelQuery:
     """A query of a panel, or of an annotation."""
 
     dashboard: str
@@ -40,7 +40,7 @@ def queries(file):
     """Every query of a file."""
     board = read(file)
     of_panels = [
-        Asked(
+        PanelQuery(
             board["title"],
             panel["title"],
             panel["type"],
@@ -53,7 +53,7 @@ def queries(file):
         for target in panel["targets"]
     ]
     marks = [
-        Asked(board["title"], f"mark {m['name']}", "annotation", "", m["expr"], m["titleFormat"], False)
+        PanelQuery(board["title"], f"mark {m['name']}", "annotation", "", m["expr"], m["titleFormat"], False)
         for m in board["annotations"]["list"]
     ]
     return [*of_panels, *marks]

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rewardserve.model.backends.vllm_api import EngineSpec, PooledRow
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 
 class ReadingEngine:
@@ -61,7 +61,7 @@ class GatedEngine:
     def wait_for(self, n_rows: int) -> None:
         """Return when so many more rows have come."""
         for _ in range(n_rows):
-            assert self._came.acquire(timeout=PATIENCE_S), "no row came"
+            assert self._came.acquire(timeout=TIMEOUT_S), "no row came"
 
     def let_go(self, ids: Sequence[int], error: BaseException | None = None) -> None:
         gate = self.here.pop(tuple(ids))

@@ -24,7 +24,7 @@ def project(*tools: str, extra: str = "") -> list[str]:
     ]
 
 
-def told(what: str, make: Callable[[], Path]) -> int:
+def run_and_print(what: str, make: Callable[[], Path]) -> int:
     """Print what `make` has made, as the last line. The exit code."""
     try:
         made = make()

@@ -1,4 +1,4 @@
-"""A crowd of honest clients over bare sockets, each with one connection, that writes down how every request ended.
+"""Honest clients over bare sockets, each with one connection, that writes down how every request ended.
 
 Their samples are texts that nobody else sends, scored by echo, so each answer can be checked without a server.
 """
@@ -36,7 +36,7 @@ class _HungUp(Exception):
 
 
 class LoadClients:
-    """`with Crowd(url, 32) as crowd:` they ask without pause until the end of the block, or until the server is gone."""
+    """`with LoadClients(url, 32) as clients:` they ask without pause until the end of the block, or until the server is gone."""
 
     def __init__(self, url: str, n: int, *, n_samples: int = 4, gives_up: bool = True) -> None:
         self.book = RequestLog()

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
 SERVING = ("overlays/cpu", "overlays/gpu", "overlays/vllm", "overlays/production")
 TRAINING = ("training/job", "training/pytorchjob")
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 
 
@@ -27,7 +27,7 @@ def built(folder):
 def build(folder):
     """The objects of any folder with a kustomization."""
     done = subprocess.run(
-        ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
     assert done.returncode == 0, done.stderr
     return [each for each in yaml.load_all(done.stdout, yaml.CSafeLoader) if each]

@@ -12,7 +12,7 @@ import time
 import httpx
 import yaml
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 LISTENING = re.compile(r'msg="Listening on" address=127\.0\.0\.1:(\d+)')
 JOB = "rewardserve"
 
@@ -42,9 +42,9 @@ class Prometheus:
         self._lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        port = self._ports.get(timeout=PATIENCE_S)
+        port = self._ports.get(timeout=TIMEOUT_S)
         assert port is not None, "".join(self._lines)
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=PATIENCE_S)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=TIMEOUT_S)
 
     def _read(self):
         for line in self.process.stderr:
@@ -88,8 +88,8 @@ class Prometheus:
     def close(self):
         self.client.close()
         self.process.terminate()
-        self.process.wait(PATIENCE_S)
-        self._reader.join(PATIENCE_S)
+        self.process.wait(TIMEOUT_S)
+        self._reader.join(TIMEOUT_S)
         self.process.stderr.close()
 
     def __enter__(self):

@@ -6,7 +6,7 @@ import json
 import socket
 from dataclasses import dataclass
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 LAST = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx-request-id: the-last-one\r\nconnection: close\r\n\r\n"
 """A request that ends the connection: whatever stands before it has been answered by then."""
 
@@ -44,7 +44,7 @@ def exchange(url, *pieces):
 
 def received_from(url, *pieces):
     """Send the pieces one after the other, and read until the server closes. The bytes."""
-    with socket.create_connection(address(url), timeout=PATIENCE_S) as raw:
+    with socket.create_connection(address(url), timeout=TIMEOUT_S) as raw:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             for piece in pieces:
@@ -111,7 +111,7 @@ class Connection:
         """The reply to one request."""
         for is_second_try in (False, True):
             if self._stream is None:
-                self._raw = socket.create_connection(self._address, timeout=PATIENCE_S)
+                self._raw = socket.create_connection(self._address, timeout=TIMEOUT_S)
                 self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._stream = self._raw.makefile("rb")
             try:

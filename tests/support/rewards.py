@@ -25,7 +25,7 @@ def reward_of(pipeline, raw, **columns):
 
 
 def watching(clock, reference=None, *, share=1.0, found=None, **limits):
-    """Eyes on every sample. Findings go to `found`, as (run, finding)."""
+    """A monitor of every sample. Findings go to `found`, as (run, finding)."""
     baseline_source = BaselineSource(reference or Baseline())
     monitor = RunMonitor(baseline_source, MonitorLimits(**limits))
     tell = (lambda *each: found.append(each)) if found is not None else (lambda *_: None)

@@ -1,6 +1,6 @@
-"""What whoever calls a `Scorer` relies on, whatever it is: tests for a fixture `door`, to be imported where one is made.
+"""What callers of any `Scorer` rely on: tests for a fixture `scorer_under_test`, to be imported where one is made.
 
-`from tests.support.scorer_suite import *` beside a fixture that gives a `Door`.
+`from tests.support.scorer_suite import *` beside a fixture that gives a `ScorerUnderTest`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ __all__ = [
 ]
 
 Row = tuple[int, ...]
-PATIENCE_S = 300.0
+TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
-class Door:
+class ScorerUnderTest:
     """A scorer, and the heads of a row from somewhere else. `ids` are a range that the vocabulary has."""
 
     scorer: Scorer
@@ -55,63 +55,69 @@ class Door:
         return pytest.approx(dict(heads), abs=self.tolerance)
 
 
-def test_every_row_has_every_head_in_its_order(door):
-    rows = door.rows((5, 40, 1, 17, 33))
-    forward, backward = door.heads(rows), door.heads(rows[::-1])[::-1]
-    assert all(list(heads) == [name for name, _ in door.identity.heads] for heads in forward)
+def test_every_row_has_every_head_in_its_order(scorer_under_test):
+    rows = scorer_under_test.rows((5, 40, 1, 17, 33))
+    forward, backward = scorer_under_test.heads(rows), scorer_under_test.heads(rows[::-1])[::-1]
+    assert all(list(heads) == [name for name, _ in scorer_under_test.identity.heads] for heads in forward)
     assert all(math.isfinite(value) for heads in forward for value in heads.values())
     for one, other in zip(forward, backward, strict=True):
-        assert one == door.close_to(other)
-    first = [heads[door.identity.heads[0][0]] for heads in forward]
-    assert max(first) - min(first) > 10 * door.tolerance, "the scores tell rows apart, or the comparison means nothing"
+        assert one == scorer_under_test.close_to(other)
+    first = [heads[scorer_under_test.identity.heads[0][0]] for heads in forward]
+    assert max(first) - min(first) > 10 * scorer_under_test.tolerance, (
+        "the scores tell rows apart, or the comparison means nothing"
+    )
 
 
-def test_a_row_scores_what_an_independent_reference_says(door):
-    rows = door.rows((2, 9, 30, 64, 129))
-    for row, heads in zip(rows, door.heads(rows), strict=True):
-        assert heads == door.close_to(door.reference(row))
+def test_a_row_scores_what_an_independent_reference_says(scorer_under_test):
+    rows = scorer_under_test.rows((2, 9, 30, 64, 129))
+    for row, heads in zip(rows, scorer_under_test.heads(rows), strict=True):
+        assert heads == scorer_under_test.close_to(scorer_under_test.reference(row))
 
 
-def test_a_score_does_not_depend_on_the_company(door):
-    preamble = door.rows((150,))[0]  # longer than the blocks in which engines keep beginnings
-    rows = [preamble + rest for rest in door.rows((3, 20, 41), seed=6)] + [*door.rows((8, 30))]
-    together = door.heads(rows)
+def test_a_score_does_not_depend_on_the_company(scorer_under_test):
+    preamble = scorer_under_test.rows((150,))[0]  # longer than the blocks in which engines keep beginnings
+    rows = [preamble + rest for rest in scorer_under_test.rows((3, 20, 41), seed=6)] + [
+        *scorer_under_test.rows((8, 30))
+    ]
+    together = scorer_under_test.heads(rows)
     for row, heads in zip(rows, together, strict=True):
-        assert door.heads([row])[0] == door.close_to(heads)
+        assert scorer_under_test.heads([row])[0] == scorer_under_test.close_to(heads)
 
 
-def test_equal_rows_have_equal_scores(door):
-    row, other = door.rows((25, 25))
-    one, _, again = door.heads([row, other, row])
-    assert one == door.close_to(again)
+def test_equal_rows_have_equal_scores(scorer_under_test):
+    row, other = scorer_under_test.rows((25, 25))
+    one, _, again = scorer_under_test.heads([row, other, row])
+    assert one == scorer_under_test.close_to(again)
 
 
-def test_a_longest_row_and_one_of_a_single_token_are_scored(door):
-    rows = door.rows((min(door.scorer.max_tokens, 256), 1))
-    assert door.scorer.max_tokens == door.identity.max_tokens
-    for row, heads in zip(rows, door.heads(rows), strict=True):
-        assert heads == door.close_to(door.reference(row))
+def test_a_longest_row_and_one_of_a_single_token_are_scored(scorer_under_test):
+    rows = scorer_under_test.rows((min(scorer_under_test.scorer.max_tokens, 256), 1))
+    assert scorer_under_test.scorer.max_tokens == scorer_under_test.identity.max_tokens
+    for row, heads in zip(rows, scorer_under_test.heads(rows), strict=True):
+        assert heads == scorer_under_test.close_to(scorer_under_test.reference(row))
 
 
-def test_who_calls_at_the_same_time_gets_his_own(door):
-    batches = [door.rows((7, 19, 31), seed=seed) for seed in range(3 * door.scorer.concurrency)]
-    with ThreadPoolExecutor(door.scorer.concurrency) as threads:
-        scored = list(threads.map(door.heads, batches, timeout=PATIENCE_S))
+def test_who_calls_at_the_same_time_gets_his_own(scorer_under_test):
+    batches = [
+        scorer_under_test.rows((7, 19, 31), seed=seed) for seed in range(3 * scorer_under_test.scorer.concurrency)
+    ]
+    with ThreadPoolExecutor(scorer_under_test.scorer.concurrency) as threads:
+        scored = list(threads.map(scorer_under_test.heads, batches, timeout=TIMEOUT_S))
     for rows, heads in zip(batches, scored, strict=True):
-        assert heads[1] == door.close_to(door.reference(rows[1]))
+        assert heads[1] == scorer_under_test.close_to(scorer_under_test.reference(rows[1]))
 
 
-def test_no_more_is_computed_than_there_is(door):
-    done = door.scorer.score(TokenBatch(door.rows((12, 40, 40), seed=9)))
-    assert 0 < done.tokens_computed <= 92 * door.n_forwards
+def test_no_more_is_computed_than_there_is(scorer_under_test):
+    done = scorer_under_test.scorer.score(TokenBatch(scorer_under_test.rows((12, 40, 40), seed=9)))
+    assert 0 < done.tokens_computed <= 92 * scorer_under_test.n_forwards
     assert done.tokens_padding >= 0
 
 
-def test_a_batch_costs_no_less_than_its_longest_row(door):
-    assert door.scorer.cost([3, 9, 5]) >= 17
-    assert door.scorer.cost([3, 9]) <= door.scorer.cost([3, 9, 5])
+def test_a_batch_costs_no_less_than_its_longest_row(scorer_under_test):
+    assert scorer_under_test.scorer.cost([3, 9, 5]) >= 17
+    assert scorer_under_test.scorer.cost([3, 9]) <= scorer_under_test.scorer.cost([3, 9, 5])
 
 
-def test_a_scorer_is_alive(door):
-    assert door.scorer.is_alive
-    assert door.scorer.concurrency >= 1
+def test_a_scorer_is_alive(scorer_under_test):
+    assert scorer_under_test.scorer.is_alive
+    assert scorer_under_test.scorer.concurrency >= 1

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 60.0  # a busy machine with slow cores takes its time to load a model
+TIMEOUT_S = 60.0  # a busy machine with slow cores takes its time to load a model
 LISTENING = re.compile(r"listening on (https?://\S+)")
 READY = re.compile(r"is ready")
 
@@ -23,7 +23,7 @@ READY = re.compile(r"is ready")
 class Server:
     """`rewardserve serve` with these flags. Everything that it writes is kept in `lines`. `tls`: how the client verifies it."""
 
-    def __init__(self, *flags, module="rewardserve", env=None, wait_for=READY, patience_s=PATIENCE_S, port=0, tls=True):
+    def __init__(self, *flags, module="rewardserve", env=None, wait_for=READY, patience_s=TIMEOUT_S, port=0, tls=True):
         self._patience_s = patience_s
         command = [sys.executable, "-m", module, "serve", f"--port={port}", *flags]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
@@ -82,7 +82,7 @@ class Server:
     def ended(self):
         """The exit code."""
         code = self.process.wait(self._patience_s)
-        self._reader.join(PATIENCE_S)
+        self._reader.join(TIMEOUT_S)
         return code
 
     def close(self):
@@ -104,7 +104,7 @@ def drill(model, *flags, **kwargs):
     return Server("--backend=drill", f"{model}", *flags, module="tests.support.service_backends", **kwargs)
 
 
-def run_to_end(*flags, module="rewardserve", env=None, patience_s=PATIENCE_S):
+def run_to_end(*flags, module="rewardserve", env=None, patience_s=TIMEOUT_S):
     """A server that is expected to end by itself: its exit code and what it said."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
     done = subprocess.run(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 from benchmarks.peers.install import environment, same_libraries
-from tests.support.environments import project, told
+from tests.support.environments import project, run_and_print
 
 _TESTS = ("pytest", "hypothesis", "aiohttp", "orjson", "requests", "openai")
 _WITH_THEIR_OWN = ("trl==1.16.0", "ray", "tensordict", "omegaconf", "hydra-core", "codetiming")
@@ -22,7 +22,9 @@ _GYM_ALONE, _GYM_PYTHON = ("nemo-gym==0.7.0",), "3.13.14"
 def main() -> int:
     """The exit code."""
     wanted = [*project(*_TESTS, extra="train"), *same_libraries(), *_WITH_THEIR_OWN, *_GYM]
-    return told("the trainers", lambda: environment("trainers", wanted, alone=_ALONE, newer={_GYM_PYTHON: _GYM_ALONE}))
+    return run_and_print(
+        "the trainers", lambda: environment("trainers", wanted, alone=_ALONE, newer={_GYM_PYTHON: _GYM_ALONE})
+    )
 
 
 if __name__ == "__main__":

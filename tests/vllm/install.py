@@ -11,12 +11,12 @@ import sys
 from benchmarks.peers.install import add
 from benchmarks.peers.vllm import PEER
 from rewardserve.model.default.base_model import PACKAGE
-from tests.support.environments import project, told
+from tests.support.environments import project, run_and_print
 
 
 def main() -> int:
     """The exit code."""
-    return told("vLLM", lambda: add(PEER, project("pytest", "hypothesis"), alone=[PACKAGE]))
+    return run_and_print("vLLM", lambda: add(PEER, project("pytest", "hypothesis"), alone=[PACKAGE]))
 
 
 if __name__ == "__main__":

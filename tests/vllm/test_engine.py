@@ -1,4 +1,4 @@
-"""The vllm backend over vLLM itself keeps what the door promises, and scores as the torch backend does."""
+"""The vllm backend over vLLM itself keeps what the interface promises, and scores as the torch backend does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rewardserve.service.inference.numeric_noise import numeric_noise, synthetic
 from tests.support.checkpoints import edit_json, reward_model
 from tests.support.machine import needs_vllm
 from tests.support.scorer_suite import *  # noqa: F403
-from tests.support.scorer_suite import Door
+from tests.support.scorer_suite import ScorerUnderTest
 from tests.support.tiny import ROOMY
 from tests.vllm.processes import engines, eventually, left_of
 
@@ -67,9 +67,9 @@ def plain(loaded: LoadedModel):
 
 
 @pytest.fixture(scope="module")
-def door(served):
+def scorer_under_test(served):
     loaded, expected = served
-    return Door(loaded.scorer, loaded.identity, plain(expected), range(5, 300), tolerance=TOLERANCE)
+    return ScorerUnderTest(loaded.scorer, loaded.identity, plain(expected), range(5, 300), tolerance=TOLERANCE)
 
 
 def test_every_probe_is_scored_as_in_the_contract_but_the_one_that_was_spoilt(served):
@@ -90,9 +90,9 @@ def test_what_is_loaded_is_told(served):
     assert loaded.calibration == expected.calibration
 
 
-def test_a_beginning_that_comes_again_is_not_computed_again_unless_every_row_is_for_itself(served, door):
+def test_a_beginning_that_comes_again_is_not_computed_again_unless_every_row_is_for_itself(served, scorer_under_test):
     loaded, _ = served
-    (row,) = door.rows((250,), seed=77)
+    (row,) = scorer_under_test.rows((250,), seed=77)
     first, again = (loaded.scorer.score(TokenBatch((row,))).tokens_computed for _ in range(2))
     assert first == 250
     assert again < 250 if loaded.scorer.shares_prefixes else again == 250

@@ -44,7 +44,7 @@ class PackedScorer:
 
     `share`: common beginnings and equal rows are computed once. `trim`: the last layer computes only what is read.
     `hidden`: rows are told how far they are from it.
-    `one_by_one`: every row has a forward of its own, so its score has the same bits whoever rides beside it.
+    `one_by_one`: every row has a forward of its own, so its score has the same bits whatever else is in its batch.
     `prepack`: linear layers compute with weights that lie ready for the matrix kernel, where there is such a thing;
     `matmul_precision`: with MKL or with the kernels in C, which then do attention, gated MLPs and norms too.
     """

@@ -181,7 +181,7 @@ def _components(result: Scored, answered: Answered) -> dict[str, float]:
     is_raw = answered.number == "raw" or (
         answered.number == "reward" and not pipeline.normalizes and not pipeline.stages
     )
-    if len(heads) < 2 or not is_raw or pipeline.combination.how != "sum" or result.heads is None:
+    if len(heads) < 2 or not is_raw or pipeline.combination.method != "sum" or result.heads is None:
         return {}
     return {name: weight * result.heads[name] for name, weight in heads}
 

@@ -198,7 +198,7 @@ def describe(served: Served, bounds: Bounds) -> dict[str, Any]:
             "shape": served.pipeline.shape,
             "cap_low": served.pipeline.cap_low,
             "cap_high": served.pipeline.cap_high,
-            "combine": served.pipeline.combination.how,
+            "combine": served.pipeline.combination.method,
             "members": [asdict(member) for member in served.pipeline.combination.members],
             "stages": [
                 {"name": stage.name, "is": type(stage).__name__, **asdict(stage)}  # type: ignore[call-overload]

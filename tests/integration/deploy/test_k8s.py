@@ -18,9 +18,9 @@ from rewardserve.service.app import _LONGEST_CLOSING_S
 from rewardserve.service.settings import ServeSettings, unknown_variables
 from tests.support.manifests import (
     K8S,
-    PATIENCE_S,
     ROOT,
     SERVING,
+    TIMEOUT_S,
     TRAINING,
     build,
     built,
@@ -277,7 +277,7 @@ def test_the_one_liner_for_clients_lists_every_address_once_and_in_order():
     (code,) = re.findall(r"REWARDSERVE_URL=\"\$\(python3 -c '([^']+)'\)\"", text)
     assert "rewardserve-pods.rewardserve.svc" in code
     here = code.replace("rewardserve-pods.rewardserve.svc", "localhost")
-    done = subprocess.run([sys.executable, "-c", here], capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    done = subprocess.run([sys.executable, "-c", here], capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
     urls = done.stdout.strip().split(",")
     assert "http://127.0.0.1:8000" in urls
     assert urls == sorted(set(urls))

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.manifests import K8S, built, needs_kubectl, the
 from tests.support.prometheus import Prometheus
-from tests.support.service_server import PATIENCE_S, drill
+from tests.support.service_server import TIMEOUT_S, drill
 
 needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
 
@@ -63,7 +63,7 @@ def test_the_autoscaler_without_keda_asks_for_what_the_adapter_has_with_the_same
 
 def score(url, prompt):
     made = [{"prompt": prompt, "response": f"{prompt} {i}"} for i in range(4)]
-    reply = httpx.post(f"{url}/score", json={"samples": made}, timeout=PATIENCE_S)
+    reply = httpx.post(f"{url}/score", json={"samples": made}, timeout=TIMEOUT_S)
     assert reply.status_code == 200, reply.text
 
 
@@ -96,21 +96,21 @@ def world(tmp_path_factory):
     ):
         # Of a series that begins with its first value nobody sees it rise.
         score(server.url, "first")
-        prometheus.wait_for('rewardserve_request_seconds_count{route="/score"}', PATIENCE_S)
+        prometheus.wait_for('rewardserve_request_seconds_count{route="/score"}', TIMEOUT_S)
         for i in range(N_QUICK):
             score(server.url, f"quick {i}")
-        prometheus.wait_for(f'rewardserve_request_seconds_count{{route="/score"}} > {N_QUICK}', PATIENCE_S)
+        prometheus.wait_for(f'rewardserve_request_seconds_count{{route="/score"}} > {N_QUICK}', TIMEOUT_S)
         seen = [answers(prometheus, queries)]
         os.mkfifo(gate)
         slow = at_the_same_time(server.url, N_SLOW)
-        prometheus.wait_for(HELD, PATIENCE_S)
+        prometheus.wait_for(HELD, TIMEOUT_S)
         seen.append(answers(prometheus, queries))
         descriptor = os.open(gate, os.O_WRONLY)  # the first forward is inside; whoever comes after it finds no gate
         gate.unlink()
         os.close(descriptor)
         for thread in slow:
-            thread.join(PATIENCE_S)
-        prometheus.wait_for(f'rewardserve_request_seconds_count{{route="/score"}} > {N_QUICK + N_SLOW}', PATIENCE_S)
+            thread.join(TIMEOUT_S)
+        prometheus.wait_for(f'rewardserve_request_seconds_count{{route="/score"}} > {N_QUICK + N_SLOW}', TIMEOUT_S)
         seen.append(answers(prometheus, queries))
         yield server, seen
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.service_server import PATIENCE_S
+from tests.support.service_server import TIMEOUT_S
 
 SHIPPED = Path(__file__).resolve().parents[3] / "monitoring/alertmanager/alertmanager.yml"
 PROGRAM = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
@@ -69,8 +69,8 @@ def alertmanager(tmp_path, heard):
          "--cluster.listen-address=", f"--web.listen-address=127.0.0.1:{port}"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as client:
-        deadline = time.monotonic() + PATIENCE_S
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=TIMEOUT_S) as client:
+        deadline = time.monotonic() + TIMEOUT_S
         while True:
             try:
                 if client.get("/-/ready").is_success:
@@ -81,7 +81,7 @@ def alertmanager(tmp_path, heard):
             threading.Event().wait(0.05)
         yield client
     process.terminate()
-    process.wait(PATIENCE_S)
+    process.wait(TIMEOUT_S)
 
 
 def fire(alertmanager, *alerts):
@@ -107,7 +107,7 @@ def test_one_exploit_in_one_run_is_one_notification_and_updates_of_it(alertmanag
     ]  # fmt: skip
     for alerts in steps:
         fire(alertmanager, *alerts)
-    messages = [heard.get(timeout=PATIENCE_S)]
+    messages = [heard.get(timeout=TIMEOUT_S)]
     while True:
         try:
             messages.append(heard.get(timeout=6))  # the warnings would have been told by then
@@ -125,7 +125,7 @@ def test_runs_and_causes_are_told_apart(alertmanager, heard):
         ("RewardHacking", {**POLICY, "run": "b", "severity": "page", "wire": "vote"}),
         ("RewardCanary", {"run": "canaries", "cause": "model", "severity": "page", "wire": "canary"}),
     )
-    messages = [heard.get(timeout=PATIENCE_S) for _ in range(3)]
+    messages = [heard.get(timeout=TIMEOUT_S) for _ in range(3)]
     told = sorted(tuple(m["groupLabels"][each] for each in ("run", "cause")) for m in messages)
     assert told == [("a", "policy"), ("b", "policy"), ("canaries", "model")]
     assert [len(message["alerts"]) for message in messages] == [1, 1, 1]
@@ -138,7 +138,7 @@ def test_a_warning_alone_is_told_and_all_of_one_cause_together(alertmanager, hea
         ("RewardLengthHigh", {**POLICY, "severity": "warn", "wire": "length_high"}),
         ("RewardIdReuse", {"run": "a", "cause": "client", "severity": "warn", "wire": "id_reuse"}),
     )
-    messages = [heard.get(timeout=PATIENCE_S) for _ in range(2)]
+    messages = [heard.get(timeout=TIMEOUT_S) for _ in range(2)]
     assert sorted(map(names, messages)) == [["RewardFlattery", "RewardLengthHigh"], ["RewardIdReuse"]]
 
 
@@ -148,7 +148,7 @@ def test_a_warning_of_all_replicas_does_not_hide_the_page_of_one(alertmanager, h
         ("RewardFlattery", {**POLICY, "severity": "warn", "wire": "flattery"}),
         ("RewardTripwirePaged", {**POLICY, "severity": "page"}),
     )
-    assert names(heard.get(timeout=PATIENCE_S)) == ["RewardTripwirePaged"]
+    assert names(heard.get(timeout=TIMEOUT_S)) == ["RewardTripwirePaged"]
     silenced = [
         a["labels"]["alertname"] for a in alertmanager.get("/api/v2/alerts").json() if a["status"]["inhibitedBy"]
     ]
@@ -161,7 +161,7 @@ def test_what_a_replica_found_by_itself_is_no_news_where_all_of_them_show_it(ale
         ("RewardJudgeInjection", {**POLICY, "severity": "page", "wire": "judge_injection"}),
         ("RewardTripwirePaged", {**POLICY, "severity": "page"}),
     )
-    assert names(heard.get(timeout=PATIENCE_S)) == ["RewardJudgeInjection"]
+    assert names(heard.get(timeout=TIMEOUT_S)) == ["RewardJudgeInjection"]
     silenced = [
         a["labels"]["alertname"] for a in alertmanager.get("/api/v2/alerts").json() if a["status"]["inhibitedBy"]
     ]
@@ -171,7 +171,7 @@ def test_what_a_replica_found_by_itself_is_no_news_where_all_of_them_show_it(ale
 def test_a_page_about_the_server_does_not_wait_for_the_group_of_another(alertmanager, heard):
     fire(alertmanager, ("RewardServerErrors", {"severity": "page", "instance": "a"}),
          ("RewardScorerHanging", {"severity": "page", "instance": "a"}))  # fmt: skip
-    messages = [heard.get(timeout=PATIENCE_S) for _ in range(2)]
+    messages = [heard.get(timeout=TIMEOUT_S) for _ in range(2)]
     assert sorted(map(names, messages)) == [["RewardScorerHanging"], ["RewardServerErrors"]]
 
 
@@ -182,5 +182,5 @@ def test_a_server_that_is_down_is_not_slow_as_well_but_a_run_may_still_be_hacked
         ("RewardSlow", {"severity": "warn", "instance": "a"}),
         ("RewardFlattery", {**POLICY, "severity": "warn", "wire": "flattery"}),
     )
-    messages = [heard.get(timeout=PATIENCE_S) for _ in range(2)]
+    messages = [heard.get(timeout=TIMEOUT_S) for _ in range(2)]
     assert sorted(map(names, messages)) == [["RewardFlattery"], ["RewardServiceDown"]]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.service_server import PATIENCE_S, Server
+from tests.support.service_server import TIMEOUT_S, Server
 
 MONITORING = Path(__file__).resolve().parents[3] / "monitoring"
 
@@ -16,7 +16,7 @@ MONITORING = Path(__file__).resolve().parents[3] / "monitoring"
 def run(tool, *arguments, **kwargs):
     if shutil.which(tool) is None:
         pytest.skip(f"{tool} is not installed")
-    done = subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=PATIENCE_S, check=False, **kwargs)
+    done = subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False, **kwargs)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rewardserve.model.checkpoint import CheckpointError, ReadOptions, read, read_backbone, read_without_weights
-from rewardserve.model.checkpoint.writing import score_alone, write_labels
+from rewardserve.model.checkpoint.writing import score_single_row, write_labels
 from rewardserve.model.templates.chat_template import EncodingPolicyError
 from tests.support.checkpoints import (
     edit_json,
@@ -37,7 +37,7 @@ def plain_scores(folder):
 
 def served(folder, options=ReadOptions()):  # noqa: B008  (frozen)
     checkpoint = read(str(folder), options)
-    return [score_alone(checkpoint.network, row) for row in ROWS], checkpoint
+    return [score_single_row(checkpoint.network, row) for row in ROWS], checkpoint
 
 
 def refused(folder, options=ReadOptions()):  # noqa: B008  (frozen)
@@ -117,7 +117,7 @@ def test_weights_written_over_other_weights_leave_one_set(tmp_path):
     another_classifier().save_pretrained(tmp_path, max_shard_size="20KB")
     write_labels(tmp_path, network)
     scores, _ = served(tmp_path)
-    assert scores == pytest.approx([score_alone(network, row) for row in ROWS], abs=1e-5)
+    assert scores == pytest.approx([score_single_row(network, row) for row in ROWS], abs=1e-5)
 
 
 # -- two heads --------------------------------------------------------------------------------------------------------

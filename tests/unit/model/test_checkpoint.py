@@ -20,7 +20,7 @@ from rewardserve.model.checkpoint import (
     write_heads,
 )
 from rewardserve.model.checkpoint.weights import digest, weight_files
-from rewardserve.model.checkpoint.writing import score_alone
+from rewardserve.model.checkpoint.writing import score_single_row
 from tests.support.checkpoints import (
     CALIBRATION,
     PROBES,
@@ -53,7 +53,7 @@ def test_a_sequence_classifier_scores_as_in_transformers(tmp_path):
     assert checkpoint.contract is None
     assert checkpoint.calibration is None
     for row, (expected,) in zip(ROWS, plain_scores(model), strict=True):
-        assert score_alone(checkpoint.network, row) == pytest.approx(expected, abs=1e-5)
+        assert score_single_row(checkpoint.network, row) == pytest.approx(expected, abs=1e-5)
 
 
 def test_several_labels_are_heads_only_with_names_and_weights(tmp_path):
@@ -67,7 +67,7 @@ def test_several_labels_are_heads_only_with_names_and_weights(tmp_path):
     network = read(str(tmp_path)).network
     assert network.head_names == ("helpful", "harmless", "verbose")
     for row, (a, b, c) in zip(ROWS, plain_scores(model), strict=True):
-        assert score_alone(network, row) == pytest.approx(a + 0.5 * b - 0.1 * c, abs=1e-5)
+        assert score_single_row(network, row) == pytest.approx(a + 0.5 * b - 0.1 * c, abs=1e-5)
 
 
 @pytest.mark.parametrize("prefix", ["score", "value_head", "r_head"])
@@ -78,7 +78,7 @@ def test_an_openrlhf_checkpoint_is_read_with_its_statistics(tmp_path, prefix):
     assert checkpoint.calibration is not None
     assert (checkpoint.calibration.mean, checkpoint.calibration.std) == (0.3, 2.5)
     for row, (expected,) in zip(ROWS, plain_scores(model), strict=True):
-        assert score_alone(checkpoint.network, row) == pytest.approx(expected, abs=1e-5)
+        assert score_single_row(checkpoint.network, row) == pytest.approx(expected, abs=1e-5)
 
 
 def test_openrlhfs_default_statistics_count_as_none(tmp_path):
@@ -95,7 +95,7 @@ def test_a_value_head_is_read_with_its_bias(tmp_path, separate):
     for row in ROWS:
         with torch.no_grad():
             expected = backbone(torch.tensor([row])).last_hidden_state[0, -1] @ weight[0] + bias[0]
-        assert score_alone(checkpoint.network, row) == pytest.approx(float(expected), abs=1e-5)
+        assert score_single_row(checkpoint.network, row) == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_pickled_weights_are_read_where_they_are_allowed(tmp_path):
@@ -103,7 +103,7 @@ def test_pickled_weights_are_read_where_they_are_allowed(tmp_path):
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     network = read(str(tmp_path), ReadOptions(allow_pickle=True)).network
-    assert score_alone(network, ROWS[1]) == pytest.approx(plain_scores(model)[1][0], abs=1e-5)
+    assert score_single_row(network, ROWS[1]) == pytest.approx(plain_scores(model)[1][0], abs=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mixtral"])
@@ -137,7 +137,7 @@ def test_a_lora_adapter_with_its_head_is_merged_into_its_base(tmp_path, inside, 
         with torch.no_grad():
             out = model(torch.tensor([row]))
         expected = out.logits[0, 0] if inside == "classifier" else out.last_hidden_state[0, -1] @ head[0]
-        assert score_alone(checkpoint.network, row) == pytest.approx(float(expected), abs=1e-4)
+        assert score_single_row(checkpoint.network, row) == pytest.approx(float(expected), abs=1e-4)
 
 
 ADAPTED_HEADS = {
@@ -180,7 +180,7 @@ def test_an_adapted_value_head_is_that_of_pefts_own_forward(tmp_path, how, n_lab
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([row])).logits[0].tolist()
         expected = sum(count * logit for count, logit in zip(counts, logits, strict=True))
-        assert score_alone(checkpoint.network, row) == pytest.approx(expected, abs=1e-4)
+        assert score_single_row(checkpoint.network, row) == pytest.approx(expected, abs=1e-4)
 
 
 def test_an_adapter_of_a_head_that_no_file_holds_is_refused_with_its_name_and_the_remedy(tmp_path):
@@ -208,7 +208,9 @@ def test_bare_heads_over_a_base_model_are_a_reward_model(tmp_path):
     assert again.network.head_names == ("a", "b")
     assert again.contract == contract
     for row in ROWS:
-        assert score_alone(again.network, row) == pytest.approx(score_alone(start.network.eval(), row), abs=1e-6)
+        assert score_single_row(again.network, row) == pytest.approx(
+            score_single_row(start.network.eval(), row), abs=1e-6
+        )
 
 
 # -- refusing ---------------------------------------------------------------------------------------------------------
@@ -303,13 +305,13 @@ def test_what_we_write_scores_the_same_in_plain_transformers(tmp_path, architect
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm").eval()
     rows = [ours.encoder(sample).ids for sample in PROBES]
     for row, (expected,) in zip(rows, plain_scores(plain, [list(r) for r in rows]), strict=True):
-        assert score_alone(ours.network, row) == pytest.approx(expected, abs=1e-5)
+        assert score_single_row(ours.network, row) == pytest.approx(expected, abs=1e-5)
     # And in a padded batch, where transformers looks for the last token that is not padding.
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "rm")
     batch = tokenizer.pad({"input_ids": [list(r) for r in rows]}, return_tensors="pt")
     with torch.no_grad():
         logits = plain(**{k: v for k, v in batch.items() if k != "token_type_ids"}).logits[:, 0]
-    expected = torch.tensor([score_alone(ours.network, row) for row in rows])
+    expected = torch.tensor([score_single_row(ours.network, row) for row in rows])
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
@@ -319,7 +321,7 @@ def test_several_heads_are_written_as_one_score_for_others_and_by_name_for_us(tm
     assert dict(zip(network.head_names, network.head_weights, strict=True)) == {"convincing": 0.7, "harmless": 1.3}
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm").eval()
     for row, (expected,) in zip(ROWS, plain_scores(plain), strict=True):
-        assert score_alone(network, row) == pytest.approx(expected, abs=1e-5)
+        assert score_single_row(network, row) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_written_config_says_what_other_engines_look_for(tmp_path):
@@ -367,8 +369,8 @@ def test_where_no_special_token_is_free_a_pad_token_is_added(tmp_path):
     assert pad_id >= before - 1
     assert pad_id not in checkpoint.policy.end_ids
     again = read(str(tmp_path / "rm"))
-    assert score_alone(again.network, ROWS[0]) == pytest.approx(
-        score_alone(checkpoint.network.eval(), ROWS[0]), abs=1e-5
+    assert score_single_row(again.network, ROWS[0]) == pytest.approx(
+        score_single_row(checkpoint.network.eval(), ROWS[0]), abs=1e-5
     )
 
 

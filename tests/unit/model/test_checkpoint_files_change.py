@@ -25,7 +25,7 @@ from rewardserve.model.checkpoint import (
     reading,
     weights,
 )
-from rewardserve.model.checkpoint.writing import score_alone
+from rewardserve.model.checkpoint.writing import score_single_row
 from tests.support.checkpoints import hidden_reference, language_model, reward_model, sequence_classifier, value_head
 
 ROWS = [[5, 9, 77, 2], [1, 200, 2, 33, 8, 8, 2], [7, 2]]
@@ -82,11 +82,11 @@ def test_files_that_are_written_over_change_no_score(tmp_path, layout):
     LAYOUTS[layout](folder)
     checkpoint = read(str(folder), ALLOWED)
     network, reference = checkpoint.network, checkpoint.hidden
-    before = [score_alone(network, row) for row in ROWS]
+    before = [score_single_row(network, row) for row in ROWS]
     states = torch.linspace(-1, 1, 32).repeat(2, 1)
     distances = None if reference is None else reference.log_distance(states).tolist()
     assert write_over(tmp_path)
-    assert [score_alone(network, row) for row in ROWS] == before
+    assert [score_single_row(network, row) for row in ROWS] == before
     assert distances is None or reference.log_distance(states).tolist() == distances
     assert mapped(tmp_path) == [], "a file that is cut off would end the process"
 
@@ -97,7 +97,7 @@ def test_no_file_of_tensors_is_mapped_once_the_tensors_are_there(tmp_path, layou
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     LAYOUTS[layout](folder)
-    expected = [score_alone(read(str(folder), ALLOWED).network, row) for row in ROWS]
+    expected = [score_single_row(read(str(folder), ALLOWED).network, row) for row in ROWS]
     copy, seen = reading._copy_out_of_files, []
 
     def cut_first(network):
@@ -110,7 +110,7 @@ def test_no_file_of_tensors_is_mapped_once_the_tensors_are_there(tmp_path, layou
     monkeypatch.setattr(reading, "_copy_out_of_files", cut_first)
     network = read(str(folder), ReadOptions(dtype="float32")).network
     assert seen == [[]]
-    assert [score_alone(network, row) for row in ROWS] == expected
+    assert [score_single_row(network, row) for row in ROWS] == expected
 
 
 def test_a_file_that_is_cut_off_while_it_is_read_is_refused_by_its_name(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from rewardserve.model.contract import (
     FORMAT,
     ContractReport,
     ContractUnreadable,
-    Facts,
+    ObservedFacts,
     Probe,
     ScoringContract,
     sample_from_dict,
@@ -25,7 +25,7 @@ from rewardserve.model.conversation import Message, Sample
 from rewardserve.model.layout_rules import LayoutRule
 
 PROBES = (Probe({"text": "a"}, (5, 6, 7), 1.5, 0.25), Probe({"text": "b"}, (8, 9), -2.0, 0.5))
-FACTS = Facts(
+FACTS = ObservedFacts(
     template_digest="sha256:0123456789abcdef", bos_id=1, end_text="</s>", end_ids=(2,), pad_id=0,
     tokenizer_digest="sha256:1123456789abcdef", weights_digest="sha256:2123456789abcdef",
     head_digest="sha256:3123456789abcdef", dtype="float32", template_date="2026-01-31",

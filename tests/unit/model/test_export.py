@@ -49,7 +49,7 @@ def test_an_export_that_fails_keeps_the_contract_that_is_there(bound, tmp_path, 
     elif wrong == "weights":
         (bound / "model.safetensors").write_bytes(b"cut off")
     elif wrong == "memory":
-        monkeypatch.setattr(writing, "score_alone", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        monkeypatch.setattr(writing, "score_single_row", lambda *_: (_ for _ in ()).throw(MemoryError()))
     else:
 
         def full(path: Path, text: str, *_: object, **__: object) -> int:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from rewardserve.model.backends import LoadedModel, LoadError, ModelSpec, load
-from rewardserve.model.backends.serving import limited
+from rewardserve.model.backends.serving import apply_limits
 from rewardserve.model.checkpoint import read
 from rewardserve.model.checkpoint.max_length import DEFAULT_MAX_TOKENS, max_row_tokens, position_table_size
 from rewardserve.model.conversation import Sample, SampleError
@@ -130,4 +130,4 @@ def test_a_model_without_a_longest_row_says_so_and_the_operator_may_change_it(tm
 def test_the_operator_cannot_go_beyond_a_longest_row_that_is_named(tmp_path):
     classifier(tmp_path, "mpt")
     with pytest.raises(LoadError, match="max_input_tokens=97 is more than this checkpoint can read"):
-        limited(read(str(tmp_path)), ModelSpec(max_input_tokens=97))
+        apply_limits(read(str(tmp_path)), ModelSpec(max_input_tokens=97))

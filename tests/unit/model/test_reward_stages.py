@@ -11,12 +11,12 @@ import pytest
 
 from rewardserve.model.calibration import Calibration, HeadCalibration
 from rewardserve.model.reward import (
-    Batch,
     CombineSettings,
     EnsembleMember,
     PenaltySettings,
     PipelineError,
     Reward,
+    RewardBatch,
     RewardSettings,
     build_pipeline,
     repetition,
@@ -24,9 +24,9 @@ from rewardserve.model.reward import (
 from rewardserve.model.reward.members import (
     IDENTITY,
     Combination,
-    Combined,
-    Member,
+    CombinedScores,
     Scale,
+    ScaledMember,
     log_sigmoid,
     mean,
     minimum,
@@ -52,7 +52,7 @@ CURVE = ((0.0, -1.0), (2.0, 0.0), (4.0, 4.0))
 
 def through(stage, values, **columns):
     """Values and notes after a stage, in numbers that can be compared."""
-    shaped, notes = stage(values, Batch([{}] * len(values), **columns))
+    shaped, notes = stage(values, RewardBatch([{}] * len(values), **columns))
     return shaped, dict(notes)
 
 
@@ -109,7 +109,7 @@ def test_a_soft_cap_bends_what_is_beyond_its_knee():
 @pytest.mark.parametrize("stage", [Cap(-1.0, 1.0), SoftCap(-2.0, 2.0, 1.0)])
 def test_what_no_cap_touches_is_the_same_column(stage):
     values = [-1.0, 0.5, 1.0]
-    shaped, notes = stage(values, Batch([{}] * 3))
+    shaped, notes = stage(values, RewardBatch([{}] * 3))
     assert shaped is values
     assert not notes
 
@@ -148,14 +148,14 @@ def test_repetition_is_the_share_of_trigrams_that_came_before():
 
 # -- members ----------------------------------------------------------------------------------------------------------
 
-A = Member("a", (("x", 2.0), ("y", -1.0)), Scale(1.0, 2.0, 0.5), 0.25)
-B = Member("b", (("y", 1.0),), Scale(-1.0, 0.5, 2.0), 0.75)
+A = ScaledMember("a", (("x", 2.0), ("y", -1.0)), Scale(1.0, 2.0, 0.5), 0.25)
+B = ScaledMember("b", (("y", 1.0),), Scale(-1.0, 0.5, 2.0), 0.75)
 SCORES = {"x": 3.0, "y": 1.0}  # a is 5 raw, 2 on its scale; b is 1 raw, 4 on its scale
 
 
 def test_members_are_put_on_their_scales_and_combined():
     assert A.raw(SCORES) == 5.0
-    assert Combination((A,))([SCORES]) == Combined([5.0], [2.0], None)
+    assert Combination((A,))([SCORES]) == CombinedScores([5.0], [2.0], None)
     for how, value in {
         "mean": 3.5,
         "min": 2.0,
@@ -230,7 +230,7 @@ def test_all_stages_are_built_in_their_order_from_the_calibration():
     assert pipeline.stages == (
         Debias(1.0, CURVE, 1.0), MissingEnd(1.0), Overlong(2.0, 0, 9), Repetition(3.0, 0.1), SoftCap(-4.0, 4.0, 1.0),
     )  # fmt: skip
-    assert pipeline.combination == Combination((Member("m", HEADS, Scale(1.0, 2.0, 0.5), 1.0),), "sum", 0.0)
+    assert pipeline.combination == Combination((ScaledMember("m", HEADS, Scale(1.0, 2.0, 0.5), 1.0),), "sum", 0.0)
     assert (pipeline.normalizes, pipeline.shape, pipeline.cap_low, pipeline.cap_high) == (True, "softcap", -4.0, 4.0)
     assert pipeline.reads == {"lengths", "missing_end", "repetition"}
     assert pipeline.stage_names == ("combined", "debias", "missing_end", "overlong", "repetition", "shape")
@@ -274,7 +274,7 @@ def test_heads_are_members_on_their_own_scales_with_the_weight_that_they_have_in
     scales = [Scale(0.5, 2.0, 0.25), Scale(1.0, 0.25, 2.0), Scale(3.0, 1.0, 1.0)]
     signs = [1.0, -1.0, 1.0]
     expected = tuple(
-        Member(name, ((name, sign),), scale, weight / 1.5)
+        ScaledMember(name, ((name, sign),), scale, weight / 1.5)
         for (name, _), sign, scale, weight in zip(HEADS, signs, scales, weights, strict=True)
     )
     for how, beta in (("softmin", 0.7), ("mean", 0.0), ("min", 0.0), ("and", 0.0)):
@@ -300,9 +300,9 @@ def test_models_are_members_with_the_operators_weights():
     assert not pipeline.normalizes
     assert pipeline.combination == Combination(
         (
-            Member("x", HEADS, Scale(0.0, 1.0, 0.5), 2 / 3),
-            Member("y", HEADS, IDENTITY, 0.0),
-            Member("z", HEADS, IDENTITY, 1 / 3),
+            ScaledMember("x", HEADS, Scale(0.0, 1.0, 0.5), 2 / 3),
+            ScaledMember("y", HEADS, IDENTITY, 0.0),
+            ScaledMember("z", HEADS, IDENTITY, 1 / 3),
         ),
         "mean",
         0.0,
@@ -328,7 +328,7 @@ def test_the_digest_is_that_of_the_combination_and_the_stages_with_sorted_names(
 def test_a_reward_has_the_change_and_the_notes_of_each_stage():
     pipeline = built(shape="cap", heads=(("a", 1.0),), penalties={"missing_end": 1.0, "overlong": 2.0, "overlong_start": 1,
                                                                    "overlong_end": 3})  # fmt: skip
-    batch = Batch([{"a": 13.0}, {"a": 3.0}, {"a": -15.0}], lengths=[1, None, 9], missing_end=[False, False, True])
+    batch = RewardBatch([{"a": 13.0}, {"a": 3.0}, {"a": -15.0}], lengths=[1, None, 9], missing_end=[False, False, True])
     assert pipeline(batch) == [
         Reward(13.0, 4.0, 6.0, ("capped_high",), (6.0, 0.0, 0.0, -2.0), None),
         Reward(3.0, 1.0, 1.0, (), (1.0, 0.0, 0.0, 0.0), None),
@@ -337,11 +337,11 @@ def test_a_reward_has_the_change_and_the_notes_of_each_stage():
         ),
     ]  # fmt: skip
     quiet = built(shape="cap", heads=(("a", 1.0),), normalize=False)
-    assert quiet(Batch([{"a": 3.0}, {"a": 1.0}])) == [
+    assert quiet(RewardBatch([{"a": 3.0}, {"a": 1.0}])) == [
         Reward(3.0, 3.0, None, (), (3.0, 0.0), None),
         Reward(1.0, 1.0, None, (), (1.0, 0.0), None),
     ]
-    assert quiet(Batch([])) == []
+    assert quiet(RewardBatch([])) == []
     spread = built(combine={"method": "min"}, heads=(("a", 1.0), ("b", 1.0)), penalties={"missing_end": 1.0})
     assert spread.one({"a": 4.5, "b": -1.0}, missing_end=False) == Reward(0.0, 0.0, 0.0, (), (0.0, 0.0), 1.0)
     noted = Reward(0.0, -1.0, 0.0, ("missing_end_penalty",), (0.0, -1.0), 1.0)
@@ -359,7 +359,7 @@ def test_a_stage_that_loses_a_value_is_an_error():
 
     pipeline = replace(built(heads=(("a", 1.0),)), stages=(Loses(None, None),))
     with pytest.raises(ValueError, match="zip"):
-        pipeline(Batch([{"a": 1.0}, {"a": 2.0}]))
+        pipeline(RewardBatch([{"a": 1.0}, {"a": 2.0}]))
 
 
 FIT = "Fit it with `rewardserve calibrate`"

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from rewardserve.model.backends import LoadError, ModelSpec, load
 from rewardserve.model.check import main as check
 from rewardserve.model.checkpoint import read, write_contract
-from rewardserve.model.checkpoint.writing import score_alone
+from rewardserve.model.checkpoint.writing import score_single_row
 from rewardserve.model.conversation import EmptyResponse, Message, Sample
 from rewardserve.model.encoding import Encoder
 from rewardserve.model.export import main as export
@@ -146,7 +146,7 @@ def test_a_prompt_that_is_cut_leaves_the_position_where_it_is(tmp_path):
     assert cut.truncated
     assert cut.ids == whole[-40:]
     assert by_class(model, [*cut.ids, END]) == pytest.approx(
-        score_alone(read(str(tmp_path)).network, cut.ids), abs=1e-5
+        score_single_row(read(str(tmp_path)).network, cut.ids), abs=1e-5
     )
 
 

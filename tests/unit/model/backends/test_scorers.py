@@ -1,4 +1,4 @@
-"""Every scorer that runs everywhere keeps what the door promises."""
+"""Every scorer that runs everywhere keeps what the interface promises."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rewardserve.model.backends.ensemble import ensemble
 from rewardserve.model.network import RewardNetwork
 from tests.support.checkpoints import reward_model
 from tests.support.scorer_suite import *  # noqa: F403
-from tests.support.scorer_suite import Door
+from tests.support.scorer_suite import ScorerUnderTest
 
 
 def plain(network: RewardNetwork):
@@ -32,20 +32,20 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=["packed", "padded", "one by one", "echo", "ensemble"])
-def door(request, checkpoint):
+def scorer_under_test(request, checkpoint):
     folder, network = checkpoint
     tiny = range(5, 300)
     if request.param == "echo":
         loaded = load("echo", ModelSpec("echo"))
         reference = lambda row: {"score": echo_score(row)}  # noqa: E731
-        return Door(loaded.scorer, loaded.identity, reference, range(VOCAB_SIZE), tolerance=0.0)
+        return ScorerUnderTest(loaded.scorer, loaded.identity, reference, range(VOCAB_SIZE), tolerance=0.0)
     alone = plain(network)
     if request.param == "ensemble":
         one = load("torch", ModelSpec(str(folder)))
         loaded = ensemble([("a", one), ("b", one)])
         both = lambda row: {f"{m}/{head}": v for m in "ab" for head, v in alone(row).items()}  # noqa: E731
-        return Door(loaded.scorer, loaded.identity, both, tiny, tolerance=1e-4, n_forwards=2)
+        return ScorerUnderTest(loaded.scorer, loaded.identity, both, tiny, tolerance=1e-4, n_forwards=2)
     spec = ModelSpec(str(folder), engine="padded" if request.param == "padded" else "packed",
                      deterministic=request.param == "one by one")  # fmt: skip
     loaded = load("torch", spec)
-    return Door(loaded.scorer, loaded.identity, alone, tiny, tolerance=1e-4)
+    return ScorerUnderTest(loaded.scorer, loaded.identity, alone, tiny, tolerance=1e-4)

@@ -36,7 +36,7 @@ def vllm(monkeypatch, tmp_path):
     world = SimpleNamespace(engines=[], off_by=0.0, fails=None, temporary=tmp_path / "temporary")
     world.temporary.mkdir()
 
-    async def start(spec, tell_of_process):
+    async def start(spec, on_process_started):
         if world.fails is not None:
             raise world.fails
         world.engines.append(ReadingEngine(spec, world.off_by))

@@ -9,7 +9,7 @@ import pytest
 from rewardserve.model.backends.vllm_api import PooledRow
 from rewardserve.model.backends.vllm_scorer import IN_FLIGHT, EventLoopThread, VllmScorer
 from rewardserve.model.scorer import OutOfMemory, ScorerError, TokenBatch
-from tests.support.engines import PATIENCE_S, GatedEngine
+from tests.support.engines import TIMEOUT_S, GatedEngine
 
 A, B, C = (1, 2, 3), (4, 5), (6,)
 
@@ -23,7 +23,7 @@ def build():
     """Scorers over gated engines, and their ends."""
     built = []
 
-    def scorer(engine, *, names=("score",), biases=(0.0,), stall_timeout_s=PATIENCE_S):
+    def scorer(engine, *, names=("score",), biases=(0.0,), stall_timeout_s=TIMEOUT_S):
         ended = []
         made = VllmScorer(
             engine,
@@ -58,7 +58,7 @@ def test_rows_keep_their_order_whoever_is_done_first(build, callers):
     engine.wait_for(3)
     for row in (C, A, B):
         engine.let_go(row)
-    scored = coming.result(PATIENCE_S)
+    scored = coming.result(TIMEOUT_S)
     assert scored.rows == ({"score": 1.0}, {"score": 4.0}, {"score": 6.0})
     assert len(set(engine.names)) == 3
 
@@ -70,7 +70,7 @@ def test_what_the_engine_had_already_is_not_computed(build, callers):
     engine.wait_for(2)
     for row in (A, B):
         engine.let_go(row)
-    assert coming.result(PATIENCE_S).tokens_computed == 2
+    assert coming.result(TIMEOUT_S).tokens_computed == 2
 
 
 def test_batches_are_at_the_engine_together_and_none_waits_for_another(build, callers):
@@ -80,10 +80,10 @@ def test_batches_are_at_the_engine_together_and_none_waits_for_another(build, ca
     first, second = (callers.submit(scorer.score, TokenBatch((row,))) for row in (A, B))
     engine.wait_for(2)
     engine.let_go(B)
-    assert second.result(PATIENCE_S).rows == ({"score": 4.0},)
+    assert second.result(TIMEOUT_S).rows == ({"score": 4.0},)
     assert not first.done()
     engine.let_go(A)
-    first.result(PATIENCE_S)
+    first.result(TIMEOUT_S)
 
 
 def test_heads_have_their_names_and_biases(build, callers):
@@ -92,7 +92,7 @@ def test_heads_have_their_names_and_biases(build, callers):
     coming = callers.submit(scorer.score, TokenBatch((A,)))
     engine.wait_for(1)
     engine.let_go(A)
-    assert coming.result(PATIENCE_S).rows == ({"a": 1.5, "b": 1.75},)
+    assert coming.result(TIMEOUT_S).rows == ({"a": 1.5, "b": 1.75},)
 
 
 def test_another_number_of_values_than_of_heads_is_an_error(build, callers):
@@ -102,7 +102,7 @@ def test_another_number_of_values_than_of_heads_is_an_error(build, callers):
     engine.wait_for(1)
     engine.let_go(A)
     with pytest.raises(ScorerError, match="2 values for the 1 heads"):
-        coming.result(PATIENCE_S)
+        coming.result(TIMEOUT_S)
 
 
 def test_one_row_that_fails_fails_its_batch_and_the_others_are_given_up(build, callers):
@@ -112,13 +112,13 @@ def test_one_row_that_fails_fails_its_batch_and_the_others_are_given_up(build, c
     engine.wait_for(3)
     engine.let_go(B, ValueError("the prompt 'my secret' is odd"))
     with pytest.raises(ScorerError) as raised:
-        coming.result(PATIENCE_S)
+        coming.result(TIMEOUT_S)
     assert "secret" not in str(raised.value)
     assert "ValueError" in str(raised.value)
     again = callers.submit(scorer.score, TokenBatch(((9,),)))  # what was cancelled before it has run by then
     engine.wait_for(1)
     engine.let_go((9,))
-    assert again.result(PATIENCE_S).rows == ({"score": 9.0},)
+    assert again.result(TIMEOUT_S).rows == ({"score": 9.0},)
     assert set(engine.given_up) == {A, C}
     assert scorer.is_alive
 
@@ -131,7 +131,7 @@ def test_an_engine_that_dies_fails_the_rows_in_flight_and_is_not_asked_again(bui
     engine.is_dead = True
     engine.let_go(A, EngineDeadError("see above"))
     with pytest.raises(ScorerError, match="died"):
-        coming.result(PATIENCE_S)
+        coming.result(TIMEOUT_S)
     assert not scorer.is_alive
     with pytest.raises(ScorerError, match="dead"):
         scorer.score(TokenBatch((B,)))
@@ -147,7 +147,7 @@ def test_running_out_of_memory_has_its_own_word(build, callers):
     error.__cause__ = RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
     engine.let_go(A, error)
     with pytest.raises(OutOfMemory):
-        coming.result(PATIENCE_S)
+        coming.result(TIMEOUT_S)
 
 
 def test_an_error_that_is_a_timeout_is_an_error_and_not_a_wait(build, callers):
@@ -157,7 +157,7 @@ def test_an_error_that_is_a_timeout_is_an_error_and_not_a_wait(build, callers):
     engine.wait_for(1)
     engine.let_go(A, TimeoutError())
     with pytest.raises(ScorerError, match="TimeoutError"):
-        coming.result(PATIENCE_S)
+        coming.result(TIMEOUT_S)
     assert scorer.is_alive
 
 
@@ -178,7 +178,7 @@ def test_a_row_that_never_comes_back_while_others_do_is_given_up_and_the_engine_
         coming = callers.submit(scorer.score, TokenBatch((B,)))
         engine.wait_for(1)
         engine.let_go(B)
-        coming.result(PATIENCE_S)
+        coming.result(TIMEOUT_S)
     with pytest.raises(ScorerError, match="has not answered"):
         lost.result()
     assert scorer.is_alive
@@ -191,7 +191,7 @@ def test_closing_refuses_what_is_in_flight_and_ends_the_engine_once(build, calle
     engine.wait_for(2)
     scorer.close()
     with pytest.raises(ScorerError):
-        coming.result(PATIENCE_S)
+        coming.result(TIMEOUT_S)
     assert set(engine.given_up) == {A, B}
     scorer.close()
     assert (engine.n_shutdowns, scorer.ended) == (1, [1])
