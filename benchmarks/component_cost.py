@@ -24,9 +24,9 @@ from rewardserve.service import app
 from rewardserve.service.api import body, structs
 from rewardserve.service.api.replies import score_reply
 from rewardserve.service.api.schemas import ScoreRequest, to_sample
-from rewardserve.service.auth.api_keys import KeyRing
+from rewardserve.service.auth.api_keys import ApiKeys
 from rewardserve.service.models import runtime as engines
-from rewardserve.service.models.active_models import Served
+from rewardserve.service.models.active_models import ServedModel
 from rewardserve.service.models.deployment import Source
 from rewardserve.service.models.registry import Succession, spare_the_garbage_collector
 from rewardserve.service.observability import logs
@@ -35,7 +35,7 @@ from rewardserve.service.settings import ServeSettings
 T = TypeVar("T")
 
 _REPEATS = 5
-_decoder = msgspec.json.Decoder(structs.ScoreRequest)
+_decoder = msgspec.json.Decoder(structs.ScoreRequestStruct)
 
 MEANINGS = {
     "read": "the body -> samples",
@@ -93,14 +93,16 @@ async def _measure(case: Case, tokens: int, at_once: int, n_samples: int) -> dic
     }
 
 
-def open_echo_server() -> tuple[app.House, engines.Engine, Served]:
+def open_echo_server() -> tuple[app.House, engines.Engine, ServedModel]:
     """A whole server in this process, with the echo backend, open for requests. Needs a running event loop."""
     settings = ServeSettings(backend="echo", model="echo", log_level="warning", _cli_parse_args=[])
     logs.configure(settings.log_level, settings.log_format)
-    house = app.build_house(settings, KeyRing())
+    house = app.build_house(settings, ApiKeys())
     loaded, pipeline = engines.load_model(settings)
     commons = engines.build_commons(settings, house.admission, house.metrics, house.clock)
-    succession = Succession(commons, house.stage, engines.Prepared(loaded, pipeline), Source(model="echo"), keep=0)
+    succession = Succession(
+        commons, house.active_models, engines.Prepared(loaded, pipeline), Source(model="echo"), keep=0
+    )
     spare_the_garbage_collector()
     return house, succession.serving.engine, succession.serving.served
 

@@ -27,7 +27,7 @@ from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.models.registry import spare_the_garbage_collector
 from rewardserve.service.tripwires.baseline import BaselineSource
-from rewardserve.service.tripwires.io.run_watcher import CpuBudget, Origin, RunWatcher
+from rewardserve.service.tripwires.io.run_watcher import CpuBudget, RunContext, RunWatcher
 from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
 
 CASES = (Case("text", 1), Case("text", 64), Case("ids", 64))
@@ -98,7 +98,7 @@ def _look_us(n_chars: int) -> float:
     took = []
     for step in range(20):
         started = time.process_time()
-        watcher.see(Origin("run", step), rows, [reward] * len(rows))
+        watcher.see(RunContext("run", step), rows, [reward] * len(rows))
         took.append((time.process_time() - started) / len(rows))
     return 1e6 * statistics.median(took)
 

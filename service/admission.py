@@ -1,7 +1,7 @@
-"""Seats for the samples and tokens that may be in the house at one time.
+"""Admission: a bound on the samples and tokens that are in flight at one time.
 
-A request gets all its seats or none, keeps them until it is answered, and gives them back whatever
-happens. Tokens are not known before a sample is encoded, so the caller brings an estimate. Knows
+A request gets all the capacity it asks for or none, holds it until it is answered, and releases it whatever
+happens. Tokens are not known before a sample is encoded, so the caller passes an estimate. Knows
 nothing of queues, batches or HTTP. Belongs to one event loop; nothing here waits.
 """
 
@@ -15,47 +15,47 @@ from contextlib import contextmanager
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import Overloaded, RequestTooLarge, ShuttingDown
 
-_LONGEST_RETRY_AFTER_S = 30.0
-_NEARLY = 0.9
-_STAY_WEIGHT = 0.1  # of the newest stay in the running mean: some ten requests are remembered
+_MAX_RETRY_AFTER_S = 30.0
+_NEARLY_FULL = 0.9
+_LATENCY_WEIGHT = 0.1  # weight of the newest latency in the running mean: some ten requests count
 
 
 class Admission:
-    """Counts who is in, and who has left. `empty` is set while nobody is in."""
+    """Counts what is in flight, and the requests that are done. `idle` is set while nothing is in flight."""
 
     def __init__(self, max_samples: int, max_tokens: int, clock: Clock) -> None:
         self.max_samples = max_samples
         self.max_tokens = max_tokens
         self.n_samples = 0
         self.n_tokens = 0
-        self.empty = asyncio.Event()
-        self.empty.set()
+        self.idle = asyncio.Event()
+        self.idle.set()
         self._clock = clock
         self._closed = False
-        self._mean_stay_s = 0.0
-        self.n_left = 0
+        self._mean_latency_s = 0.0
+        self.n_released = 0
 
     @property
     def is_nearly_full(self) -> bool:
-        """Whether nine seats in ten are taken, of samples or of tokens."""
-        return self.n_samples >= _NEARLY * self.max_samples or self.n_tokens >= _NEARLY * self.max_tokens
+        """Whether nine tenths of the capacity are in use, of samples or of tokens."""
+        return self.n_samples >= _NEARLY_FULL * self.max_samples or self.n_tokens >= _NEARLY_FULL * self.max_tokens
 
     def close(self) -> None:
-        """Let nobody in any more. Those who are in may finish."""
+        """Admit no request any more. Those in flight may finish."""
         self._closed = True
 
     @contextmanager
-    def enter(self, n_samples: int, n_tokens: int) -> Iterator[None]:
-        """Hold the seats while the body runs. Raise `Overloaded`, `RequestTooLarge` or `ShuttingDown`."""
+    def acquire(self, n_samples: int, n_tokens: int) -> Iterator[None]:
+        """Hold capacity while the body runs. Raise `Overloaded`, `RequestTooLarge` or `ShuttingDown`."""
         self._check(n_samples, n_tokens)
-        entered_at = self._clock.now()
-        self._move(n_samples, n_tokens)
+        acquired_at = self._clock.now()
+        self._add(n_samples, n_tokens)
         try:
             yield
         finally:
-            self._move(-n_samples, -n_tokens)
-            self.n_left += 1
-            self._mean_stay_s += _STAY_WEIGHT * (self._clock.now() - entered_at - self._mean_stay_s)
+            self._add(-n_samples, -n_tokens)
+            self.n_released += 1
+            self._mean_latency_s += _LATENCY_WEIGHT * (self._clock.now() - acquired_at - self._mean_latency_s)
 
     def _check(self, n_samples: int, n_tokens: int) -> None:
         if self._closed:
@@ -67,20 +67,20 @@ class Admission:
             )  # fmt: skip
         if self.n_samples + n_samples > self.max_samples or self.n_tokens + n_tokens > self.max_tokens:
             raise Overloaded(
-                "all seats are taken; try again later",
+                "the server is at capacity; try again later",
                 retry_after_s=self._retry_after_s(),
                 n_samples=n_samples, samples_in_flight=self.n_samples, max_samples=self.max_samples,
                 n_tokens=n_tokens, tokens_in_flight=self.n_tokens, max_tokens=self.max_tokens,
             )  # fmt: skip
 
-    def _move(self, n_samples: int, n_tokens: int) -> None:
+    def _add(self, n_samples: int, n_tokens: int) -> None:
         self.n_samples += n_samples
         self.n_tokens += n_tokens
         if self.n_samples:
-            self.empty.clear()
+            self.idle.clear()
         else:
-            self.empty.set()
+            self.idle.set()
 
     def _retry_after_s(self) -> float:
-        """About when a seat is free: the mean stay of late, in whole seconds as the header wants them."""
-        return min(_LONGEST_RETRY_AFTER_S, max(1.0, math.ceil(self._mean_stay_s)))
+        """About when capacity is released: the mean recent latency, in whole seconds as the header wants them."""
+        return min(_MAX_RETRY_AFTER_S, max(1.0, math.ceil(self._mean_latency_s)))

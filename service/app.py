@@ -29,21 +29,24 @@ from rewardserve.service.admission import Admission
 from rewardserve.service.api import error_responses, openapi
 from rewardserve.service.api.dialects import DIALECTS, pairs
 from rewardserve.service.api.dialects.routes import DialectPolicy, dialect_routes, value_endpoint_of
-from rewardserve.service.api.http.load_shedder import Door
-from rewardserve.service.api.http.protocol import ConnectionLimits, Connections, OneWriteProtocol
-from rewardserve.service.api.middleware.body_limits import Intake, IntakeLimits
-from rewardserve.service.api.middleware.host_policy import Sites
-from rewardserve.service.api.middleware.request_log import KeyCheck, RequestSeen, Witness
-from rewardserve.service.api.route_policy import OPEN_PATHS, Access, same_route
+from rewardserve.service.api.http.load_shedder import LoadShedder
+from rewardserve.service.api.http.protocol import ConnectionLimits, Connections, HttpProtocol
+from rewardserve.service.api.middleware.auth import AuthMiddleware
+from rewardserve.service.api.middleware.body_limits import BodyLimitMiddleware, BodyLimits
+from rewardserve.service.api.middleware.fast_router import FastRouter
+from rewardserve.service.api.middleware.host_policy import HostPolicy
+from rewardserve.service.api.middleware.request_log import RequestLogMiddleware, RequestRecord
+from rewardserve.service.api.route_policy import OPEN_PATHS, RoutePolicy, check_same_route
 from rewardserve.service.api.routes.admin import admin_routes
 from rewardserve.service.api.routes.health import health_routes
 from rewardserve.service.api.routes.kserve_health import kserve_health_routes
 from rewardserve.service.api.routes.pages import page_routes
-from rewardserve.service.api.routes.scoring import Straight, scoring_routes
-from rewardserve.service.auth.api_keys import KeyFile, KeyRing
-from rewardserve.service.auth.tls import Certificate
+from rewardserve.service.api.routes.scoring import scoring_routes
+from rewardserve.service.api.server_limits import ServerLimits
+from rewardserve.service.auth.api_keys import ApiKeys, ApiKeysFile
+from rewardserve.service.auth.tls import ReloadingCertificate
 from rewardserve.service.clock import Clock, MonotonicClock
-from rewardserve.service.models.active_models import Bounds, Stage
+from rewardserve.service.models.active_models import ActiveModels
 from rewardserve.service.models.checkpoint_watcher import Fingerprint, fingerprint, keep_looking
 from rewardserve.service.models.deployment import Source
 from rewardserve.service.models.registry import Succession, in_daemon_thread, spare_the_garbage_collector
@@ -53,10 +56,10 @@ from rewardserve.service.observability.metrics import CONTENT_TYPE, Metrics
 from rewardserve.service.settings import ServeSettings, is_loopback
 from rewardserve.service.tripwires.io.webhook import Webhook
 
-_MOST_CONNECTIONS = 8192
+_MAX_CONNECTIONS = 8192
 """Some 100 MB of buffers and objects if all of them are busy."""
 
-_LONGEST_CLOSING_S = 5.0
+_MAX_CLOSING_S = 5.0
 """For answers that are being written when everything else is done."""
 
 
@@ -65,25 +68,25 @@ class House:
     """Everything that is there before the model is."""
 
     settings: ServeSettings
-    stage: Stage
+    active_models: ActiveModels
     admission: Admission
     metrics: Metrics
     clock: Clock
     log: logs.Logger
     app: ASGIApp
-    door: Door
-    key_file: KeyFile | None
+    load_shedder: LoadShedder
+    key_file: ApiKeysFile | None
 
 
 # -- building ---------------------------------------------------------------------------------------------------
 
 
-def build_house(settings: ServeSettings, keys: KeyRing) -> House:
+def build_house(settings: ServeSettings, keys: ApiKeys) -> House:
     """The HTTP side, complete but for the model. Needs a running event loop."""
-    clock, metrics, stage = MonotonicClock(), Metrics(), Stage()
+    clock, metrics, active_models = MonotonicClock(), Metrics(), ActiveModels()
     log = logs.logger("api")
     admission = Admission(settings.admission.max_samples, settings.admission.max_tokens, clock)
-    bounds = Bounds(
+    server_limits = ServerLimits(
         settings.max_samples_per_request, settings.max_body_bytes, admission.max_samples, admission.max_tokens
     )
     api = FastAPI(
@@ -91,71 +94,84 @@ def build_house(settings: ServeSettings, keys: KeyRing) -> House:
         version=version("rewardserve"),
         description="Serve reward models to RLHF training.",
         redirect_slashes=False,
-        dependencies=[Depends(same_route)],
+        dependencies=[Depends(check_same_route)],
         docs_url=None,
         redoc_url=None,
     )
     aliases = settings.aliases()
     policy = DialectPolicy(settings.overload_status, aliases, {"on_failure": settings.verify_on_failure})
-    score_pairs = value_endpoint_of(pairs.SCORE, stage, bounds, clock, policy)
+    score_pairs = value_endpoint_of(pairs.SCORE, active_models, server_limits, clock, policy)
     scoring = [
-        scoring_routes(stage, bounds, clock, pairs.has_pairs, score_pairs, [form.body for form in pairs.SCORE.forms]),
-        dialect_routes(DIALECTS, stage, bounds, clock, policy),
+        scoring_routes(
+            active_models,
+            server_limits,
+            clock,
+            pairs.has_pairs,
+            score_pairs,
+            [form.body for form in pairs.SCORE.body_formats],
+        ),
+        dialect_routes(DIALECTS, active_models, server_limits, clock, policy),
     ]
     routers = [
         *scoring,
-        kserve_health_routes(stage, aliases),
-        health_routes(stage, bounds, metrics.render, CONTENT_TYPE, aliases, clock),
-        admin_routes(stage),
+        kserve_health_routes(active_models, aliases),
+        health_routes(active_models, server_limits, metrics.render, CONTENT_TYPE, aliases, clock),
+        admin_routes(active_models),
         page_routes(api.title),
     ]
     for router in routers:
         api.include_router(router)
-    openapi.install(api, [form.body for dialect in DIALECTS for form in dialect.forms], OPEN_PATHS)
+    openapi.install_openapi(api, [form.body for dialect in DIALECTS for form in dialect.body_formats], OPEN_PATHS)
     methods: dict[str, set[str]] = {}
     for route in [route for router in routers for route in router.routes if isinstance(route, APIRoute)]:
         methods.setdefault(route.path_format, set()).update(route.methods or ())
     for of_path in methods.values():
         of_path.update({"HEAD"} if "GET" in of_path else ())
-    error_responses.install(api, settings.overload_status, methods)
+    error_responses.install_error_handlers(api, settings.overload_status, methods)
     metrics.set_scoring_routes(
         route.path_format for router in scoring for route in router.routes if isinstance(route, APIRoute)
     )
-    intake = IntakeLimits(settings.max_body_bytes, settings.max_body_bytes_in_flight, settings.body_timeout_s)
-    # The others wait for seats, or say no in words of their own.
-    plain = {d.path for d in DIALECTS if not d.patience_s and d.refuse is error_responses.refusal}
-    may_close = {"/score", "/compare"} | plain
-    door = Door(frozenset(may_close), admission, lambda path, status: metrics.observe_request(path, status, 0.0))
+    body_limits = BodyLimits(settings.max_body_bytes, settings.max_body_bytes_in_flight, settings.body_timeout_s)
+    # The others wait for capacity, or have a format of their own for errors.
+    without_queue_timeout = {
+        d.path for d in DIALECTS if not d.queue_timeout_s and d.render_error is error_responses.request_error_response
+    }
+    sheddable = {"/score", "/compare"} | without_queue_timeout
+    load_shedder = LoadShedder(
+        frozenset(sheddable), admission, lambda path, status: metrics.observe_request(path, status, 0.0)
+    )
     # From the innermost to the outermost.
-    app: ASGIApp = Straight(
+    app: ASGIApp = FastRouter(
         api,
         routers=scoring,
         clock=clock,
         overload_status=settings.overload_status,
-        door=door,
-        is_blocked=stage.is_blocked,
+        load_shedder=load_shedder,
+        is_blocked=active_models.is_blocked,
     )
     log_keys = _key_logger(log, keys)
-    key_file = None if settings.keys_file is None else KeyFile(settings.keys_file, keys, log_keys)
-    ring = (lambda: keys) if key_file is None else key_file.ring
-    app = KeyCheck(app, ring=ring, is_loopback=is_loopback(settings.host), sites=_sites(settings), clock=clock)
-    app = Intake(app, limits=intake)
+    key_file = None if settings.keys_file is None else ApiKeysFile(settings.keys_file, keys, log_keys)
+    api_keys = (lambda: keys) if key_file is None else key_file.current
+    app = AuthMiddleware(
+        app, api_keys=api_keys, is_loopback=is_loopback(settings.host), host_policy=_host_policy(settings), clock=clock
+    )
+    app = BodyLimitMiddleware(app, limits=body_limits)
     declared = [route for router in routers for route in router.routes]
-    access = Access(
+    route_policy = RoutePolicy(
         [*declared, *(route for route in api.routes if type(route) is Route)], settings.metrics_key_required
     )
-    app = Witness(app, access=access, clock=clock, tell=_tell_of_requests(metrics, log))
-    return House(settings, stage, admission, metrics, clock, log, app, door, key_file)
+    app = RequestLogMiddleware(app, route_policy=route_policy, clock=clock, on_request=_request_logger(metrics, log))
+    return House(settings, active_models, admission, metrics, clock, log, app, load_shedder, key_file)
 
 
-def _sites(settings: ServeSettings) -> Sites:
+def _host_policy(settings: ServeSettings) -> HostPolicy:
     # Who sets `allow_unauthenticated` may bring a socket of his own, as Ray does: `host` says nothing of it.
     is_local = is_loopback(settings.host) and not settings.allow_unauthenticated
     own = () if is_loopback(settings.host) else (settings.host,)
-    return Sites(is_loopback=is_local, hosts=(*own, *settings.hosts()), origins=settings.origins())
+    return HostPolicy(is_loopback=is_local, hosts=(*own, *settings.hosts()), origins=settings.origins())
 
 
-def _key_logger(log: logs.Logger, keys: KeyRing) -> Callable[[Sequence[str], str | None], None]:
+def _key_logger(log: logs.Logger, keys: ApiKeys) -> Callable[[Sequence[str], str | None], None]:
     def log_read(names: Sequence[str], why: str | None) -> None:
         if why is None:
             log.info("keys_read", keys=names)
@@ -167,7 +183,7 @@ def _key_logger(log: logs.Logger, keys: KeyRing) -> Callable[[Sequence[str], str
     return log_read
 
 
-def _tell_of_certificates(log: logs.Logger) -> Callable[[str | None], None]:
+def _certificate_logger(log: logs.Logger) -> Callable[[str | None], None]:
     def tell(why: str | None) -> None:
         if why is None:
             log.info("certificate_read")
@@ -177,14 +193,14 @@ def _tell_of_certificates(log: logs.Logger) -> Callable[[str | None], None]:
     return tell
 
 
-def _tell_of_requests(metrics: Metrics, log: logs.Logger) -> Callable[[RequestSeen], None]:
+def _request_logger(metrics: Metrics, log: logs.Logger) -> Callable[[RequestRecord], None]:
     log = log.bind()  # an unbound logger is bound again at every line
 
-    def tell(seen: RequestSeen) -> None:
+    def tell(seen: RequestRecord) -> None:
         metrics.observe_request(seen.route, seen.status, seen.seconds)
-        facts = {k: v for k, v in seen.facts.items() if v is not None}
+        fields = {k: v for k, v in seen.fields.items() if v is not None}
         line = {"request_id": seen.request_id, "method": seen.method, "route": seen.route, "status": seen.status,
-                "ms": round(1000 * seen.seconds, 3), **facts}  # fmt: skip
+                "ms": round(1000 * seen.seconds, 3), **fields}  # fmt: skip
         if seen.bug is not None:
             log.error("request_bug", **line, exc_info=seen.bug)
         elif seen.route in OPEN_PATHS:
@@ -198,7 +214,7 @@ def _tell_of_requests(metrics: Metrics, log: logs.Logger) -> Callable[[RequestSe
 # -- running ----------------------------------------------------------------------------------------------------
 
 
-class _Uvicorn(uvicorn.Server):
+class _UvicornServer(uvicorn.Server):
     """Leaves signals to `serve`: uvicorn alone stops listening before it drains, and dies of the signal."""
 
     @contextlib.contextmanager
@@ -241,7 +257,7 @@ def _accept_all(listening: socket.socket, most: int) -> list[socket.socket]:
 
 async def serve(
     settings: ServeSettings,
-    keys: KeyRing,
+    keys: ApiKeys,
     listening: socket.socket,
     say: Callable[[str], None],
     webhook_secrets: Sequence[str] = (),
@@ -259,14 +275,14 @@ async def serve(
         stops.callback(house.key_file.start())
     webhook = _start_webhook(settings, webhook_secrets, house.metrics)
     stop = _stop_event()
-    asyncio.get_running_loop().set_exception_handler(_tell_of_stray_exceptions(house.log))
+    asyncio.get_running_loop().set_exception_handler(_log_unhandled_exceptions(house.log))
     config = uvicorn.Config(
         house.app,
         http=cast(
             Any,
             partial(
-                OneWriteProtocol,
-                shared=Connections(_limits(settings), house.metrics.observe_connection_ended, house.door),
+                HttpProtocol,
+                shared=Connections(_limits(settings), house.metrics.observe_connection_ended, house.load_shedder),
             ),
         ),
         ws="none",
@@ -279,16 +295,16 @@ async def serve(
     )
     if (files := settings.tls_files()) is not None:
         config.load()
-        certificate = Certificate(files, _tell_of_certificates(house.log))
+        certificate = ReloadingCertificate(files, _certificate_logger(house.log))
         config.ssl = certificate.context
         stops.callback(certificate.start())
-    server = _Uvicorn(config)
+    server = _UvicornServer(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:
         known = fingerprint(settings.watched_folders())
         succession = await _load_unless_stopped(house, stop, webhook)
         if succession is not None:
-            say(_in_words(succession.serving.engine))
+            say(_describe(succession.serving.engine))
             async with _looking_out(house, succession, known), _listening_on(shared, server):
                 await _unless_dead(stop, serving)
             await _drain(house, succession)
@@ -298,12 +314,12 @@ async def serve(
         stops.close()
         server.should_exit = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(serving, _LONGEST_CLOSING_S)
+            await asyncio.wait_for(serving, _MAX_CLOSING_S)
 
 
 @contextlib.asynccontextmanager
 async def open_house(
-    settings: ServeSettings, keys: KeyRing, webhook_secrets: Sequence[str] = ()
+    settings: ServeSettings, keys: ApiKeys, webhook_secrets: Sequence[str] = ()
 ) -> AsyncIterator[tuple[House, Succession]]:
     """A house with its model in service, for whoever has a socket and signals of his own. Whoever leaves waits for
     what was accepted.
@@ -331,7 +347,7 @@ async def open_house(
 def _limits(settings: ServeSettings) -> ConnectionLimits:
     """Of connections; a part of the file descriptors is for everything else."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    n = settings.max_connections or min(_MOST_CONNECTIONS, max(1, descriptors * 3 // 4))
+    n = settings.max_connections or min(_MAX_CONNECTIONS, max(1, descriptors * 3 // 4))
     return ConnectionLimits(n, settings.head_timeout_s, settings.body_timeout_s)
 
 
@@ -374,7 +390,7 @@ async def _load_unless_stopped(house: House, stop: asyncio.Event, webhook: Webho
     try:
         await asyncio.wait((loading, stopped), return_when=asyncio.FIRST_COMPLETED)
         if not loading.done():
-            house.stage.close()
+            house.active_models.close()
             return None
         prepared, audit = loading.result()
     finally:
@@ -383,20 +399,22 @@ async def _load_unless_stopped(house: House, stop: asyncio.Event, webhook: Webho
         settings, house.admission, house.metrics, house.clock, webhook, audit, settings.scorer_timeout_s
     )
     source = Source(settings.model, settings.ensemble)
-    succession = Succession(commons, house.stage, prepared, source, settings.swap.keep, settings.swap.load_timeout_s)
-    house.stage.manage(succession)
+    succession = Succession(
+        commons, house.active_models, prepared, source, settings.swap.keep, settings.swap.load_timeout_s
+    )
+    house.active_models.manage(succession)
     spare_the_garbage_collector()
     return succession
 
 
 async def _drain(house: House, succession: Succession) -> None:
     """Refuse new work, answer everything accepted. The socket stays open, so that a refusal can be read."""
-    house.stage.close()
+    house.active_models.close()
     house.admission.close()
     house.log.info("draining", samples=house.admission.n_samples)
     try:
         async with asyncio.timeout(house.settings.drain_timeout_s):
-            await house.admission.empty.wait()
+            await house.admission.idle.wait()
             await succession.close()
     except TimeoutError:
         house.log.error("drain_timeout", samples=house.admission.n_samples, seconds=house.settings.drain_timeout_s)
@@ -438,7 +456,7 @@ async def _looking_out(house: House, succession: Succession, known: Fingerprint)
 
 
 @contextlib.asynccontextmanager
-async def _listening_on(shared: socket.socket | None, server: _Uvicorn) -> AsyncIterator[None]:
+async def _listening_on(shared: socket.socket | None, server: _UvicornServer) -> AsyncIterator[None]:
     """While the body runs, connections to a port that replicas of one machine share are taken too.
 
     Whoever loads or drains is not among those whom the kernel may choose. Connections that are made by then stay.
@@ -476,7 +494,7 @@ def _stop_event() -> asyncio.Event:
     return stop
 
 
-def _tell_of_stray_exceptions(log: logs.Logger) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+def _log_unhandled_exceptions(log: logs.Logger) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
     """asyncio would print the exception, words and all; they may quote a conversation."""
 
     def tell(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -485,7 +503,7 @@ def _tell_of_stray_exceptions(log: logs.Logger) -> Callable[[asyncio.AbstractEve
     return tell
 
 
-def _in_words(engine: Engine) -> str:
+def _describe(engine: Engine) -> str:
     """What is served; in half precision, also what that costs in score; and which canaries fail."""
     loaded = engine.loaded
     identity, error = loaded.identity, loaded.report.max_probe_error

@@ -253,10 +253,10 @@ class ShuttingDown(RequestRefused):
     remedy = "Send the request to another replica, or try again after the restart."
 
 
-class CallerLeft(RequestRefused):
+class ClientDisconnected(RequestRefused):
     """The client closed the connection before the reply. The status is seen in metrics and logs only."""
 
-    code = "caller_left"
+    code = "client_disconnected"
     status = 499
     remedy = "Give the client a longer timeout if this is frequent."
 

@@ -29,21 +29,21 @@ from rewardserve.service.inference.outcomes import RowOutcome, RowScored
 from rewardserve.service.inference.rewards import ScoredRow, compute_rewards
 from rewardserve.service.inference.shadow import Shadow
 from rewardserve.service.observability.metrics import Metrics
-from rewardserve.service.tripwires.io.run_watcher import Flags, Origin, RunWatcher
+from rewardserve.service.tripwires.io.run_watcher import Flags, RunContext, RunWatcher
 
 T = TypeVar("T")
-Asked = Sample | SampleError
+SampleOrError = Sample | SampleError
 """A sample, or why there is none."""
 
-_CHUNK = 16
-_LARGEST_CHUNK = 128
+_CHUNK_SAMPLES = 16
+_MAX_CHUNK_SAMPLES = 128
 """Samples that one encoder thread takes at a time: more than the first number where they begin alike."""
 
 _CHARS_PER_TOKEN = 4
 """English text with the vocabularies in use; admission needs a size before anything is encoded."""
 
 
-class Scored(NamedTuple):
+class SampleResult(NamedTuple):
     """What became of one sample. Either `reward` or `failure` is there, never both.
 
     `cached`: an equal row was scored before, and nothing was computed. A named tuple: there is one for every sample.
@@ -72,7 +72,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
+class Ranking:
     """Responses by falling raw score. `probabilities[i][j]`: that i is better than j, by Bradley-Terry.
 
     `winner` is None where the best two are not further apart than the tie margin.
@@ -86,12 +86,12 @@ class Ranked:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class ComparisonResult:
     """What became of one comparison: a ranking, or the failure of its first bad response."""
 
-    ranked: Ranked | None
+    ranked: Ranking | None
     failure: Failure | None
-    parts: tuple[Scored, ...]
+    parts: tuple[SampleResult, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +124,8 @@ class Scoring:
         self._temperature = rooms.pipeline.combination.temperature
 
     async def score(
-        self, samples: Sequence[Asked], deadline: float = math.inf, origin: Origin | None = None
-    ) -> list[Scored]:
+        self, samples: Sequence[SampleOrError], deadline: float = math.inf, origin: RunContext | None = None
+    ) -> list[SampleResult]:
         """One entry a sample, in order. Raise `RequestRefused` when there can be no answer at all.
 
         `origin` None: nobody trains on these, and no run is watched.
@@ -135,13 +135,11 @@ class Scoring:
                 return [self._refused(len(samples), wire)] * len(samples)
             self._rooms.watcher.begin(origin)
         n_tokens = sum(map(self._estimate, samples))
-        with self._inside(), self._rooms.admission.enter(len(samples), n_tokens):
-            # Not before there are seats: whoever finds none asks again, and is not to pay twice.
+        with self._inside(), self._rooms.admission.acquire(len(samples), n_tokens):
+            # Not before admission: a refused request is sent again, and is not charged twice.
             charge_tokens(n_tokens)
-            async with _until(deadline, self._rooms.clock):
-                answered = await _all_or_none(
-                    [self._score_chunk(chunk, deadline, origin) for chunk in _chunks(samples)]
-                )
+            async with _within_deadline(deadline, self._rooms.clock):
+                answered = await _gather_all([self._score_chunk(chunk, deadline, origin) for chunk in _chunks(samples)])
         results = [result for chunk in answered for result in chunk]
         if origin is not None and origin.ids:
             self._rooms.watcher.see_ids(origin, samples)
@@ -154,24 +152,24 @@ class Scoring:
         )
         return results
 
-    def is_blocked(self, origin: Origin) -> bool:
+    def is_blocked(self, origin: RunContext) -> bool:
         """Whether a trip wire has ended the service of this run."""
         return self._rooms.watcher.blocked_by(origin) is not None
 
-    def _refused(self, n: int, wire: str) -> Scored:
+    def _refused(self, n: int, wire: str) -> SampleResult:
         error = RunBlocked(
             f"the trip wire {wire} has ended the service of this run; acknowledge its alert to go on", wire=wire
         )
         self._rooms.metrics.observe_samples(self._rooms.version, {error.code: n}, 0, 0, [])
-        return Scored(failure=Failure.of(error))
+        return SampleResult(failure=Failure.of(error))
 
     async def compare(
         self,
         comparisons: Sequence[Comparison],
         tie_margin: float = 0.0,
         deadline: float = math.inf,
-        origin: Origin | None = None,
-    ) -> list[Compared]:
+        origin: RunContext | None = None,
+    ) -> list[ComparisonResult]:
         """One entry a comparison, in order. Raise `RequestRefused` when there can be no answer at all.
 
         `origin`: a run that is blocked gets no rankings either. Comparisons are not watched.
@@ -181,7 +179,7 @@ class Scoring:
         """
         if origin is not None and (wire := self._rooms.watcher.blocked_by(origin)) is not None:
             refused = self._refused(sum(len(c.responses) for c in comparisons), wire)
-            return [Compared(None, refused.failure, (refused,) * len(c.responses)) for c in comparisons]
+            return [ComparisonResult(None, refused.failure, (refused,) * len(c.responses)) for c in comparisons]
         distinct = [sorted(set(c.responses)) for c in comparisons]
         pairs = zip(comparisons, distinct, strict=True)
         samples = [Sample(prompt=c.prompt, response=text) for c, texts in pairs for text in texts]
@@ -205,7 +203,9 @@ class Scoring:
 
     # -- one chunk ------------------------------------------------------------------------------------------
 
-    async def _score_chunk(self, samples: Sequence[Asked], deadline: float, origin: Origin | None) -> list[Scored]:
+    async def _score_chunk(
+        self, samples: Sequence[SampleOrError], deadline: float, origin: RunContext | None
+    ) -> list[SampleResult]:
         started_at = self._rooms.clock.now()
         with self._rooms.batcher.expecting(len(samples)):
             encoded = await self._encode(samples)
@@ -217,19 +217,19 @@ class Scoring:
         became = [next(left) if isinstance(e, Encoded) else e for e in encoded]
         return self._finished(samples, encoded, became, encode_s, origin)
 
-    async def _encode(self, samples: Sequence[Asked]) -> list[Encoded | SampleError | RowFailed]:
+    async def _encode(self, samples: Sequence[SampleOrError]) -> list[Encoded | SampleError | RowFailed]:
         good = [s for s in samples if isinstance(s, Sample)]
         encoded = iter(await self._rooms.encoder.encode(good) if good else [])
         return [next(encoded) if isinstance(s, Sample) else s for s in samples]
 
     def _finished(
         self,
-        samples: Sequence[Asked],
+        samples: Sequence[SampleOrError],
         encoded: Sequence[Encoded | SampleError | RowFailed],
         outcomes: Sequence[RowOutcome | SampleError],
         encode_s: float,
-        origin: Origin | None,
-    ) -> list[Scored]:
+        origin: RunContext | None,
+    ) -> list[SampleResult]:
         """From the heads of rows to finished records."""
         scored = [
             ScoredRow(sample, row, outcome[0])
@@ -244,11 +244,11 @@ class Scoring:
         return [
             _finish(row, outcome, next(rewarded), flags, encode_s)
             if isinstance(outcome, RowScored)
-            else Scored(failure=Failure.of(outcome), n_tokens=len(row.ids) if isinstance(row, Encoded) else None)
+            else SampleResult(failure=Failure.of(outcome), n_tokens=len(row.ids) if isinstance(row, Encoded) else None)
             for row, outcome in zip(encoded, outcomes, strict=True)
         ]
 
-    def _estimate(self, sample: Asked) -> int:
+    def _estimate(self, sample: SampleOrError) -> int:
         """About how many tokens a sample will be, at least one, at most what the model reads."""
         if isinstance(sample, SampleError):
             return 1
@@ -258,19 +258,19 @@ class Scoring:
 
     # -- one comparison -------------------------------------------------------------------------------------
 
-    def _rank(self, comparison: Comparison, by_text: dict[str, Scored], tie_margin: float) -> Compared:
+    def _rank(self, comparison: Comparison, by_text: dict[str, SampleResult], tie_margin: float) -> ComparisonResult:
         parts = tuple(by_text.values())
         raw: list[float] = []
         for i, text in enumerate(comparison.responses):
             scored = by_text[text]
             if scored.reward is None:
-                return Compared(None, _at_response(scored.failure, i), parts)
+                return ComparisonResult(None, _with_response_index(scored.failure, i), parts)
             raw.append(scored.reward.raw)
         ranked = rank(raw, self._temperature, tie_margin)
         if not isfinite(ranked.margin):
             error = ScoreNotFinite("the two best scores are further apart than a float can say")
-            return Compared(None, Failure.of(error), parts)
-        return Compared(ranked, None, parts)
+            return ComparisonResult(None, Failure.of(error), parts)
+        return ComparisonResult(ranked, None, parts)
 
 
 def _finish(
@@ -279,27 +279,27 @@ def _finish(
     rewarded: tuple[int, Reward | RowFailed],
     flags: Mapping[int, Flags] | None,
     encode_s: float,
-) -> Scored:
+) -> SampleResult:
     assert isinstance(encoded, Encoded)
     place, reward = rewarded
     if isinstance(reward, RowFailed):
-        return Scored(failure=Failure.of(reward), n_tokens=len(encoded.ids))
+        return SampleResult(failure=Failure.of(reward), n_tokens=len(encoded.ids))
     ids, _, truncated, missing_end = encoded
     heads, queue_s, forward_s, n_computed, cached = outcome
     own = flags.get(place, ()) if flags else ()
-    return Scored(
+    return SampleResult(
         reward, heads, len(ids), n_computed, truncated, missing_end, cached, encode_s, queue_s, forward_s, None, own
     )
 
 
-def rank(raw: Sequence[float], temperature: float, tie_margin: float) -> Ranked:
+def rank(raw: Sequence[float], temperature: float, tie_margin: float) -> Ranking:
     """Rank uncapped raw scores. P(i beats j) = sigmoid((raw_i - raw_j) / temperature), Bradley-Terry (1952).
 
     Finite scores may be so far apart that `margin` is infinite; the probabilities are right even then.
     """
     ranking = sorted(range(len(raw)), key=lambda i: (-raw[i], i))
     margin = raw[ranking[0]] - raw[ranking[1]]
-    return Ranked(
+    return Ranking(
         ranking=tuple(ranking),
         winner=ranking[0] if margin > tie_margin else None,
         raw=tuple(raw),
@@ -308,7 +308,7 @@ def rank(raw: Sequence[float], temperature: float, tie_margin: float) -> Ranked:
     )
 
 
-def _at_response(failure: Failure | None, index: int) -> Failure | None:
+def _with_response_index(failure: Failure | None, index: int) -> Failure | None:
     if failure is None:
         return None
     return replace(
@@ -316,7 +316,7 @@ def _at_response(failure: Failure | None, index: int) -> Failure | None:
     )
 
 
-def _outcomes(results: Sequence[Scored]) -> Mapping[str, int]:
+def _outcomes(results: Sequence[SampleResult]) -> Mapping[str, int]:
     """How many of each error, and of samples without one."""
     failed = Counter([r.failure.code for r in results if r.failure is not None])
     n_ok = len(results) - failed.total()
@@ -333,21 +333,21 @@ def _n_chars(sample: Sample) -> int:
     return n_response + sum([len(m.content) for m in sample.messages or prompt or ()])
 
 
-def _chunks(samples: Sequence[Asked]) -> list[Sequence[Asked]]:
+def _chunks(samples: Sequence[SampleOrError]) -> list[Sequence[SampleOrError]]:
     """What one encoder thread takes at a time; one piece may ride while the next is encoded.
 
     Samples that begin alike stay together: their prompt is encoded once, and had better be computed once. Ids cost
     nothing to encode.
     """
     starts = [0]
-    for i in range(_CHUNK, len(samples)):
+    for i in range(_CHUNK_SAMPLES, len(samples)):
         n = i - starts[-1]
-        if n >= _LARGEST_CHUNK or (n >= _CHUNK and not _belong_together(samples[i - 1], samples[i])):
+        if n >= _MAX_CHUNK_SAMPLES or (n >= _CHUNK_SAMPLES and not _share_prompt(samples[i - 1], samples[i])):
             starts.append(i)
     return [samples[start:end] for start, end in pairwise([*starts, len(samples)])]
 
 
-def _belong_together(one: Asked, other: Asked) -> bool:
+def _share_prompt(one: SampleOrError, other: SampleOrError) -> bool:
     if not (isinstance(one, Sample) and isinstance(other, Sample)):
         return False
     if one.input_ids is not None:
@@ -361,7 +361,7 @@ def _belong_together(one: Asked, other: Asked) -> bool:
 
 
 @asynccontextmanager
-async def _until(deadline: float, clock: Clock) -> AsyncIterator[None]:
+async def _within_deadline(deadline: float, clock: Clock) -> AsyncIterator[None]:
     """A block that is left with `DeadlineExceeded` when its time is over."""
     left_s = None if deadline == math.inf else max(0.0, deadline - clock.now())
     try:
@@ -371,7 +371,7 @@ async def _until(deadline: float, clock: Clock) -> AsyncIterator[None]:
         raise DeadlineExceeded("the deadline passed before every sample was scored") from None
 
 
-async def _all_or_none(parts: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def _gather_all(parts: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Run all at once. When one raises, or the caller leaves, the others are cancelled and awaited."""
     if len(parts) == 1:
         return [await parts[0]]

@@ -22,17 +22,17 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 from rewardserve.model.backends import BACKENDS, ModelSpec, VllmSpec
 from rewardserve.model.reward import CombineSettings, PenaltySettings, RewardSettings
 from rewardserve.model.text.text_files import decode_text
-from rewardserve.service.auth.api_keys import KeyRing, KeysError
-from rewardserve.service.auth.api_keys import read as read_keys
-from rewardserve.service.auth.tls import TlsError, TlsFiles, context_of
-from rewardserve.service.storage.files import read_bounded, reason_of
+from rewardserve.service.auth.api_keys import ApiKeys, ApiKeysError
+from rewardserve.service.auth.api_keys import read_api_keys as read_keys
+from rewardserve.service.auth.tls import TlsError, TlsFiles, create_ssl_context
+from rewardserve.service.storage.files import error_reason, read_bounded
 from rewardserve.service.tripwires.config import WireConfig, WireConfigError, parse_wire_config
 from rewardserve.service.tripwires.honeypots import Honeypots, HoneypotsError
 from rewardserve.service.tripwires.honeypots import read as read_honeypots
 
 ENV_PREFIX = "REWARD_"
-_MOST_BYTES = 64 * 2**20
-_MOST_SECRET_BYTES = 4_096
+_MAX_BYTES = 64 * 2**20
+_MAX_SECRET_BYTES = 4_096
 
 
 class Batching(BaseModel):
@@ -150,8 +150,8 @@ class Tripwires(BaseModel):
     )
 
 
-class AdmissionSeats(BaseModel):
-    """How much may be in the house at one time."""
+class AdmissionSettings(BaseModel):
+    """How much may be in flight at one time."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -309,9 +309,9 @@ class ModelSettings(BaseSettings):
         if path is None:
             return WireConfig()
         try:
-            plan = parse_wire_config(tomllib.loads(decode_text(read_bounded(path, _MOST_BYTES))))
+            plan = parse_wire_config(tomllib.loads(decode_text(read_bounded(path, _MAX_BYTES))))
         except (OSError, ValueError, WireConfigError) as error:
-            why = str(error) if isinstance(error, WireConfigError) else reason_of(error)
+            why = str(error) if isinstance(error, WireConfigError) else error_reason(error)
             raise SettingsError(f"REWARD_TRIPWIRES__CONFIG_FILE={path}: {why}.") from None
         return replace(plan, lexicons=tuple(str(path.parent / name) for name in plan.lexicons))
 
@@ -325,10 +325,10 @@ class ModelSettings(BaseSettings):
                 "REWARD_TRIPWIRES__HONEYPOTS_FILE is set, but not the key: set REWARD_TRIPWIRES__HONEYPOTS_KEY_FILE."
             )
         try:
-            texts = decode_text(read_bounded(path, _MOST_BYTES)).split("\n")
-            return read_honeypots(texts, read_bounded(key_path, _MOST_BYTES).strip())
+            texts = decode_text(read_bounded(path, _MAX_BYTES)).split("\n")
+            return read_honeypots(texts, read_bounded(key_path, _MAX_BYTES).strip())
         except (OSError, ValueError) as error:
-            raise SettingsError(f"REWARD_TRIPWIRES__HONEYPOTS_FILE cannot be read: {reason_of(error)}.") from None
+            raise SettingsError(f"REWARD_TRIPWIRES__HONEYPOTS_FILE cannot be read: {error_reason(error)}.") from None
         except HoneypotsError as error:
             raise SettingsError(f"REWARD_TRIPWIRES__HONEYPOTS_FILE={path}: {error}.") from None
 
@@ -368,7 +368,7 @@ class ServeSettings(ModelSettings):
     shared_port: int | None = Field(
         None, ge=1, le=65_535, description="listen here too once there is a model; replicas of one machine may share it"
     )
-    admission: AdmissionSeats = AdmissionSeats()
+    admission: AdmissionSettings = AdmissionSettings()
     swap: Swap = Swap()
     model_aliases: str = Field(
         "",
@@ -486,13 +486,13 @@ class ServeSettings(ModelSettings):
         """`allowed_origins`, each by itself."""
         return _listed(self.allowed_origins)
 
-    def read_keys(self) -> KeyRing:
+    def read_keys(self) -> ApiKeys:
         """The keys of `keys_file`; none where there is no file. Raise `SettingsError`."""
         if self.keys_file is None:
-            return KeyRing()
+            return ApiKeys()
         try:
             return read_keys(self.keys_file)
-        except KeysError as error:
+        except ApiKeysError as error:
             raise SettingsError(f"REWARD_KEYS_FILE={self.keys_file}: {error}.") from None
 
     def tls_files(self) -> TlsFiles | None:
@@ -501,7 +501,7 @@ class ServeSettings(ModelSettings):
             return None
         files = TlsFiles(self.tls_cert_file, self.tls_key_file, self.tls_client_ca_file)
         try:
-            context_of(files)
+            create_ssl_context(files)
         except TlsError as error:
             raise SettingsError(f"REWARD_TLS_CERT_FILE: {error}.") from None
         return files
@@ -512,9 +512,9 @@ class ServeSettings(ModelSettings):
         if path is None:
             return ()
         try:
-            secrets = tuple(decode_text(read_bounded(path, _MOST_SECRET_BYTES)).split())
+            secrets = tuple(decode_text(read_bounded(path, _MAX_SECRET_BYTES)).split())
         except (OSError, ValueError) as error:
-            raise SettingsError(f"REWARD_WEBHOOK_SECRET_FILE={path} cannot be read: {reason_of(error)}.") from None
+            raise SettingsError(f"REWARD_WEBHOOK_SECRET_FILE={path} cannot be read: {error_reason(error)}.") from None
         if not secrets or not all(_is_webhook_secret(each) for each in secrets):
             raise SettingsError(
                 f"REWARD_WEBHOOK_SECRET_FILE={path}: a line is whsec_ and 24 to 64 random bytes in base64. Make one: "

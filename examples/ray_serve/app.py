@@ -66,7 +66,7 @@ class Replica:
 
     async def check_health(self) -> None:
         """As `/livez`: raise when the replica should be started anew."""
-        if not self._house.stage.is_alive or self._house.stage.is_scorer_dead:
+        if not self._house.active_models.is_alive or self._house.active_models.is_scorer_dead:
             raise RuntimeError("nobody scores here any more; the log says why")
 
     async def __del__(self) -> None:

@@ -30,20 +30,20 @@ from rewardserve.service.api.headers import header
 from rewardserve.service.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedMediaType
 
 M = TypeVar("M", bound=BaseModel)
-W = TypeVar("W", structs.ScoreRequest, structs.CompareRequest)
+W = TypeVar("W", structs.ScoreRequestStruct, structs.CompareRequestStruct)
 T = TypeVar("T")
 
-_MOST_SELDOM_BYTES = 1_048_576
-_LONGEST_FIELD = 120
-_LONGEST_WORDS = 200
-MOST_ON_LOOP = 1_048_576
+_MAX_ADMIN_BYTES = 1_048_576
+_MAX_FIELD_CHARS = 120
+_MAX_MESSAGE_CHARS = 200
+MAX_LOOP_BYTES = 1_048_576
 """Bytes of a body that the event loop reads itself, in a few milliseconds where it is right."""
-_MOST_WITH_CARE = 65_536
+_MAX_SLOW_BYTES = 65_536
 """Bytes of a body that the event loop reads again, slowly, where it is wrong."""
-_ESCAPES = 16
+_ESCAPE_BYTES = 16
 """Bytes of two escapes, and some more."""
-_AT = re.compile(r" \(byte (\d+)\)$")
-_MOST_FIELDS = 64
+_ERROR_POSITION = re.compile(r" \(byte (\d+)\)$")
+_MAX_FIELDS = 64
 """No object of ours has so many; each one too many costs a kilobyte of words that say so."""
 
 NOT_READ = (
@@ -51,19 +51,19 @@ NOT_READ = (
     "the chat template of the reward model and send the text, or leave the field out"
 )
 
-_anything = msgspec.json.Decoder(msgspec.Raw)
-_values = msgspec.json.Decoder()
-_fields_of = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_objects_of = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+_raw_decoder = msgspec.json.Decoder(msgspec.Raw)
+_value_decoder = msgspec.json.Decoder()
+_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_objects_decoder = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 
-_STEP = 65_536
+_CHUNK_BYTES = 65_536
 """Bytes of a large body that are decoded at one go: the reader in C lets no other thread run meanwhile."""
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)  # possessive: it remembers no way back
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class JsonLimits:
     """How many parts a body may be made of. A byte of JSON can become a hundred bytes of memory, or a thousand where it is
     wrong, so they are counted first.
     """
@@ -73,18 +73,18 @@ class Parts:
     values: int
 
     @property
-    def fewest_bytes(self) -> int:
+    def always_allowed_bytes(self) -> int:
         """A body of so many bytes cannot have more parts."""
         return min(self.containers, self.strings, self.values)
 
     @classmethod
-    def of(cls, max_samples: int, max_tokens: int) -> Parts:
+    def of(cls, max_samples: int, max_tokens: int) -> JsonLimits:
         """Room for many turns a sample, and for several times the ids that could be admitted, padding included."""
         containers = max(250_000, 100 * max_samples)
         return cls(containers, 4 * containers, 4 * containers + 8 * max_tokens)
 
 
-class NotOurs(Exception):
+class ForeignBody(Exception):
     """The body of a request has another server's wire format. `value` is its JSON."""
 
     def __init__(self, value: Any) -> None:
@@ -92,64 +92,65 @@ class NotOurs(Exception):
         self.value = value
 
 
-async def read(
+async def read_body(
     request: Request,
     decoder: msgspec.json.Decoder[W],
     schema: type[M],
-    parts: Parts,
+    parts: JsonLimits,
     is_foreign: Callable[[Any], bool] = lambda _: False,
 ) -> W | M:
-    """The body as `decoder` reads it, or else as its twin `schema`. Raise as `decode` does, `UnsupportedMediaType`, and `NotOurs`
-    for what `decoder` refuses and `is_foreign` knows.
+    """The body as `decoder` reads it, or else as its twin `schema`.
+
+    Raise as `decode` does, `UnsupportedMediaType`, and `ForeignBody` for what `decoder` refuses and `is_foreign` knows.
     """
     _check_media_type(request)
     content = await request.body()
-    if len(content) > parts.fewest_bytes:
-        await _check_parts(content, parts)
-    if len(content) > MOST_ON_LOOP:
+    if len(content) > parts.always_allowed_bytes:
+        await _check_limits(content, parts)
+    if len(content) > MAX_LOOP_BYTES:
         return await asyncio.to_thread(decode, content, decoder, schema, is_foreign)
     try:
-        return _decode_once(content, decoder)
+        return _decode_fast(content, decoder)
     except (ValueError, RecursionError) as error:
-        return await off_loop(content, _decode_again, content, decoder, schema, error, is_foreign)
+        return await run_off_loop(content, _decode_slow, content, decoder, schema, error, is_foreign)
 
 
-async def read_foreign(request: Request, parts: Parts, read_as: Callable[[Any], T]) -> T:
-    """The body as another's wire format: what `read_as` makes of its JSON. Raise as `read` and `read_as` do."""
+async def read_dialect_body(request: Request, parts: JsonLimits, read_as: Callable[[Any], T]) -> T:
+    """The body as another's wire format: what `read_as` makes of its JSON. Raise as `read_body` and `read_as` do."""
     _check_media_type(request)
     content = await request.body()
-    if len(content) > parts.fewest_bytes:
-        await _check_parts(content, parts)
-    if len(content) > MOST_ON_LOOP:
-        return await asyncio.to_thread(lambda: read_as(values(content)))
+    if len(content) > parts.always_allowed_bytes:
+        await _check_limits(content, parts)
+    if len(content) > MAX_LOOP_BYTES:
+        return await asyncio.to_thread(lambda: read_as(decode_any(content)))
     try:
-        value = _values_once(content)
+        value = _decode_any_fast(content)
     except (ValueError, RecursionError) as error:
-        value = await off_loop(content, _values_again, content, error)
+        value = await run_off_loop(content, _decode_any_slow, content, error)
     return read_as(value)
 
 
-async def off_loop(content: bytes, call: Callable[..., T], *arguments: Any, most: int = _MOST_WITH_CARE) -> T:
+async def run_off_loop(content: bytes, call: Callable[..., T], *arguments: Any, most: int = _MAX_SLOW_BYTES) -> T:
     """`call(*arguments)`, on a thread where it reads more of a body than the event loop should."""
     return call(*arguments) if len(content) <= most else await asyncio.to_thread(call, *arguments)
 
 
-async def _check_parts(content: bytes, most: Parts) -> None:
-    """As `check_parts`, at a glance where that is enough; what takes a second of counting leaves the event loop to others."""
-    if len(content) > MOST_ON_LOOP:
-        await asyncio.to_thread(_count_parts, content, most)
-    elif not _are_few(content, most):
-        await asyncio.to_thread(check_parts, content, most)
+async def _check_limits(content: bytes, most: JsonLimits) -> None:
+    """As `check_json_limits`, at a glance where that is enough; what takes a second of counting leaves the event loop to others."""
+    if len(content) > MAX_LOOP_BYTES:
+        await asyncio.to_thread(_count_if_near, content, most)
+    elif not _is_surely_within(content, most):
+        await asyncio.to_thread(check_json_limits, content, most)
 
 
-def _count_parts(content: bytes, most: Parts) -> None:
-    if not _are_few(content, most):
-        check_parts(content, most)
+def _count_if_near(content: bytes, most: JsonLimits) -> None:
+    if not _is_surely_within(content, most):
+        check_json_limits(content, most)
 
 
-def _are_few(content: bytes, most: Parts) -> bool:
+def _is_surely_within(content: bytes, most: JsonLimits) -> bool:
     """At a glance, which takes next to nothing: whatever looks like a part is counted as one."""
-    if len(content) <= most.fewest_bytes:
+    if len(content) <= most.always_allowed_bytes:
         return True
     n_containers = content.count(b"{") + content.count(b"[")
     return (
@@ -165,7 +166,7 @@ def _n_quotes(content: bytes) -> int:
     return pairs_gone.count(b'"') - pairs_gone.count(b'\\"')
 
 
-def check_parts(content: bytes, most: Parts) -> None:
+def check_json_limits(content: bytes, most: JsonLimits) -> None:
     """Raise `InvalidRequest` for more parts than a request can be made of, counted one by one."""
     # Texts are full of such signs too: what is within strings does not count.
     containers = strings = values = at = 0
@@ -188,12 +189,12 @@ def check_parts(content: bytes, most: Parts) -> None:
         )  # fmt: skip
 
 
-async def read_seldom(request: Request, schema: type[M]) -> M:
-    """The body of what is asked so seldom that it has no twin, and is small. Raise as `read` does, and `BodyTooLarge`."""
+async def read_admin_body(request: Request, schema: type[M]) -> M:
+    """The body of what is asked so seldom that it has no twin, and is small. Raise as `read_body` does, and `BodyTooLarge`."""
     _check_media_type(request)
     content = await request.body()
-    if len(content) > _MOST_SELDOM_BYTES:
-        raise BodyTooLarge(f"this body is larger than {_MOST_SELDOM_BYTES} bytes", limit=_MOST_SELDOM_BYTES)
+    if len(content) > _MAX_ADMIN_BYTES:
+        raise BodyTooLarge(f"this body is larger than {_MAX_ADMIN_BYTES} bytes", limit=_MAX_ADMIN_BYTES)
     return check(parse(content), schema, "this field is unknown: leave it out")
 
 
@@ -203,74 +204,74 @@ def decode(
     schema: type[M],
     is_foreign: Callable[[Any], bool] = lambda _: False,
 ) -> W | M:
-    """The request, read fast if possible. Raise `InvalidJson`, `InvalidRequest` or `NotOurs`."""
+    """The request, read fast if possible. Raise `InvalidJson`, `InvalidRequest` or `ForeignBody`."""
     try:
-        return _decode_once(content, decoder)
+        return _decode_fast(content, decoder)
     except (ValueError, RecursionError) as error:
-        return _decode_again(content, decoder, schema, error, is_foreign)
+        return _decode_slow(content, decoder, schema, error, is_foreign)
 
 
-def values(content: bytes) -> Any:
+def decode_any(content: bytes) -> Any:
     """Any JSON as Python's own types, read fast if possible. Raise `InvalidJson`, or `InvalidRequest` for numbers beyond bounds."""
     try:
-        return _values_once(content)
+        return _decode_any_fast(content)
     except (ValueError, RecursionError) as error:
-        return _values_again(content, error)
+        return _decode_any_slow(content, error)
 
 
-class _MoreStrings(ValueError):
+class _LostStrings(ValueError):
     """A body has more strings than what was read of it."""
 
 
-def _decode_once(content: bytes, decoder: msgspec.json.Decoder[W]) -> W:
-    if len(content) <= MOST_ON_LOOP:
+def _decode_fast(content: bytes, decoder: msgspec.json.Decoder[W]) -> W:
+    if len(content) <= MAX_LOOP_BYTES:
         decoded: W = decoder.decode(content)
     else:
         decoded = msgspec.convert(_decode_values(content), decoder.type)
         _check_names(decoded)
     if n_strings(content) != structs.n_strings(decoded):
-        _values_once(content)  # a field that says nothing, or a key twice
+        _decode_any_fast(content)  # a field that says nothing, or a key twice
     return decoded
 
 
-def _values_once(content: bytes) -> Any:
+def _decode_any_fast(content: bytes) -> Any:
     value = _decode_values(content)
     # Without a colon beyond those behind its own keys it has no other object.
     if not (isinstance(value, dict) and content.count(b":") == len(value)):
         try:
             written = structs.dumps(value)
         except OverflowError as error:  # a number of more than 64 bits
-            raise _MoreStrings from error
+            raise _LostStrings from error
         if n_strings(content) != n_strings(written):
-            raise _MoreStrings
+            raise _LostStrings
     return value
 
 
 def _decode_values(content: bytes) -> Any:
-    if len(content) <= MOST_ON_LOOP:
-        return _values.decode(content)
-    if content[:_STEP].lstrip()[:1] != b"{":  # no request is that
-        return parse(content, number=_finite)
-    return _in_steps(content)
+    if len(content) <= MAX_LOOP_BYTES:
+        return _value_decoder.decode(content)
+    if content[:_CHUNK_BYTES].lstrip()[:1] != b"{":  # no request is that
+        return parse(content, number=_parse_float)
+    return _decode_in_chunks(content)
 
 
-def _in_steps(content: bytes) -> Any:
-    """An object, or a part of one, as `_values.decode` reads it, in calls that let other threads run in between.
+def _decode_in_chunks(content: bytes) -> Any:
+    """An object, or a part of one, as `_value_decoder.decode` reads it, in calls that let other threads run in between.
 
     The longest call passes over all of it once. Raise `ValueError` for an object that is no JSON.
     """
-    begin = content[:_STEP].lstrip()[:1]
-    if len(content) <= _STEP or begin not in (b"{", b"["):
-        return _values.decode(content)
+    begin = content[:_CHUNK_BYTES].lstrip()[:1]
+    if len(content) <= _CHUNK_BYTES or begin not in (b"{", b"["):
+        return _value_decoder.decode(content)
     if begin == b"{":
-        return {name: _in_steps(bytes(part)) for name, part in _fields_of.decode(content).items()}
+        return {name: _decode_in_chunks(bytes(part)) for name, part in _fields_decoder.decode(content).items()}
     try:
         if b'"' not in content and b"{" not in content:
             return _numbers(content, b"]" if content.count(b"[") > 1 else b",")
-        objects = _objects_of.decode(content)
+        objects = _objects_decoder.decode(content)
     except msgspec.DecodeError:  # texts and numbers in turn, or lists within lists of lists
-        return parse(content, number=_finite)
-    return [{name: _in_steps(bytes(part)) for name, part in fields.items()} for fields in objects]
+        return parse(content, number=_parse_float)
+    return [{name: _decode_in_chunks(bytes(part)) for name, part in fields.items()} for fields in objects]
 
 
 def _numbers(content: bytes, sign: bytes) -> list[Any]:
@@ -278,11 +279,11 @@ def _numbers(content: bytes, sign: bytes) -> list[Any]:
     decoded: list[Any] = []
     at, last = content.index(b"[") + 1, content.rindex(b"]")
     while at < last:
-        found = content.rfind(sign, at, at + _STEP) if at + _STEP < last else -1
+        found = content.rfind(sign, at, at + _CHUNK_BYTES) if at + _CHUNK_BYTES < last else -1
         if found < 0:
-            found = content.find(sign, at + _STEP, last)
+            found = content.find(sign, at + _CHUNK_BYTES, last)
         end = last if found < 0 else found + (sign == b"]")
-        decoded += _values.decode(b"[" + content[at:end] + b"]")
+        decoded += _value_decoder.decode(b"[" + content[at:end] + b"]")
         at = content.find(b",", end, last) + 1 or last
     return decoded
 
@@ -295,7 +296,7 @@ def n_strings(content: bytes) -> int:
     return n_quotes // 2
 
 
-def _decode_again(
+def _decode_slow(
     content: bytes,
     decoder: msgspec.json.Decoder[W],
     schema: type[M],
@@ -307,15 +308,15 @@ def _decode_again(
     Better words are for small bodies. A large one is read again only for what the fast reader refuses and we do not, a
     lone surrogate, UTF-16 or a null, and by readers that let other threads run.
     """
-    if len(content) <= _MOST_WITH_CARE:
-        value = parse(content, hook=_few_fields)
+    if len(content) <= _MAX_SLOW_BYTES:
+        value = parse(content, hook=_limited_fields)
     elif isinstance(error, msgspec.ValidationError):
-        value = values(content)
+        value = decode_any(content)
     else:
-        value = _values_again(content, error)
+        value = _decode_any_slow(content, error)
     if is_foreign(value):
-        raise NotOurs(value)
-    if len(content) <= _MOST_WITH_CARE:
+        raise ForeignBody(value)
+    if len(content) <= _MAX_SLOW_BYTES:
         return check(value, schema)
     decoded = convert(value, decoder.type)
     try:
@@ -325,10 +326,10 @@ def _decode_again(
     return decoded
 
 
-def _values_again(content: bytes, error: Exception) -> Any:
-    if len(content) > _MOST_WITH_CARE:
-        _refuse(content, error)
-    return parse(content, number=_finite)
+def _decode_any_slow(content: bytes, error: Exception) -> Any:
+    if len(content) > _MAX_SLOW_BYTES:
+        _raise_for(content, error)
+    return parse(content, number=_parse_float)
 
 
 def convert(value: Any, kind: type[T]) -> T:
@@ -336,7 +337,7 @@ def convert(value: Any, kind: type[T]) -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as invalid:
-        raise _without_words(invalid) from None
+        raise _invalid_request(invalid) from None
     except UnicodeEncodeError:  # where a text is no field of a record
         raise InvalidRequest("a text holds a lone surrogate", field="$") from None
     except RecursionError:
@@ -349,24 +350,24 @@ def _check_names(decoded: Any) -> None:
     "".join(each.id or "" for each in asked).encode()
 
 
-def _refuse(content: bytes, error: Exception) -> None:
+def _raise_for(content: bytes, error: Exception) -> None:
     """Raise what `error` says of a large body, unless the careful reader may accept it."""
-    if isinstance(error, _MoreStrings):
+    if isinstance(error, _LostStrings):
         return
     if isinstance(error, msgspec.ValidationError):
         if str(error).startswith("Integer value out of range"):
-            raise _too_long(content)
+            raise _number_too_long(content)
         try:
-            _anything.decode(content)  # what is no JSON at all is called so first, as in a small body
+            _raw_decoder.decode(content)  # what is no JSON at all is called so first, as in a small body
         except (ValueError, RecursionError) as broken:
             error = broken
         else:
-            raise _without_words(error)
+            raise _invalid_request(error)
     if isinstance(error, RecursionError):
         raise InvalidJson("the body is nested too deeply")
-    found = _AT.search(str(error))
+    found = _ERROR_POSITION.search(str(error))
     at = len(content) if found is None else int(found[1])
-    may_be_surrogate = b"\\u" in content[max(0, at - _ESCAPES) : at + _ESCAPES]
+    may_be_surrogate = b"\\u" in content[max(0, at - _ESCAPE_BYTES) : at + _ESCAPE_BYTES]
     if may_be_surrogate or json.detect_encoding(content) != "utf-8" or not isinstance(error, msgspec.DecodeError):
         return
     begin = content.rfind(b"\n", 0, at) + 1
@@ -375,11 +376,11 @@ def _refuse(content: bytes, error: Exception) -> None:
     raise InvalidJson(f"the body is not JSON: {what}", line=content.count(b"\n", 0, at) + 1, column=column)
 
 
-def _without_words(error: msgspec.ValidationError) -> InvalidRequest:
+def _invalid_request(error: msgspec.ValidationError) -> InvalidRequest:
     """What is wrong and where. The library quotes what was written where one of a few words belongs."""
     what, at, where = str(error).rpartition(" - at ")
-    what, where = (what, where.strip("`")[:_LONGEST_FIELD]) if at else (where, "$")
-    return InvalidRequest(what.partition(" '")[0][:_LONGEST_WORDS], field=where)
+    what, where = (what, where.strip("`")[:_MAX_FIELD_CHARS]) if at else (where, "$")
+    return InvalidRequest(what.partition(" '")[0][:_MAX_MESSAGE_CHARS], field=where)
 
 
 def parse(
@@ -390,7 +391,7 @@ def parse(
     """Strict JSON. Raise `InvalidJson` with the place, without the text around it."""
     try:
         # A call of Python for every number lets other threads run; the reader in C alone would not.
-        whole = _whole if len(body) > _MOST_WITH_CARE else None
+        whole = _parse_int if len(body) > _MAX_SLOW_BYTES else None
         return json.loads(
             body,
             parse_constant=_refuse_constant,
@@ -405,10 +406,10 @@ def parse(
     except UnicodeDecodeError as error:
         raise InvalidJson("the body is not UTF-8", at=error.start) from None
     except ValueError:
-        raise _too_long(body) from None
+        raise _number_too_long(body) from None
 
 
-def _too_long(content: bytes) -> InvalidJson:
+def _number_too_long(content: bytes) -> InvalidJson:
     limit = sys.get_int_max_str_digits()
     n = max(map(len, re.findall(rb"[0-9]{%d,}" % (limit + 1), content)), default=0)
     found, numbers = (f"of {n} digits", {"n_digits": n}) if n else ("of too many digits", {})
@@ -441,8 +442,8 @@ def _check_media_type(request: Request) -> None:
         raise UnsupportedMediaType("send the body uncompressed")
 
 
-def _few_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(pairs) > _MOST_FIELDS:
+def _limited_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > _MAX_FIELDS:
         raise InvalidRequest(f"an object of the body has {len(pairs)} fields", field="$", n=len(pairs))
     return _fields(pairs)
 
@@ -452,16 +453,16 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         n_times = Counter(name for name, _ in pairs)
-        twice = next(name for name in n_times if n_times[name] > 1)[:_LONGEST_FIELD]
+        twice = next(name for name in n_times if n_times[name] > 1)[:_MAX_FIELD_CHARS]
         raise InvalidJson(f"an object of the body has the key {twice} more than once: send it once", field=twice)
     return fields
 
 
-def _whole(text: str) -> int:
+def _parse_int(text: str) -> int:
     return int(text)
 
 
-def _finite(text: str) -> float:
+def _parse_float(text: str) -> float:
     number = float(text)
     if math.isinf(number):
         raise InvalidJson("the body has a number that is too large for 64 bits")
@@ -479,4 +480,4 @@ def _path(loc: Sequence[int | str]) -> tuple[int | str, ...]:
 
 def _json_path(path: Sequence[int | str]) -> str:
     text = "$" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
-    return text[:_LONGEST_FIELD].removeprefix("$.")
+    return text[:_MAX_FIELD_CHARS].removeprefix("$.")

@@ -19,7 +19,7 @@ from rewardserve.service.errors import Overloaded, RequestRefused, ServiceError,
 FRAMEWORK_CODES: dict[int, str] = {404: "not_found", 405: "method_not_allowed"}
 
 
-def problem(error: ServiceError, status: int | None = None) -> Response:
+def error_response(error: ServiceError, status: int | None = None) -> Response:
     """The reply for an error, `Retry-After` included."""
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
@@ -32,17 +32,17 @@ def problem(error: ServiceError, status: int | None = None) -> Response:
     return json_response(body, status or error.status, headers)
 
 
-def internal() -> Response:
+def internal_error_response() -> Response:
     """What a caller learns of a bug of ours: nothing but that it is one."""
-    return problem(ServiceError("this is a bug in the server; its log has the request id"))
+    return error_response(ServiceError("this is a bug in the server; its log has the request id"))
 
 
-def refusal(error: RequestRefused, overload_status: int) -> Response:
+def request_error_response(error: RequestRefused, overload_status: int) -> Response:
     """The reply for a request that is refused as a whole."""
-    return problem(error, overload_status if isinstance(error, Overloaded) else None)
+    return error_response(error, overload_status if isinstance(error, Overloaded) else None)
 
 
-def install(app: FastAPI, overload_status: int, methods: Mapping[str, Collection[str]]) -> None:
+def install_error_handlers(app: FastAPI, overload_status: int, methods: Mapping[str, Collection[str]]) -> None:
     """Answer `RequestRefused`, the framework's own errors and bugs in our shape.
 
     `methods` of each path: of one with several routes, the framework names those of the first.
@@ -50,7 +50,7 @@ def install(app: FastAPI, overload_status: int, methods: Mapping[str, Collection
 
     async def refused(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestRefused)
-        return refusal(error, overload_status)
+        return request_error_response(error, overload_status)
 
     async def framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, StarletteHTTPException)
@@ -63,8 +63,8 @@ def install(app: FastAPI, overload_status: int, methods: Mapping[str, Collection
         return json_response({"error": {"code": code, "message": message}}, error.status_code, headers)
 
     async def bug(_request: Request, _error: Exception) -> Response:
-        return internal()
+        return internal_error_response()
 
-    app.add_exception_handler(Exception, bug)  # answered here, told of by `Witness`: it is raised on
+    app.add_exception_handler(Exception, bug)  # answered here, recorded by `RequestLogMiddleware`: it is raised on
     app.add_exception_handler(RequestRefused, refused)
     app.add_exception_handler(StarletteHTTPException, framework)

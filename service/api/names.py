@@ -11,18 +11,18 @@ from urllib.parse import unquote
 
 from rewardserve.service.errors import InvalidRequest
 
-LONGEST_NAME = 256
-_MOST_DECODINGS = 8
+MAX_NAME_CHARS = 256
+_MAX_DECODINGS = 8
 _DOTS = frozenset({".", ".."})
 """As a part of a URL these are gone before a client sends it."""
 
 
-def is_plain(text: str) -> bool:
+def is_printable(text: str) -> bool:
     """Whether every character can be printed: no control or format characters, line separators, or lone surrogates.
 
     Percent-encoded ones count, in as many layers as there are.
     """
-    for _ in range(_MOST_DECODINGS):
+    for _ in range(_MAX_DECODINGS):
         if not text.isprintable():
             return False
         if "%" not in text or (decoded := unquote(text)) == text:
@@ -32,13 +32,13 @@ def is_plain(text: str) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def check_run(run: str) -> str:
+def check_run_name(run: str) -> str:
     """The name of a run. Raise `InvalidRequest` for one that could not be shown, or acknowledged by URL."""
-    if len(run) > LONGEST_NAME:
+    if len(run) > MAX_NAME_CHARS:
         raise InvalidRequest(
-            f"run is longer than {LONGEST_NAME} characters", field="run", n=len(run), limit=LONGEST_NAME
+            f"run is longer than {MAX_NAME_CHARS} characters", field="run", n=len(run), limit=MAX_NAME_CHARS
         )
-    if not is_plain(run) or run in _DOTS:
+    if not is_printable(run) or run in _DOTS:
         raise InvalidRequest(
             "run has a character that cannot be printed, as such or percent-encoded, or is a dot: send a plain name",
             field="run",

@@ -11,11 +11,11 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
-from rewardserve.service.api.names import LONGEST_NAME
+from rewardserve.service.api.names import MAX_NAME_CHARS
 from rewardserve.service.api.openapi_examples import add_examples
 from rewardserve.service.api.openapi_fields import REPLIES, VERIFY, describe_fields
 from rewardserve.service.api.schemas import CompareRequest, ErrorReply, ScoreRequest
-from rewardserve.service.api.structs import MOST_STEPS
+from rewardserve.service.api.structs import MAX_STEP
 
 _REF = "#/components/schemas/{model}"
 _REF_OF_STRUCT = "#/components/schemas/{name}"
@@ -47,7 +47,7 @@ _ERRORS: dict[int, str] = {
     404: "`model_not_served`: the request names another model, or another version of it, than the one that would score it",
     408: "`body_timeout` or `head_timeout`: the request came too slowly",
     409: "`digest_not_served` or `version_gone`: the model that the request wants, or that its run is pinned to, is not loaded",
-    413: "`body_too_large`, or `request_too_large` for all seats together",
+    413: "`body_too_large`, or `request_too_large` for the whole capacity of the server",
     415: "`unsupported_media_type`",
     422: "`invalid_request` with the JSON path of the offending field, `too_many_samples`, `idempotency_key_reused`; "
     "`sample_refused` where a wire format has no word for one sample's error",
@@ -85,12 +85,12 @@ _ORIGIN = [
     for name, schema, description in (
         (
             "run",
-            {"type": "string", "maxLength": LONGEST_NAME},
+            {"type": "string", "maxLength": MAX_NAME_CHARS},
             "the training that this belongs to; the URL beats the header",
         ),
         (
             "step",
-            {"type": "integer", "minimum": 0, "maximum": MOST_STEPS},
+            {"type": "integer", "minimum": 0, "maximum": MAX_STEP},
             "step of that training; the URL beats the header",
         ),
         (
@@ -194,7 +194,7 @@ def in_any_shape(said: Mapping[int | str, dict[str, Any]]) -> dict[int | str, di
     return {status: {**error, "model": ErrorReply | ForeignError} for status, error in said.items()}
 
 
-def install(app: FastAPI, foreign: Sequence[Any] = (), open_paths: frozenset[str] = frozenset()) -> None:
+def install_openapi(app: FastAPI, foreign: Sequence[Any] = (), open_paths: frozenset[str] = frozenset()) -> None:
     """Make the schemas of the bodies part of the OpenAPI document; `foreign` are those of other wire formats."""
 
     def openapi() -> dict[str, Any]:
@@ -229,12 +229,12 @@ def _document(app: FastAPI, foreign: Sequence[Any], open_paths: frozenset[str]) 
     for path, operations in document["paths"].items():
         for of_route in operations.values():
             of_route["security"] = [] if path in open_paths else [{"key": []}, {}]
-            _tidy(of_route)
+            _describe_path_parameters(of_route)
     add_examples(document)
     return document
 
 
-def _tidy(of_route: dict[str, Any]) -> None:
+def _describe_path_parameters(of_route: dict[str, Any]) -> None:
     if "HTTPValidationError" in str(of_route["responses"].get("422", {}).get("content")):
         del of_route["responses"]["422"]
     for parameter in of_route.get("parameters", ()):

@@ -74,7 +74,7 @@ EXAMPLES: dict[str, Any] = {
     "message": _ERROR["message"],
     "ranking": [1, 0],
     "winner": 1,
-    "ComparedOut.raw": [-0.4, 1.93],
+    "ComparisonOut.raw": [-0.4, 1.93],
     "probabilities": [[0.5, 0.09], [0.91, 0.5]],
     "margin": 2.33,
     "UsageOut.samples": 2,

@@ -15,8 +15,8 @@ from starlette.responses import Response
 
 from rewardserve.service.api import structs
 from rewardserve.service.errors import Failure
-from rewardserve.service.models.active_models import Details, Served
-from rewardserve.service.scoring import Compared, Scored
+from rewardserve.service.models.active_models import ResultFields, ServedModel
+from rewardserve.service.scoring import ComparisonResult, SampleResult
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -25,12 +25,12 @@ def json_response(content: Any, status: int = 200, headers: dict[str, str] | Non
     return Response(text, status_code=status, headers=headers, media_type="application/json")
 
 
-def facts_response(content: Any) -> Response:
+def info_response(content: Any) -> Response:
     """As `json_response`, for numbers that nobody trains on: null for those that are not finite."""
     return _fast_response(content, 0.0)
 
 
-def score_reply(served: Served, ids: Sequence[str], results: Sequence[Scored]) -> Response:
+def score_reply(served: ServedModel, ids: Sequence[str], results: Sequence[SampleResult]) -> Response:
     """The reply of `POST /score`."""
     details = served.details
     rewards = [None if r.reward is None else r.reward.value for r in results]
@@ -43,7 +43,7 @@ def score_reply(served: Served, ids: Sequence[str], results: Sequence[Scored]) -
     return _fast_response(content, sum(filter(None, rewards)), served.headers)
 
 
-def compare_reply(served: Served, ids: Sequence[str], results: Sequence[Compared]) -> Response:
+def compare_reply(served: ServedModel, ids: Sequence[str], results: Sequence[ComparisonResult]) -> Response:
     """The reply of `POST /compare`."""
     content = {
         **served.credits,
@@ -67,7 +67,7 @@ def _fast_response(content: Any, checksum: float, headers: dict[str, str] | None
     return Response(text, headers=headers, media_type="application/json")
 
 
-def result(sample_id: str, scored: Scored, details: Details) -> dict[str, Any]:
+def result(sample_id: str, scored: SampleResult, details: ResultFields) -> dict[str, Any]:
     """One entry of `results`. Every field is always there; `heads` and `stages` where `details` has some."""
     reward = scored.reward
     value, raw, normalized = (None, None, None) if reward is None else (reward.value, reward.raw, reward.normalized)
@@ -91,7 +91,7 @@ def failure(why: Failure | None) -> dict[str, Any] | None:
     return None if why is None else {"code": why.code, "message": why.message, **why.details}
 
 
-def _compared(comparison_id: str, compared: Compared) -> dict[str, Any]:
+def _compared(comparison_id: str, compared: ComparisonResult) -> dict[str, Any]:
     ranked = compared.ranked
     return {
         "id": comparison_id,
@@ -104,7 +104,7 @@ def _compared(comparison_id: str, compared: Compared) -> dict[str, Any]:
     }
 
 
-def _totals(results: Sequence[Scored]) -> dict[str, Any]:
+def _totals(results: Sequence[SampleResult]) -> dict[str, Any]:
     done = [r for r in results if r.reward is not None]
     return {
         "usage": {
@@ -113,12 +113,12 @@ def _totals(results: Sequence[Scored]) -> dict[str, Any]:
             "tokens_computed": round(sum([r.n_computed for r in done])),
         },
         "timing_ms": {
-            "encode": _longest_ms([r.encode_s for r in done]),
-            "queue": _longest_ms([r.queue_s for r in done]),
-            "forward": _longest_ms([r.forward_s for r in done]),
+            "encode": _max_ms([r.encode_s for r in done]),
+            "queue": _max_ms([r.queue_s for r in done]),
+            "forward": _max_ms([r.forward_s for r in done]),
         },
     }
 
 
-def _longest_ms(seconds: Sequence[float]) -> float:
+def _max_ms(seconds: Sequence[float]) -> float:
     return round(1000 * max(seconds, default=0.0), 3)

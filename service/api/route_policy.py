@@ -1,7 +1,7 @@
 """The scope that a key must have for a route, decided by the route that a path matches, never by the spelling of the path.
 
 The table is made of the routes themselves, in their order; that the framework calls the one that was found is checked once more
-(`same_route`). A path that is no route's needs the scope `score`, and has nothing behind it.
+(`check_same_route`). A path that is no route's needs the scope `score`, and has nothing behind it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 from starlette.types import Scope
 
-from rewardserve.service.api.names import is_plain
+from rewardserve.service.api.names import is_printable
 from rewardserve.service.errors import InvalidPath
 
 METRICS = "/metrics"
@@ -30,7 +30,7 @@ _ADMIN = "/admin/"
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class RouteInfo:
     """A route: its path with the names of its parameters, its methods, and the scope that a key must have; None: no key is needed.
 
     `pattern` matches its paths, where it has parameters. `is_admin`: it changes the served models.
@@ -48,12 +48,12 @@ class Known:
         return {} if found is None else found.groupdict()
 
 
-class Access:
+class RoutePolicy:
     """All routes of an application. Raise `TypeError` for one whose paths cannot be listed, such as a mounted application."""
 
     def __init__(self, routes: Iterable[BaseRoute], metrics_need_key: bool = False) -> None:
-        self._exact: dict[str, Known] = {}
-        self._patterns: list[tuple[re.Pattern[str], Known]] = []
+        self._exact: dict[str, RouteInfo] = {}
+        self._patterns: list[tuple[re.Pattern[str], RouteInfo]] = []
         for route in routes:
             if not isinstance(route, Route):
                 raise TypeError(f"{route!r} is no route with a path")
@@ -61,30 +61,30 @@ class Access:
             methods |= {"HEAD"} if "GET" in methods else set()
             is_admin = route.path.startswith(_ADMIN)
             if route.param_convertors:
-                known = Known(route.path_format, methods, scope, route.path_regex, is_admin)
-                self._patterns.append((route.path_regex, known))
+                info = RouteInfo(route.path_format, methods, scope, route.path_regex, is_admin)
+                self._patterns.append((route.path_regex, info))
             else:
                 methods |= self._exact[route.path].methods if route.path in self._exact else set()
-                self._exact[route.path] = Known(route.path, methods, scope, is_admin=is_admin)
+                self._exact[route.path] = RouteInfo(route.path, methods, scope, is_admin=is_admin)
         if any(pattern.match(path) for pattern, _ in self._patterns for path in self._exact):
             raise TypeError("a path with parameters matches another route")
 
-    def find(self, scope: Scope) -> Known | None:
+    def find(self, scope: Scope) -> RouteInfo | None:
         """The route of a request, as the framework finds it: the first that has its path and method, else its path."""
         path: str = scope["path"]
         if scope.get("root_path"):
             path = get_route_path(scope)
-        known = self._exact.get(path)
-        if known is not None:
-            return known
-        found = [known for pattern, known in self._patterns if pattern.match(path)]
-        return next((known for known in found if scope["method"] in known.methods), found[0] if found else None)
+        info = self._exact.get(path)
+        if info is not None:
+            return info
+        found = [info for pattern, info in self._patterns if pattern.match(path)]
+        return next((info for info in found if scope["method"] in info.methods), found[0] if found else None)
 
 
-def same_route(request: Request) -> None:
+def check_same_route(request: Request) -> None:
     """Check that the framework calls the route that the scope was decided for. Raise `RuntimeError` if not, which is a bug."""
-    known: Known | None = request.scope["state"]["route"]
-    if known is None or known.path != request.scope["route"].path_format:
+    info: RouteInfo | None = request.scope["state"]["route"]
+    if info is None or info.path != request.scope["route"].path_format:
         raise RuntimeError("another route was checked than is called")
 
 
@@ -98,7 +98,7 @@ def _scope_of(path: str, metrics_need_key: bool) -> str | None:
 
 def check_path(scope: Scope) -> None:
     """Raise `InvalidPath` for characters that cannot be printed. A path that equals that of a route has none."""
-    if not is_plain(scope["path"]):
+    if not is_printable(scope["path"]):
         raise InvalidPath("the path has a character that cannot be printed, as such or percent-encoded")
     if "\ufffd" in scope["path"]:  # put there for bytes that are no UTF-8
         try:

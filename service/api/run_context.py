@@ -13,21 +13,21 @@ from urllib.parse import parse_qsl
 
 from starlette.types import Scope
 
-from rewardserve.service.api.names import check_run
-from rewardserve.service.api.structs import MOST_STEPS
-from rewardserve.service.auth.api_keys import Caller
+from rewardserve.service.api.names import check_run_name
+from rewardserve.service.api.structs import MAX_STEP
+from rewardserve.service.auth.api_keys import RunPermissions
 from rewardserve.service.errors import InvalidRequest, RunNotAllowed
-from rewardserve.service.tripwires.io.run_watcher import Origin
+from rewardserve.service.tripwires.io.run_watcher import RunContext
 
 T = TypeVar("T")
 
-_DIGITS = len(str(MOST_STEPS))
-_MOST_DIGESTS = 3
+_MAX_STEP_DIGITS = len(str(MAX_STEP))
+_MAX_DIGESTS = 3
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class RequestParameters:
     """What a URL and headers say beside the body. `options` are further query parameters, as they came.
 
     `model_digests` are those of the one model that may answer.
@@ -39,10 +39,10 @@ class Said:
     model_digests: tuple[str, ...] = ()
 
 
-NOTHING = Said(None, None, {})
+NO_PARAMETERS = RequestParameters(None, None, {})
 
 
-def read(scope: Scope, options: Collection[str] = ()) -> Said:
+def read_parameters(scope: Scope, options: Collection[str] = ()) -> RequestParameters:
     """`?run=`, `?step=` and `?model_digest=`, or `x-run`, `x-step` and `x-model-digest`.
 
     Raise `InvalidRequest` for a parameter that is not read here, and for two different values of one thing.
@@ -57,18 +57,23 @@ def read(scope: Scope, options: Collection[str] = ()) -> Said:
             elif name == b"x-model-digest":
                 digest = value
     if run is None and step is None and digest is None and not scope["query_string"]:
-        return NOTHING
-    asked = _query(scope["query_string"], {*options, "run", "step", "model_digest"})
+        return NO_PARAMETERS
+    asked = _query_parameters(scope["query_string"], {*options, "run", "step", "model_digest"})
     others = {k: v for k, v in asked.items() if k in options}
-    return Said(
-        one("run", asked.get("run") or None, _text(run, "x-run") or None),
-        one("step", _step(asked.get("step")), _step(_text(step, "x-step"))),
+    return RequestParameters(
+        single_value("run", asked.get("run") or None, _header_text(run, "x-run") or None),
+        single_value("step", _parse_step(asked.get("step")), _parse_step(_header_text(step, "x-step"))),
         others,
-        one("model_digest", _digests(asked.get("model_digest")), _digests(_text(digest, "x-model-digest"))) or (),
+        single_value(
+            "model_digest",
+            _parse_digests(asked.get("model_digest")),
+            _parse_digests(_header_text(digest, "x-model-digest")),
+        )
+        or (),
     )
 
 
-def one(field: str, first: T | None, second: T | None) -> T | None:
+def single_value(field: str, first: T | None, second: T | None) -> T | None:
     """The value that a request gives in one or two places. Raise `InvalidRequest` where they differ."""
     if first is None or second is None or first == second:
         return second if first is None else first
@@ -78,32 +83,32 @@ def one(field: str, first: T | None, second: T | None) -> T | None:
     )
 
 
-def of(
+def run_context_of(
     scope: Scope, run: str | None, step: int | None, kl: float | None = None, ids: Sequence[str | None] = ()
-) -> Origin:
+) -> RunContext:
     """Which training this request belongs to, whose it is, and whether its key may send it. Raise `InvalidRequest` for the name
     of a run, wherever it was said, and `RunNotAllowed`.
 
     A key that is bound to one run sends that one where it names none. What is found is noted beside the request, so that an answer
     that is remembered can be held to a block.
     """
-    run = check_run(run) if run else None
-    caller: Caller | None = scope["state"].get("caller")
+    run = check_run_name(run) if run else None
+    caller: RunPermissions | None = scope["state"].get("permissions")
     if caller is None:
-        origin = Origin(run, step, kl, ids)
+        origin = RunContext(run, step, kl, ids)
     else:
-        run = run or caller.runs.sole
+        run = run or caller.runs.only_name
         if run is not None and not caller.may_send(run):
             why = "is bound to other runs" if caller.runs else "is not bound to this run, and another key is"
             raise RunNotAllowed(
                 f"this key {why}: send another run, or see runs= in docs/how-to/security.md", field="run"
             )
-        origin = Origin(run, step, kl, ids, caller.owner, bool(caller.runs))
-    scope["state"]["origin"] = origin
+        origin = RunContext(run, step, kl, ids, caller.owner, bool(caller.runs))
+    scope["state"]["run_context"] = origin
     return origin
 
 
-def _query(query: bytes, known: Collection[str]) -> dict[str, str]:
+def _query_parameters(query: bytes, known: Collection[str]) -> dict[str, str]:
     try:
         pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict")
     except ValueError:
@@ -128,18 +133,18 @@ def _query(query: bytes, known: Collection[str]) -> dict[str, str]:
     return asked
 
 
-def _text(value: bytes | None, name: str) -> str | None:
+def _header_text(value: bytes | None, name: str) -> str | None:
     try:
         return None if value is None else value.decode()
     except UnicodeDecodeError:
         raise InvalidRequest(f"{name} is not UTF-8: send it percent-encoded in the URL", field=name) from None
 
 
-def _digests(listed: str | None) -> tuple[str, ...] | None:
+def _parse_digests(listed: str | None) -> tuple[str, ...] | None:
     if listed is None:
         return None
     digests = tuple(sorted({each.strip() for each in listed.split(",")}))  # an empty one is none: it would pin nothing
-    if len(digests) > _MOST_DIGESTS or not all(_DIGEST.fullmatch(each) for each in digests):
+    if len(digests) > _MAX_DIGESTS or not all(_DIGEST.fullmatch(each) for each in digests):
         raise InvalidRequest(
             "model_digest must be one to three digests as replies have them, sha256: and 64 hexadecimal digits, with commas "
             "between",
@@ -148,9 +153,9 @@ def _digests(listed: str | None) -> tuple[str, ...] | None:
     return digests
 
 
-def _step(step: str | None) -> int | None:
+def _parse_step(step: str | None) -> int | None:
     if not step:
         return None
-    if not (step.isascii() and step.isdigit() and len(step) <= _DIGITS and int(step) <= MOST_STEPS):
-        raise InvalidRequest(f"step must be a whole number from 0 to {MOST_STEPS}", field="step", limit=MOST_STEPS)
+    if not (step.isascii() and step.isdigit() and len(step) <= _MAX_STEP_DIGITS and int(step) <= MAX_STEP):
+        raise InvalidRequest(f"step must be a whole number from 0 to {MAX_STEP}", field="step", limit=MAX_STEP)
     return int(step)

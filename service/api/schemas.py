@@ -15,21 +15,21 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 from rewardserve.model.conversation import DEFAULT_OPTIONS, SCORE_EMPTY_OPTIONS, Message, Sample, SampleError
 from rewardserve.service.api import structs
 from rewardserve.service.errors import SAMPLE_CODES
-from rewardserve.service.scoring import Asked, Comparison
+from rewardserve.service.scoring import Comparison, SampleOrError
 
-RawScore = Annotated[float, Field(ge=-structs.LARGEST, le=structs.LARGEST, allow_inf_nan=False)]
-Amount = Annotated[float, Field(ge=0.0, le=structs.LARGEST, allow_inf_nan=False)]
-Step = Annotated[int, Field(ge=0, le=structs.MOST_STEPS)]
+RawScore = Annotated[float, Field(ge=-structs.MAX_NUMBER, le=structs.MAX_NUMBER, allow_inf_nan=False)]
+NonNegativeNumber = Annotated[float, Field(ge=0.0, le=structs.MAX_NUMBER, allow_inf_nan=False)]
+Step = Annotated[int, Field(ge=0, le=structs.MAX_STEP)]
 Name = Annotated[str, Field(max_length=256)]
 
 
-class _FirstError(FailFast):
+class _StopAtFirstError(FailFast):
     """One offence is enough to refuse a list: a million of them would be described at a kilobyte each."""
 
     __hash__ = object.__hash__  # a part of a union must have one
 
 
-_FIRST = _FirstError()
+_STOP_AT_FIRST_ERROR = _StopAtFirstError()
 
 
 _RUN = "the training that this belongs to, for trip wires and dashboards; or ?run=, or the header x-run; empty: none; no two differ"
@@ -37,34 +37,36 @@ _STEP = "step of that training; or ?step=, or the header x-step; no two differ"
 _SAMPLE_CODES = ", ".join(f"`{code}`" for code in SAMPLE_CODES)
 
 
-class Asking(BaseModel):
+class StrictModel(BaseModel):
     """What callers send: types are not converted, unknown fields are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-class MessageIn(Asking):
+class MessageIn(StrictModel):
     """One turn of a conversation."""
 
     role: str = Field(description="system, user, assistant or tool; another one is that sample's own error")
     content: str = Field(description="the text of the turn")
 
 
-class SampleIn(Asking):
+class SampleIn(StrictModel):
     """One conversation to score. Give exactly one of: prompt and response; messages; text; input_ids."""
 
     id: Name | None = Field(
         None, description="comes back in the reply, whose order is that of the request; default: the index"
     )
-    prompt: str | Annotated[list[MessageIn], _FIRST] | None = Field(
+    prompt: str | Annotated[list[MessageIn], _STOP_AT_FIRST_ERROR] | None = Field(
         None, description="one user turn, or a list of messages"
     )
     response: str | None = Field(None, description="the response to `prompt`: it is scored")
-    messages: Annotated[list[MessageIn], _FIRST] | None = Field(
+    messages: Annotated[list[MessageIn], _STOP_AT_FIRST_ERROR] | None = Field(
         None, description="the last one is the assistant's: it is scored"
     )
     text: str | None = Field(None, description="already rendered by the caller")
-    input_ids: Annotated[list[int], _FIRST] | None = Field(None, description="already tokenised by the caller")
+    input_ids: Annotated[list[int], _STOP_AT_FIRST_ERROR] | None = Field(
+        None, description="already tokenised by the caller"
+    )
     finish_reason: Literal["stop", "length"] = Field("stop", description="length: cut off, no end token is added")
     reference_rewards: list[RawScore] = Field(
         [], max_length=64, description="raw scores of reference responses to this prompt, for the shapes par and lsc"
@@ -75,13 +77,13 @@ class SampleIn(Asking):
     )
 
 
-class ScoreRequest(Asking):
+class ScoreRequest(StrictModel):
     """Samples to score, and the run and step of the training that they belong to."""
 
     run: Name | None = Field(None, description=_RUN)
     step: Step | None = Field(None, description=_STEP)
-    kl: Amount | None = Field(None, description="of the policy from its start, in nats; for the trip wires")
-    samples: Annotated[list[SampleIn], _FIRST] = Field(
+    kl: NonNegativeNumber | None = Field(None, description="of the policy from its start, in nats; for the trip wires")
+    samples: Annotated[list[SampleIn], _STOP_AT_FIRST_ERROR] = Field(
         min_length=1, description="what to score; a bad sample has an error of its own and spoils no other"
     )
 
@@ -103,25 +105,29 @@ class ScoreRequest(Asking):
     )
 
 
-class ComparisonIn(Asking):
+class ComparisonIn(StrictModel):
     """One prompt and the responses to rank."""
 
     id: Name | None = Field(
         None, description="comes back in the reply, whose order is that of the request; default: the index"
     )
-    prompt: str | Annotated[list[MessageIn], _FIRST] = Field(description="one user turn, or a list of messages")
-    responses: Annotated[list[str], _FIRST] = Field(
+    prompt: str | Annotated[list[MessageIn], _STOP_AT_FIRST_ERROR] = Field(
+        description="one user turn, or a list of messages"
+    )
+    responses: Annotated[list[str], _STOP_AT_FIRST_ERROR] = Field(
         min_length=2, max_length=16, description="responses to the prompt, in any order"
     )
 
 
-class CompareRequest(Asking):
+class CompareRequest(StrictModel):
     """Comparisons to make. `tie_margin` is in units of the raw score."""
 
     run: Name | None = Field(None, description=_RUN)
     step: Step | None = Field(None, description=_STEP)
-    tie_margin: Amount = Field(0.0, description="raw scores that differ by no more have no winner")
-    comparisons: Annotated[list[ComparisonIn], _FIRST] = Field(min_length=1, description="prompts with their responses")
+    tie_margin: NonNegativeNumber = Field(0.0, description="raw scores that differ by no more have no winner")
+    comparisons: Annotated[list[ComparisonIn], _STOP_AT_FIRST_ERROR] = Field(
+        min_length=1, description="prompts with their responses"
+    )
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -202,7 +208,7 @@ class ScoreReply(ModelOut):
     timing_ms: TimingOut = Field(description="times")
 
 
-class ComparedOut(BaseModel):
+class ComparisonOut(BaseModel):
     """What became of one comparison. One bad response makes it an error."""
 
     id: str = Field(description="as in the request, else the index")
@@ -219,12 +225,12 @@ class ComparedOut(BaseModel):
 class CompareReply(ModelOut):
     """Results in the order of the request."""
 
-    results: list[ComparedOut] = Field(description="what became of each comparison, in order")
+    results: list[ComparisonOut] = Field(description="what became of each comparison, in order")
     usage: UsageOut = Field(description="sizes")
     timing_ms: TimingOut = Field(description="times")
 
 
-def to_sample(sample: SampleIn | structs.SampleIn) -> Asked:
+def to_sample(sample: SampleIn | structs.SampleStruct) -> SampleOrError:
     """A `Sample`, or the reason why this is none."""
     prompt, messages, ids = sample.prompt, sample.messages, sample.input_ids
     try:
@@ -242,11 +248,11 @@ def to_sample(sample: SampleIn | structs.SampleIn) -> Asked:
         return error
 
 
-def to_comparison(comparison: ComparisonIn | structs.ComparisonIn) -> Comparison:
+def to_comparison(comparison: ComparisonIn | structs.ComparisonStruct) -> Comparison:
     """The plain record of a comparison."""
     prompt = comparison.prompt
     return Comparison(prompt if isinstance(prompt, str) else _messages(prompt), tuple(comparison.responses))
 
 
-def _messages(messages: Sequence[MessageIn | structs.MessageIn]) -> tuple[Message, ...]:
+def _messages(messages: Sequence[MessageIn | structs.MessageStruct]) -> tuple[Message, ...]:
     return tuple(Message(m.role, m.content) for m in messages)

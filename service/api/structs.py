@@ -12,35 +12,35 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 Name = Annotated[str, msgspec.Meta(max_length=256)]
-MOST_STEPS = 2**53 - 1
+MAX_STEP = 2**53 - 1
 """The largest whole number that every reader of JSON has."""
 
-LARGEST = 1e9
+MAX_NUMBER = 1e9
 """Of every other number of a body, with either sign: its square, and sums over a run, are far from any bound."""
 
-MOST_TOKENS = 2**31 - 1
+MAX_TOKENS = 2**31 - 1
 
-Step = Annotated[int, msgspec.Meta(ge=0, le=MOST_STEPS)]
-Nats = Annotated[float, msgspec.Meta(ge=0.0, le=LARGEST)]
-Margin = Annotated[float, msgspec.Meta(ge=0.0, le=LARGEST)]
-RawScore = Annotated[float, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
-Tokens = Annotated[int, msgspec.Meta(ge=1, le=MOST_TOKENS)]
+Step = Annotated[int, msgspec.Meta(ge=0, le=MAX_STEP)]
+Nats = Annotated[float, msgspec.Meta(ge=0.0, le=MAX_NUMBER)]
+Margin = Annotated[float, msgspec.Meta(ge=0.0, le=MAX_NUMBER)]
+RawScore = Annotated[float, msgspec.Meta(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+Tokens = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
 
 
-class MessageIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+class MessageStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """One turn."""
 
     role: str
     content: str
 
 
-class SampleIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+class SampleStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """One conversation to score. `finish_reason` is UNSET where it is left out, which means stop."""
 
     id: Name | None = None
-    prompt: str | list[MessageIn] | None = None
+    prompt: str | list[MessageStruct] | None = None
     response: str | None = None
-    messages: list[MessageIn] | None = None
+    messages: list[MessageStruct] | None = None
     text: str | None = None
     input_ids: tuple[int, ...] | None = None
     finish_reason: Literal["stop", "length"] | msgspec.UnsetType = msgspec.UNSET
@@ -48,41 +48,41 @@ class SampleIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False
     score_empty: bool = False
 
 
-class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+class ScoreRequestStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """The body of `POST /score`."""
 
-    samples: Annotated[list[SampleIn], msgspec.Meta(min_length=1)]
+    samples: Annotated[list[SampleStruct], msgspec.Meta(min_length=1)]
     run: Name | None = None
     step: Step | None = None
     kl: Nats | None = None
 
 
-class ComparisonIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+class ComparisonStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """One prompt and the responses to rank."""
 
-    prompt: str | list[MessageIn]
+    prompt: str | list[MessageStruct]
     responses: Annotated[list[str], msgspec.Meta(min_length=2, max_length=16)]
     id: Name | None = None
 
 
-class CompareRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+class CompareRequestStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """The body of `POST /compare`."""
 
-    comparisons: Annotated[list[ComparisonIn], msgspec.Meta(min_length=1)]
+    comparisons: Annotated[list[ComparisonStruct], msgspec.Meta(min_length=1)]
     run: Name | None = None
     step: Step | None = None
     tie_margin: Margin = 0.0
 
 
-def n_strings(request: ScoreRequest | CompareRequest) -> int:
+def n_strings(request: ScoreRequestStruct | CompareRequestStruct) -> int:
     """How many strings, keys included, the JSON of this request has where no field is there that says nothing."""
     n = 2 * (request.run is not None) + (request.step is not None) + 1
-    if isinstance(request, ScoreRequest):
-        return n + (request.kl is not None) + _of_samples(request.samples)
-    return n + (request.tie_margin != 0.0) + sum([_of_comparison(each) for each in request.comparisons])
+    if isinstance(request, ScoreRequestStruct):
+        return n + (request.kl is not None) + _n_strings_of_samples(request.samples)
+    return n + (request.tie_margin != 0.0) + sum([_n_strings_of_comparison(each) for each in request.comparisons])
 
 
-def _of_samples(samples: list[SampleIn]) -> int:
+def _n_strings_of_samples(samples: list[SampleStruct]) -> int:
     """A loop without calls: it is a part of every request."""
     n, unset = 0, msgspec.UNSET
     for sample in samples:
@@ -107,7 +107,7 @@ def _of_samples(samples: list[SampleIn]) -> int:
     return n
 
 
-def _of_comparison(comparison: ComparisonIn) -> int:
+def _n_strings_of_comparison(comparison: ComparisonStruct) -> int:
     prompt = comparison.prompt
     n = 2 if isinstance(prompt, str) else 1 + 4 * len(prompt)
     return n + 1 + len(comparison.responses) + 2 * (comparison.id is not None)

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewardserve.service.storage.files import State, read_bounded, repeat, state_of
+from rewardserve.service.storage.files import FileState, file_state, poll_in_thread, read_bounded
 
-_LOOKED_AT_EVERY_S = 1.0
-_MOST_BYTES = 4 * 2**20
+_POLL_INTERVAL_S = 1.0
+_MAX_BYTES = 4 * 2**20
 
 
 class TlsError(Exception):
@@ -35,14 +35,14 @@ class TlsFiles:
         return tuple(path for path in (self.cert, self.key, self.client_ca) if path is not None)
 
 
-def context_of(files: TlsFiles) -> ssl.SSLContext:
+def create_ssl_context(files: TlsFiles) -> ssl.SSLContext:
     """What a server needs. Raise `TlsError`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     for path in files.all:
         try:
-            read_bounded(path, _MOST_BYTES)
+            read_bounded(path, _MAX_BYTES)
         except ValueError as error:  # the library below would wait for a FIFO
             raise TlsError(f"{path} cannot be read: {error}") from None
         except OSError as error:
@@ -52,53 +52,53 @@ def context_of(files: TlsFiles) -> ssl.SSLContext:
         context.load_cert_chain(files.cert, files.key, password=lambda: b"")
     except (ssl.SSLError, OSError) as error:
         raise TlsError(
-            f"{files.cert} and {files.key} are no certificate in PEM and its key, without a password ({_why(error)})"
+            f"{files.cert} and {files.key} are no certificate in PEM and its key, without a password ({_reason(error)})"
         ) from None
     if files.client_ca is not None:
         try:
             context.load_verify_locations(files.client_ca)
         except (ssl.SSLError, OSError) as error:
-            raise TlsError(f"{files.client_ca} holds no certificate in PEM ({_why(error)})") from None
+            raise TlsError(f"{files.client_ca} holds no certificate in PEM ({_reason(error)})") from None
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
-class Certificate:
+class ReloadingCertificate:
     """`context` is for the listening socket; every handshake gets what the files held at the last look, which is on a thread.
 
-    `tell(why)` is called when they were read again; where they are no good, why, and what was there before is kept.
+    `on_reload(why)` is called when they were read again; where they are no good, why, and what was there before is kept.
     """
 
-    def __init__(self, files: TlsFiles, tell: Callable[[str | None], None]) -> None:
+    def __init__(self, files: TlsFiles, on_reload: Callable[[str | None], None]) -> None:
         self._files = files
-        self._tell = tell
-        self._seen = self._state()
-        self.context = self._now = context_of(files)
-        self.context.sni_callback = self._shake
+        self._on_reload = on_reload
+        self._last_state = self._state()
+        self.context = self._current = create_ssl_context(files)
+        self.context.sni_callback = self._select_context
 
     def start(self) -> Callable[[], None]:
         """Look once a second, until the returned function is called."""
-        return repeat(self.look, _LOOKED_AT_EVERY_S, "certificate")
+        return poll_in_thread(self.poll, _POLL_INTERVAL_S, "certificate")
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read the files, if one has changed."""
         state = self._state()
-        if state == self._seen:
+        if state == self._last_state:
             return
-        self._seen, why = state, None
+        self._last_state, why = state, None
         try:
-            self._now = context_of(self._files)
+            self._current = create_ssl_context(self._files)
         except TlsError as error:
             why = str(error)
-        self._tell(why)
+        self._on_reload(why)
 
-    def _shake(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        if connection.context is not self._now:
-            connection.context = self._now
+    def _select_context(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        if connection.context is not self._current:
+            connection.context = self._current
 
-    def _state(self) -> list[State]:
-        return [state_of(path) for path in self._files.all]
+    def _state(self) -> list[FileState]:
+        return [file_state(path) for path in self._files.all]
 
 
-def _why(error: OSError) -> str:
+def _reason(error: OSError) -> str:
     return getattr(error, "reason", None) or error.strerror or type(error).__name__

@@ -11,7 +11,7 @@ from pathlib import Path
 from rewardserve.arguments import USAGE_ERROR, Parser
 from rewardserve.model.text.printable import printable
 from rewardserve.model.text.text_files import TextDecodeError, decode_text, wide_encoding
-from rewardserve.service.auth.api_keys import SCOPES, KeysError, line_of, parse
+from rewardserve.service.auth.api_keys import SCOPES, ApiKeysError, format_line, parse
 from rewardserve.service.auth.rate_limits import BURST_S, RateLimits
 
 PROGRAM = "rewardserve keys"
@@ -43,9 +43,9 @@ def main(arguments: Sequence[str]) -> int:
     limits = RateLimits(given.requests_per_s, given.tokens_per_s, given.burst_s)
     try:
         runs = given.runs.split(",") if given.runs else ()
-        line = line_of(given.name, key, frozenset(given.scopes.split(",")), limits, runs, given.owner)
+        line = format_line(given.name, key, frozenset(given.scopes.split(",")), limits, runs, given.owner)
         add(given.file, line, given.scopes)
-    except (OSError, TextDecodeError, KeysError) as error:
+    except (OSError, TextDecodeError, ApiKeysError) as error:
         print(printable(f"{PROGRAM}: {given.file}: {error}"), file=sys.stderr)
         return USAGE_ERROR
     print(key)
@@ -54,15 +54,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def add(path: Path, line: str, scopes: str) -> None:
-    """Append a line to a file of keys. Raise `KeysError` where it would not be one any more; then no file is made."""
+    """Append a line to a file of keys. Raise `ApiKeysError` where it would not be one any more; then no file is made."""
     if not set(scopes.split(",")) <= set(SCOPES):
-        raise KeysError(f"scopes are {', '.join(SCOPES)}, with commas and without spaces")
+        raise ApiKeysError(f"scopes are {', '.join(SCOPES)}, with commas and without spaces")
     parse(line)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "rb+") as file:
         data = file.read()
         if (name := wide_encoding(data[:4])) is not None:
-            raise KeysError(f"it is {name}; save it as UTF-8 first, so that a line can be added")
+            raise ApiKeysError(f"it is {name}; save it as UTF-8 first, so that a line can be added")
         before = decode_text(data)
         addition = ("\n" if before and not before.endswith("\n") else "") + line + "\n"
         parse(before + addition)

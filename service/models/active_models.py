@@ -23,22 +23,12 @@ from rewardserve.service.inference.watchdog import ScorerState
 from rewardserve.service.models.deployment import Overview, Source
 from rewardserve.service.scoring import Scoring
 from rewardserve.service.tripwires.io.canaries import CanaryResult
-from rewardserve.service.tripwires.io.run_watcher import Origin
+from rewardserve.service.tripwires.io.run_watcher import RunContext
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """What one request may ask for, and what the house can hold; told by `GET /model`."""
-
-    max_samples_per_request: int
-    max_body_bytes: int
-    admission_max_samples: int
-    admission_max_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Details:
+class ResultFields:
     """What a result tells beside its reward: the values of these heads, and what each stage of the pipeline added.
 
     Whatever else the scorer says of a row is not the caller's business.
@@ -48,14 +38,14 @@ class Details:
     stages: tuple[str, ...]
 
     @classmethod
-    def of(cls, loaded: LoadedModel, pipeline: Pipeline) -> Details:
+    def of(cls, loaded: LoadedModel, pipeline: Pipeline) -> ResultFields:
         """Nothing that the reward, the raw and the normalised score do not say already."""
         names = frozenset(name for name, _ in loaded.identity.heads)
         return cls(names if len(names) > 1 else frozenset(), pipeline.stage_names if pipeline.itemises else ())
 
 
 @dataclass(frozen=True)  # no slots: they would leave no place for what is computed once
-class Served:
+class ServedModel:
     """A model in service. `version` counts the models that this process has loaded.
 
     `scorer_state` is whether forwards come back, `n_failed_batches` how many batches in a row have failed, once that is alarming.
@@ -98,12 +88,12 @@ class Served:
         return all(digest in (credits["contract"], credits["calibration"], credits["pipeline"]) for digest in digests)
 
     @cached_property
-    def details(self) -> Details:
+    def details(self) -> ResultFields:
         """What its results tell."""
-        return Details.of(self.loaded, self.pipeline)
+        return ResultFields.of(self.loaded, self.pipeline)
 
 
-class Models(Protocol):
+class ModelAdmin(Protocol):
     """What an operator can do with the models of a process; `rewardserve.service.models.registry` does it."""
 
     @property
@@ -136,21 +126,21 @@ class Models(Protocol):
         ...
 
 
-class Stage:
+class ActiveModels:
     """Empty at first, then `open` with a model, in the end `close`d."""
 
     def __init__(self) -> None:
-        self._served: Served | None = None
-        self._models: Models | None = None
-        self._by_version: Mapping[int, Served] = {}
+        self._served: ServedModel | None = None
+        self._models: ModelAdmin | None = None
+        self._by_version: Mapping[int, ServedModel] = {}
         self._pins: Mapping[str, int] = {}
         self._is_closing = asyncio.Event()
 
-    def manage(self, models: Models) -> None:
+    def manage(self, models: ModelAdmin) -> None:
         """From now on an operator may change what is served."""
         self._models = models
 
-    def models(self) -> Models:
+    def models(self) -> ModelAdmin:
         """Those of this process. Raise `Loading` or `ShuttingDown`."""
         self.served()
         if self._models is None:
@@ -158,7 +148,7 @@ class Stage:
         return self._models
 
     def open(
-        self, served: Served, others: Sequence[Served] = (), pins: Mapping[str, int] = MappingProxyType({})
+        self, served: ServedModel, others: Sequence[ServedModel] = (), pins: Mapping[str, int] = MappingProxyType({})
     ) -> None:
         """Serve this model from now on, and others to those who ask for one of them. `pins`: versions of runs by name."""
         self._served = served
@@ -190,7 +180,7 @@ class Stage:
             return False
         return not self._served.loaded.scorer.is_alive or self._served.scorer_state() == "lost"
 
-    def served_for(self, run: str | None, model_digests: Sequence[str] = ()) -> Served:
+    def served_for(self, run: str | None, model_digests: Sequence[str] = ()) -> ServedModel:
         """The model that answers a request of this run. Raise as `served`, `DigestNotServed` and `VersionGone`.
 
         `model_digests` are those, as replies have them, of the one model that the client wants. No request is ever
@@ -212,11 +202,11 @@ class Stage:
             )
         return max(same, key=lambda each: each.version)
 
-    def is_blocked(self, origin: Origin) -> bool:
+    def is_blocked(self, origin: RunContext) -> bool:
         """Whether a trip wire has ended the service of this run."""
         return self._served is not None and self._served.scoring.is_blocked(origin)
 
-    def served(self) -> Served:
+    def served(self) -> ServedModel:
         """The model in service. Raise `Loading` or `ShuttingDown`."""
         if self._closing:
             raise ShuttingDown("this server is shutting down; send the request to another one", retry_after_s=1.0)

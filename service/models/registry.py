@@ -32,7 +32,7 @@ from rewardserve.service.errors import (
 )
 from rewardserve.service.inference.background_scorer import BackgroundScorer
 from rewardserve.service.inference.shadow import Shadow
-from rewardserve.service.models.active_models import Served, Stage
+from rewardserve.service.models.active_models import ActiveModels, ServedModel
 from rewardserve.service.models.deployment import Loaded, Loading, Overview, Refused, Roster, Source
 from rewardserve.service.models.runtime import Commons, Engine, Prepared, build_engine, prepare
 from rewardserve.service.observability import logs
@@ -51,7 +51,7 @@ class Tenure:
     """A model that is loaded, with what it came from."""
 
     engine: Engine
-    served: Served
+    served: ServedModel
     source: Source
     loaded_at: str
     shadow: Shadow | None = None
@@ -64,7 +64,13 @@ class Succession:
     """
 
     def __init__(
-        self, commons: Commons, stage: Stage, first: Prepared, source: Source, keep: int, load_timeout_s: float = 0.0
+        self,
+        commons: Commons,
+        stage: ActiveModels,
+        first: Prepared,
+        source: Source,
+        keep: int,
+        load_timeout_s: float = 0.0,
     ) -> None:
         self._commons = commons
         self._stage = stage
@@ -387,9 +393,9 @@ def settings_for(source: Source, settings: ModelSettings) -> ModelSettings:
     return changed
 
 
-def served_by(engine: Engine, commons: Commons) -> Served:
+def served_by(engine: Engine, commons: Commons) -> ServedModel:
     """What the routes may know of an engine."""
-    return Served(
+    return ServedModel(
         loaded=engine.loaded,
         scoring=engine.scoring,
         pipeline=engine.pipeline,

@@ -22,11 +22,11 @@ from rewardserve.service.api.replies import result
 from rewardserve.service.api.schemas import to_sample
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.models import runtime as engines
-from rewardserve.service.models.active_models import Details
+from rewardserve.service.models.active_models import ResultFields
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.offline.input_file import WINDOW, Line, windows
 from rewardserve.service.offline.output_file import Marks, Output
-from rewardserve.service.scoring import Scored, Scoring
+from rewardserve.service.scoring import SampleResult, Scoring
 from rewardserve.service.settings import ModelSettings, ScoreSettings
 
 T = TypeVar("T")
@@ -42,11 +42,11 @@ async def score_file(
     main_task = asyncio.current_task()
     if main_task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main_task.cancel)
-    details = Details.of(loaded, pipeline)
+    details = ResultFields.of(loaded, pipeline)
     scored_by = Marks.of(loaded, pipeline, settings).as_json()
     async with open_scoring(settings, loaded, pipeline) as scoring:
 
-        async def score(lines: list[Line]) -> list[Scored]:
+        async def score(lines: list[Line]) -> list[SampleResult]:
             return await _score_lines(scoring, lines)
 
         with settings.input.open("rb") as source, progress_bar() as progress:
@@ -82,13 +82,13 @@ async def open_scoring(settings: ModelSettings, loaded: LoadedModel, pipeline: P
 
 async def score_samples(
     scoring: Scoring, samples: Sequence[Sample | SampleError], advance: Callable[[int], None]
-) -> list[Scored]:
+) -> list[SampleResult]:
     """Score samples in their order; `advance` is called with the number of those just scored."""
 
-    async def score(window: list[Sample | SampleError]) -> list[Scored]:
+    async def score(window: list[Sample | SampleError]) -> list[SampleResult]:
         return await scoring.score(window, math.inf)
 
-    found: list[Scored] = []
+    found: list[SampleResult] = []
     cuts = (list(samples[at : at + WINDOW]) for at in range(0, len(samples), WINDOW))
     async for window, results in _in_order(score, cuts):
         found += results
@@ -97,10 +97,10 @@ async def score_samples(
 
 
 async def _in_order(
-    score: Callable[[list[T]], Coroutine[Any, Any, list[Scored]]], cuts: Iterator[list[T]]
-) -> AsyncIterator[tuple[list[T], list[Scored]]]:
+    score: Callable[[list[T]], Coroutine[Any, Any, list[SampleResult]]], cuts: Iterator[list[T]]
+) -> AsyncIterator[tuple[list[T], list[SampleResult]]]:
     """Windows with their results, in order, with the next one already on its way."""
-    running: deque[tuple[list[T], asyncio.Task[list[Scored]]]] = deque()
+    running: deque[tuple[list[T], asyncio.Task[list[SampleResult]]]] = deque()
     try:
         while True:
             while len(running) < _WINDOWS_IN_FLIGHT and (window := next(cuts, None)):
@@ -114,10 +114,10 @@ async def _in_order(
             task.cancel()
 
 
-async def _score_lines(scoring: Scoring, lines: list[Line]) -> list[Scored]:
+async def _score_lines(scoring: Scoring, lines: list[Line]) -> list[SampleResult]:
     asked = [to_sample(line.sample) for line in lines if line.sample is not None]
     scored = iter(await scoring.score(asked, math.inf) if asked else [])
-    return [Scored(failure=line.failure) if line.sample is None else next(scored) for line in lines]
+    return [SampleResult(failure=line.failure) if line.sample is None else next(scored) for line in lines]
 
 
 def progress_bar() -> Progress:

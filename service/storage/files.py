@@ -14,30 +14,30 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-_DRAFT_SUFFIX = ".part"
+_TEMP_SUFFIX = ".part"
 _STALE_S = 3_600.0
 
 
-def write_whole(path: Path, data: bytes, *, mode: int = 0o600, replaces: bool = True) -> None:
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o600, replaces: bool = True) -> None:
     """Write a file that survives a crash as a whole or not at all. Raise `OSError`; then nothing of it is left.
 
     `replaces=False`: raise `FileExistsError` where the path exists; a kill between two system calls leaves the file empty.
     """
-    descriptor, name = tempfile.mkstemp(prefix=".", suffix=_DRAFT_SUFFIX, dir=path.parent)
-    ours = [name]
+    descriptor, name = tempfile.mkstemp(prefix=".", suffix=_TEMP_SUFFIX, dir=path.parent)
+    created = [name]
     try:
-        with os.fdopen(descriptor, "wb") as draft:
+        with os.fdopen(descriptor, "wb") as temp_file:
             os.fchmod(descriptor, mode)
-            draft.write(data)
-            draft.flush()
+            temp_file.write(data)
+            temp_file.flush()
             os.fsync(descriptor)
         if not replaces:  # an empty file takes the name: not every disk has hard links
             placeholder = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            ours.append(str(path))
+            created.append(str(path))
             os.close(placeholder)
         os.replace(name, path)
     except BaseException:
-        for each in ours:
+        for each in created:
             with suppress(OSError):
                 os.unlink(each)
         raise
@@ -64,16 +64,16 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     return data
 
 
-def reason_of(error: OSError | ValueError) -> str:
+def error_reason(error: OSError | ValueError) -> str:
     """The reason why a file could not be read, without any of its content."""
     return str(error) if isinstance(error, ValueError) else error.strerror or type(error).__name__
 
 
-State = tuple[int, ...]
+FileState = tuple[int, ...]
 """Metadata that change when a file is written, or replaced; empty: there is no file."""
 
 
-def state_of(path: Path) -> State:
+def file_state(path: Path) -> FileState:
     """The state of a file, without reading it."""
     try:
         found = os.stat(path)
@@ -84,16 +84,16 @@ def state_of(path: Path) -> State:
     return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_mode
 
 
-def repeat(look: Callable[[], None], every_s: float, name: str) -> Callable[[], None]:
-    """Call `look` on a thread of its own until the returned function is called. A file that hangs holds up only that thread.
+def poll_in_thread(poll: Callable[[], None], every_s: float, name: str) -> Callable[[], None]:
+    """Call `poll` on a thread of its own until the returned function is called. A file that hangs holds up only that thread.
 
-    `look` must not raise.
+    `poll` must not raise.
     """
     stopped = threading.Event()
 
     def run() -> None:
         while not stopped.wait(every_s):
-            look()
+            poll()
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return stopped.set
@@ -106,9 +106,9 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def remove_stale_drafts(folder: Path) -> None:
+def remove_stale_temp_files(folder: Path) -> None:
     """Delete drafts of killed processes that are an hour old or older."""
-    for draft in folder.glob(f".*{_DRAFT_SUFFIX}"):
+    for temp_file in folder.glob(f".*{_TEMP_SUFFIX}"):
         with suppress(OSError):
-            if time.time() - draft.stat().st_mtime > _STALE_S:
-                draft.unlink()
+            if time.time() - temp_file.stat().st_mtime > _STALE_S:
+                temp_file.unlink()

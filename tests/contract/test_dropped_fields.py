@@ -118,7 +118,7 @@ def test_the_fields_of_a_format_that_change_no_score_are_let_through(server, dia
     path = dialect.path.replace("{model:path}", "reward_model").replace("{version}", "1")
     plain = ask(server, path, BODIES[path]).json()
     form, _ = dialect.read(BODIES[path])
-    for field in form.unread or ():
+    for field in form.ignored_fields or ():
         reply = ask(server, path, {**BODIES[path], field: {"x": 1} if field == "parameters" else "x"})
         assert reply.status_code == 200, reply.text
         assert numbers(reply.json()) == numbers(plain)
@@ -272,6 +272,6 @@ def test_documents_that_are_no_text_alone_are_refused(server):
 def test_the_page_names_every_field_that_has_no_effect():
     page = (ROOT / "docs" / "how-to" / "trainers.md").read_text()
     for dialect in DIALECTS:
-        for form in dialect.forms:
-            for field in {*(form.unread or ()), *form.defaults}:
+        for form in dialect.body_formats:
+            for field in {*(form.ignored_fields or ()), *form.accepted_values}:
                 assert f"`{field}`" in page, (dialect.path, field)

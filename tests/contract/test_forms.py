@@ -71,15 +71,15 @@ def gone(word: str) -> Callable[[Any, Any], bool]:
 class Written:
     """A form of a request. `effect`: fields that it may have beside those of `body`, with a value and what that must do.
 
-    `no_effect`: fields that belong to the request, its caching or its routing, and leave every score as it is. `defaults`: what
-    clients of the format may send with every request.
+    `no_effect`: fields that belong to the request, its caching or its routing, and leave every score as it is. `accepted_values`:
+    what clients of the format may send with every request.
     """
 
     path: str
     body: dict[str, Any]
     effect: dict[str, tuple[Any, Callable[[Any, Any], bool]]] = field(default_factory=dict)
     no_effect: tuple[str, ...] = ()
-    defaults: dict[str, Any] = field(default_factory=dict)
+    accepted_values: dict[str, Any] = field(default_factory=dict)
 
 
 ROUTING = ("user", "priority", "cache_salt", "extra_key", "rid", "log_metrics", "no_logs", "routing_key", "data_parallel_rank",
@@ -114,17 +114,17 @@ TENSOR = {"name": "sentences", "shape": [1], "datatype": "BYTES", "data": [TEXT]
 
 FORMS = {
     "OpenRLHF": Written(
-        "/get_reward", {"query": [TEXT]}, no_effect=("labels",), defaults={"prompts": [PROMPT], "labels": ["x"]}
+        "/get_reward", {"query": [TEXT]}, no_effect=("labels",), accepted_values={"prompts": [PROMPT], "labels": ["x"]}
     ),
     "align-anything": Written(
         "/get_reward", {"prompts": [PROMPT], "responses": [ANSWER]}, no_effect=("golden_response", "golden_responses")
     ),
-    "slime": Written("/slime", {"prompt": PROMPT, "response": ANSWER}, no_effect=("label",), defaults={"label": None}),
+    "slime": Written("/slime", {"prompt": PROMPT, "response": ANSWER}, no_effect=("label",), accepted_values={"label": None}),
     "LLaMA-Factory": Written(
         "/v1/score/evaluation",
         {"messages": [TEXT]},
         {"max_length": (10, limited)},
-        defaults={"model": "model", "max_length": None},
+        accepted_values={"model": "model", "max_length": None},
     ),
     "vLLM classify, input": Written(
         "/classify",
@@ -317,13 +317,13 @@ def test_every_form_of_the_server_is_here():
     for dialect in DIALECTS:
         path = dialect.path.replace("{model:path}", "echo").replace("{version}", "1")
         if path != "/verify":  # below
-            assert {(path, name) for form in dialect.forms for name in form.texts} <= written, path
+            assert {(path, name) for form in dialect.body_formats for name in form.text_fields} <= written, path
 
 
 def test_every_field_that_a_form_reads_has_a_value_here():
     for dialect in DIALECTS:
-        for form in dialect.forms:
-            assert {*form.read_fields, *(form.unread or ()), *form.defaults} <= {*VALUES, "model"}
+        for form in dialect.body_formats:
+            assert {*form.read_fields, *(form.ignored_fields or ()), *form.accepted_values} <= {*VALUES, "model"}
 
 
 @by_form
@@ -353,11 +353,11 @@ def test_a_field_is_refused_by_name_or_has_its_effect(server, name, field):
 @by_form
 def test_what_clients_of_a_format_send_with_every_request_is_accepted(server, name):
     plain, form = plain_of(server, name), FORMS[name]
-    for more in ({key: value} for key, value in form.defaults.items()):
+    for more in ({key: value} for key, value in form.accepted_values.items()):
         reply = ask(server, name, **more)
         assert reply.status_code == 200, reply.text
         assert scores(reply.json()) == scores(plain), more
-    reply = ask(server, name, **form.defaults)
+    reply = ask(server, name, **form.accepted_values)
     assert reply.status_code == 200, reply.text
 
 

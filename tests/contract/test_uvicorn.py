@@ -45,7 +45,7 @@ def known(cls: type) -> set[str]:
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [(protocol.OneWriteProtocol, httptools_impl.HttpToolsProtocol), (app._Uvicorn, uvicorn.Server)],
+    [(protocol.HttpProtocol, httptools_impl.HttpToolsProtocol), (app._UvicornServer, uvicorn.Server)],
 )
 def test_each_name_that_is_used_of_the_base_class_is_there(ours, theirs):
     used = attributes_of(source_of(ours), "self", ast.Load) | attributes_of(source_of(ours), "super()", ast.Load)
@@ -56,7 +56,7 @@ def test_each_name_that_is_used_of_the_base_class_is_there(ours, theirs):
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [(protocol.OneWriteProtocol, httptools_impl.HttpToolsProtocol), (app._Uvicorn, uvicorn.Server)],
+    [(protocol.HttpProtocol, httptools_impl.HttpToolsProtocol), (app._UvicornServer, uvicorn.Server)],
 )
 def test_methods_that_are_overridden_take_what_uvicorn_gives_them(ours, theirs):
     overridden = methods_of(ours).keys() & methods_of(theirs).keys() - {"__init__"}
@@ -67,8 +67,8 @@ def test_methods_that_are_overridden_take_what_uvicorn_gives_them(ours, theirs):
 
 
 def test_a_request_in_flight_has_the_attributes_that_are_read_and_set():
-    used = attributes_of(source_of(protocol.OneWriteProtocol), "self.cycle", ast.Load)
-    used |= attributes_of(source_of(protocol.OneWriteProtocol), "self.cycle", ast.Store)
+    used = attributes_of(source_of(protocol.HttpProtocol), "self.cycle", ast.Load)
+    used |= attributes_of(source_of(protocol.HttpProtocol), "self.cycle", ast.Store)
     assert used
     assert used <= known(httptools_impl.RequestResponseCycle)
 

@@ -151,7 +151,7 @@ def test_the_step_of_a_header_and_of_a_url_have_the_bounds_of_a_bodys(server, st
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e300])
 def test_a_statistic_that_is_no_number_breaks_no_page(value):
-    from rewardserve.service.api.replies import facts_response
+    from rewardserve.service.api.replies import info_response
     from rewardserve.service.api.routes.health import describe_runs
     from rewardserve.service.tripwires.baseline import BaselineSource
     from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
@@ -162,4 +162,4 @@ def test_a_statistic_that_is_no_number_breaks_no_page(value):
         monitor.observe(
             "r", 1, [SampleFeatures(i, None, value, value, False, (), audit=value) for i in range(16)], 0.0, kl=5.0
         )
-    json.loads(facts_response(describe_runs(monitor, 0.0)).body, parse_constant=refuse_constant)
+    json.loads(info_response(describe_runs(monitor, 0.0)).body, parse_constant=refuse_constant)

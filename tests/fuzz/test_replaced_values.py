@@ -14,7 +14,10 @@ PARTS = [{"type": "text", "text": "Because.", "annotations": [], "cache_control"
 TURNS = [{**USER, "content": PARTS}, {**ANSWER, "content": PARTS}]
 PAIR = {"text_1": {"content": PARTS}, "text_2": [{"text": "Because."}]}
 WRITTEN = {
-    name: (form.path, form.defaults | {k: v for k, (v, _) in form.effect.items() if k != "activation"} | form.body)
+    name: (
+        form.path,
+        form.accepted_values | {k: v for k, (v, _) in form.effect.items() if k != "activation"} | form.body,
+    )
     for name, form in FORMS.items()
 }
 OTHERS = {

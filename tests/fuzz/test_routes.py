@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
-from rewardserve.service.auth.api_keys import line_of
+from rewardserve.service.auth.api_keys import format_line
 from rewardserve.service.auth.rate_limits import RateLimits
 from tests.support.raw_http import Connection, request
 from tests.support.service_server import Server
@@ -69,7 +69,7 @@ def world(tmp_path_factory):
 def make(path, scopes):
     key = f"key-of-{scopes}-with-many-characters"
     with path.open("a") as file:
-        file.write(line_of(scopes.replace(",", "-"), key, frozenset(scopes.split(",")), RateLimits()) + "\n")
+        file.write(format_line(scopes.replace(",", "-"), key, frozenset(scopes.split(",")), RateLimits()) + "\n")
     return key
 
 

@@ -65,7 +65,7 @@ async def test_leaving_waits_for_what_was_accepted(tmp_path):
         asked = asyncio.create_task(http.post("/score", json=BODY))
         await asyncio.wait_for(inside.wait(), 30.0)
         leaving = asyncio.create_task(door.__aexit__(None, None, None))
-        await house.stage.pause(30.0)  # returns at once when it closes
+        await house.active_models.pause(30.0)  # returns at once when it closes
         assert (await http.get("/readyz")).status_code == 503
         assert not asked.done()
         assert not leaving.done()

@@ -138,7 +138,7 @@ def test_where_there_are_too_many_connections_the_silent_ones_make_room(server):
         for each in silent[::2]:
             each.sendall(b"POST /score HTT")
         assert [ask(server)[0] for _ in range(ROOM)] == [200] * ROOM
-        assert ended(server, "displaced") >= 2 * ROOM
+        assert ended(server, "evicted") >= 2 * ROOM
         assert is_closed(silent[0])
 
 

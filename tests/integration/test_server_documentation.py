@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from rewardserve.model.conversation import SampleError
 from rewardserve.service.api.dialects import DIALECTS
-from rewardserve.service.errors import CallerLeft, RequestRefused, RowFailed
+from rewardserve.service.errors import ClientDisconnected, RequestRefused, RowFailed
 from tests.support.service_server import Server, wait_until
 
 KEY, READER = "k-0123456789abcdef", "metrics-key-0123456789"
@@ -29,13 +29,13 @@ def server():
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory):
-    from rewardserve.service.auth.api_keys import line_of
+    from rewardserve.service.auth.api_keys import format_line
     from rewardserve.service.auth.rate_limits import UNLIMITED
 
     keys = tmp_path_factory.mktemp("keys") / "keys"
     lines = [
-        line_of("all", KEY, frozenset({"score", "admin", "metrics"}), UNLIMITED),
-        line_of("reader", READER, frozenset({"metrics"}), UNLIMITED),
+        format_line("all", KEY, frozenset({"score", "admin", "metrics"}), UNLIMITED),
+        format_line("reader", READER, frozenset({"metrics"}), UNLIMITED),
     ]
     keys.write_text("\n".join(lines) + "\n")
     with Server("--backend=echo", f"--keys-file={keys}", "--metrics-key-required=1") as server:
@@ -134,13 +134,13 @@ def test_every_error_is_in_the_document_under_its_status(document):
         for status, response in op["responses"].items()
         for code in re.findall(r"`(\w+)`", response["description"])
     }
-    unseen = {CallerLeft}  # for metrics and logs: nobody is there to read it
+    unseen = {ClientDisconnected}  # for metrics and logs: nobody is there to read it
     missing = {(e.status, e.code) for e in kinds_of(RequestRefused) - unseen} - described
     assert missing == set()
 
 
 def test_every_error_of_a_sample_is_described_where_results_are(document):
-    for record in ("ResultOut", "ComparedOut"):
+    for record in ("ResultOut", "ComparisonOut"):
         text = document["components"]["schemas"][record]["properties"]["error"]["description"]
         missing = {error.code for error in kinds_of(RowFailed) | kinds_of(SampleError) if f"`{error.code}`" not in text}
         assert missing == set()

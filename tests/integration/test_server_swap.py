@@ -15,7 +15,7 @@ import pytest
 from rewardserve.model.backends import ModelSpec, load
 from rewardserve.model.conversation import Sample
 from rewardserve.model.scorer import TokenBatch
-from rewardserve.service.auth.api_keys import line_of
+from rewardserve.service.auth.api_keys import format_line
 from rewardserve.service.auth.rate_limits import UNLIMITED
 from tests.support.checkpoints import edit_json, reward_model
 from tests.support.service_server import Server, drill, run_to_end, wait_until
@@ -410,7 +410,7 @@ def test_what_is_usual_for_a_run_is_learnt_anew_and_its_counters_never_fall(serv
 
 def test_only_a_key_for_administration_changes_what_is_served(tmp_path):
     keys = {"trainer": frozenset({"score"}), "operator": frozenset({"admin"})}
-    lines = [line_of(name, f"{name}-{'k' * 32}", scopes, UNLIMITED) for name, scopes in keys.items()]
+    lines = [format_line(name, f"{name}-{'k' * 32}", scopes, UNLIMITED) for name, scopes in keys.items()]
     (tmp_path / "keys").write_text("\n".join(lines))
     with drill("echo", f"--keys-file={tmp_path / 'keys'}") as server:
 

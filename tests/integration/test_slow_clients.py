@@ -49,7 +49,7 @@ def test_honest_clients_go_on_scoring_under(attack, tmp_path, capsys):
         after = goodput(crowd, 5)
         slow, counts = max(crowd.book.seconds), crowd.book.counts
         ends = {why: server.metric("rewardserve_connections_ended_total", reason=why)
-                for why in ("displaced", "slow_head", "slow_reader", "crowded")}  # fmt: skip
+                for why in ("evicted", "slow_head", "slow_reader", "limit_reached")}  # fmt: skip
         with capsys.disabled():
             print(f"\n{attack}: goodput {before:.0f}, {during:.0f}, {after:.0f} a second before, during, after; "
                   f"longest {slow:.2f} s; {dict(counts)}; ended {ends}")  # fmt: skip

@@ -176,7 +176,7 @@ def _survivors(result: Path) -> Iterator[Survivor]:
 
 
 def _function(mutant: str) -> str:
-    """`rewardserve.service.auth.api_keys.xǁKeyRingǁwarnings__mutmut_5` -> `rewardserve.service.auth.api_keys.KeyRing.warnings`."""
+    """`rewardserve.service.auth.api_keys.xǁKeyRingǁwarnings__mutmut_5` -> `rewardserve.service.auth.api_keys.ApiKeys.warnings`."""
     module, _, name = mutant.rpartition("__mutmut_")[0].rpartition(".")
     return f"{module}.{re.sub('^x_', '', name.removeprefix('xǁ')).replace('ǁ', '.')}"
 

@@ -47,7 +47,7 @@ GYM = st.fixed_dictionaries(
 
 def bodies_of(dialect):
     """Bodies with the fields of one of its forms, more often than not of the right kind, or any JSON."""
-    of_forms = [GYM if form.unread is None else likely(form.body, JSONS) for form in dialect.forms]
+    of_forms = [GYM if form.ignored_fields is None else likely(form.body, JSONS) for form in dialect.body_formats]
     return st.one_of(*of_forms, JSONS)
 
 
@@ -56,8 +56,8 @@ def bodies_of(dialect):
 def test_a_body_is_samples_or_a_refusal_without_its_words(dialect, data):
     sent = data.draw(bodies_of(dialect))
     try:
-        form, record = dialect.read(body.values(json.dumps(sent).encode()))
-        samples = form.ask(record, SERVED)
+        form, record = dialect.read(body.decode_any(json.dumps(sent).encode()))
+        samples = form.to_samples(record, SERVED)
     except RequestRefused as error:
         samples = [error]
     assert all(isinstance(each, Sample | SampleError) or each.status in (400, 422) for each in samples)

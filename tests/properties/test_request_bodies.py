@@ -59,8 +59,8 @@ COMPARE_REQUESTS = st.fixed_dictionaries(
     optional={"run": TEXT, "step": st.integers(), "tie_margin": st.floats() | st.integers() | JSONS},
 )
 READERS = {
-    "/score": (msgspec.json.Decoder(structs.ScoreRequest), ScoreRequest),
-    "/compare": (msgspec.json.Decoder(structs.CompareRequest), CompareRequest),
+    "/score": (msgspec.json.Decoder(structs.ScoreRequestStruct), ScoreRequest),
+    "/compare": (msgspec.json.Decoder(structs.CompareRequestStruct), CompareRequest),
 }
 
 
@@ -86,7 +86,7 @@ PIECES = [b'"', b"\\", b",", b":", b"{", b"}", b"[", b"]", b"0", b"1", b"-", b".
 
 def plain(request):
     """What a request says, whichever reader it came from."""
-    if isinstance(request, structs.ScoreRequest | ScoreRequest):
+    if isinstance(request, structs.ScoreRequestStruct | ScoreRequest):
         samples = [(s.id, told(outcome_of_sample, s)) for s in request.samples]
         return request.run, request.step, samples
     comparisons = [(c.id, to_comparison(c)) for c in request.comparisons]
@@ -230,7 +230,8 @@ def test_a_large_comparison_is_read_as_a_small_one(raw):
 @given(bodies(st.fixed_dictionaries({"query": st.lists(TEXT), "prompts": st.lists(TEXT)}, optional={"x": JSONS})))
 def test_a_large_body_of_another_format_is_read_as_a_small_one(raw):
     small, large = (
-        outcome(lambda content: GET_REWARD.read(body.values(content))[1], each) for each in (raw, raw + b" " * LARGE)
+        outcome(lambda content: GET_REWARD.read(body.decode_any(content))[1], each)
+        for each in (raw, raw + b" " * LARGE)
     )
     assert isinstance(small, RequestRefused) == isinstance(large, RequestRefused)
     assert isinstance(small, RequestRefused) or small == large
@@ -248,8 +249,8 @@ STEPPED = (
 @contextmanager
 def in_small_steps():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(body, "_STEP", 8)
-        patch.setattr(body, "MOST_ON_LOOP", 0)
+        patch.setattr(body, "_CHUNK_BYTES", 8)
+        patch.setattr(body, "MAX_LOOP_BYTES", 0)
         yield
 
 
@@ -264,8 +265,8 @@ def in_small_steps():
 @example(b'{"a":[1,2,3,4,5,6,7,' + b"9" * 5000 + b"]}")
 def test_what_is_decoded_in_steps_is_what_is_decoded_at_once(raw):
     with in_small_steps():
-        stepped = outcome(body.values, raw)
-    at_once = outcome(body.parse, raw, None, body._finite)
+        stepped = outcome(body.decode_any, raw)
+    at_once = outcome(body.parse, raw, None, body._parse_float)
     assert isinstance(stepped, RequestRefused) == isinstance(at_once, RequestRefused), (stepped, at_once)
     assert isinstance(stepped, RequestRefused) or repr(stepped) == repr(at_once)
 
@@ -280,14 +281,14 @@ def test_a_request_is_read_in_steps_as_at_once(raw):
 
 
 def test_no_step_reads_more_than_some_numbers(monkeypatch):
-    seen, values = [], body._values
+    seen, values = [], body._value_decoder
 
     class Watched:
         def decode(self, content):
             seen.append(len(content))
             return values.decode(content)
 
-    monkeypatch.setattr(body, "_values", Watched())
+    monkeypatch.setattr(body, "_value_decoder", Watched())
     ids = list(range(100, 999)) * 600
     for large in (
         {"samples": [{"input_ids": ids}]},
@@ -296,8 +297,8 @@ def test_no_step_reads_more_than_some_numbers(monkeypatch):
         {"input": [ids[:1000]] * 600},
         {"inputs": [{"name": "tokens", "data": ids}, {"name": "other", "data": [ids[:9]] * 60_000}]},
     ):
-        assert body.values(json.dumps(large).encode()) == large
-    assert max(seen) <= body._STEP + 8_000
+        assert body.decode_any(json.dumps(large).encode()) == large
+    assert max(seen) <= body._CHUNK_BYTES + 8_000
 
 
 def test_what_is_wrong_with_a_large_body_is_named_by_line_and_column_and_not_quoted():

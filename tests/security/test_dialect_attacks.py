@@ -78,8 +78,8 @@ def encoded(name: str, form: str, prompt: str, response: str):
     rendered = encode._render((Message("user", "Hi"),), add_generation_prompt=True)
     sent = json.dumps(FORMS[form](prompt, response, rendered)).encode()
     served = SimpleNamespace(loaded=SimpleNamespace(encode=encode))
-    read_as, record = dialect.read(body.values(sent))
-    asked = read_as.ask(record, served)
+    read_as, record = dialect.read(body.decode_any(sent))
+    asked = read_as.to_samples(record, served)
     return [encode(sample) for sample in asked]
 
 
@@ -104,12 +104,12 @@ def test_an_attack_on_our_own_routes_adds_no_control_token(name):
 def samples_of(text: str) -> list:
     said = [turn("user", text), turn("assistant", text)]
     bodies = [{"prompt": text, "response": text}, {"prompt": said[:1], "response": text}, {"messages": said * 2}]
-    asked = msgspec.json.decode(json.dumps({"samples": bodies}).encode(), type=structs.ScoreRequest)
+    asked = msgspec.json.decode(json.dumps({"samples": bodies}).encode(), type=structs.ScoreRequestStruct)
     compared = {"comparisons": [{"prompt": text, "responses": [text, text + "x"]}]}
-    (comparison,) = msgspec.json.decode(json.dumps(compared).encode(), type=structs.CompareRequest).comparisons
+    (comparison,) = msgspec.json.decode(json.dumps(compared).encode(), type=structs.CompareRequestStruct).comparisons
     made = to_comparison(comparison)
     return [to_sample(each) for each in asked.samples] + [
-        to_sample(structs.SampleIn(prompt=made.prompt, response=response)) for response in made.responses
+        to_sample(structs.SampleStruct(prompt=made.prompt, response=response)) for response in made.responses
     ]
 
 

@@ -23,7 +23,7 @@ from tests.support.service_server import ROOT
 
 MIB = 2**20
 SIZE = 16 * MIB
-SMALL = body.Parts(containers=20, strings=40, values=60)
+SMALL = body.JsonLimits(containers=20, strings=40, values=60)
 
 MEASURE = """
 import resource, sys
@@ -37,10 +37,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 def read_by_all(sent: bytes) -> None:
     """As the routes read it; a dialect of each kind of type."""
-    readers = [lambda: body.decode(sent, msgspec.json.Decoder(structs.ScoreRequest), ScoreRequest)]
-    readers += [lambda each=each: each.read(body.values(sent)) for each in DIALECTS]
+    readers = [lambda: body.decode(sent, msgspec.json.Decoder(structs.ScoreRequestStruct), ScoreRequest)]
+    readers += [lambda each=each: each.read(body.decode_any(sent)) for each in DIALECTS]
     with suppress(RequestRefused):
-        body.check_parts(sent, body.Parts.of(1024, 2**20))  # before any of them, with the same bounds
+        body.check_json_limits(sent, body.JsonLimits.of(1024, 2**20))  # before any of them, with the same bounds
         for read in readers:
             with suppress(RequestRefused):
                 read()
@@ -60,9 +60,9 @@ def many_small(n_samples: int) -> bytes:
 
 
 def test_what_stands_in_texts_is_not_counted():
-    body.check_parts(many_small(5), SMALL)
+    body.check_json_limits(many_small(5), SMALL)
     with pytest.raises(InvalidRequest, match="more parts") as refused:
-        body.check_parts(many_small(30), SMALL)
+        body.check_json_limits(many_small(30), SMALL)
     assert refused.value.details["max_containers"] == 20
 
 
@@ -89,11 +89,11 @@ def test_parts_are_counted_as_a_parser_finds_them(value, most, ascii_only):
     sent = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     containers, strings = counted(value)
     for limits, is_too_much in (
-        (body.Parts(most, 10**6, 10**6), containers > most),
-        (body.Parts(10**6, most, 10**6), strings > most and sent.count(b'"') > 2 * most),
+        (body.JsonLimits(most, 10**6, 10**6), containers > most),
+        (body.JsonLimits(10**6, most, 10**6), strings > most and sent.count(b'"') > 2 * most),
     ):
         try:
-            body.check_parts(sent, limits)
+            body.check_json_limits(sent, limits)
         except InvalidRequest:
             assert is_too_much
         else:
@@ -101,34 +101,38 @@ def test_parts_are_counted_as_a_parser_finds_them(value, most, ascii_only):
 
 
 async def test_whoever_has_to_be_counted_long_is_counted_beside_the_event_loop(monkeypatch):
-    counted_by, count = [], body.check_parts
+    counted_by, count = [], body.check_json_limits
     monkeypatch.setattr(
-        body, "check_parts", lambda *given: (counted_by.append(threading.current_thread()), count(*given))
+        body, "check_json_limits", lambda *given: (counted_by.append(threading.current_thread()), count(*given))
     )
-    await body._check_parts(b'{"samples":[]}', SMALL)
+    await body._check_limits(b'{"samples":[]}', SMALL)
     assert counted_by == []
-    await body._check_parts(many_small(5), SMALL)
+    await body._check_limits(many_small(5), SMALL)
     with pytest.raises(InvalidRequest, match="more parts"):
-        await body._check_parts(many_small(30), SMALL)
+        await body._check_limits(many_small(30), SMALL)
     assert len(counted_by) == 2
     assert threading.current_thread() not in counted_by
 
 
 def test_a_request_of_the_largest_usual_shape_is_read():
     turns = [{"role": "user", "content": "[" * 100}, {"role": "assistant", "content": '{",'}] * 20
-    body.check_parts(json.dumps({"samples": [{"messages": turns}] * 1024}).encode(), body.Parts.of(1024, 2**20))
+    body.check_json_limits(
+        json.dumps({"samples": [{"messages": turns}] * 1024}).encode(), body.JsonLimits.of(1024, 2**20)
+    )
     ids = json.dumps({"samples": [{"input_ids": list(range(1024))}] * 1024}).encode()
-    body.check_parts(ids, body.Parts.of(1024, 2**20))
+    body.check_json_limits(ids, body.JsonLimits.of(1024, 2**20))
 
 
 def test_an_object_of_many_fields_is_refused_in_few_words():
     sent = json.dumps({f"field-{i}": i for i in range(10_000)}).encode()
     with pytest.raises(InvalidRequest) as refused:
-        body.decode(sent, msgspec.json.Decoder(structs.ScoreRequest), ScoreRequest)
+        body.decode(sent, msgspec.json.Decoder(structs.ScoreRequestStruct), ScoreRequest)
     assert refused.value.details == {"field": "$"}
     assert len(refused.value.message) < 200
     with pytest.raises(InvalidRequest) as refused:
-        body.decode(sent[:40_000].rpartition(b",")[0] + b"}", msgspec.json.Decoder(structs.ScoreRequest), ScoreRequest)
+        body.decode(
+            sent[:40_000].rpartition(b",")[0] + b"}", msgspec.json.Decoder(structs.ScoreRequestStruct), ScoreRequest
+        )
     assert refused.value.details["field"] == "$"
     assert refused.value.details["n"] > 1000
 
@@ -156,7 +160,7 @@ class Watched:
 
 @pytest.mark.parametrize("tail", [b'"}]}', b'"', b'"},1]}', b'"},{"text":"\\ud800"}]}', b'"}],"step":-1}'])
 async def test_a_large_body_is_read_beside_the_event_loop_and_a_wrong_one_is_read_again_there(tail, monkeypatch):
-    again, readers = set(), (body._decode_again, body._values_again)
+    again, readers = set(), (body._decode_slow, body._decode_any_slow)
 
     def noted(read):
         def noting(*arguments):
@@ -165,26 +169,26 @@ async def test_a_large_body_is_read_beside_the_event_loop_and_a_wrong_one_is_rea
 
         return noting
 
-    monkeypatch.setattr(body, "_decode_again", noted(readers[0]))
-    monkeypatch.setattr(body, "_values_again", noted(readers[1]))
-    here, parts = threading.get_ident(), body.Parts.of(1024, 2**20)
+    monkeypatch.setattr(body, "_decode_slow", noted(readers[0]))
+    monkeypatch.setattr(body, "_decode_any_slow", noted(readers[1]))
+    here, parts = threading.get_ident(), body.JsonLimits.of(1024, 2**20)
     for n_bytes, decoded_here in ((2**21, False), (2**17, True)):
         content = b'{"samples":[{"text":"' + b"x" * n_bytes + tail
-        ours, theirs = Watched(structs.ScoreRequest), Watched(Any)
-        monkeypatch.setattr(body, "_values", theirs)
+        ours, theirs = Watched(structs.ScoreRequestStruct), Watched(Any)
+        monkeypatch.setattr(body, "_value_decoder", theirs)
         with suppress(RequestRefused):
-            await body.read(Sent(content), ours, ScoreRequest, parts)
+            await body.read_body(Sent(content), ours, ScoreRequest, parts)
         with suppress(RequestRefused):
-            await body.read_foreign(Sent(content), parts, lambda value: value)
+            await body.read_dialect_body(Sent(content), parts, lambda value: value)
         assert {here in ours.threads, here in theirs.threads} == {decoded_here}
     assert here not in again
 
 
 def test_a_text_of_escapes_is_counted_without_a_regular_expression(monkeypatch):
-    monkeypatch.setattr(body, "check_parts", lambda *_: pytest.fail("counted one by one"))
-    limits = body.Parts.of(1024, 2**20)
+    monkeypatch.setattr(body, "check_json_limits", lambda *_: pytest.fail("counted one by one"))
+    limits = body.JsonLimits.of(1024, 2**20)
     for escape in (b'\\"', b"\\\\", b'\\\\\\"'):
-        body._count_parts(b'{"samples":[{"text":"' + escape * 4_000_000 + b'"}]}', limits)
+        body._count_if_near(b'{"samples":[{"text":"' + escape * 4_000_000 + b'"}]}', limits)
 
 
 @given(st.lists(st.sampled_from(['"', "\\", "a", "\n"]), max_size=12).map("".join))

@@ -17,9 +17,10 @@ from pydantic_settings import SettingsError
 
 from rewardserve.service.api.route_policy import OPEN_PATHS
 from rewardserve.service.api.routes.health import health_routes
-from rewardserve.service.app import _LONGEST_CLOSING_S
+from rewardserve.service.api.server_limits import ServerLimits
+from rewardserve.service.app import _MAX_CLOSING_S
 from rewardserve.service.clock import MonotonicClock
-from rewardserve.service.models.active_models import Bounds, Stage
+from rewardserve.service.models.active_models import ActiveModels
 from rewardserve.service.observability.metrics import PREFIX, TABLE
 from rewardserve.service.settings import ServeSettings, unknown_variables
 from tests.support.manifests import K8S, fits, of_kind, pod_templates
@@ -60,7 +61,7 @@ def size(quantity):
 @cache
 def get_routes():
     """Paths that answer GET: those of the router that the server includes."""
-    router = health_routes(Stage(), Bounds(1, 1, 1, 1), bytes, "text/plain", frozenset(), MonotonicClock())
+    router = health_routes(ActiveModels(), ServerLimits(1, 1, 1, 1), bytes, "text/plain", frozenset(), MonotonicClock())
     return frozenset(route.path for route in router.routes if "GET" in route.methods)
 
 
@@ -253,7 +254,7 @@ def probes(objects):
             yield f"the server listens at {env.get('REWARD_HOST')}, out of reach of the kubelet"
         before = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         drain = env.get("REWARD_DRAIN_TIMEOUT_S", "60")
-        needed = before + (float(drain) if drain.isdigit() else 60.0) + _LONGEST_CLOSING_S
+        needed = before + (float(drain) if drain.isdigit() else 60.0) + _MAX_CLOSING_S
         if pod.get("terminationGracePeriodSeconds", 30) < needed:
             yield f"terminationGracePeriodSeconds is {pod.get('terminationGracePeriodSeconds')}, {needed:g} are needed"
         startup = container.get("startupProbe", {})

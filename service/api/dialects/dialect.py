@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample, SampleError, SampleOptions, is_empty_value
 from rewardserve.service.api.body import NOT_READ, convert
-from rewardserve.service.api.error_responses import refusal
+from rewardserve.service.api.error_responses import request_error_response
 from rewardserve.service.api.replies import json_response
 from rewardserve.service.errors import (
     Failure,
@@ -30,36 +30,36 @@ from rewardserve.service.errors import (
     SampleFailed,
     SampleRefused,
 )
-from rewardserve.service.models.active_models import Served
-from rewardserve.service.scoring import Asked, Scored
+from rewardserve.service.models.active_models import ServedModel
+from rewardserve.service.scoring import SampleOrError, SampleResult
 
-Number = Literal["reward", "raw", "normalized"]
-"""Which of a sample's three numbers a caller gets: after the whole pipeline, as the value head said it, or in between."""
+ScoreKind = Literal["reward", "raw", "normalized"]
+"""Which of a sample's three scores a reply has: after the whole pipeline, as the value head gave it, or in between."""
 
-NUMBERS: tuple[Number, ...] = ("reward", "raw", "normalized")
+SCORE_KINDS: tuple[ScoreKind, ...] = ("reward", "raw", "normalized")
 
 _TRANSIENT = frozenset({"out_of_memory", "scorer_failed", "scorer_bug", "score_not_finite", "encoding_failed"})
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """What became of the samples of one request. `seconds` from the first byte of the request to now.
+class ScoredRequest:
+    """The results of one request, from which a reply is made. `elapsed_s` from the first byte of the request to now.
 
-    `is_activated`: the caller gets the sigmoid of the number.
+    `applies_sigmoid`: the reply has the sigmoid of the score.
     """
 
-    served: Served
-    results: Sequence[Scored]
-    number: Number
+    served: ServedModel
+    results: Sequence[SampleResult]
+    score_kind: ScoreKind
     options: Mapping[str, str]
-    seconds: float
-    is_activated: bool = False
+    elapsed_s: float
+    applies_sigmoid: bool = False
 
     @property
-    def numbers(self) -> list[float]:
+    def scores(self) -> list[float]:
         """The number of every sample, in order. Raise `RequestRefused` for the first that has none."""
-        numbers = [number_of(i, result, self.number) for i, result in enumerate(self.results)]
-        return [sigmoid(number) for number in numbers] if self.is_activated else numbers
+        numbers = [score_of(i, result, self.score_kind) for i, result in enumerate(self.results)]
+        return [sigmoid(number) for number in numbers] if self.applies_sigmoid else numbers
 
     @property
     def model(self) -> str:
@@ -84,7 +84,7 @@ def not_found_as_openai(error: ModelNotServed) -> Response:
     return json_response({"error": {**said, "reason": error.code, **error.details}}, error.status)
 
 
-_LONGEST_FIELD = 120
+_MAX_FIELD_CHARS = 120
 
 _CHAT_TEMPLATE = "the chat template is the contract's, and is rendered as in training: send no other"
 _ONE_LIMIT = "a limit of one of two texts is not supported: use truncate_prompt_tokens, which cuts the prompt"
@@ -105,58 +105,59 @@ REMEDIES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class BodyFormat:
     """One form of a request. A body has it where it has all fields in `texts`, which hold what is scored.
 
-    `body` is the record that its JSON becomes; `ask` makes samples of that, `answer` the JSON of the reply. `unread`: fields that
-    change neither the text that is scored nor the reply. `defaults`: fields with the values that say what is done anyway. Any field
-    beside these is refused, unless its value is empty. `unread` None: the body may have any field, and `ask` looks at them.
+    `body` is the record that its JSON becomes; `to_samples` makes samples of that, `to_reply` the JSON of the reply.
+    `ignored_fields` change neither the text that is scored nor the reply. `accepted_values`: fields with the values that say
+    what is done anyway. Any field beside these is refused, unless its value is empty. `ignored_fields` None: the body may have
+    any field, and `to_samples` checks them.
 
-    `model` is the name that a body gives the model. `activation` is whether a body asks for the sigmoid of the raw score, None
-    where it does not say; `activates` is what that means then. `may_be_empty`: a body without samples is answered without scores,
-    because the server whose format this is does so, or its clients send such; of any other form it is refused.
+    `model` is the name that a body gives the model. `activation_of` is whether a body asks for the sigmoid of the raw score, None
+    where it does not say; `activates_by_default` is what that means then. `may_be_empty`: a body without samples is answered
+    without scores, because the server whose format this is does so, or its clients send such; in any other format it is refused.
     """
 
-    texts: tuple[str, ...]
+    text_fields: tuple[str, ...]
     body: Any
-    ask: Callable[[Any, Served], list[Asked]]
-    answer: Callable[[Any, Answered], Any]
-    unread: frozenset[str] | None = frozenset()
-    defaults: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    to_samples: Callable[[Any, ServedModel], list[SampleOrError]]
+    to_reply: Callable[[Any, ScoredRequest], Any]
+    ignored_fields: frozenset[str] | None = frozenset()
+    accepted_values: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     model: Callable[[Any], str | None] = lambda body: body.model
-    activation: Callable[[Any], bool | None] = lambda _body: None
-    activates: bool = False
+    activation_of: Callable[[Any], bool | None] = lambda _body: None
+    activates_by_default: bool = False
     may_be_empty: bool = False
     read_fields: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        names = () if self.unread is None else (each.encode_name for each in msgspec.structs.fields(self.body))
+        names = () if self.ignored_fields is None else (each.encode_name for each in msgspec.structs.fields(self.body))
         object.__setattr__(self, "read_fields", frozenset(names))
 
     def check_fields(self, given: Mapping[str, Any]) -> None:
         """Raise `InvalidRequest` for a field that this form has not."""
-        if self.unread is None:
+        if self.ignored_fields is None:
             return
         for name, value in given.items():
-            if name not in self.read_fields and name not in self.unread and not is_empty_value(value):
+            if name not in self.read_fields and name not in self.ignored_fields and not is_empty_value(value):
                 self._check_default(name, value)
 
     def _check_default(self, name: str, value: object) -> None:
-        good = self.defaults.get(name, ())
+        good = self.accepted_values.get(name, ())
         if any(type(value) is type(each) and value == each for each in good):
             return
-        field = name[:_LONGEST_FIELD]
+        field = name[:_MAX_FIELD_CHARS]
         # What was written there is not repeated: a message never holds a part of a body.
         known = f" with another value than {' or '.join(map(repr, good))}" if good else ""
         why = REMEDIES.get(name) or f"{NOT_READ}. Read{known} beside it: {', '.join(sorted(self.read_fields))}"
         raise InvalidRequest(f"{field}: {why}", field=field)
 
 
-def _is_there(value: object) -> bool:
+def _is_present(value: object) -> bool:
     return value is not None
 
 
-def _holds_something(value: object) -> bool:
+def _is_non_empty(value: object) -> bool:
     """A list of an empty text holds one: that text may be what is to be scored."""
     return value is not None and value not in ("", [], {})
 
@@ -165,29 +166,29 @@ def _holds_something(value: object) -> bool:
 class Dialect:
     """What one route reads and writes: the forms of its requests, and what they have in common.
 
-    `number` is what its callers mean by a score, unless their URL says otherwise. `patience_s`: so long a request waits
-    for seats, because its caller gives up sooner than seats are free. `options` are query
+    `score_kind` is what its callers mean by a score, unless their URL says otherwise. `queue_timeout_s`: so long a request waits
+    for capacity, because its client gives up sooner than capacity is free. `options` are query
     parameters of its own, with the values that they may have; none: any.
 
-    `taken`: values that one of the options may not have, because the reply has fields of these names.
+    `reserved_values`: values that one of the options may not have, because the reply has fields of these names.
 
-    `fixed_names` are names of the model that callers of this format send whatever is served; `not_served` is the reply to any
-    other name.
+    `fixed_names` are names of the model that clients of this format send whatever is served; `render_model_not_served` is the reply
+    to any other name.
     """
 
     path: str
-    callers: str
-    forms: tuple[Form, ...]
-    number: Number
-    patience_s: float = 0.0
+    clients: str
+    body_formats: tuple[BodyFormat, ...]
+    score_kind: ScoreKind
+    queue_timeout_s: float = 0.0
     options: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    taken: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    headers: Callable[[Any, Answered], dict[str, str]] = lambda _body, _answered: {}
-    refuse: Callable[[RequestRefused, int], Response] = refusal
+    reserved_values: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    headers: Callable[[Any, ScoredRequest], dict[str, str]] = lambda _body, _answered: {}
+    render_error: Callable[[RequestRefused, int], Response] = request_error_response
     fixed_names: frozenset[str] = frozenset()
-    not_served: Callable[[ModelNotServed], Response] = not_found_as_vllm
+    render_model_not_served: Callable[[ModelNotServed], Response] = not_found_as_vllm
 
-    def read(self, value: Any) -> tuple[Form, Any]:
+    def read(self, value: Any) -> tuple[BodyFormat, Any]:
         """The form of a body, and the body as its record. Raise `InvalidRequest` for none, for two, and as `check_fields`."""
         if not isinstance(value, dict):
             raise InvalidRequest("Expected `object`", field="$")
@@ -195,31 +196,32 @@ class Dialect:
         form.check_fields(value)
         return form, convert(value, form.body)
 
-    def _form(self, value: Mapping[str, Any]) -> Form:
+    def _form(self, value: Mapping[str, Any]) -> BodyFormat:
         # An empty text or list can be what is to be scored; beside another form it is an empty field.
-        for is_given in (_holds_something, _is_there):
-            found = [form for form in self.forms if all(is_given(value.get(name)) for name in form.texts)]
+        for is_given in (_is_non_empty, _is_present):
+            found = [form for form in self.body_formats if all(is_given(value.get(name)) for name in form.text_fields)]
             if len(found) == 1:
                 return found[0]
             if found:
-                name = next(name for name in found[1].texts if name not in found[0].texts)
-                raise InvalidRequest(f"{name}: this body has two forms. {self._words(found)}, not both", field=name)
+                name = next(name for name in found[1].text_fields if name not in found[0].text_fields)
+                raise InvalidRequest(f"{name}: this body has two formats. {self._words(found)}, not both", field=name)
         begun = next(
-            (form for form in self.forms if any(value.get(name) is not None for name in form.texts)), self.forms[0]
+            (form for form in self.body_formats if any(value.get(name) is not None for name in form.text_fields)),
+            self.body_formats[0],
         )
-        missing = next((name for name in begun.texts if value.get(name) is None), begun.texts[0])
-        raise InvalidRequest(f"{missing}: {self._words(self.forms)}", field=missing)
+        missing = next((name for name in begun.text_fields if value.get(name) is None), begun.text_fields[0])
+        raise InvalidRequest(f"{missing}: {self._words(self.body_formats)}", field=missing)
 
     @staticmethod
-    def _words(forms: Sequence[Form]) -> str:
-        return f"send {', or '.join(' and '.join(form.texts) for form in forms)}"
+    def _words(forms: Sequence[BodyFormat]) -> str:
+        return f"send {', or '.join(' and '.join(form.text_fields) for form in forms)}"
 
 
 _DEFAULT_NAME = "default"
 """What SGLang's clients send where none was set."""
 
 
-def check_model(asked: str | None, served: Served, accepted: Collection[str]) -> None:
+def check_model(asked: str | None, served: ServedModel, accepted: Collection[str]) -> None:
     """Raise `ModelNotServed` where a request names another model than `served`, which is the one that will score it.
 
     Good are no name, an empty one, `default`, the served name, one of the digests of replies, and the names in `accepted`.
@@ -235,7 +237,7 @@ def check_model(asked: str | None, served: Served, accepted: Collection[str]) ->
     )
 
 
-def check_version(asked: str | None, served: Served) -> None:
+def check_version(asked: str | None, served: ServedModel) -> None:
     """Raise `ModelNotServed` where a path names another version of the model than the one that will score it."""
     if asked is not None and asked != str(served.version):
         raise ModelNotServed(
@@ -244,10 +246,10 @@ def check_version(asked: str | None, served: Served) -> None:
         )  # fmt: skip
 
 
-def number_of(index: int, result: Scored, number: Number) -> float:
+def score_of(index: int, result: SampleResult, number: ScoreKind) -> float:
     """One sample's number. Raise `RequestRefused` where it has none: a failure is never a number."""
     if result.failure is not None:
-        raise refused_for(index, result.failure)
+        raise as_request_error(index, result.failure)
     reward = result.reward
     assert reward is not None
     value = {"reward": reward.value, "raw": reward.raw, "normalized": reward.normalized}[number]
@@ -258,7 +260,7 @@ def number_of(index: int, result: Scored, number: Number) -> float:
     return value
 
 
-def refused_for(index: int, failure: Failure) -> RequestRefused:
+def as_request_error(index: int, failure: Failure) -> RequestRefused:
     """The whole request, because of one of its samples, with a status that a caller reads rightly: try again, or don't."""
     message = f"sample {index}: {failure.message}"
     is_transient = failure.code in _TRANSIENT
@@ -272,7 +274,7 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
-def sample_of(make: Callable[[], Sample]) -> Asked:
+def sample_or_error(make: Callable[[], Sample]) -> SampleOrError:
     """A sample, or the reason why it is none."""
     try:
         return make()
@@ -280,7 +282,9 @@ def sample_of(make: Callable[[], Sample]) -> Asked:
         return error
 
 
-def spoken(prompt: str, response: str, served: Served, options: SampleOptions = SCORE_EMPTY_OPTIONS) -> Sample:
+def sample_from_pair(
+    prompt: str, response: str, served: ServedModel, options: SampleOptions = SCORE_EMPTY_OPTIONS
+) -> Sample:
     """A prompt that may be rendered already, and a response to it.
 
     A prompt that ends in what the template writes before a response is; any other one is a turn of the user.

@@ -16,13 +16,13 @@ import msgspec
 from starlette.responses import Response
 
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample
-from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form
-from rewardserve.service.api.error_responses import problem
+from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ScoredRequest
+from rewardserve.service.api.error_responses import error_response
 from rewardserve.service.api.replies import json_response
-from rewardserve.service.api.structs import MOST_TOKENS
+from rewardserve.service.api.structs import MAX_TOKENS
 from rewardserve.service.errors import InvalidRequest, Overloaded, RequestRefused
-from rewardserve.service.models.active_models import Served
-from rewardserve.service.scoring import Asked
+from rewardserve.service.models.active_models import ServedModel
+from rewardserve.service.scoring import SampleOrError
 
 FIXED_NAMES = frozenset({"reward_model"})
 """What NeMo-Aligner's clients call every model."""
@@ -43,7 +43,7 @@ class Tensor(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """`data` is flat, or nested as its shape says. `parameters` are of how its bytes are sent."""
 
     name: str
-    shape: list[Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]]
+    shape: list[Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]]
     data: list[Any]
     datatype: str = ""
     parameters: dict[str, Any] | None = None
@@ -64,7 +64,7 @@ class InferRequest(msgspec.Struct, frozen=True, gc=False):
     outputs: list[Output] | None = None
 
 
-def _ask(body: InferRequest, _served: Served) -> list[Asked]:
+def _to_samples(body: InferRequest, _served: ServedModel) -> list[SampleOrError]:
     tensors = {tensor.name: tensor for tensor in body.inputs}
     if len(tensors) != len(body.inputs) or set(tensors) not in _INPUTS:
         raise InvalidRequest("send sentences, or tokens and sequence_lengths, and no other tensor", field="inputs")
@@ -121,37 +121,42 @@ def _checked(value: Any, kind: type, name: str) -> Any:
     return value
 
 
-def _answer(body: InferRequest, answered: Answered) -> dict[str, Any]:
-    numbers = answered.numbers
+def _to_reply(body: InferRequest, scored_request: ScoredRequest) -> dict[str, Any]:
+    numbers = scored_request.scores
     rewards = {"name": "rewards", "datatype": "FP32", "shape": [len(numbers), 1], "data": numbers}
     named = {} if body.id is None else {"id": body.id}
-    return {**named, "model_name": answered.model, "model_version": str(answered.served.version), "outputs": [rewards]}
+    return {
+        **named,
+        "model_name": scored_request.model,
+        "model_version": str(scored_request.served.version),
+        "outputs": [rewards],
+    }
 
 
-def refusal_in_words(error: RequestRefused, overload_status: int) -> Response:
+def render_error(error: RequestRefused, overload_status: int) -> Response:
     """The protocol's reply for an error."""
     status = overload_status if isinstance(error, Overloaded) else error.status
-    headers = {k: v for k, v in problem(error).headers.items() if k in ("retry-after", "connection")}
+    headers = {k: v for k, v in error_response(error).headers.items() if k in ("retry-after", "connection")}
     return json_response({"error": error.message, "code": error.code, **error.details}, status, headers)
 
 
-_INFER = Form(
-    texts=("inputs",),
+_INFER = BodyFormat(
+    text_fields=("inputs",),
     body=InferRequest,
-    ask=_ask,
-    answer=_answer,
-    unread=frozenset({"parameters"}),
+    to_samples=_to_samples,
+    to_reply=_to_reply,
+    ignored_fields=frozenset({"parameters"}),
     model=lambda _body: None,  # the path has it
 )
 
 INFER = Dialect(
     path="/v2/models/{model:path}/infer",
-    callers="KServe v2 clients, old NeMo-Aligner actors in JSON",
-    forms=(_INFER,),
-    number="raw",
-    refuse=refusal_in_words,
+    clients="KServe v2 clients, old NeMo-Aligner actors in JSON",
+    body_formats=(_INFER,),
+    score_kind="raw",
+    render_error=render_error,
     fixed_names=FIXED_NAMES,
-    not_served=lambda error: refusal_in_words(error, error.status),
+    render_model_not_served=lambda error: render_error(error, error.status),
 )
 
 INFER_VERSION = replace(INFER, path="/v2/models/{model:path}/versions/{version}/infer")

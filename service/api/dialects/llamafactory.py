@@ -2,7 +2,7 @@
 
 Texts are decoded from ids with special tokens kept. Its client always sends `"model": "model"`, which is taken for no name. It
 has no timeout, tries once, and ends with a KeyError on any answer without `scores` (`llamafactory/train/ppo/ppo_utils.py`): so
-a request waits for its seats here.
+a request waits for capacity here.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from uuid import uuid4
 import msgspec
 
 from rewardserve.model.conversation import Sample, SampleOptions
-from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form
+from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ScoredRequest
 from rewardserve.service.api.structs import Tokens
-from rewardserve.service.models.active_models import Served
-from rewardserve.service.scoring import Asked
+from rewardserve.service.models.active_models import ServedModel
+from rewardserve.service.scoring import SampleOrError
 
-_PATIENCE_S = 600.0
+_QUEUE_TIMEOUT_S = 600.0
 
 
 class ScoreEvaluationRequest(msgspec.Struct, frozen=True, gc=False):
@@ -29,25 +29,27 @@ class ScoreEvaluationRequest(msgspec.Struct, frozen=True, gc=False):
     max_length: Tokens | None = None
 
 
-def _ask(body: ScoreEvaluationRequest, _served: Served) -> list[Asked]:
+def _to_samples(body: ScoreEvaluationRequest, _served: ServedModel) -> list[SampleOrError]:
     options = SampleOptions(max_tokens=body.max_length, scores_empty=True)
     return [Sample(text=text, options=options) for text in body.messages]
 
 
-def _answer(_body: ScoreEvaluationRequest, answered: Answered) -> dict[str, Any]:
+def _to_reply(_body: ScoreEvaluationRequest, scored_request: ScoredRequest) -> dict[str, Any]:
     return {
         "id": f"scoreval-{uuid4().hex}",
         "object": "score.evaluation",
-        "model": answered.model,
-        "scores": answered.numbers,
+        "model": scored_request.model,
+        "scores": scored_request.scores,
     }
 
 
 SCORE_EVALUATION = Dialect(
     path="/v1/score/evaluation",
-    callers="LLaMA-Factory",
-    forms=(Form(texts=("messages",), body=ScoreEvaluationRequest, ask=_ask, answer=_answer),),
-    number="reward",
-    patience_s=_PATIENCE_S,
+    clients="LLaMA-Factory",
+    body_formats=(
+        BodyFormat(text_fields=("messages",), body=ScoreEvaluationRequest, to_samples=_to_samples, to_reply=_to_reply),
+    ),
+    score_kind="reward",
+    queue_timeout_s=_QUEUE_TIMEOUT_S,
     fixed_names=frozenset({"model"}),
 )

@@ -13,18 +13,18 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample, SampleOptions
-from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form
+from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ScoredRequest
 from rewardserve.service.errors import InvalidRequest
-from rewardserve.service.models.active_models import Served
-from rewardserve.service.scoring import Asked
+from rewardserve.service.models.active_models import ServedModel
+from rewardserve.service.scoring import SampleOrError
 
-Id = Annotated[int, msgspec.Meta(ge=0)]
+TokenId = Annotated[int, msgspec.Meta(ge=0)]
 Inputs = str | list[Any]
 """A text, a list of texts, ids, or a list of lists of ids."""
 
 Encoding = Literal["float", "base64"]
 
-UNREAD = frozenset({
+IGNORED_FIELDS = frozenset({
     "user", "priority", "cache_salt", "extra_key", "rid", "log_metrics", "no_logs", "routing_key", "data_parallel_rank",
     "routed_dp_rank",
 })  # fmt: skip
@@ -46,7 +46,7 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True, gc=False):
     encoding_format: Encoding = "float"
 
 
-def samples_of(inputs: Inputs, options: SampleOptions, field: str = "input") -> list[Asked]:
+def samples_of(inputs: Inputs, options: SampleOptions, field: str = "input") -> list[SampleOrError]:
     """A sample for every input, in order. Raise `InvalidRequest` for a list of anything else."""
     if isinstance(inputs, str):
         return [Sample(text=inputs, options=options)]
@@ -68,36 +68,36 @@ def vector(number: float, encoding: Encoding) -> list[float] | str:
     return [number] if encoding == "float" else base64.b64encode(struct.pack("<f", number)).decode()
 
 
-def usage(answered: Answered) -> dict[str, Any]:
+def usage(scored_request: ScoredRequest) -> dict[str, Any]:
     """Tokens, under OpenAI's names."""
-    n = answered.n_tokens
+    n = scored_request.n_tokens
     return {"prompt_tokens": n, "total_tokens": n, "completion_tokens": 0, "prompt_tokens_details": None}
 
 
-def _ask(body: EmbeddingsRequest, _served: Served) -> list[Asked]:
+def _to_samples(body: EmbeddingsRequest, _served: ServedModel) -> list[SampleOrError]:
     return samples_of(body.input, SCORE_EMPTY_OPTIONS)
 
 
-def _answer(body: EmbeddingsRequest, answered: Answered) -> dict[str, Any]:
+def _to_reply(body: EmbeddingsRequest, scored_request: ScoredRequest) -> dict[str, Any]:
     data = [
         {"object": "embedding", "index": i, "embedding": vector(number, body.encoding_format)}
-        for i, number in enumerate(answered.numbers)
+        for i, number in enumerate(scored_request.scores)
     ]
     return {
         "object": "list",
-        "model": answered.model,
+        "model": scored_request.model,
         "data": data,
-        "usage": usage(answered),
+        "usage": usage(scored_request),
     }
 
 
-_EMBEDDINGS = Form(
-    texts=("input",),
+_EMBEDDINGS = BodyFormat(
+    text_fields=("input",),
     body=EmbeddingsRequest,
-    ask=_ask,
-    answer=_answer,
-    unread=UNREAD,
-    defaults={name: VECTORS[name] for name in ("embed_dtype", "endianness")} | {"dimensions": (1,)},
+    to_samples=_to_samples,
+    to_reply=_to_reply,
+    ignored_fields=IGNORED_FIELDS,
+    accepted_values={name: VECTORS[name] for name in ("embed_dtype", "endianness")} | {"dimensions": (1,)},
 )
 
-EMBEDDINGS = Dialect(path="/v1/embeddings", callers="verl with SGLang", forms=(_EMBEDDINGS,), number="raw")
+EMBEDDINGS = Dialect(path="/v1/embeddings", clients="verl with SGLang", body_formats=(_EMBEDDINGS,), score_kind="raw")

@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample
-from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, spoken
+from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ScoredRequest, sample_from_pair
 from rewardserve.service.errors import InvalidRequest
-from rewardserve.service.models.active_models import Served
-from rewardserve.service.scoring import Asked, Scored
+from rewardserve.service.models.active_models import ServedModel
+from rewardserve.service.scoring import SampleOrError, SampleResult
 
-_PATIENCE_S = 60.0
+_QUEUE_TIMEOUT_S = 60.0
 """OpenRLHF gives up after five tries a second apart, align-anything after three at once; they wait for 180 and 100 s."""
 
 
@@ -37,15 +37,15 @@ class ResponsesRequest(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
 
 
-def _ask_query(body: QueryRequest, _served: Served) -> list[Asked]:
+def _query_samples(body: QueryRequest, _served: ServedModel) -> list[SampleOrError]:
     prompts = body.prompts or [""] * len(body.query)
     _check_number("query", len(body.query), "prompts", len(prompts))
     return [_rendered(query, prompt) for query, prompt in zip(body.query, prompts, strict=True)]
 
 
-def _ask_responses(body: ResponsesRequest, served: Served) -> list[Asked]:
+def _response_samples(body: ResponsesRequest, served: ServedModel) -> list[SampleOrError]:
     _check_number("prompts", len(body.prompts), "responses", len(body.responses))
-    return [spoken(p, r, served) for p, r in zip(body.prompts, body.responses, strict=True)]
+    return [sample_from_pair(p, r, served) for p, r in zip(body.prompts, body.responses, strict=True)]
 
 
 def _check_number(first: str, n_first: int, second: str, n_second: int) -> None:
@@ -64,59 +64,59 @@ def _rendered(query: str, prompt: str) -> Sample:
     )
 
 
-def _answer_query(_body: QueryRequest, answered: Answered) -> dict[str, Any]:
-    numbers = answered.numbers
-    return {"rewards": numbers, "scores": numbers, "extra_logs": _logs(answered) if numbers else {}}
+def _query_reply(_body: QueryRequest, scored_request: ScoredRequest) -> dict[str, Any]:
+    numbers = scored_request.scores
+    return {"rewards": numbers, "scores": numbers, "extra_logs": _logs(scored_request) if numbers else {}}
 
 
-def _answer_responses(_body: ResponsesRequest, answered: Answered) -> dict[str, Any]:
-    return {"rewards": answered.numbers}
+def _responses_reply(_body: ResponsesRequest, scored_request: ScoredRequest) -> dict[str, Any]:
+    return {"rewards": scored_request.scores}
 
 
-def _logs(answered: Answered) -> dict[str, list[float]]:
+def _logs(scored_request: ScoredRequest) -> dict[str, list[float]]:
     logs = {
-        "raw_reward": [_raw(result) for result in answered.results],
-        "capped": [float(result.reward is not None and result.reward.is_capped) for result in answered.results],
-        "flagged": [float(bool(result.flags)) for result in answered.results],
-        "truncated": [float(result.truncated) for result in answered.results],
+        "raw_reward": [_raw(result) for result in scored_request.results],
+        "capped": [float(result.reward is not None and result.reward.is_capped) for result in scored_request.results],
+        "flagged": [float(bool(result.flags)) for result in scored_request.results],
+        "truncated": [float(result.truncated) for result in scored_request.results],
     }
-    if answered.served.pipeline.normalizes:
-        logs["normalized_reward"] = [_normalized(result) for result in answered.results]
+    if scored_request.served.pipeline.normalizes:
+        logs["normalized_reward"] = [_normalized(result) for result in scored_request.results]
     return logs
 
 
-def _raw(result: Scored) -> float:
+def _raw(result: SampleResult) -> float:
     assert result.reward is not None
     return result.reward.raw
 
 
-def _normalized(result: Scored) -> float:
+def _normalized(result: SampleResult) -> float:
     assert result.reward is not None
     assert result.reward.normalized is not None
     return result.reward.normalized
 
 
-_QUERY = Form(
-    texts=("query",),
+_QUERY = BodyFormat(
+    text_fields=("query",),
     body=QueryRequest,
-    ask=_ask_query,
-    answer=_answer_query,
-    unread=frozenset({"labels"}),
+    to_samples=_query_samples,
+    to_reply=_query_reply,
+    ignored_fields=frozenset({"labels"}),
     may_be_empty=True,
 )
 
-_RESPONSES = Form(
-    texts=("prompts", "responses"),
+_RESPONSES = BodyFormat(
+    text_fields=("prompts", "responses"),
     body=ResponsesRequest,
-    ask=_ask_responses,
-    answer=_answer_responses,
-    unread=frozenset({"golden_response", "golden_responses"}),
+    to_samples=_response_samples,
+    to_reply=_responses_reply,
+    ignored_fields=frozenset({"golden_response", "golden_responses"}),
 )
 
 GET_REWARD = Dialect(
     path="/get_reward",
-    callers="OpenRLHF, align-anything",
-    forms=(_QUERY, _RESPONSES),
-    number="reward",
-    patience_s=_PATIENCE_S,
+    clients="OpenRLHF, align-anything",
+    body_formats=(_QUERY, _RESPONSES),
+    score_kind="reward",
+    queue_timeout_s=_QUEUE_TIMEOUT_S,
 )

@@ -20,14 +20,20 @@ import msgspec
 
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample, SampleOptions
 from rewardserve.service.api.dialects import tei
-from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, sample_of, spoken
-from rewardserve.service.api.dialects.openai import UNREAD, Id, usage
-from rewardserve.service.api.dialects.turns import refuse_unread, text_of
-from rewardserve.service.api.dialects.vllm import OF_TRUNCATION, VllmRequest, wants_activation
-from rewardserve.service.api.structs import MOST_TOKENS
+from rewardserve.service.api.dialects.dialect import (
+    BodyFormat,
+    Dialect,
+    ScoredRequest,
+    sample_from_pair,
+    sample_or_error,
+)
+from rewardserve.service.api.dialects.openai import IGNORED_FIELDS, TokenId, usage
+from rewardserve.service.api.dialects.turns import check_known_fields, text_of
+from rewardserve.service.api.dialects.vllm import TRUNCATION_FIELDS, VllmRequest, wants_activation
+from rewardserve.service.api.structs import MAX_TOKENS
 from rewardserve.service.errors import InvalidRequest
-from rewardserve.service.models.active_models import Served
-from rewardserve.service.scoring import Asked
+from rewardserve.service.models.active_models import ServedModel
+from rewardserve.service.scoring import SampleOrError
 
 Text = str | dict[str, Any]
 """A text, or an object with a `text` or with `content` in parts."""
@@ -66,8 +72,8 @@ class ItemsRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
 class QueryItemsRequest(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """SGLang's fields: a text and texts, or token ids and lists of them."""
 
-    query: str | list[Id]
-    items: Text | list[Text | list[Id]]
+    query: str | list[TokenId]
+    items: Text | list[Text | list[TokenId]]
     item_first: bool = False
     model: str | None = None
 
@@ -77,7 +83,7 @@ class RerankRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
 
     query: Text
     documents: list[Text]
-    top_n: Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)] | None = None
+    top_n: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)] | None = None
     return_documents: bool = True
 
 
@@ -100,9 +106,9 @@ def has_pairs(value: object) -> bool:
 # -- pairs ------------------------------------------------------------------------------------------------------------
 
 
-def _ask_pairs(first: str, second: str) -> Callable[[VllmRequest, Served], list[Asked]]:
-    def ask(body: VllmRequest, served: Served) -> list[Asked]:
-        firsts, seconds = _listed(first, getattr(body, first)), _listed(second, getattr(body, second))
+def _pair_samples(first: str, second: str) -> Callable[[VllmRequest, ServedModel], list[SampleOrError]]:
+    def ask(body: VllmRequest, served: ServedModel) -> list[SampleOrError]:
+        firsts, seconds = _as_list(first, getattr(body, first)), _as_list(second, getattr(body, second))
         if len(firsts) == 1:
             firsts = [*firsts] * len(seconds)
         if len(firsts) != len(seconds):
@@ -116,12 +122,12 @@ def _ask_pairs(first: str, second: str) -> Callable[[VllmRequest, Served], list[
     return ask
 
 
-def _ask_items(body: QueryItemsRequest, served: Served) -> list[Asked]:
+def _item_samples(body: QueryItemsRequest, served: ServedModel) -> list[SampleOrError]:
     items = body.items if isinstance(body.items, list) else [body.items]
     return [_item(i, body, item, served) for i, item in enumerate(items)]
 
 
-def _item(i: int, body: QueryItemsRequest, item: Text | list[int], served: Served) -> Asked:
+def _item(i: int, body: QueryItemsRequest, item: Text | list[int], served: ServedModel) -> SampleOrError:
     query, options = body.query, SCORE_EMPTY_OPTIONS
     if isinstance(query, list) and isinstance(item, list):
         ids = [*item, *query] if body.item_first else [*query, *item]
@@ -131,8 +137,8 @@ def _item(i: int, body: QueryItemsRequest, item: Text | list[int], served: Serve
     return _pair(i, item, query, served, options) if body.item_first else _pair(i, query, item, served, options)
 
 
-def _pair(i: int, prompt: Text, response: Text, served: Served, options: SampleOptions) -> Asked:
-    return sample_of(lambda: spoken(_text(i, prompt), _text(i, response), served, options))
+def _pair(i: int, prompt: Text, response: Text, served: ServedModel, options: SampleOptions) -> SampleOrError:
+    return sample_or_error(lambda: sample_from_pair(_text(i, prompt), _text(i, response), served, options))
 
 
 def _text(i: int, text: Text) -> str:
@@ -140,147 +146,148 @@ def _text(i: int, text: Text) -> str:
     if isinstance(text, str):
         return text
     name = "content" if "content" in text else "text"
-    refuse_unread(text, {name}, f"text {i}", i)
+    check_known_fields(text, {name}, f"text {i}", i)
     return text_of(i, text.get(name))
 
 
-def _listed(field: str, texts: Any) -> Sequence[Text]:
+def _as_list(field: str, texts: Any) -> Sequence[Text]:
     listed = texts if isinstance(texts, list) else [texts]
     if not listed or any(isinstance(each, list) for each in listed):
         raise InvalidRequest(f"{field} must be a text, or a list of one or more texts", field=field)
     return listed
 
 
-def _answer_pairs(body: VllmRequest, answered: Answered) -> dict[str, Any]:
+def _pairs_reply(body: VllmRequest, scored_request: ScoredRequest) -> dict[str, Any]:
     return {
         "id": f"score-{body.request_id or uuid4().hex}",
         "object": "list",
         "created": int(time.time()),
-        "model": answered.model,
-        "data": [{"index": i, "object": "score", "score": number} for i, number in enumerate(answered.numbers)],
-        "usage": usage(answered),
+        "model": scored_request.model,
+        "data": [{"index": i, "object": "score", "score": number} for i, number in enumerate(scored_request.scores)],
+        "usage": usage(scored_request),
     }
 
 
-def _answer_items(_body: QueryItemsRequest, answered: Answered) -> dict[str, Any]:
-    scores = [[number] for number in answered.numbers]
-    return {"scores": scores, "model": answered.model, "usage": usage(answered), "object": "scoring"}
+def _items_reply(_body: QueryItemsRequest, scored_request: ScoredRequest) -> dict[str, Any]:
+    scores = [[number] for number in scored_request.scores]
+    return {"scores": scores, "model": scored_request.model, "usage": usage(scored_request), "object": "scoring"}
 
 
 # -- ranks ------------------------------------------------------------------------------------------------------------
 
 
-def _ask_documents(body: RerankRequest, served: Served) -> list[Asked]:
+def _document_samples(body: RerankRequest, served: ServedModel) -> list[SampleOrError]:
     options = body.options
-    return [_pair(i, body.query, each, served, options) for i, each in enumerate(_listed("documents", body.documents))]
+    return [_pair(i, body.query, each, served, options) for i, each in enumerate(_as_list("documents", body.documents))]
 
 
-def _ask_texts(body: RerankTextsRequest, served: Served) -> list[Asked]:
+def _text_samples(body: RerankTextsRequest, served: ServedModel) -> list[SampleOrError]:
     options = SampleOptions(truncates=body.truncate is not False, scores_empty=True)
-    return [_pair(i, body.query, each, served, options) for i, each in enumerate(_listed("texts", body.texts))]
+    return [_pair(i, body.query, each, served, options) for i, each in enumerate(_as_list("texts", body.texts))]
 
 
-def _order(numbers: Sequence[float]) -> list[int]:
+def _by_score(numbers: Sequence[float]) -> list[int]:
     """Indices, the highest number first."""
     return sorted(range(len(numbers)), key=lambda i: -numbers[i])
 
 
-def _answer_documents(body: RerankRequest, answered: Answered) -> dict[str, Any]:
-    numbers = answered.numbers
+def _documents_reply(body: RerankRequest, scored_request: ScoredRequest) -> dict[str, Any]:
+    numbers = scored_request.scores
     results = [
         {
             "index": i,
             **({"document": {"text": _text(i, body.documents[i])}} if body.return_documents else {}),
             "relevance_score": numbers[i],
         }
-        for i in _order(numbers)[: body.top_n or None]
+        for i in _by_score(numbers)[: body.top_n or None]
     ]
-    n = answered.n_tokens
+    n = scored_request.n_tokens
     return {
         "id": f"rerank-{body.request_id or uuid4().hex}",
-        "model": answered.model,
+        "model": scored_request.model,
         "usage": {"prompt_tokens": n, "total_tokens": n},
         "results": results,
     }
 
 
-def _answer_texts(body: RerankTextsRequest, answered: Answered) -> list[dict[str, Any]]:
-    numbers, texts = answered.numbers, body.texts
+def _texts_reply(body: RerankTextsRequest, scored_request: ScoredRequest) -> list[dict[str, Any]]:
+    numbers, texts = scored_request.scores, body.texts
     return [
-        {"index": i, **({"text": texts[i]} if body.return_text else {}), "score": numbers[i]} for i in _order(numbers)
+        {"index": i, **({"text": texts[i]} if body.return_text else {}), "score": numbers[i]}
+        for i in _by_score(numbers)
     ]
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
 
-_UNREAD = UNREAD | OF_TRUNCATION
+_IGNORED_FIELDS = IGNORED_FIELDS | TRUNCATION_FIELDS
 _ONE_LIMIT: dict[str, tuple[object, ...]] = {"max_tokens_per_query": (0,), "max_tokens_per_doc": (0,)}
 
 
-def _pairs(first: str, second: str, body: type[VllmRequest]) -> Form:
-    return Form(
-        texts=(first, second),
+def _pairs(first: str, second: str, body: type[VllmRequest]) -> BodyFormat:
+    return BodyFormat(
+        text_fields=(first, second),
         body=body,
-        ask=_ask_pairs(first, second),
-        answer=_answer_pairs,
-        unread=_UNREAD,
-        defaults={**_ONE_LIMIT, "apply_softmax": (False,), "item_first": (False,)},
-        activation=wants_activation,
+        to_samples=_pair_samples(first, second),
+        to_reply=_pairs_reply,
+        ignored_fields=_IGNORED_FIELDS,
+        accepted_values={**_ONE_LIMIT, "apply_softmax": (False,), "item_first": (False,)},
+        activation_of=wants_activation,
     )
 
 
-_ITEMS = Form(
-    texts=("query", "items"),
+_ITEMS = BodyFormat(
+    text_fields=("query", "items"),
     body=QueryItemsRequest,
-    ask=_ask_items,
-    answer=_answer_items,
-    unread=UNREAD,
-    defaults={"apply_softmax": (False,), "return_pooled_hidden_states": (False,)},
+    to_samples=_item_samples,
+    to_reply=_items_reply,
+    ignored_fields=IGNORED_FIELDS,
+    accepted_values={"apply_softmax": (False,), "return_pooled_hidden_states": (False,)},
     may_be_empty=True,
 )
 
 SCORE = Dialect(
     path="/v1/score",
-    callers="clients of vLLM and SGLang",
-    forms=(
+    clients="clients of vLLM and SGLang",
+    body_formats=(
         _pairs("text_1", "text_2", TextsRequest),
         _pairs("data_1", "data_2", DataRequest),
         _pairs("queries", "documents", DocumentsRequest),
         _pairs("queries", "items", ItemsRequest),
         _ITEMS,
     ),
-    number="raw",
+    score_kind="raw",
 )
 
-_TEXTS = {name for form in SCORE.forms for name in form.texts}
+_TEXTS = {name for form in SCORE.body_formats for name in form.text_fields}
 
-_DOCUMENTS = Form(
-    texts=("query", "documents"),
+_DOCUMENTS = BodyFormat(
+    text_fields=("query", "documents"),
     body=RerankRequest,
-    ask=_ask_documents,
-    answer=_answer_documents,
-    unread=_UNREAD,
-    defaults={**_ONE_LIMIT, "return_text": (False,)},
-    activation=wants_activation,
+    to_samples=_document_samples,
+    to_reply=_documents_reply,
+    ignored_fields=_IGNORED_FIELDS,
+    accepted_values={**_ONE_LIMIT, "return_text": (False,)},
+    activation_of=wants_activation,
 )
 
-_RERANK_TEXTS = Form(
-    texts=("query", "texts"),
+_RERANK_TEXTS = BodyFormat(
+    text_fields=("query", "texts"),
     body=RerankTextsRequest,
-    ask=_ask_texts,
-    answer=_answer_texts,
-    unread=tei.UNREAD,
-    activation=tei.wants_activation,
-    activates=True,
+    to_samples=_text_samples,
+    to_reply=_texts_reply,
+    ignored_fields=tei.IGNORED_FIELDS,
+    activation_of=tei.wants_activation,
+    activates_by_default=True,
 )
 
 RERANKS = (
     Dialect(
         path="/rerank",
-        callers="clients of vLLM and text-embeddings-inference",
-        forms=(_DOCUMENTS, _RERANK_TEXTS),
-        number="raw",
+        clients="clients of vLLM and text-embeddings-inference",
+        body_formats=(_DOCUMENTS, _RERANK_TEXTS),
+        score_kind="raw",
     ),
-    Dialect(path="/v1/rerank", callers="clients of vLLM and Jina", forms=(_DOCUMENTS,), number="raw"),
-    Dialect(path="/v2/rerank", callers="clients of vLLM and Cohere", forms=(_DOCUMENTS,), number="raw"),
+    Dialect(path="/v1/rerank", clients="clients of vLLM and Jina", body_formats=(_DOCUMENTS,), score_kind="raw"),
+    Dialect(path="/v2/rerank", clients="clients of vLLM and Cohere", body_formats=(_DOCUMENTS,), score_kind="raw"),
 )

@@ -1,6 +1,6 @@
-"""The routes of other wire formats: read the body as its dialect has it, score as everybody is scored, answer in kind.
+"""The routes of other wire formats: read the body by its dialect, score it as any other, and reply in the same format.
 
-Knows no caller in particular; each is a `Dialect` of the table.
+Knows no wire format in particular; each is a `Dialect` of the table.
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ from starlette.responses import Response
 from rewardserve.service.api import body, openapi, run_context
 from rewardserve.service.api.deadline import read_deadline
 from rewardserve.service.api.dialects.dialect import (
-    NUMBERS,
-    Answered,
+    SCORE_KINDS,
+    BodyFormat,
     Dialect,
-    Form,
-    Number,
+    ScoredRequest,
+    ScoreKind,
     check_model,
     check_version,
 )
+from rewardserve.service.api.http.disconnects import cancel_on_disconnect
+from rewardserve.service.api.middleware.fast_router import Endpoint
 from rewardserve.service.api.replies import json_response
-from rewardserve.service.api.routes.scoring import Endpoint, bound, note, note_failures, while_connected
+from rewardserve.service.api.request_state import set_is_final, set_log_fields
+from rewardserve.service.api.server_limits import ServerLimits
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import InvalidRequest, Loading, ModelNotServed, Overloaded, RateLimited, RequestRefused
-from rewardserve.service.models.active_models import Bounds, Served, Stage
-from rewardserve.service.scoring import Asked, Scored
-from rewardserve.service.tripwires.io.run_watcher import Origin
+from rewardserve.service.models.active_models import ActiveModels, ServedModel
+from rewardserve.service.scoring import SampleOrError, SampleResult
+from rewardserve.service.tripwires.io.run_watcher import RunContext
 
 T = TypeVar("T")
-Reader = Callable[[], Awaitable[tuple[Form, Any]]]
-"""Brings the form of a body, and the body as its record."""
-
-"""SGLang's clients send this where their user has named no model."""
+BodyReader = Callable[[], Awaitable[tuple[BodyFormat, Any]]]
+"""Returns the format of a body, and the body as its record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,40 +52,48 @@ class DialectPolicy:
 
 
 def dialect_routes(
-    dialects: Sequence[Dialect], stage: Stage, bounds: Bounds, clock: Clock, policy: DialectPolicy
+    dialects: Sequence[Dialect],
+    active_models: ActiveModels,
+    server_limits: ServerLimits,
+    clock: Clock,
+    policy: DialectPolicy,
 ) -> APIRouter:
     """A route for each."""
     router = APIRouter(tags=["dialects"])
     for dialect in dialects:
         router.add_api_route(
             dialect.path,
-            endpoint_of(dialect, stage, bounds, clock, policy),
+            endpoint_of(dialect, active_models, server_limits, clock, policy),
             methods=["POST"],
-            summary=f"For {dialect.callers}",
-            **openapi.foreign_operation(dialect.path, [form.body for form in dialect.forms], dialect.options),
+            summary=f"For {dialect.clients}",
+            **openapi.foreign_operation(
+                dialect.path, [body_format.body for body_format in dialect.body_formats], dialect.options
+            ),
         )
     return router
 
 
-def endpoint_of(dialect: Dialect, stage: Stage, bounds: Bounds, clock: Clock, policy: DialectPolicy) -> Endpoint:
+def endpoint_of(
+    dialect: Dialect, active_models: ActiveModels, server_limits: ServerLimits, clock: Clock, policy: DialectPolicy
+) -> Endpoint:
     """The endpoint of one wire format."""
-    answer = _answer_of(dialect, stage, bounds, clock, policy)
-    parts = body.Parts.of(bounds.max_samples_per_request, bounds.admission_max_tokens)
+    answer = _handler_of(dialect, active_models, server_limits, clock, policy)
+    parts = body.JsonLimits.of(server_limits.max_samples_per_request, server_limits.admission_max_tokens)
 
     async def endpoint(request: Request) -> Response:
-        return await answer(request, lambda: body.read_foreign(request, parts, dialect.read))
+        return await answer(request, lambda: body.read_dialect_body(request, parts, dialect.read))
 
     return endpoint
 
 
 def value_endpoint_of(
-    dialect: Dialect, stage: Stage, bounds: Bounds, clock: Clock, policy: DialectPolicy
+    dialect: Dialect, active_models: ActiveModels, server_limits: ServerLimits, clock: Clock, policy: DialectPolicy
 ) -> Callable[[Request, Any], Awaitable[Response]]:
     """The endpoint of one wire format, for a request whose JSON has been read."""
-    answer = _answer_of(dialect, stage, bounds, clock, policy)
+    answer = _handler_of(dialect, active_models, server_limits, clock, policy)
 
     async def endpoint(request: Request, value: Any) -> Response:
-        async def read() -> tuple[Form, Any]:
+        async def read() -> tuple[BodyFormat, Any]:
             return dialect.read(value)
 
         return await answer(request, read)
@@ -92,69 +101,75 @@ def value_endpoint_of(
     return endpoint
 
 
-def _answer_of(
-    dialect: Dialect, stage: Stage, bounds: Bounds, clock: Clock, policy: DialectPolicy
-) -> Callable[[Request, Reader], Awaitable[Response]]:
-    async def answer(request: Request, read: Reader) -> Response:
+def _handler_of(
+    dialect: Dialect, active_models: ActiveModels, server_limits: ServerLimits, clock: Clock, policy: DialectPolicy
+) -> Callable[[Request, BodyReader], Awaitable[Response]]:
+    async def answer(request: Request, read: BodyReader) -> Response:
         try:
-            return await _answer(dialect, read, request, stage, bounds, clock, policy)
+            return await _handle(dialect, read, request, active_models, server_limits, clock, policy)
         except ModelNotServed as error:
-            return dialect.not_served(error)
+            return dialect.render_model_not_served(error)
         except RequestRefused as error:
-            return dialect.refuse(error, policy.overload_status)
+            return dialect.render_error(error, policy.overload_status)
 
     return answer
 
 
-async def _answer(
+async def _handle(
     dialect: Dialect,
-    read: Reader,
+    read: BodyReader,
     request: Request,
-    stage: Stage,
-    bounds: Bounds,
+    active_models: ActiveModels,
+    server_limits: ServerLimits,
     clock: Clock,
     policy: DialectPolicy,
 ) -> Response:
     began = clock.now()
     deadline = read_deadline(request, clock)
-    said = run_context.read(request.scope, {*dialect.options, "value"})
-    whence = run_context.of(request.scope, said.run, said.step)
-    number = _number(said.options.get("value"), dialect)
-    _check_options(said.options, dialect)
-    form, content = await read()
-    is_activated = _is_activated(form, content, has_value="value" in said.options)
+    parameters = run_context.read_parameters(request.scope, {*dialect.options, "value"})
+    context = run_context.run_context_of(request.scope, parameters.run, parameters.step)
+    score_kind = _score_kind(parameters.options.get("value"), dialect)
+    _check_options(parameters.options, dialect)
+    body_format, content = await read()
+    applies_sigmoid = _is_activated(body_format, content, has_value="value" in parameters.options)
     accepted = policy.aliases | dialect.fixed_names
-    named = request.path_params.get("model") or form.model(content)
+    named = request.path_params.get("model") or body_format.model(content)
 
-    async def scored() -> tuple[Served, Sequence[Scored]]:
-        served = stage.served_for(whence.run, said.model_digests)
+    async def scored() -> tuple[ServedModel, Sequence[SampleResult]]:
+        served = active_models.served_for(context.run, parameters.model_digests)
         check_model(named, served, accepted)
         check_version(request.path_params.get("version"), served)
-        samples = await body.off_loop(await request.body(), form.ask, content, served, most=body.MOST_ON_LOOP)
-        if not samples and not form.may_be_empty:
-            raise InvalidRequest(f"{form.texts[-1]} is empty: there is nothing to score", field=form.texts[-1])
-        bound(len(samples), bounds, "samples")
-        note(request, run=whence.run, step=whence.step, samples=len(samples), version=served.version)
-        return served, await _score(served, samples, deadline, whence)
+        samples = await body.run_off_loop(
+            await request.body(), body_format.to_samples, content, served, most=body.MAX_LOOP_BYTES
+        )
+        if not samples and not body_format.may_be_empty:
+            raise InvalidRequest(
+                f"{body_format.text_fields[-1]} is empty: there is nothing to score", field=body_format.text_fields[-1]
+            )
+        server_limits.check_sample_count(len(samples), "samples")
+        set_log_fields(request, run=context.run, step=context.step, samples=len(samples), version=served.version)
+        return served, await _score(served, samples, deadline, context)
 
-    patience = _Patience(min(deadline, began + dialect.patience_s), clock, stage)
-    served, results = await while_connected(request, patience.insist(scored))
-    note_failures(request, results)
-    options = {**policy.options, **said.options}
-    answered = Answered(served, results, number, options, clock.now() - began, is_activated)
-    reply = form.answer(content, answered)
-    return json_response(reply, headers={**served.headers, **dialect.headers(content, answered)})
+    retry = _AdmissionRetry(min(deadline, began + dialect.queue_timeout_s), clock, active_models)
+    served, results = await cancel_on_disconnect(request, retry.run(scored))
+    set_is_final(request, results)
+    options = {**policy.options, **parameters.options}
+    scored_request = ScoredRequest(served, results, score_kind, options, clock.now() - began, applies_sigmoid)
+    reply = body_format.to_reply(content, scored_request)
+    return json_response(reply, headers={**served.headers, **dialect.headers(content, scored_request)})
 
 
-async def _score(served: Served, samples: Sequence[Asked], deadline: float, origin: Origin) -> Sequence[Scored]:
-    return await served.scoring.score(samples, deadline, origin) if samples else []
+async def _score(
+    served: ServedModel, samples: Sequence[SampleOrError], deadline: float, context: RunContext
+) -> Sequence[SampleResult]:
+    return await served.scoring.score(samples, deadline, context) if samples else []
 
 
-def _number(asked: str | None, dialect: Dialect) -> Number:
+def _score_kind(asked: str | None, dialect: Dialect) -> ScoreKind:
     if asked is None:
-        return dialect.number
-    if asked not in NUMBERS:
-        raise InvalidRequest(f"value must be one of {', '.join(NUMBERS)}", field="value")
+        return dialect.score_kind
+    if asked not in SCORE_KINDS:
+        raise InvalidRequest(f"value must be one of {', '.join(SCORE_KINDS)}", field="value")
     return asked
 
 
@@ -162,34 +177,34 @@ def _check_options(given: Mapping[str, str], dialect: Dialect) -> None:
     for name, values in dialect.options.items():
         if values and given.get(name, next(iter(values))) not in values:
             raise InvalidRequest(f"{name} must be one of {', '.join(sorted(values))}", field=name)
-    for name, taken in dialect.taken.items():
+    for name, taken in dialect.reserved_values.items():
         if name in given and (not given[name] or given[name] in taken):
             raise InvalidRequest(
                 f"{name} must be a name, and none that the reply has already: {', '.join(sorted(taken))}", field=name
             )
 
 
-def _is_activated(form: Form, content: Any, *, has_value: bool) -> bool:
-    """Whether the caller gets a sigmoid. A URL that says which number is meant, means that number as it is."""
-    asked = form.activation(content)
+def _is_activated(body_format: BodyFormat, content: Any, *, has_value: bool) -> bool:
+    """Whether the reply has the sigmoid of the score. `?value=` in the URL asks for a number as it is."""
+    asked = body_format.activation_of(content)
     if asked and has_value:
         raise InvalidRequest(
             "?value= asks for a number as it is, and the body for an activation of it: send one of the two",
             field="value",
         )
-    return form.activates and not has_value if asked is None else asked
+    return body_format.activates_by_default and not has_value if asked is None else asked
 
 
-class _Patience:
-    """Asks again for a caller who would not, until a time."""
+class _AdmissionRetry:
+    """Retries admission until a time, for clients that would not retry themselves."""
 
-    def __init__(self, until: float, clock: Clock, stage: Stage) -> None:
+    def __init__(self, until: float, clock: Clock, active_models: ActiveModels) -> None:
         self._until = until
         self._clock = clock
-        self._stage = stage
+        self._stage = active_models
 
-    async def insist(self, work: Callable[[], Awaitable[T]]) -> T:
-        """The result of `work`, as soon as there are seats and a model. Raise what it raises in the end."""
+    async def run(self, work: Callable[[], Awaitable[T]]) -> T:
+        """The result of `work`, as soon as there are capacity and a model. Raise what it raises in the end."""
         while True:
             try:
                 return await work()
@@ -197,4 +212,4 @@ class _Patience:
                 wait_s = error.retry_after_s or 1.0
                 if self._clock.now() + wait_s > self._until:
                     raise
-            await self._stage.pause(wait_s)  # a server that shuts down refuses at once whoever waits
+            await self._stage.pause(wait_s)  # a server that shuts down refuses waiting requests at once

@@ -11,10 +11,16 @@ from typing import Any
 import msgspec
 
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample
-from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, sample_of, spoken
+from rewardserve.service.api.dialects.dialect import (
+    BodyFormat,
+    Dialect,
+    ScoredRequest,
+    sample_from_pair,
+    sample_or_error,
+)
 from rewardserve.service.api.dialects.turns import turns_of
-from rewardserve.service.models.active_models import Served
-from rewardserve.service.scoring import Asked
+from rewardserve.service.models.active_models import ServedModel
+from rewardserve.service.scoring import SampleOrError
 
 
 class SlimeRequest(msgspec.Struct, frozen=True, gc=False):
@@ -25,49 +31,51 @@ class SlimeRequest(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
 
 
-_FACTS = ("model", "raw", "normalized", "capped", "flags", "truncated")
+_REPLY_FIELDS = ("model", "raw", "normalized", "capped", "flags", "truncated")
 """What a reply with a `reward_key` has beside the number."""
 
 
-def _ask(body: SlimeRequest, served: Served) -> list[Asked]:
+def _to_samples(body: SlimeRequest, served: ServedModel) -> list[SampleOrError]:
     if isinstance(body.prompt, str):
-        return [spoken(body.prompt, body.response, served)]
+        return [sample_from_pair(body.prompt, body.response, served)]
     prompt = body.prompt
-    return [sample_of(lambda: Sample(prompt=turns_of(prompt), response=body.response, options=SCORE_EMPTY_OPTIONS))]
+    return [
+        sample_or_error(lambda: Sample(prompt=turns_of(prompt), response=body.response, options=SCORE_EMPTY_OPTIONS))
+    ]
 
 
-def _answer(_body: SlimeRequest, answered: Answered) -> Any:
-    (number,) = answered.numbers
-    key = answered.options.get("reward_key")
+def _to_reply(_body: SlimeRequest, scored_request: ScoredRequest) -> Any:
+    (number,) = scored_request.scores
+    key = scored_request.options.get("reward_key")
     if key is None:
         return number
-    (result,) = answered.results
+    (result,) = scored_request.results
     reward = result.reward
     assert reward is not None
     values = (
-        answered.model,
+        scored_request.model,
         reward.raw,
         reward.normalized,
         reward.is_capped,
         list(result.flags),
         result.truncated,
     )
-    return {**dict(zip(_FACTS, values, strict=True)), key: number}
+    return {**dict(zip(_REPLY_FIELDS, values, strict=True)), key: number}
 
 
-_SLIME = Form(
-    texts=("prompt", "response"),
+_SLIME = BodyFormat(
+    text_fields=("prompt", "response"),
     body=SlimeRequest,
-    ask=_ask,
-    answer=_answer,
-    unread=frozenset({"label"}),
+    to_samples=_to_samples,
+    to_reply=_to_reply,
+    ignored_fields=frozenset({"label"}),
 )
 
 SLIME = Dialect(
     path="/slime",
-    callers="slime",
-    forms=(_SLIME,),
-    number="reward",
+    clients="slime",
+    body_formats=(_SLIME,),
+    score_kind="reward",
     options={"reward_key": frozenset()},
-    taken={"reward_key": frozenset(_FACTS)},
+    reserved_values={"reward_key": frozenset(_REPLY_FIELDS)},
 )

@@ -12,9 +12,9 @@ import msgspec
 from starlette.responses import Response
 
 from rewardserve.model.conversation import Sample, SampleOptions
-from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, spoken
+from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ScoredRequest, sample_from_pair
 from rewardserve.service.api.dialects.vllm import LABEL
-from rewardserve.service.api.error_responses import problem
+from rewardserve.service.api.error_responses import error_response
 from rewardserve.service.api.replies import json_response
 from rewardserve.service.errors import (
     InvalidRequest,
@@ -26,13 +26,13 @@ from rewardserve.service.errors import (
     SampleRefused,
     ShuttingDown,
 )
-from rewardserve.service.models.active_models import Served
-from rewardserve.service.scoring import Asked
+from rewardserve.service.models.active_models import ServedModel
+from rewardserve.service.scoring import SampleOrError
 
 _BACKEND_STATUS = 424
 
 
-UNREAD = frozenset({"truncation_direction"})
+IGNORED_FIELDS = frozenset({"truncation_direction"})
 """The end, at which the score is read, is never cut off."""
 
 
@@ -62,39 +62,39 @@ def _sequences(body: PredictRequest) -> list[list[str]]:
     return [[each for each in body.inputs if isinstance(each, str)]]
 
 
-def _ask(body: PredictRequest, served: Served) -> list[Asked]:
+def _to_samples(body: PredictRequest, served: ServedModel) -> list[SampleOrError]:
     options = SampleOptions(truncates=body.truncate is not False, scores_empty=True)
     return [_sample(sequence, options, served) for sequence in _sequences(body)]
 
 
-def _sample(sequence: list[str], options: SampleOptions, served: Served) -> Asked:
+def _sample(sequence: list[str], options: SampleOptions, served: ServedModel) -> SampleOrError:
     match sequence:
         case [text]:
             return Sample(text=text, options=options)
         case [prompt, response]:
-            return spoken(prompt, response, served, options)
+            return sample_from_pair(prompt, response, served, options)
         case _:
             raise InvalidRequest(
                 "inputs must be a text or a pair of texts, or a list of lists of one or two texts", field="inputs"
             )
 
 
-def _answer(body: PredictRequest, answered: Answered) -> Any:
-    predictions = [[{"score": number, "label": LABEL}] for number in answered.numbers]
+def _to_reply(body: PredictRequest, scored_request: ScoredRequest) -> Any:
+    predictions = [[{"score": number, "label": LABEL}] for number in scored_request.scores]
     return predictions if _is_batch(body) else predictions[0]
 
 
-def _headers(body: PredictRequest, answered: Answered) -> dict[str, str]:
-    total = _ms(answered.seconds)
+def _headers(body: PredictRequest, scored_request: ScoredRequest) -> dict[str, str]:
+    total = _ms(scored_request.elapsed_s)
     return {
-        "x-compute-type": answered.served.loaded.identity.device,
+        "x-compute-type": scored_request.served.loaded.identity.device,
         "x-compute-time": total,
         "x-compute-characters": str(sum(len(text) for sequence in _sequences(body) for text in sequence)),
-        "x-compute-tokens": str(answered.n_tokens),
+        "x-compute-tokens": str(scored_request.n_tokens),
         "x-total-time": total,
-        "x-tokenization-time": _ms(max((r.encode_s for r in answered.results), default=0.0)),
-        "x-queue-time": _ms(max((r.queue_s for r in answered.results), default=0.0)),
-        "x-inference-time": _ms(max((r.forward_s for r in answered.results), default=0.0)),
+        "x-tokenization-time": _ms(max((r.encode_s for r in scored_request.results), default=0.0)),
+        "x-queue-time": _ms(max((r.queue_s for r in scored_request.results), default=0.0)),
+        "x-inference-time": _ms(max((r.forward_s for r in scored_request.results), default=0.0)),
     }
 
 
@@ -102,17 +102,17 @@ def _ms(seconds: float) -> str:
     return str(round(1000 * seconds))
 
 
-def _refuse(error: RequestRefused, overload_status: int) -> Response:
+def _render_error(error: RequestRefused, overload_status: int) -> Response:
     """`{"error", "error_type"}` with TEI's statuses, our code and the numbers beside them."""
-    kind, status = _KINDS.get(type(error), ("validation", error.status))
+    kind, status = _ERROR_TYPES.get(type(error), ("validation", error.status))
     if isinstance(error, Overloaded):
         status = overload_status
-    headers = {k: v for k, v in problem(error).headers.items() if k in ("retry-after", "connection")}
+    headers = {k: v for k, v in error_response(error).headers.items() if k in ("retry-after", "connection")}
     said = {"error": error.message, "error_type": kind, "code": error.code}
     return json_response({**error.details, **said}, status, headers)
 
 
-_KINDS: dict[type[RequestRefused], tuple[str, int]] = {
+_ERROR_TYPES: dict[type[RequestRefused], tuple[str, int]] = {
     Overloaded: ("overloaded", Overloaded.status),
     RateLimited: ("overloaded", RateLimited.status),
     Loading: ("unhealthy", Loading.status),
@@ -122,22 +122,22 @@ _KINDS: dict[type[RequestRefused], tuple[str, int]] = {
 }
 
 
-_PREDICT = Form(
-    texts=("inputs",),
+_PREDICT = BodyFormat(
+    text_fields=("inputs",),
     body=PredictRequest,
-    ask=_ask,
-    answer=_answer,
-    unread=UNREAD,
-    activation=wants_activation,
-    activates=True,
+    to_samples=_to_samples,
+    to_reply=_to_reply,
+    ignored_fields=IGNORED_FIELDS,
+    activation_of=wants_activation,
+    activates_by_default=True,
 )
 
 PREDICT = Dialect(
     path="/predict",
-    callers="clients of text-embeddings-inference",
-    forms=(_PREDICT,),
-    number="raw",
+    clients="clients of text-embeddings-inference",
+    body_formats=(_PREDICT,),
+    score_kind="raw",
     headers=_headers,
-    refuse=_refuse,
-    not_served=lambda error: _refuse(error, error.status),
+    render_error=_render_error,
+    render_model_not_served=lambda error: _render_error(error, error.status),
 )

@@ -16,22 +16,22 @@ _TURN = frozenset({"role", "content"})
 _PART = frozenset({"type", "text", "annotations", "logprobs", "cache_control"})
 """What says nothing of a text part's text is there too: where it was cited from, how likely and how long it is kept."""
 
-_LONGEST_NAME = 60
+_MAX_FIELD_CHARS = 60
 
 
 def turns_of(messages: Sequence[Mapping[str, Any]], unread: frozenset[str] = frozenset()) -> tuple[Message, ...]:
-    """Raise `InvalidMessages` for what is no text, and `UnsupportedField` for a field that is neither read nor in `unread`.
+    """Raise `InvalidMessages` for what is no text, and `UnsupportedField` for a field that is neither read nor in `ignored_fields`.
 
     Roles are checked by whoever makes a sample of them.
     """
     return tuple(_turn(i, message, unread) for i, message in enumerate(messages))
 
 
-def refuse_unread(given: Mapping[str, Any], known: Collection[str], where: str, index: int) -> None:
+def check_known_fields(given: Mapping[str, Any], known: Collection[str], where: str, index: int) -> None:
     """Raise `UnsupportedField` for a field that is not known, unless its value is empty."""
     for name, value in given.items():
         if name not in known and not is_empty_value(value):
-            raise UnsupportedField(f"{where}.{name[:_LONGEST_NAME]}", index=index)
+            raise UnsupportedField(f"{where}.{name[:_MAX_FIELD_CHARS]}", index=index)
 
 
 def type_of(given: Mapping[str, Any], where: str) -> str | None:
@@ -43,7 +43,7 @@ def type_of(given: Mapping[str, Any], where: str) -> str | None:
 
 
 def _turn(index: int, message: Mapping[str, Any], unread: frozenset[str]) -> Message:
-    refuse_unread(message, _TURN | unread, f"messages[{index}]", index)
+    check_known_fields(message, _TURN | unread, f"messages[{index}]", index)
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str):
         raise InvalidMessages(f"message {index} has no role", index=index)
@@ -67,5 +67,5 @@ def text_of(index: int, content: object) -> str:
     if any(not isinstance(text, str) for text in texts):
         raise InvalidMessages(f"message {index} has a part that is no text: only text is scored", index=index)
     for n, part in enumerate(content):
-        refuse_unread(part, _PART, f"{where}[{n}]", index)
+        check_known_fields(part, _PART, f"{where}[{n}]", index)
     return "".join(str(text) for text in texts)

@@ -16,22 +16,22 @@ from uuid import uuid4
 import msgspec
 
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, FinishReason, Sample, SampleOptions
-from rewardserve.service.api.dialects.dialect import Answered, Dialect, Form, sample_of
-from rewardserve.service.api.dialects.openai import UNREAD, VECTORS, Encoding, Inputs, samples_of, usage, vector
+from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ScoredRequest, sample_or_error
+from rewardserve.service.api.dialects.openai import IGNORED_FIELDS, VECTORS, Encoding, Inputs, samples_of, usage, vector
 from rewardserve.service.api.dialects.turns import turns_of
-from rewardserve.service.api.structs import MOST_TOKENS
+from rewardserve.service.api.structs import MAX_TOKENS
 from rewardserve.service.errors import InvalidRequest
-from rewardserve.service.models.active_models import Served
-from rewardserve.service.scoring import Asked
+from rewardserve.service.models.active_models import ServedModel
+from rewardserve.service.scoring import SampleOrError
 
 LABEL = "LABEL_0"
 """What transformers calls the only label of a model with one output."""
 
-OF_TRUNCATION = frozenset({"padding", "truncation_side"})
+TRUNCATION_FIELDS = frozenset({"padding", "truncation_side"})
 """vLLM's fields of what is the contract's."""
 
-_OF_TOKENS = OF_TRUNCATION | {"add_special_tokens"}
-_CHAT: dict[str, tuple[object, ...]] = {"add_generation_prompt": (False,), "continue_final_message": (False,)}
+_TOKEN_FIELDS = TRUNCATION_FIELDS | {"add_special_tokens"}
+_CHAT_DEFAULTS: dict[str, tuple[object, ...]] = {"add_generation_prompt": (False,), "continue_final_message": (False,)}
 """Fields of a form with messages, at their defaults."""
 
 
@@ -46,7 +46,7 @@ class VllmRequest(msgspec.Struct, frozen=True, gc=False):
     request_id: str = ""
     use_activation: bool | None = None
     activation: bool | None = None
-    truncate_prompt_tokens: Annotated[int, msgspec.Meta(ge=-1, le=MOST_TOKENS)] | None = None
+    truncate_prompt_tokens: Annotated[int, msgspec.Meta(ge=-1, le=MAX_TOKENS)] | None = None
 
     @property
     def options(self) -> SampleOptions:
@@ -122,21 +122,21 @@ class IdsRequest(SglangRequest, frozen=True, gc=False, kw_only=True):
     input_ids: list[Any]
 
 
-def _ask_input(body: InputRequest, _served: Served) -> list[Asked]:
+def _input_samples(body: InputRequest, _served: ServedModel) -> list[SampleOrError]:
     return samples_of(body.input, body.options)
 
 
-def _ask_messages(body: MessagesRequest, _served: Served) -> list[Asked]:
+def _message_samples(body: MessagesRequest, _served: ServedModel) -> list[SampleOrError]:
     finish: FinishReason = "length" if body.continue_final_message else "stop"
     options = body.options
-    return [sample_of(lambda: Sample(messages=turns_of(body.messages), finish_reason=finish, options=options))]
+    return [sample_or_error(lambda: Sample(messages=turns_of(body.messages), finish_reason=finish, options=options))]
 
 
-def _ask_text(body: TextRequest, _served: Served) -> list[Asked]:
+def _text_samples(body: TextRequest, _served: ServedModel) -> list[SampleOrError]:
     return _check_names(body, samples_of(body.text, SCORE_EMPTY_OPTIONS, "text"))
 
 
-def _ask_ids(body: IdsRequest, _served: Served) -> list[Asked]:
+def _id_samples(body: IdsRequest, _served: ServedModel) -> list[SampleOrError]:
     if any(isinstance(each, str) for each in body.input_ids):
         raise InvalidRequest(
             "input_ids must be token ids or lists of token ids; texts belong in text", field="input_ids"
@@ -144,7 +144,7 @@ def _ask_ids(body: IdsRequest, _served: Served) -> list[Asked]:
     return _check_names(body, samples_of(body.input_ids, SCORE_EMPTY_OPTIONS, "input_ids"))
 
 
-def _check_names(body: TextRequest | IdsRequest, samples: list[Asked]) -> list[Asked]:
+def _check_names(body: TextRequest | IdsRequest, samples: list[SampleOrError]) -> list[SampleOrError]:
     if body.rid is not None and isinstance(body.rid, str) != _is_single(body):
         raise InvalidRequest("rid is a name for one text, and a list of names for a list of texts", field="rid")
     if isinstance(body.rid, list) and len(body.rid) != len(samples):
@@ -152,22 +152,23 @@ def _check_names(body: TextRequest | IdsRequest, samples: list[Asked]) -> list[A
     return samples
 
 
-def _answer_classify(body: InputRequest | MessagesRequest, answered: Answered) -> Any:
+def _classify_reply(body: InputRequest | MessagesRequest, scored_request: ScoredRequest) -> Any:
     data = [
-        {"index": i, "label": LABEL, "probs": [number], "num_classes": 1} for i, number in enumerate(answered.numbers)
+        {"index": i, "label": LABEL, "probs": [number], "num_classes": 1}
+        for i, number in enumerate(scored_request.scores)
     ]
-    return _vllm(body, answered, "classify", data)
+    return _vllm_reply(body, scored_request, "classify", data)
 
 
-def _answer_sglang(body: TextRequest | IdsRequest, answered: Answered) -> Any:
-    names = [body.rid] if isinstance(body.rid, str) else body.rid or [uuid4().hex for _ in answered.results]
-    ms = round(answered.seconds, 6)
+def _sglang_reply(body: TextRequest | IdsRequest, scored_request: ScoredRequest) -> Any:
+    names = [body.rid] if isinstance(body.rid, str) else body.rid or [uuid4().hex for _ in scored_request.results]
+    ms = round(scored_request.elapsed_s, 6)
     items = [
         {
             "embedding": [number],
             "meta_info": {"id": name, "finish_reason": None, "prompt_tokens": result.n_tokens, "e2e_latency": ms},
         }
-        for name, number, result in zip(names, answered.numbers, answered.results, strict=True)
+        for name, number, result in zip(names, scored_request.scores, scored_request.results, strict=True)
     ]
     return items[0] if _is_single(body) else items
 
@@ -179,8 +180,10 @@ def _is_single(body: TextRequest | IdsRequest) -> bool:
     return bool(body.input_ids) and not isinstance(body.input_ids[0], list)
 
 
-def _of_task(ask: Callable[[Any, Served], list[Asked]]) -> Callable[[Any, Served], list[Asked]]:
-    def checked(body: PoolingInputRequest | PoolingMessagesRequest, served: Served) -> list[Asked]:
+def _checking_task(
+    ask: Callable[[Any, ServedModel], list[SampleOrError]],
+) -> Callable[[Any, ServedModel], list[SampleOrError]]:
+    def checked(body: PoolingInputRequest | PoolingMessagesRequest, served: ServedModel) -> list[SampleOrError]:
         if body.task not in (None, "classify", "reward", "score"):
             raise InvalidRequest(
                 "task: this model gives one score a text: it must be classify, or left out", field="task"
@@ -190,63 +193,70 @@ def _of_task(ask: Callable[[Any, Served], list[Asked]]) -> Callable[[Any, Served
     return checked
 
 
-def _answer_pooling(body: PoolingInputRequest | PoolingMessagesRequest, answered: Answered) -> Any:
+def _pooling_reply(body: PoolingInputRequest | PoolingMessagesRequest, scored_request: ScoredRequest) -> Any:
     data = [
         {"index": i, "object": "pooling", "data": vector(number, body.encoding_format)}
-        for i, number in enumerate(answered.numbers)
+        for i, number in enumerate(scored_request.scores)
     ]
-    return _vllm(body, answered, "pool", data)
+    return _vllm_reply(body, scored_request, "pool", data)
 
 
-def _vllm(body: VllmRequest, answered: Answered, kind: str, data: list[dict[str, Any]]) -> dict[str, Any]:
+def _vllm_reply(
+    body: VllmRequest, scored_request: ScoredRequest, kind: str, data: list[dict[str, Any]]
+) -> dict[str, Any]:
     return {
         "id": f"{kind}-{body.request_id or uuid4().hex}",
         "object": "list",
         "created": int(time.time()),
-        "model": answered.model,
+        "model": scored_request.model,
         "data": data,
-        "usage": usage(answered),
+        "usage": usage(scored_request),
     }
 
 
-_INPUT = Form(
-    texts=("input",),
+_INPUT = BodyFormat(
+    text_fields=("input",),
     body=InputRequest,
-    ask=_ask_input,
-    answer=_answer_classify,
-    unread=UNREAD | _OF_TOKENS,
-    defaults={**VECTORS, **_CHAT, "task": ("classify",)},
-    activation=wants_activation,
+    to_samples=_input_samples,
+    to_reply=_classify_reply,
+    ignored_fields=IGNORED_FIELDS | _TOKEN_FIELDS,
+    accepted_values={**VECTORS, **_CHAT_DEFAULTS, "task": ("classify",)},
+    activation_of=wants_activation,
 )
-_MESSAGES = replace(_INPUT, texts=("messages",), body=MessagesRequest, ask=_ask_messages)
-_TEXT = Form(
-    texts=("text",),
+_MESSAGES = replace(_INPUT, text_fields=("messages",), body=MessagesRequest, to_samples=_message_samples)
+_TEXT = BodyFormat(
+    text_fields=("text",),
     body=TextRequest,
-    ask=_ask_text,
-    answer=_answer_sglang,
-    unread=UNREAD | {"sampling_params"},
-    defaults={"is_cross_encoder_request": (False,), "background": (False,), "dimensions": (1,)},
+    to_samples=_text_samples,
+    to_reply=_sglang_reply,
+    ignored_fields=IGNORED_FIELDS | {"sampling_params"},
+    accepted_values={"is_cross_encoder_request": (False,), "background": (False,), "dimensions": (1,)},
 )
-_IDS = replace(_TEXT, texts=("input_ids",), body=IdsRequest, ask=_ask_ids)
+_IDS = replace(_TEXT, text_fields=("input_ids",), body=IdsRequest, to_samples=_id_samples)
 
 CLASSIFY = Dialect(
     path="/classify",
-    callers="verl with vLLM, other clients of vLLM and SGLang",
-    forms=(_INPUT, _MESSAGES, _TEXT, _IDS),
-    number="raw",
+    clients="verl with vLLM, other clients of vLLM and SGLang",
+    body_formats=(_INPUT, _MESSAGES, _TEXT, _IDS),
+    score_kind="raw",
 )
 
-CLASSIFY_V1 = replace(CLASSIFY, path="/v1/classify", callers="clients of SGLang")
+CLASSIFY_V1 = replace(CLASSIFY, path="/v1/classify", clients="clients of SGLang")
 """SGLang's reply has a softmax there, which is 1 for one score: here it is what `/classify` gives."""
 
-_POOLING = replace(_INPUT, answer=_answer_pooling, defaults={**VECTORS, **_CHAT, "dimensions": (1,)})
+_POOLING = replace(_INPUT, to_reply=_pooling_reply, accepted_values={**VECTORS, **_CHAT_DEFAULTS, "dimensions": (1,)})
 
 POOLING = Dialect(
     path="/pooling",
-    callers="clients of vLLM",
-    forms=(
-        replace(_POOLING, body=PoolingInputRequest, ask=_of_task(_ask_input)),
-        replace(_POOLING, texts=("messages",), body=PoolingMessagesRequest, ask=_of_task(_ask_messages)),
+    clients="clients of vLLM",
+    body_formats=(
+        replace(_POOLING, body=PoolingInputRequest, to_samples=_checking_task(_input_samples)),
+        replace(
+            _POOLING,
+            text_fields=("messages",),
+            body=PoolingMessagesRequest,
+            to_samples=_checking_task(_message_samples),
+        ),
     ),
-    number="raw",
+    score_kind="raw",
 )

@@ -1,7 +1,8 @@
-"""Who is turned away before anything of a request is read: whoever asks for at least as much as somebody who just found no seat.
+"""Reject requests before reading their body while the server is overloaded.
 
-To refuse a request in the house costs most of what it costs to answer it: its body is read, its samples are made, and then there
-is no seat. Under an overload that would be all that the server does. Here a refusal is a look at two headers.
+A refusal by admission costs most of what an answer costs: the body is read and its samples are made before the request is
+refused. Under an overload that would be all that the server does. Here a refusal reads two headers: a body at least as large
+as the smallest one that admission has just refused is rejected unread.
 """
 
 from __future__ import annotations
@@ -12,52 +13,54 @@ from typing import Protocol
 from starlette.responses import Response
 
 
-class Seats(Protocol):
-    """What the door asks of admission."""
+class AdmissionLoad(Protocol):
+    """The part of admission that the load shedder reads."""
 
     @property
     def is_nearly_full(self) -> bool:
-        """Whether nine seats in ten are taken."""
+        """Whether nine tenths of the capacity are in use."""
         ...
 
     @property
-    def n_left(self) -> int:
-        """How many requests have given their seats back so far."""
+    def n_released(self) -> int:
+        """Number of requests that have released their capacity so far."""
         ...
 
 
-class Door:
-    """Open, until `found_no_seat`; and open again as soon as one seat has been given back.
+class LoadShedder:
+    """Rejects from `on_overloaded` until admission releases capacity.
 
-    `paths` are those that may be closed. `tell` hears of everybody who is turned away: path and status.
+    `paths` are the routes whose requests may be rejected. `on_rejected` is called with path and status of each rejection.
     """
 
-    def __init__(self, paths: frozenset[str], seats: Seats, tell: Callable[[str, int], None]) -> None:
+    def __init__(
+        self, paths: frozenset[str], admission: AdmissionLoad, on_rejected: Callable[[str, int], None]
+    ) -> None:
         self._paths = {path.encode(): path for path in paths}
-        self._seats = seats
-        self._tell = tell
-        self._smallest: float = float("inf")
+        self._admission = admission
+        self._on_rejected = on_rejected
+        self._min_rejected_bytes: float = float("inf")
         self._answer: Response | None = None
-        self._n_left = -1
+        self._n_released = -1
 
-    def found_no_seat(self, n_bytes: int, answer: Response) -> None:
-        """A request with a body of this size was given this answer."""
-        if self._seats.n_left != self._n_left:
-            self._smallest, self._n_left = float("inf"), self._seats.n_left
-        if n_bytes <= self._smallest:
-            self._smallest, self._answer = n_bytes, answer
+    def on_overloaded(self, n_bytes: int, answer: Response) -> None:
+        """Record that admission has refused a request with a body of this size, with this answer."""
+        if self._admission.n_released != self._n_released:
+            self._min_rejected_bytes, self._n_released = float("inf"), self._admission.n_released
+        if n_bytes <= self._min_rejected_bytes:
+            self._min_rejected_bytes, self._answer = n_bytes, answer
 
     @property
-    def is_open(self) -> bool:
-        """Whether every request is let in."""
-        return self._answer is None
+    def is_shedding(self) -> bool:
+        """Whether some requests are rejected."""
+        return self._answer is not None
 
-    def turns_away(self, path: bytes, n_bytes: int) -> Response | None:
-        """The answer to a request for which there can hardly be a seat; None: let it in and see."""
-        if self._answer is None or n_bytes < self._smallest or path not in self._paths:
+    def rejection_for(self, path: bytes, n_bytes: int) -> Response | None:
+        """The answer to a request that admission would hardly accept; None: read it, and let admission decide."""
+        if self._answer is None or n_bytes < self._min_rejected_bytes or path not in self._paths:
             return None
-        if self._seats.n_left != self._n_left or not self._seats.is_nearly_full:
+        if self._admission.n_released != self._n_released or not self._admission.is_nearly_full:
             self._answer = None
             return None
-        self._tell(self._paths[path], self._answer.status_code)
+        self._on_rejected(self._paths[path], self._answer.status_code)
         return self._answer

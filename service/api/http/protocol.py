@@ -3,8 +3,8 @@
 uvicorn writes the head of an answer and then its body, and uvloop passes each on at once. A write that wakes up the
 client is the dearest thing that a small request does.
 
-uvicorn waits for ever for a head that does not come and for a reader who does not read. Here each connection that owes us
-something has a time limit, and all of them together have a bound. Bodies are `intake`'s.
+uvicorn waits for ever for a head that does not come and for a client that does not read. Here each connection that awaits
+a request has a time limit, and all of them together have a bound. Bodies are limited by `body_limits`.
 
 A request whose head can be read in two ways is refused, since a proxy may have read it in the other one: RFC 9112, sections 3
 and 6. Upgrades are ignored (RFC 9110, 7.8), trailers are dropped (6.5.1).
@@ -22,8 +22,8 @@ import httptools
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from rewardserve.service.api.error_responses import problem
-from rewardserve.service.api.http.load_shedder import Door
+from rewardserve.service.api.error_responses import error_response
+from rewardserve.service.api.http.load_shedder import LoadShedder
 from rewardserve.service.api.middleware.request_log import request_id
 from rewardserve.service.errors import HeadTimeout, HeadTooLarge, InvalidHttp, Overloaded, RequestRefused
 
@@ -34,7 +34,7 @@ _INTERIM_HEAD = b"HTTP/1.1 1"
 MAX_HEAD_BYTES = 65_536
 MAX_HEADERS = 128
 
-_SINGULAR = frozenset(
+_SINGLE_VALUE_HEADERS = frozenset(
     {
         b"host",
         b"authorization",
@@ -57,14 +57,14 @@ _REQUEST_LINE = re.compile(rb"[^\x00-\x20\x7f]+ [^\x00-\x20\x7f]+ ([A-Za-z]+/[0-
 
 _EMPTY_LINE = b"\r\n\r\n"
 
-_LAST_REQUEST_S = 0.5
+_LAST_REQUEST_WAIT_S = 0.5
 """How long a server that ends waits for a request on an idle connection: its client may just be sending one."""
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 _NO_TRAILER = _FRAMING | {b"connection", b"proxy-connection", b"upgrade"}
 """The parser acts on these wherever they stand."""
 
-Ended = Literal["slow_head", "large_head", "slow_reader", "displaced", "crowded", "invalid_http"]
+ConnectionEnd = Literal["slow_head", "large_head", "slow_reader", "evicted", "limit_reached", "invalid_http"]
 """Why we ended a connection that its client did not."""
 
 
@@ -78,21 +78,23 @@ class ConnectionLimits:
 
 
 class Connections:
-    """What all connections share: their bound, and which of them owe us a request or the rest of one, the longest first."""
+    """State of all connections: their limits, and which of them await a request or the rest of one, the longest first."""
 
-    def __init__(self, limits: ConnectionLimits, tell: Callable[[Ended], None], door: Door) -> None:
+    def __init__(
+        self, limits: ConnectionLimits, on_end: Callable[[ConnectionEnd], None], load_shedder: LoadShedder
+    ) -> None:
         self.limits = limits
-        self.tell = tell
-        self.door = door
-        self.owing: dict[OneWriteProtocol, None] = {}
+        self.on_end = on_end
+        self.load_shedder = load_shedder
+        self.awaiting_request: dict[HttpProtocol, None] = {}
 
-    def displace(self) -> bool:
-        """End the connection that has owed us a whole request for longest. False: all of them wait for us."""
-        if (longest := next(iter(self.owing), None)) is None:
+    def evict(self) -> bool:
+        """Close the connection that has awaited a whole request for longest. False: all of them are being answered."""
+        if (longest := next(iter(self.awaiting_request), None)) is None:
             return False
-        self.tell("displaced")
+        self.on_end("evicted")
         longest.transport.close()
-        del self.owing[longest]
+        del self.awaiting_request[longest]
         return True
 
 
@@ -100,14 +102,14 @@ class _HeadTooLarge(Exception):
     """Raised into the parser, which gives up then."""
 
 
-class _Ambiguous(Exception):
+class _AmbiguousHead(Exception):
     """Raised into the parser, which gives up then: this head can be read in two ways."""
 
 
-class OneWriteProtocol(HttpToolsProtocol):
-    """Everything as in uvicorn, over a `Corked` transport, within limits.
+class HttpProtocol(HttpToolsProtocol):
+    """Everything as in uvicorn, over a `CoalescingTransport` transport, within limits.
 
-    A connection is `_serving` from the end of a head to the end of the answer; otherwise it owes us a request. Before
+    A connection is `_serving` from the end of a head to the end of the answer; otherwise it awaits a request. Before
     the first byte of its first request, and from the first byte of any other, there is time for the whole head.
 
     The parser accepts request lines of other protocols (RTSP) and with several spaces, and tells neither. So it is fed in pieces
@@ -120,42 +122,44 @@ class OneWriteProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, shared: Connections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._all = shared
+        self._shared = shared
         self._serving = False
         self._in_head = False
         self._in_request = False
         self._is_upgrade = False
         self._is_replay = False
-        self._fault: str | None = None
+        self._head_error: str | None = None
         self._last_error: RequestRefused | None = None
-        self._singular: dict[bytes, bytes] = {}
-        self._known_host = b""
-        self._line = b""
-        self._known_line, self._version = b"", ""
+        self._single_values: dict[bytes, bytes] = {}
+        self._valid_host = b""
+        self._request_line = b""
+        self._last_request_line, self._version = b"", ""
         self._n_left = 0
         self._tail = b""
-        self._refusal: Response | None = None
+        self._rejection: Response | None = None
         self._n_head_bytes = 0
         self._n_pending = 0
-        self._head_timer = _Timer(self.loop, shared.limits.head_timeout_s, self._give_up_head)
-        self._read_timer = _Timer(self.loop, shared.limits.read_timeout_s, self._give_up_reader)
+        self._head_timer = _Timer(self.loop, shared.limits.head_timeout_s, self._on_head_timeout)
+        self._read_timer = _Timer(self.loop, shared.limits.read_timeout_s, self._on_read_timeout)
 
     # -- the connection -------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client is there. Where there are too many, the one that has been silent for longest makes room."""
-        corked = Corked(cast(asyncio.Transport, transport), self.loop, self._all.limits.read_timeout_s)
-        super().connection_made(cast(asyncio.Transport, corked))
-        if len(self.connections) > self._all.limits.max_connections and not self._all.displace():
-            self._end("crowded", Overloaded("there are too many connections; try again later", retry_after_s=1.0))
+        """A client has connected. Beyond the limit, the connection that has been silent for longest is evicted."""
+        coalescing = CoalescingTransport(
+            cast(asyncio.Transport, transport), self.loop, self._shared.limits.read_timeout_s
+        )
+        super().connection_made(cast(asyncio.Transport, coalescing))
+        if len(self.connections) > self._shared.limits.max_connections and not self._shared.evict():
+            self._end("limit_reached", Overloaded("there are too many connections; try again later", retry_after_s=1.0))
             return
-        self._all.owing[self] = None
+        self._shared.awaiting_request[self] = None
         self._head_timer.start()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is over."""
         super().connection_lost(exc)
-        self._all.owing.pop(self, None)
+        self._shared.awaiting_request.pop(self, None)
         self._head_timer.stop()
         self._read_timer.stop()
 
@@ -163,7 +167,7 @@ class OneWriteProtocol(HttpToolsProtocol):
         """Close the connection, a moment later where it is idle: a request that is on its way is still answered."""
         is_idle = self.cycle is None or self.cycle.response_complete
         if is_idle and not self.transport.is_closing():
-            self.loop.call_later(_LAST_REQUEST_S, super().shutdown)
+            self.loop.call_later(_LAST_REQUEST_WAIT_S, super().shutdown)
         else:
             super().shutdown()
 
@@ -176,7 +180,7 @@ class OneWriteProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._n_pending += len(data)
         try:
-            self._feed_pieces(data, self._feed_usual(data) if not self._in_request and self._known_line else 0)
+            self._feed_pieces(data, self._feed_fast(data) if not self._in_request and self._last_request_line else 0)
         except httptools.HttpParserError:
             self.send_400_response("")
         if self.transport.is_closing() or self._last_error is not None:
@@ -186,12 +190,12 @@ class OneWriteProtocol(HttpToolsProtocol):
         elif not self._serving and self.timeout_keep_alive_task is None:
             self._head_timer.start()  # uvicorn's own timer for silence has been unset
 
-    def _feed_usual(self, data: bytes) -> int:
+    def _feed_fast(self, data: bytes) -> int:
         """Feed a head with the first line of the one before it, and its body where that is all there is. How much was fed."""
         end = data.find(_EMPTY_LINE) + len(_EMPTY_LINE)
-        if self._tail or end < len(_EMPTY_LINE) or not data.startswith(self._known_line):
+        if self._tail or end < len(_EMPTY_LINE) or not data.startswith(self._last_request_line):
             return 0
-        self._line = self._known_line
+        self._request_line = self._last_request_line
         n = len(data)
         if end == n:
             self._feed(data)
@@ -208,7 +212,7 @@ class OneWriteProtocol(HttpToolsProtocol):
             end = min(n, at + self._n_left) if self._n_left else self._end_of_piece(data, at)
             piece = data[at:end] if at or end < n else data
             if not self._in_request or self._in_head:
-                self._note_line(piece)
+                self._read_request_line(piece)
             self._feed(piece)
             at = end
 
@@ -228,16 +232,16 @@ class OneWriteProtocol(HttpToolsProtocol):
         self._tail = window[-3:]
         return len(data)
 
-    def _note_line(self, piece: bytes) -> None:
+    def _read_request_line(self, piece: bytes) -> None:
         """Keep the first line of a message, which may come in several pieces; empty lines before it say nothing."""
         if not self._in_request:
-            self._line = b""
-        if not self._line.endswith(b"\n"):
-            line = self._line + piece
+            self._request_line = b""
+        if not self._request_line.endswith(b"\n"):
+            line = self._request_line + piece
             if not self._in_request:
                 line = line.lstrip(b"\r\n")
             end = line.find(b"\n") + 1
-            self._line = line[:end] if end else line
+            self._request_line = line[:end] if end else line
 
     def _feed(self, piece: bytes) -> None:
         try:
@@ -269,10 +273,10 @@ class OneWriteProtocol(HttpToolsProtocol):
         if self._is_replay:
             return
         if self.transport.is_closing():
-            raise _Ambiguous  # nothing is read behind a request that was the last one
+            raise _AmbiguousHead  # nothing is read behind a request that was the last one
         super().on_message_begin()
-        self._owes_since_now()
-        self._singular = {}
+        self._wait_for_request()
+        self._single_values = {}
         self._in_head = self._in_request = True
         self._n_head_bytes, self._n_pending = 0, 0
 
@@ -297,16 +301,16 @@ class OneWriteProtocol(HttpToolsProtocol):
             return
         if len(self.headers) >= MAX_HEADERS:
             raise _HeadTooLarge
-        if name in _SINGULAR:
-            if name in self._singular:
+        if name in _SINGLE_VALUE_HEADERS:
+            if name in self._single_values:
                 self._refuse_head(f"the header {name.decode()} is there twice")
-            self._singular[name] = value
+            self._single_values[name] = value
         elif name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """A whole head. Where it is turned away, its body is thrown away as it comes, in the time of a head."""
+        """A whole head. If the load shedder rejects it, its body is discarded as it comes, within the time limit of a head."""
         if self._is_replay:
             self._is_replay = False
             return
@@ -314,10 +318,10 @@ class OneWriteProtocol(HttpToolsProtocol):
         self._check_head()
         self._is_upgrade = self.parser.should_upgrade()
         self._in_head = False
-        if b"transfer-encoding" not in self._singular:
-            self._n_left = int(self._singular.get(b"content-length", 0))
-        if (answer := self._turned_away()) is not None:
-            self._refusal = answer
+        if b"transfer-encoding" not in self._single_values:
+            self._n_left = int(self._single_values.get(b"content-length", 0))
+        if (answer := self._load_shed_response()) is not None:
+            self._rejection = answer
             return
         super().on_headers_complete()
         self._serving = True
@@ -327,21 +331,21 @@ class OneWriteProtocol(HttpToolsProtocol):
         """Some of a body."""
         self._n_pending = 0
         self._n_left = max(0, self._n_left - len(body))
-        if self._refusal is None:
+        if self._rejection is None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The end of a body; whoever was turned away is told now, and may ask again."""
+        """The end of a body; a rejected request is answered now."""
         if self._is_upgrade:
             return  # the parser does not see the body of an upgrade
         self._in_request, self._n_left = False, 0
-        if self._refusal is None:
-            self._all.owing.pop(self, None)
+        if self._rejection is None:
+            self._shared.awaiting_request.pop(self, None)
             super().on_message_complete()
             return
         self._head_timer.stop()
-        self._write(self._refusal, closes=not self.parser.should_keep_alive())
-        self._refusal = None
+        self._write(self._rejection, closes=not self.parser.should_keep_alive())
+        self._rejection = None
         self._idle_since_answer()
 
     def on_response_complete(self) -> None:
@@ -352,10 +356,10 @@ class OneWriteProtocol(HttpToolsProtocol):
             return
         self._serving = False
         if self._last_error is not None:
-            self._write(problem(self._last_error), closes=True)
+            self._write(error_response(self._last_error), closes=True)
             self.transport.close()
             return
-        self._owes_since_now()
+        self._wait_for_request()
         if self._in_head:
             self._head_timer.start()
 
@@ -376,35 +380,35 @@ class OneWriteProtocol(HttpToolsProtocol):
         if self._n_head_bytes > MAX_HEAD_BYTES or (self._in_head and len(self.headers) >= MAX_HEADERS):
             self._end_large_head()
         else:
-            self._end("invalid_http", InvalidHttp(self._fault or "this is no HTTP request"))
+            self._end("invalid_http", InvalidHttp(self._head_error or "this is no HTTP request"))
 
     def _check_head(self) -> None:
-        if self._line != self._known_line:
-            self._check_line()
+        if self._request_line != self._last_request_line:
+            self._check_request_line()
         version = self._version
         if version == "1.0":
             self.expect_100_continue = False  # RFC 9110, 10.1.1 and 15.2: such a client knows no interim answers
-        host, coding = self._singular.get(b"host"), self._singular.get(b"transfer-encoding")
+        host, coding = self._single_values.get(b"host"), self._single_values.get(b"transfer-encoding")
         if coding is not None and (coding.lower() != b"chunked" or version != "1.1"):
             self._refuse_head("Transfer-Encoding can be chunked only, and in HTTP/1.1 only")
         if host is None:
             if version == "1.1":
                 self._refuse_head("the header host is missing")
-        elif host != self._known_host:
+        elif host != self._valid_host:
             if not _HOST.fullmatch(host):
                 self._refuse_head("the header host is no name or address with a port")
-            self._known_host = host
+            self._valid_host = host
         if not self.url.startswith(b"/") or b"#" in self.url:
             self._read_target()
 
-    def _check_line(self) -> None:
-        found = _REQUEST_LINE.fullmatch(self._line)
+    def _check_request_line(self) -> None:
+        found = _REQUEST_LINE.fullmatch(self._request_line)
         if found is None:
             self._refuse_head("a request begins with a method, a target and a version, with one space between each")
         elif found[1] not in (b"HTTP/1.1", b"HTTP/1.0"):
             self._refuse_head("this server speaks HTTP/1.1 and HTTP/1.0")
         else:
-            self._known_line, self._version = self._line, found[1][5:].decode()
+            self._last_request_line, self._version = self._request_line, found[1][5:].decode()
 
     def _read_target(self) -> None:
         """An absolute target takes the place of Host, as RFC 9112 (3.2.2) says."""
@@ -423,8 +427,8 @@ class OneWriteProtocol(HttpToolsProtocol):
         self.url = (target.path or b"/") + (b"" if target.query is None else b"?" + target.query)
 
     def _refuse_head(self, fault: str) -> None:
-        self._fault = fault
-        raise _Ambiguous
+        self._head_error = fault
+        raise _AmbiguousHead
 
     def _count_head(self, n_bytes: int) -> None:
         self._n_head_bytes += n_bytes
@@ -439,22 +443,22 @@ class OneWriteProtocol(HttpToolsProtocol):
         )
         self._end("large_head", error)
 
-    def _give_up_head(self) -> None:
+    def _on_head_timeout(self) -> None:
         if self.transport.is_closing():
             return
-        seconds = self._all.limits.head_timeout_s
+        seconds = self._shared.limits.head_timeout_s
         error = HeadTimeout(f"the head was not here within {seconds:g} s", timeout_s=seconds)
         self._end("slow_head", error if self._in_head else None)
 
-    def _give_up_reader(self) -> None:
-        self._all.tell("slow_reader")
+    def _on_read_timeout(self) -> None:
+        self._shared.on_end("slow_reader")
         self.transport.abort()
 
-    def _end(self, why: Ended, error: RequestRefused | None) -> None:
+    def _end(self, why: ConnectionEnd, error: RequestRefused | None) -> None:
         """Close, with an answer if there is a question that it could belong to, once what came before it is answered."""
         if self.transport.is_closing():
             return
-        self._all.tell(why)
+        self._shared.on_end(why)
         if error is not None and self._serving and (self._in_head or self.pipeline):
             if not self._in_head:
                 self.pipeline.popleft()  # the broken request itself, which has not been begun
@@ -465,21 +469,26 @@ class OneWriteProtocol(HttpToolsProtocol):
             self.cycle.message_event.set()
             self._serving = False
         if error is not None and not self._serving:
-            self._write(problem(error), closes=True)
+            self._write(error_response(error), closes=True)
         self.transport.close()
 
-    def _owes_since_now(self) -> None:
-        self._all.owing.pop(self, None)
-        self._all.owing[self] = None
+    def _wait_for_request(self) -> None:
+        self._shared.awaiting_request.pop(self, None)
+        self._shared.awaiting_request[self] = None
 
-    def _turned_away(self) -> Response | None:
-        """The answer, if this is a request for which there is no seat. Who waits for a go-ahead is asked in first."""
-        if self._all.door.is_open or self._serving or self.expect_100_continue or self.parser.get_method() != b"POST":
+    def _load_shed_response(self) -> Response | None:
+        """The load shedder's answer to this request, if it has one. A client that waits for `100 Continue` is not rejected here."""
+        if (
+            not self._shared.load_shedder.is_shedding
+            or self._serving
+            or self.expect_100_continue
+            or self.parser.get_method() != b"POST"
+        ):
             return None
         length = next((value for name, value in self.headers if name == b"content-length"), b"")
         if not length.isdigit():
             return None
-        return self._all.door.turns_away(self.url.partition(b"?")[0], int(length))
+        return self._shared.load_shedder.rejection_for(self.url.partition(b"?")[0], int(length))
 
     def _write(self, answer: Response, *, closes: bool) -> None:
         asked = next((value for name, value in self.headers or () if name == b"x-request-id"), b"")
@@ -489,7 +498,7 @@ class OneWriteProtocol(HttpToolsProtocol):
 
     def _idle_since_answer(self) -> None:
         """As uvicorn does after an answer of the application."""
-        self._owes_since_now()
+        self._wait_for_request()
         if self.parser.should_keep_alive():
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
@@ -498,16 +507,16 @@ class OneWriteProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
-class Corked:
+class CoalescingTransport:
     """A transport that keeps the head of an answer until the next write, at most until the event loop comes round.
 
-    Closed, it waits `patience_s` for what was written to be read.
+    Closed, it waits `close_timeout_s` for what was written to be read.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, patience_s: float) -> None:
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, close_timeout_s: float) -> None:
         self._transport = transport
         self._loop = loop
-        self._patience_s = patience_s
+        self._close_timeout_s = close_timeout_s
         self._head = b""
 
     def write(self, data: bytes) -> None:
@@ -525,7 +534,7 @@ class Corked:
         """Send what was kept, then close."""
         self._flush()
         if self._transport.get_write_buffer_size():
-            self._loop.call_later(self._patience_s, self._transport.abort)
+            self._loop.call_later(self._close_timeout_s, self._transport.abort)
         self._transport.close()
 
     def __getattr__(self, name: str) -> Any:
@@ -539,16 +548,16 @@ class Corked:
 
 
 class _Timer:
-    """Rings once, so long after it was started, unless it is stopped before."""
+    """Calls `callback` once, so long after it was started, unless it is stopped before."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, ring: Callable[[], None]) -> None:
-        self._loop, self._seconds, self._ring = loop, seconds, ring
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, callback: Callable[[], None]) -> None:
+        self._loop, self._seconds, self._callback = loop, seconds, callback
         self._handle: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Nothing, where it is running already."""
         if self._handle is None:
-            self._handle = self._loop.call_later(self._seconds, self._ring)
+            self._handle = self._loop.call_later(self._seconds, self._callback)
 
     def stop(self) -> None:
         """From now on it may be started again."""

@@ -1,4 +1,4 @@
-"""What comes in: how large a body may be, how much of all bodies may be here at one time, how long one may take.
+"""Limits of bodies: the bytes of one, the bytes of all at one time, and the time that one may take.
 
 Pure ASGI. Knows nothing of what the bytes mean.
 """
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rewardserve.service.api.error_responses import problem
-from rewardserve.service.errors import BodyTimeout, BodyTooLarge, CallerLeft, Overloaded
+from rewardserve.service.api.error_responses import error_response
+from rewardserve.service.errors import BodyTimeout, BodyTooLarge, ClientDisconnected, Overloaded
 
 _LINGER_S = 2.0
 """How long a refusal waits for the rest of a body: a client that is still sending might not read it."""
 
 
 @dataclass(frozen=True, slots=True)
-class IntakeLimits:
+class BodyLimits:
     """Of one body, of all bodies together, and of the time from the head of a request to the end of its body."""
 
     max_bytes: int
@@ -27,22 +27,22 @@ class IntakeLimits:
     timeout_s: float
 
 
-class Intake:
+class BodyLimitMiddleware:
     """Stops reading a body at the limits, whatever its headers promised. Bytes count until they are answered."""
 
-    def __init__(self, app: ASGIApp, *, limits: IntakeLimits) -> None:
+    def __init__(self, app: ASGIApp, *, limits: BodyLimits) -> None:
         self._app = app
         self._limits = limits
         self._n_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse at once where the length is announced, else while it streams."""
-        has_body, announced, is_expecting = _announced(scope) if scope["type"] == "http" else (False, b"", False)
+        has_body, announced, is_expecting = _body_headers(scope) if scope["type"] == "http" else (False, b"", False)
         if not has_body:
             await self._app(scope, receive, send)
             return
-        # Who waits for a go-ahead before sending would be given it, only to be refused.
-        body = _Body(receive, self._limits.timeout_s, can_linger=not is_expecting)
+        # A client that waits for `100 Continue` would be told to send, only to be refused.
+        body = _BodyReader(receive, self._limits.timeout_s, can_linger=not is_expecting)
 
         async def counted() -> Message:
             message = await body.receive()
@@ -52,19 +52,19 @@ class Intake:
 
         try:
             if announced.isdigit() and int(announced) > self._limits.max_bytes:
-                await problem(self._too_large())(scope, receive, body.before(send))
+                await error_response(self._too_large())(scope, receive, body.before(send))
             else:
                 await self._app(scope, counted, body.before(send))
         finally:
             self._n_bytes -= body.n_bytes
 
-    def _check(self, body: _Body) -> None:
+    def _check(self, body: _BodyReader) -> None:
         if body.n_bytes > self._limits.max_bytes:
             raise self._too_large()
         if self._n_bytes > self._limits.max_bytes_in_flight:
-            body.can_linger = False  # it is to be let go of, not to be kept while it waits
+            body.can_linger = False  # its memory is needed: the rest is not waited for
             raise Overloaded(
-                "too much is being read from others; try again later",
+                "too many bytes of other requests are being read; try again later",
                 retry_after_s=1.0,
                 body_bytes_in_flight=self._n_bytes,
                 max_body_bytes_in_flight=self._limits.max_bytes_in_flight,
@@ -75,8 +75,8 @@ class Intake:
         return BodyTooLarge(f"the body is larger than {limit} bytes: split the request", limit=limit)
 
 
-class _Body:
-    """One body on its way in, and what its being late means for the answer."""
+class _BodyReader:
+    """Reads one body within its time limit, and closes the connection if it is answered early."""
 
     def __init__(self, receive: Receive, timeout_s: float, *, can_linger: bool) -> None:
         self.n_bytes = 0
@@ -87,7 +87,7 @@ class _Body:
         self._is_whole = False
 
     async def receive(self) -> Message:
-        """The next piece. Raise `BodyTimeout` or `CallerLeft`. After the last one, wait for the end of the connection."""
+        """The next piece. Raise `BodyTimeout` or `ClientDisconnected`. After the last one, wait for the end of the connection."""
         if self._is_whole:
             return await self._receive()
         try:
@@ -97,12 +97,12 @@ class _Body:
             seconds = self._timeout_s
             raise BodyTimeout(f"the body was not here within {seconds:g} s", timeout_s=seconds) from None
         if message["type"] == "http.disconnect":
-            raise CallerLeft("the caller hung up in the middle of the body")
+            raise ClientDisconnected("the client hung up in the middle of the body")
         self.n_bytes += len(message.get("body", b""))
         return message
 
     def before(self, send: Send) -> Send:
-        """`send`, but an answer to half a body ends the connection: nobody would watch over the other half."""
+        """`send`, but an answer to half a body closes the connection: the other half would be read without limits."""
 
         async def send_after_body(message: Message) -> None:
             if message["type"] == "http.response.start" and not self._is_whole:
@@ -129,8 +129,8 @@ class _Body:
         return message
 
 
-def _announced(scope: Scope) -> tuple[bool, bytes, bool]:
-    """Whether there is a body, its length where the head says it, and whether the client waits for a go-ahead."""
+def _body_headers(scope: Scope) -> tuple[bool, bytes, bool]:
+    """Whether there is a body, its length where the head says it, and whether the client waits for `100 Continue`."""
     length, is_chunked, is_expecting = b"", False, False
     for name, value in scope["headers"]:
         if name == b"content-length":

@@ -16,11 +16,11 @@ from starlette.types import Scope
 
 from rewardserve.service.errors import HostNotAllowed, OriginNotAllowed
 
-_MOST_REMEMBERED = 256
+_MAX_CACHED_HOSTS = 256
 _BRACKETS = re.compile(r"\[([^\[\]]*)\](?::\d*)?")
 
 
-class Sites:
+class HostPolicy:
     """Host names of this server, and origins of pages that may send requests to it. `is_loopback`: only this machine reaches it.
 
     `hosts` are names; `*.NAME` are all below it, `*` is any. `origins` are as browsers send them; `*` is any.
@@ -28,12 +28,12 @@ class Sites:
 
     def __init__(self, *, is_loopback: bool, hosts: Sequence[str] = (), origins: Sequence[str] = ()) -> None:
         self._is_loopback = is_loopback
-        names = {"localhost", _plain(socket.gethostname())} | {_plain(host) for host in hosts}
+        names = {"localhost", _normalized(socket.gethostname())} | {_normalized(host) for host in hosts}
         self._names = frozenset(name for name in names if not name.startswith("*"))
         self._suffixes = tuple(name[1:] for name in names if name.startswith("*."))
         self._is_any_host = "*" in hosts
         self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
-        self._remembered: set[bytes] = set()
+        self._accepted_hosts: set[bytes] = set()
 
     def check(self, scope: Scope) -> None:
         """Raise `HostNotAllowed` or `OriginNotAllowed`. A request of HTTP/1.0 may have no host: no browser sends one."""
@@ -43,21 +43,21 @@ class Sites:
                 host = value
             elif name == b"origin":
                 origin = value
-        if host is not None and host not in self._remembered:
+        if host is not None and host not in self._accepted_hosts:
             self._check_host(host, scope)
         if origin is not None:
             self._check_origin(origin, host)
 
     def _check_host(self, host: bytes, scope: Scope) -> None:
-        name = _plain(_without_port(host.decode("latin-1")))
+        name = _normalized(_without_port(host.decode("latin-1")))
         server = scope.get("server")
-        if not self._is_name(name) and (server is None or name != _plain(str(server[0]))):
+        if not self._is_name(name) and (server is None or name != _normalized(str(server[0]))):
             raise HostNotAllowed(
                 "without keys this server answers to its own names and addresses alone: add this one to REWARD_ALLOWED_HOSTS, or "
                 "set REWARD_KEYS_FILE"
             )
-        if len(self._remembered) < _MOST_REMEMBERED:
-            self._remembered.add(host)
+        if len(self._accepted_hosts) < _MAX_CACHED_HOSTS:
+            self._accepted_hosts.add(host)
 
     def _is_name(self, name: str) -> bool:
         if self._is_any_host or name in self._names or name.endswith(self._suffixes):
@@ -78,7 +78,7 @@ class Sites:
             )
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     return name.lower().rstrip(".")
 
 

@@ -13,22 +13,22 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from rewardserve.service.api import body, openapi
-from rewardserve.service.api.names import LONGEST_NAME, check_run
-from rewardserve.service.api.replies import facts_response
-from rewardserve.service.api.structs import MOST_STEPS
+from rewardserve.service.api.names import MAX_NAME_CHARS, check_run_name
+from rewardserve.service.api.replies import info_response
+from rewardserve.service.api.structs import MAX_STEP
 from rewardserve.service.errors import InvalidRequest
-from rewardserve.service.models.active_models import Models, Stage
+from rewardserve.service.models.active_models import ActiveModels, ModelAdmin
 from rewardserve.service.models.deployment import Source
 
 ModelName = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
-Run = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
-Version = Annotated[int, Field(ge=1, le=MOST_STEPS)]
-MOST_PINS = 1024
+Run = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
+Version = Annotated[int, Field(ge=1, le=MAX_STEP)]
+MAX_PINS = 1024
 DEFAULT_MODEL = "default"
 """Loads the embedded default model: an empty name may be a variable of a shell that is not set."""
 
 
-_NAME_ONE = f"name a checkpoint, or send {DEFAULT_MODEL} for the embedded default model"
+_NAME_A_CHECKPOINT = f"name a checkpoint, or send {DEFAULT_MODEL} for the embedded default model"
 
 
 class LoadRequest(BaseModel):
@@ -44,7 +44,7 @@ class LoadRequest(BaseModel):
     shadow: float = Field(
         0.0, ge=0.0, le=1.0, description="share of the prompts to score beside the service; 0: switch at once"
     )
-    pin: Literal["active"] | Annotated[list[Run], Field(max_length=MOST_PINS)] = Field(
+    pin: Literal["active"] | Annotated[list[Run], Field(max_length=MAX_PINS)] = Field(
         [], description="runs that stay with the model they have; active: all of now"
     )
 
@@ -53,11 +53,11 @@ class LoadRequest(BaseModel):
         """What to load. Raise `InvalidRequest` unless one model, or one list of several, is named."""
         for field, value in (("model", self.model), ("ensemble", self.ensemble)):
             if value is not None and not value.strip():
-                raise InvalidRequest(f"{field} is empty: {_NAME_ONE}", field=field)
+                raise InvalidRequest(f"{field} is empty: {_NAME_A_CHECKPOINT}", field=field)
         if self.model is not None and self.ensemble is not None:
             raise InvalidRequest("model and ensemble are both given: send one of them", field="ensemble")
         if self.model is None and self.ensemble is None:
-            raise InvalidRequest(f"model is missing: {_NAME_ONE}", field="model")
+            raise InvalidRequest(f"model is missing: {_NAME_A_CHECKPOINT}", field="model")
         return Source("" if self.model == DEFAULT_MODEL else self.model or "", self.ensemble or "")
 
 
@@ -78,14 +78,14 @@ class PinRequest(BaseModel):
     version: Version | None = Field(description="null: the model in service, whichever that is")
 
 
-def admin_routes(stage: Stage) -> APIRouter:
+def admin_routes(active_models: ActiveModels) -> APIRouter:
     """The routes that change what is served."""
     router = APIRouter(prefix="/admin", tags=["admin"])
 
     @router.get("/models", responses=openapi.errors(503, words=openapi.ADMIN))
     async def models() -> Response:
         """Which models are loaded, which serves, what a shadow has shown, and which runs are pinned."""
-        return _overview(stage.models())
+        return _overview(active_models.models())
 
     @router.post("/models", **openapi.admin_operation(LoadRequest, 409, 422))
     async def load(request: Request) -> Response:
@@ -93,48 +93,48 @@ def admin_routes(stage: Stage) -> APIRouter:
 
         Answered when it serves, or with `model_refused` and the reason when it cannot: then nothing has changed.
         """
-        asked = await body.read_seldom(request, LoadRequest)
-        known = stage.models()
-        pin = None if asked.pin == "active" else [check_run(run) for run in asked.pin]
+        asked = await body.read_admin_body(request, LoadRequest)
+        known = active_models.models()
+        pin = None if asked.pin == "active" else [check_run_name(run) for run in asked.pin]
         version = await known.load(asked.source, shadow=asked.shadow, pin=pin)
         return _overview(known, version=version)
 
     @router.post("/models/cancel", responses=openapi.errors(409, 503, words=openapi.ADMIN))
     async def cancel() -> Response:
         """Give up the load that is going on. Whoever waits for it gets `model_refused`; another load can begin at once."""
-        known = stage.models()
+        known = active_models.models()
         known.cancel_load()
         return _overview(known)
 
     @router.post("/models/activate", **openapi.admin_operation(VersionRequest, 409, 422))
     async def activate(request: Request) -> Response:
         """Put a loaded model into service: the shadow, or one that stands by."""
-        asked, known = await body.read_seldom(request, VersionRequest), stage.models()
+        asked, known = await body.read_admin_body(request, VersionRequest), active_models.models()
         known.activate(asked.version)
         return _overview(known, version=asked.version)
 
     @router.post("/models/rollback", responses=openapi.errors(409, 422, 503, words=openapi.ADMIN))
     async def rollback() -> Response:
         """Back to the model that was in service before; loaded again if it has been let go of."""
-        known = stage.models()
+        known = active_models.models()
         return _overview(known, version=await known.roll_back())
 
     @router.post("/models/retire", **openapi.admin_operation(VersionRequest, 409, 422))
     async def retire(request: Request) -> Response:
         """Let go of a model that is not in service."""
-        asked, known = await body.read_seldom(request, VersionRequest), stage.models()
+        asked, known = await body.read_admin_body(request, VersionRequest), active_models.models()
         known.retire(asked.version)
         return _overview(known)
 
     @router.post("/pins", **openapi.admin_operation(PinRequest, 409, 422))
     async def pin(request: Request) -> Response:
         """Let only one model answer a run, whatever is in service; or end that."""
-        asked, known = await body.read_seldom(request, PinRequest), stage.models()
-        known.pin(check_run(asked.run), asked.version)
+        asked, known = await body.read_admin_body(request, PinRequest), active_models.models()
+        known.pin(check_run_name(asked.run), asked.version)
         return _overview(known)
 
     return router
 
 
-def _overview(models: Models, **facts: Any) -> Response:
-    return facts_response({**facts, **asdict(models.overview)})
+def _overview(models: ModelAdmin, **facts: Any) -> Response:
+    return info_response({**facts, **asdict(models.overview)})

@@ -12,12 +12,13 @@ from starlette.responses import Response
 
 from rewardserve.service.api import openapi
 from rewardserve.service.api.dialects.dialect import check_model, not_found_as_openai
-from rewardserve.service.api.replies import facts_response, json_response
+from rewardserve.service.api.replies import info_response, json_response
 from rewardserve.service.api.route_policy import ACKNOWLEDGE, METRICS
+from rewardserve.service.api.server_limits import ServerLimits
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import BatcherStopped, ModelNotServed, NoSuchAlarm, ScorerDead, ScorerFailing
 from rewardserve.service.inference.batcher import scorer_hanging_error
-from rewardserve.service.models.active_models import Bounds, Served, Stage
+from rewardserve.service.models.active_models import ActiveModels, ServedModel
 from rewardserve.service.tripwires.advice import ADVICE
 from rewardserve.service.tripwires.io.canaries import failing
 from rewardserve.service.tripwires.run_monitor import RunMonitor
@@ -28,8 +29,8 @@ _METRICS = {401: "`unauthorized`, where the server demands a key with the scope 
 
 
 def health_routes(
-    stage: Stage,
-    bounds: Bounds,
+    active_models: ActiveModels,
+    server_limits: ServerLimits,
     render_metrics: Callable[[], bytes],
     metrics_type: str,
     aliases: frozenset[str],
@@ -41,13 +42,13 @@ def health_routes(
     @router.get("/livez", responses=openapi.errors(500, words=LIVE, is_open=True))
     async def livez() -> Response:
         """200 while the process can do its work; otherwise it should be started anew."""
-        check_alive(stage)
+        check_alive(active_models)
         return json_response({"status": "alive"})
 
     @router.get("/readyz", responses=openapi.errors(503, is_open=True))
     async def readyz() -> Response:
         """200 while `/score` is of use; 503 `loading` before, `scorer_failing`, `scorer_hanging`, `shutting_down` after."""
-        served = check_ready(stage)
+        served = check_ready(active_models)
         return json_response({"status": "ready", "model": served.loaded.identity.name, "model_version": served.version})
 
     @router.get("/health", responses=openapi.errors(503, is_open=True))
@@ -58,17 +59,17 @@ def health_routes(
     @router.get("/v1/models", responses=openapi.errors(503))
     async def models() -> Response:
         """The model as OpenAI's clients list models."""
-        return json_response({"object": "list", "data": [_listed(stage.served())]})
+        return json_response({"object": "list", "data": [_openai_model(active_models.served())]})
 
     @router.get("/v1/models/{model:path}", responses=openapi.errors(404, 503))
     async def openai_model(model: str) -> Response:
         """One model as OpenAI's clients ask for it: the served one, by its name or an alias."""
-        served = stage.served()
+        served = active_models.served()
         try:
             check_model(model, served, aliases)
         except ModelNotServed as error:
             return not_found_as_openai(error)
-        return json_response(_listed(served))
+        return json_response(_openai_model(served))
 
     @router.get(METRICS, response_class=Response, responses=openapi.errors(words=_METRICS))
     async def metrics() -> Response:
@@ -78,26 +79,26 @@ def health_routes(
     @router.get("/model", responses=openapi.errors(503))
     async def model() -> Response:
         """What is loaded, what it was verified against, and what one may ask of it."""
-        return facts_response(describe(stage.served(), bounds))
+        return info_response(describe(active_models.served(), server_limits))
 
     @router.get("/tripwires", responses=openapi.errors(503))
     async def tripwires() -> Response:
         """What every wire measures of every run, and which have tripped."""
-        served = stage.served()
+        served = active_models.served()
         canaries = [{"canary": canary.name, "margin": canary.margin} for canary in served.canaries()]
-        return facts_response({**describe_runs(served.monitor, clock.now()), "canaries": canaries})
+        return info_response({**describe_runs(served.monitor, clock.now()), "canaries": canaries})
 
     @router.post(ACKNOWLEDGE, responses=openapi.errors(404, 503, words={404: "`no_such_alarm`"}))
     async def acknowledge(run: str, wire: str) -> Response:
         """Somebody has looked: the wire may trip again."""
-        if not stage.served().monitor.acknowledge(run, wire):
+        if not active_models.served().monitor.acknowledge(run, wire):
             raise NoSuchAlarm(f"the wire {wire[:64]!r} of this run has not tripped, or has been acknowledged")
         return json_response({"run": run, "wire": wire, "acknowledged": True})
 
     return router
 
 
-def _listed(served: Served) -> dict[str, Any]:
+def _openai_model(served: ServedModel) -> dict[str, Any]:
     """A model as OpenAI lists one."""
     identity = served.loaded.identity
     return {
@@ -109,20 +110,20 @@ def _listed(served: Served) -> dict[str, Any]:
     }
 
 
-def check_alive(stage: Stage) -> None:
+def check_alive(active_models: ActiveModels) -> None:
     """Raise `RequestRefused` where the process must be restarted."""
-    if not stage.is_alive:
+    if not active_models.is_alive:
         raise BatcherStopped("the batching task has stopped. This is a bug in the server.")
-    if stage.is_scorer_dead:
+    if active_models.is_scorer_dead:
         raise ScorerDead("the scorer has died, or hangs for good; start this process anew, the log says more")
 
 
-def check_ready(stage: Stage) -> Served:
+def check_ready(active_models: ActiveModels) -> ServedModel:
     """The model in service. Raise `RequestRefused` with the reason why it would not answer well right now."""
-    served = stage.served()
+    served = active_models.served()
     if served.scorer_state() != "healthy":
         raise scorer_hanging_error()
-    if stage.is_scorer_dead:
+    if active_models.is_scorer_dead:
         raise ScorerFailing("the scorer has died; see the log")
     if n := served.n_failed_batches():
         raise ScorerFailing(f"{n} batches in a row have failed; see the log", retry_after_s=30.0, failed_batches=n)
@@ -160,7 +161,7 @@ def describe_runs(monitor: RunMonitor, now: float) -> dict[str, Any]:
     return {"wires": wires, "runs": runs}
 
 
-def describe(served: Served, bounds: Bounds) -> dict[str, Any]:
+def describe(served: ServedModel, server_limits: ServerLimits) -> dict[str, Any]:
     """The reply of `GET /model`."""
     loaded, identity = served.loaded, served.loaded.identity
     batching, noise = served.batching(), served.numeric_noise
@@ -201,13 +202,13 @@ def describe(served: Served, bounds: Bounds) -> dict[str, Any]:
             "combine": served.pipeline.combination.method,
             "members": [asdict(member) for member in served.pipeline.combination.members],
             "stages": [
-                {"name": stage.name, "is": type(stage).__name__, **asdict(stage)}  # type: ignore[call-overload]
-                for stage in served.pipeline.stages
+                {"name": active_models.name, "is": type(active_models).__name__, **asdict(active_models)}  # type: ignore[call-overload]
+                for active_models in served.pipeline.stages
             ],
         },
         "limits": {
             "max_input_tokens": identity.max_tokens,
-            **asdict(bounds),
+            **asdict(server_limits),
             "batching_max_tokens": batching.max_tokens,
             "batching_budget_tokens": batching.target,
             "batching_linger_ms": 1000 * batching.linger_s,
@@ -215,7 +216,7 @@ def describe(served: Served, bounds: Bounds) -> dict[str, Any]:
     }
 
 
-def _canaries(served: Served) -> dict[str, Any]:
+def _canaries(served: ServedModel) -> dict[str, Any]:
     results = served.canaries()
     lost = failing(results)
     return {
@@ -226,10 +227,10 @@ def _canaries(served: Served) -> dict[str, Any]:
     }
 
 
-_ELSEWHERE = frozenset({"template", "probes", "heads", "origin", "format"})
+_OMITTED_CLAUSES = frozenset({"template", "probes", "heads", "origin", "format"})
 """Clauses that are too long, or beside the others in `GET /model`."""
 
 
-def _clauses(served: Served) -> dict[str, Any]:
+def _clauses(served: ServedModel) -> dict[str, Any]:
     """Every clause of the contract but a few, so that none is forgotten."""
-    return {name: value for name, value in asdict(served.loaded.contract).items() if name not in _ELSEWHERE}
+    return {name: value for name, value in asdict(served.loaded.contract).items() if name not in _OMITTED_CLAUSES}

@@ -13,20 +13,20 @@ from starlette.responses import Response
 
 from rewardserve.service.api import openapi
 from rewardserve.service.api.dialects.dialect import check_model, check_version
-from rewardserve.service.api.dialects.kserve import FIXED_NAMES, TENSORS, refusal_in_words
+from rewardserve.service.api.dialects.kserve import FIXED_NAMES, TENSORS, render_error
 from rewardserve.service.api.replies import json_response
 from rewardserve.service.api.routes.health import LIVE, check_alive, check_ready
 from rewardserve.service.errors import RequestRefused
-from rewardserve.service.models.active_models import Served, Stage
+from rewardserve.service.models.active_models import ActiveModels, ServedModel
 
 
-def kserve_health_routes(stage: Stage, aliases: frozenset[str]) -> APIRouter:
+def kserve_health_routes(active_models: ActiveModels, aliases: frozenset[str]) -> APIRouter:
     """The routes. `aliases` are names of the model beside its own."""
     router = APIRouter(tags=["kserve"])
     accepted = aliases | FIXED_NAMES
 
-    def named(model: str, asked_version: str | None) -> Served:
-        served = stage.served()
+    def named(model: str, asked_version: str | None) -> ServedModel:
+        served = active_models.served()
         check_model(model, served, accepted)
         check_version(asked_version, served)
         return served
@@ -34,16 +34,16 @@ def kserve_health_routes(stage: Stage, aliases: frozenset[str]) -> APIRouter:
     def ready(model: str, asked_version: str | None) -> Response:
         try:
             served = named(model, asked_version)
-            check_ready(stage)
+            check_ready(active_models)
         except RequestRefused as error:
-            return refusal_in_words(error, error.status)
+            return render_error(error, error.status)
         return json_response({"name": served.loaded.identity.name, "ready": True})
 
     def metadata(model: str, asked_version: str | None) -> Response:
         try:
             served = named(model, asked_version)
         except RequestRefused as error:
-            return refusal_in_words(error, error.status)
+            return render_error(error, error.status)
         return json_response(_metadata(served))
 
     @router.get("/v2", responses=openapi.in_any_shape(openapi.errors()))
@@ -55,18 +55,18 @@ def kserve_health_routes(stage: Stage, aliases: frozenset[str]) -> APIRouter:
     async def live() -> Response:
         """As `/livez`."""
         try:
-            check_alive(stage)
+            check_alive(active_models)
         except RequestRefused as error:
-            return refusal_in_words(error, error.status)
+            return render_error(error, error.status)
         return json_response({"live": True})
 
     @router.get("/v2/health/ready", responses=openapi.in_any_shape(openapi.errors(503, is_open=True)))
     async def server_ready() -> Response:
         """As `/readyz`."""
         try:
-            check_ready(stage)
+            check_ready(active_models)
         except RequestRefused as error:
-            return refusal_in_words(error, error.status)
+            return render_error(error, error.status)
         return json_response({"ready": True})
 
     # The longer paths first: a name may hold slashes.
@@ -95,7 +95,7 @@ def kserve_health_routes(stage: Stage, aliases: frozenset[str]) -> APIRouter:
     return router
 
 
-def _metadata(served: Served) -> dict[str, Any]:
+def _metadata(served: ServedModel) -> dict[str, Any]:
     return {
         "name": served.loaded.identity.name,
         "versions": [str(served.version)],

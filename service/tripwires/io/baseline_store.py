@@ -13,7 +13,7 @@ from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 
-from rewardserve.service.storage.files import read_bounded, remove_stale_drafts, set_aside, write_whole
+from rewardserve.service.storage.files import read_bounded, remove_stale_temp_files, set_aside, write_atomically
 from rewardserve.service.tripwires.baseline import Baseline, BaselineStat, is_component
 
 MOST_RUNS = 1_000
@@ -28,7 +28,7 @@ class BaselineStore:
     def __init__(self, folder: Path, served: str, failed: Callable[[str], None]) -> None:
         self._path = folder / f"usual-{served.rpartition(':')[2][:16]}.json"
         self._failed = failed
-        remove_stale_drafts(folder)
+        remove_stale_temp_files(folder)
         self._known = self._read()
         self._writer = ThreadPoolExecutor(1, "references")
 
@@ -71,7 +71,7 @@ class BaselineStore:
 
     def _write(self, text: str) -> None:
         try:
-            write_whole(self._path, text.encode())
+            write_atomically(self._path, text.encode())
         except OSError as error:
             self._failed(f"{self._path.name} cannot be written: {error.strerror}")
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from rewardserve.service.storage.files import remove_stale_drafts, write_whole
+from rewardserve.service.storage.files import remove_stale_temp_files, write_atomically
 from rewardserve.service.tripwires.wire import Alert
 
 MOST_FILES = 1_000
@@ -53,7 +53,7 @@ class EvidenceStore:
     def __init__(self, folder: Path, failed: Callable[[str], None]) -> None:
         self._folder = folder
         self._failed = failed
-        remove_stale_drafts(folder)
+        remove_stale_temp_files(folder)
         self._number = self._n_files = self._count()
         self._runs: OrderedDict[str, OrderedDict[str, EvidenceRecord]] = OrderedDict()
         self._n_chars = 0
@@ -143,7 +143,7 @@ class EvidenceStore:
         while True:
             self._number += 1
             with contextlib.suppress(FileExistsError):
-                return write_whole(self._folder / f"{self._number:04d}-{name}", data, replaces=False)
+                return write_atomically(self._folder / f"{self._number:04d}-{name}", data, replaces=False)
 
 
 def tidy_name(name: str) -> str:

@@ -37,7 +37,7 @@ _FIRST_PRICE_S = 100e-6
 _NEWEST = 0.1
 
 
-class Origin(NamedTuple):
+class RunContext(NamedTuple):
     """Which training a request belongs to, as far as its caller says. `kl`: of the policy from its start, in nats. `ids`: of
     the samples; None for one without. `owner`: whose key sent it, "" where there are no keys; `is_bound`: that key may send
     certain runs only.
@@ -115,13 +115,13 @@ class RunWatcher:
         self._texts_of = texts_of
         self._first = 0
 
-    def begin(self, origin: Origin) -> None:
+    def begin(self, origin: RunContext) -> None:
         """Samples of this run are about to be scored by this model."""
         if not self._allowance.is_nothing:
             self.monitor.measure(origin.run, self.baseline_source, self._clock.now(), origin.owner)
 
     def see(
-        self, origin: Origin, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed]
+        self, origin: RunContext, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed]
     ) -> dict[int, Flags] | None:
         """Look at what was scored together, as far as the allowance goes. Flags of samples, by their place."""
         began = self._clock.now()
@@ -157,13 +157,13 @@ class RunWatcher:
             self._evidence_store.tidy(run, lambda: self.monitor.named(run))
         return flags
 
-    def _observe(self, origin: Origin, seen: Sequence[SampleFeatures], now: float) -> list[Alert]:
+    def _observe(self, origin: RunContext, seen: Sequence[SampleFeatures], now: float) -> list[Alert]:
         return self.monitor.observe(origin.run, origin.step, seen, now, origin.kl, self.baseline_source, origin.owner)
 
-    def _hear(self, origin: Origin, score: float, audit: float) -> None:
+    def _hear(self, origin: RunContext, score: float, audit: float) -> None:
         self.monitor.add_audit(origin.run, score, audit, self._clock.now(), origin.owner)
 
-    def see_ids(self, origin: Origin, samples: Sequence[Sample | SampleError]) -> None:
+    def see_ids(self, origin: RunContext, samples: Sequence[Sample | SampleError]) -> None:
         """Look for ids of one step that stand for several samples. Samples without an id of their own have none."""
         if self._allowance.is_nothing or not any(origin.ids):
             return
@@ -174,12 +174,12 @@ class RunWatcher:
         ]
         self.monitor.add_sample_ids(origin.run, named, self._clock.now(), origin.owner)
 
-    def blocked_by(self, origin: Origin) -> str | None:
+    def blocked_by(self, origin: RunContext) -> str | None:
         """The wire that has ended the service of this run, if one has."""
         return self.monitor.blocked_by(origin.run, origin.owner, is_bound=origin.is_bound)
 
     def _evidence_record(
-        self, origin: Origin, row: ScoredRow, observation: SampleFeatures, flags: Flags
+        self, origin: RunContext, row: ScoredRow, observation: SampleFeatures, flags: Flags
     ) -> EvidenceRecord:
         return EvidenceRecord(observation.evidence, origin.step, *self._texts_of(row.sample), observation.value, flags)
 
@@ -196,7 +196,7 @@ class RunWatcher:
         return [(first + i) % n_rows for i in range(n)]
 
     def _observation(
-        self, origin: Origin, row: ScoredRow, reward: Reward, counted: dict[tuple[int, ...], int]
+        self, origin: RunContext, row: ScoredRow, reward: Reward, counted: dict[tuple[int, ...], int]
     ) -> SampleFeatures:
         prompt, response = self._texts_of(row.sample)
         has_text = bool(prompt or response)

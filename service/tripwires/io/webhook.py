@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from rewardserve.service.storage.files import read_bounded, remove_stale_drafts, set_aside, write_whole
+from rewardserve.service.storage.files import read_bounded, remove_stale_temp_files, set_aside, write_atomically
 
 FILE_NAME = "webhook.json"
 _FIRST_PAUSE_S = 0.5
@@ -129,7 +129,7 @@ class Webhook:
     def start(self) -> None:
         """Begin to deliver, with what waited when the last process ended."""
         if self._path is not None:
-            remove_stale_drafts(self._path.parent)
+            remove_stale_temp_files(self._path.parent)
             self._waiting.extend(self._read(self._path))
             self._writing = asyncio.create_task(self._keep(self._path), name="webhook queue")
         if not self._waiting:
@@ -242,7 +242,7 @@ class Webhook:
 
     def _write(self, path: Path, text: str) -> bool:
         try:
-            write_whole(path, text.encode())
+            write_atomically(path, text.encode())
         except OSError as error:
             self._report.not_kept(f"{path.name} cannot be written: {error.strerror}")
             return False

@@ -14,7 +14,7 @@ from pydantic_settings import SettingsError
 
 from k8s import rules
 from rewardserve.service.api.route_policy import OPEN_PATHS
-from rewardserve.service.app import _LONGEST_CLOSING_S
+from rewardserve.service.app import _MAX_CLOSING_S
 from rewardserve.service.settings import ServeSettings, unknown_variables
 from tests.support.manifests import (
     K8S,
@@ -156,7 +156,7 @@ def test_there_is_time_to_finish_what_was_accepted(folder):
     pod = the(objects, "Deployment")["spec"]["template"]["spec"]
     first = the_container(objects)["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain = float(settings_of(objects)["REWARD_DRAIN_TIMEOUT_S"])
-    assert pod["terminationGracePeriodSeconds"] >= first + drain + _LONGEST_CLOSING_S
+    assert pod["terminationGracePeriodSeconds"] >= first + drain + _MAX_CLOSING_S
 
 
 @pytest.mark.parametrize("folder", SERVING)

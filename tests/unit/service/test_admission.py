@@ -23,18 +23,18 @@ def taken(admission):
 
 def test_seats_are_held_while_inside_and_given_back_after():
     admission = house()
-    with admission.enter(3, 30):
+    with admission.acquire(3, 30):
         assert taken(admission) == (3, 30)
-        assert not admission.empty.is_set()
+        assert not admission.idle.is_set()
     assert taken(admission) == (0, 0)
-    assert admission.empty.is_set()
+    assert admission.idle.is_set()
 
 
 @pytest.mark.parametrize("size", [(8, 1), (1, 80)])
 def test_who_does_not_fit_beside_the_others_gets_no_seat_at_all(size):
     admission = house()
-    with admission.enter(3, 30):
-        with pytest.raises(Overloaded) as refused, admission.enter(*size):
+    with admission.acquire(3, 30):
+        with pytest.raises(Overloaded) as refused, admission.acquire(*size):
             pass
         assert taken(admission) == (3, 30)
     assert refused.value.details["samples_in_flight"] == 3
@@ -43,14 +43,14 @@ def test_who_does_not_fit_beside_the_others_gets_no_seat_at_all(size):
 @pytest.mark.parametrize("size", [(11, 1), (1, 101)])
 def test_who_could_never_fit_is_told_so_even_when_the_house_is_full(size):
     admission = house()
-    with admission.enter(10, 100), pytest.raises(RequestTooLarge) as refused, admission.enter(*size):
+    with admission.acquire(10, 100), pytest.raises(RequestTooLarge) as refused, admission.acquire(*size):
         pass
     assert refused.value.retry_after_s is None
 
 
 def test_an_exception_gives_the_seats_back():
     admission = house()
-    with pytest.raises(ZeroDivisionError), admission.enter(3, 30):
+    with pytest.raises(ZeroDivisionError), admission.acquire(3, 30):
         _ = 1 / 0
     assert taken(admission) == (0, 0)
 
@@ -59,7 +59,7 @@ async def test_a_cancelled_guest_gives_the_seats_back():
     admission = house()
 
     async def stay():
-        with admission.enter(3, 30):
+        with admission.acquire(3, 30):
             await asyncio.Event().wait()
 
     guest = asyncio.create_task(stay())
@@ -72,21 +72,21 @@ async def test_a_cancelled_guest_gives_the_seats_back():
 
 def test_a_closed_house_lets_guests_finish_and_nobody_in():
     admission = house()
-    with admission.enter(1, 1):
+    with admission.acquire(1, 1):
         admission.close()
-        with pytest.raises(ShuttingDown), admission.enter(1, 1):
+        with pytest.raises(ShuttingDown), admission.acquire(1, 1):
             pass
-        assert not admission.empty.is_set()
-    assert admission.empty.is_set()
+        assert not admission.idle.is_set()
+    assert admission.idle.is_set()
 
 
 def test_retry_after_follows_how_long_guests_stay():
     clock = StillClock()
     admission = house(clock=clock)
     for _ in range(100):
-        with admission.enter(1, 1):
+        with admission.acquire(1, 1):
             clock.advance(7.0)
-    with admission.enter(10, 10), pytest.raises(Overloaded) as refused, admission.enter(1, 1):
+    with admission.acquire(10, 10), pytest.raises(Overloaded) as refused, admission.acquire(1, 1):
         pass
     assert refused.value.retry_after_s == 7.0
 
@@ -98,7 +98,7 @@ def test_the_house_never_holds_more_than_it_has_seats_for(steps):
         if leaves and inside:
             permit, *_ = inside.pop(0)
             permit.__exit__(None, None, None)
-        permit = admission.enter(n_samples, n_tokens)
+        permit = admission.acquire(n_samples, n_tokens)
         fits = admission.n_samples + n_samples <= 10 and admission.n_tokens + n_tokens <= 100
         if fits:
             permit.__enter__()

@@ -12,8 +12,8 @@ from pydantic_settings import SettingsError
 from rewardserve.model import export
 from rewardserve.model.text.text_files import TextDecodeError
 from rewardserve.model.traits import Lexicon, LexiconError
-from rewardserve.service.auth.api_keys import KeyFile, KeysError
-from rewardserve.service.auth.api_keys import read as read_keys
+from rewardserve.service.auth.api_keys import ApiKeysError, ApiKeysFile
+from rewardserve.service.auth.api_keys import read_api_keys as read_keys
 from rewardserve.service.cli import keys, rules
 from rewardserve.service.cli.options import from_command_line
 from rewardserve.service.settings import ServeSettings
@@ -71,7 +71,7 @@ FILES = {
     "lexicon": (json.dumps(LEXICON, ensure_ascii=False), lambda path: Lexicon.read([path])),
     "probes": (json.dumps(PROBE, ensure_ascii=False), lambda path: export._probes(Path(), str(path))),
 }  # fmt: skip
-REFUSALS = (SettingsError, KeysError, CanariesError, LexiconError, TextDecodeError)
+REFUSALS = (SettingsError, ApiKeysError, CanariesError, LexiconError, TextDecodeError)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -96,11 +96,11 @@ def test_a_running_server_reads_a_marked_file_of_keys(tmp_path):
     path = tmp_path / "keys"
     path.write_text(KEY)
     told = []
-    file = KeyFile(path, read_keys(path), lambda *news: told.append(news))
+    file = ApiKeysFile(path, read_keys(path), lambda *news: told.append(news))
     path.write_text(f"{KEY}\nanother-plain-key", encoding="utf-16")
-    file.look()
-    file.look()
-    assert file.ring().find(b"another-plain-key") is not None
+    file.poll()
+    file.poll()
+    assert file.current().find(b"another-plain-key") is not None
     assert len(told) == 1
 
 
@@ -125,7 +125,7 @@ def test_no_line_is_added_to_a_file_in_another_encoding(tmp_path, capsys, encodi
 def test_a_text_in_utf_16_without_a_mark_makes_no_key(tmp_path):
     path = tmp_path / "keys"
     path.write_bytes(KEY.encode("utf-16-le"))
-    with pytest.raises(KeysError, match="line 1: a key has characters that can be printed"):
+    with pytest.raises(ApiKeysError, match="line 1: a key has characters that can be printed"):
         read_keys(path)
 
 

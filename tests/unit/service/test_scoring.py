@@ -26,7 +26,7 @@ from rewardserve.service.inference.encode_pool import EncodePool
 from rewardserve.service.inference.planner import BatchLimits
 from rewardserve.service.inference.score_cache import ScoreCache
 from rewardserve.service.observability.metrics import Metrics
-from rewardserve.service.scoring import Comparison, Rooms, Scoring, _all_or_none, _chunks, rank
+from rewardserve.service.scoring import Comparison, Rooms, Scoring, _chunks, _gather_all, rank
 from tests.support.rewards import sole, watching
 from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, poisoned_by, scores_with
 
@@ -274,7 +274,7 @@ async def test_when_one_part_raises_the_others_are_cancelled_and_awaited():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        await asyncio.wait_for(_all_or_none([waits(), raises(), waits()]), PATIENCE_S)
+        await asyncio.wait_for(_gather_all([waits(), raises(), waits()]), PATIENCE_S)
     assert ends == ["cancelled", "cancelled"]
 
 

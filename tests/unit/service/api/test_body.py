@@ -10,16 +10,16 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from rewardserve.service.api import body, structs
-from rewardserve.service.api.body import NOT_READ, NotOurs, Parts
+from rewardserve.service.api.body import NOT_READ, ForeignBody, JsonLimits
 from rewardserve.service.api.schemas import CompareRequest, ScoreRequest
 from rewardserve.service.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedMediaType
 
-DECODER = msgspec.json.Decoder(structs.ScoreRequest)
+DECODER = msgspec.json.Decoder(structs.ScoreRequestStruct)
 ONE = b'{"samples":[{"text":"x"}]}'
 CARE, LOOP = 65_536, 1_048_576
 """Bytes from which on a wrong body is read in few words, and any body beside the event loop."""
-MANY = Parts(10**9, 10**9, 10**9)
-SCORED = structs.ScoreRequest([structs.SampleIn(text="x")])
+MANY = JsonLimits(10**9, 10**9, 10**9)
+SCORED = structs.ScoreRequestStruct([structs.SampleStruct(text="x")])
 
 
 def padded(content, n_bytes):
@@ -85,7 +85,7 @@ def test_what_is_json_is_read_as_python_reads_it(n_bytes):
 
 def test_a_large_body_gives_other_threads_a_turn_at_every_number(monkeypatch):
     counted = []
-    monkeypatch.setattr(body, "_whole", lambda text: counted.append(text) or int(text))
+    monkeypatch.setattr(body, "_parse_int", lambda text: counted.append(text) or int(text))
     for n_bytes in (CARE, CARE + 1):
         assert body.parse(padded(b"[1,2,3]", n_bytes)) == [1, 2, 3]
     assert counted == ["1", "2", "3"]
@@ -93,17 +93,17 @@ def test_a_large_body_gives_other_threads_a_turn_at_every_number(monkeypatch):
 
 def test_numbers_are_read_by_the_reader_that_is_given():
     assert body.parse(b"[1.5, 2e3, 7]", number=lambda text: f"<{text}>") == ["<1.5>", "<2e3>", 7]
-    assert body._finite("1e308") == 1e308
-    assert said(body._finite, "1e309") == (InvalidJson, "the body has a number that is too large for 64 bits", {})
+    assert body._parse_float("1e308") == 1e308
+    assert said(body._parse_float, "1e309") == (InvalidJson, "the body has a number that is too large for 64 bits", {})
 
 
 def test_an_object_has_few_fields_where_each_would_cost_words():
     fields = [(str(i), i) for i in range(64)]
-    assert body._few_fields(fields) == dict(fields)
-    assert said(body._few_fields, [*fields, ("x", 0)]) == (
+    assert body._limited_fields(fields) == dict(fields)
+    assert said(body._limited_fields, [*fields, ("x", 0)]) == (
         InvalidRequest, "an object of the body has 65 fields", {"field": "$", "n": 65},
     )  # fmt: skip
-    assert said(body._few_fields, [("a", 1), ("a", 1)])[2] == {"field": "a"}
+    assert said(body._limited_fields, [("a", 1), ("a", 1)])[2] == {"field": "a"}
 
 
 # -- a schema ---------------------------------------------------------------------------------------------------------------
@@ -150,9 +150,9 @@ MANY_PARTS = "the body is made of more parts than a request can be: split it"
 
 
 def test_room_for_parts_grows_with_what_may_be_asked():
-    assert Parts.of(1, 1) == Parts(250_000, 1_000_000, 1_000_008)
-    assert Parts.of(2500, 10) == Parts(250_000, 1_000_000, 1_000_080)
-    assert Parts.of(2501, 10) == Parts(250_100, 1_000_400, 1_000_480)
+    assert JsonLimits.of(1, 1) == JsonLimits(250_000, 1_000_000, 1_000_008)
+    assert JsonLimits.of(2500, 10) == JsonLimits(250_000, 1_000_000, 1_000_080)
+    assert JsonLimits.of(2501, 10) == JsonLimits(250_100, 1_000_400, 1_000_480)
 
 
 PARTS = [
@@ -171,7 +171,7 @@ PARTS = [
 
 @pytest.mark.parametrize(("content", "containers", "strings", "values"), PARTS)
 def test_parts_are_counted_outside_of_texts(content, containers, strings, values):
-    body.check_parts(content, Parts(containers, strings, values))
+    body.check_json_limits(content, JsonLimits(containers, strings, values))
     for least in (
         (containers - 1, strings, values),
         (containers, strings - 1, values),
@@ -179,7 +179,7 @@ def test_parts_are_counted_outside_of_texts(content, containers, strings, values
     ):
         if min(least) >= 0:
             details = {"field": "$", **dict(zip(("max_containers", "max_strings", "max_values"), least, strict=True))}
-            assert said(body.check_parts, content, Parts(*least)) == (InvalidRequest, MANY_PARTS, details)
+            assert said(body.check_json_limits, content, JsonLimits(*least)) == (InvalidRequest, MANY_PARTS, details)
 
 
 def test_counting_ends_where_there_are_too_many():
@@ -190,9 +190,9 @@ def test_counting_ends_where_there_are_too_many():
             found.append(what)
             return super().count(*what)
 
-    for most in (Parts(1, 99, 99), Parts(99, 2, 99), Parts(99, 99, 3)):
+    for most in (JsonLimits(1, 99, 99), JsonLimits(99, 2, 99), JsonLimits(99, 99, 3)):
         with pytest.raises(InvalidRequest):
-            body.check_parts(Counted(b'[1,"a",[2,"b",[3,"c",[4,"d"],"e","f","g"]]]'), most)
+            body.check_json_limits(Counted(b'[1,"a",[2,"b",[3,"c",[4,"d"],"e","f","g"]]]'), most)
         assert max(at for _, at, *_ in found) < 16
         found.clear()
 
@@ -201,7 +201,7 @@ def test_counting_ends_where_there_are_too_many():
     ("content", "most"), [(b'["a",1,2]', (9, 9, 1)), (b'["a",[[', (1, 9, 9)), (b'["a","b"', (9, 1, 9))]
 )
 def test_as_many_parts_as_may_be_end_no_count(content, most):
-    assert said(body.check_parts, content, Parts(*most))[1] == MANY_PARTS
+    assert said(body.check_json_limits, content, JsonLimits(*most))[1] == MANY_PARTS
 
 
 AT_A_GLANCE = [
@@ -216,7 +216,7 @@ AT_A_GLANCE = [
 
 @pytest.mark.parametrize(("content", "most", "few"), AT_A_GLANCE)
 def test_what_looks_like_few_parts_is_not_counted_one_by_one(content, most, few):
-    assert body._are_few(content, Parts(*most)) is few
+    assert body._is_surely_within(content, JsonLimits(*most)) is few
 
 
 def test_a_body_of_no_more_bytes_than_parts_is_not_even_glanced_at():
@@ -224,10 +224,10 @@ def test_a_body_of_no_more_bytes_than_parts_is_not_even_glanced_at():
         def count(self, *_):
             pytest.fail("counted")
 
-    assert body._are_few(Unread(b"[[[["), Parts(4, 4, 4))
+    assert body._is_surely_within(Unread(b"[[[["), JsonLimits(4, 4, 4))
     for least in ((3, 4, 4), (4, 3, 4), (4, 4, 3)):
         with pytest.raises(pytest.fail.Exception):
-            body._are_few(Unread(b"[[[["), Parts(*least))
+            body._is_surely_within(Unread(b"[[[["), JsonLimits(*least))
 
 
 def test_quotes_that_are_escaped_end_no_text():
@@ -237,9 +237,9 @@ def test_quotes_that_are_escaped_end_no_text():
 
 
 def test_parts_are_counted_only_where_a_glance_is_not_enough():
-    body._count_parts(b"[[]]", Parts(2, 9, 9))
-    assert said(body._count_parts, b"[[]]", Parts(1, 3, 3))[1] == MANY_PARTS
-    body._count_parts(b'["[","["]', Parts(1, 2, 9))
+    body._count_if_near(b"[[]]", JsonLimits(2, 9, 9))
+    assert said(body._count_if_near, b"[[]]", JsonLimits(1, 3, 3))[1] == MANY_PARTS
+    body._count_if_near(b'["[","["]', JsonLimits(1, 2, 9))
 
 
 # -- the fast reader --------------------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def test_a_key_that_is_there_twice_is_refused_at_any_size(n_bytes):
     kind, message, details = said(decode, padded(TWICE, n_bytes))
     assert (kind, message) == (InvalidJson, "an object of the body has the key text more than once: send it once")
     assert details == {"field": "text"}
-    assert said(body.values, padded(b'{"a":{"b":1,"b":2}}', n_bytes)) == (
+    assert said(body.decode_any, padded(b'{"a":{"b":1,"b":2}}', n_bytes)) == (
         InvalidJson, "an object of the body has the key b more than once: send it once", {"field": "b"},
     )  # fmt: skip
 
@@ -284,25 +284,25 @@ def test_a_key_that_is_there_twice_is_refused_at_any_size(n_bytes):
     "value", [{"a": 1}, {"a": {"b": "c"}}, [1, {"a": "x:y"}], "text", 7, {"a": "b:c"}, {"q": ["\\", '"']}, None, {}]
 )
 def test_any_json_is_read_as_plain_values(value, n_bytes):
-    assert body.values(padded(json.dumps(value).encode(), n_bytes)) == value
+    assert body.decode_any(padded(json.dumps(value).encode(), n_bytes)) == value
 
 
 def test_a_flat_object_is_not_written_again_to_find_keys_that_are_there_twice(monkeypatch):
     monkeypatch.setattr(structs, "dumps", lambda _: pytest.fail("written again"))
-    assert body.values(b'{"a":1,"b":[2]}') == {"a": 1, "b": [2]}
+    assert body.decode_any(b'{"a":1,"b":[2]}') == {"a": 1, "b": [2]}
     with pytest.raises(pytest.fail.Exception):
-        body.values(b'{"a":":"}')
+        body.decode_any(b'{"a":":"}')
     with pytest.raises(pytest.fail.Exception):
-        body.values(b"[1]")
+        body.decode_any(b"[1]")
 
 
 @pytest.mark.parametrize("n_bytes", [0, CARE + 1])
 def test_numbers_of_any_length_are_read_and_those_beyond_64_bits_refused(n_bytes):
-    assert body.values(padded(b'{"a":{"b":123456789012345678901234567890}}', n_bytes)) == {
+    assert body.decode_any(padded(b'{"a":{"b":123456789012345678901234567890}}', n_bytes)) == {
         "a": {"b": 123456789012345678901234567890}
     }
-    assert body.values(padded(b"[1e308]", n_bytes)) == [1e308]
-    assert said(body.values, padded(b"[1e400]", n_bytes)) == (
+    assert body.decode_any(padded(b"[1e308]", n_bytes)) == [1e308]
+    assert said(body.decode_any, padded(b"[1e400]", n_bytes)) == (
         (InvalidRequest, "Number out of range", {"field": "$[0]"})
         if n_bytes
         else (InvalidJson, "the body has a number that is too large for 64 bits", {})
@@ -316,7 +316,7 @@ def test_a_small_wrong_body_is_refused_in_the_words_of_the_schema():
     assert (
         said(decode, padded(b'{"samples":[{"text":5}]}', CARE))[1] == "samples[0].text: Input should be a valid string"
     )
-    assert said(body.values, padded(b"[x", CARE))[1] == "the body is not JSON: Expecting value"
+    assert said(body.decode_any, padded(b"[x", CARE))[1] == "the body is not JSON: Expecting value"
     many = json.dumps({"samples": [{"text": "x"}], **{f"k{i}": 0 for i in range(70)}}).encode()
     for content in (many, padded(many, CARE)):
         assert said(decode, content) == (InvalidRequest, "an object of the body has 71 fields", {"field": "$", "n": 71})
@@ -357,12 +357,12 @@ def test_a_large_body_that_is_no_json_is_refused_with_line_and_column(content, m
     content = b" " * (CARE + 1) + content
     expected = InvalidJson, f"the body is not JSON: {message}", {"line": line, "column": column}
     assert said(decode, content) == expected
-    assert said(body.values, content) == expected
+    assert said(body.decode_any, content) == expected
 
 
 def test_the_place_is_counted_from_the_line_before_it_and_from_no_line_after_it():
     content = b"\n" + b" " * CARE + b"x\n\n"
-    assert said(body.values, content) == (
+    assert said(body.decode_any, content) == (
         InvalidJson, "the body is not JSON: invalid character", {"line": 2, "column": CARE + 1},
     )  # fmt: skip
 
@@ -373,45 +373,45 @@ def test_a_large_body_is_called_no_json_before_it_is_called_a_wrong_request():
         InvalidJson, "the body is not JSON: object keys must be strings", {"line": 1, "column": CARE + 16},
     )  # fmt: skip
     content = b" " * (CARE + 1) + b"[1e400, x"
-    assert said(body.values, content) == (
+    assert said(body.decode_any, content) == (
         InvalidJson, "the body is not JSON: invalid character", {"line": 1, "column": CARE + 10},
     )  # fmt: skip
-    assert said(body.values, padded(b"\\u0041", CARE + 1))[1] == "the body is not JSON: Expecting value"
+    assert said(body.decode_any, padded(b"\\u0041", CARE + 1))[1] == "the body is not JSON: Expecting value"
 
 
 @pytest.mark.parametrize("n_bytes", [0, CARE + 1, LOOP + 1])
 def test_a_right_body_is_not_read_a_second_time(n_bytes, monkeypatch):
-    for reader in ("parse", "_decode_again", "_values_again"):
+    for reader in ("parse", "_decode_slow", "_decode_any_slow"):
         monkeypatch.setattr(body, reader, lambda *_, **__: pytest.fail("read again"))
     assert decode(padded(ONE, n_bytes)) == SCORED
-    assert body.values(padded(b'{"x":[{"a":"b"},{"c":["d"]}]}', n_bytes)) == {"x": [{"a": "b"}, {"c": ["d"]}]}
+    assert body.decode_any(padded(b'{"x":[{"a":"b"},{"c":["d"]}]}', n_bytes)) == {"x": [{"a": "b"}, {"c": ["d"]}]}
 
 
 def test_a_large_body_with_a_lone_surrogate_in_a_text_is_read():
     """The sample has an error of its own then."""
     assert decode(padded(b'{"samples":[{"text":"a\\ud800b"}]}', CARE + 1)).samples[0].text == "a\ud800b"
-    assert body.values(padded(b'["a\\ud800b"]', CARE + 1)) == ["a\ud800b"]
+    assert body.decode_any(padded(b'["a\\ud800b"]', CARE + 1)) == ["a\ud800b"]
 
 
 def test_near_an_escape_the_careful_reader_is_asked_what_is_wrong():
     """The fast one calls a lone surrogate and an error beside an escape by the same words."""
     for gap in (0, 5):
         content = b" " * (CARE + 1) + b'["\\u0041' + b"a" * gap + b"\\q]"
-        assert said(body.values, content) == (
+        assert said(body.decode_any, content) == (
             InvalidJson, "the body is not JSON: Invalid \\escape", {"line": 1, "column": CARE + 10 + gap},
         )  # fmt: skip
     content = b" " * (CARE + 1) + b'["\\u0041' + b"a" * 40 + b"\\q]" + b" " * 40 + b"\\u0041"
-    assert said(body.values, content)[1] == "the body is not JSON: invalid escape character in string"
+    assert said(body.decode_any, content)[1] == "the body is not JSON: invalid escape character in string"
 
 
 def test_a_large_body_in_another_encoding_is_read_with_care():
-    assert body.values(('["é"]' + " " * CARE).encode("utf-16")) == ["é"]
-    kind, message, details = said(body.values, ("[x]" + " " * CARE).encode("utf-16"))
+    assert body.decode_any(('["é"]' + " " * CARE).encode("utf-16")) == ["é"]
+    kind, message, details = said(body.decode_any, ("[x]" + " " * CARE).encode("utf-16"))
     assert (kind, message, details) == (InvalidJson, "the body is not JSON: Expecting value", {"line": 1, "column": 2})
 
 
 def test_of_a_comparison_ids_are_checked_too():
-    decoder = msgspec.json.Decoder(structs.CompareRequest)
+    decoder = msgspec.json.Decoder(structs.CompareRequestStruct)
     for surrogate, refused in ((b"\\udfff", True), (b"a", False)):
         content = b'{"comparisons":[{"id":"' + surrogate + b'","prompt":"\\ud800","responses":["a","b"]}]}'
         content = padded(content, CARE + 1)
@@ -435,16 +435,16 @@ WORDS = [
 
 @pytest.mark.parametrize(("message", "what", "field"), WORDS)
 def test_words_of_the_library_lose_what_was_written_and_are_bounded(message, what, field):
-    found = body._without_words(msgspec.ValidationError(message))
+    found = body._invalid_request(msgspec.ValidationError(message))
     assert (type(found), found.message, found.details) == (InvalidRequest, what, {"field": field})
 
 
 def test_plain_values_become_records_or_are_refused_with_the_path():
-    assert body.convert({"samples": [{"text": "x"}]}, structs.ScoreRequest) == SCORED
-    assert said(body.convert, {"samples": [{"text": 5}]}, structs.ScoreRequest) == (
+    assert body.convert({"samples": [{"text": "x"}]}, structs.ScoreRequestStruct) == SCORED
+    assert said(body.convert, {"samples": [{"text": 5}]}, structs.ScoreRequestStruct) == (
         InvalidRequest, "Expected `str | null`, got `int`", {"field": "$.samples[0].text"},
     )  # fmt: skip
-    assert said(body.convert, {"samples": [{"text": "x", "\ud800": 1}]}, structs.ScoreRequest) == (
+    assert said(body.convert, {"samples": [{"text": "x", "\ud800": 1}]}, structs.ScoreRequestStruct) == (
         InvalidRequest, "a text holds a lone surrogate", {"field": "$"},
     )  # fmt: skip
     deep: dict = {}
@@ -463,7 +463,7 @@ class Deep(msgspec.Struct):
 @pytest.mark.parametrize("n_bytes", [0, CARE, CARE + 1])
 def test_what_is_known_for_anothers_is_handed_on_as_values(n_bytes):
     content = padded(b'{"inputs":["a"]}', n_bytes)
-    with pytest.raises(NotOurs) as theirs:
+    with pytest.raises(ForeignBody) as theirs:
         decode(content, is_foreign=lambda value: "inputs" in value)
     assert theirs.value.value == {"inputs": ["a"]}
     assert theirs.value.args == ()
@@ -491,9 +491,9 @@ TYPES = [
 @pytest.mark.parametrize(("headers", "message"), TYPES)
 async def test_bodies_are_json_and_not_compressed(headers, message):
     readers = [
-        lambda sent: body.read(sent, DECODER, ScoreRequest, MANY),
-        lambda sent: body.read_foreign(sent, MANY, lambda value: value),
-        lambda sent: body.read_seldom(sent, ScoreRequest),
+        lambda sent: body.read_body(sent, DECODER, ScoreRequest, MANY),
+        lambda sent: body.read_dialect_body(sent, MANY, lambda value: value),
+        lambda sent: body.read_admin_body(sent, ScoreRequest),
     ]
     for read in readers:
         if message is None:
@@ -510,7 +510,7 @@ async def test_bodies_are_json_and_not_compressed(headers, message):
 class Watched:
     """A decoder that notes the threads on which it decodes."""
 
-    type = structs.ScoreRequest
+    type = structs.ScoreRequestStruct
 
     def __init__(self, decoder):
         self.decoder, self.threads = decoder, []
@@ -523,10 +523,10 @@ class Watched:
 @pytest.mark.parametrize(("n_bytes", "here"), [(0, True), (LOOP, True), (LOOP + 1, False)])
 async def test_a_body_of_a_mebibyte_is_read_by_the_event_loop_and_a_larger_one_beside_it(n_bytes, here, monkeypatch):
     ours, theirs = Watched(DECODER), Watched(msgspec.json.Decoder())
-    monkeypatch.setattr(body, "_values", theirs)
+    monkeypatch.setattr(body, "_value_decoder", theirs)
     sent = Request(padded(ONE, n_bytes))
-    assert await body.read(sent, ours, ScoreRequest, MANY) == SCORED
-    assert await body.read_foreign(sent, MANY, lambda value: (value, threading.get_ident())) == (
+    assert await body.read_body(sent, ours, ScoreRequest, MANY) == SCORED
+    assert await body.read_dialect_body(sent, MANY, lambda value: (value, threading.get_ident())) == (
         {"samples": [{"text": "x"}]},
         theirs.threads[0],
     )
@@ -538,8 +538,8 @@ async def test_a_wrong_body_is_read_again_by_the_event_loop_only_where_it_is_sma
     threads, parse = [], body.parse
     monkeypatch.setattr(body, "parse", lambda *a, **k: threads.append(threading.get_ident()) or parse(*a, **k))
     sent = Request(padded(b'{"samples":[{"text":"\\ud800"}]}', n_bytes))
-    assert (await body.read(sent, DECODER, ScoreRequest, MANY)).samples[0].text == "\ud800"
-    assert await body.read_foreign(sent, MANY, lambda value: value) == {"samples": [{"text": "\ud800"}]}
+    assert (await body.read_body(sent, DECODER, ScoreRequest, MANY)).samples[0].text == "\ud800"
+    assert await body.read_dialect_body(sent, MANY, lambda value: value) == {"samples": [{"text": "\ud800"}]}
     assert [thread == threading.get_ident() for thread in threads] == [here, here]
 
 
@@ -548,9 +548,9 @@ async def test_a_wrong_body_is_read_again_by_the_event_loop_only_where_it_is_sma
 async def test_what_is_wrong_is_told_in_the_same_words_wherever_it_is_read(content, n_bytes):
     sent = Request(padded(content, n_bytes))
     for read, expected in (
-        (body.read(sent, DECODER, ScoreRequest, MANY), lambda: decode(sent.content)),
-        (body.read_foreign(sent, MANY, lambda value: body.convert(value, structs.ScoreRequest)),
-         lambda: body.convert(body.values(sent.content), structs.ScoreRequest)),
+        (body.read_body(sent, DECODER, ScoreRequest, MANY), lambda: decode(sent.content)),
+        (body.read_dialect_body(sent, MANY, lambda value: body.convert(value, structs.ScoreRequestStruct)),
+         lambda: body.convert(body.decode_any(sent.content), structs.ScoreRequestStruct)),
     ):  # fmt: skip
         with pytest.raises((InvalidRequest, InvalidJson)) as refused:
             await read
@@ -560,55 +560,58 @@ async def test_what_is_wrong_is_told_in_the_same_words_wherever_it_is_read(conte
 @pytest.mark.parametrize("n_bytes", [0, CARE + 1, LOOP + 1])
 async def test_what_is_anothers_is_told_at_any_size(n_bytes):
     sent = Request(padded(b'{"inputs":["a"]}', n_bytes))
-    with pytest.raises(NotOurs) as theirs:
-        await body.read(sent, DECODER, ScoreRequest, MANY, lambda value: "inputs" in value)
+    with pytest.raises(ForeignBody) as theirs:
+        await body.read_body(sent, DECODER, ScoreRequest, MANY, lambda value: "inputs" in value)
     assert theirs.value.value == {"inputs": ["a"]}
     with pytest.raises(InvalidRequest):
-        await body.read(sent, DECODER, ScoreRequest, MANY)
+        await body.read_body(sent, DECODER, ScoreRequest, MANY)
 
 
 @pytest.mark.parametrize("n_bytes", [0, LOOP + 1])
 async def test_parts_are_counted_before_anything_is_read(n_bytes):
-    few = Parts(1, 10**9, 10**9)
+    few = JsonLimits(1, 10**9, 10**9)
     sent = Request(padded(b'{"samples":[{"text":"x"}]}', n_bytes))
-    for read in (body.read(sent, DECODER, ScoreRequest, few), body.read_foreign(sent, few, lambda value: value)):
+    for read in (
+        body.read_body(sent, DECODER, ScoreRequest, few),
+        body.read_dialect_body(sent, few, lambda value: value),
+    ):
         with pytest.raises(InvalidRequest, match=MANY_PARTS):
             await read
 
 
 async def test_parts_of_a_body_that_needs_a_second_look_are_counted_beside_the_event_loop(monkeypatch):
-    threads, count, glance = [], body.check_parts, body._are_few
-    monkeypatch.setattr(body, "check_parts", lambda *a: threads.append(threading.get_ident()) or count(*a))
+    threads, count, glance = [], body.check_json_limits, body._is_surely_within
+    monkeypatch.setattr(body, "check_json_limits", lambda *a: threads.append(threading.get_ident()) or count(*a))
     glances: list[int] = []
-    monkeypatch.setattr(body, "_are_few", lambda *a: glances.append(threading.get_ident()) or glance(*a))
+    monkeypatch.setattr(body, "_is_surely_within", lambda *a: glances.append(threading.get_ident()) or glance(*a))
     content = b'["' + b"[" * 40 + b'"]'
     for n_bytes, here in ((0, True), (LOOP, True), (LOOP + 1, False)):
         threads.clear()
         glances.clear()
-        await body._check_parts(padded(content, n_bytes), Parts(2, 9, 9))
+        await body._check_limits(padded(content, n_bytes), JsonLimits(2, 9, 9))
         assert [thread == threading.get_ident() for thread in glances] == [here]
         assert [thread == threading.get_ident() for thread in threads] == [False]
 
 
 async def test_a_call_for_a_small_body_is_made_at_once_and_for_a_large_one_on_a_thread():
     for n_bytes, here in ((0, True), (CARE, True), (CARE + 1, False)):
-        thread, given = await body.off_loop(b" " * n_bytes, lambda *a: (threading.get_ident(), a), 1, 2)
+        thread, given = await body.run_off_loop(b" " * n_bytes, lambda *a: (threading.get_ident(), a), 1, 2)
         assert (thread == threading.get_ident(), given) == (here, (1, 2))
 
 
 async def test_what_is_asked_seldom_is_small():
-    assert (await body.read_seldom(Request(padded(ONE, LOOP)), ScoreRequest)).samples[0].text == "x"
+    assert (await body.read_admin_body(Request(padded(ONE, LOOP)), ScoreRequest)).samples[0].text == "x"
     with pytest.raises(BodyTooLarge) as refused:
-        await body.read_seldom(Request(padded(ONE, LOOP + 1)), ScoreRequest)
+        await body.read_admin_body(Request(padded(ONE, LOOP + 1)), ScoreRequest)
     assert (refused.value.message, refused.value.details) == ("this body is larger than 1048576 bytes", {"limit": LOOP})
     with pytest.raises(InvalidJson):
-        await body.read_seldom(Request(b"{"), ScoreRequest)
+        await body.read_admin_body(Request(b"{"), ScoreRequest)
     for content, message in (
         (b"{}", "samples: Field required"),
         (b'{"samples":[{"text":"x"}],"kind":1}', "kind: this field is unknown: leave it out"),
     ):
         with pytest.raises(InvalidRequest) as wrong:
-            await body.read_seldom(Request(content), ScoreRequest)
+            await body.read_admin_body(Request(content), ScoreRequest)
         assert wrong.value.message == message
 
 
@@ -625,16 +628,16 @@ IN_STEPS = [
 @pytest.mark.parametrize("value", IN_STEPS)
 @pytest.mark.parametrize("step", [1, 2, 5, 16, 64, 10**6])
 def test_what_is_decoded_in_steps_of_any_length_is_what_is_decoded_at_once(value, step, monkeypatch):
-    monkeypatch.setattr(body, "_STEP", step)
+    monkeypatch.setattr(body, "_CHUNK_BYTES", step)
     for text in (json.dumps(value), json.dumps(value, separators=(",", ":")), json.dumps(value, indent=1)):
-        assert body._in_steps(text.encode()) == value
+        assert body._decode_in_chunks(text.encode()) == value
 
 
 @pytest.mark.parametrize("value", IN_STEPS)
 def test_a_large_body_of_any_shape_is_read_as_a_small_one(value):
     small, large = json.dumps({"x": value}).encode(), padded(json.dumps({"x": value}).encode(), LOOP + 1)
-    assert body.values(large) == body.values(small) == {"x": value}
-    assert body.values(padded(json.dumps(value).encode(), LOOP + 1)) == value
+    assert body.decode_any(large) == body.decode_any(small) == {"x": value}
+    assert body.decode_any(padded(json.dumps(value).encode(), LOOP + 1)) == value
 
 
 @pytest.mark.parametrize(
@@ -643,9 +646,9 @@ def test_a_large_body_of_any_shape_is_read_as_a_small_one(value):
 )
 @pytest.mark.parametrize("step", [2, 7, 10**6])
 def test_what_is_no_json_is_none_in_steps_either(broken, step, monkeypatch):
-    monkeypatch.setattr(body, "_STEP", step)
+    monkeypatch.setattr(body, "_CHUNK_BYTES", step)
     with pytest.raises((ValueError, InvalidJson)):
-        body._in_steps(broken)
+        body._decode_in_chunks(broken)
 
 
 def test_no_step_is_longer_than_a_list_needs(monkeypatch):
@@ -656,8 +659,8 @@ def test_no_step_is_longer_than_a_list_needs(monkeypatch):
             steps.append(len(content))
             return json.loads(content)
 
-    monkeypatch.setattr(body, "_values", Noted())
-    monkeypatch.setattr(body, "_STEP", 16)
+    monkeypatch.setattr(body, "_value_decoder", Noted())
+    monkeypatch.setattr(body, "_CHUNK_BYTES", 16)
     assert body._numbers(json.dumps(list(range(200))).encode(), b",") == list(range(200))
     assert max(steps) <= 16 + 2
     assert len(steps) > 40
@@ -701,10 +704,10 @@ def test_one_call_decodes_no_more_than_a_step_of_a_large_body(name, blank, monke
     """The reader in C lets no other thread run while it makes values."""
     value, most, (least_calls, most_calls) = LONG[name]
     noted: list[int] = []
-    monkeypatch.setattr(body, "_STEP", 64)
-    monkeypatch.setattr(body, "_values", Lengths(msgspec.json.Decoder(), noted))
+    monkeypatch.setattr(body, "_CHUNK_BYTES", 64)
+    monkeypatch.setattr(body, "_value_decoder", Lengths(msgspec.json.Decoder(), noted))
     monkeypatch.setattr(body, "parse", lambda *_, **__: pytest.fail("read by the slow reader"))
-    assert body._in_steps(blank + json.dumps(value, separators=(",", ":")).encode()) == value
+    assert body._decode_in_chunks(blank + json.dumps(value, separators=(",", ":")).encode()) == value
     assert max(noted) <= most
     assert least_calls <= len(noted) <= most_calls
 
@@ -712,42 +715,42 @@ def test_one_call_decodes_no_more_than_a_step_of_a_large_body(name, blank, monke
 def test_a_part_of_a_step_is_decoded_at_once(monkeypatch):
     noted: list[int] = []
     content = b'{"a":[1,2,3]}'
-    monkeypatch.setattr(body, "_values", Lengths(msgspec.json.Decoder(), noted))
+    monkeypatch.setattr(body, "_value_decoder", Lengths(msgspec.json.Decoder(), noted))
     for step, calls in ((len(content), [13]), (len(content) - 1, [7])):
         noted.clear()
-        monkeypatch.setattr(body, "_STEP", step)
-        assert body._in_steps(content) == {"a": [1, 2, 3]}
+        monkeypatch.setattr(body, "_CHUNK_BYTES", step)
+        assert body._decode_in_chunks(content) == {"a": [1, 2, 3]}
         assert noted == calls
 
 
 def test_a_number_beyond_64_bits_is_refused_wherever_it_stands(monkeypatch):
     for content in (b'["a",1e400]', b"[1e400]"):
-        assert said(body.values, padded(content, LOOP + 1)) == (
+        assert said(body.decode_any, padded(content, LOOP + 1)) == (
             InvalidJson, "the body has a number that is too large for 64 bits", {},
         )  # fmt: skip
-    assert said(body.values, padded(b'{"x":["a",1e400]}', LOOP + 1))[1] == "Number out of range"
-    monkeypatch.setattr(body, "_STEP", 4)
-    assert said(body._in_steps, b'["a",1e400]')[1] == "the body has a number that is too large for 64 bits"
+    assert said(body.decode_any, padded(b'{"x":["a",1e400]}', LOOP + 1))[1] == "Number out of range"
+    monkeypatch.setattr(body, "_CHUNK_BYTES", 4)
+    assert said(body._decode_in_chunks, b'["a",1e400]')[1] == "the body has a number that is too large for 64 bits"
 
 
 @pytest.mark.parametrize(("n_bytes", "in_steps"), [(LOOP, False), (LOOP + 1, True)])
 def test_bodies_beyond_a_mebibyte_are_decoded_in_steps(n_bytes, in_steps, monkeypatch):
-    asked, steps = [], body._in_steps
-    monkeypatch.setattr(body, "_in_steps", lambda content: asked.append(len(content)) or steps(content))
-    for read, content in ((decode, ONE), (body.values, ONE), (body.values, b"  " + ONE)):
+    asked, steps = [], body._decode_in_chunks
+    monkeypatch.setattr(body, "_decode_in_chunks", lambda content: asked.append(len(content)) or steps(content))
+    for read, content in ((decode, ONE), (body.decode_any, ONE), (body.decode_any, b"  " + ONE)):
         asked.clear()
         read(padded(content, n_bytes))
         assert asked.count(n_bytes) == in_steps, "once"
 
 
 async def test_a_body_of_no_more_bytes_than_parts_is_not_looked_at_for_parts(monkeypatch):
-    monkeypatch.setattr(body, "_check_parts", lambda *_: pytest.fail("looked at"))
-    exact, one_less = Parts(*[len(ONE)] * 3), Parts(*[len(ONE) - 1] * 3)
-    await body.read(Request(ONE), DECODER, ScoreRequest, exact)
-    await body.read_foreign(Request(ONE), exact, lambda value: value)
+    monkeypatch.setattr(body, "_check_limits", lambda *_: pytest.fail("looked at"))
+    exact, one_less = JsonLimits(*[len(ONE)] * 3), JsonLimits(*[len(ONE) - 1] * 3)
+    await body.read_body(Request(ONE), DECODER, ScoreRequest, exact)
+    await body.read_dialect_body(Request(ONE), exact, lambda value: value)
     for read in (
-        body.read(Request(ONE), DECODER, ScoreRequest, one_less),
-        body.read_foreign(Request(ONE), one_less, id),
+        body.read_body(Request(ONE), DECODER, ScoreRequest, one_less),
+        body.read_dialect_body(Request(ONE), one_less, id),
     ):
         with pytest.raises(pytest.fail.Exception):
             await read
@@ -760,12 +763,12 @@ def too_long(n):
 @pytest.mark.parametrize("n", [4301, 5000])
 def test_a_number_of_too_many_digits_is_told_with_its_length(n):
     for n_bytes in (0, CARE + 1):
-        assert said(body.values, padded(b'{"a":' + b"9" * n + b"}", n_bytes)) == too_long(n)
+        assert said(body.decode_any, padded(b'{"a":' + b"9" * n + b"}", n_bytes)) == too_long(n)
     assert said(decode, padded(b'{"samples":[{"input_ids":[' + b"9" * n + b"]}]}", CARE + 1))[0] in (
         InvalidJson,
         InvalidRequest,
     )
-    found = body._too_long(b"[" + b"1" * 4299 + b"," + b"1" * 4300 + b"]")
+    found = body._number_too_long(b"[" + b"1" * 4299 + b"," + b"1" * 4300 + b"]")
     assert (type(found), found.message, found.details) == (
         InvalidJson, "the body has a number of too many digits; the limit is 4300", {"limit": 4300},
     )  # fmt: skip

@@ -17,11 +17,11 @@ from rewardserve.service.api.replies import json_response, result, score_reply
 from rewardserve.service.api.routes.health import _clauses
 from rewardserve.service.api.schemas import ScoreReply
 from rewardserve.service.errors import Failure
-from rewardserve.service.models.active_models import Details, Served
-from rewardserve.service.scoring import Scored
+from rewardserve.service.models.active_models import ResultFields, ServedModel
+from rewardserve.service.scoring import SampleResult
 
 LOADED = echo.load(ModelSpec())
-SERVED = Served(
+SERVED = ServedModel(
     loaded=LOADED, scoring=None, pipeline=build_pipeline(LOADED.ensemble_members, RewardSettings()), version=1,
     numeric_noise=None, batching=None, is_alive=lambda: True, scorer_state=lambda: "healthy", n_failed_batches=lambda: 0,
     monitor=None, canaries=None,
@@ -32,10 +32,10 @@ REWARDS = st.builds(
 )
 TIMES = {"encode_s": st.just(0.001), "queue_s": st.just(0.0), "forward_s": st.just(0.2), "n_computed": st.just(2.5)}
 SCORED = st.builds(
-    Scored, reward=REWARDS, heads=NUMBERS.map(lambda x: {"score": x}), n_tokens=st.integers(1, 9), truncated=st.booleans(),
+    SampleResult, reward=REWARDS, heads=NUMBERS.map(lambda x: {"score": x}), n_tokens=st.integers(1, 9), truncated=st.booleans(),
     missing_end=st.booleans(), cached=st.booleans(), failure=st.none(), **TIMES,
 ) | st.builds(
-    Scored, reward=st.none(), heads=st.none(), n_tokens=st.integers(1, 9) | st.none(), **TIMES,
+    SampleResult, reward=st.none(), heads=st.none(), n_tokens=st.integers(1, 9) | st.none(), **TIMES,
     failure=st.builds(Failure, st.just("input_too_long"), st.text(), st.just({"n": 5, "limit": 4})),
 )  # fmt: skip
 
@@ -53,26 +53,26 @@ def test_a_reply_says_every_number_and_every_id_as_it_is(pairs):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_reward_that_is_no_number_is_never_sent_as_if_there_were_none(bad):
-    good = Scored(Reward(1.0, 1.0), {"score": 1.0}, 3)
+    good = SampleResult(Reward(1.0, 1.0), {"score": 1.0}, 3)
     with pytest.raises(ValueError, match="JSON"):
-        score_reply(SERVED, ["a", "b"], [good, Scored(Reward(bad, bad), {"score": bad}, 3)])
+        score_reply(SERVED, ["a", "b"], [good, SampleResult(Reward(bad, bad), {"score": bad}, 3)])
 
 
 def test_rewards_whose_sum_is_too_large_for_a_float_are_sent_all_the_same():
-    huge = Scored(Reward(1e308, 1e308), {"score": 1e308}, 3)
+    huge = SampleResult(Reward(1e308, 1e308), {"score": 1e308}, 3)
     assert json.loads(score_reply(SERVED, ["a", "b"], [huge, huge]).body)["rewards"] == [1e308, 1e308]
 
 
 def test_a_reply_has_the_heads_of_the_model_and_nothing_else_that_its_scorer_says():
     two = replace(LOADED, identity=replace(LOADED.identity, heads=(("good", 1.0), ("kind", 0.5))))
     said = {"good": 1.0, "kind": 2.0, DISTANCE: 3.0}
-    assert result("a", Scored(Reward(1.0, 1.0), said, 3), Details.of(two, SERVED.pipeline))["heads"] == {
+    assert result("a", SampleResult(Reward(1.0, 1.0), said, 3), ResultFields.of(two, SERVED.pipeline))["heads"] == {
         "good": 1.0,
         "kind": 2.0,
     }
-    failed = Scored(failure=Failure("no", "no", {}, is_final=True))
-    assert result("a", failed, Details.of(two, SERVED.pipeline))["heads"] is None
-    assert "heads" not in result("a", Scored(Reward(1.0, 1.0), {"score": 1.0, DISTANCE: 3.0}, 3), SERVED.details)
+    failed = SampleResult(failure=Failure("no", "no", {}, is_final=True))
+    assert result("a", failed, ResultFields.of(two, SERVED.pipeline))["heads"] is None
+    assert "heads" not in result("a", SampleResult(Reward(1.0, 1.0), {"score": 1.0, DISTANCE: 3.0}, 3), SERVED.details)
 
 
 def test_every_clause_of_the_contract_is_shown():

@@ -12,7 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardserve.service.auth.api_keys import SCOPES, Key, KeyFile, KeyRing, KeysError, RunNames, line_of, parse, read
+from rewardserve.service.auth.api_keys import (
+    SCOPES,
+    ApiKey,
+    ApiKeys,
+    ApiKeysError,
+    ApiKeysFile,
+    RunPatterns,
+    format_line,
+    parse,
+    read_api_keys,
+)
 from rewardserve.service.auth.rate_limits import UNLIMITED, RateLimits
 from rewardserve.service.cli import keys
 
@@ -40,7 +50,7 @@ def test_a_line_of_one_word_is_a_key_as_such_with_a_warning():
     keys = [key_of(name, word, {"score", "metrics"}) for name, word in zip(names, words, strict=True)]
     keys = [replace(key, is_hashed=False, is_short=i in (1, 3)) for i, key in enumerate(keys)]
     ring = parse("\n".join(words) + "\n")
-    assert ring == KeyRing(tuple(keys), is_required=True)
+    assert ring == ApiKeys(tuple(keys), is_required=True)
     assert ring.find(SECRET.encode()) == keys[0]
     assert list(ring.warnings()) == [
         f"4 keys are not hashed ({', '.join(names)}): anyone with access to the file can read them. See rewardserve keys.",
@@ -55,11 +65,11 @@ def test_a_plain_key_keeps_its_name_and_owner_wherever_its_line_stands():
         after = parse(text)
         key = after.find(SECRET.encode())
         assert key == before.keys[0]
-        assert after.caller(key).owner == before.caller(before.keys[0]).owner == key.name
+        assert after.permissions(key).owner == before.permissions(before.keys[0]).owner == key.name
 
 
-def key_of(name, key, scopes=("score",), limits=UNLIMITED, **rest) -> Key:
-    return Key(name, hashlib.sha256(key.encode()).digest(), frozenset(scopes), limits, **rest)
+def key_of(name, key, scopes=("score",), limits=UNLIMITED, **rest) -> ApiKey:
+    return ApiKey(name, hashlib.sha256(key.encode()).digest(), frozenset(scopes), limits, **rest)
 
 
 def test_of_a_digest_every_byte_counts():
@@ -104,7 +114,7 @@ LIMIT = "a limit is one of requests_per_s, tokens_per_s, burst_s, =, and a numbe
     ],
 )  # fmt: skip
 def test_a_line_that_is_no_key_is_refused_with_its_number_and_not_quoted(line, message):
-    with pytest.raises(KeysError) as refused:
+    with pytest.raises(ApiKeysError) as refused:
         parse(hashed("good", "good-key") + line)
     assert str(refused.value) == f"line 2: {message}"
 
@@ -125,7 +135,7 @@ def test_a_line_that_is_no_key_is_refused_with_its_number_and_not_quoted(line, m
     ],
 )
 def test_a_file_without_keys_or_with_one_twice_is_refused(text, message):
-    with pytest.raises(KeysError) as refused:
+    with pytest.raises(ApiKeysError) as refused:
         parse(text)
     assert str(refused.value) == message
 
@@ -133,7 +143,7 @@ def test_a_file_without_keys_or_with_one_twice_is_refused(text, message):
 def test_what_is_as_long_as_it_may_be_is_a_key():
     runs = ["r", "s*", "r" * 256, *map(str, range(61))]
     line = hashed("p" * 64, SECRET, f"score burst_s=0.001 owner={'o' * 64} runs={','.join(runs)}")
-    bound = RunNames(frozenset(runs) - {"s*"}, ("s",))
+    bound = RunPatterns(frozenset(runs) - {"s*"}, ("s",))
     assert parse(line).keys == (
         key_of("p" * 64, SECRET, limits=RateLimits(burst_s=0.001), owner="o" * 64, runs=bound),
     )  # fmt: skip
@@ -146,10 +156,10 @@ def test_what_is_as_long_as_it_may_be_is_a_key():
     st.builds(RateLimits, st.none() | st.sampled_from([1.0, 0.5, 300.0]), st.none() | st.just(1e5), st.sampled_from([10.0, 1.0])),
 )  # fmt: skip
 def test_what_is_written_is_read(scopes, limits):
-    ring = parse(line_of("a-name", SECRET, scopes, limits))
+    ring = parse(format_line("a-name", SECRET, scopes, limits))
     assert ring.keys == (key_of("a-name", SECRET, scopes, limits),)
-    bound = parse(line_of("a-name", SECRET, scopes, limits, ["run", "sweep-*"], "team-a"))
-    runs = RunNames(frozenset({"run"}), ("sweep-",))
+    bound = parse(format_line("a-name", SECRET, scopes, limits, ["run", "sweep-*"], "team-a"))
+    runs = RunPatterns(frozenset({"run"}), ("sweep-",))
     assert bound.keys == (key_of("a-name", SECRET, scopes, limits, runs=runs, owner="team-a"),)
 
 
@@ -159,12 +169,12 @@ def test_a_key_may_be_bound_to_runs_and_these_runs_to_it():
         + hashed("b", "b-key", "score")
         + hashed("c", "c-key", "score runs=dpo-1")
     )
-    a, b, c = (ring.caller(ring.find(f"{each}-key".encode())) for each in "abc")
+    a, b, c = (ring.permissions(ring.find(f"{each}-key".encode())) for each in "abc")
     runs = ("ppo-7", "ppo-70", "sweep-", "sweep-1", "dpo-1", "new")
     assert [a.may_send(run) for run in runs] == [True, False, True, True, False, False]
     assert [b.may_send(run) for run in runs] == [False, True, False, False, False, True]
     assert [c.may_send(run) for run in runs] == [False, False, False, False, True, False]
-    assert (a.runs.sole, b.runs.sole, c.runs.sole) == (None, None, "dpo-1")
+    assert (a.runs.only_name, b.runs.only_name, c.runs.only_name) == (None, None, "dpo-1")
 
 
 def test_keys_of_one_owner_share_their_runs():
@@ -173,7 +183,7 @@ def test_keys_of_one_owner_share_their_runs():
         + hashed("new", "new-key", "score owner=team-a")
         + hashed("b", "b-key")
     )
-    owners = [ring.caller(ring.find(key)).owner for key in (b"old-key", b"new-key", b"b-key")]
+    owners = [ring.permissions(ring.find(key)).owner for key in (b"old-key", b"new-key", b"b-key")]
     assert owners == ["team-a", "team-a", "b"]
 
 
@@ -189,33 +199,33 @@ class Told(list):
 def world(tmp_path):
     path, told = tmp_path / "keys", Told()
     path.write_text(hashed("old", "old-key") + hashed("other", "other-key"))
-    return path, told, KeyFile(path, read(path), told)
+    return path, told, ApiKeysFile(path, read_api_keys(path), told)
 
 
 def names(file):
-    return [key.name for key in file.ring().keys]
+    return [key.name for key in file.current().keys]
 
 
 def test_a_file_that_stays_as_it_was_is_no_news(world):
     _, told, file = world
-    file.look()
-    file.look()
+    file.poll()
+    file.poll()
     assert (names(file), told) == (["old", "other"], [])
 
 
 def test_a_key_counts_when_two_looks_have_seen_it_and_ends_when_two_have_not(world):
     path, told, file = world
     path.write_text(hashed("new", "new-key") + hashed("old", "old-key") + hashed("other", "other-key"))
-    file.look()
+    file.poll()
     assert names(file) == ["old", "other"], "it may be half of a line that is being written"
-    file.look()
+    file.poll()
     assert names(file) == ["new", "old", "other"]
     path.write_text(hashed("new", "new-key") + hashed("other", "other-key"))
-    file.look()
+    file.poll()
     assert set(names(file)) == {"new", "old", "other"}, "it may be half of a file that is being written"
-    file.look()
+    file.poll()
     assert names(file) == ["new", "other"]
-    assert file.ring().find(b"old-key") is None
+    assert file.current().find(b"old-key") is None
     assert told == [(["new", "old", "other"], None), (["new", "other"], None)]
 
 
@@ -233,13 +243,13 @@ def test_a_file_without_keys_or_no_file_means_that_no_key_is_valid(world, empty,
     path, told, file = world
     empty(path)
     for _ in range(3):
-        file.look()
-    assert file.ring() == KeyRing(is_required=True), "without keys is not without protection"
+        file.poll()
+    assert file.current() == ApiKeys(is_required=True), "without keys is not without protection"
     assert told == [([], reason)]
     path.parent.mkdir(exist_ok=True)
     path.write_text(hashed("new", "new-key"))
-    file.look()
-    file.look()
+    file.poll()
+    file.poll()
     assert names(file) == ["new"]
     assert told[1:] == [(["new"], None)]
 
@@ -253,7 +263,7 @@ def test_in_a_file_that_never_holds_still_keys_go_and_come_as_in_any_other(world
     path, told, file = world
     for n in range(4):
         changed(path, hashed("other", "other-key") + hashed("new", "new-key"), n)
-        file.look()
+        file.poll()
         assert set(names(file)) == [{"old", "other"}, {"other", "new"}][n > 0]
     assert told == [(["other", "new"], None)]
 
@@ -263,11 +273,11 @@ def test_a_line_that_is_being_written_is_no_key_until_it_stays_as_it_is(world):
     before, line = path.read_text(), hashed("new", "new-key", "score,metrics tokens_per_s=200000 runs=ppo-7").rstrip()
     for n in (n for n in range(len("new sha256:"), len(line) + 1) if line[n - 1] != " "):
         path.write_text(before + line[:n])
-        file.look()
+        file.poll()
         assert names(file) == ["old", "other"], line[:n]
-    file.look()
+    file.poll()
     assert names(file) == ["old", "other", "new"], "the last line needs no newline"
-    assert file.ring().keys[-1].limits == RateLimits(tokens_per_s=200_000)
+    assert file.current().keys[-1].limits == RateLimits(tokens_per_s=200_000)
     assert [told_names for told_names, _ in told[-1:]] == [["old", "other", "new"]]
 
 
@@ -276,13 +286,13 @@ def test_a_plain_key_that_is_being_written_makes_no_key_of_its_beginnings(world)
     before = path.read_text()
     for n in range(1, len(SECRET)):
         path.write_text(before + SECRET[:n])
-        file.look()
+        file.poll()
         assert names(file) == ["old", "other"]
     path.write_text(before + SECRET)
-    file.look()
-    file.look()
-    assert file.ring().find(SECRET.encode()) is not None
-    assert file.ring().find(SECRET[:-1].encode()) is None
+    file.poll()
+    file.poll()
+    assert file.current().find(SECRET.encode()) is not None
+    assert file.current().find(SECRET[:-1].encode()) is None
 
 
 def test_a_key_whose_line_changes_at_every_look_is_at_most_one_look_behind(world):
@@ -290,8 +300,8 @@ def test_a_key_whose_line_changes_at_every_look_is_at_most_one_look_behind(world
     limits: list[float | None] = []
     for n in range(1, 6):
         path.write_text(hashed("old", "old-key", f"score tokens_per_s={n}") + hashed("other", "other-key"))
-        file.look()
-        limits.append(file.ring().find(b"old-key").limits.tokens_per_s)
+        file.poll()
+        limits.append(file.current().find(b"old-key").limits.tokens_per_s)
     assert limits == [None, 2, 2, 4, 4]
 
 
@@ -300,7 +310,7 @@ def test_a_file_that_alternates_keeps_the_keys_that_are_in_every_other_version(w
     versions = [hashed("old", "old-key"), hashed("other", "other-key")]
     for n in range(6):
         path.write_text(versions[n % 2])
-        file.look()
+        file.poll()
     assert set(names(file)) == {"old", "other"}
     assert told == []
 
@@ -314,7 +324,7 @@ def test_what_cannot_be_read_in_between_neither_keeps_nor_ends_a_key(world):
             path.mkdir()
         else:
             path.write_text(gone)
-        file.look()
+        file.poll()
         if n % 2:
             path.rmdir()
     assert names(file) == ["other"]
@@ -324,7 +334,7 @@ def test_an_error_that_is_another_one_at_every_look_is_told(world):
     path, told, file = world
     for n in range(3):
         path.write_text(hashed("old", "old-key") + hashed("other", "other-key") + "no key\n" * (n + 1))
-        file.look()
+        file.poll()
     assert [why for _, why in told] == [f"line 3: {FORM}; this line is no key ({n} such lines)" for n in (2, 3)]
 
 
@@ -333,8 +343,8 @@ def test_that_a_file_is_right_again_is_told(world):
     right = path.read_text()
     for text in (right + "no key", right):
         path.write_text(text)
-        file.look()
-        file.look()
+        file.poll()
+        file.poll()
     assert told == [
         (["old", "other"], f"line 3: {FORM}; this line is no key (1 such lines)"),
         (["old", "other"], None),
@@ -345,7 +355,7 @@ def test_a_line_that_is_no_key_takes_no_other_with_it_and_is_named_and_not_quote
     path, told, file = world
     path.write_text("\nppo sha256:xyzzy score\n" + hashed("other", "other-key") + "xyzzy xyzzy\n")
     for _ in range(3):
-        file.look()
+        file.poll()
     assert names(file) == ["other"]
     assert told == [(["other"], f"line 2: {DIGEST}; this line is no key (2 such lines)")]
 
@@ -353,35 +363,35 @@ def test_a_line_that_is_no_key_takes_no_other_with_it_and_is_named_and_not_quote
 def test_a_run_stays_bound_while_the_line_that_says_so_cannot_be_read(tmp_path):
     path = tmp_path / "keys"
     path.write_text(hashed("bound", "bound-key", "score runs=only,sweep-*") + hashed("other", "other-key"))
-    file = KeyFile(path, read(path), Told())
+    file = ApiKeysFile(path, read_api_keys(path), Told())
     path.write_text(
         hashed("bound", "bound-key", "scores runs=only,sweep-*")
         + hashed("other", "other-key")
         + hashed("third", "third-key", "score runs=late,last-*")
     )
-    file.look()
-    file.look()
-    ring = file.ring()
-    other = ring.caller(ring.find(b"other-key"))
+    file.poll()
+    file.poll()
+    ring = file.current()
+    other = ring.permissions(ring.find(b"other-key"))
     assert [run for run in ("only", "sweep-1", "late", "last-1", "free") if other.may_send(run)] == ["free"]
 
 
 def test_a_run_is_free_when_the_line_that_bound_it_is_gone(tmp_path):
     path = tmp_path / "keys"
     path.write_text(hashed("bound", "bound-key", "score runs=only,sweep-*") + hashed("other", "other-key"))
-    file = KeyFile(path, read(path), Told())
+    file = ApiKeysFile(path, read_api_keys(path), Told())
     path.write_text(hashed("other", "other-key"))
-    file.look()
-    assert not file.ring().caller(file.ring().find(b"other-key")).may_send("only")
-    file.look()
-    assert file.ring().caller(file.ring().find(b"other-key")).may_send("only")
-    assert file.ring().reserved == RunNames()
+    file.poll()
+    assert not file.current().permissions(file.current().find(b"other-key")).may_send("only")
+    file.poll()
+    assert file.current().permissions(file.current().find(b"other-key")).may_send("only")
+    assert file.current().reserved == RunPatterns()
 
 
 def test_a_server_does_not_start_without_its_file(tmp_path):
     for path in (tmp_path / "gone", tmp_path / "gone" / "keys"):
-        with pytest.raises(KeysError) as refused:
-            read(path)
+        with pytest.raises(ApiKeysError) as refused:
+            read_api_keys(path)
         assert str(refused.value) == "there is no such file"
 
 
@@ -402,44 +412,44 @@ def test_a_file_that_cannot_be_read_hangs_nothing_and_keeps_the_keys(world, spoi
     path, told, file = world
     spoil(path)
     for _ in range(3):
-        file.look()
+        file.poll()
     assert told == [(["old", "other"], f"it cannot be read: {reason}; the keys of before stay valid")]
     assert names(file) == ["old", "other"]
-    with pytest.raises(KeysError) as refused:
-        read(path)
+    with pytest.raises(ApiKeysError) as refused:
+        read_api_keys(path)
     assert str(refused.value) == f"it cannot be read: {reason}"
 
 
 def test_a_file_is_not_read_again_while_it_stays_as_it_is(world, monkeypatch):
     path, _, file = world
     path.write_text(hashed("old", "new-key"))
-    file.look()
-    file.look()
+    file.poll()
+    file.poll()
     monkeypatch.setattr("rewardserve.service.auth.api_keys.read_bounded", None)
-    file.look()
-    assert file.ring().find(b"new-key") is not None
+    file.poll()
+    assert file.current().find(b"new-key") is not None
 
 
 def test_the_file_is_looked_at_twice_a_second_until_told_otherwise(world, monkeypatch):
     _, _, file = world
-    monkeypatch.setattr("rewardserve.service.auth.api_keys.repeat", lambda *given: given)
-    assert file.start() == (file.look, 0.5, "keys")
+    monkeypatch.setattr("rewardserve.service.auth.api_keys.poll_in_thread", lambda *given: given)
+    assert file.start() == (file.poll, 0.5, "keys")
 
 
 def test_a_file_that_another_takes_the_place_of_is_read_again(world):
     path, _, file = world
-    file.look()
+    file.poll()
     beside = path.with_name("beside")
     beside.write_text(hashed("old", "new-key") + hashed("other", "other-key"))
     os.utime(beside, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
     os.replace(beside, path)
-    file.look()
-    file.look()
-    assert file.ring().find(b"new-key") is not None
+    file.poll()
+    file.poll()
+    assert file.current().find(b"new-key") is not None
 
 
 def test_without_a_setting_no_key_is_needed():
-    assert not KeyRing().is_required
+    assert not ApiKeys().is_required
 
 
 # -- rewardserve keys ------------------------------------------------------------------------------------------------------
@@ -454,12 +464,12 @@ def test_a_key_is_printed_once_and_only_its_digest_is_kept(tmp_path, capsys):
     assert len(first) > 40
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert first not in path.read_text()
-    ring = read(path)
+    ring = read_api_keys(path)
     assert ring.find(first.encode()).scopes == {"score"}
     assert ring.find(second.encode()).scopes == {"score", "admin"}
     assert ring.find(second.encode()).limits == RateLimits(2, 1000)
     assert keys.main(["sweep", str(path), "--runs=ppo-7,sweep-*", "--owner=team-a"]) == 0
-    caller = read(path).caller(read(path).find(capsys.readouterr().out.strip().encode()))
+    caller = read_api_keys(path).permissions(read_api_keys(path).find(capsys.readouterr().out.strip().encode()))
     assert (caller.owner, caller.may_send("sweep-1"), caller.may_send("other")) == ("team-a", True, False)
 
 
@@ -490,4 +500,4 @@ def test_a_file_without_a_last_newline_is_gone_on_with_on_a_line_of_its_own(tmp_
     path = tmp_path / "keys"
     path.write_text(hashed("ppo", SECRET).rstrip())
     assert keys.main(["ops", str(path)]) == 0
-    assert [key.name for key in read(path).keys] == ["ppo", "ops"]
+    assert [key.name for key in read_api_keys(path).keys] == ["ppo", "ops"]

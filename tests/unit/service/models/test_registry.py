@@ -14,7 +14,7 @@ from rewardserve.service.admission import Admission
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.errors import LoadInProgress, ModelRefused, NothingIsLoading, VersionGone, VersionInUse
 from rewardserve.service.models import registry as succession_module
-from rewardserve.service.models.active_models import Stage
+from rewardserve.service.models.active_models import ActiveModels
 from rewardserve.service.models.deployment import Source
 from rewardserve.service.models.registry import Succession
 from rewardserve.service.models.runtime import build_commons, prepare
@@ -37,7 +37,7 @@ class Paper:
 @pytest.fixture
 async def succession():
     settings = ServeSettings(backend="echo", model="echo", _cli_parse_args=[])
-    clock, metrics, stage = MonotonicClock(), Metrics(), Stage()
+    clock, metrics, stage = MonotonicClock(), Metrics(), ActiveModels()
     admission, paper = Admission(1000, 100_000, clock), Paper()
     commons = replace(build_commons(settings, admission, metrics, clock), evidence_store=paper)
     built = Succession(commons, stage, prepare(settings), ECHO, keep=1)

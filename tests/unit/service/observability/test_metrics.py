@@ -15,7 +15,7 @@ from rewardserve.model.reward import Reward, RewardSettings, build_pipeline
 from rewardserve.model.traits import TRAITS
 from rewardserve.service.api.dialects import DIALECTS
 from rewardserve.service.app import build_house
-from rewardserve.service.auth.api_keys import KeyRing
+from rewardserve.service.auth.api_keys import ApiKeys
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import PREFIX, TABLE, Metrics, score_buckets
 from rewardserve.service.settings import ServeSettings
@@ -334,7 +334,7 @@ def test_requests_of_scoring_routes_have_a_kind_whatever_the_wire_format():
     """Of the application's own tables: a dialect that is added tomorrow is covered without a change of rules."""
 
     async def built():
-        return build_house(ServeSettings(keys_file=None), KeyRing())
+        return build_house(ServeSettings(keys_file=None), ApiKeys())
 
     metrics = asyncio.run(built()).metrics
     dialects = {dialect.path.replace(":path}", "}") for dialect in DIALECTS}  # as the label of a route writes it

@@ -11,20 +11,20 @@ import pytest
 
 from rewardserve.service.storage import files
 from rewardserve.service.storage.files import (
+    error_reason,
+    poll_in_thread,
     read_bounded,
-    reason_of,
-    remove_stale_drafts,
-    repeat,
+    remove_stale_temp_files,
     set_aside,
-    write_whole,
+    write_atomically,
 )
 from tests.support.small_disk import SmallDisk, why_none
 
 
 def test_a_file_is_replaced_as_a_whole_and_readable_by_its_owner_alone(tmp_path):
     path = tmp_path / "state"
-    write_whole(path, b"one")
-    write_whole(path, b"two")
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
     assert path.read_bytes() == b"two"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert os.listdir(tmp_path) == ["state"]
@@ -33,7 +33,7 @@ def test_a_file_is_replaced_as_a_whole_and_readable_by_its_owner_alone(tmp_path)
 def test_a_file_of_another_is_not_replaced_where_that_is_not_wanted(tmp_path):
     (tmp_path / "state").write_bytes(b"theirs")
     with pytest.raises(FileExistsError):
-        write_whole(tmp_path / "state", b"ours", replaces=False)
+        write_atomically(tmp_path / "state", b"ours", replaces=False)
     assert (tmp_path / "state").read_bytes() == b"theirs"
     assert os.listdir(tmp_path) == ["state"]
 
@@ -41,14 +41,14 @@ def test_a_file_of_another_is_not_replaced_where_that_is_not_wanted(tmp_path):
 @pytest.mark.parametrize("call", ["fsync", "replace", "fchmod"])
 def test_what_fails_in_the_middle_leaves_what_was_there(tmp_path, monkeypatch, call):
     path = tmp_path / "state"
-    write_whole(path, b"one")
+    write_atomically(path, b"one")
 
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(files.os, call, fail)
     with pytest.raises(OSError, match="No space"):
-        write_whole(path, b"two")
+        write_atomically(path, b"two")
     assert path.read_bytes() == b"one"
     assert os.listdir(tmp_path) == ["state"]
 
@@ -65,20 +65,20 @@ def test_a_new_file_that_cannot_be_finished_leaves_its_name_free(tmp_path, monke
 
     monkeypatch.setattr(files.os, call, fail)
     with pytest.raises(OSError, match="Input/output"):
-        write_whole(path, b"one", replaces=False)
+        write_atomically(path, b"one", replaces=False)
     assert os.listdir(tmp_path) == []
     monkeypatch.undo()
-    write_whole(path, b"two", replaces=False)
+    write_atomically(path, b"two", replaces=False)
     assert path.read_bytes() == b"two"
 
 
 @pytest.mark.skipif(bool(why_none()), reason=why_none())
 def test_a_full_disk_leaves_no_half_file(tmp_path):
     with SmallDisk(tmp_path / "disk", 1) as disk:
-        write_whole(disk.folder / "state", b"one")
+        write_atomically(disk.folder / "state", b"one")
         disk.fill()
         with pytest.raises(OSError, match="No space"):
-            write_whole(disk.folder / "state", b"x" * 100_000)
+            write_atomically(disk.folder / "state", b"x" * 100_000)
         disk.empty()
         assert os.listdir(disk.folder) == ["state"]
         assert (disk.folder / "state").read_bytes() == b"one"
@@ -102,7 +102,7 @@ def test_only_old_drafts_are_deleted(tmp_path):
         (tmp_path / name).write_bytes(b"half")
         at = (tmp_path / name).stat().st_mtime - age_s
         os.utime(tmp_path / name, (at, at))
-    remove_stale_drafts(tmp_path)
+    remove_stale_temp_files(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".b.part", "c.part"]
 
 
@@ -123,13 +123,13 @@ def test_what_a_repeated_look_waits_for_holds_up_no_other_thread():
         waits.set()
         go_on.wait(30)
 
-    stop = repeat(look, 0.001, "test")
+    stop = poll_in_thread(look, 0.001, "test")
     assert waits.wait(30)
     stop()
     go_on.set()
 
 
 def test_an_error_without_words_is_named():
-    assert reason_of(BlockingIOError()) == "BlockingIOError"
-    assert reason_of(ValueError("no regular file")) == "no regular file"
-    assert reason_of(FileNotFoundError(2, "No such file or directory", "/secret")) == "No such file or directory"
+    assert error_reason(BlockingIOError()) == "BlockingIOError"
+    assert error_reason(ValueError("no regular file")) == "no regular file"
+    assert error_reason(FileNotFoundError(2, "No such file or directory", "/secret")) == "No such file or directory"

@@ -10,7 +10,7 @@ from rewardserve.service.errors import InvalidRequest
 
 def ask(*tensors):
     form, body = INFER.read({"inputs": list(tensors)})
-    return [(sample.text, sample.input_ids) for sample in form.ask(body, None)]
+    return [(sample.text, sample.input_ids) for sample in form.to_samples(body, None)]
 
 
 def sentences(shape=(2, 1), data=("a", "b"), **more):

@@ -14,7 +14,7 @@ SAID = [{"type": "message", "role": "assistant", "content": [{"type": "output_te
 def ask(response, **asked):
     body = {"responses_create_params": {"input": "hi", **asked}, "response": {"output": SAID, **response}}
     form, episode = VERIFY.read(body)
-    (found,) = form.ask(episode, None)
+    (found,) = form.to_samples(episode, None)
     return found
 
 
@@ -82,7 +82,7 @@ def test_a_type_of_an_item_or_part_that_is_no_text_is_named(wrong):
 def read_mask(**columns):
     body = {"responses_create_params": {"input": "hi"}, "response": {"output": SAID}, **columns}
     form, episode = VERIFY.read(body)
-    return form.ask(episode, None)
+    return form.to_samples(episode, None)
 
 
 @pytest.mark.parametrize("mask", [1, 0, "true", "", [], {}, 1.0])

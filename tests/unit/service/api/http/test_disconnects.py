@@ -8,9 +8,9 @@ import gc
 import pytest
 from starlette.requests import Request
 
-from rewardserve.service.api.routes import scoring
-from rewardserve.service.api.routes.scoring import while_connected
-from rewardserve.service.errors import CallerLeft, DeadlineExceeded
+from rewardserve.service.api.http import disconnects
+from rewardserve.service.api.http.disconnects import cancel_on_disconnect
+from rewardserve.service.errors import ClientDisconnected, DeadlineExceeded
 
 
 class Caller:
@@ -32,7 +32,7 @@ class Caller:
 
 @pytest.fixture(autouse=True)
 def watched_at_once(monkeypatch):
-    monkeypatch.setattr(scoring, "_UNWATCHED_S", 0.0)
+    monkeypatch.setattr(disconnects, "_WATCH_DELAY_S", 0.0)
 
 
 @pytest.fixture
@@ -63,17 +63,17 @@ class Work:
 
 async def test_who_hangs_up_ends_the_work(caller):
     work = Work()
-    answer = asyncio.ensure_future(while_connected(caller.request, work()))
+    answer = asyncio.ensure_future(cancel_on_disconnect(caller.request, work()))
     await caller.is_watched.wait()
     caller.hang_up()
-    with pytest.raises(CallerLeft):
+    with pytest.raises(ClientDisconnected):
         await answer
     assert work.was_cancelled
 
 
 async def test_who_stays_is_answered_and_watched_no_more(caller):
     work = Work()
-    answer = asyncio.ensure_future(while_connected(caller.request, work()))
+    answer = asyncio.ensure_future(cancel_on_disconnect(caller.request, work()))
     await caller.is_watched.wait()
     work.finish()
     assert await answer == "answer"
@@ -84,12 +84,12 @@ async def test_an_error_of_the_work_reaches_the_caller(caller):
         raise DeadlineExceeded("too late")
 
     with pytest.raises(DeadlineExceeded):
-        await while_connected(caller.request, late())
+        await cancel_on_disconnect(caller.request, late())
 
 
 async def test_a_cancellation_from_outside_is_not_taken_for_a_caller_who_left(caller):
     work = Work()
-    answer = asyncio.ensure_future(while_connected(caller.request, work()))
+    answer = asyncio.ensure_future(cancel_on_disconnect(caller.request, work()))
     await caller.is_watched.wait()
     answer.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -98,7 +98,7 @@ async def test_a_cancellation_from_outside_is_not_taken_for_a_caller_who_left(ca
 
 
 async def test_both_at_once_are_a_cancellation(caller):
-    answer = asyncio.ensure_future(while_connected(caller.request, Work()()))
+    answer = asyncio.ensure_future(cancel_on_disconnect(caller.request, Work()()))
     await caller.is_watched.wait()
     caller.hang_up()
     for _ in range(2):  # the watcher has seen it, and struck; the work has not been told yet
@@ -117,8 +117,8 @@ async def test_an_answer_that_comes_while_the_caller_hangs_up_is_not_cancelled_a
 
     async def answer_and_send():
         try:
-            told.append(await while_connected(caller.request, work()))
-        except CallerLeft:
+            told.append(await cancel_on_disconnect(caller.request, work()))
+        except ClientDisconnected:
             told.append("left")
         for _ in range(6):
             await asyncio.sleep(0)  # sending; a cancellation would be raised here
@@ -140,7 +140,7 @@ async def test_an_answer_leaves_nothing_for_the_garbage_collector(caller):
     try:
         for _ in range(20):
             work = Work()
-            answer = asyncio.ensure_future(while_connected(caller.request, work()))
+            answer = asyncio.ensure_future(cancel_on_disconnect(caller.request, work()))
             await caller.is_watched.wait()
             await asyncio.sleep(0.001)
             work.finish()

@@ -10,9 +10,9 @@ import pytest
 import uvicorn
 import uvloop
 
-from rewardserve.service.api.http.load_shedder import Door
-from rewardserve.service.api.http.protocol import ConnectionLimits, Connections, OneWriteProtocol
-from rewardserve.service.app import _Uvicorn
+from rewardserve.service.api.http.load_shedder import LoadShedder
+from rewardserve.service.api.http.protocol import ConnectionLimits, Connections, HttpProtocol
+from rewardserve.service.app import _UvicornServer
 
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 
@@ -30,11 +30,11 @@ async def answer(_scope, _receive, send):
 
 async def started():
     listening = socket.create_server(("127.0.0.1", 0), backlog=64)
-    shared = Connections(ConnectionLimits(64, 60.0, 60.0), lambda _: None, Door(frozenset(), None, lambda *_: None))
-    server = _Uvicorn(
-        uvicorn.Config(
-            answer, http=partial(OneWriteProtocol, shared=shared), ws="none", lifespan="off", log_config=None
-        )
+    shared = Connections(
+        ConnectionLimits(64, 60.0, 60.0), lambda _: None, LoadShedder(frozenset(), None, lambda *_: None)
+    )
+    server = _UvicornServer(
+        uvicorn.Config(answer, http=partial(HttpProtocol, shared=shared), ws="none", lifespan="off", log_config=None)
     )
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)

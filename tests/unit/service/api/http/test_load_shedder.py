@@ -8,58 +8,60 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.responses import Response
 
-from rewardserve.service.api.http.load_shedder import Door
+from rewardserve.service.api.http.load_shedder import LoadShedder
 
 ANSWER = Response("no", 503)
 
 
 def door_of(seats):
     told = []
-    return Door(frozenset({"/score"}), seats, lambda *what: told.append(what)), told
+    return LoadShedder(frozenset({"/score"}), seats, lambda *what: told.append(what)), told
 
 
 def full():
-    return SimpleNamespace(is_nearly_full=True, n_left=0)
+    return SimpleNamespace(is_nearly_full=True, n_released=0)
 
 
 def test_whoever_asks_for_as_much_as_one_who_found_no_seat_is_turned_away_and_counted():
-    door, told = door_of(full())
-    assert door.turns_away(b"/score", 100) is None, "nobody has been refused yet"
-    door.found_no_seat(100, ANSWER)
-    assert [door.turns_away(b"/score", n) for n in (99, 100, 5000)] == [None, ANSWER, ANSWER]
-    assert door.turns_away(b"/v1/score", 5000) is None, "this one waits for its seats"
+    load_shedder, told = door_of(full())
+    assert load_shedder.rejection_for(b"/score", 100) is None, "nobody has been refused yet"
+    load_shedder.on_overloaded(100, ANSWER)
+    assert [load_shedder.rejection_for(b"/score", n) for n in (99, 100, 5000)] == [None, ANSWER, ANSWER]
+    assert load_shedder.rejection_for(b"/v1/score", 5000) is None, "this one waits for its seats"
     assert told == [("/score", 503)] * 2
 
 
 def test_as_soon_as_anybody_leaves_the_next_may_try():
     seats = full()
-    door, _ = door_of(seats)
-    door.found_no_seat(100, ANSWER)
-    seats.n_left += 1
-    assert door.turns_away(b"/score", 100) is None
-    assert door.turns_away(b"/score", 100) is None
-    door.found_no_seat(300, ANSWER)
-    assert [door.turns_away(b"/score", n) for n in (100, 300)] == [None, ANSWER], "what was known before is forgotten"
+    load_shedder, _ = door_of(seats)
+    load_shedder.on_overloaded(100, ANSWER)
+    seats.n_released += 1
+    assert load_shedder.rejection_for(b"/score", 100) is None
+    assert load_shedder.rejection_for(b"/score", 100) is None
+    load_shedder.on_overloaded(300, ANSWER)
+    assert [load_shedder.rejection_for(b"/score", n) for n in (100, 300)] == [None, ANSWER], (
+        "what was known before is forgotten"
+    )
 
 
 def test_where_there_is_room_for_others_one_who_asked_for_too_much_closes_nothing():
-    seats = SimpleNamespace(is_nearly_full=False, n_left=0)
-    door, _ = door_of(seats)
-    door.found_no_seat(100, ANSWER)
-    assert door.turns_away(b"/score", 100) is None
+    seats = SimpleNamespace(is_nearly_full=False, n_released=0)
+    load_shedder, _ = door_of(seats)
+    load_shedder.on_overloaded(100, ANSWER)
+    assert load_shedder.rejection_for(b"/score", 100) is None
 
 
 @given(st.lists(st.tuples(st.sampled_from(["refused", "left", "asks"]), st.integers(0, 50))))
 def test_it_is_the_smallest_since_the_last_one_left_that_counts(events):
     seats = full()
-    door, _ = door_of(seats)
+    load_shedder, _ = door_of(seats)
     refused = []
     for what, n in events:
         if what == "refused":
-            door.found_no_seat(n, ANSWER)
+            load_shedder.on_overloaded(n, ANSWER)
             refused.append(n)
         elif what == "left":
-            seats.n_left += 1
+            seats.n_released += 1
             refused.clear()
         else:
-            assert (door.turns_away(b"/score", n) is not None) == any(n >= size for size in refused)
+            assert (load_shedder.rejection_for(b"/score", n) is not None) == any(n >= size for size in refused)

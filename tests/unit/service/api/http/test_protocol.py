@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewardserve.service.api.http.protocol import Corked
+from rewardserve.service.api.http.protocol import CoalescingTransport
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -60,7 +60,7 @@ class Soon:
 @pytest.fixture
 def corked():
     transport, loop = Transport(), Soon()
-    return Corked(transport, loop, 30.0), transport, loop
+    return CoalescingTransport(transport, loop, 30.0), transport, loop
 
 
 def test_an_answer_is_one_write(corked):
@@ -112,7 +112,7 @@ def test_all_else_is_the_transports_own(corked):
 @given(st.lists(st.sampled_from([HEAD, CONTINUE, b"body", b"", b"HTTP/1.1 ", "turn"])))
 def test_every_byte_is_written_once_and_in_order_by_the_next_turn_of_the_loop(steps):
     transport, loop = Transport(), Soon()
-    cork, expected = Corked(transport, loop, 30.0), b""
+    cork, expected = CoalescingTransport(transport, loop, 30.0), b""
     for step in steps:
         if step == "turn":
             loop.come_round()
@@ -127,7 +127,7 @@ def test_every_byte_is_written_once_and_in_order_by_the_next_turn_of_the_loop(st
 
 async def test_a_real_event_loop_will_do():
     transport = Transport()
-    cork = Corked(transport, asyncio.get_running_loop(), 30.0)
+    cork = CoalescingTransport(transport, asyncio.get_running_loop(), 30.0)
     cork.write(HEAD)
     await asyncio.sleep(0)
     assert transport.writes == [HEAD]

@@ -8,10 +8,10 @@ import httpx
 import pytest
 from starlette.routing import Mount, Route
 
-from rewardserve.service.api.middleware.host_policy import Sites
-from rewardserve.service.api.middleware.request_log import KeyCheck
-from rewardserve.service.api.route_policy import ACKNOWLEDGE, OPEN_PATHS, Access
-from rewardserve.service.auth.api_keys import KeyRing, parse
+from rewardserve.service.api.middleware.auth import AuthMiddleware
+from rewardserve.service.api.middleware.host_policy import HostPolicy
+from rewardserve.service.api.route_policy import ACKNOWLEDGE, OPEN_PATHS, RoutePolicy
+from rewardserve.service.auth.api_keys import ApiKeys, parse
 from rewardserve.service.auth.rate_limits import charge_tokens
 from rewardserve.service.errors import RateLimited
 from tests.support.service_fakes import StillClock
@@ -52,16 +52,20 @@ class Behind:
 
 def house(ring=RING, *, metrics_need_key=False, is_loopback=False):
     behind, clock = Behind(), StillClock()
-    check = KeyCheck(
-        behind, ring=lambda: ring, is_loopback=is_loopback, sites=Sites(is_loopback=is_loopback), clock=clock
+    check = AuthMiddleware(
+        behind,
+        api_keys=lambda: ring,
+        is_loopback=is_loopback,
+        host_policy=HostPolicy(is_loopback=is_loopback),
+        clock=clock,
     )
     return client_of(check, metrics_need_key), behind, clock
 
 
 def client_of(check, metrics_need_key=False):
-    access = Access([Route(path, Behind()) for path in ROUTES], metrics_need_key)
+    access = RoutePolicy([Route(path, Behind()) for path in ROUTES], metrics_need_key)
 
-    async def app(scope, receive, send):  # as `Witness` does
+    async def app(scope, receive, send):  # as `RequestLogMiddleware` does
         scope.setdefault("state", {})["route"] = access.find(scope)
         await check(scope, receive, send)
 
@@ -143,15 +147,15 @@ async def test_a_mounted_application_needs_the_scopes_that_it_needs_by_itself(ro
 def test_what_has_no_path_of_its_own_is_refused_when_the_table_is_made():
     for routes in ([Mount("/x", Behind())], [Route("/a/{b}", Behind()), Route("/a/c", Behind())]):
         with pytest.raises(TypeError):
-            Access(routes)
+            RoutePolicy(routes)
 
 
 async def test_without_keys_everything_is_open_but_administration_from_elsewhere():
-    client, _, _ = house(KeyRing(), is_loopback=False)
+    client, _, _ = house(ApiKeys(), is_loopback=False)
     for method, path in [*SCORE, ADMIN[2]]:
         assert (await client.request(method, path)).status_code == 200
     assert await told(await client.get("/admin/models")) == (403, "admin_needs_key")
-    client, _, _ = house(KeyRing(), is_loopback=True)
+    client, _, _ = house(ApiKeys(), is_loopback=True)
     assert (await client.get("/admin/models")).status_code == 200
     # What a page in a browser on this machine sends has its origin in it.
     page = {"origin": "http://x"}
@@ -196,7 +200,9 @@ async def test_a_key_whose_limits_stay_keeps_its_account_when_the_file_is_read_a
     rings = [RING]
     behind, clock = Behind(), StillClock()
     client = client_of(
-        KeyCheck(behind, ring=lambda: rings[-1], is_loopback=True, sites=Sites(is_loopback=True), clock=clock)
+        AuthMiddleware(
+            behind, api_keys=lambda: rings[-1], is_loopback=True, host_policy=HostPolicy(is_loopback=True), clock=clock
+        )
     )
     for _ in range(2):
         await client.post("/score", headers=as_("slow"))

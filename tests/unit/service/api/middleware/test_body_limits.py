@@ -7,11 +7,11 @@ import json
 
 import pytest
 
-from rewardserve.service.api.middleware.body_limits import Intake, IntakeLimits
-from rewardserve.service.errors import BodyTimeout, BodyTooLarge, CallerLeft, Overloaded
+from rewardserve.service.api.middleware.body_limits import BodyLimitMiddleware, BodyLimits
+from rewardserve.service.errors import BodyTimeout, BodyTooLarge, ClientDisconnected, Overloaded
 from tests.support.virtual_time import run
 
-LIMITS = IntakeLimits(max_bytes=10, max_bytes_in_flight=15, timeout_s=30.0)
+LIMITS = BodyLimits(max_bytes=10, max_bytes_in_flight=15, timeout_s=30.0)
 START, END = (
     {"type": "http.response.start", "status": 200, "headers": [(b"x", b"y")]},
     {"type": "http.response.body", "body": b"."},
@@ -76,7 +76,7 @@ CHUNKED = {"transfer_encoding": "chunked"}
 def answered(caller, app=None, limits=LIMITS, intake=None):
     """The app, when the caller has its answer."""
     app = app or App()
-    run((intake or Intake(app, limits=limits))(caller.scope, caller.receive, caller.send))
+    run((intake or BodyLimitMiddleware(app, limits=limits))(caller.scope, caller.receive, caller.send))
     return app
 
 
@@ -142,7 +142,7 @@ def test_a_body_that_grows_too_large_is_refused_where_it_does(headers):
 
 def test_bodies_count_together_until_they_are_answered():
     async def main():
-        intake = Intake(Half(), limits=LIMITS)
+        intake = BodyLimitMiddleware(Half(), limits=LIMITS)
         first, second, third = (Caller(part(b"12345678"), **CHUNKED) for _ in range(3))
         one = asyncio.create_task(intake(first.scope, first.receive, first.send))
         await first.waits_for_more.wait()
@@ -161,12 +161,15 @@ def test_bodies_count_together_until_they_are_answered():
             await receive()
 
     refused = run(main())
-    assert (refused.message, refused.retry_after_s) == ("too much is being read from others; try again later", 1.0)
+    assert (refused.message, refused.retry_after_s) == (
+        "too many bytes of other requests are being read; try again later",
+        1.0,
+    )
     assert refused.details == {"body_bytes_in_flight": 16, "max_body_bytes_in_flight": 15}
 
 
 def test_as_many_bytes_as_may_be_in_flight_are():
-    intake = Intake(App(), limits=IntakeLimits(10, 10, 1.0))
+    intake = BodyLimitMiddleware(App(), limits=BodyLimits(10, 10, 1.0))
     for _ in range(3):
         caller = Caller(part(b"1234567890", more=False), **CHUNKED)
         answered(caller, intake=intake)
@@ -177,7 +180,7 @@ def test_a_body_that_is_late_is_refused_at_its_deadline_whatever_it_sent_before(
     async def main():
         caller = Caller(part(b"1", after=20.0), part(b"2", after=9.0), part(b"3", after=2.0), **CHUNKED)
         with pytest.raises(BodyTimeout) as refused:
-            await Intake(App(), limits=LIMITS)(caller.scope, caller.receive, caller.send)
+            await BodyLimitMiddleware(App(), limits=LIMITS)(caller.scope, caller.receive, caller.send)
         return refused.value, asyncio.get_running_loop().time()
 
     refused, now = run(main())
@@ -192,9 +195,9 @@ def test_a_body_that_comes_just_in_time_is_read():
 
 def test_a_caller_that_leaves_in_the_middle_is_told_from_one_that_is_late():
     caller = Caller(part(b"1"), LEFT, **CHUNKED)
-    with pytest.raises(CallerLeft) as left:
+    with pytest.raises(ClientDisconnected) as left:
         answered(caller)
-    assert left.value.message == "the caller hung up in the middle of the body"
+    assert left.value.message == "the client hung up in the middle of the body"
 
 
 def test_after_the_whole_body_the_app_may_wait_for_the_end_of_the_connection_as_long_as_it_likes():
@@ -206,7 +209,7 @@ def test_after_the_whole_body_the_app_may_wait_for_the_end_of_the_connection_as_
             seen.append(await receive())
 
         caller = Caller(part(b"1", more=False), (3600.0, LEFT[1]), **CHUNKED)
-        await Intake(app, limits=LIMITS)(caller.scope, caller.receive, caller.send)
+        await BodyLimitMiddleware(app, limits=LIMITS)(caller.scope, caller.receive, caller.send)
         return seen[1], asyncio.get_running_loop().time()
 
     assert run(main()) == (LEFT[1], 4600.0)
@@ -262,7 +265,7 @@ def test_only_the_start_of_an_answer_is_changed_and_waited_with():
 
 def test_a_refusal_for_want_of_room_keeps_nothing_while_it_waits():
     async def main():
-        intake = Intake(refusing, limits=IntakeLimits(100, 5, 30.0))
+        intake = BodyLimitMiddleware(refusing, limits=BodyLimits(100, 5, 30.0))
         caller = Caller(part(b"123456"), part(b"7", after=9.0), **CHUNKED)
         await intake(caller.scope, caller.receive, caller.send)
         return caller

@@ -10,15 +10,15 @@ from starlette.routing import Route
 
 from rewardserve.service.admission import Admission
 from rewardserve.service.api import error_responses
-from rewardserve.service.api.http.load_shedder import Door
-from rewardserve.service.api.middleware.request_log import Witness
-from rewardserve.service.api.route_policy import Access
-from rewardserve.service.api.routes.scoring import Straight
+from rewardserve.service.api.http.load_shedder import LoadShedder
+from rewardserve.service.api.middleware.fast_router import FastRouter
+from rewardserve.service.api.middleware.request_log import RequestLogMiddleware
+from rewardserve.service.api.route_policy import RoutePolicy
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.errors import Overloaded
 
 SECRET = "xyzzy"
-OPEN = Door(frozenset(), Admission(1, 1, MonotonicClock()), lambda path, status: None)
+OPEN = LoadShedder(frozenset(), Admission(1, 1, MonotonicClock()), lambda path, status: None)
 
 
 @pytest.fixture
@@ -44,11 +44,11 @@ async def client(seen):
         raise ValueError(SECRET)
 
     api.include_router(straight)
-    error_responses.install(api, overload_status=429, methods={})
-    access = Access([*straight.routes, *(route for route in api.routes if isinstance(route, Route))])
-    app = Witness(
-        Straight(api, routers=[straight], clock=MonotonicClock(), overload_status=429, door=OPEN),
-        access=access, clock=MonotonicClock(), tell=seen.append,
+    error_responses.install_error_handlers(api, overload_status=429, methods={})
+    access = RoutePolicy([*straight.routes, *(route for route in api.routes if isinstance(route, Route))])
+    app = RequestLogMiddleware(
+        FastRouter(api, routers=[straight], clock=MonotonicClock(), overload_status=429, load_shedder=OPEN),
+        route_policy=access, clock=MonotonicClock(), on_request=seen.append,
     )  # fmt: skip
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://here") as http:

@@ -6,11 +6,13 @@ import socket
 
 import pytest
 
-from rewardserve.service.api.middleware.host_policy import Sites
+from rewardserve.service.api.middleware.host_policy import HostPolicy
 from rewardserve.service.errors import HostNotAllowed, OriginNotAllowed
 
-LOCAL = Sites(is_loopback=True)
-OPEN = Sites(is_loopback=False, hosts=["rm.example.org", "*.svc.cluster.local"], origins=["https://lab.example.org"])
+LOCAL = HostPolicy(is_loopback=True)
+OPEN = HostPolicy(
+    is_loopback=False, hosts=["rm.example.org", "*.svc.cluster.local"], origins=["https://lab.example.org"]
+)
 
 
 def check(sites, host=None, origin=None, server=("127.0.0.1", 8000)):
@@ -59,7 +61,7 @@ def test_a_server_that_others_reach_answers_to_addresses_and_to_the_names_that_i
     ):
         with pytest.raises(HostNotAllowed):
             check(OPEN, host)
-    check(Sites(is_loopback=True, hosts=["*"]), "anything")
+    check(HostPolicy(is_loopback=True, hosts=["*"]), "anything")
 
 
 def test_the_address_that_a_connection_came_to_is_its_own():
@@ -84,4 +86,4 @@ def test_pages_of_this_server_and_those_that_were_named_may_ask():
     check(OPEN, "10.0.0.7", "https://lab.example.org")
     with pytest.raises(OriginNotAllowed):
         check(OPEN, "10.0.0.7", "https://lab.example.org.evil")
-    check(Sites(is_loopback=True, origins=["*"]), "localhost", "https://evil.example")
+    check(HostPolicy(is_loopback=True, origins=["*"]), "localhost", "https://evil.example")

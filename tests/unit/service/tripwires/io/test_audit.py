@@ -20,7 +20,7 @@ from rewardserve.service.inference.encode_pool import EncodePool
 from rewardserve.service.inference.planner import BatchLimits
 from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.tripwires.io.audit import AuditJudge
-from rewardserve.service.tripwires.io.run_watcher import Origin
+from rewardserve.service.tripwires.io.run_watcher import RunContext
 from tests.support.rewards import pipeline_of, watching
 from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, StillClock, poisoned_by
 
@@ -115,7 +115,7 @@ async def test_what_it_says_is_counted_for_the_run(open_judge):
     judge = open_judge()
     watcher = watching(StillClock())
     watcher._judge = judge
-    watcher.see(Origin("ppo-7", 1), [row("a"), row("b")], [reward(1.0), reward(2.0)])
+    watcher.see(RunContext("ppo-7", 1), [row("a"), row("b")], [reward(1.0), reward(2.0)])
     await finished(judge)
     window = watcher.monitor.runs["ppo-7"].window
     assert (window["samples"], window["audited"], window["audited_score_positive"]) == (2, 2, 3.0)

@@ -140,7 +140,7 @@ def test_files_that_could_not_be_written_take_no_room(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(evidence, "write_whole", full)
+        patched.setattr(evidence, "write_atomically", full)
         for _ in range(5):
             room.save("team/ppo 7", JUDGE)
             room._writer.submit(int).result(PATIENCE_S)

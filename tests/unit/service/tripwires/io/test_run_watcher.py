@@ -11,12 +11,12 @@ from rewardserve.model.encoding import Encoded
 from rewardserve.model.reward import Reward
 from rewardserve.service.errors import ScoreNotFinite
 from rewardserve.service.inference.rewards import ScoredRow
-from rewardserve.service.tripwires.io.run_watcher import CpuBudget, Origin, evidence
+from rewardserve.service.tripwires.io.run_watcher import CpuBudget, RunContext, evidence
 from rewardserve.service.tripwires.run_monitor import OTHER
 from tests.support.rewards import watching
 from tests.support.service_fakes import StillClock
 
-PPO = Origin("ppo-7", 3)
+PPO = RunContext("ppo-7", 3)
 REWARD = Reward(1.5, 1.0, 1.0, (), (1.0, 0.0))
 
 
@@ -85,7 +85,7 @@ def test_rows_without_a_reward_are_not_counted():
 
 
 def test_who_names_no_run_shares_one():
-    monitor, _ = seen(row(), origin=Origin())
+    monitor, _ = seen(row(), origin=RunContext())
     assert set(monitor.runs) == {OTHER}
 
 
@@ -106,7 +106,7 @@ def test_a_request_that_is_sent_again_counts_once_though_equal_answers_within_it
         watcher.see(PPO, group, [REWARD] * 4)
     sums = window(watcher.monitor)
     assert (sums["samples"], sums["duplicate_within_prompt"]) == (4, 3)
-    watcher.see(Origin("ppo-7", 4), group, [REWARD] * 4)
+    watcher.see(RunContext("ppo-7", 4), group, [REWARD] * 4)
     assert window(watcher.monitor)["samples"] == 8, "the next step is no retry"
 
 
@@ -176,7 +176,7 @@ def test_nothing_is_looked_at_without_an_allowance_and_everything_with_a_whole_c
     monitor, flags = seen(row(), share=0.0)
     assert (monitor.runs, flags) == ({}, None)
     watcher = watching(StillClock(), share=0.0)
-    watcher.see_ids(Origin("r", 1, None, ["a"]), [Sample(prompt="p", response="r")])
+    watcher.see_ids(RunContext("r", 1, None, ["a"]), [Sample(prompt="p", response="r")])
     assert watcher.monitor.runs == {}
 
 

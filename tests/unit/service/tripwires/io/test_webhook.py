@@ -332,13 +332,13 @@ async def test_the_last_write_is_the_last_one_in_the_file(monkeypatch, tmp_path)
     """A write that hangs on its thread when the server ends does not come after the one that says what is left."""
     begun, let_go = threading.Event(), threading.Event()
 
-    def write(path, data, real=module.write_whole):
+    def write(path, data, real=module.write_atomically):
         if b'"a"' in data and not begun.is_set():
             begun.set()
             assert let_go.wait(PATIENCE_S)
         real(path, data)
 
-    monkeypatch.setattr(module, "write_whole", write)
+    monkeypatch.setattr(module, "write_atomically", write)
     webhook = Webhook("http://receiver/x", (), Report(), transport=Receiver(), folder=tmp_path)
     webhook.start()
     webhook.tell({"run": "r", "wire": "a"})
@@ -354,12 +354,12 @@ async def test_what_waits_is_on_the_disk_before_the_process_ends(monkeypatch, tm
     written = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def write(path, data, real=module.write_whole):
+    def write(path, data, real=module.write_atomically):
         real(path, data)
         if b'"a"' in data:
             loop.call_soon_threadsafe(written.set)
 
-    monkeypatch.setattr(module, "write_whole", write)
+    monkeypatch.setattr(module, "write_atomically", write)
     webhook = Webhook("http://receiver/x", (), Report(), transport=Deaf(), folder=tmp_path)
     webhook.start()
     webhook.tell({"run": "r", "wire": "a"})
