@@ -30,12 +30,12 @@ class Parser(argparse.ArgumentParser):
         positionals = [action.metavar or action.dest for action in self._get_positional_actions()]
         if option[2:].upper() in positionals:
             return f"; give {option[2:].upper()} without an option name"
-        return did_you_mean(option, list(self._option_string_actions))
+        return did_you_mean(option, list(self._option_string_actions), cutoff=0.75)
 
 
-def did_you_mean(word: str, known: list[str]) -> str:
+def did_you_mean(word: str, known: list[str], cutoff: float = 0.6) -> str:
     """A question about the nearest known word; empty where none is near."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -30,7 +30,7 @@ def is_first_process() -> bool:
 def say(text: str) -> None:
     """Print one line about the run."""
     if is_first_process():
-        print(printable(f"rewardserve train: {text}"), file=sys.stderr, flush=True)
+        print(printable(f"rewardserve: {text}"), file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:

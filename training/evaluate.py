@@ -16,6 +16,7 @@ from rewardserve.training.calibrate import sigmoid, temperature
 from rewardserve.training.sequences import PairTable
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 MOST_BINS = 15
 PAIRS_A_BIN = 10
 COMBINED = "(combined)"
@@ -211,12 +212,16 @@ def bootstrap_accuracy(won_P: Floats, group_P: Floats, n: int, seed: int = 0) ->
     """The 95 % interval of the accuracy when whole groups are drawn with replacement: pairs of one prompt are no
     independent evidence."""
     _, number_P = np.unique(group_P, return_inverse=True)
-    won_G = np.bincount(number_P, weights=won_P)
-    size_G = np.bincount(number_P)
+    won_G = np.bincount(number_P, weights=won_P).astype(np.float64)
+    return bootstrap_mean(won_G, np.bincount(number_P), n, seed)
+
+
+def bootstrap_mean(sum_G: Floats, size_G: Ints, n: int, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of `sum(sum_G) / sum(size_G)` when groups are drawn with replacement."""
     rng = np.random.default_rng(seed)
     drawn = (rng.integers(len(size_G), size=len(size_G)) for _ in range(n))
-    accuracies = [won_G[d].sum() / size_G[d].sum() for d in drawn]
-    low, high = np.quantile(accuracies, [0.025, 0.975])
+    means = [sum_G[d].sum() / size_G[d].sum() for d in drawn]
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 

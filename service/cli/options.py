@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -66,17 +66,29 @@ class Option:
         return "" if self.is_required else ENV_PREFIX + "__".join(self.path).upper()
 
 
-def from_command_line(settings: type[S], program: str, arguments: Sequence[str], first: Sequence[str] = ()) -> S:
+def from_command_line(
+    settings: type[S],
+    program: str,
+    arguments: Sequence[str],
+    first: Sequence[str] = (),
+    *,
+    without: Sequence[str] = (),
+    switches: Mapping[str, str] = MappingProxyType({}),
+) -> S:
     """Read settings from flags, then the environment, then defaults. Print what is wrong and exit with 2.
 
-    `first` are the settings that `--help` shows; `--help-all` shows all of them.
+    `first` are the settings that `--help` shows; `--help-all` shows all of them but those `without` effect, whose flags
+    are refused. `switches` are flags that the caller has taken from the arguments, with their descriptions.
     """
     parser = Parser(program, _summary(settings), add_help=False)
-    options = list(options_of(settings))
+    options = [option for option in options_of(settings) if ".".join(option.path) not in without]
     positionals = [option for option in options if option.is_positional]
     shown = positionals + [option for name in first for option in options if ".".join(option.path) == name]
-    parser.add_argument("-h", "--help", action=_Print, text=_help(program, settings, shown, options, is_all=False))
-    parser.add_argument("--help-all", action=_Print, text=_help(program, settings, options, options, is_all=True))
+    parser.add_argument("-h", "--help", action=_Print, text=_help(program, settings, shown, options, switches))
+    parser.add_argument("--help-all", action=_Print, text=_help(program, settings, options, options, switches))
+    for argument in arguments:
+        if argument.partition("=")[0].removeprefix("--") in without:
+            parser.error(f"unrecognized arguments: {argument}")
     source: Any = CliSettingsSource(settings, root_parser=parser)
     try:
         return settings(_cli_settings_source=source(args=[_hyphens(a) for a in arguments]))
@@ -148,7 +160,11 @@ class _Print(argparse.Action):
 
 
 def _help(
-    program: str, settings: type[BaseSettings], shown: Sequence[Option], every: Sequence[Option], *, is_all: bool
+    program: str,
+    settings: type[BaseSettings],
+    shown: Sequence[Option],
+    every: Sequence[Option],
+    switches: Mapping[str, str],
 ) -> str:
     """The help of a subcommand: usage, summary, and the shown settings with variables and defaults."""
     positionals = " ".join(
@@ -157,9 +173,10 @@ def _help(
     lines = [f"usage: {program} {positionals} [SETTINGS]", "", _summary(settings), ""]
     for option in shown:
         lines += _entry(option)
-    rest = len(every) - len(shown)
+    for name, description in switches.items():
+        lines += [f"  {name}", f"      {description}"]
     more = "Flags win over variables of the environment."
-    if not is_all and rest:
+    if rest := len(every) - len(shown):
         more += f" {program} --help-all has {rest} more settings."
     return "\n".join([*lines, "", more])
 

@@ -23,11 +23,10 @@ from rewardserve.model.reward import PipelineError
 from rewardserve.model.traits import LexiconError
 from rewardserve.service.cli.options import complain, complain_of_model, from_command_line
 from rewardserve.service.errors import RequestRefused
-from rewardserve.service.models import runtime as engines
 from rewardserve.service.observability import logs
 from rewardserve.service.offline.input_file import NotContinuable, count_lines
 from rewardserve.service.offline.output_file import Marks, Output
-from rewardserve.service.offline.score_file import score_file
+from rewardserve.service.offline.score_file import load_model, score_file
 from rewardserve.service.settings import ScoreSettings
 
 PROGRAM = "rewardserve score"
@@ -54,9 +53,7 @@ def run(settings: ScoreSettings) -> int:
         n_lines = count_lines(settings.input, settings.output)
         out = Output(settings.output)
         with contextlib.closing(out):
-            loaded, pipeline = engines.load_model(settings)
-            if settings.deterministic:
-                engines.measure_noise(settings, loaded)
+            loaded, pipeline = load_model(settings)
             out.resume(Marks.of(loaded, pipeline, settings), settings.input)
             asyncio.run(score_file(settings, loaded, pipeline, out, n_lines))
         say_summary(out)

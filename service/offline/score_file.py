@@ -67,6 +67,17 @@ async def score_file(
                 progress.advance(bar, len(lines))
 
 
+def load_model(settings: ModelSettings) -> tuple[LoadedModel, Pipeline]:
+    """The model and its reward pipeline, measured where scores must not depend on the batch.
+
+    Raise `LoadError`, `PipelineError` or `CalibrationError`.
+    """
+    loaded, pipeline = engines.load_model(settings)
+    if settings.deterministic:
+        engines.measure_noise(settings, loaded)
+    return loaded, pipeline
+
+
 @asynccontextmanager
 async def open_scoring(settings: ModelSettings, loaded: LoadedModel, pipeline: Pipeline) -> AsyncIterator[Scoring]:
     """Run a loaded model without HTTP. It is stopped after a block that raised nothing; else the process is about to end."""

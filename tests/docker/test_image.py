@@ -76,7 +76,7 @@ def test_without_keys_it_refuses_to_be_reached_and_says_what_to_set(in_the_image
     assert "REWARD_ALLOW_UNAUTHENTICATED=1" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["score", "check", "train", "rules", "honeypots"])
+@pytest.mark.parametrize("command", ["score", "check", "compare", "train", "rules", "honeypots"])
 def test_every_command_is_there(in_the_image, command):
     done = in_the_image(command, "--help", entrypoint="rewardserve")
     assert done.returncode == 0, done.stdout

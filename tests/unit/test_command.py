@@ -102,7 +102,7 @@ def test_a_subcommand_has_a_help_under_its_own_name(name):
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("sevre", "serve"), ("evalaute", "evaluate"), ("honeypot", "honeypots")],
+    [("sevre", "serve"), ("evalaute", "evaluate"), ("honeypot", "honeypots"), ("comapre", "compare")],
 )
 def test_a_misspelt_subcommand_suggests_the_nearest(usage_error, typed, meant):
     assert usage_error(typed) == [

@@ -1,0 +1,189 @@
+"""`rewardserve compare MODEL_A MODEL_B FILE`: score a file with two models and print how far they agree.
+
+Exit codes: 0 every row is compared, 1 a model cannot be loaded, 2 wrong settings or file, 3 some rows have no score of both, 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from pydantic import Field
+from pydantic_settings import CliPositionalArg, SettingsError
+
+from rewardserve.arguments import USAGE_ERROR
+from rewardserve.compare.agreement import Agreement, Estimate, agreement
+from rewardserve.compare.rows import Rows, read_rows
+from rewardserve.model.backends import LoadError
+from rewardserve.model.calibration import CalibrationError
+from rewardserve.model.resource_errors import describe_resource_error
+from rewardserve.model.reward import PipelineError
+from rewardserve.model.text.printable import printable
+from rewardserve.model.traits import LexiconError
+from rewardserve.service.api.routes.admin import DEFAULT_MODEL
+from rewardserve.service.cli.options import complain, complain_of_model, from_command_line
+from rewardserve.service.errors import RequestRefused
+from rewardserve.service.observability import logs
+from rewardserve.service.offline.score_file import load_model, open_scoring, progress_bar, score_samples
+from rewardserve.service.settings import ModelSettings
+from rewardserve.training.config import ConfigError
+
+PROGRAM = "rewardserve compare"
+FAILED, SOME_FAILED, INTERRUPTED = 1, 3, 130
+FIRST = ("device", "dtype", "max_input_tokens")
+AS_JSON = "--json"
+
+
+class CompareSettings(ModelSettings):
+    """Score a file with two models, and print how far they agree: with each other, and with the labels of preference pairs."""
+
+    model_a: CliPositionalArg[str] = Field(description="checkpoint folder or hub name; `default`: the embedded default")
+    model_b: CliPositionalArg[str] = Field(description="checkpoint folder or hub name; loaded once the first is freed")
+    file: CliPositionalArg[Path] = Field(
+        description="preference pairs in any form that training reads, or samples as in POST /score: .jsonl, .json, .csv, "
+        ".tsv (each also .gz), .parquet"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The raw scores of one model, NaN where a response has none, and the codes of those failures."""
+
+    model: str
+    contract: str
+    raw: tuple[float, ...]
+    failed: Mapping[str, int]
+
+
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Compare, and end the process with the exit code."""
+    settings = from_command_line(
+        CompareSettings,
+        PROGRAM,
+        [each for each in arguments if each != AS_JSON],
+        FIRST,
+        without=("model", "ensemble"),
+        switches={AS_JSON: "print one JSON object"},
+    )
+    code = run(settings, as_json=AS_JSON in arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a forward that is running cannot be interrupted, and Python would wait for its thread
+
+
+def run(settings: CompareSettings, *, as_json: bool = False) -> int:
+    """Read the file, score it with one model after the other, print the comparison. Return the exit code."""
+    logs.configure(settings.log_level, settings.log_format)
+    try:
+        rows = read_rows(settings.file)
+        a, b = (score(settings, name, rows) for name in (settings.model_a, settings.model_b))
+    except (LoadError, PipelineError, CalibrationError) as error:
+        complain_of_model(PROGRAM, error)
+        return FAILED
+    except RequestRefused as error:
+        complain(PROGRAM, [error.message])
+        return FAILED
+    except (ConfigError, SettingsError, LexiconError) as error:
+        complain(PROGRAM, [str(error)])
+        return USAGE_ERROR
+    except OSError as error:
+        complain(PROGRAM, [describe_resource_error(error) or f"{error.filename or 'a file'}: {error.strerror}."])
+        return FAILED
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        complain(PROGRAM, ["interrupted."])
+        return INTERRUPTED
+    found = agreement(np.array(a.raw), np.array(b.raw), np.array(rows.prompts), rows.pairs)
+    print(json.dumps(as_object(settings.file, rows, a, b, found), indent=2) if as_json else text_of(rows, a, b, found))
+    return SOME_FAILED if _say_losses(rows, a, b) else 0
+
+
+def score(settings: CompareSettings, model: str, rows: Rows) -> Scores:
+    """The raw scores of one model, which is freed afterwards. Raise `LoadError`, `PipelineError` or `RequestRefused`."""
+    of_model = settings.model_copy(update={"model": "" if model == DEFAULT_MODEL else model, "ensemble": ""})
+    loaded, pipeline = load_model(of_model)
+
+    async def score_all() -> Scores:
+        with progress_bar() as progress:
+            bar = progress.add_task(loaded.identity.name, total=len(rows.samples))
+            async with open_scoring(of_model, loaded, pipeline) as scoring:
+                scored = await score_samples(scoring, rows.samples, lambda n: progress.advance(bar, n))
+        raw = tuple(math.nan if each.reward is None else each.reward.raw for each in scored)
+        failed = Counter(each.failure.code for each in scored if each.failure is not None)
+        return Scores(model, loaded.contract.digest, raw, failed)
+
+    return asyncio.run(score_all())
+
+
+def _say_losses(rows: Rows, a: Scores, b: Scores) -> bool:
+    """Print which rows are not in the comparison. Return whether there are any."""
+    said = []
+    if rows.bad:
+        said.append(
+            f"{sum(rows.bad.values())} of {rows.n_rows} rows are left out ({_counts(rows.bad)}): {rows.first_bad}"
+        )
+    for name, scores in (("A", a), ("B", b)):
+        if scores.failed:
+            n = sum(scores.failed.values())
+            said.append(f"{name} gave {n} of {len(scores.raw)} responses no score ({_counts(scores.failed)})")
+    complain(PROGRAM, said)
+    return bool(said)
+
+
+def _counts(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in sorted(found.items()))
+
+
+# -- what is printed ------------------------------------------------------------------------------------------------------
+
+
+def as_object(file: Path, rows: Rows, a: Scores, b: Scores, found: Agreement) -> dict[str, object]:
+    """The comparison as one JSON object."""
+    models = {
+        key: {"model": scores.model, "contract": scores.contract, "failed": dict(scores.failed)}
+        for key, scores in (("a", a), ("b", b))
+    }
+    of_file = {"file": str(file), "rows": rows.n_rows, "rows_left_out": dict(rows.bad)}
+    return {**of_file, "models": models, **asdict(found)}
+
+
+def text_of(rows: Rows, a: Scores, b: Scores, found: Agreement) -> str:
+    """The comparison as lines of text."""
+    kind = "labelled pairs" if rows.pairs else "pairs of responses to one prompt"
+    lines = [f"{name}  {printable(scores.model)}  {scores.contract}" for name, scores in (("A", a), ("B", b))]
+    lines += ["", f"{found.n_pairs:,} {kind}, {found.n_prompts:,} prompts, {found.n_responses:,} distinct responses"]
+    if found.accuracy is not None:
+        got = found.accuracy
+        lines += [
+            "",
+            f"accuracy of A          {_estimate(got.a)}",
+            f"accuracy of B          {_estimate(got.b)}",
+            f"B less A              {_estimate(got.difference, sign='+')}",
+            f"right                  both {got.n_both_right:,}, only A {got.n_only_a:,}, only B {got.n_only_b:,}, "
+            f"neither {got.n_neither:,}",
+        ]
+    if found.disagreement is not None:
+        lines += ["", f"ordered differently    {_estimate(found.disagreement)} of the pairs"]
+    lines += [f"rank correlation       {_number(found.spearman)} over all responses"]
+    if found.spearman_within is not None:
+        lines += [
+            f"                       {_number(found.spearman_within)} within a prompt (mean of {found.n_ranked_prompts:,} prompts)"
+        ]
+    return "\n".join(lines)
+
+
+def _estimate(found: Estimate, sign: str = "") -> str:
+    return f"{found.value:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
+
+
+def _number(value: float | None) -> str:
+    return "none (a model gives all the same score)" if value is None else f"{value:.3f}"

@@ -1,0 +1,118 @@
+"""Read the responses of a file: preference pairs in every form that training reads, or samples as in `POST /score`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rewardserve.model.conversation import Sample, SampleError
+from rewardserve.service.api import body
+from rewardserve.service.api.schemas import SampleIn, to_sample
+from rewardserve.service.errors import InvalidJson, RequestRefused
+from rewardserve.training import data, sources
+from rewardserve.training.config import ConfigError, SourceConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The distinct responses of a file. `prompts` numbers the prompt of each.
+
+    `pairs` are `(chosen, rejected, prompt)` by number; empty where the rows are responses without labels. `bad` counts
+    rows that are no pair or no sample, by what is wrong; `first_bad` tells of the first one.
+    """
+
+    samples: tuple[Sample, ...]
+    prompts: tuple[int, ...]
+    pairs: tuple[tuple[int, int, int], ...]
+    n_rows: int
+    bad: Mapping[str, int]
+    first_bad: str = ""
+
+
+class _Numbers:
+    """Numbers for distinct values, in the order of their first appearance."""
+
+    def __init__(self) -> None:
+        self.of: dict[Hashable, int] = {}
+
+    def __call__(self, value: Hashable) -> int:
+        return self.of.setdefault(value, len(self.of))
+
+
+def read_rows(path: Path) -> Rows:
+    """The rows of a file. Raise `ConfigError` where it cannot be read, or no row of it can be scored."""
+    if not path.is_file():
+        raise ConfigError(f"{path} is no file.")
+    source = SourceConfig(str(path), margin_key=None, source_key=None)
+    rows = list(sources.read(source))
+    is_labelled = any(row.values is not None and {"chosen", "rejected"} <= row.values.keys() for row in rows)
+    found = _pairs(source) if is_labelled else _responses(rows)
+    if not found.samples:
+        raise ConfigError(
+            f"{path}: none of the {len(rows)} rows can be scored. {found.first_bad or 'It is empty.'} A row has chosen and "
+            "rejected, or is a sample as in POST /score."
+        )
+    return found
+
+
+def _pairs(source: SourceConfig) -> Rows:
+    read = data.read_source(source, head="")
+    sample_number, prompt_number = _Numbers(), _Numbers()
+    pairs = []
+    for pair in read.pairs:
+        prompt = prompt_number(pair.group)
+        chosen, rejected = (sample_number((prompt, sample)) for sample in (pair.chosen, pair.rejected))
+        pairs.append((chosen, rejected, prompt))
+    bad = Counter(f"no pair: {row.field}" for row in read.bad)
+    return _rows(sample_number, pairs, read.n_rows, bad, str(read.bad[0]) if read.bad else "")
+
+
+def _responses(rows: Sequence[sources.SourceRow]) -> Rows:
+    sample_number, prompt_number = _Numbers(), _Numbers()
+    bad: Counter[str] = Counter()
+    first_bad = ""
+    for row in rows:
+        try:
+            sample = _sample(row)
+            prompt = prompt_number(_prompt(sample))
+        except (SampleError, RequestRefused) as error:
+            bad[error.code] += 1
+            first_bad = first_bad or f"{row.file}:{row.line}: {error.message}"
+        else:
+            sample_number((prompt, sample))
+    return _rows(sample_number, [], len(rows), bad, first_bad)
+
+
+def _sample(row: sources.SourceRow) -> Sample:
+    """The sample of a row. Raise `SampleError` or `RequestRefused`."""
+    if row.values is None:
+        raise InvalidJson(row.error)
+    filled: dict[str, Any] = {name: value for name, value in row.values.items() if value is not None}
+    sample = to_sample(body.check(filled, SampleIn))
+    if isinstance(sample, SampleError):
+        raise sample
+    return sample
+
+
+def _prompt(sample: Sample) -> Hashable:
+    """Equal for responses to one prompt. Text and ids do not say where the response begins: each has a prompt of its own."""
+    if sample.text is not None or sample.input_ids is not None:
+        return sample
+    return sample.conversation()[:-1]
+
+
+def _rows(
+    sample_number: _Numbers, pairs: Sequence[tuple[int, int, int]], n_rows: int, bad: Mapping[str, int], first_bad: str
+) -> Rows:
+    numbered: list[Any] = list(sample_number.of)
+    return Rows(
+        samples=tuple(sample for _, sample in numbered),
+        prompts=tuple(prompt for prompt, _ in numbered),
+        pairs=tuple(pairs),
+        n_rows=n_rows,
+        bad=bad,
+        first_bad=first_bad,
+    )
