@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
     shutil.copy(ROOT / "docs" / "site.css", folder)
+    shutil.copytree(ROOT / "docs" / "images", folder / "images")
     return 0
 
 
@@ -90,7 +91,7 @@ def linked(source: str, page: str, places: Mapping[str, str]) -> str:
         if not target or "://" in target or target.startswith("mailto:"):
             return found[0]
         path = os.path.normpath(os.path.join(here, target))
-        place = places.get(path) or places.get(f"{path}/README.md")
+        place = path.removeprefix("docs/") if image else places.get(path) or places.get(f"{path}/README.md")
         return words if place is None else f"{image}[{words}]({os.path.relpath(place, site_folder or '.')}{anchor})"
 
     return _LINK.sub(link, page)
@@ -165,6 +166,17 @@ def _log_events() -> str:
         levels = ", ".join("by severity" if level == "level" else level for level in event.levels)
         rows.append((code(name), levels, ", ".join(map(code, event.fields)), text(meaning)))
     return table(("event", "level", "fields", "meaning"), rows)
+
+
+def _commands() -> str:
+    parts = []
+    for each in reference.commands():
+        parts += [
+            f"## {each.name}\n",
+            f"`rewardserve {' '.join((each.name, each.arguments)).strip()}`: {text(each.summary)}.\n",
+        ]
+        parts += [f"```text\n{each.help.strip()}\n```\n"] if each.help else []
+    return "\n".join(parts)
 
 
 def _recipes() -> str:
@@ -295,6 +307,7 @@ LISTS: dict[str, Callable[[], str]] = {
     "wires": _wires,
     "log-events": _log_events,
     "recipes": _recipes,
+    "commands": _commands,
     "parameters": _parameters_of_scoring,
     "routes": _routes,
     "records": _records,

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import inspect
+import io
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -19,6 +22,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from docs.markdown import code
+from rewardserve.cli import COMMANDS, Command
 from rewardserve.model.conversation import SampleError
 from rewardserve.service.api.error_responses import FRAMEWORK_CODES
 from rewardserve.service.app import build_house
@@ -330,6 +334,43 @@ def operations(document: Schema) -> Iterator[tuple[str, str, Schema]]:
     for path, item in document["paths"].items():
         for method, operation in item.items():
             yield method.upper(), path, operation
+
+
+# -- commands -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CommandEntry:
+    """One subcommand of `rewardserve`, with the text of its `--help`."""
+
+    name: str
+    arguments: str
+    summary: str
+    help: str
+
+
+def commands() -> list[CommandEntry]:
+    """All subcommands, in the order of `rewardserve --help`. Those of `serve` and `score` are settings: their help is left out."""
+    return [
+        CommandEntry(each.name, each.arguments, each.summary, "" if each.name in _OF_SETTINGS else _help_of(each))
+        for group in COMMANDS.values()
+        for each in group
+    ]
+
+
+_OF_SETTINGS = ("serve", "score", "version")
+
+
+def _help_of(command: Command) -> str:
+    said = io.StringIO()
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "100"
+    try:
+        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+            command.run(["--help"])
+    finally:
+        os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
+    return said.getvalue()
 
 
 # -- recipes ------------------------------------------------------------------------------------------------------------

@@ -29,9 +29,14 @@ def main() -> int:
     names = [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
     pages = {name: (ROOT / name).read_text("utf-8") for name in names if name.endswith(".md")}
     built = site()
+    images = {name.removeprefix("docs/") for name in names if name.startswith("docs/images/")}
     faults = [
         *(fault for name in pages for fault in broken(name, pages, lambda path: (ROOT / path).exists())),
-        *(f"site: {fault}" for name in built for fault in broken(name, built, built.__contains__)),
+        *(
+            f"site: {fault}"
+            for name in built
+            for fault in broken(name, built, lambda path: path in built or path in images)
+        ),
         *(fault for name in names for fault in named_nowhere(name)),
     ]
     print(f"links: {len(pages)} files, {len(built)} pages of the site", *faults, sep="\n")

@@ -23,12 +23,12 @@ def test_anchors_are_lower_case_words_and_count_repeats():
 def test_links_to_nowhere_are_found():
     pages = {
         "a.md": "[x](b.md) [x](b.md#two) [x](#one) `[x](nowhere.md)` [x](https://example.org/y)\n# One\n",
-        "docs/c.md": "[x](../b.md#three) [x](../gone.md)\n",
+        "k8s/c.md": "[x](../b.md#three) [x](../gone.md)\n",
         "b.md": "# Two\n",
     }
     assert [list(broken(name, pages, pages.__contains__)) for name in pages] == [
         [],
-        ["docs/c.md: ../b.md#three: b.md has no heading of that name", "docs/c.md: ../gone.md: there is no gone.md"],
+        ["k8s/c.md: ../b.md#three: b.md has no heading of that name", "k8s/c.md: ../gone.md: there is no gone.md"],
         [],
     ]
 

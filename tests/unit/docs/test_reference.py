@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,20 @@ def test_alerts_are_those_of_the_rules_and_each_has_its_entry_in_the_runbook():
     entries = anchors((ROOT / "docs/how-to/runbook.md").read_text())
     assert [entry.name for entry in reference.alerts() if entry.anchor not in entries] == []
     assert [entry.name for entry in reference.alerts() if "{{" in entry.meaning + entry.action] == []
+
+
+def test_commands_are_those_of_the_help():
+    said = subprocess.run(
+        [sys.executable, "-m", "rewardserve", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    in_help = re.findall(r"^  ([a-z]+)\b", said, re.MULTILINE)
+    assert [entry.name for entry in reference.commands()] == in_help
+    assert [entry.name for entry in reference.commands() if not entry.summary] == []
+    assert {entry.name for entry in reference.commands() if "usage: rewardserve" not in entry.help} == {
+        "serve",
+        "score",
+        "version",
+    }
 
 
 def test_wires_are_those_that_the_rules_have():
