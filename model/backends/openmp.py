@@ -2,7 +2,7 @@
 
 torch's OpenMP threads spin between two products. Where somebody else needs a core (a neighbour, a CPU quota), they spin
 while the one they wait for does not run. A short spin costs a lone row a little on idle cores and saves a batch beside
-others most of its time (DECISIONS).
+others most of its time (docs/decisions/engine.md).
 """
 
 from __future__ import annotations
