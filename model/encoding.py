@@ -489,7 +489,7 @@ class Encoder:
             )  # fmt: skip
         skip = self.policy.skip_id
         if skip is not None and not self._pads_with_text and set(ids) == {skip}:
-            return Encoded(ids[:1], 0)  # transformers reads the first token of a row of nothing but padding
+            return Encoded(ids, 0)  # transformers reads the first token of a row of nothing but padding
         body, ending, closed = self._unclosed_ids(ids)
         missing = sample.finish_reason == "length" and not closed
         if not self.policy.ending_varies:

@@ -192,19 +192,20 @@ def test_an_ending_that_is_one_token_with_the_end_of_a_response_is_left_as_it_is
     assert encode(Sample(input_ids=bare, finish_reason="length")) == Encoded(bare, 0, missing_end=True)
 
 
-def test_padding_behind_such_an_ending_is_left_out():
-    tokenizer = letters(("e", "#"), template=turns("#<s>"))
+@pytest.mark.parametrize("rest", ["", "#"])
+def test_padding_behind_such_an_ending_is_left_out(rest):
+    tokenizer = letters(("e", "#"), template=turns(f"#{rest}<s>"))
     pad = named(tokenizer, ("<s>",))[0]
     encode = encoder(tokenizer, CLASSIFIER, pad_id=pad)
-    given = named(tokenizer, ("a", "e#"))
+    given = named(tokenizer, ("a", "e#", *rest))
     for finish in ("stop", "length"):
         for n in (1, 2, 3):
             assert encode(Sample(input_ids=(*given, *[pad] * n), finish_reason=finish)) == Encoded(given, 0)
-            ends = named(tokenizer, ("a", "#"))
+            ends = named(tokenizer, ("a", "#", *rest))
             assert encode(Sample(input_ids=(*ends, *[pad] * n), finish_reason=finish)) == Encoded(ends, 0)
-    assert encode(Sample(input_ids=named(tokenizer, ("a", "e")))).ids == named(tokenizer, ("a", "e", "#"))
-    cut = Encoded(named(tokenizer, ("a", "e")), 0, missing_end=True)
-    assert encode(Sample(input_ids=cut.ids, finish_reason="length")) == cut
+    bare = named(tokenizer, ("a", "e"))
+    assert encode(Sample(input_ids=bare)).ids == (*bare, *named(tokenizer, "#" + rest))
+    assert encode(Sample(input_ids=bare, finish_reason="length")) == Encoded(bare, 0, missing_end=True)
 
 
 def test_every_beginning_of_an_ending_closes_a_row_from_its_control_token_on():
@@ -276,15 +277,12 @@ def test_padding_closes_a_row_whose_ending_ends_in_it(finish):
 
 def test_padding_that_ends_no_turn_closes_none():
     tokenizer = letters(template=turns("</s>"))
-    pad = named(tokenizer, ("<s>",))[0]
-    for pad_id, row, missing in (
-        (tokenizer.eos_token_id, named(tokenizer, "ab"), False),
-        (pad, named(tokenizer, "ab"), True),
-    ):
+    row = named(tokenizer, "ab")
+    for pad_id, missing in ((tokenizer.eos_token_id, False), (tokenizer.bos_token_id, True)):
         encode = encoder(tokenizer, CLASSIFIER, pad_id=pad_id)
-        given = (*row, pad_id, pad_id)
-        for sample in (Sample(text=tokenizer.decode(given)), Sample(input_ids=given)):
-            assert encode(replace(sample, finish_reason="length")) == Encoded(row, 0, missing_end=missing)
+        for given in ((*row, pad_id), (*row, pad_id, pad_id)):
+            for sample in (Sample(text=tokenizer.decode(given)), Sample(input_ids=given)):
+                assert encode(replace(sample, finish_reason="length")) == Encoded(row, 0, missing_end=missing)
 
 
 @pytest.mark.parametrize(("layout", "end"), [("openrlhf", (" ", "</s>")), (CLASSIFIER, ("#", "<s>"))])
@@ -309,11 +307,14 @@ def test_white_space_of_an_ending_in_plain_text_may_be_left_out():
     row = named(tokenizer, "x##\n")
     eos = tokenizer.eos_token_id
     for text in ("x##\n", "x##", "x## "):
+        classify, encode = encoder(tokenizer, CLASSIFIER), encoder(tokenizer, "trl_value_head")
         for finish in ("stop", "length"):
-            assert encoder(tokenizer, CLASSIFIER)(Sample(text=text, finish_reason=finish)) == Encoded(row, 0)
-        encode = encoder(tokenizer, "trl_value_head")
+            assert classify(Sample(text=text, finish_reason=finish)) == Encoded(row, 0)
+        assert classify(Sample(input_ids=ids(tokenizer, text))) == Encoded(row, 0)
         assert encode(Sample(text=text)) == Encoded((*row, eos), 0)
+        assert encode(Sample(input_ids=ids(tokenizer, text))) == Encoded((*row, eos), 0)
         assert encode(Sample(text=text, finish_reason="length")) == Encoded(row[:1], 0, missing_end=True)
+        assert encode(Sample(input_ids=ids(tokenizer, text), finish_reason="length")).missing_end
 
 
 # -- ids ----------------------------------------------------------------------------------------------------------------
@@ -805,6 +806,16 @@ def test_a_response_that_was_cut_off_may_be_all_that_the_template_writes():
     assert encode(replace(cut, finish_reason="stop")) == Encoded(named(tokenizer, ("z", "</s>")), 0)
 
 
+def test_a_response_that_was_cut_off_may_say_what_its_prompt_says():
+    template = turns("{{ '</s>' if 'z' in messages[-1]['content'] else '#' }}").replace(
+        "'|' }}{% else", "'|#' }}{% else"
+    )
+    tokenizer = letters(template=template)
+    encode = encoder(tokenizer, CLASSIFIER)
+    cut = Sample(prompt="z", response="z", finish_reason="length")
+    assert encode(cut) == Encoded(named(tokenizer, "z|z"), 2, missing_end=True)
+
+
 def test_an_empty_response_may_end_otherwise_too():
     tokenizer = letters(template=turns("{{ '#' if messages[-1]['content'] else '</s>' }}"))
     encode = encoder(tokenizer, CLASSIFIER)
@@ -1226,3 +1237,41 @@ def test_what_is_remembered_changes_no_ids_and_is_asked_for_again(template):
     assert forgets._seam_tokens == ()
     samples = [Sample(prompt=p, response=r) for p in ("a b", "c d") for r in ("e", "f g", "<|im_end|>x", "\nh")] * 2
     assert remembers.many(samples) == forgets.many(samples) == [forgets(sample) for sample in samples]
+
+
+def work(encode, monkeypatch, *samples: Sample) -> list[str | list[str]]:
+    """Everything that is rendered for samples, and the texts that become ids at once, in order."""
+    done: list[str | list[str]] = []
+    render, tokenize = encode._render, encode._encode
+
+    def rendering(messages, *, add_generation_prompt):
+        done.append(render(messages, add_generation_prompt=add_generation_prompt))
+        return done[-1]
+
+    def tokenizing(texts):
+        done.append(texts)
+        return tokenize(texts)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(encode, "_render", rendering)
+        patched.setattr(encode, "_encode", tokenizing)
+        for sample in samples:
+            encode(sample)
+    return done
+
+
+def test_a_prompt_is_rendered_and_becomes_ids_once_where_it_is_remembered(monkeypatch):
+    tokenizer = tiny_tokenizer()
+    head, start, end = "<|im_start|>user\na<|im_end|>\n", "<|im_start|>assistant\n", "<|im_end|>"
+    samples = [Sample(prompt="a", response=response) for response in "bc"]
+    first = [head + start, f"{head}{start}b{end}\n", [head, f"{start}b{end}"]]
+    n = len(head + start)
+    assert work(encoder(tokenizer, memo=n), monkeypatch, *samples) == [
+        *first, f"{head}{start}c{end}\n", [f"{start}c{end}"],
+    ]  # fmt: skip
+    assert work(encoder(tokenizer, memo=n - 1), monkeypatch, *samples) == [
+        *first, head + start, f"{head}{start}c{end}\n", [f"{start}c{end}"],
+    ]  # fmt: skip
+    assert work(encoder(tokenizer, memo=0), monkeypatch, *samples[:1]) == [*first[:2], [f"{head}{start}b{end}"]]
+    forgets = work(encoder(tokenizer, memo=len(head) - 1), monkeypatch, *samples)
+    assert [texts for texts in forgets if isinstance(texts, list)] == [[head, f"{start}{r}{end}"] for r in "bc"]
