@@ -92,10 +92,8 @@ def print_versions(arguments: list[str]) -> int:
     """Print the versions of RewardServe, Python and the libraries, as the report of a bug needs them."""
     if arguments:
         end_with_usage(PROGRAM, "version takes no arguments")
-    print(_version_of(PROGRAM))
-    print(f"python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} CPUs")
-    for name in _LIBRARIES:
-        print(_version_of(name))
+    machine = f"python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} CPUs"
+    show("\n".join([_version_of(PROGRAM), machine, *map(_version_of, _LIBRARIES)]))
     return 0
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from rewardserve.arguments import USAGE_ERROR, Parser
+from rewardserve.arguments import USAGE_ERROR, Parser, show
 from rewardserve.model.text.printable import printable
 from rewardserve.model.text.text_files import decode_text
 from rewardserve.service.tripwires.config import WireConfig, WireConfigError, parse_wire_config
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     except (OSError, ValueError, WireConfigError) as error:
         print(printable(f"{PROGRAM}: {given.config_file}: {error}"), file=sys.stderr)
         return USAGE_ERROR
-    print(text_of(plan, Windows(tuple(given.windows), given.samples)), end="")
+    show(text_of(plan, Windows(tuple(given.windows), given.samples)).removesuffix("\n"))
     return 0
 
 

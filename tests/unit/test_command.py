@@ -185,10 +185,21 @@ def test_all_settings_have_a_line_with_their_variable_and_default(capsys):
     assert sorted(re.findall(r"^  \S+.*  (REWARD_\w+)$", said, re.MULTILINE)) == sorted(leaves(ServeSettings))
 
 
-def test_a_help_that_is_read_only_in_part_ends_without_a_traceback():
-    program = f"{sys.executable} -u -m rewardserve serve --help-all | head -n 1; echo ${{PIPESTATUS[0]}}"
+@pytest.mark.parametrize(
+    ("arguments", "first"),
+    [
+        ("serve --help-all", "usage: rewardserve serve [MODEL] [SETTINGS]"),
+        ("version", f"rewardserve {version('rewardserve')}"),
+        (
+            "rules",
+            "# Written by `rewardserve rules`, from the thresholds of the server. Change those, and write this file again.",
+        ),
+    ],
+)
+def test_what_is_read_only_in_part_ends_without_a_traceback(arguments, first):
+    program = f"{sys.executable} -u -m rewardserve {arguments} | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout.splitlines() == ["usage: rewardserve serve [MODEL] [SETTINGS]", "0"]
+    assert done.stdout.splitlines() == [first, "0"]
     assert done.stderr == ""
 
 
