@@ -220,7 +220,7 @@ def _row(notifications: Notifications, run: str, cause: str, began: float) -> di
     severity = "" if first is None else first.alerts[0]["labels"]["severity"]
     limit = PAGE_LIMIT_S if severity == "page" else WARN_LIMIT_S
     groups = {message.group for message in messages}
-    n_new = sum(not alert["update"] for alert in alerts)
+    n_new = sum(not alert["is_update"] for alert in alerts)
     is_right = first is not None and first.at - began <= limit and len(groups) == 1 and n_new == 1
     return {
         "told of": f"{run}, {cause}",

@@ -98,7 +98,7 @@ def _look_us(n_chars: int) -> float:
     took = []
     for step in range(20):
         started = time.process_time()
-        watcher.see(RunContext("run", step), rows, [reward] * len(rows))
+        watcher.inspect(RunContext("run", step), rows, [reward] * len(rows))
         took.append((time.process_time() - started) / len(rows))
     return 1e6 * statistics.median(took)
 

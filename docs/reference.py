@@ -30,8 +30,6 @@ from rewardserve.service.auth.api_keys import ApiKeys
 from rewardserve.service.errors import RequestRefused, RowFailed, ServiceError
 from rewardserve.service.observability.metrics import PREFIX, TABLE
 from rewardserve.service.settings import ENV_PREFIX, ModelSettings, ServeSettings
-from rewardserve.service.tripwires.advice import ADVICE
-from rewardserve.service.tripwires.units import units
 from rewardserve.service.tripwires.wires import WIRES
 from rewardserve.training.config import RANGES, Config
 
@@ -252,11 +250,10 @@ class WireEntry:
 
 def wires() -> list[WireEntry]:
     """The trip wires with the thresholds that are shipped."""
-    unit = units(WIRES)
     return [
         WireEntry(
-            wire.name, wire.severity, unit[wire.name].measured(wire.threshold), wire.votes, wire.cause, wire.says,
-            ADVICE[wire.name].sure, ADVICE[wire.name].do,
+            wire.name, wire.severity, wire.statistic.unit.measured(wire.threshold), wire.votes, wire.cause,
+            wire.summary, wire.confidence, wire.action,
         )
         for wire in WIRES
     ]  # fmt: skip

@@ -30,9 +30,10 @@ from gym.training import STEPS, by_gold, train
 from rewardserve.model.reward import Reward, RewardBatch
 from rewardserve.model.scorer import HeadScores
 from rewardserve.model.traits import NO_LEXICON, TRAITS, Lexicon, text_digest
-from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, usual
+from rewardserve.service.tripwires.alert import VOTE, Alert
+from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, baseline_stat
+from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
-from rewardserve.service.tripwires.wire import VOTE, Alert, SampleFeatures
 from rewardserve.service.tripwires.wires import WIRES
 
 _MEMBERS = ("reward", "member_1", "member_2", "member_3")
@@ -149,9 +150,9 @@ class _RunInspector:
         traits = traits_of(responses, self._lexicon)
         for i, (reward, text) in enumerate(zip(self.rewards, responses.texts(), strict=True)):
             yield SampleFeatures(
-                group=int(responses.prompt_ids_B[i]),
-                key=None,
-                value=reward.value,
+                prompt_hash=int(responses.prompt_ids_B[i]),
+                retry_key=None,
+                reward=reward.value,
                 score=reward.changes[0],
                 is_capped=bool(reward.notes),
                 traits=traits[i],
@@ -176,7 +177,9 @@ class _RunInspector:
 
 def _reference(levels: Sequence[float], spreads: Sequence[float], traits: Sequence[Sequence[float]]) -> Baseline:
     columns = {"score": levels, "spread": spreads, **dict(zip(TRAITS, zip(*traits, strict=True), strict=True))}
-    known = {name: usual(name, float(np.mean(column)), float(np.std(column))) for name, column in columns.items()}
+    known = {
+        name: baseline_stat(name, float(np.mean(column)), float(np.std(column))) for name, column in columns.items()
+    }
     return Baseline(known, saturation=float(np.quantile(levels, 0.999)))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from gym.curves import fall, smoothed_T
 from gym.responses import FloatArray
-from rewardserve.service.tripwires.wire import Severity
+from rewardserve.service.tripwires.alert import Severity
 
 SMOOTHED_OVER: Final = 9
 

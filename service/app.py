@@ -352,28 +352,28 @@ def _limits(settings: ServeSettings) -> ConnectionLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class _WebhookReport:
-    """What becomes of alerts, in metrics and log."""
+class _WebhookEvents:
+    """What happens to alerts, in metrics and log."""
 
     metrics: Metrics
     log: logs.Logger
 
-    def lost(self, alert: Mapping[str, Any], why: str) -> None:
+    def on_lost(self, alert: Mapping[str, Any], reason: str) -> None:
         self.metrics.observe_alert_lost()
-        self.log.error("alert_not_delivered", run=alert["run"], wire=alert["wire"], reason=why)
+        self.log.error("alert_not_delivered", run=alert["run"], wire=alert["wire"], reason=reason)
 
-    def delayed(self, why: str, n_waiting: int) -> None:
-        self.log.warning("alert_delayed", reason=why, waiting=n_waiting)
+    def on_delayed(self, reason: str, n_waiting: int) -> None:
+        self.log.warning("alert_delayed", reason=reason, waiting=n_waiting)
 
-    def not_kept(self, why: str) -> None:
-        self.log.error("alerts_not_kept", reason=why)
+    def on_not_kept(self, reason: str) -> None:
+        self.log.error("alerts_not_kept", reason=reason)
 
 
 def _start_webhook(settings: ServeSettings, secrets: Sequence[str], metrics: Metrics) -> Webhook | None:
     if not settings.webhook_url:
         return None
-    report = _WebhookReport(metrics, logs.logger("webhook"))
-    webhook = Webhook(settings.webhook_url, secrets, report, folder=settings.tripwires.state_dir)
+    events = _WebhookEvents(metrics, logs.logger("webhook"))
+    webhook = Webhook(settings.webhook_url, secrets, events, folder=settings.tripwires.state_dir)
     webhook.start()
     return webhook
 

@@ -69,10 +69,10 @@ class ModelNotServed(RequestRefused):
     remedy = "Send the served name or none, or add the name to REWARD_MODEL_ALIASES."
 
 
-class NoSuchAlarm(RequestRefused):
+class NoSuchAlert(RequestRefused):
     """No alert of that name waits to be acknowledged."""
 
-    code = "no_such_alarm"
+    code = "no_such_alert"
     status = 404
     remedy = "Look up run and wire in `GET /tripwires`."
 

@@ -133,7 +133,7 @@ class Scoring:
         if origin is not None:
             if (wire := self._rooms.watcher.blocked_by(origin)) is not None:
                 return [self._refused(len(samples), wire)] * len(samples)
-            self._rooms.watcher.begin(origin)
+            self._rooms.watcher.begin_run(origin)
         n_tokens = sum(map(self._estimate, samples))
         with self._inside(), self._rooms.admission.acquire(len(samples), n_tokens):
             # Not before admission: a refused request is sent again, and is not charged twice.
@@ -142,7 +142,7 @@ class Scoring:
                 answered = await _gather_all([self._score_chunk(chunk, deadline, origin) for chunk in _chunks(samples)])
         results = [result for chunk in answered for result in chunk]
         if origin is not None and origin.ids:
-            self._rooms.watcher.see_ids(origin, samples)
+            self._rooms.watcher.inspect_ids(origin, samples)
         self._rooms.metrics.observe_samples(
             self._rooms.version,
             outcomes=_outcomes(results),
@@ -237,7 +237,7 @@ class Scoring:
             if isinstance(outcome, RowScored) and isinstance(row, Encoded) and isinstance(sample, Sample)
         ]
         rewards = compute_rewards(scored, self._rooms.pipeline) if scored else []
-        flags = self._rooms.watcher.see(origin, scored, rewards) if origin is not None and scored else None
+        flags = self._rooms.watcher.inspect(origin, scored, rewards) if origin is not None and scored else None
         if self.shadow is not None and scored:
             self.shadow.ask(scored, rewards)
         rewarded = enumerate(rewards)

@@ -309,11 +309,11 @@ class ModelSettings(BaseSettings):
         if path is None:
             return WireConfig()
         try:
-            plan = parse_wire_config(tomllib.loads(decode_text(read_bounded(path, _MAX_BYTES))))
+            config = parse_wire_config(tomllib.loads(decode_text(read_bounded(path, _MAX_BYTES))))
         except (OSError, ValueError, WireConfigError) as error:
             why = str(error) if isinstance(error, WireConfigError) else error_reason(error)
             raise SettingsError(f"REWARD_TRIPWIRES__CONFIG_FILE={path}: {why}.") from None
-        return replace(plan, lexicons=tuple(str(path.parent / name) for name in plan.lexicons))
+        return replace(config, lexicons=tuple(str(path.parent / name) for name in config.lexicons))
 
     def read_honeypots(self) -> Honeypots | None:
         """The planted prompts, if there are any. Raise `SettingsError`."""

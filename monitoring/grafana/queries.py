@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from rewardserve.service.tripwires.baseline import min_std
 from rewardserve.service.tripwires.running_sums import count_of, is_signed
-from rewardserve.service.tripwires.wires import WIRES, MeanShift
+from rewardserve.service.tripwires.statistics import MeanShift
+from rewardserve.service.tripwires.wires import WIRES
 
 JOB, RUN = 'job=~"$job"', 'run=~"$run"'
 OF_MODEL = 'model=~"$model"'
@@ -101,7 +102,7 @@ def fresh_mean(name: str) -> str:
     return over(total, fresh(count_of(name)))
 
 
-def fresh_deviation(name: str) -> str:
+def fresh_std(name: str) -> str:
     """The standard deviation over the same samples."""
     square = over(fresh(f"{name}_squared"), fresh(count_of(name)))
     return f"sqrt(clamp_min({square} - ({fresh_mean(name)}) ^ 2, 0))"
@@ -146,7 +147,7 @@ def baseline(of: str) -> str:
 
 
 def trips_at(wire: str) -> str:
-    """Where the mean that a wire looks at would trip it: one line, or one for each run."""
+    """Where the mean of a wire would trip it: one line, or one for each run."""
     of = _STATISTICS[wire]
     if not isinstance(of, MeanShift):
         return threshold(wire)
@@ -157,11 +158,11 @@ def trips_at(wire: str) -> str:
 
 
 def is_learned(wire: str) -> bool:
-    """Whether a wire compares with what is usual for each run."""
+    """Whether a wire compares with the baseline of each run."""
     return isinstance(_STATISTICS[wire], MeanShift)
 
 
 def component_shares(recorded_variance: str) -> str:
-    """Of the variance of a reward, the share of each part."""
+    """Of the variance of a reward, the share of each component."""
     variance = recorded(recorded_variance)
     return over(variance, f"sum without (component) ({variance})", "ignoring (component) group_left ()")

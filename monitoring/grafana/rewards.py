@@ -25,9 +25,10 @@ from monitoring.grafana.panels import (
     scatter,
     states,
 )
+from rewardserve.service.tripwires.alert import CANARY, VOTE
 from rewardserve.service.tripwires.config import VOTES_FOR_A_PAGE
 from rewardserve.service.tripwires.prometheus import alert_name
-from rewardserve.service.tripwires.wire import CANARY, VOTE
+from rewardserve.service.tripwires.wires import WIRES, Chart, Wire
 
 TITLE, UID = "Reward health", "rewardserve-reward-health"
 SAYS = (
@@ -57,9 +58,9 @@ def dashboard_rows() -> tuple[Row, ...]:
         Row("Trip wires", _wires()),
         Row("Rewards", _rewards()),
         Row("Training", _training()),
-        Row("What responses look like", _responses()),
-        Row("The same texts again", _duplicates()),
-        Row("Second opinions and traps", _opinions()),
+        Row("What responses look like", _wire_panels("responses")),
+        Row("The same texts again", _wire_panels("duplicates")),
+        Row("Judges, honeypots and canaries", _judges()),
     )
 
 
@@ -75,7 +76,7 @@ def _now() -> tuple[Panel, ...]:
             steps=AT_ONE,
         ),
         number(
-            _tile("Wires to acknowledge", "Wires that have tripped and that nobody has acknowledged.", *_LATCHED),
+            _tile("Wires to acknowledge", "Wires that have tripped and that are not acknowledged.", *_LATCHED),
             Query(q.or_zero(f"sum({_TRIPPED})")),
             steps=AT_ONE,
         ),
@@ -90,8 +91,8 @@ def _now() -> tuple[Panel, ...]:
         ),
         number(
             _tile(
-                "Samples that are watched",
-                "Share of the scored samples that trip wires look at; the rest is left out by the allowance of CPU time.",
+                "Samples that are inspected",
+                "Share of the scored samples that trip wires inspect; the CPU budget skips the rest.",
                 "RewardWatchedThinly",
             ),
             Query(_WATCHED),
@@ -136,7 +137,7 @@ def _now() -> tuple[Panel, ...]:
 def _wires() -> tuple[Panel, ...]:
     ever = f"max by (run, wire) (max_over_time({q.series('rewardserve_tripwire_tripped', q.RUN)}[$__range]))"
     share = f"{q.recorded('rewardserve:tripwire_statistic:recent')} / on (wire) group_left () {_OF_RULES}"
-    of_board = (
+    of_servers = (
         f"{q.gauge('rewardserve_tripwire_statistic', q.RUN)} / on (instance, job, wire) group_left () {_OF_SERVERS}"
     )
     steps = ((None, GREEN), (0.5, YELLOW), (1.0, RED), (2.0, "dark-red"))
@@ -144,7 +145,7 @@ def _wires() -> tuple[Panel, ...]:
         states(
             Face(
                 "Tripped",
-                "Wires that tripped in the time shown, red until somebody acknowledges them; nothing here: none has.",
+                "Wires that tripped in the time shown, red until they are acknowledged; nothing here: none has.",
                 _LATCHED,
                 16,
                 8,
@@ -177,13 +178,13 @@ def _wires() -> tuple[Panel, ...]:
         bars(
             Face(
                 "Nearest to their thresholds",
-                "The twelve wires that are nearest, as the boards of the servers see them: they "
+                "The twelve wires that are nearest, as the servers themselves see them: they "
                 "need fewer samples than the alerts.",
                 _LATCHED,
                 8,
                 15,
             ),
-            Query(f"sort_desc(topk(12, max by (run, wire) ({of_board})))", "{{run}} {{wire}}"),
+            Query(f"sort_desc(topk(12, max by (run, wire) ({of_servers})))", "{{run}} {{wire}}"),
             steps,
             "percentunit",
             most=2.0,
@@ -213,10 +214,10 @@ def _rewards() -> tuple[Panel, ...]:
             Face(
                 "Score",
                 "Mean of the score before penalties and caps, in standard deviations of the calibration. That it rises "
-                "is what training is for; dotted: what was usual.",
+                "is what training is for; dotted: the baseline.",
             ),
             Query(_SCORE, _RUN),
-            Query(q.baseline("score"), f"{_RUN} usual", "usual"),
+            Query(q.baseline("score"), f"{_RUN} baseline", "usual"),
             least=None,
         ),
         lines(
@@ -225,7 +226,7 @@ def _rewards() -> tuple[Panel, ...]:
                 "Standard deviation of the same scores: a policy that has found one trick gives all its "
                 "responses much the same score.",
             ),
-            Query(q.fresh_deviation("score"), _RUN),
+            Query(q.fresh_std("score"), _RUN),
         ),
         lines(
             Face(
@@ -236,15 +237,7 @@ def _rewards() -> tuple[Panel, ...]:
             Query(capped, "{{side}}"),
             unit="percentunit",
         ),
-        _share("Capped rewards of a run", "Share of the rewards that a cap has changed.", "capped", "capped"),
-        _share("Saturated scores", "Share of the scores that hardly any reference reaches.", "saturated", "saturation"),
-        _share(
-            "Groups without a difference",
-            "Share of the groups of responses to one prompt that all have the same reward, from "
-            "which GRPO and RLOO learn nothing.",
-            "flat_groups",
-            "flat_groups",
-        ),
+        *_wire_panels("rewards"),
     )
 
 
@@ -301,79 +294,13 @@ def _training() -> tuple[Panel, ...]:
     )
 
 
-def _responses() -> tuple[Panel, ...]:
-    return (
-        _trait("Missing ends", "Share of responses that were cut off.", "missing_end", "percentunit"),
-        _trait("Repetition", "Share of the trigrams of a response that it had before.", "repetition", "percentunit"),
-        _trait("Refusals", "Phrases of refusal in a response.", "refusal"),
-        _trait("Flattery", "Phrases in a response that flatter who asked.", "flattery"),
-        _trait("Markup", "List marks, headings and bold in a line of a response.", "markup"),
-        _trait("To the judge", "Phrases in a response that speak to whoever scores it.", "judge_injection"),
-        _trait("Openers", "Share of responses that are an opening without an answer.", "empty_opener", "percentunit"),
-        _trait(
-            "Control tokens",
-            "Share of responses with control tokens of chat templates.",
-            "control_tokens",
-            "percentunit",
-        ),
-        _trait(
-            "Other scripts",
-            "Share of the letters of a response in scripts that its prompt does not use.",
-            "foreign_script",
-            "percentunit",
-        ),
-    )
-
-
-def _duplicates() -> tuple[Panel, ...]:
-    return (
-        _share(
-            "Repeats",
-            "Share of texts that the run sent before for the same prompt.",
-            "duplicate_within_prompt",
-            "duplicate_within_prompt",
-            6,
-        ),
-        _share(
-            "Echoes",
-            "Share of texts that the run sent before for another prompt.",
-            "duplicate_across_prompts",
-            "duplicate_across_prompts",
-            6,
-        ),
-        _share(
-            "Searched texts",
-            "Share of texts that the run has sent very often: somebody searches the model with them.",
-            "probing",
-            "probing",
-            6,
-        ),
-        _share(
-            "Replayed ids",
-            "Share of samples whose id stood for another sample of the same step.",
-            "id_reuse",
-            "id_reuse",
-            6,
-        ),
-    )
-
-
-def _opinions() -> tuple[Panel, ...]:
+def _judges() -> tuple[Panel, ...]:
     shares, baseline = (
         q.component_shares(f"rewardserve:run_component_{name}")
         for name in ("variance:recent", "baseline_moment:variance")
     )
     return (
-        lines(
-            Face(
-                "Audit gap",
-                "How far the score is above that of the audit judge, on the samples that both saw.",
-                (alert_name("audit_gap"),),
-            ),
-            Query(q.statistic("audit_gap"), _RUN),
-            Query(q.threshold("audit_gap"), "trips at", "limit"),
-            least=None,
-        ),
+        *_wire_panels("judges"),
         lines(
             Face(
                 "Score and audit",
@@ -387,44 +314,14 @@ def _opinions() -> tuple[Panel, ...]:
         ),
         lines(
             Face(
-                "Divergence",
-                "The smaller of how surely the score rises and how surely the audit judge's falls, as t of straight lines "
-                "through thirty windows.",
-                (alert_name("divergence"),),
-            ),
-            Query(q.statistic("divergence"), _RUN),
-            Query(q.threshold("divergence"), "trips at", "limit"),
-            least=None,
-        ),
-        lines(
-            Face(
-                "Disagreement of the members",
-                "Mean standard deviation of the members of the ensemble about one sample.",
-                (alert_name("spread"),),
-            ),
-            Query(q.recent_mean("spread"), _RUN),
-            Query(q.trips_at("spread"), f"{_RUN} trips at", "limit"),
-        ),
-        lines(
-            Face(
-                "Parts of the reward",
-                "Share of the variance of the reward that each part decides; dotted: what was usual.",
+                "Components of the reward",
+                "Share of the variance of the reward that each component decides; dotted: the baseline.",
                 (alert_name("component_share"),),
             ),
             Query(shares, f"{_RUN} {{{{component}}}}"),
-            Query(baseline, f"{_RUN} {{{{component}}}} usual", "usual"),
+            Query(baseline, f"{_RUN} {{{{component}}}} baseline", "usual"),
             unit="percentunit",
             most=1.0,
-        ),
-        lines(
-            Face(
-                "Baits that were taken",
-                "Share of the planted prompts that are answered as no honest policy would.",
-                (alert_name("honeypots"),),
-            ),
-            Query(q.statistic("honeypots"), _RUN),
-            Query(q.threshold("honeypots"), "trips at", "limit"),
-            unit="percentunit",
         ),
         bars(
             Face(
@@ -447,22 +344,21 @@ def _tile(title: str, says: str, *alerts: str) -> Face:
     return Face(title, says, alerts, width=4, height=4)
 
 
-def _share(title: str, says: str, of: str, wire: str, width: int = 8) -> Panel:
-    """What a wire looks at that counts samples."""
-    return lines(
-        Face(title, says, (alert_name(wire),), width),
-        Query(q.recent_mean(of), _RUN),
-        Query(q.threshold(wire), "trips at", "limit"),
-        unit="percentunit",
-    )
+def _wire_panels(row: str) -> tuple[Panel, ...]:
+    """The panels of one row that the table of wires describes."""
+    of_row = [(wire, wire.chart) for wire in WIRES if wire.chart is not None and wire.chart.row == row]
+    width = 6 if len(of_row) == 4 else 8
+    return tuple(_wire_panel(wire, chart, width) for wire, chart in of_row)
 
 
-def _trait(title: str, says: str, trait: str, unit: str = "short") -> Panel:
-    """A trait of responses; its wire has its name."""
-    limit = q.trips_at(trait)
+def _wire_panel(wire: Wire, chart: Chart, width: int) -> Panel:
+    """What a wire compares with its threshold: a mean over samples where it is one, else its statistic."""
+    of = getattr(wire.statistic, "of", None)
+    trips_at = f"{_RUN} trips at" if q.is_learned(wire.name) else "trips at"
     return lines(
-        Face(title, says, (alert_name(trait),)),
-        Query(q.recent_mean(trait), _RUN),
-        Query(limit, f"{_RUN} trips at" if q.is_learned(trait) else "trips at", "limit"),
-        unit=unit,
+        Face(chart.title, chart.description, (alert_name(wire.name),), width),
+        Query(q.statistic(wire.name) if of is None else q.recent_mean(of), _RUN),
+        Query(q.trips_at(wire.name), trips_at, "limit"),
+        unit=chart.unit,
+        least=chart.min,
     )

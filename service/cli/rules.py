@@ -14,7 +14,8 @@ from rewardserve.arguments import USAGE_ERROR, Parser, show
 from rewardserve.model.text.printable import printable
 from rewardserve.model.text.text_files import decode_text
 from rewardserve.service.tripwires.config import WireConfig, WireConfigError, parse_wire_config
-from rewardserve.service.tripwires.prometheus import ENOUGH_SAMPLES, WINDOWS, Windows, seconds_of, text_of
+from rewardserve.service.tripwires.prometheus import rules_text
+from rewardserve.service.tripwires.promql import ENOUGH_SAMPLES, WINDOWS, Windows, seconds_of
 
 PROGRAM = "rewardserve rules"
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     if any(shorter >= longer for shorter, longer in pairwise(lengths)):
         parser.error(f"--windows are {' '.join(given.windows)}: each must be longer than the one before")
     try:
-        plan = (
+        config = (
             parse_wire_config(tomllib.loads(decode_text(given.config_file.read_bytes())))
             if given.config_file
             else WireConfig()
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     except (OSError, ValueError, WireConfigError) as error:
         print(printable(f"{PROGRAM}: {given.config_file}: {error}"), file=sys.stderr)
         return USAGE_ERROR
-    show(text_of(plan, Windows(tuple(given.windows), given.samples)).removesuffix("\n"))
+    show(rules_text(config, Windows(tuple(given.windows), given.samples)).removesuffix("\n"))
     return 0
 
 

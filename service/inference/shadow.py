@@ -100,7 +100,7 @@ class Shadow:
     ) -> None:
         self.share = share
         self.agreement = AgreementStats()
-        self._opinion = background_scorer
+        self._background_scorer = background_scorer
         self._told = told
 
     def ask(self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed]) -> None:
@@ -113,7 +113,7 @@ class Shadow:
         if not chosen:
             return
 
-        def hear(others: Sequence[Reward | None]) -> None:
+        def compare(others: Sequence[Reward | None]) -> None:
             both = [
                 (_prompt(row), (served.value, other.value))
                 for (row, served), other in zip(chosen, others, strict=True)
@@ -125,7 +125,7 @@ class Shadow:
                 self.agreement.orders[order] += n
             self._told(len(both), orders)
 
-        self._opinion.ask([row.sample for row, _ in chosen], hear)
+        self._background_scorer.submit([row.sample for row, _ in chosen], compare)
 
     @property
     def comparison(self) -> ShadowComparison:
@@ -135,7 +135,7 @@ class Shadow:
 
     async def stop(self) -> None:
         """Drop what is being compared."""
-        await self._opinion.stop()
+        await self._background_scorer.stop()
 
 
 def count_orders(both: Sequence[tuple[tuple[int, ...], RewardPair]]) -> dict[str, int]:

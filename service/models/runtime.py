@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rewardserve.model.backends import LoadedModel, LoadError, load
@@ -31,8 +31,8 @@ from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.scoring import Rooms, Scoring
 from rewardserve.service.settings import ModelSettings
-from rewardserve.service.tripwires.advice import ADVICE, SAYS
-from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, usual
+from rewardserve.service.tripwires.alert import CANARY, Alert
+from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, baseline_stat
 from rewardserve.service.tripwires.honeypots import Honeypots
 from rewardserve.service.tripwires.incidents import IncidentTracker
 from rewardserve.service.tripwires.io.audit import AuditJudge
@@ -43,8 +43,7 @@ from rewardserve.service.tripwires.io.evidence import EvidenceStore
 from rewardserve.service.tripwires.io.run_watcher import CpuBudget, RunWatcher
 from rewardserve.service.tripwires.io.webhook import Webhook
 from rewardserve.service.tripwires.run_monitor import CANARIES, CANARY_THRESHOLD, MonitorLimits, RunMonitor
-from rewardserve.service.tripwires.units import units
-from rewardserve.service.tripwires.wire import CANARY, Alert
+from rewardserve.service.tripwires.wires import ALERT_TEXTS
 
 _CANARY_STDS, _CANARY_NOISES = 0.01, 4.0
 
@@ -201,7 +200,7 @@ def load_canaries(settings: ModelSettings, loaded: LoadedModel, noise: NumericNo
     std = loaded.calibration.std if loaded.calibration else 1.0
     allowed = max(_CANARY_STDS * std, _CANARY_NOISES * noise.max if noise else 0.0)
     canaries = CanarySet(known if loaded.identity.n_parameters else [], loaded.encode, loaded.identity, allowed)
-    canaries.begin(lambda batch: [loaded.identity.raw(heads) for heads in loaded.scorer.score(batch).rows])
+    canaries.score_first(lambda batch: [loaded.identity.raw(heads) for heads in loaded.scorer.score(batch).rows])
     return canaries
 
 
@@ -218,14 +217,14 @@ def build_commons(
 
     Raise `LexiconError`.
     """
-    plan = settings.wire_config()
+    config = settings.wire_config()
     limits = MonitorLimits(
         window=settings.tripwires.window,
-        votes_for_a_page=plan.votes_for_a_page,
+        votes_for_a_page=config.votes_for_a_page,
         ended_s=settings.tripwires.run_ends_s,
-        blocks=frozenset(plan.block),
+        blocks=frozenset(config.block),
     )
-    monitor = RunMonitor(BaselineSource(), limits, plan.wires)
+    monitor = RunMonitor(BaselineSource(), limits, config.wires)
     metrics.watch_runs(monitor, clock.now)
     return Commons(
         settings,
@@ -234,7 +233,7 @@ def build_commons(
         clock,
         monitor,
         CpuBudget(settings.tripwires.cpu_share, clock.now()),
-        Lexicon.read([Path(name) for name in plan.lexicons]),
+        Lexicon.read([Path(name) for name in config.lexicons]),
         settings.read_honeypots(),
         _build_evidence_store(settings),
         webhook,
@@ -294,19 +293,17 @@ def _build_watcher(
 ) -> RunWatcher:
     log, settings = logs.logger("tripwires"), commons.settings
     loaded, pipeline, webhook = prepared.loaded, prepared.pipeline, commons.webhook
-    says = {wire.name: wire.says for wire in commons.monitor.wires} | SAYS
-    unit = units(commons.monitor.wires)
 
-    def tell(run: str, alert: Alert) -> None:
-        known = commons.monitor.runs.get(run)
-        notice = commons.incidents.notice(run, alert, known.alerts if known is not None else ())
-        if webhook is not None and notice is not None:
-            webhook.tell({"run": run, **alert._asdict(), "says": says[alert.wire],
-                          "measured": unit[alert.wire].measured(alert.statistic),
-                          "beyond": unit[alert.wire].measured(alert.threshold),
-                          "incident": notice.incident, "cause": notice.cause, "update": notice.is_update,
-                          **asdict(ADVICE[alert.wire]),
-                          "model": loaded.identity.name, "model_version": version, "pipeline": pipeline.digest})  # fmt: skip
+    def on_alert(run: str, alert: Alert) -> None:
+        state, text = commons.monitor.runs.get(run), ALERT_TEXTS[alert.wire]
+        notification = commons.incidents.notification_for(run, alert, state.alerts if state is not None else ())
+        if webhook is not None and notification is not None:
+            webhook.enqueue({"run": run, **alert._asdict(), "summary": text.summary, "confidence": text.confidence,
+                             "action": text.action,
+                             "statistic_text": text.unit.measured(alert.statistic),
+                             "threshold_text": text.unit.measured(alert.threshold), **notification._asdict(),
+                             "model": loaded.identity.name, "model_version": version,
+                             "pipeline": pipeline.digest})  # fmt: skip
         level = log.error if alert.severity == "page" else log.warning if alert.severity == "warn" else log.info
         level("tripwire", run=run, wire=alert.wire, severity=alert.severity, statistic=round(alert.statistic, 4),
               threshold=alert.threshold, step=alert.step, evidence=list(alert.evidence))  # fmt: skip
@@ -315,13 +312,13 @@ def _build_watcher(
     components = pipeline.combination.component_names
     baseline_source = BaselineSource(known, tuple(components), model=loaded.identity.name)
     if baseline_store is not None:
-        baseline_source = replace(baseline_source, known=baseline_store.known, learned=baseline_store.keep)
+        baseline_source = replace(baseline_source, known=baseline_store.baselines, on_learned=baseline_store.save)
     return RunWatcher(
         commons.monitor,
         baseline_source,
         commons.lexicon,
         commons.clock,
-        tell,
+        on_alert,
         cpu_budget=commons.cpu_budget,
         judge=commons.judge,
         honeypots=commons.honeypots,
@@ -332,7 +329,7 @@ def _build_watcher(
 
 
 def _build_baseline_store(settings: ModelSettings, loaded: LoadedModel, pipeline: Pipeline) -> BaselineStore | None:
-    folder, log = settings.tripwires.state_dir, logs.logger("references")
+    folder, log = settings.tripwires.state_dir, logs.logger("baselines")
     if folder is None:
         return None
     served = hashlib.sha256(f"{loaded.contract.digest} {pipeline.digest}".encode()).hexdigest()
@@ -361,7 +358,7 @@ def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock, metr
         batcher,
         pipeline,
         share=share,
-        skipped=metrics.observe_audit_skipped,
+        on_skipped=metrics.observe_audit_skipped,
         close=audit.scorer.close,
     )
 
@@ -370,11 +367,11 @@ def _baseline(calibration: Calibration | None, pipeline: Pipeline) -> Baseline:
     """What the calibration says is usual; of a combination of its own it says nothing of the scores."""
     if calibration is None:
         return Baseline()
-    known = {trait.name: usual(trait.name, trait.mean, trait.std) for trait in calibration.traits}
+    known = {trait.name: baseline_stat(trait.name, trait.mean, trait.std) for trait in calibration.traits}
     if pipeline.combination.method != "sum" or not calibration.quantiles:
         return Baseline(known)
     scale = pipeline.combination.members[0].scale
-    known["score"] = usual("score", (calibration.mean - scale.mean) / scale.std, calibration.std / scale.std)
+    known["score"] = baseline_stat("score", (calibration.mean - scale.mean) / scale.std, calibration.std / scale.std)
     return Baseline(known, saturation=(calibration.quantiles[-1][1] - scale.mean) / scale.std)
 
 

@@ -1,6 +1,6 @@
 """What the board knows of its runs, as metrics: read when somebody scrapes, so nothing is copied while samples pass.
 
-Everything that an alert needs is a sum that only grows, or a sum over the samples that say what is usual: those of replicas are
+Everything that an alert needs is a sum that only grows, or a sum over the samples that say what is stat: those of replicas are
 added up, and say what one replica would.
 """
 
@@ -40,7 +40,7 @@ NAMES = (
     "run_component_sum_total", "run_component_baseline_moment", "run_model_age_seconds", "run_step", "run_kl",
     "runs_over_limit_total", "samples_inspected_total",
 )  # fmt: skip
-"""The lines of the table that are read from the board."""
+"""The lines of the table that are read from the run monitor."""
 
 
 class Runs(Collector):
@@ -92,9 +92,9 @@ class Runs(Collector):
     def _add_run(self, add: Add, state: Run, now: float) -> None:
         _add_wires(add, state, self._board)
         _add_sums(add, state)
-        _add_usual(add, state)
-        if state.measured_at is not None:
-            add("run_model_age_seconds", now - state.measured_at)
+        _add_baseline(add, state)
+        if state.model_changed_at is not None:
+            add("run_model_age_seconds", now - state.model_changed_at)
         if state.step is not None:
             add("run_step", state.step)
         if state.kl is not None:
@@ -111,7 +111,7 @@ def _add_wires(add: Add, state: Run, monitor: RunMonitor) -> None:
 
 
 def _add_sums(add: Add, state: Run) -> None:
-    sums = iter(state.counted.sums)
+    sums = iter(state.all_sums.sums)
     for of in ENTRIES:
         add("run_sum_total", next(sums), of=of)
     for name in state.baseline_source.components:
@@ -119,19 +119,19 @@ def _add_sums(add: Add, state: Run) -> None:
             add("run_component_sum_total", next(sums), component=name, of=of)
 
 
-def _add_usual(add: Add, state: Run) -> None:
+def _add_baseline(add: Add, state: Run) -> None:
     named = {component(i): name for i, name in enumerate(state.baseline_source.components)}
-    for of, usual in state.baseline.usual.items():
-        for order, value in enumerate(_powers(usual)):
+    for of, stat in state.baseline.stats.items():
+        for order, value in enumerate(_powers(stat)):
             if of in named:
                 add("run_component_baseline_moment", value, component=named[of], order=str(order))
             else:
                 add("run_baseline_moment", value, of=of, order=str(order))
 
 
-def _powers(usual: BaselineStat) -> tuple[float, float, float]:
-    """Sums of the powers 0, 1 and 2 over the samples that say what is usual."""
-    return usual.n, usual.n * usual.mean, usual.n * (usual.mean * usual.mean + usual.std * usual.std)
+def _powers(stat: BaselineStat) -> tuple[float, float, float]:
+    """Sums of the powers 0, 1 and 2 over the samples that say what is stat."""
+    return stat.n, stat.n * stat.mean, stat.n * (stat.mean * stat.mean + stat.std * stat.std)
 
 
 class Margins(Collector):

@@ -1,8 +1,8 @@
-"""What an operator may change of the wires: thresholds, votes, severities, phrases. Checked here, read from a file by `app`.
+"""Changes of an operator to the wires: thresholds, votes, severities, phrases. Checked here, read from a file by `settings`.
 
     votes_for_a_page = 3
     lexicons = ["phrases/en.json"]
-    block = ["judge", "vote"]   # refuse the samples of a run from when one of these trips until somebody acknowledges it
+    block = ["judge", "vote"]   # refuse the samples of a run while one of these alerts is not acknowledged
 
     [wires.length_high]
     threshold = 0.6
@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from rewardserve.service.tripwires.wire import CANARY, VOTE, Severity
+from rewardserve.service.tripwires.alert import CANARY, VOTE, Severity
 from rewardserve.service.tripwires.wires import WIRES, Wire
 
 VOTES_FOR_A_PAGE = 3
@@ -29,12 +29,12 @@ _SEVERITIES = (*get_args(Severity), "off")
 
 
 class WireConfigError(Exception):
-    """The plan makes no sense; the message names the entry."""
+    """The file makes no sense; the message names the entry."""
 
 
 @dataclass(frozen=True, slots=True)
 class WireConfig:
-    """The wires that are watched, and how many votes make a page. `lexicons`: files with phrases; none: the shipped ones.
+    """The wires that are evaluated, and how many votes make a page. `lexicons`: files with phrases; none: the shipped ones.
     `block`: wires whose alerts end the service of a run.
     """
 

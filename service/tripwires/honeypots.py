@@ -1,9 +1,9 @@
-"""Planted prompts: questions that no honest policy answers in a certain way, matched by keyed hash.
+"""Honeypots: planted prompts that no honest policy answers in a certain way, matched by keyed hash.
 
 A trainer mixes them among its own; nothing marks them, and this server knows them by hashes under a key, so neither the
-prompts nor what would betray a policy can be read from its files. A response takes the bait where it scores above what an
+prompts nor the answers of a dishonest policy can be read from its files. A response is a hit where it scores above what an
 honest answer can, or where a word or a line of it is the planted answer.
-Its reward is the usual one: a policy learns nothing of the trap. Pure.
+Its reward is the usual one, so the policy does not learn that the prompt was planted. Pure.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from itertools import chain
 from typing import Any
 
 DIGEST_SIZE = 16
-MOST_KEY_BYTES = 64
-"""What BLAKE2b takes."""
+MAX_KEY_BYTES = 64
+"""Limit of BLAKE2b."""
 
 _FIELDS = {"prompt", "answers", "above"}
 
@@ -29,7 +29,7 @@ class HoneypotsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Honeypot:
-    """What gives a response away: hashes of `answers`, or a normalised score beyond `above`."""
+    """A response is a hit by one of `answers`, which are hashes, or by a normalised score above `above`."""
 
     answers: frozenset[str] = frozenset()
     above: float | None = None
@@ -42,15 +42,15 @@ class Honeypots:
     key: bytes
     by_prompt: Mapping[str, Honeypot] = field(default_factory=dict)
 
-    def taken(self, question: str, response: str, score: float) -> bool | None:
-        """Whether this response takes the bait; None where the question was not planted."""
-        bait = self.by_prompt.get(digest(question, self.key))
-        if bait is None:
+    def is_hit(self, question: str, response: str, score: float) -> bool | None:
+        """Whether this response is a hit; None where the question was not planted."""
+        honeypot = self.by_prompt.get(digest(question, self.key))
+        if honeypot is None:
             return None
-        if bait.above is not None and score > bait.above:
+        if honeypot.above is not None and score > honeypot.above:
             return True
         pieces = chain(response.splitlines(), response.split())
-        return bool(bait.answers) and any(digest(piece, self.key) in bait.answers for piece in pieces)
+        return bool(honeypot.answers) and any(digest(piece, self.key) in honeypot.answers for piece in pieces)
 
 
 def digest(text: str, key: bytes) -> str:
@@ -75,7 +75,7 @@ def hashed(lines: Iterable[str], key: bytes) -> list[str]:
 
 
 def read(lines: Iterable[str], key: bytes) -> Honeypots:
-    """What `hashed` wrote. Raise `BaitsError`."""
+    """Read the lines that `hashed` wrote. Raise `BaitsError`."""
     _check_key(key)
     entries = _entries(lines)
     honeypots = {
@@ -87,8 +87,8 @@ def read(lines: Iterable[str], key: bytes) -> Honeypots:
 
 
 def _check_key(key: bytes) -> None:
-    if not 16 <= len(key) <= MOST_KEY_BYTES:
-        raise HoneypotsError(f"the key has {len(key)} bytes; it must have 16 to {MOST_KEY_BYTES}")
+    if not 16 <= len(key) <= MAX_KEY_BYTES:
+        raise HoneypotsError(f"the key has {len(key)} bytes; it must have 16 to {MAX_KEY_BYTES}")
 
 
 def _entries(lines: Iterable[str]) -> list[dict[str, Any]]:

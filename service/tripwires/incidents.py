@@ -1,4 +1,4 @@
-"""Choose the findings to send: one notification a run and cause, and an update when it becomes a page.
+"""Choose the alerts to send: one notification a run and cause, and an update when it becomes a page.
 
 An exploit trips many wires within minutes. The first opens an incident; the others belong to it until every wire that was
 reported for it has been acknowledged, or the run is forgotten. Pure.
@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import uuid4
 
-from rewardserve.service.tripwires.wire import Alert, Cause, Severity
+from rewardserve.service.tripwires.alert import Alert, Cause, Severity
 from rewardserve.service.tripwires.wires import cause_of
 
 _RANK: dict[Severity, int] = {"note": 0, "warn": 1, "page": 2}
-_MOST_REMEMBERED = 4_096
+_MAX_OPEN = 4_096
 
 
 class Notification(NamedTuple):
     """A notification to send; `is_update`: of an incident that was sent before."""
 
-    incident: str
+    incident_id: str
     cause: Cause
     is_update: bool
 
@@ -35,13 +35,13 @@ class _Incident:
 
 
 class IncidentTracker:
-    """Remembers the open incidents of runs. Belongs to one event loop."""
+    """Keeps the open incidents of runs. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[tuple[str, Cause], _Incident] = OrderedDict()
 
-    def notice(self, run: str, alert: Alert, tripped: Collection[str]) -> Notification | None:
-        """The notification for a finding; None: nothing new. `tripped` are all wires of the run that are latched now."""
+    def notification_for(self, run: str, alert: Alert, tripped: Collection[str]) -> Notification | None:
+        """The notification for an alert; None: nothing to send. `tripped` are all wires of the run whose alerts are active."""
         if alert.severity == "note":
             return None
         cause = cause_of(alert.wire)
@@ -55,11 +55,11 @@ class IncidentTracker:
         known.wires.add(alert.wire)
         known.severity = alert.severity
         self._open.move_to_end((run, cause))
-        if len(self._open) > _MOST_REMEMBERED:
+        if len(self._open) > _MAX_OPEN:
             self._open.popitem(last=False)
         return Notification(known.id, cause, is_update)
 
 
 def most_severe_first(alerts: Collection[Alert]) -> list[Alert]:
-    """Sort findings of one moment, so that the most severe one opens their incident."""
+    """Sort alerts of one moment, so that the most severe one opens their incident."""
     return sorted(alerts, key=lambda alert: -_RANK[alert.severity])

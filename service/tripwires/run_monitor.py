@@ -1,7 +1,7 @@
-"""The state of every run, and what is said when a wire trips. O(1) a run, a bounded number of runs.
+"""The state of every run, and the alerts of its wires. O(1) a run, a bounded number of runs.
 
-Samples come in, sums grow; when a window is full its sums are smoothed, every wire looks at them, and what trips stays
-tripped until somebody acknowledges it. Pure: the time is passed in, and nothing here touches a reward.
+Samples come in, sums grow; when a window is full its sums are smoothed, every wire is evaluated on them, and an alert stays
+active until an operator acknowledges it. Pure: the time is passed in, and nothing here touches a reward.
 """
 
 from __future__ import annotations
@@ -13,41 +13,41 @@ from itertools import islice
 from typing import TypeVar
 
 from rewardserve.model.traits import TOKEN_TRAITS, TRAITS
+from rewardserve.service.tripwires.alert import CANARY, VOTE, Alert, Severity
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource
+from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.running_sums import RunningSums
-from rewardserve.service.tripwires.wire import CANARY, VOTE, Alert, SampleFeatures, Severity
-from rewardserve.service.tripwires.wires import WIRES, HoneypotHitRate, RunSnapshot, WindowMeans, Wire
+from rewardserve.service.tripwires.statistics import HoneypotHitRate, RunSnapshot, WindowMeans
+from rewardserve.service.tripwires.wires import FLAGGED_TRAITS, WIRES, Wire
 
 V = TypeVar("V")
 
 OTHER = "other"
-"""The run that samples without a name belong to, and those of more runs than there is room for."""
+"""The run of samples without a name, and of those of more runs than `max_runs`."""
 
 CANARIES = "canaries"
-"""What canaries are reported as: they belong to the model, not to a run. Nobody else's run is kept under that name."""
+"""The label of alerts about canaries: they belong to the model, not to a run. No client's run has this label."""
 
 CANARY_THRESHOLD = 1.0
 """In multiples of what kernels and batches may do to a score."""
 
 PROBING_COUNT = 64
-"""So often nobody scores one text by chance."""
+"""No text is scored so often by chance."""
 
-_OURS = (OTHER, CANARIES)
-_NOBODY = ("", "")
+_RESERVED = (OTHER, CANARIES)
+_UNNAMED = ("", "")
 """Owner and name of samples that have neither."""
 
 _SILENT, _LEARNING, _PROTECTED = range(3)
-_MOST_PARKED = 256
-"""Blocked runs of one owner whose state has made room for other runs; their alerts are kept."""
-_TELLTALE = frozenset({"judge_injection", "empty_opener", "control_tokens", "foreign_script"})
-"""Traits of which every sample that has one is evidence by itself."""
+_MAX_ARCHIVED = 256
+"""Blocked runs of one owner whose state was evicted for other runs; their alerts are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class MonitorLimits:
-    """`window` counts samples. `smoothing` is the weight of the newest window. A run that knows no reference learns one from
+    """`window` counts samples. `smoothing` is the weight of the newest window. A run without a baseline learns one from
     `warm_up` windows. A run that is silent for `ended_s` has ended, so its alerts resolve; after `expiry_s` it is forgotten. A run
-    that has its reference and was not silent for `protected_s` does not make room for another run of the same owner. `blocks` are
+    that has its baseline and was not silent for `protected_s` is not evicted for another run of the same owner. `blocks` are
     wires whose alerts end the service of a run.
     """
 
@@ -75,9 +75,9 @@ class ActiveAlert:
 
 @dataclass(slots=True)
 class Run:
-    """What is kept of one run. `total` and `window` were measured by `yardstick`, since `measured_at` where there was another one
-    before; what that one has measured is in `before`. `owner` is the key that sent it, "" where there are no keys; `name` is
-    "" for samples that name no run.
+    """The state of one run. `total` and `window` are sums over rewards of the model of `baseline_source`, since `model_changed_at`
+    where another model scored the run before; the sums over that one's rewards are in `earlier`. `owner` is the key that sent it,
+    "" where there are no keys; `name` is "" for samples that name no run.
     """
 
     baseline_source: BaselineSource
@@ -85,15 +85,15 @@ class Run:
     total: RunningSums
     window: RunningSums
     smooth: RunningSums
-    before: RunningSums
-    measured_at: float | None = None
+    earlier: RunningSums
+    model_changed_at: float | None = None
     trend: deque[WindowMeans] = field(default_factory=deque)
     texts: OrderedDict[int, tuple[int, int]] = field(default_factory=OrderedDict)
     keys: OrderedDict[int, None] = field(default_factory=OrderedDict)
     ids: OrderedDict[int, None] = field(default_factory=OrderedDict)
-    honeypots: deque[bool] = field(default_factory=lambda: deque(maxlen=HoneypotHitRate.most))
-    recent: deque[str] = field(default_factory=deque)
-    shown: dict[str, deque[str]] = field(default_factory=dict)
+    honeypots: deque[bool] = field(default_factory=lambda: deque(maxlen=HoneypotHitRate.max_answers))
+    recent_evidence: deque[str] = field(default_factory=deque)
+    wire_evidence: dict[str, deque[str]] = field(default_factory=dict)
     alerts: dict[str, ActiveAlert] = field(default_factory=dict)
     trips: Counter[str] = field(default_factory=Counter)
     statistics: dict[str, float] = field(default_factory=dict)
@@ -106,22 +106,22 @@ class Run:
 
     @property
     def baseline_key(self) -> str:
-        """The key of this run's reference among those that outlive a restart. Names of keys hold no space."""
+        """The key of this run's baseline among those that outlive a restart. Names of keys hold no space."""
         return f"{self.owner} {self.name}" if self.owner else self.name
 
     @property
-    def counted(self) -> RunningSums:
-        """Everything, by whatever it was measured."""
-        return self.before + self.total + self.window
+    def all_sums(self) -> RunningSums:
+        """Over all samples, whichever model scored them."""
+        return self.earlier + self.total + self.window
 
 
 class RunMonitor:
-    """Watches runs. Belongs to one event loop. `yardstick` is for the runs of whom nobody says by what they are measured.
+    """Watches runs. Belongs to one event loop. `baseline_source` is for runs whose model is not named.
 
     A run is known by its owner and its name: runs of two owners are two runs, whatever they are called. It is kept under a label:
     its name, or `NAME@OWNER` where another owner's run had that label first; `other`, or `other@OWNER`, without a name. When
     all places are taken a new run takes one from the owner that has most; among the runs of its own owner from one that was
-    silent for long, then from one that has not shown yet what is usual. Where none of these can go, it shares `other`.
+    silent for long, then from one that has no baseline yet. Where none of these can go, it shares `other`.
     """
 
     def __init__(self, baseline_source: BaselineSource, limits: MonitorLimits, wires: Sequence[Wire] = WIRES) -> None:
@@ -148,52 +148,53 @@ class RunMonitor:
 
     @property
     def archived(self) -> dict[str, Run]:
-        """Blocked runs whose state has made room for others: their alerts and counters."""
+        """Blocked runs whose state was evicted for others: their alerts and counters."""
         return dict(self._archived)
 
-    def measure(self, name: str | None, baseline_source: BaselineSource, now: float, owner: str = "") -> None:
-        """From now on this run's rewards are another model's, if they are: what is usual is learnt anew, and alerts stay."""
+    def set_baseline_source(
+        self, name: str | None, baseline_source: BaselineSource, now: float, owner: str = ""
+    ) -> None:
+        """Tell which model scores this run from now on. For another one the baseline is learned anew; alerts stay."""
         run = self._runs.get(self._label_for(_key(name, owner), now))
         if run is not None and run.baseline_source is not baseline_source:
-            _measure_anew(run, baseline_source, now)
+            _change_model(run, baseline_source, now)
 
     def observe(
         self,
         name: str | None,
         step: int | None,
-        seen: Sequence[SampleFeatures],
+        samples: Sequence[SampleFeatures],
         now: float,
         kl: float | None = None,
-        by: BaselineSource | None = None,
+        source: BaselineSource | None = None,
         owner: str = "",
     ) -> list[Alert]:
-        """Count what is new of these samples of one request. What tripped because of them.
+        """Count the new ones of these samples of one request. Return the alerts that they raised.
 
-        Samples whose rewards are not of the model that the run is measured by are left out: they were on their way when it
-        changed.
+        Samples of another model than the run has now are left out: they were in flight when it changed.
         """
-        run = self._run_of_caller(name, owner, now, by)
-        if by is not None and run.baseline_source is not by:
+        run = self._run_of_caller(name, owner, now, source)
+        if source is not None and run.baseline_source is not source:
             return []
         run.step = step if step is not None else run.step
         run.kl = kl if kl is not None else run.kl
-        new = [each for each in seen if self._is_new(run, each)]
+        new = [each for each in samples if self._is_new(run, each)]
         if _key(name, owner) not in self._labels and (name or owner):
             self.n_over_limit += len(new)
-        found: list[Alert] = []
+        alerts: list[Alert] = []
         _count_groups(run, new)
         for each in new:
             self._count(run, each)
             if run.window["samples"] >= self._limits.window:
-                found += self._close_window(run, now)
-        return found
+                alerts += self._close_window(run, now)
+        return alerts
 
     def add_audit(self, name: str | None, score: float, audit: float, now: float, owner: str = "") -> None:
-        """What the audit judge says of a sample: `level` is what the sample was scored."""
+        """Count the score of one sample, and that of the audit judge."""
         _count_audit(self._run_of_caller(name, owner, now).window, score, audit)
 
     def add_sample_ids(self, name: str | None, ids: Iterable[tuple[int, int]], now: float, owner: str = "") -> None:
-        """Samples by the hash of their id, with the hash of what they are: one id is to stand for one sample."""
+        """Count ids that stand for several samples. `ids`: the hash of each id, with the hash of the sample."""
         run = self._run_of_caller(name, owner, now)
         for sample_id, content in ids:
             pair = hash((sample_id, content))
@@ -205,7 +206,7 @@ class RunMonitor:
                 _remember(run.ids, key, None, 2 * self._limits.remembered_texts)
 
     def blocked_by(self, name: str | None, owner: str = "", *, is_bound: bool = False) -> str | None:
-        """The wire whose alert ends the service of this run, or of every run, until somebody acknowledges it.
+        """The wire whose alert ends the service of this run, or of every run, until it is acknowledged.
 
         `is_bound`: the owner may send certain runs only. Then samples without a run, and runs that are not known yet, are
         refused while any run of the owner is blocked: they would be its way out.
@@ -223,26 +224,30 @@ class RunMonitor:
         return next((wire for run in runs for wire in run.alerts if wire in blocks), None)
 
     def label_of(self, name: str | None, owner: str = "") -> str:
-        """The label of a run: its own, or that of all others where there was no room."""
+        """The label of a run: its own, or `other` where there are too many runs."""
         return self._labels.get(_key(name, owner), OTHER)
 
-    def named(self, label: str) -> set[str]:
-        """The evidence that an alert of this run could name from now on. At most `limits.evidence` a wire that shows some."""
+    def evidence_of(self, label: str) -> set[str]:
+        """The evidence that an alert of this run could name from now on. At most `limits.evidence` a wire."""
         run = self._runs.get(label)
-        return set() if run is None else {each for shown in (run.recent, *run.shown.values()) for each in shown}
+        return (
+            set()
+            if run is None
+            else {each for named in (run.recent_evidence, *run.wire_evidence.values()) for each in named}
+        )
 
     def has_ended(self, label: str, now: float) -> bool:
         """Whether this run has sent nothing for so long that its alerts are of no use. Canaries are no run."""
         run = self._runs.get(label)
         return label != CANARIES and (run is None or now - run.seen_at > self._limits.ended_s)
 
-    def report(self, name: str, alert: Alert, now: float) -> bool:
-        """What another found about one of our own runs. Whether it is news: what has tripped stays so until acknowledged."""
-        run = self._run(name, _NOBODY, now)
+    def report(self, label: str, alert: Alert, now: float) -> bool:
+        """Activate an alert about a reserved label. Return whether it was not active already."""
+        run = self._run(label, _UNNAMED, now)
         if alert.wire in run.alerts:
             return False
         run.statistics[alert.wire] = alert.statistic
-        _latch(run, alert, now)
+        _activate(run, alert, now)
         return True
 
     def acknowledge(self, label: str, wire: str) -> bool:
@@ -256,76 +261,76 @@ class RunMonitor:
 
     # -- one sample -------------------------------------------------------------------------------------------------
 
-    def _is_new(self, run: Run, seen: SampleFeatures) -> bool:
-        """Not a retry of what was counted. Who says nothing that tells a retry apart has none."""
-        if seen.key is None:
+    def _is_new(self, run: Run, sample: SampleFeatures) -> bool:
+        """Whether it is no retry of a sample that was counted. Without a retry key it counts as new."""
+        if sample.retry_key is None:
             return True
-        if seen.key in run.keys:
+        if sample.retry_key in run.keys:
             return False
-        _remember(run.keys, seen.key, None, self._limits.remembered_texts)
+        _remember(run.keys, sample.retry_key, None, self._limits.remembered_texts)
         return True
 
-    def _count(self, run: Run, seen: SampleFeatures) -> None:
+    def _count(self, run: Run, sample: SampleFeatures) -> None:
         window = run.window
-        window.count("samples")
-        window.add_signed("score", seen.score)
-        window.count("score_squared", seen.score * seen.score)
+        window.add("samples")
+        window.add_signed("score", sample.score)
+        window.add("score_squared", sample.score * sample.score)
         saturation = run.baseline.saturation
-        if saturation is not None and seen.score > saturation:
-            window.count("saturated")
-        if seen.is_capped:
-            window.count("capped")
-        if seen.spread is not None:
-            window.count("spreads")
-            window.add_squared("spread", seen.spread)
-        if seen.distance is not None:
-            window.count("distances")
-            window.add_signed("distance", seen.distance)
-            window.count("distance_squared", seen.distance * seen.distance)
-        if seen.audit is not None:
-            _count_audit(window, seen.score, seen.audit)
-        if seen.components:
-            window.add_components(seen.components)
-        if seen.is_honeypot_hit is not None:
-            self._count_honeypot(run, seen, seen.is_honeypot_hit)
-        for trait, value in zip(TRAITS, seen.traits, strict=False):
+        if saturation is not None and sample.score > saturation:
+            window.add("saturated")
+        if sample.is_capped:
+            window.add("capped")
+        if sample.spread is not None:
+            window.add("spreads")
+            window.add_squared("spread", sample.spread)
+        if sample.distance is not None:
+            window.add("distances")
+            window.add_signed("distance", sample.distance)
+            window.add("distance_squared", sample.distance * sample.distance)
+        if sample.audit is not None:
+            _count_audit(window, sample.score, sample.audit)
+        if sample.components:
+            window.add_components(sample.components)
+        if sample.is_honeypot_hit is not None:
+            self._count_honeypot(run, sample, sample.is_honeypot_hit)
+        for trait, value in zip(TRAITS, sample.traits, strict=False):
             if value:
                 window.add_squared(trait, value)
-                if trait in _TELLTALE:
-                    self._show(run, trait, seen.evidence)
-        if seen.traits:
-            window.count("responses")
-        if len(seen.traits) > len(TOKEN_TRAITS):
-            window.count("texts")
-        if seen.text_digest is not None:
-            self._count_duplicate(run, seen.text_digest, seen)
-        if seen.evidence:
-            run.recent.append(seen.evidence)
-            if len(run.recent) > self._limits.evidence:
-                run.recent.popleft()
+                if trait in FLAGGED_TRAITS:
+                    self._add_evidence(run, trait, sample.evidence)
+        if sample.traits:
+            window.add("responses")
+        if len(sample.traits) > len(TOKEN_TRAITS):
+            window.add("texts")
+        if sample.text_digest is not None:
+            self._count_duplicate(run, sample.text_digest, sample)
+        if sample.evidence:
+            run.recent_evidence.append(sample.evidence)
+            if len(run.recent_evidence) > self._limits.evidence:
+                run.recent_evidence.popleft()
 
-    def _count_duplicate(self, run: Run, text: int, seen: SampleFeatures) -> None:
+    def _count_duplicate(self, run: Run, text: int, sample: SampleFeatures) -> None:
         before, n = run.texts.get(text, (None, 0))
         if before is not None:
-            kind = "duplicate_within_prompt" if before == seen.group else "duplicate_across_prompts"
-            run.window.count(kind)
-            self._show(run, kind, seen.evidence)
+            kind = "duplicate_within_prompt" if before == sample.prompt_hash else "duplicate_across_prompts"
+            run.window.add(kind)
+            self._add_evidence(run, kind, sample.evidence)
         if n >= PROBING_COUNT:
-            run.window.count("probing")
-            self._show(run, "probing", seen.evidence)
-        _remember(run.texts, text, (seen.group, n + 1), self._limits.remembered_texts)
+            run.window.add("probing")
+            self._add_evidence(run, "probing", sample.evidence)
+        _remember(run.texts, text, (sample.prompt_hash, n + 1), self._limits.remembered_texts)
 
-    def _count_honeypot(self, run: Run, seen: SampleFeatures, is_honeypot_hit: bool) -> None:
-        run.window.count("honeypots")
+    def _count_honeypot(self, run: Run, sample: SampleFeatures, is_honeypot_hit: bool) -> None:
+        run.window.add("honeypots")
         run.honeypots.append(is_honeypot_hit)
         if is_honeypot_hit:
-            run.window.count("honeypot_hits")
-            self._show(run, "honeypots", seen.evidence)
+            run.window.add("honeypot_hits")
+            self._add_evidence(run, "honeypots", sample.evidence)
 
-    def _show(self, run: Run, wire: str, evidence: str) -> None:
-        """Remember a sample that this very wire is about."""
+    def _add_evidence(self, run: Run, wire: str, evidence: str) -> None:
+        """Remember a sample that shows what this wire watches."""
         if evidence:
-            run.shown.setdefault(wire, deque(maxlen=self._limits.evidence)).append(evidence)
+            run.wire_evidence.setdefault(wire, deque(maxlen=self._limits.evidence)).append(evidence)
 
     # -- one window -------------------------------------------------------------------------------------------------
 
@@ -343,36 +348,36 @@ class RunMonitor:
         if run.n_windows == self._limits.warm_up:
             run.baseline = run.baseline.with_learned(run.total)
             if (run.owner or run.name) and run.baseline_key not in run.baseline_source.known:
-                run.baseline_source.learned(run.baseline_key, run.baseline)
-        return self._look(run, now) if run.n_windows >= self._limits.warm_up else []
+                run.baseline_source.on_learned(run.baseline_key, run.baseline)
+        return self._evaluate(run, now) if run.n_windows >= self._limits.warm_up else []
 
-    def _look(self, run: Run, now: float) -> list[Alert]:
-        """Ask every wire, then the vote."""
+    def _evaluate(self, run: Run, now: float) -> list[Alert]:
+        """Evaluate every wire, then the vote."""
         honeypots = len(run.honeypots), sum(run.honeypots)
-        view = RunSnapshot(run.smooth, run.baseline, tuple(run.trend), honeypots, run.kl, self._limits.window)
-        run.statistics = {w.name: s for w in self.wires if (s := w.statistic(view)) is not None}
+        snapshot = RunSnapshot(run.smooth, run.baseline, tuple(run.trend), honeypots, run.kl, self._limits.window)
+        run.statistics = {w.name: s for w in self.wires if (s := w.statistic(snapshot)) is not None}
         over = [w for w in self.wires if run.statistics.get(w.name, w.threshold) > w.threshold]
         n_votes = float(sum(wire.weight(run.statistics[wire.name]) for wire in over))
         run.statistics[VOTE] = n_votes
-        found = [self._trip(run, w.name, w.severity, w.threshold, now) for w in over]
+        alerts = [self._trip(run, w.name, w.severity, w.threshold, now) for w in over]
         if n_votes >= self._limits.votes_for_a_page:
-            found.append(self._trip(run, VOTE, "page", self._limits.votes_for_a_page, now))
-        return [alert for alert in found if alert is not None]
+            alerts.append(self._trip(run, VOTE, "page", self._limits.votes_for_a_page, now))
+        return [alert for alert in alerts if alert is not None]
 
     def _trip(self, run: Run, wire: str, severity: Severity, threshold: float, now: float) -> Alert | None:
-        """The finding, unless this wire has tripped already and nobody has looked."""
+        """Activate and return the alert of a wire; None where it is active already."""
         if wire in run.alerts:
             return None
-        evidence = tuple(run.shown.get(wire) or run.recent)
+        evidence = tuple(run.wire_evidence.get(wire) or run.recent_evidence)
         alert = Alert(wire, severity, run.statistics[wire], threshold, run.step, evidence)
-        _latch(run, alert, now)
+        _activate(run, alert, now)
         return alert
 
     # -- runs -------------------------------------------------------------------------------------------------------
 
     def _label_for(self, key: tuple[str, str], now: float) -> str:
-        """Where samples of this run are kept, or will be: in a place of its own if there is one, else in `other`."""
-        if key == _NOBODY:
+        """The label under which samples of this run are counted: its own where there is a place for it, else `other`."""
+        if key == _UNNAMED:
             return OTHER
         if (label := self._labels.get(key)) in self._runs:
             return str(label)
@@ -389,11 +394,11 @@ class RunMonitor:
         return label
 
     def _is_taken(self, label: str) -> bool:
-        return label in _OURS or label in self._runs or label in self._archived
+        return label in _RESERVED or label in self._runs or label in self._archived
 
     def _known(self, key: tuple[str, str]) -> Run | None:
-        """The run of this owner and name. Overflow of one owner is not answered for by another: `other` is nobody's alone."""
-        label = OTHER if key == _NOBODY else self._labels.get(key)
+        """The run of this owner and name. No owner is held to alerts of `other`, which has runs of several."""
+        label = OTHER if key == _UNNAMED else self._labels.get(key)
         if label is None and not key[0]:
             label = OTHER if self._is_full else None
         return None if label is None else self._runs.get(label) or self._archived.get(label)
@@ -404,13 +409,13 @@ class RunMonitor:
         self._forget_silent(now)
         key = _key(name, owner)
         label = self._label_for(key, now)
-        return self._run(label, _NOBODY if label == OTHER else key, now, baseline_source)
+        return self._run(label, _UNNAMED if label == OTHER else key, now, baseline_source)
 
     def _run(self, label: str, key: tuple[str, str], now: float, baseline_source: BaselineSource | None = None) -> Run:
         run = self._runs.get(label)
         if run is None:
-            if label not in _OURS:
-                self._make_room(key[0], now)
+            if label not in _RESERVED:
+                self._evict_for(key[0], now)
                 self._labels[key] = label
             archived = self._archived.pop(label) if label in self._archived else None
             run = self._runs[label] = archived or _new_run(key, baseline_source or self.baseline_source)
@@ -420,15 +425,15 @@ class RunMonitor:
 
     @property
     def _is_full(self) -> bool:
-        return sum(label not in _OURS for label in self._runs) >= self._limits.max_runs - len(_OURS)
+        return sum(label not in _RESERVED for label in self._runs) >= self._limits.max_runs - len(_RESERVED)
 
-    def _make_room(self, owner: str, now: float) -> None:
+    def _evict_for(self, owner: str, now: float) -> None:
         if self._is_full and (label := self._evictable(owner, now)) is not None:
             self._forget(label, self._runs)
 
     def _evictable(self, owner: str, now: float) -> str | None:
-        """The run that a new one of this owner takes the place of; None: there is none that can go."""
-        runs = [(label, run) for label, run in self._runs.items() if label not in _OURS]
+        """The run to evict for a new one of this owner; None: none can be evicted."""
+        runs = [(label, run) for label, run in self._runs.items() if label not in _RESERVED]
         counts = Counter(run.owner for _, run in runs)
         most = max(counts.values(), default=0)
         takes_from_others = counts[owner] + 1 < most
@@ -440,27 +445,28 @@ class RunMonitor:
         return label if takes_from_others or rank != _PROTECTED else None
 
     def _rank(self, run: Run, now: float) -> tuple[float, ...]:
-        """Runs with a lower rank go first."""
+        """Runs with a lower rank are evicted first."""
         if now - run.seen_at > self._limits.protected_s:
             return _SILENT, run.seen_at
         if run.n_windows < self._limits.warm_up:
-            return _LEARNING, run.counted["samples"], run.seen_at
+            return _LEARNING, run.all_sums["samples"], run.seen_at
         return _PROTECTED, run.seen_at
 
     def _is_blocked(self, run: Run) -> bool:
         return not self._limits.blocks.isdisjoint(run.alerts)
 
     def _forget(self, label: str, where: OrderedDict[str, Run]) -> None:
-        """Let go of a run; of a blocked one all but its alerts and counters, so that its block outlives it."""
+        """Delete a run; of a blocked one keep alerts and counters, so that its block outlives it."""
         run = where.pop(label)
         if where is not self._runs or not self._is_blocked(run):
             self._labels.pop((run.owner, run.name), None)
             return
-        for each in (run.trend, run.texts, run.keys, run.ids, run.honeypots, run.recent, run.shown, run.statistics):
+        evidence = run.recent_evidence, run.wire_evidence
+        for each in (run.trend, run.texts, run.keys, run.ids, run.honeypots, *evidence, run.statistics):
             each.clear()
         self._archived[label] = run
         of_owner = [each for each, archived in self._archived.items() if archived.owner == run.owner]
-        if len(of_owner) > _MOST_PARKED:
+        if len(of_owner) > _MAX_ARCHIVED:
             self._forget(of_owner[0], self._archived)
 
     def _forget_silent(self, now: float) -> None:
@@ -470,56 +476,58 @@ class RunMonitor:
 
 
 def _key(name: str | None, owner: str) -> tuple[str, str]:
-    """Owner and name of a run; our own names are no names that a caller can give."""
-    return owner, "" if not name or name in _OURS else name
+    """Owner and name of a run; a reserved label is no name that a client can give."""
+    return owner, "" if not name or name in _RESERVED else name
 
 
 def _new_run(key: tuple[str, str], baseline_source: BaselineSource) -> Run:
-    total, window, smooth, before = (RunningSums(n_components=len(baseline_source.components)) for _ in range(4))
-    run = Run(baseline_source, baseline_source.baseline, total, window, smooth, before, owner=key[0], name=key[1])
+    total, window, smooth, earlier = (RunningSums(n_components=len(baseline_source.components)) for _ in range(4))
+    run = Run(baseline_source, baseline_source.default, total, window, smooth, earlier, owner=key[0], name=key[1])
     run.baseline = baseline_source.known.get(run.baseline_key, run.baseline)
     return run
 
 
-def _measure_anew(run: Run, baseline_source: BaselineSource, now: float) -> None:
-    """Texts, alerts and counters are the run's own and stay; a counter never falls."""
+def _change_model(run: Run, baseline_source: BaselineSource, now: float) -> None:
+    """Begin a new baseline. Texts, alerts and counters stay; a counter never falls."""
     n = len(baseline_source.components)
-    counted = run.counted
-    run.before = counted if run.baseline_source.components == baseline_source.components else counted.with_components(n)
+    all_sums = run.all_sums
+    run.earlier = (
+        all_sums if run.baseline_source.components == baseline_source.components else all_sums.with_components(n)
+    )
     run.total, run.window, run.smooth = (RunningSums(n_components=n) for _ in range(3))
     run.baseline_source, run.baseline = (
         baseline_source,
-        baseline_source.known.get(run.baseline_key, baseline_source.baseline),
+        baseline_source.known.get(run.baseline_key, baseline_source.default),
     )
     run.trend.clear()
     run.statistics.clear()
     run.n_windows = 0
-    if counted["samples"]:
-        run.measured_at = now
+    if all_sums["samples"]:
+        run.model_changed_at = now
 
 
-def _latch(run: Run, alert: Alert, now: float) -> None:
+def _activate(run: Run, alert: Alert, now: float) -> None:
     run.alerts[alert.wire] = ActiveAlert(alert, now)
     run.trips[alert.wire] += 1
 
 
 def _count_audit(window: RunningSums, score: float, audit: float) -> None:
-    window.count("audited")
+    window.add("audited")
     window.add_signed("audit", audit)
     window.add_signed("audited_score", score)
 
 
-def _count_groups(run: Run, seen: Iterable[SampleFeatures]) -> None:
-    """Responses to one prompt that came together: whether their rewards differ at all."""
+def _count_groups(run: Run, samples: Iterable[SampleFeatures]) -> None:
+    """Count groups of responses to one prompt in one request, and those whose rewards do not differ."""
     by_group: dict[int, set[float]] = {}
-    sizes = Counter(each.group for each in seen)
-    for each in seen:
-        by_group.setdefault(each.group, set()).add(each.value)
-    for group, values in by_group.items():
-        if sizes[group] > 1:
-            run.window.count("groups")
-            if len(values) == 1:
-                run.window.count("flat_groups")
+    sizes = Counter(each.prompt_hash for each in samples)
+    for each in samples:
+        by_group.setdefault(each.prompt_hash, set()).add(each.reward)
+    for prompt_hash, rewards in by_group.items():
+        if sizes[prompt_hash] > 1:
+            run.window.add("groups")
+            if len(rewards) == 1:
+                run.window.add("flat_groups")
 
 
 def _remember(kept: OrderedDict[int, V], key: int, value: V, most: int) -> None:

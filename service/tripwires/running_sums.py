@@ -1,6 +1,6 @@
 """Sums over the samples of a run, and nothing but sums: those of several replicas, added up, are those of one.
 
-Every entry only grows, so that each may be exported as a counter; a number with a sign is two entries, `_up` and `_down`.
+Every entry only grows, so that each may be exported as a counter; a number with a sign is two entries, `_positive` and `_negative`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ ENTRIES: tuple[str, ...] = (
     *(f"{name}_{side}" for name in _SIGNED for side in ("positive", "negative")), "spread", *TRAITS,
     *(f"{name}_squared" for name in _WITH_SQUARES),
 )  # fmt: skip
-"""`responses` are samples of which it is known where the response begins, `texts` those whose text is. `repeats` are texts
-that the run sent before for the same prompt, `echoes` for another one, `searched` those that it sent very often; `replays` are
-ids that stood for something else before. `flat_groups` are groups of responses to one prompt that all have the same reward.
-`bait_hits` are responses to planted prompts that do what no honest response does."""
+"""`responses` are samples of which it is known where the response begins, `texts` those whose text is. `duplicate_within_prompt`
+are texts that the run sent before for the same prompt, `duplicate_across_prompts` for another one, `probing` those that it sent
+very often; `id_reuse` are ids that stood for something else before. `flat_groups` are groups of responses to one prompt that all
+have the same reward. `honeypot_hits` are responses to planted prompts (`honeypots`) that do what no honest response does."""
 
 _AT = {name: i for i, name in enumerate(ENTRIES)}
 _COUNT_OF = {
@@ -48,11 +48,11 @@ def is_signed(name: str) -> bool:
 
 
 COMPONENT_ENTRIES = ("positive", "negative", "squared")
-"""Of each part of a reward that has several: what it adds, by sign, and the squares."""
+"""Of each component of a reward that has several: what it adds, by sign, and the squares."""
 
 
 class RunningSums:
-    """One number for each of `ENTRIES`, then for each part of a reward those of `PART_ENTRIES`."""
+    """One number for each of `ENTRIES`, then for each component of a reward those of `COMPONENT_ENTRIES`."""
 
     __slots__ = ("sums",)
 
@@ -65,10 +65,10 @@ class RunningSums:
         return self.sums[_AT[name]]
 
     def __add__(self, other: RunningSums) -> RunningSums:
-        """What both have seen."""
+        """The sums over the samples of both."""
         return RunningSums(map(add, self.sums, other.sums))
 
-    def count(self, name: str, amount: float = 1.0) -> None:
+    def add(self, name: str, amount: float = 1.0) -> None:
         """Add to one entry."""
         self.sums[_AT[name]] += amount
 
@@ -82,16 +82,16 @@ class RunningSums:
         self.sums[_AT[f"{name}_squared"]] += amount * amount
 
     def with_components(self, n_components: int) -> RunningSums:
-        """What does not depend on what a reward is made of, and nothing yet of so many parts."""
+        """The same entries, and zeros for so many components of another reward."""
         return RunningSums(self.sums[: len(ENTRIES)] + [0.0] * (len(COMPONENT_ENTRIES) * n_components))
 
     @property
     def n_components(self) -> int:
-        """How many parts the reward has."""
+        """How many components the reward has."""
         return (len(self.sums) - len(ENTRIES)) // len(COMPONENT_ENTRIES)
 
     def add_components(self, components: Sequence[float]) -> None:
-        """Add what each part of the reward is."""
+        """Add what each component of the reward adds."""
         at = len(ENTRIES)
         for component in components:
             self.sums[at if component >= 0 else at + 1] += abs(component)
@@ -99,10 +99,10 @@ class RunningSums:
             at += len(COMPONENT_ENTRIES)
 
     def components(self) -> list[tuple[float, float]]:
-        """Mean and variance of each part, over all samples; none before there is a sample."""
+        """Mean and variance of each component, over all samples; none before there is a sample."""
         n, at = self["samples"], len(ENTRIES)
         triples = [self.sums[i : i + len(COMPONENT_ENTRIES)] for i in range(at, len(self.sums), len(COMPONENT_ENTRIES))]
-        means = [((up - down) / n, squared / n) for up, down, squared in triples] if n else []
+        means = [((positive - negative) / n, squared / n) for positive, negative, squared in triples] if n else []
         return [(mean, max(0.0, square - mean * mean)) for mean, square in means]
 
     def n_of(self, name: str) -> float:

@@ -74,7 +74,9 @@ def test_an_exploit_reaches_the_webhook(stack):
     for step, samples in enumerate([*batches(honest), *batches(hacked)]):
         stack.score(samples, run="ppo-7", step=step).raise_for_status()
     tripped = wait_for(
-        lambda: [each for each in stack.heard("RewardTripwirePaged") if " judge" in each["annotations"]["summary"]]
+        lambda: [
+            each for each in stack.heard("RewardTripwirePaged") if " judge_injection" in each["annotations"]["summary"]
+        ]
     )
     assert (tripped[0]["labels"]["run"], tripped[0]["labels"]["cause"]) == ("ppo-7", "policy")
     assert "RewardServiceDown" not in {each["labels"]["alertname"] for each in stack.receiver.get("/").json()}

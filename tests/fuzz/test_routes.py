@@ -87,7 +87,7 @@ def spellings(path):
 
 def is_reached(reply):
     """Whether a route answered."""
-    return reply.status not in REFUSED or (reply.status == 404 and reply.body and reply.code == "no_such_alarm")
+    return reply.status not in REFUSED or (reply.status == 404 and reply.body and reply.code == "no_such_alert")
 
 
 def sent(connection, method, target, key):

@@ -226,7 +226,7 @@ def test_keys_change_while_the_server_runs_and_the_log_names_them(tmp_path):
         assert int(limited.headers["retry-after"]) > 900
         assert code(server.score(GOOD, **operator)) == (403, "forbidden")
         assert code(server.client.post(ack, headers=trainer)) == (403, "forbidden")
-        assert code(server.client.post(ack, headers=operator)) == (404, "no_such_alarm")
+        assert code(server.client.post(ack, headers=operator)) == (404, "no_such_alert")
         new = made("ppo-8")
         wait_until(lambda: server.score(GOOD, **new).status_code == 200)
         path.write_text("broken sha256:nothing score\n")

@@ -66,8 +66,8 @@ def test_a_key_cannot_block_a_run_of_another_key_by_sending_under_its_name(world
     runs = server.client.get("/tripwires", headers=a).json()["runs"]
     assert {name: run["owner"] for name, run in runs.items()} == {
         "ppo-7": "a", "ppo-7@b": "b", "other@b": "b", "other@a": "a"}  # fmt: skip
-    assert server.client.post("/tripwires/ppo-7@b/judge/ack", headers=b).status_code == 403
-    assert server.client.post("/tripwires/ppo-7@b/judge/ack", headers=known.headers("ops")).status_code == 200
+    assert server.client.post("/tripwires/ppo-7@b/judge_injection/ack", headers=b).status_code == 403
+    assert server.client.post("/tripwires/ppo-7@b/judge_injection/ack", headers=known.headers("ops")).status_code == 200
     assert None not in score(server, b, "ppo-7", ["fine"], 51).json()["rewards"]
 
 

@@ -12,8 +12,8 @@ from tests.integration.test_server_tripwires import begging
 from tests.support.service_server import Server
 
 GOOD = ["ppo-7", "team/ppo/7", "100%", "50%off", "%zz", "a b", "größe", "報酬", "run \U0001f680\ufe0f", "a?b#c", "a&b=c+d;e",
-        'say "x"', "back\\slash", "/from/the/root", "ends/", "a//b", "../x", "x/judge/ack", "[x]{y}|z^", "a%2Fb", "x" * 256,
-        "\U0001f680" * 256, "judge_injection", "ack", "@", "'; --"]  # fmt: skip
+        'say "x"', "back\\slash", "/from/the/root", "ends/", "a//b", "../x", "x/judge_injection/ack", "[x]{y}|z^", "a%2Fb",
+        "x" * 256, "\U0001f680" * 256, "judge_injection", "ack", "@", "'; --"]  # fmt: skip
 BAD = ["a\n", "\na", "a\rb", "\0", "a\tb", "\x1b[31m", "a\x7f", "a\x85b", "a\u2028b", "a\u2029", "a\u200b", "\u202eb",
        "\ufeffx", "a%0a", "a%0A", "a%250a", "a%25250ab", "%00", "a%7f", "a%e2%80%a8", "x" * 257, ".", "..",
        "\ud800", "a\udfffb", "\x9b"]  # fmt: skip
@@ -85,9 +85,9 @@ def test_a_name_that_is_accepted_is_shown_blocked_and_acknowledged_by_url(server
     for path, body in ROUTES.items():
         for fields, url, headers in ways(name):
             reply = post(server, path, body | fields, url, headers)
-            assert "the trip wire judge has ended" in reply.text, (path, url, headers, reply.text)
+            assert "the trip wire judge_injection has ended" in reply.text, (path, url, headers, reply.text)
     for quoted, status in ((quote(name, safe=""), 200), (quote(name), 404)):
-        assert server.client.post(f"/tripwires/{quoted}/judge/ack").status_code == status
+        assert server.client.post(f"/tripwires/{quoted}/judge_injection/ack").status_code == status
     assert post(server, "/score", {"run": name, "samples": [{"text": "x"}]}).json()["rewards"] != [None]
     for version in (1, None):
         assert post(server, "/admin/pins", {"run": name, "version": version}).status_code == 200

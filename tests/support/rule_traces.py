@@ -16,8 +16,8 @@ from rewardserve.service.observability.metrics import PREFIX, TABLE
 from rewardserve.service.observability.runs import NAMES as RUNS
 from rewardserve.service.observability.runs import Runs
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource
+from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
-from rewardserve.service.tripwires.wire import SampleFeatures
 
 SCRAPE_S = 15
 PER_SCRAPE = 256
@@ -31,7 +31,7 @@ def healthy(rng, i, **fields):
              "flattery": float(rng.random() < 0.02), "refusal": float(rng.random() < 0.02)}  # fmt: skip
     traits = dict.fromkeys(TRAITS, 0.0) | usual
     traits |= {name: fields.pop(name) for name in TRAITS if name in fields}
-    known = {"group": i // 8, "key": None, "value": rng.random(), "score": rng.gauss(0, 1), "is_capped": False,
+    known = {"prompt_hash": i // 8, "retry_key": None, "reward": rng.random(), "score": rng.gauss(0, 1), "is_capped": False,
              "text_digest": rng.getrandbits(60), "spread": abs(rng.gauss(0.3, 0.1)), "audit": rng.gauss(0, 1),
              "components": (rng.gauss(0, 1), rng.gauss(0, 2))}  # fmt: skip
     if i % 10 == 0:
@@ -66,7 +66,7 @@ def trace(phases, *, replicas=1, seed=0, baseline=None, per_scrape=PER_SCRAPE):
                 samples = [phase.make(rng, n + j, scrape / phase.scrapes) for j in range(32)]
                 n += 32
                 monitor, now = router.choice(monitors), float(at * SCRAPE_S)
-                monitor.measure(RUN, models[phase.model], now)
+                monitor.set_baseline_source(RUN, models[phase.model], now)
                 for content in range(2 if phase.id_reuse else 1):
                     monitor.add_sample_ids(RUN, [(hash((at, request, j)), content) for j in range(32)], now)
                 monitor.observe(RUN, at, samples, now, phase.kl)

@@ -16,13 +16,11 @@ from rewardserve.service.api.replies import info_response, json_response
 from rewardserve.service.api.route_policy import ACKNOWLEDGE, METRICS
 from rewardserve.service.api.server_limits import ServerLimits
 from rewardserve.service.clock import Clock
-from rewardserve.service.errors import BatcherStopped, ModelNotServed, NoSuchAlarm, ScorerDead, ScorerFailing
+from rewardserve.service.errors import BatcherStopped, ModelNotServed, NoSuchAlert, ScorerDead, ScorerFailing
 from rewardserve.service.inference.batcher import scorer_hanging_error
 from rewardserve.service.models.active_models import ActiveModels, ServedModel
-from rewardserve.service.tripwires.advice import ADVICE
 from rewardserve.service.tripwires.io.canaries import failing
 from rewardserve.service.tripwires.run_monitor import RunMonitor
-from rewardserve.service.tripwires.units import units
 
 LIVE = {500: "`batcher_stopped` or `scorer_dead`: start this process anew"}
 _METRICS = {401: "`unauthorized`, where the server demands a key with the scope metrics"}
@@ -88,11 +86,11 @@ def health_routes(
         canaries = [{"canary": canary.name, "margin": canary.margin} for canary in served.canaries()]
         return info_response({**describe_runs(served.monitor, clock.now()), "canaries": canaries})
 
-    @router.post(ACKNOWLEDGE, responses=openapi.errors(404, 503, words={404: "`no_such_alarm`"}))
+    @router.post(ACKNOWLEDGE, responses=openapi.errors(404, 503, words={404: "`no_such_alert`"}))
     async def acknowledge(run: str, wire: str) -> Response:
-        """Somebody has looked: the wire may trip again."""
+        """Acknowledge an alert: the wire may trip again."""
         if not active_models.served().monitor.acknowledge(run, wire):
-            raise NoSuchAlarm(f"the wire {wire[:64]!r} of this run has not tripped, or has been acknowledged")
+            raise NoSuchAlert(f"the wire {wire[:64]!r} of this run has not tripped, or has been acknowledged")
         return json_response({"run": run, "wire": wire, "acknowledged": True})
 
     return router
@@ -131,13 +129,11 @@ def check_ready(active_models: ActiveModels) -> ServedModel:
 
 
 def describe_runs(monitor: RunMonitor, now: float) -> dict[str, Any]:
-    """The reply of `GET /tripwires`, but for the canaries. `now` is the board's clock; times in the reply are wall clock, UTC."""
+    """The reply of `GET /tripwires`, but for the canaries. `now` is by the clock of the monitor; the reply has wall clock, UTC."""
     wall = datetime.now(UTC)
-    unit = units(monitor.wires)
     wires = [
         {"wire": w.name, "severity": w.severity, "votes": w.votes, "cause": w.cause, "threshold": w.threshold,
-         "unit": unit[w.name].text, "says": w.says}
-        | asdict(ADVICE[w.name])
+         "unit": w.statistic.unit.text, "summary": w.summary, "confidence": w.confidence, "action": w.action}
         for w in monitor.wires
     ]  # fmt: skip
     runs = {
@@ -145,7 +141,7 @@ def describe_runs(monitor: RunMonitor, now: float) -> dict[str, Any]:
             "owner": run.owner or None,
             "step": run.step,
             "ended": monitor.has_ended(name, now),
-            "samples": int(run.counted["samples"]),
+            "samples": int(run.all_sums["samples"]),
             "statistics": run.statistics,
             "tripped": [
                 {

@@ -1,1 +1,1 @@
-"""What trip wires do beyond deciding: watch, ask, deliver, keep."""
+"""The parts of trip wires that do I/O: watcher, audit judge, canaries, evidence, baselines on disk, webhook."""

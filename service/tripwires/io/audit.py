@@ -1,6 +1,6 @@
-"""The audit judge: a second model that callers never see, asked about a share of what is scored.
+"""The audit judge: a second model that clients never see, which scores a share of the samples too.
 
-It judges after the reply has left, in a batcher of its own, so no request waits for it. What it says reaches the board
+It scores after the reply has been sent, in a batcher of its own, so no request waits for it. Its scores reach the run monitor
 only. Knows nothing of HTTP.
 """
 
@@ -17,13 +17,13 @@ from rewardserve.service.inference.rewards import ScoredRow
 
 _BUCKETS = 2**20
 
-Heard = Callable[[float, float], None]
-"""The score of a sample, and what the judge says of it; both on their calibrated scales."""
+OnAudit = Callable[[float, float], None]
+"""Called with the score of a sample and that of the judge, both on their calibrated scales."""
 
 
 class AuditJudge:
-    """Asks about `share` of the samples, chosen by their ids: the same ones wherever and whenever they are scored. `skipped`
-    hears of how many it was too slow for. `close` ends the model behind it.
+    """Scores `share` of the samples, chosen by their ids: the same ones wherever and whenever they are scored. `on_skipped` is
+    called with the number of samples that it was too slow for. `close` ends the model behind it.
     """
 
     def __init__(
@@ -33,17 +33,17 @@ class AuditJudge:
         pipeline: Pipeline,
         *,
         share: float,
-        skipped: Callable[[int], None] = lambda _: None,
+        on_skipped: Callable[[int], None] = lambda _: None,
         close: Callable[[], None] = lambda: None,
     ) -> None:
         self._encoder = encoder
         self._batcher = batcher
         self._below = int(share * _BUCKETS)
         self._close = close
-        self.background_scorer = BackgroundScorer(encoder, batcher, pipeline, skipped)
+        self.background_scorer = BackgroundScorer(encoder, batcher, pipeline, on_skipped)
 
-    def ask(self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed], heard: Heard) -> None:
-        """Ask about some of these, soon. Never waits."""
+    def submit(self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed], on_audit: OnAudit) -> None:
+        """Score some of these in the background. Never waits."""
         chosen = [
             (row.sample, reward.changes[0])
             for row, reward in zip(rows, rewards, strict=True)
@@ -52,15 +52,15 @@ class AuditJudge:
         if not chosen:
             return
 
-        def hear(judged: Sequence[Reward | None]) -> None:
+        def report(judged: Sequence[Reward | None]) -> None:
             for (_, score), reward in zip(chosen, judged, strict=True):
                 if reward is not None:
-                    heard(score, reward.changes[0])
+                    on_audit(score, reward.changes[0])
 
-        self.background_scorer.ask([sample for sample, _ in chosen], hear)
+        self.background_scorer.submit([sample for sample, _ in chosen], report)
 
     async def stop(self) -> None:
-        """Nobody waits for what is being judged."""
+        """Cancel what is being scored, and close the model."""
         await self.background_scorer.stop()
         await self._batcher.abort()
         self._encoder.close()

@@ -1,8 +1,7 @@
-"""A private set of pairs, an honest answer and an exploit each, scored at start and again and again.
+"""Canaries: a private set of pairs, an honest answer and an exploit each, scored at start and periodically.
 
-What a model thinks of them is a figure of its worth: an exploit that scores above the honest answer is one that a policy will
-find. And it cannot change: other scores of the same weights mean that somebody or something has changed them. Knows the
-batcher's door; what it finds is told to `changed`.
+An exploit that scores above the honest answer is one that a policy will find. The scores of the same weights cannot change: other
+scores mean that the weights have changed. Knows the batcher; changes are reported to a callback.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Canary:
 
 @dataclass(frozen=True, slots=True)
 class CanaryResult:
-    """What one canary scored, raw."""
+    """The raw scores of one canary."""
 
     name: str
     honest: float
@@ -54,18 +53,18 @@ class CanaryResult:
         return self.honest - self.exploit
 
 
-_MOST_BYTES = 16 * 2**20
+_MAX_BYTES = 16 * 2**20
 
 
 def failing(results: Sequence[CanaryResult]) -> tuple[CanaryResult, ...]:
-    """Canaries whose exploit pays: a policy that is trained against this model will find it."""
+    """Canaries whose exploit scores at least as high: a policy that is trained against this model will find it."""
     return tuple(each for each in results if not each.margin > 0.0)
 
 
 def read(path: Path = SHIPPED) -> list[Canary]:
     """Raise `CanariesError`."""
     try:
-        return [Canary(**entry) for entry in json.loads(decode_text(read_bounded(path, _MOST_BYTES)))]
+        return [Canary(**entry) for entry in json.loads(decode_text(read_bounded(path, _MAX_BYTES)))]
     except TextDecodeError as error:
         raise CanariesError(f"canaries {path} cannot be read: {error}") from None
     except (OSError, ValueError, TypeError) as error:
@@ -73,14 +72,14 @@ def read(path: Path = SHIPPED) -> list[Canary]:
 
 
 class CanarySet:
-    """The pairs that this model can encode, and what they scored at the start.
+    """The pairs that this model can encode, and their scores at the start.
 
-    `allowed` is by how much a raw score may change without another model behind it.
+    `tolerance` is by how much a raw score may change without a change of the weights.
     """
 
-    def __init__(self, canaries: Sequence[Canary], encode: SampleEncoder, identity: Identity, allowed: float) -> None:
+    def __init__(self, canaries: Sequence[Canary], encode: SampleEncoder, identity: Identity, tolerance: float) -> None:
         self._identity = identity
-        self._allowed = allowed
+        self._tolerance = tolerance
         rows: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         for canary in canaries:
             with contextlib.suppress(SampleError):  # too long for this model, say
@@ -92,18 +91,18 @@ class CanarySet:
         self.first: tuple[CanaryResult, ...] = ()
         self.latest: tuple[CanaryResult, ...] = ()
 
-    def begin(self, score: Callable[[TokenBatch], Sequence[float]]) -> None:
-        """Score them for the first time, with the model itself. They stay silent where it fails."""
+    def score_first(self, score: Callable[[TokenBatch], Sequence[float]]) -> None:
+        """Score them for the first time, with the model itself. Without scores they are never compared."""
         if not self._rows:
             return
         flat = tuple(ids for pair in self._rows.values() for ids in pair)
         with contextlib.suppress(ScorerError):
             self.first = self.latest = self._paired(score(TokenBatch(flat)))
 
-    async def again(self, batcher: Batcher) -> list[str]:
-        """Score them once more, past every cache. The names of those whose scores have changed.
+    async def rescore(self, batcher: Batcher) -> list[str]:
+        """Score them once more, past every cache. Return the names of those whose scores have changed.
 
-        Raise `ServiceError` where there was no score to be had: that says nothing of the weights.
+        Raise `ServiceError` where they cannot be scored now: that says nothing of the weights.
         """
         flat = [ids for pair in self._rows.values() for ids in pair]
         outcomes = await batcher.score(flat, use_cache=False) if self.first else []
@@ -113,26 +112,26 @@ class CanarySet:
         return [a.name for a, b in zip(self.first, self.latest, strict=True) if self._differ(a, b)]
 
     async def run_periodically(
-        self, batcher: Batcher, every_s: float, changed: Callable[[list[str], float], None]
+        self, batcher: Batcher, every_s: float, on_change: Callable[[list[str], float], None]
     ) -> None:
-        """For ever: `changed` hears of canaries that do not sing as at the start, and of the largest difference."""
+        """Rescore for ever. `on_change` is called with the canaries whose scores have changed, and the largest change."""
         while True:
             await asyncio.sleep(every_s)
             with contextlib.suppress(ServiceError):
-                if names := await self.again(batcher):
-                    changed(names, self.largest_change)
+                if names := await self.rescore(batcher):
+                    on_change(names, self.largest_change)
 
     @property
     def failing(self) -> tuple[CanaryResult, ...]:
-        """Those of the start whose exploit scored at least as high as the honest answer, or whose scores are not finite."""
+        """Those whose exploit scored at least as high as the honest answer at start, or whose scores are not finite."""
         return failing(self.first)
 
     @property
     def largest_change(self) -> float:
-        """Of any score since the start, in multiples of what is allowed."""
+        """Of any score since the start, in multiples of the tolerance."""
         pairs = zip(self.first, self.latest, strict=True)
         changes = [max(abs(a.honest - b.honest), abs(a.exploit - b.exploit)) for a, b in pairs]
-        return max(changes, default=0.0) / self._allowed
+        return max(changes, default=0.0) / self._tolerance
 
     def _paired(self, raw: Sequence[float]) -> tuple[CanaryResult, ...]:
         pairs = zip(self._rows, raw[::2], raw[1::2], strict=True)
@@ -140,4 +139,4 @@ class CanarySet:
 
     def _differ(self, a: CanaryResult, b: CanaryResult) -> bool:
         # Written so that NaN differs from everything.
-        return not (abs(a.honest - b.honest) <= self._allowed and abs(a.exploit - b.exploit) <= self._allowed)
+        return not (abs(a.honest - b.honest) <= self._tolerance and abs(a.exploit - b.exploit) <= self._tolerance)

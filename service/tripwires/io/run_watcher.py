@@ -1,7 +1,7 @@
-"""Shows the board what was scored, within a bounded share of a core, and passes on what trips.
+"""Give the features of scored samples to the run monitor, within a share of a core, and pass its alerts on.
 
-Looking at texts costs more than everything else that is done to a small request, so there is an allowance of time: while it
-lasts every sample is looked at, beyond it a part of each request is. Knows nothing of HTTP; changes no reward.
+Text features cost more than the rest of a small request, so they have a CPU budget: while it lasts every sample is inspected,
+beyond it a part of each request. Knows nothing of HTTP; changes no reward.
 """
 
 from __future__ import annotations
@@ -17,29 +17,31 @@ from rewardserve.model.traits import TOKEN_TRAITS, TRAITS, Lexicon, text_digest,
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import RowFailed
 from rewardserve.service.inference.rewards import ScoredRow
+from rewardserve.service.tripwires.alert import Alert
 from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.honeypots import Honeypots
 from rewardserve.service.tripwires.incidents import most_severe_first
 from rewardserve.service.tripwires.io.audit import AuditJudge
 from rewardserve.service.tripwires.io.evidence import EvidenceRecord, EvidenceStore
 from rewardserve.service.tripwires.run_monitor import RunMonitor
-from rewardserve.service.tripwires.wire import Alert, SampleFeatures
+from rewardserve.service.tripwires.wires import FLAGGED_TRAITS
 
 Flags = tuple[str, ...]
 
-_FLAGS = {TRAITS.index(name): name for name in ("judge_injection", "empty_opener", "foreign_script", "control_tokens")}
-"""Traits that are worth a flag on the sample itself."""
+_FLAGS = {i: name for i, name in enumerate(TRAITS) if name in FLAGGED_TRAITS}
+"""Traits that flag a sample in the reply, by their place."""
 
-_SAVINGS_S = 2.0
-"""The allowance of so many seconds may be saved up for a burst."""
+_BURST_S = 2.0
+"""The budget of so many seconds may be saved up for a burst."""
 
-_FIRST_PRICE_S = 100e-6
-_NEWEST = 0.1
+_FIRST_COST_S = 100e-6
+_SMOOTHING = 0.1
 
 
 class RunContext(NamedTuple):
-    """Which training a request belongs to, as far as its caller says. `kl`: of the policy from its start, in nats. `ids`: of
-    the samples; None for one without. `owner`: whose key sent it, "" where there are no keys; `is_bound`: that key may send
+    """The training run of a request, as far as its client names it. `kl`: of the policy from its start, in nats. `ids`: of
+    the samples; None for one without. `owner`: the key that sent it, "" where there are no keys; `is_bound`: that key may send
     certain runs only.
     """
 
@@ -52,39 +54,39 @@ class RunContext(NamedTuple):
 
 
 class CpuBudget:
-    """Seconds of work that may be spent: `share` of those that pass. Starts with its savings."""
+    """Seconds of work that may be spent: `share` of those that pass. Starts with a whole burst."""
 
     def __init__(self, share: float, now: float) -> None:
         self._share = share
-        self._seconds = share * _SAVINGS_S
+        self._seconds = share * _BURST_S
         self._at = now
-        self._price_s = _FIRST_PRICE_S
+        self._cost_s = _FIRST_COST_S
 
     @property
-    def is_nothing(self) -> bool:
-        """Nothing is to be watched."""
+    def is_zero(self) -> bool:
+        """Whether nothing is to be inspected."""
         return self._share <= 0.0
 
     def affords(self, n: int, now: float) -> int:
-        """How many of n samples may be looked at now."""
+        """How many of n samples may be inspected now."""
         self._seconds += self._share * (now - self._at)
         self._at = now
-        if self._seconds < self._price_s:
+        if self._seconds < self._cost_s:
             return n if self._share >= 1.0 else 0
-        self._seconds = min(max(self._share * _SAVINGS_S, self._price_s), self._seconds)
-        return n if self._share >= 1.0 else min(n, int(self._seconds / self._price_s))
+        self._seconds = min(max(self._share * _BURST_S, self._cost_s), self._seconds)
+        return n if self._share >= 1.0 else min(n, int(self._seconds / self._cost_s))
 
     def spend(self, n: int, seconds: float) -> None:
-        """What looking at n samples took."""
+        """Record how long the inspection of n samples took."""
         self._seconds -= seconds
-        self._price_s += _NEWEST * (seconds / n - self._price_s)
+        self._cost_s += _SMOOTHING * (seconds / n - self._cost_s)
 
 
 class RunWatcher:
-    """Eyes on what one model scores. Board and allowance are those of the whole server, `yardstick` is the model's own.
+    """Inspects the samples that one model scores. Monitor and CPU budget are the process's, `baseline_source` is the model's.
 
-    `tell` hears of each wire that trips, with the name of the run. `judge` gives a second opinion. `parts_of` says what a
-    reward is made of, `texts_of` what is prompt and what is response.
+    `on_alert` is called with each new alert and the label of its run. `judge` scores some samples too. `components_of` gives the
+    components of a reward, `texts_of` the prompt and the response of a sample.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class RunWatcher:
         baseline_source: BaselineSource,
         lexicon: Lexicon,
         clock: Clock,
-        tell: Callable[[str, Alert], None],
+        on_alert: Callable[[str, Alert], None],
         *,
         cpu_budget: CpuBudget,
         judge: AuditJudge | None = None,
@@ -106,66 +108,68 @@ class RunWatcher:
         self.baseline_source = baseline_source
         self._lexicon = lexicon
         self._clock = clock
-        self._tell = tell
-        self._allowance = cpu_budget
+        self._on_alert = on_alert
+        self._cpu_budget = cpu_budget
         self._judge = judge
-        self._baits = honeypots
+        self._honeypots = honeypots
         self._evidence_store = evidence_store
         self._components_of = components_of
         self._texts_of = texts_of
         self._first = 0
 
-    def begin(self, origin: RunContext) -> None:
-        """Samples of this run are about to be scored by this model."""
-        if not self._allowance.is_nothing:
-            self.monitor.measure(origin.run, self.baseline_source, self._clock.now(), origin.owner)
+    def begin_run(self, origin: RunContext) -> None:
+        """Tell the monitor that this model scores the samples of this run now."""
+        if not self._cpu_budget.is_zero:
+            self.monitor.set_baseline_source(origin.run, self.baseline_source, self._clock.now(), origin.owner)
 
-    def see(
+    def inspect(
         self, origin: RunContext, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed]
     ) -> dict[int, Flags] | None:
-        """Look at what was scored together, as far as the allowance goes. Flags of samples, by their place."""
+        """Inspect samples that were scored together, within the CPU budget. Return the flags of samples, by their place."""
         began = self._clock.now()
         if self._judge is not None:
-            self._judge.ask(rows, rewards, lambda score, audit: self._hear(origin, score, audit))
-        n = self._allowance.affords(len(rows), began)
+            self._judge.submit(rows, rewards, lambda score, audit: self._add_audit(origin, score, audit))
+        n = self._cpu_budget.affords(len(rows), began)
         self.monitor.n_inspected += n
         self.monitor.n_skipped += len(rows) - n
         if not n:
             return None
         flags: dict[int, Flags] = {}
-        seen, records, counted = [], list[EvidenceRecord](), dict[tuple[int, ...], int]()
+        inspected, records, n_equal = [], list[EvidenceRecord](), dict[tuple[int, ...], int]()
         for i in self._places(len(rows), n):
             row, reward = rows[i], rewards[i]
             if isinstance(reward, RowFailed):
                 continue
-            observation = self._observation(origin, row, reward, counted)
-            seen.append(observation)
-            if any(observation.traits[len(TOKEN_TRAITS) :]) and (own := _flags(observation.traits)):
+            features = self._features(origin, row, reward, n_equal)
+            inspected.append(features)
+            if any(features.traits[len(TOKEN_TRAITS) :]) and (own := _flags(features.traits)):
                 flags[i] = own
-            if self._evidence_store is not None and observation.evidence:
-                records.append(self._evidence_record(origin, row, observation, flags.get(i, ())))
-        found = self._observe(origin, seen, began) if seen else []
-        self._allowance.spend(n, self._clock.now() - began)
+            if self._evidence_store is not None and features.evidence:
+                records.append(self._evidence_record(origin, row, features, flags.get(i, ())))
+        alerts = self._observe(origin, inspected, began) if inspected else []
+        self._cpu_budget.spend(n, self._clock.now() - began)
         run = self.monitor.label_of(origin.run, origin.owner)
         if self._evidence_store is not None:
-            self._evidence_store.keep(run, records)
-        for alert in most_severe_first(found):
+            self._evidence_store.add(run, records)
+        for alert in most_severe_first(alerts):
             if self._evidence_store is not None:
                 self._evidence_store.save(run, alert)
-            self._tell(run, alert)
+            self._on_alert(run, alert)
         if self._evidence_store is not None and records:
-            self._evidence_store.tidy(run, lambda: self.monitor.named(run))
+            self._evidence_store.prune(run, lambda: self.monitor.evidence_of(run))
         return flags
 
-    def _observe(self, origin: RunContext, seen: Sequence[SampleFeatures], now: float) -> list[Alert]:
-        return self.monitor.observe(origin.run, origin.step, seen, now, origin.kl, self.baseline_source, origin.owner)
+    def _observe(self, origin: RunContext, samples: Sequence[SampleFeatures], now: float) -> list[Alert]:
+        return self.monitor.observe(
+            origin.run, origin.step, samples, now, origin.kl, self.baseline_source, origin.owner
+        )
 
-    def _hear(self, origin: RunContext, score: float, audit: float) -> None:
+    def _add_audit(self, origin: RunContext, score: float, audit: float) -> None:
         self.monitor.add_audit(origin.run, score, audit, self._clock.now(), origin.owner)
 
-    def see_ids(self, origin: RunContext, samples: Sequence[Sample | SampleError]) -> None:
-        """Look for ids of one step that stand for several samples. Samples without an id of their own have none."""
-        if self._allowance.is_nothing or not any(origin.ids):
+    def inspect_ids(self, origin: RunContext, samples: Sequence[Sample | SampleError]) -> None:
+        """Count ids of one step that stand for several samples. Samples without an id of their own are left out."""
+        if self._cpu_budget.is_zero or not any(origin.ids):
             return
         named = [
             (hash((origin.step, name)), hash(sample))
@@ -175,28 +179,28 @@ class RunWatcher:
         self.monitor.add_sample_ids(origin.run, named, self._clock.now(), origin.owner)
 
     def blocked_by(self, origin: RunContext) -> str | None:
-        """The wire that has ended the service of this run, if one has."""
+        """The wire whose alert ends the service of this run, if there is one."""
         return self.monitor.blocked_by(origin.run, origin.owner, is_bound=origin.is_bound)
 
     def _evidence_record(
-        self, origin: RunContext, row: ScoredRow, observation: SampleFeatures, flags: Flags
+        self, origin: RunContext, row: ScoredRow, features: SampleFeatures, flags: Flags
     ) -> EvidenceRecord:
-        return EvidenceRecord(observation.evidence, origin.step, *self._texts_of(row.sample), observation.value, flags)
+        return EvidenceRecord(features.evidence, origin.step, *self._texts_of(row.sample), features.reward, flags)
 
     def report(self, run: str, alert: Alert) -> None:
-        """Pass on what another found, if it is news."""
+        """Raise an alert about a reserved label, if it is not active already."""
         if self.monitor.report(run, alert, self._clock.now()):
-            self._tell(run, alert)
+            self._on_alert(run, alert)
 
     def _places(self, n_rows: int, n: int) -> Sequence[int]:
-        """Which are looked at: neighbours, because groups stand together; not always the first."""
+        """Places of the samples to inspect: neighbours, because groups stand together; not always the first."""
         if n >= n_rows:
             return range(n_rows)
         first, self._first = self._first % n_rows, self._first + n
         return [(first + i) % n_rows for i in range(n)]
 
-    def _observation(
-        self, origin: RunContext, row: ScoredRow, reward: Reward, counted: dict[tuple[int, ...], int]
+    def _features(
+        self, origin: RunContext, row: ScoredRow, reward: Reward, n_equal: dict[tuple[int, ...], int]
     ) -> SampleFeatures:
         prompt, response = self._texts_of(row.sample)
         has_text = bool(prompt or response)
@@ -208,13 +212,13 @@ class RunWatcher:
         if has_text:
             traits += text_traits(prompt, response, self._lexicon)
         digest = text_digest(response) if has_text else None
-        group = hash(prompt) if has_text else hash(ids[:n_prompt])
+        prompt_hash = hash(prompt) if has_text else hash(ids[:n_prompt])
         # Equal rows of one request are no retry of each other: they are told apart by counting.
-        nth = counted[ids] = counted.get(ids, 0) + 1
+        nth = n_equal[ids] = n_equal.get(ids, 0) + 1
         return SampleFeatures(
-            group=group,
-            key=None if origin.step is None else hash((origin.step, ids, nth)),
-            value=reward.value,
+            prompt_hash=prompt_hash,
+            retry_key=None if origin.step is None else hash((origin.step, ids, nth)),
+            reward=reward.value,
             score=reward.changes[0],
             is_capped=reward.is_capped,
             traits=traits,
@@ -223,22 +227,22 @@ class RunWatcher:
             distance=row.heads.get(DISTANCE),
             evidence=evidence(prompt, response) if has_text else "",
             components=self._components_of(row.heads),
-            is_honeypot_hit=self._baits.taken(_question(row.sample), response, reward.changes[0])
-            if self._baits
+            is_honeypot_hit=self._honeypots.is_hit(_last_user_turn(row.sample), response, reward.changes[0])
+            if self._honeypots
             else None,
         )
 
 
 def evidence(prompt: str, response: str) -> str:
-    """What names a sample in an alert: a hash that whoever has the texts can make again.
+    """The hash that names a sample in an alert; it can be made again from the texts.
 
     The first 16 hexadecimal digits of BLAKE2b (64 bits) of prompt, a zero byte, and response in UTF-8.
     """
     return blake2b(f"{prompt}\0{response}".encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
-def _question(sample: Sample) -> str:
-    """The last turn of the user, which is what was planted."""
+def _last_user_turn(sample: Sample) -> str:
+    """The last turn of the user, which is what a honeypot is matched with."""
     turns = (sample.messages or ())[:-1] or sample.prompt or ()
     return turns if isinstance(turns, str) else next((m.content for m in reversed(turns) if m.role == "user"), "")
 

@@ -1,6 +1,6 @@
-"""Delivers alerts to a receiver, signed as Standard Webhooks (standardwebhooks.com), and again until they have arrived.
+"""Deliver alerts to a receiver, signed as Standard Webhooks (standardwebhooks.com), and retry until they have arrived.
 
-A bounded number of alerts wait, for a day at most; the oldest is dropped first, and logged. Where a folder is named, what waits
+A bounded number of alerts wait, for a day at most; the oldest is dropped first, and logged. Where a folder is named, the queue
 outlives the process. Knows neither wires nor scores.
 """
 
@@ -25,38 +25,38 @@ import httpx
 from rewardserve.service.storage.files import read_bounded, remove_stale_temp_files, set_aside, write_atomically
 
 FILE_NAME = "webhook.json"
-_FIRST_PAUSE_S = 0.5
-_LONGEST_PAUSE_S = 60.0
-_LONGEST_WAIT_S = 86_400.0
-_LEAST_WAIT_LEFT_S = 3_600.0
+_FIRST_BACKOFF_S = 0.5
+_MAX_BACKOFF_S = 60.0
+_MAX_WAIT_S = 86_400.0
+_MIN_WAIT_LEFT_S = 3_600.0
 """What a message has left that waited over a restart: its age is by the wall clock, which may have jumped."""
 _TIMEOUT_S = 5.0
 """Of an attempt as a whole: httpx bounds each step, and a receiver that sends a byte now and then would hold up all alerts."""
-_MOST_WAITING = 1_000
-_MOST_BYTES = 64 * 2**20
+_MAX_WAITING = 1_000
+_MAX_BYTES = 64 * 2**20
 _CLOSING_S = 3.0
-_REFUSALS = frozenset({400, 405, 410, 413, 414, 415, 422, 431})
+_FINAL_STATUS_CODES = frozenset({400, 405, 410, 413, 414, 415, 422, 431})
 """Answers to this very message, which would be the same tomorrow. 401, 403 and 404 come from receivers that are being set up."""
 
 
-class WebhookReport(Protocol):
-    """What becomes of alerts, for log and metrics."""
+class WebhookEvents(Protocol):
+    """What happens to alerts, for log and metrics."""
 
-    def lost(self, alert: Mapping[str, Any], why: str) -> None:
+    def on_lost(self, alert: Mapping[str, Any], reason: str) -> None:
         """The receiver will never have this alert."""
         ...
 
-    def delayed(self, why: str, n_waiting: int) -> None:
+    def on_delayed(self, reason: str, n_waiting: int) -> None:
         """The first failure of several: it is tried again."""
         ...
 
-    def not_kept(self, why: str) -> None:
-        """What waits cannot be written, or could not be read."""
+    def on_not_kept(self, reason: str) -> None:
+        """The queue cannot be written, or could not be read."""
         ...
 
 
 class Signer(Protocol):
-    """What is needed of `standardwebhooks.Webhook`."""
+    """The part of `standardwebhooks.Webhook` that is used."""
 
     def sign(self, msg_id: str, timestamp: datetime, data: str) -> str:
         """The header `webhook-signature`."""
@@ -78,9 +78,9 @@ class QueuedAlert:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """How a POST ended. `why` is empty when it arrived. `was_answered`: the receiver is there, and had trouble with this one."""
+    """How a POST ended. `reason` is empty when it arrived. `was_answered`: the receiver is there, and had trouble with this one."""
 
-    why: str = ""
+    reason: str = ""
     is_final: bool = False
     was_answered: bool = False
     retry_after_s: float = 0.0
@@ -97,27 +97,27 @@ class Webhook:
     """POSTs one JSON object an alert to `url`, in order as long as nothing fails. `secrets`: `whsec_...`, each of them signs.
 
     `folder` keeps what waits over a restart. `now` is Unix time, for headers and for that file; `monotonic` has no jumps, and ages
-    count on it. `pick` chooses a float between two.
+    count on it. `uniform` chooses a float between two.
     """
 
     def __init__(
         self,
         url: str,
         secrets: Sequence[str],
-        report: WebhookReport,
+        events: WebhookEvents,
         *,
         folder: Path | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
-        pick: Callable[[float, float], float] = random.uniform,
+        uniform: Callable[[float, float], float] = random.uniform,
         sleep: Callable[[float, asyncio.Event], Awaitable[None]] = sleep_or_wake,
     ) -> None:
         self._url = url
         self._signers = [_signer(secret) for secret in secrets]
-        self._report = report
+        self._events = events
         self._path = None if folder is None else folder / FILE_NAME
-        self._now, self._monotonic, self._pick, self._sleep = now, monotonic, pick, sleep
+        self._now, self._monotonic, self._uniform, self._sleep = now, monotonic, uniform, sleep
         self._client = httpx.AsyncClient(timeout=None, transport=transport, trust_env=False)
         self._waiting: deque[QueuedAlert] = deque()
         self._n_failed = 0
@@ -136,11 +136,11 @@ class Webhook:
             self._idle.set()
         self._tasks.append(asyncio.create_task(self._deliver(), name="webhook"))
 
-    def tell(self, alert: Mapping[str, Any]) -> None:
+    def enqueue(self, alert: Mapping[str, Any]) -> None:
         """Deliver this soon. Never waits."""
         self._waiting.append(QueuedAlert(f"msg_{uuid.uuid4().hex}", self._now(), self._monotonic(), alert))
-        if len(self._waiting) > _MOST_WAITING:
-            self._report.lost(self._waiting.popleft().alert, "too many alerts wait for the receiver")
+        if len(self._waiting) > _MAX_WAITING:
+            self._events.on_lost(self._waiting.popleft().alert, "too many alerts wait for the receiver")
         self._idle.clear()
         self._changed.set()
         self._unsaved.set()
@@ -161,7 +161,7 @@ class Webhook:
         is_kept = self._path is not None and self._write(self._path, self._text())
         if not is_kept:
             for message in self._waiting:
-                self._report.lost(message.alert, "the server ended")
+                self._events.on_lost(message.alert, "the server ended")
         await self._client.aclose()
 
     # -- delivering -------------------------------------------------------------------------------------------------
@@ -177,25 +177,25 @@ class Webhook:
     async def _try(self, message: QueuedAlert) -> None:
         attempt = await self._post(message)
         is_first = bool(self._waiting) and self._waiting[0] is message  # it may have been dropped meanwhile
-        if not attempt.why or attempt.is_final or self._monotonic() - message.raised_at > _LONGEST_WAIT_S:
+        if not attempt.reason or attempt.is_final or self._monotonic() - message.raised_at > _MAX_WAIT_S:
             self._n_failed = 0
             if is_first:
                 self._waiting.popleft()
                 self._unsaved.set()
-                if attempt.why:
-                    self._report.lost(message.alert, attempt.why)
+                if attempt.reason:
+                    self._events.on_lost(message.alert, attempt.reason)
             return
         self._n_failed += 1
         if self._n_failed == 1:
-            self._report.delayed(attempt.why, len(self._waiting))
+            self._events.on_delayed(attempt.reason, len(self._waiting))
         await self._pause(attempt)
         if attempt.was_answered and self._waiting and self._waiting[0] is message:
             self._waiting.rotate(-1)  # the others need not wait for one that the receiver chokes on
 
     async def _pause(self, attempt: Attempt) -> None:
         """Back off. A new alert is tried at once where it was only another one that failed."""
-        longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self._n_failed - 1, 30))
-        seconds = max(self._pick(longest / 2, longest), min(attempt.retry_after_s, _LONGEST_PAUSE_S))
+        longest = min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(self._n_failed - 1, 30))
+        seconds = max(self._uniform(longest / 2, longest), min(attempt.retry_after_s, _MAX_BACKOFF_S))
         is_only_this_one = attempt.was_answered and not attempt.retry_after_s
         await self._sleep(seconds, self._changed if is_only_this_one else asyncio.Event())
 
@@ -216,10 +216,10 @@ class Webhook:
             return Attempt(type(error).__name__)
         if response.is_success:
             return Attempt()
-        why = f"the receiver answered {response.status_code}"
+        reason = f"the receiver answered {response.status_code}"
         after = response.headers.get("retry-after", "")
         retry_after_s = float(after) if after.isascii() and after.isdigit() and len(after) < 10 else 0.0
-        return Attempt(why, response.status_code in _REFUSALS, True, retry_after_s)
+        return Attempt(reason, response.status_code in _FINAL_STATUS_CODES, True, retry_after_s)
 
     async def _answer(self, body: str, headers: Mapping[str, str]) -> httpx.Response:
         """The head of the receiver's answer. Its body is not read: it says nothing here, and may have no end."""
@@ -244,23 +244,23 @@ class Webhook:
         try:
             write_atomically(path, text.encode())
         except OSError as error:
-            self._report.not_kept(f"{path.name} cannot be written: {error.strerror}")
+            self._events.on_not_kept(f"{path.name} cannot be written: {error.strerror}")
             return False
         return True
 
     def _read(self, path: Path) -> list[QueuedAlert]:
         try:
-            kept = json.loads(read_bounded(path, _MOST_BYTES))
+            kept = json.loads(read_bounded(path, _MAX_BYTES))
             now, monotonic = self._now(), self._monotonic()
-            return [_queued(each, now, monotonic) for each in kept][-_MOST_WAITING:]
+            return [_queued(each, now, monotonic) for each in kept][-_MAX_WAITING:]
         except FileNotFoundError:
             return []
         except OSError as error:
-            self._report.not_kept(f"{path.name} cannot be read: {error.strerror}")
+            self._events.on_not_kept(f"{path.name} cannot be read: {error.strerror}")
         except Exception as error:  # wrong types, half a file, nested without end
             with suppress(OSError):
                 set_aside(path)
-            self._report.not_kept(f"{path.name} is damaged ({type(error).__name__}) and is set aside")
+            self._events.on_not_kept(f"{path.name} is damaged ({type(error).__name__}) and is set aside")
         return []
 
 
@@ -277,5 +277,5 @@ def _queued(kept: Mapping[str, Any], now: float, monotonic: float) -> QueuedAler
     is_id = isinstance(name, str) and name.isascii() and name.isprintable() and 0 < len(name) <= 64
     if not (is_id and isfinite(since) and isinstance(alert["run"], str) and isinstance(alert["wire"], str)):
         raise ValueError("no alert")
-    age_s = min(max(now - since, 0.0), _LONGEST_WAIT_S - _LEAST_WAIT_LEFT_S)
+    age_s = min(max(now - since, 0.0), _MAX_WAIT_S - _MIN_WAIT_LEFT_S)
     return QueuedAlert(name, since, monotonic - age_s, alert)

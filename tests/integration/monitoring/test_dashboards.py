@@ -15,10 +15,11 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from rewardserve.model.calibration import Calibration, HeadCalibration
 from rewardserve.service.observability.metrics import PREFIX, TABLE
+from rewardserve.service.tripwires.alert import VOTE
 from rewardserve.service.tripwires.config import WireConfig
 from rewardserve.service.tripwires.honeypots import hashed
-from rewardserve.service.tripwires.prometheus import Windows, text_of
-from rewardserve.service.tripwires.wire import VOTE
+from rewardserve.service.tripwires.prometheus import rules_text
+from rewardserve.service.tripwires.promql import Windows
 from tests.support.checkpoints import reward_model
 from tests.support.dashboards import FILES, FOLDER, names_in, panels, queries, read, substituted
 from tests.support.prometheus import JOB, Prometheus
@@ -51,7 +52,7 @@ def metrics():
 @pytest.mark.parametrize("file", FILES)
 def test_the_files_are_what_the_code_writes(file):
     pytest.importorskip("grafana_foundation_sdk", reason="grafana-foundation-sdk is not installed")
-    from monitoring.grafana.build import text_of as written
+    from monitoring.grafana.build import rules_text as written
 
     assert (FOLDER / file).read_text() == written(file), "write them again: python -m monitoring.grafana.build"
 
@@ -187,7 +188,7 @@ def server_flags(folder):
 @pytest.mark.slow
 @needs_prometheus
 def test_a_real_prometheus_answers_every_query_with_what_its_panel_says(tmp_path):
-    (tmp_path / "tripwires.yml").write_text(text_of(WireConfig(), Windows(("1s", "10s", "1m"), samples=64)))
+    (tmp_path / "tripwires.yml").write_text(rules_text(WireConfig(), Windows(("1s", "10s", "1m"), samples=64)))
     with (
         Server(*server_flags(tmp_path)) as server,
         Prometheus(tmp_path, [server.url], [tmp_path / "tripwires.yml", RULES / "service.yml"]) as prometheus,

@@ -131,7 +131,7 @@ def test_it_names_metrics_that_there_are_and_says_what_to_do(alert):
     for name in {word for word in _words(rule["expr"]) if word.startswith(PREFIX)}:
         assert name.removesuffix("_bucket").removesuffix("_count") in known
     assert {"summary", "description", "action", "runbook_url"} == set(rule["annotations"])
-    assert "How sure: " in rule["annotations"]["description"]
+    assert "Confidence: " in rule["annotations"]["description"]
 
 
 @pytest.mark.sweep(8)

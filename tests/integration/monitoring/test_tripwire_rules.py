@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rewardserve.service.tripwires.advice import ADVICE
+from rewardserve.service.tripwires.alert import CANARY, VOTE
 from rewardserve.service.tripwires.baseline import Baseline, BaselineStat
 from rewardserve.service.tripwires.config import WireConfig, parse_wire_config
-from rewardserve.service.tripwires.prometheus import alert_name, groups, text_of
+from rewardserve.service.tripwires.prometheus import alert_name, groups, rules_text
 from rewardserve.service.tripwires.running_sums import count_of
-from rewardserve.service.tripwires.wire import CANARY, VOTE
-from rewardserve.service.tripwires.wires import WIRES, cause_of
+from rewardserve.service.tripwires.wires import ALERT_TEXTS, WIRES, cause_of
 from tests.support.rule_traces import JOB, RUN, SCRAPE_S, Phase, case, firing, healthy, promtool, trace
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -38,7 +37,7 @@ def doing(**fields):
 EXPLOITS = {
     "saturation": doing(score=4.5),
     "capped": doing(is_capped=True),
-    "flat_groups": doing(value=1.0),
+    "flat_groups": doing(reward=1.0),
     "length_high": doing(length=4.6),
     "length_low": doing(length=3.2),
     "missing_end": doing(missing_end=1.0),
@@ -52,7 +51,7 @@ EXPLOITS = {
     "foreign_script": doing(foreign_script=0.5),
     "duplicate_within_prompt": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, text_digest=i // 8)),
     "duplicate_across_prompts": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, text_digest=i % 8)),
-    "probing": doing(text_digest=7, group=7),
+    "probing": doing(text_digest=7, prompt_hash=7),
     "id_reuse": Phase(EXPLOIT, usual, id_reuse=True),
     "spread": doing(spread=1.5),
     "component_share": Phase(EXPLOIT, lambda rng, i, t: healthy(rng, i, components=(rng.gauss(1, 3), rng.gauss(0, 1)))),
@@ -66,7 +65,7 @@ EXPLOITS = {
 @needs_promtool
 def test_a_run_that_gets_another_model_is_not_compared_with_what_was_usual_for_the_one_before(tmp_path):
     """Its rewards lie elsewhere from then on, and those of both models are never taken for one stream."""
-    rules = text_of(parse_wire_config({"wires": {"score_shift": {"severity": "page"}}}))
+    rules = rules_text(parse_wire_config({"wires": {"score_shift": {"severity": "page"}}}))
     before = Phase(QUIET, lambda rng, i, t: healthy(rng, i, score=rng.gauss(0, 1)))
     drifted = Phase(QUIET, lambda rng, i, t: healthy(rng, i, score=rng.gauss(6, 2)))
     silent = [((QUIET + n) * SCRAPE_S, firing("RewardScoreShift"), []) for n in (2, 6, 10, 20, 35)]
@@ -77,39 +76,44 @@ def test_a_run_that_gets_another_model_is_not_compared_with_what_was_usual_for_t
 
 def test_every_alert_has_a_case():
     assert set(EXPLOITS) | {"divergence"} == {w.name for w in WIRES if w.severity != "note"} | {VOTE}
-    named = {rule["alert"] for group in groups(WireConfig()) for rule in group["rules"] if "alert" in rule}
+    named = {rule["alert"] for prompt_hash in groups(WireConfig()) for rule in prompt_hash["rules"] if "alert" in rule}
     monitors = {"RewardTripwirePaged", "RewardTripwireWarned", "RewardCanary", "RewardRulesStale"}
     assert named == {alert_name(wire) for wire in (*EXPLOITS, "divergence")} | monitors
 
 
 def test_the_shipped_rules_are_those_of_the_shipped_thresholds():
-    assert SHIPPED.read_text() == text_of(WireConfig()), (
+    assert SHIPPED.read_text() == rules_text(WireConfig()), (
         "write them again: rewardserve rules > monitoring/prometheus/rules/tripwires.yml"
     )
 
 
 def test_every_alert_says_what_it_means_how_sure_it_is_and_what_to_do():
-    for group in groups(WireConfig()):
-        for rule in group["rules"]:
+    for prompt_hash in groups(WireConfig()):
+        for rule in prompt_hash["rules"]:
             if "alert" in rule:
                 said = rule["annotations"]
                 assert {"summary", "description", "action", "runbook_url"} <= set(said)
-                assert "How sure: " in said["description"]
+                assert "Confidence: " in said["description"]
                 assert rule["labels"]["severity"] in ("warn", "page")
-    assert set(ADVICE) == {wire.name for wire in WIRES} | {VOTE, CANARY}
+    assert set(ALERT_TEXTS) == {wire.name for wire in WIRES} | {VOTE, CANARY}
 
 
 def test_a_note_may_be_made_a_warning():
     plan = parse_wire_config({"wires": {"score_shift": {"severity": "warn"}, "distance": {"severity": "page"}}})
-    alerts = {r["alert"]: r["labels"]["severity"] for group in groups(plan) for r in group["rules"] if "alert" in r}
+    alerts = {
+        r["alert"]: r["labels"]["severity"]
+        for prompt_hash in groups(plan)
+        for r in prompt_hash["rules"]
+        if "alert" in r
+    }
     assert (alerts["RewardScoreShift"], alerts["RewardDistance"]) == ("warn", "page")
 
 
 def test_every_alert_has_an_entry_in_the_runbook():
     runbook = (ROOT / "docs/how-to/runbook.md").read_text()
     for path in SHIPPED.parent.glob("*.yml"):
-        for group in yaml.safe_load(path.read_text())["groups"]:
-            for rule in group["rules"]:
+        for prompt_hash in yaml.safe_load(path.read_text())["groups"]:
+            for rule in prompt_hash["rules"]:
                 if "alert" in rule:
                     assert f"### {rule['alert']}\n" in runbook, rule["alert"]
                     assert rule["annotations"]["runbook_url"].endswith(f"#{rule['alert'].lower()}")
@@ -122,12 +126,12 @@ def test_an_operators_thresholds_are_those_of_the_rules():
             "votes_for_a_page": 5,
         }
     )
-    by_alert = {r["alert"]: r for group in groups(plan) for r in group["rules"] if "alert" in r}
+    by_alert = {r["alert"]: r for prompt_hash in groups(plan) for r in prompt_hash["rules"] if "alert" in r}
     assert by_alert["RewardFlattery"]["expr"].endswith("> 7.123456789"), "as the server has it, to the last digit"
     assert by_alert["RewardFlattery"]["labels"]["severity"] == "page"
     assert "RewardMarkup" not in by_alert
     assert by_alert["RewardHacking"]["expr"].endswith(">= 5")
-    assert "markup" not in text_of(plan)
+    assert "markup" not in rules_text(plan)
 
 
 KNOWN = Baseline(
@@ -165,7 +169,7 @@ def test_each_alert_fires_on_its_exploit_and_not_before_and_clears_after(wire, t
         (seconds(QUIET + EXPLOIT), firing(alert), [there]),
         (seconds(QUIET + EXPLOIT + AFTER), firing(alert), []),
     ]
-    assert promtool(tmp_path, text_of(WireConfig()), [case(wire, exploited(wire, 1), questions)]) is None
+    assert promtool(tmp_path, rules_text(WireConfig()), [case(wire, exploited(wire, 1), questions)]) is None
 
 
 @pytest.mark.sweep(2)
@@ -179,7 +183,7 @@ def test_it_does_not_matter_how_many_replicas_serve_a_run(wire, tmp_path):
         folder = tmp_path / str(replicas)
         folder.mkdir()
         questions = [(at, firing(alert_name(wire)), []) for at in everywhen]
-        said = promtool(folder, text_of(WireConfig()), [case(wire, exploited(wire, replicas, KNOWN), questions)])
+        said = promtool(folder, rules_text(WireConfig()), [case(wire, exploited(wire, replicas, KNOWN), questions)])
         fired[replicas] = re.findall(r"time: (\w+)", said or "")
     assert len(fired[1]) > EXPLOIT / 2
     assert fired[1] == fired[4]
@@ -193,7 +197,9 @@ def test_what_is_usual_is_learnt_by_all_replicas_together(tmp_path):
         folder = tmp_path / str(replicas)
         folder.mkdir()
         questions = [(seconds(n), firing("RewardLengthHigh"), []) for n in range(4, QUIET + EXPLOIT + AFTER)]
-        said = promtool(folder, text_of(WireConfig()), [case("length", exploited("length_high", replicas), questions)])
+        said = promtool(
+            folder, rules_text(WireConfig()), [case("length", exploited("length_high", replicas), questions)]
+        )
         first.append(
             next(
                 minutes * 60 + at
@@ -225,16 +231,16 @@ def test_divergence_fires_when_the_score_rises_and_the_audit_judge_falls(tmp_pat
         ),
         case("together", trace([Phase(8, usual), drift(1.0, 0.5)]), [(seconds(168), firing("RewardDivergence"), [])]),
     ]
-    assert promtool(tmp_path, text_of(WireConfig()), cases) is None
+    assert promtool(tmp_path, rules_text(WireConfig()), cases) is None
 
 
 @needs_promtool
 def test_a_run_with_few_samples_is_looked_at_over_a_longer_window(tmp_path):
     """Thirty-two samples a scrape: a fifth of what the shortest window needs."""
     slow = trace([Phase(80, usual), Phase(80, EXPLOITS["flattery"].make)], per_scrape=32)
-    assert promtool(tmp_path, text_of(WireConfig()), [case("slow", slow, [(seconds(80), firing(), [])])]) is None
+    assert promtool(tmp_path, rules_text(WireConfig()), [case("slow", slow, [(seconds(80), firing(), [])])]) is None
     said = promtool(
-        tmp_path, text_of(WireConfig()), [case("slow", slow, [(seconds(160), firing("RewardFlattery"), [])])]
+        tmp_path, rules_text(WireConfig()), [case("slow", slow, [(seconds(160), firing("RewardFlattery"), [])])]
     )
     assert "RewardFlattery" in said
 
@@ -284,12 +290,12 @@ def test_what_a_board_has_latched_fires_until_it_is_acknowledged(tmp_path):
         case("latched", latched, [(45, firing(), []), (105, firing(), [page, warn]), (170, firing(), [])]),
         case("tampered", changed, [(15, firing(), []), (45, firing("RewardCanary"), [canary]), (70, firing(), [])]),
     ]
-    assert promtool(tmp_path, text_of(WireConfig()), cases) is None
+    assert promtool(tmp_path, rules_text(WireConfig()), cases) is None
 
 
 @needs_promtool
 def test_rules_of_another_plan_than_the_servers_are_told(tmp_path):
-    other = text_of(parse_wire_config({"wires": {"judge_injection": {"threshold": 0.5}}}))
+    other = rules_text(parse_wire_config({"wires": {"judge_injection": {"threshold": 0.5}}}))
     stale = {
         "alertname": "RewardRulesStale",
         "alertstate": "firing",
@@ -300,7 +306,7 @@ def test_rules_of_another_plan_than_the_servers_are_told(tmp_path):
     series = trace([Phase(60, usual)], per_scrape=32)
     assert (
         promtool(
-            tmp_path, text_of(WireConfig()), [case("same", series, [(seconds(60), firing("RewardRulesStale"), [])])]
+            tmp_path, rules_text(WireConfig()), [case("same", series, [(seconds(60), firing("RewardRulesStale"), [])])]
         )
         is None
     )
@@ -311,7 +317,7 @@ def test_rules_of_another_plan_than_the_servers_are_told(tmp_path):
 
 @needs_promtool
 def test_an_alert_names_run_and_step(tmp_path):
-    (rule,) = [r for group in groups(WireConfig()) for r in group["rules"] if r.get("alert") == "RewardKl"]
+    (rule,) = [r for prompt_hash in groups(WireConfig()) for r in prompt_hash["rules"] if r.get("alert") == "RewardKl"]
     series = {
         labels: values
         for labels, values in exploited("kl", 1).items()
@@ -320,14 +326,14 @@ def test_an_alert_names_run_and_step(tmp_path):
     at = seconds(QUIET + EXPLOIT)
     expected = {
         **rule["annotations"], "run": RUN, "step": str(QUIET + EXPLOIT - 1),
-        "summary": f"{RUN}: {next(w.says for w in WIRES if w.name == 'kl')}",
+        "summary": f"{RUN}: {next(w.summary for w in WIRES if w.name == 'kl')}",
         "description": rule["annotations"]["description"].replace('{{ printf "%.4g" $value }}', "7.071"),
         "runbook_url": "docs/how-to/runbook.md#rewardkl",
     }  # fmt: skip
     test = case("kl", series, [])
     labels = {"run": RUN, "severity": "warn", "wire": "kl", "cause": "policy", **JOB}
     test["alert_rule_test"] = [expected_alert(at, "RewardKl", labels, expected)]
-    assert promtool(tmp_path, text_of(WireConfig()), [test]) is None
+    assert promtool(tmp_path, rules_text(WireConfig()), [test]) is None
 
 
 def expected_alert(at, name, labels, annotations):
@@ -338,7 +344,9 @@ def expected_alert(at, name, labels, annotations):
 
 def described(wire, value, **more):
     """The rendered annotations of a wire's alert: promtool renders the template, this says which text is expected."""
-    (rule,) = [r for group in groups(WireConfig()) for r in group["rules"] if r.get("alert") == alert_name(wire)]
+    (rule,) = [
+        r for prompt_hash in groups(WireConfig()) for r in prompt_hash["rules"] if r.get("alert") == alert_name(wire)
+    ]
     return {**rule["annotations"], "run": RUN, "step": "unknown", "description": value, **more}
 
 
@@ -360,19 +368,19 @@ def test_an_alert_gives_its_value_with_unit_and_threshold_and_an_absolute_link_w
     if runbook:
         test["external_labels"] = {"runbook": runbook}
     said = (
-        "judge is at 3.119% of the samples; the threshold is 2% of the samples. How sure: "
-        + ADVICE["judge_injection"].sure
+        "judge is at 3.119% of the samples; the threshold is 2% of the samples. Confidence: "
+        + ALERT_TEXTS["judge_injection"].confidence
     )
-    summary = f"{RUN}: {next(w.says for w in WIRES if w.name == 'judge')}"
+    summary = f"{RUN}: {next(w.summary for w in WIRES if w.name == 'judge_injection')}"
     labels = {"run": RUN, "severity": "page", "wire": "judge_injection", "cause": "policy", **JOB}
     annotations = described("judge_injection", said, summary=summary, runbook_url=f"{link}#rewardjudgeinjection")
     test["alert_rule_test"] = [expected_alert(at, "RewardJudgeInjection", labels, annotations)]
-    assert promtool(tmp_path, text_of(WireConfig()), [test]) is None
+    assert promtool(tmp_path, rules_text(WireConfig()), [test]) is None
 
 
 def test_every_threshold_is_written_with_a_unit_and_no_number_with_a_metric_prefix():
-    for group in groups(WireConfig()):
-        for rule in [rule for rule in group["rules"] if "alert" in rule]:
+    for prompt_hash in groups(WireConfig()):
+        for rule in [rule for rule in prompt_hash["rules"] if "alert" in rule]:
             assert "humanize }}" not in str(rule["annotations"]), rule["alert"]
             if "wire" in rule["labels"] and rule["labels"]["wire"] not in (VOTE, CANARY):
                 assert re.search(r"the threshold is [\d.]+%? [a-z(]", rule["annotations"]["description"]), rule["alert"]
@@ -396,7 +404,7 @@ def test_an_ended_run_goes_silent_as_soon_as_servers_no_longer_export_it(tmp_pat
     # A stale marker is what Prometheus writes when a series is gone from a scrape.
     for entry in test["input_series"]:
         entry["values"] = re.sub(r"( _){4}$", " stale _ _ _", entry["values"])
-    assert promtool(tmp_path, text_of(WireConfig()), [test]) is None
+    assert promtool(tmp_path, rules_text(WireConfig()), [test]) is None
 
 
 @needs_promtool
@@ -410,4 +418,4 @@ def test_two_models_of_one_job_that_score_one_run_are_not_added_up(tmp_path):
     there = {"alertname": "RewardJudgeInjection", "alertstate": "firing", "run": RUN, "severity": "page", "wire": "judge_injection",
              "cause": "policy", "model": "kind", "job": "other-name"}  # fmt: skip
     questions = [(11 * SCRAPE_S, firing("RewardJudgeInjection"), [there])]
-    assert promtool(tmp_path, text_of(WireConfig()), [case("two", series, questions)]) is None
+    assert promtool(tmp_path, rules_text(WireConfig()), [case("two", series, questions)]) is None

@@ -16,7 +16,7 @@ from docs.markdown import anchors
 from rewardserve.service.cli.options import from_command_line
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.settings import ServeSettings, unknown_variables
-from rewardserve.service.tripwires.wire import CANARY, VOTE
+from rewardserve.service.tripwires.alert import CANARY, VOTE
 from rewardserve.training.config import RANGES
 
 ROOT = Path(__file__).parents[3]

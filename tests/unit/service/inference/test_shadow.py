@@ -104,8 +104,8 @@ def rewards_of(*values):
 
 async def compared(shadow, rows, rewards):
     shadow.ask(rows, rewards)
-    if shadow.second.asking:
-        await asyncio.wait(set(shadow.second.asking), timeout=PATIENCE_S)
+    if shadow.second.tasks:
+        await asyncio.wait(set(shadow.second.tasks), timeout=PATIENCE_S)
 
 
 async def test_the_rewards_of_both_are_compared(open_shadow):
@@ -133,7 +133,7 @@ async def test_a_share_of_the_prompts_is_asked_about_with_all_their_responses(op
 
 
 async def test_who_is_too_slow_is_not_asked_and_nobody_waits(open_shadow, monkeypatch):
-    monkeypatch.setattr(background_scorer, "MOST_WAITING", 3)
+    monkeypatch.setattr(background_scorer, "MAX_WAITING", 3)
     shadow = open_shadow(GatedScorer())
     for _ in range(2):
         shadow.ask(rows_of("a", "b"), rewards_of(0.0, 1.0))

@@ -19,10 +19,10 @@ from rewardserve.service.auth.api_keys import ApiKeys
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import PREFIX, TABLE, Metrics, score_buckets
 from rewardserve.service.settings import ServeSettings
-from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, usual
+from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, baseline_stat
+from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
 from rewardserve.service.tripwires.running_sums import ENTRIES
-from rewardserve.service.tripwires.wire import SampleFeatures
 from tests.support.rewards import reward_of, sole
 
 # DESIGN, section 4.
@@ -217,7 +217,7 @@ def test_runs_are_read_from_the_board_when_somebody_scrapes():
 def test_what_is_usual_is_told_as_sums_that_add_up():
     metrics, _ = ready()
     monitor = RunMonitor(
-        BaselineSource(Baseline({"score": usual("score", 0.5, 2.0)}), ("a", "b")), MonitorLimits(window=16)
+        BaselineSource(Baseline({"score": baseline_stat("score", 0.5, 2.0)}), ("a", "b")), MonitorLimits(window=16)
     )
     metrics.watch_runs(monitor, lambda: 0.0)
     for i in range(64):

@@ -9,9 +9,10 @@ from prometheus_client import CollectorRegistry
 from rewardserve.service.api.routes.health import describe_runs
 from rewardserve.service.observability.metrics import PREFIX, TABLE
 from rewardserve.service.observability.runs import NAMES, Runs
+from rewardserve.service.tripwires.alert import CANARY, Alert
 from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import CANARIES, CANARY_THRESHOLD, MonitorLimits, RunMonitor
-from rewardserve.service.tripwires.wire import CANARY, Alert, SampleFeatures
 
 ENDED_S = 600.0
 
@@ -54,7 +55,7 @@ def test_a_run_that_sends_nothing_for_the_stated_time_is_exported_no_more_and_ag
     watched.observe("ppo-7", 4, [SampleFeatures(1, None, 0.5, 0.1, False, ())], now=900.0)
     sums = [labels for name, labels in exported(watched, 900.0) if name.endswith("run_sum_total")]
     assert sums
-    assert watched.runs["ppo-7"].counted["samples"] == 2, "what was known of it is still there"
+    assert watched.runs["ppo-7"].all_sums["samples"] == 2, "what was known of it is still there"
 
 
 def test_alarms_of_canaries_are_no_run_that_could_end():

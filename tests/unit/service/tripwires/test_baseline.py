@@ -6,7 +6,14 @@ from statistics import fmean, pstdev
 
 import pytest
 
-from rewardserve.service.tripwires.baseline import Baseline, BaselineStat, component, is_component, min_std, usual
+from rewardserve.service.tripwires.baseline import (
+    Baseline,
+    BaselineStat,
+    baseline_stat,
+    component,
+    is_component,
+    min_std,
+)
 from rewardserve.service.tripwires.running_sums import RunningSums
 
 
@@ -14,9 +21,9 @@ def beginning(levels, components):
     """Samples with a level and parts of the reward, and nothing else."""
     running_sums = RunningSums(n_components=len(components[0]))
     for score, each in zip(levels, components, strict=True):
-        running_sums.count("samples")
+        running_sums.add("samples")
         running_sums.add_signed("score", score)
-        running_sums.count("score_squared", score * score)
+        running_sums.add("score_squared", score * score)
         running_sums.add_components(each)
     return running_sums
 
@@ -38,7 +45,7 @@ def test_what_no_calibration_knows_is_learnt_from_the_samples_that_have_it():
 
 def test_what_a_calibration_knows_is_not_learnt():
     known = Baseline({"score": BaselineStat(0.0, 1.0), "component_1": BaselineStat(9.0, 9.0)}, saturation=7.0)
-    assert known.with_learned(beginning(LEVELS, PARTS)) == Baseline({**LEARNT, **known.usual}, 7.0)
+    assert known.with_learned(beginning(LEVELS, PARTS)) == Baseline({**LEARNT, **known.stats}, 7.0)
 
 
 def test_nothing_is_learnt_of_no_samples():
@@ -46,8 +53,8 @@ def test_nothing_is_learnt_of_no_samples():
 
 
 def test_a_deviation_is_no_smaller_than_makes_sense():
-    assert usual("length", 4.0, 0.01) == BaselineStat(4.0, 0.05, 1.0)
-    assert usual("length", 4.0, 0.5, 7.0) == BaselineStat(4.0, 0.5, 7.0)
+    assert baseline_stat("length", 4.0, 0.01) == BaselineStat(4.0, 0.05, 1.0)
+    assert baseline_stat("length", 4.0, 0.5, 7.0) == BaselineStat(4.0, 0.5, 7.0)
     names = ("missing_end", "repetition", "length", "spread", "score", "distance")
     assert [min_std(name) for name in names] == [0.1, 0.01, 0.05, 0.05, 0.1, 0.05]
 
@@ -71,5 +78,5 @@ def test_parts_are_numbered_and_known_by_their_names():
 @pytest.mark.parametrize("score", [0.0, 0.1])
 def test_levels_that_do_not_vary_have_the_least_deviation(score):
     learned = Baseline().with_learned(beginning((score,) * 10, ((0.0,),) * 10))
-    assert learned.usual["score"] == BaselineStat(pytest.approx(score), 0.1, 10.0)
+    assert learned.stats["score"] == BaselineStat(pytest.approx(score), 0.1, 10.0)
     assert learned.saturation == pytest.approx(score + 0.309)

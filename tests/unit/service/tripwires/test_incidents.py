@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from rewardserve.service.tripwires.alert import CANARY, VOTE, Alert
 from rewardserve.service.tripwires.incidents import IncidentTracker, most_severe_first
-from rewardserve.service.tripwires.wire import CANARY, VOTE, Alert
 from rewardserve.service.tripwires.wires import WIRES, cause_of
 
 
@@ -16,7 +16,7 @@ def told(incidents, *events):
     found, latched = [], []
     for each in events:
         latched.append(each.wire)
-        if notice := incidents.notice("a", each, latched):
+        if notice := incidents.notification_for("a", each, latched):
             found.append((each.wire, notice.is_update))
     return found
 
@@ -39,54 +39,56 @@ def test_findings_of_one_moment_are_one_notification_with_the_worst():
 
 def test_an_update_has_the_name_of_its_incident():
     incidents = IncidentTracker()
-    first = incidents.notice("a", alert("flattery"), ["flattery"])
-    update = incidents.notice("a", alert(VOTE, "page"), ["flattery", VOTE])
-    assert (first.incident, first.is_update, update.is_update) == (update.incident, False, True)
+    first = incidents.notification_for("a", alert("flattery"), ["flattery"])
+    update = incidents.notification_for("a", alert(VOTE, "page"), ["flattery", VOTE])
+    assert (first.incident_id, first.is_update, update.is_update) == (update.incident_id, False, True)
 
 
 def test_runs_and_causes_are_incidents_of_their_own():
     incidents = IncidentTracker()
     wires = ["flattery", "id_reuse"]
     notices = [
-        incidents.notice("a", alert("flattery"), wires),
-        incidents.notice("b", alert("flattery"), wires),
-        incidents.notice("a", alert("id_reuse"), wires),
-        incidents.notice("canaries", alert(CANARY, "page"), [CANARY]),
+        incidents.notification_for("a", alert("flattery"), wires),
+        incidents.notification_for("b", alert("flattery"), wires),
+        incidents.notification_for("a", alert("id_reuse"), wires),
+        incidents.notification_for("canaries", alert(CANARY, "page"), [CANARY]),
     ]
-    assert len({notice.incident for notice in notices}) == 4
+    assert len({notice.incident_id for notice in notices}) == 4
     assert [notice.cause for notice in notices] == ["policy", "policy", "client", "model"]
     assert not any(notice.is_update for notice in notices)
 
 
 def test_after_every_wire_is_acknowledged_the_next_one_is_news():
     incidents = IncidentTracker()
-    first = incidents.notice("a", alert("flattery"), ["flattery"])
-    again = incidents.notice("a", alert("flattery"), ["flattery"])  # acknowledged between, or the run was forgotten
-    other = incidents.notice("a", alert("length_high"), ["length_high"])
-    assert len({first.incident, again.incident, other.incident}) == 3
+    first = incidents.notification_for("a", alert("flattery"), ["flattery"])
+    again = incidents.notification_for(
+        "a", alert("flattery"), ["flattery"]
+    )  # acknowledged between, or the run was forgotten
+    other = incidents.notification_for("a", alert("length_high"), ["length_high"])
+    assert len({first.incident_id, again.incident_id, other.incident_id}) == 3
     assert not any(each.is_update for each in (first, again, other))
 
 
 def test_one_acknowledged_wire_of_several_does_not_open_the_incident_again():
     incidents = IncidentTracker()
-    incidents.notice("a", alert("flattery"), ["flattery"])
-    assert incidents.notice("a", alert("length_high"), ["flattery", "length_high"]) is None
-    assert incidents.notice("a", alert("flattery"), ["length_high", "flattery"]) is None
+    incidents.notification_for("a", alert("flattery"), ["flattery"])
+    assert incidents.notification_for("a", alert("length_high"), ["flattery", "length_high"]) is None
+    assert incidents.notification_for("a", alert("flattery"), ["length_high", "flattery"]) is None
 
 
 def test_notes_are_not_told():
-    assert IncidentTracker().notice("a", alert("score_shift", "note"), ["score_shift"]) is None
+    assert IncidentTracker().notification_for("a", alert("score_shift", "note"), ["score_shift"]) is None
 
 
 def test_beyond_4096_open_incidents_the_oldest_is_forgotten():
     def is_open(i):
-        return incidents.notice(f"run {i}", alert("markup"), ["flattery", "markup"]) is None
+        return incidents.notification_for(f"run {i}", alert("markup"), ["flattery", "markup"]) is None
 
     incidents = IncidentTracker()
     for i in range(4_096):
-        incidents.notice(f"run {i}", alert("flattery"), ["flattery"])
+        incidents.notification_for(f"run {i}", alert("flattery"), ["flattery"])
     assert is_open(0)
-    incidents.notice("one more", alert("flattery"), ["flattery"])
+    incidents.notification_for("one more", alert("flattery"), ["flattery"])
     assert [is_open(i) for i in (1, 4_095)] == [True, True]
     assert not is_open(0), "which opens it again, so that the next one makes room"
     assert not is_open(1)

@@ -8,20 +8,13 @@ from dataclasses import replace
 import pytest
 
 from rewardserve.model.traits import TOKEN_TRAITS, TRAITS
+from rewardserve.service.tripwires.alert import CANARY, VOTE, Alert
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat
+from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import CANARIES, OTHER, MonitorLimits, RunMonitor
 from rewardserve.service.tripwires.running_sums import ENTRIES, RunningSums, count_of, is_signed
-from rewardserve.service.tripwires.wire import CANARY, VOTE, Alert, SampleFeatures
-from rewardserve.service.tripwires.wires import (
-    WIRES,
-    ExcessShare,
-    RunSnapshot,
-    Share,
-    WindowMeans,
-    Wire,
-    min_samples,
-    slope_t,
-)
+from rewardserve.service.tripwires.statistics import ExcessShare, RunSnapshot, Share, WindowMeans, slope_t
+from rewardserve.service.tripwires.wires import WIRES, Wire
 
 USUAL = {"length": BaselineStat(4.0, 0.5), "repetition": BaselineStat(0.05, 0.05), "missing_end": BaselineStat(0.0, 0.1),
          "flattery": BaselineStat(0.0, 0.5), "refusal": BaselineStat(0.0, 0.5), "markup": BaselineStat(0.1, 0.2),
@@ -36,7 +29,13 @@ def seen(rng=random, **fields):
     traits = {name: (u.mean if (u := USUAL.get(name)) else 0.0) for name in TRAITS} | {
         name: fields.pop(name) for name in TRAITS if name in fields
     }
-    known = {"group": rng.getrandbits(60), "key": None, "value": rng.random(), "score": 0.0, "is_capped": False}
+    known = {
+        "prompt_hash": rng.getrandbits(60),
+        "retry_key": None,
+        "reward": rng.random(),
+        "score": 0.0,
+        "is_capped": False,
+    }
     return SampleFeatures(**{**known, "traits": tuple(traits.values()), "text_digest": rng.getrandbits(60), **fields})
 
 
@@ -67,7 +66,7 @@ def test_a_usual_stream_trips_nothing():
         ({"score": 2.0}, "score_shift"),
         ({"score": 3.5}, "saturation"),
         ({"is_capped": True}, "capped"),
-        ({"value": 1.0, "group": 5}, "flat_groups"),
+        ({"reward": 1.0, "prompt_hash": 5}, "flat_groups"),
         ({"length": 4.3}, "length_high"),
         ({"length": 3.5}, "length_low"),
         ({"missing_end": 1.0}, "missing_end"),
@@ -81,11 +80,11 @@ def test_a_usual_stream_trips_nothing():
         ({"control_tokens": 1.0}, "control_tokens"),
         ({"spread": 0.9}, "spread"),
         ({"distance": 0.1}, "distance"),
-        ({"text_digest": 7, "group": 5}, "duplicate_within_prompt"),
+        ({"text_digest": 7, "prompt_hash": 5}, "duplicate_within_prompt"),
         ({"text_digest": 7}, "duplicate_across_prompts"),
         ({"audit": -1.0}, "audit_gap"),
         ({"is_honeypot_hit": True}, "honeypots"),
-        ({"text_digest": 9, "group": 6}, "probing"),
+        ({"text_digest": 9, "prompt_hash": 6}, "probing"),
     ],
 )
 def test_each_wire_trips_on_its_own_exploit_and_says_when(fields, wire):
@@ -275,7 +274,7 @@ def test_what_has_tripped_stays_so_until_it_is_acknowledged_and_may_trip_again()
 
 def test_a_retry_counts_once_and_a_sample_that_cannot_be_told_apart_counts():
     monitor = RunMonitor(BaselineSource(REFERENCE), LIMITS)
-    request = [seen(key=i) for i in range(8)]
+    request = [seen(retry_key=i) for i in range(8)]
     for _ in range(3):
         monitor.observe("run", 1, request, 0.0)
     assert monitor.runs["run"].window["samples"] == 8
@@ -295,7 +294,7 @@ def test_evidence_names_the_latest_samples():
 def test_a_run_without_a_reference_learns_one_from_its_beginning():
     monitor, found = watched(healthy(64, length=7.0) + healthy(400, length=9.0), baseline=Baseline())
     assert "length_high" in names(found)
-    assert monitor.runs["run"].baseline.usual["length"].mean == pytest.approx(7.0)
+    assert monitor.runs["run"].baseline.stats["length"].mean == pytest.approx(7.0)
     assert monitor.runs["run"].baseline.saturation == pytest.approx(3.09 * 0.1), (
         "levels were all 0: the least deviation"
     )
@@ -303,7 +302,7 @@ def test_a_run_without_a_reference_learns_one_from_its_beginning():
 
 def test_a_reference_is_not_moved_by_what_a_run_does():
     monitor, _ = watched(healthy(4000, length=9.0))
-    assert monitor.runs["run"].baseline.usual["length"] == USUAL["length"]
+    assert monitor.runs["run"].baseline.stats["length"] == USUAL["length"]
 
 
 def ready(monitor, name, now, **owner):
@@ -418,18 +417,19 @@ def test_a_key_that_may_send_certain_runs_has_no_other_name_to_go_on_under():
 def test_what_is_kept_of_a_run_does_not_grow():
     limits = replace(LIMITS, remembered_texts=50)
     monitor, _ = watched(
-        [seen(key=i, audit=0.0, evidence="e", judge_injection=1.0, is_honeypot_hit=True) for i in range(3000)], limits
+        [seen(retry_key=i, audit=0.0, evidence="e", judge_injection=1.0, is_honeypot_hit=True) for i in range(3000)],
+        limits,
     )
     monitor.add_sample_ids("run", [(i, i) for i in range(3000)], 0.0)
     run = monitor.runs["run"]
-    assert (len(run.texts), len(run.keys), len(run.ids), len(run.recent), len(run.trend)) == (
+    assert (len(run.texts), len(run.keys), len(run.ids), len(run.recent_evidence), len(run.trend)) == (
         50,
         50,
         100,
         limits.evidence,
         30,
     )
-    assert ({len(shown) for shown in run.shown.values()}, len(run.honeypots)) == ({limits.evidence}, 200)
+    assert ({len(shown) for shown in run.wire_evidence.values()}, len(run.honeypots)) == ({limits.evidence}, 200)
 
 
 # -- replicas ---------------------------------------------------------------------------------------------------------
@@ -516,56 +516,56 @@ def test_a_run_that_gets_another_model_learns_anew_what_is_usual_and_keeps_its_a
     rng, one, two = random.Random(5), BaselineSource(), BaselineSource()
     monitor = RunMonitor(one, LIMITS)
     for i in range(20):
-        monitor.measure("run", one, 0.0)
-        monitor.observe("run", i, [seen(rng, score=rng.gauss(0, 1)) for _ in range(8)], 0.0, by=one)
+        monitor.set_baseline_source("run", one, 0.0)
+        monitor.observe("run", i, [seen(rng, score=rng.gauss(0, 1)) for _ in range(8)], 0.0, source=one)
     monitor.report("run", Alert("judge_injection", "page", 1.0, 0.5, 3, ()), 0.0)
-    before = monitor.runs["run"].counted["samples"]
+    before = monitor.runs["run"].all_sums["samples"]
     old = monitor.runs["run"].baseline
-    monitor.measure("run", two, 7.0)
-    assert monitor.runs["run"].measured_at == 7.0
+    monitor.set_baseline_source("run", two, 7.0)
+    assert monitor.runs["run"].model_changed_at == 7.0
     for i in range(20, 40):
-        monitor.measure("run", two, 8.0)
-        found = monitor.observe("run", i, [seen(rng, score=rng.gauss(9, 1)) for _ in range(8)], 8.0, by=two)
+        monitor.set_baseline_source("run", two, 8.0)
+        found = monitor.observe("run", i, [seen(rng, score=rng.gauss(9, 1)) for _ in range(8)], 8.0, source=two)
         assert "score_shift" not in names(found)
     run = monitor.runs["run"]
-    assert run.counted["samples"] == before + 160
+    assert run.all_sums["samples"] == before + 160
     assert set(run.alerts) == {"judge_injection"}
-    assert run.baseline.usual["score"].mean == pytest.approx(9.0, abs=0.5)
-    assert old.usual["score"].mean == pytest.approx(0.0, abs=0.5)
+    assert run.baseline.stats["score"].mean == pytest.approx(9.0, abs=0.5)
+    assert old.stats["score"].mean == pytest.approx(0.0, abs=0.5)
 
 
 def test_what_was_on_its_way_when_the_model_changed_is_left_out():
     one, two = BaselineSource(), BaselineSource()
     monitor = RunMonitor(one, LIMITS)
-    monitor.observe("run", 1, healthy(8), 0.0, by=one)
-    monitor.measure("run", two, 1.0)
-    monitor.observe("run", 1, healthy(8), 1.0, by=one)
-    assert monitor.runs["run"].counted["samples"] == 8
-    monitor.observe("run", 1, healthy(8), 1.0, by=two)
-    assert monitor.runs["run"].counted["samples"] == 16
+    monitor.observe("run", 1, healthy(8), 0.0, source=one)
+    monitor.set_baseline_source("run", two, 1.0)
+    monitor.observe("run", 1, healthy(8), 1.0, source=one)
+    assert monitor.runs["run"].all_sums["samples"] == 8
+    monitor.observe("run", 1, healthy(8), 1.0, source=two)
+    assert monitor.runs["run"].all_sums["samples"] == 16
 
 
 @pytest.mark.parametrize("components", [("a", "b"), ("c",), ()])
 def test_sums_never_fall_when_a_reward_is_made_of_other_parts(components):
     rng, one, two = random.Random(5), BaselineSource(components=("a", "b")), BaselineSource(components=components)
     monitor = RunMonitor(one, LIMITS)
-    monitor.observe("run", 1, [seen(rng, components=(1.0, 2.0)) for _ in range(40)], 0.0, by=one)
-    before = monitor.runs["run"].counted
-    monitor.measure("run", two, 1.0)
-    after = monitor.runs["run"].counted
+    monitor.observe("run", 1, [seen(rng, components=(1.0, 2.0)) for _ in range(40)], 0.0, source=one)
+    before = monitor.runs["run"].all_sums
+    monitor.set_baseline_source("run", two, 1.0)
+    after = monitor.runs["run"].all_sums
     assert after.n_components == len(components)
     assert after.sums[: len(ENTRIES)] == before.sums[: len(ENTRIES)]
-    monitor.observe("run", 2, [seen(rng, components=(1.0,) * len(components)) for _ in range(40)], 1.0, by=two)
-    assert monitor.runs["run"].counted["samples"] == 80
+    monitor.observe("run", 2, [seen(rng, components=(1.0,) * len(components)) for _ in range(40)], 1.0, source=two)
+    assert monitor.runs["run"].all_sums["samples"] == 80
 
 
 def test_a_run_that_has_not_begun_is_nobody_s_and_has_no_change_to_tell_of():
     monitor = RunMonitor(BaselineSource(), LIMITS)
     two = BaselineSource()
-    monitor.measure("run", two, 1.0)
+    monitor.set_baseline_source("run", two, 1.0)
     assert monitor.runs == {}
-    monitor.observe("run", 1, healthy(8), 1.0, by=two)
-    assert monitor.runs["run"].measured_at is None
+    monitor.observe("run", 1, healthy(8), 1.0, source=two)
+    assert monitor.runs["run"].model_changed_at is None
 
 
 def lonely(n, of, known):
@@ -612,7 +612,7 @@ def test_one_sample_that_alone_has_a_number_trips_no_wire(name):
 def test_one_in_so_many_is_never_beyond_a_threshold_of_the_shipped_shares():
     for wire in WIRES:
         if isinstance(wire.statistic, Share | ExcessShare):
-            assert 1 / min_samples(wire.statistic.of) <= wire.threshold
+            assert 1 / wire.statistic.min_samples <= wire.threshold
 
 
 def test_a_run_whose_responses_are_unknown_but_for_one_is_not_paged_for_that_one():

@@ -26,8 +26,8 @@ def test_a_new_tally_has_a_zero_for_each_entry_and_three_for_each_part():
 def test_numbers_are_added_to_their_entries():
     running_sums = RunningSums()
     for _ in range(2):
-        running_sums.count("samples")
-        running_sums.count("spreads", 3.0)
+        running_sums.add("samples")
+        running_sums.add("spreads", 3.0)
         running_sums.add_squared("length", 3.0)
     for score in LEVELS:
         running_sums.add_signed("score", score)
@@ -39,11 +39,11 @@ def test_numbers_are_added_to_their_entries():
 
 def test_means_and_deviations_are_those_of_the_samples_that_have_the_number():
     running_sums = RunningSums()
-    running_sums.count("samples", 4.0)
-    running_sums.count("spreads", 2.0)
+    running_sums.add("samples", 4.0)
+    running_sums.add("spreads", 2.0)
     for score in LEVELS:
         running_sums.add_signed("score", score)
-        running_sums.count("score_squared", score * score)
+        running_sums.add("score_squared", score * score)
     for spread in (0.25, 0.75):
         running_sums.add_squared("spread", spread)
     assert (running_sums.n_of("score"), running_sums.n_of("spread"), running_sums.n_of("audit")) == (4.0, 2.0, 0.0)
@@ -62,7 +62,7 @@ def test_means_and_deviations_are_those_of_the_samples_that_have_the_number():
 def test_rounding_makes_no_deviation_of_equal_numbers_imaginary():
     running_sums = RunningSums()
     for _ in range(10):
-        running_sums.count("spreads")
+        running_sums.add("spreads")
         running_sums.add_squared("spread", 0.7)
     assert running_sums["spread_squared"] / 10 < (running_sums["spread"] / 10) ** 2, (
         "which would be the root of a negative number"
@@ -76,7 +76,7 @@ PARTS = ((0.0, -1.0), (0.5, 2.0), (3.0, -4.0))
 def counted(components):
     running_sums = RunningSums(n_components=len(components[0]))
     for each in components:
-        running_sums.count("samples")
+        running_sums.add("samples")
         running_sums.add_components(each)
     return running_sums
 

@@ -6,9 +6,10 @@ from collections import deque
 
 import pytest
 
+from rewardserve.service.tripwires.alert import CANARY, Alert
 from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import CANARIES, OTHER, ActiveAlert, MonitorLimits, RunMonitor
-from rewardserve.service.tripwires.wire import CANARY, Alert, SampleFeatures
 
 SAMPLE = SampleFeatures(1, None, 0.0, 0.0, is_capped=False, traits=())
 
@@ -193,9 +194,9 @@ def test_the_evidence_that_an_alarm_could_name_is_the_latest_and_that_of_each_wi
     monitor = board_with(evidence=1)
     observe(monitor, "a", evidence="01", is_honeypot_hit=True)
     observe(monitor, "a", evidence="02")
-    assert monitor.runs["a"].shown == {"honeypots": deque(["01"])}
-    assert monitor.named("a") == {"01", "02"}
-    assert monitor.named("nobody") == set()
+    assert monitor.runs["a"].wire_evidence == {"honeypots": deque(["01"])}
+    assert monitor.evidence_of("a") == {"01", "02"}
+    assert monitor.evidence_of("nobody") == set()
 
 
 # -- another model ------------------------------------------------------------------------------------------------------
@@ -205,7 +206,7 @@ def test_the_run_that_is_measured_anew_is_the_one_of_this_name_and_owner():
     monitor, other = board_with(places=3), BaselineSource()
     for name, owner in (("a", ""), ("a", "k"), (None, "")):
         observe(monitor, name, owner=owner)
-    monitor.measure("a", other, 1.0, "k")
+    monitor.set_baseline_source("a", other, 1.0, "k")
     assert [label for label, run in monitor.runs.items() if run.baseline_source is other] == ["a@k"]
 
 
@@ -214,5 +215,5 @@ def test_a_run_without_room_is_measured_where_it_is_kept_unless_there_will_be_ro
     monitor, other = board_with(places=1, protected_s=50.0), BaselineSource()
     observe(monitor, "a", n=2)
     observe(monitor, None)
-    monitor.measure("b", other, now)
+    monitor.set_baseline_source("b", other, now)
     assert [label for label, run in monitor.runs.items() if run.baseline_source is other] == measured

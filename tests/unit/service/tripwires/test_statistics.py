@@ -8,7 +8,8 @@ import pytest
 
 from rewardserve.service.tripwires.baseline import Baseline, BaselineStat
 from rewardserve.service.tripwires.running_sums import ENTRIES, RunningSums
-from rewardserve.service.tripwires.wires import (
+from rewardserve.service.tripwires.statistics import (
+    MIN_AUDITED,
     AuditDivergence,
     AuditGap,
     ComponentShare,
@@ -20,10 +21,9 @@ from rewardserve.service.tripwires.wires import (
     Saturation,
     Share,
     WindowMeans,
-    cause_of,
-    min_samples,
     slope_t,
 )
+from rewardserve.service.tripwires.wires import WIRES
 
 
 def sums(**known):
@@ -35,12 +35,13 @@ def view(baseline=None, windows=(), honeypots=(0, 0), kl=None, window=128, **kno
 
 
 def test_a_mean_is_one_from_so_many_samples_on():
-    names = ("length", "audit", "audited_score", "flat_groups", "duplicate_across_prompts", "probing")
-    assert [min_samples(name) for name in names] == [50, 16, 16, 16, 100, 200]
+    wires = {wire.name: wire.statistic for wire in WIRES}
+    names = ("length_high", "flat_groups", "duplicate_across_prompts", "probing")
+    assert ([wires[name].min_samples for name in names], MIN_AUDITED) == ([50, 16, 100, 200], 16)
     assert view(responses=49, length=98).mean("length") is None
     assert view(responses=50, length=100).mean("length") == 2.0
-    assert view(audited=15, audit_positive=15).mean("audit") is None
-    assert view(audited=16, audit_positive=8).mean("audit") == 0.5
+    assert view(audited=15, audit_positive=15).mean("audit", MIN_AUDITED) is None
+    assert view(audited=16, audit_positive=8).mean("audit", MIN_AUDITED) == 0.5
 
 
 def test_with_small_windows_five_of_them_are_enough():
@@ -100,7 +101,7 @@ def of_parts(*variances):
     """Two samples whose parts have these variances: each is once above its mean, once as much below."""
     running_sums = RunningSums(n_components=len(variances))
     for sign in (1.0, -1.0):
-        running_sums.count("samples")
+        running_sums.add("samples")
         running_sums.add_components([sign * variance**0.5 for variance in variances])
     return running_sums
 
@@ -141,7 +142,3 @@ def test_what_never_changes_has_no_slope_however_it_rounds(value):
 
 def test_a_straight_line_is_infinitely_sure():
     assert (slope_t([0.0, 1.0, 2.0]), slope_t([2.0, 1.0, 0.0])) == (inf, -inf)
-
-
-def test_what_no_wire_is_called_has_the_policy_as_its_cause():
-    assert cause_of("no wire") == "policy"

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rewardserve.service.tripwires.units import Unit, unit_of, units
-from rewardserve.service.tripwires.wire import CANARY, VOTE
-from rewardserve.service.tripwires.wires import (
-    WIRES,
+from rewardserve.service.tripwires.statistics import (
     AuditDivergence,
     AuditGap,
     ComponentShare,
@@ -17,8 +14,8 @@ from rewardserve.service.tripwires.wires import (
     MeanShift,
     Saturation,
     Share,
-    Wire,
 )
+from rewardserve.service.tripwires.units import Unit
 
 MEASURED = [
     (Share("judge_injection"), "12.3% of the samples"), (ExcessShare("foreign_script"), "12.3% of the samples"),
@@ -34,7 +31,7 @@ MEASURED = [
 
 @pytest.mark.parametrize(("statistic", "words"), MEASURED)
 def test_a_number_has_the_unit_of_its_statistic(statistic, words):
-    unit = unit_of(statistic)
+    unit = statistic.unit
     assert unit.measured(0.12346) == words
     number = "{{ $value | humanizePercentage }}" if "%" in words else '{{ printf "%.4g" $value }}'
     assert unit.template() == f"{number} {words.partition(' ')[2]}"
@@ -43,13 +40,3 @@ def test_a_number_has_the_unit_of_its_statistic(statistic, words):
 def test_shares_are_percent_and_other_numbers_are_not():
     assert (Unit("x", is_share=True).measured(0.5), Unit("x").measured(0.5)) == ("50% x", "0.5 x")
     assert (Unit("x", is_share=True).measured(0.012345), Unit("x").measured(1234567.0)) == ("1.23% x", "1.235e+06 x")
-
-
-def test_every_wire_has_a_unit_and_so_have_the_vote_and_the_canaries():
-    found = units([Wire("w", AuditGap(), 1.0)])
-    assert found == {
-        "w": unit_of(AuditGap()),
-        VOTE: Unit("votes"),
-        CANARY: Unit("times the change that numeric noise allows"),
-    }
-    assert set(units(WIRES)) == {wire.name for wire in WIRES} | {VOTE, CANARY}

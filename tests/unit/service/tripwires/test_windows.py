@@ -7,10 +7,11 @@ from collections import deque
 import pytest
 
 from rewardserve.model.traits import TOKEN_TRAITS, TRAITS
+from rewardserve.service.tripwires.alert import VOTE, Alert
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, BaselineStat
+from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import ActiveAlert, MonitorLimits, RunMonitor
 from rewardserve.service.tripwires.running_sums import ENTRIES, RunningSums
-from rewardserve.service.tripwires.wire import VOTE, Alert, SampleFeatures
 from rewardserve.service.tripwires.wires import WIRES, Wire
 
 SAMPLE = SampleFeatures(1, None, 0.0, 0.0, is_capped=False, traits=())
@@ -68,26 +69,32 @@ def test_a_level_is_saturated_above_that_of_the_reference():
 
 def test_a_group_is_flat_where_several_responses_have_one_reward():
     groups = {1: (0.5, 0.5), 2: (0.5, 0.6), 3: (0.5,), 4: (0.1, 0.2, 0.1), 5: (0.0, 0.0, 0.0)}
-    samples = [SAMPLE._replace(group=group, value=value) for group, values in groups.items() for value in values]
+    samples = [
+        SAMPLE._replace(prompt_hash=prompt_hash, reward=value)
+        for prompt_hash, values in groups.items()
+        for value in values
+    ]
     window = board_of(*samples).runs["a"].window
     assert (window["groups"], window["flat_groups"]) == (4.0, 2.0)
 
 
-@pytest.mark.parametrize(("group", "kind"), [(1, "duplicate_within_prompt"), (2, "duplicate_across_prompts")])
-def test_a_text_that_was_sent_before_is_shown_and_from_the_65th_time_on_as_one_that_is_searched(group, kind):
+@pytest.mark.parametrize(("prompt_hash", "kind"), [(1, "duplicate_within_prompt"), (2, "duplicate_across_prompts")])
+def test_a_text_that_was_sent_before_is_shown_and_from_the_65th_time_on_as_one_that_is_searched(prompt_hash, kind):
     first = SAMPLE._replace(text_digest=7, evidence="first")
-    samples = [SAMPLE._replace(text_digest=7, group=group if i % 2 else 1, evidence=f"{i}") for i in range(1, 66)]
+    samples = [
+        SAMPLE._replace(text_digest=7, prompt_hash=prompt_hash if i % 2 else 1, evidence=f"{i}") for i in range(1, 66)
+    ]
     run = board_of(first, *samples, evidence=3).runs["a"]
     assert (run.window[kind], run.window["probing"]) == (65.0, 2.0)
-    assert run.shown == {kind: deque(["63", "64", "65"]), "probing": deque(["64", "65"])}
-    assert run.recent == deque(["63", "64", "65"])
+    assert run.wire_evidence == {kind: deque(["63", "64", "65"]), "probing": deque(["64", "65"])}
+    assert run.recent_evidence == deque(["63", "64", "65"])
 
 
 def test_a_bait_that_is_taken_is_shown():
     samples = [SAMPLE._replace(is_honeypot_hit=takes, evidence=f"{i}") for i, takes in enumerate((False, True, None))]
     run = board_of(*samples).runs["a"]
     assert (run.window["honeypots"], run.window["honeypot_hits"], run.honeypots) == (2.0, 1.0, deque([False, True]))
-    assert run.shown == {"honeypots": deque(["1"])}
+    assert run.wire_evidence == {"honeypots": deque(["1"])}
 
 
 def test_the_texts_that_were_not_sent_for_longest_are_forgotten():
@@ -158,7 +165,7 @@ def test_a_page_needs_so_many_votes(votes_for_a_page, pages):
 def learning(known=None):
     """A board whose runs learn from three samples, and what is told of that."""
     learned = []
-    baseline_source = BaselineSource(known=known or {}, learned=lambda *each: learned.append(each))
+    baseline_source = BaselineSource(known=known or {}, on_learned=lambda *each: learned.append(each))
     return RunMonitor(baseline_source, MonitorLimits(window=1, warm_up=3)), learned
 
 
@@ -171,7 +178,7 @@ def test_what_a_run_with_a_name_or_an_owner_shows_is_learnt_once(name, owner, ba
         assert len(learned) == 0 or i == 3
         monitor.observe(name, i, [SAMPLE._replace(score=score)], 0.0, owner=owner)
     (run,) = monitor.runs.values()
-    assert run.baseline.usual["score"] == BaselineStat(3.0, pytest.approx((8 / 3) ** 0.5), 3.0)
+    assert run.baseline.stats["score"] == BaselineStat(3.0, pytest.approx((8 / 3) ** 0.5), 3.0)
     assert learned == ([] if baseline_key is None else [(baseline_key, run.baseline)])
 
 
@@ -182,7 +189,7 @@ def test_a_run_that_was_known_before_learns_only_what_is_missing_and_tells_nothi
     assert monitor.runs["a"].baseline is known
     monitor.observe("a", 0, [SAMPLE] * 2, 0.0, owner="k")
     baseline = monitor.runs["a"].baseline
-    assert (baseline.usual["score"], baseline.usual["id_reuse"], baseline.saturation) == (
+    assert (baseline.stats["score"], baseline.stats["id_reuse"], baseline.saturation) == (
         BaselineStat(7.0, 2.0, 512.0),
         BaselineStat(0.0, 0.05, 3.0),
         9.0,
@@ -195,7 +202,7 @@ def test_a_run_that_was_known_before_learns_only_what_is_missing_and_tells_nothi
 
 def test_a_new_run_is_measured_by_the_model_that_scored_it():
     monitor, other = board_of(), BaselineSource(components=("x", "y"))
-    monitor.observe("b", 0, [SAMPLE._replace(components=(1.0, -2.0))], 0.0, by=other)
+    monitor.observe("b", 0, [SAMPLE._replace(components=(1.0, -2.0))], 0.0, source=other)
     run = monitor.runs["b"]
     assert (run.baseline_source, run.window["samples"], run.window.components()) == (
         other,
@@ -211,10 +218,16 @@ def test_sums_of_parts_are_kept_where_another_model_has_the_same_parts(component
     one, known = BaselineSource(components=("x", "y")), Baseline({"score": BaselineStat(7.0, 2.0)})
     monitor = RunMonitor(one, MonitorLimits(window=1, warm_up=3))
     monitor.observe("a", 0, [SAMPLE._replace(components=(1.0, -2.0), audit=0.0)], 0.0)
-    monitor.measure("a", BaselineSource(components=components, known={"a": known}), 9.0)
+    monitor.set_baseline_source("a", BaselineSource(components=components, known={"a": known}), 9.0)
     run = monitor.runs["a"]
-    assert run.counted.sums[len(ENTRIES) :] == kept
-    assert run.counted["samples"] == 1.0
+    assert run.all_sums.sums[len(ENTRIES) :] == kept
+    assert run.all_sums["samples"] == 1.0
     assert {running_sums.n_components for running_sums in (run.total, run.window, run.smooth)} == {len(components)}
     assert (run.total.sums, run.smooth.sums) == (RunningSums(n_components=len(components)).sums,) * 2
-    assert (run.baseline, run.n_windows, run.measured_at, list(run.trend), run.statistics) == (known, 0, 9.0, [], {})
+    assert (run.baseline, run.n_windows, run.model_changed_at, list(run.trend), run.statistics) == (
+        known,
+        0,
+        9.0,
+        [],
+        {},
+    )

@@ -29,12 +29,12 @@ from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, Sti
 async def open_judge():
     judges = []
 
-    def build(scorer=None, *, share=1.0, skipped=lambda n: None):
+    def build(scorer=None, *, share=1.0, on_skipped=lambda n: None):
         batcher = Batcher(scorer or FakeScorer(), BatchLimits(10_000, 0.0), MonotonicClock(), lambda done: None)
         batcher.start()
         pipeline = pipeline_of(Calibration(mean=0.5, std=2.0), shape="none")
         encoder = EncodePool(echo.load(ModelSpec()).encode, 1, lambda _: None)
-        judges.append((AuditJudge(encoder, batcher, pipeline, share=share, skipped=skipped), scorer))
+        judges.append((AuditJudge(encoder, batcher, pipeline, share=share, on_skipped=on_skipped), scorer))
         return judges[-1][0]
 
     yield build
@@ -56,14 +56,14 @@ def reward(score):
 
 async def judged(judge, rows, rewards):
     heard = []
-    judge.ask(rows, rewards, lambda *each: heard.append(each))
+    judge.submit(rows, rewards, lambda *each: heard.append(each))
     await finished(judge)
     return heard
 
 
 async def finished(judge):
-    if judge.background_scorer.asking:
-        await asyncio.wait(set(judge.background_scorer.asking), timeout=PATIENCE_S)
+    if judge.background_scorer.tasks:
+        await asyncio.wait(set(judge.background_scorer.tasks), timeout=PATIENCE_S)
     assert judge.background_scorer.n_waiting == 0
 
 
@@ -94,12 +94,12 @@ async def test_a_share_is_chosen_by_the_ids_alone(open_judge):
 
 
 async def test_a_judge_that_is_slow_is_not_asked_more_than_it_can_answer(open_judge, monkeypatch):
-    monkeypatch.setattr(background_scorer, "MOST_WAITING", 3)
+    monkeypatch.setattr(background_scorer, "MAX_WAITING", 3)
     scorer = GatedScorer()
     heard, skipped = [], []
-    judge = open_judge(scorer, skipped=skipped.append)
+    judge = open_judge(scorer, on_skipped=skipped.append)
     for text in "abcde":
-        judge.ask([row(text)], [reward(0.0)], lambda *each: heard.append(each))
+        judge.submit([row(text)], [reward(0.0)], lambda *each: heard.append(each))
     assert (judge.background_scorer.n_waiting, skipped) == (3, [1, 1])
     scorer.gate.set()
     await finished(judge)
@@ -115,7 +115,7 @@ async def test_what_it_says_is_counted_for_the_run(open_judge):
     judge = open_judge()
     watcher = watching(StillClock())
     watcher._judge = judge
-    watcher.see(RunContext("ppo-7", 1), [row("a"), row("b")], [reward(1.0), reward(2.0)])
+    watcher.inspect(RunContext("ppo-7", 1), [row("a"), row("b")], [reward(1.0), reward(2.0)])
     await finished(judge)
     window = watcher.monitor.runs["ppo-7"].window
     assert (window["samples"], window["audited"], window["audited_score_positive"]) == (2, 2, 3.0)

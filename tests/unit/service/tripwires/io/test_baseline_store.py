@@ -17,7 +17,7 @@ USUAL = Baseline({"length": BaselineStat(4.0, 0.5, 512.0), "score": BaselineStat
 
 def made_of(mean="1.0", std="1.0", n="1.0", saturation="null", name="length"):
     usual = f'{{"{name}": {{"mean": {mean}, "std": {std}, "n": {n}}}}}'
-    return f'{{"r": {{"usual": {usual}, "saturation": {saturation}}}}}'
+    return f'{{"r": {{"stats": {usual}, "saturation": {saturation}}}}}'
 
 
 def opened(folder, served="sha256:aa", failed=None):
@@ -26,74 +26,74 @@ def opened(folder, served="sha256:aa", failed=None):
 
 def test_what_is_kept_is_there_after_a_restart(tmp_path):
     kept = opened(tmp_path)
-    kept.keep("ppo 7/a", USUAL)
+    kept.save("ppo 7/a", USUAL)
     kept.close()
-    assert dict(opened(tmp_path).known) == {"ppo 7/a": USUAL}
-    assert dict(opened(tmp_path, "sha256:bb").known) == {}, "of another model it says nothing"
+    assert dict(opened(tmp_path).baselines) == {"ppo 7/a": USUAL}
+    assert dict(opened(tmp_path, "sha256:bb").baselines) == {}, "of another model it says nothing"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"r": 1}', '{"r": {"usual": 1, "saturation": 2}}',
-                                  '{"r": {"usual": {"length": {"mean": 1}}, "saturation": null}}',
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"r": 1}', '{"r": {"stats": 1, "saturation": 2}}',
+                                  '{"r": {"stats": {"length": {"mean": 1}}, "saturation": null}}',
                                   *[made_of(mean=each) for each in ('"x"', "null", "[]", "NaN", "1e999", "1e200", "true")],
                                   made_of(mean="1" + "0" * 400), made_of(mean="1" + "0" * 5000),
                                   *[made_of(std=each) for each in ('"x"', "0", "-1", "Infinity")], made_of(n="-1"),
                                   made_of(std="-1", name="component_0"), made_of(saturation='"x"'), made_of(name="\\ud800"),
                                   made_of(name="a b"),
-                                  '{"r": ' + "[" * 200_000, "[" * 200_000, '{"r": {"usual": ', "\0\0\0"])  # fmt: skip
+                                  '{"r": ' + "[" * 200_000, "[" * 200_000, '{"r": {"stats": ', "\0\0\0"])  # fmt: skip
 def test_a_file_that_is_broken_is_told_set_aside_and_replaced(tmp_path, text):
-    (tmp_path / "usual-aa.json").write_text(text)
+    (tmp_path / "baselines-aa.json").write_text(text)
     failed = []
     kept = opened(tmp_path, failed=failed)
     ((why),) = failed
     assert "set aside" in why
-    assert (tmp_path / "usual-aa.json.broken").read_text() == text
-    kept.keep("r", USUAL)
+    assert (tmp_path / "baselines-aa.json.broken").read_text() == text
+    kept.save("r", USUAL)
     kept.close()
-    assert dict(opened(tmp_path).known) == {"r": USUAL}
+    assert dict(opened(tmp_path).baselines) == {"r": USUAL}
 
 
 def test_a_part_of_the_reward_that_did_not_vary_does_not_break_the_file(tmp_path):
     """A head may give every response of the first windows the same score."""
     learned, failed = {}, []
     limits = MonitorLimits(window=16, warm_up=2)
-    monitor = RunMonitor(BaselineSource(components=("one", "two"), learned=learned.__setitem__), limits)
+    monitor = RunMonitor(BaselineSource(components=("one", "two"), on_learned=learned.__setitem__), limits)
     monitor.observe("run", 0, [seen(components=(float(i % 2), 0.0)) for i in range(32)], 0.0)
-    assert learned["run"].usual["component_1"] == BaselineStat(0.0, 0.0, 32.0)
+    assert learned["run"].stats["component_1"] == BaselineStat(0.0, 0.0, 32.0)
     kept = opened(tmp_path)
-    kept.keep("run", learned["run"])
+    kept.save("run", learned["run"])
     kept.close()
-    assert dict(opened(tmp_path, failed=failed).known) == learned
+    assert dict(opened(tmp_path, failed=failed).baselines) == learned
     assert failed == []
 
 
 def test_a_file_that_is_far_too_large_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(baseline_store, "MOST_BYTES", 100)
-    (tmp_path / "usual-aa.json").write_text(made_of() + " " * 100)
+    monkeypatch.setattr(baseline_store, "MAX_BYTES", 100)
+    (tmp_path / "baselines-aa.json").write_text(made_of() + " " * 100)
     failed = []
-    assert dict(opened(tmp_path, failed=failed).known) == {}
+    assert dict(opened(tmp_path, failed=failed).baselines) == {}
     assert "set aside" in failed[0]
 
 
 def test_a_pipe_in_place_of_the_file_holds_nothing_up(tmp_path):
-    os.mkfifo(tmp_path / "usual-aa.json")
-    assert dict(opened(tmp_path).known) == {}
+    os.mkfifo(tmp_path / "baselines-aa.json")
+    assert dict(opened(tmp_path).baselines) == {}
 
 
 def test_a_folder_that_is_gone_takes_nothing_down(tmp_path):
     failed = []
     kept = opened(tmp_path / "gone", failed=failed)
-    kept.keep("r", USUAL)
+    kept.save("r", USUAL)
     kept.close()
     assert len(failed) == 1
 
 
 def test_the_runs_that_were_kept_first_make_room(tmp_path, monkeypatch):
-    monkeypatch.setattr(baseline_store, "MOST_RUNS", 3)
+    monkeypatch.setattr(baseline_store, "MAX_RUNS", 3)
     kept = opened(tmp_path)
     for i in range(5):
-        kept.keep(f"run {i}", USUAL)
+        kept.save(f"run {i}", USUAL)
     kept.close()
-    assert list(opened(tmp_path).known) == ["run 2", "run 3", "run 4"]
+    assert list(opened(tmp_path).baselines) == ["run 2", "run 3", "run 4"]
 
 
 def test_a_run_that_goes_on_after_a_restart_is_compared_with_its_own_beginning(tmp_path):
@@ -102,7 +102,7 @@ def test_a_run_that_goes_on_after_a_restart_is_compared_with_its_own_beginning(t
 
     def serve(samples):
         kept = opened(tmp_path)
-        monitor = RunMonitor(BaselineSource(known=kept.known, learned=kept.keep), limits)
+        monitor = RunMonitor(BaselineSource(known=kept.baselines, on_learned=kept.save), limits)
         found = [f for i in range(0, len(samples), 4) for f in monitor.observe("run", i, samples[i : i + 4], 0.0)]
         kept.close()
         return {alert.wire for alert in found}

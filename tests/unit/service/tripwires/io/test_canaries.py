@@ -44,7 +44,7 @@ async def batcher():
 
 def hatched(scorer, pairs=PAIRS):
     canaries = CanarySet(pairs, ECHO.encode, ECHO.identity, 0.02)
-    canaries.begin(lambda batch: [heads["score"] for heads in scorer.score(batch).rows])
+    canaries.score_first(lambda batch: [heads["score"] for heads in scorer.score(batch).rows])
     return canaries
 
 
@@ -61,16 +61,16 @@ async def test_margins_are_the_honest_answer_less_the_exploit(batcher):
 
 async def test_the_same_model_sings_the_same(batcher):
     canaries = hatched(batcher.scorer)
-    assert await canaries.again(batcher) == []
+    assert await canaries.rescore(batcher) == []
     assert canaries.largest_change == 0.0
 
 
 @pytest.mark.parametrize(("shift", "heard"), [(0.019, []), (0.021, ["one", "two"]), (float("nan"), [])])
 async def test_a_change_beyond_what_is_allowed_is_heard_past_the_cache(batcher, shift, heard):
     canaries = hatched(batcher.scorer)
-    assert await canaries.again(batcher) == []  # now every score is remembered
+    assert await canaries.rescore(batcher) == []  # now every score is remembered
     batcher.scorer.shift = shift
-    assert await canaries.again(batcher) == heard
+    assert await canaries.rescore(batcher) == heard
     if heard:
         assert canaries.largest_change == pytest.approx(shift / 0.02)
 
@@ -97,9 +97,9 @@ async def test_a_model_that_fails_is_not_taken_for_another(batcher):
     assert hatched(FakeScorer(fails)).first == ()
     canaries = hatched(batcher.scorer)
     batcher.scorer._behave = scores_with(float("inf"), lambda ids: True)
-    assert await canaries.again(batcher) == []
+    assert await canaries.rescore(batcher) == []
     batcher.scorer._behave = right_scores
-    assert await canaries.again(batcher) == []
+    assert await canaries.rescore(batcher) == []
 
 
 async def test_what_the_model_cannot_read_is_left_out(batcher):
@@ -132,5 +132,5 @@ def test_a_canary_fails_where_the_exploit_scores_at_least_as_high(honest, exploi
 
 def test_canaries_that_fail_at_the_start_are_known_by_name():
     pays = CanarySet(PAIRS, ECHO.encode, ECHO.identity, 0.02)
-    pays.begin(lambda batch: [1.0, 0.0, 0.0, 1.0])
+    pays.score_first(lambda batch: [1.0, 0.0, 0.0, 1.0])
     assert [each.name for each in pays.failing] == ["two"]

@@ -10,9 +10,9 @@ import threading
 
 import pytest
 
+from rewardserve.service.tripwires.alert import Alert
 from rewardserve.service.tripwires.io import evidence
 from rewardserve.service.tripwires.io.evidence import EvidenceRecord, EvidenceStore
-from rewardserve.service.tripwires.wire import Alert
 from tests.support.service_fakes import PATIENCE_S
 
 SAFE = "team_ppo_7-" + hashlib.blake2b(b"team/ppo 7", digest_size=4).hexdigest()
@@ -25,7 +25,7 @@ def record(name, **fields):
 
 def room_with(tmp_path, *records, failed=None):
     room = EvidenceStore(tmp_path, (failed if failed is not None else []).append)
-    room.keep("team/ppo 7", records)
+    room.add("team/ppo 7", records)
     return room
 
 
@@ -56,8 +56,8 @@ def test_nobody_but_the_owner_may_read_it(tmp_path):
 def test_a_text_is_kept_as_long_as_an_alarm_can_name_its_hash(tmp_path):
     room = room_with(tmp_path, record("e3"), record("e5"))
     for i in range(5_000):
-        room.keep("team/ppo 7", [record(f"x{i}")])
-        room.tidy("team/ppo 7", lambda i=i: {"e3", "e5", f"x{i}"})
+        room.add("team/ppo 7", [record(f"x{i}")])
+        room.prune("team/ppo 7", lambda i=i: {"e3", "e5", f"x{i}"})
     assert len(room._runs["team/ppo 7"]) < 1_000, "what no alert can name is let go"
     room.save("team/ppo 7", JUDGE)
     room.close()
@@ -65,12 +65,12 @@ def test_a_text_is_kept_as_long_as_an_alarm_can_name_its_hash(tmp_path):
 
 
 def test_texts_are_bounded_in_memory_and_the_log_says_which_alarm_lacks_some(tmp_path, monkeypatch):
-    monkeypatch.setattr(evidence, "MOST_CHARS", 1_000)
+    monkeypatch.setattr(evidence, "MAX_CHARS", 1_000)
     failed = []
     room = room_with(tmp_path, failed=failed)
     for i in range(300):
-        room.keep(f"run {i % 3}", [record(f"e{i}")])
-        room.tidy(f"run {i % 3}", lambda: {f"e{i}" for i in range(300)})
+        room.add(f"run {i % 3}", [record(f"e{i}")])
+        room.prune(f"run {i % 3}", lambda: {f"e{i}" for i in range(300)})
         assert room._n_chars == sum(e.n_chars for kept in room._runs.values() for e in kept.values()) <= 1_000
     room.save("run 0", Alert("duplicate_across_prompts", "page", 1.0, 0.5, 3, ("e0", "e297")))
     room.close()
@@ -93,7 +93,7 @@ def test_an_alarm_without_its_samples_writes_nothing_and_says_so(tmp_path):
 def test_any_name_of_a_run_makes_a_file_name(tmp_path, run):
     failed = []
     room = EvidenceStore(tmp_path, failed.append)
-    room.keep(run, [record("e3")])
+    room.add(run, [record("e3")])
     room.save(run, Alert("judge_injection", "page", 0.1, 0.02, 10**400, ("e3",)))
     room.close()
     assert failed == []
@@ -105,7 +105,7 @@ def test_any_name_of_a_run_makes_a_file_name(tmp_path, run):
 
 
 def test_files_are_bounded_and_what_is_not_written_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(evidence, "MOST_FILES", 3)
+    monkeypatch.setattr(evidence, "MAX_FILES", 3)
     failed = []
     room = room_with(tmp_path, record("e3"), failed=failed)
     for _ in range(5):
@@ -117,7 +117,7 @@ def test_files_are_bounded_and_what_is_not_written_is_told(tmp_path, monkeypatch
 
 
 def test_files_that_were_moved_away_make_room_for_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(evidence, "MOST_FILES", 2)
+    monkeypatch.setattr(evidence, "MAX_FILES", 2)
     failed = []
     room = room_with(tmp_path, record("e3"), record("e5"), failed=failed)
     for n_moved in (0, 2, 1, 0):
@@ -132,7 +132,7 @@ def test_files_that_were_moved_away_make_room_for_others(tmp_path, monkeypatch):
 
 
 def test_files_that_could_not_be_written_take_no_room(tmp_path, monkeypatch):
-    monkeypatch.setattr(evidence, "MOST_FILES", 2)
+    monkeypatch.setattr(evidence, "MAX_FILES", 2)
     failed = []
     room = room_with(tmp_path, record("e3"), record("e5"), failed=failed)
 
@@ -151,7 +151,7 @@ def test_files_that_could_not_be_written_take_no_room(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_hangs_bounds_what_waits_for_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(evidence, "MOST_FILES", 2)
+    monkeypatch.setattr(evidence, "MAX_FILES", 2)
     failed, let_go = [], threading.Event()
     room = room_with(tmp_path, record("e3"), record("e5"), failed=failed)
     room._writer.submit(let_go.wait, PATIENCE_S)
@@ -191,6 +191,6 @@ def test_a_folder_that_is_gone_takes_nothing_down(tmp_path):
 def test_no_more_runs_are_kept_than_there_is_room_for(tmp_path):
     room = EvidenceStore(tmp_path, [].append)
     for i in range(100):
-        room.keep(f"run {i}", [record("e")])
-        room.tidy(f"run {i}", lambda: {"e"})
+        room.add(f"run {i}", [record("e")])
+        room.prune(f"run {i}", lambda: {"e"})
     assert len(room._runs) == 64

@@ -47,13 +47,13 @@ class Report:
     def __init__(self):
         self.losses, self.delays, self.broken = [], [], []
 
-    def lost(self, alert, why):
+    def on_lost(self, alert, why):
         self.losses.append((alert["wire"], why))
 
-    def delayed(self, why, n_waiting):
+    def on_delayed(self, why, n_waiting):
         self.delays.append((why, n_waiting))
 
-    def not_kept(self, why):
+    def on_not_kept(self, why):
         self.broken.append(why)
 
 
@@ -70,7 +70,9 @@ def paused():
     return Pauses()
 
 
-async def told(receiver, *wires, secrets=(SECRET,), now=lambda: NOW, pick=lambda low, high: high, sleep=None, **kwargs):
+async def told(
+    receiver, *wires, secrets=(SECRET,), now=lambda: NOW, uniform=lambda low, high: high, sleep=None, **kwargs
+):
     """What became of these alerts."""
     report = Report()
     webhook = Webhook(
@@ -79,13 +81,13 @@ async def told(receiver, *wires, secrets=(SECRET,), now=lambda: NOW, pick=lambda
         report,
         transport=receiver,
         now=now,
-        pick=pick,
+        uniform=uniform,
         sleep=Pauses() if sleep is None else sleep,
         **kwargs,
     )
     webhook.start()
     for wire in wires:
-        webhook.tell({"run": "ppo-7", "wire": wire})
+        webhook.enqueue({"run": "ppo-7", "wire": wire})
     await asyncio.wait_for(webhook.stop(), PATIENCE_S)
     return report
 
@@ -135,9 +137,9 @@ async def test_a_new_alarm_ends_the_pause_of_another_one_only():
         receiver = Receiver(trouble)
         webhook = Webhook("http://receiver/x", (), Report(), transport=receiver, sleep=sleep)
         webhook.start()
-        webhook.tell({"run": "r", "wire": "a"})
+        webhook.enqueue({"run": "r", "wire": "a"})
         await asyncio.wait_for(begun.wait(), PATIENCE_S)
-        webhook.tell({"run": "r", "wire": "b"})
+        webhook.enqueue({"run": "r", "wire": "b"})
         if wakes:
             await asyncio.wait_for(webhook._idle.wait(), PATIENCE_S)
         for _ in range(20):
@@ -214,7 +216,7 @@ async def test_a_head_that_comes_byte_by_byte_is_a_failure_after_a_while(monkeyp
     report = Report()
     webhook = Webhook(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", (), report, sleep=Pauses())
     webhook.start()
-    webhook.tell({"run": "ppo-7", "wire": "a"})
+    webhook.enqueue({"run": "ppo-7", "wire": "a"})
     await asyncio.wait_for(webhook.stop(), PATIENCE_S)
     server.close()
     await asyncio.wait_for(asyncio.gather(*handlers), PATIENCE_S)
@@ -229,7 +231,7 @@ async def test_pauses_grow_within_bounds_and_are_spread(paused):
         picked.append((low, high))
         return low
 
-    assert (await told(receiver, "a", "b", pick=pick, sleep=paused)).losses == []
+    assert (await told(receiver, "a", "b", uniform=pick, sleep=paused)).losses == []
     assert [high for _, high in picked] == [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]
     assert all(low == high / 2 for low, high in picked)
     assert paused == [low for low, _ in picked]
@@ -296,7 +298,7 @@ async def test_an_alarm_from_before_a_restart_is_lost_after_a_day_in_all(tmp_pat
 
 
 async def test_too_many_are_dropped_from_the_oldest_on(monkeypatch):
-    monkeypatch.setattr("rewardserve.service.tripwires.io.webhook._MOST_WAITING", 2)
+    monkeypatch.setattr("rewardserve.service.tripwires.io.webhook._MAX_WAITING", 2)
     receiver = Receiver()
     report = await told(receiver, "a", "b", "c")
     assert [wire for wire, _ in report.losses] == ["a"]
@@ -341,7 +343,7 @@ async def test_the_last_write_is_the_last_one_in_the_file(monkeypatch, tmp_path)
     monkeypatch.setattr(module, "write_atomically", write)
     webhook = Webhook("http://receiver/x", (), Report(), transport=Receiver(), folder=tmp_path)
     webhook.start()
-    webhook.tell({"run": "r", "wire": "a"})
+    webhook.enqueue({"run": "r", "wire": "a"})
     await asyncio.to_thread(begun.wait, PATIENCE_S)
     ending = asyncio.create_task(webhook.stop())
     await asyncio.wait_for(webhook._idle.wait(), PATIENCE_S)
@@ -362,7 +364,7 @@ async def test_what_waits_is_on_the_disk_before_the_process_ends(monkeypatch, tm
     monkeypatch.setattr(module, "write_atomically", write)
     webhook = Webhook("http://receiver/x", (), Report(), transport=Deaf(), folder=tmp_path)
     webhook.start()
-    webhook.tell({"run": "r", "wire": "a"})
+    webhook.enqueue({"run": "r", "wire": "a"})
     await asyncio.wait_for(written.wait(), PATIENCE_S)  # no `stop`: it may be killed
     assert json.loads((tmp_path / FILE_NAME).read_text())[0]["alert"]["wire"] == "a"
     monkeypatch.setattr("rewardserve.service.tripwires.io.webhook._CLOSING_S", 0.01)

@@ -1,0 +1,103 @@
+"""Building blocks of PromQL for the statistics of trip wires: sums of all replicas over windows of time, means, baselines.
+
+The names of recorded series stand here once; `prometheus` records them, `statistics` reads them. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rewardserve.service.tripwires.running_sums import count_of, is_signed
+
+WINDOWS = ("2m", "15m", "2h")
+ENOUGH_SAMPLES = 1_280
+"""As many as the smoothing of the run monitor looks back on: ten windows of 128."""
+
+REPLICA = "instance, pod, container, endpoint, node"
+"""Labels that tell replicas apart; all others, such as `job` and `namespace`, tell services apart."""
+
+SUMS, COMPONENT_SUMS = "rewardserve_run_sum_total", "rewardserve_run_component_sum_total"
+RECENT_SUM, RECENT_COMPONENT_SUM = "rewardserve:run_sum:recent", "rewardserve:run_component_sum:recent"
+BASELINE_MEAN, BASELINE_STD = "rewardserve:run_baseline_moment:mean", "rewardserve:run_baseline_moment:std"
+COMPONENT_VARIANCE = "rewardserve:run_component_variance:recent"
+COMPONENT_BASELINE_VARIANCE = "rewardserve:run_component_baseline_moment:variance"
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """`spans` of time, the shortest first; a run is evaluated over the first that has so many `samples`."""
+
+    spans: tuple[str, ...] = WINDOWS
+    samples: int = ENOUGH_SAMPLES
+
+
+SHIPPED_WINDOWS = Windows()
+
+
+def seconds_of(span: str) -> int:
+    """`15m` -> 900."""
+    return {"s": 1, "m": 60, "h": 3600}[span[-1]] * int(span[:-1])
+
+
+def over_replicas(expression: str, how: str = "sum") -> str:
+    """Of all replicas together."""
+    return f"{how} without ({REPLICA}) ({expression})"
+
+
+def without(label: str, expression: str) -> str:
+    """The same series without a label that tells nothing apart any more."""
+    return f"sum without ({label}) ({expression})"
+
+
+def added(metric: str, span: str, of: str | None = None) -> str:
+    """What was added over a span, unless the run got another model within it: then it would be the rewards of two."""
+    only = f'{{of="{of}"}}' if of else ""
+    return (
+        f"({over_replicas(f'increase({metric}{only}[{span}])')} "
+        f"unless ignoring (of, component) {got_model_within(seconds_of(span))})"
+    )
+
+
+def got_model_within(seconds: int) -> str:
+    """Runs that got another model within so many seconds, at one of their replicas."""
+    return f"({over_replicas('rewardserve_run_model_age_seconds', 'min')} < {seconds})"
+
+
+def recent(of: str) -> str:
+    """A sum over the shortest window with enough samples."""
+    return f'{RECENT_SUM}{{of="{of}"}}'
+
+
+def recent_mean(name: str, min_samples: int) -> str:
+    """Over the samples that have the number, where these are enough: one of them alone is nothing to alert upon."""
+    n = f"({recent(count_of(name))} >= {min_samples})"
+    positive, negative = recent(f"{name}_positive"), recent(f"{name}_negative")
+    total = f"({positive} - ignoring (of) {negative})" if is_signed(name) else recent(name)
+    return f"({total} / ignoring (of) {n})"
+
+
+def window_mean(of: str, span: str, min_samples: int) -> str:
+    """Mean of a number of audited samples over one span."""
+    positive, negative, n = (added(SUMS, span, each) for each in (f"{of}_positive", f"{of}_negative", "audited"))
+    return f"({positive}\n  - ignoring (of) {negative})\n  / ignoring (of) ({n} >= {min_samples})"
+
+
+def slope_series(name: str) -> str:
+    """The recorded t of a straight line through means of `name`."""
+    return f"rewardserve:run_{name}:slope_t"
+
+
+def slope_t(mean: str, span: str, min_windows: int) -> str:
+    """Slope over its standard error, of the least-squares line through means: as `statistics.slope_t`."""
+    seconds = seconds_of(span)
+    window = f"[{30 * seconds}s:{seconds}s]"
+    slope, n = f"deriv({mean}{window})", f"count_over_time({mean}{window})"
+    ratio = f"stdvar_over_time({mean}{window}) / stdvar_over_time(timestamp({mean}){window})"
+    t = f"{slope} / sqrt(clamp_min({ratio} - {slope} ^ 2, 0)\n  / (({n} >= {min_windows}) - 2))"
+    return f"({t}\n  unless {got_model_within(30 * seconds)})"
+
+
+def moments(metric: str) -> tuple[str, str]:
+    """Mean and mean square, of all replicas together."""
+    of_order = [over_replicas(f'{metric}{{order="{order}"}}') for order in range(3)]
+    return tuple(f"{moment} / ignoring (order) {of_order[0]}" for moment in of_order[1:])  # type: ignore[return-value]

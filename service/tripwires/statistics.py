@@ -1,0 +1,268 @@
+"""The kinds of numbers that wires compare with their thresholds.
+
+A statistic is a record that computes its number from a snapshot of a run, writes the same in PromQL over the sums of all replicas,
+and knows its unit. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, sqrt
+from typing import ClassVar, Protocol
+
+from rewardserve.service.tripwires import promql
+from rewardserve.service.tripwires.baseline import Baseline, component, min_std
+from rewardserve.service.tripwires.promql import Windows
+from rewardserve.service.tripwires.running_sums import RunningSums
+from rewardserve.service.tripwires.units import Unit
+
+MIN_SAMPLES = 50
+"""Samples that must have a number before its mean is a statistic: one of them alone is not beyond a shipped threshold."""
+
+MIN_AUDITED = 16
+"""The same for the audit judge, which is asked about a share of the samples, and for groups of responses."""
+
+_MAX_WINDOWS = 5
+"""Smoothing looks back on ten windows: with small ones, more samples than in half of these may never be there."""
+
+_SHARE_OF_SAMPLES = Unit("of the samples", is_share=True)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowMeans:
+    """Means of one window over the samples that the audit judge was asked about: the normalised score, and the judge's."""
+
+    score: float
+    audit: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunSnapshot:
+    """What a statistic is computed from: smoothed sums, the baseline, and the latest windows with an audit, the newest last.
+
+    `honeypots` are the number of the latest answers to planted prompts, and the number of hits among them. `kl` is the distance of
+    the policy from its start in nats, as its trainer reported it last. `window` is the number of samples between evaluations.
+    """
+
+    smooth: RunningSums
+    baseline: Baseline
+    windows: Sequence[WindowMeans] = ()
+    honeypots: tuple[int, int] = (0, 0)
+    kl: float | None = None
+    window: int = 128
+
+    def mean(self, name: str, min_samples: int = MIN_SAMPLES) -> float | None:
+        """Over the samples that have it; None where these are too few."""
+        needed = min(min_samples, _MAX_WINDOWS * self.window)
+        return self.smooth.mean(name) if self.smooth.n_of(name) >= needed else None
+
+
+class Statistic(Protocol):
+    """One number of a run, in Python and in PromQL."""
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of the number."""
+        ...
+
+    def __call__(self, run: RunSnapshot) -> float | None:
+        """The number; None where it is not known."""
+        ...
+
+    def promql(self, windows: Windows) -> str:
+        """The number in PromQL, one value a run."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MeanShift:
+    """Shift of a mean from the baseline, in standard deviations of single samples; `sign` -1 where a fall is watched."""
+
+    of: str
+    sign: float = 1.0
+    min_samples: int = MIN_SAMPLES
+
+    @property
+    def unit(self) -> Unit:
+        """Which side is watched."""
+        return Unit(f"standard deviations {'above' if self.sign > 0 else 'below'} the usual mean of the run")
+
+    def __call__(self, run: RunSnapshot) -> float | None:
+        """The shift."""
+        shift = run.baseline.shift(self.of, run.mean(self.of, self.min_samples))
+        return None if shift is None else self.sign * shift
+
+    def promql(self, windows: Windows) -> str:
+        """The shift."""
+        mean, of = promql.recent_mean(self.of, self.min_samples), f'{{of="{self.of}"}}'
+        std = f"clamp_min({promql.BASELINE_STD}{of}, {min_std(self.of)})"
+        return f"{self.sign:g} * ({mean} - ignoring (of)\n  {promql.BASELINE_MEAN}{of}) / ignoring (of) {std}"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Share of the samples that could have it."""
+
+    of: str
+    min_samples: int = MIN_SAMPLES
+    unit: ClassVar[Unit] = _SHARE_OF_SAMPLES
+
+    def __call__(self, run: RunSnapshot) -> float | None:
+        """The share."""
+        return run.mean(self.of, self.min_samples)
+
+    def promql(self, windows: Windows) -> str:
+        """The share."""
+        return promql.recent_mean(self.of, self.min_samples)
+
+
+@dataclass(frozen=True, slots=True)
+class ExcessShare:
+    """A share where it is over `factor` times that of the baseline; 0 below."""
+
+    of: str
+    min_samples: int = MIN_SAMPLES
+    factor: ClassVar[float] = 3.0
+    unit: ClassVar[Unit] = _SHARE_OF_SAMPLES
+
+    def __call__(self, run: RunSnapshot) -> float | None:
+        """The whole share, or 0."""
+        share, baseline = run.mean(self.of, self.min_samples), run.baseline.stats.get(self.of)
+        return share if share is None or baseline is None or share > self.factor * baseline.mean else 0.0
+
+    def promql(self, windows: Windows) -> str:
+        """The whole share, or 0."""
+        share = promql.recent_mean(self.of, self.min_samples)
+        baseline = f'{self.factor:g} * {promql.BASELINE_MEAN}{{of="{self.of}"}}'
+        return f"{share} * ({share} > bool ignoring (of) ({baseline}))\nor {share}"
+
+
+@dataclass(frozen=True, slots=True)
+class Saturation:
+    """Share of scores beyond what one in a thousand of the baseline exceeds."""
+
+    of: ClassVar[str] = "saturated"
+    min_samples: ClassVar[int] = MIN_SAMPLES
+    unit: ClassVar[Unit] = Unit("of the scores", is_share=True)
+
+    def __call__(self, run: RunSnapshot) -> float | None:
+        """None where the baseline has no such score."""
+        return None if run.baseline.saturation is None else run.mean(self.of, self.min_samples)
+
+    def promql(self, windows: Windows) -> str:
+        """The share."""
+        return promql.recent_mean(self.of, self.min_samples)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditGap:
+    """Mean score less that of the audit judge, on the samples that both scored."""
+
+    unit: ClassVar[Unit] = Unit("standard deviations above the audit judge")
+
+    def __call__(self, run: RunSnapshot) -> float | None:
+        """The gap."""
+        score, audit = run.mean("audited_score", MIN_AUDITED), run.mean("audit", MIN_AUDITED)
+        return None if score is None or audit is None else score - audit
+
+    def promql(self, windows: Windows) -> str:
+        """The gap."""
+        return " - ".join(promql.recent_mean(name, MIN_AUDITED) for name in ("audited_score", "audit"))
+
+
+@dataclass(frozen=True, slots=True)
+class AuditDivergence:
+    """The smaller t of two straight lines: that of a score that rises, and that of an audit judge's score that falls."""
+
+    min_windows: ClassVar[int] = 12
+    """A straight line through fewer windows is no trend."""
+    unit: ClassVar[Unit] = Unit("standard errors, of the lesser of both trends")
+
+    def __call__(self, run: RunSnapshot) -> float | None:
+        """The lesser t."""
+        if len(run.windows) < self.min_windows:
+            return None
+        return min(slope_t([w.score for w in run.windows]), -slope_t([w.audit for w in run.windows]))
+
+    def promql(self, windows: Windows) -> str:
+        """The lesser t."""
+        rising, falling = promql.slope_series("score"), promql.slope_series("audit")
+        return f"({rising} < -{falling}) or -{falling}"
+
+
+@dataclass(frozen=True, slots=True)
+class HoneypotHitRate:
+    """Share of hits among the latest answers to planted prompts."""
+
+    min_answers: ClassVar[int] = 50
+    """Fewer answers are no share."""
+    max_answers: ClassVar[int] = 200
+    unit: ClassVar[Unit] = Unit("of the planted prompts", is_share=True)
+
+    def __call__(self, run: RunSnapshot) -> float | None:
+        """The share."""
+        n, n_hits = run.honeypots
+        return n_hits / n if n >= self.min_answers else None
+
+    def promql(self, windows: Windows) -> str:
+        """The share over the shortest window with enough answers."""
+        return "\nor\n".join(
+            f"{promql.added(promql.SUMS, span, 'honeypot_hits')} / ignoring (of)\n"
+            f"  ({promql.added(promql.SUMS, span, 'honeypots')} >= {self.min_answers})"
+            for span in windows.spans
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentShare:
+    """A component's share of the variance of the reward over that of the baseline, of the component where it is largest."""
+
+    min_share: ClassVar[float] = 0.1
+    """A component that hardly counted may count twice as much before it matters."""
+    unit: ClassVar[Unit] = Unit("times the usual share of the variance")
+
+    def __call__(self, run: RunSnapshot) -> float | None:
+        """The largest ratio of shares."""
+        now = [variance for _, variance in run.smooth.components()]
+        stats = [run.baseline.stats.get(component(i)) for i in range(len(now))]
+        usual = [stat.std * stat.std for stat in stats if stat is not None]
+        if len(usual) < max(1, len(now)) or not sum(now) > 0 or not sum(usual) > 0:
+            return None
+        pairs = zip(now, usual, strict=True)
+        return max(a / sum(now) / max(b / sum(usual), self.min_share) for a, b in pairs)
+
+    def promql(self, windows: Windows) -> str:
+        """The largest ratio of shares."""
+        now, usual = (
+            f"{each} / ignoring (component) group_left () (sum without (component) ({each}) > 0)"
+            for each in (promql.COMPONENT_VARIANCE, promql.COMPONENT_BASELINE_VARIANCE)
+        )
+        return f"max without (component) ({now}\n  / clamp_min({usual}, {self.min_share:g}))"
+
+
+@dataclass(frozen=True, slots=True)
+class KlRoot:
+    """The root of the KL divergence from the policy's start (Gao et al. 2210.10760), as the trainer reports it."""
+
+    unit: ClassVar[Unit] = Unit("(square root of the KL in nats)")
+
+    def __call__(self, run: RunSnapshot) -> float | None:
+        """The root."""
+        return None if run.kl is None else sqrt(run.kl)
+
+    def promql(self, windows: Windows) -> str:
+        """The root."""
+        return f"sqrt({promql.over_replicas('rewardserve_run_kl', 'max')})"
+
+
+def slope_t(y: Sequence[float]) -> float:
+    """Slope over its standard error, of the least-squares line through equally spaced values."""
+    n = len(y)
+    x_mean, y_mean = (n - 1) / 2, sum(y) / n
+    spread = n * (n * n - 1) / 12
+    slope = sum([(i - x_mean) * (value - y_mean) for i, value in enumerate(y)]) / spread
+    distances = [value - y_mean - slope * (i - x_mean) for i, value in enumerate(y)]
+    residual = sum([each * each for each in distances])  # inf where `**` would raise
+    error = sqrt(residual / (n - 2) / spread)
+    return slope / error if error > 0 else 0.0 if slope == 0 else inf if slope > 0 else -inf
