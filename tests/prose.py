@@ -48,7 +48,7 @@ LIMITS: dict[str, dict[str, float]] = {
     "client": {"who": 3.3, "what": 4.0, "own": 1.4},
     "benchmarks": {"who": 1.7, "what": 3.3, "own": 1.4},
     "docs": {"who": 2.0, "what": 2.5, "own": 4.2},
-    "records": {"who": 0.4, "what": 1.2, "own": 0.6},
+    "records": {"who": 0.1, "what": 0.1, "own": 0.1},
 }
 """At most so many per 1,000 words."""
 
