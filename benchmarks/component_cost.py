@@ -25,10 +25,11 @@ from rewardserve.service.api import body, structs
 from rewardserve.service.api.replies import score_reply
 from rewardserve.service.api.schemas import ScoreRequest, to_sample
 from rewardserve.service.auth.api_keys import ApiKeys
-from rewardserve.service.models import runtime as engines
-from rewardserve.service.models.active_models import ServedModel
 from rewardserve.service.models.deployment import Source
-from rewardserve.service.models.registry import Succession, spare_the_garbage_collector
+from rewardserve.service.models.loading import PreparedModel, load_model
+from rewardserve.service.models.registry import ModelRegistry, tune_garbage_collector
+from rewardserve.service.models.runtime import ModelRuntime
+from rewardserve.service.models.shared_resources import create_shared_resources
 from rewardserve.service.observability import logs
 from rewardserve.service.settings import ServeSettings
 
@@ -54,7 +55,7 @@ def measure(case: Case, tokens: int, at_once: int, n_samples: int) -> dict[str, 
 
 
 async def _measure(case: Case, tokens: int, at_once: int, n_samples: int) -> dict[str, float]:
-    house, engine, served = open_echo_server()
+    application, runtime = open_echo_server()
     bodies = Bodies(case, tokens, seed=-1)
     n = max(at_once, n_samples // case.n_samples)
 
@@ -62,12 +63,12 @@ async def _measure(case: Case, tokens: int, at_once: int, n_samples: int) -> dic
         return lambda: [upto(bodies.next_body()) for _ in range(n)]
 
     async def whole(asked: bytes) -> None:
-        await _call(house.app, asked)
+        await _call(application.app, asked)
 
     async def cost(work: Callable[[T], Awaitable[Any]], inputs: Callable[[], list[T]]) -> float:
         return await _cost(work, inputs, at_once)
 
-    encode, score = engine.loaded.encode.many, engine.loaded.scorer.score
+    encode, score = runtime.loaded.encode.many, runtime.loaded.scorer.score
     for _ in range(4):  # the budget of a batch finds its place, caches fill
         await _cost(whole, fresh(lambda asked: asked), at_once)
     total = await cost(whole, fresh(lambda asked: asked))
@@ -76,12 +77,12 @@ async def _measure(case: Case, tokens: int, at_once: int, n_samples: int) -> dic
     model = await cost(
         _now(lambda rows: score(TokenBatch(tuple(rows)))), fresh(lambda asked: _rows(encode(_samples(asked))))
     )
-    batched = await cost(engine.batcher.score, fresh(lambda asked: _rows(encode(_samples(asked)))))
-    scored = await cost(engine.scoring.score, fresh(_samples))
-    results = [await engine.scoring.score(_samples(bodies.next_body())) for _ in range(n)]
+    batched = await cost(runtime.batcher.score, fresh(lambda asked: _rows(encode(_samples(asked)))))
+    scored = await cost(runtime.scoring.score, fresh(_samples))
+    results = [await runtime.scoring.score(_samples(bodies.next_body())) for _ in range(n)]
     ids = [str(i) for i in range(case.n_samples)]
-    reply = await cost(_now(lambda found: score_reply(served, ids, found)), lambda: results)
-    await engine.stop()
+    reply = await cost(_now(lambda found: score_reply(runtime, ids, found)), lambda: results)
+    await runtime.stop()
     return {
         "read": read,
         "encode": encoded,
@@ -93,18 +94,18 @@ async def _measure(case: Case, tokens: int, at_once: int, n_samples: int) -> dic
     }
 
 
-def open_echo_server() -> tuple[app.House, engines.Engine, ServedModel]:
+def open_echo_server() -> tuple[app.Application, ModelRuntime]:
     """A whole server in this process, with the echo backend, open for requests. Needs a running event loop."""
     settings = ServeSettings(backend="echo", model="echo", log_level="warning", _cli_parse_args=[])
     logs.configure(settings.log_level, settings.log_format)
-    house = app.build_house(settings, ApiKeys())
-    loaded, pipeline = engines.load_model(settings)
-    commons = engines.build_commons(settings, house.admission, house.metrics, house.clock)
-    succession = Succession(
-        commons, house.active_models, engines.Prepared(loaded, pipeline), Source(model="echo"), keep=0
+    application = app.create_app(settings, ApiKeys())
+    loaded, pipeline = load_model(settings)
+    resources = create_shared_resources(settings, application.admission, application.metrics, application.clock)
+    registry = ModelRegistry(
+        resources, application.active_models, PreparedModel(loaded, pipeline), Source(model="echo"), keep=0
     )
-    spare_the_garbage_collector()
-    return house, succession.serving.engine, succession.serving.served
+    tune_garbage_collector()
+    return application, registry.serving
 
 
 async def _cost(work: Callable[[T], Awaitable[Any]], inputs: Callable[[], list[T]], at_once: int) -> float:

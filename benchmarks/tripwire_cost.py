@@ -25,7 +25,7 @@ from rewardserve.model.reward import Reward
 from rewardserve.model.traits import Lexicon
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.inference.rewards import ScoredRow
-from rewardserve.service.models.registry import spare_the_garbage_collector
+from rewardserve.service.models.registry import tune_garbage_collector
 from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.io.run_watcher import CpuBudget, RunContext, RunWatcher
 from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
@@ -94,7 +94,7 @@ def _look_us(n_chars: int) -> float:
     watcher = RunWatcher(
         monitor, baseline_source, Lexicon.read(), clock, lambda *_: None, cpu_budget=CpuBudget(1.0, clock.now())
     )
-    spare_the_garbage_collector()  # as the server does
+    tune_garbage_collector()  # as the server does
     took = []
     for step in range(20):
         started = time.process_time()

@@ -25,7 +25,7 @@ from docs.markdown import code
 from rewardserve.cli import COMMANDS, Command
 from rewardserve.model.conversation import SampleError
 from rewardserve.service.api.error_responses import FRAMEWORK_CODES
-from rewardserve.service.app import build_house
+from rewardserve.service.app import create_app
 from rewardserve.service.auth.api_keys import ApiKeys
 from rewardserve.service.errors import RequestRefused, RowFailed, ServiceError
 from rewardserve.service.observability.metrics import PREFIX, TABLE
@@ -317,7 +317,7 @@ def openapi() -> dict[str, Any]:
     """The OpenAPI document, as `GET /openapi.json` answers it."""
 
     async def build() -> dict[str, Any]:
-        app: Any = build_house(ServeSettings(_cli_parse_args=[]), ApiKeys()).app
+        app: Any = create_app(ServeSettings(_cli_parse_args=[]), ApiKeys()).app
         while not hasattr(app, "openapi"):
             app = next(value for name, value in vars(app).items() if name in ("app", "_app", "api", "_api"))
         document: dict[str, Any] = app.openapi()

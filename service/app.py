@@ -1,4 +1,4 @@
-"""The composition root: the only file that knows every room. It builds them, opens them, and closes them.
+"""The composition root: the only module that knows all parts of the server. It creates, starts and stops them.
 
 The socket is up before the model is: `/livez` answers at once, `/readyz` when there is a model. A model
 loads in a thread of its own that is never waited for, because nothing can interrupt it.
@@ -47,10 +47,12 @@ from rewardserve.service.auth.api_keys import ApiKeys, ApiKeysFile
 from rewardserve.service.auth.tls import ReloadingCertificate
 from rewardserve.service.clock import Clock, MonotonicClock
 from rewardserve.service.models.active_models import ActiveModels
-from rewardserve.service.models.checkpoint_watcher import Fingerprint, fingerprint, keep_looking
+from rewardserve.service.models.checkpoint_watcher import Fingerprint, fingerprint, watch_checkpoints
 from rewardserve.service.models.deployment import Source
-from rewardserve.service.models.registry import Succession, in_daemon_thread, spare_the_garbage_collector
-from rewardserve.service.models.runtime import Engine, Prepared, build_commons, load_audit, prepare
+from rewardserve.service.models.loading import PreparedModel, load_audit_model, prepare_model
+from rewardserve.service.models.registry import ModelRegistry, in_daemon_thread, tune_garbage_collector
+from rewardserve.service.models.runtime import ModelRuntime
+from rewardserve.service.models.shared_resources import create_shared_resources
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import CONTENT_TYPE, Metrics
 from rewardserve.service.settings import ServeSettings, is_loopback
@@ -64,8 +66,8 @@ _MAX_CLOSING_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class House:
-    """Everything that is there before the model is."""
+class Application:
+    """Everything that is there before the model is loaded."""
 
     settings: ServeSettings
     active_models: ActiveModels
@@ -81,7 +83,7 @@ class House:
 # -- building ---------------------------------------------------------------------------------------------------
 
 
-def build_house(settings: ServeSettings, keys: ApiKeys) -> House:
+def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
     """The HTTP side, complete but for the model. Needs a running event loop."""
     clock, metrics, active_models = MonotonicClock(), Metrics(), ActiveModels()
     log = logs.logger("api")
@@ -161,11 +163,11 @@ def build_house(settings: ServeSettings, keys: ApiKeys) -> House:
         [*declared, *(route for route in api.routes if type(route) is Route)], settings.metrics_key_required
     )
     app = RequestLogMiddleware(app, route_policy=route_policy, clock=clock, on_request=_request_logger(metrics, log))
-    return House(settings, active_models, admission, metrics, clock, log, app, load_shedder, key_file)
+    return Application(settings, active_models, admission, metrics, clock, log, app, load_shedder, key_file)
 
 
 def _host_policy(settings: ServeSettings) -> HostPolicy:
-    # Who sets `allow_unauthenticated` may bring a socket of his own, as Ray does: `host` says nothing of it.
+    # With `allow_unauthenticated` the socket may be another process's, as with Ray: `host` says nothing of it.
     is_local = is_loopback(settings.host) and not settings.allow_unauthenticated
     own = () if is_loopback(settings.host) else (settings.host,)
     return HostPolicy(is_loopback=is_local, hosts=(*own, *settings.hosts()), origins=settings.origins())
@@ -269,20 +271,22 @@ async def serve(
     `say` is told what is served once it is ready. Raise `TimeoutError` when accepted work was not finished within the drain
     timeout.
     """
-    house = build_house(settings, keys)
+    application = create_app(settings, keys)
     stops = contextlib.ExitStack()
-    if house.key_file is not None:
-        stops.callback(house.key_file.start())
-    webhook = _start_webhook(settings, webhook_secrets, house.metrics)
+    if application.key_file is not None:
+        stops.callback(application.key_file.start())
+    webhook = _start_webhook(settings, webhook_secrets, application.metrics)
     stop = _stop_event()
-    asyncio.get_running_loop().set_exception_handler(_log_unhandled_exceptions(house.log))
+    asyncio.get_running_loop().set_exception_handler(_log_unhandled_exceptions(application.log))
     config = uvicorn.Config(
-        house.app,
+        application.app,
         http=cast(
             Any,
             partial(
                 HttpProtocol,
-                shared=Connections(_limits(settings), house.metrics.observe_connection_ended, house.load_shedder),
+                shared=Connections(
+                    _limits(settings), application.metrics.observe_connection_ended, application.load_shedder
+                ),
             ),
         ),
         ws="none",
@@ -295,19 +299,19 @@ async def serve(
     )
     if (files := settings.tls_files()) is not None:
         config.load()
-        certificate = ReloadingCertificate(files, _certificate_logger(house.log))
+        certificate = ReloadingCertificate(files, _certificate_logger(application.log))
         config.ssl = certificate.context
         stops.callback(certificate.start())
     server = _UvicornServer(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:
         known = fingerprint(settings.watched_folders())
-        succession = await _load_unless_stopped(house, stop, webhook)
-        if succession is not None:
-            say(_describe(succession.serving.engine))
-            async with _looking_out(house, succession, known), _listening_on(shared, server):
-                await _unless_dead(stop, serving)
-            await _drain(house, succession)
+        registry = await _load_unless_stopped(application, stop, webhook)
+        if registry is not None:
+            say(_describe(registry.serving))
+            async with _watching_checkpoints(application, registry, known), _listening_on_shared_port(shared, server):
+                await _wait_for_stop(stop, serving)
+            await _drain(application, registry)
     finally:
         if webhook is not None:
             await webhook.stop()
@@ -318,26 +322,26 @@ async def serve(
 
 
 @contextlib.asynccontextmanager
-async def open_house(
+async def running_app(
     settings: ServeSettings, keys: ApiKeys, webhook_secrets: Sequence[str] = ()
-) -> AsyncIterator[tuple[House, Succession]]:
-    """A house with its model in service, for whoever has a socket and signals of his own. Whoever leaves waits for
-    what was accepted.
+) -> AsyncIterator[tuple[Application, ModelRegistry]]:
+    """The application with its model in service, for a host process that has the socket and handles signals. Leaving the
+    block waits for what was accepted.
 
     Raise what `serve` raises.
     """
-    house = build_house(settings, keys)
+    application = create_app(settings, keys)
     stops = contextlib.ExitStack()
-    if house.key_file is not None:
-        stops.callback(house.key_file.start())
-    webhook = _start_webhook(settings, webhook_secrets, house.metrics)
+    if application.key_file is not None:
+        stops.callback(application.key_file.start())
+    webhook = _start_webhook(settings, webhook_secrets, application.metrics)
     try:
-        succession = await _load_unless_stopped(house, asyncio.Event(), webhook)
-        assert succession is not None, "nobody told it to stop"
+        registry = await _load_unless_stopped(application, asyncio.Event(), webhook)
+        assert registry is not None, "no stop was requested"
         try:
-            yield house, succession
+            yield application, registry
         finally:
-            await _drain(house, succession)
+            await _drain(application, registry)
     finally:
         if webhook is not None:
             await webhook.stop()
@@ -378,76 +382,88 @@ def _start_webhook(settings: ServeSettings, secrets: Sequence[str], metrics: Met
     return webhook
 
 
-async def _load_unless_stopped(house: House, stop: asyncio.Event, webhook: Webhook | None) -> Succession | None:
+async def _load_unless_stopped(
+    application: Application, stop: asyncio.Event, webhook: Webhook | None
+) -> ModelRegistry | None:
     """The first model in service, or None when the process was told to stop first."""
-    settings = house.settings
+    settings = application.settings
 
-    def load() -> tuple[Prepared, LoadedModel | None]:
-        return prepare(settings), load_audit(settings)
+    def load() -> tuple[PreparedModel, LoadedModel | None]:
+        return prepare_model(settings), load_audit_model(settings)
 
     loading = in_daemon_thread(load, "loader")
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((loading, stopped), return_when=asyncio.FIRST_COMPLETED)
         if not loading.done():
-            house.active_models.close()
+            application.active_models.close()
             return None
         prepared, audit = loading.result()
     finally:
         stopped.cancel()
-    commons = build_commons(
-        settings, house.admission, house.metrics, house.clock, webhook, audit, settings.scorer_timeout_s
+    resources = create_shared_resources(
+        settings,
+        application.admission,
+        application.metrics,
+        application.clock,
+        webhook,
+        audit,
+        settings.scorer_timeout_s,
     )
     source = Source(settings.model, settings.ensemble)
-    succession = Succession(
-        commons, house.active_models, prepared, source, settings.swap.keep, settings.swap.load_timeout_s
+    registry = ModelRegistry(
+        resources, application.active_models, prepared, source, settings.swap.keep, settings.swap.load_timeout_s
     )
-    house.active_models.manage(succession)
-    spare_the_garbage_collector()
-    return succession
+    application.active_models.attach_admin(registry)
+    tune_garbage_collector()
+    return registry
 
 
-async def _drain(house: House, succession: Succession) -> None:
+async def _drain(application: Application, registry: ModelRegistry) -> None:
     """Refuse new work, answer everything accepted. The socket stays open, so that a refusal can be read."""
-    house.active_models.close()
-    house.admission.close()
-    house.log.info("draining", samples=house.admission.n_samples)
+    application.active_models.close()
+    application.admission.close()
+    application.log.info("draining", samples=application.admission.n_samples)
     try:
-        async with asyncio.timeout(house.settings.drain_timeout_s):
-            await house.admission.idle.wait()
-            await succession.close()
+        async with asyncio.timeout(application.settings.drain_timeout_s):
+            await application.admission.idle.wait()
+            await registry.close()
     except TimeoutError:
-        house.log.error("drain_timeout", samples=house.admission.n_samples, seconds=house.settings.drain_timeout_s)
-        await succession.abort()
+        application.log.error(
+            "drain_timeout", samples=application.admission.n_samples, seconds=application.settings.drain_timeout_s
+        )
+        await registry.abort()
         raise
 
 
 @contextlib.asynccontextmanager
-async def _looking_out(house: House, succession: Succession, known: Fingerprint) -> AsyncIterator[None]:
+async def _watching_checkpoints(
+    application: Application, registry: ModelRegistry, known: Fingerprint
+) -> AsyncIterator[None]:
     """While the body runs, SIGHUP and another checkpoint where the model is are followed by a load."""
     loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
 
     def load_again() -> None:
-        task = asyncio.create_task(succession.load_again(), name="load again")
+        task = asyncio.create_task(registry.load_again(), name="load again")
         tasks.add(task)
         task.add_done_callback(tasks.discard)
-        task.add_done_callback(logs.tell_of_death)
+        task.add_done_callback(logs.log_task_exception)
 
     loop.add_signal_handler(signal.SIGHUP, load_again)
-    if every_s := house.settings.swap.watch_s:
+    if every_s := application.settings.swap.watch_s:
 
         def failed(error: Exception) -> None:
-            house.log.error("checkpoint_watch_failed", exc_info=error)
+            application.log.error("checkpoint_watch_failed", exc_info=error)
 
         def unsettled() -> None:
-            house.log.warning(
+            application.log.warning(
                 "checkpoint_never_still",
                 reason="it changes at every look, so it is not loaded. Write it beside, and move a link to it.",
             )
 
-        folders = house.settings.watched_folders()
-        looking = keep_looking(folders, known, every_s, succession.load_again, failed, unsettled)
-        tasks.add(asyncio.create_task(looking, name="lookout"))
+        folders = application.settings.watched_folders()
+        looking = watch_checkpoints(folders, known, every_s, registry.load_again, failed, unsettled)
+        tasks.add(asyncio.create_task(looking, name="checkpoint watcher"))
     try:
         yield
     finally:
@@ -456,7 +472,7 @@ async def _looking_out(house: House, succession: Succession, known: Fingerprint)
 
 
 @contextlib.asynccontextmanager
-async def _listening_on(shared: socket.socket | None, server: _UvicornServer) -> AsyncIterator[None]:
+async def _listening_on_shared_port(shared: socket.socket | None, server: _UvicornServer) -> AsyncIterator[None]:
     """While the body runs, connections to a port that replicas of one machine share are taken too.
 
     Whoever loads or drains is not among those whom the kernel may choose. Connections that are made by then stay.
@@ -471,7 +487,7 @@ async def _listening_on(shared: socket.socket | None, server: _UvicornServer) ->
         await server.stop_listening(listener, shared)
 
 
-async def _unless_dead(stop: asyncio.Event, serving: asyncio.Task[Any]) -> None:
+async def _wait_for_stop(stop: asyncio.Event, serving: asyncio.Task[Any]) -> None:
     """Wait for the signal, or for the end of a server that ended by itself."""
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -503,14 +519,14 @@ def _log_unhandled_exceptions(log: logs.Logger) -> Callable[[asyncio.AbstractEve
     return tell
 
 
-def _describe(engine: Engine) -> str:
+def _describe(runtime: ModelRuntime) -> str:
     """What is served; in half precision, also what that costs in score; and which canaries fail."""
-    loaded = engine.loaded
+    loaded = runtime.loaded
     identity, error = loaded.identity, loaded.report.max_probe_error
     where = f"{identity.backend} on {identity.device}, {identity.dtype}"
     if identity.dtype in ("bfloat16", "float16") and error is not None:
         where += f", scores off by up to {error:.1e} on the contract's probes"
-    if lost := engine.canaries.failing:
+    if lost := runtime.canaries.failing:
         names = ", ".join(each.name for each in lost)
-        where += f"; {len(lost)} of {len(engine.canaries.first)} canaries fail, the exploit scores higher: {names}"
+        where += f"; {len(lost)} of {len(runtime.canaries.first)} canaries fail, the exploit scores higher: {names}"
     return f"{identity.name} ({identity.architecture}, {where}; POST /score, docs at /docs)"

@@ -94,34 +94,41 @@ class ComparisonResult:
     parts: tuple[SampleResult, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Rooms:
-    """The rooms that a request walks through; `version` is that of the model behind them."""
-
-    version: int
-    admission: Admission
-    encoder: EncodePool
-    batcher: Batcher
-    pipeline: Pipeline
-    watcher: RunWatcher
-    metrics: Metrics
-    clock: Clock
-
-
 class Scoring:
-    """One loaded model, ready to answer. `n_inside` calls are being answered; `idle` is set while there is none.
+    """Scores requests with one loaded model: admission, encoding, batcher, reward pipeline, run watcher.
+
+    `n_in_flight` counts the calls that are being answered; `idle` is set while there is none.
 
     `shadow` is another model that scores a share of the same samples, for comparison only.
     """
 
-    def __init__(self, rooms: Rooms, max_tokens: int) -> None:
-        self._rooms = rooms
+    def __init__(
+        self,
+        *,
+        version: int,
+        admission: Admission,
+        encode_pool: EncodePool,
+        batcher: Batcher,
+        pipeline: Pipeline,
+        watcher: RunWatcher,
+        metrics: Metrics,
+        clock: Clock,
+        max_tokens: int,
+    ) -> None:
+        self._version = version
+        self._admission = admission
+        self._encode_pool = encode_pool
+        self._batcher = batcher
+        self._pipeline = pipeline
+        self._watcher = watcher
+        self._metrics = metrics
+        self._clock = clock
+        self._max_tokens = max_tokens
+        self._temperature = pipeline.combination.temperature
         self.shadow: Shadow | None = None
-        self.n_inside = 0
+        self.n_in_flight = 0
         self.idle = asyncio.Event()
         self.idle.set()
-        self._max_tokens = max_tokens
-        self._temperature = rooms.pipeline.combination.temperature
 
     async def score(
         self, samples: Sequence[SampleOrError], deadline: float = math.inf, origin: RunContext | None = None
@@ -131,20 +138,20 @@ class Scoring:
         `origin` None: nobody trains on these, and no run is watched.
         """
         if origin is not None:
-            if (wire := self._rooms.watcher.blocked_by(origin)) is not None:
+            if (wire := self._watcher.blocked_by(origin)) is not None:
                 return [self._refused(len(samples), wire)] * len(samples)
-            self._rooms.watcher.begin_run(origin)
+            self._watcher.begin_run(origin)
         n_tokens = sum(map(self._estimate, samples))
-        with self._inside(), self._rooms.admission.acquire(len(samples), n_tokens):
+        with self._track(), self._admission.acquire(len(samples), n_tokens):
             # Not before admission: a refused request is sent again, and is not charged twice.
             charge_tokens(n_tokens)
-            async with _within_deadline(deadline, self._rooms.clock):
+            async with _within_deadline(deadline, self._clock):
                 answered = await _gather_all([self._score_chunk(chunk, deadline, origin) for chunk in _chunks(samples)])
         results = [result for chunk in answered for result in chunk]
         if origin is not None and origin.ids:
-            self._rooms.watcher.inspect_ids(origin, samples)
-        self._rooms.metrics.observe_samples(
-            self._rooms.version,
+            self._watcher.inspect_ids(origin, samples)
+        self._metrics.observe_samples(
+            self._version,
             outcomes=_outcomes(results),
             n_tokens=sum([r.n_tokens or 0 for r in results]),
             n_cached_tokens=sum([r.n_tokens or 0 for r in results if r.cached]),
@@ -154,13 +161,13 @@ class Scoring:
 
     def is_blocked(self, origin: RunContext) -> bool:
         """Whether a trip wire has ended the service of this run."""
-        return self._rooms.watcher.blocked_by(origin) is not None
+        return self._watcher.blocked_by(origin) is not None
 
     def _refused(self, n: int, wire: str) -> SampleResult:
         error = RunBlocked(
             f"the trip wire {wire} has ended the service of this run; acknowledge its alert to go on", wire=wire
         )
-        self._rooms.metrics.observe_samples(self._rooms.version, {error.code: n}, 0, 0, [])
+        self._metrics.observe_samples(self._version, {error.code: n}, 0, 0, [])
         return SampleResult(failure=Failure.of(error))
 
     async def compare(
@@ -177,7 +184,7 @@ class Scoring:
         Equal responses are scored once, and in an order that does not depend on how they were listed, so
         neither doubles nor the order of responses change anything.
         """
-        if origin is not None and (wire := self._rooms.watcher.blocked_by(origin)) is not None:
+        if origin is not None and (wire := self._watcher.blocked_by(origin)) is not None:
             refused = self._refused(sum(len(c.responses) for c in comparisons), wire)
             return [ComparisonResult(None, refused.failure, (refused,) * len(c.responses)) for c in comparisons]
         distinct = [sorted(set(c.responses)) for c in comparisons]
@@ -191,14 +198,14 @@ class Scoring:
         return results
 
     @contextmanager
-    def _inside(self) -> Iterator[None]:
-        self.n_inside += 1
+    def _track(self) -> Iterator[None]:
+        self.n_in_flight += 1
         self.idle.clear()
         try:
             yield
         finally:
-            self.n_inside -= 1
-            if not self.n_inside:
+            self.n_in_flight -= 1
+            if not self.n_in_flight:
                 self.idle.set()
 
     # -- one chunk ------------------------------------------------------------------------------------------
@@ -206,20 +213,20 @@ class Scoring:
     async def _score_chunk(
         self, samples: Sequence[SampleOrError], deadline: float, origin: RunContext | None
     ) -> list[SampleResult]:
-        started_at = self._rooms.clock.now()
-        with self._rooms.batcher.expecting(len(samples)):
+        started_at = self._clock.now()
+        with self._batcher.expecting(len(samples)):
             encoded = await self._encode(samples)
-        encode_s = self._rooms.clock.now() - started_at
-        self._rooms.metrics.observe_encoding(encode_s)
+        encode_s = self._clock.now() - started_at
+        self._metrics.observe_encoding(encode_s)
         rows = [e.ids for e in encoded if isinstance(e, Encoded)]
-        outcomes = await self._rooms.batcher.score(rows, deadline) if rows else []
+        outcomes = await self._batcher.score(rows, deadline) if rows else []
         left = iter(outcomes)
         became = [next(left) if isinstance(e, Encoded) else e for e in encoded]
         return self._finished(samples, encoded, became, encode_s, origin)
 
     async def _encode(self, samples: Sequence[SampleOrError]) -> list[Encoded | SampleError | RowFailed]:
         good = [s for s in samples if isinstance(s, Sample)]
-        encoded = iter(await self._rooms.encoder.encode(good) if good else [])
+        encoded = iter(await self._encode_pool.encode(good) if good else [])
         return [next(encoded) if isinstance(s, Sample) else s for s in samples]
 
     def _finished(
@@ -236,8 +243,8 @@ class Scoring:
             for sample, row, outcome in zip(samples, encoded, outcomes, strict=True)
             if isinstance(outcome, RowScored) and isinstance(row, Encoded) and isinstance(sample, Sample)
         ]
-        rewards = compute_rewards(scored, self._rooms.pipeline) if scored else []
-        flags = self._rooms.watcher.inspect(origin, scored, rewards) if origin is not None and scored else None
+        rewards = compute_rewards(scored, self._pipeline) if scored else []
+        flags = self._watcher.inspect(origin, scored, rewards) if origin is not None and scored else None
         if self.shadow is not None and scored:
             self.shadow.ask(scored, rewards)
         rewarded = enumerate(rewards)

@@ -15,7 +15,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from starlette.types import ASGIApp
 
 from examples.ray_serve.autoscaling_policy import QUEUE_TOKENS, QueueLengthPolicy
-from rewardserve.service.app import open_house
+from rewardserve.service.app import running_app
 from rewardserve.service.observability import logs
 from rewardserve.service.settings import ServeSettings
 
@@ -53,7 +53,7 @@ class Replica:
                 "who can reach Ray's proxy is not known here. Set REWARD_KEYS_FILE, or REWARD_ALLOW_UNAUTHENTICATED=1 if anybody "
                 "may use this server."
             )
-        self._opened = open_house(settings, keys, settings.read_webhook_secrets())
+        self._opened = running_app(settings, keys, settings.read_webhook_secrets())
         self._house, self._models = await self._opened.__aenter__()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from rewardserve.service.api import structs
 from rewardserve.service.errors import Failure
-from rewardserve.service.models.active_models import ResultFields, ServedModel
+from rewardserve.service.models.runtime import ModelRuntime, ResultFields
 from rewardserve.service.scoring import ComparisonResult, SampleResult
 
 
@@ -30,12 +30,12 @@ def info_response(content: Any) -> Response:
     return _fast_response(content, 0.0)
 
 
-def score_reply(served: ServedModel, ids: Sequence[str], results: Sequence[SampleResult]) -> Response:
+def score_reply(served: ModelRuntime, ids: Sequence[str], results: Sequence[SampleResult]) -> Response:
     """The reply of `POST /score`."""
-    details = served.details
+    details = served.result_fields
     rewards = [None if r.reward is None else r.reward.value for r in results]
     content = {
-        **served.credits,
+        **served.model_info,
         "rewards": rewards,
         "results": [result(i, r, details) for i, r in zip(ids, results, strict=True)],
         **_totals(results),
@@ -43,10 +43,10 @@ def score_reply(served: ServedModel, ids: Sequence[str], results: Sequence[Sampl
     return _fast_response(content, sum(filter(None, rewards)), served.headers)
 
 
-def compare_reply(served: ServedModel, ids: Sequence[str], results: Sequence[ComparisonResult]) -> Response:
+def compare_reply(served: ModelRuntime, ids: Sequence[str], results: Sequence[ComparisonResult]) -> Response:
     """The reply of `POST /compare`."""
     content = {
-        **served.credits,
+        **served.model_info,
         "results": [_compared(i, r) for i, r in zip(ids, results, strict=True)],
         **_totals([part for r in results for part in r.parts]),
     }

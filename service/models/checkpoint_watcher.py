@@ -1,8 +1,8 @@
-"""Looks whether what a path leads to has become another checkpoint: a link that was moved, or files that were replaced.
+"""Detect another checkpoint at a path: a link that was moved, or files that were replaced.
 
-A checkpoint is another one when it has been the same for two looks in a row, so that one that is being written is left alone;
-a link that is moved is seen at the next look but one. A file that changes at every look holds up a new checkpoint for ten looks,
-unless it has weights: those are never loaded while they change, and that is reported. Knows nothing of models.
+A checkpoint counts as another one when it has been the same for two polls in a row, so that one that is being written is left
+alone; a link that is moved is seen at the next poll but one. A file that changes at every poll delays a new checkpoint for ten
+polls, unless it has weights: those are never loaded while they change, and that is reported. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-_WEIGHTS = (".safetensors", ".bin")
-_READ = (*_WEIGHTS, ".json", ".txt", ".jinja", ".model", ".tiktoken")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin")
+_CHECKPOINT_SUFFIXES = (*_WEIGHT_SUFFIXES, ".json", ".txt", ".jinja", ".model", ".tiktoken")
 """What the files of a checkpoint are called: weights, configurations, tokenizers, templates."""
 
-_UNSETTLED_LOOKS = 10
+_UNSTABLE_POLLS = 10
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
 """Path, inode, size and time of change in nanoseconds, of every file that a checkpoint is read from."""
@@ -27,23 +27,23 @@ Fingerprint = tuple[tuple[str, int, int, int], ...]
 def fingerprint(paths: Sequence[Path]) -> Fingerprint:
     """Of everything that these lead to. Empty where one of them leads nowhere, or is being replaced at this very moment."""
     try:
-        found = [_of_folder(Path(os.path.realpath(path))) for path in paths]
+        found = [_folder_fingerprint(Path(os.path.realpath(path))) for path in paths]
     except OSError:
         return ()
     return tuple(chain.from_iterable(found)) if all(found) else ()
 
 
-def _of_folder(folder: Path) -> Fingerprint:
+def _folder_fingerprint(folder: Path) -> Fingerprint:
     if not folder.is_dir():
         return ()
-    files = (file for file in sorted(folder.rglob("*")) if file.name.endswith(_READ) and file.is_file())
+    files = (file for file in sorted(folder.rglob("*")) if file.name.endswith(_CHECKPOINT_SUFFIXES) and file.is_file())
     shown = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
     stats = [(file, file.stat()) for file in shown]
     return tuple((str(file), stat.st_ino, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
 
 
-class Lookout:
-    """Tells news from what is known, one look at a time. Pure."""
+class CheckpointWatcher:
+    """Tells a new checkpoint from the known one, one poll at a time. Pure."""
 
     def __init__(self, known: Fingerprint) -> None:
         self._known = known
@@ -51,52 +51,52 @@ class Lookout:
         self._n_changes: dict[str, int] = {}
         self._n_unsettled = 0
 
-    def look(self, seen: Fingerprint) -> Literal["", "news", "unsettled"]:
-        """`news`: this is another checkpoint, and a whole one; said once, so what is refused is not tried again.
+    def poll(self, seen: Fingerprint) -> Literal["", "new", "unstable"]:
+        """`on_new_checkpoint`: this is another checkpoint, and a whole one; said once, so what is refused is not tried again.
 
-        `unsettled`: another one has not held still for ten looks; said at every tenth.
+        `on_unstable`: another one has not held still for ten looks; said at every tenth.
         """
         changed = {path for path, *_ in {*seen} ^ {*self._before}}
         self._before = seen
         self._n_changes = {path: self._n_changes.get(path, 0) + 1 for path in changed}
-        unsettled = {
-            path for path, n in self._n_changes.items() if n >= _UNSETTLED_LOOKS and not path.endswith(_WEIGHTS)
+        on_unstable = {
+            path for path, n in self._n_changes.items() if n >= _UNSTABLE_POLLS and not path.endswith(_WEIGHT_SUFFIXES)
         }
-        if not seen or _without(unsettled, seen) == _without(unsettled, self._known):
+        if not seen or _without(on_unstable, seen) == _without(on_unstable, self._known):
             self._n_unsettled = 0
             return ""
-        if changed - unsettled:
+        if changed - on_unstable:
             self._n_unsettled += 1
-            return "" if self._n_unsettled % _UNSETTLED_LOOKS else "unsettled"
+            return "" if self._n_unsettled % _UNSTABLE_POLLS else "unstable"
         self._known, self._n_unsettled = seen, 0
-        return "news"
+        return "new"
 
 
 def _without(paths: set[str], seen: Fingerprint) -> Fingerprint:
     return tuple(each for each in seen if each[0] not in paths)
 
 
-async def keep_looking(
+async def watch_checkpoints(
     paths: Sequence[Path],
     known: Fingerprint,
     every_s: float,
-    news: Callable[[], Awaitable[None]],
-    failed: Callable[[Exception], None],
-    unsettled: Callable[[], None],
+    on_new_checkpoint: Callable[[], Awaitable[None]],
+    on_error: Callable[[Exception], None],
+    on_unstable: Callable[[], None],
 ) -> None:
-    """For ever: `news` is awaited for every new checkpoint. The looks are on a thread: a network's folder may hang.
+    """For ever: `on_new_checkpoint` is awaited for every new checkpoint. The looks are on a thread: a network's folder may hang.
 
-    `failed` is called with an error that was not foreseen, such as no thread to be had, and looking goes on; `unsettled`, now
+    `on_error` is called with an error that was not foreseen, such as no thread to be had, and looking goes on; `on_unstable`, now
     and then, while a new checkpoint does not hold still.
     """
-    lookout = Lookout(known)
+    watcher = CheckpointWatcher(known)
     while True:
         await asyncio.sleep(every_s)
         try:
-            found = lookout.look(await asyncio.to_thread(fingerprint, paths))
-            if found == "news":
-                await news()
-            elif found == "unsettled":
-                unsettled()
+            found = watcher.poll(await asyncio.to_thread(fingerprint, paths))
+            if found == "new":
+                await on_new_checkpoint()
+            elif found == "unstable":
+                on_unstable()
         except Exception as error:
-            failed(error)
+            on_error(error)

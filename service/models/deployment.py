@@ -1,6 +1,6 @@
-"""Which of the loaded models is in service, which stand by, and who is answered by which. Pure: it decides, and acts nowhere.
+"""The deployment state: which loaded model is in service, which stand by, and which run is pinned to which. Pure.
 
-A model is known by its version: the number that it got when this process loaded it. Every step gives a new roster.
+A model is known by its version: the number that it got when this process loaded it. Every step returns a new state.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Literal
 
 from rewardserve.service.inference.shadow import ShadowComparison
 
-State = Literal["serving", "standby", "shadow"]
+ModelState = Literal["serving", "standby", "shadow"]
 
-_LONGEST_LINE = 32
-"""Models that a line of rollbacks goes back over."""
+_MAX_HISTORY = 32
+"""Versions that rollbacks can go back over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Loading:
+class LoadStatus:
     """A model that is being loaded, since when."""
 
     source: str
@@ -38,20 +38,20 @@ class Loading:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """The latest model that could not follow, why, and when that was."""
+class RefusedLoad:
+    """The latest model that could not be loaded, why, and when that was."""
 
     source: str
-    why: str
+    reason: str
     at: str
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class ModelStatus:
     """One model in memory."""
 
     version: int
-    state: State
+    state: ModelState
     source: str
     name: str
     contract: str
@@ -64,44 +64,44 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Overview:
-    """Everything that an operator may know."""
+class DeploymentStatus:
+    """The reply of `GET /admin/models`."""
 
     serving: int
     previous: int | None
-    loading: Loading | None
-    refused: Refused | None
-    models: tuple[Loaded, ...]
+    loading: LoadStatus | None
+    refused: RefusedLoad | None
+    models: tuple[ModelStatus, ...]
     pins: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Roster:
-    """`line` are the versions that led to the one in service, its own last. `standby` are loaded and have no share of the
+class DeploymentState:
+    """`history` are the versions that were in service, its own last. `standby` are loaded and have no share of the
     requests, but for the runs of `pins`; the one that left service last is first. `shadow` scores beside the service.
     """
 
-    line: tuple[int, ...]
+    history: tuple[int, ...]
     standby: tuple[int, ...] = ()
     shadow: int | None = None
     pins: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def serving(self) -> int:
-        """The version that answers whoever asks for no other."""
-        return self.line[-1]
+        """The version that answers requests that name no other."""
+        return self.history[-1]
 
     @property
     def previous(self) -> int | None:
         """The version that a rollback goes to; it may have been let go of."""
-        return self.line[-2] if len(self.line) > 1 else None
+        return self.history[-2] if len(self.history) > 1 else None
 
     @property
     def loaded(self) -> tuple[int, ...]:
         """All versions that are in memory, the one in service first."""
         return (self.serving, *self.standby, *(() if self.shadow is None else (self.shadow,)))
 
-    def state_of(self, version: int) -> State:
+    def state_of(self, version: int) -> ModelState:
         """Of a version that is loaded."""
         return "serving" if version == self.serving else "shadow" if version == self.shadow else "standby"
 
@@ -109,41 +109,41 @@ class Roster:
         """The runs that only this version answers."""
         return tuple(run for run, theirs in self.pins.items() if theirs == version)
 
-    def with_shadow(self, version: int) -> Roster:
+    def with_shadow(self, version: int) -> DeploymentState:
         """A newly loaded version scores beside the service. The shadow of before is no longer loaded."""
         return replace(self, shadow=version)
 
-    def without_shadow(self) -> Roster:
+    def without_shadow(self) -> DeploymentState:
         """Nothing is compared any more."""
         return replace(self, shadow=None)
 
-    def activated(self, version: int) -> Roster:
+    def activated(self, version: int) -> DeploymentState:
         """A version that is loaded takes over; the one of before stands by."""
         if version == self.serving:
             return self
-        return replace(self._handed_over(version), line=(*self.line, version)[-_LONGEST_LINE:])
+        return replace(self._after_activation(version), history=(*self.history, version)[-_MAX_HISTORY:])
 
-    def rolled_back(self, version: int) -> Roster:
+    def rolled_back(self, version: int) -> DeploymentState:
         """The line is one shorter. `version` is what the previous one is called now: another one if it was loaded again."""
-        return replace(self._handed_over(version), line=(*self.line[:-2], version))
+        return replace(self._after_activation(version), history=(*self.history[:-2], version))
 
-    def _handed_over(self, version: int) -> Roster:
+    def _after_activation(self, version: int) -> DeploymentState:
         standby = (self.serving, *(each for each in self.standby if each != version))
         return replace(self, standby=standby, shadow=None if version == self.shadow else self.shadow)
 
-    def pinned(self, runs: Mapping[str, int]) -> Roster:
+    def pinned(self, runs: Mapping[str, int]) -> DeploymentState:
         """These runs are answered by these versions alone, whatever is in service."""
         return replace(self, pins={**self.pins, **runs})
 
-    def unpinned(self, run: str) -> Roster:
+    def unpinned(self, run: str) -> DeploymentState:
         """This run is answered by what is in service."""
         return replace(self, pins={each: version for each, version in self.pins.items() if each != run})
 
-    def surplus(self, keep: int) -> tuple[int, ...]:
-        """Who need not be loaded any longer: beyond the `keep` that left service last, and nobody's pin."""
+    def to_unload(self, keep: int) -> tuple[int, ...]:
+        """Versions to unload: beyond the `keep` that left service last, and pinned to no run."""
         free = [version for version in self.standby if not self.pinned_to(version)]
         return tuple(free[keep:])
 
-    def without(self, version: int) -> Roster:
+    def without(self, version: int) -> DeploymentState:
         """A standby is no longer loaded."""
         return replace(self, standby=tuple(each for each in self.standby if each != version))

@@ -1,7 +1,7 @@
-"""How one model follows another in a running server: loads it beside, hands the requests over, and lets the old one go.
+"""The registry of loaded models: load a model beside the one in service, switch requests over, unload the old one.
 
-`roster` decides who serves; here it is done. No request is lost: whoever was let in is answered by the model that he was let in
-to, and that one is freed when its last request has been answered. Belongs to one event loop. Knows no HTTP.
+`deployment` decides which model serves; the registry acts on it. No request is lost: a request is answered by the model that it
+began with, and a model is freed when its last request has been answered. Belongs to one event loop. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import gc
 import threading
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -32,32 +31,29 @@ from rewardserve.service.errors import (
 )
 from rewardserve.service.inference.background_scorer import BackgroundScorer
 from rewardserve.service.inference.shadow import Shadow
-from rewardserve.service.models.active_models import ActiveModels, ServedModel
-from rewardserve.service.models.deployment import Loaded, Loading, Overview, Refused, Roster, Source
-from rewardserve.service.models.runtime import Commons, Engine, Prepared, build_engine, prepare
+from rewardserve.service.models.active_models import ActiveModels
+from rewardserve.service.models.deployment import (
+    DeploymentState,
+    DeploymentStatus,
+    LoadStatus,
+    RefusedLoad,
+    Source,
+)
+from rewardserve.service.models.loading import PreparedModel, prepare_model
+from rewardserve.service.models.runtime import ModelRuntime, start_runtime
+from rewardserve.service.models.shared_resources import SharedResources
 from rewardserve.service.observability import logs
 from rewardserve.service.settings import ModelSettings
 from rewardserve.service.tripwires.run_monitor import CANARIES, OTHER
 
 T = TypeVar("T")
 
-FIRST_EPOCH = 1
-REFUSALS = (LoadError, PipelineError, CalibrationError)
+FIRST_VERSION = 1
+LOAD_ERRORS = (LoadError, PipelineError, CalibrationError)
 """Why a model cannot be served, in words for an operator."""
 
 
-@dataclass(slots=True)
-class Tenure:
-    """A model that is loaded, with what it came from."""
-
-    engine: Engine
-    served: ServedModel
-    source: Source
-    loaded_at: str
-    shadow: Shadow | None = None
-
-
-class Succession:
+class ModelRegistry:
     """The models of this process, one after the other. Begins with one that is loaded already.
 
     A load that takes longer than `load_timeout_s` is given up; 0: it may take for ever.
@@ -65,56 +61,61 @@ class Succession:
 
     def __init__(
         self,
-        commons: Commons,
-        stage: ActiveModels,
-        first: Prepared,
+        resources: SharedResources,
+        active_models: ActiveModels,
+        first: PreparedModel,
         source: Source,
         keep: int,
         load_timeout_s: float = 0.0,
     ) -> None:
-        self._commons = commons
-        self._stage = stage
+        self._resources = resources
+        self._active_models = active_models
         self._keep = keep
         self._log = logs.logger("models")
         self._sources: dict[int, Source] = {}
-        self._tenures: dict[int, Tenure] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
-        self._loading: Loading | None = None
+        self._runtimes: dict[int, ModelRuntime] = {}
+        self._unloading: set[asyncio.Task[None]] = set()
+        self._loading: LoadStatus | None = None
         self._load: asyncio.Task[int] | None = None
-        self._preparing: asyncio.Future[Prepared] | None = None
+        self._preparing: asyncio.Future[PreparedModel] | None = None
         self._is_cancelled = False
         self._load_timeout_s = load_timeout_s
-        self._refused: Refused | None = None
-        self._next_version = FIRST_EPOCH
-        self._roster = Roster((self._settle_in(first, source),))
-        commons.metrics.watch_queue(
-            lambda: sum(each.engine.batcher.n_samples for each in self._tenures.values()),
+        self._refused: RefusedLoad | None = None
+        self._next_version = FIRST_VERSION
+        self._deployment = DeploymentState((self._activate_prepared(first, source),))
+        resources.metrics.watch_queue(
+            lambda: sum(each.batcher.n_samples for each in self._runtimes.values()),
             lambda: self.n_queued_tokens,
-            lambda: self.serving.engine.batcher.limits.target,
+            lambda: self.serving.batcher.limits.target,
         )
-        commons.metrics.watch_memory(self._memory)
-        commons.metrics.watch_scorer(lambda: self.serving.engine.batcher.scorer_state != "healthy")
-        commons.metrics.watch_canaries(
-            lambda: {canary.name: canary.margin for canary in self.serving.engine.canaries.latest}
+        resources.metrics.watch_memory(self._memory)
+        resources.metrics.watch_scorer(lambda: self.serving.batcher.scorer_state != "healthy")
+        resources.metrics.watch_canaries(
+            lambda: {canary.name: canary.margin for canary in self.serving.canaries.latest}
         )
-        self._show()
+        self._publish()
 
     @property
-    def serving(self) -> Tenure:
+    def serving(self) -> ModelRuntime:
         """The model in service."""
-        return self._tenures[self._roster.serving]
+        return self._runtimes[self._deployment.serving]
 
     @property
     def n_queued_tokens(self) -> int:
         """Tokens that wait for a batch, of any model."""
-        return sum(each.engine.batcher.n_tokens for each in self._tenures.values())
+        return sum(each.batcher.n_tokens for each in self._runtimes.values())
 
     @property
-    def overview(self) -> Overview:
+    def status(self) -> DeploymentStatus:
         """Which models are loaded, and what for."""
-        roster = self._roster
-        models = tuple(self._described(version) for version in roster.loaded)
-        return Overview(roster.serving, roster.previous, self._loading, self._refused, models, roster.pins)
+        deployment = self._deployment
+        models = tuple(
+            self._runtimes[version].status(deployment.state_of(version), deployment.pinned_to(version))
+            for version in deployment.loaded
+        )
+        return DeploymentStatus(
+            deployment.serving, deployment.previous, self._loading, self._refused, models, deployment.pins
+        )
 
     # -- what an operator can do ------------------------------------------------------------------------------------
 
@@ -124,14 +125,14 @@ class Succession:
         `pin` are runs that stay with the model they have; None: all that are watched. The new version. Raise `LoadInProgress`,
         `ModelRefused` or `ShuttingDown`: then nothing has changed. Whoever calls may leave: the load goes on.
         """
-        return await self._unless_loading(source, lambda: self._follow(source, shadow, pin))
+        return await self._run_load(source, lambda: self._load_and_switch(source, shadow, pin))
 
     async def load_again(self) -> None:
         """What this process was started with, from where it was. What is wrong with it is logged and counted."""
         while self._load is not None:
             await asyncio.wait({self._load})
         with contextlib.suppress(ModelRefused):
-            await self.load(self._sources[FIRST_EPOCH])
+            await self.load(self._sources[FIRST_VERSION])
 
     def cancel_load(self) -> None:
         """Give up the load that is going on: it is refused, and others can begin. Raise `NothingIsLoading`.
@@ -146,70 +147,70 @@ class Succession:
     def activate(self, version: int) -> None:
         """Put a loaded model into service. Raise `VersionGone`."""
         self._check_loaded(version)
-        self._change(self._roster.activated(version))
+        self._apply(self._deployment.activated(version))
 
     async def roll_back(self) -> int:
         """Back to the model that was in service before: at once if it is still loaded, otherwise it is loaded again.
 
         The version in service now. Raise `NothingToRollBack`, `LoadInProgress` or `ModelRefused`.
         """
-        previous = self._roster.previous
+        previous = self._deployment.previous
         if previous is None:
             raise NothingToRollBack("no other model was in service before this one")
-        if previous not in self._tenures:
+        if previous not in self._runtimes:
             source = self._sources[previous]
-            return await self._unless_loading(source, lambda: self._return(source))
-        self._change(self._roster.rolled_back(previous))
+            return await self._run_load(source, lambda: self._load_and_roll_back(source))
+        self._apply(self._deployment.rolled_back(previous))
         return previous
 
     def retire(self, version: int) -> None:
         """Let go of a model that only stands by, or of the shadow. Raise `VersionGone` or `VersionInUse`."""
         self._check_loaded(version)
-        roster = self._roster
-        if runs := roster.pinned_to(version):
+        deployment = self._deployment
+        if runs := deployment.pinned_to(version):
             raise VersionInUse("runs are pinned to this model", version=version, n_runs=len(runs))
-        if version == roster.serving:
+        if version == deployment.serving:
             raise VersionInUse("this model is in service", version=version)
-        self._change(roster.without_shadow() if version == roster.shadow else roster.without(version))
+        self._apply(deployment.without_shadow() if version == deployment.shadow else deployment.without(version))
 
     def pin(self, run: str, version: int | None) -> None:
         """From now on only this model answers the run; None: the one in service. Raise `VersionGone` or `VersionInUse`."""
         if version is not None:
             self._check_loaded(version)
-            if version == self._roster.shadow:
+            if version == self._deployment.shadow:
                 raise VersionInUse(
                     "this model only scores beside the one in service; activate it first", version=version
                 )
-            self._change(self._roster.pinned({run: version}))
+            self._apply(self._deployment.pinned({run: version}))
         else:
-            self._change(self._roster.unpinned(run))
+            self._apply(self._deployment.unpinned(run))
 
     async def close(self) -> None:
         """Every model finishes what it has, and is freed. One that is being loaded is not waited for."""
         if self._load is not None:
             self._load.cancel()
-        for tenure in tuple(self._tenures.values()):  # a SIGHUP may still change them
-            await _stop(tenure)
-        await asyncio.gather(*self._leaving, return_exceptions=True)
-        await self._commons.close()
+        for runtime in tuple(self._runtimes.values()):  # a SIGHUP may still change them
+            await runtime.stop()
+        await asyncio.gather(*self._unloading, return_exceptions=True)
+        await self._resources.close()
 
     async def abort(self) -> None:
         """Refuse everything that is not finished."""
-        for tenure in tuple(self._tenures.values()):
-            await tenure.engine.batcher.abort()
-        for task in self._leaving:
+        for runtime in tuple(self._runtimes.values()):
+            await runtime.batcher.abort()
+        for task in self._unloading:
             task.cancel()
 
     # -- loading ----------------------------------------------------------------------------------------------------
 
-    async def _unless_loading(self, source: Source, work: Callable[[], Awaitable[int]]) -> int:
+    async def _run_load(self, source: Source, work: Callable[[], Awaitable[int]]) -> int:
         if self._loading is not None:
             raise LoadInProgress(
                 f"{self._loading.source} is being loaded since {self._loading.since}; try again when it is there"
             )
-        self._loading = Loading(str(source), _now())
+        self._loading = LoadStatus(str(source), _utc_now())
         self._load = asyncio.ensure_future(work())
-        self._load.add_done_callback(self._loaded)
+        self._load.add_done_callback(self._load_finished)
         load = self._load
         try:
             return await asyncio.shield(load)
@@ -218,52 +219,54 @@ class Succession:
                 raise  # the caller was cancelled; the load goes on
             raise ShuttingDown("this server is shutting down and has given up the load", retry_after_s=1.0) from None
 
-    def _loaded(self, task: asyncio.Task[int]) -> None:
+    def _load_finished(self, task: asyncio.Task[int]) -> None:
         self._loading = self._load = None
         if not task.cancelled():
-            task.exception()  # whoever asked may have left
+            task.exception()  # the request that asked for it may be gone
 
-    async def _follow(self, source: Source, shadow: float, pin: Collection[str] | None) -> int:
-        version = await self._prepare(source)
-        roster = self._roster
+    async def _load_and_switch(self, source: Source, shadow: float, pin: Collection[str] | None) -> int:
+        version = await self._load_model(source)
+        deployment = self._deployment
         if shadow > 0.0:
-            self._tenures[version].shadow = self._shadow_of(self._tenures[version].engine, shadow)
-            self._change(roster.with_shadow(version))
+            self._runtimes[version].shadow = self._shadow_of(self._runtimes[version], shadow)
+            self._apply(deployment.with_shadow(version))
         else:
-            runs = {run.name for run in self._commons.monitor.runs.values() if run.name} if pin is None else pin
-            stay = {run: roster.pins.get(run, roster.serving) for run in runs if run not in (OTHER, CANARIES)}
-            self._change(roster.pinned(stay).activated(version))
+            runs = {run.name for run in self._resources.monitor.runs.values() if run.name} if pin is None else pin
+            stay = {run: deployment.pins.get(run, deployment.serving) for run in runs if run not in (OTHER, CANARIES)}
+            self._apply(deployment.pinned(stay).activated(version))
         return version
 
-    async def _return(self, source: Source) -> int:
-        version = await self._prepare(source)
-        self._change(self._roster.rolled_back(version))
+    async def _load_and_roll_back(self, source: Source) -> int:
+        version = await self._load_model(source)
+        self._apply(self._deployment.rolled_back(version))
         return version
 
-    async def _prepare(self, source: Source) -> int:
-        """A new version, in no roster yet. Raise `ModelRefused`."""
-        settings = settings_for(source, self._commons.settings)
+    async def _load_model(self, source: Source) -> int:
+        """Load a new version, which is not deployed yet. Raise `ModelRefused`."""
+        settings = settings_for(source, self._resources.settings)
         self._log.info("model_loading", source=str(source))
         try:
-            prepared = await self._prepared(settings)
+            prepared = await self._prepare(settings)
         except Exception as error:
             # Only what was written for an operator is passed on; any other exception may quote anything.
             why = (
                 str(error)
-                if isinstance(error, REFUSALS)
+                if isinstance(error, LOAD_ERRORS)
                 else describe_resource_error(error) or f"{type(error).__name__}; the log says where"
             )
-            self._refused = Refused(str(source), why, _now())
-            self._commons.metrics.observe_load("refused")
+            self._refused = RefusedLoad(str(source), why, _utc_now())
+            self._resources.metrics.observe_load("refused")
             self._log.error("model_refused", source=str(source), reason=why.splitlines(), exc_info=error)
             raise ModelRefused(why) from None
-        self._commons.metrics.observe_load("ok")
-        return self._settle_in(prepared, source)
+        self._resources.metrics.observe_load("ok")
+        return self._activate_prepared(prepared, source)
 
-    async def _prepared(self, settings: ModelSettings) -> Prepared:
+    async def _prepare(self, settings: ModelSettings) -> PreparedModel:
         """A loaded model. Raise `LoadError` also for a load that took too long or was cancelled."""
         self._is_cancelled = False
-        self._preparing = in_daemon_thread(lambda: prepare(settings), "loader", lambda late: late.loaded.scorer.close())
+        self._preparing = in_daemon_thread(
+            lambda: prepare_model(settings), "loader", lambda late: late.loaded.scorer.close()
+        )
         try:
             async with asyncio.timeout(self._load_timeout_s or None):
                 return await self._preparing
@@ -279,108 +282,84 @@ class Succession:
         finally:
             self._preparing = None
 
-    def _settle_in(self, prepared: Prepared, source: Source) -> int:
+    def _activate_prepared(self, prepared: PreparedModel, source: Source) -> int:
         version, self._next_version = self._next_version, self._next_version + 1
         self._sources[version] = source
-        engine = build_engine(self._commons, prepared, version)
-        for note in engine.loaded.identity.engine_notes:
-            self._log.info("engine_note", version=version, engine=engine.loaded.identity.engine, note=note)
-        for breach in engine.loaded.report.breaches:
+        runtime = start_runtime(self._resources, prepared, version, source)
+        for note in runtime.loaded.identity.engine_notes:
+            self._log.info("engine_note", version=version, engine=runtime.loaded.identity.engine, note=note)
+        for breach in runtime.loaded.report.breaches:
             self._log.warning(
                 "contract_broken", version=version, clause=breach.clause, message=breach.message, remedy=breach.remedy
             )
-        self._tenures[version] = Tenure(engine, served_by(engine, self._commons), source, _now())
+        self._runtimes[version] = runtime
         return version
 
-    def _shadow_of(self, engine: Engine, share: float) -> Shadow:
-        metrics = self._commons.metrics
+    def _shadow_of(self, runtime: ModelRuntime, share: float) -> Shadow:
+        metrics = self._resources.metrics
 
-        def told(n: int, orders: Mapping[str, int]) -> None:
-            if self._roster.shadow == engine.version:
+        def on_comparison(n: int, orders: Mapping[str, int]) -> None:
+            if self._deployment.shadow == runtime.version:
                 metrics.observe_shadow("compared", n, orders)
-                metrics.shadow_is(engine.version, shadow.agreement.figures)
+                metrics.set_shadow(runtime.version, shadow.agreement.figures)
 
         background_scorer = BackgroundScorer(
-            engine.encoder, engine.batcher, engine.pipeline, lambda n: metrics.observe_shadow("skipped", n, {})
+            runtime.encode_pool, runtime.batcher, runtime.pipeline, lambda n: metrics.observe_shadow("skipped", n, {})
         )
-        shadow = Shadow(background_scorer, share, told)
+        shadow = Shadow(background_scorer, share, on_comparison)
         return shadow
 
-    # -- handing over -----------------------------------------------------------------------------------------------
+    # -- switching --------------------------------------------------------------------------------------------------
 
-    def _change(self, roster: Roster) -> None:
-        """Make it so. From the next request on the roster holds; nothing here waits."""
-        for version in roster.surplus(self._keep):
-            roster = roster.without(version)
-        before, self._roster = self._roster, roster
-        if roster.serving != before.serving:
+    def _apply(self, deployment: DeploymentState) -> None:
+        """Apply a deployment state. It holds from the next request on; nothing here waits."""
+        for version in deployment.to_unload(self._keep):
+            deployment = deployment.without(version)
+        before, self._deployment = self._deployment, deployment
+        if deployment.serving != before.serving:
             self._log.info(
-                "model_serving", version=roster.serving, source=str(self.serving.source), before=before.serving
+                "model_serving", version=deployment.serving, source=str(self.serving.source), before=before.serving
             )
-        if roster.shadow != before.shadow:
-            self._commons.metrics.shadow_gone()
-        self._show()
-        for version in [version for version in self._tenures if version not in roster.loaded]:
-            task = asyncio.create_task(self._let_go(self._tenures.pop(version)), name="let go")
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
-            task.add_done_callback(logs.tell_of_death)
+        if deployment.shadow != before.shadow:
+            self._resources.metrics.clear_shadow()
+        self._publish()
+        for version in [version for version in self._runtimes if version not in deployment.loaded]:
+            task = asyncio.create_task(self._unload(self._runtimes.pop(version)), name="unload model")
+            self._unloading.add(task)
+            task.add_done_callback(self._unloading.discard)
+            task.add_done_callback(logs.log_task_exception)
 
-    def _show(self) -> None:
-        """Tell the routes and the metrics."""
-        roster, tenures = self._roster, self._tenures
-        self._commons.monitor.baseline_source = self.serving.engine.watcher.baseline_source
-        others = [tenures[version].served for version in roster.standby]
-        self._stage.open(self.serving.served, others, roster.pins)
-        self._commons.metrics.models_are(
-            roster.serving,
-            [{**tenures[version].engine.labels, "state": roster.state_of(version)} for version in roster.loaded],
+    def _publish(self) -> None:
+        """Publish the deployment to the routes and the metrics."""
+        deployment, runtimes = self._deployment, self._runtimes
+        self._resources.monitor.baseline_source = self.serving.watcher.baseline_source
+        others = [runtimes[version] for version in deployment.standby]
+        self._active_models.set_models(self.serving, others, deployment.pins)
+        self._resources.metrics.set_models(
+            deployment.serving,
+            [{**runtimes[version].labels, "state": deployment.state_of(version)} for version in deployment.loaded],
         )
-        shadow = None if roster.shadow is None else tenures[roster.shadow].shadow
-        for version, tenure in tenures.items():
-            tenure.engine.scoring.shadow = shadow if version == roster.serving else None
+        shadow = None if deployment.shadow is None else runtimes[deployment.shadow].shadow
+        for version, runtime in runtimes.items():
+            runtime.scoring.shadow = shadow if version == deployment.serving else None
 
-    async def _let_go(self, tenure: Tenure) -> None:
-        """Free a model once nobody is inside any more."""
-        version = tenure.engine.version
-        await tenure.engine.scoring.idle.wait()
-        await _stop(tenure)
-        self._commons.metrics.model_gone(version)
-        del tenure
+    async def _unload(self, runtime: ModelRuntime) -> None:
+        """Free a model once its last request is answered."""
+        version = runtime.version
+        await runtime.scoring.idle.wait()
+        await runtime.stop()
+        self._resources.metrics.model_unloaded(version)
+        del runtime
         gc.collect()  # what counting references leaves behind; what was there at the start is spared
         await asyncio.to_thread(trim_heap)
         self._log.info("model_unloaded", version=version)
 
-    def _described(self, version: int) -> Loaded:
-        tenure, roster = self._tenures[version], self._roster
-        credits = tenure.served.credits
-        shadow = tenure.shadow if version == roster.shadow else None
-        return Loaded(
-            version=version,
-            state=roster.state_of(version),
-            source=str(tenure.source),
-            name=tenure.engine.loaded.identity.name,
-            contract=str(credits["contract"]),
-            calibration=None if credits["calibration"] is None else str(credits["calibration"]),
-            pipeline=str(credits["pipeline"]),
-            loaded_at=tenure.loaded_at,
-            requests_in_flight=tenure.engine.scoring.n_inside,
-            pinned_runs=roster.pinned_to(version),
-            shadow=None if shadow is None else shadow.comparison,
-        )
-
     def _memory(self) -> tuple[int, int]:
-        return self.serving.engine.loaded.memory()
+        return self.serving.loaded.memory()
 
     def _check_loaded(self, version: int) -> None:
-        if version not in self._tenures:
+        if version not in self._runtimes:
             raise VersionGone("no model of this version is loaded; see GET /admin/models", version=version)
-
-
-async def _stop(tenure: Tenure) -> None:
-    if tenure.shadow is not None:
-        await tenure.shadow.stop()
-    await tenure.engine.stop()
 
 
 def settings_for(source: Source, settings: ModelSettings) -> ModelSettings:
@@ -393,24 +372,7 @@ def settings_for(source: Source, settings: ModelSettings) -> ModelSettings:
     return changed
 
 
-def served_by(engine: Engine, commons: Commons) -> ServedModel:
-    """What the routes may know of an engine."""
-    return ServedModel(
-        loaded=engine.loaded,
-        scoring=engine.scoring,
-        pipeline=engine.pipeline,
-        version=engine.version,
-        numeric_noise=engine.noise,
-        batching=lambda: engine.batcher.limits,
-        is_alive=lambda: engine.batcher.is_alive,
-        scorer_state=lambda: engine.batcher.scorer_state,
-        n_failed_batches=lambda: engine.batcher.n_failed_batches,
-        monitor=commons.monitor,
-        canaries=lambda: engine.canaries.latest,
-    )
-
-
-def spare_the_garbage_collector() -> None:
+def tune_garbage_collector() -> None:
     """What is loaded by now stays, and what requests are made of is freed by counting references.
 
     By default the collector looks through every row of ids several times for cycles that are not there: a fifth of all
@@ -418,11 +380,11 @@ def spare_the_garbage_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_FEW_OBJECTS, *gc.get_threshold()[1:])
+    gc.set_threshold(_GC_THRESHOLD, *gc.get_threshold()[1:])
 
 
-_FEW_OBJECTS = 50_000
-"""More than what a house full of samples is made of, so that only what is left behind calls the garbage collector."""
+_GC_THRESHOLD = 50_000
+"""More objects than all samples in flight have, so that only leaked cycles call the garbage collector."""
 
 
 def in_daemon_thread(
@@ -463,5 +425,5 @@ def in_daemon_thread(
     return future
 
 
-def _now() -> str:
+def _utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,111 +1,84 @@
-"""The rooms that exist once a model is loaded: builds them around it, and tells metrics and log what they say.
+"""The runtime of one loaded model: encode pool, batcher, run watcher, canaries and scoring, with their reports to metrics and log.
 
-Knows every room but those that speak HTTP, and no HTTP.
+Knows no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from datetime import UTC, datetime
+from functools import cached_property
+from urllib.parse import quote
 
-from rewardserve.model.backends import LoadedModel, LoadError, load
-from rewardserve.model.backends.ensemble import ensemble
+from rewardserve.model.backends import LoadedModel
 from rewardserve.model.calibration import Calibration
-from rewardserve.model.reward import Pipeline, RewardSettings, build_pipeline
+from rewardserve.model.reward import Pipeline
 from rewardserve.model.scorer import ScorerError
-from rewardserve.model.traits import Lexicon
-from rewardserve.service.admission import Admission
-from rewardserve.service.clock import Clock
-from rewardserve.service.inference.batch_size import BUDGETS, BatchSizeController
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.encode_pool import EncodePool
-from rewardserve.service.inference.numeric_noise import NumericNoise, numeric_noise, synthetic_rows
+from rewardserve.service.inference.numeric_noise import NumericNoise
 from rewardserve.service.inference.outcomes import BatchResult
-from rewardserve.service.inference.planner import BatchLimits
-from rewardserve.service.inference.score_cache import ScoreCache
+from rewardserve.service.inference.shadow import Shadow
 from rewardserve.service.inference.watchdog import ScorerState, Watchdog
+from rewardserve.service.models.batchers import create_batcher
+from rewardserve.service.models.deployment import ModelState, ModelStatus, Source
+from rewardserve.service.models.loading import PreparedModel
+from rewardserve.service.models.shared_resources import SharedResources
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import Metrics
-from rewardserve.service.scoring import Rooms, Scoring
+from rewardserve.service.scoring import Scoring
 from rewardserve.service.settings import ModelSettings
 from rewardserve.service.tripwires.alert import CANARY, Alert
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, baseline_stat
-from rewardserve.service.tripwires.honeypots import Honeypots
-from rewardserve.service.tripwires.incidents import IncidentTracker
-from rewardserve.service.tripwires.io.audit import AuditJudge
 from rewardserve.service.tripwires.io.baseline_store import BaselineStore
-from rewardserve.service.tripwires.io.canaries import SHIPPED, CanariesError, CanarySet
-from rewardserve.service.tripwires.io.canaries import read as canary_pairs
-from rewardserve.service.tripwires.io.evidence import EvidenceStore
-from rewardserve.service.tripwires.io.run_watcher import CpuBudget, RunWatcher
-from rewardserve.service.tripwires.io.webhook import Webhook
-from rewardserve.service.tripwires.run_monitor import CANARIES, CANARY_THRESHOLD, MonitorLimits, RunMonitor
+from rewardserve.service.tripwires.io.canaries import CanarySet
+from rewardserve.service.tripwires.io.run_watcher import RunWatcher
+from rewardserve.service.tripwires.run_monitor import CANARIES, CANARY_THRESHOLD
 from rewardserve.service.tripwires.wires import ALERT_TEXTS
 
-_CANARY_STDS, _CANARY_NOISES = 0.01, 4.0
-
-_NO_EPOCH = 0
-"""Of the audit judge, which nobody is served by."""
-
-FIRST_BUDGET = {"cpu": 1024, "cuda": 8192}
-"""Tokens of a batch, by device, until the forwards themselves have said what they take; of a scorer that streams, for good."""
-LARGEST_BATCH_TOKENS = BUDGETS[-1]
-
 
 @dataclass(frozen=True, slots=True)
-class Commons:
-    """What all models of a process have in common, however many are loaded."""
+class ResultFields:
+    """What a result tells beside its reward: the values of these heads, and what each stage of the pipeline added.
 
-    settings: ModelSettings
-    admission: Admission
-    metrics: Metrics
-    clock: Clock
-    monitor: RunMonitor
-    cpu_budget: CpuBudget
-    lexicon: Lexicon
-    honeypots: Honeypots | None = None
-    evidence_store: EvidenceStore | None = None
-    webhook: Webhook | None = None
-    judge: AuditJudge | None = None
-    scorer_timeout_s: float = 0.0
-    incidents: IncidentTracker = field(default_factory=IncidentTracker)
+    Whatever else the scorer says of a row is not the caller's business.
+    """
 
-    async def close(self) -> None:
-        """When no model scores any more."""
-        if self.judge is not None:
-            await self.judge.stop()
-        if self.evidence_store is not None:
-            self.evidence_store.close()
+    heads: frozenset[str]
+    stages: tuple[str, ...]
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, pipeline: Pipeline) -> ResultFields:
+        """Nothing that the reward, the raw and the normalised score do not say already."""
+        names = frozenset(name for name, _ in loaded.identity.heads)
+        return cls(names if len(names) > 1 else frozenset(), pipeline.stage_names if pipeline.itemises else ())
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A loaded model that has been measured, but has no rooms around it yet."""
+@dataclass(eq=False)  # no slots: they would leave no place for cached properties
+class ModelRuntime:
+    """One loaded model, ready to answer. `version` counts the models that this process has loaded.
 
-    loaded: LoadedModel
-    pipeline: Pipeline
-    noise: NumericNoise | None = None
-    canaries: CanarySet | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """The rooms around one loaded model."""
+    `numeric_noise` is by how much a raw score may depend on the rest of its batch; None: not measured. `shadow` compares the
+    model with the one in service, where it was loaded for that.
+    """
 
     version: int
+    source: Source
     loaded: LoadedModel
     pipeline: Pipeline
-    noise: NumericNoise | None
-    encoder: EncodePool
+    numeric_noise: NumericNoise | None
+    encode_pool: EncodePool
     batcher: Batcher
     watcher: RunWatcher
     scoring: Scoring
     canaries: CanarySet
     canary_task: asyncio.Task[None]
     baseline_store: BaselineStore | None = None
+    shadow: Shadow | None = None
+    loaded_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @property
     def labels(self) -> dict[str, str]:
@@ -124,139 +97,81 @@ class Engine:
             "version": str(self.version),
         }
 
+    @cached_property
+    def model_info(self) -> dict[str, str | int | None]:
+        """Which model said it: a part of every reply. Digests cost as much as a request does, and do not change."""
+        calibration = self.loaded.calibration
+        return {
+            "model": self.loaded.identity.name,
+            "model_version": self.version,
+            "contract": self.loaded.contract.digest,
+            "calibration": None if calibration is None else calibration.digest,
+            "pipeline": self.pipeline.digest,
+        }
+
+    @cached_property
+    def headers(self) -> dict[str, str]:
+        """The name (percent-encoded: any name of a folder can be that of a model) and the version, as headers of a reply."""
+        name = quote(self.loaded.identity.name, safe=" /:+@,;=()[]!")
+        return {"x-model-name": name, "x-model-version": str(self.version)}
+
+    def has(self, digests: Sequence[str]) -> bool:
+        """Whether each of these is the digest of its contract, calibration or pipeline."""
+        model_info = self.model_info
+        return all(
+            digest in (model_info["contract"], model_info["calibration"], model_info["pipeline"]) for digest in digests
+        )
+
+    @cached_property
+    def result_fields(self) -> ResultFields:
+        """What its results tell."""
+        return ResultFields.of(self.loaded, self.pipeline)
+
+    def status(self, state: ModelState, pinned_runs: tuple[str, ...]) -> ModelStatus:
+        """The model as operators see it."""
+        calibration = self.loaded.calibration
+        return ModelStatus(
+            version=self.version,
+            state=state,
+            source=str(self.source),
+            name=self.loaded.identity.name,
+            contract=self.loaded.contract.digest,
+            calibration=None if calibration is None else calibration.digest,
+            pipeline=self.pipeline.digest,
+            loaded_at=self.loaded_at,
+            requests_in_flight=self.scoring.n_in_flight,
+            pinned_runs=pinned_runs,
+            shadow=self.shadow.comparison if self.shadow is not None and state == "shadow" else None,
+        )
+
     async def stop(self) -> None:
         """Finish what was accepted, then free the model."""
+        if self.shadow is not None:
+            await self.shadow.stop()
         self.canary_task.cancel()
         await self.batcher.stop()
         if self.baseline_store is not None:
             self.baseline_store.close()
-        self.encoder.close()
+        self.encode_pool.close()
         # Waits for processes, where the scorer has some: answers are being written meanwhile.
         await asyncio.to_thread(self.loaded.scorer.close)
 
 
-def prepare(settings: ModelSettings) -> Prepared:
-    """Load a model and measure it. Raise `LoadError`, `PipelineError` or `CalibrationError`. Takes its time."""
-    loaded, pipeline = load_model(settings)
-    try:
-        noise = measure_noise(settings, loaded)
-        return Prepared(loaded, pipeline, noise, load_canaries(settings, loaded, noise))
-    except BaseException:
-        loaded.scorer.close()
-        raise
-
-
-def measure_noise(settings: ModelSettings, loaded: LoadedModel) -> NumericNoise | None:
-    """See `numeric_noise`; the contract's probes are the rows, where it has some. Takes a few forwards, which warm the
-    model up; a backend without weights is not asked.
-
-    Raise `LoadError` where there is noise although none was promised.
-    """
-    rows = [probe.ids for probe in loaded.contract.probes]
-    if not rows and loaded.identity.n_parameters:
-        rows = synthetic_rows(loaded.identity.max_tokens)
-    noise = numeric_noise(loaded.scorer, loaded.identity.raw, rows)
-    if settings.deterministic and noise is not None and noise.max > 0.0:
-        raise LoadError(
-            f"REWARD_DETERMINISTIC=1, but a score depends on what else is in its batch, by up to {noise.max:.1e} "
-            f"with the engine {loaded.identity.engine} in {loaded.identity.dtype} on {loaded.identity.device}. "
-            f"Set another REWARD_ENGINE, or REWARD_DETERMINISTIC=0."
-        )
-    return noise
-
-
-def load_model(settings: ModelSettings) -> tuple[LoadedModel, Pipeline]:
-    """The model and the pipeline for its scores. Raise `LoadError` or `PipelineError`. Takes its time."""
-    named = settings.named_models()
-    if named:
-        loaded = ensemble([(name, load(settings.backend, settings.model_spec(model))) for name, model in named.items()])
-    else:
-        loaded = load(settings.backend, settings.model_spec())
-    return loaded, build_pipeline(loaded.ensemble_members, settings.reward_settings())
-
-
-def load_audit(settings: ModelSettings) -> LoadedModel | None:
-    """The audit model, if there is to be one. Raise `LoadError`."""
-    if not settings.audit_model:
-        return None
-    audit = load(settings.backend, settings.model_spec(settings.audit_model))
-    if audit.calibration is None:
-        raise LoadError(
-            f"REWARD_AUDIT_MODEL={settings.audit_model} has no fitted statistics, so its scores cannot be compared with "
-            "anybody's. Fit them with `rewardserve calibrate`."
-        )
-    return audit
-
-
-def load_canaries(settings: ModelSettings, loaded: LoadedModel, noise: NumericNoise | None) -> CanarySet:
-    """Canaries that have sung once. Raise `LoadError`. Takes a forward; a backend without weights has nothing to change.
-
-    A score may change by a hundredth of a standard deviation, or by a few times the noise, which is larger in half precision.
-    """
-    try:
-        known = canary_pairs(settings.tripwires.canaries_file or SHIPPED)
-    except CanariesError as error:
-        raise LoadError(f"REWARD_TRIPWIRES__CANARIES_FILE: {error}") from None
-    std = loaded.calibration.std if loaded.calibration else 1.0
-    allowed = max(_CANARY_STDS * std, _CANARY_NOISES * noise.max if noise else 0.0)
-    canaries = CanarySet(known if loaded.identity.n_parameters else [], loaded.encode, loaded.identity, allowed)
-    canaries.score_first(lambda batch: [loaded.identity.raw(heads) for heads in loaded.scorer.score(batch).rows])
-    return canaries
-
-
-def build_commons(
-    settings: ModelSettings,
-    admission: Admission,
-    metrics: Metrics,
-    clock: Clock,
-    webhook: Webhook | None = None,
-    audit: LoadedModel | None = None,
-    scorer_timeout_s: float = 0.0,
-) -> Commons:
-    """What every engine of this process shares. Once a process. `scorer_timeout_s` 0: a forward may take for ever.
-
-    Raise `LexiconError`.
-    """
-    config = settings.wire_config()
-    limits = MonitorLimits(
-        window=settings.tripwires.window,
-        votes_for_a_page=config.votes_for_a_page,
-        ended_s=settings.tripwires.run_ends_s,
-        blocks=frozenset(config.block),
-    )
-    monitor = RunMonitor(BaselineSource(), limits, config.wires)
-    metrics.watch_runs(monitor, clock.now)
-    return Commons(
-        settings,
-        admission,
-        metrics,
-        clock,
-        monitor,
-        CpuBudget(settings.tripwires.cpu_share, clock.now()),
-        Lexicon.read([Path(name) for name in config.lexicons]),
-        settings.read_honeypots(),
-        _build_evidence_store(settings),
-        webhook,
-        _build_judge(settings, audit, clock, metrics) if audit is not None else None,
-        scorer_timeout_s,
-    )
-
-
-def build_engine(commons: Commons, prepared: Prepared, version: int) -> Engine:
-    """The rooms around a loaded model. The batcher is running when this returns."""
-    settings, metrics, clock = commons.settings, commons.metrics, commons.clock
-    loaded, pipeline, log = prepared.loaded, prepared.pipeline, logs.logger("batcher")
-    encoder = EncodePool(
+def start_runtime(resources: SharedResources, model: PreparedModel, version: int, source: Source) -> ModelRuntime:
+    """Start the runtime of a loaded model. The batcher is running when this returns. Needs a running event loop."""
+    settings, metrics, clock = resources.settings, resources.metrics, resources.clock
+    loaded, pipeline, log = model.loaded, model.pipeline, logs.logger("batcher")
+    encode_pool = EncodePool(
         loaded.encode, settings.encoder_threads, lambda error: log.error("encoder_bug", exc_info=error)
     )
-    watchdog = Watchdog(commons.scorer_timeout_s) if commons.scorer_timeout_s else None
-    tell_of_batches, tell_of_scorer = _tell_of_batches(metrics, log), _tell_of_scorer(log)
-    batcher = _build_batcher(settings, loaded, clock, tell_of_batches, version, watchdog, tell_of_scorer)
+    watchdog = Watchdog(resources.scorer_timeout_s) if resources.scorer_timeout_s else None
+    tell_of_batches, tell_of_scorer = _batch_reporter(metrics, log), _scorer_state_logger(log)
+    batcher = create_batcher(settings, loaded, clock, tell_of_batches, version, watchdog, tell_of_scorer)
     baseline_store = _build_baseline_store(settings, loaded, pipeline)
-    watcher = _build_watcher(commons, prepared, baseline_store, version)
+    watcher = _build_watcher(resources, model, baseline_store, version)
     metrics.model_loaded(version, loaded.calibration, pipeline)
     batcher.start()
-    canaries = prepared.canaries or CanarySet([], loaded.encode, loaded.identity, 1.0)
+    canaries = model.canaries or CanarySet([], loaded.encode, loaded.identity, 1.0)
 
     if lost := canaries.failing:
         logs.logger("canaries").warning(
@@ -271,32 +186,43 @@ def build_engine(commons: Commons, prepared: Prepared, version: int) -> Engine:
     canary_task = asyncio.create_task(
         canaries.run_periodically(batcher, settings.tripwires.canaries_every_s, changed), name="canaries"
     )
-    canary_task.add_done_callback(logs.tell_of_death)
-    rooms = Rooms(version, commons.admission, encoder, batcher, pipeline, watcher, metrics, clock)
-    return Engine(
-        version,
-        loaded,
-        pipeline,
-        prepared.noise,
-        encoder,
-        batcher,
-        watcher,
-        Scoring(rooms, loaded.identity.max_tokens),
-        canaries,
-        canary_task,
-        baseline_store,
+    canary_task.add_done_callback(logs.log_task_exception)
+    scoring = Scoring(
+        version=version,
+        admission=resources.admission,
+        encode_pool=encode_pool,
+        batcher=batcher,
+        pipeline=pipeline,
+        watcher=watcher,
+        metrics=metrics,
+        clock=clock,
+        max_tokens=loaded.identity.max_tokens,
+    )
+    return ModelRuntime(
+        version=version,
+        source=source,
+        loaded=loaded,
+        pipeline=pipeline,
+        numeric_noise=model.noise,
+        encode_pool=encode_pool,
+        batcher=batcher,
+        watcher=watcher,
+        scoring=scoring,
+        canaries=canaries,
+        canary_task=canary_task,
+        baseline_store=baseline_store,
     )
 
 
 def _build_watcher(
-    commons: Commons, prepared: Prepared, baseline_store: BaselineStore | None, version: int
+    resources: SharedResources, model: PreparedModel, baseline_store: BaselineStore | None, version: int
 ) -> RunWatcher:
-    log, settings = logs.logger("tripwires"), commons.settings
-    loaded, pipeline, webhook = prepared.loaded, prepared.pipeline, commons.webhook
+    log, settings = logs.logger("tripwires"), resources.settings
+    loaded, pipeline, webhook = model.loaded, model.pipeline, resources.webhook
 
     def on_alert(run: str, alert: Alert) -> None:
-        state, text = commons.monitor.runs.get(run), ALERT_TEXTS[alert.wire]
-        notification = commons.incidents.notification_for(run, alert, state.alerts if state is not None else ())
+        state, text = resources.monitor.runs.get(run), ALERT_TEXTS[alert.wire]
+        notification = resources.incidents.notification_for(run, alert, state.alerts if state is not None else ())
         if webhook is not None and notification is not None:
             webhook.enqueue({"run": run, **alert._asdict(), "summary": text.summary, "confidence": text.confidence,
                              "action": text.action,
@@ -314,15 +240,15 @@ def _build_watcher(
     if baseline_store is not None:
         baseline_source = replace(baseline_source, known=baseline_store.baselines, on_learned=baseline_store.save)
     return RunWatcher(
-        commons.monitor,
+        resources.monitor,
         baseline_source,
-        commons.lexicon,
-        commons.clock,
+        resources.lexicon,
+        resources.clock,
         on_alert,
-        cpu_budget=commons.cpu_budget,
-        judge=commons.judge,
-        honeypots=commons.honeypots,
-        evidence_store=commons.evidence_store,
+        cpu_budget=resources.cpu_budget,
+        judge=resources.judge,
+        honeypots=resources.honeypots,
+        evidence_store=resources.evidence_store,
         components_of=pipeline.combination.components if components else lambda _: (),
         texts_of=loaded.encode.texts,
     )
@@ -334,33 +260,6 @@ def _build_baseline_store(settings: ModelSettings, loaded: LoadedModel, pipeline
         return None
     served = hashlib.sha256(f"{loaded.contract.digest} {pipeline.digest}".encode()).hexdigest()
     return BaselineStore(folder, served, lambda why: log.error("baseline_save_failed", reason=why))
-
-
-def _build_evidence_store(settings: ModelSettings) -> EvidenceStore | None:
-    folder, log = settings.tripwires.evidence_dir, logs.logger("evidence")
-    return EvidenceStore(folder, lambda why: log.error("evidence_not_written", reason=why)) if folder else None
-
-
-def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock, metrics: Metrics) -> AuditJudge:
-    log = logs.logger("audit")
-    encoder = EncodePool(audit.encode, 1, lambda error: log.error("encoder_bug", exc_info=error))
-
-    def tell(done: BatchResult) -> None:
-        if done.outcome != "ok":
-            log.error(f"batch_{done.outcome}", rows=done.n_rows, tokens=done.n_tokens)
-
-    batcher = _build_batcher(settings, audit, clock, tell, _NO_EPOCH)
-    batcher.start()
-    pipeline = build_pipeline(audit.ensemble_members, RewardSettings(shape="none"))
-    share = settings.tripwires.audit_share
-    return AuditJudge(
-        encoder,
-        batcher,
-        pipeline,
-        share=share,
-        on_skipped=metrics.observe_audit_skipped,
-        close=audit.scorer.close,
-    )
 
 
 def _baseline(calibration: Calibration | None, pipeline: Pipeline) -> Baseline:
@@ -375,34 +274,7 @@ def _baseline(calibration: Calibration | None, pipeline: Pipeline) -> Baseline:
     return Baseline(known, saturation=(calibration.quantiles[-1][1] - scale.mean) / scale.std)
 
 
-def _build_batcher(
-    settings: ModelSettings,
-    loaded: LoadedModel,
-    clock: Clock,
-    tell: Callable[[BatchResult], None],
-    version: int,
-    watchdog: Watchdog | None = None,
-    tell_of_scorer: Callable[[ScorerState], None] = lambda state: None,
-) -> Batcher:
-    fixed, first = settings.batching.max_tokens, _first_budget(loaded.identity.device)
-    keeps_budget = bool(fixed) or loaded.scorer.streams
-    return Batcher(
-        loaded.scorer,
-        BatchLimits(fixed or LARGEST_BATCH_TOKENS, settings.batching.linger_ms / 1000, target_tokens=fixed or first),
-        clock,
-        tell,
-        batch_size=None if keeps_budget else BatchSizeController.starting_at(first),
-        cache=ScoreCache(settings.cache.scores, version),
-        watchdog=watchdog,
-        on_state=tell_of_scorer,
-    )
-
-
-def _first_budget(device: str) -> int:
-    return FIRST_BUDGET.get(device.partition(":")[0], FIRST_BUDGET["cpu"])
-
-
-def _tell_of_scorer(log: logs.Logger) -> Callable[[ScorerState], None]:
+def _scorer_state_logger(log: logs.Logger) -> Callable[[ScorerState], None]:
     def tell(state: ScorerState) -> None:
         level = log.info if state == "healthy" else log.error
         level("scorer_state", state=state)
@@ -410,7 +282,7 @@ def _tell_of_scorer(log: logs.Logger) -> Callable[[ScorerState], None]:
     return tell
 
 
-def _tell_of_batches(metrics: Metrics, log: logs.Logger) -> Callable[[BatchResult], None]:
+def _batch_reporter(metrics: Metrics, log: logs.Logger) -> Callable[[BatchResult], None]:
     def tell(done: BatchResult) -> None:
         if done.outcome == "ok":
             metrics.observe_batch(

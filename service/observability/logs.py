@@ -28,13 +28,13 @@ def configure(level: str, fmt: LogFormat) -> None:
     shared: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        exceptions_without_words,
+        strip_exception_messages,
     ]
     renderer: Processor = structlog.processors.JSONRenderer() if fmt == "json" else _as_text
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Unbreakable(sys.stderr))),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _SafeStream(sys.stderr))),
         cache_logger_on_first_use=False,
     )
     own = structlog.stdlib.ProcessorFormatter(
@@ -55,7 +55,7 @@ def _as_text(logger: Any, method: str, event: EventDict) -> str:
     return printable(str(_console(logger, method, event)))
 
 
-class _Unbreakable:
+class _SafeStream:
     """A stream that may be full or gone: a line that cannot be written is no reason to fail a request."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -78,13 +78,13 @@ def logger(name: str) -> Logger:
     return bound
 
 
-def tell_of_death(task: asyncio.Task[Any]) -> None:
+def log_task_exception(task: asyncio.Task[Any]) -> None:
     """A done callback for tasks that nobody waits for: asyncio speaks of what ended them only when they are forgotten."""
     if not task.cancelled() and (error := task.exception()) is not None:
         logger("tasks").error("background_task_failed", task=task.get_name(), exc_info=error)
 
 
-def exceptions_without_words(_logger: Any, _method: str, event: EventDict) -> EventDict:
+def strip_exception_messages(_logger: Any, _method: str, event: EventDict) -> EventDict:
     """Replace `exc_info` by the type of the exception and the places it came through."""
     found = event.pop("exc_info", None)
     if found is True:

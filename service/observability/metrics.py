@@ -23,7 +23,7 @@ from rewardserve.model.calibration import Calibration
 from rewardserve.model.reward import Pipeline, Reward
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.runs import NAMES as RUNS
-from rewardserve.service.observability.runs import Margins, Runs
+from rewardserve.service.observability.runs import CanaryCollector, RunsCollector
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 
 PREFIX = "rewardserve_"
@@ -31,7 +31,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 Kind = Literal["counter", "gauge", "histogram"]
 
-SCORING, DESCRIBING = "scoring", "other"
+SCORING_KIND, OTHER_KIND = "scoring", "other"
 """Kinds of routes: those that score, whatever the wire format, and all others."""
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -41,7 +41,7 @@ _Z_EDGES = tuple(-5.0 + 0.25 * k for k in range(41))
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MetricSpec:
     """One line of the table. The buckets of a histogram that has none here come from the calibration."""
 
     name: str
@@ -51,63 +51,67 @@ class Row:
     buckets: tuple[float, ...] = field(default=(), repr=False)
 
 
-TABLE: tuple[Row, ...] = (
-    Row("requests_total", "counter", "Requests answered; the kind is scoring for every route that scores.",
+TABLE: tuple[MetricSpec, ...] = (
+    MetricSpec("requests_total", "counter", "Requests answered; the kind is scoring for every route that scores.",
         ("route", "kind", "code")),
-    Row("request_seconds", "histogram", "From the first byte of a request to the last of its answer.",
+    MetricSpec("request_seconds", "histogram", "From the first byte of a request to the last of its answer.",
         ("route", "kind"), _SECONDS),
-    Row("connections_ended_total", "counter", "Connections that the server ended before the client did, by reason.", ("reason",)),
-    Row("samples_total", "counter", "Samples by outcome: ok, or the code of the error.", ("outcome",)),
-    Row("tokens_total", "counter", "Tokens by what became of them.", ("kind",)),
-    Row("encode_seconds", "histogram", "How long a few samples took to be encoded.", (), _SECONDS),
-    Row("queue_samples", "gauge", "Rows that wait for a batch."),
-    Row("queue_tokens", "gauge", "Tokens that wait for a batch."),
-    Row("queue_seconds", "histogram", "How long a row waited for its batch.", (), _SECONDS),
-    Row("batch_samples", "histogram", "Rows in a batch.", (), _COUNTS),
-    Row("batch_tokens", "histogram", "Real tokens in a batch.", (), _TOKENS),
-    Row("batch_budget_tokens", "gauge", "Tokens that are enough for a batch, as of now."),
-    Row("forward_seconds", "histogram", "One forward through the network.", (), _SECONDS),
-    Row("batch_failures_total", "counter", "Forwards that gave no scores: out_of_memory, failed, or bug.", ("reason",)),
-    Row("scorer_hanging", "gauge", "1 while a forward does not come back and everybody is refused."),
-    Row("raw_score", "histogram", "Raw scores, by the model that gave them.", ("version",)),
-    Row("value", "histogram", "Rewards as sent, by the model that gave them.", ("version",)),
-    Row("capped_total", "counter", "Rewards that a cap has changed.", ("side",)),
-    Row("tripwire_statistic", "gauge", "What a wire last measured, of this replica.", ("wire", "run", "model")),
-    Row("tripwire_threshold", "gauge", "Beyond this a wire trips.", ("wire",)),
-    Row("tripwire_tripped", "gauge", "1 from when a wire trips until it is acknowledged, or the run has ended.",
+    MetricSpec("connections_ended_total", "counter",
+        "Connections that the server ended before the client did, by reason.", ("reason",)),
+    MetricSpec("samples_total", "counter", "Samples by outcome: ok, or the code of the error.", ("outcome",)),
+    MetricSpec("tokens_total", "counter", "Tokens by what became of them.", ("kind",)),
+    MetricSpec("encode_seconds", "histogram", "How long a few samples took to be encoded.", (), _SECONDS),
+    MetricSpec("queue_samples", "gauge", "Rows that wait for a batch."),
+    MetricSpec("queue_tokens", "gauge", "Tokens that wait for a batch."),
+    MetricSpec("queue_seconds", "histogram", "How long a row waited for its batch.", (), _SECONDS),
+    MetricSpec("batch_samples", "histogram", "Rows in a batch.", (), _COUNTS),
+    MetricSpec("batch_tokens", "histogram", "Real tokens in a batch.", (), _TOKENS),
+    MetricSpec("batch_budget_tokens", "gauge", "Tokens that are enough for a batch, as of now."),
+    MetricSpec("forward_seconds", "histogram", "One forward through the network.", (), _SECONDS),
+    MetricSpec("batch_failures_total", "counter", "Forwards that gave no scores: out_of_memory, failed, or bug.", ("reason",)),
+    MetricSpec("scorer_hanging", "gauge", "1 while a forward does not come back and everybody is refused."),
+    MetricSpec("raw_score", "histogram", "Raw scores, by the model that gave them.", ("version",)),
+    MetricSpec("value", "histogram", "Rewards as sent, by the model that gave them.", ("version",)),
+    MetricSpec("capped_total", "counter", "Rewards that a cap has changed.", ("side",)),
+    MetricSpec("tripwire_statistic", "gauge", "What a wire last measured, of this replica.", ("wire", "run", "model")),
+    MetricSpec("tripwire_threshold", "gauge", "Beyond this a wire trips.", ("wire",)),
+    MetricSpec("tripwire_tripped", "gauge", "1 from when a wire trips until it is acknowledged, or the run has ended.",
         ("wire", "run", "model", "cause")),
-    Row("tripwire_trips_total", "counter", "How often a wire has tripped.", ("wire", "run", "model")),
-    Row("run_sum_total", "counter", "Sums over the watched samples of a run; of replicas they add up.",
+    MetricSpec("tripwire_trips_total", "counter", "How often a wire has tripped.", ("wire", "run", "model")),
+    MetricSpec("run_sum_total", "counter", "Sums over the watched samples of a run; of replicas they add up.",
         ("run", "model", "of")),
-    Row("run_baseline_moment", "gauge", "Baseline of a run: number of samples, sum of their values, sum of squares.",
+    MetricSpec("run_baseline_moment", "gauge", "Baseline of a run: number of samples, sum of their values, sum of squares.",
         ("run", "model", "of", "order")),
-    Row("run_component_sum_total", "counter", "The same sums of each part of a reward that has several.",
+    MetricSpec("run_component_sum_total", "counter", "The same sums of each part of a reward that has several.",
         ("run", "model", "component", "of")),
-    Row("run_component_baseline_moment", "gauge", "The same for each part of a reward.", ("run", "model", "component", "order")),
-    Row("run_model_age_seconds", "gauge", "How long a run has been scored by its present model, where it had another one before.",
+    MetricSpec("run_component_baseline_moment", "gauge",
+        "The same for each part of a reward.", ("run", "model", "component", "order")),
+    MetricSpec("run_model_age_seconds", "gauge",
+        "How long a run has been scored by its present model, where it had another one before.",
         ("run", "model")),
-    Row("run_step", "gauge", "The latest step that a run has named.", ("run", "model")),
-    Row("run_kl", "gauge", "How far the policy is from its start, in nats, as its trainer said last.",
+    MetricSpec("run_step", "gauge", "The latest step that a run has named.", ("run", "model")),
+    MetricSpec("run_kl", "gauge", "How far the policy is from its start, in nats, as its trainer said last.",
         ("run", "model")),
-    Row("samples_inspected_total", "counter", "Samples of runs: inspected by trip wires, or skipped for want of CPU budget.",
+    MetricSpec("samples_inspected_total", "counter", "Samples of runs: inspected by trip wires, or skipped for want of CPU budget.",
         ("outcome",)),
-    Row("runs_over_limit_total", "counter", "Watched samples of named runs for which there was no room."),
-    Row("canary_margin", "gauge", "Raw score of an honest answer above that of an exploit.", ("canary",)),
-    Row("collector_failures_total", "counter", "Parts of the metrics that a scrape could not read and left out.", ("part",)),
-    Row("alerts_lost_total", "counter", "Alerts that the webhook's receiver never had."),
-    Row("audit_skipped_total", "counter", "Samples that the audit judge was too slow for."),
-    Row("device_memory_bytes", "gauge", "Memory of the device that the model is on.", ("kind",)),
-    Row("model_info", "gauge", "What is loaded, and what it is loaded for; the value is always 1.",
+    MetricSpec("runs_over_limit_total", "counter", "Watched samples of named runs for which there was no room."),
+    MetricSpec("canary_margin", "gauge", "Raw score of an honest answer above that of an exploit.", ("canary",)),
+    MetricSpec("collector_failures_total", "counter", "Parts of the metrics that a scrape could not read and left out.", ("part",)),
+    MetricSpec("alerts_lost_total", "counter", "Alerts that the webhook's receiver never had."),
+    MetricSpec("audit_skipped_total", "counter", "Samples that the audit judge was too slow for."),
+    MetricSpec("device_memory_bytes", "gauge", "Memory of the device that the model is on.", ("kind",)),
+    MetricSpec("model_info", "gauge", "What is loaded, and what it is loaded for; the value is always 1.",
         ("name", "architecture", "backend", "engine", "dtype", "device", "contract", "calibration", "pipeline",
          "version", "state")),
-    Row("model_version", "gauge", "Which of the models that this process has loaded is in service."),
-    Row("model_loads_total", "counter", "Models that were to follow the one in service, by what came of it.", ("outcome",)),
-    Row("shadow_samples_total", "counter", "Samples that a model in the shadow scored too, or was too slow for.", ("outcome",)),
-    Row("shadow_pairs_total", "counter", "Pairs of responses to one prompt, by whether shadow and service order them alike.",
+    MetricSpec("model_version", "gauge", "Which of the models that this process has loaded is in service."),
+    MetricSpec("model_loads_total", "counter", "Models that were to follow the one in service, by what came of it.", ("outcome",)),
+    MetricSpec("shadow_samples_total", "counter",
+        "Samples that a model in the shadow scored too, or was too slow for.", ("outcome",)),
+    MetricSpec("shadow_pairs_total", "counter", "Pairs of responses to one prompt, by whether shadow and service order them alike.",
         ("order",)),
-    Row("shadow_agreement", "gauge", "Share of the pairs that the shadow orders as the service does.", ("version",)),
-    Row("shadow_shift", "gauge", "Mean reward of the shadow above that of the service.", ("version",)),
-    Row("shadow_correlation", "gauge", "Pearson's, of the rewards of shadow and service.", ("version",)),
+    MetricSpec("shadow_agreement", "gauge", "Share of the pairs that the shadow orders as the service does.", ("version",)),
+    MetricSpec("shadow_shift", "gauge", "Mean reward of the shadow above that of the service.", ("version",)),
+    MetricSpec("shadow_correlation", "gauge", "Pearson's, of the rewards of shadow and service.", ("version",)),
 )  # fmt: skip
 
 _CAPS: Mapping[str, str] = {
@@ -118,13 +122,15 @@ _CAPS: Mapping[str, str] = {
 }
 
 
-class _Tally(Collector):
+class _FastHistogram(Collector):
     """A histogram for what is counted once a sample: a tenth of the price of `Histogram`. Its labels are fixed.
 
     That one takes two locks for every value. Ours belongs to the event loop, as do those who read it.
     """
 
-    def __init__(self, row: Row, edges: Sequence[float], labels: Mapping[str, str] = MappingProxyType({})) -> None:
+    def __init__(
+        self, row: MetricSpec, edges: Sequence[float], labels: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self._row, self._edges, self._labels = row, tuple(edges), dict(labels)
         self._counts = [0] * (len(self._edges) + 1)
         self._sum = 0.0
@@ -154,23 +160,23 @@ class _Tally(Collector):
             family.add_sample(f"{name}_sum", labels, self._sum)
 
 
-class _ByVersion(Collector):
+class _VersionHistograms(Collector):
     """One histogram of scores for each model that is loaded: each has buckets of its own."""
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, row: MetricSpec) -> None:
         self._row = row
-        self.tallies: dict[int, _Tally] = {}
+        self.histograms: dict[int, _FastHistogram] = {}
 
     def collect(self) -> Iterator[Metric]:
         """What a scrape sees: one family."""
         family = Metric(PREFIX + self._row.name, self._row.help, "histogram")
-        for tally in self.tallies.values():
-            tally.add_to(family)
+        for histogram in self.histograms.values():
+            histogram.add_to(family)
         yield family
 
     def begin(self, version: int, edges: Sequence[float]) -> None:
         """A model of this version may score."""
-        self.tallies[version] = _Tally(self._row, edges, {"version": str(version)})
+        self.histograms[version] = _FastHistogram(self._row, edges, {"version": str(version)})
 
 
 class _Registry(CollectorRegistry):
@@ -186,7 +192,7 @@ class _Registry(CollectorRegistry):
         self.collectors.append(collector)
 
 
-class _Sole(CollectorRegistry):
+class _SingleCollector(CollectorRegistry):
     """What `generate_latest` takes: one collector."""
 
     def __init__(self, collector: Collector) -> None:
@@ -203,11 +209,11 @@ def _part_of(collector: Collector) -> str:
     return PREFIX + row.name if row is not None else str(getattr(collector, "_name", type(collector).__name__))
 
 
-_READ = (*RUNS, "canary_margin")
+_READ_ON_SCRAPE = (*RUNS, "canary_margin")
 """Lines of the table that are read from elsewhere when somebody scrapes."""
 
 
-_SELDOM = (
+_INITIALIZED_AT_ZERO = (
     *(("samples_total", (outcome,)) for outcome in ("score_not_finite", "run_blocked")),
     *(("batch_failures_total", (reason,)) for reason in ("out_of_memory", "failed", "bug")),
     *(("model_loads_total", (outcome,)) for outcome in ("ok", "refused")),
@@ -227,29 +233,33 @@ class Metrics:
         self._failing: set[str] = set()
         self._failed_before: set[str] = set()
         ProcessCollector(registry=self._registry)
-        self._counters = {r.name: self._counter(r) for r in TABLE if r.kind == "counter" and r.name not in _READ}
+        self._counters = {
+            r.name: self._counter(r) for r in TABLE if r.kind == "counter" and r.name not in _READ_ON_SCRAPE
+        }
         self._children: dict[tuple[str, tuple[str, ...]], Counter] = {}
-        self._gauges = {r.name: self._gauge(r) for r in TABLE if r.kind == "gauge" and r.name not in _READ}
+        self._gauges = {r.name: self._gauge(r) for r in TABLE if r.kind == "gauge" and r.name not in _READ_ON_SCRAPE}
         self._by_route = {
             r.name: self._histogram(r) for r in TABLE if r.kind == "histogram" and r.labels == ("route", "kind")
         }
         self._by_version = {
             r.name: self._scores(r) for r in TABLE if r.kind == "histogram" and r.labels == ("version",)
         }
-        for name, labels in _SELDOM:
+        for name, labels in _INITIALIZED_AT_ZERO:
             self._count(name, 0, *labels)
-        self._tallies = {r.name: self._tally(r, r.buckets) for r in TABLE if r.kind == "histogram" and not r.labels}
+        self._fast_histograms = {
+            r.name: self._fast_histogram(r, r.buckets) for r in TABLE if r.kind == "histogram" and not r.labels
+        }
 
     def render(self) -> bytes:
         """The text that `GET /metrics` answers. What cannot be read is left out, counted, and logged when it begins to fail."""
         failures = self._counters["collector_failures_total"]
         self._failed_before, self._failing = self._failing, set()
         parts = [self._render_part(each) for each in self._registry.collectors if each is not failures]
-        return b"".join([*parts, generate_latest(_Sole(failures))])
+        return b"".join([*parts, generate_latest(_SingleCollector(failures))])
 
     def _render_part(self, collector: Collector) -> bytes:
         try:
-            return generate_latest(_Sole(collector))
+            return generate_latest(_SingleCollector(collector))
         except Exception as error:
             self._failed(_part_of(collector), error)
             return b""
@@ -268,12 +278,12 @@ class Metrics:
         for name, scores in self._by_version.items():
             scores.begin(version, _Z_EDGES if name == "value" and pipeline.normalizes else raw_edges)
 
-    def model_gone(self, version: int) -> None:
+    def model_unloaded(self, version: int) -> None:
         """It will not score again."""
         for scores in self._by_version.values():
-            del scores.tallies[version]
+            del scores.histograms[version]
 
-    def models_are(self, serving: int, infos: Iterable[Mapping[str, str]]) -> None:
+    def set_models(self, serving: int, infos: Iterable[Mapping[str, str]]) -> None:
         """Name what is loaded, and the version in service."""
         self._gauges["model_info"].clear()
         for info in infos:
@@ -290,13 +300,13 @@ class Metrics:
         for order, n in pairs.items():
             self._count("shadow_pairs_total", n, order)
 
-    def shadow_is(self, version: int, figures: Mapping[str, float | None]) -> None:
+    def set_shadow(self, version: int, figures: Mapping[str, float | None]) -> None:
         """What the comparison of this model with the one in service says so far; what there is no saying is not shown."""
         for name, value in figures.items():
             if value is not None:
                 self._gauges[f"shadow_{name}"].labels(version=str(version)).set(value)
 
-    def shadow_gone(self) -> None:
+    def clear_shadow(self) -> None:
         """Nothing is compared any more."""
         for name in ("agreement", "shift", "correlation"):
             self._gauges[f"shadow_{name}"].clear()
@@ -316,13 +326,13 @@ class Metrics:
     def watch_runs(self, monitor: RunMonitor, now: Callable[[], float]) -> None:
         """Read the state of runs whenever somebody looks; `now` is the clock of the board. Once a process."""
         self._registry.register(
-            Runs({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, monitor, now, self._failed)
+            RunsCollector({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, monitor, now, self._failed)
         )
 
     def watch_canaries(self, margins: Callable[[], Mapping[str, float]]) -> None:
         """Read the margins of canaries whenever somebody looks. Once a process."""
         row = next(row for row in TABLE if row.name == "canary_margin")
-        self._registry.register(Margins(row, PREFIX + row.name, margins))
+        self._registry.register(CanaryCollector(row, PREFIX + row.name, margins))
 
     def watch_memory(self, memory: Callable[[], tuple[int, int]]) -> None:
         """Read how many bytes of the device are used, and how many there are, whenever somebody looks."""
@@ -335,7 +345,7 @@ class Metrics:
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         """A request has been answered."""
-        kind = SCORING if route in self._scoring_routes else DESCRIBING
+        kind = SCORING_KIND if route in self._scoring_routes else OTHER_KIND
         self._count("requests_total", 1, route, kind, str(status))
         child = self._seconds.get(route)
         if child is None:
@@ -354,8 +364,8 @@ class Metrics:
             self._count("samples_total", n, outcome)
         self._tokens("received", n_tokens)
         self._tokens("cached", n_cached_tokens)
-        self._by_version["raw_score"].tallies[version].observe_all([reward.raw for reward in rewards])
-        self._by_version["value"].tallies[version].observe_all([reward.value for reward in rewards])
+        self._by_version["raw_score"].histograms[version].observe_all([reward.raw for reward in rewards])
+        self._by_version["value"].histograms[version].observe_all([reward.value for reward in rewards])
         sides = [{_CAPS[note] for note in reward.notes if note in _CAPS} for reward in rewards if reward.notes]
         for side in set().union(*sides):
             self._count("capped_total", sum([side in each for each in sides]), side)
@@ -364,16 +374,16 @@ class Metrics:
         self, n_rows: int, n_row_tokens: int, n_tokens: int, n_computed: int, n_padding: int, seconds: float
     ) -> None:
         """A batch went through the network: `n_rows` with `n_row_tokens`, for samples that have `n_tokens` together."""
-        self._tallies["batch_samples"].observe_all([n_rows])
-        self._tallies["batch_tokens"].observe_all([n_row_tokens])
-        self._tallies["forward_seconds"].observe_all([seconds])
+        self._fast_histograms["batch_samples"].observe_all([n_rows])
+        self._fast_histograms["batch_tokens"].observe_all([n_row_tokens])
+        self._fast_histograms["forward_seconds"].observe_all([seconds])
         self._tokens("computed", n_computed)
         self._tokens("padding", n_padding)
         self._tokens("shared", max(0, n_tokens - n_computed))
 
     def observe_encoding(self, seconds: float) -> None:
         """A few samples have their ids."""
-        self._tallies["encode_seconds"].observe_all([seconds])
+        self._fast_histograms["encode_seconds"].observe_all([seconds])
 
     def observe_alert_lost(self) -> None:
         """Nobody received an alert."""
@@ -389,7 +399,7 @@ class Metrics:
 
     def observe_queue(self, seconds: Sequence[float]) -> None:
         """Rows left the queue for a batch."""
-        self._tallies["queue_seconds"].observe_all(seconds)
+        self._fast_histograms["queue_seconds"].observe_all(seconds)
 
     def _tokens(self, kind: str, n: int) -> None:
         self._count("tokens_total", n, kind)
@@ -402,24 +412,24 @@ class Metrics:
             child = self._children[name, labels] = counter.labels(*labels) if labels else counter
         child.inc(n)
 
-    def _counter(self, row: Row) -> Counter:
+    def _counter(self, row: MetricSpec) -> Counter:
         return Counter(PREFIX + row.name, row.help, row.labels, registry=self._registry)
 
-    def _gauge(self, row: Row) -> Gauge:
+    def _gauge(self, row: MetricSpec) -> Gauge:
         return Gauge(PREFIX + row.name, row.help, row.labels, registry=self._registry)
 
-    def _histogram(self, row: Row) -> Histogram:
+    def _histogram(self, row: MetricSpec) -> Histogram:
         return Histogram(PREFIX + row.name, row.help, row.labels, buckets=row.buckets, registry=self._registry)
 
-    def _scores(self, row: Row) -> _ByVersion:
-        scores = _ByVersion(row)
+    def _scores(self, row: MetricSpec) -> _VersionHistograms:
+        scores = _VersionHistograms(row)
         self._registry.register(scores)
         return scores
 
-    def _tally(self, row: Row, edges: Sequence[float]) -> _Tally:
-        tally = _Tally(row, edges)
-        self._registry.register(tally)
-        return tally
+    def _fast_histogram(self, row: MetricSpec, edges: Sequence[float]) -> _FastHistogram:
+        histogram = _FastHistogram(row, edges)
+        self._registry.register(histogram)
+        return histogram
 
 
 def score_buckets(calibration: Calibration | None) -> tuple[float, ...]:

@@ -21,7 +21,7 @@ from rewardserve.service.tripwires.wires import cause_of
 Add = Callable[..., None]
 
 
-class Described(Protocol):
+class MetricDescription(Protocol):
     """A line of the table of metrics."""
 
     @property
@@ -43,14 +43,14 @@ NAMES = (
 """The lines of the table that are read from the run monitor."""
 
 
-class Runs(Collector):
+class RunsCollector(Collector):
     """The state of every run that has not ended. The board bounds how many there are. `failed(part, error)` is called for a run
     that is left out.
     """
 
     def __init__(
         self,
-        rows: Mapping[str, Described],
+        rows: Mapping[str, MetricDescription],
         prefix: str,
         monitor: RunMonitor,
         now: Callable[[], float],
@@ -134,10 +134,10 @@ def _powers(stat: BaselineStat) -> tuple[float, float, float]:
     return stat.n, stat.n * stat.mean, stat.n * (stat.mean * stat.mean + stat.std * stat.std)
 
 
-class Margins(Collector):
+class CanaryCollector(Collector):
     """What canaries sang last, read when somebody scrapes."""
 
-    def __init__(self, row: Described, name: str, margins: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(self, row: MetricDescription, name: str, margins: Callable[[], Mapping[str, float]]) -> None:
         self._row, self._name, self._margins = row, name, margins
 
     def collect(self) -> Iterator[Metric]:

@@ -21,8 +21,10 @@ from rewardserve.service.admission import Admission
 from rewardserve.service.api.replies import result
 from rewardserve.service.api.schemas import to_sample
 from rewardserve.service.clock import MonotonicClock
-from rewardserve.service.models import runtime as engines
-from rewardserve.service.models.active_models import ResultFields
+from rewardserve.service.models import loading
+from rewardserve.service.models.deployment import Source
+from rewardserve.service.models.runtime import ResultFields, start_runtime
+from rewardserve.service.models.shared_resources import create_shared_resources
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.offline.input_file import WINDOW, Line, windows
 from rewardserve.service.offline.output_file import Marks, Output
@@ -72,9 +74,9 @@ def load_model(settings: ModelSettings) -> tuple[LoadedModel, Pipeline]:
 
     Raise `LoadError`, `PipelineError` or `CalibrationError`.
     """
-    loaded, pipeline = engines.load_model(settings)
+    loaded, pipeline = loading.load_model(settings)
     if settings.deterministic:
-        engines.measure_noise(settings, loaded)
+        loading.measure_noise(settings, loaded)
     return loaded, pipeline
 
 
@@ -84,11 +86,12 @@ async def open_scoring(settings: ModelSettings, loaded: LoadedModel, pipeline: P
     clock = MonotonicClock()
     n_in_flight = WINDOW * _WINDOWS_IN_FLIGHT
     admission = Admission(n_in_flight, n_in_flight * loaded.identity.max_tokens, clock)
-    commons = engines.build_commons(settings, admission, Metrics(), clock)
-    engine = engines.build_engine(commons, engines.Prepared(loaded, pipeline), version=1)
-    yield engine.scoring
-    await engine.stop()
-    await commons.close()
+    resources = create_shared_resources(settings, admission, Metrics(), clock)
+    source = Source(settings.model, settings.ensemble)
+    runtime = start_runtime(resources, loading.PreparedModel(loaded, pipeline), 1, source)
+    yield runtime.scoring
+    await runtime.stop()
+    await resources.close()
 
 
 async def score_samples(

@@ -40,7 +40,7 @@ HEADERS = st.fixed_dictionaries(
 def ask():
     """One request to the whole application, without a socket: status and body."""
     with asyncio.Runner() as runner:
-        house, engine, _ = runner.run(_opened())
+        application, runtime = runner.run(_opened())
 
         async def one(path, raw, headers):
             named = {"content-type": "application/json", "content-length": str(len(raw))} | headers
@@ -60,11 +60,11 @@ def ask():
             async def send(message):
                 sent.append(message)
 
-            await house.app(scope, receive, send)
+            await application.app(scope, receive, send)
             return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
 
         yield lambda *what: runner.run(one(*what))
-        runner.run(engine.stop())
+        runner.run(runtime.stop())
 
 
 async def _opened():

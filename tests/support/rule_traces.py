@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from rewardserve.model.traits import TRAITS
 from rewardserve.service.observability.metrics import PREFIX, TABLE
 from rewardserve.service.observability.runs import NAMES as RUNS
-from rewardserve.service.observability.runs import Runs
+from rewardserve.service.observability.runs import RunsCollector
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
@@ -83,7 +83,7 @@ def scraped(monitor, replica, now):
     """What `/metrics` would say of the board, by series."""
     registry = CollectorRegistry()
     registry.register(
-        Runs({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, monitor, lambda: now, failed=print)
+        RunsCollector({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, monitor, lambda: now, failed=print)
     )
     found = {}
     for family in registry.collect():

@@ -30,7 +30,7 @@ from rewardserve.service.errors import (
     SampleFailed,
     SampleRefused,
 )
-from rewardserve.service.models.active_models import ServedModel
+from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError, SampleResult
 
 ScoreKind = Literal["reward", "raw", "normalized"]
@@ -48,7 +48,7 @@ class ScoredRequest:
     `applies_sigmoid`: the reply has the sigmoid of the score.
     """
 
-    served: ServedModel
+    served: ModelRuntime
     results: Sequence[SampleResult]
     score_kind: ScoreKind
     options: Mapping[str, str]
@@ -120,7 +120,7 @@ class BodyFormat:
 
     text_fields: tuple[str, ...]
     body: Any
-    to_samples: Callable[[Any, ServedModel], list[SampleOrError]]
+    to_samples: Callable[[Any, ModelRuntime], list[SampleOrError]]
     to_reply: Callable[[Any, ScoredRequest], Any]
     ignored_fields: frozenset[str] | None = frozenset()
     accepted_values: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
@@ -221,7 +221,7 @@ _DEFAULT_NAME = "default"
 """What SGLang's clients send where none was set."""
 
 
-def check_model(asked: str | None, served: ServedModel, accepted: Collection[str]) -> None:
+def check_model(asked: str | None, served: ModelRuntime, accepted: Collection[str]) -> None:
     """Raise `ModelNotServed` where a request names another model than `served`, which is the one that will score it.
 
     Good are no name, an empty one, `default`, the served name, one of the digests of replies, and the names in `accepted`.
@@ -237,7 +237,7 @@ def check_model(asked: str | None, served: ServedModel, accepted: Collection[str
     )
 
 
-def check_version(asked: str | None, served: ServedModel) -> None:
+def check_version(asked: str | None, served: ModelRuntime) -> None:
     """Raise `ModelNotServed` where a path names another version of the model than the one that will score it."""
     if asked is not None and asked != str(served.version):
         raise ModelNotServed(
@@ -283,7 +283,7 @@ def sample_or_error(make: Callable[[], Sample]) -> SampleOrError:
 
 
 def sample_from_pair(
-    prompt: str, response: str, served: ServedModel, options: SampleOptions = SCORE_EMPTY_OPTIONS
+    prompt: str, response: str, served: ModelRuntime, options: SampleOptions = SCORE_EMPTY_OPTIONS
 ) -> Sample:
     """A prompt that may be rendered already, and a response to it.
 

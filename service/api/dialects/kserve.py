@@ -21,7 +21,7 @@ from rewardserve.service.api.error_responses import error_response
 from rewardserve.service.api.replies import json_response
 from rewardserve.service.api.structs import MAX_TOKENS
 from rewardserve.service.errors import InvalidRequest, Overloaded, RequestRefused
-from rewardserve.service.models.active_models import ServedModel
+from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
 
 FIXED_NAMES = frozenset({"reward_model"})
@@ -64,7 +64,7 @@ class InferRequest(msgspec.Struct, frozen=True, gc=False):
     outputs: list[Output] | None = None
 
 
-def _to_samples(body: InferRequest, _served: ServedModel) -> list[SampleOrError]:
+def _to_samples(body: InferRequest, _served: ModelRuntime) -> list[SampleOrError]:
     tensors = {tensor.name: tensor for tensor in body.inputs}
     if len(tensors) != len(body.inputs) or set(tensors) not in _INPUTS:
         raise InvalidRequest("send sentences, or tokens and sequence_lengths, and no other tensor", field="inputs")

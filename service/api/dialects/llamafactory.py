@@ -15,7 +15,7 @@ import msgspec
 from rewardserve.model.conversation import Sample, SampleOptions
 from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ScoredRequest
 from rewardserve.service.api.structs import Tokens
-from rewardserve.service.models.active_models import ServedModel
+from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
 
 _QUEUE_TIMEOUT_S = 600.0
@@ -29,7 +29,7 @@ class ScoreEvaluationRequest(msgspec.Struct, frozen=True, gc=False):
     max_length: Tokens | None = None
 
 
-def _to_samples(body: ScoreEvaluationRequest, _served: ServedModel) -> list[SampleOrError]:
+def _to_samples(body: ScoreEvaluationRequest, _served: ModelRuntime) -> list[SampleOrError]:
     options = SampleOptions(max_tokens=body.max_length, scores_empty=True)
     return [Sample(text=text, options=options) for text in body.messages]
 

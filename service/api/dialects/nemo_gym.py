@@ -25,7 +25,7 @@ from rewardserve.service.api.dialects.dialect import (
 )
 from rewardserve.service.api.dialects.turns import check_known_fields, text_of, turns_of, type_of
 from rewardserve.service.errors import Failure, InvalidRequest, SampleRefused
-from rewardserve.service.models.active_models import ServedModel
+from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError, SampleResult
 
 EpisodeBody = dict[str, Any]
@@ -55,7 +55,7 @@ _SKIPPED_ITEMS = frozenset({"reasoning"})
 """Output that is not for the user, and was not there when the reward model was trained."""
 
 
-def _to_samples(body: EpisodeBody, _served: ServedModel) -> list[SampleOrError]:
+def _to_samples(body: EpisodeBody, _served: ModelRuntime) -> list[SampleOrError]:
     asked, response = body["responses_create_params"], body["response"]
     if not isinstance(asked, dict) or not isinstance(response, dict):
         raise InvalidRequest("send responses_create_params and response, objects both", field="response")

@@ -15,7 +15,7 @@ import msgspec
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample, SampleOptions
 from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ScoredRequest
 from rewardserve.service.errors import InvalidRequest
-from rewardserve.service.models.active_models import ServedModel
+from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
 
 TokenId = Annotated[int, msgspec.Meta(ge=0)]
@@ -74,7 +74,7 @@ def usage(scored_request: ScoredRequest) -> dict[str, Any]:
     return {"prompt_tokens": n, "total_tokens": n, "completion_tokens": 0, "prompt_tokens_details": None}
 
 
-def _to_samples(body: EmbeddingsRequest, _served: ServedModel) -> list[SampleOrError]:
+def _to_samples(body: EmbeddingsRequest, _served: ModelRuntime) -> list[SampleOrError]:
     return samples_of(body.input, SCORE_EMPTY_OPTIONS)
 
 

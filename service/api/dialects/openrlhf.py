@@ -14,7 +14,7 @@ import msgspec
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, Sample
 from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ScoredRequest, sample_from_pair
 from rewardserve.service.errors import InvalidRequest
-from rewardserve.service.models.active_models import ServedModel
+from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError, SampleResult
 
 _QUEUE_TIMEOUT_S = 60.0
@@ -37,13 +37,13 @@ class ResponsesRequest(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
 
 
-def _query_samples(body: QueryRequest, _served: ServedModel) -> list[SampleOrError]:
+def _query_samples(body: QueryRequest, _served: ModelRuntime) -> list[SampleOrError]:
     prompts = body.prompts or [""] * len(body.query)
     _check_number("query", len(body.query), "prompts", len(prompts))
     return [_rendered(query, prompt) for query, prompt in zip(body.query, prompts, strict=True)]
 
 
-def _response_samples(body: ResponsesRequest, served: ServedModel) -> list[SampleOrError]:
+def _response_samples(body: ResponsesRequest, served: ModelRuntime) -> list[SampleOrError]:
     _check_number("prompts", len(body.prompts), "responses", len(body.responses))
     return [sample_from_pair(p, r, served) for p, r in zip(body.prompts, body.responses, strict=True)]
 

@@ -32,7 +32,7 @@ from rewardserve.service.api.dialects.turns import check_known_fields, text_of
 from rewardserve.service.api.dialects.vllm import TRUNCATION_FIELDS, VllmRequest, wants_activation
 from rewardserve.service.api.structs import MAX_TOKENS
 from rewardserve.service.errors import InvalidRequest
-from rewardserve.service.models.active_models import ServedModel
+from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
 
 Text = str | dict[str, Any]
@@ -106,8 +106,8 @@ def has_pairs(value: object) -> bool:
 # -- pairs ------------------------------------------------------------------------------------------------------------
 
 
-def _pair_samples(first: str, second: str) -> Callable[[VllmRequest, ServedModel], list[SampleOrError]]:
-    def ask(body: VllmRequest, served: ServedModel) -> list[SampleOrError]:
+def _pair_samples(first: str, second: str) -> Callable[[VllmRequest, ModelRuntime], list[SampleOrError]]:
+    def ask(body: VllmRequest, served: ModelRuntime) -> list[SampleOrError]:
         firsts, seconds = _as_list(first, getattr(body, first)), _as_list(second, getattr(body, second))
         if len(firsts) == 1:
             firsts = [*firsts] * len(seconds)
@@ -122,12 +122,12 @@ def _pair_samples(first: str, second: str) -> Callable[[VllmRequest, ServedModel
     return ask
 
 
-def _item_samples(body: QueryItemsRequest, served: ServedModel) -> list[SampleOrError]:
+def _item_samples(body: QueryItemsRequest, served: ModelRuntime) -> list[SampleOrError]:
     items = body.items if isinstance(body.items, list) else [body.items]
     return [_item(i, body, item, served) for i, item in enumerate(items)]
 
 
-def _item(i: int, body: QueryItemsRequest, item: Text | list[int], served: ServedModel) -> SampleOrError:
+def _item(i: int, body: QueryItemsRequest, item: Text | list[int], served: ModelRuntime) -> SampleOrError:
     query, options = body.query, SCORE_EMPTY_OPTIONS
     if isinstance(query, list) and isinstance(item, list):
         ids = [*item, *query] if body.item_first else [*query, *item]
@@ -137,7 +137,7 @@ def _item(i: int, body: QueryItemsRequest, item: Text | list[int], served: Serve
     return _pair(i, item, query, served, options) if body.item_first else _pair(i, query, item, served, options)
 
 
-def _pair(i: int, prompt: Text, response: Text, served: ServedModel, options: SampleOptions) -> SampleOrError:
+def _pair(i: int, prompt: Text, response: Text, served: ModelRuntime, options: SampleOptions) -> SampleOrError:
     return sample_or_error(lambda: sample_from_pair(_text(i, prompt), _text(i, response), served, options))
 
 
@@ -176,12 +176,12 @@ def _items_reply(_body: QueryItemsRequest, scored_request: ScoredRequest) -> dic
 # -- ranks ------------------------------------------------------------------------------------------------------------
 
 
-def _document_samples(body: RerankRequest, served: ServedModel) -> list[SampleOrError]:
+def _document_samples(body: RerankRequest, served: ModelRuntime) -> list[SampleOrError]:
     options = body.options
     return [_pair(i, body.query, each, served, options) for i, each in enumerate(_as_list("documents", body.documents))]
 
 
-def _text_samples(body: RerankTextsRequest, served: ServedModel) -> list[SampleOrError]:
+def _text_samples(body: RerankTextsRequest, served: ModelRuntime) -> list[SampleOrError]:
     options = SampleOptions(truncates=body.truncate is not False, scores_empty=True)
     return [_pair(i, body.query, each, served, options) for i, each in enumerate(_as_list("texts", body.texts))]
 

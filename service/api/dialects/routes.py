@@ -30,7 +30,8 @@ from rewardserve.service.api.request_state import set_is_final, set_log_fields
 from rewardserve.service.api.server_limits import ServerLimits
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import InvalidRequest, Loading, ModelNotServed, Overloaded, RateLimited, RequestRefused
-from rewardserve.service.models.active_models import ActiveModels, ServedModel
+from rewardserve.service.models.active_models import ActiveModels
+from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError, SampleResult
 from rewardserve.service.tripwires.io.run_watcher import RunContext
 
@@ -135,8 +136,8 @@ async def _handle(
     accepted = policy.aliases | dialect.fixed_names
     named = request.path_params.get("model") or body_format.model(content)
 
-    async def scored() -> tuple[ServedModel, Sequence[SampleResult]]:
-        served = active_models.served_for(context.run, parameters.model_digests)
+    async def scored() -> tuple[ModelRuntime, Sequence[SampleResult]]:
+        served = active_models.for_request(context.run, parameters.model_digests)
         check_model(named, served, accepted)
         check_version(request.path_params.get("version"), served)
         samples = await body.run_off_loop(
@@ -160,7 +161,7 @@ async def _handle(
 
 
 async def _score(
-    served: ServedModel, samples: Sequence[SampleOrError], deadline: float, context: RunContext
+    served: ModelRuntime, samples: Sequence[SampleOrError], deadline: float, context: RunContext
 ) -> Sequence[SampleResult]:
     return await served.scoring.score(samples, deadline, context) if samples else []
 
@@ -201,7 +202,7 @@ class _AdmissionRetry:
     def __init__(self, until: float, clock: Clock, active_models: ActiveModels) -> None:
         self._until = until
         self._clock = clock
-        self._stage = active_models
+        self._active_models = active_models
 
     async def run(self, work: Callable[[], Awaitable[T]]) -> T:
         """The result of `work`, as soon as there are capacity and a model. Raise what it raises in the end."""
@@ -212,4 +213,4 @@ class _AdmissionRetry:
                 wait_s = error.retry_after_s or 1.0
                 if self._clock.now() + wait_s > self._until:
                     raise
-            await self._stage.pause(wait_s)  # a server that shuts down refuses waiting requests at once
+            await self._active_models.sleep(wait_s)  # a server that shuts down refuses waiting requests at once

@@ -19,7 +19,7 @@ from rewardserve.service.api.dialects.dialect import (
     sample_or_error,
 )
 from rewardserve.service.api.dialects.turns import turns_of
-from rewardserve.service.models.active_models import ServedModel
+from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
 
 
@@ -35,7 +35,7 @@ _REPLY_FIELDS = ("model", "raw", "normalized", "capped", "flags", "truncated")
 """What a reply with a `reward_key` has beside the number."""
 
 
-def _to_samples(body: SlimeRequest, served: ServedModel) -> list[SampleOrError]:
+def _to_samples(body: SlimeRequest, served: ModelRuntime) -> list[SampleOrError]:
     if isinstance(body.prompt, str):
         return [sample_from_pair(body.prompt, body.response, served)]
     prompt = body.prompt

@@ -26,7 +26,7 @@ from rewardserve.service.errors import (
     SampleRefused,
     ShuttingDown,
 )
-from rewardserve.service.models.active_models import ServedModel
+from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
 
 _BACKEND_STATUS = 424
@@ -62,12 +62,12 @@ def _sequences(body: PredictRequest) -> list[list[str]]:
     return [[each for each in body.inputs if isinstance(each, str)]]
 
 
-def _to_samples(body: PredictRequest, served: ServedModel) -> list[SampleOrError]:
+def _to_samples(body: PredictRequest, served: ModelRuntime) -> list[SampleOrError]:
     options = SampleOptions(truncates=body.truncate is not False, scores_empty=True)
     return [_sample(sequence, options, served) for sequence in _sequences(body)]
 
 
-def _sample(sequence: list[str], options: SampleOptions, served: ServedModel) -> SampleOrError:
+def _sample(sequence: list[str], options: SampleOptions, served: ModelRuntime) -> SampleOrError:
     match sequence:
         case [text]:
             return Sample(text=text, options=options)

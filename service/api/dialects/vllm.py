@@ -21,7 +21,7 @@ from rewardserve.service.api.dialects.openai import IGNORED_FIELDS, VECTORS, Enc
 from rewardserve.service.api.dialects.turns import turns_of
 from rewardserve.service.api.structs import MAX_TOKENS
 from rewardserve.service.errors import InvalidRequest
-from rewardserve.service.models.active_models import ServedModel
+from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.scoring import SampleOrError
 
 LABEL = "LABEL_0"
@@ -122,21 +122,21 @@ class IdsRequest(SglangRequest, frozen=True, gc=False, kw_only=True):
     input_ids: list[Any]
 
 
-def _input_samples(body: InputRequest, _served: ServedModel) -> list[SampleOrError]:
+def _input_samples(body: InputRequest, _served: ModelRuntime) -> list[SampleOrError]:
     return samples_of(body.input, body.options)
 
 
-def _message_samples(body: MessagesRequest, _served: ServedModel) -> list[SampleOrError]:
+def _message_samples(body: MessagesRequest, _served: ModelRuntime) -> list[SampleOrError]:
     finish: FinishReason = "length" if body.continue_final_message else "stop"
     options = body.options
     return [sample_or_error(lambda: Sample(messages=turns_of(body.messages), finish_reason=finish, options=options))]
 
 
-def _text_samples(body: TextRequest, _served: ServedModel) -> list[SampleOrError]:
+def _text_samples(body: TextRequest, _served: ModelRuntime) -> list[SampleOrError]:
     return _check_names(body, samples_of(body.text, SCORE_EMPTY_OPTIONS, "text"))
 
 
-def _id_samples(body: IdsRequest, _served: ServedModel) -> list[SampleOrError]:
+def _id_samples(body: IdsRequest, _served: ModelRuntime) -> list[SampleOrError]:
     if any(isinstance(each, str) for each in body.input_ids):
         raise InvalidRequest(
             "input_ids must be token ids or lists of token ids; texts belong in text", field="input_ids"
@@ -181,9 +181,9 @@ def _is_single(body: TextRequest | IdsRequest) -> bool:
 
 
 def _checking_task(
-    ask: Callable[[Any, ServedModel], list[SampleOrError]],
-) -> Callable[[Any, ServedModel], list[SampleOrError]]:
-    def checked(body: PoolingInputRequest | PoolingMessagesRequest, served: ServedModel) -> list[SampleOrError]:
+    ask: Callable[[Any, ModelRuntime], list[SampleOrError]],
+) -> Callable[[Any, ModelRuntime], list[SampleOrError]]:
+    def checked(body: PoolingInputRequest | PoolingMessagesRequest, served: ModelRuntime) -> list[SampleOrError]:
         if body.task not in (None, "classify", "reward", "score"):
             raise InvalidRequest(
                 "task: this model gives one score a text: it must be classify, or left out", field="task"

@@ -85,7 +85,7 @@ def admin_routes(active_models: ActiveModels) -> APIRouter:
     @router.get("/models", responses=openapi.errors(503, words=openapi.ADMIN))
     async def models() -> Response:
         """Which models are loaded, which serves, what a shadow has shown, and which runs are pinned."""
-        return _overview(active_models.models())
+        return _overview(active_models.admin())
 
     @router.post("/models", **openapi.admin_operation(LoadRequest, 409, 422))
     async def load(request: Request) -> Response:
@@ -94,7 +94,7 @@ def admin_routes(active_models: ActiveModels) -> APIRouter:
         Answered when it serves, or with `model_refused` and the reason when it cannot: then nothing has changed.
         """
         asked = await body.read_admin_body(request, LoadRequest)
-        known = active_models.models()
+        known = active_models.admin()
         pin = None if asked.pin == "active" else [check_run_name(run) for run in asked.pin]
         version = await known.load(asked.source, shadow=asked.shadow, pin=pin)
         return _overview(known, version=version)
@@ -102,34 +102,34 @@ def admin_routes(active_models: ActiveModels) -> APIRouter:
     @router.post("/models/cancel", responses=openapi.errors(409, 503, words=openapi.ADMIN))
     async def cancel() -> Response:
         """Give up the load that is going on. Whoever waits for it gets `model_refused`; another load can begin at once."""
-        known = active_models.models()
+        known = active_models.admin()
         known.cancel_load()
         return _overview(known)
 
     @router.post("/models/activate", **openapi.admin_operation(VersionRequest, 409, 422))
     async def activate(request: Request) -> Response:
         """Put a loaded model into service: the shadow, or one that stands by."""
-        asked, known = await body.read_admin_body(request, VersionRequest), active_models.models()
+        asked, known = await body.read_admin_body(request, VersionRequest), active_models.admin()
         known.activate(asked.version)
         return _overview(known, version=asked.version)
 
     @router.post("/models/rollback", responses=openapi.errors(409, 422, 503, words=openapi.ADMIN))
     async def rollback() -> Response:
         """Back to the model that was in service before; loaded again if it has been let go of."""
-        known = active_models.models()
+        known = active_models.admin()
         return _overview(known, version=await known.roll_back())
 
     @router.post("/models/retire", **openapi.admin_operation(VersionRequest, 409, 422))
     async def retire(request: Request) -> Response:
         """Let go of a model that is not in service."""
-        asked, known = await body.read_admin_body(request, VersionRequest), active_models.models()
+        asked, known = await body.read_admin_body(request, VersionRequest), active_models.admin()
         known.retire(asked.version)
         return _overview(known)
 
     @router.post("/pins", **openapi.admin_operation(PinRequest, 409, 422))
     async def pin(request: Request) -> Response:
         """Let only one model answer a run, whatever is in service; or end that."""
-        asked, known = await body.read_admin_body(request, PinRequest), active_models.models()
+        asked, known = await body.read_admin_body(request, PinRequest), active_models.admin()
         known.pin(check_run_name(asked.run), asked.version)
         return _overview(known)
 
@@ -137,4 +137,4 @@ def admin_routes(active_models: ActiveModels) -> APIRouter:
 
 
 def _overview(models: ModelAdmin, **facts: Any) -> Response:
-    return info_response({**facts, **asdict(models.overview)})
+    return info_response({**facts, **asdict(models.status)})

@@ -18,7 +18,8 @@ from rewardserve.service.api.server_limits import ServerLimits
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import BatcherStopped, ModelNotServed, NoSuchAlert, ScorerDead, ScorerFailing
 from rewardserve.service.inference.batcher import scorer_hanging_error
-from rewardserve.service.models.active_models import ActiveModels, ServedModel
+from rewardserve.service.models.active_models import ActiveModels
+from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.tripwires.io.canaries import failing
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 
@@ -57,12 +58,12 @@ def health_routes(
     @router.get("/v1/models", responses=openapi.errors(503))
     async def models() -> Response:
         """The model as OpenAI's clients list models."""
-        return json_response({"object": "list", "data": [_openai_model(active_models.served())]})
+        return json_response({"object": "list", "data": [_openai_model(active_models.current())]})
 
     @router.get("/v1/models/{model:path}", responses=openapi.errors(404, 503))
     async def openai_model(model: str) -> Response:
         """One model as OpenAI's clients ask for it: the served one, by its name or an alias."""
-        served = active_models.served()
+        served = active_models.current()
         try:
             check_model(model, served, aliases)
         except ModelNotServed as error:
@@ -77,26 +78,26 @@ def health_routes(
     @router.get("/model", responses=openapi.errors(503))
     async def model() -> Response:
         """What is loaded, what it was verified against, and what one may ask of it."""
-        return info_response(describe(active_models.served(), server_limits))
+        return info_response(describe(active_models.current(), server_limits))
 
     @router.get("/tripwires", responses=openapi.errors(503))
     async def tripwires() -> Response:
         """What every wire measures of every run, and which have tripped."""
-        served = active_models.served()
-        canaries = [{"canary": canary.name, "margin": canary.margin} for canary in served.canaries()]
-        return info_response({**describe_runs(served.monitor, clock.now()), "canaries": canaries})
+        served = active_models.current()
+        canaries = [{"canary": canary.name, "margin": canary.margin} for canary in served.canaries.latest]
+        return info_response({**describe_runs(served.watcher.monitor, clock.now()), "canaries": canaries})
 
     @router.post(ACKNOWLEDGE, responses=openapi.errors(404, 503, words={404: "`no_such_alert`"}))
     async def acknowledge(run: str, wire: str) -> Response:
         """Acknowledge an alert: the wire may trip again."""
-        if not active_models.served().monitor.acknowledge(run, wire):
+        if not active_models.current().watcher.monitor.acknowledge(run, wire):
             raise NoSuchAlert(f"the wire {wire[:64]!r} of this run has not tripped, or has been acknowledged")
         return json_response({"run": run, "wire": wire, "acknowledged": True})
 
     return router
 
 
-def _openai_model(served: ServedModel) -> dict[str, Any]:
+def _openai_model(served: ModelRuntime) -> dict[str, Any]:
     """A model as OpenAI lists one."""
     identity = served.loaded.identity
     return {
@@ -116,14 +117,14 @@ def check_alive(active_models: ActiveModels) -> None:
         raise ScorerDead("the scorer has died, or hangs for good; start this process anew, the log says more")
 
 
-def check_ready(active_models: ActiveModels) -> ServedModel:
+def check_ready(active_models: ActiveModels) -> ModelRuntime:
     """The model in service. Raise `RequestRefused` with the reason why it would not answer well right now."""
-    served = active_models.served()
-    if served.scorer_state() != "healthy":
+    served = active_models.current()
+    if served.batcher.scorer_state != "healthy":
         raise scorer_hanging_error()
     if active_models.is_scorer_dead:
         raise ScorerFailing("the scorer has died; see the log")
-    if n := served.n_failed_batches():
+    if n := served.batcher.n_failed_batches:
         raise ScorerFailing(f"{n} batches in a row have failed; see the log", retry_after_s=30.0, failed_batches=n)
     return served
 
@@ -157,12 +158,12 @@ def describe_runs(monitor: RunMonitor, now: float) -> dict[str, Any]:
     return {"wires": wires, "runs": runs}
 
 
-def describe(served: ServedModel, server_limits: ServerLimits) -> dict[str, Any]:
+def describe(served: ModelRuntime, server_limits: ServerLimits) -> dict[str, Any]:
     """The reply of `GET /model`."""
     loaded, identity = served.loaded, served.loaded.identity
-    batching, noise = served.batching(), served.numeric_noise
+    batching, noise = served.batcher.limits, served.numeric_noise
     return {
-        **served.credits,
+        **served.model_info,
         "identity": {
             "name": identity.name,
             "architecture": identity.architecture,
@@ -212,8 +213,8 @@ def describe(served: ServedModel, server_limits: ServerLimits) -> dict[str, Any]
     }
 
 
-def _canaries(served: ServedModel) -> dict[str, Any]:
-    results = served.canaries()
+def _canaries(served: ModelRuntime) -> dict[str, Any]:
+    results = served.canaries.latest
     lost = failing(results)
     return {
         "n": len(results),
@@ -227,6 +228,6 @@ _OMITTED_CLAUSES = frozenset({"template", "probes", "heads", "origin", "format"}
 """Clauses that are too long, or beside the others in `GET /model`."""
 
 
-def _clauses(served: ServedModel) -> dict[str, Any]:
+def _clauses(served: ModelRuntime) -> dict[str, Any]:
     """Every clause of the contract but a few, so that none is forgotten."""
     return {name: value for name, value in asdict(served.loaded.contract).items() if name not in _OMITTED_CLAUSES}

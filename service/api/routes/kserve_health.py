@@ -17,7 +17,8 @@ from rewardserve.service.api.dialects.kserve import FIXED_NAMES, TENSORS, render
 from rewardserve.service.api.replies import json_response
 from rewardserve.service.api.routes.health import LIVE, check_alive, check_ready
 from rewardserve.service.errors import RequestRefused
-from rewardserve.service.models.active_models import ActiveModels, ServedModel
+from rewardserve.service.models.active_models import ActiveModels
+from rewardserve.service.models.runtime import ModelRuntime
 
 
 def kserve_health_routes(active_models: ActiveModels, aliases: frozenset[str]) -> APIRouter:
@@ -25,8 +26,8 @@ def kserve_health_routes(active_models: ActiveModels, aliases: frozenset[str]) -
     router = APIRouter(tags=["kserve"])
     accepted = aliases | FIXED_NAMES
 
-    def named(model: str, asked_version: str | None) -> ServedModel:
-        served = active_models.served()
+    def named(model: str, asked_version: str | None) -> ModelRuntime:
+        served = active_models.current()
         check_model(model, served, accepted)
         check_version(asked_version, served)
         return served
@@ -95,7 +96,7 @@ def kserve_health_routes(active_models: ActiveModels, aliases: frozenset[str]) -
     return router
 
 
-def _metadata(served: ServedModel) -> dict[str, Any]:
+def _metadata(served: ModelRuntime) -> dict[str, Any]:
     return {
         "name": served.loaded.identity.name,
         "versions": [str(served.version)],

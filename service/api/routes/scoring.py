@@ -57,7 +57,7 @@ def scoring_routes(
     async def score(request: Request) -> Response:
         """Score samples. A bad sample gets `null` and an error of its own; its neighbours are scored."""
         deadline = read_deadline(request, clock)
-        active_models.served()  # refused before a body is read that nobody could answer
+        active_models.current()  # refused before a body is read that nobody could answer
         parameters = run_context.read_parameters(request.scope, {"value"})
         try:
             asked = await body.read_body(request, _scores, ScoreRequest, parts, has_pairs)
@@ -72,7 +72,7 @@ def scoring_routes(
             run_context.single_value("step", asked.step, parameters.step),
         )
         context = run_context.run_context_of(request.scope, run, step, asked.kl, [s.id for s in asked.samples])
-        served = active_models.served_for(context.run, parameters.model_digests)
+        served = active_models.for_request(context.run, parameters.model_digests)
         set_log_fields(request, run=context.run, step=step, samples=len(asked.samples), version=served.version)
         work = served.scoring.score([to_sample(s) for s in asked.samples], deadline, context)
         results = await cancel_on_disconnect(request, work)
@@ -83,7 +83,7 @@ def scoring_routes(
     async def compare(request: Request) -> Response:
         """Rank responses to one prompt. The order in which they are listed has no effect."""
         deadline = read_deadline(request, clock)
-        active_models.served()
+        active_models.current()
         parameters = run_context.read_parameters(request.scope)
         asked = await body.read_body(request, _comparisons, CompareRequest, parts)
         n_responses = sum(len(c.responses) for c in asked.comparisons)
@@ -94,7 +94,7 @@ def scoring_routes(
             run_context.single_value("step", asked.step, parameters.step),
         )
         context = run_context.run_context_of(request.scope, run, step)
-        served = active_models.served_for(context.run, parameters.model_digests)
+        served = active_models.for_request(context.run, parameters.model_digests)
         set_log_fields(request, run=context.run, step=context.step, samples=n_responses, version=served.version)
         work = served.scoring.compare(
             [to_comparison(c) for c in asked.comparisons], asked.tie_margin, deadline, context

@@ -13,7 +13,7 @@ from rewardserve.service.errors import Overloaded, RequestTooLarge, ShuttingDown
 from tests.support.service_fakes import StillClock
 
 
-def house(max_samples=10, max_tokens=100, clock=None):
+def new_admission(max_samples=10, max_tokens=100, clock=None):
     return Admission(max_samples, max_tokens, clock or StillClock())
 
 
@@ -22,7 +22,7 @@ def taken(admission):
 
 
 def test_seats_are_held_while_inside_and_given_back_after():
-    admission = house()
+    admission = new_admission()
     with admission.acquire(3, 30):
         assert taken(admission) == (3, 30)
         assert not admission.idle.is_set()
@@ -32,7 +32,7 @@ def test_seats_are_held_while_inside_and_given_back_after():
 
 @pytest.mark.parametrize("size", [(8, 1), (1, 80)])
 def test_who_does_not_fit_beside_the_others_gets_no_seat_at_all(size):
-    admission = house()
+    admission = new_admission()
     with admission.acquire(3, 30):
         with pytest.raises(Overloaded) as refused, admission.acquire(*size):
             pass
@@ -42,21 +42,21 @@ def test_who_does_not_fit_beside_the_others_gets_no_seat_at_all(size):
 
 @pytest.mark.parametrize("size", [(11, 1), (1, 101)])
 def test_who_could_never_fit_is_told_so_even_when_the_house_is_full(size):
-    admission = house()
+    admission = new_admission()
     with admission.acquire(10, 100), pytest.raises(RequestTooLarge) as refused, admission.acquire(*size):
         pass
     assert refused.value.retry_after_s is None
 
 
 def test_an_exception_gives_the_seats_back():
-    admission = house()
+    admission = new_admission()
     with pytest.raises(ZeroDivisionError), admission.acquire(3, 30):
         _ = 1 / 0
     assert taken(admission) == (0, 0)
 
 
 async def test_a_cancelled_guest_gives_the_seats_back():
-    admission = house()
+    admission = new_admission()
 
     async def stay():
         with admission.acquire(3, 30):
@@ -71,7 +71,7 @@ async def test_a_cancelled_guest_gives_the_seats_back():
 
 
 def test_a_closed_house_lets_guests_finish_and_nobody_in():
-    admission = house()
+    admission = new_admission()
     with admission.acquire(1, 1):
         admission.close()
         with pytest.raises(ShuttingDown), admission.acquire(1, 1):
@@ -82,7 +82,7 @@ def test_a_closed_house_lets_guests_finish_and_nobody_in():
 
 def test_retry_after_follows_how_long_guests_stay():
     clock = StillClock()
-    admission = house(clock=clock)
+    admission = new_admission(clock=clock)
     for _ in range(100):
         with admission.acquire(1, 1):
             clock.advance(7.0)
@@ -93,7 +93,7 @@ def test_retry_after_follows_how_long_guests_stay():
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 12), st.integers(1, 120)), max_size=40))
 def test_the_house_never_holds_more_than_it_has_seats_for(steps):
-    admission, inside = house(), []
+    admission, inside = new_admission(), []
     for leaves, n_samples, n_tokens in steps:
         if leaves and inside:
             permit, *_ = inside.pop(0)

@@ -17,14 +17,14 @@ from rewardserve.service.api.replies import json_response, result, score_reply
 from rewardserve.service.api.routes.health import _clauses
 from rewardserve.service.api.schemas import ScoreReply
 from rewardserve.service.errors import Failure
-from rewardserve.service.models.active_models import ResultFields, ServedModel
+from rewardserve.service.models.deployment import Source
+from rewardserve.service.models.runtime import ModelRuntime, ResultFields
 from rewardserve.service.scoring import SampleResult
 
 LOADED = echo.load(ModelSpec())
-SERVED = ServedModel(
-    loaded=LOADED, scoring=None, pipeline=build_pipeline(LOADED.ensemble_members, RewardSettings()), version=1,
-    numeric_noise=None, batching=None, is_alive=lambda: True, scorer_state=lambda: "healthy", n_failed_batches=lambda: 0,
-    monitor=None, canaries=None,
+SERVED = ModelRuntime(
+    version=1, source=Source(), loaded=LOADED, pipeline=build_pipeline(LOADED.ensemble_members, RewardSettings()),
+    numeric_noise=None, encode_pool=None, batcher=None, watcher=None, scoring=None, canaries=None, canary_task=None,
 )  # fmt: skip
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 REWARDS = st.builds(
@@ -44,7 +44,7 @@ SCORED = st.builds(
 def test_a_reply_says_every_number_and_every_id_as_it_is(pairs):
     ids, results = [i for i, _ in pairs], [scored for _, scored in pairs]
     reply = json.loads(score_reply(SERVED, ids, results).body)
-    careful = json.loads(json_response([result(i, scored, SERVED.details) for i, scored in pairs]).body)
+    careful = json.loads(json_response([result(i, scored, SERVED.result_fields) for i, scored in pairs]).body)
     assert reply["results"] == careful
     assert [r["id"] for r in reply["results"]] == ids
     assert reply["rewards"] == [r["reward"] for r in careful]
@@ -72,7 +72,9 @@ def test_a_reply_has_the_heads_of_the_model_and_nothing_else_that_its_scorer_say
     }
     failed = SampleResult(failure=Failure("no", "no", {}, is_final=True))
     assert result("a", failed, ResultFields.of(two, SERVED.pipeline))["heads"] is None
-    assert "heads" not in result("a", SampleResult(Reward(1.0, 1.0), {"score": 1.0, DISTANCE: 3.0}, 3), SERVED.details)
+    assert "heads" not in result(
+        "a", SampleResult(Reward(1.0, 1.0), {"score": 1.0, DISTANCE: 3.0}, 3), SERVED.result_fields
+    )
 
 
 def test_every_clause_of_the_contract_is_shown():

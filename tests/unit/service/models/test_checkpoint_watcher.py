@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from rewardserve.service.models.checkpoint_watcher import Lookout, fingerprint, keep_looking
+from rewardserve.service.models.checkpoint_watcher import CheckpointWatcher, fingerprint, watch_checkpoints
 
 
 def seen(**versions):
@@ -23,61 +23,61 @@ def seen(**versions):
 KNOWN, HALF, WHOLE = (seen(weights=n) for n in (1, 2, 3))
 
 
-def looks(lookout, *fingerprints):
-    return [lookout.look(each) for each in fingerprints]
+def looks(watcher, *fingerprints):
+    return [watcher.poll(each) for each in fingerprints]
 
 
 def test_what_is_known_is_no_news():
-    assert looks(Lookout(KNOWN), KNOWN, KNOWN, KNOWN) == ["", "", ""]
+    assert looks(CheckpointWatcher(KNOWN), KNOWN, KNOWN, KNOWN) == ["", "", ""]
 
 
 def test_what_is_being_written_is_left_alone_until_it_stands_still():
-    assert looks(Lookout(KNOWN), HALF, WHOLE, WHOLE) == ["", "", "news"]
+    assert looks(CheckpointWatcher(KNOWN), HALF, WHOLE, WHOLE) == ["", "", "new"]
 
 
 def test_what_was_told_is_not_told_again():
-    assert looks(Lookout(KNOWN), WHOLE, WHOLE, WHOLE, WHOLE) == ["", "news", "", ""]
+    assert looks(CheckpointWatcher(KNOWN), WHOLE, WHOLE, WHOLE, WHOLE) == ["", "new", "", ""]
 
 
 def test_a_way_back_to_what_was_known_before_is_news():
-    assert looks(Lookout(KNOWN), WHOLE, WHOLE, KNOWN, KNOWN) == ["", "news", "", "news"]
+    assert looks(CheckpointWatcher(KNOWN), WHOLE, WHOLE, KNOWN, KNOWN) == ["", "new", "", "new"]
 
 
 def test_a_link_that_leads_nowhere_is_no_news():
-    assert looks(Lookout(KNOWN), (), (), ()) == ["", "", ""]
+    assert looks(CheckpointWatcher(KNOWN), (), (), ()) == ["", "", ""]
 
 
 def test_a_file_that_changes_at_every_look_holds_up_a_new_checkpoint_for_ten_looks_and_brings_no_other():
-    lookout = Lookout(seen(weights=1, state=0))
-    told = looks(lookout, *(seen(weights=2, state=n) for n in range(1, 41)))
-    assert told.index("news") == 9
-    assert told.count("news") == 1
-    told = looks(lookout, *(seen(weights=3, state=n) for n in range(41, 61)))
-    assert told.index("news") == 1, "that file is known by now"
-    assert told.count("news") == 1
+    watcher = CheckpointWatcher(seen(weights=1, state=0))
+    told = looks(watcher, *(seen(weights=2, state=n) for n in range(1, 41)))
+    assert told.index("new") == 9
+    assert told.count("new") == 1
+    told = looks(watcher, *(seen(weights=3, state=n) for n in range(41, 61)))
+    assert told.index("new") == 1, "that file is known by now"
+    assert told.count("new") == 1
 
 
 def test_a_file_that_has_changed_at_every_look_counts_again_when_it_holds_still():
-    lookout = Lookout(seen(weights=1, state=0))
-    looks(lookout, *(seen(weights=2, state=n) for n in range(1, 21)))
-    assert looks(lookout, *[seen(weights=2, state=99)] * 4).count("news") == 1
+    watcher = CheckpointWatcher(seen(weights=1, state=0))
+    looks(watcher, *(seen(weights=2, state=n) for n in range(1, 21)))
+    assert looks(watcher, *[seen(weights=2, state=99)] * 4).count("new") == 1
 
 
 def test_weights_that_change_at_every_look_are_never_loaded_and_that_is_told_now_and_then():
-    told = looks(Lookout(seen(weights=0)), *(seen(weights=n) for n in range(1, 31)))
+    told = looks(CheckpointWatcher(seen(weights=0)), *(seen(weights=n) for n in range(1, 31)))
     assert [i for i, each in enumerate(told, 1) if each] == [10, 20, 30]
-    assert set(told) == {"", "unsettled"}
+    assert set(told) == {"", "unstable"}
 
 
 def test_files_that_come_and_go_at_every_look_are_told_now_and_then():
-    told = looks(Lookout(seen(weights=1)), *(seen(weights=2, **{f"part{n}": 1}) for n in range(1, 31)))
-    assert [i for i, each in enumerate(told, 1) if each == "unsettled"] == [10, 20, 30]
+    told = looks(CheckpointWatcher(seen(weights=1)), *(seen(weights=2, **{f"part{n}": 1}) for n in range(1, 31)))
+    assert [i for i, each in enumerate(told, 1) if each == "unstable"] == [10, 20, 30]
 
 
 def test_a_file_that_changes_beside_the_known_checkpoint_is_no_news_and_is_not_told():
-    told = looks(Lookout(seen(weights=1, state=0)), *(seen(weights=1, state=n) for n in range(1, 31)))
-    assert told.count("unsettled") <= 1
-    assert "news" not in told
+    told = looks(CheckpointWatcher(seen(weights=1, state=0)), *(seen(weights=1, state=n) for n in range(1, 31)))
+    assert told.count("unstable") <= 1
+    assert "new" not in told
 
 
 @pytest.mark.parametrize("name", ["trainer.log", "events.out.tfevents.1", ".lock", ".cache/x.json", "optimizer.pt.tmp"])
@@ -152,7 +152,7 @@ def test_a_checkpoint_that_is_being_deleted_and_written_raises_nothing(tmp_path)
 
 @asynccontextmanager
 async def looking(folder, news, failed=pytest.fail, unsettled=pytest.fail):
-    task = asyncio.create_task(keep_looking([folder], KNOWN, 0.001, news, failed, unsettled))
+    task = asyncio.create_task(watch_checkpoints([folder], KNOWN, 0.001, news, failed, unsettled))
     try:
         yield
     finally:

@@ -13,11 +13,12 @@ from rewardserve.model.conversation import Sample
 from rewardserve.service.admission import Admission
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.errors import LoadInProgress, ModelRefused, NothingIsLoading, VersionGone, VersionInUse
-from rewardserve.service.models import registry as succession_module
+from rewardserve.service.models import registry as registry_module
 from rewardserve.service.models.active_models import ActiveModels
 from rewardserve.service.models.deployment import Source
-from rewardserve.service.models.registry import Succession
-from rewardserve.service.models.runtime import build_commons, prepare
+from rewardserve.service.models.loading import prepare_model
+from rewardserve.service.models.registry import ModelRegistry
+from rewardserve.service.models.shared_resources import create_shared_resources
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.settings import ServeSettings
 from tests.support.service_fakes import PATIENCE_S
@@ -35,13 +36,13 @@ class Paper:
 
 
 @pytest.fixture
-async def succession():
+async def registry():
     settings = ServeSettings(backend="echo", model="echo", _cli_parse_args=[])
-    clock, metrics, stage = MonotonicClock(), Metrics(), ActiveModels()
+    clock, metrics, active_models = MonotonicClock(), Metrics(), ActiveModels()
     admission, paper = Admission(1000, 100_000, clock), Paper()
-    commons = replace(build_commons(settings, admission, metrics, clock), evidence_store=paper)
-    built = Succession(commons, stage, prepare(settings), ECHO, keep=1)
-    built.stage, built.paper = stage, paper
+    resources = replace(create_shared_resources(settings, admission, metrics, clock), evidence_store=paper)
+    built = ModelRegistry(resources, active_models, prepare_model(settings), ECHO, keep=1)
+    built.active_models, built.paper = active_models, paper
     yield built
     await asyncio.wait_for(built.close(), PATIENCE_S)
     assert paper.n_closed == 1
@@ -49,67 +50,67 @@ async def succession():
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def settled(succession):
+async def settled(registry):
     """When whoever was to be let go of is gone."""
-    while succession._leaving:
-        await asyncio.wait(set(succession._leaving), timeout=PATIENCE_S)
+    while registry._unloading:
+        await asyncio.wait(set(registry._unloading), timeout=PATIENCE_S)
 
 
-async def test_what_is_let_go_of_is_freed(succession):
-    first = weakref.ref(succession.serving.engine.batcher)
-    await succession.load(ECHO)
+async def test_what_is_let_go_of_is_freed(registry):
+    first = weakref.ref(registry.serving.batcher)
+    await registry.load(ECHO)
     assert first() is not None
-    await succession.load(ECHO)
-    await settled(succession)
+    await registry.load(ECHO)
+    await settled(registry)
     assert first() is None
 
 
-async def test_its_memory_goes_back_to_the_kernel_and_only_when_it_has_gone(succession, monkeypatch):
-    first, told = weakref.ref(succession.serving.engine.batcher), []
+async def test_its_memory_goes_back_to_the_kernel_and_only_when_it_has_gone(registry, monkeypatch):
+    first, told = weakref.ref(registry.serving.batcher), []
     monkeypatch.setattr("rewardserve.service.models.registry.trim_heap", lambda: told.append(first()))
-    await succession.load(ECHO)
+    await registry.load(ECHO)
     assert told == []
-    await succession.load(ECHO)
-    await settled(succession)
+    await registry.load(ECHO)
+    await settled(registry)
     assert told == [None]
 
 
-async def test_whoever_is_inside_is_answered_by_the_model_that_he_was_let_in_to(succession):
-    served = succession.stage.served_for(None)
+async def test_whoever_is_inside_is_answered_by_the_model_that_he_was_let_in_to(registry):
+    served = registry.active_models.for_request(None)
     asked = asyncio.create_task(served.scoring.score([Sample(text="a")]))
     await asyncio.sleep(0)
     for _ in range(3):
-        await succession.load(ECHO)
+        await registry.load(ECHO)
     (result,) = await asked
     assert result.reward is not None
-    assert succession.stage.served().version == 4
+    assert registry.active_models.current().version == 4
 
 
-async def test_a_model_with_somebody_inside_is_not_freed(succession):
-    engine = succession.serving.engine
-    with engine.scoring._inside():
+async def test_a_model_with_somebody_inside_is_not_freed(registry):
+    engine = registry.serving
+    with engine.scoring._track():
         for _ in range(2):
-            await succession.load(ECHO)
+            await registry.load(ECHO)
         await asyncio.sleep(0.01)
         assert engine.batcher.is_alive
-    await settled(succession)
+    await settled(registry)
     assert not engine.batcher.is_alive
 
 
-async def test_a_load_that_nobody_waits_for_any_more_goes_on(succession):
-    impatient = asyncio.create_task(succession.load(ECHO))
+async def test_a_load_that_nobody_waits_for_any_more_goes_on(registry):
+    impatient = asyncio.create_task(registry.load(ECHO))
     await asyncio.sleep(0)
     impatient.cancel()
     with pytest.raises(LoadInProgress):
-        await succession.load(ECHO)
-    await asyncio.wait({succession._load}, timeout=PATIENCE_S)
-    assert succession.overview.serving == 2
+        await registry.load(ECHO)
+    await asyncio.wait({registry._load}, timeout=PATIENCE_S)
+    assert registry.status.serving == 2
 
 
 @pytest.mark.parametrize("how", ["timeout", "cancelled"])
-async def test_a_load_that_hangs_is_given_up_and_others_can_begin(succession, monkeypatch, how):
+async def test_a_load_that_hangs_is_given_up_and_others_can_begin(registry, monkeypatch, how):
     gate, begun, closed = threading.Event(), threading.Event(), threading.Event()
-    real = succession_module.prepare
+    real = registry_module.prepare_model
 
     def hang(settings):
         begun.set()
@@ -118,65 +119,65 @@ async def test_a_load_that_hangs_is_given_up_and_others_can_begin(succession, mo
         monkeypatch.setattr(prepared.loaded.scorer, "close", closed.set, raising=False)
         return prepared
 
-    monkeypatch.setattr("rewardserve.service.models.registry.prepare", hang)
-    succession._load_timeout_s = 0.01 if how == "timeout" else 0.0
-    loading = asyncio.create_task(succession.load(ECHO))
+    monkeypatch.setattr("rewardserve.service.models.registry.prepare_model", hang)
+    registry._load_timeout_s = 0.01 if how == "timeout" else 0.0
+    loading = asyncio.create_task(registry.load(ECHO))
     await asyncio.to_thread(begun.wait, PATIENCE_S)
     if how == "cancelled":
-        succession.cancel_load()
+        registry.cancel_load()
     with pytest.raises(ModelRefused, match="LOAD_TIMEOUT_S" if how == "timeout" else "cancelled the load"):
         await asyncio.wait_for(loading, PATIENCE_S)
-    assert (succession.overview.loading, succession.serving.engine.version) == (None, 1)
-    monkeypatch.setattr("rewardserve.service.models.registry.prepare", real)
-    succession._load_timeout_s = 0.0
-    assert await asyncio.wait_for(succession.load(ECHO), PATIENCE_S) == 2
-    assert await asyncio.wait_for(succession.roll_back(), PATIENCE_S) == 1
+    assert (registry.status.loading, registry.serving.version) == (None, 1)
+    monkeypatch.setattr("rewardserve.service.models.registry.prepare_model", real)
+    registry._load_timeout_s = 0.0
+    assert await asyncio.wait_for(registry.load(ECHO), PATIENCE_S) == 2
+    assert await asyncio.wait_for(registry.roll_back(), PATIENCE_S) == 1
     gate.set()
     assert await asyncio.to_thread(closed.wait, PATIENCE_S), "what comes late is freed"
     with pytest.raises(NothingIsLoading):
-        succession.cancel_load()
+        registry.cancel_load()
 
 
-async def test_what_has_no_words_for_an_operator_is_not_quoted_to_him(succession, monkeypatch):
+async def test_what_has_no_words_for_an_operator_is_not_quoted_to_him(registry, monkeypatch):
     def choke(_settings):
         raise KeyError("a conversation")
 
-    monkeypatch.setattr("rewardserve.service.models.registry.prepare", choke)
+    monkeypatch.setattr("rewardserve.service.models.registry.prepare_model", choke)
     with pytest.raises(ModelRefused) as refused:
-        await succession.load(ECHO)
+        await registry.load(ECHO)
     assert "conversation" not in refused.value.message
-    assert succession.overview.refused.why == refused.value.message
-    assert succession.overview.loading is None
+    assert registry.status.refused.reason == refused.value.message
+    assert registry.status.loading is None
 
 
 async def test_a_load_that_does_not_fit_beside_the_model_in_service_names_the_device_and_a_remedy(
-    succession, monkeypatch
+    registry, monkeypatch
 ):
     def fill(_settings):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity of 7.79 GiB")
 
-    monkeypatch.setattr("rewardserve.service.models.registry.prepare", fill)
+    monkeypatch.setattr("rewardserve.service.models.registry.prepare_model", fill)
     with pytest.raises(ModelRefused) as refused:
-        await succession.load(ECHO)
+        await registry.load(ECHO)
     assert "GPU 1 has not enough free memory: 2.00 GiB more were wanted" in refused.value.message
     assert "docs/how-to/models.md" in refused.value.message
-    assert succession.overview.serving == 1
+    assert registry.status.serving == 1
 
 
-async def test_a_second_shadow_takes_the_place_of_the_first(succession):
-    await succession.load(ECHO, shadow=0.5)
-    await succession.load(ECHO, shadow=1.0)
-    await settled(succession)
-    assert [(m.version, m.state) for m in succession.overview.models] == [(1, "serving"), (3, "shadow")]
+async def test_a_second_shadow_takes_the_place_of_the_first(registry):
+    await registry.load(ECHO, shadow=0.5)
+    await registry.load(ECHO, shadow=1.0)
+    await settled(registry)
+    assert [(m.version, m.state) for m in registry.status.models] == [(1, "serving"), (3, "shadow")]
     with pytest.raises(VersionInUse):
-        succession.pin("run", 3)
+        registry.pin("run", 3)
     with pytest.raises(VersionGone):
-        succession.activate(2)
+        registry.activate(2)
 
 
-async def test_a_pin_is_kept_when_all_runs_of_now_are_pinned(succession):
-    await succession.load(ECHO)
-    succession.pin("old", 1)
-    await succession.load(ECHO, pin=["old", "new"])
-    assert succession.overview.pins == {"old": 1, "new": 2}
-    assert [m.version for m in succession.overview.models] == [3, 2, 1]
+async def test_a_pin_is_kept_when_all_runs_of_now_are_pinned(registry):
+    await registry.load(ECHO)
+    registry.pin("old", 1)
+    await registry.load(ECHO, pin=["old", "new"])
+    assert registry.status.pins == {"old": 1, "new": 2}
+    assert [m.version for m in registry.status.models] == [3, 2, 1]

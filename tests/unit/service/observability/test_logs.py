@@ -16,7 +16,7 @@ async def end_of(work):
     """What is logged when a task of this work has ended."""
     with capture_logs() as lines:
         task = asyncio.create_task(work, name="canaries")
-        task.add_done_callback(logs.tell_of_death)
+        task.add_done_callback(logs.log_task_exception)
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait({task})

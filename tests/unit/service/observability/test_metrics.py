@@ -14,7 +14,7 @@ from rewardserve.model.calibration import Calibration
 from rewardserve.model.reward import Reward, RewardSettings, build_pipeline
 from rewardserve.model.traits import TRAITS
 from rewardserve.service.api.dialects import DIALECTS
-from rewardserve.service.app import build_house
+from rewardserve.service.app import create_app
 from rewardserve.service.auth.api_keys import ApiKeys
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import PREFIX, TABLE, Metrics, score_buckets
@@ -153,7 +153,7 @@ def test_each_loaded_model_has_score_histograms_of_its_own_until_it_is_gone():
     assert counts == {"1": 0, "2": 1}
     of_two = [float(s.labels["le"]) for s in samples(metrics, "raw_score_bucket") if s.labels["version"] == "2"]
     assert of_two[:-1] == list(score_buckets(other))
-    metrics.model_gone(2)
+    metrics.model_unloaded(2)
     assert {s.labels["version"] for s in samples(metrics, "raw_score_count")} == {"1"}
 
 
@@ -161,8 +161,8 @@ def test_what_is_loaded_is_named_and_what_is_not_any_more_is_not():
     metrics, _ = ready()
     labels = next(row.labels for row in TABLE if row.name == "model_info")
     infos = [dict.fromkeys(labels, "x") | {"version": e, "state": s} for e, s in (("1", "standby"), ("2", "serving"))]
-    metrics.models_are(2, infos)
-    metrics.models_are(2, infos[1:])
+    metrics.set_models(2, infos)
+    metrics.set_models(2, infos[1:])
     assert [(s.labels["version"], s.labels["state"], s.value) for s in samples(metrics, "model_info")] == [
         ("2", "serving", 1)
     ]
@@ -296,7 +296,7 @@ def test_each_histogram_fails_by_its_own_name(monkeypatch):
     logged = []
     monkeypatch.setattr(logs, "logger", lambda name: Recorder(logged))
     metrics = Metrics()
-    tallies = list(metrics._tallies.values())
+    tallies = list(metrics._fast_histograms.values())
     assert len(tallies) > 1
     for broken in (tallies[0], tallies[-1]):
         broken._sum = "no number"
@@ -334,7 +334,7 @@ def test_requests_of_scoring_routes_have_a_kind_whatever_the_wire_format():
     """Of the application's own tables: a dialect that is added tomorrow is covered without a change of rules."""
 
     async def built():
-        return build_house(ServeSettings(keys_file=None), ApiKeys())
+        return create_app(ServeSettings(keys_file=None), ApiKeys())
 
     metrics = asyncio.run(built()).metrics
     dialects = {dialect.path.replace(":path}", "}") for dialect in DIALECTS}  # as the label of a route writes it

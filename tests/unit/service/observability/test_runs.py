@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from rewardserve.service.api.routes.health import describe_runs
 from rewardserve.service.observability.metrics import PREFIX, TABLE
-from rewardserve.service.observability.runs import NAMES, Runs
+from rewardserve.service.observability.runs import NAMES, RunsCollector
 from rewardserve.service.tripwires.alert import CANARY, Alert
 from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.features import SampleFeatures
@@ -27,7 +27,7 @@ def exported(of, now):
     """Labels of every series of a run, with its name."""
     registry = CollectorRegistry()
     rows = {row.name: row for row in TABLE if row.name in NAMES}
-    registry.register(Runs(rows, PREFIX, of, lambda: now, failed=print))
+    registry.register(RunsCollector(rows, PREFIX, of, lambda: now, failed=print))
     return [
         (sample.name, sample.labels)
         for family in registry.collect()

@@ -50,7 +50,7 @@ class Behind:
         await send({"type": "http.response.body", "body": b""})
 
 
-def house(ring=RING, *, metrics_need_key=False, is_loopback=False):
+def middleware(ring=RING, *, metrics_need_key=False, is_loopback=False):
     behind, clock = Behind(), StillClock()
     check = AuthMiddleware(
         behind,
@@ -82,7 +82,7 @@ async def told(answer):
 
 @pytest.mark.parametrize(("method", "path"), ADMIN)
 async def test_administration_needs_the_scope_admin(method, path):
-    client, behind, _ = house()
+    client, behind, _ = middleware()
     assert await told(await client.request(method, path)) == (401, "unauthorized")
     for name in ("train", "prometheus"):
         answer = await client.request(method, path, headers=as_(name))
@@ -96,7 +96,7 @@ async def test_administration_needs_the_scope_admin(method, path):
 
 @pytest.mark.parametrize(("method", "path"), SCORE)
 async def test_everything_else_needs_the_scope_score(method, path):
-    client, _, _ = house()
+    client, _, _ = middleware()
     for name in ("ops", "prometheus"):
         assert await told(await client.request(method, path, headers=as_(name))) == (403, "forbidden")
     for name in ("train", "both"):
@@ -104,10 +104,10 @@ async def test_everything_else_needs_the_scope_score(method, path):
 
 
 async def test_probes_are_open_and_metrics_are_unless_the_operator_closes_them():
-    client, _, _ = house()
+    client, _, _ = middleware()
     for path in OPEN_PATHS:
         assert (await client.get(path)).status_code == 200
-    client, _, _ = house(metrics_need_key=True)
+    client, _, _ = middleware(metrics_need_key=True)
     assert (await client.get("/livez")).status_code == 200
     assert (await client.get("/metrics")).status_code == 401
     assert await told(await client.get("/metrics", headers=as_("train"))) == (403, "forbidden")
@@ -116,7 +116,7 @@ async def test_probes_are_open_and_metrics_are_unless_the_operator_closes_them()
 
 @pytest.mark.parametrize("path", ["/%61dmin/models", "/admin/../admin/models", "/tripwires/%2e%2e/x/ack"])
 async def test_no_spelling_of_a_path_needs_less(path):
-    client, _, _ = house()
+    client, _, _ = middleware()
     answer = await client.get(path, headers=as_("train"))
     assert answer.status_code == 403
 
@@ -126,7 +126,7 @@ async def test_no_spelling_of_a_path_needs_less(path):
 )
 @pytest.mark.parametrize("path", ["/admin/models", "/metrics", "/livez", "/tripwires/x/y/ack", "/score", "/no"])
 async def test_a_path_that_no_log_could_show_is_refused_whatever_the_key(path, end):
-    client, behind, _ = house()
+    client, behind, _ = middleware()
     for headers in ({}, as_("train"), as_("both")):
         for spelt in (path + end, f"/{end}{path}", path.replace("s", f"s{end}", 1).replace("n", f"n{end}") + end):
             answer = await client.get(spelt, headers=headers)
@@ -136,7 +136,7 @@ async def test_a_path_that_no_log_could_show_is_refused_whatever_the_key(path, e
 
 @pytest.mark.parametrize("root", ["/rm", "/tripwires", "/livez"])
 async def test_a_mounted_application_needs_the_scopes_that_it_needs_by_itself(root):
-    client, _, _ = house()
+    client, _, _ = middleware()
     client._transport.root_path = root
     assert (await client.get(f"{root}/admin/models", headers=as_("train"))).status_code == 403
     assert (await client.get(f"{root}/tripwires/x/y/ack", headers=as_("train"))).status_code == 403
@@ -151,11 +151,11 @@ def test_what_has_no_path_of_its_own_is_refused_when_the_table_is_made():
 
 
 async def test_without_keys_everything_is_open_but_administration_from_elsewhere():
-    client, _, _ = house(ApiKeys(), is_loopback=False)
+    client, _, _ = middleware(ApiKeys(), is_loopback=False)
     for method, path in [*SCORE, ADMIN[2]]:
         assert (await client.request(method, path)).status_code == 200
     assert await told(await client.get("/admin/models")) == (403, "admin_needs_key")
-    client, _, _ = house(ApiKeys(), is_loopback=True)
+    client, _, _ = middleware(ApiKeys(), is_loopback=True)
     assert (await client.get("/admin/models")).status_code == 200
     # What a page in a browser on this machine sends has its origin in it.
     page = {"origin": "http://x"}
@@ -163,7 +163,7 @@ async def test_without_keys_everything_is_open_but_administration_from_elsewhere
 
 
 async def test_too_many_requests_of_one_key_are_refused_with_the_time_to_come_again():
-    client, behind, clock = house()
+    client, behind, clock = middleware()
     answers = [await client.post("/score", headers=as_("slow")) for _ in range(3)]
     assert [a.status_code for a in answers] == [200, 200, 429]
     error = answers[2].json()["error"]
@@ -176,7 +176,7 @@ async def test_too_many_requests_of_one_key_are_refused_with_the_time_to_come_ag
 
 
 async def test_tokens_are_charged_where_they_are_known_and_to_whom_they_belong():
-    client, _, clock = house()
+    client, _, clock = middleware()
 
     async def ask(name, n):
         return (await client.post("/score", content=str(n), headers=as_(name))).status_code

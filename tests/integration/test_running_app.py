@@ -1,4 +1,4 @@
-"""The server for those who bring their own socket: `open_house` scores while it is open, and finishes what it has accepted."""
+"""The server for those who bring their own socket: `running_app` scores while it is open, and finishes what it has accepted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from rewardserve.model.backends import BACKENDS, LoadError
-from rewardserve.service.app import open_house
+from rewardserve.service.app import running_app
 from rewardserve.service.settings import ServeSettings
 
 BODY = {"samples": [{"prompt": "What is two plus two?", "response": "Four."}]}
@@ -30,20 +30,20 @@ def _this_process_is_no_server(monkeypatch):
 
 
 def opened(**settings):
-    """A house with these settings; there are no keys."""
+    """An application with these settings; there are no keys."""
     read = ServeSettings(**settings)
-    return open_house(read, read.read_keys())
+    return running_app(read, read.read_keys())
 
 
-def caller(house):
-    return httpx.AsyncClient(transport=httpx.ASGITransport(house.app), base_url="http://house")
+def caller(application):
+    return httpx.AsyncClient(transport=httpx.ASGITransport(application.app), base_url="http://application")
 
 
 async def test_it_scores_while_it_is_open_and_refuses_in_words_afterwards():
-    async with opened(backend="echo") as (house, _), caller(house) as http:
+    async with opened(backend="echo") as (application, _), caller(application) as http:
         assert (await http.get("/readyz")).status_code == 200
         assert len((await http.post("/score", json=BODY)).json()["rewards"]) == 1
-    async with caller(house) as http:
+    async with caller(application) as http:
         refused = await http.post("/score", json=BODY)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
 
@@ -60,12 +60,12 @@ async def test_leaving_waits_for_what_was_accepted(tmp_path):
 
     holding = asyncio.create_task(asyncio.to_thread(hold))
     door = opened(backend="drill", model=f"forward-waits:{gate}")
-    house, _ = await door.__aenter__()
-    async with caller(house) as http:
+    application, _ = await door.__aenter__()
+    async with caller(application) as http:
         asked = asyncio.create_task(http.post("/score", json=BODY))
         await asyncio.wait_for(inside.wait(), 30.0)
         leaving = asyncio.create_task(door.__aexit__(None, None, None))
-        await house.active_models.pause(30.0)  # returns at once when it closes
+        await application.active_models.sleep(30.0)  # returns at once when it closes
         assert (await http.get("/readyz")).status_code == 503
         assert not asked.done()
         assert not leaving.done()
@@ -73,7 +73,7 @@ async def test_leaving_waits_for_what_was_accepted(tmp_path):
         await asyncio.wait_for(leaving, 30.0)
         assert (await asked).status_code == 200
     await holding
-    assert house.admission.n_samples == 0
+    assert application.admission.n_samples == 0
 
 
 async def test_a_model_that_cannot_be_served_is_said_at_the_door():

@@ -1,0 +1,97 @@
+"""Load a model and measure it: numeric noise, canaries.
+
+Runs on a thread of its own, beside the model in service. Knows no event loop and no requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rewardserve.model.backends import LoadedModel, LoadError, load
+from rewardserve.model.backends.ensemble import ensemble
+from rewardserve.model.reward import Pipeline, build_pipeline
+from rewardserve.service.inference.numeric_noise import NumericNoise, numeric_noise, synthetic_rows
+from rewardserve.service.settings import ModelSettings
+from rewardserve.service.tripwires.io.canaries import SHIPPED, CanariesError, CanarySet
+from rewardserve.service.tripwires.io.canaries import read as canary_pairs
+
+_CANARY_STDS, _CANARY_NOISES = 0.01, 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedModel:
+    """A loaded model with its pipeline and what was measured of it; no runtime yet."""
+
+    loaded: LoadedModel
+    pipeline: Pipeline
+    noise: NumericNoise | None = None
+    canaries: CanarySet | None = None
+
+
+def prepare_model(settings: ModelSettings) -> PreparedModel:
+    """Load a model and measure it. Raise `LoadError`, `PipelineError` or `CalibrationError`. Takes its time."""
+    loaded, pipeline = load_model(settings)
+    try:
+        noise = measure_noise(settings, loaded)
+        return PreparedModel(loaded, pipeline, noise, load_canaries(settings, loaded, noise))
+    except BaseException:
+        loaded.scorer.close()
+        raise
+
+
+def measure_noise(settings: ModelSettings, loaded: LoadedModel) -> NumericNoise | None:
+    """See `numeric_noise`; the contract's probes are the rows, where it has some. Takes a few forwards, which warm the
+    model up; a backend without weights is not asked.
+
+    Raise `LoadError` where there is noise although none was promised.
+    """
+    rows = [probe.ids for probe in loaded.contract.probes]
+    if not rows and loaded.identity.n_parameters:
+        rows = synthetic_rows(loaded.identity.max_tokens)
+    noise = numeric_noise(loaded.scorer, loaded.identity.raw, rows)
+    if settings.deterministic and noise is not None and noise.max > 0.0:
+        raise LoadError(
+            f"REWARD_DETERMINISTIC=1, but a score depends on what else is in its batch, by up to {noise.max:.1e} "
+            f"with the engine {loaded.identity.engine} in {loaded.identity.dtype} on {loaded.identity.device}. "
+            f"Set another REWARD_ENGINE, or REWARD_DETERMINISTIC=0."
+        )
+    return noise
+
+
+def load_model(settings: ModelSettings) -> tuple[LoadedModel, Pipeline]:
+    """The model and the pipeline for its scores. Raise `LoadError` or `PipelineError`. Takes its time."""
+    named = settings.named_models()
+    if named:
+        loaded = ensemble([(name, load(settings.backend, settings.model_spec(model))) for name, model in named.items()])
+    else:
+        loaded = load(settings.backend, settings.model_spec())
+    return loaded, build_pipeline(loaded.ensemble_members, settings.reward_settings())
+
+
+def load_audit_model(settings: ModelSettings) -> LoadedModel | None:
+    """The audit model, if there is to be one. Raise `LoadError`."""
+    if not settings.audit_model:
+        return None
+    audit = load(settings.backend, settings.model_spec(settings.audit_model))
+    if audit.calibration is None:
+        raise LoadError(
+            f"REWARD_AUDIT_MODEL={settings.audit_model} has no fitted statistics, so its scores cannot be compared with "
+            "anybody's. Fit them with `rewardserve calibrate`."
+        )
+    return audit
+
+
+def load_canaries(settings: ModelSettings, loaded: LoadedModel, noise: NumericNoise | None) -> CanarySet:
+    """Canaries with their first results. Raise `LoadError`. Takes a forward; a backend without weights has nothing to change.
+
+    A score may change by a hundredth of a standard deviation, or by a few times the noise, which is larger in half precision.
+    """
+    try:
+        known = canary_pairs(settings.tripwires.canaries_file or SHIPPED)
+    except CanariesError as error:
+        raise LoadError(f"REWARD_TRIPWIRES__CANARIES_FILE: {error}") from None
+    std = loaded.calibration.std if loaded.calibration else 1.0
+    allowed = max(_CANARY_STDS * std, _CANARY_NOISES * noise.max if noise else 0.0)
+    canaries = CanarySet(known if loaded.identity.n_parameters else [], loaded.encode, loaded.identity, allowed)
+    canaries.score_first(lambda batch: [loaded.identity.raw(heads) for heads in loaded.scorer.score(batch).rows])
+    return canaries

@@ -1,0 +1,120 @@
+"""What all models of a process share: admission, metrics, run monitor, CPU budget, audit judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rewardserve.model.backends import LoadedModel
+from rewardserve.model.reward import RewardSettings, build_pipeline
+from rewardserve.model.traits import Lexicon
+from rewardserve.service.admission import Admission
+from rewardserve.service.clock import Clock
+from rewardserve.service.inference.encode_pool import EncodePool
+from rewardserve.service.inference.outcomes import BatchResult
+from rewardserve.service.models.batchers import create_batcher
+from rewardserve.service.observability import logs
+from rewardserve.service.observability.metrics import Metrics
+from rewardserve.service.settings import ModelSettings
+from rewardserve.service.tripwires.baseline import BaselineSource
+from rewardserve.service.tripwires.honeypots import Honeypots
+from rewardserve.service.tripwires.incidents import IncidentTracker
+from rewardserve.service.tripwires.io.audit import AuditJudge
+from rewardserve.service.tripwires.io.evidence import EvidenceStore
+from rewardserve.service.tripwires.io.run_watcher import CpuBudget
+from rewardserve.service.tripwires.io.webhook import Webhook
+from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
+
+_NO_VERSION = 0
+"""Of the audit judge, which serves no requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedResources:
+    """What all models of a process share, however many are loaded."""
+
+    settings: ModelSettings
+    admission: Admission
+    metrics: Metrics
+    clock: Clock
+    monitor: RunMonitor
+    cpu_budget: CpuBudget
+    lexicon: Lexicon
+    honeypots: Honeypots | None = None
+    evidence_store: EvidenceStore | None = None
+    webhook: Webhook | None = None
+    judge: AuditJudge | None = None
+    scorer_timeout_s: float = 0.0
+    incidents: IncidentTracker = field(default_factory=IncidentTracker)
+
+    async def close(self) -> None:
+        """Close the audit judge and the evidence store, once no model scores any more."""
+        if self.judge is not None:
+            await self.judge.stop()
+        if self.evidence_store is not None:
+            self.evidence_store.close()
+
+
+def create_shared_resources(
+    settings: ModelSettings,
+    admission: Admission,
+    metrics: Metrics,
+    clock: Clock,
+    webhook: Webhook | None = None,
+    audit: LoadedModel | None = None,
+    scorer_timeout_s: float = 0.0,
+) -> SharedResources:
+    """Create what all models of this process share. Once a process. `scorer_timeout_s` 0: a forward may take for ever.
+
+    Raise `LexiconError`.
+    """
+    config = settings.wire_config()
+    limits = MonitorLimits(
+        window=settings.tripwires.window,
+        votes_for_a_page=config.votes_for_a_page,
+        ended_s=settings.tripwires.run_ends_s,
+        blocks=frozenset(config.block),
+    )
+    monitor = RunMonitor(BaselineSource(), limits, config.wires)
+    metrics.watch_runs(monitor, clock.now)
+    return SharedResources(
+        settings,
+        admission,
+        metrics,
+        clock,
+        monitor,
+        CpuBudget(settings.tripwires.cpu_share, clock.now()),
+        Lexicon.read([Path(name) for name in config.lexicons]),
+        settings.read_honeypots(),
+        _build_evidence_store(settings),
+        webhook,
+        _build_judge(settings, audit, clock, metrics) if audit is not None else None,
+        scorer_timeout_s,
+    )
+
+
+def _build_evidence_store(settings: ModelSettings) -> EvidenceStore | None:
+    folder, log = settings.tripwires.evidence_dir, logs.logger("evidence")
+    return EvidenceStore(folder, lambda why: log.error("evidence_not_written", reason=why)) if folder else None
+
+
+def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock, metrics: Metrics) -> AuditJudge:
+    log = logs.logger("audit")
+    encode_pool = EncodePool(audit.encode, 1, lambda error: log.error("encoder_bug", exc_info=error))
+
+    def tell(done: BatchResult) -> None:
+        if done.outcome != "ok":
+            log.error(f"batch_{done.outcome}", rows=done.n_rows, tokens=done.n_tokens)
+
+    batcher = create_batcher(settings, audit, clock, tell, _NO_VERSION)
+    batcher.start()
+    pipeline = build_pipeline(audit.ensemble_members, RewardSettings(shape="none"))
+    share = settings.tripwires.audit_share
+    return AuditJudge(
+        encode_pool,
+        batcher,
+        pipeline,
+        share=share,
+        on_skipped=metrics.observe_audit_skipped,
+        close=audit.scorer.close,
+    )
