@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import get_args
 
 from rewardserve.arguments import Parser
@@ -80,7 +79,7 @@ def describe(loaded: LoadedModel) -> str:
         f"ends with     {contract.end_text!r} {list(contract.end_ids)}, BOS {contract.bos_id}, pad {contract.pad_id}",
         f"score         {identity.score_position}",
         *([f"template date {contract.template_date}"] if contract.template_date else []),
-        f"calibration   {_calibration_line(calibration)}",
+        f"calibration   {calibration_line(calibration)}",
         f"contract      {contract.origin}, {contract.digest}",
         f"probes        {report.n_probes}, largest difference {report.max_probe_error}",
     ]
@@ -95,7 +94,16 @@ def describe(loaded: LoadedModel) -> str:
     return "\n".join(lines)
 
 
-def _calibration_line(calibration: Calibration | None) -> str:
+def calibration_line(calibration: Calibration | None) -> str:
+    """Mean, deviation and caps, and how they were found."""
     if calibration is None:
         return "none: rewards are raw"
-    return str(replace(calibration, quantiles=(), length_curve=())).removeprefix("Calibration")
+    caps = [
+        f"{name} {cap:.4g}"
+        for name, cap in (("low", calibration.cap_low), ("high", calibration.cap_high))
+        if cap is not None
+    ]
+    return (
+        f"mean {calibration.mean:.4g}, standard deviation {calibration.std:.4g}, caps {', '.join(caps) or 'none'}; "
+        f"{calibration.source}, {calibration.n} samples"
+    )

@@ -47,12 +47,12 @@ LIMITS: dict[str, dict[str, float]] = {
     "training": {"who": 0.4, "what": 2.3, "own": 1.0},
     "client": {"who": 3.3, "what": 4.0, "own": 1.4},
     "benchmarks": {"who": 1.7, "what": 3.3, "own": 1.4},
-    "docs": {"who": 2.0, "what": 2.5, "own": 4.2},
+    "docs": {"who": 1.6, "what": 2.4, "own": 3.8},
     "records": {"who": 0.1, "what": 0.1, "own": 0.1},
 }
 """At most so many per 1,000 words."""
 
-LEAST_YOU = 2.5
+LEAST_YOU = 3.5
 """`you` and `your` per 1,000 words of the documentation, which speaks to its reader: at least so many."""
 
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]+")

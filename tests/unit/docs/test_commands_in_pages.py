@@ -1,0 +1,42 @@
+"""Commands in the pages are those that there are, and the tutorial shows the pairs that its script prints."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from docs import pages
+from rewardserve.cli import COMMANDS
+from rewardserve.training.recipe import load
+
+ROOT = Path(__file__).parents[3]
+NAMES = {command.name for group in COMMANDS.values() for command in group}
+AT_START = re.compile(r"^(?: {4}|`)?(?:[A-Z_]+=\S+ )*rewardserve ([a-z]+)|`rewardserve ([a-z]+)", re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", [name for name in pages.sources() if name != "CHANGELOG.md"])
+def test_subcommands_in_pages_exist(name):
+    page = (ROOT / name).read_text()
+    named = {first or second for first, second in AT_START.findall(page)}
+    assert named - NAMES == set()
+
+
+def test_the_tutorial_shows_the_pairs_that_its_script_prints():
+    script = runpy.run_path(str(ROOT / "examples/tutorial/pairs.py"))
+    shown = re.search(r"```json\n(\{\"prompt.*?)\n```", (ROOT / "docs/tutorial.md").read_text(), re.DOTALL)[
+        1
+    ].splitlines()
+    keys = ("prompt", "chosen", "rejected")
+    assert [json.loads(line) for line in shown] == [
+        dict(zip(keys, pair, strict=True)) for pair in script["pairs"]()[:2]
+    ]
+    assert len(script["pairs"]()) == 200
+    assert len(script["counterexamples"]()) == 120
+
+
+def test_the_recipe_of_the_tutorial_is_read():
+    assert load(ROOT / "examples/tutorial/recipe.yaml").output.folder == "runs/tutorial"
