@@ -18,7 +18,7 @@ NAMES = {command.name for group in COMMANDS.values() for command in group}
 AT_START = re.compile(r"^(?: {4}|`)?(?:[A-Z_]+=\S+ )*rewardserve ([a-z]+)|`rewardserve ([a-z]+)", re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", [name for name in pages.sources() if name != "CHANGELOG.md"])
+@pytest.mark.parametrize("name", [name for name in pages.sources() if "decisions" not in name.lower()])
 def test_subcommands_in_pages_exist(name):
     page = (ROOT / name).read_text()
     named = {first or second for first, second in AT_START.findall(page)}
