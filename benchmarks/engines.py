@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from benchmarks import machine, models, tables, workloads
-from benchmarks.machine import Cost, measured
+from benchmarks.machine import Cost, measure_cost
 
 if TYPE_CHECKING:
     from benchmarks.batch_forming import Row
@@ -114,7 +114,7 @@ def measure(
         costs: dict[str, Cost] = {}
         for subject in rotated(subjects, n):
             peaks[subject.name] = peak()
-            scores[subject.name], costs[subject.name] = measured(partial(subject.run, rows))
+            scores[subject.name], costs[subject.name] = measure_cost(partial(subject.run, rows))
         base = costs.get(BASE, costs[subjects[0].name])
         for name, cost in costs.items():
             rounds[name].append(Round(cost, base, peaks[name]))
@@ -164,7 +164,7 @@ def gemm(shape: models.DecoderShape) -> Callable[[], float]:
                 linear(x, matrix)
 
     def best() -> float:
-        return max(_PEAK_LAYERS * flops / measured(layers)[1].cpu_s for _ in range(_PEAK_REPEATS))
+        return max(_PEAK_LAYERS * flops / measure_cost(layers)[1].cpu_s for _ in range(_PEAK_REPEATS))
 
     return best
 

@@ -35,7 +35,7 @@ class Cost:
     wall_s: float
 
 
-def measured(work: Callable[[], T]) -> tuple[T, Cost]:
+def measure_cost(work: Callable[[], T]) -> tuple[T, Cost]:
     """The result of `work` and what it took."""
     cpu, wall = time.process_time(), time.perf_counter()
     result = work()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from benchmarks import machine, models, tables, workloads
-from benchmarks.machine import measured
+from benchmarks.machine import measure_cost
 
 HALF = workloads.GROUP_SIZE // 2
 Row = tuple[int, ...]
@@ -78,7 +78,7 @@ def _passes(name: str, mib: int, first: Sequence[list[Row]], second: Sequence[li
             engine.score(group)
 
     score_all([[(5, 6, 7)]])  # the first forward is slower
-    before, after = (measured(partial(score_all, groups))[1].cpu_s for groups in (first, second))
+    before, after = (measure_cost(partial(score_all, groups))[1].cpu_s for groups in (first, second))
     return before, after
 
 

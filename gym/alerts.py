@@ -23,10 +23,10 @@ import numpy as np
 
 from benchmarks import machine, tables
 from gym.features import traits_of
-from gym.monitored_runs import Curves, FirstAlert, Outcome, RunKind, by_kind, line, outcome, save, wires_line
+from gym.monitored_runs import Curves, FirstAlert, Outcome, RunKind, by_kind, outcome, save, table_row, wires_row
 from gym.responses import FloatArray, Responses
 from gym.run_setup import RunSetup, score_responses, set_up_run
-from gym.training import STEPS, by_gold, train
+from gym.training import STEPS, gold_reward, train
 from rewardserve.model.reward import Reward, RewardBatch
 from rewardserve.model.scorer import HeadScores
 from rewardserve.model.traits import NO_LEXICON, TRAITS, Lexicon, text_digest
@@ -60,9 +60,9 @@ def main() -> int:
     with ProcessPoolExecutor(given.processes) as pool:
         outcomes = list(pool.map(partial(_run, steps=given.steps, learns=given.reference == "run"), todo))
     print(tables.facts(machine.facts()))
-    print(tables.table([line(of_kind) for of_kind in by_kind(outcomes).values()]))
+    print(tables.table([table_row(of_kind) for of_kind in by_kind(outcomes).values()]))
     print("\nwhat was over its threshold at the page (share of the pages)")
-    print(tables.table([wires_line(of_kind) for of_kind in by_kind(outcomes).values()]))
+    print(tables.table([wires_row(of_kind) for of_kind in by_kind(outcomes).values()]))
     if given.json:
         save(given.json, outcomes)
     return 0
@@ -97,7 +97,7 @@ def run(kind: RunKind, seed: int, *, steps: int = STEPS, learns: bool = False) -
     def reward_of(responses: Responses, scores_BH: FloatArray) -> FloatArray:
         inspector.inspect(responses)
         if kind.healthy:
-            return by_gold(responses, scores_BH)
+            return gold_reward(responses, scores_BH)
         return np.array([reward.value for reward in inspector.rewards])
 
     trained = train(setup.base, setup.models, reward_of, steps, seed=seed, kl_coefficient=kind.kl)

@@ -15,7 +15,7 @@ from gym.labeller import PLANTED, LabelledPairs, label
 from gym.policy import Policy
 from gym.proxy import Backbone, MultiModelScorer, reward_model
 from gym.responses import joined
-from gym.rewards import CalibrationData, by_pipeline, one_model
+from gym.rewards import CalibrationData, one_model, pipeline_reward
 from gym.training import train
 from rewardserve.model.reward import RewardSettings, build_pipeline
 
@@ -53,7 +53,7 @@ def climb_policy(
     """The policy at the end of a short run without KL on a model fitted to these pairs."""
     reward_models = one_model(MultiModelScorer({"reward": reward_model(network, labelled)}), against)
     raw = build_pipeline(reward_models.ensemble_members, RewardSettings(shape="none"))
-    *_, last = train(base, reward_models.models, by_pipeline(raw, reward_models.models.heads), steps, seed=seed)
+    *_, last = train(base, reward_models.models, pipeline_reward(raw, reward_models.models.heads), steps, seed=seed)
     return last.policy
 
 

@@ -29,7 +29,7 @@ def smoothed_T(curve_T: Curve, over: int) -> FloatArray:
     return means_N(np.concatenate([[curve_T[0]] * half, curve_T, [curve_T[-1]] * half]), over)
 
 
-def fall(smooth_N: FloatArray) -> int | None:
+def first_fall(smooth_N: FloatArray) -> int | None:
     """The first place after the peak that is more than `FALL` below it."""
     peak = int(smooth_N.argmax())
     fallen = np.flatnonzero(smooth_N[peak:] < smooth_N[peak] - FALL)

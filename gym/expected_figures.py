@@ -15,13 +15,13 @@ from typing import Final
 
 import numpy as np
 
-from gym.curves import fall, means_N
+from gym.curves import first_fall, means_N
 from gym.gold import gold
 from gym.labeller import PLANTED, Biases, pairs
 from gym.policy import Policy, base_policy
 from gym.proxy import MultiModelScorer, seed_models
 from gym.responses import FloatArray, Responses, joined
-from gym.training import STEPS, Step, by_gold, by_head, train
+from gym.training import STEPS, Step, gold_reward, head_reward, train
 
 N_REFERENCE: Final = 6_000
 SMOOTH: Final = 10  # steps, of every curve of gold
@@ -72,7 +72,7 @@ class RunFigures:
     @property
     def fell_at(self) -> int | None:
         """The first step after the peak at which gold is `FALL` below it."""
-        fell = fall(self.gold_T)
+        fell = first_fall(self.gold_T)
         return None if fell is None else fell + SMOOTH
 
 
@@ -148,11 +148,11 @@ def figures(n_seeds: int, biases: Biases, steps: int) -> tuple[dict[str, float |
     for seed in range(n_seeds):
         models = seed_models(base, seed, biases)
         static.append(static_figures(base, models, reference, biases, seed))
-        proxy = by_head(models, "reward", reference)
+        proxy = head_reward(models, "reward", reference)
         runs["raw"].append(run(train(base, models, proxy, steps, seed=seed)))
         runs["KL .05"].append(run(train(base, models, proxy, steps, seed=seed, kl_coefficient=0.05)))
         runs["KL .02"].append(run(train(base, models, proxy, steps, seed=seed, kl_coefficient=0.02)))
-        runs["gold-RL"].append(run(train(base, models, by_gold, steps, seed=seed, kl_coefficient=0.02)))
+        runs["gold-RL"].append(run(train(base, models, gold_reward, steps, seed=seed, kl_coefficient=0.02)))
     found: dict[str, float | str] = {name: fmean(row[name] for row in static) for name in static[0]}
     for name, of_name in runs.items():
         found |= run_figures(name, of_name)

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
-from gym.curves import fall, smoothed_T
+from gym.curves import first_fall, smoothed_T
 from gym.responses import FloatArray
 from rewardserve.service.tripwires.alert import Severity
 
@@ -119,7 +119,7 @@ def outcome(
         seed=seed,
         samples=samples,
         peak=int(smooth_T.argmax()),
-        fall=fall(smooth_T),
+        fall=first_fall(smooth_T),
         page=page,
         wires=tuple(over),
         drop=0.0 if page is None else float(smooth_T[: page + 1].max() - smooth_T[page]),
@@ -168,7 +168,7 @@ def by_kind(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
 # -- the table --------------------------------------------------------------------------------------------------------
 
 
-def line(outcomes: Sequence[Outcome]) -> dict[str, str]:
+def table_row(outcomes: Sequence[Outcome]) -> dict[str, str]:
     """One line of the table: runs of one kind."""
     n_samples, aim = sum(each.samples for each in outcomes), outcomes[0].aim
     paged = [each for each in outcomes if each.page is not None]
@@ -199,7 +199,7 @@ def _rule_of_three(n_pages: int, n_samples: int) -> str:
     return f"{1e4 * 3 / n_samples:.3f}" if n_pages == 0 else "-"
 
 
-def wires_line(outcomes: Sequence[Outcome]) -> dict[str, str]:
+def wires_row(outcomes: Sequence[Outcome]) -> dict[str, str]:
     """What was over its threshold at the page, as shares of the pages."""
     paged = [each for each in outcomes if each.page is not None]
     names = sorted({wire for each in paged for wire in each.wires})

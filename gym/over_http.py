@@ -29,10 +29,10 @@ import numpy as np
 from benchmarks import machine, tables
 from gym import vocabulary
 from gym.local_server import TIMEOUT_S, AlertReceiver, GymServer
-from gym.monitored_runs import Curves, FirstAlert, Outcome, RunKind, by_kind, line, outcome, save, wires_line
+from gym.monitored_runs import Curves, FirstAlert, Outcome, RunKind, by_kind, outcome, save, table_row, wires_row
 from gym.responses import FloatArray, Responses
 from gym.run_setup import score_responses, set_up_run
-from gym.training import BATCH, STEPS, by_gold, train
+from gym.training import BATCH, STEPS, gold_reward, train
 from rewardserve.model.reward import RewardBatch
 
 KINDS: Final = (
@@ -56,11 +56,11 @@ def main() -> int:
         outcomes = list(pool.map(partial(_run, steps=given.steps, flags=flags), todo))
     grouped = by_kind(outcomes).values()
     print(tables.facts(machine.facts()))
-    print(tables.table([line(of_kind) for of_kind in grouped]))
+    print(tables.table([table_row(of_kind) for of_kind in grouped]))
     print("\nwhat was sent, and how far its rewards were from those of a Scorer in this process")
     print(tables.table([_sent_line(of_kind) for of_kind in grouped]))
     print("\nwhat was over its threshold at the page (share of the pages)")
-    print(tables.table([wires_line(of_kind) for of_kind in grouped]))
+    print(tables.table([wires_row(of_kind) for of_kind in grouped]))
     if given.json:
         save(given.json, outcomes)
     return 0
@@ -107,7 +107,7 @@ def run(kind: RunKind, seed: int, *, steps: int = STEPS, flags: Sequence[str] = 
         def reward_of(responses: Responses, scores_BH: FloatArray) -> FloatArray:
             here = pipeline(RewardBatch(score_responses(started.models, responses)))
             rewards_B = trainer.rewards_B(responses, [reward.value for reward in here])
-            return by_gold(responses, scores_BH) if kind.healthy else rewards_B
+            return gold_reward(responses, scores_BH) if kind.healthy else rewards_B
 
         trained = train(started.base, started.models, reward_of, steps, seed=seed, kl_coefficient=kind.kl)
         gold, kl = zip(*[(float(step.gold_B.mean()), step.kl) for step in trained], strict=True)

@@ -20,9 +20,9 @@ from typing import Any, Final
 from gym.outcomes import GymRun, paired_difference, record_run, scaling_of
 from gym.policy import base_policy
 from gym.reward_models import REWARD_MODELS, SeedData
-from gym.rewards import RewardModels, by_pipeline, calibration_data
+from gym.rewards import RewardModels, calibration_data, pipeline_reward
 from gym.scaling import Scaling
-from gym.training import STEPS, RewardOf, by_gold, train
+from gym.training import STEPS, RewardOf, gold_reward, train
 from rewardserve.model.reward import CombineMethod, CombineSettings, RewardSettings, build_pipeline
 
 NONE: Final = RewardSettings(shape="none")
@@ -79,7 +79,7 @@ def reward_of(variant: RewardVariant, reward_models: RewardModels) -> RewardOf:
     settings = variant.settings
     if variant.cap_quantile is not None:
         settings = replace(settings, cap_high=_normalised_quantile(reward_models, variant.cap_quantile))
-    return by_pipeline(build_pipeline(reward_models.ensemble_members, settings), reward_models.models.heads)
+    return pipeline_reward(build_pipeline(reward_models.ensemble_members, settings), reward_models.models.heads)
 
 
 def _normalised_quantile(reward_models: RewardModels, p: float) -> float:
@@ -95,7 +95,7 @@ def runs_of(data: SeedData, variants: Sequence[RewardVariant], steps: int) -> di
     runs = {}
     for variant in variants:
         reward_models = model_sets[variant.reward_models or "one"]
-        reward = by_gold if variant.reward_models is None else reward_of(variant, reward_models)
+        reward = gold_reward if variant.reward_models is None else reward_of(variant, reward_models)
         runs[variant.name] = record_run(
             train(data.base, reward_models.models, reward, steps, seed=data.seed, kl_coefficient=variant.kl)
         )

@@ -86,7 +86,7 @@ def _level_T(run: Outcome) -> FloatArray:
     return smoothed_T(run.level, SMOOTHED_OVER)
 
 
-def chosen(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def overlaid_runs(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """The runs that are overlaid: the first and the last, and some evenly between."""
     if len(outcomes) <= OVERLAID:
         return list(outcomes)
@@ -97,12 +97,12 @@ def chosen(outcomes: Sequence[Outcome]) -> list[Outcome]:
 # -- one kind of run ----------------------------------------------------------------------------------------------
 
 
-def by_step(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
+def plot_by_step(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
     """Gold above, the proxy below, over the steps."""
 
     def draw(figure: Figure) -> None:
         above, below = _stacked(figure, ranges)
-        for run in chosen(outcomes):
+        for run in overlaid_runs(outcomes):
             steps_T = np.arange(len(run.gold), dtype=np.float64)
             above.plot(steps_T, run.smooth_T, color=GOLD, alpha=0.5, linewidth=1)
             below.plot(steps_T, _level_T(run), color=PROXY, alpha=0.5, linewidth=1)
@@ -114,12 +114,12 @@ def by_step(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
     return _picture(draw, 4.5, 4.7)
 
 
-def by_distance(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
+def plot_by_distance(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
     """The same over the distance from the base policy, with the curve of Gao et al. where a reward was climbed freely."""
 
     def draw(figure: Figure) -> None:
         above, below = _stacked(figure, ranges)
-        for run in chosen(outcomes):
+        for run in overlaid_runs(outcomes):
             d_T = np.sqrt(run.kl)
             above.plot(d_T, run.smooth_T, color=GOLD, alpha=0.6, linewidth=1)
             below.plot(d_T, _level_T(run), color=PROXY, alpha=0.6, linewidth=1)
@@ -147,7 +147,7 @@ def _mean(axes: Any, outcomes: Sequence[Outcome], curve_of: Callable[[Outcome], 
 
 
 def _fitted(axes: Any, outcomes: Sequence[Outcome]) -> None:
-    start, fitted = scaling(outcomes)
+    start, fitted = fit_scaling_of(outcomes)
     kl_N = np.linspace(1e-3, max(max(run.kl) for run in outcomes), 200)
     axes.plot(
         np.sqrt(kl_N),
@@ -160,7 +160,7 @@ def _fitted(axes: Any, outcomes: Sequence[Outcome]) -> None:
     axes.legend(loc="lower left", frameon=False, fontsize=8, handlelength=2.2)
 
 
-def scaling(outcomes: Sequence[Outcome]) -> tuple[float, Scaling]:
+def fit_scaling_of(outcomes: Sequence[Outcome]) -> tuple[float, Scaling]:
     """Gold of the base policy, and the fit of Gao et al. 2210.10760 through all batch means of these runs."""
     start = float(np.mean([run.gold[0] for run in outcomes]))
     kl_N, gold_N = (np.concatenate([getattr(run, name) for run in outcomes]) for name in ("kl", "gold"))
@@ -184,7 +184,7 @@ def first_vote(run: Outcome) -> int | None:
     return min((alert.step for alert in run.alerts if alert.wire in _VOTING), default=None)
 
 
-def wires(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
+def plot_wires(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
     """The step at which each wire tripped first, a mark for every run, the wires in the order in which they come."""
 
     def draw(figure: Figure) -> None:
@@ -227,7 +227,7 @@ def _n_tripped(outcomes: Sequence[Outcome], name: str) -> int:
 # -- from page to fall --------------------------------------------------------------------------------------------
 
 
-def leads(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
+def plot_lead_times(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
     """A line for every run: from its page to its fall, the peak of its gold between them or not."""
 
     def draw(figure: Figure) -> None:
@@ -254,7 +254,7 @@ def leads(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
 # -- one run ------------------------------------------------------------------------------------------------------
 
 
-def one(run: Outcome, ranges: Ranges) -> str:
+def plot_run(run: Outcome, ranges: Ranges) -> str:
     """A single run with all of its alerts named."""
 
     def draw(figure: Figure) -> None:

@@ -128,6 +128,6 @@ class Adam:
         return change_V, replace(self, mean_V=mean_V, square_V=square_V, n_steps=n)
 
 
-def adam(learning_rate: float, size: int = SIZE) -> Adam:
+def new_adam(learning_rate: float, size: int = SIZE) -> Adam:
     """Adam before its first step."""
     return Adam(learning_rate, np.zeros(size), np.zeros(size))

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from gym import plots
-from gym.monitored_runs import Outcome, by_kind, line, load, wires_line
+from gym.monitored_runs import Outcome, by_kind, load, table_row, wires_row
 from gym.plots import Ranges
 
 _STYLE: Final = """
@@ -132,8 +132,8 @@ def _tiles(outcomes: Sequence[Outcome]) -> str:
 
 
 def _tables(grouped: Mapping[str, Sequence[Outcome]]) -> str:
-    lines = [line(of_kind) for of_kind in grouped.values()]
-    over = [wires_line(of_kind) for of_kind in grouped.values()]
+    lines = [table_row(of_kind) for of_kind in grouped.values()]
+    over = [wires_row(of_kind) for of_kind in grouped.values()]
     return (
         f'<div class="card scroll">{_table(lines)}</div>'
         '<p class="small soft">Lead: steps from the page to the fall. Drop: how far gold is below its peak so far when the page '
@@ -154,7 +154,7 @@ def _leads(grouped: Mapping[str, Sequence[Outcome]], ranges: Ranges) -> str:
     if not hacked:
         return ""
     panels = "".join(
-        f"<div><h3>{html.escape(kind)}</h3>{_image(plots.leads(runs, ranges), f'from page to fall, {kind}')}</div>"
+        f"<div><h3>{html.escape(kind)}</h3>{_image(plots.plot_lead_times(runs, ranges), f'from page to fall, {kind}')}</div>"
         for kind, runs in hacked.items()
     )
     return (
@@ -180,9 +180,9 @@ def _kind(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
     images = [
         _image(draw(outcomes, ranges), f"{what}, {kind}")
         for draw, what in (
-            (plots.by_step, "gold and proxy by step"),
-            (plots.by_distance, "gold and proxy by distance"),
-            (plots.wires, "first alerts by wire"),
+            (plots.plot_by_step, "gold and proxy by step"),
+            (plots.plot_by_distance, "gold and proxy by distance"),
+            (plots.plot_wires, "first alerts by wire"),
         )
     ]
     return (
@@ -229,7 +229,7 @@ def _each(runs: Sequence[Outcome], ranges: Ranges, none: str) -> str:
         return f'<p class="soft">{none}</p>'
     shown = [
         f"<div><h3>{html.escape(run.kind)}, seed {run.seed}</h3>{_verdict(run)}"
-        f"{_image(plots.one(run, ranges), f'alerts, gold and proxy of {run.kind}, seed {run.seed}')}</div>"
+        f"{_image(plots.plot_run(run, ranges), f'alerts, gold and proxy of {run.kind}, seed {run.seed}')}</div>"
         for run in runs
     ]
     return f'<div class="card"><div class="grid">{"".join(shown)}</div></div>'

@@ -97,7 +97,7 @@ def _calibration(
     return calibrate.fit(held_out, data_digest="gym")
 
 
-def by_pipeline(pipeline: Pipeline, heads: tuple[str, ...]) -> RewardOf:
+def pipeline_reward(pipeline: Pipeline, heads: tuple[str, ...]) -> RewardOf:
     """The reward of a run: what the service would answer to the same raw scores. The frozen references count."""
     return lambda responses, scores_BH: np.array([r.value for r in pipeline(batch_of(responses, scores_BH, heads))])
 

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from gym.gold import gold
-from gym.policy import Policy, adam, normalised, reinforce_gradient_V
+from gym.policy import Policy, new_adam, normalised, reinforce_gradient_V
 from gym.proxy import MultiModelScorer
 from gym.responses import FloatArray, Responses
 
@@ -64,9 +64,9 @@ def train(
     if batch % group:
         raise ValueError(f"batch={batch} is not a multiple of group={group}")
     rng = np.random.default_rng([seed, 1])
-    policy, optimiser = base, adam(learning_rate)
+    policy, optimiser = base, new_adam(learning_rate)
     for index in range(steps):
-        step = _look(index, policy, base, models, reward_of, policy.sample(rng, _prompt_ids_B(index, batch, group)))
+        step = _evaluate(index, policy, base, models, reward_of, policy.sample(rng, _prompt_ids_B(index, batch, group)))
         yield step
         penalised_B = step.rewards_B - kl_coefficient * step.log_ratio_B
         advantages_B = normalised(penalised_B, group if group_advantages else batch)
@@ -80,7 +80,7 @@ def _prompt_ids_B(index: int, batch: int, group: int) -> np.ndarray[tuple[int], 
     return np.repeat(np.arange(first, first + batch // group, dtype=np.int64), group)
 
 
-def _look(
+def _evaluate(
     index: int, policy: Policy, base: Policy, models: MultiModelScorer, reward_of: RewardOf, responses: Responses
 ) -> Step:
     """Score, reward and measure one batch."""
@@ -101,12 +101,12 @@ def _look(
     )
 
 
-def by_gold(responses: Responses, scores_BH: FloatArray) -> FloatArray:
+def gold_reward(responses: Responses, scores_BH: FloatArray) -> FloatArray:
     """The reward of a healthy run: gold itself."""
     return gold(responses)
 
 
-def by_head(models: MultiModelScorer, head: str, reference: Responses) -> RewardOf:
+def head_reward(models: MultiModelScorer, head: str, reference: Responses) -> RewardOf:
     """The reward of raw proxy RL: one head, standardised once and for all on reference responses."""
     column = models.column(head)
     reference_N = models.scores_BH(reference)[:, column]

@@ -48,7 +48,7 @@ def main() -> int:
     absent: dict[str, str] = {}
     runs = list(measure(given, scenarios, cores[: given.threads], absent))
     records = figures.summary(runs)
-    print("\n" + tables.table([figures.shown(r) for r in records]))
+    print("\n" + tables.table([figures.table_row(r) for r in records]))
     for name, why in absent.items():
         print(f"NOT MEASURED {name}: {why}")
     if given.json:
@@ -97,7 +97,7 @@ def one_server(
         for scenario in scenarios:
             run = run_scenario(scenario, base, peer, server, n, rate)
             if run and scenario.name:
-                print("  " + tables.facts(figures.brief(run)), flush=True)
+                print("  " + tables.facts(figures.progress_row(run)), flush=True)
                 yield run
 
 

@@ -85,7 +85,7 @@ def ratio(name: str, above: PeerRun, below: PeerRun) -> float:
     return float(getattr(above, name) / getattr(below, name))
 
 
-def brief(run: PeerRun) -> dict[str, str]:
+def progress_row(run: PeerRun) -> dict[str, str]:
     """A run on one line, for those who watch."""
     return {
         run.workload: f"{run.pairs} pairs",
@@ -97,7 +97,7 @@ def brief(run: PeerRun) -> dict[str, str]:
     }
 
 
-def shown(record: dict[str, Any]) -> dict[str, str]:
+def table_row(record: dict[str, Any]) -> dict[str, str]:
     """A record as a line of the table."""
     failed = bool(record["failures"])
     return {

@@ -140,10 +140,10 @@ def _sources() -> dict[str, str]:
     told = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     ).stdout
-    return {"UV_HTTP_TIMEOUT": "180", **in_uvs_words(told)}
+    return {"UV_HTTP_TIMEOUT": "180", **uv_settings(told)}
 
 
-def in_uvs_words(listed: str) -> dict[str, str]:
+def uv_settings(listed: str) -> dict[str, str]:
     """Variables for uv that say what `pip config list` says. A setting may have several values, by spaces or lines."""
     told: dict[tuple[str, str], list[str]] = {}
     for line in listed.splitlines():

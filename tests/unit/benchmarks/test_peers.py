@@ -37,7 +37,7 @@ def test_ratios_say_by_how_much_ours_is_better_in_the_same_round():
 def test_a_server_that_failed_has_no_rate():
     failed = figures.summary([run("ours"), run("mosec", failures=("408 ",))])[1]
     assert math.isnan(failed["per_cpu_s"])
-    assert figures.shown(failed)["pairs/s"] == "failed"
+    assert figures.table_row(failed)["pairs/s"] == "failed"
 
 
 def test_percentiles_are_those_of_the_requests():
@@ -112,14 +112,14 @@ def test_uv_is_told_what_pip_is_told():
             "user.cert='/etc/cert'",
         ]
     )
-    assert install.in_uvs_words(listed) == {
+    assert install.uv_settings(listed) == {
         "UV_FIND_LINKS": "/from/the/environment",
         "UV_DEFAULT_INDEX": "https://c.example/simple?a=b",
         "UV_INDEX": "https://a.example/simple https://b.example/simple",
         "UV_INDEX_STRATEGY": "unsafe-best-match",
     }
-    assert install.in_uvs_words("global.find-links='/a /b'") == {"UV_FIND_LINKS": "/a,/b"}
-    assert install.in_uvs_words("") == {}
+    assert install.uv_settings("global.find-links='/a /b'") == {"UV_FIND_LINKS": "/a,/b"}
+    assert install.uv_settings("") == {}
 
 
 @pytest.mark.parametrize("name", PEERS)

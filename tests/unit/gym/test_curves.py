@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gym.curves import FALL, fall, means_N, smoothed_T
+from gym.curves import FALL, first_fall, means_N, smoothed_T
 
 
 def test_every_window_has_its_mean():
@@ -26,4 +26,4 @@ def test_a_smoothed_curve_is_as_long_and_its_ends_count_again():
     ],
 )
 def test_a_fall_is_after_the_highest_point_only(curve, at):
-    assert fall(np.array(curve)) == at
+    assert first_fall(np.array(curve)) == at

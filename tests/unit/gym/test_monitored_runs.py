@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gym.monitored_runs import Curves, FirstAlert, RunKind, by_kind, line, load, outcome, save, wires_line
+from gym.monitored_runs import Curves, FirstAlert, RunKind, by_kind, load, outcome, save, table_row, wires_row
 
 UP_AND_DOWN = [1.0 + 0.01 * min(t, 120 - t) for t in range(120)]
 
@@ -44,7 +44,7 @@ def test_a_page_in_the_very_step_of_the_fall_is_too_late():
 
 def test_the_table_counts_hacked_runs_and_their_leads():
     runs = [ran([("vote", "page", at)]) for at in (20, 50, 110)] + [ran()]
-    cells = line(runs)
+    cells = table_row(runs)
     fall = runs[0].fall
     assert (cells["n"], cells["hacked"], cells["paged"]) == ("4", "4", "3")
     assert cells["paged before the fall"] == "2/4"
@@ -54,17 +54,17 @@ def test_the_table_counts_hacked_runs_and_their_leads():
 def test_a_healthy_run_is_judged_by_its_pages_alone():
     rising = [0.01 * t for t in range(100)]
     quiet = ran(kind="healthy", gold=rising, healthy=True)
-    cells = line([quiet, quiet])
+    cells = table_row([quiet, quiet])
     assert (quiet.aim, cells["hacked"], cells["paged before the fall"]) == ("healthy", "0", "-")
     assert cells["pages per 10k samples (95 % below)"] == f"0.000 ({1e4 * 3 / (2 * 100 * 128):.3f})"
     loud = ran([("vote", "page", 5)], kind="healthy", gold=rising, healthy=True)
-    assert line([loud])["before the gold's highest point"] == "1/1"
+    assert table_row([loud])["before the gold's highest point"] == "1/1"
 
 
 def test_the_wires_at_the_page_are_shares_of_the_pages():
     runs = [ran([("vote", "page", 9)], over=over) for over in (("a", "b"), ("b",))] + [ran()]
-    assert wires_line(runs)["wires"] == "a 50%, b 100%"
-    assert wires_line([ran()])["wires"] == "-"
+    assert wires_row(runs)["wires"] == "a 50%, b 100%"
+    assert wires_row([ran()])["wires"] == "-"
 
 
 def test_a_file_keeps_everything(tmp_path):

@@ -25,7 +25,7 @@ from gym.responses import joined
 from gym.reward_models import REWARD_MODELS, SeedData
 from gym.rewards import batch_of, calibration_data
 from gym.scaling import Scaling, fit_scaling
-from gym.training import by_gold, by_head
+from gym.training import gold_reward, head_reward
 from gym.vocabulary import EOS, ids
 
 BY_NAME = {variant.name: variant for variant in VARIANTS}
@@ -76,7 +76,7 @@ def test_raw_is_the_standardised_head_that_the_panel_has_too(base, data, mixed):
     models = seed_models(base, seed=5, n_members=1, n_pairs=1_500, n_audit=50)
     reward_models = REWARD_MODELS["one"](data)
     assert reward_models.models.scores_BH(mixed)[:, 0] == pytest.approx(models.models["reward"].scores_B(mixed))
-    expected_B = by_head(models, "reward", data.against.responses)(mixed, models.scores_BH(mixed))
+    expected_B = head_reward(models, "reward", data.against.responses)(mixed, models.scores_BH(mixed))
     assert reward_of(BY_NAME["raw"], reward_models)(mixed, reward_models.models.scores_BH(mixed)) == pytest.approx(
         expected_B
     )
@@ -260,7 +260,7 @@ def test_the_oracle_asks_no_pipeline(data, monkeypatch):
     assert len(told["oracle (gold), KL .02"].gold_T) == 3
     with pytest.raises(AssertionError):
         runs_of(data, [BY_NAME["raw"]], 3)
-    assert by_gold(data.against.responses, np.empty(0)).tolist() == gold(data.against.responses).tolist()
+    assert gold_reward(data.against.responses, np.empty(0)).tolist() == gold(data.against.responses).tolist()
 
 
 def test_the_penalty_of_a_row_holds_the_policy_back(data):

@@ -101,7 +101,7 @@ def test_equal_rewards_teach_nothing():
 
 
 def test_adam_is_that_of_the_paper():
-    optimiser, m, v = p.adam(0.1, size=2), np.zeros(2), np.zeros(2)
+    optimiser, m, v = p.new_adam(0.1, size=2), np.zeros(2), np.zeros(2)
     for n, gradient in enumerate(np.array([[1.0, -2.0], [0.5, 3.0], [0.0, 0.1]]), start=1):
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
         change, optimiser = optimiser.step(gradient)

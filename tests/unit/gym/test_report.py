@@ -9,7 +9,7 @@ import pytest
 
 from gym import plots
 from gym.monitored_runs import Curves, FirstAlert, RunKind, outcome, save
-from gym.plots import chosen, first_vote, ranges_of, scaling, wires_in_order
+from gym.plots import first_vote, fit_scaling_of, overlaid_runs, ranges_of, wires_in_order
 from gym.report import misses_of, render
 
 STEPS = 90
@@ -102,8 +102,8 @@ def test_wires_stand_in_the_order_in_which_they_come_and_notes_do_not():
 
 def test_a_few_runs_stand_for_many():
     many = [ran(HACKED, seed) for seed in range(20)]
-    assert [run.seed for run in chosen(many)] == [0, 4, 8, 11, 15, 19]
-    assert chosen(many[:3]) == many[:3]
+    assert [run.seed for run in overlaid_runs(many)] == [0, 4, 8, 11, 15, 19]
+    assert overlaid_runs(many[:3]) == many[:3]
 
 
 def test_axes_are_wide_enough_for_everything():
@@ -118,13 +118,13 @@ def test_the_form_of_gao_is_found_again_in_points_that_have_it():
     kl = np.linspace(0.0, 100.0, 60)
     d = np.sqrt(np.maximum(kl, 1e-12))
     curves = Curves((1.0 + d * (0.3 - 0.1 * np.log(d))).tolist(), [0.0] * 60, kl.tolist())
-    start, fitted = scaling([outcome(HACKED, 1, curves, [], (), samples=1)])
+    start, fitted = fit_scaling_of([outcome(HACKED, 1, curves, [], (), samples=1)])
     assert (start, fitted.alpha, fitted.beta) == pytest.approx((1.0, 0.3, 0.1), abs=1e-3)
 
 
 def test_a_kind_in_which_nothing_ever_trips_can_be_drawn():
     quiet = [QUIET]
-    assert plots.wires(quiet, ranges_of(quiet))
+    assert plots.plot_wires(quiet, ranges_of(quiet))
     assert wires_in_order(quiet) == []
 
 

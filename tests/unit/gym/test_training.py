@@ -5,7 +5,7 @@ import pytest
 
 from gym.gold import gold
 from gym.proxy import seed_models
-from gym.training import by_gold, by_head, train
+from gym.training import gold_reward, head_reward, train
 
 
 @pytest.fixture(scope="module")
@@ -15,14 +15,14 @@ def reference(base):
 
 def test_one_seed_gives_the_same_bits_and_another_seed_does_not(base, models):
     one, same, other = (
-        [s.responses.tokens_BT for s in train(base, models, by_gold, 5, seed=seed)] for seed in (1, 1, 2)
+        [s.responses.tokens_BT for s in train(base, models, gold_reward, 5, seed=seed)] for seed in (1, 1, 2)
     )
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
 
 
 def test_a_step_says_everything_about_its_batch(base, models):
-    first, second = list(train(base, models, by_gold, 2, seed=0, batch=32, group=8))
+    first, second = list(train(base, models, gold_reward, 2, seed=0, batch=32, group=8))
     assert first.policy is base
     assert first.kl == 0.0 < second.kl
     assert first.heads == models.heads
@@ -51,7 +51,7 @@ def test_rewards_that_are_none_stop_the_run(base, models, bad):
 
 def test_a_batch_is_whole_groups(base, models):
     with pytest.raises(ValueError, match="batch=100 is not a multiple of group=8"):
-        next(train(base, models, by_gold, 1, seed=0, batch=100))
+        next(train(base, models, gold_reward, 1, seed=0, batch=100))
 
 
 def test_a_reward_that_differs_only_between_prompts_teaches_nothing_within_groups(base, models):
@@ -65,7 +65,7 @@ def test_a_reward_that_differs_only_between_prompts_teaches_nothing_within_group
 
 
 def test_a_head_is_standardised_on_the_reference(base, models, reference):
-    rewards_B = by_head(models, "audit", reference)(reference, models.scores_BH(reference))
+    rewards_B = head_reward(models, "audit", reference)(reference, models.scores_BH(reference))
     assert (rewards_B.mean(), rewards_B.std()) == pytest.approx((0, 1))
 
 
@@ -75,14 +75,14 @@ def smooth_gold(steps):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_learning_from_gold_rises_and_does_not_fall(base, models, seed):
-    curve = smooth_gold(train(base, models, by_gold, seed=seed, kl_coefficient=0.02))
+    curve = smooth_gold(train(base, models, gold_reward, seed=seed, kl_coefficient=0.02))
     assert curve[-1] > curve[0] + 0.8
     assert curve[-1] > curve.max() - 0.2
 
 
 def test_climbing_a_proxy_without_kl_ends_below_its_peak_and_with_kl_does_not(base, reference):
     models = seed_models(base, seed=0, n_members=1)
-    proxy = by_head(models, "reward", reference)
+    proxy = head_reward(models, "reward", reference)
     raw = smooth_gold(train(base, models, proxy, seed=0))
     held = smooth_gold(train(base, models, proxy, seed=0, kl_coefficient=0.05))
     assert raw.max() > raw[0] + 0.1
