@@ -352,7 +352,7 @@ class InvalidSampleFile(ValueError):
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """The samples of a file: one JSON object a line, as for `POST /score`. Raise `InvalidSampleFile`, `NotText`, `OSError`."""
+    """Read samples: one JSON object a line, as for `POST /score`. Raise `InvalidSampleFile`, `TextDecodeError`, `OSError`."""
     samples = []
     for number, line in enumerate(decode_text(path.read_bytes()).split("\n"), start=1):
         if not line.strip():

@@ -2,7 +2,7 @@
 
 The engine lives on an event loop on a thread of its own. A caller hands all rows of its batch over at once and waits on its
 own thread, never for ever: either its rows come back, or the engine is dead, or nothing at all has come back for so long that
-the engine counts as dead. Knows `vllm_api.Engine` and not vLLM.
+the engine counts as dead. Knows `vllm_api.VllmEngine` and not vLLM.
 """
 
 from __future__ import annotations

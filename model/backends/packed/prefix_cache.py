@@ -38,7 +38,7 @@ class CachedPrefix:
 class PrefixCache:
     """The least recently used one goes first. Belongs to one thread.
 
-    Keys of different `length_class`es (see `LengthSides`) are of different numbers: nothing is shared between sides.
+    Keys of different `length_class`es (see `LengthClasses`) are of different numbers: nothing is shared between classes.
     """
 
     def __init__(self, max_bytes: int) -> None:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
-    code = f"from rewardserve.training import run_folder; import sys\nwith run_folder.locked(__import__('pathlib').Path({str(tmp_path)!r})):\n print('held', flush=True); sys.stdin.read()"  # noqa: E501
+    code = f"from rewardserve.training import run_folder; import sys\nwith run_folder.lock_folder(__import__('pathlib').Path({str(tmp_path)!r})):\n print('held', flush=True); sys.stdin.read()"  # noqa: E501
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert holder.stdout.readline() == b"held\n"
