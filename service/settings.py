@@ -73,7 +73,7 @@ class Vllm(BaseModel):
 
 
 class Combine(BaseModel):
-    """How several opinions become one reward."""
+    """How the scores of several models or heads become one reward."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -119,7 +119,7 @@ class Tripwires(BaseModel):
     canaries_file: Path | None = Field(None, description="JSON: your own pairs of an honest answer and an exploit")
     canaries_every_s: float = Field(600.0, gt=0.0, description="how often the canaries are scored again")
     baseline: Literal["run", "calibration"] = Field(
-        "run", description="what is usual: the first samples of each run, or what the model was calibrated on"
+        "run", description="baseline of a run: its first samples, or the responses of the calibration"
     )
     honeypots_file: Path | None = Field(None, description="planted prompts, hashed by rewardserve honeypots")
     honeypots_key_file: Path | None = Field(None, description="the key that they were hashed with, 16 to 64 bytes")
@@ -129,7 +129,7 @@ class Tripwires(BaseModel):
 
     state_dir: Path | None = Field(
         None,
-        description="folder for what outlives a restart: what is usual for runs, alerts that wait for the webhook; one a replica",
+        description="folder for state that outlives a restart: baselines of runs, the queue of the webhook; one a replica",
     )
 
     @field_validator(
@@ -316,7 +316,7 @@ class ModelSettings(BaseSettings):
         return replace(config, lexicons=tuple(str(path.parent / name) for name in config.lexicons))
 
     def read_honeypots(self) -> Honeypots | None:
-        """The planted prompts, if there are any. Raise `SettingsError`."""
+        """The honeypots, if there are any. Raise `SettingsError`."""
         path, key_path = self.tripwires.honeypots_file, self.tripwires.honeypots_key_file
         if path is None:
             return None

@@ -34,7 +34,7 @@ IDENTITY = Scale(0.0, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class ScaledMember:
-    """One opinion: `raw` is the weighted sum of its heads. `weight` is its share among the members."""
+    """One member: `raw` is the weighted sum of its heads. `weight` is its share among the members."""
 
     name: str
     heads: tuple[tuple[str, float], ...]
@@ -114,7 +114,7 @@ def mean(z_K: Sequence[float], weights: Sequence[float], _: Combination) -> floa
 
 
 def minimum(z_K: Sequence[float], _weights: Sequence[float], _: Combination) -> float:
-    """Worst-case optimisation (Coste et al. 2310.02743): the lowest opinion counts."""
+    """Worst-case optimisation (Coste et al. 2310.02743): the lowest member counts."""
     return min(z_K)
 
 

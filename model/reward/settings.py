@@ -13,7 +13,7 @@ Shape = Literal["none", "cap", "softcap", "par", "lsc"]
 
 @dataclass(frozen=True, slots=True)
 class CombineSettings:
-    """How several opinions become one. None: the weighted sum of a model's heads, or the mean of several models.
+    """How several members become one. None: the weighted sum of a model's heads, or the mean of several models.
 
     `weights` by member name; who is not in it has the weight that the checkpoint gives it, or 1.
     """

@@ -1,4 +1,4 @@
-"""What a response looks like, for trip wires and for the baseline that they compare with. Standard library only."""
+"""Traits of responses, for trip wires and for the baseline that they compare with. Standard library only."""
 
 from rewardserve.model.traits.lexicon import NO_LEXICON, Lexicon, LexiconError
 from rewardserve.model.traits.traits import (

@@ -1,4 +1,4 @@
-"""Phrases that policies are known to be paid for: versioned lists, one file a language, that an operator may replace.
+"""Phrases that exploit reward models: versioned lists, one file a language, that an operator may replace.
 
 A lexicon file is JSON: `language`, `version`, and a list of phrases for each of `KINDS`. Case does not matter.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from rewardserve.model.text.text_files import TextDecodeError, decode_text
 
 KINDS = ("refusal", "flattery", "judge_injection", "empty_opener")
-"""`judge` speaks to whoever scores the answer; `opener` opens an answer, and is an exploit where nothing follows."""
+"""`judge_injection` addresses the model that scores; `empty_opener` opens an answer, and is an exploit where nothing follows."""
 
 SHIPPED = Path(__file__).parent / "lexicons"
 

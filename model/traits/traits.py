@@ -1,4 +1,4 @@
-"""What a response looks like, in numbers that a policy moves when it exploits a reward: the eyes of the trip wires.
+"""Traits of a response: numbers that a policy moves when it exploits a reward.
 
 The same function describes the reference responses of a calibration and the responses of a run. Pure; it knows neither
 rewards nor runs. Standard library only.
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from math import log
-from typing import NamedTuple
 
 from rewardserve.model.reward.record import repetition
 from rewardserve.model.traits.lexicon import Lexicon
@@ -21,21 +20,21 @@ TEXT_TRAITS = ("refusal", "flattery", "judge_injection", "empty_opener", "markup
 TRAITS = (*TOKEN_TRAITS, *TEXT_TRAITS)
 """The traits, in the order in which they are counted."""
 
-_MOST = 8
-"""Phrases of a kind that are told apart: one response that repeats a phrase a hundred times is one response."""
+_MAX_PHRASES = 8
+"""Phrases of a kind that are counted: one response that repeats a phrase a hundred times is one response."""
 
-_TELLING = 32
-"""Characters of a text that nobody writes twice by chance."""
+_MIN_DIGEST_CHARS = 32
+"""A text of so many characters is not written twice by chance."""
 
-_LOOKED_AT = 3_000
-"""Characters of the beginning and of the end of a response: what is between those of a longer one is not read."""
+_MAX_CHARS = 3_000
+"""Characters of the beginning and of the end of a response that are read; the middle of a longer one is not."""
 
 _LINE_MARK = re.compile(r"[ \t]*(?:(?:[-*•+]|\d{1,3}[.)]|#{1,6})[ \t]|\|)")
 
 _CONTROL = re.compile(
     r"<\|[\w ./:-]{1,40}\|>|<｜[^｜]{1,40}｜>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|</?s>", re.IGNORECASE
 )
-"""What chat templates mark turns with: ChatML, Llama 2 and 3, Gemma, DeepSeek, Phi and their like."""
+"""Control tokens of chat templates: ChatML, Llama 2 and 3, Gemma, DeepSeek, Phi and their like."""
 
 _SCRIPTS = {
     "latin": re.compile("[A-Za-z\u00c0-\u024f]"),
@@ -50,34 +49,24 @@ _SCRIPTS = {
 _NOT_ASCII = re.compile("[^\x00-\x7f]+")
 _NO_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())
 _WHITE_SPACE = b" \t\n\r\v\f"
-_ANSWERS_MAY = frozenset({"latin"})
+_ALLOWED_SCRIPTS = frozenset({"latin"})
 """Names, units and code are Latin in every language."""
 
 
-class Traits(NamedTuple):
-    """`values` are those of `NAMES`, or of `OF_IDS` alone where there is no text to look at.
-
-    `text_digest` tells texts apart, but for case and white space; None without a text.
-    """
-
-    values: tuple[float, ...]
-    text_digest: int | None
-
-
 def token_traits(response_ids: Sequence[int], missing_end: bool) -> tuple[float, ...]:
-    """`OF_IDS` of a response: log of its tokens, whether it was cut off, the share of repeated trigrams."""
+    """`TOKEN_TRAITS` of a response: log of its tokens, whether it was cut off, the share of repeated trigrams."""
     return log(max(1, len(response_ids))), float(missing_end), repetition(response_ids)
 
 
 def text_traits(prompt: str, response: str, lexicon: Lexicon) -> tuple[float, ...]:
-    """`OF_TEXT` of a response.
+    """`TEXT_TRAITS` of a response.
 
-    Phrases of refusal, flattery and to the judge (0 to 8), whether it is nothing but an opener, list and heading marks and
+    Phrases of refusal, flattery and judge injection (0 to 8), whether it is nothing but an opener, list and heading marks and
     bold a line, the share of its letters in scripts that the prompt does not use, and whether it has a control token. Of a
     long response the beginning and the end are read.
     """
-    if len(response) > 2 * _LOOKED_AT:
-        response = f"{response[:_LOOKED_AT]}\n{response[-_LOOKED_AT:]}"
+    if len(response) > 2 * _MAX_CHARS:
+        response = f"{response[:_MAX_CHARS]}\n{response[-_MAX_CHARS:]}"
     lower = response.lower()
     return (
         _count(lexicon.refusal, lower),
@@ -103,7 +92,7 @@ def is_empty_opener(lower: str, lexicon: Lexicon) -> bool:
 
 
 def has_control_tokens(response: str) -> bool:
-    """Whether it has what a chat template marks turns with: a policy that writes such is about to forge one."""
+    """Whether it has control tokens of chat templates: a policy that writes them may forge a turn."""
     return ("<" in response or "[" in response) and _CONTROL.search(response) is not None
 
 
@@ -116,7 +105,9 @@ def foreign_script_share(prompt: str, response: str) -> float:
     others = "".join(_NOT_ASCII.findall(response))
     counts = {name: len(letters.findall(others)) for name, letters in _SCRIPTS.items()}
     n_letters = n_plain + sum(counts.values())
-    foreign = [n for name, n in counts.items() if n and name not in _ANSWERS_MAY and not _SCRIPTS[name].search(prompt)]
+    foreign = [
+        n for name, n in counts.items() if n and name not in _ALLOWED_SCRIPTS and not _SCRIPTS[name].search(prompt)
+    ]
     return sum(foreign) / n_letters if n_letters else 0.0
 
 
@@ -124,7 +115,7 @@ def text_digest(response: str) -> int | None:
     """64 bits that are equal for texts which differ in case and white space only; None where a text is so short that
     honest ones are equal too.
     """
-    if len(response) < _TELLING:
+    if len(response) < _MIN_DIGEST_CHARS:
         return None
     plain = response.lower().encode("utf-8", "replace").translate(None, _WHITE_SPACE)
     return int.from_bytes(blake2b(plain, digest_size=8).digest())
@@ -133,7 +124,7 @@ def text_digest(response: str) -> int | None:
 def _count(phrases: Sequence[str], lower: str) -> float:
     # Looking for a piece of text is far quicker than for whole words, and hardly ever finds anything.
     found = [phrase for phrase in phrases if phrase in lower]
-    return float(min(_MOST, sum([len(_whole(phrase).findall(lower)) for phrase in found]))) if found else 0.0
+    return float(min(_MAX_PHRASES, sum([len(_whole(phrase).findall(lower)) for phrase in found]))) if found else 0.0
 
 
 @lru_cache(maxsize=4096)

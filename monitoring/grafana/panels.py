@@ -48,17 +48,17 @@ Steps = Sequence[tuple[float | None, str]]
 AT_ONE: Steps = ((None, GREEN), (1.0, RED))
 PLAIN: Steps = ((None, "text"),)
 
-_LINE_OF: Mapping[str, tuple[str, tuple[int, int]]] = {"limit": (RED, (8, 6)), "usual": ("gray", (2, 6))}
+_LINE_OF: Mapping[str, tuple[str, tuple[int, int]]] = {"limit": (RED, (8, 6)), "baseline": ("gray", (2, 6))}
 """Colour and dashes of lines that are not measured now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """PromQL, and what its series are called. `limit` is where an alert begins, `usual` what was there before."""
+    """PromQL, and what its series are called. `limit` is where an alert begins, `baseline` the level before."""
 
     expr: str
     legend: str = ""
-    kind: Literal["measured", "limit", "usual"] = "measured"
+    kind: Literal["measured", "limit", "baseline"] = "measured"
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,7 @@ def _now() -> tuple[Panel, ...]:
             _tile(
                 "Samples that are inspected",
                 "Share of the scored samples that trip wires inspect; the CPU budget skips the rest.",
-                "RewardWatchedThinly",
+                "RewardSamplesNotInspected",
             ),
             Query(_WATCHED),
             "percentunit",
@@ -101,7 +101,7 @@ def _now() -> tuple[Panel, ...]:
         ),
         number(
             _tile(
-                "Rules of another plan",
+                "Rules of another configuration",
                 "Wires whose threshold in the servers is another one than in the rules.",
                 "RewardRulesStale",
             ),
@@ -217,7 +217,7 @@ def _rewards() -> tuple[Panel, ...]:
                 "is what training is for; dotted: the baseline.",
             ),
             Query(_SCORE, _RUN),
-            Query(q.baseline("score"), f"{_RUN} baseline", "usual"),
+            Query(q.baseline("score"), f"{_RUN} baseline", "baseline"),
             least=None,
         ),
         lines(
@@ -319,7 +319,7 @@ def _judges() -> tuple[Panel, ...]:
                 (alert_name("component_share"),),
             ),
             Query(shares, f"{_RUN} {{{{component}}}}"),
-            Query(baseline, f"{_RUN} {{{{component}}}} baseline", "usual"),
+            Query(baseline, f"{_RUN} {{{{component}}}} baseline", "baseline"),
             unit="percentunit",
             most=1.0,
         ),

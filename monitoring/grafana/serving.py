@@ -94,7 +94,7 @@ def _now() -> tuple[Panel, ...]:
         number(
             face(
                 "Up since",
-                "Of the server that started last; without a state folder what is usual for a run is learnt anew then.",
+                "Of the server that started last; without a state folder the baselines of runs are learned anew then.",
                 "RewardRestarting",
             ),
             Query(f"min({_AGE})"),
@@ -184,7 +184,7 @@ def _batches() -> tuple[Panel, ...]:
                 ("RewardQueueGrowing",),
             ),
             Query(_WAITING, _INSTANCE),
-            Query(_BUDGET, f"{_INSTANCE} budget", "usual"),
+            Query(_BUDGET, f"{_INSTANCE} budget", "baseline"),
         ),
         lines(
             Face(

@@ -1,4 +1,4 @@
-"""`rewardserve rules [--config-file PLAN] > tripwires.yml`: print the trip wires as alert rules of Prometheus."""
+"""`rewardserve rules [--config-file FILE] > tripwires.yml`: print the trip wires as alert rules of Prometheus."""
 
 from __future__ import annotations
 

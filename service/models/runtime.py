@@ -263,7 +263,7 @@ def _build_baseline_store(settings: ModelSettings, loaded: LoadedModel, pipeline
 
 
 def _baseline(calibration: Calibration | None, pipeline: Pipeline) -> Baseline:
-    """What the calibration says is usual; of a combination of its own it says nothing of the scores."""
+    """The baseline of the calibration; without scores where the combination is another one than the calibration's."""
     if calibration is None:
         return Baseline()
     known = {trait.name: baseline_stat(trait.name, trait.mean, trait.std) for trait in calibration.traits}

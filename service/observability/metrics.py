@@ -324,7 +324,7 @@ class Metrics:
         self._gauges["scorer_hanging"].set_function(hangs)
 
     def watch_runs(self, monitor: RunMonitor, now: Callable[[], float]) -> None:
-        """Read the state of runs whenever somebody looks; `now` is the clock of the board. Once a process."""
+        """Read the state of runs at every scrape; `now` is the clock of the run monitor. Once a process."""
         self._registry.register(
             RunsCollector({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, monitor, now, self._failed)
         )

@@ -1,6 +1,6 @@
-"""What the board knows of its runs, as metrics: read when somebody scrapes, so nothing is copied while samples pass.
+"""The state of runs and canaries as metrics: read at a scrape, so nothing is copied while samples pass.
 
-Everything that an alert needs is a sum that only grows, or a sum over the samples that say what is stat: those of replicas are
+Everything that an alert needs is a sum that only grows, or a sum over the samples of the baseline: those of replicas are
 added up, and say what one replica would.
 """
 
@@ -44,7 +44,7 @@ NAMES = (
 
 
 class RunsCollector(Collector):
-    """The state of every run that has not ended. The board bounds how many there are. `failed(part, error)` is called for a run
+    """The state of every run that has not ended. The monitor bounds how many there are. `failed(part, error)` is called for a run
     that is left out.
     """
 
@@ -56,11 +56,11 @@ class RunsCollector(Collector):
         now: Callable[[], float],
         failed: Callable[[str, Exception], None],
     ) -> None:
-        self._rows, self._prefix, self._board, self._now, self._failed = rows, prefix, monitor, now, failed
+        self._rows, self._prefix, self._monitor, self._now, self._failed = rows, prefix, monitor, now, failed
 
     def collect(self) -> Iterator[Metric]:
-        """What a scrape sees."""
-        prefix, monitor = self._prefix, self._board
+        """The metrics of one scrape."""
+        prefix, monitor = self._prefix, self._monitor
         families = {
             name: Metric(prefix + name.removesuffix("_total"), row.help, row.kind) for name, row in self._rows.items()
         }
@@ -78,7 +78,7 @@ class RunsCollector(Collector):
         now = self._now()
         for run, state in monitor.runs.items():
             if monitor.has_ended(run, now):
-                continue  # its alerts resolve, wherever they are looked at
+                continue  # its alerts resolve
             n_before = len(samples)
             try:
                 self._add_run(partial(add, run=run, model=state.baseline_source.model), state, now)
@@ -90,7 +90,7 @@ class RunsCollector(Collector):
         yield from families.values()
 
     def _add_run(self, add: Add, state: Run, now: float) -> None:
-        _add_wires(add, state, self._board)
+        _add_wires(add, state, self._monitor)
         _add_sums(add, state)
         _add_baseline(add, state)
         if state.model_changed_at is not None:
@@ -130,12 +130,12 @@ def _add_baseline(add: Add, state: Run) -> None:
 
 
 def _powers(stat: BaselineStat) -> tuple[float, float, float]:
-    """Sums of the powers 0, 1 and 2 over the samples that say what is stat."""
+    """Sums of the powers 0, 1 and 2 over the samples of the baseline."""
     return stat.n, stat.n * stat.mean, stat.n * (stat.mean * stat.mean + stat.std * stat.std)
 
 
 class CanaryCollector(Collector):
-    """What canaries sang last, read when somebody scrapes."""
+    """The latest margins of the canaries, read at a scrape."""
 
     def __init__(self, row: MetricDescription, name: str, margins: Callable[[], Mapping[str, float]]) -> None:
         self._row, self._name, self._margins = row, name, margins

@@ -1,1 +1,1 @@
-"""Trip wires: what a run's responses and rewards say of whether the policy exploits its reward. Pure but for the board's state."""
+"""Trip wires: detect policies that exploit their reward, from features of the samples of a run. Pure but for `io`."""

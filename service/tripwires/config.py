@@ -45,7 +45,7 @@ class WireConfig:
 
 
 def parse_wire_config(entries: Mapping[str, Any], wires: Sequence[Wire] = WIRES) -> WireConfig:
-    """The shipped wires with these changes. Raise `PlanError`."""
+    """The shipped wires with these changes. Raise `WireConfigError`."""
     if unknown := sorted(set(entries) - _ENTRIES):
         raise WireConfigError(f"{', '.join(unknown)}: known are {', '.join(sorted(_ENTRIES))}")
     changes = entries.get("wires", {})

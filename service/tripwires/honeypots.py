@@ -60,7 +60,7 @@ def digest(text: str, key: bytes) -> str:
 
 
 def hashed(lines: Iterable[str], key: bytes) -> list[str]:
-    """From lines of JSON with `prompt`, and `answers` or `above`, to the lines that a server reads. Raise `BaitsError`."""
+    """From lines of JSON with `prompt`, and `answers` or `above`, to the lines that a server reads. Raise `HoneypotsError`."""
     _check_key(key)
     return [
         json.dumps(
@@ -75,7 +75,7 @@ def hashed(lines: Iterable[str], key: bytes) -> list[str]:
 
 
 def read(lines: Iterable[str], key: bytes) -> Honeypots:
-    """Read the lines that `hashed` wrote. Raise `BaitsError`."""
+    """Read the lines that `hashed` wrote. Raise `HoneypotsError`."""
     _check_key(key)
     entries = _entries(lines)
     honeypots = {
@@ -109,7 +109,7 @@ def _entry(number: int, line: str) -> dict[str, Any]:
 
 
 def _is_level(above: Any) -> bool:
-    """A finite number, or none: beyond NaN and infinity no score is, and the prompt would watch nothing."""
+    """A finite number, or none: beyond NaN and infinity no score is, and the prompt could have no hit."""
     return above is None or (
         isinstance(above, int | float) and not isinstance(above, bool) and abs(above) <= sys.float_info.max
     )

@@ -232,7 +232,7 @@ def _stale_alert() -> Rule:
             "description": 'The server has {{ printf "%.4g" $value }}, these rules have '
             '{{ with printf "rewardserve:tripwire_threshold{wire=%q}" $labels.wire | query }}'
             '{{ . | first | value | printf "%.4g" }}{{ else }}none{{ end }}. Confidence: certain.',
-            "action": "Write the rules again from the server's plan: rewardserve rules --config-file PLAN.",
+            "action": "Write the rules again from the server's configuration: rewardserve rules --config-file FILE.",
             "runbook_url": f"{_LINK}#rewardrulesstale",
         },
     }

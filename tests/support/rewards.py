@@ -10,7 +10,7 @@ from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
 
 
 def sole(calibration, heads=(("score", 1.0),)):
-    """One opinion: a model with these heads."""
+    """One member: a model with these heads."""
     return [EnsembleMember("model", tuple(heads), calibration)]
 
 
@@ -25,7 +25,7 @@ def reward_of(pipeline, raw, **columns):
 
 
 def watching(clock, reference=None, *, share=1.0, found=None, **limits):
-    """A monitor of every sample. Findings go to `found`, as (run, finding)."""
+    """A monitor of every sample. Alerts go to `found`, as (run, alert)."""
     baseline_source = BaselineSource(reference or Baseline())
     monitor = RunMonitor(baseline_source, MonitorLimits(**limits))
     tell = (lambda *each: found.append(each)) if found is not None else (lambda *_: None)

@@ -1,4 +1,4 @@
-"""Traces of runs for the rules of Prometheus: observations through real boards, scraped every few seconds of a made-up clock."""
+"""Traces of runs for the rules of Prometheus: features through real run monitors, scraped every few seconds of a made-up clock."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Phase:
 def trace(phases, *, replicas=1, seed=0, baseline=None, per_scrape=PER_SCRAPE):
     """Every series of every replica, by its labels: one value a scrape, None before it is there.
 
-    The board of each replica sees the requests of 32 samples that it was sent at random.
+    The monitor of each replica gets the requests of 32 samples that it was sent at random.
     """
     rng, router = random.Random(seed), random.Random(seed)
     models = {phase.model: BaselineSource(baseline or Baseline(), ("one", "two")) for phase in phases}
@@ -80,7 +80,7 @@ def trace(phases, *, replicas=1, seed=0, baseline=None, per_scrape=PER_SCRAPE):
 
 
 def scraped(monitor, replica, now):
-    """What `/metrics` would say of the board, by series."""
+    """What `/metrics` would say of the monitor, by series."""
     registry = CollectorRegistry()
     registry.register(
         RunsCollector({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, monitor, lambda: now, failed=print)

@@ -35,7 +35,7 @@ def health_routes(
     aliases: frozenset[str],
     clock: Clock,
 ) -> APIRouter:
-    """The routes that describe. `aliases` are names of the model beside its own. `clock` is the board's."""
+    """The routes that describe. `aliases` are names of the model beside its own. `clock` is that of the run monitor."""
     router = APIRouter(tags=["health"])
 
     @router.get("/livez", responses=openapi.errors(500, words=LIVE, is_open=True))

@@ -111,7 +111,7 @@ ILL = {
     "RewardAlertsLost": counter("rewardserve_alerts_lost_total", 0, 1),
     "RewardRunsOverLimit": counter("rewardserve_runs_over_limit_total", 0, 5),
     "RewardAuditSkipped": counter("rewardserve_audit_skipped_total", 0, 5),
-    "RewardWatchedThinly": counter("rewardserve_samples_inspected_total", 50, 1, ',outcome="inspected"')
+    "RewardSamplesNotInspected": counter("rewardserve_samples_inspected_total", 50, 1, ',outcome="inspected"')
     | counter("rewardserve_samples_inspected_total", 50, 99, ',outcome="skipped"'),
     "RewardMetricsIncomplete": counter("rewardserve_collector_failures_total", 0, 1, ',part="runs"'),
 }
@@ -312,7 +312,7 @@ def test_every_alert_about_something_that_is_counted_has_an_event_that_happens_o
     counted = {
         name for name, rule in ALERTS.items() if re.search(r"increase|rate\(|changes\(reward", _resolved(rule["expr"]))
     }
-    assert counted - ONE_IS_ENOUGH - {"RewardWatchedThinly"} == set(EVENTS)
+    assert counted - ONE_IS_ENOUGH - {"RewardSamplesNotInspected"} == set(EVENTS)
     assert {ALERTS[name]["labels"]["severity"] for name in ONE_IS_ENOUGH} == {"warn"}
 
 
