@@ -9,6 +9,9 @@ _CODE = re.compile(r"(`[^`]*`)")
 _MARKUP = re.compile(r"([\\*_\[\]])")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "|": "&#124;"}
 _FENCE = re.compile(r"^( {0,3})(```|~~~).*?^\1\2\s*$", re.MULTILINE | re.DOTALL)
+_ITEM = re.compile(r"(?:[-*]|\d+\.) ")
+_IN_LIST = re.compile(r"(?:[-*]|\d+\.) | {2,}\S")
+_ROW = re.compile(r"\|")
 _HEADING = re.compile(r"^#{1,6} +(.+?)\s*#*$", re.MULTILINE)
 _NOT_IN_ANCHOR = re.compile(r"[^\w\- ]")
 
@@ -44,6 +47,20 @@ def anchors(page: str) -> set[str]:
         seen[slug] = n + 1
         found.add(f"{slug}-{n}" if n else slug)
     return found
+
+
+def spaced(page: str) -> str:
+    """A page with an empty line before each list and table, which the builder needs and code forges do not."""
+    lines: list[str] = []
+    in_fence = False
+    for line in page.split("\n"):
+        before = lines[-1] if lines else ""
+        opens = (_ITEM.match(line) and not _IN_LIST.match(before)) or (_ROW.match(line) and not _ROW.match(before))
+        if opens and before.strip() and not in_fence:
+            lines.append("")
+        in_fence ^= line.lstrip().startswith("```")
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def without_code(page: str) -> str:

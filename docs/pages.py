@@ -20,7 +20,7 @@ from typing import Any
 
 from docs import reference
 from docs.log_events import LOG_EVENTS
-from docs.markdown import code, table, text
+from docs.markdown import code, spaced, table, text
 
 ROOT = reference.ROOT
 
@@ -66,7 +66,7 @@ def site() -> dict[str, str]:
     """All pages by their path in the site."""
     places = sources()
     return {
-        place: with_lists(linked(source, (ROOT / source).read_text("utf-8"), places))
+        place: with_lists(spaced(linked(source, (ROOT / source).read_text("utf-8"), places)))
         for source, place in places.items()
     }
 

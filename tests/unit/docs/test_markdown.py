@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from docs.markdown import anchors, table, text
+from docs.markdown import anchors, spaced, table, text
 from docs.pages import linked
 from tests.links import broken
 
@@ -38,3 +38,11 @@ def test_links_of_a_page_are_those_of_the_site_and_a_file_that_is_no_page_is_wor
     page = "[a](../docs/how-to/webhook.md#x) [b](base/) [c](https://example.org)"
     assert linked("k8s/README.md", page, places) == "[a](webhook.md#x) b [c](https://example.org)"
     assert linked("docs/how-to/webhook.md", "[a](../../k8s/)", places) == "[a](kubernetes.md)"
+
+
+def test_lists_and_tables_begin_after_an_empty_line():
+    page = "Words:\n- one\n  more\n- two\nlazy\n\nWords\n| a |\n|---|\n| b |\n```\nx\n- y\n```\n## T\n1. one\n2. two\n"
+    assert spaced(page) == (
+        "Words:\n\n- one\n  more\n- two\nlazy\n\nWords\n\n| a |\n|---|\n| b |\n```\nx\n- y\n```\n## T\n\n1. one\n2. two\n"
+    )
+    assert spaced(spaced(page)) == spaced(page)
