@@ -67,14 +67,21 @@ def _ensure(cache: Path, n_layers: int) -> Path:
     building.chmod(0o755)
     try:
         _build(building, n_layers)
-        try:
-            building.rename(folder)
-        except OSError:  # another process was faster; both built the same
-            if not (folder / DIGEST_FILE).is_file():
-                raise
+        _place(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder
+
+
+def _place(building: Path, folder: Path) -> None:
+    """Move what was built to its place, unless another process was faster. An incomplete folder there is replaced."""
+    try:
+        building.rename(folder)
+    except OSError:
+        if (folder / DIGEST_FILE).is_file():
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
 
 
 def _build(folder: Path, n_layers: int) -> None:

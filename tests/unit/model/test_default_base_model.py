@@ -58,6 +58,19 @@ def test_several_who_build_it_at_once_get_the_same(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_an_incomplete_folder_is_replaced(tmp_path, monkeypatch):
+    def build(folder, n_layers):
+        (folder / base_model.DIGEST_FILE).write_text("{}")
+
+    monkeypatch.setattr(base_model, "_build", build)
+    folder = tmp_path / f"smollm2-135m-instruct-2-{base_model.GGUF_SHA256[:12]}"
+    folder.mkdir()
+    (folder / "model.safetensors").write_text("half")
+    assert base_model._ensure(tmp_path, 2) == folder
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert [path.name for path in folder.iterdir()] == [base_model.DIGEST_FILE]
+
+
 def test_another_file_than_the_one_that_was_trained_on_is_refused(tmp_path, monkeypatch):
     other = tmp_path / "other.gguf"
     other.write_bytes(b"not it")
