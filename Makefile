@@ -200,12 +200,12 @@ bench-load: setup
 	@$(BIN)/python -m benchmarks.load $(BENCH)
 
 gym: setup
-	@OMP_NUM_THREADS=1 $(BIN)/python -m gym.alerts $(GYM)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m gym.alert_timing $(GYM)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m gym.overoptimisation
 
 gym-report: setup
 	@mkdir -p runs
-	@OMP_NUM_THREADS=1 $(BIN)/python -m gym.alerts --json runs/gym.json $(GYM)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m gym.alert_timing --json runs/gym.json $(GYM)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m gym.over_http --json runs/gym-over-http.json
 	@$(BIN)/python -m gym.report --json runs/gym.json runs/gym-over-http.json --out runs/gym.html
 

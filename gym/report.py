@@ -1,6 +1,6 @@
 """One self-contained HTML page of watched runs: gold and proxy, when alerts came, when gold fell, and what was missed.
 
-    python -m gym.alerts --json here.json
+    python -m gym.alert_timing --json here.json
     python -m gym.over_http --json http.json
     python -m gym.report --json here.json http.json --out gym.html
 

@@ -15,9 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import machine, models, tables
-from benchmarks.peers import figures, infinity, litserve, mosec, ours, plain, rayserve, vllm
-from benchmarks.peers.figures import PeerRun
+from benchmarks.peers import infinity, litserve, measurements, mosec, ours, plain, rayserve, vllm
 from benchmarks.peers.install import HOME, ROOT, NotInstalled, python_of
+from benchmarks.peers.measurements import PeerRun
 from benchmarks.peers.processes import NotStarted, PeerServer, free_port
 from benchmarks.peers.record import Launch, Peer
 from benchmarks.peers.scenarios import SCENARIOS, OpenLoopRate, Scenario, as_text, make_scenarios, run_scenario
@@ -47,8 +47,8 @@ def main() -> int:
     os.sched_setaffinity(0, cores[given.threads :] or cores)
     absent: dict[str, str] = {}
     runs = list(measure(given, scenarios, cores[: given.threads], absent))
-    records = figures.summary(runs)
-    print("\n" + tables.table([figures.table_row(r) for r in records]))
+    records = measurements.summary(runs)
+    print("\n" + tables.table([measurements.table_row(r) for r in records]))
     for name, why in absent.items():
         print(f"NOT MEASURED {name}: {why}")
     if given.json:
@@ -97,7 +97,7 @@ def one_server(
         for scenario in scenarios:
             run = run_scenario(scenario, base, peer, server, n, rate)
             if run and scenario.name:
-                print("  " + tables.facts(figures.progress_row(run)), flush=True)
+                print("  " + tables.facts(measurements.progress_row(run)), flush=True)
                 yield run
 
 

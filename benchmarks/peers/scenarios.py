@@ -19,7 +19,7 @@ from benchmarks import models, workloads
 from benchmarks.machine import spread
 from benchmarks.models import END, START
 from benchmarks.peers.client import HttpAnswer, closed_loop, open_loop
-from benchmarks.peers.figures import PeerRun
+from benchmarks.peers.measurements import PeerRun
 from benchmarks.peers.processes import PeerServer
 from benchmarks.peers.record import Peer, Text
 from benchmarks.workloads import Request, TextPair

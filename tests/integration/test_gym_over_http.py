@@ -3,8 +3,8 @@
 import pytest
 
 from gym import over_http
-from gym.alerts import KINDS as WITHOUT_HTTP
-from gym.alerts import run as run_here
+from gym.alert_timing import KINDS as WITHOUT_HTTP
+from gym.alert_timing import run as run_here
 from gym.local_server import GymServer
 from gym.monitored_runs import FirstAlert
 

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from benchmarks.peers import figures, install, scenarios
+from benchmarks.peers import install, measurements, scenarios
 from benchmarks.peers.__main__ import PEERS
 from benchmarks.peers.client import HttpAnswer
-from benchmarks.peers.figures import PeerRun
+from benchmarks.peers.measurements import PeerRun
 from benchmarks.peers.processes import parse_stat, processes
 from benchmarks.peers.scenarios import Scenario
 from benchmarks.workloads import make
@@ -26,7 +26,7 @@ def run(peer, *, n=0, cpu=1.0, wall=1.0, latencies=(0.1, 0.2, 0.3), failures=())
 def test_ratios_say_by_how_much_ours_is_better_in_the_same_round():
     runs = [run("ours", cpu=2.0, wall=3.0), run("vllm", cpu=5.0, wall=6.0, latencies=(0.2, 0.6, 0.9))]
     runs += [run("ours", n=1, cpu=20.0, wall=30.0), run("vllm", n=1, cpu=50.0, wall=60.0, latencies=(0.2, 0.6, 0.9))]
-    theirs = next(r for r in figures.summary(runs) if r["peer"] == "vllm")
+    theirs = next(r for r in measurements.summary(runs) if r["peer"] == "vllm")
     assert theirs["per_cpu_s"] == pytest.approx((60 / 5 + 60 / 50) / 2)
     assert theirs["ours_per_cpu_s"] == pytest.approx(2.5)
     assert theirs["ours_per_wall_s"] == pytest.approx(2.0)
@@ -35,9 +35,9 @@ def test_ratios_say_by_how_much_ours_is_better_in_the_same_round():
 
 
 def test_a_server_that_failed_has_no_rate():
-    failed = figures.summary([run("ours"), run("mosec", failures=("408 ",))])[1]
+    failed = measurements.summary([run("ours"), run("mosec", failures=("408 ",))])[1]
     assert math.isnan(failed["per_cpu_s"])
-    assert figures.table_row(failed)["pairs/s"] == "failed"
+    assert measurements.table_row(failed)["pairs/s"] == "failed"
 
 
 def test_percentiles_are_those_of_the_requests():

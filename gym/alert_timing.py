@@ -4,7 +4,7 @@ Everything goes the way that requests go: token ids through a `Scorer`, the rewa
 which see rendered text. The gold reward is known here only. Thresholds are those of `service/tripwires/wires.py`; they were
 chosen on seeds 100 to 131, so other seeds are to be used here; 20 to 36 have shown a divergence wire that was too quick.
 
-    python -m gym.alerts --seeds 40 60 --healthy 40 57
+    python -m gym.alert_timing --seeds 40 60 --healthy 40 57
 
 What a hacked run is, and `drop`, are said in `monitored_runs`. `over_http` does the same through a real server, and `report`
 makes a page of plots of what `--json` has written.

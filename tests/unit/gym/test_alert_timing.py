@@ -2,7 +2,7 @@
 
 import pytest
 
-from gym.alerts import KINDS, run
+from gym.alert_timing import KINDS, run
 from gym.training import BATCH
 
 BY_NAME = {kind.name: kind for kind in KINDS}
