@@ -174,6 +174,7 @@ check: setup
 	$(BIN)/mypy
 	PYTHONPATH=client $(BIN)/lint-imports
 	$(BIN)/python -m tests.prose
+	$(BIN)/python -m tests.layout
 	$(BIN)/python -m tests.links
 	$(BIN)/python -m tests.dependencies
 

@@ -29,13 +29,14 @@ from rewardserve.service.admission import Admission
 from rewardserve.service.api import error_responses, openapi
 from rewardserve.service.api.dialects import DIALECTS, pairs
 from rewardserve.service.api.dialects.routes import DialectPolicy, dialect_routes, value_endpoint_of
+from rewardserve.service.api.events import ConnectionEnd, RequestRecord
 from rewardserve.service.api.http.load_shedder import LoadShedder
 from rewardserve.service.api.http.protocol import ConnectionLimits, Connections, HttpProtocol
 from rewardserve.service.api.middleware.auth import AuthMiddleware
 from rewardserve.service.api.middleware.body_limits import BodyLimitMiddleware, BodyLimits
 from rewardserve.service.api.middleware.fast_router import FastRouter
 from rewardserve.service.api.middleware.host_policy import HostPolicy
-from rewardserve.service.api.middleware.request_log import RequestLogMiddleware, RequestRecord
+from rewardserve.service.api.middleware.request_log import RequestLogMiddleware
 from rewardserve.service.api.route_policy import OPEN_PATHS, RoutePolicy, check_same_route
 from rewardserve.service.api.routes.admin import admin_routes
 from rewardserve.service.api.routes.health import health_routes
@@ -54,7 +55,7 @@ from rewardserve.service.models.registry import ModelRegistry, in_daemon_thread,
 from rewardserve.service.models.runtime import ModelRuntime
 from rewardserve.service.models.shared_resources import create_shared_resources
 from rewardserve.service.observability import logs
-from rewardserve.service.observability.metrics import CONTENT_TYPE, Metrics
+from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.settings import ServeSettings, is_loopback
 from rewardserve.service.tripwires.io.webhook import Webhook
 
@@ -75,6 +76,7 @@ class Application:
     metrics: Metrics
     clock: Clock
     log: logs.Logger
+    events: _ServerEvents
     app: ASGIApp
     load_shedder: LoadShedder
     key_file: ApiKeysFile | None
@@ -86,7 +88,8 @@ class Application:
 def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
     """The HTTP side, complete but for the model. Needs a running event loop."""
     clock, metrics, active_models = MonotonicClock(), Metrics(), ActiveModels()
-    log = logs.logger("api")
+    log = logs.logger("api").bind()  # an unbound logger is bound again at every line
+    events = _ServerEvents(metrics, log)
     admission = Admission(settings.admission.max_samples, settings.admission.max_tokens, clock)
     server_limits = ServerLimits(
         settings.max_samples_per_request, settings.max_body_bytes, admission.max_samples, admission.max_tokens
@@ -117,7 +120,7 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
     routers = [
         *scoring,
         kserve_health_routes(active_models, aliases),
-        health_routes(active_models, server_limits, metrics.render, CONTENT_TYPE, aliases, clock),
+        health_routes(active_models, server_limits, metrics, aliases, clock),
         admin_routes(active_models),
         page_routes(api.title),
     ]
@@ -139,9 +142,7 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
         d.path for d in DIALECTS if not d.queue_timeout_s and d.render_error is error_responses.request_error_response
     }
     sheddable = {"/score", "/compare"} | without_queue_timeout
-    load_shedder = LoadShedder(
-        frozenset(sheddable), admission, lambda path, status: metrics.observe_request(path, status, 0.0)
-    )
+    load_shedder = LoadShedder(frozenset(sheddable), admission, events)
     # From the innermost to the outermost.
     app: ASGIApp = FastRouter(
         api,
@@ -149,21 +150,25 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
         clock=clock,
         overload_status=settings.overload_status,
         load_shedder=load_shedder,
-        is_blocked=active_models.is_blocked,
+        blocked_runs=active_models,
     )
-    log_keys = _key_logger(log, keys)
-    key_file = None if settings.keys_file is None else ApiKeysFile(settings.keys_file, keys, log_keys)
-    api_keys = (lambda: keys) if key_file is None else key_file.current
+    for warning in keys.warnings():
+        log.warning("keys", warning=warning)
+    key_file = None if settings.keys_file is None else ApiKeysFile(settings.keys_file, keys, events)
     app = AuthMiddleware(
-        app, api_keys=api_keys, is_loopback=is_loopback(settings.host), host_policy=_host_policy(settings), clock=clock
+        app,
+        api_keys=key_file or keys,
+        is_loopback=is_loopback(settings.host),
+        host_policy=_host_policy(settings),
+        clock=clock,
     )
     app = BodyLimitMiddleware(app, limits=body_limits)
     declared = [route for router in routers for route in router.routes]
     route_policy = RoutePolicy(
         [*declared, *(route for route in api.routes if type(route) is Route)], settings.metrics_key_required
     )
-    app = RequestLogMiddleware(app, route_policy=route_policy, clock=clock, on_request=_request_logger(metrics, log))
-    return Application(settings, active_models, admission, metrics, clock, log, app, load_shedder, key_file)
+    app = RequestLogMiddleware(app, route_policy=route_policy, clock=clock, events=events)
+    return Application(settings, active_models, admission, metrics, clock, log, events, app, load_shedder, key_file)
 
 
 def _host_policy(settings: ServeSettings) -> HostPolicy:
@@ -173,44 +178,42 @@ def _host_policy(settings: ServeSettings) -> HostPolicy:
     return HostPolicy(is_loopback=is_local, hosts=(*own, *settings.hosts()), origins=settings.origins())
 
 
-def _key_logger(log: logs.Logger, keys: ApiKeys) -> Callable[[Sequence[str], str | None], None]:
-    def log_read(names: Sequence[str], why: str | None) -> None:
-        if why is None:
-            log.info("keys_read", keys=names)
+@dataclass(frozen=True, slots=True)
+class _ServerEvents:
+    """Counts and logs the events of connections, requests, keys and certificates."""
+
+    metrics: Metrics
+    log: logs.Logger
+
+    def on_request(self, record: RequestRecord) -> None:
+        self.metrics.observe_request(record.route, record.status, record.seconds)
+        fields = {k: v for k, v in record.fields.items() if v is not None}
+        line = {"request_id": record.request_id, "method": record.method, "route": record.route, "status": record.status,
+                "ms": round(1000 * record.seconds, 3), **fields}  # fmt: skip
+        if record.bug is not None:
+            self.log.error("request_bug", **line, exc_info=record.bug)
+        elif record.route in OPEN_PATHS:
+            self.log.debug("request", **line)  # an orchestrator asks every few seconds
         else:
-            log.error("api_keys_reload_failed", reason=why, valid=names)
+            self.log.info("request", **line)
 
-    for warning in keys.warnings():
-        log.warning("keys", warning=warning)
-    return log_read
+    def on_rejected(self, path: str, status: int) -> None:
+        self.metrics.observe_request(path, status, 0.0)
 
+    def on_connection_end(self, reason: ConnectionEnd) -> None:
+        self.metrics.observe_connection_ended(reason)
 
-def _certificate_logger(log: logs.Logger) -> Callable[[str | None], None]:
-    def tell(why: str | None) -> None:
-        if why is None:
-            log.info("certificate_read")
+    def on_keys_read(self, names: Sequence[str], problem: str | None) -> None:
+        if problem is None:
+            self.log.info("keys_read", keys=names)
         else:
-            log.error("tls_reload_failed", reason=why)
+            self.log.error("api_keys_reload_failed", reason=problem, valid=names)
 
-    return tell
-
-
-def _request_logger(metrics: Metrics, log: logs.Logger) -> Callable[[RequestRecord], None]:
-    log = log.bind()  # an unbound logger is bound again at every line
-
-    def tell(seen: RequestRecord) -> None:
-        metrics.observe_request(seen.route, seen.status, seen.seconds)
-        fields = {k: v for k, v in seen.fields.items() if v is not None}
-        line = {"request_id": seen.request_id, "method": seen.method, "route": seen.route, "status": seen.status,
-                "ms": round(1000 * seen.seconds, 3), **fields}  # fmt: skip
-        if seen.bug is not None:
-            log.error("request_bug", **line, exc_info=seen.bug)
-        elif seen.route in OPEN_PATHS:
-            log.debug("request", **line)  # an orchestrator asks every few seconds
+    def on_certificate_read(self, problem: str | None) -> None:
+        if problem is None:
+            self.log.info("certificate_read")
         else:
-            log.info("request", **line)
-
-    return tell
+            self.log.error("tls_reload_failed", reason=problem)
 
 
 # -- running ----------------------------------------------------------------------------------------------------
@@ -284,9 +287,7 @@ async def serve(
             Any,
             partial(
                 HttpProtocol,
-                shared=Connections(
-                    _limits(settings), application.metrics.observe_connection_ended, application.load_shedder
-                ),
+                shared=Connections(_limits(settings), application.events, application.load_shedder),
             ),
         ),
         ws="none",
@@ -299,7 +300,7 @@ async def serve(
     )
     if (files := settings.tls_files()) is not None:
         config.load()
-        certificate = ReloadingCertificate(files, _certificate_logger(application.log))
+        certificate = ReloadingCertificate(files, application.events)
         config.ssl = certificate.context
         stops.callback(certificate.start())
     server = _UvicornServer(config)
@@ -436,6 +437,26 @@ async def _drain(application: Application, registry: ModelRegistry) -> None:
         raise
 
 
+@dataclass(frozen=True, slots=True)
+class _CheckpointEvents:
+    """Loads a new checkpoint, and logs what keeps one from being loaded."""
+
+    registry: ModelRegistry
+    log: logs.Logger
+
+    async def on_new_checkpoint(self) -> None:
+        await self.registry.load_again()
+
+    def on_unstable(self) -> None:
+        self.log.warning(
+            "checkpoint_never_still",
+            reason="it changes at every poll, so it is not loaded. Write it beside, and move a link to it.",
+        )
+
+    def on_error(self, error: Exception) -> None:
+        self.log.error("checkpoint_watch_failed", exc_info=error)
+
+
 @contextlib.asynccontextmanager
 async def _watching_checkpoints(
     application: Application, registry: ModelRegistry, known: Fingerprint
@@ -451,18 +472,8 @@ async def _watching_checkpoints(
 
     loop.add_signal_handler(signal.SIGHUP, load_again)
     if every_s := application.settings.swap.watch_s:
-
-        def failed(error: Exception) -> None:
-            application.log.error("checkpoint_watch_failed", exc_info=error)
-
-        def unsettled() -> None:
-            application.log.warning(
-                "checkpoint_never_still",
-                reason="it changes at every look, so it is not loaded. Write it beside, and move a link to it.",
-            )
-
         folders = application.settings.watched_folders()
-        looking = watch_checkpoints(folders, known, every_s, registry.load_again, failed, unsettled)
+        looking = watch_checkpoints(folders, known, every_s, _CheckpointEvents(registry, application.log))
         tasks.add(asyncio.create_task(looking, name="checkpoint watcher"))
     try:
         yield

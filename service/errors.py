@@ -206,7 +206,7 @@ class RateLimited(RequestRefused):
 
 
 class Overloaded(RequestRefused):
-    """All seats of admission are taken. REWARD_OVERLOAD_STATUS can make the status 429."""
+    """The server is at capacity. REWARD_OVERLOAD_STATUS can make the status 429."""
 
     code = "overloaded"
     status = 503

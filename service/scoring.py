@@ -341,7 +341,7 @@ def _n_chars(sample: Sample) -> int:
 
 
 def _chunks(samples: Sequence[SampleOrError]) -> list[Sequence[SampleOrError]]:
-    """What one encoder thread takes at a time; one piece may ride while the next is encoded.
+    """What one encoder thread takes at a time; one chunk may be in a batch while the next is encoded.
 
     Samples that begin alike stay together: their prompt is encoded once, and had better be computed once. Ids cost
     nothing to encode.

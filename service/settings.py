@@ -1,6 +1,6 @@
 """What an operator can set, by `REWARD_*` environment or by flag, and what makes no sense together.
 
-Only `app` and the entry points see these classes: a room is handed its numbers. Flags are the lower-case
+Only `app` and the entry points see these classes: every other module is passed its numbers. Flags are the lower-case
 tails of the variables, with hyphens: `REWARD_BATCHING__MAX_TOKENS` is `--batching.max-tokens`.
 """
 
@@ -41,9 +41,13 @@ class Batching(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     max_tokens: int | None = Field(
-        None, gt=0, description="token budget of a batch; a longer row rides alone. Default: follows what forwards take"
+        None,
+        gt=0,
+        description="token budget of a batch; a longer row has a batch of its own. Default: follows what forwards take",
     )
-    linger_ms: float = Field(2.0, ge=0.0, le=10_000.0, description="longest wait for company that is on its way")
+    linger_ms: float = Field(
+        2.0, ge=0.0, le=10_000.0, description="longest wait of a row for rows that are being encoded"
+    )
 
 
 class Cache(BaseModel):
@@ -390,7 +394,7 @@ class ServeSettings(ModelSettings):
         description="how long a connection may be idle between two requests; above the idle timeout of a proxy",
     )
     max_connections: int | None = Field(
-        None, gt=0, description="beyond, the longest silent one makes room; default: what file descriptors allow, 8192"
+        None, gt=0, description="beyond, the longest silent one is evicted; default: what file descriptors allow, 8192"
     )
     webhook_url: str = Field("", description="receiver of alerts: JSON by POST")
     webhook_secret_file: Path | None = Field(
@@ -404,11 +408,13 @@ class ServeSettings(ModelSettings):
     )
     allowed_origins: str = Field("", description="without keys: origins of pages that may ask, with commas; *: any")
     scorer_timeout_s: float = Field(
-        60.0, ge=0.0, allow_inf_nan=False, description="longest forward; beyond: nobody waits for it; 0: any"
+        60.0, ge=0.0, allow_inf_nan=False, description="longest forward; beyond, requests are refused; 0: any"
     )
     tls_cert_file: Path | None = Field(None, description="certificate chain in PEM; empty: no TLS")
     tls_key_file: Path | None = Field(None, description="its key in PEM, without a password")
-    tls_client_ca_file: Path | None = Field(None, description="who has no certificate of these is not talked to")
+    tls_client_ca_file: Path | None = Field(
+        None, description="require client certificates signed by this CA (mTLS), in PEM"
+    )
     drain_timeout_s: float = Field(60.0, gt=0, description="longest wait for accepted work at shutdown")
 
     @model_validator(mode="before")

@@ -22,6 +22,7 @@ from math import inf
 from pathlib import Path
 
 from rewardserve.model.text.text_files import decode_text
+from rewardserve.service.auth.events import AuthEvents
 from rewardserve.service.auth.rate_limits import UNLIMITED, RateLimits
 from rewardserve.service.storage.files import FileState, error_reason, file_state, poll_in_thread, read_bounded
 
@@ -97,6 +98,10 @@ class ApiKeys:
     keys: tuple[ApiKey, ...] = ()
     reserved: RunPatterns = RunPatterns()
     is_required: bool = False
+
+    def current(self) -> ApiKeys:
+        """These keys, as `ApiKeysFile.current`."""
+        return self
 
     def permissions(self, key: ApiKey) -> RunPermissions:
         """Who sends what comes with this key."""
@@ -271,14 +276,14 @@ class ApiKeysFile:
 
     A readable file says which keys are valid, as `merge_keys` reads two looks in a row: a line that is no key is none, and a file
     without keys, or no file, means that no key is valid. Only a file that cannot be read leaves the keys as they were.
-    `on_change(names, problem)` is called for every change, with the valid keys; `problem` is what is wrong with the file in two
+    `events.on_keys_read` is called for every change, with the valid keys; `problem` is what is wrong with the file in two
     polls in a row.
     """
 
-    def __init__(self, path: Path, api_keys: ApiKeys, on_change: Callable[[Sequence[str], str | None], None]) -> None:
+    def __init__(self, path: Path, api_keys: ApiKeys, events: AuthEvents) -> None:
         self._path = path
         self._current = api_keys
-        self._on_change = on_change
+        self._events = events
         self._state: FileState | None = None
         self._is_stable = False
         self._last_read = api_keys.keys
@@ -318,7 +323,7 @@ class ApiKeysFile:
         has_changed = set(api_keys.keys) != set(self._current.keys) or self._reported_problem != reported_problem
         self._current = api_keys
         if has_changed:
-            self._on_change([key.name for key in api_keys.keys], self._reported_problem)
+            self._events.on_keys_read([key.name for key in api_keys.keys], self._reported_problem)
 
 
 def _read(path: Path) -> tuple[tuple[ApiKey, ...], str | None]:

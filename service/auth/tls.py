@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rewardserve.service.auth.events import AuthEvents
 from rewardserve.service.storage.files import FileState, file_state, poll_in_thread, read_bounded
 
 _POLL_INTERVAL_S = 1.0
@@ -66,12 +67,12 @@ def create_ssl_context(files: TlsFiles) -> ssl.SSLContext:
 class ReloadingCertificate:
     """`context` is for the listening socket; every handshake gets what the files held at the last look, which is on a thread.
 
-    `on_reload(why)` is called when they were read again; where they are no good, why, and what was there before is kept.
+    `events` are notified when they were read again; files that are no good are reported, and the certificate of before is kept.
     """
 
-    def __init__(self, files: TlsFiles, on_reload: Callable[[str | None], None]) -> None:
+    def __init__(self, files: TlsFiles, events: AuthEvents) -> None:
         self._files = files
-        self._on_reload = on_reload
+        self._events = events
         self._last_state = self._state()
         self.context = self._current = create_ssl_context(files)
         self.context.sni_callback = self._select_context
@@ -90,7 +91,7 @@ class ReloadingCertificate:
             self._current = create_ssl_context(self._files)
         except TlsError as error:
             why = str(error)
-        self._on_reload(why)
+        self._events.on_certificate_read(why)
 
     def _select_context(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         if connection.context is not self._current:

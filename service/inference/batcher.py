@@ -1,7 +1,7 @@
 """Task that takes batches from the planner and runs the scorer on them.
 
 Forwards run on threads of their own, as many at a time as the scorer takes. A batch that fails is halved, so one
-bad row fails alone. Knows nothing of HTTP, samples or metrics; `on_batch` is called with the result of each batch.
+bad row fails alone. Knows nothing of HTTP, samples or metrics; `events` are notified of the result of each batch.
 The waiters of each row are kept in `queue`.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +25,7 @@ from rewardserve.service.errors import (
     ShuttingDown,
 )
 from rewardserve.service.inference.batch_size import BatchSizeController
+from rewardserve.service.inference.events import InferenceEvents
 from rewardserve.service.inference.outcomes import (
     BatchOutcome,
     BatchResult,
@@ -56,7 +57,7 @@ class Batcher:
     """Start it, let callers `score`, stop it. All methods belong to one event loop.
 
     `batch_size` None: the budget is the one of `limits`; otherwise it follows what forwards take. `cache` None: scores are
-    not remembered. `watchdog` None: a forward may take for ever; `on_state` is called when the state of the scorer changes.
+    not remembered. `watchdog` None: a forward may take for ever.
     """
 
     def __init__(
@@ -64,22 +65,20 @@ class Batcher:
         scorer: Scorer,
         limits: BatchLimits,
         clock: Clock,
-        on_batch: Callable[[BatchResult], None],
+        events: InferenceEvents,
         *,
         batch_size: BatchSizeController | None = None,
         cache: ScoreCache | None = None,
         watchdog: Watchdog | None = None,
-        on_state: Callable[[ScorerState], None] = lambda state: None,
     ) -> None:
         self._scorer = scorer
         self._limits = limits
         self._batch_size = batch_size
         self._clock = clock
-        self._on_batch = on_batch
+        self._events = events
         self._queue = RequestQueue(ScoreCache(0, version=0) if cache is None else cache, scorer.shares_prefixes)
         self._in_flight: dict[asyncio.Task[None], list[PendingRow]] = {}
         self._watchdog = watchdog
-        self._on_state = on_state
         self._state: ScorerState = "healthy"
         self._forward_started_at: dict[object, float] = {}  # forwards under way, by the watchdog's clock
         self._freed_at = -math.inf
@@ -217,7 +216,7 @@ class Batcher:
             self._in_flight.clear()
             self._queue.reject_all(end)
         if cause is not None:
-            self._on_batch(self._result("bug", unfinished, self._clock.now(), error=cause))
+            self._events.on_batch(self._result("bug", unfinished, self._clock.now(), error=cause))
 
     async def _dispatch_or_wait(self) -> None:
         """Dispatch one batch, or wait until there is a reason to plan again."""
@@ -285,7 +284,7 @@ class Batcher:
             failures_left -= 1
             if isinstance(error, OutOfMemory):
                 self._lower_max_tokens(group)
-            self._on_batch(self._result(batch_outcome(error), group, started_at, forward_s, error=error))
+            self._events.on_batch(self._result(batch_outcome(error), group, started_at, forward_s, error=error))
             if len(group) == 1 or failures_left <= 0 or isinstance(error, ScorerBug):
                 failure = row_error(error, [row.n_tokens for row in group])
                 for row in group:
@@ -338,7 +337,7 @@ class Batcher:
         state = self._watchdog.state(self._forward_started_at.values(), self._scorer.concurrency)
         if state != self._state:
             self._state = state
-            self._on_state(state)
+            self._events.on_scorer_state(state)
             if state == "hanging":
                 self._queue.reject_requests(scorer_hanging_error())
                 self._cancel_if_hanging()
@@ -364,7 +363,7 @@ class Batcher:
             else:
                 any_score = True
                 self._queue.complete(row, heads, started_at, forward_s, a_token * row.n_tokens)
-        self._on_batch(done)
+        self._events.on_batch(done)
         return any_score
 
     def _lower_max_tokens(self, group: Sequence[PendingRow]) -> None:

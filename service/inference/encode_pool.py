@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rewardserve.model.backends import SampleEncoder
@@ -15,19 +15,20 @@ from rewardserve.model.conversation import Sample, SampleError
 from rewardserve.model.encoding import Encoded
 from rewardserve.model.resource_errors import describe_resource_error
 from rewardserve.service.errors import EncodingFailed, RowFailed
+from rewardserve.service.inference.events import InferenceEvents
 
 _MAX_INLINE_IDS = 16_384
 """So many ids are checked in about half a millisecond: less than the event loop would lose to a thread and back."""
 
 
 class EncodePool:
-    """A thread pool around `encode`. `on_bug` is called with exceptions that no encoder should raise."""
+    """A thread pool around `encode`. `events` are notified of exceptions that no encoder should raise."""
 
-    def __init__(self, encode: SampleEncoder, n_threads: int, on_bug: Callable[[BaseException], None]) -> None:
+    def __init__(self, encode: SampleEncoder, n_threads: int, events: InferenceEvents) -> None:
         # Ours are the threads: left alone, the tokenizer would spread a batch over all cores, the scorer's included.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._encode = encode
-        self._on_bug = on_bug
+        self._events = events
         self._executor = ThreadPoolExecutor(n_threads, thread_name_prefix="encoder")
 
     async def encode(self, samples: Sequence[Sample]) -> list[Encoded | SampleError | RowFailed]:
@@ -57,7 +58,7 @@ class EncodePool:
             raise
         except BaseException as error:
             # Its text may hold a piece of the conversation, so it is neither sent nor logged.
-            self._on_bug(error)
+            self._events.on_encode_bug(error)
             if isinstance(error, OSError):  # a chat template needs a process that cannot be started
                 return EncodingFailed(
                     f"the sample cannot be encoded now: {describe_resource_error(error) or error.strerror}."

@@ -91,17 +91,17 @@ class ShadowComparison:
 
 
 class Shadow:
-    """Scores `share` of the prompts, chosen by their ids, with all responses that came together. `told` is called after every
-    comparison with the number of samples, and their pairs by order.
+    """Scores `share` of the prompts, chosen by their ids, with all responses that came together. `on_comparison` is
+    called after every comparison with the number of samples, and their pairs by order.
     """
 
     def __init__(
-        self, background_scorer: BackgroundScorer, share: float, told: Callable[[int, Mapping[str, int]], None]
+        self, background_scorer: BackgroundScorer, share: float, on_comparison: Callable[[int, Mapping[str, int]], None]
     ) -> None:
         self.share = share
         self.agreement = AgreementStats()
         self._background_scorer = background_scorer
-        self._told = told
+        self._on_comparison = on_comparison
 
     def ask(self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed]) -> None:
         """Score some of these, soon. Never waits."""
@@ -123,7 +123,7 @@ class Shadow:
             self.agreement.count([pair for _, pair in both])
             for order, n in orders.items():
                 self.agreement.orders[order] += n
-            self._told(len(both), orders)
+            self._on_comparison(len(both), orders)
 
         self._background_scorer.submit([row.sample for row, _ in chosen], compare)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _CHECKPOINT_SUFFIXES = (*_WEIGHT_SUFFIXES, ".json", ".txt", ".jinja", ".model", ".tiktoken")
@@ -76,27 +76,34 @@ def _without(paths: set[str], seen: Fingerprint) -> Fingerprint:
     return tuple(each for each in seen if each[0] not in paths)
 
 
-async def watch_checkpoints(
-    paths: Sequence[Path],
-    known: Fingerprint,
-    every_s: float,
-    on_new_checkpoint: Callable[[], Awaitable[None]],
-    on_error: Callable[[Exception], None],
-    on_unstable: Callable[[], None],
-) -> None:
-    """For ever: `on_new_checkpoint` is awaited for every new checkpoint. The looks are on a thread: a network's folder may hang.
+class CheckpointEvents(Protocol):
+    """Is notified of what the watcher finds."""
 
-    `on_error` is called with an error that was not foreseen, such as no thread to be had, and looking goes on; `on_unstable`, now
-    and then, while a new checkpoint does not hold still.
-    """
+    async def on_new_checkpoint(self) -> None:
+        """There is a new checkpoint, and a whole one."""
+        ...
+
+    def on_unstable(self) -> None:
+        """A new checkpoint has not held still for a while; called now and then."""
+        ...
+
+    def on_error(self, error: Exception) -> None:
+        """A poll has failed for a reason that was not foreseen, such as no thread to be had; polling goes on."""
+        ...
+
+
+async def watch_checkpoints(
+    paths: Sequence[Path], known: Fingerprint, every_s: float, events: CheckpointEvents
+) -> None:
+    """Poll for ever. The polls are on a thread: a network's folder may hang."""
     watcher = CheckpointWatcher(known)
     while True:
         await asyncio.sleep(every_s)
         try:
             found = watcher.poll(await asyncio.to_thread(fingerprint, paths))
             if found == "new":
-                await on_new_checkpoint()
+                await events.on_new_checkpoint()
             elif found == "unstable":
-                on_unstable()
+                events.on_unstable()
         except Exception as error:
-            on_error(error)
+            events.on_error(error)

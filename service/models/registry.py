@@ -83,16 +83,7 @@ class ModelRegistry:
         self._refused: RefusedLoad | None = None
         self._next_version = FIRST_VERSION
         self._deployment = DeploymentState((self._activate_prepared(first, source),))
-        resources.metrics.watch_queue(
-            lambda: sum(each.batcher.n_samples for each in self._runtimes.values()),
-            lambda: self.n_queued_tokens,
-            lambda: self.serving.batcher.limits.target,
-        )
-        resources.metrics.watch_memory(self._memory)
-        resources.metrics.watch_scorer(lambda: self.serving.batcher.scorer_state != "healthy")
-        resources.metrics.watch_canaries(
-            lambda: {canary.name: canary.margin for canary in self.serving.canaries.latest}
-        )
+        resources.metrics.watch_models(self)
         self._publish()
 
     @property
@@ -100,10 +91,37 @@ class ModelRegistry:
         """The model in service."""
         return self._runtimes[self._deployment.serving]
 
+    # -- what metrics show ------------------------------------------------------------------------------------------
+
+    @property
+    def n_queued_samples(self) -> int:
+        """Rows that wait for a batch, of any model."""
+        return sum(each.batcher.n_samples for each in self._runtimes.values())
+
     @property
     def n_queued_tokens(self) -> int:
         """Tokens that wait for a batch, of any model."""
         return sum(each.batcher.n_tokens for each in self._runtimes.values())
+
+    @property
+    def batch_budget_tokens(self) -> int:
+        """Tokens that are enough for a batch of the model in service."""
+        return self.serving.batcher.limits.target
+
+    @property
+    def is_scorer_hanging(self) -> bool:
+        """Whether a forward of the model in service does not come back."""
+        return self.serving.batcher.scorer_state != "healthy"
+
+    @property
+    def device_memory(self) -> tuple[int, int]:
+        """Bytes of the device that are used, and bytes that it has."""
+        return self.serving.loaded.memory()
+
+    @property
+    def canary_margins(self) -> dict[str, float]:
+        """Raw score of each honest answer above that of its exploit, by canary."""
+        return {canary.name: canary.margin for canary in self.serving.canaries.latest}
 
     @property
     def status(self) -> DeploymentStatus:
@@ -353,9 +371,6 @@ class ModelRegistry:
         gc.collect()  # what counting references leaves behind; what was there at the start is spared
         await asyncio.to_thread(trim_heap)
         self._log.info("model_unloaded", version=version)
-
-    def _memory(self) -> tuple[int, int]:
-        return self.serving.loaded.memory()
 
     def _check_loaded(self, version: int) -> None:
         if version not in self._runtimes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -160,13 +160,11 @@ class ModelRuntime:
 def start_runtime(resources: SharedResources, model: PreparedModel, version: int, source: Source) -> ModelRuntime:
     """Start the runtime of a loaded model. The batcher is running when this returns. Needs a running event loop."""
     settings, metrics, clock = resources.settings, resources.metrics, resources.clock
-    loaded, pipeline, log = model.loaded, model.pipeline, logs.logger("batcher")
-    encode_pool = EncodePool(
-        loaded.encode, settings.encoder_threads, lambda error: log.error("encoder_bug", exc_info=error)
-    )
+    loaded, pipeline = model.loaded, model.pipeline
+    events = _InferenceReport(metrics, logs.logger("batcher"))
+    encode_pool = EncodePool(loaded.encode, settings.encoder_threads, events)
     watchdog = Watchdog(resources.scorer_timeout_s) if resources.scorer_timeout_s else None
-    tell_of_batches, tell_of_scorer = _batch_reporter(metrics, log), _scorer_state_logger(log)
-    batcher = create_batcher(settings, loaded, clock, tell_of_batches, version, watchdog, tell_of_scorer)
+    batcher = create_batcher(settings, loaded, clock, events, version, watchdog)
     baseline_store = _build_baseline_store(settings, loaded, pipeline)
     watcher = _build_watcher(resources, model, baseline_store, version)
     metrics.model_loaded(version, loaded.calibration, pipeline)
@@ -274,28 +272,37 @@ def _baseline(calibration: Calibration | None, pipeline: Pipeline) -> Baseline:
     return Baseline(known, saturation=(calibration.quantiles[-1][1] - scale.mean) / scale.std)
 
 
-def _scorer_state_logger(log: logs.Logger) -> Callable[[ScorerState], None]:
-    def tell(state: ScorerState) -> None:
-        level = log.info if state == "healthy" else log.error
-        level("scorer_state", state=state)
+@dataclass(frozen=True, slots=True)
+class _InferenceReport:
+    """Counts and logs the batches of one model."""
 
-    return tell
+    metrics: Metrics
+    log: logs.Logger
 
-
-def _batch_reporter(metrics: Metrics, log: logs.Logger) -> Callable[[BatchResult], None]:
-    def tell(done: BatchResult) -> None:
-        if done.outcome == "ok":
-            metrics.observe_batch(
-                done.n_rows, done.n_row_tokens, done.n_tokens, done.n_computed, done.n_padding, done.forward_s
+    def on_batch(self, result: BatchResult) -> None:
+        if result.outcome == "ok":
+            self.metrics.observe_batch(
+                result.n_rows,
+                result.n_row_tokens,
+                result.n_tokens,
+                result.n_computed,
+                result.n_padding,
+                result.forward_s,
             )
-            metrics.observe_queue(done.queue_s)
+            self.metrics.observe_queue(result.queue_s)
             return
-        metrics.observe_failure(done.outcome)
-        if done.outcome == "out_of_memory":
-            log.warning("batch_out_of_memory", rows=done.n_rows, tokens=done.n_tokens, budget=done.budget)
+        self.metrics.observe_failure(result.outcome)
+        sizes = {"rows": result.n_rows, "tokens": result.n_tokens}
+        if result.outcome == "out_of_memory":
+            self.log.warning("batch_out_of_memory", **sizes, budget=result.budget)
         else:
             # Only a backend's own words are written down: those of any other exception may quote anything.
-            said = str(done.error)[:500] if isinstance(done.error, ScorerError) else ""
-            log.error(f"batch_{done.outcome}", rows=done.n_rows, tokens=done.n_tokens, said=said, exc_info=done.error)
+            said = str(result.error)[:500] if isinstance(result.error, ScorerError) else ""
+            self.log.error(f"batch_{result.outcome}", **sizes, said=said, exc_info=result.error)
 
-    return tell
+    def on_scorer_state(self, state: ScorerState) -> None:
+        level = self.log.info if state == "healthy" else self.log.error
+        level("scorer_state", state=state)
+
+    def on_encode_bug(self, error: BaseException) -> None:
+        self.log.error("encoder_bug", exc_info=error)

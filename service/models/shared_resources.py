@@ -12,6 +12,7 @@ from rewardserve.service.admission import Admission
 from rewardserve.service.clock import Clock
 from rewardserve.service.inference.encode_pool import EncodePool
 from rewardserve.service.inference.outcomes import BatchResult
+from rewardserve.service.inference.watchdog import ScorerState
 from rewardserve.service.models.batchers import create_batcher
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import Metrics
@@ -76,7 +77,7 @@ def create_shared_resources(
         blocks=frozenset(config.block),
     )
     monitor = RunMonitor(BaselineSource(), limits, config.wires)
-    metrics.watch_runs(monitor, clock.now)
+    metrics.watch_runs(monitor, clock)
     return SharedResources(
         settings,
         admission,
@@ -99,14 +100,9 @@ def _build_evidence_store(settings: ModelSettings) -> EvidenceStore | None:
 
 
 def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock, metrics: Metrics) -> AuditJudge:
-    log = logs.logger("audit")
-    encode_pool = EncodePool(audit.encode, 1, lambda error: log.error("encoder_bug", exc_info=error))
-
-    def tell(done: BatchResult) -> None:
-        if done.outcome != "ok":
-            log.error(f"batch_{done.outcome}", rows=done.n_rows, tokens=done.n_tokens)
-
-    batcher = create_batcher(settings, audit, clock, tell, _NO_VERSION)
+    events = _AuditReport(logs.logger("audit"))
+    encode_pool = EncodePool(audit.encode, 1, events)
+    batcher = create_batcher(settings, audit, clock, events, _NO_VERSION)
     batcher.start()
     pipeline = build_pipeline(audit.ensemble_members, RewardSettings(shape="none"))
     share = settings.tripwires.audit_share
@@ -118,3 +114,20 @@ def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock, metr
         on_skipped=metrics.observe_audit_skipped,
         close=audit.scorer.close,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _AuditReport:
+    """Logs the failures of the audit model; what it scores is counted nowhere."""
+
+    log: logs.Logger
+
+    def on_batch(self, result: BatchResult) -> None:
+        if result.outcome != "ok":
+            self.log.error(f"batch_{result.outcome}", rows=result.n_rows, tokens=result.n_tokens)
+
+    def on_scorer_state(self, state: ScorerState) -> None:
+        self.log.error("scorer_state", state=state)
+
+    def on_encode_bug(self, error: BaseException) -> None:
+        self.log.error("encoder_bug", exc_info=error)

@@ -73,7 +73,7 @@ class _SafeStream:
 
 
 def logger(name: str) -> Logger:
-    """A logger whose lines carry `room`."""
+    """A logger whose lines carry `component`."""
     bound: Logger = structlog.get_logger(component=name)
     return bound
 

@@ -6,12 +6,12 @@ Names and labels are binding (DESIGN, section 4). Knows no HTTP framework and no
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import inf
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import Metric
@@ -21,6 +21,7 @@ from prometheus_client.utils import floatToGoString
 
 from rewardserve.model.calibration import Calibration
 from rewardserve.model.reward import Pipeline, Reward
+from rewardserve.service.clock import Clock
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.runs import NAMES as RUNS
 from rewardserve.service.observability.runs import CanaryCollector, RunsCollector
@@ -94,7 +95,7 @@ TABLE: tuple[MetricSpec, ...] = (
         ("run", "model")),
     MetricSpec("samples_inspected_total", "counter", "Samples of runs: inspected by trip wires, or skipped for want of CPU budget.",
         ("outcome",)),
-    MetricSpec("runs_over_limit_total", "counter", "Watched samples of named runs for which there was no room."),
+    MetricSpec("runs_over_limit_total", "counter", "Watched samples of named runs beyond the limit of runs."),
     MetricSpec("canary_margin", "gauge", "Raw score of an honest answer above that of an exploit.", ("canary",)),
     MetricSpec("collector_failures_total", "counter", "Parts of the metrics that a scrape could not read and left out.", ("part",)),
     MetricSpec("alerts_lost_total", "counter", "Alerts that the webhook's receiver never had."),
@@ -221,6 +222,40 @@ _INITIALIZED_AT_ZERO = (
 """Counted from 0: the first time is what an alert is about, and of a series that begins with 1 nobody sees it rise."""
 
 
+class ModelStats(Protocol):
+    """State of the loaded models, as metrics show it."""
+
+    @property
+    def n_queued_samples(self) -> int:
+        """Rows that wait for a batch, of any model."""
+        ...
+
+    @property
+    def n_queued_tokens(self) -> int:
+        """Tokens that wait for a batch, of any model."""
+        ...
+
+    @property
+    def batch_budget_tokens(self) -> int:
+        """Tokens that are enough for a batch of the model in service."""
+        ...
+
+    @property
+    def is_scorer_hanging(self) -> bool:
+        """Whether a forward of the model in service does not come back."""
+        ...
+
+    @property
+    def device_memory(self) -> tuple[int, int]:
+        """Bytes of the device that are used, and bytes that it has."""
+        ...
+
+    @property
+    def canary_margins(self) -> Mapping[str, float]:
+        """Raw score of each honest answer above that of its exploit, by canary."""
+        ...
+
+
 class Metrics:
     """A registry of our own with every row of the table, and one method for each kind of event."""
 
@@ -261,10 +296,10 @@ class Metrics:
         try:
             return generate_latest(_SingleCollector(collector))
         except Exception as error:
-            self._failed(_part_of(collector), error)
+            self.collector_failed(_part_of(collector), error)
             return b""
 
-    def _failed(self, part: str, error: Exception) -> None:
+    def collector_failed(self, part: str, error: Exception) -> None:
         """Count a part that this scrape leaves out; log it where the scrape before could read it."""
         self._count("collector_failures_total", 1, part)
         is_new = part not in self._failing and part not in self._failed_before
@@ -311,33 +346,21 @@ class Metrics:
         for name in ("agreement", "shift", "correlation"):
             self._gauges[f"shadow_{name}"].clear()
 
-    def watch_queue(
-        self, n_samples: Callable[[], int], n_tokens: Callable[[], int], batch_budget: Callable[[], int]
-    ) -> None:
-        """Read the length of the queue, and the budget of the batches that it is for, whenever somebody looks."""
-        self._gauges["queue_samples"].set_function(n_samples)
-        self._gauges["queue_tokens"].set_function(n_tokens)
-        self._gauges["batch_budget_tokens"].set_function(batch_budget)
-
-    def watch_scorer(self, hangs: Callable[[], bool]) -> None:
-        """Ask whether forwards come back whenever somebody looks."""
-        self._gauges["scorer_hanging"].set_function(hangs)
-
-    def watch_runs(self, monitor: RunMonitor, now: Callable[[], float]) -> None:
-        """Read the state of runs at every scrape; `now` is the clock of the run monitor. Once a process."""
-        self._registry.register(
-            RunsCollector({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, monitor, now, self._failed)
-        )
-
-    def watch_canaries(self, margins: Callable[[], Mapping[str, float]]) -> None:
-        """Read the margins of canaries whenever somebody looks. Once a process."""
+    def watch_models(self, stats: ModelStats) -> None:
+        """Read the state of the models at every scrape. Once a process."""
+        self._gauges["queue_samples"].set_function(lambda: stats.n_queued_samples)
+        self._gauges["queue_tokens"].set_function(lambda: stats.n_queued_tokens)
+        self._gauges["batch_budget_tokens"].set_function(lambda: stats.batch_budget_tokens)
+        self._gauges["scorer_hanging"].set_function(lambda: stats.is_scorer_hanging)
+        self._gauges["device_memory_bytes"].labels(kind="used").set_function(lambda: stats.device_memory[0])
+        self._gauges["device_memory_bytes"].labels(kind="total").set_function(lambda: stats.device_memory[1])
         row = next(row for row in TABLE if row.name == "canary_margin")
-        self._registry.register(CanaryCollector(row, PREFIX + row.name, margins))
+        self._registry.register(CanaryCollector(row, PREFIX + row.name, stats))
 
-    def watch_memory(self, memory: Callable[[], tuple[int, int]]) -> None:
-        """Read how many bytes of the device are used, and how many there are, whenever somebody looks."""
-        self._gauges["device_memory_bytes"].labels(kind="used").set_function(lambda: memory()[0])
-        self._gauges["device_memory_bytes"].labels(kind="total").set_function(lambda: memory()[1])
+    def watch_runs(self, monitor: RunMonitor, clock: Clock) -> None:
+        """Read the state of runs at every scrape; `clock` is that of the monitor. Once a process."""
+        rows = {row.name: row for row in TABLE if row.name in RUNS}
+        self._registry.register(RunsCollector(rows, PREFIX, monitor, clock, self))
 
     def set_scoring_routes(self, routes: Iterable[str]) -> None:
         """The routes whose requests have the kind `scoring`. Once, before the first request."""

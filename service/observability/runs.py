@@ -6,19 +6,36 @@ added up, and say what one replica would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from rewardserve.service.clock import Clock
 from rewardserve.service.tripwires.baseline import BaselineStat, component
 from rewardserve.service.tripwires.run_monitor import Run, RunMonitor
 from rewardserve.service.tripwires.running_sums import COMPONENT_ENTRIES, ENTRIES
 from rewardserve.service.tripwires.wires import cause_of
 
-Add = Callable[..., None]
+
+class _Samples:
+    """Samples of metrics that share some labels."""
+
+    def __init__(self, rows: list[tuple[str, dict[str, str], float]], **labels: str) -> None:
+        self._rows, self._labels = rows, labels
+
+    def add(self, name: str, value: float, **labels: str) -> None:
+        """Append one sample of the metric `name`."""
+        self._rows.append((name, {**labels, **self._labels}, float(value)))
+
+
+class CollectorFailures(Protocol):
+    """Takes note of what a scrape leaves out."""
+
+    def collector_failed(self, part: str, error: Exception) -> None:
+        """A part of the metrics could not be read."""
+        ...
 
 
 class MetricDescription(Protocol):
@@ -44,8 +61,8 @@ NAMES = (
 
 
 class RunsCollector(Collector):
-    """The state of every run that has not ended. The monitor bounds how many there are. `failed(part, error)` is called for a run
-    that is left out.
+    """The state of every run that has not ended. The monitor bounds how many there are. A run that cannot be read is left out, and
+    reported to `failures`.
     """
 
     def __init__(
@@ -53,10 +70,10 @@ class RunsCollector(Collector):
         rows: Mapping[str, MetricDescription],
         prefix: str,
         monitor: RunMonitor,
-        now: Callable[[], float],
-        failed: Callable[[str, Exception], None],
+        clock: Clock,
+        failures: CollectorFailures,
     ) -> None:
-        self._rows, self._prefix, self._monitor, self._now, self._failed = rows, prefix, monitor, now, failed
+        self._rows, self._prefix, self._monitor, self._clock, self._failures = rows, prefix, monitor, clock, failures
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of one scrape."""
@@ -67,66 +84,64 @@ class RunsCollector(Collector):
 
         samples: list[tuple[str, dict[str, str], float]] = []
 
-        def add(name: str, value: float, **labels: str) -> None:
-            samples.append((name, labels, float(value)))
-
+        common = _Samples(samples)
         for wire, threshold in monitor.thresholds.items():
-            add("tripwire_threshold", threshold, wire=wire)
-        add("runs_over_limit_total", monitor.n_over_limit)
-        add("samples_inspected_total", monitor.n_inspected, outcome="inspected")
-        add("samples_inspected_total", monitor.n_skipped, outcome="skipped")
-        now = self._now()
+            common.add("tripwire_threshold", threshold, wire=wire)
+        common.add("runs_over_limit_total", monitor.n_over_limit)
+        common.add("samples_inspected_total", monitor.n_inspected, outcome="inspected")
+        common.add("samples_inspected_total", monitor.n_skipped, outcome="skipped")
+        now = self._clock.now()
         for run, state in monitor.runs.items():
             if monitor.has_ended(run, now):
                 continue  # its alerts resolve
             n_before = len(samples)
             try:
-                self._add_run(partial(add, run=run, model=state.baseline_source.model), state, now)
+                self._add_run(_Samples(samples, run=run, model=state.baseline_source.model), state, now)
             except Exception as error:
                 del samples[n_before:]
-                self._failed("run", error)
+                self._failures.collector_failed("run", error)
         for name, labels, value in samples:
             families[name].add_sample(prefix + name, labels, value)
         yield from families.values()
 
-    def _add_run(self, add: Add, state: Run, now: float) -> None:
-        _add_wires(add, state, self._monitor)
-        _add_sums(add, state)
-        _add_baseline(add, state)
+    def _add_run(self, samples: _Samples, state: Run, now: float) -> None:
+        _add_wires(samples, state, self._monitor)
+        _add_sums(samples, state)
+        _add_baseline(samples, state)
         if state.model_changed_at is not None:
-            add("run_model_age_seconds", now - state.model_changed_at)
+            samples.add("run_model_age_seconds", now - state.model_changed_at)
         if state.step is not None:
-            add("run_step", state.step)
+            samples.add("run_step", state.step)
         if state.kl is not None:
-            add("run_kl", state.kl)
+            samples.add("run_kl", state.kl)
 
 
-def _add_wires(add: Add, state: Run, monitor: RunMonitor) -> None:
+def _add_wires(samples: _Samples, state: Run, monitor: RunMonitor) -> None:
     for wire in monitor.thresholds:
-        add("tripwire_tripped", float(wire in state.alerts), wire=wire, cause=cause_of(wire))
+        samples.add("tripwire_tripped", float(wire in state.alerts), wire=wire, cause=cause_of(wire))
     for wire, statistic in state.statistics.items():
-        add("tripwire_statistic", statistic, wire=wire)
+        samples.add("tripwire_statistic", statistic, wire=wire)
     for wire, n in state.trips.items():
-        add("tripwire_trips_total", n, wire=wire)
+        samples.add("tripwire_trips_total", n, wire=wire)
 
 
-def _add_sums(add: Add, state: Run) -> None:
+def _add_sums(samples: _Samples, state: Run) -> None:
     sums = iter(state.all_sums.sums)
     for of in ENTRIES:
-        add("run_sum_total", next(sums), of=of)
+        samples.add("run_sum_total", next(sums), of=of)
     for name in state.baseline_source.components:
         for of in COMPONENT_ENTRIES:
-            add("run_component_sum_total", next(sums), component=name, of=of)
+            samples.add("run_component_sum_total", next(sums), component=name, of=of)
 
 
-def _add_baseline(add: Add, state: Run) -> None:
+def _add_baseline(samples: _Samples, state: Run) -> None:
     named = {component(i): name for i, name in enumerate(state.baseline_source.components)}
     for of, stat in state.baseline.stats.items():
         for order, value in enumerate(_powers(stat)):
             if of in named:
-                add("run_component_baseline_moment", value, component=named[of], order=str(order))
+                samples.add("run_component_baseline_moment", value, component=named[of], order=str(order))
             else:
-                add("run_baseline_moment", value, of=of, order=str(order))
+                samples.add("run_baseline_moment", value, of=of, order=str(order))
 
 
 def _powers(stat: BaselineStat) -> tuple[float, float, float]:
@@ -134,15 +149,24 @@ def _powers(stat: BaselineStat) -> tuple[float, float, float]:
     return stat.n, stat.n * stat.mean, stat.n * (stat.mean * stat.mean + stat.std * stat.std)
 
 
-class CanaryCollector(Collector):
-    """The latest margins of the canaries, read at a scrape."""
+class CanarySource(Protocol):
+    """Has the latest results of the canaries."""
 
-    def __init__(self, row: MetricDescription, name: str, margins: Callable[[], Mapping[str, float]]) -> None:
-        self._row, self._name, self._margins = row, name, margins
+    @property
+    def canary_margins(self) -> Mapping[str, float]:
+        """Raw score of each honest answer above that of its exploit, by canary."""
+        ...
+
+
+class CanaryCollector(Collector):
+    """The latest margins of the canaries, read at every scrape."""
+
+    def __init__(self, row: MetricDescription, name: str, source: CanarySource) -> None:
+        self._row, self._name, self._source = row, name, source
 
     def collect(self) -> Iterator[Metric]:
         """One gauge a canary."""
         family = Metric(self._name, self._row.help, self._row.kind)
-        for canary, margin in self._margins().items():
+        for canary, margin in self._source.canary_margins.items():
             family.add_sample(self._name, {"canary": canary}, margin)
         yield family

@@ -21,7 +21,7 @@ from rewardserve.service.api.server_limits import ServerLimits
 from rewardserve.service.app import _MAX_CLOSING_S
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.models.active_models import ActiveModels
-from rewardserve.service.observability.metrics import PREFIX, TABLE
+from rewardserve.service.observability.metrics import PREFIX, TABLE, Metrics
 from rewardserve.service.settings import ServeSettings, unknown_variables
 from tests.support.manifests import K8S, fits, of_kind, pod_templates
 
@@ -61,7 +61,7 @@ def size(quantity):
 @cache
 def get_routes():
     """Paths that answer GET: those of the router that the server includes."""
-    router = health_routes(ActiveModels(), ServerLimits(1, 1, 1, 1), bytes, "text/plain", frozenset(), MonotonicClock())
+    router = health_routes(ActiveModels(), ServerLimits(1, 1, 1, 1), Metrics(), frozenset(), MonotonicClock())
     return frozenset(route.path for route in router.routes if "GET" in route.methods)
 
 

@@ -7,6 +7,7 @@ import random
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import yaml
 from prometheus_client import CollectorRegistry
@@ -18,6 +19,7 @@ from rewardserve.service.observability.runs import RunsCollector
 from rewardserve.service.tripwires.baseline import Baseline, BaselineSource
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
+from tests.support.service_fakes import StillClock
 
 SCRAPE_S = 15
 PER_SCRAPE = 256
@@ -83,7 +85,13 @@ def scraped(monitor, replica, now):
     """What `/metrics` would say of the monitor, by series."""
     registry = CollectorRegistry()
     registry.register(
-        RunsCollector({row.name: row for row in TABLE if row.name in RUNS}, PREFIX, monitor, lambda: now, failed=print)
+        RunsCollector(
+            {row.name: row for row in TABLE if row.name in RUNS},
+            PREFIX,
+            monitor,
+            StillClock(now),
+            SimpleNamespace(collector_failed=print),
+        )
     )
     found = {}
     for family in registry.collect():

@@ -154,3 +154,28 @@ def poisoned_by(
         return right_scores(batch)
 
     return behave
+
+
+class HttpLog:
+    """Keeps the records of answered requests."""
+
+    def __init__(self, records=None):
+        self.records = [] if records is None else records
+
+    def on_request(self, record):
+        self.records.append(record)
+
+    def on_rejected(self, path, status):
+        pass
+
+    def on_connection_end(self, reason):
+        pass
+
+
+class InferenceLog:
+    """Calls what is given for an event, and ignores all others."""
+
+    def __init__(self, on_batch=None, on_scorer_state=None, on_encode_bug=None):
+        self.on_batch, self.on_scorer_state, self.on_encode_bug = (
+            given or (lambda _: None) for given in (on_batch, on_scorer_state, on_encode_bug)
+        )

@@ -49,7 +49,7 @@ class Tensor(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     parameters: dict[str, Any] | None = None
 
 
-class Output(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+class OutputTensor(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """A tensor that the reply is to have. `parameters` are of how its bytes are sent."""
 
     name: Literal["rewards"]
@@ -61,7 +61,7 @@ class InferRequest(msgspec.Struct, frozen=True, gc=False):
 
     inputs: list[Tensor]
     id: str | None = None
-    outputs: list[Output] | None = None
+    outputs: list[OutputTensor] | None = None
 
 
 def _to_samples(body: InferRequest, _served: ModelRuntime) -> list[SampleOrError]:

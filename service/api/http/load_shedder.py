@@ -7,10 +7,11 @@ as the smallest one that admission has just refused is rejected unread.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from starlette.responses import Response
+
+from rewardserve.service.api.events import HttpEvents
 
 
 class AdmissionLoad(Protocol):
@@ -30,15 +31,13 @@ class AdmissionLoad(Protocol):
 class LoadShedder:
     """Rejects from `on_overloaded` until admission releases capacity.
 
-    `paths` are the routes whose requests may be rejected. `on_rejected` is called with path and status of each rejection.
+    `paths` are the routes whose requests may be rejected. `events` are notified of each rejection.
     """
 
-    def __init__(
-        self, paths: frozenset[str], admission: AdmissionLoad, on_rejected: Callable[[str, int], None]
-    ) -> None:
+    def __init__(self, paths: frozenset[str], admission: AdmissionLoad, events: HttpEvents) -> None:
         self._paths = {path.encode(): path for path in paths}
         self._admission = admission
-        self._on_rejected = on_rejected
+        self._events = events
         self._min_rejected_bytes: float = float("inf")
         self._answer: Response | None = None
         self._n_released = -1
@@ -62,5 +61,5 @@ class LoadShedder:
         if self._admission.n_released != self._n_released or not self._admission.is_nearly_full:
             self._answer = None
             return None
-        self._on_rejected(self._paths[path], self._answer.status_code)
+        self._events.on_rejected(self._paths[path], self._answer.status_code)
         return self._answer

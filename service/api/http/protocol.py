@@ -16,13 +16,14 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import httptools
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from rewardserve.service.api.error_responses import error_response
+from rewardserve.service.api.events import ConnectionEnd, HttpEvents
 from rewardserve.service.api.http.load_shedder import LoadShedder
 from rewardserve.service.api.middleware.request_log import request_id
 from rewardserve.service.errors import HeadTimeout, HeadTooLarge, InvalidHttp, Overloaded, RequestRefused
@@ -64,9 +65,6 @@ _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 _NO_TRAILER = _FRAMING | {b"connection", b"proxy-connection", b"upgrade"}
 """The parser acts on these wherever they stand."""
 
-ConnectionEnd = Literal["slow_head", "large_head", "slow_reader", "evicted", "limit_reached", "invalid_http"]
-"""Why we ended a connection that its client did not."""
-
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
@@ -80,11 +78,9 @@ class ConnectionLimits:
 class Connections:
     """State of all connections: their limits, and which of them await a request or the rest of one, the longest first."""
 
-    def __init__(
-        self, limits: ConnectionLimits, on_end: Callable[[ConnectionEnd], None], load_shedder: LoadShedder
-    ) -> None:
+    def __init__(self, limits: ConnectionLimits, events: HttpEvents, load_shedder: LoadShedder) -> None:
         self.limits = limits
-        self.on_end = on_end
+        self.events = events
         self.load_shedder = load_shedder
         self.awaiting_request: dict[HttpProtocol, None] = {}
 
@@ -92,7 +88,7 @@ class Connections:
         """Close the connection that has awaited a whole request for longest. False: all of them are being answered."""
         if (longest := next(iter(self.awaiting_request), None)) is None:
             return False
-        self.on_end("evicted")
+        self.events.on_connection_end("evicted")
         longest.transport.close()
         del self.awaiting_request[longest]
         return True
@@ -451,14 +447,14 @@ class HttpProtocol(HttpToolsProtocol):
         self._end("slow_head", error if self._in_head else None)
 
     def _on_read_timeout(self) -> None:
-        self._shared.on_end("slow_reader")
+        self._shared.events.on_connection_end("slow_reader")
         self.transport.abort()
 
     def _end(self, why: ConnectionEnd, error: RequestRefused | None) -> None:
         """Close, with an answer if there is a question that it could belong to, once what came before it is answered."""
         if self.transport.is_closing():
             return
-        self._shared.on_end(why)
+        self._shared.events.on_connection_end(why)
         if error is not None and self._serving and (self._in_head or self.pipeline):
             if not self._in_head:
                 self.pipeline.popleft()  # the broken request itself, which has not been begun

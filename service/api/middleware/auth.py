@@ -6,7 +6,6 @@ Pure ASGI. Knows nothing of bodies and scores.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -15,7 +14,7 @@ from rewardserve.service.api.headers import header
 from rewardserve.service.api.middleware.host_policy import HostPolicy
 from rewardserve.service.api.route_policy import RouteInfo, check_path
 from rewardserve.service.api.routes.pages import CHALLENGE, is_page
-from rewardserve.service.auth.api_keys import ApiKey, ApiKeys
+from rewardserve.service.auth.api_keys import ApiKey, ApiKeys, ApiKeysFile
 from rewardserve.service.auth.rate_limits import UNLIMITED, RateLimiter, set_current_limiter
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import AdminNeedsKey, Forbidden, RequestRefused, Unauthorized
@@ -28,7 +27,7 @@ class AuthMiddleware:
     """Accept requests with a key that has the scope of their route. Without keys, accept all requests but administration."""
 
     def __init__(
-        self, app: ASGIApp, *, api_keys: Callable[[], ApiKeys], is_loopback: bool, host_policy: HostPolicy, clock: Clock
+        self, app: ASGIApp, *, api_keys: ApiKeys | ApiKeysFile, is_loopback: bool, host_policy: HostPolicy, clock: Clock
     ) -> None:
         self._app = app
         self._api_keys = api_keys
@@ -53,7 +52,7 @@ class AuthMiddleware:
     def _check(self, scope: Scope, route: RouteInfo | None) -> None:
         if route is None or route.pattern is not None:
             check_path(scope)
-        api_keys = self._api_keys()
+        api_keys = self._api_keys.current()
         if not api_keys.is_required:
             self._host_policy.check(scope)
             if route is not None and route.is_admin:

@@ -15,11 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rewardserve.service.api.error_responses import request_error_response
 from rewardserve.service.api.headers import header
 from rewardserve.service.api.http.load_shedder import LoadShedder
-from rewardserve.service.api.middleware.idempotency import Idempotency
+from rewardserve.service.api.middleware.idempotency import BlockedRuns, Idempotency
 from rewardserve.service.api.route_policy import RouteInfo
 from rewardserve.service.clock import Clock
 from rewardserve.service.errors import Overloaded, RequestRefused
-from rewardserve.service.tripwires.io.run_watcher import RunContext
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -55,14 +54,14 @@ class FastRouter:
         clock: Clock,
         overload_status: int,
         load_shedder: LoadShedder,
-        is_blocked: Callable[[RunContext], bool] = lambda _: False,
+        blocked_runs: BlockedRuns | None = None,
     ) -> None:
         self._app = app
         routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
         self._endpoints: dict[str, Endpoint] = {route.path_format: route.endpoint for route in routes}
         self._overload_status = overload_status
         self._load_shedder = load_shedder
-        self._idempotency = Idempotency(clock, is_blocked=is_blocked)
+        self._idempotency = Idempotency(clock, blocked_runs=blocked_runs)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass on."""

@@ -15,6 +15,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -57,8 +58,16 @@ class _InProgress:
     finished: asyncio.Event
 
 
+class BlockedRuns(Protocol):
+    """Has the runs that a trip wire has blocked."""
+
+    def is_blocked(self, context: RunContext, /) -> bool:
+        """Whether requests of this run are refused."""
+        ...
+
+
 class Idempotency:
-    """Answers by key. At most `max_bytes` of them, none older than `max_age_s`, none of a run that `is_blocked`."""
+    """Answers by key. At most `max_bytes` of them, none older than `max_age_s`, none of a run in `blocked_runs`."""
 
     def __init__(
         self,
@@ -66,15 +75,18 @@ class Idempotency:
         *,
         max_bytes: int = 64 * 2**20,
         max_age_s: float = 600.0,
-        is_blocked: Callable[[RunContext], bool] = lambda _: False,
+        blocked_runs: BlockedRuns | None = None,
     ) -> None:
         self._clock = clock
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
-        self._is_blocked = is_blocked
+        self._blocked_runs = blocked_runs
         self._in_progress: dict[bytes, _InProgress] = {}
         self._stored: OrderedDict[bytes, _StoredResponse] = OrderedDict()
         self._n_bytes = 0
+
+    def _is_blocked(self, context: RunContext | None) -> bool:
+        return context is not None and self._blocked_runs is not None and self._blocked_runs.is_blocked(context)
 
     async def run_once(self, request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         """`answer(request)`, or what it answered to the same key before. Raise what it raises, `KeyReused`, `DeadlineExceeded`."""
@@ -93,7 +105,7 @@ class Idempotency:
         stored = self._stored.get(name)
         if stored is not None:
             _check_same_body(stored.body_digest, digest)
-        if stored is None or (stored.run_context is not None and self._is_blocked(stored.run_context)):
+        if stored is None or self._is_blocked(stored.run_context):
             return await self._run_first(name, digest, request, answer)
         return _replay(stored.response)
 
@@ -116,7 +128,7 @@ class Idempotency:
             response = await answer(request)
             state = request.scope.get("state", {})
             run_context, is_final = state.get("run_context"), state.get("is_final", True)
-            if response.status_code == _OK and is_final and (run_context is None or not self._is_blocked(run_context)):
+            if response.status_code == _OK and is_final and not self._is_blocked(run_context):
                 self._store(name, _StoredResponse(response, digest, self._clock.now(), run_context))
             return response
         finally:

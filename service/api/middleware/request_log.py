@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rewardserve.service.api.error_responses import internal_error_response
+from rewardserve.service.api.events import HttpEvents, RequestRecord
 from rewardserve.service.api.headers import header
 from rewardserve.service.api.route_policy import RoutePolicy
 from rewardserve.service.clock import Clock
@@ -22,32 +20,17 @@ _ID_HEADER = b"x-request-id"
 _VALID_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
-@dataclass(slots=True)
-class RequestRecord:
-    """One answered request, for the access log and the metrics. `fields` come from the route."""
-
-    request_id: str
-    method: str
-    route: str
-    status: int = 0
-    seconds: float = 0.0
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    bug: Exception | None = None
-
-
 class RequestLogMiddleware:
     """Outermost. Gives every request an id, its route, an end and a record; a bug becomes a 500 in our shape.
 
     Paths that are no route's share one label, or a port scan would fill the registry.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, route_policy: RoutePolicy, clock: Clock, on_request: Callable[[RequestRecord], None]
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, route_policy: RoutePolicy, clock: Clock, events: HttpEvents) -> None:
         self._app = app
         self._route_policy = route_policy
         self._clock = clock
-        self._on_request = on_request
+        self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on whatever is no HTTP."""
@@ -80,7 +63,7 @@ class RequestLogMiddleware:
             # The name of the key, never the key.
             named = {"key": state["key"]} if "key" in state else {}
             record.fields = {**state.get("log_fields", {}), **named}
-            self._on_request(record)
+            self._events.on_request(record)
 
 
 def request_id(asked: bytes | None) -> str:

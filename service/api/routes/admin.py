@@ -1,6 +1,6 @@
 """`/admin/...`: what an operator does with the models of a running server. Needs a key with the scope admin, where there are keys.
 
-Reads what is asked, asks `succession`, answers with what is loaded now. No decision about models is made here.
+Reads what is asked, calls the `ModelAdmin`, answers with the status of the deployment. No decision about models is made here.
 """
 
 from __future__ import annotations

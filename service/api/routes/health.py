@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,6 +19,7 @@ from rewardserve.service.errors import BatcherStopped, ModelNotServed, NoSuchAle
 from rewardserve.service.inference.batcher import scorer_hanging_error
 from rewardserve.service.models.active_models import ActiveModels
 from rewardserve.service.models.runtime import ModelRuntime
+from rewardserve.service.observability.metrics import CONTENT_TYPE, Metrics
 from rewardserve.service.tripwires.io.canaries import failing
 from rewardserve.service.tripwires.run_monitor import RunMonitor
 
@@ -30,8 +30,7 @@ _METRICS = {401: "`unauthorized`, where the server demands a key with the scope 
 def health_routes(
     active_models: ActiveModels,
     server_limits: ServerLimits,
-    render_metrics: Callable[[], bytes],
-    metrics_type: str,
+    registry: Metrics,
     aliases: frozenset[str],
     clock: Clock,
 ) -> APIRouter:
@@ -73,7 +72,7 @@ def health_routes(
     @router.get(METRICS, response_class=Response, responses=openapi.errors(words=_METRICS))
     async def metrics() -> Response:
         """Prometheus text."""
-        return Response(render_metrics(), media_type=metrics_type)
+        return Response(registry.render(), media_type=CONTENT_TYPE)
 
     @router.get("/model", responses=openapi.errors(503))
     async def model() -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pydantic_settings import SettingsError
@@ -96,7 +97,7 @@ def test_a_running_server_reads_a_marked_file_of_keys(tmp_path):
     path = tmp_path / "keys"
     path.write_text(KEY)
     told = []
-    file = ApiKeysFile(path, read_keys(path), lambda *news: told.append(news))
+    file = ApiKeysFile(path, read_keys(path), SimpleNamespace(on_keys_read=lambda *news: told.append(news)))
     path.write_text(f"{KEY}\nanother-plain-key", encoding="utf-16")
     file.poll()
     file.poll()

@@ -29,7 +29,7 @@ from rewardserve.service.inference.score_cache import ScoreCache
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.scoring import Comparison, Scoring, _chunks, _gather_all, rank
 from tests.support.rewards import sole, watching
-from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, poisoned_by, scores_with
+from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, InferenceLog, poisoned_by, scores_with
 
 RAW = st.floats(-1e6, 1e6)
 ANY_RAW = st.floats(allow_nan=False, allow_infinity=False)
@@ -47,11 +47,11 @@ async def open_scoring():
         pipeline = build_pipeline(sole(calibration, heads), RewardSettings(shape=shape))
         metrics.model_loaded(1, calibration, pipeline)
         cache = ScoreCache(n_cached, version=1)
-        batcher = Batcher(scorer or FakeScorer(), BatchLimits(10_000, 0.0), clock, lambda done: None, cache=cache)
+        batcher = Batcher(scorer or FakeScorer(), BatchLimits(10_000, 0.0), clock, InferenceLog(), cache=cache)
         parts = SimpleNamespace(
             version=1,
             admission=Admission(max_samples, 1_000_000, clock),
-            encode_pool=EncodePool(encode or loaded.encode, 2, bugs.append),
+            encode_pool=EncodePool(encode or loaded.encode, 2, InferenceLog(on_encode_bug=bugs.append)),
             batcher=batcher, pipeline=pipeline, watcher=watching(clock), metrics=metrics, clock=clock,
         )  # fmt: skip
         batcher.start()

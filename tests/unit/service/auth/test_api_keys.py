@@ -191,7 +191,7 @@ def test_keys_of_one_owner_share_their_runs():
 
 
 class Told(list):
-    def __call__(self, names, why):
+    def on_keys_read(self, names, why):
         self.append((list(names), why))
 
 

@@ -9,7 +9,7 @@ import pytest
 from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.planner import BatchLimits
 from rewardserve.service.inference.score_cache import ScoreCache
-from tests.support.service_fakes import PATIENCE_S, GatedScorer, StillClock
+from tests.support.service_fakes import PATIENCE_S, GatedScorer, InferenceLog, StillClock
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ async def drive():
         clock = StillClock()
         scorer.concurrency = concurrency
         batcher = Batcher(
-            scorer, BatchLimits(max_tokens, linger_s), clock, told.append,
+            scorer, BatchLimits(max_tokens, linger_s), clock, InferenceLog(told.append, watched.pop("on_state", None)),
             batch_size=batch_size, cache=ScoreCache(n_cached, version=1), **watched,
         )  # fmt: skip
         batcher.start()

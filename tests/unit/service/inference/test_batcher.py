@@ -26,6 +26,7 @@ from tests.support.service_fakes import (
     PATIENCE_S,
     FakeScorer,
     GatedScorer,
+    InferenceLog,
     SharingScorer,
     StillClock,
     no_memory_above,
@@ -281,7 +282,7 @@ async def test_when_the_metrics_are_broken_nobody_hangs():
     def broken(_done):
         raise KeyError("no such metric")
 
-    batcher = Batcher(FakeScorer(), BatchLimits(1000, 0.0), StillClock(), broken)
+    batcher = Batcher(FakeScorer(), BatchLimits(1000, 0.0), StillClock(), InferenceLog(on_batch=broken))
     batcher.start()
     await asyncio.wait_for(batcher.score(ROWS), PATIENCE_S)
     with pytest.raises(BatcherStopped):

@@ -14,6 +14,7 @@ from rewardserve.model.conversation import EmptyResponse, Sample
 from rewardserve.model.encoding import Encoded
 from rewardserve.service.errors import EncodingFailed
 from rewardserve.service.inference.encode_pool import _MAX_INLINE_IDS, EncodePool
+from tests.support.service_fakes import InferenceLog
 
 TEXT, IDS = Sample(text="hi"), Sample(input_ids=(1, 2))
 
@@ -55,7 +56,7 @@ def bugs():
 
 @pytest.fixture
 def room(watched, bugs):
-    with closing(EncodePool(watched, 2, bugs.append)) as encoder:
+    with closing(EncodePool(watched, 2, InferenceLog(on_encode_bug=bugs.append))) as encoder:
         yield encoder
 
 

@@ -26,7 +26,7 @@ from rewardserve.service.inference.planner import BatchLimits
 from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.inference.shadow import AgreementStats, Shadow, count_orders
 from tests.support.rewards import pipeline_of
-from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer
+from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, InferenceLog
 
 REWARDS = st.floats(-10, 10)
 
@@ -71,9 +71,9 @@ async def open_shadow():
     built = []
 
     def build(scorer=None, *, share=1.0):
-        batcher = Batcher(scorer or FakeScorer(), BatchLimits(10_000, 0.0), MonotonicClock(), lambda done: None)
+        batcher = Batcher(scorer or FakeScorer(), BatchLimits(10_000, 0.0), MonotonicClock(), InferenceLog())
         batcher.start()
-        encoder = EncodePool(echo.load(ModelSpec()).encode, 1, lambda _: None)
+        encoder = EncodePool(echo.load(ModelSpec()).encode, 1, InferenceLog())
         skipped, told = [], []
         second = BackgroundScorer(
             encoder, batcher, pipeline_of(Calibration(mean=0.5, std=2.0), shape="none"), skipped.append

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 
@@ -152,7 +153,8 @@ def test_a_checkpoint_that_is_being_deleted_and_written_raises_nothing(tmp_path)
 
 @asynccontextmanager
 async def looking(folder, news, failed=pytest.fail, unsettled=pytest.fail):
-    task = asyncio.create_task(watch_checkpoints([folder], KNOWN, 0.001, news, failed, unsettled))
+    events = SimpleNamespace(on_new_checkpoint=news, on_error=failed, on_unstable=unsettled)
+    task = asyncio.create_task(watch_checkpoints([folder], KNOWN, 0.001, events))
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -24,6 +25,7 @@ from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
 from rewardserve.service.tripwires.running_sums import ENTRIES
 from tests.support.rewards import reward_of, sole
+from tests.support.service_fakes import StillClock
 
 # DESIGN, section 4.
 OF_THE_DESIGN = {
@@ -65,6 +67,23 @@ BESIDE_THE_DESIGN = {
     "collector_failures_total": {"part"},
 }
 CALIBRATION = Calibration(mean=3.0, std=2.0, cap_low=-1.0, cap_high=1.0)
+
+
+class Stats:
+    """The state of models that have none, but for what is given as a function."""
+
+    n_queued_samples = n_queued_tokens = batch_budget_tokens = 0
+    is_scorer_hanging = False
+    device_memory = (0, 0)
+    canary_margins: ClassVar = {}
+
+    def __new__(cls, **given):
+        return object.__new__(
+            type("Stats", (cls,), {name: property(lambda self, f=f: f()) for name, f in given.items()})
+        )
+
+    def __init__(self, **given):
+        pass
 
 
 def ready(calibration=CALIBRATION, **settings):
@@ -172,7 +191,13 @@ def test_what_is_loaded_is_named_and_what_is_not_any_more_is_not():
 def test_the_queue_is_read_when_somebody_looks():
     metrics, _ = ready()
     queue = [1, 2]
-    metrics.watch_queue(lambda: len(queue), lambda: sum(queue), lambda: 2 * sum(queue))
+    metrics.watch_models(
+        Stats(
+            n_queued_samples=lambda: len(queue),
+            n_queued_tokens=lambda: sum(queue),
+            batch_budget_tokens=lambda: 2 * sum(queue),
+        )
+    )
     queue.append(10)
     assert [s.value for s in samples(metrics, "queue_samples")] == [3]
     assert [s.value for s in samples(metrics, "queue_tokens")] == [13]
@@ -182,7 +207,7 @@ def test_the_queue_is_read_when_somebody_looks():
 def test_runs_are_read_from_the_board_when_somebody_scrapes():
     metrics, _ = ready()
     monitor = RunMonitor(BaselineSource(components=("a", "b")), MonitorLimits(window=16))
-    metrics.watch_runs(monitor, lambda: 0.0)
+    metrics.watch_runs(monitor, StillClock(0.0))
     traits = dict.fromkeys(TRAITS, 0.0) | {"judge_injection": 1.0, "length": 3.0}
     seen = SampleFeatures(1, None, 0.5, -0.25, True, tuple(traits.values()), text_digest=7, components=(0.5, -1.0))
     for _ in range(5):
@@ -219,7 +244,7 @@ def test_what_is_usual_is_told_as_sums_that_add_up():
     monitor = RunMonitor(
         BaselineSource(Baseline({"score": baseline_stat("score", 0.5, 2.0)}), ("a", "b")), MonitorLimits(window=16)
     )
-    metrics.watch_runs(monitor, lambda: 0.0)
+    metrics.watch_runs(monitor, StillClock(0.0))
     for i in range(64):
         monitor.observe(
             "ppo-7",
@@ -242,7 +267,7 @@ def test_what_is_usual_is_told_as_sums_that_add_up():
 
 def test_memory_is_read_when_somebody_looks():
     metrics, _ = ready()
-    metrics.watch_memory(lambda: (7, 9))
+    metrics.watch_models(Stats(device_memory=lambda: (7, 9)))
     assert {s.labels["kind"]: s.value for s in samples(metrics, "device_memory_bytes")} == {"used": 7, "total": 9}
 
 
@@ -252,9 +277,15 @@ def all_samples(metrics):
 
 def test_what_cannot_be_read_is_left_out_and_counted_and_the_rest_is_there(capsys):
     metrics, monitor = Metrics(), RunMonitor(BaselineSource(), MonitorLimits())
-    metrics.watch_runs(monitor, lambda: 0.0)
-    metrics.watch_queue(lambda: 3, lambda: 1 // 0, lambda: 5)
-    metrics.watch_canaries(lambda: {"a": 10**400})
+    metrics.watch_runs(monitor, StillClock(0.0))
+    metrics.watch_models(
+        Stats(
+            n_queued_samples=lambda: 3,
+            n_queued_tokens=lambda: 1 // 0,
+            batch_budget_tokens=lambda: 5,
+            canary_margins=lambda: {"a": 10**400},
+        )
+    )
     for run in ("good", "bad", "also good"):
         monitor.observe(run, 1, [SampleFeatures(1, None, 0.5, 0.5, False, ())], now=0.0)
     monitor.runs["bad"].step = 10**400
@@ -276,7 +307,7 @@ def test_a_part_that_begins_to_fail_is_logged_once_until_it_can_be_read_again(mo
     logged = []
     monkeypatch.setattr(logs, "logger", lambda name: Recorder(logged))
     metrics, monitor = Metrics(), RunMonitor(BaselineSource(), MonitorLimits())
-    metrics.watch_runs(monitor, lambda: 0.0)
+    metrics.watch_runs(monitor, StillClock(0.0))
     for run in ("good", "bad", "worse"):
         monitor.observe(run, 1, [SampleFeatures(1, None, 0.5, 0.5, False, ())], now=0.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 from prometheus_client import CollectorRegistry
 
@@ -13,6 +14,7 @@ from rewardserve.service.tripwires.alert import CANARY, Alert
 from rewardserve.service.tripwires.baseline import BaselineSource
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import CANARIES, CANARY_THRESHOLD, MonitorLimits, RunMonitor
+from tests.support.service_fakes import StillClock
 
 ENDED_S = 600.0
 
@@ -27,7 +29,7 @@ def exported(of, now):
     """Labels of every series of a run, with its name."""
     registry = CollectorRegistry()
     rows = {row.name: row for row in TABLE if row.name in NAMES}
-    registry.register(RunsCollector(rows, PREFIX, of, lambda: now, failed=print))
+    registry.register(RunsCollector(rows, PREFIX, of, StillClock(now), SimpleNamespace(collector_failed=print)))
     return [
         (sample.name, sample.labels)
         for family in registry.collect()

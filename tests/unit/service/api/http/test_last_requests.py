@@ -13,6 +13,7 @@ import uvloop
 from rewardserve.service.api.http.load_shedder import LoadShedder
 from rewardserve.service.api.http.protocol import ConnectionLimits, Connections, HttpProtocol
 from rewardserve.service.app import _UvicornServer
+from tests.support.service_fakes import HttpLog
 
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 
@@ -30,9 +31,7 @@ async def answer(_scope, _receive, send):
 
 async def started():
     listening = socket.create_server(("127.0.0.1", 0), backlog=64)
-    shared = Connections(
-        ConnectionLimits(64, 60.0, 60.0), lambda _: None, LoadShedder(frozenset(), None, lambda *_: None)
-    )
+    shared = Connections(ConnectionLimits(64, 60.0, 60.0), HttpLog(), LoadShedder(frozenset(), None, HttpLog()))
     server = _UvicornServer(
         uvicorn.Config(answer, http=partial(HttpProtocol, shared=shared), ws="none", lifespan="off", log_config=None)
     )

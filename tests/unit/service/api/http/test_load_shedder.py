@@ -15,7 +15,7 @@ ANSWER = Response("no", 503)
 
 def door_of(seats):
     told = []
-    return LoadShedder(frozenset({"/score"}), seats, lambda *what: told.append(what)), told
+    return LoadShedder(frozenset({"/score"}), seats, SimpleNamespace(on_rejected=lambda *what: told.append(what))), told
 
 
 def full():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -54,7 +55,7 @@ def middleware(ring=RING, *, metrics_need_key=False, is_loopback=False):
     behind, clock = Behind(), StillClock()
     check = AuthMiddleware(
         behind,
-        api_keys=lambda: ring,
+        api_keys=ring,
         is_loopback=is_loopback,
         host_policy=HostPolicy(is_loopback=is_loopback),
         clock=clock,
@@ -201,7 +202,11 @@ async def test_a_key_whose_limits_stay_keeps_its_account_when_the_file_is_read_a
     behind, clock = Behind(), StillClock()
     client = client_of(
         AuthMiddleware(
-            behind, api_keys=lambda: rings[-1], is_loopback=True, host_policy=HostPolicy(is_loopback=True), clock=clock
+            behind,
+            api_keys=SimpleNamespace(current=lambda: rings[-1]),
+            is_loopback=True,
+            host_policy=HostPolicy(is_loopback=True),
+            clock=clock,
         )
     )
     for _ in range(2):

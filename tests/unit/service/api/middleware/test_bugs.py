@@ -16,9 +16,10 @@ from rewardserve.service.api.middleware.request_log import RequestLogMiddleware
 from rewardserve.service.api.route_policy import RoutePolicy
 from rewardserve.service.clock import MonotonicClock
 from rewardserve.service.errors import Overloaded
+from tests.support.service_fakes import HttpLog
 
 SECRET = "xyzzy"
-OPEN = LoadShedder(frozenset(), Admission(1, 1, MonotonicClock()), lambda path, status: None)
+OPEN = LoadShedder(frozenset(), Admission(1, 1, MonotonicClock()), HttpLog())
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ async def client(seen):
     access = RoutePolicy([*straight.routes, *(route for route in api.routes if isinstance(route, Route))])
     app = RequestLogMiddleware(
         FastRouter(api, routers=[straight], clock=MonotonicClock(), overload_status=429, load_shedder=OPEN),
-        route_policy=access, clock=MonotonicClock(), on_request=seen.append,
+        route_policy=access, clock=MonotonicClock(), events=HttpLog(seen),
     )  # fmt: skip
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://here") as http:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from starlette.requests import Request
@@ -200,7 +201,7 @@ async def test_answers_are_forgotten_by_age_and_by_bytes():
 
 async def test_an_answer_to_a_run_that_was_blocked_meanwhile_is_not_given_again():
     blocked, answer = set(), Counting()
-    room = Idempotency(StillClock(), is_blocked=lambda origin: origin.run in blocked)
+    room = Idempotency(StillClock(), blocked_runs=SimpleNamespace(is_blocked=lambda context: context.run in blocked))
 
     def of_run(run):
         asked = request()

@@ -22,7 +22,7 @@ from rewardserve.service.inference.rewards import ScoredRow
 from rewardserve.service.tripwires.io.audit import AuditJudge
 from rewardserve.service.tripwires.io.run_watcher import RunContext
 from tests.support.rewards import pipeline_of, watching
-from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, StillClock, poisoned_by
+from tests.support.service_fakes import PATIENCE_S, FakeScorer, GatedScorer, InferenceLog, StillClock, poisoned_by
 
 
 @pytest.fixture
@@ -30,10 +30,10 @@ async def open_judge():
     judges = []
 
     def build(scorer=None, *, share=1.0, on_skipped=lambda n: None):
-        batcher = Batcher(scorer or FakeScorer(), BatchLimits(10_000, 0.0), MonotonicClock(), lambda done: None)
+        batcher = Batcher(scorer or FakeScorer(), BatchLimits(10_000, 0.0), MonotonicClock(), InferenceLog())
         batcher.start()
         pipeline = pipeline_of(Calibration(mean=0.5, std=2.0), shape="none")
-        encoder = EncodePool(echo.load(ModelSpec()).encode, 1, lambda _: None)
+        encoder = EncodePool(echo.load(ModelSpec()).encode, 1, InferenceLog())
         judges.append((AuditJudge(encoder, batcher, pipeline, share=share, on_skipped=on_skipped), scorer))
         return judges[-1][0]
 

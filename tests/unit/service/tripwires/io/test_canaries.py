@@ -14,7 +14,7 @@ from rewardserve.service.inference.batcher import Batcher
 from rewardserve.service.inference.planner import BatchLimits
 from rewardserve.service.inference.score_cache import ScoreCache
 from rewardserve.service.tripwires.io.canaries import CanariesError, Canary, CanaryResult, CanarySet, failing, read
-from tests.support.service_fakes import PATIENCE_S, FakeScorer, right_scores, scores_with
+from tests.support.service_fakes import PATIENCE_S, FakeScorer, InferenceLog, right_scores, scores_with
 
 ECHO = echo.load(ModelSpec())
 PAIRS = [Canary("one", "why?", "because", ":"), Canary("two", "who?", "nobody", "!")]
@@ -34,7 +34,7 @@ class Tampered(FakeScorer):
 async def batcher():
     scorer = Tampered()
     batcher = Batcher(
-        scorer, BatchLimits(10_000, 0.0), MonotonicClock(), lambda done: None, cache=ScoreCache(100, version=1)
+        scorer, BatchLimits(10_000, 0.0), MonotonicClock(), InferenceLog(), cache=ScoreCache(100, version=1)
     )
     batcher.start()
     batcher.scorer = scorer
