@@ -59,7 +59,7 @@ def dashboard_rows() -> tuple[Row, ...]:
         Row("Rewards", _rewards()),
         Row("Training", _training()),
         Row("What responses look like", _wire_panels("responses")),
-        Row("The same texts again", _wire_panels("duplicates")),
+        Row("The same texts again", _wire_panels("duplicates", width=6)),
         Row("Judges, honeypots and canaries", _judges()),
     )
 
@@ -344,11 +344,10 @@ def _tile(title: str, says: str, *alerts: str) -> Face:
     return Face(title, says, alerts, width=4, height=4)
 
 
-def _wire_panels(row: str) -> tuple[Panel, ...]:
-    """The panels of one row that the table of wires describes."""
-    of_row = [(wire, wire.chart) for wire in WIRES if wire.chart is not None and wire.chart.row == row]
-    width = 6 if len(of_row) == 4 else 8
-    return tuple(_wire_panel(wire, chart, width) for wire, chart in of_row)
+def _wire_panels(row: str, width: int = 8) -> tuple[Panel, ...]:
+    """The panels of one row that the table of wires describes. Widths of a line are 24 together."""
+    charts = [(wire, wire.chart) for wire in WIRES if wire.chart is not None and wire.chart.row == row]
+    return tuple(_wire_panel(wire, chart, width) for wire, chart in charts)
 
 
 def _wire_panel(wire: Wire, chart: Chart, width: int) -> Panel:

@@ -52,7 +52,7 @@ def metrics():
 @pytest.mark.parametrize("file", FILES)
 def test_the_files_are_what_the_code_writes(file):
     pytest.importorskip("grafana_foundation_sdk", reason="grafana-foundation-sdk is not installed")
-    from monitoring.grafana.build import rules_text as written
+    from monitoring.grafana.build import text_of as written
 
     assert (FOLDER / file).read_text() == written(file), "write them again: python -m monitoring.grafana.build"
 
@@ -100,7 +100,7 @@ def test_every_metric_that_is_asked_for_exists(file):
 @pytest.mark.parametrize("file", FILES)
 def test_queries_heed_the_choice_of_job_model_and_run(file):
     of_nobodys_model = {"ALERTS", "rewardserve:tripwire_threshold", "rewardserve_tripwire_threshold"}
-    of_all_runs = {"Samples that are watched"}
+    of_all_runs = {"Samples that are inspected"}
     for asked in queries(file):
         names = names_in(asked.expr)
         assert "$job" in asked.expr or names == {"rewardserve:tripwire_threshold"}, asked
@@ -155,7 +155,7 @@ CANNOT_HAVE_DATA: dict[str, str] = {}
 
 SHARES = (
     "Memory of the device",
-    "Parts of the reward",
+    "Components of the reward",
     "Rewards at a cap",
     "Shares of tokens",
     "Capped rewards of a run",
@@ -250,7 +250,7 @@ def numbers_are_what_the_titles_say(prometheus, trainers):
     assert 0 < half <= most <= nearly_all
     for title in SHARES:
         assert all(0 <= share <= 1 for share in panel(prometheus, title).values()), title
-    parts = panel(prometheus, "Parts of the reward")
+    parts = panel(prometheus, "Components of the reward")
     for run in (HEALTHY, HACKED):
         assert sum(share for (name, _), share in parts.items() if name == run) == pytest.approx(1.0)
     for title in ("Raw scores", "Rewards as sent"):
@@ -276,6 +276,11 @@ def exploits_are_shown(prometheus):
         (labels["alertname"], labels.get("run")) for labels, _ in prometheus.instant('ALERTS{alertstate="firing"}')
     }
     assert {("RewardJudgeInjection", HACKED), ("RewardHacking", HACKED)} <= fires
-    for title, least in (("To the judge", 0.02), ("Control tokens", 0.02), ("Missing ends", 0.05), ("Echoes", 0.01)):
+    for title, least in (
+        ("Judge injection", 0.02),
+        ("Control tokens", 0.02),
+        ("Missing ends", 0.05),
+        ("Duplicates across prompts", 0.01),
+    ):
         found = panel(prometheus, title)
         assert found[HACKED,] > least > found[HEALTHY,], title

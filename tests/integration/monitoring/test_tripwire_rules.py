@@ -368,7 +368,7 @@ def test_an_alert_gives_its_value_with_unit_and_threshold_and_an_absolute_link_w
     if runbook:
         test["external_labels"] = {"runbook": runbook}
     said = (
-        "judge is at 3.119% of the samples; the threshold is 2% of the samples. Confidence: "
+        "judge_injection is at 3.119% of the samples; the threshold is 2% of the samples. Confidence: "
         + ALERT_TEXTS["judge_injection"].confidence
     )
     summary = f"{RUN}: {next(w.summary for w in WIRES if w.name == 'judge_injection')}"
