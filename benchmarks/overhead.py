@@ -36,7 +36,7 @@ TARGETS = {Case("ids", 1): 2500, Case("ids", 64): 500}
 """Requests a CPU second."""
 SINGLE_CLIENTS, CLIENTS = 32, 4
 _COMPONENTS_FOR = (1, 64)
-_PATIENCE_S = 30.0
+_TIMEOUT_S = 30.0
 ECHO = ("--backend=echo", "echo")
 
 
@@ -223,7 +223,7 @@ async def drive(server: ServerProcess, bodies: Bodies, connections: int, seconds
     after = [(c.n_requests, c.n_bytes_in, c.n_bytes_out) for c in clients]
     for client in clients:
         client.stopping = True
-    async with asyncio.timeout(_PATIENCE_S):
+    async with asyncio.timeout(_TIMEOUT_S):
         await asyncio.gather(*(c.done for c in clients))
     n_requests, n_in, n_out = (sum(a[k] - b[k] for a, b in zip(after, before, strict=True)) for k in range(3))
     return RoundResult(n_requests, cpu_s, wall_s, n_in, n_out)

@@ -18,7 +18,7 @@ from typing import Self
 import httpx
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-_PATIENCE_S = 300.0
+_TIMEOUT_S = 300.0
 
 
 class NotStarted(Exception):
@@ -60,14 +60,14 @@ class PeerServer:
     def wait_until_ready(self, url: str) -> float:
         """Seconds until `url` answered 200. Raise `NotStarted`."""
         started = time.monotonic()
-        while time.monotonic() < started + _PATIENCE_S:
+        while time.monotonic() < started + _TIMEOUT_S:
             if self._process.poll() is not None:
                 raise NotStarted(f"it ended: {self.last_words()}")
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(url, timeout=5).status_code == httpx.codes.OK:
                     return time.monotonic() - started
             time.sleep(0.2)
-        raise NotStarted(f"not ready after {_PATIENCE_S:.0f} s: {self.last_words()}")
+        raise NotStarted(f"not ready after {_TIMEOUT_S:.0f} s: {self.last_words()}")
 
     @property
     def pid(self) -> int:

@@ -24,7 +24,7 @@ from ray import serve
 
 from examples.ray_serve.app import ScalingOptions, application
 
-_PATIENCE_S = 300.0
+_TIMEOUT_S = 300.0
 _PLAIN = {"prompt": "What is two plus two?", "response": "Four."}
 
 
@@ -48,7 +48,7 @@ class ScoreLoad:
         self._stop.set()
 
     def _ask(self, client: int) -> None:
-        with httpx.Client(base_url=self._url, timeout=_PATIENCE_S) as http:
+        with httpx.Client(base_url=self._url, timeout=_TIMEOUT_S) as http:
             step = 0
             while not self._stop.is_set():
                 prompt, step = f"{client} {step}: why is the sky blue? " * 8, step + 1
@@ -83,7 +83,7 @@ def _watch(url: str, seconds: float, n_clients: int) -> int:
         elapsed = time.monotonic() - begun
         if elapsed > seconds:
             load.stop()
-        if elapsed > seconds + _PATIENCE_S:
+        if elapsed > seconds + _TIMEOUT_S:
             break
         if (now := _replicas()) != seen[-1]:
             seen.append(now)
@@ -95,7 +95,7 @@ def _watch(url: str, seconds: float, n_clients: int) -> int:
 
 
 def _reward(url: str) -> float:
-    reply = httpx.post(f"{url}/score", json={"samples": [_PLAIN]}, timeout=_PATIENCE_S)
+    reply = httpx.post(f"{url}/score", json={"samples": [_PLAIN]}, timeout=_TIMEOUT_S)
     return float(reply.raise_for_status().json()["rewards"][0])
 
 

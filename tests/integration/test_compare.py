@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.support.checkpoints import reward_model
-from tests.support.service_server import PATIENCE_S, ROOT
+from tests.support.service_server import ROOT, TIMEOUT_S
 
 WORDS = ("stone", "river", "table", "cloud", "paper", "green", "seven", "north")
 
@@ -30,7 +30,7 @@ def compare(*arguments, env=None):
     clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
     done = subprocess.run(
         [sys.executable, "-m", "rewardserve", "compare", *map(str, arguments)],
-        cwd=ROOT, env=clean | (env or {}), capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+        cwd=ROOT, env=clean | (env or {}), capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 

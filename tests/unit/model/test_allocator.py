@@ -82,7 +82,7 @@ def growth_mib(keep: str) -> float:
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="only Linux says how much memory is resident")
 def test_what_is_kept_in_pages_of_its_own_does_not_make_the_heap_grow():
-    assert growth_mib("in_own_pages(copies)") < 30
+    assert growth_mib("copy_to_own_pages(copies)") < 30
 
 
 def test_copies_in_pages_of_their_own_are_the_same_and_outlive_each_other():
