@@ -54,7 +54,7 @@ AREAS = {
     ),
     "tripwires": Area(
         ("rewardserve/service/tripwires/*.py",),
-        ("tests/unit/service/tripwires", "tests/unit/service/tripwires/io/test_run_watcher.py"),
+        ("tests/unit/service/tripwires",),
     ),
     "client": Area(
         (
