@@ -1,7 +1,7 @@
 """Ten times more work than the server can do, for a minute: does it go on doing what it can, and refuse the rest at once?
 
 Starts real servers on the loopback. First as many clients as it takes to keep one busy measure what it can do (the peak);
-then a server with seats for `--wait` seconds of that gets `--times` as many requests, each at its own time whether or not
+then a server with capacity for `--wait` seconds of that gets `--times` as many requests, each at its own time whether or not
 others have been answered; then the first clients come again. Every request asks for other texts. Prints what became of
 them: goodput (samples scored a second), how soon was refused, how long the accepted waited, and whose CPU it took.
 Exit code 1 if goodput fell below 90 % of the peak or anything else than a score or a refusal came back.
@@ -140,7 +140,7 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=4, help="in a request")
     parser.add_argument("--words", type=int, default=24, help="in a response")
     parser.add_argument("--connections", type=int, default=256, help="beside those of requests that were accepted")
-    parser.add_argument("--wait", type=float, default=2.0, help="seconds of work that there are seats for")
+    parser.add_argument("--wait", type=float, default=2.0, help="seconds of work that admission accepts")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     figures = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(measure(given))
@@ -156,10 +156,12 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
         flags += [f"{given.model}"]
     with ServerProcess(*flags) as server:
         peak = await _peak(LoadGenerator(server.port, given.samples, given.words), given)
-    seats = max(2 * given.samples, int(peak * given.wait))
-    seats_flags = f"--admission.max-samples={seats}", f"--max-samples-per-request={min(seats, 1024)}"
-    with ServerProcess(*flags, *seats_flags) as server:
-        generator = LoadGenerator(server.port, given.samples, given.words, seats // given.samples + given.connections)
+    capacity = max(2 * given.samples, int(peak * given.wait))
+    capacity_flags = f"--admission.max-samples={capacity}", f"--max-samples-per-request={min(capacity, 1024)}"
+    with ServerProcess(*flags, *capacity_flags) as server:
+        generator = LoadGenerator(
+            server.port, given.samples, given.words, capacity // given.samples + given.connections
+        )
         await keep_busy(generator, 4, 2.0)
         used, own = server.cpu_s(), time.process_time()
         seen, sent = await flood(generator, given.times * peak / given.samples, given.seconds)
@@ -167,8 +169,8 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
             "server": (server.cpu_s() - used) / given.seconds,
             "clients": (time.process_time() - own) / given.seconds,
         }
-        after = await keep_busy(generator, max(2, seats // given.samples // 2), 10.0)
-    return _figures(given, peak, seats, seen, sent, cpu, after, generator.n_connections)
+        after = await keep_busy(generator, max(2, capacity // given.samples // 2), 10.0)
+    return _figures(given, peak, capacity, seen, sent, cpu, after, generator.n_connections)
 
 
 async def _peak(generator: LoadGenerator, given: argparse.Namespace) -> float:
@@ -180,14 +182,14 @@ async def _peak(generator: LoadGenerator, given: argparse.Namespace) -> float:
 def _figures(
     given: argparse.Namespace,
     peak: float,
-    seats: int,
+    capacity: int,
     seen: PhaseResult,
     sent: float,
     cpu: dict[str, float],
     after: PhaseResult,
     n: int,
 ) -> dict[str, Any]:
-    # In the first seconds the seats fill; what is answered after the last request has been sent is not counted.
+    # In the first seconds the queue fills; what is answered after the last request has been sent is not counted.
     goodput = seen.goodput(min(given.wait, given.seconds / 4), given.seconds)
     recovered = next((at for at in range(10) if after.goodput(at, at + 1) >= LEAST_SHARE * peak), None)
     strange = {how: n for how, n in (seen.ended + after.ended).items() if how not in ("scored", "overloaded")}
@@ -196,7 +198,7 @@ def _figures(
     wrong += ["a refusal without Retry-After"] * bool(seen.n_without_retry_after)
     return {
         "peak, samples/s": round(peak, 1),
-        "seats, samples": seats,
+        "capacity, samples": capacity,
         "asked for, times the peak": round(sent * given.samples / peak, 1),
         "requests a second": round(sent, 1),
         "goodput, samples/s": round(goodput, 1),

@@ -131,25 +131,27 @@ class Scoring:
         self.idle.set()
 
     async def score(
-        self, samples: Sequence[SampleOrError], deadline: float = math.inf, origin: RunContext | None = None
+        self, samples: Sequence[SampleOrError], deadline: float = math.inf, context: RunContext | None = None
     ) -> list[SampleResult]:
         """One entry a sample, in order. Raise `RequestRefused` when there can be no answer at all.
 
-        `origin` None: nobody trains on these, and no run is watched.
+        `context` None: nobody trains on these, and no run is watched.
         """
-        if origin is not None:
-            if (wire := self._watcher.blocked_by(origin)) is not None:
+        if context is not None:
+            if (wire := self._watcher.blocked_by(context)) is not None:
                 return [self._refused(len(samples), wire)] * len(samples)
-            self._watcher.begin_run(origin)
+            self._watcher.begin_run(context)
         n_tokens = sum(map(self._estimate, samples))
         with self._track(), self._admission.acquire(len(samples), n_tokens):
             # Not before admission: a refused request is sent again, and is not charged twice.
             charge_tokens(n_tokens)
             async with _within_deadline(deadline, self._clock):
-                answered = await _gather_all([self._score_chunk(chunk, deadline, origin) for chunk in _chunks(samples)])
+                answered = await _gather_all(
+                    [self._score_chunk(chunk, deadline, context) for chunk in _chunks(samples)]
+                )
         results = [result for chunk in answered for result in chunk]
-        if origin is not None and origin.ids:
-            self._watcher.inspect_ids(origin, samples)
+        if context is not None and context.ids:
+            self._watcher.inspect_ids(context, samples)
         self._metrics.observe_samples(
             self._version,
             outcomes=_outcomes(results),
@@ -159,9 +161,9 @@ class Scoring:
         )
         return results
 
-    def is_blocked(self, origin: RunContext) -> bool:
+    def is_blocked(self, context: RunContext) -> bool:
         """Whether a trip wire has ended the service of this run."""
-        return self._watcher.blocked_by(origin) is not None
+        return self._watcher.blocked_by(context) is not None
 
     def _refused(self, n: int, wire: str) -> SampleResult:
         error = RunBlocked(
@@ -175,16 +177,16 @@ class Scoring:
         comparisons: Sequence[Comparison],
         tie_margin: float = 0.0,
         deadline: float = math.inf,
-        origin: RunContext | None = None,
+        context: RunContext | None = None,
     ) -> list[ComparisonResult]:
         """One entry a comparison, in order. Raise `RequestRefused` when there can be no answer at all.
 
-        `origin`: a run that is blocked gets no rankings either. Comparisons are not watched.
+        `context`: a run that is blocked gets no rankings either. Comparisons are not watched.
 
         Equal responses are scored once, and in an order that does not depend on how they were listed, so
         neither doubles nor the order of responses change anything.
         """
-        if origin is not None and (wire := self._watcher.blocked_by(origin)) is not None:
+        if context is not None and (wire := self._watcher.blocked_by(context)) is not None:
             refused = self._refused(sum(len(c.responses) for c in comparisons), wire)
             return [ComparisonResult(None, refused.failure, (refused,) * len(c.responses)) for c in comparisons]
         distinct = [sorted(set(c.responses)) for c in comparisons]
@@ -211,7 +213,7 @@ class Scoring:
     # -- one chunk ------------------------------------------------------------------------------------------
 
     async def _score_chunk(
-        self, samples: Sequence[SampleOrError], deadline: float, origin: RunContext | None
+        self, samples: Sequence[SampleOrError], deadline: float, context: RunContext | None
     ) -> list[SampleResult]:
         started_at = self._clock.now()
         with self._batcher.expecting(len(samples)):
@@ -221,8 +223,8 @@ class Scoring:
         rows = [e.ids for e in encoded if isinstance(e, Encoded)]
         outcomes = await self._batcher.score(rows, deadline) if rows else []
         left = iter(outcomes)
-        became = [next(left) if isinstance(e, Encoded) else e for e in encoded]
-        return self._finished(samples, encoded, became, encode_s, origin)
+        merged = [next(left) if isinstance(e, Encoded) else e for e in encoded]
+        return self._finished(samples, encoded, merged, encode_s, context)
 
     async def _encode(self, samples: Sequence[SampleOrError]) -> list[Encoded | SampleError | RowFailed]:
         good = [s for s in samples if isinstance(s, Sample)]
@@ -235,7 +237,7 @@ class Scoring:
         encoded: Sequence[Encoded | SampleError | RowFailed],
         outcomes: Sequence[RowOutcome | SampleError],
         encode_s: float,
-        origin: RunContext | None,
+        context: RunContext | None,
     ) -> list[SampleResult]:
         """From the heads of rows to finished records."""
         scored = [
@@ -244,9 +246,9 @@ class Scoring:
             if isinstance(outcome, RowScored) and isinstance(row, Encoded) and isinstance(sample, Sample)
         ]
         rewards = compute_rewards(scored, self._pipeline) if scored else []
-        flags = self._watcher.inspect(origin, scored, rewards) if origin is not None and scored else None
+        flags = self._watcher.inspect(context, scored, rewards) if context is not None and scored else None
         if self.shadow is not None and scored:
-            self.shadow.ask(scored, rewards)
+            self.shadow.submit(scored, rewards)
         rewarded = enumerate(rewards)
         return [
             _finish(row, outcome, next(rewarded), flags, encode_s)

@@ -200,7 +200,7 @@ def _batches() -> tuple[Panel, ...]:
         lines(
             Face(
                 "How full batches are",
-                "Mean of their tokens, as a share of the budget; a longer row rides alone, beyond it.",
+                "Mean of their tokens, as a share of the budget; a longer row has a batch of its own, beyond it.",
             ),
             Query(fill, _INSTANCE),
             unit="percentunit",

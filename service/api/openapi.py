@@ -140,9 +140,9 @@ def operation(body: type[BaseModel], foreign: Sequence[Any] = ()) -> dict[str, A
     examples = {f"example {i}": {"value": each} for i, each in enumerate(body.model_json_schema().get("examples", []))}
     content = {"application/json": {"schema": schema, "examples": examples}}
     parameters = [*_TIMES, *_ORIGIN, *([_VALUE] if foreign else [])]
-    said = errors(*(status for status in _ERRORS if status != 404 or foreign))
+    responses = errors(*(status for status in _ERRORS if status != 404 or foreign))
     return {
-        "responses": in_any_shape(said) if foreign else said,
+        "responses": in_any_shape(responses) if foreign else responses,
         "openapi_extra": {"requestBody": {"required": True, "content": content}, "parameters": parameters},
     }
 
@@ -184,14 +184,14 @@ def errors(
     *statuses: int, words: Mapping[int, str] | None = None, is_open: bool = False
 ) -> dict[int | str, dict[str, Any]]:
     """These errors and those of every route, with examples. `is_open`: it needs no key. `words`: what a status means here."""
-    said = {**_EVERYWHERE, **({} if is_open else _KEYED), **{status: _ERRORS[status] for status in statuses}}
-    said |= {status: text for status, text in (words or {}).items() if status in said}
-    return {status: _error(text) for status, text in sorted(said.items())}
+    responses = {**_EVERYWHERE, **({} if is_open else _KEYED), **{status: _ERRORS[status] for status in statuses}}
+    responses |= {status: text for status, text in (words or {}).items() if status in responses}
+    return {status: _error(text) for status, text in sorted(responses.items())}
 
 
-def in_any_shape(said: Mapping[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
+def in_any_shape(responses: Mapping[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
     """These errors in our own shape, or in that of the wire format: a request without a known format gets ours."""
-    return {status: {**error, "model": ErrorReply | ForeignError} for status, error in said.items()}
+    return {status: {**error, "model": ErrorReply | ForeignError} for status, error in responses.items()}
 
 
 def install_openapi(app: FastAPI, foreign: Sequence[Any] = (), open_paths: frozenset[str] = frozenset()) -> None:

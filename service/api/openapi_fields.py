@@ -133,6 +133,6 @@ REPLIES: dict[str, Any] = {
 def describe_fields(name: str, schema: dict[str, Any]) -> None:
     """Give every field of a record its description, in place."""
     for field, of_field in schema.get("properties", {}).items():
-        said = FIELDS.get(f"{name}.{field}", FIELDS.get(field))
-        if said is not None:
-            of_field.setdefault("description", said)
+        description = FIELDS.get(f"{name}.{field}", FIELDS.get(field))
+        if description is not None:
+            of_field.setdefault("description", description)

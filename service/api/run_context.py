@@ -58,15 +58,15 @@ def read_parameters(scope: Scope, options: Collection[str] = ()) -> RequestParam
                 digest = value
     if run is None and step is None and digest is None and not scope["query_string"]:
         return NO_PARAMETERS
-    asked = _query_parameters(scope["query_string"], {*options, "run", "step", "model_digest"})
-    others = {k: v for k, v in asked.items() if k in options}
+    given = _query_parameters(scope["query_string"], {*options, "run", "step", "model_digest"})
+    others = {k: v for k, v in given.items() if k in options}
     return RequestParameters(
-        single_value("run", asked.get("run") or None, _header_text(run, "x-run") or None),
-        single_value("step", _parse_step(asked.get("step")), _parse_step(_header_text(step, "x-step"))),
+        single_value("run", given.get("run") or None, _header_text(run, "x-run") or None),
+        single_value("step", _parse_step(given.get("step")), _parse_step(_header_text(step, "x-step"))),
         others,
         single_value(
             "model_digest",
-            _parse_digests(asked.get("model_digest")),
+            _parse_digests(given.get("model_digest")),
             _parse_digests(_header_text(digest, "x-model-digest")),
         )
         or (),
@@ -127,10 +127,10 @@ def _query_parameters(query: bytes, known: Collection[str]) -> dict[str, str]:
             "A key goes into Authorization: Bearer, or http://:KEY@host/",
             field="query", n_unknown=len(unknown),
         )  # fmt: skip
-    asked = dict(pairs)
-    if len(asked) < len(pairs):
-        raise InvalidRequest("the URL has a query parameter twice", field="query", n=len(pairs) - len(asked))
-    return asked
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        raise InvalidRequest("the URL has a query parameter twice", field="query", n=len(pairs) - len(given))
+    return given
 
 
 def _header_text(value: bytes | None, name: str) -> str | None:

@@ -38,11 +38,11 @@ class RateLimiter:
     def __init__(self, limits: RateLimits, clock: Clock) -> None:
         self.limits = limits
         self._clock = clock
-        asked = {"requests": limits.requests_per_s, "tokens": limits.tokens_per_s}
+        given = {"requests": limits.requests_per_s, "tokens": limits.tokens_per_s}
         # One request must always pass after a pause, however low the rate.
         self._rates = {
             what: RefillRate(per_s, max(1.0, per_s * limits.burst_s))
-            for what, per_s in asked.items()
+            for what, per_s in given.items()
             if per_s is not None
         }
         self._buckets: dict[str, TokenBucketState] = {

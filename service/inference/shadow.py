@@ -103,7 +103,7 @@ class Shadow:
         self._background_scorer = background_scorer
         self._on_comparison = on_comparison
 
-    def ask(self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed]) -> None:
+    def submit(self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed]) -> None:
         """Score some of these, soon. Never waits."""
         chosen = [
             (row, reward)

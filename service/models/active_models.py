@@ -126,9 +126,9 @@ class ActiveModels:
             )
         return max(same, key=lambda each: each.version)
 
-    def is_blocked(self, origin: RunContext) -> bool:
+    def is_blocked(self, context: RunContext) -> bool:
         """Whether a trip wire has ended the service of this run."""
-        return self._current is not None and self._current.scoring.is_blocked(origin)
+        return self._current is not None and self._current.scoring.is_blocked(context)
 
     def current(self) -> ModelRuntime:
         """The model in service. Raise `Loading` or `ShuttingDown`."""

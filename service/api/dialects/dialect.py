@@ -74,14 +74,19 @@ class ScoredRequest:
 
 def not_found_as_vllm(error: ModelNotServed) -> Response:
     """vLLM's reply for a model that it does not serve: `code` is the status there."""
-    said = {"message": error.message, "type": "NotFoundError", "param": "model", "code": error.status}
-    return json_response({"error": {**said, "reason": error.code, **error.details}}, error.status)
+    error_fields = {"message": error.message, "type": "NotFoundError", "param": "model", "code": error.status}
+    return json_response({"error": {**error_fields, "reason": error.code, **error.details}}, error.status)
 
 
 def not_found_as_openai(error: ModelNotServed) -> Response:
     """OpenAI's reply for a model that it does not serve."""
-    said = {"message": error.message, "type": "invalid_request_error", "param": "model", "code": "model_not_found"}
-    return json_response({"error": {**said, "reason": error.code, **error.details}}, error.status)
+    error_fields = {
+        "message": error.message,
+        "type": "invalid_request_error",
+        "param": "model",
+        "code": "model_not_found",
+    }
+    return json_response({"error": {**error_fields, "reason": error.code, **error.details}}, error.status)
 
 
 _MAX_FIELD_CHARS = 120
@@ -221,13 +226,13 @@ _DEFAULT_NAME = "default"
 """What SGLang's clients send where none was set."""
 
 
-def check_model(asked: str | None, served: ModelRuntime, accepted: Collection[str]) -> None:
+def check_model(requested: str | None, served: ModelRuntime, accepted: Collection[str]) -> None:
     """Raise `ModelNotServed` where a request names another model than `served`, which is the one that will score it.
 
     Good are no name, an empty one, `default`, the served name, one of the digests of replies, and the names in `accepted`.
     """
     name = served.loaded.identity.name
-    if not asked or asked in (name, _DEFAULT_NAME) or asked in accepted or served.has((asked,)):
+    if not requested or requested in (name, _DEFAULT_NAME) or requested in accepted or served.has((requested,)):
         return
     # The name that was asked for is not repeated: a message never holds a part of a body.
     raise ModelNotServed(
@@ -237,9 +242,9 @@ def check_model(asked: str | None, served: ModelRuntime, accepted: Collection[st
     )
 
 
-def check_version(asked: str | None, served: ModelRuntime) -> None:
+def check_version(requested: str | None, served: ModelRuntime) -> None:
     """Raise `ModelNotServed` where a path names another version of the model than the one that will score it."""
-    if asked is not None and asked != str(served.version):
+    if requested is not None and requested != str(served.version):
         raise ModelNotServed(
             f"the version that this request names does not score it, version {served.version} does: send that one, or none",
             served_model=served.loaded.identity.name, model_version=served.version,

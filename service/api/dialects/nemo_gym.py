@@ -56,12 +56,12 @@ _SKIPPED_ITEMS = frozenset({"reasoning"})
 
 
 def _to_samples(body: EpisodeBody, _served: ModelRuntime) -> list[SampleOrError]:
-    asked, response = body["responses_create_params"], body["response"]
-    if not isinstance(asked, dict) or not isinstance(response, dict):
+    requested, response = body["responses_create_params"], body["response"]
+    if not isinstance(requested, dict) or not isinstance(response, dict):
         raise InvalidRequest("send responses_create_params and response, objects both", field="response")
     _check_mask(body)
     finish: FinishReason = "length" if response.get("incomplete_details") else "stop"
-    return [sample_or_error(lambda: _sample(asked, response, finish))]
+    return [sample_or_error(lambda: _sample(requested, response, finish))]
 
 
 def _check_mask(body: EpisodeBody) -> None:
@@ -80,25 +80,27 @@ _FINISHED_STATUSES = (None, "completed", "incomplete")
 """Statuses of a response that is an answer, cut off or not."""
 
 
-def _sample(asked: dict[str, Any], response: dict[str, Any], finish: FinishReason) -> Sample:
+def _sample(requested: dict[str, Any], response: dict[str, Any], finish: FinishReason) -> Sample:
     if response.get("status") not in _FINISHED_STATUSES or response.get("error") is not None:
         raise InvalidMessages("the policy's response failed or did not end: there is no answer to score")
-    before = _prompt_messages(asked)
-    _check_response(response, asked)
+    before = _prompt_messages(requested)
+    _check_response(response, requested)
     messages = (*before, *_response_messages(response.get("output"), len(before)))
     return Sample(messages=messages, finish_reason=finish)  # an empty answer is masked, not scored
 
 
-def _check_response(response: dict[str, Any], asked: dict[str, Any]) -> None:
+def _check_response(response: dict[str, Any], requested: dict[str, Any]) -> None:
     """A response repeats the request that it answers; what it says of the prompt must be what the request says."""
-    own = {name: value for name, value in response.items() if name not in _REPEATED_FIELDS or value != asked.get(name)}
+    own = {
+        name: value for name, value in response.items() if name not in _REPEATED_FIELDS or value != requested.get(name)
+    }
     check_known_fields(own, _RESPONSE_FIELDS | (_REQUEST_FIELDS - _REPEATED_FIELDS), "response", 0)
 
 
-def _prompt_messages(asked: dict[str, Any]) -> tuple[Message, ...]:
+def _prompt_messages(requested: dict[str, Any]) -> tuple[Message, ...]:
     """What the policy was given."""
-    check_known_fields(asked, _REQUEST_FIELDS, "responses_create_params", 0)
-    given, instructions = asked.get("input"), asked.get("instructions")
+    check_known_fields(requested, _REQUEST_FIELDS, "responses_create_params", 0)
+    given, instructions = requested.get("input"), requested.get("instructions")
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
     if not isinstance(given, list):
@@ -114,10 +116,10 @@ def _response_messages(output: object, n_before: int) -> tuple[Message, ...]:
     if not isinstance(output, list):
         raise InvalidMessages("output is no list")
     items = [item for i, item in enumerate(output) if _kind(item, f"response.output[{i}]") not in _SKIPPED_ITEMS]
-    said = [_message(n_before + i, item, "assistant") for i, item in enumerate(items)]
-    for i, item in enumerate(said, n_before):
+    messages = [_message(n_before + i, item, "assistant") for i, item in enumerate(items)]
+    for i, item in enumerate(messages, n_before):
         check_known_fields(item, _ITEM_FIELDS | {"role", "content"}, f"messages[{i}]", i)
-    texts = [text_of(i, item.get("content")) for i, item in enumerate(said, n_before)]
+    texts = [text_of(i, item.get("content")) for i, item in enumerate(messages, n_before)]
     return (Message("assistant", "\n\n".join(texts)),)
 
 
@@ -139,14 +141,14 @@ def _to_reply(body: EpisodeBody, scored_request: ScoredRequest) -> EpisodeBody:
         return {**body, **_masked_reply(body, result.failure, scored_request)}
     # Whoever masked the episode before it came here knew why.
     is_masked = body.get("mask_sample") is True or _instance_config(body).get("mask_sample") is True
-    said = {"failure_kind": body.get("failure_kind"), "failure_reason": body.get("failure_reason")}
+    failure_fields = {"failure_kind": body.get("failure_kind"), "failure_reason": body.get("failure_reason")}
     components = _components(result, scored_request)
     return {
         **body,
         "reward": score_of(0, result, scored_request.score_kind),
         **({"reward_components": components} if components else {}),
         **_mask(body, is_masked),
-        **said,
+        **failure_fields,
     }
 
 

@@ -107,7 +107,7 @@ def has_pairs(value: object) -> bool:
 
 
 def _pair_samples(first: str, second: str) -> Callable[[VllmRequest, ModelRuntime], list[SampleOrError]]:
-    def ask(body: VllmRequest, served: ModelRuntime) -> list[SampleOrError]:
+    def to_samples(body: VllmRequest, served: ModelRuntime) -> list[SampleOrError]:
         firsts, seconds = _as_list(first, getattr(body, first)), _as_list(second, getattr(body, second))
         if len(firsts) == 1:
             firsts = [*firsts] * len(seconds)
@@ -119,7 +119,7 @@ def _pair_samples(first: str, second: str) -> Callable[[VllmRequest, ModelRuntim
         options = body.options
         return [_pair(i, p, r, served, options) for i, (p, r) in enumerate(zip(firsts, seconds, strict=True))]
 
-    return ask
+    return to_samples
 
 
 def _item_samples(body: QueryItemsRequest, served: ModelRuntime) -> list[SampleOrError]:

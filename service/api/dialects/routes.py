@@ -166,12 +166,12 @@ async def _score(
     return await served.scoring.score(samples, deadline, context) if samples else []
 
 
-def _score_kind(asked: str | None, dialect: Dialect) -> ScoreKind:
-    if asked is None:
+def _score_kind(requested: str | None, dialect: Dialect) -> ScoreKind:
+    if requested is None:
         return dialect.score_kind
-    if asked not in SCORE_KINDS:
+    if requested not in SCORE_KINDS:
         raise InvalidRequest(f"value must be one of {', '.join(SCORE_KINDS)}", field="value")
-    return asked
+    return requested
 
 
 def _check_options(given: Mapping[str, str], dialect: Dialect) -> None:
@@ -187,13 +187,13 @@ def _check_options(given: Mapping[str, str], dialect: Dialect) -> None:
 
 def _is_activated(body_format: BodyFormat, content: Any, *, has_value: bool) -> bool:
     """Whether the reply has the sigmoid of the score. `?value=` in the URL asks for a number as it is."""
-    asked = body_format.activation_of(content)
-    if asked and has_value:
+    requested = body_format.activation_of(content)
+    if requested and has_value:
         raise InvalidRequest(
             "?value= asks for a number as it is, and the body for an activation of it: send one of the two",
             field="value",
         )
-    return body_format.activates_by_default and not has_value if asked is None else asked
+    return body_format.activates_by_default and not has_value if requested is None else requested
 
 
 class _AdmissionRetry:

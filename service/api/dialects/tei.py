@@ -108,8 +108,8 @@ def _render_error(error: RequestRefused, overload_status: int) -> Response:
     if isinstance(error, Overloaded):
         status = overload_status
     headers = {k: v for k, v in error_response(error).headers.items() if k in ("retry-after", "connection")}
-    said = {"error": error.message, "error_type": kind, "code": error.code}
-    return json_response({**error.details, **said}, status, headers)
+    error_fields = {"error": error.message, "error_type": kind, "code": error.code}
+    return json_response({**error.details, **error_fields}, status, headers)
 
 
 _ERROR_TYPES: dict[type[RequestRefused], tuple[str, int]] = {

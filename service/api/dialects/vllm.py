@@ -62,13 +62,13 @@ class VllmRequest(msgspec.Struct, frozen=True, gc=False):
 
 def wants_activation(body: Any) -> bool | None:
     """Whether a body asks for the sigmoid. Raise `InvalidRequest` where two of the names say opposite things."""
-    asked = {name: value for name in _ACTIVATIONS if (value := getattr(body, name, None)) is not None}
-    if len(set(asked.values())) > 1:
-        first, second, *_ = asked
+    requested = {name: value for name in _ACTIVATIONS if (value := getattr(body, name, None)) is not None}
+    if len(set(requested.values())) > 1:
+        first, second, *_ = requested
         raise InvalidRequest(
-            f"{' and '.join(asked)} are names of one thing and differ: send {first} alone", field=second
+            f"{' and '.join(requested)} are names of one thing and differ: send {first} alone", field=second
         )
-    return next(iter(asked.values()), None)
+    return next(iter(requested.values()), None)
 
 
 class InputRequest(VllmRequest, frozen=True, gc=False, kw_only=True):
@@ -181,14 +181,14 @@ def _is_single(body: TextRequest | IdsRequest) -> bool:
 
 
 def _checking_task(
-    ask: Callable[[Any, ModelRuntime], list[SampleOrError]],
+    to_samples: Callable[[Any, ModelRuntime], list[SampleOrError]],
 ) -> Callable[[Any, ModelRuntime], list[SampleOrError]]:
     def checked(body: PoolingInputRequest | PoolingMessagesRequest, served: ModelRuntime) -> list[SampleOrError]:
         if body.task not in (None, "classify", "reward", "score"):
             raise InvalidRequest(
                 "task: this model gives one score a text: it must be classify, or left out", field="task"
             )
-        return ask(body, served)
+        return to_samples(body, served)
 
     return checked
 

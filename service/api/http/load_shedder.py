@@ -39,27 +39,27 @@ class LoadShedder:
         self._admission = admission
         self._events = events
         self._min_rejected_bytes: float = float("inf")
-        self._answer: Response | None = None
+        self._response: Response | None = None
         self._n_released = -1
 
-    def on_overloaded(self, n_bytes: int, answer: Response) -> None:
+    def on_overloaded(self, n_bytes: int, response: Response) -> None:
         """Record that admission has refused a request with a body of this size, with this answer."""
         if self._admission.n_released != self._n_released:
             self._min_rejected_bytes, self._n_released = float("inf"), self._admission.n_released
         if n_bytes <= self._min_rejected_bytes:
-            self._min_rejected_bytes, self._answer = n_bytes, answer
+            self._min_rejected_bytes, self._response = n_bytes, response
 
     @property
     def is_shedding(self) -> bool:
         """Whether some requests are rejected."""
-        return self._answer is not None
+        return self._response is not None
 
     def rejection_for(self, path: bytes, n_bytes: int) -> Response | None:
         """The answer to a request that admission would hardly accept; None: read it, and let admission decide."""
-        if self._answer is None or n_bytes < self._min_rejected_bytes or path not in self._paths:
+        if self._response is None or n_bytes < self._min_rejected_bytes or path not in self._paths:
             return None
         if self._admission.n_released != self._n_released or not self._admission.is_nearly_full:
-            self._answer = None
+            self._response = None
             return None
-        self._events.on_rejected(self._paths[path], self._answer.status_code)
-        return self._answer
+        self._events.on_rejected(self._paths[path], self._response.status_code)
+        return self._response

@@ -316,8 +316,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = False
         if b"transfer-encoding" not in self._single_values:
             self._n_left = int(self._single_values.get(b"content-length", 0))
-        if (answer := self._load_shed_response()) is not None:
-            self._rejection = answer
+        if (response := self._load_shed_response()) is not None:
+            self._rejection = response
             return
         super().on_headers_complete()
         self._serving = True
@@ -342,7 +342,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_timer.stop()
         self._write(self._rejection, closes=not self.parser.should_keep_alive())
         self._rejection = None
-        self._idle_since_answer()
+        self._wait_for_next_request()
 
     def on_response_complete(self) -> None:
         """An answer has been written."""
@@ -486,13 +486,13 @@ class HttpProtocol(HttpToolsProtocol):
             return None
         return self._shared.load_shedder.rejection_for(self.url.partition(b"?")[0], int(length))
 
-    def _write(self, answer: Response, *, closes: bool) -> None:
-        asked = next((value for name, value in self.headers or () if name == b"x-request-id"), b"")
-        headers = [*answer.raw_headers, (b"x-request-id", request_id(asked).encode())]
+    def _write(self, response: Response, *, closes: bool) -> None:
+        offered_id = next((value for name, value in self.headers or () if name == b"x-request-id"), b"")
+        headers = [*response.raw_headers, (b"x-request-id", request_id(offered_id).encode())]
         lines = [b"%s: %s\r\n" % header for header in headers + [(b"connection", b"close")] * closes]
-        self.transport.write(b"".join([STATUS_LINE[answer.status_code], *lines, b"\r\n", bytes(answer.body)]))
+        self.transport.write(b"".join([STATUS_LINE[response.status_code], *lines, b"\r\n", bytes(response.body)]))
 
-    def _idle_since_answer(self) -> None:
+    def _wait_for_next_request(self) -> None:
         """As uvicorn does after an answer of the application."""
         self._wait_for_request()
         if self.parser.should_keep_alive():

@@ -168,8 +168,8 @@ _IDENTIFYING_HEADERS = (b"authorization", b"x-model-digest", b"x-run", b"x-step"
 
 def _storage_key(request: Request, key: bytes) -> bytes:
     """A key is its sender's own, on one route, for one run and step."""
-    said = [header(request.scope, name) or b"" for name in _IDENTIFYING_HEADERS]
-    parts = (request.scope["path"].encode(), request.scope["query_string"], *said, key)
+    identifying = [header(request.scope, name) or b"" for name in _IDENTIFYING_HEADERS]
+    parts = (request.scope["path"].encode(), request.scope["query_string"], *identifying, key)
     return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).digest()
 
 

@@ -66,6 +66,6 @@ class RequestLogMiddleware:
             self._events.on_request(record)
 
 
-def request_id(asked: bytes | None) -> str:
+def request_id(offered_id: bytes | None) -> str:
     """The id that the client sent, if it is valid, else a new one."""
-    return asked.decode() if asked and _VALID_ID.fullmatch(asked) else os.urandom(16).hex()
+    return offered_id.decode() if offered_id and _VALID_ID.fullmatch(offered_id) else os.urandom(16).hex()

@@ -93,10 +93,10 @@ def admin_routes(active_models: ActiveModels) -> APIRouter:
 
         Answered when it serves, or with `model_refused` and the reason when it cannot: then nothing has changed.
         """
-        asked = await body.read_admin_body(request, LoadRequest)
+        payload = await body.read_admin_body(request, LoadRequest)
         known = active_models.admin()
-        pin = None if asked.pin == "active" else [check_run_name(run) for run in asked.pin]
-        version = await known.load(asked.source, shadow=asked.shadow, pin=pin)
+        pin = None if payload.pin == "active" else [check_run_name(run) for run in payload.pin]
+        version = await known.load(payload.source, shadow=payload.shadow, pin=pin)
         return _overview(known, version=version)
 
     @router.post("/models/cancel", responses=openapi.errors(409, 503, words=openapi.ADMIN))
@@ -109,9 +109,9 @@ def admin_routes(active_models: ActiveModels) -> APIRouter:
     @router.post("/models/activate", **openapi.admin_operation(VersionRequest, 409, 422))
     async def activate(request: Request) -> Response:
         """Put a loaded model into service: the shadow, or one that stands by."""
-        asked, known = await body.read_admin_body(request, VersionRequest), active_models.admin()
-        known.activate(asked.version)
-        return _overview(known, version=asked.version)
+        payload, known = await body.read_admin_body(request, VersionRequest), active_models.admin()
+        known.activate(payload.version)
+        return _overview(known, version=payload.version)
 
     @router.post("/models/rollback", responses=openapi.errors(409, 422, 503, words=openapi.ADMIN))
     async def rollback() -> Response:
@@ -122,15 +122,15 @@ def admin_routes(active_models: ActiveModels) -> APIRouter:
     @router.post("/models/retire", **openapi.admin_operation(VersionRequest, 409, 422))
     async def retire(request: Request) -> Response:
         """Let go of a model that is not in service."""
-        asked, known = await body.read_admin_body(request, VersionRequest), active_models.admin()
-        known.retire(asked.version)
+        payload, known = await body.read_admin_body(request, VersionRequest), active_models.admin()
+        known.retire(payload.version)
         return _overview(known)
 
     @router.post("/pins", **openapi.admin_operation(PinRequest, 409, 422))
     async def pin(request: Request) -> Response:
         """Let only one model answer a run, whatever is in service; or end that."""
-        asked, known = await body.read_admin_body(request, PinRequest), active_models.admin()
-        known.pin(check_run_name(asked.run), asked.version)
+        payload, known = await body.read_admin_body(request, PinRequest), active_models.admin()
+        known.pin(check_run_name(payload.run), payload.version)
         return _overview(known)
 
     return router

@@ -26,23 +26,23 @@ def kserve_health_routes(active_models: ActiveModels, aliases: frozenset[str]) -
     router = APIRouter(tags=["kserve"])
     accepted = aliases | FIXED_NAMES
 
-    def named(model: str, asked_version: str | None) -> ModelRuntime:
+    def named(model: str, requested_version: str | None) -> ModelRuntime:
         served = active_models.current()
         check_model(model, served, accepted)
-        check_version(asked_version, served)
+        check_version(requested_version, served)
         return served
 
-    def ready(model: str, asked_version: str | None) -> Response:
+    def ready(model: str, requested_version: str | None) -> Response:
         try:
-            served = named(model, asked_version)
+            served = named(model, requested_version)
             check_ready(active_models)
         except RequestRefused as error:
             return render_error(error, error.status)
         return json_response({"name": served.loaded.identity.name, "ready": True})
 
-    def metadata(model: str, asked_version: str | None) -> Response:
+    def metadata(model: str, requested_version: str | None) -> Response:
         try:
-            served = named(model, asked_version)
+            served = named(model, requested_version)
         except RequestRefused as error:
             return render_error(error, error.status)
         return json_response(_metadata(served))

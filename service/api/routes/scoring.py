@@ -60,21 +60,21 @@ def scoring_routes(
         active_models.current()  # refused before a body is read that nobody could answer
         parameters = run_context.read_parameters(request.scope, {"value"})
         try:
-            asked = await body.read_body(request, _scores, ScoreRequest, parts, has_pairs)
+            payload = await body.read_body(request, _scores, ScoreRequest, parts, has_pairs)
         except body.ForeignBody as theirs:
             return await score_pairs(request, theirs.value)
         if parameters.options:
             raise InvalidRequest("value is for other wire formats: the results here have all numbers", field="value")
-        server_limits.check_sample_count(len(asked.samples), "samples")
-        ids = _ids(asked.samples)
+        server_limits.check_sample_count(len(payload.samples), "samples")
+        ids = _ids(payload.samples)
         run, step = (
-            run_context.single_value("run", asked.run or None, parameters.run),
-            run_context.single_value("step", asked.step, parameters.step),
+            run_context.single_value("run", payload.run or None, parameters.run),
+            run_context.single_value("step", payload.step, parameters.step),
         )
-        context = run_context.run_context_of(request.scope, run, step, asked.kl, [s.id for s in asked.samples])
+        context = run_context.run_context_of(request.scope, run, step, payload.kl, [s.id for s in payload.samples])
         served = active_models.for_request(context.run, parameters.model_digests)
-        set_log_fields(request, run=context.run, step=step, samples=len(asked.samples), version=served.version)
-        work = served.scoring.score([to_sample(s) for s in asked.samples], deadline, context)
+        set_log_fields(request, run=context.run, step=step, samples=len(payload.samples), version=served.version)
+        work = served.scoring.score([to_sample(s) for s in payload.samples], deadline, context)
         results = await cancel_on_disconnect(request, work)
         set_is_final(request, results)
         return score_reply(served, ids, results)
@@ -85,19 +85,19 @@ def scoring_routes(
         deadline = read_deadline(request, clock)
         active_models.current()
         parameters = run_context.read_parameters(request.scope)
-        asked = await body.read_body(request, _comparisons, CompareRequest, parts)
-        n_responses = sum(len(c.responses) for c in asked.comparisons)
+        payload = await body.read_body(request, _comparisons, CompareRequest, parts)
+        n_responses = sum(len(c.responses) for c in payload.comparisons)
         server_limits.check_sample_count(n_responses, "responses")
-        ids = _ids(asked.comparisons)
+        ids = _ids(payload.comparisons)
         run, step = (
-            run_context.single_value("run", asked.run or None, parameters.run),
-            run_context.single_value("step", asked.step, parameters.step),
+            run_context.single_value("run", payload.run or None, parameters.run),
+            run_context.single_value("step", payload.step, parameters.step),
         )
         context = run_context.run_context_of(request.scope, run, step)
         served = active_models.for_request(context.run, parameters.model_digests)
         set_log_fields(request, run=context.run, step=context.step, samples=n_responses, version=served.version)
         work = served.scoring.compare(
-            [to_comparison(c) for c in asked.comparisons], asked.tie_margin, deadline, context
+            [to_comparison(c) for c in payload.comparisons], payload.tie_margin, deadline, context
         )
         results = await cancel_on_disconnect(request, work)
         set_is_final(request, results)
@@ -106,6 +106,6 @@ def scoring_routes(
     return router
 
 
-def _ids(asked: Sequence[SampleIn | structs.SampleStruct | ComparisonIn | structs.ComparisonStruct]) -> list[str]:
+def _ids(payload: Sequence[SampleIn | structs.SampleStruct | ComparisonIn | structs.ComparisonStruct]) -> list[str]:
     """The id of each result: a label of the client, or the index. The responses of a group may share one."""
-    return [str(i) if each.id is None else each.id for i, each in enumerate(asked)]
+    return [str(i) if each.id is None else each.id for i, each in enumerate(payload)]

@@ -103,7 +103,7 @@ def rewards_of(*values):
 
 
 async def compared(shadow, rows, rewards):
-    shadow.ask(rows, rewards)
+    shadow.submit(rows, rewards)
     if shadow.second.tasks:
         await asyncio.wait(set(shadow.second.tasks), timeout=PATIENCE_S)
 
@@ -136,5 +136,5 @@ async def test_who_is_too_slow_is_not_asked_and_nobody_waits(open_shadow, monkey
     monkeypatch.setattr(background_scorer, "MAX_WAITING", 3)
     shadow = open_shadow(GatedScorer())
     for _ in range(2):
-        shadow.ask(rows_of("a", "b"), rewards_of(0.0, 1.0))
+        shadow.submit(rows_of("a", "b"), rewards_of(0.0, 1.0))
     assert shadow.skipped == [2]
