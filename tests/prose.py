@@ -43,7 +43,7 @@ AREAS = {
 
 LIMITS: dict[str, dict[str, float]] = {
     "model": {"who": 1.6, "what": 2.8, "own": 2.0},
-    "service": {"who": 1.3, "what": 3.2, "own": 1.1},
+    "service": {"who": 1.1, "what": 3.1, "own": 1.0},
     "training": {"who": 0.3, "what": 2.3, "own": 0.9},
     "client": {"who": 2.8, "what": 4.0, "own": 1.4},
     "benchmarks": {"who": 1.5, "what": 3.1, "own": 1.4},
