@@ -7,7 +7,7 @@ which takes longer than the tests do, and runs the quickest test first, not the 
 from __future__ import annotations
 
 import os
-import resource
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,6 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import process_time
 
 import mutmut.__main__ as mutmut
 import pytest
@@ -29,7 +28,9 @@ from mutmut.utils.format_utils import mangled_name_from_mutant_name
 from mutmut.workers.isolation import ForkRunner, MutantResult, RunningWorker
 
 _MAX_TEST_S = 30
-"""A test that does not end fails after so many seconds."""
+"""A test that waits for ever fails after so many seconds."""
+_MAX_CPU_S, _MAX_RATIO = 5, 5
+"""A test that computes for ever ends its child after so many seconds of CPU time, and so many times what it usually takes."""
 _TEST_S = 0.001
 """What pytest adds to the duration of a test."""
 _NO_MUTANT = "none"
@@ -80,7 +81,7 @@ class SessionRunner(ForkRunner):
         """Test a mutant in a child."""
         function = mangled_name_from_mutant_name(mutant_name)
         ordered = sorted(tests, key=lambda test: self._promise(function, test), reverse=True)
-        pid = self._fork(ordered, mutant_name, cpu_time_limit)
+        pid = self._fork(ordered, mutant_name)
         self._running[pid] = RunningWorker(mutant_name, datetime.now(), estimated_time)
 
     def wait_for_result(self, timeout: float | None = None) -> MutantResult:
@@ -99,7 +100,7 @@ class SessionRunner(ForkRunner):
         n = 1 + self._n_noticed_by[test] + 100 * self._n_noticed[function, test]
         return n / (state().duration_by_test[test] + _TEST_S)
 
-    def _fork(self, tests: Sequence[str], mutant: str = _NO_MUTANT, max_cpu_s: int | None = None) -> int:
+    def _fork(self, tests: Sequence[str], mutant: str = _NO_MUTANT) -> int:
         """Run these tests in a child. The process id."""
         items = [self._items[test] for test in tests]
         if pid := os.fork():
@@ -108,9 +109,6 @@ class SessionRunner(ForkRunner):
         try:
             if mutant != _NO_MUTANT:
                 set_mutant_under_test(mutant)
-            if max_cpu_s is not None:
-                limit = max_cpu_s + int(process_time())
-                resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
             os.chdir("mutants")
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(1, 2)
@@ -123,6 +121,8 @@ class SessionRunner(ForkRunner):
 
     def _first_failed(self, items: Sequence[pytest.Item]) -> str | None:
         for item, following in zip(items, [*items[1:], None], strict=True):
+            limit = _MAX_CPU_S + _MAX_RATIO * state().duration_by_test[item.nodeid]
+            signal.setitimer(signal.ITIMER_PROF, limit)
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if self._session.testsfailed:
                 return item.nodeid
