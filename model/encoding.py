@@ -266,26 +266,25 @@ class Encoder:
             messages = sample.conversation()
             if self._slots is not None and messages[0] == Message("system", ""):
                 messages = messages[1:]  # LLaMA-Factory takes an empty system message for none
-            known = self._prompts.get(messages[:-1])
-            for message in messages if known is None else messages[-1:]:
+            for message in messages:
                 check_text(message.content)
             # A policy's text often still carries its own end token; the template writes it again.
             content, closed = self._unclosed(messages[-1].content)
             if not content.strip():
                 _check_empty(sample)
-            prompt = known or self._remember(messages[:-1])
+            prompt = self._prompts.get(messages[:-1]) or self._remember(messages[:-1])
             messages = (*messages[:-1], Message("assistant", content))
             if prompt.is_quoting or self._controls.are_quoted(content):
                 messages, hidden = self._hide(messages)
-                prompt = self._prompt(messages[:-1], is_quoting=True)
+                prompt = self._prompt(messages[:-1])
             rendering = self._render(messages, add_generation_prompt=False)
             body, content = rendering.removesuffix(self.policy.template_tail), messages[-1].content
             is_prefix = body.startswith(prompt.text)
-            n_prompt_chars = len(prompt.text) if is_prefix else max(0, body.rfind(content))
-            cuts = prompt.cuts if is_prefix else self._shared_cuts(prompt, body[:n_prompt_chars])
-            n_written = n_prompt_chars if is_prefix else None
-            if not self._has_usual_tail(rendering, content, n_written):
-                body = self._without_tail(rendering, content, n_written)
+            begin = len(prompt.text) if is_prefix else body.rfind(content)
+            n_prompt_chars = max(0, begin)
+            cuts = self._shared_cuts(prompt, body[:n_prompt_chars])
+            if not self._has_usual_tail(rendering, content, begin):
+                body = self._without_tail(rendering, content, begin)
         if self._slots is not None:
             cuts = (*cuts, n_prompt_chars)
         elif hidden is not None:
@@ -302,8 +301,8 @@ class Encoder:
         is_rendered_here = sample.text is None and bool(self.policy.template)
         return _Draft(pieces(body, cuts), n_prompt_chars, missing, adds_start=not is_rendered_here, hidden=hidden)
 
-    def _has_usual_tail(self, rendering: str, content: str, n_prompt_chars: int | None) -> bool:
-        """Whether a rendering ends in `template_tail` after this content. None: the prompt is no beginning of it.
+    def _has_usual_tail(self, rendering: str, content: str, begin: int) -> bool:
+        """Whether a rendering ends in `template_tail` after this content, which begins at `begin`; -1: nobody knows where.
 
         Where the template does not write the content as it is, there is nothing to compare but the end.
         """
@@ -311,16 +310,16 @@ class Encoder:
         if not rendering.endswith(tail):
             return False
         body, content = rendering.removesuffix(tail), content.strip()
-        at = body.rfind(content, n_prompt_chars) if content and n_prompt_chars is not None else -1
+        at = body.rfind(content, begin) if begin >= 0 else begin
         return at < 0 or self._control_ids.isdisjoint(ids_of(self._fast, body[at + len(content) :]))
 
-    def _without_tail(self, rendering: str, content: str, n_prompt_chars: int | None) -> str:
+    def _without_tail(self, rendering: str, content: str, begin: int) -> str:
         """A rendering up to the end of its last content. Raise `InvalidMessages` where the layout's end is not known then.
 
-        The content follows the prompt, where that is a beginning of the rendering; the template's own end may contain it too.
+        What the template writes behind the content may contain it too.
         """
-        n, parts = n_prompt_chars, (content, content.rstrip(), content.strip())
-        ends = [n + len(part) for part in parts if n is not None and rendering.startswith(part, n)]
+        parts = (content, content.rstrip(), content.strip())
+        ends = [begin + len(part) for part in parts if begin >= 0 and rendering.startswith(part, begin)]
         ends += [at + len(part) for part in parts if (at := rendering.rfind(part)) >= 0]
         if ends and self._closed(rendering) is not None:
             return rendering[: ends[0]]
@@ -364,14 +363,14 @@ class Encoder:
         return begin + len(start) if begin >= 0 else 0
 
     def _remember(self, messages: tuple[Message, ...]) -> _Prompt:
-        prompt = self._prompt(messages, is_quoting=any(self._controls.are_quoted(m.content) for m in messages))
+        prompt = self._prompt(messages)
         self._prompts.put(messages, prompt, len(prompt.text))
         return prompt
 
-    def _prompt(self, messages: tuple[Message, ...], *, is_quoting: bool) -> _Prompt:
+    def _prompt(self, messages: tuple[Message, ...]) -> _Prompt:
         text = self._render(messages, add_generation_prompt=True)
         cuts = self._seam(text) if self._slots is None else self._slots.of(messages, text)
-        return _Prompt(text, cuts, is_quoting)
+        return _Prompt(text, cuts, is_quoting=any(self._controls.are_quoted(m.content) for m in messages))
 
     def _seam(self, prompt: str) -> tuple[int, ...]:
         """Where a prompt may be cut without another id."""

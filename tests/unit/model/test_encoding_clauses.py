@@ -464,6 +464,15 @@ def test_what_begins_a_row_is_there_once(start):
     assert encode(Sample(prompt="x", response="y")) == Encoded((*due, *rest, tokenizer.eos_token_id), len(due) + 1)
 
 
+def test_a_rendering_begins_as_the_template_has_written_it():
+    tokenizer = letters(template="{{ '' if messages[0]['role'] == 'system' else bos_token }}" + turns("</s>"))
+    encode = encoder(tokenizer)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    talk = (Message("user", "a"), Message("assistant", "b"))
+    assert encode(Sample(messages=talk)).ids == (bos, *named(tokenizer, "a|b"), eos)
+    assert encode(Sample(messages=(Message("system", "s"), *talk))).ids == (*named(tokenizer, "s|a|b"), eos)
+
+
 def test_a_prompt_shorter_than_what_is_taken_off_is_no_negative_prompt():
     tokenizer, encode = starting("<s>")
     bos, other = named(tokenizer, ("<s>", "y"))
@@ -775,7 +784,8 @@ def test_the_end_of_a_conversation_is_the_usual_one_unless_a_control_token_stand
         ("p|q</s>|", "z", 2, True),
         ("z|q</s>|", "z", 2, True),
         ("z</s>|", "z", 0, False),
-        ("zz</s>|", "z", None, True),
+        ("zz</s>|", "z", -1, True),
+        ("p|z</s>z|", "z", 2, True),
     ):
         assert encode._has_usual_tail(rendering, content, n_prompt) is is_usual, rendering
 
@@ -816,6 +826,17 @@ def test_a_response_that_was_cut_off_may_say_what_its_prompt_says():
     assert encode(cut) == Encoded(named(tokenizer, "z|z"), 2, missing_end=True)
 
 
+def test_a_response_that_was_cut_off_is_found_where_more_is_written_before_one_that_is_to_come():
+    template = turns("{{ '</s>|' if 'z' in messages[-1]['content'] else '|' }}").replace(
+        "'|' }}{% else", "'|#' }}{% else"
+    )
+    tokenizer = letters(template=template)
+    encode = encoder(tokenizer, CLASSIFIER)
+    cut = Sample(prompt="p", response="z", finish_reason="length")
+    assert encode(cut) == Encoded(named(tokenizer, "p|z"), 2, missing_end=True)
+    assert encode(replace(cut, finish_reason="stop")) == Encoded(named(tokenizer, (*"p|z", "</s>", "|")), 2)
+
+
 def test_an_empty_response_may_end_otherwise_too():
     tokenizer = letters(template=turns("{{ '#' if messages[-1]['content'] else '</s>' }}"))
     encode = encoder(tokenizer, CLASSIFIER)
@@ -833,6 +854,20 @@ def test_bos_that_a_message_quotes_is_text_beside_that_of_the_template():
         start = (tokenizer.bos_token_id,) if template and "bos_token" in template else ()
         row = start + named(tokenizer, "<s>a|b" if template else "<s>ab") + (tokenizer.eos_token_id,)
         assert encoder(tokenizer)(Sample(prompt="<s>a", response="b")).ids == row
+
+
+def test_a_response_begins_behind_its_own_prompt_and_not_behind_one_that_begins_alike():
+    tokenizer = letters(template=turns("</s>"))
+    encode = encoder(tokenizer)
+    assert encode(Sample(prompt="a", response="b")).n_prompt == 2
+    for contents in ("abcd", ("a", "b<s>", "c", "d"), ("a", "b", "c", "<s>")):
+        roles = ("user", "assistant", "user", "assistant")
+        talk = tuple(Message(role, text) for role, text in zip(roles, contents, strict=True))
+        row = "|".join(contents)
+        n_prompt = len(row) - len(contents[-1])
+        expected = Encoded((*named(tokenizer, row), tokenizer.eos_token_id), n_prompt)
+        assert encode(Sample(messages=talk)) == expected
+        assert encode(Sample(messages=talk)) == expected, "the same with what is remembered"
 
 
 def test_a_conversation_that_quotes_a_control_token_may_be_cut_off_and_cut():
@@ -927,6 +962,13 @@ def test_slots_are_cut_behind_a_bos_that_begins_sequences(opens):
     row = ("<|im_start|>", "a", "<|im_start|>", "▁", "b") if opens else ("<|im_start|>", "▁", "a", "|", "▁", "b", "|")
     encode = encoder(tokenizer, "llama_factory")
     assert encode(Sample(prompt="a", response="b")).ids == named(tokenizer, (*row, "<|im_end|>"))
+
+
+def test_slots_are_cut_before_the_ending_of_an_empty_response():
+    tokenizer = letters(("\n", "y"), template=written(answer="content + 'y'"))
+    empty = Sample(prompt="a", response="", options=SCORE_EMPTY_OPTIONS)
+    assert encoder(tokenizer, "llama_factory")(empty).ids == named(tokenizer, (*"U:a\ny", "</s>"))
+    assert encoder(tokenizer, "trl_value_head")(empty).ids == named(tokenizer, (*"U:a", "\ny", "</s>"))
 
 
 def test_an_ending_is_cut_as_the_slots_of_its_template():
