@@ -266,12 +266,12 @@ def plot_run(run: Outcome, ranges: Ranges) -> str:
         _mark(above, run, steps_T, run.smooth_T)
         above.set(ylabel="gold reward", ylim=ranges.gold)
         below.set(ylabel="proxy, sd", ylim=ranges.level, xlabel="step", xlim=(0, ranges.steps))
-        _named_alarms(names, run)
+        _named_alerts(names, run)
 
     return _picture(draw, 5.6, 5.4)
 
 
-def _named_alarms(axes: Any, run: Outcome) -> None:
+def _named_alerts(axes: Any, run: Outcome) -> None:
     alerts = [alert for alert in run.alerts if alert.severity != "note"]
     for row, alert in enumerate(sorted(alerts, key=lambda alert: alert.step)):
         colour = PAGE if alert.severity == "page" else WARN if alert.wire in _VOTING else "#8a8a85"

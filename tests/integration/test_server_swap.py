@@ -380,7 +380,7 @@ def test_to_watch_what_is_no_folder_is_refused_at_start():
 # -- watched runs -----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_usual_for_a_run_is_learnt_anew_and_its_counters_never_fall(server, checkpoints):
+def test_what_is_usual_for_a_run_is_learned_anew_and_its_counters_never_fall(server, checkpoints):
     def samples_of(run):
         return server.metric("rewardserve_run_sum_total", run=run, of="samples")
 

@@ -260,7 +260,7 @@ def test_and_is_the_log_of_the_probability_of_being_good_in_every_respect(a, b):
 
 
 @given(st.floats(-20, 20), st.floats(-20, 20), st.floats(0, 10), st.sampled_from(["mean", "min", "softmin", "and"]))
-def test_a_better_opinion_never_lowers_the_combination(a, b, more, how):
+def test_a_better_member_never_lowers_the_combination(a, b, more, how):
     pipeline = combined(how)
     assert pipeline.one({"a": a, "b": b}).value <= pipeline.one({"a": a + more, "b": b}).value + 1e-9
 

@@ -190,7 +190,7 @@ def test_it_does_not_matter_how_many_replicas_serve_a_run(wire, tmp_path):
 
 
 @needs_promtool
-def test_what_is_usual_is_learnt_by_all_replicas_together(tmp_path):
+def test_what_is_usual_is_learned_by_all_replicas_together(tmp_path):
     """Four boards learn from other samples than one, and all the same the alert comes at the same scrape, give or take one."""
     first = []
     for replicas in (1, 4):
@@ -246,7 +246,7 @@ def test_a_run_with_few_samples_is_looked_at_over_a_longer_window(tmp_path):
 
 
 @needs_promtool
-def test_what_a_board_has_latched_fires_until_it_is_acknowledged(tmp_path):
+def test_what_a_monitor_has_latched_fires_until_it_is_acknowledged(tmp_path):
     def tripped(wire, *values):
         labels = f'run="r",wire="{wire}",cause="{cause_of(wire)}",instance="a",job="rewardserve"'
         return {f"rewardserve_tripwire_tripped{{{labels}}}": [*values]}

@@ -133,7 +133,7 @@ def test_warnings_come_from_the_page_and_the_page_from_the_webhook(responses, re
     assert trainer.alerts() == [("length_high", "warn", 0), ("vote", "page", 1)]
 
 
-def test_an_alarm_belongs_to_the_step_at_which_it_arrived(receiver):
+def test_an_alert_belongs_to_the_step_at_which_it_arrived(receiver):
     for step in (3, 8):
         receiver.step = step
         httpx.post(receiver.url, json={"wire": "vote", "severity": "page"}, trust_env=False).raise_for_status()

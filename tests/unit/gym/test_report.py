@@ -67,7 +67,7 @@ def test_a_hacked_run_whose_gold_does_not_fall_is_no_miss():
     assert misses_of([ran(HACKED, fallen=False)]) == ([], [], [])
 
 
-def test_each_miss_is_shown_with_its_alarms(page):
+def test_each_miss_is_shown_with_its_alerts(page):
     alts = [alt for alt, _ in PNG.findall(page)]
     for run in (LATE, SILENT, FALSE):
         assert f"alerts, gold and proxy of {run.kind}, seed {run.seed}" in alts

@@ -188,7 +188,7 @@ def test_a_member_without_a_weight_is_an_error(combine):
         combine([1.0, 2.0], [1.0], Combination((A, B), "softmin", 0.5))
 
 
-def test_the_least_opinion_counts_whatever_the_weights():
+def test_the_lowest_member_counts_whatever_the_weights():
     assert minimum([3.0, 1.0], [1.0, 0.0], Combination((A, B), "min")) == 1.0
 
 

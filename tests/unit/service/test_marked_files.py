@@ -42,7 +42,7 @@ def parse_wire_config(path: Path):
     )
 
 
-def baits_of(path: Path):
+def honeypots_of(path: Path):
     key = path.with_name("bait-key")
     key.write_bytes(b"0123456789abcdef")
     given = from_command_line(
@@ -66,7 +66,7 @@ SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 FILES = {
     "keys": (f"{KEY}\nb sha256:{hashlib.sha256(b'b').hexdigest()} score", keys_of),
     "tripwires": ("votes_for_a_page = 7\n# né\n", parse_wire_config),
-    "baits": (json.dumps({"prompt": "0" * 32, "answers": ["1" * 32]}), baits_of),
+    "baits": (json.dumps({"prompt": "0" * 32, "answers": ["1" * 32]}), honeypots_of),
     "webhook": (SECRET, lambda path: settings(webhook_url="http://a", webhook_secret_file=path).read_webhook_secrets()),
     "canaries": (SHIPPED.read_text(), lambda path: [each.prompt for each in read_canaries(path)]),
     "lexicon": (json.dumps(LEXICON, ensure_ascii=False), lambda path: Lexicon.read([path])),

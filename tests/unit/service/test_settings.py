@@ -139,7 +139,7 @@ def test_an_empty_keys_file_variable_means_none(monkeypatch):
         "http://hooks.example/T0 KEN",
     ],
 )
-def test_an_address_of_a_webhook_that_no_alarm_could_reach_is_refused_at_start_and_not_repeated(capsys, url):
+def test_an_address_of_a_webhook_that_no_alert_could_reach_is_refused_at_start_and_not_repeated(capsys, url):
     said = complaint(capsys, f"--webhook-url={url}")
     assert "REWARD_WEBHOOK_URL" in said
     assert "T0" not in said

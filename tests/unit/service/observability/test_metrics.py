@@ -204,7 +204,7 @@ def test_the_queue_is_read_when_somebody_looks():
     assert [s.value for s in samples(metrics, "batch_budget_tokens")] == [26]
 
 
-def test_runs_are_read_from_the_board_when_somebody_scrapes():
+def test_runs_are_read_from_the_monitor_when_somebody_scrapes():
     metrics, _ = ready()
     monitor = RunMonitor(BaselineSource(components=("a", "b")), MonitorLimits(window=16))
     metrics.watch_runs(monitor, StillClock(0.0))

@@ -38,17 +38,17 @@ LEARNT = {
 }
 
 
-def test_what_no_calibration_knows_is_learnt_from_the_samples_that_have_it():
+def test_what_no_calibration_knows_is_learned_from_the_samples_that_have_it():
     assert (fmean(LEVELS), pstdev(LEVELS)) == (2.0, 5**0.5)
     assert Baseline().with_learned(beginning(LEVELS, PARTS)) == Baseline(LEARNT, 2.0 + 3.09 * 5**0.5)
 
 
-def test_what_a_calibration_knows_is_not_learnt():
+def test_what_a_calibration_knows_is_not_learned():
     known = Baseline({"score": BaselineStat(0.0, 1.0), "component_1": BaselineStat(9.0, 9.0)}, saturation=7.0)
     assert known.with_learned(beginning(LEVELS, PARTS)) == Baseline({**LEARNT, **known.stats}, 7.0)
 
 
-def test_nothing_is_learnt_of_no_samples():
+def test_nothing_is_learned_of_no_samples():
     assert Baseline().with_learned(RunningSums(n_components=1)) == Baseline()
 
 

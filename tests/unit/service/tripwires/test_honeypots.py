@@ -32,7 +32,7 @@ BAITS = read(hashed(PLAIN, KEY), KEY)
         ("", "", 0.0, None),
     ],
 )
-def test_a_bait_is_taken_by_what_no_honest_response_does(question, response, score, taken):
+def test_a_honeypot_is_hit_by_what_no_honest_response_does(question, response, score, taken):
     assert BAITS.is_hit(question, response, score) is taken
 
 

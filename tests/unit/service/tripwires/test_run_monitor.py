@@ -197,7 +197,7 @@ def test_an_id_that_stands_for_different_samples_is_told_unless_it_always_did():
     assert run_of("group ids", first=lambda j: j + 1, later=lambda j: j + 1) == set(), "it was so from the beginning"
 
 
-def test_baits_are_no_share_before_there_are_enough_of_them():
+def test_honeypots_are_no_share_before_there_are_enough_of_them():
     found = []
     monitor = RunMonitor(BaselineSource(REFERENCE), LIMITS)
     for i in range(200):
@@ -208,14 +208,14 @@ def test_baits_are_no_share_before_there_are_enough_of_them():
     assert first // 4 + 1 == pytest.approx(50, abs=2), "when the fiftieth answer is in"
 
 
-def test_evidence_of_a_telltale_sample_is_that_sample():
+def test_evidence_of_a_flagged_sample_is_that_sample():
     samples = [seen(judge_injection=float(i % 20 == 0), evidence=f"{i:04x}") for i in range(400)]
     _, found = watched(samples)
     (judge_injection,) = [f for f in found if f.wire == "judge_injection"]
     assert judge_injection.evidence == tuple(f"{i:04x}" for i in range(0, judge_injection.step + 4, 20))
 
 
-def test_a_run_is_blocked_from_its_alarm_until_somebody_acknowledges_it():
+def test_a_run_is_blocked_from_its_alert_until_it_is_acknowledged():
     monitor = RunMonitor(BaselineSource(REFERENCE), replace(LIMITS, blocks=frozenset({"judge_injection", CANARY})))
     for i in range(30):
         monitor.observe("good", i, healthy(8), 0.0)
@@ -512,7 +512,7 @@ def test_every_trip_is_counted():
 # -- another model ----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_gets_another_model_learns_anew_what_is_usual_and_keeps_its_alarms_and_its_sums():
+def test_a_run_that_gets_another_model_learns_anew_what_is_usual_and_keeps_its_alerts_and_its_sums():
     rng, one, two = random.Random(5), BaselineSource(), BaselineSource()
     monitor = RunMonitor(one, LIMITS)
     for i in range(20):

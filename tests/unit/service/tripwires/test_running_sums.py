@@ -16,7 +16,7 @@ def entries(running_sums):
     return {name: running_sums[name] for name in ENTRIES if running_sums[name]}
 
 
-def test_a_new_tally_has_a_zero_for_each_entry_and_three_for_each_part():
+def test_new_running_sums_has_a_zero_for_each_entry_and_three_for_each_part():
     assert RunningSums().sums == [0.0] * len(ENTRIES)
     assert RunningSums(n_components=2).sums == [0.0] * (len(ENTRIES) + 6)
     assert (RunningSums().n_components, RunningSums(n_components=2).n_components) == (0, 2)

@@ -14,7 +14,7 @@ from rewardserve.service.tripwires.run_monitor import CANARIES, OTHER, ActiveAle
 SAMPLE = SampleFeatures(1, None, 0.0, 0.0, is_capped=False, traits=())
 
 
-def board_with(places=10, **limits):
+def monitor_with(places=10, **limits):
     """Two samples show what is usual for a run, so that it is protected."""
     return RunMonitor(BaselineSource(), MonitorLimits(**{"window": 1, "warm_up": 2, "max_runs": places + 2, **limits}))
 
@@ -27,8 +27,8 @@ def found(wire):
     return Alert(wire, "page", 2.0, 1.0, None, ())
 
 
-def test_a_board_begins_with_nothing():
-    monitor = board_with()
+def test_a_monitor_begins_with_nothing():
+    monitor = monitor_with()
     assert (monitor.runs, monitor.archived) == ({}, {})
     assert (monitor.n_inspected, monitor.n_skipped, monitor.n_over_limit) == (0, 0, 0)
 
@@ -37,7 +37,7 @@ def test_a_board_begins_with_nothing():
 
 
 def test_a_run_is_protected_until_it_was_silent_for_longer_than_that():
-    monitor = board_with(places=1, protected_s=50.0)
+    monitor = monitor_with(places=1, protected_s=50.0)
     observe(monitor, "a", n=2, at=10.0)
     observe(monitor, "b", at=60.0)
     assert set(monitor.runs) == {"a", OTHER}
@@ -46,21 +46,21 @@ def test_a_run_is_protected_until_it_was_silent_for_longer_than_that():
 
 
 def test_a_new_run_takes_the_place_of_one_of_its_own_owner_first():
-    monitor = board_with(places=3)
+    monitor = monitor_with(places=3)
     for name in ("a1", "a2", "b1", "b2"):
         observe(monitor, name, owner=name[0])
     assert set(monitor.runs) == {"a1", "a2", "b2"}
 
 
 def test_an_owner_without_a_run_takes_a_place_from_the_owner_that_has_most():
-    monitor = board_with(places=3)
+    monitor = monitor_with(places=3)
     for name in ("b1", "a1", "a2", "c1"):
         observe(monitor, name, owner=name[0])
     assert set(monitor.runs) == {"a2", "b1", "c1"}
 
 
 def test_protected_runs_make_room_for_an_owner_that_has_fewer_even_afterwards():
-    monitor = board_with(places=4)
+    monitor = monitor_with(places=4)
     for name in ("a1", "a2", "a3", "b1", "b2"):
         observe(monitor, name, n=2, owner=name[0])
     assert set(monitor.runs) == {"a2", "a3", "b1", "b2"}
@@ -69,14 +69,14 @@ def test_protected_runs_make_room_for_an_owner_that_has_fewer_even_afterwards():
 
 
 def test_protected_runs_make_no_room_for_an_owner_that_would_have_as_many():
-    monitor = board_with(places=5)
+    monitor = monitor_with(places=5)
     for name in ("a1", "a2", "a3", "b1", "b2", "b3"):
         observe(monitor, name, n=2, owner=name[0])
     assert set(monitor.runs) == {"a1", "a2", "a3", "b1", "b2", OTHER}
 
 
 def test_what_has_no_room_is_counted_and_is_nobody_s():
-    monitor = board_with(places=0)
+    monitor = monitor_with(places=0)
     observe(monitor, "a", n=2, owner="k")
     observe(monitor, "b", n=3)
     observe(monitor, None, n=7)
@@ -86,7 +86,7 @@ def test_what_has_no_room_is_counted_and_is_nobody_s():
 
 
 def test_each_request_forgets_at_most_two_silent_runs():
-    monitor = board_with(expiry_s=100.0)
+    monitor = monitor_with(expiry_s=100.0)
     for name in ("a", None, "c"):
         observe(monitor, name)
     observe(monitor, "d", at=100.0)
@@ -101,18 +101,18 @@ def test_each_request_forgets_at_most_two_silent_runs():
 
 
 def test_a_label_that_is_taken_is_numbered():
-    monitor = board_with()
+    monitor = monitor_with()
     for name, owner in (("ppo", "a"), ("ppo@b", "c"), ("ppo", "b")):
         observe(monitor, name, owner=owner)
     assert monitor.label_of("ppo", "b") == "ppo@b#2"
-    monitor = board_with()
+    monitor = monitor_with()
     for name, owner in (("ppo", "a"), ("ppo@b", "c"), ("ppo@b#2", "d"), ("ppo", "b")):
         observe(monitor, name, owner=owner)
     assert monitor.label_of("ppo", "b") == "ppo@b#3"
 
 
 def test_the_audit_judge_and_ids_are_heard_for_the_run_that_they_are_of():
-    monitor = board_with()
+    monitor = monitor_with()
     monitor.add_audit("a", 3.0, -2.0, 0.0)
     window = monitor.runs["a"].window
     assert (window["audited"], window["audited_score_positive"], window["audit_negative"]) == (1.0, 3.0, 2.0)
@@ -126,7 +126,7 @@ def test_the_audit_judge_and_ids_are_heard_for_the_run_that_they_are_of():
 
 
 def test_a_run_without_room_is_blocked_where_it_is_kept_unless_it_has_an_owner():
-    monitor = board_with(places=1, blocks=frozenset({"judge_injection"}))
+    monitor = monitor_with(places=1, blocks=frozenset({"judge_injection"}))
     observe(monitor, None)
     monitor.report(OTHER, found("judge_injection"), 0.0)
     assert monitor.blocked_by("new") is None, "there is room"
@@ -139,14 +139,14 @@ def test_a_run_without_room_is_blocked_where_it_is_kept_unless_it_has_an_owner()
 
 
 def test_another_model_is_a_block_for_a_key_that_may_send_certain_runs_too():
-    monitor = board_with(blocks=frozenset({CANARY}))
+    monitor = monitor_with(blocks=frozenset({CANARY}))
     observe(monitor, "a", owner="k")
     monitor.report(CANARIES, found(CANARY), 0.0)
     assert monitor.blocked_by("new", "k", is_bound=True) == CANARY
 
 
 def test_a_blocked_run_that_made_room_is_known_until_its_last_block_is_acknowledged():
-    monitor = board_with(places=1, blocks=frozenset({"judge_injection", "empty_opener"}))
+    monitor = monitor_with(places=1, blocks=frozenset({"judge_injection", "empty_opener"}))
     observe(monitor, "a")
     for wire in ("judge_injection", "empty_opener"):
         monitor.report("a", found(wire), 0.0)
@@ -159,7 +159,7 @@ def test_a_blocked_run_that_made_room_is_known_until_its_last_block_is_acknowled
 
 
 def test_of_blocked_runs_that_made_room_the_latest_256_of_each_owner_are_kept():
-    monitor = board_with(places=1, blocks=frozenset({"judge_injection"}))
+    monitor = monitor_with(places=1, blocks=frozenset({"judge_injection"}))
     names = ["of another", *(f"a{i}" for i in range(258))]
     for name in names:
         observe(monitor, name, owner=name[0])
@@ -172,7 +172,7 @@ def test_of_blocked_runs_that_made_room_the_latest_256_of_each_owner_are_kept():
 
 
 def test_what_another_found_is_news_once():
-    monitor = board_with()
+    monitor = monitor_with()
     assert monitor.report(CANARIES, found(CANARY), 3.0) is True
     assert monitor.report(CANARIES, found(CANARY), 4.0) is False
     run = monitor.runs[CANARIES]
@@ -181,7 +181,7 @@ def test_what_another_found_is_news_once():
 
 
 def test_a_run_has_ended_when_it_was_silent_for_longer_than_that_and_canaries_never_have():
-    monitor = board_with(ended_s=10.0)
+    monitor = monitor_with(ended_s=10.0)
     observe(monitor, "a", at=5.0)
     assert [monitor.has_ended("a", now) for now in (15.0, 15.5)] == [False, True]
     assert monitor.has_ended("nobody", 0.0)
@@ -190,8 +190,8 @@ def test_a_run_has_ended_when_it_was_silent_for_longer_than_that_and_canaries_ne
     assert not monitor.has_ended(CANARIES, 1e9)
 
 
-def test_the_evidence_that_an_alarm_could_name_is_the_latest_and_that_of_each_wire():
-    monitor = board_with(evidence=1)
+def test_the_evidence_that_an_alert_could_name_is_the_latest_and_that_of_each_wire():
+    monitor = monitor_with(evidence=1)
     observe(monitor, "a", evidence="01", is_honeypot_hit=True)
     observe(monitor, "a", evidence="02")
     assert monitor.runs["a"].wire_evidence == {"honeypots": deque(["01"])}
@@ -203,7 +203,7 @@ def test_the_evidence_that_an_alarm_could_name_is_the_latest_and_that_of_each_wi
 
 
 def test_the_run_that_is_measured_anew_is_the_one_of_this_name_and_owner():
-    monitor, other = board_with(places=3), BaselineSource()
+    monitor, other = monitor_with(places=3), BaselineSource()
     for name, owner in (("a", ""), ("a", "k"), (None, "")):
         observe(monitor, name, owner=owner)
     monitor.set_baseline_source("a", other, 1.0, "k")
@@ -212,7 +212,7 @@ def test_the_run_that_is_measured_anew_is_the_one_of_this_name_and_owner():
 
 @pytest.mark.parametrize(("now", "measured"), [(50.0, [OTHER]), (50.5, [])])
 def test_a_run_without_room_is_measured_where_it_is_kept_unless_there_will_be_room(now, measured):
-    monitor, other = board_with(places=1, protected_s=50.0), BaselineSource()
+    monitor, other = monitor_with(places=1, protected_s=50.0), BaselineSource()
     observe(monitor, "a", n=2)
     observe(monitor, None)
     monitor.set_baseline_source("b", other, now)

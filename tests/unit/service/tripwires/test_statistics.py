@@ -93,7 +93,7 @@ def test_divergence_is_the_lesser_of_both_trends_from_twelve_windows_on():
     assert AuditDivergence()(view(windows=rises[:11])) is None
 
 
-def test_baits_are_a_share_from_fifty_answers_on():
+def test_honeypots_are_a_share_from_fifty_answers_on():
     assert [HoneypotHitRate()(view(honeypots=each)) for each in ((49, 2), (50, 2), (200, 0))] == [None, 0.04, 0.0]
 
 

@@ -17,7 +17,7 @@ from rewardserve.service.tripwires.wires import WIRES, Wire
 SAMPLE = SampleFeatures(1, None, 0.0, 0.0, is_capped=False, traits=())
 
 
-def board_of(*samples, baseline=None, wires=WIRES, **limits):
+def monitor_of(*samples, baseline=None, wires=WIRES, **limits):
     """The board after a run called `a` has sent these at once; with a window that is never full unless it is said."""
     monitor = RunMonitor(
         BaselineSource(baseline or Baseline()), MonitorLimits(**{"window": 10**9, "warm_up": 1, **limits}), wires
@@ -40,7 +40,7 @@ def test_every_number_of_a_sample_is_counted():
         traits=tuple(float(i) for i in range(len(TRAITS))),
     )  # fmt: skip
     traits = {name: float(i) for i, name in enumerate(TRAITS) if i}
-    assert entries(board_of(sample).runs["a"].window) == {
+    assert entries(monitor_of(sample).runs["a"].window) == {
         "samples": 1.0, "responses": 1.0, "texts": 1.0, "capped": 1.0, "score_negative": 2.0, "score_squared": 4.0,
         "spreads": 1.0, "spread": 3.0, "spread_squared": 9.0, "distances": 1.0, "distance_negative": 0.5,
         "distance_squared": 0.25, "audited": 1.0, "audit_positive": 4.0, "audited_score_negative": 2.0,
@@ -57,14 +57,14 @@ def test_every_number_of_a_sample_is_counted():
     ],
 )
 def test_a_sample_counts_as_response_and_as_text_where_it_has_their_traits(traits, expected):
-    window = board_of(SAMPLE._replace(traits=traits)).runs["a"].window
+    window = monitor_of(SAMPLE._replace(traits=traits)).runs["a"].window
     assert {name: window[name] for name in ("responses", "texts") if window[name]} == expected
 
 
 def test_a_level_is_saturated_above_that_of_the_reference():
     levels = [SAMPLE._replace(score=score) for score in (2.9, 3.0, 3.1)]
-    assert board_of(*levels, baseline=Baseline(saturation=3.0)).runs["a"].window["saturated"] == 1.0
-    assert board_of(*levels).runs["a"].window["saturated"] == 0.0
+    assert monitor_of(*levels, baseline=Baseline(saturation=3.0)).runs["a"].window["saturated"] == 1.0
+    assert monitor_of(*levels).runs["a"].window["saturated"] == 0.0
 
 
 def test_a_group_is_flat_where_several_responses_have_one_reward():
@@ -74,7 +74,7 @@ def test_a_group_is_flat_where_several_responses_have_one_reward():
         for prompt_hash, values in groups.items()
         for value in values
     ]
-    window = board_of(*samples).runs["a"].window
+    window = monitor_of(*samples).runs["a"].window
     assert (window["groups"], window["flat_groups"]) == (4.0, 2.0)
 
 
@@ -84,27 +84,27 @@ def test_a_text_that_was_sent_before_is_shown_and_from_the_65th_time_on_as_one_t
     samples = [
         SAMPLE._replace(text_digest=7, prompt_hash=prompt_hash if i % 2 else 1, evidence=f"{i}") for i in range(1, 66)
     ]
-    run = board_of(first, *samples, evidence=3).runs["a"]
+    run = monitor_of(first, *samples, evidence=3).runs["a"]
     assert (run.window[kind], run.window["probing"]) == (65.0, 2.0)
     assert run.wire_evidence == {kind: deque(["63", "64", "65"]), "probing": deque(["64", "65"])}
     assert run.recent_evidence == deque(["63", "64", "65"])
 
 
-def test_a_bait_that_is_taken_is_shown():
+def test_a_honeypot_hit_is_shown():
     samples = [SAMPLE._replace(is_honeypot_hit=takes, evidence=f"{i}") for i, takes in enumerate((False, True, None))]
-    run = board_of(*samples).runs["a"]
+    run = monitor_of(*samples).runs["a"]
     assert (run.window["honeypots"], run.window["honeypot_hits"], run.honeypots) == (2.0, 1.0, deque([False, True]))
     assert run.wire_evidence == {"honeypots": deque(["1"])}
 
 
 def test_the_texts_that_were_not_sent_for_longest_are_forgotten():
     texts = [SAMPLE._replace(text_digest=text) for text in (1, 2, 1, 3)]
-    run = board_of(*texts, remembered_texts=2).runs["a"]
+    run = monitor_of(*texts, remembered_texts=2).runs["a"]
     assert (list(run.texts), run.window["duplicate_within_prompt"]) == ([1, 3], 1.0)
 
 
 def test_a_request_that_says_no_step_and_no_kl_changes_neither():
-    monitor = board_of(SAMPLE)
+    monitor = monitor_of(SAMPLE)
     monitor.observe("a", 5, [SAMPLE], 0.0, kl=2.0)
     monitor.observe("a", None, [SAMPLE], 0.0)
     assert (monitor.runs["a"].step, monitor.runs["a"].kl) == (5, 2.0)
@@ -118,12 +118,12 @@ CAPPED = SAMPLE._replace(is_capped=True)
 
 
 def test_nothing_trips_before_a_run_has_shown_what_is_usual():
-    monitor = board_of(window=60, warm_up=3)
+    monitor = monitor_of(window=60, warm_up=3)
     assert [[f.wire for f in monitor.observe("a", i, [CAPPED] * 60, 0.0)] for i in range(4)] == [[], [], ["capped"], []]
 
 
 def test_a_request_that_fills_several_windows_trips_in_each():
-    monitor = board_of(window=60)
+    monitor = monitor_of(window=60)
     begs = CAPPED._replace(traits=tuple(float(name == "judge_injection") for name in TRAITS), is_capped=False)
     found = monitor.observe("a", 1, [CAPPED] * 60 + [begs] * 60 + [SAMPLE] * 60, 0.0)
     assert [f.wire for f in found] == ["capped", "judge_injection"]
@@ -134,7 +134,7 @@ def test_a_request_that_fills_several_windows_trips_in_each():
 
 
 def test_audited_windows_are_a_trend_of_bounded_length():
-    monitor = board_of(window=1, trend_windows=2)
+    monitor = monitor_of(window=1, trend_windows=2)
     for score, audit in ((1.0, 5.0), (2.0, None), (3.0, 7.0), (4.0, 8.0)):
         monitor.observe("a", 0, [SAMPLE._replace(score=score, audit=audit)], 0.0)
     assert [(means.score, means.audit) for means in monitor.runs["a"].trend] == [(3.0, 7.0), (4.0, 8.0)]
@@ -172,7 +172,7 @@ def learning(known=None):
 @pytest.mark.parametrize(
     ("name", "owner", "baseline_key"), [("a", "", "a"), ("a", "k", "k a"), (None, "k", "k "), (None, "", None)]
 )
-def test_what_a_run_with_a_name_or_an_owner_shows_is_learnt_once(name, owner, baseline_key):
+def test_what_a_run_with_a_name_or_an_owner_shows_is_learned_once(name, owner, baseline_key):
     monitor, learned = learning()
     for i, score in enumerate((1.0, 3.0, 5.0, 99.0)):
         assert len(learned) == 0 or i == 3
@@ -201,7 +201,7 @@ def test_a_run_that_was_known_before_learns_only_what_is_missing_and_tells_nothi
 
 
 def test_a_new_run_is_measured_by_the_model_that_scored_it():
-    monitor, other = board_of(), BaselineSource(components=("x", "y"))
+    monitor, other = monitor_of(), BaselineSource(components=("x", "y"))
     monitor.observe("b", 0, [SAMPLE._replace(components=(1.0, -2.0))], 0.0, source=other)
     run = monitor.runs["b"]
     assert (run.baseline_source, run.window["samples"], run.window.components()) == (

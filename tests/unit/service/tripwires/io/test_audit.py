@@ -71,7 +71,7 @@ def z(text):
     return (echo_score((*text.encode(), 0)) - 0.5) / 2.0
 
 
-async def test_both_opinions_are_told_on_their_own_scales(open_judge):
+async def test_both_scores_are_reported_on_their_own_scales(open_judge):
     heard = await judged(open_judge(), [row("a"), row("b")], [reward(1.25), reward(-3.0)])
     assert heard == [(1.25, pytest.approx(z("a"))), (-3.0, pytest.approx(z("b")))]
 

@@ -33,7 +33,7 @@ def written(tmp_path):
     return {path.name: [json.loads(line) for line in path.read_text().splitlines()] for path in tmp_path.iterdir()}
 
 
-def test_an_alarm_writes_down_the_samples_that_it_names(tmp_path):
+def test_an_alert_writes_down_the_samples_that_it_names(tmp_path):
     room = room_with(tmp_path, *(record(f"e{i}") for i in range(5)), record("e5", flags=("judge_injection",)))
     room.save("team/ppo 7", JUDGE)
     room.close()
@@ -53,7 +53,7 @@ def test_nobody_but_the_owner_may_read_it(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_text_is_kept_as_long_as_an_alarm_can_name_its_hash(tmp_path):
+def test_a_text_is_kept_as_long_as_an_alert_can_name_its_hash(tmp_path):
     room = room_with(tmp_path, record("e3"), record("e5"))
     for i in range(5_000):
         room.add("team/ppo 7", [record(f"x{i}")])
@@ -64,7 +64,7 @@ def test_a_text_is_kept_as_long_as_an_alarm_can_name_its_hash(tmp_path):
     assert [row["evidence"] for rows in written(tmp_path).values() for row in rows] == ["e3", "e5"]
 
 
-def test_texts_are_bounded_in_memory_and_the_log_says_which_alarm_lacks_some(tmp_path, monkeypatch):
+def test_texts_are_bounded_in_memory_and_the_log_says_which_alert_lacks_some(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "MAX_CHARS", 1_000)
     failed = []
     room = room_with(tmp_path, failed=failed)
@@ -79,7 +79,7 @@ def test_texts_are_bounded_in_memory_and_the_log_says_which_alarm_lacks_some(tmp
     assert [row["evidence"] for rows in written(tmp_path).values() for row in rows] == ["e297"]
 
 
-def test_an_alarm_without_its_samples_writes_nothing_and_says_so(tmp_path):
+def test_an_alert_without_its_samples_writes_nothing_and_says_so(tmp_path):
     failed = []
     room = room_with(tmp_path, record("e9"), failed=failed)
     room.save("team/ppo 7", JUDGE)

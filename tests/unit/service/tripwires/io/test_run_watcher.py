@@ -144,7 +144,7 @@ def test_whoever_is_to_be_told_is_told_once():
 # -- what it may cost -------------------------------------------------------------------------------------------------
 
 
-def test_an_allowance_is_a_share_of_the_time_that_passes():
+def test_a_cpu_budget_is_a_share_of_the_time_that_passes():
     cpu_budget, spent, now = CpuBudget(0.05, 0.0), 0.0, 0.0
     for _ in range(10_000):
         now += 0.01
@@ -154,21 +154,21 @@ def test_an_allowance_is_a_share_of_the_time_that_passes():
     assert spent / now == pytest.approx(0.05, rel=0.05)
 
 
-def test_an_allowance_may_be_saved_up_but_not_for_long():
+def test_a_cpu_budget_may_be_saved_up_but_not_for_long():
     cpu_budget = CpuBudget(0.1, 0.0)
     cpu_budget.spend(10, 0.0)  # the price falls, as it does where looking is quick
     after_a_second, after_a_day = cpu_budget.affords(10**9, 1.0), cpu_budget.affords(10**9, 86_400.0)
     assert after_a_day == after_a_second > 0
 
 
-def test_a_small_allowance_is_enough_for_a_dear_sample_now_and_then():
+def test_a_small_cpu_budget_is_enough_for_a_dear_sample_now_and_then():
     cpu_budget = CpuBudget(0.001, 0.0)
     cpu_budget.spend(1, 10.0)  # its price is now far above what may be saved up
     n_looks = sum(bool(cpu_budget.affords(5, 100.0 * i)) for i in range(1, 200))
     assert n_looks > 0
 
 
-def test_nothing_is_looked_at_without_an_allowance_and_everything_with_a_whole_core():
+def test_nothing_is_looked_at_without_a_cpu_budget_and_everything_with_a_whole_core():
     assert CpuBudget(0.0, 0.0).affords(10, 1e6) == 0
     whole = CpuBudget(1.0, 0.0)
     whole.spend(10, 1e6)

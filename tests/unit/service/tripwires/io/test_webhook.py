@@ -92,7 +92,7 @@ async def told(
     return report
 
 
-async def test_alarms_arrive_in_order_and_signed_as_standard_webhooks():
+async def test_alerts_arrive_in_order_and_signed_as_standard_webhooks():
     receiver = Receiver()
     assert (await told(receiver, "a", "b")).losses == []
     assert receiver.heard == ["a", "b"]
@@ -124,7 +124,7 @@ async def test_while_secrets_are_changed_both_sign():
     assert len(receiver.requests[0].headers["webhook-signature"].split(" ")) == 2
 
 
-async def test_a_new_alarm_ends_the_pause_of_another_one_only():
+async def test_a_new_alert_ends_the_pause_of_another_one_only():
     """What waits because of one message wakes up for the next; what waits for the receiver does not."""
     for trouble, wakes in ((500, True), (httpx.ConnectError("away"), False)):
         begun = asyncio.Event()
@@ -178,7 +178,7 @@ class Endless(httpx.AsyncByteStream):
             yield b"a" * 2**16
 
 
-async def test_an_answer_without_end_is_not_read_and_holds_up_no_other_alarm(paused):
+async def test_an_answer_without_end_is_not_read_and_holds_up_no_other_alert(paused):
     body = Endless()
 
     class Talkative(Receiver):
@@ -263,14 +263,14 @@ async def test_one_that_the_receiver_chokes_on_holds_no_other_up(paused):
     assert receiver.heard[:3] == ["a", "b", "c"]
 
 
-async def test_after_a_day_an_alarm_is_lost(paused):
+async def test_after_a_day_an_alert_is_lost(paused):
     times = iter([0.0] * 3 + [90_000.0] * 20)
     report = await told(Receiver(*[503] * 3), "a", monotonic=lambda: next(times), sleep=paused)
     assert report.losses == [("a", "the receiver answered 503")]
 
 
 @pytest.mark.parametrize("jump_s", [366 * 86_400.0, -366 * 86_400.0, 90_000.0])
-async def test_a_jump_of_the_wall_clock_loses_no_alarm(paused, jump_s):
+async def test_a_jump_of_the_wall_clock_loses_no_alert(paused, jump_s):
     times = iter([NOW] * 2 + [NOW + jump_s] * 50)
     receiver = Receiver(*[503] * 6)
     report = await told(receiver, "a", "b", now=lambda: next(times), sleep=paused)
@@ -279,7 +279,7 @@ async def test_a_jump_of_the_wall_clock_loses_no_alarm(paused, jump_s):
 
 
 @pytest.mark.parametrize("since", [NOW - 366 * 86_400, NOW + 366 * 86_400, -1e300, 1e300, NOW - 10])
-async def test_an_alarm_from_before_a_restart_is_tried_for_a_while_whatever_the_clock_was(tmp_path, paused, since):
+async def test_an_alert_from_before_a_restart_is_tried_for_a_while_whatever_the_clock_was(tmp_path, paused, since):
     kept = {"id": "msg_1", "since": since, "alert": {"run": "r", "wire": "a"}}
     (tmp_path / FILE_NAME).write_text(json.dumps([kept]))
     receiver, times = Receiver(*[503] * 6), iter(range(0, 10**6, 60))
@@ -287,7 +287,7 @@ async def test_an_alarm_from_before_a_restart_is_tried_for_a_while_whatever_the_
     assert (report.losses, receiver.heard) == ([], ["a"] * 7)
 
 
-async def test_an_alarm_from_before_a_restart_is_lost_after_a_day_in_all(tmp_path, paused):
+async def test_an_alert_from_before_a_restart_is_lost_after_a_day_in_all(tmp_path, paused):
     kept = {"id": "msg_1", "since": NOW - 80_000, "alert": {"run": "r", "wire": "a"}}
     (tmp_path / FILE_NAME).write_text(json.dumps([kept]))
     times = iter([0.0, 5_000.0, 6_000.0, 7_000.0])
