@@ -54,11 +54,11 @@ class Replica:
                 "may use this server."
             )
         self._opened = running_app(settings, keys, settings.read_webhook_secrets())
-        self._house, self._models = await self._opened.__aenter__()
+        self._application, self._models = await self._opened.__aenter__()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Ray asks for it when the constructor is done."""
-        return self._house.app
+        return self._application.app
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the policy sees of this replica."""
@@ -66,12 +66,12 @@ class Replica:
 
     async def check_health(self) -> None:
         """As `/livez`: raise when the replica should be started anew."""
-        if not self._house.active_models.is_alive or self._house.active_models.is_scorer_dead:
+        if not self._application.active_models.is_alive or self._application.active_models.is_scorer_dead:
             raise RuntimeError("nobody scores here any more; the log says why")
 
     async def __del__(self) -> None:
         """Ray calls and awaits it when the replica is to go. One that was never ready has nothing to close."""
-        if hasattr(self, "_house"):
+        if hasattr(self, "_application"):
             await self._opened.__aexit__(None, None, None)
 
 
