@@ -1,6 +1,6 @@
 """Rewards for PPO and GRPO workers from a RewardServe server: deadlines, safe retries, several servers, typed results.
 
-A failure is never a reward: what could not be scored is None with a reason, or an exception.
+A failure is never a reward: a sample that could not be scored has None with a reason, or the call raises.
 """
 
 from rewardserve_client.asyncclient import AsyncRewardClient, Environment

@@ -1,4 +1,4 @@
-"""Check arguments before anything is sent: one of a wrong type is named, its value never quoted."""
+"""Check arguments before a request is sent. An error names the argument and its type, never its value."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ def check_type(name: str, value: object, types: type | tuple[type, ...], expecte
 
 
 def check_text(name: str, value: object) -> None:
-    """Raise `WrongType` unless this is a string or None."""
+    """Raise `WrongType` unless the value is a string or None."""
     check_type(name, value, (str, type(None)), "a string")
 
 
 def check_listed(name: str, value: object, expected: str) -> None:
-    """Raise `WrongType` unless this can be a list of several: a text or a mapping can be iterated over, and is none."""
+    """Raise `WrongType` unless the value is an iterable of several items; a string or a mapping is rejected."""
     if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):
         raise WrongType(f"{name} must be a list of {expected}, not {type(value).__name__}: pass one as [it]")
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
-    """Raise `Misconfigured` unless this is one of some words."""
+    """Raise `Misconfigured` unless the value is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise Misconfigured(f"{name} must be one of {', '.join(choices)}")
 
 
 def check_callable(name: str, value: object) -> None:
-    """Raise `WrongType` unless this can be called, or is None."""
+    """Raise `WrongType` unless the value is callable or None."""
     if value is not None and not callable(value):
         raise WrongType(f"{name} must be callable, not {type(value).__name__}")
 
 
 def seconds(name: str, value: object) -> float:
-    """A length of time; infinity is one. Raise `WrongType` or `Misconfigured`."""
+    """Convert to seconds, at least 0; infinity is allowed. Raise `WrongType` or `Misconfigured`."""
     return _at_least_zero(name, number(name, value))
 
 
 def number(name: str, value: object) -> float:
-    """A real number, of NumPy and the like too. Raise `WrongType` or, for NaN, `Misconfigured`."""
+    """Convert a real number, also of NumPy and similar libraries. Raise `WrongType` or, for NaN, `Misconfigured`."""
     found = _convert(name, value, float, "a number")
     if math.isnan(found):
         raise Misconfigured(f"{name} must be a number, not NaN")
@@ -56,7 +56,7 @@ def number(name: str, value: object) -> float:
 
 
 def margin(name: str, value: object) -> float:
-    """A finite number, at least 0. Raise `WrongType` or `Misconfigured`."""
+    """Convert to a finite number, at least 0. Raise `WrongType` or `Misconfigured`."""
     found = _at_least_zero(name, number(name, value))
     if math.isinf(found):
         raise Misconfigured(f"{name} must be finite")
@@ -64,7 +64,7 @@ def margin(name: str, value: object) -> float:
 
 
 def step_of(value: object) -> int | None:
-    """A step as the wire has it; integers of NumPy are some too. Raise `WrongType` or `Misconfigured`."""
+    """Convert a step for the wire; NumPy integers are accepted. Raise `WrongType` or `Misconfigured`."""
     if value is None:
         return None
     found = _convert("step", value, operator.index, "a whole number")
@@ -74,7 +74,7 @@ def step_of(value: object) -> int | None:
 
 
 def kl_of(value: object) -> float | None:
-    """A KL divergence for the wire: at least zero, though an estimate may be below it; None for NaN and infinity.
+    """Convert a KL divergence for the wire: clamp an estimate below zero to zero; return None for NaN and infinity.
 
     Raise `WrongType`.
     """

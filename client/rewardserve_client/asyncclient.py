@@ -1,4 +1,4 @@
-"""`AsyncRewardClient`: executes the plans of a call, a bounded number at one time. Thin: what to do is decided elsewhere."""
+"""`AsyncRewardClient`: executes the request plans of a call, a bounded number at a time; `request_plan` makes the decisions."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ from rewardserve_client.transport import ConnectionPool
 T = TypeVar("T")
 A = TypeVar("A", bound=CallResults)
 Progress = Callable[[int, int], None]
-"""Called with how many samples have their record, and of how many."""
+"""Called with the number of samples that have a result, and the number of all samples."""
 
 OnFailure = Literal["raise", "none"]
 OnMixed = Literal["flag", "raise"]
@@ -79,13 +79,13 @@ class Environment:
 
 
 class AsyncRewardClient:
-    """Asks one server, or several with the same model, for rewards. Connections are kept, one set an event loop.
+    """Asynchronous client of one server, or of several with the same model. Keeps one connection pool per event loop.
 
     `deadline_s` is the default of every call and bounds all of its attempts and waits together. `on_failure="none"`:
-    samples that no server answered for in time get None and the error `unavailable`, instead of an exception for the
-    whole call. `on_mixed="raise"`: a call whose rewards come from models that differ raises `MixedModels`; by default
-    it says so in `is_mixed` and in one line of the log. `model_digest`: digests of the one model that may answer, as
-    `ModelIdentity` has them; any other server refuses with `digest_not_served`.
+    samples that no server scored in time get None and the error `unavailable`, instead of an exception for the whole
+    call. `on_mixed="raise"`: a call whose rewards come from different models raises `MixedModels`; by default the client
+    sets `is_mixed` and logs one line. `model_digest`: the accepted digests, as in `ModelIdentity`; a server with another
+    model refuses with `digest_not_served`.
     """
 
     def __init__(
@@ -115,7 +115,8 @@ class AsyncRewardClient:
         self._on_failure = on_failure
         self._on_mixed = on_mixed
         self._limits = limits or ClientLimits()
-        # Reading the certificates takes so long that it would be missed from the deadline of the first call in every loop.
+        # Reading the certificates is slow enough to use up part of the first deadline in every event loop, so it is
+        # done once here.
         self._verify = httpx.create_ssl_context() if verify is True and transport is None else verify
         self._transport = transport
         self._environment = environment or Environment()
@@ -133,7 +134,7 @@ class AsyncRewardClient:
         self._last: ModelIdentity | None = None
 
     def __repr__(self) -> str:
-        """Which servers. Never the key."""
+        """Name the servers, never the key."""
         return f"{type(self).__name__}({', '.join(self.urls)})"
 
     async def score(
@@ -147,9 +148,9 @@ class AsyncRewardClient:
         on_failure: OnFailure | None = None,
         on_progress: Progress | None = None,
     ) -> Scores:
-        """Score samples, as records or as on the wire. One result a sample, in order.
+        """Score samples, given as records or as on the wire. Return one result a sample, in order.
 
-        Raise `RequestRefused`, `Unavailable`, `MixedModels` or, before anything is sent, `Misconfigured`.
+        Raise `RequestRefused`, `Unavailable`, `MixedModels` or, before a request is sent, `Misconfigured`.
         """
         items = sample_items(samples, self._environment.new_key())
         spec = RequestSpec(
@@ -173,7 +174,7 @@ class AsyncRewardClient:
         on_failure: OnFailure | None = None,
         on_progress: Progress | None = None,
     ) -> Comparisons:
-        """Rank the `responses` to each `prompt`. One result a comparison, in order. Raise as `score` does."""
+        """Rank the `responses` to each `prompt`. Return one result a comparison, in order. Raise as `score` does."""
         items = comparison_items(comparisons, self._environment.new_key())
         spec = RequestSpec(
             path="/compare",
@@ -186,7 +187,7 @@ class AsyncRewardClient:
         return self._note_models(Comparisons(tuple(results)))
 
     async def model(self, *, deadline_s: float | None = None) -> dict[str, Any]:
-        """What `GET /model` of the first server that answers says. Raise `RequestRefused` or `Unavailable`."""
+        """Return `GET /model` of the first server that replies. Raise `RequestRefused` or `Unavailable`."""
         deadline = self._deadline(deadline_s)
         plan = plan_attempts(self.urls, "/model", None, replies.parse_model, deadline, self._context)
         with self._warn_of_outage(deadline):
@@ -200,13 +201,13 @@ class AsyncRewardClient:
         raise Unavailable(end.reason, 0, 0)
 
     async def ready(self, *, timeout_s: float = 5.0) -> bool:
-        """Whether at least one server is ready to score right now. Asks each once and never raises for a failure."""
+        """Whether at least one server is ready to score now. Send one request to each; a failure never raises."""
         deadline = self._environment.now() + seconds("timeout_s", timeout_s)
-        asked = [self._pool().send(Attempt(url, "/readyz", None, "", deadline)) for url in self.urls]
-        return any(isinstance(event, HttpReply) and event.status == 200 for event in await _gather_or_cancel(asked))
+        attempts = [self._pool().send(Attempt(url, "/readyz", None, "", deadline)) for url in self.urls]
+        return any(isinstance(event, HttpReply) and event.status == 200 for event in await _gather_or_cancel(attempts))
 
     async def aclose(self) -> None:
-        """Hang up. Connections of other event loops end with those."""
+        """Close the connections of the running event loop. Connections of other loops end with their loop."""
         pool = self._pools.pop(asyncio.get_running_loop(), None)
         if pool is not None:
             await pool.close()
@@ -218,15 +219,15 @@ class AsyncRewardClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Hang up."""
+        """Close the connections."""
         await self.aclose()
 
-    # -- driving ----------------------------------------------------------------------------------------------
+    # -- running plans -------------------------------------------------------------------------------------------
 
     async def _run_chunks(
         self, items: Sequence[Item], spec: RequestSpec[R], on_failure: OnFailure | None, on_progress: Progress | None
     ) -> list[R]:
-        """One record an item. Raise `Unavailable` as soon as one chunk has no answer, where that is wanted."""
+        """Return one record an item. With `on_failure="raise"`, raise `Unavailable` as soon as one chunk has no reply."""
         if on_failure is not None:
             check_choice("on_failure", on_failure, ON_FAILURE)
         check_callable("on_progress", on_progress)
@@ -245,9 +246,9 @@ class AsyncRewardClient:
             async with slots:
                 done = await self._execute(plan)
             records.update(zip(positions, done, strict=True))
-            lost = [r.error for r in done if r.error is not None and r.error.code == UNAVAILABLE]
-            if lost and raises:
-                raise Unavailable(lost[0].message, len(items) - len(records) + len(lost), len(items))
+            unavailable = [r.error for r in done if r.error is not None and r.error.code == UNAVAILABLE]
+            if unavailable and raises:
+                raise Unavailable(unavailable[0].message, len(items) - len(records) + len(unavailable), len(items))
             if on_progress is not None:
                 on_progress(len(records), len(items))
 
@@ -258,18 +259,18 @@ class AsyncRewardClient:
 
     @contextlib.contextmanager
     def _warn_of_outage(self, deadline: float) -> Iterator[None]:
-        """While the body runs, the log says from time to time that no server answers."""
+        """Log a warning at intervals while the body runs and no server replies."""
         loop, began_at = asyncio.get_running_loop(), self._environment.now()
         timer: asyncio.TimerHandle | None = None
 
-        def look() -> None:
+        def check() -> None:
             nonlocal timer
             warning = self._outage_warnings.warning(began_at, deadline, self._environment.now())
             if warning is not None:
                 _log.warning("%s", warning)
-            timer = loop.call_later(self._outage_warnings.warn_after_s, look)
+            timer = loop.call_later(self._outage_warnings.warn_after_s, check)
 
-        timer = loop.call_later(self._outage_warnings.warn_after_s, look)
+        timer = loop.call_later(self._outage_warnings.warn_after_s, check)
         try:
             yield
         finally:
@@ -277,7 +278,7 @@ class AsyncRewardClient:
                 timer.cancel()
 
     async def _execute(self, plan: RequestPlan[T]) -> T:
-        """Do what the plan says until it is over."""
+        """Execute the attempts and waits of the plan until it returns."""
         event: AttemptResult | None = None
         try:
             while True:
@@ -292,7 +293,7 @@ class AsyncRewardClient:
             return value
 
     def _pool(self) -> ConnectionPool:
-        """The connections of the running loop: an httpx client must not be shared across loops."""
+        """Connection pool of the running loop: an httpx client must not be shared across loops."""
         loop = asyncio.get_running_loop()
         if loop not in self._pools:
             self._drop_pools_of_closed_loops()
@@ -308,7 +309,7 @@ class AsyncRewardClient:
         return self._pools[loop]
 
     def _drop_pools_of_closed_loops(self) -> None:
-        """Their connections know their loop, so the weak dictionary alone would keep both for ever."""
+        """Drop the pools of closed loops: a connection refers to its loop, so the weak dictionary alone would keep both."""
         for loop in list(self._pools):
             if loop.is_closed():
                 del self._pools[loop]
@@ -317,7 +318,7 @@ class AsyncRewardClient:
         return self._environment.now() + (self.deadline_s if given_s is None else seconds("deadline_s", given_s))
 
     def _note_models(self, answers: A) -> A:
-        """Notice when the model is another one than before, or several at once."""
+        """Log a change of the served model, and raise `MixedModels` if `on_mixed` is "raise"."""
         for identity in answers.identities:
             if self._last is not None and identity.meaning != self._last.meaning:
                 _log.warning("the served reward model has changed: %s, then %s", self._last, identity)
@@ -328,13 +329,13 @@ class AsyncRewardClient:
 
 
 def _body_head(list_name: str, run: str | None, step: int | None, **more: Any) -> bytes:
-    """The beginning of a body. Raise `WrongType` or `Misconfigured`."""
+    """Build the beginning of a request body. Raise `WrongType` or `Misconfigured`."""
     check_text("run", run)
     return head(list_name, run=run, step=step_of(step), **more)
 
 
 async def _gather_or_cancel(parts: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run all at once. When one raises, or the caller leaves, the others are cancelled and awaited."""
+    """Run all at once. If one raises or the caller is cancelled, cancel and await the others."""
     tasks = [asyncio.create_task(part) for part in parts]
     try:
         return await asyncio.gather(*tasks)

@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt. Pure: the jitter is passed in."""
+"""Compute the wait before the next attempt. Pure: the jitter is passed in."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Jitter = Callable[[float, float], float]
-"""A number between two others: `random.uniform`, or what a test wants."""
+"""Returns a number between its two arguments: `random.uniform`, or a fixed choice in tests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """The n-th wait is anywhere between nothing and `first_s * 2 ** n`, at most `longest_s` (full jitter)."""
+    """Exponential backoff with full jitter: the n-th wait is between 0 and `first_s * 2 ** n`, at most `longest_s`."""
 
     first_s: float = 0.25
     longest_s: float = 10.0
 
 
 def pause_s(n: int, retry_after_s: float | None, left_s: float, backoff: Backoff, jitter: Jitter) -> float | None:
-    """Seconds to wait before round n + 1; None: there is no time for another one.
+    """Seconds to wait before round n + 1; None if the deadline leaves no time for it.
 
-    What the server asks for is waited for in full, and the jitter comes on top: or all callers would be back at once.
+    The server's `Retry-After` is waited in full and the jitter is added, so that clients do not all retry at the same
+    moment.
     """
     window = min(backoff.longest_s, backoff.first_s * 2 ** min(n, 32))
     if retry_after_s is None:
@@ -32,7 +33,7 @@ def pause_s(n: int, retry_after_s: float | None, left_s: float, backoff: Backoff
 
 
 def parse_retry_after(text: str | None) -> float | None:
-    """`Retry-After` in seconds. A date, or nonsense, is as good as none: our own clock may be wrong."""
+    """Parse `Retry-After` in seconds. A date or an invalid value counts as absent: the local clock may be wrong."""
     try:
         seconds = float(text) if text is not None else math.nan
     except ValueError:

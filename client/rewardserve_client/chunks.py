@@ -1,4 +1,4 @@
-"""Many samples -> requests of bounded size, one home server each. Pure.
+"""Split the samples of a call into requests of bounded size, one preferred server each. Pure.
 
 Samples of one group stay together as long as one request can hold them.
 """
@@ -13,7 +13,7 @@ from rewardserve_client.samples import Item
 
 
 class Chunk(NamedTuple):
-    """What one request asks for, and the servers to ask, best first."""
+    """Items of one request, and the servers to try in order."""
 
     order: Order
     items: tuple[Item, ...]
@@ -22,20 +22,20 @@ class Chunk(NamedTuple):
 def chunks_of(
     items: Sequence[Item], urls: Sequence[str], is_available: Callable[[str], bool], *, max_weight: int, max_bytes: int
 ) -> list[Chunk]:
-    """Every item in exactly one chunk. While a server is down its groups are planned for the next of their own."""
+    """Assign every item to exactly one chunk. A group whose server is down goes to the next server of its order."""
     groups: dict[bytes, list[Item]] = {}
     for item in items:
         groups.setdefault(item.group, []).append(item)
-    homes: dict[str, list[tuple[Order, list[Item]]]] = {}
+    by_server: dict[str, list[tuple[Order, list[Item]]]] = {}
     for group, members in groups.items():
         order = order_of(group, urls)
-        home = next(filter(is_available, order), order[0])
-        homes.setdefault(home, []).append((order, members))
-    return [chunk for each in homes.values() for chunk in _packed(each, max_weight, max_bytes)]
+        preferred = next(filter(is_available, order), order[0])
+        by_server.setdefault(preferred, []).append((order, members))
+    return [chunk for each in by_server.values() for chunk in _packed(each, max_weight, max_bytes)]
 
 
 def halves(items: Sequence[Item]) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
-    """Two parts, neither empty: between two groups, as near to the middle as there is such a place."""
+    """Split into two non-empty parts, between two groups if possible, as near to the middle as possible."""
     middle = len(items) // 2
     boundaries = [i for i in range(1, len(items)) if items[i - 1].group != items[i].group]
     cut = min(boundaries, key=lambda i: abs(i - middle), default=middle)
@@ -43,7 +43,7 @@ def halves(items: Sequence[Item]) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
 
 
 def _packed(groups: Iterable[tuple[Order, list[Item]]], max_weight: int, max_bytes: int) -> Iterator[Chunk]:
-    """In the order of the groups. A new chunk begins where the next group would not fit whole."""
+    """Pack in the order of the groups. A new chunk begins where the next group would not fit whole."""
     order: Order = ()
     packed: list[Item] = []
     for group_order, members in groups:
@@ -58,7 +58,7 @@ def _packed(groups: Iterable[tuple[Order, list[Item]]], max_weight: int, max_byt
 
 
 def _parts(members: Sequence[Item], max_weight: int, max_bytes: int) -> Iterator[list[Item]]:
-    """A group as it is, or in pieces where it is too large for one request. One item is never cut."""
+    """Yield the group whole, or in parts where it exceeds one request. A single item is never cut."""
     part: list[Item] = []
     for item in members:
         if part and not _fits([*part, item], max_weight, max_bytes):

@@ -1,7 +1,7 @@
-"""What an attempt means: take it, try again, make it smaller, or give it up. Pure.
+"""Classify the outcome of an attempt: success, retry, split into smaller requests, or reject. Pure.
 
-A server that is asked twice under one key answers from memory and counts nothing twice, so whatever may pass is tried
-again; what will be refused as long as the request is what it is, never.
+A server replays its reply to a repeated idempotency key and counts nothing twice, so every transient failure is
+retried; a refusal that depends only on the request never is.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from rewardserve_client.results import Failure
 T = TypeVar("T")
 
 RETRYABLE_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
-"""Statuses after which the same request may succeed: it came too slowly, there was no room, a server or proxy failed."""
+"""Statuses after which the same request may succeed: sent too slowly, overloaded, or a server or proxy failed."""
 
 SPLIT_CODES = frozenset({"too_many_samples", "request_too_large", "body_too_large", "http_413"})
-"""Codes of refusals that a smaller request does not meet."""
+"""Error codes that a smaller request avoids."""
 
 RETRYABLE_SAMPLE_CODES = frozenset({"out_of_memory", "scorer_failed"})
-"""Codes of single samples that may have a score a moment later."""
+"""Error codes of single samples that may succeed on a retry."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpReply:
-    """What came back over the wire."""
+    """HTTP reply as received."""
 
     status: int
     body: bytes
@@ -37,7 +37,7 @@ class HttpReply:
 
 @dataclass(frozen=True, slots=True)
 class TransportError:
-    """Nothing came back. `is_servers`: the server is to blame, not our own queue for a connection."""
+    """No reply was received. `is_server_fault` is False if the client had no free connection."""
 
     reason: str
     is_server_fault: bool = True
@@ -48,14 +48,14 @@ AttemptResult = HttpReply | TransportError
 
 @dataclass(frozen=True, slots=True)
 class Success(Generic[T]):
-    """An answer that can be used."""
+    """Valid reply."""
 
     value: T
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The server will never take it."""
+    """Permanent refusal of this request."""
 
     status: int
     failure: Failure
@@ -63,14 +63,14 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class TooLarge:
-    """The server would take a smaller one."""
+    """Refusal of this request for its size; a smaller one may be accepted."""
 
     failure: Failure
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """It may pass."""
+    """Transient failure: the same request may succeed later."""
 
     reason: str
     retry_after_s: float | None = None
@@ -81,14 +81,14 @@ Outcome = Success[T] | Rejected | TooLarge | Retry
 
 
 def classify(event: AttemptResult, read: Callable[[bytes], T]) -> Outcome[T]:
-    """The outcome of one attempt. `read` makes a value of a good body, or raises `InvalidReply`."""
+    """Classify one attempt. `read` parses a body of status 200, or raises `InvalidReply`."""
     if isinstance(event, TransportError):
         return Retry(event.reason, is_server_fault=event.is_server_fault)
     if event.status == 200:
         try:
             return Success(read(event.body))
         except InvalidReply as error:
-            return Retry(f"not an answer: {error}")
+            return Retry(f"invalid reply: {error}")
     failure = parse_error(event.body, event.status)
     if event.status in RETRYABLE_STATUSES:
         return Retry(f"{event.status} {failure.code}", parse_retry_after(event.retry_after))

@@ -1,7 +1,7 @@
-"""`RewardClient`: the asynchronous client, driven by a thread of its own, for callers that have no event loop.
+"""`RewardClient`: the asynchronous client run by a background thread, for callers without an event loop.
 
-One way to send and not two: a deadline that cuts off a trickling answer, or a name lookup, needs an event loop anyway.
-Safe to call from many threads. After a fork the child starts a thread and connections of its own.
+There is one implementation of sending: a deadline that also cuts off a slow body or a name lookup needs an event loop
+in any case. Safe to call from many threads. After a fork the child starts a new thread and new connections.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class RewardClient:
-    """As `AsyncRewardClient`, blocking. `on_progress` is called from the client's thread."""
+    """Blocking form of `AsyncRewardClient`. `on_progress` is called from the client's thread."""
 
     def __init__(
         self,
@@ -61,12 +61,12 @@ class RewardClient:
         self._loop_thread: _EventLoopThread | None = None
 
     def __repr__(self) -> str:
-        """Which servers. Never the key."""
+        """Name the servers, never the key."""
         return f"{type(self).__name__}({', '.join(self._client.urls)})"
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The servers."""
+        """Addresses of the servers."""
         return self._client.urls
 
     def score(
@@ -80,7 +80,7 @@ class RewardClient:
         on_failure: OnFailure | None = None,
         on_progress: Progress | None = None,
     ) -> Scores:
-        """As `AsyncRewardClient.score`."""
+        """Score samples as `AsyncRewardClient.score` does."""
         return self._run(
             self._client.score(
                 samples,
@@ -104,7 +104,7 @@ class RewardClient:
         on_failure: OnFailure | None = None,
         on_progress: Progress | None = None,
     ) -> Comparisons:
-        """As `AsyncRewardClient.compare`."""
+        """Rank responses as `AsyncRewardClient.compare` does."""
         return self._run(
             self._client.compare(
                 comparisons,
@@ -118,15 +118,15 @@ class RewardClient:
         )
 
     def model(self, *, deadline_s: float | None = None) -> dict[str, Any]:
-        """As `AsyncRewardClient.model`."""
+        """Return the model as `AsyncRewardClient.model` does."""
         return self._run(self._client.model(deadline_s=deadline_s))
 
     def ready(self, *, timeout_s: float = 5.0) -> bool:
-        """As `AsyncRewardClient.ready`."""
+        """Check readiness as `AsyncRewardClient.ready` does."""
         return self._run(self._client.ready(timeout_s=timeout_s))
 
     def close(self) -> None:
-        """Hang up and end the thread. The next call starts anew."""
+        """Close the connections and end the thread. The next call starts a new one."""
         with self._lock:
             loop_thread, self._loop_thread = self._loop_thread, None
         if loop_thread is not None and loop_thread.pid == os.getpid():
@@ -140,7 +140,7 @@ class RewardClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Hang up."""
+        """Close the connections and end the thread."""
         self.close()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -152,7 +152,7 @@ class RewardClient:
 
 
 class _EventLoopThread:
-    """A thread that runs one event loop. Ends when it is closed or forgotten; as a daemon it keeps no process alive."""
+    """Thread that runs one event loop. Ends when closed or garbage-collected; as a daemon it does not keep the process alive."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -162,10 +162,10 @@ class _EventLoopThread:
         self._end = weakref.finalize(self, _stop_loop, self._loop, self.pid)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` returns or raises. Whoever stops waiting for it stops it."""
+        """Return or raise the result of `work`. Cancel it if the waiting thread is interrupted."""
         if threading.current_thread() is self._thread:
             work.close()
-            raise RuntimeError("a client cannot be called from its own on_progress: it would wait for itself")
+            raise RuntimeError("a client cannot be called from its on_progress callback: the call would deadlock")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()

@@ -1,6 +1,6 @@
-"""Addresses and key, from arguments or the environment, checked before anything is sent.
+"""Read addresses and API key from arguments or the environment, and check them before a request is sent.
 
-A key is never written into a message.
+No message contains a key.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DEADLINE_S = "REWARDSERVE_DEADLINE_S"
 END_TEXT = "REWARDSERVE_END_TEXT"
 
 DEFAULT_DEADLINE_S = 300.0
-"""What a call may take where nobody says otherwise: a server that is started anew has loaded its model by then."""
+"""Default deadline of a call: a restarted server has loaded its model by then."""
 
 _KEY = re.compile(r"[\x21-\x7e]+")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -31,11 +31,11 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class ClientLimits:
-    """How much of a call is under way at one time.
+    """Size and concurrency limits of a client.
 
     `chunk_samples` and `chunk_bytes` bound one request, `concurrent_chunks` one call, `connections` the whole client.
-    `attempt_timeout_s` is the longest that one attempt may take; `sample_retries` how often single samples are tried again;
-    `warn_after_s` when a call without an answer says so in the log.
+    `attempt_timeout_s` bounds one attempt; `sample_retries` is the number of retries of single samples; after
+    `warn_after_s` without a reply a call logs a warning.
     """
 
     chunk_samples: int = 64
@@ -57,31 +57,31 @@ class ClientLimits:
 
 
 def urls_from(given: str | Sequence[str] | None, environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """The servers, without doubles and trailing slashes. Raise `Misconfigured`."""
+    """Parse the addresses; drop duplicates and trailing slashes. Raise `Misconfigured`."""
     if given is None:
         given = environment.get(URL, "")
     listed = given.split(",") if isinstance(given, str) else _texts("url", given)
     urls = tuple(dict.fromkeys(_checked_url(url.strip()) for url in listed if url.strip()))
     if not urls:
-        raise Misconfigured(f"no server: pass its URL, or set {URL} (several: separated by commas)")
+        raise Misconfigured(f"no server: pass url, or set {URL} (separate several by commas)")
     return urls
 
 
 def key_from(given: str | None, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The key, None where there is none. Raise `Misconfigured` for one that no header can carry."""
+    """Parse the API key; None if it is not set. Raise `Misconfigured` for a key that no header can carry."""
     check_text("api_key", given)
     key = (environment.get(API_KEY, "") if given is None else given).strip()
     if key and not _KEY.fullmatch(key):
-        raise Misconfigured(f"the API key (api_key or {API_KEY}) has characters that no header can carry")
+        raise Misconfigured(f"the API key (api_key or {API_KEY}) has characters that an HTTP header cannot carry")
     return key or None
 
 
 def model_digests_from(
     given: str | Sequence[str] | None, environment: Mapping[str, str] = os.environ
 ) -> tuple[str, ...]:
-    """Digests of the only model that may answer; none where neither argument nor variable is given, and any may.
+    """Parse the digests of the accepted model; empty if neither argument nor variable is set, and then any model is accepted.
 
-    Raise `Misconfigured` for anything else than digests, nothing included: it would lift the restriction.
+    Raise `Misconfigured` for anything other than digests; also for an empty value, which would lift the restriction.
     """
     if given is None:
         given = environment.get(MODEL_DIGEST)
@@ -91,7 +91,7 @@ def model_digests_from(
     digests = tuple(each.strip() for each in listed)
     if not (digests and all(_DIGEST.fullmatch(each) for each in digests)):
         raise Misconfigured(
-            f"model_digest (or {MODEL_DIGEST}) must be digests as replies have them, sha256: and 64 hexadecimal digits, and not "
+            f"model_digest (or {MODEL_DIGEST}) must be digests as in replies (sha256: and 64 hexadecimal digits) and not "
             "empty: leave it out to accept any model"
         )
     return digests
@@ -106,23 +106,23 @@ def _texts(name: str, given: Sequence[str]) -> list[str]:
 
 
 def run_from(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The name of the run, for adapters that nobody passes one to."""
+    """Read the name of the run from the environment, the default of the adapters."""
     return environment.get(RUN) or None
 
 
 def deadline_from(environment: Mapping[str, str] = os.environ) -> float:
-    """Seconds that a call may take, for adapters that nobody passes them to. Raise `Misconfigured`."""
+    """Read the deadline of a call in seconds from the environment, the default of the adapters. Raise `Misconfigured`."""
     try:
         seconds = float(environment.get(DEADLINE_S) or DEFAULT_DEADLINE_S)
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise Misconfigured(f"{DEADLINE_S} is no number of seconds")
+        raise Misconfigured(f"{DEADLINE_S} is not a positive number of seconds")
     return seconds
 
 
 def end_text_from(environment: Mapping[str, str] = os.environ) -> str | None:
-    """What a response of the policy ends with unless it was cut off, for adapters that see rendered text."""
+    """Read the text that ends a complete response of the policy, for adapters that receive rendered text."""
     return environment.get(END_TEXT) or None
 
 
@@ -130,12 +130,12 @@ def _checked_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         has_user = parts.username is not None or parts.password is not None
-        _ = parts.port  # read for its check
+        _ = parts.port  # reading the port validates it
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.query or parts.fragment)
     except ValueError:
         good, has_user = False, False
     if has_user:
-        raise Misconfigured("a server URL holds a user or a password: pass a key as api_key instead")
+        raise Misconfigured("a server URL contains a user or a password: pass the key as api_key instead")
     if not good:
-        raise Misconfigured(f"{url!r} is no http:// or https:// URL of a server")
+        raise Misconfigured(f"{url!r} is not an http:// or https:// URL of a server")
     return url.rstrip("/")

@@ -1,6 +1,6 @@
-"""Everything that the client raises. All of it survives pickling: Ray carries exceptions between processes.
+"""Exceptions of the client. All of them can be pickled: Ray carries exceptions between processes.
 
-No message holds a part of a conversation or a key.
+No message contains conversation text or a key.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from typing import Any
 
 
 class RewardClientError(Exception):
-    """Whatever this package raises."""
+    """Base class of the exceptions of this package."""
 
 
 class Misconfigured(RewardClientError, ValueError):
-    """An argument or an environment variable that cannot be used."""
+    """Argument or environment variable that cannot be used."""
 
 
 class WrongType(Misconfigured, TypeError):
-    """An argument of a type that cannot be used."""
+    """Argument of a type that cannot be used."""
 
 
 class RequestRefused(RewardClientError):
-    """The server will never take this request: wrong key, wrong fields, wrong path. Trying again is no use.
+    """Permanent refusal of a request: wrong key, wrong fields, wrong path. A retry cannot succeed.
 
-    `sample` is the place, in the list that was given, of the sample that the server complains of; None: not known.
+    `sample` is the index, in the list given to the call, of the sample that the error names; None if unknown.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class RequestRefused(RewardClientError):
         self.sample = sample
 
     def __str__(self) -> str:
-        """Status, code and message; which sample, if that is known."""
+        """Status, code and message; the index of the sample if known."""
         where = "" if self.sample is None else f" (sample {self.sample} of this call)"
         return f"{self.status} {self.code}: {self.message}{where}"
 
 
 class Unavailable(RewardClientError):
-    """No server answered in time. `reason` is what the last attempt met with."""
+    """No server replied in time. `reason` describes the failure of the last attempt."""
 
     def __init__(self, reason: str, n_failed: int, n_samples: int) -> None:
         super().__init__(reason, n_failed, n_samples)
@@ -53,12 +53,12 @@ class Unavailable(RewardClientError):
         self.n_samples = n_samples
 
     def __str__(self) -> str:
-        """How many have no answer, and why."""
-        return f"no answer for {self.n_failed} of {self.n_samples} samples: {self.reason}"
+        """Number of samples without a result, and the reason."""
+        return f"no result for {self.n_failed} of {self.n_samples} samples: {self.reason}"
 
 
 class MixedModels(RewardClientError):
-    """The rewards of one call were made by models, contracts, calibrations or pipelines that differ."""
+    """The rewards of one call come from different models, contracts, calibrations or pipelines."""
 
 
 class NotScored(RewardClientError):
@@ -75,4 +75,4 @@ class NotScored(RewardClientError):
 
 
 class RunBlocked(NotScored):
-    """A trip wire of the server has ended the service of this run until somebody acknowledges its alarm."""
+    """A trip wire of the server blocks this run until an operator acknowledges the alert."""

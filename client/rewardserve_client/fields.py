@@ -1,6 +1,6 @@
-"""Take roles and texts of conversations, which can be sent, and refuse every other field by its name.
+"""Extract roles and texts of conversations, and refuse fields that cannot be sent, by name.
 
-A chat template may write tool calls, reasoning, names and pictures; the score of a conversation without them is another one.
+A chat template may render tool calls, reasoning, names and images; a score without them is the score of another text.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 from rewardserve_client.errors import Misconfigured
 
 _RENDERED = ("tools", "documents", "chat_template", "chat_template_kwargs")
-"""Columns of a data set that a trainer renders into its prompts."""
+"""Data set columns that a trainer renders into its prompts."""
 
 _SHOWN = ("image", "images", "video", "videos", "audio", "audios", "multi_modal_data", "multi_modal_inputs")
-"""Columns that a policy is shown beside its prompt."""
+"""Data set columns that the policy receives beside its prompt."""
 
 _TURN = frozenset({"role", "content"})
 _PART = frozenset({"type", "text", "annotations", "logprobs", "cache_control"})
@@ -23,12 +23,13 @@ _END = object()
 
 
 def is_empty_value(value: Any) -> bool:
-    """Whether a field that cannot be sent may have this value: null, NaN, an empty text, lists and objects of nothing else.
+    """Whether a field that cannot be sent holds no content: null, NaN, an empty text, or lists and objects of nothing else.
 
-    Columns of mixed rows are filled up so. The server has the same rule (`model/conversation.py`); arrays count as lists here.
+    Data sets of mixed rows fill absent fields with such values. The server applies the same rule
+    (`model/conversation.py`); here arrays count as lists.
     """
     waiting = [iter((value,))]
-    while waiting:  # of any depth
+    while waiting:  # iterative, so that any depth works
         each = next(waiting[-1], _END)
         if each is _END:
             waiting.pop()
@@ -45,16 +46,16 @@ def is_empty_value(value: Any) -> bool:
 
 
 def refuse_columns(columns: Mapping[str, Any], *, rendered: bool = False) -> None:
-    """Raise `Misconfigured` for a column that changes what a policy read and that cannot be sent.
+    """Raise `Misconfigured` for a column that changes the policy's input and that cannot be sent.
 
-    `rendered`: the prompts are text in which everything stands that a template has written.
+    `rendered`: the prompts are text that already contains everything that the template renders.
     """
     names = _SHOWN if rendered else _RENDERED + _SHOWN
     _refuse(((name, columns.get(name)) for name in names), "")
 
 
 def plain_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Roles and texts. Raise `Misconfigured` for another field that is not empty."""
+    """Extract roles and texts. Raise `Misconfigured` for any other field with content."""
     plain = []
     for i, message in enumerate(messages):
         _refuse(((name, value) for name, value in message.items() if name not in _TURN), f"messages[{i}].")
@@ -63,7 +64,7 @@ def plain_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, str]
 
 
 def without_empty_fields(messages: Any) -> Any:
-    """Messages as they are given, without empty fields; the server checks the others."""
+    """Drop empty fields of messages; the server checks the others."""
     if isinstance(messages, str) or messages is None:
         return messages
     return [
@@ -75,13 +76,13 @@ def without_empty_fields(messages: Any) -> Any:
 
 
 def _text(content: Any, where: str) -> str:
-    """The text of a message; it may come in parts."""
+    """Text of a message, which may consist of parts."""
     if content is None or isinstance(content, str):
         return content or ""
     texts = []
     for n, part in enumerate(content):
         if not isinstance(part, Mapping) or part.get("type") != "text":
-            raise Misconfigured(f"{where}[{n}] is something other than text, and the server scores text only")
+            raise Misconfigured(f"{where}[{n}] is not text, and the server scores text only")
         _refuse(((name, value) for name, value in part.items() if name not in _PART), f"{where}[{n}].")
         texts.append(str(part["text"]))
     return "".join(texts)
@@ -91,6 +92,6 @@ def _refuse(fields: Iterable[tuple[str, Any]], where: str) -> None:
     for name, value in fields:
         if not is_empty_value(value):
             raise Misconfigured(
-                f"{where}{name} cannot be sent, and its content would be missing from the text that is scored. Render the "
-                "conversation with the chat template of the reward model and send it as text, or take it out of your data."
+                f"{where}{name} cannot be sent, and its content would be missing from the scored text. Render the "
+                "conversation with the chat template of the reward model and send it as text, or remove the field from your data."
             )

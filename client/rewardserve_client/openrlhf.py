@@ -1,10 +1,10 @@
-"""The reward function of OpenRLHF: `--reward.remote_url /path/to/rewardserve_client/openrlhf.py`.
+"""Reward function for OpenRLHF: `--reward.remote_url /path/to/rewardserve_client/openrlhf.py`.
 
     python -c "import rewardserve_client.openrlhf as f; print(f.__file__)"
 
-OpenRLHF loads the file by its path and calls `reward_func` in a thread, with one sample at a time. Everything else is
-configured by the environment. A sample without a reward raises: OpenRLHF notes that in its log and leaves the reward
-out, and its trainer stops at the gap; it never trains on a number that nobody gave.
+OpenRLHF loads the file by its path and calls `reward_func` in a thread, with one sample at a time. All other settings
+come from the environment. A sample without a reward raises: OpenRLHF logs the exception and leaves the reward out, and
+its trainer stops at the gap, so it never trains on a made-up number.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from rewardserve_client.summary import numbers, reward_of, stop_if_blocked
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[Any], **given: Any) -> dict[str, Any]:
-    """`rewards` to train on, `scores` to filter by (the same), and numbers to log.
+    """Return `rewards` to train on, `scores` to filter by (the same values), and numbers to log.
 
     Plain floats for one sample, as OpenRLHF makes a tensor of `[value]`; lists for several. `queries` are rendered
-    already, with special tokens. Raise `NotScored`, or what `RewardClient.score` raises.
+    already, with special tokens. Raise `NotScored`, or the exceptions of `RewardClient.score`.
     """
     refuse_columns(given, rendered=True)
     end = end_text_from()

@@ -1,7 +1,7 @@
-"""The bytes of an answer -> records, or `InvalidReply`. Pure.
+"""Parse the bytes of a reply into records, or raise `InvalidReply`. Pure.
 
-Trusts nothing: an answer is taken only if it has one entry for every item, each with the id that was sent, each with
-a finite reward or an error and never both. A number that the server did not send comes out nowhere.
+A reply is accepted only if it has one entry for every item, each with the id that was sent, and each with either a
+finite reward or an error. The client never returns a number that the server did not send.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from rewardserve_client.samples import Item
 
 
 class InvalidReply(Exception):
-    """The server said 200, but this is no answer to what was asked."""
+    """A reply of status 200 that does not match its request."""
 
 
 def parse_scores(body: bytes, items: Sequence[Item]) -> list[Result]:
-    """The answer of `POST /score`, in the order of `items`."""
+    """Parse the reply of `POST /score`, in the order of `items`."""
     reply = _object(_parsed(body))
     identity, results = _identity(reply), _list(reply, "results", len(items))
     rewards = _list(reply, "rewards", len(items))
@@ -31,32 +31,32 @@ def parse_scores(body: bytes, items: Sequence[Item]) -> list[Result]:
 
 
 def parse_comparisons(body: bytes, items: Sequence[Item]) -> list[ComparisonResult]:
-    """The answer of `POST /compare`, in the order of `items`."""
+    """Parse the reply of `POST /compare`, in the order of `items`."""
     reply = _object(_parsed(body))
     identity, results = _identity(reply), _list(reply, "results", len(items))
     return [_comparison(_object(result), item, identity) for result, item in zip(results, items, strict=True)]
 
 
 def parse_model(body: bytes) -> dict[str, Any]:
-    """The answer of `GET /model`."""
+    """Parse the reply of `GET /model`."""
     return dict(_object(_parsed(body)))
 
 
 def parse_error(body: bytes, status: int) -> Failure:
-    """What an answer other than 200 says; a proxy's page says nothing but its status."""
+    """Parse the error of a reply other than 200; a proxy's error page yields its status alone."""
     try:
         error = _object(_object(_parsed(body))["error"])
         return _failure(error)
     except (InvalidReply, KeyError):
-        return Failure(f"http_{status}", "the answer is not the server's own; something in between sent it")
+        return Failure(f"http_{status}", "the reply is not in the server's error format; a proxy may have sent it")
 
 
 def _parsed(body: bytes) -> Any:
     try:
         return json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
-        # Its message might quote the answer.
-        raise InvalidReply("the answer is no JSON") from None
+        # The message of the exception might quote the reply.
+        raise InvalidReply("the reply is not JSON") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -66,7 +66,7 @@ def _refuse_constant(name: str) -> NoReturn:
 def _result(result: Mapping[str, Any], reward: Any, item: Item, identity: ModelIdentity) -> Result:
     _check_id(result, item)
     if result.get("reward") != reward:
-        raise InvalidReply("a reward is said twice, and differently")
+        raise InvalidReply("the reward in `results` differs from the one in `rewards`")
     error = result.get("error")
     if (error is None) == (reward is None):
         raise InvalidReply("a sample has both a reward and an error, or neither")
@@ -95,10 +95,10 @@ def _comparison(result: Mapping[str, Any], item: Item, identity: ModelIdentity) 
     n = item.weight
     ranking = tuple(_list(result, "ranking", n))
     if sorted(_count(i) or 0 for i in ranking) != list(range(n)):
-        raise InvalidReply("a ranking does not name every response once")
+        raise InvalidReply("the ranking does not name every response once")
     winner = _count(result.get("winner"))
     if winner is not None and not 0 <= winner < n:
-        raise InvalidReply("the winner is none of the responses")
+        raise InvalidReply("the winner is not one of the responses")
     return ComparisonResult(
         id=item.id,
         ranking=ranking,
@@ -112,7 +112,7 @@ def _comparison(result: Mapping[str, Any], item: Item, identity: ModelIdentity) 
 
 def _check_id(result: Mapping[str, Any], item: Item) -> None:
     if result.get("id") != item.id:
-        raise InvalidReply("the answer is to other ids than were sent")
+        raise InvalidReply("the ids of the reply differ from those of the request")
 
 
 def _identity(reply: Mapping[str, Any]) -> ModelIdentity:
@@ -136,7 +136,7 @@ def _failure(error: Mapping[str, Any]) -> Failure:
 
 def _object(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise InvalidReply("something that should be an object is none")
+        raise InvalidReply("a value is not an object")
     return value
 
 
@@ -146,18 +146,18 @@ def _list(fields: Mapping[str, Any], name: str, n: int) -> list[Any]:
 
 def _as_list(value: Any, n: int, name: str = "a list") -> list[Any]:
     if not isinstance(value, list):
-        raise InvalidReply(f"{name} is no list")
+        raise InvalidReply(f"{name} is not a list")
     if len(value) != n:
-        raise InvalidReply(f"{name} has {len(value)} entries for {n} that were asked")
+        raise InvalidReply(f"{name} has {len(value)} entries for {n} items")
     return value
 
 
 def _number(value: Any) -> float | None:
-    """Raise `InvalidReply` for what is neither a finite number nor None. A bool is no number."""
+    """Check a number. Raise `InvalidReply` unless it is finite or None; a bool is not a number."""
     if value is None:
         return None
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise InvalidReply("something that should be a number is none")
+        raise InvalidReply("a value is not a number")
     try:
         number = float(value)
     except OverflowError:
@@ -179,13 +179,13 @@ def _row(values: Sequence[Any]) -> tuple[float, ...]:
 
 def _count(value: Any) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise InvalidReply("something that should be a count is none")
+        raise InvalidReply("a value is not an integer")
     return value
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise InvalidReply("something that should be a text is none")
+        raise InvalidReply("a value is not a string")
     return value
 
 

@@ -1,7 +1,7 @@
-"""The requests for one chunk: which server gets the next attempt, and when, until every item has a result.
+"""Plan the requests for one chunk: which server gets the next attempt, and when, until every item has a result.
 
-A generator that says what to do and is told what came of it. It decides and does nothing: it opens no connection, waits
-for nothing and reads no clock but the one it is handed. Whoever drives it does what it says.
+A generator yields an `Attempt` or a `Wait` and receives the outcome. It opens no connection, does not sleep, and reads
+only the clock that is passed in; `AsyncRewardClient` executes its steps.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ T = TypeVar("T")
 
 
 class ItemResult(Protocol):
-    """What becomes of an item."""
+    """Result of one item."""
 
     @property
     def error(self) -> Failure | None:
-        """Why there is no number."""
+        """Why the item has no number; None if it has one."""
         ...
 
 
@@ -45,7 +45,7 @@ R = TypeVar("R", bound=ItemResult)
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Send this, and say what came back. The same key stands for the same request, however often it is sent."""
+    """Send this request once. A repeated request carries the same idempotency key."""
 
     url: str
     path: str
@@ -56,7 +56,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Do nothing for so long."""
+    """Wait for this many seconds."""
 
     seconds: float
 
@@ -66,7 +66,7 @@ RequestPlan = Generator[Attempt | Wait, AttemptResult | None, T]
 
 @dataclass(frozen=True, slots=True)
 class ClientContext:
-    """What every plan of a client shares. `on_attempt` gets the address of each attempt, and the reason if it failed."""
+    """State and settings shared by all plans of a client. `on_attempt` gets the address, and the reason of a failure or None."""
 
     circuit: CircuitBreaker
     backoff: Backoff
@@ -79,7 +79,7 @@ class ClientContext:
 
 @dataclass(frozen=True, slots=True)
 class RequestSpec(Generic[R]):
-    """What is asked of every item of a call: how a body begins, how an answer is read, what stands for no answer."""
+    """Request of a call, apart from its items: path, head of the body, deadline, parser of the reply, record for a failure."""
 
     path: str
     head: bytes
@@ -90,13 +90,13 @@ class RequestSpec(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class DeadlineReached:
-    """The time is over. `reason` is what the last attempt met with."""
+    """The deadline has passed. `reason` describes the failure of the last attempt."""
 
     reason: str
 
 
 def plan_chunk(chunk: Chunk, spec: RequestSpec[R], context: ClientContext) -> RequestPlan[list[R]]:
-    """One record an item, in order. Raise `RequestRefused`; whatever else happens is in the records."""
+    """Yield the steps for one chunk; return one record an item, in order. Raise `RequestRefused`; other failures are records."""
     records = yield from _plan_chunk_once(chunk, spec, context)
     for n in range(context.sample_retries):
         positions = [i for i, r in enumerate(records) if r.error is not None and r.error.code in RETRYABLE_SAMPLE_CODES]
@@ -106,7 +106,7 @@ def plan_chunk(chunk: Chunk, spec: RequestSpec[R], context: ClientContext) -> Re
         yield Wait(pause)
         again = yield from _plan_chunk_once(Chunk(chunk.order, tuple(chunk.items[i] for i in positions)), spec, context)
         for i, record in zip(positions, again, strict=True):
-            # That nobody answers now says less than what was said before.
+            # Keep the earlier error: it is more specific than `unavailable`.
             if record.error is None or record.error.code != UNAVAILABLE:
                 records[i] = record
     return records
@@ -115,7 +115,7 @@ def plan_chunk(chunk: Chunk, spec: RequestSpec[R], context: ClientContext) -> Re
 def plan_attempts(
     order: Order, path: str, content: bytes | None, read: Callable[[bytes], T], deadline: float, context: ClientContext
 ) -> RequestPlan[Success[T] | Rejected | TooLarge | DeadlineReached]:
-    """One request, sent until there is an answer that ends it: to every server that is up, then a pause, then again."""
+    """Send one request until a reply settles it: try every available server, then wait, then start over."""
     key, n_rounds, tried, hints = context.new_key(), 0, set[str](), list[float | None]()
     reasons: list[str] = []
     while (left_s := deadline - context.now()) > 0:
@@ -140,11 +140,11 @@ def plan_attempts(
             context.circuit.record_failure(url, context.now(), outcome.retry_after_s)
         hints.append(outcome.retry_after_s)
         reasons = _add_reason(reasons, f"{outcome.reason} ({url})")
-    return DeadlineReached("; before that ".join(reasons) or "the deadline passed before anything was sent")
+    return DeadlineReached("; before that ".join(reasons) or "the deadline passed before a request was sent")
 
 
 def _plan_chunk_once(chunk: Chunk, spec: RequestSpec[R], context: ClientContext) -> RequestPlan[list[R]]:
-    """As `plan_chunk`, but what may pass for a single item is left as it is."""
+    """Plan as `plan_chunk`, without the retries of single samples."""
     order, items = chunk
     content = body(spec.head, items)
     end = yield from plan_attempts(
@@ -165,13 +165,13 @@ def _plan_chunk_once(chunk: Chunk, spec: RequestSpec[R], context: ClientContext)
 
 
 def _earliest_retry_s(hints: Sequence[float | None]) -> float | None:
-    """When the first of the servers of a round wants to be asked again; None where one of them names no time."""
+    """Shortest `Retry-After` of the servers of a round; None if one of them sent none."""
     known = [hint for hint in hints if hint is not None]
     return min(known) if len(known) == len(hints) else None
 
 
 def _add_reason(reasons: list[str], reason: str) -> list[str]:
-    """The newest first, and two before that differ: the last attempts may only have had too little time."""
+    """Newest reason first, and two earlier ones that differ: the last attempts may only have run out of time."""
     return [reason, *[r for r in reasons if r != reason][:2]]
 
 
@@ -179,7 +179,7 @@ _POSITION = re.compile(r"(?:samples|comparisons)\[(\d+)\]")
 
 
 def refusal_error(refused: Rejected, items: Sequence[Item] = ()) -> RequestRefused:
-    """As an exception that names the offending sample by its place in the call, not in the request."""
+    """Build the exception, naming the offending sample by its index in the call, not in the request."""
     failure = refused.failure
     found = _POSITION.match(str(failure.details.get("field")))
     position = int(found.group(1)) if found else len(items)

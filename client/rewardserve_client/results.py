@@ -1,4 +1,4 @@
-"""What comes back: a record for every sample, and what they say together. Standard library only."""
+"""Results of a call: a record for every sample, and their common properties. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 _MAX_SHOWN = 4
 
 UNAVAILABLE = "unavailable"
-"""The code of a sample that no server answered for in time. All other codes are the server's."""
+"""Error code of a sample that no server scored in time. All other codes are the server's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why one sample has no reward. `code` is stable."""
+    """Error of one sample. `code` is stable."""
 
     code: str
     message: str
@@ -24,7 +24,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """Which model said it. `version` counts the models that one server process has served: it differs between replicas."""
+    """Model that made a result. `version` counts the models that one server process has loaded: it differs between replicas."""
 
     model: str
     version: int
@@ -34,13 +34,13 @@ class ModelIdentity:
 
     @property
     def meaning(self) -> tuple[str, str, str | None, str]:
-        """What must be equal for two rewards to mean the same."""
+        """Fields that must be equal for two rewards to be comparable."""
         return self.model, self.contract, self.calibration, self.pipeline
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one sample. Either `reward` or `error` is there, never both."""
+    """Result of one sample. Either `reward` or `error` is set, never both."""
 
     id: str
     reward: float | None = None
@@ -59,13 +59,13 @@ class Result:
 
     @property
     def capped(self) -> bool:
-        """Whether the reward was bent or cut by a cap of the server."""
+        """Whether a cap of the server limited the reward."""
         return any("capped" in note for note in self.notes)
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonResult:
-    """What became of one comparison. `winner` is None inside the tie margin, and where there is an error."""
+    """Result of one comparison. `winner` is None inside the tie margin, and where there is an error."""
 
     id: str
     ranking: tuple[int, ...] | None = None
@@ -79,12 +79,12 @@ class ComparisonResult:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class CallResults:
-    """Who answered. `identities` in the order of first appearance."""
+    """Results of one call. `identities` lists the models in the order of first appearance."""
 
     results: tuple[Result, ...] | tuple[ComparisonResult, ...]
 
     def __repr__(self) -> str:
-        """How many there are, how many failed and why, and who answered; of hundreds of results no more than that."""
+        """Number of results, number of failures by code, and the model, without the results themselves."""
         codes = Counter(r.error.code for r in self.results if r.error is not None)
         failed = ", ".join(f"{code} {n}" for code, n in codes.most_common(_MAX_SHOWN))
         model = self.model.model if self.model is not None else None
@@ -96,29 +96,29 @@ class CallResults:
 
     @property
     def identities(self) -> tuple[ModelIdentity, ...]:
-        """Every model that made a part of this."""
+        """Models that made these results."""
         return tuple(dict.fromkeys(r.identity for r in self.results if r.identity is not None))
 
     @property
     def model(self) -> ModelIdentity | None:
-        """The model that answered first; None where nobody did."""
+        """Model of the first result; None if there is no result with a model."""
         return next(iter(self.identities), None)
 
     @property
     def is_mixed(self) -> bool:
-        """Whether numbers of different meaning stand side by side here."""
+        """Whether results of different models stand side by side."""
         return len({identity.meaning for identity in self.identities}) > 1
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Scores(CallResults):
-    """One result a sample, in the order given."""
+    """Scores of one call: one result a sample, in the order given."""
 
     results: tuple[Result, ...]
 
     @property
     def rewards(self) -> list[float | None]:
-        """The rewards, in the order given; None for what could not be scored."""
+        """Rewards in the order given; None for a sample that could not be scored."""
         return [r.reward for r in self.results]
 
     def _shown(self) -> list[str]:
@@ -127,12 +127,12 @@ class Scores(CallResults):
 
     @property
     def failed(self) -> tuple[Result, ...]:
-        """Those without a reward."""
+        """Results without a reward."""
         return tuple(r for r in self.results if r.error is not None)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Comparisons(CallResults):
-    """One result a comparison, in the order given."""
+    """Rankings of one call: one result a comparison, in the order given."""
 
     results: tuple[ComparisonResult, ...]

@@ -1,6 +1,6 @@
-"""What is sent: a caller's sample or comparison -> its JSON, and the prompt that says where it belongs.
+"""Convert the caller's samples and comparisons to JSON, with the prompt that decides their server.
 
-What may be in a sample is the server's to say. Here only what cannot be sent is refused.
+The server validates the fields of a sample. The client refuses only samples that cannot be sent.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Message = Mapping[str, Any]
 class Sample:
     """One conversation to score. Give exactly one of: prompt and response; messages; text; input_ids.
 
-    `finish_reason="length"` says that the policy was cut off. `score_empty`: an empty response is scored at its end token
-    instead of refused, for trainers that stop at a missing reward. Samples with the same `group` go to the same server in
-    one request; default: the prompt, or the whole of a text whose prompt nobody knows.
+    `finish_reason="length"` marks a response that was cut off. `score_empty`: score an empty response at its end token
+    instead of refusing it, for trainers that stop at a missing reward. Samples with the same `group` go to the same
+    server in one request; default: the prompt, or the whole text if its prompt is not known.
     """
 
     prompt: str | Sequence[Message] | None = None
@@ -42,7 +42,7 @@ class Sample:
 
 
 class Item(NamedTuple):
-    """One sample or comparison on its way: its place in the call, its id, its JSON, where it belongs, what it counts."""
+    """Sample or comparison ready to send: index in the call, id, JSON, routing group, weight in a request."""
 
     position: int
     id: str
@@ -52,25 +52,25 @@ class Item(NamedTuple):
 
 
 def sample_items(samples: Iterable[Sample | Mapping[str, Any]], call: str) -> list[Item]:
-    """Samples without an id get one that no other call uses: `call` is part of it. Raise `Misconfigured`."""
+    """Convert samples; one without an id gets a unique id, of which `call` is a part. Raise `Misconfigured`."""
     check_listed("samples", samples, "Sample records or dicts")
     return [_sample_item(i, sample, call) for i, sample in enumerate(samples)]
 
 
 def comparison_items(comparisons: Iterable[Mapping[str, Any]], call: str) -> list[Item]:
-    """As `sample_items`; a comparison weighs as much as it has responses."""
+    """Convert comparisons as `sample_items` does; the weight of a comparison is its number of responses."""
     check_listed("comparisons", comparisons, "dicts")
     return [_comparison_item(i, each, call) for i, each in enumerate(comparisons)]
 
 
 def head(list_name: str, **fields: Any) -> bytes:
-    """The beginning of a body, up to the first item. Fields that are None are left out."""
+    """Build the beginning of a body, up to the first item. Fields that are None are left out."""
     given = {name: value for name, value in fields.items() if value is not None}
     return _dumps({**given, list_name: []})[:-2]
 
 
 def body(start: bytes, items: Sequence[Item]) -> bytes:
-    """A whole body."""
+    """Build a whole body from its beginning and its items."""
     return start + b",".join([item.json for item in items]) + b"]}"
 
 
@@ -90,12 +90,12 @@ def _comparison_item(position: int, comparison: Mapping[str, Any], call: str) ->
     comparison_id = _named(fields, position, call)
     _drop_empty_fields(fields)
     if not isinstance(fields.get("responses"), list | tuple):
-        raise Misconfigured(f"comparison {position} has no list of responses")
+        raise Misconfigured(f"comparison {position} has no list `responses`")
     return Item(position, comparison_id, _written(fields, position), _group(fields), len(fields["responses"]))
 
 
 def _drop_empty_fields(fields: dict[str, Any]) -> None:
-    """Data sets fill up the fields that some of their messages have: the server knows none but role and content."""
+    """Drop empty fields of messages: data sets fill in fields of other rows, and the server accepts only role and content."""
     for name in ("prompt", "messages"):
         if isinstance(fields.get(name), list | tuple):
             fields[name] = without_empty_fields(fields[name])
@@ -127,12 +127,12 @@ def _fields_of(sample: Sample, position: int) -> dict[str, Any]:
 
 
 def _numbers(name: str, values: Iterable[Any], convert: Callable[[Any], T]) -> list[T]:
-    """As the wire has them; of NumPy and the like too. Raise `WrongType`."""
+    """Convert to numbers for the wire, also from NumPy and similar libraries. Raise `WrongType`."""
     check_listed(name, values, "numbers")
     try:
         return [convert(value) for value in values]
     except (TypeError, ValueError):
-        raise WrongType(f"{name} holds something else than numbers") from None
+        raise WrongType(f"{name} must hold numbers only") from None
 
 
 def _named(fields: dict[str, Any], position: int, call: str) -> str:
@@ -140,7 +140,7 @@ def _named(fields: dict[str, Any], position: int, call: str) -> str:
     if fields.get("id") is None:
         fields["id"] = f"{call}-{position}"
     if not isinstance(fields["id"], str):
-        raise Misconfigured(f"the id of sample {position} is no string")
+        raise Misconfigured(f"the id of sample {position} is not a string")
     return fields["id"]
 
 
@@ -148,12 +148,12 @@ def _written(fields: Mapping[str, Any], position: int) -> bytes:
     try:
         return _dumps(fields)
     except (TypeError, ValueError) as error:
-        # The message of json.dumps names a type or says "out of range"; neither quotes what was given.
-        raise Misconfigured(f"sample {position} is no JSON: {error}") from None
+        # The message of json.dumps names a type or "out of range"; neither quotes the sample.
+        raise Misconfigured(f"sample {position} cannot be written as JSON: {error}") from None
 
 
 def _group(fields: Mapping[str, Any]) -> bytes:
-    """The prompt, the same bytes in whichever form it was given."""
+    """The prompt as bytes that do not depend on the form in which it was given."""
     prompt = fields.get("prompt")
     if prompt is None and isinstance(fields.get("messages"), list | tuple):
         prompt = fields["messages"][:-1]
@@ -169,5 +169,5 @@ def _bytes(text: str) -> bytes:
 
 
 def _dumps(value: Any) -> bytes:
-    # ASCII: a lone surrogate in a text is the server's to refuse, for that sample alone.
+    # ASCII, so that a lone surrogate reaches the server, which refuses that sample alone.
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()

@@ -1,6 +1,6 @@
-"""One client a process, made from the environment when it is first asked for: for adapters that a trainer loads by path.
+"""One client per process, created from the environment at its first use, for adapters that a trainer loads by path.
 
-A forked child makes its own. The asynchronous one keeps connections of its own for every event loop.
+A forked child creates a new client. The asynchronous client keeps separate connections for every event loop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _async_clients: dict[int, AsyncRewardClient] = {}
 
 
 def client() -> RewardClient:
-    """The blocking one. Raise `Misconfigured` if the environment names no server."""
+    """Return the blocking client. Raise `Misconfigured` if the environment names no server."""
     pid = os.getpid()
     with _lock:
         if pid not in _clients:
@@ -27,7 +27,7 @@ def client() -> RewardClient:
 
 
 def async_client() -> AsyncRewardClient:
-    """The asynchronous one. Raise `Misconfigured` if the environment names no server."""
+    """Return the asynchronous client. Raise `Misconfigured` if the environment names no server."""
     pid = os.getpid()
     with _lock:
         if pid not in _async_clients:
@@ -36,7 +36,7 @@ def async_client() -> AsyncRewardClient:
 
 
 def close_clients() -> None:
-    """Hang up; the next call reads the environment again. Asynchronous connections end with their event loop."""
+    """Close the clients; the next call reads the environment again. Asynchronous connections end with their event loop."""
     with _lock:
         old = _clients.pop(os.getpid(), None)
         _async_clients.pop(os.getpid(), None)
@@ -45,7 +45,7 @@ def close_clients() -> None:
 
 
 def _new_lock() -> None:
-    global _lock  # a fork may have happened while another thread held it
+    global _lock  # another thread may have held it at the fork
     _lock = threading.Lock()
 
 

@@ -1,4 +1,4 @@
-"""What the results of a call say together, in numbers that trainers log. Always the same names. Pure."""
+"""Summarise the results of a call in numbers that trainers log, always under the same names. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rewardserve_client.results import Result, Scores
 
 
 def summary(scores: Scores) -> dict[str, float]:
-    """Mean raw score, and shares of all samples. Distributed trainers need every name every time: NaN where none is."""
+    """Mean raw score and shares of all samples; NaN without values, as distributed trainers need every name in every call."""
     results = scores.results
     return {
         "raw": _mean([r.raw for r in results if r.raw is not None]),
@@ -24,7 +24,7 @@ def summary(scores: Scores) -> dict[str, float]:
 
 
 def columns(scores: Scores) -> dict[str, list[float | str | None]]:
-    """One entry a sample, for tables of completions."""
+    """Columns with one entry a sample, for tables of completions."""
     return {
         "raw": [r.raw for r in scores.results],
         "notes": [" ".join((*r.notes, *r.flags)) for r in scores.results],
@@ -33,9 +33,9 @@ def columns(scores: Scores) -> dict[str, list[float | str | None]]:
 
 
 def stop_if_blocked(scores: Scores) -> Scores:
-    """`scores`, unless the server has ended the service of this run. Raise `RunBlocked`.
+    """Return `scores`, or raise `RunBlocked` if the server blocks this run.
 
-    A trainer would go on with None for every reward, and learn nothing of the trip wire that asks for a human.
+    A trainer would otherwise go on with None for every reward, and the alert would go unnoticed.
     """
     for result in scores.results:
         if result.error is not None and result.error.code == "run_blocked":
@@ -44,7 +44,7 @@ def stop_if_blocked(scores: Scores) -> Scores:
 
 
 def reward_of(result: Result) -> float:
-    """The reward, for trainers that cannot leave a sample out. Raise `NotScored` with the server's reason."""
+    """Reward of a result, for trainers that cannot leave a sample out. Raise `NotScored` with the server's reason."""
     if result.reward is None:
         assert result.error is not None
         raise NotScored(result.error.code, result.error.message)
@@ -52,7 +52,7 @@ def reward_of(result: Result) -> float:
 
 
 def numbers(result: Result) -> dict[str, float]:
-    """One scored sample as floats under fixed names, for trainers that log numbers only. NaN where there is none."""
+    """One scored sample as floats under fixed names, for trainers that log numbers only. NaN where there is no value."""
     return {
         "raw_reward": math.nan if result.raw is None else result.raw,
         "normalized": math.nan if result.normalized is None else result.normalized,

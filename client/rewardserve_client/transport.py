@@ -1,7 +1,7 @@
-"""One attempt over httpx: an `Attempt` goes in, what came of it comes out. Decides nothing.
+"""Send one attempt over httpx: takes an `Attempt`, returns its result. Makes no decisions.
 
-Everything is bounded by one clock from the first byte sent to the last one read: a server that answers a byte at a time
-is as late as one that does not answer.
+One timeout bounds everything from the first byte sent to the last byte read, so a server that sends its reply byte by
+byte times out like a silent one.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from rewardserve_client.errors import Misconfigured
 from rewardserve_client.request_plan import Attempt
 
 _MAX_REPLY_BYTES = 256 * 2**20
-_MAX_DEADLINE_S = 10**6  # servers read eleven digits of milliseconds
-_CONNECT_S = 5.0  # three tries of TCP; a host that is not there drops packets and says nothing
-_KEEPALIVE_S = 4.0  # shorter than any server or proxy waits for the next request on an idle connection
+_MAX_DEADLINE_S = 10**6  # servers read at most eleven digits of milliseconds
+_CONNECT_S = 5.0  # three tries of TCP; an absent host drops packets without an error
+_KEEPALIVE_S = 4.0  # shorter than the idle timeout of any server or proxy
 
 
 class ConnectionPool:
@@ -48,7 +48,8 @@ class ConnectionPool:
             headers["x-model-digest"] = ",".join(model_digests)
         self._http = httpx.AsyncClient(
             headers=headers,
-            # asyncio.timeout below bounds the whole of an attempt; httpx bounds only its parts, of which one is of use.
+            # asyncio.timeout below bounds the whole attempt; httpx bounds only its parts, of which only `connect` is
+            # useful.
             timeout=httpx.Timeout(None, connect=_CONNECT_S),
             limits=httpx.Limits(
                 max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_KEEPALIVE_S
@@ -59,12 +60,12 @@ class ConnectionPool:
         )
 
     async def send(self, attempt: Attempt) -> AttemptResult:
-        """Do it once."""
+        """Send the request once, when a connection is free."""
         try:
             async with asyncio.timeout(attempt.deadline - self._now()):
                 await self._free.acquire()
         except TimeoutError:
-            return TransportError("no connection of our own was free before the deadline", is_server_fault=False)
+            return TransportError("the client had no free connection before the deadline", is_server_fault=False)
         try:
             return await self._send_connected(attempt)
         finally:
@@ -73,19 +74,19 @@ class ConnectionPool:
     async def _send_connected(self, attempt: Attempt) -> AttemptResult:
         seconds = min(self._attempt_timeout_s, attempt.deadline - self._now())
         if seconds <= 0:
-            return TransportError("no connection of our own was free before the deadline", is_server_fault=False)
+            return TransportError("the client had no free connection before the deadline", is_server_fault=False)
         try:
             async with asyncio.timeout(seconds):
                 return await self._exchange(attempt, seconds)
         except TimeoutError:
-            return TransportError("no whole answer in time")
+            return TransportError("no complete reply in time")
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL):
-            raise Misconfigured("a URL or a header that cannot be sent") from None
+            raise Misconfigured("a URL or a header cannot be sent: check the URL and the API key") from None
         except httpx.ConnectError as error:
-            # The system's own words are safe to quote: no request was made yet.
+            # The operating system's message is safe to quote: no request was made yet.
             return TransportError(f"ConnectError: {str(error)[:120]}")
         except httpx.HTTPError as error:
-            # Only its kind: the request that it carries along holds the key.
+            # Only the type: the exception carries the request, which holds the key.
             return TransportError(type(error).__name__)
 
     async def _exchange(self, attempt: Attempt, seconds: float) -> AttemptResult:
@@ -103,13 +104,13 @@ class ConnectionPool:
                 pieces.append(piece)
                 n_bytes += len(piece)
                 if n_bytes > _MAX_REPLY_BYTES:
-                    return TransportError("an answer without end")
+                    return TransportError("the reply exceeds 256 MiB")
             return HttpReply(response.status_code, b"".join(pieces), response.headers.get("retry-after"))
         finally:
             await response.aclose()
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close all connections."""
         await self._http.aclose()
 
 

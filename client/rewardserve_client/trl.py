@@ -1,9 +1,9 @@
-"""A reward function for the GRPO, RLOO and async-GRPO trainers of TRL. Knows nothing of TRL but what it passes.
+"""Reward function for the GRPO, RLOO and async-GRPO trainers of TRL. Depends only on the arguments that TRL passes.
 
     GRPOTrainer(reward_funcs=reward_function(run="grpo-7", eos_token_id=tokenizer.eos_token_id), ...)
 
-TRL leaves a sample whose reward is None out of its group. It gathers what is logged over all processes under the names
-that one of them has, so every call logs the same names; NaN is the mean of nothing.
+TRL leaves a sample whose reward is None out of its group. It gathers logged values over all processes by the names that
+one process has, so every call logs the same names, NaN for a mean without values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rewardserve_client.samples import Sample
 from rewardserve_client.summary import columns, stop_if_blocked, summary
 
 Text = str | Sequence[Mapping[str, Any]]
-"""A prompt or a completion: plain, or as messages."""
+"""Prompt or completion, as plain text or as messages."""
 
 Rewards = list[float | None]
 EndIds = int | Collection[int] | None
@@ -37,11 +37,12 @@ def reward_function(
     rendered: bool = False,
     name: str = "rewardserve",
 ) -> Callable[..., Awaitable[Rewards]]:
-    """An `async def` for `reward_funcs`. Raise `RunBlocked` when a trip wire has ended the service of this run.
+    """Build an `async def` for `reward_funcs`. It raises `RunBlocked` when a trip wire blocks the run.
 
-    `client`, `run`: default from the environment. `eos_token_id`: with it, a completion whose last id is another one
-    counts as cut off; without, TRL does not say, and none does. `kl` makes of the trainer's state the policy's KL from
-    its start in nats. `rendered`: prompts are plain text in which the turns are marked already, not a user's turn.
+    `client`, `run`: default from the environment. `eos_token_id`: with it, a completion that ends with another id counts
+    as cut off; without it, no completion does, as TRL does not pass that. `kl` computes, from the trainer's state, the
+    policy's KL from its start in nats. `rendered`: prompts are plain text with the turns marked already, not the text of
+    a user turn.
     """
 
     async def reward(
@@ -54,9 +55,9 @@ def reward_function(
         **data: Any,
     ) -> Rewards:
         refuse_columns(data, rendered=rendered)
-        asked = samples(prompts, completions, completion_ids, eos_token_id, rendered=rendered)
+        batch = samples(prompts, completions, completion_ids, eos_token_id, rendered=rendered)
         origin = _run_and_step(run, trainer_state, kl)
-        scores = await (client or shared.async_client()).score(asked, **origin)
+        scores = await (client or shared.async_client()).score(batch, **origin)
         return _log_metrics(scores, name, log_metric, log_extra)
 
     reward.__name__ = reward.__qualname__ = name
@@ -72,7 +73,7 @@ def blocking_reward_function(
     rendered: bool = False,
     name: str = "rewardserve",
 ) -> Callable[..., Rewards]:
-    """As `reward_function`, for trainers that do not await."""
+    """Build a blocking form of `reward_function`, for trainers that do not await."""
 
     def reward(
         prompts: Sequence[Text],
@@ -84,8 +85,8 @@ def blocking_reward_function(
         **data: Any,
     ) -> Rewards:
         refuse_columns(data, rendered=rendered)
-        asked = samples(prompts, completions, completion_ids, eos_token_id, rendered=rendered)
-        scores = (client or shared.client()).score(asked, **_run_and_step(run, trainer_state, kl))
+        batch = samples(prompts, completions, completion_ids, eos_token_id, rendered=rendered)
+        scores = (client or shared.client()).score(batch, **_run_and_step(run, trainer_state, kl))
         return _log_metrics(scores, name, log_metric, log_extra)
 
     reward.__name__ = reward.__qualname__ = name
@@ -100,12 +101,12 @@ def samples(
     *,
     rendered: bool = False,
 ) -> list[Sample]:
-    """What TRL passes, as samples. Messages go as messages: every turn of a completion is sent, the last is scored."""
+    """Convert TRL's arguments to samples. Messages stay messages: every turn of a completion is sent, the last is scored."""
     ends = frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id or ())
     ids: Sequence[Sequence[int]] = completion_ids if completion_ids is not None else [()] * len(prompts)
     return [
-        _sample(prompt, completion, _finish_reason(own_ids, ends), rendered=rendered)
-        for prompt, completion, own_ids in zip(prompts, completions, ids, strict=True)
+        _sample(prompt, completion, _finish_reason(token_ids, ends), rendered=rendered)
+        for prompt, completion, token_ids in zip(prompts, completions, ids, strict=True)
     ]
 
 
@@ -115,7 +116,7 @@ def _sample(prompt: Text, completion: Text, finish_reason: str, *, rendered: boo
         return Sample(messages=[*turns, *plain_messages(completion)], finish_reason=finish_reason)
     if rendered:
         if not isinstance(prompt, str):
-            raise Misconfigured("rendered=True is for prompts of plain text, and this one has messages")
+            raise Misconfigured("rendered=True needs prompts of plain text, and this prompt consists of messages")
         return Sample(text=prompt + completion, finish_reason=finish_reason, group=prompt)
     return Sample(
         prompt if isinstance(prompt, str) else plain_messages(prompt), completion, finish_reason=finish_reason
@@ -137,7 +138,7 @@ def _log_metrics(
     log_metric: Callable[[str, float], None] | None,
     log_extra: Callable[[str, list[Any]], None] | None,
 ) -> Rewards:
-    """The rewards, after the trainer was told the rest."""
+    """Log the summary and the columns, and return the rewards."""
     stop_if_blocked(scores)
     if log_metric is not None:
         for metric, value in summary(scores).items():

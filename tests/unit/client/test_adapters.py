@@ -169,7 +169,7 @@ def test_verl_reads_content_in_parts(environment, server):
     parts = [{"type": "text", "text": "p", "image_url": None}, {"type": "text", "text": "q"}]
     run(compute_score("d", "a", None, {"prompt": [{"role": "user", "content": parts, "name": None}]}))
     assert sent(server)[0]["prompt"] == [{"role": "user", "content": "pq"}]
-    with pytest.raises(Misconfigured, match="other than text"):
+    with pytest.raises(Misconfigured, match="is not text"):
         run(compute_score("d", "a", None, {"prompt": [{"role": "user", "content": [{"type": "image"}]}]}))
 
 

@@ -32,7 +32,7 @@ def test_an_answer_is_good_if_it_can_be_read():
         raise InvalidReply("one reward too few")
 
     assert classify(HttpReply(200, b"value"), bytes.upper) == Success(b"VALUE")
-    assert classify(HttpReply(200, b"value", "7"), unreadable) == Retry("not an answer: one reward too few")
+    assert classify(HttpReply(200, b"value", "7"), unreadable) == Retry("invalid reply: one reward too few")
 
 
 @pytest.mark.parametrize("is_server_fault", [True, False])
@@ -55,7 +55,7 @@ def test_what_is_too_large_is_named(code, status):
 
 
 def test_a_page_of_a_proxy_says_no_more_than_its_status():
-    page = "the answer is not the server's own; something in between sent it"
+    page = "the reply is not in the server's error format; a proxy may have sent it"
     assert classify(HttpReply(413, b"<html>"), bytes.upper) == TooLarge(Failure("http_413", page))
     assert classify(HttpReply(404, b"<html>"), bytes.upper) == Rejected(404, Failure("http_404", page))
 

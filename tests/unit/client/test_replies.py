@@ -103,9 +103,9 @@ def test_noise_is_no_answer_and_quotes_nothing(noise):
     with pytest.raises(InvalidReply) as caught:
         parse_scores(noise, ITEMS)
     assert str(caught.value) in (
-        "the answer is no JSON",
-        "something that should be an object is none",
-        "something that should be a text is none",
+        "the reply is not JSON",
+        "a value is not an object",
+        "a value is not a string",
     )
 
 

@@ -276,11 +276,17 @@ def test_when_the_time_is_over_every_sample_says_why():
 
 
 def test_the_last_reasons_that_differ_are_told_the_newest_first():
-    reasons = ["ReadError", "ConnectError", "no whole answer in time", "no whole answer in time", "no connection free"]
+    reasons = [
+        "ReadError",
+        "ConnectError",
+        "no complete reply in time",
+        "no complete reply in time",
+        "no connection free",
+    ]
     servers = SimulatedServers(*map(TransportError, reasons), deadline=0.45, jitter=0.0)
     [result] = servers.drive(samples_of(1), order=ORDER[:1])
     assert result.error.message == (
-        f"no connection free ({ORDER[0]}); before that no whole answer in time ({ORDER[0]}); "
+        f"no connection free ({ORDER[0]}); before that no complete reply in time ({ORDER[0]}); "
         f"before that ConnectError ({ORDER[0]})"
     )
 
@@ -288,7 +294,7 @@ def test_the_last_reasons_that_differ_are_told_the_newest_first():
 def test_without_time_nothing_is_sent_and_every_sample_says_so():
     servers = SimulatedServers(deadline=0.0)
     [result] = servers.drive(samples_of(1))
-    assert (result.error.code, result.error.message) == (UNAVAILABLE, "the deadline passed before anything was sent")
+    assert (result.error.code, result.error.message) == (UNAVAILABLE, "the deadline passed before a request was sent")
     assert servers.asked == []
 
 
