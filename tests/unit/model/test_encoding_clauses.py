@@ -367,6 +367,17 @@ def test_the_response_of_a_row_begins_behind_the_last_beginning_of_one():
         assert encode.texts(Sample(text=text)) == ("", "")
 
 
+@pytest.mark.parametrize("refused", ["messages | length > 3", "messages[0]['role'] == 'system'"])
+def test_the_response_begins_where_a_template_that_takes_not_all_conversations_begins_one(refused):
+    template = "{% if " + refused + " %}{{ raise_exception('no') }}{% endif %}" + THINKS
+    encode = encoder(tiny_tokenizer(template))
+    opening = "<|im_end|>\n<|im_start|>assistant\n"
+    assert encode.texts(Sample(text=f"a{opening}<think>b")) == (f"a{opening}<think>", "b")
+    shows_both = "system" in refused
+    assert encode.texts(Sample(text=f"a{opening}b")) == ((f"a{opening}", "b") if shows_both else ("", ""))
+    assert encode.texts(Sample(text="aXXXXb")) == ("", "")
+
+
 @pytest.mark.parametrize("response", ["", " ", "\n\n\n", "\u3000\u3000\u3000", "\n" * 50])
 def test_a_row_whose_response_is_blank_is_refused_unless_the_caller_knows_no_other_word(response):
     tokenizer = tiny_tokenizer(PLAIN)
@@ -537,6 +548,13 @@ def test_bos_that_a_caller_has_written_is_kept_unless_it_opens_turns(between, fi
     assert encode.policy.start_ids == ()
     cut = encode(Sample(input_ids=named(tokenizer, ("<s>", *"abcde", between, "f", "g")))).ids
     assert cut == named(tokenizer, (first, between, "f", "g", "</s>"))
+
+
+def test_bos_that_the_template_writes_behind_a_system_message_opens_turns():
+    template = "{% for m in messages %}{{ m['content'] + (bos_token if m['role'] == 'system' else '|') }}{% endfor %}"
+    tokenizer = letters(template=template)
+    cut = encoder(tokenizer, max_tokens=4)(Sample(text="<s>abc|d", n_prompt_chars=7)).ids
+    assert cut == named(tokenizer, ("|", "d", "|", "</s>"))
 
 
 def test_padding_counts_as_nothing_and_one_token_is_left():
@@ -1129,6 +1147,7 @@ NOTES = {
          "option; if it was set, send the text of its rows",),
     ),
     "a shorter one": (lambda: encoder(tiny_tokenizer(CHATML.replace("assistant\n{% endif", "{% endif")), "openrlhf"), ()),
+    "the same": (lambda: encoder(tiny_tokenizer(CHATML), "openrlhf"), ()),
     "a longer one in another layout": (lambda: encoder(tiny_tokenizer(THINKS)), ()),
     "plain text": (lambda: encoder(tiny_tokenizer(PLAIN)), (IMITATED.format("'assistant:', 'user:'"),)),
     "plain text, cut apart": (
