@@ -605,6 +605,11 @@ def test_what_text_begins_with_is_kept_where_it_is_cut_before_it_is_read():
     assert encode._shortened(long, options) == replace(
         long, parts=("<s>" + "r" * 128,), n_prompt_chars=3, truncated=True
     )
+    _, twice = starting("<s>", "<s>")
+    again = draft("<s><s>" + "p" * 100, "r" * 128, n_prompt=106)
+    assert twice._shortened(again, options) == replace(
+        again, parts=("<s><s>" + "r" * 128,), n_prompt_chars=6, truncated=True
+    )
     without = draft("p" * 103, "r" * 100, n_prompt=103)
     assert encode._shortened(without, options) == replace(
         without, parts=("p" * 28, "r" * 100), n_prompt_chars=28, truncated=True
@@ -802,6 +807,7 @@ def test_the_end_of_a_conversation_is_the_usual_one_unless_a_control_token_stand
         ("p|q</s>|", "z", 2, True),
         ("z|q</s>|", "z", 2, True),
         ("z</s>|", "z", 0, False),
+        ("x</s>z|", "z", 0, True),
         ("zz</s>|", "z", -1, True),
         ("p|z</s>z|", "z", 2, True),
     ):
@@ -822,26 +828,37 @@ def test_a_response_that_was_cut_off_ends_before_the_same_characters_of_the_temp
         assert encode(replace(cut, finish_reason="stop")).ids == ids(tokenizer, body + "zy </s>")
 
 
-def test_a_response_that_was_cut_off_may_be_all_that_the_template_writes():
+@pytest.mark.parametrize(("written_as", "response"), [("content", "z"), ("(content | trim)", "z ")])
+def test_a_response_that_was_cut_off_may_be_all_that_the_template_writes(written_as, response):
     template = (
         "{% set content = messages[-1]['content'] %}{% if add_generation_prompt %}{{ content + '|' }}"
-        "{% else %}{{ content + ('</s>' if 'z' in content else '#') }}{% endif %}"
+        "{% else %}{{ WRITTEN + ('</s>' if 'z' in content else '#') }}{% endif %}"
     )
-    tokenizer = letters(template=template)
+    tokenizer = letters(template=template.replace("WRITTEN", written_as))
     encode = encoder(tokenizer, CLASSIFIER)
-    cut = Sample(prompt="p", response="z", finish_reason="length")
+    cut = Sample(prompt="p", response=response, finish_reason="length")
     assert encode(cut) == Encoded(named(tokenizer, "z"), 0, missing_end=True)
     assert encode(replace(cut, finish_reason="stop")) == Encoded(named(tokenizer, ("z", "</s>")), 0)
+
+
+def test_a_response_that_was_cut_off_may_follow_a_prompt_that_is_not_written():
+    content = "{% for m in messages if m['role'] == 'assistant' %}{{ m['content'] }}{% endfor %}"
+    tail = "{{ '' if add_generation_prompt else 'z</s>' if 'z' in messages[-1]['content'] else '#' }}"
+    tokenizer = letters(template=content + tail)
+    cut = Sample(prompt="p", response="z", finish_reason="length")
+    assert encoder(tokenizer, CLASSIFIER)(cut) == Encoded(named(tokenizer, "z"), 0, missing_end=True)
 
 
 def test_a_response_that_was_cut_off_may_say_what_its_prompt_says():
     template = turns("{{ '</s>' if 'z' in messages[-1]['content'] else '#' }}").replace(
         "'|' }}{% else", "'|#' }}{% else"
     )
-    tokenizer = letters(template=template)
-    encode = encoder(tokenizer, CLASSIFIER)
-    cut = Sample(prompt="z", response="z", finish_reason="length")
-    assert encode(cut) == Encoded(named(tokenizer, "z|z"), 2, missing_end=True)
+    for written_as, response in (("m['content']", "z"), ("(m['content'] | trim)", "z ")):
+        tokenizer = letters(template=template.replace("m['content']", written_as))
+        cut = Sample(prompt="z", response=response, finish_reason="length")
+        encoded = encoder(tokenizer, CLASSIFIER)(cut)
+        assert encoded.ids == named(tokenizer, "z|z")
+        assert encoded.missing_end
 
 
 def test_a_response_that_was_cut_off_is_found_where_more_is_written_before_one_that_is_to_come():
