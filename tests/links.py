@@ -1,16 +1,19 @@
 """`python -m tests.links`: whether every link of the documentation leads somewhere. Asks no server.
 
 Checked are relative links of all Markdown files with their anchors, the links between the pages of the site with its generated
-lists, and every path of a page of `docs/` that any file names, as messages and alert rules do.
+lists, and every path of a page of `docs/` that any file names, as messages and alert rules do. The words of a link to a module,
+`module.name`, must be a name that the module defines.
 """
 
 from __future__ import annotations
 
+import ast
 import os.path
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 from docs.markdown import anchors, without_code
@@ -19,6 +22,7 @@ from docs.pages import site
 ROOT = Path(__file__).resolve().parents[1]
 
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+_NAME_LINK = re.compile(r"\[`(\w+(?:\.\w+)*)`\]\(([^)\s]+\.py)\)")
 _INLINE_CODE = re.compile(r"`[^`\n]*`")
 _NAMED = re.compile(r"(?<![\w./-])docs/[\w./-]+\.md\b")
 
@@ -38,6 +42,7 @@ def main() -> int:
             for fault in broken(name, built, lambda path: path in built or path in images)
         ),
         *(fault for name in names for fault in named_nowhere(name)),
+        *(fault for name, page in pages.items() for fault in undefined(name, page)),
     ]
     print(f"links: {len(pages)} files, {len(built)} pages of the site", *faults, sep="\n")
     return int(bool(faults))
@@ -70,6 +75,34 @@ def named_nowhere(name: str) -> Iterator[str]:
     for path in sorted(set(_NAMED.findall(text))):
         if not (ROOT / path).is_file():
             yield f"{name}: names {path}, which is not there"
+
+
+def undefined(name: str, page: str) -> Iterator[str]:
+    """Links of a page to modules whose words, `module.name`, are no name of the module."""
+    for words, link in _NAME_LINK.findall(page):
+        path = ROOT / os.path.dirname(name) / link
+        module = path.parent.name if path.stem == "__init__" else path.stem
+        first, _, rest = words.partition(".")
+        if path.is_file() and rest != "py" and (first != module or (rest and rest not in defined(path))):
+            yield f"{name}: `{words}`: {link} does not define it"
+
+
+@cache
+def defined(path: Path) -> frozenset[str]:
+    """Names that a module defines: its functions, classes and variables, and methods and fields of its classes as `Class.name`."""
+    return frozenset(_names(ast.parse(path.read_text("utf-8")).body))
+
+
+def _names(body: list[ast.stmt]) -> Iterator[str]:
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name
+        elif isinstance(node, ast.ClassDef):
+            yield node.name
+            yield from (f"{node.name}.{name}" for name in _names(node.body))
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ LIMITS: dict[str, dict[str, float]] = {
     "training": {"who": 0.3, "what": 2.3, "own": 0.9},
     "client": {"who": 0.1, "what": 0.5, "own": 0.1},
     "benchmarks": {"who": 1.5, "what": 3.1, "own": 1.4},
-    "docs": {"who": 1.6, "what": 2.4, "own": 3.8},
+    "docs": {"who": 1.2, "what": 1.5, "own": 3.6},
     "records": {"who": 0.1, "what": 0.1, "own": 0.1},
 }
 """At most so many per 1,000 words."""
