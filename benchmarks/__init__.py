@@ -1,1 +1,1 @@
-"""Measurements that are run by hand or by `make bench`, never as timed tests."""
+"""Measurements that run by hand or by `make bench`, never as timed tests."""

@@ -1,6 +1,6 @@
-"""How rows that are all there at once are cut into batches, for each kind of engine. Pure: rows in, places out.
+"""Divide rows that are all present at once into batches, for each kind of engine. Pure: rows in, row indices out.
 
-The server's planner sees rows arrive over time; here the whole workload waits. Knows no model.
+The server's planner receives rows over time; here the whole workload is queued. Independent of any model.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from rewardserve.service.inference.planner import BatchLimits, QueueEntry, plan
 
 Row = tuple[int, ...]
 Batch = list[int]
-"""Places of rows in the workload."""
+"""Indices of rows in the workload."""
 
-_LARGEST = 16_384  # what a prefix group may take at most, as in the server
+_LARGEST = 16_384  # maximum size of a prefix group, as in the server
 
 
 def in_order_of_arrival(rows: Sequence[Row], size: int) -> list[Batch]:
-    """So many rows a batch, whatever their length."""
+    """`size` rows a batch in order of arrival, whatever their length."""
     return [list(range(i, min(i + size, len(rows)))) for i in range(0, len(rows), size)]
 
 
 def by_length(rows: Sequence[Row], budget: int) -> list[Batch]:
-    """Longest first; rows times the longest row stays within the budget."""
+    """Longest rows first; rows times the longest row stays within the budget."""
     longest_first = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     batches: list[Batch] = []
     for i in longest_first:
-        # The first of a batch is its longest.
+        # The first row of a batch is its longest.
         if batches and (len(batches[-1]) + 1) * len(rows[batches[-1][0]]) <= budget:
             batches[-1].append(i)
         else:
@@ -36,12 +36,12 @@ def by_length(rows: Sequence[Row], budget: int) -> list[Batch]:
 
 
 def by_tokens(rows: Sequence[Row], budget: int) -> list[Batch]:
-    """In order of arrival, as many as the budget of real tokens takes."""
+    """In order of arrival, as many rows as fit into the budget of real tokens."""
     return _filled(range(len(rows)), [len(row) for row in rows], budget)
 
 
 def planned(rows: Sequence[Row], budget: int) -> list[Batch]:
-    """As the server's planner does for a scorer that shares beginnings. Equal rows are one row."""
+    """Batches of the server's planner for a scorer that shares prefixes. Equal rows count as one row."""
     places: dict[Row, list[int]] = {}
     for i, row in enumerate(rows):
         places.setdefault(row, []).append(i)
@@ -57,7 +57,7 @@ def planned(rows: Sequence[Row], budget: int) -> list[Batch]:
 
 
 def _filled(order: Sequence[int], costs: Sequence[int], budget: int) -> list[Batch]:
-    """Greedy; a row that is larger than the budget has a batch of its own."""
+    """Fill batches greedily; a row larger than the budget gets a batch alone."""
     batches: list[Batch] = []
     left = 0
     for i in order:

@@ -26,7 +26,7 @@ WORKLOADS: Final = {
     "grpo": "groups of 8\nresponses",
     "long": "long\n(4,000 tokens)",
 }
-"""The workloads that are drawn, from left to right; the exact repeats of `repeats` would dwarf them."""
+"""Workloads in the chart, from left to right; `repeats` is left out, as its exact copies would dwarf the others."""
 _STYLE: Final[dict[str, Any]] = {
     "font.family": "sans-serif",
     "font.size": 9,
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def draw(results: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Write the chart of some results, a panel each, as SVG."""
+    """Write the chart as SVG, one panel a result."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.6 * len(results), 3.1), layout="constrained")
         for axes, result in zip(figure.subplots(1, len(results), squeeze=False, sharey=True)[0], results, strict=True):
@@ -56,7 +56,7 @@ def draw(results: Sequence[Mapping[str, Any]], out: Path) -> None:
 
 
 def rates(result: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Pairs per CPU second by workload and server, for the drawn workloads; None where only a ratio is known."""
+    """Pairs per CPU second by workload and server, for the charted workloads; None if only a ratio is known."""
     found: dict[str, dict[str, float | None]] = {}
     for record in result["figures"]:
         if record["workload"] in WORKLOADS and record["peer"] in NAMES:
@@ -65,13 +65,13 @@ def rates(result: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
 
 
 def ratios(result: Mapping[str, Any]) -> dict[str, float]:
-    """Ours over vLLM by workload: the median of the ratios within rounds."""
+    """RewardServe over vLLM by workload: the median of the ratios within rounds."""
     return {r["workload"]: r["ours_per_cpu_s"] for r in result["figures"] if r["peer"] == "vllm"}
 
 
 def _panel(axes: Axes, result: Mapping[str, Any]) -> None:
     by_workload, ratio = rates(result), ratios(result)
-    # A fast and a slow workload share a panel, so each is drawn relative to vLLM; the rate itself stands on the bar.
+    # A fast and a slow workload share a panel, so each is drawn relative to vLLM; the rate is printed on the bar.
     for n, (workload, rate) in enumerate(by_workload.items()):
         for server, offset in (("vllm", -0.2), (OURS, 0.2)):
             height = 1.0 if server == "vllm" else ratio[workload]

@@ -1,8 +1,8 @@
-"""Where the CPU time of a request goes: each component of the server called by itself, in this process.
+"""CPU time of a request by component: each component of the server is called separately, in this process.
 
-The components are those of a real server on the echo backend, fed with requests that nobody has seen before, as many at a time
-as there would be connections. Times are CPU time of all threads. A component that calls others is charged with what is left
-when theirs is taken off.
+The components are those of a real server on the echo backend. Requests are all new, and as many run at a time as there
+would be connections. Times are CPU time of all threads. The time of a component that calls others is given without
+theirs.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ _decoder = msgspec.json.Decoder(structs.ScoreRequestStruct)
 
 MEANINGS = {
     "read": "the body -> samples",
-    "encode": "samples -> ids that are checked and ended",
-    "model": "the echo model itself",
-    "batch": "the queue, the planner, the way to the scorer's thread and back",
+    "encode": "samples -> checked ids with an end token",
+    "model": "the echo model",
+    "batch": "queue, planner, hand-over to the scorer's thread and back",
     "account": "admission, deadline, reward, metrics of the samples",
     "reply": "results -> JSON",
-    "around": "request id, key, body limits, watching the caller, metrics and log of the request",
+    "around": "request id, key, body limits, disconnect check, metrics and log of the request",
 }
 
 
 def measure(case: Case, tokens: int, at_once: int, n_samples: int) -> dict[str, float]:
-    """Microseconds of CPU a request, by component. So many samples in each repetition of each, whatever the size of a request."""
+    """CPU microseconds a request, by component. Each repetition runs `n_samples` samples, whatever the size of a request."""
     return uvloop.run(_measure(case, tokens, at_once, n_samples))
 
 
@@ -62,22 +62,22 @@ async def _measure(case: Case, tokens: int, at_once: int, n_samples: int) -> dic
     def fresh(upto: Callable[[bytes], T]) -> Callable[[], list[T]]:
         return lambda: [upto(bodies.next_body()) for _ in range(n)]
 
-    async def whole(asked: bytes) -> None:
-        await _call(application.app, asked)
+    async def whole(content: bytes) -> None:
+        await _call(application.app, content)
 
     async def cost(work: Callable[[T], Awaitable[Any]], inputs: Callable[[], list[T]]) -> float:
         return await _cost(work, inputs, at_once)
 
     encode, score = runtime.loaded.encode.many, runtime.loaded.scorer.score
-    for _ in range(4):  # the budget of a batch finds its place, caches fill
-        await _cost(whole, fresh(lambda asked: asked), at_once)
-    total = await cost(whole, fresh(lambda asked: asked))
-    read = await cost(_now(_samples), fresh(lambda asked: asked))
+    for _ in range(4):  # adapt the batch size, fill the caches
+        await _cost(whole, fresh(lambda content: content), at_once)
+    total = await cost(whole, fresh(lambda content: content))
+    read = await cost(_now(_samples), fresh(lambda content: content))
     encoded = await cost(_now(encode), fresh(_samples))
     model = await cost(
-        _now(lambda rows: score(TokenBatch(tuple(rows)))), fresh(lambda asked: _rows(encode(_samples(asked))))
+        _now(lambda rows: score(TokenBatch(tuple(rows)))), fresh(lambda content: _rows(encode(_samples(content))))
     )
-    batched = await cost(runtime.batcher.score, fresh(lambda asked: _rows(encode(_samples(asked)))))
+    batched = await cost(runtime.batcher.score, fresh(lambda content: _rows(encode(_samples(content)))))
     scored = await cost(runtime.scoring.score, fresh(_samples))
     results = [await runtime.scoring.score(_samples(bodies.next_body())) for _ in range(n)]
     ids = [str(i) for i in range(case.n_samples)]
@@ -95,7 +95,7 @@ async def _measure(case: Case, tokens: int, at_once: int, n_samples: int) -> dic
 
 
 def open_echo_server() -> tuple[app.Application, ModelRuntime]:
-    """A whole server in this process, with the echo backend, open for requests. Needs a running event loop."""
+    """Start a server with the echo backend in this process. Needs a running event loop."""
     settings = ServeSettings(backend="echo", model="echo", log_level="warning", _cli_parse_args=[])
     logs.configure(settings.log_level, settings.log_format)
     application = app.create_app(settings, ApiKeys())
@@ -109,10 +109,10 @@ def open_echo_server() -> tuple[app.Application, ModelRuntime]:
 
 
 async def _cost(work: Callable[[T], Awaitable[Any]], inputs: Callable[[], list[T]], at_once: int) -> float:
-    """Microseconds of CPU a call, so many at a time; the median of some repetitions."""
+    """CPU microseconds a call, `at_once` calls at a time; the median of several repetitions."""
 
-    async def one_after_the_other(mine: Iterable[T]) -> None:
-        for each in mine:
+    async def one_after_the_other(inputs: Iterable[T]) -> None:
+        for each in inputs:
             await work(each)
 
     found = []
@@ -131,8 +131,8 @@ def _now(work: Callable[[T], Any]) -> Callable[[T], Awaitable[Any]]:
     return at_once
 
 
-def _samples(asked: bytes) -> list[Sample]:
-    samples = [to_sample(sample) for sample in body.decode(asked, _decoder, ScoreRequest).samples]
+def _samples(content: bytes) -> list[Sample]:
+    samples = [to_sample(sample) for sample in body.decode(content, _decoder, ScoreRequest).samples]
     return [sample for sample in samples if isinstance(sample, Sample)]
 
 
@@ -140,15 +140,15 @@ def _rows(encoded: Sequence[Encoded | SampleError]) -> list[tuple[int, ...]]:
     return [each.ids for each in encoded if isinstance(each, Encoded)]
 
 
-async def _call(application: Any, asked: bytes) -> None:
-    """One request through the whole application, without a network. Raise unless it is answered with 200."""
-    length = str(len(asked)).encode()
+async def _call(application: Any, content: bytes) -> None:
+    """Send one request through the whole application, without a network. Raise unless its status is 200."""
+    length = str(len(content)).encode()
     scope = {
         "type": "http", "method": "POST", "path": "/score", "raw_path": b"/score", "query_string": b"", "root_path": "",
         "scheme": "http", "http_version": "1.1", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1), "state": {},
         "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"content-length", length)],
     }  # fmt: skip
-    message: dict[str, Any] | None = {"type": "http.request", "body": asked, "more_body": False}
+    message: dict[str, Any] | None = {"type": "http.request", "body": content, "more_body": False}
     stays = asyncio.get_running_loop().create_future()
 
     async def receive() -> dict[str, Any]:
@@ -161,6 +161,6 @@ async def _call(application: Any, asked: bytes) -> None:
 
     async def send(reply: dict[str, Any]) -> None:
         if reply.get("status", 200) != 200:
-            raise RuntimeError(f"the server said {reply['status']}")
+            raise RuntimeError(f"the server replied {reply['status']}")
 
     await application(scope, receive, send)

@@ -1,8 +1,8 @@
-"""Engines side by side on the same token ids: CPU seconds, wall time, ratio to naive, share of the GEMM peak, error.
+"""Compare engines on the same token ids: CPU seconds, wall time, ratio to naive, share of the GEMM peak, error.
 
-One process, no HTTP, no tokenising. Each round runs every engine once on every workload and measures the machine's own
-matrix products beside it; figures are medians over the rounds, ratios are taken within a round. `served` is the
-business of `benchmarks.peers`.
+One process, no HTTP, no tokenising. Each round runs every engine once on every workload and measures the machine's
+matrix products beside it; figures are medians over the rounds, ratios are taken within a round. `benchmarks.peers`
+measures whole servers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What a full run measures, as a share of a workload's full size, so that it ends within ten minutes on two cores.
+# Share of a workload's full size in a full run, so that it ends within ten minutes on two cores.
 SCALES = {"m30": 0.125, "m150": 0.0625}
 SMALLER = {("m150", "grpo"): 0.03125}
 QUICK_SCALE = 0.03125
@@ -39,7 +39,7 @@ _PEAK_TOKENS, _PEAK_LAYERS, _PEAK_REPEATS = 1024, 2, 3
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One engine, one workload, once; `peak` is what matrix products gave just before, in FLOP a CPU second."""
+    """One engine, one workload, one round; `peak` is the rate of matrix products just before, in FLOP a CPU second."""
 
     cost: Cost
     base: Cost
@@ -48,7 +48,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class EngineFigures:
-    """What is reported of an engine on a workload. Tokens are those of the unshared rows, without padding."""
+    """Reported figures of an engine on a workload. Tokens are those of the unshared rows, without padding."""
 
     model: str
     workload: str
@@ -84,17 +84,17 @@ def main() -> int:
 
 
 def model_figures(name: str, given: argparse.Namespace) -> Iterator[EngineFigures]:
-    """All engines on all workloads with one model."""
+    """Measure all engines on all workloads with one model."""
     from benchmarks.engines_under_test import ENGINE_BUILDERS, LoadedCheckpoint
 
     folder = models.folder(name)
     loaded, encode, peak = LoadedCheckpoint(folder), workloads.encoder_of(folder), gemm(models.MODELS[name])
-    subjects = [ENGINE_BUILDERS[engine](loaded, given.budget) for engine in given.engines]
+    engines = [ENGINE_BUILDERS[engine](loaded, given.budget) for engine in given.engines]
     tokenizer = workloads.tokenizer_of(folder)
     for kind in given.workloads:
         work = workloads.make(kind, tokenizer, given.scale or SMALLER.get((name, kind), SCALES[name]), given.seed)
         rows = [encode(pair.sample()).ids for pair in work.pairs]
-        rounds, scores = measure(subjects, rows, given.rounds, peak)
+        rounds, scores = measure(engines, rows, given.rounds, peak)
         reference = {i: loaded.alone(rows[i]) for i in machine.spread(len(rows), N_REFERENCE)}
         for engine in rounds:
             error = max(abs(scores[engine][i] - score) for i, score in reference.items())
@@ -102,27 +102,27 @@ def model_figures(name: str, given: argparse.Namespace) -> Iterator[EngineFigure
 
 
 def measure(
-    subjects: Sequence[EngineUnderTest], rows: Sequence[Row], n_rounds: int, peak: Callable[[], float]
+    engines: Sequence[EngineUnderTest], rows: Sequence[Row], n_rounds: int, peak: Callable[[], float]
 ) -> tuple[dict[str, list[Round]], dict[str, list[float]]]:
-    """Every round of every engine, and its scores. Another engine begins each round."""
-    rounds: dict[str, list[Round]] = {s.name: [] for s in subjects}
+    """Rounds and scores by engine. Each round begins with another engine."""
+    rounds: dict[str, list[Round]] = {engine.name: [] for engine in engines}
     scores: dict[str, list[float]] = {}
-    for subject in subjects:
-        subject.run(rows[:2])  # the first forward is slower: memory, threads, kernels
+    for engine in engines:
+        engine.run(rows[:2])  # the first forward is slower: memory, threads, kernels
     for n in range(n_rounds):
         peaks: dict[str, float] = {}
         costs: dict[str, Cost] = {}
-        for subject in rotated(subjects, n):
-            peaks[subject.name] = peak()
-            scores[subject.name], costs[subject.name] = measure_cost(partial(subject.run, rows))
-        base = costs.get(BASE, costs[subjects[0].name])
+        for engine in rotated(engines, n):
+            peaks[engine.name] = peak()
+            scores[engine.name], costs[engine.name] = measure_cost(partial(engine.run, rows))
+        base = costs.get(BASE, costs[engines[0].name])
         for name, cost in costs.items():
             rounds[name].append(Round(cost, base, peaks[name]))
     return rounds, scores
 
 
 def rotated(items: Sequence[T], n: int) -> list[T]:
-    """The same, beginning with the n-th."""
+    """Rotate so that the n-th item comes first."""
     n %= len(items)
     return [*items[n:], *items[:n]]
 
@@ -130,7 +130,7 @@ def rotated(items: Sequence[T], n: int) -> list[T]:
 def figures_of(
     model: str, workload: str, engine: str, lengths: Sequence[int], rounds: Sequence[Round], error: float
 ) -> EngineFigures:
-    """Medians over the rounds of what is defined within each of them."""
+    """Medians over the rounds of figures that are defined within a round."""
     n_tokens = sum(lengths)
     flops = sum(map(models.MODELS[model].flops, lengths))
     return EngineFigures(
@@ -150,7 +150,7 @@ def figures_of(
 
 
 def gemm(shape: models.DecoderShape) -> Callable[[], float]:
-    """What measures this machine's peak at the shapes of one layer: useful FLOP a CPU second, the best of a few."""
+    """Build a function that measures the peak at the shapes of one layer: useful FLOP a CPU second, the best of several."""
     import torch
     from torch.nn.functional import linear
 
@@ -185,7 +185,9 @@ def _shown(f: EngineFigures) -> dict[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description="Engines side by side.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.engines", description="Compare engines on the same token ids."
+    )
     parser.add_argument("--models", nargs="+", choices=models.MODELS, default=list(models.MODELS))
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument(
@@ -193,13 +195,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, help=f"share of the full size; default {SCALES}")
-    parser.add_argument("--budget", type=int, default=1024, help="tokens a batch of our engines")
+    parser.add_argument("--budget", type=int, default=1024, help="tokens a batch of RewardServe's engines")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--quick", action="store_true", help="one small round of the small model, no long rows; under a minute"
     )
-    parser.add_argument("--no-malloc", action="store_true", help="leave glibc's allocator as it comes")
+    parser.add_argument("--no-malloc", action="store_true", help="keep the default settings of glibc's allocator")
     parser.add_argument("--json", type=Path)
     return parser
 

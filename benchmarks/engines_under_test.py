@@ -1,7 +1,7 @@
-"""The engines under measurement: a loaded model and a way to cut a workload into batches for it.
+"""Engines to compare: a loaded model, and a way to divide a workload into batches for it.
 
-`naive` is what the common servers do; `sorted` is what a careful one does with the same model. The others are ours.
-Token ids in, scores out: nobody tokenises here. Knows no clock.
+`naive` does what common servers do; `sorted` is a careful use of the same model. The others are RewardServe's. Token
+ids in, scores out: no tokenising, no clock.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ Score = Callable[[Sequence[Row]], list[float]]
 
 @dataclass(frozen=True, slots=True)
 class EngineUnderTest:
-    """One engine: how it wants its batches, and what scores one of them."""
+    """One engine: how it forms batches, and how it scores one."""
 
     name: str
     cut: Callable[[Sequence[Row]], list[Batch]]
     score: Score
 
     def run(self, rows: Sequence[Row]) -> list[float]:
-        """The score of every row, in order. Cutting is part of the work."""
+        """Score every row, in order. Forming the batches is part of the work."""
         scores = [float("nan")] * len(rows)
         for batch in self.cut(rows):
             for i, score in zip(batch, self.score([rows[i] for i in batch]), strict=True):
@@ -48,31 +48,31 @@ class EngineUnderTest:
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """The two forms of one model: as transformers gives it, and as our backend reads it."""
+    """One model in two forms: loaded by transformers, and read by RewardServe's backend."""
 
     folder: Path
 
     @cached_property
     def plain(self) -> Any:
-        """`AutoModelForSequenceClassification` as it comes."""
+        """`AutoModelForSequenceClassification` without changes."""
         from transformers import AutoModelForSequenceClassification
 
         with quiet_transformers():
             return AutoModelForSequenceClassification.from_pretrained(self.folder).eval()
 
     def ours(self) -> Checkpoint:
-        """What our server reads, a copy for each: an engine may change how its network attends."""
+        """RewardServe's checkpoint, a copy for each engine: an engine may change the attention of its network."""
         return read(str(self.folder))
 
     def left_padded(self, rows: Sequence[Row]) -> list[float]:
-        """One forward with an attention mask, and `logits`."""
+        """One forward of transformers with an attention mask, and its `logits`."""
         ids_BT, mask_BT = left_pad(rows, self.plain.config.pad_token_id)
         with torch.inference_mode():
             scores: list[float] = self.plain(input_ids=ids_BT, attention_mask=mask_BT).logits[:, 0].tolist()
         return scores
 
     def alone(self, row: Row) -> float:
-        """The reference: one row, no padding, float32."""
+        """Reference score: one row, no padding, float32."""
         with torch.inference_mode():
             return float(self.plain(input_ids=torch.tensor([row])).logits[0, 0])
 
@@ -83,12 +83,12 @@ def naive(model: LoadedCheckpoint, budget: int) -> EngineUnderTest:
 
 
 def sorted_by_length(model: LoadedCheckpoint, budget: int) -> EngineUnderTest:
-    """The same model, rows of like length together, 2,048 positions a batch."""
+    """The same model with rows of similar length together, 2,048 positions a batch."""
     return EngineUnderTest("sorted", partial(batch_forming.by_length, budget=SORTED_BUDGET), model.left_padded)
 
 
 def padded(model: LoadedCheckpoint, budget: int) -> EngineUnderTest:
-    """Our own reference path, cut in the same way."""
+    """RewardServe's padded reference path, batched in the same way."""
     checkpoint = model.ours()
     scorer = PaddedScorer(checkpoint.network, pad_id=checkpoint.pad_id, max_tokens=checkpoint.policy.max_tokens)
     return EngineUnderTest("padded", partial(batch_forming.by_length, budget=SORTED_BUDGET), partial(_ours, scorer))
@@ -104,7 +104,7 @@ def ours(
     change: Callable[[Any], None] = lambda network: None,
     **options: Any,
 ) -> EngineUnderTest:
-    """Our packed path, in order of arrival, or as our server cuts batches where rows share beginnings."""
+    """RewardServe's packed path, in order of arrival, or batched by the server's planner where rows share prefixes."""
     checkpoint = model.ours()
     change(checkpoint.network)
     scorer = PackedScorer(
@@ -129,7 +129,7 @@ def _in_int8(network: Any) -> None:
 
 
 def _with_compiled_mlps(network: Any) -> None:
-    for layer in network.backbone.layers:  # the rest changes its shape with every batch
+    for layer in network.backbone.layers:  # the other modules change their shape with every batch
         layer.mlp = torch.compile(layer.mlp, dynamic=True)
 
 
@@ -138,7 +138,7 @@ def _ours(scorer: Scorer, rows: Sequence[Row]) -> list[float]:
 
 
 _OURS: dict[str, dict[str, Any]] = {
-    # What our server does, and the same without one thing or the other.
+    # The server's defaults, and variants without one of them.
     "shared": {"share": True, "matmul_precision": "high"},
     "packed": {"matmul_precision": "high"},
     "shared_highest": {"share": True},
@@ -146,7 +146,7 @@ _OURS: dict[str, dict[str, Any]] = {
     "plain_weights": {"prepack": False},
     "whole_last_layer": {"trim": False, "matmul_precision": "high"},
     "one_by_one": {"one_by_one": True, "matmul_precision": "high"},
-    # What it does not do, and what that would give.
+    # Options that the server does not use.
     "bfloat16": {"change": _in_bfloat16},
     "int8": {"change": _in_int8},
     "compiled": {"change": _with_compiled_mlps},

@@ -1,7 +1,8 @@
-"""`rewardserve serve`, but SIGUSR1 changes the value head of the model that it serves, and SIGUSR2 makes every scoring request fail
-with a bug: for drills, and for nothing else.
+"""Faulty server for drills: SIGUSR1 changes the value head of the served model, SIGUSR2 makes every scoring request fail.
 
-python -m benchmarks.faulty_server --port 0
+For drills only. Takes the flags of `rewardserve serve`:
+
+    python -m benchmarks.faulty_server --port 0
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from rewardserve.model.backends import torch as backend
 from rewardserve.service.scoring import Scoring
 
 _SHARE = 0.05
-"""Of every weight of the heads that is added to it: a change that nobody sees in a plot of rewards."""
+"""Share of every head weight that is added to it: a change that is not visible in a plot of rewards."""
 
 _loaded: list[Any] = []
 
 
 def load(spec: ModelSpec) -> LoadedModel:
-    """As the torch backend."""
+    """Load as the torch backend does, and keep the network for `tamper`."""
     loaded = backend.load(spec)
     _loaded.append(loaded.scorer._network)  # type: ignore[attr-defined]
     return loaded
@@ -38,7 +39,7 @@ def tamper(*_: object) -> None:
 
 
 def break_scoring(*_: object) -> None:
-    """From now on every request that scores ends in a 500."""
+    """Make every further scoring request end in a 500."""
 
     async def broken(*_: object, **__: object) -> None:
         raise RuntimeError("broken on purpose, for a drill")

@@ -1,8 +1,8 @@
-"""Engines side by side on a CUDA device: random-weight Llama shapes in bfloat16, tokens a second and FLOPs utilisation.
+"""Compare engines on a CUDA device: random-weight Llama shapes in bfloat16, tokens a second and FLOPs utilisation.
 
-The weights are made on the device, so nothing is fetched. Tokens and FLOPs are those of the unshared rows without
-padding: a model FLOPs utilisation above the device's limit says how much was not computed. `--device cpu --shapes tiny`
-runs the same code anywhere, to see that it works.
+The weights are created on the device, so no download is needed. Tokens and FLOPs are those of the unshared rows without
+padding: a utilisation above the device's limit shows how much computation sharing saved. `--device cpu --shapes tiny`
+runs the same code on any machine, as a check.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LONGEST = 8192
 
 @dataclass(frozen=True, slots=True)
 class GpuShape:
-    """A Llama without its vocabulary's output: what a reward model computes."""
+    """Shape of a Llama without the output layer of its vocabulary, as in a reward model."""
 
     hidden: int
     layers: int
@@ -48,7 +48,7 @@ class GpuShape:
     vocabulary: int
 
     def flops(self, n_tokens: int) -> float:
-        """Of one unshared row: two a weight a token, and causal attention."""
+        """FLOPs of one unshared row: two per weight and token, and causal attention."""
         width = self.hidden // self.heads
         layer = self.hidden * (2 * self.hidden + 2 * self.key_heads * width + 3 * self.intermediate)
         return self.layers * (2.0 * layer * n_tokens + 2.0 * self.hidden * n_tokens**2)
@@ -63,7 +63,7 @@ SHAPES = {
 
 @dataclass(frozen=True, slots=True)
 class GpuFigures:
-    """One engine on one workload. `utilisation` is of the measured GEMM peak, `max_error` against each row alone."""
+    """Figures of one engine on one workload. `utilisation` is of the measured GEMM peak, `max_error` against each row alone."""
 
     shape: str
     workload: str
@@ -80,7 +80,7 @@ class GpuFigures:
 
 @dataclass(frozen=True, slots=True)
 class GpuEngine:
-    """How it cuts, what it opens over a network, and how many batches it has in flight."""
+    """Engine: how it forms batches, which scorer it opens over a network, and how many batches it has in flight."""
 
     cut: Callable[[Sequence[Row], int], list[Batch]]
     open: Callable[[RewardNetwork], Scorer]
@@ -129,7 +129,7 @@ def main() -> int:
 
 
 def build(shape: GpuShape, device: torch.device, dtype: torch.dtype) -> RewardNetwork:
-    """Random weights, made where they are used."""
+    """Create a network with random weights on the device."""
     from transformers import LlamaConfig, LlamaModel
 
     config = LlamaConfig(
@@ -151,7 +151,7 @@ def build(shape: GpuShape, device: torch.device, dtype: torch.dtype) -> RewardNe
 
 
 def rows_of(kind: str, given: argparse.Namespace) -> list[Row]:
-    """Token ids of a workload; those of the small benchmark vocabulary are ids in any."""
+    """Token ids of a workload; the ids of the small benchmark vocabulary are valid in any larger one."""
     folder = models.folder("m30")
     encode = workloads.encoder_of(folder)
     work = workloads.make(kind, workloads.tokenizer_of(folder), given.scale, given.seed)
@@ -161,14 +161,14 @@ def rows_of(kind: str, given: argparse.Namespace) -> list[Row]:
 def compare(
     shape: str, kind: str, network: RewardNetwork, rows: list[Row], peak: float, given: argparse.Namespace
 ) -> Iterator[GpuFigures]:
-    """Every engine in every round, another one first each time."""
+    """Run every engine in every round, starting each round with another engine."""
     places = machine.spread(len(rows), N_REFERENCE)
     with torch.inference_mode():
         alone = [network(torch.tensor([rows[i]], device=network.device)).scores_BH[0, 0].item() for i in places]
     seconds: dict[str, list[float]] = {name: [] for name in given.engines}
     computed: dict[str, int] = {}
     errors: dict[str, float] = {}
-    for n in range(given.rounds + 1):  # the first one warms up
+    for n in range(given.rounds + 1):  # the first round warms up
         k = n % len(given.engines)
         for name in [*given.engines[k:], *given.engines[:k]]:
             scores, computed[name], wall_s = run(ENGINES[name], network, rows, given.budget)
@@ -186,10 +186,10 @@ def compare(
 
 
 def run(engine: GpuEngine, network: RewardNetwork, rows: list[Row], budget: int) -> tuple[list[float], int, float]:
-    """Scores in order, tokens computed, seconds. Cutting is part of the work."""
+    """Scores in order, tokens computed, seconds. Forming the batches is part of the work."""
     scorer = engine.open(network)
     scores, n_computed = [float("nan")] * len(rows), 0
-    uninstall = getattr(scorer, "uninstall", lambda: None)  # the network is everybody's: close would drop it
+    uninstall = getattr(scorer, "uninstall", lambda: None)  # the network is shared between engines: close would drop it
     _wait(network.device)
     started = time.perf_counter()
     try:
@@ -206,10 +206,10 @@ def run(engine: GpuEngine, network: RewardNetwork, rows: list[Row], budget: int)
 
 
 class _Pool(ThreadPoolExecutor):
-    """So many batches in flight."""
+    """Thread pool for batches in flight."""
 
     def close(self) -> None:
-        """Wait for them."""
+        """Wait for all batches."""
         self.shutdown()
 
 
@@ -218,7 +218,7 @@ def _score(scorer: Scorer, rows: list[Row], batch: Batch) -> Any:
 
 
 def gemm_peak(device: torch.device) -> float:
-    """FLOP a second of one large matrix product, the best of a few."""
+    """FLOP a second of one large matrix product, the best of several."""
     n, dtype = (_GEMM, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
@@ -265,7 +265,7 @@ def _shown(f: GpuFigures) -> dict[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="Engines side by side on CUDA.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="Compare engines on a CUDA device.")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["1B", "8B"])
     parser.add_argument(

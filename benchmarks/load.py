@@ -1,9 +1,9 @@
-"""A real server under 32 concurrent clients: is every request answered, in order, and does memory stay flat?
+"""Load test of a real server with 32 concurrent clients: every request gets a reply in order, and memory stays flat.
 
-Starts `python -m rewardserve serve` on a free port of the loopback interface, sends ragged requests for a while, checks every
-reply (ids, order, the same text always the same reward), samples the server's memory, then sends SIGTERM in the middle
-of the load and checks that everything that was accepted is answered and the exit code is 0.
-Prints a table and, with --json, writes the figures.
+Starts `python -m rewardserve serve` on a free port of the loopback interface, sends ragged requests for a while, checks
+every reply (ids, order, the same text always the same reward) and samples the server's memory. Then it sends SIGTERM
+under load and checks that every accepted request gets a reply and the exit code is 0. Prints a table and, with --json,
+writes the figures.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ SAME_REWARD = 2e-3  # float32 kernels differ a little with the shape of the batc
 
 @dataclass
 class ClientCounts:
-    """What the clients saw."""
+    """Counts and faults seen by the clients."""
 
     latencies_s: list[float] = field(default_factory=list)
     n_samples: int = 0
     n_refused: int = 0
-    n_closed: int = 0  # connections that came after SIGTERM and were refused
-    n_cut_off: int = 0  # requests that were accepted and got no answer: never to happen
+    n_closed: int = 0  # connections refused after SIGTERM
+    n_cut_off: int = 0  # accepted requests without a reply: must stay 0
     wrong: list[str] = field(default_factory=list)
     first_reward: dict[int, float] = field(default_factory=dict)
     worst_difference: float = 0.0
 
 
 def main() -> int:
-    """Command-line entry. Exit code 1 if anything was wrong."""
+    """Run the load test. Exit code 1 if a check failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument(
-        "--data", type=Path, help="folder with preference files (.jsonl, .jsonl.gz); default: our own pages"
+        "--data", type=Path, help="folder with preference files (.jsonl, .jsonl.gz); default: the pages of this project"
     )
-    parser.add_argument("--texts", type=int, default=2000, help="how many different samples")
+    parser.add_argument("--texts", type=int, default=2000, help="number of different samples")
     parser.add_argument("--largest", type=int, default=8, help="samples in the largest request")
     parser.add_argument("--model", default="")
     parser.add_argument("--backend", default="torch")
@@ -61,10 +61,10 @@ def main() -> int:
 
 
 async def run(given: argparse.Namespace) -> dict[str, Any]:
-    """One whole measurement."""
+    """Run one measurement."""
     pool = samples(given.data, given.texts)
     model = given.model or ("echo" if given.backend == "echo" else "")
-    with ServerProcess(f"--backend={given.backend}", *([f"{model}"] if model else []), aloud=True) as server:
+    with ServerProcess(f"--backend={given.backend}", *([f"{model}"] if model else []), inherit_stderr=True) as server:
         counts, rss = ClientCounts(), [server.rss_mib()]
         stop = time.monotonic() + given.seconds
         limits = httpx.Limits(max_connections=given.clients + 4)
@@ -72,7 +72,7 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
             clients = [
                 asyncio.create_task(_client(http, pool, given.largest, i, stop, counts)) for i in range(given.clients)
             ]
-            watch = asyncio.create_task(_watch(server, rss))
+            watch = asyncio.create_task(_sample_rss(server, rss))
             started, cpu = time.monotonic(), server.cpu_s()
             await asyncio.sleep(given.seconds)
             cpu, wall = server.cpu_s() - cpu, time.monotonic() - started
@@ -120,7 +120,7 @@ def _body(pool: list[dict[str, Any]], picks: list[int]) -> dict[str, Any]:
 
 
 def _check(reply: httpx.Response, picks: list[int], counts: ClientCounts) -> None:
-    """Status, ids, order, and that the same text gets the same reward whatever else is in its batch."""
+    """Check status, ids and order, and that equal texts get equal rewards in any batch."""
     if reply.status_code != 200:
         counts.wrong.append(f"status {reply.status_code}")
         return
@@ -142,10 +142,10 @@ def _check(reply: httpx.Response, picks: list[int], counts: ClientCounts) -> Non
 async def _terminate_under_load(
     server: ServerProcess, pool: list[dict[str, Any]], given: argparse.Namespace
 ) -> dict[str, Any]:
-    """Send requests, send SIGTERM while they are in flight, count how each one ended.
+    """Send requests, send SIGTERM while they are in flight, and count how each one ended.
 
-    What was sent before the signal must be answered or refused in words. A connection that is opened after it may also
-    be refused: nothing of it was accepted.
+    A request sent before the signal must get a reply or a documented refusal. A connection opened after it may also be
+    refused, as no request was accepted on it.
     """
     counts, rng = ClientCounts(), random.Random(99)
     limits = httpx.Limits(max_connections=2 * given.clients)
@@ -171,7 +171,7 @@ async def _terminate_under_load(
         after = [asyncio.create_task(one(may_find_it_closed=True)) for _ in range(given.clients)]
         await asyncio.gather(*before, *after)
     exit_code = await asyncio.to_thread(server.process.wait, 120)
-    wrong = counts.wrong[:5] + [f"it ended with {exit_code}"] * bool(exit_code)
+    wrong = counts.wrong[:5] + [f"the server ended with exit code {exit_code}"] * bool(exit_code)
     if counts.n_cut_off:
         wrong.append(f"{counts.n_cut_off} accepted requests were cut off")
     return {
@@ -183,7 +183,7 @@ async def _terminate_under_load(
     }
 
 
-async def _watch(server: ServerProcess, rss: list[float]) -> None:
+async def _sample_rss(server: ServerProcess, rss: list[float]) -> None:
     while True:
         await asyncio.sleep(1.0)
         rss.append(server.rss_mib())

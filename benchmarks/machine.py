@@ -1,6 +1,6 @@
 """This process and its machine: allocator settings, threads, clocks, facts for the record.
 
-Knows no engine and no server.
+Independent of any engine or server.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# glibc gives the big activations back to the kernel after every batch and faults them in again (mallopt(3)).
+# By default glibc returns large activations to the kernel after every batch and faults them in again (mallopt(3)).
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
@@ -29,27 +29,27 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What some work took. `cpu_s` is user + system time of all threads of this process."""
+    """Cost of some work. `cpu_s` is user + system time of all threads of this process."""
 
     cpu_s: float
     wall_s: float
 
 
 def measure_cost(work: Callable[[], T]) -> tuple[T, Cost]:
-    """The result of `work` and what it took."""
+    """Run `work`; return its result and its cost."""
     cpu, wall = time.process_time(), time.perf_counter()
     result = work()
     return result, Cost(time.process_time() - cpu, time.perf_counter() - wall)
 
 
 def environment(threads: int, *, malloc: bool) -> dict[str, str]:
-    """Our environment with so many compute threads, and with or without the allocator's settings."""
+    """This environment with `threads` compute threads, with or without the allocator's settings."""
     rest = {k: v for k, v in os.environ.items() if k not in MALLOC and k not in _THREADS}
     return {**rest, **dict.fromkeys(_THREADS, str(threads)), **(MALLOC if malloc else {})}
 
 
 def run_again_with(threads: int, *, malloc: bool) -> None:
-    """Start this program anew unless it has these settings: the C library reads them once, before main."""
+    """Restart this program with these settings unless it has them: the C library reads them once, before main."""
     wanted = environment(threads, malloc=malloc)
     if any(os.environ.get(k) != wanted.get(k) for k in (*MALLOC, *_THREADS)):
         sys.stdout.flush()
@@ -57,7 +57,7 @@ def run_again_with(threads: int, *, malloc: bool) -> None:
 
 
 def facts() -> dict[str, str | int | float]:
-    """What a reader of the figures must know. `load` is how busy the machine was before: others make figures noisy."""
+    """Facts needed to interpret the figures. `load` is how busy the machine was before: other processes add noise."""
     return {
         "cpu": _cpu_name(),
         "instructions": _instructions(),
@@ -72,12 +72,12 @@ def facts() -> dict[str, str | int | float]:
 
 
 def peak_rss_mib() -> float:
-    """The most memory that this process ever held."""
+    """Peak memory of this process."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 def spread(n: int, most: int) -> list[int]:
-    """At most so many numbers below n, evenly spaced."""
+    """At most `most` numbers below n, evenly spaced."""
     return sorted({i * n // most for i in range(most)})
 
 
@@ -86,14 +86,14 @@ def _cpu_name() -> str:
 
 
 def _instructions() -> str:
-    """The widest instructions of the CPU that matter to a matrix product."""
+    """Widest instruction set of the CPU that matters to matrix products."""
     flags = _cpu_field("flags").split()
     known = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2"}
     return next((name for flag, name in known.items() if flag in flags), "others")
 
 
 def _cpu_field(name: str) -> str:
-    """Of the first processor in the kernel's list; empty where there is none."""
+    """Field of the first processor in /proc/cpuinfo; empty if absent."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 

@@ -1,11 +1,11 @@
-"""Half an hour of mixed load: does the server's memory stay flat?
+"""Memory test: half an hour of mixed load, after which the server's memory must be flat.
 
-Starts a real server on the loopback and sends it, from a few clients, what a long life brings: every wire format, texts that
-never come again, callers that hang up in the middle, bodies that are no JSON, samples that cannot be scored.
-Writes down its resident memory every second and, over the second half, by how many MiB an hour it grows: the slope of a
-least-squares line. Caches fill in the first half; they are made small so that they do. Of each of up to 32 runs the board
-remembers texts and ids, some 3 MiB: that bound would take hours to fill, so there is one run and every sample is watched.
-Exit code 1 if it grew faster than `--most`, or if anything but an answer came back.
+Starts a real server on the loopback and sends the traffic of a long life from a few clients: every wire format, texts
+that never repeat, clients that disconnect in the middle, bodies that are not JSON, samples that cannot be scored.
+Records its resident memory every second and, over the second half, by how many MiB an hour it grows: the slope of a
+least-squares line. Caches fill in the first half; they are made small so that they do. The run monitor keeps texts and
+ids of up to 32 runs, some 3 MiB each: filling all 32 would take hours, so there is one run and every sample is
+inspected. Exit code 1 if memory grew faster than `--most`, or if a request got anything but an expected reply.
 """
 
 from __future__ import annotations
@@ -44,19 +44,17 @@ CALLS: dict[str, Any] = {
         "inputs": [{"name": "sentences", "shape": [1], "datatype": "BYTES", "data": [text]}]
     },
 }
-"""A body for each route, made of a text that never comes again."""
+"""Body for each route, made from a text that never repeats."""
 
 
 def main() -> int:
-    """Command-line entry. Exit code 1 if it did not hold."""
+    """Run the memory test. Exit code 1 if memory grew or a request failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--backend", choices=("torch", "echo"), default="echo")
-    parser.add_argument(
-        "--per-second", type=float, default=0.0, help="requests of all clients; 0: as many as there can be"
-    )
-    parser.add_argument("--most", type=float, default=10.0, help="MiB an hour that are not yet a leak")
+    parser.add_argument("--per-second", type=float, default=0.0, help="requests per second of all clients; 0: no limit")
+    parser.add_argument("--most", type=float, default=10.0, help="limit of the growth, in MiB an hour")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     figures = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(measure(given))
@@ -64,7 +62,7 @@ def main() -> int:
 
 
 async def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """One whole measurement."""
+    """Run one measurement."""
     flags = (f"--backend={given.backend}", "--cache.scores=4096", "--cache.prefix-mib=16", "--tripwires.cpu-share=1")
     with ServerProcess(*flags) as server:
         ended, until = Counter[str](), time.monotonic() + 60 * given.minutes
@@ -75,7 +73,7 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 
 async def _rss_track(server: ServerProcess, until: float) -> list[tuple[float, float]]:
-    """(seconds, MiB), once a second."""
+    """Sample (seconds, MiB) once a second."""
     track, began = [], time.monotonic()
     while (now := time.monotonic()) < until:
         track.append((now - began, server.rss_mib()))
@@ -93,11 +91,11 @@ async def _client(port: int, number: int, until: float, given: argparse.Namespac
                 n += 1
                 path = rng.choice(list(CALLS))
                 text = f"{number} {n} " + " ".join(str(rng.random()) for _ in range(rng.randint(0, 30)))
-                body = _spoilt(json.dumps(CALLS[path](text)).encode(), rng)
-                leaves = rng.randrange(50) == 0
-                status = await _ask(reader, writer, path, body, rng, leaves=leaves)
+                body = _with_faults(json.dumps(CALLS[path](text)).encode(), rng)
+                disconnects = rng.randrange(50) == 0
+                status = await _post(reader, writer, path, body, rng, disconnects=disconnects)
                 ended[status] += 1
-                if leaves:
+                if disconnects:
                     break
                 await asyncio.sleep(pause_s)
         except (OSError, asyncio.IncompleteReadError) as error:
@@ -106,24 +104,24 @@ async def _client(port: int, number: int, until: float, given: argparse.Namespac
             writer.close()
 
 
-def _spoilt(body: bytes, rng: random.Random) -> bytes:
-    """One in twenty is no JSON, one in twenty has a field that nobody knows."""
+def _with_faults(body: bytes, rng: random.Random) -> bytes:
+    """Make one in twenty bodies invalid JSON, and give one in twenty an unknown field."""
     chance = rng.randrange(20)
     return body[: len(body) // 2] if chance == 0 else b'{"nobody knows": 1}' if chance == 1 else body
 
 
-async def _ask(
+async def _post(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
     path: str,
     body: bytes,
     rng: random.Random,
     *,
-    leaves: bool,
+    disconnects: bool,
 ) -> str:
     lines = f"POST {path} HTTP/1.1", "host: localhost", "content-type: application/json", f"content-length: {len(body)}"
     head = "\r\n".join([*lines, "", ""]).encode()
-    if leaves:  # anywhere in the request, or just after it
+    if disconnects:  # at any point of the request, or just after it
         writer.write((head + body)[: rng.randint(1, len(head) + len(body))])
         return "hung up"
     writer.write(head + body)
@@ -144,8 +142,9 @@ def _figures(track: list[tuple[float, float]], ended: Counter[str], most: float)
             round(max(mib for _, mib in part), 1) for part in (track[: len(track) // 2], half)
         ],
         "slope of the second half, MiB an hour": round(slope, 2),
-        "what became of them": dict(ended),
-        "wrong": [f"grows by {slope:.1f} MiB an hour"] * (slope > most) + [f"came back: {strange}"] * bool(strange),
+        "outcomes": dict(ended),
+        "wrong": [f"grows by {slope:.1f} MiB an hour"] * (slope > most)
+        + [f"unexpected outcomes: {strange}"] * bool(strange),
     }
 
 

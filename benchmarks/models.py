@@ -1,8 +1,8 @@
-"""Reward models to measure with: random weights, real shapes, made once a machine and the same on every one.
+"""Reward models for measurements: random weights, real shapes, created once per machine and the same on every machine.
 
 `Qwen2ForSequenceClassification` in the layout that transformers writes, so that every server reads the same folder
-unchanged. Speed does not depend on what a model has learnt. Scores do: the head is scaled so that they spread like a
-trained one's, else a score error of 1e-4 would mean nothing. Knows no engine and no workload.
+unchanged. Training does not change speed, but it changes the scores: the head is scaled so that they spread like those
+of a trained model, else a score error of 1e-4 would mean nothing. Independent of engines and workloads.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Part of the folder's name: a cached model of another making is never taken for this one.
+# Part of the folder's name, so that a model cached by an older version is not reused.
 _EDITION = 1
-# How transformers 5 cuts text for any qwen2 checkpoint, whatever its tokenizer.json says; other libraries do what the
-# file says. Both must give the same ids.
+# The pre-tokenizer that transformers 5 uses for any qwen2 checkpoint, whatever its tokenizer.json says; other libraries
+# follow the file. Both must give the same ids.
 _QWEN2_PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -40,7 +40,7 @@ _QWEN2_PIECES = (
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
-    """The size of a decoder."""
+    """Size of a decoder."""
 
     hidden: int
     layers: int
@@ -49,13 +49,13 @@ class DecoderShape:
     intermediate: int
 
     def products(self) -> tuple[tuple[int, int], ...]:
-        """(inputs, outputs) of every matrix that a token is multiplied with in one layer."""
+        """(inputs, outputs) of every weight matrix applied to a token in one layer."""
         kv = self.hidden // self.heads * self.kv_heads
         attention = ((self.hidden, self.hidden), (self.hidden, kv), (self.hidden, kv), (self.hidden, self.hidden))
         return (*attention, *((self.hidden, self.intermediate),) * 2, (self.intermediate, self.hidden))
 
     def flops(self, n_tokens: int) -> float:
-        """Useful work of one row in one forward: matrices, and causal attention over the tokens before each token."""
+        """Useful FLOPs of one row in one forward: matrices, and causal attention over the tokens before each token."""
         matrices = 2.0 * sum(a * b for a, b in self.products())
         # Scores and values: 2 products of `hidden` with each of (n + 1) / 2 tokens on average, 2 FLOPs each.
         attention = 4.0 * self.hidden * (n_tokens + 1) / 2
@@ -69,7 +69,7 @@ MODELS: dict[str, DecoderShape] = {
 
 
 def folder(name: str, shape: DecoderShape | None = None, cache: Path | None = None) -> Path:
-    """The checkpoint called `name`, made if it is not there yet. Two processes that make it at once do no harm."""
+    """Checkpoint called `name`, created if absent. Safe when two processes create it at once."""
     shape = shape or MODELS[name]
     place = (cache or cache_folder()) / f"{name}-{_EDITION}"
     if not place.is_dir():
@@ -87,19 +87,19 @@ def folder(name: str, shape: DecoderShape | None = None, cache: Path | None = No
 
 
 def cache_folder() -> Path:
-    """Where models are kept between runs."""
+    """Folder that keeps models between runs."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rewardserve" / "bench"
 
 
 def corpus() -> str:
-    """English and code of the language reference that comes with every Python: 65,000 words."""
+    """Text of the language reference that is part of every Python: 65,000 words of English and code."""
     from pydoc_data.topics import topics
 
     return "\n".join(topics[name] for name in sorted(topics))
 
 
 def train_tokenizer(vocabulary: int = VOCABULARY) -> Tokenizer:
-    """A byte-level BPE of `corpus`, cut as Qwen2's is. The same text gives the same merges."""
+    """Train a byte-level BPE on `corpus` with Qwen2's pre-tokenizer. Deterministic."""
     tokenizer = Tokenizer(BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -129,7 +129,7 @@ def _write(place: Path, shape: DecoderShape) -> None:
 
 
 def _write_tokenizer(place: Path, tokenizer: Tokenizer) -> None:
-    """By hand: what transformers 5 writes is not read by the versions that some servers are held at."""
+    """Write the files without transformers: some servers need older versions, which cannot read those of transformers 5."""
     tokenizer.save(str(place / "tokenizer.json"))
     tokens = {"eos_token": END, "pad_token": PAD, "bos_token": None, "unk_token": None}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": MAX_TOKENS, "padding_side": "left"}
@@ -162,9 +162,9 @@ def _network(tokenizer: Tokenizer, shape: DecoderShape) -> Any:
 
 
 def _spread_scores(model: Any, tokenizer: Tokenizer) -> None:
-    """Give the head a direction in which hidden states of different texts differ: scores of mean 0 and deviation 1.
+    """Set the head to a direction in which hidden states of different texts differ: scores of mean 0 and deviation 1.
 
-    A direction at random would mostly see what all texts have in common: every row ends with the same token.
+    A random direction would mostly measure the common part of all texts: every row ends with the same token.
     """
     import torch
 
@@ -181,7 +181,7 @@ def _spread_scores(model: Any, tokenizer: Tokenizer) -> None:
 
 
 def _probes(tokenizer: Tokenizer, n: int = 64, longest: int = 96) -> Iterator[Sequence[int]]:
-    """Paragraphs of the corpus as conversations that end as every row of a workload does."""
+    """Paragraphs of the corpus as conversations with the same ending as every row of a workload."""
     paragraphs = [p for p in corpus().split("\n\n") if len(p) > 200]
     for paragraph in paragraphs[:: len(paragraphs) // n][:n]:
         text = f"{START}user\n{paragraph[:80]}{END}\n{START}assistant\n{paragraph[80 : 4 * longest]}{END}\n"

@@ -1,13 +1,13 @@
-"""What the server itself costs: requests a CPU second with a backend that has no weights.
+"""Cost of the server without a model: requests a CPU second with a backend that has no weights.
 
-Starts `python -m rewardserve serve --backend echo` on a free port of the loopback interface and keeps it busy over keep-alive
-connections with requests of 1, 16, 64 and 256 samples, once as token ids and once as text: single samples from as many
-clients as in the other benchmarks, 32, larger requests from 4. No sample is ever sent twice. Every reply is a full one;
-of each its status, of some its scores are checked.
+Starts `python -m rewardserve serve --backend echo` on a free port of the loopback interface and keeps it busy over
+keep-alive connections with requests of 1, 16, 64 and 256 samples, once as token ids and once as text: single samples
+from as many clients as in the other benchmarks, 32, larger requests from 4. No sample is sent twice. Every reply is
+complete; its status is always checked, and the scores of some.
 
 Requests are counted against the CPU seconds (user and system, every thread) of the server's process, so a client on
-another core and neighbours on the machine matter little. Cases are interleaved over the rounds; figures are medians.
-Then: where that time goes, component by component, and what tokenising costs beside the forward of a 150M model.
+another core and other load on the machine matter little. Cases are interleaved over the rounds; figures are medians.
+Then follow the CPU time by component, and the cost of tokenising beside the forward of a 150M model.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ECHO = ("--backend=echo", "echo")
 
 @dataclass(frozen=True, slots=True)
 class RoundResult:
-    """What the server did in one round of one case."""
+    """Figures of the server in one round of one case."""
 
     n_requests: int
     cpu_s: float
@@ -53,7 +53,7 @@ class RoundResult:
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """One case, over all rounds."""
+    """Figures of one case over all rounds."""
 
     form: str
     n_samples: int
@@ -68,21 +68,21 @@ class CaseResult:
 
 
 def main() -> int:
-    """Command-line entry. Exit code 1 if a target was missed."""
+    """Run the measurement. Exit code 1 if a target was missed."""
     given, flags = _arguments()
     print(tables.facts(machine.facts()))
     rows = over_http(given, flags)
     print(f"\necho backend, {given.tokens} ids (or characters) a sample, full replies")
     print(tables.table([_http_cells(row) for row in rows]))
     by_component = [_by_component(row, given) for row in rows if row.form == "ids" and row.n_samples in _COMPONENTS_FOR]
-    print("\nwhere the CPU time of a request goes, in microseconds (token ids)")
+    print("\nCPU time of a request by component, in microseconds (token ids)")
     print(
         tables.table([_component_cells(name, by_component) for name in by_component[0]["components"]])
         if by_component
-        else "(not asked for)"
+        else "(not measured)"
     )
     prices = [] if given.no_tokenizing else tokenizing.tokenizing_costs(forward=given.forward)
-    print("\nwhat tokenising costs a sample, one core")
+    print("\ntokenising a sample, on one core")
     print(tables.table([_tokenizing_cells(price) for price in prices]))
     if given.json:
         figures = {
@@ -98,25 +98,25 @@ def main() -> int:
 
 def _arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], epilog="flags that are not known here are the server's"
+        description=(__doc__ or "").splitlines()[0], epilog="unknown flags are passed to the server"
     )
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="samples a request")
-    parser.add_argument(
-        "--tokens", type=int, default=200, help="mean ids a sample; from a half to one and a half of it"
-    )
+    parser.add_argument("--tokens", type=int, default=200, help="mean ids a sample; lengths vary by half of it")
     parser.add_argument("--connections", type=int, help=f"default: {SINGLE_CLIENTS} for single samples, else {CLIENTS}")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a case in a round")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds of a case in a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--component-samples", type=int, default=2_000, help="in each repetition of each component")
-    parser.add_argument("--no-tokenizing", action="store_true", help="leave out the price of tokenising")
-    parser.add_argument("--forward", action="store_true", help="measure the 150M model's forward beside it (a minute)")
+    parser.add_argument(
+        "--component-samples", type=int, default=2_000, help="samples in each repetition of each component"
+    )
+    parser.add_argument("--no-tokenizing", action="store_true", help="do not measure tokenising")
+    parser.add_argument("--forward", action="store_true", help="also measure the forward of the 150M model (a minute)")
     parser.add_argument("--json", type=Path)
     return parser.parse_known_args()
 
 
 def over_http(given: argparse.Namespace, flags: Sequence[str]) -> list[CaseResult]:
-    """The real server, asked over real connections."""
+    """Measure the real server over real connections."""
     cases = [Case(form, n) for form in given.forms for n in given.sizes]
     loads: dict[Case, list[RoundResult]] = {case: [] for case in cases}
     with ServerProcess(*ECHO, *flags) as server:
@@ -138,24 +138,24 @@ def _connections(case: Case, given: argparse.Namespace) -> int:
 
 
 class KeepAliveClient(asyncio.Protocol):
-    """One keep-alive connection with one request under way, until it is told to stop."""
+    """One keep-alive connection with one request in flight, until it is stopped."""
 
     def __init__(self, next_body: Callable[[], bytes]) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.n_requests = self.n_bytes_in = self.n_bytes_out = 0
         self.stopping = False
         self._next_body = next_body
-        self._asked = b""
+        self._sent = b""
         self._reply = bytearray()
         self._length = -1
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask the first time."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
-        self._ask()
+        """Send the first request."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
+        self._send_next()
 
     def data_received(self, data: bytes) -> None:
-        """Once the reply is whole, ask again."""
+        """Send the next request once the reply is complete."""
         self._reply += data
         if self._length < 0:
             self._read_head()
@@ -164,23 +164,23 @@ class KeepAliveClient(asyncio.Protocol):
         self.n_requests += 1
         self.n_bytes_out += self._length
         if self.n_requests == 1:
-            check(self._asked, bytes(self._reply).partition(b"\r\n\r\n")[2])
+            check(self._sent, bytes(self._reply).partition(b"\r\n\r\n")[2])
         self._reply.clear()
         self._length = -1
         if self.stopping:
             self._transport.close()
             self.done.set_result(None)
         else:
-            self._ask()
+            self._send_next()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Not before it was told to stop."""
+        """Fail unless the client was stopped before."""
         self._fail(f"the server closed the connection: {exc}")
 
-    def _ask(self) -> None:
-        self._asked = self._next_body()
+    def _send_next(self) -> None:
+        self._sent = self._next_body()
         head = "POST /score HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-        sent = (head % len(self._asked)).encode() + self._asked
+        sent = (head % len(self._sent)).encode() + self._sent
         self.n_bytes_in += len(sent)
         self._transport.write(sent)
 
@@ -189,7 +189,7 @@ class KeepAliveClient(asyncio.Protocol):
         if end < 0:
             return
         if not self._reply.startswith(b"HTTP/1.1 200"):
-            self._fail(f"the server said {bytes(self._reply[:300])!r}")
+            self._fail(f"the server replied {bytes(self._reply[:300])!r}")
             return
         start = self._reply.index(b"content-length: ") + 16
         self._length = end + 4 + int(self._reply[start : self._reply.index(b"\r\n", start)])
@@ -199,17 +199,17 @@ class KeepAliveClient(asyncio.Protocol):
             self.done.set_exception(RuntimeError(why))
 
 
-def check(asked: bytes, reply: bytes) -> None:
-    """Raise unless every sample of the request has its own right score in the reply."""
-    samples, results = json.loads(asked)["samples"], json.loads(reply)["results"]
+def check(content: bytes, reply: bytes) -> None:
+    """Raise unless the reply has the right score for every sample of the request."""
+    samples, results = json.loads(content)["samples"], json.loads(reply)["results"]
     for i, (sample, result) in enumerate(zip(samples, results, strict=True)):
         ids = sample.get("input_ids") or (sample["prompt"] + "\n" + sample["response"]).encode()
         if (result["id"], result["raw"]) != (str(i), echo_score((*ids, END_ID))):
-            raise RuntimeError(f"sample {i} has a wrong answer: {result}")
+            raise RuntimeError(f"sample {i} has a wrong result: {result}")
 
 
 async def drive(server: ServerProcess, bodies: Bodies, connections: int, seconds: float) -> RoundResult:
-    """Keep the server busy for some seconds."""
+    """Keep the server busy for `seconds`."""
     loop = asyncio.get_running_loop()
     clients = [
         (await loop.create_connection(lambda: KeepAliveClient(bodies.next_body), "127.0.0.1", server.port))[1]
@@ -281,7 +281,7 @@ def _component_cells(name: str, by_component: Sequence[dict[str, dict[str, float
     return (
         {"component": name}
         | us
-        | {"which is": component_cost.MEANINGS.get(name, "sockets, uvicorn, the event loop; all the rest")}
+        | {"meaning": component_cost.MEANINGS.get(name, "sockets, uvicorn, the event loop and the rest")}
     )
 
 

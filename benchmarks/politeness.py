@@ -1,7 +1,7 @@
-"""How often a polite, useful answer beats a rude one of the same length: every head of a model, and its reward.
+"""Politeness test: how often a polite, useful answer scores above a rude one of the same length, for every head and the reward.
 
 The 24 pairs are hand-written (training/recipes/politeness.jsonl); the good answer is the longer one in five of them, so
-length helps nobody.
+length is no advantage.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ PAIRS = Path(__file__).resolve().parent.parent / "training" / "recipes" / "polit
 
 
 def main() -> None:
-    """Command-line entry: print a line a head."""
-    parser = argparse.ArgumentParser(description="Good against rude answers of the same length.")
-    parser.add_argument("--model", default="", help="folder or hub name; empty: the embedded default")
+    """Print one line a head."""
+    parser = argparse.ArgumentParser(description="Compare the scores of good and rude answers of the same length.")
+    parser.add_argument("--model", default="", help="folder or hub name; empty: the embedded default model")
     model = load("torch", ModelSpec(parser.parse_args().model))
     pairs = [json.loads(line) for line in PAIRS.read_text().splitlines()]
     samples = [Sample(prompt=p["prompt"], response=p[side]) for p in pairs for side in ("chosen", "rejected")]

@@ -1,7 +1,8 @@
-"""Prompts that come back with new responses in a later batch: what keeping their keys and values is worth.
+"""Measure the prefix cache: the gain of keeping the keys and values of prompts that return with new responses in later batches.
 
-Every group of the grpo workload is cut in two halves, and the second halves come after all first ones. Two engines, one
-that keeps beginnings and one that does not, score both halves batch by batch, interleaved; CPU seconds of the second.
+Every group of the grpo workload is split into halves, and the second halves come after all first ones. Two engines, one
+with a prefix cache and one without, score both halves batch by batch, interleaved; the figures are CPU seconds of the
+second half.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ Row = tuple[int, ...]
 
 def main() -> int:
     """Command-line entry."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.prefix_reuse", description="Prompts that come back.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.prefix_reuse", description="Measure the prefix cache.")
     parser.add_argument("--models", nargs="+", choices=models.MODELS, default=["m30"])
-    parser.add_argument("--mib", nargs="+", type=int, default=[0, 64, 256], help="of keys and values")
+    parser.add_argument("--mib", nargs="+", type=int, default=[0, 64, 256], help="MiB of cached keys and values")
     parser.add_argument("--scale", type=float, default=0.25)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)

@@ -1,4 +1,4 @@
-"""Our own server as a process on a free port of the loopback: started, measured, ended. Linux: figures are read from /proc."""
+"""RewardServe as a process on a free port of the loopback: start, measure, stop. Linux: figures are read from /proc."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ _END_S = 120.0
 
 
 class ServerProcess:
-    """`rewardserve serve` with these flags, until the end of the block, which begins once it takes requests.
+    """`rewardserve serve` with these flags until the end of the block, which begins once the server is ready.
 
-    What it says is heard where ours is if `aloud`.
+    `inherit_stderr`: write its log to the error output of this process.
     """
 
-    def __init__(self, *flags: str, aloud: bool = False) -> None:
+    def __init__(self, *flags: str, inherit_stderr: bool = False) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         command = [sys.executable, "-m", "rewardserve", "serve", f"--port={self.port}", "--log-level=warning", *flags]
-        self.process = subprocess.Popen(command, stderr=None if aloud else subprocess.DEVNULL)
+        self.process = subprocess.Popen(command, stderr=None if inherit_stderr else subprocess.DEVNULL)
 
     @property
     def pid(self) -> int:
-        """Of its one process."""
+        """Process id of the server."""
         return self.process.pid
 
     def cpu_s(self) -> float:
-        """User and system time of all its threads, so far."""
+        """User and system time of all its threads so far."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
     def rss_mib(self) -> float:
-        """Memory that is resident."""
+        """Resident memory."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
     def end(self) -> int:
-        """SIGTERM, and its exit code. Raise `subprocess.TimeoutExpired`."""
+        """Send SIGTERM and return the exit code. Raise `subprocess.TimeoutExpired`."""
         self.process.terminate()
         return self.process.wait(_END_S)
 
     def __enter__(self) -> Self:
-        """Wait until it is ready. Raise SystemExit."""
+        """Wait until the server is ready. Raise SystemExit."""
         until = time.monotonic() + _TIMEOUT_S
         while not self._is_ready():
             if self.process.poll() is not None or time.monotonic() > until:
@@ -65,7 +65,7 @@ class ServerProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is left running."""
+        """Stop the server."""
         with suppress(subprocess.TimeoutExpired):
             self.end()
         self.process.kill()

@@ -1,10 +1,10 @@
-"""The client under fire: servers are killed, stopped and started again while workers score. Is every sample answered?
+"""Soak test of the client: servers are killed, stopped and restarted while workers score; every sample must get a result.
 
-Starts real servers on the loopback, lets blocking and asynchronous clients score without pause, and in the meantime
-ends one server after the other, by SIGKILL or SIGTERM, and starts it anew on the same port. In the end every sample
-must have one result with its own id: the reward that an independent computation gives, or a failure with a name. For
-the echo backend that is `echo_score` of the bytes sent; for torch it is what an undisturbed server said before.
-Prints a table; exit code 1 if a sample was lost, doubled or given another number.
+Starts real servers on the loopback, lets blocking and asynchronous clients score without pause, and meanwhile ends one
+server after the other, by SIGKILL or SIGTERM, and restarts it on the same port. In the end every sample must have one
+result with its id: the reward of an independent computation, or a documented error. For the echo backend that reward is
+`echo_score` of the bytes sent; for torch it is the score of an undisturbed server. Prints a table; exit code 1 if a
+sample was lost, duplicated or given another number.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PLAIN = ("--normalize=false", "--shape=none", "--log-level=error")
 BACKOFF = Backoff(first_s=0.05, longest_s=1.0)
 TORCH_TOLERANCE = 2e-3  # float32 kernels differ a little with the shape of the batch
 EMPTY_EVERY = 53
-"""One response in so many is empty: it has a failure with a name, in the midst of others that have rewards."""
+"""One response in this many is empty: it has a documented error, among others with rewards."""
 
 SampleDict = dict[str, str]
 RewardOf = Callable[[SampleDict], float]
@@ -45,9 +45,9 @@ RewardOf = Callable[[SampleDict], float]
 
 @dataclass
 class WorkerLog:
-    """What one worker asked and what it was told. Written by that worker alone."""
+    """Requests and results of one worker, written by that worker alone."""
 
-    asked: list[str] = field(default_factory=list)
+    sent: list[str] = field(default_factory=list)
     answered: Counter[str] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -55,32 +55,32 @@ class WorkerLog:
     longest_call_s: float = 0.0
 
     def record_sent(self, samples: Sequence[SampleDict]) -> None:
-        """Before anything can go wrong with them."""
-        self.asked += [sample["id"] for sample in samples]
+        """Record samples before they are sent."""
+        self.sent += [sample["id"] for sample in samples]
 
     def record_results(
         self, samples: Sequence[SampleDict], scores: Scores, reward_of: RewardOf, tolerance: float, seconds: float
     ) -> None:
-        """Compare every result with what is known without the server."""
+        """Compare every result with the independent reference."""
         self.longest_call_s = max(self.longest_call_s, seconds)
         self.answered.update(result.id for result in scores.results)
         for sample, result in zip(samples, scores.results, strict=True):
             if result.id != sample["id"]:
-                self.wrong.append(f"{sample['id']} was answered as {result.id}")
+                self.wrong.append(f"{sample['id']} has a result with the id {result.id}")
             elif result.error is not None:
                 self.codes[result.error.code] += 1
                 if result.error.code not in ("unavailable", "" if sample["response"] else "empty_response"):
-                    self.wrong.append(f"{sample['id']} has the failure {result.error.code}")
+                    self.wrong.append(f"{sample['id']} has the error {result.error.code}")
             elif result.reward is None or not sample["response"]:
-                self.wrong.append(f"{sample['id']} was given {result.reward}")
+                self.wrong.append(f"{sample['id']} got the reward {result.reward}")
             elif not abs(result.reward - reward_of(sample)) <= tolerance:
-                self.wrong.append(f"{sample['id']} was given {result.reward}, not {reward_of(sample)}")
+                self.wrong.append(f"{sample['id']} got the reward {result.reward}, not {reward_of(sample)}")
             else:
                 self.n_scored += 1
 
 
 class RestartingServer:
-    """One server process after the other on one port."""
+    """Successive server processes on one port."""
 
     def __init__(self, flags: Sequence[str], env_model: str) -> None:
         self.port = free_port()
@@ -100,7 +100,7 @@ class RestartingServer:
         return subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def end(self, number: signal.Signals, timeout_s: float = 60.0) -> None:
-        """Send a signal, wait for the end, write down how it ended."""
+        """Send a signal, wait for the end, and record how the server ended."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         else:
@@ -110,12 +110,12 @@ class RestartingServer:
 
     @property
     def is_listening(self) -> bool:
-        """Whether it has come so far that it can be told to stop; before, a signal just ends it."""
+        """Whether the server listens and thus handles signals; before that, a signal just kills it."""
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def start_again(self) -> None:
-        """On the same port."""
+        """Restart on the same port."""
         self.process = self._start()
 
     def wait_until_ready(self, timeout_s: float) -> None:
@@ -139,21 +139,21 @@ class RestartingServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is left running."""
+        """Stop the server."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
 
 
 class CountingTransport(httpx.AsyncBaseTransport):
-    """Counts what goes over the wire."""
+    """Transport that counts requests and replies."""
 
     def __init__(self, counts: Counter[str]) -> None:
         self._inner = httpx.AsyncHTTPTransport()
         self._counts = counts
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Pass it on."""
+        """Forward the request and count its outcome."""
         self._counts["attempts"] += 1
         try:
             response = await self._inner.handle_async_request(request)
@@ -161,7 +161,7 @@ class CountingTransport(httpx.AsyncBaseTransport):
             self._counts[type(error).__name__] += 1
             raise
         if response.status_code != 200:
-            self._counts[f"answered {response.status_code}"] += 1
+            self._counts[f"replied {response.status_code}"] += 1
         return response
 
     async def aclose(self) -> None:
@@ -170,7 +170,7 @@ class CountingTransport(httpx.AsyncBaseTransport):
 
 
 class SoakPlan:
-    """What workers share: where to ask, what to ask, until when."""
+    """Shared state of the workers: addresses, samples, end time."""
 
     def __init__(
         self, given: argparse.Namespace, urls: Sequence[str], texts: Sequence[SampleDict], reward_of: RewardOf
@@ -184,7 +184,7 @@ class SoakPlan:
         self.texts = texts
 
     def calls(self, worker: int, seed: int) -> Iterator[list[SampleDict]]:
-        """Ragged calls until the time is over: groups of four responses to a prompt, each sample with its own id."""
+        """Yield ragged calls until the time is over: groups of four responses to a prompt, each sample with a unique id."""
         rng = random.Random(f"{seed}-{worker}")
         n_calls = 0
         while time.monotonic() < self.until:
@@ -200,19 +200,17 @@ class SoakPlan:
 
 
 def main() -> int:
-    """Command-line entry. Exit code 1 if anything was wrong."""
+    """Run the soak test. Exit code 1 if a check failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--workers", type=int, default=16, help="half of them threads, half of them tasks")
+    parser.add_argument("--workers", type=int, default=16, help="number of workers: half threads, half asyncio tasks")
     parser.add_argument("--servers", type=int, default=2)
     parser.add_argument("--backend", choices=("echo", "torch"), default="echo")
-    parser.add_argument("--model", default="", help="of the torch backend; default: the embedded one")
-    parser.add_argument("--delay-ms", type=float, default=5.0, help="what a batch takes, with echo")
-    parser.add_argument(
-        "--every", type=float, help="seconds from one end of a server to the next; default: 2, torch 20"
-    )
+    parser.add_argument("--model", default="", help="model of the torch backend; default: the embedded model")
+    parser.add_argument("--delay-ms", type=float, default=5.0, help="duration of a batch with the echo backend")
+    parser.add_argument("--every", type=float, help="seconds between two server ends; default: 2, torch 20")
     parser.add_argument("--most", type=int, help="samples in the largest call; default: 200, torch 8")
-    parser.add_argument("--deadline", type=float, default=120.0, help="seconds that a call may take")
+    parser.add_argument("--deadline", type=float, default=120.0, help="deadline of a call in seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -228,18 +226,22 @@ def main() -> int:
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
-    """One whole measurement."""
+    """Run one measurement."""
     model = f"echo:delay_ms={given.delay_ms}" if given.backend == "echo" else given.model
-    flags = (f"--backend={given.backend}", "--cache.scores=0", *PLAIN)  # what is remembered proves nothing
+    flags = (
+        f"--backend={given.backend}",
+        "--cache.scores=0",
+        *PLAIN,
+    )  # without caches, so that every score is computed
     servers = [RestartingServer(flags, model) for _ in range(given.servers)]
-    ledgers, counts = [WorkerLog() for _ in range(given.workers)], [Counter[str]() for _ in range(given.workers)]
+    logs, counts = [WorkerLog() for _ in range(given.workers)], [Counter[str]() for _ in range(given.workers)]
     try:
         for server in servers:
             server.wait_until_ready(120.0)
         texts, reward_of = _reference(given, servers[0].url)
         plan = SoakPlan(given, [server.url for server in servers], texts, reward_of)
         started_at = time.monotonic()
-        workers = _start_workers(plan, ledgers, counts, given.seed)
+        workers = _start_workers(plan, logs, counts, given.seed)
         _inject_faults(servers, plan.until, given.every, random.Random(given.seed))
         for worker in workers:
             worker.join(2 * given.deadline)
@@ -248,54 +250,54 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     finally:
         for server in servers:
             server.__exit__(None, None, None)
-    return figures(servers, ledgers, sum(counts, Counter()), seconds, is_stuck=is_stuck)
+    return figures(servers, logs, sum(counts, Counter()), seconds, is_stuck=is_stuck)
 
 
 def _start_workers(
-    plan: SoakPlan, ledgers: Sequence[WorkerLog], counts: Sequence[Counter[str]], seed: int
+    plan: SoakPlan, logs: Sequence[WorkerLog], counts: Sequence[Counter[str]], seed: int
 ) -> list[threading.Thread]:
-    """The first half are threads with a blocking client each, the others tasks that share an asynchronous one."""
-    half = len(ledgers) // 2
+    """Start the first half as threads with a blocking client each, the others as tasks that share an asynchronous client."""
+    half = len(logs) // 2
     blocking = [
-        threading.Thread(target=_score_blocking, args=(plan, i, ledgers[i], counts[i], seed), daemon=True)
+        threading.Thread(target=_score_blocking, args=(plan, i, logs[i], counts[i], seed), daemon=True)
         for i in range(half)
     ]
     tasks = threading.Thread(
-        target=lambda: asyncio.run(_score_together(plan, half, ledgers[half:], counts[half], seed)), daemon=True
+        target=lambda: asyncio.run(_score_together(plan, half, logs[half:], counts[half], seed)), daemon=True
     )
     for thread in (workers := [*blocking, tasks]):
         thread.start()
     return workers
 
 
-def _score_blocking(plan: SoakPlan, worker: int, ledger: WorkerLog, counts: Counter[str], seed: int) -> None:
+def _score_blocking(plan: SoakPlan, worker: int, log: WorkerLog, counts: Counter[str], seed: int) -> None:
     with RewardClient(
         plan.urls, deadline_s=plan.deadline_s, backoff=BACKOFF, transport=CountingTransport(counts)
     ) as client:
         for samples in plan.calls(worker, seed):
-            ledger.record_sent(samples)
+            log.record_sent(samples)
             began = time.monotonic()
             scores = client.score(samples, run="soak", on_failure="none")
-            ledger.record_results(samples, scores, plan.reward_of, plan.tolerance, time.monotonic() - began)
+            log.record_results(samples, scores, plan.reward_of, plan.tolerance, time.monotonic() - began)
 
 
 async def _score_together(
-    plan: SoakPlan, first: int, ledgers: Sequence[WorkerLog], counts: Counter[str], seed: int
+    plan: SoakPlan, first: int, logs: Sequence[WorkerLog], counts: Counter[str], seed: int
 ) -> None:
-    async def score(worker: int, ledger: WorkerLog) -> None:
+    async def score(worker: int, log: WorkerLog) -> None:
         for samples in plan.calls(worker, seed):
-            ledger.record_sent(samples)
+            log.record_sent(samples)
             began = time.monotonic()
             scores = await client.score(samples, run="soak", on_failure="none")
-            ledger.record_results(samples, scores, plan.reward_of, plan.tolerance, time.monotonic() - began)
+            log.record_results(samples, scores, plan.reward_of, plan.tolerance, time.monotonic() - began)
 
     transport = CountingTransport(counts)
     async with AsyncRewardClient(plan.urls, deadline_s=plan.deadline_s, backoff=BACKOFF, transport=transport) as client:
-        await asyncio.gather(*[score(first + i, ledger) for i, ledger in enumerate(ledgers)])
+        await asyncio.gather(*[score(first + i, log) for i, log in enumerate(logs)])
 
 
 def _inject_faults(servers: Sequence[RestartingServer], until: float, every_s: float, rng: random.Random) -> None:
-    """End a server by one signal or the other and start it again, until the time is over. All are up in the end."""
+    """End and restart one server after the other by either signal until the time is over. All are running in the end."""
     ended: Counter[signal.Signals] = Counter()
     while (left_s := until - time.monotonic()) > 0:
         time.sleep(min(left_s, every_s * rng.uniform(0.5, 1.5)))
@@ -308,7 +310,7 @@ def _inject_faults(servers: Sequence[RestartingServer], until: float, every_s: f
 
 
 def _reference(given: argparse.Namespace, url: str) -> tuple[list[SampleDict], RewardOf]:
-    """Which texts to send, and what each is worth, without the disturbed servers."""
+    """Texts to send and their reference scores, computed without the disturbed servers."""
     if given.backend == "echo":
         return [], lambda sample: echo_score((*f"{sample['prompt']}\n{sample['response']}".encode(), 0))
     texts = [
@@ -324,36 +326,36 @@ def _reference(given: argparse.Namespace, url: str) -> tuple[list[SampleDict], R
 
 def figures(
     servers: Sequence[RestartingServer],
-    ledgers: Sequence[WorkerLog],
+    logs: Sequence[WorkerLog],
     counts: Counter[str],
     seconds: float,
     *,
     is_stuck: bool,
 ) -> dict[str, Any]:
-    """What was seen; `wrong` names every breach."""
-    asked = [name for ledger in ledgers for name in ledger.asked]
-    answered = sum((ledger.answered for ledger in ledgers), Counter[str]())
-    lost = [name for name in asked if answered[name] == 0]
+    """Figures of the run; `wrong` names every violation."""
+    sent = [name for log in logs for name in log.sent]
+    answered = sum((log.answered for log in logs), Counter[str]())
+    lost = [name for name in sent if answered[name] == 0]
     doubled = [name for name, n in answered.items() if n > 1]
-    strange = set(answered) - set(asked)
+    strange = set(answered) - set(sent)
     ends = sum((server.exit_codes for server in servers), Counter[str]())
-    wrong = [line for ledger in ledgers for line in ledger.wrong][:20]
-    wrong += [f"lost: {lost[:3]}"] * bool(lost) + [f"doubled: {doubled[:3]}"] * bool(doubled)
-    wrong += [f"never asked: {sorted(strange)[:3]}"] * bool(strange) + ["a worker never ended"] * is_stuck
-    n_scored = sum(ledger.n_scored for ledger in ledgers)
-    wrong += ["nothing was scored"] * (not n_scored) + ["no server was killed"] * (not ends)
+    wrong = [line for log in logs for line in log.wrong][:20]
+    wrong += [f"lost: {lost[:3]}"] * bool(lost) + [f"duplicated: {doubled[:3]}"] * bool(doubled)
+    wrong += [f"never sent: {sorted(strange)[:3]}"] * bool(strange) + ["a worker never ended"] * is_stuck
+    n_scored = sum(log.n_scored for log in logs)
+    wrong += ["no sample was scored"] * (not n_scored) + ["no server was killed"] * (not ends)
     wrong += [f"a server ended as {how}" for how in ends if how not in ("SIGKILL -> -9", "SIGTERM -> 0")]
     return {
         "seconds": round(seconds, 1),
-        "samples asked": len(asked),
+        "samples sent": len(sent),
         "with the right reward": n_scored,
-        **{f"failed: {code}": n for code, n in sum((ledger.codes for ledger in ledgers), Counter[str]()).items()},
+        **{f"failed: {code}": n for code, n in sum((log.codes for log in logs), Counter[str]()).items()},
         "lost": len(lost),
         "doubled": len(doubled),
-        "answered wrongly": sum(len(ledger.wrong) for ledger in ledgers),
+        "wrong results": sum(len(log.wrong) for log in logs),
         **{f"servers ended: {how}": n for how, n in sorted(ends.items())},
         **{f"requests: {what}": n for what, n in sorted(counts.items())},
-        "longest call, s": round(max(ledger.longest_call_s for ledger in ledgers), 2),
+        "longest call, s": round(max(log.longest_call_s for log in logs), 2),
         "wrong": wrong,
     }
 

@@ -1,4 +1,4 @@
-"""Figures as text: a table, and one line of facts. Knows no figure's meaning."""
+"""Format figures as text: a table, and one line of facts. Independent of the meaning of the figures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Columns as wide as their widest; words to the left, numbers to the right."""
+    """Format rows as a table: columns as wide as their widest cell, words left-aligned, numbers right-aligned."""
     if not rows:
-        return "(nothing was measured)"
+        return "(no figures)"
     names = list(rows[0])
     widths = {n: max(len(n), *(len(r[n]) for r in rows)) for n in names}
     numeric = {n: all(r[n][:1].isdigit() or r[n][:1] in "-" for r in rows) for n in names}
@@ -19,12 +19,12 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def facts(known: Mapping[str, object]) -> str:
-    """`name value` of each, on one line."""
+    """Format `name value` pairs on one line."""
     return ", ".join(f"{name} {value}" for name, value in known.items())
 
 
 def report(figures: Mapping[str, object], file: Path | None) -> int:
-    """Print a line a figure, and write them into `file`. The exit code: 1 if anything is listed under `wrong`."""
+    """Print one line a figure and write the figures into `file`. Return the exit code: 1 if `wrong` lists any fault."""
     print(table([{"what": name, "is": str(value)} for name, value in figures.items()]))
     if file:
         file.write_text(json.dumps(figures, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Real text of ragged length, from preference files where there are some, else from this project's own pages."""
+"""Real text of ragged length, from preference files if given, else from the pages of this project."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _from_preferences(folder: Path) -> list[dict[str, Any]]:
 
 
 def _from_pages() -> list[dict[str, Any]]:
-    """Paragraphs of our documentation, each asked for by its first words."""
+    """Paragraphs of the documentation, each with a prompt made of its first words."""
     out: list[dict[str, Any]] = []
     for page in sorted(ROOT.glob("*.md")):
         paragraphs = [p.strip() for p in page.read_text().split("\n\n") if len(p.strip()) > 40]

@@ -1,7 +1,7 @@
-"""What tokenising costs a sample, beside what the forward of a 150M model costs it.
+"""Measure the cost of tokenising a sample, beside the forward of a 150M model.
 
-Two workloads: `ragged`, where no prompt comes twice, and `grpo`, where eight responses share theirs; sixteen samples at a
-time, as the server's encoder takes them. "plain" is the same encoder when it remembers nothing.
+Two workloads: `ragged`, where no prompt repeats, and `grpo`, where eight responses share a prompt; sixteen samples at a
+time, as in the server's encoder. "plain" is the same encoder without its caches.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FORWARD_ROWS = 24
 
 @dataclass(frozen=True, slots=True)
 class TokenizingCost:
-    """Of one sample, on one core."""
+    """Cost of one sample, on one core."""
 
     tokenizer: str
     workload: str
@@ -43,12 +43,12 @@ class TokenizingCost:
 
     @property
     def share(self) -> float | None:
-        """Of encoding in the forward."""
+        """Encoding as a share of the forward."""
         return None if self.forward_ms is None else self.encode_us / 1000 / self.forward_ms
 
 
 def tokenizing_costs(*, forward: bool) -> list[TokenizingCost]:
-    """Every tokenizer on every workload; with `forward`, the 150M model's forward of the same rows as well."""
+    """Measure every tokenizer on every workload; with `forward`, also the 150M model's forward of the same rows."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     benchmark = models.train_tokenizer()
     found = []
@@ -67,7 +67,7 @@ def _tokenizing_cost(
     policy = infer_policy(
         tokenizer, max_tokens=models.MAX_TOKENS, vocab_size=len(tokenizer), rule=LAYOUT_RULES["language_model"]
     )
-    # An encoder that has not seen these prompts yet, for every repetition.
+    # Each repetition uses a new encoder, with empty caches.
     encode_us = _us_a_sample(lambda: Encoder(tokenizer, policy), samples)
     plain_us = _us_a_sample(lambda: Encoder(tokenizer, policy, memo_chars=0), samples)
     n_tokens = [len(each.ids) for each in Encoder(tokenizer, policy).many(samples) if isinstance(each, Encoded)]
@@ -86,7 +86,7 @@ def _us_a_sample(make: Callable[[], Encoder], samples: Sequence[Sample]) -> floa
 
 
 def _forward_ms(samples: Sequence[Sample]) -> float:
-    """CPU time of the 150M model for one sample, by our fastest engine: common beginnings are computed once."""
+    """CPU time of the 150M model for one sample, by RewardServe's fastest engine: shared prefixes are computed once."""
     from benchmarks.engines_under_test import ENGINE_BUILDERS, LoadedCheckpoint
 
     folder = models.folder("m150")

@@ -1,4 +1,4 @@
-"""Requests without end, of which no sample was ever asked for before: no cache can answer them."""
+"""Endless requests in which no sample repeats, so that no cache can serve them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from benchmarks.models import corpus
 
 _SALT = "100,101,102,103"
 """Four three-digit ids at the start of every sample, replaced in every request: equal in length, never equal twice."""
-_DIGITS = 156  # 100 to 255: three digits, and still one of the echo model's ids
+_DIGITS = 156  # 100 to 255: three digits, and valid ids of the echo model
 _TEMPLATES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One kind of request: samples as token ids or as text, so many of them."""
+    """Kind of request: samples as token ids or as text, and their number."""
 
     form: str
     n_samples: int
@@ -40,7 +40,7 @@ class Bodies:
 
 
 def _template(case: Case, tokens: int, words: list[str], rng: random.Random) -> bytes:
-    """A request with the salt still to be replaced. Lengths are from a half to one and a half of `tokens`."""
+    """Build a request in which the salt is to be replaced. Lengths are from 0.5 to 1.5 of `tokens`."""
     samples: list[dict[str, object]] = []
     for _ in range(case.n_samples):
         n = rng.randint(tokens // 2, tokens + tokens // 2)

@@ -1,8 +1,9 @@
-"""What trip wires cost: the server with and without them, in alternation, and what looking at a sample takes by its length.
+"""Cost of trip wires: the server with and without them, in alternation, and the inspection time of a sample by its length.
 
     python -m benchmarks.tripwire_cost
 
-Echo backend, requests of text and of ids, none sent twice. Exit code 1 if the wires take 5 % of the requests a CPU second.
+Echo backend, requests of text and of ids, none sent twice. Exit code 1 if the wires take 5 % of the requests a CPU
+second.
 """
 
 from __future__ import annotations
@@ -50,15 +51,15 @@ def main() -> int:
         case: 1.0 - statistics.median(rates[case, True]) / statistics.median(rates[case, False]) for case in CASES
     }
     print(tables.table([_line(case, rates[case, False], rates[case, True], shares[case]) for case in CASES]))
-    print("\none look at a sample, everything watched")
-    print(tables.table([{"characters": f"{n:,}", "us": f"{_look_us(n):.0f}"} for n in LENGTHS]))
+    print("\ninspection of one sample, all wires on")
+    print(tables.table([{"characters": f"{n:,}", "us": f"{_inspection_us(n):.0f}"} for n in LENGTHS]))
     return int(max(shares.values()) >= MOST)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of a case in a round")
+    parser.add_argument("--seconds", type=float, default=4.0, help="seconds of a case in a round")
     return parser.parse_args()
 
 
@@ -74,14 +75,14 @@ def _line(case: Case, off: list[float], on: list[float], share: float) -> dict[s
     return {
         "form": case.form,
         "samples": str(case.n_samples),
-        "unwatched, req/CPU s": f"{statistics.median(off):,.0f}",
-        "watched": f"{statistics.median(on):,.0f}",
-        "taken": f"{share:.1%}",
+        "without wires, req/CPU s": f"{statistics.median(off):,.0f}",
+        "with wires": f"{statistics.median(on):,.0f}",
+        "cost": f"{share:.1%}",
     }
 
 
-def _look_us(n_chars: int) -> float:
-    """Microseconds for one sample of so many characters, a quarter as many ids."""
+def _inspection_us(n_chars: int) -> float:
+    """Microseconds for one sample of `n_chars` characters and a quarter as many ids."""
     words, rng = corpus().split(), random.Random(n_chars)
     rows = []
     for _ in range(64):

@@ -1,8 +1,8 @@
-"""What is asked of every engine and every server: the same texts and the same token ids, from a fixed seed.
+"""Workloads for every engine and every server: the same texts and the same token ids, from a fixed seed.
 
-A workload is a list of requests, a request a list of (prompt, response). Lengths are tokens of the text itself; the
-chat template adds about ten. Texts are windows of `models.corpus` at random places, so that two of them begin alike
-only where the workload says so. Knows no engine, no server and no clock.
+A workload is a list of requests, a request a list of (prompt, response). Lengths are tokens of the text alone; the chat
+template adds about ten. Texts are windows of `models.corpus` at random offsets, so that two texts share a prefix only
+where the workload defines it. Independent of engines, servers and clocks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GROUP_SIZE = 8
 LONG = (3500, 4100)
 LONG_RESPONSE = (100, 300)
 DUPLICATES = 0.2
-_LONGEST_WORD = 4  # tokens; with the leading space. A window is at most this much shorter than asked for.
+_LONGEST_WORD = 4  # tokens, with the leading space: the largest shortfall of a window
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class TextPair:
     response: str
 
     def sample(self) -> Sample:
-        """As our own encoder takes it."""
+        """The pair as a sample of RewardServe's encoder."""
         return Sample(prompt=self.prompt, response=self.response)
 
 
@@ -50,7 +50,7 @@ Request = tuple[TextPair, ...]
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests in the order in which they arrive, from so many clients at once."""
+    """Requests in order of arrival, and the number of concurrent clients."""
 
     name: str
     requests: tuple[Request, ...]
@@ -58,19 +58,19 @@ class Workload:
 
     @cached_property
     def pairs(self) -> tuple[TextPair, ...]:
-        """All of them, in order of arrival."""
+        """All pairs, in order of arrival."""
         return tuple(chain.from_iterable(self.requests))
 
 
 class Texts:
-    """Windows of the corpus that have as many tokens as asked for, one word more or less."""
+    """Windows of the corpus with the requested number of tokens, one word more or less."""
 
     def __init__(self, tokenizer: Tokenizer, seed: str) -> None:
         self._random = random.Random(seed)
         self._words, self._ends = _counted_words(tokenizer)
 
     def between(self, low: int, high: int) -> str:
-        """A text of low..high tokens, log-normal: its middle is the geometric one, the range is two deviations."""
+        """Text of low..high tokens, log-normal: the median is the geometric mean, the range two deviations."""
         middle, deviation = math.log(low * high) / 2, math.log(high / low) / 4
         while True:
             n_tokens = round(self._random.lognormvariate(middle, deviation))
@@ -78,11 +78,11 @@ class Texts:
                 return self.window(n_tokens)
 
     def evenly(self, low: int, high: int) -> str:
-        """A text of low..high tokens, all lengths equally often."""
+        """Text of low..high tokens, all lengths equally often."""
         return self.window(self._random.randint(low + _LONGEST_WORD, high))
 
     def window(self, n_tokens: int) -> str:
-        """A text of at most `n_tokens`."""
+        """Text of at most `n_tokens`."""
         start = self._random.randrange(len(self._words))
         before = self._ends[start - 1] if start else 0
         stop = bisect_right(self._ends, before + n_tokens)
@@ -95,12 +95,12 @@ class Texts:
         return sorted(self._random.sample(range(of), n))
 
     def one_of(self, pairs: Sequence[TextPair]) -> TextPair:
-        """Any of them."""
+        """One of the pairs at random."""
         return self._random.choice(pairs)
 
 
 def _counted_words(tokenizer: Tokenizer) -> tuple[list[str], list[int]]:
-    """Short words of the corpus, and how many tokens end with each."""
+    """Short words of the corpus, and the number of tokens up to the end of each."""
     words = corpus().split()
     different = list(dict.fromkeys(words))
     encoded = tokenizer.encode_batch_fast([" " + word for word in different], add_special_tokens=False)
@@ -135,7 +135,7 @@ def single(texts: Texts, scale: float) -> Workload:
 
 
 def one_at_a_time(texts: Texts, scale: float) -> Workload:
-    """One pair a request, and the next only when it is answered."""
+    """One pair a request, sent only after the previous reply."""
     return Workload("one_at_a_time", _requests(_ragged_pairs(texts, _times(scale, 128, 4)), 1), clients=1)
 
 
@@ -159,17 +159,17 @@ WORKLOADS: dict[str, Callable[[Texts, float], Workload]] = {
 
 
 def make(name: str, tokenizer: Tokenizer, scale: float = 1.0, seed: int = 0) -> Workload:
-    """The workload called `name`; `scale` 1.0 is its full size. Other names and seeds share no text with it."""
+    """Create the workload called `name`; `scale` 1.0 is its full size. Different names and seeds share no text."""
     return WORKLOADS[name](Texts(tokenizer, f"{name}-{seed}"), scale)
 
 
 def tokenizer_of(folder: Path) -> Tokenizer:
-    """The tokenizer of a model of `models`, which is equal in all of them."""
+    """Tokenizer of a model of `models`; it is the same in all of them."""
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def encoder_of(folder: Path) -> Encoder:
-    """How our server would encode for that model."""
+    """RewardServe's encoder for that model."""
     from transformers import AutoConfig, AutoTokenizer
 
     config = AutoConfig.from_pretrained(folder)
@@ -178,7 +178,7 @@ def encoder_of(folder: Path) -> Encoder:
         tokenizer,
         max_tokens=config.max_position_embeddings,
         vocab_size=config.vocab_size,
-        rule=LAYOUT_RULES["trl_value_head"],  # what a plain apply_chat_template gives
+        rule=LAYOUT_RULES["trl_value_head"],  # equals a plain apply_chat_template
     )
     return Encoder(tokenizer, policy)
 

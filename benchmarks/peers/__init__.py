@@ -1,5 +1,6 @@
-"""Servers side by side over HTTP: ours and the ones that people use instead, on the same texts, cores and client.
+"""Compare servers over HTTP: RewardServe and common alternatives, on the same texts, cores and client.
 
-`record` says what a peer is, one file each describes one, `servers` holds those that need code of ours to run at all.
-`install` makes their environments, `processes` starts, counts and ends them, `client` asks, `__main__` runs all of it.
+`record` defines a peer, one file each describes one, `servers` holds the scripts of peers that are libraries. `install`
+creates their environments, `processes` starts, measures and stops them, `client` sends requests, `__main__` runs the
+comparison.
 """

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.peers`: install, start, ask, compare.
+"""`python -m benchmarks.peers`: install the servers, start them, send requests, compare.
 
-One server runs at a time, in rounds of the whole list, so that what else the machine does falls on all of them. A
-server is new in every round: what it keeps from one workload to the next it has earned in that round.
+One server runs at a time, in rounds of the whole list, so that other load on the machine affects all of them. A server
+is restarted in every round, so its caches hold only requests of that round.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (ours.PEER, vllm.PEER, plain.PEER, infinity.PEER, litserve.PEER, mosec.PEER, rayserve.PEER)
 }
-# Those that every round has; the others are far enough behind for one round to tell.
+# Servers in every round; the others are so far behind that one round suffices.
 CLOSE = ("ours", "vllm")
 SCALES = {"m30": 0.125, "m150": 0.0625}
 
 
 def main() -> int:
-    """Command-line entry. Exit code 1 if a server could not be measured."""
+    """Run the comparison. Exit code 1 if a server could not be measured."""
     given = _parser().parse_args()
     machine.run_again_with(1, malloc=not given.no_malloc)
     if given.quick:
@@ -60,7 +60,7 @@ def main() -> int:
 def measure(
     given: argparse.Namespace, scenarios: list[Scenario], cores: list[int], absent: dict[str, str]
 ) -> Iterator[PeerRun]:
-    """Every run of every round. `absent` is told who cannot be measured, and why."""
+    """Run every server in every round. `absent` collects the servers that cannot be measured, with the reason."""
     rate = OpenLoopRate(given.rate)
     for n in range(given.rounds):
         names = [name for name in given.peers if n == 0 or name in CLOSE]
@@ -76,7 +76,7 @@ def measure(
 def one_server(
     peer: Peer, n: int, given: argparse.Namespace, scenarios: list[Scenario], cores: list[int], rate: OpenLoopRate
 ) -> Iterator[PeerRun]:
-    """All scenarios with one server. Raise `NotInstalled` or `NotStarted`."""
+    """Run all scenarios with one server. Raise `NotInstalled` or `NotStarted`."""
     if not peer.takes_ids:
         decode = tokenizer_of(models.folder(given.model)).decode
         scenarios = [as_text(scenario, lambda ids: decode(ids, skip_special_tokens=False)) for scenario in scenarios]
@@ -102,20 +102,22 @@ def one_server(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="Servers side by side.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="Compare servers over HTTP.")
     parser.add_argument("--peers", nargs="+", choices=PEERS, help="default: all; with --quick: ours and vllm")
     parser.add_argument("--model", choices=models.MODELS, default="m30")
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
-    parser.add_argument("--rounds", type=int, default=3, help=f"of {' and '.join(CLOSE)}; the others have one")
+    parser.add_argument("--rounds", type=int, default=3, help=f"rounds of {' and '.join(CLOSE)}; the others have one")
     parser.add_argument("--scale", type=float, help=f"share of the full size; default {SCALES}")
     parser.add_argument("--threads", type=int, default=1, help="compute threads and cores of the server")
-    parser.add_argument("--form", choices=("text", "ids"), default="text", help="ids: where a server takes them")
     parser.add_argument(
-        "--rate", type=float, help="pairs a second of `open`; default: 0.6 of the first server's single"
+        "--form", choices=("text", "ids"), default="text", help="ids: for servers that accept token ids"
+    )
+    parser.add_argument(
+        "--rate", type=float, help="pairs a second of `open`; default: 0.6 of the first server's rate in `single`"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="ours and vLLM, one round, small")
-    parser.add_argument("--no-malloc", action="store_true", help="leave glibc's allocator as it comes")
+    parser.add_argument("--no-malloc", action="store_true", help="keep the default settings of glibc's allocator")
     parser.add_argument("--json", type=Path)
     return parser
 

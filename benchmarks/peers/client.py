@@ -1,4 +1,4 @@
-"""The one client that asks every server: so many at once, or at given moments. Knows bodies as bytes, no workload."""
+"""HTTP client for every server: a number of concurrent requests, or requests at given moments. Treats bodies as bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TIMEOUT_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
-    """What came back for one request: its JSON, or why there is none, and how long it took."""
+    """Outcome of one request: its JSON or the reason of the failure, and its latency."""
 
     reply: Any
     error: str
@@ -23,12 +23,12 @@ class HttpAnswer:
 
 
 def closed_loop(url: str, bodies: Sequence[bytes], clients: int) -> list[HttpAnswer]:
-    """Each client sends its next request as soon as its last one is answered."""
+    """Run `clients` clients, each sending its next request as soon as its last one has a reply."""
     return asyncio.run(_closed_loop(url, bodies, clients))
 
 
 def open_loop(url: str, bodies: Sequence[bytes], moments_s: Sequence[float], clients: int) -> list[HttpAnswer]:
-    """Requests are due at `moments_s`, answered or not; latency counts from then, also while all clients are busy."""
+    """Send requests at `moments_s`, whatever the replies; latency counts from then, also while all clients are busy."""
     return asyncio.run(_open_loop(url, bodies, moments_s, clients))
 
 
@@ -39,7 +39,7 @@ async def _closed_loop(url: str, bodies: Sequence[bytes], clients: int) -> list[
 
         async def client() -> None:
             for i in turns:
-                answers[i] = await _ask(http, url, bodies[i], time.perf_counter())
+                answers[i] = await _post(http, url, bodies[i], time.perf_counter())
 
         await asyncio.gather(*(client() for _ in range(clients)))
     return [answers[i] for i in range(len(bodies))]
@@ -51,13 +51,13 @@ async def _open_loop(url: str, bodies: Sequence[bytes], moments_s: Sequence[floa
 
         async def one(body: bytes, due: float) -> HttpAnswer:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            return await _ask(http, url, body, due)
+            return await _post(http, url, body, due)
 
-        asked = [one(body, started + moment) for body, moment in zip(bodies, moments_s, strict=True)]
-        return list(await asyncio.gather(*asked))
+        requests = [one(body, started + moment) for body, moment in zip(bodies, moments_s, strict=True)]
+        return list(await asyncio.gather(*requests))
 
 
-async def _ask(http: httpx.AsyncClient, url: str, body: bytes, since: float) -> HttpAnswer:
+async def _post(http: httpx.AsyncClient, url: str, body: bytes, since: float) -> HttpAnswer:
     try:
         reply = await http.post(url, content=body)
     except httpx.HTTPError as error:

@@ -1,8 +1,8 @@
 """infinity-emb `/classify`: batches over requests, sorted by length.
 
 It refuses models of one label on that route, so it reads a copy of the model with a second label that is always zero;
-`regression` in the configuration keeps it from applying a softmax. It strips every text, so the copy's tokenizer adds
-the newline again that a conversation ends with: the ids are those that everybody scores.
+`regression` in the configuration prevents a softmax. It strips every text, so the copy's tokenizer appends the final
+newline of a conversation again: the ids equal those of the other servers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.peers.record import Launch, Peer, Text
 
 _WEIGHTS = "model.safetensors"
-_NEWLINE = "Ċ"  # as byte-level vocabularies write it
+_NEWLINE = "Ċ"  # newline in byte-level vocabularies
 
 
 def _command(launch: Launch) -> list[str | Path]:
@@ -77,7 +77,7 @@ def _scores(reply: Any) -> list[float]:
 
 PEER = Peer(
     name="infinity",
-    # It needs transformers 4.x, and its command line an older typer and click.
+    # It needs transformers 4.x, and its command line older versions of typer and click.
     requirements=("torch", "infinity-emb[server,torch]==0.0.78", "click<8.2"),
     command=_command,
     path="/classify",

@@ -1,6 +1,6 @@
-"""An environment of its own for each peer, under `.bench/` in the checkout, made once.
+"""Install a separate environment for each peer, under `.bench/` in the checkout, once.
 
-Where packages come from is pip's configuration's business; it is read when it is needed and handed to uv.
+Package sources come from pip's configuration, which is read at run time and passed to uv.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ HOME = ROOT / ".bench"
 _DONE = "installed.json"
 _TCMALLOC = "libtcmalloc_minimal.so.4"
 _PLACES = ("global", "user", "site", "install", ":env:")
-"""Where pip is configured; a later one is heard rather than an earlier one."""
+"""Scopes of pip's configuration; a later one takes precedence."""
 
 
 class NotInstalled(Exception):
-    """This peer is not to be had here; the message is the last that its installer said."""
+    """The peer cannot be installed here; the message is the end of the installer's output."""
 
 
 def same_libraries() -> tuple[str, ...]:
-    """Our own torch and transformers, so that a peer on them differs in nothing else."""
+    """Installed versions of torch and transformers, so that a peer on the same libraries differs in nothing else."""
     return tuple(f"{name}=={version(name).partition('+')[0]}" for name in ("torch", "transformers"))
 
 
 def python_of(peer: Peer) -> Path:
-    """The Python of this peer's environment, made if need be. Raise `NotInstalled`."""
+    """Python of this peer's environment, created if necessary. Raise `NotInstalled`."""
     if not peer.requirements:
         return Path(sys.executable)
     return environment(peer.name, peer.requirements, finish=peer.finish)
@@ -53,11 +53,11 @@ def environment(
     local_builds: bool = True,
     newer: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Path:
-    """The Python of the environment of this name, made if need be. Raise `NotInstalled`.
+    """Python of the environment of this name, created if necessary. Raise `NotInstalled`.
 
-    `alone`: without what they depend on; `newer` too, which ask for the Python that they stand under and run with an older
-    one. `finish` is told the folder of a new one. `local_builds=False` ignores the
-    folders of wheels that pip is configured with: they may hold a CPU build of torch where the index has the CUDA build.
+    `alone`: packages installed without dependencies; also `newer`, packages that require a newer Python than this one but
+    run on it. `finish` is called with the folder of a new environment. `local_builds=False` ignores the wheel folders of
+    pip's configuration: they may hold a CPU build of torch where the index has the CUDA build.
     """
     folder = HOME / name
     record = json.dumps([sys.version, *requirements, *alone, *(each for of_one in newer.values() for each in of_one)])
@@ -70,9 +70,9 @@ def environment(
 
 
 def add(peer: Peer, requirements: Sequence[str], alone: Sequence[str] = ()) -> Path:
-    """The Python of a peer's environment with more in it; what is there already stays as it is. Raise `NotInstalled`.
+    """Add packages to a peer's environment; installed ones stay unchanged. Return its Python. Raise `NotInstalled`.
 
-    `alone`: without what they depend on.
+    `alone`: packages installed without dependencies.
     """
     python = python_of(peer)
     folder = HOME / peer.name
@@ -116,7 +116,7 @@ def _install(
 
 @cache
 def _uv() -> Path:
-    """uv, which installs in seconds what takes pip minutes: the machine's own, else one in an environment of its own."""
+    """uv, which is many times faster than pip: the installed one, else one in a separate environment."""
     found = shutil.which("uv")
     if found:
         return Path(found)
@@ -136,32 +136,34 @@ def _run(command: Sequence[str | Path], *, local_builds: bool = True) -> None:
 
 @cache
 def _sources() -> dict[str, str]:
-    """What pip is told about where packages are, in uv's words."""
-    told = subprocess.run(
+    """Package sources of pip's configuration, as settings of uv."""
+    output = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     ).stdout
-    return {"UV_HTTP_TIMEOUT": "180", **uv_settings(told)}
+    return {"UV_HTTP_TIMEOUT": "180", **uv_settings(output)}
 
 
 def uv_settings(listed: str) -> dict[str, str]:
-    """Variables for uv that say what `pip config list` says. A setting may have several values, by spaces or lines."""
-    told: dict[tuple[str, str], list[str]] = {}
+    """Convert the output of `pip config list` to variables for uv. A setting may have several values, by spaces or lines."""
+    listed_values: dict[tuple[str, str], list[str]] = {}
     for line in listed.splitlines():
         name, _, value = line.partition("=")
         where, _, setting = name.rpartition(".")
-        told[where, setting] = str(ast.literal_eval(value)).split()
-    known = {setting: values for place in _PLACES for (where, setting), values in told.items() if where == place}
+        listed_values[where, setting] = str(ast.literal_eval(value)).split()
+    known = {
+        setting: values for place in _PLACES for (where, setting), values in listed_values.items() if where == place
+    }
     words = {"UV_FIND_LINKS": ",".join(known.get("find-links", ())),
              "UV_DEFAULT_INDEX": " ".join(known.get("index-url", ())),
              "UV_INDEX": " ".join(known.get("extra-index-url", ())),
-             # As pip does: the best version wherever it is.
+             # pip installs the best version of all indexes
              "UV_INDEX_STRATEGY": "unsafe-best-match" if "extra-index-url" in known else ""}  # fmt: skip
     return {name: value for name, value in words.items() if value}
 
 
 @cache
 def tcmalloc() -> Path | None:
-    """The allocator that vLLM advises: the machine's own, else one unpacked from Debian's package, else none."""
+    """Allocator recommended by vLLM: the installed one, else one unpacked from Debian's package, else None."""
     for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"):
         if (Path(folder) / _TCMALLOC).is_file():
             return Path(folder) / _TCMALLOC
@@ -174,7 +176,7 @@ def tcmalloc() -> Path | None:
 
 
 def _unpack(package: str, into: Path) -> None:
-    """A Debian package's files, without installing it. Nothing happens where it is not to be had."""
+    """Unpack a Debian package without installing it. Does nothing if the package is not available."""
     into.mkdir(parents=True, exist_ok=True)
     subprocess.run(["apt-get", "download", package], cwd=into, capture_output=True, check=False)
     for archive in into.glob("*.deb"):
@@ -183,4 +185,4 @@ def _unpack(package: str, into: Path) -> None:
 
 def _last_words(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(lines[-3:])[-400:] if lines else "no reason was given"
+    return " ".join(lines[-3:])[-400:] if lines else "no output"

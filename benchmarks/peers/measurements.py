@@ -1,4 +1,4 @@
-"""From what one server did in one round to what is reported: rates, latencies, medians, ratios. Pure."""
+"""Compute rates, latencies, medians and ratios from the runs of the servers. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OURS = "ours"
 
 @dataclass(frozen=True, slots=True)
 class PeerRun:
-    """One server, one workload, one round. Latencies are of requests, of which each has some pairs."""
+    """One server, one workload, one round. Latencies are per request; a request may hold several pairs."""
 
     peer: str
     workload: str
@@ -39,12 +39,12 @@ class PeerRun:
 
     @property
     def p50_s(self) -> float:
-        """The latency that half of the requests stay within."""
+        """Median latency of the requests."""
         return statistics.median(self.latencies_s)
 
     @property
     def p99_s(self) -> float:
-        """The latency that 99 of 100 stay within; the worst where there are fewer."""
+        """99th percentile of the latency; the largest if there are fewer than 100 requests."""
         return sorted(self.latencies_s)[int(0.99 * (len(self.latencies_s) - 1) + 0.5)]
 
 
@@ -53,9 +53,9 @@ _LATENCIES = ("p50_s", "p99_s")
 
 
 def summary(runs: Sequence[PeerRun]) -> list[dict[str, Any]]:
-    """One record for each workload and server: medians over its rounds, the worst error, and ours against it.
+    """One record per workload and server: medians over its rounds, the largest error, and the ratio of RewardServe to it.
 
-    A ratio above 1 says that ours is better: more pairs a second, or fewer seconds.
+    A ratio above 1 is in favour of RewardServe: more pairs a second, or fewer seconds.
     """
     out = []
     for (workload, peer), group in _grouped(runs):
@@ -81,12 +81,12 @@ def summary(runs: Sequence[PeerRun]) -> list[dict[str, Any]]:
 
 
 def ratio(name: str, above: PeerRun, below: PeerRun) -> float:
-    """One run's figure over another's."""
+    """Ratio of one run's figure to another's."""
     return float(getattr(above, name) / getattr(below, name))
 
 
 def progress_row(run: PeerRun) -> dict[str, str]:
-    """A run on one line, for those who watch."""
+    """Summarise a run on one line, as progress output."""
     return {
         run.workload: f"{run.pairs} pairs",
         "CPU": f"{run.cpu_s:.1f} s",
@@ -98,7 +98,7 @@ def progress_row(run: PeerRun) -> dict[str, str]:
 
 
 def table_row(record: dict[str, Any]) -> dict[str, str]:
-    """A record as a line of the table."""
+    """Format a record as a line of the table."""
     failed = bool(record["failures"])
     return {
         "workload": record["workload"],
@@ -122,7 +122,7 @@ def _times(value: float) -> str:
 
 
 def _grouped(runs: Sequence[PeerRun]) -> Iterable[tuple[tuple[str, str], list[PeerRun]]]:
-    """By workload, and by server within it, each in the order of its first appearance."""
+    """Group runs by workload, then by server, each in the order of its first appearance."""
     workloads = list(dict.fromkeys(r.workload for r in runs))
     peers = list(dict.fromkeys(r.peer for r in runs))
 
@@ -134,6 +134,6 @@ def _grouped(runs: Sequence[PeerRun]) -> Iterable[tuple[tuple[str, str], list[Pe
 
 
 def _median(values: Iterable[float]) -> float:
-    """NaN where there is nothing to take it of."""
+    """Median; NaN if empty."""
     known = list(values)
     return statistics.median(known) if known else float("nan")

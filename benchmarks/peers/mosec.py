@@ -1,4 +1,4 @@
-"""mosec: a front in Rust, its batching over requests, the same forward as `plain`."""
+"""mosec: HTTP front end in Rust, its batching over requests, the same forward as `plain`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.peers.record import Launch, Peer, rewards, script, texts_body
 
 
 def _place(launch: Launch) -> Mapping[str, str]:
-    # Its default of 3 s answers 408 under load.
+    # Its default of 3 s leads to status 408 under load.
     return {"MOSEC_PORT": str(launch.port), "MOSEC_ADDRESS": "127.0.0.1", "MOSEC_TIMEOUT": "600000"}
 
 

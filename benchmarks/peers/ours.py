@@ -1,4 +1,4 @@
-"""This project's server, as `make serve` starts it."""
+"""RewardServe, as `make serve` starts it."""
 
 from __future__ import annotations
 

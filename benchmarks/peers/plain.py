@@ -1,4 +1,4 @@
-"""FastAPI and transformers in the manner of OpenRLHF's `serve_rm`: what most trainers talk to today."""
+"""FastAPI and transformers like OpenRLHF's `serve_rm`, the reward server of most trainers today."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server and all the processes that it makes: started, counted, ended. Linux: everything is read from /proc."""
+"""A server with all its child processes: start, measure, stop. Linux: everything is read from /proc."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _TIMEOUT_S = 300.0
 
 
 class NotStarted(Exception):
-    """The server did not become ready; the message is what it said last."""
+    """The server did not become ready; the message is the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One line of /proc. `cpu_s` counts its dead children too."""
+    """One process of /proc. `cpu_s` includes its dead children."""
 
     pid: int
     parent: int
@@ -36,7 +36,7 @@ class Process:
 
 
 class PeerServer:
-    """One server under measurement. Leaving the `with` ends it and everything that it started."""
+    """One server under measurement. Leaving the `with` ends it and all its child processes."""
 
     def __init__(
         self, command: Sequence[str | Path], env: Mapping[str, str], cores: Sequence[int], log: Path, home: Path
@@ -58,11 +58,11 @@ class PeerServer:
         return self
 
     def wait_until_ready(self, url: str) -> float:
-        """Seconds until `url` answered 200. Raise `NotStarted`."""
+        """Wait until `url` returns 200; return the seconds. Raise `NotStarted`."""
         started = time.monotonic()
         while time.monotonic() < started + _TIMEOUT_S:
             if self._process.poll() is not None:
-                raise NotStarted(f"it ended: {self.last_words()}")
+                raise NotStarted(f"the server ended: {self.last_words()}")
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(url, timeout=5).status_code == httpx.codes.OK:
                     return time.monotonic() - started
@@ -71,7 +71,7 @@ class PeerServer:
 
     @property
     def pid(self) -> int:
-        """Of the first process."""
+        """Process id of the first process."""
         return self._process.pid
 
     def cpu_s(self) -> float:
@@ -79,11 +79,11 @@ class PeerServer:
         return sum(process.cpu_s for process in self._tree())
 
     def memory_mib(self) -> float:
-        """Memory of the whole tree now; pages that processes share are counted once (PSS)."""
+        """Memory of the whole tree now; pages shared between processes are counted once (PSS)."""
         return sum(_pss_kib(process.pid) for process in self._tree()) / 1024
 
     def last_words(self) -> str:
-        """The end of its log."""
+        """End of its log."""
         lines = [line.strip() for line in self._path.read_text(errors="replace").splitlines() if line.strip()]
         return " ".join(lines[-3:])[-400:]
 
@@ -102,7 +102,7 @@ class PeerServer:
         self._log.close()
 
     def _tree(self) -> list[Process]:
-        """Ours are: the first one, its session, and whatever descends from one that was ever seen to be ours."""
+        """Processes of the server: the first one, its session, and all descendants of processes once found to belong to it."""
         everyone = processes()
         self._seen &= {p.pid for p in everyone}
         self._seen |= {p.pid for p in everyone if p.session == self._process.pid}
@@ -115,7 +115,7 @@ class PeerServer:
 
 
 def processes() -> list[Process]:
-    """Everything that runs on this machine."""
+    """All processes of this machine."""
     out = []
     for path in Path("/proc").iterdir():
         if path.name.isdigit():
@@ -125,14 +125,14 @@ def processes() -> list[Process]:
 
 
 def parse_stat(line: str) -> Process:
-    """A line of /proc/PID/stat, proc_pid_stat(5). The command in brackets may hold anything."""
+    """Parse a line of /proc/PID/stat, proc_pid_stat(5). The command in brackets may contain any character."""
     pid, _, rest = line.partition(" (")
     fields = rest.rpartition(") ")[2].split()
     return Process(int(pid), int(fields[1]), int(fields[3]), sum(map(int, fields[11:15])) / _TICKS)
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
+    """Free port of the loopback interface."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]

@@ -1,4 +1,4 @@
-"""What a server is to this benchmark: how it is installed, started, asked and read. Standard library only."""
+"""Definition of a peer: how to install and start it, its request format and its reply format. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Text = str | list[int]
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What a start command is made of. `python` is the one of the peer's own environment."""
+    """Parameters of a start command. `python` is the one of the peer's environment."""
 
     python: Path
     model: Path
@@ -23,7 +23,7 @@ class Launch:
 
     @property
     def scripts(self) -> Path:
-        """Where the commands of that environment are."""
+        """Folder of the commands of that environment."""
         return self.python.parent
 
 
@@ -32,15 +32,16 @@ def _nothing(launch: Launch) -> None:
 
 
 def _no_extras(launch: Launch) -> Mapping[str, str]:
-    """No variables beyond everybody's."""
+    """Return no additional variables."""
     return {}
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One server. `requirements` empty: it runs in the environment of this project.
+    """One server. Empty `requirements`: it runs in the environment of this project.
 
-    `prepare` runs before each start, `finish` once after the installation. `takes_ids`: whether token ids can be sent.
+    `prepare` runs before each start, `finish` once after the installation. `takes_ids`: whether the server accepts token
+    ids.
     """
 
     name: str
@@ -58,16 +59,16 @@ class Peer:
 
 
 def script(name: str, launch: Launch) -> list[str | Path]:
-    """How a server of `benchmarks.peers.servers` is started."""
+    """Start command of a server of `benchmarks.peers.servers`."""
     module = f"benchmarks.peers.servers.{name}"
     return [launch.python, "-m", module, "--model", launch.model, "--port", str(launch.port)]
 
 
 def texts_body(texts: Sequence[Text]) -> dict[str, Any]:
-    """What the servers of `benchmarks.peers.servers` are sent, in OpenRLHF's words."""
+    """Request body for the servers of `benchmarks.peers.servers`, in OpenRLHF's format."""
     return {"query": list(texts)}
 
 
 def rewards(reply: Any) -> list[float]:
-    """What they answer."""
+    """Rewards in their reply."""
     return [float(r) for r in reply["rewards"]]

@@ -1,7 +1,7 @@
-"""What every server is asked, scenario by scenario, and how its replies are judged. Knows no server but by its `Peer`.
+"""Scenarios for every server: the requests, and the check of the replies. Knows a server only by its `Peer`.
 
-Every text is rendered with the model's chat template before the clock runs, so that tokenising it is in everybody's
-figures and rendering in nobody's.
+Every text is rendered with the model's chat template before the measurement, so that tokenising is part of all figures
+and rendering of none.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ Form = Literal["text", "ids"]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Requests, how they arrive, and the right score of some pairs (by their place among all pairs)."""
+    """Requests, their arrival times, and the reference scores of some pairs (by their index among all pairs)."""
 
     name: str
     requests: tuple[tuple[Text, ...], ...]
     clients: int
     reference: dict[int, float]
     due: tuple[float, ...] | None = None
-    """When each request is due, in mean distances between requests; None: as soon as a client is free."""
+    """Due time of each request, in mean distances between requests; None: as soon as a client is free."""
 
 
 class OpenLoopRate:
-    """Pairs a second of the open loop: what was asked for, else a share of what the first server could do at best."""
+    """Pairs a second of the open loop: the requested rate, else a share of the first server's maximum."""
 
-    def __init__(self, asked: float | None) -> None:
-        self.per_s = asked
+    def __init__(self, given: float | None) -> None:
+        self.per_s = given
 
-    def learn(self, run: PeerRun) -> None:
-        """From the first run of `single`."""
+    def set_from(self, run: PeerRun) -> None:
+        """Set the rate from the first run of `single`."""
         if self.per_s is None and run.workload == "single" and not run.failures:
             self.per_s = RATE_OF_SINGLE * run.per_wall_s
 
 
-# Scenes in the order in which a server meets them; `repeats` sends again what `duplicates` sent, in other requests.
+# Scenarios in order; `repeats` sends the pairs of `duplicates` again, in other requests.
 SCENARIOS = ("one_at_a_time", "single", "open", "ragged", "grpo", "duplicates", "repeats", "long")
 _MADE_FROM = {"open": "single", "repeats": "duplicates"}
 
 
 def make_scenarios(model: str, names: Sequence[str], scale: float, form: Form, seed: int) -> list[Scenario]:
-    """The scenarios called `names`, in their order, after one that warms the server up."""
+    """Create the scenarios called `names`, in order, after one that warms the server up."""
     from benchmarks.engines_under_test import LoadedCheckpoint
 
     folder = models.folder(model)
@@ -69,7 +69,7 @@ def make_scenarios(model: str, names: Sequence[str], scale: float, form: Form, s
         return list(encode(pair.sample()).ids)
 
     def scenario(name: str) -> Scenario:
-        # An open loop has texts of its own: a server must not know them from `single`.
+        # An open loop has separate texts, so that a server has not cached them during `single`.
         own_seed = seed + 1_000 if name == "open" else seed
         work = workloads.make(_MADE_FROM.get(name, name), tokenizer, scale, own_seed)
         requests = shuffled(work.requests, seed) if name == "repeats" else work.requests
@@ -86,12 +86,12 @@ def make_scenarios(model: str, names: Sequence[str], scale: float, form: Form, s
 
 
 def rendered(pair: TextPair) -> str:
-    """A conversation as the chat template of our models writes it."""
+    """Conversation as the chat template of the benchmark models renders it."""
     return f"{START}user\n{pair.prompt}{END}\n{START}assistant\n{pair.response}{END}\n"
 
 
 def as_text(scenario: Scenario, decode: Callable[[list[int]], str]) -> Scenario:
-    """For a server that takes no ids."""
+    """Convert a scenario to text, for a server that accepts no ids."""
     requests = tuple(tuple(t if isinstance(t, str) else decode(t) for t in request) for request in scenario.requests)
     return replace(scenario, requests=requests)
 
@@ -105,7 +105,7 @@ def shuffled(requests: Sequence[Request], seed: int) -> tuple[Request, ...]:
 
 
 def arrivals(n: int, seed: int) -> tuple[float, ...]:
-    """A Poisson process of rate 1: moments that do not wait for answers."""
+    """Poisson process of rate 1: arrival times that do not depend on replies."""
     rng = random.Random(seed)
     return tuple(accumulate(rng.expovariate(1.0) for _ in range(n)))
 
@@ -113,7 +113,7 @@ def arrivals(n: int, seed: int) -> tuple[float, ...]:
 def run_scenario(
     scenario: Scenario, base: str, peer: Peer, server: PeerServer, n: int, rate: OpenLoopRate
 ) -> PeerRun | None:
-    """Ask one server one scenario. None where there is no rate for an open loop."""
+    """Run one scenario with one server. None if an open loop has no rate."""
     if scenario.due is not None and rate.per_s is None:
         return None
     bodies = [json.dumps(peer.body(request)).encode() for request in scenario.requests]
@@ -137,12 +137,12 @@ def run_scenario(
         max_error=error,
         failures=failures,
     )
-    rate.learn(run)
+    rate.set_from(run)
     return run
 
 
 def check_scores(scenario: Scenario, answers: Sequence[HttpAnswer], peer: Peer) -> tuple[float, tuple[str, ...]]:
-    """The largest difference to the reference, and what went wrong."""
+    """Largest difference to the reference, and the failures."""
     failures = list(dict.fromkeys(a.error for a in answers if a.error))
     scores: list[float] = []
     for request, answer in zip(scenario.requests, answers, strict=True):

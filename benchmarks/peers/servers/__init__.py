@@ -1,4 +1,4 @@
-"""Servers in the manner of those that are written around a library's `AutoModelForSequenceClassification`.
+"""Servers built around `AutoModelForSequenceClassification`, as is common for each library.
 
-Each runs in the environment of its own framework, so nothing here imports more of this project than `forward`.
+Each runs in the environment of its framework, so these modules import nothing of this project but `forward`.
 """

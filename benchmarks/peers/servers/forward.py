@@ -1,4 +1,4 @@
-"""What all these servers do with texts: tokenise, pad on the left, one forward for each 16. As is usual."""
+"""Common forward of these servers: tokenise, pad on the left, one forward for each 16 texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BATCH = 16
 
 
 class TransformersModel:
-    """A model of transformers as it comes."""
+    """Model of transformers without changes."""
 
     def __init__(self, folder: str | Path) -> None:
         import torch
@@ -23,7 +23,7 @@ class TransformersModel:
         self._model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
 
     def __call__(self, texts: Sequence[str | list[int]]) -> list[float]:
-        """The raw score of every text, in order of arrival."""
+        """Raw score of every text, in order of arrival."""
         scores: list[float] = []
         for i in range(0, len(texts), BATCH):
             inputs = self._inputs(texts[i : i + BATCH])
@@ -32,7 +32,7 @@ class TransformersModel:
         return scores
 
     def many(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, list[float]]]:
-        """The reply to each of several requests that were batched together."""
+        """Reply to each of several requests that form a batch."""
         scores = iter(self(list(chain.from_iterable(request["query"] for request in requests))))
         return [{"rewards": [next(scores) for _ in request["query"]]} for request in requests]
 
@@ -43,7 +43,7 @@ class TransformersModel:
 
 
 def arguments() -> argparse.Namespace:
-    """What every server here is told."""
+    """Parse the command-line arguments common to these servers."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
     parser.add_argument("--port", type=int, required=True)

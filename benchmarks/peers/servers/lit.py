@@ -1,4 +1,4 @@
-"""LitServe: up to 16 requests that arrive within 5 ms make a batch."""
+"""LitServe: up to 16 requests that arrive within 5 ms form a batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.peers.servers.forward import BATCH, TransformersModel, arguments
 
 
 class LitReward(litserve.LitAPI):  # type: ignore[misc]
-    """One worker with the model."""
+    """Worker with the model."""
 
     folder = ""
 
@@ -19,15 +19,15 @@ class LitReward(litserve.LitAPI):  # type: ignore[misc]
         self.forward = TransformersModel(self.folder)
 
     def batch(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Requests stay requests."""
+        """Keep the requests as a list."""
         return inputs
 
     def predict(self, x: list[dict[str, Any]]) -> list[dict[str, list[float]]]:
-        """Score them together."""
+        """Score the requests of a batch together."""
         return self.forward.many(x)
 
     def unbatch(self, output: list[dict[str, list[float]]]) -> list[dict[str, list[float]]]:
-        """A reply each."""
+        """Return one reply a request."""
         return output
 
 

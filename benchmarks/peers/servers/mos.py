@@ -1,4 +1,4 @@
-"""mosec: up to 16 requests that arrive within 5 ms make a batch."""
+"""mosec: up to 16 requests that arrive within 5 ms form a batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FOLDER = "REWARD_MODEL_FOLDER"
 
 
 class MosecReward(Worker):  # type: ignore[misc]
-    """One worker with the model."""
+    """Worker with the model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class MosecReward(Worker):  # type: ignore[misc]
 
 
 def main() -> None:
-    """Serve. Its own argument parser reads the command line, so ours goes by the environment."""
+    """Serve. mosec parses the command line, so the arguments of this script come from the environment."""
     os.environ.setdefault(FOLDER, sys.argv[sys.argv.index("--model") + 1])
     port = sys.argv[sys.argv.index("--port") + 1]
     sys.argv = [sys.argv[0], "--port", port]

@@ -1,4 +1,4 @@
-"""Ray Serve: one replica, up to 16 requests that arrive within 5 ms make a batch."""
+"""Ray Serve: one replica, up to 16 requests that arrive within 5 ms form a batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.peers.servers.forward import BATCH, TransformersModel, arguments
 
 @serve.deployment(max_ongoing_requests=256, ray_actor_options={"num_cpus": 0})
 class RayReward:
-    """One replica with the model."""
+    """Replica with the model."""
 
     def __init__(self, folder: str) -> None:
         self.forward = TransformersModel(folder)
@@ -32,7 +32,7 @@ class RayReward:
 
 
 def main() -> None:
-    """Serve until told to stop."""
+    """Serve until SIGTERM."""
     given = arguments()
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}  # Ray sets it to 1 for its workers
     ray.init(num_cpus=2, include_dashboard=False, configure_logging=False, runtime_env={"env_vars": threads})

@@ -1,4 +1,4 @@
-"""FastAPI with a forward inside `async def`, as in OpenRLHF: one request at a time, the loop stands still meanwhile."""
+"""FastAPI with a forward inside `async def`, as in OpenRLHF: one request at a time, and the event loop blocks meanwhile."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ forward = TransformersModel(given.model)
 
 @app.get("/health")
 async def health() -> dict[str, str]:
-    """It is loaded."""
+    """Report that the model is loaded."""
     return {"status": "ok"}
 
 
 @app.post("/get_reward")
 async def get_reward(request: Request) -> dict[str, Any]:
-    """Blocking on purpose: that is how it is done there."""
+    """Score in the event loop: blocking on purpose, as in OpenRLHF."""
     rewards = forward((await request.json())["query"])
     return {"rewards": rewards, "scores": rewards, "extra_logs": {"dummy_scores": rewards}}
 

@@ -17,17 +17,17 @@ SERVERS = [SimpleNamespace(exit_codes=Counter({"SIGKILL -> -9": 1, "SIGTERM -> 0
 
 
 def seen(*results, asked=ASKED, servers=SERVERS, is_stuck=False):
-    ledger = WorkerLog()
-    ledger.record_sent(asked)
+    log = WorkerLog()
+    log.record_sent(asked)
     if results:
-        ledger.record_results(asked, Scores(results), lambda sample: 0.5, 0.0, 1.0)
-    return figures(servers, [ledger], Counter(), 1.0, is_stuck=is_stuck)
+        log.record_results(asked, Scores(results), lambda sample: 0.5, 0.0, 1.0)
+    return figures(servers, [log], Counter(), 1.0, is_stuck=is_stuck)
 
 
 def test_right_answers_are_no_breach():
     found = seen(*GOOD)
     assert found["wrong"] == []
-    assert (found["samples asked"], found["with the right reward"], found["failed: empty_response"]) == (2, 1, 1)
+    assert (found["samples sent"], found["with the right reward"], found["failed: empty_response"]) == (2, 1, 1)
 
 
 @pytest.mark.parametrize(
