@@ -124,7 +124,7 @@ EXAMPLES: dict[str, Any] = {
     "InferRequest.inputs": [{"name": "sentences", "datatype": "BYTES", "shape": [1, 1], "data": [_RENDERED]}],
     "outputs": [{"name": "rewards"}],
     "Tensor.name": "sentences",
-    "Output.name": "rewards",
+    "OutputTensor.name": "rewards",
     "shape": [1, 1],
     "data": [_RENDERED],
     "datatype": "BYTES",
