@@ -13,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 
 from rewardserve.service.api.names import MAX_NAME_CHARS
 from rewardserve.service.api.openapi_examples import add_examples
-from rewardserve.service.api.openapi_fields import REPLIES, VERIFY, describe_fields
+from rewardserve.service.api.openapi_fields import VERIFY, describe_fields
 from rewardserve.service.api.schemas import CompareRequest, ErrorReply, ScoreRequest
 from rewardserve.service.api.structs import MAX_STEP
 
@@ -156,11 +156,13 @@ def admin_operation(body: type[BaseModel], *statuses: int) -> dict[str, Any]:
     }
 
 
-def foreign_operation(path: str, bodies: Sequence[Any], options: Iterable[str] = ()) -> dict[str, Any]:
-    """Arguments for a route of the wire format of another server: the bodies that it reads, and the errors that it may answer."""
+def foreign_operation(
+    path: str, bodies: Sequence[Any], example_reply: Any, options: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Arguments for a route of the wire format of another server: its bodies, a reply, and the errors that it may answer."""
     schemas = [VERIFY if each.get("type") == "object" else each for each in _schemas(bodies)]
     content = {"application/json": {"schema": _any_of(schemas)}}
-    good = {"description": "Scores", "content": {"application/json": {"example": REPLIES[path]}}}
+    good = {"description": "Scores", "content": {"application/json": {"example": example_reply}}}
     own = [_parameter("query", name, _STRING, _OPTIONS[name]) for name in sorted(options)]
     in_path = [_parameter("path", name, _STRING, _IN_PATH[name]) for name in _IN_PATH if f"{{{name}" in path]
     return {

@@ -1,6 +1,7 @@
-"""Meanings of the fields and replies of other wire formats, for the OpenAPI document. Their bodies are read by msgspec.
+"""Descriptions of the fields of other wire formats, for the OpenAPI document. Their bodies are read by msgspec.
 
-A name means the same in every format, unless it is here with the name of its record before it.
+A name means the same in every format, unless it is here with the name of its record before it. A field may have its description
+and its example in its own type instead: `Annotated[str, msgspec.Meta(description=..., examples=[...])]`.
 """
 
 from __future__ import annotations
@@ -88,46 +89,6 @@ VERIFY: dict[str, Any] = {
     },
 }
 """The body of `/verify`, which is read as it came because it is echoed."""
-
-_USAGE = {"prompt_tokens": 12, "total_tokens": 12, "completion_tokens": 0, "prompt_tokens_details": None}
-_CLASSIFIED = {
-    "id": "classify-1", "object": "list", "created": 1795000000, "model": "/models/rm",
-    "data": [{"index": 0, "label": "LABEL_0", "probs": [1.93], "num_classes": 1}], "usage": _USAGE,
-}  # fmt: skip
-_RANKED = {
-    "id": "rerank-1", "model": "/models/rm", "usage": {"prompt_tokens": 24, "total_tokens": 24},
-    "results": [{"index": 1, "document": {"text": "Because."}, "relevance_score": 1.93}],
-}  # fmt: skip
-_INFERRED = {
-    "model_name": "/models/rm", "model_version": "1",
-    "outputs": [{"name": "rewards", "datatype": "FP32", "shape": [1, 1], "data": [1.93]}],
-}  # fmt: skip
-
-REPLIES: dict[str, Any] = {
-    "/get_reward": {"rewards": [0.41], "scores": [0.41], "extra_logs": {"raw_reward": [1.93], "capped": [0.0]}},
-    "/slime": 0.41,
-    "/v1/score/evaluation": {"id": "scoreval-1", "object": "score.evaluation", "model": "/models/rm", "scores": [0.41]},
-    "/classify": _CLASSIFIED,
-    "/v1/classify": _CLASSIFIED,
-    "/pooling": {
-        **_CLASSIFIED, "id": "pool-1", "data": [{"index": 0, "object": "pooling", "data": [1.93]}],
-    },
-    "/v1/score": {
-        **_CLASSIFIED, "id": "score-1", "data": [{"index": 0, "object": "score", "score": 1.93}],
-    },
-    "/rerank": _RANKED,
-    "/v1/rerank": _RANKED,
-    "/v2/rerank": _RANKED,
-    "/v1/embeddings": {
-        "object": "list", "model": "/models/rm", "usage": _USAGE,
-        "data": [{"object": "embedding", "index": 0, "embedding": [1.93]}],
-    },
-    "/predict": [{"score": 0.87, "label": "LABEL_0"}],
-    "/verify": {"reward": 0.41, "mask_sample": False, "instance_config": {"mask_sample": False}, "failure_kind": None},
-    "/v2/models/{model:path}/infer": _INFERRED,
-    "/v2/models/{model:path}/versions/{version}/infer": _INFERRED,
-}  # fmt: skip
-"""An example of a good reply to each."""
 
 
 def describe_fields(name: str, schema: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The wire formats of trainers and of other servers, one file each: every one translates to the same scoring.
 
-`DIALECTS` is the table. A new one is a file with a `Dialect` in it, and a line here.
+`DIALECTS` is the table. A new one is a file with a `Dialect` in it, with the descriptions of its fields and an example reply, and
+a line here.
 """
 
 from rewardserve.service.api.dialects import kserve, llamafactory, nemo_gym, openai, openrlhf, pairs, slime, tei, vllm

@@ -171,9 +171,9 @@ def _is_non_empty(value: object) -> bool:
 class Dialect:
     """What one route reads and writes: the forms of its requests, and what they have in common.
 
-    `score_kind` is what its callers mean by a score, unless their URL says otherwise. `queue_timeout_s`: so long a request waits
-    for capacity, because its client gives up sooner than capacity is free. `options` are query
-    parameters of its own, with the values that they may have; none: any.
+    `score_kind` is what its callers mean by a score, unless their URL says otherwise. `example_reply` is shown in the
+    documentation. `queue_timeout_s`: so long a request waits for capacity, because its client gives up sooner than capacity
+    is free. `options` are query parameters of this route only, with the values that they may have; none: any.
 
     `reserved_values`: values that one of the options may not have, because the reply has fields of these names.
 
@@ -185,6 +185,7 @@ class Dialect:
     clients: str
     body_formats: tuple[BodyFormat, ...]
     score_kind: ScoreKind
+    example_reply: Any
     queue_timeout_s: float = 0.0
     options: Mapping[str, frozenset[str]] = field(default_factory=dict)
     reserved_values: Mapping[str, frozenset[str]] = field(default_factory=dict)

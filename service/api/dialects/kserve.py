@@ -154,6 +154,11 @@ INFER = Dialect(
     clients="KServe v2 clients, old NeMo-Aligner actors in JSON",
     body_formats=(_INFER,),
     score_kind="raw",
+    example_reply={
+        "model_name": "/models/rm",
+        "model_version": "1",
+        "outputs": [{"name": "rewards", "datatype": "FP32", "shape": [1, 1], "data": [1.93]}],
+    },
     render_error=render_error,
     fixed_names=FIXED_NAMES,
     render_model_not_served=lambda error: render_error(error, error.status),

@@ -50,6 +50,7 @@ SCORE_EVALUATION = Dialect(
         BodyFormat(text_fields=("messages",), body=ScoreEvaluationRequest, to_samples=_to_samples, to_reply=_to_reply),
     ),
     score_kind="reward",
+    example_reply={"id": "scoreval-1", "object": "score.evaluation", "model": "/models/rm", "scores": [0.41]},
     queue_timeout_s=_QUEUE_TIMEOUT_S,
     fixed_names=frozenset({"model"}),
 )

@@ -209,5 +209,11 @@ VERIFY = Dialect(
     clients="NeMo-Gym",
     body_formats=(_EPISODE,),
     score_kind="reward",
+    example_reply={
+        "reward": 0.41,
+        "mask_sample": False,
+        "instance_config": {"mask_sample": False},
+        "failure_kind": None,
+    },
     options={"on_failure": frozenset({"mask", "refuse"})},
 )

@@ -100,4 +100,17 @@ _EMBEDDINGS = BodyFormat(
     accepted_values={name: VECTORS[name] for name in ("embed_dtype", "endianness")} | {"dimensions": (1,)},
 )
 
-EMBEDDINGS = Dialect(path="/v1/embeddings", clients="verl with SGLang", body_formats=(_EMBEDDINGS,), score_kind="raw")
+EXAMPLE_USAGE = {"prompt_tokens": 12, "total_tokens": 12, "completion_tokens": 0, "prompt_tokens_details": None}
+
+EMBEDDINGS = Dialect(
+    path="/v1/embeddings",
+    clients="verl with SGLang",
+    body_formats=(_EMBEDDINGS,),
+    score_kind="raw",
+    example_reply={
+        "object": "list",
+        "model": "/models/rm",
+        "usage": EXAMPLE_USAGE,
+        "data": [{"object": "embedding", "index": 0, "embedding": [1.93]}],
+    },
+)

@@ -118,5 +118,6 @@ GET_REWARD = Dialect(
     clients="OpenRLHF, align-anything",
     body_formats=(_QUERY, _RESPONSES),
     score_kind="reward",
+    example_reply={"rewards": [0.41], "scores": [0.41], "extra_logs": {"raw_reward": [1.93], "capped": [0.0]}},
     queue_timeout_s=_QUEUE_TIMEOUT_S,
 )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -29,7 +30,7 @@ from rewardserve.service.api.dialects.dialect import (
 )
 from rewardserve.service.api.dialects.openai import IGNORED_FIELDS, TokenId, usage
 from rewardserve.service.api.dialects.turns import check_known_fields, text_of
-from rewardserve.service.api.dialects.vllm import TRUNCATION_FIELDS, VllmRequest, wants_activation
+from rewardserve.service.api.dialects.vllm import EXAMPLE_REPLY, TRUNCATION_FIELDS, VllmRequest, wants_activation
 from rewardserve.service.api.structs import MAX_TOKENS
 from rewardserve.service.errors import InvalidRequest
 from rewardserve.service.models.runtime import ModelRuntime
@@ -257,6 +258,7 @@ SCORE = Dialect(
         _ITEMS,
     ),
     score_kind="raw",
+    example_reply={**EXAMPLE_REPLY, "id": "score-1", "data": [{"index": 0, "object": "score", "score": 1.93}]},
 )
 
 _TEXTS = {name for form in SCORE.body_formats for name in form.text_fields}
@@ -281,13 +283,21 @@ _RERANK_TEXTS = BodyFormat(
     activates_by_default=True,
 )
 
+_RERANK = Dialect(
+    path="/rerank",
+    clients="clients of vLLM and text-embeddings-inference",
+    body_formats=(_DOCUMENTS, _RERANK_TEXTS),
+    score_kind="raw",
+    example_reply={
+        "id": "rerank-1",
+        "model": "/models/rm",
+        "usage": {"prompt_tokens": 24, "total_tokens": 24},
+        "results": [{"index": 1, "document": {"text": "Because."}, "relevance_score": 1.93}],
+    },
+)
+
 RERANKS = (
-    Dialect(
-        path="/rerank",
-        clients="clients of vLLM and text-embeddings-inference",
-        body_formats=(_DOCUMENTS, _RERANK_TEXTS),
-        score_kind="raw",
-    ),
-    Dialect(path="/v1/rerank", clients="clients of vLLM and Jina", body_formats=(_DOCUMENTS,), score_kind="raw"),
-    Dialect(path="/v2/rerank", clients="clients of vLLM and Cohere", body_formats=(_DOCUMENTS,), score_kind="raw"),
+    _RERANK,
+    replace(_RERANK, path="/v1/rerank", clients="clients of vLLM and Jina", body_formats=(_DOCUMENTS,)),
+    replace(_RERANK, path="/v2/rerank", clients="clients of vLLM and Cohere", body_formats=(_DOCUMENTS,)),
 )

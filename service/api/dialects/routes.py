@@ -68,7 +68,10 @@ def dialect_routes(
             methods=["POST"],
             summary=f"For {dialect.clients}",
             **openapi.foreign_operation(
-                dialect.path, [body_format.body for body_format in dialect.body_formats], dialect.options
+                dialect.path,
+                [body_format.body for body_format in dialect.body_formats],
+                dialect.example_reply,
+                dialect.options,
             ),
         )
     return router

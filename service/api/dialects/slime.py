@@ -76,6 +76,7 @@ SLIME = Dialect(
     clients="slime",
     body_formats=(_SLIME,),
     score_kind="reward",
+    example_reply=0.41,
     options={"reward_key": frozenset()},
     reserved_values={"reward_key": frozenset(_REPLY_FIELDS)},
 )

@@ -137,6 +137,7 @@ PREDICT = Dialect(
     clients="clients of text-embeddings-inference",
     body_formats=(_PREDICT,),
     score_kind="raw",
+    example_reply=[{"score": 0.87, "label": "LABEL_0"}],
     headers=_headers,
     render_error=_render_error,
     render_model_not_served=lambda error: _render_error(error, error.status),

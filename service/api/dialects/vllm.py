@@ -17,7 +17,16 @@ import msgspec
 
 from rewardserve.model.conversation import SCORE_EMPTY_OPTIONS, FinishReason, Sample, SampleOptions
 from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, ScoredRequest, sample_or_error
-from rewardserve.service.api.dialects.openai import IGNORED_FIELDS, VECTORS, Encoding, Inputs, samples_of, usage, vector
+from rewardserve.service.api.dialects.openai import (
+    EXAMPLE_USAGE,
+    IGNORED_FIELDS,
+    VECTORS,
+    Encoding,
+    Inputs,
+    samples_of,
+    usage,
+    vector,
+)
 from rewardserve.service.api.dialects.turns import turns_of
 from rewardserve.service.api.structs import MAX_TOKENS
 from rewardserve.service.errors import InvalidRequest
@@ -234,11 +243,17 @@ _TEXT = BodyFormat(
 )
 _IDS = replace(_TEXT, text_fields=("input_ids",), body=IdsRequest, to_samples=_id_samples)
 
+EXAMPLE_REPLY = {
+    "id": "classify-1", "object": "list", "created": 1795000000, "model": "/models/rm",
+    "data": [{"index": 0, "label": "LABEL_0", "probs": [1.93], "num_classes": 1}], "usage": EXAMPLE_USAGE,
+}  # fmt: skip
+
 CLASSIFY = Dialect(
     path="/classify",
     clients="verl with vLLM, other clients of vLLM and SGLang",
     body_formats=(_INPUT, _MESSAGES, _TEXT, _IDS),
     score_kind="raw",
+    example_reply=EXAMPLE_REPLY,
 )
 
 CLASSIFY_V1 = replace(CLASSIFY, path="/v1/classify", clients="clients of SGLang")
@@ -259,4 +274,5 @@ POOLING = Dialect(
         ),
     ),
     score_kind="raw",
+    example_reply={**EXAMPLE_REPLY, "id": "pool-1", "data": [{"index": 0, "object": "pooling", "data": [1.93]}]},
 )

@@ -1,0 +1,52 @@
+"""A wire format documents itself: the OpenAPI document has the texts and examples of its own file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from fastapi import FastAPI
+
+from rewardserve.service.api import openapi
+from rewardserve.service.api.dialects.dialect import BodyFormat, Dialect, sample_from_pair
+from rewardserve.service.api.dialects.routes import DialectPolicy, dialect_routes
+from rewardserve.service.api.server_limits import ServerLimits
+from rewardserve.service.models.active_models import ActiveModels
+from tests.support.service_fakes import StillClock
+
+
+class NovelRequest(msgspec.Struct, frozen=True):
+    question: Annotated[str, msgspec.Meta(description="the question", examples=["Why?"])]
+    reply: Annotated[str, msgspec.Meta(description="the reply to score", examples=["Because."])]
+
+
+NOVEL = Dialect(
+    path="/novel",
+    clients="a new trainer",
+    body_formats=(
+        BodyFormat(
+            text_fields=("question", "reply"),
+            body=NovelRequest,
+            to_samples=lambda body, served: [sample_from_pair(body.question, body.reply, served)],
+            to_reply=lambda _, scored_request: {"novel": scored_request.scores[0]},
+        ),
+    ),
+    score_kind="reward",
+    example_reply={"novel": 0.41},
+)
+
+
+def test_fields_and_reply_of_a_new_format_are_those_of_its_file():
+    api = FastAPI()
+    api.include_router(
+        dialect_routes((NOVEL,), ActiveModels(), ServerLimits(8, 1000, 8, 1000), StillClock(), DialectPolicy())
+    )
+    openapi.install_openapi(api, [NovelRequest])
+    document = api.openapi()
+    reply = document["paths"]["/novel"]["post"]["responses"]["200"]["content"]["application/json"]
+    fields = document["components"]["schemas"]["NovelRequest"]["properties"]
+    assert reply["example"] == {"novel": 0.41}
+    assert {name: (field["description"], field["examples"]) for name, field in fields.items()} == {
+        "question": ("the question", ["Why?"]),
+        "reply": ("the reply to score", ["Because."]),
+    }
