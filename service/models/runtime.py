@@ -23,7 +23,7 @@ from rewardserve.service.inference.numeric_noise import NumericNoise
 from rewardserve.service.inference.outcomes import BatchResult
 from rewardserve.service.inference.shadow import Shadow
 from rewardserve.service.inference.watchdog import ScorerState, Watchdog
-from rewardserve.service.models.batchers import create_batcher
+from rewardserve.service.models.batcher_factory import create_batcher
 from rewardserve.service.models.deployment import ModelState, ModelStatus, Source
 from rewardserve.service.models.loading import PreparedModel
 from rewardserve.service.models.shared_resources import SharedResources

@@ -13,7 +13,7 @@ from rewardserve.service.clock import Clock
 from rewardserve.service.inference.encode_pool import EncodePool
 from rewardserve.service.inference.outcomes import BatchResult
 from rewardserve.service.inference.watchdog import ScorerState
-from rewardserve.service.models.batchers import create_batcher
+from rewardserve.service.models.batcher_factory import create_batcher
 from rewardserve.service.observability import logs
 from rewardserve.service.observability.metrics import Metrics
 from rewardserve.service.settings import ModelSettings
