@@ -200,6 +200,7 @@ class RunMonitor:
             pair = hash((sample_id, content))
             if pair in run.ids:
                 continue  # a retry
+            run.window.add("ids")
             if sample_id in run.ids:
                 run.window.add_squared("id_reuse", 1.0)
             for key in (sample_id, pair):

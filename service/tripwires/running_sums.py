@@ -15,24 +15,26 @@ _SIGNED = ("score", "audit", "audited_score", "distance")
 _WITH_SQUARES = ("score", "spread", "distance", "id_reuse", *TRAITS)
 ENTRIES: tuple[str, ...] = (
     "samples", "responses", "texts", "spreads", "distances", "audited", "groups", "flat_groups", "saturated", "capped",
-    "duplicate_within_prompt", "duplicate_across_prompts", "probing", "id_reuse", "honeypots", "honeypot_hits",
+    "duplicate_within_prompt", "duplicate_across_prompts", "probing", "ids", "id_reuse", "honeypots", "honeypot_hits",
     *(f"{name}_{side}" for name in _SIGNED for side in ("positive", "negative")), "spread", *TRAITS,
     *(f"{name}_squared" for name in _WITH_SQUARES),
 )  # fmt: skip
 """`responses` are samples of which it is known where the response begins, `texts` those whose text is. `duplicate_within_prompt`
 are texts that the run sent before for the same prompt, `duplicate_across_prompts` for another one, `probing` those that it sent
-very often; `id_reuse` are ids that stood for something else before. `flat_groups` are groups of responses to one prompt that all
-have the same reward. `honeypot_hits` are responses to planted prompts (`honeypots`) that do what no honest response does."""
+very often. `ids` are ids of samples, retries left out, `id_reuse` those of them that stood for another sample before.
+`flat_groups` are groups of responses to one prompt that all have the same reward. `honeypot_hits` are responses to planted
+prompts (`honeypots`) that do what no honest response does."""
 
 _AT = {name: i for i, name in enumerate(ENTRIES)}
 _COUNT_OF = {
-    **dict.fromkeys(("score", "saturated", "capped", "id_reuse"), "samples"),
+    **dict.fromkeys(("score", "saturated", "capped"), "samples"),
     **dict.fromkeys(TOKEN_TRAITS, "responses"),
     **dict.fromkeys((*TEXT_TRAITS, "duplicate_within_prompt", "duplicate_across_prompts", "probing"), "texts"),
     **dict.fromkeys(("audit", "audited_score"), "audited"),
     "spread": "spreads",
     "distance": "distances",
     "flat_groups": "groups",
+    "id_reuse": "ids",
     "honeypot_hits": "honeypots",
 }
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol
 from rewardserve.service.tripwires import promql
 from rewardserve.service.tripwires.baseline import Baseline, component, min_std
 from rewardserve.service.tripwires.promql import Windows
-from rewardserve.service.tripwires.running_sums import RunningSums
+from rewardserve.service.tripwires.running_sums import RunningSums, count_of
 from rewardserve.service.tripwires.units import Unit
 
 MIN_SAMPLES = 50
@@ -26,7 +26,24 @@ MIN_AUDITED = 16
 _MAX_WINDOWS = 5
 """Smoothing looks back on ten windows: with small ones, more samples than in half of these may never be there."""
 
-_SHARE_OF_SAMPLES = Unit("of the samples", is_share=True)
+_SHARES = {
+    "samples": Unit("of the samples", is_share=True),
+    "texts": Unit("of the responses", is_share=True),
+    "groups": Unit("of the groups", is_share=True),
+    "ids": Unit("of the sample ids", is_share=True),
+}
+"""By the entry that counts the samples which have a number: the unit of a mean where the number is 0 or 1."""
+
+_OTHER_MEANS = {
+    "judge_injection": Unit("phrases per response"),
+    "foreign_script": Unit("of the letters of a response", is_share=True),
+}
+"""By number: the unit of a mean where the number is a count, or a share by itself."""
+
+
+def mean_unit(of: str) -> Unit:
+    """The unit of the mean of a number over the samples that have it."""
+    return _OTHER_MEANS.get(of) or _SHARES[count_of(of)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,41 +118,49 @@ class MeanShift:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """Share of the samples that could have it."""
+class Mean:
+    """Mean of a number over the samples that have it: a share where the number is 0 or 1."""
 
     of: str
     min_samples: int = MIN_SAMPLES
-    unit: ClassVar[Unit] = _SHARE_OF_SAMPLES
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of the mean."""
+        return mean_unit(self.of)
 
     def __call__(self, run: RunSnapshot) -> float | None:
-        """The share."""
+        """The mean."""
         return run.mean(self.of, self.min_samples)
 
     def promql(self, windows: Windows) -> str:
-        """The share."""
+        """The mean."""
         return promql.recent_mean(self.of, self.min_samples)
 
 
 @dataclass(frozen=True, slots=True)
-class ExcessShare:
-    """A share where it is over `factor` times that of the baseline; 0 below."""
+class ExcessMean:
+    """A mean where it is over `factor` times that of the baseline; 0 below."""
 
     of: str
     min_samples: int = MIN_SAMPLES
     factor: ClassVar[float] = 3.0
-    unit: ClassVar[Unit] = _SHARE_OF_SAMPLES
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of the mean."""
+        return mean_unit(self.of)
 
     def __call__(self, run: RunSnapshot) -> float | None:
-        """The whole share, or 0."""
-        share, baseline = run.mean(self.of, self.min_samples), run.baseline.stats.get(self.of)
-        return share if share is None or baseline is None or share > self.factor * baseline.mean else 0.0
+        """The whole mean, or 0."""
+        mean, baseline = run.mean(self.of, self.min_samples), run.baseline.stats.get(self.of)
+        return mean if mean is None or baseline is None or mean > self.factor * baseline.mean else 0.0
 
     def promql(self, windows: Windows) -> str:
-        """The whole share, or 0."""
-        share = promql.recent_mean(self.of, self.min_samples)
+        """The whole mean, or 0."""
+        mean = promql.recent_mean(self.of, self.min_samples)
         baseline = f'{self.factor:g} * {promql.BASELINE_MEAN}{{of="{self.of}"}}'
-        return f"{share} * ({share} > bool ignoring (of) ({baseline}))\nor {share}"
+        return f"{mean} * ({mean} > bool ignoring (of) ({baseline}))\nor {mean}"
 
 
 @dataclass(frozen=True, slots=True)

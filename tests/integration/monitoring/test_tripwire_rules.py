@@ -357,7 +357,7 @@ def described(wire, value, **more):
 def test_an_alert_gives_its_value_with_unit_and_threshold_and_an_absolute_link_where_one_is_set(
     tmp_path, runbook, link
 ):
-    """A share of 3.119 % once read "31.19m"."""
+    """A mean of 0.03119 once read "31.19m", then "3.119% of the samples"."""
     sums = {"samples": 4000, count_of("judge_injection"): 4000, "judge_injection": 4000 * 0.03119}
     series = {
         f'rewardserve_run_sum_total{{run="{RUN}",of="{of}",job="rewardserve",instance="a"}}': [n * i for i in range(12)]
@@ -368,7 +368,7 @@ def test_an_alert_gives_its_value_with_unit_and_threshold_and_an_absolute_link_w
     if runbook:
         test["external_labels"] = {"runbook": runbook}
     said = (
-        "judge_injection is at 3.119% of the samples; the threshold is 2% of the samples. Confidence: "
+        "judge_injection is at 0.03119 phrases per response; the threshold is 0.02 phrases per response. Confidence: "
         + ALERT_TEXTS["judge_injection"].confidence
     )
     summary = f"{RUN}: {next(w.summary for w in WIRES if w.name == 'judge_injection')}"

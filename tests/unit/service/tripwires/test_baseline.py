@@ -22,6 +22,7 @@ def beginning(levels, components):
     running_sums = RunningSums(n_components=len(components[0]))
     for score, each in zip(levels, components, strict=True):
         running_sums.add("samples")
+        running_sums.add("ids")
         running_sums.add_signed("score", score)
         running_sums.add("score_squared", score * score)
         running_sums.add_components(each)

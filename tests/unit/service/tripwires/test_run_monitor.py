@@ -13,7 +13,7 @@ from rewardserve.service.tripwires.baseline import Baseline, BaselineSource, Bas
 from rewardserve.service.tripwires.features import SampleFeatures
 from rewardserve.service.tripwires.run_monitor import CANARIES, OTHER, MonitorLimits, RunMonitor
 from rewardserve.service.tripwires.running_sums import ENTRIES, RunningSums, count_of, is_signed
-from rewardserve.service.tripwires.statistics import ExcessShare, RunSnapshot, Share, WindowMeans, slope_t
+from rewardserve.service.tripwires.statistics import ExcessMean, Mean, RunSnapshot, WindowMeans, slope_t
 from rewardserve.service.tripwires.wires import WIRES, Wire
 
 USUAL = {"length": BaselineStat(4.0, 0.5), "repetition": BaselineStat(0.05, 0.05), "missing_end": BaselineStat(0.0, 0.1),
@@ -611,7 +611,7 @@ def test_one_sample_that_alone_has_a_number_trips_no_wire(name):
 
 def test_one_in_so_many_is_never_beyond_a_threshold_of_the_shipped_shares():
     for wire in WIRES:
-        if isinstance(wire.statistic, Share | ExcessShare):
+        if isinstance(wire.statistic, Mean | ExcessMean):
             assert 1 / wire.statistic.min_samples <= wire.threshold
 
 

@@ -13,13 +13,13 @@ from rewardserve.service.tripwires.statistics import (
     AuditDivergence,
     AuditGap,
     ComponentShare,
-    ExcessShare,
+    ExcessMean,
     HoneypotHitRate,
     KlRoot,
+    Mean,
     MeanShift,
     RunSnapshot,
     Saturation,
-    Share,
     WindowMeans,
     slope_t,
 )
@@ -58,18 +58,18 @@ def test_a_shift_is_from_the_usual_mean_and_may_be_to_either_side():
 
 
 def test_a_share_is_of_the_samples_that_could_have_it():
-    assert Share("judge_injection")(view(samples=100, texts=50, judge_injection=2)) == 0.04
-    assert Share("judge_injection")(view(samples=100, texts=49, judge_injection=2)) is None
+    assert Mean("judge_injection")(view(samples=100, texts=50, judge_injection=2)) == 0.04
+    assert Mean("judge_injection")(view(samples=100, texts=49, judge_injection=2)) is None
 
 
 @pytest.mark.parametrize(("n_script", "excess"), [(23, 0.0), (24, 0.0), (25, 25 / 64)])
 def test_an_excess_is_the_whole_share_beyond_three_times_the_usual_one(n_script, excess):
     baseline = Baseline({"foreign_script": BaselineStat(1 / 8, 0.1)})
-    assert ExcessShare("foreign_script")(view(baseline, texts=64, foreign_script=n_script)) == excess
-    assert ExcessShare("foreign_script")(view(texts=64, foreign_script=n_script)) == n_script / 64, (
+    assert ExcessMean("foreign_script")(view(baseline, texts=64, foreign_script=n_script)) == excess
+    assert ExcessMean("foreign_script")(view(texts=64, foreign_script=n_script)) == n_script / 64, (
         "where nothing is usual"
     )
-    assert ExcessShare("foreign_script")(view(baseline)) is None
+    assert ExcessMean("foreign_script")(view(baseline)) is None
 
 
 def test_saturation_needs_a_level_that_counts_as_saturated():

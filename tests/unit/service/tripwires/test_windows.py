@@ -187,6 +187,7 @@ def test_a_run_that_was_known_before_learns_only_what_is_missing_and_tells_nothi
     monitor, learned = learning({"k a": known})
     monitor.observe("a", 0, [SAMPLE], 0.0, owner="k")
     assert monitor.runs["a"].baseline is known
+    monitor.add_sample_ids("a", [(1, 1), (2, 2), (3, 3)], 0.0, owner="k")
     monitor.observe("a", 0, [SAMPLE] * 2, 0.0, owner="k")
     baseline = monitor.runs["a"].baseline
     assert (baseline.stats["score"], baseline.stats["id_reuse"], baseline.saturation) == (
