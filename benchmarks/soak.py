@@ -89,7 +89,8 @@ class RestartingServer:
         self._command = [
             sys.executable,
             "-m",
-            "rewardserve.service",
+            "rewardserve",
+            "serve",
             f"--port={self.port}",
             f"{env_model}",
             *flags,
@@ -336,11 +337,11 @@ def figures(
     sent = [name for log in logs for name in log.sent]
     answered = sum((log.answered for log in logs), Counter[str]())
     lost = [name for name in sent if answered[name] == 0]
-    doubled = [name for name, n in answered.items() if n > 1]
+    duplicated = [name for name, n in answered.items() if n > 1]
     strange = set(answered) - set(sent)
     ends = sum((server.exit_codes for server in servers), Counter[str]())
     wrong = [line for log in logs for line in log.wrong][:20]
-    wrong += [f"lost: {lost[:3]}"] * bool(lost) + [f"duplicated: {doubled[:3]}"] * bool(doubled)
+    wrong += [f"lost: {lost[:3]}"] * bool(lost) + [f"duplicated: {duplicated[:3]}"] * bool(duplicated)
     wrong += [f"never sent: {sorted(strange)[:3]}"] * bool(strange) + ["a worker never ended"] * is_stuck
     n_scored = sum(log.n_scored for log in logs)
     wrong += ["no sample was scored"] * (not n_scored) + ["no server was killed"] * (not ends)
@@ -351,7 +352,7 @@ def figures(
         "with the right reward": n_scored,
         **{f"failed: {code}": n for code, n in sum((log.codes for log in logs), Counter[str]()).items()},
         "lost": len(lost),
-        "doubled": len(doubled),
+        "duplicated": len(duplicated),
         "wrong results": sum(len(log.wrong) for log in logs),
         **{f"servers ended: {how}": n for how, n in sorted(ends.items())},
         **{f"requests: {what}": n for what, n in sorted(counts.items())},

@@ -48,7 +48,7 @@ def test_right_answers_are_no_breach():
         "a number for nothing",
         "another failure",
         "another id",
-        "doubled",
+        "duplicated",
         "nothing",
         "lost",
     ],
