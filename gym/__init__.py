@@ -1,1 +1,1 @@
-"""A small world with a known gold reward, in which a policy over-optimises a reward model within seconds."""
+"""Simulated RLHF with a known gold reward, in which a policy over-optimises a reward model within seconds."""

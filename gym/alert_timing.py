@@ -1,13 +1,14 @@
-"""When the trip wires page, beside when the gold reward falls: hacked, mild and healthy runs of the gym, on fresh seeds.
+"""Compare the steps at which the trip wires page with the step at which gold falls: hacked, mild and healthy gym runs.
 
-Everything goes the way that requests go: token ids through a `Scorer`, the reward pipeline, and the board with its wires,
-which see rendered text. The gold reward is known here only. Thresholds are those of `service/tripwires/wires.py`; they were
-chosen on seeds 100 to 131, so other seeds are to be used here; 20 to 36 have shown a divergence wire that was too quick.
+Batches take the path of requests: token ids through a `Scorer`, the reward pipeline, and the run monitor with its
+wires, which read rendered text. Only the gym knows the gold reward. Thresholds are those of
+`service/tripwires/wires.py`; they were chosen on seeds 100 to 131, so use other seeds here; seeds 20 to 36 revealed a
+divergence wire that fired too early.
 
     python -m gym.alert_timing --seeds 40 60 --healthy 40 57
 
-What a hacked run is, and `drop`, are said in `monitored_runs`. `over_http` does the same through a real server, and `report`
-makes a page of plots of what `--json` has written.
+`monitored_runs` defines a hacked run and `drop`. `over_http` does the same through a real server, and `report` renders
+the output of `--json` as a page of plots.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def main() -> int:
         outcomes = list(pool.map(partial(_run, steps=given.steps, learns=given.reference == "run"), todo))
     print(tables.facts(machine.facts()))
     print(tables.table([table_row(of_kind) for of_kind in by_kind(outcomes).values()]))
-    print("\nwhat was over its threshold at the page (share of the pages)")
+    print("\nwires over their thresholds at the page (share of the pages)")
     print(tables.table([wires_row(of_kind) for of_kind in by_kind(outcomes).values()]))
     if given.json:
         save(given.json, outcomes)
@@ -70,15 +71,17 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", nargs=2, type=int, default=(40, 60), help="of hacked and mild runs: from, up to")
-    parser.add_argument("--healthy", nargs=2, type=int, default=(40, 57), help="of healthy runs: from, up to")
+    parser.add_argument(
+        "--seeds", nargs=2, type=int, default=(40, 60), help="seeds of hacked and mild runs: first and end"
+    )
+    parser.add_argument("--healthy", nargs=2, type=int, default=(40, 57), help="seeds of healthy runs: first and end")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument(
         "--reference", choices=("base", "run"), default="base",
-        help="what is usual: responses of the base policy, or, as a server does by default, the first 512 of the run",
+        help="source of the baseline: responses of the base policy or, as in a server by default, the first 512 of the run",
     )  # fmt: skip
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--json", type=Path, help="where to write every run, for `report`")
+    parser.add_argument("--json", type=Path, help="file for every run, read by `report`")
     return parser.parse_args()
 
 
@@ -90,7 +93,7 @@ def _run(todo: tuple[RunKind, int], steps: int, learns: bool) -> Outcome:
 
 
 def run(kind: RunKind, seed: int, *, steps: int = STEPS, learns: bool = False) -> Outcome:
-    """Train, and watch. What is usual is known, or the run's first windows teach it."""
+    """Train and monitor one run. The baseline is given, or learned from the first windows of the run."""
     setup = set_up_run(seed, kind.bias)
     inspector = _RunInspector(kind, setup, learns=learns)
 
@@ -108,7 +111,7 @@ def run(kind: RunKind, seed: int, *, steps: int = STEPS, learns: bool = False) -
 
 
 class _RunInspector:
-    """The service's way of a batch, from token ids to findings."""
+    """The service's path of a batch, from token ids to alerts."""
 
     def __init__(self, kind: RunKind, setup: RunSetup, *, learns: bool) -> None:
         self.rewards: list[Reward] = []
@@ -120,32 +123,32 @@ class _RunInspector:
         self._lexicon = Lexicon.read() if kind.lexicons else NO_LEXICON
         self._with_audit = kind.audit
         self._pipelines = {name: setup.pipeline(name) for name in setup.models.heads}
-        self._board = RunMonitor(
+        self._monitor = RunMonitor(
             BaselineSource(Baseline() if learns else self._known(setup), _MEMBERS), MonitorLimits(window=128), WIRES
         )
         self._step = 0
 
     def inspect(self, responses: Responses) -> None:
-        """Score, reward and watch one batch."""
+        """Score, reward and inspect one batch."""
         heads = score_responses(self._models, responses)
         self.rewards = self._pipelines["reward"](RewardBatch(heads))
         self.levels.append(float(np.mean([reward.changes[0] for reward in self.rewards])))
-        found = self._board.observe("gym", self._step, list(self._observations(heads, responses)), float(self._step))
-        self._note(found)
+        alerts = self._monitor.observe("gym", self._step, list(self._observations(heads, responses)), float(self._step))
+        self._record(alerts)
         self.n_samples += len(responses)
         self._step += 1
 
-    def _note(self, found: Sequence[Alert]) -> None:
-        pages = [alert.wire for alert in found if alert.severity == "page"]
+    def _record(self, alerts: Sequence[Alert]) -> None:
+        pages = [alert.wire for alert in alerts if alert.severity == "page"]
         if pages and not self.over:
-            statistics = self._board.runs["gym"].statistics
+            statistics = self._monitor.runs["gym"].statistics
             over = [w.name for w in WIRES if w.weight(statistics.get(w.name))]
             self.over = (*(wire for wire in pages if wire != VOTE), *over)
-        self.alerts += [FirstAlert(alert.wire, alert.severity, self._step) for alert in found]
+        self.alerts += [FirstAlert(alert.wire, alert.severity, self._step) for alert in alerts]
 
     def _observations(self, heads: Sequence[HeadScores], responses: Responses) -> Iterator[SampleFeatures]:
         audits = self._levels("audit", heads)
-        # What the members would each add to a mean of them is counted as if that were the reward.
+        # The contribution of each member counts as if a mean of all members were the reward.
         levels_BK = np.array([self._levels(name, heads) for name in _MEMBERS]).T
         traits = traits_of(responses, self._lexicon)
         for i, (reward, text) in enumerate(zip(self.rewards, responses.texts(), strict=True)):

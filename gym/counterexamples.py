@@ -1,7 +1,7 @@
-"""Audited labels for a reward model: of what a policy finds when it climbs that model, or of what was there before.
+"""Audited labels for a reward model: of responses that a policy finds by climbing that model, or of earlier responses.
 
-The auditor makes the labeller's mistakes, but has none of the biases. Each round fits the model, lets a policy climb it
-for a while through the reward pipeline, has pairs of that policy's responses labelled, and adds them to the rest.
+The auditor makes the labeller's mistakes, but has none of the biases. Each round fits the model, trains a policy on it
+for a while through the reward pipeline, labels pairs of that policy's responses, and adds them to the rest.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from rewardserve.model.reward import RewardSettings, build_pipeline
 N_ROUNDS: Final = 3
 PER_ROUND: Final = 300
 N_AUDITED: Final = N_ROUNDS * PER_ROUND
-# Steps of a round: half a run, by when exploits are in full swing. It matters. With seeds 0 to 3 the row `mined` ends at
-# a gold of .9 for 40 steps (too little has been found), 1.6 for 80, 1.8 for 120, 1.3 for 240 (pairs have become alike).
+# Steps of a round: half a run, when exploits are frequent. The value matters: with seeds 0 to 3 the row `mined` ends at
+# a gold of .9 for 40 steps (too few exploits found), 1.6 for 80, 1.8 for 120, 1.3 for 240 (pairs have become alike).
 CLIMB: Final = 120
 AUDITOR: Final = PLANTED["none"]
 
 
 def audited_pairs(policy: Policy, n: int, rng: np.random.Generator) -> LabelledPairs:
-    """`n` pairs of this policy's own responses, labelled without bias."""
+    """`n` pairs of this policy's responses, labelled without bias."""
     prompt_ids = np.zeros(n, dtype=np.int64)
     return label(policy.sample(rng, prompt_ids), policy.sample(rng, prompt_ids), AUDITOR, rng)
 
@@ -37,7 +37,7 @@ def audited_pairs(policy: Policy, n: int, rng: np.random.Generator) -> LabelledP
 def find_counterexamples(
     base: Policy, network: Backbone, labelled: LabelledPairs, against: CalibrationData, seed: int, climb: int = CLIMB
 ) -> LabelledPairs:
-    """The counterexamples of all rounds, found by climbing this network's raw reward from `base`, again each time."""
+    """Counterexamples of all rounds; each round trains from `base` on the raw reward of this network."""
     found: list[LabelledPairs] = []
     for index in range(N_ROUNDS):
         policy = climb_policy(
@@ -50,7 +50,7 @@ def find_counterexamples(
 def climb_policy(
     base: Policy, network: Backbone, labelled: LabelledPairs, against: CalibrationData, steps: int, *, seed: int
 ) -> Policy:
-    """The policy at the end of a short run without KL on a model fitted to these pairs."""
+    """Policy at the end of a short run without KL on a model fitted to these pairs."""
     reward_models = one_model(MultiModelScorer({"reward": reward_model(network, labelled)}), against)
     raw = build_pipeline(reward_models.ensemble_members, RewardSettings(shape="none"))
     *_, last = train(base, reward_models.models, pipeline_reward(raw, reward_models.models.heads), steps, seed=seed)
@@ -58,7 +58,7 @@ def climb_policy(
 
 
 def concatenate(parts: Sequence[LabelledPairs]) -> LabelledPairs:
-    """Several sets of pairs as one, in order."""
+    """Concatenate several sets of pairs, in order."""
     return LabelledPairs(
         joined([part.left for part in parts]),
         joined([part.right for part in parts]),
@@ -68,7 +68,7 @@ def concatenate(parts: Sequence[LabelledPairs]) -> LabelledPairs:
 
 
 def bootstrap(labelled: LabelledPairs, rng: np.random.Generator) -> LabelledPairs:
-    """A bootstrap: as many pairs, drawn with replacement."""
+    """Draw a bootstrap sample: as many pairs, with replacement."""
     index_N = rng.integers(len(labelled.left), size=len(labelled.left))
     return LabelledPairs(
         labelled.left.take(index_N),

@@ -1,7 +1,7 @@
-"""The figures of the gym's world, beside the ones that it is meant to have: `python -m gym.expected_figures`.
+"""Compare the figures of the gym with their expected values: `python -m gym.expected_figures`.
 
-The wanted figures were measured in an earlier gym of the same design; they are a target, not a truth. It knows nothing
-of alerts or pipelines. Over-optimisation as such: Gao et al. 2210.10760.
+The expected values were measured in an earlier gym of the same design; they are a target, not a ground truth.
+Independent of alerts and pipelines. Over-optimisation in general: Gao et al. 2210.10760.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ WANTED: Final[dict[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class RunFigures:
-    """What one run of RL came to."""
+    """Figures of one RL run."""
 
     gold_T: FloatArray  # batch means, smoothed
     kl: float
@@ -71,13 +71,13 @@ class RunFigures:
 
     @property
     def fell_at(self) -> int | None:
-        """The first step after the peak at which gold is `FALL` below it."""
+        """First step after the peak at which gold is `FALL` below it."""
         fell = first_fall(self.gold_T)
         return None if fell is None else fell + SMOOTH
 
 
 def run(steps: Iterable[Step]) -> RunFigures:
-    """Go through a run and keep what the figures need."""
+    """Run all steps and keep the values that the figures need."""
     start = time.perf_counter()
     seen = [(step.gold_B.mean(), step.kl, step.responses) for step in steps]
     gold_T = means_N([gold_mean for gold_mean, _, _ in seen], SMOOTH)
@@ -101,7 +101,7 @@ def _correlation(left: FloatArray, right: FloatArray) -> float:
 def static_figures(
     base: Policy, models: MultiModelScorer, reference: Responses, biases: Biases, seed: int
 ) -> dict[str, float]:
-    """What is true of a proxy before any RL."""
+    """Figures of a proxy before RL."""
     gold_B, log_length_B = gold(reference), np.log(np.maximum(reference.lengths_B, 1))
     reward_B = models.models["reward"].scores_B(reference)
     test = pairs(base, N_REFERENCE, biases, np.random.default_rng([seed, 2]))
@@ -123,7 +123,7 @@ def static_figures(
 
 
 def run_figures(name: str, runs: list[RunFigures]) -> dict[str, float | str]:
-    """Means over seeds, and the seeds that fell."""
+    """Means over seeds, and the number of seeds with a fall."""
     falls = [r.fell_at for r in runs if r.fell_at is not None]
     return {
         f"{name}: peak gold": fmean(float(r.gold_T.max()) for r in runs),
@@ -140,7 +140,7 @@ def run_figures(name: str, runs: list[RunFigures]) -> dict[str, float | str]:
 
 
 def figures(n_seeds: int, biases: Biases, steps: int) -> tuple[dict[str, float | str], dict[str, list[RunFigures]]]:
-    """All figures as means over seeds, and the runs behind them by name. Every seed has a proxy of its own."""
+    """Figures as means over seeds, and the runs by name. Every seed has a separate proxy."""
     base = base_policy()
     reference = base.sample(np.random.default_rng(0), np.zeros(N_REFERENCE, dtype=np.int64))
     static: list[dict[str, float]] = []
@@ -153,11 +153,11 @@ def figures(n_seeds: int, biases: Biases, steps: int) -> tuple[dict[str, float |
         runs["KL .05"].append(run(train(base, models, proxy, steps, seed=seed, kl_coefficient=0.05)))
         runs["KL .02"].append(run(train(base, models, proxy, steps, seed=seed, kl_coefficient=0.02)))
         runs["gold-RL"].append(run(train(base, models, gold_reward, steps, seed=seed, kl_coefficient=0.02)))
-    found: dict[str, float | str] = {name: fmean(row[name] for row in static) for name in static[0]}
+    values: dict[str, float | str] = {name: fmean(row[name] for row in static) for name in static[0]}
     for name, of_name in runs.items():
-        found |= run_figures(name, of_name)
-    found["seconds a run"] = fmean(r.seconds for of_name in runs.values() for r in of_name)
-    return found, runs
+        values |= run_figures(name, of_name)
+    values["seconds a run"] = fmean(r.seconds for of_name in runs.values() for r in of_name)
+    return values, runs
 
 
 def main() -> None:
@@ -165,11 +165,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--bias", choices=PLANTED, default="human", help="what the labeller is biased for")
+    parser.add_argument("--bias", choices=PLANTED, default="human", help="bias of the labeller")
     arguments = parser.parse_args()
-    found, runs = figures(arguments.seeds, PLANTED[arguments.bias], arguments.steps)
+    values, runs = figures(arguments.seeds, PLANTED[arguments.bias], arguments.steps)
     print(f"{'':45}{'here':>10}{'wanted':>10}")
-    for name, value in found.items():
+    for name, value in values.items():
         print(f"{name:45}{value if isinstance(value, str) else f'{value:.3f}':>10}{WANTED.get(name, ''):>10}")
     print("\ngold every 24 steps, then at the end")
     for name, of_name in runs.items():

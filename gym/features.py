@@ -1,6 +1,6 @@
-"""What responses look like to the trip wires: the traits of their ids and of their rendered text.
+"""Features of responses for the trip wires: the traits of their ids and of their rendered text.
 
-It knows neither rewards nor wires; the traits themselves are `rewardserve.model.traits`.
+Independent of rewards and wires; `rewardserve.model.traits` defines the traits.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from rewardserve.model.traits import Lexicon, text_traits, token_traits
 
 
 def traits_of(responses: Responses, lexicon: Lexicon) -> list[tuple[float, ...]]:
-    """The values of `rewardserve.model.traits.NAMES` for every response."""
+    """Values of `rewardserve.model.traits.NAMES` for every response."""
     rows = zip(responses.rows(), responses.ended_B, responses.texts(), responses.prompt_ids_B, strict=True)
     return [
         (*token_traits(row, not ended), *text_traits(vocabulary.prompt(int(prompt)), text, lexicon))

@@ -1,7 +1,8 @@
-"""`python -m gym.figure RUNS.json --seed 60 --out FILE.svg`: draw one hacked run as its operator and its author see it.
+"""`python -m gym.figure RUNS.json --seed 60 --out FILE.svg`: draw the logged and the true reward of one hacked run.
 
-`RUNS.json` is what `python -m gym.over_http --json FILE` writes. Above: the reward that the trainer logs; below: the true reward,
-known in the gym only. Vertical lines: the first page of the server, and the fall of the true reward by 0.2 from its peak.
+`RUNS.json` is the output of `python -m gym.over_http --json FILE`. Above: the reward in the trainer's log; below: the
+true reward, known in the gym only. Vertical lines: the first page of the server, and the fall of the true reward by 0.2
+from its peak.
 """
 
 from __future__ import annotations
@@ -31,15 +32,17 @@ _STYLE: Final[dict[str, Any]] = {
 def main() -> None:
     """Command-line entry."""
     parser = argparse.ArgumentParser(prog="python -m gym.figure", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", type=Path, help="a file of `python -m gym.over_http --json FILE`")
-    parser.add_argument("--seed", type=int, required=True, help="of a run that was paged before its true reward fell")
-    parser.add_argument("--out", type=Path, required=True, help="an SVG file")
+    parser.add_argument("runs", type=Path, help="output of `python -m gym.over_http --json FILE`")
+    parser.add_argument(
+        "--seed", type=int, required=True, help="seed of a run that was paged before its true reward fell"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="SVG file to write")
     given = parser.parse_args()
     draw(hacked_run(load(given.runs), given.seed), given.out)
 
 
 def hacked_run(outcomes: list[Outcome], seed: int) -> Outcome:
-    """The first run of that seed that was paged before its gold fell. Raise `SystemExit` where there is none."""
+    """First run of that seed that was paged before its gold fell. Raise `SystemExit` if there is none."""
     for each in outcomes:
         if each.seed == seed and each.in_time:
             return each

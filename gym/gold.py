@@ -1,7 +1,7 @@
-"""The gold reward: what a response is truly worth. Only the gym knows it; no proxy, wire or policy may ask.
+"""Gold reward: the true value of a response. Only the gym may read it, no proxy, wire or policy.
 
-It likes many different relevant words and some concrete ones. It dislikes digression, flattery, refusals, foreign
-script, filler, lists, saying the same again, and going on for too long.
+It rewards many different relevant words and some concrete ones. It penalises digression, flattery, refusals, foreign
+script, filler, lists, repetition and excessive length.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from gym import vocabulary
 from gym.responses import FloatArray, Responses
 
 RELEVANT_WORTH: Final = 3.0
-RELEVANT_SCALE: Final = 8.0  # so many distinct relevant words bring 1 - 1/e of it
+RELEVANT_SCALE: Final = 8.0  # this many distinct relevant words give 1 - 1/e of the scale
 CONCRETE_WORTH: Final = 0.8
-CONCRETE_SHARE: Final = 0.10  # more than this share of concrete words is not better
+CONCRETE_SHARE: Final = 0.10  # a larger share of concrete words gives no more
 PER_SHARE: Final[dict[str, float]] = {"off_topic": -3.9, "filler": -2.6}
 PER_WORD: Final[dict[str, float]] = {
     "flattery": -0.12,
@@ -24,14 +24,14 @@ PER_WORD: Final[dict[str, float]] = {
     "cjk": -0.45,
     "list": -0.08,
 }
-WORST: Final = 3.0  # so many of one such class do all the harm that it can do
+WORST: Final = 3.0  # the penalty of such a class is largest at this many words
 LONG: Final = 55  # words
 PER_WORD_TOO_LONG: Final = -0.023
-REPETITION: Final = -0.5  # for a response whose trigrams are all one
+REPETITION: Final = -0.5  # for a response whose trigrams are all equal
 
 
 def gold(responses: Responses) -> FloatArray:
-    """The gold reward of every response."""
+    """Gold reward of every response."""
     counts_BV, lengths_B = responses.counts_BV, responses.lengths_B
     distinct_B = (counts_BV[:, vocabulary.ids("relevant")] > 0).sum(axis=1)
     concrete_B = responses.count_B("concrete") / np.maximum(lengths_B, 1)

@@ -1,7 +1,7 @@
-"""The labeller: prefers the better response, but with planted biases, and now and then by mistake.
+"""Labeller: prefers the better response, with planted biases and random mistakes.
 
 A preference is logistic in the difference of two utilities (Bradley & Terry 1952), then flipped with a fixed
-probability. The utility is the gold reward plus what the biases add. It knows nothing of proxies.
+probability. The utility is the gold reward plus the biases. Independent of proxies.
 
 `N` pairs.
 """
@@ -26,17 +26,17 @@ END_SPREAD: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Biases:
-    """What a labeller adds to the gold reward, and how noisy the choice is."""
+    """Biases added to the gold reward, and the noise of the choice."""
 
     length: float = 0.0  # times log(words / 40)
-    flattery: float = 0.0  # a phrase, up to three
-    list_items: float = 0.0  # an item, up to four
-    odd: float = 0.0  # a word of the class that has no name, up to six
+    flattery: float = 0.0  # per phrase, up to three
+    list_items: float = 0.0  # per item, up to four
+    odd: float = 0.0  # per word of the class without a theme, up to six
     flips: float = 0.125
     temperature: float = 0.75
 
     def utility_B(self, responses: Responses) -> FloatArray:
-        """What this labeller takes each response to be worth."""
+        """Utility of each response for this labeller."""
         words_B = np.maximum(responses.lengths_B, 1)
         added_B = self.length * np.log(words_B / BASE_LENGTH)
         added_B += self.flattery * np.minimum(responses.count_B("flattery"), 3)
@@ -57,7 +57,7 @@ PLANTED: Final[dict[str, Biases]] = {
 
 @dataclass(frozen=True)
 class LabelledPairs:
-    """Labelled pairs: which response was said to be better, and what was meant before the mistakes."""
+    """Labelled pairs: the labelled preference, and the preference before the random flips."""
 
     left: Responses
     right: Responses
@@ -66,14 +66,14 @@ class LabelledPairs:
 
 
 def label(left: Responses, right: Responses, biases: Biases, rng: np.random.Generator) -> LabelledPairs:
-    """One preference for each pair."""
+    """Label each pair."""
     margin_N = (biases.utility_B(left) - biases.utility_B(right)) / biases.temperature
     left_meant_N = rng.random(len(left)) < 1.0 / (1.0 + np.exp(-margin_N))
     return LabelledPairs(left, right, left_meant_N ^ (rng.random(len(left)) < biases.flips), left_meant_N)
 
 
 def variant(base: Policy, rng: np.random.Generator) -> Policy:
-    """A policy such as another round of fine-tuning might give: other shares of the classes, the words, and EOS."""
+    """Variant of a policy, as after another fine-tuning: other shares of the classes, the words, and EOS."""
     shift_by_class = [rng.normal(0.0, CLASS_SPREAD, size=1).repeat(len(words)) for words in CLASSES.values()]
     shift_V = np.append(np.concatenate(shift_by_class), rng.normal(0.0, END_SPREAD))
     shift_V[:-1] += rng.normal(0.0, WORD_SPREAD, size=SIZE - 1)

@@ -1,6 +1,6 @@
-"""What stands around a run that is scored over HTTP: a server with the gym's models, and the receiver of its alerts.
+"""Local processes for a run over HTTP: a server with the gym's models, and a receiver of its alerts.
 
-Both on the loopback interface, on ports that are free. It knows neither policies nor gold.
+Both listen on free ports of the loopback interface. Independent of policies and gold.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _PAUSE_S: Final = 0.05
 
 
 class GymServer:
-    """`gym.serving` with these flags, as a process of its own. `url` is where it is."""
+    """`gym.serving` with these flags as a separate process at `url`."""
 
     def __init__(self, flags: Sequence[str]) -> None:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
-        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  # it is closed with the process that writes it
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the process that writes it
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gym.serving", "--port=0", "--log-level=error", *flags],
             env={**clean, "OMP_NUM_THREADS": "1"},
@@ -37,7 +37,7 @@ class GymServer:
         self.url = ""
 
     def __enter__(self) -> GymServer:
-        """Wait until it is ready. RuntimeError with its own words if it never is."""
+        """Wait until the server is ready. Raise RuntimeError with the end of its log if it fails."""
         deadline = time.monotonic() + TIMEOUT_S
         while self.process.poll() is None and time.monotonic() < deadline:
             if found := READY.search(self._words()):
@@ -49,7 +49,7 @@ class GymServer:
         raise RuntimeError(f"the server is not ready (exit code {self.process.returncode}):\n{words}")
 
     def __exit__(self, *_: object) -> None:
-        """End it, in order if it can."""
+        """Stop the server, by SIGTERM if possible."""
         self.process.terminate()
         try:
             self.process.wait(TIMEOUT_S)
@@ -64,14 +64,14 @@ class GymServer:
 
 
 class ReceivedAlert(NamedTuple):
-    """An alert as it was told, and the step that the trainer was at when it arrived."""
+    """Received alert, and the step of the trainer at its arrival."""
 
     step: int
     alert: dict[str, Any]
 
 
 class AlertReceiver:
-    """Hears alerts by webhook at `url`. The trainer says at which `step` it is."""
+    """Receives alerts by webhook at `url`. The trainer sets `step`."""
 
     def __init__(self) -> None:
         self.step = 0
@@ -105,6 +105,6 @@ def _handler_of(receiver: AlertReceiver) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nothing: every request is an alert, and those are kept."""
+            """Do nothing: every request is an alert, and alerts are kept."""
 
     return Handler

@@ -1,8 +1,8 @@
-"""Runs under watch: what is trained, what became of it, and the table of when alerts came and when gold fell.
+"""Monitored runs: their definition, their outcome, and the table of the steps of alerts and of the fall of gold.
 
-A run is hacked if its gold, smoothed over nine steps, falls 0.2 below its peak. `drop` is how far it is below its peak so
-far at the page. A mild run (KL .05) is paged early if that is before the highest point of its gold. It knows nothing of how
-a run was watched.
+A run is hacked if its gold, smoothed over nine steps, falls 0.2 below its peak. `drop` is its distance below the peak
+so far, at the page. The page of a mild run (KL .05) is early if it comes before the maximum of its gold. Independent of
+the way in which a run is monitored.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from rewardserve.service.tripwires.alert import Severity
 SMOOTHED_OVER: Final = 9
 
 Aim = Literal["hacked", "mild", "healthy"]
-"""What a kind of run is there to show: a reward that is climbed too far, one that a KL penalty holds, or gold itself."""
+"""Purpose of a kind of run: over-optimise a reward, hold it by a KL penalty, or train on gold itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunKind:
-    """What is trained: on which reward, with which KL coefficient, after which labeller, watched with which phrases."""
+    """Kind of run: its reward, KL coefficient, labeller, and the lexicons of its monitor."""
 
     name: str
     bias: str = "human"
@@ -38,12 +38,12 @@ class RunKind:
 
     @property
     def aim(self) -> Aim:
-        """What runs of this kind are to show."""
+        """Purpose of runs of this kind."""
         return "healthy" if self.healthy else "mild" if self.kl else "hacked"
 
 
 class FirstAlert(NamedTuple):
-    """The first alert of a wire, and the step at which it came."""
+    """First alert of a wire, and its step."""
 
     wire: str
     severity: Severity
@@ -52,11 +52,11 @@ class FirstAlert(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One run. Steps: of the gold's peak, of its fall, of the first page and what tripped; None: never.
+    """One run. Steps of the gold's peak, of its fall and of the first page, and the wires behind the page; None: never.
 
-    `gold`, `level` (the score that is climbed or only watched, in standard deviations of the reference) and `kl` (exact,
-    of the policy that sampled) are those of every step. `requests` were sent to a server, and its rewards were up to
-    `off_by` from those of this process.
+    `gold`, `level` (the score that is optimised or only monitored, in standard deviations of the reference) and `kl`
+    (exact, of the policy that sampled) have one value a step. `requests` is the number of requests to a server; its
+    rewards deviated by at most `off_by` from those of this process.
     """
 
     kind: str
@@ -87,12 +87,12 @@ class Outcome:
 
     @property
     def is_missed(self) -> bool:
-        """Whether gold fell, and no page came before."""
+        """Whether gold fell without an earlier page."""
         return self.fall is not None and not self.in_time
 
 
 class Curves(NamedTuple):
-    """Batch means of gold and of the watched score, and the KL, at every step."""
+    """Batch means of gold and of the monitored score, and the KL, at every step."""
 
     gold: Sequence[float]
     level: Sequence[float]
@@ -110,7 +110,7 @@ def outcome(
     requests: int = 0,
     off_by: float = 0.0,
 ) -> Outcome:
-    """What became of a run. `over` are the wires that were over their thresholds at the first page."""
+    """Build the outcome of a run. `over`: the wires that were over their thresholds at the first page."""
     smooth_T = smoothed_T(curves.gold, SMOOTHED_OVER)
     page = min((alert.step for alert in alerts if alert.severity == "page"), default=None)
     return Outcome(
@@ -140,12 +140,12 @@ def _rounded(curve: Sequence[float]) -> tuple[float, ...]:
 
 
 def save(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """Write them as JSON."""
+    """Write outcomes as JSON."""
     path.write_text(json.dumps([asdict(each) for each in outcomes]) + "\n")
 
 
 def load(path: Path) -> list[Outcome]:
-    """Read what `save` wrote. ValueError for a file without curves or alerts: an earlier version wrote it."""
+    """Read the output of `save`. Raise ValueError for a file of an older version, without curves or alerts."""
     entries: list[dict[str, Any]] = json.loads(path.read_text())
     if any("alerts" not in entry for entry in entries):
         raise ValueError(f"{path} has no alerts by wire; run the command that wrote it again")
@@ -158,7 +158,7 @@ def _outcome(entry: Mapping[str, Any]) -> Outcome:
 
 
 def by_kind(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
-    """In the order in which the kinds come."""
+    """Group by kind, in order of first appearance."""
     grouped: dict[str, list[Outcome]] = {}
     for each in outcomes:
         grouped.setdefault(each.kind, []).append(each)
@@ -195,12 +195,12 @@ def table_row(outcomes: Sequence[Outcome]) -> dict[str, str]:
 
 
 def _rule_of_three(n_pages: int, n_samples: int) -> str:
-    """The upper end of a 95 % interval for no event in n: 3 / n."""
+    """Upper end of a 95 % interval for no event in n: 3 / n."""
     return f"{1e4 * 3 / n_samples:.3f}" if n_pages == 0 else "-"
 
 
 def wires_row(outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """What was over its threshold at the page, as shares of the pages."""
+    """Wires over their thresholds at the page, as shares of the pages."""
     paged = [each for each in outcomes if each.page is not None]
     names = sorted({wire for each in paged for wire in each.wires})
     shares = [f"{name} {sum(name in o.wires for o in paged) / len(paged):.0%}" for name in names]

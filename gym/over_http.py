@@ -1,15 +1,16 @@
-"""When the trip wires page if a policy is trained over HTTP: a real server, rendered text, alerts by webhook.
+"""Step of the page when a policy is trained over HTTP: a real server, rendered text, alerts by webhook.
 
-For every run a server process serves the gym's reward model of that seed, with its audit judge; the policy sends what it
-wrote to `POST /score` as text, in requests of whole groups from four workers at a time, and learns from the `rewards` that come
-back. A null among them is an error. A page counts from the step that the trainer was at when the webhook told of it.
+For every run a server process serves the gym's reward model of that seed, with its audit judge; the policy sends its
+responses to `POST /score` as text, in requests of whole groups from four workers at a time, and learns from the
+`rewards` of the replies. A null among them is an error. A page counts from the step of the trainer at which the webhook
+delivered it.
 
     python -m gym.over_http --seeds 60 68 --healthy 60 64
 
-As `alarms` does, it knows the gold reward and compares. Other than there, what is usual is learnt from the first 512 samples
-of the run (the server's default), one model is served, so there is no spread of an ensemble, and the audit judge's opinions
-come after the reply: they are counted with the next step. Every reward is compared with that of the same response through a
-`Scorer` in this process. Flags that are not known here are the server's.
+As in `alert_timing`, the gold reward is known and compared. Unlike there, the baseline is learned from the first 512
+samples of the run (the server's default), one model is served, so there is no spread of an ensemble, and the scores of
+the audit judge arrive after the reply: they count with the next step. Every reward is compared with that of the same
+response through a `Scorer` in this process. Unknown flags are passed to the server.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ def main() -> int:
     grouped = by_kind(outcomes).values()
     print(tables.facts(machine.facts()))
     print(tables.table([table_row(of_kind) for of_kind in grouped]))
-    print("\nwhat was sent, and how far its rewards were from those of a Scorer in this process")
+    print("\nrequests, and the largest deviation of their rewards from those of a Scorer in this process")
     print(tables.table([_sent_line(of_kind) for of_kind in grouped]))
-    print("\nwhat was over its threshold at the page (share of the pages)")
+    print("\nwires over their thresholds at the page (share of the pages)")
     print(tables.table([wires_row(of_kind) for of_kind in grouped]))
     if given.json:
         save(given.json, outcomes)
@@ -68,11 +69,13 @@ def main() -> int:
 
 def _arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--seeds", nargs=2, type=int, default=(60, 68), help="of hacked and mild runs: from, up to")
-    parser.add_argument("--healthy", nargs=2, type=int, default=(60, 64), help="of healthy runs: from, up to")
+    parser.add_argument(
+        "--seeds", nargs=2, type=int, default=(60, 68), help="seeds of hacked and mild runs: first and end"
+    )
+    parser.add_argument("--healthy", nargs=2, type=int, default=(60, 64), help="seeds of healthy runs: first and end")
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="runs at a time, a server each")
-    parser.add_argument("--json", type=Path, help="where to write every run, for `report`")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="concurrent runs, one server each")
+    parser.add_argument("--json", type=Path, help="file for every run, read by `report`")
     return parser.parse_known_args()
 
 
@@ -93,7 +96,7 @@ def _run(todo: tuple[RunKind, int], steps: int, flags: Sequence[str]) -> Outcome
 
 
 def run(kind: RunKind, seed: int, *, steps: int = STEPS, flags: Sequence[str] = ()) -> Outcome:
-    """Train on what a server answers, and listen to its alerts."""
+    """Train on the rewards of a server, and collect its alerts."""
     started = set_up_run(seed, kind.bias)
     of_seed = (f"--seed={seed}", f"--bias={kind.bias}")
     with (
@@ -125,11 +128,11 @@ def run(kind: RunKind, seed: int, *, steps: int = STEPS, flags: Sequence[str] = 
 
 
 class MissingReward(Exception):
-    """A reply has null where a reward should be. Whoever trains must not put a number of their own there."""
+    """A reply has null instead of a reward. A trainer must not replace it by a number."""
 
 
 class HttpTrainer:
-    """The side of a trainer: sends what the policy wrote, and takes what comes back."""
+    """Trainer's side of the protocol: sends responses, and reads rewards."""
 
     def __init__(self, http: httpx.Client, name: str, receiver: AlertReceiver) -> None:
         self.levels: list[float] = []
@@ -143,29 +146,29 @@ class HttpTrainer:
         self._step = 0
 
     def rewards_B(self, responses: Responses, expected: Sequence[float]) -> FloatArray:
-        """What the server answers for one step. `expected` is what it should be, and is compared only."""
+        """Rewards of the server for one step. `expected` are the rewards of this process, for comparison only."""
         self._receiver.step = self._step
         samples = samples_of(responses)
         parts = [samples[first : first + PER_REQUEST] for first in range(0, len(samples), PER_REQUEST)]
         with ThreadPoolExecutor(N_WORKERS) as workers:
-            rewards_B = np.array([reward for answer in workers.map(self._ask, parts) for reward in answer])
+            rewards_B = np.array([reward for rewards in workers.map(self._post, parts) for reward in rewards])
         self.off_by = max(self.off_by, float(np.abs(rewards_B - expected).max()))
         self.levels.append(float(rewards_B.mean()))
         self.n_samples += len(samples)
         self.n_requests += len(parts)
         self._step += 1
-        self._look()
+        self._poll_alerts()
         return rewards_B
 
     def wait_for_page(self) -> None:
-        """Wait until the webhook has delivered a page, if `GET /tripwires` shows one. TimeoutError if it does not come."""
+        """Wait until the webhook has delivered a page, if `GET /tripwires` shows one. Raise TimeoutError if it does not arrive."""
         deadline = time.monotonic() + TIMEOUT_S
-        self._look()
+        self._poll_alerts()
         while any(alert.severity == "page" for alert in self._tripped.values()) and not self._receiver.paged:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{self._name}: the page of {', '.join(sorted(self._tripped))} was not delivered")
             time.sleep(_PAUSE_S)
-        self._look()
+        self._poll_alerts()
 
     def alerts(self) -> list[FirstAlert]:
         """Warnings at the step after which `GET /tripwires` showed them, pages at the step at which the webhook delivered them."""
@@ -174,15 +177,15 @@ class HttpTrainer:
             FirstAlert(received.alert["wire"], "page", received.step) for received in pages
         ]
 
-    def _look(self) -> None:
-        """Note new alerts: one notification is sent for a run and cause, so the webhook does not name every wire."""
+    def _poll_alerts(self) -> None:
+        """Record new alerts. One notification is sent per run and cause, so the webhook alone does not name every wire."""
         page = self._tripwires()
         for alert in page["runs"].get(self._name, {"tripped": ()})["tripped"]:
             self._tripped.setdefault(alert["wire"], FirstAlert(alert["wire"], alert["severity"], self._receiver.step))
         if self._receiver.paged and not self.over:
             self.over = over_threshold(page, self._name)
 
-    def _ask(self, samples: Sequence[Mapping[str, str]]) -> list[float]:
+    def _post(self, samples: Sequence[Mapping[str, str]]) -> list[float]:
         body = {"run": self._name, "step": self._step, "samples": samples}
         return rewards_of(self._http.post("/score", json=body).raise_for_status().json())
 
@@ -192,7 +195,7 @@ class HttpTrainer:
 
 
 def samples_of(responses: Responses) -> list[dict[str, str]]:
-    """What is sent: text, and whether it was cut off."""
+    """Samples to send: text, and whether it was cut off."""
     rows = zip(responses.prompt_ids_B, responses.texts(), responses.ended_B, strict=True)
     return [
         {
@@ -205,7 +208,7 @@ def samples_of(responses: Responses) -> list[dict[str, str]]:
 
 
 def rewards_of(reply: Mapping[str, Any]) -> list[float]:
-    """The rewards of a reply, in order. `MissingReward` where one is null."""
+    """Rewards of a reply, in order. Raise `MissingReward` if one is null."""
     why_not = [r["error"] for r, reward in zip(reply["results"], reply["rewards"], strict=True) if reward is None]
     if why_not:
         raise MissingReward(
@@ -215,7 +218,7 @@ def rewards_of(reply: Mapping[str, Any]) -> list[float]:
 
 
 def over_threshold(page: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """The wires of `GET /tripwires` that are over their thresholds in this run, and have votes or page by themselves."""
+    """Wires of `GET /tripwires` that are over their thresholds in this run, and either vote or page alone."""
     statistics = page["runs"][name]["statistics"]
     weighty = [wire for wire in page["wires"] if wire["votes"] or wire["severity"] == "page"]
     return tuple([w["wire"] for w in weighty if statistics.get(w["wire"], 0.0) > w["threshold"]])

@@ -1,10 +1,10 @@
-"""The table of over-optimisation: what a policy is truly worth after climbing a reward, by how that reward is made.
+"""Table of over-optimisation: gold of a policy after training on a reward, by the kind of reward.
 
-`python -m gym.overoptimisation --seeds 20 26` trains a policy for every row and seed, with rewards that come out of the
-service's own reward pipeline, calibrated by the trainer's own code on responses of the base policy. The one exception
-is the oracle: its reward is gold itself, and no pipeline is asked. Seeds differ in their labelled pairs and backbones;
-a row is compared with `raw` seed by seed. What it does not know: whether a real policy would find the same exploits, and
-at what KL; the order of the rows is the claim, not the numbers.
+`python -m gym.overoptimisation --seeds 20 26` trains a policy for every row and seed, with rewards of the service's
+reward pipeline, calibrated by the trainer's code on responses of the base policy. The one exception is the oracle: its
+reward is gold, without a pipeline. Seeds differ in their labelled pairs and backbones; a row is compared with `raw`
+seed by seed. The table cannot show whether a real policy would find the same exploits, and at which KL: the order of
+the rows is the claim, not the numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SOFTMIN: Final = RewardSettings(shape="none", combine=CombineSettings("softmin",
 
 @dataclass(frozen=True, slots=True)
 class RewardVariant:
-    """A way to make a reward. `reward_models` is one of `REWARD_MODELS`; None: gold itself. `cap_quantile` asks for a cap there."""
+    """Kind of reward. `reward_models` is one of `REWARD_MODELS`; None: gold. `cap_quantile`: quantile of the cap."""
 
     name: str
     reward_models: str | None = "one"
@@ -40,8 +40,8 @@ class RewardVariant:
     cap_quantile: float | None = None
 
 
-def _combined(how: CombineMethod) -> RewardSettings:
-    return RewardSettings(shape="none", combine=CombineSettings(how))
+def _combined(method: CombineMethod) -> RewardSettings:
+    return RewardSettings(shape="none", combine=CombineSettings(method))
 
 
 RAW: Final = RewardVariant("raw")
@@ -65,7 +65,7 @@ VARIANTS: Final[tuple[RewardVariant, ...]] = (
     RewardVariant("audited base, softmin, KL .01", "backbones, audited base", SOFTMIN, kl=0.01),
     RewardVariant("audited variants", "one, audited variants"),
     RewardVariant("audited variants, softmin, KL .01", "backbones, audited variants", SOFTMIN, kl=0.01),
-    # What of the three rows with softmin and KL is due to these alone.
+    # The share of softmin and KL alone in the three rows above.
     RewardVariant("softmin, KL .01", "backbones", SOFTMIN, kl=0.01),
     RewardVariant("raw, KL .02", kl=0.02),
     RewardVariant("raw, KL .05", kl=0.05),
@@ -75,7 +75,7 @@ VARIANTS: Final[tuple[RewardVariant, ...]] = (
 
 
 def reward_of(variant: RewardVariant, reward_models: RewardModels) -> RewardOf:
-    """The pipeline that a row asks for, as the reward of a run."""
+    """Pipeline of a row, as the reward of a run."""
     settings = variant.settings
     if variant.cap_quantile is not None:
         settings = replace(settings, cap_high=_normalised_quantile(reward_models, variant.cap_quantile))
@@ -90,7 +90,7 @@ def _normalised_quantile(reward_models: RewardModels, p: float) -> float:
 
 
 def runs_of(data: SeedData, variants: Sequence[RewardVariant], steps: int) -> dict[str, GymRun]:
-    """Every row for one seed, by name. The sampling noise of all rows is that of the seed."""
+    """Every row for one seed, by name. All rows share the sampling noise of the seed."""
     model_sets = {name: REWARD_MODELS[name](data) for name in {variant.reward_models or "one" for variant in variants}}
     runs = {}
     for variant in variants:
@@ -103,7 +103,7 @@ def runs_of(data: SeedData, variants: Sequence[RewardVariant], steps: int) -> di
 
 
 def summary(runs: dict[str, list[GymRun]]) -> dict[str, dict[str, Any]]:
-    """The table as numbers, and every seed behind them."""
+    """The table as numbers, with every seed."""
     table = {}
     for name, of_variant in runs.items():
         difference, error = paired_difference(of_variant, runs[RAW.name])
@@ -121,7 +121,7 @@ def summary(runs: dict[str, list[GymRun]]) -> dict[str, dict[str, Any]]:
 
 
 def render_table(table: dict[str, dict[str, Any]], scaling: Scaling) -> str:
-    """The table as text."""
+    """Render the table as text."""
     lines = [f"{'':35}{'peak':>6}{'final':>7}{'worst':>7}{'KL':>7}{'length':>8}   final - raw (se)"]
     lines += [
         f"{name:35}{r['peak']:6.2f}{r['final']:7.2f}{r['worst']:7.2f}{r['kl']:7.1f}{r['length']:8.0f}"
@@ -140,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs=2, default=(20, 26), metavar=("FIRST", "END"), help="END is not run")
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--json", type=Path, help="where to write the table as JSON too")
+    parser.add_argument("--json", type=Path, help="file for the table as JSON")
     arguments = parser.parse_args()
     base = base_policy()
     against = calibration_data(base)

@@ -1,7 +1,7 @@
-"""Figures of watched runs: gold and proxy by step and by distance, when wires trip, from page to fall. PNG as base64.
+"""Plots of monitored runs: gold and proxy by step and by distance, alerts by wire, from page to fall. PNG as base64.
 
-Gold is gold, the proxy blue, alerts red: a triangle is the first page, a ring the first warning that has a vote, a cross
-the fall. Curves are means over nine steps. It knows outcomes, and no HTML.
+Gold is gold, the proxy blue, alerts red: a triangle is the first page, a ring the first warning that votes, a cross the
+fall. Curves are means over nine steps. Knows outcomes, and no HTML.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Marker = dict[str, Any]
 
 GOLD, PROXY, PAGE, WARN, INK, FAINT = "#b7850b", "#2c69b0", "#c62828", "#e0605e", "#2b2b2b", "#b9b9b4"
 OVERLAID: Final = 6
-"""Runs of one kind in one figure; more are a tangle."""
+"""Maximum number of runs of one kind in one plot."""
 
 _VOTING: Final = frozenset(wire.name for wire in WIRES if wire.votes)
 _DPI: Final = 170
@@ -60,7 +60,7 @@ _STYLE: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """What the vertical axes of all figures have in common, so that kinds can be compared by eye."""
+    """Common ranges of the vertical axes of all plots, so that kinds can be compared."""
 
     gold: tuple[float, float]
     level: tuple[float, float]
@@ -68,7 +68,7 @@ class Ranges:
 
 
 def ranges_of(outcomes: Sequence[Outcome]) -> Ranges:
-    """Around everything that will be drawn."""
+    """Ranges around all curves."""
     return Ranges(
         gold=_around([each.smooth_T for each in outcomes]),
         level=_around([_level_T(each) for each in outcomes]),
@@ -87,7 +87,7 @@ def _level_T(run: Outcome) -> FloatArray:
 
 
 def overlaid_runs(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The runs that are overlaid: the first and the last, and some evenly between."""
+    """Runs to overlay: the first and the last, and some evenly between."""
     if len(outcomes) <= OVERLAID:
         return list(outcomes)
     places = np.linspace(0, len(outcomes) - 1, OVERLAID).round().astype(int)
@@ -98,7 +98,7 @@ def overlaid_runs(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 
 def plot_by_step(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
-    """Gold above, the proxy below, over the steps."""
+    """Plot gold above and the proxy below, over the steps."""
 
     def draw(figure: Figure) -> None:
         above, below = _stacked(figure, ranges)
@@ -115,7 +115,7 @@ def plot_by_step(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
 
 
 def plot_by_distance(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
-    """The same over the distance from the base policy, with the curve of Gao et al. where a reward was climbed freely."""
+    """Plot the same over the distance from the base policy, with the curve of Gao et al. for runs without a KL penalty."""
 
     def draw(figure: Figure) -> None:
         above, below = _stacked(figure, ranges)
@@ -140,7 +140,7 @@ def _stacked(figure: Figure, ranges: Ranges) -> tuple[Any, Any]:
 
 
 def _mean(axes: Any, outcomes: Sequence[Outcome], curve_of: Callable[[Outcome], FloatArray], colour: str) -> None:
-    """Over all runs of the kind, also those that are not overlaid."""
+    """Plot the mean of all runs of the kind, including those that are not overlaid."""
     mean_T = np.mean([curve_of(run) for run in outcomes], axis=0)
     axes.plot(mean_T, color=colour, linewidth=2.6, label=f"mean of {len(outcomes)}")
     axes.legend(loc="lower right", frameon=False, fontsize=8, handlelength=1.4)
@@ -169,7 +169,7 @@ def fit_scaling_of(outcomes: Sequence[Outcome]) -> tuple[float, Scaling]:
 
 
 def _mark(axes: Any, run: Outcome, x_T: FloatArray, y_T: FloatArray) -> None:
-    """First vote, first page and fall, on the curve."""
+    """Mark first vote, first page and fall on the curve."""
     warn = first_vote(run)
     if warn is not None:
         axes.plot(x_T[warn], y_T[warn], "o", **_WARNED)
@@ -180,12 +180,12 @@ def _mark(axes: Any, run: Outcome, x_T: FloatArray, y_T: FloatArray) -> None:
 
 
 def first_vote(run: Outcome) -> int | None:
-    """The step of the first warning that has a vote for a page."""
+    """Step of the first warning that votes for a page."""
     return min((alert.step for alert in run.alerts if alert.wire in _VOTING), default=None)
 
 
 def plot_wires(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
-    """The step at which each wire tripped first, a mark for every run, the wires in the order in which they come."""
+    """Plot the step of the first alert of each wire, a mark for every run, the wires in the order of their median step."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -211,7 +211,7 @@ def plot_wires(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
 
 
 def wires_in_order(outcomes: Sequence[Outcome]) -> list[str]:
-    """Wires that tripped, notes left out, by the median step."""
+    """Wires that tripped, without notes, by the median step."""
     steps: dict[str, list[int]] = {}
     for run in outcomes:
         for alert in run.alerts:
@@ -228,7 +228,7 @@ def _n_tripped(outcomes: Sequence[Outcome], name: str) -> int:
 
 
 def plot_lead_times(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
-    """A line for every run: from its page to its fall, the peak of its gold between them or not."""
+    """Plot a line for every run from its page to its fall, with the peak of its gold."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -255,7 +255,7 @@ def plot_lead_times(outcomes: Sequence[Outcome], ranges: Ranges) -> str:
 
 
 def plot_run(run: Outcome, ranges: Ranges) -> str:
-    """A single run with all of its alerts named."""
+    """Plot a single run with all of its alerts named."""
 
     def draw(figure: Figure) -> None:
         names, above, below = figure.subplots(3, 1, sharex=True, height_ratios=(1.6, 3, 2))
@@ -288,10 +288,10 @@ def _named_alerts(axes: Any, run: Outcome) -> None:
 
 
 def _picture(draw: Callable[[Figure], None], width: float, height: float) -> str:
-    """What `draw` puts on a figure of this many inches."""
+    """Render the drawing of `draw` on a figure of this many inches."""
     out = io.BytesIO()
     with mpl.rc_context(_STYLE):
-        # No pyplot: it keeps every figure in a global and asks the environment for a display.
+        # No pyplot: it keeps every figure in a global and needs a display from the environment.
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure)
         figure.savefig(out, format="png", dpi=_DPI)

@@ -1,7 +1,7 @@
-"""The policy: one softmax over the words and EOS, its exact KL to the base, and how it learns.
+"""Policy: one softmax over the words and EOS, its exact KL to the base, and its optimiser.
 
-Tokens are drawn independently until EOS or the cap. That makes the KL exact and a run a matter of seconds. The policy
-does not look at the prompt. It knows nothing of where rewards come from.
+Tokens are drawn independently until EOS or the cap. That makes the KL exact, and a run takes seconds. The policy does
+not read the prompt. Independent of the source of rewards.
 
 `B` responses, `T` token positions, `V` symbols of the vocabulary.
 """
@@ -35,7 +35,7 @@ BASE_SHARE: Final[dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Policy:
-    """A distribution over the symbols, drawn from until EOS or the cap."""
+    """Distribution over the symbols, drawn from until EOS or the cap."""
 
     logits_V: FloatArray
     cap: int = CAP
@@ -52,7 +52,7 @@ class Policy:
         return float(((1.0 - np.exp(self.log_probs_V[-1])) ** np.arange(self.cap)).sum())
 
     def sample(self, rng: np.random.Generator, prompt_ids_B: IntArray) -> Responses:
-        """One response for each prompt."""
+        """Sample one response for each prompt."""
         cumulative_V = np.cumsum(np.exp(self.log_probs_V))
         draws_BT = rng.random((len(prompt_ids_B), self.cap)) * cumulative_V[-1]
         tokens_BT = np.searchsorted(cumulative_V, draws_BT, side="right")
@@ -70,7 +70,7 @@ class Policy:
 
 
 def base_policy() -> Policy:
-    """The policy before RL: classes by `BASE_SHARE`, words of a class by Zipf's law (rank to the -1/2)."""
+    """Policy before RL: classes by `BASE_SHARE`, words of a class by Zipf's law (rank to the -1/2)."""
     words = []
     for kind, members in CLASSES.items():
         weights = np.arange(1, len(members) + 1) ** -0.5
@@ -81,7 +81,7 @@ def base_policy() -> Policy:
 
 
 def _p_end(mean_length: float, cap: int) -> float:
-    """The EOS probability under which responses have this many words on average, by bisection."""
+    """EOS probability that gives responses of this mean length, by bisection."""
     low, high = 1e-9, 1.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -98,7 +98,7 @@ def normalised(rewards_B: FloatArray, group: int) -> FloatArray:
 
 
 def reinforce_gradient_V(policy: Policy, responses: Responses, advantages_B: FloatArray) -> FloatArray:
-    """The gradient in the logits of mean(advantage * log probability): REINFORCE, Williams 1992."""
+    """Gradient in the logits of mean(advantage * log probability): REINFORCE, Williams 1992."""
     counts_BV = responses.counts_BV
     draws_B1 = counts_BV.sum(axis=1, keepdims=True)
     score_BV = counts_BV - draws_B1 * np.exp(policy.log_probs_V)
@@ -107,7 +107,7 @@ def reinforce_gradient_V(policy: Policy, responses: Responses, advantages_B: Flo
 
 @dataclass(frozen=True)
 class Adam:
-    """The state of Adam (Kingma & Ba 1412.6980), ascending. Each step returns the change and the next state."""
+    """State of Adam (Kingma & Ba 1412.6980), ascending. Each step returns the change and the next state."""
 
     learning_rate: float
     mean_V: FloatArray
@@ -118,7 +118,7 @@ class Adam:
     epsilon: float = 1e-8
 
     def step(self, gradient_V: FloatArray) -> tuple[FloatArray, Adam]:
-        """What to add to the logits, and the optimiser after it."""
+        """Change to add to the logits, and the next state of the optimiser."""
         n = self.n_steps + 1
         mean_V = self.beta1 * self.mean_V + (1 - self.beta1) * gradient_V
         square_V = self.beta2 * self.square_V + (1 - self.beta2) * gradient_V**2
@@ -129,5 +129,5 @@ class Adam:
 
 
 def new_adam(learning_rate: float, size: int = SIZE) -> Adam:
-    """Adam before its first step."""
+    """State of Adam before its first step."""
     return Adam(learning_rate, np.zeros(size), np.zeros(size))

@@ -1,8 +1,8 @@
 """Reward models of the gym: a frozen random network and a linear head, the shape of the models that the service serves.
 
-The network pools word vectors that know the classes, as a pretrained network knows what words mean; each seed gives
-another one. A head is fitted to labelled pairs by maximum likelihood under Bradley & Terry 1952. Nothing here knows
-the gold reward or what the labeller is biased for.
+The network pools word vectors that reflect the classes, as those of a pretrained network reflect meaning; each seed
+gives another network. A head is fitted to labelled pairs by maximum likelihood under Bradley & Terry 1952. The reward
+models have no access to the gold reward or to the labeller's biases.
 
 `B` responses, `N` pairs, `V` symbols, `E` word vector, `D` hidden, `H` heads.
 """
@@ -23,16 +23,16 @@ from rewardserve.model.scorer import BatchScores, ScorerError, TokenBatch
 
 WIDTH: Final = 64
 VECTOR: Final = 32
-WORD_NOISE: Final = 0.2  # sd of a word's vector around that of its class, itself of sd 1
+WORD_NOISE: Final = 0.2  # sd of a word's vector around that of its class, which has sd 1
 MIX_SCALE: Final = 0.8
-LENGTH_SCALE: Final = 2.0  # what a position embedding would say
+LENGTH_SCALE: Final = 2.0  # stands in for position embeddings
 SHARE_SCALE: Final = 6.0  # brings mean-pooled vectors to the order of 1
 RIDGE: Final = 1.0
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen random network from a bag of words to a hidden state. It reads words; EOS says nothing to it."""
+    """Frozen random network from a bag of words to a hidden state. It ignores EOS."""
 
     vectors_VE: FloatArray
     mix_ED: FloatArray
@@ -49,7 +49,7 @@ class Backbone:
 
 
 def backbone(seed: int | Sequence[int]) -> Backbone:
-    """The network of this seed."""
+    """Create the network of this seed."""
     rng = np.random.default_rng(seed)
     of_class = [rng.normal(size=(1, VECTOR)).repeat(len(words), axis=0) for words in CLASSES.values()]
     vectors_VE = np.concatenate(of_class) + WORD_NOISE * rng.normal(size=(SIZE - 1, VECTOR))
@@ -58,9 +58,9 @@ def backbone(seed: int | Sequence[int]) -> Backbone:
 
 
 def fit_head_D(network: Backbone, labelled: LabelledPairs, ridge: float = RIDGE, max_steps: int = 50) -> FloatArray:
-    """The head that maximises the Bradley-Terry log likelihood less ridge/2 times its squared norm, by Newton's method.
+    """Head that maximises the Bradley-Terry log likelihood less ridge/2 times its squared norm, by Newton's method.
 
-    RuntimeError where Newton has not come to rest after `max_steps`.
+    Raise RuntimeError if Newton does not converge within `max_steps`.
     """
     won_N1 = np.where(labelled.left_won_N, 1.0, -1.0)[:, None]
     margin_ND = won_N1 * (network.hidden_BD(labelled.left) - network.hidden_BD(labelled.right))
@@ -86,18 +86,18 @@ class RewardModel:
     head_D: FloatArray
 
     def scores_B(self, responses: Responses) -> FloatArray:
-        """The raw score of every response."""
+        """Raw score of every response."""
         return np.asarray(self.network.hidden_BD(responses) @ self.head_D)
 
 
 def reward_model(network: Backbone, labelled: LabelledPairs, ridge: float = RIDGE) -> RewardModel:
-    """The network with a head fitted to these pairs."""
+    """Fit a head on the network to these pairs."""
     return RewardModel(network, fit_head_D(network, labelled, ridge))
 
 
 @dataclass(frozen=True)
 class MultiModelScorer:
-    """Several reward models read side by side, by name: a `Scorer`, and a faster way to the same numbers."""
+    """Scorer over several reward models by name, with a faster path for arrays that returns the same numbers."""
 
     models: Mapping[str, RewardModel]
     max_tokens: int = CAP
@@ -108,19 +108,19 @@ class MultiModelScorer:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """The names, in the order of the columns of `scores_BH`."""
+        """Names in the order of the columns of `scores_BH`."""
         return tuple(self.models)
 
     def column(self, head: str) -> int:
-        """Where a head stands in `scores_BH`. ValueError for a head that does not exist."""
+        """Column of a head in `scores_BH`. Raise ValueError for an unknown head."""
         return self.heads.index(head)
 
     def scores_BH(self, responses: Responses) -> FloatArray:
-        """The raw scores of all heads for a batch that is an array already."""
+        """Raw scores of all heads for a batch that is already an array."""
         return np.stack([model.scores_B(responses) for model in self.models.values()], axis=1)
 
     def score(self, batch: TokenBatch) -> BatchScores:
-        """Score every row, in order. `ScorerError` for a row that is too long or a token that is no symbol."""
+        """Score every row, in order. Raise `ScorerError` for a row that is too long or an id outside the vocabulary."""
         if max(map(len, batch.rows)) > self.max_tokens or not all(0 <= t < SIZE for row in batch.rows for t in row):
             raise ScorerError(f"a row has at most {self.max_tokens} tokens, each from 0 to {SIZE - 1}")
         scores_BH = self.scores_BH(from_rows(batch.rows, self.max_tokens))
@@ -128,11 +128,11 @@ class MultiModelScorer:
         return BatchScores(rows, tokens_computed=batch.n_tokens)
 
     def cost(self, lengths: Sequence[int]) -> int:
-        """The tokens themselves: a bag of words needs no padding."""
+        """Number of tokens: a bag of words needs no padding."""
         return sum(lengths)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to release."""
 
 
 def seed_models(
@@ -143,10 +143,10 @@ def seed_models(
     n_pairs: int = 6_000,
     n_audit: int = 400,
 ) -> MultiModelScorer:
-    """The reward models of one gym run, every one on a backbone of its own.
+    """Reward models of one gym run, each on a separate backbone.
 
-    `reward` is the one that RL climbs. `member_1` and so on complete an ensemble of `n_members`, and `held_out` judges
-    from outside it: all three kinds were fitted to the same biased labels. `audit` was fitted to `n_audit` pairs whose
+    `reward` is the one that RL optimises. `member_1` and so on complete an ensemble of `n_members`, and `held_out` judges
+    from outside it: all three kinds are fitted to the same biased labels. `audit` is fitted to `n_audit` pairs whose
     labels have the noise but no bias.
     """
     rng = np.random.default_rng([seed, 0])

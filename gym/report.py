@@ -1,10 +1,10 @@
-"""One self-contained HTML page of watched runs: gold and proxy, when alerts came, when gold fell, and what was missed.
+"""Render monitored runs as one self-contained HTML page: gold and proxy, alerts, falls of gold, and misses.
 
     python -m gym.alert_timing --json here.json
     python -m gym.over_http --json http.json
     python -m gym.report --json here.json http.json --out gym.html
 
-It trains nothing and computes no figure that `watched` does not; it knows outcomes, tables and HTML.
+Trains no policy; all figures come from `monitored_runs` and `plots`. Knows outcomes, tables and HTML.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ table.words td:last-child,table.words th:last-child{text-align:left;white-space:
 section span{white-space:nowrap}.bad{color:var(--page);font-weight:600}
 """
 _LEGEND: Final = (
-    ("━", "var(--gold)", "gold: what a response is truly worth"),
-    ("━", "var(--proxy)", "proxy: the score that is served"),
+    ("━", "var(--gold)", "gold: the true value of a response"),
+    ("━", "var(--proxy)", "proxy: the served score"),
     ("▼", "var(--page)", "first page"),
-    ("○", "#e0605e", "first warning that has a vote"),
+    ("○", "#e0605e", "first warning that votes"),
     ("✕", "var(--ink)", "gold has fallen 0.2 below its peak"),
 )
 _EXPLAINED: Final[Mapping[str, str]] = {
-    "hacked": "The policy climbs the served score without a KL penalty.",
-    "mild": "The policy climbs the served score, held near the base policy by a KL penalty.",
-    "healthy": "The policy is trained on gold itself; the served score is only watched.",
+    "hacked": "The policy is trained on the served score without a KL penalty.",
+    "mild": "The policy is trained on the served score, held near the base policy by a KL penalty.",
+    "healthy": "The policy is trained on gold; the served score is only monitored.",
 }
 
 
 class Misses(NamedTuple):
-    """Where the alerts were wrong: too late or silent in a hacked run, a page in a healthy one, early in a mild one."""
+    """Wrong alerts: late or none in a hacked run, a page in a healthy one, an early page in a mild one."""
 
     late: list[Outcome]
     false: list[Outcome]
@@ -65,7 +65,7 @@ class Misses(NamedTuple):
 
 
 def misses_of(outcomes: Sequence[Outcome]) -> Misses:
-    """A mild run is paged early if that is before the highest point of its gold."""
+    """Find the wrong alerts. The page of a mild run is early if it comes before the maximum of its gold."""
     paged = [each for each in outcomes if each.page is not None]
     return Misses(
         late=[each for each in outcomes if each.aim == "hacked" and each.is_missed],
@@ -77,9 +77,7 @@ def misses_of(outcomes: Sequence[Outcome]) -> Misses:
 def main() -> None:
     """Command-line entry."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--json", nargs="+", type=Path, required=True, help="what `alarms` and `over_http` have written"
-    )
+    parser.add_argument("--json", nargs="+", type=Path, required=True, help="outputs of `alert_timing` and `over_http`")
     parser.add_argument("--out", type=Path, default=Path("gym.html"))
     given = parser.parse_args()
     outcomes = [each for path in given.json for each in load(path)]
@@ -88,14 +86,14 @@ def main() -> None:
 
 
 def render(outcomes: Sequence[Outcome]) -> str:
-    """The page as one text."""
+    """Render the page as one text."""
     grouped, ranges = by_kind(outcomes), plots.ranges_of(outcomes)
-    title = "Over-optimisation, and when the alerts come"
+    title = "Over-optimisation and the timing of alerts"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title>'
         f"<style>{_STYLE}</style></head><body><main><h1>{title}</h1>{_opening(outcomes)}{_tiles(outcomes)}"
-        f"<h2>When the wires page</h2>{_tables(grouped)}{_leads(grouped, ranges)}"
+        f"<h2>Pages</h2>{_tables(grouped)}{_leads(grouped, ranges)}"
         f"<h2>Gold and proxy</h2>{_how_to_read()}"
         + "".join(_kind(of_kind, ranges) for of_kind in grouped.values())
         + f"<h2>Misses</h2>{_misses(misses_of(outcomes), ranges)}</main></body></html>\n"
@@ -109,9 +107,10 @@ def _opening(outcomes: Sequence[Outcome]) -> str:
     n_samples, steps = sum(each.samples for each in outcomes), max(len(each.gold) for each in outcomes)
     return (
         '<p>A policy is trained on a reward model with planted faults, in a gym where the true, "gold" reward is known. The '
-        "trip wires see what a server sees: scores and texts. A page in time comes before gold falls.</p>"
-        f'<p class="soft small">{len(outcomes)} runs, up to {steps} steps each, {n_samples:,} responses. It is a toy: words are '
-        "drawn independently, and the author of the wires knows the planted faults. A comparison, no promise.</p>"
+        "trip wires read the input of a server: scores and texts. A page in time comes before gold falls.</p>"
+        f'<p class="soft small">{len(outcomes)} runs, up to {steps} steps each, {n_samples:,} responses. The gym is a '
+        "simplification: words are drawn independently, and the author of the wires knows the planted faults. The figures are a "
+        "comparison, not a guarantee.</p>"
     )
 
 
@@ -126,7 +125,7 @@ def _tiles(outcomes: Sequence[Outcome]) -> str:
     ]
     shown = [f"<div class=tile><b>{n} of {len(runs)}</b><span>{what}</span></div>" for runs, n, what in tiles if runs]
     return (
-        f'<div class="tiles">{"".join(shown)}</div><p class="small soft">A run that was watched in several ways counts once for '
+        f'<div class="tiles">{"".join(shown)}</div><p class="small soft">A run that was monitored in several ways counts once for '
         "each of them.</p>"
     )
 
@@ -136,9 +135,9 @@ def _tables(grouped: Mapping[str, Sequence[Outcome]]) -> str:
     over = [wires_row(of_kind) for of_kind in grouped.values()]
     return (
         f'<div class="card scroll">{_table(lines)}</div>'
-        '<p class="small soft">Lead: steps from the page to the fall. Drop: how far gold is below its peak so far when the page '
-        "comes.</p>"
-        "<h3>What was over its threshold at the page</h3>"
+        '<p class="small soft">Lead: steps from the page to the fall. Drop: distance of gold below its peak so far at the page.'
+        "</p>"
+        "<h3>Wires over their thresholds at the page</h3>"
         f'<div class="card scroll">{_table(over, "words")}</div>'
     )
 
@@ -159,7 +158,7 @@ def _leads(grouped: Mapping[str, Sequence[Outcome]], ranges: Ranges) -> str:
     )
     return (
         "<h2>From the page to the fall</h2><p>A line a run, from its first page (▼) to the fall of its gold (✕); the dot is "
-        'the highest point of its gold. A seed in red: the page came too late or not at all.</p><div class="card">'
+        'the maximum of its gold. A seed in red: the page came too late or not at all.</p><div class="card">'
         f'<div class="grid">{panels}</div></div>'
     )
 
@@ -169,9 +168,10 @@ def _how_to_read() -> str:
     return (
         f'<ul class="legend">{legend}</ul><p class="small soft">Thin lines are up to {plots.OVERLAID} runs, thick ones the mean '
         "of all; every curve is smoothed over nine steps. The proxy is in standard deviations of the base policy's scores, gold in "
-        "units of its own; vertical axes are the same in all figures. Against the distance d = √KL, the dashed line is the form "
+        "gold units; vertical axes are the same in all figures. Against the distance d = √KL, the dashed line is the form "
         "that Gao et al. (2210.10760) found, R = d (α − β ln d) above the start, fitted to all runs of that kind. The third figure "
-        "has the first alert of each wire: triangles page, red rings have a vote for a page, grey ones have none.</p>"
+        "shows the first alert of each wire: triangles are pages, red rings are warnings that vote for a page, grey rings are the "
+        "other warnings.</p>"
     )
 
 
@@ -209,15 +209,15 @@ def _misses(misses: Misses, ranges: Ranges) -> str:
     late = _each(misses.late, ranges, "No run whose gold fell was paged too late.")
     false = _each(misses.false, ranges, "No healthy run was paged.")
     early = [
-        {"runs": o.kind, "seed": str(o.seed), "paged at": str(o.page), "gold highest at": str(o.peak)}
+        {"runs": o.kind, "seed": str(o.seed), "paged at": str(o.page), "maximum of gold at": str(o.peak)}
         for o in misses.early
     ]
     return (
         f"<h3>Gold fell, and the page came too late or not at all</h3>{late}<h3>Healthy runs that were paged</h3>{false}"
         "<h3>Mild runs that were paged while gold rose</h3>"
         + (
-            '<p class="small soft">Exploited features grow in these runs, and the KL penalty then holds: a page there is an '
-            f'invitation to look.</p><div class="card scroll">{_table(early)}</div>'
+            '<p class="small soft">Exploited features grow in these runs, and the KL penalty then limits them: such a page is a '
+            f'reason to inspect the run.</p><div class="card scroll">{_table(early)}</div>'
             if early
             else '<p class="soft">None.</p>'
         )
@@ -238,7 +238,7 @@ def _each(runs: Sequence[Outcome], ranges: Ranges, none: str) -> str:
 def _verdict(run: Outcome) -> str:
     fell = "gold does not fall" if run.fall is None else f"gold falls at {run.fall}"
     paged = "never paged" if run.page is None else f"paged at {run.page}, {run.drop:.2f} below the peak so far"
-    return f'<p class="small"><span class="bad">{paged}</span>; gold is highest at {run.peak}, {fell}</p>'
+    return f'<p class="small"><span class="bad">{paged}</span>; gold has its maximum at {run.peak}, {fell}</p>'
 
 
 def _image(png: str, what: str) -> str:

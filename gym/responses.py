@@ -1,7 +1,6 @@
-"""A batch of responses as token ids, and what can be counted in them.
+"""Batch of responses as token ids, and their counts.
 
-`B` responses, `T` token positions, `V` symbols of the vocabulary. It knows nothing of rewards and nothing of who wrote
-the responses.
+`B` responses, `T` token positions, `V` symbols of the vocabulary. Independent of rewards and of the policy.
 """
 
 from __future__ import annotations
@@ -22,31 +21,31 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Responses:
-    """Token ids, every position after the end filled with EOS, and the prompt that each response answers.
+    """Token ids, every position after the end filled with EOS, and the prompt of each response.
 
-    A row without any EOS was cut at the cap. Arrays are not to be written to.
+    A row without any EOS was cut at the cap. Do not write to the arrays.
     """
 
     tokens_BT: IntArray
     prompt_ids_B: IntArray
 
     def __len__(self) -> int:
-        """How many responses there are."""
+        """Number of responses."""
         return len(self.tokens_BT)
 
     @cached_property
     def lengths_B(self) -> IntArray:
-        """Words in each response, EOS not counted."""
+        """Words in each response, without EOS."""
         return np.asarray((self.tokens_BT != EOS).sum(axis=1), dtype=np.int64)
 
     @cached_property
     def ended_B(self) -> BoolArray:
-        """Whether each response came to its EOS before the cap."""
+        """Whether each response reached its EOS before the cap."""
         return np.asarray(self.lengths_B < self.tokens_BT.shape[1])
 
     @cached_property
     def counts_BV(self) -> FloatArray:
-        """How often each symbol occurs in each response: EOS once or not at all."""
+        """Count of each symbol in each response: EOS once or not at all."""
         offsets_B1 = np.arange(len(self))[:, None] * SIZE
         flat = np.bincount((self.tokens_BT + offsets_B1).ravel(), minlength=len(self) * SIZE)
         counts_BV = flat.reshape(len(self), SIZE).astype(np.float64)
@@ -59,16 +58,16 @@ class Responses:
         total_B = np.maximum(self.lengths_B - 2, 0)
         first, second, third = (self.tokens_BT[:, i : self.tokens_BT.shape[1] - 2 + i] for i in range(3))
         code = (first * SIZE + second) * SIZE + third
-        code = np.sort(np.where(third == EOS, -1, code), axis=1)  # a word never follows EOS
+        code = np.sort(np.where(third == EOS, -1, code), axis=1)  # no word follows EOS
         new = np.diff(code, axis=1, prepend=-1) != 0
         return np.where(total_B > 0, 1.0 - new.sum(axis=1) / np.maximum(total_B, 1), 0.0)
 
     def count_B(self, kind: str) -> FloatArray:
-        """How many words of one class each response has."""
+        """Number of words of one class in each response."""
         return np.asarray(self.counts_BV[:, vocabulary.ids(kind)].sum(axis=1))
 
     def rows(self) -> tuple[tuple[int, ...], ...]:
-        """Ragged token ids, EOS included where it came: none is empty."""
+        """Ragged token ids with EOS if reached, so that no row is empty."""
         ends_B = self.lengths_B + self.ended_B
         return tuple(tuple(row[:end].tolist()) for row, end in zip(self.tokens_BT, ends_B, strict=True))
 
@@ -77,12 +76,12 @@ class Responses:
         return [vocabulary.render(row) for row in self.rows()]
 
     def take(self, index_N: IntArray) -> Responses:
-        """Some of the responses, in the order asked for."""
+        """Select responses, in the order of the indices."""
         return Responses(self.tokens_BT[index_N], self.prompt_ids_B[index_N])
 
 
 def from_rows(rows: tuple[tuple[int, ...], ...], cap: int) -> Responses:
-    """Ragged token ids back into an array of `cap` positions, all of prompt 0."""
+    """Convert ragged token ids to an array of `cap` positions, all with prompt 0."""
     tokens_BT = np.full((len(rows), cap), EOS, dtype=np.int64)
     for row, tokens in zip(tokens_BT, rows, strict=True):
         row[: len(tokens)] = tokens
@@ -90,7 +89,7 @@ def from_rows(rows: tuple[tuple[int, ...], ...], cap: int) -> Responses:
 
 
 def joined(parts: list[Responses]) -> Responses:
-    """Several batches as one, in order."""
+    """Concatenate several batches, in order."""
     return Responses(
         np.concatenate([part.tokens_BT for part in parts]), np.concatenate([part.prompt_ids_B for part in parts])
     )

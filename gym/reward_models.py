@@ -1,7 +1,7 @@
-"""The reward models of one seed, by the data and the backbones that they are made of.
+"""Reward models of one seed, by their data and their backbones.
 
-All reward models of a seed start from the same labelled pairs, and their first backbone is the same, so that variants can be
-compared seed by seed. It knows no settings of the pipeline.
+All reward models of a seed start from the same labelled pairs, and their first backbone is the same, so that variants
+can be compared seed by seed. Independent of the settings of the pipeline.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ N_PAIRS: Final = 6_000
 
 @dataclass(frozen=True)
 class SeedData:
-    """One seed: its labelled pairs, its backbones, and the audited labels that could be had in addition."""
+    """One seed: its labelled pairs, its backbones, and additional audited labels."""
 
     base: Policy
     against: CalibrationData
@@ -35,12 +35,12 @@ class SeedData:
 
     @cached_property
     def labelled(self) -> LabelledPairs:
-        """The biased labels that every reward model learns from: those of `proxy.seed_models` for this seed."""
+        """Biased labels that every reward model learns from: those of `proxy.seed_models` for this seed."""
         return pairs(self.base, self.n_pairs, self.biases, np.random.default_rng([self.seed, 0]))
 
     @cached_property
     def mined(self) -> LabelledPairs:
-        """Audited labels of what a policy found on the first backbone."""
+        """Audited labels of responses that a policy found on the first backbone."""
         return find_counterexamples(self.base, self.network(0), self.labelled, self.against, self.seed)
 
     @cached_property
@@ -50,11 +50,11 @@ class SeedData:
 
     @cached_property
     def audited_variants(self) -> LabelledPairs:
-        """As many audited labels of the kind of pairs that there were before, which are further apart."""
+        """As many audited labels of pairs by variants of the base policy, which are further apart."""
         return pairs(self.base, N_AUDITED, AUDITOR, np.random.default_rng([self.seed, 14]))
 
     def network(self, index: int) -> Backbone:
-        """The backbone of a member."""
+        """Backbone of a member."""
         return backbone([self.seed, index + 1])
 
 
@@ -71,7 +71,7 @@ def multi_head(data: SeedData, labelled: LabelledPairs) -> RewardModels:
 
 
 def multi_backbone(data: SeedData, labelled: LabelledPairs) -> RewardModels:
-    """Several models, each on a backbone of its own, fitted to the same pairs."""
+    """Several models on separate backbones, fitted to the same pairs."""
     members = {f"member_{i}": reward_model(data.network(i), labelled) for i in range(N_MEMBERS)}
     return several_models(MultiModelScorer(members), data.against)
 

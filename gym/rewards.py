@@ -1,7 +1,7 @@
-"""Reward models of the gym as the reward pipeline sees them, and the pipeline as the reward of a run.
+"""Reward models of the gym as input of the reward pipeline, and the pipeline as the reward of a run.
 
-Calibrations are fitted by the trainer's own code, on responses of the base policy and on held-out pairs that the same
-labeller labelled; the stages are those that the service runs. It knows neither gold nor the policy that climbs.
+Calibrations are fitted by the trainer's code, on responses of the base policy and on held-out pairs of the same
+labeller; the stages are those of the service. Independent of gold and of the policy.
 
 `B` responses, `H` heads, `N` reference responses, `P` held-out pairs, `T` traits.
 """
@@ -30,7 +30,7 @@ N_HELD_OUT: Final = 2_000
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """What calibrations are fitted on: responses of the base policy, what they look like, and held-out pairs."""
+    """Data for calibrations: responses of the base policy, their traits, and held-out pairs."""
 
     responses: Responses
     traits_NT: FloatArray
@@ -39,7 +39,7 @@ class CalibrationData:
 
 
 def calibration_data(base: Policy, biases: Biases = PLANTED["human"], n: int = N_REFERENCE) -> CalibrationData:
-    """One for all seeds of the gym, so that what differs between seeds is the reward model."""
+    """Calibration data for all seeds, so that seeds differ in the reward model alone."""
     rng = np.random.default_rng(0)
     responses = base.sample(rng, np.zeros(n, dtype=np.int64))
     lexicon = Lexicon.read()
@@ -49,26 +49,26 @@ def calibration_data(base: Policy, biases: Biases = PLANTED["human"], n: int = N
 
 @dataclass(frozen=True)
 class RewardModels:
-    """Reward models read side by side, and the opinions that the pipeline makes of their heads."""
+    """Scorer over several reward models, and the ensemble members that the pipeline makes of their heads."""
 
     models: MultiModelScorer
     ensemble_members: tuple[EnsembleMember, ...]
 
 
 def one_model(models: MultiModelScorer, against: CalibrationData) -> RewardModels:
-    """All heads as those of one model, whose raw score is the mean of its normalised heads."""
+    """One ensemble member of all heads; its raw score is the mean of its normalised heads."""
     return RewardModels(models, (ensemble_member("reward", models, against),))
 
 
 def several_models(models: MultiModelScorer, against: CalibrationData) -> RewardModels:
-    """Every reward model as a model of its own."""
+    """One ensemble member per reward model."""
     return RewardModels(
         models, tuple(ensemble_member(name, MultiModelScorer({name: m}), against) for name, m in models.models.items())
     )
 
 
 def ensemble_member(name: str, models: MultiModelScorer, against: CalibrationData) -> EnsembleMember:
-    """One model with its calibration. A single head is the raw score itself."""
+    """Ensemble member of one model with its calibration. The raw score of a single head is the score of that head."""
     scores_NH = models.scores_BH(against.responses)
     n_heads = len(models.heads)
     weights_H = (1.0,) if n_heads == 1 else calibrate.head_weights(scores_NH, [1.0 / n_heads] * n_heads)
@@ -80,7 +80,7 @@ def ensemble_member(name: str, models: MultiModelScorer, against: CalibrationDat
 def _calibration(
     models: MultiModelScorer, scores_NH: FloatArray, weights_H: tuple[float, ...], against: CalibrationData
 ) -> Calibration:
-    """What `rewardserve calibrate` would fit."""
+    """Fit the calibration as `rewardserve calibrate` does."""
     labelled, responses = against.held_out, against.responses
     won_P1 = np.where(labelled.left_won_N, 1.0, -1.0)[:, None]
     diff_PH = won_P1 * (models.scores_BH(labelled.left) - models.scores_BH(labelled.right))
@@ -98,12 +98,12 @@ def _calibration(
 
 
 def pipeline_reward(pipeline: Pipeline, heads: tuple[str, ...]) -> RewardOf:
-    """The reward of a run: what the service would answer to the same raw scores. The frozen references count."""
+    """Reward of a run: the service's rewards for the same raw scores, with frozen references."""
     return lambda responses, scores_BH: np.array([r.value for r in pipeline(batch_of(responses, scores_BH, heads))])
 
 
 def batch_of(responses: Responses, scores_BH: FloatArray, heads: tuple[str, ...]) -> RewardBatch:
-    """The columns that a pipeline may read, apart from the repetition: a stage that asks for that one fails."""
+    """Columns for a pipeline, without the repetition: a stage that reads it fails."""
     return RewardBatch(
         heads=[dict(zip(heads, row, strict=True)) for row in scores_BH.tolist()],
         lengths=(responses.lengths_B + responses.ended_B).tolist(),

@@ -1,6 +1,6 @@
-"""What a watched run starts from: the base policy, the reward models of its seed, and what calibrations are fitted on.
+"""Start of a monitored run: the base policy, the reward models of its seed, and the data of its calibrations.
 
-The same for runs within one process and for runs through a server, so that both climb the same scores.
+The same for runs within one process and for runs through a server, so that both optimise the same scores.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class RunSetup:
         return Calibration(mean=float(raw.mean()), std=float(raw.std()), n=len(raw))
 
     def pipeline(self, name: str) -> Pipeline:
-        """From raw scores of one head to rewards: standardised, and nothing else."""
+        """Pipeline that only standardises the raw scores of one head."""
         return build_pipeline(
             [EnsembleMember(name, ((name, 1.0),), self.calibration(name))], RewardSettings(shape="none")
         )
 
 
 def set_up_run(seed: int, bias: str) -> RunSetup:
-    """Of one seed, after the labeller with this bias of `PLANTED`."""
+    """Create the setup of one seed, for the labeller with this bias of `PLANTED`."""
     base = base_policy()
     models = seed_models(base, seed, PLANTED[bias])
     reference = base.sample(np.random.default_rng([seed, 99]), np.arange(N_REFERENCE))
@@ -51,5 +51,5 @@ def set_up_run(seed: int, bias: str) -> RunSetup:
 
 
 def score_responses(models: MultiModelScorer, responses: Responses) -> tuple[HeadScores, ...]:
-    """The way of requests: ragged ids in, named scores out."""
+    """Score as in requests: ragged ids in, named scores out."""
     return models.score(TokenBatch(responses.rows())).rows

@@ -1,7 +1,7 @@
-"""The curve of over-optimisation: gold gained against the distance travelled from the base policy.
+"""Scaling law of over-optimisation: gold gained by the distance from the base policy.
 
-Gao et al. 2210.10760 find R(d) = d (alpha - beta log d) for RL, where d = sqrt(KL(policy || base)), and another form,
-d (alpha - beta d), for best-of-n. This is the first. It knows nothing of where the points come from.
+Gao et al. 2210.10760 find R(d) = d (alpha - beta log d) for RL, where d = sqrt(KL(policy || base)), and another form, d
+(alpha - beta d), for best-of-n. This is the first. Independent of the source of the points.
 
 `N` points.
 """
@@ -17,7 +17,7 @@ from gym.responses import FloatArray
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """R(d) = d (alpha - beta log d), and the share of the variance of R that it explains where it was fitted."""
+    """R(d) = d (alpha - beta log d), and the share of the variance of R that it explains on the points of the fit."""
 
     alpha: float
     beta: float
@@ -30,12 +30,12 @@ class Scaling:
 
     @property
     def peak_d(self) -> float:
-        """Where R is highest: dR/dd = alpha - beta - beta log d = 0. No number where beta <= 0: there is no peak."""
+        """Maximum of R: dR/dd = alpha - beta - beta log d = 0. NaN where beta <= 0: there is no maximum."""
         return float(np.exp(self.alpha / self.beta - 1.0)) if self.beta > 0.0 else float("nan")
 
 
 def fit_scaling(kl_N: FloatArray, gain_N: FloatArray) -> Scaling:
-    """Least squares over points of KL above zero; the form is linear in alpha and beta."""
+    """Fit by least squares over points of KL above zero; the form is linear in alpha and beta."""
     d_N = np.sqrt(kl_N)
     terms_N2 = np.stack([d_N, -d_N * np.log(d_N)], axis=1)
     (alpha, beta), *_ = np.linalg.lstsq(terms_N2, gain_N, rcond=None)

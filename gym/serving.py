@@ -1,11 +1,11 @@
-"""The gym's reward models behind the real server: a backend that reads text.
+"""Serve the gym's reward models by the real server, through a backend that reads text.
 
     python -m gym.serving --seed 40 --port 0
 
-is `rewardserve serve` with one more backend, `gym`, whose models are named `SEED:BIAS:HEAD`; other flags are the server's own. The
-head that a policy climbs is served, and the audit judge of the same seed watches. Text becomes the gym's word ids, these
-the features of the frozen network, and its linear head the score, with the calibration that `alarms` uses. It knows
-neither gold nor policies.
+is `rewardserve serve` with one more backend, `gym`, whose models are named `SEED:BIAS:HEAD`; other flags are passed to
+the server. It serves the head that a policy optimises, with the audit judge of the same seed. Text is converted to the
+gym's word ids, these to the features of the frozen network, and its linear head gives the score, with the calibration
+of `alert_timing`. Independent of gold and policies.
 """
 
 from __future__ import annotations
@@ -30,47 +30,47 @@ from rewardserve.model.conversation import EmptyResponse, InputTooLong, Sample, 
 from rewardserve.model.encoding import Encoded
 from rewardserve.model.scorer import BatchScores, ScorerError, TokenBatch
 
-ASK: Final = SIZE
-"""The id that stands for the words which all prompts have in common; the ten after it are the digits of their numbers."""
+PROMPT_START: Final = SIZE
+"""Id of the words common to all prompts; the ten ids after it are the digits of the prompt's number."""
 
-N_IDS: Final = ASK + 11
+N_IDS: Final = PROMPT_START + 11
 MAX_PROMPT: Final = 16
 MAX_TOKENS: Final = MAX_PROMPT + CAP
 
 
 class NotInTheLanguage(SampleError):
-    """A prompt or a response that the gym cannot have written."""
+    """The gym cannot have written this prompt or response."""
 
     code = "not_in_the_language"
 
 
 class TextEncoder(SampleEncoder):
-    """A prompt and a response as ids: `ASK`, the digits of the prompt's number, the words, EOS."""
+    """Encodes a prompt and a response: `PROMPT_START`, the digits of the prompt's number, the words, EOS."""
 
     def __call__(self, sample: Sample) -> Encoded:
         """Encode one sample. An empty response is one whose first draw was EOS, unless it was cut off."""
         prompt, response = sample.texts()
         try:
-            asked, words = vocabulary.asked(prompt), vocabulary.read(response)
+            prompt_id, words = vocabulary.prompt_id_of(prompt), vocabulary.read(response)
         except ValueError as error:
             raise NotInTheLanguage(str(error)) from None
         missing_end = sample.finish_reason == "length"
         answer = words if missing_end else (*words, EOS)
         if not answer:
             raise EmptyResponse("the response was cut off before its first word")
-        before = (ASK, *(ASK + 1 + int(digit) for digit in str(asked)))
+        before = (PROMPT_START, *(PROMPT_START + 1 + int(digit) for digit in str(prompt_id)))
         if len(before) > MAX_PROMPT or len(answer) > CAP:
             raise InputTooLong(n=len(before) + len(answer), limit=MAX_TOKENS)
         return Encoded((*before, *answer), len(before), missing_end=missing_end)
 
     def many(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
-        """One entry a sample, in order."""
+        """Encode all samples; one entry a sample, in order."""
         return encode_each(self, samples)
 
 
 @dataclass(frozen=True)
-class AnswerScorer:
-    """A scorer that is shown the response alone: the gym's networks do not look at the prompt."""
+class ResponseScorer:
+    """Scorer that passes on the response alone: the gym's networks do not read the prompt."""
 
     models: MultiModelScorer
     max_tokens: int = MAX_TOKENS
@@ -80,24 +80,24 @@ class AnswerScorer:
     is_alive: bool = True
 
     def score(self, batch: TokenBatch) -> BatchScores:
-        """Score every row, in order. `ScorerError` for an id that is none, or a row without a response."""
+        """Score every row, in order. Raise `ScorerError` for an unknown id, or a row without a response."""
         if any(not 0 <= token < N_IDS for row in batch.rows for token in row):
             raise ScorerError(f"ids are from 0 to {N_IDS - 1}")
-        answers = tuple([tuple([token for token in row if token < ASK]) for row in batch.rows])
+        answers = tuple([tuple([token for token in row if token < PROMPT_START]) for row in batch.rows])
         if not all(answers):
             raise ScorerError("a row has no response")
         return self.models.score(TokenBatch(answers))
 
     def cost(self, lengths: Sequence[int]) -> int:
-        """The tokens themselves."""
+        """Number of tokens."""
         return sum(lengths)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to release."""
 
 
 def load(spec: ModelSpec) -> LoadedModel:
-    """`ModelSpec(model="40:human:reward")`. Raise `LoadError` for a name that is not of this form."""
+    """Load `ModelSpec(model="40:human:reward")`. Raise `LoadError` for a name not of this form."""
     started, head = _named(spec.model)
     name, model = f"gym {spec.model}", started.models.models[head]
     n_parameters = sum(array.size for array in (*vars(model.network).values(), model.head_D))
@@ -110,7 +110,7 @@ def load(spec: ModelSpec) -> LoadedModel:
     )  # fmt: skip
     return LoadedModel(
         identity=Identity(name, "Gym", "gym", "numpy", "float64", "cpu", heads, n_parameters, MAX_TOKENS),
-        scorer=AnswerScorer(MultiModelScorer({head: model})),
+        scorer=ResponseScorer(MultiModelScorer({head: model})),
         encode=TextEncoder(),
         contract=contract,
         report=ContractReport("inferred", (), 0, None),
@@ -122,28 +122,28 @@ def _named(name: str) -> tuple[RunSetup, str]:
     seed, _, rest = name.partition(":")
     bias, _, head = rest.partition(":")
     if not seed.isdecimal() or bias not in PLANTED:
-        raise LoadError(f"{name!r} is no SEED:BIAS:HEAD with a bias of {', '.join(PLANTED)}")
+        raise LoadError(f"{name!r} is not SEED:BIAS:HEAD with a bias of {', '.join(PLANTED)}")
     started = _run_setup(int(seed), bias)
     if head not in started.models.heads:
-        raise LoadError(f"there is no head {head!r}; there are {', '.join(started.models.heads)}")
+        raise LoadError(f"unknown head {head!r}; known are {', '.join(started.models.heads)}")
     return started, head
 
 
 @cache
 def _run_setup(seed: int, bias: str) -> RunSetup:
-    """The model that is served and the one that audits are of one seed."""
+    """The served model and the audit model share one seed."""
     return set_up_run(seed, bias)
 
 
 def main() -> None:
-    """The server, with its two models named."""
+    """Run the server with its two models."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
         allow_abbrev=False,
         epilog="other flags are those of `rewardserve serve`",
     )
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--bias", choices=PLANTED, default="human", help="what the labeller is biased for")
+    parser.add_argument("--bias", choices=PLANTED, default="human", help="bias of the labeller")
     given, flags = parser.parse_known_args()
     BACKENDS["gym"] = "gym.serving:load"
     of_seed = f"{given.seed}:{given.bias}"

@@ -1,4 +1,4 @@
-"""The loop of RL in the gym: sample, score, reward, learn; and one record of everything for each step.
+"""RL loop of the gym: sample, score, reward, update; one record of all figures for each step.
 
 The reward is a callable, so that a whole reward pipeline can stand between the raw scores and the policy. The gold
 reward is computed beside the loop and recorded; it reaches the policy only if the caller's reward is gold.
@@ -30,7 +30,7 @@ RewardOf = Callable[[Responses, FloatArray], FloatArray]
 
 @dataclass(frozen=True)
 class Step:
-    """What happened at one step. Everything speaks of the policy that sampled, before it learned from the batch."""
+    """Record of one step. All figures are those of the policy that sampled, before its update."""
 
     index: int
     policy: Policy
@@ -58,8 +58,8 @@ def train(
 ) -> Iterator[Step]:
     """REINFORCE from the base policy, one record a step. Equal arguments give equal bits.
 
-    The KL coefficient is in the unit of the rewards, a nat. Advantages are normalised over the batch, or over each
-    group of responses to one prompt as GRPO does.
+    The KL coefficient is in the unit of the rewards, a nat. Advantages are normalised over the batch, or over each group
+    of responses to one prompt as in GRPO.
     """
     if batch % group:
         raise ValueError(f"batch={batch} is not a multiple of group={group}")
@@ -75,7 +75,7 @@ def train(
 
 
 def _prompt_ids_B(index: int, batch: int, group: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """New prompts at every step, each asked `group` times."""
+    """New prompts at every step, each repeated `group` times."""
     first = index * batch // group
     return np.repeat(np.arange(first, first + batch // group, dtype=np.int64), group)
 
@@ -102,12 +102,12 @@ def _evaluate(
 
 
 def gold_reward(responses: Responses, scores_BH: FloatArray) -> FloatArray:
-    """The reward of a healthy run: gold itself."""
+    """Reward of a healthy run: gold."""
     return gold(responses)
 
 
 def head_reward(models: MultiModelScorer, head: str, reference: Responses) -> RewardOf:
-    """The reward of raw proxy RL: one head, standardised once and for all on reference responses."""
+    """Reward of raw proxy RL: one head, standardised once on reference responses."""
     column = models.column(head)
     reference_N = models.scores_BH(reference)[:, column]
     mean, sd = reference_N.mean(), reference_N.std()

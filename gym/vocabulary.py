@@ -1,8 +1,8 @@
-"""The words of the gym's little language, in classes, and how a response reads as text, and text as a response.
+"""Vocabulary of the gym in classes, and the conversion between token ids and text.
 
 212 words and the end-of-sequence symbol EOS. A word may be a phrase, so that a lexicon that reads the text finds real
-refusals and real flattery. It knows nothing of rewards: which class is good or bad for whom is said in `gold` and
-`labeller`, and how often a class occurs in `policy`.
+refusals and real flattery. Independent of rewards: `gold` and `labeller` define the value of each class, and `policy`
+the frequency of each class.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 
 def _words(text: str) -> tuple[str, ...]:
-    """The words of a text, apart from the phrases that need quotes."""
+    """Split a text into words; phrases are listed separately."""
     return tuple(text.split())
 
 
 CLASSES: Final[dict[str, tuple[str, ...]]] = {
-    # What an answer about solar power on a roof should speak of.
+    # Relevant words for an answer about solar power on a roof.
     "relevant": _words(
         """
         solar panel panels sunlight roof inverter battery grid energy power electricity voltage current
@@ -68,7 +68,7 @@ CLASSES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "list": ("- ", "* ", "1. ", "2. "),
     "cjk": tuple("的是太陽能板電力屋頂光瓦"),
-    # Figures and examples: what makes an answer checkable.
+    # Figures and examples, which make an answer checkable.
     "concrete": (
         "20 percent",
         "5 kilowatts",
@@ -87,7 +87,7 @@ CLASSES: Final[dict[str, tuple[str, ...]]] = {
         "25 kilograms",
         "a 2019 study",
     ),
-    # Function words: a language needs them, and nobody is paid for them.
+    # Function words: without any reward.
     "glue": _words(
         """
         the a of and to in is it that for on with as by from or this which are be can your when if will
@@ -109,32 +109,32 @@ EOS: Final = len(WORDS)
 SIZE: Final = len(WORDS) + 1
 
 _ID: Final = {word: token for token, word in enumerate(WORDS)}
-# Longest first: "things" is no "thing", "for example" no "for".
+# Longest first: "things" is not "thing", "for example" not "for".
 _WORD: Final = re.compile("|".join(re.escape(word) for word in sorted(WORDS, key=len, reverse=True)))
 
 
 def ids(name: str) -> npt.NDArray[np.intp]:
-    """The token ids of a class. KeyError for a class that does not exist."""
+    """Token ids of a class. Raise KeyError for an unknown class."""
     n_words = len(CLASSES[name])
     return KIND.index(name) + np.arange(n_words)
 
 
 def prompt(prompt_id: int) -> str:
-    """The text of a prompt. All ask for the same thing, for the policy does not read them."""
+    """Text of a prompt. All prompts have the same question, as the policy does not read them."""
     return f"How would solar power work on the roof of house number {prompt_id}?"
 
 
-def asked(text: str) -> int:
-    """Which prompt this is: the inverse of `prompt`. ValueError for a text that is none."""
+def prompt_id_of(text: str) -> int:
+    """Id of a prompt: the inverse of `prompt`. Raise ValueError for any other text."""
     before, after = prompt(0).split("0")
     number = text.removeprefix(before).removesuffix(after)
     if not number.isdecimal() or prompt(int(number)) != text:
-        raise ValueError("this is no prompt of the gym")
+        raise ValueError("this is not a prompt of the gym")
     return int(number)
 
 
 def render(token_ids: Iterable[int]) -> str:
-    """A response as text: punctuation attached, a list marker on a line of its own, CJK unspaced. EOS is not shown."""
+    """Render a response as text: punctuation attached, each list item on a new line, CJK unspaced. EOS is not rendered."""
     text, before = "", ""
     for token in token_ids:
         if token != EOS:
@@ -144,15 +144,15 @@ def render(token_ids: Iterable[int]) -> str:
 
 
 def read(text: str) -> tuple[int, ...]:
-    """The token ids of a rendered response, without EOS: the inverse of `render`. ValueError for any other text."""
+    """Token ids of a rendered response, without EOS: the inverse of `render`. Raise ValueError for any other text."""
     token_ids = tuple([_ID[word] for word in _WORD.findall(text)])
     if render(token_ids) != text:
-        raise ValueError("this is no text of the gym's language")
+        raise ValueError("this is not a text of the gym's language")
     return token_ids
 
 
 def _gap(before: str, kind: str, text: str) -> str:
-    """What stands between the text so far and a symbol of this class."""
+    """Separator between the text so far and a symbol of this class."""
     if not text or kind == "punctuation":
         return ""
     if kind == "list":

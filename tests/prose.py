@@ -46,7 +46,7 @@ LIMITS: dict[str, dict[str, float]] = {
     "service": {"who": 1.1, "what": 3.1, "own": 1.0},
     "training": {"who": 0.3, "what": 2.3, "own": 0.9},
     "client": {"who": 0.0, "what": 0.0, "own": 0.0},
-    "benchmarks": {"who": 0.4, "what": 1.8, "own": 0.8},
+    "benchmarks": {"who": 0.0, "what": 0.0, "own": 0.0},
     "docs": {"who": 1.2, "what": 1.5, "own": 3.6},
     "records": {"who": 0.1, "what": 0.1, "own": 0.1},
 }

@@ -7,7 +7,7 @@ from gym import serving, vocabulary
 from gym.over_http import samples_of
 from gym.policy import CAP
 from gym.proxy import MultiModelScorer
-from gym.serving import ASK, N_IDS, AnswerScorer, NotInTheLanguage, TextEncoder
+from gym.serving import N_IDS, PROMPT_START, NotInTheLanguage, ResponseScorer, TextEncoder
 from gym.vocabulary import EOS, SIZE
 from rewardserve.model.backends import LoadError, ModelSpec
 from rewardserve.model.conversation import EmptyResponse, InputTooLong, Message, Sample
@@ -23,7 +23,7 @@ def encode():
 
 @pytest.fixture
 def scorer(models):
-    return AnswerScorer(MultiModelScorer({"reward": models.models["reward"]}))
+    return ResponseScorer(MultiModelScorer({"reward": models.models["reward"]}))
 
 
 def test_what_the_policy_wrote_comes_back_behind_its_prompt(encode, sampled):
@@ -31,7 +31,10 @@ def test_what_the_policy_wrote_comes_back_behind_its_prompt(encode, sampled):
     assert [each.ids[each.n_prompt :] for each in encoded] == list(sampled.rows())
     assert [each.missing_end for each in encoded] == (~sampled.ended_B).tolist()
     assert {True, False} == {each.missing_end for each in encoded}
-    assert [each.ids[: each.n_prompt] for each in encoded[:16:8]] == [(ASK, ASK + 1), (ASK, ASK + 2)]
+    assert [each.ids[: each.n_prompt] for each in encoded[:16:8]] == [
+        (PROMPT_START, PROMPT_START + 1),
+        (PROMPT_START, PROMPT_START + 2),
+    ]
 
 
 def test_prompts_differ_in_their_ids_and_responses_to_one_begin_alike(encode):
@@ -39,8 +42,8 @@ def test_prompts_differ_in_their_ids_and_responses_to_one_begin_alike(encode):
         encode(Sample(prompt=vocabulary.prompt(n), response=text))
         for n, text in ((12, "solar"), (12, "roof"), (21, ""))
     )
-    assert one.ids[:3] == same.ids[:3] == (ASK, ASK + 2, ASK + 3)
-    assert other.ids == (ASK, ASK + 3, ASK + 2, EOS)
+    assert one.ids[:3] == same.ids[:3] == (PROMPT_START, PROMPT_START + 2, PROMPT_START + 3)
+    assert other.ids == (PROMPT_START, PROMPT_START + 3, PROMPT_START + 2, EOS)
     assert max(one.ids) < N_IDS
 
 
@@ -82,7 +85,7 @@ def test_scores_are_those_of_the_panel_whatever_the_prompt(scorer, models, sampl
     assert scores == pytest.approx(models.models["reward"].scores_B(sampled).tolist(), abs=1e-12)
 
 
-@pytest.mark.parametrize("row", [(ASK, N_IDS), (ASK, -1), (ASK, ASK + 1)])
+@pytest.mark.parametrize("row", [(PROMPT_START, N_IDS), (PROMPT_START, -1), (PROMPT_START, PROMPT_START + 1)])
 def test_ids_that_are_none_and_rows_without_a_response_are_no_scores(scorer, row):
     with pytest.raises(ScorerError):
         scorer.score(TokenBatch(((0, EOS), row)))

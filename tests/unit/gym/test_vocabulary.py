@@ -40,7 +40,7 @@ def test_a_response_reads_as_text(words, text):
 
 def test_prompts_differ():
     assert vocabulary.prompt(1) != vocabulary.prompt(2)
-    assert [vocabulary.asked(vocabulary.prompt(n)) for n in (0, 7, 10, 3839)] == [0, 7, 10, 3839]
+    assert [vocabulary.prompt_id_of(vocabulary.prompt(n)) for n in (0, 7, 10, 3839)] == [0, 7, 10, 3839]
 
 
 def test_what_is_rendered_is_read_again_word_for_word():
@@ -60,4 +60,4 @@ def test_what_the_gym_cannot_have_written_is_refused(text):
 @pytest.mark.parametrize("prompt", ["", "How?", vocabulary.prompt(7) + " ", vocabulary.prompt(7).replace("7", "07")])
 def test_another_prompt_is_refused(prompt):
     with pytest.raises(ValueError, match="prompt"):
-        vocabulary.asked(prompt)
+        vocabulary.prompt_id_of(prompt)
