@@ -27,8 +27,6 @@ from mutmut.utils.file_utils import change_cwd
 from mutmut.utils.format_utils import mangled_name_from_mutant_name
 from mutmut.workers.isolation import ForkRunner, MutantResult, RunningWorker
 
-_MAX_TEST_S = 30
-"""A test that waits for ever fails after so many seconds."""
 _MAX_CPU_S, _MAX_RATIO = 5, 5
 """A test that computes for ever ends its child after so many seconds of CPU time, and so many times what it usually takes."""
 _TEST_S = 0.001
@@ -51,7 +49,7 @@ class SessionRunner(ForkRunner):
 
     @cached_property
     def _session(self) -> pytest.Session:
-        options = ["--rootdir=.", "--tb=no", "-x", "-q", "-s", f"--timeout={_MAX_TEST_S}"]
+        options = ["--rootdir=.", "--tb=no", "-x", "-q", "-s"]
         arguments = [*options, *config().pytest_add_cli_args, *config().pytest_add_cli_args_test_selection]
         with change_cwd("mutants"):
             # What `pytest.main` does before it runs the tests.

@@ -1283,6 +1283,10 @@ def test_pieces_are_what_a_template_writes_around_contents():
     assert _pieces(ChatTemplate(tokenizer, CHATML, None), ("user", "assistant")) == (
         "<|im_start|>user\n", opening, "<|im_end|>\n", "<|im_start|>user\n", opening,
     )  # fmt: skip
+    system, between = "<|im_start|>system\n", "<|im_end|>\n<|im_start|>user\n"
+    assert _pieces(ChatTemplate(tokenizer, CHATML, None), ("system", "user", "assistant")) == (
+        system, between, opening, "<|im_end|>\n", system, between, opening,
+    )  # fmt: skip
 
     def render(error):
         def refuse(messages, *, add_generation_prompt):
