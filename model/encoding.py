@@ -280,7 +280,7 @@ class Encoder:
             rendering = self._render(messages, add_generation_prompt=False)
             body, content = rendering.removesuffix(self.policy.template_tail), messages[-1].content
             is_prefix = body.startswith(prompt.text)
-            begin = len(prompt.text) if is_prefix else body.rfind(content)
+            begin = len(prompt.text) if is_prefix else _begin_of_response(body, prompt.text, content)
             n_prompt_chars = max(0, begin)
             cuts = self._shared_cuts(prompt, body[:n_prompt_chars])
             if not self._has_usual_tail(rendering, content, begin):
@@ -645,6 +645,15 @@ class Encoder:
             raise InputTooLong(n=n_response + head, limit=limit, what="response" if encoded.n_prompt else "sample")
         ids = encoded.ids[:head] + encoded.ids[head + excess :]
         return encoded._replace(ids=ids, n_prompt=encoded.n_prompt - excess, truncated=True)
+
+
+def _begin_of_response(body: str, prompt: str, content: str) -> int:
+    """Where the last message begins in a rendering that does not begin with the rendered prompt; -1: not known.
+
+    Its content may stand in the prompt, too, and a template need not write all of it.
+    """
+    begin = body.rfind(content)
+    return -1 if prompt.startswith(body[: begin + len(content)]) else begin
 
 
 def _joined(draft: _Draft, known: Sequence[tuple[int, ...]], last: Any) -> Encoded:

@@ -397,11 +397,11 @@ STAGES = {
     "optimizer": (trainer.RewardTrainer, "_save_optimizer_and_scheduler"),
     "curves": (trainer.RewardTrainer, "log_to_tensorboard"),
     "mark": (MarkComplete, "on_save"),
-    "adapter": (export, "adapter"),
-    "checkpoint": (export, "checkpoint"),
+    "adapter": (export, "export_adapter"),
+    "checkpoint": (export, "export_checkpoint"),
     "training report": (export, "write_report"),
     "page": (report, "write"),
-    "contract": (export, "contract"),
+    "contract": (export, "export_contract"),
 }
 
 

@@ -25,6 +25,7 @@ from rewardserve.model.encoding import (
     Encoded,
     Encoder,
     _begin,
+    _begin_of_response,
     _Draft,
     _joined,
     _n_until,
@@ -870,6 +871,31 @@ def test_a_response_that_was_cut_off_is_found_where_more_is_written_before_one_t
     cut = Sample(prompt="p", response="z", finish_reason="length")
     assert encode(cut) == Encoded(named(tokenizer, "p|z"), 2, missing_end=True)
     assert encode(replace(cut, finish_reason="stop")) == Encoded(named(tokenizer, (*"p|z", "</s>", "|")), 2)
+
+
+def test_a_response_of_which_a_part_is_dropped_is_not_looked_for_in_its_prompt():
+    """Templates drop the thoughts of a response; its prompt may quote all of it."""
+    shown = "(m['content'].split('#')[-1] if m['role'] == 'assistant' else m['content'])"
+    template = (
+        turns("</s>")
+        .replace("m['content']", shown)
+        .replace("'|' }}{% else", "'<s>#' }}{% else")
+        .replace("'|'", "'<s>'")
+    )
+    tokenizer = letters(template=template)
+    encode = encoder(tokenizer, CLASSIFIER)
+    row = named(tokenizer, ("a", "#", "b", "c", "<s>", "b", "</s>"))
+    sample = Sample(prompt="a#bc", response="a#b")
+    assert encode(sample).ids == row
+    assert encode(replace(sample, finish_reason="length")).ids == row[:-1]
+    for body, prompt, content, begin in (
+        ("a#b|b", "a#b|#", "a#b", -1),
+        ("a#b|a#b", "a#b|#", "a#b", 4),
+        ("p|z", "p|#", "z", 2),
+        ("p|z", "p|z#", "z", -1),
+        ("p|", "p|#", "z", -1),
+    ):
+        assert _begin_of_response(body, prompt, content) == begin, (body, prompt)
 
 
 def test_an_empty_response_may_end_otherwise_too():
