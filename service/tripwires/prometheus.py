@@ -189,7 +189,7 @@ def _replica_alerts(config: WireConfig) -> list[Rule]:
         f'max without ({promql.REPLICA}, wire) (rewardserve_tripwire_tripped{{wire=~"{names}"}}) == 1'
         for names in (pages, warns, CANARY)
     ]
-    changed = "The scores of canaries have changed by more than numeric noise allows; GET /tripwires says by how much."
+    changed = "The scores of canaries have changed by more than numeric noise allows; GET /tripwires has the change."
     return [
         _tripped_alert("RewardTripwirePaged", tripped[0], "page", pages),
         _tripped_alert("RewardTripwireWarned", tripped[1], "warn", warns),
@@ -209,11 +209,11 @@ def _tripped_alert(name: str, expression: str, severity: str, wires: str) -> Rul
         "expr": expression,
         "labels": {"severity": severity},
         "annotations": {
-            "summary": f"{{{{ $labels.run }}}}: wires of a replica have tripped and are not acknowledged:{listed}",
-            "description": "Fires until they are acknowledged, or the run has ended. Confidence: that of the wire itself, on the "
+            "summary": f"{{{{ $labels.run }}}}: tripped wires of a replica, not acknowledged:{listed}",
+            "description": "Fires until the wires are acknowledged, or the run has ended. Confidence: that of each wire, on the "
             "samples of one replica.",
-            "action": "Read GET /tripwires (statistic, threshold, evidence), follow the wire's own entry in the runbook, then "
-            "POST /tripwires/{{ $labels.run }}/WIRE/ack to every replica that says so.",
+            "action": "Read GET /tripwires (statistic, threshold, evidence), follow the wire's entry in the runbook, then "
+            "POST /tripwires/{{ $labels.run }}/WIRE/ack to every replica where it is active.",
             "run": "{{ $labels.run }}",
             "step": _STEP,
             "runbook_url": f"{_LINK}#{name.lower()}",
@@ -228,7 +228,7 @@ def _stale_alert() -> Rule:
         "for": "10m",
         "labels": {"severity": "warn"},
         "annotations": {
-            "summary": "the threshold of {{ $labels.wire }} is another one in the server than in these rules",
+            "summary": "the threshold of {{ $labels.wire }} differs between the server and these rules",
             "description": 'The server has {{ printf "%.4g" $value }}, these rules have '
             '{{ with printf "rewardserve:tripwire_threshold{wire=%q}" $labels.wire | query }}'
             '{{ . | first | value | printf "%.4g" }}{{ else }}none{{ end }}. Confidence: certain.',

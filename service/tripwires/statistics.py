@@ -103,7 +103,7 @@ class MeanShift:
     @property
     def unit(self) -> Unit:
         """Which side is watched."""
-        return Unit(f"standard deviations {'above' if self.sign > 0 else 'below'} the usual mean of the run")
+        return Unit(f"standard deviations {'above' if self.sign > 0 else 'below'} the baseline mean of the run")
 
     def __call__(self, run: RunSnapshot) -> float | None:
         """The shift."""
@@ -184,7 +184,7 @@ class Saturation:
 class AuditGap:
     """Mean score less that of the audit judge, on the samples that both scored."""
 
-    unit: ClassVar[Unit] = Unit("standard deviations above the audit judge")
+    unit: ClassVar[Unit] = Unit("standard deviations above the audit judge's score")
 
     def __call__(self, run: RunSnapshot) -> float | None:
         """The gap."""
@@ -202,7 +202,7 @@ class AuditDivergence:
 
     min_windows: ClassVar[int] = 12
     """A straight line through fewer windows is no trend."""
-    unit: ClassVar[Unit] = Unit("standard errors, of the lesser of both trends")
+    unit: ClassVar[Unit] = Unit("standard errors, of the weaker of both trends")
 
     def __call__(self, run: RunSnapshot) -> float | None:
         """The lesser t."""
@@ -245,7 +245,7 @@ class ComponentShare:
 
     min_share: ClassVar[float] = 0.1
     """A component that hardly counted may count twice as much before it matters."""
-    unit: ClassVar[Unit] = Unit("times the usual share of the variance")
+    unit: ClassVar[Unit] = Unit("times the baseline's share of the variance")
 
     def __call__(self, run: RunSnapshot) -> float | None:
         """The largest ratio of shares."""

@@ -27,12 +27,12 @@ MEASURED = [
     (Mean("flat_groups"), "12.3% of the groups"), (Mean("judge_injection"), "0.1235 phrases per response"),
     (ExcessMean("foreign_script"), "12.3% of the letters of a response"), (ExcessMean("id_reuse"), "12.3% of the sample ids"),
     (Saturation(), "12.3% of the scores"),
-    (HoneypotHitRate(), "12.3% of the planted prompts"), (AuditGap(), "0.1235 standard deviations above the audit judge"),
-    (AuditDivergence(), "0.1235 standard errors, of the lesser of both trends"),
-    (ComponentShare(), "0.1235 times the usual share of the variance"),
+    (HoneypotHitRate(), "12.3% of the planted prompts"), (AuditGap(), "0.1235 standard deviations above the audit judge's score"),
+    (AuditDivergence(), "0.1235 standard errors, of the weaker of both trends"),
+    (ComponentShare(), "0.1235 times the baseline's share of the variance"),
     (KlRoot(), "0.1235 (square root of the KL in nats)"),
-    (MeanShift("length"), "0.1235 standard deviations above the usual mean of the run"),
-    (MeanShift("length", -1.0), "0.1235 standard deviations below the usual mean of the run"),
+    (MeanShift("length"), "0.1235 standard deviations above the baseline mean of the run"),
+    (MeanShift("length", -1.0), "0.1235 standard deviations below the baseline mean of the run"),
 ]  # fmt: skip
 
 
