@@ -1,7 +1,7 @@
-"""What is on the dashboard *Reward health*: what policies do to rewards, run by run.
+"""Define the dashboard *Reward health*: rewards and reward hacking, run by run.
 
-Panels of wires show what their alerts see: sums over the shortest window with enough samples, beside the line at which the alert
-fires. Scores as such are shown as they come.
+Panels of wires show the numbers of their alerts: sums over the shortest window with enough samples, beside the line at which the
+alert fires. Scores are shown as they come.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rewardserve.service.tripwires.wires import WIRES, Chart, Wire
 
 TITLE, UID = "Reward health", "rewardserve-reward-health"
 SAYS = (
-    "What policies do to rewards: scores, what responses look like, and how far each trip wire is from its threshold."
+    "Reward hacking run by run: scores, features of responses, and the distance of each trip wire from its threshold."
 )
 
 _RUN = "{{run}}"
@@ -58,8 +58,8 @@ def dashboard_rows() -> tuple[Row, ...]:
         Row("Trip wires", _wires()),
         Row("Rewards", _rewards()),
         Row("Training", _training()),
-        Row("What responses look like", _wire_panels("responses")),
-        Row("The same texts again", _wire_panels("duplicates", width=6)),
+        Row("Features of responses", _wire_panels("responses")),
+        Row("Duplicates", _wire_panels("duplicates", width=6)),
         Row("Judges, honeypots and canaries", _judges()),
     )
 
@@ -67,7 +67,7 @@ def dashboard_rows() -> tuple[Row, ...]:
 def _now() -> tuple[Panel, ...]:
     return (
         number(
-            _tile("Runs that are scored", "Runs that samples came from just now."),
+            _tile("Runs that are scored", "Runs that have sent samples just now."),
             Query(q.or_zero(f"count({_SAMPLES} > 0)")),
         ),
         number(
@@ -83,7 +83,7 @@ def _now() -> tuple[Panel, ...]:
         number(
             _tile(
                 "Votes for a page",
-                "Of the run that has most: wires beyond their thresholds, twice beyond counts two.",
+                "Of the run with most: wires beyond their thresholds; beyond twice the threshold a wire counts two.",
                 _HACKING,
             ),
             Query(q.or_zero(f"max({q.recorded('rewardserve:tripwire_votes:recent')})")),
@@ -102,14 +102,14 @@ def _now() -> tuple[Panel, ...]:
         number(
             _tile(
                 "Rules of another configuration",
-                "Wires whose threshold in the servers is another one than in the rules.",
+                "Wires whose threshold differs between the servers and the rules.",
                 "RewardRulesStale",
             ),
             Query(q.or_zero(f"count(max by (wire) ({_OF_SERVERS}) != on (wire) {_OF_RULES})")),
             steps=AT_ONE,
         ),
         rows(
-            Face("Runs", "Where each run is: its latest step, and its samples just now.", width=12, height=7),
+            Face("Runs", "The latest step of each run, and its samples just now.", width=12, height=7),
             {
                 "Step": Query(_STEP),
                 "Samples a second": Query(_SAMPLES),
@@ -123,7 +123,7 @@ def _now() -> tuple[Panel, ...]:
         rows(
             Face(
                 "Alerts",
-                "What fires now; the entry of each in the runbook says what it means and what to do.",
+                "Alerts that fire now; the runbook has the meaning of each and the first thing to do.",
                 (_HACKING,),
                 12,
                 7,
@@ -145,7 +145,7 @@ def _wires() -> tuple[Panel, ...]:
         states(
             Face(
                 "Tripped",
-                "Wires that tripped in the time shown, red until they are acknowledged; nothing here: none has.",
+                "Wires that tripped in the time shown, red until you acknowledge them; empty: no wire has tripped.",
                 _LATCHED,
                 16,
                 8,
@@ -165,8 +165,8 @@ def _wires() -> tuple[Panel, ...]:
         history(
             Face(
                 "Share of its threshold",
-                "How near each wire is to its threshold, of the run that is nearest: red is beyond, "
-                "over all replicas, as the alerts see it.",
+                "The statistic of each wire by its threshold, of the nearest run: red is beyond. "
+                "Over all replicas, as in the alerts.",
                 (_HACKING,),
                 16,
                 15,
@@ -178,8 +178,7 @@ def _wires() -> tuple[Panel, ...]:
         bars(
             Face(
                 "Nearest to their thresholds",
-                "The twelve wires that are nearest, as the servers themselves see them: they "
-                "need fewer samples than the alerts.",
+                "The twelve nearest wires, as the servers measure them, which needs fewer samples than the alerts.",
                 _LATCHED,
                 8,
                 15,
@@ -197,14 +196,14 @@ def _rewards() -> tuple[Panel, ...]:
     capped = q.over(q.rate("rewardserve_capped_total", by="side"), of_all, "on () group_left ()")
     return (
         heat_map(
-            Face("Raw scores", "How often which raw score was given, of all runs together.", width=12),
+            Face("Raw scores", "Distribution of raw scores, of all runs together.", width=12),
             Query(q.buckets("rewardserve_raw_score"), "{{le}}"),
             "raw score",
         ),
         heat_map(
             Face(
                 "Rewards as sent",
-                "How often which reward was sent, after penalties and caps, of all runs together.",
+                "Distribution of rewards after penalties and caps, of all runs together.",
                 width=12,
             ),
             Query(q.buckets("rewardserve_value"), "{{le}}"),
@@ -213,8 +212,8 @@ def _rewards() -> tuple[Panel, ...]:
         lines(
             Face(
                 "Score",
-                "Mean of the score before penalties and caps, in standard deviations of the calibration. That it rises "
-                "is what training is for; dotted: the baseline.",
+                "Mean of the score before penalties and caps, in standard deviations of the calibration. It should "
+                "rise in training; dotted: the baseline.",
             ),
             Query(_SCORE, _RUN),
             Query(q.baseline("score"), f"{_RUN} baseline", "baseline"),
@@ -275,8 +274,8 @@ def _training() -> tuple[Panel, ...]:
         lines(
             Face(
                 "KL",
-                "How far the policy is from its start in nats, where the trainer tells it; beyond the line this reward model is "
-                "not to be trusted.",
+                "How far the policy is from its start in nats, where the trainer sends it; beyond the line do not trust "
+                "this reward model.",
                 (alert_name("kl"),),
             ),
             Query(_KL, _RUN),
@@ -304,7 +303,7 @@ def _judges() -> tuple[Panel, ...]:
         lines(
             Face(
                 "Score and audit",
-                "Mean of the score and of what the audit judge gives the same samples; apart is a warning, score up "
+                "Mean scores of the model and of the audit judge, for the same samples; a gap is a warning, score up "
                 "and audit down is a page.",
                 (alert_name("audit_gap"), alert_name("divergence")),
             ),
@@ -315,7 +314,7 @@ def _judges() -> tuple[Panel, ...]:
         lines(
             Face(
                 "Components of the reward",
-                "Share of the variance of the reward that each component decides; dotted: the baseline.",
+                "Share of each component in the variance of the reward; dotted: the baseline.",
                 (alert_name("component_share"),),
             ),
             Query(shares, f"{_RUN} {{{{component}}}}"),

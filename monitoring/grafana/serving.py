@@ -1,4 +1,4 @@
-"""What is on the dashboard *Service*: whether the servers answer, how fast, and what they do with tokens and memory."""
+"""Define the dashboard *Service*: availability, latency, batches, tokens and memory of the servers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from monitoring.grafana import queries as q
 from monitoring.grafana.panels import AT_ONE, GREEN, RED, YELLOW, Face, Panel, Query, Row, lines, number, rows
 
 TITLE, UID = "Service", "rewardserve-service"
-SAYS = "Whether the servers answer, how fast, and what they do with tokens and memory."
+SAYS = "Availability, latency, batches, tokens and memory of the servers."
 
 _INSTANCE = "{{instance}}"
 _SCORING = 'kind="scoring"'
@@ -33,7 +33,7 @@ def dashboard_rows() -> tuple[Row, ...]:
         Row("Tokens", _tokens()),
         Row("Machine", _machine()),
         Row("Model", _model()),
-        Row("The watch", _watch()),
+        Row("Trip wires and alerts", _watch()),
     )
 
 
@@ -56,19 +56,17 @@ def _now() -> tuple[Panel, ...]:
         number(
             face(
                 "Servers without a model",
-                "They are up and still load, or the checkpoint was refused.",
+                "Up, but still loading, or the checkpoint was refused.",
                 "RewardModelNotLoaded",
             ),
             Query(q.or_zero(f"count({unloaded})")),
             steps=((None, GREEN), (1.0, YELLOW)),
         ),
-        number(
-            face("Requests a second", "To routes that score, whatever they were answered."), Query(_REQUESTS), "reqps"
-        ),
+        number(face("Requests a second", "To routes that score, with any status."), Query(_REQUESTS), "reqps"),
         number(
             face(
                 "Errors of the servers",
-                "Share of scoring requests with an error that is neither a refusal nor a deadline of the caller.",
+                "Share of scoring requests with an error that is neither a refusal nor an expired deadline.",
                 "RewardServerErrors",
             ),
             Query(_share_of_requests('code=~"5..", code!~"503|504"')),
@@ -76,7 +74,7 @@ def _now() -> tuple[Panel, ...]:
             ((None, GREEN), (0.001, YELLOW), (0.01, RED)),
         ),
         number(
-            face("One request in a hundred", "It takes this long to be answered, or longer.", "RewardSlow"),
+            face("One request in a hundred", "The slowest hundredth takes at least this long.", "RewardSlow"),
             Query(q.quantile(0.99, "rewardserve_request_seconds", _SCORING)),
             "s",
             ((None, GREEN), (10.0, RED)),
@@ -94,7 +92,7 @@ def _now() -> tuple[Panel, ...]:
         number(
             face(
                 "Up since",
-                "Of the server that started last; without a state folder the baselines of runs are learned anew then.",
+                "Of the server that started last; without a state folder it learns the baselines of runs again.",
                 "RewardRestarting",
             ),
             Query(f"min({_AGE})"),
@@ -117,20 +115,20 @@ def _requests() -> tuple[Panel, ...]:
         lines(
             Face(
                 "Requests without an answer",
-                "Shares of the requests to routes that score: errors of the servers, refusals because "
-                "there is too much to do, deadlines that callers have set, and mistakes of the callers.",
+                "Shares of the requests to routes that score: errors of the servers, refusals by an "
+                "overloaded server, expired deadlines of clients, and errors of clients.",
                 ("RewardServerErrors", "RewardOverloaded"),
             ),
             Query(_share_of_requests('code=~"5..", code!~"503|504"'), "error of the server"),
             Query(_share_of_requests('code=~"503|429"'), "refused"),
-            Query(_share_of_requests('code="504"'), "deadline of the caller"),
-            Query(_share_of_requests('code=~"4..", code!="429"'), "mistake of the caller"),
+            Query(_share_of_requests('code="504"'), "deadline of the client"),
+            Query(_share_of_requests('code=~"4..", code!="429"'), "error of the client"),
             unit="percentunit",
         ),
         lines(
             Face(
                 "Samples by outcome",
-                "Every sample that a reply speaks of: ok, or the code of its error.",
+                "Every sample of a reply: ok, or the code of its error.",
                 ("RewardSamplesFailing", "RewardScoreNotFinite", "RewardScoreSometimesNotFinite", "RewardRunBlocked"),
             ),
             Query(q.rate("rewardserve_samples_total", by="outcome"), "{{outcome}}"),
@@ -163,7 +161,7 @@ def _times() -> tuple[Panel, ...]:
             unit="s",
         ),
         lines(
-            Face("Stages, 95 of 100", "The same in all but one case of twenty.", ("RewardSlow",)),
+            Face("Stages, 95 of 100", "The same in 95 of 100 cases.", ("RewardSlow",)),
             *[Query(q.quantile(0.95, histogram), stage) for stage, histogram in _STAGES.items()],
             unit="s",
         ),
@@ -189,8 +187,8 @@ def _batches() -> tuple[Panel, ...]:
         lines(
             Face(
                 "Batch failures",
-                "Forwards that gave no scores, by reason; their rows are tried again in smaller batches. 1 in `hangs`: one does "
-                "not come back.",
+                "Forwards without scores, by reason; their rows are tried again in smaller batches. 1 in `hangs`: one does "
+                "not return.",
                 ("RewardBatchFailures", "RewardOutOfMemory", "RewardScorerHanging"),
             ),
             Query(q.rate("rewardserve_batch_failures_total", by="reason"), "{{reason}}"),
@@ -200,7 +198,7 @@ def _batches() -> tuple[Panel, ...]:
         lines(
             Face(
                 "How full batches are",
-                "Mean of their tokens, as a share of the budget; a longer row has a batch of its own, beyond it.",
+                "Mean of their tokens, as a share of the budget; a longer row has a batch to itself, beyond the budget.",
             ),
             Query(fill, _INSTANCE),
             unit="percentunit",
@@ -212,8 +210,8 @@ def _batches() -> tuple[Panel, ...]:
         lines(
             Face(
                 "Time in forwards",
-                "Seconds of forwards a second: near 1 the device is what limits, with more than one at a time "
-                "beyond 1.",
+                "Seconds of forwards a second: near 1 the device is the bottleneck; beyond 1 "
+                "several forwards run at once.",
             ),
             Query(q.rate("rewardserve_forward_seconds_sum", by="instance"), _INSTANCE),
         ),
@@ -231,8 +229,8 @@ def _tokens() -> tuple[Panel, ...]:
         lines(
             Face(
                 "Tokens a second",
-                "What became of tokens: received in samples, found in the cache of scores, shared with another row, "
-                "computed, or computed for nothing as padding.",
+                "Tokens by kind: received in samples, found in the score cache, shared with another row, "
+                "computed, or computed as padding.",
                 width=12,
             ),
             Query(q.rate("rewardserve_tokens_total", by="kind"), "{{kind}}"),
@@ -240,7 +238,7 @@ def _tokens() -> tuple[Panel, ...]:
         lines(
             Face(
                 "Shares of tokens",
-                "Cached, of what was received; shared, of what batches hold; padding, of what was computed with it.",
+                "Cached, of the received tokens; shared, of the tokens in batches; padding, of all computed tokens.",
                 width=12,
             ),
             Query(q.over(tokens("cached"), tokens("received")), "cached"),
@@ -258,7 +256,7 @@ def _machine() -> tuple[Panel, ...]:
         lines(
             Face(
                 "Memory of the device",
-                "Used of what there is; on a GPU others may use it too.",
+                "Used share; on a GPU other processes may use it too.",
                 ("RewardMemoryHigh", "RewardOutOfMemory"),
                 6,
             ),
@@ -267,7 +265,7 @@ def _machine() -> tuple[Panel, ...]:
             most=1.0,
         ),
         lines(
-            Face("Memory of the process", "What of it is resident.", width=6),
+            Face("Memory of the process", "Resident memory.", width=6),
             Query(q.of_server(q.series("process_resident_memory_bytes")), _INSTANCE),
             unit="bytes",
         ),
@@ -300,7 +298,7 @@ def _model() -> tuple[Panel, ...]:
         rows(
             Face(
                 "Models",
-                "What each server has loaded: rewards are the same where contract, calibration and pipeline are.",
+                "The loaded models: rewards are the same where contract, calibration and pipeline are the same.",
                 ("RewardReplicasDiffer",),
                 18,
                 7,
@@ -311,7 +309,7 @@ def _model() -> tuple[Panel, ...]:
         number(
             Face(
                 "Different rewards",
-                "Served by replicas of one model: more than one, and a reward depends on the replica that scores it.",
+                "Of the replicas of one model: with more than one, a reward depends on the replica that scores it.",
                 ("RewardReplicasDiffer",),
                 3,
                 7,
@@ -322,7 +320,7 @@ def _model() -> tuple[Panel, ...]:
         number(
             Face(
                 "Model version",
-                "Which of the models that a server has loaded, one after the other, is in service; of the server with most.",
+                "Number of the model in service, counting the models that a server has loaded; of the server with most.",
                 ("RewardModelNotLoaded",),
                 3,
                 7,
@@ -331,8 +329,8 @@ def _model() -> tuple[Panel, ...]:
         ),
         lines(
             Face(
-                "Models that were to follow",
-                "Since the start: how many were put beside the one in service, and how many were refused.",
+                "Model loads",
+                "Since the start: loaded models, and refused ones.",
                 ("RewardModelRefused",),
                 8,
             ),
@@ -350,7 +348,7 @@ def _model() -> tuple[Panel, ...]:
             most=1.0,
         ),
         lines(
-            Face("How far a shadow's rewards lie above", "Mean over the samples that both have scored.", width=8),
+            Face("Shift of a shadow's rewards", "Mean difference over the samples that both have scored.", width=8),
             Query(f"max by (instance) {q.gauge('rewardserve_shadow_shift')}", _INSTANCE),
             least=None,
         ),
@@ -360,14 +358,14 @@ def _model() -> tuple[Panel, ...]:
 def _watch() -> tuple[Panel, ...]:
     return (
         lines(
-            Face("Samples that nobody audited", "The audit judge was too slow for them.", ("RewardAuditSkipped",), 6),
+            Face("Samples without an audit", "The audit judge did not keep up.", ("RewardAuditSkipped",), 6),
             Query(q.rate("rewardserve_audit_skipped_total", by="instance"), _INSTANCE),
             unit="cps",
         ),
         lines(
             Face(
-                "Samples of runs without room",
-                "More runs than a server can tell apart: these are watched as one.",
+                "Samples of runs over the limit",
+                "More runs than a server watches by name: the rest are watched as one.",
                 ("RewardRunsOverLimit",),
                 6,
             ),
@@ -376,9 +374,9 @@ def _watch() -> tuple[Panel, ...]:
         ),
         lines(
             Face(
-                "Alerts and metrics that were lost",
-                "Alerts that the webhook did not take; they are in the log and under GET /tripwires. Parts of the metrics that a "
-                "scrape could not read.",
+                "Lost alerts and metrics",
+                "Alerts that the webhook's receiver did not take (in the log and under GET /tripwires), and parts of the metrics "
+                "that a scrape could not read.",
                 ("RewardAlertsLost", "RewardMetricsIncomplete"),
                 6,
             ),
