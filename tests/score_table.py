@@ -120,12 +120,12 @@ TEMPLATES: dict[str, Template] = {
     ),
     "none": Template(None, "<s>", "<|endoftext|>", "<|endoftext|>", (), ("", "{}", "", "")),
 }  # fmt: skip
-PADS = ("of its own", "EOS", "the end token", "none")
+PADS = ("separate", "EOS", "the end token", "none")
 
 
 def tokenizer_of(template: Template, pad: str) -> PreTrainedTokenizerFast:
     """A small tokenizer; like Llama's it adds BOS to plain text where it has one."""
-    pads = {"of its own": "<pad>", "EOS": template.eos, "the end token": template.end, "none": None}
+    pads = {"separate": "<pad>", "EOS": template.eos, "the end token": template.end, "none": None}
     fast = tiny_tokenizer(template.jinja)
     fast.add_special_tokens({"additional_special_tokens": list(template.specials)})
     fast.bos_token, fast.eos_token, fast.pad_token = template.bos, template.eos, pads[pad]
@@ -160,7 +160,7 @@ def adapter(folder: Path, fast: PreTrainedTokenizerFast, template: Template) -> 
     model = AutoModelForCausalLM.from_config(config_of(fast))
     randomize(model)
     model.save_pretrained(base)
-    other = tokenizer_of(template, "of its own")
+    other = tokenizer_of(template, "separate")
     other.chat_template = "{% for m in messages %}{{ m['content'] }}<pad>{% endfor %}"
     other.save_pretrained(base)
     settings = json.loads((base / "config.json").read_text())
