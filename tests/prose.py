@@ -47,12 +47,12 @@ LIMITS: dict[str, dict[str, float]] = {
     "training": {"who": 0.3, "what": 2.3, "own": 0.9},
     "client": {"who": 0.0, "what": 0.0, "own": 0.0},
     "benchmarks": {"who": 0.0, "what": 0.0, "own": 0.0},
-    "docs": {"who": 1.2, "what": 1.5, "own": 3.6},
+    "docs": {"who": 0.3, "what": 0.5, "own": 0.6},
     "records": {"who": 0.1, "what": 0.1, "own": 0.1},
 }
 """At most so many per 1,000 words."""
 
-LEAST_YOU = 3.5
+LEAST_YOU = 8.0
 """`you` and `your` per 1,000 words of the documentation, which speaks to its reader: at least so many."""
 
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]+")
