@@ -47,7 +47,7 @@ LIMITS: dict[str, dict[str, float]] = {
     "training": {"who": 0.3, "what": 2.3, "own": 0.9},
     "client": {"who": 0.0, "what": 0.0, "own": 0.0},
     "benchmarks": {"who": 0.0, "what": 0.0, "own": 0.0},
-    "docs": {"who": 0.3, "what": 0.5, "own": 0.6},
+    "docs": {"who": 0.0, "what": 0.1, "own": 0.3},
     "records": {"who": 0.1, "what": 0.1, "own": 0.1},
 }
 """At most so many per 1,000 words."""
