@@ -13,6 +13,8 @@ import torch
 
 from rewardserve.model.backends.allocator import copy_to_own_pages
 
+pytestmark = pytest.mark.slow
+
 FAULTS = """
 import resource, torch
 from rewardserve.model.backends.allocator import set_malloc_thresholds

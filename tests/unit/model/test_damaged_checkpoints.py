@@ -17,6 +17,8 @@ from rewardserve.model.scorer import TokenBatch
 from tests.support.checkpoints import reward_model
 from tests.support.service_server import drill, run_to_end
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):

@@ -15,6 +15,8 @@ from rewardserve.model.checkpoint.reading import resolve
 from rewardserve.model.default import base_model
 from rewardserve.model.default.base_model import BaseModelError, ensure_base_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):

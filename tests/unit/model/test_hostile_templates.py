@@ -23,6 +23,8 @@ from rewardserve.model.templates.jinja_process import RenderingProcess, Template
 from rewardserve.model.tokenization.encoding_policy import infer_policy
 from tests.support.tiny import CHATML, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime(2024, 7, 26)
 HELLO = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": " hi "}],
          "add_generation_prompt": False, "bos_token": "<s>", "eos_token": "</s>", "tools": None, "documents": None}  # fmt: skip

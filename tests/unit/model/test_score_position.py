@@ -30,6 +30,8 @@ from tests.support.checkpoints import (
 )
 from tests.support.tiny import CHATML, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 END, PAD = 2, 4
 CHAT = (Message("user", "What is two plus two?"), Message("assistant", "Four, of course."))
 CLOSED = CHATML.replace("<|im_end|>\n{% endfor", "<|im_end|>{% endfor")

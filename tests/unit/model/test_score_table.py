@@ -6,6 +6,8 @@ import pytest
 
 from tests import score_table
 
+pytestmark = pytest.mark.slow
+
 ALL = sorted({(layout, template) for layout, template, _ in score_table.combinations()})
 
 
