@@ -1,1 +1,1 @@
-"""What a reward model is. Knows no HTTP, no metrics, no optimizer."""
+"""Reward models: checkpoints, encoding, scoring engines and the reward pipeline. Knows no HTTP, no metrics, no optimizer."""

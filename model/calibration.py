@@ -1,6 +1,6 @@
-"""The frozen statistics that turn a raw score into a normalised one, and where they come from.
+"""Calibration: the frozen statistics that turn a raw score into a normalised one.
 
-They are fitted once, on held-out data, by `rewardserve.training.calibrate`, and travel with the checkpoint as
+They are fitted once, on held-out data, by `rewardserve.training.calibrate`, and are stored in the checkpoint as
 `calibration.json`. Standard library only.
 """
 
@@ -22,7 +22,7 @@ REFERENCE_QUANTILES: tuple[float, ...] = (0.001, 0.005, 0.01, *(i / 20 for i in 
 
 
 class CalibrationError(Exception):
-    """The statistics are missing or make no sense; the message says which and what to do."""
+    """The statistics are missing or invalid; the message has the field and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,9 @@ class Calibration:
     only; `length_curve` has the normalised score that is expected at a log length, by locally weighted regression, and
     `log_length` is the median of those. `repetition_high` is the share of repeated token trigrams that 99 of 100
     responses do not exceed. `quantiles` maps a probability to the raw score below which that share lies. `heads` are the
-    statistics of each head, where there are several. `traits` say what the responses look like, with the phrases of
-    `lexicon`, and how far (`scorer.DISTANCE`) their hidden states lie from `hidden_reference`, which is the digest of
-    that file; empty where there is none. `n` is the number of responses and `data_digest` says which.
+    statistics of each head, where there are several. `traits` are the statistics of the responses' traits, counted with the
+    phrases of `lexicon`, and of the distance of their hidden states (`scorer.DISTANCE`) from `hidden_reference`, the digest
+    of that file; empty where there is none. `n` is the number of responses and `data_digest` identifies them.
     """
 
     mean: float
@@ -78,7 +78,7 @@ class Calibration:
     source: str = "fitted"
 
     def __post_init__(self) -> None:
-        """Raise `CalibrationError` naming the field that makes no sense."""
+        """Raise `CalibrationError` with the invalid field."""
         for of, scale in (("", self), *((f"{head.name}.", head) for head in self.heads)):
             for name in ("mean", "std", "temperature"):
                 if not math.isfinite(getattr(scale, name)):
@@ -88,7 +88,7 @@ class Calibration:
                     raise CalibrationError(f"calibration: {of}{name} is {getattr(scale, name)}, it must be above zero")
         for name, value in asdict(self).items():
             if not all(map(math.isfinite, _numbers(value))):
-                raise CalibrationError(f"calibration: {name} has a number in it that is not finite")
+                raise CalibrationError(f"calibration: {name} has a number that is not finite")
         if any(a >= b for (a, _), (b, _) in pairwise(self.length_curve)):
             raise CalibrationError("calibration: the knots of length_curve do not rise")
         if self.cap_low is not None and self.cap_high is not None and self.cap_low >= self.cap_high:
@@ -97,13 +97,13 @@ class Calibration:
     @property
     def digest(self) -> str:
         """`sha256:...` of the content; the same statistics have the same digest."""
-        # Calibrations from before there was such a thing keep their digest.
+        # Calibrations without a hidden reference keep the digest that they had before the field was added.
         known = {name: value for name, value in asdict(self).items() if name != "hidden_reference" or value}
         text = json.dumps(known, sort_keys=True, separators=(",", ":"))
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
     def shifted(self, by: float, by_head: Mapping[str, float]) -> Calibration:
-        """The same statistics where every raw score is higher by a constant, and every head's by its own."""
+        """The statistics for raw scores that are higher by a constant, and head values that are higher by `by_head`."""
         return replace(
             self,
             mean=self.mean + by,
@@ -137,7 +137,7 @@ class Calibration:
 
 
 def _numbers(value: object) -> Iterator[float]:
-    """Every number in a field, however deep."""
+    """Every number in a field, at any depth."""
     if isinstance(value, float | int):
         yield value
     elif isinstance(value, dict):

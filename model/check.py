@@ -1,6 +1,6 @@
-"""`rewardserve check CHECKPOINT`: read a checkpoint, verify its contract, print what a server would say.
+"""`rewardserve check CHECKPOINT`: read a checkpoint, verify its contract, and print the facts of its `GET /model`.
 
-Exit code 0: it can be served. 1: it cannot, and why.
+Exit code 0: the checkpoint can be served. 1: it cannot; the output has the reasons.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from rewardserve.model.text.printable import printable
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print what a server would say of a checkpoint. Return the exit code."""
-    parser = Parser("rewardserve check", "Read a checkpoint, verify its contract, and print what a server would say.")
+    """Print the facts of a checkpoint. Return the exit code."""
+    parser = Parser(
+        "rewardserve check", "Read a checkpoint, verify its contract, and print how a server would score with it."
+    )
     parser.add_argument(
         "checkpoint",
         nargs="?",
@@ -30,22 +32,24 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument("--allow-pickle", action="store_true", help="read weights that are no safetensors")
     parser.add_argument(
-        "--ignore-checkpoint-code", action="store_true", help="read a checkpoint that names code of its own without it"
+        "--ignore-checkpoint-code",
+        action="store_true",
+        help="read a checkpoint with custom code (auto_map) without that code",
     )
     parser.add_argument(
         "--template-date",
         metavar="YYYY-MM-DD",
-        help="date for a chat template that asks for it, where no contract has one",
+        help="date for a chat template that uses the current date, where no contract has one",
     )
     parser.add_argument(
         "--ending",
         choices=get_args(Ending),
-        help="how a row ends, where no contract says it; default: as the layout's trainer does",
+        help="text that ends a row, where there is no contract; default: that of the layout's trainer",
     )
     parser.add_argument(
         "--reads-at",
         choices=get_args(ReadsAt),
-        help="where the score is read, where no contract says it; default: the same",
+        help="token at which the score is read, where there is no contract; default: that of the layout's trainer",
     )
     given = parser.parse_args(arguments)
     spec = ModelSpec(
@@ -69,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def describe(loaded: LoadedModel) -> str:
-    """The facts of a loaded model, a line each."""
+    """The facts of a loaded model, one a line."""
     identity, contract, report = loaded.identity, loaded.contract, loaded.report
     calibration = loaded.calibration
     lines = [
@@ -87,7 +91,7 @@ def describe(loaded: LoadedModel) -> str:
     lines += [f"BROKEN        {breach}" for breach in report.breaches]
     if contract.origin == "inferred":
         lines.append(
-            "note          no scoring_contract.json: the contract is inferred from the files and proves nothing"
+            "note          no scoring_contract.json: the contract is inferred from the files, so it detects no change"
         )
     elif report.holds:
         lines.append("ok            every clause holds")
@@ -95,7 +99,7 @@ def describe(loaded: LoadedModel) -> str:
 
 
 def calibration_line(calibration: Calibration | None) -> str:
-    """Mean, deviation and caps, and how they were found."""
+    """Mean, standard deviation and caps, with their source."""
     if calibration is None:
         return "none: rewards are raw"
     caps = [

@@ -1,7 +1,7 @@
 """ScoringContract: everything that must be equal for a score to mean the same in training and serving.
 
-Training writes it beside the weights; the server verifies it at load, clause by clause, before it
-says that it is ready. Standard library only: the facts of a loaded model arrive as plain values.
+Training writes it beside the weights; the server verifies it at load, clause by clause, before it is ready.
+Standard library only: the facts of a loaded model are plain values.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 class ContractUnreadable(Exception):
-    """`scoring_contract.json` is there and cannot be understood."""
+    """`scoring_contract.json` exists and is invalid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A golden sample: what it encodes to and what it scored when the contract was written (float32).
+    """A golden sample with its ids and its float32 score when the contract was written.
 
     `tolerance` is the largest difference in raw score that the writer accepts in float32.
     """
@@ -53,7 +53,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class ObservedFacts:
-    """What is observed of a model that is loaded right now: the left side of every comparison."""
+    """Facts of the loaded model, which `verify` compares with the clauses of the contract."""
 
     template_digest: str
     bos_id: int | None
@@ -69,11 +69,11 @@ class ObservedFacts:
 
 @dataclass(frozen=True, slots=True)
 class ScoringContract:
-    """The clauses. `template` is kept in full, so that a lost one can be put back.
+    """The clauses. `template` is stored in full, so that a lost chat template can be restored.
 
-    `template_date`: the ISO date that a template which asks for the date is given; None: it asks for none.
-    `ending` and `reads_at` say how a row ends and where its score is read (`layout_rules`); `skip_id` is the pad token that
-    `last_non_pad` leaves out; `tokenizes` says whether a rendering becomes ids as a whole;
+    `template_date`: the ISO date for a chat template that uses the current date; None: it uses none.
+    `ending` and `reads_at` are the text that ends a row and the token whose score is read (`layout_rules`); `skip_id` is the
+    pad token that `last_non_pad` skips; `tokenizes`: whether a rendering is tokenised as a whole;
     `bos_without_template` matters where `template` is empty.
     """
 
@@ -104,22 +104,22 @@ class ScoringContract:
 
     @property
     def digest(self) -> str:
-        """`sha256:...` of all clauses and probes; named in every reply."""
+        """`sha256:...` of all clauses and probes; every reply carries it."""
         text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def rule(self) -> LayoutRule:
-        """How a row ends and where its score is read."""
+        """The contract's rule for the ending of a row and the position of its score."""
         reason = "scoring_contract.json says so"
         return LayoutRule(self.ending, self.reads_at, self.bos_without_template, self.tokenizes, reason)
 
     def tolerance_for(self, dtype: str, probe: Probe) -> float:
-        """How far a probe may be off when it is served in `dtype`, in units of the raw score."""
+        """Largest allowed difference of a probe served in `dtype`, in units of the raw score."""
         return max(probe.tolerance, dict(self.dtype_tolerance).get(dtype, 0.0))
 
     def save(self, folder: Path) -> None:
-        """Write `scoring_contract.json` into a checkpoint folder, in place of the one that is there. Raise `OSError`."""
+        """Write `scoring_contract.json` into a checkpoint folder, over an existing one. Raise `OSError`."""
         write_text(folder / FILE_NAME, json.dumps(asdict(self), indent=1) + "\n")
 
     @staticmethod
@@ -163,12 +163,12 @@ def _check_date(value: object) -> None:
     except ValueError:
         written = None
     if written != value:
-        raise ValueError(f"template_date is {value!r}, and a date is written YYYY-MM-DD")
+        raise ValueError(f"template_date is {value!r}; write it as YYYY-MM-DD")
 
 
 @dataclass(frozen=True, slots=True)
 class Breach:
-    """One broken clause: which, what was found, and how to mend it."""
+    """A broken clause with its name, the observed difference and the remedy."""
 
     clause: str
     message: str
@@ -205,9 +205,8 @@ def verify(
 ) -> ContractReport:
     """Compare a loaded model with its contract. `probe_ids` and `probe_scores` are in the contract's order.
 
-    Clauses that explain a difference are named rather than their consequences: where ids differ the
-    scores are not compared, and scores that differ are put down to the head, the weights or the dtype,
-    whichever changed.
+    The report names causes rather than consequences: where ids differ, scores are not compared, and a difference of scores is
+    reported as that of the head, the weights or the dtype where one of them has changed.
     """
     breaches = _encoding_breaches(contract, facts)
     pairs = list(zip(contract.probes, probe_ids, strict=True))
@@ -223,7 +222,7 @@ def verify(
 
 def _encoding_breaches(contract: ScoringContract, facts: ObservedFacts) -> list[Breach]:
     found: list[Breach] = []
-    restore = "put back the tokenizer files that training wrote, or export the checkpoint again."
+    restore = "restore the tokenizer files that training wrote, or export the checkpoint again."
     if facts.template_digest != contract.template_digest:
         found.append(
             Breach(
@@ -236,7 +235,7 @@ def _encoding_breaches(contract: ScoringContract, facts: ObservedFacts) -> list[
         found.append(
             Breach(
                 "date",
-                f"the chat template is given the date {facts.template_date}, the contract says {contract.template_date}.",
+                f"the chat template gets the date {facts.template_date}, the contract has {contract.template_date}.",
                 "export the checkpoint again, or set template_date in scoring_contract.json to the date of training.",
             )
         )
@@ -277,7 +276,7 @@ def _weight_breaches(contract: ScoringContract, facts: ObservedFacts) -> list[Br
             Breach(
                 "head",
                 f"the value head is {facts.head_digest[:19]}, training wrote {contract.head_digest[:19]}.",
-                "put back the head that training wrote (score.weight and reward_heads.safetensors).",
+                "restore the head that training wrote (score.weight and reward_heads.safetensors).",
             )
         )
     if facts.weights_digest != contract.weights_digest:
@@ -285,7 +284,7 @@ def _weight_breaches(contract: ScoringContract, facts: ObservedFacts) -> list[Br
             Breach(
                 "weights",
                 f"the backbone is {facts.weights_digest[:19]}, training wrote {contract.weights_digest[:19]}.",
-                "put back the weights that training wrote, or export a contract for these.",
+                "restore the weights that training wrote, or export a contract for these.",
             )
         )
     return found
@@ -303,7 +302,7 @@ def _ids_breach(i: int, probe: Probe, ids: tuple[int, ...]) -> Breach:
 
 
 def _score_breaches(contract: ScoringContract, facts: ObservedFacts, errors: list[float]) -> list[Breach]:
-    # NaN compares false with everything: it must count as broken, and as the worst.
+    # NaN compares false with everything: it counts as broken, and as the worst.
     bad = [i for i, e in enumerate(errors) if not e <= contract.tolerance_for(facts.dtype, contract.probes[i])]
     if not bad:
         return []
@@ -328,7 +327,7 @@ def _score_breaches(contract: ScoringContract, facts: ObservedFacts, errors: lis
 
 
 def sample_to_dict(sample: Sample) -> dict[str, Any]:
-    """A probe's sample as the wire would carry it."""
+    """A probe's sample in the wire format of `POST /score`."""
     out: dict[str, Any] = {}
     if isinstance(sample.prompt, str):
         out["prompt"] = sample.prompt
@@ -348,7 +347,7 @@ def sample_to_dict(sample: Sample) -> dict[str, Any]:
 
 
 class InvalidSampleFile(ValueError):
-    """A line of a file is no sample; the message names file and line, and what is wrong."""
+    """A line of a file is no sample; the message has file, line and reason."""
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -365,7 +364,7 @@ def read_samples(path: Path) -> list[Sample]:
         except (ValueError, SampleError) as error:
             raise InvalidSampleFile(f"{path}, line {number}: {error}") from None
         except (TypeError, AttributeError):
-            raise InvalidSampleFile(f"{path}, line {number}: a field is not as in a sample for POST /score") from None
+            raise InvalidSampleFile(f"{path}, line {number}: a field differs from the format of POST /score") from None
     return samples
 
 

@@ -1,7 +1,7 @@
-"""What a caller asks to have scored, and what can be wrong with it.
+"""Sample: the conversation to be scored, and the errors of an invalid one.
 
-A `Sample` is exactly one of four forms: prompt + response, messages, text that the caller has
-rendered already, or token ids. Standard library only; knows nothing of tokenizers.
+A `Sample` has exactly one of four forms: prompt + response, messages, text that the client has
+rendered, or token ids. Standard library only; knows nothing of tokenizers.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ FinishReason = Literal["stop", "length"]
 
 
 def is_empty_value(value: object) -> bool:
-    """Whether a field that is not read may have this value: null, NaN, an empty text, lists and objects of nothing else.
+    """Whether a field that is not read may have this value: null, NaN, an empty text, lists and objects of these alone.
 
-    Tables fill up so the fields that only some of their rows have. `rewardserve_client.fields` has the same rule.
+    Tables fill the missing fields of a row with such values. `rewardserve_client.fields` has the same rule.
     """
     waiting = [value]
-    while waiting:  # of any depth
+    while waiting:  # at any depth
         each = waiting.pop()
         if isinstance(each, Mapping):
             waiting += each.values()
@@ -35,9 +35,9 @@ def is_empty_value(value: object) -> bool:
 
 
 class SampleError(Exception):
-    """This sample cannot be scored; its neighbours can.
+    """The sample cannot be scored; the others of its batch can.
 
-    `code` is stable and part of the wire format; `details` carries the numbers that matter. `is_final`: it fails every time.
+    `code` is stable and part of the wire format; `details` has the numbers. `is_final`: a retry fails too.
     """
 
     code = "invalid_sample"
@@ -65,13 +65,13 @@ class EmptyPrompt(SampleError):
 
 
 class EmptyResponse(SampleError):
-    """The response is empty or only white space, which many templates and tokenizers strip."""
+    """The response is empty or only white space, which many chat templates and tokenizers strip."""
 
     code = "empty_response"
     remedy = "Send a response, or `score_empty: true` to score the end token."
 
-    def __init__(self, why: str = "the response is empty, or white space alone: there is nothing to score") -> None:
-        super().__init__(why)
+    def __init__(self, reason: str = "the response is empty, or white space alone: there is nothing to score") -> None:
+        super().__init__(reason)
 
 
 class InvalidMessages(SampleError):
@@ -82,21 +82,21 @@ class InvalidMessages(SampleError):
 
 
 class UnsupportedField(SampleError):
-    """The sample has a field that is not part of the scored text, though a chat template may render it."""
+    """The sample has a field that is not part of the scored text although a chat template may render it."""
 
     code = "unsupported_field"
     remedy = "Render the conversation with the model's chat template and send it as text, or remove the field."
 
     def __init__(self, field: str, **details: int) -> None:
         super().__init__(
-            f"{field} is not supported: what it holds would be missing from the text that is scored. Render the conversation "
-            "with the chat template of the reward model and send it as text, or leave the field out.",
+            f"{field} is not supported: its content would be missing from the scored text. Render the conversation with the "
+            "chat template of the reward model and send it as text, or leave the field out.",
             field=field, **details,
         )  # fmt: skip
 
 
 class InvalidText(SampleError):
-    """The text has lone surrogates, which no tokenizer reads."""
+    """The text has lone surrogates, which tokenizers cannot encode."""
 
     code = "invalid_text"
     remedy = "Send valid Unicode."
@@ -129,11 +129,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class SampleOptions:
-    """What the caller's wire format says about how a sample is to be read.
+    """Options of the client's wire format for reading a sample.
 
-    `max_tokens`: shorter than what the model reads. `truncates` False: too long is an error, whatever the contract says.
-    `scores_empty`: a response that is empty, or white space alone, is scored at its end token, for callers who know no word for a
-    missing score.
+    `max_tokens`: a limit below that of the model. `truncates` False: a sample that is too long is an error, even where the
+    contract truncates. `scores_empty`: a response that is empty, or white space alone, is scored at its end token, for wire
+    formats that cannot express a missing score.
     """
 
     max_tokens: int | None = None
@@ -143,7 +143,7 @@ class SampleOptions:
 
 DEFAULT_OPTIONS = SampleOptions()
 SCORE_EMPTY_OPTIONS = SampleOptions(scores_empty=True)
-"""Policies do answer with nothing. Who knows no word for a missing score gets the score of that."""
+"""Policies do produce empty responses. Clients of wire formats without a missing score get a score for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +151,9 @@ class Sample:
     """One conversation whose last assistant turn is to be scored.
 
     Exactly one form is given: `prompt` with `response`, `messages`, `text` or `input_ids`. A `prompt`
-    that is a string is one user turn. `finish_reason="length"` says that the policy was cut off, so no
+    that is a string is one user turn. `finish_reason="length"`: the policy was cut off, so no
     end token is added. `reference_rewards` are raw scores of reference responses to the same prompt, for shapes that
-    compare with such. `n_prompt_chars`: where the response begins in `text`, if the caller knows.
+    compare with them. `n_prompt_chars`: where the response begins in `text`, if the client has sent it.
     """
 
     prompt: str | tuple[Message, ...] | None = None
@@ -176,7 +176,7 @@ class Sample:
             )
 
     def conversation(self) -> tuple[Message, ...]:
-        """The messages of the first two forms, the response last. Raise `SampleError` if they make no sense."""
+        """The messages of the first two forms, the response last. Raise `SampleError` if they are invalid."""
         if self.messages is not None:
             messages = self.messages
         elif self.prompt is not None and self.response is not None:
@@ -188,7 +188,7 @@ class Sample:
         return messages
 
     def texts(self) -> tuple[str, str]:
-        """The prompt as one text, and the response; both are empty where nobody knows."""
+        """The prompt as one text, and the response; both are empty where they are unknown."""
         if self.text is not None and self.n_prompt_chars is not None:
             return self.text[: self.n_prompt_chars], self.text[self.n_prompt_chars :]
         if self.messages is not None:
@@ -201,7 +201,7 @@ class Sample:
 def _check(messages: tuple[Message, ...], options: SampleOptions) -> None:
     for i, message in enumerate(messages):
         if message.role not in ROLES:
-            # The role is named by its place: what the caller wrote there may be part of a conversation.
+            # The message has the index and not the role: its text may be part of a conversation.
             raise InvalidMessages(f"message {i} has an unknown role; known are {', '.join(ROLES)}", index=i)
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise InvalidMessages("the last of at least two messages must be the assistant's: the turn to score")

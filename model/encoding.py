@@ -1,26 +1,26 @@
-"""Sample -> Encoded token ids. The one owner, for training and for serving alike.
+"""Encode samples into token ids: the only encoder, for training and for serving alike.
 
-Everything that may differ between two encoders is in `EncodingPolicy`, which is part of the
+Everything in which two encoders may differ is in `EncodingPolicy`, which is part of the
 `ScoringContract`. Knows a tokenizer, no model, no HTTP.
 
 Rules, in the order in which they are applied:
 - a conversation is rendered with the chat template, as a whole;
-- control tokens are the template's, or stand in what the caller has rendered; in a message, and in a response whose
-  beginning the caller names, they are text (`controls`), except for the one that ends the response;
-- an id that the model has no embedding for is that sample's own error;
+- control tokens are valid in the template's text and in text that the client has rendered; in a message, and in a response
+  whose beginning the client sends, they are ordinary text (`control_tokens`), except for the one that ends the response;
+- an id without an embedding in the model is an error of that sample alone;
 - messages have the BOS tokens that the template writes; text and ids begin with those once, and without a template with the
-  special tokens that the tokenizer puts before text;
-- a rendering becomes ids as a whole, or in LLaMA-Factory's layout slot by slot (`slots`);
-- the sequence ends with the end ids that training used; a response that was cut off
+  special tokens that the tokenizer adds before text;
+- a rendering is tokenised as a whole, or in LLaMA-Factory's layout slot by slot (`llama_factory_slots`);
+- the sequence ends with the end ids of training; a response that was cut off
   (`finish_reason="length"`) gets none and is flagged `missing_end`;
-- a template that asks for the date is given the same one for ever (`template`);
-- a response of white space alone is an empty one;
-- else whitespace is never stripped, except where the trainer of the layout does (`layout_rules`);
-- the score is read at the last token of a row: pad tokens at the end, which transformers' classifiers skip, are left out;
-- what is too long is cut from the left of the prompt; the response and its ending are never cut.
+- a template that uses the current date always gets the same date (`chat_template`);
+- a response of white space alone counts as empty;
+- otherwise white space is never stripped, except where the trainer of the layout does so (`layout_rules`);
+- the score is read at the last token of a row: pad tokens at the end, which transformers' classifiers skip, are dropped;
+- a row that is too long is cut at the left of its prompt; the response and its ending are never cut.
 
-Responses to one prompt share its rendering and most of its ids: both are remembered for a while, the ids only up to
-the last place where cutting the text provably changes no id (`seams`).
+Responses to one prompt share its rendering and most of its ids: both are cached, the ids only up to
+the last position where a cut of the text provably changes no id (`split_points`).
 """
 
 from __future__ import annotations
@@ -72,21 +72,21 @@ _TALKS = (
     ("system", "user", "assistant"),
     ("user", "assistant", "tool", "assistant"),
 )
-"""What a template is asked for, to see what it writes around contents."""
-# Tokenisers work on characters before they work on tokens. No vocabulary in use averages more characters a
-# token than this, so a longer text is refused unread instead of being tokenised for seconds.
+"""Roles of the test conversations that show the template's text around contents."""
+# Tokenisation takes seconds for a very long text. No vocabulary in use averages more characters a token than this,
+# so a longer text is rejected before it is tokenised.
 _MAX_CHARS_PER_TOKEN = 64
 
 _N_NAMED = 5
 
 MEMO_CHARS = 2_000_000
-"""Characters of prompts that an encoder remembers: a thousand prompts of two thousand, some twenty megabytes."""
+"""Characters of prompts that an encoder caches: a thousand prompts of two thousand, about twenty megabytes."""
 
 
 class Encoded(NamedTuple):
-    """What the network reads. `n_prompt` counts the ids before the response's first.
+    """Token ids of a sample. `n_prompt` counts the ids before the response's first.
 
-    A named tuple: there is one for every sample, and frozen dataclasses are made three times as slowly.
+    A named tuple: there is one for every sample, and creating a frozen dataclass takes three times as long.
     """
 
     ids: tuple[int, ...]
@@ -103,7 +103,7 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """A rendered prompt, and where it is cut. `is_quoting`: a message in it quotes a control token, so that this is of no use."""
+    """A rendered prompt and its cuts. `is_quoting`: a message quotes a control token, so this rendering cannot be used."""
 
     text: str
     cuts: tuple[int, ...]
@@ -112,10 +112,10 @@ class _Prompt:
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """Text with its ending settled, in parts that are tokenised apart: all but the last are worth remembering.
+    """Text with its ending, in parts that are tokenised separately: all but the last are worth caching.
 
-    The first `n_prompt_chars` of the whole are prompt; they end where a part does, or in the last one. `hidden`: control tokens
-    that are only quoted have stand-ins. `adds_start`: the policy's `start_ids` are added where the text does not begin with them.
+    The first `n_prompt_chars` of the text are prompt; they end at the end of a part, or in the last one. `hidden`: quoted control
+    tokens are replaced by stand-ins. `adds_start`: the policy's `start_ids` are added where the text does not begin with them.
     """
 
     parts: tuple[str, ...]
@@ -129,7 +129,7 @@ class _Draft:
 class Encoder:
     """A tokenizer under a policy. Thread-safe; the same text gives the same ids in every process.
 
-    `memo_chars=0`: nothing is remembered and no text is cut. The ids are the same. `notes`: what is weak about this template.
+    `memo_chars=0`: nothing is cached and no text is split; the ids are the same. `notes`: weaknesses of the chat template.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Encoder:
         self._closings = self._find_closings()
         self._closing_ids = [ids_of(self._fast, closing) for closing in self._closings]
         tail = policy.template_tail
-        # White space alone is the template's only where the row ends with it: it may be the response's.
+        # White space alone is the template's tail only where the row ends with it: else it may belong to the response.
         is_tail = policy.rule.ending.startswith("template") or tail.strip()
         self._plain_tail = tail if is_tail and self._control_ids.isdisjoint(ids_of(self._fast, tail)) else ""
         self._plain_tail_ids = ids_of(self._fast, self._plain_tail)
@@ -164,7 +164,7 @@ class Encoder:
         try:
             self._controls = ControlTokens(self._fast, written, joints)
         except ValueError as error:
-            raise EncodingPolicyError(f"text cannot be kept apart from control tokens: {error}") from error
+            raise EncodingPolicyError(f"text cannot be distinguished from control tokens: {error}") from error
         beyond = _beyond_table(self._fast, policy.vocab_size)
         self._may_lack_embeddings = bool(beyond)
         self.notes = (
@@ -178,16 +178,16 @@ class Encoder:
             *(_notes(self._controls, talks[0]) if policy.template else ()),
         )
         between = [piece for talk, roles in zip(talks, _TALKS, strict=True) for piece in talk[1 : len(roles)]]
-        # A template may write more before a response that is to come than before one that is there.
+        # A template may write more text before a response to be generated than before an existing one.
         answered = talks[0][1] if talks[0] else ""
         self._starts = tuple(dict.fromkeys((policy.response_start, answered)))
         self._start_ids = (policy.response_start_ids, *(ids_of(self._fast, start) for start in self._starts[1:]))
         is_opener = policy.bos_id is None and any(str(tokenizer.bos_token) in piece for piece in between)
         has_bos = tokenizer.bos_token_id is not None and not is_opener
-        # What a row keeps at its beginning where its prompt is cut.
+        # Ids that stay at the beginning of a row whose prompt is cut.
         self._first_ids = policy.start_ids or ((tokenizer.bos_token_id,) if has_bos else ())
         self._first = "".join(tokenizer.convert_ids_to_tokens(list(self._first_ids)))
-        # Of all seams only those that the template writes before every response are worth looking for.
+        # Of all split points only those that the template writes before every response are useful.
         tokens = split_tokens(self._fast) if memo_chars else ()
         self._seam_tokens = tuple(token for token in tokens if token in policy.response_start)
         self._prompts: LruCache[tuple[Message, ...], _Prompt] = LruCache(memo_chars)
@@ -201,7 +201,7 @@ class Encoder:
         return encoded
 
     def many(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
-        """One entry a sample, in order, from one call of the tokenizer, which leaves Python to others meanwhile."""
+        """Encode samples in one call of the tokenizer, which releases the GIL. Return one entry a sample, in order."""
         read = [_or_error(self._read, sample) for sample in samples]
         encoded = iter(self._tokenize([each for each in read if isinstance(each, _Draft)]))
         whole = [next(encoded) if isinstance(each, _Draft) else each for each in read]
@@ -211,7 +211,7 @@ class Encoder:
         ]
 
     def texts(self, sample: Sample) -> tuple[str, str]:
-        """Prompt and response as whoever wrote them would show them, without the ending; empty where nobody knows."""
+        """Prompt and response as plain text, without the ending; empty where they are unknown."""
         if sample.text is None:
             prompt, response = sample.texts()
             return prompt, self._unclosed(response)[0]
@@ -220,7 +220,7 @@ class Encoder:
         return (body[:n], body[n:]) if n else ("", "")
 
     def is_rendered(self, prompt: str) -> bool:
-        """Whether a prompt ends in what the template writes before a response."""
+        """Whether a prompt ends with the template's text before a response."""
         return prompt.endswith(self.policy.response_start)
 
     def _read(self, sample: Sample) -> Encoded | _Draft:
@@ -229,9 +229,9 @@ class Encoder:
         return self._shortened(self._text(sample), sample.options)
 
     def _find_closings(self) -> tuple[str, ...]:
-        """The texts that a caller may have closed a turn with: those with a control token, the longest first.
+        """The texts with a control token that may close a turn in a client's response, the longest first.
 
-        A policy stops at its end token: the ending up to any of its control tokens, and each special token by itself.
+        A policy stops at its end token, so these are the ending up to any of its control tokens, and each special token alone.
         """
         texts: set[str] = set()
         for whole in (self.policy.template_tail, self.policy.end_text):
@@ -250,7 +250,7 @@ class Encoder:
         if sample.text is not None:
             check_text(sample.text)
             body, closed = self._unclosed_rendering(sample.text)
-            # A caller may leave out an ending that is always the same, and no other.
+            # A client may leave out only an ending that is the same for all conversations.
             rendering = sample.text if self.policy.ending_varies else None
             n_prompt_chars = self._n_prompt_chars(sample, body)
             if not body[n_prompt_chars:].strip():
@@ -265,10 +265,10 @@ class Encoder:
         else:
             messages = sample.conversation()
             if self._slots is not None and messages[0] == Message("system", ""):
-                messages = messages[1:]  # LLaMA-Factory takes an empty system message for none
+                messages = messages[1:]  # LLaMA-Factory drops an empty system message
             for message in messages:
                 check_text(message.content)
-            # A policy's text often still carries its own end token; the template writes it again.
+            # The text of a policy often still has its end token, which the template writes again.
             content, closed = self._unclosed(messages[-1].content)
             if not content.strip():
                 _check_empty(sample)
@@ -302,9 +302,9 @@ class Encoder:
         return _Draft(pieces(body, cuts), n_prompt_chars, missing, adds_start=not is_rendered_here, hidden=hidden)
 
     def _has_usual_tail(self, rendering: str, content: str, begin: int) -> bool:
-        """Whether a rendering ends in `template_tail` after this content, which begins at `begin`; -1: nobody knows where.
+        """Whether a rendering ends with `template_tail` after this content, which begins at `begin`; -1: not known.
 
-        Where the template does not write the content as it is, there is nothing to compare but the end.
+        Where the template changes the content, only the end is compared.
         """
         tail = self.policy.template_tail
         if not rendering.endswith(tail):
@@ -314,9 +314,9 @@ class Encoder:
         return at < 0 or self._control_ids.isdisjoint(ids_of(self._fast, body[at + len(content) :]))
 
     def _without_tail(self, rendering: str, content: str, begin: int) -> str:
-        """A rendering up to the end of its last content. Raise `InvalidMessages` where the layout's end is not known then.
+        """A rendering up to the end of its last content. Raise `InvalidMessages` where the layout's ending is not known then.
 
-        What the template writes behind the content may contain it too.
+        The template's text after the content may contain it too.
         """
         parts = (content, content.rstrip(), content.strip())
         ends = [begin + len(part) for part in parts if begin >= 0 and rendering.startswith(part, begin)]
@@ -324,12 +324,12 @@ class Encoder:
         if ends and self._closed(rendering) is not None:
             return rendering[: ends[0]]
         raise InvalidMessages(
-            f"the chat template ends this conversation otherwise than with {self.policy.template_tail!r}, so the token at which "
-            "its score is read is not known. Let the template end all conversations alike."
+            f"the chat template does not end this conversation with {self.policy.template_tail!r}, so the token at which "
+            "its score is read is not known. Let the template end all conversations in the same way."
         )
 
     def _closed(self, rendering: str) -> str | None:
-        """A rendering as the layout's trainer ends it, whatever the template has written last; None: that must be known."""
+        """A rendering with the ending of the layout's trainer; None where the ending depends on the template's tail."""
         if not self.policy.template or self._slots is not None or self.policy.rule.ending not in CLOSES_ANY_TAIL:
             return None
         if self.policy.rule.ending == "template":
@@ -338,23 +338,23 @@ class Encoder:
         return stripped if stripped.endswith(self._eos) else f"{stripped} {self._eos}"
 
     def _hide(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], Escaped]:
-        """A conversation with stand-ins for the control tokens that it quotes."""
+        """Replace the control tokens that a conversation quotes by stand-ins."""
         texts = [message.content for message in messages]
         if not self.policy.template and self.policy.start_ids:
-            while texts[0].startswith(self._first):  # it is added once, whether or not the text has it
+            while texts[0].startswith(self._first):  # it is added exactly once later
                 texts[0] = texts[0].removeprefix(self._first)
         hidden = self._controls.hide(texts)
         return tuple(Message(m.role, text) for m, text in zip(messages, hidden.texts, strict=True)), hidden
 
     def _hide_response(self, body: str, n_prompt_chars: int) -> Escaped | None:
-        """The response of rendered text with stand-ins for the control tokens that it quotes; None: it quotes none."""
+        """Replace the control tokens that a response in rendered text quotes by stand-ins; None: it quotes none."""
         prompt, response = body[:n_prompt_chars], body[n_prompt_chars:]
         if not self._controls.are_quoted(response) and not self._controls.reach_over(prompt, response):
             return None
         return self._controls.hide([response], beside=prompt, is_joined=True)
 
     def _n_prompt_chars(self, sample: Sample, body: str) -> int:
-        """Where the response begins in rendered text: where its caller says so, or where the template begins one."""
+        """Index of the response in rendered text: the one that the client has sent, or that of the template's response start."""
         if sample.n_prompt_chars is not None:
             return min(sample.n_prompt_chars, len(body))
         begin, start = max(
@@ -373,13 +373,13 @@ class Encoder:
         return _Prompt(text, cuts, is_quoting=any(self._controls.are_quoted(m.content) for m in messages))
 
     def _seam(self, prompt: str) -> tuple[int, ...]:
-        """Where a prompt may be cut without another id."""
+        """The last split point of a prompt, at which a cut changes no id."""
         return (last_split_point(prompt, self._seam_tokens),)
 
     def _shared_cuts(self, prompt: _Prompt, text: str) -> tuple[int, ...]:
-        """The cuts of a rendered prompt that this conversation has too.
+        """The cuts of a rendered prompt that are also cuts of this conversation.
 
-        A template may write more before a response that is to come than before one that is there.
+        A template may write more text before a response to be generated than before an existing one.
         """
         return tuple(
             cut
@@ -389,7 +389,7 @@ class Encoder:
         )
 
     def _unclosed(self, content: str) -> tuple[str, bool]:
-        """A response without its ending, however the caller wrote it, and whether it had one. Plain text is no ending.
+        """A response without its ending, in any of its forms, and whether it had one. Plain text is no ending.
 
         White space after an end token is no part of a response: templates of other models write some there.
         """
@@ -400,10 +400,10 @@ class Encoder:
         return content, False
 
     def _unclosed_rendering(self, text: str) -> tuple[str, bool]:
-        """The same of what the caller has rendered: there, plain text that the template ends with is its ending too."""
+        """`_unclosed` for text that the client has rendered, where a template's tail of plain text counts as an ending too."""
         unpadded = text[: _n_without(text, self._skip)]
         if self._pads_with_text and not self._unclosed(unpadded)[1]:
-            unpadded = text  # no end of a turn before it: it is the end of the response
+            unpadded = text  # no end of a turn before the padding: it belongs to the response
         is_padded = len(unpadded) < len(text)
         text = unpadded
         before_padding = self.policy.end_text[: _n_without(self.policy.end_text, self._skip)]
@@ -417,13 +417,13 @@ class Encoder:
         return body, closed or (is_padded and self.policy.skip_id in self.policy.end_ids)
 
     def _shortened(self, draft: _Draft, options: SampleOptions) -> _Draft:
-        """Drop prompt characters that could never fit. The tokens that stay are those of a long prompt's tail."""
+        """Drop prompt characters that could never fit. The remaining tokens are those of a long prompt's tail."""
         limit = self._limit(options)
         n_chars, keep = sum(map(len, draft.parts)), limit * _MAX_CHARS_PER_TOKEN
         if n_chars <= keep:
             return draft
         if not self._truncates(options) or n_chars - draft.n_prompt_chars > keep:
-            # A lower bound: nothing was tokenised.
+            # The number is a lower bound: the text is not tokenised.
             raise InputTooLong(n=-(-n_chars // _MAX_CHARS_PER_TOKEN), limit=limit, what="text, at the very least,")
         text = "".join(draft.parts)
         first = self._first if text.startswith(self._first) else ""
@@ -456,7 +456,7 @@ class Encoder:
         ]
 
     def _tokenize_hidden(self, draft: _Draft, hidden: Escaped) -> Encoded:
-        """The ids of text that quotes control tokens: each of them as the text that it is."""
+        """Encode text that quotes control tokens, each of them as ordinary text."""
         ids: list[int] = []
         n_prompt = start = 0
         for part in draft.parts:
@@ -469,7 +469,7 @@ class Encoder:
         return Encoded(tuple(ids), n_prompt, draft.truncated, draft.missing_end)
 
     def _encode(self, texts: list[str]) -> list[Any]:
-        # A batch may wake threads of the tokenizer's own: not for the head and the tail of a lone sample.
+        # A batch may wake the tokenizer's threads, which is too slow for the head and the tail of a single sample.
         if len(texts) <= 2:
             return [self._fast.encode(text, add_special_tokens=False) for text in texts]
         encodings: list[Any] = self._fast.encode_batch(texts, add_special_tokens=False)
@@ -488,7 +488,7 @@ class Encoder:
             )  # fmt: skip
         skip = self.policy.skip_id
         if skip is not None and not self._pads_with_text and set(ids) == {skip}:
-            return Encoded(ids, 0)  # transformers reads the first token of a row of nothing but padding
+            return Encoded(ids, 0)  # transformers reads the first token of a row of padding alone
         body, ending, closed = self._unclosed_ids(ids)
         missing = sample.finish_reason == "length" and not closed
         if not self.policy.ending_varies:
@@ -502,9 +502,9 @@ class Encoder:
         return self._with_start(Encoded(ids, n_prompt, missing_end=missing), adds_start=True)
 
     def _unclosed_ids(self, ids: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
-        """Ids without their ending, what must follow, and whether they had one: all that closes a row, or the beginning of it.
+        """Ids without their ending, the ids that must follow, and whether they had an ending, complete or in part.
 
-        A policy stops at its end token, so what the template writes after that is often not there.
+        A policy stops at its end token, so the template's text after that is often missing.
         """
         end, skip = self.policy.end_ids, self.policy.skip_id
         n_padding = n_trailing(ids, skip)
@@ -514,7 +514,7 @@ class Encoder:
         if end and ids[-len(end) :] == end:
             return ids[: -len(end)], end, True
         if not self._is_control(end) and self._says(ids, self.policy.end_text, len(end) + 2):
-            return ids, (), True  # its plain text is one token with the end of the response
+            return ids, (), True  # the plain text of the ending and the end of the response share a token
         before_padding = end[: len(end) - n_trailing(end, skip)]
         if n_padding and before_padding:
             if ids[-len(before_padding) :] == before_padding:
@@ -529,7 +529,7 @@ class Encoder:
             whole, n_plain = ids_of(self._fast, self.policy.end_text), len(ids_of(self._fast, closing))
             kept = ids[: len(ids) - self._n_blank(ids)]
             if whole[:n_plain] == ids_of(self._fast, closing) and self._says(kept, closing, len(closing)):
-                return kept, whole[n_plain:], False  # its tokens may be the response's too
+                return kept, whole[n_plain:], False  # the tokens of the tail may belong to the response too
         unclosed = self._unclosed_turn(ids)
         if unclosed is not None:
             return unclosed, end, True
@@ -537,14 +537,14 @@ class Encoder:
         return body, end, n_padding > 0 and skip in end
 
     def _closed_ids(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """The same as `_closed`, of ids."""
+        """`_closed` for ids."""
         if self.policy.rule.ending == "template":
             return ids
         ids = ids[: len(ids) - self._n_blank(ids, "\n")]
         return ids if self._says(ids, self._eos, 1) else (*ids, *ids_of(self._fast, f" {self._eos}"))
 
     def _unclosed_turn(self, ids: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Ids without the control token that ends their turn and what follows it; None: there is none."""
+        """Ids up to the control token that ends their turn; None: there is none."""
         ids = ids[: len(ids) - self._n_blank(ids)]
         for closing in self._closing_ids:
             for n in range(len(closing), 0, -1):
@@ -553,16 +553,16 @@ class Encoder:
         return None
 
     def _n_blank(self, ids: tuple[int, ...], blanks: str | None = None) -> int:
-        """How many tokens a row ends with that are white space alone, or of these characters alone."""
+        """Number of tokens at the end of a row that are white space alone, or these characters alone."""
         n = 0
         while n < len(ids) and not self._fast.decode([ids[-1 - n]], skip_special_tokens=False).strip(blanks):
             n += 1
         return n
 
     def _begins_response(self, ids: tuple[int, ...]) -> bool:
-        """Whether a row ends with what the template writes before a response, and white space after that.
+        """Whether a row ends with the template's text before a response, and white space after that.
 
-        For rows in which a token holds both the end of the one and the beginning of the other.
+        For rows in which one token holds both the end of that text and the beginning of the white space.
         """
         ids = ids[: len(ids) - self._n_blank(ids)]
         starts = [start.rstrip() for start in self._starts]
@@ -571,7 +571,7 @@ class Encoder:
         )
 
     def _is_blank(self, ids: tuple[int, ...]) -> bool:
-        """Whether this is white space alone. The first few ids tell of nearly all rows; their last character may be cut."""
+        """Whether ids are white space alone. The first few ids decide nearly all rows; their last character may be incomplete."""
         first, whole = (partial(self._fast.decode, list(part), skip_special_tokens=False) for part in (ids[:8], ids))
         return not first().strip().strip("\ufffd") and not whole().strip()
 
@@ -579,9 +579,9 @@ class Encoder:
         return all(token in self._control_ids for token in ids)
 
     def _says(self, ids: tuple[int, ...], text: str, n_ids: int, *, then_blank: bool = False) -> bool:
-        """Whether ids end with this text, whichever tokens it is made of. `then_blank`: and with white space after that.
+        """Whether ids end with this text, in any tokens. `then_blank`: and with white space after that.
 
-        Decoders write spaces beside control tokens, where no text has them.
+        Decoders write spaces beside control tokens that are not in the text.
         """
         decoded: str = self._fast.decode(list(ids[-n_ids:]), skip_special_tokens=False)
         decoded = decoded.rstrip() if then_blank else decoded
@@ -590,7 +590,7 @@ class Encoder:
         return decoded.endswith(text)
 
     def _with_start(self, encoded: Encoded, *, adds_start: bool) -> Encoded:
-        """The policy's `start_ids` exactly once; where a template has written the text, as it was written."""
+        """Begin the row with the policy's `start_ids` exactly once; a rendering of the template stays as it is."""
         start, ids = self.policy.start_ids, encoded.ids
         if not start or not adds_start:
             return encoded
@@ -603,15 +603,15 @@ class Encoder:
         return encoded._replace(ids=start + ids[n:], n_prompt=max(0, encoded.n_prompt - n) + len(start))
 
     def _checked(self, encoded: Encoded, options: SampleOptions) -> Encoded:
-        """Within the limit, and every id with an embedding. Raise `SampleError`."""
+        """Fit a row into the limit, and check that every id has an embedding. Raise `SampleError`."""
         if not encoded.ids:
-            raise EmptyResponse("no token is left of the text: there is none to read a score at")
+            raise EmptyResponse("no token is left of the text: there is no token to read a score at")
         fitting = self._fit(encoded, options)
         if self._may_lack_embeddings and max(fitting.ids) >= (n_rows := self.policy.vocab_size):
             i, token = next((i, token) for i, token in enumerate(fitting.ids) if token >= n_rows)
             raise TokenOutOfVocabulary(
                 f"token {i} of the sample has id {token}, and the model has no embedding for it: its table has {n_rows} rows. "
-                "Take that token out of the text, or serve the model with the tokenizer that it was trained with.",
+                "Remove that token from the text, or serve the model with the tokenizer that it was trained with.",
                 index=i, id=token, vocab_size=n_rows,
             )  # fmt: skip
         return fitting
@@ -625,7 +625,7 @@ class Encoder:
         return options.truncates and self.policy.truncation != "error"
 
     def _unpadded(self, encoded: Encoded) -> Encoded:
-        """Without pad tokens at the end: a causal model gives the token before them the same score without them."""
+        """Drop pad tokens at the end: a causal model gives the token before them the same score without them."""
         ids = encoded.ids
         n = max(1, len(ids) - n_trailing(ids, self.policy.skip_id))
         return encoded if n == len(ids) else encoded._replace(ids=ids[:n], n_prompt=min(encoded.n_prompt, n))
@@ -657,7 +657,7 @@ def _begin_of_response(body: str, prompt: str, content: str) -> int:
 
 
 def _joined(draft: _Draft, known: Sequence[tuple[int, ...]], last: Any) -> Encoded:
-    """The ids of all parts: of those before the last, which are known, and of the last."""
+    """Join the ids of all parts: the `known` ones of the parts before the last, and those of the last."""
     ids: tuple[int, ...] = ()
     n_prompt = start = 0
     for part, its_ids in zip(draft.parts, known, strict=False):
@@ -672,17 +672,17 @@ def _joined(draft: _Draft, known: Sequence[tuple[int, ...]], last: Any) -> Encod
 
 
 def _check_empty(sample: Sample, *, has_prompt: bool = True) -> None:
-    """Raise `EmptyResponse` unless the response may be empty and is closed, so that its end token can be read."""
+    """Raise `EmptyResponse` unless the response may be empty and is closed, so that the score is read at its end token."""
     if not (sample.options.scores_empty and sample.finish_reason == "stop" and has_prompt):
         raise EmptyResponse()
 
 
 def _pieces(render: ChatTemplate, roles: Sequence[str]) -> tuple[str, ...]:
-    """What the template writes before, between and after the contents of such a conversation; nothing if it refuses one."""
+    """The template's text before, between and after the contents of a test conversation; empty if it refuses the roles."""
     messages = tuple(Message(role, _WORDS[i]) for i, role in enumerate(roles))
     try:
         texts = [render(messages, add_generation_prompt=False), render(messages[:-1], add_generation_prompt=True)]
-    except ConversationTooSlow:  # of a few words: no conversation will be better off
+    except ConversationTooSlow:  # for a few words: no conversation will be faster
         raise
     except InvalidMessages:
         return ()
@@ -690,7 +690,7 @@ def _pieces(render: ChatTemplate, roles: Sequence[str]) -> tuple[str, ...]:
 
 
 def _beyond_table(fast: Any, n_rows: int) -> list[tuple[int, str]]:
-    """The tokens that text can become and that have no embedding, by id."""
+    """The tokens of the vocabulary without an embedding, by id."""
     return sorted((i, token) for token, i in fast.get_vocab(with_added_tokens=True).items() if i >= n_rows)
 
 
@@ -701,16 +701,16 @@ def _vocabulary_notes(beyond: Sequence[tuple[int, str]], n_rows: int) -> tuple[s
     more = f" and {len(beyond) - _N_NAMED} more" if len(beyond) > _N_NAMED else ""
     return (
         f"the tokenizer has {len(beyond)} tokens that the model has no embedding for; its table has {n_rows} rows: {named}{more}. "
-        "A sample with one of them is refused (token_out_of_vocabulary)",
+        "A sample with one of them is rejected (token_out_of_vocabulary)",
     )
 
 
 def _date_notes(policy: EncodingPolicy) -> tuple[str, ...]:
-    """Where a template asks for the date: which one it is given."""
+    """Note on the fixed date of a template that uses the current date."""
     if policy.template_date is None:
         return ()
     return (
-        f"the chat template asks for the date: it is always given {policy.template_date}, so that a score does not change at "
+        f"the chat template uses the current date: it always gets {policy.template_date}, so that a score does not change at "
         "midnight. A plain apply_chat_template writes today's date, and so do other engines that render it: their scores "
         "of the same conversation may differ",
     )
@@ -720,13 +720,13 @@ def _ending_notes(policy: EncodingPolicy) -> tuple[str, ...]:
     if not policy.ending_varies:
         return ()
     return (
-        "the chat template ends conversations in different ways: messages end as it writes them; text and ids are taken with the "
-        "ending that they have, so send them whole",
+        "the chat template ends conversations in different ways: messages end as it writes them; text and ids keep the ending "
+        "that they have, so send them complete",
     )
 
 
 def _bos_notes(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> tuple[str, ...]:
-    """Where a trainer may have put a second BOS before a rendering."""
+    """Note where a trainer may have added a second BOS before a rendering."""
     bos = tokenizer.bos_token_id
     is_trls = policy.rule.reads_at == "last_non_pad"
     if not is_trls or not policy.template or policy.start_ids != (bos,) or tokenizer("x")["input_ids"][:1] != [bos]:
@@ -739,45 +739,45 @@ def _bos_notes(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> tu
 
 
 def _prompt_notes(talk: Sequence[str], policy: EncodingPolicy) -> tuple[str, ...]:
-    """Where OpenRLHF's rows depend on an option that a checkpoint does not name."""
+    """Note where OpenRLHF's rows depend on an option that a checkpoint does not name."""
     if policy.rule.ending != "eos" or not talk or talk[1].startswith(policy.response_start):
         return ()
     return (
-        f"the chat template writes {policy.response_start!r} before a response that is to come and {talk[1]!r} before one that is "
-        "there. OpenRLHF with prompt_key cuts the rendering at the length of the first, so its rows had another text; here a row "
+        f"the chat template writes {policy.response_start!r} before a response to be generated and {talk[1]!r} before an existing "
+        "one. OpenRLHF with prompt_key cuts the rendering at the length of the first, so its rows had another text; here a row "
         "is the whole rendering, as without prompt_key. The files do not name the option; if it was set, send the text of its rows",
     )
 
 
 _TEMPLATES_WITH_EOS = {"<end_of_turn>": "gemma2", "<|role_end|>": "bailing_v2", "<|endofassistant|>": "dots_ocr"}
-"""The end token of LLaMA-Factory's templates that add EOS after an end token of their own (`efficient_eos`) -> their names."""
+"""End token -> name of LLaMA-Factory's templates that add EOS after their end token (`efficient_eos`)."""
 
 
 def _eos_notes(policy: EncodingPolicy) -> tuple[str, ...]:
-    """Where LLaMA-Factory may have trained with an EOS that no chat template tells."""
+    """Note where LLaMA-Factory may have trained with an EOS that is not in the chat template."""
     end = policy.template_tail.strip()
     if policy.rule.tokenizes != "slots" or policy.rule.ending != "template_or_eos" or end not in _TEMPLATES_WITH_EOS:
         return ()
     return (
         f"rows end as the chat template writes, with {end!r}. LLaMA-Factory's template {_TEMPLATES_WITH_EOS[end]} ends so too and "
-        "adds EOS, which the chat template does not tell: if it was the one of the training, set the ending to template_and_eos",
+        "adds EOS, which the chat template lacks: if training used that template, set the ending to template_and_eos",
     )
 
 
 def _notes(controls: ControlTokens, talk: Sequence[str]) -> tuple[str, ...]:
-    """What an operator should know of the template: a turn that begins with plain text can be imitated by plain text."""
+    """Note for the operator where turns begin with plain text, which plain text can imitate."""
     plain = [mark for piece in talk[1 : len(_TALKS[0])] if (mark := controls.unmarked(piece)) is not None]
     if not plain:
         return ()
     marks = ", ".join(dict.fromkeys(repr(mark) for mark in plain))
     return (
-        f"turns can be imitated: the chat template begins them with plain text ({marks}), and what a conversation says is "
+        f"turns can be imitated: the chat template begins them with plain text ({marks}), and the content of messages is "
         "plain text too",
     )
 
 
 def _n_until(ends: Iterable[int], n_chars: int, n_ids: int) -> int:
-    """How many ids end within so many characters."""
+    """Number of ids that end within `n_chars` characters."""
     return next((i for i, end in enumerate(ends) if end > n_chars), n_ids)
 
 
@@ -794,7 +794,7 @@ def _begin(found: tuple[int, Any]) -> int:
 
 
 def _rfind(ids: tuple[int, ...], needle: tuple[int, ...]) -> int:
-    """Where `needle` begins for the last time in `ids`, or -1."""
+    """Index of the last occurrence of `needle` in `ids`, or -1."""
     found = at = -1
     n = len(needle)
     # From the left, because `index` runs in C: the first of these ids is rare, it opens a turn.

@@ -2,7 +2,7 @@
 
 Without FOLDER only `scoring_contract.json` is written again, beside the weights: after a change of its format, or to bind
 a checkpoint of another trainer to the clauses that `rewardserve check` shows. The probes are those of the existing contract,
-those of `--probes`, or some plain conversations.
+those of `--probes`, or built-in conversations.
 
 Exit code 0: written. 1: nothing was written; stderr has the reason.
 """
@@ -40,7 +40,7 @@ from rewardserve.model.text.printable import printable
 
 _DESCRIPTION = """Write a reward model in the layout that other programs load, with its contract. Without FOLDER only
 scoring_contract.json is written again, beside the weights. The golden samples are those of the existing contract, those of
---probes, or some plain conversations."""
+--probes, or built-in conversations."""
 
 TOLERANCE = 1e-4
 """Largest difference of a raw score when the written checkpoint is read back, in float32."""
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def export(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> str:
-    """Write a checkpoint in our layout and return its contract's digest. Raise `CheckpointError` if it scores otherwise."""
+    """Write a checkpoint in our layout and return its contract's digest. Raise `CheckpointError` if its scores differ."""
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty: choose another folder")
     for step in (without_bias, with_whole_tokenization, with_openrlhf_note):
@@ -98,7 +98,7 @@ def export(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> st
 
 
 def _write_checked(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample]) -> str:
-    """Write a checkpoint and its contract, which the probes' scores from before must agree with."""
+    """Write a checkpoint and its contract. Raise `CheckpointError` unless the probes keep their scores."""
     encode, network, policy = checkpoint.encoder, checkpoint.network, checkpoint.policy
     expected = [score_single_row(network, encode(probe).ids) for probe in probes]
     write(
@@ -118,7 +118,9 @@ def _write_checked(checkpoint: Checkpoint, folder: Path, probes: Sequence[Sample
     )
     worst = max((abs(probe.score - score) for probe, score in zip(written.probes, expected, strict=True)), default=0.0)
     if not worst <= TOLERANCE:
-        raise CheckpointError(f"{folder} scores otherwise when it is read back: a probe is off by {worst:.3g}")
+        raise CheckpointError(
+            f"{folder} gives other scores when it is read back: a probe is off by {worst:.3g}, {TOLERANCE:.0e} is allowed"
+        )
     return written.digest
 
 
@@ -132,7 +134,7 @@ def _empty(folder: Path) -> None:
 
 
 def rewrite_contract(folder: Path, probes: Sequence[Sample], options: ReadOptions) -> str:
-    """Write the contract of a folder again, at the limits of the one that is there, and return its digest."""
+    """Write the contract of a folder again, with the limits of the existing one, and return its digest."""
     old = _old_contract(folder)
     limits = {key: old[key] for key in ("max_tokens", "truncation") if key in old}
     options = replace(
@@ -153,7 +155,7 @@ def _probes(folder: Path, path: str | None) -> list[Sample]:
 
 
 def _old_contract(folder: Path) -> dict[str, Any]:
-    """The contract that is there, of whichever format."""
+    """The existing contract, in any format; empty where there is none."""
     path = folder / FILE_NAME
     found = json.loads(path.read_text()) if path.is_file() else {}
     return found if isinstance(found, dict) else {}
@@ -165,12 +167,14 @@ def _parser() -> Parser:
         "checkpoint", metavar="CHECKPOINT", help="folder or hub name of any reward model that can be served"
     )
     parser.add_argument(
-        "folder", nargs="?", metavar="FOLDER", help="where to write; left out: only the contract, beside the weights"
+        "folder", nargs="?", metavar="FOLDER", help="output folder; default: only the contract, beside the weights"
     )
-    parser.add_argument("--probes", help="JSON lines, a sample each as for POST /score: golden samples of the contract")
+    parser.add_argument("--probes", help="JSON lines file, one sample a line as for POST /score: golden samples")
     parser.add_argument("--allow-pickle", action="store_true", help="read weights that are no safetensors")
     parser.add_argument(
-        "--ignore-checkpoint-code", action="store_true", help="read a checkpoint that names code of its own without it"
+        "--ignore-checkpoint-code",
+        action="store_true",
+        help="read a checkpoint with custom code (auto_map) without that code",
     )
     parser.add_argument("--template-date", metavar="YYYY-MM-DD", help="as for `rewardserve check`")
     parser.add_argument("--ending", choices=get_args(Ending), help="as for `rewardserve check`")

@@ -1,7 +1,7 @@
-"""Where the hidden states of the calibration's responses lie, and how far from there another one is.
+"""Reference statistics of the hidden states of the calibration's responses, and the distance of a hidden state from them.
 
-The file travels with the checkpoint, beside the calibration that names it by its digest. Knows tensors and that one file;
-who fits it is `rewardserve.training.hidden_statistics`. Shapes: B rows, D hidden width, K directions.
+The file is stored in the checkpoint, beside the calibration that names it by its digest. Knows tensors and that one file;
+`rewardserve.training.hidden_statistics` fits it. Shapes: B rows, D hidden width, K directions.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from torch import Tensor
 from rewardserve.model.calibration import Calibration, CalibrationError
 
 FILE_NAME = "hidden_reference.safetensors"
-_AGAIN = "Run `rewardserve calibrate` again, or delete the file: it changes no score."
+_REMEDY = "Run `rewardserve calibrate` again, or delete the file: it changes no score."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HiddenReference:
-    """D^2 = |whitening (h - mean)|^2 of a hidden state h, the squared distance of Mahalanobis in K directions. Float32."""
+    """Squared Mahalanobis distance of a hidden state h in K directions: D^2 = |whitening (h - mean)|^2. Float32."""
 
     mean_D: Tensor
     whitening_KD: Tensor
 
     def log_distance(self, hidden_BD: Tensor) -> Tensor:
-        """log D^2 of each row, `(B,)` in float32. Always finite: what is only told must not cost a row its score."""
+        """log D^2 of each row, `(B,)` in float32. Always finite: a mere diagnostic must not fail a row."""
         mean_D = self.mean_D
-        # In half precision the difference would be of rounding.
+        # In half precision the difference would be mostly rounding.
         white_BK = (hidden_BD.to(mean_D.device, torch.float32) - mean_D) @ self.whitening_KD.T
         number = torch.finfo(torch.float32)
         far = white_BK.square().sum(-1).nan_to_num(nan=number.max, posinf=number.max)
@@ -51,29 +51,29 @@ class HiddenReference:
         return "sha256:" + sha.hexdigest()
 
     def save(self, folder: Path, calibration: Calibration) -> None:
-        """Write `hidden_reference.safetensors` into a checkpoint folder, with what it was fitted on."""
+        """Write `hidden_reference.safetensors` into a checkpoint folder, with the digest of its data."""
         path = folder / FILE_NAME
         fitted_on = {"n": str(calibration.n), "data_digest": calibration.data_digest}
         save_file({"mean": self.mean_D, "whitening": self.whitening_KD}, path, metadata=fitted_on)
-        path.chmod(0o644)  # safetensors leaves it readable by its owner alone
+        path.chmod(0o644)  # safetensors writes files that only their owner can read
 
 
 def load(folder: Path, calibration: Calibration | None, width: int) -> HiddenReference | None:
     """The reference of a checkpoint whose hidden states are `width` wide; None where there is no file.
 
-    Raise `CalibrationError` where it is unreadable, or is not the one that the calibration names.
+    Raise `CalibrationError` where it is unreadable, or its digest is not the calibration's.
     """
     path = folder / FILE_NAME
     if not path.is_file():
         return None
     try:
-        stored = load_bytes(path.read_bytes())  # not mapped: the file may be written over, or cut off
+        stored = load_bytes(path.read_bytes())  # not mapped: the file may be overwritten or truncated
         reference = HiddenReference(stored["mean"].float(), stored["whitening"].float())
     except (KeyError, SafetensorError) as error:
-        raise CalibrationError(f"{FILE_NAME} is unreadable: {error}. {_AGAIN}") from error
+        raise CalibrationError(f"{FILE_NAME} is unreadable: {error}. {_REMEDY}") from error
     shapes = tuple(reference.mean_D.shape), tuple(reference.whitening_KD.shape[1:])
     if shapes != ((width,), (width,)):
-        raise CalibrationError(f"{FILE_NAME} has shapes {shapes}, the hidden state is {width} wide. {_AGAIN}")
+        raise CalibrationError(f"{FILE_NAME} has shapes {shapes}, the hidden state is {width} wide. {_REMEDY}")
     if calibration is None or calibration.hidden_reference != reference.digest:
-        raise CalibrationError(f"{FILE_NAME} is not the one that calibration.json was written with. {_AGAIN}")
+        raise CalibrationError(f"{FILE_NAME} is not the one that calibration.json was written with. {_REMEDY}")
     return reference

@@ -1,7 +1,7 @@
-"""Rules of each checkpoint layout, as its trainer has them: the ending of a sequence, and the token at which its score is read.
+"""Table of the rules of each checkpoint layout: the ending of a row, and the token at which its trainer reads the score.
 
-One table. A checkpoint with a written contract is read as its contract says; a checkpoint without one gets the rule of its
-layout. Standard library only; knows no tokenizer and no files.
+A checkpoint with a written contract follows its contract; a checkpoint without one follows the rule of its layout.
+Standard library only; knows no tokenizer and no files.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ Ending = Literal["template", "template_or_eos", "template_and_eos", "end_token",
 """
 
 CLOSES_ANY_TAIL: frozenset[Ending] = frozenset({"template", "eos"})
-"""Endings that are a function of the rendering alone, whatever the chat template ends it with."""
+"""Endings that are a function of the rendering alone, for any text at its end."""
 
 ReadsAt = Literal["last", "last_non_pad"]
 """`last`: the last token of the row. `last_non_pad`: the last token whose id is not `pad_token_id` of config.json."""
 
 BosWithoutTemplate = Literal["tokenizer", "none"]
-"""Special tokens before text without a chat template: as the tokenizer adds them, or none. A template writes its own."""
+"""Special tokens before text without a chat template: those that the tokenizer adds, or none. A chat template writes them."""
 
 
 Tokenizes = Literal["whole", "slots"]
-"""Whether a rendering becomes ids as one text, or each slot of each turn for itself, as LLaMA-Factory cuts (`slots`)."""
+"""Tokenisation of a rendering: as one text, or each slot of each turn separately, as LLaMA-Factory does (`slots`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,5 +76,5 @@ LAYOUT_RULES: dict[str, LayoutRule] = {
 }  # fmt: skip
 """Layout -> rule. Sources: transformers `GenericForSequenceClassification.forward`; TRL `RewardTrainer._prepare_dataset`
 (EOS is appended to text without a template, and the tokenizer adds its special tokens); OpenRLHF
-`datasets/reward_dataset.py` and `models/model.py`; LLaMA-Factory `data/template.py` (slots are tokenised apart),
+`datasets/reward_dataset.py` and `models/model.py`; LLaMA-Factory `data/template.py` (slots are tokenised separately),
 `data/processor/pairwise.py` (`efficient_eos`) and `train/rm/trainer.py` (`attention_mask.sum() - 1`)."""

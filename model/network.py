@@ -20,15 +20,16 @@ from rewardserve.model.padding import last_index, position_ids
 SINGLE_HEAD = ("score",)
 
 _N_BEFORE, _N_AFTER = 34, 6
-"""Tokens of the rows that show whether a model looks ahead: up to the one that is read, and after it."""
+"""Tokens of the rows that test whether a model is causal: up to the scored one, and after it."""
 
 _ROUNDING_HALF = 0.02
-"""In half precision, of the largest score or of 1: experts get other batches with other tokens, and round otherwise."""
+"""Tolerance in half precision, relative to the largest score or to 1: with other tokens the experts of a mixture get other
+batches, and round differently."""
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkOutput:
-    """What one forward gives: `scores_BH` in float32, the hidden state they were read from, MoE's `aux_loss`."""
+    """Output of a forward: `scores_BH` in float32, the hidden state they were read from, and the `aux_loss` of a MoE."""
 
     scores_BH: Tensor
     last_hidden_BD: Tensor
@@ -38,8 +39,8 @@ class NetworkOutput:
 class RewardNetwork(nn.Module):
     """`backbone` + `Linear(hidden, heads)` in float32.
 
-    `head_weights` make one raw score of several heads: `raw = scores @ head_weights`. `bias_H` is zero for everything
-    that we train; value heads of others (`v_head.summary`) have one, and it is part of their score.
+    `head_weights` combine several heads into one raw score: `raw = scores @ head_weights`. `bias_H` is zero for the models
+    that we train; value heads of other trainers (`v_head.summary`) have one, and it is part of their score.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class RewardNetwork(nn.Module):
     def create(
         cls, backbone: nn.Module, head_names: Sequence[str] = SINGLE_HEAD, head_weights: Sequence[float] | None = None
     ) -> RewardNetwork:
-        """A fresh head for training, N(0, 1/(D+1)) (Stiennon et al. 2020). Never served: `checkpoint.read` refuses it."""
+        """Create a network with an untrained head, N(0, 1/(D+1)) (Stiennon et al. 2020), for training only."""
         width = hidden_width(backbone)
         weights = head_weights if head_weights is not None or len(head_names) == 1 else [1.0] * len(head_names)
         return cls(backbone, torch.randn(len(head_names), width) / (width + 1) ** 0.5, head_names, weights)
@@ -82,18 +83,18 @@ class RewardNetwork(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the head is; the backbone may be spread."""
+        """Device of the head; the backbone may be spread over several."""
         return self.heads.weight.device
 
     def hidden(self, input_ids_BT: Tensor, mask_BT: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """The last hidden state at every token, `(B, T, D)`, and the router logits of a MoE in training."""
         routed = self.training and router_loss_weight(self.config) > 0
-        asked: dict[str, Any] = {"use_cache": False, **({"output_router_logits": True} if routed else {})}
-        # Without padding neither mask nor positions are passed: kernels are free to be purely causal, and a model whose
-        # positions do not begin at 0 counts them by itself.
+        options: dict[str, Any] = {"use_cache": False, **({"output_router_logits": True} if routed else {})}
+        # Without padding neither mask nor positions are passed: kernels may be purely causal, and a model whose positions do
+        # not begin at 0 computes them.
         if mask_BT is not None:
-            asked |= {"attention_mask": mask_BT, "position_ids": position_ids(mask_BT)}
-        out = self.backbone(input_ids=input_ids_BT, **asked)
+            options |= {"attention_mask": mask_BT, "position_ids": position_ids(mask_BT)}
+        out = self.backbone(input_ids=input_ids_BT, **options)
         return out.last_hidden_state, getattr(out, "router_logits", None) if routed else None
 
     def values(self, input_ids_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
@@ -114,10 +115,10 @@ class RewardNetwork(nn.Module):
         return scores_BH @ scores_BH.new_tensor(self.head_weights)
 
     def combined_head(self) -> tuple[Tensor, float]:
-        """The one linear head, `(1, D)`, and the bias that give `raw` directly.
+        """The single linear head, `(1, D)`, and the bias that give `raw` directly.
 
-        The same bits on every machine, because a contract names them: products and sums of float64, one by one, rounded
-        once. A matrix product in float32 differs from CPU to CPU in the last digit.
+        They have the same bits on every machine, because a contract has their digest: products and sums of float64, one by
+        one, rounded once. A matrix product in float32 differs from CPU to CPU in the last digit.
         """
         weights_H = torch.tensor(self.head_weights, dtype=torch.float64)
         products_HD = weights_H[:, None] * self.heads.weight.detach().cpu().double()
@@ -138,7 +139,7 @@ class RewardNetwork(nn.Module):
         return scores
 
     def _aux_loss(self, router_logits: tuple[Tensor, ...] | None, mask_BT: Tensor | None) -> Tensor | None:
-        """Load balancing of a mixture of experts, already times its coefficient (Switch Transformer, eq. 4-6)."""
+        """Load-balancing loss of a mixture of experts, times its coefficient (Switch Transformer, eq. 4-6)."""
         if not router_logits:
             return None
         from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
@@ -154,14 +155,14 @@ def hidden_width(backbone: nn.Module) -> int:
     """The width of the last hidden state: of a forward of two tokens, which works on the meta device too.
 
     It is not always `hidden_size`: OPT may project to `word_embed_proj_dim`, Reformer has two streams. Where a model cannot
-    compute without numbers, it is what the configuration says.
+    compute on the meta device, the width is that of the configuration.
     """
     text = backbone.config.get_text_config()
     ids_BT = torch.zeros(1, 2, dtype=torch.int64, device=next(backbone.parameters()).device)
     was_training = backbone.training
     try:
         return int(backbone.eval()(input_ids=ids_BT, use_cache=False).last_hidden_state.shape[-1])
-    except Exception:  # of a foreign model: routing to experts needs numbers, for one
+    except Exception:  # foreign model code may raise anything: routing to experts needs numbers, for one
         return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
     finally:
         backbone.train(was_training)
@@ -169,10 +170,10 @@ def hidden_width(backbone: nn.Module) -> int:
 
 @torch.inference_mode()
 def looks_ahead(network: RewardNetwork) -> bool:
-    """Whether the tokens after a token change its score: then nothing that the trainer left in a row may be left out.
+    """Whether the tokens after a token change its score: then rows must keep all tokens that the trainer's rows have.
 
     It is measured, because configurations name it in several ways. Both rows have one length, so a causal model computes the
-    same numbers at the token that is read.
+    same numbers at the scored token.
     """
     n_ids = network.backbone.get_input_embeddings().num_embeddings
     row = [7 * i % n_ids for i in range(1, _N_BEFORE + 1)]
@@ -181,7 +182,7 @@ def looks_ahead(network: RewardNetwork) -> bool:
         ids_BT = torch.tensor([[*row, *(step * i % n_ids for i in range(1, _N_AFTER + 1))]], device=network.device)
         try:
             out = network.backbone(input_ids=ids_BT, use_cache=False)
-        except Exception:  # foreign model code may raise anything, and the check of engines says what it was
+        except Exception:  # foreign model code may raise anything; the check of engines reports it
             return False
         scores_RH.append(network.values_of(out.last_hidden_state[0, len(row) - 1].to(network.device)))
     is_half = next(network.backbone.parameters()).dtype != torch.float32
@@ -190,10 +191,10 @@ def looks_ahead(network: RewardNetwork) -> bool:
 
 
 def reset_rope_cache(backbone: nn.Module) -> nn.Module:
-    """The same module, whose rotary embeddings no longer remember the longest row that they have seen.
+    """Reset the rotary angles of the module before each forward, and return it.
 
-    With dynamic NTK scaling transformers keeps the angles of the longest row for every row after it that is longer than the
-    first training's (`dynamic_rope_update`): a score would depend on what was scored before.
+    With dynamic NTK scaling transformers keeps the angles of the longest row for every later row that is longer than the
+    original maximum (`dynamic_rope_update`): a score would depend on earlier rows.
     """
     for module in backbone.modules():
         kinds = getattr(module, "rope_type", None)
@@ -218,9 +219,9 @@ def router_loss_weight(config: Any) -> float:
 
 
 def attention_for(config: Any) -> str | None:
-    """The attention implementation that is right for this architecture; None: the library's choice.
+    """The attention implementation that is right for this architecture; None: the default of transformers.
 
-    Gemma-2 caps its attention logits. Early transformers 5 sends it to the fused kernel of torch, which leaves that out
-    without a word, so it is sent to plain attention here.
+    Gemma-2 caps its attention logits. Early transformers 5 uses the fused kernel of torch, which silently leaves the cap out,
+    so plain attention is chosen here.
     """
     return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None

@@ -1,4 +1,4 @@
-"""Ragged rows to rectangles, and back to the one position of each row that is read.
+"""Pad ragged rows to rectangles, and find the last real token of each row.
 
 Shapes: B rows, T tokens.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of ids -> `(input_ids_BT, mask_BT)`, int64, the padding on the left. The mask is 1 at real tokens."""
+    """Pad rows of ids on the left: `(input_ids_BT, mask_BT)`, int64. The mask is 1 at real tokens."""
     width = max(map(len, rows))
     ids_BT = torch.full((len(rows), width), pad_id)
     mask_BT = torch.zeros((len(rows), width), dtype=torch.int64)
@@ -28,5 +28,5 @@ def position_ids(mask_BT: Tensor) -> Tensor:
 
 
 def last_index(mask_BT: Tensor) -> Tensor:
-    """`T - 1 - argmax(flip(mask))`: where each row's last real token is, whichever side is padded."""
+    """Index of each row's last real token, `T - 1 - argmax(flip(mask))`, for padding on either side."""
     return mask_BT.shape[-1] - 1 - mask_BT.long().flip(-1).argmax(-1)

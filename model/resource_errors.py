@@ -1,6 +1,6 @@
-"""Explain in one line, in place of a traceback, that memory, threads, files or a disk are short. Standard library only.
+"""Report a shortage of memory, threads, files or disk space in one line instead of a traceback. Standard library only.
 
-An entry point calls `explain_resource_errors` before it imports anything large, because the imports are the first to run out.
+An entry point calls `explain_resource_errors` before its large imports, because those are the first to run out of memory.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from types import TracebackType
 from rewardserve.model.text.printable import printable
 
 _LEAST_ADDRESS_SPACE = 400 * 2**20
-"""Bytes without which numpy's libraries end the process themselves."""
+"""Bytes; with less, numpy's libraries abort the process."""
 
 _REMEDIES = {
     errno.ENOMEM: "there is not enough memory. Raise the limit (ulimit -v, or the container's), or use a smaller model",
     errno.EAGAIN: "no further thread or process can be started. Raise the limit (ulimit -u, or pids of the container)",
     errno.EMFILE: "too many files are open. Raise the limit (ulimit -n)",
     errno.ENFILE: "too many files are open on this machine. Raise fs.file-max",
-    errno.ENOSPC: "the disk is full. Make room",
-    errno.EDQUOT: "the disk quota is used up. Make room",
-    errno.EROFS: "the file system is read-only. Name a folder that can be written (XDG_CACHE_HOME, TMPDIR, HF_HOME)",
-    errno.EACCES: "permission is denied. Mend the permissions, or run as another user",
-    errno.EPERM: "permission is denied. Mend the permissions, or run as another user",
+    errno.ENOSPC: "the disk is full. Free some space",
+    errno.EDQUOT: "the disk quota is used up. Free some space",
+    errno.EROFS: "the file system is read-only. Set a writable folder (XDG_CACHE_HOME, TMPDIR, HF_HOME)",
+    errno.EACCES: "permission is denied. Correct the permissions, or run as another user",
+    errno.EPERM: "permission is denied. Correct the permissions, or run as another user",
 }
-_SAID = {
+_MESSAGES = {
     "can't start new thread": errno.EAGAIN,
     "Resource temporarily unavailable": errno.EAGAIN,
     "can't allocate memory": errno.ENOMEM,
@@ -41,40 +41,40 @@ _SAID = {
     "Read-only file system": errno.EROFS,
     "No usable temporary directory": errno.EROFS,
 }
-"""Messages of libraries, in exceptions of other types."""
+"""Messages of libraries that raise other exception types."""
 
 _DEVICE = re.compile(
     r"\b(CUDA|HIP|XPU|MPS)\b[^\n]*out of memory|\b(?:CU(?:BLAS|DNN)|CUSPARSE|CUSOLVER)_STATUS_ALLOC_FAILED"
 )
-"""Messages of torch when an accelerator has no memory left: some in a RuntimeError, others in its own class."""
+"""Messages of torch when an accelerator has no memory left: some in a RuntimeError, others in a separate class."""
 _DEVICE_REMEDY = (
     "Use a smaller model or dtype or another device, or end other programs on this one. A server holds two models while it loads "
-    "one: docs/how-to/models.md, Memory"
+    "a new one: docs/how-to/models.md, Memory"
 )
 
 
 def explain_resource_errors(program: str, *, least_descriptors: int = 0) -> None:
-    """Install an excepthook that explains shortages in words; exit with 1 where one is known already."""
+    """Install an excepthook that explains resource errors; exit with 1 where a limit is too low already."""
     sys.excepthook = _Hook(program)
     _, space = resource.getrlimit(resource.RLIMIT_AS)
     if 0 <= space < _LEAST_ADDRESS_SPACE:
-        _end(program, f"the address space is limited to {space >> 20} MiB, and {_LEAST_ADDRESS_SPACE >> 20} MiB is the least. "
+        _end(program, f"the address space is limited to {space >> 20} MiB; the minimum is {_LEAST_ADDRESS_SPACE >> 20} MiB. "
              "Raise the limit (ulimit -v)")  # fmt: skip
     _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= descriptors < least_descriptors:
         _end(
             program,
-            f"{descriptors} files may be open at a time, {least_descriptors} is the least. Raise the limit (ulimit -n)",
+            f"{descriptors} files may be open at a time; the minimum is {least_descriptors}. Raise the limit (ulimit -n)",
         )
 
 
 def describe_resource_error(error: BaseException | None) -> str | None:
-    """The resource that was short, and the remedy; None where none was. Libraries wrap such errors, so causes count too."""
+    """The exhausted resource and the remedy; None for other errors. Libraries wrap such errors, so causes are searched too."""
     return next((words for each in _chain(error) if (words := _words_of(each)) is not None), None)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and its causes, as a traceback shows them: `raise ... from None` hides the ones before."""
+    """The error and its causes, as in a traceback: `raise ... from None` hides the earlier ones."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -83,7 +83,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _words_of(error: BaseException) -> str | None:
-    """The words for one error, without its causes."""
+    """The message for one error, without its causes."""
     if isinstance(error, MemoryError):
         return _REMEDIES[errno.ENOMEM]
     if isinstance(error, OSError) and error.errno in _REMEDIES:
@@ -94,22 +94,22 @@ def _words_of(error: BaseException) -> str | None:
     message = str(error)
     if (device := _DEVICE.search(message)) is not None:
         return _words_of_device(message, device[1] or "CUDA")
-    return next((_REMEDIES[code] for text, code in _SAID.items() if text in message), None)
+    return next((_REMEDIES[code] for text, code in _MESSAGES.items() if text in message), None)
 
 
 def _words_of_device(message: str, kind: str) -> str:
-    """The device that has no memory left, with torch's numbers where it gives them."""
+    """The device without free memory, with torch's numbers where its message has them."""
     number = re.search(r"\bGPU \d+", message)
     wanted = re.search(r"Tried to allocate ([\d.]+ \w+)", message)
     free = re.search(r"of which ([\d.]+ \w+) is free", message)
-    amounts = [f"{wanted[1]} more were wanted"] if wanted else []
+    amounts = [f"{wanted[1]} were requested"] if wanted else []
     amounts += [f"{free[1]} is free"] if free else []
     numbers = f": {', '.join(amounts)}" if amounts else ""
     return f"{number[0] if number else f'the {kind} device'} has not enough free memory{numbers}. {_DEVICE_REMEDY}"
 
 
 def _places(error: BaseException) -> str:
-    """Where each error of the chain was raised, the first one first: `OSError at file.py:12, KeyError at other.py:34`."""
+    """Location of each error of the chain, the first one first: `OSError at file.py:12, KeyError at other.py:34`."""
     found = []
     for each in _chain(error):
         if frames := traceback.extract_tb(each.__traceback__):
@@ -118,7 +118,7 @@ def _places(error: BaseException) -> str:
 
 
 class _Hook:
-    """For `sys.excepthook`: Python then exits with 1."""
+    """Exception hook for `sys.excepthook`; Python then exits with 1."""
 
     def __init__(self, program: str) -> None:
         self._program = program

@@ -1,6 +1,6 @@
-"""The interface between the server and the models: ragged token ids go in, named floats come out.
+"""Interface between the server and the models: ragged token ids in, named floats out.
 
-Standard library only. Every backend is a `Scorer`; whoever calls one needs to know nothing else.
+Standard library only. Every backend is a `Scorer`; its callers depend on nothing else.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import Protocol
 HeadScores = Mapping[str, float]
 """The raw value of each named head for one row. May hold NaN or infinity: the caller checks.
 
-Where the backend knows it, `DISTANCE` is one more entry. It is no head, and is not for those who are scored.
+Where the backend computes it, `DISTANCE` is one more entry. It is no head, and is not part of a reply: a policy could optimise it.
 """
 
 DISTANCE = "distance"
-"""How unlike those of the calibration a row's hidden state is, as `hidden` measures it; always finite. No head may
+"""Distance of a row's hidden state from those of the calibration (`hidden_reference`); always finite. No head may
 have this name."""
 
 
 class ScorerError(Exception):
-    """The backend could not score a batch. Nothing is known about any of its rows."""
+    """The backend could not score a batch; no row of it has a score."""
 
 
 class OutOfMemory(ScorerError):
-    """The batch did not fit. A smaller one may."""
+    """The batch did not fit into memory; a smaller one may."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Rows of token ids, ragged, none empty. The backend pads, packs or shares as it likes."""
+    """Ragged rows of token ids, none empty. The backend decides on padding, packing and sharing."""
 
     rows: tuple[tuple[int, ...], ...]
 
@@ -40,21 +40,20 @@ class TokenBatch:
             raise ValueError("a batch has at least one row and no empty row")
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return len(self.rows)
 
     @property
     def n_tokens(self) -> int:
-        """How many real tokens there are, before any padding or sharing."""
+        """Number of real tokens, before any padding or sharing."""
         return sum(map(len, self.rows))
 
 
 @dataclass(frozen=True, slots=True)
 class BatchScores:
-    """What a backend answers: one entry a row, in order, and what that took.
+    """Scores of a batch: one entry a row, in order, and the computed token positions.
 
-    `tokens_computed` counts positions that went through the network and were real, `tokens_padding`
-    those that were not.
+    `tokens_computed` counts the real positions that went through the network, `tokens_padding` the padding.
     """
 
     rows: tuple[HeadScores, ...]
@@ -63,33 +62,34 @@ class BatchScores:
 
 
 class Scorer(Protocol):
-    """One loaded model. Called from as many threads at a time as it says."""
+    """One loaded model. At most `concurrency` threads call it at a time."""
 
     @property
     def max_tokens(self) -> int:
-        """The longest row this model can read."""
+        """The longest row that this model can read, in tokens."""
         ...
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether tokens that rows of one batch begin with in common are computed once, and equal rows once."""
+        """Whether common prefixes and equal rows of a batch are computed once."""
         ...
 
     @property
     def concurrency(self) -> int:
-        """How many calls of `score` may run at one time. More than one: the next is prepared while one is computed."""
+        """Number of calls of `score` that may run at a time. More than 1: the next is prepared while one is computed."""
         ...
 
     @property
     def streams(self) -> bool:
-        """Whether batches that run at one time are computed together. Then none is worth holding back for, and how long one
-        took says nothing of its size.
+        """Whether batches that run at a time are computed together (continuous batching).
+
+        Then no row need wait for a fuller batch, and the duration of a batch does not depend on its size alone.
         """
         ...
 
     @property
     def is_alive(self) -> bool:
-        """False once nothing will be scored any more, and only another process can help."""
+        """False once the model cannot score any more and only a restart of the process helps."""
         ...
 
     def score(self, batch: TokenBatch) -> BatchScores:
@@ -99,10 +99,10 @@ class Scorer(Protocol):
     def cost(self, lengths: Sequence[int]) -> int:
         """Token positions that a batch of rows with these lengths would take, padding included.
 
-        Where prefixes are shared, a length is what the row adds to the batch; 0 for one that is there already.
+        Where prefixes are shared, a length counts the tokens that the row adds to the batch; 0 for an equal row.
         """
         ...
 
     def close(self) -> None:
-        """Free what the model holds. The scorer is not called again."""
+        """Free the model's memory. The scorer is not called again."""
         ...

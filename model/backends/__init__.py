@@ -1,7 +1,7 @@
-"""One table of backends, name -> loader, imported only when asked for.
+"""Table of backends, name -> loader; a backend is imported when it is first loaded.
 
-A backend turns a `ModelSpec` into a `LoadedModel`: a `Scorer`, the encoding that belongs to it, and what
-is known of both. This module itself needs the standard library only.
+A backend turns a `ModelSpec` into a `LoadedModel`: a `Scorer`, its encoder, and the facts about both. This module itself
+needs the standard library only.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ BACKENDS: dict[str, str] = {
 
 
 MatmulPrecision = Literal["highest", "high"]
-"""How float32 matrices are multiplied, in the words of `torch.set_float32_matmul_precision`: as float32, or as three
-products of bfloat16, where the CPU has a unit for that (see `native/amx.c`)."""
+"""Multiplication of float32 matrices, named as in `torch.set_float32_matmul_precision`: in float32, or as three products of
+bfloat16 where the CPU has AMX (see `native/amx.c`)."""
 
 
 class LoadError(Exception):
-    """This model cannot be served; the message says why and what to do."""
+    """The model cannot be served; the message has the reason and the remedy."""
 
 
 class ContractBroken(LoadError):
-    """The model is not what its contract says; `report` has every broken clause."""
+    """The model breaks its contract; `report` has every broken clause."""
 
     def __init__(self, report: ContractReport) -> None:
         super().__init__("\n".join(str(b) for b in report.breaches))
@@ -47,8 +47,9 @@ class ContractBroken(LoadError):
 
 @dataclass(frozen=True, slots=True)
 class VllmSpec:
-    """What is asked of vLLM's engine. None: what vLLM takes by itself. `stall_timeout_s`: rows wait, and nothing at all has come
-    back for so long: the engine is stuck.
+    """Options of vLLM's engine; None: vLLM's default.
+
+    `stall_timeout_s`: seconds without any result while rows wait, after which the engine counts as dead.
     """
 
     tensor_parallel: int = 1
@@ -61,13 +62,13 @@ class VllmSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What the operator asked for. `model` empty: the embedded default.
+    """Model and options that the operator has chosen. `model` empty: the embedded default.
 
-    `deterministic`: a row's score has the same bits whatever else is in its batch. `prefix_cache_bytes` bounds the keys and
-    values that are carried from one batch to the next; 0: none are. `allow_pickle`: weights need not be safetensors.
-    `ignore_checkpoint_code`: a checkpoint that names code of its own is read without it.
-    For a checkpoint without a contract: `template_date` is the ISO date that a template which asks for it is given;
-    `ending` and `reads_at` say how a row ends and where its score is read, in place of the layout's rule.
+    `deterministic`: a row's score has the same bits in every batch. `prefix_cache_bytes` bounds the keys and
+    values that are carried from one batch to the next; 0: no prefix cache. `allow_pickle`: weights need not be safetensors.
+    `ignore_checkpoint_code`: a checkpoint with custom code (`auto_map`) is read without that code.
+    For a checkpoint without a contract: `template_date` is the ISO date for a chat template that uses the current date;
+    `ending` and `reads_at` replace the layout's rule for the ending of a row and the position of its score.
     """
 
     model: str = ""
@@ -90,11 +91,11 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What is loaded. `heads` are (name, weight): raw = sum of weight * value over the heads.
+    """Identity of a loaded model. `heads` are (name, weight): raw = sum of weight * value over the heads.
 
-    `engine_notes` say what the engine does not do for this model, and why, and what is weak about the model itself.
+    `engine_notes`: optimisations that the engine leaves out for this model, with the reason, and weaknesses of the model.
     `vocab_size`: rows of the embedding table.
-    `score_position` says in words at which token the score is read, and why.
+    `score_position`: the token at which the score is read, and the reason, in words.
     """
 
     name: str
@@ -112,7 +113,7 @@ class Identity:
     matmul_precision: MatmulPrecision = "highest"
 
     def raw(self, scores: HeadScores) -> float:
-        """The weighted sum of the heads: the raw score before anything else happens to it."""
+        """Raw score: the weighted sum of the heads."""
         raw = 0.0
         for name, weight in self.heads:
             raw += weight * scores[name]
@@ -131,16 +132,16 @@ class SampleEncoder(Protocol):
         ...
 
     def texts(self, sample: Sample) -> tuple[str, str]:
-        """Prompt and response as whoever wrote them would show them, without the ending; empty where nobody knows."""
+        """Prompt and response as plain text, without the ending; empty where they are unknown."""
         return sample.texts()
 
     def is_rendered(self, prompt: str) -> bool:
-        """Whether a prompt ends in what the template writes before a response: it was rendered by the caller."""
+        """Whether a prompt ends with the template's text before a response: the client has rendered it."""
         return False
 
 
 def encode_each(encode: Callable[[Sample], Encoded], samples: Sequence[Sample]) -> list[Encoded | SampleError]:
-    """`SampleEncoder.many` of an encoder that knows nothing better than one sample after the other."""
+    """Encode samples one after the other: `SampleEncoder.many` for an encoder without batching."""
     encoded: list[Encoded | SampleError] = []
     for sample in samples:
         try:
@@ -152,8 +153,9 @@ def encode_each(encode: Callable[[Sample], Encoded], samples: Sequence[Sample]) 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is ready to score, and what it said about itself. `members` are those of an ensemble. `memory` of the device:
-    bytes in use, and all there are.
+    """A model that is ready to score, with its identity, contract and calibration.
+
+    `members` are those of an ensemble. `memory` returns the device's bytes in use and its total bytes.
     """
 
     identity: Identity
@@ -167,7 +169,7 @@ class LoadedModel:
 
     @property
     def ensemble_members(self) -> tuple[EnsembleMember, ...]:
-        """What the reward pipeline is built on: the members of an ensemble, or the model itself."""
+        """Members for the reward pipeline: those of the ensemble, or the model itself."""
         return self.members or (EnsembleMember(self.identity.name, self.identity.heads, self.calibration),)
 
 

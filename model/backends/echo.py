@@ -1,7 +1,7 @@
 """A model without weights, for tests, load generators and drills.
 
-Bytes are tokens and the score is a fixed function of the ids, so every reply can be checked. Two
-environment-free knobs sit in the model name: `echo:delay_ms=5` sleeps that long a batch.
+Bytes are tokens and the score is a fixed function of the ids, so every reply can be checked. The model name carries the
+option: `echo:delay_ms=5` sleeps that long a batch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def echo_score(ids: Sequence[int]) -> float:
 
 
 class EchoScorer:
-    """Answers `echo_score` for every row, after `delay_s`."""
+    """Return `echo_score` for every row, after `delay_s`."""
 
     def __init__(self, delay_s: float = 0.0) -> None:
         self._delay_s = delay_s
@@ -60,25 +60,25 @@ class EchoScorer:
 
     @property
     def streams(self) -> bool:
-        """No: one batch after the other."""
+        """False: one batch after the other."""
         return False
 
     @property
     def is_alive(self) -> bool:
-        """It lives as long as this process."""
+        """True: the scorer runs inside this process."""
         return True
 
     @property
     def shares_prefixes(self) -> bool:
-        """No: every row is computed for itself."""
+        """False: every row is computed separately."""
         return False
 
     def cost(self, lengths: Sequence[int]) -> int:
-        """Nothing is padded."""
+        """Sum of the lengths: no padding."""
         return sum(lengths)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: an echo model holds no memory."""
 
 
 class EchoEncoder:
@@ -88,7 +88,7 @@ class EchoEncoder:
         self._max_tokens = max_tokens
 
     def __call__(self, sample: Sample) -> Encoded:
-        """Encode one sample; the same refusals as a real encoder has."""
+        """Encode one sample. Raise the same `SampleError`s as an encoder with a tokenizer."""
         missing_end = sample.finish_reason == "length"
         if sample.input_ids is not None:
             ids, n_prompt = _checked(sample.input_ids), 0
@@ -117,11 +117,11 @@ class EchoEncoder:
         return encode_each(self, samples)
 
     def texts(self, sample: Sample) -> tuple[str, str]:
-        """As the sample says."""
+        """Prompt and response of the sample."""
         return sample.texts()
 
     def is_rendered(self, prompt: str) -> bool:
-        """Prompts are rendered as `... newline`."""
+        """Whether the prompt ends with a newline, as this encoder renders it."""
         return prompt.endswith("\n")
 
 
@@ -136,7 +136,7 @@ def _checked(ids: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def load(spec: ModelSpec) -> LoadedModel:
-    """`ModelSpec(model="echo")` or `"echo:delay_ms=5"`."""
+    """Load `ModelSpec(model="echo")` or `"echo:delay_ms=5"`."""
     max_tokens = min(MAX_TOKENS, spec.max_input_tokens or MAX_TOKENS)
     contract = ScoringContract(
         template="", template_digest="", bos_id=None, end_text="\0", end_ids=(END_ID,), template_tail="",

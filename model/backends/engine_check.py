@@ -1,7 +1,7 @@
-"""Check that every engine passes before it scores: its rows, their scores by a plain forward, and the tolerance.
+"""Check of an engine before it serves: test rows, their reference scores by a plain forward, and the tolerance.
 
 The reference is the score that transformers computes for one row alone, without mask and positions, before any other row.
-Knows networks and scorers, and nothing of how an engine is chosen. Shapes: R rows, H heads.
+Knows networks and scorers; the choice of an engine is `engine_choice`'s. Shapes: R rows, H heads.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from rewardserve.model.scorer import DISTANCE, BatchScores, TokenBatch
 Row = tuple[int, ...]
 
 _TOLERANCE = 2e-5
-"""Of the largest score, or of 1 where that is larger."""
+"""Largest difference, relative to the largest score or to 1, whichever is larger."""
 
 _TOLERANCE_HIGH = 2.5e-5
 """The same where float32 is multiplied as three products of bfloat16."""
 
 _TIMES_ROUNDING = 4.0
-"""In half precision: a multiple of the change that rounding alone makes."""
+"""Tolerance in half precision, as a multiple of the change that rounding alone makes."""
 
 _ALWAYS_BEYOND = 256
 """Tokens. Rows go beyond every special length up to this one, and beyond longer ones while that is affordable."""
@@ -59,7 +59,7 @@ class CheckableEngine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CheckRows:
-    """Rows to compare; `short` and `long` ones of them begin alike. No row goes beyond the `unchecked` lengths."""
+    """Rows to compare; those in `short` and `long` share prefixes. No row is longer than the `unchecked` lengths."""
 
     rows: tuple[Row, ...]
     short: tuple[Row, ...]
@@ -68,7 +68,7 @@ class CheckRows:
 
 
 def within_check_budget(network: RewardNetwork) -> Callable[[int], bool]:
-    """A predicate: whether rows may be longer than a length. Each length that is allowed uses up a part of the budget."""
+    """Predicate: whether test rows may be longer than a length. Each allowed length uses up a part of the budget."""
     left, longest = _MOST_WORK.get(network.device.type, _MOST_WORK["cpu"])
     n_parameters = sum(p.numel() for p in network.parameters())
 
@@ -86,7 +86,7 @@ def within_check_budget(network: RewardNetwork) -> Callable[[int], bool]:
 
 
 def check_rows(config: Any, max_tokens: int, may_go_beyond: Callable[[int], bool] = lambda n: n <= 256) -> CheckRows:
-    """Random rows, always the same ones: common beginnings, equal rows, one token, both sides of every special length."""
+    """Pseudo-random rows with a fixed seed: common prefixes, equal rows, one token, both sides of every special length."""
     n_ids = config.get_text_config().vocab_size
     draw = random.Random(17)
 
@@ -104,7 +104,7 @@ def check_rows(config: Any, max_tokens: int, may_go_beyond: Callable[[int], bool
         if not may_go_beyond(length):
             unchecked.append(length)
             continue
-        # Up to the length, just beyond it, and twice more from there, the longer one first.
+        # One row of this length and three longer ones that begin with it; the longest comes before the shortest.
         whole = (prompt + some(length))[:length]
         beyond = [whole + some(n) for n in (1, 19, 7)]
         rows += [whole, *beyond]
@@ -115,7 +115,7 @@ def check_rows(config: Any, max_tokens: int, may_go_beyond: Callable[[int], bool
 
 
 def padding_objection(network: RewardNetwork, *, pad_id: int, max_tokens: int) -> str | None:
-    """The reason why a padded batch of this network is wrong, or None. Raise `LoadError` where it cannot be compared."""
+    """Reason why padded batches of this network give wrong scores, or None. Raise `LoadError` where no reference can be had."""
     was_training = network.training
     network.eval()
     try:
@@ -156,9 +156,9 @@ class ReferenceScores:
             )
 
     def objection(self, engine: CheckableEngine, *, is_high: bool = False) -> str | None:
-        """The reason why this engine must not be used, or None. Its kept keys and values are freed."""
+        """Reason why this engine must not be used, or None. Frees its cached keys and values."""
         rows, short, long = self._rows.rows, self._rows.short, self._rows.long
-        # In each pair the second batch uses the keys that were kept of the first.
+        # In each pair the second batch uses the keys that were cached from the first.
         batches = [[long, rows], [short, rows]] if engine.shares_prefixes else [[rows]]
         allowed = self._allowed(is_high=is_high)
         for sequence in batches:
@@ -195,7 +195,7 @@ class ReferenceScores:
 
 
 def _distance(expected_H: Tensor, scores_H: Tensor) -> float:
-    """The largest difference; infinite where only one of the two is finite. Rows without a score are alike."""
+    """Largest difference; infinite where only one of the two is finite, and 0 where neither is."""
     if not bool(expected_H.isfinite().all()):
         return float("inf") if bool(scores_H.isfinite().all()) else 0.0
     return float((expected_H - scores_H).abs().nan_to_num(nan=float("inf")).max())
@@ -209,7 +209,7 @@ def _rounded_otherwise(backbone: nn.Module) -> Iterator[None]:
         if not isinstance(out, Tensor) or not out.is_floating_point():
             return out
         at = torch.arange(out.numel(), device=out.device, dtype=torch.float32).view(out.shape)
-        signs = (12.9898 * at + next(n_calls)).sin().sign()  # as good as random, and without a generator
+        signs = (12.9898 * at + next(n_calls)).sin().sign()  # pseudo-random, without a generator
         return (out * (1 + torch.finfo(out.dtype).eps * signs)).to(out.dtype)
 
     handles = [m.register_forward_hook(hook) for m in backbone.modules() if not any(m.children())]

@@ -1,10 +1,10 @@
 """Choose the engine of a network: the fastest that gives the scores of a plain forward of each row alone.
 
-Engines run inside models that were not written for them: they pack rows, pad them, keep keys for later batches. So before
-a model is served, rows with everything that can go wrong in them (common beginnings, equal rows, one token, both sides
-of every length at which the model computes something else) go through each engine, in batches and through kept
-beginnings in both orders, and are compared with what transformers computes for each row alone. An engine that gives
-other scores is not used; a model that is wrong even one row at a time is refused.
+Engines run inside models that were not written for them: they pack rows, pad them, cache keys for later batches. So before
+a model is served, each engine scores test rows (common prefixes, equal rows, one token, both sides of every length at which
+the model changes its computation), in batches and with cached prefixes in both orders, and the scores are compared with those
+of transformers for each row alone. An engine that gives other scores is not used; a model that gives other scores even one
+row at a time is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Engine = PackedScorer | PaddedScorer
 def choose_engine(
     network: RewardNetwork, spec: ModelSpec, *, pad_id: int, max_tokens: int, hidden: HiddenReference | None = None
 ) -> tuple[Engine, tuple[str, ...]]:
-    """The engine, and in words what it does not do and why. Raise `LoadError` where none gives the right scores."""
+    """Return the engine, and notes on the optimisations it leaves out. Raise `LoadError` where none gives the right scores."""
     rows = check_rows(network.config, max_tokens, within_check_budget(network))
     reference = ReferenceScores(network, rows)
 
@@ -62,16 +62,16 @@ def _chosen(
     alone = pad(True)
     if (objection := reference.objection(alone)) is not None:
         raise LoadError(
-            f"this model cannot be served: even where every row has a forward of its own, {objection}. Serve it with the "
-            "library that it was trained with."
+            f"this model cannot be served: even with a separate forward for each row, {objection}. Serve it with the library "
+            "that it was trained with."
         )
-    return alone, ("every row has a forward of its own", *why) if why else ()
+    return alone, ("every row has a separate forward", *why) if why else ()
 
 
 def _packed(
     spec: ModelSpec, reference: ReferenceScores, pack: Callable[[bool, MatmulPrecision], PackedScorer]
 ) -> tuple[PackedScorer | None, tuple[str, ...]]:
-    """The fastest way to pack, and its notes; or None, and the last objection."""
+    """Return the fastest packed scorer that passes, with its notes; or None and the last objection."""
     objections: dict[tuple[bool, MatmulPrecision], str] = {}
     for trim, precision in _packing_options(spec):
         try:
@@ -79,7 +79,7 @@ def _packed(
         except (
             UnsupportedArchitecture,
             ValueError,
-        ) as error:  # the library's own word for an attention that a model refuses
+        ) as error:  # transformers raises ValueError where a model does not support an attention implementation
             objections[trim, precision] = str(error)
             continue
         got = scorer.matmul_precision
@@ -89,14 +89,14 @@ def _packed(
             whole = objections.get((trim, "high")) or scorer.precision_note
             notes = {"the last layer is computed whole": objections.get((True, got)) if not trim else None,
                      "float32 is multiplied as float32": whole if got != spec.matmul_precision else None}  # fmt: skip
-            return scorer, tuple(f"{what}: {why}" for what, why in notes.items() if why)
+            return scorer, tuple(f"{note}: {reason}" for note, reason in notes.items() if reason)
         scorer.uninstall()
         objections[trim, got] = why_not
     return None, ([*objections.values()][-1],)
 
 
 def _objection(reference: ReferenceScores, scorer: PackedScorer) -> str | None:
-    """Why this engine is not to be used, or None: first without the weights that it will let go of, then with them."""
+    """Reason why this engine must not be used, or None: checked without the weights that it will free, then with them."""
     for withheld in (True, False):
         scorer.withhold_weights(withheld)
         objection = reference.objection(scorer, is_high=scorer.matmul_precision == "high")
@@ -106,7 +106,7 @@ def _objection(reference: ReferenceScores, scorer: PackedScorer) -> str | None:
 
 
 def _packing_options(spec: ModelSpec) -> list[tuple[bool, MatmulPrecision]]:
-    """Whether the last layer is trimmed and how matrices are multiplied, the fastest first."""
+    """Pairs (trim the last layer, precision of matrix products), the fastest first."""
     precisions: tuple[MatmulPrecision, ...] = ("high", "highest") if spec.matmul_precision == "high" else ("highest",)
     return [(trim, precision) for trim in (True, False) for precision in precisions]
 
@@ -116,6 +116,6 @@ def _unchecked_notes(rows: CheckRows) -> tuple[str, ...]:
         return ()
     lengths = ", ".join(f"{n:,}" for n in rows.unchecked)
     return (
-        f"rows longer than {lengths} tokens, where the model computes something else, were compared with nothing: it would "
-        "take too long. Nothing that depends on a row's length is shared between rows on two sides of such a length",
+        f"rows longer than {lengths} tokens, where the model changes its computation, were not checked: it would take too long. "
+        "Rows on two sides of such a length share nothing that depends on a row's length",
     )

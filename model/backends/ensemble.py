@@ -1,7 +1,7 @@
-"""Several models as one: every row is encoded once and scored by each of them.
+"""Several models as one: every row is encoded once and scored by each member.
 
-The heads of a member are named `member/head`. Members must read the same ids for the same sample, so whatever decides
-that must be equal in their contracts. Knows nothing of how opinions are combined.
+The heads of a member are named `member/head`. Members must read the same ids for the same sample, so the clauses of their
+contracts that decide the ids must be equal. The combination of scores is `reward.members`'.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _ENCODING_CLAUSES = (
     "truncation",
     "max_tokens",
 )
-"""What makes ids of a sample. `max_tokens` too: where a prompt is cut is a part of that."""
+"""Clauses that decide the ids of a sample; `max_tokens` decides where a prompt is cut."""
 
 
 class EnsembleScorer:
-    """Asks one member after the other. A row has the heads of all, and the mean of the distances that they know."""
+    """Score every row with one member after the other. A row has the heads of all members and the mean of their distances."""
 
     def __init__(self, members: Sequence[tuple[str, Scorer]]) -> None:
         self._members = tuple(members)
@@ -40,35 +40,35 @@ class EnsembleScorer:
 
     @property
     def max_tokens(self) -> int:
-        """What the shortest-sighted member can read."""
+        """The smallest limit of the members."""
         return min(scorer.max_tokens for scorer in self._scorers)
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether all of them do."""
+        """Whether all members share prefixes."""
         return all(scorer.shares_prefixes for scorer in self._scorers)
 
     @property
     def concurrency(self) -> int:
-        """What the least of them takes."""
+        """The smallest concurrency of the members."""
         return min(scorer.concurrency for scorer in self._scorers)
 
     @property
     def streams(self) -> bool:
-        """Whether all of them do."""
+        """Whether all members stream."""
         return all(scorer.streams for scorer in self._scorers)
 
     @property
     def is_alive(self) -> bool:
-        """Whether all of them are."""
+        """Whether all members are alive."""
         return all(scorer.is_alive for scorer in self._scorers)
 
     def score(self, batch: TokenBatch) -> BatchScores:
-        """Every member's heads for every row. `tokens_computed` counts each member's forward."""
+        """Score every row with every member. `tokens_computed` counts each member's forward."""
         scored = [scorer.score(batch) for scorer in self._scorers]
         for scores in scored:
             if len(scores.rows) != len(batch):
-                return scores  # the batcher counts, and says which number is wrong
+                return scores  # the batcher compares the counts and reports the wrong one
         return BatchScores(
             rows=tuple(self._merged(rows) for rows in zip(*(scores.rows for scores in scored), strict=True)),
             tokens_computed=sum(scores.tokens_computed for scores in scored),
@@ -76,11 +76,11 @@ class EnsembleScorer:
         )
 
     def cost(self, lengths: Sequence[int]) -> int:
-        """The dearest member's: they run one after the other, so their batches are never in memory together."""
+        """The largest cost of a member: members run one after the other, so their batches are never in memory together."""
         return max(scorer.cost(lengths) for scorer in self._scorers)
 
     def close(self) -> None:
-        """Free what they hold."""
+        """Close every member."""
         for scorer in self._scorers:
             scorer.close()
 
@@ -92,18 +92,18 @@ class EnsembleScorer:
             if head != DISTANCE
         }
         if distances := [heads[DISTANCE] for heads in rows if DISTANCE in heads]:
-            # The largest would be that of whoever measures in the most directions.
+            # Not the maximum: it would be that of the member whose reference has the most directions.
             merged[DISTANCE] = sum(distances) / len(distances)
         return merged
 
 
 def head_name(member: str, head: str) -> str:
-    """What a member's head is called among those of all."""
+    """Name of a member's head in the ensemble."""
     return f"{member}/{head}"
 
 
 def ensemble(members: Sequence[tuple[str, LoadedModel]]) -> LoadedModel:
-    """One `LoadedModel` of several, by name. Raise `LoadError` where they would read different ids."""
+    """Combine models, by name, into one `LoadedModel`. Raise `LoadError` where they would read different ids."""
     (_, first), *others = members
     for name, other in others:
         for clause in _ENCODING_CLAUSES:
@@ -111,12 +111,12 @@ def ensemble(members: Sequence[tuple[str, LoadedModel]]) -> LoadedModel:
             if one != another:
                 raise LoadError(
                     f"models: {name} and {members[0][0]} encode samples differently ({clause}: {another!r} and "
-                    f"{one!r}), so they cannot share a batch. Serve them apart, or train them on one tokenizer and template."
+                    f"{one!r}), so they cannot share a batch. Serve them separately, or train them on one tokenizer and template."
                 )
     return LoadedModel(
         identity=_identity(members),
         scorer=EnsembleScorer([(name, loaded.scorer) for name, loaded in members]),
-        # Equal clauses give equal ids; what a member has no embedding for is refused by the one with the smallest table.
+        # Equal clauses give equal ids; the encoder of the smallest embedding table refuses ids that any member lacks.
         encode=min((loaded for _, loaded in members), key=lambda loaded: loaded.identity.vocab_size).encode,
         contract=_contract(members),
         report=_report(members),
@@ -148,14 +148,14 @@ def _identity(members: Sequence[tuple[str, LoadedModel]]) -> Identity:
 
 
 def _positions(members: Sequence[tuple[str, LoadedModel]]) -> str:
-    """Where each member reads its score; once where all say the same."""
+    """Score position of each member; only one text where all are equal."""
     positions = {name: loaded.identity.score_position for name, loaded in members}
     first, *others = dict.fromkeys(positions.values())
     return "; ".join(f"{name} {position}" for name, position in positions.items()) if others else first
 
 
 def _contract(members: Sequence[tuple[str, LoadedModel]]) -> ScoringContract:
-    """The first one's encoding, with digests of the weights of all. The probes were each member's own, and are checked."""
+    """Contract with the first member's encoding and digests over all weights; each member's probes were checked at its load."""
     contracts = [loaded.contract for _, loaded in members]
     return replace(
         contracts[0],

@@ -1,8 +1,8 @@
-"""Lengths of rows at which a model changes its computation, and the rows that may share a forward or keys because of them.
+"""Row lengths at which a model changes its computation; rows of one length class may share a forward and cached keys.
 
-With LongRoPE every key of a row depends on which side of one length the whole row is; with dynamic NTK scaling, beyond
-one length, on the length itself. A sliding window or an attention chunk is a length too, but it limits only the attention of a
-token: keys before it stay as they are. Read from the configuration; knows no tensors.
+With LongRoPE every key of a row depends on whether the row is longer than one length; with dynamic NTK scaling, beyond one
+length, on the length itself. A sliding window or an attention chunk only limits the attention of a token: keys before it stay
+as they are. Read from the configuration; knows no tensors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _FIXED_ROPE = frozenset({"default", "linear", "yarn", "llama3", "proportional", "mrope", "su_static"})
-"""Rotary angles that depend on the position alone."""
+"""Rotary scalings whose angles depend on the position alone."""
 
 _LENGTH_NAMES = re.compile(r"window|chunk|local_attention|original_max_position|floor|block_size|sliding")
 _NO_LENGTH = re.compile(r"layers|pattern|every|num_|n_|ratio|norm|type|use_|max_window_layers")
@@ -22,9 +22,9 @@ _NO_LENGTH = re.compile(r"layers|pattern|every|num_|n_|ratio|norm|type|use_|max_
 
 @dataclass(frozen=True, slots=True)
 class LengthClasses:
-    """Rows of one side may share a forward and keys. `fixed`: angles change once, beyond each of these lengths.
+    """Classes of row lengths with the same rotary angles. `fixed`: angles change once, beyond each of these lengths.
 
-    `growing_from`: beyond it, they are other ones for every length.
+    `growing_from`: beyond this length, the angles differ for every length.
     """
 
     fixed: tuple[int, ...] = ()
@@ -32,7 +32,7 @@ class LengthClasses:
 
     @classmethod
     def of_config(cls, config: Any) -> LengthClasses:
-        """By the rotary scaling of every layer type. A kind of scaling that is not known counts as growing."""
+        """Read the rotary scaling of every layer type. An unknown kind of scaling counts as growing."""
         text = config.get_text_config()
         fixed: set[int] = set()
         growing = math.inf
@@ -47,19 +47,19 @@ class LengthClasses:
         return cls(tuple(sorted(fixed)), growing)
 
     def of(self, n_tokens: int) -> int:
-        """The side of a row of this length; negative where only rows of the very same length are on it."""
+        """Class of a row of this length; negative where the class holds rows of exactly this length."""
         if n_tokens > self.growing_from:
             return -n_tokens
         return sum(n_tokens > limit for limit in self.fixed)
 
     @property
     def limits(self) -> tuple[int, ...]:
-        """The lengths after which another side begins."""
+        """Lengths after which another class begins."""
         return (*self.fixed, *((int(self.growing_from),) if self.growing_from < math.inf else ()))
 
 
 def special_lengths(config: Any) -> tuple[int, ...]:
-    """All lengths that the configuration names, after which something may be computed otherwise, ascending."""
+    """All lengths in the configuration after which the computation may change, ascending."""
     text = config.get_text_config()
     found = set(LengthClasses.of_config(config).limits)
     for path, value in _numbers(text.to_dict()):
@@ -77,7 +77,7 @@ def _ropes(text: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, int]]:
-    """Every whole number in a nested configuration, with the name that it has there; numbers in lists too."""
+    """Every integer in a nested configuration, with its key; integers in lists too."""
     if isinstance(value, Mapping):
         for name, each in value.items():
             yield from _numbers(each, str(name))

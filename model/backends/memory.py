@@ -1,4 +1,4 @@
-"""How much memory this process has, and may have, and what it can do without."""
+"""Memory of this process: resident bytes, the limit, and returning free heap pages to the kernel."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Of a container, by the second and the first version of control groups."""
+"""Memory limit of a container, in cgroup v2 and v1."""
 
 
 def host_memory() -> tuple[int, int]:
-    """Bytes that are resident, and those that the machine or the container has. (0, 0) where nobody knows: Linux does."""
+    """Resident bytes of this process and total bytes of the machine or container. (0, 0) where unknown (not on Linux)."""
     try:
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -22,10 +22,10 @@ def host_memory() -> tuple[int, int]:
 
 
 def trim_heap() -> None:
-    """Let the kernel have what is free in the heap (malloc_trim(3)). Nothing where the C library is not glibc.
+    """Return free heap pages to the kernel (malloc_trim(3)). Does nothing where the C library is not glibc.
 
-    For when a model has gone: it takes tens of milliseconds, and the next batch faults its pages in again. glibc has heaps by
-    thread, which keep what threads that have ended had freed, and each model has threads of its own.
+    For use after a model is unloaded: it takes tens of milliseconds, and the next batch faults its pages in again. glibc has
+    one heap a thread, which keeps the freed pages of ended threads, and each model has separate threads.
     """
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)

@@ -1,4 +1,4 @@
-"""What an engine says of a row: its heads and, where the checkpoint knows how usual hidden states lie, how far from those it is.
+"""Output columns of an engine for a row: its heads and, where the checkpoint has a hidden-state reference, the distance to it.
 
 Shapes: B rows, D hidden width, H heads, C columns.
 """
@@ -13,14 +13,14 @@ from rewardserve.model.scorer import DISTANCE
 
 
 class OutputColumns:
-    """`names` are those of the heads, with `DISTANCE` behind them where there is a `reference`."""
+    """Columns of a score. `names` are those of the heads, followed by `DISTANCE` where there is a `reference`."""
 
     def __init__(self, head_names: tuple[str, ...], reference: HiddenReference | None) -> None:
         self.names = head_names if reference is None else (*head_names, DISTANCE)
         self._reference = reference
 
     def of(self, scores_BH: Tensor, hidden_BD: Tensor) -> Tensor:
-        """`(B, C)`, of the hidden states that the heads have read. The scores are as they were, bit by bit."""
+        """Columns `(B, C)` from the scores and the hidden states that the heads have read. The scores keep their bits."""
         if self._reference is None:
             return scores_BH
         return torch.cat([scores_BH, self._reference.log_distance(hidden_BD)[:, None].to(scores_BH.device)], dim=1)

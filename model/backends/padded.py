@@ -1,4 +1,4 @@
-"""Scores left-padded batches: the reference path, and the one for architectures that cannot be packed.
+"""Score left-padded batches: the reference path, and the one for architectures that cannot be packed.
 
 Knows the network and ids, no requests. Shapes: B rows, T tokens, H heads.
 """
@@ -21,10 +21,10 @@ from rewardserve.model.scorer import BatchScores, TokenBatch
 
 
 class PaddedScorer:
-    """One forward a batch, padded on the left to its longest row; one for each side of a length at which angles change.
+    """Scorer with one forward a batch and length class, padded on the left to its longest row.
 
-    `hidden`: rows are told how far they are from it. `one_by_one`: every row has a forward of its own, so its score has the
-    same bits whatever else is in its batch.
+    `hidden`: reference for the column `DISTANCE`. `one_by_one`: every row has a separate forward, so its score has the same
+    bits in every batch.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class PaddedScorer:
 
     @property
     def name(self) -> str:
-        """Of the engine."""
+        """Name of the engine."""
         return "one_by_one" if self._one_by_one else "padded"
 
     def clear_cache(self) -> None:
-        """Nothing is kept from earlier batches."""
+        """Do nothing: this engine has no cache."""
 
     @property
     def max_tokens(self) -> int:
@@ -62,7 +62,7 @@ class PaddedScorer:
             columns, padding = self._score_together([batch.rows[i] for i in indices])
             n_padding += padding
             for i, row in zip(indices, columns, strict=True):
-                # What is padded may have been at fault: 0 * NaN is NaN.
+                # The padding may be the cause: 0 * NaN is NaN.
                 if len(indices) > 1 and not all(map(math.isfinite, row)):
                     values[i] = self._score_together([batch.rows[i]])[0][0]
                 else:
@@ -71,7 +71,7 @@ class PaddedScorer:
         return BatchScores(rows, tokens_computed=batch.n_tokens, tokens_padding=n_padding)
 
     def _forwards(self, rows: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
-        """Which rows go through the network together."""
+        """Yield the indices of rows that share a forward."""
         if self._one_by_one:
             yield from ([i] for i in range(len(rows)))
             return
@@ -82,7 +82,7 @@ class PaddedScorer:
 
     @torch.inference_mode()
     def _score_together(self, rows: Sequence[tuple[int, ...]]) -> tuple[list[list[float]], int]:
-        """The columns of each row, and how many positions were padding."""
+        """Return the columns of each row, and the number of padding positions."""
         ids_BT, mask_BT = left_pad(rows, self._pad_id)
         device = self._network.device
         padding = ids_BT.numel() - sum(map(len, rows))
@@ -97,23 +97,23 @@ class PaddedScorer:
 
     @property
     def streams(self) -> bool:
-        """No: one batch after the other."""
+        """False: one batch after the other."""
         return False
 
     @property
     def is_alive(self) -> bool:
-        """It lives as long as this process."""
+        """True: the scorer runs inside this process."""
         return True
 
     @property
     def shares_prefixes(self) -> bool:
-        """No: every row is computed for itself."""
+        """False: every row is computed separately."""
         return False
 
     def cost(self, lengths: Sequence[int]) -> int:
-        """Rows times the longest row, or the rows alone where each has its own forward."""
+        """Rows times the longest row; with `one_by_one` the sum of the lengths."""
         return sum(lengths) if self._one_by_one else len(lengths) * max(lengths, default=0)
 
     def close(self) -> None:
-        """Let go of the weights."""
+        """Free the weights."""
         del self._network

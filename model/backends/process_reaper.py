@@ -1,8 +1,8 @@
-"""A small process that outlives the server by a moment: it ends whom the server has told it of, and removes its folders.
+"""Helper process that outlives the server by a moment: it ends the registered processes and removes the registered folders.
 
-An engine in a process of its own would keep its GPU for ever when the server dies without a word. Run as a script this reads
-`end PID` and `remove FOLDER`, one a line; when nobody can write to it any more, whoever is left is told to end, and is ended
-after `_GRACE_S`. Standard library only, so that it starts in no time.
+An engine in a separate process would keep its GPU for ever when the server is killed. Run as a script, this module reads
+`end PID` and `remove FOLDER` from stdin, one a line. When stdin is closed, it sends SIGTERM to the remaining processes, and
+SIGKILL after `_GRACE_S`. Standard library only, so that it starts fast.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ _GRACE_S = 15.0
 
 
 class ProcessReaper:
-    """Start it before the processes; `close` once they have ended."""
+    """Handle of the helper process. Start it before the processes; `close` it once they have ended."""
 
     def __init__(self) -> None:
-        # A session of its own: Ctrl-C in a terminal goes to everybody in the server's.
+        # A new session: Ctrl-C in a terminal goes to every process of the server's session.
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__], stdin=subprocess.PIPE, start_new_session=True, text=True, bufsize=1
         )
 
     def end(self, pid: int) -> None:
-        """This process, too, ends with the server."""
+        """Register a process that ends with the server."""
         self._send(f"end {pid}")
 
     def remove(self, folder: Path) -> None:
-        """This folder, too, goes with the server."""
+        """Register a folder that is removed with the server."""
         self._send(f"remove {folder}")
 
     def close(self) -> None:
-        """Let it end whoever is left, now."""
+        """End the registered processes that still run, and wait."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._process.wait()
 
     def _send(self, line: str) -> None:
-        assert self._process.stdin is not None  # asked for above
+        assert self._process.stdin is not None  # it is a pipe, see above
         self._process.stdin.write(line + "\n")
 
 
 def main() -> None:
-    """Take orders from stdin until its other end is closed, then carry them out."""
+    """Read the commands from stdin until it is closed, then run them."""
     watched: list[int] = []
     folders: list[str] = []
     for line in sys.stdin:
-        what, _, which = line.rstrip("\n").partition(" ")
-        if what == "remove":
-            folders.append(which)
+        command, _, argument = line.rstrip("\n").partition(" ")
+        if command == "remove":
+            folders.append(argument)
         else:
-            # A descriptor means this very process, also when its number has been given to another.
+            # A pidfd refers to this process even after its number has been given to another one.
             with contextlib.suppress(ProcessLookupError):
-                watched.append(os.pidfd_open(int(which)))
+                watched.append(os.pidfd_open(int(argument)))
     for number in (signal.SIGTERM, signal.SIGKILL):
         for fd in watched:
             with contextlib.suppress(ProcessLookupError):
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _left_after(seconds: float, watched: Iterable[int]) -> list[int]:
-    """Those that have not ended when nobody has ended for so long."""
+    """Processes that still run when none has ended for so many seconds."""
     left = set(watched)
     poll = select.poll()
     for fd in left:

@@ -1,4 +1,4 @@
-"""What every backend does with a checkpoint: reads it, shortens its rows, and holds what it loaded to the contract.
+"""Steps of every backend with a checkpoint: read it, apply the operator's limits, and verify the contract.
 
 Knows no engine.
 """
@@ -28,31 +28,31 @@ from rewardserve.model.scorer import Scorer, ScorerError, TokenBatch
 from rewardserve.model.templates.chat_template import EncodingPolicyError
 
 _ANY_IDS = (1, 2, 3, 4)
-"""Every vocabulary has these."""
+"""Ids that every vocabulary has."""
 
 
 @contextmanager
 def as_load_errors() -> Iterator[None]:
-    """Raise `LoadError` in place of what reading a checkpoint raises."""
+    """Raise `LoadError` in place of the errors of reading a checkpoint."""
     try:
         yield
     except (CheckpointError, ContractUnreadable, CalibrationError, EncodingPolicyError) as error:
         raise LoadError(str(error)) from error
     except SampleError as error:
         raise LoadError(
-            f"the checkpoint's chat template is broken: {error}. Restore it, or the tokenizer's."
+            f"the checkpoint's chat template is broken: {error}. Restore it, or the one of the tokenizer."
         ) from error
 
 
 def folder_or_name(spec: ModelSpec) -> str:
-    """Where the model is; the embedded default where none is named."""
+    """Folder or hub name of the model; the folder of the embedded default where none is named."""
     from rewardserve.model.default import FOLDER
 
     return spec.model or str(FOLDER)
 
 
 def read_options(spec: ModelSpec) -> ReadOptions:
-    """How the operator wants the checkpoint to be read."""
+    """Options for reading the checkpoint, from the operator's."""
     return ReadOptions(
         dtype=spec.dtype,
         allow_pickle=spec.allow_pickle,
@@ -64,14 +64,14 @@ def read_options(spec: ModelSpec) -> ReadOptions:
 
 
 def rule_notes(spec: ModelSpec, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Whether the operator has asked for an ending or a reading position that a written contract forbids."""
+    """Note where the operator has set an ending or a reading position and a written contract decides them."""
     if checkpoint.contract is None or (spec.ending is None and spec.reads_at is None):
         return ()
     return ("the settings of ending and reading position do not apply: the checkpoint's contract is binding",)
 
 
 def apply_limits(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:
-    """The checkpoint with the length and the truncation that the operator wants. Raise `LoadError`."""
+    """The checkpoint with the operator's length limit and truncation. Raise `LoadError`."""
     policy = checkpoint.policy
     limit = spec.max_input_tokens or policy.max_tokens
     if limit > policy.max_tokens and not has_no_max_length(checkpoint):
@@ -84,16 +84,16 @@ def apply_limits(checkpoint: Checkpoint, spec: ModelSpec) -> Checkpoint:
 
 
 def has_no_max_length(checkpoint: Checkpoint) -> bool:
-    """Whether neither the contract nor the model says how long a row may be, so that the operator may."""
+    """Whether neither the contract nor the model limits the length of a row, so that the operator's limit applies."""
     return checkpoint.contract is None and max_row_tokens(checkpoint.network.backbone) is None
 
 
 def length_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What an operator should know of the longest row."""
+    """Note for the operator where the model has no maximum length."""
     if not has_no_max_length(checkpoint):
         return ()
     return (
-        f"the model names no longest row: up to {checkpoint.policy.max_tokens} tokens are taken "
+        f"the model has no maximum length: rows of up to {checkpoint.policy.max_tokens} tokens are accepted "
         "(max_input_tokens changes that)",
     )
 
@@ -101,9 +101,9 @@ def length_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
 def enforce_contract(
     spec: ModelSpec, checkpoint: Checkpoint, scorer: Scorer, identity: Identity
 ) -> tuple[ScoringContract, ContractReport]:
-    """The contract, an inferred one where there is none, and what it says. In strict mode raise `ContractBroken`.
+    """Return the contract, inferred where there is none, and its report. In strict mode raise `ContractBroken`.
 
-    The contract is about what training encoded; the operator may serve shorter rows than that.
+    The contract holds for the row lengths of training; the operator may serve shorter rows.
     """
     contract = checkpoint.contract or checkpoint.clauses("inferred")
     report = check_contract(contract, checkpoint, scorer, identity)
@@ -113,8 +113,8 @@ def enforce_contract(
         and not math.isfinite(_score_of(scorer, identity, _ANY_IDS))
     ):
         raise LoadError(
-            f"{identity.name} gives no finite score, not even for a few plain tokens: its weights are damaged, or "
-            f"{identity.dtype} cannot hold its numbers. Copy it again, or set dtype."
+            f"{identity.name} gives no finite score, not even for a few plain tokens: its weights are damaged, or they "
+            f"overflow {identity.dtype}. Copy the checkpoint again, or set dtype."
         )
     if spec.contract_mode == "strict" and not report.holds:
         raise ContractBroken(report)
@@ -122,7 +122,7 @@ def enforce_contract(
 
 
 def check_contract_files(spec: ModelSpec, checkpoint: Checkpoint) -> None:
-    """In strict mode raise `ContractBroken` for what needs no forward to be seen, before an engine takes its time to start."""
+    """In strict mode raise `ContractBroken` for clauses that need no forward, before the slow start of an engine."""
     contract, facts = checkpoint.contract, checkpoint.facts
     if contract is None or facts is None or spec.contract_mode != "strict":
         return
@@ -135,18 +135,18 @@ def check_contract_files(spec: ModelSpec, checkpoint: Checkpoint) -> None:
 def check_contract(
     contract: ScoringContract, checkpoint: Checkpoint, scorer: Scorer, identity: Identity
 ) -> ContractReport:
-    """Encode and score the probes with the code that requests go through, and compare every clause."""
+    """Encode and score the probes by the code path of requests, and compare every clause."""
     if checkpoint.facts is None:
         raise LoadError("a model in training has no contract to check")
     encoder = checkpoint.encoder
     ids = tuple(_ids_now(encoder, probe) for probe in contract.probes)
-    # Scores are of the ids that training saw: a broken tokenizer must not hide what the weights are worth.
+    # Scores are of the ids of training, so that a broken tokenizer does not hide a difference of the weights.
     scores = tuple(_score_of(scorer, identity, probe.ids) for probe in contract.probes)
     return verify(contract, checkpoint.facts, ids, scores)
 
 
 def _ids_now(encoder: Encoder, probe: Probe) -> tuple[int, ...]:
-    """What a probe encodes to today; nothing where it is refused, which no contract's ids are equal to."""
+    """Ids of a probe now; empty where the encoder refuses it, which differs from the ids of every contract."""
     try:
         return encoder(sample_from_dict(probe.sample)).ids
     except SampleError:
@@ -154,7 +154,7 @@ def _ids_now(encoder: Encoder, probe: Probe) -> tuple[int, ...]:
 
 
 def _score_of(scorer: Scorer, identity: Identity, ids: tuple[int, ...]) -> float:
-    """What a row scores today; NaN where it cannot be scored, which is within no tolerance."""
+    """Score of a row now; NaN where it cannot be scored, which is within no tolerance."""
     try:
         return identity.raw(scorer.score(TokenBatch((ids,))).rows[0])
     except ScorerError:

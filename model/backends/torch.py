@@ -1,4 +1,4 @@
-"""The torch backend: loads a checkpoint, chooses an engine, holds both to the contract.
+"""The torch backend: load a checkpoint, choose an engine, and verify the contract with both.
 
 Knows nothing of requests or queues.
 """
@@ -51,7 +51,7 @@ def load(spec: ModelSpec) -> LoadedModel:
 
 
 def _cuda_memory(device: str) -> tuple[int, int]:
-    """Bytes in use by anybody, and all there are."""
+    """Bytes in use on the device by all processes, and its total bytes."""
     free, total = torch.cuda.mem_get_info(device)
     return total - free, total
 

@@ -1,7 +1,7 @@
-"""All that we use of vLLM, and the only place that knows its names.
+"""Interface to vLLM: the only module that knows its names.
 
-Read in the sources of 0.20.0 and run with 0.32.0: the V1 engine, its pooling runner, requests of token ids. What a later
-version calls otherwise is mended here. `VllmEngine` is what the rest knows of it.
+Read in the sources of 0.20.0 and run with 0.32.0: the V1 engine, its pooling runner, requests of token ids. Names that a
+later version changes are adapted here. Other modules know only `VllmEngine`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _DEFAULTS = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
 }
-"""What the operator has set stays."""
+"""Environment variables of vLLM; those that the operator has set stay."""
 
 
 @dataclass(frozen=True, slots=True)
 class PooledRow:
-    """What the engine says of one row: the values of the labels, and how many tokens were not computed again."""
+    """Output of the engine for one row: the values of the labels, and the number of tokens from the prefix cache."""
 
     values: tuple[float, ...]
     n_cached: int
@@ -43,28 +43,28 @@ class VllmEngine(Protocol):
         ...
 
     async def pool(self, ids: Sequence[int], name: str) -> PooledRow:
-        """The raw values of one row, whose name is its own. Raise what vLLM raises. Cancelling gives the row up."""
+        """Compute the raw values of one row under a unique name. Raise vLLM's errors. Cancelling aborts the row."""
         ...
 
     def shutdown(self) -> None:
-        """End its processes. Blocks for seconds."""
+        """End the engine's processes. Blocks for seconds."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """What an engine is started with. `one_by_one`: every row has a forward of its own, and nothing is kept."""
+    """Arguments of an engine. `one_by_one`: every row has a separate forward, and no prefix is cached."""
 
     folder: Path
     dtype: str
     max_tokens: int
     keeps_prefixes: bool
     one_by_one: bool
-    asked: VllmSpec
+    options: VllmSpec
 
 
 def version() -> str:
-    """vLLM's. Raise `LoadError` where it is not installed."""
+    """Version of vLLM. Raise `LoadError` where it is not installed."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     try:
@@ -77,14 +77,14 @@ def version() -> str:
 
 
 def device() -> str:
-    """What vLLM computes on here: it is decided by its build, `cpu` or `cuda` or another."""
+    """Device type of this build of vLLM: `cpu`, `cuda` or another."""
     from vllm.platforms import current_platform
 
     return str(current_platform.device_type)
 
 
 async def start(spec: EngineSpec, on_process_started: Callable[[int], None]) -> VllmEngine:
-    """A running engine on the current event loop. Its processes are told of as they start. Raise what vLLM raises."""
+    """Start an engine on the current event loop; report each of its processes when it starts. Raise vLLM's errors."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -96,9 +96,9 @@ def _arguments(spec: EngineSpec) -> dict[str, Any]:
     from vllm.config import PoolerConfig
 
     asked = {
-        "gpu_memory_utilization": spec.asked.gpu_memory_utilization,
-        "max_num_seqs": 1 if spec.one_by_one else spec.asked.max_num_seqs,
-        # A row that is computed in pieces would be cut by who is before it.
+        "gpu_memory_utilization": spec.options.gpu_memory_utilization,
+        "max_num_seqs": 1 if spec.one_by_one else spec.options.max_num_seqs,
+        # With chunked prefill the rows before a row would decide where it is cut.
         "enable_chunked_prefill": False if spec.one_by_one else None,
         "max_num_batched_tokens": spec.max_tokens if spec.one_by_one else None,
     }
@@ -112,9 +112,9 @@ def _arguments(spec: EngineSpec) -> dict[str, Any]:
         "dtype": spec.dtype,
         "max_model_len": spec.max_tokens,
         "enable_prefix_caching": spec.keeps_prefixes and not spec.one_by_one,
-        "tensor_parallel_size": spec.asked.tensor_parallel,
-        "pipeline_parallel_size": spec.asked.pipeline_parallel,
-        "enforce_eager": spec.asked.enforce_eager,
+        "tensor_parallel_size": spec.options.tensor_parallel,
+        "pipeline_parallel_size": spec.options.pipeline_parallel,
+        "enforce_eager": spec.options.enforce_eager,
         "disable_log_stats": True,
         **{name: value for name, value in asked.items() if value is not None},
     }
@@ -134,15 +134,15 @@ class _AsyncVllmEngine:
         return bool(self._llm.errored)
 
     async def pool(self, ids: Sequence[int], name: str) -> PooledRow:
-        # With a type these are the engine's own input, and nothing is left to be tokenised.
+        # With a type this is the engine's internal input, which needs no tokenisation.
         prompt: Mapping[str, Any] = {"type": "token", "prompt_token_ids": list(ids)}
         last: Any = None
-        async for said in self._llm.encode(prompt, self._params.clone(), name):
-            last = said
+        async for output in self._llm.encode(prompt, self._params.clone(), name):
+            last = output
         if last is None or not last.finished:
             raise ScorerError("vLLM ended a row without a score")
         if (error := getattr(last, "error", None)) is not None:  # in later versions
-            raise ScorerError(f"vLLM gave a row up: {error}")
+            raise ScorerError(f"vLLM aborted a row: {error}")
         return PooledRow(tuple(map(float, last.outputs.data.tolist())), int(last.num_cached_tokens or 0))
 
     def shutdown(self) -> None:
@@ -150,26 +150,26 @@ class _AsyncVllmEngine:
 
 
 def scorer_error(error: BaseException) -> ScorerError:
-    """A `ScorerError` for what vLLM raises."""
+    """Translate an error of vLLM into a `ScorerError`."""
     if isinstance(error, ScorerError):
         return error
     chain = list(_causes(error))
     if any("OutOfMemory" in type(cause).__name__ or "out of memory" in str(cause) for cause in chain):
         return OutOfMemory("vLLM has run out of memory")
     if any(type(cause).__name__ == "EngineDeadError" for cause in chain):
-        return ScorerError("vLLM's engine has died; what it said last is in the log")
-    # Its words may quote a prompt.
+        return ScorerError("vLLM's engine has died; its last messages are in the log")
+    # vLLM's message may quote a prompt.
     return ScorerError(f"vLLM raised {' from '.join(type(cause).__name__ for cause in chain)}")
 
 
 def load_error(error: BaseException, spec: EngineSpec) -> LoadError:
-    """Why an engine did not start, with the remedies that an operator has."""
-    said = str(error).strip().splitlines()
+    """Explain why an engine did not start, with the operator's remedies."""
+    lines = str(error).strip().splitlines()
     return LoadError(
-        f"vLLM cannot serve this model: {said[0] if said else type(error).__name__} (vLLM's own log, above, says more). "
+        f"vLLM cannot serve this model: {lines[0] if lines else type(error).__name__} (vLLM's own log, above, says more). "
         f"If it is short of memory: lower max_input_tokens={spec.max_tokens}, change "
         f"vllm.gpu_memory_utilization, or spread the model over more GPUs with vllm.tensor_parallel="
-        f"{spec.asked.tensor_parallel}. If it does not know the architecture: backend=torch."
+        f"{spec.options.tensor_parallel}. If it does not know the architecture: backend=torch."
     )
 
 
@@ -180,16 +180,16 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 @contextmanager
-def _reporting_processes(tell: Callable[[int], None]) -> Iterator[None]:
-    """Tell the pid of every process that multiprocessing starts while the body runs: at once, not when the engine is ready."""
+def _reporting_processes(on_process_started: Callable[[int], None]) -> Iterator[None]:
+    """Report the pid of every process that multiprocessing starts while the body runs: at once, before the engine is ready."""
     start = BaseProcess.start
 
-    def start_and_tell(self: BaseProcess) -> None:
+    def start_and_report(self: BaseProcess) -> None:
         start(self)
         if self.pid is not None:
-            tell(self.pid)
+            on_process_started(self.pid)
 
-    BaseProcess.start = start_and_tell  # type: ignore[method-assign]
+    BaseProcess.start = start_and_report  # type: ignore[method-assign]
     try:
         yield
     finally:

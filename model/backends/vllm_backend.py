@@ -1,8 +1,8 @@
-"""The vLLM backend: vLLM does the forward, we encode under the contract and hold the scores to it.
+"""The vLLM backend: vLLM runs the forward; encoding and the verification of the contract are ours.
 
-vLLM loads the weights by itself, in processes of its own; what there is to know of a checkpoint is read beside that, without
-them. A checkpoint of a kind that vLLM cannot read is written once more for it, into a temporary folder that is gone when the
-engine is there. Knows `vllm_api`, and neither requests nor queues.
+vLLM loads the weights in separate processes; the rest of the checkpoint is read here, without them. A checkpoint in a layout
+that vLLM cannot read is converted into a temporary folder, which is removed once the engine has started. Knows `vllm_api`;
+knows neither requests nor queues.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from rewardserve.model.checkpoint import (
     write_labels,
 )
 
-_UNPROVED = "the checkpoint has no contract with probes, so the scores of this engine were compared with nothing"
-_REWRITTEN = "vLLM does not read a checkpoint of this kind: it was written again for it"
-_NO_DISTANCE = "vLLM gives scores alone: how far a hidden state is from those of the calibration is not known"
+_UNPROVED = "the checkpoint has no contract with probes, so the scores of this engine were not checked"
+_REWRITTEN = "vLLM does not read a checkpoint of this layout: it was converted into a temporary folder"
+_NO_DISTANCE = "vLLM returns no hidden states, so the distance to those of the calibration is not known"
 
 
 def load(spec: ModelSpec) -> LoadedModel:
@@ -61,12 +61,12 @@ def load(spec: ModelSpec) -> LoadedModel:
 
 
 def _device(spec: ModelSpec) -> str:
-    """What vLLM computes on. Raise `LoadError` if that is not what was asked for."""
+    """Device type of vLLM. Raise `LoadError` if it is not the requested one."""
     asked, device = spec.device, api.device()
     if asked not in ("auto", device):
         raise LoadError(
-            f"device={asked}, but this build of vLLM computes on {device}, on the devices that it sees: leave "
-            f"device at auto, and choose GPUs with CUDA_VISIBLE_DEVICES."
+            f"device={asked}, but this build of vLLM computes on {device}, on all visible devices: leave device at auto, and "
+            "choose GPUs with CUDA_VISIBLE_DEVICES."
         )
     return device
 
@@ -74,27 +74,27 @@ def _device(spec: ModelSpec) -> str:
 def _refuse_length_switches(checkpoint: Checkpoint) -> None:
     """Raise `LoadError` where rotary angles depend on the length of a row: vLLM has one set of angles for all rows.
 
-    It takes the long factors of LongRoPE for every row once its longest row may be long, and scales dynamic NTK for the longest
-    row that there can be.
+    vLLM uses the long factors of LongRoPE for every row if its maximum length is beyond the short one, and scales dynamic NTK
+    for the maximum length.
     """
     sides = LengthClasses.of_config(checkpoint.network.config)
     longest = max([checkpoint.policy.max_tokens, *_probe_lengths(checkpoint)])
     crossed = [limit for limit in sides.fixed if limit < longest]
     if crossed:
         raise LoadError(
-            f"in this model rotary angles depend on whether a row is longer than {crossed[0]} tokens (LongRoPE), but vLLM takes "
-            f"one set for all rows: shorter ones would have other scores. Set max_input_tokens={crossed[0]}, or "
+            f"in this model rotary angles depend on whether a row is longer than {crossed[0]} tokens (LongRoPE), but vLLM uses "
+            f"one set for all rows: shorter rows would get other scores. Set max_input_tokens={crossed[0]}, or "
             "backend=torch."
         )
     if sides.growing_from < math.inf:
         raise LoadError(
-            "in this model rotary angles depend on the length of a row (dynamic NTK), but vLLM takes one set for all rows: "
-            "scores would be other ones. Set backend=torch."
+            "in this model rotary angles depend on the length of a row (dynamic NTK), but vLLM uses one set for all rows: "
+            "rows would get other scores. Set backend=torch."
         )
 
 
 def _start(checkpoint: Checkpoint, spec: ModelSpec, max_tokens: int) -> VllmScorer:
-    """A scorer with a running engine. Raise `LoadError`; no process is left then."""
+    """Start an engine and return its scorer. Raise `LoadError`, after which no process is left."""
     network = checkpoint.network
     with ExitStack() as undo:
         reaper = ProcessReaper()
@@ -108,7 +108,7 @@ def _start(checkpoint: Checkpoint, spec: ModelSpec, max_tokens: int) -> VllmScor
                 max_tokens=max([max_tokens, *_probe_lengths(checkpoint)]),
                 keeps_prefixes=spec.prefix_cache_bytes > 0,
                 one_by_one=spec.deterministic,
-                asked=spec.vllm,
+                options=spec.vllm,
             )
             try:
                 engine: api.VllmEngine = loop.submit(api.start(wanted, reaper.end)).result()
@@ -128,19 +128,19 @@ def _start(checkpoint: Checkpoint, spec: ModelSpec, max_tokens: int) -> VllmScor
 
 
 def _probe_lengths(checkpoint: Checkpoint) -> list[int]:
-    """The operator may serve shorter rows than training encoded; the probes are scored all the same."""
+    """Lengths of the probes: they are scored even where the operator's limit is shorter."""
     return [len(probe.ids) for probe in checkpoint.contract.probes] if checkpoint.contract else []
 
 
 def _biases(checkpoint: Checkpoint) -> list[float]:
-    """What vLLM does not add: folders in which a head has a bias are written again for it, without."""
+    """Biases of the heads, which vLLM does not add: a folder whose head has a bias is converted without it."""
     biases: list[float] = checkpoint.network.bias_H.tolist()
     return biases
 
 
 @contextmanager
 def _readable(checkpoint: Checkpoint, reaper: ProcessReaper) -> Iterator[Path]:
-    """A folder that vLLM loads, with a label for each head: the checkpoint's own, or a temporary one. Raise `LoadError`."""
+    """Folder that vLLM loads, with a label for each head: the checkpoint's, or a temporary one. Raise `LoadError`."""
     if is_readable(checkpoint):
         yield checkpoint.folder
         return
@@ -152,8 +152,8 @@ def _readable(checkpoint: Checkpoint, reaper: ProcessReaper) -> Iterator[Path]:
                 write_labels(folder, load_weights(checkpoint).network)
             except OSError as error:
                 raise CheckpointError(
-                    f"{checkpoint.folder} ({checkpoint.format}) has to be written again for vLLM, which failed: "
-                    f"{error.strerror}. Set TMPDIR to where there is room for all of its weights."
+                    f"{checkpoint.folder} ({checkpoint.format}) could not be converted for vLLM: {error.strerror}. Set TMPDIR "
+                    "to a folder with room for all of its weights."
                 ) from error
         yield folder
     finally:
@@ -161,14 +161,14 @@ def _readable(checkpoint: Checkpoint, reaper: ProcessReaper) -> Iterator[Path]:
 
 
 def is_readable(checkpoint: Checkpoint) -> bool:
-    """Whether vLLM loads this checkpoint as it is, and gives the heads themselves."""
+    """Whether vLLM loads this checkpoint as it is, and returns every head."""
     network = checkpoint.network
-    # Tensors for which its class has no place are not given to vLLM.
+    # vLLM must not read tensors for which the checkpoint's class has no place.
     if not has_own_weights(checkpoint.folder) or bool(network.bias_H.any()) or checkpoint.left_out:
         return False
     if checkpoint.format == "sequence_classification":
         return True
-    # Of several heads of ours, what others read is the sum alone.
+    # In our layout with several heads, other engines read only their sum.
     return checkpoint.format == "rewardserve" and network.head_weights == (1.0,)
 
 
@@ -191,7 +191,7 @@ def _identity(checkpoint: Checkpoint, spec: ModelSpec, version: str, device: str
 
 
 def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What an operator should know of this engine."""
+    """Notes on this engine for the operator."""
     is_proved = checkpoint.contract is not None and bool(checkpoint.contract.probes)
     notes = {
         _UNPROVED: not is_proved,

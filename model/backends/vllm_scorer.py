@@ -1,8 +1,8 @@
-"""The scorer over an engine that batches by itself: rows go in as they come, and come back as they are done.
+"""Scorer over an engine with continuous batching: rows are submitted as they arrive, and return as they finish.
 
-The engine lives on an event loop on a thread of its own. A caller hands all rows of its batch over at once and waits on its
-own thread, never for ever: either its rows come back, or the engine is dead, or nothing at all has come back for so long that
-the engine counts as dead. Knows `vllm_api.VllmEngine` and not vLLM.
+The engine runs on an event loop on a separate thread. A caller submits all rows of its batch at once and waits on its own
+thread, with an end: its rows return, or the engine dies, or no row of any batch has returned for so long that the engine
+counts as dead. Knows `vllm_api.VllmEngine`; does not know vLLM.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from rewardserve.model.scorer import BatchScores, ScorerError, TokenBatch
 T = TypeVar("T")
 
 IN_FLIGHT = 8
-"""Batches at a time. With the budget of a batch on its device, the engine has a few forwards ahead of it: none waits for us,
-and what waits here can still be refused or batched with its prefix group."""
+"""Batches at a time. With the token budget of its device, the engine then has a few forwards queued and is never idle, and
+rows that wait in the server can still be rejected or batched with their prefix group."""
 
 _LOST_AFTER = 4.0
-"""Patiences after which a batch is given up although others come back."""
+"""Multiple of the stall timeout after which a batch is aborted although others return."""
 
 _LONGEST_SHUTDOWN_S = 30.0
 
 
 class EventLoopThread:
-    """An event loop on a thread of its own."""
+    """Event loop on a separate thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -40,7 +40,7 @@ class EventLoopThread:
         self._thread.start()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """What becomes of some work. Raise `ScorerError` after `close`."""
+        """Run a coroutine on the loop and return its future. Raise `ScorerError` after `close`."""
         try:
             return asyncio.run_coroutine_threadsafe(work, self._loop)
         except RuntimeError as error:
@@ -48,7 +48,7 @@ class EventLoopThread:
             raise ScorerError("the engine has been shut down") from error
 
     def close(self) -> None:
-        """Cancel what runs, so that everybody is answered, and end the thread."""
+        """Cancel all tasks, so that every future is resolved, and end the thread."""
         with contextlib.suppress(TimeoutError):
             self.submit(_cancel_the_others()).result(_LONGEST_SHUTDOWN_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -58,7 +58,7 @@ class EventLoopThread:
 
 
 class VllmScorer:
-    """Scores rows by a running engine. `biases` are added to the labels, which have the names of heads."""
+    """Score rows with a running engine. `biases` are added to the labels, which have the names of heads."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class VllmScorer:
         self._names, self._biases = tuple(names), tuple(biases)
         self._max_tokens, self._shares = max_tokens, shares
         self._stall_timeout_s, self._clock = stall_timeout_s, clock
-        self._heard_at = clock()
+        self._last_result_at = clock()
         self._is_stuck = self._is_closed = False
         self._numbers = itertools.count()
 
@@ -88,26 +88,26 @@ class VllmScorer:
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether the engine keeps beginnings: families that arrive together find theirs there."""
+        """Whether the engine caches prefixes: rows of a prefix group that arrive together reuse them."""
         return self._shares
 
     @property
     def concurrency(self) -> int:
-        """Several: the engine computes them together."""
+        """Several batches: the engine computes them together."""
         return IN_FLIGHT
 
     @property
     def streams(self) -> bool:
-        """Yes: the engine batches by itself."""
+        """True: the engine batches continuously."""
         return True
 
     @property
     def is_alive(self) -> bool:
-        """Whether the engine's processes are there and answer."""
+        """Whether the engine's processes run and return results."""
         return not (self._is_stuck or self._is_closed or self._engine.is_dead)
 
     def cost(self, lengths: Sequence[int]) -> int:
-        """Nothing is padded."""
+        """Sum of the lengths: no padding."""
         return sum(lengths)
 
     def score(self, batch: TokenBatch) -> BatchScores:
@@ -117,15 +117,15 @@ class VllmScorer:
         pooled = self._wait(self._loop.submit(self._pool(batch.rows)))
         return BatchScores(
             tuple(map(self._heads, pooled)),
-            tokens_computed=sum(len(row) - said.n_cached for row, said in zip(batch.rows, pooled, strict=True)),
+            tokens_computed=sum(len(row) - output.n_cached for row, output in zip(batch.rows, pooled, strict=True)),
         )
 
     def close(self) -> None:
-        """End the engine and its processes; rows in flight are refused."""
+        """End the engine and its processes; rows in flight fail."""
         if self._is_closed:
             return
         self._is_closed = True
-        # Whatever the library says when it is asked to end: `after` ends its processes.
+        # Errors of vLLM's shutdown are ignored: `after` ends its processes.
         with contextlib.suppress(Exception):
             self._loop.submit(_shut(self._engine)).result(_LONGEST_SHUTDOWN_S)
         self._loop.close()
@@ -139,7 +139,7 @@ class VllmScorer:
     # -- on the engine's loop -------------------------------------------------------------------------------
 
     async def _pool(self, rows: Sequence[tuple[int, ...]]) -> list[PooledRow]:
-        """All rows at once. If one fails nothing is known of the others, and they are given up."""
+        """Submit all rows at once. If one fails, the others are aborted."""
         tasks = [asyncio.create_task(self._one(row)) for row in rows]
         try:
             return await asyncio.gather(*tasks)
@@ -149,7 +149,7 @@ class VllmScorer:
 
     async def _one(self, row: tuple[int, ...]) -> PooledRow:
         pooled = await self._engine.pool(row, f"row-{next(self._numbers)}")
-        self._heard_at = self._clock()
+        self._last_result_at = self._clock()
         return pooled
 
     # -- on the caller's thread -----------------------------------------------------------------------------
@@ -158,7 +158,7 @@ class VllmScorer:
         began = self._clock()
         while True:
             now = self._clock()
-            stuck_at = max(began, self._heard_at) + self._stall_timeout_s
+            stuck_at = max(began, self._last_result_at) + self._stall_timeout_s
             lost_at = began + _LOST_AFTER * self._stall_timeout_s
             if now >= min(stuck_at, lost_at):
                 coming.cancel()

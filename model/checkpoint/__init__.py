@@ -1,8 +1,8 @@
-"""Reads the reward-model checkpoints that exist, writes the one layout that every engine loads.
+"""Read reward-model checkpoints of several layouts, and write the one layout that every engine loads.
 
-Read (a folder or a hub name): our own; any `*ForSequenceClassification` with one label, or several with
+Layouts that are read (from a folder or a hub name): ours; any `*ForSequenceClassification` with one label, or several with
 weights; OpenRLHF; a causal language model with a separate value head (LLaMA-Factory, TRL); a LoRA adapter
-with its head over a base model. A head that is missing is refused: a freshly initialised one scores noise.
+with its head over a base model. A missing head is an error: a freshly initialised one would score noise.
 """
 
 from rewardserve.model.checkpoint.exporting import (

@@ -1,6 +1,6 @@
-"""PEFT adapters: folded into the weights of their base model, backbone and value head each for itself.
+"""PEFT adapters, merged into the weights of their base model: the backbone and the value head separately.
 
-PEFT does the arithmetic (LoRA, its scaling, DoRA); the task of an adapter, which would make it build a classifier, is left out.
+PEFT does the arithmetic (LoRA, its scaling, DoRA); the task type of an adapter is cleared, or PEFT would build a classifier.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ _FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _HEAD = "base_model.model.score."
 _MAX_DIFFERENCE = 1e-3
 _MAX_DIFFERENCE_REDUCED = 0.1
-"""Of the output merged and unmerged, relative, for the median token. Merged weights are rounded to the dtype of the model, and a
-mixture of experts may then send a token to another expert."""
+"""Largest relative difference between the merged and the unmerged output, for the median token, in half precision. Merged
+weights are rounded to the dtype of the model, and a mixture of experts may then route a token to another expert."""
 
 
 def adapter_files(folder: Path) -> list[Path]:
-    """The tensors of an adapter; empty where there are none."""
+    """The weights file of an adapter; empty where there is none."""
     return [folder / name for name in _FILES if (folder / name).is_file()][:1]
 
 
 def unread_adapter_files(folder: Path) -> list[Path]:
-    """The files of an adapter that PEFT leaves out, as there is another one that it prefers."""
+    """The weights files of an adapter that PEFT ignores because it prefers another one."""
     return [folder / name for name in _FILES if (folder / name).is_file()][1:]
 
 
 def refuse_shared_layers(folder: Path) -> None:
-    """Raise `CheckpointError` for an adapter whose layers share the weights of the base model: none can be merged into them."""
+    """Raise `CheckpointError` for an adapter whose layers share weights of the base model: it cannot be merged into them."""
     if json.loads((folder / ADAPTER_CONFIG).read_text()).get("layer_replication"):
         raise CheckpointError(
-            f"{folder / ADAPTER_CONFIG} says layer_replication: several layers share one weight of the base model, and each has "
-            "a low-rank matrix of its own, so PEFT merges them wrongly (peft issue 1707). Copy the layers of the base model "
-            "into a model of its own, move the adapter to it, and merge there."
+            f"{folder / ADAPTER_CONFIG} has layer_replication: several layers share one weight of the base model, and each has "
+            "a separate low-rank matrix, so PEFT merges them wrongly (peft issue 1707). Copy the layers of the base model "
+            "into a new model, move the adapter to it, and merge there."
         )
 
 
 def merge_backbone(backbone: Any, folder: Path) -> Any:
-    """The backbone with an adapter folded into its weights. Raise `CheckpointError`."""
+    """Merge an adapter into the weights of the backbone. Raise `CheckpointError`."""
     names = _names(folder)
     if not names:
         raise CheckpointError(f"{folder} has an {ADAPTER_CONFIG} but no adapter_model.safetensors")
@@ -57,13 +57,13 @@ def merge_backbone(backbone: Any, folder: Path) -> Any:
         return backbone
     inside = f"base_model.model.{backbone.base_model_prefix}."
     model = _Holder(backbone) if any(n.startswith(inside) for n in names) else backbone
-    n_ids = backbone.get_input_embeddings().num_embeddings  # not there while an adapter wraps them
+    n_ids = backbone.get_input_embeddings().num_embeddings  # not available while an adapter wraps them
     merged = _merged(model, folder, _config(folder), "its base model", partial(_hidden, backbone, n_ids))
     return getattr(merged, backbone.base_model_prefix) if isinstance(merged, _Holder) else merged
 
 
 def grow_embeddings(backbone: Any, folder: Path) -> None:
-    """Give the backbone as many embeddings as the adapter in a folder has, whose trainer has added tokens and saved the table."""
+    """Resize the embeddings of the backbone to those in the adapter, whose trainer may have added tokens and saved the table."""
     table = backbone.get_input_embeddings()
     path = next((name for name, module in backbone.named_modules() if module is table), "")
     wanted = [name for name in _names(folder) if re.search(rf"(^|\.){re.escape(path)}(\.base_layer)?\.weight$", name)]
@@ -73,12 +73,12 @@ def grow_embeddings(backbone: Any, folder: Path) -> None:
 
 
 def head_tensors(folder: Path) -> list[str]:
-    """The tensors with which an adapter changes the value head of its base model."""
+    """Names of the tensors with which an adapter changes the value head of its base model."""
     return sorted(n for n in _names(folder) if n.startswith(_HEAD) and n.removeprefix(_HEAD) not in ("weight", "bias"))
 
 
 def merge_head(weight_HD: Tensor, bias_H: Tensor | None, folder: Path) -> tuple[Tensor, Tensor | None]:
-    """The value head of the base model with what an adapter changes of it. Raise `CheckpointError`."""
+    """Merge an adapter into the value head of its base model. Raise `CheckpointError`."""
     n_heads, width = weight_HD.shape
     holder = nn.Module()
     holder.score = nn.Linear(width, n_heads, bias=bias_H is not None)
@@ -90,31 +90,34 @@ def merge_head(weight_HD: Tensor, bias_H: Tensor | None, folder: Path) -> tuple[
     config.target_modules = ["score"]
     for part in ("exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters"):
         if hasattr(config, part):
-            setattr(config, part, None)  # they choose among the layers of the backbone
-    what = f"the value head of its base model ({', '.join(head_tensors(folder))})"
-    merged = _merged(holder, folder, config, what, lambda: holder.score(torch.eye(width)))
+            setattr(config, part, None)  # these options select layers of the backbone
+    target = f"the value head of its base model ({', '.join(head_tensors(folder))})"
+    merged = _merged(holder, folder, config, target, lambda: holder.score(torch.eye(width)))
     bias = merged.score.bias
     return merged.score.weight.detach(), None if bias is None else bias.detach()
 
 
 @torch.no_grad()
-def _merged(model: nn.Module, folder: Path, config: Any, what: str, output: Callable[[], Tensor]) -> Any:
-    """The model with the adapter in its weights. `output` computes something with the model, `(n, D)`: before and after."""
+def _merged(model: nn.Module, folder: Path, config: Any, target: str, output: Callable[[], Tensor]) -> Any:
+    """Merge the adapter into the model. `output` runs the model, `(n, D)`, before and after, for comparison.
+
+    `target` names the model in an error.
+    """
     from peft import PeftModel
 
     try:
         with warnings.catch_warnings():
-            # Ranks and scales may be given for layers of the other half: backbone and head are merged each for itself.
+            # Ranks and scales may be given for layers of the other part: backbone and head are merged separately.
             warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
             adapted = PeftModel.from_pretrained(model, str(folder), config=config).eval()
             unmerged_ND = output().double()
             merged = adapted.merge_and_unload(safe_merge=True)
             merged_ND = output().double()
     except Exception as error:
-        raise CheckpointError(f"the adapter in {folder} does not fit {what}: {error}") from error
+        raise CheckpointError(f"the adapter in {folder} does not fit {target}: {error}") from error
     is_finite_N = unmerged_ND.isfinite().all(
         dim=-1
-    )  # other tokens overflow with the adapter too: their scores are refused
+    )  # the other tokens overflow with the adapter too: their scores are errors
     if not bool(is_finite_N.any()):
         return merged
     merged_ND, unmerged_ND = merged_ND[is_finite_N], unmerged_ND[is_finite_N]
@@ -124,7 +127,7 @@ def _merged(model: nn.Module, folder: Path, config: Any, what: str, output: Call
     bound = _MAX_DIFFERENCE if dtype in (torch.float32, torch.float64) else _MAX_DIFFERENCE_REDUCED
     if not difference <= bound:  # NaN too
         raise CheckpointError(
-            f"the adapter in {folder} cannot be merged into {what}: what it computes merged and unmerged differ by "
+            f"the adapter in {folder} cannot be merged into {target}: the outputs merged and unmerged differ by "
             f"{difference:.2%} (allowed: {bound:.2%} in {str(dtype).removeprefix('torch.')}). Merge it with the version of PEFT "
             "that trained it, compare the scores, and serve the merged model."
         )
@@ -132,7 +135,7 @@ def _merged(model: nn.Module, folder: Path, config: Any, what: str, output: Call
 
 
 def _hidden(backbone: Any, n_ids: int) -> Tensor:
-    """The last hidden states of a few short rows, `(n, D)`."""
+    """Last hidden states of a few short rows, `(n, D)`."""
     ids_BT = torch.randint(n_ids, (4, 12), generator=torch.Generator().manual_seed(0))
     ids_BT = ids_BT.to(next(backbone.parameters()).device)
     hidden_BTD: Tensor = backbone(input_ids=ids_BT, use_cache=False).last_hidden_state
@@ -143,9 +146,9 @@ def _config(folder: Path) -> Any:
     from peft import PeftConfig
 
     lora = PeftConfig.from_pretrained(str(folder))
-    lora.task_type, lora.modules_to_save = None, None  # a plain wrapper; a whole head is read by us
+    lora.task_type, lora.modules_to_save = None, None  # a plain wrapper; `heads` reads a whole head
     if getattr(lora, "megatron_config", None):
-        lora.megatron_config = None  # peft would import whatever module megatron_core names
+        lora.megatron_config = None  # PEFT would import the module that megatron_core names
     return lora
 
 
@@ -154,7 +157,7 @@ def _names(folder: Path) -> Iterable[str]:
 
 
 class _Holder(nn.Module):
-    """Adapters of `XForSequenceClassification` and `XForCausalLM` name their modules one level further in."""
+    """Module around a backbone: adapters of `XForSequenceClassification` and `XForCausalLM` have names one level deeper."""
 
     def __init__(self, backbone: Any) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The tokenizer that goes with exported weights: its chat template ends where the score is read.
+"""Tokenizer of an exported checkpoint, whose chat template ends at the token whose score is read.
 
 Other programs render a conversation with that template and read the score at its last token. So the template of the base
-model is wrapped: its text after that token is left out, the ending that training adds is added, and its date is fixed. Knows
+model is wrapped: its text after that token is removed, the ending of training is added, and its date is fixed. Knows
 no weights.
 """
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 def without_bias(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
-    """The checkpoint without the biases of its heads, in place, its calibration moved along; and a note, empty without a bias.
+    """Set the biases of the heads to zero, in place, and shift the calibration. Return the checkpoint and a note, or "".
 
-    `score` of transformers' classifiers has no bias, so every program that loads the export would leave it out.
+    `score` of transformers' classifiers has no bias, so every program that loads the export would drop it.
     """
     network, calibration = checkpoint.network, checkpoint.calibration
     bias = network.combined_head()[1]
@@ -34,19 +34,19 @@ def without_bias(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
     network.bias_H.zero_()
     if not bias:
         return checkpoint, ""
-    took = "The mean of the calibration moves with them, so" if calibration is not None else "It is a constant:"
+    shift = "The mean of the calibration is shifted with them, so" if calibration is not None else "It is a constant:"
     note = (
         f"the value head has a bias of {bias:.6g}, for which transformers' layout has no place: raw scores are {bias:.6g} lower "
-        f"than before. {took} differences and ranks are the same{', and normalised scores' if calibration is not None else ''}."
+        f"than before. {shift} differences and ranks are the same{', and normalised scores' if calibration is not None else ''}."
     )
     moved = calibration.shifted(-bias, by_head) if calibration is not None else None
     return replace(checkpoint, calibration=moved), note
 
 
 def with_whole_tokenization(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
-    """The checkpoint with renderings that become ids as a whole, and a note, empty where no id changes.
+    """Change the checkpoint to tokenise renderings as a whole. Return it and a note, which is empty where no id changes.
 
-    Programs that load an export tokenise so, whatever the trainer of the layout did.
+    Programs that load an export tokenise renderings as a whole, even where the trainer of the layout did not.
     """
     policy = checkpoint.policy
     if policy.rule.tokenizes == "whole":
@@ -67,15 +67,15 @@ def with_whole_tokenization(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
     rows = zip(*(c.encoder.many(samples) for c in (checkpoint, changed)), strict=True)
     n_changed = sum(isinstance(a, Encoded) and isinstance(b, Encoded) and a.ids != b.ids for a, b in rows)
     note = (
-        "LLaMA-Factory tokenised the parts of a turn apart, and programs that load a checkpoint tokenise a rendering as a whole: "
-        f"of {len(samples)} conversations that were tried, {n_changed} get other ids and so other scores than from the "
-        "checkpoint that was read."
+        "LLaMA-Factory tokenised the parts of a turn separately, and programs that load a checkpoint tokenise a rendering as a "
+        f"whole: of {len(samples)} test conversations, {n_changed} get other ids, and so other scores than from the source "
+        "checkpoint."
     )
     return changed, note if n_changed else ""
 
 
 def with_openrlhf_note(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
-    """The checkpoint, and a note where OpenRLHF, which makes EOS the last token of a row, reads another one than we do."""
+    """Return the checkpoint, and a note where OpenRLHF, which makes EOS the last token of a row, reads another token than we."""
     policy = checkpoint.policy
     kept = _kept_ids(policy)
     is_constant = not policy.ending_varies or policy.rule.ending == "eos"
@@ -83,7 +83,7 @@ def with_openrlhf_note(checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
         return checkpoint, ""
     return checkpoint, (
         f"the model {checkpoint.score_position}. OpenRLHF ends every row with EOS and reads the score there: it gives other scores "
-        "for what is written. transformers and TRL give those of the server."
+        "for the exported checkpoint. transformers and TRL give those of the server."
     )
 
 
@@ -95,7 +95,7 @@ _CONVERSATIONS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("user", "Alpha\n\n"), ("assistant", "Bravo"), ("user", " Delta "), ("assistant", " Echo\n\n ")),
     (("user", "Alpha"), ("assistant", "Bravo. " * 40 + "Charlie.")),
 )
-"""Conversations on which the wrapped template is compared with the one inside it."""
+"""Conversations on which the wrapped template is compared with the original one."""
 
 _RESPONSES = (
     "Bravo",
@@ -114,11 +114,11 @@ _RESPONSES = (
 
 
 _MOST_SKIPPED = 64
-"""Pad tokens at the end of a rendering that an exported template leaves out."""
+"""Largest number of pad tokens at the end of a rendering that an exported template removes."""
 
 
 def exported_tokenizer(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> PreTrainedTokenizerBase:
-    """A copy whose chat template writes the rows of this policy, and whose EOS is what they end with, if that is a token.
+    """A copy whose chat template writes the rows of this policy, and whose EOS is their last token, if that is an added token.
 
     Raise `CheckpointError` where the template cannot be wrapped.
     """
@@ -135,7 +135,7 @@ def exported_tokenizer(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolic
 def choose_pad(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> bool:
     """Give the tokenizer a pad token that never ends a row, unless it has one. False: no special token is free."""
     taken = {*policy.end_ids, tokenizer.eos_token_id, tokenizer.bos_token_id, None}
-    # One ending of several is known: any token that the template names may end a row.
+    # The policy has one ending of several: any token that the template names may end a row.
     taken |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.content in policy.template}
     taken |= {tokenizer.pad_token_id} if "pad_token" in policy.template else set()
     n_rows = policy.vocab_size  # of the embeddings
@@ -177,7 +177,7 @@ def exported_template(
 
 
 def _wrapped(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy, prefix: str, end: str) -> str:
-    # Jinja drops one newline at the end of a template, which is no longer the end here; `+` keeps white space beside tags.
+    # Jinja drops a newline at the end of a template, which is inside the wrapped one; `+` keeps white space beside tags.
     original = (policy.template or _JOINED).removesuffix("\n")
     return (
         _clock(tokenizer, policy)
@@ -214,7 +214,7 @@ def _jinja_of_row(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy, en
 
 
 def _row_text(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy, rendered: str, end: str) -> str:
-    """The text of a row up to the token whose score is read, of the rendering of a conversation."""
+    """The text of a row up to the token whose score is read, from the rendering of a conversation."""
     if policy.template and policy.rule.ending == "eos":
         eos, text = str(tokenizer.eos_token), rendered.rstrip("\n")
         return text if text.endswith(eos) else f"{text} {eos}"
@@ -227,21 +227,21 @@ def _row_text(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy, render
 
 
 def _skipped_text(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> tuple[str, str]:
-    """The text of the pad token that is skipped, and `.rstrip()` where that token takes the white space after it."""
+    """The text of the pad token that is skipped, and `.rstrip()` where that token absorbs the white space after it."""
     fast = tokenizer._tokenizer
     token = fast.get_added_tokens_decoder().get(policy.skip_id)
     return text_of(fast, policy.skip_id), ".rstrip()" if token is not None and token.rstrip else ""
 
 
 def _clock(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> str:
-    """Jinja for a fixed date, in each format in which the template asks for the date."""
+    """Jinja for a fixed date, in each format that the template uses."""
     if policy.template_date is None:
         return ""
     formats = clock_formats(policy.template)
     if formats is None:
         raise CheckpointError(
-            "the chat template computes the format in which it asks for the date, so the date cannot be written into the "
-            "exported template. Put the date of training into the template, then train again."
+            "the chat template computes the format of its date, so the date cannot be written into the exported template. Write "
+            "the date of training into the template, then train again."
         )
     clock = ChatTemplate(tokenizer, policy.template, policy.template_date).clock
     known = ", ".join(f"{_literal(each)}: {_literal(clock(each))}" for each in formats)
@@ -256,11 +256,11 @@ def _compare(
     prefix: str,
     end: str,
 ) -> None:
-    """Raise `CheckpointError` unless the wrapped template renders the policy's rows of each conversation that the inner takes."""
+    """Raise `CheckpointError` unless the wrapped template renders the policy's rows of each conversation that the inner renders."""
     inner = ChatTemplate(tokenizer, policy.template, policy.template_date)
     outer = ChatTemplate(exported, template)
     if outer.date_that_is_asked_for is not None:
-        raise CheckpointError("the exported chat template still asks for the date of the day")
+        raise CheckpointError("the exported chat template still uses the current date")
     for conversation in _CONVERSATIONS:
         messages = tuple(Message(role, content) for role, content in conversation)
         prompt = _rendered(inner, messages[:-1], add_generation_prompt=True)
@@ -273,7 +273,7 @@ def _compare(
             or outer(messages, add_generation_prompt=False) != prefix + expected
         ):
             raise CheckpointError(
-                "the chat template cannot be wrapped: inside another template it writes something else. Simplify it, or "
+                "the chat template cannot be wrapped: inside another template its output changes. Simplify it, or "
                 "let it end at the token that ends a turn."
             )
 
@@ -286,7 +286,7 @@ def _rendered(template: ChatTemplate, messages: Sequence[Message], *, add_genera
 
 
 def _kept_ids(policy: EncodingPolicy) -> tuple[int, ...]:
-    """The ending as far as the score is read: without pad tokens that are skipped."""
+    """The ending up to the token whose score is read: without the pad tokens that are skipped."""
     ids = policy.end_ids
     while ids and ids[-1] == policy.skip_id:
         ids = ids[:-1]
@@ -302,7 +302,7 @@ def _kept_text(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> st
 
 
 def _literal(text: str) -> str:
-    """A string of Jinja."""
+    """A string literal of Jinja."""
     for character, escaped in (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
         text = text.replace(character, escaped)
     return f"'{text}'"

@@ -1,6 +1,6 @@
-"""Whether the files of a checkpoint are whole: a copy that stopped half-way is told by its files, before anything is loaded.
+"""Check that the files of a checkpoint are complete, to detect an interrupted copy before anything is loaded.
 
-Looks at names, sizes and headers. Whether the numbers are the right ones is the contract's to say.
+Reads names, sizes and headers. The contract verifies the numbers.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from rewardserve.model.text.text_files import JsonDecodeError, parse_json
 
 _OBJECTS = ("config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
             "generation_config.json", "scoring_contract.json", "calibration.json", "*.index.json")  # fmt: skip
-"""Read as JSON objects, by us or by transformers."""
+"""Files that are JSON objects, read here or by transformers."""
 
 _MAX_HEADER_BYTES = 100_000_000
-"""What the safetensors library reads at most."""
+"""Limit of the safetensors library."""
 
 
 def check_files(folder: Path) -> None:
-    """Raise `CheckpointError` with the file that is not whole, and what is wrong with it."""
+    """Raise `CheckpointError` with the first incomplete file and the reason."""
     for path, is_whole in _to_check(folder):
         try:
             is_whole(path)
         except _NotWhole as error:
             raise CheckpointError(
-                f"{path} is unreadable: {error}. The checkpoint was not copied or written to its end, or was changed: "
+                f"{path} is unreadable: {error}. The copy of the checkpoint is incomplete, or the file was changed: "
                 "copy it again."
             ) from None
         except OSError as error:
@@ -37,7 +37,7 @@ def check_files(folder: Path) -> None:
 
 
 class _NotWhole(Exception):
-    """Why a file cannot be what it was."""
+    """A file is incomplete; the message has the reason."""
 
 
 def _to_check(folder: Path) -> Iterator[tuple[Path, Callable[[Path], None]]]:
@@ -51,29 +51,29 @@ def _to_check(folder: Path) -> Iterator[tuple[Path, Callable[[Path], None]]]:
 
 
 def _object(path: Path) -> None:
-    """A JSON object."""
+    """Check a JSON object."""
     _parsed(path.read_bytes())
 
 
 def _index(path: Path) -> None:
-    """Tensor name -> file, and the files are there."""
+    """Check an index: tensor name -> file, and the files exist."""
     shards = _parsed(path.read_bytes()).get("weight_map")
     if not (isinstance(shards, dict) and shards and all(isinstance(name, str) for name in shards.values())):
-        raise _NotWhole("there is no weight_map in it")
+        raise _NotWhole("it has no weight_map")
     for name in sorted(set(shards.values())):
         if not (path.parent / name).is_file():
-            raise _NotWhole(f"it names {name}, which is not there")
+            raise _NotWhole(f"it names {name}, which does not exist")
 
 
 def _safetensors(path: Path) -> None:
-    """Eight bytes of length, a JSON header, and exactly the bytes that the header tells of."""
+    """Check eight bytes of length, a JSON header, and exactly as many bytes as the header names."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 8 < 8 + length <= size:
-            raise _NotWhole(f"{'it is empty' if not size else 'it is cut off in its header'} ({size} bytes)")
+            raise _NotWhole(f"{'it is empty' if not size else 'it ends inside its header'} ({size} bytes)")
         if length > _MAX_HEADER_BYTES:
-            raise _NotWhole(f"its header would have {length} bytes, and may have {_MAX_HEADER_BYTES}")
+            raise _NotWhole(f"its header would have {length} bytes; the limit is {_MAX_HEADER_BYTES}")
         header = _parsed(file.read(length))
     try:
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
@@ -81,17 +81,17 @@ def _safetensors(path: Path) -> None:
     except (KeyError, TypeError, IndexError):
         raise _NotWhole("its header has no offsets") from None
     if size != expected:
-        raise _NotWhole(f"it has {size} bytes, but its header tells of {expected}")
+        raise _NotWhole(f"it has {size} bytes, but its header names {expected}")
 
 
 def _pickle(path: Path) -> None:
-    """torch's pickles are zip archives, whose table of contents is at the end; very old ones are not."""
+    """Check a pickle of torch: a zip archive, whose table of contents is at the end; very old ones are none."""
     with path.open("rb") as file:
         begins = file.read(2)
     if not begins:
         raise _NotWhole("it is empty")
     if begins == b"PK" and not zipfile.is_zipfile(path):
-        raise _NotWhole("it is cut off, the end of the archive is missing")
+        raise _NotWhole("it is truncated: the end of the archive is missing")
 
 
 def _parsed(data: bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where a value head may be, one reader a format. A head that is missing is refused, never made up."""
+"""Readers of the value head, one for each layout. A missing head is an error; none is ever initialised here."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _VALUE_HEAD_FILES = ("value_head.safetensors", "value_head.bin")
 
 @dataclass(frozen=True, slots=True)
 class ValueHeads:
-    """Value heads as they were found: weights `(H, D)`, biases `(H,)`, names and what each counts.
+    """Value heads of a checkpoint: weights `(H, D)`, biases `(H,)`, names and the weight of each in the raw score.
 
-    `tensors` names those of the checkpoint's tensors that they came from; `left_out` those that look like a head and are not
-    loaded, which `notes` say in words.
+    `tensors` names the checkpoint's tensors that they were read from; `left_out` those that look like a head and are not
+    loaded, which `notes` explain.
     """
 
     weight_HD: Tensor
@@ -40,9 +40,9 @@ class ValueHeads:
 
 
 def find_head(folder: Path, base: Path, config: Any, width: int) -> tuple[str, ValueHeads]:
-    """The value head and the format it was found in. Raise `CheckpointError` if there is none that was trained.
+    """Return the layout and its value head. Raise `CheckpointError` if there is no trained one.
 
-    `base`: the folder of the base model, which is the same one unless this is an adapter or bare heads. `width` is that of
+    `base`: the folder of the base model, which is `folder` unless this is an adapter or bare heads. `width`: width of
     the backbone's last hidden state.
     """
     for form, reader in HEAD_READERS.items():
@@ -50,13 +50,13 @@ def find_head(folder: Path, base: Path, config: Any, width: int) -> tuple[str, V
         if head is not None:
             return form, _checked(_alone(form, head, folder), width, folder)
     raise CheckpointError(
-        f"{folder} has no value head (looked for: {', '.join(HEAD_READERS)}). A freshly initialised one would score noise. "
+        f"{folder} has no value head (layouts tried: {', '.join(HEAD_READERS)}). A freshly initialised one would score noise. "
         "If this is a language model, train a reward model from it: rewardserve train --config FILE --set model.path=..."
     )
 
 
 def value_head_files(folder: Path) -> list[Path]:
-    """The tensors of a value head in a file of its own; empty where there are none. Raise `CheckpointError` for two files."""
+    """The separate file of a value head; empty where there is none. Raise `CheckpointError` for two files."""
     found = [folder / name for name in _VALUE_HEAD_FILES if (folder / name).is_file()]
     if len(found) > 1:
         raise CheckpointError(
@@ -67,13 +67,13 @@ def value_head_files(folder: Path) -> list[Path]:
 
 
 def _alone(form: str, head: ValueHeads, folder: Path) -> ValueHeads:
-    """The head, with a note of others that its class leaves out. Raise `CheckpointError` where another may be the trained one."""
+    """Add a note on other heads that the layout's class ignores. Raise `CheckpointError` where one may be the trained one."""
     files = value_head_files(folder)
     inside = _linear(weights.weight_files(folder), _VALUE_HEAD)
     if files and form != "llama_factory":
         raise CheckpointError(
             f"{folder} has two value heads: {files[0].name}, and {', '.join(head.tensors)} of the layout {form}. Which of them was "
-            "trained is not known: delete the other one, with what names it in config.json."
+            "trained is not known: delete the other one, and its fields in config.json."
         )
     if files and inside is not None and not _equal(head, inside):
         raise CheckpointError(
@@ -83,7 +83,7 @@ def _alone(form: str, head: ValueHeads, folder: Path) -> ValueHeads:
     if inside is None or form in ("llama_factory", "trl_value_head"):
         return head
     left_out = (
-        f"{', '.join(inside.tensors)}: the class of the layout {form} does not load a second head, which is left out"
+        f"{', '.join(inside.tensors)}: a second head, left out because the class of the layout {form} does not load it"
     )
     return replace(head, notes=(*head.notes, left_out), left_out=(*head.left_out, *inside.tensors))
 
@@ -95,7 +95,7 @@ def _equal(one: ValueHeads, other: ValueHeads) -> bool:
 
 
 def base_of_heads(folder: Path) -> str | None:
-    """The language model that the heads in this folder sit on, where they are a reward model of their own."""
+    """Base model of the bare heads in this folder; None where the folder has no such heads."""
     path = folder / HEADS_FILE
     return _metadata(path).get("base_model_name_or_path") if path.is_file() else None
 
@@ -113,7 +113,7 @@ def _own(folder: Path, config: Any) -> ValueHeads | None:
     names = tuple(str(h["name"]) for h in listed)
     lost = [n for n in names if n not in stored]
     if lost or not names:
-        raise CheckpointError(f"{path}: the heads {lost or 'themselves'} are missing from the file")
+        raise CheckpointError(f"{path}: the heads {lost or 'and their list'} are missing from the file")
     head = ValueHeads(
         torch.stack([stored[n] for n in names]),
         None,
@@ -126,15 +126,15 @@ def _own(folder: Path, config: Any) -> ValueHeads | None:
 
 
 def _same_as_score(head: ValueHeads, folder: Path) -> None:
-    """Other engines read `score.weight`; it must be the weighted sum of our heads, or two truths would be served."""
+    """Raise `CheckpointError` unless `score.weight`, which other engines read, is the weighted sum of the heads."""
     score = weights.find_tensors(weights.weight_files(folder), ("score.weight",)).get("score.weight")
     if score is None:
         return
     combined_1D = torch.tensor(head.weights, dtype=torch.float32)[None] @ head.weight_HD
     if not torch.allclose(score.float(), combined_1D, rtol=1e-2 if score.dtype != torch.float32 else 1e-5, atol=1e-6):
         raise CheckpointError(
-            f"{folder}: score.weight is not the weighted sum of the heads in {HEADS_FILE}. One of the two was changed; put back "
-            "what training wrote, or export the checkpoint again."
+            f"{folder}: score.weight is not the weighted sum of the heads in {HEADS_FILE}. One of the two was changed: restore "
+            "both files of training, or export the checkpoint again."
         )
 
 
@@ -144,14 +144,14 @@ def _sequence_classification(folder: Path, config: Any) -> ValueHeads | None:
     found = _linear(weights.weight_files(folder), "score")
     if found is None:
         raise CheckpointError(
-            f"{folder} says {config.architectures[0]} but has no score.weight: its head would be freshly initialised. "
+            f"{folder} is of the class {config.architectures[0]} but has no score.weight: its head would be freshly initialised. "
             "Save the model together with its head."
         )
     return _named(_as_classifier(found, config), config)
 
 
 def _as_classifier(head: ValueHeads, config: Any) -> ValueHeads:
-    """The head as transformers' class has it: a bias for which that class has no place is left out, with a note."""
+    """The head of transformers' class: a bias for which that class has no place is left out, with a note."""
     if head.bias_H is None or _has_bias(config):
         return head
     return _without_bias(head, "transformers' sequence classifier")
@@ -178,16 +178,16 @@ def _has_bias(config: Any) -> bool:
     try:
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-    except ValueError as error:  # transformers has none
+    except ValueError as error:  # transformers has no such class
         raise CheckpointError(
-            "the checkpoint has a score.bias, and transformers has no sequence classifier of this architecture that could say "
-            f"whether the score includes it: {error}"
+            "the checkpoint has a score.bias, and transformers has no sequence classifier of this architecture, so it is not known "
+            f"whether the score includes the bias: {error}"
         ) from error
     return any(name == "score.bias" for name, _ in model.named_parameters())
 
 
 def _named(head: ValueHeads, config: Any) -> ValueHeads:
-    """Several labels are reward heads only if the checkpoint says what each counts."""
+    """Name the heads. Several labels are reward heads only if the checkpoint has a weight for each."""
     n_labels = len(head.weight_HD)
     if n_labels == 1 or head.weight_HD.ndim != 2:
         return head
@@ -195,8 +195,8 @@ def _named(head: ValueHeads, config: Any) -> ValueHeads:
     counts = getattr(config, "reward_head_weights", None)
     if counts is None:
         raise CheckpointError(
-            f"the checkpoint has {n_labels} labels ({', '.join(names[:4])}) and says nowhere what each counts for: it may be a "
-            "classifier. If they are reward heads, set reward_head_weights in config.json, one number a label."
+            f"the checkpoint has {n_labels} labels ({', '.join(names[:4])}) and no weight for each: it may be a classifier. If "
+            "they are reward heads, set reward_head_weights in config.json, one number a label."
         )
     ordered = [counts[n] for n in names] if isinstance(counts, dict) else counts
     return replace(head, names=names, weights=tuple(map(float, ordered)))
@@ -208,12 +208,12 @@ def _openrlhf(folder: Path, config: Any) -> ValueHeads | None:
         return None
     found = _linear(weights.weight_files(folder), prefix)
     if found is None:
-        raise CheckpointError(f"config.json says value_head_prefix={prefix!r}, but no file has {prefix}.weight")
+        raise CheckpointError(f"config.json has value_head_prefix={prefix!r}, but no file has {prefix}.weight")
     return _without_bias(found, "OpenRLHF's reward model")
 
 
 def _llama_factory(folder: Path, config: Any) -> ValueHeads | None:
-    """`v_head.summary` in a file of its own."""
+    """`v_head.summary` in a separate file."""
     return _linear(value_head_files(folder), _VALUE_HEAD)
 
 
@@ -223,7 +223,7 @@ def _trl_value_head(folder: Path, config: Any) -> ValueHeads | None:
 
 
 def _adapter(folder: Path, config: Any, base: Path) -> ValueHeads | None:
-    """PEFT keeps `modules_to_save` beside the low-rank matrices; a head that is not there is the base model's, adapted or not."""
+    """The head among PEFT's `modules_to_save`, or else that of the base model, adapted or not."""
     whole = _linear(adapter_files(folder), "base_model.model.score")
     adapted = head_tensors(folder)
     if whole is not None and adapted:
@@ -278,8 +278,8 @@ def _checked(head: ValueHeads, width: int, folder: Path) -> ValueHeads:
         )
     if DISTANCE in head.names:
         raise CheckpointError(
-            f"{folder}: a head is called {DISTANCE!r}, which is what the server calls how far a hidden state is from those of "
-            "the calibration. Give the head another name."
+            f"{folder}: a head is called {DISTANCE!r}, the server's name for the distance of a hidden state from those of the "
+            "calibration. Give the head another name."
         )
     if not bool(torch.isfinite(head.weight_HD).all()):
         raise CheckpointError(f"{folder}: the value head holds NaN or infinity")

@@ -1,4 +1,4 @@
-"""Base models that arrive as packages, by family; adapters and bare heads name them as `family:variant`."""
+"""Base models that are installed as Python packages, by family; adapters and bare heads name them as `family:variant`."""
 
 from __future__ import annotations
 

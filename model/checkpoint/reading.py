@@ -1,4 +1,4 @@
-"""From a folder or a hub name to a `Checkpoint`: config, backbone, head, tokenizer, sidecars."""
+"""Read a `Checkpoint` from a folder or a hub name: configuration, backbone, head, tokenizer, contract and calibration."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from rewardserve.model.tokenization.encoding_policy import (
 )
 
 CHAT_TEMPLATE = "chat_template.jinja"
-"""As transformers calls it. Beside an adapter or bare heads without a tokenizer it replaces the base model's."""
+"""The file of transformers. Beside an adapter or bare heads without a tokenizer it replaces the base model's template."""
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _PICKLES = ["*.bin"]
 
@@ -52,9 +52,9 @@ def read(path_or_name: str, options: ReadOptions = READ_DEFAULTS, *, device: str
 
 
 def read_without_weights(path_or_name: str, options: ReadOptions = READ_DEFAULTS) -> Checkpoint:
-    """All that `read` says of a checkpoint, but the backbone has shapes only (torch's meta device): it cannot compute.
+    """Read everything but the backbone's weights: it has shapes only (torch's meta device) and cannot compute.
 
-    For an engine that loads the weights by itself. The heads are there. Raise `CheckpointError`.
+    For an engine that loads the weights. The heads are read. Raise `CheckpointError`.
     """
     folder = resolve(path_or_name, allow_pickle=options.allow_pickle)
     check_files(folder)
@@ -83,7 +83,7 @@ def read_without_weights(path_or_name: str, options: ReadOptions = READ_DEFAULTS
     tokenizer = read_tokenizer(folder if has_tokenizer else base)
     if not has_tokenizer and (folder / CHAT_TEMPLATE).is_file():
         tokenizer.chat_template = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
-    # TRL gives the classifier the tokenizer's pad token; an adapter is saved without the configuration that says so.
+    # TRL gives the classifier the tokenizer's pad token; an adapter is saved without the configuration that has it.
     trainers_pad = tokenizer.pad_token_id if (folder / ADAPTER_CONFIG).is_file() and has_tokenizer else None
     skip_id = trainers_pad if trainers_pad is not None else _config_pad_id(config)
     policy = _policy(tokenizer, network, contract, rule, skip_id, options.template_date)
@@ -113,10 +113,10 @@ def read_without_weights(path_or_name: str, options: ReadOptions = READ_DEFAULTS
 
 
 def load_weights(unloaded: Checkpoint, *, device: str = "cpu") -> Checkpoint:
-    """The checkpoint of an `read_without_weights` with its backbone, on a device. Raise `CheckpointError`."""
+    """Load the backbone of a checkpoint from `read_without_weights` onto a device. Raise `CheckpointError`."""
     folder, known = unloaded.folder, unloaded.network
     if unloaded.facts is None:
-        raise CheckpointError(f"{folder} is still in training: its weights are not settled")
+        raise CheckpointError(f"{folder} is still in training: its weights are not final")
     base = _base_of(folder)
     kind = type(known.backbone) if device == "cpu" and weights.are_safe(weights.weight_files(base)) else None
     backbone = _load_backbone(base, read_config(base), unloaded.facts.dtype, unmapped=kind).to(device)
@@ -133,10 +133,10 @@ def load_weights(unloaded: Checkpoint, *, device: str = "cpu") -> Checkpoint:
 
 
 def _copy_out_of_files(network: RewardNetwork) -> None:
-    """Give every tensor memory of its own. transformers leaves those of a stored dtype as views of files that it has mapped.
+    """Copy every tensor into private memory. transformers leaves tensors of the stored dtype as views of mapped files.
 
-    A file that a trainer writes over would change the scores of the model in service, and one that it cuts off would end the
-    process (SIGBUS). One tensor at a time, each in pages that the kernel has back when an engine lets go of it.
+    A mapped file that a trainer overwrites would change the scores of the served model, and one that it truncates would kill
+    the process (SIGBUS). One tensor at a time, each in pages that return to the kernel when an engine frees it.
     """
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.data.is_contiguous():
@@ -147,13 +147,13 @@ def _copy_out_of_files(network: RewardNetwork) -> None:
 
 
 def _refuse_look_ahead(network: RewardNetwork, unloaded: Checkpoint) -> None:
-    """Raise `CheckpointError` where rows lose tokens that this model reads although they come after the one that is scored."""
+    """Raise `CheckpointError` where the model attends to tokens after the scored one and the encoder drops some of those."""
     policy = unloaded.policy
     if policy.drops_read_ids and looks_ahead(network):
         raise CheckpointError(
             f"{unloaded.folder}: {unloaded.architecture} is not causal: tokens after the one whose score is read change the score, "
-            f"and rows end there because id {policy.skip_id} is the pad token and may end a row as well. Give pad_token_id of "
-            "config.json a token that no row has, if it was trained so, or serve it with transformers."
+            f"and rows end there because id {policy.skip_id} is the pad token and may end a row as well. If it was trained so, set "
+            "pad_token_id in config.json to a token that no row has; else serve the model with transformers."
         )
 
 
@@ -165,9 +165,9 @@ def read_backbone(
     head_weights: Sequence[float] | None = None,
     n_layers: int | None = None,
 ) -> Checkpoint:
-    """Read a language model (an SFT model, say) and put fresh heads on it, for training only.
+    """Read a language model (an SFT model, for example) and add untrained heads, for training only.
 
-    `n_layers`: keep the first so many decoder layers. Raise `CheckpointError`.
+    `n_layers`: number of decoder layers to keep, from the first. Raise `CheckpointError`.
     """
     folder = resolve(path_or_name, allow_pickle=options.allow_pickle)
     check_files(folder)
@@ -189,9 +189,9 @@ def read_backbone(
 
 
 def resolve(path_or_name: str, *, allow_pickle: bool = False) -> Path:
-    """A folder for a path, a packaged base or a hub name. Raise `CheckpointError` where there is none.
+    """Return the folder of a path, a packaged base or a hub name. Raise `CheckpointError` where there is none.
 
-    What is not wanted is not downloaded either: no code, and pickles only where they are allowed.
+    From the hub no code is downloaded, and pickles only where they are allowed.
     """
     family, _, variant = path_or_name.partition(":")
     if family in PACKAGED_BASES:
@@ -200,9 +200,9 @@ def resolve(path_or_name: str, *, allow_pickle: bool = False) -> Path:
     if path.is_dir():
         return path
     if path.is_absolute() or path_or_name.startswith((".", "~")) or path_or_name.count("/") != 1:
-        looked = "" if path.is_absolute() else f" (looked in {Path.cwd()})"
+        searched = "" if path.is_absolute() else f" (searched in {Path.cwd()})"
         raise CheckpointError(
-            f"{path_or_name!r} is not a folder{looked}. Name a folder that holds a model, or a model of the Hugging Face hub "
+            f"{path_or_name!r} is not a folder{searched}. Name a folder that holds a model, or a model of the Hugging Face hub "
             "(OWNER/NAME)."
         )
     from huggingface_hub import snapshot_download
@@ -210,7 +210,9 @@ def resolve(path_or_name: str, *, allow_pickle: bool = False) -> Path:
     try:
         return Path(snapshot_download(path_or_name, allow_patterns=[*_HUB_PATTERNS, *(_PICKLES * allow_pickle)]))
     except Exception as error:  # the hub's errors have no common base: network, names, permissions
-        raise CheckpointError(f"{path_or_name!r} is no folder here, and the hub does not give it: {error}") from error
+        raise CheckpointError(
+            f"{path_or_name!r} is no folder, and its download from the Hugging Face hub failed: {error}"
+        ) from error
 
 
 def read_config(folder: Path) -> Any:
@@ -221,14 +223,14 @@ def read_config(folder: Path) -> Any:
         raise CheckpointError(f"{folder} has no config.json: it is not a model")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # whatever a foreign config.json makes the library say
+    except Exception as error:  # a foreign config.json may raise anything
         _refuse_code(error, folder)
         raise CheckpointError(f"{folder}/config.json is unreadable: {error}") from error
     named = getattr(config, "transformers_weights", None)
     if named is not None:
         raise CheckpointError(
-            f"{folder}/config.json says transformers_weights={named!r}, which only transformers reads: other engines would load "
-            "other weights. Call the file model.safetensors, and delete the setting."
+            f"{folder}/config.json has transformers_weights={named!r}, which only transformers reads: other engines would load "
+            "other weights. Rename the file to model.safetensors, and delete the field."
         )
     return config
 
@@ -246,30 +248,31 @@ def read_tokenizer(folder: Path) -> Any:
         raise CheckpointError(f"{folder}: a fast tokenizer (tokenizer.json) is needed")
     if tokenizer.split_special_tokens:
         raise CheckpointError(
-            f"{folder}/tokenizer_config.json says split_special_tokens: the control tokens of a rendering would become ids as "
-            "plain text, and no row could end with one. If training tokenised them whole, set it to false; else train again so."
+            f"{folder}/tokenizer_config.json has split_special_tokens: the control tokens of a rendering would be tokenised as "
+            "plain text, and no row could end with one. If training tokenised them whole, set it to false; else train again with "
+            "false."
         )
     return tokenizer
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    """Whether a folder has a tokenizer. Raise `CheckpointError` where it has half of one."""
+    """Whether a folder has a tokenizer. Raise `CheckpointError` where it has only a part of one."""
     if (folder / "tokenizer.json").is_file():
         return True
     if (folder / "config.json").is_file() and weights.weight_files(folder):
-        return False  # a whole model: its tokenizer is read from this folder, whatever form it has
+        return False  # a whole model: its tokenizer is read from this folder in any form
     templates = folder / "additional_chat_templates"
     halves = [path for path in (folder / "tokenizer_config.json", templates) if path.exists()]
     if halves:
         raise CheckpointError(
-            f"{halves[0]} is there without tokenizer.json: the tokenizer of the base model may differ from that of training. Save "
-            "the tokenizer that training used into the folder, or delete its remains."
+            f"{halves[0]} exists without tokenizer.json: the tokenizer of the base model may differ from that of training. Save "
+            "the tokenizer of training into the folder, or delete the remaining files of it."
         )
     return False
 
 
 def _template_notes(folder: Path) -> tuple[str, ...]:
-    """A note where tokenizer_config.json has another chat template than the file that transformers prefers."""
+    """Note where tokenizer_config.json has another chat template than the file that transformers prefers."""
     path, config = folder / CHAT_TEMPLATE, folder / "tokenizer_config.json"
     if not (path.is_file() and config.is_file()):
         return ()
@@ -281,24 +284,24 @@ def _template_notes(folder: Path) -> tuple[str, ...]:
     if inside is None or inside == path.read_text(encoding="utf-8"):
         return ()
     return (
-        f"the chat template of {config} is left out, as transformers prefers {path}, which is another one: a trainer with a "
-        "transformers that knows no such file has used the former",
+        f"the chat template of {config} is left out, because transformers prefers {path}, which differs: a trainer with an older "
+        "transformers, which does not read that file, has used the former",
     )
 
 
 def _refuse_code(error: Exception, folder: Path) -> None:
-    """Where the library misses permission to run a checkpoint's own code: there is none. Raise `CheckpointError`."""
+    """Raise `CheckpointError` where transformers requires permission to run custom code of the checkpoint."""
     if "trust_remote_code" in str(error):
         raise CheckpointError(
-            f"{folder} needs code that it brings along (auto_map), and such code is never run here. Serve a model whose "
-            "architecture and tokenizer transformers knows by itself."
+            f"{folder} needs custom code (auto_map), which is never run here. Serve a model whose architecture and tokenizer are "
+            "part of transformers."
         ) from error
 
 
 def source_digests(checkpoint: Checkpoint, *, weights_too: bool) -> dict[str, str]:
-    """Digests of what a checkpoint was read from: config.json, tokenizer, chat template and, where wanted, weights.
+    """Digests of the sources of a checkpoint: config.json, tokenizer, chat template and, with `weights_too`, the weights.
 
-    Weights are read once more from end to end.
+    The weights are read once more.
     """
     folder = checkpoint.folder
     base = _base_of(folder, allow_pickle=True)
@@ -313,7 +316,7 @@ def source_digests(checkpoint: Checkpoint, *, weights_too: bool) -> dict[str, st
 
 
 def _config_digest(*paths: Path) -> str:
-    """Of the values in JSON files, but for where and by which version they were saved."""
+    """Digest of the values in JSON files, without the path and the version that saved them."""
     whole = [json.loads(path.read_bytes()) for path in paths if path.is_file()]
     for config in whole:
         for name in ("_name_or_path", "transformers_version"):
@@ -322,12 +325,12 @@ def _config_digest(*paths: Path) -> str:
 
 
 def has_own_weights(folder: Path) -> bool:
-    """Whether the whole model is in this folder: it is no adapter and no heads over another one."""
+    """Whether the whole model is in this folder: it is neither an adapter nor bare heads."""
     return _base_of(folder) == folder
 
 
 def _base_of(folder: Path, *, allow_pickle: bool = False) -> Path:
-    """The folder with the full weights: of an adapter or of bare heads their base model's, else this one."""
+    """The folder with the full weights: that of the base model for an adapter or bare heads, else this one."""
     if (folder / ADAPTER_CONFIG).is_file():
         name = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
         if not name:
@@ -342,7 +345,7 @@ def _base_of(folder: Path, *, allow_pickle: bool = False) -> Path:
                 "known: delete the other one, with its configuration."
             )
         if (base / ADAPTER_CONFIG).is_file():
-            raise CheckpointError(f"{base} has an {ADAPTER_CONFIG} too: merge it into its own base model first")
+            raise CheckpointError(f"{base} has an {ADAPTER_CONFIG} too: merge it into its base model first")
         return base
     name = base_of_heads(folder)
     return _resolve_base(folder / HEADS_FILE, name, allow_pickle=allow_pickle) if name else folder
@@ -359,9 +362,9 @@ def _resolve_base(file: Path, name: str, *, allow_pickle: bool) -> Path:
 def _load_backbone(
     folder: Path, config: Any, dtype: str, *, whole: bool = True, unmapped: type[Any] | None = None
 ) -> Any:
-    """The decoder, every tensor of it from the files; `whole=False`: the files may hold more layers than are wanted.
+    """Load the decoder with every tensor from the files; `whole=False`: the files may hold more layers than the configuration.
 
-    `unmapped`: the class of a decoder whose files are read and not mapped, so that one that is cut off meanwhile is an error.
+    `unmapped`: the class of a decoder whose files are read and not mapped, so that a file truncated meanwhile is an error.
     """
     from transformers import AutoModel
 
@@ -377,7 +380,7 @@ def _load_backbone(
                 config=config,
                 trust_remote_code=False,
                 **given,
-                # Pickles were allowed, or these files would have been refused before.
+                # Pickles are allowed here: `refuse_pickles` has run before.
                 use_safetensors=True if weights.are_safe(weights.weight_files(folder)) else None,
                 weights_only=True,
                 dtype=_torch_dtype(dtype),
@@ -393,35 +396,35 @@ def _load_backbone(
             f"{folder}: {len(broken)} tensors of the backbone are missing or have another shape ({broken[0]}, ...). They would "
             "be random: the checkpoint is incomplete or its config.json is of another model."
         )
-    # Heads of whatever kind are nobody's children here; a layer too many is the backbone's own.
+    # Heads are outside the children of the backbone; a layer too many is inside.
     children = {name for name, _ in backbone.named_children()}
     lost = sorted(k for k in info["unexpected_keys"] if children.intersection(k.split(".")[:2]))
     shapes = weights.shapes(weights.weight_files(folder), filter(_MASK.search, lost))
     buffers = _unsaved_buffers(backbone)
     lost = [n for n in lost if not (_is_mask(shapes.get(n)) or buffers.intersection((n, n.partition(".")[2])))]
     if lost and whole:
-        raise CheckpointError(f"{folder}: {len(lost)} tensors belong nowhere in this architecture ({lost[0]}, ...)")
+        raise CheckpointError(f"{folder}: {len(lost)} tensors have no place in this architecture ({lost[0]}, ...)")
     return backbone
 
 
 _MASK = re.compile(r"\.(attn|attention|self_attn)\.(bias|masked_bias|causal_mask)$")
-"""Constants that earlier versions of transformers saved with GPT-2, GPT-J, GPT-Neo and CodeGen, and that it leaves out now."""
+"""Constants that earlier versions of transformers saved with GPT-2, GPT-J, GPT-Neo and CodeGen; later versions do not."""
 
 
 def _unsaved_buffers(backbone: Any) -> set[str]:
-    """The buffers that the class computes by itself: an earlier version may have saved them (XGLM's positions, for one)."""
+    """Buffers that the class computes; an earlier version may have saved them (XGLM's positions, for example)."""
     return {name for name, _ in backbone.named_buffers()} - set(backbone.state_dict())
 
 
 def _is_mask(shape: tuple[int, ...] | None) -> bool:
-    """Whether this is the shape of a causal mask `(1, 1, T, T)` or of the number that masks: no parameter has one of these."""
+    """Whether this is the shape of a causal mask `(1, 1, T, T)` or of its fill value: no parameter has one of these."""
     if shape is None:
         return False
     return shape in ((), (1,)) or (len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3])
 
 
 def _outline_backbone(folder: Path, config: Any, dtype: str) -> Any:
-    """The decoder without its numbers."""
+    """Create the decoder on the meta device, without weights."""
     from transformers import AutoModel
 
     chosen = _torch_dtype(dtype)
@@ -432,7 +435,7 @@ def _outline_backbone(folder: Path, config: Any, dtype: str) -> Any:
             )
     except Exception as error:
         _refuse_code(error, folder)
-        raise CheckpointError(f"no model can be made of {folder}/config.json: {error}") from error
+        raise CheckpointError(f"no model can be created from {folder}/config.json: {error}") from error
 
 
 def _torch_dtype(name: str) -> torch.dtype:
@@ -443,7 +446,7 @@ def _torch_dtype(name: str) -> torch.dtype:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """The library reports our value head as unexpected and draws a progress bar; we say what matters ourselves."""
+    """Silence transformers, which reports the value head as unexpected and draws a progress bar."""
     from transformers.utils import logging as library
 
     level, bar = library.get_verbosity(), library.is_progress_bar_enabled()
@@ -467,7 +470,7 @@ def _choose_dtype(asked: str, config: Any, contract: ScoringContract | None) -> 
 
 
 def _rule_of(layout: str, options: ReadOptions) -> LayoutRule:
-    """What the layout's trainer does, with the operator's changes."""
+    """The rule of the layout's trainer, with the operator's changes."""
     rule = LAYOUT_RULES[layout]
     if options.ending is None and options.reads_at is None:
         return rule
@@ -475,7 +478,7 @@ def _rule_of(layout: str, options: ReadOptions) -> LayoutRule:
         rule,
         ending=options.ending or rule.ending,
         reads_at=options.reads_at or rule.reads_at,
-        reason="the operator has set it so",
+        reason="the operator has set it",
     )
 
 
@@ -487,7 +490,7 @@ def _policy(
     skip_id: int | None,
     template_date: str | None,
 ) -> EncodingPolicy:
-    """What the tokenizer implies under a rule; a contract also says what is skipped, which date it is, how long a row is."""
+    """Infer the policy of the tokenizer under a rule; a contract also has the skipped id, the date and the longest row."""
     vocab_size = network.backbone.get_input_embeddings().num_embeddings
     max_tokens = max_row_tokens(network.backbone) or DEFAULT_MAX_TOKENS
     if contract is None:
@@ -511,14 +514,14 @@ def _policy(
 
 
 def _config_pad_id(config: Any) -> int | None:
-    """Recurrent models have configurations without the field."""
+    """`pad_token_id` of the configuration; recurrent models have configurations without the field."""
     return getattr(config.get_text_config(), "pad_token_id", None)
 
 
 def _pad_id(config: Any, tokenizer: Any, policy: EncodingPolicy) -> int:
-    """The pad token of the checkpoint. Rows are masked, so any id gives the same scores here; other engines look for it.
+    """The pad token of the checkpoint. Rows are masked, so any id gives the same scores here; other engines search for it.
 
-    It has an embedding, even where the one that the tokenizer names has none.
+    It has an embedding, even where the tokenizer's pad token has none.
     """
     for known in (_config_pad_id(config), tokenizer.pad_token_id, tokenizer.eos_token_id):
         if known is not None and 0 <= int(known) < policy.vocab_size:
@@ -527,7 +530,7 @@ def _pad_id(config: Any, tokenizer: Any, policy: EncodingPolicy) -> int:
 
 
 def _config_calibration(config: Any) -> Calibration | None:
-    """OpenRLHF's `mean` and `std`; 0 and 1 are its defaults and say that nothing was fitted."""
+    """Calibration from OpenRLHF's `mean` and `std`; 0 and 1 are its defaults, which mean that nothing was fitted."""
     mean, std = getattr(config, "mean", None), getattr(config, "std", None)
     if mean is None or std is None or (mean == 0 and std == 1):
         return None

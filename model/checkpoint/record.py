@@ -1,4 +1,4 @@
-"""What a checkpoint is once it is read, and how reading can fail."""
+"""Records of a checkpoint in memory: `Checkpoint`, `ReadOptions`, `CheckpointError`."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ DTYPES: dict[str, torch.dtype] = {
 
 
 class CheckpointError(Exception):
-    """This checkpoint cannot be read or written; the message says why and what to do."""
+    """The checkpoint cannot be read or written; the message has the reason and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How to read a checkpoint.
+    """Options for reading a checkpoint.
 
-    `dtype` "auto": the contract's, else the one that the checkpoint is stored in. `allow_pickle`: weights need not be safetensors.
-    No code that comes with a checkpoint is ever run; one that names such code is refused, unless `ignore_checkpoint_code` says
+    `dtype` "auto": the contract's, else that of the stored weights. `allow_pickle`: weights need not be safetensors.
+    Custom code of a checkpoint is never run; a checkpoint with such code is an error, unless `ignore_checkpoint_code` states
     that the classes of transformers compute the same. `ignores_contract`: the checkpoint is read as one without a contract.
-    Where there is no contract: `template_date` is the ISO date that a template which asks for the date is given (None: a
-    stated one); `ending` and `reads_at` replace the rule of the layout (`layout_rules`).
+    Where there is no contract: `template_date` is the ISO date for a chat template that uses the current date (None:
+    `STATED_DATE`); `ending` and `reads_at` replace the rule of the layout (`layout_rules`).
     """
 
     dtype: str = "auto"
@@ -54,9 +54,9 @@ READ_DEFAULTS = ReadOptions()
 class Checkpoint:
     """Everything that is needed to train or to serve one reward model.
 
-    `format` says how it was read. `facts` and `contract` are None for a model in training: its weights are
-    not settled yet. `hidden` is where the calibration's hidden states lie; None: nobody has fitted that.
-    `notes`: what an operator should know of its files. `left_out`: its tensors that the class of its layout does not load.
+    `format`: the layout that it was read from. `facts` and `contract` are None for a model in training, whose weights are
+    not final. `hidden`: reference of the calibration's hidden states; None: not fitted.
+    `notes`: notes on its files for the operator. `left_out`: its tensors that the class of its layout does not load.
     """
 
     network: RewardNetwork
@@ -79,19 +79,19 @@ class Checkpoint:
 
     @property
     def architecture(self) -> str:
-        """The backbone's class, as a reader knows it."""
+        """Name of the backbone's class."""
         return type(self.network.backbone).__name__
 
     @property
     def score_position(self) -> str:
-        """In words: at which token the score is read, and why."""
+        """The token at which the score is read, and the reason, in words."""
         return describe_position(self.tokenizer, self.policy)
 
     def clauses(self, origin: Origin) -> ScoringContract:
-        """The contract that this checkpoint keeps as it stands, without probes. Raise `CheckpointError` in training."""
+        """The contract of this checkpoint without probes. Raise `CheckpointError` in training."""
         facts, policy, network = self.facts, self.policy, self.network
         if facts is None:
-            raise CheckpointError(f"{self.folder} is still in training: its weights are not settled")
+            raise CheckpointError(f"{self.folder} is still in training: its weights are not final")
         return ScoringContract(
             template=policy.template,
             template_digest=facts.template_digest,

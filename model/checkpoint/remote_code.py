@@ -1,6 +1,6 @@
-"""Code of its own that a checkpoint names (`auto_map`). It is never run, so the function that it computes is not known.
+"""Custom code of a checkpoint (`auto_map`). It is never run, so the function that it computes is not known.
 
-Reads JSON files, which `files` has found whole.
+Reads JSON files, which `files` has found complete.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from rewardserve.model.checkpoint.record import CheckpointError
 
 _FILES = ("config.json", "tokenizer_config.json", "adapter_config.json")
 _REMOTE = "transformers_modules"
-"""The package that transformers makes of code that it has downloaded with a checkpoint; PEFT notes it in an adapter."""
+"""Package of the code that transformers has downloaded with a checkpoint; PEFT stores its name in an adapter."""
 
 
 def refuse_remote_code(folders: Iterable[Path], *, ignored: bool, has_contract: bool) -> tuple[str, ...]:
-    """Notes about the code that these folders name. Raise `CheckpointError` where it may matter and is not to be ignored.
+    """Return notes on the custom code of these folders. Raise `CheckpointError` unless it is `ignored` or there is a contract.
 
     A written contract has golden probes, so the scores without that code are compared with those of training.
     """
@@ -28,26 +28,26 @@ def refuse_remote_code(folders: Iterable[Path], *, ignored: bool, has_contract: 
     listed = "; ".join(dict.fromkeys(named))
     if not (ignored or has_contract):
         raise CheckpointError(
-            f"the checkpoint names code of its own: {listed}. Such code is never run, and the classes of transformers that would "
-            "be taken instead may compute another score. Save the model with a class that transformers has, and without auto_map. "
-            "If its score is the one of transformers' own class, let the code be ignored: "
+            f"the checkpoint has custom code: {listed}. Such code is never run, and the classes of transformers that would "
+            "replace it may compute another score. Save the model with a class that is part of transformers, and without auto_map. "
+            "If that class computes the same score, ignore the code: "
             "ignore_checkpoint_code, a setting of each command (of rewardserve train in the section model)."
         )
-    why = "by setting" if ignored else "as the contract was written without it"
-    return (f"the checkpoint names code of its own, which is ignored {why}: {listed}",)
+    reason = "by setting" if ignored else "because the contract was written without it"
+    return (f"the checkpoint has custom code, which is ignored {reason}: {listed}",)
 
 
 def _named_code(folder: Path) -> Iterator[str]:
-    """`AutoClass = module.Class in file`, for each."""
-    for name in _FILES:
-        path = folder / name
+    """Yield `AutoClass = module.Class in file` for each reference to code."""
+    for file in _FILES:
+        path = folder / file
         if path.is_file():
-            for what, reference in _references(json.loads(path.read_bytes())):
-                yield f"{what} = {reference} in {path}"
+            for name, reference in _references(json.loads(path.read_bytes())):
+                yield f"{name} = {reference} in {path}"
 
 
 def _references(config: Any) -> Iterator[tuple[str, str]]:
-    """Task and class of every reference at any depth: a model may be made of several."""
+    """Task and class of every reference at any depth: a model may consist of several."""
     waiting = [config]
     while waiting:
         part = waiting.pop()
@@ -59,7 +59,7 @@ def _references(config: Any) -> Iterator[tuple[str, str]]:
                 if isinstance(pipeline, dict) and isinstance(pipeline.get("impl"), str):
                     yield f"pipeline {task}", pipeline["impl"]
             library = _entries_of(part.get("auto_mapping"))
-            yield from ((what, str(name)) for what, name in library if str(name).startswith(_REMOTE))
+            yield from ((key, str(name)) for key, name in library if str(name).startswith(_REMOTE))
             waiting += [value for key, value in part.items() if key not in ("auto_map", "custom_pipelines")]
 
 
@@ -68,7 +68,7 @@ def _entries_of(value: Any) -> list[tuple[str, Any]]:
 
 
 def _entries(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    """Names of classes: a text, a list of texts and nulls, or an object of such."""
+    """Names of classes: a text, a list of texts and nulls, or an object of these."""
     if isinstance(value, str) and value:
         yield name, value
     elif isinstance(value, list):

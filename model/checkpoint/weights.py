@@ -1,7 +1,7 @@
-"""Tensors in files: which there are, reading a few of them by name, and digests of what is on disk.
+"""Tensors in files: their names, reading some of them, and their digests.
 
-Knows safetensors and torch's pickles; knows no architecture. A pickle is a program: `refuse_pickles` is asked before any
-file is opened, and one that the operator allows is read by torch's reader of weights only, which runs nothing.
+Knows safetensors and torch's pickles; knows no architecture. A pickle is a program: `refuse_pickles` runs before any
+file is opened, and a pickle that the operator allows is read with torch's `weights_only`, which runs no code.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from rewardserve.model.checkpoint.record import CheckpointError
 _FORMS = (("model.safetensors.index.json", "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
 _BLOCK = 1 << 24
 _LARGE_BYTES = 2**16
-"""Of a tensor in private memory."""
+"""Bytes from which a tensor gets private pages."""
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16,
 }  # fmt: skip
-"""By their names in a header."""
+"""Dtypes by their names in a safetensors header."""
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a model's tensors, safetensors first, as transformers chooses; empty where there are none.
+    """The files that hold a model's tensors, chosen as in transformers, safetensors first; empty where there are none.
 
     Raise `CheckpointError` where a single file lies beside an index of other files: transformers reads the one, vLLM the other.
     """
@@ -52,7 +52,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def unread_files(folder: Path) -> list[Path]:
-    """The pickles that are left out because the folder has safetensors."""
+    """The pickles that are ignored because the folder has safetensors."""
     files = weight_files(folder)
     if not files or not are_safe(files):
         return []
@@ -61,14 +61,14 @@ def unread_files(folder: Path) -> list[Path]:
 
 
 def refuse_duplicates(files: list[Path]) -> None:
-    """Raise `CheckpointError` for a tensor that two of these files hold with other numbers: which is read depends on the reader."""
+    """Raise `CheckpointError` for a tensor with different numbers in two of these files: readers would disagree."""
     first: dict[str, Path] = {}
     for path in files if len(files) > 1 else ():
         for name in tensor_names(path):
             other = first.setdefault(name, path)
             if other != path and not torch.equal(read_tensors(other, [name])[name], read_tensors(path, [name])[name]):
                 raise CheckpointError(
-                    f"{path.parent}: {other.name} and {path.name} both hold {name}, with other numbers. The files are of two "
+                    f"{path.parent}: {other.name} and {path.name} both hold {name}, with different numbers. The files are of two "
                     "models: save the model again, into an empty folder."
                 )
 
@@ -86,11 +86,11 @@ def are_safe(files: Iterable[Path]) -> bool:
 
 
 def refuse_pickles(files: Iterable[Path], *, allowed: bool) -> None:
-    """Raise `CheckpointError` where a file is something else than safetensors and the operator has not allowed that."""
+    """Raise `CheckpointError` where a file is not safetensors and the operator has not allowed pickles."""
     pickled = [path for path in files if path.suffix != ".safetensors"]
     if pickled and not allowed:
         raise CheckpointError(
-            f"{pickled[0]} is a pickle, which can hold a program instead of weights. Save the model as safetensors "
+            f"{pickled[0]} is a pickle, which can run code when it is read. Save the model as safetensors "
             "(save_pretrained does), or allow pickles from a source that you trust: allow_pickle, a setting of each command "
             "(of rewardserve train in the section model)."
         )
@@ -104,12 +104,12 @@ def tensor_names(path: Path) -> list[str]:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """The texts that a safetensors file has beside its tensors."""
+    """The metadata of a safetensors file."""
     return dict(_whole_header(path)[0].get("__metadata__") or {})
 
 
 def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    """Some tensors of one file, as they are stored."""
+    """Read some tensors of one file, in their stored dtype."""
     if path.suffix == ".safetensors":
         return _read_safetensors(path, set(names))
     stored = _unpickle(path)
@@ -117,12 +117,12 @@ def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def read_all(files: Iterable[Path]) -> dict[str, Tensor]:
-    """Every tensor of safetensors files, in private memory. Raise `CheckpointError` for a file that is cut off meanwhile."""
+    """Read every tensor of safetensors files into private memory. Raise `CheckpointError` for a file truncated meanwhile."""
     return {name: tensor for path in files for name, tensor in _read_safetensors(path, None).items()}
 
 
 def _read_safetensors(path: Path, names: set[str] | None) -> dict[str, Tensor]:
-    """Some tensors, or all, by plain reads: the library maps the file, and one that is cut off then ends the process (SIGBUS)."""
+    """Read some tensors, or all, without a mapping: truncating a mapped file would kill the process (SIGBUS)."""
     entries, data_start = _header(path)
     found = {}
     with path.open("rb", buffering=0) as file:
@@ -130,7 +130,7 @@ def _read_safetensors(path: Path, names: set[str] | None) -> dict[str, Tensor]:
             if names is not None and name not in names:
                 continue
             if entry["dtype"] not in _DTYPES:
-                raise CheckpointError(f"{path}: {name} is of type {entry['dtype']}, and read are {', '.join(_DTYPES)}")
+                raise CheckpointError(f"{path}: {name} is of type {entry['dtype']}; supported are {', '.join(_DTYPES)}")
             begin, end = entry["data_offsets"]
             pages = allocate_pages(end - begin)
             file.seek(data_start + begin)
@@ -138,7 +138,7 @@ def _read_safetensors(path: Path, names: set[str] | None) -> dict[str, Tensor]:
             while rest:
                 n = file.readinto(rest)
                 if not n:
-                    raise CheckpointError(f"{path} was cut off while it was read, in {name}: copy it again.")
+                    raise CheckpointError(f"{path} was truncated while it was read, in {name}: copy it again.")
                 rest = rest[n:]
             found[name] = pages.view(_DTYPES[entry["dtype"]]).view(entry["shape"])
     if names is not None and names - set(found):
@@ -147,19 +147,19 @@ def _read_safetensors(path: Path, names: set[str] | None) -> dict[str, Tensor]:
 
 
 def allocate_pages(n_bytes: int) -> Tensor:
-    """Bytes of memory; large ones in pages that the kernel has back when an engine lets go of them."""
+    """Allocate bytes; large blocks in private pages, which return to the kernel when an engine frees them."""
     if n_bytes < _LARGE_BYTES:
         return torch.empty(n_bytes, dtype=torch.uint8)
     return torch.frombuffer(mmap.mmap(-1, n_bytes), dtype=torch.uint8)
 
 
 def shapes(files: Iterable[Path], names: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """The shapes of those of the named tensors that are in any of these files."""
+    """Shapes of the named tensors that are in any of these files."""
     return {name: tuple(tensor.shape) for name, tensor in find_tensors(files, names).items()}
 
 
 def find_tensors(files: Iterable[Path], wanted: Iterable[str]) -> dict[str, Tensor]:
-    """Those of the wanted tensors that are in any of these files."""
+    """Read the wanted tensors that are in any of these files."""
     wanted = set(wanted)
     found: dict[str, Tensor] = {}
     for path in files:
@@ -175,7 +175,7 @@ def digest(files: Iterable[Path], *, without: Iterable[str] = ()) -> str:
     Independent of how the tensors are spread over files. A pickle counts as one block of bytes.
     """
     skip = set(without)
-    with ThreadPoolExecutor(max_workers=8) as pool:  # hashlib lets go of the GIL: shards are read side by side
+    with ThreadPoolExecutor(max_workers=8) as pool:  # hashlib releases the GIL: shards are read in parallel
         lines = sorted(line for part in pool.map(lambda p: _file_lines(p, skip), files) for line in part)
     return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -213,7 +213,7 @@ def _whole_header(path: Path) -> tuple[dict[str, Any], int]:
     try:
         header: dict[str, Any] = json.loads(data)
     except ValueError:
-        raise CheckpointError(f"{path} was cut off or written over while it was read: copy it again.") from None
+        raise CheckpointError(f"{path} was truncated or overwritten while it was read: copy it again.") from None
     return header, 8 + length
 
 
@@ -232,6 +232,6 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
         stored: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # UnpicklingError where there is more than weights, others where it is no pickle
         raise CheckpointError(
-            f"{path} holds something else than weights, or is broken: nothing of it was run"
+            f"{path} holds something else than weights, or is damaged; no code of it was run. Save the model as safetensors."
         ) from error
     return stored

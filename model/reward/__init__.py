@@ -1,4 +1,4 @@
-"""From raw scores to the reward: a pure pipeline of stages. Standard library only."""
+"""Reward pipeline: pure stages from raw scores to the reward. Standard library only."""
 
 from rewardserve.model.reward.members import CombineMethod, sigmoid
 from rewardserve.model.reward.pipeline import EnsembleMember, Pipeline, PipelineError, build_pipeline

@@ -1,7 +1,7 @@
-"""Calibrate, then combine: from the named heads of a sample to one number.
+"""Calibrate and combine the named heads of a sample into one number.
 
-A member is what has a calibration of its own: a model, or a head of one. Each member's score is put on its frozen scale,
-then the members are combined. Pure; standard library only.
+A member is a unit with one calibration: a model, or a head of a model. Each member's score is normalised on its frozen
+scale, then the members are combined. Pure; standard library only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Scale:
 
 
 IDENTITY = Scale(0.0, 1.0)
-"""Of a member that is not normalised."""
+"""Scale of a member that is not normalised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class ScaledMember:
     weight: float = 1.0
 
     def raw(self, scores: HeadScores) -> float:
-        """Before anything else happens to it. Raise `KeyError` where a head is missing."""
+        """Raw score: the weighted sum of the heads. Raise `KeyError` where a head is missing."""
         raw = 0.0
         for name, weight in self.heads:
             raw += weight * scores[name]
@@ -60,9 +60,9 @@ class CombinedScores:
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """Members and how they become one. Their weights sum to 1; `beta` is that of softmin.
+    """Members and the method of their combination. Their weights sum to 1; `beta` is that of softmin.
 
-    `sum` is for one member: its heads are summed with their weights, and the whole is put on its scale.
+    `sum` is for one member: its heads are summed with their weights, and the sum is normalised on its scale.
     """
 
     members: tuple[ScaledMember, ...]
@@ -84,14 +84,14 @@ class Combination:
 
     @property
     def component_names(self) -> tuple[str, ...]:
-        """What the reward is made of: the members, or the heads of a single one; none where that is one thing."""
+        """Names of the reward's components: the members, or the heads of a single member; none where there is only one."""
         names = (
             [member.name for member in self.members] if self.method != "sum" else [n for n, _ in self.members[0].heads]
         )
         return tuple(names) if len(names) > 1 else ()
 
     def components(self, scores: HeadScores) -> tuple[float, ...]:
-        """What each of `part_names` adds, weighted, on the frozen scale."""
+        """Weighted contribution of each of `component_names`, on the frozen scale."""
         if self.method == "sum":
             (member,) = self.members
             return tuple([weight * scores[name] / member.scale.std for name, weight in member.heads])
@@ -99,12 +99,12 @@ class Combination:
 
     @property
     def temperature(self) -> float:
-        """What divides a difference of `raw` in the Bradley-Terry probability."""
+        """Divisor of a difference of `raw` in the Bradley-Terry probability."""
         return self.members[0].scale.temperature if self.method == "sum" else 1.0 / self.logit_scale
 
     @property
     def logit_scale(self) -> float:
-        """By what a difference of combined scores is multiplied to be the log odds of Bradley and Terry (1952)."""
+        """Factor from a difference of combined scores to the log odds of Bradley and Terry (1952)."""
         return sum(m.weight * m.scale.std / m.scale.temperature for m in self.members)
 
 
@@ -114,7 +114,7 @@ def mean(z_K: Sequence[float], weights: Sequence[float], _: Combination) -> floa
 
 
 def minimum(z_K: Sequence[float], _weights: Sequence[float], _: Combination) -> float:
-    """Worst-case optimisation (Coste et al. 2310.02743): the lowest member counts."""
+    """The lowest member: worst-case optimisation (Coste et al. 2310.02743)."""
     return min(z_K)
 
 
@@ -134,8 +134,8 @@ def softmin(z_K: Sequence[float], weights: Sequence[float], combination: Combina
 
 
 def sum_log_sigmoid(z_K: Sequence[float], weights: Sequence[float], combination: Combination) -> float:
-    """`sum_k w_k log sigmoid((raw_k - mean_k) / T_k)`: near the log probability that an answer is good in every respect
-    (Wang et al. 2402.00742). Weights as they are: with equal ones it is that sum over the number of members.
+    """`sum_k w_k log sigmoid((raw_k - mean_k) / T_k)`: near the log probability that a response is good in every respect
+    (Wang et al. 2402.00742). With equal weights it is the sum of the log sigmoids divided by the number of members.
     """
     scales = [member.scale for member in combination.members]
     return sum([w * log_sigmoid(z * s.std / s.temperature) for w, z, s in zip(weights, z_K, scales, strict=True)])
@@ -150,7 +150,7 @@ COMBINE: Mapping[str, Callable[[Sequence[float], Sequence[float], Combination], 
 
 
 def sigmoid(x: float) -> float:
-    """Without overflow for any x that is a number."""
+    """`1 / (1 + exp(-x))`, without overflow for any finite x."""
     return 1.0 / (1.0 + exp(-x)) if x >= 0 else exp(x) / (1.0 + exp(x))
 
 

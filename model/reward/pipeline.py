@@ -1,6 +1,6 @@
-"""Which stages a reward passes, in which order, built once at start and then a pure function.
+"""Build the stages of the reward pipeline once at start; the pipeline is then a pure function.
 
-Fixed order: calibrate, combine, debias, penalties, shape. Anything asked for that the calibration cannot support is an
+Fixed order: calibrate, combine, debias, penalties, shape. A setting that the calibration cannot support is an
 error at start, never a silent no-op.
 """
 
@@ -35,13 +35,13 @@ SOFT_WIDTH = 0.125
 """Share of the distance between the caps over which a soft cap bends, on each side."""
 
 _LSC_QUANTILE = 0.85
-"""Of the frozen reference rewards, the one that a log-sigmoid compares with where the caller gives none."""
+"""Quantile of the frozen reference rewards that a log-sigmoid compares with where the client sends no reference."""
 
 _AGAIN = "Fit it with `rewardserve calibrate`"
 
 
 class PipelineError(Exception):
-    """The settings ask for something that this calibration cannot give."""
+    """The calibration does not support the settings; the message has the setting and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,9 @@ class EnsembleMember:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """The stages in order. Calling it on a batch gives a finished `Reward` for every sample.
+    """The stages in order. A call with a batch returns a finished `Reward` for every sample.
 
-    `reads` names the columns of a batch that must be there. A sample's reward depends on its own entries only.
+    `reads` names the required columns of a batch. A sample's reward depends on its entries alone.
     """
 
     combination: Combination
@@ -70,9 +70,9 @@ class Pipeline:
     digest: str
 
     def __call__(self, batch: RewardBatch) -> list[Reward]:
-        """Send every sample through every stage. Raise `KeyError` where a head is missing.
+        """Run every sample through every stage. Raise `KeyError` where a head is missing.
 
-        What is not finite stays so, or becomes so: the caller looks at the three numbers of a reward.
+        Numbers may not be finite, before or after a stage: the caller checks the three numbers of a reward.
         """
         combined = self.combination(batch.heads)
         values = combined.value
@@ -91,7 +91,7 @@ class Pipeline:
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """What each entry of a reward's `changes` is of."""
+        """Names of the entries of a reward's `changes`."""
         return ("combined", *(stage.name for stage in self.stages))
 
     @property
@@ -131,7 +131,7 @@ def build_pipeline(ensemble_members: Sequence[EnsembleMember], settings: RewardS
             "config.json). Fit them with `rewardserve calibrate`, or set normalize=off."
         )
     combination = _combination(ensemble_members, settings, normalizes)
-    # What is said of one model's scores as a whole is of no use to another combination of its heads.
+    # The statistics of a model's summed score do not apply to another combination of its heads.
     calibration = ensemble_members[0].calibration if combination.method == "sum" else None
     low, high = _caps(calibration, settings, normalizes)
     shape: Shape = settings.shape if settings.shape is not None else _default_shape(low, high)
@@ -160,7 +160,7 @@ def _digest(combination: Combination, stages: Sequence[Stage]) -> str:
     return "sha256:" + hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-# -- who is asked ---------------------------------------------------------------------------------------------------
+# -- members --------------------------------------------------------------------------------------------------------
 
 
 def _combination(ensemble_members: Sequence[EnsembleMember], settings: RewardSettings, normalizes: bool) -> Combination:
@@ -185,7 +185,7 @@ def _whole(ensemble_member: EnsembleMember, normalizes: bool) -> ScaledMember:
 
 
 def _heads_of(ensemble_member: EnsembleMember, normalizes: bool) -> Iterator[ScaledMember]:
-    """Each head as a member. Its weight is the one that it has in the sum of normalised heads."""
+    """Yield each head as a member, with its weight in the sum of normalised heads."""
     fitted = {head.name: head for head in ensemble_member.calibration.heads} if ensemble_member.calibration else {}
     for name, weight in ensemble_member.heads:
         head = fitted.get(name)
@@ -207,7 +207,7 @@ def _scale(mean: float, std: float, temperature: float, normalizes: bool) -> Sca
 
 
 def _weighted(members: Sequence[ScaledMember], settings: RewardSettings) -> tuple[ScaledMember, ...]:
-    """With the operator's weights, as shares of 1."""
+    """Apply the operator's weights, normalised to a sum of 1."""
     asked = settings.combine.weights
     if unknown := sorted(set(asked) - {member.name for member in members}):
         raise PipelineError(f"combine.weights names {_named(unknown)}; members are {_named([m.name for m in members])}")
@@ -217,7 +217,7 @@ def _weighted(members: Sequence[ScaledMember], settings: RewardSettings) -> tupl
     return tuple(replace(m, weight=asked.get(m.name, m.weight) / sum(weights)) for m in members)
 
 
-# -- what is taken out ----------------------------------------------------------------------------------------------
+# -- debiasing and penalties ----------------------------------------------------------------------------------------
 
 
 def _debias(calibration: Calibration | None, settings: RewardSettings) -> list[Stage]:
@@ -234,7 +234,7 @@ def _debias(calibration: Calibration | None, settings: RewardSettings) -> list[S
 def _penalties(calibration: Calibration | None, asked: PenaltySettings) -> list[Stage]:
     for name in ("missing_end", "overlong", "repetition"):
         if not getattr(asked, name) >= 0.0:
-            raise PipelineError(f"penalties.{name}={getattr(asked, name)}: what is taken off is positive")
+            raise PipelineError(f"penalties.{name}={getattr(asked, name)}: a penalty must not be below zero")
     stages: list[Stage] = [MissingEnd(asked.missing_end)] if asked.missing_end else []
     if asked.overlong:
         start, end = asked.overlong_start, asked.overlong_end
@@ -250,7 +250,7 @@ def _penalties(calibration: Calibration | None, asked: PenaltySettings) -> list[
             threshold = calibration.repetition_high
         if threshold is None or not 0.0 <= threshold < 1.0:
             raise PipelineError(
-                f"penalties.repetition={asked.repetition} needs the share of repeated trigrams that is usual. "
+                f"penalties.repetition={asked.repetition} needs the calibration's usual share of repeated trigrams. "
                 f"{_AGAIN}, or set penalties.repetition_above to a share below 1."
             )
         stages.append(Repetition(asked.repetition, threshold))
@@ -289,7 +289,7 @@ def _capping(shape: Shape, low: float | None, high: float | None) -> Stage:
 def _soft_width(low: float | None, high: float | None) -> float:
     if low is not None and high is not None:
         return (high - low) * SOFT_WIDTH
-    # One open side leaves no distance to take a share of: one unit (a standard deviation when normalised).
+    # With one cap there is no distance between caps: one unit (a standard deviation when normalised).
     return 1.0
 
 

@@ -1,4 +1,4 @@
-"""The records that walk through the reward pipeline: a batch of columns goes in, one `Reward` a sample comes out."""
+"""Records of the reward pipeline: `RewardBatch`, its input columns, and `Reward`, its output for a sample."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _CAPPED = frozenset({"capped_low", "capped_high", "softcapped_low", "softcapped_
 
 
 class Reward(NamedTuple):
-    """One score on its way to the trainer, with everything that was done to it.
+    """Reward of a sample, with the change of every stage.
 
-    `raw` is what the value heads said, as one number; `normalized` is that after calibration and combination, or None
-    where nothing was normalised; `value` is what the trainer gets. `changes` has an entry for every name in
-    `Pipeline.stage_names`: what each added, so that their sum is `value`. `spread` is the standard deviation of the
-    members' calibrated scores, None for one member. `notes` says what a stage did that is worth telling. A named
-    tuple: there is one for every sample.
+    `raw` is the combined score of the value heads; `normalized` is the score after calibration and combination, or None
+    where nothing was normalised; `value` is the reward for the trainer. `changes` has an entry for every name in
+    `Pipeline.stage_names`, and their sum is `value`. `spread` is the standard deviation of the
+    members' calibrated scores, None for one member. `notes`: events of the stages, such as `capped_high`. A named
+    tuple for speed: there is one for every sample.
     """
 
     raw: float
@@ -30,17 +30,17 @@ class Reward(NamedTuple):
 
     @property
     def is_capped(self) -> bool:
-        """Whether a cap, hard or soft, took something off."""
+        """Whether a cap, hard or soft, has changed the value."""
         return any(note in _CAPPED for note in self.notes)
 
 
 @dataclass(slots=True)
 class RewardBatch:
-    """What the pipeline may read of some samples, a column each; a column that no stage reads may be empty.
+    """Input columns of the pipeline, with one entry a sample; a column that no stage reads may be empty.
 
     `lengths` counts the tokens of the response, its ending included; None: not known. `repetition` is the share of
-    the response's token trigrams that came before in it. `references` are raw scores of reference responses to the
-    same prompt, as far as the caller gave any.
+    the response's token trigrams that are repeated. `references` are raw scores of reference responses to the
+    same prompt, empty where the client has sent none.
     """
 
     heads: Sequence[HeadScores]

@@ -1,4 +1,4 @@
-"""What the operator may ask of the reward pipeline. Whether a checkpoint can give it is decided by `pipeline`."""
+"""Settings of the reward pipeline. `pipeline` checks whether a checkpoint's calibration supports them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Shape = Literal["none", "cap", "softcap", "par", "lsc"]
 
 @dataclass(frozen=True, slots=True)
 class CombineSettings:
-    """How several members become one. None: the weighted sum of a model's heads, or the mean of several models.
+    """Combination of several members. `method` None: the weighted sum of a model's heads, or the mean of several models.
 
-    `weights` by member name; who is not in it has the weight that the checkpoint gives it, or 1.
+    `weights` by member name; other members keep the weight of the checkpoint, or 1.
     """
 
     method: CombineMethod | None = None
@@ -25,11 +25,10 @@ class CombineSettings:
 
 @dataclass(frozen=True, slots=True)
 class PenaltySettings:
-    """What is taken off, in units of the value. 0: nothing is.
+    """Penalties, in units of the value. 0: none.
 
-    `overlong` is reached at `overlong_end` tokens of response and begins at `overlong_start`. `repetition` is that of a
-    response of nothing but repeated trigrams, and begins above `repetition_above`; None: above what is usual in the
-    calibration.
+    `overlong` begins at `overlong_start` tokens of the response and is full at `overlong_end`. `repetition` begins above a
+    share `repetition_above` of repeated trigrams and is full at 1; None: above the share of the calibration.
     """
 
     missing_end: float = 0.0
@@ -42,10 +41,10 @@ class PenaltySettings:
 
 @dataclass(frozen=True, slots=True)
 class RewardSettings:
-    """What the operator asked for. None: the default that the calibration supports.
+    """Settings of the pipeline. None: the default that the calibration supports.
 
-    Caps are in units of the value that the stage sees: normalised where normalisation is on, else raw. `length_debias` is
-    gamma, the share of what length alone is worth that is taken out. `slope` is the k of `par` and `lsc`.
+    Caps are in units of the value before the stage: normalised where normalisation is on, else raw. `length_debias` is
+    gamma, the share of the expected effect of length that is subtracted. `slope` is the k of `par` and `lsc`.
     """
 
     normalize: bool | None = None

@@ -1,6 +1,6 @@
-"""What happens to a combined score on its way to the trainer. Each stage is a pure function of columns.
+"""Stages between the combined score and the reward. Each is a pure function of columns.
 
-Shapes and the missing-end penalty never change which of two otherwise equal responses is better: they are non-decreasing
+Shapes and the missing-end penalty keep the order of two otherwise equal responses: they are non-decreasing
 in the score. A hard cap may make two equal.
 """
 
@@ -17,13 +17,13 @@ from rewardserve.model.reward.record import RewardBatch
 
 Values = list[float]
 Notes = Mapping[int, str]
-"""What is worth telling of some samples, by their place in the batch."""
+"""Notes on some samples, by their index in the batch."""
 
 _NOTHING: Notes = {}
 
 
 class Stage(Protocol):
-    """`name` is that of its entry in a reward's `changes`, `reads` are the columns that it cannot do without."""
+    """Stage of the pipeline. `name` is that of its entry in a reward's `changes`, `reads` are its required columns."""
 
     name: ClassVar[str]
     reads: ClassVar[tuple[str, ...]]
@@ -38,7 +38,7 @@ class Stage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Debias:
-    """value - gamma (g(log n) - g(log n_ref)): takes out what length alone is worth (Huang et al. 2409.17407).
+    """Subtract the expected effect of length: value - gamma (g(log n) - g(log n_ref)) (Huang et al. 2409.17407).
 
     `curve` has g at its knots, by locally weighted regression of the normalised score on the log of the response's tokens
     over reference responses; straight between them and constant beyond. A response of unknown length keeps its score.
@@ -51,14 +51,14 @@ class Debias:
     reads: ClassVar[tuple[str, ...]] = ("lengths",)
 
     def __call__(self, values: Values, batch: RewardBatch) -> tuple[Values, Notes]:
-        """Subtract, and note whose length is not known."""
+        """Subtract, and note the samples of unknown length."""
         base = self.worth(self.log_reference)
         shifts = [0.0 if n is None else self.gamma * (self.worth(log(n)) - base) for n in batch.lengths]
         unknown = {i: "length_unknown" for i, n in enumerate(batch.lengths) if n is None}
         return [value - shift for value, shift in zip(values, shifts, strict=True)], unknown
 
     def worth(self, log_length: float) -> float:
-        """g at one place."""
+        """g at a log length."""
         knots = self.curve
         at = bisect_right(knots, (log_length, inf))
         if at in (0, len(knots)):
@@ -72,22 +72,22 @@ class Debias:
 
 @dataclass(frozen=True, slots=True)
 class MissingEnd:
-    """value - penalty where the policy was cut off before it ended its turn."""
+    """Penalty where the policy was cut off before it ended its turn: value - penalty."""
 
     penalty: float
     name: ClassVar[str] = "missing_end"
     reads: ClassVar[tuple[str, ...]] = ("missing_end",)
 
     def __call__(self, values: Values, batch: RewardBatch) -> tuple[Values, Notes]:
-        """Subtract, and note where."""
+        """Subtract, and note the penalised samples."""
         penalised = [v - self.penalty if cut else v for v, cut in zip(values, batch.missing_end, strict=True)]
         return penalised, {i: "missing_end_penalty" for i, cut in enumerate(batch.missing_end) if cut}
 
 
 @dataclass(frozen=True, slots=True)
 class Overlong:
-    """value - penalty * min(1, (n - start) / (end - start)) beyond `start` tokens: the soft overlong punishment of DAPO
-    (Yu et al. 2503.14476). A response of unknown length keeps its score.
+    """Soft overlong punishment of DAPO (Yu et al. 2503.14476): value - penalty * min(1, (n - start) / (end - start))
+    beyond `start` tokens. A response of unknown length keeps its score.
     """
 
     penalty: float
@@ -97,7 +97,7 @@ class Overlong:
     reads: ClassVar[tuple[str, ...]] = ("lengths",)
 
     def __call__(self, values: Values, batch: RewardBatch) -> tuple[Values, Notes]:
-        """Subtract, and note where."""
+        """Subtract, and note the penalised samples."""
         span = self.end - self.start
         shares = [0.0 if n is None else max(0.0, min(1.0, (n - self.start) / span)) for n in batch.lengths]
         penalised = [value - self.penalty * share for value, share in zip(values, shares, strict=True)]
@@ -106,7 +106,7 @@ class Overlong:
 
 @dataclass(frozen=True, slots=True)
 class Repetition:
-    """value - penalty * (r - threshold) / (1 - threshold) where the share r of repeated trigrams is above the threshold."""
+    """Penalty on repeated trigrams: value - penalty * (r - threshold) / (1 - threshold) where their share r is above threshold."""
 
     penalty: float
     threshold: float
@@ -114,7 +114,7 @@ class Repetition:
     reads: ClassVar[tuple[str, ...]] = ("repetition",)
 
     def __call__(self, values: Values, batch: RewardBatch) -> tuple[Values, Notes]:
-        """Subtract, and note where."""
+        """Subtract, and note the penalised samples."""
         excess = [max(0.0, r - self.threshold) / (1.0 - self.threshold) for r in batch.repetition]
         penalised = [value - self.penalty * more for value, more in zip(values, excess, strict=True)]
         return penalised, {i: "repetition_penalty" for i, more in enumerate(excess) if more}
@@ -125,7 +125,7 @@ class Repetition:
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """value = min(max(value, low), high); either side may be open (None)."""
+    """Hard cap: value = min(max(value, low), high); either side may be open (None)."""
 
     low: float | None
     high: float | None
@@ -143,11 +143,11 @@ class Cap:
 
 @dataclass(frozen=True, slots=True)
 class SoftCap:
-    """A cap that keeps the order of responses beyond it.
+    """Soft cap, which keeps the order of responses beyond it.
 
     Up to a knee one `width` inside the cap the value is unchanged; beyond, the excess t (in widths)
     becomes t / (1 + t), so the curve leaves the knee with slope 1 and approaches the cap without
-    reaching it. Algebraic rather than exponential: float64 still tells values apart a million widths out.
+    reaching it. Algebraic rather than exponential: float64 still distinguishes values a million widths beyond the cap.
     """
 
     low: float | None
@@ -177,9 +177,9 @@ class SoftCap:
 class Par:
     """Preference as reward (Fu et al. 2502.18770): the mean over references of sigmoid(k (value - reference)), in [0, 1].
 
-    `slope` is k in log odds: times what makes a difference of values the log odds of Bradley and Terry. `references` are
-    the frozen ones, on the scale of the value, for samples that bring none of their own; those are raw scores, which
-    `mean` and `std` put on that scale.
+    `slope` is k times the factor from a difference of values to the log odds of Bradley and Terry. `references` are
+    the frozen ones, on the scale of the value, for samples without references; those of a sample are raw scores, which
+    `mean` and `std` normalise.
     """
 
     slope: float
@@ -190,7 +190,7 @@ class Par:
     reads: ClassVar[tuple[str, ...]] = ("references",)
 
     def __call__(self, values: Values, batch: RewardBatch) -> tuple[Values, Notes]:
-        """How surely each is better than the references."""
+        """Mean probability that each sample is better than its references."""
         shaped = []
         for value, own in zip(values, batch.references, strict=True):
             references = [(raw - self.mean) / self.std for raw in own] or self.references
@@ -200,9 +200,9 @@ class Par:
 
 @dataclass(frozen=True, slots=True)
 class LogSigmoid:
-    """log sigmoid(k (value - reference)) (Wang et al. 2402.00742): below 0, and little is to be gained by what is good already.
+    """log sigmoid(k (value - reference)) (Wang et al. 2402.00742): below 0, and flat for responses that are good already.
 
-    `slope` as in `Par`. `reference` is the frozen one; where a sample brings references of its own, their mean counts.
+    `slope` as in `Par`. `reference` is the frozen one, for samples without references; else the mean of theirs is used.
     """
 
     slope: float
@@ -213,7 +213,7 @@ class LogSigmoid:
     reads: ClassVar[tuple[str, ...]] = ("references",)
 
     def __call__(self, values: Values, batch: RewardBatch) -> tuple[Values, Notes]:
-        """The log of how surely each is better than the reference."""
+        """Log probability that each sample is better than its reference."""
         shaped = []
         for value, own in zip(values, batch.references, strict=True):
             reference = (sum(own) / len(own) - self.mean) / self.std if own else self.reference

@@ -1,1 +1,1 @@
-"""Chat templates: rendered within a budget, and taken apart."""
+"""Chat templates: rendering within a budget, and the slots of LLaMA-Factory's templates."""

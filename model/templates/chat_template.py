@@ -1,7 +1,7 @@
-"""Chat template -> text, as `apply_chat_template` renders it, but as a function of the conversation alone.
+"""Render conversations with a chat template as `apply_chat_template` does, but as a function of the conversation alone.
 
-transformers gives templates a clock (`strftime_now`), and Jinja gives them random numbers. Here the clock stands still at
-`template_date`, and a template with anything else that changes by itself is refused. Knows no token ids.
+transformers gives templates a clock (`strftime_now`), and Jinja gives them random numbers. Here the clock is fixed at
+`template_date`, and a template with random or other changing output is an error. Knows no token ids.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 STATED_DATE = "2024-07-26"
-"""The date where a checkpoint says none: the one that Llama 3's templates write where they are given no clock."""
+"""Date for a checkpoint without one: the date that Llama 3's templates write without a clock."""
 
 _RANDOM_FILTERS = frozenset({"random"})
 _RANDOM_GLOBALS = frozenset({"lipsum"})
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+>", re.IGNORECASE)
-"""How Python writes an object that has no text of its own: another one in every process."""
+"""Python's default text of an object: its address differs in every process."""
 
 
 class EncodingPolicyError(Exception):
-    """A tokenizer or a chat template that cannot be used; the message says why and names the remedy."""
+    """The tokenizer or its chat template cannot be used; the message has the reason and the remedy."""
 
 
 class ConversationTooSlow(InvalidMessages):
-    """The chat template takes too much CPU time or memory for a conversation. Another time it may take less."""
+    """The chat template takes too much CPU time or memory for a conversation. A retry may succeed."""
 
     is_final = False
 
@@ -40,8 +40,8 @@ class ConversationTooSlow(InvalidMessages):
 class ChatTemplate:
     """The chat template of a tokenizer, with its failures as `InvalidMessages`; an empty one joins contents.
 
-    `template_date`: ISO date at which the clock of a template stands still; None: `STATED_DATE`. Thread-safe. A template takes a
-    bounded time, whatever is in it (`rewardserve.model.templates.jinja_budget`). Raise `EncodingPolicyError`.
+    `template_date`: ISO date of the template's fixed clock; None: `STATED_DATE`. Thread-safe. The time of a rendering is
+    bounded for every template (`rewardserve.model.templates.jinja_budget`). Raise `EncodingPolicyError`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, template_date: str | None = None) -> None:
@@ -56,8 +56,8 @@ class ChatTemplate:
         )
         if changing:
             raise EncodingPolicyError(
-                f"the chat template writes something random (`{changing[0]}`): one conversation would have another score each "
-                "time. Restore the template that the model was trained with."
+                f"the chat template has random output (`{changing[0]}`): the score of a conversation would change each time. "
+                "Restore the template that the model was trained with."
             )
 
     def __call__(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
@@ -79,7 +79,7 @@ class ChatTemplate:
             raise InvalidMessages(f"the chat template refuses these messages: {error}") from None
 
     def clock(self, form: str) -> str:
-        """What a template that asks for the date in this format is given."""
+        """The fixed date in this format."""
         return self._clock.strftime(form)
 
     def check_addresses(self, rendered: str) -> None:
@@ -87,13 +87,13 @@ class ChatTemplate:
         found = _ADDRESS.search(rendered)
         if found is not None:
             raise EncodingPolicyError(
-                "the chat template writes the memory address of an object, which is another one in every process: a filter or "
-                "a function is printed where its result is meant (`| list`, or a call, is missing). Mend the template."
+                "the chat template writes the memory address of an object, which differs in every process: a filter or a function "
+                "is printed instead of its result (`| list`, or a call, is missing). Correct the template."
             )
 
 
 def clock_formats(template: str) -> tuple[str, ...] | None:
-    """The formats in which a template asks for the date; None: one of them is not written in the template."""
+    """The date formats that a template uses; None: one of them is computed."""
     return _read(template).description.clocks
 
 
@@ -104,11 +104,15 @@ def parse_date(text: str) -> date:
             return date.fromisoformat(text)
     except ValueError:
         pass
-    raise EncodingPolicyError(f"the date of the chat template is {text!r}; it is written YYYY-MM-DD, as {STATED_DATE}")
+    raise EncodingPolicyError(
+        f"the date of the chat template is {text!r}; write it as YYYY-MM-DD, such as {STATED_DATE}"
+    )
 
 
 def _read(template: str) -> Renderer:
     try:
         return build_renderer(template)
     except TemplateBroken as error:
-        raise EncodingPolicyError(f"the chat template is broken: {error} Restore it, or the tokenizer's.") from None
+        raise EncodingPolicyError(
+            f"the chat template is broken: {error} Restore it, or the one of the tokenizer."
+        ) from None

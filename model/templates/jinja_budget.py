@@ -1,10 +1,10 @@
-"""Render a chat template in this process within a budget, and in a process of its own where that is not enough.
+"""Render a chat template in this process within a budget, and in a separate process where that is not enough.
 
-A template is a program that comes with a checkpoint. Jinja's sandbox keeps it from files, not from time and memory, and a single
-call (`'a' * 10**11`) can hold this process up for good. So the syntax tree is changed before it is compiled: every step of a
-loop, every call, and every text or list that is made is paid for in characters, before the work is done. An operation without a
-known price (padding, formatting, powers, an unknown filter) is not done here, and neither is one that the rest of the budget does
-not cover: `jinja_process` renders the conversation then. Every result is that of transformers' own environment.
+A template is a program that comes with a checkpoint. Jinja's sandbox denies it files, but limits neither time nor memory, and
+a single call (`'a' * 10**11`) can block this process for good. So the syntax tree is changed before it is compiled: every step of
+a loop, every call, and every new text or list is paid for in characters, before the work is done. An operation without a
+known price (padding, formatting, powers, an unknown filter) is not run here, nor is one beyond the rest of the budget:
+`jinja_process` renders the conversation then. Every result equals that of transformers' environment.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rewardserve.model.templates.jinja_process import (
 )
 
 _MAX_TEMPLATE_CHARS, _MAX_NODES = 32_768, 8_192
-"""Of a template that is compiled in this process."""
+"""Limits of a template that is compiled in this process."""
 
 _MAX_BUDGET = 1 << 26
 """Characters."""
@@ -41,26 +41,26 @@ _MAX_WORK = 1 << 34
 """Characters times nodes of the syntax tree: each node may read all text once for every step that is paid for."""
 
 _STEP, _ITEM = 512, 64
-"""Characters that a step of a loop or a call, and an item of a list, cost besides the text that they may read."""
+"""Price in characters of a step of a loop or a call, and of an item of a list, besides the text that they may read."""
 
 _MAX_DATE_FORMAT = 256
 _SCALARS = (str, int, float, bool, type(None), Undefined)
 
 
 class NeedsProcess(Exception):
-    """The template does something here that has no known price, or is too dear."""
+    """The template uses an operation without a known price, or exceeds the budget."""
 
 
 def build_renderer(template: str) -> Renderer:
-    """Read a template. Raise `TemplateBroken`."""
+    """Build the renderer of a template. Raise `TemplateBroken`."""
     try:
         return BudgetedTemplate(template)
-    except Exception:  # whatever is wrong with it, the process can say it without harm
+    except Exception:  # the separate process reports any error safely
         return RenderingProcess.of(template)
 
 
 class BudgetedTemplate:
-    """A template that is rendered here as far as its budget goes. Raise an exception of any type where it cannot be read."""
+    """A template that is rendered in this process within its budget. Raise any exception where it cannot be parsed."""
 
     def __init__(self, template: str) -> None:
         if len(template) > _MAX_TEMPLATE_CHARS:
@@ -79,7 +79,7 @@ class BudgetedTemplate:
         self._process: RenderingProcess | None = None
 
     def render(self, variables: Mapping[str, Any], now: datetime) -> str:
-        """Text. Raise `TemplateRefuses`."""
+        """Render the text. Raise `TemplateRefuses`."""
         _thread_budget.budget = _Budget(self._budget, len(self._template) + _n_chars(variables.values()))
         try:
             text: str = self._compiled.render(**{**variables, CLOCK: now.strftime})
@@ -102,7 +102,7 @@ class BudgetedTemplate:
 
 
 class _Budget:
-    """What is left for a rendering, in characters. `n_chars`: all text that there is, given or made."""
+    """The remaining budget of a rendering, in characters. `n_chars`: all text so far, given or made."""
 
     __slots__ = ("left", "n_chars")
 
@@ -110,13 +110,13 @@ class _Budget:
         self.left, self.n_chars = left, n_chars
 
     def pay_steps(self, n: int) -> None:
-        """Each step may read all text once. Raise `NeedsProcess`."""
+        """Pay for steps, each of which may read all text once. Raise `NeedsProcess`."""
         self.left -= n * (self.n_chars + _STEP)
         if self.left < 0:
             raise NeedsProcess
 
     def pay_text(self, n: int) -> None:
-        """For text that is about to be made. Raise `NeedsProcess`."""
+        """Pay for new text before it is made. Raise `NeedsProcess`."""
         self.left -= n
         self.n_chars += n
         if self.left < 0:
@@ -124,7 +124,7 @@ class _Budget:
 
 
 class _ThreadBudget(threading.local):
-    """The budget of the rendering on this thread; nothing while none is going on."""
+    """The budget of the rendering on this thread; 0 without one."""
 
     budget = _Budget(0, 0)
 
@@ -133,7 +133,7 @@ _thread_budget = _ThreadBudget()
 
 
 def _n_chars(given: Iterable[Any]) -> int:
-    """All text in what a template is given: texts, lists of them, and mappings of them."""
+    """Characters in the variables of a template: texts, lists of them, and mappings of them."""
     n = 0
     for value in given:
         if isinstance(value, str):
@@ -149,7 +149,7 @@ def _n_chars(given: Iterable[Any]) -> int:
 
 
 def _scalar(value: Any) -> Any:
-    """A text, a number, none, or nothing: its text is no longer than itself."""
+    """Return a text, a number, None or undefined, whose text has a bounded length. Raise `NeedsProcess` for anything else."""
     if not isinstance(value, _SCALARS):
         raise NeedsProcess
     return value
@@ -163,7 +163,7 @@ def _size(value: Any) -> int:
 
 
 def _paid_list(values: Any) -> Any:
-    """A list or a tuple that is about to be kept. Its items are scalars or mappings of scalars, so nothing doubles by nesting."""
+    """Pay for a list or a tuple. Its items are scalars or mappings of scalars, so that no nesting doubles its size."""
     _thread_budget.budget.pay_text(sum(map(_size, values)))
     return values
 
@@ -184,7 +184,7 @@ def _paid_output(value: Any) -> Any:
 
 
 def _paid_loop(values: Any) -> Any:
-    """What a loop runs over: all of its steps are paid for at once."""
+    """Pay for all steps of a loop at once."""
     if not isinstance(values, str | list | tuple | dict | range | Undefined | _ListIterator | _DictView):
         raise NeedsProcess
     _thread_budget.budget.pay_steps(length_hint(values) + 1)
@@ -196,14 +196,14 @@ _DictView: Any = type({}.items()) | type({}.keys()) | type({}.values())
 
 
 def _paid_concatenation(values: list[Any]) -> str:
-    """`~`, as Jinja's `str_join`."""
+    """Pay for `~` and compute it, as Jinja's `str_join`."""
     texts = [str(_scalar(value)) for value in values]
     _thread_budget.budget.pay_text(sum(map(len, texts)))
     return "".join(texts)
 
 
 def _pay_replacement(*args: Any, **kwargs: Any) -> None:
-    """Of text, old and new."""
+    """Pay for the replacement of `old` by `new` in a text."""
     if kwargs or len(args) != 3 or not all(isinstance(each, str) for each in args):
         raise NeedsProcess
     text, old, new = args
@@ -218,7 +218,7 @@ def _pay_join(values: Any, between: Any, **kwargs: Any) -> None:
 
 
 def _paid_operation(context: Any, operator: str, left: Any, right: Any) -> Any:
-    """`environment.call_binop`."""
+    """Pay for an operator and compute it; for `environment.call_binop`."""
     if operator == "+" and isinstance(left, str) and isinstance(right, str):
         _thread_budget.budget.pay_text(len(left) + len(right))
         return left + right
@@ -235,32 +235,36 @@ _OF_NUMBERS: Mapping[str, Callable[[Any, Any], Any]] = {"+": add, "-": sub, "*":
 _OPERATORS = frozenset({*_OF_NUMBERS, "**"})
 
 
-# Methods of a text, and of a message: what they read is paid for as a step; what they make is not longer than three texts.
+# Methods of a text, and of a message: reading is paid for as a step; their result is not longer than three texts.
 _TEXT_METHODS = frozenset({
     "strip", "lstrip", "rstrip", "startswith", "endswith", "lower", "upper", "title", "capitalize", "find", "rfind", "index",
     "count", "isdigit", "isalpha", "isalnum", "isspace", "isupper", "islower", "removeprefix", "removesuffix",
 })  # fmt: skip
 _STRIPS = frozenset({"strip", "lstrip", "rstrip"})
 _MAX_STRIPPED = 64
-"""Characters to strip; each is compared with each of the text."""
+"""Characters in the argument of a strip; each is compared with each character of the text."""
 
 _SPLITS = frozenset({"split", "rsplit", "splitlines"})
 _MAPPING_METHODS = frozenset({"get", "items", "keys", "values"})
 
 
 def _paid_call(environment: Any) -> Callable[..., Any]:
-    """`environment.call` for calls with a price."""
+    """Make an `environment.call` that pays for each call."""
     call = type(environment).call
     free = [environment.globals[name] for name in ("raise_exception", "namespace", "range")]
     owners = list(environment.extensions.values())
 
-    def paid(context: Any, what: Any, *args: Any, **kwargs: Any) -> Any:
+    def paid(context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
         _thread_budget.budget.pay_steps(1)
-        if isinstance(what, BuiltinMethodType):
-            _pay_method(what.__self__, what.__name__, args)
-        elif not (isinstance(what, Macro | Undefined) or _is_any_of(what, free) or _is_any_of(_owner(what), owners)):
+        if isinstance(function, BuiltinMethodType):
+            _pay_method(function.__self__, function.__name__, args)
+        elif not (
+            isinstance(function, Macro | Undefined)
+            or _is_any_of(function, free)
+            or _is_any_of(_owner(function), owners)
+        ):
             raise NeedsProcess
-        return call(environment, context, what, *args, **kwargs)
+        return call(environment, context, function, *args, **kwargs)
 
     return paid
 
@@ -299,7 +303,7 @@ def _no_price(*_: Any, **__: Any) -> Any:
 
 
 def _text_filter(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that makes a text of a scalar, at most six times as long, as JSON may be."""
+    """Pay for a filter from a scalar to a text at most six times as long, as JSON may be."""
 
     def paid(value: Any, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs:
@@ -338,7 +342,7 @@ def _filters(originals: Mapping[str, Any]) -> dict[str, Any]:
         return paid
 
     filters: dict[str, Any] = dict.fromkeys(originals, _no_price)
-    for name in ("length", "count", "first", "last", "default", "d"):  # they make nothing
+    for name in ("length", "count", "first", "last", "default", "d"):  # their results take no memory
         filters[name] = originals[name]
     for name in ("trim", "lower", "upper", "capitalize", "title", "string", "safe", "tojson", "int"):
         filters[name] = _text_filter(originals[name])
@@ -354,7 +358,7 @@ _INTERNAL = {
 
 
 def _tests(originals: Mapping[str, Any]) -> dict[str, Any]:
-    """All tests; those that divide take numbers only, since `%` formats a text."""
+    """All tests of the environment; those that divide accept numbers only, since `%` formats a text."""
 
     def of_numbers(original: Callable[..., Any]) -> Callable[..., Any]:
         def paid(value: Any, *args: Any) -> Any:
@@ -368,7 +372,7 @@ def _tests(originals: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _environment() -> Any:
-    """The environment that transformers makes for a chat template, with prices."""
+    """The environment of transformers for a chat template, with prices."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     environment = _compile_jinja_template("").environment.overlay(optimized=False)
@@ -391,11 +395,11 @@ def _n_nodes(tree: Any) -> int:
 
 
 _ARGUMENTS = frozenset({"varargs", "kwargs"})
-"""Of a macro: a tuple and a mapping of any values, which could be nested without end."""
+"""Names inside a macro for a tuple and a mapping of any values, which could be nested without end."""
 
 
 def _priced(tree: Any) -> Any:
-    """A tree in which loops, output, `~`, lists and mappings go through the filters of `_INTERNAL`. Raise `NeedsProcess`."""
+    """Wrap loops, output, `~`, lists and mappings of a tree in the filters of `_INTERNAL`. Raise `NeedsProcess`."""
     unknown = (
         nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends, nodes.Block, nodes.EvalContextModifier,
         nodes.ScopedEvalContextModifier, nodes.OverlayScope,

@@ -1,7 +1,7 @@
-"""Render a chat template in a process with limits of CPU time and memory that can be killed.
+"""Render a chat template in a separate process, which has limits of CPU time and memory and can be killed.
 
 `python -P jinja_process.py` reads a template and then conversations from stdin, and writes texts to stdout. Imports nothing of
-`model`, so that this process needs Jinja and transformers only. Which templates need it: `jinja_budget`.
+`model`, so that this process needs Jinja and transformers only. `jinja_budget` decides which renderings need it.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from typing import IO, Any, Protocol
 CLOCK = "strftime_now"
 MAX_CPU_S = 3
 MAX_MEMORY_BYTES = 1 << 30
-"""More than what the process has after its imports."""
+"""Memory beyond that of the process after its imports."""
 
 _MAX_WALL_S = 120.0
-"""Of an answer, on a machine that has no CPU time for it."""
+"""Longest wait for a reply, for a machine that has no CPU time for the process."""
 
 _TEXT_FACTOR, _TEXT_SPARE = 16, 16 * 2**20
-"""A rendered text has at most so many times the bytes of the request, and so many more."""
+"""A reply has at most `_TEXT_FACTOR` times the bytes of the request, plus `_TEXT_SPARE` bytes."""
 
 _HEADER_BYTES = 8
 
 
 class TemplateBroken(Exception):
-    """This is no template."""
+    """The text is no valid template."""
 
 
 class TemplateRefuses(Exception):
@@ -51,9 +51,9 @@ class TemplateTooSlow(TemplateRefuses):
 
 @dataclass(frozen=True, slots=True)
 class TemplateDescription:
-    """The names that a template uses and does not define as a macro, its filters, and the formats in which it asks for the date.
+    """The names that a template uses and does not define as a macro, its filters, and its date formats.
 
-    `clocks` None: one of them is not written in the template.
+    `clocks` None: one of the date formats is computed.
     """
 
     names: frozenset[str]
@@ -62,12 +62,12 @@ class TemplateDescription:
 
 
 class Renderer(Protocol):
-    """A template that was read. Thread-safe."""
+    """Renderer of a template. Thread-safe."""
 
     description: TemplateDescription
 
     def render(self, variables: Mapping[str, Any], now: datetime) -> str:
-        """Text. Raise `TemplateRefuses`."""
+        """Render the text. Raise `TemplateRefuses`."""
         ...
 
 
@@ -75,7 +75,7 @@ class Renderer(Protocol):
 
 
 class PlainTemplate:
-    """A template in the environment that transformers makes for it."""
+    """A template in the environment of transformers, without a budget."""
 
     def __init__(self, template: str) -> None:
         from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -85,11 +85,11 @@ class PlainTemplate:
             self.description = describe(self._compiled.environment.parse(template))
         except MemoryError:
             raise TemplateBroken("it takes too much memory.") from None
-        except Exception as error:  # jinja2's syntax errors; whatever a foreign template makes it say
+        except Exception as error:  # jinja2's syntax errors; a foreign template may raise anything
             raise TemplateBroken(str(error)) from None
 
     def render(self, variables: Mapping[str, Any], now: datetime) -> str:
-        """As `apply_chat_template` does, whose clock cannot be replaced. Raise `TemplateRefuses`."""
+        """Render as `apply_chat_template` does, but with the clock at `now`. Raise `TemplateRefuses`."""
         try:
             text: str = self._compiled.render(**{**variables, CLOCK: now.strftime})
         except MemoryError:
@@ -114,13 +114,13 @@ def describe(tree: Any) -> TemplateDescription:
     )
 
 
-# -- in a process of its own --------------------------------------------------------------------------------------
+# -- in a separate process ----------------------------------------------------------------------------------------
 
 _TOO_MUCH = "it takes too much CPU time or memory, or writes too much text"
 
 
 class RenderingProcess:
-    """A template in a process of its own, which is started again when it was killed. One rendering at a time.
+    """A template in a separate process, which is started again after it was killed. One rendering at a time.
 
     Raise `TemplateBroken`, or `OSError` where no process can be started.
     """
@@ -136,7 +136,7 @@ class RenderingProcess:
 
     @classmethod
     def of(cls, template: str) -> RenderingProcess:
-        """The process of this template: one for all that render it."""
+        """The process of this template, shared by all its users."""
         with _known_lock:
             found = _known.get(template)
         if found is None:
@@ -146,14 +146,14 @@ class RenderingProcess:
         return found
 
     def render(self, variables: Mapping[str, Any], now: datetime) -> str:
-        """As `PlainTemplate.render`. Raise `TemplateRefuses`, or `OSError` where no process can be started."""
+        """Render as `PlainTemplate.render`. Raise `TemplateRefuses`, or `OSError` where no process can be started."""
         with self._lock:
             if self._process is None:
                 try:
                     self._start()
                 except TemplateBroken as error:
                     raise TemplateRefuses(str(error)) from None
-            reply = self._ask({"variables": variables, "now": now.isoformat()})
+            reply = self._request({"variables": variables, "now": now.isoformat()})
         if reply is None or reply.get("refused") == _TOO_MUCH:
             raise TemplateTooSlow(_TOO_MUCH)
         if "text" not in reply:
@@ -161,7 +161,7 @@ class RenderingProcess:
         return str(reply["text"])
 
     def _start(self) -> TemplateDescription:
-        # A session of its own: what a terminal sends to the server does not end it, and the server may still have work for it.
+        # A new session: a signal of the terminal to the server does not end it while the server drains.
         process = subprocess.Popen(
             [sys.executable, "-P", __file__, str(MAX_CPU_S)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, start_new_session=True,
@@ -169,7 +169,7 @@ class RenderingProcess:
         self._process = process
         self._end = weakref.finalize(self, _kill, process)
         self._wait_until_ready(process)
-        reply = self._ask({"template": self._template})
+        reply = self._request({"template": self._template})
         if reply is None:
             raise TemplateBroken(f"{_TOO_MUCH}.")
         if "broken" in reply:
@@ -184,37 +184,37 @@ class RenderingProcess:
         assert process.stdout is not None
         assert process.stderr is not None
         try:
-            _receive(process.stdout, _most_bytes(0))
+            _receive(process.stdout, _max_reply_bytes(0))
         except (OSError, EOFError, ValueError) as error:
             process.kill()
             lines = process.stderr.read().decode(errors="replace").strip().splitlines()
             self._kill()
-            why = lines[-1] if lines else type(error).__name__
+            reason = lines[-1] if lines else type(error).__name__
             raise ChildProcessError(
-                errno.ECHILD, f"the process that renders chat templates cannot be started: {why}"
+                errno.ECHILD, f"the process that renders chat templates cannot be started: {reason}"
             ) from None
 
-    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The reply of the process; None: it did not survive."""
+    def _request(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Send a request and return the reply of the process; None: the process has ended."""
         process = self._process
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
         data = json.dumps(request).encode()
         try:
-            # It reads a request as a whole before it answers, so writing it cannot wait for reading.
+            # The process reads a whole request before it replies, so this write cannot deadlock with its write.
             _send(process.stdin, data)
-            return _receive(process.stdout, _most_bytes(len(data)))
+            return _receive(process.stdout, _max_reply_bytes(len(data)))
         except (OSError, EOFError, ValueError):
             self._kill()
             return None
 
     def leave(self) -> None:
-        """Forget the process, which belongs to another owner."""
+        """Forget the process, which belongs to the parent of a fork."""
         self._lock = threading.Lock()
         if self._process is not None:
             self._end.detach()
-            self._process.returncode = 0  # not ours to wait for
+            self._process.returncode = 0  # the parent waits for it
         self._process = None
 
     def _kill(self) -> None:
@@ -237,7 +237,7 @@ _all: weakref.WeakSet[RenderingProcess] = weakref.WeakSet()
 
 
 def _leave_to_parent() -> None:
-    """In a forked process: its parent goes on with the rendering processes, over the same pipes; each is started anew here."""
+    """In a forked process, forget the rendering processes: the parent keeps them and their pipes, and new ones are started here."""
     global _known_lock
     _known_lock = threading.Lock()  # another thread of the parent may have held it
     for each in list(_all):
@@ -247,8 +247,8 @@ def _leave_to_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-def _most_bytes(n_asked: int) -> int:
-    return _TEXT_FACTOR * n_asked + _TEXT_SPARE
+def _max_reply_bytes(n_request: int) -> int:
+    return _TEXT_FACTOR * n_request + _TEXT_SPARE
 
 
 def _send(pipe: IO[bytes], data: bytes) -> None:
@@ -257,14 +257,14 @@ def _send(pipe: IO[bytes], data: bytes) -> None:
     pipe.flush()
 
 
-def _receive(pipe: IO[bytes], most: int) -> dict[str, Any]:
-    """Raise `EOFError`, `TimeoutError`, or `ValueError` for more bytes than there may be."""
+def _receive(pipe: IO[bytes], max_bytes: int) -> dict[str, Any]:
+    """Read a reply. Raise `EOFError`, `TimeoutError`, or `ValueError` for more than `max_bytes`."""
     with DefaultSelector() as selector:
         selector.register(pipe, EVENT_READ)
         if not selector.select(_MAX_WALL_S):
             raise TimeoutError
     n = int.from_bytes(_exactly(pipe, _HEADER_BYTES), "big")
-    if n > most:
+    if n > max_bytes:
         raise ValueError("too long")
     reply: dict[str, Any] = json.loads(_exactly(pipe, n))
     return reply
@@ -277,34 +277,34 @@ def _exactly(pipe: IO[bytes], n: int) -> bytes:
     return data
 
 
-# -- that process -------------------------------------------------------------------------------------------------
+# -- the rendering process ----------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Read a template, then render what comes, until the other side is gone. A request that takes too much ends it."""
-    asked, answered, max_cpu_s = sys.stdin.buffer, sys.stdout.buffer, int(sys.argv[1])
-    import transformers.utils.chat_template_utils  # before there are limits
+    """Read a template, then render conversations until stdin is closed. A request beyond the CPU limit ends the process."""
+    requests, replies, max_cpu_s = sys.stdin.buffer, sys.stdout.buffer, int(sys.argv[1])
+    import transformers.utils.chat_template_utils  # before the limits are set
 
     _ = transformers
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MAX_MEMORY_BYTES,) * 2)
-    _send(answered, b"{}")  # ready
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # nothing reads it from here on
+    _send(replies, b"{}")  # ready
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the server reads stderr only until here
     template: PlainTemplate | None = None
     with suppress(EOFError):
         while True:
-            n = int.from_bytes(_exactly(asked, _HEADER_BYTES), "big")
-            request = json.loads(_exactly(asked, n))
+            n = int.from_bytes(_exactly(requests, _HEADER_BYTES), "big")
+            request = json.loads(_exactly(requests, n))
             _allow_cpu_time(max_cpu_s)
             if "template" in request:
                 template, reply = _read(request["template"])
             else:
                 reply = _rendered(template, request)
             data = json.dumps(reply).encode()
-            if len(data) > _most_bytes(n):
+            if len(data) > _max_reply_bytes(n):
                 data = json.dumps({"refused": _TOO_MUCH}).encode()
-            _send(answered, data)
+            _send(replies, data)
 
 
 def _read(text: str) -> tuple[PlainTemplate | None, dict[str, Any]]:

@@ -1,9 +1,9 @@
-"""Where LLaMA-Factory cuts a conversation: every slot of every turn becomes ids apart.
+"""Cuts of a conversation in LLaMA-Factory, which tokenises every slot of every turn separately.
 
-Its trainer makes a list of elements of each turn, from the slots of its template, and tokenises each for itself; BOS and EOS
-are elements of their own. The chat template that it writes is made of the same slots, so its syntax tree says where the cuts
-are. Where a checkpoint has kept the chat template of its base model, nothing says it: then a turn is one element, as in nearly
-all of its templates, and `Slots.note` says whether other cuts would give other ids. Source: LLaMA-Factory `data/template.py`,
+Its trainer builds a list of elements for each turn, from the slots of its template, and tokenises each separately; BOS and EOS
+are separate elements. The chat template that it writes consists of the same slots, so its syntax tree shows the cuts. Where a
+checkpoint has kept the chat template of its base model, the cuts are unknown: a turn then counts as one element, as in nearly
+all of its templates, and `Slots.note` reports whether other cuts would give other ids. Source: LLaMA-Factory `data/template.py`,
 `Template._encode`, `_convert_elements_to_ids`, `_get_jinja_template`. Knows no policies.
 """
 
@@ -20,9 +20,9 @@ from rewardserve.model.templates.chat_template import ChatTemplate
 _LONGEST_TREE = 32_768
 
 Item = str | None
-"""A piece of a slot: text of the template, or None, where the content goes."""
+"""A piece of a slot: text of the template, or None for the content of the message."""
 Element = tuple[Item, ...]
-"""What is tokenised at once."""
+"""Items that are tokenised together."""
 
 _TALK = (
     Message("user", "Alpha"),
@@ -35,7 +35,7 @@ _SYSTEM_TALK = (Message("system", "Echo"), *_TALK)
 
 @dataclass(frozen=True, slots=True)
 class SlotTemplate:
-    """The elements of a chat template that LLaMA-Factory wrote. `is_fused`: the system message is a part of the first turn."""
+    """The elements of a chat template of LLaMA-Factory. `is_fused`: the system message is a part of the first turn."""
 
     prefix: tuple[Element, ...]
     default_system: str | None
@@ -45,7 +45,7 @@ class SlotTemplate:
     assistant: tuple[Element, ...]
 
     def elements(self, messages: Sequence[Message]) -> list[str]:
-        """The texts of a conversation, each of which is tokenised for itself."""
+        """The texts of a conversation, each of which is tokenised separately."""
         has_system = bool(messages) and messages[0].role == "system"
         system = messages[0].content if has_system else self.default_system
         texts = list(_filled(self.prefix, ""))
@@ -59,13 +59,13 @@ class SlotTemplate:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it writes contents and nothing else: its template `empty`, with which no EOS is trained."""
+        """Whether the template writes contents alone: LLaMA-Factory's `empty`, which trains no EOS."""
         return not self.prefix and all(turn == ((None,),) for turn in (self.system, self.user, self.assistant))
 
 
 @dataclass(frozen=True, slots=True)
 class _Separator:
-    """What stands between two contents, and where it is cut."""
+    """Text between two contents, and its cuts."""
 
     text: str
     cuts: tuple[int, ...]
@@ -74,7 +74,7 @@ class _Separator:
 class Slots:
     """Cuts of conversations and of rendered text. `bos`: the text of BOS, where it begins sequences. Thread-safe.
 
-    `template` None: another program has written the chat template. `tail_cuts`: inside what it writes after the last content.
+    `template` None: another program has written the chat template. `tail_cuts`: cuts in its text after the last content.
     """
 
     def __init__(self, tokenizer: Any, render: ChatTemplate, template: str, bos: str | None) -> None:
@@ -87,7 +87,7 @@ class Slots:
         self.tail_cuts = tuple(cut - begin for cut in self.of(_TALK[:2], answered) if cut >= begin)
 
     def of(self, messages: Sequence[Message], text: str) -> tuple[int, ...]:
-        """Where the rendering of these messages is cut."""
+        """Cuts of the rendering of these messages."""
         if self.template is not None:
             elements = self.template.elements(messages)
             if "".join(elements) == text:
@@ -97,11 +97,11 @@ class Slots:
         return tuple(sorted(cuts))
 
     def of_text(self, text: str, end: int) -> tuple[int, ...]:
-        """Where a prompt is cut that the caller has rendered, and of which the response begins at `end`."""
+        """Cuts of a prompt that the client has rendered, and whose response begins at `end`."""
         openings = [joints for joints in self._joints if text.startswith(joints[0].text)]
         if not openings:
             return ()
-        # The longest opening that fits; of two alike that whose next joint comes first.
+        # The longest opening that fits; of two equal ones that whose next separator comes first.
         opening, *first, answer, following = max(
             openings, key=lambda joints: (len(joints[0].text), -_find(text, joints[1].text, len(joints[0].text)))
         )
@@ -116,7 +116,7 @@ class Slots:
         return tuple(cut for cut in cuts if cut < end)
 
     def note(self) -> str | None:
-        """What is not known of the cuts, where that matters to the ids of this tokenizer."""
+        """Note where the cuts are unknown and the ids of this tokenizer depend on them."""
         if self.template is not None:
             return None
         for talk in (_TALK, _SYSTEM_TALK):
@@ -134,7 +134,7 @@ class Slots:
         return tuple(i for text in texts for i in self._fast.encode(text, add_special_tokens=False).ids)
 
     def _beginnings(self, messages: Sequence[Message], text: str, role: str | None = None) -> set[int]:
-        """Where the turns of a rendering begin, but the first: those of a role, or all."""
+        """Beginnings of the turns of a rendering after the first: those of a role, or all."""
         begins = [
             self._rendered(messages[:n], is_asked=messages[n].role == "assistant")
             for n in range(1, len(messages))
@@ -143,14 +143,14 @@ class Slots:
         return {len(begin) for begin in begins if begin is not None and text.startswith(begin)}
 
     def _rendered(self, messages: Sequence[Message], *, is_asked: bool) -> str | None:
-        """The rendering of a conversation, or of its first turns, if the template takes them."""
+        """The rendering of a conversation, or of its first turns; None where the template refuses them."""
         try:
             return self._render(messages, add_generation_prompt=is_asked)
         except InvalidMessages:
             return None
 
     def _find_joints(self, talk: Sequence[Message]) -> tuple[_Separator, ...]:
-        """What stands before each content; nothing where the template changes or repeats contents."""
+        """The text before each content; empty where the template changes or repeats contents."""
         text = self._rendered(talk, is_asked=False)
         if text is None or any(text.count(message.content) != 1 for message in talk):
             return ()
@@ -165,21 +165,21 @@ class Slots:
 
 
 _UNKNOWN = (
-    "LLaMA-Factory tokenises the parts of a turn apart, and with this tokenizer the ids depend on where it cut. The chat template "
+    "LLaMA-Factory tokenises the parts of a turn separately, and with this tokenizer the ids depend on the cuts. The chat template "
     "is not the one that it writes, so the cuts are inferred (BOS, each turn, each response): scores may differ from those of "
-    "training. Compare the ids that its trainer prints with those of a plain apply_chat_template, or put the chat template "
-    "into the checkpoint that LLaMA-Factory writes for the template of the training"
+    "training. Compare the ids that its trainer prints with those of a plain apply_chat_template, or replace the checkpoint's "
+    "chat template by the one that LLaMA-Factory writes for the template of the training"
 )
 
 
 def pieces(text: str, cuts: Iterable[int]) -> tuple[str, ...]:
-    """The text in parts, none of which is empty unless the text is."""
+    """The text in parts at the cuts; no part is empty unless the text is."""
     places = sorted({0, *cuts, len(text)})
     return tuple(text[begin:end] for begin, end in pairwise(places)) or (text,)
 
 
 def _find(text: str, part: str, start: int) -> int:
-    """Where a part begins, or the length of the text."""
+    """Index of a part in the text, or the length of the text."""
     found = text.find(part, start)
     return found if part and found >= 0 else len(text)
 
@@ -202,7 +202,7 @@ def _filled(elements: Iterable[Element], content: str) -> Iterator[str]:
 
 
 def read_slots(template: str, marks: set[str]) -> SlotTemplate | None:
-    """The slots of a chat template that LLaMA-Factory has written; None: it has not. `marks`: the texts of BOS and EOS."""
+    """The slots of a chat template of LLaMA-Factory; None for any other. `marks`: the texts of BOS and EOS."""
     from jinja2 import Environment, TemplateSyntaxError, nodes
 
     if "system_message" not in template or len(template) > _LONGEST_TREE:
@@ -226,11 +226,11 @@ def read_slots(template: str, marks: set[str]) -> SlotTemplate | None:
 
 
 class _NotLlamaFactory(Exception):
-    """Something that LLaMA-Factory does not write."""
+    """The template has a construct that LLaMA-Factory does not write."""
 
 
 class _Outputs:
-    """The items of each output of some statements, by what it is for. Raise `_NotLlamaFactory`."""
+    """The items of the outputs of some statements, by purpose. Raise `_NotLlamaFactory`."""
 
     def __init__(self, statements: Sequence[Any]) -> None:
         self.plain: list[Item] | None = None
@@ -299,7 +299,7 @@ def _items(expression: Any) -> tuple[list[Item], bool]:
 
 
 def _role_in(test: Any) -> str | None:
-    """The role that an `if` asks for."""
+    """The role in the condition of an `if`."""
     from jinja2 import nodes
 
     roles = [node.value for node in test.find_all(nodes.Const) if node.value in ("user", "assistant")]
@@ -307,7 +307,7 @@ def _role_in(test: Any) -> str | None:
 
 
 def _elements(items: Sequence[Item], marks: set[str]) -> tuple[Element, ...]:
-    """A slot has at most one text on either side of its content; BOS and EOS are slots of their own."""
+    """Group items into elements: at most one text on either side of a content; BOS and EOS are separate elements."""
     elements: list[list[Item]] = []
     for item in items:
         last = elements[-1][-1] if elements else None

@@ -1,12 +1,12 @@
-"""Escape text from outside, so that it is safe to show on a terminal. Standard library only."""
+"""Escape text from outside, so that it is safe on a terminal. Standard library only."""
 
 from __future__ import annotations
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """The text with every character that is not printable written as Python escapes it, but for those to `keep`.
+    """Escape every character that is not printable as Python does, except those in `keep`.
 
-    That concerns control characters (C0, C1), escape sequences, line separators, characters without a width or that turn the
+    These are control characters (C0, C1), escape sequences, line separators, characters without a width or that change the
     direction of writing, and lone surrogates. A line stays one line.
     """
     if text.isprintable():

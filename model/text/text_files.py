@@ -1,5 +1,6 @@
-"""Text files, and JSON in them: read in the encodings that editors write (UTF-8 with or without a byte order mark, UTF-16 and
-UTF-32 with one), and written as a whole. Standard library only.
+"""Read text and JSON files in the encodings that editors write, and write files atomically. Standard library only.
+
+Encodings: UTF-8 with or without a byte order mark, UTF-16 and UTF-32 with one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 UTF8_MARK = codecs.BOM_UTF8
 _ENCODINGS = (
     (UTF8_MARK, "utf-8", "UTF-8"),
-    (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),  # begins as UTF-16 does
+    (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),  # its mark begins with that of UTF-16
     (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
     (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
@@ -23,24 +24,24 @@ _ENCODINGS = (
 
 
 class TextDecodeError(ValueError):
-    """The bytes are no text in the encoding that their beginning says; the message has the place and the remedy."""
+    """The bytes are no text in the encoding of their byte order mark; the message has the position and the remedy."""
 
 
 def decode_text(data: bytes) -> str:
-    """The text of a whole file, without its byte order mark. Raise `TextDecodeError`."""
+    """Decode a whole file, without its byte order mark. Raise `TextDecodeError`."""
     codec, name = next(((codec, name) for mark, codec, name in _ENCODINGS if data.startswith(mark)), ("utf-8", "UTF-8"))
     try:
-        return data.decode(codec).removeprefix("\ufeff")  # the codecs of UTF-16 and UTF-32 take the mark off themselves
+        return data.decode(codec).removeprefix("\ufeff")  # the codecs of UTF-16 and UTF-32 remove the mark
     except UnicodeDecodeError as error:
         raise TextDecodeError(f"it is not {name} (at byte {error.start}); save it as UTF-8") from None
 
 
 class JsonDecodeError(ValueError):
-    """The text is no JSON; the message has the place, and nothing of the text."""
+    """The text is no JSON; the message has the position, and no part of the text."""
 
 
 def parse_json(text: str, hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """The value of a JSON text. Raise `JsonDecodeError`, and what `hook` raises; Python's own messages advise on Python."""
+    """Parse a JSON text. Raise `JsonDecodeError`, with a message for the file's author, and the errors of `hook`."""
     try:
         return json.loads(text, object_pairs_hook=hook)
     except json.JSONDecodeError as error:
@@ -56,12 +57,12 @@ def parse_json(text: str, hook: Callable[[list[tuple[str, Any]]], Any] | None = 
 
 
 def wide_encoding(start: bytes) -> str | None:
-    """The name of an encoding other than UTF-8 that the first four bytes of a file mark: its lines cannot be read one by one."""
+    """Name of the encoding other than UTF-8 in a file's first four bytes: such a file cannot be read line by line."""
     return next((name for mark, _, name in _ENCODINGS if start.startswith(mark) and name != "UTF-8"), None)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file whole or not at all: an earlier one stays until the new one is complete. Raise `OSError`."""
+    """Write a UTF-8 file atomically: an existing one stays until the new one is complete. Raise `OSError`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.new")
     try:

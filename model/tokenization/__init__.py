@@ -1,1 +1,1 @@
-"""Between text and token ids: policies, control tokens, split points, caches."""
+"""Tokenisation: encoding policies, control tokens, split points, caches."""

@@ -1,14 +1,14 @@
-"""Control tokens, and how text that only quotes one is read.
+"""Control tokens, and the encoding of content that quotes one as ordinary text.
 
-A tokenizer looks for its added tokens in all text, whoever wrote it: a response that says `<|im_end|>` would end its
-own turn, and could go on with one that praises it. A token is a control token if the tokenizer calls it special, or if
-the template writes it. What quotes one is encoded with a second tokenizer that does not know them and shares everything
-else with the first: the ids are those of ordinary text, and what a template does to contents it does all the same.
+A tokenizer searches for its added tokens in all text: a response that contains `<|im_end|>` would end its turn, and could
+forge another turn that praises it. A token is a control token if the tokenizer marks it as special, or if the template writes
+it. Content that quotes one is encoded with a second tokenizer, which lacks the control tokens and shares everything else with
+the first: the ids are those of ordinary text, and the template treats the content as any other.
 
-While a conversation is rendered, every quoted token has a stand-in: one character of a private-use area that occurs
-nowhere in it. Afterwards the control tokens that are found are the template's own. They get aliases, which only the second
-tokenizer knows, the stand-ins get back their text, and the whole is encoded at once: a piece of text is encoded by what
-stands before it (whether it is the first, which white space a token takes), so the template's own words keep their ids.
+While a conversation is rendered, every quoted token is replaced by a stand-in: one character of a private-use area that occurs
+nowhere in it. The control tokens in the rendering are then the template's. They are replaced by aliases, which only the second
+tokenizer knows, the stand-ins by their original text, and the whole is encoded at once: the ids of a piece of text depend on
+the text before it (whether it is the first, which white space a token absorbs), so the template's words keep their ids.
 Knows `tokenizers`; knows no templates and no policies.
 """
 
@@ -25,33 +25,33 @@ from typing import Any
 from rewardserve.model.conversation import InvalidText
 
 _THOUGHT = re.compile(r"</?(think|thinking|thought|reasoning)>|\[/?THINK\]")
-"""What policies write around their reasoning, and what templates look for in contents: it neither opens nor ends a turn."""
+"""Marks around the reasoning of a policy, for which templates search in contents: they neither open nor end a turn."""
 
 _HARMLESS = frozenset({b"Sequence", b"Prepend", b"Replace", b"NFC"})
-"""Normalisers that make no control token of other text. NFC composes; the signs that tokens are made of do not compose."""
+"""Normalisers that turn no other text into a control token. NFC composes characters, but none of those in control tokens."""
 
 _PRIVATE_USE = range(0xF0000, 0x10FFFE)
 
 _SYMBOLS = "".join(map(chr, range(0x101D0, 0x101FC)))
-"""Of the Phaistos disc: no normaliser in use changes or drops them, and they are parts of no word."""
+"""Signs of the Phaistos disc: no normaliser in use changes or drops them, and they are parts of no word."""
 
 
 @dataclass(frozen=True, slots=True)
 class Escaped:
-    """Texts in which no control token is quoted any more, and what their stand-ins stand for."""
+    """Texts with stand-ins in place of quoted control tokens, and the original text of each stand-in."""
 
     texts: tuple[str, ...]
     originals: Mapping[str, str]
 
     def restore(self, text: str) -> str:
-        """The text as it was written."""
+        """Replace the stand-ins in a text by their original text."""
         return text.translate({ord(stand_in): original for stand_in, original in self.originals.items()})
 
 
 class ControlTokens:
     """The control tokens of a `tokenizers.Tokenizer`. `written`: added tokens that the template writes.
 
-    `joints`: what the template writes between contents. A token might be completed across one: `_has_open_joints`.
+    `joints`: the template's texts between contents. `_has_open_joints`: a token might be completed across one.
     Thread-safe. Raise ValueError where a tokenizer cannot be copied.
     """
 
@@ -77,7 +77,7 @@ class ControlTokens:
         self._blind = _literal_tokenizer(fast, self._contents)
 
     def are_quoted(self, text: str) -> bool:
-        """Whether content has, or might complete, a control token. Takes next to nothing where it does not."""
+        """Whether content has, or might complete, a control token. Fast where it has none."""
         for opener in self._openers:
             if opener in text and self._pattern.search(text):
                 return True
@@ -90,18 +90,18 @@ class ControlTokens:
         return any(match.start() < len(before) < match.end() for match in found)
 
     def unmarked(self, piece: str) -> str | None:
-        """The plain text that begins a turn, where the template writes this before a content; None: a control token does.
+        """The plain text that begins a turn in `piece`, the template's text before a content; None: a control token begins it.
 
-        The bare name of a role is not taken for a beginning: a control token has to stand before it.
+        The bare name of a role does not count as plain text after a control token.
         """
         spans = [span for _, span in self._found(piece)]
         rest = _THOUGHT.sub("", piece[spans[-1][1] if spans else 0 :]).strip()
         return None if spans and all(c.isalnum() or c.isspace() for c in rest) else rest
 
     def hide(self, texts: Sequence[str], *, beside: str = "", is_joined: bool = False) -> Escaped:
-        """Texts with stand-ins for what they quote. `beside`: other text that stand-ins must not occur in.
+        """Replace quoted control tokens in texts by stand-ins. `beside`: other text in which the stand-ins must not occur.
 
-        `is_joined`: a token could be completed by what stands beside these texts.
+        `is_joined`: the text beside these texts could complete a token.
         """
         taken = set(beside).union(*texts)
         free = (chr(code) for code in _PRIVATE_USE if chr(code) not in taken)
@@ -123,12 +123,12 @@ class ControlTokens:
         return Escaped(tuple(hidden), {new: original for original, new in stand_ins.items()})
 
     def encode(self, text: str, hidden: Escaped) -> tuple[list[int], list[int]]:
-        """Ids of a text with stand-ins, and where each ends in the restored text."""
+        """Ids of a text with stand-ins, and the end of each in the restored text."""
         parts: list[_Part] = []
         start = 0
         for token, (begin, end) in self._found(text):
             content = self._contents[token]
-            # White space that the token takes stays beside it, and is taken by its alias.
+            # White space that the token absorbs stays beside it, and its alias absorbs it.
             at = text.index(content, begin, end)
             parts += [_text(hidden.restore(text[start:at])), _Part(self._blind.alias_of[token], len(content))]
             start = at + len(content)
@@ -139,7 +139,7 @@ class ControlTokens:
         """Ids and ends of parts in which only aliases are control tokens."""
         written = "".join(part.written for part in parts)
         encoding = self._blind.tokenizer.encode(written, add_special_tokens=False)
-        # The vocabulary itself has the token as a word (Unigram, WordPiece): it must not be seen whole.
+        # The vocabulary has the token as a word too (Unigram, WordPiece): cut the text so that it is not found whole.
         cuts = [
             (begin + end) // 2
             for i, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True)
@@ -162,34 +162,34 @@ class ControlTokens:
         return ids, ends
 
     def _found(self, text: str) -> list[tuple[int, tuple[int, int]]]:
-        """The control tokens of a text and where they are, with the white space that they take."""
+        """The control tokens of a text and their spans, with the white space that they absorb."""
         encoding = self._fast.encode(text, add_special_tokens=False)
         return [
             (i, (begin, end))
             for i, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True)
-            # The id alone does not tell: a model says `<unk>` to what it does not know.
+            # The id alone is not enough: `<unk>` is also the id of unknown text.
             if i in self._contents and self._contents[i] in text[begin:end]
         ]
 
     def _is_quoted(self, token: int, text: str) -> bool:
-        """Whether the vocabulary has taken this text for the control token."""
+        """Whether the vocabulary has mapped this text to the control token."""
         return self._contents[token] in text or self._is_disguised(text)
 
     def _is_disguised(self, text: str) -> bool:
-        """Whether normalising makes a control token of it, which is then found, or is a word of the vocabulary."""
+        """Whether normalising turns the text into a control token, which is then found, or is a word of the vocabulary."""
         if self._normalizer is None:
             return False
         return self._normal.search(self._normalizer.normalize_str(text)) is not None
 
     def _loose_ends(self, text: str) -> tuple[int, int]:
-        """How many characters at either end may be the end, or the beginning, of a control token."""
+        """Numbers of characters at the start and the end of a text that may be a part of a control token."""
         lengths = range(1, min(self._longest, len(text) + 1))
         head = max((n for n in lengths if text[:n] in self._endings), default=0)
         tail = max((n for n in lengths if text[-n:] in self._beginnings), default=0)
         return head, min(tail, len(text) - head)
 
     def _may_complete(self, joint: str) -> bool:
-        """Whether content on either side of this text could make a part of a control token of it."""
+        """Whether content on either side of this text could complete a control token with it."""
         if any(joint in token[1:-1] for token in self._tokens):
             return True
         lengths = range(1, min(self._longest, len(joint) + 1))
@@ -197,12 +197,12 @@ class ControlTokens:
 
 
 def _is_mark(content: str) -> bool:
-    """No white space and no single character, which ordinary text is full of."""
+    """Whether a token may be a control token: neither white space, a single character, nor a mark of reasoning."""
     return len(content.strip()) > 1 and _THOUGHT.fullmatch(content) is None
 
 
 def _any_of(tokens: Sequence[str]) -> re.Pattern[str]:
-    """The longest first, as the tokenizer looks for them."""
+    """Pattern of the tokens, the longest first, as the tokenizer searches for them."""
     return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
 
 
@@ -219,7 +219,7 @@ def _changes_letters(normalizer: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What the second tokenizer reads, and how many characters of the restored text that is."""
+    """Text for the second tokenizer, and the number of its characters in the restored text."""
 
     written: str
     n_restored: int
@@ -230,7 +230,7 @@ def _text(run: str) -> _Part:
 
 
 def _cut(parts: Sequence[_Part], cuts: Sequence[int], cut: str) -> list[_Part]:
-    """The parts with a cut at these places of what is written, each of which is inside a text."""
+    """Insert a cut token into the parts at these positions of the written text, each of which is inside a text part."""
     out: list[_Part] = []
     start = 0
     for part in parts:
@@ -245,9 +245,9 @@ def _cut(parts: Sequence[_Part], cuts: Sequence[int], cut: str) -> list[_Part]:
 
 @dataclass(frozen=True, slots=True)
 class _LiteralTokenizer:
-    """A tokenizer with the same vocabulary and the same parts that reads control tokens as text, and their aliases as them.
+    """A tokenizer with the same vocabulary and components that reads control tokens as text, and aliases as control tokens.
 
-    `cut` is a token that is left out of the ids: what stands on either side of it is encoded apart.
+    `cut` is a token that is left out of the ids: the text before it and the text after it are encoded separately.
     """
 
     tokenizer: Any
@@ -258,7 +258,7 @@ class _LiteralTokenizer:
 
 
 def _literal_tokenizer(fast: Any, controls: Mapping[int, str]) -> _LiteralTokenizer:
-    """Raise ValueError where a tokenizer cannot be copied."""
+    """Copy a tokenizer, with aliases for its control tokens. Raise ValueError where it cannot be copied."""
     from tokenizers import AddedToken, Tokenizer
 
     copy = Tokenizer(fast.model)  # shared: a vocabulary may take a hundred megabytes
@@ -271,7 +271,7 @@ def _literal_tokenizer(fast: Any, controls: Mapping[int, str]) -> _LiteralTokeni
     wrong = [token.content for i, token in added if copy.token_to_id(token.content) != i]
     if wrong:
         raise ValueError(f"a copy of the tokenizer gives other ids to its added tokens ({wrong[0]!r}, ...)")
-    # Drawn anew in every process, so that no text can hold one.
+    # Random in every process, so that no text can contain one.
     alias_of = {i: _secret() for i in controls}
     cut = _secret()
     copy.add_tokens([AddedToken(alias_of[i], special=False, **_flags(token)) for i, token in added if i in controls])

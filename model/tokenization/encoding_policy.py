@@ -1,6 +1,6 @@
-"""What a tokenizer and its chat template imply under the rule of a layout: BOS, how a row ends, how a response begins.
+"""Infer the encoding policy of a tokenizer and its chat template under the rule of a layout: BOS, ending, response start.
 
-`EncodingPolicy` has all that may differ between two encoders. Pure: it renders and tokenises a probe, and knows no sample.
+`EncodingPolicy` has everything in which two encoders may differ. Pure: it renders and tokenises a probe, and knows no sample.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _PROBE_ROLES = (("user", "assistant", "user"), ("system", "user"))
 
 @dataclass(frozen=True, slots=True)
 class EncodingPolicy:
-    """How text becomes ids. Equal policies and equal tokenizers give equal ids.
+    """Rules of encoding. Equal policies and equal tokenizers give equal ids.
 
-    `bos_id` None: no BOS anywhere. `end_text` is what closes a scored turn, by the `rule` of the layout; `end_ids` are its
-    tokens; both may be empty. `template_tail` is all that the template writes after the content of the last turn.
-    `skip_id`: the id that is left out at the end of a row (`reads_at: last_non_pad`); None: none is. `response_start` is
-    what the template writes before an assistant's content; it finds the response in rendered text. `template_date`: ISO date
-    at which the template's clock stands still; None: the template asks for no date. `start_ids` begin text and ids: the BOS tokens
-    that a rendering begins with; without a template all special tokens that the tokenizer puts before text. `ending_varies`:
-    what the template writes after the last content depends on the conversation, and `template_tail` is one case of it.
+    `bos_id` None: no BOS anywhere. `end_text` closes a scored turn, by the `rule` of the layout; `end_ids` are its
+    tokens; both may be empty. `template_tail` is the template's text after the content of the last turn.
+    `skip_id`: the id that is dropped at the end of a row (`reads_at: last_non_pad`); None: no id is. `response_start` is
+    the template's text before an assistant's content; it locates the response in rendered text. `template_date`: ISO date
+    of the template's fixed clock; None: the template uses no date. `start_ids` begin text and ids: the BOS tokens
+    that a rendering begins with; without a template all special tokens that the tokenizer adds before text. `ending_varies`:
+    the template's text after the last content depends on the conversation, and `template_tail` is one case of it.
     `drops_read_ids`: a row may lose ids at its end that the layout's trainer gave to the model, namely tokens with the id of the
     pad token: only a causal model gives the same score without them.
     """
@@ -66,7 +66,7 @@ class EncodingPolicy:
 
     @property
     def strips_newlines(self) -> bool:
-        """Whether newlines at the end of a response go with the template's own."""
+        """Whether newlines at the end of a response are removed together with the template's."""
         return self.rule.ending == "eos" and not self.template_tail.strip("\n")
 
 
@@ -81,10 +81,10 @@ def infer_policy(
     truncation: Truncation = "prompt_left",
     template_date: str | None = None,
 ) -> EncodingPolicy:
-    """The policy that this tokenizer and its chat template imply under the rule of a layout.
+    """Infer the policy of this tokenizer and its chat template under the rule of a layout.
 
     `pad_id`: `pad_token_id` of the model's configuration. `template`: in place of the tokenizer's; "" joins contents.
-    `template_date`: what to tell a template that asks for the date; None: `STATED_DATE`. Raise `EncodingPolicyError` where
+    `template_date`: date for a template that uses the current date; None: `STATED_DATE`. Raise `EncodingPolicyError` where
     no end token can be found, or where the template is no function of the conversation.
     """
     if template is None:
@@ -95,23 +95,23 @@ def infer_policy(
     render.check_addresses(full)
     if render((user, replace(answer, content=_PROBE_RESPONSES[2])), add_generation_prompt=False) == full:
         raise EncodingPolicyError(
-            "the chat template writes nothing of a response: all responses to a prompt would have one score. It may expect "
-            "contents as lists of parts, as templates of vision models do, and samples have text. Let it write "
+            "the chat template writes no response: all responses to a prompt would have the same score. It may expect "
+            "contents as lists of parts, as templates of vision models do, but samples have text. Let it write "
             "`message['content']`."
         )
     tail = full.rpartition(_PROBE_RESPONSE)[2]
     fast = plain(tokenizer)
     start_ids = _bos_of_rendering(tokenizer, full) if template else _start_of_text(tokenizer, rule)
     bos_id = start_ids[0] if start_ids and start_ids[0] == tokenizer.bos_token_id else None
-    # Without BOS: it begins the rendering, and what is asked for here ends it.
+    # Without BOS, which begins the rendering: only the cuts at its end are needed here.
     slots = Slots(tokenizer, render, template, None) if rule.tokenizes == "slots" else None
     tails = _tails(render)
     varies = any(each != tail for each in tails)
     if varies and (slots is not None or rule.ending not in CLOSES_ANY_TAIL):
         raise EncodingPolicyError(
             f"the chat template ends conversations in different ways ({', '.join(map(repr, dict.fromkeys([tail, *tails])))}), so "
-            "the token at which the score is read is not known. Let it end all of them alike, or, for a transformers classifier "
-            "or its adapter, set the ending to `template`."
+            "the token at which the score is read is not known. Let it end all of them in the same way, or, for a transformers "
+            "classifier or its adapter, set the ending to `template`."
         )
     is_bare = slots is not None and slots.template is not None and slots.template.is_empty
     adds_nothing = is_bare and rule.ending == "template_or_eos"
@@ -128,10 +128,10 @@ def infer_policy(
     if lost:
         raise EncodingPolicyError(
             f"the tokenizer or its chat template puts {lost[0]!r} into every sample, and the model has no embedding for it: "
-            f"its table has {vocab_size} rows. Put back the tokenizer that the model was trained with, or resize the "
+            f"its table has {vocab_size} rows. Restore the tokenizer that the model was trained with, or resize the "
             "embeddings of the model and train them."
         )
-    # No id of a row equals one outside the vocabulary (-1, say): then the class of transformers reads the last token.
+    # With a pad id outside the vocabulary (-1, for example) the class of transformers reads the last token.
     skip_id = pad_id if rule.reads_at == "last_non_pad" and pad_id in range(vocab_size) else None
     return EncodingPolicy(
         bos_id=bos_id,
@@ -154,7 +154,7 @@ def infer_policy(
 
 
 def _tails(render: ChatTemplate) -> list[str]:
-    """What the template writes after the last content of different conversations, where it writes that content as it is."""
+    """The template's text after the last content of different conversations, where it writes that content unchanged."""
     user = (Message("user", _PROBE_USER),)
     talks: list[tuple[Message, ...]] = [(*user, Message("assistant", response)) for response in _PROBE_RESPONSES]
     for roles in _PROBE_ROLES:
@@ -166,7 +166,7 @@ def _tails(render: ChatTemplate) -> list[str]:
             _, found, tail = render(talk, add_generation_prompt=False).rpartition(talk[-1].content)
         except ConversationTooSlow:
             raise
-        except InvalidMessages:  # a system message, for example, is not for every template
+        except InvalidMessages:  # some templates accept no system message, for example
             continue
         if found:
             tails.append(tail)
@@ -174,7 +174,7 @@ def _tails(render: ChatTemplate) -> list[str]:
 
 
 def _end_of(tokenizer: PreTrainedTokenizerBase, tail: str, rule: LayoutRule, *, has_template: bool) -> str:
-    """What closes a row after the response, where the template writes `tail` there. Raise `EncodingPolicyError`."""
+    """The text that closes a row after the response, where the template writes `tail` there. Raise `EncodingPolicyError`."""
     encoding = tokenizer._tokenizer.encode(tail, add_special_tokens=False)
     controls = control_ids(tokenizer._tokenizer)
     ends = [end for token, (_, end) in zip(encoding.ids, encoding.offsets, strict=True) if token in controls]
@@ -197,12 +197,12 @@ def _eos(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _added_after_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The special tokens that the tokenizer adds after plain text by itself."""
+    """The special tokens that the tokenizer adds after plain text."""
     return "".join(tokenizer.convert_ids_to_tokens(list(_added_to_text(tokenizer)[1])))
 
 
 def _added_to_text(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The special tokens that the tokenizer adds before plain text by itself, and those after it."""
+    """The special tokens that the tokenizer adds before plain text, and those after it."""
     whole = tuple(tokenizer("x", add_special_tokens=True)["input_ids"])
     plain = tuple(tokenizer("x", add_special_tokens=False)["input_ids"])
     for n in range(len(whole) - len(plain) + 1):
@@ -216,7 +216,7 @@ def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
     if isinstance(template, dict):
         if "default" not in template:
             raise EncodingPolicyError(
-                f"the tokenizer has several chat templates ({', '.join(sorted(template))}) and none that is called default, so "
+                f"the tokenizer has several chat templates ({', '.join(sorted(template))}) and none is called default, so "
                 "transformers chooses none. Save the one that training used as chat_template.jinja in the folder of the checkpoint."
             )
         template = template["default"]
@@ -224,11 +224,11 @@ def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _bos_of_rendering(tokenizer: PreTrainedTokenizerBase, rendered: str) -> tuple[int, ...]:
-    """The BOS tokens that the template writes: a tokenizer's own for plain text are not added to a rendering."""
+    """The BOS tokens that the template writes: those that the tokenizer adds to plain text are not added to a rendering."""
     if tokenizer.bos_token_id is None:
         return ()
     # ChatML-like templates of some models begin with a token that is also called BOS (`<|im_start|>`):
-    # there it opens every turn and is no beginning of sequence, so it stays the template's business.
+    # there it opens every turn and is no beginning of sequence, so it remains a part of the rendering.
     bos, n = str(tokenizer.bos_token), 0
     while rendered.startswith(bos):
         rendered, n = rendered.removeprefix(bos), n + 1
@@ -236,17 +236,17 @@ def _bos_of_rendering(tokenizer: PreTrainedTokenizerBase, rendered: str) -> tupl
 
 
 def _start_of_text(tokenizer: PreTrainedTokenizerBase, rule: LayoutRule) -> tuple[int, ...]:
-    """What begins text without a template: what the tokenizer adds, where the trainer of the layout lets it."""
+    """The special tokens before text without a template: those of the tokenizer, where the layout's trainer adds them."""
     if rule.bos_without_template == "none":
         return ()
     start = _added_to_text(tokenizer)[0]
-    if rule.tokenizes == "slots":  # there BOS is a slot of its own, and nothing else is added
+    if rule.tokenizes == "slots":  # LLaMA-Factory adds BOS as a separate slot, and no other token
         return start[:1] if start[:1] == (tokenizer.bos_token_id,) else ()
     return start
 
 
 def _ids_from(fast: Any, text: str, start: int, cuts: Iterable[int]) -> tuple[int, ...]:
-    """The ids of the end of a text that is cut at `cuts`; where a token is of both sides of `start`, those of the end alone."""
+    """The ids from `start` of a text that is cut at `cuts`; where a token crosses `start`, those of the end encoded alone."""
     parts = pieces(text, [cut for cut in cuts if cut <= len(text)])
     begin, found = 0, []
     for part in parts:
@@ -261,7 +261,7 @@ def _ids_from(fast: Any, text: str, start: int, cuts: Iterable[int]) -> tuple[in
 
 
 def describe_position(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy) -> str:
-    """In words: at which token of a finished response the score is read, and why."""
+    """The token of a finished response at which the score is read, and the reason, in words."""
     if policy.ending_varies:
         return (
             "reads the score at the last token of the rendering, whose ending depends on the conversation, because "
@@ -275,7 +275,7 @@ def describe_position(tokenizer: PreTrainedTokenizerBase, policy: EncodingPolicy
         skipped = _shown(tokenizer, end[-1])
         where = f"the last before `{skipped}`, which ends a turn and is skipped because pad_token_id is {end[-1]} too"
     elif not kept:
-        where = "after which the rendering has nothing"
+        where = "which ends the rendering"
     else:
         where = _place(policy)
     return f"reads the score at {name}, {where}, because {policy.rule.reason}"
@@ -287,7 +287,7 @@ def _shown(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 
 
 def _place(policy: EncodingPolicy) -> str:
-    """Where the last token of the ending stands in what the template writes."""
+    """Position of the ending's last token in the rendering, in words."""
     tail, end = policy.template_tail, policy.end_text
     if end == tail:
         return "the last of the rendering"
@@ -304,10 +304,10 @@ def template_digest(template: str) -> str:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """`sha256:...` of what decides how text becomes ids: vocabulary, merges, normaliser, special tokens."""
+    """`sha256:...` of the parts of a tokenizer that decide the ids: vocabulary, merges, normaliser, special tokens."""
     state = json.loads(tokenizer._tokenizer.to_str())
     for key in ("padding", "truncation", "post_processor"):
-        # None of the three has a part in it: rows are never padded or truncated here, and the special tokens that
+        # None of the three changes ids: rows are never padded or truncated here, and the special tokens that
         # begin and end text are clauses and probes of the contract.
         del state[key]
     text = json.dumps(state, sort_keys=True, separators=(",", ":"))
@@ -315,9 +315,9 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def plain(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The backend tokenizer, without the padding and the truncation of its file: fixed padding would end every probe and every row.
+    """The backend tokenizer without the padding and truncation of its file: fixed padding would end every probe and every row.
 
-    It is `Sync` and keeps no state between calls; the Python wrapper sets both on it, which is not safe from several threads.
+    It is thread-safe and keeps no state between calls; the Python wrapper changes both options, which is not thread-safe.
     """
     fast = tokenizer._tokenizer
     fast.no_padding()
@@ -336,19 +336,19 @@ def control_ids(fast: Any) -> frozenset[int]:
 
 
 def is_text(fast: Any, token: int) -> bool:
-    """Whether ordinary text becomes this token."""
+    """Whether ordinary text can give this token."""
     return fast.id_to_token(token) is not None and token not in control_ids(fast)
 
 
 def text_of(fast: Any, token: int | None) -> str:
-    """The text that becomes a token; empty for None and where no text does. Vocabularies spell a newline `Ċ` or `<0x0A>`."""
+    """The text of a token; empty for None and for an unknown id. Vocabularies spell a newline `Ċ` or `<0x0A>`."""
     if token is None or fast.id_to_token(token) is None:
         return ""
     return str(fast.decode([token]) if is_text(fast, token) else fast.id_to_token(token))
 
 
 def end_cuts(slots: Slots | None, tail: str, end: str) -> tuple[int, ...]:
-    """Where the ending is cut: as the template's, and before an EOS that is added to it."""
+    """Cuts of the ending: those of the template's tail, and one before an EOS that is added to it."""
     if slots is None:
         return ()
     return (
@@ -358,5 +358,5 @@ def end_cuts(slots: Slots | None, tail: str, end: str) -> tuple[int, ...]:
 
 
 def n_trailing(ids: tuple[int, ...], token: int | None) -> int:
-    """How often a row has this token at its end."""
+    """Number of times that a row has this token at its end."""
     return next((i for i, each in enumerate(reversed(ids)) if each != token), len(ids))

@@ -1,4 +1,4 @@
-"""What was worked out lately, bounded by its size. Knows nothing of what it keeps."""
+"""LRU cache bounded by the sizes of its values. Knows nothing of keys and values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ V = TypeVar("V")
 
 
 class LruCache(Generic[K, V]):
-    """The most recently used values, at most `max_size` of whatever their sizes count. Thread-safe."""
+    """The most recently used values; the sum of their sizes is at most `max_size`. Thread-safe."""
 
     def __init__(self, max_size: int) -> None:
         self._max_size = max_size
@@ -21,7 +21,7 @@ class LruCache(Generic[K, V]):
         self._lock = Lock()
 
     def get(self, key: K) -> V | None:
-        """The value, which is now the last one to be forgotten; or None."""
+        """The value of a key, which becomes the most recently used; None where there is none."""
         with self._lock:
             found = self._kept.get(key)
             if found is None:
@@ -30,7 +30,7 @@ class LruCache(Generic[K, V]):
             return found[0]
 
     def put(self, key: K, value: V, size: int) -> None:
-        """Keep it, and forget the longest unused for it. What is larger than the bound is not kept at all."""
+        """Store a value, and evict the least recently used ones. A value larger than `max_size` is not stored."""
         if size > self._max_size:
             return
         with self._lock:

@@ -1,15 +1,15 @@
-"""Where a text may be cut in two so that the ids of the parts are the ids of the whole.
+"""Split points of a text: cuts after which the ids of the parts are the ids of the whole.
 
-A fast tokenizer looks for added tokens first, in the raw text, the leftmost and of those the longest; every piece
-between two of them is normalised, split and encoded for itself. So a text may be cut directly before an added token,
-provided that nothing reaches over the cut:
-- no added token may end in what this one begins with, or hold it further inside: it could begin before the cut;
-- neither the token nor a longer one that begins with it may take whitespace from its left (`lstrip`); it must not begin with
-  any, which the token before it could take (`rstrip`), or be looked for in normalised text only;
-- none may depend on the characters beside it (`single_word`);
-- the parts of the pipeline must be known to work piece by piece. Metaspace, which may mark the first piece of a text,
+A fast tokenizer searches for added tokens first, in the raw text, the leftmost and of those the longest; every piece
+between two of them is normalised, split and encoded separately. So a text may be cut directly before an added token,
+if no token crosses the cut:
+- no added token may end with the beginning of this one, or contain it further inside: it could begin before the cut;
+- neither the token nor a longer one that begins with it may absorb whitespace on its left (`lstrip`); it must not begin with
+  whitespace, which the token before it could absorb (`rstrip`), or be searched in normalised text only;
+- no added token may depend on the characters beside it (`single_word`);
+- the components of the pipeline must be known to work piece by piece. Metaspace, which may mark the first piece of a text,
   does: the second part begins with the token, and its first piece of text is no more the first than in the whole.
-Where one of these cannot be shown, there is no seam. Knows the tokenizer's description of itself, and no text.
+Where one of these cannot be shown, there is no split point. Knows the serialised tokenizer, and no text.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def split_tokens(fast: Any) -> tuple[str, ...]:
 
 
 def last_split_point(text: str, tokens: Sequence[str]) -> int:
-    """Where the last of these tokens begins; 0: nowhere."""
+    """Index of the last of these tokens; 0: none."""
     return max(0, *(text.rfind(token) for token in tokens)) if tokens else 0
 
 
@@ -65,7 +65,7 @@ def _is_piece_by_piece(fast: Any) -> bool:
 
 
 def _kinds(part: Any) -> Iterator[str]:
-    """The type of a part, and of all parts that it is made of."""
+    """The type of a component, and of all its parts."""
     if isinstance(part, list):
         for each in part:
             yield from _kinds(each)

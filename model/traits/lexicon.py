@@ -13,18 +13,18 @@ from pathlib import Path
 from rewardserve.model.text.text_files import TextDecodeError, decode_text
 
 KINDS = ("refusal", "flattery", "judge_injection", "empty_opener")
-"""`judge_injection` addresses the model that scores; `empty_opener` opens an answer, and is an exploit where nothing follows."""
+"""`judge_injection` addresses the model that scores; `empty_opener` opens a response, and is an exploit where nothing follows."""
 
 SHIPPED = Path(__file__).parent / "lexicons"
 
 
 class LexiconError(Exception):
-    """A lexicon cannot be read; the message says which and why."""
+    """A lexicon cannot be read; the message has the file and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lexicon:
-    """The phrases of all languages together, in lower case. `version` names every list that is in it."""
+    """The phrases of all languages together, in lower case. `version` names every list."""
 
     version: str
     refusal: tuple[str, ...]
@@ -34,7 +34,7 @@ class Lexicon:
 
     @classmethod
     def read(cls, files: Sequence[Path] = ()) -> Lexicon:
-        """These files, or the ones that are shipped. Raise `LexiconError`."""
+        """Read these files, or the shipped ones. Raise `LexiconError`."""
         lists = [_read(path) for path in files or sorted(SHIPPED.glob("*.json"))]
         phrases = {kind: tuple(dict.fromkeys(p.lower() for each in lists for p in each[kind])) for kind in KINDS}
         return cls(

@@ -1,6 +1,6 @@
 """Traits of a response: numbers that a policy moves when it exploits a reward.
 
-The same function describes the reference responses of a calibration and the responses of a run. Pure; it knows neither
+The same functions describe the reference responses of a calibration and the responses of a run. Pure; knows neither
 rewards nor runs. Standard library only.
 """
 
@@ -21,20 +21,20 @@ TRAITS = (*TOKEN_TRAITS, *TEXT_TRAITS)
 """The traits, in the order in which they are counted."""
 
 _MAX_PHRASES = 8
-"""Phrases of a kind that are counted: one response that repeats a phrase a hundred times is one response."""
+"""Largest count of phrases of a kind, so that one response with a hundred repetitions does not dominate a mean."""
 
 _MIN_DIGEST_CHARS = 32
-"""A text of so many characters is not written twice by chance."""
+"""Characters from which equal responses are no coincidence."""
 
 _MAX_CHARS = 3_000
-"""Characters of the beginning and of the end of a response that are read; the middle of a longer one is not."""
+"""Characters that are read at the beginning and at the end of a response; the middle of a longer one is not read."""
 
 _LINE_MARK = re.compile(r"[ \t]*(?:(?:[-*•+]|\d{1,3}[.)]|#{1,6})[ \t]|\|)")
 
 _CONTROL = re.compile(
     r"<\|[\w ./:-]{1,40}\|>|<｜[^｜]{1,40}｜>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|</?s>", re.IGNORECASE
 )
-"""Control tokens of chat templates: ChatML, Llama 2 and 3, Gemma, DeepSeek, Phi and their like."""
+"""Control tokens of chat templates: ChatML, Llama 2 and 3, Gemma, DeepSeek, Phi and similar ones."""
 
 _SCRIPTS = {
     "latin": re.compile("[A-Za-z\u00c0-\u024f]"),
@@ -87,20 +87,20 @@ def markup(response: str) -> float:
 
 
 def is_empty_opener(lower: str, lexicon: Lexicon) -> bool:
-    """Whether nothing is there but punctuation, or the opening of an answer that does not follow."""
+    """Whether the response is only punctuation, or an opening phrase without the rest."""
     return len(lower) < 80 and ((bare := lower.strip(" \t\r\n:.,;!-*#_`\"'“”")) == "" or bare in lexicon.empty_opener)
 
 
 def has_control_tokens(response: str) -> bool:
-    """Whether it has control tokens of chat templates: a policy that writes them may forge a turn."""
+    """Whether the response has control tokens of chat templates: a policy that writes them may forge a turn."""
     return ("<" in response or "[" in response) and _CONTROL.search(response) is not None
 
 
 def foreign_script_share(prompt: str, response: str) -> float:
-    """Share of the response's letters that are of a script which neither the prompt uses nor answers in general."""
+    """Share of the response's letters in scripts other than those of the prompt and Latin."""
     if response.isascii():
         return 0.0
-    # Most characters of most texts are ASCII, which bytes count much faster than an expression finds them.
+    # Most characters of most texts are ASCII, which is counted much faster as bytes than by a regular expression.
     n_plain = len(response.encode("ascii", "ignore").translate(None, _NO_LETTERS))
     others = "".join(_NOT_ASCII.findall(response))
     counts = {name: len(letters.findall(others)) for name, letters in _SCRIPTS.items()}
@@ -112,8 +112,9 @@ def foreign_script_share(prompt: str, response: str) -> float:
 
 
 def text_digest(response: str) -> int | None:
-    """64 bits that are equal for texts which differ in case and white space only; None where a text is so short that
-    honest ones are equal too.
+    """64-bit digest that is equal for texts that differ in case and white space only.
+
+    None for a text so short that honest responses may be equal too.
     """
     if len(response) < _MIN_DIGEST_CHARS:
         return None
@@ -122,13 +123,13 @@ def text_digest(response: str) -> int | None:
 
 
 def _count(phrases: Sequence[str], lower: str) -> float:
-    # Looking for a piece of text is far quicker than for whole words, and hardly ever finds anything.
+    # A substring search is far faster than one for whole words, and hardly ever matches.
     found = [phrase for phrase in phrases if phrase in lower]
     return float(min(_MAX_PHRASES, sum([len(_whole(phrase).findall(lower)) for phrase in found]))) if found else 0.0
 
 
 @lru_cache(maxsize=4096)
 def _whole(phrase: str) -> re.Pattern[str]:
-    """The phrase, not as a part of longer words. Scripts without spaces have no such thing."""
+    """Pattern of the phrase as whole words; in scripts without spaces, anywhere."""
     before, after = (r"\b" if end.isascii() and end.isalnum() else "" for end in (phrase[0], phrase[-1]))
     return re.compile(before + re.escape(phrase) + after)

@@ -26,11 +26,11 @@ _HEAD = """# Architectures and their engines
 `make test-architectures` writes this page: a tiny model with random weights of every text decoder that transformers
 {transformers} makes a causal language model of (torch {torch}, float32, on a CPU), with a value head, through the engine that the
 server chooses for it at load, against a plain forward of each row alone. The rows share prompts, are equal, have one token, go
-beyond windows, chunks and the lengths at which rotary angles change, and come in batches and through kept prefixes, short
+beyond windows, chunks and the lengths at which rotary angles change, and come in batches and with cached prefixes, short
 ones first and long ones first.
 
-- **packed**: rows without padding, common prefixes once. **padded**: one padded batch. **one_by_one**: every row has a forward
-  of its own, because both of the others give other scores; slower, and right. **refused**: the model is not served.
+- **packed**: rows without padding, common prefixes once. **padded**: one padded batch. **one_by_one**: every row has a separate
+  forward, because both of the others give other scores; slower, and right. **refused**: the model is not served.
 - *padding* says whether a padded batch would be right (`REWARD_ENGINE=padded`; where it is wrong, rows go one by one there too).
 - *difference* is the largest between the score and that of the plain forward, divided by the largest score where that is
   above 1. {tolerance:.0e} is allowed.
@@ -40,7 +40,7 @@ ones first and long ones first.
   delta rule (qwen3_next, qwen3_5, olmo_hybrid and others), which is computed in chunks: padding moves their
   borders. Of eight tiny models each of qwen3_next and qwen3_5_text, with scores up to 3.7, padded rows differed from
   plain forwards by up to 3.3e-05, and the plain forwards themselves from float64 by up to 8.0e-05: neither of the two is
-  nearer to it. With `REWARD_DETERMINISTIC=1` every row has a forward of its own: the plain one.
+  nearer to it. With `REWARD_DETERMINISTIC=1` every row has a separate forward: the plain one.
 
 | architecture | engine | padding | difference | why |
 |---|---|---|---|---|
@@ -48,7 +48,7 @@ ones first and long ones first.
 
 
 def main() -> int:
-    """Command-line entry."""
+    """Run the sweep. Return the exit code: 1 where an engine gives other scores."""
     parser = argparse.ArgumentParser(prog="python -m tests.architectures", description=__doc__)
     parser.add_argument("names", nargs="*", help="only these, and write nothing")
     names = parser.parse_args().names
@@ -64,7 +64,7 @@ def main() -> int:
         try:
             done.append(outcome(case))
             print(*_cells(done[-1]), sep=" | ", flush=True)
-        except Exception as error:  # whatever the library says of its own model
+        except Exception as error:  # transformers may raise anything
             not_tried[case.name] = f"{type(error).__name__}: {error}"
             print(case.name, not_tried[case.name][:200].replace("\n", " "), sep=" | ", flush=True)
         finally:

@@ -66,7 +66,7 @@ class Case:
 
 ENCODER_DECODERS = set(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES) | {"trocr", "whisper", "moshi", "musicgen"}
 ENCODERS = set(MODEL_FOR_MASKED_LM_MAPPING_NAMES) | {"bert-generation", "git"}
-"""Their causal form is a decoder of an encoder-decoder: as base models they look both ways."""
+"""Their causal form is a decoder of an encoder-decoder: as base models they attend in both directions."""
 
 _ALL_HEADS: dict[str, Any] = {"num_key_value_heads": HEADS}
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -82,7 +82,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "zamba2": {"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "mamba"]},
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
-"""What the names of fields do not say."""
+"""Fields whose values do not follow from their names."""
 
 _MOST_PARAMETERS = 5_000_000
 
@@ -104,7 +104,7 @@ VARIANTS = (
 
 
 def cases() -> list[Case]:
-    """Every decoder of text of the mapping, then the variants. Of models of several media, what reads text is listed itself."""
+    """Every text decoder of the mapping, then the variants. The text decoder of a multimodal model has its own entry."""
     return [
         *(Case(name, name) for name in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) if _is_text_decoder(name)),
         *VARIANTS,
@@ -118,7 +118,7 @@ def _is_text_decoder(model_type: str) -> bool:
 
 
 def tiny(case: Case) -> torch.nn.Module:
-    """The base model with random weights, in float32. Raise whatever the library raises."""
+    """The base model with random weights, in float32. Raise any error of transformers."""
     kind = CONFIG_MAPPING[case.model_type]
     known = set(kind.__dataclass_fields__)
     shape = {name: value for name, value in {**TINY, **TOKENS}.items() if name in known}

@@ -18,7 +18,7 @@ from rewardserve.model.scorer import TokenBatch
 from tests.architectures.build import VOCAB, Case, tiny
 
 TOLERANCE = 2e-5
-"""Of the largest score, or of 1 where that is larger."""
+"""Largest difference, relative to the largest score or to 1, whichever is larger."""
 
 Row = tuple[int, ...]
 
@@ -40,7 +40,7 @@ class Outcome:
 
 
 def batches() -> list[list[Row]]:
-    """A prompt that comes again in short rows and then in long ones, equal rows, one token; then all, and all backwards."""
+    """Batches: a prompt repeated in short rows and then in long ones, equal rows, one token; then all, and all in reverse."""
     draw = random.Random(23)
 
     def some(n: int) -> Row:
@@ -55,10 +55,12 @@ def batches() -> list[list[Row]]:
 
 
 def outcome(case: Case) -> Outcome:
-    """What is chosen for the architecture, and how far off it is. Raise what the library raises where no model can be made."""
+    """The engine chosen for an architecture, and its error. Raise the error of transformers where no model can be created."""
     backbone = tiny(case)
     with torch.no_grad():
-        backbone(input_ids=torch.tensor([[5, 6, 7]]), use_cache=False)  # what cannot compute is not ours to judge
+        backbone(
+            input_ids=torch.tensor([[5, 6, 7]]), use_cache=False
+        )  # an architecture that cannot compute is not tried
     fresh = copy.deepcopy(backbone)
     torch.manual_seed(1)
     network = RewardNetwork.create(backbone).eval()
@@ -79,7 +81,7 @@ def outcome(case: Case) -> Outcome:
 
 
 def _engine(network: RewardNetwork, asked: str) -> str:
-    """What one gets where padding is asked for: whether padding is right."""
+    """Whether padded batches give the right scores."""
     try:
         scorer, _ = choose_engine(copy.deepcopy(network), ModelSpec(engine="padded"), pad_id=4, max_tokens=256)
     except LoadError:

@@ -1,7 +1,7 @@
-"""The kernels in C, where they were compiled at installation and this CPU has what they need.
+"""Bindings of the kernels in C, where they were compiled at installation and this CPU supports them.
 
-`amx.c` is compiled by setuptools as an optional extension: without a C compiler the installation goes on without it, and
-`load` says so. It is called through ctypes, which lets go of the interpreter's lock; nothing in it knows Python.
+`amx.c` is compiled by setuptools as an optional extension: without a C compiler the installation succeeds without it, and
+`load` raises. It is called through ctypes, which releases the GIL; the C code does not use Python.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 BLOCK_SIZE = 32
-"""Rows, columns and depth of a block: what is packed is filled up to it."""
+"""Rows, columns and depth of a block; packed matrices are padded to a multiple of it."""
 
 
 class KernelsUnavailable(Exception):
-    """Why there are no kernels here. `is_actionable`: whether the operator could do something about it."""
+    """The kernels cannot be used; the message has the reason. `is_actionable`: whether the operator can change that."""
 
     def __init__(self, message: str, *, is_actionable: bool) -> None:
         super().__init__(message)
@@ -27,7 +27,7 @@ class KernelsUnavailable(Exception):
 
 
 class Kernels:
-    """See `amx.c` for the algorithms and their errors. All tensors are float32 on the CPU; rows are dense in themselves."""
+    """Kernels of `amx.c`, which has the algorithms and their errors. All tensors are float32 on the CPU, with dense rows."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         pointer, size = ctypes.c_void_p, ctypes.c_int64
@@ -60,7 +60,7 @@ class Kernels:
         self._attend_work.argtypes, self._attend_work.restype = [size, size], size
 
     def pack(self, weight: Tensor) -> Tensor:
-        """A float32 weight `(N, K)` as the kernel reads it, in as many bytes (with N and K padded to 32)."""
+        """Pack a float32 weight `(N, K)` for the kernel, in as many bytes (with N and K padded to 32)."""
         n, k = weight.shape
         weight = weight.detach().contiguous()
         packed = torch.empty(n_blocks(n) * n_blocks(k) * 2 * BLOCK_SIZE * BLOCK_SIZE, dtype=torch.bfloat16)
@@ -154,5 +154,5 @@ def _cpu_has_amx() -> bool:
 
 
 def n_blocks(n: int) -> int:
-    """How many blocks n rows or columns take."""
+    """Number of blocks for n rows or columns."""
     return -(-n // BLOCK_SIZE)

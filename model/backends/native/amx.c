@@ -42,17 +42,17 @@ enum {
 
 typedef uint16_t bf16;
 
-/* The lanes of a vector of sixteen that are among the next `left` numbers. */
+/* Mask of the lanes of a vector of sixteen that hold the next `left` numbers. */
 #define LANES(left) ((__mmask16)((left) >= TILE ? 0xffff : (left) <= 0 ? 0 : (1u << (left)) - 1))
 
-/* What the tile unit is told: eight tiles of 16 rows of 64 bytes. The layout is Intel's (palette 1). */
+/* Configuration of the tile unit: eight tiles of 16 rows of 64 bytes. The layout is Intel's (palette 1). */
 struct __attribute__((packed)) tile_config {
     uint8_t palette, start_row, reserved[14];
     uint16_t bytes_per_row[16];
     uint8_t rows[16];
 };
 
-/* 1: may be used. 0: this CPU has no such unit. -1: the operating system does not let us. */
+/* 1: AMX can be used. 0: this CPU lacks AVX-512. -1: the operating system does not allow AMX. */
 int rs_ready(void) {
     enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
     unsigned a, b, c, d, a1, b1, c1, d1;

@@ -1,7 +1,8 @@
-"""Packed scoring: rows one after the other in one row, without padding, what they have in common computed once.
+"""Packed scoring: the rows of a batch form one packed row without padding, and common prefixes are computed once.
 
-`tree` finds common beginnings, `layout` says where everything lies and who attends to what, `attention` and `kernels`
-do it inside the library's own models, `last_layer` leaves out what nobody reads, `prefixes` keeps what comes again.
+`tree` finds common prefixes, `layout` places the segments and plans their attention, `attention` and `kernels` compute it
+inside transformers' models, `last_layer` limits the last layer to the scored tokens, `prefix_cache` keeps prefixes between
+batches.
 """
 
 from rewardserve.model.backends.packed.attention import UnsupportedArchitecture

@@ -1,7 +1,7 @@
-"""What a layer's attention does while a packed row goes through the network.
+"""Attention of a layer for a packed row.
 
-Registered with transformers' attention interface under one name; the `PackedForward` of the row comes along as a keyword of
-the model's forward, so nothing here is global. Knows plans and tensors, no rows and no requests.
+Registered with transformers' attention interface under one name; the `PackedForward` of the row is passed as a keyword of
+the model's forward, so there is no global state. Knows plans and tensors, no rows and no requests.
 Shapes: N tokens of the packed row, Q queries, H query heads, G key heads, E head width.
 """
 
@@ -26,7 +26,7 @@ KEYWORD = "rewardserve_forward"
 """The keyword argument that carries a `PackedForward` from the model's forward to its attention."""
 
 KeysAndValues = tuple[Tensor, Tensor]
-"""Of one layer, each `(1, G, tokens, E)`, rotated."""
+"""Keys and values of one layer, each `(1, G, tokens, E)`, rotated."""
 
 _HARMLESS = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions",
                        "output_hidden_states", "output_router_logits", "return_dict", "is_causal"})  # fmt: skip
@@ -34,11 +34,11 @@ _LARGEST_FUSED_HEAD = 256
 
 
 class UnsupportedArchitecture(Exception):
-    """This architecture asks its attention for something that packing does not do."""
+    """The architecture needs an attention feature that packing does not support."""
 
 
 class LastKeysReached(Exception):
-    """A signal, not an error. Carries the keys and values of the last layer out of it, before anything else of it is computed."""
+    """Signal that carries keys and values out of the last layer before the rest of the layer is computed; not an error."""
 
     def __init__(self, kv: KeysAndValues) -> None:
         super().__init__()
@@ -47,13 +47,13 @@ class LastKeysReached(Exception):
 
 @dataclass(slots=True, eq=False)
 class PackedForward:
-    """One packed row on its way through the layers.
+    """State of one packed row during its forward.
 
     `scored_S` are the layout's scored indices on the device. With `varlen` attention takes a few calls a layer, with
     `native` one, otherwise one of `kernel` a segment.
-    `given[i][layer]` are the keys and values of the i-th known beginning. What `kept` names is copied, layer by
-    layer, into `copies`. While `last_kv` is None and `stops` is set, the attention raises `LastKeysReached`; once it is
-    set, the scored tokens alone are the queries.
+    `given[i][layer]` are the keys and values of the i-th cached prefix. The key ranges in `kept` are copied, layer by
+    layer, into `copies`. While `last_kv` is None and `stops` is set, the attention raises `LastKeysReached`; once `last_kv`
+    is set, the scored tokens alone are the queries.
     """
 
     layout: Layout
@@ -72,7 +72,7 @@ class PackedForward:
     tables: dict[int, KernelTables] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Everything that the device needs to know is on its way there before the first layer."""
+        """Queue the copies of all tables to the device before the first layer."""
         for plan in (self.layout.every, self.layout.last):
             if self.varlen is not None:
                 given = [layers[0][0].shape[2] for layers in self.given]
@@ -83,7 +83,7 @@ class PackedForward:
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
-        """`(1, Q, H, E)`. Raise `LastKeysReached` where the last layer is asked for no more than those."""
+        """Attention of a layer, `(1, Q, H, E)`. Raise `LastKeysReached` in the last layer where only its keys are needed."""
         if self.stops and self.last_kv is None:
             raise LastKeysReached((key, value))
         plan = self.layout.every
@@ -141,7 +141,7 @@ def attend(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """The attention of a whole plan, `(1, Q, H, E)`, with fused kernels wherever those are exact."""
+    """Attention of a whole plan, `(1, Q, H, E)`, with fused kernels wherever those are exact."""
     fused = softcap is None and _fits(query, value)
     written_out = [o for o in plan.self_spans if not fused] or _beyond(plan, window)
     out_QHE = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])
@@ -165,8 +165,8 @@ def _fused(
     kernel: Kernel,
     scale: float,
 ) -> None:
-    """Each segment by itself, then what it sees before it: two softmaxes over parts of the keys are merged by the
-    log of their sums, `out = lerp(out_1, out_2, sigmoid(lse_2 - lse_1))`.
+    """Attend to each segment's keys, then to its prefixes, and merge the two softmaxes by the log of their sums:
+    `out = lerp(out_1, out_2, sigmoid(lse_2 - lse_1))`.
     """
     lse_HQ = torch.empty(query.shape[1], query.shape[2], dtype=torch.float32, device=query.device)
     for self_spans in plan.self_spans:
@@ -184,12 +184,12 @@ def _fused(
 
 
 def _fits(query: Tensor, value: Tensor) -> bool:
-    """Whether the fused kernels know heads of this width."""
+    """Whether the fused kernels support heads of this width."""
     return bool(query.shape[-1] == value.shape[-1] <= _LARGEST_FUSED_HEAD)
 
 
 def _beyond(plan: AttentionPlan, window: int | None) -> list[SelfSpan]:
-    """The segments that end beyond the window: some of their tokens do not see their whole row."""
+    """Segments that end beyond the window: some of their tokens do not attend to their whole row."""
     return [self_spans for self_spans in plan.self_spans if window is not None and self_spans.n_keys > window]
 
 
@@ -215,16 +215,16 @@ def packed_attention(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in every layer. Raise `UnsupportedArchitecture` for an argument that is not understood."""
+    """Attention function that transformers calls in every layer. Raise `UnsupportedArchitecture` for an unknown argument."""
     forward = others.pop(KEYWORD, None)
     if not isinstance(forward, PackedForward):
         raise UnsupportedArchitecture(
-            f"{type(module).__name__} does not hand the keywords of its forward to its attention"
+            f"{type(module).__name__} does not pass the keywords of its forward to its attention"
         )
-    strange = sorted(name for name, given in others.items() if given is not None and name not in _HARMLESS)
-    if strange or attention_mask is not None or dropout or others.get("is_causal") is False:
+    unknown = sorted(name for name, given in others.items() if given is not None and name not in _HARMLESS)
+    if unknown or attention_mask is not None or dropout or others.get("is_causal") is False:
         raise UnsupportedArchitecture(
-            f"{type(module).__name__} asks for {', '.join(strange) or 'a mask, dropout or no causality'}"
+            f"{type(module).__name__} needs {', '.join(unknown) or 'a mask, dropout or attention that is not causal'}"
         )
     forward.saw_window |= bool(sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -1,6 +1,6 @@
-"""The attention of a plan in one call a layer, by the kernels in C: each query sees its whole chain in one softmax.
+"""Attention of a plan in one call a layer, by the kernels in C: each query attends to its whole chain in one softmax.
 
-Where the other kernels attend to a segment and to what is before it apart and merge the two, this one walks along the chain.
+The other kernels attend to a segment and to its prefixes separately and merge the two; this one iterates over the chain.
 Shapes: Q queries, H query heads, G key heads, E head width.
 """
 
@@ -16,14 +16,14 @@ from rewardserve.model.backends.native import BLOCK_SIZE, Kernels, n_blocks
 from rewardserve.model.backends.packed.layout import AttentionPlan, KeyRange
 
 _MOST_COLUMNS = 16_384
-"""Of a chain, filled up: a block of queries keeps all its scores, 256 bytes a column and thread."""
+"""Columns of a chain, padded to blocks: a block of queries keeps all its scores, 256 bytes a column and thread."""
 _LONGEST_CHAIN = 256
-"""Ranges, as in `amx.c`."""
+"""Key ranges of a chain, as in `amx.c`."""
 
 
 @dataclass(frozen=True, slots=True)
 class KernelTables:
-    """A plan as the kernel reads it, made once for all layers. `ranges` still lack their addresses."""
+    """Tables of a plan in the kernel's format, built once for all layers. The addresses of `ranges` differ by layer."""
 
     ranges: tuple[KeyRange, ...]
     steps_before: tuple[int, ...]
@@ -34,7 +34,7 @@ class KernelTables:
 
 
 def kernel_tables(plan: AttentionPlan) -> KernelTables | None:
-    """None for a plan that is more than the kernel takes."""
+    """Build the kernel's tables of a plan; None where the plan exceeds the kernel's limits."""
     number: dict[KeyRange, int] = {}
     steps_before: list[int] = []
     segments: list[tuple[int, int, int, int]] = []
@@ -76,7 +76,7 @@ def attend_chains(
     tables: KernelTables,
     scale: float,
 ) -> Tensor:
-    """`(1, Q, H, E)`. Everything else is `(1, heads, tokens, E)`, float32 on the CPU, dense in E."""
+    """Attention `(1, Q, H, E)` of inputs `(1, heads, tokens, E)`, float32 on the CPU, dense in E."""
     ranges = []
     for keys, before in zip(tables.ranges, tables.steps_before, strict=True):
         k, v = (key, value) if keys.given is None else given[keys.given]

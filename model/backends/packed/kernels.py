@@ -1,7 +1,7 @@
-"""Attention of queries to keys with the log-sum-exp of their scores, so that parts of it can be merged.
+"""Attention of queries to keys with the log-sum-exp of their scores, so that attention over parts of the keys can be merged.
 
-Shapes: Q queries, K keys, H query heads, G key heads (H is a multiple of G), E head width. Everything is
-`(1, heads, tokens, E)` as transformers hands it over; outputs are `(1, H, Q, E)` and `(1, H, Q)` in float32.
+Shapes: Q queries, K keys, H query heads, G key heads (H is a multiple of G), E head width. Inputs are
+`(1, heads, tokens, E)` as in transformers; outputs are `(1, H, Q, E)` and `(1, H, Q)` in float32.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ Kernel = Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
 """(query, key, value, is_causal, scale) -> (output, log-sum-exp). Causal only for as many queries as keys."""
 
 _QUERIES_AT_ONCE = 256
-"""Of the dense fallback: its scores take H * 256 * K floats."""
+"""Queries at once in the dense fallback: their scores take H * 256 * K floats."""
 
 
 def kernel_for(device: torch.device) -> Kernel:
-    """The fused kernel of this device that says its log-sum-exp."""
+    """The fused kernel of this device that returns its log-sum-exp."""
     return _efficient if device.type == "cuda" else _flash_cpu
 
 
@@ -51,10 +51,11 @@ def dense(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """Causal attention written out, for what no fused kernel does: a sliding window, capped scores. `(1, H, Q, E)`.
+    """Compute causal attention without a fused kernel, for sliding windows and capped scores: `(1, H, Q, E)`.
 
-    Keys are at positions 0 to K-1, queries from `first_position` on. A window of w sees the last w keys, its own
-    included. Scores are capped as `softcap * tanh(score / softcap)` (Gemma 2, arXiv 2408.00118, section 2).
+    Keys are at positions 0 to K-1, queries from `first_position` on. With a window of w a query attends to the last w keys,
+    the one at its position included. Scores are capped as `softcap * tanh(score / softcap)` (Gemma 2, arXiv 2408.00118,
+    section 2).
     """
     outs = []
     for at in range(0, query.shape[2], _QUERIES_AT_ONCE):

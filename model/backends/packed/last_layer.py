@@ -1,9 +1,8 @@
-"""The last decoder layer, computed only for the tokens that are read.
+"""The last decoder layer, computed only for the scored tokens.
 
-A value head reads one token a row, and in the last layer nothing but keys and values is needed of the others. The
-layer's own code is run twice: on all tokens up to its keys and values, where the attention stops it with `LastKeysReached`, and
-then on the scored tokens alone, with those keys and values. Nothing of the model is rewritten; whether it gives the same
-scores is checked at load.
+A value head reads one token a row, so the last layer needs only keys and values of the other tokens. The layer's code runs
+twice: on all tokens up to its keys and values, where the attention stops it with `LastKeysReached`, and then on the scored
+tokens alone, with those keys and values. The model's code is not changed; the scores are compared at load.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from rewardserve.model.backends.packed.attention import KEYWORD, LastKeysReached
 
 
 def last_layer(backbone: nn.Module) -> nn.Module:
-    """The last of the decoder layers. Raise `UnsupportedArchitecture` where there is no one list of them."""
+    """The last of the decoder layers. Raise `UnsupportedArchitecture` where they are not in exactly one list."""
     n_layers = backbone.config.get_text_config().num_hidden_layers
     stacks = [m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
     if len({type(layer) for stack in stacks for layer in stack}) != 1 or len(stacks) != 1:
@@ -25,18 +24,18 @@ def last_layer(backbone: nn.Module) -> nn.Module:
 
 
 class LastLayer:
-    """Stands before the layer's forward from `install` to `remove`."""
+    """Replacement of the last layer's forward, from `install` to `remove`."""
 
     def __init__(self, layer: nn.Module) -> None:
         self._layer = layer
         self._forward = layer.forward
 
     def install(self) -> None:
-        """From now on, a forward that brings a `PackedForward` along is cut short."""
+        """Replace the layer's forward for calls that carry a `PackedForward`."""
         self._layer.forward = self._cut_short
 
     def remove(self) -> None:
-        """The layer is as it was."""
+        """Restore the layer's forward."""
         self._layer.__dict__.pop("forward", None)
 
     def _cut_short(self, hidden_1ND: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -61,7 +60,7 @@ class LastLayer:
 
 
 def _only(value: Any, index_S: Tensor, n_tokens: int) -> Any:
-    """What a layer is handed for every token (rotary angles, positions), for these tokens only."""
+    """Select these tokens from an argument of a layer that has an entry for every token (rotary angles, positions)."""
     if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[1] == n_tokens:
         return value.index_select(1, index_S.to(value.device))
     if isinstance(value, tuple | list):

@@ -1,8 +1,8 @@
-"""Where the segments of a batch lie in the one packed row, and who attends to what.
+"""Layout of the segments of a batch in one packed row, and the plan of their attention.
 
 Pure: ranges of integers. The packed row is all segments one after the other, N tokens; a *scored* token is the last one
-of a row, S of them. A segment attends causally to itself and fully to everything before it on its way from the root;
-its descendants lie right behind it, so one range of queries attends to one range of keys.
+of a row, S of them. A segment attends causally to itself and fully to its ancestors in the tree; its descendants lie right
+behind it, so one range of queries attends to one range of keys.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class KeyRange:
-    """A range of keys: of the packed row, or of the beginning `given` from an earlier batch."""
+    """Range of keys: of the packed row, or of the cached prefix with the index `given`."""
 
     first: int
     last: int
@@ -26,7 +26,7 @@ class KeyRange:
 
 @dataclass(frozen=True, slots=True)
 class SelfSpan:
-    """Queries that attend to the segment they are in, and its whole chain of keys, from position 0 on."""
+    """Queries that attend to their segment, and the segment's whole chain of keys, from position 0 on."""
 
     queries: Range
     keys: Range
@@ -37,7 +37,7 @@ class SelfSpan:
 
 @dataclass(frozen=True, slots=True)
 class PrefixSpan:
-    """Queries that attend to all of a segment before theirs. Those of one `depth` have no query in common."""
+    """Queries that attend to all of an ancestor segment. Spans of one `depth` have no query in common."""
 
     queries: Range
     keys: KeyRange
@@ -46,7 +46,7 @@ class PrefixSpan:
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """All attention of one layer: `own` first, then `cross` is merged into it."""
+    """All attention of one layer: `self_spans` first, then `prefix_spans` are merged into it."""
 
     n_queries: int
     self_spans: tuple[SelfSpan, ...]
@@ -55,7 +55,7 @@ class AttentionPlan:
 
 @dataclass(frozen=True, slots=True)
 class PrefixedTree:
-    """A tree whose rows all begin with the first `n_given` tokens of a beginning that is known already."""
+    """A tree whose rows all begin with the first `n_given` tokens of a cached prefix."""
 
     tree: PrefixTree
     given: int | None = None
@@ -66,7 +66,7 @@ class PrefixedTree:
 class Layout:
     """The packed row: `ids` and `positions` of N tokens, `scored` indices of S tokens, `rows[i]` among those.
 
-    `every` is the plan in which all N tokens ask, `last` the one in which only the scored ones do.
+    `every` is the plan in which all N tokens are queries, `last` the one in which only the scored ones are.
     """
 
     ids: Row
@@ -78,7 +78,7 @@ class Layout:
 
 
 def lay_out(parts: Sequence[PrefixedTree]) -> Layout:
-    """Put the trees behind one another. Rows are numbered through all parts."""
+    """Concatenate the trees into one packed row. Rows are numbered through all parts."""
     ids: list[int] = []
     positions: list[int] = []
     scored: list[int] = []

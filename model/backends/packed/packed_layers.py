@@ -1,8 +1,8 @@
-"""Packed layers for the forward of layers, whose weights lie in the order that a matrix kernel reads.
+"""Replacements for the forward of layers, with weights packed in the order that a matrix kernel reads.
 
-`MklLinear`: MKL brings weights into the order of its kernel anew for every product; for a batch of some hundred tokens that
-is a tenth of the work. Here it is done once. The packed form serves any number of rows: what the packing is told of that
-number is a hint (as CTranslate2 and Marian use it).
+`MklLinear`: MKL packs weights again for every product; for a batch of some hundred tokens that is a tenth of the work. Here
+they are packed once. The packed form serves any number of rows: the number given to the packing is a hint (as CTranslate2 and
+Marian use it).
 `SplitLinear` and `SplitGatedMlp`: three products of bfloat16 for one of float32, see `native/amx.c`.
 Shapes: M rows, K in, N out.
 """
@@ -20,29 +20,29 @@ from rewardserve.model.backends.native import Kernels
 _ROWS_HINT = 256
 
 _ROWS_A_THREAD = 128
-"""Of an MLP at a time: what is between its two products is the widest thing in a network, and stays in the cache so."""
+"""Rows of an MLP at a time: the activation between its two products is the widest of a network, and so stays in the cache."""
 
 
 class PackedLayer(Protocol):
-    """Takes the place of the forward of a module."""
+    """Replacement for the forward of a module."""
 
     @property
     def module(self) -> Any:
-        """Whose forward it takes the place of."""
+        """The module whose forward is replaced."""
         ...
 
     @property
     def width(self) -> int:
-        """Of its input."""
+        """Width of the input."""
         ...
 
     @property
     def linears(self) -> Sequence[Any]:
-        """The layers whose own weights are no longer needed."""
+        """Layers whose unpacked weights are no longer needed."""
         ...
 
     def __call__(self, x: Tensor) -> Tensor:
-        """As the module does it."""
+        """Compute the module's output."""
         ...
 
 
@@ -62,7 +62,7 @@ class MklLinear:
 
 
 class SplitLinear:
-    """`nn.Linear` of float32 on the unit for bfloat16."""
+    """`nn.Linear` in float32 on the CPU's bfloat16 unit (AMX)."""
 
     def __init__(self, layer: nn.Linear, kernels: Kernels) -> None:
         self.module, self.linears, self.width = layer, (layer,), layer.in_features
@@ -75,7 +75,7 @@ class SplitLinear:
 
 
 class SplitGatedMlp:
-    """`down(silu(gate(x)) * up(x))`: gate and up in one product, and what is between it and the next in that one."""
+    """`down(silu(gate(x)) * up(x))`: gate and up are one product, and the down product computes `silu(gate) * up` as it reads."""
 
     def __init__(self, mlp: Any, kernels: Kernels) -> None:
         self.module, self.linears = mlp, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
@@ -99,7 +99,7 @@ class SplitGatedMlp:
 
 
 class RmsNorm:
-    """Root mean square normalisation in one pass; some models keep its weight less 1 (`offset`)."""
+    """Root mean square normalisation in one pass; some models store its weight minus 1 (`offset`)."""
 
     def __init__(self, norm: Any, kernels: Kernels, offset: float) -> None:
         self.module, self.linears, self.width = norm, (), len(norm.weight)
@@ -112,14 +112,14 @@ class RmsNorm:
 
 
 def is_rms_norm(module: Any) -> bool:
-    """Whether a module calls itself a root mean square normalisation, and has one weight a column."""
+    """Whether a module is named as a root mean square normalisation, and has one weight a column."""
     names = [name for name, _ in module.named_parameters()]
     has_eps = bool(getattr(module, "variance_epsilon", None) or getattr(module, "eps", None))
     return type(module).__name__.endswith("RMSNorm") and names == ["weight"] and module.weight.dim() == 1 and has_eps
 
 
 def is_gated_mlp(module: Any) -> bool:
-    """Whether a module has the parts of a gated MLP; that it puts them together in that way is another question."""
+    """Whether a module has the parts of a gated MLP. Whether it combines them as one is checked by its output."""
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     return all(type(part) is nn.Linear for part in parts) and hasattr(module, "act_fn")
 

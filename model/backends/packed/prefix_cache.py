@@ -1,7 +1,7 @@
-"""Keys and values of beginnings that come again, carried from one batch to the next, in a bounded number of bytes.
+"""Cache of keys and values of repeated prefixes, carried from one batch to the next, in a bounded number of bytes.
 
-A beginning is kept when it has been seen twice: by several rows of one batch, or by a row of this batch and one of
-those before. So a prompt costs no memory until somebody returns to it, and a row that nobody resembles costs none ever.
+A prefix is cached when it has been seen twice: in several rows of one batch, or in a row of this batch and one of an earlier
+batch. So a prompt costs no memory until it is repeated, and a row without a common prefix never costs any.
 Knows keys (see `rewardserve.model.common_prefix`) and tensors, no network.
 """
 
@@ -17,28 +17,28 @@ from rewardserve.model.backends.packed.attention import KeysAndValues
 from rewardserve.model.common_prefix import ID_BYTES, common_prefix_length
 
 MIN_PREFIX_TOKENS = 32
-"""Tokens. A shorter beginning is cheaper to compute than to look after."""
+"""Tokens. A shorter prefix is cheaper to compute than to cache."""
 
 _REMEMBERED_ROWS = 2048
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedPrefix:
-    """The first tokens of some rows, and for each layer their keys and values."""
+    """A prefix of some rows, and its keys and values for each layer."""
 
     key: bytes
     layers: tuple[KeysAndValues, ...]
 
     @property
     def n_bytes(self) -> int:
-        """What it holds."""
+        """Bytes of the key, the keys and the values."""
         return len(self.key) + int(sum(k.nbytes + v.nbytes for k, v in self.layers))
 
 
 class PrefixCache:
-    """The least recently used one goes first. Belongs to one thread.
+    """LRU cache of prefixes. Not thread-safe.
 
-    Keys of different `length_class`es (see `LengthClasses`) are of different numbers: nothing is shared between classes.
+    Keys and values differ between `length_class`es (see `LengthClasses`), so nothing is shared between classes.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -50,11 +50,11 @@ class PrefixCache:
         self._seen_order: deque[tuple[int, bytes]] = deque()
 
     def __len__(self) -> int:
-        """How many beginnings are kept."""
+        """Number of cached prefixes."""
         return len(self._kept)
 
     def find(self, key: bytes, length_class: int = 0) -> tuple[CachedPrefix, int] | None:
-        """The kept beginning that has most in common with this row, and how many tokens; at least one is left over."""
+        """The cached prefix with the longest match to this row, and the tokens of the match: at most all but one of the row."""
         best, most = _nearest(self._sorted[length_class], key)
         most = min(most, len(key) // ID_BYTES - 1)
         if best is None or most < MIN_PREFIX_TOKENS:
@@ -63,7 +63,7 @@ class PrefixCache:
         return self._kept[length_class, best], most
 
     def observe(self, key: bytes, length_class: int = 0) -> int:
-        """How many tokens this row begins with as some earlier row did; remembers the row."""
+        """Remember the row, and return the length of its longest common prefix with an earlier row, in tokens."""
         seen = self._seen[length_class]
         _, n = _nearest(seen, key)
         at = bisect_left(seen, key)
@@ -76,7 +76,7 @@ class PrefixCache:
         return n
 
     def keep(self, key: bytes, layers: Sequence[KeysAndValues], length_class: int = 0) -> None:
-        """Keep a beginning, in place of those that are the beginning of it, and let go of what is then too much."""
+        """Cache a prefix in place of those that it begins with, and evict the least recently used beyond the limit."""
         if (length_class, key) in self._kept or CachedPrefix(key, tuple(layers)).n_bytes > self.max_bytes:
             return
         copies = iter(copy_to_own_pages([x for layer in layers for x in layer]))
@@ -94,13 +94,13 @@ class PrefixCache:
             self.drop(oldest, oldest_class)
 
     def drop(self, key: bytes, length_class: int = 0) -> None:
-        """Let go of a beginning, if it is kept."""
+        """Evict a prefix, if it is cached."""
         if (cached_prefix := self._kept.pop((length_class, key), None)) is not None:
             self.n_bytes -= cached_prefix.n_bytes
             del self._sorted[length_class][bisect_left(self._sorted[length_class], key)]
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Evict everything, and forget the rows that were seen."""
         self._kept.clear()
         self._sorted.clear()
         self._seen.clear()
@@ -109,7 +109,7 @@ class PrefixCache:
 
 
 def _nearest(keys: Sequence[bytes], key: bytes) -> tuple[bytes | None, int]:
-    """Of sorted keys, the one that has most in common with `key` is one of its two neighbours."""
+    """The one of sorted keys with the longest common prefix with `key`, which is one of its two neighbours."""
     at = bisect_left(keys, key)
     best, most = None, 0
     for other in keys[max(0, at - 1) : at + 1]:

@@ -1,4 +1,4 @@
-"""Scores a batch as one packed row: no padding, common beginnings once, the last layer only where it is read.
+"""Score a batch as one packed row: no padding, common prefixes once, the last layer only for the scored tokens.
 
 Knows the network and ids, no requests. Shapes: N tokens of the packed row, S scored tokens, D hidden width, C columns of a score.
 """
@@ -40,13 +40,13 @@ from rewardserve.model.scorer import BatchScores, TokenBatch
 
 
 class PackedScorer:
-    """One packed forward a batch. Raise `UnsupportedArchitecture` where the architecture cannot be packed.
+    """Scorer with one packed forward a batch. Raise `UnsupportedArchitecture` where the architecture cannot be packed.
 
-    `share`: common beginnings and equal rows are computed once. `trim`: the last layer computes only what is read.
-    `hidden`: rows are told how far they are from it.
-    `one_by_one`: every row has a forward of its own, so its score has the same bits whatever else is in its batch.
-    `prepack`: linear layers compute with weights that lie ready for the matrix kernel, where there is such a thing;
-    `matmul_precision`: with MKL or with the kernels in C, which then do attention, gated MLPs and norms too.
+    `share`: common prefixes and equal rows are computed once. `trim`: the last layer computes only the scored tokens.
+    `hidden`: reference for the column `DISTANCE`.
+    `one_by_one`: every row has a separate forward, so its score has the same bits in every batch.
+    `prepack`: linear layers use weights in the order of the matrix kernel, where one is available;
+    `matmul_precision`: "highest" uses MKL, "high" the kernels in C, which also compute attention, gated MLPs and norms.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class PackedScorer:
 
     @property
     def name(self) -> str:
-        """Of the engine."""
+        """Name of the engine."""
         return "packed"
 
     def clear_cache(self) -> None:
-        """Let go of everything that was kept from earlier batches."""
+        """Free the cached prefixes of earlier batches."""
         with self._prefix_cache_lock:
             self.prefix_cache.clear()
 
@@ -103,32 +103,32 @@ class PackedScorer:
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether common beginnings are computed once."""
+        """Whether common prefixes are computed once."""
         return self._shares
 
     @property
     def streams(self) -> bool:
-        """No: one batch after the other."""
+        """False: one batch after the other."""
         return False
 
     @property
     def is_alive(self) -> bool:
-        """It lives as long as this process."""
+        """True: the scorer runs inside this process."""
         return True
 
     @property
     def matmul_precision(self) -> MatmulPrecision:
-        """What was got of what was asked for; it says something of float32 on a CPU only."""
+        """Precision of matrix products in use; it has a meaning for float32 on a CPU only."""
         return self._weights.precision if self._weights else "highest"
 
     @property
     def precision_note(self) -> str | None:
-        """Why that is not what was asked for, if somebody could do something about it."""
+        """Reason why the precision is not the requested one, where the operator can change that."""
         return self._weights.note if self._weights else None
 
     @property
     def concurrency(self) -> int:
-        """On CUDA a second batch is prepared and queued while one runs; a CPU has no time to spare."""
+        """2 on CUDA, where a second batch is prepared and queued while one runs; 1 on a CPU, which does all the work."""
         return 2 if self._network.device.type == "cuda" else 1
 
     def score(self, batch: TokenBatch) -> BatchScores:
@@ -145,17 +145,17 @@ class PackedScorer:
         return BatchScores(tuple(scores), tokens_computed=n_computed)
 
     def cost(self, lengths: Sequence[int]) -> int:
-        """Nothing is padded."""
+        """Sum of the lengths: no padding."""
         return sum(lengths)
 
     def close(self) -> None:
-        """Let go of the weights and of what was kept."""
+        """Free the weights and the cached prefixes."""
         self.uninstall()
         self.prefix_cache.clear()
         del self._network
 
     def uninstall(self) -> None:
-        """The network is as it was before. Not after `release_unpacked_weights`."""
+        """Restore the network. Not after `release_unpacked_weights`."""
         if self._weights:
             self._weights.remove()
         if self._last:
@@ -168,14 +168,14 @@ class PackedScorer:
             self._weights.withhold() if withheld else self._weights.restore()
 
     def release_unpacked_weights(self) -> None:
-        """This engine stays: let go of what only another one would need."""
+        """Free the weights that only another engine would need, once this engine is chosen."""
         if self._weights:
             self._weights.release()
 
     # -- one forward ----------------------------------------------------------------------------------------
 
     def _forwards(self, rows: Sequence[Row]) -> Iterator[tuple[int, list[int]]]:
-        """Which rows go through the network together: those of one side, which is told."""
+        """Yield each length class with the indices of its rows, which share a forward."""
         length_classes: dict[int, list[int]] = {}
         for i, row in enumerate(rows):
             length_classes.setdefault(self._length_classes.of(len(row)), []).append(i)
@@ -185,9 +185,9 @@ class PackedScorer:
     def _score_together(
         self, rows: Sequence[Row], length_class: int, *, fresh: bool = False
     ) -> tuple[list[list[float]], int]:
-        """The columns of each row, and how many tokens that took. `fresh`: nothing is taken from earlier batches nor kept.
+        """Return the columns of each row, and the number of computed tokens. `fresh`: the prefix cache is not used.
 
-        A row whose score is not finite is computed again, alone: what it has in common with others may be at fault.
+        A row whose score is not finite is computed again, alone: a prefix that it shares with others may be the cause.
         """
         forward, prepared = self._prepare(rows, length_class, fresh=fresh)
         with self._network_lock:
@@ -205,7 +205,7 @@ class PackedScorer:
         return columns, n_computed
 
     def _prepare(self, rows: Sequence[Row], length_class: int, *, fresh: bool) -> tuple[PackedForward, PackedInput]:
-        """All that can be done while another batch is in the network."""
+        """Prepare the inputs of a forward; this may run while another batch is in the network."""
         keeps = self.prefix_cache.max_bytes and length_class >= 0 and not fresh
         keys = [row_key(row) for row in rows] if keeps else []
         with self._prefix_cache_lock:
@@ -225,12 +225,12 @@ class PackedScorer:
         return forward, PackedInput(ids_1N, positions_1N, [at_of[i] for i in range(len(rows))], kept, groups)
 
     def _forward(self, forward: PackedForward, prepared: PackedInput) -> Tensor:
-        """`(S, C)` in float32, on the device."""
+        """Run the network: `(S, C)` in float32, on the device."""
         out = self._network.backbone(
             input_ids=prepared.ids_1N, position_ids=prepared.positions_1N, use_cache=False, **{KEYWORD: forward}
         )
         if self._windowed and not forward.saw_window:
-            raise UnsupportedArchitecture("its layers do not say how far back they see")
+            raise UnsupportedArchitecture("its layers do not pass the size of their sliding window to the attention")
         hidden_1SD = out.last_hidden_state
         if self._last is None:
             hidden_1SD = hidden_1SD.index_select(1, forward.scored_S.to(hidden_1SD.device))
@@ -239,24 +239,24 @@ class PackedScorer:
         hidden_SD = hidden_1SD[0].to(self._network.device)
         return self._columns.of(self._network.values_of(hidden_SD), hidden_SD)
 
-    # -- beginnings from earlier batches --------------------------------------------------------------------
+    # -- prefix cache ---------------------------------------------------------------------------------------
 
     def _keep(self, forward: PackedForward, prepared: PackedInput, length_class: int, failed: Sequence[bytes]) -> None:
-        """Keep what is to be kept: finite numbers, and nothing that a row of the `failed` ones begins with."""
+        """Cache the prefixes to be kept, if they are finite and no `failed` row begins with them."""
         for (key, _), layers in zip(prepared.kept, forward.copies, strict=True):
             if not any(each.startswith(key) for each in failed) and _is_finite(layers):
                 with self._prefix_cache_lock:
                     self.prefix_cache.keep(key, layers, length_class)
 
     def _drop_beginning_of(self, i: int, prepared: PackedInput, length_class: int) -> None:
-        """The i-th row is finite without the kept beginning that it was given: that one is not used again."""
+        """Evict the cached prefix of the i-th row, whose score is finite without it."""
         for found, indices in prepared.groups:
             if found and i in indices:
                 with self._prefix_cache_lock:
                     self.prefix_cache.drop(found[0].key, length_class)
 
     def _grouped(self, keys: Sequence[bytes], length_class: int) -> list[tuple[Found, list[int]]]:
-        """Indices of rows by the known beginning that they have in common."""
+        """Indices of rows, grouped by their cached prefix."""
         groups: dict[tuple[bytes, int], tuple[Found, list[int]]] = {}
         for i, key in enumerate(keys):
             found = self.prefix_cache.find(key, length_class)
@@ -267,8 +267,8 @@ class PackedScorer:
     def _to_keep(
         self, keys: Sequence[bytes], length_class: int, chain_of: dict[int, tuple[KeyRange, ...]]
     ) -> list[tuple[bytes, tuple[KeyRange, ...]]]:
-        """Beginnings that came for the second time, and where their keys are. Such as differ at their ends only
-        are kept as what they have in common.
+        """Prefixes that were seen for the second time, and the ranges of their keys. Those that differ only at their ends
+        are replaced by their common prefix.
         """
         again: list[tuple[bytes, int]] = []
         for i, key in enumerate(keys):
@@ -291,7 +291,7 @@ Found = tuple[CachedPrefix, int] | None
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedInput:
-    """What goes into the network, where each row's score comes out, which beginnings are to be kept and which were given."""
+    """Inputs of the network, the index of each row's score, the prefixes to cache, and the rows grouped by cached prefix."""
 
     ids_1N: Tensor
     positions_1N: Tensor
@@ -312,7 +312,7 @@ def _is_finite(layers: Sequence[KeysAndValues]) -> bool:
 def _parts(
     rows: Sequence[Row], groups: Sequence[tuple[Found, list[int]]], tree_of: Callable[[Sequence[Row]], PrefixTree]
 ) -> tuple[list[PrefixedTree], list[Sequence[KeysAndValues]]]:
-    """A tree for each group, of what its rows do not have in common with their known beginning."""
+    """Build a tree for each group, of its rows without their cached prefix."""
     parts: list[PrefixedTree] = []
     given: list[Sequence[KeysAndValues]] = []
     for found, indices in groups:
@@ -342,10 +342,10 @@ def varlen_for(network: RewardNetwork) -> Varlen | None:
 
 
 def is_windowed(config: Any) -> bool:
-    """Whether some layers see only the last tokens. Raise `UnsupportedArchitecture` for layers of yet another kind."""
+    """Whether some layers have a sliding window. Raise `UnsupportedArchitecture` for layers of yet another kind."""
     config = config.get_text_config()
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or (["sliding_attention"] if window else []))
-    if strange := kinds - {"full_attention", "sliding_attention"}:
-        raise UnsupportedArchitecture(f"it has layers of {', '.join(sorted(strange))}")
+    if unknown := kinds - {"full_attention", "sliding_attention"}:
+        raise UnsupportedArchitecture(f"it has layers of {', '.join(sorted(unknown))}")
     return bool(window) and "sliding_attention" in kinds

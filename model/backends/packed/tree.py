@@ -1,7 +1,7 @@
-"""Rows of token ids -> a tree in which every common beginning stands once.
+"""Build the prefix tree of rows of token ids, in which every common prefix is stored once.
 
-Pure, standard library only: knows ids and lengths, no tensors. Common beginnings are found by the ids themselves,
-never by what a caller says about them. Rows that are equal become one; one row may end where others go on.
+Pure, standard library only: knows ids and lengths, no tensors. Common prefixes are found by the ids, never by a hint of the
+client. Rows that are equal become one; one row may end where others go on.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from rewardserve.model.common_prefix import common_prefix_length, row_key
 Row = tuple[int, ...]
 
 _SPLIT_TOKENS = 8
-"""What it costs to compute a common beginning apart, in tokens that it must save: one more kernel call a layer."""
+"""Cost of computing a common prefix as a separate segment, in tokens that it must save: one more kernel call a layer."""
 
 _MERGE_SHARE = 1 / 32
-"""And for every token after it: merging what it sees of the beginning with what it sees of its own row."""
+"""Cost for every token after the prefix, in tokens: its attention to the prefix is merged with that to its segment."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A run of tokens that is computed once, at positions `start` to `start + len(ids)` of every row through it.
 
-    `parent` is the index of the segment before it, None at the beginning of a row; indices are in pre-order, so all
-    that follows from this segment is at `index + 1` to `after`.
+    `parent` is the index of the segment before it, None at the beginning of a row; indices are in pre-order, so the
+    descendants of a segment are at `index + 1` to `after`.
     """
 
     ids: Row
@@ -35,7 +35,7 @@ class Segment:
 
     @property
     def end(self) -> int:
-        """The position after its last token: how long a row is that ends here."""
+        """The position after its last token: the length of a row that ends here."""
         return self.start + len(self.ids)
 
 
@@ -48,13 +48,13 @@ class PrefixTree:
 
     @property
     def n_tokens(self) -> int:
-        """How many tokens are computed."""
+        """Number of tokens that are computed."""
         return sum(len(s.ids) for s in self.segments)
 
 
 @dataclass(slots=True, eq=False)
 class _Node:
-    """A place where rows part or end. `row` is any row through it."""
+    """A node where rows diverge or end. `row` is any row through it."""
 
     row: Row
     end: int
@@ -63,26 +63,26 @@ class _Node:
     n_below: int = 0  # tokens of the rows through it, behind `end`
 
     def is_worth_sharing(self, start: int) -> bool:
-        """Whether computing positions `start` to `end` once is worth the detour."""
+        """Whether computing positions `start` to `end` once saves more than it costs."""
         n_ways = len(self.children) + self.is_end
         return (self.end - start) * (n_ways - 1) >= _SPLIT_TOKENS + _MERGE_SHARE * self.n_below
 
 
 def without_sharing(rows: Sequence[Row]) -> PrefixTree:
-    """Every row for itself, equal ones too: nothing is shared."""
+    """A tree in which every row is a separate segment, equal ones too."""
     segments = tuple(Segment(row, 0, None, i + 1) for i, row in enumerate(rows))
     return PrefixTree(segments, tuple(range(len(rows))))
 
 
 def build_prefix_tree(rows: Sequence[Row]) -> PrefixTree:
-    """The tree of these rows, none empty, with the common beginnings that are worth it."""
+    """The tree of these rows, none empty, with the common prefixes that are worth sharing."""
     by_key = {row_key(row): row for row in rows}
     segments, end_of = _emit(_radix(sorted(by_key), by_key))
     return PrefixTree(segments, tuple(end_of[row] for row in rows))
 
 
 def _radix(keys: Sequence[bytes], rows: dict[bytes, Row]) -> _Node:
-    """The radix tree of sorted distinct keys, from what neighbours have in common."""
+    """The radix tree of sorted distinct keys, built from the common prefixes of neighbours."""
     root = _Node((), 0)
     path = [root]  # from the root to the newest leaf
     before = b""
@@ -112,7 +112,7 @@ def _count(root: _Node) -> None:
 
 
 def _emit(root: _Node) -> tuple[tuple[Segment, ...], dict[Row, int]]:
-    """Segments in pre-order. A beginning that is not worth it is computed by each of its rows."""
+    """Segments in pre-order. A prefix that is not worth sharing is computed for each of its rows."""
     found: list[tuple[Row, int, int | None]] = []  # ids, start, parent
     end_of: dict[Row, int] = {}
     todo: list[tuple[_Node, int, int | None]] = [(child, 0, None) for child in reversed(root.children)]

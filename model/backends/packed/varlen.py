@@ -1,6 +1,6 @@
-"""The attention of a plan in a few kernel calls, for devices where a call a segment would cost more than its work.
+"""Attention of a plan in a few kernel calls, for devices where one call a segment would cost more than its work.
 
-All segments go through one call of variable-length flash attention, and all beginnings of one depth through another.
+One call of variable-length flash attention computes all segments, and one call a depth all prefixes of that depth.
 Shapes: N tokens, Q queries, H query heads, G key heads, E head width; here tokens come first, `(N, H, E)`.
 """
 
@@ -24,7 +24,7 @@ Varlen = Callable[[Tensor, Tensor, Tensor, "VarlenCall", bool, float], tuple[Ten
 
 @dataclass(frozen=True, slots=True)
 class VarlenCall:
-    """Which queries and keys go into one call, and where each segment of them ends. Index None: all, in order."""
+    """Queries and keys of one call, and the ends of its segments. Index None: all, in order."""
 
     index_Q: Tensor | None
     index_K: Tensor | None
@@ -36,7 +36,7 @@ class VarlenCall:
 
 @dataclass(frozen=True, slots=True)
 class VarlenPlan:
-    """A plan, prepared once for all layers: `own`, then one call a depth."""
+    """A plan, prepared once for all layers: `self_spans`, then one call a depth."""
 
     self_spans: VarlenCall
     is_causal: bool
@@ -44,7 +44,7 @@ class VarlenPlan:
 
 
 def prepare_varlen(plan: AttentionPlan, n_keys: int, given: Sequence[int], device: torch.device) -> VarlenPlan:
-    """`n_keys` tokens are in the packed row; the given beginnings, of these lengths, lie behind them."""
+    """Prepare a plan: `n_keys` tokens are in the packed row; the cached prefixes, of the lengths `given`, lie behind them."""
     starts = [0, *accumulate(given)]
     self_spans = _call(
         [o.queries for o in plan.self_spans], [o.keys for o in plan.self_spans], plan.n_queries, n_keys, device
@@ -69,7 +69,7 @@ def attend_varlen(
     varlen: Varlen,
     scale: float,
 ) -> None:
-    """Fill `out_QHE`. Keys and values are those of the packed row, then of the given beginnings."""
+    """Fill `out_QHE`. Keys and values are those of the packed row, then of the cached prefixes."""
     lse_HQ = torch.empty(query_QHE.shape[1], len(query_QHE), dtype=torch.float32, device=query_QHE.device)
     for i, call in enumerate((calls.self_spans, *calls.prefix_spans)):
         out, lse = varlen(
@@ -90,7 +90,7 @@ def attend_varlen(
 
 
 def flash_varlen() -> Varlen:
-    """torch's own. Its arguments have changed between versions."""
+    """torch's variable-length attention. Its arguments have changed between versions."""
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
     known = inspect.signature(varlen_attn).parameters

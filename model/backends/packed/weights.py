@@ -1,6 +1,6 @@
-"""Which layers of a network get a packed layer, with packed weights and which kernel. Float32 on a CPU only.
+"""Choose the layers of a network that are replaced by packed layers, and their kernel. Float32 on a CPU only.
 
-Every kind of packed layer is compared with the layer that it stands for, once a shape, before it is used.
+Every kind of packed layer is compared with the layer that it replaces, once a shape, before it is used.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from rewardserve.model.backends.packed.packed_layers import (
 
 _CHECKED_ROWS = (1, 3, 64, 200, 257)
 _TOLERANCE = {"highest": 1e-4, "high": 2e-4}
-"""Of the largest value: the order of sums differs, and what was split is off by a little more (see `native/amx.c`)."""
+"""Largest difference, relative to the largest value: the order of sums differs, and split products are off by more
+(see `native/amx.c`)."""
 
 _WIDE = 4.0
-"""Inputs go beyond what a clamp or a saturated activation would let through unnoticed."""
+"""Range of the test inputs: wide enough to reveal a clamp or a saturated activation."""
 
 
 class PackedWeights:
     """Packed layers in place of linear layers, with the kernels in C also of gated MLPs and norms: from `install` to `remove`.
 
-    `precision` is what was got of what was asked for, `note` says why where that is less than the operator might have;
-    `kernels` are those in C, where they are in use.
+    `precision` is the precision in use, `note` the reason where the operator could get the requested one; `kernels` are those
+    in C, where they are in use.
     """
 
     def __init__(self, backbone: nn.Module, asked: MatmulPrecision) -> None:
@@ -57,24 +58,24 @@ class PackedWeights:
             self._packed_layers = _verified_layers(linears, "highest", MklLinear)
 
     def __len__(self) -> int:
-        """How many packed layers; 0 where this is not possible, or was not right."""
+        """Number of packed layers; 0 where none is possible, or none gave the right output."""
         return len(self._packed_layers)
 
     def install(self) -> None:
-        """From now on the layers compute with the packed weights."""
+        """Replace the forward of the layers."""
         for each in self._packed_layers:
             each.module.forward = each
 
     def remove(self) -> None:
-        """The layers are as they were. Not after `release`."""
+        """Restore the layers. Not after `release`."""
         self.restore()
         for each in self._packed_layers:
             each.module.__dict__.pop("forward", None)
 
     def withhold(self) -> None:
-        """Put NaN in place of the unpacked weights, of which only the shape is left: as it will be after `release`.
+        """Replace the unpacked weights by NaN of the same shape, as after `release`.
 
-        A layer whose weight is used by others than its own forward (routers do that) then gives no score at all.
+        A layer whose weight is read outside its forward (routers do that) then gives no finite score.
         """
         for layer in (layer for each in self._packed_layers for layer in each.linears):
             self._withheld.append((layer, layer.weight))
@@ -87,12 +88,12 @@ class PackedWeights:
         self._withheld.clear()
 
     def release(self) -> None:
-        """Free the unpacked weights that are withheld: a model is not to be held twice."""
+        """Free the withheld unpacked weights, so that memory holds each weight once."""
         self._withheld.clear()
 
 
 def _native(backbone: nn.Module, linears: Sequence[nn.Linear], kernels: Kernels) -> list[PackedLayer]:
-    """Gated MLPs as a whole, all other linear layers one by one, norms. Raise `KernelsUnavailable` where products are wrong."""
+    """Pack gated MLPs, all other linear layers, and norms. Raise `KernelsUnavailable` where products are wrong."""
     gated = [m for m in backbone.modules() if is_gated_mlp(m) and all(_is_plain(p) for p in m.parameters())]
     mlps = _verified_layers(gated, "high", lambda mlp: SplitGatedMlp(mlp, kernels))
     covered = {id(layer) for mlp in mlps for layer in mlp.linears}
@@ -110,7 +111,7 @@ def _native(backbone: nn.Module, linears: Sequence[nn.Linear], kernels: Kernels)
 def _verified_layers(
     modules: Sequence[Any], precision: MatmulPrecision, *makers: Callable[[Any], PackedLayer]
 ) -> list[PackedLayer]:
-    """Packed layers for the modules of every kind and shape for which one of the makers makes the right thing."""
+    """Packed layers for the modules of every kind and shape for which the layer of one of the makers gives the right output."""
     alike: dict[tuple[Any, ...], list[Any]] = {}
     for module in modules:
         alike.setdefault((type(module), *(tuple(p.shape) for p in module.parameters())), []).append(module)
@@ -123,7 +124,7 @@ def _verified_layers(
 
 @torch.inference_mode()
 def _matches(module: nn.Module, packed_layer: PackedLayer, precision: MatmulPrecision) -> bool:
-    """Whether the packed layer gives what the module gives, for few and many rows."""
+    """Whether the packed layer gives the module's output, for few and many rows."""
     for n in _CHECKED_ROWS:
         x = _WIDE * torch.linspace(-1.0, 1.0, n * packed_layer.width).mul(7919.0).sin().view(n, -1)
         expected = module(x)

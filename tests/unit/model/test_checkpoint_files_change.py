@@ -127,7 +127,7 @@ def test_a_file_that_is_cut_off_while_it_is_read_is_refused_by_its_name(tmp_path
 
     outlined = read_without_weights(str(folder), ReadOptions(dtype="float32"))
     monkeypatch.setattr(weights, "allocate_pages", cut_at_the_third)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors was cut off while it was read"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors was truncated while it was read"):
         load_weights(outlined)
 
 

@@ -39,7 +39,7 @@ CONTRACT = ScoringContract(
 )  # fmt: skip
 IDS, SCORES = tuple(p.ids for p in PROBES), tuple(p.score for p in PROBES)
 OTHER = "sha256:ffffffffffffffff"
-RESTORE = "put back the tokenizer files that training wrote, or export the checkpoint again."
+RESTORE = "restore the tokenizer files that training wrote, or export the checkpoint again."
 
 
 def broken(message: str) -> list[str]:
@@ -71,7 +71,7 @@ def test_a_model_that_is_as_its_contract_says_has_no_breach():
         ),
         (
             {"template_date": None},
-            "date | the chat template is given the date None, the contract says 2026-01-31. | "
+            "date | the chat template gets the date None, the contract has 2026-01-31. | "
             "export the checkpoint again, or set template_date in scoring_contract.json to the date of training.",
         ),
         ({"bos_id": None}, f"bos | BOS is None, training used 1. | {RESTORE}"),
@@ -91,12 +91,12 @@ def test_a_model_that_is_as_its_contract_says_has_no_breach():
         (
             {"head_digest": OTHER},
             "head | the value head is sha256:ffffffffffff, training wrote sha256:3123456789ab. | "
-            "put back the head that training wrote (score.weight and reward_heads.safetensors).",
+            "restore the head that training wrote (score.weight and reward_heads.safetensors).",
         ),
         (
             {"weights_digest": OTHER},
             "weights | the backbone is sha256:ffffffffffff, training wrote sha256:2123456789ab. | "
-            "put back the weights that training wrote, or export a contract for these.",
+            "restore the weights that training wrote, or export a contract for these.",
         ),
     ],
 )
@@ -240,13 +240,13 @@ UNREADABLE = "scoring_contract.json is unreadable: {}. Export the checkpoint aga
         *(
             (
                 {"template_date": date},
-                UNREADABLE.format(f"""ValueError("template_date is {date!r}, and a date is written YYYY-MM-DD")"""),
+                UNREADABLE.format(f"""ValueError("template_date is {date!r}; write it as YYYY-MM-DD")"""),
             )
             for date in ("31 January 2026", "20260131", "2026-02-30", "")
         ),
         (
             {"template_date": 20260131},
-            UNREADABLE.format("ValueError('template_date is 20260131, and a date is written YYYY-MM-DD')"),
+            UNREADABLE.format("ValueError('template_date is 20260131; write it as YYYY-MM-DD')"),
         ),
     ],
 )

@@ -70,7 +70,7 @@ def test_weights_that_lack_their_last_bytes_are_told_by_their_size(folder, cut):
     path = folder / "model.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[:-cut])
-    assert f"{len(data) - cut} bytes, but its header tells of {len(data)}" in refused(folder)
+    assert f"{len(data) - cut} bytes, but its header names {len(data)}" in refused(folder)
 
 
 def test_a_header_that_cannot_be_one_is_not_read(folder):
@@ -82,7 +82,7 @@ def test_a_header_that_cannot_be_one_is_not_read(folder):
 
 def test_a_shard_that_is_missing_is_named(folder):
     (folder / "model.safetensors").unlink()
-    assert "it names model.safetensors, which is not there" in refused(folder)
+    assert "it names model.safetensors, which does not exist" in refused(folder)
 
 
 def test_one_of_several_shards_that_is_missing_is_named(folder):
@@ -96,7 +96,7 @@ def test_one_of_several_shards_that_is_missing_is_named(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert served(folder).report.holds, "whole, it is served"
     (folder / "model-2.safetensors").unlink()
-    assert "it names model-2.safetensors, which is not there" in refused(folder)
+    assert "it names model-2.safetensors, which does not exist" in refused(folder)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.bin"])
@@ -104,7 +104,7 @@ def test_a_pickle_that_is_cut_off_is_named(folder, name):
     torch.save(load_file(folder / "model.safetensors"), folder / name)
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[: len(data) // 2])
-    assert f"{name} is unreadable: it is cut off" in refused(folder)
+    assert f"{name} is unreadable: it is truncated" in refused(folder)
 
 
 def test_a_template_that_is_cut_off_is_said_so(folder):
@@ -173,5 +173,5 @@ def test_the_server_says_it_in_words_with_exit_code_1(folder):
     path.write_bytes(path.read_bytes()[:-5])
     exit_code, said = run_to_end(f"{folder}", "--port=0", "--device=cpu")
     assert exit_code == 1
-    assert "its header tells of" in said
+    assert "its header names" in said
     assert "Traceback" not in said

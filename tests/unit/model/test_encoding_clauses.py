@@ -741,7 +741,7 @@ def test_a_text_of_which_no_token_is_left_is_refused():
     encode = encoder(letters(template=turns("")), CLASSIFIER)
     with pytest.raises(EmptyResponse) as refused:
         encode(Sample(text="é"))
-    assert refused.value.message == "no token is left of the text: there is none to read a score at"
+    assert refused.value.message == "no token is left of the text: there is no token to read a score at"
 
 
 def test_a_token_of_text_must_have_a_row():
@@ -752,8 +752,8 @@ def test_a_token_of_text_must_have_a_row():
         with pytest.raises(TokenOutOfVocabulary) as refused:
             encode(Sample(text=text))
         assert refused.value.message == (
-            f"token {at} of the sample has id {token}, and the model has no embedding for it: its table has 320 rows. Take that "
-            "token out of the text, or serve the model with the tokenizer that it was trained with."
+            f"token {at} of the sample has id {token}, and the model has no embedding for it: its table has 320 rows. Remove "
+            "that token from the text, or serve the model with the tokenizer that it was trained with."
         )
         assert refused.value.details == {"index": at, "id": token, "vocab_size": 320}
 
@@ -769,8 +769,8 @@ def test_a_conversation_that_ends_otherwise_is_refused_in_words():
     with pytest.raises(InvalidMessages) as refused:
         encoder(tiny_tokenizer(template))(Sample(messages=talk))
     assert refused.value.message == (
-        "the chat template ends this conversation otherwise than with '<|im_end|>\\n', so the token at which its score is read "
-        "is not known. Let the template end all conversations alike."
+        "the chat template does not end this conversation with '<|im_end|>\\n', so the token at which its score is read "
+        "is not known. Let the template end all conversations in the same way."
     )
 
 
@@ -1127,7 +1127,7 @@ def test_a_control_token_that_the_template_ends_with_closes_a_row_that_eos_ends(
 # -- notes --------------------------------------------------------------------------------------------------------------
 
 IMITATED = (
-    "turns can be imitated: the chat template begins them with plain text ({}), and what a conversation says is plain text "
+    "turns can be imitated: the chat template begins them with plain text ({}), and the content of messages is plain text "
     "too"
 )
 MAY_END_WITH_EOS = {"<end_of_turn>": "gemma2", "<|role_end|>": "bailing_v2", "<|endofassistant|>": "dots_ocr"}
@@ -1137,25 +1137,25 @@ NOTES = {
         lambda: encoder(with_tokens(2)),
         ("the tokenizer has 2 tokens that the model has no embedding for; its table has 320 rows: '<extra_0>' (320), "
          "'<extra_1>' (321). "
-         "A sample with one of them is refused (token_out_of_vocabulary)",),
+         "A sample with one of them is rejected (token_out_of_vocabulary)",),
     ),
     "five tokens without rows": (
         lambda: encoder(with_tokens(5)),
         ("the tokenizer has 5 tokens that the model has no embedding for; its table has 320 rows: '<extra_0>' (320), "
          "'<extra_1>' (321), "
-         "'<extra_2>' (322), '<extra_3>' (323), '<extra_4>' (324). A sample with one of them is refused "
+         "'<extra_2>' (322), '<extra_3>' (323), '<extra_4>' (324). A sample with one of them is rejected "
          "(token_out_of_vocabulary)",),
     ),
     "six tokens without rows": (
         lambda: encoder(with_tokens(6)),
         ("the tokenizer has 6 tokens that the model has no embedding for; its table has 320 rows: '<extra_0>' (320), "
          "'<extra_1>' (321), "
-         "'<extra_2>' (322), '<extra_3>' (323), '<extra_4>' (324) and 1 more. A sample with one of them is refused "
+         "'<extra_2>' (322), '<extra_3>' (323), '<extra_4>' (324) and 1 more. A sample with one of them is rejected "
          "(token_out_of_vocabulary)",),
     ),
     "a clock": (
         lambda: encoder(tiny_tokenizer("{{ strftime_now('%d') }}" + CHATML), template_date="2026-01-02"),
-        ("the chat template asks for the date: it is always given 2026-01-02, so that a score does not change at "
+        ("the chat template uses the current date: it always gets 2026-01-02, so that a score does not change at "
          "midnight. A plain "
          "apply_chat_template writes today's date, and so do other engines that render it: their scores of the same "
          "conversation may "
@@ -1163,9 +1163,8 @@ NOTES = {
     ),
     "an ending that varies": (
         lambda: encoder(tiny_tokenizer(CHATML + "{{ 'x' if messages | length > 3 and not add_generation_prompt }}"), CLASSIFIER),
-        ("the chat template ends conversations in different ways: messages end as it writes them; text and ids are "
-         "taken with the ending "
-         "that they have, so send them whole",),
+        ("the chat template ends conversations in different ways: messages end as it writes them; text and ids keep "
+         "the ending that they have, so send them complete",),
     ),
     "a second BOS": (
         lambda: encoder(adding_bos("{{ bos_token }}" + CHATML), CLASSIFIER),
@@ -1182,8 +1181,8 @@ NOTES = {
     "none of the tokenizer's": (lambda: encoder(tiny_tokenizer("{{ bos_token }}" + CHATML, bos="<s>"), CLASSIFIER), ()),
     "a longer beginning of a response that is to come": (
         lambda: encoder(tiny_tokenizer(THINKS), "openrlhf"),
-        ("the chat template writes '<|im_end|>\\n<|im_start|>assistant\\n<think>' before a response that is to come and "
-         "'<|im_end|>\\n<|im_start|>assistant\\n' before one that is there. OpenRLHF with prompt_key cuts the rendering "
+        ("the chat template writes '<|im_end|>\\n<|im_start|>assistant\\n<think>' before a response to be generated and "
+         "'<|im_end|>\\n<|im_start|>assistant\\n' before an existing one. OpenRLHF with prompt_key cuts the rendering "
          "at the length of "
          "the first, so its rows had another text; here a row is the whole rendering, as without prompt_key. The files "
          "do not name the "
@@ -1209,7 +1208,7 @@ def test_an_ending_that_llama_factory_may_have_followed_with_eos_is_noted(end, n
     tokenizer.add_special_tokens({"additional_special_tokens": [end]})
     note = (
         f"rows end as the chat template writes, with {end!r}. LLaMA-Factory's template {MAY_END_WITH_EOS[end]} ends so too and "
-        "adds EOS, which the chat template does not tell: if it was the one of the training, set the ending to template_and_eos"
+        "adds EOS, which the chat template lacks: if training used that template, set the ending to template_and_eos"
     )
     rule = LAYOUT_RULES["llama_factory"]
     assert [each for each in encoder(tokenizer, rule=rule).notes if each.startswith("rows end")] == [note]
@@ -1250,7 +1249,7 @@ def test_all_notes_stand_in_one_order():
     tokenizer.add_tokens(["<extra_0>"])
     begins = [
         "the tokenizer has 1 tokens",
-        "the chat template asks",
+        "the chat template uses",
         "the chat template ends",
         "rows begin with one BOS",
         "turns can",
@@ -1290,7 +1289,7 @@ def test_a_tokenizer_that_cannot_be_copied_is_refused(monkeypatch):
     monkeypatch.setattr("rewardserve.model.encoding.ControlTokens", refuse)
     with pytest.raises(EncodingPolicyError) as refused:
         encoder(tiny_tokenizer())
-    assert str(refused.value) == "text cannot be kept apart from control tokens: it is written in Python"
+    assert str(refused.value) == "text cannot be distinguished from control tokens: it is written in Python"
 
 
 def test_a_memory_address_between_turns_is_refused():

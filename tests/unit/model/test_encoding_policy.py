@@ -142,8 +142,8 @@ def test_a_template_that_writes_nothing_of_a_response_is_refused(asks):
     with pytest.raises(EncodingPolicyError) as refused:
         policy_of(tiny_tokenizer("{% for m in messages %}{{ m['role'] }}{% endfor %}" + asks))
     assert str(refused.value) == (
-        "the chat template writes nothing of a response: all responses to a prompt would have one score. It may expect contents as "
-        "lists of parts, as templates of vision models do, and samples have text. Let it write `message['content']`."
+        "the chat template writes no response: all responses to a prompt would have the same score. It may expect contents as "
+        "lists of parts, as templates of vision models do, but samples have text. Let it write `message['content']`."
     )
 
 
@@ -305,8 +305,8 @@ def test_an_ending_that_depends_on_the_conversation_is_seen(name):
             policy_of(tokenizer, layout)
         assert str(refused.value) == (
             "the chat template ends conversations in different ways ('n', 's'), so the token at which the score is read is "
-            "not known. Let it end all of them alike, or, for a transformers classifier or its adapter, set the ending to "
-            "`template`."
+            "not known. Let it end all of them in the same way, or, for a transformers classifier or its adapter, set the "
+            "ending to `template`."
         )
 
 
@@ -356,7 +356,7 @@ def test_of_several_chat_templates_that_called_default_is_taken():
     with pytest.raises(EncodingPolicyError) as refused:
         policy_of(tokenizer)
     assert str(refused.value) == (
-        "the tokenizer has several chat templates (rag, tool_use) and none that is called default, so transformers chooses none. "
+        "the tokenizer has several chat templates (rag, tool_use) and none is called default, so transformers chooses none. "
         "Save the one that training used as chat_template.jinja in the folder of the checkpoint."
     )
 
@@ -379,7 +379,7 @@ def test_a_token_of_every_sample_has_a_row(template):
         policy_of(tokenizer, "sequence_classification")
     assert str(refused.value) == (
         "the tokenizer or its chat template puts '<extra_0>' into every sample, and the model has no embedding for it: its table "
-        "has 320 rows. Put back the tokenizer that the model was trained with, or resize the embeddings of the model and train "
+        "has 320 rows. Restore the tokenizer that the model was trained with, or resize the embeddings of the model and train "
         "them."
     )
 
@@ -408,7 +408,7 @@ ADDED = "which is added to the"
         (turns("<|im_end|>\n\n"), "language_model", None, f"token 2 `<|im_end|>`, {ITS_NEWLINE}"),
         (turns("x"), "trl_value_head", None, f"token 2 `<|im_end|>`, {ADDED} rendering"),
         (None, "language_model", None, f"token 2 `<|im_end|>`, {ADDED} text"),
-        (turns(""), "adapter", None, "the response's last token, after which the rendering has nothing"),
+        (turns(""), "adapter", None, "the response's last token, which ends the rendering"),
         (CLOSED, "adapter", "<|im_end|>",
          f"the response's last token, the last before `<|im_end|>`, {SKIPPED} 2 too"),
         (turns("<|im_end|><pad><pad>"), "adapter", "<pad>",

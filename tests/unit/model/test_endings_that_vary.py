@@ -118,7 +118,7 @@ def test_an_ending_that_no_probe_has_shown_is_taken_or_refused_and_never_doubled
         assert tokenizer.decode(cut).endswith("assistant\nxyzzy")
     _, encode = encoder(template, "trl_value_head")
     encode(Sample(messages=TALKS[0]))
-    with pytest.raises(InvalidMessages, match="ends this conversation otherwise"):
+    with pytest.raises(InvalidMessages, match="does not end this conversation with"):
         encode(Sample(messages=talk))
 
 

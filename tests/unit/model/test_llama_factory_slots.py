@@ -293,10 +293,10 @@ def test_what_is_written_before_a_response_that_is_to_come_is_no_part_of_a_finis
 
 PLAIN = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}TAIL{% endfor %}"
 NOTE = (
-    "LLaMA-Factory tokenises the parts of a turn apart, and with this tokenizer the ids depend on where it cut. The chat template "
+    "LLaMA-Factory tokenises the parts of a turn separately, and with this tokenizer the ids depend on the cuts. The chat template "
     "is not the one that it writes, so the cuts are inferred (BOS, each turn, each response): scores may differ from those of "
-    "training. Compare the ids that its trainer prints with those of a plain apply_chat_template, or put the chat template "
-    "into the checkpoint that LLaMA-Factory writes for the template of the training"
+    "training. Compare the ids that its trainer prints with those of a plain apply_chat_template, or replace the checkpoint's "
+    "chat template by the one that LLaMA-Factory writes for the template of the training"
 )
 
 

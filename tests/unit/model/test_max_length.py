@@ -123,7 +123,7 @@ def test_a_model_without_a_longest_row_says_so_and_the_operator_may_change_it(tm
     classifier(tmp_path, "bloom")
     loaded = served(tmp_path)
     assert loaded.identity.max_tokens == DEFAULT_MAX_TOKENS
-    assert any("names no longest row" in note for note in loaded.identity.engine_notes)
+    assert any("has no maximum length" in note for note in loaded.identity.engine_notes)
     assert served(tmp_path, max_input_tokens=6000).identity.max_tokens == 6000
 
 

@@ -35,7 +35,7 @@ def caused(error, *others):
         (OSError(errno.EROFS, "Read-only file system", "/x"), "XDG_CACHE_HOME"),
         (
             caused(OSError(errno.ENOSPC, "No space left on device", "/x"), ValueError("a"), RuntimeError("b")),
-            "Make room",
+            "Free some space",
         ),
     ],
 )
@@ -55,9 +55,9 @@ TORCH = (
     "Including non-PyTorch memory, this process has 139.79 GiB memory in use."
 )
 ON_A_DEVICE = {
-    TORCH: "GPU 3 has not enough free memory: 20.00 GiB more were wanted, 14.25 MiB is free",
+    TORCH: "GPU 3 has not enough free memory: 20.00 GiB were requested, 14.25 MiB is free",
     "HIP out of memory. Tried to allocate 2.00 MiB. GPU 0 has a total capacity of 63.98 GiB of which 0 bytes is free.": "GPU 0",
-    "XPU out of memory. Tried to allocate 1.00 GiB. GPU 0 has a total capacity of 8.00 GiB.": "1.00 GiB more were wanted.",
+    "XPU out of memory. Tried to allocate 1.00 GiB. GPU 0 has a total capacity of 8.00 GiB.": "1.00 GiB were requested.",
     "MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1 GB, max allowed: 9 GB).": "the MPS device",
     "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported": "the CUDA device",
     "CUDA driver error: out of memory": "the CUDA device",

@@ -365,7 +365,8 @@ def test_a_stage_that_loses_a_value_is_an_error():
 FIT = "Fit it with `rewardserve calibrate`"
 CURVE_NEEDED = f"needs the length curve of one calibrated model. {FIT}."
 USUAL_NEEDED = (
-    f"needs the share of repeated trigrams that is usual. {FIT}, or set penalties.repetition_above to a share below 1."
+    f"needs the calibration's usual share of repeated trigrams. {FIT}, "
+    "or set penalties.repetition_above to a share below 1."
 )
 
 
@@ -415,7 +416,7 @@ def references_needed(shape):
         ({"length_debias": 1.0, "calibration": BARE}, f"length_debias=1.0 {CURVE_NEEDED}"),
         ({"length_debias": 1.0, "calibration": replace(FITTED, log_length=None)}, f"length_debias=1.0 {CURVE_NEEDED}"),
         *(
-            ({"penalties": {name: value}}, f"penalties.{name}={value}: what is taken off is positive")
+            ({"penalties": {name: value}}, f"penalties.{name}={value}: a penalty must not be below zero")
             for name in ("missing_end", "overlong", "repetition")
             for value in (-1.0, nan)
         ),

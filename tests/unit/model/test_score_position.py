@@ -228,7 +228,7 @@ def test_an_inferred_ending_and_position_are_settings(tmp_path, capsys):
     loaded = load("torch", ModelSpec(str(tmp_path), ending="template"))
     assert loaded.contract.end_text == "<|im_end|>\n"
     assert (loaded.contract.ending, loaded.contract.reads_at) == ("template", "last")
-    assert "the operator has set it so" in loaded.identity.score_position
+    assert "the operator has set it" in loaded.identity.score_position
     assert check([str(tmp_path), "--ending", "template", "--reads-at", "last_non_pad"]) == 0
     assert "`\\n`, the last of the rendering, because the operator" in capsys.readouterr().out
 

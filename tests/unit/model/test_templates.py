@@ -138,7 +138,7 @@ def test_a_template_that_is_no_template_is_refused_in_words():
 
 def test_a_template_that_writes_lists_of_parts_alone_is_refused():
     """Idefics 3's, for one: it looks for parts in the characters of a text, and finds none."""
-    with pytest.raises(EncodingPolicyError, match="writes nothing of a response"):
+    with pytest.raises(EncodingPolicyError, match="writes no response"):
         encoder(
             "{% for m in messages %}{{ m['role'] | capitalize }}: {% for part in m['content'] %}{% if part['type'] == 'text' %}"
             "{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"

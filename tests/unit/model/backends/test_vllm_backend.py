@@ -110,8 +110,10 @@ def test_every_kind_of_checkpoint_scores_as_it_does_on_torch(vllm, tmp_path, kin
     for row, heads in zip(loaded.scorer.score(TokenBatch(ROWS)).rows, plain, strict=True):
         assert row == pytest.approx({name: value for name, value in heads.items() if name != DISTANCE}, abs=1e-5)
     assert (engine.spec.folder == tmp_path / "rm") == as_it_is
-    assert any("written again" in note for note in loaded.identity.engine_notes) != as_it_is
-    assert list(vllm.temporary.glob("rewardserve*")) == [], "what was written again is gone when the engine is there"
+    assert any("converted" in note for note in loaded.identity.engine_notes) != as_it_is
+    assert list(vllm.temporary.glob("rewardserve*")) == [], (
+        "the converted folder is removed once the engine has started"
+    )
     assert loaded.identity.heads == expected.identity.heads
     assert loaded.identity.n_parameters == expected.identity.n_parameters
     assert loaded.identity.architecture == expected.identity.architecture
@@ -143,7 +145,7 @@ def test_a_checkpoint_without_a_contract_is_served_and_says_that_nothing_was_com
     sequence_classifier(tmp_path / "rm")
     loaded = load("vllm", ModelSpec(str(tmp_path / "rm")))
     assert loaded.report.origin == "inferred"
-    assert any("compared with nothing" in note for note in loaded.identity.engine_notes)
+    assert any("not checked" in note for note in loaded.identity.engine_notes)
     loaded.scorer.close()
 
 
@@ -212,7 +214,7 @@ def test_what_the_operator_asks_for_reaches_the_engine(vllm, tmp_path):
     spec = ModelSpec(str(tmp_path / "rm"), dtype="bfloat16", prefix_cache_bytes=0, deterministic=True, vllm=asked)
     loaded = load("vllm", spec)
     given = vllm.engines[0].spec
-    assert (given.asked, given.dtype, given.keeps_prefixes, given.one_by_one) == (asked, "bfloat16", False, True)
+    assert (given.options, given.dtype, given.keeps_prefixes, given.one_by_one) == (asked, "bfloat16", False, True)
     assert loaded.identity.dtype == "bfloat16"
     assert not loaded.scorer.shares_prefixes
     loaded.scorer.close()
@@ -255,7 +257,7 @@ def arguments(monkeypatch, **changes):
     monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
     monkeypatch.setitem(sys.modules, "vllm.config", config)
     spec = {"folder": Path("/rm"), "dtype": "float32", "max_tokens": 64, "keeps_prefixes": True, "one_by_one": False,
-            "asked": VllmSpec()}  # fmt: skip
+            "options": VllmSpec()}  # fmt: skip
     return vllm_api._arguments(vllm_api.EngineSpec(**spec | changes))
 
 
@@ -269,6 +271,6 @@ def test_vllm_is_asked_for_raw_scores_at_the_last_token_and_is_left_its_own_defa
 
 
 def test_deterministic_is_one_row_at_a_time_in_one_piece_and_nothing_kept(monkeypatch):
-    asked = arguments(monkeypatch, one_by_one=True, asked=VllmSpec(max_num_seqs=16))
+    asked = arguments(monkeypatch, one_by_one=True, options=VllmSpec(max_num_seqs=16))
     assert (asked["max_num_seqs"], asked["enable_chunked_prefill"], asked["max_num_batched_tokens"]) == (1, False, 64)
     assert not asked["enable_prefix_caching"]

@@ -53,7 +53,7 @@ def test_rows_of_a_recurrent_model_score_as_alone(architecture: str, engine: str
         done = scorer.score(TokenBatch(tuple(rows))).rows
         assert [heads["score"] for heads in done] == pytest.approx(expected, abs=2e-5)
     if scorer.name == "one_by_one":
-        assert notes[0] == "every row has a forward of its own"
+        assert notes[0] == "every row has a separate forward"
         assert any("rows are not padded" in note for note in notes)
 
 
@@ -77,7 +77,7 @@ def test_a_recurrent_checkpoint_with_a_value_head_is_served_and_says_how(archite
     done = loaded.scorer.score(TokenBatch(tuple(rows))).rows
     assert [heads["score"] for heads in done] == pytest.approx(expected, abs=1e-4)
     assert (loaded.identity.engine == "one_by_one") == (
-        "every row has a forward of its own" in loaded.identity.engine_notes
+        "every row has a separate forward" in loaded.identity.engine_notes
     )
     assert loaded.identity.engine == {"rwkv": "one_by_one", "mamba2": "padded"}[architecture]
 
@@ -102,7 +102,7 @@ def test_a_model_that_is_wrong_even_alone_is_refused_in_words(monkeypatch):
     network = make("llama")
     values_of = network.values_of
     monkeypatch.setattr(network, "values_of", lambda hidden: values_of(hidden) + (hidden.ndim - 1) * 1e-3)
-    with pytest.raises(LoadError, match=r"every row has a forward of its own, scores differ by 1\.0e-03"):
+    with pytest.raises(LoadError, match=r"with a separate forward for each row, scores differ by 1\.0e-03"):
         choose_engine(network, ModelSpec(), pad_id=4, max_tokens=256)
 
 
@@ -165,5 +165,5 @@ def test_rows_of_the_check_lie_on_both_sides_of_every_length(architecture: str, 
 def test_a_length_that_is_too_far_to_be_checked_is_told():
     far = {"sliding_window": 6_000, "max_position_embeddings": 8_000}
     _, notes = choose_engine(make("mistral", **far), ModelSpec(), pad_id=4, max_tokens=8_000)
-    assert any("longer than 6,000 tokens" in note and "compared with nothing" in note for note in notes)
+    assert any("longer than 6,000 tokens" in note and "not checked" in note for note in notes)
     assert choose_engine(make("mistral", **far), ModelSpec(), pad_id=4, max_tokens=6_000)[1] == ()

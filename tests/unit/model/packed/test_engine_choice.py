@@ -38,7 +38,7 @@ def test_a_model_whose_tokens_meet_outside_of_attention_has_a_forward_for_every_
     rows = [(5, 6, 7), tuple(range(5, 45)), (9,)]
     expected = [float(alone(network, list(row))) for row in rows]
     scorer, notes = chosen(network, engine=engine)
-    assert (scorer.name, notes[0]) == ("one_by_one", "every row has a forward of its own")
+    assert (scorer.name, notes[0]) == ("one_by_one", "every row has a separate forward")
     assert any("rows are not padded: scores differ" in note for note in notes)
     done = scorer.score(TokenBatch(tuple(rows)))
     assert [heads["score"] for heads in done.rows] == pytest.approx(expected, abs=1e-6)
@@ -75,7 +75,7 @@ def test_a_window_that_the_layers_keep_to_themselves_is_padded():
     network.config.sliding_window = 200
     scorer, notes = chosen(network)
     assert isinstance(scorer, PaddedScorer)
-    assert "do not say how far back they see" in notes[0]
+    assert "do not pass the size of their sliding window" in notes[0]
 
 
 def test_a_weight_that_others_use_than_its_own_layer_is_not_let_go_of():
@@ -98,7 +98,7 @@ def test_an_argument_of_attention_that_nobody_here_knows_is_padded(monkeypatch):
     monkeypatch.setattr(attention, "forward", partial(forward, attention, sink_of_ours=torch.zeros(1)))
     scorer, notes = chosen(network)
     assert isinstance(scorer, PaddedScorer)
-    assert "asks for sink_of_ours" in notes[0]
+    assert "needs sink_of_ours" in notes[0]
 
 
 def test_whatever_a_foreign_model_raises_in_the_check_it_is_padded():

@@ -159,7 +159,7 @@ async def test_a_load_that_does_not_fit_beside_the_model_in_service_names_the_de
     monkeypatch.setattr("rewardserve.service.models.registry.prepare_model", fill)
     with pytest.raises(ModelRefused) as refused:
         await registry.load(ECHO)
-    assert "GPU 1 has not enough free memory: 2.00 GiB more were wanted" in refused.value.message
+    assert "GPU 1 has not enough free memory: 2.00 GiB were requested" in refused.value.message
     assert "docs/how-to/models.md" in refused.value.message
     assert registry.status.serving == 1
 
