@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Configuration of all tests: threads, Hypothesis profiles, sweeps."""
 
 import os
 
@@ -10,7 +10,7 @@ from collections import defaultdict
 import pytest
 from hypothesis import HealthCheck, settings
 
-# How long an example takes is the machine's business: time is measured in benchmarks, not in tests.
+# The time of an example depends on the machine: time is measured in benchmarks, not in tests.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile(
     "repeatable", settings.get_profile("untimed"), derandomize=True, database=None, max_examples=50
@@ -21,17 +21,17 @@ pytest.register_assert_rewrite("tests.support.scorer_suite")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Keep `n` cases of each test that is marked `sweep(n)`, evenly spaced; a test that is named on the command line keeps all.
+    """Keep `n` evenly spaced cases of each test that is marked `sweep(n)`; a test named on the command line keeps all.
 
     SWEEPS=all keeps all, SWEEPS=1 at most one of each.
     """
-    asked = os.environ.get("SWEEPS", "")
-    if asked == "all" or any("::" in argument for argument in config.args):
+    choice = os.environ.get("SWEEPS", "")
+    if choice == "all" or any("::" in argument for argument in config.args):
         return
     cases = defaultdict(list)
     for item in items:
         if (sweep := item.get_closest_marker("sweep")) is not None:
-            n_kept = min(sweep.args[0], 1) if asked == "1" else sweep.args[0]
+            n_kept = min(sweep.args[0], 1) if choice == "1" else sweep.args[0]
             cases[item.parent.nodeid, item.originalname, n_kept].append(item)
     kept = {id(group[i * len(group) // n]) for (*_, n), group in cases.items() for i in range(min(n, len(group)))}
     dropped = [item for group in cases.values() for item in group if id(item) not in kept]

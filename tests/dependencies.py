@@ -1,7 +1,7 @@
-"""`python -m tests.dependencies`: do known vulnerabilities concern what is installed here? A part of `make check`.
+"""`python -m tests.dependencies`: check the installed packages for known vulnerabilities. A part of `make check`.
 
-pip-audit asks PyPI. A vulnerability fails the check. Where nobody answers, or pip-audit is not there, nothing is known,
-and that is said and fails nothing: a machine without a network checks the rest.
+pip-audit queries PyPI. A vulnerability fails the check. Without an answer, or without pip-audit, the check is skipped with a
+message, so that the other checks pass on a machine without a network.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-PATIENCE_S = 25.0
+TIMEOUT_S = 25.0
 OWN = {"rewardserve", "rewardserve-client"}
 
 
 def main() -> int:
-    """The exit code."""
+    """Print the result of the audit. Return the exit code."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as listed:
         listed.write("\n".join(installed()))
         listed.flush()
@@ -37,31 +37,31 @@ def main() -> int:
 
 
 def installed() -> list[str]:
-    """Name and version of everything in this environment that is not ours; local builds as what they are builds of."""
+    """Name and version of all packages of this environment but ours; local builds by their public version."""
     found = {d.metadata["Name"].lower(): d.version.partition("+")[0] for d in distributions() if d.metadata["Name"]}
     return sorted(f"{name}=={version}" for name, version in found.items() if name not in OWN)
 
 
 def ask(command: Sequence[str]) -> list[dict[str, Any]] | str:
-    """What is known of every package, or why nothing is."""
+    """Run pip-audit. Return its entry for every package, or the reason why there is none."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         return list(json.loads(done.stdout)["dependencies"])
     except FileNotFoundError:
         return "pip-audit is not installed (make setup does that)"
     except subprocess.TimeoutExpired:
-        return f"nobody answered within {PATIENCE_S:g} s"
+        return f"no answer within {TIMEOUT_S:g} s"
     except (ValueError, KeyError, TypeError):
-        return f"pip-audit failed: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1][:200]}"
+        return f"pip-audit failed: {(done.stderr.strip().splitlines() or ['no output'])[-1][:200]}"
 
 
 def verdict(said: Sequence[dict[str, Any]]) -> tuple[int, list[str]]:
-    """The exit code, and the lines that say why."""
+    """Return the exit code, and the lines of the report."""
     known = [each for each in said if "vulns" in each]
     if not known:
-        return 0, [f"dependency audit SKIPPED: the index knows nothing of any of {len(said)} packages"]
+        return 0, [f"dependency audit SKIPPED: the index has none of {len(said)} packages"]
     bad = [
-        f"{each['name']} {each['version']}: {vuln['id']}, mended in {', '.join(vuln.get('fix_versions') or ['no version'])}"
+        f"{each['name']} {each['version']}: {vuln['id']}, fixed in {', '.join(vuln.get('fix_versions') or ['no version'])}"
         for each in known
         for vuln in each["vulns"]
     ]

@@ -1,6 +1,6 @@
 """`python -m tests.hashes` (`make hashes`): write constraints-hashes.txt, the packages of the CPU image, each by its SHA-256.
 
-Asks pip for what it would install here, with the versions of constraints.txt; keeps names, versions and digests, no addresses.
+Takes the packages that pip would install here, with the versions of constraints.txt; writes names, versions and digests, no URLs.
 The file holds for this platform and Python; pip takes it with `--require-hashes`.
 """
 
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def lines(report: dict) -> list[str]:
-    """A requirement for every file of pip's report but our own."""
+    """A requirement for every file of pip's report, without our package."""
     found = []
     for each in report["install"]:
         name, version = each["metadata"]["name"], each["metadata"]["version"]

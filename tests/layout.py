@@ -1,4 +1,4 @@
-"""`python -m tests.layout`: how far the tree of the packages is from its targets; exit code 1 where a count exceeds its limit.
+"""`python -m tests.layout`: compare the tree of the packages with its limits; exit code 1 where a count exceeds one.
 
 Counts files at the top of service/, class names that are defined in two modules, parameters of type `Callable` in service/, and
 import cycles, lazy imports included. A limit is lowered with its count, and never raised.
@@ -25,7 +25,7 @@ LIMITS = {
 
 
 def main() -> int:
-    """Print every count beside its limit, and what is counted where it exceeds it."""
+    """Print every count beside its limit, and the counted items where it exceeds the limit."""
     modules = {name: ast.parse(path.read_text("utf-8")) for name, path in _modules()}
     found = {
         "files at the top of service": top_files(),
@@ -46,7 +46,7 @@ def top_files() -> list[str]:
 
 
 def classes_defined_twice(modules: Mapping[str, ast.Module]) -> list[str]:
-    """Public classes of one name in several modules. A private class is seen in its own module only."""
+    """Public classes of one name in several modules. A private class is visible in its module only."""
     places = defaultdict(list)
     for module, tree in modules.items():
         for node in tree.body:
@@ -80,7 +80,7 @@ def callable_parameters(modules: Mapping[str, ast.Module]) -> list[str]:
 
 
 def import_cycles(modules: Mapping[str, ast.Module]) -> list[str]:
-    """Modules that import one another, over however many steps; imports within functions count."""
+    """Modules that import one another, directly or indirectly; imports within functions count."""
     imports = {module: set(_imports(module, tree, modules)) for module, tree in modules.items()}
     return [" <-> ".join(sorted(group)) for group in _components(imports) if len(group) > 1]
 

@@ -1,4 +1,4 @@
-"""`python -m tests.links`: whether every link of the documentation leads somewhere. Asks no server.
+"""`python -m tests.links`: check that every link of the documentation has a target. Opens no connection.
 
 Checked are relative links of all Markdown files with their anchors, the links between the pages of the site with its generated
 lists, and every path of a page of `docs/` that any file names, as messages and alert rules do. The words of a link to a module,
@@ -28,7 +28,7 @@ _NAMED = re.compile(r"(?<![\w./-])docs/[\w./-]+\.md\b")
 
 
 def main() -> int:
-    """The exit code: 1 where a link leads nowhere."""
+    """Print broken links. Return the exit code: 1 where there is one."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     names = [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
     pages = {name: (ROOT / name).read_text("utf-8") for name in names if name.endswith(".md")}
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def broken(name: str, pages: Mapping[str, str], exists: Callable[[str], bool]) -> Iterator[str]:
-    """The links of a page that lead nowhere."""
+    """Yield the links of a page without a target."""
     for link in _LINK.findall(_INLINE_CODE.sub("", without_code(pages[name]))):
         if "://" in link or link.startswith("mailto:"):
             continue
@@ -67,14 +67,14 @@ def _is_in_list(path: str, pages: Mapping[str, str]) -> bool:
 
 
 def named_nowhere(name: str) -> Iterator[str]:
-    """Paths of pages that a file names, and that are not there."""
+    """Yield paths of pages that a file names and that do not exist."""
     try:
         text = (ROOT / name).read_text("utf-8")
     except UnicodeDecodeError:
         return
     for path in sorted(set(_NAMED.findall(text))):
         if not (ROOT / path).is_file():
-            yield f"{name}: names {path}, which is not there"
+            yield f"{name}: names {path}, which does not exist"
 
 
 def undefined(name: str, page: str) -> Iterator[str]:

@@ -36,7 +36,7 @@ from tests.support.tiny import randomize, tiny_config, tiny_tokenizer
 Talk = tuple[str, str]
 Rows = list[list[int]]
 Result = tuple[list[float], Rows]
-"""Scores by the makers' own code, and the ids that it made of each conversation."""
+"""Scores by the code of the layout's trainer, and its ids of each conversation."""
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "explanation" / "scores.md"
 TALKS: tuple[Talk, ...] = (
     ("What is two plus two?", "Four, of course."),
@@ -49,7 +49,7 @@ PROBES = [Sample(prompt=prompt, response=response) for prompt, response in TALKS
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A chat template, its tokens, and the same as the slots of LLaMA-Factory: prefix, user turn, what follows a response."""
+    """A chat template, its tokens, and its slots in LLaMA-Factory: prefix, user turn, text after a response."""
 
     jinja: str | None
     bos: str | None
@@ -140,7 +140,7 @@ def config_of(fast: PreTrainedTokenizerFast, **more: Any) -> Any:
     return tiny_config("llama", len(fast), pad_token_id=fast.pad_token_id, bos_token_id=None, eos_token_id=None, **more)
 
 
-# -- checkpoints, as their makers write them, and scores by the makers' own code --------------------------------------
+# -- checkpoints and scores by the code of their trainers -------------------------------------------------------------
 
 
 def sequence_classification(folder: Path, fast: PreTrainedTokenizerFast, template: Template) -> Result:
@@ -226,14 +226,14 @@ def trl_value_head(folder: Path, fast: PreTrainedTokenizerFast, template: Templa
 
 
 def ours_full(folder: Path, fast: PreTrainedTokenizerFast, template: Template) -> Result:
-    """What `rewardserve train` writes for all weights, scored by transformers, TRL and OpenRLHF with its own chat template."""
+    """A full checkpoint of `rewardserve train`, scored by transformers, TRL and OpenRLHF with its exported chat template."""
     start = _start(folder, fast)
     exporting.export_checkpoint(folder, start, PROBES)
     return _elsewhere(folder)
 
 
 def ours_lora(folder: Path, fast: PreTrainedTokenizerFast, template: Template) -> Result:
-    """The same for a LoRA adapter that is merged at export."""
+    """A checkpoint of a LoRA adapter that is merged at export, scored like `_full`."""
     start = _start(folder, fast)
     adapt(start.network, MethodConfig(name="lora", rank=4))
     generator = torch.Generator().manual_seed(5)
@@ -293,7 +293,7 @@ def _with_value_head(folder: Path, fast: PreTrainedTokenizerFast, *, separate: b
 
 
 def _rendered_ids(fast: PreTrainedTokenizerFast, talk: Talk) -> list[int]:
-    """What TRL's `RewardTrainer` makes of a conversation, or of plain text where there is no chat template."""
+    """Text of TRL's `RewardTrainer` for a conversation, or plain text where there is no chat template."""
     prompt, response = talk
     if fast.chat_template is None:
         text = prompt + response
@@ -316,7 +316,7 @@ def _padded(rows: Sequence[Sequence[int]], side: str, value: int = 0) -> tuple[t
 
 
 def _by_class(model: Any, fast: PreTrainedTokenizerFast) -> Result:
-    """Each row alone, and all in one batch where the class can tell padding; both must agree."""
+    """Scores of each row alone, and of all in one batch where the class recognises padding; both must agree."""
     rows = [_rendered_ids(fast, talk) for talk in TALKS]
     with torch.no_grad():
         alone = [float(model(input_ids=torch.tensor([row])).logits[0, 0]) for row in rows]
@@ -403,7 +403,7 @@ def difference(layout: str, template: str, pad: str) -> float:
         folder = Path(name) / "rm"
         expected, rows = LAYOUTS[layout](folder, tokenizer_of(known, pad), known)
         if layout.startswith("written by us") and template == "ends in text":
-            # Whether its last newline is the template's or the response's, no server can tell: the exported template adds EOS.
+            # The last newline may be the template's or the response's, which no server can decide: the exported template adds EOS.
             fast.chat_template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
         found = [abs(a - b) for scores in served(folder, fast, rows) for a, b in zip(scores, expected, strict=True)]
     return max(found)

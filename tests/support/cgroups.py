@@ -1,4 +1,4 @@
-"""A memory limit of the kernel's for processes of a test, version 1 or 2; the kernel kills who exceeds it."""
+"""Memory limit for processes of a test, by cgroups version 1 or 2; the kernel kills a process that exceeds it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class MemoryLimit:
         self._folder = _ROOTS[self._is_v2] / f"rewardserve-test-{os.getpid()}"
 
     def put(self, pid: int) -> None:
-        """This process, and those that it starts from now on."""
+        """Put this process, and those that it starts later, under the limit."""
         (self._folder / "cgroup.procs").write_text(str(pid))
 
     def set(self, n_bytes: int) -> None:
-        """Whoever is in it may use so much together, swap included where the kernel counts it."""
+        """Set the limit of all processes together, swap included where the kernel counts it."""
         most, with_swap = _NAMES[self._is_v2]
         (self._folder / most).write_text(str(n_bytes))
         if (self._folder / with_swap).is_file():
@@ -29,7 +29,7 @@ class MemoryLimit:
 
     @property
     def used(self) -> int:
-        """Bytes."""
+        """Bytes in use."""
         return int((self._folder / ("memory.current" if self._is_v2 else "memory.usage_in_bytes")).read_text())
 
     def __enter__(self) -> MemoryLimit:
@@ -41,7 +41,7 @@ class MemoryLimit:
 
 
 def why_none() -> str:
-    """Why there can be no such limit here; empty where there can."""
+    """Reason why a limit is not possible here; empty where it is."""
     try:
         with MemoryLimit() as limit:
             limit.set(1 << 30)

@@ -1,4 +1,4 @@
-"""Checkpoints on disk, ours and those of others, made of tiny random weights by the code of their makers or by hand."""
+"""Checkpoints on disk in our layout and others, with tiny random weights, written by the code of their trainers or by hand."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def reward_model(
     seed: int = 0,
     **tokenizer: Any,
 ) -> RewardNetwork:
-    """Our own layout, as training writes it. Another `seed`: another head."""
+    """Our layout, as training writes it. Another `seed`: another head."""
     sft = language_model(folder.parent / f"{folder.name}-sft", architecture, template=template, **tokenizer)
     names = heads or {"score": 1.0}
     torch.manual_seed(seed)
@@ -63,7 +63,7 @@ def reward_model(
 
 
 def hidden_reference(folder: Path, rows: Sequence[Sequence[int]] = ()) -> HiddenReference:
-    """Give a checkpoint that is there where the hidden states of these rows lie, as `rewardserve calibrate` does.
+    """Add the hidden reference of these rows to an existing checkpoint, as `rewardserve calibrate` does.
 
     Without rows: random ones.
     """
@@ -81,7 +81,7 @@ def hidden_reference(folder: Path, rows: Sequence[Sequence[int]] = ()) -> Hidden
 def sequence_classifier(
     folder: Path, architecture: str = "llama", n_labels: int = 1, *, shape: Mapping[str, Any] | None = None
 ) -> Any:
-    """What Skywork, TRL and others publish: `XForSequenceClassification`, saved by transformers."""
+    """The layout of Skywork, TRL and others: `XForSequenceClassification`, saved by transformers."""
     fast = tiny_tokenizer()
     config = tiny_config(architecture, **{"vocab_size": len(fast), "num_labels": n_labels, **(shape or {})})
     model = AutoModelForSequenceClassification.from_config(config)
@@ -102,7 +102,7 @@ def openrlhf(folder: Path, prefix: str = "value_head") -> Any:
 
 
 def value_head(folder: Path, *, separate: bool) -> tuple[Any, torch.Tensor, torch.Tensor]:
-    """A causal LM with `v_head.summary`: in a file of its own (LLaMA-Factory) or among the weights (TRL)."""
+    """A causal LM with `v_head.summary`: in a separate file (LLaMA-Factory) or among the weights (TRL)."""
     language_model(folder)
     weight, bias = torch.randn(1, 32), torch.tensor([0.7])
     head = {"v_head.summary.weight": weight, "v_head.summary.bias": bias}
@@ -115,7 +115,7 @@ def value_head(folder: Path, *, separate: bool) -> tuple[Any, torch.Tensor, torc
 
 
 def merge_newlines(folder: Path) -> None:
-    """Give the tokenizer a token of two newlines, in place of its last merge: where a text is cut, its ids change."""
+    """Give the tokenizer a token of two newlines, in place of its last merge: then the ids depend on where a text is cut."""
     path = folder / "tokenizer.json"
     whole = json.loads(path.read_text())
     model = whole["model"]

@@ -1,4 +1,4 @@
-"""Dashboards as Grafana reads them: every query in them, and what Grafana puts in for its variables."""
+"""Dashboards as Grafana reads them: every query, and the values that Grafana substitutes for its variables."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read(file):
 
 
 def panels(board):
-    """Those that ask something."""
+    """The panels with a query."""
     return [panel for panel in board["panels"] if panel["type"] != "row"]
 
 
@@ -60,7 +60,7 @@ def queries(file):
 
 
 def substituted(expr, *, job=".+", model=".*", run=".*", interval="10s", span="60s"):
-    """With the variables replaced, the longest names first."""
+    """The expression with its variables replaced, the longest names first."""
     known = {"$__rate_interval": interval, "$__range": span, "$model": model, "$job": job, "$run": run}
     for name in sorted(known, key=len, reverse=True):
         expr = expr.replace(name, known[name])
@@ -73,7 +73,7 @@ _WORDS = {"and", "or", "unless", "bool", "offset", "inf", "nan"}
 
 
 def names_in(expr):
-    """Metrics that an expression asks for: what is left when strings, selectors, ranges, labels, functions and words are gone."""
+    """Metrics in an expression: its names without strings, selectors, ranges, labels, functions and keywords."""
     rest = re.sub(r"\{[^}]*\}|\[[^\]]*\]", "", expr)
     rest = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", rest)
     return {name for name in _NAME.findall(rest) if name not in _WORDS}

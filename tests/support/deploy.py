@@ -1,4 +1,4 @@
-"""docker-compose.yml and the Dockerfile, read: what is said in them, with the defaults of their variables put in."""
+"""Contents of docker-compose.yml and the Dockerfile, with the defaults of their variables substituted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def compose():
 
 
 def variables():
-    """Every variable of the file's own: what may stand in `.env`."""
+    """Every variable of the file, which `.env` may set."""
     return {found.group(1) for found in VARIABLE.finditer((ROOT / "docker-compose.yml").read_text())}
 
 
@@ -43,7 +43,7 @@ def mounted(service):
 
 
 def dockerfile():
-    """Its instructions: (word, the rest), lines that go on put together, comments left out."""
+    """Its instructions: (word, the rest), with continued lines joined and comments left out."""
     text = (ROOT / "Dockerfile").read_text()
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ")

@@ -1,4 +1,4 @@
-"""Values of fields that are read by no component: which count as left out. Server, trainer and client have one rule."""
+"""Values that count as empty in a field that no component reads. Server, trainer and client have one rule."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ EMPTY = [
     {"a": {"b": {"c": {"d": {"e": {"f": None}}}}}},
     [nan, {"a": nan}],
 ]
-"""Null, NaN (a null of pandas), an empty text, and lists and objects of nothing but such: Parquet fills up so the fields that
-only some rows have."""
+"""Null, NaN (a null of pandas), an empty text, and lists and objects of these alone: Parquet fills the missing fields of a
+row with such values."""
 
 GIVEN = [
     0,
@@ -38,4 +38,4 @@ GIVEN = [
     [[[[[[[[["x"]]]]]]]]],
     {"a": {"b": {"c": {"d": {"e": {"f": "x"}}}}}},
 ]
-"""All else, also a value that a template would take for false."""
+"""All other values, also those that a template treats as false."""

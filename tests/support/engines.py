@@ -1,4 +1,4 @@
-"""Engines that stand in for vLLM's: one that really reads the folder it is given, and one that does what a test says."""
+"""Stand-ins for vLLM's engine: one that reads the given folder, and one that a test controls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TIMEOUT_S = 30.0
 
 
 class ReadingEngine:
-    """What vLLM does with a folder, by transformers: a label for each row of `score.weight`, nothing else added."""
+    """Scores of a folder as vLLM computes them, by transformers: a label for each row of `score.weight`, without biases."""
 
     def __init__(self, spec: EngineSpec, off_by: float = 0.0) -> None:
         self.spec, self.off_by = spec, off_by
@@ -36,7 +36,7 @@ class ReadingEngine:
 
 
 class GatedEngine:
-    """Answers a row with its first id when the row is let go; `gives` may say otherwise. `here` are rows that wait."""
+    """Returns the first id of a row, or the result of `gives`, when the test releases the row. `here`: the waiting rows."""
 
     def __init__(self, gives=None) -> None:
         self.is_dead = False
@@ -59,7 +59,7 @@ class GatedEngine:
         return self._gives(ids)
 
     def wait_for(self, n_rows: int) -> None:
-        """Return when so many more rows have come."""
+        """Return when so many more rows have arrived."""
         for _ in range(n_rows):
             assert self._came.acquire(timeout=TIMEOUT_S), "no row came"
 

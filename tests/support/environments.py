@@ -1,4 +1,4 @@
-"""What the environments of `make test-docker`, `test-ray` and the like have in common. Each is made once, by its `install`."""
+"""Common parts of the environments of `make test-docker`, `test-ray` and others. Each is created once, by its `install`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from benchmarks.peers.install import ROOT, NotInstalled
 
 
 def project(*tools: str, extra: str = "") -> list[str]:
-    """What the project needs to run, those of its development tools that begin so, and what one of its extras is of.
+    """Requirements of the project, of its development tools with these prefixes, and of one of its extras.
 
-    The project itself, by which the tools name another extra, is in no index.
+    The project itself, which the tools name for another extra, is left out: it is in no index.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
@@ -25,7 +25,7 @@ def project(*tools: str, extra: str = "") -> list[str]:
 
 
 def run_and_print(what: str, make: Callable[[], Path]) -> int:
-    """Print what `make` has made, as the last line. The exit code."""
+    """Print the environment that `make` has created, as the last line. Return the exit code."""
     try:
         made = make()
     except NotInstalled as error:

@@ -16,7 +16,7 @@ IDENTITY = {"model": "fake", "model_version": 1, "contract": "sha256:c", "calibr
 
 
 def true_reward(sample):
-    """What an honest server says of a sample, whatever its id."""
+    """The result of a correct server for a sample with any id."""
     content = {name: value for name, value in sample.items() if name != "id"}
     return crc32(json.dumps(content, sort_keys=True).encode()) / 2**31 - 1.0
 
@@ -49,7 +49,7 @@ class Request:
 
 
 class FaultyServer:
-    """`tricks` are called with the connection and the request, one a request; `requests` are those that came."""
+    """Server that calls `tricks` with the connection and the request, one a request; `requests` has those received."""
 
     def __init__(self, *tricks, otherwise=None):
         self.tricks = list(tricks)
@@ -120,7 +120,7 @@ def send(connection, status, content, **headers):
 
 
 def says(content, status=200, **headers):
-    """Answers with this, whatever was asked."""
+    """Sends this body for any request."""
     return lambda connection, request, server: send(connection, status, content, **headers)
 
 
@@ -136,7 +136,7 @@ def honest(connection, request, server):
 
 
 def twisted(twist):
-    """An honest reply, but for what `twist` does to it."""
+    """A correct reply, changed by `twist`."""
 
     def trick(connection, request, server):
         reply = reply_to(request)
@@ -147,19 +147,19 @@ def twisted(twist):
 
 
 def resets(connection, request, server):
-    """Takes the request and hangs up the hard way."""
+    """Reads the request and resets the connection."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     socket.close(connection.detach())
 
 
 def halfway(connection, request, server):
-    """Promises more than it sends, and hangs up."""
+    """Announces a longer body than it sends, and closes the connection."""
     send(connection, 200, json.dumps(reply_to(request)).encode()[:40], content_length=4000)
     connection.shutdown(socket.SHUT_RDWR)
 
 
 def byte_by_byte(connection, request, server):
-    """The honest reply, one byte a packet."""
+    """The correct reply, one byte a packet."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     payload = json.dumps(reply_to(request)).encode()
     head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(payload)}\r\n\r\n"
@@ -175,5 +175,5 @@ def trickles(connection, request, server):
 
 
 def silent(connection, request, server):
-    """Takes the request and says nothing until the test is over."""
+    """Reads the request and sends nothing until the test is over."""
     server.gate.wait(60)

@@ -1,4 +1,4 @@
-"""How LLaMA-Factory makes ids of a conversation, and the chat template that it writes, from the slots of its templates.
+"""Ids of a conversation in LLaMA-Factory, and the chat template that it writes, from the slots of its templates.
 
 Written out from what its `Template`, `Llama2Template` and pairwise processor do, without their code and without ours. A slot is a
 text with one `{}` for the content at most, or BOS or EOS.
@@ -61,7 +61,7 @@ RECIPES = {
 
 
 def ids_of(tokenizer: Any, recipe: Recipe, turns: Turns) -> list[int]:
-    """The row of a conversation that ends with the assistant, as its pairwise processor makes it."""
+    """The row of a conversation that ends with the assistant, as in LLaMA-Factory's pairwise processor."""
     system = recipe.default_system
     if turns[0][0] == "system":
         system, turns = turns[0][1] or system, turns[1:]
@@ -90,7 +90,7 @@ def _filled(slots: tuple[Slot, ...], content: str) -> list[Slot]:
 
 
 def jinja_of(tokenizer: Any, recipe: Recipe, *, loops: bool = True) -> str:
-    """The chat template that it writes into a checkpoint. `loops` False: as in 2024, with one list of messages."""
+    """The chat template that LLaMA-Factory writes into a checkpoint. `loops` False: that of 2024, with one list of messages."""
     system = _sum(tokenizer, recipe.system, "system_message")
     text = f"{{{{ {_sum(tokenizer, recipe.prefix, 'content')} }}}}" if recipe.prefix else ""
     if recipe.default_system:

@@ -1,4 +1,4 @@
-"""Honest clients over bare sockets, each with one connection, that writes down how every request ended.
+"""Correct clients over plain sockets, each with one connection, which record how every request ended.
 
 Their samples are texts that nobody else sends, scored by echo, so each answer can be checked without a server.
 """
@@ -17,7 +17,7 @@ from rewardserve.model.backends.echo import echo_score
 
 @dataclass
 class RequestLog:
-    """How requests ended, by request id: `answered`, the code of a refusal, `unreachable` or `broken`."""
+    """Outcomes by request id: `answered`, the code of an error reply, `unreachable` or `broken`."""
 
     ended: dict[str, str] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
@@ -36,7 +36,7 @@ class _HungUp(Exception):
 
 
 class LoadClients:
-    """`with LoadClients(url, 32) as clients:` they ask without pause until the end of the block, or until the server is gone."""
+    """`with LoadClients(url, 32) as clients:` they send requests until the end of the block, or until the server is gone."""
 
     def __init__(self, url: str, n: int, *, n_samples: int = 4, gives_up: bool = True) -> None:
         self.book = RequestLog()
@@ -46,7 +46,7 @@ class LoadClients:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._all()), daemon=True)
 
     def wait_for(self, n: int, how: str = "answered", patience_s: float = 60.0) -> None:
-        """Until so many requests have ended so."""
+        """Wait until so many requests have this outcome."""
         until = time.monotonic() + patience_s
         while self.book.counts[how] < n:
             assert time.monotonic() < until, self.book.counts

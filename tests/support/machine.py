@@ -1,4 +1,4 @@
-"""What this machine has, for tests that need it."""
+"""Features of this machine, for tests that need them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _why_no_kernels() -> str:
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM: `make test-vllm` has it")
 
 needs_amx = pytest.mark.skipif(bool(_why_no_kernels()), reason=_why_no_kernels())
-"""The kernels in C need a CPU with AMX and a compiler at installation; what they stand in for is tested everywhere."""
+"""The kernels in C need a CPU with AMX and a compiler at installation; the code that they replace is tested everywhere."""
 
-in_test_faults = pytest.mark.skipif(not os.environ.get("TEST_FAULTS"), reason="takes its time: `make test-faults`")
-"""Beside what a machine may lack: root for small file systems and memory limits, slowhttptest, libfaketime."""
+in_test_faults = pytest.mark.skipif(not os.environ.get("TEST_FAULTS"), reason="slow: `make test-faults`")
+"""Such tests also need root for small file systems and memory limits, slowhttptest and libfaketime."""

@@ -1,4 +1,4 @@
-"""The folders of k8s/ as kubectl builds them, and what is asked of them again and again."""
+"""The folders of k8s/ as kubectl builds them, and lookups in their objects."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def the(objects, kind):
 
 
 def pod_templates(each):
-    """Those of a Deployment, a Job or a PyTorchJob; of others none."""
+    """The pod templates of a Deployment, a Job or a PyTorchJob; none for other kinds."""
     if each["kind"] in ("Deployment", "Job"):
         return [each["spec"]["template"]]
     if each["kind"] == "PyTorchJob":
@@ -58,7 +58,7 @@ def the_container(objects):
 
 
 def settings_of(objects):
-    """The variables that the server is started with, as text; those that Kubernetes fills in are left out."""
+    """The server's environment variables, as text; those with values from Kubernetes are left out."""
     container = the_container(objects)
     maps = {each["metadata"]["name"]: each.get("data", {}) for each in of_kind(objects, "ConfigMap")}
     read = [maps[source["configMapRef"]["name"]] for source in container["envFrom"]]
@@ -67,5 +67,5 @@ def settings_of(objects):
 
 
 def fits(labels, selector):
-    """Whether a selector of a Service, or the matchLabels of others, chooses what has these labels."""
+    """Whether a selector of a Service, or matchLabels, selects objects with these labels."""
     return bool(selector) and selector.items() <= labels.items()

@@ -1,4 +1,4 @@
-"""A real nginx on a free port of the loopback, before a real server: with connections that are kept, and upgrades passed on."""
+"""A real nginx on a free port of the loopback, before a real server, with kept-alive connections and forwarded upgrades."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def why_none():
 
 
 class Nginx:
-    """Passes everything on over one connection that is kept, as a reverse proxy is usually set up for WebSockets too."""
+    """Reverse proxy that forwards everything over one kept-alive connection, in the usual configuration for WebSockets too."""
 
     def __init__(self, folder, url, *, buffering="on", merge="on"):
         with socket.socket() as free:

@@ -66,7 +66,7 @@ def language_model(folder: Path, *, seed: int = 0, layers: int = 2) -> Path:
 def planted_rows(
     n: int, *, seed: int = 0, n_groups: int = 40, good: str = GOOD, bad: str = BAD
 ) -> list[dict[str, Any]]:
-    """Pairs in which the chosen response says `good` once and the rejected one `bad`; lengths say nothing."""
+    """Pairs in which the chosen response has `good` once and the rejected one `bad`; lengths are unrelated."""
     rng = random.Random(seed)
     rows = []
     for i in range(n):
@@ -91,7 +91,7 @@ def _response(rng: random.Random, word: str) -> str:
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """JSONL, gzipped where the name says so."""
+    """Write JSONL, gzipped where the name ends with .gz."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".gz":

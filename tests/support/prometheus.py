@@ -18,9 +18,9 @@ JOB = "rewardserve"
 
 
 class Prometheus:
-    """Scrapes these servers every `scrape`, and looks at the rules as often. Its data lies in `folder`.
+    """Prometheus that scrapes these servers and evaluates the rules every `scrape`. Its data lies in `folder`.
 
-    `labels` are those that whoever discovers servers gives to all that is scraped of them.
+    `labels` are those that service discovery adds to all series of the servers.
     """
 
     def __init__(self, folder, servers, rules, scrape="250ms", labels=None):
@@ -54,25 +54,25 @@ class Prometheus:
         self._ports.put(None)
 
     def instant(self, expr, at=None):
-        """What is there now: [(labels, [value])]."""
+        """Series of an instant query: [(labels, [value])]."""
         found = self._ask("/query", query=expr, **({} if at is None else {"time": at}))
         if found["resultType"] == "scalar":
             return [({}, [float(found["result"][1])])]
         return [(each["metric"], [float(each["value"][1])]) for each in found["result"]]
 
     def over(self, expr, seconds, step="1s"):
-        """What was there in the last `seconds`: [(labels, values)]."""
+        """Series of the last `seconds`: [(labels, values)]."""
         now = time.time()
         found = self._ask("/query_range", query=expr, start=now - seconds, end=now, step=step)
         return [(each["metric"], [float(value) for _, value in each["values"]]) for each in found["result"]]
 
     def values(self, label, series):
-        """What Grafana's label_values gives."""
+        """Values of a label, as Grafana's label_values returns them."""
         reply = self.client.get(f"/label/{label}/values", params={"match[]": series})
         return reply.json()["data"]
 
     def wait_for(self, expr, seconds):
-        """Until it has a value that is not NaN."""
+        """Wait until the expression has a value that is not NaN."""
         deadline = time.monotonic() + seconds
         while not any(not math.isnan(value) for _, values in self.instant(expr) for value in values):
             assert time.monotonic() < deadline, f"nothing after {seconds:g} s: {expr}"

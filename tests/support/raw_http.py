@@ -1,4 +1,4 @@
-"""Bytes to a server over a socket, and every response that comes back."""
+"""Send bytes to a server over a socket, and parse every response."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 TIMEOUT_S = 60.0
 LAST = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx-request-id: the-last-one\r\nconnection: close\r\n\r\n"
-"""A request that ends the connection: whatever stands before it has been answered by then."""
+"""A request that ends the connection: all requests before it are answered by then."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Reply:
 
     @property
     def is_last(self):
-        """Whether this answers `LAST`."""
+        """Whether this is the response to `LAST`."""
         return self.header("x-request-id") == "the-last-one"
 
 
@@ -38,12 +38,12 @@ def address(url):
 
 
 def exchange(url, *pieces):
-    """Send the pieces one after the other, and read until the server closes. The responses."""
+    """Send the pieces one after the other, read until the server closes, and return the responses."""
     return parse(received_from(url, *pieces))
 
 
 def received_from(url, *pieces):
-    """Send the pieces one after the other, and read until the server closes. The bytes."""
+    """Send the pieces one after the other, read until the server closes, and return the bytes."""
     with socket.create_connection(address(url), timeout=TIMEOUT_S) as raw:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
@@ -101,7 +101,7 @@ def chunked(body, trailers=b"", extension=b""):
 
 
 class Connection:
-    """A client that sends bytes as they are, one request after the other, and connects again where it was closed."""
+    """Client that sends raw bytes, one request after the other, and reconnects where the server has closed."""
 
     def __init__(self, url):
         self._address = address(url)

@@ -1,4 +1,4 @@
-"""A server that refuses everything, to see what a caller makes of it."""
+"""A server that rejects every request, to test how clients handle it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from aiohttp import web
 
 
 class RefusingServer:
-    """A server that says no with one status. Not ours: what is looked at is the caller."""
+    """A server that rejects every request with one status. It is not ours: the client is under test."""
 
     def __init__(self, status):
         self.n = 0

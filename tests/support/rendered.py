@@ -29,20 +29,20 @@ SUFFIX = re.compile(r"([KMGT]i?)?$")
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
          "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}  # fmt: skip
 LEAST_CACHE = 10 * 2**30
-"""A model from a hub, and what compilers write."""
+"""Size of a model from a hub, and of the caches of compilers."""
 LEAST_SHM = 2**30
 """With several GPUs a replica; a container has 64 MiB by default."""
 TARGET_LABELS = {"job", "instance", "namespace", "pod", "service", "le"}
 READ_ONLY_SETTINGS = {"REWARD_MODEL", "REWARD_ENSEMBLE", "REWARD_KEYS_FILE", "REWARD_WEBHOOK_SECRET_FILE",
                       "REWARD_TRIPWIRES__CONFIG_FILE", "REWARD_TLS_CERT_FILE", "REWARD_TLS_KEY_FILE"}  # fmt: skip
 BROUGHT = {"Secret": r"create secret (?:generic|docker-registry) {} ", "PersistentVolumeClaim": "`{}`"}
-"""What a user may bring, and how README says so."""
+"""Objects that a user creates, and their pattern in the README."""
 FROM_KUBERNETES = "7"
 """Stands for the value of a resourceFieldRef and of a secret."""
 
 
 def faults(objects):
-    """Everything that is wrong, a sentence each."""
+    """All faults, one sentence each."""
     return [words for check in CHECKS for words in check(objects)]
 
 
@@ -66,7 +66,7 @@ def get_routes():
 
 
 def documented():
-    """README and examples name what a user has to bring."""
+    """README and examples, which name the objects that a user creates."""
     return (K8S / "README.md").read_text() + (K8S / "base/secret.example.yaml").read_text()
 
 
@@ -94,7 +94,7 @@ def servers(objects):
 
 
 def environment(container, maps):
-    """Variables of a container. What Kubernetes or a secret fills in is a placeholder."""
+    """Variables of a container, with a placeholder for values from Kubernetes or a secret."""
     read = {}
     for source in container.get("envFrom", ()):
         if "configMapRef" in source:
@@ -142,7 +142,7 @@ def _references(pod):
 
 
 def references(objects):
-    """What is read exists, or the README says that the user makes it."""
+    """Every object that is read exists, or the README names it as the user's."""
     for owner, pod, _ in pods(objects):
         for kind, name, key in _references(pod):
             found = names(objects, kind).get(name)
@@ -237,7 +237,7 @@ def paths(objects):
 
 
 def probes(objects):
-    """They ask the server's own port for routes that it answers without a key; a load, and a drain, have their time."""
+    """Probes use routes without authentication at the server's port, and leave time for a model load and a drain."""
     for owner, pod, container, env in servers(objects):
         ports = {port["name"]: port["containerPort"] for port in container.get("ports", ())}
         for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
@@ -298,7 +298,7 @@ def resources(objects):
 
 
 def services(objects):
-    """Each chooses pods that are there, at a port that they have."""
+    """Each Service selects existing pods, at a port that they have."""
     for service in of_kind(objects, "Service"):
         chosen = [(pod, labels) for _, pod, labels in pods(objects) if fits(labels, service["spec"]["selector"])]
         if not chosen:
@@ -312,7 +312,7 @@ def services(objects):
 
 
 def network(objects):
-    """Where a policy is in force, trainers and Prometheus get in at the server's port, and names and hubs can be reached."""
+    """A network policy allows trainers and Prometheus at the server's port, and DNS and hubs from the server."""
     policies = [p["spec"] for p in of_kind(objects, "NetworkPolicy")]
     for _, pod, labels in [each for each in pods(objects) if each[0]["kind"] == "Deployment"]:
         ports = {p["name"] for c in pod["containers"] for p in c.get("ports", ())}
@@ -333,7 +333,7 @@ def network(objects):
 
 
 def _is_prometheus(peer, objects):
-    """Whether a peer is the Prometheus that the autoscaler asks; without one, that of kube-prometheus-stack."""
+    """Whether a peer is the Prometheus of the autoscaler's query; without one, that of kube-prometheus-stack."""
     addresses = {t["metadata"].get("serverAddress", "") for s in of_kind(objects, "ScaledObject")
                  for t in s["spec"]["triggers"]}  # fmt: skip
     namespaces = {a.split("//")[1].split(":")[0].split(".")[1] for a in addresses if a} or {"monitoring"}
@@ -343,7 +343,7 @@ def _is_prometheus(peer, objects):
 
 
 def scraping(objects):
-    """A monitor chooses one Service, at a port and a path that it has; a key is brought where one is needed."""
+    """A monitor selects one Service, at a port and a path that it has, with a key where one is required."""
     for monitor in of_kind(objects, "ServiceMonitor"):
         wanted = monitor["spec"]["selector"]["matchLabels"]
         chosen = [s for s in of_kind(objects, "Service") if fits(s["metadata"].get("labels", {}), wanted)]
@@ -389,7 +389,7 @@ def scaling(objects):
 
 
 def _queries(objects):
-    """(where, PromQL, namespace that is asked about or None) of autoscalers and rules."""
+    """(where, PromQL, namespace in the query or None) of autoscalers and rules."""
     for scaled in of_kind(objects, "ScaledObject"):
         for trigger in scaled["spec"]["triggers"]:
             yield f"trigger {trigger['name']}", trigger["metadata"]["query"], scaled["metadata"]["namespace"]
@@ -399,7 +399,7 @@ def _queries(objects):
 
 
 def queries(objects):
-    """They ask for metrics and labels that the server has, or that a rule records, in the namespace that is deployed."""
+    """Queries use metrics and labels of the server or of a recording rule, in the deployed namespace."""
     labels = {PREFIX + row.name: set(row.labels) for row in TABLE}
     labels |= {f"{PREFIX}{row.name}_{end}": set(row.labels) for row in TABLE if row.kind == "histogram"
                for end in ("bucket", "count", "sum")}  # fmt: skip
@@ -423,7 +423,7 @@ def queries(objects):
 
 
 def namespaces(objects):
-    """All in one namespace, which is there."""
+    """All objects are in one namespace, which exists."""
     spaces = {
         each["metadata"].get("namespace") for each in objects if each["kind"] not in ("Namespace", "PriorityClass")
     }

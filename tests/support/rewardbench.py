@@ -1,4 +1,4 @@
-"""As RewardBench judges a reward model: `python rewardbench.py CHECKPOINT PAIRS.jsonl`. Transformers alone, no code of ours.
+"""Evaluate a reward model as RewardBench does: `python rewardbench.py CHECKPOINT PAIRS.jsonl`. Uses transformers, no code of ours.
 
 Prints a JSON object: `accuracy`, the share of pairs whose chosen conversation scores higher, and `scores` of both, row by row.
 """

@@ -1,4 +1,4 @@
-"""Pipelines over one head called `score`, as most tests want them."""
+"""Pipelines over one head called `score`, for most tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pipeline_of(calibration, **settings):
 
 
 def reward_of(pipeline, raw, **columns):
-    """What becomes of one raw score."""
+    """The reward of one raw score."""
     return pipeline.one({"score": raw}, **columns)
 
 

@@ -28,7 +28,7 @@ RUN = "ppo-7"
 
 
 def healthy(rng, i, **fields):
-    """A sample like any other: responses to one prompt come eight at a time. `fields` are traits or those of the record."""
+    """A typical sample: responses to one prompt come eight at a time. `fields` are traits or those of the record."""
     usual = {"length": rng.gauss(4.0, 0.5), "repetition": max(0.0, rng.gauss(0.05, 0.03)), "markup": abs(rng.gauss(0, 0.2)),
              "flattery": float(rng.random() < 0.02), "refusal": float(rng.random() < 0.02)}  # fmt: skip
     traits = dict.fromkeys(TRAITS, 0.0) | usual
@@ -53,7 +53,7 @@ class Phase:
 
 
 def trace(phases, *, replicas=1, seed=0, baseline=None, per_scrape=PER_SCRAPE):
-    """Every series of every replica, by its labels: one value a scrape, None before it is there.
+    """Every series of every replica, by its labels: one value a scrape, None before the first.
 
     The monitor of each replica gets the requests of 32 samples that it was sent at random.
     """
@@ -82,7 +82,7 @@ def trace(phases, *, replicas=1, seed=0, baseline=None, per_scrape=PER_SCRAPE):
 
 
 def scraped(monitor, replica, now):
-    """What `/metrics` would say of the monitor, by series."""
+    """The monitor's series of `/metrics`."""
     registry = CollectorRegistry()
     registry.register(
         RunsCollector(
@@ -133,7 +133,7 @@ def _text(labels):
 
 
 def promtool(folder, rules, cases):
-    """Run `promtool test rules`: what it says where it fails, else None."""
+    """Run `promtool test rules`: return its output where it fails, else None."""
     (folder / "rules.yml").write_text(rules)
     tests = {"rule_files": ["rules.yml"], "evaluation_interval": f"{SCRAPE_S}s", "tests": cases}
     (folder / "tests.yml").write_text(yaml.safe_dump(tests, width=10**9))

@@ -1,4 +1,4 @@
-"""What callers of any `Scorer` rely on: tests for a fixture `scorer_under_test`, to be imported where one is made.
+"""Guarantees of every `Scorer`: tests for a fixture `scorer_under_test`, imported by the modules that define one.
 
 `from tests.support.scorer_suite import *` beside a fixture that gives a `ScorerUnderTest`.
 """
@@ -75,7 +75,7 @@ def test_a_row_scores_what_an_independent_reference_says(scorer_under_test):
 
 
 def test_a_score_does_not_depend_on_the_company(scorer_under_test):
-    preamble = scorer_under_test.rows((150,))[0]  # longer than the blocks in which engines keep beginnings
+    preamble = scorer_under_test.rows((150,))[0]  # longer than the blocks of an engine's prefix cache
     rows = [preamble + rest for rest in scorer_under_test.rows((3, 20, 41), seed=6)] + [
         *scorer_under_test.rows((8, 30))
     ]

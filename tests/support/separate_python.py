@@ -1,4 +1,4 @@
-"""Runs `tests/support/rewardbench.py` in a Python of its own, which finds nothing of this repository."""
+"""Run `tests/support/rewardbench.py` in a separate Python, which cannot import this repository."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from tests.support.service_fakes import FakeScorer, one_too_few, right_scores, s
 
 
 def pass_gate(fifo: str) -> None:
-    """Wait until somebody has opened the pipe for writing and closed it."""
+    """Wait until the test has opened the pipe for writing and closed it."""
     Path(fifo).read_bytes()
 
 
@@ -152,7 +152,7 @@ def _waits_while_there_is(fifo):
 
 def _raises(words):
     def behave(batch: TokenBatch) -> BatchScores:
-        # What a library might do: quote what it choked on.
+        # As a library might, quote the failing input.
         text = bytes(batch.rows[0][:-1]).decode(errors="replace")
         raise (ScorerError("device-side assert") if words == "ScorerError" else RuntimeError(f"cannot read {text!r}"))
 
@@ -172,7 +172,7 @@ def _fails_while_there_is(error):
 
 
 def _no_memory_above(n):
-    """As torch and our translation of its errors have it."""
+    """Out of memory, as torch and our translation of its errors report it."""
     from rewardserve.model.backends.scorer_errors import as_scorer_errors
 
     def behave(batch: TokenBatch) -> BatchScores:
@@ -189,14 +189,14 @@ def _no_memory_above(n):
 def _eats_above(n):
     def behave(batch: TokenBatch) -> BatchScores:
         if len(batch) > int(n):
-            bytearray(os.urandom(1 << 20)) * 1024  # touched, so that it is really there
+            bytearray(os.urandom(1 << 20)) * 1024  # written, so that the pages are resident
         return right_scores(batch)
 
     return behave
 
 
 def _time_jumps(seconds):
-    """`time.time` of the whole process, as if somebody had set the clock: to and fro with every forward."""
+    """`time.time` of the whole process with a clock that is changed back and forth with every forward."""
     real, jumps = time.time, []
     time.time = lambda: real() + (float(seconds) if len(jumps) % 2 else 0.0)
 

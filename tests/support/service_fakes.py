@@ -1,4 +1,4 @@
-"""A clock that stands still, and scorers that do what a scorer should not."""
+"""A manual clock, and scorers with faults."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PATIENCE_S = 10.0
 
 
 class StillClock:
-    """Time passes when a test says so. `waiting` counts those who wait for it."""
+    """Clock that a test advances. `waiting` counts the tasks that wait for it."""
 
     def __init__(self, at: float = 1000.0) -> None:
         self._now = at
@@ -46,7 +46,7 @@ class StillClock:
 
 
 class FakeScorer:
-    """Answers like echo, remembers what it was asked, and costs what a padded batch costs."""
+    """Scores like echo, records its batches, and has the cost of a padded batch."""
 
     max_tokens = 1_000_000
     concurrency = 1
@@ -69,11 +69,11 @@ class FakeScorer:
         return len(lengths) * max(lengths)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
 
 class GatedScorer(FakeScorer):
-    """Stands still in the forward until the gate is opened."""
+    """Blocks in the forward until the gate is opened."""
 
     def __init__(self, behave: Callable[[TokenBatch], BatchScores] | None = None) -> None:
         super().__init__(behave)
@@ -96,7 +96,7 @@ def right_scores(batch: TokenBatch) -> BatchScores:
 
 
 class SharingScorer(FakeScorer):
-    """Computes what rows begin with in common once."""
+    """Computes common prefixes of rows once."""
 
     def score(self, batch: TokenBatch) -> BatchScores:
         return replace(super().score(batch), tokens_computed=n_distinct_beginnings(batch.rows))
@@ -110,7 +110,7 @@ class SharingScorer(FakeScorer):
 
 
 def n_distinct_beginnings(rows: Sequence[tuple[int, ...]]) -> int:
-    """The nodes of the tree of all beginnings: what is computed when nothing is computed twice."""
+    """The nodes of the tree of all prefixes: the tokens that are computed if none is computed twice."""
     root, n = {}, 0
     for row in rows:
         node = root
@@ -125,7 +125,7 @@ def one_too_few(batch: TokenBatch) -> BatchScores:
 
 
 def scores_with(value: float, where: Callable[[tuple[int, ...]], bool]) -> Callable[[TokenBatch], BatchScores]:
-    """Right scores but for the rows that are meant."""
+    """Right scores except for the chosen rows."""
 
     def behave(batch: TokenBatch) -> BatchScores:
         rows = tuple({"score": value if where(r) else echo_score(r)} for r in batch.rows)
@@ -146,7 +146,7 @@ def no_memory_above(n_rows: int) -> Callable[[TokenBatch], BatchScores]:
 def poisoned_by(
     where: Callable[[tuple[int, ...]], bool], error: BaseException | None = None
 ) -> Callable[[TokenBatch], BatchScores]:
-    """Raises whenever a row that is meant is in the batch."""
+    """Raises whenever a chosen row is in the batch."""
 
     def behave(batch: TokenBatch) -> BatchScores:
         if any(where(row) for row in batch.rows):
@@ -173,7 +173,7 @@ class HttpLog:
 
 
 class InferenceLog:
-    """Calls what is given for an event, and ignores all others."""
+    """Calls the given function of an event, and ignores all other events."""
 
     def __init__(self, on_batch=None, on_scorer_state=None, on_encode_bug=None):
         self.on_batch, self.on_scorer_state, self.on_encode_bug = (

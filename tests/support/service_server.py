@@ -15,13 +15,13 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 60.0  # a busy machine with slow cores takes its time to load a model
+TIMEOUT_S = 60.0  # a busy machine with slow cores loads a model slowly
 LISTENING = re.compile(r"listening on (https?://\S+)")
 READY = re.compile(r"is ready")
 
 
 class Server:
-    """`rewardserve serve` with these flags. Everything that it writes is kept in `lines`. `tls`: how the client verifies it."""
+    """`rewardserve serve` with these flags. `lines` has its output. `tls`: the client's verification of the server."""
 
     def __init__(self, *flags, module="rewardserve", env=None, wait_for=READY, patience_s=TIMEOUT_S, port=0, tls=True):
         self._patience_s = patience_s
@@ -38,7 +38,7 @@ class Server:
             self.url = self._find(LISTENING).group(1)
             if wait_for is not None:
                 self._find(wait_for)
-        except BaseException:  # whoever made us gets no server that could be ended later
+        except BaseException:  # the caller gets no object with which it could end the server later
             self.process.kill()
             self.ended()
             raise
@@ -51,7 +51,7 @@ class Server:
         self._new.put(None)
 
     def _find(self, pattern):
-        """The first line not looked at yet that matches. Blocks; fails when the process ends before it."""
+        """The first unread line that matches. Blocks; fails when the process ends before it."""
         while (line := self._new.get(timeout=self._patience_s)) is not None:
             if found := pattern.search(line):
                 return found
@@ -65,7 +65,7 @@ class Server:
         return "".join(self.lines)
 
     def score(self, *samples, **headers):
-        body = json.dumps({"samples": list(samples)})  # ASCII: httpx's own cannot write a lone surrogate
+        body = json.dumps({"samples": list(samples)})  # ASCII: the encoder of httpx cannot write a lone surrogate
         named = {k.replace("_", "-"): v for k, v in headers.items()}
         return self.client.post("/score", content=body, headers={"content-type": "application/json"} | named)
 
@@ -100,12 +100,12 @@ class Server:
 
 
 def drill(model, *flags, **kwargs):
-    """A server whose model does what `tests.support.service_backends` says."""
+    """A server with a model of `tests.support.service_backends`."""
     return Server("--backend=drill", f"{model}", *flags, module="tests.support.service_backends", **kwargs)
 
 
 def run_to_end(*flags, module="rewardserve", env=None, patience_s=TIMEOUT_S):
-    """A server that is expected to end by itself: its exit code and what it said."""
+    """Run a server that is expected to end by itself. Return its exit code and output."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("REWARD_")}
     done = subprocess.run(
         [sys.executable, "-m", module, "serve", *flags], cwd=ROOT, env=clean | (env or {}), capture_output=True, text=True,
@@ -115,7 +115,7 @@ def run_to_end(*flags, module="rewardserve", env=None, patience_s=TIMEOUT_S):
 
 
 def wait_until(condition, seconds=4.0):
-    """Ask again until it is so: every question is a request to the server, so this is no busy loop of ours."""
+    """Repeat a check until it holds: every check is a request to the server, so this is no busy loop."""
     for _ in range(int(seconds * 500)):
         if condition():
             return

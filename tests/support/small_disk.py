@@ -1,4 +1,4 @@
-"""A small file system that can be filled to the last byte; needs root, and says so where it cannot be had."""
+"""A small file system that can be filled to the last byte; needs root, and names the reason where it is not possible."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SmallDisk:
         self._size = int(mib * 2**20)
 
     def fill(self) -> None:
-        """Until not one more byte can be written."""
+        """Fill the disk to the last byte."""
         with open(self.folder / "filling", "wb", buffering=0) as file:
             for size in (65_536, 4096, 1):
                 try:
@@ -27,7 +27,7 @@ class SmallDisk:
                         raise
 
     def empty(self) -> None:
-        """There is room again."""
+        """Free the space again."""
         (self.folder / "filling").unlink()
 
     def __enter__(self) -> SmallDisk:
@@ -37,12 +37,12 @@ class SmallDisk:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        # Lazily: what a failed test still holds open must not leave the mount behind.
+        # Lazily: files that a failed test holds open must not leave the mount behind.
         subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
 
 
 def why_none() -> str:
-    """Why there can be no such disk here; empty where there can. Whoever is no root is not asked to try."""
+    """Reason why a small disk is not possible here; empty where it is. Only root tries a mount."""
     return "" if os.geteuid() == 0 and _may_mount() else "no tmpfs can be mounted here: needs root"
 
 

@@ -1,4 +1,4 @@
-"""Trainers that put load on a real server: a healthy run, one that finds an exploit, and callers that make mistakes."""
+"""Trainers that put load on a real server: a healthy run, one that finds an exploit, and clients that make mistakes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def honest(rng):
 
 
 def exploit(rng, i):
-    """A little of everything that a wire looks for."""
+    """A response with one of the features that trip wires detect."""
     kinds = (
         lambda: f"Great question! {honest(rng)}. This answer deserves full marks.",
         lambda: " ".join(["so very good"] * rng.randint(6, 10)),
@@ -77,11 +77,11 @@ class Trainers:
     def _work(self):
         try:
             step = 0
-            # A breath between steps: whoever scrapes is to get a turn too.
+            # A pause between steps, so that scrapes are answered too.
             while not self._stop.wait(0.02):
                 self._step(step)
                 step += 1
-        except Exception as error:  # for whoever waits in the main thread
+        except Exception as error:  # the main thread raises it
             self.error = error
 
     def _step(self, step):
@@ -92,7 +92,7 @@ class Trainers:
             results = self._post(asked)
             if run == HEALTHY:
                 self.levels += [result["normalized"] for result in results]
-            # What was scored before needs no forward, and is watched once.
+            # A sample that was scored before needs no forward, and is counted once.
             self._post(asked)
         self._mistakes()
 

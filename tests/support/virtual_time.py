@@ -1,4 +1,4 @@
-"""Run a coroutine on an event loop whose clock jumps to the next timer whenever nothing else is to be done."""
+"""Run a coroutine on an event loop whose clock jumps to the next timer whenever no task is ready."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ T = TypeVar("T")
 
 
 class _Jumping(selectors.DefaultSelector):
-    """Waits for nothing: the time that it was to wait has passed."""
+    """Selector that never blocks: it advances the clock by the timeout instead."""
 
     now = 1000.0
 
     def select(self, timeout=None):
         if timeout is None:
-            raise AssertionError("nothing is left to happen: every task waits for another")
+            raise AssertionError("deadlock: every task waits for another")
         self.now += max(timeout, 0.0)
         return super().select(0)
 
@@ -34,6 +34,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """What it returns, however long it waits."""
+    """Run a coroutine in virtual time and return its result."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(main)

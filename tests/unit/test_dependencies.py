@@ -20,7 +20,7 @@ UNKNOWN = {"name": "c", "skip_reason": "not found"}
 def test_a_known_vulnerability_fails_and_names_the_remedy():
     code, lines = verdict([FINE, BAD, UNKNOWN])
     assert code == 1
-    assert lines[1:] == ["b 2: PYSEC-1, mended in 3", "b 2: PYSEC-2, mended in no version"]
+    assert lines[1:] == ["b 2: PYSEC-1, fixed in 3", "b 2: PYSEC-2, fixed in no version"]
 
 
 def test_what_is_unknown_is_counted_and_where_all_is_nothing_is_claimed():
@@ -35,12 +35,12 @@ def test_what_is_unknown_is_counted_and_where_all_is_nothing_is_claimed():
 
 def test_who_does_not_answer_or_is_not_there_skips_it_visibly(monkeypatch, capsys):
     assert "not installed" in ask(["/no/such/pip-audit"])
-    monkeypatch.setattr(dependencies, "PATIENCE_S", 0.3)
-    assert "nobody answered" in ask([sys.executable, "-c", "import threading; threading.Event().wait()"])
+    monkeypatch.setattr(dependencies, "TIMEOUT_S", 0.3)
+    assert "no answer" in ask([sys.executable, "-c", "import threading; threading.Event().wait()"])
     assert "it said so" in ask([sys.executable, "-c", "import sys; sys.exit('it said so')"])
-    monkeypatch.setattr(dependencies, "ask", lambda _: "nobody answered")
+    monkeypatch.setattr(dependencies, "ask", lambda _: "no answer")
     assert dependencies.main() == 0
-    assert "SKIPPED: nobody answered" in capsys.readouterr().out
+    assert "SKIPPED: no answer" in capsys.readouterr().out
 
 
 def test_what_is_asked_about_is_what_is_installed_without_what_is_ours():
