@@ -1,6 +1,6 @@
 """Write the dashboards: `python -m monitoring.grafana.build [--runbook URL]`.
 
-Needs `grafana-foundation-sdk`, which has Grafana's own types; nothing else of this project does.
+Needs `grafana-foundation-sdk`, which has Grafana's types; no other part of this project needs it.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ FOLDER = Path(__file__).parent / "dashboards"
 DASHBOARDS: dict[str, ModuleType] = {"reward-health.json": rewards, "service.json": serving}
 TAG = "rewardserve"
 WRITTEN_FOR = "11.6.0"
-"""Without a version Grafana takes the options of an XY chart for those of an older one, and loses them."""
+"""Version of XY charts: without it Grafana reads their options as those of an older one, and drops them."""
 
 
-class _Marks(model.AnnotationQuery):
+class _Annotations(model.AnnotationQuery):
     """An annotation of Prometheus: the sdk knows its `expr` and none of its other fields."""
 
-    def __init__(self, marks: Marks) -> None:
+    def __init__(self, marks: Annotations) -> None:
         super().__init__(name=marks.name, datasource=DATASOURCE, icon_color=marks.colour, expr=marks.expr)
         self._more = {"titleFormat": marks.title, "tagKeys": marks.tags, "useValueForTime": marks.value_is_time}
 
     def to_json(self) -> dict[str, object]:
-        """As Grafana reads it."""
+        """Convert to the JSON of Grafana."""
         target = {"expr": self.expr, "refId": self.name, "datasource": DATASOURCE}
         return super().to_json() | self._more | {"target": target}
 
 
 @dataclass(frozen=True)
-class Marks(Builder[model.AnnotationQuery]):
-    """Events that are marked on every panel with an axis of time."""
+class Annotations(Builder[model.AnnotationQuery]):
+    """Events that are marked on every panel with a time axis."""
 
     name: str
     colour: str
@@ -54,8 +54,8 @@ class Marks(Builder[model.AnnotationQuery]):
     value_is_time: bool = False
 
     def build(self) -> model.AnnotationQuery:
-        """As the sdk asks for it."""
-        return _Marks(self)
+        """Build for the sdk."""
+        return _Annotations(self)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,16 +73,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def text_of(name: str, runbook: str = RUNBOOK) -> str:
-    """A file of a dashboard."""
+    """Render the file of a dashboard."""
     made = json.loads(json.dumps(built(DASHBOARDS[name], runbook), cls=JSONEncoder))
     return json.dumps(made, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def built(content: ModuleType, runbook: str) -> model.Dashboard:
-    """A dashboard with what is on it."""
-    board = dashboard.Dashboard(content.TITLE).uid(content.UID).description(content.SAYS).tags([TAG]).readonly()
+    """Build a dashboard with its rows."""
+    board = dashboard.Dashboard(content.TITLE).uid(content.UID).description(content.DESCRIPTION).tags([TAG]).readonly()
     board = board.time("now-1h", "now").refresh("10s").timezone("browser").tooltip(model.DashboardCursorSync.CROSSHAIR)
-    board = board.variables(_variables(runbook)).annotations(_marks()).links([_others()]).version(1)
+    board = board.variables(_variables(runbook)).annotations(_annotations()).links([_other_dashboards()]).version(1)
     for row in content.dashboard_rows():
         board.with_row(dashboard.Row(row.title).id(panel_id(f"row {row.title}")))
         for panel in row.panels:
@@ -109,7 +109,7 @@ def _variables(runbook: str) -> list[Builder[model.VariableModel]]:
 
 
 def _variable(name: str, label: str, query: str, all_value: str | None = None) -> dashboard.QueryVariable:
-    """Any of several values. Without an `all_value`, all are those that are known: of `job` no others are ours."""
+    """A variable with several values. Without an `all_value`, *All* means the known values, not all jobs of Prometheus."""
     everything = model.VariableOption(selected=True, text=["All"], value=["$__all"])
     asked: dict[str, object] = {"query": query, "refId": name, "qryType": 1}
     variable = (
@@ -120,15 +120,15 @@ def _variable(name: str, label: str, query: str, all_value: str | None = None) -
     return variable.all_value(all_value) if all_value else variable
 
 
-def _marks() -> list[Builder[model.AnnotationQuery]]:
+def _annotations() -> list[Builder[model.AnnotationQuery]]:
     started = f"{queries.series('process_start_time_seconds')} * 1000"
     return [
-        Marks("Alerts", RED, rewards.FIRING, title="{{alertname}}", tags="severity,run,wire,instance"),
-        Marks("Starts", "blue", started, title="{{instance}} started", tags="instance", value_is_time=True),
+        Annotations("Alerts", RED, rewards.FIRING, title="{{alertname}}", tags="severity,run,wire,instance"),
+        Annotations("Starts", "blue", started, title="{{instance}} started", tags="instance", value_is_time=True),
     ]
 
 
-def _others() -> dashboard.DashboardLink:
+def _other_dashboards() -> dashboard.DashboardLink:
     link = dashboard.DashboardLink("RewardServe").type(model.DashboardLinkType.DASHBOARDS).tags([TAG])
     return link.keep_time(True).include_vars(True).as_dropdown(False)
 

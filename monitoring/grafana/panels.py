@@ -1,6 +1,6 @@
 """Panels of Grafana, each made by one call: the sdk's builders with the choices that all our panels share.
 
-Knows Grafana and the runbook; knows neither metrics nor what is on which dashboard.
+Knows Grafana and the runbook; knows neither metrics nor dashboards.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ AT_ONE: Steps = ((None, GREEN), (1.0, RED))
 PLAIN: Steps = ((None, "text"),)
 
 _LINE_OF: Mapping[str, tuple[str, tuple[int, int]]] = {"limit": (RED, (8, 6)), "baseline": ("gray", (2, 6))}
-"""Colour and dashes of lines that are not measured now."""
+"""Colour and dashes of thresholds and baselines."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """PromQL, and what its series are called. `limit` is where an alert begins, `baseline` the level before."""
+    """PromQL with the legend of its series. `limit` is the threshold of an alert, `baseline` the usual level."""
 
     expr: str
     legend: str = ""
@@ -62,11 +62,11 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
-class Face:
-    """What every panel has. `says` is one sentence or two; `alerts` are those whose entries in the runbook it links to."""
+class Header:
+    """Header of a panel. `description` is one sentence or two; `alerts` are those whose entries in the runbook it links to."""
 
     title: str
-    says: str
+    description: str
     alerts: tuple[str, ...] = ()
     width: int = 8
     height: int = 8
@@ -74,17 +74,17 @@ class Face:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Panels under a title, from left to right, three or so a line."""
+    """Panels under a title, from left to right, about three per line."""
 
     title: str
     panels: tuple[Panel, ...]
 
 
 def lines(
-    face: Face, *queries: Query, unit: str = "short", least: float | None = 0.0, most: float | None = None
+    header: Header, *queries: Query, unit: str = "short", least: float | None = 0.0, most: float | None = None
 ) -> timeseries.Panel:
-    """Values over time. `least` and `most` are ends of the axis; None: as the data have it."""
-    panel = _faced(timeseries.Panel(), face).unit(unit).line_width(2).fill_opacity(5).span_nulls(_CONNECTED_MS)
+    """Values over time. `least` and `most` are ends of the axis; None: those of the data."""
+    panel = _with_header(timeseries.Panel(), header).unit(unit).line_width(2).fill_opacity(5).span_nulls(_CONNECTED_MS)
     panel = panel.show_points(shapes.VisibilityMode.AUTO).legend(_legend())
     panel = panel.tooltip(
         common.VizTooltipOptions().mode(shapes.TooltipDisplayMode.MULTI).sort(shapes.SortOrder.DESCENDING)
@@ -99,49 +99,58 @@ def lines(
 
 
 def number(
-    face: Face, query: Query, unit: str = "short", steps: Steps = PLAIN, decimals: int | None = None
+    header: Header, query: Query, unit: str = "short", steps: Steps = PLAIN, decimals: int | None = None
 ) -> stat.Panel:
-    """One number, as of now. `steps` are colours from values on."""
-    panel = _faced(stat.Panel(), face).unit(unit).thresholds(_thresholds(steps))
+    """One current number. `steps` are colours from values on."""
+    panel = _with_header(stat.Panel(), header).unit(unit).thresholds(_thresholds(steps))
     panel = panel.color_mode(shapes.BigValueColorMode.VALUE).graph_mode(shapes.BigValueGraphMode.NONE)
     panel = panel if decimals is None else panel.decimals(decimals)
     return panel.reduce_options(_latest()).with_target(_target("A", query).instant())
 
 
-def heat_map(face: Face, query: Query, axis: str) -> heatmap.Panel:
-    """How often which value came, over time, from the buckets of a histogram."""
+def heat_map(header: Header, query: Query, axis: str) -> heatmap.Panel:
+    """Frequency of values over time, from the buckets of a histogram."""
     colours = heatmap.HeatmapColorOptions().mode(heat.HeatmapColorMode.SCHEME).scheme("Blues").steps(64)
     colours = colours.scale(heat.HeatmapColorScale.EXPONENTIAL).exponent(0.5).reverse(False)
-    panel = _faced(heatmap.Panel(), face).unit("short").calculate(False).color(colours).cell_gap(0).show_legend()
+    panel = (
+        _with_header(heatmap.Panel(), header).unit("short").calculate(False).color(colours).cell_gap(0).show_legend()
+    )
     panel = panel.y_axis(heatmap.YAxisConfig().axis_label(axis).unit("short").decimals(1)).max_data_points(240)
     panel = panel.rows_frame(heatmap.RowsHeatmapOptions().layout(shapes.HeatmapCellLayout.LE)).show_y_histogram()
     return panel.with_target(_target("A", query).range().format(PromQueryFormat.HEATMAP))
 
 
-def states(face: Face, query: Query, names: Mapping[str, tuple[str, str]]) -> statetimeline.Panel:
+def states(header: Header, query: Query, names: Mapping[str, tuple[str, str]]) -> statetimeline.Panel:
     """Bars of states over time; `names` are words and colours of values."""
     words = {value: model.ValueMappingResult(text=text, color=colour) for value, (text, colour) in names.items()}
     panel = (
-        _faced(statetimeline.Panel(), face).mappings([model.ValueMap(options=words)]).thresholds(_thresholds(AT_ONE))
+        _with_header(statetimeline.Panel(), header)
+        .mappings([model.ValueMap(options=words)])
+        .thresholds(_thresholds(AT_ONE))
     )
     panel = panel.color_scheme(dashboard.FieldColor().mode(model.FieldColorModeId.THRESHOLDS)).merge_values(True)
     panel = panel.show_value(shapes.VisibilityMode.NEVER).per_page(20).row_height(0.8).legend(_legend())
     return panel.with_target(_target("A", query).range())
 
 
-def history(face: Face, query: Query, steps: Steps, unit: str) -> statushistory.Panel:
+def history(header: Header, query: Query, steps: Steps, unit: str) -> statushistory.Panel:
     """A row of coloured cells for each series."""
-    panel = _faced(statushistory.Panel(), face).unit(unit).thresholds(_thresholds(steps)).max_data_points(60)
+    panel = _with_header(statushistory.Panel(), header).unit(unit).thresholds(_thresholds(steps)).max_data_points(60)
     panel = panel.color_scheme(dashboard.FieldColor().mode(model.FieldColorModeId.THRESHOLDS)).legend(_legend())
     panel = panel.show_value(shapes.VisibilityMode.NEVER).row_height(0.9).per_page(32)
     return panel.with_target(_target("A", query).range())
 
 
 def bars(
-    face: Face, query: Query, steps: Steps, unit: str = "short", least: float | None = 0.0, most: float | None = None
+    header: Header,
+    query: Query,
+    steps: Steps,
+    unit: str = "short",
+    least: float | None = 0.0,
+    most: float | None = None,
 ) -> bargauge.Panel:
-    """A bar for each series, as of now."""
-    panel = _faced(bargauge.Panel(), face).unit(unit).thresholds(_thresholds(steps))
+    """A bar with the current value of each series."""
+    panel = _with_header(bargauge.Panel(), header).unit(unit).thresholds(_thresholds(steps))
     panel = panel.orientation(shapes.VizOrientation.HORIZONTAL).display_mode(shapes.BarGaugeDisplayMode.BASIC)
     panel = panel.name_placement(shapes.BarGaugeNamePlacement.LEFT)
     panel = panel if least is None else panel.min(least)
@@ -149,12 +158,12 @@ def bars(
     return panel.reduce_options(_latest()).with_target(_target("A", query).instant())
 
 
-def scatter(face: Face, x: Query, y: Query) -> xychart.Panel:
+def scatter(header: Header, x: Query, y: Query) -> xychart.Panel:
     """One query against another, a colour for each run; their legends name the axes.
 
     Both come as tables of time, run and value. They are merged where time and run are the same, then parted by run.
     """
-    panel = _faced(xychart.Panel(), face).show(xy.XYShowMode.POINTS).legend(_legend())
+    panel = _with_header(xychart.Panel(), header).show(xy.XYShowMode.POINTS).legend(_legend())
     panel = panel.point_size(xychart.XychartFieldConfigPointSize().fixed(4)).mapping(xy.SeriesMapping.AUTO)
     for name, query in _named((x, y)):
         panel.with_target(_target(name, query).range().format(PromQueryFormat.TABLE))
@@ -164,9 +173,9 @@ def scatter(face: Face, x: Query, y: Query) -> xychart.Panel:
     return panel.transformations([_transformer("merge"), _transformer("partitionByValues", parted)])
 
 
-def rows(face: Face, columns: Mapping[str, Query], shown: Sequence[str]) -> table.Panel:
-    """A table as of now: a row for each set of labels, a column for each query, besides the labels in `shown`."""
-    panel = _faced(table.Panel(), face).unit("none").cell_height(shapes.TableCellHeight.SM)
+def rows(header: Header, columns: Mapping[str, Query], shown: Sequence[str]) -> table.Panel:
+    """A table of current values: a row for each set of labels, a column for each query, besides the labels in `shown`."""
+    panel = _with_header(table.Panel(), header).unit("none").cell_height(shapes.TableCellHeight.SM)
     for name, query in _named(tuple(columns.values())):
         panel.with_target(_target(name, query).instant().format(PromQueryFormat.TABLE))
     values = [f"Value #{name}" for name, _ in _named(tuple(columns.values()))] if len(columns) > 1 else ["Value"]
@@ -183,13 +192,13 @@ def rows(face: Face, columns: Mapping[str, Query], shown: Sequence[str]) -> tabl
 
 
 def panel_id(title: str) -> int:
-    """The same for a title wherever it stands, so that links to a panel outlive a change of the others."""
+    """Panel id from its title, so that links to a panel stay valid when other panels change."""
     return crc32(title.encode()) % 1_000_000 + 1
 
 
-def _faced(panel: P, face: Face) -> P:
-    panel.id(panel_id(face.title)).title(face.title).description(face.says).datasource(DATASOURCE)
-    return panel.span(face.width).height(face.height).links([_to_runbook(alert) for alert in face.alerts])
+def _with_header(panel: P, header: Header) -> P:
+    panel.id(panel_id(header.title)).title(header.title).description(header.description).datasource(DATASOURCE)
+    return panel.span(header.width).height(header.height).links([_to_runbook(alert) for alert in header.alerts])
 
 
 def _to_runbook(alert: str) -> dashboard.DashboardLink:

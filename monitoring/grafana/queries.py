@@ -24,59 +24,59 @@ _STATISTICS = {wire.name: wire.statistic for wire in WIRES}
 
 
 def series(metric: str, *matchers: str) -> str:
-    """Of the chosen jobs."""
+    """Series of the chosen jobs."""
     return f"{metric}{{{', '.join((JOB, *matchers))}}}"
 
 
 def served(vector: str) -> str:
-    """Of the servers of the chosen models."""
+    """Series of servers with the chosen models."""
     return f"({vector} and on (instance, job) {MODEL})"
 
 
 def of_server(vector: str) -> str:
-    """As `served`, and of servers that have no model yet."""
+    """As `served`, and series of servers without a model yet."""
     return f'({vector} unless on (instance, job) rewardserve_model_info{{{JOB}, state="serving", name!~"$model"}})'
 
 
 def gauge(metric: str, *matchers: str) -> str:
-    """As it was scraped."""
+    """Series as scraped."""
     return served(series(metric, *matchers))
 
 
 def rate(metric: str, *matchers: str, by: str = "") -> str:
-    """A second, added up over servers and labels other than `by`."""
+    """Rate per second, added up over servers and labels other than `by`."""
     return f"{_sum(by)} {served(_a_second(metric, *matchers))}"
 
 
 def of_servers(metric: str, *matchers: str, by: str = "") -> str:
-    """As `rate`, also of servers that have no model yet."""
+    """As `rate`, also of servers without a model yet."""
     return f"{_sum(by)} {of_server(_a_second(metric, *matchers))}"
 
 
 def buckets(histogram: str) -> str:
-    """For a heat map: what was counted in each bucket up to the next point."""
+    """Increase of each bucket up to the next point, for a heat map."""
     counted = f"increase({series(histogram + '_bucket')}[{SPAN}])"
     return f"sum by (le) {served(counted)}"
 
 
 def quantile(q: float, histogram: str, *matchers: str) -> str:
-    """Of all servers together."""
+    """Quantile over all servers."""
     return f"histogram_quantile({q:g}, {rate(histogram + '_bucket', *matchers, by='le')})"
 
 
 def mean_of(histogram: str, by: str = "instance") -> str:
-    """Of what a histogram saw."""
+    """Mean of the values in a histogram."""
     return over(rate(histogram + "_sum", by=by), rate(histogram + "_count", by=by))
 
 
 def over(part: str, whole: str, matching: str = "") -> str:
-    """A share, where there is a whole."""
+    """Share of a part in a whole above 0."""
     divided = " ".join(("/", matching)).strip()
     return f"({part}) {divided} ({whole} > 0)"
 
 
 def or_zero(vector: str) -> str:
-    """Nothing counted is a count of 0."""
+    """A vector, or 0 where it is empty."""
     return f"({vector} or vector(0))"
 
 
@@ -88,41 +88,45 @@ def _a_second(metric: str, *matchers: str) -> str:
     return f"rate({series(metric, *matchers)}[{SPAN}])"
 
 
-# -- runs, as they come -------------------------------------------------------------------------------------------------
+# -- runs, as scraped ---------------------------------------------------------------------------------------------------
 
 
-def fresh(of: str) -> str:
-    """What was added to a sum of each run, a second, up to this point."""
+def scraped_rate(of: str) -> str:
+    """Rate per second of a sum of each run, up to this point."""
     return rate("rewardserve_run_sum_total", RUN, f'of="{of}"', by="run")
 
 
-def fresh_mean(name: str) -> str:
-    """Over the samples of each run up to this point."""
-    total = f"{fresh(name + '_positive')} - {fresh(name + '_negative')}" if is_signed(name) else fresh(name)
-    return over(total, fresh(count_of(name)))
+def scraped_mean(name: str) -> str:
+    """Mean over the samples of each run up to this point."""
+    total = (
+        f"{scraped_rate(name + '_positive')} - {scraped_rate(name + '_negative')}"
+        if is_signed(name)
+        else scraped_rate(name)
+    )
+    return over(total, scraped_rate(count_of(name)))
 
 
-def fresh_std(name: str) -> str:
+def scraped_std(name: str) -> str:
     """The standard deviation over the same samples."""
-    square = over(fresh(f"{name}_squared"), fresh(count_of(name)))
-    return f"sqrt(clamp_min({square} - ({fresh_mean(name)}) ^ 2, 0))"
+    square = over(scraped_rate(f"{name}_squared"), scraped_rate(count_of(name)))
+    return f"sqrt(clamp_min({square} - ({scraped_mean(name)}) ^ 2, 0))"
 
 
-# -- runs, as the alerts see them -----------------------------------------------------------------------------------------
+# -- runs, as in the alerts ----------------------------------------------------------------------------------------------
 
 
 def recorded(name: str, *matchers: str) -> str:
-    """Values that a rule has recorded of the chosen runs and models."""
+    """Recorded series of the chosen runs and models."""
     return f"{name}{{{', '.join((JOB, RUN, OF_MODEL, *matchers))}}}"
 
 
 def recent(of: str) -> str:
-    """What was added to a sum of each run over the shortest window with enough samples."""
+    """Increase of a sum of each run over the shortest window with enough samples."""
     return recorded("rewardserve:run_sum:recent", f'of="{of}"')
 
 
 def recent_mean(name: str) -> str:
-    """Over those of these samples that have the number."""
+    """Mean over the samples of that window that have the number."""
     total = (
         f"{recent(name + '_positive')} - ignoring (of) {recent(name + '_negative')}"
         if is_signed(name)
@@ -132,22 +136,22 @@ def recent_mean(name: str) -> str:
 
 
 def statistic(wire: str) -> str:
-    """What the alert of a wire compares with its threshold."""
+    """Statistic of a wire, which its alert compares with the threshold."""
     return recorded("rewardserve:tripwire_statistic:recent", f'wire="{wire}"')
 
 
 def threshold(wire: str) -> str:
-    """Beyond this the alert fires."""
+    """Threshold of the alert."""
     return f'rewardserve:tripwire_threshold{{wire="{wire}"}}'
 
 
 def baseline(of: str) -> str:
-    """The mean at the beginning of a run, or in the calibration."""
+    """Mean in the baseline of a run."""
     return recorded("rewardserve:run_baseline_moment:mean", f'of="{of}"')
 
 
 def trips_at(wire: str) -> str:
-    """Where the mean of a wire would trip it: one line, or one for each run."""
+    """Mean at which a wire trips: one line, or one for each run."""
     of = _STATISTICS[wire]
     if not isinstance(of, MeanShift):
         return threshold(wire)
@@ -158,11 +162,11 @@ def trips_at(wire: str) -> str:
 
 
 def is_learned(wire: str) -> bool:
-    """Whether a wire compares with the baseline of each run."""
+    """Whether a wire compares a mean with the baseline of each run."""
     return isinstance(_STATISTICS[wire], MeanShift)
 
 
 def component_shares(recorded_variance: str) -> str:
-    """Of the variance of a reward, the share of each component."""
+    """Share of each component in the variance of a reward."""
     variance = recorded(recorded_variance)
     return over(variance, f"sum without (component) ({variance})", "ignoring (component) group_left ()")

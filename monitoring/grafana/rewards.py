@@ -12,7 +12,7 @@ from monitoring.grafana.panels import (
     GREEN,
     RED,
     YELLOW,
-    Face,
+    Header,
     Panel,
     Query,
     Row,
@@ -31,20 +31,20 @@ from rewardserve.service.tripwires.prometheus import alert_name
 from rewardserve.service.tripwires.wires import WIRES, Chart, Wire
 
 TITLE, UID = "Reward health", "rewardserve-reward-health"
-SAYS = (
+DESCRIPTION = (
     "Reward hacking run by run: scores, features of responses, and the distance of each trip wire from its threshold."
 )
 
 _RUN = "{{run}}"
 _HACKING = alert_name(VOTE)
-_LATCHED = ("RewardTripwirePaged", "RewardTripwireWarned")
+_REPLICA_ALERTS = ("RewardTripwirePaged", "RewardTripwireWarned")
 
 _TRIPPED = f"max by (run, wire) {q.gauge('rewardserve_tripwire_tripped', q.RUN)}"
 _STEP = f"max by (run) {q.gauge('rewardserve_run_step', q.RUN)}"
 _KL = f"max by (run) {q.gauge('rewardserve_run_kl', q.RUN)}"
-_SAMPLES = q.fresh("samples")
-_SCORE = q.fresh_mean("score")
-_TOKENS = f"exp({q.fresh_mean('length')})"
+_SAMPLES = q.scraped_rate("samples")
+_SCORE = q.scraped_mean("score")
+_TOKENS = f"exp({q.scraped_mean('length')})"
 _INSPECTED = "rewardserve_samples_inspected_total"
 _WATCHED = q.over(q.rate(_INSPECTED, 'outcome="inspected"'), q.rate(_INSPECTED))
 _OF_RULES, _OF_SERVERS = "rewardserve:tripwire_threshold", q.series("rewardserve_tripwire_threshold")
@@ -52,7 +52,7 @@ FIRING = q.series("ALERTS", 'alertstate="firing"', 'alertname=~"Reward.+"')
 
 
 def dashboard_rows() -> tuple[Row, ...]:
-    """From the top."""
+    """Build the rows from top to bottom."""
     return (
         Row("Now", _now()),
         Row("Trip wires", _wires()),
@@ -71,12 +71,12 @@ def _now() -> tuple[Panel, ...]:
             Query(q.or_zero(f"count({_SAMPLES} > 0)")),
         ),
         number(
-            _tile("Alerts that fire", "Of these runs, and of the servers themselves.", _HACKING),
+            _tile("Alerts that fire", "Firing alerts of runs and of servers.", _HACKING),
             Query(q.or_zero(f"count({FIRING})")),
             steps=AT_ONE,
         ),
         number(
-            _tile("Wires to acknowledge", "Wires that have tripped and that are not acknowledged.", *_LATCHED),
+            _tile("Wires to acknowledge", "Tripped wires without an acknowledgement.", *_REPLICA_ALERTS),
             Query(q.or_zero(f"sum({_TRIPPED})")),
             steps=AT_ONE,
         ),
@@ -109,7 +109,7 @@ def _now() -> tuple[Panel, ...]:
             steps=AT_ONE,
         ),
         rows(
-            Face("Runs", "The latest step of each run, and its samples just now.", width=12, height=7),
+            Header("Runs", "The latest step of each run, and its samples just now.", width=12, height=7),
             {
                 "Step": Query(_STEP),
                 "Samples a second": Query(_SAMPLES),
@@ -121,7 +121,7 @@ def _now() -> tuple[Panel, ...]:
             ("run",),
         ),
         rows(
-            Face(
+            Header(
                 "Alerts",
                 "Alerts that fire now; the runbook has the meaning of each and the first thing to do.",
                 (_HACKING,),
@@ -143,10 +143,10 @@ def _wires() -> tuple[Panel, ...]:
     steps = ((None, GREEN), (0.5, YELLOW), (1.0, RED), (2.0, "dark-red"))
     return (
         states(
-            Face(
+            Header(
                 "Tripped",
                 "Wires that tripped in the time shown, red until you acknowledge them; empty: no wire has tripped.",
-                _LATCHED,
+                _REPLICA_ALERTS,
                 16,
                 8,
             ),
@@ -154,16 +154,16 @@ def _wires() -> tuple[Panel, ...]:
             {"0": ("quiet", GREEN), "1": ("tripped", RED)},
         ),
         lines(
-            Face(
+            Header(
                 "Votes",
-                "Wires beyond their thresholds, counted twice beyond twice as much; at the line the run is paged.",
+                "Wires beyond their thresholds, counted twice beyond twice the threshold; from the line on the alert is a page.",
                 (_HACKING,),
             ),
             Query(q.recorded("rewardserve:tripwire_votes:recent"), _RUN),
             Query(q.threshold(VOTE), "page", "limit"),
         ),
         history(
-            Face(
+            Header(
                 "Share of its threshold",
                 "The statistic of each wire by its threshold, of the nearest run: red is beyond. "
                 "Over all replicas, as in the alerts.",
@@ -176,10 +176,10 @@ def _wires() -> tuple[Panel, ...]:
             "percentunit",
         ),
         bars(
-            Face(
+            Header(
                 "Nearest to their thresholds",
                 "The twelve nearest wires, as the servers measure them, which needs fewer samples than the alerts.",
-                _LATCHED,
+                _REPLICA_ALERTS,
                 8,
                 15,
             ),
@@ -196,12 +196,12 @@ def _rewards() -> tuple[Panel, ...]:
     capped = q.over(q.rate("rewardserve_capped_total", by="side"), of_all, "on () group_left ()")
     return (
         heat_map(
-            Face("Raw scores", "Distribution of raw scores, of all runs together.", width=12),
+            Header("Raw scores", "Distribution of raw scores, of all runs together.", width=12),
             Query(q.buckets("rewardserve_raw_score"), "{{le}}"),
             "raw score",
         ),
         heat_map(
-            Face(
+            Header(
                 "Rewards as sent",
                 "Distribution of rewards after penalties and caps, of all runs together.",
                 width=12,
@@ -210,7 +210,7 @@ def _rewards() -> tuple[Panel, ...]:
             "reward",
         ),
         lines(
-            Face(
+            Header(
                 "Score",
                 "Mean of the score before penalties and caps, in standard deviations of the calibration. It should "
                 "rise in training; dotted: the baseline.",
@@ -220,17 +220,17 @@ def _rewards() -> tuple[Panel, ...]:
             least=None,
         ),
         lines(
-            Face(
+            Header(
                 "Spread of scores",
-                "Standard deviation of the same scores: a policy that has found one trick gives all its "
-                "responses much the same score.",
+                "Standard deviation of the same scores: it falls where a policy with one exploit gets "
+                "nearly the same score for all responses.",
             ),
-            Query(q.fresh_std("score"), _RUN),
+            Query(q.scraped_std("score"), _RUN),
         ),
         lines(
-            Face(
+            Header(
                 "Rewards at a cap",
-                "Share of all rewards that a cap has changed, by its side; responses beyond it no longer differ.",
+                "Share of all rewards that a cap has changed, by its side; rewards beyond it no longer differ.",
                 (alert_name("capped"),),
             ),
             Query(capped, "{{side}}"),
@@ -244,7 +244,7 @@ def _training() -> tuple[Panel, ...]:
     lengths = [Query(f"exp({q.trips_at(wire)})", f"{_RUN} trips at", "limit") for wire in ("length_high", "length_low")]
     return (
         lines(
-            Face(
+            Header(
                 "Length of responses",
                 "Geometric mean of the tokens of a response; beyond the lines it has grown or shrunk too far "
                 "from the start of the run.",
@@ -254,25 +254,25 @@ def _training() -> tuple[Panel, ...]:
             *lengths,
         ),
         scatter(
-            Face(
+            Header(
                 "Score against length",
-                "One dot a point in time: where the score rises with the length alone, length may be what is rewarded.",
+                "One dot per point in time: where the score rises with the length alone, length may be what is rewarded.",
                 (alert_name("length_high"),),
             ),
             Query(_TOKENS, "tokens of a response"),
             Query(_SCORE, "score"),
         ),
         scatter(
-            Face(
+            Header(
                 "Score against step",
-                "One dot a point in time, at the latest step that the trainer has named: runs compare by step, "
+                "One dot per point in time, at the latest step of the trainer: compares runs by step, "
                 "not by the clock.",
             ),
             Query(_STEP, "step"),
             Query(_SCORE, "score"),
         ),
         lines(
-            Face(
+            Header(
                 "KL",
                 "How far the policy is from its start in nats, where the trainer sends it; beyond the line do not trust "
                 "this reward model.",
@@ -282,12 +282,12 @@ def _training() -> tuple[Panel, ...]:
             Query(f"{q.threshold('kl')} ^ 2", "trips at", "limit"),
         ),
         lines(
-            Face("Samples", "Watched samples of each run."),
+            Header("Samples", "Watched samples of each run."),
             Query(_SAMPLES, _RUN),
             unit="cps",
         ),
         lines(
-            Face("Step", "The latest step that each run has named."),
+            Header("Step", "Latest step of each run."),
             Query(_STEP, _RUN),
         ),
     )
@@ -301,7 +301,7 @@ def _judges() -> tuple[Panel, ...]:
     return (
         *_wire_panels("judges"),
         lines(
-            Face(
+            Header(
                 "Score and audit",
                 "Mean scores of the model and of the audit judge, for the same samples; a gap is a warning, score up "
                 "and audit down is a page.",
@@ -312,7 +312,7 @@ def _judges() -> tuple[Panel, ...]:
             least=None,
         ),
         lines(
-            Face(
+            Header(
                 "Components of the reward",
                 "Share of each component in the variance of the reward; dotted: the baseline.",
                 (alert_name("component_share"),),
@@ -323,7 +323,7 @@ def _judges() -> tuple[Panel, ...]:
             most=1.0,
         ),
         bars(
-            Face(
+            Header(
                 "Margins of the canaries",
                 "Raw score of an honest answer above that of an exploit, of the model that serves; below zero "
                 "the exploit pays.",
@@ -338,23 +338,23 @@ def _judges() -> tuple[Panel, ...]:
     )
 
 
-def _tile(title: str, says: str, *alerts: str) -> Face:
-    """Six of them fill a line."""
-    return Face(title, says, alerts, width=4, height=4)
+def _tile(title: str, description: str, *alerts: str) -> Header:
+    """Header of a small panel: six fill a line."""
+    return Header(title, description, alerts, width=4, height=4)
 
 
 def _wire_panels(row: str, width: int = 8) -> tuple[Panel, ...]:
-    """The panels of one row that the table of wires describes. Widths of a line are 24 together."""
+    """Build the panels of one row from the table of wires. The widths of a line add up to 24."""
     charts = [(wire, wire.chart) for wire in WIRES if wire.chart is not None and wire.chart.row == row]
     return tuple(_wire_panel(wire, chart, width) for wire, chart in charts)
 
 
 def _wire_panel(wire: Wire, chart: Chart, width: int) -> Panel:
-    """What a wire compares with its threshold: a mean over samples where it is one, else its statistic."""
+    """Build the panel of a wire: its mean over samples where it has one, else its statistic."""
     of = getattr(wire.statistic, "of", None)
     trips_at = f"{_RUN} trips at" if q.is_learned(wire.name) else "trips at"
     return lines(
-        Face(chart.title, chart.description, (alert_name(wire.name),), width),
+        Header(chart.title, chart.description, (alert_name(wire.name),), width),
         Query(q.statistic(wire.name) if of is None else q.recent_mean(of), _RUN),
         Query(q.trips_at(wire.name), trips_at, "limit"),
         unit=chart.unit,

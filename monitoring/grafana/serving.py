@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from monitoring.grafana import queries as q
-from monitoring.grafana.panels import AT_ONE, GREEN, RED, YELLOW, Face, Panel, Query, Row, lines, number, rows
+from monitoring.grafana.panels import AT_ONE, GREEN, RED, YELLOW, Header, Panel, Query, Row, lines, number, rows
 
 TITLE, UID = "Service", "rewardserve-service"
-SAYS = "Availability, latency, batches, tokens and memory of the servers."
+DESCRIPTION = "Availability, latency, batches, tokens and memory of the servers."
 
 _INSTANCE = "{{instance}}"
 _SCORING = 'kind="scoring"'
@@ -38,23 +38,23 @@ def dashboard_rows() -> tuple[Row, ...]:
 
 
 def _now() -> tuple[Panel, ...]:
-    def face(title: str, says: str, *alerts: str) -> Face:
-        return Face(title, says, alerts, width=3, height=4)
+    def header(title: str, description: str, *alerts: str) -> Header:
+        return Header(title, description, alerts, width=3, height=4)
 
     unloaded = f"({_UP} == 1) unless on (job, instance) {q.series('rewardserve_model_version')} > 0"
     return (
         number(
-            face("Servers", "Servers with a model.", "RewardServiceAbsent"),
+            header("Servers", "Servers with a model.", "RewardServiceAbsent"),
             Query(q.or_zero(f"count({q.MODEL})")),
             steps=((None, RED), (1.0, GREEN)),
         ),
         number(
-            face("Servers that are down", "Prometheus gets no answer from them.", "RewardServiceDown"),
+            header("Servers that are down", "Prometheus cannot scrape them.", "RewardServiceDown"),
             Query(q.or_zero(f"count({_UP} == 0)")),
             steps=AT_ONE,
         ),
         number(
-            face(
+            header(
                 "Servers without a model",
                 "Up, but still loading, or the checkpoint was refused.",
                 "RewardModelNotLoaded",
@@ -62,9 +62,9 @@ def _now() -> tuple[Panel, ...]:
             Query(q.or_zero(f"count({unloaded})")),
             steps=((None, GREEN), (1.0, YELLOW)),
         ),
-        number(face("Requests a second", "To routes that score, with any status."), Query(_REQUESTS), "reqps"),
+        number(header("Requests a second", "To routes that score, with any status."), Query(_REQUESTS), "reqps"),
         number(
-            face(
+            header(
                 "Errors of the servers",
                 "Share of scoring requests with an error that is neither a refusal nor an expired deadline.",
                 "RewardServerErrors",
@@ -74,15 +74,15 @@ def _now() -> tuple[Panel, ...]:
             ((None, GREEN), (0.001, YELLOW), (0.01, RED)),
         ),
         number(
-            face("One request in a hundred", "The slowest hundredth takes at least this long.", "RewardSlow"),
+            header("One request in a hundred", "The slowest hundredth takes at least this long.", "RewardSlow"),
             Query(q.quantile(0.99, "rewardserve_request_seconds", _SCORING)),
             "s",
             ((None, GREEN), (10.0, RED)),
         ),
         number(
-            face(
+            header(
                 "Batches that wait",
-                "Tokens in the queue, in budgets of a batch, of the server that has most.",
+                "Tokens in the queue over the budget of a batch, of the server with the most.",
                 "RewardQueueGrowing",
             ),
             Query(f"max({q.over(_WAITING, _BUDGET)})"),
@@ -90,7 +90,7 @@ def _now() -> tuple[Panel, ...]:
             decimals=1,
         ),
         number(
-            face(
+            header(
                 "Up since",
                 "Of the server that started last; without a state folder it learns the baselines of runs again.",
                 "RewardRestarting",
@@ -104,16 +104,16 @@ def _now() -> tuple[Panel, ...]:
 def _requests() -> tuple[Panel, ...]:
     return (
         lines(
-            Face(
+            Header(
                 "Requests by route and code",
-                "Every request that was answered.",
+                "All answered requests.",
                 ("RewardServerErrors", "RewardOverloaded"),
             ),
             Query(q.of_servers("rewardserve_requests_total", by="route, code"), "{{route}} {{code}}"),
             unit="reqps",
         ),
         lines(
-            Face(
+            Header(
                 "Requests without an answer",
                 "Shares of the requests to routes that score: errors of the servers, refusals by an "
                 "overloaded server, expired deadlines of clients, and errors of clients.",
@@ -126,7 +126,7 @@ def _requests() -> tuple[Panel, ...]:
             unit="percentunit",
         ),
         lines(
-            Face(
+            Header(
                 "Samples by outcome",
                 "Every sample of a reply: ok, or the code of its error.",
                 ("RewardSamplesFailing", "RewardScoreNotFinite", "RewardScoreSometimesNotFinite", "RewardRunBlocked"),
@@ -143,8 +143,10 @@ def _times() -> tuple[Panel, ...]:
 
     return (
         lines(
-            Face(
-                "How long scoring takes", "From the first byte of a request to the last of its answer.", ("RewardSlow",)
+            Header(
+                "How long scoring takes",
+                "Seconds from the first byte of a request to the last byte of its reply.",
+                ("RewardSlow",),
             ),
             Query(of_scoring(0.5), "half of them"),
             Query(of_scoring(0.95), "95 of 100"),
@@ -152,16 +154,16 @@ def _times() -> tuple[Panel, ...]:
             unit="s",
         ),
         lines(
-            Face(
+            Header(
                 "Stages, the median",
-                "How long a sample is encoded, a row waits for its batch, and a forward takes, in half of the cases.",
+                "Median seconds of the encoding of a sample, of a row in the queue, and of a forward.",
                 ("RewardSlow",),
             ),
             *[Query(q.quantile(0.5, histogram), stage) for stage, histogram in _STAGES.items()],
             unit="s",
         ),
         lines(
-            Face("Stages, 95 of 100", "The same in 95 of 100 cases.", ("RewardSlow",)),
+            Header("Stages, 95 of 100", "The same in 95 of 100 cases.", ("RewardSlow",)),
             *[Query(q.quantile(0.95, histogram), stage) for stage, histogram in _STAGES.items()],
             unit="s",
         ),
@@ -172,20 +174,20 @@ def _batches() -> tuple[Panel, ...]:
     fill = f"{q.mean_of('rewardserve_batch_tokens')} / on (instance) ({_BUDGET} > 0)"
     return (
         lines(
-            Face("Rows that wait", "Rows in the queue of each server.", ("RewardQueueGrowing",)),
+            Header("Queued rows", "Rows in the queue of each server.", ("RewardQueueGrowing",)),
             Query(f"max by (instance) {q.gauge('rewardserve_queue_samples')}", _INSTANCE),
         ),
         lines(
-            Face(
-                "Tokens that wait",
-                "Tokens in the queue; dotted: how many are enough for a batch.",
+            Header(
+                "Queued tokens",
+                "Tokens in the queue; dotted: the budget of a batch.",
                 ("RewardQueueGrowing",),
             ),
             Query(_WAITING, _INSTANCE),
             Query(_BUDGET, f"{_INSTANCE} budget", "baseline"),
         ),
         lines(
-            Face(
+            Header(
                 "Batch failures",
                 "Forwards without scores, by reason; their rows are tried again in smaller batches. 1 in `hangs`: one does "
                 "not return.",
@@ -196,7 +198,7 @@ def _batches() -> tuple[Panel, ...]:
             unit="cps",
         ),
         lines(
-            Face(
+            Header(
                 "How full batches are",
                 "Mean of their tokens, as a share of the budget; a longer row has a batch to itself, beyond the budget.",
             ),
@@ -204,11 +206,11 @@ def _batches() -> tuple[Panel, ...]:
             unit="percentunit",
         ),
         lines(
-            Face("Rows in a batch", "Mean over the batches of each server."),
+            Header("Rows in a batch", "Mean over the batches of each server."),
             Query(q.mean_of("rewardserve_batch_samples"), _INSTANCE),
         ),
         lines(
-            Face(
+            Header(
                 "Time in forwards",
                 "Seconds of forwards a second: near 1 the device is the bottleneck; beyond 1 "
                 "several forwards run at once.",
@@ -227,7 +229,7 @@ def _tokens() -> tuple[Panel, ...]:
 
     return (
         lines(
-            Face(
+            Header(
                 "Tokens a second",
                 "Tokens by kind: received in samples, found in the score cache, shared with another row, "
                 "computed, or computed as padding.",
@@ -236,7 +238,7 @@ def _tokens() -> tuple[Panel, ...]:
             Query(q.rate("rewardserve_tokens_total", by="kind"), "{{kind}}"),
         ),
         lines(
-            Face(
+            Header(
                 "Shares of tokens",
                 "Cached, of the received tokens; shared, of the tokens in batches; padding, of all computed tokens.",
                 width=12,
@@ -254,7 +256,7 @@ def _machine() -> tuple[Panel, ...]:
     used, total = (q.gauge("rewardserve_device_memory_bytes", f'kind="{kind}"') for kind in ("used", "total"))
     return (
         lines(
-            Face(
+            Header(
                 "Memory of the device",
                 "Used share; on a GPU other processes may use it too.",
                 ("RewardMemoryHigh", "RewardOutOfMemory"),
@@ -265,16 +267,16 @@ def _machine() -> tuple[Panel, ...]:
             most=1.0,
         ),
         lines(
-            Face("Memory of the process", "Resident memory.", width=6),
+            Header("Memory of the process", "Resident memory.", width=6),
             Query(q.of_server(q.series("process_resident_memory_bytes")), _INSTANCE),
             unit="bytes",
         ),
         lines(
-            Face("CPU of the process", "Cores that are busy.", width=6),
+            Header("CPU of the process", "CPU cores in use.", width=6),
             Query(q.of_servers("process_cpu_seconds_total", by="instance"), _INSTANCE),
         ),
         lines(
-            Face("Open files", "Sockets too.", width=6),
+            Header("Open files", "Sockets too.", width=6),
             Query(q.of_server(q.series("process_open_fds")), _INSTANCE),
         ),
     )
@@ -296,7 +298,7 @@ def _model() -> tuple[Panel, ...]:
     )
     return (
         rows(
-            Face(
+            Header(
                 "Models",
                 "The loaded models: rewards are the same where contract, calibration and pipeline are the same.",
                 ("RewardReplicasDiffer",),
@@ -307,7 +309,7 @@ def _model() -> tuple[Panel, ...]:
             shown,
         ),
         number(
-            Face(
+            Header(
                 "Different rewards",
                 "Of the replicas of one model: with more than one, a reward depends on the replica that scores it.",
                 ("RewardReplicasDiffer",),
@@ -318,7 +320,7 @@ def _model() -> tuple[Panel, ...]:
             steps=((None, GREEN), (2.0, RED)),
         ),
         number(
-            Face(
+            Header(
                 "Model version",
                 "Number of the model in service, counting the models that a server has loaded; of the server with most.",
                 ("RewardModelNotLoaded",),
@@ -328,7 +330,7 @@ def _model() -> tuple[Panel, ...]:
             Query(f"max {q.gauge('rewardserve_model_version')}"),
         ),
         lines(
-            Face(
+            Header(
                 "Model loads",
                 "Since the start: loaded models, and refused ones.",
                 ("RewardModelRefused",),
@@ -337,9 +339,9 @@ def _model() -> tuple[Panel, ...]:
             Query(f"sum by (outcome) {q.gauge('rewardserve_model_loads_total')}", "{{outcome}}"),
         ),
         lines(
-            Face(
+            Header(
                 "A shadow and the model in service",
-                "Share of the pairs of responses to one prompt that both order alike, and the correlation of their rewards.",
+                "Share of the pairs of responses to one prompt that both models order alike, and the correlation of their rewards.",
                 width=8,
             ),
             Query(f"min by (instance) {q.gauge('rewardserve_shadow_agreement')}", "agreement at {{instance}}"),
@@ -348,7 +350,7 @@ def _model() -> tuple[Panel, ...]:
             most=1.0,
         ),
         lines(
-            Face("Shift of a shadow's rewards", "Mean difference over the samples that both have scored.", width=8),
+            Header("Shift of a shadow's rewards", "Mean difference over the samples that both have scored.", width=8),
             Query(f"max by (instance) {q.gauge('rewardserve_shadow_shift')}", _INSTANCE),
             least=None,
         ),
@@ -358,12 +360,12 @@ def _model() -> tuple[Panel, ...]:
 def _watch() -> tuple[Panel, ...]:
     return (
         lines(
-            Face("Samples without an audit", "The audit judge did not keep up.", ("RewardAuditSkipped",), 6),
+            Header("Samples without an audit", "The audit judge did not keep up.", ("RewardAuditSkipped",), 6),
             Query(q.rate("rewardserve_audit_skipped_total", by="instance"), _INSTANCE),
             unit="cps",
         ),
         lines(
-            Face(
+            Header(
                 "Samples of runs over the limit",
                 "More runs than a server watches by name: the rest are watched as one.",
                 ("RewardRunsOverLimit",),
@@ -373,7 +375,7 @@ def _watch() -> tuple[Panel, ...]:
             unit="cps",
         ),
         lines(
-            Face(
+            Header(
                 "Lost alerts and metrics",
                 "Alerts that the webhook's receiver did not take (in the log and under GET /tripwires), and parts of the metrics "
                 "that a scrape could not read.",
@@ -385,7 +387,7 @@ def _watch() -> tuple[Panel, ...]:
             unit="cps",
         ),
         lines(
-            Face("Time since the start", "A line that falls to zero is a restart.", ("RewardRestarting",), 6),
+            Header("Time since the start", "A line that falls to zero is a restart.", ("RewardRestarting",), 6),
             Query(_AGE, _INSTANCE),
             unit="dtdurations",
         ),
