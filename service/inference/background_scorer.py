@@ -1,6 +1,6 @@
 """Score samples with another model in the background: no request waits for it.
 
-Its batches are its own, and its queue is bounded. Knows nothing of HTTP and of what the scores are for.
+The model has a separate batcher and a bounded queue. Knows neither HTTP nor the purpose of the scores.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rewardserve.service.inference.outcomes import RowScored
 from rewardserve.service.inference.rewards import ScoredRow, compute_rewards
 
 MAX_WAITING = 1_024
-"""Samples that may wait; more are skipped: the other model may be slower than the one in service."""
+"""Limit of waiting samples; more are skipped, because the other model may be slower than the one in service."""
 
 BackgroundScores = Callable[[Sequence[Reward | None]], None]
 """Called once for each submission, in order; None where the other model has no reward for a sample."""
 
 
 class BackgroundScorer:
-    """Scores with one model. `on_skipped` is called with the number of samples that it was too slow for."""
+    """Background scorer of one model. `on_skipped` is called with the number of samples that a full queue skips."""
 
     def __init__(
         self, encoder: EncodePool, batcher: Batcher, pipeline: Pipeline, on_skipped: Callable[[int], None]
@@ -38,7 +38,7 @@ class BackgroundScorer:
         self.n_waiting = 0
 
     def submit(self, samples: Sequence[Sample], on_scores: BackgroundScores) -> None:
-        """Score these soon. Never waits."""
+        """Submit samples for scoring. Never waits."""
         if self.n_waiting + len(samples) > MAX_WAITING:
             self._on_skipped(len(samples))
             return
@@ -48,7 +48,7 @@ class BackgroundScorer:
         task.add_done_callback(self.tasks.discard)
 
     async def stop(self) -> None:
-        """Cancel what is being scored."""
+        """Cancel the samples that are being scored."""
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -59,7 +59,7 @@ class BackgroundScorer:
             rows = [e.ids for e in encoded if isinstance(e, Encoded)]
             outcomes = iter(await self._batcher.score(rows) if rows else [])
         except ServiceError:
-            return  # the samples have their rewards already
+            return  # the clients have the rewards of these samples already
         finally:
             self.n_waiting -= len(samples)
         by_sample = [next(outcomes) if isinstance(e, Encoded) else None for e in encoded]

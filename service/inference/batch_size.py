@@ -2,13 +2,13 @@
 
     seconds = fixed + per_token * tokens
 
-The budget is the smallest step at which the fixed part is at most a twentieth of a batch: smaller ones waste
-time, larger ones only delay rows that are done. Pure: no clock, no randomness. Knows tokens and
+The budget is the smallest step at which the fixed part is at most a twentieth of a batch: smaller batches waste
+time, larger ones only delay finished rows. Pure: no clock, no randomness. Knows tokens and
 seconds, no scorers.
 
-On a shared machine the seconds of one and the same batch spread widely, so nothing is decided by a few of
-them. The budget moves one step at a time, and only when it would be wrong even if the fixed part were three
-standard errors off. Batches of one size would say nothing about it, so now and then there is a small one.
+On a shared machine the seconds of equal batches vary widely, so a few of them decide nothing. The budget moves
+one step at a time, and only when it would be wrong even if the fixed part were three standard errors off.
+Batches of one size do not determine the fixed part, so some batches are made small.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import math
 from dataclasses import dataclass, replace
 
 BUDGETS = (512, 1024, 2048, 4096, 8192, 16384)
-"""The budgets that there are, in tokens. On a CPU throughput is nearly flat from 1,024 on; beyond the last one nothing is
-gained on any device that we know."""
+"""The possible budgets, in tokens. On a CPU throughput is nearly flat from 1,024 on; beyond the last one no device that we
+measured gains."""
 
 _FIXED_SHARE = 0.05
 _MAX_BATCH_S = 0.5  # a step up must not make batches longer than this: short rows wait for the rest
-_STEP_DOWN_S = 0.75  # a step down is due. It ends well below `_MAX_BATCH_S`, and so does not swing back
+_STEP_DOWN_S = 0.75  # a step down is due. It ends well below `_MAX_BATCH_S`, so it does not oscillate
 _DECAY = 0.98  # weight of the batch before: some fifty count
-_MIN_WEIGHT = 32.0  # batches, by weight, that say anything; and the rest after a step
+_MIN_WEIGHT = 32.0  # batches, by weight, that are enough for a fit; and the rest after a step
 _STANDARD_ERRORS = 3.0  # standard errors
-_OUTLIER_RATIO = 3.0  # times what was expected: the machine was busy with something else
+_OUTLIER_RATIO = 3.0  # times the expected seconds: the machine was busy with other work
 _SMALL_BATCH_EVERY = 8
 _SMALL_BATCH_DIVISOR = (
-    4  # a small one has a fourth of the budget. The price is under 1 %: an eighth of a fixed part a batch
+    4  # a small batch has a fourth of the budget. The price is under 1 %: an eighth of a fixed part a batch
 )
 
 
@@ -44,13 +44,13 @@ class LinearFit:
     mean_per_token_s: float
 
     def seconds(self, n_tokens: float) -> float:
-        """How long a batch takes."""
+        """Seconds of a batch of so many tokens."""
         return max(0.0, self.fixed_s + self.per_token_s * n_tokens)
 
     def target(self, errors: float) -> float:
-        """Tokens at which the fixed part, `errors` standard errors above what it seems to be, is small enough.
+        """Tokens at which the fixed part, `errors` standard errors above its estimate, is small enough.
 
-        Whatever it is, the fit goes through the mean of all batches, so what is not fixed is paid by the token.
+        The fit always goes through the mean of all batches, so the rest of the seconds is proportional to the tokens.
         """
         fixed_s = self.fixed_s + errors * self.fixed_error_s
         per_token_s = self.mean_per_token_s - fixed_s * self.mean_inverse
@@ -61,10 +61,10 @@ class LinearFit:
 
 @dataclass(frozen=True, slots=True)
 class BatchSizeController:
-    """The step of now, and weighted sums over the batches: how many, x = 1 / tokens, y = seconds / tokens.
+    """The current step, and weighted sums over the batches: their number, x = 1 / tokens, y = seconds / tokens.
 
-    y = per_token + fixed * x: in this form the spread of y is alike for large and for small batches, as least
-    squares want it.
+    y = per_token + fixed * x: in this form y has the same variance for large and for small batches, as least
+    squares assume.
     """
 
     step: int
@@ -79,7 +79,7 @@ class BatchSizeController:
 
     @classmethod
     def starting_at(cls, n_tokens: int) -> BatchSizeController:
-        """Nothing measured yet. `n_tokens` is one of `BUDGETS`."""
+        """Start without measurements. `n_tokens` is one of `BUDGETS`."""
         return cls(BUDGETS.index(n_tokens))
 
     @property
@@ -89,12 +89,12 @@ class BatchSizeController:
 
     @property
     def next_budget(self) -> int:
-        """The same, or less where a small batch would tell something new."""
+        """The budget, or less where the fit needs a small batch."""
         is_turn = self.n_batches % _SMALL_BATCH_EVERY == _SMALL_BATCH_EVERY - 1
         return self.budget // _SMALL_BATCH_DIVISOR if is_turn and self._is_uniform else self.budget
 
     def after(self, n_tokens: int, seconds: float) -> BatchSizeController:
-        """With one batch more, and perhaps a step further."""
+        """Return the controller after one more batch, perhaps one step further."""
         x, y = 1.0 / n_tokens, seconds / n_tokens
         if fit := self.fit:
             expected = fit.seconds(n_tokens) * x
@@ -123,7 +123,7 @@ class BatchSizeController:
 
     @property
     def _is_uniform(self) -> bool:
-        """Whether the batches of late are much of a size."""
+        """Whether the recent batches have nearly the same size."""
         return self.n * self.xx < 1.5 * self.x * self.x
 
     def _stepped(self) -> BatchSizeController:
@@ -135,7 +135,7 @@ class BatchSizeController:
 
 
 def _next_step(step: int, fit: LinearFit) -> int:
-    """Up where more is surely needed and not too long, down where less is surely enough or a batch takes too long."""
+    """Step up where more is surely needed and not too long, down where less is surely enough or a batch takes too long."""
     if fit.seconds(BUDGETS[step]) > _STEP_DOWN_S:
         return max(0, step - 1)
     may_rise = step + 1 < len(BUDGETS) and fit.seconds(BUDGETS[step + 1]) <= _MAX_BATCH_S

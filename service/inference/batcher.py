@@ -1,6 +1,6 @@
 """Task that takes batches from the planner and runs the scorer on them.
 
-Forwards run on threads of their own, as many at a time as the scorer takes. A batch that fails is halved, so one
+Each forward runs on a separate thread, as many at a time as the scorer takes. A batch that fails is halved, so one
 bad row fails alone. Knows nothing of HTTP, samples or metrics; `events` are notified of the result of each batch.
 The waiters of each row are kept in `queue`.
 """
@@ -41,23 +41,24 @@ from rewardserve.service.inference.score_cache import ScoreCache
 from rewardserve.service.inference.watchdog import ScorerState, Watchdog
 
 _EXTRA_FAILURES = 8
-"""How many failed forwards a batch may cost beyond those that finding one poisonous row takes."""
+"""Limit of failed forwards of a batch beyond those that isolating one bad row takes."""
 
 _MAX_GROUP_BUDGETS = 4
-"""Budgets that a prefix group may take that would be split otherwise: all requests wait for a long batch."""
+"""Limit, in budgets, of a prefix group that would be split otherwise: all requests wait for a long batch."""
 
 FAILING_AFTER = 8
-"""So many batches in a row without one score are no accident of their rows."""
+"""Batches in a row without one score that mean that the scorer fails, not the rows."""
 
 _FAILING_FOR_S = 30.0
-"""A server that is not ready is sent no work, and without work no batch can show that the failure is over."""
+"""Seconds without a failed batch after which the server is ready again: a server that is not ready gets no requests, and
+without requests no batch can show that the failure is over."""
 
 
 class Batcher:
-    """Start it, let callers `score`, stop it. All methods belong to one event loop.
+    """Batcher: `start`, then any number of `score`, then `stop`. All methods belong to one event loop.
 
-    `batch_size` None: the budget is the one of `limits`; otherwise it follows what forwards take. `cache` None: scores are
-    not remembered. `watchdog` None: a forward may take for ever.
+    `batch_size` None: the budget is that of `limits`; otherwise it follows the seconds of forwards. `cache` None: scores are
+    not cached. `watchdog` None: a forward may take any time.
     """
 
     def __init__(
@@ -91,11 +92,11 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
         self._watchdog_task: asyncio.Task[None] | None = None
 
-    # -- what callers and operators see ---------------------------------------------------------------------
+    # -- state for callers and operators --------------------------------------------------------------------
 
     @property
     def n_samples(self) -> int:
-        """Number of queued rows. Equal ones are one."""
+        """Number of queued rows. Equal rows count once."""
         return len(self._queue)
 
     @property
@@ -105,7 +106,7 @@ class Batcher:
 
     @property
     def limits(self) -> BatchLimits:
-        """The limits of now: what forwards take moves the budget, running out of memory lowers its bound."""
+        """The current limits: the seconds of forwards move the budget, out of memory lowers its bound."""
         return (
             self._limits
             if self._batch_size is None
@@ -114,21 +115,21 @@ class Batcher:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the batching task runs. False before `start`, after `stop`, and after a bug of ours."""
+        """Whether the batching task runs. False before `start`, after `stop`, and after a bug in the batcher."""
         return self._task is not None and not self._task.done()
 
     @property
     def n_failed_batches(self) -> int:
-        """How many batches in a row had not one score, while that says something of the scorer; otherwise 0.
+        """Number of batches in a row without one score, where it means that the scorer fails; otherwise 0.
 
-        It does from `FAILING_AFTER` on, until a row is scored, or until nothing was tried for a while.
+        It does from `FAILING_AFTER` on, until a row is scored, or until no batch was tried for a while.
         """
         is_fresh = self._clock.now() < self._failed_at + _FAILING_FOR_S
         return self._n_failed_in_a_row if self._n_failed_in_a_row >= FAILING_AFTER and is_fresh else 0
 
     @property
     def scorer_state(self) -> ScorerState:
-        """Whether forwards come back. While they do not, every request is refused."""
+        """Whether forwards end in time. While they do not, every request is refused."""
         return self._state
 
     def start(self) -> None:
@@ -140,7 +141,7 @@ class Batcher:
             )
 
     async def stop(self) -> None:
-        """Take no new rows, finish those that are here, then end. Cancelling this refuses what is left.
+        """Accept no new rows, finish the accepted ones, then end. Cancelling this refuses the rest.
 
         A forward that hangs is not waited for.
         """
@@ -157,14 +158,14 @@ class Batcher:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def abort(self) -> None:
-        """Take nothing new and refuse everything that is not finished. A forward that runs is not waited for."""
+        """Accept no new rows and refuse all that are not finished, without waiting for a running forward."""
         if self._task is not None:
             self._task.cancel()
         await self.stop()
 
     @contextmanager
     def expecting(self, n_rows: int) -> Iterator[None]:
-        """While the body runs, `n_rows` are on their way: worth waiting for, as long as the linger allows."""
+        """Announce `n_rows` rows while the body runs: the next batch waits for them, as long as the linger allows."""
         self._n_expected += n_rows
         try:
             yield
@@ -177,7 +178,7 @@ class Batcher:
     ) -> list[RowOutcome]:
         """One outcome a row, in order. Raise `DeadlineExceeded`, `ShuttingDown`, `ScorerHanging` or `BatcherStopped` for all.
 
-        `use_cache` False: what a row scored before is of no interest, it is scored now.
+        `use_cache` False: score every row now, also one whose score is cached.
         """
         if self._closed:
             raise ShuttingDown("this server is shutting down; send the request to another one", retry_after_s=1.0)
@@ -206,7 +207,7 @@ class Batcher:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            end = BatcherStopped(f"the batcher died of {type(error).__name__}. This is a bug in the server.")
+            end = BatcherStopped(f"the batching task ended with {type(error).__name__}. This is a bug in the server.")
             cause = error
         finally:
             unfinished = [row for rows in self._in_flight.values() for row in rows]
@@ -248,7 +249,7 @@ class Batcher:
     def _collect_finished(self) -> None:
         for task in [task for task in self._in_flight if task.done()]:
             del self._in_flight[task]
-            task.result()  # a bug of ours ends the batching task
+            task.result()  # a bug in the batcher ends the batching task
 
     @property
     def _next_limits(self) -> BatchLimits:
@@ -265,7 +266,7 @@ class Batcher:
     # -- one batch ------------------------------------------------------------------------------------------
 
     async def _run_batch(self, rows: Sequence[PendingRow]) -> None:
-        """Score a batch; one that fails is halved, until what fails is a single row or has failed too often."""
+        """Score a batch; halve one that fails, until a single row fails or the batch has failed too often."""
         any_score = False
         groups = [rows]
         failures_left = _EXTRA_FAILURES + 2 * len(rows).bit_length()
@@ -274,7 +275,7 @@ class Batcher:
             started_at = self._clock.now()
             scores = await self._forward(group)
             now = self._clock.now()
-            # Where another forward was before it at the scorer, that one's time is not its own.
+            # Where the scorer had an earlier forward to finish, the time of that one does not count.
             forward_s = now - (started_at if self._scorer.streams else max(started_at, self._freed_at))
             self._freed_at = now
             if isinstance(scores, BatchScores) and len(scores.rows) == len(group):
@@ -297,7 +298,7 @@ class Batcher:
             self._failed_at = self._clock.now()
 
     async def _forward(self, group: Sequence[PendingRow]) -> BatchScores | BaseException:
-        """What the scorer says on its thread, or what it raises."""
+        """The scores from the scorer's thread, or the exception that it raised."""
         batch = TokenBatch(tuple([row.ids for row in group]))
 
         def score() -> BatchScores | BaseException:
@@ -310,7 +311,7 @@ class Batcher:
         with self._tracked_forward():
             return await asyncio.get_running_loop().run_in_executor(self._threads, score)
 
-    # -- forwards that do not come back -----------------------------------------------------------------------
+    # -- hanging forwards -------------------------------------------------------------------------------------
 
     async def _poll_scorer(self, every_s: float) -> None:
         never = asyncio.Event()
@@ -320,7 +321,7 @@ class Batcher:
 
     @contextmanager
     def _tracked_forward(self) -> Iterator[None]:
-        """While the body runs, a forward is under way."""
+        """Register a forward with the watchdog while the body runs."""
         forward = object()
         self._forward_started_at[forward] = self._check_scorer()
         try:
@@ -350,7 +351,7 @@ class Batcher:
     def _complete_rows(
         self, group: Sequence[PendingRow], scores: BatchScores, started_at: float, forward_s: float
     ) -> bool:
-        """Give every row of a finished forward its scores. Whether there are any."""
+        """Complete every row of a finished forward with its scores. Return whether any row has some."""
         n_taken = scores.tokens_computed + scores.tokens_padding
         if self._batch_size is not None and n_taken > 0:
             self._batch_size = self._batch_size.after(n_taken, forward_s)
@@ -367,7 +368,7 @@ class Batcher:
         return any_score
 
     def _lower_max_tokens(self, group: Sequence[PendingRow]) -> None:
-        """What did not fit once will not fit again. A lone row says nothing about the budget of several."""
+        """Lower the bound of the budget after out of memory. A single row says nothing about the budget of several."""
         if len(group) > 1:
             lengths = added_lengths(group, self._scorer.shares_prefixes)
             half = max(1, self._scorer.cost(lengths) // 2)
@@ -399,7 +400,7 @@ class Batcher:
 
 
 def scorer_hanging_error() -> ScorerHanging:
-    """The error of all requests while forwards do not come back."""
+    """The error of all requests while a forward hangs."""
     return ScorerHanging(
         "a forward has been under way for longer than REWARD_SCORER_TIMEOUT_S; nothing is scored until it comes back",
         retry_after_s=5.0,

@@ -1,6 +1,6 @@
-"""Runs the model's own encoding on a few threads, away from the event loop.
+"""Run the model's encoding on a few threads, away from the event loop.
 
-Knows nothing of what is encoded or why; what cannot be encoded is that sample's own error.
+Knows nothing of the content; a sample that cannot be encoded gets an error, its neighbours do not.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rewardserve.service.errors import EncodingFailed, RowFailed
 from rewardserve.service.inference.events import InferenceEvents
 
 _MAX_INLINE_IDS = 16_384
-"""So many ids are checked in about half a millisecond: less than the event loop would lose to a thread and back."""
+"""Ids that are checked in about half a millisecond: less than the event loop would lose to a thread and back."""
 
 
 class EncodePool:
     """A thread pool around `encode`. `events` are notified of exceptions that no encoder should raise."""
 
     def __init__(self, encode: SampleEncoder, n_threads: int, events: InferenceEvents) -> None:
-        # Ours are the threads: left alone, the tokenizer would spread a batch over all cores, the scorer's included.
+        # Threads are those of this pool: the tokenizer's would spread a batch over all cores, also over the scorer's.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._encode = encode
         self._events = events
@@ -38,7 +38,7 @@ class EncodePool:
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._encode_all, samples)
 
     def close(self) -> None:
-        """Begin nothing new; do not wait for what is running."""
+        """Begin no new encoding, without waiting for running ones."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _encode_all(self, samples: Sequence[Sample]) -> list[Encoded | SampleError | RowFailed]:

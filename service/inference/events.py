@@ -1,4 +1,4 @@
-"""The protocol of what is notified of batches, of the scorer's state and of encoding bugs."""
+"""The protocol of notifications about batches, the scorer's state and encoding bugs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rewardserve.service.inference.watchdog import ScorerState
 
 
 class InferenceEvents(Protocol):
-    """Is notified of what happens between samples and scores."""
+    """Receiver of events between samples and scores."""
 
     def on_batch(self, result: BatchResult) -> None:
         """A forward has ended, with or without scores."""
@@ -20,5 +20,5 @@ class InferenceEvents(Protocol):
         ...
 
     def on_encode_bug(self, error: BaseException) -> None:
-        """An encoder has raised what no encoder should raise."""
+        """An encoder has raised an unexpected exception."""
         ...

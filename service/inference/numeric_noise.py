@@ -1,7 +1,7 @@
-"""How much a row's raw score depends on the other rows of its batch, measured once at load.
+"""Measure at load how much a row's raw score depends on the other rows of its batch.
 
-In exact arithmetic it would not. In floats the order of a sum depends on the shape of the batch, and a
-difference between two scores that is no larger than this says nothing. Knows the scorer's interface only.
+In exact arithmetic it would not. In floats the order of a sum depends on the shape of the batch, so a
+difference between two scores that is no larger than this noise means nothing. Knows the scorer's interface only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rewardserve.model.scorer import HeadScores, Scorer, ScorerError, TokenBatch
 
 _MAX_TOKENS = 4096  # a few seconds at start on a CPU, not a benchmark
 _GROUPINGS = 2
-_PASSES = 2 + _GROUPINGS  # each row goes through the network so many times
+_PASSES = 2 + _GROUPINGS  # forwards of each row
 
 TokenIds = tuple[int, ...]
 
@@ -31,47 +31,47 @@ class NumericNoise:
 
 
 def numeric_noise(scorer: Scorer, raw: Callable[[HeadScores], float], rows: Sequence[TokenIds]) -> NumericNoise | None:
-    """The noise over these rows, or over the shorter ones where all are too much work; None: it was not to be had."""
+    """Measure the noise over these rows, or over the shorter ones where all are too much work; None where it cannot be measured."""
     chosen = _rows_within_budget(rows)
     if len(chosen) < 2:
         return None
     try:
         alone = {row: raw(scorer.score(TokenBatch((row,))).rows[0]) for row in chosen}
-        beside = [
+        differences = [
             abs(raw(heads) - alone[row])
             for group in _groups(chosen)
             for row, heads in zip(group, scorer.score(TokenBatch(group)).rows, strict=True)
         ]
     except ScorerError:
         return None
-    if not all(map(math.isfinite, beside)):
+    if not all(map(math.isfinite, differences)):
         return None
-    beside.sort()
-    return NumericNoise(beside[-1], beside[math.ceil(0.99 * len(beside)) - 1], len(chosen))
+    differences.sort()
+    return NumericNoise(differences[-1], differences[math.ceil(0.99 * len(differences)) - 1], len(chosen))
 
 
 def synthetic_rows(max_tokens: int) -> list[TokenIds]:
-    """For a contract without probes: sixteen rows of 20 to 90 small ids, which every vocabulary has. Two begin alike."""
-    lot = random.Random(17)
-    beginnings = [tuple(lot.choices(range(1, 16), k=16 + 4 * i)) for i in range(8)]
-    rows = [(*beginnings[i // 2], *lot.choices(range(1, 16), k=4 + 3 * i)) for i in range(16)]
+    """Rows for a contract without probes: sixteen of 20 to 90 small ids, which every vocabulary has. Two share a prefix."""
+    rng = random.Random(17)
+    prefixes = [tuple(rng.choices(range(1, 16), k=16 + 4 * i)) for i in range(8)]
+    rows = [(*prefixes[i // 2], *rng.choices(range(1, 16), k=4 + 3 * i)) for i in range(16)]
     return [row[:max_tokens] for row in rows]
 
 
 def _rows_within_budget(rows: Sequence[TokenIds]) -> list[TokenIds]:
-    """As many distinct ones as there is time for, the shortest first."""
+    """As many distinct rows as the token limit allows, the shortest first."""
     by_length = sorted({row for row in rows if row}, key=lambda row: (len(row), row))
     totals = accumulate(map(len, by_length))
     return [row for row, total in zip(by_length, totals, strict=True) if total * _PASSES <= _MAX_TOKENS]
 
 
 def _groups(rows: Sequence[TokenIds]) -> Iterator[tuple[TokenIds, ...]]:
-    """All together, then small random groups, the same ones at every start."""
+    """One batch of all rows, then small random ones, the same at every start."""
     yield tuple(rows)
-    lot = random.Random(17)
+    rng = random.Random(17)
     for _ in range(_GROUPINGS):
-        left = lot.sample(rows, len(rows))
-        while left:
-            n = lot.randint(2, 5)
-            yield tuple(left[:n])
-            left = left[n:]
+        remaining = rng.sample(rows, len(rows))
+        while remaining:
+            n = rng.randint(2, 5)
+            yield tuple(remaining[:n])
+            remaining = remaining[n:]

@@ -17,9 +17,9 @@ BatchOutcome = Literal["ok", "out_of_memory", "failed", "bug"]
 
 
 class RowScored(NamedTuple):
-    """The raw heads of one row, and what it took. A named tuple: there is one for every row of every caller.
+    """The raw heads of one row, and its cost. A named tuple, because there is one for every row of every request.
 
-    `n_computed` is its share of the tokens computed. `cached`: it was scored before, and nothing was computed.
+    `n_computed` is its share of the tokens computed. `cached`: the scores come from the cache.
     """
 
     heads: HeadScores
@@ -36,8 +36,8 @@ RowOutcome = RowScored | RowFailed
 class BatchResult:
     """One forward, as the metrics and the log see it.
 
-    `n_rows` and `n_row_tokens` are what the scorer was given. Equal rows of several samples were given once:
-    `n_tokens` counts all of them, `queue_s` has an entry for each. `budget` is the one that is in force after it.
+    `n_rows` and `n_row_tokens` count the rows that the scorer got. Equal rows of several samples are one row there:
+    `n_tokens` counts all of them, `queue_s` has an entry for each. `budget` is the budget after this forward.
     """
 
     outcome: BatchOutcome
@@ -53,7 +53,7 @@ class BatchResult:
 
 
 def score_count_error(n_scores: int, n_rows: int) -> ScorerBug:
-    """The backend has lost count, so nothing is known of any row."""
+    """The error of all rows where the backend returned too few or too many scores: none can be assigned."""
     return ScorerBug(
         f"scorer returned {n_scores} scores for {n_rows} rows. This is a bug in the backend.",
         n_scores=n_scores, n_rows=n_rows,
@@ -71,7 +71,7 @@ def score_error(heads: HeadScores) -> RowFailed | None:
 
 
 def batch_outcome(error: BaseException) -> BatchOutcome:
-    """The one word for a forward that raised."""
+    """The metrics label for a forward that raised."""
     if isinstance(error, OutOfMemory):
         return "out_of_memory"
     return "failed" if isinstance(error, ScorerError) else "bug"
@@ -87,5 +87,5 @@ def row_error(error: BaseException, lengths: Sequence[int]) -> RowFailed:
             f"this sample of {n_tokens} tokens does not fit on the device even alone; lower REWARD_MAX_INPUT_TOKENS",
             n_tokens=n_tokens,
         )
-    # The backend's words go to the log, not to the caller: they may be about anything.
+    # The backend's message goes to the log, not to the client: it may quote anything.
     return ScorerFailed(f"the backend raised {type(error).__name__} for this sample")

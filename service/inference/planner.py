@@ -3,7 +3,7 @@
 A pure function of queue, limits and time. Knows nothing of asyncio, HTTP, torch or metrics; `batcher` executes the plan.
 
 The oldest entry is always in the batch, so none starves: an entry behind k older ones waits for k batches at most.
-Where the scorer pads, the batch is filled with the entries nearest in length, so that little is padded. Where the scorer
+Where the scorer pads, the batch is filled with the entries nearest in length, to keep padding small. Where the scorer
 computes a shared prefix once, it is filled by prefix groups: entries that begin with the same tokens, the longest shared
 prefix first, then the next oldest entry with its group. A group that fits in a batch is never split.
 """
@@ -20,20 +20,20 @@ from operator import attrgetter
 from rewardserve.model.common_prefix import ID_BYTES, common_prefix_length
 
 Cost = Callable[[Sequence[int]], int]
-"""Token positions that a batch of rows with these lengths takes. Not smaller for more rows."""
+"""Token positions of a batch of rows with these lengths. Never smaller for more rows."""
 
 MIN_SHARED_TOKENS = 16
-"""Fewer tokens in common make no prefix group: computing them twice costs less than keeping the rows together."""
+"""Fewest tokens in common of a prefix group: computing fewer twice costs less than keeping the rows together."""
 
 _SPLIT_STRETCH = 8
-"""Each piece of a split group computes the shared prefix again; the prefix may be at most an eighth of a piece."""
+"""Shortest piece of a split group, in lengths of its shared prefix, which each piece computes again."""
 
 
 @dataclass(slots=True, eq=False)
 class QueueEntry:
-    """A queued row, as the planner sees it. An older entry has the smaller `entry_id`.
+    """A queued row, for the planner. An older entry has the smaller `entry_id`.
 
-    `key` is the row itself in bytes (`rewardserve.model.common_prefix`), so that sorted keys have common beginnings side by side.
+    `key` is the row as bytes (`rewardserve.model.common_prefix`), so that rows with a common prefix are neighbours when sorted.
     Only a scorer that shares prefixes needs it. `arrived_at` is in seconds.
     """
 
@@ -47,8 +47,8 @@ class QueueEntry:
 class BatchLimits:
     """`max_tokens` bounds the cost of a batch of several rows; a single row is always allowed.
 
-    A batch that costs `target_tokens` gains nothing from more, so it is dispatched; only a prefix group that would be
-    split may take more, up to `max_tokens`. `linger_s` is how long the oldest entry waits for rows that are being
+    A batch that costs `target_tokens` gains nothing from more rows, so it is dispatched; only a prefix group that would be
+    split may exceed it, up to `max_tokens`. `linger_s` is how long the oldest entry waits for rows that are being
     encoded. `max_padding` is the share of the cost that may be padding. Only the `window` oldest are considered.
     """
 
@@ -66,7 +66,7 @@ class BatchLimits:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Every entry is in exactly one of the two. `replan_at` None: at the next event."""
+    """The next batch and the rest: every entry is in exactly one of the two. `replan_at` None: at the next event."""
 
     batch: tuple[QueueEntry, ...]
     waiting: tuple[QueueEntry, ...]
@@ -109,7 +109,7 @@ def plan(
 
 
 def added_lengths(entries: Sequence[QueueEntry], shares_prefixes: bool) -> list[int]:
-    """By how much each of these rows makes a batch longer: what `cost` asks for. Sorted by key if they share."""
+    """Tokens that each of these rows adds to a batch, as `cost` takes them. Sorted by key if they share prefixes."""
     if not shares_prefixes:
         return [t.n_tokens for t in entries]
     return [t.n_tokens - max(0, n) for t, n in zip(entries, _shared_with_previous(entries), strict=False)]
@@ -124,7 +124,7 @@ _length = attrgetter("n_tokens")
 
 
 def _batch_by_length(by_age: Sequence[QueueEntry], limits: BatchLimits, cost: Cost) -> list[QueueEntry]:
-    """The oldest and the n nearest to it in length, or in age where nothing is padded; longest first."""
+    """The oldest row and the n nearest to it in length, or in age where the scorer does not pad; longest first."""
     lengths = [t.n_tokens for t in by_age]
     nearest = by_age
     if cost(lengths) > sum(lengths):
@@ -141,7 +141,7 @@ def _batch_by_length(by_age: Sequence[QueueEntry], limits: BatchLimits, cost: Co
 
 
 def _largest_fit(fits: Callable[[int], bool], most: int) -> int:
-    """By bisection, some n in 1..most that fits while a larger one that was tried does not; 1 always counts."""
+    """Find by bisection an n in 1..most that fits while a larger one that was tried does not; 1 always fits."""
     if fits(most):
         return most
     low, high = 1, most
@@ -154,16 +154,16 @@ def _largest_fit(fits: Callable[[int], bool], most: int) -> int:
 # -- rows with shared prefixes: by prefix group --------------------------------------------------------------------
 
 _Range = tuple[int, int]
-"""From the first up to, not including, the second."""
+"""Range of rows: from the first up to, not including, the second."""
 
 _NO_NEIGHBOUR = -1
-"""Fewer than no tokens in common: before the first row, and after the last."""
+"""Less than any number of common tokens: before the first row, and after the last."""
 
 
 class _PrefixBatch:
     """A batch that is filled by prefix groups.
 
-    Sorted by key, the rows are a walk through the tree of all their prefixes, so a prefix group is a range of them.
+    Rows sorted by key are in depth-first order of the tree of all prefixes, so a prefix group is a range of them.
     """
 
     def __init__(self, by_age: Sequence[QueueEntry], limits: BatchLimits, cost: Cost) -> None:
@@ -171,24 +171,24 @@ class _PrefixBatch:
         self._shared = _shared_with_previous(self._by_key)
         self._limits = limits
         self._cost = cost
-        self._added_lengths: list[int] = []  # by how much each selected row makes the batch longer
+        self._added_lengths: list[int] = []  # tokens that each selected row adds to the batch
         self._selected: list[_Range] = []
         self._split: deque[tuple[int, int]] = (
             deque()
         )  # groups to split: their oldest row, and the length of their selected prefix
 
     def fill(self, oldest: QueueEntry) -> list[QueueEntry]:
-        """`oldest`, then the rows that share most with it, down to those that share nothing: whole groups where they fit. By key.
+        """Select `oldest`, then rows by shared tokens, down to those that share none: whole groups where they fit. By key.
 
-        A group that fits in no batch is split when its own oldest row is selected, or here, if most of its prefix
-        is selected already: think of a conversation of which every turn is a row.
+        A group that fits in no batch is split when its oldest row is selected, or here, if most of its prefix
+        is selected already, as in a conversation of which every turn is a row.
         """
-        self._add_with_relatives(bisect_left(self._by_key, oldest.key, key=_key), _NO_NEIGHBOUR)
+        self._add_row_and_groups(bisect_left(self._by_key, oldest.key, key=_key), _NO_NEIGHBOUR)
         while self._split:
-            self._add_with_relatives(*self._split.popleft())
+            self._add_row_and_groups(*self._split.popleft())
         return [self._by_key[i] for first, last in sorted(self._selected) for i in range(first, last)]
 
-    def _add_with_relatives(self, row: int, depth: int) -> None:
+    def _add_row_and_groups(self, row: int, depth: int) -> None:
         """Select a row that shares `depth` tokens with the batch, and the groups that share more with it."""
         if not self._add_range((row, row + 1), depth):
             return
@@ -203,7 +203,7 @@ class _PrefixBatch:
         return prefix_selected and self._cost(self._lengths_of(group, 0)) > self._limits.target
 
     def _add_range(self, group: _Range, depth: int) -> bool:
-        """Select all of a group or none of it. The first one is always selected."""
+        """Select all of a group or none of it. The first group is always selected."""
         added = self._lengths_of(group, depth)
         fits = not self._added_lengths or self._cost([*self._added_lengths, *added]) <= self._limit(depth)
         if fits:
@@ -220,7 +220,7 @@ class _PrefixBatch:
         return min(self._limits.max_tokens, max(self._limits.target, _SPLIT_STRETCH * depth))
 
     def _related_groups(self, row: int, above: int) -> Iterator[tuple[int, list[_Range]]]:
-        """Ever fewer tokens, more than `above`, and the groups that share so many with `row`, by age.
+        """Falling numbers of tokens above `above`, with the groups that share so many with `row`, by age.
 
         Each step is an ancestor of `row` in the tree, with its other children.
         """
@@ -236,7 +236,7 @@ class _PrefixBatch:
             first, last = low, high
 
     def _children(self, first: int, last: int, depth: int) -> list[_Range]:
-        """A range of rows with `depth` tokens in common, cut where neighbours have no more than those in common."""
+        """Split a range of rows with `depth` tokens in common where neighbours have only those in common."""
         cuts = [first, *(i for i in range(first + 1, last) if self._shared[i] <= depth), last]
         return list(pairwise(cuts)) if first < last else []
 
@@ -245,7 +245,7 @@ class _PrefixBatch:
 
 
 def _shared_with_previous(by_key: Sequence[QueueEntry]) -> list[int]:
-    """Tokens that each has in common with the one before, 0 below `MIN_SHARED_TOKENS`; `_NO_NEIGHBOUR` at both ends."""
+    """Tokens that each row has in common with the one before, 0 below `MIN_SHARED_TOKENS`; `_NO_NEIGHBOUR` at both ends."""
     between = [_n_shared_tokens(a.key, b.key) for a, b in pairwise(by_key)]
     return [_NO_NEIGHBOUR, *between, _NO_NEIGHBOUR]
 
@@ -253,4 +253,4 @@ def _shared_with_previous(by_key: Sequence[QueueEntry]) -> list[int]:
 def _n_shared_tokens(a: bytes, b: bytes) -> int:
     """Length of the shared prefix of two different keys in tokens, 0 below `MIN_SHARED_TOKENS`."""
     least = MIN_SHARED_TOKENS * ID_BYTES
-    return common_prefix_length(a, b) if a[:least] == b[:least] else 0  # nearly always told apart at once
+    return common_prefix_length(a, b) if a[:least] == b[:least] else 0  # nearly always different at once

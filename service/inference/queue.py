@@ -2,7 +2,7 @@
 
 Equal rows are one row with several waiters, in the queue and in a batch that is in flight. A cached row is not
 queued. Every request is resolved once: when all its rows have an outcome, or with an error; a cancelled request
-gives up its places without any effect on others. Knows neither scorers nor batches nor the time; nothing here waits.
+leaves the queue without any effect on others. Knows neither scorers nor batches nor the time; nothing here waits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rewardserve.service.inference.score_cache import ScoreCache
 
 @dataclass(slots=True, eq=False)
 class PendingRequest:
-    """The rows of one call of `Batcher.score`: their outcomes as they come, and the future that the call awaits.
+    """The rows of one call of `Batcher.score`: the outcomes so far, and the future that the call awaits.
 
     `outcomes` has no gap once `resolved` has a result.
     """
@@ -58,7 +58,7 @@ class PendingRow(QueueEntry):
 
     @property
     def all_waiters(self) -> list[Waiter]:
-        """All waiters of this row, late ones included."""
+        """All waiters of this row, including late ones."""
         return [*self.waiters, *self.late_waiters] if self.late_waiters else self.waiters
 
     def remove(self, request: PendingRequest) -> bool:
@@ -77,7 +77,7 @@ class RequestQueue:
         self._with_keys = with_keys
         self._requests: set[PendingRequest] = set()
         self._rows: dict[bytes, PendingRow] = {}  # by digest
-        self._waiting: dict[int, PendingRow] = {}  # the queued ones by entry id, the oldest first
+        self._waiting: dict[int, PendingRow] = {}  # queued rows by entry id, the oldest first
         self._next_id = 0
 
     # -- requests -------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ class RequestQueue:
         return request
 
     def remove(self, request: PendingRequest) -> None:
-        """Drop a request. Its rows that are in flight are finished all the same."""
+        """Drop a request. Its rows in flight are still finished."""
         self._requests.discard(request)
         if not request.resolved.done():
             request.resolved.cancel()
@@ -134,7 +134,7 @@ class RequestQueue:
             self.reject(request, error)
 
     def expired(self, now: float) -> list[PendingRequest]:
-        """Requests whose deadline has passed."""
+        """Requests past their deadline."""
         return [request for request in self._requests if request.deadline <= now]
 
     def next_deadline(self) -> float | None:
@@ -153,7 +153,7 @@ class RequestQueue:
         return [*self._waiting.values()]
 
     def dispatch(self, entries: Sequence[QueueEntry]) -> list[PendingRow]:
-        """Take these rows out of the queue: they are in flight until each is completed or has failed."""
+        """Move these rows from the queue into flight, until each is completed or has failed."""
         rows = [self._waiting.pop(entry.entry_id) for entry in entries]
         for row in rows:
             row.late_waiters = []
@@ -162,7 +162,7 @@ class RequestQueue:
     def complete(
         self, row: PendingRow, heads: HeadScores, started_at: float, forward_s: float, n_computed: float
     ) -> None:
-        """Give the scores of a row to all its waiters, and split the computed tokens among them."""
+        """Resolve a row with its scores for all its waiters, and split the computed tokens among them."""
         del self._rows[row.digest]
         self._cache.put(row.digest, heads)
         waiters = row.all_waiters
@@ -172,7 +172,7 @@ class RequestQueue:
             request.resolve(index, RowScored(heads, queue_s if queue_s > 0.0 else 0.0, forward_s, n_computed))
 
     def fail(self, row: PendingRow, error: RowFailed) -> None:
-        """Give the error to the waiters of this batch. Late waiters had no attempt yet: for them the row is queued again."""
+        """Resolve a row with an error for the waiters of this batch. For late waiters it is queued again."""
         failed, row.waiters, row.late_waiters = row.waiters, row.late_waiters or [], None
         if row.waiters:
             self._enqueue(row)

@@ -1,6 +1,6 @@
-"""The reward pipeline for the rows of a request: a reward for each, or the error of that row alone.
+"""Compute the rewards of the rows of a request: a reward for each, or the error of that row alone.
 
-Gives the pipeline the columns that it reads. Knows nothing of batches, requests or HTTP.
+Passes the columns to the pipeline that it reads. Knows nothing of batches, requests or HTTP.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rewardserve.service.errors import RowFailed, ScoreNotFinite, ScorerBug
 
 
 class ScoredRow(NamedTuple):
-    """A sample whose row has its heads."""
+    """A sample with the scores of its row."""
 
     sample: Sample
     encoded: Encoded
@@ -25,7 +25,7 @@ class ScoredRow(NamedTuple):
 
 
 def compute_rewards(rows: Sequence[ScoredRow], pipeline: Pipeline) -> list[Reward | RowFailed]:
-    """One entry a row, in order, and no row's depends on another's."""
+    """Compute one entry per row, in order; none depends on another row."""
     try:
         rewards = pipeline(_batch(rows, pipeline))
     except (KeyError, ArithmeticError, ValueError) as error:
@@ -33,7 +33,7 @@ def compute_rewards(rows: Sequence[ScoredRow], pipeline: Pipeline) -> list[Rewar
             return [each for row in rows for each in compute_rewards([row], pipeline)]
         return [_failure(error)]
     # Finite heads may overflow in the sum, and a finite sum in the division by a tiny std, which a soft cap would
-    # then make finite again: each of the three numbers is looked at.
+    # then make finite again: so each of the three numbers is checked.
     if isfinite(sum([r.raw + (r.normalized or 0.0) + r.value for r in rewards])):
         return [*rewards]
     return [reward if _is_finite(reward) else _not_finite() for reward in rewards]

@@ -1,7 +1,7 @@
-"""Scores of rows that were scored before, in bounded memory: an exact repeat needs no forward.
+"""Cache the scores of rows in bounded memory: an equal row needs no forward.
 
-Knows bytes and scores, no models: every model version has a cache of its own. Only
-scores that may be sent again belong here, never a failure.
+Knows bytes and scores, no models: every model version has a separate cache. Only scores are
+cached, never a failure.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _DIGEST_BYTES = 16  # among 2^40 rows, two would be taken for one with a probabi
 
 
 class ScoreCache:
-    """The `n_rows` most recently used scores of one model. 0: remembers nothing. Belongs to one event loop."""
+    """The `n_rows` most recently used scores of one model. 0: no cache. Belongs to one event loop."""
 
     def __init__(self, n_rows: int, version: int) -> None:
         self._n_rows = n_rows
@@ -23,7 +23,7 @@ class ScoreCache:
         self._scores: OrderedDict[bytes, HeadScores] = OrderedDict()
 
     def __len__(self) -> int:
-        """How many rows are remembered."""
+        """Number of cached rows."""
         return len(self._scores)
 
     def digest(self, key: bytes) -> bytes:
@@ -31,14 +31,14 @@ class ScoreCache:
         return blake2b(key, digest_size=_DIGEST_BYTES, salt=self._salt).digest()
 
     def get(self, digest: bytes) -> HeadScores | None:
-        """The scores of this row, if they are remembered."""
+        """The scores of this row, if they are cached."""
         scores = self._scores.get(digest)
         if scores is not None:
             self._scores.move_to_end(digest)
         return scores
 
     def put(self, digest: bytes, scores: HeadScores) -> None:
-        """Remember, and forget what was not asked for longest."""
+        """Store scores, and evict those that were not used for longest."""
         self._scores[digest] = scores
         self._scores.move_to_end(digest)
         if len(self._scores) > self._n_rows:

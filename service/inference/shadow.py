@@ -1,6 +1,6 @@
-"""A model in the shadow of the one in service: it scores a share of the same samples, and the two are compared.
+"""Compare a shadow model with the model in service, on a share of the samples.
 
-Its rewards are shown to operators only, who decide by them whether to activate it. Knows nothing of HTTP and metrics.
+Only operators see the rewards of the shadow, to decide whether to activate it. Knows neither HTTP nor metrics.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rewardserve.service.inference.rewards import ScoredRow
 
 _BUCKETS = 2**20
 _MAX_GROUP = 16
-"""Responses to one prompt of which all pairs are compared."""
+"""Limit of responses to one prompt of which all pairs are compared."""
 
 RewardPair = tuple[float, float]
 """The reward of the model in service, and that of the shadow."""
@@ -25,7 +25,7 @@ RewardPair = tuple[float, float]
 
 @dataclass(slots=True)
 class AgreementStats:
-    """Sums over pairs of rewards for the same samples, and what they say."""
+    """Sums over pairs of rewards for the same samples, and the statistics that follow from them."""
 
     n: int = 0
     sum_served: float = 0.0
@@ -36,7 +36,7 @@ class AgreementStats:
     orders: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("same", "other", "tied"), 0))
 
     def count(self, pairs: Iterable[RewardPair]) -> None:
-        """Samples that both have scored."""
+        """Samples that both models have scored."""
         for served, shadow in pairs:
             self.n += 1
             self.sum_served += served
@@ -47,7 +47,7 @@ class AgreementStats:
 
     @property
     def agreement(self) -> float | None:
-        """Share of the pairs of responses that both order alike, of those that neither finds equal."""
+        """Share of the pairs of responses that both models order alike, of those that neither scores equal."""
         n = self.orders["same"] + self.orders["other"]
         return self.orders["same"] / n if n else None
 
@@ -58,7 +58,7 @@ class AgreementStats:
 
     @property
     def correlation(self) -> float | None:
-        """Pearson's; None where one of them does not vary."""
+        """Pearson's correlation; None where one of the models gives equal rewards only."""
         if not self.n:
             return None
         mean_served, mean_shadow = self.sum_served / self.n, self.sum_shadow / self.n
@@ -67,20 +67,20 @@ class AgreementStats:
             self.squares_served / self.n - mean_served**2,
             self.squares_shadow / self.n - mean_shadow**2,
         )
-        least = 1e-12 * (mean_served**2 + mean_shadow**2 + 1e-300)  # below this it is the rounding of the sums
+        least = 1e-12 * (mean_served**2 + mean_shadow**2 + 1e-300)  # below this the variance is rounding of the sums
         if min(variances) <= least:
             return None
         return max(-1.0, min(1.0, covariance / sqrt(variances[0] * variances[1])))
 
     @property
     def figures(self) -> Mapping[str, float | None]:
-        """By the names that metrics and replies have for them."""
+        """The statistics by their names in metrics and replies."""
         return {"agreement": self.agreement, "shift": self.shift, "correlation": self.correlation}
 
 
 @dataclass(frozen=True, slots=True)
 class ShadowComparison:
-    """What a shadow has shown so far, on `share` of the prompts. `pairs` of responses to one prompt by their order."""
+    """Comparison of a shadow so far, on `share` of the prompts. `pairs`: of responses to one prompt, by their order."""
 
     share: float
     samples: int
@@ -91,7 +91,7 @@ class ShadowComparison:
 
 
 class Shadow:
-    """Scores `share` of the prompts, chosen by their ids, with all responses that came together. `on_comparison` is
+    """Shadow that scores `share` of the prompts, chosen by their ids, with all responses of a request. `on_comparison` is
     called after every comparison with the number of samples, and their pairs by order.
     """
 
@@ -104,7 +104,7 @@ class Shadow:
         self._on_comparison = on_comparison
 
     def submit(self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed]) -> None:
-        """Score some of these, soon. Never waits."""
+        """Submit the samples of the chosen prompts. Never waits."""
         chosen = [
             (row, reward)
             for row, reward in zip(rows, rewards, strict=True)
@@ -129,17 +129,17 @@ class Shadow:
 
     @property
     def comparison(self) -> ShadowComparison:
-        """What it has shown so far."""
+        """The comparison so far."""
         agreement = self.agreement
         return ShadowComparison(self.share, agreement.n, dict(agreement.orders), **agreement.figures)
 
     async def stop(self) -> None:
-        """Drop what is being compared."""
+        """Cancel the comparisons in progress."""
         await self._background_scorer.stop()
 
 
 def count_orders(both: Sequence[tuple[tuple[int, ...], RewardPair]]) -> dict[str, int]:
-    """Of responses to one prompt, how many pairs both models order alike, otherwise, or one of them not at all."""
+    """Count the pairs of responses to one prompt that both models order alike, that they order differently, and ties."""
     groups: dict[tuple[int, ...], list[RewardPair]] = {}
     for prompt, pair in both:
         groups.setdefault(prompt, []).append(pair)
@@ -154,6 +154,6 @@ def count_orders(both: Sequence[tuple[tuple[int, ...], RewardPair]]) -> dict[str
 
 
 def _prompt(row: ScoredRow) -> tuple[int, ...]:
-    """The ids before the response; of a sample of which that is not known, all of it, so that it is a group by itself."""
+    """The ids before the response; all ids where the response is not known, so that the sample is a group by itself."""
     ids, n_prompt = row.encoded.ids, row.encoded.n_prompt
     return ids[:n_prompt] if n_prompt else ids

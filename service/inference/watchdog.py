@@ -12,22 +12,22 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 ScorerState = Literal["healthy", "hanging", "lost"]
-"""`hanging`: nothing is scored, which may pass. `lost`: it has lasted so long that only another process can help."""
+"""`hanging`: a forward takes too long, but may still end. `lost`: it hangs for so long that only a restart of the process helps."""
 
 LOST_AFTER = 3
-"""Times the timeout: a slow forward may still come back before."""
+"""Multiples of the timeout after which a hanging scorer counts as lost: a slow forward may still end before."""
 
 _POLLS_PER_TIMEOUT = 10
 _MAX_GAP_POLLS = 2
-"""Poll intervals: after a longer gap the process was suspended, or its event loop was blocked."""
+"""Poll intervals; a longer gap means that the process was suspended, or its event loop was blocked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Watchdog:
-    """`timeout_s` is for one forward that has the scorer for itself; infinite: nothing ever hangs.
+    """Watchdog of one scorer. `timeout_s` is for one forward alone at the scorer; infinite: no forward counts as hanging.
 
-    `observed_s` is its own clock: how long it has observed the scorer. A process that is suspended, or whose event loop is
-    blocked, cannot have seen a forward end meanwhile, so at most `_MAX_GAP_POLLS` intervals of such a time count.
+    `observed_s` is the watchdog's clock: how long it has observed the scorer. A process that is suspended, or whose event loop is
+    blocked, cannot notice the end of a forward meanwhile, so at most `_MAX_GAP_POLLS` intervals of such a gap count.
     """
 
     timeout_s: float
@@ -36,7 +36,7 @@ class Watchdog:
 
     @property
     def poll_interval_s(self) -> float:
-        """Seconds between two polls. A hang is detected so much late at most."""
+        """Seconds between two polls, and the most by which a hang is detected late."""
         return self.timeout_s / _POLLS_PER_TIMEOUT
 
     def observed_at(self, now: float) -> Watchdog:
@@ -45,7 +45,7 @@ class Watchdog:
         return replace(self, observed_s=self.observed_s + passed_s, last_observed_at=now)
 
     def state(self, started: Iterable[float], concurrency: int) -> ScorerState:
-        """How the scorer is, when forwards began at these times of `observed_s`: each may wait for all others at a time."""
+        """State of the scorer, from the values of `observed_s` at which its forwards began: each may wait for all others."""
         age_s = self.observed_s - min(started, default=math.inf)
         if age_s < self.timeout_s * concurrency:
             return "healthy"

@@ -1,1 +1,1 @@
-"""The models in memory: what is loaded, which of them serves, and how one follows another."""
+"""Models in memory: load, serve, replace and unload them."""

@@ -1,4 +1,4 @@
-"""The models that requests may be answered by right now: none yet, one or several, or none because the server is closing.
+"""The models that may answer requests now: none yet, one or several, or none because the server is closing.
 
 Written by `registry` and `app`, read by the routes. Knows nothing of HTTP.
 """
@@ -18,19 +18,19 @@ from rewardserve.service.tripwires.io.run_watcher import RunContext
 
 
 class ModelAdmin(Protocol):
-    """What an operator can do with the models of a process; `rewardserve.service.models.registry` does it."""
+    """Operations on the models of a process; `rewardserve.service.models.registry` implements them."""
 
     @property
     def status(self) -> DeploymentStatus:
-        """Which are loaded, and what for."""
+        """The loaded models, and the role of each."""
         ...
 
     async def load(self, source: Source, *, shadow: float = 0.0, pin: Collection[str] | None = ()) -> int:
-        """Load beside the one in service, then switch or compare."""
+        """Load a model beside the one in service, then switch or compare."""
         ...
 
     def cancel_load(self) -> None:
-        """Give up the load that is going on."""
+        """Abort the load in progress."""
         ...
 
     def activate(self, version: int) -> None:
@@ -38,20 +38,20 @@ class ModelAdmin(Protocol):
         ...
 
     async def roll_back(self) -> int:
-        """Back to the one before."""
+        """Go back to the previous model."""
         ...
 
     def retire(self, version: int) -> None:
-        """Let go of one that is not in service."""
+        """Unload a model that is not in service."""
         ...
 
     def pin(self, run: str, version: int | None) -> None:
-        """Only this model answers the run."""
+        """Pin a run to this model."""
         ...
 
 
 class ActiveModels:
-    """Empty at first, then filled by `set_models`, in the end closed by `close`."""
+    """Models for requests: empty at first, then filled by `set_models`, finally closed by `close`."""
 
     def __init__(self) -> None:
         self._current: ModelRuntime | None = None
@@ -61,11 +61,11 @@ class ActiveModels:
         self._is_closing = asyncio.Event()
 
     def attach_admin(self, admin: ModelAdmin) -> None:
-        """From now on an operator may change what is served."""
+        """Let operators change the models from now on."""
         self._admin = admin
 
     def admin(self) -> ModelAdmin:
-        """Those of this process. Raise `Loading` or `ShuttingDown`."""
+        """The operations of this process. Raise `Loading` or `ShuttingDown`."""
         self.current()
         if self._admin is None:
             raise Loading("the model is still loading; try again soon", retry_after_s=2.0)
@@ -74,17 +74,17 @@ class ActiveModels:
     def set_models(
         self, current: ModelRuntime, others: Sequence[ModelRuntime] = (), pins: Mapping[str, int] = MappingProxyType({})
     ) -> None:
-        """Serve this model from now on, and others to requests that name one of them. `pins`: versions of runs by name."""
+        """Serve this model from now on, and others to requests that name one of them. `pins`: versions by the names of runs."""
         self._current = current
         self._by_version = {each.version: each for each in (current, *others)}
         self._pins = pins
 
     def close(self) -> None:
-        """Refuse new work from now on."""
+        """Refuse new requests from now on."""
         self._is_closing.set()
 
     async def sleep(self, seconds: float) -> None:
-        """Return after so long, or at once when this closes."""
+        """Wait for so many seconds, or until `close`."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._is_closing.wait(), seconds)
 
@@ -94,12 +94,12 @@ class ActiveModels:
 
     @property
     def is_alive(self) -> bool:
-        """False once the process cannot serve any more and should be started anew."""
+        """False once the process cannot serve any more and should be restarted."""
         return self._current is None or self._closing or self._current.batcher.is_alive
 
     @property
     def is_scorer_dead(self) -> bool:
-        """Whether the model in service will never score again. While closing nobody asks any more."""
+        """Whether the model in service will never score again. False while the server is closing."""
         if self._current is None or self._closing:
             return False
         return not self._current.loaded.scorer.is_alive or self._current.batcher.scorer_state == "lost"
@@ -107,8 +107,8 @@ class ActiveModels:
     def for_request(self, run: str | None, model_digests: Sequence[str] = ()) -> ModelRuntime:
         """The model that answers a request of this run. Raise as `current`, `DigestNotServed` and `VersionGone`.
 
-        `model_digests` are those, as replies have them, of the one model that the client wants. No request is ever
-        answered by a model that its caller or an operator has ruled out.
+        `model_digests` are digests from a reply, of the one model that the client wants. No request is ever
+        answered by a model that its client or an operator has ruled out.
         """
         current = self.current()
         pinned = None if run is None else self._pins.get(run)
@@ -127,7 +127,7 @@ class ActiveModels:
         return max(same, key=lambda each: each.version)
 
     def is_blocked(self, context: RunContext) -> bool:
-        """Whether a trip wire has ended the service of this run."""
+        """Whether a trip wire blocks this run."""
         return self._current is not None and self._current.scoring.is_blocked(context)
 
     def current(self) -> ModelRuntime:

@@ -13,7 +13,7 @@ from rewardserve.service.inference.watchdog import Watchdog
 from rewardserve.service.settings import ModelSettings
 
 INITIAL_BUDGETS = {"cpu": 1024, "cuda": 8192}
-"""Tokens of a batch, by device, until the forwards themselves have said what they take; of a scorer that streams, for good."""
+"""Tokens of a batch by device, until forwards have been measured; for a scorer that streams, always."""
 MAX_BATCH_TOKENS = BUDGETS[-1]
 
 
@@ -25,7 +25,7 @@ def create_batcher(
     version: int,
     watchdog: Watchdog | None = None,
 ) -> Batcher:
-    """The batcher of a loaded model; its budget is fixed where the settings have one, or where the scorer streams."""
+    """Create the batcher of a loaded model; its budget is fixed where the settings have one, or where the scorer streams."""
     fixed, first = settings.batching.max_tokens, _initial_budget(loaded.identity.device)
     keeps_budget = bool(fixed) or loaded.scorer.streams
     return Batcher(

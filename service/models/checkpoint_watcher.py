@@ -1,8 +1,8 @@
-"""Detect another checkpoint at a path: a link that was moved, or files that were replaced.
+"""Detect a new checkpoint at a path: a link that was moved, or files that were replaced.
 
-A checkpoint counts as another one when it has been the same for two polls in a row, so that one that is being written is left
-alone; a link that is moved is seen at the next poll but one. A file that changes at every poll delays a new checkpoint for ten
-polls, unless it has weights: those are never loaded while they change, and that is reported. Knows nothing of models.
+A new checkpoint counts once it has been the same for two polls in a row, so that one that is being written is not loaded;
+a moved link is detected at the second poll after. A file that changes at every poll delays a new checkpoint for ten
+polls, unless it has weights: those are never loaded while they change, which is reported. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Literal, Protocol
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _CHECKPOINT_SUFFIXES = (*_WEIGHT_SUFFIXES, ".json", ".txt", ".jinja", ".model", ".tiktoken")
-"""What the files of a checkpoint are called: weights, configurations, tokenizers, templates."""
+"""File names of a checkpoint: weights, configurations, tokenizers, templates."""
 
 _UNSTABLE_POLLS = 10
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
-"""Path, inode, size and time of change in nanoseconds, of every file that a checkpoint is read from."""
+"""Path, inode, size and time of change in nanoseconds, of every file of a checkpoint."""
 
 
 def fingerprint(paths: Sequence[Path]) -> Fingerprint:
-    """Of everything that these lead to. Empty where one of them leads nowhere, or is being replaced at this very moment."""
+    """Fingerprint of all files at these paths. Empty where a path does not exist, or is being replaced at this moment."""
     try:
         found = [_folder_fingerprint(Path(os.path.realpath(path))) for path in paths]
     except OSError:
@@ -43,7 +43,7 @@ def _folder_fingerprint(folder: Path) -> Fingerprint:
 
 
 class CheckpointWatcher:
-    """Tells a new checkpoint from the known one, one poll at a time. Pure."""
+    """Comparison of a checkpoint with the known one, poll by poll. Pure."""
 
     def __init__(self, known: Fingerprint) -> None:
         self._known = known
@@ -52,9 +52,9 @@ class CheckpointWatcher:
         self._n_unsettled = 0
 
     def poll(self, seen: Fingerprint) -> Literal["", "new", "unstable"]:
-        """`on_new_checkpoint`: this is another checkpoint, and a whole one; said once, so what is refused is not tried again.
+        """`on_new_checkpoint`: there is a new, complete checkpoint; reported once, so a refused one is not tried again.
 
-        `on_unstable`: another one has not held still for ten looks; said at every tenth.
+        `on_unstable`: a new one has changed at each of ten polls; reported at every tenth.
         """
         changed = {path for path, *_ in {*seen} ^ {*self._before}}
         self._before = seen
@@ -77,25 +77,25 @@ def _without(paths: set[str], seen: Fingerprint) -> Fingerprint:
 
 
 class CheckpointEvents(Protocol):
-    """Is notified of what the watcher finds."""
+    """Receiver of the watcher's events."""
 
     async def on_new_checkpoint(self) -> None:
-        """There is a new checkpoint, and a whole one."""
+        """There is a new, complete checkpoint."""
         ...
 
     def on_unstable(self) -> None:
-        """A new checkpoint has not held still for a while; called now and then."""
+        """A new checkpoint has kept changing; called at every tenth poll."""
         ...
 
     def on_error(self, error: Exception) -> None:
-        """A poll has failed for a reason that was not foreseen, such as no thread to be had; polling goes on."""
+        """A poll has failed unexpectedly, as where no thread can be started; polling goes on."""
         ...
 
 
 async def watch_checkpoints(
     paths: Sequence[Path], known: Fingerprint, every_s: float, events: CheckpointEvents
 ) -> None:
-    """Poll for ever. The polls are on a thread: a network's folder may hang."""
+    """Poll until cancelled. Polls run on a thread: a network folder may hang."""
     watcher = CheckpointWatcher(known)
     while True:
         await asyncio.sleep(every_s)

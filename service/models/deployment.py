@@ -1,6 +1,6 @@
-"""The deployment state: which loaded model is in service, which stand by, and which run is pinned to which. Pure.
+"""The deployment state: the model in service, those on standby, and the pins of runs. Pure.
 
-A model is known by its version: the number that it got when this process loaded it. Every step returns a new state.
+A model is identified by its version: the number that it got when this process loaded it. Every step returns a new state.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from rewardserve.service.inference.shadow import ShadowComparison
 ModelState = Literal["serving", "standby", "shadow"]
 
 _MAX_HISTORY = 32
-"""Versions that rollbacks can go back over."""
+"""Limit of versions in the history for rollbacks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What is loaded: one model, or several as `name=model,name=model`; of neither, the default model."""
+    """Model to load: one model, or several as `name=model,name=model`; without either, the default model."""
 
     model: str = ""
     ensemble: str = ""
 
     def __str__(self) -> str:
-        """As an operator would write it."""
+        """The model as an operator would write it."""
         return self.ensemble or self.model or "the default model"
 
 
 @dataclass(frozen=True, slots=True)
 class LoadStatus:
-    """A model that is being loaded, since when."""
+    """A model that is being loaded, with the time at which its load began."""
 
     source: str
     since: str
@@ -39,7 +39,7 @@ class LoadStatus:
 
 @dataclass(frozen=True, slots=True)
 class RefusedLoad:
-    """The latest model that could not be loaded, why, and when that was."""
+    """The latest model that could not be loaded, with the reason and the time."""
 
     source: str
     reason: str
@@ -77,8 +77,8 @@ class DeploymentStatus:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentState:
-    """`history` are the versions that were in service, its own last. `standby` are loaded and have no share of the
-    requests, but for the runs of `pins`; the one that left service last is first. `shadow` scores beside the service.
+    """`history` are the versions that were in service, the current one last. `standby` are loaded and get no
+    requests but those of the runs in `pins`; the one that left service last is first. `shadow` scores beside the service.
     """
 
     history: tuple[int, ...]
@@ -93,7 +93,7 @@ class DeploymentState:
 
     @property
     def previous(self) -> int | None:
-        """The version that a rollback goes to; it may have been let go of."""
+        """The version that a rollback goes to; it may be unloaded."""
         return self.history[-2] if len(self.history) > 1 else None
 
     @property
@@ -102,29 +102,29 @@ class DeploymentState:
         return (self.serving, *self.standby, *(() if self.shadow is None else (self.shadow,)))
 
     def state_of(self, version: int) -> ModelState:
-        """Of a version that is loaded."""
+        """Role of a loaded version."""
         return "serving" if version == self.serving else "shadow" if version == self.shadow else "standby"
 
     def pinned_to(self, version: int) -> tuple[str, ...]:
-        """The runs that only this version answers."""
-        return tuple(run for run, theirs in self.pins.items() if theirs == version)
+        """The runs that are pinned to this version."""
+        return tuple(run for run, pinned_version in self.pins.items() if pinned_version == version)
 
     def with_shadow(self, version: int) -> DeploymentState:
-        """A newly loaded version scores beside the service. The shadow of before is no longer loaded."""
+        """Make a newly loaded version the shadow, in place of the previous one."""
         return replace(self, shadow=version)
 
     def without_shadow(self) -> DeploymentState:
-        """Nothing is compared any more."""
+        """Remove the shadow."""
         return replace(self, shadow=None)
 
     def activated(self, version: int) -> DeploymentState:
-        """A version that is loaded takes over; the one of before stands by."""
+        """Activate a loaded version; the previous one goes on standby."""
         if version == self.serving:
             return self
         return replace(self._after_activation(version), history=(*self.history, version)[-_MAX_HISTORY:])
 
     def rolled_back(self, version: int) -> DeploymentState:
-        """The line is one shorter. `version` is what the previous one is called now: another one if it was loaded again."""
+        """Go back in the history. `version` is the current number of the previous model: another one if it was loaded again."""
         return replace(self._after_activation(version), history=(*self.history[:-2], version))
 
     def _after_activation(self, version: int) -> DeploymentState:
@@ -132,18 +132,18 @@ class DeploymentState:
         return replace(self, standby=standby, shadow=None if version == self.shadow else self.shadow)
 
     def pinned(self, runs: Mapping[str, int]) -> DeploymentState:
-        """These runs are answered by these versions alone, whatever is in service."""
+        """Pin these runs to these versions, independently of the version in service."""
         return replace(self, pins={**self.pins, **runs})
 
     def unpinned(self, run: str) -> DeploymentState:
-        """This run is answered by what is in service."""
+        """Remove the pin of a run."""
         return replace(self, pins={each: version for each, version in self.pins.items() if each != run})
 
     def to_unload(self, keep: int) -> tuple[int, ...]:
-        """Versions to unload: beyond the `keep` that left service last, and pinned to no run."""
+        """Versions to unload: those beyond the `keep` that left service last, and without a pinned run."""
         free = [version for version in self.standby if not self.pinned_to(version)]
         return tuple(free[keep:])
 
     def without(self, version: int) -> DeploymentState:
-        """A standby is no longer loaded."""
+        """Remove a standby."""
         return replace(self, standby=tuple(each for each in self.standby if each != version))

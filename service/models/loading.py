@@ -1,6 +1,6 @@
 """Load a model and measure it: numeric noise, canaries.
 
-Runs on a thread of its own, beside the model in service. Knows no event loop and no requests.
+Runs on a separate thread, beside the model in service. Knows no event loop and no requests.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CANARY_STDS, _CANARY_NOISES = 0.01, 4.0
 
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
-    """A loaded model with its pipeline and what was measured of it; no runtime yet."""
+    """A loaded model with its pipeline and measurements; no runtime yet."""
 
     loaded: LoadedModel
     pipeline: Pipeline
@@ -29,7 +29,7 @@ class PreparedModel:
 
 
 def prepare_model(settings: ModelSettings) -> PreparedModel:
-    """Load a model and measure it. Raise `LoadError`, `PipelineError` or `CalibrationError`. Takes its time."""
+    """Load a model and measure it. Raise `LoadError`, `PipelineError` or `CalibrationError`. May take minutes."""
     loaded, pipeline = load_model(settings)
     try:
         noise = measure_noise(settings, loaded)
@@ -40,10 +40,10 @@ def prepare_model(settings: ModelSettings) -> PreparedModel:
 
 
 def measure_noise(settings: ModelSettings, loaded: LoadedModel) -> NumericNoise | None:
-    """See `numeric_noise`; the contract's probes are the rows, where it has some. Takes a few forwards, which warm the
-    model up; a backend without weights is not asked.
+    """Measure the numeric noise (`numeric_noise`) on the contract's probes, where it has some. Takes a few forwards, which warm the
+    model up; a backend without weights has none.
 
-    Raise `LoadError` where there is noise although none was promised.
+    Raise `LoadError` where there is noise although the settings ask for determinism.
     """
     rows = [probe.ids for probe in loaded.contract.probes]
     if not rows and loaded.identity.n_parameters:
@@ -59,7 +59,7 @@ def measure_noise(settings: ModelSettings, loaded: LoadedModel) -> NumericNoise 
 
 
 def load_model(settings: ModelSettings) -> tuple[LoadedModel, Pipeline]:
-    """The model and the pipeline for its scores. Raise `LoadError` or `PipelineError`. Takes its time."""
+    """Load the model and build the pipeline for its scores. Raise `LoadError` or `PipelineError`. May take minutes."""
     named = settings.named_models()
     if named:
         loaded = ensemble([(name, load(settings.backend, settings.model_spec(model))) for name, model in named.items()])
@@ -69,20 +69,20 @@ def load_model(settings: ModelSettings) -> tuple[LoadedModel, Pipeline]:
 
 
 def load_audit_model(settings: ModelSettings) -> LoadedModel | None:
-    """The audit model, if there is to be one. Raise `LoadError`."""
+    """Load the audit model, if the settings name one. Raise `LoadError`."""
     if not settings.audit_model:
         return None
     audit = load(settings.backend, settings.model_spec(settings.audit_model))
     if audit.calibration is None:
         raise LoadError(
             f"REWARD_AUDIT_MODEL={settings.audit_model} has no fitted statistics, so its scores cannot be compared with "
-            "anybody's. Fit them with `rewardserve calibrate`."
+            "those of another model. Fit them with `rewardserve calibrate`."
         )
     return audit
 
 
 def load_canaries(settings: ModelSettings, loaded: LoadedModel, noise: NumericNoise | None) -> CanarySet:
-    """Canaries with their first results. Raise `LoadError`. Takes a forward; a backend without weights has nothing to change.
+    """Score the canaries for the first time. Raise `LoadError`. Takes a forward; a backend without weights has no canaries.
 
     A score may change by a hundredth of a standard deviation, or by a few times the noise, which is larger in half precision.
     """

@@ -50,13 +50,13 @@ T = TypeVar("T")
 
 FIRST_VERSION = 1
 LOAD_ERRORS = (LoadError, PipelineError, CalibrationError)
-"""Why a model cannot be served, in words for an operator."""
+"""The reason why a model cannot be served, for an operator."""
 
 
 class ModelRegistry:
-    """The models of this process, one after the other. Begins with one that is loaded already.
+    """The registry of the models of this process. Starts with one that is loaded already.
 
-    A load that takes longer than `load_timeout_s` is given up; 0: it may take for ever.
+    A load that takes longer than `load_timeout_s` is aborted; 0: no limit.
     """
 
     def __init__(
@@ -91,31 +91,31 @@ class ModelRegistry:
         """The model in service."""
         return self._runtimes[self._deployment.serving]
 
-    # -- what metrics show ------------------------------------------------------------------------------------------
+    # -- state for metrics ------------------------------------------------------------------------------------------
 
     @property
     def n_queued_samples(self) -> int:
-        """Rows that wait for a batch, of any model."""
+        """Queued rows of all models."""
         return sum(each.batcher.n_samples for each in self._runtimes.values())
 
     @property
     def n_queued_tokens(self) -> int:
-        """Tokens that wait for a batch, of any model."""
+        """Queued tokens of all models."""
         return sum(each.batcher.n_tokens for each in self._runtimes.values())
 
     @property
     def batch_budget_tokens(self) -> int:
-        """Tokens that are enough for a batch of the model in service."""
+        """Batch budget of the model in service, in tokens."""
         return self.serving.batcher.limits.target
 
     @property
     def is_scorer_hanging(self) -> bool:
-        """Whether a forward of the model in service does not come back."""
+        """Whether a forward of the model in service hangs."""
         return self.serving.batcher.scorer_state != "healthy"
 
     @property
     def device_memory(self) -> tuple[int, int]:
-        """Bytes of the device that are used, and bytes that it has."""
+        """Used and total bytes of the device's memory."""
         return self.serving.loaded.memory()
 
     @property
@@ -125,7 +125,7 @@ class ModelRegistry:
 
     @property
     def status(self) -> DeploymentStatus:
-        """Which models are loaded, and what for."""
+        """The loaded models, and the role of each."""
         deployment = self._deployment
         models = tuple(
             self._runtimes[version].status(deployment.state_of(version), deployment.pinned_to(version))
@@ -135,27 +135,27 @@ class ModelRegistry:
             deployment.serving, deployment.previous, self._loading, self._refused, models, deployment.pins
         )
 
-    # -- what an operator can do ------------------------------------------------------------------------------------
+    # -- operations -------------------------------------------------------------------------------------------------
 
     async def load(self, source: Source, *, shadow: float = 0.0, pin: Collection[str] | None = ()) -> int:
-        """Load beside the one in service, then switch, or let it score a share `shadow` of the samples for comparison first.
+        """Load a model beside the one in service, then switch, or compare on a share `shadow` of the samples. Return its version.
 
-        `pin` are runs that stay with the model they have; None: all that are watched. The new version. Raise `LoadInProgress`,
-        `ModelRefused` or `ShuttingDown`: then nothing has changed. Whoever calls may leave: the load goes on.
+        `pin` are runs that stay with their model; None: all that are watched. Raise `LoadInProgress`, `ModelRefused` or
+        `ShuttingDown`: then nothing has changed. A load goes on after its caller was cancelled.
         """
         return await self._run_load(source, lambda: self._load_and_switch(source, shadow, pin))
 
     async def load_again(self) -> None:
-        """What this process was started with, from where it was. What is wrong with it is logged and counted."""
+        """Load the model of the settings again, from the same path. An error is logged and counted."""
         while self._load is not None:
             await asyncio.wait({self._load})
         with contextlib.suppress(ModelRefused):
             await self.load(self._sources[FIRST_VERSION])
 
     def cancel_load(self) -> None:
-        """Give up the load that is going on: it is refused, and others can begin. Raise `NothingIsLoading`.
+        """Abort the load in progress: it is refused, and another one can begin. Raise `NothingIsLoading`.
 
-        What the loading thread waits for cannot be interrupted; what it brings in the end is freed.
+        The loading thread cannot be interrupted; a model that it still loads is freed.
         """
         if self._preparing is None or self._preparing.done():
             raise NothingIsLoading("no model is being loaded; see GET /admin/models")
@@ -168,9 +168,9 @@ class ModelRegistry:
         self._apply(self._deployment.activated(version))
 
     async def roll_back(self) -> int:
-        """Back to the model that was in service before: at once if it is still loaded, otherwise it is loaded again.
+        """Go back to the previous model in service: at once if it is still loaded, otherwise it is loaded again.
 
-        The version in service now. Raise `NothingToRollBack`, `LoadInProgress` or `ModelRefused`.
+        Return the version that is now in service. Raise `NothingToRollBack`, `LoadInProgress` or `ModelRefused`.
         """
         previous = self._deployment.previous
         if previous is None:
@@ -182,7 +182,7 @@ class ModelRegistry:
         return previous
 
     def retire(self, version: int) -> None:
-        """Let go of a model that only stands by, or of the shadow. Raise `VersionGone` or `VersionInUse`."""
+        """Unload a model on standby, or the shadow. Raise `VersionGone` or `VersionInUse`."""
         self._check_loaded(version)
         deployment = self._deployment
         if runs := deployment.pinned_to(version):
@@ -192,7 +192,7 @@ class ModelRegistry:
         self._apply(deployment.without_shadow() if version == deployment.shadow else deployment.without(version))
 
     def pin(self, run: str, version: int | None) -> None:
-        """From now on only this model answers the run; None: the one in service. Raise `VersionGone` or `VersionInUse`."""
+        """Pin the run to this model; None: to none. Raise `VersionGone` or `VersionInUse`."""
         if version is not None:
             self._check_loaded(version)
             if version == self._deployment.shadow:
@@ -204,7 +204,7 @@ class ModelRegistry:
             self._apply(self._deployment.unpinned(run))
 
     async def close(self) -> None:
-        """Every model finishes what it has, and is freed. One that is being loaded is not waited for."""
+        """Drain and free every model, without waiting for one that is being loaded."""
         if self._load is not None:
             self._load.cancel()
         for runtime in tuple(self._runtimes.values()):  # a SIGHUP may still change them
@@ -213,7 +213,7 @@ class ModelRegistry:
         await self._resources.close()
 
     async def abort(self) -> None:
-        """Refuse everything that is not finished."""
+        """Refuse all unfinished rows."""
         for runtime in tuple(self._runtimes.values()):
             await runtime.batcher.abort()
         for task in self._unloading:
@@ -224,7 +224,7 @@ class ModelRegistry:
     async def _run_load(self, source: Source, work: Callable[[], Awaitable[int]]) -> int:
         if self._loading is not None:
             raise LoadInProgress(
-                f"{self._loading.source} is being loaded since {self._loading.since}; try again when it is there"
+                f"{self._loading.source} is being loaded since {self._loading.since}; try again when it is loaded"
             )
         self._loading = LoadStatus(str(source), _utc_now())
         self._load = asyncio.ensure_future(work())
@@ -235,12 +235,12 @@ class ModelRegistry:
         except asyncio.CancelledError:
             if not load.cancelled():
                 raise  # the caller was cancelled; the load goes on
-            raise ShuttingDown("this server is shutting down and has given up the load", retry_after_s=1.0) from None
+            raise ShuttingDown("this server is shutting down and has aborted the load", retry_after_s=1.0) from None
 
     def _load_finished(self, task: asyncio.Task[int]) -> None:
         self._loading = self._load = None
         if not task.cancelled():
-            task.exception()  # the request that asked for it may be gone
+            task.exception()  # the client of the request may be gone
 
     async def _load_and_switch(self, source: Source, shadow: float, pin: Collection[str] | None) -> int:
         version = await self._load_model(source)
@@ -260,17 +260,17 @@ class ModelRegistry:
         return version
 
     async def _load_model(self, source: Source) -> int:
-        """Load a new version, which is not deployed yet. Raise `ModelRefused`."""
+        """Load a new version without deploying it. Raise `ModelRefused`."""
         settings = settings_for(source, self._resources.settings)
         self._log.info("model_loading", source=str(source))
         try:
             prepared = await self._prepare(settings)
         except Exception as error:
-            # Only what was written for an operator is passed on; any other exception may quote anything.
+            # Only messages written for an operator are passed on; any other exception may quote anything.
             why = (
                 str(error)
                 if isinstance(error, LOAD_ERRORS)
-                else describe_resource_error(error) or f"{type(error).__name__}; the log says where"
+                else describe_resource_error(error) or f"{type(error).__name__}; see the log for the place"
             )
             self._refused = RefusedLoad(str(source), why, _utc_now())
             self._resources.metrics.observe_load("refused")
@@ -280,7 +280,7 @@ class ModelRegistry:
         return self._activate_prepared(prepared, source)
 
     async def _prepare(self, settings: ModelSettings) -> PreparedModel:
-        """A loaded model. Raise `LoadError` also for a load that took too long or was cancelled."""
+        """Load a model. Raise `LoadError` also for a load that took too long or was cancelled."""
         self._is_cancelled = False
         self._preparing = in_daemon_thread(
             lambda: prepare_model(settings), "loader", lambda late: late.loaded.scorer.close()
@@ -290,7 +290,7 @@ class ModelRegistry:
                 return await self._preparing
         except TimeoutError:
             raise LoadError(
-                f"loading took longer than REWARD_SWAP__LOAD_TIMEOUT_S={self._load_timeout_s:g} and was given up. Look whether the "
+                f"loading took longer than REWARD_SWAP__LOAD_TIMEOUT_S={self._load_timeout_s:g} and was aborted. Look whether the "
                 "files can be read, and raise it for a model that is slow to load."
             ) from None
         except asyncio.CancelledError:
@@ -330,7 +330,7 @@ class ModelRegistry:
     # -- switching --------------------------------------------------------------------------------------------------
 
     def _apply(self, deployment: DeploymentState) -> None:
-        """Apply a deployment state. It holds from the next request on; nothing here waits."""
+        """Apply a deployment state, from the next request on. Never waits."""
         for version in deployment.to_unload(self._keep):
             deployment = deployment.without(version)
         before, self._deployment = self._deployment, deployment
@@ -362,13 +362,13 @@ class ModelRegistry:
             runtime.scoring.shadow = shadow if version == deployment.serving else None
 
     async def _unload(self, runtime: ModelRuntime) -> None:
-        """Free a model once its last request is answered."""
+        """Free a model after its last request is answered."""
         version = runtime.version
         await runtime.scoring.idle.wait()
         await runtime.stop()
         self._resources.metrics.model_unloaded(version)
         del runtime
-        gc.collect()  # what counting references leaves behind; what was there at the start is spared
+        gc.collect()  # frees cycles; objects frozen at start are not scanned
         await asyncio.to_thread(trim_heap)
         self._log.info("model_unloaded", version=version)
 
@@ -378,7 +378,7 @@ class ModelRegistry:
 
 
 def settings_for(source: Source, settings: ModelSettings) -> ModelSettings:
-    """Those of the process, for another model. Raise `InvalidRequest`."""
+    """The settings of the process, with another model. Raise `InvalidRequest`."""
     changed = settings.model_copy(update={"model": source.model, "ensemble": source.ensemble})
     try:
         changed.named_models()
@@ -388,10 +388,10 @@ def settings_for(source: Source, settings: ModelSettings) -> ModelSettings:
 
 
 def tune_garbage_collector() -> None:
-    """What is loaded by now stays, and what requests are made of is freed by counting references.
+    """Freeze the loaded objects for the garbage collector, and make it run rarely: reference counts free the objects of requests.
 
-    By default the collector looks through every row of ids several times for cycles that are not there: a fifth of all
-    CPU time of the server itself. Looking through what a model is made of stops everything for a moment.
+    By default the collector scans every row of ids several times for cycles that do not exist: a fifth of the server's
+    CPU time without the model. A scan of the objects of a model stops the process for a moment.
     """
     gc.collect()
     gc.freeze()
@@ -405,9 +405,9 @@ _GC_THRESHOLD = 50_000
 def in_daemon_thread(
     work: Callable[[], T], name: str, discard: Callable[[T], object] = lambda _: None
 ) -> asyncio.Future[T]:
-    """The future result of `work`. Unlike with an executor, the process may end while it runs.
+    """Run `work` on a daemon thread and return its future. Unlike with an executor, the process may end while it runs.
 
-    A result that comes when the future was cancelled is given to `discard`, on the same thread.
+    A result that comes after the future was cancelled is passed to `discard`, on the same thread.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()

@@ -1,4 +1,4 @@
-"""The runtime of one loaded model: encode pool, batcher, run watcher, canaries and scoring, with their reports to metrics and log.
+"""The runtime of one loaded model: encode pool, batcher, run watcher, canaries and scoring, reporting to metrics and log.
 
 Knows no HTTP.
 """
@@ -42,9 +42,9 @@ from rewardserve.service.tripwires.wires import ALERT_TEXTS
 
 @dataclass(frozen=True, slots=True)
 class ResultFields:
-    """What a result tells beside its reward: the values of these heads, and what each stage of the pipeline added.
+    """Fields of a result beside its reward: the values of these heads, and the change by each stage of the pipeline.
 
-    Whatever else the scorer says of a row is not the caller's business.
+    No other output of the scorer is sent to clients.
     """
 
     heads: frozenset[str]
@@ -52,16 +52,16 @@ class ResultFields:
 
     @classmethod
     def of(cls, loaded: LoadedModel, pipeline: Pipeline) -> ResultFields:
-        """Nothing that the reward, the raw and the normalised score do not say already."""
+        """Whether reward, raw and normalised score contain these fields already."""
         names = frozenset(name for name, _ in loaded.identity.heads)
         return cls(names if len(names) > 1 else frozenset(), pipeline.stage_names if pipeline.itemises else ())
 
 
 @dataclass(eq=False)  # no slots: they would leave no place for cached properties
 class ModelRuntime:
-    """One loaded model, ready to answer. `version` counts the models that this process has loaded.
+    """One loaded model, ready for requests. `version` counts the models that this process has loaded.
 
-    `numeric_noise` is by how much a raw score may depend on the rest of its batch; None: not measured. `shadow` compares the
+    `numeric_noise` is the largest change of a raw score by the rest of its batch; None: not measured. `shadow` compares the
     model with the one in service, where it was loaded for that.
     """
 
@@ -82,7 +82,7 @@ class ModelRuntime:
 
     @property
     def labels(self) -> dict[str, str]:
-        """Which model this is, for metrics."""
+        """Identity of the model, for metrics."""
         identity = self.loaded.identity
         return {
             "name": identity.name,
@@ -99,7 +99,7 @@ class ModelRuntime:
 
     @cached_property
     def model_info(self) -> dict[str, str | int | None]:
-        """Which model said it: a part of every reply. Digests cost as much as a request does, and do not change."""
+        """Identity of the model, in every reply. Cached, because digests cost as much as a request does and do not change."""
         calibration = self.loaded.calibration
         return {
             "model": self.loaded.identity.name,
@@ -124,11 +124,11 @@ class ModelRuntime:
 
     @cached_property
     def result_fields(self) -> ResultFields:
-        """What its results tell."""
+        """The fields of its results."""
         return ResultFields.of(self.loaded, self.pipeline)
 
     def status(self, state: ModelState, pinned_runs: tuple[str, ...]) -> ModelStatus:
-        """The model as operators see it."""
+        """Status of the model, for operators."""
         calibration = self.loaded.calibration
         return ModelStatus(
             version=self.version,
@@ -145,7 +145,7 @@ class ModelRuntime:
         )
 
     async def stop(self) -> None:
-        """Finish what was accepted, then free the model."""
+        """Drain the accepted requests, then free the model."""
         if self.shadow is not None:
             await self.shadow.stop()
         self.canary_task.cancel()
@@ -153,7 +153,7 @@ class ModelRuntime:
         if self.baseline_store is not None:
             self.baseline_store.close()
         self.encode_pool.close()
-        # Waits for processes, where the scorer has some: answers are being written meanwhile.
+        # Waits for the scorer's processes, where it has some; replies are written meanwhile.
         await asyncio.to_thread(self.loaded.scorer.close)
 
 
@@ -261,7 +261,7 @@ def _build_baseline_store(settings: ModelSettings, loaded: LoadedModel, pipeline
 
 
 def _baseline(calibration: Calibration | None, pipeline: Pipeline) -> Baseline:
-    """The baseline of the calibration; without scores where the combination is another one than the calibration's."""
+    """The baseline from the calibration; without scores where the reward combines heads in another way than the calibration."""
     if calibration is None:
         return Baseline()
     known = {trait.name: baseline_stat(trait.name, trait.mean, trait.std) for trait in calibration.traits}
@@ -274,7 +274,7 @@ def _baseline(calibration: Calibration | None, pipeline: Pipeline) -> Baseline:
 
 @dataclass(frozen=True, slots=True)
 class _InferenceReport:
-    """Counts and logs the batches of one model."""
+    """Receiver of events that counts and logs the batches of one model."""
 
     metrics: Metrics
     log: logs.Logger
@@ -296,9 +296,9 @@ class _InferenceReport:
         if result.outcome == "out_of_memory":
             self.log.warning("batch_out_of_memory", **sizes, budget=result.budget)
         else:
-            # Only a backend's own words are written down: those of any other exception may quote anything.
-            said = str(result.error)[:500] if isinstance(result.error, ScorerError) else ""
-            self.log.error(f"batch_{result.outcome}", **sizes, said=said, exc_info=result.error)
+            # Only the message of a backend is logged: that of any other exception may quote anything.
+            backend_error = str(result.error)[:500] if isinstance(result.error, ScorerError) else ""
+            self.log.error(f"batch_{result.outcome}", **sizes, backend_error=backend_error, exc_info=result.error)
 
     def on_scorer_state(self, state: ScorerState) -> None:
         level = self.log.info if state == "healthy" else self.log.error

@@ -1,4 +1,4 @@
-"""What all models of a process share: admission, metrics, run monitor, CPU budget, audit judge."""
+"""The resources that all models of a process share: admission, metrics, run monitor, CPU budget, audit judge."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from rewardserve.service.tripwires.io.webhook import Webhook
 from rewardserve.service.tripwires.run_monitor import MonitorLimits, RunMonitor
 
 _NO_VERSION = 0
-"""Of the audit judge, which serves no requests."""
+"""Model version of the audit judge, which serves no requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class SharedResources:
-    """What all models of a process share, however many are loaded."""
+    """The resources that all models of a process share, however many are loaded."""
 
     settings: ModelSettings
     admission: Admission
@@ -49,7 +49,7 @@ class SharedResources:
     incidents: IncidentTracker = field(default_factory=IncidentTracker)
 
     async def close(self) -> None:
-        """Close the audit judge and the evidence store, once no model scores any more."""
+        """Close the audit judge and the evidence store, after the last model has stopped."""
         if self.judge is not None:
             await self.judge.stop()
         if self.evidence_store is not None:
@@ -65,7 +65,7 @@ def create_shared_resources(
     audit: LoadedModel | None = None,
     scorer_timeout_s: float = 0.0,
 ) -> SharedResources:
-    """Create what all models of this process share. Once a process. `scorer_timeout_s` 0: a forward may take for ever.
+    """Create the shared resources, once per process. `scorer_timeout_s` 0: a forward may take any time.
 
     Raise `LexiconError`.
     """
@@ -118,7 +118,7 @@ def _build_judge(settings: ModelSettings, audit: LoadedModel, clock: Clock, metr
 
 @dataclass(frozen=True, slots=True)
 class _AuditReport:
-    """Logs the failures of the audit model; what it scores is counted nowhere."""
+    """Receiver of events that logs the failures of the audit model; its batches are not counted."""
 
     log: logs.Logger
 

@@ -1,1 +1,1 @@
-"""What operators see: metrics and logs. Never a conversation, never a key."""
+"""Metrics and logs for operators. Never a conversation, never a key."""

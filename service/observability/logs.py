@@ -1,7 +1,7 @@
 """Structured logs on stderr, as JSON or as text, an event a line. Never a conversation, never a key.
 
-An exception of others may quote what it choked on, so of those only the type and the places in the code
-are written. What uvicorn, asyncio and the libraries log passes through the same rule.
+An exception of a library may quote its input, so only its type and the places in the code are logged. The
+logs of uvicorn, asyncio and the libraries follow the same rule.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Logger = FilteringBoundLogger
 
 
 def configure(level: str, fmt: LogFormat) -> None:
-    """Set up structlog, and the standard library's logging for everybody else, once a process."""
+    """Set up structlog, and the standard library's logging for the libraries, once per process."""
     number = getattr(logging, level.upper())
     shared: list[Processor] = [
         structlog.processors.add_log_level,
@@ -43,7 +43,7 @@ def configure(level: str, fmt: LogFormat) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(own)
     logging.root.handlers = [handler]
-    # Libraries have much to say and little of it is ours; their warnings are worth a line.
+    # Libraries log much below warnings that does not concern this server.
     logging.root.setLevel(max(number, logging.WARNING))
 
 
@@ -51,41 +51,41 @@ _console = structlog.dev.ConsoleRenderer(colors=False)
 
 
 def _as_text(logger: Any, method: str, event: EventDict) -> str:
-    """One line for a terminal. Names, paths and errors in it may come from anywhere and steer nothing."""
+    """Render one line for a terminal, with printable characters only: names, paths and errors may come from clients."""
     return printable(str(_console(logger, method, event)))
 
 
 class _SafeStream:
-    """A stream that may be full or gone: a line that cannot be written is no reason to fail a request."""
+    """Stream that drops a line that cannot be written, as on a full disk, so that no request fails."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> None:
-        """Or not."""
+        """Write the text, or drop it."""
         with suppress(OSError):
             self._stream.write(text)
 
     def flush(self) -> None:
-        """Or not."""
+        """Flush, or drop the text."""
         with suppress(OSError):
             self._stream.flush()
 
 
 def logger(name: str) -> Logger:
-    """A logger whose lines carry `component`."""
+    """A logger whose lines have the field `component`."""
     bound: Logger = structlog.get_logger(component=name)
     return bound
 
 
 def log_task_exception(task: asyncio.Task[Any]) -> None:
-    """A done callback for tasks that nobody waits for: asyncio speaks of what ended them only when they are forgotten."""
+    """Done callback for tasks without an awaiter: asyncio logs their exception only when they are garbage collected."""
     if not task.cancelled() and (error := task.exception()) is not None:
         logger("tasks").error("background_task_failed", task=task.get_name(), exc_info=error)
 
 
 def strip_exception_messages(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    """Replace `exc_info` by the type of the exception and the places it came through."""
+    """Replace `exc_info` by the type of the exception and the frames of its traceback."""
     found = event.pop("exc_info", None)
     if found is True:
         found = sys.exc_info()

@@ -1,4 +1,4 @@
-"""Every metric of the service, in one table, and the one place where each is counted.
+"""All metrics of the service in one table, and the only place that counts them.
 
 Names and labels are binding (DESIGN, section 4). Knows no HTTP framework and no settings.
 """
@@ -43,7 +43,7 @@ _Z_EDGES = tuple(-5.0 + 0.25 * k for k in range(41))
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """One line of the table. The buckets of a histogram that has none here come from the calibration."""
+    """One row of the table. The buckets of a histogram without buckets here come from the calibration."""
 
     name: str
     kind: Kind
@@ -55,30 +55,30 @@ class MetricSpec:
 TABLE: tuple[MetricSpec, ...] = (
     MetricSpec("requests_total", "counter", "Requests answered; the kind is scoring for every route that scores.",
         ("route", "kind", "code")),
-    MetricSpec("request_seconds", "histogram", "From the first byte of a request to the last of its answer.",
+    MetricSpec("request_seconds", "histogram", "Seconds from the first byte of a request to the last byte of its reply.",
         ("route", "kind"), _SECONDS),
     MetricSpec("connections_ended_total", "counter",
         "Connections that the server ended before the client did, by reason.", ("reason",)),
     MetricSpec("samples_total", "counter", "Samples by outcome: ok, or the code of the error.", ("outcome",)),
-    MetricSpec("tokens_total", "counter", "Tokens by what became of them.", ("kind",)),
-    MetricSpec("encode_seconds", "histogram", "How long a few samples took to be encoded.", (), _SECONDS),
-    MetricSpec("queue_samples", "gauge", "Rows that wait for a batch."),
-    MetricSpec("queue_tokens", "gauge", "Tokens that wait for a batch."),
-    MetricSpec("queue_seconds", "histogram", "How long a row waited for its batch.", (), _SECONDS),
+    MetricSpec("tokens_total", "counter", "Tokens by kind: received, cached, shared, computed or padding.", ("kind",)),
+    MetricSpec("encode_seconds", "histogram", "Seconds of the encoding of a few samples.", (), _SECONDS),
+    MetricSpec("queue_samples", "gauge", "Queued rows."),
+    MetricSpec("queue_tokens", "gauge", "Queued tokens."),
+    MetricSpec("queue_seconds", "histogram", "Seconds of a row in the queue.", (), _SECONDS),
     MetricSpec("batch_samples", "histogram", "Rows in a batch.", (), _COUNTS),
     MetricSpec("batch_tokens", "histogram", "Real tokens in a batch.", (), _TOKENS),
-    MetricSpec("batch_budget_tokens", "gauge", "Tokens that are enough for a batch, as of now."),
-    MetricSpec("forward_seconds", "histogram", "One forward through the network.", (), _SECONDS),
-    MetricSpec("batch_failures_total", "counter", "Forwards that gave no scores: out_of_memory, failed, or bug.", ("reason",)),
-    MetricSpec("scorer_hanging", "gauge", "1 while a forward does not come back and everybody is refused."),
-    MetricSpec("raw_score", "histogram", "Raw scores, by the model that gave them.", ("version",)),
-    MetricSpec("value", "histogram", "Rewards as sent, by the model that gave them.", ("version",)),
+    MetricSpec("batch_budget_tokens", "gauge", "Current budget of a batch, in tokens."),
+    MetricSpec("forward_seconds", "histogram", "Seconds of one forward.", (), _SECONDS),
+    MetricSpec("batch_failures_total", "counter", "Forwards without scores: out_of_memory, failed, or bug.", ("reason",)),
+    MetricSpec("scorer_hanging", "gauge", "1 while a forward hangs and all requests are refused."),
+    MetricSpec("raw_score", "histogram", "Raw scores, by model.", ("version",)),
+    MetricSpec("value", "histogram", "Rewards as sent, by model.", ("version",)),
     MetricSpec("capped_total", "counter", "Rewards that a cap has changed.", ("side",)),
-    MetricSpec("tripwire_statistic", "gauge", "What a wire last measured, of this replica.", ("wire", "run", "model")),
-    MetricSpec("tripwire_threshold", "gauge", "Beyond this a wire trips.", ("wire",)),
-    MetricSpec("tripwire_tripped", "gauge", "1 from when a wire trips until it is acknowledged, or the run has ended.",
+    MetricSpec("tripwire_statistic", "gauge", "Latest statistic of a wire, of this replica.", ("wire", "run", "model")),
+    MetricSpec("tripwire_threshold", "gauge", "Threshold of a wire.", ("wire",)),
+    MetricSpec("tripwire_tripped", "gauge", "1 after a wire has tripped, until it is acknowledged or the run has ended.",
         ("wire", "run", "model", "cause")),
-    MetricSpec("tripwire_trips_total", "counter", "How often a wire has tripped.", ("wire", "run", "model")),
+    MetricSpec("tripwire_trips_total", "counter", "Alerts of a wire.", ("wire", "run", "model")),
     MetricSpec("run_sum_total", "counter", "Sums over the watched samples of a run; of replicas they add up.",
         ("run", "model", "of")),
     MetricSpec("run_baseline_moment", "gauge", "Baseline of a run: number of samples, sum of their values, sum of squares.",
@@ -88,26 +88,26 @@ TABLE: tuple[MetricSpec, ...] = (
     MetricSpec("run_component_baseline_moment", "gauge",
         "The same for each part of a reward.", ("run", "model", "component", "order")),
     MetricSpec("run_model_age_seconds", "gauge",
-        "How long a run has been scored by its present model, where it had another one before.",
+        "Seconds since the model of a run was replaced, where it was.",
         ("run", "model")),
-    MetricSpec("run_step", "gauge", "The latest step that a run has named.", ("run", "model")),
-    MetricSpec("run_kl", "gauge", "How far the policy is from its start, in nats, as its trainer said last.",
+    MetricSpec("run_step", "gauge", "Latest step of a run.", ("run", "model")),
+    MetricSpec("run_kl", "gauge", "KL divergence of the policy from its start in nats, as its trainer reported it last.",
         ("run", "model")),
     MetricSpec("samples_inspected_total", "counter", "Samples of runs: inspected by trip wires, or skipped for want of CPU budget.",
         ("outcome",)),
     MetricSpec("runs_over_limit_total", "counter", "Watched samples of named runs beyond the limit of runs."),
     MetricSpec("canary_margin", "gauge", "Raw score of an honest answer above that of an exploit.", ("canary",)),
     MetricSpec("collector_failures_total", "counter", "Parts of the metrics that a scrape could not read and left out.", ("part",)),
-    MetricSpec("alerts_lost_total", "counter", "Alerts that the webhook's receiver never had."),
-    MetricSpec("audit_skipped_total", "counter", "Samples that the audit judge was too slow for."),
+    MetricSpec("alerts_lost_total", "counter", "Alerts that the webhook could not deliver."),
+    MetricSpec("audit_skipped_total", "counter", "Samples that the audit judge skipped because its queue was full."),
     MetricSpec("device_memory_bytes", "gauge", "Memory of the device that the model is on.", ("kind",)),
-    MetricSpec("model_info", "gauge", "What is loaded, and what it is loaded for; the value is always 1.",
+    MetricSpec("model_info", "gauge", "Loaded models with their roles; the value is always 1.",
         ("name", "architecture", "backend", "engine", "dtype", "device", "contract", "calibration", "pipeline",
          "version", "state")),
-    MetricSpec("model_version", "gauge", "Which of the models that this process has loaded is in service."),
-    MetricSpec("model_loads_total", "counter", "Models that were to follow the one in service, by what came of it.", ("outcome",)),
+    MetricSpec("model_version", "gauge", "Version of the model in service, counted from the start of the process."),
+    MetricSpec("model_loads_total", "counter", "Loads of models after the first, by outcome.", ("outcome",)),
     MetricSpec("shadow_samples_total", "counter",
-        "Samples that a model in the shadow scored too, or was too slow for.", ("outcome",)),
+        "Samples that the shadow scored, or skipped because its queue was full.", ("outcome",)),
     MetricSpec("shadow_pairs_total", "counter", "Pairs of responses to one prompt, by whether shadow and service order them alike.",
         ("order",)),
     MetricSpec("shadow_agreement", "gauge", "Share of the pairs that the shadow orders as the service does.", ("version",)),
@@ -124,9 +124,9 @@ _CAPS: Mapping[str, str] = {
 
 
 class _FastHistogram(Collector):
-    """A histogram for what is counted once a sample: a tenth of the price of `Histogram`. Its labels are fixed.
+    """Histogram for values that are counted once a sample: a tenth of the CPU time of `Histogram`. Its labels are fixed.
 
-    That one takes two locks for every value. Ours belongs to the event loop, as do those who read it.
+    The library's histogram takes two locks for every value; this one belongs to the event loop, as do its readers.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class _FastHistogram(Collector):
         self._sum = 0.0
 
     def observe_all(self, values: Iterable[float]) -> None:
-        """Count each, in the bucket of the first edge that it does not exceed."""
+        """Count each value in the bucket of the first edge that it does not exceed."""
         edges, counts, total = self._edges, self._counts, self._sum
         for value in values:
             counts[bisect_left(edges, value)] += 1
@@ -145,7 +145,7 @@ class _FastHistogram(Collector):
         self._sum = total
 
     def collect(self) -> Iterator[Metric]:
-        """What a scrape sees of it."""
+        """The metric for a scrape."""
         family = Metric(PREFIX + self._row.name, self._row.help, "histogram")
         self.add_to(family)
         yield family
@@ -162,39 +162,39 @@ class _FastHistogram(Collector):
 
 
 class _VersionHistograms(Collector):
-    """One histogram of scores for each model that is loaded: each has buckets of its own."""
+    """Histograms of scores, one for each loaded model, with the buckets of its calibration."""
 
     def __init__(self, row: MetricSpec) -> None:
         self._row = row
         self.histograms: dict[int, _FastHistogram] = {}
 
     def collect(self) -> Iterator[Metric]:
-        """What a scrape sees: one family."""
+        """The metric family for a scrape."""
         family = Metric(PREFIX + self._row.name, self._row.help, "histogram")
         for histogram in self.histograms.values():
             histogram.add_to(family)
         yield family
 
     def begin(self, version: int, edges: Sequence[float]) -> None:
-        """A model of this version may score."""
+        """Add the histogram of a model."""
         self.histograms[version] = _FastHistogram(self._row, edges, {"version": str(version)})
 
 
 class _Registry(CollectorRegistry):
-    """Keeps its collectors in order, so that each can be read by itself."""
+    """Registry that keeps its collectors in order, so that each can be read separately."""
 
     def __init__(self) -> None:
         super().__init__()
         self.collectors: list[Collector] = []
 
     def register(self, collector: Collector) -> None:
-        """As there."""
+        """Register a collector."""
         super().register(collector)
         self.collectors.append(collector)
 
 
 class _SingleCollector(CollectorRegistry):
-    """What `generate_latest` takes: one collector."""
+    """A registry of one collector, for `generate_latest`."""
 
     def __init__(self, collector: Collector) -> None:
         self._collector = collector
@@ -211,7 +211,7 @@ def _part_of(collector: Collector) -> str:
 
 
 _READ_ON_SCRAPE = (*RUNS, "canary_margin")
-"""Lines of the table that are read from elsewhere when somebody scrapes."""
+"""Rows of the table that are read from other components at a scrape."""
 
 
 _INITIALIZED_AT_ZERO = (
@@ -219,7 +219,7 @@ _INITIALIZED_AT_ZERO = (
     *(("batch_failures_total", (reason,)) for reason in ("out_of_memory", "failed", "bug")),
     *(("model_loads_total", (outcome,)) for outcome in ("ok", "refused")),
 )
-"""Counted from 0: the first time is what an alert is about, and of a series that begins with 1 nobody sees it rise."""
+"""Counters that start at 0: alerts need the first increase, which a series that begins with 1 does not show."""
 
 
 class ModelStats(Protocol):
@@ -227,27 +227,27 @@ class ModelStats(Protocol):
 
     @property
     def n_queued_samples(self) -> int:
-        """Rows that wait for a batch, of any model."""
+        """Queued rows of all models."""
         ...
 
     @property
     def n_queued_tokens(self) -> int:
-        """Tokens that wait for a batch, of any model."""
+        """Queued tokens of all models."""
         ...
 
     @property
     def batch_budget_tokens(self) -> int:
-        """Tokens that are enough for a batch of the model in service."""
+        """Batch budget of the model in service, in tokens."""
         ...
 
     @property
     def is_scorer_hanging(self) -> bool:
-        """Whether a forward of the model in service does not come back."""
+        """Whether a forward of the model in service hangs."""
         ...
 
     @property
     def device_memory(self) -> tuple[int, int]:
-        """Bytes of the device that are used, and bytes that it has."""
+        """Used and total bytes of the device's memory."""
         ...
 
     @property
@@ -257,12 +257,12 @@ class ModelStats(Protocol):
 
 
 class Metrics:
-    """A registry of our own with every row of the table, and one method for each kind of event."""
+    """The metrics of the table in a separate registry, and one method for each kind of event."""
 
     def __init__(self) -> None:
         self._scoring_routes: frozenset[str] = frozenset()
         self._seconds: dict[str, Histogram] = {}
-        # Otherwise there is one more series for each, which nobody reads.
+        # Otherwise the library adds one more series for each.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = _Registry()
         self._failing: set[str] = set()
@@ -286,7 +286,7 @@ class Metrics:
         }
 
     def render(self) -> bytes:
-        """The text that `GET /metrics` answers. What cannot be read is left out, counted, and logged when it begins to fail."""
+        """Render the text of `GET /metrics`. A collector that fails is left out, counted, and logged at its first failure."""
         failures = self._counters["collector_failures_total"]
         self._failed_before, self._failing = self._failing, set()
         parts = [self._render_part(each) for each in self._registry.collectors if each is not failures]
@@ -300,7 +300,7 @@ class Metrics:
             return b""
 
     def collector_failed(self, part: str, error: Exception) -> None:
-        """Count a part that this scrape leaves out; log it where the scrape before could read it."""
+        """Count a part that this scrape leaves out; log it where the previous scrape could read it."""
         self._count("collector_failures_total", 1, part)
         is_new = part not in self._failing and part not in self._failed_before
         self._failing.add(part)
@@ -308,46 +308,46 @@ class Metrics:
             logs.logger("metrics").error("collector_failed", part=part, exc_info=error)
 
     def model_loaded(self, version: int, calibration: Calibration | None, pipeline: Pipeline) -> None:
-        """A model may score: give the histograms of its scores their buckets."""
+        """Add the histograms of a model that may score, with their buckets."""
         raw_edges = score_buckets(calibration)
         for name, scores in self._by_version.items():
             scores.begin(version, _Z_EDGES if name == "value" and pipeline.normalizes else raw_edges)
 
     def model_unloaded(self, version: int) -> None:
-        """It will not score again."""
+        """Remove the histograms of a model that will not score again."""
         for scores in self._by_version.values():
             del scores.histograms[version]
 
     def set_models(self, serving: int, infos: Iterable[Mapping[str, str]]) -> None:
-        """Name what is loaded, and the version in service."""
+        """Set the loaded models and the version in service."""
         self._gauges["model_info"].clear()
         for info in infos:
             self._gauges["model_info"].labels(**info).set(1)
         self._gauges["model_version"].set(serving)
 
     def observe_load(self, outcome: str) -> None:
-        """A model was to follow the one in service: ok, or refused."""
+        """Count a load of a model: ok, or refused."""
         self._count("model_loads_total", 1, outcome)
 
     def observe_shadow(self, outcome: str, n_samples: int, pairs: Mapping[str, int]) -> None:
-        """A model in the shadow has scored some samples too, or was too slow for them; `pairs` by their order."""
+        """Count samples that the shadow scored or skipped; `pairs` by their order."""
         self._count("shadow_samples_total", n_samples, outcome)
         for order, n in pairs.items():
             self._count("shadow_pairs_total", n, order)
 
     def set_shadow(self, version: int, figures: Mapping[str, float | None]) -> None:
-        """What the comparison of this model with the one in service says so far; what there is no saying is not shown."""
+        """Set the comparison of the shadow with the model in service so far; a statistic that is None is left out."""
         for name, value in figures.items():
             if value is not None:
                 self._gauges[f"shadow_{name}"].labels(version=str(version)).set(value)
 
     def clear_shadow(self) -> None:
-        """Nothing is compared any more."""
+        """Remove the comparison of a shadow."""
         for name in ("agreement", "shift", "correlation"):
             self._gauges[f"shadow_{name}"].clear()
 
     def watch_models(self, stats: ModelStats) -> None:
-        """Read the state of the models at every scrape. Once a process."""
+        """Read the state of the models at every scrape. Call once per process."""
         self._gauges["queue_samples"].set_function(lambda: stats.n_queued_samples)
         self._gauges["queue_tokens"].set_function(lambda: stats.n_queued_tokens)
         self._gauges["batch_budget_tokens"].set_function(lambda: stats.batch_budget_tokens)
@@ -358,16 +358,16 @@ class Metrics:
         self._registry.register(CanaryCollector(row, PREFIX + row.name, stats))
 
     def watch_runs(self, monitor: RunMonitor, clock: Clock) -> None:
-        """Read the state of runs at every scrape; `clock` is that of the monitor. Once a process."""
+        """Read the state of runs at every scrape; `clock` is that of the monitor. Call once per process."""
         rows = {row.name: row for row in TABLE if row.name in RUNS}
         self._registry.register(RunsCollector(rows, PREFIX, monitor, clock, self))
 
     def set_scoring_routes(self, routes: Iterable[str]) -> None:
-        """The routes whose requests have the kind `scoring`. Once, before the first request."""
+        """Set the routes whose requests have the kind `scoring`. Call once, before the first request."""
         self._scoring_routes = frozenset(routes)
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
-        """A request has been answered."""
+        """Count an answered request."""
         kind = SCORING_KIND if route in self._scoring_routes else OTHER_KIND
         self._count("requests_total", 1, route, kind, str(status))
         child = self._seconds.get(route)
@@ -376,13 +376,13 @@ class Metrics:
         child.observe(seconds)
 
     def observe_connection_ended(self, why: str) -> None:
-        """A client was too slow, too many, or did not speak HTTP."""
+        """Count a connection that the server closed: too slow, too many, or not HTTP."""
         self._count("connections_ended_total", 1, why)
 
     def observe_samples(
         self, version: int, outcomes: Mapping[str, int], n_tokens: int, n_cached_tokens: int, rewards: Sequence[Reward]
     ) -> None:
-        """A request has its rewards from one model, and an error for every sample that has none; `outcomes` counts both."""
+        """Count the samples of a request: rewards of one model, and errors of samples without a reward; `outcomes` counts both."""
         for outcome, n in outcomes.items():
             self._count("samples_total", n, outcome)
         self._tokens("received", n_tokens)
@@ -396,7 +396,7 @@ class Metrics:
     def observe_batch(
         self, n_rows: int, n_row_tokens: int, n_tokens: int, n_computed: int, n_padding: int, seconds: float
     ) -> None:
-        """A batch went through the network: `n_rows` with `n_row_tokens`, for samples that have `n_tokens` together."""
+        """Count a batch: `n_rows` with `n_row_tokens`, for samples that have `n_tokens` together."""
         self._fast_histograms["batch_samples"].observe_all([n_rows])
         self._fast_histograms["batch_tokens"].observe_all([n_row_tokens])
         self._fast_histograms["forward_seconds"].observe_all([seconds])
@@ -405,30 +405,30 @@ class Metrics:
         self._tokens("shared", max(0, n_tokens - n_computed))
 
     def observe_encoding(self, seconds: float) -> None:
-        """A few samples have their ids."""
+        """Observe the encoding of a few samples."""
         self._fast_histograms["encode_seconds"].observe_all([seconds])
 
     def observe_alert_lost(self) -> None:
-        """Nobody received an alert."""
+        """Count an alert that could not be delivered."""
         self._count("alerts_lost_total", 1)
 
     def observe_audit_skipped(self, n_samples: int) -> None:
-        """The audit judge was not asked: too much waits for it."""
+        """Count samples that the audit judge skipped, because its queue was full."""
         self._count("audit_skipped_total", n_samples)
 
     def observe_failure(self, reason: str) -> None:
-        """A forward gave no scores. Its rows may have been tried again in smaller batches."""
+        """Count a forward without scores. Its rows may be scored again in smaller batches."""
         self._count("batch_failures_total", 1, reason)
 
     def observe_queue(self, seconds: Sequence[float]) -> None:
-        """Rows left the queue for a batch."""
+        """Observe the seconds of rows in the queue."""
         self._fast_histograms["queue_seconds"].observe_all(seconds)
 
     def _tokens(self, kind: str, n: int) -> None:
         self._count("tokens_total", n, kind)
 
     def _count(self, name: str, n: int, *labels: str) -> None:
-        """Add to a counter. Its child is looked up here: the library takes longer to find it than to count."""
+        """Add to a counter. The child is cached here, because the library takes longer to find it than to count."""
         child = self._children.get((name, labels))
         if child is None:
             counter = self._counters[name]

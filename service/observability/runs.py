@@ -1,7 +1,7 @@
-"""The state of runs and canaries as metrics: read at a scrape, so nothing is copied while samples pass.
+"""Export the state of runs and canaries as metrics: read at a scrape, so nothing is copied while samples are scored.
 
-Everything that an alert needs is a sum that only grows, or a sum over the samples of the baseline: those of replicas are
-added up, and say what one replica would.
+Alerts need only sums that never fall, and sums over the samples of the baseline: those of all replicas, added up, equal
+those of one replica that scored all samples.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Samples:
 
 
 class CollectorFailures(Protocol):
-    """Takes note of what a scrape leaves out."""
+    """Receiver of failures of a scrape."""
 
     def collector_failed(self, part: str, error: Exception) -> None:
         """A part of the metrics could not be read."""
@@ -39,7 +39,7 @@ class CollectorFailures(Protocol):
 
 
 class MetricDescription(Protocol):
-    """A line of the table of metrics."""
+    """A row of the table of metrics."""
 
     @property
     def kind(self) -> str:
@@ -48,7 +48,7 @@ class MetricDescription(Protocol):
 
     @property
     def help(self) -> str:
-        """In words."""
+        """Description of the metric."""
         ...
 
 
@@ -57,12 +57,12 @@ NAMES = (
     "run_component_sum_total", "run_component_baseline_moment", "run_model_age_seconds", "run_step", "run_kl",
     "runs_over_limit_total", "samples_inspected_total",
 )  # fmt: skip
-"""The lines of the table that are read from the run monitor."""
+"""The rows of the table that are read from the run monitor."""
 
 
 class RunsCollector(Collector):
-    """The state of every run that has not ended. The monitor bounds how many there are. A run that cannot be read is left out, and
-    reported to `failures`.
+    """Collector of the state of every run that has not ended; the monitor bounds their number. A run that cannot be read is left
+    out, and reported to `failures`.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ def _powers(stat: BaselineStat) -> tuple[float, float, float]:
 
 
 class CanarySource(Protocol):
-    """Has the latest results of the canaries."""
+    """Source of the latest results of the canaries."""
 
     @property
     def canary_margins(self) -> Mapping[str, float]:
@@ -159,13 +159,13 @@ class CanarySource(Protocol):
 
 
 class CanaryCollector(Collector):
-    """The latest margins of the canaries, read at every scrape."""
+    """Collector of the latest margins of the canaries."""
 
     def __init__(self, row: MetricDescription, name: str, source: CanarySource) -> None:
         self._row, self._name, self._source = row, name, source
 
     def collect(self) -> Iterator[Metric]:
-        """One gauge a canary."""
+        """One gauge per canary."""
         family = Metric(self._name, self._row.help, self._row.kind)
         for canary, margin in self._source.canary_margins.items():
             family.add_sample(self._name, {"canary": canary}, margin)

@@ -1,4 +1,4 @@
-"""Read samples from a file, a line each, with a digest of the lines so far."""
+"""Read samples from a file, one per line, with a digest of the lines so far."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from rewardserve.service.api.schemas import SampleIn
 from rewardserve.service.errors import Failure, RequestRefused
 
 WINDOW = 512
-"""Lines that are sorted by length together."""
+"""Lines that are sorted by length in one window."""
 _STANDARD = "-"
-"""What programs call standard input and output."""
+"""The usual file name for standard input and output."""
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
 class NotContinuable(Exception):
-    """OUTPUT is there and cannot be continued with this model or this input."""
+    """OUTPUT exists and cannot be continued with this model or this input."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of input: a sample with its id, or why it is none. `input_digest`: of all lines up to this one."""
+    """One line of input: a sample with its id, or the error of the line. `input_digest`: of all lines up to this one."""
 
     sample_id: str
     sample: SampleIn | None
@@ -37,7 +37,7 @@ class Line:
 
 
 class InputDigest:
-    """SHA-256 of the lines of INPUT up to here, without their line endings."""
+    """SHA-256 of the lines of INPUT up to this one, without their line endings."""
 
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
@@ -48,12 +48,12 @@ class InputDigest:
 
     @property
     def hex(self) -> str:
-        """As a line of OUTPUT has it."""
+        """The digest as OUTPUT has it."""
         return self._sha256.hexdigest()
 
 
 def count_lines(source: Path, target: Path) -> int:
-    """The lines of INPUT. Raise `NotContinuable` where it is no text that can be read twice, `OSError` where it is not there."""
+    """Read the lines of INPUT. Raise `NotContinuable` where it is no text that can be read twice, `OSError` where it is missing."""
     for argument, path in (("INPUT", source), ("OUTPUT", target)):
         if str(path) == _STANDARD:
             raise NotContinuable(
@@ -73,7 +73,7 @@ def count_lines(source: Path, target: Path) -> int:
 
 
 def read_line(number: int, text: bytes) -> Line:
-    """One line of input; its default id is its number, counted from 0."""
+    """Parse one line of input; its default id is its number, counted from 0."""
     try:
         sample = body.check(body.parse(text), SampleIn)
     except RequestRefused as error:

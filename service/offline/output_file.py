@@ -25,9 +25,9 @@ _LINE_START = b'{"id":'
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """Who made a line: equal marks mean that two scores may stand in one file.
+    """Origin of a line: lines with equal marks may be in one file.
 
-    `settings` is a digest of what changes a score and is no part of contract or pipeline: limits, numerics, a broken contract.
+    `settings` is a digest of the settings that change a score outside contract and pipeline: limits, numerics, a broken contract.
     """
 
     model: str
@@ -60,13 +60,13 @@ class Marks:
 
 
 class Output:
-    """OUTPUT: locked against a second process, as long as this object lives, whatever ends the process; only complete lines stay.
+    """OUTPUT, locked against a second process as long as this object lives, however the process ends; incomplete lines are removed.
 
-    `n_done` lines were there, `failed` of them without a score.
+    `n_done` lines existed, `failed` of them without a score.
     """
 
     def __init__(self, target: Path) -> None:
-        """Raise `NotContinuable` for what is no file of ours alone, `OSError` where it cannot be opened."""
+        """Lock OUTPUT. Raise `NotContinuable` where it is no regular file or in use, `OSError` where it cannot be opened."""
         self._target = target
         # Not blocking: a pipe has no reader to wait for.
         self._descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
@@ -82,7 +82,7 @@ class Output:
             ) from None
 
     def resume(self, marks: Marks, source: Path) -> None:
-        """Count the complete lines and cut off a half-written last one. Raise `NotContinuable`, touching nothing."""
+        """Count the complete lines and remove an incomplete last one. Raise `NotContinuable`, with the file unchanged."""
         n_done, end, half = 0, 0, b""
         digest, last = InputDigest(), None
         failed: Counter[str] = Counter()
@@ -95,8 +95,8 @@ class Output:
                 text = next(lines, None)
                 if text is None:
                     raise NotContinuable(
-                        f"{self._target} belongs to another input: {source} has {n_done} lines, of which more were scored: lines "
-                        "were taken away. Name another file, or delete it."
+                        f"{self._target} belongs to another input: {source} has {n_done} lines, but more "
+                        "were scored: lines were removed. Name another file for the results, or delete this one."
                     )
                 digest.add(text)
                 if last["input_digest"] != digest.hex:
@@ -114,7 +114,7 @@ class Output:
         self.n_done, self._end, self.failed = n_done, end, failed
 
     def append(self, lines: bytes) -> None:
-        """Write complete lines. Raise `OSError`; then none of what failed is left half there."""
+        """Write complete lines. Raise `OSError`; then no incomplete line is left."""
         os.lseek(self._descriptor, self._end, os.SEEK_SET)
         rest = memoryview(lines)
         try:
@@ -128,7 +128,7 @@ class Output:
         self._end += len(lines)
 
     def close(self) -> None:
-        """Let go of the lock, with all lines on the disk."""
+        """Sync all lines to the disk, and release the lock."""
         with contextlib.suppress(OSError):
             os.fsync(self._descriptor)
         os.close(self._descriptor)
@@ -149,8 +149,8 @@ def _written(target: Path, number: int, line: bytes) -> dict[str, Any]:
         is_whole = is_scored = is_failed = False
     if not (is_whole and (is_scored or is_failed)):
         raise NotContinuable(
-            f"line {number} of {target} was not written by {_PROGRAM}, or was changed: it has no id, reward or error of ours. "
-            "Name another file, or delete it."
+            f"line {number} of {target} was not written by {_PROGRAM}, or was changed: it needs an id, and a reward or an "
+            "error. Name another file, or delete it."
         )
     return done
 

@@ -1,4 +1,4 @@
-"""Score samples from a file with a loaded model, in windows that are encoded while others are computed."""
+"""Score samples from a file with a loaded model, in windows: the next is encoded while one is computed."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from rewardserve.service.settings import ModelSettings, ScoreSettings
 T = TypeVar("T")
 
 _WINDOWS_IN_FLIGHT = 2
-"""While one is written and the next is encoded, the scorer has work."""
+"""Windows in progress: while one is written and the next is encoded, the scorer computes another."""
 
 
 async def score_file(
     settings: ScoreSettings, loaded: LoadedModel, pipeline: Pipeline, out: Output, n_lines: int
 ) -> None:
-    """Append a result for every line of INPUT that has none yet. Raise `OSError`, `RequestRefused` or `CancelledError`."""
+    """Append a result for every line of INPUT without one. Raise `OSError`, `RequestRefused` or `CancelledError`."""
     main_task = asyncio.current_task()
     if main_task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main_task.cancel)
@@ -70,7 +70,7 @@ async def score_file(
 
 
 def load_model(settings: ModelSettings) -> tuple[LoadedModel, Pipeline]:
-    """The model and its reward pipeline, measured where scores must not depend on the batch.
+    """Load the model and its reward pipeline, and measure the noise where scores must not depend on the batch.
 
     Raise `LoadError`, `PipelineError` or `CalibrationError`.
     """
@@ -82,7 +82,7 @@ def load_model(settings: ModelSettings) -> tuple[LoadedModel, Pipeline]:
 
 @asynccontextmanager
 async def open_scoring(settings: ModelSettings, loaded: LoadedModel, pipeline: Pipeline) -> AsyncIterator[Scoring]:
-    """Run a loaded model without HTTP. It is stopped after a block that raised nothing; else the process is about to end."""
+    """Run a loaded model without HTTP. It is stopped after a block without an exception; otherwise the process is about to end."""
     clock = MonotonicClock()
     n_in_flight = WINDOW * _WINDOWS_IN_FLIGHT
     admission = Admission(n_in_flight, n_in_flight * loaded.identity.max_tokens, clock)
@@ -97,7 +97,7 @@ async def open_scoring(settings: ModelSettings, loaded: LoadedModel, pipeline: P
 async def score_samples(
     scoring: Scoring, samples: Sequence[Sample | SampleError], advance: Callable[[int], None]
 ) -> list[SampleResult]:
-    """Score samples in their order; `advance` is called with the number of those just scored."""
+    """Score samples in order; `advance` is called with the number of samples of each window."""
 
     async def score(window: list[Sample | SampleError]) -> list[SampleResult]:
         return await scoring.score(window, math.inf)
@@ -113,7 +113,7 @@ async def score_samples(
 async def _in_order(
     score: Callable[[list[T]], Coroutine[Any, Any, list[SampleResult]]], cuts: Iterator[list[T]]
 ) -> AsyncIterator[tuple[list[T], list[SampleResult]]]:
-    """Windows with their results, in order, with the next one already on its way."""
+    """Yield windows with their results in order, with the next window in progress."""
     running: deque[tuple[list[T], asyncio.Task[list[SampleResult]]]] = deque()
     try:
         while True:
@@ -135,6 +135,6 @@ async def _score_lines(scoring: Scoring, lines: list[Line]) -> list[SampleResult
 
 
 def progress_bar() -> Progress:
-    """A bar on stderr."""
+    """A progress bar on stderr."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     return Progress(*columns, console=Console(stderr=True))

@@ -1,4 +1,4 @@
-"""Write small files whole or not at all, and read files that may be damaged.
+"""Write small files atomically, and read files that may be damaged.
 
 Knows nothing of their content.
 """
@@ -19,7 +19,7 @@ _STALE_S = 3_600.0
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o600, replaces: bool = True) -> None:
-    """Write a file that survives a crash as a whole or not at all. Raise `OSError`; then nothing of it is left.
+    """Write a file atomically: after a crash it is complete or absent. Raise `OSError`; then no draft is left.
 
     `replaces=False`: raise `FileExistsError` where the path exists; a kill between two system calls leaves the file empty.
     """
@@ -50,7 +50,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600, replaces: bo
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """The content of a regular file. Raise `OSError`, or `ValueError` for one that is larger or no regular file."""
+    """Read a regular file. Raise `OSError`, or `ValueError` for one that is larger or no regular file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO has no writer to wait for
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -70,7 +70,7 @@ def error_reason(error: OSError | ValueError) -> str:
 
 
 FileState = tuple[int, ...]
-"""Metadata that change when a file is written, or replaced; empty: there is no file."""
+"""Metadata that change when a file is written or replaced; empty where there is no file."""
 
 
 def file_state(path: Path) -> FileState:
@@ -85,7 +85,7 @@ def file_state(path: Path) -> FileState:
 
 
 def poll_in_thread(poll: Callable[[], None], every_s: float, name: str) -> Callable[[], None]:
-    """Call `poll` on a thread of its own until the returned function is called. A file that hangs holds up only that thread.
+    """Call `poll` on a separate thread until the returned function is called. A hanging file system blocks only that thread.
 
     `poll` must not raise.
     """

@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 VOTE = "vote"
-"""The alert of several wires together."""
+"""Name of the alert by the votes of several wires."""
 
 CANARY = "canary"
-"""The alert of canaries whose scores have changed although the model has not."""
+"""Name of the alert for canaries whose scores have changed although the model has not."""
 
 Severity = Literal["note", "warn", "page"]
-"""A note is information, a warning is one wire, a page is a hard wire or the vote of several."""
+"""Severity: a note is information, a warning is one wire, a page is a hard wire or the votes of several."""
 
 Cause = Literal["policy", "client", "model"]
-"""Behind an alert: a policy that exploits the reward, a client that numbers samples twice, or a changed model. Alerts of one run
+"""Cause of an alert: a policy that exploits the reward, a client that uses an id twice, or a changed model. Alerts of one run
 and one cause are one incident: the first is a notification, later ones are updates of it. `probing` counts as policy, because
 a policy that has collapsed onto one text looks the same."""
 
 
 class Alert(NamedTuple):
-    """A wire has tripped: `statistic` went beyond `threshold`. `evidence` are hashes of samples that show it."""
+    """Alert of a wire: `statistic` exceeded `threshold`. `evidence` are hashes of samples that show it."""
 
     wire: str
     severity: Severity

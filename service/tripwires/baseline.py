@@ -1,7 +1,7 @@
 """The baseline of a run: the frozen distribution that its statistics are compared with.
 
-It comes with the calibration, or is learned from the first samples of a run; either way it never moves afterwards. A
-baseline that follows the run would follow it into the exploit.
+It comes from the calibration, or is learned from the first samples of a run, and never changes afterwards: a
+baseline that followed the run would adapt to the exploit.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _MIN_STD: Mapping[str, float] = {
     "score": 0.1,
 }
 _LEARNED = (*TRAITS, "score", "spread", "distance", "id_reuse")
-"""Numbers that a run shows at its beginning, besides the components of its reward."""
+"""Numbers of which a run learns the baseline at its start, besides the components of its reward."""
 
 _Z_ONE_IN_1000 = 3.09
-"""Standard deviations that one in a thousand normal numbers exceeds: so many samples are not there to count them."""
+"""Standard deviations that one in a thousand normal numbers exceeds: the warm-up has too few samples for the quantile."""
 
 _DEFAULT_MIN_STD = 0.05
-"""A trait that no sample of the baseline has has no deviation to measure by; then a little of it is no shift to speak of."""
+"""Smallest standard deviation: a trait without variance in the baseline would make any occurrence an infinite shift."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,12 @@ class Baseline:
     saturation: float | None = None
 
     def shift(self, name: str, mean: float | None) -> float | None:
-        """How far a mean is from that of the baseline, in standard deviations of single samples; None: not known."""
+        """Shift of a mean from that of the baseline, in standard deviations of single samples; None: not known."""
         stat = self.stats.get(name)
         return None if stat is None or mean is None else (mean - stat.mean) / stat.std
 
     def with_learned(self, sums: RunningSums) -> Baseline:
-        """With what a run itself showed at its beginning, where nothing else is known."""
+        """Add the statistics of the first samples of a run, where the baseline has none."""
         learned = {name: stat for name in _LEARNED if (stat := _learned_stat(sums, name)) is not None}
         learned |= {
             component(i): BaselineStat(mean, sqrt(variance), sums["samples"])
@@ -66,7 +66,7 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BaselineSource:
-    """Where runs that one model scores get their baseline. It says nothing of another model's rewards, so there is one for each.
+    """Source of the baselines of runs that one model scores; each model has one, because rewards of two models are not comparable.
 
     `default` is the baseline of a new run. `components` are the names of the components of a reward, where it has several. `known`
     are baselines that runs have learned before, by run; `on_learned` is called with that of another one. `model` is the name of the
@@ -86,17 +86,17 @@ def component(i: int) -> str:
 
 
 def is_component(name: str) -> bool:
-    """Whether a number is a component of the reward. It may have no deviation, where it did not vary."""
+    """Whether a number is a component of the reward, whose standard deviation may be 0."""
     return name.startswith("component_")
 
 
 def min_std(name: str) -> float:
-    """The smallest standard deviation to measure by."""
+    """The lower bound of the standard deviation of a number."""
     return _MIN_STD.get(name, _DEFAULT_MIN_STD)
 
 
 def baseline_stat(name: str, mean: float, std: float, n: float = 1.0) -> BaselineStat:
-    """With a deviation that is no smaller than makes sense."""
+    """Create a statistic with a standard deviation of at least `min_std`."""
     return BaselineStat(mean, max(std, min_std(name)), n)
 
 

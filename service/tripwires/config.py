@@ -2,7 +2,7 @@
 
     votes_for_a_page = 3
     lexicons = ["phrases/en.json"]
-    block = ["judge", "vote"]   # refuse the samples of a run while one of these alerts is not acknowledged
+    block = ["judge_injection", "vote"]   # refuse the samples of a run while one of these alerts is not acknowledged
 
     [wires.length_high]
     threshold = 0.6
@@ -10,7 +10,7 @@
     [wires.markup]
     severity = "off"
 
-The same file makes the alert rules of Prometheus, so both say the same. Pure.
+`rewardserve rules` writes the alert rules of Prometheus from the same file. Pure.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _SEVERITIES = (*get_args(Severity), "off")
 
 
 class WireConfigError(Exception):
-    """The file makes no sense; the message names the entry."""
+    """The file has an invalid entry; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class WireConfig:
-    """The wires that are evaluated, and how many votes make a page. `lexicons`: files with phrases; none: the shipped ones.
-    `block`: wires whose alerts end the service of a run.
+    """The wires to evaluate, and the number of votes for a page. `lexicons`: files with phrases; none: the shipped ones.
+    `block`: wires whose alerts block a run.
     """
 
     wires: tuple[Wire, ...] = WIRES
@@ -45,7 +45,7 @@ class WireConfig:
 
 
 def parse_wire_config(entries: Mapping[str, Any], wires: Sequence[Wire] = WIRES) -> WireConfig:
-    """The shipped wires with these changes. Raise `WireConfigError`."""
+    """Apply these changes to the shipped wires. Raise `WireConfigError`."""
     if unknown := sorted(set(entries) - _ENTRIES):
         raise WireConfigError(f"{', '.join(unknown)}: known are {', '.join(sorted(_ENTRIES))}")
     changes = entries.get("wires", {})

@@ -1,9 +1,9 @@
 """Honeypots: planted prompts that no honest policy answers in a certain way, matched by keyed hash.
 
-A trainer mixes them among its own; nothing marks them, and this server knows them by hashes under a key, so neither the
-prompts nor the answers of a dishonest policy can be read from its files. A response is a hit where it scores above what an
-honest answer can, or where a word or a line of it is the planted answer.
-Its reward is the usual one, so the policy does not learn that the prompt was planted. Pure.
+A trainer mixes them among its prompts without a mark. The server has their hashes under a key, so its files reveal neither the
+prompts nor the answers of a dishonest policy. A response is a hit where it scores above any honest answer, or where a word
+or a line of it is the planted answer. Its reward does not change, so the policy does not learn that the prompt was planted.
+Pure.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _FIELDS = {"prompt", "answers", "above"}
 
 
 class HoneypotsError(Exception):
-    """The planted prompts cannot be used; the message says which line and why, and quotes none."""
+    """The file of planted prompts is invalid; the message has line and reason, and quotes no prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Honeypot:
-    """A response is a hit by one of `answers`, which are hashes, or by a normalised score above `above`."""
+    """Condition of a hit: one of `answers`, which are hashes, or a normalised score above `above`."""
 
     answers: frozenset[str] = frozenset()
     above: float | None = None
@@ -43,7 +43,7 @@ class Honeypots:
     by_prompt: Mapping[str, Honeypot] = field(default_factory=dict)
 
     def is_hit(self, question: str, response: str, score: float) -> bool | None:
-        """Whether this response is a hit; None where the question was not planted."""
+        """Whether this response is a hit; None where the prompt was not planted."""
         honeypot = self.by_prompt.get(digest(question, self.key))
         if honeypot is None:
             return None
@@ -54,13 +54,13 @@ class Honeypots:
 
 
 def digest(text: str, key: bytes) -> str:
-    """Keyed BLAKE2b of a text without regard to case, white space and the marks around it, in hexadecimal."""
+    """Keyed BLAKE2b of a text in hexadecimal, without its case, white space and the punctuation around it."""
     plain = " ".join(text.casefold().split()).strip(".,;:!?\"'`*()[]{}")
     return blake2b(plain.encode("utf-8", "replace"), digest_size=DIGEST_SIZE, key=key).hexdigest()
 
 
 def hashed(lines: Iterable[str], key: bytes) -> list[str]:
-    """From lines of JSON with `prompt`, and `answers` or `above`, to the lines that a server reads. Raise `HoneypotsError`."""
+    """Convert lines of JSON with `prompt`, and `answers` or `above`, to the lines that a server reads. Raise `HoneypotsError`."""
     _check_key(key)
     return [
         json.dumps(
@@ -109,7 +109,7 @@ def _entry(number: int, line: str) -> dict[str, Any]:
 
 
 def _is_level(above: Any) -> bool:
-    """A finite number, or none: beyond NaN and infinity no score is, and the prompt could have no hit."""
+    """Whether a value is a finite number: no score is above NaN or infinity, so the prompt could have no hit."""
     return above is None or (
         isinstance(above, int | float) and not isinstance(above, bool) and abs(above) <= sys.float_info.max
     )

@@ -1,4 +1,4 @@
-"""Choose the alerts to send: one notification a run and cause, and an update when it becomes a page.
+"""Choose the alerts to send: one notification per run and cause, and an update when it becomes a page.
 
 An exploit trips many wires within minutes. The first opens an incident; the others belong to it until every wire that was
 reported for it has been acknowledged, or the run is forgotten. Pure.
@@ -20,7 +20,7 @@ _MAX_OPEN = 4_096
 
 
 class Notification(NamedTuple):
-    """A notification to send; `is_update`: of an incident that was sent before."""
+    """A notification to send; `is_update`: its incident was sent before."""
 
     incident_id: str
     cause: Cause
@@ -35,7 +35,7 @@ class _Incident:
 
 
 class IncidentTracker:
-    """Keeps the open incidents of runs. Belongs to one event loop."""
+    """The open incidents of runs. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[tuple[str, Cause], _Incident] = OrderedDict()

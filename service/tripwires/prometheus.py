@@ -1,8 +1,8 @@
 """Write the trip wires as alert rules of Prometheus.
 
-The run monitor of each replica watches what that replica scores. These rules add the sums of all replicas up first, so that it does
-not matter how many served a run. Thresholds, severities and votes come from the same configuration; windows are of time here,
-the shortest that has enough samples.
+The run monitor of each replica watches only the samples of that replica. These rules first add up the sums of all replicas, so
+their number does not matter. Thresholds, severities and votes come from the same configuration; windows are of time here,
+the shortest with enough samples.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rewardserve.service.tripwires.wires import ALERT_TEXTS, Wire
 
 RUNBOOK = "docs/how-to/runbook.md"
 _LINK = f"{{{{ with $externalLabels.runbook }}}}{{{{ . }}}}{{{{ else }}}}{RUNBOOK}{{{{ end }}}}"
-"""The external label `runbook` of Prometheus is the address at which the runbook is served."""
+"""The external label `runbook` of Prometheus has the URL of the runbook."""
 
 HEADER = (
     "# Written by `rewardserve rules`, from the thresholds of the server. Change those, and write this file again.\n"
@@ -34,13 +34,13 @@ Rule = dict[str, Any]
 
 
 def rules_text(config: WireConfig, windows: Windows = SHIPPED_WINDOWS) -> str:
-    """The file of rules."""
+    """Render the file of rules."""
     yaml.SafeDumper.add_representer(str, _block)
     return HEADER + yaml.safe_dump({"groups": groups(config, windows)}, sort_keys=False, width=120, allow_unicode=True)
 
 
 def groups(config: WireConfig, windows: Windows = SHIPPED_WINDOWS) -> list[Rule]:
-    """One group: its rules are evaluated one after the other, so what is recorded first is there for the next."""
+    """Build the rules as one group: its rules are evaluated in order, so later ones can read the series of earlier ones."""
     records = [
         _active(),
         *_sums(windows),
@@ -63,7 +63,7 @@ def groups(config: WireConfig, windows: Windows = SHIPPED_WINDOWS) -> list[Rule]
 
 
 def _active() -> Rule:
-    """Runs that have not ended: servers export the series of a run only as long as it sends samples, now and then."""
+    """Record the runs that have not ended: servers export the series of a run only until it has ended."""
     return _record(_ACTIVE, f'sum without ({promql.REPLICA}, of) ({SUMS}{{of="samples"}})')
 
 
@@ -75,7 +75,7 @@ def _sums(windows: Windows) -> list[Rule]:
 
 
 def _shortest(metric: str, matching: str, windows: Windows) -> str:
-    """What was added over the shortest window with enough samples."""
+    """Increase over the shortest window with enough samples."""
     return "\nor\n".join(
         f"({added(metric, span)} and {matching}\n  {added(SUMS, span, 'samples')} >= {windows.samples})"
         for span in windows.spans
@@ -104,7 +104,7 @@ def _components() -> list[Rule]:
 
 
 def _trends(windows: Windows) -> list[Rule]:
-    """Means of windows that do not overlap, and the t of straight lines through thirty of them."""
+    """Record means of windows that do not overlap, and the t of straight lines through thirty of them."""
     rules: list[Rule] = []
     for of, name in (("audited_score", "score"), ("audit", "audit")):
         means = {span: f"rewardserve:run_{name}:mean{span}" for span in windows.spans[:2]}
@@ -130,7 +130,7 @@ def _thresholds(config: WireConfig) -> list[Rule]:
 
 
 def _votes(config: WireConfig) -> Rule:
-    """One beyond the threshold, two beyond twice as much."""
+    """Record the votes: one beyond the threshold, two beyond twice the threshold."""
     voting = "|".join(wire.name for wire in config.wires if wire.votes)
     of_wires = f'{_STATISTIC}{{wire=~"{voting}"}}'
     beyond = [f"({of_wires} > bool on (wire) group_left () ({times} * {_THRESHOLD}))" for times in (1, 2)]
@@ -182,7 +182,7 @@ _STEP = (
 
 
 def _replica_alerts(config: WireConfig) -> list[Rule]:
-    """Alerts of single replicas: a run with few samples has enough for a run monitor long before it has for a window."""
+    """Alerts of single replicas: a run has enough samples for a run monitor long before it has enough for a window of time."""
     pages = "|".join([VOTE, *(wire.name for wire in config.wires if wire.severity == "page")])
     warns = "|".join(wire.name for wire in config.wires if wire.severity == "warn")
     tripped = [
@@ -199,7 +199,7 @@ def _replica_alerts(config: WireConfig) -> list[Rule]:
 
 
 def _tripped_alert(name: str, expression: str, severity: str, wires: str) -> Rule:
-    """One a run and cause, however many wires have tripped: the annotation lists them."""
+    """Alert per run and cause, however many wires have tripped: the annotation lists them."""
     listed = (
         f'{{{{ range printf "count by (wire) (rewardserve_tripwire_tripped{{run=%q, cause=%q, wire=~%q}} == 1)" '
         f'$labels.run $labels.cause "{wires}" | query }}}} {{{{ .Labels.wire }}}}{{{{ end }}}}'

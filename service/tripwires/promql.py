@@ -1,6 +1,6 @@
 """Building blocks of PromQL for the statistics of trip wires: sums of all replicas over windows of time, means, baselines.
 
-The names of recorded series stand here once; `prometheus` records them, `statistics` reads them. Pure.
+Defines the names of recorded series; `prometheus` records them, `statistics` reads them. Pure.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from rewardserve.service.tripwires.running_sums import count_of, is_signed
 
 WINDOWS = ("2m", "15m", "2h")
 ENOUGH_SAMPLES = 1_280
-"""As many as the smoothing of the run monitor looks back on: ten windows of 128."""
+"""Samples that the smoothing of the run monitor covers: ten windows of 128."""
 
 REPLICA = "instance, pod, container, endpoint, node"
-"""Labels that tell replicas apart; all others, such as `job` and `namespace`, tell services apart."""
+"""Labels that differ between replicas; all others, such as `job` and `namespace`, differ between services."""
 
 SUMS, COMPONENT_SUMS = "rewardserve_run_sum_total", "rewardserve_run_component_sum_total"
 RECENT_SUM, RECENT_COMPONENT_SUM = "rewardserve:run_sum:recent", "rewardserve:run_component_sum:recent"
@@ -40,17 +40,17 @@ def seconds_of(span: str) -> int:
 
 
 def over_replicas(expression: str, how: str = "sum") -> str:
-    """Of all replicas together."""
+    """Aggregate an expression over all replicas."""
     return f"{how} without ({REPLICA}) ({expression})"
 
 
 def without(label: str, expression: str) -> str:
-    """The same series without a label that tells nothing apart any more."""
+    """Remove a label that no longer distinguishes series."""
     return f"sum without ({label}) ({expression})"
 
 
 def added(metric: str, span: str, of: str | None = None) -> str:
-    """What was added over a span, unless the run got another model within it: then it would be the rewards of two."""
+    """Increase of a sum over a span, unless the model of the run was replaced within it: the sum would mix two models."""
     only = f'{{of="{of}"}}' if of else ""
     return (
         f"({over_replicas(f'increase({metric}{only}[{span}])')} "
@@ -59,7 +59,7 @@ def added(metric: str, span: str, of: str | None = None) -> str:
 
 
 def got_model_within(seconds: int) -> str:
-    """Runs that got another model within so many seconds, at one of their replicas."""
+    """Runs whose model was replaced within so many seconds, at one of their replicas."""
     return f"({over_replicas('rewardserve_run_model_age_seconds', 'min')} < {seconds})"
 
 
@@ -69,7 +69,7 @@ def recent(of: str) -> str:
 
 
 def recent_mean(name: str, min_samples: int) -> str:
-    """Over the samples that have the number, where these are enough: one of them alone is nothing to alert upon."""
+    """Mean over the samples that have the number, where there are at least `min_samples`: a single sample must raise no alert."""
     n = f"({recent(count_of(name))} >= {min_samples})"
     positive, negative = recent(f"{name}_positive"), recent(f"{name}_negative")
     total = f"({positive} - ignoring (of) {negative})" if is_signed(name) else recent(name)
@@ -98,6 +98,6 @@ def slope_t(mean: str, span: str, min_windows: int) -> str:
 
 
 def moments(metric: str) -> tuple[str, str]:
-    """Mean and mean square, of all replicas together."""
+    """Mean and mean square over all replicas."""
     of_order = [over_replicas(f'{metric}{{order="{order}"}}') for order in range(3)]
     return tuple(f"{moment} / ignoring (order) {of_order[0]}" for moment in of_order[1:])  # type: ignore[return-value]

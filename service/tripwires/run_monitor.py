@@ -1,7 +1,7 @@
 """The state of every run, and the alerts of its wires. O(1) a run, a bounded number of runs.
 
-Samples come in, sums grow; when a window is full its sums are smoothed, every wire is evaluated on them, and an alert stays
-active until an operator acknowledges it. Pure: the time is passed in, and nothing here touches a reward.
+Samples are added to sums; when a window is full, its sums are smoothed, and every wire is evaluated on them. An alert stays
+active until an operator acknowledges it. Pure: the time is passed in, and no reward changes.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from rewardserve.service.tripwires.wires import FLAGGED_TRAITS, WIRES, Wire
 V = TypeVar("V")
 
 OTHER = "other"
-"""The run of samples without a name, and of those of more runs than `max_runs`."""
+"""Label of samples without a run, and of runs beyond `max_runs`."""
 
 CANARIES = "canaries"
-"""The label of alerts about canaries: they belong to the model, not to a run. No client's run has this label."""
+"""Label of alerts about canaries, which belong to the model, not to a run. No run of a client has this label."""
 
 CANARY_THRESHOLD = 1.0
-"""In multiples of what kernels and batches may do to a score."""
+"""Multiples of the change of a score that kernels and batches may cause."""
 
 PROBING_COUNT = 64
-"""No text is scored so often by chance."""
+"""Scorings of one text that do not occur by chance."""
 
 _RESERVED = (OTHER, CANARIES)
 _UNNAMED = ("", "")
-"""Owner and name of samples that have neither."""
+"""Key of samples without owner and run."""
 
 _SILENT, _LEARNING, _PROTECTED = range(3)
 _MAX_ARCHIVED = 256
-"""Blocked runs of one owner whose state was evicted for other runs; their alerts are kept."""
+"""Limit of blocked runs of one owner whose state was evicted; their alerts are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class MonitorLimits:
     """`window` counts samples. `smoothing` is the weight of the newest window. A run without a baseline learns one from
-    `warm_up` windows. A run that is silent for `ended_s` has ended, so its alerts resolve; after `expiry_s` it is forgotten. A run
-    that has its baseline and was not silent for `protected_s` is not evicted for another run of the same owner. `blocks` are
-    wires whose alerts end the service of a run.
+    `warm_up` windows. A run without samples for `ended_s` has ended, so its alerts resolve; after `expiry_s` it is deleted. A run
+    with a baseline and a sample within `protected_s` is not evicted for another run of the same owner. `blocks` are
+    wires whose alerts block a run.
     """
 
     window: int = 128
@@ -67,7 +67,7 @@ class MonitorLimits:
 
 @dataclass(slots=True)
 class ActiveAlert:
-    """A wire that has tripped, from then until it is acknowledged."""
+    """Alert of a wire, active until it is acknowledged."""
 
     alert: Alert
     since: float
@@ -75,9 +75,9 @@ class ActiveAlert:
 
 @dataclass(slots=True)
 class Run:
-    """The state of one run. `total` and `window` are sums over rewards of the model of `baseline_source`, since `model_changed_at`
-    where another model scored the run before; the sums over that one's rewards are in `earlier`. `owner` is the key that sent it,
-    "" where there are no keys; `name` is "" for samples that name no run.
+    """The state of one run. `total` and `window` are sums over rewards of the model of `baseline_source`, since
+    `model_changed_at` where another model scored the run before; sums over rewards of the earlier model are in `earlier`.
+    `owner` is the name of the API key, "" without keys; `name` is "" for samples without a run.
     """
 
     baseline_source: BaselineSource
@@ -106,22 +106,22 @@ class Run:
 
     @property
     def baseline_key(self) -> str:
-        """The key of this run's baseline among those that outlive a restart. Names of keys hold no space."""
+        """Key of this run's baseline in the baseline store. Names of API keys contain no space."""
         return f"{self.owner} {self.name}" if self.owner else self.name
 
     @property
     def all_sums(self) -> RunningSums:
-        """Over all samples, whichever model scored them."""
+        """Sums over all samples, of all models."""
         return self.earlier + self.total + self.window
 
 
 class RunMonitor:
-    """Watches runs. Belongs to one event loop. `baseline_source` is for runs whose model is not named.
+    """Monitor of all runs. Belongs to one event loop. `baseline_source` is for runs whose model is not given.
 
-    A run is known by its owner and its name: runs of two owners are two runs, whatever they are called. It is kept under a label:
-    its name, or `NAME@OWNER` where another owner's run had that label first; `other`, or `other@OWNER`, without a name. When
-    all places are taken a new run takes one from the owner that has most; among the runs of its own owner from one that was
-    silent for long, then from one that has no baseline yet. Where none of these can go, it shares `other`.
+    A run is identified by owner and name: runs of two owners are two runs, also with the same name. Its label is its name, or
+    `NAME@OWNER` where a run of another owner has that label already; `other`, or `other@OWNER`, without a name. At the limit of
+    runs, a new run evicts one of the owner that has most; among the runs of its owner one without samples for long, then one
+    without a baseline. Where none of these can be evicted, it shares `other`.
     """
 
     def __init__(self, baseline_source: BaselineSource, limits: MonitorLimits, wires: Sequence[Wire] = WIRES) -> None:
@@ -137,24 +137,24 @@ class RunMonitor:
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """Of every wire, of the vote, and of the canaries."""
+        """Thresholds of every wire, of the vote, and of the canaries."""
         known = {wire.name: wire.threshold for wire in self.wires}
         return {**known, VOTE: float(self._limits.votes_for_a_page), CANARY: CANARY_THRESHOLD}
 
     @property
     def runs(self) -> dict[str, Run]:
-        """By name, the one that was silent longest first."""
+        """Runs by label, the one with the oldest latest sample first."""
         return dict(self._runs)
 
     @property
     def archived(self) -> dict[str, Run]:
-        """Blocked runs whose state was evicted for others: their alerts and counters."""
+        """Blocked runs whose state was evicted: their alerts and counters."""
         return dict(self._archived)
 
     def set_baseline_source(
         self, name: str | None, baseline_source: BaselineSource, now: float, owner: str = ""
     ) -> None:
-        """Tell which model scores this run from now on. For another one the baseline is learned anew; alerts stay."""
+        """Set the model that scores this run from now on. For another model a new baseline is learned; alerts stay."""
         run = self._runs.get(self._label_for(_key(name, owner), now))
         if run is not None and run.baseline_source is not baseline_source:
             _change_model(run, baseline_source, now)
@@ -169,9 +169,9 @@ class RunMonitor:
         source: BaselineSource | None = None,
         owner: str = "",
     ) -> list[Alert]:
-        """Count the new ones of these samples of one request. Return the alerts that they raised.
+        """Count the new samples of one request. Return the alerts that they raised.
 
-        Samples of another model than the run has now are left out: they were in flight when it changed.
+        Samples of another model than the run has now are left out: they were in flight when the model was replaced.
         """
         run = self._run_of_caller(name, owner, now, source)
         if source is not None and run.baseline_source is not source:
@@ -194,7 +194,7 @@ class RunMonitor:
         _count_audit(self._run_of_caller(name, owner, now).window, score, audit)
 
     def add_sample_ids(self, name: str | None, ids: Iterable[tuple[int, int]], now: float, owner: str = "") -> None:
-        """Count ids that stand for several samples. `ids`: the hash of each id, with the hash of the sample."""
+        """Count ids, and those that stand for several samples. `ids`: the hash of each id, with the hash of its sample."""
         run = self._run_of_caller(name, owner, now)
         for sample_id, content in ids:
             pair = hash((sample_id, content))
@@ -207,10 +207,10 @@ class RunMonitor:
                 _remember(run.ids, key, None, 2 * self._limits.remembered_texts)
 
     def blocked_by(self, name: str | None, owner: str = "", *, is_bound: bool = False) -> str | None:
-        """The wire whose alert ends the service of this run, or of every run, until it is acknowledged.
+        """The wire whose active alert blocks this run, or every run.
 
-        `is_bound`: the owner may send certain runs only. Then samples without a run, and runs that are not known yet, are
-        refused while any run of the owner is blocked: they would be its way out.
+        `is_bound`: the owner may send certain runs only. Then samples without a run, and unknown runs, are refused while any
+        run of the owner is blocked: they would circumvent the block.
         """
         blocks = self._limits.blocks
         if not blocks:
@@ -225,11 +225,11 @@ class RunMonitor:
         return next((wire for run in runs for wire in run.alerts if wire in blocks), None)
 
     def label_of(self, name: str | None, owner: str = "") -> str:
-        """The label of a run: its own, or `other` where there are too many runs."""
+        """The label of a run; `other` where there are too many runs."""
         return self._labels.get(_key(name, owner), OTHER)
 
     def evidence_of(self, label: str) -> set[str]:
-        """The evidence that an alert of this run could name from now on. At most `limits.evidence` a wire."""
+        """The evidence that a future alert of this run could name. At most `limits.evidence` per wire."""
         run = self._runs.get(label)
         return (
             set()
@@ -238,7 +238,7 @@ class RunMonitor:
         )
 
     def has_ended(self, label: str, now: float) -> bool:
-        """Whether this run has sent nothing for so long that its alerts are of no use. Canaries are no run."""
+        """Whether this run has sent no samples for `ended_s`. Canaries are no run."""
         run = self._runs.get(label)
         return label != CANARIES and (run is None or now - run.seen_at > self._limits.ended_s)
 
@@ -252,7 +252,7 @@ class RunMonitor:
         return True
 
     def acknowledge(self, label: str, wire: str) -> bool:
-        """Let a wire trip again. Whether it had tripped."""
+        """Acknowledge an alert, so that the wire can trip again. Return whether it was active."""
         run = self._runs.get(label) or self._archived.get(label)
         if run is None or run.alerts.pop(wire, None) is None:
             return False
@@ -263,7 +263,7 @@ class RunMonitor:
     # -- one sample -------------------------------------------------------------------------------------------------
 
     def _is_new(self, run: Run, sample: SampleFeatures) -> bool:
-        """Whether it is no retry of a sample that was counted. Without a retry key it counts as new."""
+        """Whether a sample is no retry of a counted one. A sample without a retry key counts as new."""
         if sample.retry_key is None:
             return True
         if sample.retry_key in run.keys:
@@ -329,7 +329,7 @@ class RunMonitor:
             self._add_evidence(run, "honeypots", sample.evidence)
 
     def _add_evidence(self, run: Run, wire: str, evidence: str) -> None:
-        """Remember a sample that shows what this wire watches."""
+        """Store a sample as evidence for a wire."""
         if evidence:
             run.wire_evidence.setdefault(wire, deque(maxlen=self._limits.evidence)).append(evidence)
 
@@ -353,7 +353,7 @@ class RunMonitor:
         return self._evaluate(run, now) if run.n_windows >= self._limits.warm_up else []
 
     def _evaluate(self, run: Run, now: float) -> list[Alert]:
-        """Evaluate every wire, then the vote."""
+        """Evaluate every wire, then the votes."""
         honeypots = len(run.honeypots), sum(run.honeypots)
         snapshot = RunSnapshot(run.smooth, run.baseline, tuple(run.trend), honeypots, run.kl, self._limits.window)
         run.statistics = {w.name: s for w in self.wires if (s := w.statistic(snapshot)) is not None}
@@ -366,7 +366,7 @@ class RunMonitor:
         return [alert for alert in alerts if alert is not None]
 
     def _trip(self, run: Run, wire: str, severity: Severity, threshold: float, now: float) -> Alert | None:
-        """Activate and return the alert of a wire; None where it is active already."""
+        """Activate the alert of a wire and return it; None where it is active already."""
         if wire in run.alerts:
             return None
         evidence = tuple(run.wire_evidence.get(wire) or run.recent_evidence)
@@ -377,7 +377,7 @@ class RunMonitor:
     # -- runs -------------------------------------------------------------------------------------------------------
 
     def _label_for(self, key: tuple[str, str], now: float) -> str:
-        """The label under which samples of this run are counted: its own where there is a place for it, else `other`."""
+        """The label for samples of this run; `other` where there are too many runs."""
         if key == _UNNAMED:
             return OTHER
         if (label := self._labels.get(key)) in self._runs:
@@ -398,7 +398,7 @@ class RunMonitor:
         return label in _RESERVED or label in self._runs or label in self._archived
 
     def _known(self, key: tuple[str, str]) -> Run | None:
-        """The run of this owner and name. No owner is held to alerts of `other`, which has runs of several."""
+        """The run of this owner and name. Alerts of `other` block no owner, because its runs are of several."""
         label = OTHER if key == _UNNAMED else self._labels.get(key)
         if label is None and not key[0]:
             label = OTHER if self._is_full else None
@@ -437,13 +437,15 @@ class RunMonitor:
         runs = [(label, run) for label, run in self._runs.items() if label not in _RESERVED]
         counts = Counter(run.owner for _, run in runs)
         most = max(counts.values(), default=0)
-        takes_from_others = counts[owner] + 1 < most
-        losers = {o for o, n in counts.items() if n == most} if takes_from_others or not counts[owner] else {owner}
-        ranked = [(self._rank(run, now), label) for label, run in runs if run.owner in losers]
+        evicts_from_others = counts[owner] + 1 < most
+        evicted_owners = (
+            {o for o, n in counts.items() if n == most} if evicts_from_others or not counts[owner] else {owner}
+        )
+        ranked = [(self._rank(run, now), label) for label, run in runs if run.owner in evicted_owners]
         if not ranked:
             return None
         (rank, *_), label = min(ranked)
-        return label if takes_from_others or rank != _PROTECTED else None
+        return label if evicts_from_others or rank != _PROTECTED else None
 
     def _rank(self, run: Run, now: float) -> tuple[float, ...]:
         """Runs with a lower rank are evicted first."""
@@ -457,7 +459,7 @@ class RunMonitor:
         return not self._limits.blocks.isdisjoint(run.alerts)
 
     def _forget(self, label: str, where: OrderedDict[str, Run]) -> None:
-        """Delete a run; of a blocked one keep alerts and counters, so that its block outlives it."""
+        """Delete a run; keep alerts and counters of a blocked one, so that its block stays."""
         run = where.pop(label)
         if where is not self._runs or not self._is_blocked(run):
             self._labels.pop((run.owner, run.name), None)
@@ -477,7 +479,7 @@ class RunMonitor:
 
 
 def _key(name: str | None, owner: str) -> tuple[str, str]:
-    """Owner and name of a run; a reserved label is no name that a client can give."""
+    """Owner and name of a run; a reserved label counts as no name."""
     return owner, "" if not name or name in _RESERVED else name
 
 
@@ -489,7 +491,7 @@ def _new_run(key: tuple[str, str], baseline_source: BaselineSource) -> Run:
 
 
 def _change_model(run: Run, baseline_source: BaselineSource, now: float) -> None:
-    """Begin a new baseline. Texts, alerts and counters stay; a counter never falls."""
+    """Start a new baseline. Texts, alerts and counters stay; no counter falls."""
     n = len(baseline_source.components)
     all_sums = run.all_sums
     run.earlier = (

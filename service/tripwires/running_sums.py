@@ -1,6 +1,6 @@
-"""Sums over the samples of a run, and nothing but sums: those of several replicas, added up, are those of one.
+"""Sums over the samples of a run. The sums of several replicas, added up, are the sums over all their samples.
 
-Every entry only grows, so that each may be exported as a counter; a number with a sign is two entries, `_positive` and `_negative`.
+No entry ever falls, so each is exported as a counter; a signed number has two entries, `_positive` and `_negative`.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ _COUNT_OF = {
 
 
 def count_of(name: str) -> str:
-    """The entry that counts the samples which have this number."""
+    """The entry that counts the samples with this number."""
     return _COUNT_OF[name]
 
 
 def is_signed(name: str) -> bool:
-    """Whether it may be below zero, and so has two entries."""
+    """Whether a number may be negative, and so has two entries."""
     return name in _SIGNED
 
 
 COMPONENT_ENTRIES = ("positive", "negative", "squared")
-"""Of each component of a reward that has several: what it adds, by sign, and the squares."""
+"""Entries of each component of a reward that has several: its contribution by sign, and the squares."""
 
 
 class RunningSums:
@@ -67,7 +67,7 @@ class RunningSums:
         return self.sums[_AT[name]]
 
     def __add__(self, other: RunningSums) -> RunningSums:
-        """The sums over the samples of both."""
+        """Add the sums of two sets of samples."""
         return RunningSums(map(add, self.sums, other.sums))
 
     def add(self, name: str, amount: float = 1.0) -> None:
@@ -84,16 +84,16 @@ class RunningSums:
         self.sums[_AT[f"{name}_squared"]] += amount * amount
 
     def with_components(self, n_components: int) -> RunningSums:
-        """The same entries, and zeros for so many components of another reward."""
+        """Return the same entries, with zeros for the components of another reward."""
         return RunningSums(self.sums[: len(ENTRIES)] + [0.0] * (len(COMPONENT_ENTRIES) * n_components))
 
     @property
     def n_components(self) -> int:
-        """How many components the reward has."""
+        """Number of components of the reward."""
         return (len(self.sums) - len(ENTRIES)) // len(COMPONENT_ENTRIES)
 
     def add_components(self, components: Sequence[float]) -> None:
-        """Add what each component of the reward adds."""
+        """Add the contributions of the components of one reward."""
         at = len(ENTRIES)
         for component in components:
             self.sums[at if component >= 0 else at + 1] += abs(component)
@@ -101,24 +101,24 @@ class RunningSums:
             at += len(COMPONENT_ENTRIES)
 
     def components(self) -> list[tuple[float, float]]:
-        """Mean and variance of each component, over all samples; none before there is a sample."""
+        """Mean and variance of each component over all samples; empty without samples."""
         n, at = self["samples"], len(ENTRIES)
         triples = [self.sums[i : i + len(COMPONENT_ENTRIES)] for i in range(at, len(self.sums), len(COMPONENT_ENTRIES))]
         means = [((positive - negative) / n, squared / n) for positive, negative, squared in triples] if n else []
         return [(mean, max(0.0, square - mean * mean)) for mean, square in means]
 
     def n_of(self, name: str) -> float:
-        """How many samples have this number."""
+        """Number of samples with this number."""
         return self[count_of(name)]
 
     def mean(self, name: str) -> float | None:
-        """Over the samples that have it; None if none has."""
+        """Mean over the samples with this number; None without any."""
         n = self.n_of(name)
         total = self[f"{name}_positive"] - self[f"{name}_negative"] if is_signed(name) else self[name]
         return total / n if n else None
 
     def std(self, name: str) -> float | None:
-        """The standard deviation over the samples that have it; None if none has."""
+        """Standard deviation over the samples with this number; None without any."""
         mean = self.mean(name)
         if mean is None:
             return None

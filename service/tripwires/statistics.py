@@ -1,7 +1,7 @@
-"""The kinds of numbers that wires compare with their thresholds.
+"""The statistics that wires compare with their thresholds.
 
-A statistic is a record that computes its number from a snapshot of a run, writes the same in PromQL over the sums of all replicas,
-and knows its unit. Pure.
+A statistic is a record that computes a number from a snapshot of a run, renders the same number in PromQL over the sums of all
+replicas, and has its unit. Pure.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from rewardserve.service.tripwires.running_sums import RunningSums, count_of
 from rewardserve.service.tripwires.units import Unit
 
 MIN_SAMPLES = 50
-"""Samples that must have a number before its mean is a statistic: one of them alone is not beyond a shipped threshold."""
+"""Fewest samples for a mean: one of so many does not exceed a shipped threshold."""
 
 MIN_AUDITED = 16
-"""The same for the audit judge, which is asked about a share of the samples, and for groups of responses."""
+"""Fewest samples of the audit judge, which scores a share of them, and fewest groups of responses, for a mean."""
 
 _MAX_WINDOWS = 5
-"""Smoothing looks back on ten windows: with small ones, more samples than in half of these may never be there."""
+"""Limit of `min_samples` in windows: smoothing covers ten, so with small windows more than half of them may never be there."""
 
 _SHARES = {
     "samples": Unit("of the samples", is_share=True),
@@ -32,13 +32,13 @@ _SHARES = {
     "groups": Unit("of the groups", is_share=True),
     "ids": Unit("of the sample ids", is_share=True),
 }
-"""By the entry that counts the samples which have a number: the unit of a mean where the number is 0 or 1."""
+"""Units of means of numbers that are 0 or 1, by the entry that counts the samples with the number."""
 
 _OTHER_MEANS = {
     "judge_injection": Unit("phrases per response"),
     "foreign_script": Unit("of the letters of a response", is_share=True),
 }
-"""By number: the unit of a mean where the number is a count, or a share by itself."""
+"""Units of means of other numbers: counts, and numbers that are shares of a response."""
 
 
 def mean_unit(of: str) -> Unit:
@@ -48,7 +48,7 @@ def mean_unit(of: str) -> Unit:
 
 @dataclass(frozen=True, slots=True)
 class WindowMeans:
-    """Means of one window over the samples that the audit judge was asked about: the normalised score, and the judge's."""
+    """Means of one window over the samples that the audit judge scored: the normalised score, and the judge's."""
 
     score: float
     audit: float
@@ -56,7 +56,7 @@ class WindowMeans:
 
 @dataclass(frozen=True, slots=True)
 class RunSnapshot:
-    """What a statistic is computed from: smoothed sums, the baseline, and the latest windows with an audit, the newest last.
+    """Input of a statistic: smoothed sums, the baseline, and the latest windows with an audit, the newest last.
 
     `honeypots` are the number of the latest answers to planted prompts, and the number of hits among them. `kl` is the distance of
     the policy from its start in nats, as its trainer reported it last. `window` is the number of samples between evaluations.
@@ -70,7 +70,7 @@ class RunSnapshot:
     window: int = 128
 
     def mean(self, name: str, min_samples: int = MIN_SAMPLES) -> float | None:
-        """Over the samples that have it; None where these are too few."""
+        """Mean over the samples with this number; None where they are too few."""
         needed = min(min_samples, _MAX_WINDOWS * self.window)
         return self.smooth.mean(name) if self.smooth.n_of(name) >= needed else None
 
@@ -102,7 +102,7 @@ class MeanShift:
 
     @property
     def unit(self) -> Unit:
-        """Which side is watched."""
+        """Standard deviations above or below the baseline."""
         return Unit(f"standard deviations {'above' if self.sign > 0 else 'below'} the baseline mean of the run")
 
     def __call__(self, run: RunSnapshot) -> float | None:
@@ -201,17 +201,17 @@ class AuditDivergence:
     """The smaller t of two straight lines: that of a score that rises, and that of an audit judge's score that falls."""
 
     min_windows: ClassVar[int] = 12
-    """A straight line through fewer windows is no trend."""
+    """Fewest windows for a trend."""
     unit: ClassVar[Unit] = Unit("standard errors, of the weaker of both trends")
 
     def __call__(self, run: RunSnapshot) -> float | None:
-        """The lesser t."""
+        """The smaller t."""
         if len(run.windows) < self.min_windows:
             return None
         return min(slope_t([w.score for w in run.windows]), -slope_t([w.audit for w in run.windows]))
 
     def promql(self, windows: Windows) -> str:
-        """The lesser t."""
+        """The smaller t."""
         rising, falling = promql.slope_series("score"), promql.slope_series("audit")
         return f"({rising} < -{falling}) or -{falling}"
 
@@ -221,7 +221,7 @@ class HoneypotHitRate:
     """Share of hits among the latest answers to planted prompts."""
 
     min_answers: ClassVar[int] = 50
-    """Fewer answers are no share."""
+    """Fewest answers for a share."""
     max_answers: ClassVar[int] = 200
     unit: ClassVar[Unit] = Unit("of the planted prompts", is_share=True)
 
@@ -244,7 +244,7 @@ class ComponentShare:
     """A component's share of the variance of the reward over that of the baseline, of the component where it is largest."""
 
     min_share: ClassVar[float] = 0.1
-    """A component that hardly counted may count twice as much before it matters."""
+    """Lower bound of the baseline's share: doubling a smaller one does not matter."""
     unit: ClassVar[Unit] = Unit("times the baseline's share of the variance")
 
     def __call__(self, run: RunSnapshot) -> float | None:

@@ -13,10 +13,10 @@ class Unit:
     is_share: bool = False
 
     def measured(self, value: float) -> str:
-        """A value with its unit."""
+        """Format a value with its unit."""
         return f"{100 * value:.3g}% {self.text}" if self.is_share else f"{value:.4g} {self.text}"
 
     def template(self) -> str:
-        """The value `$value` with its unit, as a template of Prometheus."""
+        """Format `$value` with its unit, as a template of Prometheus."""
         number = "{{ $value | humanizePercentage }}" if self.is_share else '{{ printf "%.4g" $value }}'
         return f"{number} {self.text}"

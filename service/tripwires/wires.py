@@ -31,7 +31,7 @@ from rewardserve.service.tripwires.units import Unit
 
 @dataclass(frozen=True, slots=True)
 class AlertText:
-    """What an alert says. `summary` is its meaning, `confidence` how far to trust it, `action` the first thing to do."""
+    """Texts of an alert: `summary` is its meaning, `confidence` its reliability, `action` the first step to take."""
 
     summary: str
     confidence: str
@@ -53,7 +53,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """Trips where its statistic exceeds `threshold`.
+    """A trip wire: it trips where its statistic exceeds `threshold`.
 
     `votes`: it counts towards the page by several wires. `flags_samples`: every sample that has the trait is flagged in the reply,
     and is evidence by itself. `chart` is None where the dashboard has a panel of another kind for it.
@@ -73,11 +73,11 @@ class Wire:
 
     @property
     def text(self) -> AlertText:
-        """What its alert says."""
+        """Texts of its alert."""
         return AlertText(self.summary, self.confidence, self.action, self.statistic.unit, self.cause)
 
     def weight(self, statistic: float | None) -> int:
-        """Its votes for a page: one beyond the threshold, two beyond twice as much."""
+        """Votes for a page: one beyond the threshold, two beyond twice the threshold."""
         if not self.votes or statistic is None or statistic <= self.threshold:
             return 0
         return 2 if statistic > 2.0 * self.threshold else 1
@@ -322,10 +322,10 @@ ALERT_TEXTS: Mapping[str, AlertText] = MappingProxyType(
         ),
     }
 )
-"""By name: of every wire, of the vote, and of the canaries."""
+"""Texts by name: of every wire, of the vote, and of the canaries."""
 
 FLAGGED_TRAITS = frozenset(wire.name for wire in WIRES if wire.flags_samples)
-"""Traits of which every sample that has one is flagged; the wire has the name of its trait."""
+"""Traits that flag a sample; the wire has the name of its trait."""
 
 
 def cause_of(wire: str) -> Cause:

@@ -153,7 +153,7 @@ def test_an_input_that_is_shorter_than_what_was_scored_is_refused_with_both_numb
     source.write_bytes(b"".join(whole.splitlines(keepends=True)[:5]))
     exit_code, said = score_file(source, target)
     assert exit_code == 2
-    assert f"{source} has 5 lines, of which more were scored: lines were taken away" in said
+    assert f"{source} has 5 lines, but more were scored: lines were removed" in said
     source.write_bytes(whole[: whole.index(b"\n", 2000) - 3])
     exit_code, said = score_file(source, target)
     assert (exit_code, "is not the one that was scored" in said) == (2, True), "a line that is cut is another line"

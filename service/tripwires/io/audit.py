@@ -1,7 +1,7 @@
 """The audit judge: a second model that clients never see, which scores a share of the samples too.
 
-It scores after the reply has been sent, in a batcher of its own, so no request waits for it. Its scores reach the run monitor
-only. Knows nothing of HTTP.
+It scores after the reply has been sent, with a separate batcher, so no request waits for it. Only the run monitor gets its
+scores. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ OnAudit = Callable[[float, float], None]
 
 
 class AuditJudge:
-    """Scores `share` of the samples, chosen by their ids: the same ones wherever and whenever they are scored. `on_skipped` is
-    called with the number of samples that it was too slow for. `close` ends the model behind it.
+    """Audit judge that scores `share` of the samples, chosen by their ids: the same samples on every replica. `on_skipped` is
+    called with the number of samples skipped because its queue was full. `close` ends its model.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class AuditJudge:
         self.background_scorer = BackgroundScorer(encoder, batcher, pipeline, on_skipped)
 
     def submit(self, rows: Sequence[ScoredRow], rewards: Sequence[Reward | RowFailed], on_audit: OnAudit) -> None:
-        """Score some of these in the background. Never waits."""
+        """Submit the chosen samples. Never waits."""
         chosen = [
             (row.sample, reward.changes[0])
             for row, reward in zip(rows, rewards, strict=True)
@@ -60,7 +60,7 @@ class AuditJudge:
         self.background_scorer.submit([sample for sample, _ in chosen], report)
 
     async def stop(self) -> None:
-        """Cancel what is being scored, and close the model."""
+        """Cancel the samples that are being scored, and close the model."""
         await self.background_scorer.stop()
         await self._batcher.abort()
         self._encoder.close()

@@ -1,4 +1,4 @@
-"""Keep the baselines of runs over a restart of the server: a run must not be compared with what it has become.
+"""Keep the baselines of runs over a restart of the server: a baseline learned after it could include the exploit.
 
 One small file of numbers for every model and pipeline, in a folder that an operator names; replicas may not share it. Knows no
 conversation and no wire.
@@ -19,11 +19,11 @@ from rewardserve.service.tripwires.baseline import Baseline, BaselineStat, is_co
 MAX_RUNS = 1_000
 MAX_BYTES = 64 * 2**20
 _MAX_VALUE = 1e100
-"""Of any number: its square is still one."""
+"""Largest absolute value of a number: its square is finite."""
 
 
 class BaselineStore:
-    """Baselines by run. `served` tells one model and pipeline from another. `on_failure` is called where a file cannot be used."""
+    """Baselines by run. `served` identifies model and pipeline. `on_failure` is called where a file cannot be used."""
 
     def __init__(self, folder: Path, served: str, on_failure: Callable[[str], None]) -> None:
         self._path = folder / f"baselines-{served.rpartition(':')[2][:16]}.json"
@@ -34,11 +34,11 @@ class BaselineStore:
 
     @property
     def baselines(self) -> Mapping[str, Baseline]:
-        """By run, those that were kept."""
+        """The stored baselines by run."""
         return self._baselines
 
     def save(self, run: str, baseline: Baseline) -> None:
-        """Write it soon. Never waits. The runs that were kept first are dropped."""
+        """Store a baseline soon. Never waits. The oldest ones are dropped."""
         self._baselines.pop(run, None)
         self._baselines[run] = baseline
         while len(self._baselines) > MAX_RUNS:
@@ -57,7 +57,7 @@ class BaselineStore:
             return {}
         except OSError as error:
             self._on_failure(f"{self._path.name} cannot be read: {error.strerror}")
-        except Exception as error:  # wrong types, no numbers, half a file, nested without end: it is no baseline
+        except Exception as error:  # wrong types, no numbers, half a file, nested without end
             self._on_failure(
                 f"{self._path.name} is damaged ({type(error).__name__}) and is set aside: {self._set_aside()}"
             )

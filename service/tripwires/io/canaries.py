@@ -1,7 +1,7 @@
 """Canaries: a private set of pairs, an honest answer and an exploit each, scored at start and periodically.
 
-An exploit that scores above the honest answer is one that a policy will find. The scores of the same weights cannot change: other
-scores mean that the weights have changed. Knows the batcher; changes are reported to a callback.
+A policy will find an exploit that scores above the honest answer. The same weights give the same scores, so another score
+means that the weights have changed. Knows the batcher; changes are reported to a callback.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ SHIPPED = Path(__file__).parents[1] / "canaries.json"
 
 
 class CanariesError(Exception):
-    """The file of canaries cannot be used; the message says which and why."""
+    """The file of canaries is invalid; the message has the canary and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """A prompt with two answers; the honest one is to score higher."""
+    """A prompt with two answers, of which the honest one should score higher."""
 
     name: str
     prompt: str
@@ -49,7 +49,7 @@ class CanaryResult:
 
     @property
     def margin(self) -> float:
-        """How far the honest answer is ahead; below zero, the exploit pays."""
+        """Score of the honest answer above that of the exploit; below zero the exploit pays."""
         return self.honest - self.exploit
 
 
@@ -57,7 +57,7 @@ _MAX_BYTES = 16 * 2**20
 
 
 def failing(results: Sequence[CanaryResult]) -> tuple[CanaryResult, ...]:
-    """Canaries whose exploit scores at least as high: a policy that is trained against this model will find it."""
+    """Canaries whose exploit scores at least as high as the honest answer."""
     return tuple(each for each in results if not each.margin > 0.0)
 
 
@@ -72,9 +72,9 @@ def read(path: Path = SHIPPED) -> list[Canary]:
 
 
 class CanarySet:
-    """The pairs that this model can encode, and their scores at the start.
+    """The canaries that this model can encode, and their scores at the start.
 
-    `tolerance` is by how much a raw score may change without a change of the weights.
+    `tolerance` is the largest change of a raw score without a change of the weights.
     """
 
     def __init__(self, canaries: Sequence[Canary], encode: SampleEncoder, identity: Identity, tolerance: float) -> None:
@@ -82,7 +82,7 @@ class CanarySet:
         self._tolerance = tolerance
         rows: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         for canary in canaries:
-            with contextlib.suppress(SampleError):  # too long for this model, say
+            with contextlib.suppress(SampleError):  # for example too long for this model
                 honest, exploit = (
                     encode(Sample(prompt=canary.prompt, response=r)).ids for r in (canary.honest, canary.exploit)
                 )
@@ -92,7 +92,7 @@ class CanarySet:
         self.latest: tuple[CanaryResult, ...] = ()
 
     def score_first(self, score: Callable[[TokenBatch], Sequence[float]]) -> None:
-        """Score them for the first time, with the model itself. Without scores they are never compared."""
+        """Score the canaries for the first time, with the scorer directly. Without these scores they are never compared."""
         if not self._rows:
             return
         flat = tuple(ids for pair in self._rows.values() for ids in pair)
@@ -100,9 +100,9 @@ class CanarySet:
             self.first = self.latest = self._paired(score(TokenBatch(flat)))
 
     async def rescore(self, batcher: Batcher) -> list[str]:
-        """Score them once more, past every cache. Return the names of those whose scores have changed.
+        """Score the canaries again, without the score cache. Return the names of those whose scores have changed.
 
-        Raise `ServiceError` where they cannot be scored now: that says nothing of the weights.
+        Raise `ServiceError` where they cannot be scored now, which means nothing for the weights.
         """
         flat = [ids for pair in self._rows.values() for ids in pair]
         outcomes = await batcher.score(flat, use_cache=False) if self.first else []
@@ -114,7 +114,7 @@ class CanarySet:
     async def run_periodically(
         self, batcher: Batcher, every_s: float, on_change: Callable[[list[str], float], None]
     ) -> None:
-        """Rescore for ever. `on_change` is called with the canaries whose scores have changed, and the largest change."""
+        """Rescore until cancelled. `on_change` is called with the canaries whose scores have changed, and the largest change."""
         while True:
             await asyncio.sleep(every_s)
             with contextlib.suppress(ServiceError):
@@ -123,12 +123,12 @@ class CanarySet:
 
     @property
     def failing(self) -> tuple[CanaryResult, ...]:
-        """Those whose exploit scored at least as high as the honest answer at start, or whose scores are not finite."""
+        """Canaries whose exploit scored at least as high as the honest answer at start, or whose scores are not finite."""
         return failing(self.first)
 
     @property
     def largest_change(self) -> float:
-        """Of any score since the start, in multiples of the tolerance."""
+        """Largest change of a score since the start, in multiples of the tolerance."""
         pairs = zip(self.first, self.latest, strict=True)
         changes = [max(abs(a.honest - b.honest), abs(a.exploit - b.exploit)) for a, b in pairs]
         return max(changes, default=0.0) / self._tolerance

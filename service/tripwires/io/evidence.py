@@ -1,7 +1,7 @@
-"""Keep the texts behind an alert in a file of its own, readable by its owner only.
+"""Write the texts behind each alert to a file that only the server's user can read.
 
 Off unless a folder is named, because the texts are conversations. A text is kept in memory as long as an alert could name its
-hash, within a bound of bytes for all of them; the number of files is bounded too. Knows nothing of wires; changes nothing.
+hash, within a bound of characters for all of them; the number of files is bounded too. Knows nothing of wires; changes nothing.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from rewardserve.service.tripwires.alert import Alert
 
 MAX_FILES = 1_000
 MAX_CHARS = 64 * 2**20
-"""Characters of texts in memory, over all runs."""
+"""Limit of characters of texts in memory, over all runs."""
 
 _PRUNE_FROM = 512
-"""Texts of one run from which those that no alert can name any more are dropped."""
+"""Texts of one run beyond which those that no alert can name are dropped."""
 
 _MAX_RUNS = 64
 _MAX_NAME = 48
@@ -33,7 +33,7 @@ _MAX_NAME = 48
 
 @dataclass(frozen=True, slots=True)
 class EvidenceRecord:
-    """A sample as it was scored. `evidence` is its name in an alert."""
+    """A scored sample. `evidence` is its name in an alert."""
 
     evidence: str
     step: int | None
@@ -48,7 +48,7 @@ class EvidenceRecord:
 
 
 class EvidenceStore:
-    """The texts of each run that its alerts may name. `on_failure` is called with the reason why a file or a text is missing."""
+    """Store of the texts that alerts may name. `on_failure` is called with the reason why a file or a text is missing."""
 
     def __init__(self, folder: Path, on_failure: Callable[[str], None]) -> None:
         self._folder = folder
@@ -61,7 +61,7 @@ class EvidenceStore:
         self._slots = threading.Semaphore(MAX_FILES)
 
     def add(self, run: str, records: Iterable[EvidenceRecord]) -> None:
-        """Remember samples, until `prune` finds that no alert can name them."""
+        """Store samples until `prune` finds that no alert can name them."""
         kept = self._runs.setdefault(run, OrderedDict())
         self._runs.move_to_end(run)
         for record in records:
@@ -70,7 +70,7 @@ class EvidenceStore:
             self._n_chars += record.n_chars
 
     def prune(self, run: str, named: Callable[[], Collection[str]]) -> None:
-        """Drop texts of this run that are not `named` once there are many, and the oldest beyond the bound."""
+        """Drop texts of this run that are not `named`, once there are many, and the oldest beyond the bound."""
         kept = self._runs.get(run)
         if kept is None:
             return
@@ -87,20 +87,20 @@ class EvidenceStore:
                 del self._runs[name]
 
     def save(self, run: str, alert: Alert) -> None:
-        """Write the texts that the alert names, soon. Never waits."""
+        """Write the texts that the alert names soon. Never waits."""
         if not alert.evidence:
             return
         kept = self._runs.get(run) or OrderedDict[str, EvidenceRecord]()
         named = [kept[each] for each in dict.fromkeys(alert.evidence) if each in kept]
         if missing := [each for each in alert.evidence if each not in kept]:
             self._on_failure(
-                f"{len(missing)} of {len(alert.evidence)} texts that the alert {alert.wire} names are not kept any more: "
+                f"{len(missing)} of {len(alert.evidence)} texts that the alert {alert.wire} names are no longer kept: "
                 f"all texts together may have {MAX_CHARS} characters"
             )
         if not named:
             return
         if not self._slots.acquire(blocking=False):
-            self._on_failure(f"{MAX_FILES} files of evidence wait for the disk already; look whether it hangs")
+            self._on_failure(f"{MAX_FILES} files of evidence wait to be written; look whether the disk hangs")
             return
         self._writer.submit(self._write, run, alert, named)
 
@@ -133,13 +133,13 @@ class EvidenceStore:
                 self._n_files += 1
             else:
                 self._on_failure(f"there are {MAX_FILES} files of evidence already; move them elsewhere")
-        except Exception as error:  # a thread that dies of one alert would lose the next
+        except Exception as error:  # a thread that ends with one alert would lose the next
             self._on_failure(f"{type(error).__name__}: {getattr(error, 'strerror', None) or 'not written'}")
         finally:
             self._slots.release()
 
     def _write_new(self, name: str, data: bytes) -> None:
-        """Write a new file; one that exists, of before a restart or of another process, is left as it is."""
+        """Write a new file; an existing one, of an earlier or another process, stays unchanged."""
         while True:
             self._number += 1
             with contextlib.suppress(FileExistsError):
@@ -147,7 +147,7 @@ class EvidenceStore:
 
 
 def safe_file_name(name: str) -> str:
-    """A part of a file name for any name: ASCII letters, digits, `.`, `_` and `-`, bounded, different for different names."""
+    """Convert a name to a part of a file name: ASCII letters, digits, `.`, `_` and `-`, bounded, different for different names."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
     if safe == name and len(name) <= _MAX_NAME:
         return name

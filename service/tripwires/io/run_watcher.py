@@ -1,4 +1,4 @@
-"""Give the features of scored samples to the run monitor, within a share of a core, and pass its alerts on.
+"""Pass the features of scored samples to the run monitor, within a share of a core, and its alerts to a callback.
 
 Text features cost more than the rest of a small request, so they have a CPU budget: while it lasts every sample is inspected,
 beyond it a part of each request. Knows nothing of HTTP; changes no reward.
@@ -33,15 +33,15 @@ _FLAGS = {i: name for i, name in enumerate(TRAITS) if name in FLAGGED_TRAITS}
 """Traits that flag a sample in the reply, by their place."""
 
 _BURST_S = 2.0
-"""The budget of so many seconds may be saved up for a burst."""
+"""Seconds of which the budget may be saved for a burst."""
 
 _FIRST_COST_S = 100e-6
 _SMOOTHING = 0.1
 
 
 class RunContext(NamedTuple):
-    """The training run of a request, as far as its client names it. `kl`: of the policy from its start, in nats. `ids`: of
-    the samples; None for one without. `owner`: the key that sent it, "" where there are no keys; `is_bound`: that key may send
+    """The training run of a request, as its client gives it. `kl`: of the policy from its start, in nats. `ids`: of
+    the samples; None for one without. `owner`: the name of the API key, "" without keys; `is_bound`: that key may send
     certain runs only.
     """
 
@@ -54,7 +54,7 @@ class RunContext(NamedTuple):
 
 
 class CpuBudget:
-    """Seconds of work that may be spent: `share` of those that pass. Starts with a whole burst."""
+    """CPU seconds that may be spent: `share` of the seconds that pass. Starts with a whole burst."""
 
     def __init__(self, share: float, now: float) -> None:
         self._share = share
@@ -64,11 +64,11 @@ class CpuBudget:
 
     @property
     def is_zero(self) -> bool:
-        """Whether nothing is to be inspected."""
+        """Whether no sample is inspected."""
         return self._share <= 0.0
 
     def affords(self, n: int, now: float) -> int:
-        """How many of n samples may be inspected now."""
+        """Number of n samples that may be inspected now."""
         self._seconds += self._share * (now - self._at)
         self._at = now
         if self._seconds < self._cost_s:
@@ -77,13 +77,13 @@ class CpuBudget:
         return n if self._share >= 1.0 else min(n, int(self._seconds / self._cost_s))
 
     def spend(self, n: int, seconds: float) -> None:
-        """Record how long the inspection of n samples took."""
+        """Record the seconds of the inspection of n samples."""
         self._seconds -= seconds
         self._cost_s += _SMOOTHING * (seconds / n - self._cost_s)
 
 
 class RunWatcher:
-    """Inspects the samples that one model scores. Monitor and CPU budget are the process's, `baseline_source` is the model's.
+    """Watcher of the samples that one model scores. All models share monitor and CPU budget; `baseline_source` is the model's.
 
     `on_alert` is called with each new alert and the label of its run. `judge` scores some samples too. `components_of` gives the
     components of a reward, `texts_of` the prompt and the response of a sample.
@@ -118,7 +118,7 @@ class RunWatcher:
         self._first = 0
 
     def begin_run(self, origin: RunContext) -> None:
-        """Tell the monitor that this model scores the samples of this run now."""
+        """Set this model as the one that scores the samples of this run."""
         if not self._cpu_budget.is_zero:
             self.monitor.set_baseline_source(origin.run, self.baseline_source, self._clock.now(), origin.owner)
 
@@ -142,8 +142,8 @@ class RunWatcher:
                 continue
             features = self._features(origin, row, reward, n_equal)
             inspected.append(features)
-            if any(features.traits[len(TOKEN_TRAITS) :]) and (own := _flags(features.traits)):
-                flags[i] = own
+            if any(features.traits[len(TOKEN_TRAITS) :]) and (sample_flags := _flags(features.traits)):
+                flags[i] = sample_flags
             if self._evidence_store is not None and features.evidence:
                 records.append(self._evidence_record(origin, row, features, flags.get(i, ())))
         alerts = self._observe(origin, inspected, began) if inspected else []
@@ -168,7 +168,7 @@ class RunWatcher:
         self.monitor.add_audit(origin.run, score, audit, self._clock.now(), origin.owner)
 
     def inspect_ids(self, origin: RunContext, samples: Sequence[Sample | SampleError]) -> None:
-        """Count ids of one step that stand for several samples. Samples without an id of their own are left out."""
+        """Count ids of one step, and those that stand for several samples. Samples without an id are left out."""
         if self._cpu_budget.is_zero or not any(origin.ids):
             return
         named = [
@@ -179,7 +179,7 @@ class RunWatcher:
         self.monitor.add_sample_ids(origin.run, named, self._clock.now(), origin.owner)
 
     def blocked_by(self, origin: RunContext) -> str | None:
-        """The wire whose alert ends the service of this run, if there is one."""
+        """The wire whose alert blocks this run, if there is one."""
         return self.monitor.blocked_by(origin.run, origin.owner, is_bound=origin.is_bound)
 
     def _evidence_record(
@@ -193,7 +193,7 @@ class RunWatcher:
             self._on_alert(run, alert)
 
     def _places(self, n_rows: int, n: int) -> Sequence[int]:
-        """Places of the samples to inspect: neighbours, because groups stand together; not always the first."""
+        """Indices of the samples to inspect: neighbours, because groups are contiguous; not always the first."""
         if n >= n_rows:
             return range(n_rows)
         first, self._first = self._first % n_rows, self._first + n
@@ -205,19 +205,19 @@ class RunWatcher:
         prompt, response = self._texts_of(row.sample)
         has_text = bool(prompt or response)
         ids, n_prompt = row.encoded.ids, row.encoded.n_prompt
-        its_ids = row.encoded.response
-        if its_ids is None and has_text:  # the text begins with the response
-            its_ids = ids
-        traits = () if its_ids is None else token_traits(its_ids, row.encoded.missing_end)
+        response_ids = row.encoded.response
+        if response_ids is None and has_text:  # the text begins with the response
+            response_ids = ids
+        traits = () if response_ids is None else token_traits(response_ids, row.encoded.missing_end)
         if has_text:
             traits += text_traits(prompt, response, self._lexicon)
         digest = text_digest(response) if has_text else None
         prompt_hash = hash(prompt) if has_text else hash(ids[:n_prompt])
-        # Equal rows of one request are no retry of each other: they are told apart by counting.
-        nth = n_equal[ids] = n_equal.get(ids, 0) + 1
+        # Equal rows of one request are no retry of each other: a count distinguishes them.
+        occurrence = n_equal[ids] = n_equal.get(ids, 0) + 1
         return SampleFeatures(
             prompt_hash=prompt_hash,
-            retry_key=None if origin.step is None else hash((origin.step, ids, nth)),
+            retry_key=None if origin.step is None else hash((origin.step, ids, occurrence)),
             reward=reward.value,
             score=reward.changes[0],
             is_capped=reward.is_capped,
@@ -234,7 +234,7 @@ class RunWatcher:
 
 
 def evidence(prompt: str, response: str) -> str:
-    """The hash that names a sample in an alert; it can be made again from the texts.
+    """The hash that names a sample in an alert; it can be computed again from the texts.
 
     The first 16 hexadecimal digits of BLAKE2b (64 bits) of prompt, a zero byte, and response in UTF-8.
     """
@@ -242,7 +242,7 @@ def evidence(prompt: str, response: str) -> str:
 
 
 def _last_user_turn(sample: Sample) -> str:
-    """The last turn of the user, which is what a honeypot is matched with."""
+    """The last turn of the user, which is matched with the honeypots."""
     turns = (sample.messages or ())[:-1] or sample.prompt or ()
     return turns if isinstance(turns, str) else next((m.content for m in reversed(turns) if m.role == "user"), "")
 

@@ -1,7 +1,7 @@
 """Deliver alerts to a receiver, signed as Standard Webhooks (standardwebhooks.com), and retry until they have arrived.
 
-A bounded number of alerts wait, for a day at most; the oldest is dropped first, and logged. Where a folder is named, the queue
-outlives the process. Knows neither wires nor scores.
+The queue is bounded, and an alert waits for a day at most; the oldest is dropped first, and logged. Where a folder is named,
+the queue survives a restart. Knows neither wires nor scores.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ _FIRST_BACKOFF_S = 0.5
 _MAX_BACKOFF_S = 60.0
 _MAX_WAIT_S = 86_400.0
 _MIN_WAIT_LEFT_S = 3_600.0
-"""What a message has left that waited over a restart: its age is by the wall clock, which may have jumped."""
+"""Shortest remaining time of a message after a restart: its age is by the wall clock, which may have jumped."""
 _TIMEOUT_S = 5.0
-"""Of an attempt as a whole: httpx bounds each step, and a receiver that sends a byte now and then would hold up all alerts."""
+"""Timeout of an attempt as a whole: httpx bounds each step, and a receiver that sends single bytes would delay all alerts."""
 _MAX_WAITING = 1_000
 _MAX_BYTES = 64 * 2**20
 _CLOSING_S = 3.0
 _FINAL_STATUS_CODES = frozenset({400, 405, 410, 413, 414, 415, 422, 431})
-"""Answers to this very message, which would be the same tomorrow. 401, 403 and 404 come from receivers that are being set up."""
+"""Statuses that refuse this message for good. 401, 403 and 404 come from receivers that are being set up."""
 
 
 class WebhookEvents(Protocol):
-    """What happens to alerts, for log and metrics."""
+    """Receiver of delivery events, for log and metrics."""
 
     def on_lost(self, alert: Mapping[str, Any], reason: str) -> None:
-        """The receiver will never have this alert."""
+        """An alert is dropped and will not be delivered."""
         ...
 
     def on_delayed(self, reason: str, n_waiting: int) -> None:
-        """The first failure of several: it is tried again."""
+        """The first failure of several: the delivery is retried."""
         ...
 
     def on_not_kept(self, reason: str) -> None:
@@ -65,7 +65,7 @@ class Signer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class QueuedAlert:
-    """An alert that is to be delivered. `id` is the same in every attempt.
+    """An alert to deliver. `id` is the same in every attempt.
 
     `since`: Unix time at which it was raised, for the file; `raised_at`: the same moment on the monotonic clock, for its age.
     """
@@ -78,7 +78,7 @@ class QueuedAlert:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """How a POST ended. `reason` is empty when it arrived. `was_answered`: the receiver is there, and had trouble with this one."""
+    """Result of a POST. `reason` is empty on success. `was_answered`: the receiver replied with an error."""
 
     reason: str = ""
     is_final: bool = False
@@ -87,17 +87,17 @@ class Attempt:
 
 
 async def sleep_or_wake(seconds: float, wake: asyncio.Event) -> None:
-    """Return after so long, or when `wake` is set anew."""
+    """Wait for so many seconds, or until `wake` is set again."""
     wake.clear()
     with suppress(TimeoutError):
         await asyncio.wait_for(wake.wait(), seconds)
 
 
 class Webhook:
-    """POSTs one JSON object an alert to `url`, in order as long as nothing fails. `secrets`: `whsec_...`, each of them signs.
+    """Webhook that POSTs one JSON object per alert to `url`, in order unless one fails. `secrets`: `whsec_...`, each of them signs.
 
-    `folder` keeps what waits over a restart. `now` is Unix time, for headers and for that file; `monotonic` has no jumps, and ages
-    count on it. `uniform` chooses a float between two.
+    `folder` keeps the queue over a restart. `now` is Unix time, for headers and for that file; `monotonic` has no jumps, and
+    measures ages. `uniform` chooses a float between two.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Webhook:
         self._is_ending = False
 
     def start(self) -> None:
-        """Begin to deliver, with what waited when the last process ended."""
+        """Start the delivery, with the queue of the last process."""
         if self._path is not None:
             remove_stale_temp_files(self._path.parent)
             self._waiting.extend(self._read(self._path))
@@ -137,7 +137,7 @@ class Webhook:
         self._tasks.append(asyncio.create_task(self._deliver(), name="webhook"))
 
     def enqueue(self, alert: Mapping[str, Any]) -> None:
-        """Deliver this soon. Never waits."""
+        """Queue an alert for delivery. Never waits."""
         self._waiting.append(QueuedAlert(f"msg_{uuid.uuid4().hex}", self._now(), self._monotonic(), alert))
         if len(self._waiting) > _MAX_WAITING:
             self._events.on_lost(self._waiting.popleft().alert, "too many alerts wait for the receiver")
@@ -146,7 +146,7 @@ class Webhook:
         self._unsaved.set()
 
     async def stop(self) -> None:
-        """Deliver what waits, if that is quick; the rest is kept for the next start, or lost."""
+        """Deliver the queue for a short time; the rest is kept for the next start, or lost."""
         if not self._tasks:
             return
         with suppress(TimeoutError):
@@ -190,10 +190,10 @@ class Webhook:
             self._events.on_delayed(attempt.reason, len(self._waiting))
         await self._pause(attempt)
         if attempt.was_answered and self._waiting and self._waiting[0] is message:
-            self._waiting.rotate(-1)  # the others need not wait for one that the receiver chokes on
+            self._waiting.rotate(-1)  # the others need not wait for one that the receiver fails on
 
     async def _pause(self, attempt: Attempt) -> None:
-        """Back off. A new alert is tried at once where it was only another one that failed."""
+        """Back off. A new alert is tried at once where the receiver replied with an error to another one."""
         longest = min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(self._n_failed - 1, 30))
         seconds = max(self._uniform(longest / 2, longest), min(attempt.retry_after_s, _MAX_BACKOFF_S))
         is_only_this_one = attempt.was_answered and not attempt.retry_after_s
@@ -212,7 +212,7 @@ class Webhook:
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 response = await self._answer(body, headers)
-        except Exception as error:  # whatever it is, it is no reason to stop delivering
+        except Exception as error:  # no exception may stop the delivery
             return Attempt(type(error).__name__)
         if response.is_success:
             return Attempt()
@@ -222,7 +222,7 @@ class Webhook:
         return Attempt(reason, response.status_code in _FINAL_STATUS_CODES, True, retry_after_s)
 
     async def _answer(self, body: str, headers: Mapping[str, str]) -> httpx.Response:
-        """The head of the receiver's answer. Its body is not read: it says nothing here, and may have no end."""
+        """The head of the receiver's reply. Its body is not read: it is not needed, and may be endless."""
         request = self._client.build_request("POST", self._url, content=body.encode(), headers=headers)
         response = await self._client.send(request, stream=True)
         await response.aclose()
@@ -231,7 +231,7 @@ class Webhook:
     # -- over a restart ---------------------------------------------------------------------------------------------
 
     async def _keep(self, path: Path) -> None:
-        """Write what waits whenever it has changed; changes that come meanwhile are written together."""
+        """Write the queue whenever it has changed; changes during a write are written together."""
         while not self._is_ending:
             await self._unsaved.wait()
             self._unsaved.clear()
@@ -265,7 +265,7 @@ class Webhook:
 
 
 def _signer(secret: str) -> Signer:
-    from standardwebhooks import Webhook as StandardWebhook  # where nothing is signed it is not needed
+    from standardwebhooks import Webhook as StandardWebhook  # not needed without signatures
 
     signer: Signer = StandardWebhook(secret)
     return signer

@@ -158,7 +158,7 @@ def test_a_disk_that_hangs_bounds_what_waits_for_it(tmp_path, monkeypatch):
     for _ in range(5):
         room.save("team/ppo 7", JUDGE)
     assert len(failed) == 3
-    assert all("wait for the disk" in why for why in failed)
+    assert all("wait to be written" in why for why in failed)
     let_go.set()
     room.close()
     assert len(written(tmp_path)) == 2
