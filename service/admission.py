@@ -1,7 +1,7 @@
 """Admission: a bound on the samples and tokens that are in flight at one time.
 
-A request gets all the capacity it asks for or none, holds it until it is answered, and releases it whatever
-happens. Tokens are not known before a sample is encoded, so the caller passes an estimate. Knows
+A request gets all the capacity that it needs or none, holds it until it is answered, and releases it in every
+case. Tokens are not known before a sample is encoded, so the caller passes an estimate. Knows
 nothing of queues, batches or HTTP. Belongs to one event loop; nothing here waits.
 """
 
@@ -17,11 +17,11 @@ from rewardserve.service.errors import Overloaded, RequestTooLarge, ShuttingDown
 
 _MAX_RETRY_AFTER_S = 30.0
 _NEARLY_FULL = 0.9
-_LATENCY_WEIGHT = 0.1  # weight of the newest latency in the running mean: some ten requests count
+_LATENCY_WEIGHT = 0.1  # of the newest latency in the running mean, which covers about ten requests
 
 
 class Admission:
-    """Counts what is in flight, and the requests that are done. `idle` is set while nothing is in flight."""
+    """Counters of samples and tokens in flight, and of released requests. `idle` is set while no sample is in flight."""
 
     def __init__(self, max_samples: int, max_tokens: int, clock: Clock) -> None:
         self.max_samples = max_samples
@@ -37,11 +37,11 @@ class Admission:
 
     @property
     def is_nearly_full(self) -> bool:
-        """Whether nine tenths of the capacity are in use, of samples or of tokens."""
+        """Whether nine tenths of the capacity for samples or for tokens are in use."""
         return self.n_samples >= _NEARLY_FULL * self.max_samples or self.n_tokens >= _NEARLY_FULL * self.max_tokens
 
     def close(self) -> None:
-        """Admit no request any more. Those in flight may finish."""
+        """Stop admitting requests. Requests in flight may finish."""
         self._closed = True
 
     @contextmanager
@@ -62,7 +62,7 @@ class Admission:
             raise ShuttingDown("this server is shutting down; send the request to another one", retry_after_s=1.0)
         if n_samples > self.max_samples or n_tokens > self.max_tokens:
             raise RequestTooLarge(
-                "this request is larger than the whole server: split it",
+                "this request is larger than the capacity of the server: split it",
                 n_samples=n_samples, max_samples=self.max_samples, n_tokens=n_tokens, max_tokens=self.max_tokens,
             )  # fmt: skip
         if self.n_samples + n_samples > self.max_samples or self.n_tokens + n_tokens > self.max_tokens:
@@ -82,5 +82,5 @@ class Admission:
             self.idle.set()
 
     def _retry_after_s(self) -> float:
-        """About when capacity is released: the mean recent latency, in whole seconds as the header wants them."""
+        """Estimate when capacity is released: the mean recent latency, in whole seconds for the header."""
         return min(_MAX_RETRY_AFTER_S, max(1.0, math.ceil(self._mean_latency_s)))

@@ -1,7 +1,7 @@
-"""The composition root: the only module that knows all parts of the server. It creates, starts and stops them.
+"""Create, start and stop the parts of the server. The composition root: the only module that knows all of them.
 
-The socket is up before the model is: `/livez` answers at once, `/readyz` when there is a model. A model
-loads in a thread of its own that is never waited for, because nothing can interrupt it.
+The socket listens before the model is loaded: `/livez` answers at once, `/readyz` when there is a model. A model
+loads in a daemon thread that is never joined, because a load cannot be interrupted.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ from rewardserve.service.settings import ServeSettings, is_loopback
 from rewardserve.service.tripwires.io.webhook import Webhook
 
 _MAX_CONNECTIONS = 8192
-"""Some 100 MB of buffers and objects if all of them are busy."""
+"""About 100 MB of buffers and objects if all connections are busy."""
 
 _MAX_CLOSING_S = 5.0
-"""For answers that are being written when everything else is done."""
+"""Time for the last responses to be written, after everything else has stopped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """Everything that is there before the model is loaded."""
+    """The parts of the server that exist before the model is loaded."""
 
     settings: ServeSettings
     active_models: ActiveModels
@@ -86,7 +86,7 @@ class Application:
 
 
 def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
-    """The HTTP side, complete but for the model. Needs a running event loop."""
+    """Create the HTTP side of the server, without a model. Needs a running event loop."""
     clock, metrics, active_models = MonotonicClock(), Metrics(), ActiveModels()
     log = logs.logger("api").bind()  # an unbound logger is bound again at every line
     events = _ServerEvents(metrics, log)
@@ -137,7 +137,7 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
         route.path_format for router in scoring for route in router.routes if isinstance(route, APIRoute)
     )
     body_limits = BodyLimits(settings.max_body_bytes, settings.max_body_bytes_in_flight, settings.body_timeout_s)
-    # The others wait for capacity, or have a format of their own for errors.
+    # Other dialects wait for capacity, or render errors in another format.
     without_queue_timeout = {
         d.path for d in DIALECTS if not d.queue_timeout_s and d.render_error is error_responses.request_error_response
     }
@@ -172,15 +172,15 @@ def create_app(settings: ServeSettings, keys: ApiKeys) -> Application:
 
 
 def _host_policy(settings: ServeSettings) -> HostPolicy:
-    # With `allow_unauthenticated` the socket may be another process's, as with Ray: `host` says nothing of it.
+    # With `allow_unauthenticated` the socket may belong to another process, as with Ray, and `host` does not describe it.
     is_local = is_loopback(settings.host) and not settings.allow_unauthenticated
-    own = () if is_loopback(settings.host) else (settings.host,)
-    return HostPolicy(is_loopback=is_local, hosts=(*own, *settings.hosts()), origins=settings.origins())
+    bound_host = () if is_loopback(settings.host) else (settings.host,)
+    return HostPolicy(is_loopback=is_local, hosts=(*bound_host, *settings.hosts()), origins=settings.origins())
 
 
 @dataclass(frozen=True, slots=True)
 class _ServerEvents:
-    """Counts and logs the events of connections, requests, keys and certificates."""
+    """Count and log the events of connections, requests, keys and certificates."""
 
     metrics: Metrics
     log: logs.Logger
@@ -193,7 +193,7 @@ class _ServerEvents:
         if record.bug is not None:
             self.log.error("request_bug", **line, exc_info=record.bug)
         elif record.route in OPEN_PATHS:
-            self.log.debug("request", **line)  # an orchestrator asks every few seconds
+            self.log.debug("request", **line)  # an orchestrator sends one every few seconds
         else:
             self.log.info("request", **line)
 
@@ -220,25 +220,25 @@ class _ServerEvents:
 
 
 class _UvicornServer(uvicorn.Server):
-    """Leaves signals to `serve`: uvicorn alone stops listening before it drains, and dies of the signal."""
+    """uvicorn's server, with signals left to `serve`: uvicorn stops listening before it drains, and ends by the signal."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     def protocol(self) -> asyncio.Protocol:
-        """One more connection."""
+        """Create the protocol of one more connection."""
         config = self.config
         return config.http_protocol_class(config=config, server_state=self.server_state, app_state={})  # type: ignore[call-arg]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve the connections that wait to be accepted, and end: the kernel resets those that a closed socket leaves."""
+        """Accept and serve the connections in the backlog, then end: the kernel would reset them with the socket."""
         for listener, sock in zip(self.servers, sockets or [], strict=True):
             await self.stop_listening(listener, sock)
         await super().shutdown(sockets)
 
     async def stop_listening(self, listener: asyncio.Server, sock: socket.socket) -> None:
-        """Close a listening socket once all connections to it are accepted."""
+        """Close a listening socket after accepting all connections in its backlog."""
         with sock.dup() as still_open:
             still_open.setblocking(False)
             listener.close()
@@ -247,12 +247,12 @@ class _UvicornServer(uvicorn.Server):
             asyncio.get_running_loop().connect_accepted_socket(self.protocol, each, ssl=self.config.ssl)
             for each in waiting
         ]
-        await asyncio.gather(*accepted, return_exceptions=True)  # some clients have hung up by now
+        await asyncio.gather(*accepted, return_exceptions=True)  # some clients have disconnected by now
 
 
 def _accept_all(listening: socket.socket, most: int) -> list[socket.socket]:
     accepted: list[socket.socket] = []
-    with contextlib.suppress(OSError):  # there are no more, or no descriptors
+    with contextlib.suppress(OSError):  # the backlog is empty, or no file descriptor is left
         while len(accepted) < most:
             connection, _ = listening.accept()
             connection.setblocking(False)
@@ -264,15 +264,15 @@ async def serve(
     settings: ServeSettings,
     keys: ApiKeys,
     listening: socket.socket,
-    say: Callable[[str], None],
+    on_ready: Callable[[str], None],
     webhook_secrets: Sequence[str] = (),
     shared: socket.socket | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was accepted. Raise `LoadError` or `PipelineError`.
+    """Serve until SIGTERM or SIGINT, then finish the accepted requests. Raise `LoadError` or `PipelineError`.
 
-    `shared` is bound to a port that replicas share, and listened on only while there is a model.
-    `say` is told what is served once it is ready. Raise `TimeoutError` when accepted work was not finished within the drain
-    timeout.
+    `shared` is bound to a port that replicas share, and listens only while there is a model.
+    `on_ready` is called once, with a description of the model. Raise `TimeoutError` if accepted requests are not finished
+    within the drain timeout.
     """
     application = create_app(settings, keys)
     stops = contextlib.ExitStack()
@@ -291,7 +291,7 @@ async def serve(
             ),
         ),
         ws="none",
-        timeout_keep_alive=cast(int, settings.keep_alive_s),  # any number of seconds will do
+        timeout_keep_alive=cast(int, settings.keep_alive_s),  # a fraction of a second is fine
         log_config=None,
         access_log=False,
         server_header=False,
@@ -309,7 +309,7 @@ async def serve(
         known = fingerprint(settings.watched_folders())
         registry = await _load_unless_stopped(application, stop, webhook)
         if registry is not None:
-            say(_describe(registry.serving))
+            on_ready(_describe(registry.serving))
             async with _watching_checkpoints(application, registry, known), _listening_on_shared_port(shared, server):
                 await _wait_for_stop(stop, serving)
             await _drain(application, registry)
@@ -326,10 +326,9 @@ async def serve(
 async def running_app(
     settings: ServeSettings, keys: ApiKeys, webhook_secrets: Sequence[str] = ()
 ) -> AsyncIterator[tuple[Application, ModelRegistry]]:
-    """The application with its model in service, for a host process that has the socket and handles signals. Leaving the
-    block waits for what was accepted.
+    """Run the application with its model, for a host process that owns the socket and handles signals.
 
-    Raise what `serve` raises.
+    Leaving the block waits for the accepted requests. Raises the exceptions of `serve`.
     """
     application = create_app(settings, keys)
     stops = contextlib.ExitStack()
@@ -350,7 +349,7 @@ async def running_app(
 
 
 def _limits(settings: ServeSettings) -> ConnectionLimits:
-    """Of connections; a part of the file descriptors is for everything else."""
+    """The limits of connections; a quarter of the file descriptors is left for everything else."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     n = settings.max_connections or min(_MAX_CONNECTIONS, max(1, descriptors * 3 // 4))
     return ConnectionLimits(n, settings.head_timeout_s, settings.body_timeout_s)
@@ -358,7 +357,7 @@ def _limits(settings: ServeSettings) -> ConnectionLimits:
 
 @dataclass(frozen=True, slots=True)
 class _WebhookEvents:
-    """What happens to alerts, in metrics and log."""
+    """Count and log the delivery of alerts."""
 
     metrics: Metrics
     log: logs.Logger
@@ -386,7 +385,7 @@ def _start_webhook(settings: ServeSettings, secrets: Sequence[str], metrics: Met
 async def _load_unless_stopped(
     application: Application, stop: asyncio.Event, webhook: Webhook | None
 ) -> ModelRegistry | None:
-    """The first model in service, or None when the process was told to stop first."""
+    """Load the first model and put it into service. Return None if a stop was requested first."""
     settings = application.settings
 
     def load() -> tuple[PreparedModel, LoadedModel | None]:
@@ -421,7 +420,7 @@ async def _load_unless_stopped(
 
 
 async def _drain(application: Application, registry: ModelRegistry) -> None:
-    """Refuse new work, answer everything accepted. The socket stays open, so that a refusal can be read."""
+    """Refuse new requests and answer all accepted ones. The socket stays open, so that clients can read a refusal."""
     application.active_models.close()
     application.admission.close()
     application.log.info("draining", samples=application.admission.n_samples)
@@ -439,7 +438,7 @@ async def _drain(application: Application, registry: ModelRegistry) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _CheckpointEvents:
-    """Loads a new checkpoint, and logs what keeps one from being loaded."""
+    """Load a new checkpoint, and log why one cannot be loaded."""
 
     registry: ModelRegistry
     log: logs.Logger
@@ -450,7 +449,7 @@ class _CheckpointEvents:
     def on_unstable(self) -> None:
         self.log.warning(
             "checkpoint_never_still",
-            reason="it changes at every poll, so it is not loaded. Write it beside, and move a link to it.",
+            reason="the checkpoint changes at every poll, so it is not loaded. Write it to another folder, then move a link to it.",
         )
 
     def on_error(self, error: Exception) -> None:
@@ -461,7 +460,7 @@ class _CheckpointEvents:
 async def _watching_checkpoints(
     application: Application, registry: ModelRegistry, known: Fingerprint
 ) -> AsyncIterator[None]:
-    """While the body runs, SIGHUP and another checkpoint where the model is are followed by a load."""
+    """While the body runs, load a model on SIGHUP and when the checkpoint of the model changes."""
     loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
 
     def load_again() -> None:
@@ -473,8 +472,8 @@ async def _watching_checkpoints(
     loop.add_signal_handler(signal.SIGHUP, load_again)
     if every_s := application.settings.swap.watch_s:
         folders = application.settings.watched_folders()
-        looking = watch_checkpoints(folders, known, every_s, _CheckpointEvents(registry, application.log))
-        tasks.add(asyncio.create_task(looking, name="checkpoint watcher"))
+        watching = watch_checkpoints(folders, known, every_s, _CheckpointEvents(registry, application.log))
+        tasks.add(asyncio.create_task(watching, name="checkpoint watcher"))
     try:
         yield
     finally:
@@ -484,9 +483,9 @@ async def _watching_checkpoints(
 
 @contextlib.asynccontextmanager
 async def _listening_on_shared_port(shared: socket.socket | None, server: _UvicornServer) -> AsyncIterator[None]:
-    """While the body runs, connections to a port that replicas of one machine share are taken too.
+    """While the body runs, also accept connections to the port that the replicas of one machine share.
 
-    Whoever loads or drains is not among those whom the kernel may choose. Connections that are made by then stay.
+    A replica that loads or drains does not listen there, so the kernel gives it no new connections. Open connections stay.
     """
     if shared is None:
         yield
@@ -499,7 +498,7 @@ async def _listening_on_shared_port(shared: socket.socket | None, server: _Uvico
 
 
 async def _wait_for_stop(stop: asyncio.Event, serving: asyncio.Task[Any]) -> None:
-    """Wait for the signal, or for the end of a server that ended by itself."""
+    """Wait for the signal, or for the server to end by itself."""
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((stopped, serving), return_when=asyncio.FIRST_COMPLETED)
@@ -508,7 +507,7 @@ async def _wait_for_stop(stop: asyncio.Event, serving: asyncio.Task[Any]) -> Non
 
 
 def _stop_event() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT; a second SIGINT ends the process at once."""
+    """An event that the first SIGTERM or SIGINT sets; a second SIGINT ends the process at once."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def on_signal() -> None:
@@ -522,22 +521,24 @@ def _stop_event() -> asyncio.Event:
 
 
 def _log_unhandled_exceptions(log: logs.Logger) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
-    """asyncio would print the exception, words and all; they may quote a conversation."""
+    """An exception handler for the event loop: asyncio would print the message, which may quote a conversation."""
 
-    def tell(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    def handle(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         log.error("unhandled_exception", exc_info=context.get("exception"))
 
-    return tell
+    return handle
 
 
 def _describe(runtime: ModelRuntime) -> str:
-    """What is served; in half precision, also what that costs in score; and which canaries fail."""
+    """Describe the model in one line: in half precision with the error of its scores, and with the failing canaries."""
     loaded = runtime.loaded
     identity, error = loaded.identity, loaded.report.max_probe_error
-    where = f"{identity.backend} on {identity.device}, {identity.dtype}"
+    details = f"{identity.backend} on {identity.device}, {identity.dtype}"
     if identity.dtype in ("bfloat16", "float16") and error is not None:
-        where += f", scores off by up to {error:.1e} on the contract's probes"
-    if lost := runtime.canaries.failing:
-        names = ", ".join(each.name for each in lost)
-        where += f"; {len(lost)} of {len(runtime.canaries.first)} canaries fail, the exploit scores higher: {names}"
-    return f"{identity.name} ({identity.architecture}, {where}; POST /score, docs at /docs)"
+        details += f", scores off by up to {error:.1e} on the contract's probes"
+    if failing := runtime.canaries.failing:
+        names = ", ".join(each.name for each in failing)
+        details += (
+            f"; {len(failing)} of {len(runtime.canaries.first)} canaries fail, the exploit scores higher: {names}"
+        )
+    return f"{identity.name} ({identity.architecture}, {details}; POST /score, docs at /docs)"

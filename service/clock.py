@@ -1,4 +1,4 @@
-"""The time, handed in, so that a test can hold it still.
+"""The clock, passed in as an object so that tests can control time.
 
 Knows asyncio and nothing of this service.
 """
@@ -11,26 +11,26 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Seconds that only grow, and a way to wait for them."""
+    """A monotonic clock in seconds, and a way to wait for it."""
 
     def now(self) -> float:
-        """Seconds since some moment in the past."""
+        """Return the seconds since a fixed time in the past."""
         ...
 
     async def wait(self, event: asyncio.Event, until: float | None) -> None:
-        """Return when `event` is set or `until` has come; without `until`, only for the event."""
+        """Wait until `event` is set or the time is `until`; None: for the event only."""
         ...
 
 
 class MonotonicClock:
-    """The clock of the machine; adjustments of its wall time do not reach it."""
+    """The monotonic clock of the machine; changes of the wall clock do not affect it."""
 
     def now(self) -> float:
-        """`time.monotonic`."""
+        """Return `time.monotonic()`."""
         return time.monotonic()
 
     async def wait(self, event: asyncio.Event, until: float | None) -> None:
-        """Return when `event` is set or `until` has come."""
+        """Wait until `event` is set or the time is `until`."""
         try:
             async with asyncio.timeout(None if until is None else max(0.0, until - self.now())):
                 await event.wait()

@@ -1,10 +1,10 @@
-"""Everything the service says no with: a stable code, an HTTP status, a message and the numbers.
+"""The errors of the service, each with a stable code, an HTTP status, a message and its numbers.
 
     ServiceError
     ├─ RequestRefused   the request as a whole is answered with `status`
-    └─ RowFailed        one sample is answered with an error; its neighbours are scored
+    └─ RowFailed        one sample is answered with an error; the others are scored
 
-`rewardserve.model.conversation.SampleError` is the third kind, raised by whoever reads a sample; like `RowFailed`
+`rewardserve.model.conversation.SampleError` is the third kind, raised while a sample is read; like `RowFailed`
 it belongs to one sample. A message never holds a part of a conversation or a key. Knows no HTTP library.
 """
 
@@ -20,11 +20,11 @@ Detail = int | float | str
 
 
 class ServiceError(Exception):
-    """`details` are the numbers that belong to the message. The docstring and `remedy` of each class are in the reference."""
+    """Base of all errors. `details` are the numbers of the message. Docstring and `remedy` of each class are in the reference."""
 
     code: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
-    remedy: ClassVar[str] = "Report it: this is a bug in the server. The log has the trace."
+    remedy: ClassVar[str] = "Report it: this is a bug in the server. The log has the traceback."
 
     def __init__(self, message: str, *, retry_after_s: float | None = None, **details: Detail) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class RequestRefused(ServiceError):
 
 
 class InvalidRequest(RequestRefused):
-    """A field is missing, unknown or of the wrong type. `field` is the JSON path of the first one."""
+    """A field is missing, unknown or of the wrong type. `field` is the JSON path of the first such field."""
 
     code = "invalid_request"
     status = 422
@@ -46,7 +46,7 @@ class InvalidRequest(RequestRefused):
 
 
 class TooManySamples(RequestRefused):
-    """The request has more samples than one request may have."""
+    """The request has more samples than the limit of one request."""
 
     code = "too_many_samples"
     status = 422
@@ -58,19 +58,19 @@ class KeyReused(RequestRefused):
 
     code = "idempotency_key_reused"
     status = 422
-    remedy = "Make a new key for every body; use the same key only to repeat a request."
+    remedy = "Generate a new key for every body; use the same key only to retry a request."
 
 
 class ModelNotServed(RequestRefused):
-    """The request names another model, or another version of it, than the one that would score it."""
+    """The request names a model, or a version of it, that is not the one in service."""
 
     code = "model_not_served"
     status = 404
-    remedy = "Send the served name or none, or add the name to REWARD_MODEL_ALIASES."
+    remedy = "Send the name of the model in service or no name, or add the name to REWARD_MODEL_ALIASES."
 
 
 class NoSuchAlert(RequestRefused):
-    """No alert of that name waits to be acknowledged."""
+    """The run has no active alert of this wire to acknowledge."""
 
     code = "no_such_alert"
     status = 404
@@ -78,7 +78,7 @@ class NoSuchAlert(RequestRefused):
 
 
 class InvalidJson(RequestRefused):
-    """The body is not valid JSON: broken, with NaN or Infinity, or nested too deeply."""
+    """The body is not valid JSON: malformed, with NaN or Infinity, or nested too deeply."""
 
     code = "invalid_json"
     status = 400
@@ -94,7 +94,7 @@ class UnsupportedMediaType(RequestRefused):
 
 
 class BodyTooLarge(RequestRefused):
-    """The body has more bytes than the server reads."""
+    """The body is larger than the limit."""
 
     code = "body_too_large"
     status = 413
@@ -118,7 +118,7 @@ class InvalidPath(RequestRefused):
 
 
 class HeadTimeout(RequestRefused):
-    """The head of the request did not arrive in time."""
+    """The head of the request (request line and headers) did not arrive in time."""
 
     code = "head_timeout"
     status = 408
@@ -126,7 +126,7 @@ class HeadTimeout(RequestRefused):
 
 
 class HeadTooLarge(RequestRefused):
-    """The head of the request has more bytes than the server reads."""
+    """The head of the request (request line and headers) is larger than the limit."""
 
     code = "head_too_large"
     status = 431
@@ -138,7 +138,7 @@ class InvalidHttp(RequestRefused):
 
     code = "invalid_http"
     status = 400
-    remedy = "Speak HTTP/1.1, and TLS only where the server has a certificate."
+    remedy = "Send HTTP/1.1 requests; use TLS only if the server has a certificate."
 
 
 class RequestTooLarge(RequestRefused):
@@ -166,7 +166,7 @@ class Forbidden(RequestRefused):
 
 
 class RunNotAllowed(RequestRefused):
-    """The key may not send samples of this run: it is bound to other runs, or another key is bound to this one."""
+    """The key may not send samples of this run: it is bound to other runs, or another key is bound to this run."""
 
     code = "run_not_allowed"
     status = 403
@@ -182,7 +182,7 @@ class AdminNeedsKey(RequestRefused):
 
 
 class HostNotAllowed(RequestRefused):
-    """Without API keys: the Host header names a server that this one is not."""
+    """Without API keys: the Host header has a name that does not belong to this server."""
 
     code = "host_not_allowed"
     status = 403
@@ -226,7 +226,7 @@ class ScorerFailing(RequestRefused):
 
     code = "scorer_failing"
     status = 503
-    remedy = "Read `batch_failed` in the log."
+    remedy = "See `batch_failed` in the log."
 
 
 class ScorerHanging(RequestRefused):
@@ -234,7 +234,7 @@ class ScorerHanging(RequestRefused):
 
     code = "scorer_hanging"
     status = 503
-    remedy = "Look at the device. If the model is only slow, raise REWARD_SCORER_TIMEOUT_S."
+    remedy = "Check the device. If the model is only slow, raise REWARD_SCORER_TIMEOUT_S."
 
 
 class ScorerDead(RequestRefused):
@@ -246,7 +246,7 @@ class ScorerDead(RequestRefused):
 
 
 class ShuttingDown(RequestRefused):
-    """The server finishes accepted requests and takes no new ones."""
+    """The server is shutting down: it finishes accepted requests and refuses new ones."""
 
     code = "shutting_down"
     status = 503
@@ -254,7 +254,7 @@ class ShuttingDown(RequestRefused):
 
 
 class ClientDisconnected(RequestRefused):
-    """The client closed the connection before the reply. The status is seen in metrics and logs only."""
+    """The client closed the connection before the reply. The status appears in metrics and logs only."""
 
     code = "client_disconnected"
     status = 499
@@ -270,7 +270,7 @@ class DeadlineExceeded(RequestRefused):
 
 
 class DigestNotServed(RequestRefused):
-    """The model that the request asks for by digest is not loaded."""
+    """The model that the request selects by digest is not loaded."""
 
     code = "digest_not_served"
     status = 409
@@ -278,7 +278,7 @@ class DigestNotServed(RequestRefused):
 
 
 class VersionGone(RequestRefused):
-    """The model version that the run is pinned to, or that the request asks for, is not loaded."""
+    """The model version that the run is pinned to, or that the request selects, is not loaded."""
 
     code = "version_gone"
     status = 409
@@ -306,11 +306,11 @@ class NothingIsLoading(RequestRefused):
 
     code = "nothing_is_loading"
     status = 409
-    remedy = "Nothing to do: see `GET /admin/models`."
+    remedy = "Nothing to do; `GET /admin/models` shows the loaded models."
 
 
 class NothingToRollBack(RequestRefused):
-    """No other model was in service before this one."""
+    """There is no previous model to roll back to."""
 
     code = "nothing_to_roll_back"
     status = 409
@@ -318,7 +318,7 @@ class NothingToRollBack(RequestRefused):
 
 
 class ModelRefused(RequestRefused):
-    """The new model cannot be served, for the reason in the message. The model in service stays."""
+    """The new model cannot be served, for the reason in the message. The model in service does not change."""
 
     code = "model_refused"
     status = 422
@@ -334,21 +334,21 @@ class BatcherStopped(RequestRefused):
 
 
 class RowFailed(ServiceError):
-    """One sample has no score. It is never given another number instead."""
+    """One sample has no score. A failure is never replaced by a number."""
 
 
 class OutOfMemoryForRow(RowFailed):
-    """A batch of this sample alone does not fit on the device."""
+    """A batch of this sample alone exceeds the memory of the device."""
 
     code = "out_of_memory"
-    remedy = "Send a shorter sample, lower REWARD_MAX_INPUT_TOKENS, or free memory of the device."
+    remedy = "Send a shorter sample, lower REWARD_MAX_INPUT_TOKENS, or free memory on the device."
 
 
 class ScorerFailed(RowFailed):
     """The backend raised an error for this sample alone."""
 
     code = "scorer_failed"
-    remedy = "Try again; if it fails again, read `batch_failed` in the log."
+    remedy = "Try again; if it fails again, see `batch_failed` in the log."
 
 
 class ScorerBug(RowFailed):
@@ -359,7 +359,7 @@ class ScorerBug(RowFailed):
 
 
 class ScoreNotFinite(RowFailed):
-    """The score, or the reward made of it, is NaN or infinite."""
+    """The score, or the reward computed from it, is NaN or infinite."""
 
     code = "score_not_finite"
     remedy = "Set REWARD_DTYPE=float32, and check the checkpoint and the device."
@@ -374,7 +374,7 @@ class SampleRefused(RequestRefused):
 
 
 class SampleFailed(RequestRefused):
-    """A sample got no score this time, and the wire format has no error for one sample."""
+    """A sample was not scored because of a failure that may pass, and the wire format has no error for one sample."""
 
     code = "sample_failed"
     status = 503
@@ -400,23 +400,23 @@ class EncodingFailed(RowFailed):
     """The encoder failed: a bug, or a process that cannot be started."""
 
     code = "encoding_failed"
-    remedy = "Read the log; report it if it names a bug."
+    remedy = "See the log; report it if it names a bug."
 
 
 def codes_of(kind: type[ServiceError | SampleError]) -> tuple[str, ...]:
-    """The codes of all errors of a kind, in order."""
+    """Return the codes of all subclasses of an error, sorted."""
     return tuple(sorted({code for each in kind.__subclasses__() for code in (each.code, *codes_of(each))}))
 
 
 SAMPLE_CODES = (*codes_of(SampleError), *codes_of(RowFailed))
-"""Why one sample has no score, beside others that have one."""
+"""Codes of the errors of one sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why one sample or comparison has no result, as the wire carries it.
+    """The error of one sample or comparison, as the reply has it.
 
-    `is_final`: the sample itself is at fault, so the same request fails again. False: it may be scored another time.
+    `is_final`: the error is in the sample, so the same request fails again. False: a retry may succeed.
     """
 
     code: str
@@ -426,6 +426,6 @@ class Failure:
 
     @classmethod
     def of(cls, error: SampleError | ServiceError) -> Failure:
-        """What an error says, without the exception."""
+        """Convert an exception to a record."""
         is_final = isinstance(error, SampleError) and error.is_final
         return cls(error.code, error.message, error.details, is_final)

@@ -1,6 +1,6 @@
-"""The story of one request: admit, encode, batch, read the raw score, make the reward, tell the metrics.
+"""Score one request: admit, encode, batch, compute the rewards, update the metrics.
 
-Knows nothing of HTTP. One bad sample gets an error of its own; what concerns the whole request is raised.
+Knows nothing of HTTP. An invalid sample gets an error in its result; an error of the whole request is raised.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from rewardserve.service.tripwires.io.run_watcher import Flags, RunContext, RunW
 
 T = TypeVar("T")
 SampleOrError = Sample | SampleError
-"""A sample, or why there is none."""
+"""A sample, or the error of an invalid one."""
 
 _CHUNK_SAMPLES = 16
 _MAX_CHUNK_SAMPLES = 128
-"""Samples that one encoder thread takes at a time: more than the first number where they begin alike."""
+"""Samples of one encoding task: `_CHUNK_SAMPLES`, up to the second number where samples share a prompt."""
 
 _CHARS_PER_TOKEN = 4
-"""English text with the vocabularies in use; admission needs a size before anything is encoded."""
+"""For English text with common vocabularies; admission needs an estimate before samples are encoded."""
 
 
 class SampleResult(NamedTuple):
-    """What became of one sample. Either `reward` or `failure` is there, never both.
+    """Result of one sample. Exactly one of `reward` and `failure` is set.
 
-    `cached`: an equal row was scored before, and nothing was computed. A named tuple: there is one for every sample.
+    `cached`: the score came from an equal row that was scored before. A named tuple, as there is one for every sample.
     """
 
     reward: Reward | None = None
@@ -65,7 +65,7 @@ class SampleResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One prompt, and the responses to rank."""
+    """One prompt and the responses to rank."""
 
     prompt: str | tuple[Message, ...]
     responses: tuple[str, ...]
@@ -73,9 +73,9 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Responses by falling raw score. `probabilities[i][j]`: that i is better than j, by Bradley-Terry.
+    """Responses in descending order of raw score. `probabilities[i][j]`: that i is better than j, by Bradley-Terry.
 
-    `winner` is None where the best two are not further apart than the tie margin.
+    `winner` is None if the best two differ by no more than the tie margin.
     """
 
     ranking: tuple[int, ...]
@@ -87,7 +87,7 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonResult:
-    """What became of one comparison: a ranking, or the failure of its first bad response."""
+    """Result of one comparison: a ranking, or the failure of its first response without a score."""
 
     ranked: Ranking | None
     failure: Failure | None
@@ -95,9 +95,9 @@ class ComparisonResult:
 
 
 class Scoring:
-    """Scores requests with one loaded model: admission, encoding, batcher, reward pipeline, run watcher.
+    """Score requests with one loaded model: admission, encoding, batcher, reward pipeline, run watcher.
 
-    `n_in_flight` counts the calls that are being answered; `idle` is set while there is none.
+    `n_in_flight` counts the calls in progress; `idle` is set while there are none.
 
     `shadow` is another model that scores a share of the same samples, for comparison only.
     """
@@ -133,9 +133,9 @@ class Scoring:
     async def score(
         self, samples: Sequence[SampleOrError], deadline: float = math.inf, context: RunContext | None = None
     ) -> list[SampleResult]:
-        """One entry a sample, in order. Raise `RequestRefused` when there can be no answer at all.
+        """Score samples; one result a sample, in order. Raise `RequestRefused` if the request as a whole fails.
 
-        `context` None: nobody trains on these, and no run is watched.
+        `context` None: the samples belong to no run, so trip wires do not inspect them.
         """
         if context is not None:
             if (wire := self._watcher.blocked_by(context)) is not None:
@@ -143,7 +143,7 @@ class Scoring:
             self._watcher.begin_run(context)
         n_tokens = sum(map(self._estimate, samples))
         with self._track(), self._admission.acquire(len(samples), n_tokens):
-            # Not before admission: a refused request is sent again, and is not charged twice.
+            # After admission: a refused request is retried, and must not be charged twice.
             charge_tokens(n_tokens)
             async with _within_deadline(deadline, self._clock):
                 answered = await _gather_all(
@@ -162,13 +162,11 @@ class Scoring:
         return results
 
     def is_blocked(self, context: RunContext) -> bool:
-        """Whether a trip wire has ended the service of this run."""
+        """Whether a trip wire blocks this run."""
         return self._watcher.blocked_by(context) is not None
 
     def _refused(self, n: int, wire: str) -> SampleResult:
-        error = RunBlocked(
-            f"the trip wire {wire} has ended the service of this run; acknowledge its alert to go on", wire=wire
-        )
+        error = RunBlocked(f"the trip wire {wire} blocks this run; acknowledge its alert to continue", wire=wire)
         self._metrics.observe_samples(self._version, {error.code: n}, 0, 0, [])
         return SampleResult(failure=Failure.of(error))
 
@@ -179,12 +177,12 @@ class Scoring:
         deadline: float = math.inf,
         context: RunContext | None = None,
     ) -> list[ComparisonResult]:
-        """One entry a comparison, in order. Raise `RequestRefused` when there can be no answer at all.
+        """Rank responses; one result a comparison, in order. Raise `RequestRefused` if the request as a whole fails.
 
-        `context`: a run that is blocked gets no rankings either. Comparisons are not watched.
+        `context`: a blocked run gets no rankings either. Trip wires do not inspect comparisons.
 
-        Equal responses are scored once, and in an order that does not depend on how they were listed, so
-        neither doubles nor the order of responses change anything.
+        Equal responses are scored once, and in an order that does not depend on their order in the request, so
+        neither duplicates nor the order of responses affect the result.
         """
         if context is not None and (wire := self._watcher.blocked_by(context)) is not None:
             refused = self._refused(sum(len(c.responses) for c in comparisons), wire)
@@ -239,7 +237,7 @@ class Scoring:
         encode_s: float,
         context: RunContext | None,
     ) -> list[SampleResult]:
-        """From the heads of rows to finished records."""
+        """Compute rewards from the scores of rows, and build the results."""
         scored = [
             ScoredRow(sample, row, outcome[0])
             for sample, row, outcome in zip(samples, encoded, outcomes, strict=True)
@@ -258,7 +256,7 @@ class Scoring:
         ]
 
     def _estimate(self, sample: SampleOrError) -> int:
-        """About how many tokens a sample will be, at least one, at most what the model reads."""
+        """Estimate the tokens of a sample: at least one, at most the limit of the model."""
         if isinstance(sample, SampleError):
             return 1
         n = len(sample.input_ids) if sample.input_ids is not None else _n_chars(sample) // _CHARS_PER_TOKEN
@@ -277,7 +275,7 @@ class Scoring:
             raw.append(scored.reward.raw)
         ranked = rank(raw, self._temperature, tie_margin)
         if not isfinite(ranked.margin):
-            error = ScoreNotFinite("the two best scores are further apart than a float can say")
+            error = ScoreNotFinite("the difference of the two best scores is infinite in float64")
             return ComparisonResult(None, Failure.of(error), parts)
         return ComparisonResult(ranked, None, parts)
 
@@ -290,21 +288,32 @@ def _finish(
     encode_s: float,
 ) -> SampleResult:
     assert isinstance(encoded, Encoded)
-    place, reward = rewarded
+    index, reward = rewarded
     if isinstance(reward, RowFailed):
         return SampleResult(failure=Failure.of(reward), n_tokens=len(encoded.ids))
     ids, _, truncated, missing_end = encoded
     heads, queue_s, forward_s, n_computed, cached = outcome
-    own = flags.get(place, ()) if flags else ()
+    row_flags = flags.get(index, ()) if flags else ()
     return SampleResult(
-        reward, heads, len(ids), n_computed, truncated, missing_end, cached, encode_s, queue_s, forward_s, None, own
+        reward,
+        heads,
+        len(ids),
+        n_computed,
+        truncated,
+        missing_end,
+        cached,
+        encode_s,
+        queue_s,
+        forward_s,
+        None,
+        row_flags,
     )
 
 
 def rank(raw: Sequence[float], temperature: float, tie_margin: float) -> Ranking:
     """Rank uncapped raw scores. P(i beats j) = sigmoid((raw_i - raw_j) / temperature), Bradley-Terry (1952).
 
-    Finite scores may be so far apart that `margin` is infinite; the probabilities are right even then.
+    `margin` may overflow to infinity for finite scores; the probabilities are correct even then.
     """
     ranking = sorted(range(len(raw)), key=lambda i: (-raw[i], i))
     margin = raw[ranking[0]] - raw[ranking[1]]
@@ -326,7 +335,7 @@ def _with_response_index(failure: Failure | None, index: int) -> Failure | None:
 
 
 def _outcomes(results: Sequence[SampleResult]) -> Mapping[str, int]:
-    """How many of each error, and of samples without one."""
+    """Count the samples by error code, and `ok` those without an error."""
     failed = Counter([r.failure.code for r in results if r.failure is not None])
     n_ok = len(results) - failed.total()
     return {**failed, "ok": n_ok} if n_ok else failed
@@ -343,10 +352,9 @@ def _n_chars(sample: Sample) -> int:
 
 
 def _chunks(samples: Sequence[SampleOrError]) -> list[Sequence[SampleOrError]]:
-    """What one encoder thread takes at a time; one chunk may be in a batch while the next is encoded.
+    """Split samples into encoding tasks, so that one chunk can be in a batch while the next is encoded.
 
-    Samples that begin alike stay together: their prompt is encoded once, and had better be computed once. Ids cost
-    nothing to encode.
+    Samples with one prompt stay together, so that the prompt is encoded and computed once. Token ids need no encoding.
     """
     starts = [0]
     for i in range(_CHUNK_SAMPLES, len(samples)):
@@ -371,7 +379,7 @@ def _share_prompt(one: SampleOrError, other: SampleOrError) -> bool:
 
 @asynccontextmanager
 async def _within_deadline(deadline: float, clock: Clock) -> AsyncIterator[None]:
-    """A block that is left with `DeadlineExceeded` when its time is over."""
+    """Raise `DeadlineExceeded` out of the block at the deadline."""
     left_s = None if deadline == math.inf else max(0.0, deadline - clock.now())
     try:
         async with asyncio.timeout(left_s):
@@ -381,7 +389,7 @@ async def _within_deadline(deadline: float, clock: Clock) -> AsyncIterator[None]
 
 
 async def _gather_all(parts: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run all at once. When one raises, or the caller leaves, the others are cancelled and awaited."""
+    """Run coroutines concurrently. If one raises or the caller is cancelled, cancel the others and await them."""
     if len(parts) == 1:
         return [await parts[0]]
     tasks = [asyncio.create_task(part) for part in parts]

@@ -50,8 +50,8 @@ class Replica:
         keys = settings.read_keys()
         if settings.keys_file is None and not settings.allow_unauthenticated:
             raise SettingsError(
-                "who can reach Ray's proxy is not known here. Set REWARD_KEYS_FILE, or REWARD_ALLOW_UNAUTHENTICATED=1 if anybody "
-                "may use this server."
+                "Ray's proxy may be reachable from other machines. Set REWARD_KEYS_FILE, or REWARD_ALLOW_UNAUTHENTICATED=1 to "
+                "serve without authentication."
             )
         self._opened = running_app(settings, keys, settings.read_webhook_secrets())
         self._application, self._models = await self._opened.__aenter__()

@@ -115,7 +115,7 @@ def test_without_keys_only_this_machine_may_ask_unless_the_operator_says_so(tmp_
 def test_a_keys_file_without_a_key_locks_nobody_out_silently(tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("# only a comment\n\n")
-    with pytest.raises(SettingsError, match="no key in it"):
+    with pytest.raises(SettingsError, match="the file has no key"):
         parsed(f"--keys-file={keys}").read_keys()
 
 
